@@ -121,6 +121,7 @@ setup(
             "approvals = corral_plugins.approvals.plugin:ApprovalsPlugin",
             "audit = corral_plugins.audit.plugin:AuditPlugin",
             "backup = corral_core.backup.plugin:BackupPlugin",
+            "circuit_breakers = corral_plugins.circuit_breakers.plugin:CircuitBreakersPlugin",
             "cost = corral_plugins.cost.plugin:CostPlugin",
             "event_log = corral_core.event_log.plugin:EventLogPlugin",
             "expressions = corral_core.expressions.plugin:ExpressionsPlugin",
@@ -138,12 +139,14 @@ setup(
             "tools = corral_plugins.tools.plugin:ToolsPlugin",
             "triggers = corral_plugins.triggers.plugin:TriggersPlugin",
             "workers = corral_plugins.workers.plugin:WorkersPlugin",
+            "workflows = corral_plugins.workflows.plugin:WorkflowsPlugin",
         ],
         # The commands of these plugins, which are imported without the plugins. A test compares them with the hook.
         "corral.commands": [
             "agents = corral_plugins.agents.commands:agents_command_group",
             "audit = corral_plugins.audit.command:audit_command",
             "backup = corral_core.backup.command:backup_command",
+            "circuit-breakers = corral_plugins.circuit_breakers.command:circuit_breakers_command_group",
             "cost = corral_plugins.cost.command:cost_command",
             "demo = corral_plugins.tasks.demo.command:demo_command",
             "events = corral_core.event_log.command:events_command",

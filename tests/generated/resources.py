@@ -259,6 +259,49 @@ async def price(world: World, owner: Client) -> Names:
     return {"id": (await world.ok(world.admin, "POST", "/cost/prices", body))["id"]}
 
 
+# -- workflows and their runs
+
+
+@resource(
+    "/workflows/{id}",
+    "shared",
+    open=("POST /workflows/{id}/validate", "POST /workflows/{id}/clone", "POST /workflows/{id}/run"),
+    bodies={
+        "POST /workflows/{id}/steps": {"name": "another", "step_type": "transform", "config": {"value": 1}},
+        "POST /workflows/{id}/rollback": {"version": 1},
+    },
+)
+async def workflow(world: World, owner: Client) -> Names:
+    step = {"name": "first", "step_type": "transform", "config": {"value": 1}}
+    made = await world.ok(owner, "POST", "/workflows", {"name": name("workflow"), "steps": [step]})
+    return {"id": made["id"], "step_id": made["steps"][0]["id"]}
+
+
+@resource("/workflows/{id}/steps/{step_id}", "shared")
+async def workflow_step(world: World, owner: Client) -> Names:
+    return await workflow(world, owner)
+
+
+@resource("/workflows/{id}/versions/{n}", "shared")
+async def workflow_version(world: World, owner: Client) -> Names:
+    return {**await workflow(world, owner), "n": "1"}
+
+
+@resource("/workflow-runs/{id}", "shared", open=("POST /workflow-runs/{id}/retry",))
+async def workflow_run(world: World, owner: Client) -> Names:
+    made = await workflow(world, owner)
+    return {"id": (await world.ok(owner, "POST", f"/workflows/{made['id']}/run", {}))["id"]}
+
+
+@resource(
+    "/workflow-runs/{id}/steps/{name}",
+    "shared",
+    open=("POST /workflow-runs/{id}/steps/{name}/input",),
+)
+async def workflow_run_step(world: World, owner: Client) -> Names:
+    return {**await workflow_run(world, owner), "name": "first"}
+
+
 # -- the installation
 
 
@@ -310,3 +353,12 @@ async def audit_row(world: World, owner: Client) -> Names:
 @resource("/problems/{code}", "public")
 async def problem(world: World, owner: Client) -> Names:
     return {"code": "not_found"}
+
+
+# -- circuit breakers
+
+
+@resource("/circuit-breakers/{name}", "admin")
+async def circuit_breaker(world: World, owner: Client) -> Names:
+    body = {"name": f"http:{name('host')}.example.org"}
+    return {"name": (await world.ok(world.admin, "POST", "/circuit-breakers", body))["name"]}

@@ -22,11 +22,6 @@ declare_codes(
             "The budget is used up",
             "Raise the budget of the agent or of the task, or wait for the next month.",
         ),
-        "circuit_open": (
-            503,
-            "The circuit breaker is open",
-            "The remote side failed repeatedly. Wait as long as Retry-After says.",
-        ),
     }
 )
 

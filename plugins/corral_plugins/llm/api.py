@@ -182,12 +182,14 @@ class AgentModel(msgspec.Struct, frozen=True, kw_only=True):
     """A model that an agent uses. `name` is `provider/model`.
 
     `problem` is a sentence that says why the gateway cannot call the model, or None if it can. `listed` is false if the
-    provider's list of models is known and does not contain the model.
+    provider's list of models is known and does not contain the model. `blocked_until` is the instant until which the
+    open circuit breaker of the provider rejects calls, or None if a call may be admitted.
     """
 
     name: str
     problem: str | None
     listed: bool
+    blocked_until: str | None = None
 
 
 class LLM(Protocol):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from types import ModuleType
 from typing import Any
 
@@ -14,11 +14,12 @@ from corral.auth.principal import Permission
 from corral.database.engine import Database
 from corral.database.model import Model
 from corral.egress.client import Egress
+from corral.errors import Problem
 from corral.events.consumers import Subscriber
 from corral.events.event import Event
 from corral.http.routes import Routes
 from corral.jobs.job import Job, Schedule
-from corral.plugin import Contributions, Metric, Plugin, Provide, Runtime, Setting, hookimpl
+from corral.plugin import Contributions, HealthCheck, Metric, Plugin, Provide, Runtime, Setting, hookimpl
 from corral.redact.redactor import Redactor
 from corral_plugins.llm import hookspecs, jobs, settings
 from corral_plugins.llm.api import LLM, LLMProvider, ProviderChanged
@@ -30,6 +31,7 @@ from corral_plugins.llm.providers.presets import PRESETS
 from corral_plugins.llm.providers.scripted import ScriptedProvider, load_scripts
 from corral_plugins.llm.routes import completions, providers
 from corral_plugins.llm.service.admission import CallAdmission, ModelResolver
+from corral_plugins.llm.service.breakers import ProviderBreakers
 from corral_plugins.llm.service.calls import PayloadStore
 from corral_plugins.llm.service.dispatch import CallDispatcher
 from corral_plugins.llm.service.gateway import Gateway
@@ -41,7 +43,9 @@ from corral_plugins.llm.service.settlement import CallSettlement, ProviderStates
 from corral_plugins.llm.service.slots import ConcurrencySlots
 from corral_plugins.llm.service.task_leases import CallLeases
 
+CHECK_SECONDS = 1.0
 SERVICES = (
+    ProviderBreakers,
     CallAdmission,
     CallDispatcher,
     Gateway,
@@ -78,7 +82,7 @@ class LlmPlugin(Plugin):
 
     name = "llm"
     requires = ("cost",)
-    wants = ("admin", "agents", "secrets", "tasks")
+    wants = ("admin", "agents", "circuit_breakers", "secrets", "tasks")
     config = LlmConfig
     permissions = (
         Permission("llm.use", "Call models", holders=("member", "agent")),
@@ -90,15 +94,34 @@ class LlmPlugin(Plugin):
         super().__init__(section or LlmConfig())
         self._http, self._metrics = ProviderHttp(), CallMetrics()
         self._gateway: Gateway | None = None
+        self._open_providers: Callable[[], list[str]] = list
 
     async def start(self, runtime: Runtime) -> None:
         self._http.start(runtime.service(Egress))
         keys = {name: table["api_key"] for name, table in self.section.providers.items() if "api_key" in table}
         await asyncio.to_thread(runtime.service(Redactor).set_values, "llm.providers", keys)
         self._gateway = runtime.service(Gateway)
+        self._follow_breakers(runtime.service(ProviderBreakers), runtime.service(Database))
         await runtime.service(Database).work(runtime.service(ProviderChecks).enqueue_missing)
         runtime.supervise("slots", runtime.service(ConcurrencySlots).renew_and_detect)
         runtime.supervise("leases", runtime.service(CallLeases).watch_and_renew)
+
+    def _follow_breakers(self, breakers: ProviderBreakers, database: Database) -> None:
+        breakers.declare()
+        loop = asyncio.get_running_loop()
+
+        def open_providers() -> list[str]:
+            """Return the providers with an open breaker. Runs outside the event loop.
+
+            Returns none if the database is unreachable, because another health check reports this.
+            """
+            reading = asyncio.run_coroutine_threadsafe(database.work(breakers.open_providers, read=True), loop)
+            with contextlib.suppress(Problem, TimeoutError):
+                return reading.result(CHECK_SECONDS)
+            reading.cancel()
+            return []
+
+        self._open_providers = open_providers
 
     async def stop(self) -> None:
         if self._gateway is None:
@@ -162,6 +185,15 @@ class LlmPlugin(Plugin):
     @hookimpl
     def corral_schedules(self) -> Iterable[Schedule]:
         return jobs.SCHEDULES
+
+    @hookimpl
+    def corral_health_checks(self) -> Iterable[HealthCheck]:
+        return [HealthCheck("llm", self._check_providers)]
+
+    def _check_providers(self) -> tuple[str, str]:
+        if found := self._open_providers():
+            return "degraded", f"The circuit breakers of these providers are not closed: {', '.join(found)}."
+        return "ok", "No provider has an open circuit breaker."
 
     @hookimpl
     def corral_metrics(self) -> Iterable[Metric]:

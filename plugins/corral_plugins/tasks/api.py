@@ -46,6 +46,8 @@ CLAIM_TOPICS = (
     "task.cancelled",
     "task.waiting",
     "agent.status",
+    "circuit.closed",
+    "circuit.half_opened",
     "agent.updated",
     "worker.updated",
     "llm.provider_changed",

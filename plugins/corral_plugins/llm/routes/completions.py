@@ -42,6 +42,7 @@ CALL_PROBLEMS = (
     "provider_error",
     "upstream_timeout",
     "kill_switch",
+    "circuit_open",
 )
 CALL: dict[str, Any] = {
     "needs": "llm.use",

@@ -112,7 +112,7 @@ async def try_provider(
     needs=MANAGE,
     seconds=120.0,
     abandoned=True,
-    raises=("not_found", "invalid_state", "provider_error", "upstream_timeout"),
+    raises=("not_found", "invalid_state", "provider_error", "upstream_timeout", "circuit_open"),
 )
 async def refresh_provider(name: str, providers: ProviderAdmin, checks: ProviderChecks, work: Work) -> ProviderView:
     """Fetch the model list of a provider now."""

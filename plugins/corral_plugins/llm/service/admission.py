@@ -5,11 +5,12 @@ All of this happens in the first unit of work of a call.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from corral.auth.principal import Principal
-from corral.database.unit import UnitContext
+from corral.database.unit import UnitContext, after_commit
 from corral.errors import FieldError, Forbidden, Invalid, Problem
 from corral.plugin import Settings
 from corral_plugins.admin.api import KillSwitch
@@ -17,7 +18,9 @@ from corral_plugins.agents.api import AgentFacts, Agents
 from corral_plugins.llm.api import AgentModel, ModelInfo
 from corral_plugins.llm.providers.scripted import ECHO
 from corral_plugins.llm.service import calls
+from corral_plugins.llm.service.breakers import ProviderBreakers
 from corral_plugins.llm.service.calls import CallRecord, vendor_fields
+from corral_plugins.llm.service.metrics import CallMetrics
 from corral_plugins.llm.service.registry import SCRIPTED, ModelTarget, ProviderRegistry
 from corral_plugins.llm.service.slots import ConcurrencySlots
 from corral_plugins.llm.service.task_leases import CallLeases, lease_lost
@@ -56,8 +59,8 @@ def _models_set_by(agent: AgentFacts) -> ConfiguredModels:
 class ModelResolver:
     """Resolves model names to targets, which are models of providers. Runs in the caller's unit of work."""
 
-    def __init__(self, settings: Settings, registry: ProviderRegistry) -> None:
-        self._settings, self._registry = settings, registry
+    def __init__(self, settings: Settings, registry: ProviderRegistry, breakers: ProviderBreakers) -> None:
+        self._settings, self._registry, self._breakers = settings, registry, breakers
 
     def default_model(self) -> str:
         """Return the default `provider/model`: the configured one, or else the local model, or else `scripted/echo`."""
@@ -106,7 +109,12 @@ class ModelResolver:
         target = self._registry.find_target(name)
         if target is None:
             return AgentModel(name=name, problem=f"There is no model {name}.", listed=False)
-        return AgentModel(name=name, problem=target.problem, listed=target.provider.lists(target.model))
+        return AgentModel(
+            name=name,
+            problem=target.problem,
+            listed=target.provider.lists(target.model),
+            blocked_until=self._breakers.blocked_until(target.provider.name),
+        )
 
     def _resolve_for_agent(self, requested: str, configured: ConfiguredModels, defaults: _DefaultModels) -> list[str]:
         """Return the requested model and the fallbacks that follow it in the agent's list of models.
@@ -205,9 +213,11 @@ class CallAdmission:
         resolver: ModelResolver,
         leases: CallLeases,
         slots: ConcurrencySlots,
+        breakers: ProviderBreakers,
+        metrics: CallMetrics,
     ) -> None:
         self._settings, self._registry, self._resolver = settings, registry, resolver
-        self._leases, self._slots = leases, slots
+        self._leases, self._slots, self._breakers, self._metrics = leases, slots, breakers, metrics
 
     def admit(
         self, kind: str, request: dict[str, Any], input_tokens: int, by: Principal, entry: UnitContext, started: float
@@ -224,7 +234,10 @@ class CallAdmission:
         usable = [target for target in targets if target.provider.usable]
         if not usable:
             raise _not_configured(targets)
-        first = usable[0]
+        admitted = self._breakers.admitted(usable)
+        first = admitted[0]
+        for skipped in usable[: usable.index(first)]:
+            after_commit(functools.partial(self._metrics.add_fallback, skipped.provider.name))
         _check_vendor_fields(request, first)
         if kind == "chat":
             _check_length(request, self._registry.model_info(first.name), input_tokens)
@@ -235,7 +248,7 @@ class CallAdmission:
         return CallRecord(
             id=call_id,
             kind=kind,
-            targets=usable,
+            targets=admitted,
             slot=self._slots.enter_queue(call_id, first.provider),
             request=request,
             input_tokens=input_tokens,

@@ -26,6 +26,7 @@ T = TypeVar("T")
 
 MAX_RETRY_AFTER = 10.0
 JITTER = 0.25
+CIRCUIT_OPEN = "circuit_open"
 
 
 class CallDispatcher:
@@ -66,7 +67,8 @@ class CallDispatcher:
                     raise
                 self._metrics.add_fallback(target.provider.name)
                 log.info("falling back to the next model", extra={"model": target.name, "status": error.status})
-                await self._record_error(call, target, error)
+                if error.code != CIRCUIT_OPEN:
+                    await self._record_error(call, target, error)
         raise AssertionError("a call has at least one target")
 
     async def _wait_for_slot(self, call: CallRecord) -> None:
@@ -96,6 +98,8 @@ class CallDispatcher:
                 return await send(target)
             except ProviderError as error:
                 outcome.add_provider_error(error)
+                if error.code == CIRCUIT_OPEN:  # no request was sent
+                    outcome.attempts -= 1
                 seconds = retry_delay(retries, error)
                 if retries >= fields.max_retries or not is_retryable(error) or seconds is None:
                     raise

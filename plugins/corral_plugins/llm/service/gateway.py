@@ -27,6 +27,7 @@ from corral_plugins.llm.service.admission import (
     default_cap,
     requested_cap,
 )
+from corral_plugins.llm.service.breakers import ProviderBreakers
 from corral_plugins.llm.service.calls import (
     CallOutcome,
     CallRecord,
@@ -86,11 +87,12 @@ class Gateway:
         leases: CallLeases,
         payloads: PayloadStore,
         keys: ProviderKeys,
+        breakers: ProviderBreakers,
     ) -> None:
         self._work, self._settings, self._redactor = work, settings, redactor
         self.registry, self._resolver, self._admission = registry, resolver, admission
         self._dispatcher, self._settlement, self._leases = dispatcher, settlement, leases
-        self._payloads, self._keys = payloads, keys
+        self._payloads, self._keys, self._breakers = payloads, keys, breakers
         self._tasks: set[asyncio.Task[Any]] = set()
 
     # -- queries
@@ -219,13 +221,16 @@ class Gateway:
 
     async def _send_to_target(self, call: CallRecord, target: ModelTarget) -> dict[str, Any]:
         provider = target.provider
-        seconds = provider.connection.timeouts.total_seconds
-        async with time_limit(target.name, seconds, "no response"):
-            request, connection = self._request_for(call, target), await self._keys.connection_with_key(provider)
-            with convert_provider_errors(provider.name):
-                if call.kind == "chat":
-                    return normalize_completion(await provider.kind.complete(request, connection))
-                return normalize_embeddings(await provider.kind.embed(request, connection))
+        request, connection = self._request_for(call, target), await self._keys.connection_with_key(provider)
+
+        async def request_response() -> dict[str, Any]:
+            async with time_limit(target.name, provider.connection.timeouts.total_seconds, "no response"):
+                with convert_provider_errors(provider.name):
+                    if call.kind == "chat":
+                        return normalize_completion(await provider.kind.complete(request, connection))
+                    return normalize_embeddings(await provider.kind.embed(request, connection))
+
+        return await self._breakers.guard(provider, request_response)
 
     def _request_for(self, call: CallRecord, target: ModelTarget) -> dict[str, Any]:
         """Return the request to send to a target.
@@ -274,7 +279,9 @@ class Gateway:
 
         async def send(target: ModelTarget) -> tuple[ModelTarget, AsyncGenerator[Chunk, None], Chunk]:
             connection = await self._keys.connection_with_key(target.provider)
-            return target, *(await open_stream(target, self._request_for(call, target), connection))
+            request = self._request_for(call, target)
+            opened = await self._breakers.guard(target.provider, lambda: open_stream(target, request, connection))
+            return target, *opened
 
         target, iterator, first = await self._dispatcher.send_call(call, outcome, send)
         outcome.first_token_ms = _milliseconds_since(call.started)

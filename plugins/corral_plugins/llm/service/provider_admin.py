@@ -30,6 +30,7 @@ from corral_plugins.llm.api import ModelInfo, ProviderChanged, ProviderConnectio
 from corral_plugins.llm.models import LlmProviderRow, LlmProviderState
 from corral_plugins.llm.providers.http import host_and_port
 from corral_plugins.llm.providers.presets import PRESETS
+from corral_plugins.llm.service.breakers import ProviderBreakers
 from corral_plugins.llm.service.gateway import Gateway
 from corral_plugins.llm.service.provider_keys import ProviderKeys
 from corral_plugins.llm.service.registry import Provider, ProviderRegistry
@@ -63,8 +64,8 @@ class ProviderAdmin:
     agents: Agents | None
     audit: Audit | None
 
-    def __init__(self, registry: ProviderRegistry, keys: ProviderKeys) -> None:
-        self._registry, self._keys = registry, keys
+    def __init__(self, registry: ProviderRegistry, keys: ProviderKeys, breakers: ProviderBreakers) -> None:
+        self._registry, self._keys, self._breakers = registry, keys, breakers
 
     # -- reading
 
@@ -73,7 +74,7 @@ class ProviderAdmin:
 
         def items(providers: Sequence[Provider]) -> list[ProviderItem]:
             states = _provider_states([provider.name for provider in providers]) if by.may("llm.manage") else None
-            return [_provider_item(provider, states) for provider in providers]
+            return [_provider_item(each, states, self._breakers.state(each.name)) for each in providers]
 
         providers = self._registry.all_providers()
         return paginate_names(providers, query, by, scope="llm.providers", name=lambda item: item.name, make=items)
@@ -100,7 +101,7 @@ class ProviderAdmin:
             configured=provider.configured,
             has_key=provider.connection.api_key is not None or provider.api_key_secret is not None,
             api_key_secret=provider.api_key_secret,
-            breaker=None,
+            breaker=self._breakers.state(name),
             source=provider.source,
             version=provider.version,
             listed_models=[model.id for model in provider.models()],
@@ -238,9 +239,10 @@ class ProviderChecks:
         keys: ProviderKeys,
         redactor: Redactor,
         egress: Egress,
+        breakers: ProviderBreakers,
     ) -> None:
         self._work, self._registry, self._gateway, self._keys = work, registry, gateway, keys
-        self._redactor, self._egress = redactor, egress
+        self._redactor, self._egress, self._breakers = redactor, egress, breakers
 
     async def url_warnings(self, url: Any) -> list[str]:
         """Return warnings about an address that is about to be stored.
@@ -280,9 +282,13 @@ class ProviderChecks:
     async def _fetch_models(self, provider: Provider, fetch: FetchModels) -> list[ModelInfo]:
         seconds = provider.connection.timeouts.total_seconds
         connection = await self._keys.connection_with_key(provider)
-        async with time_limit(provider.name, seconds, "no list of models"):
-            with convert_provider_errors(provider.name):
-                return msgspec.convert(msgspec.to_builtins(await fetch(connection)), list[ModelInfo])
+
+        async def request_models() -> list[ModelInfo]:
+            async with time_limit(provider.name, seconds, "no list of models"):
+                with convert_provider_errors(provider.name):
+                    return msgspec.convert(msgspec.to_builtins(await fetch(connection)), list[ModelInfo])
+
+        return await self._breakers.guard(provider, request_models)
 
     def enqueue_missing(self) -> None:
         """Enqueue a refresh of providers whose models were never fetched. Runs in the caller's unit of work."""
@@ -357,13 +363,13 @@ def _provider_states(names: list[str]) -> dict[str, LlmProviderState]:
     return {row.name: row for row in LlmProviderState.select().where(LlmProviderState.name.in_(names))}
 
 
-def _provider_item(provider: Provider, states: dict[str, LlmProviderState] | None) -> ProviderItem:
+def _provider_item(provider: Provider, states: dict[str, LlmProviderState] | None, breaker: str | None) -> ProviderItem:
     item = ProviderItem(
         name=provider.name,
         kind=provider.kind.kind,
         enabled=provider.fields.enabled,
         configured=provider.configured,
-        breaker=None,
+        breaker=breaker,
         models=[model.id for model in provider.models()],
     )
     if states is not None:

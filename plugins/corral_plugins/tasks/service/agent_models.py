@@ -1,6 +1,7 @@
 """Determines which model an agent uses, and whether the LLM gateway can call it.
 
-A task waits while the gateway can call none of the models of its agent. Claims and explanations apply the same rule.
+A task waits while the gateway can call none of the models of its agent, and while the circuit breakers of all of their
+providers reject calls. Claims and explanations apply the same rule.
 """
 
 from __future__ import annotations
@@ -28,20 +29,35 @@ class AgentModels:
         return _models_of(self.llm, _key_of(agent))[0].name
 
     def served(self, agents: Sequence[AgentFacts]) -> list[AgentFacts]:
-        """Return those of the agents that have a model which the gateway can call.
+        """Return those of the agents that have a model which the gateway can call and whose breaker admits a call.
 
         The gateway is asked once for each different configuration, because many agents use the same model.
         """
         if self.llm is None:
             return list(agents)
         llm, keys = self.llm, [_key_of(agent) for agent in agents]
-        served = {key: any(model.problem is None for model in _models_of(llm, key)) for key in set(keys)}
+        served = {key: any(_is_callable(model) for model in _models_of(llm, key)) for key in set(keys)}
         return [agent for agent, key in zip(agents, keys, strict=True) if served[key]]
 
     def problem_of(self, agent: AgentFacts) -> str | None:
         """Return why the gateway can call none of the models of the agent, or None if it can call one of them."""
         models = [] if self.llm is None else _models_of(self.llm, _key_of(agent))
         return None if any(model.problem is None for model in models) or not models else models[0].problem
+
+    def blocked_model(self, agent: AgentFacts) -> AgentModel | None:
+        """Return the model of the agent whose breaker is the first to admit a call again.
+
+        Return None if the gateway can call a model now, or if it can call none for another reason.
+        """
+        models = [] if self.llm is None else _models_of(self.llm, _key_of(agent))
+        if any(_is_callable(model) for model in models):
+            return None
+        blocked = [model for model in models if model.problem is None]
+        return min(blocked, key=lambda model: model.blocked_until or "", default=None)
+
+
+def _is_callable(model: AgentModel) -> bool:
+    return model.problem is None and model.blocked_until is None
 
 
 def _key_of(agent: AgentFacts) -> ModelKey:

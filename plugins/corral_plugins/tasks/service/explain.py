@@ -11,6 +11,7 @@ from corral.errors import NotFound
 from corral_core.accounts.api import Accounts
 from corral_plugins.admin.api import KillSwitch
 from corral_plugins.agents.api import AgentFacts, Agents
+from corral_plugins.llm.api import AgentModel
 from corral_plugins.tasks.models import TERMINAL, Attempt, Dependency, Task, TaskRow
 from corral_plugins.tasks.service import claims, rows
 from corral_plugins.tasks.service.agent_models import AgentModels
@@ -174,7 +175,7 @@ class TaskExplanations:
             return [], [_tools_unmet(tools, "None of the started agents may use", "NAME", tools, "/agents")]
         served = self._models.served(able)
         if not served:
-            return [], [_provider_unmet(self._models.problem_of(able[0]) or "")]
+            return [], [self._no_model(able)]
         fitting = [each for each in served if any(matches_selector(each, worker) for worker in fleet)] or served
         free = [each for each in fitting if each.active_tasks < each.max_concurrent_tasks]
         if not free:
@@ -208,7 +209,19 @@ class TaskExplanations:
             else _met("tools_enabled", "The agent may use the required tools.")
         )
         found.append(self._provider_condition(agent))
+        found.append(self._circuit_condition(agent))
         return found
+
+    def _no_model(self, agents: Sequence[AgentFacts]) -> Condition:
+        """Return the unmet condition for agents none of which has a model that can be called now."""
+        blocked = [model for each in agents if (model := self._models.blocked_model(each)) is not None]
+        return _circuit_unmet(blocked[0]) if blocked else _provider_unmet(self._models.problem_of(agents[0]) or "")
+
+    def _circuit_condition(self, agent: AgentFacts) -> Condition:
+        blocked = self._models.blocked_model(agent)
+        if blocked is None:
+            return _met("circuit", "No open circuit breaker stops the calls to the model.")
+        return _circuit_unmet(blocked)
 
     def _provider_condition(self, agent: AgentFacts) -> Condition:
         problem = self._models.problem_of(agent)
@@ -320,6 +333,13 @@ def _more_tasks(agent: str) -> str:
 def _provider_unmet(problem: str) -> Condition:
     unblock = "Configure it: corral api POST /llm/providers -f name=NAME -f api_key=@FILE"
     return _unmet("provider_configured", problem, unblock, "/llm/providers")
+
+
+def _circuit_unmet(model: AgentModel) -> Condition:
+    breaker = f"llm:{model.name.partition('/')[0]}"
+    message = f"The circuit breaker {breaker} rejects calls to {model.name} until {model.blocked_until}."
+    how = f"Wait, or ask an admin to look at it: corral circuit-breakers show {breaker}"
+    return _unmet("circuit", message, how, f"/circuit-breakers/{breaker}")
 
 
 def _met(code: str, detail: str) -> Condition:

@@ -38,6 +38,7 @@ from corral_plugins.tasks.report_shapes import (
     WaitReport,
 )
 from corral_plugins.tasks.service import rows, statistics
+from corral_plugins.tasks.service.agent_models import AgentModels
 from corral_plugins.tasks.service.outcomes import TaskOutcomes
 from corral_plugins.tasks.service.run_reports import UsageReports
 from corral_plugins.tasks.service.transitions import (
@@ -49,6 +50,8 @@ from corral_plugins.tasks.service.transitions import (
 )
 
 STATE_LIMIT, RESULT_LIMIT = 1024 * 1024, 256 * 1024
+
+CIRCUIT_OPEN = "circuit_open"  # the reason with which workers release a task that met an open circuit breaker
 
 _TAINTED = Statement(lambda p: Attempt.select(Attempt.tainted).where(Attempt.id == p("id")).tuples())
 
@@ -62,13 +65,16 @@ class TaskRuns:
     approvals: Approvals | None
     secrets: Secrets | None
 
-    def __init__(self, transitions: TaskTransitions, outcomes: TaskOutcomes, usages: UsageReports) -> None:
+    def __init__(
+        self, transitions: TaskTransitions, outcomes: TaskOutcomes, usages: UsageReports, models: AgentModels
+    ) -> None:
         self._transitions, self._outcomes, self._usages, self._settings = (
             transitions,
             outcomes,
             usages,
             transitions.settings,
         )
+        self._models = models
 
     # -- the lease of a call
 
@@ -342,15 +348,24 @@ class TaskRuns:
         )
 
     def release(self, task_id: str, lease_id: str | None, report: ReleaseReport, by: Principal) -> Encoded:
-        """Return a task to its queue without consuming an attempt."""
+        """Return a task to its queue without consuming an attempt.
+
+        If an open circuit breaker stopped the run, the task becomes available when the breaker may admit a call.
+        """
         row, attempt, again = self._lock_for_end_report(task_id, lease_id, by, "release")
         if not again:
             self._usages.record_usage(row, attempt, report.usage)
             if row.status == "cancelling":
                 self._outcomes.end_cancelling(row, attempt, by="release")
             else:
-                self._outcomes.requeue(row, attempt, attempt_status="released", by="release")
+                changes = self._wait_for_breaker(row, attempt) if report.reason == CIRCUIT_OPEN else {}
+                self._outcomes.requeue(row, attempt, attempt_status="released", by="release", **changes)
         return rows.encoded_response(row.id, row.version)
+
+    def _wait_for_breaker(self, row: TaskRow, attempt: AttemptRow) -> dict[str, Any]:
+        agent = self._transitions.agents.find(attempt.agent_id)
+        blocked = None if agent is None else self._models.blocked_model(agent)
+        return {} if blocked is None else requeue_columns(row, available_at=blocked.blocked_until)
 
     def cancelled(self, task_id: str, lease_id: str | None, report: CancellationReport, by: Principal) -> Encoded:
         """Confirm that the run of a task with the status `cancelling` has ended."""

@@ -1,0 +1,147 @@
+"""The public API of circuit breakers: the `Breakers` service, the error of an open breaker, and the events."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any, Literal, Protocol, TypeVar
+
+import msgspec
+
+from corral import clock
+from corral.database.model import ADMIN
+from corral.errors import Problem, Unavailable, declare_codes
+from corral.events.event import Event
+
+declare_codes(
+    {
+        "circuit_open": (
+            503,
+            "The circuit breaker is open",
+            "The remote side failed repeatedly. Wait as long as Retry-After says; an admin sees the reason with "
+            "corral circuit-breakers show NAME.",
+        )
+    }
+)
+
+T = TypeVar("T")
+State = Literal["closed", "open", "half_open"]
+Verdict = Literal["success", "failure", "neutral"]
+Judge = Callable[[Any], Verdict]
+"""A function that judges a call by its result or by the exception that it raised."""
+
+FAILURE_STATUSES = frozenset({408, 425, 429})
+
+
+class CircuitOpen(Unavailable):
+    """Raised instead of making a call while the circuit breaker rejects calls. As a response it is 503 `circuit_open`.
+
+    `retry_at` is the instant from which the breaker may admit a call again.
+    """
+
+    default = "circuit_open"
+
+    def __init__(self, name: str, *, retry_at: str) -> None:
+        detail = f"The circuit breaker {name} is open, because calls failed repeatedly or an admin opened it."
+        seconds = max(1, math.ceil(clock.parse_instant(retry_at) - clock.time_s()))
+        super().__init__(detail, retry_after=seconds, breaker=name, retry_at=retry_at)
+        self.retry_at, self.retry_after = retry_at, seconds
+
+
+class Breakers(Protocol):
+    """Guards calls to other systems. The state of a breaker is shared by all processes.
+
+    A breaker exists as soon as a plugin guards calls under its name, such as `llm:openai`. `state` and `blocked_until`
+    read memory; they may be called anywhere.
+    """
+
+    def declare(
+        self, prefix: str, names: Callable[[], Iterable[str]] | None = None, *, slow_call_seconds: int | None = None
+    ) -> None:
+        """Declare that the plugin guards calls under names that begin with `<prefix>:`. Call this method in `start`.
+
+        `names()` returns the guarded names; it runs in a unit of work. Without it, every name with the prefix is
+        guarded. `slow_call_seconds` replaces the default of `slow_call_duration_seconds` for these breakers.
+        """
+        ...
+
+    async def guard(self, name: str, call: Callable[[], Awaitable[T]], *, judge: Judge = ...) -> T:
+        """Make a call and return its result, or raise what it raises. Raise `CircuitOpen` without calling.
+
+        `judge` decides whether a result or an exception counts as a success, as a failure or not at all; without it,
+        `judge_outcome` does. A cancelled call does not count, unless it had become slow before. Call this method
+        outside of units of work.
+        """
+        ...
+
+    def state(self, name: str) -> State:
+        """Return the state of a breaker as this process knows it."""
+        ...
+
+    def blocked_until(self, name: str) -> str | None:
+        """Return the instant until which the breaker rejects calls, or None if it may admit a call now."""
+        ...
+
+
+def judge_status(status: int) -> Verdict:
+    """Judge a call by its HTTP status: 5xx, 408, 425 and 429 are failures, other errors are the caller's fault."""
+    if status >= 500 or status in FAILURE_STATUSES:
+        return "failure"
+    return "neutral" if status >= 400 else "success"
+
+
+def judge_outcome(outcome: Any) -> Verdict:
+    """Judge a call by its outcome: problems by their status, other exceptions as failures, results as successes."""
+    if isinstance(outcome, Problem):
+        return judge_status(outcome.status)
+    return "failure" if isinstance(outcome, Exception) else "success"
+
+
+class BreakerCounts(msgspec.Struct, frozen=True, kw_only=True):
+    """The calls in the window of a breaker, or its probes while it is half open. The rates are percentages.
+
+    `rejected` and `neutral` are counted since the breaker last closed. `permits_out` is the number of probes in flight.
+    """
+
+    calls: int = 0
+    failures: int = 0
+    slow: int = 0
+    rejected: int = 0
+    failure_rate: float = 0.0
+    slow_rate: float = 0.0
+    neutral: int = 0
+    permits_out: int = 0
+
+
+class _CircuitEvent(Event, kw_only=True, rename={"from_": "from"}):
+    """The fields of every event about a circuit breaker."""
+
+    name: str
+    from_: str
+    to: str
+    reason: str
+    counts: BreakerCounts
+
+
+class CircuitOpened(_CircuitEvent):
+    """A circuit breaker opened. Calls are rejected until it half-opens or an admin closes it."""
+
+    event = "circuit.opened"
+    visibility = ADMIN
+
+
+class CircuitHalfOpened(_CircuitEvent):
+    """A circuit breaker half-opened. A few calls are admitted as probes."""
+
+    event = "circuit.half_opened"
+    visibility = ADMIN
+
+
+class CircuitClosed(_CircuitEvent):
+    """A circuit breaker closed. Calls are admitted again."""
+
+    event = "circuit.closed"
+    visibility = ADMIN
+
+
+EVENTS = (CircuitOpened, CircuitHalfOpened, CircuitClosed)

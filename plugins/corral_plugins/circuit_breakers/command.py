@@ -1,0 +1,139 @@
+"""`corral circuit-breakers`: shows, configures and forces the circuit breakers of a server from a terminal."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import click
+
+from corral.cli.api_client import ApiClient
+from corral.cli.output import print_fields, print_table
+from corral.cli.request_body import body_option, field_option, read_body
+from corral.cli.server_connection import client_command
+
+BREAKERS = "/circuit-breakers"
+COLUMNS = ("name", "state", "failures", "slow", "rejected", "retry_at", "reason")
+STATES = ("closed", "open", "half_open")
+
+name_argument = click.argument("name")
+reason_option = click.option("--reason", default="", help="reason, which is shown with the breaker")
+
+
+@click.group("circuit-breakers")
+def circuit_breakers_command_group() -> None:
+    """Manage circuit breakers, which stop calls to systems that fail."""
+
+
+@circuit_breakers_command_group.command("list")
+@click.option("--state", type=click.Choice(STATES), multiple=True, help="list only breakers in this state; repeatable")
+@click.option("--prefix", help="list only breakers whose name begins with this text, such as llm:")
+@client_command
+def list_breakers(client: ApiClient, *, state: tuple[str, ...], prefix: str | None, as_json: bool) -> None:
+    """List circuit breakers by name."""
+    query: dict[str, Any] = {"state": list(state), **({"prefix": prefix} if prefix else {})}
+    print_table(
+        list(client.pages(BREAKERS, **query)),
+        COLUMNS,
+        as_json=as_json,
+        empty="There are no such circuit breakers.",
+        computed={
+            "state": _state,
+            "failures": lambda breaker: _share(breaker, "failures"),
+            "slow": lambda breaker: _share(breaker, "slow"),
+            "rejected": lambda breaker: breaker["counts"]["rejected"],
+        },
+    )
+
+
+@circuit_breakers_command_group.command("show")
+@name_argument
+@client_command
+def show_breaker(client: ApiClient, *, name: str, as_json: bool) -> None:
+    """Show a circuit breaker with its last transitions."""
+    found = client.get(_path(name))
+    error, window = found["last_error"], f"{found['window_size']} {_UNITS[found['window_type']]}"
+    shown = {
+        "name": found["name"],
+        "description": found["description"],
+        "state": _state(found),
+        "reason": found["reason"],
+        "open since": found["opened_at"],
+        "next call": found["retry_at"],
+        "enabled": found["enabled"],
+        "guards calls": found["guarded"],
+        "opens at": f"{found['failure_rate_threshold']} % failures or {found['slow_call_rate_threshold']} % calls over "
+        f"{found['slow_call_duration_seconds']} s, of at least {found['minimum_calls']} calls",
+        "window": window,
+        "stays open": f"{found['wait_open_seconds']} s",
+        "probes": f"{found['half_open_permits']} at a time, for at most {found['half_open_max_seconds']} s",
+        "failures": _share(found, "failures"),
+        "slow": _share(found, "slow"),
+        "rejected": found["counts"]["rejected"],
+        "last error": f"{error['type']}: {error['message']}" if error else None,
+    }
+    print_fields(found, shown, as_json=as_json)
+    if not as_json and found["transitions"]:
+        click.echo()
+        print_table(found["transitions"], ("at", "from", "to", "reason", "by"), as_json=False)
+
+
+@circuit_breakers_command_group.command("set")
+@name_argument
+@field_option
+@body_option
+@client_command
+def set_breaker(
+    client: ApiClient, *, name: str, fields: tuple[str, ...], input_path: Path | None, as_json: bool
+) -> None:
+    """Configure a circuit breaker: the given fields change, such as -f wait_open_seconds:=10."""
+    _print_change(client.post(BREAKERS, {**read_body(input_path, fields), "name": name}), as_json=as_json)
+
+
+@circuit_breakers_command_group.command("force-open")
+@name_argument
+@reason_option
+@client_command
+def force_open_breaker(client: ApiClient, *, name: str, reason: str, as_json: bool) -> None:
+    """Open a circuit breaker until it is closed by force-close or reset."""
+    _print_change(client.post(f"{_path(name)}/force-open", {"reason": reason}), as_json=as_json)
+
+
+@circuit_breakers_command_group.command("force-close")
+@name_argument
+@reason_option
+@client_command
+def force_close_breaker(client: ApiClient, *, name: str, reason: str, as_json: bool) -> None:
+    """Close a circuit breaker. Real failures open it again."""
+    _print_change(client.post(f"{_path(name)}/force-close", {"reason": reason}), as_json=as_json)
+
+
+@circuit_breakers_command_group.command("reset")
+@name_argument
+@client_command
+def reset_breaker(client: ApiClient, *, name: str, as_json: bool) -> None:
+    """Close a circuit breaker and set its counters to zero. Its configuration stays."""
+    _print_change(client.post(f"{_path(name)}/reset", None), as_json=as_json)
+
+
+_UNITS = {"count": "calls", "time": "seconds"}
+
+
+def _path(name: str) -> str:
+    return f"{BREAKERS}/{quote(name, safe=':')}"
+
+
+def _print_change(breaker: dict[str, Any], *, as_json: bool) -> None:
+    click.echo(json.dumps(breaker, indent=2) if as_json else f"{breaker['name']} is {_state(breaker)}.")
+
+
+def _state(breaker: Any) -> str:
+    if not breaker["enabled"]:
+        return "disabled"
+    return "forced open" if breaker["forced"] else str(breaker["state"]).replace("_", "-")
+
+
+def _share(breaker: Any, what: str) -> str:
+    return f"{breaker['counts'][what]} of {breaker['counts']['calls']}"

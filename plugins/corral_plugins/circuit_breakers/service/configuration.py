@@ -1,0 +1,85 @@
+"""The configuration of breakers: what an admin has configured, completed by the settings.
+
+`GuardedNames` knows which names the plugins guard.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal
+
+import msgspec
+
+from corral.plugin import Settings
+from corral_plugins.circuit_breakers.settings import DEFAULTS
+
+OTHER = "other"  # breakers beyond the maximum number share `<prefix>:other`
+
+
+class BreakerConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """The effective configuration of a breaker."""
+
+    failure_rate_threshold: int
+    slow_call_rate_threshold: int
+    slow_call_duration_seconds: int
+    window_type: Literal["count", "time"]
+    window_size: int
+    minimum_calls: int
+    wait_open_seconds: int
+    half_open_permits: int
+    half_open_max_seconds: int
+    enabled: bool
+
+
+class _Guarded(msgspec.Struct, frozen=True):
+    names: Callable[[], Iterable[str]] | None
+    slow_call_seconds: int | None
+
+
+class GuardedNames:
+    """The names that active plugins guard, by prefix."""
+
+    def __init__(self) -> None:
+        self._prefixes: dict[str, _Guarded] = {}
+
+    def declare(
+        self, prefix: str, names: Callable[[], Iterable[str]] | None = None, *, slow_call_seconds: int | None = None
+    ) -> None:
+        """Declare names with a prefix. See `Breakers.declare`."""
+        self._prefixes[prefix] = _Guarded(names, slow_call_seconds)
+
+    def slow_call_seconds(self, name: str) -> int | None:
+        """Return the default of `slow_call_duration_seconds` for this name, if it differs from the setting."""
+        declared = self._prefixes.get(name.partition(":")[0])
+        return None if declared is None else declared.slow_call_seconds
+
+    def listed(self) -> set[str]:
+        """Return the guarded names of all prefixes that have a known list of names. Runs in a unit of work."""
+        return {name for declared in self._prefixes.values() if declared.names is not None for name in declared.names()}
+
+    def is_guarded(self, name: str, listed: set[str]) -> bool:
+        """Return whether a plugin guards calls under this name. `listed` are the names that `listed()` returned."""
+        prefix, _, rest = name.partition(":")
+        declared = self._prefixes.get(prefix)
+        return declared is not None and (name in listed or rest == OTHER or (declared.names is None and bool(rest)))
+
+
+class BreakerDefaults:
+    """Completes the configuration of breakers with the settings. Reads no database."""
+
+    def __init__(self, settings: Settings, names: GuardedNames) -> None:
+        self._settings, self._names = settings, names
+
+    def values(self) -> dict[str, Any]:
+        """Return the defaults that the settings contain now."""
+        return {field: self._settings.get(setting) for field, setting in DEFAULTS.items()}
+
+    def config_of(self, name: str, configured: Mapping[str, Any] | None) -> BreakerConfig:
+        """Return the effective configuration of a breaker."""
+        values = self.values()
+        if (slow := self._names.slow_call_seconds(name)) is not None:
+            values["slow_call_duration_seconds"] = slow
+        values |= configured or {}
+        if values["window_type"] == "count":  # one of the two may come from a setting that was changed later
+            values["minimum_calls"] = min(values["minimum_calls"], values["window_size"])
+        return BreakerConfig(**values)

@@ -1,0 +1,1 @@
+"""Workflows: graphs of steps that run to the end whatever crashes."""

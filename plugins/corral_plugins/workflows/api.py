@@ -1,0 +1,347 @@
+"""The public API of the `workflows` plugin: step types, the `Workflows` service, events and error codes.
+
+A step type is either executed or dispatched. `execute` does the work of the step in an asyncio task outside units of
+work, under a lease. `dispatch` runs in the transaction that starts the step, and returns a result, or says what the
+step waits for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, Literal, Protocol
+
+import msgspec
+
+from corral.auth.principal import Principal
+from corral.database.engine import Work
+from corral.errors import ExpectedFailure, FieldError, declare_codes
+from corral.events.event import Event
+from corral.events.log import LoggedEvent
+
+declare_codes(
+    {
+        "cycle": (422, "The dependencies form a cycle", "Remove the dependency that leads back to the object itself."),
+    }
+)
+
+Json = dict[str, Any]
+StepStatus = Literal["pending", "ready", "running", "waiting", "completed", "failed", "skipped", "cancelled"]
+RunStatus = Literal["queued", "running", "waiting", "paused", "completed", "failed", "cancelled"]
+
+
+class StepContext(msgspec.Struct, frozen=True, kw_only=True):
+    """The step that a step type works on.
+
+    `config` is the configuration of the step with all expressions evaluated. `caller` acts with the current rights of
+    the person who started the run. `idempotency_key` is the same for every attempt of the step. `remaining_usd` is the
+    amount that the run may still spend, or None if the run has no limit. `work` opens units of work, for `execute`, and
+    `with_secrets(host)` returns the configuration with the values of its secrets, to send to a host.
+    `waits_for` is the id of the object that the step waits for, in `resolve` and `cancel`.
+    """
+
+    run_id: str
+    workflow_id: str
+    step_run_id: str
+    name: str
+    title: str
+    iteration: tuple[int, ...]
+    attempt: int
+    idempotency_key: str
+    config: Json
+    agent_id: str | None
+    retry_policy: Json | None
+    timeout_seconds: int | None
+    depth: int
+    caller: Principal
+    tainted: bool
+    remaining_usd: float | None
+    work: Work
+    waits_for: str | None = None
+    with_secrets: Callable[[str], Awaitable[Json]] | None = None
+
+
+class StepResult(msgspec.Struct, frozen=True, kw_only=True):
+    """The end of a step.
+
+    `status` may be `skipped`, with a `reason`. `goto` is the name of a later step that runs next, whatever happened to
+    the steps before it. `error` has the members `kind`, `type` and `message`; a failed step is tried again if its retry
+    policy allows it and `retryable` is true. `tainted` marks output that comes from an untrusted source.
+    """
+
+    status: Literal["completed", "failed", "skipped", "cancelled"] = "completed"
+    output: Any = None
+    error: Json | None = None
+    retryable: bool = False
+    reason: str | None = None
+    goto: str | None = None
+    cost_usd: float = 0.0
+    tainted: bool = False
+
+
+class StepWait(msgspec.Struct, frozen=True, kw_only=True):
+    """What a dispatched step waits for.
+
+    `waits_for` is the id of an object, such as a task or an approval: an event about this object is passed to
+    `resolve`. A step that waits for a person, for time or for an event has the status `waiting`; one whose work is done
+    elsewhere is `running`. The time for which a run waits for a `person` does not count against its time limit. At the
+    instant `until` the step fails.
+    """
+
+    waits_for: str
+    status: Literal["running", "waiting"] = "running"
+    person: bool = False
+    until: str | None = None
+
+
+class StepFailure(ExpectedFailure):
+    """The failure of a step. `type` is a stable identifier, and `message` is a sentence for people."""
+
+    def __init__(self, type: str, message: str, *, kind: str = "error", retryable: bool = True) -> None:
+        self.type, self.message, self.kind, self.retryable = type, message, kind, retryable
+        super().__init__(f"{type}: {message}")
+
+
+class StepType(msgspec.Struct, frozen=True, kw_only=True):
+    """A step type that a plugin contributes with the `corral_workflow_steps` hook.
+
+    `schema` is the JSON Schema of the configuration with all expressions evaluated. Exactly one of `execute` and
+    `dispatch` is set.
+
+    `execute(context)` returns the output or a `StepResult`, and raises `StepFailure` or a `Problem` if the step fails.
+    It is called again if the process dies, so it must pass `context.idempotency_key` on.
+
+    `dispatch(context)` runs in the unit of work that starts the step. `resolve(context, event)` receives every event
+    about the object that the step waits for, in a unit of work, and returns the end of the step, or None if the step
+    goes on. `cancel(context, reason)` ends the work elsewhere, in a unit of work, and returns whether it has already
+    ended; if not, `resolve` receives an event about the end.
+
+    `check(config)` returns further faults of a configuration when a workflow is saved; its pointers start at the
+    configuration. `gotos(config)` returns the names of the later steps to which a result of the step may jump, by
+    pointer. `own_retries` means that the work elsewhere follows the retry policy itself. `secrets` allows
+    `{{ secrets.NAME }}` in the configuration, which stays as it is written until `execute` resolves it.
+    """
+
+    type: str
+    title: str
+    schema: Json
+    output_schema: Json | None = None
+    execute: Callable[[StepContext], Awaitable[Any]] | None = None
+    dispatch: Callable[[StepContext], StepResult | StepWait] | None = None
+    resolve: Callable[[StepContext, LoggedEvent], StepResult | None] | None = None
+    cancel: Callable[[StepContext, str | None], bool] | None = None
+    check: Callable[[Json], list[FieldError]] | None = None
+    gotos: Callable[[Json], Mapping[str, str]] | None = None
+    waits: bool = False
+    own_retries: bool = False
+    secrets: bool = False
+
+
+class RunRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """What a run is started with. `tainted` means that the input comes from an untrusted source."""
+
+    workflow_id: str
+    input: Any = msgspec.field(default_factory=dict)
+    context: Json = msgspec.field(default_factory=dict)
+    tags: Sequence[str] = ()
+    trigger_type: str = "manual"
+    trigger_id: str | None = None
+    tainted: bool = False
+    parent_run_id: str | None = None
+    depth: int = 0
+
+
+class RunFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """The state of a run. `output` is null until the run is completed."""
+
+    id: str
+    workflow_id: str
+    status: RunStatus
+    output: Any
+    error: Json | None
+    cost_usd: float
+
+
+class Workflows(Protocol):
+    """The service for workflow runs. Every method runs in the caller's unit of work."""
+
+    def start(self, request: RunRequest, *, by: Principal) -> RunFacts:
+        """Start a run with the rights of the person `by` stands for.
+
+        Raise `NotFound`, `Conflict` if the workflow cannot run, `Invalid` (`schema_mismatch`) if the input does not
+        match the input schema, or `TooMany` (`concurrency_limit`) if the workflow skips further runs.
+        """
+        ...
+
+    def find(self, run_id: str) -> RunFacts | None:
+        """Return the state of a run, or None if there is no such run."""
+        ...
+
+    def active_runs(self, *, trigger_id: str) -> list[str]:
+        """Return the ids of at most 1,000 runs that this trigger started and that have not ended, oldest first."""
+        ...
+
+    def cancel(self, run_id: str, *, reason: str | None = None) -> None:
+        """Cancel a run. Does nothing if the run has ended."""
+        ...
+
+    def exists(self, workflow_id: str) -> bool:
+        """Return whether a workflow with this id exists and is not deleted."""
+        ...
+
+
+class WorkflowEvent(Event, kw_only=True):
+    """The fields that all events about a workflow share."""
+
+    area = "workflows"
+
+    workflow_id: str
+    name: str
+
+
+class WorkflowCreated(WorkflowEvent, kw_only=True):
+    """A workflow was created."""
+
+    event = "workflow.created"
+
+
+class WorkflowUpdated(WorkflowEvent, kw_only=True):
+    """A workflow was changed. `workflow_version` is the number of its newest definition."""
+
+    event = "workflow.updated"
+
+    workflow_version: int
+
+
+class WorkflowDeleted(WorkflowEvent, kw_only=True):
+    """A workflow was deleted."""
+
+    event = "workflow.deleted"
+
+
+class RunEvent(Event, kw_only=True):
+    """The fields that all events about a run share."""
+
+    area = "workflows"
+
+    run_id: str
+    workflow_id: str
+    workflow_version: int
+    status: str
+    trigger: dict[str, str | None]
+
+
+class RunCreated(RunEvent, kw_only=True):
+    """A workflow run was created."""
+
+    event = "workflow.run.created"
+
+
+class RunStarted(RunEvent, kw_only=True):
+    """A workflow run started."""
+
+    event = "workflow.run.started"
+
+
+class RunWaiting(RunEvent, kw_only=True):
+    """A workflow run waits for a person, time or an event."""
+
+    event = "workflow.run.waiting"
+
+
+class RunPaused(RunEvent, kw_only=True):
+    """A person paused a workflow run."""
+
+    event = "workflow.run.paused"
+
+
+class RunResumed(RunEvent, kw_only=True):
+    """A workflow run goes on after a pause, or after it had failed."""
+
+    event = "workflow.run.resumed"
+
+
+class RunCompleted(RunEvent, kw_only=True):
+    """A workflow run was completed."""
+
+    event = "workflow.run.completed"
+
+
+class RunFailed(RunEvent, kw_only=True):
+    """A workflow run failed."""
+
+    event = "workflow.run.failed"
+
+    error: dict[str, Any]
+
+
+class RunCancelled(RunEvent, kw_only=True):
+    """A workflow run was cancelled."""
+
+    event = "workflow.run.cancelled"
+
+    reason: str | None
+
+
+class StepEvent(Event, kw_only=True):
+    """The fields that all events about a step of a run share."""
+
+    area = "workflows"
+
+    run_id: str
+    workflow_id: str
+    workflow_version: int
+    step: str
+    iteration: list[int]
+    status: str
+    output_summary: str | None = None
+    error: dict[str, Any] | None = None
+
+
+class StepStarted(StepEvent, kw_only=True):
+    """A step of a workflow run started."""
+
+    event = "step.started"
+
+
+class StepWaiting(StepEvent, kw_only=True):
+    """A step of a workflow run waits for a person, time or an event."""
+
+    event = "step.waiting"
+
+
+class StepCompleted(StepEvent, kw_only=True):
+    """A step of a workflow run was completed."""
+
+    event = "step.completed"
+
+
+class StepFailed(StepEvent, kw_only=True):
+    """A step of a workflow run failed."""
+
+    event = "step.failed"
+
+
+class StepSkipped(StepEvent, kw_only=True):
+    """A step of a workflow run was skipped."""
+
+    event = "step.skipped"
+
+
+EVENTS: tuple[type[Event], ...] = (
+    WorkflowCreated,
+    WorkflowUpdated,
+    WorkflowDeleted,
+    RunCreated,
+    RunStarted,
+    RunWaiting,
+    RunPaused,
+    RunResumed,
+    RunCompleted,
+    RunFailed,
+    RunCancelled,
+    StepStarted,
+    StepWaiting,
+    StepCompleted,
+    StepFailed,
+    StepSkipped,
+)

@@ -1,0 +1,19 @@
+"""The hook specification of the `workflows` plugin."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import pluggy
+
+from corral_plugins.workflows.api import StepType
+
+hookspec = pluggy.HookspecMarker("corral")
+
+
+@hookspec
+def corral_workflow_steps() -> Iterable[StepType]:  # type: ignore[empty-body]
+    """Contribute step types for workflows.
+
+    A step type that already exists under the same name is ignored.
+    """

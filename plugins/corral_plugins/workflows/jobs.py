@@ -1,0 +1,71 @@
+"""Background jobs of workflows."""
+
+from __future__ import annotations
+
+from corral import clock
+from corral.database.engine import Work
+from corral.database.unit import SYSTEM, UnitContext
+from corral.events.log import LoggedEvent
+from corral.plugin import Settings
+from corral_plugins.workflows.models import Run, StepRun, Workflow, WorkflowVersion, fetch_tuples
+from corral_plugins.workflows.service.engine import Engine
+from corral_plugins.workflows.service.event_waits import EventWaits
+from corral_plugins.workflows.service.executors import StepExecutors
+from corral_plugins.workflows.service.run_state import FINAL_RUN
+from corral_plugins.workflows.service.step_events import StepEvents
+from corral_plugins.workflows.service.wakeups import queue_due_runs
+from corral_plugins.workflows.settings import RUN_RETENTION_DAYS
+
+BATCH = 200
+PRUNE_BATCH = 50
+ROUNDS = 100
+
+
+async def advance_run(run_id: str, engine: Engine) -> None:
+    """Advance a run."""
+    await engine.advance(run_id)
+
+
+async def sweep(work: Work, executors: StepExecutors, waits: EventWaits) -> None:
+    """Take over the steps of dead processes, queue runs whose timers have ended, and look for awaited events."""
+    entry = UnitContext(label="job workflows.sweep", actor=SYSTEM)
+    await executors.take_over()
+    while await work(lambda: queue_due_runs(BATCH), entry=entry) == BATCH:
+        continue
+    await waits.look()
+
+
+async def prune(work: Work, settings: Settings) -> None:
+    """Delete runs that ended long ago, and the versions of deleted workflows that no run uses."""
+    entry = UnitContext(label="job workflows.prune", actor=SYSTEM)
+    days = settings.get(RUN_RETENTION_DAYS)
+    for _ in range(ROUNDS if days is not None else 0):
+        if await work(lambda: _prune_runs(days or 0), entry=entry) < PRUNE_BATCH:
+            break
+    for _ in range(ROUNDS):
+        if await work(_prune_versions, entry=entry) < PRUNE_BATCH:
+            break
+
+
+def on_event(event: LoggedEvent, events: StepEvents) -> None:
+    """End the step that waits for the object of an event."""
+    events.handle(event)
+
+
+def _prune_runs(days: int) -> int:
+    ended = Run.status.in_(FINAL_RUN) & (Run.finished_at < clock.now(-days * 86_400))
+    found = [row[0] for row in fetch_tuples(Run.select(Run.id).where(ended).order_by(Run.id).limit(PRUNE_BATCH))]
+    if found:
+        StepRun.delete().where(StepRun.run_id.in_(found)).execute()
+        Run.delete().where(Run.id.in_(found)).execute()
+    return len(found)
+
+
+def _prune_versions() -> int:
+    used = Run.select(Run.workflow_id)
+    gone = Workflow.deleted_at.is_null(False) & Workflow.id.not_in(used)
+    found = [row[0] for row in fetch_tuples(Workflow.select(Workflow.id).where(gone).limit(PRUNE_BATCH))]
+    if found:
+        WorkflowVersion.delete().where(WorkflowVersion.workflow_id.in_(found)).execute()
+        Workflow.delete().where(Workflow.id.in_(found)).execute()
+    return len(found)

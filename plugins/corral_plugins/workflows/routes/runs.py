@@ -1,0 +1,87 @@
+"""The HTTP routes of workflow runs."""
+
+from __future__ import annotations
+
+from corral import clock
+from corral.auth.principal import Principal
+from corral.http.answers import Answer, Wait
+from corral.http.page import Page
+from corral.http.routes import Routes
+from corral_plugins.workflows.service.run_state import FINAL_RUN
+from corral_plugins.workflows.service.run_views import RunViews, view_of
+from corral_plugins.workflows.service.runs import RunsService
+from corral_plugins.workflows.shapes import (
+    AllRunsQuery,
+    CancelRun,
+    GetRunQuery,
+    ResolveStep,
+    RetryRun,
+    RunItem,
+    RunView,
+    SubmitInput,
+)
+
+routes = Routes("/workflow-runs", tag="Workflows")
+ACTION = ("not_found", "forbidden", "invalid_state")
+
+
+@routes.get("/", needs="workflows.read", raises=("invalid_cursor",))
+def list_workflow_runs(query: AllRunsQuery, runs: RunViews, caller: Principal) -> Page[RunItem]:
+    """List the runs of all workflows, newest first, without their outputs."""
+    return runs.list(query, by=caller)
+
+
+@routes.get("/{id}", needs="workflows.read", live=True, seconds=60.0, raises=("not_found",))
+def get_workflow_run(id: str, query: GetRunQuery, runs: RunViews, caller: Principal) -> RunView | Wait:
+    """Get a run with its steps. With `wait`, the response is sent when the run has ended, or after these seconds."""
+    run = runs.get(id, by=caller)
+    if query.wait and run.status not in FINAL_RUN and clock.time_s() < query.poll_deadline:
+        topics = ("workflow.run.completed", "workflow.run.failed", "workflow.run.cancelled")
+        return Wait(topics, query.poll_deadline)
+    return run
+
+
+@routes.post("/{id}/cancel", needs="workflows.run", also=(202,), raises=ACTION)
+def cancel_workflow_run(id: str, body: CancelRun, runs: RunsService, caller: Principal) -> Answer[RunView]:
+    """Cancel a run. No step starts after the response. The status is 202 while running steps end."""
+    run = view_of(runs.cancel_run(id, body.reason, by=caller))
+    return Answer(body=run, status=200 if run.status in FINAL_RUN else 202)
+
+
+@routes.post("/{id}/pause", needs="workflows.run", raises=ACTION)
+def pause_workflow_run(id: str, runs: RunsService, caller: Principal) -> RunView:
+    """Pause a run. Running steps end, and nothing new starts."""
+    return view_of(runs.pause_run(id, by=caller))
+
+
+@routes.post("/{id}/resume", needs="workflows.run", raises=ACTION)
+def resume_workflow_run(id: str, runs: RunsService, caller: Principal) -> RunView:
+    """Resume a paused run."""
+    return view_of(runs.resume_run(id, by=caller))
+
+
+@routes.post(
+    "/{id}/retry", needs="workflows.run", status=202, raises=("not_found", "invalid_state", "unknown_reference")
+)
+def retry_workflow_run(id: str, body: RetryRun, runs: RunsService, caller: Principal) -> Answer[RunView]:
+    """Repeat an ended run as a new run.
+
+    From `failed` or from a step, the new run reuses the outputs of the steps before it. `definition` is the definition
+    of the ended run or the current one.
+    """
+    run = view_of(runs.retry_run(id, body, by=caller))
+    return Answer(body=run, headers={"Location": f"/api/v1/workflow-runs/{run.id}"})
+
+
+@routes.post("/{id}/steps/{name}/resolve", needs="workflows.run", raises=ACTION)
+def resolve_workflow_step(id: str, name: str, body: ResolveStep, runs: RunsService, caller: Principal) -> RunView:
+    """Decide how a run goes on that was paused by a failed step: repeat the step, skip it, or end the run."""
+    return view_of(runs.resolve_step(id, name, body, by=caller))
+
+
+@routes.post(
+    "/{id}/steps/{name}/input", needs="workflows.run", raises=("not_found", "invalid_state", "schema_mismatch")
+)
+def submit_workflow_input(id: str, name: str, body: SubmitInput, runs: RunsService, caller: Principal) -> RunView:
+    """Submit the data that a step of the type `input` asks for."""
+    return view_of(runs.submit_input(id, name, body, by=caller))

@@ -1,0 +1,374 @@
+"""The engine: advances runs.
+
+An advance reads the rows of a run in one unit of work, evaluates expressions outside of units, and writes the changes
+in another unit, if nobody has changed the run in between; otherwise it starts again. So a process may die at any
+moment: what it has not written has not happened, and another process computes it again.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from corral import clock
+from corral.auth.permissions import Permissions
+from corral.auth.principal import Principal
+from corral.database.dialect import advisory_lock, savepoint
+from corral.database.engine import Work
+from corral.database.unit import after_commit
+from corral.errors import ExpectedFailure, NotFound, Problem
+from corral.events.event import Event, emit
+from corral.jobs.job import enqueue
+from corral.plugin import Settings
+from corral_core.accounts.api import Accounts
+from corral_core.expressions.api import Expressions
+from corral_plugins.workflows import api
+from corral_plugins.workflows.api import StepContext, StepFailure, StepResult, StepType, StepWait
+from corral_plugins.workflows.models import Run, WorkflowVersion
+from corral_plugins.workflows.service.graph import Graph, Step, build_graph
+from corral_plugins.workflows.service.metrics import WorkflowMetrics
+from corral_plugins.workflows.service.planner import Plan, Planner
+from corral_plugins.workflows.service.rendering import Rendering
+from corral_plugins.workflows.service.run_state import (
+    FINAL_RUN,
+    RunState,
+    StepRow,
+    claim_revision,
+    load_state,
+    write_rows,
+)
+from corral_plugins.workflows.service.step_types import StepTypes
+from corral_plugins.workflows.service.wakeups import JOB, LOST_SECONDS, wake_queued_runs
+from corral_plugins.workflows.settings import MAX_ACTIVE_RUNS, MAX_PARALLEL, RUN_TIMEOUT_SECONDS
+
+Json = dict[str, Any]
+ROUNDS = 1000
+GRAPHS = 500
+TIMER_SECONDS = 3600.0
+"""A timer that ends within this time gets a job of its own. The sweep finds the others."""
+ACTIVE = ("running", "waiting", "paused")
+RUN_EVENTS: dict[str, type[api.RunEvent]] = {
+    "running": api.RunStarted,
+    "waiting": api.RunWaiting,
+    "paused": api.RunPaused,
+    "completed": api.RunCompleted,
+    "failed": api.RunFailed,
+    "cancelled": api.RunCancelled,
+}
+STEP_EVENTS: dict[str, type[api.StepEvent]] = {
+    "started": api.StepStarted,
+    "waiting": api.StepWaiting,
+    "completed": api.StepCompleted,
+    "failed": api.StepFailed,
+    "skipped": api.StepSkipped,
+}
+
+
+class Callers:
+    """Creates the principals with whose rights the steps of a run act."""
+
+    def __init__(self, accounts: Accounts, permissions: Permissions) -> None:
+        self._accounts, self._permissions = accounts, permissions
+
+    def for_run(self, run: Run) -> Principal:
+        """Return a principal with the current rights of the person who started the run.
+
+        Raise `StepFailure` if the person no longer exists or is deactivated.
+        """
+        if run.started_by is None:
+            return Principal(kind="system", id="system", role="admin", permissions=self._permissions.held_by("admin"))
+        try:
+            user = self._accounts.get(run.started_by)
+        except NotFound:
+            user = None
+        if user is None or not user.is_active:
+            raise StepFailure("forbidden", "The person who started the run is deactivated.", retryable=False)
+        held = self._permissions.held_by(user.role)
+        return Principal(kind="user", id=user.id, user_id=user.id, role=user.role, permissions=held)
+
+
+class Graphs:
+    """Reads definitions and caches their graphs. A definition never changes, so entries never become stale."""
+
+    def __init__(self, types: StepTypes) -> None:
+        self._types = types
+        self._graphs: dict[tuple[str, int], Graph] = {}
+
+    def read(self, workflow_id: str, n: int) -> Graph:
+        """Return the graph of a version of a workflow. Runs in a unit of work."""
+        found = self._graphs.get((workflow_id, n))
+        if found is None:
+            version = WorkflowVersion.get((WorkflowVersion.workflow_id == workflow_id) & (WorkflowVersion.n == n))
+            found = build_graph(version.steps, version.config, self._types.gotos)
+            if len(self._graphs) >= GRAPHS:
+                self._graphs.clear()
+            self._graphs[(workflow_id, n)] = found
+        return found
+
+
+class StepStarter:
+    """Starts the steps that a process executes, and stops them. `StepExecutors` registers itself here."""
+
+    def __init__(self) -> None:
+        self.executors: Any = None
+
+    def start(self, run_id: str, row_id: str, lease: str) -> None:
+        """Start to execute a step under a lease."""
+        if self.executors is not None:
+            self.executors.start(run_id, row_id, lease)
+
+    def abort(self, row_id: str) -> None:
+        """Stop executing a step."""
+        if self.executors is not None:
+            self.executors.abort(row_id)
+
+
+class Engine:
+    """Advances runs."""
+
+    def __init__(
+        self,
+        work: Work,
+        settings: Settings,
+        types: StepTypes,
+        graphs: Graphs,
+        expressions: Expressions,
+        callers: Callers,
+        starter: StepStarter,
+        metrics: WorkflowMetrics,
+    ) -> None:
+        self._work, self._settings, self._types, self._graphs = work, settings, types, graphs
+        self._expressions, self._callers, self._starter, self._metrics = expressions, callers, starter, metrics
+
+    async def advance(self, run_id: str) -> None:
+        """Advance a run until nothing more can be done now."""
+        for _ in range(ROUNDS):
+            found = await self._work(lambda: self._load(run_id), read=True)
+            if found is None:
+                return
+            state, graph = found
+            if state.run.status == "queued" and state.run.stop is None:
+                if not await self._work(functools.partial(self._admit, state)):
+                    return
+                continue
+            plan = await self._plan(state, graph)
+            is_written = await self._work(functools.partial(self._apply, state, plan))
+            if is_written and not plan.is_partial:
+                return
+
+    def rendering(self, state: RunState, graph: Graph) -> Rendering:
+        """Return the evaluation of expressions for a run."""
+        return Rendering(self._expressions, self._work, state, graph)
+
+    def load(self, run_id: str) -> tuple[RunState, Graph] | None:
+        """Return the state and the graph of a run that has not ended. Runs in a unit of work."""
+        state = load_state(run_id)
+        if state is None or state.run.status in FINAL_RUN:
+            return None
+        return state, self._graphs.read(state.run.workflow_id, state.run.n)
+
+    def context(self, state: RunState, step: Step, row: StepRow, config: Json, waits_for: str | None) -> StepContext:
+        """Return what a step type learns about a step. Raise `StepFailure`. Runs in a unit of work."""
+        run, limit = state.run, self._graphs.read(state.run.workflow_id, state.run.n).config.get("max_cost_usd")
+        iteration = ".".join(map(str, row.iteration))
+        return StepContext(
+            run_id=run.id,
+            workflow_id=run.workflow_id,
+            step_run_id=row.id,
+            name=row.name,
+            title=step.title,
+            iteration=tuple(row.iteration),
+            attempt=row.attempt,
+            idempotency_key=f"{run.id}:{row.name}:{iteration}",
+            config=config,
+            agent_id=step.agent_id,
+            retry_policy=step.retry_policy,
+            timeout_seconds=step.timeout_seconds,
+            depth=run.depth,
+            caller=self._callers.for_run(run),
+            tainted=run.tainted,
+            remaining_usd=None if limit is None else max(0.0, limit - run.cost_micro / 1e6),
+            work=self._work,
+            waits_for=waits_for,
+        )
+
+    # -- one advance
+
+    def _load(self, run_id: str) -> tuple[RunState, Graph] | None:
+        found = self.load(run_id)
+        if found is not None and found[0].run.queued_at:
+            self._metrics.observe_lag(found[0].run.queued_at)
+        return found
+
+    def _admit(self, state: RunState) -> bool:
+        """Start a queued run if the limits on active runs allow it. Return whether to go on with the run."""
+        run = state.run
+        advisory_lock("workflows.admit")
+        config = self._graphs.read(run.workflow_id, run.n).config
+        limit = (config.get("concurrency") or {}).get("limit")
+        queued = (Run.workflow_id == run.workflow_id) & (Run.status == "queued") & (Run.id < run.id)
+        is_full = limit is not None and (
+            active_runs(run.workflow_id, limit) >= limit or Run.select().where(queued).exists()
+        )
+        most = self._settings.get(MAX_ACTIVE_RUNS)
+        if is_full or active_runs(None, most) >= most:
+            state.set(queued_at="", due_at=clock.LAST)
+            return not claim_revision(state)
+        seconds = config.get("timeout_seconds") or self._settings.get(RUN_TIMEOUT_SECONDS)
+        state.set(status="running", started_at=clock.now(), deadline_at=clock.now(seconds))
+        if claim_revision(state):
+            self._emit_run(run, api.RunStarted)
+        return True
+
+    async def _plan(self, state: RunState, graph: Graph) -> Plan:
+        most = graph.config.get("max_parallel") or self._settings.get(MAX_PARALLEL)
+        planner = Planner(state, graph, self._types, self.rendering(state, graph), max_parallel=most)
+        return await planner.run()
+
+    def _apply(self, state: RunState, plan: Plan) -> bool:
+        """Write an advance. Return False if the run has changed since it was read."""
+        state.set(queued_at="")
+        if not claim_revision(state):
+            return False
+        waiting: list[StepRow] = []
+        ended = [self._dispatch(state, step, row, config, waiting) for step, row, config in plan.dispatched]
+        ended += [self._cancel(state, step, row, waits_for) for step, row, waits_for in plan.cancelled]
+        write_rows(state)
+        for name, row in [*plan.events, *(("waiting", row) for row in waiting)]:
+            self._emit_step(state, name, row)
+        if "status" in state.changes:
+            self._status_changed(state)
+        plan.is_partial = plan.is_partial or any(ended) or bool(waiting)
+        if plan.is_partial:
+            again = {"queued_at": clock.now(), "due_at": clock.now(LOST_SECONDS)}
+            Run.update(again).where(Run.id == state.run.id).execute()
+        elif "due_at" in state.changes and state.run.due_at < clock.now(TIMER_SECONDS):
+            delay = max(0.0, clock.parse_instant(state.run.due_at) - clock.time_s())
+            enqueue(JOB, delay_seconds=delay, run_id=state.run.id)
+        self._start_executors(state, plan)
+        return True
+
+    def _start_executors(self, state: RunState, plan: Plan) -> None:
+        run_id, starter = state.run.id, self._starter
+        for row in plan.executed:
+            if row.lease is not None:
+                after_commit(functools.partial(starter.start, run_id, row.id, row.lease))
+        for row_id in plan.aborted:
+            after_commit(functools.partial(starter.abort, row_id))
+
+    # -- steps whose work is done elsewhere
+
+    def _dispatch(self, state: RunState, step: Step, row: StepRow, config: Json, waiting: list[StepRow]) -> bool:
+        """Dispatch a step. Return whether it has ended at once, so that the run can advance further."""
+        row.set(report=None, waits_for=None)  # the unit of work may run again
+        try:
+            kind = self._kind(step)
+            assert kind.dispatch is not None
+            with savepoint():
+                found = kind.dispatch(self.context(state, step, row, config, None))
+        except ExpectedFailure as failure:
+            row.set(report=failure_report(failure))
+            return True
+        if isinstance(found, StepResult):
+            row.set(output=found.output, report=report_of(found))
+            return True
+        assert isinstance(found, StepWait)
+        row.set(status=found.status, waits_for=found.waits_for, person=found.person)
+        if found.until is not None:
+            row.set(wake_at=found.until)
+        if found.status == "waiting":
+            waiting.append(row)
+        return False
+
+    def _cancel(self, state: RunState, step: Step, row: StepRow, waits_for: str) -> bool:
+        """Cancel the work of a step elsewhere. Return whether it has ended at once."""
+        reason = (state.run.stop or {}).get("message")
+        try:
+            kind = self._kind(step)
+            assert kind.cancel is not None
+            with savepoint():
+                is_ended = kind.cancel(self.context(state, step, row, {}, waits_for), reason)
+        except ExpectedFailure:  # it has ended already, or the plugin is out of service
+            is_ended = True
+        if is_ended and row.is_open and row.reason == "cancelling":
+            row.set(status="cancelled", finished_at=clock.now(), wake_at=None)
+            return True
+        return False
+
+    def _kind(self, step: Step) -> StepType:
+        kind = self._types.find(step.type)
+        if kind is None:
+            raise StepFailure("plugin_disabled", f"No active plugin provides the step type {step.type}.")
+        return kind
+
+    # -- events
+
+    def _status_changed(self, state: RunState) -> None:
+        run = state.run
+        self._emit_run(run, RUN_EVENTS[run.status])
+        if run.status in FINAL_RUN:
+            wake_queued_runs(run.workflow_id)
+
+    def _emit_run(self, run: Run, kind: type[api.RunEvent]) -> None:
+        more: Json = {}
+        if kind is api.RunFailed:
+            more["error"] = run.error
+        if kind is api.RunCancelled:
+            more["reason"] = (run.stop or {}).get("message")
+        emit_run_event(run, kind, **more)
+
+    def _emit_step(self, state: RunState, name: str, row: StepRow) -> None:
+        run = state.run
+        if name in ("completed", "failed"):
+            self._metrics.observe_step(row.type, row.started_at, row.finished_at)
+        event = STEP_EVENTS[name](
+            run_id=run.id,
+            workflow_id=run.workflow_id,
+            workflow_version=run.n,
+            step=row.name,
+            iteration=row.iteration,
+            status={"started": "running"}.get(name, name),
+            error=row.error if name == "failed" else None,
+        )
+        emit(event, object=("workflow_run", run.id), owner=run.started_by)
+
+
+def emit_run_event(run: Run, kind: type[api.RunEvent], **more: Any) -> None:
+    """Emit an event about a run."""
+    event: Event = kind(
+        run_id=run.id,
+        workflow_id=run.workflow_id,
+        workflow_version=run.n,
+        status=run.status,
+        trigger={"type": run.trigger_type, "id": run.trigger_id},
+        **more,
+    )
+    emit(event, object=("workflow_run", run.id), owner=run.started_by)
+
+
+def active_runs(workflow_id: str | None, limit: int) -> int:
+    """Return the number of active runs, of a workflow or of all, but at most `limit`."""
+    where = Run.status.in_(ACTIVE)
+    if workflow_id is not None:
+        where &= Run.workflow_id == workflow_id
+    return int(Run.select(Run.id).where(where).limit(limit).count())
+
+
+def report_of(result: StepResult) -> Json:
+    """Return the report about the end of a step."""
+    report: Json = {"status": result.status, "cost_micro": round(result.cost_usd * 1e6), "error": result.error}
+    report |= {"retryable": result.retryable, "reason": result.reason, "goto": result.goto}
+    return {**report, "tainted": result.tainted}
+
+
+def failure_report(failure: BaseException) -> Json:
+    """Return the report about an exception with which a step failed."""
+    if isinstance(failure, StepFailure):
+        error = {"kind": failure.kind, "type": failure.type, "message": failure.message}
+        return {"status": "failed", "error": error, "retryable": failure.retryable}
+    if isinstance(failure, Problem):
+        faults = "; ".join(f"{fault.pointer}: {fault.detail}" for fault in failure.errors[:5])
+        error = {"kind": "error", "type": failure.code, "message": f"{failure.detail} {faults}".strip()}
+        return {"status": "failed", "error": error, "retryable": failure.status >= 500 or failure.status == 429}
+    error = {"kind": "error", "type": "internal", "message": "The step failed with an internal error; see the log."}
+    return {"status": "failed", "error": error, "retryable": True}

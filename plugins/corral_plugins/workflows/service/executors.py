@@ -1,0 +1,221 @@
+"""Executes the steps that do their work in this process: calls of models, HTTP services and tools.
+
+A step is executed under a lease, which this process renews. If the process dies, the sweep of another process takes the
+step over after the lease has ended, and executes it again with the same idempotency key. Only the holder of the lease
+can report the end of the step.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgspec
+
+from corral import clock
+from corral.database.engine import Work
+from corral.database.unit import SYSTEM, UnitContext, after_commit
+from corral.errors import ExpectedFailure, Unavailable
+from corral.ids import new_id
+from corral.redact.redactor import Redactor, machine_text
+from corral.schema.json_schema_validation import json_schema_errors
+from corral_plugins.secrets.api import Secrets
+from corral_plugins.workflows.api import StepFailure, StepResult, StepType
+from corral_plugins.workflows.models import StepRun, fetch_tuples
+from corral_plugins.workflows.service.engine import Engine, StepStarter, failure_report, report_of
+from corral_plugins.workflows.service.graph import Step
+from corral_plugins.workflows.service.planner import LEASE_SECONDS, OUTPUT_LIMIT
+from corral_plugins.workflows.service.rendering import Rendering
+from corral_plugins.workflows.service.run_state import RunState, StepRow
+from corral_plugins.workflows.service.step_types import StepTypes
+from corral_plugins.workflows.service.wakeups import wake
+
+log = logging.getLogger("corral.workflows")
+Json = dict[str, Any]
+RENEW_SECONDS = 15.0
+CONCURRENCY = 100
+BATCH = 200
+STOP_SECONDS = 5.0
+ENTRY = UnitContext(label="workflows: steps", actor=SYSTEM)
+
+
+class LeaseLost(ExpectedFailure):
+    """Raised to undo a report of a step whose lease has ended."""
+
+
+class StepExecutors:
+    """Executes steps in asyncio tasks, by the id of the step. `run` renews their leases."""
+
+    secrets: Secrets | None
+
+    def __init__(self, work: Work, engine: Engine, starter: StepStarter, types: StepTypes, redactor: Redactor) -> None:
+        self._work, self._engine, self._types, self._redactor = work, engine, types, redactor
+        self._tasks: dict[str, tuple[str, asyncio.Task[None]]] = {}
+        self._slots = asyncio.Semaphore(CONCURRENCY)
+        self._is_stopping = False
+        starter.executors = self
+
+    def start(self, run_id: str, row_id: str, lease: str) -> None:
+        """Execute a step. Called on the event loop when the lease is committed."""
+        if self._is_stopping:
+            return
+        task = asyncio.get_running_loop().create_task(self._execute(run_id, row_id, lease), name=f"step {row_id}")
+        self._tasks[row_id] = (lease, task)
+        task.add_done_callback(functools.partial(self._forget, row_id, lease))
+
+    def abort(self, row_id: str) -> None:
+        """Stop executing a step that was cancelled."""
+        if row_id in self._tasks:
+            self._tasks[row_id][1].cancel()
+
+    async def run(self) -> None:
+        """Renew the leases of the running steps until cancelled."""
+        while True:
+            await asyncio.sleep(RENEW_SECONDS)
+            with contextlib.suppress(Unavailable):
+                await self._renew()
+
+    async def stop(self) -> None:
+        """Stop all steps, and end their leases, so that another process takes them over at once."""
+        self._is_stopping = True
+        tasks = [task for _, task in self._tasks.values()]
+        leases = [lease for lease, _ in self._tasks.values()]
+        if tasks:
+            await asyncio.wait(tasks, timeout=STOP_SECONDS)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            ended = StepRun.update(lease_until=clock.FIRST).where(StepRun.lease.in_(leases))
+            await self._work(ended.execute, entry=ENTRY)
+
+    async def take_over(self) -> None:
+        """Execute the steps of processes that have died."""
+        if not self._is_stopping:
+            await self._work(self._claim_abandoned, entry=ENTRY)
+
+    # -- leases
+
+    async def _renew(self) -> None:
+        held = {lease: row_id for row_id, (lease, _) in self._tasks.items()}
+        if not held:
+            return
+
+        def renew() -> set[str]:
+            leases = [*held]
+            StepRun.update(lease_until=clock.now(LEASE_SECONDS)).where(StepRun.lease.in_(leases)).execute()
+            return {row[0] for row in fetch_tuples(StepRun.select(StepRun.lease).where(StepRun.lease.in_(leases)))}
+
+        live = await self._work(renew, entry=ENTRY)
+        for lease in held.keys() - live:
+            self.abort(held[lease])
+
+    def _claim_abandoned(self) -> None:
+        is_abandoned = StepRun.lease.is_null(False) & (StepRun.lease_until < clock.now())
+        found = fetch_tuples(StepRun.select(StepRun.id, StepRun.run_id, StepRun.lease).where(is_abandoned).limit(BATCH))
+        for row_id, run_id, before in found:
+            lease = new_id()
+            mine = {"lease": lease, "lease_until": clock.now(LEASE_SECONDS)}
+            if StepRun.update(mine).where(is_abandoned & (StepRun.id == row_id) & (StepRun.lease == before)).execute():
+                after_commit(functools.partial(self.start, run_id, row_id, lease))
+
+    def _forget(self, row_id: str, lease: str, task: asyncio.Task[None]) -> None:
+        if self._tasks.get(row_id, ("", task))[0] == lease:
+            self._tasks.pop(row_id, None)
+        if not task.cancelled() and task.exception() is not None:
+            log.error("a step could not be executed", exc_info=task.exception(), extra={"step": row_id})
+
+    # -- execution
+
+    async def _execute(self, run_id: str, row_id: str, lease: str) -> None:
+        async with self._slots:
+            found = await self._work(lambda: self._engine.load(run_id), entry=ENTRY, read=True)
+            if found is None:
+                return
+            state, graph = found
+            row = next((each for each in state.rows.values() if each.id == row_id), None)
+            if row is None or row.lease != lease:
+                return
+            step, rendering = graph.steps[row.name], self._engine.rendering(state, graph)
+            given, result = await self._call(state, step, row, rendering)
+            output = result.pop("output", None)
+            await self._store(run_id, row_id, lease, given, output, result)
+
+    async def _call(self, state: RunState, step: Step, row: StepRow, rendering: Rendering) -> tuple[Any, Json]:
+        """Call the step type. Return the input of the step as it is shown, and the report with the `output`."""
+        given: Any = None
+        try:
+            kind = self._kind(step)
+            config = await rendering.render(step, tuple(row.iteration))
+            given = config
+            if faults := json_schema_errors(kind.schema, given):
+                detail = "; ".join(f"{fault.pointer}: {fault.detail}" for fault in faults[:5])
+                raise StepFailure("invalid_configuration", f"The configuration is not valid: {detail}", retryable=False)
+            context = await self._work(
+                lambda: self._engine.context(state, step, row, config, None), entry=ENTRY, read=True
+            )
+            context = msgspec.structs.replace(context, with_secrets=self._with_secrets(state, step, row, rendering))
+            async with asyncio.timeout(step.timeout_seconds):
+                assert kind.execute is not None
+                found = await kind.execute(context)
+            return given, await asyncio.to_thread(self._report, state, found)
+        except TimeoutError:
+            message = f"The step took longer than {step.timeout_seconds} seconds."
+            return given, failure_report(StepFailure("timeout", message, kind="timeout"))
+        except ExpectedFailure as failure:
+            return given, failure_report(failure)
+        except Exception as error:
+            log.exception("a step type raised an exception", extra={"step": step.name, "type": step.type})
+            return given, failure_report(error)
+
+    def _kind(self, step: Step) -> StepType:
+        kind = self._types.find(step.type)
+        if kind is None or kind.execute is None:
+            detail = f"No active plugin provides the step type {step.type}."
+            raise StepFailure("plugin_disabled", detail, retryable=False)
+        return kind
+
+    def _report(self, state: RunState, found: Any) -> Json:
+        """Return the report about what a step type returned, redacted."""
+        result = found if isinstance(found, StepResult) else StepResult(output=found)
+        encoded = msgspec.json.encode(result.output)
+        if len(encoded) > OUTPUT_LIMIT:
+            raise StepFailure("output_too_large", "The output of the step is larger than 256 KiB.", retryable=False)
+        with machine_text("workflow_run", state.run.id):
+            return {**report_of(result), "output": self._redactor.redact_json(msgspec.json.decode(encoded))}
+
+    def _with_secrets(
+        self, state: RunState, step: Step, row: StepRow, rendering: Rendering
+    ) -> Callable[[str], Awaitable[Json]]:
+        async def with_secrets(host: str) -> Json:
+            names, vault = sorted(rendering.secret_names(step)), self.secrets
+            if names and vault is None:
+                raise StepFailure("plugin_disabled", "The plugin secrets is not active.", retryable=False)
+            consumer, values = f"workflow:{state.run.workflow_id}", {}
+            if names and vault is not None:
+                values = await self._work(
+                    lambda: {name: vault.use_value(name, consumer, host) for name in names}, entry=ENTRY, read=True
+                )
+            return await rendering.render(step, tuple(row.iteration), values)
+
+        return with_secrets
+
+    async def _store(self, run_id: str, row_id: str, lease: str, given: Any, output: Any, report: Json) -> None:
+        """Report the end of a step, unless its lease has ended. Retries while the database is unavailable."""
+
+        def store() -> None:
+            wake(run_id)
+            changes = {"input": given, "output": output, "report": report, "lease": None, "lease_until": None}
+            if not StepRun.update(changes).where((StepRun.id == row_id) & (StepRun.lease == lease)).execute():
+                raise LeaseLost
+
+        while True:
+            try:
+                with contextlib.suppress(LeaseLost):
+                    await self._work(store, entry=ENTRY)
+                return
+            except Unavailable:
+                await asyncio.sleep(1.0)

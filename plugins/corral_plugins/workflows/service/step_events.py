@@ -1,0 +1,100 @@
+"""Ends the steps that wait for tasks, approvals and other runs, when the events about these objects arrive."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import msgspec
+
+from corral import clock
+from corral.errors import ExpectedFailure
+from corral.events.log import LoggedEvent
+from corral_plugins.workflows.api import RunResumed, StepResult
+from corral_plugins.workflows.models import Run, StepRun
+from corral_plugins.workflows.service.engine import Engine, emit_run_event, failure_report, report_of
+from corral_plugins.workflows.service.graph import Step
+from corral_plugins.workflows.service.planner import OUTPUT_LIMIT
+from corral_plugins.workflows.service.run_state import FINAL, RunState, StepRow
+from corral_plugins.workflows.service.step_types import StepTypes
+from corral_plugins.workflows.service.wakeups import wake
+
+log = logging.getLogger("corral.workflows")
+EVENTS = (
+    "task.completed",
+    "task.failed",
+    "task.cancelled",
+    "task.deleted",
+    "task.retried",
+    "approval.resolved",
+    "workflow.run.completed",
+    "workflow.run.failed",
+    "workflow.run.cancelled",
+)
+
+
+class StepEvents:
+    """Handles events about the objects that steps wait for. Runs in the unit of work of the consumer."""
+
+    def __init__(self, engine: Engine, types: StepTypes) -> None:
+        self._engine, self._types = engine, types
+
+    def handle(self, event: LoggedEvent) -> None:
+        """Handle an event. Events about objects that no step waits for are ignored."""
+        row: Any = StepRun.get_or_none(StepRun.waits_for == event.object_id)
+        if row is None:
+            return
+        if event.type == "task.retried":
+            self._revive(row, event)
+        elif row.status not in FINAL and row.report is None:
+            self._resolve(row, event)
+
+    def _resolve(self, row: Any, event: LoggedEvent) -> None:
+        found = self._engine.load(row.run_id)
+        if found is None:
+            return
+        state, graph = found
+        mine = next((each for each in state.rows.values() if each.id == row.id), None)
+        if mine is None:
+            return
+        result = self._result(state, graph.steps[row.name], mine, event)
+        if result is None:
+            return
+        report, output = result if isinstance(result, tuple) else (report_of(result), result.output)
+        wake(row.run_id)
+        waits = (StepRun.id == row.id) & StepRun.status.not_in(FINAL) & StepRun.report.is_null()
+        StepRun.update(report=report, output=output).where(waits).execute()
+
+    def _result(
+        self, state: RunState, step: Step, row: StepRow, event: LoggedEvent
+    ) -> StepResult | tuple[dict[str, Any], Any] | None:
+        kind = self._types.find(step.type)
+        if kind is None or kind.resolve is None:
+            return None
+        try:
+            context = self._engine.context(state, step, row, {}, row.waits_for)
+            result = kind.resolve(context, event)
+        except ExpectedFailure as failure:
+            return failure_report(failure), None
+        if result is not None and _is_too_large(result.output):
+            error = {"kind": "error", "type": "output_too_large", "message": "The output is larger than 256 KiB."}
+            return StepResult(status="failed", error=error)
+        return result
+
+    def _revive(self, row: Any, event: LoggedEvent) -> None:
+        """Let a failed run go on, because the task of its failed step was retried."""
+        run = Run.get_or_none(Run.id == row.run_id)
+        if row.status != "failed" or run is None or run.status != "failed" or run.stop is not None:
+            return
+        going = {"status": "running", "error": None, "failure": None, "finished_at": None}
+        if not Run.update(going).where((Run.id == run.id) & (Run.status == "failed")).execute():
+            return
+        wake(run.id)
+        again = {"status": "running", "error": None, "report": None, "finished_at": None, "goto": None}
+        StepRun.update(again).where(StepRun.id == row.id).execute()
+        Run.update(deadline_at=None).where((Run.id == run.id) & (Run.deadline_at <= clock.now())).execute()
+        emit_run_event(Run.get_by_id(run.id), RunResumed)
+
+
+def _is_too_large(output: Any) -> bool:
+    return len(msgspec.json.encode(output)) > OUTPUT_LIMIT

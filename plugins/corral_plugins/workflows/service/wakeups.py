@@ -1,0 +1,45 @@
+"""Queues advances of runs. Every change of a run or of its steps from outside goes through `wake`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from corral import clock
+from corral.jobs.job import enqueue
+from corral_plugins.workflows.models import Run, fetch_tuples
+
+JOB = "workflows.advance"
+LOST_SECONDS = 10.0
+"""If an advance that was queued has not read the run after this time, the sweep queues it again."""
+
+
+def wake(run_id: str, **changes: Any) -> bool:
+    """Lock a run, mark it as changed, and queue an advance. Call this before changing a step of the run.
+
+    `changes` are columns of the run that change too. Return False if the run does not exist.
+    """
+    revised = {"revision": Run.revision + 1, **changes}
+    queued = {**revised, "queued_at": clock.now(), "due_at": clock.now(LOST_SECONDS)}
+    if Run.update(queued).where((Run.id == run_id) & (Run.queued_at == "")).execute():
+        enqueue(JOB, run_id=run_id)
+        return True
+    return bool(Run.update(revised).where(Run.id == run_id).execute())
+
+
+def queue_due_runs(limit: int) -> int:
+    """Queue advances of runs whose timer has ended or whose advance was lost. Return the number of these runs."""
+    found = [row[0] for row in fetch_tuples(Run.select(Run.id).where(Run.due_at <= clock.now()).limit(limit))]
+    changes = {"queued_at": clock.now(), "due_at": clock.now(LOST_SECONDS)}
+    for run_id in found:
+        if Run.update(changes).where((Run.id == run_id) & (Run.due_at <= clock.now())).execute():
+            enqueue(JOB, run_id=run_id)
+    return len(found)
+
+
+def wake_queued_runs(workflow_id: str, limit: int = 1) -> None:
+    """Queue advances of the oldest queued runs of a workflow, and of the oldest one of all workflows."""
+    oldest = fetch_tuples(Run.select(Run.id).where(Run.status == "queued").order_by(Run.id).limit(1))
+    same = (Run.status == "queued") & (Run.workflow_id == workflow_id)
+    of_workflow = fetch_tuples(Run.select(Run.id).where(same).order_by(Run.id).limit(limit))
+    for run_id in {row[0] for row in [*oldest, *of_workflow]}:
+        wake(run_id)

@@ -1,0 +1,130 @@
+"""The criteria of the page "Circuit breakers" that one process can show, with a provider that answers on a socket.
+
+Criteria 2, 3 and 5 are in `test_processes.py`, criterion 7 in `test_administration.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from tests.plugins.llm import conftest as up
+from tests.plugins.llm.conftest import providers, upstream  # noqa: F401  (fixtures)
+from tests.plugins.tasks.conftest import World
+
+from corral import clock
+from corral.testing.kit import Answer, Client, Kit
+from corral_plugins.circuit_breakers.service.breakers import BreakersService
+
+PLUGINS = ("admin", "agents", "circuit_breakers", "cost", "llm", "tasks", "workers")
+BREAKER = "/circuit-breakers/llm:up"
+
+
+@pytest.fixture
+async def kit(make_kit: Callable[..., Any], providers: dict[str, Any]) -> Kit:  # noqa: F811
+    config = {"plugins.llm": {"providers": providers}, "settings.llm.default_model": "up/m1"}
+    made: Kit = await make_kit(plugins=PLUGINS, config=config)
+    return made
+
+
+async def ask(client: Client, model: str = "up/m1", **more: Any) -> Answer:
+    body = {"model": model, "messages": [{"role": "user", "content": "hi"}], **more}
+    return await client.post("/llm/chat/completions", body)
+
+
+async def breaker(kit: Kit, admin: Client) -> Any:
+    await kit.service(BreakersService).sync()
+    return (await admin.get(BREAKER)).json()
+
+
+async def test_circuit_breakers_1_a_dead_provider_is_left_alone_until_it_recovers(kit: Kit, upstream: Any) -> None:  # noqa: F811
+    admin = await kit.as_user("admin")
+    assert (await breaker(kit, admin))["guarded"] is True
+    upstream.otherwise = up.refuses(500)
+    answers = [await ask(admin, stream=n % 2 == 0) for n in range(20)]
+    assert len(upstream.requests) <= 10 + 5
+    assert {answer.code for answer in answers[:10]} == {"provider_error"}
+    refused = answers[-1]
+    assert (refused.status, refused.code, refused.json()["breaker"]) == (503, "circuit_open", "llm:up")
+    assert 28 <= int(refused.headers["retry-after"]) <= 30
+    reached = len(upstream.requests)
+    for _ in range(20):
+        assert (await ask(admin)).code == "circuit_open"
+    assert len(upstream.requests) == reached
+    assert (await breaker(kit, admin))["state"] == "open"
+    assert (await admin.get("/llm/providers/up")).json()["breaker"] == "open"
+    assert (await admin.get("/settings/health")).json()["checks"]["llm"]["status"] == "degraded"
+    upstream.otherwise = up.says("back")
+    clock.travel(31)
+    assert (await ask(admin, stream=True)).status == 200
+    assert (await breaker(kit, admin))["state"] == "closed"
+
+
+@pytest.mark.one_engine
+async def test_circuit_breakers_4_bad_requests_do_not_open_it_and_refusals_for_load_do(kit: Kit, upstream: Any) -> None:  # noqa: F811
+    admin = await kit.as_user("admin")
+    upstream.otherwise = up.refuses(400)
+    for _ in range(100):
+        assert (await ask(admin)).status == 400
+    found = await breaker(kit, admin)
+    assert (found["state"], found["counts"]["neutral"], found["counts"]["calls"]) == ("closed", 100, 0)
+    upstream.otherwise = up.refuses(429)
+    for _ in range(10):
+        assert (await ask(admin)).status == 429
+    assert (await ask(admin)).code == "circuit_open"
+    assert (await breaker(kit, admin))["state"] == "open"
+
+
+async def test_llm_4_after_the_breaker_opens_only_the_fallback_is_called(kit: Kit, upstream: Any) -> None:  # noqa: F811
+    admin = await kit.as_user("admin")
+    world = await World().build(kit)
+    changed = await world.member.patch(
+        f"/agents/{world.agent_id}",
+        {"llm_provider": "up", "llm_model": "m1", "config": {"fallback_models": ["scripted/echo"]}},
+    )
+    assert changed.status == 200, changed
+    await world.task()
+    lease = await world.worker.run()
+    attempt = Client(kit.application.app, lease.claim["agent_token"])
+    upstream.otherwise = up.refuses(500)
+    for _ in range(15):
+        answer = await ask(attempt, "agent")
+        assert (answer.status, answer.headers["corral-model"]) == (200, "scripted/echo")
+    assert len(upstream.requests) == 10
+    assert (await breaker(kit, admin))["state"] == "open"
+    await world.task()
+    assert len(await world.worker.claim_all()) == 1  # the fallback can serve it
+
+
+async def test_circuit_breakers_6_tasks_wait_without_losing_an_attempt(kit: Kit, upstream: Any) -> None:  # noqa: F811
+    world = await World().build(kit)
+    task_id, other_id = await world.task(), await world.task("another")
+    lease = await world.worker.run(max_tasks=1)
+    assert lease.task_id == task_id
+    attempt = Client(kit.application.app, lease.claim["agent_token"])
+    upstream.otherwise = up.refuses(500)
+    for _ in range(10):
+        await ask(world.admin)
+    assert (await ask(attempt, "agent")).code == "circuit_open"
+    await kit.service(BreakersService).sync()
+    retry_at = (await breaker(kit, world.admin))["retry_at"]
+    await lease.ok("release", {"reason": "circuit_open"})
+    task = await world.read(task_id)
+    assert (task["status"], task["attempt"], task["available_at"]) == ("pending", 0, retry_at)
+    assert await world.worker.claim_all() == []  # the other task is not claimed either
+    for each in (task_id, other_id):
+        explained = (await world.member.get(f"/tasks/{each}/explain")).json()
+        unmet = {condition["code"]: condition for condition in explained["conditions"] if not condition["ok"]}
+        assert "corral circuit-breakers show llm:up" in unmet["circuit"]["unblock"]
+        assert explained["claimable"] is False
+    upstream.otherwise = up.says("back")
+    await world.pass_time(31)
+    assert (await ask(world.admin)).status == 200  # the probe
+    leases = await world.worker.claim_all(max_tasks=5)
+    assert {each.task_id for each in leases} == {task_id, other_id}
+    for each in leases:
+        await each.ok("start")
+        await each.ok("complete", {"result": {}})
+        ended = await world.read(each.task_id)
+        assert (ended["status"], ended["attempt"]) == ("completed", 1)
