@@ -8,8 +8,18 @@ from typing import Any
 import msgspec
 
 from corral.auth.principal import Principal
-from corral.errors import FieldError
+from corral.errors import FieldError, declare_codes
 from corral.events.event import Event
+
+declare_codes(
+    {
+        "invalid_signature": (
+            401,
+            "The signature is missing or wrong",
+            "Sign the raw bytes of the body with the current secret of the webhook, and send the time of this moment.",
+        ),
+    }
+)
 
 Json = dict[str, Any]
 

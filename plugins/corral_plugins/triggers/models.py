@@ -115,7 +115,7 @@ class Fire(Model):
 
 
 PENDING = Fire.status == "pending"
-Fire.add_index(Fire.index(Fire.due_at, name="triggers_history_pending", where=PENDING))
+Fire.add_index(Fire.index(Fire.due_at, name="triggers_history_pending", where=peewee.SQL("status = 'pending'")))
 
 
 class Expectation(Model):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from peewee import BooleanField, CharField, IntegerField, Model, ModelIndex, TextField
+from peewee import SQL, BooleanField, CharField, IntegerField, Model, ModelIndex, TextField
 
 
 def up(migrator: Any, db: Any) -> None:
@@ -106,5 +106,5 @@ def up(migrator: Any, db: Any) -> None:
     db.create_tables([Trigger, Fire, Expectation])
     due = Trigger.next_fire_at.is_null(False)
     db.execute(ModelIndex(Trigger, (Trigger.next_fire_at,), where=due, name="triggers_triggers_due"))
-    pending = Fire.status == "pending"
+    pending = SQL("status = 'pending'")
     db.execute(ModelIndex(Fire, (Fire.due_at,), where=pending, name="triggers_history_pending"))
