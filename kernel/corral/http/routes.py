@@ -7,10 +7,10 @@
         \"\"\"Create a task and queue it.\"\"\"
         return tasks.create(body, by=caller)
 
-A handler may have the parameters `body` (a msgspec struct, or `bytes` for the raw body) and `query` (a struct), the path
-parameters (`str`), and parameters that are annotated with `Principal`, `IfMatch`, `Request` or the type of a service. In
-a path, `{id}` and `{…_id}` match UUIDs; other names match any segment. A `def` handler runs as one unit of work
-(read-only for GET) and may run more than once; an `async def` handler opens its own units of work.
+A handler may have the parameters `body` (a msgspec struct, or `bytes` for the raw body) and `query` (a struct), the
+path parameters (`str`), and parameters that are annotated with `Principal`, `IfMatch`, `Request` or the type of a
+service. In a path, `{id}` and `{…_id}` match UUIDs; other names match any segment. A `def` handler runs as one unit of
+work (read-only for GET) and may run more than once; an `async def` handler opens its own units of work.
 """
 
 from __future__ import annotations

@@ -22,9 +22,11 @@ from corral_plugins.tasks.routes import tasks as task_routes
 from corral_plugins.tasks.service.actions import OwnerActions
 from corral_plugins.tasks.service.agent_models import AgentModels
 from corral_plugins.tasks.service.agent_tools import AgentTools, TaskTools
+from corral_plugins.tasks.service.claim_budgets import ClaimBudgets
 from corral_plugins.tasks.service.claim_payloads import ClaimPayloads
 from corral_plugins.tasks.service.claims import TaskClaims
 from corral_plugins.tasks.service.creation import TaskCreation
+from corral_plugins.tasks.service.dead_letters import TaskDeadLetters
 from corral_plugins.tasks.service.explain import TaskExplanations
 from corral_plugins.tasks.service.leases import AttemptPrincipals, AttemptTokenAuthenticator, TaskLeases
 from corral_plugins.tasks.service.outcomes import TaskOutcomes
@@ -36,8 +38,8 @@ from corral_plugins.tasks.service.runs import TaskRuns
 from corral_plugins.tasks.service.statistics import AgentStatisticsService, TaskMetrics
 from corral_plugins.tasks.service.tasks import TasksService
 from corral_plugins.tasks.service.timers import DueTaskNotifier, TaskTimers
-from corral_plugins.tasks.service.trigger_actions import TaskTriggerAction
 from corral_plugins.tasks.service.transitions import TaskTransitions
+from corral_plugins.tasks.service.trigger_actions import TaskTriggerAction
 from corral_plugins.tools.api import Tool
 from corral_plugins.triggers.api import TriggerAction
 
@@ -53,7 +55,7 @@ class TasksPlugin(Plugin):
 
     name = "tasks"
     requires = ("accounts", "agents", "workers")
-    wants = ("admin", "approvals", "backup", "cost", "llm", "messages", "secrets", "tools", "triggers")
+    wants = ("admin", "approvals", "backup", "cost", "dead_letter", "llm", "messages", "secrets", "tools", "triggers")
     permissions = (
         Permission("tasks.read", "Read tasks, their logs and statistics", holders=(*READERS, "agent")),
         Permission("tasks.write", "Create tasks; change, cancel and end one's own tasks", holders=(*WRITERS, "agent")),
@@ -77,9 +79,11 @@ class TasksPlugin(Plugin):
     def corral_services(self) -> Iterable[Provide]:
         parts = (
             TaskTransitions,
+            TaskDeadLetters,
             TaskOutcomes,
             AgentModels,
             ClaimPayloads,
+            ClaimBudgets,
             TaskClaims,
             TaskRuns,
             TaskLeases,
