@@ -35,7 +35,7 @@ class TriggersPlugin(Plugin):
     """
 
     name = "triggers"
-    requires = ("accounts", "expressions")
+    requires = ("accounts", "event_log", "expressions")
     wants = ("admin", "security")
     permissions = (
         Permission("triggers.read", "Read triggers and their history", holders=READERS),
