@@ -283,10 +283,8 @@ class Pipeline:
             raise NotFound("The path contains a credential.")
         arguments = request.arguments = {**endpoint.services, **request.path_names}
         body = await request.read(endpoint.route.body_limit) if request.may_have_body else b""
-        if signature.body is bytes:
-            arguments["body"] = body
-        elif signature.body is not None:
-            arguments["body"] = await endpoint.parse_body(request, body)
+        if signature.body is not None:
+            arguments["body"] = body if signature.body is bytes else await endpoint.parse_body(request, body)
         elif request.may_have_body:
             await endpoint.parse_body(request, body)  # refuses fields
         query = endpoint.default_query
