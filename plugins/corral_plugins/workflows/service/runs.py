@@ -245,7 +245,8 @@ class RunsService:
 
     def _reusable(self, old: Run, graph: Graph, start: str) -> list[StepRun]:
         """Return the steps of an ended run whose outputs a retry uses."""
-        rows = {row.name: row for row in StepRun.select().where((StepRun.run_id == old.id) & (StepRun.iteration == []))}
+        same = (StepRun.run_id == old.id) & StepRun.key.in_([*graph.root.by_name])
+        rows = {row.name: row for row in StepRun.select().where(same)}
         root = graph.root
         if start == "failed":
             ended = ("failed", "cancelled")
