@@ -7,7 +7,6 @@ matters.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable
 from typing import Any
 
@@ -26,23 +25,6 @@ from corral.plugin import Gate, HealthCheck, Metric, Provide, RateLimiter, Setti
 from corral.storage.blobs import BlobStore
 
 hookspec = pluggy.HookspecMarker("corral")
-
-
-class PluginManager(pluggy.PluginManager):
-    """A plugin manager that knows the hooks of the kernel.
-
-    Overrides pluggy's inspection of every attribute of modules and plugins, which would take a third of the boot time.
-    """
-
-    def __init__(self) -> None:
-        super().__init__("corral")
-        self.add_hookspecs(sys.modules[__name__])
-
-    def parse_hookspec_opts(self, module_or_class: Any, name: str) -> Any:
-        return getattr(getattr(module_or_class, name, None), "__dict__", {}).get(f"{self.project_name}_spec")
-
-    def parse_hookimpl_opts(self, plugin: Any, name: str) -> Any:
-        return getattr(getattr(type(plugin), name, None), f"{self.project_name}_impl", None)
 
 
 @hookspec

@@ -179,6 +179,30 @@ async def thread(world: World, owner: Client) -> Names:
     return {"thread_id": (await message(world, owner))["id"]}
 
 
+# -- approvals
+
+
+@resource("/approvals/{id}", "shared", open=("POST /approvals/{id}/comments",))
+async def approval(world: World, owner: Client) -> Names:
+    return {"id": (await world.ok(owner, "POST", "/approvals", {"title": name("approval")}))["id"]}
+
+
+@resource("/approvals/{id}/approve", "shared", open=("POST /approvals/{id}/approve",))
+async def approval_to_decide(world: World, owner: Client) -> Names:
+    return await approval(world, world.admin)
+
+
+for _verb in ("reject", "request-revision"):
+    RESOURCES.append(
+        Resource(
+            path=f"/approvals/{{id}}/{_verb}",
+            kind="shared",
+            make=approval_to_decide,
+            open=frozenset({f"POST /approvals/{{id}}/{_verb}"}),
+        )
+    )
+
+
 # -- workers
 
 

@@ -156,7 +156,7 @@ BROKEN = {
     "no docstring": ((PLUGIN + FAULTY).replace('    """Answer."""\n', ""), "the handler has no docstring"),
     "argument that no hook has": (
         body("@hookimpl\ndef corral_jobs(self, app):\n    return []"),
-        "Argument(s) {'app'} are declared in the hookimpl but can not be found in the hookspec",
+        "corral_jobs has the parameters ['app'], which the specification of corral_jobs lacks",
     ),
     "no schema": (
         (PLUGIN + FAULTY).replace("-> dict[str, str]", "-> Plugin"),

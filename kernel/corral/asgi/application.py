@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from quart import Quart
@@ -119,13 +119,13 @@ class LazyUrlMap(QuartMap):
     """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
-        self.declared: list[RuleFactory] = []
+        self.declared: list[Callable[[], RuleFactory]] = []
         super().__init__(*arguments, **options)
 
     def update(self) -> None:
         declared, self.declared = self.declared, []
-        for rule in declared:
-            self.add(rule)
+        for make_rule in declared:
+            self.add(make_rule())
         super().update()
 
 
@@ -157,7 +157,7 @@ def quart_application(pipeline: Pipeline, endpoints: Iterable[Endpoint], server:
         for path in route.paths:
             path = path.replace("{", "<path:" if route.rest else "<").replace("}", ">")
             name = f"{route.method} {path}"
-            rule = app.url_rule_class(path, endpoint=name, methods=[route.method])
+            rule = functools.partial(app.url_rule_class, path, endpoint=name, methods=[route.method])
             app.url_map.declared.append(rule)
             app.view_functions[name] = view
     declared = len(app.view_functions)

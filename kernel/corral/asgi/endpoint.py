@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import functools
 import json
 import typing
 from collections.abc import Callable
@@ -58,8 +59,8 @@ class Endpoint:
         self._container, self._record = container, record
         self._redactor = container.get(Redactor)
         self.rebind()
-        self._lists = _fields(self.signature.query, lambda kind: list in _origins(kind))
-        self._identifiers = _fields(self.signature.body, lambda kind: IDENTIFIER in getattr(kind, "__metadata__", ()))
+        self._lists = _fields(self.signature.query, list)
+        self._identifiers = _fields(self.signature.body, IDENTIFIER)
         self.default_query = _default_of(self.signature.query)
         self._short_reads = 0
         self.inline = False  # whether the next read runs on the event loop
@@ -234,12 +235,14 @@ def _default_of(query: Any) -> Any:
         return None
 
 
-def _origins(kind: Any) -> tuple[Any, Any]:
-    """Return the unsubscripted form of a type, and of the type that it annotates."""
-    return typing.get_origin(kind), typing.get_origin(getattr(kind, "__origin__", None))
-
-
-def _fields(shape: Any, has: Callable[[Any], bool]) -> frozenset[str]:
-    """Return the names of the fields for whose type, or for a member of whose union type, `has` is true."""
+@functools.lru_cache(maxsize=2048)
+def _fields(shape: Any, mark: Any) -> frozenset[str]:
+    """Return the names of the fields for whose type, or for a member of whose union type, `mark` is a mark."""
     kinds = hints(shape) if isinstance(shape, type) else {}
-    return frozenset(name for name, kind in kinds.items() if any(map(has, union_parts(kind))))
+    return frozenset(name for name, kind in kinds.items() if any(mark in _marks(part) for part in union_parts(kind)))
+
+
+def _marks(kind: Any) -> tuple[Any, ...]:
+    """Return the unsubscripted forms of a type and of the type that it annotates, and its annotations."""
+    origins = typing.get_origin(kind), typing.get_origin(getattr(kind, "__origin__", None))
+    return *origins, *getattr(kind, "__metadata__", ())

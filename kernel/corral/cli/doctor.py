@@ -354,7 +354,7 @@ def check_database(config: Config) -> Iterator[Finding]:
 
 
 def _migrations(config: Config, found: Database) -> Iterator[Finding]:
-    from corral.database.migrations import SchemaTooNew, is_empty, pending_migrations
+    from corral.database.migrations import SchemaTooNew, existing_tables, own_connection, pending_migrations
     from corral.plugins.discovery import discover
     from corral.plugins.loading import load
     from corral.plugins.migrations import migrates_on_start, migrations_of
@@ -369,8 +369,10 @@ def _migrations(config: Config, found: Database) -> Iterator[Finding]:
     if not waiting:
         yield Finding("migrations", "ok", "no migration is pending")
         return
+    with own_connection(found) as engine:
+        is_empty = not existing_tables(engine)
     names = "; ".join(f"{plugin}: {', '.join(scripts)}" for plugin, scripts in waiting.items())
-    if is_empty(found):
+    if is_empty:
         yield Finding(
             "migrations",
             "warning",

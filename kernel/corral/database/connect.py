@@ -2,24 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from corral.database.engine import Database
 from corral.errors import StartupError
 
 SQLITE, POSTGRES = "sqlite:///", ("postgresql://", "postgres://")
-SQLITE_MAGIC = b"SQLite format 3\0"
-
-
-def to_database_url(source: str) -> str | None:
-    """Return the URL of a database, given its URL or the path of an SQLite file, or None for any other text."""
-    if source.startswith((SQLITE, *POSTGRES)):
-        return source
-    path = Path(source)
-    if not path.is_file():
-        return None
-    with path.open("rb") as file:
-        return f"{SQLITE}{path.resolve()}" if file.read(len(SQLITE_MAGIC)) == SQLITE_MAGIC else None
 
 
 def connect(url: str, *, synchronous: str = "full", pool_size: int = 16) -> Database:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import os
 import re
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
@@ -73,12 +74,6 @@ def migrate(engine: peewee.Database, migrations: PluginMigrations) -> list[str]:
     return scripts
 
 
-def is_empty(database: Database) -> bool:
-    """Return whether the database has no tables."""
-    with own_connection(database) as engine:
-        return not existing_tables(engine)
-
-
 def existing_tables(engine: peewee.Database) -> list[str]:
     """Return the tables of the current schema, which the `search_path` of the URL may select."""
     is_sqlite = isinstance(engine, peewee.SqliteDatabase)
@@ -91,7 +86,8 @@ def pending_scripts(engine: peewee.Database, migrations: PluginMigrations, table
     Raise `SchemaTooNew`.
     """
     table = f"{migrations.plugin}_migrations"
-    names = [path.stem for path in migrations.directory.glob("[0-9]*.py")]
+    # `Path.glob` is ten times as slow.
+    names = [file[:-3] for file in os.listdir(migrations.directory) if file[0].isdigit() and file.endswith(".py")]
     known = sorted(names, key=lambda name: (int(re.split(r"\D", name, maxsplit=1)[0]), name))
     rows = engine.execute_sql(f'SELECT name FROM "{table}"').fetchall() if table in tables else []  # noqa: S608
     if unknown := sorted({name for (name,) in rows}.difference(known)):

@@ -93,15 +93,15 @@ class DatabaseThread(threading.Thread, abc.ABC):
             if self.pool.refuse_quarantined(queued):
                 continue
             try:
-                self.run_units(queued)
+                outcomes = self.run_units(queued)
             except ThreadAbandoned:
                 break
             except BaseException:
                 log.exception("a database thread failed")
-                if not self.lost:
-                    self.database.deliver([UnitOutcome(queued, None, error=Unavailable("The database failed."))])
+                outcomes = [UnitOutcome(queued, None, error=Unavailable("The database failed."))]
             if not self.lost:
-                self.pool.release(queued)
+                self.pool.release(queued)  # first, so that the caller's next unit finds this thread and starts no other
+                self.database.deliver(outcomes)
         try:
             self._end_thread()
         except ThreadAbandoned:  # the exception was delivered only now
@@ -146,8 +146,8 @@ class DatabaseThread(threading.Thread, abc.ABC):
         return " < ".join(f"{Path(frame.filename).name}:{frame.lineno}" for frame in frames)
 
     @abc.abstractmethod
-    def run_units(self, queued: QueuedUnit) -> None:
-        """Run the unit, and possibly further units from the queue, and deliver their outcomes."""
+    def run_units(self, queued: QueuedUnit) -> list[UnitOutcome]:
+        """Run the unit, and possibly further units from the queue, and return the outcomes to deliver."""
 
     def units_to_rerun(self) -> list[QueuedUnit]:
         """Return the other units of the abandoned transaction. They must run again."""
@@ -198,7 +198,10 @@ class RouteQuarantine:
 
 
 class DatabasePool:
-    """A pool of `size` threads that share one queue of at most `QUEUE_LIMIT` units."""
+    """A pool of `size` threads that share one queue of at most `QUEUE_LIMIT` units.
+
+    A thread is started, and opens its connection, when there are more unfinished units than started threads.
+    """
 
     def __init__(
         self, name: str, size: int, make: Callable[[DatabasePool], DatabaseThread], database: Database
@@ -209,8 +212,8 @@ class DatabasePool:
         self._shares: ThreadShares[QueuedUnit] = ThreadShares(size)
         self.quarantine = RouteQuarantine()
         self.threads = [make(self) for _ in range(size)]
-        for thread in self.threads:
-            thread.start()
+        self._starting = threading.Lock()
+        self._started = self._unfinished = 0
         self.database.watchdog.checks.append(self._abandon_overdue_units)
 
     def submit(self, queued: QueuedUnit) -> None:
@@ -221,7 +224,15 @@ class DatabasePool:
         if plugin is not None and self._shares.waiting(plugin) >= QUEUE_LIMIT:
             raise Unavailable(f"Too many requests are waiting for the plugin {plugin}.", code="overloaded")
         if plugin is None or self._shares.acquire(plugin, queued):
-            self.queue.put(queued)
+            self._put(queued)
+
+    def _put(self, queued: QueuedUnit) -> None:
+        self.queue.put(queued)
+        with self._starting:
+            self._unfinished += 1
+            if self._started < min(self._unfinished, len(self.threads)):
+                self.threads[self._started].start()
+                self._started += 1
 
     def refuse_quarantined(self, queued: QueuedUnit) -> bool:
         """Refuse the unit if its route is quarantined, and return whether it was refused."""
@@ -233,9 +244,11 @@ class DatabasePool:
 
     def release(self, queued: QueuedUnit) -> None:
         """Record that the unit has ended, and queue the next waiting unit of the same plugin."""
+        with self._starting:
+            self._unfinished -= 1
         plugin = self.plugin_by_label.get(queued.entry.label)
         if plugin is not None and (waiting := self._shares.release(plugin)) is not None:
-            self.queue.put(waiting)
+            self._put(waiting)
 
     @property
     def busy(self) -> int:
@@ -244,9 +257,10 @@ class DatabasePool:
 
     def close(self) -> None:
         """Finish the queued units and stop the threads."""
-        for _ in self.threads:
+        started = self.threads[: self._started]
+        for _ in started:
             self.queue.put(None)
-        for thread in self.threads:
+        for thread in started:
             thread.join(timeout=LOST_AFTER + 3)
 
     def _abandon_overdue_units(self) -> None:

@@ -56,14 +56,14 @@ def _sqlstate(error: BaseException | None) -> str | None:
 
 
 class _PostgresThread(DatabaseThread):
-    def run_units(self, queued: QueuedUnit) -> None:
+    def run_units(self, queued: QueuedUnit) -> list[UnitOutcome]:
         if queued.future.cancelled():
-            return
+            return []
         outcome: UnitOutcome | None = None
         while outcome is None:
             queued.tries += 1
             outcome = self._attempt(queued)
-        self.database.deliver([outcome])
+        return [outcome]
 
     def _attempt(self, queued: QueuedUnit) -> UnitOutcome | None:
         """Run one transaction and return its outcome, or None if the transaction must run again."""

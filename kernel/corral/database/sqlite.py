@@ -156,9 +156,9 @@ class _SqliteThread(DatabaseThread):
 
 
 class _ReaderThread(_SqliteThread):
-    def run_units(self, queued: QueuedUnit) -> None:
+    def run_units(self, queued: QueuedUnit) -> list[UnitOutcome]:
         if queued.future.cancelled():
-            return
+            return []
         outcome = UnitOutcome(queued, None)
         self.record_unit_start(queued)
         try:
@@ -171,7 +171,7 @@ class _ReaderThread(_SqliteThread):
         self.record_unit_end()
         if self.connection is not None and self.connection.in_transaction:
             self.connection.execute("ROLLBACK")
-        self.database.deliver([outcome])
+        return [outcome]
 
 
 class _WriterThread(_SqliteThread):
@@ -185,21 +185,20 @@ class _WriterThread(_SqliteThread):
     def units_to_rerun(self) -> list[QueuedUnit]:
         return [outcome.queued for outcome in self.batch]
 
-    def run_units(self, queued: QueuedUnit, *, alone: bool = False) -> None:
+    def run_units(self, queued: QueuedUnit, *, alone: bool = False) -> list[UnitOutcome]:
         self.batch = []
         try:
             self.ensure_connection().execute("BEGIN IMMEDIATE")
         except (peewee.DatabaseError, sqlite3.Error) as error:
-            self.database.deliver([UnitOutcome(queued, None, error=translate(error))])
-            return
+            return [UnitOutcome(queued, None, error=translate(error))]
         began = time.perf_counter()
         following: QueuedUnit | None = queued
         while following is not None:
             if not self._run_in_batch(following):
-                return
+                return []
             following = None if alone else self._next_of_batch(began)
         self._expected = len(self.batch)
-        self._commit()
+        return self._commit()
 
     def _next_of_batch(self, began: float) -> QueuedUnit | None:
         """Return the next unit of the batch, or None if the batch is complete.
@@ -244,7 +243,7 @@ class _WriterThread(_SqliteThread):
         self.batch.append(outcome)
         return True
 
-    def _commit(self) -> None:
+    def _commit(self) -> list[UnitOutcome]:
         with self.lock:
             if self.lost:
                 raise ThreadAbandoned
@@ -255,7 +254,7 @@ class _WriterThread(_SqliteThread):
             for outcome in self.batch:
                 outcome.error = translate(error)
         batch, self.batch = self.batch, []
-        self.database.deliver(batch)
+        return batch
 
     def _recover_from_rollback(self, culprit: UnitOutcome) -> None:
         """Handle a transaction that SQLite rolled back (disk full, I/O error), or that cannot go on without the unit.
@@ -268,6 +267,6 @@ class _WriterThread(_SqliteThread):
         for outcome in innocent:
             self.pool.queue.put(outcome.queued)
         if innocent and culprit.queued.tries < MAX_TRIES:
-            self.run_units(culprit.queued, alone=True)
+            self.database.deliver(self.run_units(culprit.queued, alone=True))
         else:
             self.database.deliver([culprit])

@@ -66,7 +66,8 @@ def hints(function: Callable[..., Any]) -> dict[str, Any]:
 
 def union_parts(kind: Any) -> tuple[Any, ...]:
     """Return the members of a union. For any other type, return a tuple that contains only this type."""
-    return typing.get_args(kind) if typing.get_origin(kind) in (types.UnionType, typing.Union) else (kind,)
+    is_union = not isinstance(kind, type) and typing.get_origin(kind) in (types.UnionType, typing.Union)
+    return typing.get_args(kind) if is_union else (kind,)
 
 
 def without_none(kind: Any) -> tuple[Any, bool]:

@@ -21,11 +21,10 @@ import msgspec
 from corral.auth.principal import Authenticator
 from corral.database.engine import translate
 from corral.errors import ContributionFailed, ExpectedFailure, Unavailable
-from corral.http.signature import hints
 from corral.plugin import Gate, RateLimiter
 from corral.plugins.quarantine import ENDLESS, PluginQuarantine
 from corral.plugins.record import PluginRecord, State
-from corral.plugins.return_types import ANYTHING, NOT_AWAITED, ExpectedReturn, expected_return, of_field
+from corral.plugins.return_types import ANYTHING, NOT_AWAITED, ExpectedReturn, expected_returns
 from corral.plugins.thread_pool import acting_plugin
 from corral.supervisor import is_cancelled
 from corral.watchdog import CallAbandoned, ThreadAbandoned, guard_code
@@ -34,6 +33,8 @@ RAISE: Any = object()
 """A value for `Guard.default`: the guard raises the error to the caller."""
 REFUSE: Any = object()
 """A value for `Guard.default`: the guard raises `Unavailable`."""
+WORK = (("corral_jobs", "run", None), ("corral_schedules", "run", None), ("corral_subscribers", "handle", 0.0))
+"""The hooks for work in the background, the field that holds the function, and `Guard.limit`."""
 HEALTH_SECONDS = 2.0
 LOOP_SECONDS = 1.0  # third-party plugins get less time on the event loop, which all share
 
@@ -247,11 +248,9 @@ class Guards:
         to the type of a contribution.
         """
         given = record.contributed
-        given.jobs = [self._wrap_work(record, "corral_jobs", job, "run") for job in given.jobs]
-        given.schedules = [self._wrap_work(record, "corral_schedules", item, "run") for item in given.schedules]
-        given.subscribers = [
-            self._wrap_work(record, "corral_subscribers", item, "handle", limit=0.0) for item in given.subscribers
-        ]
+        for hook, field, limit in WORK:
+            items = given.contributions_to(hook)
+            given.replace(hook, [self._wrap_work(record, hook, item, field, limit) for item in items])
         down = ("down", f"The check of the plugin {record.name} failed.")
         given.health_checks = [
             self.wrap_item(record, "corral_health_checks", item, default=down, limit=HEALTH_SECONDS)
@@ -278,7 +277,7 @@ class Guards:
                     [self.wrap_item(record, hook, item, protocol, limit=None) for item in given.contributions_to(hook)],
                 )
 
-    def _wrap_work(self, record: PluginRecord, hook: str, item: Any, field: str, limit: float | None = None) -> Any:
+    def _wrap_work(self, record: PluginRecord, hook: str, item: Any, field: str, limit: float | None) -> Any:
         """Return a job, schedule or subscriber with a guarded function. Jobs have their own time limit."""
         function = getattr(item, field)
         expected = ANYTHING if inspect.iscoroutinefunction(function) else NOT_AWAITED
@@ -297,15 +296,11 @@ class Guards:
         name = str(getattr(item, "name", "") or getattr(item, "kind", "") or type(item).__name__)
         if inspect.isroutine(item) or isinstance(item, functools.partial):
             return Guard(self, record, hook, f"{hook} {name}", item, **options).guarded
-        if isinstance(item, msgspec.Struct):
-            expected = {field: of_field(annotation) for field, annotation in hints(type(item)).items()}
-        else:
-            methods = inspect.getmembers(type(item), inspect.isroutine)
-            expected = {each: expected_return(protocol, each) for each, _ in methods if not each.startswith("_")}
+        cls: Any = type(item)
         guarded = {
             each: Guard(self, record, hook, f"{hook} {name}.{each}", function, expected=returned, **options).guarded
-            for each, returned in expected.items()
-            if returned is not None and callable(function := getattr(item, each, None))
+            for each, returned in expected_returns(cls, protocol).items()
+            if callable(function := getattr(item, each, None))
         }
         if isinstance(item, msgspec.Struct):
             return msgspec.structs.replace(item, **guarded) if guarded else item

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import typing
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -13,6 +14,8 @@ from corral import hookspecs
 from corral.errors import StartupError
 from corral.http.signature import hints, union_parts
 from corral.plugins.record import PluginRecord, block_dependants
+
+Specs = Mapping[str, Any]
 
 URL_KEYS = {"corral_blob_store": "[storage] url"}  # the configuration key that holds the URL of a first-result hook
 
@@ -58,36 +61,55 @@ def _is_of(item: Any, asked: Any) -> bool:
     return isinstance(item, kind) and not isinstance(item, type)
 
 
-def implementations(manager: pluggy.PluginManager, record: PluginRecord) -> dict[str, tuple[Any, pluggy.HookImpl]]:
-    """Return the hooks that a plugin implements as `{hook: (specification or None, implementation)}`.
+@functools.lru_cache(maxsize=256)
+def specs_of(module: Any) -> dict[str, Any]:
+    """Return the hook specifications in a module, by name. The result is shared, so callers must not change it."""
+    return {name: each for name, each in getattr(module, "__dict__", {}).items() if hasattr(each, "corral_spec")}
 
-    Raise `PluginValidationError` for an implementation that does not fit its specification. Other plugins never see
-    the implementation, so that each failure belongs to this plugin.
+
+def implementations(specs: Specs, record: PluginRecord) -> dict[str, tuple[Any, Callable[..., Any], bool]]:
+    """Return the hooks that a plugin implements, as `{hook: (specification or None, method, whether it is optional)}`.
+
+    Raise `TypeError` for an implementation that does not fit its specification.
     """
-    manager.register(record.plugin, record.name)
-    callers = manager.get_hookcallers(record.plugin) or []
-    found = {caller.name: (caller.spec, caller.get_hookimpls()[0]) for caller in callers}
-    manager.unregister(record.plugin)
+    found = {}
+    kind: Any = record.kind
+    for name, marked in _marked_methods(kind):
+        spec = specs.get(hook := marked.opts.get("specname") or name)
+        if spec is not None and (unknown := {*marked.argnames} - {"self", *spec.__code__.co_varnames}):
+            raise TypeError(f"{name} has the parameters {sorted(unknown)}, which the specification of {hook} lacks")
+        found[hook] = spec, getattr(record.plugin, name), marked.optionalhook
     return found
 
 
-def manager_with_offered_specs(records: Iterable[PluginRecord]) -> pluggy.PluginManager:
-    """Return a plugin manager that knows all hooks: the kernel's and those that active plugins specify.
+@functools.lru_cache(maxsize=256)
+def _marked_methods(kind: Any) -> list[tuple[str, pluggy.HookImpl]]:
+    """Return the methods of a plugin class that are marked as implementations of hooks, with their names."""
+    methods = [(name, getattr(kind, name, None)) for name in dir(kind)]
+    marked: list[Any] = [(name, method) for name, method in methods if hasattr(method, "corral_impl")]
+    return [(name, pluggy.HookImpl(kind, kind.name, method, method.corral_impl)) for name, method in marked]
+
+
+def all_specs(records: Iterable[PluginRecord]) -> Specs:
+    """Return the specifications of all hooks: the kernel's and those of active plugins.
 
     A plugin is marked `failed` if its module is invalid, or specifies a hook that another module specifies already.
     """
-    manager = hookspecs.PluginManager()
+    specs = {**specs_of(hookspecs)}
 
     def offer(record: PluginRecord) -> None:
         offered = list(getattr(record.plugin, "corral_hookspecs", list)())
         for module in offered:
-            manager.add_hookspecs(module)
+            added = specs_of(module)
+            if not added or specs.keys() & added:
+                raise ValueError(f"{module!r} specifies no hook, or known ones: {sorted(specs.keys() & added)}")
+            specs.update(added)
         record.contributed.hookspecs = offered
 
     for record in sorted(records, key=lambda record: not record.found.built_in):
         if record.active:
             record.run_boot_step(offer, record)
-    return manager
+    return specs
 
 
 def offered_hooks(record: PluginRecord) -> dict[str, tuple[str, Any]]:
@@ -95,8 +117,7 @@ def offered_hooks(record: PluginRecord) -> dict[str, tuple[str, Any]]:
     return {
         name: (record.name, item_type(spec))
         for module in record.contributed.hookspecs
-        for name, spec in vars(module).items()
-        if name.startswith("corral_")
+        for name, spec in specs_of(module).items()
     }
 
 
@@ -107,11 +128,10 @@ def first_result(records: Sequence[PluginRecord], hook: str, url: str, *, requir
     or returns None if no result is required.
     """
     made: list[Any] = []
-    manager = hookspecs.PluginManager()
 
     def ask(record: PluginRecord) -> None:
-        found = implementations(manager, record)
-        answer = found[hook][1].function(url) if hook in found else None
+        found = implementations(specs_of(hookspecs), record)
+        answer = found[hook][1](url) if hook in found else None
         made.extend([] if answer is None else [answer])
 
     for record in sorted(records, key=lambda record: record.found.built_in):

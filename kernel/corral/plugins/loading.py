@@ -13,7 +13,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
-import pluggy
 
 from corral import clock
 from corral.auth.principal import Permission
@@ -21,7 +20,7 @@ from corral.config.model import Config
 from corral.database.migrations import KERNEL
 from corral.plugin import KERNEL_API, Plugin
 from corral.plugins.discovery import Found
-from corral.plugins.hooks import check_items, checked_contributions, implementations, manager_with_offered_specs
+from corral.plugins.hooks import Specs, all_specs, check_items, checked_contributions, implementations
 from corral.plugins.record import PluginRecord, block_dependants
 
 log = logging.getLogger("corral.plugins")
@@ -41,11 +40,11 @@ def load(found: Iterable[Found], config: Config, *, off: Mapping[str, str] | Non
         if record.active:
             record.run_boot_step(_import, record, config)
     ordered = order(records)
-    manager = manager_with_offered_specs(ordered)
+    specs = all_specs(ordered)
     for record in ordered:
         if record.active:
             absent = not {*record.requires, *record.wants} <= {item.name for item in ordered if item.active}
-            record.run_boot_step(_contribute, record, manager, absent)
+            record.run_boot_step(_contribute, record, specs, absent)
     block_dependants(ordered)
     return ordered
 
@@ -148,20 +147,20 @@ def _section(record: PluginRecord, kind: type[Plugin], config: Config) -> Any:
         raise ValueError(f"[plugins.{record.name}]: {error}") from None
 
 
-def _contribute(record: PluginRecord, manager: pluggy.PluginManager, absent: bool) -> None:
+def _contribute(record: PluginRecord, specs: Specs, absent: bool) -> None:
     """Call all hooks of one plugin that take no arguments, and store the contributions in the plugin's record.
 
     An unknown hook raises `TypeError`, unless the implementation is optional and its owner may be `absent`. Hooks that
     take arguments are called later, when their results are needed.
     """
-    found = implementations(manager, record)
-    unknown = [name for name, (spec, each) in found.items() if spec is None and not (each.optionalhook and absent)]
+    found = implementations(specs, record)
+    unknown = [name for name, (spec, _, is_optional) in found.items() if spec is None and not (is_optional and absent)]
     if unknown:
         raise TypeError(f"no plugin has the hook {', '.join(unknown)}; check the spelling, and add its owner to wants")
     staged = {
-        name: checked_contributions(spec.function, each.function())
-        for name, (spec, each) in found.items()
-        if spec is not None and not spec.argnames and name not in CALLED_ELSEWHERE
+        name: checked_contributions(spec, method())
+        for name, (spec, method, _) in found.items()
+        if spec is not None and not spec.__code__.co_argcount and name not in CALLED_ELSEWHERE
     }
     for kind in staged.get("corral_events", ()):
         if not isinstance(getattr(kind, "event", None), str):

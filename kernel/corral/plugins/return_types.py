@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import collections.abc
+import functools
 import inspect
 import types
 import typing
 from typing import Any
+
+import msgspec
 
 from corral.http.signature import hints, union_parts
 
@@ -41,6 +44,19 @@ class ExpectedReturn(typing.NamedTuple):
 
 ANYTHING = ExpectedReturn()
 NOT_AWAITED = ExpectedReturn(None, False)
+
+
+@functools.lru_cache(maxsize=1024)
+def expected_returns(kind: Any, protocol: Any) -> dict[str, ExpectedReturn]:
+    """Return the expected results of the callables in objects of a class: fields of structs, and public methods.
+
+    For methods, the annotations of the protocol count. The result is shared, so callers must not change it.
+    """
+    if issubclass(kind, msgspec.Struct):
+        fields = {field: of_field(annotation) for field, annotation in hints(kind).items()}
+        return {field: expected for field, expected in fields.items() if expected is not None}
+    methods = inspect.getmembers(kind, inspect.isroutine)
+    return {name: expected_return(protocol, name) for name, _ in methods if not name.startswith("_")}
 
 
 def expected_return(protocol: Any, name: str) -> ExpectedReturn:

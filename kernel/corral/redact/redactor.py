@@ -103,9 +103,10 @@ class Redactor:
                 old = before.get(hit)
                 if is_redactable(value):
                     now[hit] = old if old is not None and old[0] == value else (value, encodings(value))
-            self._encodings[source] = now
-            self.values = sum(map(len, self._encodings.values()))
-            self._matcher = self._compiled()
+            if now != before:
+                self._encodings[source] = now
+                self.values = sum(map(len, self._encodings.values()))
+                self._matcher = self._compiled()
         return [name for name in values if Hit("value", source, name) not in now]
 
     def register_patterns(self, source: str, patterns: Iterable[Pattern]) -> None:

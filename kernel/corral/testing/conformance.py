@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-import contextlib
 import functools
 import tempfile
 from collections.abc import Callable, Iterable
@@ -16,14 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from corral.config.model import Config, Plugins
-from corral.database.connect import connect
-from corral.database.migrations import is_empty
 from corral.plugin import Plugin
 from corral.plugins.discovery import discover
 from corral.testing.findings import Finding, Report, rule_findings
 from corral.testing.live_rules import inspect_running
 from corral.testing.manifest_rules import manifest_rules
 from corral.testing.source_rules import Package, source_rules
+from corral.testing.templates import is_empty
 
 
 def check_plugin(
@@ -102,7 +100,7 @@ def _in_loop(make: Callable[[], Any]) -> list[Finding]:
 async def _live(
     kind: type[Plugin], required: Iterable[type[Plugin]], engine: str, url: str | None, **options: Any
 ) -> list[Finding]:
-    if url is not None and not _is_empty_database(url):
+    if url is not None and not is_empty(url):
         detail = "the database is not empty; give an empty one, because the checks create and drop tables in it"
         return [Finding(f"start.{engine}", False, detail)]
     with tempfile.TemporaryDirectory(prefix="corral-check-") as folder:
@@ -110,8 +108,3 @@ async def _live(
             return await inspect_running(Path(folder), kind, required, engine, url=url, **options)
         except Exception as error:  # the kernel itself did not start with the plugin
             return [Finding(f"start.{engine}", False, f"{type(error).__name__}: {error}")]
-
-
-def _is_empty_database(url: str) -> bool:
-    with contextlib.closing(connect(url)) as database:
-        return is_empty(database)

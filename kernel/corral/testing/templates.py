@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 from corral.config.model import Config
 from corral.database.connect import connect
-from corral.database.migrations import is_empty
+from corral.database.migrations import existing_tables, own_connection
 from corral.plugins.discovery import Found
 from corral.plugins.loading import load
 from corral.plugins.migrations import apply_migrations, migrations_of
@@ -23,7 +23,7 @@ from corral.plugins.record import PluginRecord
 
 _made: dict[tuple[str, str], str] = {}
 _folders: list[Path] = []
-_loaded: dict[tuple[tuple[str, ...], str], list[PluginRecord]] = {}
+_loaded: dict[tuple[tuple[str, ...], str], tuple[list[PluginRecord], str]] = {}
 
 
 def create_from_template(url: str, found: Sequence[Found], config: Config) -> None:
@@ -35,21 +35,22 @@ def create_from_template(url: str, found: Sequence[Found], config: Config) -> No
     if url.startswith("sqlite:///"):
         path = Path(url.removeprefix("sqlite:///"))
         if not path.exists():
-            shutil.copyfile(_sqlite_template(_load_plugins(own, config), config), path)
+            shutil.copyfile(_sqlite_template(*_load_plugins(own, config), config), path)
     else:
-        _copy_postgres(url, _load_plugins(own, config), config)
+        _copy_postgres(url, *_load_plugins(own, config), config)
 
 
-def _load_plugins(own: Sequence[Found], config: Config) -> list[PluginRecord]:
-    """Load a set of plugins, once per process, and return their records. Callers use only the migrations in them."""
+def _load_plugins(own: Sequence[Found], config: Config) -> tuple[list[PluginRecord], str]:
+    """Load a set of plugins, once per process. Return their records, for their migrations only, and a fingerprint."""
     key = (tuple(item.name for item in own), repr(config.plugins))
     if key not in _loaded:
-        _loaded[key] = load(own, config)
+        plugins = load(own, config)
+        _loaded[key] = plugins, _fingerprint(plugins)
     return _loaded[key]
 
 
-def _sqlite_template(plugins: list[PluginRecord], config: Config) -> str:
-    key = ("sqlite", _fingerprint(plugins))
+def _sqlite_template(plugins: list[PluginRecord], fingerprint: str, config: Config) -> str:
+    key = ("sqlite", fingerprint)
     if key not in _made:
         if not _folders:
             _folders.append(Path(tempfile.mkdtemp(prefix="corral-templates-")))
@@ -60,12 +61,12 @@ def _sqlite_template(plugins: list[PluginRecord], config: Config) -> str:
     return _made[key]
 
 
-def _copy_postgres(url: str, plugins: list[PluginRecord], config: Config) -> None:
+def _copy_postgres(url: str, plugins: list[PluginRecord], fingerprint: str, config: Config) -> None:
     """Create a PostgreSQL database from a template. An empty database with the same name is replaced."""
     from psycopg.errors import DuplicateDatabase
 
     server = url.replace(_database_name(url), "postgres", 1)
-    key = (server, _fingerprint(plugins))
+    key = (server, fingerprint)
     if key not in _made:
         name = f"corral_template_{key[1]}"
         _run(server, f'CREATE DATABASE "{name}"')
@@ -75,7 +76,7 @@ def _copy_postgres(url: str, plugins: list[PluginRecord], config: Config) -> Non
     try:
         _run(server, copy)
     except DuplicateDatabase:
-        if _is_empty(url):
+        if is_empty(url):
             _run(server, f'DROP DATABASE "{_database_name(url)}" WITH (FORCE)', copy)
 
 
@@ -96,10 +97,12 @@ def _fingerprint(plugins: Sequence[PluginRecord]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _is_empty(url: str) -> bool:
+def is_empty(url: str) -> bool:
+    """Return whether the database has no tables."""
     database = connect(url, pool_size=1)
     try:
-        return is_empty(database)
+        with own_connection(database) as engine:
+            return not existing_tables(engine)
     finally:
         database.close()
 

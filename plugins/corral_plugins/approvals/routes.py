@@ -89,7 +89,7 @@ def get_approval(id: str, query: ApprovalWaitQuery, listing: ApprovalListing, ca
     return found
 
 
-@routes.post("/{id}/approve", needs=DECIDE, own_session=True, redacted=False, raises=DECISIONS)
+@routes.post("/{id}/approve", needs=DECIDE, own_session=True, raises=DECISIONS)
 def approve_request(
     id: str, body: ApproveRequest, decisions: ApprovalDecisions, match: IfMatch, caller: Principal
 ) -> ApprovalView:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from corral_plugins.audit.service.signing import ExternalCheckpoints
     from corral_plugins.audit.shapes import VerificationResult
 
+SQLITE_MAGIC = b"SQLite format 3\0"
+
 config_option = click.option(
     "--config", "config_path", type=click.Path(dir_okay=False, path_type=Path), help="path of corral.toml"
 )
@@ -119,10 +121,9 @@ def _verify_installation(session: CommandSession, external: ExternalCheckpoints)
 
 
 def _verify_source(source: str, external: ExternalCheckpoints, *, filtered: bool) -> VerificationResult:
-    from corral.database.connect import to_database_url
     from corral_plugins.audit.service.verify import Unreadable, verify_export
 
-    if (url := to_database_url(source)) is not None:
+    if (url := _database_url(source)) is not None:
         return _verify_copy(url, external)
     path = Path(source)
     if not path.is_file():
@@ -161,3 +162,16 @@ def _describe_verdict(verdict: VerificationResult) -> str:
     if verdict.ok:
         return f"The log is intact: {checked}; the last row is {verdict.head.seq}, hash {verdict.head.hash}."
     return f"The log is NOT intact: row {verdict.first_bad_seq}: {verdict.reason}; {checked}."
+
+
+def _database_url(source: str) -> str | None:
+    """Return the URL of a database, given its URL or the path of an SQLite file, or None for any other text."""
+    from corral.database.connect import POSTGRES, SQLITE
+
+    if source.startswith((SQLITE, *POSTGRES)):
+        return source
+    path = Path(source)
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:
+        return f"{SQLITE}{path.resolve()}" if file.read(len(SQLITE_MAGIC)) == SQLITE_MAGIC else None

@@ -49,6 +49,7 @@ CLAIM_TOPICS = (
     "circuit.closed",
     "circuit.half_opened",
     "agent.updated",
+    "budget.changed",
     "worker.updated",
     "llm.provider_changed",
     "setting.changed",
@@ -106,15 +107,15 @@ class ReviewPolicy(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 BUDGETS = ("max_cost_usd", "monthly_budget_usd", "max_cost_per_task_usd")
 
 
-def refuse_unenforced(fields: Mapping[str, Any]) -> None:
-    """Raise `Invalid` if the fields of a task or an agent set a budget or require reviews.
+def refuse_unenforced(fields: Mapping[str, Any], *, enforces_budgets: bool) -> None:
+    """Raise `Invalid` if the fields of a task or an agent require reviews, or set a budget that nothing enforces.
 
-    No plugin enforces budgets or performs reviews, so such a value would have no effect.
+    No plugin performs reviews, and budgets need the `cost` plugin, so such a value would have no effect.
     """
     faults = [
-        FieldError(f"/{name}", "not_allowed", "Budgets are not enforced yet; leave the field out or set it to null.")
+        FieldError(f"/{name}", "not_allowed", "Budgets require the plugin cost, which is not active.")
         for name in BUDGETS
-        if fields.get(name) not in (None, UNSET)
+        if not enforces_budgets and fields.get(name) not in (None, UNSET)
     ]
     review = fields.get("review_policy")
     if isinstance(review, ReviewPolicy) and review != ReviewPolicy():
@@ -203,6 +204,17 @@ class LeaseFacts(msgspec.Struct, frozen=True, kw_only=True):
     worker_id: str
     requester_id: str | None
     is_live: bool
+
+
+class LiveAttempt(msgspec.Struct, frozen=True, kw_only=True):
+    """The attempt of a live lease.
+
+    `cost_left_micro` is what the cost limit of the task leaves to the attempt, in micro-USD, or None without a limit.
+    """
+
+    attempt_id: str
+    lease_until: str
+    cost_left_micro: int | None
 
 
 class LeaseView(msgspec.Struct, frozen=True, kw_only=True):
@@ -386,6 +398,17 @@ class Tasks(Protocol):
         """Return the lease if it is the live lease of the task, else None."""
         ...
 
+    def live_attempt(self, task_id: str, lease_id: str) -> LiveAttempt | None:
+        """Return the attempt of the lease if it is the live lease of the task, else None."""
+        ...
+
+    def stop_run(self, task_id: str, lease_id: str, *, kind: str, reason: str | None) -> bool:
+        """Ask the worker to stop the run of this lease, with a kind of cancellation such as `budget`.
+
+        Return False if the lease has ended or its run is already being stopped.
+        """
+        ...
+
     def lock_run(self, task_id: str, lease_id: str | None, *, by: Principal) -> Run:
         """Lock the task, renew the lease and return the started run under this lease.
 
@@ -420,7 +443,7 @@ class Tasks(Protocol):
         ...
 
     def lease_states(self, leases: Sequence[LeaseRef]) -> list[LeaseState]:
-        """Return the states of the given leases without renewing them."""
+        """Return the states `ok`, `cancel_requested` or `lost` of the given leases without renewing them."""
         ...
 
     def renew_lease(self, task_id: str, lease_id: str) -> None:

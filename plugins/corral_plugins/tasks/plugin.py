@@ -22,6 +22,7 @@ from corral_plugins.tasks.routes import tasks as task_routes
 from corral_plugins.tasks.service.actions import OwnerActions
 from corral_plugins.tasks.service.agent_models import AgentModels
 from corral_plugins.tasks.service.agent_tools import AgentTools, TaskTools
+from corral_plugins.tasks.service.claim_budgets import ClaimBudgets
 from corral_plugins.tasks.service.claim_payloads import ClaimPayloads
 from corral_plugins.tasks.service.claims import TaskClaims
 from corral_plugins.tasks.service.creation import TaskCreation
@@ -75,6 +76,7 @@ class TasksPlugin(Plugin):
             TaskOutcomes,
             AgentModels,
             ClaimPayloads,
+            ClaimBudgets,
             TaskClaims,
             TaskRuns,
             TaskLeases,

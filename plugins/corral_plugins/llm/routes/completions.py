@@ -36,6 +36,7 @@ log = logging.getLogger("corral.llm")
 MAX_SECONDS = 3600.0 + 60  # more than the maximum of `llm.total_timeout_seconds`
 COMMENT_SECONDS = 15.0
 CALL_PROBLEMS = (
+    "budget_exceeded",
     "model_not_found",
     "llm.provider_not_configured",
     "lease_lost",

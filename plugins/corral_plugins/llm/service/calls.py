@@ -18,7 +18,7 @@ from corral.errors import Invalid, NotFound, Problem
 from corral.http.page import Page, newest_first, paginate
 from corral.ids import new_id
 from corral.plugin import Settings
-from corral_plugins.cost.api import MAX_TOKENS, TokenCounts
+from corral_plugins.cost.api import MAX_TOKENS, Hold, TokenCounts
 from corral_plugins.llm.api import ProviderError
 from corral_plugins.llm.models import IN_FLIGHT, LlmCall, LlmPayload
 from corral_plugins.llm.providers.scripted import estimate_tokens
@@ -152,7 +152,8 @@ class CallOutcome(msgspec.Struct, kw_only=True):
 class CallRecord(msgspec.Struct, kw_only=True):
     """A call in progress: the id of its row, the targets to try in order, and its slot with the current provider.
 
-    `max_tokens` limits the response if the request sets no limit.
+    `max_tokens` limits the response if the request sets no limit. `hold` is the money that is held for the call, or
+    None if no budget applies to it.
     """
 
     id: str
@@ -165,6 +166,7 @@ class CallRecord(msgspec.Struct, kw_only=True):
     by: Principal
     entry: UnitContext
     started: float
+    hold: Hold | None = None
 
     def new_outcome(self) -> CallOutcome:
         """Return a new outcome for this call. Its status is `cancelled` until the call completes or fails."""

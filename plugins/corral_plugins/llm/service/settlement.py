@@ -101,7 +101,7 @@ class CallSettlement:
     def settle_call(self, call: CallRecord, outcome: CallOutcome) -> bool:
         """Store the outcome and the cost of a call, and release its slot. Return whether the caller's lease is live.
 
-        Locks are acquired in the order task, cost, queue.
+        Locks are acquired in the order task, queue, cost.
         """
         self._record_cost(call, outcome)
         if calls.settle_call(call.id, outcome):
@@ -122,9 +122,10 @@ class CallSettlement:
     def _record_cost(self, call: CallRecord, outcome: CallOutcome) -> None:
         """Record the cost of a call, even if the caller's lease has ended.
 
-        Nothing is recorded if no provider can charge for the call.
+        The cost replaces the money that is held for the call. Nothing is recorded if no provider can charge for it.
         """
         if not outcome.billable:
+            self._cost.release(call.hold)
             return
         by, target, tokens = call.by, outcome.target, outcome.tokens
         charged = self._cost.record_cost(
@@ -146,6 +147,7 @@ class CallSettlement:
                 attempt_id=self._leases.attempt_id(by),
             ),
             free=target.provider.free,
+            hold=call.hold,
         )
         outcome.cost_micro_usd = charged.cost_micro_usd
         self._leases.add_usage(by, tokens, charged)

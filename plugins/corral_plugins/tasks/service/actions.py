@@ -15,6 +15,7 @@ from corral.http.answers import ANY_VERSION, Encoded, IfMatch
 from corral.ids import new_id
 from corral.plugin import Audit, AuditEntry
 from corral.schema.json_schema_validation import json_schema_errors
+from corral_plugins.cost.api import Costs
 from corral_plugins.tasks import settings as declared
 from corral_plugins.tasks.api import TaskRetried, TaskUpdated
 from corral_plugins.tasks.models import (
@@ -71,6 +72,7 @@ class OwnerActions:
     """
 
     audit: Audit | None
+    cost: Costs | None
     tools: Tools | None
 
     def __init__(self, transitions: TaskTransitions, outcomes: TaskOutcomes) -> None:
@@ -107,7 +109,7 @@ class OwnerActions:
         return rows.encoded_response(row.id, row.version, warnings=warnings)
 
     def _apply_patch(self, row: TaskRow, given: dict[str, Any]) -> list[str]:
-        check_limits(given)
+        check_limits(given, enforces_budgets=self.cost is not None)
         changes = {name: _CONVERTED[name](value) if name in _CONVERTED else value for name, value in given.items()}
         if "deadline" in changes:
             changes["deadline_key"] = changes.pop("deadline") or NO_DEADLINE

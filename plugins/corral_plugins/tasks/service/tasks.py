@@ -18,6 +18,7 @@ from corral_plugins.tasks.api import (
     LeaseSignal,
     LeaseState,
     LeaseView,
+    LiveAttempt,
     NewTask,
     Origin,
     QueueStatistics,
@@ -139,6 +140,12 @@ class TasksService:
     def live_lease(self, task_id: str, lease_id: str) -> LeaseView | None:
         return self._leases.live_lease(task_id, lease_id)
 
+    def live_attempt(self, task_id: str, lease_id: str) -> LiveAttempt | None:
+        return self._leases.live_attempt(task_id, lease_id)
+
+    def stop_run(self, task_id: str, lease_id: str, *, kind: str, reason: str | None) -> bool:
+        return self._runs.stop(task_id, lease_id, kind=kind, reason=reason)
+
     def lock_run(self, task_id: str, lease_id: str | None, *, by: Principal) -> Run:
         return self._runs.lock_run(task_id, lease_id, by=by)
 
@@ -184,7 +191,8 @@ class TasksService:
         used = UsageTotals(input_tokens=input_tokens, output_tokens=output_tokens, calls=1)
         if cost_usd is not None:
             used.cost_usd = cost_usd
-        run_reports.add_gateway_usage(task_id, lease_id, used)
+        if run_reports.add_gateway_usage(task_id, lease_id, used):
+            self._runs.stop(task_id, lease_id, kind="budget", reason=None)
 
     def queue_statistics(self) -> QueueStatistics:
         return self._leases.queue_statistics()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import sys
 from collections.abc import Iterable
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -38,8 +39,9 @@ class BuiltinTool(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         raise NotImplementedError(f"the tool {self.name} must define run()")
 
     @classmethod
+    @functools.cache
     def arguments_schema(cls) -> dict[str, Any]:
-        """Return the JSON Schema of the arguments."""
+        """Return the JSON Schema of the arguments. The result is shared, so callers must not change it."""
         _, components = msgspec.json.schema_components([cls])
         return {**components[cls.__name__], "title": cls.title}
 
