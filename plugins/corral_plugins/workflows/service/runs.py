@@ -188,7 +188,7 @@ class RunsService:
             "abort": {"status": "failed", "is_final": True},
         }
         report = reports[body.action]
-        row = _find_step(run, name, body.iteration)
+        row = self._find_step(run, name, body.iteration)
         if body.action == "abort":
             report["error"] = row.error or {"type": "aborted", "message": "A person ended the step."}
         self._report(run, row, report, body.output if body.action == "skip" else None, StepRun.reason == "error")
@@ -197,7 +197,7 @@ class RunsService:
     def submit_input(self, run_id: str, name: str, body: SubmitInput, *, by: Principal) -> Run:
         """Give a step of the type `input` its data. Raise `Invalid` (`schema_mismatch`)."""
         run = find_readable_run(run_id, by)
-        row = _find_step(run, name, body.iteration)
+        row = self._find_step(run, name, body.iteration)
         if row.type != "input":
             raise _not_waiting(row)
         config = row.input or {}
@@ -209,6 +209,15 @@ class RunsService:
             raise Invalid("The input does not match the schema of the step.", code="schema_mismatch", errors=faults)
         self._report(run, row, {"status": "completed"}, body.input, StepRun.reason.is_null())
         return find_readable_run(run_id, by)
+
+    def _find_step(self, run: Run, name: str, iteration: Sequence[int]) -> StepRun:
+        key = row_key(name, iteration)
+        row: StepRun | None = StepRun.get_or_none((StepRun.run_id == run.id) & (StepRun.key == key))
+        if row is not None:
+            return row
+        if name in self._graphs.read(run.workflow_id, run.n).steps:
+            raise Conflict("The run has not reached this step.", current_status="pending")
+        raise NotFound("The run has no step with this name.")
 
     def _report(self, run: Run, row: StepRun, report: Json, output: Any, guard: Any) -> None:
         if run.status in FINAL_RUN:
@@ -291,14 +300,6 @@ def _reused(row: StepRun, run_id: str) -> Json:
     same = ("key", "name", "iteration", "type", "input", "output", "attempt", "started_at", "finished_at")
     kept = {name: getattr(row, name) for name in same}
     return {**kept, "id": new_id(), "run_id": run_id, "status": "completed", "reused": True, "created_at": clock.now()}
-
-
-def _find_step(run: Run, name: str, iteration: Sequence[int]) -> StepRun:
-    key = row_key(name, iteration)
-    row: StepRun | None = StepRun.get_or_none((StepRun.run_id == run.id) & (StepRun.key == key))
-    if row is None:
-        raise NotFound("The run has no such step, or has not reached it.")
-    return row
 
 
 def _not_waiting(row: StepRun) -> Conflict:
