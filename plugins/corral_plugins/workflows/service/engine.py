@@ -17,6 +17,7 @@ from corral.database.dialect import advisory_lock, savepoint
 from corral.database.engine import Work
 from corral.database.unit import after_commit
 from corral.errors import ExpectedFailure, NotFound, Problem
+from corral.events import log as event_log
 from corral.events.event import Event, emit
 from corral.jobs.job import enqueue
 from corral.plugin import Settings
@@ -233,6 +234,9 @@ class Engine:
         waiting: list[StepRow] = []
         ended = [self._dispatch(state, step, row, config, waiting) for step, row, config in plan.dispatched]
         ended += [self._cancel(state, step, row, waits_for) for step, row, waits_for in plan.cancelled]
+        for row in state.rows.values():
+            if row.event is not None and row.cursor is None:
+                row.set(cursor=event_log.last_seq())
         write_rows(state)
         for name, row in [*plan.events, *(("waiting", row) for row in waiting)]:
             self._emit_step(state, name, row)
@@ -260,6 +264,8 @@ class Engine:
 
     def _dispatch(self, state: RunState, step: Step, row: StepRow, config: Json, waiting: list[StepRow]) -> bool:
         """Dispatch a step. Return whether it has ended at once, so that the run can advance further."""
+        if not row.is_open:  # cancelled in the same advance
+            return False
         row.set(report=None, waits_for=None)  # the unit of work may run again
         try:
             kind = self._kind(step)

@@ -14,12 +14,12 @@ from corral.ids import new_id
 from corral.plugin import Settings
 from corral.schema.json_schema_validation import json_schema_errors
 from corral_plugins.admin.api import KillSwitch
-from corral_plugins.workflows.api import RunCreated, RunFacts, RunPaused, RunRequest, RunResumed, RunStatus
+from corral_plugins.workflows.api import RunCreated, RunFacts, RunPaused, RunRequest, RunResumed, RunStatus, StepResult
 from corral_plugins.workflows.models import Run, StepRun, Workflow, fetch_tuples
 from corral_plugins.workflows.service.definitions import find_readable_workflow
-from corral_plugins.workflows.service.engine import ACTIVE, Graphs, emit_run_event
+from corral_plugins.workflows.service.engine import ACTIVE, Graphs, emit_run_event, report_of
 from corral_plugins.workflows.service.graph import Graph
-from corral_plugins.workflows.service.run_state import FINAL_RUN, row_key
+from corral_plugins.workflows.service.run_state import FINAL, FINAL_RUN, row_key
 from corral_plugins.workflows.service.wakeups import wake
 from corral_plugins.workflows.settings import MAX_DEPTH
 from corral_plugins.workflows.shapes import ResolveStep, RetryRun, SubmitInput
@@ -69,6 +69,13 @@ class RunsService:
 
     def cancel(self, run_id: str, *, reason: str | None = None) -> None:
         request_cancel(run_id, reason)
+
+    def end_step(self, waits_for: str, result: StepResult) -> bool:
+        row = StepRun.get_or_none(StepRun.waits_for == waits_for)
+        if row is None or not wake(row.run_id):
+            return False
+        waits = (StepRun.id == row.id) & StepRun.status.not_in(FINAL) & StepRun.report.is_null()
+        return bool(StepRun.update(report=report_of(result), output=result.output).where(waits).execute())
 
     def exists(self, workflow_id: str) -> bool:
         is_living = (Workflow.id == workflow_id) & Workflow.deleted_at.is_null()
