@@ -179,6 +179,22 @@ async def thread(world: World, owner: Client) -> Names:
     return {"thread_id": (await message(world, owner))["id"]}
 
 
+# -- dead letters
+
+
+@resource("/dead-letter/{id}", "admin")
+async def dead_letter(world: World, owner: Client) -> Names:
+    task_id = (await task(world, owner))["id"]
+    return {"id": (await world.ok(world.admin, "POST", "/dead-letter", {"task_id": task_id}))["id"]}
+
+
+@resource("/dead-letter/batches/{id}", "admin")
+async def dead_letter_batch(world: World, owner: Client) -> Names:
+    answer = await world.admin.post("/dead-letter/retry-all", {"max": 1, "filter": {"until": "2000-01-01T00:00:00Z"}})
+    body = answer.json()
+    return {"id": body["id"] if answer.status == 202 else body["existing_id"]}
+
+
 # -- approvals
 
 
@@ -201,6 +217,29 @@ for _verb in ("reject", "request-revision"):
             open=frozenset({f"POST /approvals/{{id}}/{_verb}"}),
         )
     )
+
+
+# -- triggers
+
+ACTION = {"type": "create_task", "title": "sample"}
+
+
+@resource(
+    "/triggers/{id}",
+    "shared",
+    open=("POST /triggers/{id}/test",),
+    bodies={"POST /triggers/{id}/fire": {"payload": {"name": "sample"}}},
+)
+async def trigger(world: World, owner: Client) -> Names:
+    body = {"name": name("trigger"), "type": "webhook", "config": {}, "action": ACTION}
+    return {"id": (await world.ok(owner, "POST", "/triggers", body))["id"]}
+
+
+@resource("/hooks/{token}", "public")
+async def webhook(world: World, owner: Client) -> Names:
+    body = {"name": name("webhook"), "type": "webhook", "config": {}, "action": ACTION}
+    made = await world.ok(owner, "POST", "/triggers", body)
+    return {"token": made["ingress_url"].rpartition("/")[2]}
 
 
 # -- workers

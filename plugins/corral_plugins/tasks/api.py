@@ -173,6 +173,29 @@ class Origin(msgspec.Struct, frozen=True, kw_only=True):
 DIRECT_ORIGIN = Origin()
 
 
+class TaskOverrides(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """The fields of a task that a retry may change. Fields that are left out stay unchanged."""
+
+    agent_id: Id | UnsetType | None = UNSET
+    instructions: Annotated[str, Meta(max_length=65536)] | UnsetType = UNSET
+    input: dict[str, Any] | UnsetType = UNSET
+    priority: Priority | UnsetType = UNSET
+    timeout_seconds: Annotated[int, Meta(ge=10, le=604_800)] | UnsetType = UNSET
+    max_cost_usd: Annotated[float, Meta(ge=0, le=1_000_000_000)] | UnsetType | None = UNSET
+
+
+class AttemptSummary(msgspec.Struct, frozen=True, kw_only=True):
+    """An attempt of a task, as its dead letter shows it."""
+
+    n: int
+    worker_id: str
+    agent_id: str
+    agent_version: int
+    started_at: str | None
+    finished_at: str | None
+    error: dict[str, Any] | None
+
+
 class LeaseRef(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Identifies a lease in a worker's request."""
 
@@ -316,11 +339,43 @@ class Tasks(Protocol):
         """Cancel a task and return the `TaskView` with the status `cancelled` or `cancelling`."""
         ...
 
-    def retry(self, task_id: str, *, by: Principal, source: str, reason: str | None = None) -> Any:
+    def retry(
+        self,
+        task_id: str,
+        *,
+        by: Principal,
+        source: str,
+        reason: str | None = None,
+        from_checkpoint: bool = True,
+        overrides: TaskOverrides | None = None,
+    ) -> Any:
         """Retry a failed or cancelled task under the same id, and return the `TaskView`.
 
-        `source` is `person` or `dead_letter`.
+        `source` is `person` or `dead_letter`. `overrides` changes fields of the task before its next attempt. The open
+        dead letter of the task becomes `retried`.
         """
+        ...
+
+    def give_up(self, task_id: str, *, by: Principal, message: str) -> str:
+        """Give up a task: fail it, unless it has failed already, and add a dead letter. Return the id of the letter.
+
+        Raise `Conflict` if the task is leased, being cancelled, completed or cancelled.
+        """
+        ...
+
+    def add_missing_dead_letters(self, after: str) -> str | None:
+        """Add dead letters to tasks that failed after an instant while the `dead_letter` plugin was not active.
+
+        Handle one batch. Return what to pass as `after` to go on, or None if all tasks are handled.
+        """
+        ...
+
+    def attempts_between(self, task_id: str, *, after_fence: int, until_fence: int) -> list[AttemptSummary]:
+        """Return the attempts of a task with these fences, oldest first. At most 200 are returned."""
+        ...
+
+    def statuses(self, task_ids: Sequence[str]) -> dict[str, tuple[str, str | None]]:
+        """Return the status of each of these tasks, and when it ended. Unknown ids are omitted."""
         ...
 
     def lock(self, task_id: str) -> bool:
