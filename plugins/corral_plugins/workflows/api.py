@@ -54,6 +54,7 @@ class StepContext(msgspec.Struct, frozen=True, kw_only=True):
     depth: int
     caller: Principal
     tainted: bool
+    cause_chain: tuple[str, ...]
     remaining_usd: float | None
     work: Work
     waits_for: str | None = None
@@ -137,7 +138,11 @@ class StepType(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RunRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """What a run is started with. `tainted` means that the input comes from an untrusted source."""
+    """What a run is started with.
+
+    `tainted` means that the input comes from an untrusted source. `cause_chain` lists the causes of the run, and goes
+    to everything that the run starts.
+    """
 
     workflow_id: str
     input: Any = msgspec.field(default_factory=dict)
@@ -146,6 +151,7 @@ class RunRequest(msgspec.Struct, frozen=True, kw_only=True):
     trigger_type: str = "manual"
     trigger_id: str | None = None
     tainted: bool = False
+    cause_chain: tuple[str, ...] = ()
     parent_run_id: str | None = None
     depth: int = 0
 

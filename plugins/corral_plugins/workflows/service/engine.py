@@ -188,6 +188,7 @@ class Engine:
             depth=run.depth,
             caller=self._callers.for_run(run),
             tainted=run.tainted,
+            cause_chain=tuple(run.cause),
             remaining_usd=None if limit is None else max(0.0, limit - run.cost_micro / 1e6),
             work=self._work,
             waits_for=waits_for,
@@ -336,7 +337,7 @@ class Engine:
             status={"started": "running"}.get(name, name),
             error=row.error if name == "failed" else None,
         )
-        emit(event, object=("workflow_run", run.id), owner=run.started_by)
+        emit(event, object=("workflow_run", run.id), owner=run.started_by, cause=tuple(run.cause))
 
 
 def emit_run_event(run: Run, kind: type[api.RunEvent], **more: Any) -> None:
@@ -349,7 +350,7 @@ def emit_run_event(run: Run, kind: type[api.RunEvent], **more: Any) -> None:
         trigger={"type": run.trigger_type, "id": run.trigger_id},
         **more,
     )
-    emit(event, object=("workflow_run", run.id), owner=run.started_by)
+    emit(event, object=("workflow_run", run.id), owner=run.started_by, cause=tuple(run.cause))
 
 
 def active_runs(workflow_id: str | None, limit: int) -> int:
@@ -363,7 +364,7 @@ def active_runs(workflow_id: str | None, limit: int) -> int:
 def report_of(result: StepResult) -> Json:
     """Return the report about the end of a step."""
     report: Json = {"status": result.status, "cost_micro": round(result.cost_usd * 1e6), "error": result.error}
-    report |= {"retryable": result.retryable, "reason": result.reason, "goto": result.goto}
+    report |= {"retryable": result.retryable, "reason": result.reason and result.reason[:500], "goto": result.goto}
     return {**report, "tainted": result.tainted}
 
 

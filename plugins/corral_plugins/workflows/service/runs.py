@@ -144,6 +144,7 @@ class RunsService:
             parent_run_id=request.parent_run_id,
             depth=request.depth,
             tainted=request.tainted,
+            cause=list(request.cause_chain),
             created_at=clock.now(),
             **more,
         )
@@ -253,6 +254,7 @@ class RunsService:
             trigger_type="retry",
             trigger_id=old.id,
             tainted=old.tainted,
+            cause_chain=tuple(old.cause),
         )
         run = self._insert(workflow, n, request, by, retry_of=old.id)
         if kept:
@@ -304,7 +306,7 @@ def facts_of(run: Run) -> RunFacts:
 
 
 def _reused(row: StepRun, run_id: str) -> Json:
-    same = ("key", "name", "iteration", "type", "input", "output", "attempt", "started_at", "finished_at")
+    same = ("key", "name", "iteration", "type", "input", "output", "goto", "attempt", "started_at", "finished_at")
     kept = {name: getattr(row, name) for name in same}
     return {**kept, "id": new_id(), "run_id": run_id, "status": "completed", "reused": True, "created_at": clock.now()}
 
