@@ -27,6 +27,7 @@ from corral_plugins.workflows.service.event_waits import EventWaits
 from corral_plugins.workflows.service.executors import StepExecutors
 from corral_plugins.workflows.service.management import WorkflowManagement
 from corral_plugins.workflows.service.metrics import WorkflowMetrics
+from corral_plugins.workflows.service.run_events import RunEvents
 from corral_plugins.workflows.service.run_views import RunViews
 from corral_plugins.workflows.service.runs import RunsService
 from corral_plugins.workflows.service.step_events import EVENTS as AWAITED
@@ -90,6 +91,7 @@ class WorkflowsPlugin(Plugin):
             RunsService,
             RunViews,
             DryRuns,
+            RunEvents,
         )
         return [
             Provide(WorkflowMetrics, lambda: self._metrics),

@@ -228,6 +228,23 @@ async def test_a_step_waits_for_an_event(world: World) -> None:
     assert run["output"]["await"]["event"]["data"]["name"] == "second"
 
 
+async def test_events_of_a_run_are_listed_and_streamed(world: World) -> None:
+    run = await world.run(transform("one", 1))
+    await world.kit.events()
+    path = f"/workflow-runs/{run['id']}/events"
+    page = await world.ok("GET", path)
+    names = [event["event"] for event in page["items"]]
+    expected = ["workflow.run.created", "workflow.run.started", "step.started", "step.completed"]
+    assert names == [*expected, "workflow.run.completed"]
+    rest = await world.ok("GET", f"{path}?after={page['items'][2]['seq']}")
+    assert [event["event"] for event in rest["items"]] == names[3:]
+    headers = {"accept": "text/event-stream", "last-event-id": str(page["items"][1]["seq"])}
+    streamed = await world.member.get(path, headers=headers)
+    assert streamed.headers["content-type"].startswith("text/event-stream")
+    told = [line.removeprefix(b"event: ").decode() for line in streamed.body.split(b"\n") if line.startswith(b"event:")]
+    assert told == names[2:]
+
+
 async def test_an_agent_step_creates_a_task(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     agent = await world.ok("POST", "/agents", {"name": "worker"})
     workflow_id = await world.workflow(
