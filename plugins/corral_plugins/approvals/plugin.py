@@ -9,7 +9,7 @@ from corral.auth.principal import READERS, WRITERS, Permission
 from corral.database.model import Model
 from corral.events.event import Event
 from corral.http.routes import Routes
-from corral.jobs.job import Schedule
+from corral.jobs.job import Job, Schedule
 from corral.plugin import Metric, Plugin, Provide, Runtime, Setting, hookimpl
 from corral_plugins.approvals import jobs, models, settings
 from corral_plugins.approvals.api import EVENTS, Approvals
@@ -21,6 +21,7 @@ from corral_plugins.approvals.service.listing import ApprovalListing
 from corral_plugins.approvals.service.metrics import ApprovalMetrics
 from corral_plugins.approvals.service.opening import ApprovalsService
 from corral_plugins.approvals.service.outcomes import ApprovalOutcomes
+from corral_plugins.approvals.service.rules import AutoApproval
 from corral_plugins.approvals.service.timers import ApprovalTimers
 from corral_plugins.approvals.service.workflow_step import ApprovalStep, ApprovalStepType
 from corral_plugins.workflows.api import StepType
@@ -37,7 +38,7 @@ class ApprovalsPlugin(Plugin):
 
     name = "approvals"
     requires = ("accounts",)
-    wants = ("agents", "tasks", "tools", "workflows")
+    wants = ("agents", "expressions", "tasks", "tools", "workflows")
     permissions = (
         Permission("approvals.read", "Read approvals", holders=(*READERS, "agent", "worker")),
         Permission("approvals.write", "Ask for approvals and comment on them", holders=(*WRITERS, "agent", "worker")),
@@ -60,6 +61,7 @@ class ApprovalsPlugin(Plugin):
             *(Provide(part, part) for part in PARTS),
             Provide(Approvals, ApprovalsService),
             Provide(ApprovalStep, ApprovalStep),
+            Provide(AutoApproval, AutoApproval),
         ]
 
     @hookimpl
@@ -77,6 +79,10 @@ class ApprovalsPlugin(Plugin):
     @hookimpl
     def corral_settings(self) -> Iterable[Setting[Any]]:
         return settings.ALL
+
+    @hookimpl
+    def corral_jobs(self) -> Iterable[Job]:
+        return jobs.JOBS
 
     @hookimpl
     def corral_schedules(self) -> Iterable[Schedule]:
