@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from corral.auth.principal import READERS, WRITERS, Permission
 from corral.database.model import Model
@@ -25,6 +25,9 @@ from corral_plugins.approvals.service.rules import AutoApproval
 from corral_plugins.approvals.service.timers import ApprovalTimers
 from corral_plugins.approvals.service.workflow_step import ApprovalStep, ApprovalStepType
 from corral_plugins.workflows.api import StepType
+
+if TYPE_CHECKING:
+    import click
 
 PARTS = (Eligibility, ApprovalOutcomes, ApprovalListing, ApprovalDecisions, ApprovalComments, ApprovalTimers)
 
@@ -87,6 +90,12 @@ class ApprovalsPlugin(Plugin):
     @hookimpl
     def corral_schedules(self) -> Iterable[Schedule]:
         return jobs.SCHEDULES
+
+    @hookimpl
+    def corral_commands(self) -> Iterable[click.Command]:
+        from corral_plugins.approvals.commands import approvals_command_group
+
+        return [approvals_command_group]
 
     @hookimpl(optionalhook=True)
     def corral_workflow_steps(self) -> Iterable[StepType]:
