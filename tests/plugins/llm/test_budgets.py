@@ -91,6 +91,8 @@ async def test_llm_3_a_budget_for_one_call_admits_one_of_ten(world: World, upstr
     refused = next(answer for answer in answers if answer.status == 402)
     assert (refused.code, refused.json()["scope"]) == ("budget_exceeded", "global")
     assert refused.json()["error"]["code"] == "budget_exceeded"
+    passed = next(answer for answer in answers if answer.status == 200)
+    assert passed.headers["corral-budget-remaining-usd"] == "0.005000"
     assert len(upstream.requests) == 1
     assert await counters(world) == [("global", 7000, 0)]
 
@@ -316,6 +318,8 @@ async def test_cost_5_the_budgets_of_agents_alert_at_the_same_thresholds(world: 
     assert listed == {"agent_id": world.agent_id, "limit": 0.1, "spent": 0.25, "reserved": 0}
     (row,) = (await world.admin.get("/cost/by-agent")).json()["items"]
     assert row["budget"] == 0.1
+    deleted = await world.member.delete(f"/agents/{world.agent_id}?force=true")
+    assert (deleted.status, (await budget(world))["by_agent"]) == (204, [])
 
 
 async def test_a_fallback_reserves_anew(world: World, upstream: Any) -> None:

@@ -209,7 +209,8 @@ class Gateway:
         response = await self._settle_and_return(call, outcome, self._request_response(call, outcome))
         target = outcome.target
         response |= {"model": target.name, "usage": outcome.usage()}
-        return CallResult(response, call.id, target.name, call.ignored_fields(target), outcome.cost_header())
+        headers = (outcome.cost_header(), outcome.budget_header())
+        return CallResult(response, call.id, target.name, call.ignored_fields(target), *headers)
 
     async def _request_response(self, call: CallRecord, outcome: CallOutcome) -> dict[str, Any]:
         """Send a request to a provider, and return the whole response.

@@ -150,4 +150,17 @@ class CallSettlement:
             hold=call.hold,
         )
         outcome.cost_micro_usd = charged.cost_micro_usd
+        outcome.budget_left_micro_usd = self._budget_left(call, charged.cost_micro_usd or 0)
         self._leases.add_usage(by, tokens, charged)
+
+    def _budget_left(self, call: CallRecord, cost: int) -> int | None:
+        """Return what the tightest budget leaves after the call in micro-USD, or None if no budget applies to it.
+
+        A hold of its own ends with the call. The hold of an attempt is a part of the reservation of the attempt.
+        """
+        if call.hold is None:
+            return None
+        room = self._cost.headroom(call.by.agent_id)
+        left = min((each for each in (room.overall, room.agent) if each is not None), default=None)
+        freed = call.hold.amount_micro_usd - cost if call.hold.holder_id == call.id else 0
+        return None if left is None else left + freed
