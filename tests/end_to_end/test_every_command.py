@@ -63,12 +63,12 @@ tasks retry {{blocked}}
 run --agent Echo "say it"
 messages send --to-agent Echo hello
 messages list
-messages read {message}
-messages ack {message}
+messages read {{message}}
+messages ack {{message}}
 dead-letter list
-dead-letter show {letter}
-dead-letter retry {letter}
-dead-letter discard {another}
+dead-letter show {{letter}}
+dead-letter retry {{letter}}
+dead-letter discard {{another}}
 dead-letter retry-all
 dead-letter stats
 workers list
@@ -186,7 +186,9 @@ def test_operations_8_the_json_output_of_every_command_parses(server: ServerProc
             names["blocked"] = admin.post("/tasks", json={"title": "blocked", "depends_on": [needed]}).json()["id"]
         if "{letter}" in line and "letter" not in names:
             for each in ("letter", "another"):
-                task_id = admin.post("/tasks", json={"title": each, "available_at": "2090-01-01T00:00:00Z"}).json()["id"]
+                task_id = admin.post("/tasks", json={"title": each, "available_at": "2090-01-01T00:00:00Z"}).json()[
+                    "id"
+                ]
                 names[each] = admin.post("/dead-letter", json={"task_id": task_id}).json()["id"]
         arguments = shlex.split(line.format(**names))
         (name,) = [each for each in known if f"{line} ".startswith(f"{each} ")]
