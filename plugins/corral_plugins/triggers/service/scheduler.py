@@ -32,7 +32,7 @@ from corral_plugins.triggers.service.times import (
 )
 
 BATCH = 20  # triggers whose slots one unit of work records
-LOST_SECONDS = 15.0  # after which a new slot is fired although its job did not
+LOST_SECONDS = 5.0  # after which a new slot is fired although its job did not
 SWEPT = 50
 ENTRY = UnitContext(label="job triggers.tick", actor=SYSTEM)
 
