@@ -13,6 +13,7 @@ from corral.http.routes import Routes
 from corral.jobs.job import Schedule
 from corral.plugin import Metric, Plugin, Provide, Runtime, Setting, hookimpl
 from corral.redact.redactor import Redactor
+from corral_plugins.agents.api import Agents
 from corral_plugins.messages import jobs, models, routes, settings
 from corral_plugins.messages.api import EVENTS, Messages
 from corral_plugins.messages.service.agent_tools import MessageTools
@@ -22,7 +23,9 @@ from corral_plugins.messages.service.messages import MessagesService
 from corral_plugins.messages.service.metrics import MessageMetrics
 from corral_plugins.messages.service.receipts import MessageReceipts
 from corral_plugins.messages.service.sending import MessageSending
+from corral_plugins.messages.service.trigger_actions import MessageTriggerAction
 from corral_plugins.tools.api import Tool
+from corral_plugins.triggers.api import TriggerAction
 
 if TYPE_CHECKING:
     import click
@@ -37,7 +40,7 @@ class MessagesPlugin(Plugin):
 
     name = "messages"
     requires = ("accounts", "agents")
-    wants = ("tasks", "tools")
+    wants = ("tasks", "tools", "triggers")
     permissions = (
         Permission("messages.read", "Read messages, threads, channels and inboxes", holders=(*READERS, "agent")),
         Permission("messages.write", "Send, read and acknowledge messages", holders=(*WRITERS, "agent")),
@@ -47,9 +50,12 @@ class MessagesPlugin(Plugin):
         super().__init__(section)
         self._metrics = MessageMetrics()
         self._tools = MessageTools()
+        self._trigger_action = MessageTriggerAction()
 
     async def start(self, runtime: Runtime) -> None:
-        self._tools.set_implementation(runtime.service(MessageSending), runtime.service(Redactor))
+        sending, redactor = runtime.service(MessageSending), runtime.service(Redactor)
+        self._tools.set_implementation(sending, redactor)
+        self._trigger_action.set_services(sending, runtime.service(Agents), redactor)
 
     @hookimpl
     def corral_services(self) -> Iterable[Provide]:
@@ -97,3 +103,7 @@ class MessagesPlugin(Plugin):
     @hookimpl(optionalhook=True)
     def corral_tools(self) -> Iterable[Tool]:
         return self._tools.all()
+
+    @hookimpl(optionalhook=True)
+    def corral_trigger_actions(self) -> Iterable[TriggerAction]:
+        return [self._trigger_action.definition()]

@@ -78,3 +78,29 @@ async def test_corral_trigger_actions(make_kit: Callable[..., Any]) -> None:
     await alarm.member.post(f"/triggers/{made['id']}/fire", {})
     await alarm.run()
     assert (await alarm.history(made["id"]))[-1]["status"] == "failed"
+
+
+async def test_the_actions_of_the_built_in_plugins(make_kit: Callable[..., Any]) -> None:
+    """Of agents: start and stop; of messages: send. `tasks` is in every other test."""
+    alarm = Alarm()
+    await alarm.build(await make_kit(plugins=(*PLUGINS, "messages")))
+    agent = await alarm.agent("sleeper", start=False)
+    actions = (
+        {"type": "start_agent", "agent_id": agent},
+        {"type": "stop_agent", "agent_id": agent, "mode": "immediate"},
+        {"type": "send_message", "recipient_agent_id": agent, "subject": "{{ trigger.name }}", "body": "Wake up"},
+    )
+    found = []
+    for action in actions:
+        made = await alarm.create(action=action)
+        assert (await alarm.member.post(f"/triggers/{made['id']}/fire", {})).status == 202
+        await alarm.run()
+        (row,) = await alarm.history(made["id"])
+        assert row["status"] == "fired", row
+        found.append(((await alarm.member.get(f"/agents/{agent}")).json()["status"], set(row["result"])))
+    assert found == [("idle", {"agent_id"}), ("offline", {"agent_id"}), ("offline", {"message_id"})]
+    (message,) = (await alarm.member.get("/messages")).json()["items"]
+    assert message["subject"] == "alarm"
+    stranger = await alarm.kit.as_user("member")
+    body = {"name": "x", "type": "manual", "config": {}, "action": actions[0]}
+    assert (await stranger.post("/triggers", body)).status == 403
