@@ -108,7 +108,9 @@ def reject_request(
     return decisions.reject(id, body, match, by=caller)
 
 
-@routes.post("/{id}/request-revision", needs=DECIDE, own_session=True, redacted=True, raises=DECISIONS)
+@routes.post(
+    "/{id}/request-revision", needs=DECIDE, own_session=True, redacted=True, raises=(*DECISIONS, "invalid_state")
+)
 def request_revision(
     id: str, body: RevisionRequest, decisions: ApprovalDecisions, match: IfMatch, caller: Principal
 ) -> ApprovalView:

@@ -21,7 +21,7 @@ from corral_plugins.tools.service.decision import ContextBuilder
 from corral_plugins.tools.service.executions import ToolExecutions
 from corral_plugins.tools.service.held_calls import JOB, HeldCalls
 from corral_plugins.tools.service.held_results import HeldResults
-from corral_plugins.tools.service.http_tools import HeaderSecrets, HttpTools
+from corral_plugins.tools.service.http_tools import HeaderSecrets, HostBreakers, HttpTools
 from corral_plugins.tools.service.listing import ToolListing
 from corral_plugins.tools.service.metrics import DECISIONS, ToolMetrics
 from corral_plugins.tools.service.permits import ToolPermits
@@ -34,6 +34,7 @@ SERVICES = (
     HeldResults,
     ToolExecutions,
     HeaderSecrets,
+    HostBreakers,
     ToolPermits,
     HeldCalls,
     ToolCalls,
@@ -51,7 +52,7 @@ class ToolsPlugin(Plugin):
 
     name = "tools"
     requires = ("accounts",)
-    wants = ("admin", "agents", "approvals", "secrets", "tasks", "workers")
+    wants = ("admin", "agents", "approvals", "circuit_breakers", "secrets", "tasks", "workers")
     permissions = (
         Permission("tools.read", "View tools and their calls", holders=(*READERS, "agent")),
         Permission("tools.use_external", "Let agents fetch from and send to external systems", holders=WRITERS),
@@ -69,7 +70,9 @@ class ToolsPlugin(Plugin):
     async def start(self, runtime: Runtime) -> None:
         declared: Settings = runtime.service(Settings)
         self._asks_when_tainted = lambda: declared.get(settings.TAINT_ENABLED)
-        self._http_tools.set_services(runtime.service(Egress), runtime.service(HeaderSecrets))
+        breakers = runtime.service(HostBreakers)
+        breakers.declare()
+        self._http_tools.set_services(runtime.service(Egress), runtime.service(HeaderSecrets), breakers)
         self._executions = runtime.service(ToolExecutions)
         registry = runtime.service(ToolRegistry)
         registry.log_ignored()
