@@ -158,6 +158,19 @@ async def tool(world: World, owner: Client) -> Names:
     return {"name": "tasks.get", "agent_id": (await agent(world, owner))["id"]}
 
 
+@resource(
+    "/tools/mcp-servers/{name}",
+    "admin",
+    bodies={
+        "POST /tools/mcp-servers": {"name": "sample", "url": "http://1.1.1.1/mcp"},
+        "POST /tools/mcp-servers/{name}/accept": {"definition_sha256": "{hashes}"},
+    },
+)
+async def mcp_server(world: World, owner: Client) -> Names:
+    body = {"name": name("server"), "url": "http://1.1.1.1/mcp"}
+    return {"name": (await world.ok(world.admin, "POST", "/tools/mcp-servers", body))["name"]}
+
+
 # -- messages
 
 

@@ -23,12 +23,18 @@ from corral_plugins.tools.service.held_calls import JOB, HeldCalls
 from corral_plugins.tools.service.held_results import HeldResults
 from corral_plugins.tools.service.http_tools import HeaderSecrets, HttpTools
 from corral_plugins.tools.service.listing import ToolListing
+from corral_plugins.tools.service.mcp.connections import McpConnections
+from corral_plugins.tools.service.mcp.refresh import McpRefresh
+from corral_plugins.tools.service.mcp.servers import McpServers
 from corral_plugins.tools.service.metrics import DECISIONS, ToolMetrics
 from corral_plugins.tools.service.permits import ToolPermits
 from corral_plugins.tools.service.registry import ToolRegistry
 from corral_plugins.tools.service.tools import ToolsService
 
 SERVICES = (
+    McpConnections,
+    McpRefresh,
+    McpServers,
     ToolRegistry,
     ContextBuilder,
     HeldResults,
@@ -51,12 +57,12 @@ class ToolsPlugin(Plugin):
 
     name = "tools"
     requires = ("accounts",)
-    wants = ("admin", "agents", "approvals", "secrets", "tasks", "workers")
+    wants = ("admin", "agents", "approvals", "circuit_breakers", "secrets", "tasks", "workers")
     permissions = (
         Permission("tools.read", "View tools and their calls", holders=(*READERS, "agent")),
         Permission("tools.use_external", "Let agents fetch from and send to external systems", holders=WRITERS),
         Permission("tools.use_dangerous", "Let agents run code, shells and remote machines", holders=WRITERS),
-        Permission("tools.manage", "Change the policies, risks and configuration of tools"),
+        Permission("tools.manage", "Change the policies, risks and configuration of tools, and manage MCP servers"),
         Permission("tools.act", "Call tools under a lease", holders=("worker", "agent")),
     )
 
@@ -64,13 +70,15 @@ class ToolsPlugin(Plugin):
         super().__init__(section)
         self._metrics, self._http_tools = ToolMetrics(), HttpTools()
         self._executions: ToolExecutions | None = None
+        self._mcp: McpConnections | None = None
         self._asks_when_tainted: Callable[[], bool] = lambda: True
 
     async def start(self, runtime: Runtime) -> None:
         declared: Settings = runtime.service(Settings)
         self._asks_when_tainted = lambda: declared.get(settings.TAINT_ENABLED)
         self._http_tools.set_services(runtime.service(Egress), runtime.service(HeaderSecrets))
-        self._executions = runtime.service(ToolExecutions)
+        self._executions, self._mcp = runtime.service(ToolExecutions), runtime.service(McpConnections)
+        self._mcp.declare_breakers()
         registry = runtime.service(ToolRegistry)
         registry.log_ignored()
         self._metrics.names[:] = sorted(registry.contributed_tools())
@@ -79,6 +87,8 @@ class ToolsPlugin(Plugin):
         if self._executions is not None:
             await self._executions.stop_running()
         await self._http_tools.close()
+        if self._mcp is not None:
+            await self._mcp.close()
 
     @hookimpl
     def corral_services(self) -> Iterable[Provide]:
@@ -98,7 +108,7 @@ class ToolsPlugin(Plugin):
 
     @hookimpl
     def corral_routes(self) -> Iterable[Routes]:
-        return [routes.registry, routes.all_calls, routes.lease]
+        return [routes.registry, routes.mcp, routes.all_calls, routes.lease]
 
     @hookimpl
     def corral_models(self) -> Iterable[type[Model]]:
