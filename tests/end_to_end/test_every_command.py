@@ -66,6 +66,9 @@ workers show embedded
 workers drain embedded
 workers approve embedded
 cost
+cost budget set --limit 50
+cost budget show
+cost reservations
 events
 user create {OTHER} --password-file password
 user invite new@example.org

@@ -192,6 +192,46 @@ async def thread(world: World, owner: Client) -> Names:
     return {"thread_id": (await message(world, owner))["id"]}
 
 
+# -- dead letters
+
+
+@resource("/dead-letter/{id}", "admin")
+async def dead_letter(world: World, owner: Client) -> Names:
+    task_id = (await task(world, owner))["id"]
+    return {"id": (await world.ok(world.admin, "POST", "/dead-letter", {"task_id": task_id}))["id"]}
+
+
+@resource("/dead-letter/batches/{id}", "admin")
+async def dead_letter_batch(world: World, owner: Client) -> Names:
+    answer = await world.admin.post("/dead-letter/retry-all", {"max": 1, "filter": {"until": "2000-01-01T00:00:00Z"}})
+    body = answer.json()
+    return {"id": body["id"] if answer.status == 202 else body["existing_id"]}
+
+
+# -- approvals
+
+
+@resource("/approvals/{id}", "shared", open=("POST /approvals/{id}/comments",))
+async def approval(world: World, owner: Client) -> Names:
+    return {"id": (await world.ok(owner, "POST", "/approvals", {"title": name("approval")}))["id"]}
+
+
+@resource("/approvals/{id}/approve", "shared", open=("POST /approvals/{id}/approve",))
+async def approval_to_decide(world: World, owner: Client) -> Names:
+    return await approval(world, world.admin)
+
+
+for _verb in ("reject", "request-revision"):
+    RESOURCES.append(
+        Resource(
+            path=f"/approvals/{{id}}/{_verb}",
+            kind="shared",
+            make=approval_to_decide,
+            open=frozenset({f"POST /approvals/{{id}}/{_verb}"}),
+        )
+    )
+
+
 # -- workers
 
 

@@ -36,8 +36,8 @@ def _claimed_names(record: PluginRecord, plugins: list[PluginRecord]) -> Iterato
         yield from (f"{kind} {item.name}" for item in record.contributions_to(hook))
     yield from (f"socket {item.path}" for item in record.contributions_to("corral_sockets"))
     yield from (f"event {event.event}" for event in record.contributions_to("corral_events"))
+    prefix = f"{record.name}_"
     for other in plugins:  # tables of the `files_x` plugin begin with the prefix of the `files` plugin too
-        prefix = f"{record.name}_"
         if other is record or prefix.startswith(f"{other.name}_"):
             tables = (model._meta.table_name for model in other.contributions_to("corral_models"))
             yield from (f"table {table}" for table in tables if other is record or table.startswith(prefix))

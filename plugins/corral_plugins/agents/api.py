@@ -29,7 +29,8 @@ declare_codes(
 class AgentFacts(msgspec.Struct, frozen=True, kw_only=True):
     """The facts about an agent that claims and model calls need: its state, slots and configuration.
 
-    `version` is the version of the configuration.
+    `version` is the version of the configuration. `max_cost_per_task_micro` limits the cost of tasks that have no limit
+    of their own, in micro-USD.
     """
 
     id: str
@@ -53,6 +54,7 @@ class AgentFacts(msgspec.Struct, frozen=True, kw_only=True):
     retry_policy: dict[str, Any] | None
     stall_policy: dict[str, Any] | None
     last_active_at: str | None
+    max_cost_per_task_micro: int | None = None
 
     @property
     def can_claim(self) -> bool:
@@ -112,6 +114,18 @@ class Agents(Protocol):
 
         When the last slot is released, `busy` becomes `idle` and `draining` becomes `offline`.
         """
+        ...
+
+    def find_paused(self, reason: str) -> list[str]:
+        """Return the ids of at most 500 agents that are paused for this reason, such as `budget`."""
+        ...
+
+    def pause_started(self, agent_id: str, reason: str) -> None:
+        """Pause an agent for a reason that does not come from a person. Does nothing if the agent is not started."""
+        ...
+
+    def resume_paused(self, agent_id: str, reason: str) -> None:
+        """Resume an agent that is paused for this reason. Does nothing if it is not."""
         ...
 
     def record_attempt_end(self, agent_id: str, *, configuration_failure: bool, stalled: bool) -> None:

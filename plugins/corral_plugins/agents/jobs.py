@@ -5,9 +5,11 @@ from __future__ import annotations
 from corral import clock
 from corral.database.engine import Work
 from corral.events.log import LoggedEvent
+from corral_plugins.agents.api import Agents
 from corral_plugins.agents.models import Agent, AgentToken, AgentVersion
 from corral_plugins.agents.service.management import AgentManagement
 from corral_plugins.agents.service.tokens import AgentTokens
+from corral_plugins.cost.api import Costs
 
 BATCH_SIZE = 500
 PURGE_AFTER_SECONDS = 30 * 86_400
@@ -53,3 +55,11 @@ def end_tokens_of_purged_user(event: LoggedEvent, tokens: AgentTokens) -> None:
     The tokens of a deactivated user are kept, but every request with them is refused.
     """
     tokens.revoke_tokens_of_user(event.object_id)
+
+
+def pause_agent_over_budget(event: LoggedEvent, agents: Agents, cost: Costs | None) -> None:
+    """Pause an agent that has spent its own budget, unless the budget was raised in the meantime."""
+    agent_id = event.payload()["agent_id"]
+    budget = cost.agent_budgets([agent_id]).get(agent_id) if cost is not None and agent_id is not None else None
+    if budget is not None and budget.is_exceeded:
+        agents.pause_started(agent_id, "budget")

@@ -45,6 +45,8 @@ class Agent(Model):
     worker_labels = JSONField(default=dict)
     config = JSONField()
     max_concurrent_tasks = peewee.IntegerField(default=1)
+    monthly_budget_micro = peewee.BigIntegerField(null=True)
+    max_cost_per_task_micro = peewee.BigIntegerField(null=True)
     retry_policy = JSONField(null=True)
     stall_policy = JSONField(null=True)
     tags = JSONField(default=list)

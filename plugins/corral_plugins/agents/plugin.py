@@ -87,7 +87,10 @@ class AgentsPlugin(Plugin):
 
     @hookimpl
     def corral_subscribers(self) -> Iterable[Subscriber]:
-        return [Subscriber("agents.people", ("user.purged",), jobs.end_tokens_of_purged_user)]
+        return [
+            Subscriber("agents.people", ("user.purged",), jobs.end_tokens_of_purged_user),
+            Subscriber("agents.budgets", ("budget.exceeded",), jobs.pause_agent_over_budget),
+        ]
 
     @hookimpl
     def corral_jobs(self) -> Iterable[Job]:

@@ -12,6 +12,8 @@ from corral_plugins.agents.service.states import AgentStates
 from corral_plugins.agents.service.tokens import AgentTokens
 from corral_plugins.agents.service.versions import AgentVersions
 from corral_plugins.agents.shapes import (
+    AgentBudget,
+    AgentBudgetChange,
     AgentPatch,
     AgentQuery,
     AgentStats,
@@ -166,6 +168,22 @@ def get_agent_version(id: str, n: str, versions: AgentVersions, caller: Principa
 def roll_back_agent(id: str, body: RollBack, match: IfMatch, versions: AgentVersions, caller: Principal) -> AgentView:
     """Roll back an agent: create a new version with the content of an earlier version."""
     return versions.roll_back(id, body.version, match, by=caller)
+
+
+@routes.get("/{id}/budget", needs="agents.read", raises=("not_found",))
+def get_agent_budget(id: str, agents: AgentManagement, caller: Principal) -> AgentBudget:
+    """Get the cost limits of an agent, and what it has spent and reserved in the current month."""
+    return agents.get_budget(id, by=caller)
+
+
+@routes.put(
+    "/{id}/budget", needs="agents.write", raises=("not_found", "forbidden", "precondition_failed", "overloaded")
+)
+def update_agent_budget(
+    id: str, body: AgentBudgetChange, match: IfMatch, agents: AgentManagement, caller: Principal
+) -> AgentBudget:
+    """Change the cost limits of an agent. A change creates a new version of the configuration."""
+    return agents.change_budget(id, body, match, by=caller)
 
 
 @routes.get("/{id}/stats", needs="agents.read", raises=("not_found",))

@@ -125,6 +125,28 @@ class AgentView(msgspec.Struct, kw_only=True):
     warnings: list[str]
 
 
+class AgentBudgetChange(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Changes to the limits of an agent. Absent fields stay unchanged, and null removes a limit."""
+
+    monthly_budget_usd: Dollars | UnsetType | None = UNSET
+    max_cost_per_task_usd: Dollars | UnsetType | None = UNSET
+
+
+class AgentBudget(msgspec.Struct, kw_only=True):
+    """The limits of an agent, and its costs in the current month.
+
+    `reserved_usd` and `remaining_usd` are null without a monthly budget. `spent_usd` is null if the `cost` plugin is
+    not active.
+    """
+
+    version: int
+    monthly_budget_usd: float | None
+    max_cost_per_task_usd: float | None
+    spent_usd: float | None
+    reserved_usd: float | None
+    remaining_usd: float | None
+
+
 class AgentQuery(PageQuery, kw_only=True):
     """The filters and the sort order for listing agents. `status` is another name for the filter `status_filter`."""
 

@@ -106,7 +106,7 @@ class ApprovalRequest(msgspec.Struct, frozen=True, kw_only=True):
     """A request of another plugin. Unlike `NewApproval`, it may be about a tool call or a step of a workflow.
 
     `payload_sha256` is the hash of what will run; the default is the hash of `payload`. `approvers` of None are the
-    default ones of the risk.
+    default ones of the risk. `step_policy` are the paths of a workflow step.
     """
 
     type: Kind
@@ -131,6 +131,7 @@ class ApprovalRequest(msgspec.Struct, frozen=True, kw_only=True):
     on_timeout: OnTimeout = "reject"
     escalate_to: Approvers | None = None
     tool_call: HeldToolCall | None = None
+    step_policy: dict[str, str] | None = None
 
 
 class ApprovalFacts(msgspec.Struct, frozen=True, kw_only=True):

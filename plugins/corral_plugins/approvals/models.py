@@ -12,7 +12,8 @@ class Approval(Model):
 
     `risk_rank` is the position of the risk in `api.RISKS`, by which lists are sorted. `payload_sha256` is the hash of
     what was asked, and `edited_sha256` that of what an approver made of it. `tool_call` holds the facts of a held tool
-    call. `ttl_seconds` is the length of the time in which people may decide; an escalation starts it once more.
+    call, and `step_policy` the paths of a workflow step. `ttl_seconds` is the length of the time in which people may
+    decide; an escalation starts it once more.
     """
 
     visibility = SHARED
@@ -55,6 +56,7 @@ class Approval(Model):
     outcome_note = peewee.TextField(null=True)
     tool_call = JSONField(null=True)
     execution = JSONField(null=True)
+    step_policy = JSONField(null=True)
     created_at = InstantField()
     updated_at = InstantField()
     resolved_at = InstantField(null=True)

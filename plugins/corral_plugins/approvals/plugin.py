@@ -10,7 +10,7 @@ from corral.database.model import Model
 from corral.events.event import Event
 from corral.http.routes import Routes
 from corral.jobs.job import Schedule
-from corral.plugin import Metric, Plugin, Provide, Setting, hookimpl
+from corral.plugin import Metric, Plugin, Provide, Runtime, Setting, hookimpl
 from corral_plugins.approvals import jobs, models, settings
 from corral_plugins.approvals.api import EVENTS, Approvals
 from corral_plugins.approvals.routes import routes
@@ -22,6 +22,8 @@ from corral_plugins.approvals.service.metrics import ApprovalMetrics
 from corral_plugins.approvals.service.opening import ApprovalsService
 from corral_plugins.approvals.service.outcomes import ApprovalOutcomes
 from corral_plugins.approvals.service.timers import ApprovalTimers
+from corral_plugins.approvals.service.workflow_step import ApprovalStep, ApprovalStepType
+from corral_plugins.workflows.api import StepType
 
 PARTS = (Eligibility, ApprovalOutcomes, ApprovalListing, ApprovalDecisions, ApprovalComments, ApprovalTimers)
 
@@ -35,7 +37,7 @@ class ApprovalsPlugin(Plugin):
 
     name = "approvals"
     requires = ("accounts",)
-    wants = ("agents", "tasks", "tools")
+    wants = ("agents", "tasks", "tools", "workflows")
     permissions = (
         Permission("approvals.read", "Read approvals", holders=(*READERS, "agent", "worker")),
         Permission("approvals.write", "Ask for approvals and comment on them", holders=(*WRITERS, "agent", "worker")),
@@ -46,6 +48,10 @@ class ApprovalsPlugin(Plugin):
     def __init__(self, section: Any = None) -> None:
         super().__init__(section)
         self._metrics = ApprovalMetrics()
+        self._step = ApprovalStepType()
+
+    async def start(self, runtime: Runtime) -> None:
+        self._step.implementation = runtime.service(ApprovalStep)
 
     @hookimpl
     def corral_services(self) -> Iterable[Provide]:
@@ -53,6 +59,7 @@ class ApprovalsPlugin(Plugin):
             Provide(ApprovalMetrics, lambda: self._metrics),
             *(Provide(part, part) for part in PARTS),
             Provide(Approvals, ApprovalsService),
+            Provide(ApprovalStep, ApprovalStep),
         ]
 
     @hookimpl
@@ -74,6 +81,10 @@ class ApprovalsPlugin(Plugin):
     @hookimpl
     def corral_schedules(self) -> Iterable[Schedule]:
         return jobs.SCHEDULES
+
+    @hookimpl(optionalhook=True)
+    def corral_workflow_steps(self) -> Iterable[StepType]:
+        return [self._step.definition()]
 
     @hookimpl
     def corral_metrics(self) -> Iterable[Metric]:

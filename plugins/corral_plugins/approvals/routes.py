@@ -89,7 +89,7 @@ def get_approval(id: str, query: ApprovalWaitQuery, listing: ApprovalListing, ca
     return found
 
 
-@routes.post("/{id}/approve", needs=DECIDE, own_session=True, redacted=False, raises=DECISIONS)
+@routes.post("/{id}/approve", needs=DECIDE, own_session=True, raises=DECISIONS)
 def approve_request(
     id: str, body: ApproveRequest, decisions: ApprovalDecisions, match: IfMatch, caller: Principal
 ) -> ApprovalView:
@@ -108,7 +108,9 @@ def reject_request(
     return decisions.reject(id, body, match, by=caller)
 
 
-@routes.post("/{id}/request-revision", needs=DECIDE, own_session=True, redacted=True, raises=DECISIONS)
+@routes.post(
+    "/{id}/request-revision", needs=DECIDE, own_session=True, redacted=True, raises=(*DECISIONS, "invalid_state")
+)
 def request_revision(
     id: str, body: RevisionRequest, decisions: ApprovalDecisions, match: IfMatch, caller: Principal
 ) -> ApprovalView:

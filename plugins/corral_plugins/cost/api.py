@@ -1,4 +1,4 @@
-"""The public API of cost accounting: uses of paid services, quotes, charges and the `Costs` service."""
+"""The public API of cost accounting: uses of paid services, prices, budgets, the `Costs` service and the events."""
 
 from __future__ import annotations
 
@@ -8,8 +8,17 @@ from typing import Literal, Protocol
 
 import msgspec
 
+from corral.database.model import ADMIN
+from corral.errors import Problem, declare_codes
+from corral.events.event import Event
+
+declare_codes(
+    {"budget_exceeded": (402, "The budget forbids this call", "Raise the budget, or wait until the period ends.")}
+)
+
 Operation = Literal["chat", "embedding", "image", "tool", "other"]
 PriceSource = Literal["reported", "table", "override", "zero"]
+BudgetScope = Literal["global", "agent", "task"]
 
 MAX_TOKENS = 100_000_000
 """The maximum of each token count of an event. Larger counts are rejected."""
@@ -98,8 +107,66 @@ class ChargedCost(PriceQuote, frozen=True, kw_only=True):
     repeated: bool = False
 
 
+class BudgetRefused(Problem):
+    """A budget does not admit a use: the problem `budget_exceeded` with the member `scope`."""
+
+    def __init__(self, scope: BudgetScope, detail: str) -> None:
+        super().__init__(detail, code="budget_exceeded", scope=scope)
+        self.scope = scope
+
+
+class NewReservation(msgspec.Struct, frozen=True, kw_only=True):
+    """A request to reserve money.
+
+    `holder_id` is the id of an attempt or of a call of the gateway. The reservation of an attempt names its task and
+    its lease, and calls under this lease draw on it. `attempt_limit_micro_usd` is what the cap of the task leaves to
+    the attempt, or None if the task has no cap. If the holder gives no sign of life, the reservation is released after
+    `expires_at`.
+    """
+
+    holder: Literal["attempt", "call"]
+    holder_id: str
+    amount_micro_usd: int
+    expires_at: str
+    agent_id: str | None = None
+    task_id: str | None = None
+    lease_id: str | None = None
+    attempt_limit_micro_usd: int | None = None
+
+
+class Hold(msgspec.Struct, frozen=True, kw_only=True):
+    """The part of a reservation that one call of the gateway holds until it is settled or released."""
+
+    holder_id: str
+    amount_micro_usd: int
+
+
+class Headroom(msgspec.Struct, frozen=True, kw_only=True):
+    """The amounts in micro-USD that budgets leave. None means that there is no limit."""
+
+    overall: int | None = None
+    agent: int | None = None
+
+
+class AgentBudget(msgspec.Struct, frozen=True, kw_only=True):
+    """The own budget of an agent in the current period, in micro-USD.
+
+    `is_exceeded` is true if the agent has spent its limit and no admin has lifted the limit for this period.
+    """
+
+    limit: int
+    spent: int
+    reserved: int
+    is_exceeded: bool
+
+
 class Costs(Protocol):
-    """Quotes prices and records cost events."""
+    """Quotes prices, reserves money, and records cost events.
+
+    Budgets limit the costs of the installation and of single agents in a calendar month. Money is reserved before it is
+    spent, and a reservation is admitted only if the amounts that are spent and reserved stay within every limit. The
+    guarded updates of the counters come last in a unit of work, so callers reserve after they have locked other rows.
+    """
 
     def quote(self, provider: str, model: str, tokens: TokenCounts, *, free: bool = False) -> PriceQuote:
         """Return the cost of a call at current prices.
@@ -109,11 +176,58 @@ class Costs(Protocol):
         """
         ...
 
-    def record_cost(self, spent: BillableUsage, *, free: bool = False) -> ChargedCost:
-        """Store a cost event and update its rollups, in the caller's unit of work.
+    def is_limited(self, agent_id: str | None) -> bool:
+        """Return whether uses by the agent need a reservation. The cap of a task needs one in any case."""
+        ...
 
-        Nothing is published in the event log. Raise `Invalid` for token counts below 0 or above `MAX_TOKENS`. The
+    def amount_to_reserve(self, quote: PriceQuote, estimate_micro_usd: int | None = None) -> int:
+        """Return the amount to reserve for a use with this quote: by default its cost, or else the estimate.
+
+        The amount is 0 for free uses, which pass every budget. For uses without a known price it is the smallest
+        possible amount, so that they pass while a budget has anything left. Raise `BudgetRefused` for them if the
+        setting `cost.unpriced` refuses them.
+        """
+        ...
+
+    def default_attempt_micro_usd(self) -> int:
+        """Return the amount to reserve for an attempt if nothing is known about its costs."""
+        ...
+
+    def headroom(self, agent_id: str | None) -> Headroom:
+        """Return what the budgets of the installation and of the agent leave. The amounts may change at any time."""
+        ...
+
+    def reserve(self, wanted: NewReservation) -> Hold | None:
+        """Reserve money. Return None if the amount is 0 or nothing limits it.
+
+        Raise `BudgetRefused` if a budget does not admit the amount; the caller must then undo its unit of work.
+        """
+        ...
+
+    def draw(self, wanted: NewReservation) -> Hold | None:
+        """Hold an amount for a call under a lease, as a part of the reservation of the attempt.
+
+        `wanted` describes the attempt and the amount of the call. What the reservation lacks is reserved first. Raises
+        `BudgetRefused` like `reserve`.
+        """
+        ...
+
+    def record_cost(self, spent: BillableUsage, *, free: bool = False, hold: Hold | None = None) -> ChargedCost:
+        """Store a cost event and update its rollups and counters, in the caller's unit of work.
+
+        The cost replaces the amount of the hold. Raise `Invalid` for token counts below 0 or above `MAX_TOKENS`. The
         caller must update the counters of the task (`Tasks.record_usage`) with the returned `cost_usd`.
+        """
+        ...
+
+    def release(self, hold: Hold | None) -> None:
+        """End a hold of a call that cost nothing."""
+        ...
+
+    def release_attempt(self, attempt_id: str, *, is_capped: bool) -> None:
+        """Release what the reservation of an attempt has left. Does nothing if the attempt has no reservation.
+
+        `is_capped` tells whether the task of the attempt has a cap.
         """
         ...
 
@@ -127,3 +241,53 @@ class Costs(Protocol):
     def spent_on_task(self, task_id: str) -> int:
         """Return the cost of all attempts of a task in micro-USD. Runs in the caller's unit of work."""
         ...
+
+    def set_agent_limit(self, agent_id: str, limit_micro_usd: int | None) -> None:
+        """Set or remove the monthly budget of an agent. The change applies to the current period at once."""
+        ...
+
+    def lift_agent_limit(self, agent_id: str) -> None:
+        """Ignore the budget of an agent until the period ends."""
+        ...
+
+    def agent_budgets(self, agent_ids: Sequence[str]) -> dict[str, AgentBudget]:
+        """Return the budgets of those of the agents that have one, in the current period."""
+        ...
+
+
+class BudgetThresholdReached(Event, kw_only=True):
+    """The costs of the installation or of an agent reached an alert threshold of their budget."""
+
+    event = "budget.threshold"
+    visibility = ADMIN
+
+    scope: str
+    agent_id: str | None
+    threshold: int
+    percent: float
+    spent_usd: float
+    limit_usd: float
+
+
+class BudgetExceeded(Event, kw_only=True):
+    """The costs of the installation or of an agent reached their budget."""
+
+    event = "budget.exceeded"
+    visibility = ADMIN
+
+    scope: str
+    agent_id: str | None
+    spent_usd: float
+    limit_usd: float
+
+
+class BudgetChanged(Event, kw_only=True):
+    """The budget was changed, or a new budget period began, so tasks that waited for money may be claimable."""
+
+    event = "budget.changed"
+    visibility = ADMIN
+
+    monthly_limit_usd: float | None
+
+
+EVENTS: tuple[type[Event], ...] = (BudgetThresholdReached, BudgetExceeded, BudgetChanged)

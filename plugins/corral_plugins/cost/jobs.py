@@ -9,13 +9,17 @@ from corral import clock
 from corral.database.engine import Work
 from corral.database.unit import SYSTEM, UnitContext
 from corral.events.consumers import Subscriber
-from corral.jobs.job import Schedule
+from corral.jobs.job import Job, Schedule
 from corral.plugin import Settings
-from corral_plugins.cost.service import maintenance, rollups
+from corral_plugins.cost.service import budgets, maintenance, rollups
+from corral_plugins.cost.service.budget_counters import CANCEL_JOB
+from corral_plugins.cost.service.budget_upkeep import BudgetUpkeep
 from corral_plugins.cost.service.day_buckets import DAY, day_of
 from corral_plugins.cost.settings import EVENT_RETENTION_DAYS
 
 RECONCILED_DAYS = 2
+OLD_PERIOD_DAYS = 62
+"""The age in days at which the counters and alerts of past budget periods are deleted."""
 MAX_BATCHES = 200
 """The maximum number of batches that one run of the job deletes. The next run deletes the rest."""
 
@@ -31,6 +35,41 @@ async def reconcile_rollups(work: Work) -> None:
                 await work(functools.partial(maintenance.correct_rollups, found), entry=entry)
 
 
+async def reconcile_budgets(work: Work, upkeep: BudgetUpkeep) -> None:
+    """Compare the counters of budgets with the costs and reservations. Correct any differences and raise an alert."""
+    entry = UnitContext(label="job cost.reconcile", actor=SYSTEM)
+    for limit in await work(upkeep.limits, entry=entry, read=True):
+        await work(functools.partial(upkeep.reconcile, limit), entry=entry)
+
+
+async def reconcile(work: Work, upkeep: BudgetUpkeep) -> None:
+    """Compare the totals with the cost events, and the counters of budgets with the totals."""
+    await reconcile_rollups(work)
+    await reconcile_budgets(work, upkeep)
+
+
+async def release_expired_reservations(work: Work, upkeep: BudgetUpkeep) -> None:
+    """Release reservations whose holder gives no sign of life."""
+    entry = UnitContext(label="job cost.reap", actor=SYSTEM)
+    for _ in range(MAX_BATCHES):
+        if await work(upkeep.release_expired, entry=entry) < maintenance.BATCH_ROWS:
+            return
+
+
+async def begin_period(work: Work, upkeep: BudgetUpkeep) -> None:
+    """Create the counters of a new period, and resume agents that are paused although their budget admits costs."""
+    entry = UnitContext(label="job cost.period", actor=SYSTEM)
+    for _ in range(MAX_BATCHES):
+        if await work(upkeep.create_counters, entry=entry) < maintenance.BATCH_ROWS:
+            break
+    await work(upkeep.resume_agents, entry=entry)
+
+
+def cancel_running(agent_id: str | None, upkeep: BudgetUpkeep) -> None:
+    """Cancel the attempts that hold reservations, of one agent or of all, because the budget is exceeded."""
+    upkeep.cancel_running(agent_id)
+
+
 async def delete_expired_events(work: Work, settings: Settings) -> None:
     """Delete cost events and detailed rollups whose retention period has ended."""
     days = settings.get(EVENT_RETENTION_DAYS)
@@ -38,6 +77,7 @@ async def delete_expired_events(work: Work, settings: Settings) -> None:
         await _repeat_in_batches(work, functools.partial(maintenance.delete_events, clock.now(-days * DAY)))
     await _repeat_in_batches(work, maintenance.delete_quarter_hours)
     await _repeat_in_batches(work, maintenance.delete_task_days)
+    await work(lambda: budgets.delete_old_periods(clock.now(-OLD_PERIOD_DAYS * DAY)))
 
 
 async def _repeat_in_batches(work: Work, delete_batch: Callable[[], int]) -> None:
@@ -47,5 +87,11 @@ async def _repeat_in_batches(work: Work, delete_batch: Callable[[], int]) -> Non
             return
 
 
-SCHEDULES = (Schedule("cost.reconcile", 3600, reconcile_rollups), Schedule("cost.prune", 3600, delete_expired_events))
+JOBS = (Job(CANCEL_JOB, cancel_running),)
+SCHEDULES = (
+    Schedule("cost.reconcile", 3600, reconcile),
+    Schedule("cost.reap", 4, release_expired_reservations),  # within 5 s, also on a busy machine
+    Schedule("cost.period", 4, begin_period),
+    Schedule("cost.prune", 3600, delete_expired_events),
+)
 SUBSCRIBERS = (Subscriber("cost.outcomes", rollups.OUTCOME_EVENTS, rollups.record_outcome_event),)

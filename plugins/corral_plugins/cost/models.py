@@ -1,10 +1,10 @@
-"""The tables of cost accounting: cost events, rollups, price overrides, and names of deleted agents."""
+"""The tables of cost accounting: cost events, rollups, prices, budgets, and names of deleted agents."""
 
 from __future__ import annotations
 
 import peewee
 
-from corral.database.model import PRIVATE, IdField, InstantField, Model
+from corral.database.model import PRIVATE, IdField, InstantField, JSONField, Model
 
 
 class CostEvent(Model):
@@ -142,4 +142,113 @@ class DeletedAgent(Model):
         table_name = "cost_deleted_agents"
 
 
-TABLES: tuple[type[Model], ...] = (CostEvent, PriceOverrideRow, PriceRevision, Rollup, DeletedAgent)
+class Budget(Model):
+    """The single row with the budget of the installation.
+
+    `revision` changes with every change of any limit, including the limits of agents. Processes compare it with the
+    revision in their cache.
+    """
+
+    id = peewee.IntegerField(primary_key=True)
+    version = peewee.IntegerField(default=1)
+    revision = peewee.BigIntegerField(default=1)
+    monthly_limit_micro = peewee.BigIntegerField(null=True)
+    alert_thresholds = JSONField()
+    mode = peewee.CharField(max_length=8)
+    on_exceeded = peewee.CharField(max_length=16)
+    timezone = peewee.CharField(max_length=64)
+
+    class Meta:
+        table_name = "cost_budget"
+
+
+class AgentLimit(Model):
+    """The monthly budget of an agent."""
+
+    agent_id = IdField(primary_key=True)
+    limit_micro = peewee.BigIntegerField()
+
+    class Meta:
+        table_name = "cost_agent_limits"
+
+
+class BudgetCounter(Model):
+    """What is spent and reserved in one period within a limit. `scope` is `global` or `agent`; `key` is the agent.
+
+    `spent_micro` is the sum of the cost events of the period, and `reserved_micro` is the sum of what the reservations
+    have left. `alerted` is the highest threshold that was reported, and `exceeded` tells whether `budget.exceeded` was
+    published. While `lifted` is true, the limit refuses nothing.
+    """
+
+    scope = peewee.CharField(max_length=8)
+    key = peewee.CharField(max_length=36)
+    period = peewee.CharField(max_length=7)
+    limit_micro = peewee.BigIntegerField()
+    spent_micro = peewee.BigIntegerField()
+    reserved_micro = peewee.BigIntegerField()
+    alerted = peewee.SmallIntegerField(default=0)
+    exceeded = peewee.BooleanField(default=False)
+    lifted = peewee.BooleanField(default=False)
+
+    class Meta:
+        table_name = "cost_budget_counters"
+        primary_key = peewee.CompositeKey("scope", "key", "period")
+
+
+class BudgetAlert(Model):
+    """An alert that was sent. Each threshold is reported once per period, scope and agent."""
+
+    scope = peewee.CharField(max_length=8)
+    key = peewee.CharField(max_length=36)
+    period = peewee.CharField(max_length=7)
+    threshold = peewee.SmallIntegerField()
+    sent_at = InstantField()
+
+    class Meta:
+        table_name = "cost_budget_alerts"
+        primary_key = peewee.CompositeKey("scope", "key", "period", "threshold")
+
+
+class Reservation(Model):
+    """Money that is reserved for an attempt, or for a call without a task.
+
+    `used_micro` is the settled cost, and `drawn_micro` is what calls in flight hold. `limit_micro` is what the cap of
+    the task leaves to the attempt, or null.
+    """
+
+    id = IdField(primary_key=True)
+    holder = peewee.CharField(max_length=8)
+    holder_id = IdField(unique=True)
+    lease_id = IdField(null=True)
+    agent_id = IdField(null=True)
+    task_id = IdField(null=True)
+    amount_micro = peewee.BigIntegerField()
+    used_micro = peewee.BigIntegerField(default=0)
+    drawn_micro = peewee.BigIntegerField(default=0)
+    limit_micro = peewee.BigIntegerField(null=True)
+    created_at = InstantField()
+    expires_at = InstantField(index=True)
+
+    class Meta:
+        table_name = "cost_reservations"
+        indexes = ((("created_at", "id"), False), (("agent_id",), False))
+
+
+Reservation.add_index(
+    Reservation.index(
+        Reservation.lease_id, name="cost_reservations_lease", unique=True, where=Reservation.lease_id.is_null(False)
+    )
+)
+
+TABLES: tuple[type[Model], ...] = (
+    CostEvent,
+    PriceOverrideRow,
+    PriceRevision,
+    Rollup,
+    DeletedAgent,
+    Budget,
+    AgentLimit,
+    BudgetCounter,
+    BudgetAlert,
+    Reservation,
+)

@@ -9,19 +9,25 @@ from typing import TYPE_CHECKING, Any
 from corral.auth.principal import READERS, Permission
 from corral.database.model import Model
 from corral.events.consumers import Subscriber
+from corral.events.event import Event
 from corral.http.routes import Routes
-from corral.jobs.job import Schedule
+from corral.jobs.job import Job, Schedule
 from corral.plugin import Metric, Plugin, Provide, Runtime, Setting, hookimpl
 from corral_plugins.cost import jobs, models, settings
-from corral_plugins.cost.api import Costs
+from corral_plugins.cost.api import EVENTS, Costs
 from corral_plugins.cost.routes import routes
 from corral_plugins.cost.service import price_table
+from corral_plugins.cost.service.agent_limits import AgentLimits
+from corral_plugins.cost.service.budget_limits import BudgetLimitCache
+from corral_plugins.cost.service.budget_upkeep import BudgetUpkeep
+from corral_plugins.cost.service.budgets import Budgets
 from corral_plugins.cost.service.ledger import CostLedger
-from corral_plugins.cost.service.metrics import ProviderTotals
+from corral_plugins.cost.service.metrics import BudgetMetrics, BudgetRefusals, ProviderTotals
 from corral_plugins.cost.service.price_overrides import PriceOverrides
 from corral_plugins.cost.service.pricing import Pricing
 from corral_plugins.cost.service.reported_costs import ReportedCosts
 from corral_plugins.cost.service.reports import CostReports
+from corral_plugins.cost.service.reservations import Reservations
 
 REFRESH_SECONDS = 2
 
@@ -32,8 +38,8 @@ if TYPE_CHECKING:
 class CostPlugin(Plugin):
     """Cost accounting.
 
-    Records every use of a model or paid tool with its price, exact to one micro-dollar. A use without a known price is
-    reported as unpriced, never as zero.
+    Records every use of a model or paid tool with its price, exact to one micro-dollar, and enforces budgets. A use
+    without a known price is reported as unpriced, never as zero.
     """
 
     name = "cost"
@@ -41,22 +47,27 @@ class CostPlugin(Plugin):
     wants = ("agents", "tasks")
     permissions = (
         Permission("cost.read", "Read costs and prices", holders=READERS),
-        Permission("cost.write", "Set prices and correct costs"),
+        Permission("cost.write", "Set budgets and prices, and correct costs"),
         Permission("cost.report", "Report costs under a lease", holders=("worker", "agent")),
     )
 
-    async def start(self, runtime: Runtime) -> None:
-        pricing = runtime.service(Pricing)
+    def __init__(self, section: Any = None) -> None:
+        super().__init__(section)
+        self._refusals = BudgetRefusals()
 
-        async def refresh_prices() -> None:
+    async def start(self, runtime: Runtime) -> None:
+        pricing, limits = runtime.service(Pricing), runtime.service(BudgetLimitCache)
+
+        async def refresh_caches() -> None:
             while True:
                 await pricing.refresh_overrides()
+                await limits.refresh()
                 await asyncio.sleep(REFRESH_SECONDS)
 
         async def load_price_table(address: str) -> None:
             await asyncio.to_thread(price_table.load_price_table)
 
-        runtime.supervise("prices", refresh_prices)
+        runtime.supervise("prices and budgets", refresh_caches)
         runtime.when_serving(load_price_table)
 
     @hookimpl
@@ -64,8 +75,23 @@ class CostPlugin(Plugin):
         def cost(ledger: CostLedger) -> Costs:
             return ledger
 
-        services = (Pricing, CostLedger, PriceOverrides, CostReports, ReportedCosts)
-        return [*(Provide(service, service) for service in services), Provide(Costs, cost)]
+        services = (
+            Pricing,
+            BudgetLimitCache,
+            Reservations,
+            AgentLimits,
+            CostLedger,
+            PriceOverrides,
+            Budgets,
+            BudgetUpkeep,
+            CostReports,
+            ReportedCosts,
+        )
+        return [
+            Provide(BudgetRefusals, lambda: self._refusals),
+            *(Provide(service, service) for service in services),
+            Provide(Costs, cost),
+        ]
 
     @hookimpl
     def corral_routes(self) -> Iterable[Routes]:
@@ -86,6 +112,14 @@ class CostPlugin(Plugin):
         return settings.ALL
 
     @hookimpl
+    def corral_events(self) -> Iterable[type[Event]]:
+        return EVENTS
+
+    @hookimpl
+    def corral_jobs(self) -> Iterable[Job]:
+        return jobs.JOBS
+
+    @hookimpl
     def corral_schedules(self) -> Iterable[Schedule]:
         return jobs.SCHEDULES
 
@@ -95,4 +129,4 @@ class CostPlugin(Plugin):
 
     @hookimpl
     def corral_metrics(self) -> Iterable[Metric]:
-        return ProviderTotals().metrics()
+        return [*ProviderTotals().metrics(), *BudgetMetrics(self._refusals).metrics()]

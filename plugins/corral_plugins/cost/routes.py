@@ -8,11 +8,14 @@ from corral.errors import Conflict
 from corral.http.answers import Answer, IfMatch, Request
 from corral.http.page import Page
 from corral.http.routes import Routes
+from corral_plugins.cost.service.budgets import Budgets
 from corral_plugins.cost.service.ledger import CostLedger
 from corral_plugins.cost.service.price_overrides import PriceOverrides
 from corral_plugins.cost.service.reported_costs import ReportedCosts
 from corral_plugins.cost.service.reports import CostReports
 from corral_plugins.cost.shapes import (
+    BudgetChange,
+    BudgetView,
     CostEventQuery,
     CostEventView,
     CostsByAgent,
@@ -30,6 +33,8 @@ from corral_plugins.cost.shapes import (
     PriceQuery,
     PriceView,
     RankedQuery,
+    ReservationQuery,
+    ReservationView,
     TaskCost,
     UserCost,
     ZoneQuery,
@@ -80,6 +85,24 @@ def get_cost_by_task(query: RankedQuery, reports: CostReports) -> Page[TaskCost]
 def get_cost_by_user(query: RankedQuery, reports: CostReports) -> Page[UserCost]:
     """List the cost of each user in the last `days` days, most expensive first."""
     return reports.list_by_user(query)
+
+
+@routes.get("/budget", needs=READ)
+def get_budget(budgets: Budgets) -> BudgetView:
+    """Return the budget, and what is spent and reserved in the current month."""
+    return budgets.get()
+
+
+@routes.put("/budget", needs=WRITE, raises=("precondition_failed", "invalid_state"))
+def update_budget(body: BudgetChange, match: IfMatch, budgets: Budgets) -> BudgetView:
+    """Change the budget. The change applies at once, also to the current month."""
+    return budgets.change(body, match)
+
+
+@routes.get("/reservations", needs=WRITE, raises=("invalid_cursor",))
+def list_reservations(query: ReservationQuery, budgets: Budgets, caller: Principal) -> Page[ReservationView]:
+    """List the money that is reserved for running attempts and calls, newest first."""
+    return budgets.list_reservations(query, caller)
 
 
 @routes.get("/events", needs=READ, raises=("invalid_cursor",))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, Literal
+
 from corral.plugin import Setting
 
 REPORTED_PRICES = Setting(
@@ -18,4 +20,18 @@ EVENT_RETENTION_DAYS: Setting[int | None] = Setting(
     maximum=3650,
     title="Days for which cost events are kept (unset: forever); totals are always kept",
 )
-ALL = (REPORTED_PRICES, EVENT_RETENTION_DAYS)
+DEFAULT_ATTEMPT_USD = Setting(
+    name="cost.default_attempt_usd",
+    kind=float,
+    default=0.05,
+    minimum=0,
+    maximum=1000,
+    title="Amount in USD that is reserved for an attempt if the costs of the agent's earlier attempts are unknown",
+)
+UNPRICED_USES: Setting[Any] = Setting(
+    name="cost.unpriced",
+    kind=Literal["allow", "refuse"],
+    default="allow",
+    title="Whether models without a known price may be used",
+)
+ALL = (REPORTED_PRICES, EVENT_RETENTION_DAYS, DEFAULT_ATTEMPT_USD, UNPRICED_USES)

@@ -315,3 +315,84 @@ class FoundPrice(msgspec.Struct, kw_only=True, omit_defaults=True):
     cache_write_usd: float | None = None
     per_call_usd: float | None = None
     valid_from: Instant | None = None
+
+
+Limit = Annotated[float, Meta(ge=0, le=1_000_000_000)]
+Mode = Literal["hard", "soft", "off"]
+OnExceeded = Literal["finish_running", "cancel_running"]
+
+
+class BudgetChange(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """Changes to the budget. Absent fields keep their values.
+
+    A `monthly_limit` of null means that there is no limit, and 0 allows no use that costs money. The mode `soft` sends
+    alerts but refuses nothing, and `off` ignores the limit. `on_exceeded` decides whether running attempts may use what
+    is reserved for them, or are cancelled. Months begin and end in `timezone`.
+    """
+
+    monthly_limit: Limit | UnsetType | None = UNSET
+    alert_thresholds: Annotated[list[Annotated[int, Meta(ge=1, le=200)]], Meta(max_length=10)] | UnsetType = UNSET
+    mode: Mode | UnsetType = UNSET
+    on_exceeded: OnExceeded | UnsetType = UNSET
+    timezone: TimeZone | UnsetType = UNSET
+
+
+class AgentBudgetView(msgspec.Struct, kw_only=True):
+    """The own budget of an agent, and what the agent has spent and reserved in the current period, in USD."""
+
+    agent_id: str
+    limit: float
+    spent: float
+    reserved: float
+
+
+class BudgetAlertView(msgspec.Struct, kw_only=True):
+    """An alert that was sent in the current period. `scope` is `global` or `agent`."""
+
+    scope: str
+    agent_id: str | None
+    threshold: int
+    sent_at: Instant
+
+
+class BudgetView(msgspec.Struct, kw_only=True):
+    """The budget of the installation, and its state in the current period.
+
+    `percent` is the spent part of the limit. `remaining_usd` is what is neither spent nor reserved. `projected_usd`
+    extrapolates the mean of the last 7 days. `by_agent` contains the agents with a budget of their own, at most 200.
+    """
+
+    version: int
+    monthly_limit: float | None
+    alert_thresholds: list[int]
+    mode: str
+    on_exceeded: str
+    timezone: str
+    period_start: Instant
+    period_end: Instant
+    spent_usd: float
+    reserved_usd: float
+    remaining_usd: float | None
+    percent: float | None
+    projected_usd: float
+    status: str
+    by_agent: list[AgentBudgetView]
+    alerts_sent: list[BudgetAlertView]
+
+
+class ReservationQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """The options for listing reservations."""
+
+
+class ReservationView(msgspec.Struct, kw_only=True):
+    """Money that is reserved for an attempt, or for a call without a task. `used_usd` is the settled part."""
+
+    id: str
+    holder: str
+    holder_id: str
+    agent_id: str | None
+    task_id: str | None
+    amount_usd: float
+    used_usd: float
+    created_at: Instant
+    expires_at: Instant

@@ -23,7 +23,6 @@ declare_codes(
             "The model provider refused or failed. The detail contains its message; check the "
             "provider's configuration and key.",
         ),
-        "budget_exceeded": (402, "The budget forbids this call", "Raise the budget, or wait until the period ends."),
         "model_not_found": (404, "No provider offers the model", "corral api GET /llm/models lists the models."),
         "llm.provider_not_configured": (
             422,
@@ -183,12 +182,14 @@ class AgentModel(msgspec.Struct, frozen=True, kw_only=True):
 
     `problem` is a sentence that says why the gateway cannot call the model, or None if it can. `listed` is false if the
     provider's list of models is known and does not contain the model. `blocked_until` is the instant until which the
-    open circuit breaker of the provider rejects calls, or None if a call may be admitted.
+    open circuit breaker of the provider rejects calls, or None if a call may be admitted. `free` is true if calls of
+    the provider cost nothing.
     """
 
     name: str
     problem: str | None
     listed: bool
+    free: bool = False
     blocked_until: str | None = None
 
 

@@ -32,6 +32,7 @@ from corral_plugins.llm.providers.scripted import ScriptedProvider, load_scripts
 from corral_plugins.llm.routes import completions, providers
 from corral_plugins.llm.service.admission import CallAdmission, ModelResolver
 from corral_plugins.llm.service.breakers import ProviderBreakers
+from corral_plugins.llm.service.call_budgets import CallBudgets
 from corral_plugins.llm.service.calls import PayloadStore
 from corral_plugins.llm.service.dispatch import CallDispatcher
 from corral_plugins.llm.service.gateway import Gateway
@@ -47,6 +48,7 @@ CHECK_SECONDS = 1.0
 SERVICES = (
     ProviderBreakers,
     CallAdmission,
+    CallBudgets,
     CallDispatcher,
     Gateway,
     CallLeases,

@@ -49,6 +49,7 @@ CLAIM_TOPICS = (
     "circuit.closed",
     "circuit.half_opened",
     "agent.updated",
+    "budget.changed",
     "worker.updated",
     "llm.provider_changed",
     "setting.changed",
@@ -106,15 +107,15 @@ class ReviewPolicy(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 BUDGETS = ("max_cost_usd", "monthly_budget_usd", "max_cost_per_task_usd")
 
 
-def refuse_unenforced(fields: Mapping[str, Any]) -> None:
-    """Raise `Invalid` if the fields of a task or an agent set a budget or require reviews.
+def refuse_unenforced(fields: Mapping[str, Any], *, enforces_budgets: bool) -> None:
+    """Raise `Invalid` if the fields of a task or an agent require reviews, or set a budget that nothing enforces.
 
-    No plugin enforces budgets or performs reviews, so such a value would have no effect.
+    No plugin performs reviews, and budgets need the `cost` plugin, so such a value would have no effect.
     """
     faults = [
-        FieldError(f"/{name}", "not_allowed", "Budgets are not enforced yet; leave the field out or set it to null.")
+        FieldError(f"/{name}", "not_allowed", "Budgets require the plugin cost, which is not active.")
         for name in BUDGETS
-        if fields.get(name) not in (None, UNSET)
+        if not enforces_budgets and fields.get(name) not in (None, UNSET)
     ]
     review = fields.get("review_policy")
     if isinstance(review, ReviewPolicy) and review != ReviewPolicy():
@@ -172,6 +173,29 @@ class Origin(msgspec.Struct, frozen=True, kw_only=True):
 DIRECT_ORIGIN = Origin()
 
 
+class TaskOverrides(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """The fields of a task that a retry may change. Fields that are left out stay unchanged."""
+
+    agent_id: Id | UnsetType | None = UNSET
+    instructions: Annotated[str, Meta(max_length=65536)] | UnsetType = UNSET
+    input: dict[str, Any] | UnsetType = UNSET
+    priority: Priority | UnsetType = UNSET
+    timeout_seconds: Annotated[int, Meta(ge=10, le=604_800)] | UnsetType = UNSET
+    max_cost_usd: Annotated[float, Meta(ge=0, le=1_000_000_000)] | UnsetType | None = UNSET
+
+
+class AttemptSummary(msgspec.Struct, frozen=True, kw_only=True):
+    """An attempt of a task, as its dead letter shows it."""
+
+    n: int
+    worker_id: str
+    agent_id: str
+    agent_version: int
+    started_at: str | None
+    finished_at: str | None
+    error: dict[str, Any] | None
+
+
 class LeaseRef(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Identifies a lease in a worker's request."""
 
@@ -203,6 +227,17 @@ class LeaseFacts(msgspec.Struct, frozen=True, kw_only=True):
     worker_id: str
     requester_id: str | None
     is_live: bool
+
+
+class LiveAttempt(msgspec.Struct, frozen=True, kw_only=True):
+    """The attempt of a live lease.
+
+    `cost_left_micro` is what the cost limit of the task leaves to the attempt, in micro-USD, or None without a limit.
+    """
+
+    attempt_id: str
+    lease_until: str
+    cost_left_micro: int | None
 
 
 class LeaseView(msgspec.Struct, frozen=True, kw_only=True):
@@ -304,11 +339,43 @@ class Tasks(Protocol):
         """Cancel a task and return the `TaskView` with the status `cancelled` or `cancelling`."""
         ...
 
-    def retry(self, task_id: str, *, by: Principal, source: str, reason: str | None = None) -> Any:
+    def retry(
+        self,
+        task_id: str,
+        *,
+        by: Principal,
+        source: str,
+        reason: str | None = None,
+        from_checkpoint: bool = True,
+        overrides: TaskOverrides | None = None,
+    ) -> Any:
         """Retry a failed or cancelled task under the same id, and return the `TaskView`.
 
-        `source` is `person` or `dead_letter`.
+        `source` is `person` or `dead_letter`. `overrides` changes fields of the task before its next attempt. The open
+        dead letter of the task becomes `retried`.
         """
+        ...
+
+    def give_up(self, task_id: str, *, by: Principal, message: str) -> str:
+        """Give up a task: fail it, unless it has failed already, and add a dead letter. Return the id of the letter.
+
+        Raise `Conflict` if the task is leased, being cancelled, completed or cancelled.
+        """
+        ...
+
+    def add_missing_dead_letters(self, after: str) -> str | None:
+        """Add dead letters to tasks that failed after an instant while the `dead_letter` plugin was not active.
+
+        Handle one batch. Return what to pass as `after` to go on, or None if all tasks are handled.
+        """
+        ...
+
+    def attempts_between(self, task_id: str, *, after_fence: int, until_fence: int) -> list[AttemptSummary]:
+        """Return the attempts of a task with these fences, oldest first. At most 200 are returned."""
+        ...
+
+    def statuses(self, task_ids: Sequence[str]) -> dict[str, tuple[str, str | None]]:
+        """Return the status of each of these tasks, and when it ended. Unknown ids are omitted."""
         ...
 
     def lock(self, task_id: str) -> bool:
@@ -386,6 +453,17 @@ class Tasks(Protocol):
         """Return the lease if it is the live lease of the task, else None."""
         ...
 
+    def live_attempt(self, task_id: str, lease_id: str) -> LiveAttempt | None:
+        """Return the attempt of the lease if it is the live lease of the task, else None."""
+        ...
+
+    def stop_run(self, task_id: str, lease_id: str, *, kind: str, reason: str | None) -> bool:
+        """Ask the worker to stop the run of this lease, with a kind of cancellation such as `budget`.
+
+        Return False if the lease has ended or its run is already being stopped.
+        """
+        ...
+
     def lock_run(self, task_id: str, lease_id: str | None, *, by: Principal) -> Run:
         """Lock the task, renew the lease and return the started run under this lease.
 
@@ -420,7 +498,7 @@ class Tasks(Protocol):
         ...
 
     def lease_states(self, leases: Sequence[LeaseRef]) -> list[LeaseState]:
-        """Return the states of the given leases without renewing them."""
+        """Return the states `ok`, `cancel_requested` or `lost` of the given leases without renewing them."""
         ...
 
     def renew_lease(self, task_id: str, lease_id: str) -> None:

@@ -145,9 +145,10 @@ class AttemptRow(msgspec.Struct):
 
     An attempt is one claim of a task. It is live until it finishes. `n` is the attempt number for the retry policy; a
     resumed run keeps its number. `ended_by` names the call that ended the attempt, so that a repeated call is
-    recognised. `output_schema` is the schema of the agent's configuration, if the task has none of its own.
-    `reported_usage` contains the totals that the worker reported last. The counts of tokens and calls include these
-    totals and the calls through the gateway.
+    recognised. `cost_limit_micro` is what the cost limit of the task leaves to the attempt, and `cost_warning_micro` is
+    the cost of the attempt at which the task has used 80 % of its limit. `output_schema` is the schema of the agent's
+    configuration, if the task has none of its own. `reported_usage` contains the totals that the worker reported last.
+    The counts of tokens and calls include these totals and the calls through the gateway.
     """
 
     id: Annotated[str, ColumnDeclaration(IdField, primary_key=True)]
@@ -182,6 +183,8 @@ class AttemptRow(msgspec.Struct):
     input_tokens: Annotated[int, ColumnDeclaration(peewee.BigIntegerField, default=0)]
     output_tokens: Annotated[int, ColumnDeclaration(peewee.BigIntegerField, default=0)]
     calls: Annotated[int, ColumnDeclaration(peewee.BigIntegerField, default=0)]
+    cost_limit_micro: Annotated[int | None, ColumnDeclaration(peewee.BigIntegerField, null=True)]
+    cost_warning_micro: Annotated[int | None, ColumnDeclaration(peewee.BigIntegerField, null=True)]
     reported_usage: Annotated[str | None, ColumnDeclaration(JSONField, null=True)]
     stalls: Annotated[int, ColumnDeclaration(peewee.IntegerField, default=0)]
     ended_by: Annotated[str | None, ColumnDeclaration(peewee.CharField, max_length=40, null=True)]

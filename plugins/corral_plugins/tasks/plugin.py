@@ -22,9 +22,11 @@ from corral_plugins.tasks.routes import tasks as task_routes
 from corral_plugins.tasks.service.actions import OwnerActions
 from corral_plugins.tasks.service.agent_models import AgentModels
 from corral_plugins.tasks.service.agent_tools import AgentTools, TaskTools
+from corral_plugins.tasks.service.claim_budgets import ClaimBudgets
 from corral_plugins.tasks.service.claim_payloads import ClaimPayloads
 from corral_plugins.tasks.service.claims import TaskClaims
 from corral_plugins.tasks.service.creation import TaskCreation
+from corral_plugins.tasks.service.dead_letters import TaskDeadLetters
 from corral_plugins.tasks.service.explain import TaskExplanations
 from corral_plugins.tasks.service.leases import AttemptPrincipals, AttemptTokenAuthenticator, TaskLeases
 from corral_plugins.tasks.service.outcomes import TaskOutcomes
@@ -51,7 +53,7 @@ class TasksPlugin(Plugin):
 
     name = "tasks"
     requires = ("accounts", "agents", "workers")
-    wants = ("admin", "approvals", "backup", "cost", "llm", "messages", "secrets", "tools")
+    wants = ("admin", "approvals", "backup", "cost", "dead_letter", "llm", "messages", "secrets", "tools")
     permissions = (
         Permission("tasks.read", "Read tasks, their logs and statistics", holders=(*READERS, "agent")),
         Permission("tasks.write", "Create tasks; change, cancel and end one's own tasks", holders=(*WRITERS, "agent")),
@@ -72,9 +74,11 @@ class TasksPlugin(Plugin):
     def corral_services(self) -> Iterable[Provide]:
         parts = (
             TaskTransitions,
+            TaskDeadLetters,
             TaskOutcomes,
             AgentModels,
             ClaimPayloads,
+            ClaimBudgets,
             TaskClaims,
             TaskRuns,
             TaskLeases,

@@ -320,7 +320,7 @@ class RunItem(msgspec.Struct, kw_only=True):
     finished_at: Instant | None
 
 
-class AttemptView(msgspec.Struct, kw_only=True):
+class StepAttemptView(msgspec.Struct, kw_only=True):
     """A failed attempt of a step."""
 
     attempt: int
@@ -345,7 +345,7 @@ class StepRunView(msgspec.Struct, kw_only=True):
     approval_id: str | None
     child_run_id: str | None
     attempt: int
-    attempts: list[AttemptView]
+    attempts: list[StepAttemptView]
     reused: bool
     cost_usd: float
     started_at: Instant | None

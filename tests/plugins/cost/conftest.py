@@ -11,7 +11,7 @@ import pytest
 
 from corral import clock
 from corral.testing.kit import Client, Kit
-from corral_plugins.cost.api import BillableUsage, ChargedCost, Costs
+from corral_plugins.cost.api import BillableUsage, ChargedCost, Costs, Hold
 from corral_plugins.cost.service import price_table
 
 
@@ -38,12 +38,14 @@ class Books:
         """Run a function in a unit."""
         return await self.kit.kernel.database.work(fn)
 
-    async def settle(self, usd: str | None = None, *, free: bool = False, **given: Any) -> ChargedCost:
+    async def settle(
+        self, usd: str | None = None, *, free: bool = False, hold: Hold | None = None, **given: Any
+    ) -> ChargedCost:
         """Record an event with a reported cost or none, by default of a model that the price table lacks."""
         self._n += 1
         named = {"usage_key": f"key-{self._n}", "provider": "acme", "model": "one", **given}
         spent = BillableUsage(cost_usd=None if usd is None else Decimal(usd), **named)
-        charged: ChargedCost = await self.work(lambda: self.cost.record_cost(spent, free=free))
+        charged: ChargedCost = await self.work(lambda: self.cost.record_cost(spent, free=free, hold=hold))
         return charged
 
     async def pass_days(self, days: float) -> None:

@@ -22,7 +22,7 @@ from corral_plugins.tasks.api import (
     LeaseFacts,
     LeaseRef,
     LeaseState,
-    LeaseView,
+    LiveAttempt,
     TaskCancelled,
     TaskCompleted,
     TaskFailed,
@@ -55,10 +55,9 @@ class World:
 
 
 class FakeTasks:
-    def live_lease(self, task_id: str, lease_id: str) -> LeaseView | None:
+    def live_attempt(self, task_id: str, lease_id: str) -> LiveAttempt | None:
         assert (task_id, lease_id) == (TASK, LEASE)
-        view = LeaseView(task_id=TASK, lease_id=LEASE, agent_id=AGENT, since="", expires_at="")
-        return view if World.live else None
+        return LiveAttempt(attempt_id=ATTEMPT, lease_until="", cost_left_micro=None) if World.live else None
 
     def lease_states(self, leases: list[LeaseRef]) -> list[LeaseState]:
         state = World.state if World.live else "lost"

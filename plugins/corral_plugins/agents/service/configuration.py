@@ -37,9 +37,12 @@ PLAIN = (
     "metadata",
 )
 STRUCTURED = ("tool_policy", "retry_policy", "stall_policy")
+MONEY = {"monthly_budget_usd": "monthly_budget_micro", "max_cost_per_task_usd": "max_cost_per_task_micro"}
+"""The fields with amounts in USD, and the columns that store them in micro-USD."""
 FIELD_OF = {
     "worker_group": "worker_selector",
     "worker_labels": "worker_selector",
+    **{column: field for field, column in MONEY.items()},
 }
 CONFIGURATION = frozenset(
     {
@@ -54,10 +57,11 @@ CONFIGURATION = frozenset(
         "max_concurrent_tasks",
         "retry_policy",
         "stall_policy",
+        *MONEY,
     }
 )
 """The fields of the configuration. Changing one of these fields creates a new version."""
-COPIED = (*PLAIN, *STRUCTURED, "worker_group", "worker_labels", "config")
+COPIED = (*PLAIN, *STRUCTURED, *MONEY.values(), "worker_group", "worker_labels", "config")
 """The columns that a copy of an agent takes from the original: everything that people set, except the name."""
 
 
@@ -74,17 +78,21 @@ def default_config(max_steps: int) -> dict[str, Any]:
     }
 
 
-def to_columns(fields: AgentFields, config: dict[str, Any]) -> dict[str, Any]:
+def to_columns(fields: AgentFields, config: dict[str, Any], *, enforces_budgets: bool) -> dict[str, Any]:
     """Convert the fields that are set to column values.
 
     If `fields.config` is set, its absent parts are taken from `config`. Raise `Invalid` if a value breaks a rule that
     the type annotations cannot express, for example the maximum size of the metadata.
     """
-    refuse_unenforced({name: getattr(fields, name) for name in fields.__struct_fields__})
+    given = {name: getattr(fields, name) for name in fields.__struct_fields__}
+    refuse_unenforced(given, enforces_budgets=enforces_budgets)
     found: dict[str, Any] = {name: value for name in PLAIN if (value := getattr(fields, name)) is not UNSET}
     for name in STRUCTURED:
         if (value := getattr(fields, name)) is not UNSET:
             found[name] = msgspec.to_builtins(value)
+    for name, column in MONEY.items():
+        if (usd := given[name]) is not UNSET:
+            found[column] = None if usd is None else round(usd * 1_000_000)
     if fields.worker_selector is not UNSET:
         found["worker_group"] = fields.worker_selector.group
         found["worker_labels"] = fields.worker_selector.labels
@@ -130,10 +138,16 @@ def worker_selector_view(row: Agent) -> dict[str, Any]:
     return found
 
 
+def usd_of(micro_usd: int | None) -> float | None:
+    """Convert a limit from micro-USD to USD. None means that there is no limit."""
+    return None if micro_usd is None else micro_usd / 1_000_000
+
+
 def version_configuration(row: Agent) -> dict[str, Any]:
     """Return the configuration of an agent in the form in which a version stores it.
 
     The configuration can be converted back into `AgentFields`.
     """
-    special = {"worker_selector": worker_selector_view(row)}
+    special: dict[str, Any] = {"worker_selector": worker_selector_view(row)}
+    special |= {name: usd_of(getattr(row, column)) for name, column in MONEY.items()}
     return {name: special[name] if name in special else getattr(row, name) for name in sorted(CONFIGURATION)}

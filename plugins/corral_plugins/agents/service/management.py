@@ -32,6 +32,7 @@ from corral_plugins.agents.service.configuration import (
     default_config,
     refuse_loosened_tool_policy,
     to_columns,
+    usd_of,
 )
 from corral_plugins.agents.service.rows import (
     TRIES,
@@ -45,7 +46,8 @@ from corral_plugins.agents.service.rows import (
     update_if_unchanged,
 )
 from corral_plugins.agents.service.states import StateChangePublisher, suppress_state_changes
-from corral_plugins.agents.shapes import AgentPatch, AgentQuery, AgentView, NewAgent
+from corral_plugins.agents.shapes import AgentBudget, AgentBudgetChange, AgentPatch, AgentQuery, AgentView, NewAgent
+from corral_plugins.cost.api import Costs
 from corral_plugins.llm.api import LLM
 from corral_plugins.tasks.api import Tasks
 from corral_plugins.tools.api import Tools
@@ -59,6 +61,7 @@ MAX_AGENTS: Setting[int] = Setting(
 class AgentManagement:
     """Lists and changes agents. Every method runs in the caller's unit of work."""
 
+    cost: Costs | None
     llm: LLM | None
     tasks: Tasks | None
     tools: Tools | None
@@ -101,7 +104,7 @@ class AgentManagement:
         does not exist, or `quota_exceeded` if there are too many agents.
         """
         config = default_config(self._settings.get(MAX_STEPS))
-        values = {"config": config, **to_columns(new, config)}
+        values = {"config": config, **to_columns(new, config, enforces_budgets=self.cost is not None)}
         self._check_references(values)
         return self._insert_agent(new.name, values, by)
 
@@ -143,6 +146,8 @@ class AgentManagement:
                 self._changes.publish_change(row.id, row.name, row.created_by, left.status, "offline", "deleted")
                 emit(AgentDeleted(agent_id=row.id, name=row.name), object=("agent", row.id), owner=row.created_by)
                 self._end_tokens(agent_id)
+                if self.cost is not None:
+                    self.cost.set_agent_limit(agent_id, None)
                 return affected
         raise contention_error()
 
@@ -155,6 +160,40 @@ class AgentManagement:
         if detached:
             enqueue("agents.detach", agent_id=agent_id)
         return detached
+
+    # -- budget
+
+    def get_budget(self, agent_id: str, *, by: Principal) -> AgentBudget:
+        """Return the limits of the agent, and what it has spent and reserved in the current month."""
+        return self._budget_of(find_readable_agent(agent_id, by))
+
+    def change_budget(
+        self, agent_id: str, change: AgentBudgetChange, match: IfMatch = ANY_VERSION, *, by: Principal
+    ) -> AgentBudget:
+        """Change the limits of the agent. This creates a new version of its configuration."""
+        limits = AgentPatch(
+            monthly_budget_usd=change.monthly_budget_usd, max_cost_per_task_usd=change.max_cost_per_task_usd
+        )
+        self.update(agent_id, limits, match, by=by)
+        return self._budget_of(find_readable_agent(agent_id, by))
+
+    def _budget_of(self, row: Agent) -> AgentBudget:
+        budget = self.cost.agent_budgets([row.id]).get(row.id) if self.cost is not None else None
+        spent = self.cost.spent_by_agents([row.id])[row.id] if self.cost is not None and budget is None else None
+        used = budget.spent if budget is not None else spent
+        left = None if budget is None else budget.limit - budget.spent - budget.reserved
+        return AgentBudget(
+            version=row.version,
+            monthly_budget_usd=usd_of(row.monthly_budget_micro),
+            max_cost_per_task_usd=usd_of(row.max_cost_per_task_micro),
+            spent_usd=usd_of(used),
+            reserved_usd=None if budget is None else usd_of(budget.reserved),
+            remaining_usd=usd_of(left),
+        )
+
+    def _apply_budget(self, row: Agent) -> None:
+        if self.cost is not None:
+            self.cost.set_agent_limit(row.id, row.monthly_budget_micro)
 
     # -- parts
 
@@ -177,6 +216,7 @@ class AgentManagement:
         if not Agent.select(Agent.id).where(Agent.id == row.id).exists():
             raise _name_taken_error(row.name, row.name_key)
         add_version(row, sorted(CONFIGURATION), by)
+        self._apply_budget(row)
         emit(
             AgentCreated(agent_id=row.id, name=row.name, role=row.role), object=("agent", row.id), owner=row.created_by
         )
@@ -184,7 +224,7 @@ class AgentManagement:
 
     def _changed_columns(self, row: Agent, patch: AgentPatch, by: Principal) -> dict[str, Any]:
         """Check a patch, and return the columns whose values change."""
-        wanted = to_columns(patch, row.config)
+        wanted = to_columns(patch, row.config, enforces_budgets=self.cost is not None)
         if patch.name is not UNSET:
             wanted.update(_name_columns(patch.name))
         changes = {column: value for column, value in wanted.items() if getattr(row, column) != value}
@@ -212,6 +252,8 @@ class AgentManagement:
         row.version, row.updated_at = row.version + 1, clock.now()
         if reconfigured:
             add_version(row, reconfigured, by)
+        if "monthly_budget_micro" in changes:
+            self._apply_budget(row)
         event = AgentUpdated(agent_id=row.id, version=row.config_version, changed_fields=fields)
         emit(event, object=("agent", row.id), owner=row.created_by)
         return True

@@ -80,6 +80,27 @@ _FREE_SLOT = Statement(
 )
 
 
+_PAUSE = Statement(
+    lambda p: (
+        Agent.update({Agent.status: "paused", Agent.status_reason: p("reason")})
+        .where((Agent.id == p("id")) & (Agent.status == p("before")) & LIVING)
+        .returning(*_EVENT_FIELDS)
+    )
+)
+_RESUME = Statement(
+    lambda p: (
+        Agent.update(
+            {
+                Agent.status: peewee.Case(None, ((Agent.active_tasks > 0, "busy"),), "idle"),
+                Agent.status_reason: None,
+            }
+        )
+        .where((Agent.id == p("id")) & (Agent.status == "paused") & (Agent.status_reason == p("reason")) & LIVING)
+        .returning(*_EVENT_FIELDS)
+    )
+)
+
+
 def _count(counter: Any) -> Statement:
     return Statement(
         lambda p: (
@@ -166,6 +187,19 @@ class AgentsService:
             if before is not None:
                 self._changes.publish_change(agent_id, name, owner, before, status, None)
 
+    def find_paused(self, reason: str) -> list[str]:
+        paused = (Agent.status == "paused") & (Agent.status_reason == reason) & LIVING
+        return [row.id for row in Agent.select(Agent.id).where(paused).order_by(Agent.id).limit(BATCH_SIZE)]
+
+    def pause_started(self, agent_id: str, reason: str) -> None:
+        for before in CLAIMING:
+            for _, after, name, owner in _PAUSE.rows({"id": agent_id, "before": before, "reason": reason}):
+                self._changes.publish_change(agent_id, name, owner, before, after, reason)
+
+    def resume_paused(self, agent_id: str, reason: str) -> None:
+        for _, after, name, owner in _RESUME.rows({"id": agent_id, "reason": reason}):
+            self._changes.publish_change(agent_id, name, owner, "paused", after, None)
+
     def record_attempt_end(self, agent_id: str, *, configuration_failure: bool, stalled: bool) -> None:
         """Record how an attempt ended. Too many consecutive configuration failures set the state `error`.
 
@@ -247,4 +281,5 @@ def _facts_of_row(row: Agent) -> AgentFacts:
         retry_policy=row.retry_policy,
         stall_policy=row.stall_policy,
         last_active_at=row.last_active_at or None,
+        max_cost_per_task_micro=row.max_cost_per_task_micro,
     )

@@ -17,7 +17,7 @@ from corral.auth.visibility import visible
 from corral.errors import NotFound, Unavailable
 from corral.ids import new_id
 from corral_plugins.agents.models import LIVING, Agent, AgentVersion
-from corral_plugins.agents.service.configuration import version_configuration, worker_selector_view
+from corral_plugins.agents.service.configuration import usd_of, version_configuration, worker_selector_view
 from corral_plugins.agents.shapes import AgentView, Status
 from corral_plugins.cost.api import Costs
 from corral_plugins.llm.api import LLM
@@ -213,8 +213,8 @@ def _agent_view(row: Agent, task_ids: list[str], warnings: list[str], spent_micr
         worker_selector=worker_selector_view(row),
         config=row.config,
         max_concurrent_tasks=row.max_concurrent_tasks,
-        monthly_budget_usd=None,
-        max_cost_per_task_usd=None,
+        monthly_budget_usd=usd_of(row.monthly_budget_micro),
+        max_cost_per_task_usd=usd_of(row.max_cost_per_task_micro),
         retry_policy=row.retry_policy,
         stall_policy=row.stall_policy,
         review_policy=msgspec.to_builtins(ReviewPolicy()),

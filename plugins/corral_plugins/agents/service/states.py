@@ -34,6 +34,7 @@ from corral_plugins.agents.service.rows import (
     update_if_unchanged,
 )
 from corral_plugins.agents.shapes import AgentView, StopAgent
+from corral_plugins.cost.api import Costs
 from corral_plugins.tasks.api import Tasks
 
 ERROR_AFTER_FAILURES: Setting[int] = Setting(
@@ -119,6 +120,7 @@ class AgentStates:
     Each method returns the agent as it is after the action.
     """
 
+    cost: Costs | None
     tasks: Tasks | None
     kill_switch: KillSwitch | None
     audit: Audit | None
@@ -144,6 +146,8 @@ class AgentStates:
             if row.status == "paused":
                 _refuse_automatic_pause(row, override=override)
             if self._transition(row, _state_for_claims(row), failures_in_a_row=0, stalls_in_a_row=0):
+                if overridden and self.cost is not None:
+                    self.cost.lift_agent_limit(agent_id)
                 if overridden and self.audit is not None:
                     entry = AuditEntry(action="agents.agent.override", object_type="agent", object_id=agent_id)
                     self.audit.record(entry)

@@ -54,6 +54,7 @@ def up(migrator: Any, db: Any) -> None:
         outcome_note = peewee.TextField(null=True)
         tool_call = peewee.TextField(null=True)
         execution = peewee.TextField(null=True)
+        step_policy = peewee.TextField(null=True)
         created_at = peewee.CharField(max_length=24)
         updated_at = peewee.CharField(max_length=24)
         resolved_at = peewee.CharField(max_length=24, null=True)

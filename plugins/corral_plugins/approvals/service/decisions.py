@@ -76,6 +76,9 @@ class ApprovalDecisions:
     ) -> ApprovalView:
         """Ask the requester to change what is asked."""
         row = self._lock_to_decide(approval_id, match, None, by)
+        if row.type == "workflow_step":
+            detail = "A workflow cannot revise its request; reject it with a note instead."
+            raise Conflict(detail, current_status=row.status)
         made = [*row.decisions, _decision(by.user_id or "", "revision", body.note, rows.current_hash(row))]
         rows.update_if_open(row, status="revision_requested", decisions=made, outcome_note=body.note)
         rows.publish(ApprovalUpdated, row, by.user_id, change="revision")

@@ -166,7 +166,7 @@ class ApprovalsService:
         policy = ("agent_owner_id", "required_approvals", "allow_self", "editable", "confidence", "rubric")
         row = Approval(
             id=new_id(),
-            **{name: getattr(request, name) for name in (*same, *policy, "on_timeout")},
+            **{name: getattr(request, name) for name in (*same, *policy, "on_timeout", "step_policy")},
             payload_sha256=sha256,
             risk_rank=RISKS.index(request.risk),
             requester_type=asker.type,

@@ -16,15 +16,32 @@ from corral.database.statement import Statement
 from corral.errors import Invalid, NotFound
 from corral.http.page import Order, Page, paginate
 from corral.ids import new_id
-from corral_plugins.cost.api import MAX_TOKENS, BillableUsage, ChargedCost, PriceQuote, TokenCounts
+from corral.plugin import Settings
+from corral_plugins.cost.api import (
+    MAX_TOKENS,
+    AgentBudget,
+    BillableUsage,
+    ChargedCost,
+    Headroom,
+    Hold,
+    NewReservation,
+    PriceQuote,
+    TokenCounts,
+)
 from corral_plugins.cost.models import CostEvent
 from corral_plugins.cost.service import rollups
+from corral_plugins.cost.service.agent_limits import AgentLimits
 from corral_plugins.cost.service.day_buckets import month_of
-from corral_plugins.cost.service.money import to_usd
+from corral_plugins.cost.service.money import to_micro_usd, to_usd
 from corral_plugins.cost.service.pricing import Pricing
+from corral_plugins.cost.service.reservations import Reservations
+from corral_plugins.cost.settings import DEFAULT_ATTEMPT_USD, UNPRICED_USES
 from corral_plugins.cost.shapes import MAX_USD, CostEventQuery, CostEventView
 
 MAX_KEY_LENGTH = 200
+SMALLEST_AMOUNT = 1
+"""The amount in micro-USD that a use without a known price reserves. It fits while a budget has anything left."""
+UNPRICED = "The model has no known price, and the setting cost.unpriced refuses such uses. Set a price for it."
 COLUMNS = tuple(CostEvent._meta.columns)
 _INSERT = Statement(
     lambda p: (
@@ -45,20 +62,91 @@ _BY_USAGE_KEY = Statement(
 class CostLedger:
     """Implements `Costs`. No other class adds cost events. Every method runs in the caller's unit of work."""
 
-    def __init__(self, pricing: Pricing) -> None:
-        self._pricing = pricing
+    def __init__(
+        self, settings: Settings, pricing: Pricing, reservations: Reservations, agent_limits: AgentLimits
+    ) -> None:
+        self._settings, self._pricing = settings, pricing
+        self._reservations, self._agent_limits = reservations, agent_limits
 
     def quote(self, provider: str, model: str, tokens: TokenCounts, *, free: bool = False) -> PriceQuote:
         return self._pricing.quote(provider, model, tokens, free=free)
 
-    def record_cost(self, spent: BillableUsage, *, free: bool = False) -> ChargedCost:
+    # -- reservations
+
+    def is_limited(self, agent_id: str | None) -> bool:
+        return self._refuses_unpriced or self._reservations.is_limited(agent_id)
+
+    @property
+    def _refuses_unpriced(self) -> bool:
+        return bool(self._settings.get(UNPRICED_USES) == "refuse")
+
+    def amount_to_reserve(self, quote: PriceQuote, estimate_micro_usd: int | None = None) -> int:
+        if quote.cost_micro_usd is None:
+            if self._refuses_unpriced:
+                raise self._reservations.refusal("global", UNPRICED)
+            return SMALLEST_AMOUNT
+        if quote.cost_micro_usd == 0:
+            return 0
+        return quote.cost_micro_usd if estimate_micro_usd is None else max(SMALLEST_AMOUNT, estimate_micro_usd)
+
+    def default_attempt_micro_usd(self) -> int:
+        return to_micro_usd(self._settings.get(DEFAULT_ATTEMPT_USD))
+
+    def headroom(self, agent_id: str | None) -> Headroom:
+        return self._reservations.headroom(agent_id)
+
+    def reserve(self, wanted: NewReservation) -> Hold | None:
+        return self._reservations.reserve(wanted)
+
+    def draw(self, wanted: NewReservation) -> Hold | None:
+        return self._reservations.draw(wanted)
+
+    def release(self, hold: Hold | None) -> None:
+        if hold is not None:
+            self._reservations.settle(hold.holder_id, held=hold.amount_micro_usd, cost=0, agent_id=None)
+
+    def release_attempt(self, attempt_id: str, *, is_capped: bool) -> None:
+        if is_capped or self._reservations.may_exist:
+            self._reservations.release(attempt_id)
+
+    # -- events
+
+    def record_cost(self, spent: BillableUsage, *, free: bool = False, hold: Hold | None = None) -> ChargedCost:
         _validate_usage(spent)
         quote = self._pricing.quote(spent.provider, spent.model, spent.tokens, free=free, reported=spent.cost_usd)
         event = _event_row(spent, quote)
         if _INSERT.one(event) is None:
+            self.release(hold)
             return self._stored_charge(spent)
+        self._settle(spent, quote.cost_micro_usd or 0, hold)
         rollups.add_event(event)
         return ChargedCost(event_id=event["id"], **msgspec.structs.asdict(quote))
+
+    def _settle(self, spent: BillableUsage, cost: int, hold: Hold | None) -> None:
+        """Replace the hold of a call by its cost. Usage that a worker reports draws on the reservation of its attempt.
+
+        Called before the rollups contain the event, because a new counter is the sum of the rollups.
+        """
+        if hold is None and not cost:
+            return
+        reported_by = None if spent.by_gateway else spent.attempt_id
+        self._reservations.settle(
+            hold.holder_id if hold is not None else reported_by,
+            held=hold.amount_micro_usd if hold is not None else 0,
+            cost=cost,
+            agent_id=spent.agent_id,
+        )
+
+    # -- agents
+
+    def set_agent_limit(self, agent_id: str, limit_micro_usd: int | None) -> None:
+        self._agent_limits.set_limit(agent_id, limit_micro_usd)
+
+    def lift_agent_limit(self, agent_id: str) -> None:
+        self._agent_limits.lift(agent_id)
+
+    def agent_budgets(self, agent_ids: Sequence[str]) -> dict[str, AgentBudget]:
+        return self._agent_limits.budgets_of(agent_ids)
 
     def spent_by_agents(self, agent_ids: Sequence[str]) -> dict[str, int]:
         return {**dict.fromkeys(agent_ids, 0), **rollups.costs_in_month(month_of(clock.now()), agent_ids)}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 
 from corral.plugin import Metric
+from corral_plugins.cost.models import BudgetCounter, Reservation
 from corral_plugins.cost.service import rollups
 from corral_plugins.cost.service.money import to_usd
 
@@ -52,3 +54,62 @@ class ProviderTotals:
         rows.sort(key=lambda row: -row[1].calls)
         self._providers[:] = [provider for provider, _ in rows[:MAX_PROVIDERS]]
         return rows
+
+
+SCOPES = ("global", "agent", "task")
+
+
+class BudgetRefusals:
+    """Counts the uses that budgets refused, by scope. There is one instance per kernel."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[str] = Counter()
+
+    def count(self, scope: str) -> None:
+        """Count a refusal. The unit of work that is refused is rolled back, so the count is kept at once."""
+        self._counts[scope] += 1
+
+    def by_scope(self) -> Values:
+        """Return the number of refusals by scope, as the values of a metric."""
+        return {(scope,): float(self._counts[scope]) for scope in SCOPES}
+
+
+class BudgetMetrics:
+    """The metrics of budgets and reservations."""
+
+    def __init__(self, refusals: BudgetRefusals) -> None:
+        self._refusals = refusals
+
+    def metrics(self) -> list[Metric]:
+        """Return the definitions of the metrics."""
+        return [
+            Metric(
+                name="corral_budget_ratio",
+                help="Spent part of the budget of the installation in the current month.",
+                collect=_spent_ratio,
+            ),
+            Metric(
+                name="corral_budget_refusals_total",
+                help="Uses that a budget refused, by scope.",
+                kind="counter",
+                labels={"scope": SCOPES},
+                collect=self._refusals.by_scope,
+            ),
+            Metric(
+                name="corral_reservations",
+                help="Reservations of running attempts and calls.",
+                collect=lambda: {(): float(Reservation.select().count())},
+            ),
+        ]
+
+
+def _spent_ratio() -> Values:
+    """Return the ratio of the newest period. There is no value without a budget."""
+    newest = (
+        BudgetCounter.select(BudgetCounter.spent_micro, BudgetCounter.limit_micro)
+        .where(BudgetCounter.scope == "global")
+        .order_by(BudgetCounter.period.desc())
+        .tuples()
+        .first()
+    )
+    return {} if newest is None or not newest[1] else {(): newest[0] / newest[1]}

@@ -13,6 +13,7 @@ from corral_core.accounts.api import Accounts
 from corral_plugins.agents.api import Agents
 from corral_plugins.cost.models import DeletedAgent
 from corral_plugins.cost.service import rollups
+from corral_plugins.cost.service.budget_limits import BudgetLimitCache
 from corral_plugins.cost.service.day_buckets import current_day, date_of, day_number, day_of, offset_spans, parse_zone
 from corral_plugins.cost.service.money import to_usd
 from corral_plugins.cost.service.rollups import ZERO, RollupCounters
@@ -43,8 +44,8 @@ class CostReports:
 
     agents: Agents | None
 
-    def __init__(self, accounts: Accounts) -> None:
-        self._accounts = accounts
+    def __init__(self, accounts: Accounts, limits: BudgetLimitCache) -> None:
+        self._accounts, self._limits = accounts, limits
 
     # -- by day
 
@@ -99,6 +100,7 @@ class CostReports:
         """Return the costs of the last `days` days by agent, most expensive first."""
         rows = self._grouped_totals(rollups.AGENT, query)
         names = self._agent_names([agent_id for agent_id, _, _ in rows if agent_id])
+        limits = self._limits.current().agents
         items = [
             AgentCost(
                 agent_id=agent_id or None,
@@ -106,7 +108,7 @@ class CostReports:
                 deleted=names.get(agent_id, (None, False))[1],
                 tasks=totals.tasks,
                 cost_per_completed_task_usd=_per_completed_task(totals),
-                budget=None,
+                budget=to_usd(limits[agent_id]) if agent_id in limits else None,
                 **_total_fields(totals),
             )
             for agent_id, _, totals in rows

@@ -36,6 +36,7 @@ log = logging.getLogger("corral.llm")
 MAX_SECONDS = 3600.0 + 60  # more than the maximum of `llm.total_timeout_seconds`
 COMMENT_SECONDS = 15.0
 CALL_PROBLEMS = (
+    "budget_exceeded",
     "model_not_found",
     "llm.provider_not_configured",
     "lease_lost",
@@ -64,8 +65,9 @@ async def create_chat_completion(body: ChatRequest, llm: Gateway, caller: Princi
 
     `model` is `provider/model`, a bare name that one provider lists, `default`, or, for agents, `agent`. With `stream:
     true` the response is a stream of server-sent events; `stream_options.include_usage` adds the usage and the cost as
-    the last chunk before `[DONE]`. Response headers: `Corral-Call-Id`, `Corral-Model`, `Corral-Cost-Usd` (not for
-    streams), and `Corral-Ignored` with the fields that the provider does not support.
+    the last chunk before `[DONE]`. Response headers: `Corral-Call-Id`, `Corral-Model`, `Corral-Cost-Usd` and, if a
+    budget applies, `Corral-Budget-Remaining-Usd` (both not for streams), and `Corral-Ignored` with the fields that the
+    provider does not support.
     """
     request = {**_without_nulls(body), **body.undeclared}
     request["messages"] = [_supported_message(message) for message in request["messages"]]
@@ -123,7 +125,8 @@ def _supported_message(message: dict[str, Any]) -> dict[str, Any]:
 
 
 def _result_headers(result: CallResult) -> dict[str, str]:
-    return {**_call_headers(result.call_id, result.model, result.ignored), "Corral-Cost-Usd": result.cost}
+    headers = {**_call_headers(result.call_id, result.model, result.ignored), "Corral-Cost-Usd": result.cost}
+    return headers if result.budget_left is None else {**headers, "Corral-Budget-Remaining-Usd": result.budget_left}
 
 
 def _call_headers(call_id: str, model: str, ignored: list[str]) -> dict[str, str]:

@@ -19,11 +19,13 @@ from corral_plugins.llm.api import AgentModel, ModelInfo
 from corral_plugins.llm.providers.scripted import ECHO
 from corral_plugins.llm.service import calls
 from corral_plugins.llm.service.breakers import ProviderBreakers
+from corral_plugins.llm.service.call_budgets import CallBudgets
 from corral_plugins.llm.service.calls import CallRecord, vendor_fields
 from corral_plugins.llm.service.metrics import CallMetrics
 from corral_plugins.llm.service.registry import SCRIPTED, ModelTarget, ProviderRegistry
 from corral_plugins.llm.service.slots import ConcurrencySlots
 from corral_plugins.llm.service.task_leases import CallLeases, lease_lost
+from corral_plugins.llm.service.token_caps import requested_cap
 from corral_plugins.llm.settings import (
     ALLOW_DIRECT_USE,
     DEFAULT_FALLBACK_MODELS,
@@ -31,6 +33,7 @@ from corral_plugins.llm.settings import (
     DEFAULT_MODEL,
     EMBEDDING_MODEL,
 )
+from corral_plugins.tasks.api import LiveAttempt
 
 MAX_FALLBACKS = 5
 MAX_SUGGESTIONS = 20
@@ -113,6 +116,7 @@ class ModelResolver:
             name=name,
             problem=target.problem,
             listed=target.provider.lists(target.model),
+            free=target.provider.free,
             blocked_until=self._breakers.blocked_until(target.provider.name),
         )
 
@@ -197,9 +201,6 @@ class ModelResolver:
 # -- admission
 
 
-MIN_OUTPUT_TOKENS = 64
-
-
 class CallAdmission:
     """Decides whether a call may be made, and queues it. Runs in the caller's unit of work."""
 
@@ -213,11 +214,13 @@ class CallAdmission:
         resolver: ModelResolver,
         leases: CallLeases,
         slots: ConcurrencySlots,
+        budgets: CallBudgets,
         breakers: ProviderBreakers,
         metrics: CallMetrics,
     ) -> None:
         self._settings, self._registry, self._resolver = settings, registry, resolver
         self._leases, self._slots, self._breakers, self._metrics = leases, slots, breakers, metrics
+        self._budgets = budgets
 
     def admit(
         self, kind: str, request: dict[str, Any], input_tokens: int, by: Principal, entry: UnitContext, started: float
@@ -228,7 +231,7 @@ class CallAdmission:
         """
         if self.switch is not None:
             self.switch.refuse_if_engaged()
-        self._check_caller(by)
+        attempt = self._attempt_of_caller(by)
         requested_model, agent = str(request["model"]), self._agent_of_caller(by)
         targets = self._resolver.resolve(kind, requested_model, agent)
         usable = [target for target in targets if target.provider.usable]
@@ -245,7 +248,7 @@ class CallAdmission:
             _check_input(request["input"], first)
         configured = agent.config.get("max_tokens") if agent is not None else None
         call_id = calls.insert_call(kind, first, requested_model, by)
-        return CallRecord(
+        call = CallRecord(
             id=call_id,
             kind=kind,
             targets=admitted,
@@ -257,12 +260,17 @@ class CallAdmission:
             entry=entry,
             started=started,
         )
+        call.hold = self._budgets.hold_cost(call, first, attempt)  # last, because it locks the counters of budgets
+        return call
 
-    def _check_caller(self, by: Principal) -> None:
-        if not self._leases.is_live(by):
+    def _attempt_of_caller(self, by: Principal) -> LiveAttempt | None:
+        """Return the attempt of the caller's lease, or None for callers without a lease. Renews the lease."""
+        attempt = self._leases.renew(by)
+        if attempt is None and by.lease_id is not None:
             raise lease_lost()
         if by.kind in ("user", "api_key") and not self._settings.get(ALLOW_DIRECT_USE):
             raise Forbidden("Only tasks may call models, because the setting llm.allow_direct_use is off.")
+        return attempt
 
     def _agent_of_caller(self, by: Principal) -> AgentFacts | None:
         if by.agent_id is None:
@@ -305,28 +313,6 @@ def _check_input(inputs: list[Any], target: ModelTarget) -> None:
     if not isinstance(inputs[0], str) and not getattr(target.provider.kind, "token_input", False):
         detail = f"The provider {target.provider.name} embeds texts, not token ids."
         raise Invalid.at("/input", "not_allowed", detail)
-
-
-# -- length limits of requests and responses
-
-
-def requested_cap(request: Mapping[str, Any]) -> int | None:
-    """Return the maximum number of output tokens that the request sets, or None."""
-    cap: int | None = request.get("max_completion_tokens") or request.get("max_tokens")
-    return cap
-
-
-def default_cap(model: ModelInfo | None, input_tokens: int, default: int) -> int:
-    """Return the default limit of output tokens, for a request that sets none.
-
-    The limit is the minimum of `default` and the limits of the model, but at least 64 unless `default` is less.
-    """
-    cap = default
-    if model is not None and model.max_output_tokens is not None:
-        cap = min(cap, model.max_output_tokens)
-    if model is not None and model.context_window is not None:
-        cap = min(cap, model.context_window - input_tokens)
-    return max(cap, min(MIN_OUTPUT_TOKENS, default))
 
 
 def _check_length(request: Mapping[str, Any], model: ModelInfo | None, input_tokens: int) -> None:

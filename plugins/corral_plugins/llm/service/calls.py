@@ -18,7 +18,7 @@ from corral.errors import Invalid, NotFound, Problem
 from corral.http.page import Page, newest_first, paginate
 from corral.ids import new_id
 from corral.plugin import Settings
-from corral_plugins.cost.api import MAX_TOKENS, TokenCounts
+from corral_plugins.cost.api import MAX_TOKENS, Hold, TokenCounts
 from corral_plugins.llm.api import ProviderError
 from corral_plugins.llm.models import IN_FLIGHT, LlmCall, LlmPayload
 from corral_plugins.llm.providers.scripted import estimate_tokens
@@ -60,6 +60,7 @@ class CallOutcome(msgspec.Struct, kw_only=True):
     error: dict[str, Any] | None = None
     credentials_refused: bool = False
     cost_micro_usd: int | None = None
+    budget_left_micro_usd: int | None = None
     response: Any = None
 
     def begin_target(self, target: ModelTarget) -> None:
@@ -144,6 +145,11 @@ class CallOutcome(msgspec.Struct, kw_only=True):
         }
         return {**(self.reported_usage or {}), **counts}
 
+    def budget_header(self) -> str | None:
+        """Return the value of the response header `Corral-Budget-Remaining-Usd`, or None if no budget applies."""
+        left = self.budget_left_micro_usd
+        return None if left is None else f"{left / 1_000_000:.6f}"
+
     def cost_header(self) -> str:
         """Return the value of the response header `Corral-Cost-Usd`."""
         return "unpriced" if self.cost_micro_usd is None else f"{self.cost_micro_usd / 1_000_000:.6f}"
@@ -152,7 +158,8 @@ class CallOutcome(msgspec.Struct, kw_only=True):
 class CallRecord(msgspec.Struct, kw_only=True):
     """A call in progress: the id of its row, the targets to try in order, and its slot with the current provider.
 
-    `max_tokens` limits the response if the request sets no limit.
+    `max_tokens` limits the response if the request sets no limit. `hold` is the money that is held for the call, or
+    None if no budget applies to it.
     """
 
     id: str
@@ -165,6 +172,7 @@ class CallRecord(msgspec.Struct, kw_only=True):
     by: Principal
     entry: UnitContext
     started: float
+    hold: Hold | None = None
 
     def new_outcome(self) -> CallOutcome:
         """Return a new outcome for this call. Its status is `cancelled` until the call completes or fails."""
@@ -186,13 +194,17 @@ class CallRecord(msgspec.Struct, kw_only=True):
 
 
 class CallResult(msgspec.Struct, frozen=True):
-    """The response of a call and its response headers. `cost` is an amount in USD as text, or `unpriced`."""
+    """The response of a call and its response headers.
+
+    `cost` is an amount in USD as text, or `unpriced`. `budget_left` is what the tightest budget leaves in USD, or None.
+    """
 
     response: dict[str, Any]
     call_id: str
     model: str
     ignored: list[str]
     cost: str
+    budget_left: str | None = None
 
 
 def vendor_fields(request: Mapping[str, Any]) -> frozenset[str]:

@@ -12,7 +12,9 @@ from corral.database.engine import Work
 from corral.plugin import Settings
 from corral.redact.redactor import Redactor
 from corral_plugins.admin.api import KillSwitch
+from corral_plugins.cost.api import BudgetRefused
 from corral_plugins.llm.api import ProviderError
+from corral_plugins.llm.service.call_budgets import CallBudgets
 from corral_plugins.llm.service.calls import CallOutcome, CallRecord
 from corral_plugins.llm.service.metrics import CallMetrics
 from corral_plugins.llm.service.registry import ModelTarget
@@ -41,10 +43,11 @@ class CallDispatcher:
         redactor: Redactor,
         slots: ConcurrencySlots,
         states: ProviderStates,
+        budgets: CallBudgets,
         metrics: CallMetrics,
     ) -> None:
         self._work, self._settings, self._redactor = work, settings, redactor
-        self._slots, self._states, self._metrics = slots, states, metrics
+        self._slots, self._states, self._budgets, self._metrics = slots, states, budgets, metrics
 
     async def send_call(self, call: CallRecord, outcome: CallOutcome, send: Callable[[ModelTarget], Awaitable[T]]) -> T:
         """Call `send` for each target in turn until one succeeds, and return its result.
@@ -56,6 +59,7 @@ class CallDispatcher:
         for n, target in enumerate(call.targets):
             if n:
                 await self._change_queue(call, target)
+                await self._change_hold(call, target)
             outcome.begin_target(target)
             await self._wait_for_slot(call)
             if n or (call.slot is not None and not call.slot.held):
@@ -130,6 +134,21 @@ class CallDispatcher:
             call.slot = await asyncio.shield(entering)
         except asyncio.CancelledError:
             call.slot = await entering  # settlement must be able to leave the queue
+            raise
+
+    async def _change_hold(self, call: CallRecord, target: ModelTarget) -> None:
+        """Hold the cost of a fallback target instead of that of the previous target.
+
+        Raise `BudgetRefused` if a budget forbids it. The previous hold is released first, in a unit of its own.
+        """
+        if call.hold is not None:
+            await self._work(lambda: self._budgets.release(call), entry=call.entry)
+            call.hold = None
+        try:
+            call.hold = await self._work(lambda: self._budgets.hold_cost_of_fallback(call, target), entry=call.entry)
+        except BudgetRefused as refused:
+            if refused.scope == "task":
+                await self._work(lambda: self._budgets.stop_task(call.by), entry=call.entry)
             raise
 
 

@@ -19,15 +19,15 @@ from corral.database.unit import UnitContext
 from corral.errors import Problem, Unavailable
 from corral.plugin import Settings
 from corral.redact.redactor import Redactor
+from corral_plugins.cost.api import BudgetRefused
 from corral_plugins.llm.api import AgentModel, ProviderError
 from corral_plugins.llm.service.admission import (
     CallAdmission,
     ConfiguredModels,
     ModelResolver,
-    default_cap,
-    requested_cap,
 )
 from corral_plugins.llm.service.breakers import ProviderBreakers
+from corral_plugins.llm.service.call_budgets import CallBudgets
 from corral_plugins.llm.service.calls import (
     CallOutcome,
     CallRecord,
@@ -59,6 +59,7 @@ from corral_plugins.llm.service.streams import (
     relay_stream,
 )
 from corral_plugins.llm.service.task_leases import CallLeases, lease_lost
+from corral_plugins.llm.service.token_caps import default_cap, requested_cap
 from corral_plugins.llm.settings import TOTAL_TIMEOUT_SECONDS
 
 log = logging.getLogger("corral.llm")
@@ -82,6 +83,7 @@ class Gateway:
         registry: ProviderRegistry,
         resolver: ModelResolver,
         admission: CallAdmission,
+        budgets: CallBudgets,
         dispatcher: CallDispatcher,
         settlement: CallSettlement,
         leases: CallLeases,
@@ -92,7 +94,7 @@ class Gateway:
         self._work, self._settings, self._redactor = work, settings, redactor
         self.registry, self._resolver, self._admission = registry, resolver, admission
         self._dispatcher, self._settlement, self._leases = dispatcher, settlement, leases
-        self._payloads, self._keys, self._breakers = payloads, keys, breakers
+        self._payloads, self._keys, self._breakers, self._budgets = payloads, keys, breakers, budgets
         self._tasks: set[asyncio.Task[Any]] = set()
 
     # -- queries
@@ -174,6 +176,10 @@ class Gateway:
         admitting = self._start_task(admit(), name=UNCANCELLED)
         try:
             return await asyncio.shield(admitting)
+        except BudgetRefused as refused:
+            if refused.scope == "task":
+                await self._work(lambda: self._budgets.stop_task(by), entry=entry)
+            raise
         except asyncio.CancelledError:
             self._start_task(self._abandon_call(admitting), name=UNCANCELLED)
             raise
@@ -203,7 +209,8 @@ class Gateway:
         response = await self._settle_and_return(call, outcome, self._request_response(call, outcome))
         target = outcome.target
         response |= {"model": target.name, "usage": outcome.usage()}
-        return CallResult(response, call.id, target.name, call.ignored_fields(target), outcome.cost_header())
+        headers = (outcome.cost_header(), outcome.budget_header())
+        return CallResult(response, call.id, target.name, call.ignored_fields(target), *headers)
 
     async def _request_response(self, call: CallRecord, outcome: CallOutcome) -> dict[str, Any]:
         """Send a request to a provider, and return the whole response.

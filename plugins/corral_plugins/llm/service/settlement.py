@@ -101,7 +101,7 @@ class CallSettlement:
     def settle_call(self, call: CallRecord, outcome: CallOutcome) -> bool:
         """Store the outcome and the cost of a call, and release its slot. Return whether the caller's lease is live.
 
-        Locks are acquired in the order task, cost, queue.
+        Locks are acquired in the order task, queue, cost.
         """
         self._record_cost(call, outcome)
         if calls.settle_call(call.id, outcome):
@@ -122,9 +122,10 @@ class CallSettlement:
     def _record_cost(self, call: CallRecord, outcome: CallOutcome) -> None:
         """Record the cost of a call, even if the caller's lease has ended.
 
-        Nothing is recorded if no provider can charge for the call.
+        The cost replaces the money that is held for the call. Nothing is recorded if no provider can charge for it.
         """
         if not outcome.billable:
+            self._cost.release(call.hold)
             return
         by, target, tokens = call.by, outcome.target, outcome.tokens
         charged = self._cost.record_cost(
@@ -146,6 +147,20 @@ class CallSettlement:
                 attempt_id=self._leases.attempt_id(by),
             ),
             free=target.provider.free,
+            hold=call.hold,
         )
         outcome.cost_micro_usd = charged.cost_micro_usd
+        outcome.budget_left_micro_usd = self._budget_left(call, charged.cost_micro_usd or 0)
         self._leases.add_usage(by, tokens, charged)
+
+    def _budget_left(self, call: CallRecord, cost: int) -> int | None:
+        """Return what the tightest budget leaves after the call in micro-USD, or None if no budget applies to it.
+
+        A hold of its own ends with the call. The hold of an attempt is a part of the reservation of the attempt.
+        """
+        if call.hold is None:
+            return None
+        room = self._cost.headroom(call.by.agent_id)
+        left = min((each for each in (room.overall, room.agent) if each is not None), default=None)
+        freed = call.hold.amount_micro_usd - cost if call.hold.holder_id == call.id else 0
+        return None if left is None else left + freed

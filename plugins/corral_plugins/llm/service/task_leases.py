@@ -10,7 +10,7 @@ from corral.auth.principal import Principal
 from corral.database.engine import Work
 from corral.errors import Conflict
 from corral_plugins.cost.api import ChargedCost, TokenCounts
-from corral_plugins.tasks.api import LeaseRef, Tasks
+from corral_plugins.tasks.api import LeaseRef, LiveAttempt, Tasks
 
 CHECK_SECONDS, RENEW_SECONDS = 0.5, 15.0
 
@@ -27,14 +27,27 @@ class CallLeases:
 
     # -- called inside a unit of work
 
+    def live_attempt(self, by: Principal) -> LiveAttempt | None:
+        """Return the attempt of the caller's lease, or None if the lease has ended or the caller has none."""
+        if self.tasks is None or by.lease_id is None or by.task_id is None:
+            return None
+        return self.tasks.live_attempt(by.task_id, by.lease_id)
+
+    def renew(self, by: Principal) -> LiveAttempt | None:
+        """Renew the caller's lease if it is live, and return its attempt."""
+        attempt = self.live_attempt(by)
+        if attempt is not None and self.tasks is not None and by.task_id is not None and by.lease_id is not None:
+            self.tasks.renew_lease(by.task_id, by.lease_id)
+        return attempt
+
     def is_live(self, by: Principal) -> bool:
         """Return whether the caller's lease is live, and renew it. Return True for callers without a lease."""
-        if by.lease_id is None or by.task_id is None:
-            return True
-        if self.tasks is None or self.tasks.live_lease(by.task_id, by.lease_id) is None:
-            return False
-        self.tasks.renew_lease(by.task_id, by.lease_id)
-        return True
+        return by.lease_id is None or by.task_id is None or self.renew(by) is not None
+
+    def stop_run(self, by: Principal, *, kind: str) -> None:
+        """Ask the worker to stop the run of the caller's lease."""
+        if self.tasks is not None and by.task_id is not None and by.lease_id is not None:
+            self.tasks.stop_run(by.task_id, by.lease_id, kind=kind, reason=None)
 
     def attempt_id(self, by: Principal) -> str | None:
         """Return the attempt id of the caller's lease, or None."""

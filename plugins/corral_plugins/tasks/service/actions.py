@@ -15,8 +15,9 @@ from corral.http.answers import ANY_VERSION, Encoded, IfMatch
 from corral.ids import new_id
 from corral.plugin import Audit, AuditEntry
 from corral.schema.json_schema_validation import json_schema_errors
+from corral_plugins.cost.api import Costs
 from corral_plugins.tasks import settings as declared
-from corral_plugins.tasks.api import TaskRetried, TaskUpdated
+from corral_plugins.tasks.api import TaskOverrides, TaskRetried, TaskUpdated
 from corral_plugins.tasks.models import (
     NO_DEADLINE,
     PRIORITIES,
@@ -40,6 +41,7 @@ from corral_plugins.tasks.service.creation import (
     has_open_dependency,
     instant_to_text,
 )
+from corral_plugins.tasks.service.dead_letters import TaskDeadLetters
 from corral_plugins.tasks.service.outcomes import TaskOutcomes
 from corral_plugins.tasks.service.runs import RESULT_LIMIT, to_limited_json
 from corral_plugins.tasks.service.transitions import (
@@ -71,10 +73,11 @@ class OwnerActions:
     """
 
     audit: Audit | None
+    cost: Costs | None
     tools: Tools | None
 
-    def __init__(self, transitions: TaskTransitions, outcomes: TaskOutcomes) -> None:
-        self._transitions, self._outcomes = transitions, outcomes
+    def __init__(self, transitions: TaskTransitions, outcomes: TaskOutcomes, dead_letters: TaskDeadLetters) -> None:
+        self._transitions, self._outcomes, self._dead_letters = transitions, outcomes, dead_letters
         self._settings, self._agents = transitions.settings, transitions.agents
 
     def _lock_owned_task(self, task_id: str, match: IfMatch, by: Principal) -> TaskRow:
@@ -107,7 +110,7 @@ class OwnerActions:
         return rows.encoded_response(row.id, row.version, warnings=warnings)
 
     def _apply_patch(self, row: TaskRow, given: dict[str, Any]) -> list[str]:
-        check_limits(given)
+        check_limits(given, enforces_budgets=self.cost is not None)
         changes = {name: _CONVERTED[name](value) if name in _CONVERTED else value for name, value in given.items()}
         if "deadline" in changes:
             changes["deadline_key"] = changes.pop("deadline") or NO_DEADLINE
@@ -218,10 +221,15 @@ class OwnerActions:
         from_checkpoint: bool,
         reason: str | None,
         source: str = "person",
+        overrides: TaskOverrides | None = None,
     ) -> Encoded:
-        """Retry a failed or cancelled task under the same id. Its earlier attempts remain listed."""
+        """Retry a failed or cancelled task under the same id. Its earlier attempts remain listed.
+
+        `overrides` changes fields of the task before its next attempt.
+        """
         row = self._lock_owned_task(task_id, match, by)
         state = _state_after_retry(row)
+        self._dead_letters.close(row, by=by.user_id, is_retry=True)
         columns = requeue_columns(row) if state == "pending" else {"queue": None, "available_at": clock.now()}
         if row.deadline is not None and row.deadline <= clock.now():
             columns["deadline_key"] = NO_DEADLINE
@@ -239,12 +247,16 @@ class OwnerActions:
             result=None,
             finished_at=None,
             failed_dependency_id=None,
+            dead_letter_id=None,
             progress=None,
             checkpoint_floor=row.get("checkpoint_floor") if from_checkpoint else row.fence,
             **({} if from_checkpoint else {"resume": None}),
             **NOT_CANCELLED,
             **columns,
         )
+        given = {} if overrides is None else msgspec.structs.asdict(overrides)
+        if given := {name: value for name, value in given.items() if value is not UNSET}:
+            self._apply_patch(row, given)
         outcomes.reblock_dependents(row.id)
         return rows.encoded_response(row.id, row.version)
 
@@ -305,6 +317,18 @@ class OwnerActions:
         self._outcomes.fail_permanently(row, attempt, "error", error.type, error.message, by="owner")
         return self._signal_and_audit_end(row, attempt, "tasks.task.fail")
 
+    def give_up(self, task_id: str, *, by: Principal, message: str) -> str:
+        """Fail a task that no worker holds, and add its dead letter. Implements `Tasks.give_up`."""
+        row = self._lock_owned_task(task_id, ANY_VERSION, by)
+        if row.status in ("completed", "cancelled"):
+            raise task_ended_error(row)
+        if row.status in ("assigned", "running", "cancelling"):
+            raise Conflict(f"The task is {row.status}; cancel it first.", current_status=row.status)
+        if row.status == "failed":
+            return self._dead_letters.add_to_failed(row, reason="manual") or ""
+        self._outcomes.fail_permanently(row, None, "error", "manual", message, by="owner")
+        return str(row.get("dead_letter_id"))
+
     def _lock_unfinished_task(self, task_id: str, by: Principal) -> TaskRow:
         row = self._lock_owned_task(task_id, ANY_VERSION, by)
         if row.status in TERMINAL:
@@ -323,6 +347,7 @@ class OwnerActions:
         row = self._lock_owned_task(task_id, match, by)
         if row.status not in TERMINAL:
             raise Conflict(f"The task is {row.status}; cancel it first.", current_status=row.status)
+        self._dead_letters.close(row, by=by.user_id, is_retry=False)
         retention.delete_task(row)
 
     # -- comments

@@ -39,6 +39,16 @@ class AgentModels:
         served = {key: any(_is_callable(model) for model in _models_of(llm, key)) for key in set(keys)}
         return [agent for agent, key in zip(agents, keys, strict=True) if served[key]]
 
+    def first_usable(self, agent: AgentFacts) -> AgentModel | None:
+        """Return the first model of the agent that the gateway can call, or else its first model.
+
+        Return None if the `llm` plugin is not active.
+        """
+        if self.llm is None:
+            return None
+        models = _models_of(self.llm, _key_of(agent))
+        return next((model for model in models if model.problem is None), models[0])
+
     def problem_of(self, agent: AgentFacts) -> str | None:
         """Return why the gateway can call none of the models of the agent, or None if it can call one of them."""
         models = [] if self.llm is None else _models_of(self.llm, _key_of(agent))

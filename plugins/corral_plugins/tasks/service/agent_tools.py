@@ -61,6 +61,7 @@ CREATE_SCHEMA: Json = {
         "allowed_tools": NAMES,
         "depends_on": {"type": "array", "items": ID, "maxItems": 50},
         "timeout_seconds": {"type": "integer", "minimum": 10, "maximum": 604_800},
+        "max_cost_usd": {"type": "number", "minimum": 0, "maximum": 1_000_000_000},
         "output_schema": {"type": "object"},
     },
     "required": ["title"],

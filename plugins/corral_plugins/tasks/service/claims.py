@@ -24,12 +24,14 @@ from corral.ids import new_id
 from corral_core.accounts.api import Accounts
 from corral_plugins.admin.api import KillSwitch
 from corral_plugins.agents.api import AgentFacts
+from corral_plugins.cost.api import BudgetRefused
 from corral_plugins.messages.api import NO_MESSAGES, ClaimedMessages, Messages
 from corral_plugins.tasks import settings as declared
 from corral_plugins.tasks.api import Claim, ClaimResponse, TaskAssigned
 from corral_plugins.tasks.models import Attempt, Task, TaskRow
 from corral_plugins.tasks.service import rows, statistics
 from corral_plugins.tasks.service.agent_models import AgentModels
+from corral_plugins.tasks.service.claim_budgets import ClaimBudgets, ClaimPlan, cost_limit_of
 from corral_plugins.tasks.service.claim_payloads import ClaimPayloads
 from corral_plugins.tasks.service.rows import TASK_COLUMNS
 from corral_plugins.tasks.service.transitions import NOT_QUEUED, TaskTransitions, transition
@@ -63,6 +65,7 @@ _HEADS = (
     " FROM {queues} ORDER BY head LIMIT ?"
 )
 _OTHERS = "AND (created_by IS NULL OR created_by NOT IN (SELECT value FROM {users}))"
+_NOT_SKIPPED = "AND id NOT IN (SELECT value FROM {ids})"
 ID_LENGTH = 36
 _COLUMNS = "id, queue, rank, deadline_key, available_at, created_at"
 
@@ -120,18 +123,19 @@ def queues_for_agents(
 
 
 def first_task_of_each_queue(
-    queues: Iterable[str], *, limit: int, without: Sequence[str] = ()
+    queues: Iterable[str], *, limit: int, without: Sequence[str] = (), skipped: Sequence[str] = ()
 ) -> list[tuple[str, str]]:
     """Return the first task of each queue as `(task id, queue)`, in claim order, and at most `limit` tasks in total.
 
-    Tasks of the requesters in `without` are skipped.
+    Tasks of the requesters in `without`, and the tasks `skipped`, are left out.
     """
     others, parameters = "", [rows.to_json_text(list(queues)), limit]
+    if skipped:
+        others = _NOT_SKIPPED.format(ids=json_array_strings("s"))
+        parameters = [rows.to_json_text(list(skipped)), *parameters]
     if without:
-        others, parameters = (
-            _OTHERS.format(users=json_array_strings("u")),
-            [rows.to_json_text(list(without)), *parameters],
-        )
+        others = f"{_OTHERS.format(users=json_array_strings('u'))} {others}"
+        parameters = [rows.to_json_text(list(without)), *parameters]
     found = execute(_HEADS.format(queues=json_array_strings("q"), others=others), parameters).fetchall()
     return [(head[-ID_LENGTH:], queue) for queue, head in found if head != "none"]
 
@@ -217,9 +221,15 @@ class TaskClaims:
     tools: Tools | None
 
     def __init__(
-        self, transitions: TaskTransitions, payloads: ClaimPayloads, models: AgentModels, accounts: Accounts
+        self,
+        transitions: TaskTransitions,
+        payloads: ClaimPayloads,
+        models: AgentModels,
+        budgets: ClaimBudgets,
+        accounts: Accounts,
     ) -> None:
         self._transitions, self._payloads, self._models, self._accounts = transitions, payloads, models, accounts
+        self._budgets = budgets
         self._settings, self._agents, self._workers = transitions.settings, transitions.agents, transitions.workers
         self._active: dict[str, tuple[bool, float]] = {}
 
@@ -228,8 +238,8 @@ class TaskClaims:
     ) -> ClaimResponse:
         """Lease tasks to a worker. Implements `Tasks.claim`.
 
-        If a concurrent claim takes the last free slot of the worker or of a chosen agent, the claim is repeated. It is
-        tried at most `tries` times in total.
+        If a concurrent claim takes the last free slot of the worker or of a chosen agent, or what a budget has left,
+        the claim is repeated. It is tried at most `tries` times in total.
         """
         worker = self._workers.find(worker_id)
         if worker is None:
@@ -245,15 +255,15 @@ class TaskClaims:
         if not agents:
             return ClaimResponse(tasks=[], reason="none")
         claims: list[Claim] = []
-        counted = statistics.save_deltas()
+        counted, plan = statistics.save_deltas(), self._budgets.plan()
         try:
             with savepoint():
-                claims = self._lease_tasks(worker, self._choose_tasks(worker, agents, min(max_tasks, free)))
-        except _SlotTaken:
+                claims = self._lease_tasks(worker, self._choose_tasks(worker, agents, min(max_tasks, free), plan))
+        except (_SlotTaken, BudgetRefused):
             statistics.restore_deltas(counted)
             if tries > 1:
                 return self.claim(worker_id, max_tasks=max_tasks, agent_ids=agent_ids, tries=tries - 1)
-        return ClaimResponse(tasks=claims, reason="ok" if claims else "none")
+        return ClaimResponse(tasks=claims, reason="ok" if claims else plan.reason)
 
     def claimable(self, worker_id: str, *, limit: int) -> list[str]:
         """Return the ids of the tasks that a claim would lease now, in claim order.
@@ -281,17 +291,19 @@ class TaskClaims:
     # -- choosing
 
     def _choose_tasks(
-        self, worker: WorkerFacts, agents: Sequence[AgentFacts], wanted: int
-    ) -> list[tuple[TaskRow, AgentFacts]]:
+        self, worker: WorkerFacts, agents: Sequence[AgentFacts], wanted: int, plan: ClaimPlan
+    ) -> list[tuple[TaskRow, AgentFacts, int]]:
+        """Choose tasks, each with its agent and the amount to reserve, and assign them."""
         served_queues = queues_for_agents(agents, worker, self.tools)
         slots = Counter({agent.id: agent.max_concurrent_tasks - agent.active_tasks for agent in agents})
         heavy = self._heavy_requesters()
-        chosen: list[tuple[TaskRow, AgentFacts]] = []
+        chosen: list[tuple[TaskRow, AgentFacts, int]] = []
+        skipped: list[str] = []
         tries = 0
         while len(chosen) < wanted and tries < wanted + 8:
             tries += 1
             names = [name for name, each in served_queues.items() if any(slots[agent.id] > 0 for agent in each)]
-            found = self._lock_first_task(names, heavy)
+            found = self._lock_first_task(names, heavy, skipped)
             if found is None:
                 break
             row, queue = found
@@ -299,17 +311,37 @@ class TaskClaims:
                 _HOLD.run({"user": row.created_by})
                 continue
             able = [each for each in served_queues[queue] if slots[each.id] > 0]
-            agent = min(able, key=lambda each: each.max_concurrent_tasks - slots[each.id])
+            agent = self._affordable_agent(row, able, slots, plan)
+            if agent is None:
+                skipped.append(row.id)
+                continue
             transition(row, "assigned", event=TaskAssigned, **self._assignment_columns(row, worker, agent))
             slots[agent.id] -= 1
-            chosen.append((row, agent))
+            chosen.append((row, agent, plan.add(row, agent)))
         return chosen
 
-    def _lock_first_task(self, names: list[str], heavy: list[str]) -> tuple[TaskRow, str] | None:
+    @staticmethod
+    def _affordable_agent(
+        row: TaskRow, able: list[AgentFacts], slots: Counter[str], plan: ClaimPlan
+    ) -> AgentFacts | None:
+        """Return the agent with the fewest leases whose attempt the budgets admit, or None.
+
+        Agents to which a budget leaves nothing get no other task in this claim.
+        """
+        for agent in sorted(able, key=lambda each: each.max_concurrent_tasks - slots[each.id]):
+            scope = plan.refusing_scope(row, agent)
+            if scope is None:
+                return agent
+            plan.has_refused = True
+            if plan.is_used_up(agent):
+                slots[agent.id] = 0
+        return None
+
+    def _lock_first_task(self, names: list[str], heavy: list[str], skipped: list[str]) -> tuple[TaskRow, str] | None:
         """Lock the first task in claim order that no concurrent claim has locked. Return the task with its queue."""
         for without in [heavy, []] if heavy else [[]]:
-            for task_id, queue in first_task_of_each_queue(names, limit=8, without=without):
-                row = lock_queued_task(task_id, queue, exactly=bool(without))
+            for task_id, queue in first_task_of_each_queue(names, limit=8, without=without, skipped=skipped):
+                row = lock_queued_task(task_id, queue, exactly=bool(without or skipped))
                 if row is not None:
                     return row, queue
         return None
@@ -351,21 +383,25 @@ class TaskClaims:
 
     # -- leasing
 
-    def _lease_tasks(self, worker: WorkerFacts, chosen: list[tuple[TaskRow, AgentFacts]]) -> list[Claim]:
+    def _lease_tasks(self, worker: WorkerFacts, chosen: list[tuple[TaskRow, AgentFacts, int]]) -> list[Claim]:
         """Lease the chosen tasks to the worker and to the chosen agents.
 
         The slots of the agents are taken first, in the order of the agent ids, so that concurrent claims do not
-        deadlock.
+        deadlock. The reservations come last, in the same order.
         """
-        for agent_id in sorted(agent.id for _, agent in chosen):
+        for agent_id in sorted(agent.id for _, agent, _ in chosen):
             if not self._agents.take_slot(agent_id):
                 raise _SlotTaken
         for _ in chosen:
             if not self._workers.take_slot(worker.id):
                 raise _SlotTaken
-        return [self._start_attempt(worker, row, agent) for row, agent in chosen]
+        attempts = [(row, agent, amount, self._start_attempt(worker, row, agent)) for row, agent, amount in chosen]
+        for row, agent, amount, (attempt_id, claim) in sorted(attempts, key=lambda each: each[1].id):
+            self._budgets.reserve(row, agent, attempt_id=attempt_id, lease_until=claim.expires_at, amount=amount)
+        return [claim for *_, (_, claim) in attempts]
 
-    def _start_attempt(self, worker: WorkerFacts, row: TaskRow, agent: AgentFacts) -> Claim:
+    def _start_attempt(self, worker: WorkerFacts, row: TaskRow, agent: AgentFacts) -> tuple[str, Claim]:
+        """Insert the attempt of an assigned task. Return the id of the attempt and the claim."""
         token, model = TOKEN_PREFIX + secrets.token_urlsafe(32), self._models.model_name(agent)
         max_attempts = declared.max_attempts(self._settings, agent, row.get("retry_policy"))
         executor = self._payloads.find_executor(row)
@@ -374,7 +410,7 @@ class TaskClaims:
         _INSERT.run({**_NEW_ATTEMPT, **values})
         if max_attempts != row.max_attempts:
             Task.update(max_attempts=max_attempts).where(Task.id == row.id).execute()
-        return self._payloads.build_claim(
+        return values["id"], self._payloads.build_claim(
             row,
             agent,
             model=model,
@@ -398,6 +434,7 @@ class TaskClaims:
     def _attempt_columns(self, worker: WorkerFacts, row: TaskRow, agent: AgentFacts) -> dict[str, Any]:
         now, sources = clock.now(), row.get("taint_sources")
         policy = declared.stall_policy(self._settings, agent, row.get("stall_policy"))
+        limit = cost_limit_of(row, agent)
         return {
             "id": new_id(),
             "task_id": row.id,
@@ -416,6 +453,8 @@ class TaskClaims:
             "stall_seconds": policy.stall_seconds,
             "loop_repeats": policy.loop_repeats,
             "stall_action": policy.action,
+            "cost_limit_micro": None if limit is None else limit.left_micro,
+            "cost_warning_micro": None if limit is None else limit.warning_micro,
             "created_at": now,
             "tainted": row.get("tainted"),
             "taint_sources": None if sources is None else rows.to_json_text(sources),

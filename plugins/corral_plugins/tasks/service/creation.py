@@ -22,6 +22,7 @@ from corral.http.answers import Encoded
 from corral.ids import new_id
 from corral.schema.json_schema_validation import check_user_schema
 from corral_plugins.agents.api import AgentFacts, Agents
+from corral_plugins.cost.api import Costs
 from corral_plugins.tasks import settings as declared
 from corral_plugins.tasks.api import NewTask, Origin, RetryPolicy, TaskCreated, refuse_unenforced
 from corral_plugins.tasks.models import EXTRA_DEFAULTS, NO_DEADLINE, PRIORITIES, Dependency, Task, TaskRow
@@ -81,12 +82,12 @@ def given_members(policy: RetryPolicy | None) -> dict[str, Any] | None:
     return None if policy is None else msgspec.to_builtins(policy)
 
 
-def check_limits(given: Mapping[str, Any]) -> None:
+def check_limits(given: Mapping[str, Any], *, enforces_budgets: bool) -> None:
     """Raise `Invalid` if a value breaks a rule that the type annotations cannot express."""
     for name, limit in (("input", INPUT_LIMIT), ("metadata", METADATA_LIMIT)):
         if given.get(name) and len(_encode(given[name])) > limit:
             raise Invalid.at(f"/{name}", "too_long", f"at most {limit // 1024} KiB of JSON")
-    refuse_unenforced(given)
+    refuse_unenforced(given, enforces_budgets=enforces_budgets)
     if given.get("output_schema") is not None:
         check_user_schema(given["output_schema"], pointer_prefix="/output_schema")
 
@@ -191,6 +192,7 @@ def _insert_task(values: dict[str, Any]) -> dict[str, Any]:
 class TaskCreation:
     """Creates tasks. Every method runs in the caller's unit of work."""
 
+    cost: Costs | None
     tools: Tools | None
 
     def __init__(self, transitions: TaskTransitions) -> None:
@@ -206,13 +208,14 @@ class TaskCreation:
         fields = msgspec.structs.asdict(new)
         fields["title"], fields["deadline"] = checked_title(new.title), future_instant(new.deadline, "/deadline")
         agent = find_named_agent(self._agents, new.agent_id, new.agent_role)
-        check_limits(fields)
+        check_limits(fields, enforces_budgets=self.cost is not None)
         # Locked, because its children are counted.
         parent_id = origin.parent_task_id or by.task_id
         parent = rows.lock_task(parent_id) if parent_id is not None else None
         extra = _inherited_fields(origin, parent)
         if parent is not None:
             _limit_tools_to_parent(fields, parent)
+            _limit_cost_to_parent(fields, parent)
         values = self._columns(new, fields, source or _default_source(by)) | {
             "max_attempts": declared.max_attempts(self._settings, agent, given_members(new.retry_policy)),
             "created_by": by.user_id,
@@ -342,6 +345,15 @@ def _limit_tools_to_parent(fields: dict[str, Any], parent: TaskRow) -> None:
         fields["allowed_tools"] = (
             allowed if tools is None else [tool for tool in tools if includes_tools(allowed, [tool])]
         )
+
+
+def _limit_cost_to_parent(fields: dict[str, Any], parent: TaskRow) -> None:
+    """Limit the cost of a delegated task to what remains of the cost limit of its parent."""
+    limit = parent.get("max_cost_usd")
+    if limit is not None:
+        remaining = max(0.0, round(limit - parent.cost_micro / 1e6, 6))
+        own = fields["max_cost_usd"]
+        fields["max_cost_usd"] = remaining if own is None else min(own, remaining)
 
 
 def _default_source(by: Principal) -> dict[str, Any]:

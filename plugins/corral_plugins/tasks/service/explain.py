@@ -15,6 +15,7 @@ from corral_plugins.llm.api import AgentModel
 from corral_plugins.tasks.models import TERMINAL, Attempt, Dependency, Task, TaskRow
 from corral_plugins.tasks.service import claims, rows
 from corral_plugins.tasks.service.agent_models import AgentModels
+from corral_plugins.tasks.service.claim_budgets import ClaimBudgets
 from corral_plugins.tasks.service.lacking_tools import lacking_tools, matches_selector
 from corral_plugins.tasks.service.queries import ATTEMPT_VIEW_COLUMNS, attempt_view
 from corral_plugins.tasks.service.rows import find_readable_task
@@ -23,6 +24,8 @@ from corral_plugins.tools.api import Tools, includes_tools, missing_tools
 from corral_plugins.workers.api import WorkerFacts, Workers
 
 ATTEMPTS = 100
+MAX_CANDIDATES = 20
+BUDGETS = (("global", "installation"), ("agent", "agent"), ("task", "task"))
 
 
 class TaskExplanations:
@@ -31,8 +34,11 @@ class TaskExplanations:
     switch: KillSwitch | None
     tools: Tools | None
 
-    def __init__(self, agents: Agents, models: AgentModels, workers: Workers, accounts: Accounts) -> None:
+    def __init__(
+        self, agents: Agents, models: AgentModels, budgets: ClaimBudgets, workers: Workers, accounts: Accounts
+    ) -> None:
         self._agents, self._models, self._workers, self._accounts = agents, models, workers, accounts
+        self._budgets = budgets
 
     def explain(self, task_id: str, caller: Principal) -> Explanation:
         """Return the conditions for claiming the task. `claimable` is true if a claim would lease the task now."""
@@ -114,6 +120,7 @@ class TaskExplanations:
             found.append(_unmet("waiting_for", message, how, f"/tasks/{row.id}/{row.waiting_kind}"))
         candidates, about = self._agent_conditions(row, agent, fleet)
         found += about
+        found += self._budget_conditions(row, candidates)
         found += self._worker_conditions(row, agent, candidates, fleet)
         return found
 
@@ -228,6 +235,32 @@ class TaskExplanations:
         if problem is None:
             return _met("provider_configured", f"The model {self._models.model_name(agent)} can be called.")
         return _provider_unmet(problem)
+
+    def _budget_conditions(self, row: TaskRow, candidates: Sequence[AgentFacts]) -> list[Condition]:
+        """Return whether the budgets admit an attempt by one of the agents that may run the task."""
+        scopes = [(agent, self._budgets.plan().refusing_scope(row, agent)) for agent in candidates[:MAX_CANDIDATES]]
+        refused = [(agent, scope) for agent, scope in scopes if scope is not None]
+        if not refused or len(refused) < len(scopes):
+            return [_met(f"budget_{scope}", f"The budget of the {what} is not used up.") for scope, what in BUDGETS]
+        agent, scope = refused[0]
+        detail, how, href = {
+            "global": (
+                "The budget of the installation does not admit the estimated cost of a run.",
+                "Raise it: corral cost budget set --limit USD",
+                "/cost/budget",
+            ),
+            "agent": (
+                f"The budget of the agent {agent.name} does not admit the estimated cost of a run.",
+                f"Raise it: corral agents edit {shlex.quote(agent.name)} -f monthly_budget_usd:=USD",
+                f"/agents/{agent.id}/budget",
+            ),
+            "task": (
+                "The task has used up its cost limit.",
+                f"Raise it: corral api PATCH /tasks/{row.id} -f max_cost_usd:=USD",
+                f"/tasks/{row.id}",
+            ),
+        }[scope]
+        return [_unmet(f"budget_{scope}", detail, how, href)]
 
     # -- workers
 

@@ -12,7 +12,7 @@ from corral.database.statement import Statement
 from corral.errors import Forbidden, NotFound, Unauthorized
 from corral.jobs.job import enqueue
 from corral_core.accounts.api import Accounts
-from corral_plugins.tasks.api import LeaseRef, LeaseSignal, LeaseState, LeaseView, QueueStatistics
+from corral_plugins.tasks.api import LeaseRef, LeaseSignal, LeaseState, LeaseView, LiveAttempt, QueueStatistics
 from corral_plugins.tasks.models import Attempt, AttemptRow, Task, TaskRow, WorkerSignal
 from corral_plugins.tasks.service import queries, rows, statistics
 from corral_plugins.tasks.service.claims import TOKEN_PREFIX, hash_token
@@ -27,7 +27,7 @@ _RENEW = Statement(
     lambda p: (
         Attempt.update({Attempt.lease_until: p("until")})
         .where((Attempt.lease_id == p("lease")) & (Attempt.worker_id == p("worker")) & Attempt.finished_at.is_null())
-        .returning(Attempt.task_id, Attempt.cancel_until)
+        .returning(Attempt.task_id, Attempt.cancel_until, Attempt.cost_micro, Attempt.cost_warning_micro)
     )
 )
 _RENEW_ONE = Statement(
@@ -38,6 +38,13 @@ _RENEW_ONE = Statement(
 _LIVE_LEASE = Statement(
     lambda p: (
         Attempt.select(Attempt.task_id, Attempt.lease_id, Attempt.agent_id, Attempt.created_at, Attempt.lease_until)
+        .where((Attempt.lease_id == p("lease")) & (Attempt.task_id == p("task")) & Attempt.finished_at.is_null())
+        .tuples()
+    )
+)
+_LIVE_ATTEMPT = Statement(
+    lambda p: (
+        Attempt.select(Attempt.id, Attempt.lease_until, Attempt.cost_limit_micro, Attempt.cost_micro)
         .where((Attempt.lease_id == p("lease")) & (Attempt.task_id == p("task")) & Attempt.finished_at.is_null())
         .tuples()
     )
@@ -71,12 +78,14 @@ class TaskLeases:
             if not found or found[0][0] != lease.task_id.lower():
                 states.append(_lost_lease(lease, worker_id))
                 continue
-            row = rows.find_task(found[0][0]) if found[0][1] is not None else None
+            _, cancel_until, cost, warning = found[0]
+            row = rows.find_task(lease.task_id.lower()) if cancel_until is not None else None
+            state = "budget_warning" if warning is not None and cost >= warning else "ok"
             states.append(
                 LeaseState(
                     task_id=lease.task_id,
                     lease_id=lease.lease_id,
-                    state="ok" if row is None else "cancel_requested",
+                    state=state if row is None else "cancel_requested",
                     expires_at=until,
                     reason=None if row is None else row.cancel_kind,
                 )
@@ -84,7 +93,7 @@ class TaskLeases:
         return states
 
     def lease_states(self, leases: Sequence[LeaseRef]) -> list[LeaseState]:
-        """Return the states that `renew_leases` would return, without renewing any lease."""
+        """Return whether leases are `ok`, `cancel_requested` or `lost`, without renewing any lease."""
         found = rows.fetch_tuples(
             Attempt.select(Attempt.lease_id, Attempt.task_id, Attempt.cancel_until, Attempt.lease_until).where(
                 Attempt.lease_id.in_([lease.lease_id for lease in leases]) & Attempt.finished_at.is_null()
@@ -104,6 +113,16 @@ class TaskLeases:
             None
             if found is None
             else LeaseView(task_id=found[0], lease_id=found[1], agent_id=found[2], since=found[3], expires_at=found[4])
+        )
+
+    def live_attempt(self, task_id: str, lease_id: str) -> LiveAttempt | None:
+        """Return the attempt of the lease if it is live, else None."""
+        found = _LIVE_ATTEMPT.one({"task": task_id, "lease": lease_id})
+        if found is None:
+            return None
+        attempt_id, until, limit, cost = found
+        return LiveAttempt(
+            attempt_id=attempt_id, lease_until=until, cost_left_micro=None if limit is None else max(0, limit - cost)
         )
 
     def renew_lease(self, task_id: str, lease_id: str) -> None:

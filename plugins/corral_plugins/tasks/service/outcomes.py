@@ -18,6 +18,7 @@ from corral_plugins.tasks import settings as declared
 from corral_plugins.tasks.api import TaskCancelled, TaskCompleted, TaskEvent, TaskFailed, TaskRetried, TaskUpdated
 from corral_plugins.tasks.models import STATUSES, TERMINAL, AttemptRow, Dependency, Task, TaskRow
 from corral_plugins.tasks.service import rows, statistics
+from corral_plugins.tasks.service.dead_letters import TaskDeadLetters
 from corral_plugins.tasks.service.rows import TASK_COLUMNS
 from corral_plugins.tasks.service.transitions import (
     NOT_CANCELLED,
@@ -188,8 +189,8 @@ class TaskOutcomes:
     approvals: Approvals | None
     tools: Tools | None
 
-    def __init__(self, transitions: TaskTransitions) -> None:
-        self._transitions = transitions
+    def __init__(self, transitions: TaskTransitions, dead_letters: TaskDeadLetters) -> None:
+        self._transitions, self._dead_letters = transitions, dead_letters
         self._settings, self._agents = transitions.settings, transitions.agents
 
     # -- completed
@@ -307,10 +308,18 @@ class TaskOutcomes:
     def _end_failed(
         self, row: TaskRow, attempt: AttemptRow | None, error: dict[str, Any], *, by: str, **more: Any
     ) -> None:
-        changes = {"error": error, "finished_at": clock.now(), **NOT_WAITING, **more}
+        previous, letter_id = row.status, self._dead_letters.id_for(error)
+        changes = {
+            "error": error,
+            "finished_at": clock.now(),
+            "dead_letter_id": letter_id,
+            **NOT_WAITING,
+            **more,
+        }
         self._end_attempt(
             row, attempt, "failed", by=by, event=TaskFailed, fields={"error": error}, cause=error, **changes
         )
+        self._dead_letters.add(row, letter_id, previous=previous)
         statistics.count_ended_task(completed=False, duration_ms=None)
         fail_dependents(row.id)
 

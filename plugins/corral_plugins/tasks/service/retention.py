@@ -11,6 +11,7 @@ from corral_plugins.tasks import settings as declared
 from corral_plugins.tasks.api import TaskDeleted
 from corral_plugins.tasks.models import Attempt, Comment, Dependency, HourlyRollup, LogLine, Task, TaskRow, WorkerSignal
 from corral_plugins.tasks.service import queries, rows, statistics
+from corral_plugins.tasks.service.dead_letters import TaskDeadLetters
 from corral_plugins.tasks.service.tags import remove_tags
 from corral_plugins.tasks.service.transitions import publish_task_event
 
@@ -50,8 +51,8 @@ def purge_rows(task_id: str) -> int:
 class TaskRetention:
     """Deletes rows whose retention period has ended. Every method runs in the caller's unit of work."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
+    def __init__(self, settings: Settings, dead_letters: TaskDeadLetters) -> None:
+        self._settings, self._dead_letters = settings, dead_letters
 
     def delete_expired_rows(self) -> int:
         """Delete a batch of tasks past `tasks.retention_days`, a batch of old signals, and all old rollups.
@@ -64,6 +65,7 @@ class TaskRetention:
             old = SQL("finished_at IS NOT NULL") & (Task.finished_at < clock.now(-days * DAY))
             found = rows.lock_tasks(old, TASKS_AT_ONCE)
             for row in found:
+                self._dead_letters.close(row, by=None, is_retry=False)
                 delete_task(row)
             deleted += len(found)
         old_signals = WorkerSignal.select(WorkerSignal.seq).where(WorkerSignal.created_at < clock.now(-DAY))

@@ -240,15 +240,25 @@ def _reported_price_columns(item: UsageItem, tokens: int) -> dict[str, int]:
     return {"unpriced_tokens": tokens} if item.cost_usd is None else {"cost_micro": round(item.cost_usd * 1e6)}
 
 
-def add_gateway_usage(task_id: str, lease_id: str, used: UsageTotals) -> None:
-    """Record the usage of one gateway call under this lease, even if the lease has ended."""
+def add_gateway_usage(task_id: str, lease_id: str, used: UsageTotals) -> bool:
+    """Record the usage of one gateway call under this lease, even if the lease has ended.
+
+    Return whether the task has reached its cost limit.
+    """
     try:
         row = rows.lock_task(task_id)
     except NotFound:
-        return
+        return False
     attempt = rows.find_attempt(lease_id)
-    if attempt is not None and attempt.task_id == task_id:
-        rows.change_task(row, _add_usage(row, attempt, {name: n for name, n in _usage_columns(used).items() if n}))
+    if attempt is None or attempt.task_id != task_id:
+        return False
+    rows.change_task(row, _add_usage(row, attempt, {name: n for name, n in _usage_columns(used).items() if n}))
+    return has_reached_cost_limit(attempt)
+
+
+def has_reached_cost_limit(attempt: AttemptRow) -> bool:
+    """Return whether the attempt has spent what the cost limit of the task left to it."""
+    return attempt.cost_limit_micro is not None and 0 < attempt.cost_micro >= attempt.cost_limit_micro
 
 
 def _usage_columns(used: UsageTotals) -> dict[str, int]:

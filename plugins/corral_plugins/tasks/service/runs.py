@@ -40,7 +40,7 @@ from corral_plugins.tasks.report_shapes import (
 from corral_plugins.tasks.service import rows, statistics
 from corral_plugins.tasks.service.agent_models import AgentModels
 from corral_plugins.tasks.service.outcomes import TaskOutcomes
-from corral_plugins.tasks.service.run_reports import UsageReports
+from corral_plugins.tasks.service.run_reports import UsageReports, has_reached_cost_limit
 from corral_plugins.tasks.service.transitions import (
     NOT_CANCELLED,
     TaskTransitions,
@@ -51,6 +51,12 @@ from corral_plugins.tasks.service.transitions import (
 
 STATE_LIMIT, RESULT_LIMIT = 1024 * 1024, 256 * 1024
 
+BUDGET_EXCEEDED = "budget_exceeded"  # the reason with which workers release a task whose call a budget refused
+BUDGET_DELAY_SECONDS = 5
+"""The delay after which a task is claimable again whose run needed more money than the budget has left.
+
+Without it, the task could be claimed and released in a busy loop, because a claim reserves only an estimate.
+"""
 CIRCUIT_OPEN = "circuit_open"  # the reason with which workers release a task that met an open circuit breaker
 
 _TAINTED = Statement(lambda p: Attempt.select(Attempt.tainted).where(Attempt.id == p("id")).tuples())
@@ -171,11 +177,13 @@ class TaskRuns:
         if changes:
             rows.change_task(row, changes)
         self.renew_lease(attempt, **self._count_signature(row, attempt, report.signature))
+        if row.status == "running" and has_reached_cost_limit(attempt):
+            self._outcomes.request_stop(row, kind="budget", reason=None)
         if "progress" in changes and (attempt.progress_event_at or "") <= clock.now(-1):
             rows.change_attempt(attempt, progress_event_at=now)
             publish_task_event(TaskProgressed, row, row.status, progress=changes["progress"])
         self._transitions.workers.record_contact(attempt.worker_id)
-        return LeaseRenewal(state=lease_state(row), expires_at=attempt.lease_until)
+        return LeaseRenewal(state=lease_state(row, attempt), expires_at=attempt.lease_until)
 
     def lock_started_task(self, task_id: str, lease_id: str | None, by: Principal) -> tuple[TaskRow, AttemptRow]:
         """Lock and return a task whose run has started, with its live attempt.
@@ -358,9 +366,15 @@ class TaskRuns:
             if row.status == "cancelling":
                 self._outcomes.end_cancelling(row, attempt, by="release")
             else:
-                changes = self._wait_for_breaker(row, attempt) if report.reason == CIRCUIT_OPEN else {}
+                changes = self._delay_after(report.reason, row, attempt)
                 self._outcomes.requeue(row, attempt, attempt_status="released", by="release", **changes)
         return rows.encoded_response(row.id, row.version)
+
+    def _delay_after(self, reason: str, row: TaskRow, attempt: AttemptRow) -> dict[str, Any]:
+        """Return the columns that delay the next claim of a released task, if the reason demands a delay."""
+        if reason == BUDGET_EXCEEDED:
+            return requeue_columns(row, delay_seconds=BUDGET_DELAY_SECONDS)
+        return self._wait_for_breaker(row, attempt) if reason == CIRCUIT_OPEN else {}
 
     def _wait_for_breaker(self, row: TaskRow, attempt: AttemptRow) -> dict[str, Any]:
         agent = self._transitions.agents.find(attempt.agent_id)
@@ -444,6 +458,14 @@ class TaskRuns:
             self._outcomes.fail(row, attempt, "error", type, message, by="tools")
         self._transitions.send_signal(attempt, "lost")
 
+    def stop(self, task_id: str, lease_id: str, *, kind: str, reason: str | None) -> bool:
+        """Ask the worker to stop the run of a lease. Implements `Tasks.stop_run`."""
+        found = self._lock_live_lease(task_id, lease_id)
+        if found is None or found[0].status not in ("assigned", "running"):
+            return False
+        self._outcomes.request_stop(found[0], kind=kind, reason=reason)
+        return True
+
     def ask_person(self, task_id: str, lease_id: str, asked: AskedInput, *, call_id: str) -> None:
         """Suspend a run until a person answers a question. The answer becomes the result of the tool call `call_id`."""
         check_question(asked)
@@ -480,9 +502,12 @@ class TaskRuns:
         return self.secrets.deliver_to_worker(name, worker.group, worker_id=worker.id, task_id=task_id, purpose=purpose)
 
 
-def lease_state(row: TaskRow) -> str:
+def lease_state(row: TaskRow, attempt: AttemptRow) -> str:
     """Return the state of the lease, which the response to a progress report contains."""
-    return "cancel_requested" if row.status == "cancelling" else "ok"
+    if row.status == "cancelling":
+        return "cancel_requested"
+    warning = attempt.cost_warning_micro
+    return "budget_warning" if warning is not None and attempt.cost_micro >= warning else "ok"
 
 
 def to_limited_json(value: Any, limit: int, pointer: str) -> str:

@@ -12,24 +12,28 @@ from corral.errors import NotFound
 from corral.http.answers import ANY_VERSION
 from corral_plugins.tasks.api import (
     DIRECT_ORIGIN,
+    AttemptSummary,
     ClaimResponse,
     LeaseFacts,
     LeaseRef,
     LeaseSignal,
     LeaseState,
     LeaseView,
+    LiveAttempt,
     NewTask,
     Origin,
     QueueStatistics,
     Run,
+    TaskOverrides,
     TaskUpdated,
 )
 from corral_plugins.tasks.models import Task
 from corral_plugins.tasks.report_shapes import UsageTotals
-from corral_plugins.tasks.service import rows, run_reports
+from corral_plugins.tasks.service import dead_letters, rows, run_reports
 from corral_plugins.tasks.service.actions import OwnerActions
 from corral_plugins.tasks.service.claims import TaskClaims
 from corral_plugins.tasks.service.creation import TaskCreation
+from corral_plugins.tasks.service.dead_letters import TaskDeadLetters
 from corral_plugins.tasks.service.leases import TaskLeases
 from corral_plugins.tasks.service.rows import TaskViews, find_readable_task
 from corral_plugins.tasks.service.runs import TaskRuns, is_held_for
@@ -48,6 +52,7 @@ class TasksService:
         leases: TaskLeases,
         runs: TaskRuns,
         views: TaskViews,
+        dead_letters: TaskDeadLetters,
     ) -> None:
         self._creation, self._actions, self._claims, self._leases, self._views = (
             creation,
@@ -56,7 +61,7 @@ class TasksService:
             leases,
             views,
         )
-        self._runs = runs
+        self._runs, self._dead_letters = runs, dead_letters
 
     def create(
         self, new: NewTask, *, by: Principal, source: dict[str, Any] | None = None, origin: Origin = DIRECT_ORIGIN
@@ -70,10 +75,39 @@ class TasksService:
     def cancel(self, task_id: str, *, by: Principal, reason: str | None = None) -> TaskView:
         return _decode_view(self._actions.cancel(task_id, by=by, reason=reason).body)
 
-    def retry(self, task_id: str, *, by: Principal, source: str, reason: str | None = None) -> TaskView:
+    def retry(
+        self,
+        task_id: str,
+        *,
+        by: Principal,
+        source: str,
+        reason: str | None = None,
+        from_checkpoint: bool = True,
+        overrides: TaskOverrides | None = None,
+    ) -> TaskView:
         return _decode_view(
-            self._actions.retry(task_id, ANY_VERSION, by=by, from_checkpoint=True, reason=reason, source=source).body
+            self._actions.retry(
+                task_id,
+                ANY_VERSION,
+                by=by,
+                from_checkpoint=from_checkpoint,
+                reason=reason,
+                source=source,
+                overrides=overrides,
+            ).body
         )
+
+    def give_up(self, task_id: str, *, by: Principal, message: str) -> str:
+        return self._actions.give_up(task_id, by=by, message=message)
+
+    def add_missing_dead_letters(self, after: str) -> str | None:
+        return self._dead_letters.add_missing(after)
+
+    def attempts_between(self, task_id: str, *, after_fence: int, until_fence: int) -> list[AttemptSummary]:
+        return dead_letters.attempts_between(task_id, after_fence=after_fence, until_fence=until_fence)
+
+    def statuses(self, task_ids: Sequence[str]) -> dict[str, tuple[str, str | None]]:
+        return dead_letters.statuses_of(task_ids)
 
     def lock(self, task_id: str) -> bool:
         try:
@@ -139,6 +173,12 @@ class TasksService:
     def live_lease(self, task_id: str, lease_id: str) -> LeaseView | None:
         return self._leases.live_lease(task_id, lease_id)
 
+    def live_attempt(self, task_id: str, lease_id: str) -> LiveAttempt | None:
+        return self._leases.live_attempt(task_id, lease_id)
+
+    def stop_run(self, task_id: str, lease_id: str, *, kind: str, reason: str | None) -> bool:
+        return self._runs.stop(task_id, lease_id, kind=kind, reason=reason)
+
     def lock_run(self, task_id: str, lease_id: str | None, *, by: Principal) -> Run:
         return self._runs.lock_run(task_id, lease_id, by=by)
 
@@ -184,7 +224,8 @@ class TasksService:
         used = UsageTotals(input_tokens=input_tokens, output_tokens=output_tokens, calls=1)
         if cost_usd is not None:
             used.cost_usd = cost_usd
-        run_reports.add_gateway_usage(task_id, lease_id, used)
+        if run_reports.add_gateway_usage(task_id, lease_id, used):
+            self._runs.stop(task_id, lease_id, kind="budget", reason=None)
 
     def queue_statistics(self) -> QueueStatistics:
         return self._leases.queue_statistics()

@@ -19,6 +19,7 @@ from corral.events.event import emit
 from corral.http.idempotency import expire_with_task
 from corral.plugin import Settings
 from corral_plugins.agents.api import Agents
+from corral_plugins.cost.api import Costs
 from corral_plugins.messages.api import Messages
 from corral_plugins.tasks import settings as declared
 from corral_plugins.tasks.api import TaskEvent, TaskUpdated
@@ -88,6 +89,7 @@ def transition(
 class TaskTransitions:
     """The operations that several transitions need, such as ending a lease or sending a signal to a worker."""
 
+    cost: Costs | None
     messages: Messages | None
 
     def __init__(
@@ -125,6 +127,8 @@ class TaskTransitions:
         self.metrics.count_ended_attempt(attempt_status, by=by)
         self.agents.release_slot(attempt.agent_id)
         self.workers.release_slot(attempt.worker_id)
+        if self.cost is not None:
+            self.cost.release_attempt(attempt.id, is_capped=attempt.cost_limit_micro is not None)
 
     def _evict_cached_token(self, lease_id: str) -> None:
         """Remove the attempt's token from the credential cache after the commit.

@@ -186,7 +186,7 @@ class _StoredCheckpoint(msgspec.Struct):
     warned: bool = False
     running: str | None = None
     messages: list[_StoredMessage] = []
-    permits: dict[str, dict[str, Any]] = {}
+    unread: list[_StoredMessage] = []
     received: list[str] = []
 
 
@@ -195,9 +195,9 @@ class AttemptState:
 
     `step` is the number of the last model step. `repairs` is the number of times that the answer was requested again.
     `warned` is true if the model was notified of the budget warning. `running` is the id of the call whose tool was
-    started on this machine. `permits` contains the permits that a person approved, by call id. `invalid` is the reason
-    why the checkpoint cannot be read, or None. `received` contains the ids of the mail in the conversation, and
-    `unread` is the mail that the next model step adds.
+    started on this machine. `invalid` is the reason why the checkpoint cannot be read, or None. `received` contains the
+    ids of the mail in the conversation. `unread` is the mail, and what people decided, that the next model step adds:
+    models accept other messages only after the results of all calls.
     """
 
     def __init__(self, claim: Mapping[str, Any]) -> None:
@@ -212,18 +212,15 @@ class AttemptState:
         self.warned: bool = stored.get("warned", False)
         self.running: str | None = stored.get("running")
         self.messages: list[Message] = list(stored.get("messages") or initial_messages(claim))
-        self.permits: dict[str, Mapping[str, Any]] = dict(stored.get("permits") or {})
         for result in resume.get("tool_results") or ():
             if any(call["id"] == result.get("call_id") for call in open_calls(self.messages)):
-                if result.get("permit"):
-                    self.permits[result["call_id"]] = result
-                else:
-                    self.messages.append(tool_message(result["call_id"], tool_content(result)))
+                self.messages.append(tool_message(result["call_id"], tool_content(result)))
         earlier: list[str] = list(stored.get("received") or ()) if stored.get("messages") else received_ids(claim)
-        self.unread = new_message_contents(claim, earlier)
+        unread: list[Message] = list(stored.get("unread") or ())
+        self.unread = [*unread, *human_response_messages(resume), *new_message_contents(claim, earlier)]
         self.received = list(dict.fromkeys([*earlier, *received_ids(claim)]))
         if not open_calls(self.messages):
-            self.messages += [*human_response_messages(resume), *self.unread]
+            self.messages += self.unread
             self.unread = []
 
     def to_checkpoint(self) -> dict[str, Any]:
@@ -235,7 +232,7 @@ class AttemptState:
             "repairs": self.repairs,
             "warned": self.warned,
             "running": self.running,
-            "permits": self.permits,
+            "unread": self.unread,
             "received": self.received,
         }
 

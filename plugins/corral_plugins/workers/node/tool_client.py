@@ -63,10 +63,7 @@ class ToolClient:
         except ValueError as error:
             return tool_message(call["id"], {"error": f"The arguments are not valid: {error}"})
         try:
-            approved = self._state.permits.pop(call["id"], None)
-            if approved is not None and approved.get("arguments") is not None:
-                arguments = approved["arguments"]  # the person who approved the call may have changed them
-            reply = approved or await self._send_call(name, call["id"], arguments)
+            reply = await self._send_call(name, call["id"], arguments)
             return await self._handle_reply(name, call["id"], arguments, reply)
         except ApiError as error:
             if error.is_lease_lost:
@@ -98,6 +95,7 @@ class ToolClient:
             )
             raise TaskWaitsForPerson
         if reply.get("permit"):
+            arguments = reply.get("approved_arguments", arguments)  # an approver may have changed them
             return await self._run_permitted(name, call_id, arguments, reply)
         return tool_message(call_id, tool_content(reply))
 

@@ -17,11 +17,11 @@ from corral_plugins.workflows.service.definitions import find_readable_workflow,
 from corral_plugins.workflows.service.runs import find_readable_run
 from corral_plugins.workflows.shapes import (
     AllRunsQuery,
-    AttemptView,
     Definition,
     RunItem,
     RunQuery,
     RunView,
+    StepAttemptView,
     StepRunView,
     Trigger,
 )
@@ -137,7 +137,7 @@ def _step_view(row: StepRun) -> StepRunView:
         approval_id=row.waits_for if row.type == "approval" else None,
         child_run_id=row.waits_for if row.type == "workflow" else None,
         attempt=row.attempt,
-        attempts=[AttemptView(**attempt) for attempt in row.attempts],
+        attempts=[StepAttemptView(**attempt) for attempt in row.attempts],
         reused=row.reused,
         cost_usd=row.cost_micro / 1e6,
         started_at=row.started_at,

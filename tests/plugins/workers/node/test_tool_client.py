@@ -127,19 +127,16 @@ async def test_tools_3_an_approved_call_runs_with_the_arguments_of_the_approval(
     given = claim(agent=tools("shell.run"))
     assert await first.run(given, allowed=["shell.run"], workspaces=workspaces) == REPORTED
     (waited,) = first.of("wait")
-    approved = {
-        "call_id": "c-shell__run",
-        "status": "permitted",
-        "permit": "p2",
-        "arguments": {"command": "echo edited"},
-    }
-    second = Server("end")
-    resume = {"checkpoint": waited["checkpoint"], "decision": {"approved": True}, "tool_results": [approved]}
+    edited = {**PERMITTED, "permit": "p2", "approved_arguments": {"command": "echo edited"}}
+    second = Server("end", tools={"shell.run": edited})
+    resume = {"checkpoint": waited["checkpoint"], "decision": {"status": "approved"}, "tool_results": []}
     again = claim(agent=tools("shell.run"), resume=resume)
     assert await second.run(again, allowed=["shell.run"], workspaces=workspaces) == REPORTED
-    assert second.of("tool") == []
+    assert len(second.of("tool")) == 1  # the server takes the decision again, and permits what people approved
     assert second.of("tool_result")[0]["permit"] == "p2"
-    assert "edited" in told(second)
+    result, decision = second.of("chat")[-1]["body"]["messages"][-2:]
+    assert (result["role"], "edited" in result["content"]) == ("tool", True)
+    assert '"status": "approved"' in decision["content"]
 
 
 async def test_a_tool_that_is_not_allowed_here_does_not_run(workspaces: Workspaces) -> None:

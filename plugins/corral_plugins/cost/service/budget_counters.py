@@ -1,0 +1,206 @@
+"""The counters of budgets: what is spent and reserved in each period within each limit.
+
+A counter is created when its limit or its period is first used, from the rollups and the reservations. From then on it
+changes in the unit of work that changes them, so it stays equal to their sums.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from peewee import fn
+
+from corral import clock
+from corral.database.statement import Parameter, Statement
+from corral.database.unit import after_commit
+from corral.events.event import emit
+from corral.jobs.job import enqueue
+from corral_plugins.cost.api import BudgetChanged, BudgetExceeded, BudgetThresholdReached
+from corral_plugins.cost.models import BudgetAlert, BudgetCounter, Reservation
+from corral_plugins.cost.service.budget_limits import AGENT, GLOBAL, BudgetLimits, Limit
+from corral_plugins.cost.service.money import to_usd
+from corral_plugins.cost.service.periods import Period, current_period
+
+UNLIMITED = 2**62
+CANCEL_JOB = "cost.cancel_running"
+
+
+class CounterState(NamedTuple):
+    """The columns of a counter."""
+
+    spent_micro: int
+    reserved_micro: int
+    limit_micro: int
+    alerted: int
+    exceeded: bool
+    lifted: bool
+
+
+_STATE = [getattr(BudgetCounter, name) for name in CounterState._fields]
+
+
+def _is_counter(p: Parameter) -> Any:
+    return (BudgetCounter.scope == p("scope")) & (BudgetCounter.key == p("key")) & (BudgetCounter.period == p("period"))
+
+
+_RESERVE = Statement(
+    lambda p: BudgetCounter.update({BudgetCounter.reserved_micro: BudgetCounter.reserved_micro + p("amount")}).where(
+        _is_counter(p)
+        & (
+            (BudgetCounter.spent_micro + BudgetCounter.reserved_micro + p("amount") <= p("limit"))
+            | (BudgetCounter.lifted == True)  # noqa: E712
+        )
+    )
+)
+_ADD = Statement(
+    lambda p: (
+        BudgetCounter.update(
+            {
+                BudgetCounter.spent_micro: BudgetCounter.spent_micro + p("spent"),
+                BudgetCounter.reserved_micro: BudgetCounter.reserved_micro + p("reserved"),
+            }
+        )
+        .where(_is_counter(p))
+        .returning(*_STATE)
+    )
+)
+_FIND = Statement(lambda p: BudgetCounter.select(*_STATE).where(_is_counter(p)).tuples())
+
+
+def _values(limit: Limit, period: Period) -> dict[str, Any]:
+    return {"scope": limit.scope, "key": limit.key, "period": period.name}
+
+
+def condition(limit: Limit, period: Period) -> Any:
+    """Return the SQL condition that selects the counter of a limit in a period."""
+    return (
+        (BudgetCounter.scope == limit.scope) & (BudgetCounter.key == limit.key) & (BudgetCounter.period == period.name)
+    )
+
+
+def find(limit: Limit, period: Period) -> CounterState | None:
+    """Return the state of a counter, or None if the counter was not created yet."""
+    row = _FIND.one(_values(limit, period))
+    return None if row is None else CounterState(*row)
+
+
+def sums(limit: Limit, period: Period) -> dict[str, int]:
+    """Return what the counter must be: the sums of the rollups of the period and of all reservations."""
+    left: Any = Reservation.select(fn.SUM(Reservation.amount_micro - Reservation.used_micro))
+    if limit.scope == AGENT:
+        left = left.where(Reservation.agent_id == limit.key)
+    return {"spent_micro": period.cost_micro(limit.key), "reserved_micro": int(left.scalar() or 0)}
+
+
+def ensure(limits: BudgetLimits, limit: Limit, period: Period) -> bool:
+    """Create the counter of a limit in a period, unless it exists. Return whether it was created.
+
+    Call this function before the rollups of the current unit of work are written, which is at its end.
+    """
+    name = (limit.scope, limit.key, period.name)
+    if name in limits.known:
+        return False
+    created = False
+    if find(limit, period) is None:
+        row = {**_values(limit, period), "limit_micro": limit.limit_micro, **sums(limit, period)}
+        insert = BudgetCounter.insert(**row).on_conflict_ignore().returning(BudgetCounter.period).tuples()
+        created = bool(list(insert.execute()))
+        if created and limit.scope == GLOBAL:
+            publish_change(limits)
+    after_commit(lambda: limits.known.add(name))
+    return created
+
+
+def publish_change(limits: BudgetLimits) -> None:
+    """Publish that the budget was changed or a new period began, which wakes waiting claims."""
+    limit = limits.configuration.monthly_limit_micro
+    emit(BudgetChanged(monthly_limit_usd=None if limit is None else to_usd(limit)), object=("budget", GLOBAL))
+
+
+def reserve(limits: BudgetLimits, applicable: list[Limit], amount: int) -> Limit | None:
+    """Add an amount to what is reserved within each limit. Return the first limit that does not admit the amount."""
+    period = current_period(limits.zone)
+    for limit in applicable:
+        ensure(limits, limit, period)
+    for limit in applicable:
+        ceiling = limit.limit_micro if limit.is_hard else UNLIMITED
+        if not _RESERVE.run({**_values(limit, period), "amount": amount, "limit": ceiling}):
+            return limit
+    return None
+
+
+def add(limits: BudgetLimits, limit: Limit, *, spent: int, reserved: int) -> None:
+    """Add to a counter what was spent, reserved or released, and publish the thresholds that this reached."""
+    period = current_period(limits.zone)
+    for row in _ADD.rows({**_values(limit, period), "spent": spent, "reserved": reserved}):
+        publish_thresholds(limits, limit, period, CounterState(*row))
+
+
+# -- alerts
+
+
+def publish_thresholds(limits: BudgetLimits, limit: Limit, period: Period, state: CounterState) -> None:
+    """Publish each threshold that the costs have reached, and that the budget is exceeded, once per period."""
+    reached = [n for n in limits.configuration.alert_thresholds if n > state.alerted and _has_reached(state, n)]
+    exceeds = is_exceeded(state) and not state.exceeded
+    if not reached and not exceeds:
+        return
+    alerted = max([state.alerted, *reached])
+    BudgetCounter.update(alerted=alerted, exceeded=state.exceeded or exceeds).where(condition(limit, period)).execute()
+    agent_id = limit.key or None
+    spent, most = to_usd(state.spent_micro), to_usd(state.limit_micro)
+    subject = ("budget", limit.key or GLOBAL)
+    for threshold in reached:
+        alert = {**_values(limit, period), "threshold": threshold, "sent_at": clock.now()}
+        if list(BudgetAlert.insert(**alert).on_conflict_ignore().returning(BudgetAlert.threshold).tuples().execute()):
+            event = BudgetThresholdReached(
+                scope=limit.scope,
+                agent_id=agent_id,
+                threshold=threshold,
+                percent=percent_of(state.spent_micro, state.limit_micro),
+                spent_usd=spent,
+                limit_usd=most,
+            )
+            emit(event, object=subject)
+    if exceeds:
+        emit(BudgetExceeded(scope=limit.scope, agent_id=agent_id, spent_usd=spent, limit_usd=most), object=subject)
+        if limit.is_hard and limits.configuration.on_exceeded == "cancel_running":
+            enqueue(CANCEL_JOB, agent_id=agent_id)
+
+
+def apply_limit(limits: BudgetLimits, limit: Limit) -> None:
+    """Apply a new limit to the counter of the current period.
+
+    Thresholds above the new percentage can be reported again. A lower limit may be exceeded at once.
+    """
+    period = current_period(limits.zone)
+    ensure(limits, limit, period)
+    state = find(limit, period)
+    assert state is not None, "the counter was created above"
+    state = state._replace(limit_micro=limit.limit_micro)
+    of_period = (
+        (BudgetAlert.scope == limit.scope) & (BudgetAlert.key == limit.key) & (BudgetAlert.period == period.name)
+    )
+    sent = [row.threshold for row in BudgetAlert.select(BudgetAlert.threshold).where(of_period)]
+    kept = [threshold for threshold in sent if _has_reached(state, threshold)]
+    BudgetAlert.delete().where(of_period & BudgetAlert.threshold.in_(sorted({*sent} - {*kept}))).execute()
+    state = state._replace(alerted=max([0, *kept]), exceeded=state.exceeded and is_exceeded(state))
+    changes = {"limit_micro": state.limit_micro, "alerted": state.alerted, "exceeded": state.exceeded}
+    BudgetCounter.update(**changes).where(condition(limit, period)).execute()
+    publish_thresholds(limits, limit, period, state)
+
+
+def _has_reached(state: CounterState, threshold: int) -> bool:
+    return state.spent_micro > 0 and state.spent_micro * 100 >= threshold * state.limit_micro
+
+
+def is_exceeded(state: CounterState) -> bool:
+    """Return whether the limit is spent. A limit of 0 is not exceeded before something is spent."""
+    return 0 < state.spent_micro >= state.limit_micro
+
+
+def percent_of(spent_micro: int, limit_micro: int) -> float:
+    """Return how many percent of a limit are spent. Any cost is at least 100 % of a limit of 0."""
+    if limit_micro == 0:
+        return 100.0 if spent_micro > 0 else 0.0
+    return round(spent_micro * 100 / limit_micro, 2)

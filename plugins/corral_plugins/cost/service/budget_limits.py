@@ -1,0 +1,143 @@
+"""The limits that budgets set, and a cache of them.
+
+Inside a unit of work the cached limits are current, because a revision that changes with every limit is read first.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+from zoneinfo import ZoneInfo
+
+import msgspec
+
+from corral.database.engine import Work
+from corral.database.statement import Statement
+from corral.database.unit import after_commit, current
+from corral_plugins.cost.models import AgentLimit, Budget
+
+BUDGET_ID = 1
+GLOBAL, AGENT = "global", "agent"
+
+_REVISION = Statement(lambda p: Budget.select(Budget.revision).where(Budget.id == BUDGET_ID).tuples())
+
+
+class BudgetConfiguration(msgspec.Struct, frozen=True, kw_only=True):
+    """The budget of the installation, as admins configure it. A `monthly_limit_micro` of None means no limit."""
+
+    monthly_limit_micro: int | None = None
+    alert_thresholds: tuple[int, ...] = (50, 80, 100)
+    mode: str = "hard"
+    on_exceeded: str = "finish_running"
+    timezone: str = "UTC"
+
+
+class Limit(NamedTuple):
+    """A limit of the costs in a period. `key` is the id of the agent, or empty for the installation.
+
+    A limit that is not hard refuses nothing.
+    """
+
+    scope: str
+    key: str
+    limit_micro: int
+    is_hard: bool
+
+
+class BudgetLimits:
+    """All limits at one revision. `known` contains the counters that are known to exist: scope, key and period."""
+
+    def __init__(self, revision: int, configuration: BudgetConfiguration, agents: Mapping[str, int]) -> None:
+        self.revision, self.configuration, self.agents = revision, configuration, agents
+        self.zone = ZoneInfo(configuration.timezone)
+        self.known: set[tuple[str, str, str]] = set()
+        limit, mode = configuration.monthly_limit_micro, configuration.mode
+        self.overall = None if limit is None or mode == "off" else Limit(GLOBAL, "", limit, mode == "hard")
+
+    @property
+    def is_unlimited(self) -> bool:
+        """Whether there is no limit at all."""
+        return self.overall is None and not self.agents
+
+    def of(self, agent_id: str | None) -> list[Limit]:
+        """Return the limits that apply to a use by the agent: that of the installation first."""
+        found = [] if self.overall is None else [self.overall]
+        if agent_id is not None and agent_id in self.agents:
+            found.append(Limit(AGENT, agent_id, self.agents[agent_id], True))
+        return found
+
+    def all(self) -> list[Limit]:
+        """Return all limits."""
+        return [*self.of(None), *(Limit(AGENT, key, limit, True) for key, limit in sorted(self.agents.items()))]
+
+
+NO_LIMITS = BudgetLimits(0, BudgetConfiguration(), {})
+
+
+class BudgetLimitCache:
+    """The limits in force. There is one instance per kernel."""
+
+    def __init__(self, work: Work) -> None:
+        self._work = work
+        self.cached = NO_LIMITS
+        """The limits that this process read last. Changes by other processes may be missing."""
+        self._read = threading.local()
+
+    def current(self) -> BudgetLimits:
+        """Return the limits as the current unit of work sees them. The revision is read once per unit."""
+        unit = current()
+        if getattr(self._read, "unit", None) is not unit:
+            self.reload()
+        limits: BudgetLimits = self._read.limits
+        return limits
+
+    def reload(self) -> BudgetLimits:
+        """Read the limits anew, because the current unit of work may have changed them."""
+        row = _REVISION.one({})
+        revision = 0 if row is None else int(row[0])
+        limits = self.cached
+        if revision != limits.revision:
+            limits = _read_limits(revision)
+            after_commit(lambda: self._replace(limits))
+        self._read.unit, self._read.limits = current(), limits
+        return limits
+
+    async def refresh(self) -> None:
+        """Read the limits again if another process changed them."""
+        await self._work(self.current, read=True)
+
+    def _replace(self, limits: BudgetLimits) -> None:
+        if limits.revision > self.cached.revision:
+            self.cached = limits
+
+
+def _read_limits(revision: int) -> BudgetLimits:
+    configuration = configuration_of(Budget.get_or_none(Budget.id == BUDGET_ID))
+    agents: Any = AgentLimit.select(AgentLimit.agent_id, AgentLimit.limit_micro).tuples()
+    return BudgetLimits(revision, configuration, dict(agents))
+
+
+def configuration_of(row: Budget | None) -> BudgetConfiguration:
+    """Return the configuration in the row of the budget, or the default configuration if there is no row."""
+    if row is None:
+        return BudgetConfiguration()
+    return BudgetConfiguration(
+        monthly_limit_micro=row.monthly_limit_micro,
+        alert_thresholds=tuple(row.alert_thresholds),
+        mode=row.mode,
+        on_exceeded=row.on_exceeded,
+        timezone=row.timezone,
+    )
+
+
+def increment_revision() -> None:
+    """Increment the revision of the limits, so that every process reads them anew.
+
+    Call this function in the unit of work that changes a limit. It locks the row of the budget.
+    """
+    defaults = msgspec.structs.asdict(BudgetConfiguration())
+    values = {**defaults, "alert_thresholds": list(defaults["alert_thresholds"]), "id": BUDGET_ID}
+    Budget.insert(**values).on_conflict(
+        conflict_target=[Budget.id], update={Budget.revision: Budget.revision + 1}
+    ).execute()

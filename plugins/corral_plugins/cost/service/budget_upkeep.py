@@ -1,0 +1,128 @@
+"""The background work of budgets: expired reservations, new periods, paused agents, and the comparison of counters."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from corral import clock
+from corral.database.unit import locked
+from corral.events.event import SystemAlert, emit
+from corral.jobs.job import enqueue
+from corral_plugins.agents.api import Agents
+from corral_plugins.cost.models import BudgetCounter, Reservation
+from corral_plugins.cost.service import budget_counters, reservations
+from corral_plugins.cost.service.agent_limits import AgentLimits
+from corral_plugins.cost.service.budget_counters import CANCEL_JOB, CounterState
+from corral_plugins.cost.service.budget_limits import BudgetLimitCache, Limit
+from corral_plugins.cost.service.budgets import Budgets
+from corral_plugins.cost.service.maintenance import BATCH_ROWS
+from corral_plugins.cost.service.periods import current_period
+from corral_plugins.cost.service.reservations import Reservations
+from corral_plugins.tasks.api import LeaseRef, Tasks
+
+log = logging.getLogger("corral.cost")
+
+GRACE_SECONDS = 5
+"""The time after the end of a lease at which the reservation of its attempt is released."""
+PAUSE_REASON = "budget"
+EXCEEDED = "The budget is used up."
+
+
+class BudgetUpkeep:
+    """Does the background work of budgets. Every method runs in the caller's unit of work."""
+
+    agents: Agents | None
+    tasks: Tasks | None
+
+    def __init__(
+        self, limits: BudgetLimitCache, budgets: Budgets, agent_limits: AgentLimits, reserved: Reservations
+    ) -> None:
+        self._limits, self._budgets = limits, budgets
+        self._agent_limits, self._reservations = agent_limits, reserved
+
+    # -- reservations
+
+    def release_expired(self) -> int:
+        """Release expired reservations, at most one batch. Return the number of reservations that were handled.
+
+        The reservation of an attempt whose lease was renewed is extended instead.
+        """
+        found = reservations.find_expired(BATCH_ROWS)
+        expiries = self._expiries_of_live_leases(found)
+        reservations.extend(expiries)
+        for row in found:
+            if row.id not in expiries:
+                log.warning("expired reservation released", extra={"holder": row.holder, "holder_id": row.holder_id})
+                self._reservations.release(row.holder_id)
+        return len(found)
+
+    def _expiries_of_live_leases(self, found: list[Reservation]) -> dict[str, str]:
+        leased = {row.lease_id: row for row in found if row.lease_id is not None and row.task_id is not None}
+        if self.tasks is None or not leased:
+            return {}
+        now, expiries = clock.now(), {}
+        for state in self.tasks.lease_states([LeaseRef(row.task_id, row.lease_id) for row in leased.values()]):
+            until = None if state.expires_at is None else clock.parse_instant(state.expires_at) + GRACE_SECONDS
+            if until is not None and (expires_at := clock.format_instant(until)) > now:
+                expiries[leased[state.lease_id].id] = expires_at
+        return expiries
+
+    # -- periods and agents
+
+    def create_counters(self) -> int:
+        """Create at most one batch of the counters that a new period lacks. Return their number."""
+        return self._budgets.create_counters(BATCH_ROWS)
+
+    def resume_agents(self) -> None:
+        """Resume the agents that are paused because of their budget, but have not exceeded it any more."""
+        if self.agents is None:
+            return
+        paused = self.agents.find_paused(PAUSE_REASON)
+        budgets = self._agent_limits.budgets_of(paused)
+        for agent_id in paused:
+            if agent_id not in budgets or not budgets[agent_id].is_exceeded:
+                self.agents.resume_paused(agent_id, PAUSE_REASON)
+
+    def cancel_running(self, agent_id: str | None) -> None:
+        """Cancel the attempts that hold reservations. A batch that is full is followed by another job."""
+        if self.tasks is None:
+            return
+        held = Reservation.select(Reservation.task_id, Reservation.lease_id).where(Reservation.lease_id.is_null(False))
+        if agent_id is not None:
+            held = held.where(Reservation.agent_id == agent_id)
+        leases: Any = held.order_by(Reservation.task_id).limit(BATCH_ROWS).tuples()
+        stopped = [self.tasks.stop_run(*lease, kind="budget", reason=EXCEEDED) for lease in leases]
+        if len(stopped) == BATCH_ROWS and any(stopped):
+            enqueue(CANCEL_JOB, agent_id=agent_id)
+
+    # -- reconciliation
+
+    def limits(self) -> list[Limit]:
+        """Return all limits."""
+        return self._limits.current().all()
+
+    def reconcile(self, limit: Limit) -> None:
+        """Set a counter to the sums of the costs and the reservations. Raise an alert if they differed.
+
+        The counter is locked first. Costs and reservations change together with it, so the sums cannot change.
+        """
+        period = current_period(self._limits.current().zone)
+        columns = [getattr(BudgetCounter, name) for name in CounterState._fields]
+        query = BudgetCounter.select(*columns).where(budget_counters.condition(limit, period))
+        row = locked(query).tuples().first()
+        if row is None:
+            return
+        state = CounterState(*row)
+        expected = budget_counters.sums(limit, period)
+        found = {name: getattr(state, name) for name in expected}
+        if found == expected:
+            return
+        BudgetCounter.update(**expected).where(budget_counters.condition(limit, period)).execute()
+        whose = f"agent {limit.key}" if limit.key else "the installation"
+        detail = f"The counter of the budget of {whose} was {found} and was corrected to {expected}."
+        log.error("budget counter corrected", extra={"detail": detail})
+        alert = SystemAlert(
+            kind="cost_mismatch", severity="warning", title="A budget counter was corrected", detail=detail[:2000]
+        )
+        emit(alert, object=("budget", limit.key or limit.scope))

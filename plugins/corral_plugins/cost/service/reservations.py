@@ -1,0 +1,265 @@
+"""Reservations: money that is set aside before it is spent.
+
+The reservation of an attempt is made when its task is claimed. Calls of the gateway under its lease draw on it, and a
+call that needs more than is left extends it. A call without a task has a reservation of its own. A settled cost
+replaces what was reserved for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from corral import clock
+from corral.database.statement import Statement
+from corral.database.unit import before_commit, current, locked
+from corral.ids import new_id
+from corral_plugins.cost.api import BudgetRefused, BudgetScope, Headroom, Hold, NewReservation
+from corral_plugins.cost.models import Reservation
+from corral_plugins.cost.service import budget_counters
+from corral_plugins.cost.service.budget_limits import AGENT, BudgetLimitCache, BudgetLimits
+from corral_plugins.cost.service.metrics import BudgetRefusals
+from corral_plugins.cost.service.periods import current_period
+
+_INSERTED = (
+    "id",
+    "holder",
+    "holder_id",
+    "lease_id",
+    "agent_id",
+    "task_id",
+    "amount_micro",
+    "drawn_micro",
+    "limit_micro",
+    "created_at",
+    "expires_at",
+)
+_INSERT = Statement(
+    lambda p: Reservation.insert(
+        {**{getattr(Reservation, name): p(name) for name in _INSERTED}, Reservation.used_micro: 0}
+    )
+)
+_DRAW = Statement(
+    lambda p: Reservation.update({Reservation.drawn_micro: Reservation.drawn_micro + p("amount")}).where(
+        (Reservation.holder_id == p("holder_id"))
+        & (Reservation.used_micro + Reservation.drawn_micro + p("amount") <= Reservation.amount_micro)
+    )
+)
+_COLUMNS = (
+    Reservation.holder,
+    Reservation.agent_id,
+    Reservation.amount_micro,
+    Reservation.used_micro,
+    Reservation.drawn_micro,
+    Reservation.limit_micro,
+)
+_LOCK = Statement(
+    lambda p: locked(Reservation.select(*_COLUMNS).where(Reservation.holder_id == p("holder_id"))).tuples()
+)
+_UPDATE = Statement(
+    lambda p: Reservation.update(
+        {
+            Reservation.amount_micro: p("amount"),
+            Reservation.used_micro: p("used"),
+            Reservation.drawn_micro: p("drawn"),
+        }
+    ).where(Reservation.holder_id == p("holder_id"))
+)
+_DELETE = Statement(lambda p: Reservation.delete().where(Reservation.holder_id == p("holder_id")))
+_DETAILS: dict[BudgetScope, str] = {
+    "global": "The budget of the installation does not admit this call.",
+    "agent": "The budget of the agent does not admit this call.",
+    "task": "The cost limit of the task does not admit this call.",
+}
+
+
+class Reservations:
+    """Reserves money and releases it. Every method runs in the caller's unit of work."""
+
+    def __init__(self, limits: BudgetLimitCache, refusals: BudgetRefusals) -> None:
+        self._limits, self._refusals = limits, refusals
+
+    def is_limited(self, agent_id: str | None) -> bool:
+        """Return whether any limit applies to uses by the agent."""
+        limits = self._limits.current()
+        return not limits.is_unlimited and bool(limits.of(agent_id))
+
+    @property
+    def may_exist(self) -> bool:
+        """Whether this process knows of a limit of the installation or of an agent. Reads nothing.
+
+        A reservation that is left because another process has just set a limit is released when it expires.
+        """
+        return not self._limits.cached.is_unlimited
+
+    def headroom(self, agent_id: str | None) -> Headroom:
+        """Return what the limits leave. Creates no counter, so that it can be called in a read-only unit of work."""
+        limits = self._limits.current()
+        if limits.is_unlimited:
+            return Headroom()
+        period, left = current_period(limits.zone), {}
+        for limit in limits.of(agent_id):
+            state = budget_counters.find(limit, period)
+            if not limit.is_hard or (state is not None and state.lifted):
+                continue
+            used = budget_counters.sums(limit, period).values() if state is None else state[:2]
+            left[limit.scope] = limit.limit_micro - sum(used)
+        return Headroom(overall=left.get("global"), agent=left.get("agent"))
+
+    def reserve(self, wanted: NewReservation) -> Hold | None:
+        """Reserve money. Implements `Costs.reserve`."""
+        if wanted.amount_micro_usd <= 0:
+            return None
+        limits = self._limits.current()
+        if not limits.of(wanted.agent_id) and wanted.attempt_limit_micro_usd is None:
+            return None
+        return self._insert(limits, wanted, drawn=0 if wanted.holder == "attempt" else wanted.amount_micro_usd)
+
+    def _insert(self, limits: BudgetLimits, wanted: NewReservation, *, drawn: int) -> Hold:
+        self._admit(limits, wanted.agent_id, wanted.amount_micro_usd)
+        if wanted.attempt_limit_micro_usd is not None and wanted.amount_micro_usd > wanted.attempt_limit_micro_usd:
+            raise self.refusal("task")
+        _INSERT.run(
+            {
+                "id": new_id(),
+                "holder": wanted.holder,
+                "holder_id": wanted.holder_id,
+                "lease_id": wanted.lease_id,
+                "agent_id": wanted.agent_id,
+                "task_id": wanted.task_id,
+                "amount_micro": wanted.amount_micro_usd,
+                "drawn_micro": drawn,
+                "limit_micro": wanted.attempt_limit_micro_usd,
+                "created_at": clock.now(),
+                "expires_at": wanted.expires_at,
+            }
+        )
+        return Hold(holder_id=wanted.holder_id, amount_micro_usd=wanted.amount_micro_usd)
+
+    def draw(self, wanted: NewReservation) -> Hold | None:
+        """Hold a part of the reservation of an attempt. Implements `Costs.draw`."""
+        amount = wanted.amount_micro_usd
+        if amount <= 0:
+            return None
+        limits = self._limits.current()
+        if not limits.of(wanted.agent_id) and wanted.attempt_limit_micro_usd is None:
+            return None
+        hold = Hold(holder_id=wanted.holder_id, amount_micro_usd=amount)
+        if _DRAW.run({"holder_id": wanted.holder_id, "amount": amount}):
+            return hold
+        row = _LOCK.one({"holder_id": wanted.holder_id})
+        if row is None:
+            return self._insert(limits, wanted, drawn=amount)
+        _, agent_id, reserved, used, drawn, limit = row
+        total = used + drawn + amount
+        if total > reserved:  # false only if another call was settled in the meantime
+            self._admit(limits, agent_id, total - reserved)
+            if limit is not None and total > limit:
+                raise self.refusal("task")
+        values = {"amount": max(total, reserved), "used": used, "drawn": drawn + amount}
+        _UPDATE.run({**values, "holder_id": wanted.holder_id})
+        return hold
+
+    def _admit(self, limits: BudgetLimits, agent_id: str | None, amount: int) -> None:
+        refused_by = budget_counters.reserve(limits, limits.of(agent_id), amount)
+        if refused_by is not None:
+            raise self.refusal("agent" if refused_by.scope == AGENT else "global")
+
+    def refusal(self, scope: BudgetScope, detail: str | None = None) -> BudgetRefused:
+        """Count a refused reservation, and return the problem."""
+        self._refusals.count(scope)
+        return BudgetRefused(scope, detail or _DETAILS[scope])
+
+    def settle(self, holder_id: str | None, *, held: int, cost: int, agent_id: str | None) -> None:
+        """Replace the amount that is held for a use by its cost, at the end of the unit of work."""
+        limits = self._limits.current()
+        if held or cost:
+            self._ensure_counters(limits, agent_id)
+            before_commit(_BudgetChange(limits, holder_id, held=held, cost=cost, agent_id=agent_id))
+
+    @staticmethod
+    def _ensure_counters(limits: BudgetLimits, agent_id: str | None) -> None:
+        period = current_period(limits.zone)
+        for limit in limits.of(agent_id):
+            budget_counters.ensure(limits, limit, period)
+
+    def release(self, holder_id: str) -> None:
+        """Delete a reservation at the end of the unit of work. Does nothing if there is none."""
+        before_commit(_BudgetChange(self._limits.current(), holder_id, ends=True))
+
+
+class _BudgetChange:
+    """A change of a reservation and of counters, made at the end of the unit of work.
+
+    The last instance of a unit makes the changes of all instances, in a fixed order: the reservations, and then the
+    counters of the installation and of the agents. Concurrent units therefore cannot deadlock, and hold the locks of
+    the counters only briefly. Rolling back a savepoint drops the instances that were created after it.
+    """
+
+    def __init__(
+        self,
+        limits: BudgetLimits,
+        holder_id: str | None,
+        *,
+        held: int = 0,
+        cost: int = 0,
+        agent_id: str | None = None,
+        ends: bool = False,
+    ) -> None:
+        self.limits, self.holder_id, self.agent_id = limits, holder_id, agent_id
+        self.held, self.cost, self.ends = held, cost, ends
+
+    def __call__(self) -> None:
+        pending = [each for each in current().before if isinstance(each, _BudgetChange)]
+        if pending[-1] is not self:
+            return
+        deltas: dict[str, list[int]] = {"": [0, 0]}  # by agent: what was spent and what was reserved
+        holders = sorted({each.holder_id for each in pending if each.holder_id is not None})
+        for holder_id in holders:
+            agent_id, freed = _apply_to_reservation(holder_id, [e for e in pending if e.holder_id == holder_id])
+            for key in {"", agent_id or ""}:
+                deltas.setdefault(key, [0, 0])[1] -= freed
+        for each in pending:
+            for key in {"", each.agent_id or ""}:
+                deltas.setdefault(key, [0, 0])[0] += each.cost
+        for key in sorted(deltas):
+            spent, reserved = deltas[key]
+            if spent or reserved:
+                self._add_to_counter(key, spent, reserved)
+
+    def _add_to_counter(self, key: str, spent: int, reserved: int) -> None:
+        limits = self.limits
+        for limit in limits.of(key or None):
+            if limit.key == key:
+                budget_counters.add(limits, limit, spent=spent, reserved=reserved)
+
+
+def _apply_to_reservation(holder_id: str, changes: Iterable[_BudgetChange]) -> tuple[str | None, int]:
+    """Apply changes to a reservation. Return its agent, and by how much the rest of the reservation was reduced."""
+    row = _LOCK.one({"holder_id": holder_id})
+    if row is None:
+        return None, 0
+    holder, agent_id, amount, used, drawn, _ = row
+    before, ends = amount - used, holder == "call"
+    for each in changes:
+        drawn, used, ends = max(0, drawn - each.held), used + each.cost, ends or each.ends
+    if ends:
+        _DELETE.run({"holder_id": holder_id})
+        return agent_id, before
+    amount = max(amount, used)
+    _UPDATE.run({"amount": amount, "used": used, "drawn": drawn, "holder_id": holder_id})
+    return agent_id, before - (amount - used)
+
+
+# -- reservations without a sign of life
+
+
+def find_expired(limit: int) -> list[Reservation]:
+    """Return at most `limit` reservations that have expired, oldest first."""
+    now = clock.now()
+    return list(Reservation.select().where(Reservation.expires_at < now).order_by(Reservation.expires_at).limit(limit))
+
+
+def extend(expiries: dict[str, str]) -> None:
+    """Set the expiry of reservations, by their ids."""
+    for reservation_id, expires_at in sorted(expiries.items()):
+        Reservation.update(expires_at=expires_at).where(Reservation.id == reservation_id).execute()

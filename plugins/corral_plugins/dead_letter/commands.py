@@ -1,0 +1,136 @@
+"""`corral dead-letter`: shows, retries and discards dead letters from a terminal."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import click
+
+from corral.cli.api_client import ApiClient
+from corral.cli.output import format_ms, print_fields, print_table, print_value
+from corral.cli.request_body import field_option, parse_fields
+from corral.cli.server_connection import client_command
+
+PATH = "/dead-letter"
+REASONS = ("max_attempts", "crash_loop", "non_retryable", "expired", "budget", "manual")
+COLUMNS = ("created_at", "title", "reason", "error_type", "retry_count", "status", "id")
+POLL_SECONDS = 1.0
+
+letter_argument = click.argument("letter")
+reason_option = click.option("--reason", type=click.Choice(REASONS), help="only letters with this reason")
+
+
+@click.group("dead-letter")
+def dead_letter_command_group() -> None:
+    """Show, retry and discard dead letters: the tasks that failed for good."""
+
+
+@dead_letter_command_group.command("list")
+@click.option(
+    "--status",
+    type=click.Choice(("open", "retried", "discarded", "all")),
+    default="open",
+    show_default=True,
+    help="list only letters in this state",
+)
+@reason_option
+@click.option("--limit", type=click.IntRange(1, 200), default=50, show_default=True, help="maximum number of letters")
+@client_command
+def list_letters(client: ApiClient, *, status: str, reason: str | None, limit: int, as_json: bool) -> None:
+    """List the newest dead letters."""
+    query = {"status": status, "limit": limit, **({"reason": reason} if reason is not None else {})}
+    print_table(
+        client.get(PATH, **query)["items"],
+        COLUMNS,
+        as_json=as_json,
+        empty="There are no such dead letters.",
+        colour_of="status",
+    )
+
+
+@dead_letter_command_group.command("show")
+@letter_argument
+@client_command
+def show_letter(client: ApiClient, *, letter: str, as_json: bool) -> None:
+    """Show a dead letter with the errors of its attempts."""
+    found = client.get(f"{PATH}/{letter}")
+    shown = {
+        "title": found["title"],
+        "task": found["task_id"],
+        "status": found["status"],
+        "reason": found["reason"],
+        "error": f"{found['error_type']}: {found['error_message']}",
+        "agent": found["agent_id"],
+        "failed": found["created_at"],
+        "first failed": found["first_failed_at"],
+        "retries": found["retry_count"],
+        "note": found["note"],
+        "attempts": [_attempt(each) for each in found["attempts"]],
+    }
+    print_fields(found, shown, as_json=as_json)
+
+
+@dead_letter_command_group.command("retry")
+@letter_argument
+@click.option("--from-start", is_flag=True, help="start the task from the beginning, not from its last checkpoint")
+@field_option
+@client_command
+def retry_letter(client: ApiClient, *, letter: str, from_start: bool, fields: tuple[str, ...], as_json: bool) -> None:
+    """Retry the task of a dead letter. --field changes a field of the task, such as --field priority=high."""
+    body: dict[str, Any] = {"from_checkpoint": not from_start}
+    if fields:
+        body["overrides"] = parse_fields(fields)
+    retried = client.post(f"{PATH}/{letter}/retry", body)
+    print_value(retried, as_json=as_json, text=f"The task {retried['task_id']} is {retried['task']['status']}.")
+
+
+@dead_letter_command_group.command("retry-all")
+@reason_option
+@click.option("--max", "most", type=click.IntRange(1, 10_000), default=1000, show_default=True, help="maximum number")
+@click.option("--rate", type=click.IntRange(1, 50), help="number of tasks per second")
+@click.option("--wait", is_flag=True, help="wait until the batch has ended")
+@client_command
+def retry_all_letters(
+    client: ApiClient, *, reason: str | None, most: int, rate: int | None, wait: bool, as_json: bool
+) -> None:
+    """Retry all open dead letters in a batch, oldest first."""
+    chosen = {} if reason is None else {"reason": reason}
+    batch = client.post(f"{PATH}/retry-all", {"filter": chosen, "max": most, "rate_per_second": rate})
+    while wait and batch["status"] == "running":
+        time.sleep(POLL_SECONDS)
+        batch = client.get(f"{PATH}/batches/{batch['id']}")
+    told = f"Batch {batch['id']} is {batch['status']}: {batch['requeued']} of {batch['matched']} tasks retried"
+    print_value(batch, as_json=as_json, text=f"{told}, {len(batch['skipped'])} skipped.")
+
+
+@dead_letter_command_group.command("discard")
+@letter_argument
+@client_command
+def discard_letter(client: ApiClient, *, letter: str, as_json: bool) -> None:
+    """Discard a dead letter. Its task stays failed."""
+    client.send("DELETE", f"{PATH}/{letter}")
+    print_value({"id": letter, "status": "discarded"}, as_json=as_json, text=f"Discarded {letter}.")
+
+
+@dead_letter_command_group.command("stats")
+@client_command
+def show_stats(client: ApiClient, *, as_json: bool) -> None:
+    """Show how many dead letters there are, and why."""
+    found = client.get(f"{PATH}/stats")
+    rate = found["retry_success_rate"]
+    shown = {
+        "open": found["total"],
+        **{f"because of {reason}": count for reason, count in found["by_reason"].items() if count},
+        "oldest": format_ms(found["oldest_age_ms"]),
+        "added in the last hour": found["added_1h"],
+        "added in the last 24 hours": found["added_24h"],
+        "retried in the last 24 hours": found["retried_24h"],
+        "completed after a retry": None if rate is None else f"{rate:.0%}",
+    }
+    print_fields(found, shown, as_json=as_json)
+
+
+def _attempt(attempt: Any) -> str:
+    error = attempt["error"] or {}
+    return f"{attempt['n']}: {error.get('type', '-')}: {error.get('message', '')}"

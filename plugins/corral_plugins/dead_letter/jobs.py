@@ -1,0 +1,74 @@
+"""Background jobs of the dead letter queue: batches of retries, completeness, alerts and retention."""
+
+from __future__ import annotations
+
+import logging
+
+from corral import clock
+from corral.database.engine import Work
+from corral.database.unit import SYSTEM, UnitContext
+from corral.events.consumers import Subscriber
+from corral.events.log import LoggedEvent
+from corral.jobs.job import Job, Schedule, enqueue
+from corral_plugins.dead_letter.service.batches import JOB, DeadLetterBatches
+from corral_plugins.dead_letter.service.maintenance import DeadLetterMaintenance
+
+log = logging.getLogger("corral.dead_letter")
+
+CHECK_SECONDS = 60
+MARGIN_SECONDS = 5.0
+"""Tasks that failed so recently may still be in a transaction that has not committed."""
+
+
+def run_batch_step(batch_id: str, batches: DeadLetterBatches) -> None:
+    """Retry the letters of a batch that are due, and queue the next step."""
+    batches.run_step(batch_id)
+
+
+async def add_missing_letters(work: Work, maintenance: DeadLetterMaintenance) -> None:
+    """Add letters for the tasks that failed while the plugin was not active."""
+    entry = UnitContext(label="job dead_letter.complete", actor=SYSTEM)
+    until = clock.now(-MARGIN_SECONDS)
+    place: str | None = await work(maintenance.complete_until, entry=entry, read=True)
+    while place is not None:
+        place = await work(lambda after=place: maintenance.add_missing(after), entry=entry)  # type: ignore[misc]  # bound per iteration
+    await work(lambda: maintenance.set_complete_until(until), entry=entry)
+
+
+async def check_queue(work: Work, maintenance: DeadLetterMaintenance) -> None:
+    """Record that the queue is complete, after adding missing letters, and alert admins about its growth."""
+    entry = UnitContext(label="job dead_letter.check", actor=SYSTEM)
+    until: str = await work(maintenance.complete_until, entry=entry, read=True)
+    if not maintenance.has_checked or until < clock.now(-1.5 * CHECK_SECONDS):  # the plugin may have been disabled
+        await add_missing_letters(work, maintenance)
+        maintenance.has_checked = True
+    await work(lambda: maintenance.set_complete_until(clock.now(-MARGIN_SECONDS)), entry=entry)
+    await work(maintenance.alert_about_growth, entry=entry)
+
+
+def complete_after_state_change(event: LoggedEvent) -> None:
+    """Look for missing letters after the plugin was put back in service."""
+    if event.payload().get("name") == "dead_letter":
+        enqueue("dead_letter.complete")
+
+
+async def delete_old_letters(work: Work, maintenance: DeadLetterMaintenance) -> None:
+    """Delete dead letters past their retention period, and those above the maximum number."""
+    entry = UnitContext(label="job dead_letter.prune", actor=SYSTEM)
+    for what, delete in (("expired", maintenance.delete_expired), ("surplus", maintenance.delete_surplus)):
+        total = 0
+        while count := await work(delete, entry=entry):
+            total += count
+        if total:
+            log.info("dead letters purged", extra={"why": what, "count": total})
+
+
+JOBS = (
+    Job(JOB, run_batch_step, max_attempts=20, lease_seconds=15),
+    Job("dead_letter.complete", add_missing_letters),
+)
+SUBSCRIBERS = (Subscriber("dead_letter.completeness", ("plugin.state",), complete_after_state_change),)
+SCHEDULES = (
+    Schedule("dead_letter.check", CHECK_SECONDS, check_queue),
+    Schedule("dead_letter.prune", 86_400, delete_old_letters),
+)

@@ -1,0 +1,182 @@
+"""Batches, which retry many dead letters at a rate. A batch is durable: it goes on after a restart."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import msgspec
+from peewee import SQL
+
+from corral import clock
+from corral.auth.principal import SYSTEM_PRINCIPAL, Principal
+from corral.database.dialect import savepoint
+from corral.database.unit import locked
+from corral.errors import Conflict, NotFound, Problem
+from corral.ids import new_id
+from corral.jobs.job import enqueue
+from corral.plugin import Audit, AuditEntry, Settings
+from corral_plugins.admin.api import KillSwitch
+from corral_plugins.dead_letter import settings as declared
+from corral_plugins.dead_letter.models import Batch, DeadLetter
+from corral_plugins.dead_letter.service.letters import DeadLetterQueue, chosen_by, is_open
+from corral_plugins.dead_letter.shapes import BatchView, LetterFilter, RetryAll, RetryDeadLetter, SkippedLetter
+from corral_plugins.tasks.api import Tasks
+
+JOB = "dead_letter.batch"
+MAX_FAILURES = 20
+"""A batch is cancelled when so many of its tasks in a row failed again."""
+RECENT = 200
+MAX_SKIPPED = 1000
+MAX_DELAY_SECONDS = 2.0
+"""A batch that was delayed, for example by a restart, makes up for at most this time; the rate stays bearable."""
+SWITCH_SECONDS = 1.0
+
+
+class DeadLetterBatches:
+    """Starts, runs and cancels batches. Every method runs in the caller's unit of work."""
+
+    audit: Audit | None
+    switch: KillSwitch | None
+
+    def __init__(self, settings: Settings, queue: DeadLetterQueue, tasks: Tasks) -> None:
+        self._settings, self._queue, self._tasks = settings, queue, tasks
+
+    def start(self, asked: RetryAll, *, by: Principal) -> BatchView:
+        """Start a batch of the letters that are open now. Raise `Conflict` if another batch is running."""
+        now, batch_id = clock.now(), new_id()
+        matched = DeadLetter.select(DeadLetter.id).where(is_open(), *chosen_by(asked.filter)).limit(asked.max).count()
+        Batch.insert(
+            id=batch_id,
+            filter=msgspec.to_builtins(asked.filter),
+            rate=asked.rate_per_second or self._settings.get(declared.RETRY_RATE),
+            created_by=by.user_id,
+            started_at=now,
+            next_at=now,
+            matched=matched,
+        ).on_conflict_ignore().execute()
+        row: Batch | None = Batch.get_or_none(Batch.id == batch_id)
+        if row is None:
+            running = Batch.select(Batch.id).where(SQL("status = 'running'")).first()
+            raise Conflict(
+                "Another batch of retries is running; wait for its end, or cancel it.",
+                code="batch_in_progress",
+                existing_id=None if running is None else running.id,
+            )
+        enqueue(JOB, batch_id=batch_id)
+        self._record_audit("start", row)
+        return _view(row)
+
+    def get(self, batch_id: str) -> BatchView:
+        """Return a batch. Raise `NotFound`."""
+        row: Batch | None = Batch.get_or_none(Batch.id == batch_id)
+        if row is None:
+            raise NotFound("There is no batch with this id.")
+        return _view(row)
+
+    def cancel(self, batch_id: str) -> BatchView:
+        """Cancel a running batch. The tasks that it has retried stay in their queues."""
+        self.get(batch_id)
+        changes = {"status": "cancelled", "reason": "person", "finished_at": clock.now()}
+        if not Batch.update(changes).where((Batch.id == batch_id) & (Batch.status == "running")).execute():
+            raise Conflict("The batch has ended.", current_status=self.get(batch_id).status)
+        self._record_audit("cancel", Batch.get_by_id(batch_id))
+        return self.get(batch_id)
+
+    # -- running
+
+    def run_step(self, batch_id: str) -> None:
+        """Retry the letters that are due, and queue the next step.
+
+        The position of the batch is stored in the same transaction as the retries, so no letter is lost or retried
+        twice when the process is killed.
+        """
+        row: Batch | None = locked(Batch.select().where(Batch.id == batch_id)).first()
+        if row is None or row.status != "running" or row.next_at > clock.now():
+            return
+        if self.switch is not None and self.switch.state().engaged:
+            self._continue(row, next_at=clock.now(SWITCH_SECONDS))
+        elif self._is_failing(batch_id):
+            self._end(row, "cancelled", reason="failing")
+        else:
+            self._retry_due(row)
+
+    def _retry_due(self, row: Batch) -> None:
+        now = clock.time_s()
+        since = max(clock.parse_instant(row.next_at), now - MAX_DELAY_SECONDS)
+        wanted = min(math.floor((now - since) * row.rate) + 1, row.matched - row.handled)
+        letters = self._next_letters(row, wanted) if wanted > 0 else []
+        if not letters:
+            self._end(row, "done")
+            return
+        for letter in letters:
+            skipped = self._retry(letter, row.id)
+            row.requeued += skipped is None
+            if skipped is not None and len(row.skipped) < MAX_SKIPPED:
+                row.skipped = [*row.skipped, {"id": letter.id, "reason": skipped}]
+        row.handled += len(letters)
+        row.seen_at, row.seen_id = letters[-1].created_at, letters[-1].id
+        self._continue(row, next_at=clock.format_instant(since + len(letters) / row.rate))
+
+    def _next_letters(self, row: Batch, limit: int) -> list[DeadLetter]:
+        """Return the next letters that were open when the batch started, even if they were closed since then."""
+        after = (DeadLetter.created_at > row.seen_at) | (
+            (DeadLetter.created_at == row.seen_at) & (DeadLetter.id > row.seen_id)
+        )
+        was_open = is_open() | (DeadLetter.resolved_at > row.started_at)
+        members = (DeadLetter.created_at >= row.seen_at) & (DeadLetter.created_at <= row.started_at)
+        chosen = chosen_by(msgspec.convert(row.filter, LetterFilter))
+        found = DeadLetter.select().where(members & after & was_open, *chosen)
+        return list(found.order_by(DeadLetter.created_at, DeadLetter.id).limit(limit))
+
+    def _retry(self, letter: DeadLetter, batch_id: str) -> str | None:
+        """Retry the task of a letter. Return why the letter was skipped, or None."""
+        try:
+            with savepoint():
+                self._queue.retry_letter(letter.id, RetryDeadLetter(), by=SYSTEM_PRINCIPAL, batch_id=batch_id)
+        except Problem as problem:
+            return problem.code if problem.code == "already_retried" else problem.detail
+        return None
+
+    def _is_failing(self, batch_id: str) -> bool:
+        """Return whether the last 20 tasks of the batch that ended all failed again."""
+        newest: Any = DeadLetter.select(DeadLetter.task_id).where(DeadLetter.batch_id == batch_id)
+        task_ids = [row.task_id for row in newest.order_by(DeadLetter.resolved_at.desc()).limit(RECENT)]
+        if len(task_ids) < MAX_FAILURES:
+            return False
+        statuses = self._tasks.statuses(task_ids).values()
+        ended = sorted((at, status) for status, at in statuses if at is not None)[-MAX_FAILURES:]
+        return len(ended) == MAX_FAILURES and all(status == "failed" for _, status in ended)
+
+    @staticmethod
+    def _continue(row: Batch, *, next_at: str) -> None:
+        row.next_at = next_at
+        row.save()
+        enqueue(JOB, delay_seconds=max(0.0, clock.parse_instant(next_at) - clock.time_s()) + 0.001, batch_id=row.id)
+
+    @staticmethod
+    def _end(row: Batch, status: str, *, reason: str | None = None) -> None:
+        row.status, row.reason, row.finished_at = status, reason, clock.now()
+        row.save()
+
+    def _record_audit(self, verb: str, row: Batch) -> None:
+        if self.audit is not None:
+            details = {"matched": row.matched, "requeued": row.requeued, "filter": row.filter}
+            entry = AuditEntry(
+                action=f"dead_letter.batch.{verb}", object_type="dead_letter_batch", object_id=row.id, details=details
+            )
+            self.audit.record(entry)
+
+
+def _view(row: Batch) -> BatchView:
+    return BatchView(
+        id=row.id,
+        status=row.status,  # type: ignore[arg-type]  # one of the statuses that this module sets
+        reason=row.reason,  # type: ignore[arg-type]  # likewise
+        matched=row.matched,
+        requeued=row.requeued,
+        skipped=msgspec.convert(row.skipped, list[SkippedLetter]),
+        rate_per_second=row.rate,
+        started_at=row.started_at,
+        finished_at=row.finished_at,
+    )

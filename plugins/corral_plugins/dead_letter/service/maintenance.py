@@ -1,0 +1,98 @@
+"""Keeps the queue complete and small: adds missing letters, deletes old ones, and alerts about growth."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from corral import clock
+from corral.events.alerts import raise_alert
+from corral.events.event import SystemAlert
+from corral.plugin import Settings
+from corral_plugins.dead_letter import settings as declared
+from corral_plugins.dead_letter.models import Batch, Completeness, DeadLetter
+from corral_plugins.dead_letter.service.letters import is_open
+from corral_plugins.dead_letter.service.metrics import HOUR, added_since, top_reason
+from corral_plugins.tasks.api import Tasks
+
+BATCH_SIZE = 500
+DAY = 86_400
+
+
+class DeadLettersGrowing(SystemAlert, kw_only=True):
+    """Alerts admins that many tasks failed for good within an hour."""
+
+    count: int
+    top_reason: str
+
+
+class DeadLetterMaintenance:
+    """Maintains the queue. Every method runs in the caller's unit of work.
+
+    `has_checked` is true after this process has looked for missing letters once.
+    """
+
+    def __init__(self, settings: Settings, tasks: Tasks) -> None:
+        self._settings, self._tasks = settings, tasks
+        self.has_checked = False
+
+    # -- completeness
+
+    def complete_until(self) -> str:
+        """Return the instant until which every failed task has its letter.
+
+        On an installation that never had the plugin, this is the retention period before now.
+        """
+        row: Completeness | None = Completeness.get_or_none(Completeness.id == 1)
+        return row.until if row is not None else clock.now(-self._settings.get(declared.RETENTION_DAYS) * DAY)
+
+    def add_missing(self, after: str) -> str | None:
+        """Add the missing letters of one batch of tasks. Return where to go on, or None at the end."""
+        return self._tasks.add_missing_dead_letters(after)
+
+    @staticmethod
+    def set_complete_until(instant: str) -> None:
+        """Record that every task that failed before an instant has its letter."""
+        Completeness.insert(id=1, until=instant).on_conflict(
+            conflict_target=[Completeness.id], update={Completeness.until: instant}
+        ).execute()
+
+    # -- growth
+
+    def alert_about_growth(self) -> None:
+        """Alert admins, at most once per hour, if more tasks than `dead_letter.alert_per_hour` failed for good."""
+        limit = self._settings.get(declared.ALERT_PER_HOUR)
+        count = added_since(HOUR) if limit else 0
+        if not limit or count <= limit:
+            return
+        reason = top_reason(HOUR)
+        alert = DeadLettersGrowing(
+            kind="dead_letters",
+            severity="warning",
+            title="Many tasks failed for good",
+            detail=f"{count} tasks failed for good within an hour, most often because of {reason}. "
+            "Look at them with corral dead-letter list.",
+            count=count,
+            top_reason=reason,
+        )
+        raise_alert(alert, ("plugin", "dead_letter"))
+
+    # -- retention
+
+    def delete_expired(self) -> int:
+        """Delete at most 500 dead letters past the retention period, oldest first. Return their number."""
+        before = clock.now(-self._settings.get(declared.RETENTION_DAYS) * DAY)
+        Batch.delete().where((Batch.started_at < before) & (Batch.status != "running")).execute()
+        return _delete_oldest(DeadLetter.created_at < before, BATCH_SIZE)
+
+    def delete_surplus(self) -> int:
+        """Delete at most 500 of the dead letters above `dead_letter.max_rows`: closed ones first, then the oldest."""
+        surplus = min(DeadLetter.select().count() - self._settings.get(declared.MAX_ROWS), BATCH_SIZE)
+        if surplus <= 0:
+            return 0
+        return _delete_oldest(~is_open(), surplus) or _delete_oldest(is_open(), surplus)
+
+
+def _delete_oldest(which: Any, limit: int) -> int:
+    oldest = DeadLetter.select(DeadLetter.id).where(which).order_by(DeadLetter.created_at, DeadLetter.id).limit(limit)
+    ids = [row.id for row in oldest]
+    return int(DeadLetter.delete().where(DeadLetter.id.in_(ids)).execute()) if ids else 0

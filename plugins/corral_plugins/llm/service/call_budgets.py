@@ -1,0 +1,75 @@
+"""Reserves the estimated costs of calls before they are sent.
+
+A call under a lease draws on the reservation of its attempt. Any other call has a reservation of its own. The estimate
+is the price of the estimated input tokens and of the maximum number of output tokens.
+"""
+
+from __future__ import annotations
+
+from corral import clock
+from corral.auth.principal import Principal
+from corral.plugin import Settings
+from corral_plugins.cost.api import FREE_PROVIDERS, MAX_TOKENS, Costs, Hold, NewReservation, TokenCounts
+from corral_plugins.llm.service.calls import CallRecord
+from corral_plugins.llm.service.registry import ModelTarget, ProviderRegistry
+from corral_plugins.llm.service.task_leases import CallLeases
+from corral_plugins.llm.service.token_caps import default_cap, requested_cap
+from corral_plugins.llm.settings import TOTAL_TIMEOUT_SECONDS
+from corral_plugins.tasks.api import LiveAttempt
+
+GRACE_SECONDS = 60
+
+
+class CallBudgets:
+    """Holds money for calls. Every method runs in the caller's unit of work."""
+
+    def __init__(self, settings: Settings, cost: Costs, registry: ProviderRegistry, leases: CallLeases) -> None:
+        self._settings, self._cost, self._registry, self._leases = settings, cost, registry, leases
+
+    def hold_cost(self, call: CallRecord, target: ModelTarget, attempt: LiveAttempt | None) -> Hold | None:
+        """Hold the estimated cost of sending the call to the target. Return None if nothing limits it.
+
+        Raise `BudgetRefused` if a budget forbids the call. Calls that cost nothing pass every budget. `attempt` is the
+        attempt of the caller's lease.
+        """
+        provider, agent_id = target.provider, call.by.agent_id
+        if provider.free or provider.name in FREE_PROVIDERS:
+            return None
+        limit = None if attempt is None else attempt.cost_left_micro
+        if limit is None and not self._cost.is_limited(agent_id):
+            return None
+        quote = self._cost.quote(provider.name, target.model, self._estimated_tokens(call, target))
+        wanted = NewReservation(
+            holder="call" if attempt is None else "attempt",
+            holder_id=call.id if attempt is None else attempt.attempt_id,
+            amount_micro_usd=self._cost.amount_to_reserve(quote),
+            expires_at=self._expiry() if attempt is None else attempt.lease_until,
+            agent_id=agent_id,
+            task_id=None if attempt is None else call.by.task_id,
+            lease_id=None if attempt is None else call.by.lease_id,
+            attempt_limit_micro_usd=limit,
+        )
+        return self._cost.reserve(wanted) if attempt is None else self._cost.draw(wanted)
+
+    def _estimated_tokens(self, call: CallRecord, target: ModelTarget) -> TokenCounts:
+        output = 0
+        if call.kind == "chat":
+            info = self._registry.model_info(target.name)
+            output = requested_cap(call.request) or default_cap(info, call.input_tokens, call.max_tokens)
+        return TokenCounts(input_tokens=min(call.input_tokens, MAX_TOKENS), output_tokens=min(output, MAX_TOKENS))
+
+    def _expiry(self) -> str:
+        """Return the instant after which the call cannot be running any more, unless its process was killed."""
+        return clock.now(self._settings.get(TOTAL_TIMEOUT_SECONDS) + GRACE_SECONDS)
+
+    def release(self, call: CallRecord) -> None:
+        """Release the money that is held for the call."""
+        self._cost.release(call.hold)
+
+    def hold_cost_of_fallback(self, call: CallRecord, target: ModelTarget) -> Hold | None:
+        """Hold the estimated cost of sending the call to another target. Return the hold."""
+        return self.hold_cost(call, target, self._leases.live_attempt(call.by))
+
+    def stop_task(self, by: Principal) -> None:
+        """Cancel the task of the caller's lease, because a call needs more than the cost limit of the task leaves."""
+        self._leases.stop_run(by, kind="budget")
