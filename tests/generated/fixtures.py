@@ -13,7 +13,7 @@ from tests.plugins.tools.mcp_servers import InMemoryMcp, described, mcp_plugin
 # Every plugin of Corral's own, and one that reaches an MCP server, without which none could be added.
 PLUGINS = [
     *sorted(each.name for each in distribution("corral").entry_points if each.group == "corral.plugins"),
-    mcp_plugin(InMemoryMcp(tools=[described("sample")])),
+    mcp_plugin(InMemoryMcp(default=[described("sample")])),
 ]
 
 

@@ -72,6 +72,8 @@ def asked(operation: Operation, names: Names) -> tuple[str, Any]:
 
 
 def _filled(value: Any, names: Names) -> Any:
+    if isinstance(value, list):
+        return [_filled(each, names) for each in value]
     return names[value[1:-1]] if isinstance(value, str) and value.startswith("{") else value
 
 
@@ -163,12 +165,13 @@ async def tool(world: World, owner: Client) -> Names:
     "admin",
     bodies={
         "POST /tools/mcp-servers": {"name": "sample", "url": "http://1.1.1.1/mcp"},
-        "POST /tools/mcp-servers/{name}/accept": {"definition_sha256": "{hashes}"},
+        "POST /tools/mcp-servers/{name}/accept": {"definition_sha256": ["{sha256}"]},
     },
 )
 async def mcp_server(world: World, owner: Client) -> Names:
     body = {"name": name("server"), "url": "http://1.1.1.1/mcp"}
-    return {"name": (await world.ok(world.admin, "POST", "/tools/mcp-servers", body))["name"]}
+    made = await world.ok(world.admin, "POST", "/tools/mcp-servers", body)
+    return {"name": made["name"], "sha256": made["tools"][0]["definition_sha256"]}
 
 
 # -- messages

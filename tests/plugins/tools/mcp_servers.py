@@ -20,10 +20,10 @@ def described(name: str, description: str = "A tool.", **more: Any) -> McpTool:
 
 
 class InMemoryMcp:
-    """Servers by name. `failing` raises instead of an answer; `seen` are the calls."""
+    """Servers by name, and what every other server lists. `failing` is raised instead; `seen` are the calls."""
 
-    def __init__(self, **servers: list[McpTool]) -> None:
-        self.servers = servers
+    def __init__(self, default: Sequence[McpTool] = (), **servers: list[McpTool]) -> None:
+        self.default, self.servers = default, servers
         self.seen: list[tuple[str, str, Json]] = []
         self.headers: list[Json] = []
         self.failing: McpFailure | None = None
@@ -32,7 +32,7 @@ class InMemoryMcp:
         self.headers.append(dict(endpoint.headers))
         if self.failing is not None:
             raise self.failing
-        return self.servers.get(endpoint.name, [])
+        return self.servers.get(endpoint.name, self.default)
 
     async def call_tool(self, endpoint: McpEndpoint, tool: str, arguments: Json) -> McpResult:
         if self.failing is not None:
