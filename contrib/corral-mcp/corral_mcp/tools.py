@@ -10,12 +10,15 @@ import msgspec
 
 Json = dict[str, Any]
 API = "/api/v1"
-OPERATIONS = (
-    *("list_agents", "get_agent", "create_agent", "start_agent", "stop_agent"),
-    *("list_tasks", "get_task", "create_task", "cancel_task", "retry_task", "give_task_input", "explain_task"),
-    *("list_approvals", "get_approval", "approve_request", "reject_request", "request_revision"),
-)
-"""The operations by their `operationId`. Those that the installation does not serve are left out."""
+OPERATIONS = {
+    "agents": ("list_agents", "get_agent", "create_agent", "start_agent", "stop_agent"),
+    "tasks": (
+        *("list_tasks", "get_task", "create_task", "cancel_task", "retry_task", "give_task_input", "explain_task"),
+        "list_task_logs",
+    ),
+    "approvals": ("list_approvals", "get_approval", "approve_request", "reject_request", "request_revision"),
+}
+"""The operations by plugin. Those that the installation does not serve are left out."""
 _COMPONENT = "#/components/schemas/"
 _NAME = re.compile(r"\{([a-z_]+)\}")
 
@@ -54,8 +57,12 @@ def api_tools(document: Json) -> dict[str, ApiTool]:
         if path.startswith(API)
         for method, operation in methods.items()
     }
-    found = (_tool(document, name, *operations[name]) for name in OPERATIONS if name in operations)
-    return {tool.name: tool for tool in found}
+    return {
+        name: _tool(document, name, *operations[f"{plugin}_{name}"])
+        for plugin, names in OPERATIONS.items()
+        for name in names
+        if f"{plugin}_{name}" in operations
+    }
 
 
 def _tool(document: Json, name: str, method: str, path: str, operation: Json) -> ApiTool:
