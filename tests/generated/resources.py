@@ -235,6 +235,29 @@ for _verb in ("reject", "request-revision"):
     )
 
 
+# -- triggers
+
+ACTION = {"type": "create_task", "title": "sample"}
+
+
+@resource(
+    "/triggers/{id}",
+    "shared",
+    open=("POST /triggers/{id}/test",),
+    bodies={"POST /triggers/{id}/fire": {"payload": {"name": "sample"}}},
+)
+async def trigger(world: World, owner: Client) -> Names:
+    body = {"name": name("trigger"), "type": "webhook", "config": {}, "action": ACTION}
+    return {"id": (await world.ok(owner, "POST", "/triggers", body))["id"]}
+
+
+@resource("/hooks/{token}", "public")
+async def webhook(world: World, owner: Client) -> Names:
+    body = {"name": name("webhook"), "type": "webhook", "config": {}, "action": ACTION}
+    made = await world.ok(owner, "POST", "/triggers", body)
+    return {"token": made["ingress_url"].rpartition("/")[2]}
+
+
 # -- workers
 
 

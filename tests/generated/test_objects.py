@@ -33,7 +33,7 @@ async def ask(operation: Operation, client: Client, names: Names) -> Answer:
 def expected(operation: Operation, kind: Resource, role: str) -> set[int]:
     """The statuses with which a stranger of this role may be answered."""
     if kind.kind == "public":
-        return {200}
+        return {200, 202}
     if not rights.suffices(role, operation.route.needs):
         return {403}
     if kind.kind in ("private", "account"):

@@ -119,6 +119,12 @@ BREAKS: dict[str, Break] = {
         r"assert \['(Read|Remote|Write)",
         [(f"{SERVER}._drain_and_stop", "await self._kernel.drain(processes.DRAIN_SECONDS)", "os._exit(0)")],
     ),
+    "R9": Break(
+        "no circuit breaker guards the calls to model providers",
+        "test_r09_model_down.py",
+        "calls reached the provider|the breaker is open",
+        [("corral_plugins.llm.service.breakers:ProviderBreakers.guard", "self.breakers is None", "True")],
+    ),
     "R10": Break(
         "a rotated row gets the value of another row",
         "test_r10_key_rotation.py",

@@ -284,7 +284,7 @@ class Pipeline:
         arguments = request.arguments = {**endpoint.services, **request.path_names}
         body = await request.read(endpoint.route.body_limit) if request.may_have_body else b""
         if signature.body is not None:
-            arguments["body"] = await endpoint.parse_body(request, body)
+            arguments["body"] = body if signature.body is bytes else await endpoint.parse_body(request, body)
         elif request.may_have_body:
             await endpoint.parse_body(request, body)  # refuses fields
         query = endpoint.default_query

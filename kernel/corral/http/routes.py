@@ -7,10 +7,10 @@
         \"\"\"Create a task and queue it.\"\"\"
         return tasks.create(body, by=caller)
 
-A handler may have the parameters `body` and `query` (msgspec structs), the path parameters (`str`), and parameters that
-are annotated with `Principal`, `IfMatch`, `Request` or the type of a service. In a path, `{id}` and `{…_id}` match
-UUIDs; other names match any segment. A `def` handler runs as one unit of work (read-only for GET) and may run more than
-once; an `async def` handler opens its own units of work.
+A handler may have the parameters `body` (a msgspec struct, or `bytes` for the raw body) and `query` (a struct), the
+path parameters (`str`), and parameters that are annotated with `Principal`, `IfMatch`, `Request` or the type of a
+service. In a path, `{id}` and `{…_id}` match UUIDs; other names match any segment. A `def` handler runs as one unit of
+work (read-only for GET) and may run more than once; an `async def` handler opens its own units of work.
 """
 
 from __future__ import annotations
@@ -35,13 +35,15 @@ _NAME = re.compile(r"\{([a-z_]+)\}")
 class Rate(msgspec.Struct, frozen=True):
     """An additional rate limit: `count` requests in `seconds`, per client address, person or caller.
 
+    With `key`, the handler counts the requests itself with `RateLimits`, and the limit for anonymous clients does not
+    apply.
     Routes whose rates have the same name share one limit.
     """
 
     name: str
     count: int
     seconds: int
-    per: Literal["client", "person", "caller"] = "caller"
+    per: Literal["client", "person", "caller", "key"] = "caller"
 
 
 class Route(msgspec.Struct, kw_only=True):

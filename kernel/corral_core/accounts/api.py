@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal, Protocol
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
@@ -14,7 +15,7 @@ from corral.errors import declare_codes
 from corral.events.event import Event
 from corral.http.answers import ANY_VERSION, IfMatch
 from corral.http.page import Page, PageQuery
-from corral.plugin import Setting
+from corral.plugin import Setting, Settings
 from corral.schema.fields import Instant, line
 
 declare_codes(
@@ -111,6 +112,26 @@ REGISTRATION = Setting(
     "the loopback interface, its registration needs the set-up token that the start prints.",
 )
 """The setting that decides who may register. The `health` plugin warns if registration is open on a public address."""
+
+
+def _is_zone(value: str, settings: Settings) -> str | None:
+    try:
+        ZoneInfo(value)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        return "must be the name of a time zone, such as Europe/Berlin"
+    return None
+
+
+TIMEZONE = Setting(
+    name="general.timezone",
+    kind=str,
+    default="UTC",
+    title="Time zone of emails, and of triggers that name no other",
+    check=_is_zone,
+    minimum=1,
+    maximum=64,
+)
+"""The time zone of the installation, for emails and for triggers that name no zone."""
 
 
 class UserView(msgspec.Struct, kw_only=True):

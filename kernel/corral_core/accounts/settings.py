@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import re
 from typing import Annotated, Any, Literal, get_args
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import msgspec
 from msgspec import Meta
 
 from corral.plugin import Setting, Settings
-from corral_core.accounts.api import REGISTRATION
+from corral_core.accounts.api import REGISTRATION, TIMEZONE
 
 HOUR, DAY = 3600, 86_400
 Covered = Literal["admin", "member", "viewer", "auditor"]
@@ -23,14 +22,6 @@ def _requires_mail_server(value: bool, settings: Settings) -> str | None:
 def _is_address(value: str | None, settings: Settings) -> str | None:
     is_one = value is None or re.fullmatch(r"[^\s@]+@[^\s@]+", value)
     return None if is_one else "must be an address, such as corral@example.org"
-
-
-def _is_zone(value: str, settings: Settings) -> str | None:
-    try:
-        ZoneInfo(value)
-    except (ZoneInfoNotFoundError, ValueError, OSError):
-        return "must be the name of a time zone, such as Europe/Berlin"
-    return None
 
 
 def _within_absolute_lifetime(value: int, settings: Settings) -> str | None:
@@ -248,16 +239,6 @@ SITE_NAME = Setting(
     maximum=100,
     pattern=r"[^\x00-\x1f\x7f]*",
 )
-TIMEZONE = Setting(
-    name="general.timezone",
-    kind=str,
-    default="UTC",
-    title="Time zone of the times in emails",
-    check=_is_zone,
-    minimum=1,
-    maximum=64,
-)
-
 _SIGN_IN: tuple[Setting[Any], ...] = (
     REGISTRATION,
     DEFAULT_ROLE,

@@ -11,7 +11,7 @@ from corral.events.consumers import Subscriber
 from corral.events.event import Event
 from corral.http.routes import Routes
 from corral.jobs.job import Job, Schedule
-from corral.plugin import Metric, Plugin, Provide, Setting, hookimpl
+from corral.plugin import Metric, Plugin, Provide, Runtime, Setting, hookimpl
 from corral_plugins.agents import jobs
 from corral_plugins.agents.api import AgentCreated, AgentDeleted, Agents, AgentStatusChanged, AgentUpdated
 from corral_plugins.agents.models import Agent, AgentToken, AgentVersion
@@ -29,7 +29,9 @@ from corral_plugins.agents.service.states import (
     count_by_status,
 )
 from corral_plugins.agents.service.tokens import TOKEN_TTL_DAYS, AgentTokens, StandingTokenAuthenticator
+from corral_plugins.agents.service.trigger_actions import AgentTriggerActions
 from corral_plugins.agents.service.versions import AgentVersions
+from corral_plugins.triggers.api import TriggerAction
 
 if TYPE_CHECKING:
     import click
@@ -44,7 +46,7 @@ class AgentsPlugin(Plugin):
 
     name = "agents"
     requires = ("accounts",)
-    wants = ("admin", "cost", "llm", "tasks", "tools", "workers")
+    wants = ("admin", "cost", "llm", "tasks", "tools", "triggers", "workers")
     permissions = (
         Permission("agents.read", "Read agents, their versions and statistics", holders=(*READERS, "agent")),
         Permission("agents.write", "Create agents; change, start and stop one's own agents", holders=WRITERS),
@@ -54,6 +56,10 @@ class AgentsPlugin(Plugin):
     def __init__(self, settings: Any = None) -> None:
         super().__init__(settings)
         self._changes = StateChangePublisher()
+        self._trigger_actions = AgentTriggerActions()
+
+    async def start(self, runtime: Runtime) -> None:
+        self._trigger_actions.set_service(runtime.service(AgentStates))
 
     @hookimpl
     def corral_services(self) -> Iterable[Provide]:
@@ -110,6 +116,10 @@ class AgentsPlugin(Plugin):
     @hookimpl
     def corral_authenticators(self) -> Iterable[type[Authenticator]]:
         return [StandingTokenAuthenticator]
+
+    @hookimpl(optionalhook=True)
+    def corral_trigger_actions(self) -> Iterable[TriggerAction]:
+        return self._trigger_actions.definitions()
 
     @hookimpl
     def corral_metrics(self) -> Iterable[Metric]:

@@ -55,31 +55,38 @@ WINDOW_SIZE = _number(
 MINIMUM_CALLS = _number(
     "minimum_calls", 10, 1000, "Default number of calls before a rate can open a breaker", check=_fits_count_window
 )
+FAILURE_RATE_THRESHOLD = _number(
+    "failure_rate_threshold", 50, 100, "Default percentage of failures at which a breaker opens"
+)
+SLOW_CALL_RATE_THRESHOLD = _number(
+    "slow_call_rate_threshold", 100, 100, "Default percentage of slow calls at which a breaker opens"
+)
+SLOW_CALL_DURATION_SECONDS = _number(
+    "slow_call_duration_seconds", 30, 3600, "Default duration of a call in seconds above which it is slow"
+)
+WAIT_OPEN_SECONDS = _number("wait_open_seconds", 30, 3600, "Default time that a breaker stays open in seconds")
+HALF_OPEN_PERMITS = _number("half_open_permits", 3, 100, "Default number of probes at a time while half open")
+HALF_OPEN_MAX_SECONDS = _number(
+    "half_open_max_seconds", 60, 3600, "Default time in seconds after which a half-open breaker opens again"
+)
+ENABLED = Setting(
+    name="circuit_breakers.enabled",
+    kind=bool,
+    default=True,
+    own_session=True,
+    title="Whether breakers that no admin has configured open; calls are counted in any case",
+)
 DEFAULTS: dict[str, Setting[Any]] = {
-    "failure_rate_threshold": _number(
-        "failure_rate_threshold", 50, 100, "Default percentage of failures at which a breaker opens"
-    ),
-    "slow_call_rate_threshold": _number(
-        "slow_call_rate_threshold", 100, 100, "Default percentage of slow calls at which a breaker opens"
-    ),
-    "slow_call_duration_seconds": _number(
-        "slow_call_duration_seconds", 30, 3600, "Default duration of a call in seconds above which it is slow"
-    ),
+    "failure_rate_threshold": FAILURE_RATE_THRESHOLD,
+    "slow_call_rate_threshold": SLOW_CALL_RATE_THRESHOLD,
+    "slow_call_duration_seconds": SLOW_CALL_DURATION_SECONDS,
     "window_type": WINDOW_TYPE,
     "window_size": WINDOW_SIZE,
     "minimum_calls": MINIMUM_CALLS,
-    "wait_open_seconds": _number("wait_open_seconds", 30, 3600, "Default time that a breaker stays open in seconds"),
-    "half_open_permits": _number("half_open_permits", 3, 100, "Default number of probes at a time while half open"),
-    "half_open_max_seconds": _number(
-        "half_open_max_seconds", 60, 3600, "Default time in seconds after which a half-open breaker opens again"
-    ),
-    "enabled": Setting(
-        name="circuit_breakers.enabled",
-        kind=bool,
-        default=True,
-        own_session=True,
-        title="Whether breakers that no admin has configured open; calls are counted in any case",
-    ),
+    "wait_open_seconds": WAIT_OPEN_SECONDS,
+    "half_open_permits": HALF_OPEN_PERMITS,
+    "half_open_max_seconds": HALF_OPEN_MAX_SECONDS,
+    "enabled": ENABLED,
 }
 TRANSITION_DAYS = _number("transition_days", 30, 365, "Days during which transitions of breakers are kept")
 ALL = (*DEFAULTS.values(), TRANSITION_DAYS)

@@ -14,7 +14,7 @@ from corral.http.routes import Routes
 from corral.jobs.job import Job, Schedule
 from corral.plugin import Metric, Plugin, Provide, Runtime, Setting, hookimpl
 from corral_core.backup.api import RestoreStep
-from corral_plugins.agents.api import AgentStatistics
+from corral_plugins.agents.api import Agents, AgentStatistics
 from corral_plugins.tasks import hookspecs, jobs, models, settings
 from corral_plugins.tasks.api import EVENTS, Tasks
 from corral_plugins.tasks.routes import protocol
@@ -39,7 +39,9 @@ from corral_plugins.tasks.service.statistics import AgentStatisticsService, Task
 from corral_plugins.tasks.service.tasks import TasksService
 from corral_plugins.tasks.service.timers import DueTaskNotifier, TaskTimers
 from corral_plugins.tasks.service.transitions import TaskTransitions
+from corral_plugins.tasks.service.trigger_actions import TaskTriggerAction
 from corral_plugins.tools.api import Tool
+from corral_plugins.triggers.api import TriggerAction
 
 if TYPE_CHECKING:
     import click
@@ -53,7 +55,7 @@ class TasksPlugin(Plugin):
 
     name = "tasks"
     requires = ("accounts", "agents", "workers")
-    wants = ("admin", "approvals", "backup", "cost", "dead_letter", "llm", "messages", "secrets", "tools")
+    wants = ("admin", "approvals", "backup", "cost", "dead_letter", "llm", "messages", "secrets", "tools", "triggers")
     permissions = (
         Permission("tasks.read", "Read tasks, their logs and statistics", holders=(*READERS, "agent")),
         Permission("tasks.write", "Create tasks; change, cancel and end one's own tasks", holders=(*WRITERS, "agent")),
@@ -65,9 +67,12 @@ class TasksPlugin(Plugin):
         super().__init__(section)
         self._metrics = TaskMetrics()
         self._tools = TaskTools()
+        self._trigger_action = TaskTriggerAction()
 
     async def start(self, runtime: Runtime) -> None:
         self._tools.set_implementation(runtime.service(AgentTools))
+        creation, actions = runtime.service(TaskCreation), runtime.service(OwnerActions)
+        self._trigger_action.set_services(creation, actions, runtime.service(Agents))
         runtime.supervise("due tasks", runtime.service(DueTaskNotifier).run)
 
     @hookimpl
@@ -154,6 +159,10 @@ class TasksPlugin(Plugin):
     @hookimpl(optionalhook=True)
     def corral_tools(self) -> Iterable[Tool]:
         return self._tools.all()
+
+    @hookimpl(optionalhook=True)
+    def corral_trigger_actions(self) -> Iterable[TriggerAction]:
+        return [self._trigger_action.definition()]
 
     @hookimpl
     def corral_hookspecs(self) -> Iterable[ModuleType]:

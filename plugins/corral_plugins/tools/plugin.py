@@ -21,7 +21,7 @@ from corral_plugins.tools.service.decision import ContextBuilder
 from corral_plugins.tools.service.executions import ToolExecutions
 from corral_plugins.tools.service.held_calls import JOB, HeldCalls
 from corral_plugins.tools.service.held_results import HeldResults
-from corral_plugins.tools.service.http_tools import HeaderSecrets, HttpTools
+from corral_plugins.tools.service.http_tools import HeaderSecrets, HostBreakers, HttpTools
 from corral_plugins.tools.service.listing import ToolListing
 from corral_plugins.tools.service.mcp.connections import McpConnections
 from corral_plugins.tools.service.mcp.refresh import McpRefresh
@@ -40,6 +40,7 @@ SERVICES = (
     HeldResults,
     ToolExecutions,
     HeaderSecrets,
+    HostBreakers,
     ToolPermits,
     HeldCalls,
     ToolCalls,
@@ -76,9 +77,11 @@ class ToolsPlugin(Plugin):
     async def start(self, runtime: Runtime) -> None:
         declared: Settings = runtime.service(Settings)
         self._asks_when_tainted = lambda: declared.get(settings.TAINT_ENABLED)
-        self._http_tools.set_services(runtime.service(Egress), runtime.service(HeaderSecrets))
-        self._executions, self._mcp = runtime.service(ToolExecutions), runtime.service(McpConnections)
+        breakers, self._mcp = runtime.service(HostBreakers), runtime.service(McpConnections)
+        breakers.declare()
         self._mcp.declare_breakers()
+        self._http_tools.set_services(runtime.service(Egress), runtime.service(HeaderSecrets), breakers)
+        self._executions = runtime.service(ToolExecutions)
         registry = runtime.service(ToolRegistry)
         registry.log_ignored()
         self._metrics.names[:] = sorted(registry.contributed_tools())

@@ -34,9 +34,9 @@ class StepContext(msgspec.Struct, frozen=True, kw_only=True):
 
     `config` is the configuration of the step with all expressions evaluated. `caller` acts with the current rights of
     the person who started the run. `idempotency_key` is the same for every attempt of the step. `remaining_usd` is the
-    amount that the run may still spend, or None if the run has no limit. `work` opens units of work, for `execute`, and
-    `with_secrets(host)` returns the configuration with the values of its secrets, to send to a host.
-    `waits_for` is the id of the object that the step waits for, in `resolve` and `cancel`.
+    amount that the run may still spend, or None if the run has no limit. `work` opens units of work, for `execute`.
+    `with_secrets(host)` returns the configuration with the values of its secrets, to send to a host. `waits_for` is the
+    id of the object that the step waits for, in `resolve` and `cancel`.
     """
 
     run_id: str
@@ -54,6 +54,7 @@ class StepContext(msgspec.Struct, frozen=True, kw_only=True):
     depth: int
     caller: Principal
     tainted: bool
+    cause_chain: tuple[str, ...]
     remaining_usd: float | None
     work: Work
     waits_for: str | None = None
@@ -81,10 +82,10 @@ class StepResult(msgspec.Struct, frozen=True, kw_only=True):
 class StepWait(msgspec.Struct, frozen=True, kw_only=True):
     """What a dispatched step waits for.
 
-    `waits_for` is the id of an object, such as a task or an approval: an event about this object is passed to
-    `resolve`. A step that waits for a person, for time or for an event has the status `waiting`; one whose work is done
-    elsewhere is `running`. The time for which a run waits for a `person` does not count against its time limit. At the
-    instant `until` the step fails.
+    `waits_for` is the id of an object, such as a task. The final events about a task, an approval or a run are passed
+    to `resolve`; the plugin of another object calls `Workflows.end_step`. A step that waits for a person, for time or
+    for an event has the status `waiting`; one whose work is done elsewhere is `running`. The time for which a run waits
+    for a `person` does not count against its time limit. At the instant `until` the step fails.
     """
 
     waits_for: str
@@ -110,10 +111,10 @@ class StepType(msgspec.Struct, frozen=True, kw_only=True):
     `execute(context)` returns the output or a `StepResult`, and raises `StepFailure` or a `Problem` if the step fails.
     It is called again if the process dies, so it must pass `context.idempotency_key` on.
 
-    `dispatch(context)` runs in the unit of work that starts the step. `resolve(context, event)` receives every event
-    about the object that the step waits for, in a unit of work, and returns the end of the step, or None if the step
-    goes on. `cancel(context, reason)` ends the work elsewhere, in a unit of work, and returns whether it has already
-    ended; if not, `resolve` receives an event about the end.
+    `dispatch(context)` runs in the unit of work that starts the step. `resolve(context, event)` receives an event about
+    the object that the step waits for, in a unit of work, and returns the end of the step, or None if the step goes on.
+    `cancel(context, reason)` ends the work elsewhere, in a unit of work, and returns whether it has already ended; if
+    not, `resolve` receives an event about the end.
 
     `check(config)` returns further faults of a configuration when a workflow is saved; its pointers start at the
     configuration. `gotos(config)` returns the names of the later steps to which a result of the step may jump, by
@@ -137,7 +138,11 @@ class StepType(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RunRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """What a run is started with. `tainted` means that the input comes from an untrusted source."""
+    """What a run is started with.
+
+    `tainted` means that the input comes from an untrusted source. `cause_chain` lists the causes of the run, and goes
+    to everything that the run starts.
+    """
 
     workflow_id: str
     input: Any = msgspec.field(default_factory=dict)
@@ -146,6 +151,7 @@ class RunRequest(msgspec.Struct, frozen=True, kw_only=True):
     trigger_type: str = "manual"
     trigger_id: str | None = None
     tainted: bool = False
+    cause_chain: tuple[str, ...] = ()
     parent_run_id: str | None = None
     depth: int = 0
 
@@ -182,6 +188,10 @@ class Workflows(Protocol):
 
     def cancel(self, run_id: str, *, reason: str | None = None) -> None:
         """Cancel a run. Does nothing if the run has ended."""
+        ...
+
+    def end_step(self, waits_for: str, result: StepResult) -> bool:
+        """End the step that waits for an object of the caller's plugin. Return False if no step waits for it."""
         ...
 
     def exists(self, workflow_id: str) -> bool:

@@ -13,6 +13,7 @@ from corral.events.event import Event
 from corral.http.routes import Routes
 from corral.jobs.job import Job, Schedule
 from corral.plugin import Metric, Plugin, Provide, Runtime, Setting, hookimpl
+from corral_plugins.triggers.api import TriggerAction
 from corral_plugins.workflows import hookspecs, jobs
 from corral_plugins.workflows.api import EVENTS, StepType, Workflows
 from corral_plugins.workflows.models import Run, StepRun, Workflow, WorkflowVersion
@@ -26,12 +27,14 @@ from corral_plugins.workflows.service.event_waits import EventWaits
 from corral_plugins.workflows.service.executors import StepExecutors
 from corral_plugins.workflows.service.management import WorkflowManagement
 from corral_plugins.workflows.service.metrics import WorkflowMetrics
+from corral_plugins.workflows.service.run_events import RunEvents
 from corral_plugins.workflows.service.run_views import RunViews
 from corral_plugins.workflows.service.runs import RunsService
 from corral_plugins.workflows.service.step_events import EVENTS as AWAITED
 from corral_plugins.workflows.service.step_events import StepEvents
 from corral_plugins.workflows.service.step_types import StepTypes
 from corral_plugins.workflows.service.steps import BuiltInSteps
+from corral_plugins.workflows.service.trigger_action import WorkflowTriggerAction
 from corral_plugins.workflows.service.validation import Definitions
 from corral_plugins.workflows.settings import SETTINGS
 
@@ -45,7 +48,7 @@ class WorkflowsPlugin(Plugin):
 
     name = "workflows"
     requires = ("accounts", "agents", "expressions", "tasks")
-    wants = ("admin", "llm", "secrets")
+    wants = ("admin", "llm", "secrets", "triggers")
     permissions = (
         Permission("workflows.read", "Read workflows and their runs", holders=READERS),
         Permission("workflows.write", "Create workflows; change one's own workflows", holders=WRITERS),
@@ -57,6 +60,7 @@ class WorkflowsPlugin(Plugin):
         super().__init__(section)
         self._metrics = WorkflowMetrics()
         self._steps = BuiltInSteps()
+        self._trigger_action = WorkflowTriggerAction()
         self._executors: StepExecutors | None = None
 
     async def start(self, runtime: Runtime) -> None:
@@ -87,12 +91,14 @@ class WorkflowsPlugin(Plugin):
             RunsService,
             RunViews,
             DryRuns,
+            RunEvents,
         )
         return [
             Provide(WorkflowMetrics, lambda: self._metrics),
             *(Provide(part, part) for part in parts),
             Provide(Workflows, _provide_workflows),
             *self._steps.provided(),
+            Provide(WorkflowTriggerAction, lambda: self._trigger_action),
         ]
 
     @hookimpl
@@ -114,6 +120,10 @@ class WorkflowsPlugin(Plugin):
     @hookimpl(optionalhook=True)
     def corral_workflow_steps(self) -> Iterable[StepType]:
         return self._steps.definitions()
+
+    @hookimpl(optionalhook=True)
+    def corral_trigger_actions(self) -> Iterable[TriggerAction]:
+        return [self._trigger_action.definition()]
 
     @hookimpl
     def corral_subscribers(self) -> Iterable[Subscriber]:

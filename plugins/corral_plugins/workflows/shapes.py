@@ -400,6 +400,13 @@ class GetRunQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, dict
         return clock.time_s() + self.wait
 
 
+class RunEventQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """Selects events of a run. `after` is the `seq` or the id of an event; only later events are returned."""
+
+    after: Annotated[str, Meta(min_length=1, max_length=64)] | UnsetType = UNSET
+    limit: Annotated[int, Meta(ge=1, le=200)] = 50
+
+
 class CancelRun(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """The reason for a cancellation."""
 

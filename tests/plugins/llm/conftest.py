@@ -95,9 +95,9 @@ class Upstream:
         async with self._news:
             await self._news.wait_for(lambda: len(self.exchanges) >= times)
 
-    async def start(self) -> Self:
-        """Listen on a free port."""
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+    async def start(self, port: int = 0) -> Self:
+        """Listen on this port, or on a free one."""
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", port)
         self.url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}/v1"
         return self
 

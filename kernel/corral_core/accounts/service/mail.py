@@ -23,7 +23,7 @@ from corral.egress.client import Egress
 from corral.errors import Conflict
 from corral.jobs.job import JobRow, enqueue
 from corral.plugin import InstallationConfig, Settings
-from corral_core.accounts.api import MailTestResult
+from corral_core.accounts.api import TIMEZONE, MailTestResult
 from corral_core.accounts.service.email_addresses import normalize_address
 from corral_core.accounts.service.links import SingleUseLinks
 from corral_core.accounts.settings import (
@@ -34,7 +34,6 @@ from corral_core.accounts.settings import (
     MAIL_SECURITY,
     MAIL_USERNAME,
     SITE_NAME,
-    TIMEZONE,
 )
 
 if TYPE_CHECKING:

@@ -31,7 +31,7 @@ from corral_core.plugin_admin.service.problem_codes import EVERY_ROUTE, problem_
 
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 _SCHEMAS = "#/components/schemas/"
-FORM = "application/x-www-form-urlencoded"
+JSON, FORM = "application/json", "application/x-www-form-urlencoded"
 
 ALWAYS = ("X-Request-ID", "Cache-Control", "RateLimit-Limit", "RateLimit-Remaining", "RateLimit-Reset")
 _NEEDS = {PUBLIC: "no credential", SIGNED_IN: "a signed-in user", ANY_CALLER: "any valid credential"}
@@ -126,11 +126,11 @@ class _Writer:
             "parameters": [*self._parameters(route, signature), *headers],
         }
         if signature.body is not None:
-            body = self.described[signature.body]
+            body = {} if signature.body is bytes else self.described[signature.body]
             written["requestBody"] = {
                 "description": f"At most {route.body_limit // 1024} KiB.",
                 "required": self._is_body_required(body),
-                "content": {FORM if route.form else "application/json": {"schema": body}},
+                "content": {media: {"schema": body} for media in _media_types(route, signature)},
             }
         responses = self._successes(route, signature)
         for status, codes in problem_codes(route, signature).items():
@@ -227,6 +227,13 @@ class _Writer:
         if "anyOf" in schema:
             return all(self._is_body_required(option) for option in schema["anyOf"])
         return bool(schema.get("required")) if schema.get("type", "object") == "object" else True
+
+
+def _media_types(route: Route, signature: Signature) -> tuple[str, ...]:
+    """Return the media types of a body. A raw body may be JSON or a form."""
+    if signature.body is bytes:
+        return (JSON, FORM)
+    return (FORM if route.form else JSON,)
 
 
 def completed(schema: Any) -> Any:

@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 SYNC_SECONDS = 0.5
 MAX_ERROR = 500  # characters
-READ_BATCH = 200
+READ_BATCH = 100
 ENTRY = UnitContext(label="circuit_breakers.sync", actor=SYSTEM)
 
 _REVISIONS = Statement(lambda p: BreakerRow.select(BreakerRow.name, BreakerRow.revision).tuples())

@@ -157,7 +157,8 @@ class RequestLimits:
         if not self._on or (route is not None and route.exempt_host):
             return None
         own = route.rate if route is not None and route.rate is not None and route.rate.per == "client" else None
-        if not anonymous and own is None:
+        has_own_key = route is not None and route.rate is not None and route.rate.per == "key"
+        if (not anonymous and own is None) or has_own_key:
             return None
         key = address_key(client_ip)
         found = self._take_token(self._anonymous, key) if anonymous else None
@@ -180,7 +181,7 @@ class RequestLimits:
             raise TooMany(detail, code="concurrency_limit")
         quota = self._take_token(self._people if caller.kind in PEOPLE else self._machines, key)
         own = route.rate
-        if own is not None and own.per != "client":
+        if own is not None and own.per not in ("client", "key"):
             person = caller.user_id or caller.id
             quota = tighter_quota(
                 self._take_token(self._buckets_of(own), person if own.per == "person" else key), quota

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import codecs
 import re
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from html.parser import HTMLParser
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin, urlsplit
@@ -21,6 +21,7 @@ import msgspec
 from corral.database.engine import Work
 from corral.egress.client import Egress
 from corral.egress.guard import EgressBlocked, matches_host
+from corral_plugins.circuit_breakers.api import Breakers, Verdict, judge_status
 from corral_plugins.secrets.api import Secrets
 from corral_plugins.tools.api import CallTarget, Json, Tool, ToolContext, ToolFailure
 
@@ -224,6 +225,30 @@ class HeaderSecrets:
         return filled
 
 
+class HostBreakers:
+    """The circuit breakers of hosts: `http:<host>` guards every request to the host."""
+
+    breakers: Breakers | None
+
+    def declare(self) -> None:
+        """Declare that requests to any host are guarded."""
+        if self.breakers is not None:
+            self.breakers.declare("http")
+
+    async def guard(self, host: str, send: Callable[[], Awaitable[httpx2.Response]]) -> httpx2.Response:
+        """Send a request and return the response. Raise `CircuitOpen` if the breaker of the host is open."""
+        return await send() if self.breakers is None else await self.breakers.guard(f"http:{host}", send, judge=_judge)
+
+
+def _judge(outcome: Any) -> Verdict:
+    """Judge a request by the status of the response. Requests that were not sent count for nothing."""
+    import httpx2
+
+    if isinstance(outcome, Exception):
+        return "failure" if isinstance(outcome, httpx2.HTTPError) else "neutral"
+    return judge_status(outcome.status_code)
+
+
 class HttpTools:
     """The tools `http.fetch` and `http.request`, which share an HTTP client.
 
@@ -233,11 +258,12 @@ class HttpTools:
     def __init__(self) -> None:
         self._egress: Egress | None = None
         self._secrets: HeaderSecrets | None = None
+        self._breakers: HostBreakers | None = None
         self._client: httpx2.AsyncClient | None = None
 
-    def set_services(self, egress: Egress, secrets: HeaderSecrets) -> None:
-        """Set the egress guard and the secrets that the tools use."""
-        self._egress, self._secrets = egress, secrets
+    def set_services(self, egress: Egress, secrets: HeaderSecrets, breakers: HostBreakers) -> None:
+        """Set the egress guard, the secrets and the circuit breakers that the tools use."""
+        self._egress, self._secrets, self._breakers = egress, secrets, breakers
 
     async def close(self) -> None:
         """Close the HTTP client and all of its connections."""
@@ -329,7 +355,10 @@ class HttpTools:
         if refused := sorted(name for name in headers if name.lower() in RESERVED_HEADERS):
             raise ToolFailure("invalid_arguments", f"These headers cannot be set: {', '.join(refused)}.")
         try:
-            return await self._open_client().request(method, url, headers=dict(headers), content=content)
+            client, breakers = self._open_client()
+            return await breakers.guard(
+                _host_of(url), lambda: client.request(method, url, headers=dict(headers), content=content)
+            )
         except EgressBlocked as blocked:
             raise ToolFailure(blocked.code, blocked.reason) from None
         except httpx2.TimeoutException:
@@ -338,12 +367,12 @@ class HttpTools:
             detail = f"The request failed: {type(failure).__name__}."  # the message may contain untrusted text
             raise ToolFailure("connection_failed", detail) from None
 
-    def _open_client(self) -> httpx2.AsyncClient:
-        if self._egress is None:
+    def _open_client(self) -> tuple[httpx2.AsyncClient, HostBreakers]:
+        if self._egress is None or self._breakers is None:
             raise ToolFailure("unavailable", "The server is starting.")
         if self._client is None:
             self._client = self._egress.client("tool", total_seconds=float(SECONDS), max_bytes=MAX_BYTES)
-        return self._client
+        return self._client, self._breakers
 
 
 async def _result_of_response(response: httpx2.Response, url: str) -> Json:

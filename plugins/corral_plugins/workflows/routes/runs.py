@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from corral import clock
 from corral.auth.principal import Principal
-from corral.http.answers import Answer, Wait
+from corral.events.log import EventView
+from corral.http.answers import Answer, Request, Stream, Wait
 from corral.http.page import Page
 from corral.http.routes import Routes
+from corral_plugins.workflows.service.run_events import RunEvents
 from corral_plugins.workflows.service.run_state import FINAL_RUN
 from corral_plugins.workflows.service.run_views import RunViews, view_of
 from corral_plugins.workflows.service.runs import RunsService
@@ -15,6 +17,7 @@ from corral_plugins.workflows.shapes import (
     CancelRun,
     GetRunQuery,
     ResolveStep,
+    RunEventQuery,
     RetryRun,
     RunItem,
     RunView,
@@ -39,6 +42,22 @@ def get_workflow_run(id: str, query: GetRunQuery, runs: RunViews, caller: Princi
         topics = ("workflow.run.completed", "workflow.run.failed", "workflow.run.cancelled")
         return Wait(topics, query.poll_deadline)
     return run
+
+
+@routes.get("/{id}/events", needs="workflows.read", seconds=60.0, raises=("not_found", "cursor_expired"))
+async def list_workflow_run_events(
+    id: str, query: RunEventQuery, events: RunEvents, caller: Principal, request: Request
+) -> Page[EventView] | Stream:
+    """List the events of a run, oldest first, or stream them as server-sent events.
+
+    Send `Accept: text/event-stream` for a stream. It ends with the run, and after 30 seconds at the latest: reconnect
+    with the last `id` as `Last-Event-ID` to receive the events that follow. `next` is the position to continue from.
+    """
+    cursor = request.header("last-event-id") or (query.after if isinstance(query.after, str) else None)
+    if "text/event-stream" in (request.header("accept") or ""):
+        chunks = await events.stream(id, cursor, by=caller)
+        return Stream(chunks, headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
+    return await events.list(id, cursor, query.limit, by=caller)
 
 
 @routes.post("/{id}/cancel", needs="workflows.run", also=(202,), raises=ACTION)

@@ -17,6 +17,7 @@ from corral.database.dialect import advisory_lock, savepoint
 from corral.database.engine import Work
 from corral.database.unit import after_commit
 from corral.errors import ExpectedFailure, NotFound, Problem
+from corral.events import log as event_log
 from corral.events.event import Event, emit
 from corral.jobs.job import enqueue
 from corral.plugin import Settings
@@ -187,6 +188,7 @@ class Engine:
             depth=run.depth,
             caller=self._callers.for_run(run),
             tainted=run.tainted,
+            cause_chain=tuple(run.cause),
             remaining_usd=None if limit is None else max(0.0, limit - run.cost_micro / 1e6),
             work=self._work,
             waits_for=waits_for,
@@ -233,6 +235,9 @@ class Engine:
         waiting: list[StepRow] = []
         ended = [self._dispatch(state, step, row, config, waiting) for step, row, config in plan.dispatched]
         ended += [self._cancel(state, step, row, waits_for) for step, row, waits_for in plan.cancelled]
+        for row in state.rows.values():
+            if row.event is not None and row.cursor is None:
+                row.set(cursor=event_log.last_seq())
         write_rows(state)
         for name, row in [*plan.events, *(("waiting", row) for row in waiting)]:
             self._emit_step(state, name, row)
@@ -260,6 +265,8 @@ class Engine:
 
     def _dispatch(self, state: RunState, step: Step, row: StepRow, config: Json, waiting: list[StepRow]) -> bool:
         """Dispatch a step. Return whether it has ended at once, so that the run can advance further."""
+        if not row.is_open:  # cancelled in the same advance
+            return False
         row.set(report=None, waits_for=None)  # the unit of work may run again
         try:
             kind = self._kind(step)
@@ -330,7 +337,7 @@ class Engine:
             status={"started": "running"}.get(name, name),
             error=row.error if name == "failed" else None,
         )
-        emit(event, object=("workflow_run", run.id), owner=run.started_by)
+        emit(event, object=("workflow_run", run.id), owner=run.started_by, cause=tuple(run.cause))
 
 
 def emit_run_event(run: Run, kind: type[api.RunEvent], **more: Any) -> None:
@@ -343,7 +350,7 @@ def emit_run_event(run: Run, kind: type[api.RunEvent], **more: Any) -> None:
         trigger={"type": run.trigger_type, "id": run.trigger_id},
         **more,
     )
-    emit(event, object=("workflow_run", run.id), owner=run.started_by)
+    emit(event, object=("workflow_run", run.id), owner=run.started_by, cause=tuple(run.cause))
 
 
 def active_runs(workflow_id: str | None, limit: int) -> int:
@@ -357,7 +364,7 @@ def active_runs(workflow_id: str | None, limit: int) -> int:
 def report_of(result: StepResult) -> Json:
     """Return the report about the end of a step."""
     report: Json = {"status": result.status, "cost_micro": round(result.cost_usd * 1e6), "error": result.error}
-    report |= {"retryable": result.retryable, "reason": result.reason, "goto": result.goto}
+    report |= {"retryable": result.retryable, "reason": result.reason and result.reason[:500], "goto": result.goto}
     return {**report, "tainted": result.tainted}
 
 

@@ -10,8 +10,6 @@ import functools
 import logging
 from typing import Any
 
-import msgspec
-
 from corral.database.engine import Work
 from corral.database.unit import SYSTEM, UnitContext
 from corral.errors import Problem
@@ -64,8 +62,7 @@ class EventWaits:
         condition = (row.input.get("event") or {}).get("filter") if isinstance(row.input, dict) else None
         if condition is None:
             return True
-        view = event.view()
-        about = {"event": {"name": event.type, "id": event.id, "ts": event.ts, **msgspec.to_builtins(_data_of(view))}}
+        about = {"event": _shown(event)}
         try:
             return bool(await self._expressions.evaluate(condition, about, boolean=True))
         except Problem as error:
@@ -75,8 +72,16 @@ class EventWaits:
             return False
 
 
-def _data_of(view: Any) -> Any:
-    return {"data": msgspec.json.decode(view.data), "object": view.object, "actor": view.actor}
+def _shown(event: LoggedEvent) -> dict[str, Any]:
+    """Return an event as filters and outputs show it."""
+    return {
+        "event": event.type,
+        "id": event.id,
+        "ts": event.ts,
+        "actor": {"type": event.actor_type, "id": event.actor_id},
+        "object": {"type": event.object_type, "id": event.object_id},
+        "data": event.payload(),
+    }
 
 
 def _waiting_steps(after: str) -> list[Any]:
@@ -96,8 +101,6 @@ def _move(row: Any, place: int) -> None:
 
 def _complete(row: Any, event: LoggedEvent) -> None:
     wake(row.run_id)
-    view = msgspec.to_builtins(event.view())
-    output = {"event": {key: view[key] for key in ("event", "id", "ts", "actor", "object")}}
-    output["event"]["data"] = msgspec.json.decode(event.data)
+    output = {"event": _shown(event)}
     waits = (StepRun.id == row.id) & (StepRun.status == "waiting") & StepRun.report.is_null()
     StepRun.update(report={"status": "completed"}, output=output).where(waits).execute()

@@ -67,8 +67,13 @@ class StepRow(msgspec.Struct, kw_only=True):
 
     @property
     def succeeded(self) -> bool:
-        """Whether steps that need this one may run. A person may let the run go on after a failed step."""
-        return self.status == "completed" or (self.status == "skipped" and self.reason == "resolved")
+        """Whether steps that need this one may run.
+
+        A person may let the run go on after a failed step. After a jump, only the target runs.
+        """
+        return (self.status == "completed" and self.goto is None) or (
+            self.status == "skipped" and self.reason == "resolved"
+        )
 
 
 LIGHT = tuple(

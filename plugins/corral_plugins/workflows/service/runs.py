@@ -14,12 +14,12 @@ from corral.ids import new_id
 from corral.plugin import Settings
 from corral.schema.json_schema_validation import json_schema_errors
 from corral_plugins.admin.api import KillSwitch
-from corral_plugins.workflows.api import RunCreated, RunFacts, RunPaused, RunRequest, RunResumed, RunStatus
+from corral_plugins.workflows.api import RunCreated, RunFacts, RunPaused, RunRequest, RunResumed, RunStatus, StepResult
 from corral_plugins.workflows.models import Run, StepRun, Workflow, fetch_tuples
 from corral_plugins.workflows.service.definitions import find_readable_workflow
-from corral_plugins.workflows.service.engine import ACTIVE, Graphs, emit_run_event
+from corral_plugins.workflows.service.engine import ACTIVE, Graphs, emit_run_event, report_of
 from corral_plugins.workflows.service.graph import Graph
-from corral_plugins.workflows.service.run_state import FINAL_RUN, row_key
+from corral_plugins.workflows.service.run_state import FINAL, FINAL_RUN, row_key
 from corral_plugins.workflows.service.wakeups import wake
 from corral_plugins.workflows.settings import MAX_DEPTH
 from corral_plugins.workflows.shapes import ResolveStep, RetryRun, SubmitInput
@@ -69,6 +69,13 @@ class RunsService:
 
     def cancel(self, run_id: str, *, reason: str | None = None) -> None:
         request_cancel(run_id, reason)
+
+    def end_step(self, waits_for: str, result: StepResult) -> bool:
+        row = StepRun.get_or_none(StepRun.waits_for == waits_for)
+        if row is None or not wake(row.run_id):
+            return False
+        waits = (StepRun.id == row.id) & StepRun.status.not_in(FINAL) & StepRun.report.is_null()
+        return bool(StepRun.update(report=report_of(result), output=result.output).where(waits).execute())
 
     def exists(self, workflow_id: str) -> bool:
         is_living = (Workflow.id == workflow_id) & Workflow.deleted_at.is_null()
@@ -137,6 +144,7 @@ class RunsService:
             parent_run_id=request.parent_run_id,
             depth=request.depth,
             tainted=request.tainted,
+            cause=list(request.cause_chain),
             created_at=clock.now(),
             **more,
         )
@@ -188,7 +196,7 @@ class RunsService:
             "abort": {"status": "failed", "is_final": True},
         }
         report = reports[body.action]
-        row = _find_step(run, name, body.iteration)
+        row = self._find_step(run, name, body.iteration)
         if body.action == "abort":
             report["error"] = row.error or {"type": "aborted", "message": "A person ended the step."}
         self._report(run, row, report, body.output if body.action == "skip" else None, StepRun.reason == "error")
@@ -197,7 +205,7 @@ class RunsService:
     def submit_input(self, run_id: str, name: str, body: SubmitInput, *, by: Principal) -> Run:
         """Give a step of the type `input` its data. Raise `Invalid` (`schema_mismatch`)."""
         run = find_readable_run(run_id, by)
-        row = _find_step(run, name, body.iteration)
+        row = self._find_step(run, name, body.iteration)
         if row.type != "input":
             raise _not_waiting(row)
         config = row.input or {}
@@ -209,6 +217,15 @@ class RunsService:
             raise Invalid("The input does not match the schema of the step.", code="schema_mismatch", errors=faults)
         self._report(run, row, {"status": "completed"}, body.input, StepRun.reason.is_null())
         return find_readable_run(run_id, by)
+
+    def _find_step(self, run: Run, name: str, iteration: Sequence[int]) -> StepRun:
+        key = row_key(name, iteration)
+        row: StepRun | None = StepRun.get_or_none((StepRun.run_id == run.id) & (StepRun.key == key))
+        if row is not None:
+            return row
+        if name in self._graphs.read(run.workflow_id, run.n).steps:
+            raise Conflict("The run has not reached this step.", current_status="pending")
+        raise NotFound("The run has no step with this name.")
 
     def _report(self, run: Run, row: StepRun, report: Json, output: Any, guard: Any) -> None:
         if run.status in FINAL_RUN:
@@ -237,6 +254,7 @@ class RunsService:
             trigger_type="retry",
             trigger_id=old.id,
             tainted=old.tainted,
+            cause_chain=tuple(old.cause),
         )
         run = self._insert(workflow, n, request, by, retry_of=old.id)
         if kept:
@@ -245,7 +263,8 @@ class RunsService:
 
     def _reusable(self, old: Run, graph: Graph, start: str) -> list[StepRun]:
         """Return the steps of an ended run whose outputs a retry uses."""
-        rows = {row.name: row for row in StepRun.select().where((StepRun.run_id == old.id) & (StepRun.iteration == []))}
+        same = (StepRun.run_id == old.id) & StepRun.key.in_([*graph.root.by_name])
+        rows = {row.name: row for row in StepRun.select().where(same)}
         root = graph.root
         if start == "failed":
             ended = ("failed", "cancelled")
@@ -287,17 +306,9 @@ def facts_of(run: Run) -> RunFacts:
 
 
 def _reused(row: StepRun, run_id: str) -> Json:
-    same = ("key", "name", "iteration", "type", "input", "output", "attempt", "started_at", "finished_at")
+    same = ("key", "name", "iteration", "type", "input", "output", "goto", "attempt", "started_at", "finished_at")
     kept = {name: getattr(row, name) for name in same}
     return {**kept, "id": new_id(), "run_id": run_id, "status": "completed", "reused": True, "created_at": clock.now()}
-
-
-def _find_step(run: Run, name: str, iteration: Sequence[int]) -> StepRun:
-    key = row_key(name, iteration)
-    row: StepRun | None = StepRun.get_or_none((StepRun.run_id == run.id) & (StepRun.key == key))
-    if row is None:
-        raise NotFound("The run has no such step, or has not reached it.")
-    return row
 
 
 def _not_waiting(row: StepRun) -> Conflict:

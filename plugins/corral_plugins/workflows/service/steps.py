@@ -86,7 +86,12 @@ class AgentSteps:
         optional: Json = {"agent_id": context.agent_id, "retry_policy": context.retry_policy}
         optional["timeout_seconds"] = context.timeout_seconds and max(10, context.timeout_seconds)
         fields |= {name: value for name, value in optional.items() if value is not None}
-        origin = Origin(workflow_run_id=context.run_id, step_run_id=context.step_run_id, tainted=context.tainted)
+        origin = Origin(
+            cause_chain=context.cause_chain,
+            workflow_run_id=context.run_id,
+            step_run_id=context.step_run_id,
+            tainted=context.tainted,
+        )
         source = {"type": "workflow", "id": context.workflow_id}
         task = _set(self.tasks).create(
             msgspec.convert(fields, NewTask), by=context.caller, source=source, origin=origin
@@ -354,6 +359,7 @@ class ChildSteps:
             trigger_type="workflow",
             trigger_id=context.workflow_id,
             tainted=context.tainted,
+            cause_chain=context.cause_chain,
             parent_run_id=context.run_id,
             depth=context.depth + 1,
         )

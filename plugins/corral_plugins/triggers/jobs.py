@@ -1,0 +1,74 @@
+"""Background work of triggers."""
+
+from __future__ import annotations
+
+import asyncio
+
+from corral import clock
+from corral.database.engine import Work
+from corral.events.consumers import Subscriber
+from corral.events.log import LoggedEvent
+from corral.jobs.job import Job, Schedule
+from corral.plugin import Settings
+from corral_plugins.triggers.models import PENDING, Fire, Trigger
+from corral_plugins.triggers.service.events import TriggerEvents
+from corral_plugins.triggers.service.firing import TriggerFiring
+from corral_plugins.triggers.service.rows import DAY
+from corral_plugins.triggers.service.scheduler import TriggerScheduler
+from corral_plugins.triggers.service.slots import FIRE_JOB
+from corral_plugins.triggers.settings import HISTORY_DAYS
+
+BATCH_SIZE = 500
+LEASE_SECONDS = 60  # after a crash, the sweep fires the slots of the job much earlier
+
+
+async def fire_slots(ids: list[str], firing: TriggerFiring) -> None:
+    """Fire pending slots."""
+    await asyncio.gather(*(firing.fire(history_id) for history_id in ids))
+
+
+def follow_event(event: LoggedEvent, events: TriggerEvents) -> None:
+    """Record an event for the triggers that follow it."""
+    events.handle(event)
+
+
+async def record_due_slots(scheduler: TriggerScheduler) -> None:
+    """Record the slots of the triggers whose time has come."""
+    await scheduler.tick()
+
+
+async def fire_waiting_slots(scheduler: TriggerScheduler) -> None:
+    """Fire the slots whose wait is over."""
+    await scheduler.sweep()
+
+
+async def end_waits(scheduler: TriggerScheduler) -> None:
+    """Record the slots of absence triggers whose event did not come."""
+    await scheduler.end_waits()
+
+
+async def prune_history(work: Work, settings: Settings) -> None:
+    """Delete old rows of the history, and the deleted triggers that have none left."""
+    before = clock.now(-settings.get(HISTORY_DAYS) * DAY)
+    while await work(lambda: _prune_batch(before)) == BATCH_SIZE:
+        pass
+    await work(lambda: _prune_triggers(before))
+
+
+def _prune_batch(before: str) -> int:
+    old = Fire.select(Fire.id).where((Fire.created_at < before) & ~PENDING).order_by(Fire.created_at).limit(BATCH_SIZE)
+    return int(Fire.delete().where(Fire.id.in_(old)).execute())
+
+
+def _prune_triggers(before: str) -> None:
+    Trigger.delete().where(Trigger.deleted_at < before).execute()
+
+
+JOBS = (Job(FIRE_JOB, fire_slots, lease_seconds=LEASE_SECONDS),)
+SUBSCRIBERS = (Subscriber("triggers.consume", ("*",), follow_event),)
+SCHEDULES = (
+    Schedule("triggers.tick", 1.0, record_due_slots),
+    Schedule("triggers.sweep", 2.0, fire_waiting_slots),
+    Schedule("triggers.absence", 5.0, end_waits),
+    Schedule("triggers.prune", DAY, prune_history),
+)

@@ -1,0 +1,101 @@
+"""The `triggers` plugin: its manifest and its hook implementations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from types import ModuleType
+from typing import Any
+
+from corral.auth.principal import READERS, WRITERS, Permission
+from corral.database.model import Model
+from corral.events.consumers import Subscriber
+from corral.events.event import Event
+from corral.http.routes import Routes
+from corral.jobs.job import Job, Schedule
+from corral.plugin import Metric, Plugin, Provide, Setting, hookimpl
+from corral_plugins.triggers import hookspecs, jobs, models, routes, settings
+from corral_plugins.triggers.api import EVENTS
+from corral_plugins.triggers.service.checks import TriggerChecks
+from corral_plugins.triggers.service.events import TriggerEvents
+from corral_plugins.triggers.service.firing import TriggerFiring
+from corral_plugins.triggers.service.ingress import TriggerIngress
+from corral_plugins.triggers.service.kinds import TriggerTypeRegistry
+from corral_plugins.triggers.service.management import TriggerManagement
+from corral_plugins.triggers.service.metrics import TriggerMetrics
+from corral_plugins.triggers.service.owners import TriggerOwners
+from corral_plugins.triggers.service.previews import TriggerPreviews
+from corral_plugins.triggers.service.scheduler import TriggerScheduler, TriggerTimes
+from corral_plugins.triggers.service.slots import TriggerSlots
+
+
+class TriggersPlugin(Plugin):
+    """Triggers: start work at a time, on an event, on a call from outside, or when something expected does not happen.
+
+    Each slot of a trigger fires once, however many processes run. The history contains each fire, skip and failure.
+    """
+
+    name = "triggers"
+    requires = ("accounts", "event_log", "expressions")
+    wants = ("admin", "security")
+    permissions = (
+        Permission("triggers.read", "Read triggers and their history", holders=READERS),
+        Permission("triggers.write", "Create triggers; change and fire one's own triggers", holders=WRITERS),
+        Permission("triggers.manage", "Change and fire all triggers"),
+    )
+
+    def __init__(self, section: Any = None) -> None:
+        super().__init__(section)
+        self._metrics = TriggerMetrics()
+
+    @hookimpl
+    def corral_services(self) -> Iterable[Provide]:
+        parts = (
+            TriggerTypeRegistry,
+            TriggerOwners,
+            TriggerSlots,
+            TriggerChecks,
+            TriggerTimes,
+            TriggerFiring,
+            TriggerScheduler,
+            TriggerEvents,
+            TriggerManagement,
+            TriggerIngress,
+            TriggerPreviews,
+        )
+        return [Provide(TriggerMetrics, lambda: self._metrics), *(Provide(part, part) for part in parts)]
+
+    @hookimpl
+    def corral_routes(self) -> Iterable[Routes]:
+        return [routes.routes, routes.ingress_routes]
+
+    @hookimpl
+    def corral_models(self) -> Iterable[type[Model]]:
+        return models.TABLES
+
+    @hookimpl
+    def corral_events(self) -> Iterable[type[Event]]:
+        return EVENTS
+
+    @hookimpl
+    def corral_settings(self) -> Iterable[Setting[Any]]:
+        return settings.ALL
+
+    @hookimpl
+    def corral_subscribers(self) -> Iterable[Subscriber]:
+        return jobs.SUBSCRIBERS
+
+    @hookimpl
+    def corral_jobs(self) -> Iterable[Job]:
+        return jobs.JOBS
+
+    @hookimpl
+    def corral_schedules(self) -> Iterable[Schedule]:
+        return jobs.SCHEDULES
+
+    @hookimpl
+    def corral_metrics(self) -> Iterable[Metric]:
+        return self._metrics.definitions()
+
+    @hookimpl
+    def corral_hookspecs(self) -> Iterable[ModuleType]:
+        return [hookspecs]

@@ -1,0 +1,76 @@
+"""Metrics of triggers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import peewee
+
+from corral.metrics.histogram import LONG_SECONDS, Histogram
+from corral.plugin import Metric
+from corral_plugins.triggers.models import LIVING, Trigger
+
+TYPES = ("cron", "interval", "once", "webhook", "event", "absence", "manual")
+STATUSES = (
+    "fired",
+    "skipped_overlap",
+    "skipped_missed",
+    "filtered",
+    "coalesced",
+    "duplicate",
+    "rate_limited",
+    "loop",
+    "failed",
+)
+
+
+class TriggerMetrics:
+    """Counts decided slots, and measures how late they fire."""
+
+    def __init__(self) -> None:
+        self._decided: Counter[tuple[str, str]] = Counter()
+        self._lag = Histogram(LONG_SECONDS)
+
+    def observe(self, type: str, status: str, lag_seconds: float) -> None:
+        """Record a decided slot. Call this method after its unit of work has committed."""
+        self._decided[type, status] += 1
+        if status == "fired":
+            self._lag.observe(max(0.0, lag_seconds))
+
+    def definitions(self) -> list[Metric]:
+        """Return the definitions of all metrics of triggers."""
+        return [
+            Metric(
+                name="corral_trigger_fires_total",
+                help="Number of decided slots of triggers by type and status.",
+                kind="counter",
+                labels={"type": TYPES, "status": STATUSES},
+                collect=self._collect_decided,
+            ),
+            Metric(
+                name="corral_trigger_lag_seconds",
+                help="Time from a slot of a trigger until it fired.",
+                kind="histogram",
+                collect=self._collect_lag,
+            ),
+            Metric(
+                name="corral_triggers",
+                help="Number of triggers by whether they are enabled.",
+                labels={"enabled": ("true", "false")},
+                collect=count_triggers,
+            ),
+        ]
+
+    def _collect_decided(self) -> Mapping[tuple[str, ...], float]:
+        return {labels: float(count) for labels, count in self._decided.items()}
+
+    def _collect_lag(self) -> Mapping[tuple[str, ...], Histogram]:
+        return {(): self._lag}
+
+
+def count_triggers() -> Mapping[tuple[str, ...], float]:
+    """Return the number of enabled and of disabled triggers."""
+    rows: Any = Trigger.select(Trigger.enabled, peewee.fn.COUNT(Trigger.id)).where(LIVING).group_by(Trigger.enabled)
+    return {("true" if enabled else "false",): float(count) for enabled, count in rows.tuples()}

@@ -1,0 +1,136 @@
+"""Tests triggers without starting anything: renders the action, searches the event log, or lists the next times."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import msgspec
+
+from corral import clock
+from corral.auth.principal import Principal
+from corral.database.engine import Work
+from corral.errors import Invalid
+from corral.events import log as event_log
+from corral.events.event import EventTypes
+from corral.events.log import EventRow, LoggedEvent
+from corral.ids import new_id
+from corral_core.expressions.api import Expressions, TemplateError
+from corral_plugins.triggers.models import Fire, Trigger
+from corral_plugins.triggers.service.events import TriggerEvents, event_causes, event_facts
+from corral_plugins.triggers.service.firing import (
+    HOUR,
+    TriggerFiring,
+    error_text,
+    filters_of,
+    fire_data,
+    live_fires,
+)
+from corral_plugins.triggers.service.kinds import TriggerTypeRegistry
+from corral_plugins.triggers.service.rows import DAY, find_readable_trigger, fires_since
+from corral_plugins.triggers.service.scheduler import TriggerTimes
+from corral_plugins.triggers.service.slots import TriggerSlots
+from corral_plugins.triggers.service.times import next_times
+from corral_plugins.triggers.shapes import TestedEvent, TestTrigger, TriggerTest
+
+READ_AT_ONCE = 200
+MAX_READ, MAX_FOUND = 5000, 200
+
+
+class TriggerPreviews:
+    """Tests triggers. `test` runs outside units of work."""
+
+    def __init__(
+        self,
+        work: Work,
+        types: TriggerTypeRegistry,
+        times: TriggerTimes,
+        firing: TriggerFiring,
+        events: TriggerEvents,
+        slots: TriggerSlots,
+        expressions: Expressions,
+        event_types: EventTypes,
+    ) -> None:
+        self._work, self._types, self._times, self._firing = work, types, times, firing
+        self._events, self._slots, self._expressions, self._event_types = events, slots, expressions, event_types
+
+    async def test(self, trigger_id: str, asked: TestTrigger, *, by: Principal) -> TriggerTest:
+        """Return what the trigger would do."""
+        if sum(value is not msgspec.UNSET for value in (asked.payload, asked.days, asked.next)) > 1:
+            raise Invalid.at("", "not_allowed", "Give a payload, or days, or next.")
+        trigger = await self._work(lambda: find_readable_trigger(trigger_id, by), read=True)
+        if (count := asked.next) is not msgspec.UNSET:
+            return await self._work(lambda: self._next_times(trigger, count), read=True)
+        if (days := asked.days) is not msgspec.UNSET:
+            return await self._search(trigger, days)
+        return await self._fire(trigger, asked.payload if asked.payload is not msgspec.UNSET else {})
+
+    def _next_times(self, trigger: Trigger, count: int) -> TriggerTest:
+        kind = self._types.kind(trigger.type)
+        if kind is None or kind.next_time is None:
+            raise Invalid.at("/next", "not_allowed", f"A trigger of the type {trigger.type} has no times.")
+        times = next_times(kind, self._times.rule(trigger), clock.time_s(), count)
+        return TriggerTest(times=[clock.format_instant(at) for at in times])
+
+    async def _fire(self, trigger: Trigger, payload: dict[str, Any]) -> TriggerTest:
+        now = clock.now()
+        row = Fire(id=new_id(), trigger_id=trigger.id, scheduled_for=now, payload=payload, event={}, is_manual=False)
+        prepared = await self._firing.prepare(trigger, row)
+        if prepared.error is not None:
+            return TriggerTest(would="failed", error=error_text(prepared.error))
+        if prepared.outcome == "filtered":
+            return TriggerTest(would="filtered")
+        action = {"type": trigger.action["type"], **prepared.fields}
+        would = await self._work(lambda: self._outcome(trigger), read=True)
+        return TriggerTest(would=would, action=action)
+
+    def _outcome(self, trigger: Trigger) -> Any:
+        if fires_since([trigger.id], HOUR).get(trigger.id, 0) >= trigger.max_fires_per_hour:
+            return "rate_limited"
+        action = self._types.require_action(trigger.action["type"])
+        is_blocked = trigger.overlap == "skip" and bool(live_fires(trigger.id, action, mark=False))
+        return "skipped_overlap" if is_blocked else "fired"
+
+    async def _search(self, trigger: Trigger, days: int) -> TriggerTest:
+        """Find the events of the last days on which an event trigger would have fired."""
+        if trigger.type != "event":
+            raise Invalid.at("/days", "not_allowed", "Only triggers of the type event are tested with past events.")
+        found: list[TestedEvent] = []
+        after, read = await self._work(lambda: _first_seq(clock.now(-days * DAY)), read=True), 0
+        names = self._event_types.expand([trigger.config["event"]])
+        while read < MAX_READ and len(found) < MAX_FOUND:
+            batch = await self._work(functools.partial(_events_after, after, names), read=True)
+            for event in batch:
+                if await self._matches(trigger, event):
+                    found.append(TestedEvent(event_id=event.id, event=event.type, ts=event.ts))
+            if len(batch) < READ_AT_ONCE:
+                return TriggerTest(events=found[:MAX_FOUND], has_more=len(found) > MAX_FOUND)
+            after, read = batch[-1].seq, read + len(batch)
+        return TriggerTest(events=found[:MAX_FOUND], has_more=True)
+
+    async def _matches(self, trigger: Trigger, event: LoggedEvent) -> bool:
+        is_readable = await self._work(lambda: self._is_followed(trigger, event), read=True)
+        if not is_readable:
+            return False
+        row = Fire(scheduled_for=event.ts, payload=event.payload(), event=event_facts(event))
+        data = fire_data(trigger, row)
+        try:
+            for text in filters_of(trigger):
+                if not await self._expressions.evaluate(text, data, boolean=True):
+                    return False
+        except TemplateError:
+            return False
+        return True
+
+    def _is_followed(self, trigger: Trigger, event: LoggedEvent) -> bool:
+        causes = event_causes(event)
+        return self._slots.loop_reason(trigger.id, causes) is None and self._events.is_readable(trigger, event)
+
+
+def _first_seq(since: str) -> int:
+    found = event_log.select([EventRow.ts >= since], 1)
+    return found[0].seq - 1 if found else event_log.last_seq()
+
+
+def _events_after(after: int, names: list[str]) -> list[LoggedEvent]:
+    return event_log.select([EventRow.seq > after, EventRow.type.in_(names)], READ_AT_ONCE)

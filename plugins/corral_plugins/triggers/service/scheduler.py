@@ -1,0 +1,193 @@
+"""Turns due times into slots: records the slots of triggers that fire at times, and computes their next times.
+
+Each step is guarded by the next slot that it read, so any number of processes may do it at the same time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from typing import Any, NamedTuple
+
+import msgspec
+
+from corral import clock
+from corral.database.engine import Work
+from corral.database.unit import SYSTEM, UnitContext
+from corral.jobs.job import enqueue
+from corral.plugin import Settings
+from corral_core.accounts.api import TIMEZONE
+from corral_plugins.admin.api import KillSwitch
+from corral_plugins.triggers.api import TimeRule, TriggerKind
+from corral_plugins.triggers.models import IS_ENABLED, PENDING, Expectation, Fire, Trigger
+from corral_plugins.triggers.service.firing import TriggerFiring
+from corral_plugins.triggers.service.kinds import TriggerTypeRegistry
+from corral_plugins.triggers.service.slots import FIRE_JOB, TriggerSlots
+from corral_plugins.triggers.service.times import (
+    MAX_COUNTED,
+    ON_TIME_SECONDS,
+    RUN_ALL,
+    due_slots,
+    fire_time,
+)
+
+BATCH = 20  # triggers whose slots one unit of work records
+LOST_SECONDS = 15.0  # after which a new slot is fired although its job did not
+SWEPT = 50
+ENTRY = UnitContext(label="job triggers.tick", actor=SYSTEM)
+
+
+class DueTrigger(NamedTuple):
+    """A trigger with the slots that it shall record, its next slot, and the number of slots that it missed."""
+
+    row: Trigger
+    slots: list[float]
+    missed: int
+    newest_missed: float
+    next_slot: float | None
+
+
+class TriggerTimes:
+    """Computes the times of triggers."""
+
+    def __init__(self, types: TriggerTypeRegistry, settings: Settings) -> None:
+        self._types, self._settings = types, settings
+
+    @property
+    def zone(self) -> str:
+        """The time zone of the installation."""
+        return self._settings.get(TIMEZONE)
+
+    def rule(self, row: Trigger) -> TimeRule:
+        """Return the facts by which the kind of a trigger computes its times."""
+        return TimeRule(config=row.config, since=clock.parse_instant(row.since), zone=self.zone)
+
+    def kind(self, row: Trigger) -> TriggerKind | None:
+        """Return the kind of a trigger, or None if no active plugin offers it."""
+        return self._types.kind(row.type)
+
+    def next_columns(self, row: Trigger, slot: float | None) -> dict[str, Any]:
+        """Return the columns for the next slot of a trigger."""
+        if slot is None:
+            return {"next_slot_at": None, "next_fire_at": None}
+        at = fire_time(row.id, row.config, slot)
+        return {"next_slot_at": clock.format_instant(slot), "next_fire_at": clock.format_instant(at)}
+
+    def columns_from_now(self, row: Trigger) -> dict[str, Any]:
+        """Return the columns for the first slot after now. Nothing is caught up."""
+        kind = self.kind(row)
+        if kind is None or kind.next_time is None or not row.enabled:
+            return self.next_columns(row, None)
+        return self.next_columns(row, kind.next_time(self.rule(row), clock.time_s()))
+
+    def due(self, row: Trigger, now: float) -> DueTrigger:
+        """Decide which slots of a due trigger fire. May take long after a long downtime: call it in a thread."""
+        kind = self.kind(row)
+        if kind is None or kind.next_time is None:
+            return DueTrigger(row, [], 0, now, None)
+        rule, first = self.rule(row), clock.parse_instant(row.next_slot_at)
+        newest, count = due_slots(kind, rule, first, now)
+        while len(newest) > 1 and fire_time(row.id, row.config, newest[-1]) > now:  # the jitter is not over yet
+            newest, count = newest[:-1], count - 1
+        last = newest[-1]
+        is_late = now - fire_time(row.id, row.config, last) > ON_TIME_SECONDS
+        in_window = [slot for slot in newest if now - slot <= row.catch_up_window_seconds]
+        if not is_late and count == 1:
+            slots = [last]
+        elif row.catch_up == "skip":
+            slots = [] if is_late else [last]
+        else:
+            slots = in_window[-RUN_ALL:] if row.catch_up == "run_all" else in_window[-1:]
+        missed = count - len(slots)
+        skipped = [slot for slot in newest if slot not in slots]
+        newest_missed = skipped[-1] if skipped else first
+        interval_rule = msgspec.structs.replace(rule, since=last)
+        return DueTrigger(row, slots, missed, newest_missed, kind.next_time(interval_rule, last))
+
+
+class TriggerScheduler:
+    """Records due slots, and fires the pending rows that waited long enough."""
+
+    kill_switch: KillSwitch | None
+
+    def __init__(self, work: Work, times: TriggerTimes, slots: TriggerSlots, firing: TriggerFiring) -> None:
+        self._work, self._times, self._slots, self._firing = work, times, slots, firing
+
+    async def tick(self) -> None:
+        """Record the slots of all triggers whose time has come."""
+        while True:
+            rows = await self._work(self._due_triggers, entry=ENTRY, read=True)
+            if not rows:
+                return
+            now = clock.time_s()
+            due = [await asyncio.to_thread(self._times.due, row, now) for row in rows]
+            await self._work(functools.partial(self._record, due), entry=ENTRY)
+            if len(rows) < BATCH:
+                return
+
+    async def sweep(self) -> None:
+        """Fire pending rows whose wait is over, and new rows whose job was lost."""
+        ids = await self._work(_waiting_fires, entry=ENTRY, read=True)
+        for history_id in ids:
+            await self._firing.fire(history_id)
+
+    async def end_waits(self) -> None:
+        """Record the slots of absence triggers whose event did not come in time."""
+        while await self._work(self._record_absences, entry=ENTRY) == BATCH:
+            pass
+
+    def _is_held(self) -> bool:
+        return self.kill_switch is not None and self.kill_switch.state().engaged
+
+    def _due_triggers(self) -> list[Trigger]:
+        if self._is_held():
+            return []
+        due = Trigger.next_fire_at.is_null(False) & (Trigger.next_fire_at <= clock.now())
+        return list(Trigger.select().where(due & IS_ENABLED).order_by(Trigger.next_fire_at).limit(BATCH))
+
+    def _record(self, due: list[DueTrigger]) -> None:
+        ids = []
+        for row, slots, missed, newest_missed, next_slot in due:
+            unchanged = (Trigger.id == row.id) & IS_ENABLED & (Trigger.next_slot_at == row.next_slot_at)
+            last = slots[-1] if slots else newest_missed
+            since = {"since": clock.format_instant(max(last, newest_missed))}
+            changes = {**self._times.next_columns(row, next_slot), **since}
+            if not Trigger.update(changes).where(unchanged).execute():
+                continue
+            if missed:
+                self._record_missed(row, newest_missed, missed)
+            for slot in slots:
+                at = clock.format_instant(slot)
+                fire = self._slots.record(row, at, scheduled_for=at, announce=False)
+                ids += [fire.id] if fire is not None else []
+        if ids:
+            enqueue(FIRE_JOB, ids=ids)
+
+    def _record_missed(self, row: Trigger, slot: float, missed: int) -> None:
+        at = clock.format_instant(slot)
+        number = f"at least {missed}" if missed >= MAX_COUNTED - RUN_ALL else str(missed)
+        reason = f"{number} slots were missed while the scheduler was down or held."
+        self._slots.record(row, at, scheduled_for=at, status="skipped_missed", reason=reason)
+
+    def _record_absences(self) -> int:
+        now = clock.now()
+        if self._is_held():
+            return 0
+        due = Expectation.select().where(Expectation.due_at <= now).order_by(Expectation.due_at).limit(BATCH)
+        rows = list(due)
+        ids = [each.trigger_id for each in rows]
+        triggers = {row.id: row for row in Trigger.select().where(Trigger.id.in_(ids) & IS_ENABLED)}
+        for row in rows:
+            same = (Expectation.id == row.id) & (Expectation.due_at == row.due_at)
+            if not Expectation.delete().where(same).execute() or (trigger := triggers.get(row.trigger_id)) is None:
+                continue
+            event = {"expected": trigger.config["expect"], "since": row.since, "key": row.key or None}
+            self._slots.record(trigger, f"absence:{row.id}", scheduled_for=row.due_at, payload=row.payload, event=event)
+        return len(rows)
+
+
+def _waiting_fires() -> list[str]:
+    now, lost = clock.now(), clock.now(-LOST_SECONDS)
+    is_over = (Fire.due_at <= now) & (Fire.stage != "new") | (Fire.due_at <= lost)
+    found: Any = Fire.select(Fire.id).where(PENDING & (Fire.due_at <= now) & is_over)
+    return [str(row[0]) for row in found.order_by(Fire.due_at).limit(SWEPT).tuples()]

@@ -1,0 +1,71 @@
+"""Records the slots of triggers: inserts a pending row of the history, which is the lock of the slot, and a job."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from corral import clock
+from corral.ids import new_id
+from corral.jobs.job import enqueue
+from corral.plugin import Settings
+from corral_plugins.triggers.models import Fire, Trigger
+from corral_plugins.triggers.settings import MAX_CHAIN
+
+FIRE_JOB = "triggers.fire"
+
+
+class TriggerSlots:
+    """Records slots. Every method runs in the caller's unit of work."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+
+    def record(
+        self,
+        trigger: Trigger,
+        slot: str,
+        *,
+        scheduled_for: str | None = None,
+        cause: Sequence[str] = (),
+        status: str = "pending",
+        reason: str | None = None,
+        announce: bool = True,
+        **fields: Any,
+    ) -> Fire | None:
+        """Insert a row for a slot, and a job that fires it if it is pending. Return None if the slot has a row already.
+
+        Without `announce`, the caller enqueues the job. A cause that contains this trigger, or that is too long, makes
+        the row a `loop` row.
+        """
+        now = clock.now()
+        if status == "pending" and (why := self.loop_reason(trigger.id, cause)) is not None:
+            status, reason, fields["payload"], fields["event"] = "loop", why, None, None
+        row = Fire(
+            id=new_id(),
+            trigger_id=trigger.id,
+            slot=slot,
+            created_at=now,
+            scheduled_for=scheduled_for or now,
+            due_at=now,
+            status=status,
+            reason=reason,
+            cause=list(cause),
+            **fields,
+        )
+        inserted = Fire.insert(row.__data__).on_conflict_ignore().execute()
+        if not inserted or not Fire.select(Fire.id).where(Fire.id == row.id).exists():
+            return None
+        if status == "pending":
+            if announce:
+                enqueue(FIRE_JOB, ids=[row.id])
+        elif status != "duplicate":
+            Trigger.update(last_status=status).where(Trigger.id == trigger.id).execute()
+        return row
+
+    def loop_reason(self, trigger_id: str, cause: Sequence[str]) -> str | None:
+        """Return why an event with these causes must not fire a trigger, or None if it may."""
+        if trigger_id in cause:
+            return "The event was caused by this trigger."
+        most = self._settings.get(MAX_CHAIN)
+        return f"The chain of causes is longer than {most} (triggers.max_chain)." if len(cause) > most else None

@@ -1,0 +1,196 @@
+"""The kinds of triggers that fire at times, and the computation of their slots. Nothing here reads the database."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+from zoneinfo import ZoneInfo
+
+from corral import clock
+from corral.errors import FieldError
+from corral_plugins.triggers.api import TimeRule, TriggerKind
+
+MAX_COUNTED = 10_000
+"""The largest number of missed slots that is counted."""
+RUN_ALL = 10
+ON_TIME_SECONDS = 60.0
+"""A slot that is at most this late has not been missed."""
+_ALIASES = {
+    "@hourly": "0 * * * *",
+    "@daily": "0 0 * * *",
+    "@weekly": "0 0 * * 0",
+    "@monthly": "0 0 1 * *",
+}
+_WINDOWS = (60.0, 3600.0, 86_400.0, 32 * 86_400.0)
+_MOMENT = {"type": "string", "format": "date-time"}
+
+
+def cron_expression(text: str) -> str:
+    """Return the five fields of a cron expression or of an alias such as `@daily`."""
+    return _ALIASES.get(text.strip().lower(), text)
+
+
+def _moment(value: Any) -> float:
+    return datetime.fromisoformat(value).timestamp()
+
+
+def _next_cron(rule: TimeRule, after: float) -> float | None:
+    from cronsim import CronSim
+
+    config = rule.config
+    start = after
+    if config.get("start_at") is not None:
+        start = max(start, _moment(config["start_at"]) - 1e-3)
+    zone = ZoneInfo(config.get("timezone") or rule.zone)
+    local = datetime.fromtimestamp(math.floor(start), UTC).astimezone(zone)
+    try:
+        found: float = next(CronSim(cron_expression(config["expression"]), local)).timestamp()
+    except StopIteration:  # such as 30 February
+        return None
+    end = config.get("end_at")
+    return None if end is not None and found > _moment(end) else found
+
+
+def _describe_cron(config: Mapping[str, Any], zone: str) -> str:
+    from cronsim import CronSim
+
+    told = CronSim(cron_expression(config["expression"]), datetime.now(UTC)).explain()
+    return f"{told} ({config.get('timezone') or zone})"
+
+
+def _check_cron(config: Mapping[str, Any]) -> list[FieldError]:
+    from cronsim import CronSim, CronSimError
+
+    faults = []
+    expression = cron_expression(config["expression"])
+    try:
+        if len(expression.split()) != 5:
+            raise CronSimError("it needs five fields")
+        next(CronSim(expression, datetime.now(UTC)))
+    except (CronSimError, StopIteration) as error:
+        reason = "it names no existing day" if isinstance(error, StopIteration) else str(error)
+        detail = f"This is no cron expression that ever matches: {reason}."
+        faults.append(FieldError("/expression", "bad_format", detail))
+    if config.get("timezone") is not None:
+        try:
+            ZoneInfo(config["timezone"])
+        except (LookupError, ValueError, OSError):
+            faults.append(FieldError("/timezone", "bad_format", "must be a time zone, such as Europe/Berlin"))
+    return faults
+
+
+def _next_interval(rule: TimeRule, after: float) -> float | None:
+    seconds, anchor = float(rule.config["seconds"]), rule.config.get("anchor")
+    base = rule.since if anchor is None else _moment(anchor)
+    passed = math.floor((after - base) / seconds + 1e-9)
+    return base + (max(passed, 0 if anchor is None else passed) + 1) * seconds
+
+
+def _describe_interval(config: Mapping[str, Any], zone: str) -> str:
+    return f"Every {config['seconds']} seconds"
+
+
+def _next_once(rule: TimeRule, after: float) -> float | None:
+    at = _moment(rule.config["at"])
+    return at if at > after else None
+
+
+def _describe_once(config: Mapping[str, Any], zone: str) -> str:
+    return f"Once, at {config['at']}"
+
+
+def _object(required: Sequence[str], **properties: Any) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": list(required),
+        "additionalProperties": False,
+    }
+
+
+TIME_KINDS = (
+    TriggerKind(
+        type="cron",
+        title="At the times of a cron expression",
+        schema=_object(
+            ["expression"],
+            expression={"type": "string", "minLength": 1, "maxLength": 200},
+            timezone={"type": "string", "minLength": 1, "maxLength": 64},
+            start_at=_MOMENT,
+            end_at=_MOMENT,
+            jitter_seconds={"type": "integer", "minimum": 0, "maximum": 3600},
+        ),
+        example={"expression": "30 7 * * mon-fri", "timezone": "Europe/Berlin"},
+        next_time=_next_cron,
+        describe=_describe_cron,
+        check=_check_cron,
+    ),
+    TriggerKind(
+        type="interval",
+        title="At regular intervals",
+        schema=_object(["seconds"], seconds={"type": "integer", "minimum": 10, "maximum": 31_536_000}, anchor=_MOMENT),
+        example={"seconds": 3600},
+        next_time=_next_interval,
+        describe=_describe_interval,
+    ),
+    TriggerKind(
+        type="once",
+        title="Once, at a given time",
+        schema=_object(["at"], at=_MOMENT),
+        example={"at": "2999-01-01T07:00:00Z"},
+        next_time=_next_once,
+        describe=_describe_once,
+    ),
+)
+
+
+def fire_time(trigger_id: str, config: Mapping[str, Any], slot: float) -> float:
+    """Return the slot with its jitter, which is the same whenever it is computed."""
+    jitter = config.get("jitter_seconds") or 0
+    if not jitter:
+        return slot
+    seed = hashlib.sha256(f"{trigger_id}:{clock.format_instant(slot)}".encode()).digest()
+    return slot + int.from_bytes(seed[:8], "big") % (jitter * 1000 + 1) / 1000
+
+
+def next_times(kind: TriggerKind, rule: TimeRule, after: float, count: int) -> list[float]:
+    """Return the next slots after an instant, at most `count`."""
+    found: list[float] = []
+    while kind.next_time is not None and len(found) < count:
+        at = kind.next_time(rule, found[-1] if found else after)
+        if at is None:
+            break
+        found.append(at)
+    return found
+
+
+def due_slots(kind: TriggerKind, rule: TimeRule, first: float, now: float) -> tuple[list[float], int]:
+    """Return the newest slots from `first` to `now`, oldest first, and the number of all of them.
+
+    At most `RUN_ALL` slots are returned, and at most `MAX_COUNTED` are counted.
+    """
+    assert kind.next_time is not None
+    count, newest, slot = 0, [first], first
+    while slot <= now and count < MAX_COUNTED:
+        count += 1
+        newest = [*newest[-RUN_ALL + 1 :], slot] if count > 1 else [slot]
+        after = kind.next_time(rule, slot)
+        if after is None:
+            return newest, count
+        slot = after
+    if slot <= now:  # too many to count: look for the newest from the end
+        newest = next((found for width in _WINDOWS if (found := _slots_since(kind, rule, now - width, now))), newest)
+    return newest, count
+
+
+def _slots_since(kind: TriggerKind, rule: TimeRule, since: float, now: float) -> list[float]:
+    assert kind.next_time is not None
+    found: list[float] = []
+    slot = kind.next_time(rule, since)
+    while slot is not None and slot <= now:
+        found = [*found[-RUN_ALL + 1 :], slot]
+        slot = kind.next_time(rule, slot)
+    return found

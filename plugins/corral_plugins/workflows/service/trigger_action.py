@@ -1,0 +1,82 @@
+"""The action `run_workflow`, with which a trigger starts a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from corral.auth.principal import Principal
+from corral.errors import Conflict, Invalid, NotFound
+from corral_plugins.triggers.api import FireContext, TriggerAction
+from corral_plugins.workflows.api import RunRequest
+from corral_plugins.workflows.models import Run, fetch_tuples
+from corral_plugins.workflows.service.definitions import find_readable_workflow
+from corral_plugins.workflows.service.run_state import FINAL_RUN
+from corral_plugins.workflows.service.runs import RunsService
+from corral_plugins.workflows.service.step_types import object_schema
+
+Json = dict[str, Any]
+UUID = "^[0-9A-Fa-f]{8}-([0-9A-Fa-f]{4}-){3}[0-9A-Fa-f]{12}$"
+SCHEMA = object_schema(
+    {"workflow_id": {"type": "string", "pattern": UUID}, "input": {}, "context": {"type": "object"}}, "workflow_id"
+)
+
+
+class WorkflowTriggerAction:
+    """Starts runs for triggers. The service is set after the boot."""
+
+    runs: RunsService | None
+
+    def definition(self) -> TriggerAction:
+        """Return the action."""
+        return TriggerAction(
+            type="run_workflow",
+            title="Run a workflow",
+            schema=SCHEMA,
+            example={"workflow_id": "01890a5d-ac96-774b-bcce-b302099a8057", "input": {"event": "{{ event }}"}},
+            permission="workflows.run",
+            run=self.run,
+            check=self.check,
+            are_live=self.are_live,
+            cancel=self.cancel,
+        )
+
+    def check(self, caller: Principal, fields: Json) -> None:
+        """Raise `Invalid` if the workflow does not exist or cannot be run by a trigger."""
+        if "workflow_id" not in fields:
+            return
+        try:
+            workflow = find_readable_workflow(str(fields["workflow_id"]).lower(), caller)
+        except NotFound:
+            detail = "There is no workflow with this id."
+            raise Invalid.at("/workflow_id", "unknown_reference", detail, problem="unknown_reference") from None
+        if workflow.is_template:
+            raise Invalid.at("/workflow_id", "not_allowed", "A template cannot run; clone it first.")
+
+    def run(self, context: FireContext, fields: Json) -> Json:
+        """Start a run with the rights of the owner of the trigger."""
+        assert self.runs is not None
+        request = RunRequest(
+            workflow_id=fields["workflow_id"].lower(),
+            input=fields.get("input", {}),
+            context=fields.get("context", {}),
+            trigger_type="trigger",
+            trigger_id=context.trigger_id,
+            tainted=context.tainted,
+            cause_chain=context.cause_chain,
+        )
+        return {"run_id": self.runs.start_run(request, by=context.owner).id}
+
+    def are_live(self, results: Sequence[Json]) -> Sequence[bool]:
+        """Return for each started run whether it has not ended."""
+        ids = [result["run_id"] for result in results if "run_id" in result]
+        open_runs = Run.select(Run.id).where(Run.id.in_(ids) & Run.status.not_in(FINAL_RUN))
+        live = {row[0] for row in fetch_tuples(open_runs)} if ids else set()
+        return [result.get("run_id") in live for result in results]
+
+    def cancel(self, context: FireContext, result: Json) -> None:
+        """Cancel a started run."""
+        assert self.runs is not None
+        if "run_id" not in result:
+            raise Conflict("The trigger started no run.")
+        self.runs.cancel(result["run_id"], reason=f"The trigger {context.trigger_name} replaced the run.")
