@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import httpx2
 
 from corral.egress.guard import EgressBlocked
-from corral_plugins.circuit_breakers.api import judge_status
 from corral_plugins.tools.api import Json, McpEndpoint, McpFailure, McpResult, McpTool
 
 if TYPE_CHECKING:
@@ -64,9 +63,8 @@ class GuardedRelay(httpx2.AsyncBaseTransport):
             raise
         self.failure = None
         if response.status_code >= 400:
-            verdict = judge_status(response.status_code)
             detail = f"The server answered with the status {response.status_code}."
-            self.failure = McpFailure("http_status", detail, neutral=verdict == "neutral")
+            self.failure = McpFailure("http_status", detail, status=response.status_code)
         return response
 
 

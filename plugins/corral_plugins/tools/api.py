@@ -157,12 +157,12 @@ class McpResult(msgspec.Struct, frozen=True, kw_only=True):
 class McpFailure(ExpectedFailure):
     """An MCP server could not be reached, did not follow the protocol, or refused a request.
 
-    `type` is a stable identifier; `message` must not contain text of the server. `neutral` is true if the failure says
-    nothing about the health of the server.
+    `type` is a stable identifier; `message` must not contain text of the server. `status` is the status of its HTTP
+    response, if that is the failure. `neutral` is true if the failure says nothing about the health of the server.
     """
 
-    def __init__(self, type: str, message: str, *, neutral: bool = False) -> None:
-        self.type, self.message, self.neutral = type, message, neutral
+    def __init__(self, type: str, message: str, *, status: int | None = None, neutral: bool = False) -> None:
+        self.type, self.message, self.status, self.neutral = type, message, status, neutral
         super().__init__(message)
 
 

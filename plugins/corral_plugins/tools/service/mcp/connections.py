@@ -14,7 +14,7 @@ from corral.database.statement import Statement
 from corral.egress.client import Egress
 from corral.errors import Invalid
 from corral.plugin import Contributions
-from corral_plugins.circuit_breakers.api import Breakers, Verdict
+from corral_plugins.circuit_breakers.api import Breakers, Verdict, judge_status
 from corral_plugins.secrets.api import AttachedObject, Secrets
 from corral_plugins.tools.api import (
     Json,
@@ -167,6 +167,8 @@ def parse_headers(value: str) -> dict[str, str]:
 
 def _judge(outcome: Any) -> Verdict:
     if isinstance(outcome, McpFailure):
+        if outcome.status is not None:
+            return judge_status(outcome.status)
         return "neutral" if outcome.neutral else "failure"
     return "failure" if isinstance(outcome, Exception) else "success"
 
