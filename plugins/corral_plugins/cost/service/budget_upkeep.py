@@ -73,7 +73,7 @@ class BudgetUpkeep:
     # -- periods and agents
 
     def create_counters(self) -> int:
-        """Create the counters that a new period lacks. Return the number of limits that were checked, at most a batch."""
+        """Create the counters that a new period lacks. Return the number of checked limits, at most a batch."""
         return self._budgets.create_counters(BATCH_ROWS)
 
     def resume_agents(self) -> None:

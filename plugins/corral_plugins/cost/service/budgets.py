@@ -122,7 +122,7 @@ class Budgets:
             self.audit.record(entry)
 
     def create_counters(self, limit: int) -> int:
-        """Create the counters that a new period lacks. Return the number of limits that were checked, at most `limit`."""
+        """Create the counters that a new period lacks. Return the number of checked limits, at most `limit`."""
         limits = self._limits.current()
         period = current_period(limits.zone)
         checked = _without_counter(limits, period)[:limit]
