@@ -61,6 +61,16 @@ tasks explain {{task}}
 tasks cancel {{blocked}}
 tasks retry {{blocked}}
 run --agent Echo "say it"
+messages send --to-agent Echo hello
+messages list
+messages read {{message}}
+messages ack {{message}}
+dead-letter list
+dead-letter show {{letter}}
+dead-letter retry {{letter}}
+dead-letter discard {{another}}
+dead-letter retry-all
+dead-letter stats
 workers list
 workers show embedded
 workers drain embedded
@@ -174,6 +184,12 @@ def test_operations_8_the_json_output_of_every_command_parses(server: ServerProc
         if "{blocked}" in line and "blocked" not in names:
             needed = admin.post("/tasks", json={"title": "needed", "available_at": "2090-01-01T00:00:00Z"}).json()["id"]
             names["blocked"] = admin.post("/tasks", json={"title": "blocked", "depends_on": [needed]}).json()["id"]
+        if "{letter}" in line and "letter" not in names:
+            for each in ("letter", "another"):
+                task_id = admin.post("/tasks", json={"title": each, "available_at": "2090-01-01T00:00:00Z"}).json()[
+                    "id"
+                ]
+                names[each] = admin.post("/dead-letter", json={"task_id": task_id}).json()["id"]
         arguments = shlex.split(line.format(**names))
         (name,) = [each for each in known if f"{line} ".startswith(f"{each} ")]
         environ = server.environ | (of_copy(server, printed) if name in ON_A_COPY else {})
@@ -184,6 +200,8 @@ def test_operations_8_the_json_output_of_every_command_parses(server: ServerProc
         printed[name] = parsed(done.stdout)
         if name == "tasks create":
             names["task"] = printed[name]["id"]
+        if name == "messages send":
+            names["message"] = printed[name]["id"]
         called.add(name)
     assert called == known - SERVERS - OWN_FORMAT - ELSEWHERE
 

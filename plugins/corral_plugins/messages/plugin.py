@@ -22,7 +22,9 @@ from corral_plugins.messages.service.messages import MessagesService
 from corral_plugins.messages.service.metrics import MessageMetrics
 from corral_plugins.messages.service.receipts import MessageReceipts
 from corral_plugins.messages.service.sending import MessageSending
+from corral_plugins.messages.service.workflow_steps import MessageSteps
 from corral_plugins.tools.api import Tool
+from corral_plugins.workflows.api import StepType
 
 if TYPE_CHECKING:
     import click
@@ -37,7 +39,7 @@ class MessagesPlugin(Plugin):
 
     name = "messages"
     requires = ("accounts", "agents")
-    wants = ("tasks", "tools")
+    wants = ("tasks", "tools", "workflows")
     permissions = (
         Permission("messages.read", "Read messages, threads, channels and inboxes", holders=(*READERS, "agent")),
         Permission("messages.write", "Send, read and acknowledge messages", holders=(*WRITERS, "agent")),
@@ -46,10 +48,12 @@ class MessagesPlugin(Plugin):
     def __init__(self, section: Any = None) -> None:
         super().__init__(section)
         self._metrics = MessageMetrics()
-        self._tools = MessageTools()
+        self._tools, self._steps = MessageTools(), MessageSteps()
 
     async def start(self, runtime: Runtime) -> None:
-        self._tools.set_implementation(runtime.service(MessageSending), runtime.service(Redactor))
+        sending, redactor = runtime.service(MessageSending), runtime.service(Redactor)
+        self._tools.set_implementation(sending, redactor)
+        self._steps.set_implementation(sending, redactor)
 
     @hookimpl
     def corral_services(self) -> Iterable[Provide]:
@@ -97,3 +101,7 @@ class MessagesPlugin(Plugin):
     @hookimpl(optionalhook=True)
     def corral_tools(self) -> Iterable[Tool]:
         return self._tools.all()
+
+    @hookimpl(optionalhook=True)
+    def corral_workflow_steps(self) -> Iterable[StepType]:
+        return self._steps.all()

@@ -81,11 +81,11 @@ def test_the_file_is_edited_and_its_comments_stay(two: Any) -> None:
 
 
 def test_a_built_in_plugin_goes_into_the_list_of_disabled_ones(corral: Any) -> None:
-    done = corral("plugins", "disable", "tasks")
-    assert "the API operations and background jobs of tasks stop" in done.err
-    assert "its commands are gone (demo, run, status, tasks)" in done.err
+    done = corral("plugins", "disable", "messages")
+    assert "the API operations and background jobs of messages stop" in done.err
+    assert "its commands are gone (messages)" in done.err
     assert "these plugins go on without it: " in done.err
-    assert corral("plugins", "enable", "tasks").status == 0
+    assert corral("plugins", "enable", "messages").status == 0
     done = corral("plugins", "disable", "llm")
     assert done.status == 0, done
     assert (corral.home / "corral.toml").read_text() == '[plugins]\ndisabled = ["llm"]\n'

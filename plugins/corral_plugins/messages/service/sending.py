@@ -13,7 +13,7 @@ import peewee
 from corral import clock
 from corral.auth.principal import Principal
 from corral.database.dialect import advisory_lock
-from corral.errors import FieldError, Forbidden, Invalid, TooMany
+from corral.errors import Forbidden, Invalid, TooMany
 from corral.ids import new_id
 from corral.plugin import Settings
 from corral_core.accounts.api import Accounts
@@ -24,6 +24,7 @@ from corral_plugins.messages.models import OPEN, ChannelRow, Message, Receipt, S
 from corral_plugins.messages.service import rows
 from corral_plugins.messages.service.metrics import MessageMetrics
 from corral_plugins.tasks.api import Tasks
+from corral_plugins.workflows.api import Workflows
 
 MAX_SUBSCRIBERS = 500
 MAX_PER_MINUTE = 600
@@ -55,6 +56,7 @@ class MessageSending:
     """Sends messages. Every method runs in the caller's unit of work."""
 
     tasks: Tasks | None
+    workflows: Workflows | None
 
     def __init__(self, settings: Settings, agents: Agents, accounts: Accounts, metrics: MessageMetrics) -> None:
         self._settings, self._agents, self._accounts, self._metrics = settings, agents, accounts, metrics
@@ -146,19 +148,15 @@ class MessageSending:
         if new.correlation is None:
             return Correlation(task_id=by.task_id)
         given = new.correlation
-        faults = [
-            FieldError(f"/correlation/{name}", "not_allowed", f"The plugin {plugin} is not available.")
-            for name, plugin in (("run_id", "workflows"), ("session_id", "collaboration"))
-            if getattr(given, name) is not None
-        ]
-        if faults:
-            raise Invalid(faults[0].detail, errors=faults)
-        if given.task_id is None:
-            return given
-        task_id = given.task_id.lower()
-        if self.tasks is None or self.tasks.find_run(task_id) is None:
+        if given.session_id is not None:
+            raise Invalid.at("/correlation/session_id", "not_allowed", "There are no collaboration sessions.")
+        task_id = given.task_id.lower() if given.task_id is not None else None
+        run_id = given.run_id.lower() if given.run_id is not None else None
+        if task_id is not None and (self.tasks is None or self.tasks.find_run(task_id) is None):
             raise _unknown_reference("/correlation/task_id", "No task has this id.")
-        return Correlation(task_id=task_id)
+        if run_id is not None and (self.workflows is None or self.workflows.find(run_id) is None):
+            raise _unknown_reference("/correlation/run_id", "No workflow run has this id.")
+        return Correlation(task_id=task_id, run_id=run_id)
 
     def _cause_of(self, by: Principal) -> tuple[str, ...] | None:
         """Return the chain of causes of the caller's task, so that triggers recognise loops through messages."""
