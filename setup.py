@@ -145,6 +145,7 @@ setup(
         # The commands of these plugins, which are imported without the plugins. A test compares them with the hook.
         "corral.commands": [
             "agents = corral_plugins.agents.commands:agents_command_group",
+            "approvals = corral_plugins.approvals.commands:approvals_command_group",
             "audit = corral_plugins.audit.command:audit_command",
             "backup = corral_core.backup.command:backup_command",
             "circuit-breakers = corral_plugins.circuit_breakers.command:circuit_breakers_command_group",

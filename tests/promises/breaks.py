@@ -272,6 +272,23 @@ BREAKS: dict[str, Break] = {
         r"assert \[\] != \[\]",
         [("corral.redact.patterns:Pattern.find", "if match else None", "if not match else None")],
     ),
+    "S17": Break(
+        "a decision does not ask whether somebody has decided before",
+        "test_s17_approvals.py",
+        r"\d+ decisions on one approval count",
+        [
+            (
+                "corral_plugins.approvals.service.decisions:ApprovalDecisions._lock_to_decide",
+                'row.status != "pending"',
+                "False",
+            ),
+            (
+                "corral_plugins.approvals.service.rows:update_if_open",
+                "& (Approval.version == row.version) & Approval.status.in_(OPEN)",
+                "",
+            ),
+        ],
+    ),
 }
 
 

@@ -6,7 +6,9 @@ import functools
 
 from corral.database.engine import Work
 from corral.database.unit import SYSTEM, UnitContext
-from corral.jobs.job import Schedule
+from corral.jobs.job import Job, Schedule
+from corral_plugins.approvals.service.opening import AUTO_APPROVE_JOB
+from corral_plugins.approvals.service.rules import AutoApproval
 from corral_plugins.approvals.service.timers import BATCH_SIZE, ApprovalTimers
 
 SWEEP = UnitContext(label="job approvals.sweep", actor=SYSTEM)
@@ -29,6 +31,12 @@ async def remind_of_open_approvals(work: Work, timers: ApprovalTimers) -> None:
         continue
 
 
+async def apply_rules(approval_id: str, rules: AutoApproval) -> None:
+    """Approve a request without a person if a rule says so."""
+    await rules.apply_rules(approval_id)
+
+
+JOBS = (Job(AUTO_APPROVE_JOB, apply_rules),)
 SCHEDULES = (
     Schedule("approvals.sweep", 15, end_overdue_approvals),
     Schedule("approvals.remind", 300, remind_of_open_approvals),

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from corral.auth.principal import READERS, WRITERS, Permission
 from corral.database.model import Model
 from corral.events.event import Event
 from corral.http.routes import Routes
-from corral.jobs.job import Schedule
+from corral.jobs.job import Job, Schedule
 from corral.plugin import Metric, Plugin, Provide, Runtime, Setting, hookimpl
 from corral_plugins.approvals import jobs, models, settings
 from corral_plugins.approvals.api import EVENTS, Approvals
@@ -21,9 +21,13 @@ from corral_plugins.approvals.service.listing import ApprovalListing
 from corral_plugins.approvals.service.metrics import ApprovalMetrics
 from corral_plugins.approvals.service.opening import ApprovalsService
 from corral_plugins.approvals.service.outcomes import ApprovalOutcomes
+from corral_plugins.approvals.service.rules import AutoApproval
 from corral_plugins.approvals.service.timers import ApprovalTimers
 from corral_plugins.approvals.service.workflow_step import ApprovalStep, ApprovalStepType
 from corral_plugins.workflows.api import StepType
+
+if TYPE_CHECKING:
+    import click
 
 PARTS = (Eligibility, ApprovalOutcomes, ApprovalListing, ApprovalDecisions, ApprovalComments, ApprovalTimers)
 
@@ -37,7 +41,7 @@ class ApprovalsPlugin(Plugin):
 
     name = "approvals"
     requires = ("accounts",)
-    wants = ("agents", "tasks", "tools", "workflows")
+    wants = ("agents", "expressions", "tasks", "tools", "workflows")
     permissions = (
         Permission("approvals.read", "Read approvals", holders=(*READERS, "agent", "worker")),
         Permission("approvals.write", "Ask for approvals and comment on them", holders=(*WRITERS, "agent", "worker")),
@@ -60,6 +64,7 @@ class ApprovalsPlugin(Plugin):
             *(Provide(part, part) for part in PARTS),
             Provide(Approvals, ApprovalsService),
             Provide(ApprovalStep, ApprovalStep),
+            Provide(AutoApproval, AutoApproval),
         ]
 
     @hookimpl
@@ -79,8 +84,18 @@ class ApprovalsPlugin(Plugin):
         return settings.ALL
 
     @hookimpl
+    def corral_jobs(self) -> Iterable[Job]:
+        return jobs.JOBS
+
+    @hookimpl
     def corral_schedules(self) -> Iterable[Schedule]:
         return jobs.SCHEDULES
+
+    @hookimpl
+    def corral_commands(self) -> Iterable[click.Command]:
+        from corral_plugins.approvals.commands import approvals_command_group
+
+        return [approvals_command_group]
 
     @hookimpl(optionalhook=True)
     def corral_workflow_steps(self) -> Iterable[StepType]:

@@ -2,7 +2,30 @@
 
 from __future__ import annotations
 
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
 from corral.plugin import Setting
+from corral.schema.fields import Id, Slug
+
+
+class AutoApproveRule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A rule that approves requests without a person.
+
+    It applies to calls of `tool` (a name, or a prefix such as `tasks.*`), to requests of the agent `agent_id`, up to
+    the risk `max_risk`, while the task has cost at most `max_cost_usd`, and if the CEL expression `when` over
+    `payload`, `agent` and `task` is true. What is left out does not restrict it.
+    """
+
+    id: Slug
+    tool: Annotated[str, Meta(min_length=1, max_length=200)] | None = None
+    agent_id: Id | None = None
+    max_risk: Literal["low", "medium"] = "low"
+    max_cost_usd: Annotated[float, Meta(ge=0, le=1_000_000_000)] | None = None
+    when: Annotated[str, Meta(min_length=1, max_length=4096)] | None = None
+
 
 DEFAULT_TTL = Setting(
     name="approvals.default_ttl_seconds",
@@ -50,4 +73,13 @@ MAX_OPEN = Setting(
     maximum=100,
     title="Maximum number of open approvals of a task",
 )
-ALL = (DEFAULT_TTL, REQUIRE_SECOND_PERSON, REQUIRE_MFA_FOR_HIGH, REJECT_COOLDOWN, REMINDER, MAX_OPEN)
+AUTO_APPROVE = Setting[list[AutoApproveRule]](
+    name="approvals.auto_approve",
+    kind=list[AutoApproveRule],
+    default=[],
+    maximum=50,
+    own_session=True,
+    title="Rules that approve requests of low or medium risk without a person",
+    description="They never apply to runs that have read untrusted content.",
+)
+ALL = (DEFAULT_TTL, REQUIRE_SECOND_PERSON, REQUIRE_MFA_FOR_HIGH, REJECT_COOLDOWN, REMINDER, MAX_OPEN, AUTO_APPROVE)

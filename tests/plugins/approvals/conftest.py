@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import pytest
@@ -16,8 +16,10 @@ class Desk(World):
 
     other: Client
 
-    async def set_up(self, make_kit: Callable[..., Awaitable[Kit]], **options: Any) -> Desk:
-        await self.build(make_kit, more=["approvals", "audit", "settings"], **options)  # type: ignore[list-item]  # names will do
+    async def set_up(
+        self, make_kit: Callable[..., Awaitable[Kit]], *, also: Sequence[str] = (), **options: Any
+    ) -> Desk:
+        await self.build(make_kit, more=["approvals", "audit", "settings", *also], **options)  # type: ignore[list-item]  # names will do
         assert self.kit.loaded("approvals").active, self.kit.loaded("approvals").reason
         self.other = await self.kit.as_user("member")
         return self

@@ -12,6 +12,7 @@ from corral import clock
 from corral.auth.principal import Principal
 from corral.errors import Conflict, FieldError, Forbidden, Invalid, NotFound, Problem
 from corral.ids import new_id
+from corral.jobs.job import enqueue
 from corral.plugin import Settings
 from corral_plugins.agents.api import AgentFacts, Agents
 from corral_plugins.approvals.api import (
@@ -29,10 +30,11 @@ from corral_plugins.approvals.models import IS_OPEN, Approval, ApproverRow
 from corral_plugins.approvals.service import rows
 from corral_plugins.approvals.service.eligibility import HIGH, Eligibility
 from corral_plugins.approvals.service.outcomes import ApprovalOutcomes
-from corral_plugins.approvals.settings import DEFAULT_TTL, MAX_OPEN, REJECT_COOLDOWN
+from corral_plugins.approvals.settings import AUTO_APPROVE, DEFAULT_TTL, MAX_OPEN, REJECT_COOLDOWN
 from corral_plugins.tasks.api import Tasks
 from corral_plugins.tools.api import Tools
 
+AUTO_APPROVE_JOB = "approvals.auto_approve"
 PAYLOAD_LIMIT, RUBRIC_LIMIT = 256 * 1024, 16 * 1024
 SHORTEST, LONGEST = 900, 2_592_000
 TERMINAL = ("completed", "failed", "cancelled")
@@ -121,6 +123,8 @@ class ApprovalsService:
             self._check_number(request)
         row = self._insert(request, sha256)
         rows.publish(ApprovalCreated, row, by.id)
+        if row.risk_rank < HIGH and self._settings.get(AUTO_APPROVE):
+            enqueue(AUTO_APPROVE_JOB, approval_id=row.id)
         return rows.facts_of(row, is_new=True)
 
     def _known(self, task_id: str, sha256: str) -> Approval | None:

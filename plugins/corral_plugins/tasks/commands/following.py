@@ -88,6 +88,9 @@ class EventPrinter:
         if waiting.get("kind") == "input":
             self.line("waiting", f"for an answer: {waiting.get('prompt') or ''}")
             self.line("", f"Answer it: corral tasks answer {task_id} ANSWER")
+        elif waiting.get("kind") == "approval":
+            self.line("waiting", "for an approval")
+            self.line("", f"Decide it: corral approvals show {waiting.get('id')}")
         else:
             self.line("waiting", f"for {waiting.get('kind', 'a person')}")
 

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from corral.cli.api_client import ApiClient, ApiClientError
-from corral.cli.output import COLOURS, print_fields
+from corral.cli.output import COLOURS, print_fields, print_table
 from corral.cli.server_connection import client_command
 from corral_plugins.tasks.commands.tasks import print_tasks
 
@@ -22,6 +22,7 @@ def status_command(client: ApiClient, *, as_json: bool) -> None:
     me = client.get("/auth/me")
     running = client.get("/tasks", status=list(RUNNING))
     waiting = client.get("/tasks", status="waiting", **({} if me["role"] == "admin" else {"created_by": me["id"]}))
+    decisions = _read_if_allowed(client, "/approvals", assigned_to="me")
     fleet, health = client.get("/workers/overview"), client.get("/health")
     kill_switch = _read_if_allowed(client, "/admin/kill-switch")
     report = {
@@ -33,6 +34,7 @@ def status_command(client: ApiClient, *, as_json: bool) -> None:
         "workers": fleet,
         "running": running,
         "waiting": waiting,
+        "approvals": decisions,
     }
     if as_json:
         click.echo(json.dumps(report, indent=2, ensure_ascii=False))
@@ -52,6 +54,10 @@ def status_command(client: ApiClient, *, as_json: bool) -> None:
             click.echo(f"  {click.style(check['status'], fg=COLOURS[check['status']])}  {name}: {check['detail']}")
     _print_section(client, "Running", running)
     _print_section(client, "Waiting for you", waiting)
+    if decisions is not None and decisions["items"]:
+        click.echo(f"\n{click.style('Approvals that you may decide', bold=True)} ({decisions['total']})")
+        print_table(decisions["items"], ("title", "risk", "expires_at", "id"), as_json=False)
+        click.echo("Decide one: corral approvals show ID, then approve or reject")
     if fleet["pending_approval"] and me["role"] == "admin":
         told = f"{fleet['pending_approval']} registered, but not approved: corral workers list --status pending"
         click.echo(f"\n{click.style('Workers', bold=True)}\n{told}")
@@ -70,10 +76,10 @@ def _kill_switch(state: Any) -> str | None:
     return f"engaged: {state['reason'] or 'no reason given'}; no task runs. Release it: corral kill-switch off"
 
 
-def _read_if_allowed(client: ApiClient, path: str) -> Any:
+def _read_if_allowed(client: ApiClient, path: str, **query: Any) -> Any:
     """Return what is at the path, or None if the user may not read it or its plugin is not active."""
     try:
-        return client.get(path)
+        return client.get(path, **query)
     except ApiClientError as error:
         if error.status not in (403, 404):
             raise

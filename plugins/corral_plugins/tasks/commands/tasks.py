@@ -293,6 +293,8 @@ def _waiting_for(task: Any) -> str | None:
     waiting = task["waiting_for"]
     if not waiting:
         return None
+    if waiting["kind"] == "approval":
+        return f"an approval\nDecide it: corral approvals show {waiting['id']}"
     if waiting["kind"] != "input":
         return str(waiting["kind"])
     return f"{waiting.get('prompt')}\nAnswer it: corral tasks answer {task['id']} ANSWER"

@@ -1,0 +1,216 @@
+"""`corral approvals`: decides and follows approvals from a terminal. Other commands show what waits for a decision."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, get_args
+
+import click
+
+from corral.cli.api_client import ApiClient, ApiClientError
+from corral.cli.output import print_fields, print_table
+from corral.cli.request_body import body_option, field_option, read_body
+from corral.cli.server_connection import client_command
+from corral.ids import parse_id
+from corral_plugins.approvals.api import OPEN, RISKS, Kind, Status
+
+COLUMNS = ("title", "risk", "status", "asked_by", "expires_at", "id")
+
+approval_argument = click.argument("approval")
+note_option = click.option("--note", help="what the requester reads")
+
+
+@click.group("approvals")
+def approvals_command_group() -> None:
+    """Decide what agents, workflows and people ask for. APPROVAL is an id or a title."""
+
+
+@approvals_command_group.command("list")
+@click.option("--status", type=click.Choice([*get_args(Status), "all"]), multiple=True, help="only these; repeatable")
+@click.option("--mine", is_flag=True, help="list only approvals that you may decide")
+@click.option("--type", "kind", type=click.Choice(get_args(Kind)), help="list only approvals of this type")
+@click.option("--risk", type=click.Choice(RISKS), multiple=True, help="list only approvals of this risk; repeatable")
+@click.option("--limit", type=click.IntRange(1, 200), default=50, show_default=True, help="maximum number of approvals")
+@client_command
+def list_approvals(
+    client: ApiClient,
+    *,
+    status: tuple[str, ...],
+    mine: bool,
+    kind: str | None,
+    risk: tuple[str, ...],
+    limit: int,
+    as_json: bool,
+) -> None:
+    """List pending approvals, most urgent first."""
+    query: dict[str, Any] = {"limit": limit, "status": list(status), "risk": list(risk)}
+    query |= {"assigned_to": "me"} if mine else {}
+    query |= {"type": kind} if kind is not None else {}
+    found = client.get("/approvals", **{name: value for name, value in query.items() if value})
+    print_approvals(found["items"], as_json=as_json)
+
+
+def print_approvals(items: list[Any], *, as_json: bool = False) -> None:
+    """Print approvals as a table."""
+    print_table(
+        items,
+        COLUMNS,
+        as_json=as_json,
+        empty="No approvals.",
+        colour_of="status",
+        computed={"asked_by": _requester},
+    )
+
+
+@approvals_command_group.command("show")
+@approval_argument
+@client_command
+def show_approval(client: ApiClient, *, approval: str, as_json: bool) -> None:
+    """Show what is asked for, by whom, and what was decided."""
+    found = _find(client, approval)
+    held = found["tool_call"] or {}
+    shown = {
+        "title": found["title"],
+        "id": found["id"],
+        "status": found["status"],
+        "risk": found["risk"],
+        "asked by": _requester(found),
+        "tool": held.get("tool"),
+        "target": held.get("target"),
+        "untrusted sources": held.get("taint_sources"),
+        "description": found["description"],
+        "payload": _json(found["payload"]),
+        "edited payload": _json(found["edited_payload"]) if found["edited_payload"] is not None else None,
+        "payload hash": found["payload_sha256"],
+        "task": found["task_id"],
+        "workflow run": found["run_id"],
+        "approvals": f"{found['approvals']} of {found['required']}",
+        "you may decide": "yes" if found["can_decide"] else None,
+        "expires": found["expires_at"],
+        "decisions": "\n".join(map(_decision_text, found["decisions"])),
+        "note": found["outcome_note"],
+        "execution": (found["execution"] or {}).get("status"),
+        "comments": "\n".join(f"{each['author']['type']}: {each['body']}" for each in found["comments"]),
+    }
+    print_fields(found, shown, as_json=as_json)
+
+
+@approvals_command_group.command("ask")
+@click.argument("title")
+@body_option
+@field_option
+@client_command
+def ask_for_approval(
+    client: ApiClient, *, title: str, input_path: Path | None, fields: tuple[str, ...], as_json: bool
+) -> None:
+    """Ask people for an approval. Set its fields with -f, for example -f risk=high -f 'payload:={"amount": 5}'."""
+    made = client.post("/approvals", {**read_body(input_path, fields), "title": title})
+    text = f"Asked: {made['title']} ({made['id']}). It expires at {made['expires_at']}."
+    click.echo(_json(made) if as_json else text)
+
+
+@approvals_command_group.command("approve")
+@approval_argument
+@note_option
+@click.option("--edit", metavar="JSON", help="approve this payload instead of what is asked")
+@client_command
+def approve_request(client: ApiClient, *, approval: str, note: str | None, edit: str | None, as_json: bool) -> None:
+    """Approve exactly what the approval shows now, or an edited payload."""
+    found = _find(client, approval)
+    body: dict[str, Any] = {"payload_sha256": found["payload_sha256"], **({"note": note} if note else {})}
+    if edit is not None:
+        try:
+            body["edited_payload"] = json.loads(edit)
+        except ValueError as error:
+            raise click.UsageError(f"--edit must be JSON: {error}") from None
+    _act(client, found["id"], "approve", body, as_json=as_json)
+
+
+@approvals_command_group.command("reject")
+@approval_argument
+@note_option
+@client_command
+def reject_request(client: ApiClient, *, approval: str, note: str | None, as_json: bool) -> None:
+    """Reject what is asked. The requester goes on and reads the note."""
+    _act(client, _find(client, approval)["id"], "reject", {"note": note} if note else {}, as_json=as_json)
+
+
+@approvals_command_group.command("request-revision")
+@approval_argument
+@click.option("--note", required=True, help="what the requester should change")
+@client_command
+def request_revision(client: ApiClient, *, approval: str, note: str, as_json: bool) -> None:
+    """Ask the requester to change what is asked."""
+    _act(client, _find(client, approval)["id"], "request-revision", {"note": note}, as_json=as_json)
+
+
+@approvals_command_group.command("revise")
+@approval_argument
+@click.argument("payload", metavar="JSON")
+@client_command
+def revise_request(client: ApiClient, *, approval: str, payload: str, as_json: bool) -> None:
+    """Change what you ask for. Earlier decisions are void."""
+    try:
+        body = {"payload": json.loads(payload)}
+    except ValueError as error:
+        raise click.UsageError(f"the payload must be JSON: {error}") from None
+    _act(client, _find(client, approval)["id"], "revise", body, as_json=as_json)
+
+
+@approvals_command_group.command("cancel")
+@approval_argument
+@click.option("--reason", help="why it is not needed any more")
+@client_command
+def cancel_request(client: ApiClient, *, approval: str, reason: str | None, as_json: bool) -> None:
+    """Cancel a request that nobody has decided."""
+    _act(client, _find(client, approval)["id"], "cancel", {"reason": reason} if reason else {}, as_json=as_json)
+
+
+@approvals_command_group.command("comment")
+@approval_argument
+@click.argument("text")
+@client_command
+def comment_on_approval(client: ApiClient, *, approval: str, text: str, as_json: bool) -> None:
+    """Comment on an approval. The requester reads it at once."""
+    made = client.post(f"/approvals/{_find(client, approval)['id']}/comments", {"body": text})
+    click.echo(_json(made) if as_json else "The requester reads the comment.")
+
+
+def _find(client: ApiClient, approval: str) -> dict[str, Any]:
+    """Return the approval with this id, or the open one with this title."""
+    if parse_id(approval) is not None:
+        return dict(client.get(f"/approvals/{approval}"))
+    wanted = approval.strip().casefold()
+    found = [each for each in client.pages("/approvals", status=list(OPEN)) if each["title"].casefold() == wanted]
+    if not found:
+        raise ApiClientError(
+            f"there is no open approval with the title {approval}; corral approvals list shows all", 404
+        )
+    if len(found) > 1:
+        ids = ", ".join(each["id"] for each in found)
+        raise ApiClientError(f"{len(found)} approvals have the title {approval}; give the id instead: {ids}")
+    return dict(client.get(f"/approvals/{found[0]['id']}"))
+
+
+def _act(client: ApiClient, approval_id: str, action: str, body: dict[str, Any], *, as_json: bool) -> None:
+    changed = client.post(f"/approvals/{approval_id}/{action}", body)
+    if as_json:
+        click.echo(_json(changed))
+        return
+    count = f" ({changed['approvals']} of {changed['required']} approvals)" if changed["status"] == "pending" else ""
+    click.echo(f"{changed['title']} ({changed['id']}) is {changed['status']}{count}.")
+
+
+def _requester(approval: Any) -> str:
+    asked = approval["requested_by"]
+    return f"{asked['type']} {asked['id']}"
+
+
+def _decision_text(decision: Any) -> str:
+    note = f": {decision['note']}" if decision["note"] else ""
+    return f"{decision['decision']} by {decision['user_id']} at {decision['at']}{note}"
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False)
