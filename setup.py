@@ -169,6 +169,7 @@ setup(
             "whoami = corral_core.accounts.session_commands:whoami_command",
             "worker = corral_plugins.workers.node.command:worker_command",
             "workers = corral_plugins.workers.commands:workers_command_group",
+            "workflows = corral_plugins.workflows.commands:workflows_command_group",
         ],
         # The name equals the module, or pytest registers it twice.
         "pytest11": [

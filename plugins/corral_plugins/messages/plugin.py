@@ -13,7 +13,6 @@ from corral.http.routes import Routes
 from corral.jobs.job import Schedule
 from corral.plugin import Metric, Plugin, Provide, Runtime, Setting, hookimpl
 from corral.redact.redactor import Redactor
-from corral_plugins.agents.api import Agents
 from corral_plugins.messages import jobs, models, routes, settings
 from corral_plugins.messages.api import EVENTS, Messages
 from corral_plugins.messages.service.agent_tools import MessageTools
@@ -51,14 +50,12 @@ class MessagesPlugin(Plugin):
     def __init__(self, section: Any = None) -> None:
         super().__init__(section)
         self._metrics = MessageMetrics()
-        self._tools, self._steps = MessageTools(), MessageSteps()
-        self._trigger_action = MessageTriggerAction()
+        self._tools, self._steps, self._trigger_action = MessageTools(), MessageSteps(), MessageTriggerAction()
 
     async def start(self, runtime: Runtime) -> None:
         sending, redactor = runtime.service(MessageSending), runtime.service(Redactor)
-        self._tools.set_implementation(sending, redactor)
-        self._trigger_action.set_services(sending, runtime.service(Agents), redactor)
-        self._steps.set_implementation(sending, redactor)
+        for part in (self._tools, self._steps, self._trigger_action):
+            part.set_implementation(sending, redactor)
 
     @hookimpl
     def corral_services(self) -> Iterable[Provide]:

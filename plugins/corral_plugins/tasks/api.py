@@ -14,7 +14,7 @@ from msgspec import UNSET, Meta, UnsetType
 from corral.auth.principal import Principal
 from corral.errors import FieldError, Invalid, declare_codes
 from corral.events.event import Event
-from corral.schema.fields import Id, MomentIn, Slug, Tags, line
+from corral.schema.fields import Id, Instant, MomentIn, Slug, Tags, line
 
 declare_codes(
     {
@@ -218,7 +218,10 @@ class LeaseState(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LeaseFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """The task, attempt, agent, worker and requester of a lease. `is_live` is false after the lease has ended."""
+    """The task, attempt, agent, worker and requester of a lease, and the workflow run that the task belongs to.
+
+    `is_live` is false after the lease has ended.
+    """
 
     task_id: str
     lease_id: str
@@ -227,6 +230,7 @@ class LeaseFacts(msgspec.Struct, frozen=True, kw_only=True):
     worker_id: str
     requester_id: str | None
     is_live: bool
+    workflow_run_id: str | None = None
 
 
 class LiveAttempt(msgspec.Struct, frozen=True, kw_only=True):
@@ -282,11 +286,13 @@ class ClaimResponse(msgspec.Struct, frozen=True, kw_only=True):
     """The response to a claim.
 
     `reason` is `ok` if tasks were leased. Otherwise, it states why no task was leased: `none`, `at_capacity`,
-    `draining`, `budget_exhausted` or `kill_switch`.
+    `draining`, `budget_exhausted` or `kill_switch`. If open circuit breakers stop agents, `retry_at` is the
+    time from which a claim may lease tasks to them.
     """
 
     tasks: list[Claim]
     reason: str
+    retry_at: Instant | UnsetType = UNSET
 
 
 class Run(msgspec.Struct, frozen=True, kw_only=True):

@@ -415,7 +415,17 @@ _add_partial_index(
 _add_partial_index(Task, "deadlines", Task.deadline_key, where="deadline_key < '9999' AND finished_at IS NULL")
 _add_partial_index(Task, "leased", Task.created_by, where="lease_id IS NOT NULL")
 _add_partial_index(Task, "waiting", Task.status, Task.waiting_kind, Task.waiting_until, where="status = 'waiting'")
-_add_partial_index(Task, "agent", Task.agent_id, Task.created_at, Task.id, where="agent_id IS NOT NULL")
+# The status and the priority are for the statistics, which would otherwise read every task of an agent.
+_add_partial_index(
+    Task,
+    "agent",
+    Task.agent_id,
+    Task.created_at,
+    Task.id,
+    Task.status,
+    Task.priority,
+    where="agent_id IS NOT NULL",
+)
 _add_partial_index(Task, "requester", Task.created_by, Task.created_at, Task.id, where="created_by IS NOT NULL")
 _add_partial_index(Task, "worker", Task.worker_id, Task.created_at, Task.id, where="worker_id IS NOT NULL")
 _add_partial_index(Task, "parent", Task.parent_task_id, Task.created_at, where="parent_task_id IS NOT NULL")

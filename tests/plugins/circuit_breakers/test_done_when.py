@@ -5,6 +5,7 @@ Criteria 2, 3 and 5 are in `test_processes.py`, criterion 7 in `test_administrat
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
@@ -112,9 +113,10 @@ async def test_circuit_breakers_6_tasks_wait_without_losing_an_attempt(kit: Kit,
     await lease.ok("release", {"reason": "circuit_open"})
     task = await world.read(task_id)
     assert (task["status"], task["attempt"], task["available_at"]) == ("pending", 0, retry_at)
-    assert await world.worker.claim_all() == []  # the other task is not claimed either
-    for each in (task_id, other_id):
-        explained = (await world.member.get(f"/tasks/{each}/explain")).json()
+    claimed = (await world.worker.client.post(f"/workers/{world.worker.id}/claim", {})).json()
+    assert claimed == {"tasks": [], "reason": "none", "retry_at": retry_at}  # the other task is not claimed either
+    for waiting_id in (task_id, other_id):
+        explained = (await world.member.get(f"/tasks/{waiting_id}/explain")).json()
         unmet = {condition["code"]: condition for condition in explained["conditions"] if not condition["ok"]}
         assert "corral circuit-breakers show llm:up" in unmet["circuit"]["unblock"]
         assert explained["claimable"] is False
@@ -128,3 +130,16 @@ async def test_circuit_breakers_6_tasks_wait_without_losing_an_attempt(kit: Kit,
         await each.ok("complete", {"result": {}})
         ended = await world.read(each.task_id)
         assert (ended["status"], ended["attempt"]) == ("completed", 1)
+
+
+@pytest.mark.one_engine
+async def test_a_waiting_claim_wakes_when_the_breaker_may_admit_a_call(kit: Kit, upstream: Any) -> None:  # noqa: F811
+    world = await World().build(kit)
+    await world.admin.post("/circuit-breakers", {"name": "llm:up", "wait_open_seconds": 1})
+    upstream.otherwise = up.refuses(500)
+    while (await ask(world.admin)).code != "circuit_open":
+        pass
+    await world.task()
+    await kit.service(BreakersService).sync()
+    async with asyncio.timeout(10):  # no event tells that the second is over
+        assert len(await world.worker.claim_all(wait_seconds=20)) == 1

@@ -1,7 +1,7 @@
 """The promises of tasks. The 11th is in `test_large_table.py`.
 
 Waiting for parts that come later: 4 (approvals; waiting for input is tested in `test_life.py`), the dead letter of 6
-(dead_letter), the codes `circuit` and `budget_*` of 7 (circuit_breakers, budgets), 8 (redis).
+(dead_letter), 8 (redis). The codes `budget_*` of 7 are tested in tests/plugins/llm/test_budgets.py.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import pytest
 from tests.plugins.tasks.conftest import Lease, Machine, World
 
 from corral import clock
+from corral_plugins.circuit_breakers.service.breakers import BreakersService
 from corral_plugins.workers.service.liveness import WorkerSweeps
 
 
@@ -129,6 +130,12 @@ class Situation:
         answer = await self.world.admin.post("/admin/kill-switch", body)
         assert answer.status == 200, answer
 
+    async def force(self, state: str) -> None:
+        """Force the circuit breaker of the only provider open, or close it."""
+        answer = await self.world.admin.post(f"/circuit-breakers/llm:scripted/force-{state}", {})
+        assert answer.status == 200, answer
+        await self.world.kit.service(BreakersService).sync()
+
     async def silence(self) -> None:
         clock.travel(60)
         await self.world.kit.kernel.container.get(WorkerSweeps).sweep_silent_workers()
@@ -169,6 +176,7 @@ CONDITIONS: dict[str, tuple[Step, str, Step]] = {
         "agent_capacity",
         lambda it: it.end_another(),
     ),
+    "open breaker": (lambda it: it.force("open"), "circuit", lambda it: it.force("close")),
     "kill switch": (lambda it: it.kill(engaged=True), "kill_switch", lambda it: it.kill(engaged=False)),
 }
 
@@ -196,7 +204,7 @@ async def _claimed_within_a_second(worker: Machine, task_id: str, cure: Callable
 
 @pytest.fixture
 async def situation(make_kit: Any) -> Situation:
-    plugins = ("admin", "agents", "cost", "llm", "tasks", "workers")
+    plugins = ("admin", "agents", "circuit_breakers", "cost", "llm", "tasks", "workers")
     world = await World().build(await make_kit(plugins=plugins))
     await world.member.delete(f"/agents/{world.agent_id}")
     await world.admin.delete(f"/admin/workers/{world.worker.id}")

@@ -46,3 +46,7 @@ async def test_a_stranger_does_not_hide_that_the_approved_worker_is_offline(make
     clock.travel(100)
     await world.kit.kernel.container.get(WorkerSweeps).sweep_silent_workers()
     assert await false(world, await world.task(agent_id=world.agent_id)) == ["worker_online"]
+
+
+async def test_a_role_that_no_agent_has(world: Any) -> None:
+    assert await false(world, await world.task(agent_role="nobody")) == ["agent_exists"]

@@ -7,11 +7,24 @@ providers reject calls. Claims and explanations apply the same rule.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
+
+from msgspec import UNSET, UnsetType
 
 from corral_plugins.agents.api import AgentFacts
 from corral_plugins.llm.api import LLM, AgentModel
 
 ModelKey = tuple[str | None, str | None, tuple[str, ...]]
+
+
+class ServedAgents(NamedTuple):
+    """Agents with a model that can be called now.
+
+    If open circuit breakers stop other agents, `retry_at` is the instant at which one of them may admit a call again.
+    """
+
+    agents: list[AgentFacts]
+    retry_at: str | UnsetType
 
 
 class AgentModels:
@@ -28,16 +41,26 @@ class AgentModels:
             return f"{agent.llm_provider or 'default'}/{agent.llm_model or 'default'}"
         return _models_of(self.llm, _key_of(agent))[0].name
 
-    def served(self, agents: Sequence[AgentFacts]) -> list[AgentFacts]:
+    def served(self, agents: Sequence[AgentFacts]) -> ServedAgents:
         """Return those of the agents that have a model which the gateway can call and whose breaker admits a call.
 
         The gateway is asked once for each different configuration, because many agents use the same model.
         """
         if self.llm is None:
-            return list(agents)
+            return ServedAgents(list(agents), UNSET)
         llm, keys = self.llm, [_key_of(agent) for agent in agents]
-        served = {key: any(_is_callable(model) for model in _models_of(llm, key)) for key in set(keys)}
-        return [agent for agent, key in zip(agents, keys, strict=True) if served[key]]
+        models = {key: _models_of(llm, key) for key in set(keys)}
+        served = {key: any(map(_is_callable, found)) for key, found in models.items()}
+        blocked = [
+            model.blocked_until
+            for key, found in models.items()
+            if not served[key]
+            for model in found
+            if model.problem is None and model.blocked_until is not None
+        ]
+        return ServedAgents(
+            [agent for agent, key in zip(agents, keys, strict=True) if served[key]], min(blocked) if blocked else UNSET
+        )
 
     def first_usable(self, agent: AgentFacts) -> AgentModel | None:
         """Return the first model of the agent that the gateway can call, or else its first model.

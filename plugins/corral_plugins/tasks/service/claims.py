@@ -30,7 +30,7 @@ from corral_plugins.tasks import settings as declared
 from corral_plugins.tasks.api import Claim, ClaimResponse, TaskAssigned
 from corral_plugins.tasks.models import Attempt, Task, TaskRow
 from corral_plugins.tasks.service import rows, statistics
-from corral_plugins.tasks.service.agent_models import AgentModels
+from corral_plugins.tasks.service.agent_models import AgentModels, ServedAgents
 from corral_plugins.tasks.service.claim_budgets import ClaimBudgets, ClaimPlan, cost_limit_of
 from corral_plugins.tasks.service.claim_payloads import ClaimPayloads
 from corral_plugins.tasks.service.rows import TASK_COLUMNS
@@ -251,9 +251,9 @@ class TaskClaims:
         free = worker.max_agents - worker.active_leases
         if not worker.can_claim or free <= 0:
             return ClaimResponse(tasks=[], reason="at_capacity" if worker.can_claim else "none")
-        agents = self._agents_for(worker, agent_ids)
+        agents, retry_at = self._agents_for(worker, agent_ids)
         if not agents:
-            return ClaimResponse(tasks=[], reason="none")
+            return ClaimResponse(tasks=[], reason="none", retry_at=retry_at)
         claims: list[Claim] = []
         counted, plan = statistics.save_deltas(), self._budgets.plan()
         try:
@@ -263,7 +263,7 @@ class TaskClaims:
             statistics.restore_deltas(counted)
             if tries > 1:
                 return self.claim(worker_id, max_tasks=max_tasks, agent_ids=agent_ids, tries=tries - 1)
-        return ClaimResponse(tasks=claims, reason="ok" if claims else plan.reason)
+        return ClaimResponse(tasks=claims, reason="ok" if claims else plan.reason, retry_at=retry_at)
 
     def claimable(self, worker_id: str, *, limit: int) -> list[str]:
         """Return the ids of the tasks that a claim would lease now, in claim order.
@@ -275,10 +275,10 @@ class TaskClaims:
             raise NotFound()
         if not worker.can_claim or self._is_kill_switch_engaged():
             return []
-        agents = self._agents_for(worker, None)
+        agents = self._agents_for(worker, None).agents
         return first_task_ids(queues_for_agents(agents, worker, self.tools), limit=limit) if agents else []
 
-    def _agents_for(self, worker: WorkerFacts, agent_ids: Sequence[str] | None) -> list[AgentFacts]:
+    def _agents_for(self, worker: WorkerFacts, agent_ids: Sequence[str] | None) -> ServedAgents:
         """Return the agents that this worker may serve now and whose model the gateway can call."""
         eligible = self._agents.eligible_agents(
             worker_id=worker.id, group=worker.group, labels=worker.labels, agent_ids=agent_ids

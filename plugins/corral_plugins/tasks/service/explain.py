@@ -180,7 +180,7 @@ class TaskExplanations:
         able = [each for each in started if includes_tools(each.enabled_tools, tools)]
         if not able:
             return [], [_tools_unmet(tools, "None of the started agents may use", "NAME", tools, "/agents")]
-        served = self._models.served(able)
+        served = self._models.served(able).agents
         if not served:
             return [], [self._no_model(able)]
         fitting = [each for each in served if any(matches_selector(each, worker) for worker in fleet)] or served

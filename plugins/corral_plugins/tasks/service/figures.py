@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -16,7 +16,7 @@ from corral.database.dialect import milliseconds_between
 from corral.database.statement import Statement
 from corral_plugins.tasks.models import PRIORITIES, STATUSES, Task
 from corral_plugins.tasks.service import rows, statistics
-from corral_plugins.tasks.service.filters import FEW, without_index
+from corral_plugins.tasks.service.filters import FEW, as_it_is, without_index
 from corral_plugins.tasks.service.statistics import HOUR_FIELDS
 from corral_plugins.tasks.shapes import TaskStats, TaskStatsQuery
 
@@ -49,19 +49,23 @@ def read_stats(query: TaskStatsQuery) -> TaskStats:
         waiting, day, oldest = _WAITING.rows({}), statistics.sums_of_last_day(), statistics.oldest_pending_ms()
         return task_stats(by_status, by_priority, dict(waiting), day=day, oldest=oldest)
     since = None if isinstance(query.since, msgspec.UnsetType) else clock.from_datetime(query.since)
-    where = [] if since is None else [Task.created_at >= since]
-    if isinstance(query.agent_id, str):
-        agent_id = query.agent_id.lower()
-        by_status, by_priority = _counts_of_agent([Task.agent_id == agent_id, *where])
-        column = without_index(Task.agent_id) if by_status.total() > FEW else Task.agent_id
-        where = [column == agent_id, *where]
-    else:
+    agent_id = query.agent_id.lower() if isinstance(query.agent_id, str) else None
+
+    def conditions(column: Callable[[peewee.Field], Any]) -> list[Any]:
+        of_agent = [] if agent_id is None else [column(Task.agent_id) == agent_id]
+        return of_agent if since is None else [*of_agent, column(Task.created_at) >= since]
+
+    if agent_id is None:
         by_status, by_priority = _counts_since(since or "")
+    else:
+        by_status, by_priority = _counts_of_agent(conditions(as_it_is))
+    is_few = by_status.total() <= FEW
+    where = conditions(as_it_is if is_few else without_index)
     waits = Task.select(Task.waiting_kind, peewee.fn.COUNT(Task.id)).where(peewee.SQL("status = 'waiting'"), *where)
     waiting = rows.fetch_tuples(waits.group_by(Task.waiting_kind))
-    first = rows.fetch_tuples(Task.select(peewee.fn.MIN(Task.queued_at)).where(rows.PENDING, *where))[0][0]
-    oldest = None if first is None else clock.elapsed_ms(first, clock.now())
-    return task_stats(by_status, by_priority, dict(waiting), day=_sampled_sums(where), oldest=oldest)
+    oldest = _oldest_ms(where, is_few=is_few) if by_status["pending"] else None
+    day = _sampled_sums(where, is_few=is_few)
+    return task_stats(by_status, by_priority, dict(waiting), day=day, oldest=oldest)
 
 
 def task_stats(
@@ -110,16 +114,33 @@ def _count_each(statement: Statement, values: Iterable[Any], since: str) -> Coun
     return Counter({value: (statement.one({"value": value, "since": since}) or (0,))[0] for value in values})
 
 
-def _sampled_sums(where: list[Any]) -> Counter[str]:
+def _oldest_ms(where: list[Any], *, is_few: bool) -> int:
+    """Return how long the oldest pending task that matches the conditions `where` has been waiting for a worker.
+
+    Of few matching tasks all are read. Of many, some are near the beginning of the index of what waits.
+    """
+    if is_few:
+        queries = [Task.select(peewee.fn.MIN(Task.queued_at)).where(rows.PENDING, *where)]
+    else:
+        waiting = Task.select(Task.queued_at).where(rows.PENDING, peewee.SQL("queue IS NOT NULL"), *where)
+        each = [waiting.where(Task.rank == rank, Task.priority == priority) for rank, priority in statistics.RANKS]
+        queries = [query.order_by(Task.queued_at).limit(1) for query in each]
+    first = min((at for query in queries for (at,) in rows.fetch_tuples(query) if at is not None), default=None)
+    return 0 if first is None else clock.elapsed_ms(first, clock.now())
+
+
+def _sampled_sums(where: list[Any], *, is_few: bool) -> Counter[str]:
     """Return the sums that `sums_of_last_day` returns, but only for tasks that match the conditions `where`.
 
     The sums are computed from the last start and end of each task: of the tasks that ended last, and of those that have
-    started and not ended.
+    started and not ended. Of few matching tasks all are read; otherwise, the engine would read everything that ended in
+    search of them.
     """
     began = statistics.start_of_last_day()
     columns = (Task.status, Task.queued_at, Task.started_at, Task.finished_at)
-    ended = peewee.SQL("finished_at IS NOT NULL") & (Task.finished_at >= began)
-    newest = Task.select(*columns).where(ended, *where).order_by(Task.finished_at.desc()).limit(SAMPLE)
+    ended_at = without_index(Task.finished_at) if is_few else Task.finished_at
+    ended = peewee.SQL("finished_at IS NOT NULL") & (ended_at >= began)
+    newest = Task.select(*columns).where(ended, *where).order_by(ended_at.desc()).limit(SAMPLE)
     open_ones = Task.status.in_(("running", "waiting", "cancelling")) & (Task.started_at >= began)
     running = Task.select(*columns).where(open_ones, *where).limit(SAMPLE)
     done, failed = [f"status = '{status}'" for status in ("completed", "failed")]

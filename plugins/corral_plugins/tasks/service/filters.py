@@ -41,7 +41,7 @@ def conditions(query: TaskQuery, *, matches: int | None = None) -> list[Any]:
     and skips the tasks that do not match. SQLite would always do the former, for the whole table if need be.
     """
     is_long = matches is not None and matches > FEW
-    column = without_index if is_long and query.sort != "created" else _as_it_is
+    column = without_index if is_long and query.sort != "created" else as_it_is
     where = [_equals_any(column(Task.status), sorted(each)) for each in _statuses(query)]
     if isinstance(query.priority, list):
         where.append(_equals_any(column(Task.priority), [PRIORITIES.index(name) for name in query.priority]))
@@ -87,7 +87,7 @@ def _equals_any(column: Any, values: Sequence[Any]) -> Any:
     return column == values[0] if len(values) == 1 else column.in_(list(values))
 
 
-def _as_it_is(field: peewee.Field) -> Any:
+def as_it_is(field: peewee.Field) -> Any:
     return field
 
 

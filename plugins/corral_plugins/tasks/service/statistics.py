@@ -73,6 +73,8 @@ _HOURS = Statement(
         .tuples()
     )
 )
+RANKS = tuple((rank, priority) for priority in range(len(PRIORITIES)) for rank in range(priority, len(PRIORITIES) + 1))
+"""The ranks and priorities that a pending task can have, as `(rank, priority)`."""
 _OLDEST = Statement(
     lambda p: (
         Task.select(Task.queued_at, Task.id)
@@ -206,8 +208,7 @@ def sums_of_last_day() -> Counter[str]:
 
 def oldest_pending() -> tuple[str, str] | None:
     """Return when the oldest pending task was queued, and its id, or None if no pending task is in a queue."""
-    pairs = ((rank, priority) for priority in range(len(PRIORITIES)) for rank in range(priority, len(PRIORITIES) + 1))
-    found = [_OLDEST.one({"rank": rank, "priority": priority}) for rank, priority in pairs]
+    found = [_OLDEST.one({"rank": rank, "priority": priority}) for rank, priority in RANKS]
     return min(((row[0], row[1]) for row in found if row is not None), default=None)
 
 

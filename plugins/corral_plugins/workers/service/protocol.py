@@ -95,7 +95,8 @@ class WorkerProtocol:
         if not answer.tasks and wanted.wait_seconds and clock.time_s() < wanted.until:
             # A worker that is at capacity or draining must try again only when one of its own leases changes.
             is_blocked = answer.reason in ("at_capacity", "draining")
-            return Wait((worker_id, *(SIGNAL_TOPICS if is_blocked else CLAIM_TOPICS)), wanted.until)
+            until = wanted.until if answer.retry_at is UNSET else clock.parse_instant(answer.retry_at)
+            return Wait((worker_id, *(SIGNAL_TOPICS if is_blocked else CLAIM_TOPICS)), min(until, wanted.until))
         seconds = time.perf_counter() - began
         after_commit(lambda: self._metrics.count_claim(answer.reason, seconds))
         return answer
