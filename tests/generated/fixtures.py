@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from importlib.metadata import distribution
 from typing import Any
 
 import pytest
 from tests.generated.world import CONFIG, World
+from tests.plugins.tools.mcp_servers import InMemoryMcp, described, mcp_plugin
+
+# Every plugin of Corral's own, and one that reaches an MCP server, without which none could be added.
+PLUGINS = [
+    *sorted(each.name for each in distribution("corral").entry_points if each.group == "corral.plugins"),
+    mcp_plugin(InMemoryMcp(default=[described("sample")])),
+]
 
 
 @pytest.fixture
@@ -14,7 +22,7 @@ async def make_world(make_kit: Callable[..., Any]) -> Callable[..., Awaitable[Wo
     """`world = await make_world(**options of make_kernel)`."""
 
     async def make(**options: Any) -> World:
-        return await World().build(await make_kit(**{"config": CONFIG, **options}))
+        return await World().build(await make_kit(**{"config": CONFIG, "plugins": PLUGINS, **options}))
 
     return make
 

@@ -72,6 +72,8 @@ def asked(operation: Operation, names: Names) -> tuple[str, Any]:
 
 
 def _filled(value: Any, names: Names) -> Any:
+    if isinstance(value, list):
+        return [_filled(each, names) for each in value]
     return names[value[1:-1]] if isinstance(value, str) and value.startswith("{") else value
 
 
@@ -156,6 +158,20 @@ async def tool_call(world: World, owner: Client) -> Names:
 @resource("/tools/{name}", "managed", bodies={"POST /tools/{name}/check": {"agent_id": "{agent_id}"}})
 async def tool(world: World, owner: Client) -> Names:
     return {"name": "tasks.get", "agent_id": (await agent(world, owner))["id"]}
+
+
+@resource(
+    "/tools/mcp-servers/{name}",
+    "admin",
+    bodies={
+        "POST /tools/mcp-servers": {"name": "sample", "url": "http://1.1.1.1/mcp"},
+        "POST /tools/mcp-servers/{name}/accept": {"definition_sha256": ["{sha256}"]},
+    },
+)
+async def mcp_server(world: World, owner: Client) -> Names:
+    body = {"name": name("server"), "url": "http://1.1.1.1/mcp"}
+    made = await world.ok(world.admin, "POST", "/tools/mcp-servers", body)
+    return {"name": made["name"], "sha256": made["tools"][0]["definition_sha256"]}
 
 
 # -- messages

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import functools
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, cast
 
 from quart import Quart
 from quart import Response as QuartResponse
@@ -59,18 +59,17 @@ class Application:
         kernel.container.get(ServedRoutes).routes = [endpoint.route for endpoint in self.endpoints]
         self.pipeline = Pipeline(kernel, self._router, self.endpoints)
         self.app = quart_application(self.pipeline, self.endpoints, kernel.config.server)
+        kernel.container.get(ServedRoutes).app = self.app
         sockets = {prefix + path: each for path, each in self.sockets.items() for prefix in ("", API_PREFIX)}
-        connection: Any = websocket_handler(self.pipeline, sockets)
-        self.app.asgi_websocket_class = connection
+        self.app.asgi_websocket_class = cast("Any", websocket_handler(self.pipeline, sockets))
 
     def _add_routes(self, loaded: PluginRecord) -> None:
         kernel, container = self.kernel, self.kernel.container
         routes = [route for group in loaded.contributed.routes for route in group]
-        permissions = container.get(Permissions)
         endpoints: list[Endpoint] = []
         for route in routes:
             route.plugin = loaded.name
-            _check_route(route, permissions)
+            _check_route(route, container.get(Permissions))
             endpoints.append(
                 Endpoint(route, container, loaded, kernel.guards.wrap_route(loaded, route.label, route.handler))
             )

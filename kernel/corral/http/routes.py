@@ -161,9 +161,13 @@ class Routes:
 
 
 class ServedRoutes:
-    """The routes that the application serves, for plugins that describe the API. The application sets `routes`."""
+    """The routes that the application serves, for plugins that describe the API, and the ASGI application itself.
+
+    Requests to `app` pass the whole pipeline, like those of other clients. The application sets both attributes.
+    """
 
     routes: Sequence[Route] = ()
+    app: Any = None
 
 
 class SocketConnection(Protocol):

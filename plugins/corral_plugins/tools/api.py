@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import msgspec
 
 from corral.auth.principal import Principal
 from corral.database.engine import Work
 from corral.errors import ExpectedFailure, declare_codes
-from corral.events.event import Event
+from corral.events.event import Event, SystemAlert
+
+if TYPE_CHECKING:
+    import httpx2
 
 declare_codes(
     {
@@ -115,6 +118,67 @@ class Tool(msgspec.Struct, frozen=True, kw_only=True):
     sees: Callable[[ToolContext, Json], bool] | None = None
     admits: Callable[[Mapping[str, Any], Json], bool] | None = None
     trusts: Callable[[Mapping[str, Any], Json], bool] | None = None
+
+
+class McpEndpoint(msgspec.Struct, frozen=True, kw_only=True):
+    """An MCP server that is reached over HTTP.
+
+    `http` is the only HTTP client through which the server may be reached: its connections pass the egress guard. It
+    has no time limit of its own, because the caller sets one. `headers` are sent with every request.
+    """
+
+    name: str
+    url: str
+    headers: Mapping[str, str]
+    http: httpx2.AsyncClient
+
+    def __repr__(self) -> str:  # hides the headers, which contain credentials
+        return f"<McpEndpoint {self.name}>"
+
+
+class McpTool(msgspec.Struct, frozen=True, kw_only=True):
+    """A tool as an MCP server describes it. All of it is untrusted text."""
+
+    name: str
+    title: str = ""
+    description: str = ""
+    schema: Json
+    output_schema: Json | None = None
+
+
+class McpResult(msgspec.Struct, frozen=True, kw_only=True):
+    """The result of a tool of an MCP server. `content` contains the content blocks of the protocol as JSON."""
+
+    content: Sequence[Json] = ()
+    structured: Any = None
+    is_error: bool = False
+
+
+class McpFailure(ExpectedFailure):
+    """An MCP server could not be reached, did not follow the protocol, or refused a request.
+
+    `type` is a stable identifier; `message` must not contain text of the server. `status` is the status of its HTTP
+    response, if that is the failure. `neutral` is true if the failure says nothing about the health of the server.
+    """
+
+    def __init__(self, type: str, message: str, *, status: int | None = None, neutral: bool = False) -> None:
+        self.type, self.message, self.status, self.neutral = type, message, status, neutral
+        super().__init__(message)
+
+
+class McpClient(Protocol):
+    """Speaks the Model Context Protocol with servers. A plugin contributes it with the `corral_mcp_clients` hook.
+
+    Both methods raise `McpFailure` for everything that goes wrong.
+    """
+
+    async def list_tools(self, endpoint: McpEndpoint) -> Sequence[McpTool]:
+        """Connect to a server and return all of its tools."""
+        ...
+
+    async def call_tool(self, endpoint: McpEndpoint, tool: str, arguments: Json) -> McpResult:
+        """Connect to a server and call one of its tools."""
+        ...
 
 
 class ClaimTool(msgspec.Struct, frozen=True, kw_only=True):
@@ -232,3 +296,10 @@ class ToolCalled(Event, kw_only=True):
     decision: str
     status: str
     duration_ms: int | None
+
+
+class McpChanged(SystemAlert, kw_only=True):
+    """Alerts admins that an MCP server changed or added tools, which agents cannot use until an admin accepts them."""
+
+    server: str
+    tools: list[str]

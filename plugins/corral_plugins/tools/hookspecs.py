@@ -1,4 +1,4 @@
-"""The hook specification of the `tools` plugin."""
+"""The hook specifications of the `tools` plugin."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import pluggy
 
-from corral_plugins.tools.api import Tool
+from corral_plugins.tools.api import McpClient, Tool
 
 hookspec = pluggy.HookspecMarker("corral")
 
@@ -16,4 +16,13 @@ def corral_tools() -> Iterable[Tool]:  # type: ignore[empty-body]
     """Contribute tools for agents.
 
     The name of a tool must contain a dot. If another tool already has the same name, the tool is ignored.
+    """
+
+
+@hookspec
+def corral_mcp_clients() -> Iterable[McpClient]:  # type: ignore[empty-body]
+    """Contribute the client with which the `tools` plugin reaches MCP servers.
+
+    The client of the plugin whose name comes first in alphabetical order is used. Without one, no MCP server can be
+    added.
     """

@@ -10,6 +10,7 @@ from corral.plugin import Settings
 from corral_plugins.tools.service import call_store
 from corral_plugins.tools.service.calls import CallHistory
 from corral_plugins.tools.service.held_calls import HeldCalls
+from corral_plugins.tools.service.mcp.refresh import McpRefresh
 from corral_plugins.tools.settings import CALL_RETENTION_DAYS
 
 REAP = UnitContext(label="job tools.reap", actor=SYSTEM)
@@ -57,4 +58,13 @@ def delete_calls(task_id: str) -> None:
         enqueue("tools.delete_calls", task_id=task_id)
 
 
-SCHEDULES = (Schedule("tools.reap", 15, reap_calls), Schedule("tools.prune", 86_400, delete_old_calls))
+async def refresh_mcp_servers(refresh: McpRefresh) -> None:
+    """List the tools of all enabled MCP servers, and tell admins what changed."""
+    await refresh.refresh_all(UnitContext(label="job tools.refresh_mcp", actor=SYSTEM))
+
+
+SCHEDULES = (
+    Schedule("tools.reap", 15, reap_calls),
+    Schedule("tools.refresh_mcp", 3600, refresh_mcp_servers),
+    Schedule("tools.prune", 86_400, delete_old_calls),
+)

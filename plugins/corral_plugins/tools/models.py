@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import peewee
 
-from corral.database.model import SHARED, IdField, InstantField, JSONField, Model
+from corral.database.model import ADMIN, SHARED, IdField, InstantField, JSONField, Model
 from corral.database.sealed_columns import SealedField
 
 
@@ -93,4 +93,52 @@ ToolCallRow.add_index(
     ToolCallRow.index(ToolCallRow.approval_id, name="tools_calls_held", where=peewee.SQL("status = 'pending_approval'"))
 )
 
-TABLES: tuple[type[Model], ...] = (ToolRow, ToolCallRow)
+
+class McpServerRow(Model):
+    """An MCP server that is reached over HTTP.
+
+    `last_error` is why the tools could not be listed at the last try, or null. `listed_at` is when they were last
+    listed. `headers_secret` is the name of the secret that is sent to the server.
+    """
+
+    name = peewee.CharField(max_length=64, primary_key=True)
+    version = peewee.IntegerField()
+    url = peewee.TextField()
+    headers_secret = peewee.CharField(max_length=200, null=True)
+    enabled = peewee.BooleanField(default=True)
+    last_error = peewee.TextField(null=True)
+    listed_at = InstantField(null=True)
+    ignored_tools = JSONField()
+    created_at = InstantField()
+    updated_at = InstantField()
+
+    visibility = ADMIN
+
+    class Meta:
+        table_name = "tools_mcp_servers"
+
+
+class McpToolRow(Model):
+    """A tool of an MCP server, as the server last described it.
+
+    `remote_name` is the name at the server. `definition_sha256` is the hash of the description; agents may call the
+    tool only while it equals `accepted_sha256`, the hash of the description that an admin accepted. `is_listed` is
+    false while the server does not list the tool.
+    """
+
+    name = peewee.CharField(max_length=200, primary_key=True)
+    server = peewee.CharField(max_length=64)
+    remote_name = peewee.CharField(max_length=128)
+    definition = JSONField()
+    definition_sha256 = peewee.CharField(max_length=64)
+    accepted_sha256 = peewee.CharField(max_length=64, null=True)
+    is_listed = peewee.BooleanField(default=True)
+
+    visibility = ADMIN
+
+    class Meta:
+        table_name = "tools_mcp_tools"
+        indexes = ((("server", "name"), False),)
+
+
+TABLES: tuple[type[Model], ...] = (ToolRow, ToolCallRow, McpServerRow, McpToolRow)

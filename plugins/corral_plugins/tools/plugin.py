@@ -23,12 +23,18 @@ from corral_plugins.tools.service.held_calls import JOB, HeldCalls
 from corral_plugins.tools.service.held_results import HeldResults
 from corral_plugins.tools.service.http_tools import HeaderSecrets, HostBreakers, HttpTools
 from corral_plugins.tools.service.listing import ToolListing
+from corral_plugins.tools.service.mcp.connections import McpConnections
+from corral_plugins.tools.service.mcp.refresh import McpRefresh
+from corral_plugins.tools.service.mcp.servers import McpServers
 from corral_plugins.tools.service.metrics import DECISIONS, ToolMetrics
 from corral_plugins.tools.service.permits import ToolPermits
 from corral_plugins.tools.service.registry import ToolRegistry
 from corral_plugins.tools.service.tools import ToolsService
 
 SERVICES = (
+    McpConnections,
+    McpRefresh,
+    McpServers,
     ToolRegistry,
     ContextBuilder,
     HeldResults,
@@ -57,7 +63,7 @@ class ToolsPlugin(Plugin):
         Permission("tools.read", "View tools and their calls", holders=(*READERS, "agent")),
         Permission("tools.use_external", "Let agents fetch from and send to external systems", holders=WRITERS),
         Permission("tools.use_dangerous", "Let agents run code, shells and remote machines", holders=WRITERS),
-        Permission("tools.manage", "Change the policies, risks and configuration of tools"),
+        Permission("tools.manage", "Change the policies, risks and configuration of tools, and manage MCP servers"),
         Permission("tools.act", "Call tools under a lease", holders=("worker", "agent")),
     )
 
@@ -65,13 +71,15 @@ class ToolsPlugin(Plugin):
         super().__init__(section)
         self._metrics, self._http_tools = ToolMetrics(), HttpTools()
         self._executions: ToolExecutions | None = None
+        self._mcp: McpConnections | None = None
         self._asks_when_tainted: Callable[[], bool] = lambda: True
 
     async def start(self, runtime: Runtime) -> None:
         declared: Settings = runtime.service(Settings)
         self._asks_when_tainted = lambda: declared.get(settings.TAINT_ENABLED)
-        breakers = runtime.service(HostBreakers)
+        breakers, self._mcp = runtime.service(HostBreakers), runtime.service(McpConnections)
         breakers.declare()
+        self._mcp.declare_breakers()
         self._http_tools.set_services(runtime.service(Egress), runtime.service(HeaderSecrets), breakers)
         self._executions = runtime.service(ToolExecutions)
         registry = runtime.service(ToolRegistry)
@@ -82,6 +90,8 @@ class ToolsPlugin(Plugin):
         if self._executions is not None:
             await self._executions.stop_running()
         await self._http_tools.close()
+        if self._mcp is not None:
+            await self._mcp.close()
 
     @hookimpl
     def corral_services(self) -> Iterable[Provide]:
@@ -101,7 +111,7 @@ class ToolsPlugin(Plugin):
 
     @hookimpl
     def corral_routes(self) -> Iterable[Routes]:
-        return [routes.registry, routes.all_calls, routes.lease]
+        return [routes.registry, routes.mcp, routes.all_calls, routes.lease]
 
     @hookimpl
     def corral_models(self) -> Iterable[type[Model]]:

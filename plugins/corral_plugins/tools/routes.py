@@ -1,18 +1,28 @@
-"""HTTP routes of the `tools` plugin: the tool registry, tool calls under a lease, and the stored tool calls."""
+"""HTTP routes of the `tools` plugin: tools, MCP servers, tool calls under a lease, and the stored tool calls."""
 
 from __future__ import annotations
 
 from corral import clock
 from corral.auth.principal import Principal
+from corral.database.engine import Work
+from corral.egress.client import Egress
 from corral.http.answers import Answer, IfMatch, Request, Wait
 from corral.http.page import Page, PageQuery
 from corral.http.routes import Routes
 from corral_plugins.tools.service.calls import CallHistory, ToolCalls
 from corral_plugins.tools.service.listing import ToolListing
+from corral_plugins.tools.service.mcp.connections import McpConnections
+from corral_plugins.tools.service.mcp.refresh import McpRefresh
+from corral_plugins.tools.service.mcp.servers import McpServers
 from corral_plugins.tools.service.permits import ToolPermits
 from corral_plugins.tools.shapes import (
     ENDED,
+    AcceptedDefinitions,
     CallCheckResult,
+    McpServerItem,
+    McpServerPatch,
+    McpServerView,
+    NewMcpServer,
     NewToolCall,
     ToolAgentQuery,
     ToolCallQuery,
@@ -28,8 +38,11 @@ from corral_plugins.tools.shapes import (
 READ, ACT, MANAGE = "tools.read", "tools.act", "tools.manage"
 CALL_SECONDS = 660.0  # a tool takes up to 600 s
 LEASE = ("lease_lost", "invalid_state")
+MCP_SECONDS = 60.0
+MCP_CHANGES = ("url_blocked", "unknown_reference", "plugin_disabled", "insufficient_scope", "vault_sealed")
 
 registry = Routes("/tools", tag="Tools")
+mcp = Routes("/tools/mcp-servers", tag="Tools")
 all_calls = Routes("", tag="Tools")
 lease = Routes("/tasks", tag="Worker")
 
@@ -56,6 +69,93 @@ def change_tool(name: str, body: ToolPatch, listing: ToolListing, caller: Princi
 def check_tool(name: str, body: UncheckedToolCall, calls: ToolCalls, caller: Principal) -> CallCheckResult:
     """Check whether a tool call would be allowed, without running the tool."""
     return calls.check_call(name, body, by=caller)
+
+
+@mcp.get("/", needs=MANAGE)
+def list_mcp_servers(query: PageQuery, servers: McpServers, caller: Principal) -> Page[McpServerItem]:
+    """List MCP servers by name."""
+    return servers.list_servers(query, caller)
+
+
+@mcp.post("/", needs=MANAGE, status=201, seconds=MCP_SECONDS, raises=("duplicate", *MCP_CHANGES))
+async def create_mcp_server(
+    body: NewMcpServer,
+    servers: McpServers,
+    connections: McpConnections,
+    refresh: McpRefresh,
+    egress: Egress,
+    work: Work,
+    caller: Principal,
+    request: Request,
+) -> Answer[McpServerView]:
+    """Add an MCP server and list its tools, which agents can use once an admin has accepted their definitions."""
+    connections.refuse_without_client()
+    warnings = await egress.check_saved_url(body.url, pointer="/url")
+    entry = request.unit_context(caller)
+    await work(lambda: servers.create(body, by=caller), entry=entry)
+    if body.enabled:
+        await refresh.refresh_server(body.name, entry)
+    view = await work(lambda: servers.get(body.name, warnings), read=True)
+    return Answer(body=view, headers={"Location": f"/api/v1/tools/mcp-servers/{view.name}"})
+
+
+@mcp.get("/{name}", needs=MANAGE, live=True)
+def get_mcp_server(name: str, servers: McpServers) -> McpServerView:
+    """Get an MCP server with its tools."""
+    return servers.get(name)
+
+
+@mcp.put(
+    "/{name}",
+    needs=MANAGE,
+    seconds=MCP_SECONDS,
+    raises=("precondition_failed", "overloaded", "reauth_required", *MCP_CHANGES),
+)
+async def update_mcp_server(
+    name: str,
+    body: McpServerPatch,
+    match: IfMatch,
+    servers: McpServers,
+    refresh: McpRefresh,
+    egress: Egress,
+    work: Work,
+    caller: Principal,
+    request: Request,
+) -> McpServerView:
+    """Change an MCP server. Absent fields keep their values.
+
+    A new `url` with the stored `headers_secret` requires re-authentication, or an API key with the scope
+    `secrets.reveal`.
+    """
+    await work(lambda: servers.get(name), read=True)
+    warnings = await egress.check_saved_url(body.url, pointer="/url") if isinstance(body.url, str) else []
+    entry = request.unit_context(caller)
+    if await work(lambda: servers.update(name, body, match, by=caller), entry=entry):
+        await refresh.refresh_server(name, entry)
+    return await work(lambda: servers.get(name, warnings), read=True)
+
+
+@mcp.delete("/{name}", needs=MANAGE, raises=("precondition_failed",))
+def delete_mcp_server(name: str, servers: McpServers, match: IfMatch) -> None:
+    """Delete an MCP server and its tools."""
+    servers.delete(name, match)
+
+
+@mcp.post("/{name}/refresh", needs=MANAGE, seconds=MCP_SECONDS)
+async def refresh_mcp_server(
+    name: str, servers: McpServers, refresh: McpRefresh, work: Work, caller: Principal, request: Request
+) -> McpServerView:
+    """List the tools of an MCP server now. The `status` in the response tells whether this succeeded."""
+    await work(lambda: servers.get(name), read=True)
+    await refresh.refresh_server(name, request.unit_context(caller))
+    return await work(lambda: servers.get(name), read=True)
+
+
+@mcp.post("/{name}/accept", needs=MANAGE, raises=("unknown_reference",))
+def accept_mcp_tools(name: str, body: AcceptedDefinitions, servers: McpServers) -> McpServerView:
+    """Accept the definitions of tools by their hashes, so that agents may use these tools."""
+    servers.accept(name, body)
+    return servers.get(name)
 
 
 @all_calls.get("/tool-calls", needs=READ, raises=("invalid_cursor",))

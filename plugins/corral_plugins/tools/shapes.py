@@ -11,7 +11,7 @@ from msgspec import UNSET, Meta, UnsetType
 from corral import clock
 from corral.errors import FieldError
 from corral.http.page import PageQuery
-from corral.schema.fields import IDENTIFIER, Id, Instant, MomentIn
+from corral.schema.fields import IDENTIFIER, Id, Instant, MomentIn, line
 from corral_plugins.tools.api import RunLocation, ToolPolicy, ToolRisk
 
 Decision = Literal["allowed", "asked", "denied"]
@@ -25,6 +25,7 @@ class ToolView(msgspec.Struct, kw_only=True):
     """A tool.
 
     `policy` is the policy of the tool for the requested agent. `workers` lists the online workers that offer the tool.
+    `accepted` is false while an admin has to accept what an MCP server changed or added; agents cannot use it then.
     """
 
     name: str
@@ -44,6 +45,7 @@ class ToolView(msgspec.Struct, kw_only=True):
     config: dict[str, Any]
     config_schema: dict[str, Any] | None
     definition_sha256: str
+    accepted: bool
     policy: ToolPolicy | None
     workers: list[str]
 
@@ -187,3 +189,116 @@ class CallCheckResult(msgspec.Struct, kw_only=True):
     decision: Decision
     reasons: list[str]
     errors: list[FieldError]
+
+
+McpName = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}(?![\s\S])"), IDENTIFIER]
+McpUrl = Annotated[str, Meta(min_length=1, max_length=8192)]
+McpStatus = Literal["ok", "changed", "down"]
+OverriddenTool = Annotated[str, Meta(pattern=r"^[a-z0-9_-]{1,128}(?![\s\S])")]
+Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}(?![\s\S])")]
+
+
+class ToolOverride(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """What an admin sets for a tool of an MCP server. `risk` of null is `external`."""
+
+    risk: ToolRisk | None = None
+    enabled: bool = True
+
+
+ToolOverrides = Annotated[dict[OverriddenTool, ToolOverride], Meta(max_length=200)]
+
+
+class NewMcpServer(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """An MCP server that Corral reaches over HTTP.
+
+    `headers_secret` is the name of a secret: a token, which is sent as `Authorization: Bearer …`, or a JSON object with
+    headers. `tool_overrides` maps the last part of the name of a tool to the risk and state that an admin sets.
+    """
+
+    name: McpName
+    url: McpUrl
+    transport: Literal["http"] = "http"
+    headers_secret: Annotated[str, line(200)] | None = None
+    enabled: bool = True
+    tool_overrides: ToolOverrides = {}
+
+
+class McpServerPatch(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Changes to an MCP server. Absent fields keep their values; `tool_overrides` replaces all overrides."""
+
+    url: McpUrl | UnsetType = UNSET
+    transport: Literal["http"] | UnsetType = UNSET
+    headers_secret: Annotated[str, line(200)] | UnsetType | None = UNSET
+    enabled: bool | UnsetType = UNSET
+    tool_overrides: ToolOverrides | UnsetType = UNSET
+
+
+class AcceptedDefinitions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """The definitions of tools that an admin accepts, by their current hashes."""
+
+    definition_sha256: Annotated[list[Sha256], Meta(min_length=1, max_length=200)]
+
+
+class McpToolItem(msgspec.Struct, kw_only=True):
+    """A tool of an MCP server in a list. Agents cannot use a tool whose `status` is `changed`."""
+
+    name: str
+    status: Literal["ok", "changed"]
+
+
+class McpToolView(McpToolItem, kw_only=True):
+    """A tool as the MCP server describes it.
+
+    `remote_name` is the name at the server. The title, the description and the schemas are untrusted text.
+    `accepted_sha256` is the hash of the definition that an admin accepted.
+    """
+
+    remote_name: str
+    title: str
+    description: str
+    schema: dict[str, Any]
+    output_schema: dict[str, Any] | None
+    definition_sha256: str
+    accepted_sha256: str | None
+
+
+class McpServerItem(msgspec.Struct, kw_only=True):
+    """An MCP server in a list.
+
+    `status` is `down` if the tools could not be listed at the last try, else `changed` if an admin has to accept tools.
+    """
+
+    name: str
+    version: int
+    transport: Literal["http"]
+    url: str
+    enabled: bool
+    status: McpStatus
+    last_error: str | None
+    tools: list[McpToolItem]
+    listed_at: Instant | None
+    created_at: Instant
+
+
+class McpServerView(msgspec.Struct, kw_only=True):
+    """An MCP server with its tools.
+
+    `status` is `down` if the tools could not be listed at the last try, else `changed` if an admin has to accept tools.
+    `ignored_tools` names the tools that Corral cannot offer, because of their names or schemas or their number.
+    """
+
+    name: str
+    version: int
+    transport: Literal["http"]
+    url: str
+    headers_secret: str | None
+    enabled: bool
+    tool_overrides: dict[str, ToolOverride]
+    tools: list[McpToolView]
+    ignored_tools: list[str]
+    status: McpStatus
+    last_error: str | None
+    listed_at: Instant | None
+    created_at: Instant
+    updated_at: Instant
+    warnings: list[str] | UnsetType = UNSET

@@ -30,6 +30,7 @@ GOOD: dict[str, Any] = {
 FAULT = (FieldError("/arguments/x", "required", "this field is required"),)
 ORDER: list[tuple[str, dict[str, Any]]] = [
     ("disabled", {"enabled": False}),
+    ("changed", {"accepted": False}),
     ("not_enabled", {"enabled_tools": ["another.tool"]}),
     ("not_allowed_for_task", {"allowed_tools": []}),
     ("requester_lacks_permission", {"permissions": frozenset({"a.write"})}),

@@ -40,6 +40,7 @@ RISK_PERMISSION: Mapping[ToolRisk, str] = {"external": "tools.use_external", "da
 SENTENCES = {
     "unknown_tool": "The tool does not exist.",
     "disabled": "The tool is disabled.",
+    "changed": "The MCP server changed or added this tool. An admin must accept it first.",
     "not_enabled": "The agent may not use this tool.",
     "not_allowed_for_task": "The task does not allow this tool.",
     "requester_lacks_permission": "The requester of the task does not have the required permission.",
@@ -77,6 +78,7 @@ class DecisionContext(msgspec.Struct, frozen=True, kw_only=True):
     tool: str
     risk: ToolRisk | None = None
     enabled: bool = True
+    accepted: bool = True  # an admin has accepted the definition that an MCP server gives of the tool
     enabled_tools: Sequence[str] = ()
     allowed_tools: Sequence[str] | None = None
     requester_is_active: bool = True
@@ -168,6 +170,7 @@ def rule_of(policy: Mapping[str, Any], tool: str) -> ToolPolicyRule:
 
 _RULES: tuple[tuple[str, Callable[[DecisionContext, ToolPolicy], bool]], ...] = (
     ("disabled", lambda context, policy: not context.enabled),
+    ("changed", lambda context, policy: not context.accepted),
     ("not_enabled", lambda context, policy: not includes_tools(context.enabled_tools, [context.tool])),
     (
         "not_allowed_for_task",
@@ -256,6 +259,7 @@ class ContextBuilder:
             tool=name,
             risk=tool.risk,
             enabled=tool.overrides.enabled,
+            accepted=tool.accepted,
             enabled_tools=agent.enabled_tools if agent is not None else (),
             allowed_tools=subject.allowed_tools,
             requester_is_active=caller is not None,
@@ -380,8 +384,8 @@ def schema_faults(tool: RegisteredTool, arguments: Any) -> list[FieldError]:
     if not isinstance(arguments, dict):
         return [FieldError("/arguments", "wrong_type", "must be an object")]
     schema = tool.definition.schema
-    if tool.source == "worker" and not _is_safe_schema(msgspec.json.encode(schema)):
-        return []  # the worker must check the arguments itself
+    if tool.is_foreign and not _is_safe_schema(msgspec.json.encode(schema)):
+        return []  # the worker or the MCP server must check the arguments itself
     found = _call_guarded(tool.definition, lambda: json_schema_errors(schema, arguments, pointer_prefix="/arguments"))
     if found is FAILED:
         return [
@@ -409,7 +413,7 @@ def _allows_arguments(tool: RegisteredTool, rule: ToolPolicyRule, arguments: Any
 
 @functools.lru_cache(maxsize=512)
 def _is_safe_schema(schema: bytes) -> bool:
-    """Return whether it is safe for the server to validate arguments with a schema that a worker supplied.
+    """Return whether it is safe to validate arguments with a schema that a worker or an MCP server supplied.
 
     The schema must be valid and small, and must not contain regular expressions.
     """

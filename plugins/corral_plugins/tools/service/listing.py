@@ -92,7 +92,7 @@ class ToolListing:
     @staticmethod
     def _check_patch(tool: RegisteredTool, patch: ToolPatch) -> None:
         is_lowered = isinstance(patch.risk, str) and RISKS.index(patch.risk) < RISKS.index(tool.definition.risk)
-        if is_lowered and tool.source != "worker":
+        if is_lowered and not tool.is_foreign:
             detail = f"The risk of this tool is {tool.definition.risk} and can only be raised."
             raise Invalid.at("/risk", "not_allowed", detail)
         if isinstance(patch.config, dict):
@@ -124,7 +124,7 @@ def tool_view(tool: RegisteredTool, agent: AgentFacts | None) -> ToolView:
     """
     policy = None
     if agent is not None:
-        is_usable = tool.overrides.enabled and includes_tools(agent.enabled_tools, [tool.name])
+        is_usable = tool.overrides.enabled and tool.accepted and includes_tools(agent.enabled_tools, [tool.name])
         policy = (rule_of(agent.tool_policy, tool.name).policy or tool.default_policy) if is_usable else "deny"
     defined: dict[str, Any] = {name: getattr(tool.definition, name) for name in DEFINED}
     return ToolView(
@@ -137,6 +137,7 @@ def tool_view(tool: RegisteredTool, agent: AgentFacts | None) -> ToolView:
         timeout_seconds=tool.timeout_seconds,
         config=dict(tool.config),
         definition_sha256=tool.definition_sha256,
+        accepted=tool.accepted,
         policy=policy,
         workers=list(tool.workers),
     )

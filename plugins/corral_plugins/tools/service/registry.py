@@ -1,6 +1,7 @@
 """The registry of all tools.
 
-Tools come from plugins (the `corral_tools` hook) and from workers. Admins can override some values of a tool.
+Tools come from plugins (the `corral_tools` hook), from MCP servers and from workers. Admins can override some values of
+a tool.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ import msgspec
 from corral.database.statement import Statement
 from corral.plugin import Contributions, Settings
 from corral_plugins.tools.api import RISK_POLICY, RISKS, Tool, ToolPolicy, ToolRisk
-from corral_plugins.tools.models import ToolRow
+from corral_plugins.tools.models import McpServerRow, McpToolRow, ToolRow
+from corral_plugins.tools.service.mcp.connections import McpConnections
+from corral_plugins.tools.service.mcp.definitions import PREFIX, McpDefinition, registry_tool
 from corral_plugins.tools.settings import TIMEOUT_SECONDS
 from corral_plugins.workers.api import Workers, WorkerTool
 
@@ -30,6 +33,29 @@ FIELDS = ("name", "version", "enabled", "default_policy", "risk", "timeout_secon
 
 _ROW = Statement(lambda p: ToolRow.select(*_override_columns()).where(ToolRow.name == p("name")).tuples())
 _ROWS = Statement(lambda p: ToolRow.select(*_override_columns()).order_by(ToolRow.name).tuples())
+_MCP_TOOL = Statement(lambda p: _mcp_tools().where(McpToolRow.name == p("name")).tuples())
+_MCP_TOOLS = Statement(lambda p: _mcp_tools().order_by(McpToolRow.name).tuples())
+_MCP_USABLE = Statement(
+    lambda p: (
+        McpToolRow.select(McpToolRow.name)
+        .join(McpServerRow, on=(McpServerRow.name == McpToolRow.server))
+        .where(
+            (McpServerRow.enabled == True)  # noqa: E712
+            & (McpToolRow.is_listed == True)  # noqa: E712
+            & (McpToolRow.accepted_sha256 == McpToolRow.definition_sha256)
+        )
+        .tuples()
+    )
+)
+
+
+def _mcp_tools() -> Any:
+    columns = (McpToolRow.name, McpToolRow.server, McpToolRow.remote_name, McpToolRow.definition)
+    hashes = (McpToolRow.definition_sha256, McpToolRow.accepted_sha256)
+    joined = McpToolRow.select(*columns, *hashes, McpServerRow.enabled).join(
+        McpServerRow, on=(McpServerRow.name == McpToolRow.server)
+    )
+    return joined.where(McpToolRow.is_listed == True)  # noqa: E712
 
 
 def _override_columns() -> list[Any]:
@@ -52,13 +78,17 @@ NO_OVERRIDES = ToolOverrides()
 
 
 class RegisteredTool(msgspec.Struct, frozen=True, kw_only=True):
-    """A tool definition with the overrides of admins. `workers` lists the online workers that offer the tool."""
+    """A tool definition with the overrides of admins. `workers` lists the online workers that offer the tool.
+
+    `accepted` is false while an admin has to accept the definition that an MCP server gives of the tool.
+    """
 
     definition: Tool
-    source: str  # plugin:<name> | worker
+    source: str  # plugin:<name> | mcp:<server> | worker
     overrides: ToolOverrides
     timeout_seconds: int
     workers: tuple[str, ...] = ()
+    accepted: bool = True
 
     @property
     def name(self) -> str:
@@ -83,8 +113,18 @@ class RegisteredTool(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def definition_sha256(self) -> str:
         """A SHA-256 hash of the tool definition. The hash changes when the definition changes."""
-        content = [getattr(self.definition, name) for name in HASHED_FIELDS]
-        return hashlib.sha256(msgspec.json.encode(content, order="sorted")).hexdigest()
+        return definition_hash(self.definition)
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether the definition comes from outside: from an MCP server or from a worker."""
+        return not self.source.startswith("plugin:")
+
+
+def definition_hash(tool: Tool) -> str:
+    """Return a SHA-256 hash of a tool definition, which changes when the definition changes."""
+    content = [getattr(tool, name) for name in HASHED_FIELDS]
+    return hashlib.sha256(msgspec.json.encode(content, order="sorted")).hexdigest()
 
 
 class ToolRegistry:
@@ -92,8 +132,8 @@ class ToolRegistry:
 
     workers: Workers | None
 
-    def __init__(self, contributions: Contributions, settings: Settings) -> None:
-        self._contributions, self._settings = contributions, settings
+    def __init__(self, contributions: Contributions, settings: Settings, mcp: McpConnections) -> None:
+        self._contributions, self._settings, self._mcp = contributions, settings, mcp
 
     def contributed_tools(self) -> dict[str, tuple[Tool, str]]:
         """Return the tools of active plugins by name, each with its source.
@@ -125,10 +165,15 @@ class ToolRegistry:
     def find_tool(self, name: str, *, worker_id: str | None = None) -> RegisteredTool | None:
         """Return a tool by name, or None.
 
-        If no plugin contributes the tool, the definition comes from the given worker, or from any online worker if
-        `worker_id` is None or the given worker does not offer the tool.
+        If neither a plugin nor an MCP server defines the tool, the definition comes from the given worker, or from any
+        online worker if `worker_id` is None or the given worker does not offer the tool.
         """
         contributed = self.contributed_tools().get(name)
+        if contributed is None and name.startswith(PREFIX):
+            row = _MCP_TOOL.one({"name": name})
+            if row is not None:
+                found = _ROW.one({"name": name})
+                return self._mcp_tool(row, NO_OVERRIDES if found is None else _overrides_of_row(found))
         offered = [] if contributed and contributed[0].runs == "server" else self._tools_of_workers(worker_id, name)
         if contributed is None and not offered and worker_id is not None:
             offered = self._tools_of_workers(None, name)
@@ -141,18 +186,35 @@ class ToolRegistry:
     def list_tools(self, *, worker_id: str | None = None) -> list[RegisteredTool]:
         """List all tools, sorted by name.
 
-        These are the tools of plugins, and the tools of the given worker, or of all online workers if `worker_id` is
-        None.
+        These are the tools of plugins and of MCP servers, and the tools of the given worker, or of all online workers
+        if `worker_id` is None.
         """
         overrides = {row[0]: _overrides_of_row(row) for row in _ROWS.rows({})}
         offered: dict[str, list[WorkerTool]] = {}
         for each in self._tools_of_workers(worker_id):
             offered.setdefault(each.name, []).append(each)
         tools = {name: (_from_worker(each[0]), "worker") for name, each in offered.items()} | self.contributed_tools()
-        return [
-            self._registered_tool(tool, source, overrides.get(name, NO_OVERRIDES), offered.get(name, ()))
-            for name, (tool, source) in sorted(tools.items())
-        ]
+        found = {
+            name: self._registered_tool(tool, source, overrides.get(name, NO_OVERRIDES), offered.get(name, ()))
+            for name, (tool, source) in tools.items()
+        }
+        for row in _MCP_TOOLS.rows({}):
+            found[row[0]] = self._mcp_tool(row, overrides.get(row[0], NO_OVERRIDES))
+        return [tool for _, tool in sorted(found.items())]
+
+    def usable_mcp_tools(self) -> list[str]:
+        """Return the names of the tools of enabled MCP servers whose definitions an admin has accepted."""
+        return [row[0] for row in _MCP_USABLE.rows({})]
+
+    def _mcp_tool(self, row: tuple[Any, ...], overrides: ToolOverrides) -> RegisteredTool:
+        name, server, remote_name, definition, observed, accepted, is_enabled = row
+        tool = registry_tool(
+            name, server, remote_name, msgspec.json.decode(definition, type=McpDefinition), self._mcp.call_tool
+        )
+        if not is_enabled:
+            overrides = msgspec.structs.replace(overrides, enabled=False)
+        found = self._registered_tool(tool, f"mcp:{server}", overrides, ())
+        return msgspec.structs.replace(found, accepted=observed == accepted)
 
     def _tools_of_workers(self, worker_id: str | None, name: str | None = None) -> list[WorkerTool]:
         if self.workers is None:

@@ -33,7 +33,7 @@ class ToolsService:
         worker = self.workers.find(worker_id) if self.workers is not None else None
         found: list[ClaimTool] = []
         for tool in self._registry.list_tools(worker_id=worker_id):
-            if not tool.overrides.enabled or not includes_tools(enabled, [tool.name]):
+            if not (tool.overrides.enabled and tool.accepted and includes_tools(enabled, [tool.name])):
                 continue
             if allowed is not None and not includes_tools(allowed, [tool.name]):
                 continue
@@ -45,9 +45,9 @@ class ToolsService:
         return found
 
     def server_tools(self) -> frozenset[str]:
-        return frozenset(
-            name for name, (tool, _) in self._registry.contributed_tools().items() if tool.runs == "server"
-        )
+        contributed = self._registry.contributed_tools().items()
+        of_plugins = (name for name, (tool, _) in contributed if tool.runs == "server")
+        return frozenset((*of_plugins, *self._registry.usable_mcp_tools()))
 
     def refuse_missing_permissions(
         self, by: Principal, *, enabled: Sequence[str], policy: Mapping[str, Any], before: Mapping[str, Any]

@@ -1,0 +1,70 @@
+"""Corral as an MCP server: operations of the API as tools, called with the credential of the client.
+
+A tool call is a request to the API that does not leave the process. Permissions, visibility, validation, rate limits
+and the audit log are therefore those of the API, and an error is the problem document of the API.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import quote, urlencode
+
+import httpx2
+import msgspec
+
+from corral.http.answers import Request
+from corral.http.routes import ServedRoutes
+from corral.plugin import ApiDocument
+from corral_mcp.tools import ApiTool, api_tools
+
+Json = dict[str, Any]
+FORWARDED = (b"authorization", b"x-api-key", b"host", b"x-request-id", b"user-agent")
+KEPT = (b"mcp-protocol-version", b"mcp-method", b"mcp-name", b"accept", b"content-type", b"host")
+
+
+class CorralServer:
+    """Answers the messages of MCP clients. Each message is answered by itself, so every process can answer it."""
+
+    document: ApiDocument | None
+
+    def __init__(self, served: ServedRoutes) -> None:
+        self._served = served
+        self._tools: dict[str, ApiTool] | None = None
+
+    async def answer(self, message: Mapping[str, Any], request: Request) -> tuple[int, Json | None]:
+        """Return the status and the body of the response to a message."""
+        sdk: Any = await asyncio.to_thread(importlib.import_module, "corral_mcp.server_sdk")
+        headers = [(name, value) for name, value in request.headers.items() if name in KEPT]
+        tools = await self.tools()
+
+        async def call(name: str, arguments: Json) -> tuple[int, Any]:
+            return await self._call(tools[name], arguments, request)
+
+        found: tuple[int, Json | None] = await sdk.answer(msgspec.json.encode(message), headers, tools, call)
+        return found
+
+    async def tools(self) -> dict[str, ApiTool]:
+        """Return the tools by name. The document of the API is read once, because it does not change."""
+        if self._tools is None:
+            assert self.document is not None
+            document = await asyncio.to_thread(self.document.render)
+            self._tools = api_tools(msgspec.json.decode(document))
+        return self._tools
+
+    async def _call(self, tool: ApiTool, arguments: Json, request: Request) -> tuple[int, Any]:
+        """Call the operation of a tool. Return the status and the body of the response."""
+        path, query, body = tool.split(arguments)
+        headers = [(name, value) for name, value in request.headers.items() if name in FORWARDED]
+        content = b""
+        if tool.takes_body:
+            content = msgspec.json.encode(body)
+            headers.append((b"content-type", b"application/json"))
+        url = f"http://localhost{quote(path)}" + (f"?{urlencode(query, doseq=True)}" if query else "")
+        sent = httpx2.Request(tool.method, url, headers=headers, content=content)
+        transport = httpx2.ASGITransport(app=self._served.app, client=(request.client_ip, 0))
+        answered = await transport.handle_async_request(sent)
+        data = await answered.aread()
+        return answered.status_code, msgspec.json.decode(data) if data else None

@@ -1,0 +1,90 @@
+"""Answers messages with the SDK. Its import takes seconds, so this module is loaded at the first use, in a thread."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+import msgspec
+from mcp import MCPError
+from mcp.server.lowlevel import Server
+from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
+from mcp_types import (
+    INVALID_PARAMS,
+    CallToolRequestParams,
+    CallToolResult,
+    ListToolsResult,
+    TextContent,
+    Tool,
+    ToolAnnotations,
+)
+
+from corral_mcp.tools import ApiTool
+
+Call = Callable[[str, dict[str, Any]], Awaitable[tuple[int, Any]]]
+INSTRUCTIONS = (
+    "Corral runs AI agents. Create a task for an agent, follow it with get_task (wait waits for its end), and decide "
+    "approvals. Every tool is an operation of Corral's API and has the rights of your credential."
+)
+
+
+async def answer(
+    message: bytes, headers: list[tuple[bytes, bytes]], tools: Mapping[str, ApiTool], call: Call
+) -> tuple[int, dict[str, Any] | None]:
+    """Answer one message. Return the status and the body of the response."""
+    manager = StreamableHTTPSessionManager(_server(tools, call), json_response=True, stateless=True)
+    scope = {
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "method": "POST",
+        "scheme": "http",
+        "path": "/mcp",
+        "raw_path": b"/mcp",
+        "query_string": b"",
+        "root_path": "",
+        "headers": [*headers, (b"content-length", str(len(message)).encode())],
+        "client": None,
+        "server": None,
+    }
+    status, body = 500, b""
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": message, "more_body": False}
+
+    async def send(event: Any) -> None:
+        nonlocal status, body
+        if event["type"] == "http.response.start":
+            status = event["status"]
+        else:
+            body += event.get("body", b"")
+
+    async with manager.run():
+        await manager.handle_request(scope, receive, send)
+    return status, msgspec.json.decode(body) if body else None
+
+
+def _server(tools: Mapping[str, ApiTool], call: Call) -> Server[Any]:
+    async def list_tools(context: Any, params: Any) -> ListToolsResult:
+        return ListToolsResult(tools=[_described(tool) for tool in tools.values()])
+
+    async def call_tool(context: Any, params: CallToolRequestParams) -> CallToolResult:
+        if params.name not in tools:
+            raise MCPError(INVALID_PARAMS, f"There is no tool {params.name}.")
+        status, body = await call(params.name, params.arguments or {})
+        text = msgspec.json.encode(body).decode()
+        structured = body if isinstance(body, dict) else None
+        return CallToolResult(
+            content=[TextContent(type="text", text=text)], structured_content=structured, is_error=status >= 400
+        )
+
+    return Server("corral", title="Corral", instructions=INSTRUCTIONS, on_list_tools=list_tools, on_call_tool=call_tool)
+
+
+def _described(tool: ApiTool) -> Tool:
+    return Tool(
+        name=tool.name,
+        description=tool.description,
+        input_schema=tool.schema,
+        annotations=ToolAnnotations(read_only_hint=tool.is_read_only),
+    )

@@ -1,0 +1,143 @@
+"""Fixtures: a kernel with the plugin `mcp`, an MCP server written with the SDK, and an agent that runs."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvicorn
+from corral_mcp.plugin import McpPlugin
+
+from corral.testing.kit import Client, Kit
+from corral.testing.server import free_port
+
+sys.path.insert(0, str(Path(__file__).parent))
+from docs_server import make_server
+
+PLUGINS = (
+    "admin",
+    "agents",
+    "approvals",
+    "audit",
+    "circuit_breakers",
+    "secrets",
+    "security",
+    "tasks",
+    "tools",
+    "workers",
+)
+
+
+@contextlib.asynccontextmanager
+async def serving(app: Any) -> AsyncIterator[int]:
+    """Serve an ASGI application on a port of this machine."""
+    port = free_port()
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="error"))
+    running = asyncio.create_task(server.serve())
+    while not server.started:  # noqa: ASYNC110  (nothing tells)
+        await asyncio.sleep(0.01)
+    try:
+        yield port
+    finally:
+        server.should_exit = True
+        await running
+
+
+class DocsServer:
+    """An MCP server over HTTP, whose tool `search` has the given description."""
+
+    def __init__(self) -> None:
+        self.sdk = make_server("Searches the documents.")
+        self.port = 0
+        self.headers: list[dict[str, str]] = []
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/mcp"
+
+    def describe(self, description: str) -> None:
+        """Change the description of `search`."""
+        self.sdk.remove_tool("search")
+        self.sdk.add_tool(lambda text: f"found {text}", name="search", description=description)
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[DocsServer]:
+        inner = self.sdk.streamable_http_app()
+
+        async def app(scope: Any, receive: Any, send: Any) -> None:
+            if scope["type"] == "http":
+                self.headers.append({name.decode(): value.decode() for name, value in scope["headers"]})
+            await inner(scope, receive, send)
+
+        async with serving(app) as self.port:
+            yield self
+
+
+@pytest.fixture
+async def docs() -> AsyncIterator[DocsServer]:
+    async with DocsServer().running() as server:
+        yield server
+
+
+class World:
+    """`admin` manages servers; `member` owns the agents, whose tasks a worker runs."""
+
+    def __init__(self, kit: Kit) -> None:
+        self.kit = kit
+        self.admin: Client
+        self.member: Client
+        self.worker: Client
+
+    async def build(self) -> World:
+        self.admin, self.member = await self.kit.as_user("admin"), await self.kit.as_user("member")
+        made = (await self.admin.post("/workers/register", {"name": "worker", "max_agents": 100})).json()
+        await self.admin.patch(f"/admin/workers/{made['id']}/approve", {"is_approved": True})
+        self.worker, self.worker_id = Client(self.kit.application.app, made["token"]), made["id"]
+        await self.worker.post(f"/workers/{self.worker_id}/heartbeat", {})
+        return self
+
+    async def run(self, *tools: str) -> Callable[..., Any]:
+        """Start a task of a new agent with these tools. Return a function that calls a tool as the agent."""
+        self.count = getattr(self, "count", 0) + 1
+        body = {"name": f"agent {self.count}", "enabled_tools": list(tools)}
+        agent_id = (await self.member.post("/agents", body)).json()["id"]
+        await self.member.post(f"/agents/{agent_id}/start")
+        await self.member.post("/tasks", {"title": "work", "agent_id": agent_id})
+        claimed = await self.worker.post(f"/workers/{self.worker_id}/claim", {"agent_ids": [agent_id]})
+        (claim,) = claimed.json()["tasks"]
+        task_id = claim["task"]["id"]
+        await self.worker.post(f"/tasks/{task_id}/start", {"lease_id": claim["lease_id"]})
+        agent, number = Client(self.kit.application.app, claim["agent_token"]), 0
+
+        async def call(name: str, **arguments: Any) -> Any:
+            nonlocal number
+            number += 1
+            call = {"call_id": f"call-{number}", "arguments": arguments}
+            return await agent.post(f"/tasks/{task_id}/tools/{name}", call)
+
+        return call
+
+    async def add(self, url: str, name: str = "docs", **fields: Any) -> Any:
+        """Add an MCP server."""
+        answer = await self.admin.post("/tools/mcp-servers", {"name": name, "url": url, **fields})
+        assert answer.status == 201, answer
+        return answer.json()
+
+    async def accept(self, view: Any) -> Any:
+        """Accept everything that a server lists."""
+        hashes = [tool["definition_sha256"] for tool in view["tools"]]
+        answer = await self.admin.post(f"/tools/mcp-servers/{view['name']}/accept", {"definition_sha256": hashes})
+        assert answer.status == 200, answer
+        return answer.json()
+
+
+@pytest.fixture
+async def world(make_kit: Callable[..., Any]) -> World:
+    kit = await make_kit(plugins=[*PLUGINS, McpPlugin], config={"egress.allow": ["127.0.0.1"]})
+    assert kit.loaded("mcp").active, kit.loaded("mcp").reason
+    return await World(kit).build()

@@ -1,0 +1,1 @@
+"""MCP servers: their registration, the pinned definitions of their tools, and the calls to them."""

@@ -1,0 +1,192 @@
+"""Connections to MCP servers: through the egress guard, with the server's credentials, guarded by its breaker."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
+
+import msgspec
+
+from corral.database.engine import Work
+from corral.database.statement import Statement
+from corral.egress.client import Egress
+from corral.errors import Invalid
+from corral.plugin import Contributions
+from corral_plugins.circuit_breakers.api import Breakers, Verdict, judge_status
+from corral_plugins.secrets.api import AttachedObject, Secrets
+from corral_plugins.tools.api import (
+    Json,
+    McpClient,
+    McpEndpoint,
+    McpFailure,
+    McpResult,
+    McpTool,
+    ToolContext,
+    ToolFailure,
+)
+from corral_plugins.tools.models import McpServerRow
+
+if TYPE_CHECKING:
+    import httpx2
+
+T = TypeVar("T")
+BREAKER = "mcp"
+LIST_SECONDS = 20.0
+CONNECTIONS_PER_HOST = 5
+
+_SERVER = Statement(
+    lambda p: (
+        McpServerRow.select(McpServerRow.url, McpServerRow.headers_secret)
+        .where(McpServerRow.name == p("name"))
+        .tuples()
+    )
+)
+_NAMES = Statement(
+    lambda p: McpServerRow.select(McpServerRow.name).where(McpServerRow.enabled == True).tuples()  # noqa: E712
+)
+
+
+class McpConnections:
+    """Connects to MCP servers. Its `async` methods open units of work of their own."""
+
+    breakers: Breakers | None
+    secrets: Secrets | None
+
+    def __init__(self, work: Work, egress: Egress, contributions: Contributions) -> None:
+        self._work, self._egress, self._contributions = work, egress, contributions
+        self._http: httpx2.AsyncClient | None = None
+
+    def declare_breakers(self) -> None:
+        """Declare the names of the breakers: those of the servers that are enabled."""
+        if self.breakers is not None:
+            self.breakers.declare(BREAKER, lambda: [breaker_name(name) for (name,) in _NAMES.rows({})])
+
+    async def close(self) -> None:
+        """Close all connections."""
+        if self._http is not None:
+            await self._http.aclose()
+
+    def refuse_without_client(self) -> None:
+        """Raise `Invalid` if no plugin can speak the protocol."""
+        if self._client() is None:
+            detail = (
+                "No active plugin can reach MCP servers. Install corral-mcp (pip install 'corral[mcp]') and enable it "
+                "with corral plugins enable mcp."
+            )
+            raise Invalid.at("/transport", "not_allowed", detail)
+
+    async def list_tools(self, name: str, url: str, headers_secret: str | None) -> Sequence[McpTool]:
+        """List the tools of a stored server. Raise `McpFailure`, or the problem for which the secret cannot be used."""
+        client = self._client()
+        if client is None:
+            raise McpFailure("unavailable", "The plugin that reaches MCP servers is not active.", neutral=True)
+        endpoint = await self._endpoint(name, url, headers_secret)
+
+        async def list_within_time() -> Sequence[McpTool]:
+            async with asyncio.timeout(LIST_SECONDS):
+                return await client.list_tools(endpoint)
+
+        try:
+            return await self._guarded(name, list_within_time)
+        except TimeoutError:
+            message = f"The server did not list its tools within {LIST_SECONDS:.0f} seconds."
+            raise McpFailure("timeout", message) from None
+
+    async def call_tool(self, server: str, tool: str, context: ToolContext, arguments: Json) -> Json:
+        """Call a tool of a server, and return what the model gets. Raise `ToolFailure`.
+
+        An error that the tool reports is a result, because its text is untrusted.
+        """
+        client = self._client()
+        row = await self._work(lambda: _SERVER.one({"name": server}), read=True)
+        if client is None or row is None:
+            raise ToolFailure("unavailable", "The MCP server, or the plugin that reaches it, was removed.")
+        endpoint = await self._endpoint(server, *row)
+        try:
+            return _result_for_model(
+                server, await self._guarded(server, lambda: client.call_tool(endpoint, tool, arguments))
+            )
+        except McpFailure as failure:
+            raise ToolFailure(failure.type, failure.message) from None
+
+    def _client(self) -> McpClient | None:
+        found = sorted(self._contributions.for_hook("corral_mcp_clients"), key=lambda each: each[0])
+        return found[0][1] if found else None
+
+    async def _endpoint(self, name: str, url: str, headers_secret: str | None) -> McpEndpoint:
+        headers: dict[str, str] = {}
+        if headers_secret is not None:
+            headers = await self._headers(name, url, headers_secret)
+        if self._http is None:
+            self._http = self._egress.client("mcp", total_seconds=None, per_host=CONNECTIONS_PER_HOST)
+        return McpEndpoint(name=name, url=url, headers=headers, http=self._http)
+
+    async def _headers(self, name: str, url: str, headers_secret: str) -> dict[str, str]:
+        secrets, attached, host = self.secrets, attached_server(name), urlsplit(url).hostname
+        if secrets is None:
+            raise McpFailure("unavailable", "The `secrets` plugin is not active.", neutral=True)
+        value = await self._work(
+            lambda: secrets.use_value(headers_secret, attached.consumer_name, host, attached=attached), read=True
+        )
+        return parse_headers(value)
+
+    async def _guarded(self, name: str, call: Callable[[], Awaitable[T]]) -> T:
+        if self.breakers is None:
+            return await call()
+        return await self.breakers.guard(breaker_name(name), call, judge=_judge)
+
+
+def attached_server(name: str) -> AttachedObject:
+    """Return the object to which the secret of a server is attached."""
+    return AttachedObject(plugin="tools", kind="mcp_server", id=name)
+
+
+def breaker_name(server: str) -> str:
+    """Return the name of the breaker of a server."""
+    return f"{BREAKER}:{server}"
+
+
+def parse_headers(value: str) -> dict[str, str]:
+    """Return the headers in a secret: a JSON object of headers, or else a bearer token.
+
+    Raise `McpFailure` for a value that cannot be sent.
+    """
+    headers = {"Authorization": f"Bearer {value.strip()}"}
+    if value.lstrip().startswith("{"):
+        try:
+            headers = msgspec.json.decode(value, type=dict[str, str])
+        except msgspec.DecodeError:
+            headers = {"": ""}
+    if not all(name.isascii() and name.isprintable() and name and text.isprintable() for name, text in headers.items()):
+        message = "The value of headers_secret must be a token, or a JSON object with the headers as strings."
+        raise McpFailure("headers_secret", message, neutral=True)
+    return headers
+
+
+def _judge(outcome: Any) -> Verdict:
+    if isinstance(outcome, McpFailure):
+        if outcome.status is not None:
+            return judge_status(outcome.status)
+        return "neutral" if outcome.neutral else "failure"
+    return "failure" if isinstance(outcome, Exception) else "success"
+
+
+def _result_for_model(server: str, result: McpResult) -> Json:
+    """Convert a result. Text is joined; of other content, such as images, only the kind is told."""
+    texts, other = [], []
+    for block in result.content:
+        text = block.get("text")
+        if block.get("type") == "text" and isinstance(text, str):
+            texts.append(text)
+        else:
+            other.append(str(block.get("type"))[:40])
+    shown: Json = {"source": f"mcp:{server}", "trust": "untrusted", "is_error": result.is_error}
+    if result.structured is not None:
+        shown["structured"] = result.structured
+    elif texts or not other:
+        shown["text"] = "\n".join(texts)
+    if other:
+        shown["omitted"] = other
+    return shown

@@ -1,0 +1,93 @@
+"""The tools of MCP servers as the registry knows them. Everything that a server says about its tools is untrusted."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any
+
+import msgspec
+
+from corral.schema.json_schema_validation import MAX_SCHEMA_BYTES
+from corral_plugins.tools.api import CallTarget, Json, McpTool, Tool, ToolContext
+
+PREFIX = "mcp."
+MAX_TOOLS = 200
+MAX_REMOTE_NAME = 128
+MAX_TITLE = 200
+MAX_DESCRIPTION_BYTES = 1024
+_OTHER = re.compile(r"[^a-z0-9_-]")
+
+CallMcpTool = Callable[[str, str, ToolContext, Json], Awaitable[Json]]
+"""Calls a tool of an MCP server, by the name of the server and the name of the tool at the server."""
+
+
+class McpDefinition(msgspec.Struct, frozen=True, kw_only=True):
+    """What a server says about a tool, as it is pinned, shown to admins and given to models."""
+
+    title: str
+    description: str
+    schema: Json
+    output_schema: Json | None
+
+
+class ListedTools(msgspec.Struct, frozen=True):
+    """The tools of a server by their names in Corral, each with its name at the server, and the names of the others."""
+
+    tools: dict[str, tuple[str, McpDefinition]]
+    ignored: list[str]
+
+
+def tool_name(server: str, remote_name: str) -> str:
+    """Return the name of a tool in Corral. Other characters than lower-case letters, digits, `_` and `-` become `_`."""
+    return f"{PREFIX}{server}.{_OTHER.sub('_', remote_name.lower())}"
+
+
+def listed_tools(server: str, tools: Iterable[McpTool]) -> ListedTools:
+    """Name and shorten the tools of a server.
+
+    Ignored are tools without a usable name or schema, those whose name another tool has, and those beyond the first
+    200.
+    """
+    found, ignored = ListedTools({}, []), set[str]()
+    for tool in tools:
+        name = tool_name(server, tool.name)
+        is_usable = 0 < len(tool.name) <= MAX_REMOTE_NAME and _is_small(tool.schema) and _is_small(tool.output_schema)
+        if not is_usable or name in found.tools or len(found.tools) >= MAX_TOOLS:
+            ignored.add(tool.name[:MAX_REMOTE_NAME])
+            continue
+        definition = McpDefinition(
+            title=(tool.title or tool.name)[:MAX_TITLE],
+            description=_shortened(tool.description),
+            schema=tool.schema,
+            output_schema=tool.output_schema,
+        )
+        found.tools[name] = (tool.name, definition)
+    found.ignored.extend(sorted(ignored)[:MAX_TOOLS])
+    return found
+
+
+def registry_tool(
+    name: str, server: str, remote_name: str, definition: McpDefinition, call: CallMcpTool | None = None
+) -> Tool:
+    """Return the tool of a server for the registry. Whether a call can be repeated is not known, so it cannot."""
+    return Tool(
+        name=name,
+        title=definition.title,
+        description=definition.description,
+        risk="external",
+        schema=definition.schema,
+        output_schema=definition.output_schema,
+        untrusted_output=True,
+        run=None if call is None else functools.partial(call, server, remote_name),
+        target=lambda arguments: CallTarget(kind="mcp_server", id=server),
+    )
+
+
+def _is_small(schema: Any) -> bool:
+    return schema is None or (isinstance(schema, dict) and len(msgspec.json.encode(schema)) <= MAX_SCHEMA_BYTES)
+
+
+def _shortened(text: str) -> str:
+    return text.encode("utf-8", "replace")[:MAX_DESCRIPTION_BYTES].decode("utf-8", "ignore")
