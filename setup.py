@@ -164,6 +164,7 @@ setup(
             "security = corral_plugins.security.command:security_command",
             "status = corral_plugins.tasks.commands.status:status_command",
             "tasks = corral_plugins.tasks.commands.tasks:tasks_command_group",
+            "triggers = corral_plugins.triggers.commands:triggers_command_group",
             "user = corral_core.accounts.commands:user_command_group",
             "whoami = corral_core.accounts.session_commands:whoami_command",
             "worker = corral_plugins.workers.node.command:worker_command",

@@ -65,12 +65,25 @@ messages send --to-agent Echo hello
 messages list
 messages read {{message}}
 messages ack {{message}}
+triggers create Daily --cron @daily --task "{{{{ trigger.name }}}} report"
+triggers list
+triggers show Daily
+triggers test Daily --next 2
+triggers fire Daily
+triggers history Daily
+triggers toggle Daily --off
 dead-letter list
 dead-letter show {{letter}}
 dead-letter retry {{letter}}
 dead-letter discard {{another}}
 dead-letter retry-all
 dead-letter stats
+circuit-breakers list
+circuit-breakers set llm:scripted -f wait_open_seconds:=10
+circuit-breakers force-open llm:scripted --reason drill
+circuit-breakers force-close llm:scripted
+circuit-breakers reset llm:scripted
+circuit-breakers show llm:scripted
 workers list
 workers show embedded
 workers drain embedded

@@ -41,7 +41,8 @@ class TriggerEvents:
         if _FOLLOWER.one({"type": names[0], "area": names[1]}) is None:
             return
         follows = Trigger.event_key.in_(names) | Trigger.event_after.in_(names)
-        for trigger in Trigger.select().where(IS_ENABLED & follows).limit(MAX_MATCHES):
+        is_new = Trigger.since <= event.ts  # later than the trigger was enabled
+        for trigger in Trigger.select().where(IS_ENABLED & follows & is_new).limit(MAX_MATCHES):
             if not self.is_readable(trigger, event):
                 continue
             if trigger.type == "event":
