@@ -14,9 +14,9 @@ from corral.http.answers import IfMatch
 from corral.http.page import Page, PageQuery, paginate_names
 from corral.plugin import SECRET_CHANGE, Audit, AuditEntry
 from corral_plugins.secrets.api import Secrets
+from corral_plugins.tools.api import MCP_PREFIX
 from corral_plugins.tools.models import McpServerRow, McpToolRow, ToolRow
 from corral_plugins.tools.service.mcp.connections import attached_server
-from corral_plugins.tools.service.mcp.definitions import PREFIX
 from corral_plugins.tools.shapes import (
     AcceptedDefinitions,
     McpServerItem,
@@ -52,7 +52,7 @@ class McpServers:
     def get(self, name: str, warnings: list[str] | None = None) -> McpServerView:
         """Return a server with its tools. Raise `NotFound`."""
         row = _find(name)
-        prefix = f"{PREFIX}{name}."
+        prefix = f"{MCP_PREFIX}{name}."
         overrides: Any = ToolRow.select().where(ToolRow.name.startswith(prefix)).order_by(ToolRow.name)
         tools = _tools_of([name]).get(name, [])
         return McpServerView(
@@ -135,7 +135,7 @@ class McpServers:
         ):
             raise NotFound(NO_SERVER)
         McpToolRow.delete().where(McpToolRow.server == name).execute()
-        ToolRow.delete().where(ToolRow.name.startswith(f"{PREFIX}{name}.")).execute()
+        ToolRow.delete().where(ToolRow.name.startswith(f"{MCP_PREFIX}{name}.")).execute()
         if self.secrets is not None:
             self.secrets.detach(attached_server(name))
         self._record("delete", name, {})
@@ -213,7 +213,7 @@ def _refuse_moved_secret(by: Principal) -> None:
 
 def _store_overrides(server: str, overrides: Mapping[str, ToolOverride], by: Principal) -> None:
     """Store risk and state of tools of a server. Tools that are not named get back what the server defines."""
-    prefix = f"{PREFIX}{server}."
+    prefix = f"{MCP_PREFIX}{server}."
     others = ToolRow.name.startswith(prefix) & ToolRow.name.not_in([f"{prefix}{tool}" for tool in overrides])
     common = {"updated_at": clock.now(), "updated_by": by.user_id}
     ToolRow.update(risk=None, enabled=True, version=ToolRow.version + 1, **common).where(others).execute()
