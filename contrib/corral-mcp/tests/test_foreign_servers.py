@@ -20,8 +20,14 @@ from conftest import World, run_agent
 
 from corral.testing.server import free_port
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.usefixtures("only_long")
 PYTHON_SERVER, NODE_SERVER = "mcp-server-time", "@modelcontextprotocol/server-everything"
+
+
+@pytest.fixture
+def only_long(request: pytest.FixtureRequest) -> None:
+    if not request.config.getoption("--long"):
+        pytest.skip("downloads servers; use --long")
 
 
 def run(*command: str, folder: Path) -> None:
