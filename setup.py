@@ -169,10 +169,12 @@ setup(
             "status = corral_plugins.tasks.commands.status:status_command",
             "tasks = corral_plugins.tasks.commands.tasks:tasks_command_group",
             "tools = corral_plugins.tools.commands:tools_command_group",
+            "triggers = corral_plugins.triggers.commands:triggers_command_group",
             "user = corral_core.accounts.commands:user_command_group",
             "whoami = corral_core.accounts.session_commands:whoami_command",
             "worker = corral_plugins.workers.node.command:worker_command",
             "workers = corral_plugins.workers.commands:workers_command_group",
+            "workflows = corral_plugins.workflows.commands:workflows_command_group",
         ],
         # The name equals the module, or pytest registers it twice.
         "pytest11": [

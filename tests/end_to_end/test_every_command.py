@@ -70,6 +70,13 @@ messages send --to-agent Echo hello
 messages list
 messages read {{message}}
 messages ack {{message}}
+triggers create Daily --cron @daily --task "{{{{ trigger.name }}}} report"
+triggers list
+triggers show Daily
+triggers test Daily --next 2
+triggers fire Daily
+triggers history Daily
+triggers toggle Daily --off
 dead-letter list
 dead-letter show {{letter}}
 dead-letter retry {{letter}}

@@ -10,7 +10,7 @@ from corral.database.model import SHARED, IdField, InstantField, JSONField, Mode
 class Approval(Model):
     """A request that people decide.
 
-    `risk_rank` is the position of the risk in `api.RISKS`, by which lists are sorted. `payload_sha256` is the hash of
+    `urgency` is 0 for the highest risk; lists are sorted by it. `payload_sha256` is the hash of
     what was asked, and `edited_sha256` that of what an approver made of it. `tool_call` holds the facts of a held tool
     call, and `step_policy` the paths of a workflow step. `ttl_seconds` is the length of the time in which people may
     decide; an escalation starts it once more.
@@ -27,7 +27,7 @@ class Approval(Model):
     payload = JSONField()
     payload_sha256 = peewee.CharField(max_length=64)
     risk = peewee.CharField(max_length=10)
-    risk_rank = peewee.SmallIntegerField()
+    urgency = peewee.SmallIntegerField()
     requester_type = peewee.CharField(max_length=10)
     requester_id = IdField()
     on_behalf_of = IdField(null=True)
@@ -65,9 +65,9 @@ class Approval(Model):
     class Meta:
         table_name = "approvals_approvals"
         indexes = (
-            (("status", "risk_rank", "expires_at", "id"), False),
-            (("risk_rank", "expires_at", "id"), False),
-            (("agent_id", "risk_rank", "expires_at", "id"), False),
+            (("status", "urgency", "expires_at", "id"), False),
+            (("urgency", "expires_at", "id"), False),
+            (("agent_id", "urgency", "expires_at", "id"), False),
             (("task_id", "payload_sha256"), False),
             (("run_id",), False),
         )

@@ -22,8 +22,10 @@ from corral_plugins.messages.service.messages import MessagesService
 from corral_plugins.messages.service.metrics import MessageMetrics
 from corral_plugins.messages.service.receipts import MessageReceipts
 from corral_plugins.messages.service.sending import MessageSending
+from corral_plugins.messages.service.trigger_actions import MessageTriggerAction
 from corral_plugins.messages.service.workflow_steps import MessageSteps
 from corral_plugins.tools.api import Tool
+from corral_plugins.triggers.api import TriggerAction
 from corral_plugins.workflows.api import StepType
 
 if TYPE_CHECKING:
@@ -39,7 +41,7 @@ class MessagesPlugin(Plugin):
 
     name = "messages"
     requires = ("accounts", "agents")
-    wants = ("tasks", "tools", "workflows")
+    wants = ("tasks", "tools", "triggers", "workflows")
     permissions = (
         Permission("messages.read", "Read messages, threads, channels and inboxes", holders=(*READERS, "agent")),
         Permission("messages.write", "Send, read and acknowledge messages", holders=(*WRITERS, "agent")),
@@ -48,12 +50,12 @@ class MessagesPlugin(Plugin):
     def __init__(self, section: Any = None) -> None:
         super().__init__(section)
         self._metrics = MessageMetrics()
-        self._tools, self._steps = MessageTools(), MessageSteps()
+        self._tools, self._steps, self._trigger_action = MessageTools(), MessageSteps(), MessageTriggerAction()
 
     async def start(self, runtime: Runtime) -> None:
         sending, redactor = runtime.service(MessageSending), runtime.service(Redactor)
-        self._tools.set_implementation(sending, redactor)
-        self._steps.set_implementation(sending, redactor)
+        for part in (self._tools, self._steps, self._trigger_action):
+            part.set_implementation(sending, redactor)
 
     @hookimpl
     def corral_services(self) -> Iterable[Provide]:
@@ -101,6 +103,10 @@ class MessagesPlugin(Plugin):
     @hookimpl(optionalhook=True)
     def corral_tools(self) -> Iterable[Tool]:
         return self._tools.all()
+
+    @hookimpl(optionalhook=True)
+    def corral_trigger_actions(self) -> Iterable[TriggerAction]:
+        return [self._trigger_action.definition()]
 
     @hookimpl(optionalhook=True)
     def corral_workflow_steps(self) -> Iterable[StepType]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from corral.auth.principal import READERS, WRITERS, Permission
 from corral.database.model import Model
@@ -37,6 +37,9 @@ from corral_plugins.workflows.service.steps import BuiltInSteps
 from corral_plugins.workflows.service.trigger_action import WorkflowTriggerAction
 from corral_plugins.workflows.service.validation import Definitions
 from corral_plugins.workflows.settings import SETTINGS
+
+if TYPE_CHECKING:
+    import click
 
 
 class WorkflowsPlugin(Plugin):
@@ -108,6 +111,12 @@ class WorkflowsPlugin(Plugin):
     @hookimpl
     def corral_models(self) -> Iterable[type[Model]]:
         return [Workflow, WorkflowVersion, Run, StepRun]
+
+    @hookimpl
+    def corral_commands(self) -> Iterable[click.Command]:
+        from corral_plugins.workflows.commands import workflows_command_group
+
+        return [workflows_command_group]
 
     @hookimpl
     def corral_events(self) -> Iterable[type[Event]]:

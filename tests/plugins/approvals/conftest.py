@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
@@ -67,6 +68,11 @@ class Desk(World):
         run = await self.claim(task["agent_id"])
         assert run.task_id == task_id
         return run.claim["resume"]
+
+    async def changes(self) -> list[str]:
+        """What the events about changed approvals tell."""
+        updated = [event for event in await self.kit.events() if event.type == "approval.updated"]
+        return [json.loads(event.data)["change"] for event in updated]
 
     async def audited(self, action: str) -> list[Any]:
         """The rows of the audit log with this action."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 from tests.plugins.approvals.conftest import Desk
@@ -156,14 +157,21 @@ async def test_approvals_6_who_lost_the_right_does_not_count(desk: Desk) -> None
     assert (await desk.admin.post(f"/approvals/{asked['id']}/approve")).json()["status"] == "approved"
 
 
-async def test_approvals_7_machines_never_decide(desk: Desk) -> None:
+async def test_approvals_7_machines_and_keys_never_decide(make_kit: Any) -> None:
+    desk = await Desk().set_up(make_kit, also=["security"])
+    key = await desk.other.post("/security/api-keys", {"name": "all", "scopes": ["*"]})
+    assert key.status == 201, key
+    script = Client(desk.kit.application.app, key.json()["key"])
+    assert (await script.get("/approvals")).status == 200
     run, approval = await desk.waiting()
-    for verb, body in (("approve", {}), ("reject", {}), ("request-revision", {"note": "x"})):
-        for machine in (run.agent, desk.worker):
-            answer = await machine.post(f"/approvals/{approval}/{verb}", body)
-            assert answer.status in (401, 403), answer  # the attempt has ended, and its token with it
     live = await desk.run()
-    assert (await live.agent.post(f"/approvals/{approval}/approve")).status == 403
+    for verb, body in (("approve", {}), ("reject", {}), ("request-revision", {"note": "x"})):
+        for machine in (script, live.agent, desk.worker):
+            answer = await machine.post(f"/approvals/{approval}/{verb}", body)
+            assert answer.status == 403, (verb, answer)
+    bulk = {"ids": [approval], "decision": "approve"}
+    assert [(await machine.post("/approvals/bulk", bulk)).status for machine in (script, live.agent)] == [403, 403]
+    assert (await desk.task(run.task_id))["status"] == "waiting"
 
 
 async def test_approvals_8_a_cancelled_task_cancels_its_approvals(desk: Desk) -> None:

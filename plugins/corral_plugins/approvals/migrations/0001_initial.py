@@ -25,7 +25,7 @@ def up(migrator: Any, db: Any) -> None:
         payload = peewee.TextField()
         payload_sha256 = peewee.CharField(max_length=64)
         risk = peewee.CharField(max_length=10)
-        risk_rank = peewee.SmallIntegerField()
+        urgency = peewee.SmallIntegerField()
         requester_type = peewee.CharField(max_length=10)
         requester_id = peewee.CharField(max_length=36)
         on_behalf_of = peewee.CharField(max_length=36, null=True)
@@ -63,9 +63,9 @@ def up(migrator: Any, db: Any) -> None:
         class Meta:
             table_name = "approvals_approvals"
             indexes = (
-                (("status", "risk_rank", "expires_at", "id"), False),
-                (("risk_rank", "expires_at", "id"), False),
-                (("agent_id", "risk_rank", "expires_at", "id"), False),
+                (("status", "urgency", "expires_at", "id"), False),
+                (("urgency", "expires_at", "id"), False),
+                (("agent_id", "urgency", "expires_at", "id"), False),
                 (("task_id", "payload_sha256"), False),
                 (("run_id",), False),
             )

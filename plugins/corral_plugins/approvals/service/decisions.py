@@ -16,7 +16,7 @@ from corral.http.answers import IfMatch
 from corral_plugins.approvals.api import OPEN, ApprovalUpdated, canonical_hash, tool_call_hash
 from corral_plugins.approvals.models import Approval
 from corral_plugins.approvals.service import rows
-from corral_plugins.approvals.service.eligibility import HIGH, Eligibility
+from corral_plugins.approvals.service.eligibility import Eligibility, is_weighty
 from corral_plugins.approvals.service.listing import ApprovalListing
 from corral_plugins.approvals.service.opening import check_payload
 from corral_plugins.approvals.service.outcomes import ApprovalOutcomes
@@ -89,7 +89,7 @@ class ApprovalDecisions:
     def decide_one_of_many(self, approval_id: str, bulk: BulkDecision, *, by: Principal) -> BulkItem:
         """Decide one approval of a bulk decision. Approvals of high and critical risk are skipped."""
         try:
-            if rows.find_readable(approval_id, by).risk_rank >= HIGH:
+            if is_weighty(rows.find_readable(approval_id, by)):
                 return BulkItem(id=approval_id, status="skipped", code="approvals.risk_too_high")
             if bulk.decision == "approve":
                 view = self.approve(approval_id, ApproveRequest(note=bulk.note), IfMatch(), by=by)

@@ -72,7 +72,7 @@ class Eligibility:
             raise Forbidden("Only the approvers of this request and admins may decide it.")
         if self._is_own(row, by.user_id):
             raise Forbidden("Another person must decide this request.", code="self_approval")
-        needs_proof = row.risk_rank >= HIGH and self._settings.get(REQUIRE_MFA_FOR_HIGH)
+        needs_proof = is_weighty(row) and self._settings.get(REQUIRE_MFA_FOR_HIGH)
         if needs_proof and not by.has_stepped_up:
             detail = "Confirm your password or a one-time code with corral api POST /auth/reauth first."
             raise Forbidden(detail, code="reauth_required")
@@ -121,4 +121,10 @@ class Eligibility:
         mine = ((ApproverRow.kind == "user") & (ApproverRow.name == by.user_id)) | (
             (ApproverRow.kind == "role") & (ApproverRow.name == by.role)
         )
-        return ~own & Approval.id.in_(ApproverRow.select(ApproverRow.approval_id).where(mine))
+        named = ApproverRow.select(peewee.SQL("1")).where((ApproverRow.approval_id == Approval.id) & mine)
+        return ~own & peewee.fn.EXISTS(named)
+
+
+def is_weighty(row: Approval) -> bool:
+    """Return whether the risk of a request is high or critical."""
+    return row.risk in RISKS[HIGH:]

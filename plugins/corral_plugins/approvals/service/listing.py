@@ -29,7 +29,7 @@ from corral_plugins.approvals.shapes import (
 MAX_COMMENTS = 100
 HOUR = 3600
 URGENT_FIRST = (
-    Order(Approval.risk_rank),
+    Order(Approval.urgency, descending=False),
     Order(Approval.expires_at, descending=False),
     Order(Approval.id, descending=False),
 )

@@ -123,7 +123,7 @@ class ApprovalsService:
             self._check_number(request)
         row = self._insert(request, sha256)
         rows.publish(ApprovalCreated, row, by.id)
-        if row.risk_rank < HIGH and self._settings.get(AUTO_APPROVE):
+        if RISKS.index(request.risk) < HIGH and self._settings.get(AUTO_APPROVE):
             enqueue(AUTO_APPROVE_JOB, approval_id=row.id)
         return rows.facts_of(row, is_new=True)
 
@@ -172,7 +172,7 @@ class ApprovalsService:
             id=new_id(),
             **{name: getattr(request, name) for name in (*same, *policy, "on_timeout", "step_policy")},
             payload_sha256=sha256,
-            risk_rank=RISKS.index(request.risk),
+            urgency=len(RISKS) - 1 - RISKS.index(request.risk),
             requester_type=asker.type,
             requester_id=asker.id,
             on_behalf_of=asker.on_behalf_of,

@@ -113,7 +113,7 @@ def _may_apply(rule: AutoApproveRule, row: Approval, data: dict[str, Any]) -> bo
     cost = (data["task"].get("cost") or {}).get("cost_usd", 0.0)
     if rule.max_cost_usd is not None and cost > rule.max_cost_usd:
         return False
-    return row.risk_rank <= RISKS.index(rule.max_risk)
+    return row.risk in RISKS[: RISKS.index(rule.max_risk) + 1]
 
 
 def _is_tainted(row: Approval, task: dict[str, Any]) -> bool:

@@ -115,7 +115,6 @@ class DeadLetterQueue:
     def add(self, new: NewDeadLetter, *, by: Principal) -> DeadLetterView:
         """Give up a task that no worker holds. The reason is kept as the note of its dead letter."""
         task_id = new.task_id.lower()
-        refuse_duplicate(task_id)
         try:
             letter_id = self._tasks.give_up(task_id, by=by, message=new.reason or MANUAL)
         except NotFound:

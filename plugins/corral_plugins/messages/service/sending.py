@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -94,10 +94,22 @@ class MessageSending:
             return Sender(agent_id=None, user_id=by.user_id, name=name, trusted=trust)
         if by.agent_id is not None and agent_id != by.agent_id:
             raise Forbidden("An agent can send messages only as itself; leave sender_agent_id out.")
+        agent = self._find_sending_agent(agent_id, by)
+        return Sender(agent_id=agent_id, user_id=by.user_id if is_person else None, name=agent.name, trusted=trust)
+
+    def _find_sending_agent(self, agent_id: str, by: Principal) -> AgentFacts:
+        """Return the agent for which the caller may speak. Raise `Forbidden` if the caller may not."""
         agent = self._find_agent(agent_id, "/sender_agent_id")
         if by.agent_id is None and by.kind != "system" and not by.is_admin and agent.owner_id != by.user_id:
             raise Forbidden("Only the owner of an agent or an admin may send messages as the agent.")
-        return Sender(agent_id=agent_id, user_id=by.user_id if is_person else None, name=agent.name, trusted=trust)
+        return agent
+
+    def check_agents(self, fields: Mapping[str, Any], *, by: Principal) -> None:
+        """Raise a `Problem` if a future message names agents that do not exist or that the caller may not speak for."""
+        if (sender := fields.get("sender_agent_id")) is not None:
+            self._find_sending_agent(sender, by)
+        if (recipient := fields.get("recipient_agent_id")) is not None:
+            self._find_agent(recipient, "/recipient_agent_id")
 
     def _find_agent(self, agent_id: str, pointer: str) -> AgentFacts:
         found = self._agents.find(agent_id.lower())

@@ -28,7 +28,8 @@ class TriggerEvents:
         """Record what an event means for each trigger that follows it and whose owner may read it."""
         names = [event.type, f"{event.type.partition('.')[0]}.*"]
         follows = Trigger.event_key.in_(names) | Trigger.event_after.in_(names)
-        for trigger in Trigger.select().where(IS_ENABLED & follows).limit(MAX_MATCHES):
+        is_new = Trigger.since <= event.ts  # later than the trigger was enabled
+        for trigger in Trigger.select().where(IS_ENABLED & follows & is_new).limit(MAX_MATCHES):
             if not self.is_readable(trigger, event):
                 continue
             if trigger.type == "event":

@@ -166,7 +166,7 @@ class ModelSteps:
                 "type": "json_schema",
                 "json_schema": {"name": "output", "schema": schema, "strict": True},
             }
-        response = await self.llm.complete(request, by=context.caller)
+        response = await self.llm.complete(request, by=context.caller, run_id=context.run_id)
         text = response["choices"][0]["message"].get("content") or ""
         cost = float((response.get("corral") or {}).get("cost_usd") or 0)
         return StepResult(output=_structured(text, schema), cost_usd=cost)

@@ -1,0 +1,69 @@
+"""The action `send_message`, with which triggers send messages."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from corral.auth.principal import Principal
+from corral.errors import Unavailable
+from corral.redact.redactor import Redactor
+from corral.schema.conversion import convert
+from corral_plugins.messages.api import NewMessage
+from corral_plugins.messages.service.sending import MessageSending
+from corral_plugins.triggers.api import FireContext, TriggerAction
+
+Json = dict[str, Any]
+ID: Json = {"type": "string", "format": "uuid"}
+SCHEMA: Json = {
+    "type": "object",
+    "properties": {
+        "recipient_agent_id": ID,
+        "channel": {"type": "string", "minLength": 1, "maxLength": 64},
+        "sender_agent_id": ID,
+        "subject": {"type": "string", "maxLength": 200},
+        "body": {"type": "string", "minLength": 1, "maxLength": 65_536},
+    },
+    "required": ["body"],
+    "oneOf": [{"required": ["recipient_agent_id"]}, {"required": ["channel"]}],
+    "additionalProperties": False,
+}
+
+
+class MessageTriggerAction:
+    """Sends messages for triggers. The plugin connects it to its services with `set_implementation`."""
+
+    def __init__(self) -> None:
+        self._services: tuple[MessageSending, Redactor] | None = None
+
+    def set_implementation(self, sending: MessageSending, redactor: Redactor) -> None:
+        """Connect the action to the services that it uses."""
+        self._services = sending, redactor
+
+    def definition(self) -> TriggerAction:
+        """Return the definition of the action."""
+        return TriggerAction(
+            type="send_message",
+            title="Send a message",
+            schema=SCHEMA,
+            example={"channel": "news", "subject": "News", "body": "{{ payload.title }}"},
+            permission="messages.write",
+            run=self._send,
+            check=self._check,
+        )
+
+    def _send(self, context: FireContext, fields: Json) -> Json:
+        """Send a message as the owner of the trigger, or as the agent that it names."""
+        sending, redactor = self._connected()
+        new = convert(NewMessage, redactor.redact_json(fields), pointer_prefix="/action")
+        row, _ = sending.send(new, by=context.owner, trusted=not context.tainted, cause=context.cause_chain)
+        return {"message_id": row.id}
+
+    def _check(self, caller: Principal, fields: Json) -> None:
+        """Raise a `Problem` if the action names agents that do not exist, or that the caller may not speak for."""
+        sending, _ = self._connected()
+        sending.check_agents(fields, by=caller)
+
+    def _connected(self) -> tuple[MessageSending, Redactor]:
+        if self._services is None:
+            raise Unavailable("The server is starting.")
+        return self._services
