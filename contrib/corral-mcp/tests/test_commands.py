@@ -69,9 +69,9 @@ def test_the_commands_of_the_guide(tmp_path: Path, docs_url: str) -> None:
         assert shell.json("mcp", "accept", "docs", "--all")["status"] == "ok"
         overrides = 'tool_overrides:={"search": {"risk": "read"}, "fail": {"enabled": false}}'
         shell.type("mcp", "edit", "docs", "-f", overrides)
-        assert [tool["name"] for tool in shell.json("tools", "list", "--risk", "read", "--source", "mcp:docs")] == [
-            "mcp.docs.search"
-        ]
+        assert [
+            tool["name"] for tool in shell.json("tools", "list", "--risk", "read", "--source", "mcp:docs")["items"]
+        ] == ["mcp.docs.search"]
         assert "disabled" in shell.type("tools", "show", "mcp.docs.fail")
         shell.type("agents", "create", "Reader", "--tool", "mcp.docs.*", "--start")
         assert "disabled" in shell.type("mcp", "edit", "docs", "-f", "enabled:=false")

@@ -18,7 +18,6 @@ TOOLS, SERVERS = "/tools", "/tools/mcp-servers"
 RISKS = ("read", "write", "external", "dangerous")
 
 name_argument = click.argument("name")
-server_argument = click.argument("server")
 
 
 @click.group("tools")
@@ -85,15 +84,15 @@ def list_mcp_servers(client: ApiClient, *, as_json: bool) -> None:
 
 
 @mcp_command_group.command("show")
-@server_argument
+@name_argument
 @client_command
-def show_mcp_server(client: ApiClient, *, server: str, as_json: bool) -> None:
+def show_mcp_server(client: ApiClient, *, name: str, as_json: bool) -> None:
     """Show an MCP server, and what it says about its tools."""
-    _print_server(client.get(_path(server)), as_json=as_json)
+    _print_server(client.get(_path(name)), as_json=as_json)
 
 
 @mcp_command_group.command("add")
-@server_argument
+@name_argument
 @click.argument("url")
 @click.option("--headers-secret", help="name of the secret with a token, or with headers as a JSON object")
 @field_option
@@ -102,7 +101,7 @@ def show_mcp_server(client: ApiClient, *, server: str, as_json: bool) -> None:
 def add_mcp_server(
     client: ApiClient,
     *,
-    server: str,
+    name: str,
     url: str,
     headers_secret: str | None,
     fields: tuple[str, ...],
@@ -110,66 +109,66 @@ def add_mcp_server(
     as_json: bool,
 ) -> None:
     """Add an MCP server and list its tools. Agents can use them after corral mcp accept."""
-    body = {**read_body(input_path, fields), "name": server, "url": url}
+    body = {**read_body(input_path, fields), "name": name, "url": url}
     if headers_secret is not None:
         body["headers_secret"] = headers_secret
     _print_server(client.post(SERVERS, body), as_json=as_json)
 
 
 @mcp_command_group.command("edit")
-@server_argument
+@name_argument
 @field_option
 @body_option
 @client_command
 def edit_mcp_server(
-    client: ApiClient, *, server: str, fields: tuple[str, ...], input_path: Path | None, as_json: bool
+    client: ApiClient, *, name: str, fields: tuple[str, ...], input_path: Path | None, as_json: bool
 ) -> None:
     """Change an MCP server: the given fields change, such as -f enabled:=false."""
-    _print_server(client.send("PUT", _path(server), body=read_body(input_path, fields)), as_json=as_json)
+    _print_server(client.send("PUT", _path(name), body=read_body(input_path, fields)), as_json=as_json)
 
 
 @mcp_command_group.command("refresh")
-@server_argument
+@name_argument
 @client_command
-def refresh_mcp_server(client: ApiClient, *, server: str, as_json: bool) -> None:
+def refresh_mcp_server(client: ApiClient, *, name: str, as_json: bool) -> None:
     """List the tools of an MCP server now. This happens every hour by itself."""
-    _print_server(client.post(f"{_path(server)}/refresh", None), as_json=as_json)
+    _print_server(client.post(f"{_path(name)}/refresh", None), as_json=as_json)
 
 
 @mcp_command_group.command("accept")
-@server_argument
+@name_argument
 @click.argument("tools", nargs=-1)
 @click.option("--all", "accept_all", is_flag=True, help="accept everything that the server says now")
 @client_command
 def accept_mcp_tools(
-    client: ApiClient, *, server: str, tools: tuple[str, ...], accept_all: bool, as_json: bool
+    client: ApiClient, *, name: str, tools: tuple[str, ...], accept_all: bool, as_json: bool
 ) -> None:
     """Accept what an MCP server says about its TOOLS, so that agents may use them. corral mcp show prints it."""
     if bool(tools) == accept_all:
         raise click.UsageError("Name the tools to accept, or give --all.")
-    listed = {tool["name"]: tool for tool in client.get(_path(server))["tools"]}
+    listed = {tool["name"]: tool for tool in client.get(_path(name))["tools"]}
     wanted = [tool["name"] for tool in listed.values() if tool["status"] == "changed"] if accept_all else list(tools)
-    names = [name if name in listed else f"mcp.{server}.{name}" for name in wanted]
-    if unknown := [name for name in names if name not in listed]:
-        raise click.ClickException(f"The MCP server {server} lists no tool {', '.join(unknown)}.")
-    found = client.get(_path(server))
+    names = [tool if tool in listed else f"mcp.{name}.{tool}" for tool in wanted]
+    if unknown := [tool for tool in names if tool not in listed]:
+        raise click.ClickException(f"The MCP server {name} lists no tool {', '.join(unknown)}.")
+    found = client.get(_path(name))
     if names:
-        hashes = [listed[name]["definition_sha256"] for name in names]
-        found = client.post(f"{_path(server)}/accept", {"definition_sha256": hashes})
+        hashes = [listed[tool]["definition_sha256"] for tool in names]
+        found = client.post(f"{_path(name)}/accept", {"definition_sha256": hashes})
     _print_server(found, as_json=as_json)
 
 
 @mcp_command_group.command("remove")
-@server_argument
+@name_argument
 @client_command
-def remove_mcp_server(client: ApiClient, *, server: str, as_json: bool) -> None:
+def remove_mcp_server(client: ApiClient, *, name: str, as_json: bool) -> None:
     """Remove an MCP server and its tools."""
-    client.send("DELETE", _path(server))
-    click.echo(json.dumps({"name": server, "removed": True}) if as_json else f"{server} is removed.")
+    client.send("DELETE", _path(name))
+    click.echo(json.dumps({"name": name, "removed": True}) if as_json else f"{name} is removed.")
 
 
-def _path(server: str) -> str:
-    return f"{SERVERS}/{quote(server, safe='')}"
+def _path(name: str) -> str:
+    return f"{SERVERS}/{quote(name, safe='')}"
 
 
 def _print_server(server: dict[str, Any], *, as_json: bool) -> None:

@@ -58,7 +58,7 @@ class McpServers:
         return McpServerView(
             name=row.name,
             version=row.version,
-            transport="http",
+            transport=_transport(row),
             url=row.url,
             headers_secret=row.headers_secret,
             enabled=row.enabled,
@@ -81,7 +81,12 @@ class McpServers:
         """Store a server. Raise `Conflict` (`duplicate`) if there is one with this name."""
         self._check_number()
         now = clock.now()
-        columns = {"url": new.url, "headers_secret": new.headers_secret, "enabled": new.enabled}
+        columns = {
+            "transport": new.transport,
+            "url": new.url,
+            "headers_secret": new.headers_secret,
+            "enabled": new.enabled,
+        }
         inserted = McpServerRow.insert(
             name=new.name, version=1, ignored_tools=[], created_at=now, updated_at=now, **columns
         )
@@ -101,7 +106,7 @@ class McpServers:
         match.check(row.version)
         given: dict[str, Any] = {
             field: value
-            for field in ("url", "headers_secret", "enabled")
+            for field in ("transport", "url", "headers_secret", "enabled")
             if (value := getattr(patch, field)) is not UNSET
         }
         changed = {field: value for field, value in given.items() if value != getattr(row, field)}
@@ -224,6 +229,10 @@ def _store_overrides(server: str, overrides: Mapping[str, ToolOverride], by: Pri
         ToolRow.insert(row).on_conflict(conflict_target=[ToolRow.name], update=changed).execute()
 
 
+def _transport(row: McpServerRow) -> Any:
+    return row.transport
+
+
 def _status(row: McpServerRow, tools: list[McpToolRow]) -> Any:
     if row.last_error is not None or row.listed_at is None:
         return "down"
@@ -238,7 +247,7 @@ def _item(row: McpServerRow, tools: list[McpToolRow]) -> McpServerItem:
     return McpServerItem(
         name=row.name,
         version=row.version,
-        transport="http",
+        transport=_transport(row),
         url=row.url,
         enabled=row.enabled,
         status=_status(row, tools),
