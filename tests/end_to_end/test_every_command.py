@@ -83,6 +83,12 @@ dead-letter retry {{letter}}
 dead-letter discard {{another}}
 dead-letter retry-all
 dead-letter stats
+circuit-breakers list
+circuit-breakers set llm:scripted -f wait_open_seconds:=10
+circuit-breakers force-open llm:scripted --reason drill
+circuit-breakers force-close llm:scripted
+circuit-breakers reset llm:scripted
+circuit-breakers show llm:scripted
 workers list
 workers show embedded
 workers drain embedded
