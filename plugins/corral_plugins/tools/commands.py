@@ -140,9 +140,7 @@ def refresh_mcp_server(client: ApiClient, *, name: str, as_json: bool) -> None:
 @click.argument("tools", nargs=-1)
 @click.option("--all", "accept_all", is_flag=True, help="accept everything that the server says now")
 @client_command
-def accept_mcp_tools(
-    client: ApiClient, *, name: str, tools: tuple[str, ...], accept_all: bool, as_json: bool
-) -> None:
+def accept_mcp_tools(client: ApiClient, *, name: str, tools: tuple[str, ...], accept_all: bool, as_json: bool) -> None:
     """Accept what an MCP server says about its TOOLS, so that agents may use them. corral mcp show prints it."""
     if bool(tools) == accept_all:
         raise click.UsageError("Name the tools to accept, or give --all.")
