@@ -55,6 +55,11 @@ class Operation(msgspec.Struct, frozen=True):
         return found
 
     @property
+    def takes_any_json(self) -> bool:
+        """Whether the body is whatever its sender sends, as JSON or as a form."""
+        return self.route.signature is not None and self.route.signature.body is bytes
+
+    @property
     def query_names(self) -> list[str]:
         return [each["name"] for each in self.spec["parameters"] if each.get("in") == "query"]
 

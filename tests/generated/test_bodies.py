@@ -130,6 +130,8 @@ async def test_t1_to_t4_bodies_that_are_none(world: World) -> None:
             "application/jsonp",
             "text/json",
         ):
+            if operation.takes_any_json and media == "application/x-www-form-urlencoded":
+                continue
             answer = await send(operation, client, b'{"a":1}', names, **{"content-type": media})
             if (answer.status, answer.code) != (415, "unsupported_media_type"):
                 faults.append(f"{operation.label} answers {answer} to {media!r}")
@@ -166,6 +168,8 @@ async def test_bodies_of_another_form(world: World) -> None:
     faults: list[str] = []
     made: dict[str, Names] = {}
     for operation, client in writing(world):
+        if operation.takes_any_json:
+            continue
         names = await made_for(world, made, operation)
         for what, content in FORMS.items():
             answer = await send(operation, client, content, names)
@@ -179,6 +183,8 @@ async def test_fields_that_belong_to_the_server_are_unknown(world: World) -> Non
     faults: list[str] = []
     made: dict[str, Names] = {}
     for operation, client in writing(world):
+        if operation.takes_any_json:
+            continue
         names = await made_for(world, made, operation)
         fields = _fields(operation)
         for field, value in [*SERVERS.items(), ("surely_unknown", 1)]:

@@ -191,6 +191,7 @@ OTHER_FORMS = {
     "GET /cost/by-model",
     "GET /cost/by-task",
     "GET /cost/by-user",
+    "GET /cost/by-workflow",
     "GET /workers/{id}/tasks",
 }
 

@@ -44,7 +44,7 @@ class CostPlugin(Plugin):
 
     name = "cost"
     requires = ("accounts",)
-    wants = ("agents", "tasks")
+    wants = ("agents", "tasks", "workflows")
     permissions = (
         Permission("cost.read", "Read costs and prices", holders=READERS),
         Permission("cost.write", "Set budgets and prices, and correct costs"),

@@ -37,6 +37,7 @@ from corral_plugins.cost.shapes import (
     ReservationView,
     TaskCost,
     UserCost,
+    WorkflowCost,
     ZoneQuery,
 )
 
@@ -79,6 +80,12 @@ def get_cost_by_model(query: RankedQuery, reports: CostReports) -> Page[ModelRan
 def get_cost_by_task(query: RankedQuery, reports: CostReports) -> Page[TaskCost]:
     """List the cost of each task in the last `days` days, most expensive first."""
     return reports.list_by_task(query)
+
+
+@routes.get("/by-workflow", needs=READ)
+def get_cost_by_workflow(query: RankedQuery, reports: CostReports) -> Page[WorkflowCost]:
+    """List the cost of the runs of each workflow in the last `days` days, most expensive first."""
+    return reports.list_by_workflow(query)
 
 
 @routes.get("/by-user", needs=WRITE)

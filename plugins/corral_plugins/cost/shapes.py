@@ -150,6 +150,12 @@ class TaskCost(CostTotals, kw_only=True):
     task_id: str
 
 
+class WorkflowCost(CostTotals, kw_only=True):
+    """The costs of the runs of a workflow."""
+
+    workflow_id: str
+
+
 class UserCost(CostTotals, kw_only=True):
     """The costs of a user. If `user_id` is null, these are the costs that no user caused."""
 

@@ -211,8 +211,10 @@ class LLM(Protocol):
         """Return the capabilities of `provider/model` in the format of `ModelInfo`, or `{}` for an unknown model."""
         ...
 
-    async def complete(self, request: dict[str, Any], *, by: Principal) -> dict[str, Any]:
-        """Return a chat completion.
+    async def complete(self, request: dict[str, Any], *, by: Principal, run_id: str | None = None) -> dict[str, Any]:
+        """Return a chat completion, with its cost as `corral: {cost_usd}`, which is null without a known price.
+
+        `run_id` is the id of the workflow run to which the cost belongs.
 
         This method opens its own units of work. It raises the same problems as `POST /llm/chat/completions`.
         """

@@ -218,7 +218,10 @@ class LeaseState(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LeaseFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """The task, attempt, agent, worker and requester of a lease. `is_live` is false after the lease has ended."""
+    """The task, attempt, agent, worker and requester of a lease, and the workflow run that the task belongs to.
+
+    `is_live` is false after the lease has ended.
+    """
 
     task_id: str
     lease_id: str
@@ -227,6 +230,7 @@ class LeaseFacts(msgspec.Struct, frozen=True, kw_only=True):
     worker_id: str
     requester_id: str | None
     is_live: bool
+    workflow_run_id: str | None = None
 
 
 class LiveAttempt(msgspec.Struct, frozen=True, kw_only=True):

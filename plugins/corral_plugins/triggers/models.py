@@ -14,9 +14,9 @@ class Trigger(Model):
     """A trigger.
 
     `next_slot_at` is the next slot, and `next_fire_at` is the slot with its jitter. `since` is the time from which an
-    interval counts: the last slot, or the creation. `event_key` is the event that fires the trigger, or that an absence
-    trigger expects; `event_after` is the event that begins the wait of an absence trigger. Tokens are stored hashed;
-    the old token and the old secret are valid until `old_until`.
+    interval counts, its last slot or the creation; events before it do not fire the trigger. `event_key` is the event
+    that fires the trigger, or that an absence trigger expects; `event_after` is the event that begins the wait of an
+    absence trigger. Tokens are stored hashed; the old token and the old secret are valid until `old_until`.
     """
 
     visibility = SHARED

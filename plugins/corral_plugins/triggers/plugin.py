@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from corral.auth.principal import READERS, WRITERS, Permission
 from corral.database.model import Model
@@ -26,6 +26,9 @@ from corral_plugins.triggers.service.owners import TriggerOwners
 from corral_plugins.triggers.service.previews import TriggerPreviews
 from corral_plugins.triggers.service.scheduler import TriggerScheduler, TriggerTimes
 from corral_plugins.triggers.service.slots import TriggerSlots
+
+if TYPE_CHECKING:
+    import click
 
 
 class TriggersPlugin(Plugin):
@@ -95,6 +98,12 @@ class TriggersPlugin(Plugin):
     @hookimpl
     def corral_metrics(self) -> Iterable[Metric]:
         return self._metrics.definitions()
+
+    @hookimpl
+    def corral_commands(self) -> Iterable[click.Command]:
+        from corral_plugins.triggers.commands import triggers_command_group
+
+        return [triggers_command_group]
 
     @hookimpl
     def corral_hookspecs(self) -> Iterable[ModuleType]:

@@ -1,7 +1,7 @@
-"""The promises of cost accounting. 9 is in test_scale.py.
+"""The promises of cost accounting about events and reports. 9 is in test_scale.py.
 
-Waiting for part D (budgets, reservations, alerts): 1, 2, 5, 7, 8 and the reservations of 3. Waiting for the plugin
-workflows: `/cost/by-workflow`; for code_reviews: rejected reviews in `wasted_usd`.
+Those about budgets (1, 2, 5) are also in test_budgets.py, and with tasks, agents and the gateway (1, 2, 3, 5, 7, 8) in
+tests/plugins/llm. Waiting for code_reviews: rejected reviews in `wasted_usd`.
 """
 
 from __future__ import annotations

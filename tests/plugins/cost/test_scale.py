@@ -19,6 +19,8 @@ READS = (
     "by-agent?days=365",
     "by-provider?days=365",
     "by-model?days=365",
+    "budget",
+    "by-workflow",
     "by-task",
     "by-task?days=365",
     "events",

@@ -10,7 +10,9 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from tests.plugins.llm import conftest as up
 from tests.plugins.tasks.conftest import Lease, World
+from tests.plugins.workflows import conftest as workflows
 
 from corral import clock
 from corral.testing.kit import Answer, Client
@@ -137,6 +139,32 @@ async def test_cost_1_of_ten_parallel_claims_one_is_admitted(world: World) -> No
     events = await world.kit.work(lambda: list(CostEvent.select()), read=True)
     assert sum(event.cost_micro for event in events) == 7000
     assert (await claim(world))["reason"] == "ok"  # the next estimate is what the last attempt cost
+
+
+async def test_parallel_work_leaves_counters_that_are_exact(world: World) -> None:
+    agents = [world.agent_id, await world.agent("second", max_concurrent_tasks=100)]
+    workers = [world.worker, *[await world.machine(f"other-{n}", max_agents=10) for n in range(2)]]
+    tasks = [await world.task(agent_id=agents[n % 2]) for n in range(12)]
+    await budget(world, monthly_limit=10)
+    for agent in agents:
+        changed = await world.member.put(f"/agents/{agent}/budget", {"monthly_budget_usd": 5})
+        assert changed.status == 200
+
+    async def work(n: int) -> None:
+        lease = await workers[n % 3].run()
+        assert (await ask(attempt(lease))).status == 200
+        if n % 3 == 0:
+            await report(lease, 0.001 * n, f"outside-{n}")
+        assert (await ask(attempt(lease))).status == 200
+        await (lease.ok("complete", {"result": {}}) if n % 4 else lease.ok("release", {"reason": "later"}))
+
+    await asyncio.gather(*[work(n) for n in range(len(tasks))])
+    spent = 2 * 7000 * len(tasks) + sum(1000 * n for n in range(0, len(tasks), 3))
+    events = await world.kit.work(lambda: list(CostEvent.select()), read=True)
+    assert sum(event.cost_micro for event in events) == spent
+    of_all, *of_agents = await counters(world)
+    assert of_all == ("global", spent, 0)
+    assert (sum(each[1] for each in of_agents), [each[2] for each in of_agents]) == (spent, [0, 0])
 
 
 async def test_one_claim_for_many_tasks_takes_what_the_budget_admits(world: World) -> None:
@@ -323,8 +351,6 @@ async def test_cost_5_the_budgets_of_agents_alert_at_the_same_thresholds(world: 
 
 
 async def test_a_fallback_reserves_anew(world: World, upstream: Any) -> None:
-    from tests.plugins.llm import conftest as up
-
     agent = await world.agent("two", llm_provider="up", llm_model="m1", config={"fallback_models": ["up/m2"]})
     await world.task(agent_id=agent)
     await budget(world, monthly_limit=0.06)
@@ -356,3 +382,25 @@ async def test_a_delegated_task_gets_what_is_left_of_its_parents_limit(world: Wo
     for asked, given in ((None, 0.3), (9, 0.3), (0.1, 0.1)):
         created = await attempt(lease).post("/tasks", {"title": "part", "max_cost_usd": asked})
         assert (created.status, created.json()["max_cost_usd"]) == (201, given)
+
+
+async def test_the_costs_of_a_workflow_are_those_of_its_runs(
+    make_kit: Callable[..., Any], providers: dict[str, Any]
+) -> None:
+    config = {"plugins.llm": {"providers": providers}, "settings.llm.default_model": "up/m1"}
+    kit = await make_kit(
+        plugins=("agents", "cost", "expressions", "llm", "tasks", "workers", "workflows"), config=config
+    )
+    world = workflows.World(kit, await kit.as_user("member"), await kit.as_user("admin"))
+    await world.ok("POST", "/cost/prices", PRICE, by=world.admin)
+    ask_model = workflows.step("ask", "llm", {"prompt": "hi", "max_tokens": 10})
+    workflow = await world.workflow(ask_model, config={"max_cost_usd": 1})
+    runs = [await world.until(await world.start(workflow)) for _ in range(2)]
+    assert [(run["status"], run["cost_usd"]) for run in runs] == [("completed", 0.007)] * 2
+    (row,) = (await world.ok("GET", "/cost/by-workflow"))["items"]
+    assert (row["workflow_id"], row["cost_usd"], row["calls"]) == (workflow, 0.014, 2)
+    events = (await world.ok("GET", "/cost/events", by=world.admin))["items"]
+    assert {event["run_id"] for event in events} == {run["id"] for run in runs}
+    await world.ok("PUT", "/cost/budget", {"monthly_limit": 0.02}, by=world.admin)
+    refused = await world.until(await world.start(workflow))
+    assert (refused["status"], refused["error"]["type"]) == ("failed", "budget_exceeded")

@@ -1,7 +1,8 @@
 """The promises of the gateway. 1 is in test_openai_client.py, 4 in test_retries.py, 5 there and here, 6 in
-test_redaction.py and test_vault_keys.py, 7 in test_lease.py, 10 in test_lease.py and test_with_tasks.py.
+test_redaction.py and test_vault_keys.py, 7 in test_lease.py, 10 in test_lease.py and test_with_tasks.py, 3 in
+test_budgets.py.
 
-Waiting: 1 for the stock Node client, 3 for budgets, the second half of 4 for circuit breakers. 8 and the second half
+Waiting: 1 for the stock Node client, the second half of 4 for circuit breakers. 8 and the second half
 of 2 are in the tests of corral-llama.
 """
 

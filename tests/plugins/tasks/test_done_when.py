@@ -1,7 +1,7 @@
 """The promises of tasks. The 11th is in `test_large_table.py`.
 
 Waiting for parts that come later: 4 (approvals; waiting for input is tested in `test_life.py`), the dead letter of 6
-(dead_letter), 8 (redis).
+(dead_letter), 8 (redis). The codes `budget_*` of 7 are tested in tests/plugins/llm/test_budgets.py.
 """
 
 from __future__ import annotations

@@ -44,18 +44,20 @@ class BudgetUpkeep:
     # -- reservations
 
     def release_expired(self) -> int:
-        """Release expired reservations, at most one batch. Return the number of reservations that were handled.
+        """Release expired reservations, at most one batch. Return the number of reservations that were changed.
 
-        The reservation of an attempt whose lease was renewed is extended instead.
+        The reservation of an attempt whose lease was renewed is extended instead, as soon as the lease that it knows of
+        has ended.
         """
-        found = reservations.find_expired(BATCH_ROWS)
+        now = clock.now()
+        found = reservations.find_expiring(clock.now(GRACE_SECONDS), BATCH_ROWS)
         expiries = self._expiries_of_live_leases(found)
         reservations.extend(expiries)
-        for row in found:
-            if row.id not in expiries:
-                log.warning("expired reservation released", extra={"holder": row.holder, "holder_id": row.holder_id})
-                self._reservations.release(row.holder_id)
-        return len(found)
+        expired = [row for row in found if row.id not in expiries and row.expires_at < now]
+        for row in expired:
+            log.warning("expired reservation released", extra={"holder": row.holder, "holder_id": row.holder_id})
+            self._reservations.release(row.holder_id)
+        return len(expiries) + len(expired)
 
     def _expiries_of_live_leases(self, found: list[Reservation]) -> dict[str, str]:
         leased = {row.lease_id: row for row in found if row.lease_id is not None and row.task_id is not None}
@@ -71,7 +73,7 @@ class BudgetUpkeep:
     # -- periods and agents
 
     def create_counters(self) -> int:
-        """Create at most one batch of the counters that a new period lacks. Return their number."""
+        """Create the counters that a new period lacks. Return the number of checked limits, at most a batch."""
         return self._budgets.create_counters(BATCH_ROWS)
 
     def resume_agents(self) -> None:

@@ -18,6 +18,7 @@ from corral_plugins.cost.models import Budget, BudgetAlert, BudgetCounter, Reser
 from corral_plugins.cost.service import budget_counters, rollups
 from corral_plugins.cost.service.agent_limits import AgentLimits
 from corral_plugins.cost.service.budget_limits import (
+    AGENT,
     BUDGET_ID,
     GLOBAL,
     BudgetConfiguration,
@@ -121,15 +122,14 @@ class Budgets:
             self.audit.record(entry)
 
     def create_counters(self, limit: int) -> int:
-        """Create at most `limit` counters that a new period lacks. Return their number."""
+        """Create the counters that a new period lacks. Return the number of checked limits, at most `limit`."""
         limits = self._limits.current()
         period = current_period(limits.zone)
-        created = 0
-        for each in _without_counter(limits, period)[:limit]:
-            created += budget_counters.ensure(limits, each, period)
-        if created:
+        checked = _without_counter(limits, period)[:limit]
+        created = [each for each in checked if budget_counters.ensure(limits, each, period)]
+        if any(each.scope == AGENT for each in created):
             budget_counters.publish_change(limits)
-        return created
+        return len(checked)
 
     @staticmethod
     def list_reservations(query: ReservationQuery, by: Principal) -> Page[ReservationView]:

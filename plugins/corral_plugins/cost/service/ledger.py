@@ -37,6 +37,7 @@ from corral_plugins.cost.service.pricing import Pricing
 from corral_plugins.cost.service.reservations import Reservations
 from corral_plugins.cost.settings import DEFAULT_ATTEMPT_USD, UNPRICED_USES
 from corral_plugins.cost.shapes import MAX_USD, CostEventQuery, CostEventView
+from corral_plugins.workflows.api import Workflows
 
 MAX_KEY_LENGTH = 200
 SMALLEST_AMOUNT = 1
@@ -62,6 +63,8 @@ _BY_USAGE_KEY = Statement(
 class CostLedger:
     """Implements `Costs`. No other class adds cost events. Every method runs in the caller's unit of work."""
 
+    workflows: Workflows | None
+
     def __init__(
         self, settings: Settings, pricing: Pricing, reservations: Reservations, agent_limits: AgentLimits
     ) -> None:
@@ -72,6 +75,9 @@ class CostLedger:
         return self._pricing.quote(provider, model, tokens, free=free)
 
     # -- reservations
+
+    def has_limits(self) -> bool:
+        return self._refuses_unpriced or self._reservations.may_exist
 
     def is_limited(self, agent_id: str | None) -> bool:
         return self._refuses_unpriced or self._reservations.is_limited(agent_id)
@@ -119,7 +125,7 @@ class CostLedger:
             self.release(hold)
             return self._stored_charge(spent)
         self._settle(spent, quote.cost_micro_usd or 0, hold)
-        rollups.add_event(event)
+        rollups.add_event(event, self._workflow_of(spent.run_id))
         return ChargedCost(event_id=event["id"], **msgspec.structs.asdict(quote))
 
     def _settle(self, spent: BillableUsage, cost: int, hold: Hold | None) -> None:
@@ -136,6 +142,10 @@ class CostLedger:
             cost=cost,
             agent_id=spent.agent_id,
         )
+
+    def _workflow_of(self, run_id: str | None) -> str | None:
+        run = self.workflows.find(run_id) if self.workflows is not None and run_id is not None else None
+        return None if run is None else run.workflow_id
 
     # -- agents
 

@@ -53,6 +53,7 @@ class ReportedCosts:
             task_id=lease.task_id,
             attempt_id=lease.attempt_id,
             user_id=lease.requester_id,
+            run_id=lease.workflow_run_id,
         )
         charged = self._ledger.record_cost(spent)
         if not charged.repeated:

@@ -33,6 +33,7 @@ from corral_plugins.cost.shapes import (
     TaskCost,
     TokenSums,
     UserCost,
+    WorkflowCost,
     ZoneQuery,
 )
 
@@ -145,6 +146,11 @@ class CostReports:
         """Return the costs of the last `days` days by model, most expensive first."""
         rows = self._grouped_totals(rollups.MODEL, query)
         return _page_of(rows, query, lambda row: ModelRank(provider=row[0], model=row[1], **_total_fields(row[2])))
+
+    def list_by_workflow(self, query: RankedQuery) -> Page[WorkflowCost]:
+        """Return the costs of the last `days` days by workflow, most expensive first."""
+        rows = self._grouped_totals(rollups.WORKFLOW, query)
+        return _page_of(rows, query, lambda row: WorkflowCost(workflow_id=row[0], **_total_fields(row[2])))
 
     def list_by_user(self, query: RankedQuery) -> Page[UserCost]:
         """Return the costs of the last `days` days by user, most expensive first."""

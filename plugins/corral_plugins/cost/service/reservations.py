@@ -253,10 +253,10 @@ def _apply_to_reservation(holder_id: str, changes: Iterable[_BudgetChange]) -> t
 # -- reservations without a sign of life
 
 
-def find_expired(limit: int) -> list[Reservation]:
-    """Return at most `limit` reservations that have expired, oldest first."""
-    now = clock.now()
-    return list(Reservation.select().where(Reservation.expires_at < now).order_by(Reservation.expires_at).limit(limit))
+def find_expiring(before: str, limit: int) -> list[Reservation]:
+    """Return at most `limit` reservations that expire before an instant, oldest first."""
+    expiring = Reservation.expires_at < before
+    return list(Reservation.select().where(expiring).order_by(Reservation.expires_at).limit(limit))
 
 
 def extend(expiries: dict[str, str]) -> None:

@@ -53,7 +53,7 @@ ZERO = RollupCounters()
 COUNTERS = RollupCounters._fields
 
 # Series by UTC day. The key of MODEL is the provider and its subkey the model; the subkey of TASK is the agent.
-AGENT, MODEL, USER, TASK = "agent", "model", "user", "task"
+AGENT, MODEL, USER, TASK, WORKFLOW = "agent", "model", "user", "task", "workflow"
 DAILY_SERIES = (AGENT, MODEL, USER, TASK)
 # The costs of each agent by UTC month.
 AGENT_MONTH = "agent_month"
@@ -61,7 +61,7 @@ AGENT_MONTH = "agent_month"
 TOTAL, TASK_TOTAL, PRIVATE = "total", "task_total", "private"
 ALL_TIME = 0
 QUARTER_HOURLY = "quarter_hour:"
-_SHARDED = frozenset({AGENT, AGENT_MONTH, MODEL, TOTAL})
+_SHARDED = frozenset({AGENT, AGENT_MONTH, MODEL, TOTAL, WORKFLOW})
 """The series, besides the quarter-hour series, whose rows are sharded because concurrent units of work update them."""
 
 
@@ -126,9 +126,15 @@ _INSERT_TASK = Statement(
 )
 
 
-def add_event(event: Row) -> None:
-    """Add a new event to all its rollups at the end of the unit of work."""
-    before_commit(_PendingIncrement(keys_of(event), increments_of(event)))
+def add_event(event: Row, workflow_id: str | None = None) -> None:
+    """Add a new event to all its rollups at the end of the unit of work.
+
+    The events themselves contain only the run of a workflow, and not the workflow.
+    """
+    keys = keys_of(event)
+    if workflow_id is not None:
+        keys.append(RollupKey(WORKFLOW, day_of(event["ts"]), workflow_id))
+    before_commit(_PendingIncrement(keys, increments_of(event)))
     agent, task = event["agent_id"] or "", event["task_id"]
     if task is not None and _INSERT_TASK.one({"task": task, "agent": agent}) is not None:
         before_commit(_PendingIncrement([RollupKey(AGENT, day_of(event["ts"]), agent)], {"tasks": 1}))

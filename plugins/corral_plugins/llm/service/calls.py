@@ -35,6 +35,8 @@ DAY_SECONDS = 86_400
 IMAGE_TOKENS = 1500
 MAX_INPUTS = 256
 MAX_REPORTED_USD = 1_000_000
+UNPRICED = "unpriced"
+"""The cost of a call without a known price, in headers."""
 # Fields that the gateway handles itself, so that they do not count as unsupported by the provider.
 GATEWAY_FIELDS = frozenset({"model", "messages", "input", "n"})
 OPENAI_FIELDS = frozenset({*ChatRequest.__struct_fields__, *EmbeddingRequest.__struct_fields__})
@@ -152,14 +154,14 @@ class CallOutcome(msgspec.Struct, kw_only=True):
 
     def cost_header(self) -> str:
         """Return the value of the response header `Corral-Cost-Usd`."""
-        return "unpriced" if self.cost_micro_usd is None else f"{self.cost_micro_usd / 1_000_000:.6f}"
+        return UNPRICED if self.cost_micro_usd is None else f"{self.cost_micro_usd / 1_000_000:.6f}"
 
 
 class CallRecord(msgspec.Struct, kw_only=True):
     """A call in progress: the id of its row, the targets to try in order, and its slot with the current provider.
 
     `max_tokens` limits the response if the request sets no limit. `hold` is the money that is held for the call, or
-    None if no budget applies to it.
+    None if no budget applies to it. `run_id` is the workflow run whose step makes the call itself, without a task.
     """
 
     id: str
@@ -173,6 +175,7 @@ class CallRecord(msgspec.Struct, kw_only=True):
     entry: UnitContext
     started: float
     hold: Hold | None = None
+    run_id: str | None = None
 
     def new_outcome(self) -> CallOutcome:
         """Return a new outcome for this call. Its status is `cancelled` until the call completes or fails."""

@@ -29,6 +29,7 @@ from corral_plugins.llm.service.admission import (
 from corral_plugins.llm.service.breakers import ProviderBreakers
 from corral_plugins.llm.service.call_budgets import CallBudgets
 from corral_plugins.llm.service.calls import (
+    UNPRICED,
     CallOutcome,
     CallRecord,
     CallResult,
@@ -111,12 +112,16 @@ class Gateway:
 
     # -- calls
 
-    async def complete(self, request: dict[str, Any], *, by: Principal) -> dict[str, Any]:
-        return (await self.complete_chat(request, by=by)).response
+    async def complete(self, request: dict[str, Any], *, by: Principal, run_id: str | None = None) -> dict[str, Any]:
+        result = await self.complete_chat(request, by=by, run_id=run_id)
+        cost = None if result.cost == UNPRICED else float(result.cost)
+        return {**result.response, "corral": {"cost_usd": cost}}
 
-    async def complete_chat(self, request: dict[str, Any], *, by: Principal) -> CallResult:
+    async def complete_chat(self, request: dict[str, Any], *, by: Principal, run_id: str | None = None) -> CallResult:
         """Return a chat completion together with the metadata of the call."""
-        return await self._run_call(await self._begin_call("chat", request, by))
+        call = await self._begin_call("chat", request, by)
+        call.run_id = run_id
+        return await self._run_call(call)
 
     async def embed(self, request: dict[str, Any], *, by: Principal) -> dict[str, Any]:
         return (await self.create_embeddings(request, by=by)).response

@@ -128,6 +128,7 @@ class CallSettlement:
             self._cost.release(call.hold)
             return
         by, target, tokens = call.by, outcome.target, outcome.tokens
+        lease = self._leases.facts(by)
         charged = self._cost.record_cost(
             BillableUsage(
                 usage_key=call.id,
@@ -144,7 +145,8 @@ class CallSettlement:
                 user_id=by.user_id,
                 agent_id=by.agent_id,
                 task_id=by.task_id,
-                attempt_id=self._leases.attempt_id(by),
+                attempt_id=None if lease is None else lease.attempt_id,
+                run_id=call.run_id if lease is None else lease.workflow_run_id,
             ),
             free=target.provider.free,
             hold=call.hold,

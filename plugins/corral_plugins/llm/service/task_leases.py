@@ -10,7 +10,7 @@ from corral.auth.principal import Principal
 from corral.database.engine import Work
 from corral.errors import Conflict
 from corral_plugins.cost.api import ChargedCost, TokenCounts
-from corral_plugins.tasks.api import LeaseRef, LiveAttempt, Tasks
+from corral_plugins.tasks.api import LeaseFacts, LeaseRef, LiveAttempt, Tasks
 
 CHECK_SECONDS, RENEW_SECONDS = 0.5, 15.0
 
@@ -49,12 +49,11 @@ class CallLeases:
         if self.tasks is not None and by.task_id is not None and by.lease_id is not None:
             self.tasks.stop_run(by.task_id, by.lease_id, kind=kind, reason=None)
 
-    def attempt_id(self, by: Principal) -> str | None:
-        """Return the attempt id of the caller's lease, or None."""
+    def facts(self, by: Principal) -> LeaseFacts | None:
+        """Return the facts about the caller's lease, even if it has ended, or None for callers without a lease."""
         if self.tasks is None or by.task_id is None or by.lease_id is None:
             return None
-        lease = self.tasks.lease_facts(by.task_id, by.lease_id)
-        return lease.attempt_id if lease is not None else None
+        return self.tasks.lease_facts(by.task_id, by.lease_id)
 
     def add_usage(self, by: Principal, tokens: TokenCounts, charged: ChargedCost) -> None:
         """Add the usage and cost of a call to the counters of the caller's task, unless they were already added."""

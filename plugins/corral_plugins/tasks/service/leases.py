@@ -12,7 +12,15 @@ from corral.database.statement import Statement
 from corral.errors import Forbidden, NotFound, Unauthorized
 from corral.jobs.job import enqueue
 from corral_core.accounts.api import Accounts
-from corral_plugins.tasks.api import LeaseRef, LeaseSignal, LeaseState, LeaseView, LiveAttempt, QueueStatistics
+from corral_plugins.tasks.api import (
+    LeaseFacts,
+    LeaseRef,
+    LeaseSignal,
+    LeaseState,
+    LeaseView,
+    LiveAttempt,
+    QueueStatistics,
+)
 from corral_plugins.tasks.models import Attempt, AttemptRow, Task, TaskRow, WorkerSignal
 from corral_plugins.tasks.service import queries, rows, statistics
 from corral_plugins.tasks.service.claims import TOKEN_PREFIX, hash_token
@@ -46,6 +54,21 @@ _LIVE_ATTEMPT = Statement(
     lambda p: (
         Attempt.select(Attempt.id, Attempt.lease_until, Attempt.cost_limit_micro, Attempt.cost_micro)
         .where((Attempt.lease_id == p("lease")) & (Attempt.task_id == p("task")) & Attempt.finished_at.is_null())
+        .tuples()
+    )
+)
+_LEASE_FACTS = Statement(
+    lambda p: (
+        Attempt.select(
+            Attempt.id,
+            Attempt.agent_id,
+            Attempt.worker_id,
+            Attempt.requester_id,
+            Attempt.finished_at,
+            Task.workflow_run_id,
+        )
+        .join(Task, on=(Task.id == Attempt.task_id))
+        .where((Attempt.lease_id == p("lease")) & (Attempt.task_id == p("task")))
         .tuples()
     )
 )
@@ -123,6 +146,23 @@ class TaskLeases:
         attempt_id, until, limit, cost = found
         return LiveAttempt(
             attempt_id=attempt_id, lease_until=until, cost_left_micro=None if limit is None else max(0, limit - cost)
+        )
+
+    def lease_facts(self, task_id: str, lease_id: str) -> LeaseFacts | None:
+        """Return the facts about a lease of the task, even if the lease has ended, or None if there is none."""
+        found = _LEASE_FACTS.one({"task": task_id, "lease": lease_id})
+        if found is None:
+            return None
+        attempt_id, agent_id, worker_id, requester_id, finished_at, run_id = found
+        return LeaseFacts(
+            task_id=task_id,
+            lease_id=lease_id,
+            attempt_id=attempt_id,
+            agent_id=agent_id,
+            worker_id=worker_id,
+            requester_id=requester_id,
+            is_live=finished_at is None,
+            workflow_run_id=run_id,
         )
 
     def renew_lease(self, task_id: str, lease_id: str) -> None:

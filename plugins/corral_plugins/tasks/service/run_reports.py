@@ -144,10 +144,10 @@ class UsageReports:
         """
         if used is None:
             return {}
-        more = self._add_items(attempt, used) if isinstance(used, list) else self._add_totals(attempt, used)
+        more = self._add_items(row, attempt, used) if isinstance(used, list) else self._add_totals(row, attempt, used)
         return _add_usage(row, attempt, more) if more else {}
 
-    def _add_totals(self, attempt: AttemptRow, used: UsageTotals) -> dict[str, int]:
+    def _add_totals(self, row: TaskRow, attempt: AttemptRow, used: UsageTotals) -> dict[str, int]:
         before: dict[str, Any] = rows.parse_json_text(attempt.reported_usage) or {}
         totals = _usage_columns(used)
         more = {name: total - before.get(name, 0) for name, total in totals.items() if total > before.get(name, 0)}
@@ -167,7 +167,7 @@ class UsageReports:
                 operation="other",
                 cost_usd=cost,
                 **tokens,
-                **_attribution(attempt),
+                **_attribution(row, attempt),
             )
         )
         return {
@@ -175,10 +175,10 @@ class UsageReports:
             **_price_columns(charged, sum(tokens.values())),
         }
 
-    def _add_items(self, attempt: AttemptRow, used: list[UsageItem]) -> dict[str, int]:
+    def _add_items(self, row: TaskRow, attempt: AttemptRow, used: list[UsageItem]) -> dict[str, int]:
         more: Counter[str] = Counter()
         for item in used if self.cost is not None else _new_items(attempt, used):
-            charged = None if self.cost is None else self.cost.record_cost(_billable_usage(item, attempt))
+            charged = None if self.cost is None else self.cost.record_cost(_billable_usage(item, row, attempt))
             if charged is not None and charged.repeated:
                 continue
             read = (
@@ -216,18 +216,19 @@ def _new_items(attempt: AttemptRow, used: list[UsageItem]) -> list[UsageItem]:
     return new
 
 
-def _billable_usage(item: UsageItem, attempt: AttemptRow) -> BillableUsage:
+def _billable_usage(item: UsageItem, row: TaskRow, attempt: AttemptRow) -> BillableUsage:
     given = msgspec.structs.asdict(item)
     cost = None if item.cost_usd is None else Decimal(repr(item.cost_usd))
-    return BillableUsage(**{**given, "cost_usd": cost}, **_attribution(attempt))
+    return BillableUsage(**{**given, "cost_usd": cost}, **_attribution(row, attempt))
 
 
-def _attribution(attempt: AttemptRow) -> dict[str, Any]:
+def _attribution(row: TaskRow, attempt: AttemptRow) -> dict[str, Any]:
     return {
         "task_id": attempt.task_id,
         "attempt_id": attempt.id,
         "agent_id": attempt.agent_id,
         "user_id": attempt.requester_id,
+        "run_id": row.workflow_run_id,
     }
 
 

@@ -199,18 +199,7 @@ class TasksService:
         self._runs.fail_run(task_id, lease_id, type=type, message=message)
 
     def lease_facts(self, task_id: str, lease_id: str) -> LeaseFacts | None:
-        attempt = rows.find_attempt(lease_id)
-        if attempt is None or attempt.task_id != task_id:
-            return None
-        return LeaseFacts(
-            task_id=task_id,
-            lease_id=lease_id,
-            attempt_id=attempt.id,
-            agent_id=attempt.agent_id,
-            worker_id=attempt.worker_id,
-            requester_id=attempt.requester_id,
-            is_live=attempt.finished_at is None,
-        )
+        return self._leases.lease_facts(task_id, lease_id)
 
     def lease_states(self, leases: Sequence[LeaseRef]) -> list[LeaseState]:
         return self._leases.lease_states(leases)

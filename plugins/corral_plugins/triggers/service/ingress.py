@@ -114,13 +114,7 @@ def _find_trigger(hashed: str) -> Trigger | None:
 
 
 def _read_delivery(trigger: Trigger, body: bytes, request: Request) -> Delivery:
-    media = (request.header("content-type") or "").partition(";")[0].strip().lower()
-    if media == JSON:
-        payload = parse_json(body)
-    elif media == FORM:
-        payload = _form_fields(body)
-    else:
-        raise Problem(f"Send {JSON} or {FORM}.", code="unsupported_media_type")
+    payload = parse_json(body) if _media_type(request) == JSON else _form_fields(body)
     if (schema := trigger.config.get("payload_schema")) is not None and (faults := json_schema_errors(schema, payload)):
         raise Invalid("The payload does not match the schema of the webhook.", code="schema_mismatch", errors=faults)
     own = trigger.config.get("dedupe_header")
@@ -129,6 +123,16 @@ def _read_delivery(trigger: Trigger, body: bytes, request: Request) -> Delivery:
     facts = {"delivery_id": given, "type": request.header("x-github-event")}
     identifier = hashlib.sha256(given.encode()).hexdigest() if given else None
     return Delivery(payload=payload, facts=facts, sha256=hashlib.sha256(body).hexdigest(), id=identifier)
+
+
+def _media_type(request: Request) -> str:
+    """Return the media type of a body. Raise a `Problem` unless it is an uncompressed JSON text or form in UTF-8."""
+    media, _, parameters = (request.header("content-type") or "").lower().partition(";")
+    charset = parameters.partition("charset=")[2].strip(' "')
+    is_encoded = request.header("content-encoding") not in (None, "identity")
+    if is_encoded or media.strip() not in (JSON, FORM) or charset not in ("", "utf-8"):
+        raise Problem(f"Send {JSON} or {FORM} in UTF-8, without compression.", code="unsupported_media_type")
+    return media.strip()
 
 
 def _form_fields(body: bytes) -> dict[str, str]:

@@ -234,6 +234,9 @@ class TriggerManagement:
             changes |= {"consecutive_failures": 0, "disabled_reason": None}
         if "config" in changes:
             changes["event_key"], changes["event_after"] = event_names(row.type, changes["config"])
+        kind = self._types.kind(row.type)
+        if changes.get("enabled") and (kind is None or kind.next_time is None):
+            changes["since"] = clock.now()  # events that came while it was disabled do not fire it
         for column, value in changes.items():
             setattr(row, column, value)
         times = self._times.columns_from_now(row)

@@ -32,7 +32,7 @@ from corral_plugins.triggers.service.times import (
 )
 
 BATCH = 20  # triggers whose slots one unit of work records
-LOST_SECONDS = 15.0  # after which a new slot is fired although its job did not
+LOST_SECONDS = 5.0  # after which a new slot is fired although its job did not
 SWEPT = 50
 ENTRY = UnitContext(label="job triggers.tick", actor=SYSTEM)
 
@@ -188,6 +188,7 @@ class TriggerScheduler:
 
 def _waiting_fires() -> list[str]:
     now, lost = clock.now(), clock.now(-LOST_SECONDS)
-    is_over = (Fire.due_at <= now) & (Fire.stage != "new") | (Fire.due_at <= lost)
+    has_waited = (Fire.stage != "new") | (Fire.due_at > Fire.created_at)
+    is_over = has_waited | (Fire.due_at <= lost)
     found: Any = Fire.select(Fire.id).where(PENDING & (Fire.due_at <= now) & is_over)
     return [str(row[0]) for row in found.order_by(Fire.due_at).limit(SWEPT).tuples()]

@@ -76,10 +76,14 @@ class Callers:
 
         Raise `StepFailure` if the person no longer exists or is deactivated.
         """
-        if run.started_by is None:
+        return self.for_user(run.started_by)
+
+    def for_user(self, user_id: str | None) -> Principal:
+        """Return a principal with the current rights of a person, or of the system. Raise `StepFailure`."""
+        if user_id is None:
             return Principal(kind="system", id="system", role="admin", permissions=self._permissions.held_by("admin"))
         try:
-            user = self._accounts.get(run.started_by)
+            user = self._accounts.get(user_id)
         except NotFound:
             user = None
         if user is None or not user.is_active:

@@ -1,0 +1,221 @@
+"""`corral triggers`: manages triggers from a terminal."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from corral.cli.api_client import ApiClient
+from corral.cli.output import format_ms, print_fields, print_table, print_value
+from corral.cli.request_body import body_option, field_option, parse_fields, read_body
+from corral.cli.server_connection import client_command, complete_names
+
+COLUMNS = ("name", "type", "enabled", "action", "next_fire_at", "last_status", "fires_24h", "id")
+HISTORY_COLUMNS = ("scheduled_for", "status", "result", "attempt", "duration", "reason")
+STATUSES = (
+    *("pending", "fired", "skipped_overlap", "skipped_missed", "filtered"),
+    *("coalesced", "duplicate", "rate_limited", "loop", "failed"),
+)
+
+trigger_argument = click.argument("trigger", shell_complete=complete_names("/triggers"))
+payload_option = click.option(
+    "-p",
+    "--payload",
+    "payload",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="member of the payload, KEY=TEXT or KEY:=JSON; repeatable",
+)
+
+
+@click.group("triggers")
+def triggers_command_group() -> None:
+    """Manage triggers, which start work at a time, on an event or on a call from outside."""
+
+
+@triggers_command_group.command("list")
+@click.option("--type", "types", multiple=True, help="list only triggers of this type; repeatable")
+@click.option("--enabled/--disabled", default=None, help="list only enabled, or only disabled triggers")
+@click.option("--search", help="list only triggers whose name or description contains this text")
+@client_command
+def list_triggers(
+    client: ApiClient, *, types: tuple[str, ...], enabled: bool | None, search: str | None, as_json: bool
+) -> None:
+    """List triggers, newest first."""
+    query: dict[str, Any] = {"type": list(types)}
+    if enabled is not None:
+        query["enabled"] = "true" if enabled else "false"
+    if search is not None:
+        query["search"] = search
+    print_table(
+        list(client.pages("/triggers", **query)),
+        COLUMNS,
+        as_json=as_json,
+        empty="There are no such triggers. Create one: corral triggers create NAME --cron EXPRESSION --task TITLE",
+        computed={
+            "action": lambda trigger: trigger["action"]["type"],
+            "enabled": lambda trigger: "yes" if trigger["enabled"] else trigger["disabled_reason"] or "no",
+        },
+    )
+
+
+@triggers_command_group.command("show")
+@trigger_argument
+@client_command
+def show_trigger(client: ApiClient, *, trigger: str, as_json: bool) -> None:
+    """Show a trigger with its next times."""
+    found = client.get(f"/triggers/{_find(client, trigger)}")
+    shown = {
+        "name": found["name"],
+        "id": found["id"],
+        "type": found["type"],
+        "description": found["description"],
+        "times": found["schedule_text"],
+        "config": json.dumps(found["config"], ensure_ascii=False),
+        "action": json.dumps(found["action"], ensure_ascii=False),
+        "filter": found["filter"],
+        "enabled": "yes" if found["enabled"] else found["disabled_reason"] or "no",
+        "overlap": found["overlap"],
+        "missed times": found["catch_up"],
+        "last fired": found["last_fire_at"],
+        "last status": found["last_status"],
+        "failures in a row": found["consecutive_failures"],
+        "next times": found["next_fires"],
+    }
+    print_fields(found, shown, as_json=as_json)
+
+
+@triggers_command_group.command("create")
+@click.argument("name")
+@body_option
+@field_option
+@click.option("--cron", help="fire at the times of this cron expression, such as '0 7 * * mon-fri' or @daily")
+@click.option("--timezone", help="time zone of --cron, such as Europe/Berlin")
+@click.option("--every", type=click.IntRange(10), metavar="SECONDS", help="fire every so many seconds")
+@click.option("--event", help="fire on this event, such as task.failed or task.*")
+@click.option("--webhook", is_flag=True, help="fire on calls to an address that this command prints")
+@click.option("--filter", "condition", help="CEL expression over payload and event that must be true")
+@click.option("--task", help="create a task with this title, which may contain {{ expressions }}")
+@client_command
+def create_trigger(
+    client: ApiClient,
+    *,
+    name: str,
+    input_path: Path | None,
+    fields: tuple[str, ...],
+    task: str | None,
+    condition: str | None,
+    as_json: bool,
+    **when: Any,
+) -> None:
+    """Create a trigger. Other types and actions: corral api GET /triggers/types."""
+    body = {**read_body(input_path, fields), **_kind_fields(**when), "name": name}
+    if condition is not None:
+        body["filter"] = condition
+    if task is not None:
+        body["action"] = {"type": "create_task", **body.get("action", {}), "title": task}
+    if "type" not in body or "action" not in body:
+        raise click.UsageError("say when it fires, such as --cron or --event, and what it starts, such as --task")
+    made = client.post("/triggers", {"config": {}, **body})
+    lines = [f"Created {made['name']} ({made['id']})."]
+    if made["next_fire_at"] is not None:
+        lines.append(f"It fires next at {made['next_fire_at']}.")
+    if made["ingress_url"] is not None:
+        lines.append(f"Its address, which is not shown again: {made['ingress_url']}")
+    if made["secret"] is not None:
+        lines.append(f"Its secret, which is not shown again: {made['secret']}")
+    print_value(made, as_json=as_json, text="\n".join(lines))
+
+
+@triggers_command_group.command("fire")
+@trigger_argument
+@payload_option
+@client_command
+def fire_trigger(client: ApiClient, *, trigger: str, payload: tuple[str, ...], as_json: bool) -> None:
+    """Fire a trigger now, even if it is disabled."""
+    found = _find(client, trigger)
+    row = client.post(f"/triggers/{found}/fire", {"payload": parse_fields(payload)})
+    print_value(row, as_json=as_json, text=f"Fired. See what became of it: corral triggers history {found}")
+
+
+@triggers_command_group.command("toggle")
+@trigger_argument
+@click.option("--on/--off", "enabled", default=None, help="enable or disable it; without this option, the other state")
+@client_command
+def toggle_trigger(client: ApiClient, *, trigger: str, enabled: bool | None, as_json: bool) -> None:
+    """Enable or disable a trigger."""
+    body = {} if enabled is None else {"enabled": enabled}
+    changed = client.post(f"/triggers/{_find(client, trigger)}/toggle", body)
+    text = f"{changed['name']} is {'enabled' if changed['enabled'] else 'disabled'}."
+    print_value(changed, as_json=as_json, text=text)
+
+
+@triggers_command_group.command("history")
+@trigger_argument
+@click.option("--status", type=click.Choice(STATUSES), multiple=True, help="list only slots with this status")
+@click.option("--limit", type=click.IntRange(1, 200), default=50, show_default=True, help="maximum number of slots")
+@client_command
+def list_history(client: ApiClient, *, trigger: str, status: tuple[str, ...], limit: int, as_json: bool) -> None:
+    """List what became of the slots of a trigger, newest first."""
+    rows = client.get(f"/triggers/{_find(client, trigger)}/history", status=list(status), limit=limit)["items"]
+    print_table(
+        rows,
+        HISTORY_COLUMNS,
+        as_json=as_json,
+        empty="The trigger has not fired yet.",
+        colour_of="status",
+        computed={
+            "result": lambda row: " ".join((row["result"] or {}).values()),
+            "duration": lambda row: "-" if row["duration_ms"] is None else format_ms(row["duration_ms"]),
+            "reason": lambda row: row["error"] or row["reason"] or "",
+        },
+    )
+
+
+@triggers_command_group.command("test")
+@trigger_argument
+@payload_option
+@click.option("--days", type=click.IntRange(1, 30), help="list the events of so many days on which it would fire")
+@click.option("--next", "count", type=click.IntRange(1, 100), help="list so many next times")
+@client_command
+def test_trigger(
+    client: ApiClient, *, trigger: str, payload: tuple[str, ...], days: int | None, count: int | None, as_json: bool
+) -> None:
+    """Show what a trigger would do, without starting anything."""
+    given = {"days": days, "next": count, "payload": parse_fields(payload) if payload else None}
+    body = {name: value for name, value in given.items() if value is not None}
+    found = client.post(f"/triggers/{_find(client, trigger)}/test", body)
+    if found["times"] is not None:
+        text = "\n".join(found["times"])
+    elif found["events"] is not None:
+        lines = [f"{event['ts']}  {event['event']}  {event['event_id']}" for event in found["events"]]
+        text = "\n".join([*lines, *(["There are more."] if found["has_more"] else [])]) or "There are no such events."
+    else:
+        detail = found["error"] or json.dumps(found["action"], ensure_ascii=False)
+        text = f"{found['would']}: {detail}"
+    print_value(found, as_json=as_json, text=text)
+
+
+def _find(client: ApiClient, name: str) -> str:
+    return str(client.find("/triggers", name, kind="trigger")["id"])
+
+
+def _kind_fields(
+    cron: str | None, timezone: str | None, every: int | None, event: str | None, webhook: bool
+) -> dict[str, Any]:
+    """Return the type and the config that the options name."""
+    given = [
+        ("cron", {"expression": cron, **({"timezone": timezone} if timezone else {})}, cron is not None),
+        ("interval", {"seconds": every}, every is not None),
+        ("event", {"event": event}, event is not None),
+        ("webhook", {}, webhook),
+    ]
+    named = [(kind, config) for kind, config, is_given in given if is_given]
+    if len(named) > 1:
+        raise click.UsageError("give one of --cron, --every, --event and --webhook")
+    if timezone is not None and cron is None:
+        raise click.UsageError("--timezone belongs to --cron")
+    return {"type": named[0][0], "config": named[0][1]} if named else {}

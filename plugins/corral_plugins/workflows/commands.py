@@ -1,0 +1,269 @@
+"""`corral workflows`: manages workflows and their runs from a terminal."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import click
+
+from corral.cli.api_client import ApiClient
+from corral.cli.output import format_usd, print_fields, print_table, print_value
+from corral.cli.request_body import body_option, field_option, parse_fields, read_body
+from corral.cli.server_connection import client_command, complete_names
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+STATUSES = ("queued", "running", "waiting", "paused", "completed", "failed", "cancelled")
+ENDED = ("completed", "failed", "cancelled")
+COLUMNS = ("name", "status", "steps", "last_run", "updated_at", "id")
+RUN_COLUMNS = ("number", "status", "trigger", "started_at", "finished_at", "cost", "id")
+workflow_argument = click.argument("workflow", shell_complete=complete_names("/workflows"))
+run_argument = click.argument("run")
+
+
+@click.group("workflows")
+def workflows_command_group() -> None:
+    """Manage workflows and their runs."""
+
+
+@workflows_command_group.command("list")
+@click.option("--status", type=click.Choice(("draft", "active", "archived")), multiple=True, help="only in this state")
+@click.option("--search", help="only workflows whose name or description contains this text")
+@client_command
+def list_workflows(client: ApiClient, *, status: tuple[str, ...], search: str | None, as_json: bool) -> None:
+    """List all workflows, newest first."""
+    query = {"status": list(status), **({"search": search} if search else {})}
+    print_table(
+        list(client.pages("/workflows", **query)),
+        COLUMNS,
+        as_json=as_json,
+        empty="There are no workflows. Create one: corral workflows create NAME --input FILE",
+        colour_of="status",
+        computed={
+            "steps": lambda row: row["step_count"],
+            "last_run": lambda row: row["last_run"]["status"] if row["last_run"] else "-",
+        },
+    )
+
+
+@workflows_command_group.command("show")
+@workflow_argument
+@client_command
+def show_workflow(client: ApiClient, *, workflow: str, as_json: bool) -> None:
+    """Show a workflow with its steps."""
+    found = client.get(f"/workflows/{_find(client, workflow)['id']}")
+    if as_json:
+        print_value(found, as_json=True, text="")
+        return
+    shown = {
+        "name": found["name"],
+        "id": found["id"],
+        "status": "template" if found["is_template"] else found["status"],
+        "description": found["description"],
+        "definition": f"version {found['workflow_version']}",
+        "tags": found["tags"],
+    }
+    print_fields(found, shown, as_json=False)
+    print_table(
+        found["steps"],
+        ("order", "name", "step_type", "depends_on", "run_if", "on_error"),
+        as_json=False,
+        empty="The workflow has no steps.",
+    )
+
+
+@workflows_command_group.command("create")
+@click.argument("name")
+@field_option
+@body_option
+@client_command
+def create_workflow(
+    client: ApiClient, *, name: str, fields: tuple[str, ...], input_path: Path | None, as_json: bool
+) -> None:
+    """Create a workflow from a file with its configuration and its steps."""
+    made = client.post("/workflows", {**read_body(input_path, fields), "name": name})
+    told = f"Created {made['name']} ({made['id']}) with {made['step_count']} steps. Run it: corral workflows run {name}"
+    print_value(made, as_json=as_json, text=told)
+
+
+@workflows_command_group.command("validate")
+@workflow_argument
+@client_command
+def validate_workflow(client: ApiClient, *, workflow: str, as_json: bool) -> None:
+    """Check a workflow with the plugins that are active now. Ends with status 1 if it has faults."""
+    found = client.post(f"/workflows/{_find(client, workflow)['id']}/validate", {})
+    lines = [f"{each['pointer']}: {each['detail']}" for each in found["errors"]]
+    print_value(found, as_json=as_json, text="\n".join(lines) or "The workflow is valid.")
+    if not found["valid"]:
+        raise SystemExit(1)
+
+
+@workflows_command_group.command("run")
+@workflow_argument
+@click.option("-i", "--value", "values", multiple=True, metavar="KEY=VALUE", help="member of the input; KEY:=JSON")
+@body_option
+@click.option("--dry-run", is_flag=True, help="show what would run, and run nothing")
+@click.option("--wait", is_flag=True, help="wait for the end of the run, and print its output")
+@client_command
+def run_workflow(
+    client: ApiClient,
+    *,
+    workflow: str,
+    values: tuple[str, ...],
+    input_path: Path | None,
+    dry_run: bool,
+    wait: bool,
+    as_json: bool,
+) -> None:
+    """Run a workflow. The file of --input contains the input of the run."""
+    given = {**read_body(input_path, ()), **parse_fields(values)}
+    made = client.post(f"/workflows/{_find(client, workflow)['id']}/run", {"input": given, "dry_run": dry_run})
+    if dry_run:
+        _print_plan(made, as_json=as_json)
+    elif wait:
+        _finish(_watch(client, made["id"], quiet=as_json), as_json=as_json)
+    else:
+        told = f"Run {made['number']} is {made['status']}. Watch it: corral workflows watch {made['id']}"
+        print_value(made, as_json=as_json, text=told)
+
+
+@workflows_command_group.command("runs")
+@click.argument("workflow", required=False)
+@click.option("--status", type=click.Choice(STATUSES), multiple=True, help="only runs in this state; repeatable")
+@click.option("--limit", type=click.IntRange(1, 200), default=20, show_default=True, help="maximum number of runs")
+@client_command
+def list_runs(client: ApiClient, *, workflow: str | None, status: tuple[str, ...], limit: int, as_json: bool) -> None:
+    """List the newest runs, of one workflow or of all."""
+    path = "/workflow-runs" if workflow is None else f"/workflows/{_find(client, workflow)['id']}/runs"
+    print_table(
+        client.get(path, status=list(status), limit=limit)["items"],
+        RUN_COLUMNS,
+        as_json=as_json,
+        empty="There are no runs. Start one: corral workflows run NAME",
+        colour_of="status",
+        computed={"trigger": lambda row: row["trigger"]["type"], "cost": lambda row: format_usd(row["cost_usd"])},
+    )
+
+
+@workflows_command_group.command("watch")
+@run_argument
+@client_command
+def watch_run(client: ApiClient, *, run: str, as_json: bool) -> None:
+    """Follow a run to its end, and print its output. Ends with status 1 if the run does not complete."""
+    _finish(_watch(client, run, quiet=as_json), as_json=as_json)
+
+
+@workflows_command_group.command("cancel")
+@run_argument
+@click.option("--reason", help="why the run is cancelled")
+@client_command
+def cancel_run(client: ApiClient, *, run: str, reason: str | None, as_json: bool) -> None:
+    """Cancel a run. Running steps are ended."""
+    _act(client, run, "cancel", {"reason": reason}, "The run is being cancelled.", as_json=as_json)
+
+
+@workflows_command_group.command("pause")
+@run_argument
+@client_command
+def pause_run(client: ApiClient, *, run: str, as_json: bool) -> None:
+    """Pause a run: running steps end, and nothing new starts."""
+    _act(client, run, "pause", {}, "The run is paused.", as_json=as_json)
+
+
+@workflows_command_group.command("resume")
+@run_argument
+@client_command
+def resume_run(client: ApiClient, *, run: str, as_json: bool) -> None:
+    """Resume a paused run."""
+    _act(client, run, "resume", {}, "The run goes on.", as_json=as_json)
+
+
+@workflows_command_group.command("retry")
+@run_argument
+@click.option("--from", "start", default="failed", show_default=True, help="failed, start, or the name of a step")
+@click.option("--current", is_flag=True, help="use the current definition instead of that of the run")
+@client_command
+def retry_run(client: ApiClient, *, run: str, start: str, current: bool, as_json: bool) -> None:
+    """Repeat an ended run as a new run, which reuses the outputs of the steps before."""
+    body = {"from": start, "definition": "current" if current else "original"}
+    made = client.post(f"/workflow-runs/{run}/retry", body)
+    told = f"Run {made['number']} repeats it. Watch it: corral workflows watch {made['id']}"
+    print_value(made, as_json=as_json, text=told)
+
+
+@workflows_command_group.command("answer")
+@run_argument
+@click.argument("step")
+@field_option
+@body_option
+@client_command
+def answer_step(
+    client: ApiClient, *, run: str, step: str, fields: tuple[str, ...], input_path: Path | None, as_json: bool
+) -> None:
+    """Give a step of the type input the data that it asks for."""
+    changed = client.post(f"/workflow-runs/{run}/steps/{step}/input", {"input": read_body(input_path, fields)})
+    print_value(changed, as_json=as_json, text=f"The step {step} has its data.")
+
+
+def _find(client: ApiClient, name: str) -> dict[str, Any]:
+    return dict(client.find("/workflows", name, kind="workflow"))
+
+
+def _act(client: ApiClient, run: str, action: str, body: dict[str, Any], told: str, *, as_json: bool) -> None:
+    print_value(client.post(f"/workflow-runs/{run}/{action}", body), as_json=as_json, text=told)
+
+
+def _print_plan(plan: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(plan, indent=2, ensure_ascii=False))
+        return
+    print_table(plan["plan"], ("stage", "name", "step_type", "depends_on", "run_if"), as_json=False, empty="No steps.")
+    for kind, names in plan["missing"].items():
+        if names:
+            click.echo(f"missing {kind}: {', '.join(names)}", err=True)
+
+
+def _watch(client: ApiClient, run_id: str, *, quiet: bool) -> dict[str, Any]:
+    """Print the events of a run to standard error until it has ended, and return it."""
+    after, run = "0", client.get(f"/workflow-runs/{run_id}")
+    while True:
+        is_over = run["status"] in ENDED
+        page = client.get(f"/workflow-runs/{run_id}/events", after=after, limit=200)
+        after = page["next"]
+        for event in page["items"] if not quiet else ():
+            click.echo(_line_of(event), err=True)
+        if is_over and len(page["items"]) < 200:
+            return dict(run)
+        if not page["items"]:
+            run = client.get(f"/workflow-runs/{run_id}", wait=1)
+        elif not is_over:
+            run = client.get(f"/workflow-runs/{run_id}")
+
+
+def _line_of(event: dict[str, Any]) -> str:
+    data = event["data"]
+    if event["event"].startswith("workflow.run."):
+        return f"run {event['event'].rpartition('.')[2]}"
+    place = "".join(f"[{n}]" for n in data["iteration"])
+    error = f": {data['error']['message']}" if data.get("error") else ""
+    return f"  {data['step']}{place} {event['event'].rpartition('.')[2]}{error}"
+
+
+def _finish(run: dict[str, Any], *, as_json: bool) -> None:
+    """Print the output of an ended run, and end with status 1 if the run did not complete."""
+    error = run["error"] or {}
+    if as_json:
+        click.echo(json.dumps(run, indent=2, ensure_ascii=False))
+    elif run["status"] == "completed":
+        click.echo(json.dumps(run["output"], indent=2, ensure_ascii=False))
+    else:
+        click.echo(f"The run is {run['status']}. {error.get('message', '')}".strip(), err=True)
+    if run["status"] != "completed":
+        _fail()
+
+
+def _fail() -> NoReturn:
+    raise SystemExit(1)

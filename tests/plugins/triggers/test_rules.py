@@ -1,0 +1,198 @@
+"""Overlap, limits, collected events, rights, references and the kill switch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from tests.plugins.triggers.conftest import TASK, Alarm
+
+from corral.testing.kit import PASSWORD
+from corral_plugins.triggers.models import Fire
+
+
+async def fire(alarm: Alarm, trigger_id: str, **payload: Any) -> None:
+    answer = await alarm.member.post(f"/triggers/{trigger_id}/fire", {"payload": payload})
+    assert answer.status == 202, answer
+    await alarm.run()
+
+
+async def test_work_that_overlaps(alarm: Alarm) -> None:
+    found = {
+        policy: (await alarm.create(overlap=policy, action={**TASK, "title": policy}))["id"]
+        for policy in ("skip", "allow", "cancel_running", "queue_one")
+    }
+    for trigger_id in found.values():
+        for _ in range(3):
+            await fire(alarm, trigger_id)
+    assert await alarm.statuses(found["skip"]) == ["fired", "skipped_overlap", "skipped_overlap"]
+    assert await alarm.statuses(found["allow"]) == ["fired"] * 3
+    assert await alarm.statuses(found["cancel_running"]) == ["fired"] * 3
+    assert await alarm.statuses(found["queue_one"]) == ["fired", "coalesced", "pending"]
+    by_title: dict[str, list[str]] = {}
+    for task in await alarm.tasks():
+        by_title.setdefault(task["title"], []).append(task["status"])
+    assert by_title["cancel_running"] == ["cancelled", "cancelled", "pending"]
+    waiting = next(task for task in await alarm.tasks() if task["title"] == "queue_one")
+    assert (await alarm.member.post(f"/tasks/{waiting['id']}/cancel", {})).status in (200, 202)
+    await alarm.run(seconds=3)
+    assert await alarm.statuses(found["queue_one"]) == ["fired", "coalesced", "fired"]
+
+
+async def test_a_trigger_fires_at_most_so_often_in_an_hour(alarm: Alarm) -> None:
+    made = await alarm.create(
+        "event", {"event": "task.created"}, filter="payload.title == 'mine'", max_fires_per_hour=1
+    )
+    for title in ("mine", "other", "mine"):
+        await alarm.task(title)
+        await alarm.run()
+    assert await alarm.statuses(made["id"]) == ["fired", "loop", "filtered", "rate_limited"]
+    answer = await alarm.member.post(f"/triggers/{made['id']}/fire", {})
+    assert (answer.status, answer.code) == (429, "rate_limited")
+
+
+async def test_events_are_collected(alarm: Alarm) -> None:
+    quiet = await alarm.create("event", {"event": "agent.created", "debounce_seconds": 30})
+    many = await alarm.create("event", {"event": "agent.created", "threshold": {"count": 3, "within_seconds": 60}})
+    for number in range(3):
+        await alarm.agent(f"agent {number}", start=False)
+        await alarm.run(seconds=10)
+    assert await alarm.statuses(quiet["id"]) == ["coalesced", "coalesced", "pending"]
+    assert await alarm.statuses(many["id"]) == ["coalesced", "coalesced", "fired"]
+    await alarm.agent("one more", start=False)
+    await alarm.run()
+    await alarm.run(seconds=31)
+    assert await alarm.statuses(quiet["id"]) == ["coalesced"] * 3 + ["fired"]
+    await alarm.run(seconds=40)
+    assert (await alarm.statuses(many["id"]))[-1] == "filtered"
+
+
+async def test_a_deactivated_owner_disables_a_trigger(alarm: Alarm) -> None:
+    made = await alarm.create("interval", {"seconds": 60})
+    await alarm.admin.post("/auth/reauth", {"password": PASSWORD})
+    answer = await alarm.admin.patch(f"/admin/users/{alarm.member.user['id']}", {"is_active": False})
+    assert answer.status == 200, answer
+    await alarm.run(seconds=61)
+    found = (await alarm.admin.get(f"/triggers/{made['id']}")).json()
+    assert (found["enabled"], found["disabled_reason"]) == (False, "owner_inactive")
+    rows = (await alarm.admin.get(f"/triggers/{made['id']}/history")).json()["items"]
+    assert [row["status"] for row in rows] == ["failed"]
+    assert rows[0]["error"].startswith("forbidden")
+
+
+async def test_a_viewer_cannot_have_triggers_and_others_cannot_change_them(alarm: Alarm) -> None:
+    made = await alarm.create()
+    viewer, other = await alarm.kit.as_user("viewer"), await alarm.kit.as_user("member")
+    body = {"name": "x", "type": "manual", "config": {}, "action": TASK}
+    assert (await viewer.post("/triggers", body)).status == 403
+    assert (await other.get(f"/triggers/{made['id']}")).status == 200
+    for answer in (
+        await other.put(f"/triggers/{made['id']}", {"name": "y"}),
+        await other.post(f"/triggers/{made['id']}/fire", {}),
+        await other.delete(f"/triggers/{made['id']}"),
+    ):
+        assert answer.status == 403
+
+
+async def test_the_kill_switch_holds_slots_until_it_is_released(alarm: Alarm) -> None:
+    timed = await alarm.create("interval", {"seconds": 60})
+    made = await alarm.create()
+    await alarm.admin.post("/auth/reauth", {"password": PASSWORD})
+    engaged = await alarm.admin.post("/admin/kill-switch", {"engaged": True, "reason": "test"})
+    assert engaged.status == 200, engaged
+    await fire(alarm, made["id"])
+    await alarm.run(seconds=200)
+    assert await alarm.statuses(made["id"]) == ["pending"]
+    assert await alarm.statuses(timed["id"]) == []
+    await alarm.admin.post("/admin/kill-switch", {"engaged": False})
+    await alarm.run(seconds=11)
+    assert await alarm.statuses(made["id"]) == ["fired"]
+    assert sorted(await alarm.statuses(timed["id"])) == ["fired", "skipped_missed"]
+
+
+@pytest.mark.parametrize(
+    ("change", "pointer", "code"),
+    [
+        ({"type": "nothing"}, "/type", "not_in_enum"),
+        ({"type": "cron", "config": {"expression": "61 * * * *"}}, "/config/expression", "bad_format"),
+        ({"type": "cron", "config": {"expression": "0 0 30 2 *"}}, "/config/expression", "bad_format"),
+        ({"type": "cron", "config": {"expression": "* * * * * *"}}, "/config/expression", "bad_format"),
+        ({"type": "cron", "config": {"expression": "@daily", "timezone": "Mars/X"}}, "/config/timezone", "bad_format"),
+        ({"type": "interval", "config": {"seconds": 5}}, "/config/seconds", "too_small"),
+        ({"type": "once", "config": {"at": "2020-01-01T00:00:00Z"}}, "/config/at", "in_the_past"),
+        ({"type": "event", "config": {"event": "no.such"}}, "/config/event", "unknown_reference"),
+        ({"type": "event", "config": {"event": "task.*", "filter": "payload.("}}, "/config/filter", "template_error"),
+        ({"filter": "input.x"}, "/filter", "template_error"),
+        ({"action": {"type": "notify", "title": "x"}}, "/action/type", "not_in_enum"),
+        ({"action": {"type": "call_webhook"}}, "/action/type", "not_in_enum"),
+        ({"action": {**TASK, "priority": "huge"}}, "/action/priority", "not_in_enum"),
+        ({"action": {**TASK, "title": "{{ nothing.x }}"}}, "/action/title", "template_error"),
+        ({"action": {**TASK, "title": "{{ secrets.KEY }}"}}, "/action/title", "template_error"),
+        (
+            {"action": {**TASK, "agent_id": "01890a5d-ac96-774b-bcce-b302099a8057"}},
+            "/action/agent_id",
+            "unknown_reference",
+        ),
+        ({"action": {**TASK, "depends_on": []}}, "/action/depends_on", "unknown_field"),
+    ],
+)
+async def test_a_trigger_is_checked_when_it_is_saved(alarm: Alarm, change: Any, pointer: str, code: str) -> None:
+    body = {"name": "x", "type": "manual", "config": {}, "action": TASK, **change}
+    answer = await alarm.member.post("/triggers", body)
+    assert answer.status == 422, answer
+    assert [(each["pointer"], each["code"]) for each in answer.json()["errors"]] == [(pointer, code)]
+
+
+async def test_a_reference_that_vanishes_later_fails_the_slot(alarm: Alarm) -> None:
+    agent = await alarm.agent("short-lived", start=False)
+    made = await alarm.create(action={**TASK, "agent_id": agent, "title": "{{ payload.title }}"})
+    await alarm.member.delete(f"/agents/{agent}")
+    await fire(alarm, made["id"], title="x")
+    (row,) = await alarm.history(made["id"])
+    assert (row["status"], row["error"].partition(":")[0]) == ("failed", "unknown_reference")
+
+
+async def test_an_edit_does_not_shift_an_interval_and_a_deleted_trigger_keeps_its_history(alarm: Alarm) -> None:
+    made = await alarm.create("interval", {"seconds": 60})
+    await alarm.run(seconds=61)
+    before = (await alarm.get(made["id"]))["next_fire_at"]
+    await alarm.run(seconds=20)
+    changed = await alarm.member.put(f"/triggers/{made['id']}", {"name": "renamed"}, headers={"If-Match": '"1"'})
+    assert changed.status == 200, changed
+    assert changed.json()["next_fire_at"] == before
+    stale = await alarm.member.put(f"/triggers/{made['id']}", {"name": "again"}, headers={"If-Match": '"1"'})
+    assert stale.status == 412
+    assert (await alarm.member.delete(f"/triggers/{made['id']}")).status == 204
+    assert (await alarm.member.get(f"/triggers/{made['id']}")).status == 404
+    assert await alarm.statuses(made["id"]) == ["fired"]
+
+
+async def test_a_slot_whose_job_was_lost_is_fired_by_the_sweep(alarm: Alarm) -> None:
+    made = await alarm.create()
+    await alarm.member.post(f"/triggers/{made['id']}/fire", {})
+    await alarm.kit.work(lambda: Fire.update(attempt=0).execute())
+    from corral.jobs.job import JobRow
+
+    await alarm.kit.work(lambda: JobRow.delete().execute())
+    await alarm.run()
+    assert await alarm.statuses(made["id"]) == ["pending"]
+    await alarm.run(seconds=6)
+    assert await alarm.statuses(made["id"]) == ["fired"]
+
+
+async def test_a_test_starts_nothing(alarm: Alarm) -> None:
+    made = await alarm.create(
+        "cron", {"expression": "0 7 * * *"}, filter="payload.n > 1", action={**TASK, "title": "n={{ payload.n }}"}
+    )
+    path = f"/triggers/{made['id']}/test"
+    fires = (await alarm.member.post(path, {"payload": {"n": 2}})).json()
+    assert (fires["would"], fires["action"]) == ("fired", {"type": "create_task", "title": "n=2"})
+    assert (await alarm.member.post(path, {"payload": {"n": 1}})).json()["would"] == "filtered"
+    failed = (await alarm.member.post(path, {"payload": {}})).json()
+    assert failed["would"] == "failed"
+    assert "no key 'n'" in failed["error"]
+    assert len((await alarm.member.post(path, {"next": 3})).json()["times"]) == 3
+    assert (await alarm.member.post(path, {"days": 3})).status == 422
+    assert (await alarm.member.post(path, {"next": 1, "payload": {}})).status == 422
+    assert await alarm.tasks() == []
+    assert await alarm.statuses(made["id"]) == []
