@@ -8,6 +8,7 @@ import msgspec
 
 from corral import clock
 from corral.auth.visibility import EventRights
+from corral.database.statement import Parameter, Statement
 from corral.events.log import LoggedEvent
 from corral.ids import new_id
 from corral_plugins.triggers.models import IS_ENABLED, Expectation, Trigger
@@ -16,6 +17,16 @@ from corral_plugins.triggers.service.slots import TriggerSlots
 
 MAX_MATCHES = 500
 MAX_EXPECTATIONS = 10_000
+
+
+def _followers(p: Parameter) -> Any:
+    names = [p("type"), p("area")]
+    follows = Trigger.event_key.in_(names) | Trigger.event_after.in_(names)
+    return Trigger.select(Trigger.id).where(IS_ENABLED & follows).limit(1).tuples()
+
+
+_FOLLOWER = Statement(_followers)
+"""Finds one trigger that follows an event. Compiled, because it runs for every event, and most have no follower."""
 
 
 class TriggerEvents:
@@ -27,6 +38,8 @@ class TriggerEvents:
     def handle(self, event: LoggedEvent) -> None:
         """Record what an event means for each trigger that follows it and whose owner may read it."""
         names = [event.type, f"{event.type.partition('.')[0]}.*"]
+        if _FOLLOWER.one({"type": names[0], "area": names[1]}) is None:
+            return
         follows = Trigger.event_key.in_(names) | Trigger.event_after.in_(names)
         is_new = Trigger.since <= event.ts  # later than the trigger was enabled
         for trigger in Trigger.select().where(IS_ENABLED & follows & is_new).limit(MAX_MATCHES):
