@@ -179,7 +179,7 @@ CALLS: dict[str, tuple[Make, Any]] = {
     "POST /dead-letter/discard-all": (Site.dead_letter, {"filter": {"reason": "manual"}}),
     "POST /dead-letter/batches/{id}/cancel": (Site.batch, None),
     "POST /dead-letter/retry-all": (Site.dead_letter, {}),
-    "PUT /cost/budget": (NONE, {"alert_thresholds": [60]}),
+    "PUT /cost/budget": (NONE, {"monthly_limit": 12}),
     "POST /cost/prices": (NONE, {"provider": "p", "model": "m", "input_usd": 1, "output_usd": 1}),
     "PUT /cost/prices/{id}": (Site.price, {"input_usd": 2}),
     "DELETE /cost/prices/{id}": (Site.price, None),
