@@ -1,7 +1,7 @@
 """R9: a model provider is down: nothing else fails, its breaker opens soon and closes soon after it has recovered.
 
 Tasks run in the embedded worker meanwhile, and none loses an attempt without a call to the provider. Short form: the
-provider is down for 8 s; long form (`--long`): for 5 minutes. The object store and mail have no test yet.
+provider is down for 6 s; long form (`--long`): for 5 minutes. The object store and mail have no test yet.
 """
 
 from __future__ import annotations
@@ -14,10 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import pytest
 from tests.plugins.llm import conftest as up
 from tests.plugins.llm.conftest import upstream  # noqa: F401  (a fixture)
 
 from corral.testing.server import ServerProcess
+
+pytestmark = pytest.mark.one_engine
 
 MINIMUM_CALLS, WAIT_OPEN, TASKS = 10, 2, 15
 BREAKER = "/circuit-breakers/llm:up"
@@ -65,7 +68,7 @@ async def test_r09_a_model_provider_is_down(
             headers = {"authorization": signed_in.headers["authorization"]}
         base = f"{server.address}/api/v1"
         async with httpx2.AsyncClient(base_url=base, headers=headers, trust_env=False, timeout=30) as http:
-            figure("R9", await take_the_provider_down(http, upstream, 300 if long_form else 8))
+            figure("R9", await take_the_provider_down(http, upstream, 300 if long_form else 6))
     finally:
         server.kill()
 

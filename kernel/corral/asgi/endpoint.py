@@ -244,5 +244,4 @@ def _fields(shape: Any, mark: Any) -> frozenset[str]:
 
 def _marks(kind: Any) -> tuple[Any, ...]:
     """Return the unsubscripted forms of a type and of the type that it annotates, and its annotations."""
-    origins = typing.get_origin(kind), typing.get_origin(getattr(kind, "__origin__", None))
-    return *origins, *getattr(kind, "__metadata__", ())
+    return *map(typing.get_origin, (kind, getattr(kind, "__origin__", None))), *getattr(kind, "__metadata__", ())

@@ -257,10 +257,9 @@ class DatabasePool:
 
     def close(self) -> None:
         """Finish the queued units and stop the threads."""
-        started = self.threads[: self._started]
-        for _ in started:
+        for _ in range(self._started):
             self.queue.put(None)
-        for thread in started:
+        for thread in self.threads[: self._started]:
             thread.join(timeout=LOST_AFTER + 3)
 
     def _abandon_overdue_units(self) -> None:

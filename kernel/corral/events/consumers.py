@@ -21,7 +21,7 @@ from corral.database.unit import SYSTEM, UnitContext
 from corral.events import log as event_log
 from corral.events.event import SystemAlert, emit
 from corral.events.live_feed import Feed, wait_and_clear
-from corral.events.log import EventRow, LoggedEvent
+from corral.events.log import LoggedEvent
 
 log = logging.getLogger("corral.events")
 
@@ -67,6 +67,7 @@ class Consumer:
     ) -> None:
         self._database, self._feed, self.name, self._types = feed.database, feed, subscriber.name, types
         self._handle: Any = subscriber.handle
+        self._following = event_log.of_types(types)
         self._lease, self._holder, self._is_open = f"consumer:{self.name}", holder, is_open
         self._entry = UnitContext(label=f"consumer {self.name}", actor=SYSTEM)
 
@@ -126,7 +127,7 @@ class Consumer:
         return ConsumerRow.get_by_id(self.name)
 
     def _events_after(self, cursor: int, limit: int) -> list[LoggedEvent]:
-        return event_log.select([EventRow.seq > cursor, EventRow.type.in_(self._types)], limit)
+        return [LoggedEvent(*row) for row in self._following.rows({"after": cursor, "limit": limit})]
 
     def _handle_next(self, limit: int, handle: Callable[[LoggedEvent], Any]) -> bool:
         """Handle up to `limit` events and advance the cursor. Return whether more events may follow."""

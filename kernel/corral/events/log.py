@@ -154,6 +154,12 @@ def select(where: Sequence[Any], limit: int) -> list[LoggedEvent]:
     return [LoggedEvent(*row) for row in found.order_by(EventRow.seq).limit(limit).tuples()]
 
 
+def of_types(types: Sequence[str]) -> Statement:
+    """Return the statement that reads the first `limit` events of these types with `seq > after`, in order."""
+    found = EventRow.select(*COLUMNS).where(EventRow.type.in_(types)).order_by(EventRow.seq).tuples()
+    return Statement(lambda p: found.where(EventRow.seq > p("after")).limit(p("limit")))
+
+
 def last_seq() -> int:
     """Return the highest sequence number, or 0 for an empty log."""
     return int(_LAST.rows({})[0][0])

@@ -70,11 +70,10 @@ class Container:
         Raise `WiringError` if services depend on each other in a circle.
         """
         waiting = list(provides)
-        needs = {item.kind: {kind for kind, _ in _parameters(item.factory).values()} for item in waiting}
         made: list[Any] = []
         while waiting:
             own = {item.kind for item in waiting}
-            ready = [item for item in waiting if own.isdisjoint(needs[item.kind])]
+            ready = [item for item in waiting if own.isdisjoint(kind for kind, _ in _parameters(item.factory).values())]
             if not ready:
                 raise WiringError(f"the services {sorted(_name(item.kind) for item in waiting)} need each other")
             for item in ready:

@@ -15,8 +15,6 @@ from corral.errors import StartupError
 from corral.http.signature import hints, union_parts
 from corral.plugins.record import PluginRecord, block_dependants
 
-Specs = Mapping[str, Any]
-
 URL_KEYS = {"corral_blob_store": "[storage] url"}  # the configuration key that holds the URL of a first-result hook
 
 
@@ -67,7 +65,7 @@ def specs_of(module: Any) -> dict[str, Any]:
     return {name: each for name, each in getattr(module, "__dict__", {}).items() if hasattr(each, "corral_spec")}
 
 
-def implementations(specs: Specs, record: PluginRecord) -> dict[str, tuple[Any, Callable[..., Any], bool]]:
+def implementations(specs: Mapping[str, Any], record: PluginRecord) -> dict[str, tuple[Any, Callable[..., Any], bool]]:
     """Return the hooks that a plugin implements, as `{hook: (specification or None, method, whether it is optional)}`.
 
     Raise `TypeError` for an implementation that does not fit its specification.
@@ -90,7 +88,7 @@ def _marked_methods(kind: Any) -> list[tuple[str, pluggy.HookImpl]]:
     return [(name, pluggy.HookImpl(kind, kind.name, method, method.corral_impl)) for name, method in marked]
 
 
-def all_specs(records: Iterable[PluginRecord]) -> Specs:
+def all_specs(records: Iterable[PluginRecord]) -> dict[str, Any]:
     """Return the specifications of all hooks: the kernel's and those of active plugins.
 
     A plugin is marked `failed` if its module is invalid, or specifies a hook that another module specifies already.

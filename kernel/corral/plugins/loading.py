@@ -20,7 +20,7 @@ from corral.config.model import Config
 from corral.database.migrations import KERNEL
 from corral.plugin import KERNEL_API, Plugin
 from corral.plugins.discovery import Found
-from corral.plugins.hooks import Specs, all_specs, check_items, checked_contributions, implementations
+from corral.plugins.hooks import all_specs, check_items, checked_contributions, implementations
 from corral.plugins.record import PluginRecord, block_dependants
 
 log = logging.getLogger("corral.plugins")
@@ -147,7 +147,7 @@ def _section(record: PluginRecord, kind: type[Plugin], config: Config) -> Any:
         raise ValueError(f"[plugins.{record.name}]: {error}") from None
 
 
-def _contribute(record: PluginRecord, specs: Specs, absent: bool) -> None:
+def _contribute(record: PluginRecord, specs: Mapping[str, Any], absent: bool) -> None:
     """Call all hooks of one plugin that take no arguments, and store the contributions in the plugin's record.
 
     An unknown hook raises `TypeError`, unless the implementation is optional and its owner may be `absent`. Hooks that

@@ -13,6 +13,7 @@ from corral.events.event import Event
 from corral.http.routes import Routes
 from corral.jobs.job import Job, Schedule
 from corral.plugin import Metric, Plugin, Provide, Runtime, Setting, hookimpl
+from corral_plugins.tools.api import Tool
 from corral_plugins.triggers.api import TriggerAction
 from corral_plugins.workflows import hookspecs, jobs
 from corral_plugins.workflows.api import EVENTS, StepType, Workflows
@@ -34,6 +35,7 @@ from corral_plugins.workflows.service.step_events import EVENTS as AWAITED
 from corral_plugins.workflows.service.step_events import StepEvents
 from corral_plugins.workflows.service.step_types import StepTypes
 from corral_plugins.workflows.service.steps import BuiltInSteps
+from corral_plugins.workflows.service.tool import WorkflowTool
 from corral_plugins.workflows.service.trigger_action import WorkflowTriggerAction
 from corral_plugins.workflows.service.validation import Definitions
 from corral_plugins.workflows.settings import SETTINGS
@@ -51,7 +53,7 @@ class WorkflowsPlugin(Plugin):
 
     name = "workflows"
     requires = ("accounts", "agents", "expressions", "tasks")
-    wants = ("admin", "llm", "secrets", "triggers")
+    wants = ("admin", "circuit_breakers", "cost", "llm", "secrets", "tools", "triggers")
     permissions = (
         Permission("workflows.read", "Read workflows and their runs", holders=READERS),
         Permission("workflows.write", "Create workflows; change one's own workflows", holders=WRITERS),
@@ -64,10 +66,12 @@ class WorkflowsPlugin(Plugin):
         self._metrics = WorkflowMetrics()
         self._steps = BuiltInSteps()
         self._trigger_action = WorkflowTriggerAction()
+        self._tool = WorkflowTool()
         self._executors: StepExecutors | None = None
 
     async def start(self, runtime: Runtime) -> None:
         self._metrics.types.extend(sorted(runtime.service(StepTypes).all()))
+        self._steps.http.declare_breakers()
         self._executors = runtime.service(StepExecutors)
         runtime.supervise("leases", self._executors.run)
         runtime.supervise("awaited events", runtime.service(EventWaits).run)
@@ -102,6 +106,7 @@ class WorkflowsPlugin(Plugin):
             Provide(Workflows, _provide_workflows),
             *self._steps.provided(),
             Provide(WorkflowTriggerAction, lambda: self._trigger_action),
+            Provide(WorkflowTool, lambda: self._tool),
         ]
 
     @hookimpl
@@ -129,6 +134,10 @@ class WorkflowsPlugin(Plugin):
     @hookimpl(optionalhook=True)
     def corral_workflow_steps(self) -> Iterable[StepType]:
         return self._steps.definitions()
+
+    @hookimpl(optionalhook=True)
+    def corral_tools(self) -> Iterable[Tool]:
+        return [self._tool.definition()]
 
     @hookimpl(optionalhook=True)
     def corral_trigger_actions(self) -> Iterable[TriggerAction]:

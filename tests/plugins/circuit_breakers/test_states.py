@@ -55,7 +55,14 @@ async def test_a_failing_probe_opens_the_breaker_again(panel: Panel) -> None:
     assert is_rejected(await panel.call())
 
 
-async def test_at_most_three_probes_run_at_a_time(panel: Panel) -> None:
+async def test_at_most_three_probes_run_at_a_time(panel: Panel, monkeypatch: pytest.MonkeyPatch) -> None:
+    take, asked = panel.breakers._transitions.take_permit, []
+
+    def take_permit(name: str) -> Any:
+        asked.append(name)
+        return take(name)
+
+    monkeypatch.setattr(panel.breakers._transitions, "take_permit", take_permit)
     await panel.fails(10)
     await panel.sync()
     clock.travel(31)
@@ -74,6 +81,7 @@ async def test_at_most_three_probes_run_at_a_time(panel: Panel) -> None:
     gate.set()
     outcomes = await asyncio.gather(*calls)
     assert (most, outcomes.count("fine"), sum(map(is_rejected, outcomes))) == (3, 3, 47)
+    assert len(asked) == 3  # the others were rejected without I/O
     assert (await panel.get())["state"] == "closed"
 
 

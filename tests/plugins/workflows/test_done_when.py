@@ -5,12 +5,14 @@ from __future__ import annotations
 import itertools
 import json
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.plugins.workflows.conftest import World, statuses, step, steps_of, transform
+from tests.plugins.workflows.conftest import PLUGINS, World, statuses, step, steps_of, transform
 
 from corral import clock
+from corral.testing.kit import make_kernel
 
 
 def seconds(moment: str) -> float:
@@ -149,3 +151,76 @@ async def test_workflows_10_the_engine_adds_little_between_two_steps(world: Worl
     listed = await world.ok("GET", f"/workflows/{workflow_id}/runs?status=waiting&limit=1")
     assert listed["total"] == len(ids)
     assert time.monotonic() - began < 60
+
+
+PATHS = {"approved": "after", "rejected": "other", "expired": "other", "cancelled": "other"}
+
+
+async def test_workflows_5_every_outcome_of_an_approval_takes_its_path_after_a_restart(
+    tmp_path: Path, unmade_database_url: str
+) -> None:
+    options: dict[str, Any] = {"plugins": [*PLUGINS, "approvals"], "database_url": unmade_database_url}
+    asked: dict[str, tuple[str, str]] = {}
+    async with make_kernel(tmp_path, **options) as kit:
+        world = World(kit, await kit.as_user("member"), await kit.as_user("admin"))
+        config = {"title": "Go on?", "on_reject": "goto:other", "expires_in_seconds": 900}
+        workflow_id = await world.workflow(
+            step("ask", "approval", config),
+            transform("after", "after", depends_on=["ask"]),
+            transform("other", "other", depends_on=[]),
+        )
+        for outcome in PATHS:
+            run_id = await world.start(workflow_id)
+            await world.until(run_id, "waiting")
+            (approval,) = (await world.ok("GET", f"/approvals?run_id={run_id}"))["items"]
+            asked[outcome] = (run_id, approval["id"])
+        email = world.member.user["email"]
+    async with make_kernel(tmp_path, **options) as kit:
+        world = World(kit, await kit.sign_in(email), await kit.as_user("admin"))
+        for outcome, action in (("approved", "approve"), ("rejected", "reject"), ("cancelled", "cancel")):
+            await world.ok("POST", f"/approvals/{asked[outcome][1]}/{action}", {})
+        clock.travel(901)
+        await kit.run_schedule("approvals.sweep")
+        world.member = await kit.sign_in(email)
+        for outcome, path in PATHS.items():
+            run = await world.until(asked[outcome][0])
+            ends = {each["name"]: each["status"] for each in run["steps"]}
+            skipped = "other" if path == "after" else "after"
+            assert (run["status"], ends[path], ends[skipped]) == ("completed", "completed", "skipped"), (outcome, run)
+    clock.reset()
+
+
+def hostile() -> list[str]:
+    """500 expressions that nest, grow, or look for attributes of Python objects."""
+    kinds = (
+        lambda n: "(" * n + "1" + ")" * n,
+        lambda n: "[" * n + "1" + "]" * n,
+        lambda n: "+".join(["input.n"] * (n * 8)),
+        lambda n: f"input.items.map(x, input.items.map(y, x * y + {n}))",
+        lambda n: f"size(input.text + input.text) > {n} ? input.text.matches('(a+)+b') : false",
+        lambda n: f"input.__class__.__mro__[{n % 3}].__subclasses__()",
+        lambda n: f"''.join(input.text, '{n}').format(input)",
+        lambda n: f"steps.x{n}.output",
+        lambda n: f"input.items.map(x, input.text + input.text + '{n}')",
+        lambda n: f"{10**18} * {10**18 + n}",
+    )
+    return [kind(n) for n in range(1, 51) for kind in kinds]
+
+
+@pytest.mark.one_engine
+async def test_workflows_8_hostile_expressions_end_soon(world: World, long_form: bool) -> None:
+    given = {"n": 1, "items": list(range(500)), "text": "a" * 2000}
+    texts = hostile()
+    accepted = 0
+    for text in texts if long_form else texts[:60]:
+        began = time.monotonic()
+        body = {"name": "hostile", "steps": [transform("a", "{{ " + text + " }}")]}
+        answer = await world.member.post("/workflows", body)
+        assert answer.status in (201, 422), answer
+        if answer.status == 201:
+            accepted += 1
+            run = await world.until(await world.start(answer.json()["id"], given))
+            error = run["error"] or {}
+            assert run["status"] == "completed" or error["type"] in ("template_error", "output_too_large"), (text, run)
+        assert time.monotonic() - began < 3.0, text
+    assert 0 < accepted < len(texts)

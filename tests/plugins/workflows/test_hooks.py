@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from tests.plugins.workflows.conftest import PLUGINS, World, step, steps_of
+import pytest
+from tests.plugins.workflows.conftest import PLUGINS, World, step, steps_of, transform
 
+from corral.auth.principal import Principal
 from corral.ids import new_id
 from corral.plugin import Plugin, hookimpl
+from corral_plugins.tools.api import ToolContext, ToolFailure
 from corral_plugins.workflows.api import StepContext, StepFailure, StepResult, StepType, StepWait, Workflows
+from corral_plugins.workflows.service.tool import WorkflowTool
 
 SCHEMA = {"type": "object", "properties": {"word": {"type": "string"}}, "required": ["word"]}
 calls: list[str] = []
@@ -67,3 +71,46 @@ async def test_corral_workflow_steps(make_kit: Callable[..., Any]) -> None:
     run = await world.until(run_id)
     assert run["output"] == {"ask": "yes"}
     assert not await kit.work(lambda: workflows.end_step(waiting[-1], StepResult(output="no")))
+
+
+async def test_a_trigger_runs_a_workflow(make_kit: Callable[..., Any]) -> None:
+    kit = await make_kit(plugins=(*PLUGINS, "triggers"))
+    world = World(kit, await kit.as_user("member"), await kit.as_user("admin"))
+    workflow_id = await world.workflow(transform("out", "{{ get(input, 'n', 0) }}"))
+    action = {"type": "run_workflow", "workflow_id": workflow_id, "input": {"n": 7}}
+    made = await world.ok("POST", "/triggers", {"name": "now", "type": "manual", "config": {}, "action": action})
+    await world.ok("POST", f"/triggers/{made['id']}/fire", {})
+    await world.settle()
+    (run,) = (await world.ok("GET", f"/workflow-runs?trigger_id={made['id']}"))["items"]
+    assert (run["status"], run["trigger"]["type"]) == ("completed", "trigger")
+    assert (await world.read(run["id"]))["output"] == {"out": 7}
+    nothing = {**action, "workflow_id": new_id()}
+    refused = await world.member.post("/triggers", {"name": "x", "type": "manual", "config": {}, "action": nothing})
+    assert refused.code == "unknown_reference"
+
+
+async def test_an_agent_runs_a_workflow(make_kit: Callable[..., Any]) -> None:
+    kit = await make_kit(plugins=(*PLUGINS, "tools"))
+    world = World(kit, await kit.as_user("member"), await kit.as_user("admin"))
+    workflow_id = await world.workflow(transform("out", "{{ input.n }}"))
+    tool = kit.service(WorkflowTool)
+
+    def call(user_id: str) -> Any:
+        caller = Principal(kind="agent", id=new_id(), agent_id=new_id(), user_id=user_id, role="member")
+        context = ToolContext(
+            caller=caller,
+            task_id=new_id(),
+            lease_id=new_id(),
+            call_id="1",
+            config={},
+            timeout_seconds=30,
+            work=kit.kernel.database.work,
+        )
+        return tool.run(context, {"workflow_id": workflow_id, "input": {"n": 3}})
+
+    started = await kit.work(lambda: call(world.member.user["id"]))
+    run = await world.until(started["run_id"])
+    assert (run["output"], run["started_by"]) == ({"out": 3}, world.member.user["id"])
+    viewer = await kit.as_user("viewer")
+    with pytest.raises(ToolFailure, match="may not run workflows"):
+        await kit.work(lambda: call(viewer.user["id"]))

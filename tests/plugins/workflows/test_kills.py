@@ -61,7 +61,7 @@ def serving() -> Iterator[tuple[int, Counter[str]]]:
 
 
 def definition(port: int, agent_id: str) -> list[dict[str, Any]]:
-    """Agent steps, a parallel branch, a loop, a condition, a question to a person, and an HTTP step."""
+    """Agent steps, a parallel branch, a loop, a condition, an approval, and an HTTP step."""
     say = step("say", "agent", {"instructions": "say {{ input.n }}"}, agent_id=agent_id)
     again = step("again", "agent", {"instructions": "again {{ input.n }}"}, agent_id=agent_id)
     double = {"method": "POST", "url": f"http://127.0.0.1:{port}/", "body": {"n": "{{ item }}"}}
@@ -89,7 +89,7 @@ def definition(port: int, agent_id: str) -> list[dict[str, Any]]:
         step("decide", "condition", {"expression": "input.n % 2 == 0", "if_true": ["even"], "if_false": ["odd"]}),
         transform("even", "even", order=5),
         transform("odd", "odd", order=5),
-        step("ask", "input", {"prompt": "Go on?"}, order=6),
+        step("ask", "approval", {"title": "Go on with {{ input.n }}?", "payload": {"n": "{{ input.n }}"}}, order=6),
         transform(
             "result",
             {
@@ -97,7 +97,7 @@ def definition(port: int, agent_id: str) -> list[dict[str, Any]]:
                 "both": "{{ steps.both.output }}",
                 "each": "{{ steps.each.output }}",
                 "parity": "{{ steps.even.output }}{{ steps.odd.output }}",
-                "answer": "{{ steps.ask.output }}",
+                "answer": "{{ steps.ask.output.decision }}",
             },
             order=7,
         ),
@@ -105,7 +105,7 @@ def definition(port: int, agent_id: str) -> list[dict[str, Any]]:
 
 
 class Site:
-    """A server, a worker, a workflow, and a person who answers every question."""
+    """A server, a worker, a workflow, and a person who approves everything."""
 
     def __init__(self, folder: Path, database_url: str, port: int) -> None:
         environ = {"CORRAL_TASK_LEASE_SECONDS": "10", "CORRAL_ACCESS_TTL": "3600", "CORRAL_EGRESS_ALLOW": "127.0.0.1"}
@@ -113,7 +113,7 @@ class Site:
         self.server.start()
         admin = self.server.sign_in()
         key = admin.post("/security/api-keys", json={"name": "test", "scopes": ["*"]}).raise_for_status().json()
-        self.client = self.server.client(key["key"])
+        self.client, self.person = self.server.client(key["key"]), admin  # a key may not decide
         fleet = {"name": "fleet", "auto_approve": True}
         registration = self.client.post("/admin/registration-keys", json=fleet).raise_for_status().json()
         self.worker = WorkerProcess(self.server, folder, "worker", registration["key"])
@@ -135,7 +135,7 @@ class Site:
         return str(answer.json()["id"])
 
     def wait(self, ids: list[str], seconds: float) -> dict[str, Any]:
-        """Answer questions until all runs have ended, and return them."""
+        """Approve until all runs have ended, and return them."""
         until = time.monotonic() + seconds
         ended: dict[str, Any] = {}
         while len(ended) < len(ids) and time.monotonic() < until:
@@ -144,7 +144,7 @@ class Site:
         return ended
 
     def look(self, ids: list[str], ended: dict[str, Any]) -> None:
-        """Read the runs that have not ended, and answer their questions."""
+        """Read the runs that have not ended, and approve what they ask for."""
         for run_id in ids:
             if run_id in ended:
                 continue
@@ -153,7 +153,13 @@ class Site:
                 if run["status"] in FINAL:
                     ended[run_id] = run
                 elif "ask" in run["current_steps"]:
-                    self.client.post(f"/workflow-runs/{run_id}/steps/ask/input", json={"input": {"yes": True}})
+                    self.approve(run_id)
+
+    def approve(self, run_id: str) -> None:
+        """Approve what the run asks for. Between a decision and the next advance, nothing is left to decide."""
+        asked = self.client.get(f"/approvals?run_id={run_id}&status=pending").raise_for_status().json()["items"]
+        for approval in asked:
+            self.person.post(f"/approvals/{approval['id']}/approve", json={})
 
     def kill(self) -> None:
         """Kill the server or the worker, and start it again."""

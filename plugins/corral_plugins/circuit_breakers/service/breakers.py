@@ -156,6 +156,7 @@ class BreakersService:
         """
         if breaker.blocked_until(clock.time_s()) is not None or breaker.probing >= breaker.config.half_open_permits:
             self._reject(breaker)
+        breaker.probing += 1  # before the task begins, so that other calls of this moment are rejected
         asking = self._start(self._ask_for_permit(breaker))
         try:
             permit = await asyncio.shield(asking)
@@ -167,8 +168,8 @@ class BreakersService:
         return permit
 
     async def _ask_for_permit(self, breaker: LocalBreaker) -> str | None:
+        """Return a permit, or None without one; the call then no longer counts as a probe."""
         permit: str | None = None
-        breaker.probing += 1
         try:
             admission = await self._database.work(lambda: self._transitions.take_permit(breaker.name), entry=ENTRY)
             self._apply(breaker, admission.row)

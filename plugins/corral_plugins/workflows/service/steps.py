@@ -18,6 +18,8 @@ from corral.errors import Conflict, FieldError, NotFound
 from corral.events.log import LoggedEvent
 from corral.plugin import Provide
 from corral.schema.json_schema_validation import json_schema_errors
+from corral_plugins.circuit_breakers.api import Breakers, Verdict, judge_status
+from corral_plugins.cost.api import Costs
 from corral_plugins.llm.api import LLM
 from corral_plugins.tasks.api import NewTask, Origin, Tasks
 from corral_plugins.workflows.api import (
@@ -55,6 +57,7 @@ class AgentSteps:
     """Steps of the type `agent`: a task, whose result is the output of the step."""
 
     tasks: Tasks | None
+    costs: Costs | None
 
     def definition(self) -> StepType:
         """Return the step type."""
@@ -70,6 +73,7 @@ class AgentSteps:
                     "output_schema": {"type": "object"},
                     "priority": {"enum": ["low", "medium", "high", "critical"]},
                     "agent_role": {"type": "string", "pattern": "^[a-z0-9][a-z0-9_-]{0,63}$"},
+                    "max_cost_usd": {"type": "number", "minimum": 0, "maximum": 1_000_000_000},
                 }
             ),
             dispatch=self.dispatch,
@@ -86,6 +90,8 @@ class AgentSteps:
         optional: Json = {"agent_id": context.agent_id, "retry_policy": context.retry_policy}
         optional["timeout_seconds"] = context.timeout_seconds and max(10, context.timeout_seconds)
         fields |= {name: value for name, value in optional.items() if value is not None}
+        if context.remaining_usd is not None and self.costs is not None:
+            fields["max_cost_usd"] = min(fields.get("max_cost_usd", context.remaining_usd), context.remaining_usd)
         origin = Origin(
             cause_chain=context.cause_chain,
             workflow_run_id=context.run_id,
@@ -186,12 +192,18 @@ def _structured(text: str, schema: Json | None) -> Any:
 
 
 class HttpSteps:
-    """Steps of the type `http`: a request to a service outside, through the egress guard."""
+    """Steps of the type `http`: a request through the egress guard and the circuit breaker of the host."""
 
     egress: Egress | None
+    breakers: Breakers | None
 
     def __init__(self) -> None:
         self._client: httpx2.AsyncClient | None = None
+
+    def declare_breakers(self) -> None:
+        """Declare that requests are guarded by the breakers of their hosts."""
+        if self.breakers is not None:
+            self.breakers.declare("http")
 
     async def close(self) -> None:
         """Close the HTTP client and all of its connections."""
@@ -246,9 +258,7 @@ class HttpSteps:
         seconds = config.get("timeout_seconds", HTTP_SECONDS)
         try:
             async with asyncio.timeout(seconds):
-                response = await self._open_client().request(
-                    config["method"], config["url"], headers=headers, content=content
-                )
+                response = await self._send(host, config["method"], config["url"], headers, content)
         except EgressBlocked as blocked:
             raise StepFailure(blocked.code, blocked.reason, retryable=False) from None
         except (TimeoutError, httpx2.TimeoutException):
@@ -270,11 +280,27 @@ class HttpSteps:
         output = {"status": response.status_code, "headers": dict(response.headers), "body": body}
         return StepResult(output=output, tainted=True)
 
+    async def _send(
+        self, host: str, method: str, url: str, headers: Mapping[str, str], content: bytes | None
+    ) -> httpx2.Response:
+        async def send() -> httpx2.Response:
+            return await self._open_client().request(method, url, headers=dict(headers), content=content)
+
+        return await send() if self.breakers is None else await self.breakers.guard(f"http:{host}", send, judge=_judge)
+
     def _open_client(self) -> httpx2.AsyncClient:
         if self._client is None:
             assert self.egress is not None
             self._client = self.egress.client("http_step", total_seconds=float(MAX_HTTP_SECONDS), max_bytes=MIB)
         return self._client
+
+
+def _judge(outcome: Any) -> Verdict:
+    """Judge a request for the breaker of its host. A request that the egress guard refuses says nothing about it."""
+    if isinstance(outcome, EgressBlocked | ValueError):
+        return "neutral"
+    status = getattr(outcome, "status_code", None)
+    return "failure" if status is None else judge_status(status)
 
 
 def _check_headers(config: Json) -> list[FieldError]:

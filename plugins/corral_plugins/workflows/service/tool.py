@@ -1,0 +1,62 @@
+"""The tool `workflows.run`, with which an agent starts a run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from corral.errors import NotFound
+from corral_plugins.tasks.api import Tasks
+from corral_plugins.tools.api import Tool, ToolContext, ToolFailure
+from corral_plugins.workflows.api import RunRequest, StepFailure
+from corral_plugins.workflows.service.engine import Callers
+from corral_plugins.workflows.service.runs import RunsService
+from corral_plugins.workflows.service.step_types import object_schema
+
+Json = dict[str, Any]
+UUID = {"type": "string", "format": "uuid"}
+SCHEMA = object_schema({"workflow_id": {**UUID, "description": "The workflow to run."}, "input": {}}, "workflow_id")
+
+
+class WorkflowTool:
+    """Starts runs for agents, with the rights of the person who requested the task of the agent."""
+
+    runs: RunsService | None
+    callers: Callers | None
+    tasks: Tasks | None
+
+    def definition(self) -> Tool:
+        """Return the tool."""
+        return Tool(
+            name="workflows.run",
+            title="Run a workflow",
+            description="Start a run of a workflow with an input, and return the id and the status of the run.",
+            risk="write",
+            schema=SCHEMA,
+            run=self.run,
+        )
+
+    def run(self, context: ToolContext, arguments: Json) -> Json:
+        """Start a run. Runs in the unit of work that stores the result."""
+        assert self.runs is not None
+        assert self.callers is not None
+        assert self.tasks is not None
+        try:
+            caller = self.callers.for_user(context.caller.user_id)
+        except StepFailure as failure:
+            raise ToolFailure(failure.type, failure.message) from None
+        if not caller.may("workflows.run"):
+            raise ToolFailure("forbidden", "The person who requested the task may not run workflows.")
+        task = self.tasks.find_run(context.task_id)
+        request = RunRequest(
+            workflow_id=arguments["workflow_id"].lower(),
+            input=arguments.get("input", {}),
+            trigger_type="agent",
+            trigger_id=context.caller.agent_id,
+            tainted=task is not None and task.tainted,
+            cause_chain=(context.task_id,),
+        )
+        try:
+            run = self.runs.start_run(request, by=caller)
+        except NotFound as error:
+            raise ToolFailure("not_found", error.detail) from None
+        return {"run_id": run.id, "status": run.status}
