@@ -88,6 +88,9 @@ setup(
         "local": [
             "corral-llama",
         ],
+        "mcp": [
+            "corral-mcp",
+        ],
         "postgres": [
             "psycopg[binary,pool]>=3.3,<4",
         ],
@@ -157,6 +160,7 @@ setup(
             "kill-switch = corral_plugins.admin.command:kill_switch_command",
             "login = corral_core.accounts.session_commands:login_command",
             "logout = corral_core.accounts.session_commands:logout_command",
+            "mcp = corral_plugins.tools.commands:mcp_command_group",
             "messages = corral_plugins.messages.commands:messages_command_group",
             "restore = corral_core.backup.command:restore_command",
             "run = corral_plugins.tasks.commands.run:run_task_command",
@@ -164,6 +168,7 @@ setup(
             "security = corral_plugins.security.command:security_command",
             "status = corral_plugins.tasks.commands.status:status_command",
             "tasks = corral_plugins.tasks.commands.tasks:tasks_command_group",
+            "tools = corral_plugins.tools.commands:tools_command_group",
             "triggers = corral_plugins.triggers.commands:triggers_command_group",
             "user = corral_core.accounts.commands:user_command_group",
             "whoami = corral_core.accounts.session_commands:whoami_command",

@@ -29,7 +29,9 @@ OWN_FORMAT = {"api", "audit checkpoints", "audit export", "completion"}
 """The commands that always print JSON or a file format."""
 OF_CONTRIB = {"local-model install", "local-model status"}
 """The commands of a plugin that has its own tests, and is not installed everywhere."""
-ELSEWHERE = {"demo"} | OF_CONTRIB
+OF_MCP = {f"mcp {name}" for name in ("accept", "add", "edit", "refresh", "remove", "show")}
+"""The commands that need an MCP server: the tests of `corral-mcp` run them."""
+ELSEWHERE = {"demo"} | OF_CONTRIB | OF_MCP
 """`test_demo.py` runs the demo."""
 TYPED = {"plugins purge": "tools\n"}
 ON_A_COPY = {"restore", "secrets rotate-master-key"}
@@ -52,6 +54,9 @@ agents start Echo
 agents pause Echo
 agents resume Echo
 tasks create --agent Asker "ask me"
+tools list
+tools show tasks.get
+mcp list
 tasks list
 tasks answer {{task}} blue
 tasks watch {{task}}

@@ -31,6 +31,7 @@ BY_ITSELF = "write-a-plugin"  # shows the files of a plugin, which a test of its
 NOT_RUN = {
     "container": "needs a container engine",
     "logging": "the server of the test was started so",
+    "mcp": "needs corral-mcp and MCP servers; the tests of corral-mcp run its commands",
     "postgresql-and-redis": "needs the administrator of PostgreSQL",
     "reverse-proxy": "needs a name, a certificate and a proxy",
     "secrets": "needs the server to be restarted in between",

@@ -15,6 +15,7 @@ from tests.generated.world import World
 
 from corral.ids import new_id
 from corral.testing.kit import Client
+from corral_plugins.circuit_breakers.api import Breakers
 
 Class = Literal["private", "account", "shared", "managed", "admin", "public"]
 Names = Mapping[str, str]
@@ -171,6 +172,8 @@ async def tool(world: World, owner: Client) -> Names:
 async def mcp_server(world: World, owner: Client) -> Names:
     body = {"name": name("server"), "url": "http://1.1.1.1/mcp"}
     made = await world.ok(world.admin, "POST", "/tools/mcp-servers", body)
+    breakers: Any = world.kit.service(Breakers)
+    await breakers.sync()  # what the breaker of the server counted is not an effect of the next request
     return {"name": made["name"], "sha256": made["tools"][0]["definition_sha256"]}
 
 

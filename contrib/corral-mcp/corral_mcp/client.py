@@ -14,6 +14,7 @@ from corral_plugins.tools.api import Json, McpEndpoint, McpFailure, McpResult, M
 
 if TYPE_CHECKING:
     from mcp import Client
+    from mcp_types import CallToolResult
 
 T = TypeVar("T")
 MAX_PAGES = 20
@@ -23,16 +24,11 @@ class SdkClient:
     """Implements `corral_plugins.tools.api.McpClient`. Every request opens a session of its own."""
 
     async def list_tools(self, endpoint: McpEndpoint) -> Sequence[McpTool]:
-        return await _in_session(endpoint, _list_tools)
+        return await _in_session(endpoint, list_tools)
 
     async def call_tool(self, endpoint: McpEndpoint, tool: str, arguments: Json) -> McpResult:
         async def call(client: Client) -> McpResult:
-            result = await client.call_tool(tool, arguments)
-            return McpResult(
-                content=[block.model_dump(mode="json", by_alias=True, exclude_none=True) for block in result.content],
-                structured=result.structured_content,
-                is_error=result.is_error,
-            )
+            return result_of(await client.call_tool(tool, arguments))
 
         return await _in_session(endpoint, call)
 
@@ -79,7 +75,8 @@ async def _in_session(endpoint: McpEndpoint, use: Callable[[Client], Awaitable[T
         raise _failure_of(error, relay) from None
 
 
-async def _list_tools(client: Client) -> list[McpTool]:
+async def list_tools(client: Client) -> list[McpTool]:
+    """List the tools of a server, page by page."""
     found: list[McpTool] = []
     cursor: str | None = None
     for _ in range(MAX_PAGES):
@@ -98,6 +95,15 @@ async def _list_tools(client: Client) -> list[McpTool]:
         if cursor is None:
             break
     return found
+
+
+def result_of(result: CallToolResult) -> McpResult:
+    """Convert the result of a call."""
+    return McpResult(
+        content=[block.model_dump(mode="json", by_alias=True, exclude_none=True) for block in result.content],
+        structured=result.structured_content,
+        is_error=result.is_error,
+    )
 
 
 def _failure_of(error: BaseException, relay: GuardedRelay) -> McpFailure:

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
+import os
+import signal
+import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -14,11 +19,12 @@ import uvicorn
 from corral_mcp.plugin import McpPlugin
 
 from corral.testing.kit import Client, Kit
-from corral.testing.server import free_port
+from corral.testing.server import ServerProcess, free_port
 
 sys.path.insert(0, str(Path(__file__).parent))
 from docs_server import make_server
 
+DOCS_SERVER = Path(__file__).parent / "docs_server.py"
 PLUGINS = (
     "admin",
     "agents",
@@ -141,3 +147,43 @@ async def world(make_kit: Callable[..., Any]) -> World:
     kit = await make_kit(plugins=[*PLUGINS, McpPlugin], config={"egress.allow": ["127.0.0.1"]})
     assert kit.loaded("mcp").active, kit.loaded("mcp").reason
     return await World(kit).build()
+
+
+def run_agent(folder: Path, servers: dict[str, Any], tool: str, arguments: dict[str, Any]) -> Any:
+    """Run a server, a worker with these MCP servers, and an agent that calls one tool. Return the call."""
+    (folder / "mcp.json").write_text(json.dumps({"mcpServers": servers}))
+    turns = [{"tool_calls": [{"name": tool.replace(".", "__"), "arguments": arguments}]}, {"text": "Done."}]
+    (folder / "script.json").write_text(json.dumps({"turns": turns}))
+    config = folder / "corral.toml"
+    config.write_text(f"[plugins.llm.scripts]\ncaller = {json.dumps(str(folder / 'script.json'))}\n")
+    with ServerProcess(folder, environ={"CORRAL_CONFIG": str(config)}) as server:
+        client = server.sign_in()
+        key = client.post("/admin/registration-keys", json={"name": "site"}).json()["key"]
+        command = [sys.executable, "-m", "corral", "worker", "--url", server.address, "--name", "site"]
+        command += ["--dir", str(folder / "worker"), "--mcp", str(folder / "mcp.json")]
+        environ = {**server.environ, "CORRAL_WORKER_TOKEN": key}
+        with (folder / "worker.log").open("wb") as log:
+            worker = subprocess.Popen(command, env=environ, stdout=log, stderr=log, start_new_session=True)
+        try:
+            wait_for(folder, lambda: client.get("/workers").json()["items"])
+            (made,) = client.get("/workers").json()["items"]
+            client.patch(f"/admin/workers/{made['id']}/approve", json={"is_approved": True})
+            body = {"name": "caller", "enabled_tools": [tool], "llm_provider": "scripted", "llm_model": "caller"}
+            agent = client.post("/agents", json=body).json()["id"]
+            client.post(f"/agents/{agent}/start")
+            task = client.post("/tasks", json={"title": "Call", "agent_id": agent, "required_tools": [tool]}).json()
+            ended = ("completed", "failed")
+            wait_for(folder, lambda: client.get(f"/tasks/{task['id']}").json()["status"] in ended)
+            (found,) = client.get(f"/tasks/{task['id']}/tool-calls").json()["items"]
+            return found
+        finally:
+            os.killpg(worker.pid, signal.SIGTERM)
+            worker.wait(30)
+
+
+def wait_for(folder: Path, condition: Callable[[], Any]) -> None:
+    """Wait until a condition holds, and show the log of the worker if it does not."""
+    until = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < until, (folder / "worker.log").read_text()
+        time.sleep(0.1)

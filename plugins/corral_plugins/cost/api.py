@@ -176,6 +176,14 @@ class Costs(Protocol):
         """
         ...
 
+    def has_limits(self) -> bool:
+        """Return whether this process knows of any limit. Reads nothing.
+
+        The first limit that another process sets is known after at most 2 seconds. Calls are checked with the limits in
+        force in any case.
+        """
+        ...
+
     def is_limited(self, agent_id: str | None) -> bool:
         """Return whether uses by the agent need a reservation. The cap of a task needs one in any case."""
         ...

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -39,6 +40,8 @@ POLICIES: tuple[ToolPolicy, ...] = ("allow", "ask", "deny")
 """Tool policies, ordered from the least to the most strict."""
 
 Json = dict[str, Any]
+MCP_PREFIX = "mcp."
+"""The prefix of the names of tools of MCP servers: `mcp.<server>.<tool>`."""
 
 
 class ToolContext(msgspec.Struct, frozen=True, kw_only=True):
@@ -179,6 +182,33 @@ class McpClient(Protocol):
     async def call_tool(self, endpoint: McpEndpoint, tool: str, arguments: Json) -> McpResult:
         """Connect to a server and call one of its tools."""
         ...
+
+
+def mcp_tool_name(server: str, remote_name: str) -> str:
+    """Return the name in Corral of a tool of an MCP server.
+
+    Other characters than lower-case letters, digits, `_` and `-` become `_`.
+    """
+    return f"{MCP_PREFIX}{server}.{re.sub(r'[^a-z0-9_-]', '_', remote_name.lower())}"
+
+
+def mcp_result_for_model(server: str, result: McpResult) -> Json:
+    """Convert a result. Text is joined; of other content, such as images, only the kind is told."""
+    texts, other = [], []
+    for block in result.content:
+        text = block.get("text")
+        if block.get("type") == "text" and isinstance(text, str):
+            texts.append(text)
+        else:
+            other.append(str(block.get("type"))[:40])
+    shown: Json = {"source": f"mcp:{server}", "trust": "untrusted", "is_error": result.is_error}
+    if result.structured is not None:
+        shown["structured"] = result.structured
+    elif texts or not other:
+        shown["text"] = "\n".join(texts)
+    if other:
+        shown["omitted"] = other
+    return shown
 
 
 class ClaimTool(msgspec.Struct, frozen=True, kw_only=True):

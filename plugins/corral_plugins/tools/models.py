@@ -103,6 +103,7 @@ class McpServerRow(Model):
 
     name = peewee.CharField(max_length=64, primary_key=True)
     version = peewee.IntegerField()
+    transport = peewee.CharField(max_length=8)
     url = peewee.TextField()
     headers_secret = peewee.CharField(max_length=200, null=True)
     enabled = peewee.BooleanField(default=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from corral.auth.principal import READERS, WRITERS, Permission
 from corral.database.model import Model
@@ -30,6 +30,9 @@ from corral_plugins.tools.service.metrics import DECISIONS, ToolMetrics
 from corral_plugins.tools.service.permits import ToolPermits
 from corral_plugins.tools.service.registry import ToolRegistry
 from corral_plugins.tools.service.tools import ToolsService
+
+if TYPE_CHECKING:
+    import click
 
 SERVICES = (
     McpConnections,
@@ -136,6 +139,12 @@ class ToolsPlugin(Plugin):
     @hookimpl
     def corral_schedules(self) -> Iterable[Schedule]:
         return jobs.SCHEDULES
+
+    @hookimpl
+    def corral_commands(self) -> Iterable[click.Command]:
+        from corral_plugins.tools.commands import mcp_command_group, tools_command_group
+
+        return [mcp_command_group, tools_command_group]
 
     @hookimpl
     def corral_health_checks(self) -> Iterable[HealthCheck]:

@@ -140,6 +140,7 @@ CALLS: dict[str, tuple[Make, Any]] = {
     "POST /admin/invitations": (NONE, {"email": "guest@example.org"}),
     "DELETE /admin/invitations/{id}": (Site.invitation, None),
     "POST /admin/kill-switch": (NONE, {"engaged": True, "reason": "a test"}),
+    "PUT /cost/budget": (NONE, {"monthly_limit": 12}),
     "POST /cost/prices": (NONE, {"provider": "p", "model": "m", "input_usd": 1, "output_usd": 1}),
     "PUT /cost/prices/{id}": (Site.price, {"input_usd": 2}),
     "DELETE /cost/prices/{id}": (Site.price, None),

@@ -141,6 +141,32 @@ async def test_cost_1_of_ten_parallel_claims_one_is_admitted(world: World) -> No
     assert (await claim(world))["reason"] == "ok"  # the next estimate is what the last attempt cost
 
 
+async def test_parallel_work_leaves_counters_that_are_exact(world: World) -> None:
+    agents = [world.agent_id, await world.agent("second", max_concurrent_tasks=100)]
+    workers = [world.worker, *[await world.machine(f"other-{n}", max_agents=10) for n in range(2)]]
+    tasks = [await world.task(agent_id=agents[n % 2]) for n in range(12)]
+    await budget(world, monthly_limit=10)
+    for agent in agents:
+        changed = await world.member.put(f"/agents/{agent}/budget", {"monthly_budget_usd": 5})
+        assert changed.status == 200
+
+    async def work(n: int) -> None:
+        lease = await workers[n % 3].run()
+        assert (await ask(attempt(lease))).status == 200
+        if n % 3 == 0:
+            await report(lease, 0.001 * n, f"outside-{n}")
+        assert (await ask(attempt(lease))).status == 200
+        await (lease.ok("complete", {"result": {}}) if n % 4 else lease.ok("release", {"reason": "later"}))
+
+    await asyncio.gather(*[work(n) for n in range(len(tasks))])
+    spent = 2 * 7000 * len(tasks) + sum(1000 * n for n in range(0, len(tasks), 3))
+    events = await world.kit.work(lambda: list(CostEvent.select()), read=True)
+    assert sum(event.cost_micro for event in events) == spent
+    of_all, *of_agents = await counters(world)
+    assert of_all == ("global", spent, 0)
+    assert (sum(each[1] for each in of_agents), [each[2] for each in of_agents]) == (spent, [0, 0])
+
+
 async def test_one_claim_for_many_tasks_takes_what_the_budget_admits(world: World) -> None:
     for _ in range(4):
         await world.task()

@@ -1,8 +1,9 @@
 """The promises of tools, one test each.
 
-Promises that need approvals, SSH or MCP servers are not tested: a part of 3 and of 6, 7, and `ssh.execute` in 2. Of 3
-the server's part is tested that exists: what would need an approval does not run, and what runs is what was decided. In
-5, `messages.send` stands for any tool that needs a permission of members.
+Promises that need approvals or SSH are not tested here: a part of 3 and of 6, and `ssh.execute` in 2. Of 3 the server's
+part is tested that exists: what would need an approval does not run, and what runs is what was decided. In 5,
+`messages.send` stands for any tool that needs a permission of members. 7 is in `test_mcp.py`, and with real servers in
+the tests of `corral-mcp`.
 """
 
 from __future__ import annotations

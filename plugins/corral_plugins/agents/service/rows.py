@@ -132,6 +132,7 @@ class _AgentWarnings:
         self._llm, self._tools, self._workers = llm, tools, workers
         self._ready: dict[tuple[str | None, str | None, tuple[str, ...]], bool] = {}
         self._fleet: list[WorkerFacts] | None = None
+        self._of_server: frozenset[str] | None = None
         self._bound = workers.find_many(sorted(bound)) if workers is not None and bound else {}
 
     def warnings_of(self, row: Agent) -> list[str]:
@@ -177,11 +178,16 @@ class _AgentWarnings:
             self._fleet = self._workers.online_workers() if self._workers is not None else []
         return self._fleet
 
+    def _server_tools(self) -> frozenset[str]:
+        if self._of_server is None:
+            self._of_server = self._tools.server_tools() if self._tools is not None else frozenset()
+        return self._of_server
+
     def _tool_warnings(self, row: Agent) -> list[str]:
         """Return warnings for tools that no suited worker offers, and for tools that some suited workers lack."""
         if not row.enabled_tools:
             return []
-        of_server = self._tools.server_tools() if self._tools is not None else frozenset()
+        of_server = self._server_tools()
         workers = self._suited_workers(row) or self._online_workers()
         lacked = [unserved_tools(row.enabled_tools, worker.tools, of_server) for worker in workers]
         lacked = lacked or [unserved_tools(row.enabled_tools, [], of_server)]

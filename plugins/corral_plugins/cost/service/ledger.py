@@ -76,6 +76,9 @@ class CostLedger:
 
     # -- reservations
 
+    def has_limits(self) -> bool:
+        return self._refuses_unpriced or self._reservations.may_exist
+
     def is_limited(self, agent_id: str | None) -> bool:
         return self._refuses_unpriced or self._reservations.is_limited(agent_id)
 

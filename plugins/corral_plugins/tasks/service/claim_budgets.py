@@ -106,7 +106,9 @@ class ClaimPlan:
         Raise `BudgetRefused` if the agent's model has no price and such models are refused.
         """
         limit = cost_limit_of(row, agent)
-        if self._cost is None or (limit is None and not self._cost.is_limited(agent.id)):
+        if self._cost is None:
+            return 0
+        if limit is None and not (self._cost.has_limits() and self._cost.is_limited(agent.id)):
             return 0
         if limit is None:
             return self._usual_amount(self._cost, agent)

@@ -90,12 +90,9 @@ def _queues_with_tools() -> list[tuple[str, str]]:
     return list(execute(_TOOLED).fetchall())
 
 
-def worker_has_tools(worker: WorkerFacts, tools: Sequence[str], service: Tools | None) -> bool:
-    """Return whether the worker and the server together provide these tools."""
-    if worker.tools is None:
-        return True
-    of_server = service.server_tools() if service is not None else ()
-    return includes_tools([*worker.tools, *of_server], tools)
+def worker_has_tools(worker: WorkerFacts, tools: Sequence[str], of_server: Iterable[str]) -> bool:
+    """Return whether the worker and the server, with its tools `of_server`, together provide these tools."""
+    return worker.tools is None or includes_tools([*worker.tools, *of_server], tools)
 
 
 def queues_for_agents(
@@ -111,10 +108,12 @@ def queues_for_agents(
             found.setdefault(base, []).append(agent)
     kinds: dict[tuple[str, ...], int] = {}  # many agents have the same tools, so each set of tools is checked once
     kind_of = {agent.id: kinds.setdefault(tuple(agent.enabled_tools), len(kinds)) for agent in agents}
-    for queue, text in _queues_with_tools():
+    queues = _queues_with_tools()
+    of_server = service.server_tools() if service is not None and queues else frozenset()
+    for queue, text in queues:
         of_base = found.get(queue.partition("#")[0])
         tools = msgspec.json.decode(text) if of_base else []
-        if of_base and worker_has_tools(worker, tools, service):
+        if of_base and worker_has_tools(worker, tools, of_server):
             kinds_able = {kind for enabled, kind in kinds.items() if includes_tools(enabled, tools)}
             able = [agent for agent in of_base if kind_of[agent.id] in kinds_able]
             if able:

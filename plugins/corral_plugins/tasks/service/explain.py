@@ -302,7 +302,8 @@ class TaskExplanations:
                 _unmet("worker_selector", message, "Change it: corral agents edit NAME -f worker_selector:=JSON", href)
             ]
         found = [_met("worker_selector", "A worker matches the agent's selector.")]
-        able = [worker for worker in chosen if claims.worker_has_tools(worker, tools, self.tools)]
+        of_server = self.tools.server_tools() if self.tools is not None else frozenset()
+        able = [worker for worker in chosen if claims.worker_has_tools(worker, tools, of_server)]
         if not able:
             message = f"No online worker offers {', '.join(tools)}."
             return [

@@ -16,10 +16,10 @@ import msgspec
 
 from corral.database.statement import Statement
 from corral.plugin import Contributions, Settings
-from corral_plugins.tools.api import RISK_POLICY, RISKS, Tool, ToolPolicy, ToolRisk
+from corral_plugins.tools.api import MCP_PREFIX, RISK_POLICY, RISKS, Tool, ToolPolicy, ToolRisk
 from corral_plugins.tools.models import McpServerRow, McpToolRow, ToolRow
 from corral_plugins.tools.service.mcp.connections import McpConnections
-from corral_plugins.tools.service.mcp.definitions import PREFIX, McpDefinition, registry_tool
+from corral_plugins.tools.service.mcp.definitions import McpDefinition, registry_tool
 from corral_plugins.tools.settings import TIMEOUT_SECONDS
 from corral_plugins.workers.api import Workers, WorkerTool
 
@@ -169,7 +169,7 @@ class ToolRegistry:
         online worker if `worker_id` is None or the given worker does not offer the tool.
         """
         contributed = self.contributed_tools().get(name)
-        if contributed is None and name.startswith(PREFIX):
+        if contributed is None and name.startswith(MCP_PREFIX):
             row = _MCP_TOOL.one({"name": name})
             if row is not None:
                 found = _ROW.one({"name": name})

@@ -41,6 +41,7 @@ from corral_plugins.workers.node.conversation import (
 from corral_plugins.workers.node.model import GatewayModel, ModelCall, ModelReply
 from corral_plugins.workers.node.task_process import CANCELLED, LOST, REPORTED
 from corral_plugins.workers.node.tool_client import TaskWaitsForPerson, ToolClient
+from corral_plugins.workers.node.tools.mcp import McpToolbox
 from corral_plugins.workers.node.tools.workspace import Workspaces
 
 MAX_STEPS, MAX_REPAIRS = 25, 2
@@ -79,6 +80,7 @@ class AgentLoop:
         *,
         allowed: Iterable[str] = (),
         workspaces: Workspaces | None = None,
+        mcp: McpToolbox | None = None,
     ) -> None:
         self._client, self._claim, self._controls = client, claim, controls
         self._task, self._agent = claim["task"], claim["agent"]
@@ -86,7 +88,7 @@ class AgentLoop:
         self._state = AttemptState(claim)
         self._model = GatewayModel(client, claim.get("gateway_url") or "/api/v1/llm")
         self._tools = ToolClient(
-            client, claim, self._state, self._store_checkpoint, allowed=allowed, workspaces=workspaces
+            client, claim, self._state, self._store_checkpoint, allowed=allowed, workspaces=workspaces, mcp=mcp
         )
         self._workspaces = workspaces
         self._lines = 0

@@ -14,6 +14,7 @@ from corral_plugins.workers.node.tools.builtin import TOOLS
 
 if TYPE_CHECKING:
     from corral_plugins.workers.node.identity import WorkerFolder
+    from corral_plugins.workers.node.tools.mcp import WorkerMcp
     from corral_plugins.workers.node.worker import ReferenceWorker, WorkerOptions
 
 LOG_FORMAT = "%(levelname)s %(name)s: %(message)s"  # of the embedded worker; the server parses and formats its lines
@@ -53,6 +54,13 @@ EXIT_REFUSED, EXIT_IN_USE = 1, 3
     help=f"let agents use a tool on this machine, with this user's rights: {', '.join(TOOLS)}; repeatable",
 )
 @click.option(
+    "--mcp",
+    "mcp_file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help='file with MCP servers that are started on this machine, {"mcpServers": {"NAME": {"command": "…", "args": '
+    "[…]}}}; agents may use all of their tools",
+)
+@click.option(
     "--log-level",
     type=click.Choice(["debug", "info", "warning", "error"]),
     default="info",
@@ -78,6 +86,7 @@ def worker_command(
     token_file: Path | None,
     folder: Path | None,
     allow: tuple[str, ...],
+    mcp_file: Path | None,
     log_level: str,
     log_format: str,
     drain_seconds: float,
@@ -108,7 +117,22 @@ def worker_command(
         allow=allow,
     )
     _configure_logging(log_level, log_format, relayed=until_stdin_closes)
+    if mcp_file is not None:
+        options.mcp = _list_mcp_tools(mcp_file)
     _run_worker(options, WorkerFolder(folder or _default_folder(name)), until_stdin_closes=until_stdin_closes)
+
+
+def _list_mcp_tools(path: Path) -> WorkerMcp:
+    """Start the MCP servers of a file once to list their tools. Exit with status 1 if this fails."""
+    import asyncio
+
+    from corral_plugins.workers.node.tools.mcp import McpUnusable, list_mcp_tools, read_mcp_file
+
+    try:
+        return asyncio.run(list_mcp_tools(read_mcp_file(path)))
+    except McpUnusable as error:
+        click.echo(f"corral: {error}", err=True)
+        sys.exit(EXIT_REFUSED)
 
 
 def _valid_url(text: str) -> str:

@@ -24,6 +24,7 @@ from typing import Any
 import msgspec
 
 from corral_plugins.workers.node.client import WorkerApiClient
+from corral_plugins.workers.node.tools.mcp import McpToolbox, WorkerMcp
 
 PRELOAD = [__name__, "corral_plugins.workers.node.preload", "jsonschema"]
 TERM_SECONDS = 3.0
@@ -38,12 +39,13 @@ class TaskProcessSettings(msgspec.Struct, frozen=True, kw_only=True):
     """The settings that all task processes share.
 
     `url` is the URL of the server. `allowed` lists the tools that agents may use on this machine. `workspaces` is the
-    folder that contains the workspaces.
+    folder that contains the workspaces. `mcp` are the MCP servers that a task may start.
     """
 
     url: str
     allowed: tuple[str, ...]
     workspaces: str
+    mcp: WorkerMcp = WorkerMcp()
 
 
 class ProcessNotStarted(Exception):
@@ -101,11 +103,12 @@ async def _run_agent_loop(
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     sandbox.adopt_orphans()
     workspaces = Workspaces(Path(settings.workspaces)) if settings.allowed else None
-    client = WorkerApiClient(settings.url, claim["agent_token"])
+    client, mcp = WorkerApiClient(settings.url, claim["agent_token"]), McpToolbox(settings.mcp)
     try:
-        loop = AgentLoop(client, claim, controls, allowed=settings.allowed, workspaces=workspaces)
+        loop = AgentLoop(client, claim, controls, allowed=settings.allowed, workspaces=workspaces, mcp=mcp)
         return await loop.run(), loop.outcome
     finally:
+        await mcp.close()
         await client.close()
 
 

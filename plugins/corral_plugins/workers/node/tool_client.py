@@ -7,6 +7,7 @@ resumes from such a checkpoint does not run the tool again, but reports to the m
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
@@ -14,7 +15,8 @@ from typing import Any
 
 from corral_plugins.workers.node.client import RELEASE_CODES, ApiError, WorkerApiClient, WorkerLeaseLost
 from corral_plugins.workers.node.conversation import AttemptState, Message, parse_json, tool_content, tool_message
-from corral_plugins.workers.node.tools.builtin import MAX_SECONDS, TOOLS, BuiltinTool
+from corral_plugins.workers.node.tools.builtin import MAX_SECONDS, TOOLS
+from corral_plugins.workers.node.tools.mcp import McpToolbox
 from corral_plugins.workers.node.tools.workspace import ToolFailed, Workspaces
 
 NAME_LIMIT = 64
@@ -30,7 +32,10 @@ class TaskWaitsForPerson(Exception):
 
 
 class ToolClient:
-    """The client for the tool calls of one attempt. `allowed` lists the tools that agents may use on this machine."""
+    """The client for the tool calls of one attempt.
+
+    `allowed` lists the tools that agents may use on this machine, and `mcp` calls the tools of MCP servers.
+    """
 
     def __init__(
         self,
@@ -41,9 +46,11 @@ class ToolClient:
         *,
         allowed: Iterable[str] = (),
         workspaces: Workspaces | None = None,
+        mcp: McpToolbox | None = None,
     ) -> None:
         self._client, self._state, self._checkpoint, self._workspaces = client, state, checkpoint, workspaces
         self._task_id: str = claim["task"]["id"]
+        self._mcp = mcp
         offered = claim["agent"].get("tools") or ()
         self._names = {_model_name(tool["name"]): tool["name"] for tool in offered}
         self._local = {name: TOOLS[name] for name in allowed} if workspaces is not None else {}
@@ -114,23 +121,36 @@ class ToolClient:
         return tool_message(call_id, tool_content(outcome))
 
     async def _run_local_tool(self, name: str, call_id: str, arguments: Any, limit: float) -> dict[str, Any]:
-        tool = self._local.get(name)
-        if tool is None or self._workspaces is None:
+        if self._mcp is not None and name in self._mcp:
+            call = functools.partial(self._mcp.call_tool, name, arguments, limit)
+            return await self._run_recorded(call, call_id, idempotent=False)
+        tool, workspaces = self._local.get(name), self._workspaces
+        if tool is None or workspaces is None:
             return {"error": {"type": "not_offered", "message": f"This worker does not offer {name}."}}
-        if not await self._record_start(tool, call_id):
+
+        async def run() -> Any:
+            workspace = workspaces.open_workspace(self._task_id)
+            return await tool.parse_arguments(arguments).run(workspace, limit)
+
+        return await self._run_recorded(run, call_id, idempotent=tool.idempotent)
+
+    async def _run_recorded(
+        self, run: Callable[[], Awaitable[Any]], call_id: str, *, idempotent: bool
+    ) -> dict[str, Any]:
+        """Run a tool unless an earlier attempt may have run it. Return the outcome."""
+        if not await self._record_start(call_id, idempotent=idempotent):
             return {"error": UNKNOWN}
         try:
-            workspace = self._workspaces.open_workspace(self._task_id)
-            return {"result": await tool.parse_arguments(arguments).run(workspace, limit)}
+            return {"result": await run()}
         except (ToolFailed, OSError, ValueError) as error:
             return {"error": {"type": "failed", "message": str(error)}}
 
-    async def _record_start(self, tool: type[BuiltinTool], call_id: str) -> bool:
+    async def _record_start(self, call_id: str, *, idempotent: bool) -> bool:
         """Record the start of a tool in a checkpoint, unless the tool is idempotent.
 
         Return False if an earlier attempt already started the tool, which must not run twice.
         """
-        if tool.idempotent:
+        if idempotent:
             return True
         if self._state.running == call_id:
             return False

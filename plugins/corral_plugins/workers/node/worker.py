@@ -23,6 +23,7 @@ from corral_plugins.workers.node.identity import DuplicateWorkerDetector, Worker
 from corral_plugins.workers.node.lease import TaskLease
 from corral_plugins.workers.node.task_process import ProcessNotStarted, TaskProcesses, TaskProcessSettings
 from corral_plugins.workers.node.tools.builtin import tool_offers
+from corral_plugins.workers.node.tools.mcp import WorkerMcp
 
 log = logging.getLogger("corral.worker")
 
@@ -40,7 +41,7 @@ class WorkerOptions(msgspec.Struct, kw_only=True):
     """The options of the `corral worker` command.
 
     `key` is a registration key or the token of a member, for registration. `allow` lists the tools that agents may use
-    on this machine.
+    on this machine. `mcp` are the MCP servers that the worker starts.
     """
 
     url: str
@@ -50,6 +51,7 @@ class WorkerOptions(msgspec.Struct, kw_only=True):
     max_agents: int = 1
     drain_seconds: float = 30.0
     allow: tuple[str, ...] = ()
+    mcp: WorkerMcp = WorkerMcp()
 
 
 class ReferenceWorker:
@@ -58,11 +60,11 @@ class ReferenceWorker:
     def __init__(self, options: WorkerOptions, folder: WorkerFolder) -> None:
         self._options, self._folder = options, folder
         settings = TaskProcessSettings(
-            url=options.url, allowed=options.allow, workspaces=str(folder.path / "workspaces")
+            url=options.url, allowed=options.allow, workspaces=str(folder.path / "workspaces"), mcp=options.mcp
         )
         self._processes = TaskProcesses(settings, folder.path)
         self._no_process: ProcessNotStarted | None = None
-        self._offer: Mapping[str, Any] = {"tools": tool_offers(options.allow)}
+        self._offer: Mapping[str, Any] = {"tools": [*tool_offers(options.allow), *options.mcp.offers]}
         self._unsent_offer = self._offer  # sent with the first heartbeat: the options may have changed
         self._identity: WorkerIdentity
         self._client: WorkerApiClient

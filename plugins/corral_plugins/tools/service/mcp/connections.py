@@ -21,10 +21,10 @@ from corral_plugins.tools.api import (
     McpClient,
     McpEndpoint,
     McpFailure,
-    McpResult,
     McpTool,
     ToolContext,
     ToolFailure,
+    mcp_result_for_model,
 )
 from corral_plugins.tools.models import McpServerRow
 
@@ -105,7 +105,7 @@ class McpConnections:
             raise ToolFailure("unavailable", "The MCP server, or the plugin that reaches it, was removed.")
         endpoint = await self._endpoint(server, *row)
         try:
-            return _result_for_model(
+            return mcp_result_for_model(
                 server, await self._guarded(server, lambda: client.call_tool(endpoint, tool, arguments))
             )
         except McpFailure as failure:
@@ -171,22 +171,3 @@ def _judge(outcome: Any) -> Verdict:
             return judge_status(outcome.status)
         return "neutral" if outcome.neutral else "failure"
     return "failure" if isinstance(outcome, Exception) else "success"
-
-
-def _result_for_model(server: str, result: McpResult) -> Json:
-    """Convert a result. Text is joined; of other content, such as images, only the kind is told."""
-    texts, other = [], []
-    for block in result.content:
-        text = block.get("text")
-        if block.get("type") == "text" and isinstance(text, str):
-            texts.append(text)
-        else:
-            other.append(str(block.get("type"))[:40])
-    shown: Json = {"source": f"mcp:{server}", "trust": "untrusted", "is_error": result.is_error}
-    if result.structured is not None:
-        shown["structured"] = result.structured
-    elif texts or not other:
-        shown["text"] = "\n".join(texts)
-    if other:
-        shown["omitted"] = other
-    return shown

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 import msgspec
 
 from corral.schema.json_schema_validation import MAX_SCHEMA_BYTES
-from corral_plugins.tools.api import CallTarget, Json, McpTool, Tool, ToolContext
+from corral_plugins.tools.api import CallTarget, Json, McpTool, Tool, ToolContext, mcp_tool_name
 
-PREFIX = "mcp."
 MAX_TOOLS = 200
 MAX_REMOTE_NAME = 128
 MAX_TITLE = 200
 MAX_DESCRIPTION_BYTES = 1024
-_OTHER = re.compile(r"[^a-z0-9_-]")
 
 CallMcpTool = Callable[[str, str, ToolContext, Json], Awaitable[Json]]
 """Calls a tool of an MCP server, by the name of the server and the name of the tool at the server."""
@@ -39,11 +36,6 @@ class ListedTools(msgspec.Struct, frozen=True):
     ignored: list[str]
 
 
-def tool_name(server: str, remote_name: str) -> str:
-    """Return the name of a tool in Corral. Other characters than lower-case letters, digits, `_` and `-` become `_`."""
-    return f"{PREFIX}{server}.{_OTHER.sub('_', remote_name.lower())}"
-
-
 def listed_tools(server: str, tools: Iterable[McpTool]) -> ListedTools:
     """Name and shorten the tools of a server.
 
@@ -52,7 +44,7 @@ def listed_tools(server: str, tools: Iterable[McpTool]) -> ListedTools:
     """
     found, ignored = ListedTools({}, []), set[str]()
     for tool in tools:
-        name = tool_name(server, tool.name)
+        name = mcp_tool_name(server, tool.name)
         is_usable = 0 < len(tool.name) <= MAX_REMOTE_NAME and _is_small(tool.schema) and _is_small(tool.output_schema)
         if not is_usable or name in found.tools or len(found.tools) >= MAX_TOOLS:
             ignored.add(tool.name[:MAX_REMOTE_NAME])

@@ -14,9 +14,9 @@ from corral.http.answers import IfMatch
 from corral.http.page import Page, PageQuery, paginate_names
 from corral.plugin import SECRET_CHANGE, Audit, AuditEntry
 from corral_plugins.secrets.api import Secrets
+from corral_plugins.tools.api import MCP_PREFIX
 from corral_plugins.tools.models import McpServerRow, McpToolRow, ToolRow
 from corral_plugins.tools.service.mcp.connections import attached_server
-from corral_plugins.tools.service.mcp.definitions import PREFIX
 from corral_plugins.tools.shapes import (
     AcceptedDefinitions,
     McpServerItem,
@@ -52,13 +52,13 @@ class McpServers:
     def get(self, name: str, warnings: list[str] | None = None) -> McpServerView:
         """Return a server with its tools. Raise `NotFound`."""
         row = _find(name)
-        prefix = f"{PREFIX}{name}."
+        prefix = f"{MCP_PREFIX}{name}."
         overrides: Any = ToolRow.select().where(ToolRow.name.startswith(prefix)).order_by(ToolRow.name)
         tools = _tools_of([name]).get(name, [])
         return McpServerView(
             name=row.name,
             version=row.version,
-            transport="http",
+            transport=_transport(row),
             url=row.url,
             headers_secret=row.headers_secret,
             enabled=row.enabled,
@@ -81,7 +81,12 @@ class McpServers:
         """Store a server. Raise `Conflict` (`duplicate`) if there is one with this name."""
         self._check_number()
         now = clock.now()
-        columns = {"url": new.url, "headers_secret": new.headers_secret, "enabled": new.enabled}
+        columns = {
+            "transport": new.transport,
+            "url": new.url,
+            "headers_secret": new.headers_secret,
+            "enabled": new.enabled,
+        }
         inserted = McpServerRow.insert(
             name=new.name, version=1, ignored_tools=[], created_at=now, updated_at=now, **columns
         )
@@ -101,7 +106,7 @@ class McpServers:
         match.check(row.version)
         given: dict[str, Any] = {
             field: value
-            for field in ("url", "headers_secret", "enabled")
+            for field in ("transport", "url", "headers_secret", "enabled")
             if (value := getattr(patch, field)) is not UNSET
         }
         changed = {field: value for field, value in given.items() if value != getattr(row, field)}
@@ -135,7 +140,7 @@ class McpServers:
         ):
             raise NotFound(NO_SERVER)
         McpToolRow.delete().where(McpToolRow.server == name).execute()
-        ToolRow.delete().where(ToolRow.name.startswith(f"{PREFIX}{name}.")).execute()
+        ToolRow.delete().where(ToolRow.name.startswith(f"{MCP_PREFIX}{name}.")).execute()
         if self.secrets is not None:
             self.secrets.detach(attached_server(name))
         self._record("delete", name, {})
@@ -213,7 +218,7 @@ def _refuse_moved_secret(by: Principal) -> None:
 
 def _store_overrides(server: str, overrides: Mapping[str, ToolOverride], by: Principal) -> None:
     """Store risk and state of tools of a server. Tools that are not named get back what the server defines."""
-    prefix = f"{PREFIX}{server}."
+    prefix = f"{MCP_PREFIX}{server}."
     others = ToolRow.name.startswith(prefix) & ToolRow.name.not_in([f"{prefix}{tool}" for tool in overrides])
     common = {"updated_at": clock.now(), "updated_by": by.user_id}
     ToolRow.update(risk=None, enabled=True, version=ToolRow.version + 1, **common).where(others).execute()
@@ -222,6 +227,10 @@ def _store_overrides(server: str, overrides: Mapping[str, ToolOverride], by: Pri
         row = {"name": f"{prefix}{tool}", "version": 2, **values}
         changed = {**values, "version": ToolRow.version + 1}
         ToolRow.insert(row).on_conflict(conflict_target=[ToolRow.name], update=changed).execute()
+
+
+def _transport(row: McpServerRow) -> Any:
+    return row.transport
 
 
 def _status(row: McpServerRow, tools: list[McpToolRow]) -> Any:
@@ -238,7 +247,7 @@ def _item(row: McpServerRow, tools: list[McpToolRow]) -> McpServerItem:
     return McpServerItem(
         name=row.name,
         version=row.version,
-        transport="http",
+        transport=_transport(row),
         url=row.url,
         enabled=row.enabled,
         status=_status(row, tools),

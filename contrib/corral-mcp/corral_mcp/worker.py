@@ -1,0 +1,41 @@
+"""Starts MCP servers as commands, for `corral worker --mcp`. Loaded in workers and their tasks only."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any
+
+from mcp import Client, StdioServerParameters
+
+from corral_mcp.client import list_tools, result_of
+from corral_mcp.sdk import CORRAL
+from corral_plugins.tools.api import McpResult, McpTool
+
+
+class CommandSession:
+    """A session with a server that was started as a command."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    async def list_tools(self) -> Sequence[McpTool]:
+        """Return all tools of the server."""
+        return await list_tools(self._client)
+
+    async def call_tool(self, tool: str, arguments: Mapping[str, Any]) -> McpResult:
+        """Call a tool of the server."""
+        return result_of(await self._client.call_tool(tool, dict(arguments)))
+
+
+@contextlib.asynccontextmanager
+async def start_command(
+    command: str, arguments: Sequence[str], variables: Mapping[str, str]
+) -> AsyncIterator[CommandSession]:
+    """Start a server, open a session with it, and stop it at the end.
+
+    The server gets the given variables and a few of this process, such as PATH and HOME.
+    """
+    parameters = StdioServerParameters(command=command, args=list(arguments), env=dict(variables))
+    async with Client(parameters, client_info=CORRAL, cache=None) as client:
+        yield CommandSession(client)
