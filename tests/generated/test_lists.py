@@ -193,6 +193,7 @@ OTHER_FORMS = {
     "GET /cost/by-user",
     "GET /cost/by-workflow",
     "GET /workers/{id}/tasks",
+    "GET /workflow-runs/{id}/events",
 }
 
 

@@ -291,3 +291,16 @@ def _engine() -> Any:
     from corral_plugins.workflows.service.engine import Engine
 
     return Engine
+
+
+async def test_a_run_that_cannot_be_advanced_fails_alone(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> None:
+        raise ZeroDivisionError
+
+    workflow_id = await world.workflow(transform("one", 1))
+    with monkeypatch.context() as patch:
+        patch.setattr("corral_plugins.workflows.service.planner.Planner._apply_reports", broken)
+        run = await world.until(await world.start(workflow_id))
+    assert (run["status"], run["error"]["type"]) == ("failed", "internal")
+    assert (await world.until(await world.start(workflow_id)))["status"] == "completed"
+    assert world.kit.loaded("workflows").active

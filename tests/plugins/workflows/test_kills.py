@@ -113,7 +113,7 @@ class Site:
         self.server.start()
         admin = self.server.sign_in()
         key = admin.post("/security/api-keys", json={"name": "test", "scopes": ["*"]}).raise_for_status().json()
-        self.client = self.server.client(key["key"])
+        self.client, self.person = self.server.client(key["key"]), admin  # a key may not decide
         fleet = {"name": "fleet", "auto_approve": True}
         registration = self.client.post("/admin/registration-keys", json=fleet).raise_for_status().json()
         self.worker = WorkerProcess(self.server, folder, "worker", registration["key"])
@@ -159,7 +159,7 @@ class Site:
         """Approve what the run asks for. Between a decision and the next advance, nothing is left to decide."""
         asked = self.client.get(f"/approvals?run_id={run_id}&status=pending").raise_for_status().json()["items"]
         for approval in asked:
-            self.client.post(f"/approvals/{approval['id']}/approve", json={})
+            self.person.post(f"/approvals/{approval['id']}/approve", json={})
 
     def kill(self) -> None:
         """Kill the server or the worker, and start it again."""

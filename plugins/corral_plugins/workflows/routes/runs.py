@@ -39,8 +39,7 @@ def get_workflow_run(id: str, query: GetRunQuery, runs: RunViews, caller: Princi
     """Get a run with its steps. With `wait`, the response is sent when the run has ended, or after these seconds."""
     run = runs.get(id, by=caller)
     if query.wait and run.status not in FINAL_RUN and clock.time_s() < query.poll_deadline:
-        topics = ("workflow.run.completed", "workflow.run.failed", "workflow.run.cancelled")
-        return Wait(topics, query.poll_deadline)
+        return Wait((run.id,), query.poll_deadline)
     return run
 
 

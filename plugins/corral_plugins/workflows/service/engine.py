@@ -8,6 +8,7 @@ moment: what it has not written has not happened, and another process computes i
 from __future__ import annotations
 
 import functools
+import logging
 from typing import Any
 
 from corral import clock
@@ -16,7 +17,7 @@ from corral.auth.principal import Principal
 from corral.database.dialect import advisory_lock, savepoint
 from corral.database.engine import Work
 from corral.database.unit import after_commit
-from corral.errors import ExpectedFailure, NotFound, Problem
+from corral.errors import ExpectedFailure, NotFound, Problem, Unavailable
 from corral.events import log as event_log
 from corral.events.event import Event, emit
 from corral.jobs.job import enqueue
@@ -25,12 +26,13 @@ from corral_core.accounts.api import Accounts
 from corral_core.expressions.api import Expressions
 from corral_plugins.workflows import api
 from corral_plugins.workflows.api import StepContext, StepFailure, StepResult, StepType, StepWait
-from corral_plugins.workflows.models import Run, WorkflowVersion
+from corral_plugins.workflows.models import Run, StepRun, WorkflowVersion
 from corral_plugins.workflows.service.graph import Graph, Step, build_graph
 from corral_plugins.workflows.service.metrics import WorkflowMetrics
 from corral_plugins.workflows.service.planner import Plan, Planner
 from corral_plugins.workflows.service.rendering import Rendering
 from corral_plugins.workflows.service.run_state import (
+    FINAL,
     FINAL_RUN,
     RunState,
     StepRow,
@@ -42,7 +44,9 @@ from corral_plugins.workflows.service.step_types import StepTypes
 from corral_plugins.workflows.service.wakeups import JOB, LOST_SECONDS, wake_queued_runs
 from corral_plugins.workflows.settings import MAX_ACTIVE_RUNS, MAX_PARALLEL, RUN_TIMEOUT_SECONDS
 
+log = logging.getLogger("corral.workflows")
 Json = dict[str, Any]
+LOOK_AGAIN_SECONDS = 30.0
 ROUNDS = 1000
 GRAPHS = 500
 TIMER_SECONDS = 3600.0
@@ -156,7 +160,14 @@ class Engine:
                 if not await self._work(functools.partial(self._admit, state)):
                     return
                 continue
-            plan = await self._plan(state, graph)
+            try:
+                plan = await self._plan(state, graph)
+            except Unavailable:
+                raise
+            except Exception:  # would fail again, and count against the plugin each time
+                log.exception("a workflow run could not be advanced", extra={"run": run_id})
+                await self._work(functools.partial(self._give_up, state))
+                return
             is_written = await self._work(functools.partial(self._apply, state, plan))
             if is_written and not plan.is_partial:
                 return
@@ -218,13 +229,29 @@ class Engine:
         )
         most = self._settings.get(MAX_ACTIVE_RUNS)
         if is_full or active_runs(None, most) >= most:
-            state.set(queued_at="", due_at=clock.LAST)
+            # The end of a run of the same workflow wakes this one. For the limit on all runs, the sweep looks again.
+            state.set(queued_at="", due_at=clock.LAST if is_full else clock.now(LOOK_AGAIN_SECONDS))
             return not claim_revision(state)
         seconds = config.get("timeout_seconds") or self._settings.get(RUN_TIMEOUT_SECONDS)
         state.set(status="running", started_at=clock.now(), deadline_at=clock.now(seconds))
         if claim_revision(state):
             self._emit_run(run, api.RunStarted)
         return True
+
+    def _give_up(self, state: RunState) -> None:
+        """End a run that cannot be advanced because of an error in Corral or in a plugin."""
+        error = {
+            "step": "",
+            "kind": "error",
+            "type": "internal",
+            "message": "The run met an internal error; see the log.",
+        }
+        state.changes.clear()
+        state.set(status="failed", error=error, finished_at=clock.now(), queued_at="", due_at=clock.LAST)
+        if claim_revision(state):
+            is_open = (StepRun.run_id == state.run.id) & StepRun.status.not_in(FINAL)
+            StepRun.update(status="cancelled", lease=None, finished_at=clock.now()).where(is_open).execute()
+            self._status_changed(state)
 
     async def _plan(self, state: RunState, graph: Graph) -> Plan:
         most = graph.config.get("max_parallel") or self._settings.get(MAX_PARALLEL)

@@ -170,12 +170,17 @@ class Planner:
         if run.finished_at is not None:
             self._state.set(due_at=clock.LAST)
             return
-        timers = [row.wake_at for row in self._state.rows.values() if row.is_open and row.wake_at is not None]
+        rows = (row for row in self._state.rows.values() if row.is_open and not self._is_held_back(row))
+        timers = [row.wake_at for row in rows if row.wake_at is not None]
         if run.deadline_at is not None and run.people_since is None:
             timers.append(run.deadline_at)
         due = min(timers, default=clock.LAST)
         if due != run.due_at:
             self._state.set(due_at=due)
+
+    def _is_held_back(self, row: StepRow) -> bool:
+        """Return whether the next attempt of a step waits for the end of a pause or of another step, not for time."""
+        return row.status == "ready" and (self._state.run.paused or (row.wake_at or "") <= self._now)
 
     # -- steps that have ended
 
