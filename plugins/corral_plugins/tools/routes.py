@@ -177,7 +177,7 @@ def list_task_tool_calls(id: str, query: PageQuery, history: CallHistory, caller
     lenient=True,
     redacted=False,  # the tool is called with the arguments as they are
     also=(202,),
-    raises=(*LEASE, "tools.denied", "kill_switch", "quota_exceeded", "already_decided"),
+    raises=(*LEASE, "tools.denied", "kill_switch", "quota_exceeded", "already_decided", "vault_sealed"),
 )
 async def call_tool(
     id: str, tool: str, body: NewToolCall, calls: ToolCalls, caller: Principal, request: Request
