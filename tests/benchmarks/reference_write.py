@@ -24,7 +24,8 @@ from corral.ids import new_id
 BATCH_UNITS, GATHER_SECONDS = 64, 0.004
 BODY = b'"%s"' % (b"x" * 1900)  # as long as the product's answer
 HEADERS = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(BODY))]
-PRAGMAS = "PRAGMA journal_mode=wal; PRAGMA synchronous=full; PRAGMA foreign_keys=1; PRAGMA cache_size=-4000"
+PRAGMAS = "PRAGMA journal_mode=wal; PRAGMA synchronous=full; PRAGMA foreign_keys=1; PRAGMA cache_size=-4000; "
+PRAGMAS += "PRAGMA temp_store=memory"  # for the copies of pages that each savepoint keeps
 COUNT = """INSERT INTO tasks_counters (name, shard, n) VALUES (?, 0, 1), (?, 0, 1)
 ON CONFLICT (name, shard) DO UPDATE SET n = n + excluded.n"""
 NEXT = "(SELECT COALESCE(MAX(seq), 0) + 1 FROM kernel_events)"

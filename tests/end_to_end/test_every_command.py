@@ -35,9 +35,16 @@ ELSEWHERE = {"demo"} | OF_CONTRIB | OF_MCP
 """`test_demo.py` runs the demo."""
 TYPED = {"plugins purge": "tools\n"}
 ON_A_COPY = {"restore", "secrets rotate-master-key"}
+IDS = {"tasks create": "task", "messages send": "message", "approvals ask": "approval", "workflows run": "run"}
+"""The commands that create what later commands name."""
 MAY_FAIL = {"doctor": (0, 1), "audit verify": (0, 1)}
 """What these find is not their failure."""
 OTHER = "other@example.org"
+STEPS = {
+    "greeting": {"name": "greet", "step_type": "transform", "config": {"value": "Hello {{ input.who }}"}},
+    "asking": {"name": "ask", "step_type": "input", "config": {"prompt": "Which colour?"}},
+}
+"""The only step of each workflow."""
 CALLS = f"""
 login {{url}} --email {EMAIL} --password-file password
 whoami
@@ -70,6 +77,32 @@ messages send --to-agent Echo hello
 messages list
 messages read {{message}}
 messages ack {{message}}
+approvals ask "Buy a domain" -f allow_self:=true -f payload:=5
+approvals list
+approvals show {{approval}}
+approvals comment {{approval}} "It is cheap."
+approvals request-revision {{approval}} --note cheaper
+approvals revise {{approval}} 4
+approvals approve {{approval}} --note fine
+approvals ask "Sell a domain" -f allow_self:=true -f payload:=6
+approvals reject {{approval}} --note never
+approvals ask "Wait" -f payload:=7
+approvals cancel {{approval}}
+workflows create Greeting --input greeting.json
+workflows list
+workflows show Greeting
+workflows validate Greeting
+workflows run Greeting -i who=you --wait
+workflows create Asking --input asking.json
+workflows run Asking
+workflows runs Asking
+workflows pause {{run}}
+workflows resume {{run}}
+workflows answer {{run}} ask -f colour=blue
+workflows watch {{run}}
+workflows run Asking
+workflows cancel {{run}}
+workflows retry {{run}} --from start
 triggers create Daily --cron @daily --task "{{{{ trigger.name }}}} report"
 triggers list
 triggers show Daily
@@ -119,6 +152,7 @@ audit verify
 config show
 config check
 config init made.toml
+plugins
 plugins list
 plugins show accounts
 plugins run health health.watch
@@ -142,6 +176,8 @@ plugins enable tools
 def leaves(command: click.Command = group, path: tuple[str, ...] = ()) -> Iterator[tuple[str, click.Command]]:
     """Every command that does something, with the words of its call."""
     if isinstance(command, click.Group):
+        if path and command.invoke_without_command:
+            yield " ".join(path), command
         context = click.Context(command)
         for name in command.list_commands(context):
             found = command.get_command(context, name)
@@ -170,6 +206,8 @@ def of_page() -> set[str]:
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     folder = tmp_path_factory.mktemp("commands")
     (folder / "password").write_text(f"{PASSWORD}\n")
+    for name, step in STEPS.items():
+        (folder / f"{name}.json").write_text(json.dumps({"steps": [step]}))
     config = folder / "corral.toml"
     asks = '{ tool_calls = [{ name = "human__ask", arguments = { prompt = "Which colour?" } }] }'
     config.write_text(f"[plugins.llm.scripts.asks]\nturns = [{asks}, {{ text = 'so it is' }}]\n")
@@ -209,17 +247,17 @@ def test_operations_8_the_json_output_of_every_command_parses(server: ServerProc
                 ]
                 names[each] = admin.post("/dead-letter", json={"task_id": task_id}).json()["id"]
         arguments = shlex.split(line.format(**names))
-        (name,) = [each for each in known if f"{line} ".startswith(f"{each} ")]
+        name = max((each for each in known if f"{line} ".startswith(f"{each} ")), key=len)
         environ = server.environ | (of_copy(server, printed) if name in ON_A_COPY else {})
         if name == "tasks answer":
             wait_for(admin, f"/tasks/{names['task']}", {"waiting"}, 20)
+        if name == "workflows answer":
+            wait_for(admin, f"/workflow-runs/{names['run']}", {"waiting"}, 20)
         done = warm().run([*arguments, "--json"], cwd=server.folder, environ=environ, stdin=TYPED.get(name, ""))
         assert done.returncode in MAY_FAIL.get(name, (0,)), (line, done)
         printed[name] = parsed(done.stdout)
-        if name == "tasks create":
-            names["task"] = printed[name]["id"]
-        if name == "messages send":
-            names["message"] = printed[name]["id"]
+        if name in IDS:
+            names[IDS[name]] = printed[name]["id"]
         called.add(name)
     assert called == known - SERVERS - OWN_FORMAT - ELSEWHERE
 

@@ -538,19 +538,21 @@ async def test_out_of_service_nothing_of_it_runs_and_nothing_is_lost(counting: K
     assert (await kit.client.post("/counting")).json() == {"route": 2, "event": 2, "job": 1}
 
 
+REQUIRE_AGENTS = ["dead_letter", "messages", "tasks", "workers", "workflows"]
+"""The plugins that require `agents`, and what requires them."""
+
+
 async def test_the_api_takes_a_built_in_plugin_out_and_back_across_restarts(make_kit: MakeKit) -> None:
-    kit = await make_kit(plugins=None, config={"plugins.disabled": ["tasks", "workers"]})
+    kit = await make_kit(plugins=None, config={"plugins.disabled": REQUIRE_AGENTS})
     admin = await kit.as_user("admin")
     assert (await admin.post("/plugins/accounts/disable", {})).code == "plugin_required"
     assert (await admin.post("/plugins/agents/disable", {"reason": "too many"})).status == 200
     assert (await admin.get("/agents")).code == "plugin_disabled"
-    again = await make_kit(plugins=None, config={"plugins.disabled": ["tasks", "workers"]})
+    again = await make_kit(plugins=None, config={"plugins.disabled": REQUIRE_AGENTS})
     admin = await again.sign_in("admin1@example.org")
     assert (await admin.get("/plugins/agents")).json()["reason"] == "too many"
     assert (await admin.get("/agents")).status in (404, 503)
-    named = await make_kit(
-        plugins=None, config={"plugins.disabled": ["tasks", "workers"], "plugins.enabled": ["agents"]}
-    )
+    named = await make_kit(plugins=None, config={"plugins.disabled": REQUIRE_AGENTS, "plugins.enabled": ["agents"]})
     assert named.loaded("agents").active  # what the file names wins
     refused = await (await named.sign_in("admin1@example.org")).post("/plugins/agents/disable", {})
     assert refused.code == "setting_locked"

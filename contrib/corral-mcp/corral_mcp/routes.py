@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
 
 from corral.auth.principal import ANY_CALLER, Principal
 from corral.http.answers import Answer, Request
 from corral.http.routes import Routes
-from corral.schema.fields import OpenShape
 from corral_mcp.server import CorralServer
 
 routes = Routes("/mcp", tag="MCP")
 
 
-class McpMessage(OpenShape):
-    """A message of the Model Context Protocol, in JSON-RPC."""
+class McpMessage(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A request or notification of the Model Context Protocol, in JSON-RPC. A notification has no `id`."""
+
+    jsonrpc: Literal["2.0"]
+    method: Annotated[str, Meta(min_length=1, max_length=200)]
+    id: int | str | UnsetType = UNSET
+    params: dict[str, Any] | UnsetType = UNSET
 
 
 @routes.post(
@@ -25,14 +32,15 @@ class McpMessage(OpenShape):
     seconds=90.0,
     redacted=False,
     no_store=True,
-    also=(202, 400, 404, 405, 406, 415),
+    also=(202,),
 )
 async def answer_mcp_message(
     body: McpMessage, server: CorralServer, caller: Principal, request: Request
 ) -> Answer[dict[str, Any] | None]:
     """Answer a message of an MCP client (streamable HTTP, without sessions).
 
-    The tools are operations of this API, which are called with the credential of the request.
+    The tools are operations of this API, which are called with the credential of the request. An error of the protocol
+    is the `error` of the response; the response 202 acknowledges a notification.
     """
-    status, answer = await server.answer(body.undeclared, request)
-    return Answer(body=answer, status=status)
+    answer = await server.answer(msgspec.json.encode({"jsonrpc": body.jsonrpc, **msgspec.to_builtins(body)}), request)
+    return Answer(body=answer, status=202 if answer is None else 200)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import importlib
-from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote, urlencode
 
@@ -34,8 +33,8 @@ class CorralServer:
         self._served = served
         self._tools: dict[str, ApiTool] | None = None
 
-    async def answer(self, message: Mapping[str, Any], request: Request) -> tuple[int, Json | None]:
-        """Return the status and the body of the response to a message."""
+    async def answer(self, message: bytes, request: Request) -> Json | None:
+        """Return the response to a message, or None to a notification."""
         sdk: Any = await asyncio.to_thread(importlib.import_module, "corral_mcp.server_sdk")
         headers = [(name, value) for name, value in request.headers.items() if name in KEPT]
         tools = await self.tools()
@@ -43,7 +42,7 @@ class CorralServer:
         async def call(name: str, arguments: Json) -> tuple[int, Any]:
             return await self._call(tools[name], arguments, request)
 
-        found: tuple[int, Json | None] = await sdk.answer(msgspec.json.encode(message), headers, tools, call)
+        found: Json | None = await sdk.answer(message, headers, tools, call)
         return found
 
     async def tools(self) -> dict[str, ApiTool]:

@@ -30,8 +30,11 @@ INSTRUCTIONS = (
 
 async def answer(
     message: bytes, headers: list[tuple[bytes, bytes]], tools: Mapping[str, ApiTool], call: Call
-) -> tuple[int, dict[str, Any] | None]:
-    """Answer one message. Return the status and the body of the response."""
+) -> dict[str, Any] | None:
+    """Answer one message. Return the response, or None to a notification.
+
+    The HTTP statuses of the SDK are left out, because the response contains the errors of the protocol.
+    """
     manager = StreamableHTTPSessionManager(_server(tools, call), json_response=True, stateless=True)
     scope = {
         "type": "http",
@@ -47,21 +50,18 @@ async def answer(
         "client": None,
         "server": None,
     }
-    status, body = 500, b""
+    body = b""
 
     async def receive() -> dict[str, Any]:
         return {"type": "http.request", "body": message, "more_body": False}
 
     async def send(event: Any) -> None:
-        nonlocal status, body
-        if event["type"] == "http.response.start":
-            status = event["status"]
-        else:
-            body += event.get("body", b"")
+        nonlocal body
+        body += event.get("body", b"")
 
     async with manager.run():
         await manager.handle_request(scope, receive, send)
-    return status, msgspec.json.decode(body) if body else None
+    return msgspec.json.decode(body) if body else None
 
 
 def _server(tools: Mapping[str, ApiTool], call: Call) -> Server[Any]:

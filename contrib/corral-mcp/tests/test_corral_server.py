@@ -93,9 +93,16 @@ async def test_without_a_credential_there_is_nothing(world: World) -> None:
         assert (await world.member.request(method, "/mcp", root=True)).status == 405
 
 
-@pytest.mark.parametrize("message", [{}, {"jsonrpc": "1.0"}, {"jsonrpc": "2.0", "method": "tools/call", "id": 1}])
+@pytest.mark.parametrize("message", [{}, {"jsonrpc": "1.0", "method": "ping"}, {"jsonrpc": "2.0", "x": 1}])
 async def test_messages_that_are_none(world: World, message: Any) -> None:
+    answer = await world.member.request("POST", "/mcp", message, root=True)
+    assert (answer.status, answer.code) == (422, "validation_error")
+
+
+async def test_errors_of_the_protocol_are_in_the_response(world: World) -> None:
     headers = {"Accept": "application/json, text/event-stream"}
-    answer = await world.member.request("POST", "/mcp", message, root=True, headers=headers)
-    assert answer.status in (200, 400), answer
-    assert "error" in answer.json()
+    for method in ("tools/call", "no/such"):
+        message = {"jsonrpc": "2.0", "id": 1, "method": method}
+        answer = await world.member.request("POST", "/mcp", message, root=True, headers=headers)
+        assert answer.status == 200
+        assert "code" in answer.json()["error"]

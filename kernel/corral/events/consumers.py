@@ -114,17 +114,17 @@ class Consumer:
         row = ConsumerRow.get_or_none(ConsumerRow.name == self.name)
         return row is None or event_log.last_seq() - row.cursor > LAG or bool(self._events_after(row.cursor, 1))
 
-    def _ensure_cursor(self) -> None:
-        """Create the cursor of a new consumer at the end of the log."""
+    def _ensure_cursor(self) -> ConsumerRow:
+        """Create the cursor of a new consumer at the end of the log, and return the cursor."""
         end = {"name": self.name, "cursor": event_log.last_seq(), "updated_at": clock.now()}
         ConsumerRow.insert(**end).on_conflict_ignore().execute()
+        return ConsumerRow.get_by_id(self.name)
 
     def _leased_cursor(self) -> ConsumerRow | None:
         """Return the cursor if this process holds the consumer's lease, otherwise None."""
         if not acquire_lease(self._lease, self._holder, LEASE_SECONDS):
             return None
-        self._ensure_cursor()
-        return ConsumerRow.get_by_id(self.name)
+        return ConsumerRow.get_or_none(ConsumerRow.name == self.name) or self._ensure_cursor()
 
     def _events_after(self, cursor: int, limit: int) -> list[LoggedEvent]:
         return [LoggedEvent(*row) for row in self._following.rows({"after": cursor, "limit": limit})]

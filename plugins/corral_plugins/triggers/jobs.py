@@ -6,12 +6,10 @@ import asyncio
 
 from corral import clock
 from corral.database.engine import Work
-from corral.events.consumers import Subscriber
-from corral.events.log import LoggedEvent
 from corral.jobs.job import Job, Schedule
 from corral.plugin import Settings
 from corral_plugins.triggers.models import PENDING, Fire, Trigger
-from corral_plugins.triggers.service.events import TriggerEvents
+from corral_plugins.triggers.service.events import TriggerLogReader
 from corral_plugins.triggers.service.firing import TriggerFiring
 from corral_plugins.triggers.service.rows import DAY
 from corral_plugins.triggers.service.scheduler import TriggerScheduler
@@ -27,9 +25,9 @@ async def fire_slots(ids: list[str], firing: TriggerFiring) -> None:
     await asyncio.gather(*(firing.fire(history_id) for history_id in ids))
 
 
-def follow_event(event: LoggedEvent, events: TriggerEvents) -> None:
-    """Record an event for the triggers that follow it."""
-    events.handle(event)
+async def read_events(reader: TriggerLogReader) -> None:
+    """Record the events that triggers follow."""
+    await reader.read()
 
 
 async def record_due_slots(scheduler: TriggerScheduler) -> None:
@@ -65,9 +63,9 @@ def _prune_triggers(before: str) -> None:
 
 
 JOBS = (Job(FIRE_JOB, fire_slots, lease_seconds=LEASE_SECONDS),)
-SUBSCRIBERS = (Subscriber("triggers.consume", ("*",), follow_event),)
 SCHEDULES = (
     Schedule("triggers.tick", 1.0, record_due_slots),
+    Schedule("triggers.consume", 1.0, read_events),
     Schedule("triggers.sweep", 2.0, fire_waiting_slots),
     Schedule("triggers.absence", 5.0, end_waits),
     Schedule("triggers.prune", DAY, prune_history),

@@ -133,4 +133,14 @@ class Expectation(Model):
         indexes = ((("trigger_id", "key"), True),)
 
 
-TABLES: tuple[type[Model], ...] = (Trigger, Fire, Expectation)
+class LogPosition(Model):
+    """The number of the last event that triggers have seen. The table has one row."""
+
+    id = peewee.IntegerField(primary_key=True)
+    seq = peewee.BigIntegerField()
+
+    class Meta:
+        table_name = "triggers_log_position"
+
+
+TABLES: tuple[type[Model], ...] = (Trigger, Fire, Expectation, LogPosition)

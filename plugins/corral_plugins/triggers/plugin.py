@@ -8,15 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from corral.auth.principal import READERS, WRITERS, Permission
 from corral.database.model import Model
-from corral.events.consumers import Subscriber
 from corral.events.event import Event
 from corral.http.routes import Routes
 from corral.jobs.job import Job, Schedule
-from corral.plugin import Metric, Plugin, Provide, Setting, hookimpl
+from corral.plugin import Metric, Plugin, Provide, Runtime, Setting, hookimpl
 from corral_plugins.triggers import hookspecs, jobs, models, routes, settings
 from corral_plugins.triggers.api import EVENTS
 from corral_plugins.triggers.service.checks import TriggerChecks
-from corral_plugins.triggers.service.events import TriggerEvents
+from corral_plugins.triggers.service.events import TriggerEvents, TriggerLogReader
 from corral_plugins.triggers.service.firing import TriggerFiring
 from corral_plugins.triggers.service.ingress import TriggerIngress
 from corral_plugins.triggers.service.kinds import TriggerTypeRegistry
@@ -50,6 +49,9 @@ class TriggersPlugin(Plugin):
         super().__init__(section)
         self._metrics = TriggerMetrics()
 
+    async def start(self, runtime: Runtime) -> None:
+        await runtime.service(TriggerLogReader).create_position()
+
     @hookimpl
     def corral_services(self) -> Iterable[Provide]:
         parts = (
@@ -61,6 +63,7 @@ class TriggersPlugin(Plugin):
             TriggerFiring,
             TriggerScheduler,
             TriggerEvents,
+            TriggerLogReader,
             TriggerManagement,
             TriggerIngress,
             TriggerPreviews,
@@ -82,10 +85,6 @@ class TriggersPlugin(Plugin):
     @hookimpl
     def corral_settings(self) -> Iterable[Setting[Any]]:
         return settings.ALL
-
-    @hookimpl
-    def corral_subscribers(self) -> Iterable[Subscriber]:
-        return jobs.SUBSCRIBERS
 
     @hookimpl
     def corral_jobs(self) -> Iterable[Job]:

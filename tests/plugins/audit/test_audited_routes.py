@@ -26,7 +26,19 @@ CHANGES_NOTHING = {
     "POST /llm/providers/{name}/test": "it asks the provider a question",
     "POST /llm/providers/{name}/refresh": "it reads the provider's list of models",
 }
-ELSEWHERE = {"POST /secrets/rotate-master-key": "with a second key: `test_a_change_of_master_keys_is_recorded`"}
+ELSEWHERE = {
+    "POST /secrets/rotate-master-key": "with a second key: `test_a_change_of_master_keys_is_recorded`",
+    **dict.fromkeys(
+        (
+            "POST /tools/mcp-servers",
+            "PUT /tools/mcp-servers/{name}",
+            "DELETE /tools/mcp-servers/{name}",
+            "POST /tools/mcp-servers/{name}/refresh",
+            "POST /tools/mcp-servers/{name}/accept",
+        ),
+        "with a server: `tests/plugins/tools/test_mcp.py`",
+    ),
+}
 _numbers = itertools.count(1)
 
 
@@ -105,6 +117,21 @@ class Site:
         await self.ok("PUT", "/settings/audit/retention_days", {"value": next(_numbers) + 30})
         return {"category": "audit", "key": "retention_days"}
 
+    async def breaker(self) -> dict[str, str]:
+        return {"name": (await self.ok("POST", "/circuit-breakers", {"name": f"http:host{next(_numbers)}"}))["name"]}
+
+    async def task(self) -> dict[str, str]:
+        return {"task_id": (await self.ok("POST", "/tasks", {"title": "abandoned"}))["id"]}
+
+    async def dead_letter(self) -> dict[str, str]:
+        return {"id": (await self.ok("POST", "/dead-letter", await self.task()))["id"]}
+
+    async def batch(self) -> dict[str, str]:
+        for _ in range(3):
+            await self.dead_letter()
+        made = (await self.admin.post("/dead-letter/retry-all", {"rate_per_second": 1})).json()
+        return {"id": made.get("id") or made["existing_id"]}
+
     async def closed_plugin(self) -> dict[str, str]:
         await self.ok("POST", "/plugins/realtime/disable", {})
         return {"name": "realtime"}
@@ -121,6 +148,7 @@ def named(**names: str) -> Make:
 
 
 NONE = named()
+THE_NAMES = object()  # the body is what was made
 CALLS: dict[str, tuple[Make, Any]] = {
     "POST /plugins/{name}/disable": (named(name="realtime"), {}),
     "POST /plugins/{name}/enable": (Site.closed_plugin, {}),
@@ -140,6 +168,17 @@ CALLS: dict[str, tuple[Make, Any]] = {
     "POST /admin/invitations": (NONE, {"email": "guest@example.org"}),
     "DELETE /admin/invitations/{id}": (Site.invitation, None),
     "POST /admin/kill-switch": (NONE, {"engaged": True, "reason": "a test"}),
+    "POST /circuit-breakers": (NONE, {"name": "http:example.org"}),
+    "DELETE /circuit-breakers/{name}": (Site.breaker, None),
+    "POST /circuit-breakers/{name}/force-open": (Site.breaker, {}),
+    "POST /circuit-breakers/{name}/force-close": (Site.breaker, {}),
+    "POST /circuit-breakers/{name}/reset": (Site.breaker, None),
+    "POST /dead-letter": (Site.task, THE_NAMES),
+    "DELETE /dead-letter/{id}": (Site.dead_letter, None),
+    "POST /dead-letter/{id}/retry": (Site.dead_letter, {}),
+    "POST /dead-letter/discard-all": (Site.dead_letter, {"filter": {"reason": "manual"}}),
+    "POST /dead-letter/batches/{id}/cancel": (Site.batch, None),
+    "POST /dead-letter/retry-all": (Site.dead_letter, {}),
     "PUT /cost/budget": (NONE, {"monthly_limit": 12}),
     "POST /cost/prices": (NONE, {"provider": "p", "model": "m", "input_usd": 1, "output_usd": 1}),
     "PUT /cost/prices/{id}": (Site.price, {"input_usd": 2}),
@@ -193,7 +232,8 @@ async def test_every_writing_operation_of_admins_leaves_a_row(site: Site) -> Non
 
 async def _rows_of(site: Site, operation: Operation) -> list[Any]:
     make, body = CALLS[operation.label]
-    path = operation.at(await make(site))
+    names = await make(site)
+    path, body = operation.at(names), names if body is THE_NAMES else body
     request_id = f"audited-{next(_numbers)}"
     headers = {"x-request-id": request_id}
     answer = await site.admin.request(operation.method, path, body, headers=headers)

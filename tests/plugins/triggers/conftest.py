@@ -10,6 +10,7 @@ from tests.plugins.tasks.conftest import World
 
 from corral import clock
 from corral.testing.kit import Client, Kit
+from corral_plugins.triggers.service.events import TriggerLogReader
 from corral_plugins.triggers.service.scheduler import TriggerScheduler
 
 PLUGINS = ("admin", "agents", "workers", "tasks", "triggers")
@@ -54,7 +55,8 @@ class Alarm(World):
         kit = kit or self.kit
         scheduler = kit.service(TriggerScheduler)
         await scheduler.tick()
-        await kit.run_consumers()
+        await kit.events()  # on PostgreSQL, until all events are numbered
+        await kit.service(TriggerLogReader).read()
         await scheduler.end_waits()
         await kit.run_jobs()
         await scheduler.sweep()

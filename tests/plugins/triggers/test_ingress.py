@@ -6,9 +6,10 @@ import base64
 import hashlib
 import hmac
 import json
+from collections.abc import Callable
 from typing import Any
 
-from tests.plugins.triggers.conftest import Alarm
+from tests.plugins.triggers.conftest import PLUGINS, Alarm
 
 from corral import clock
 from corral.testing.kit import Answer
@@ -72,8 +73,8 @@ async def test_a_standard_webhook(alarm: Alarm) -> None:
 
     now = clock.system_time_s()
     assert (await deliver(alarm, made, **headers(now))).status == 202
-    assert (await deliver(alarm, made, **headers(now - 301, "msg_2"))).status == 401
-    assert (await deliver(alarm, made, **headers(now + 301, "msg_3"))).status == 401
+    assert (await deliver(alarm, made, **headers(now - 330, "msg_2"))).status == 401
+    assert (await deliver(alarm, made, **headers(now + 330, "msg_3"))).status == 401
     assert (await deliver(alarm, made, **{**headers(now), "webhook_id": "msg_4"})).status == 401
 
 
@@ -117,3 +118,15 @@ async def test_bodies(alarm: Alarm) -> None:
     assert [task["title"] for task in await alarm.tasks()] == ["from a form"]
     (row,) = await alarm.history(made["id"])
     assert row["input_preview"] == '{"n":"from a form"}'
+
+
+async def test_an_address_has_a_limit_of_its_own(make_kit: Callable[..., Any]) -> None:
+    """The limit for clients without a credential, 120 a minute, does not apply to known addresses."""
+    alarm = Alarm()
+    await alarm.build(await make_kit(plugins=(*PLUGINS, "security"), config={"rate_limits": True}))
+    made = await alarm.create("webhook")
+    statuses = {(await deliver(alarm, made)).status for _ in range(130)}
+    assert statuses == {202}
+    unknown = [(await alarm.kit.client.post("/hooks/nothing", content=BODY)).status for _ in range(130)]
+    assert set(unknown[:100]) == {404}
+    assert unknown[-1] == 429

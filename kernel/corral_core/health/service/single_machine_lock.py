@@ -11,7 +11,7 @@ from pathlib import Path
 from corral.database.engine import Work
 from corral.database.leases import acquire_lease, lease_holder, release_lease
 from corral.database.unit import UnitContext
-from corral.errors import StartupError
+from corral.errors import StartupError, Unavailable
 
 log = logging.getLogger("corral.health")
 
@@ -30,8 +30,16 @@ class SingleMachineLock:
         self._work, self._holder = work, holder or _this_machine()
 
     async def acquire(self) -> None:
-        """Acquire the lease. Raise `StartupError` while another machine holds it."""
-        other = await self._work(self._acquire_or_renew, entry=ENTRY)
+        """Acquire the lease. Raise `StartupError` while another machine holds it.
+
+        On a full disk, the lease cannot be written. If no other machine holds it, the renewal acquires it later.
+        """
+        try:
+            other = await self._work(self._acquire_or_renew, entry=ENTRY)
+        except Unavailable as error:
+            if error.code != "storage_full":
+                raise
+            other = await self._work(self._other_holder, read=True)
         if other is not None:
             name = other.partition(" ")[0]
             raise StartupError(
@@ -52,9 +60,16 @@ class SingleMachineLock:
         Holders with the same host name or the same boot id are the same machine.
         """
         before = lease_holder(LEASE)
-        if before is not None and before != self._holder and {*before.split()} & {*self._holder.split()}:
+        if before is not None and before != self._holder and self._is_this_machine(before):
             release_lease(LEASE, before)
         return None if acquire_lease(LEASE, self._holder, LEASE_SECONDS) else lease_holder(LEASE)
+
+    def _other_holder(self) -> str | None:
+        holder = lease_holder(LEASE)
+        return None if holder is None or self._is_this_machine(holder) else holder
+
+    def _is_this_machine(self, holder: str) -> bool:
+        return bool({*holder.split()} & {*self._holder.split()})
 
 
 def _this_machine() -> str:

@@ -1,32 +1,87 @@
-"""Consumes the event log: records the slots of event triggers, and the events that absence triggers wait for."""
+"""Reads the event log: records the slots of event triggers, and the events that absence triggers wait for.
+
+A schedule reads the log once a second, and only the events that a trigger follows. A durable consumer would be woken by
+every event of the installation, which costs a fifth of a core under load, whether or not any trigger follows events.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import logging
 from typing import Any
 
 import msgspec
+import peewee
 
 from corral import clock
 from corral.auth.visibility import EventRights
-from corral.database.statement import Parameter, Statement
-from corral.events.log import LoggedEvent
+from corral.database.dialect import savepoint
+from corral.database.engine import Work
+from corral.database.unit import SYSTEM, UnitContext
+from corral.errors import ExpectedFailure
+from corral.events import log as event_log
+from corral.events.event import EventTypes
+from corral.events.log import EventRow, LoggedEvent
 from corral.ids import new_id
-from corral_plugins.triggers.models import IS_ENABLED, Expectation, Trigger
+from corral_plugins.triggers.models import IS_ENABLED, Expectation, LogPosition, Trigger
 from corral_plugins.triggers.service.owners import OwnerLacksRights, TriggerOwners
 from corral_plugins.triggers.service.slots import TriggerSlots
 
+log = logging.getLogger("corral.triggers")
+
 MAX_MATCHES = 500
+READ_AT_ONCE = 100
+POSITION_ID = 1
+ENTRY = UnitContext(label="job triggers.consume", actor=SYSTEM)
 MAX_EXPECTATIONS = 10_000
 
 
-def _followers(p: Parameter) -> Any:
-    names = [p("type"), p("area")]
-    follows = Trigger.event_key.in_(names) | Trigger.event_after.in_(names)
-    return Trigger.select(Trigger.id).where(IS_ENABLED & follows).limit(1).tuples()
+class TriggerLogReader:
+    """Reads the event log from the stored position on. Any number of processes may do it at the same time."""
+
+    def __init__(self, work: Work, events: TriggerEvents, types: EventTypes) -> None:
+        self._work, self._events, self._types = work, events, types
+
+    async def create_position(self) -> None:
+        """Store the end of the log as the position if none is stored, so that no later event is missed."""
+        await self._work(_ensure_position, entry=ENTRY)
+
+    async def read(self) -> None:
+        """Handle all new events. Another process that reads at the same time does the rest."""
+        with contextlib.suppress(PositionMoved):
+            while await self._work(self._read_batch, entry=ENTRY):
+                pass
+
+    def _read_batch(self) -> bool:
+        """Handle the next events and move the position. Return whether more events may follow."""
+        position = LogPosition.get_by_id(POSITION_ID).seq
+        newest = event_log.last_seq()  # read first, because later events must come after the position
+        if newest == position:
+            return False
+        names = self._types.expand(followed_events())
+        where = [EventRow.seq > position, EventRow.seq <= newest, EventRow.type.in_(names)]
+        events = event_log.select(where, READ_AT_ONCE) if names else []
+        for event in events:
+            self._handle(event)
+        is_full = len(events) == READ_AT_ONCE
+        unchanged = (LogPosition.id == POSITION_ID) & (LogPosition.seq == position)
+        if not LogPosition.update(seq=events[-1].seq if is_full else newest).where(unchanged).execute():
+            raise PositionMoved
+        return is_full
+
+    def _handle(self, event: LoggedEvent) -> None:
+        """Handle an event. One that cannot be handled is skipped, so that it does not stop all triggers."""
+        try:
+            with savepoint():
+                self._events.handle(event)
+        except peewee.DatabaseError:  # the unit of work runs again
+            raise
+        except Exception:
+            log.exception("triggers could not handle an event", extra={"event_id": event.id, "type": event.type})
 
 
-_FOLLOWER = Statement(_followers)
-"""Finds one trigger that follows an event. Compiled, because it runs for every event, and most have no follower."""
+class PositionMoved(ExpectedFailure):
+    """Another process has read the same events. What this unit of work wrote is rolled back."""
 
 
 class TriggerEvents:
@@ -38,8 +93,6 @@ class TriggerEvents:
     def handle(self, event: LoggedEvent) -> None:
         """Record what an event means for each trigger that follows it and whose owner may read it."""
         names = [event.type, f"{event.type.partition('.')[0]}.*"]
-        if _FOLLOWER.one({"type": names[0], "area": names[1]}) is None:
-            return
         follows = Trigger.event_key.in_(names) | Trigger.event_after.in_(names)
         is_new = Trigger.since <= event.ts  # later than the trigger was enabled
         for trigger in Trigger.select().where(IS_ENABLED & follows & is_new).limit(MAX_MATCHES):
@@ -64,6 +117,17 @@ class TriggerEvents:
         except OwnerLacksRights:
             return event.visibility == "shared"
         return self._rights.can_read(owner, event)
+
+
+def followed_events() -> set[str]:
+    """Return the names and patterns of the events that enabled triggers follow."""
+    follows = Trigger.event_key.is_null(False)
+    found: Any = Trigger.select(Trigger.event_key, Trigger.event_after).where(IS_ENABLED & follows).distinct()
+    return {name for pair in found.tuples() for name in pair if name is not None}
+
+
+def _ensure_position() -> None:
+    LogPosition.insert(id=POSITION_ID, seq=event_log.last_seq()).on_conflict_ignore().execute()
 
 
 def event_causes(event: LoggedEvent) -> tuple[str, ...]:

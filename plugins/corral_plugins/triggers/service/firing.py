@@ -16,7 +16,7 @@ import msgspec
 from corral import clock
 from corral.auth.principal import Principal
 from corral.database.engine import Work
-from corral.database.unit import Actor, UnitContext
+from corral.database.unit import Actor, UnitContext, locked
 from corral.errors import Forbidden, Invalid, Problem
 from corral.events.event import emit
 from corral.plugin import Settings
@@ -143,10 +143,10 @@ class TriggerFiring:
 
     def _conclude(self, row: Fire, prepared: PreparedFire, began: float) -> str | None:
         """Decide a pending slot. Return its new status, or None if it is still pending or was decided elsewhere."""
+        trigger = lock_trigger(row.trigger_id)
         unchanged = (Fire.id == row.id) & PENDING & (Fire.attempt == row.attempt) & (Fire.stage == row.stage)
         if not Fire.update(attempt=row.attempt + 1).where(unchanged).execute():
             return None
-        trigger: Trigger = Trigger.get_by_id(row.trigger_id)
         try:
             result = self._start(trigger, row, prepared)
         except Postponed as wait:
@@ -232,11 +232,9 @@ class TriggerFiring:
 
     def _record_failure(self, row: Fire, prepared: PreparedFire, error: Exception) -> str | None:
         """Record that the action failed: plan another attempt, or fail the slot."""
-        if (
-            not Fire.update(attempt=row.attempt + 1)
-            .where((Fire.id == row.id) & PENDING & (Fire.attempt == row.attempt))
-            .execute()
-        ):
+        trigger = lock_trigger(row.trigger_id)
+        unchanged = (Fire.id == row.id) & PENDING & (Fire.attempt == row.attempt)
+        if not Fire.update(attempt=row.attempt + 1).where(unchanged).execute():
             return None
         text = self._redactor.redact(error_text(error))[:1000]
         if is_transient(error) and row.attempt < len(RETRY_SECONDS):
@@ -244,7 +242,6 @@ class TriggerFiring:
             Fire.update(**again).where(Fire.id == row.id).execute()
             return None
         self._decide(row, "failed", prepared, error=text)
-        trigger: Trigger = Trigger.get_by_id(row.trigger_id)
         failures = trigger.consecutive_failures + 1
         Trigger.update(consecutive_failures=failures, last_status="failed").where(Trigger.id == trigger.id).execute()
         publish(TriggerFailed, trigger, history_id=row.id, error=text)
@@ -264,6 +261,16 @@ class TriggerFiring:
             return ""
         text = msgspec.json.encode(self._redactor.redact_json(payload))[:PREVIEW_BYTES]
         return text.decode("utf-8", "ignore").replace("\0", "")
+
+
+def lock_trigger(trigger_id: str) -> Trigger:
+    """Lock a trigger until the unit of work ends, and return it.
+
+    Slots of one trigger are decided one after the other, or two could find that no earlier work is unfinished. A unit
+    of work locks the trigger before the rows of its history.
+    """
+    found: Trigger = locked(Trigger.select().where(Trigger.id == trigger_id)).get()
+    return found
 
 
 def refuse_missing_rights(owner: Principal, action: TriggerAction) -> None:
