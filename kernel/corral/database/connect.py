@@ -5,7 +5,7 @@ from __future__ import annotations
 from corral.database.engine import Database
 from corral.errors import StartupError
 
-SQLITE, POSTGRES = "sqlite:///", ("postgresql://", "postgres://")
+FILE_SCHEME, SERVER_SCHEMES = "sqlite:///", ("postgresql://", "postgres://")
 
 
 def connect(url: str, *, synchronous: str = "full", pool_size: int = 16) -> Database:
@@ -13,11 +13,11 @@ def connect(url: str, *, synchronous: str = "full", pool_size: int = 16) -> Data
 
     Raise `StartupError` for any other URL.
     """
-    if url.startswith(SQLITE):
+    if url.startswith(FILE_SCHEME):
         from corral.database.sqlite import SqliteDatabase
 
-        return SqliteDatabase(url.removeprefix(SQLITE), synchronous=synchronous)
-    if url.startswith(POSTGRES):
+        return SqliteDatabase(url.removeprefix(FILE_SCHEME), synchronous=synchronous)
+    if url.startswith(SERVER_SCHEMES):
         try:
             import psycopg
 

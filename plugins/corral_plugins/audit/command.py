@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from corral_plugins.audit.service.signing import ExternalCheckpoints
     from corral_plugins.audit.shapes import VerificationResult
 
-SQLITE_MAGIC = b"SQLite format 3\0"
+HEADER_BYTES = 16
 
 config_option = click.option(
     "--config", "config_path", type=click.Path(dir_okay=False, path_type=Path), help="path of corral.toml"
@@ -165,13 +165,16 @@ def _describe_verdict(verdict: VerificationResult) -> str:
 
 
 def _database_url(source: str) -> str | None:
-    """Return the URL of a database, given its URL or the path of an SQLite file, or None for any other text."""
-    from corral.database.connect import POSTGRES, SQLITE
+    """Return the URL of a database, given its URL or the path of its file, or None for any other text.
 
-    if source.startswith((SQLITE, *POSTGRES)):
+    Exports are text. The header of a database file contains a NUL byte.
+    """
+    from corral.database.connect import FILE_SCHEME, SERVER_SCHEMES
+
+    if source.startswith((FILE_SCHEME, *SERVER_SCHEMES)):
         return source
     path = Path(source)
     if not path.is_file():
         return None
     with path.open("rb") as file:
-        return f"{SQLITE}{path.resolve()}" if file.read(len(SQLITE_MAGIC)) == SQLITE_MAGIC else None
+        return f"{FILE_SCHEME}{path.resolve()}" if b"\0" in file.read(HEADER_BYTES) else None

@@ -60,7 +60,7 @@ def test_operations_8_every_command_has_help(corral: Any) -> None:
     assert told.status == 0, told
     for name, (_, line) in COMMANDS.items():
         assert name in told.out
-        assert line in told.out
+        assert line in " ".join(told.out.split())  # long lines are wrapped
     script = "import sys; from corral.cli.commands import group\n" + "".join(
         f"group.main({arguments!r}, standalone_mode=False)\n"
         for name in (*COMMANDS, *OF_PLUGINS)

@@ -44,7 +44,7 @@ class ApprovalMetrics:
                 collect=count_by_status,
             ),
             Metric(
-                name="corral_approvals_total",
+                name="corral_approvals_resolved_total",
                 help="Number of resolved approvals by outcome.",
                 kind="counter",
                 labels={"outcome": OUTCOMES},

@@ -40,7 +40,7 @@ class DeadLetterMetrics:
         return [
             Metric(name="corral_dead_letters", help="Number of open dead letters.", collect=_open_letters),
             Metric(
-                name="corral_dead_letters_total",
+                name="corral_dead_letters_added_total",
                 help="Number of new dead letters by reason.",
                 kind="counter",
                 labels={"reason": REASONS},

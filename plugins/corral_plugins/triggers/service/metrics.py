@@ -53,7 +53,7 @@ class TriggerMetrics:
                 name="corral_trigger_lag_seconds",
                 help="Time from a slot of a trigger until it fired.",
                 kind="histogram",
-                collect=self._collect_lag,
+                collect=self._lag.read,
             ),
             Metric(
                 name="corral_triggers",
@@ -65,9 +65,6 @@ class TriggerMetrics:
 
     def _collect_decided(self) -> Mapping[tuple[str, ...], float]:
         return {labels: float(count) for labels, count in self._decided.items()}
-
-    def _collect_lag(self) -> Mapping[tuple[str, ...], Histogram]:
-        return {(): self._lag}
 
 
 def count_triggers() -> Mapping[tuple[str, ...], float]:
