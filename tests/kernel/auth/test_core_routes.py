@@ -105,10 +105,10 @@ async def test_plugins_are_listed_with_their_states(lamps: Kit) -> None:
     admin, member = await lamps.as_user("admin"), await lamps.as_user()
     assert (await member.get("/plugins")).code == "forbidden"
     first = (await admin.get("/plugins?limit=1")).json()
-    assert (first["items"][0]["name"], first["total"]) == ("accounts", 9)
+    assert (first["items"][0]["name"], first["total"]) == ("accounts", 10)
     rest = (await admin.get(f"/plugins?cursor={first['next']}")).json()
     required_by = {each["name"]: each["required_by"] for each in rest["items"]}
-    assert (len(required_by), required_by["lamp"], required_by["shade"]) == (8, ["shade"], [])
+    assert (len(required_by), required_by["lamp"], required_by["shade"]) == (9, ["shade"], [])
     accounts = (await admin.get("/plugins/accounts")).json()
     assert accounts["protected"]
     assert accounts["migrations"]["applied"][0] == "0001_initial"
