@@ -12,8 +12,9 @@ from corral.testing.kit import Kit
 
 # Times at which something was last seen tell of the asking, not of an effect.
 SEEN = ("last_seen_at", "last_used_at", "last_used_ip", "seen_at")
-# Denials are written down, and enough of them queue a checkpoint; leases are renewed by the time, whoever asks.
-OTHERS = ("audit", "kernel_leases")
+# Denials are written down, and enough of them queue a checkpoint; leases are renewed by the time, whoever asks; the
+# process reports its counts of provider calls to the breakers every half second.
+OTHERS = ("audit", "circuit_breakers_breakers", "kernel_leases")
 NOT_COUNTED = {"kernel_jobs": "WHERE name NOT LIKE 'audit.%%'"}
 Picture = Mapping[str, Counter[str]]
 

@@ -184,6 +184,7 @@ SILENT = {
     ("post", "/tasks/{id}/checkpoint"),
     ("post", "/tasks/{id}/secrets/{name}"),
     ("post", "/agents/{id}/clone"),  # publishes the copy, which nobody knows yet
+    ("put", "/agents/{id}/budget"),  # publishes `budget.changed`, about the budget
     ("post", "/agents/{id}/tokens"),
     ("delete", "/agents/{id}/tokens/{token_id}"),
     ("post", "/workers/{id}/claim"),  # tested as a collision with each kind of object

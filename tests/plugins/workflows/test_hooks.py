@@ -65,7 +65,7 @@ async def test_corral_workflow_steps(make_kit: Callable[..., Any]) -> None:
     run = await world.until(run_id, "waiting")
     said = steps_of(run)["say"]
     assert (said["output"], said["attempt"], said["attempts"][0]["error"]["type"]) == ("AGAIN", 2, "busy")
-    assert calls == [f"{run_id}:say:"] * 2
+    assert [each for each in calls if each.startswith(run_id)] == [f"{run_id}:say:"] * 2
     workflows = kit.service(Workflows)
     assert await kit.work(lambda: workflows.end_step(waiting[-1], StepResult(output="yes")))
     run = await world.until(run_id)
