@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
-
 from corral.plugin import Setting
 
 REPORTED_PRICES = Setting(
@@ -28,10 +26,11 @@ DEFAULT_ATTEMPT_USD = Setting(
     maximum=1000,
     title="Amount in USD that is reserved for an attempt if the costs of the agent's earlier attempts are unknown",
 )
-UNPRICED_USES: Setting[Any] = Setting(
+UNPRICED_USES = Setting(
     name="cost.unpriced",
-    kind=Literal["allow", "refuse"],
+    kind=str,
     default="allow",
+    choices=("allow", "refuse"),
     title="Whether models without a known price may be used",
 )
 ALL = (REPORTED_PRICES, EVENT_RETENTION_DAYS, DEFAULT_ATTEMPT_USD, UNPRICED_USES)

@@ -50,10 +50,10 @@ RUN_TIMEOUT_SECONDS: Setting[int] = Setting(
 )
 RUN_RETENTION_DAYS: Setting[int | None] = Setting(
     name="workflows.run_retention_days",
-    kind=int,
+    kind=int | None,
     default=180,
     minimum=1,
     maximum=3650,
-    title="Days for which runs are kept after they have ended",
+    title="Days for which runs are kept after they have ended (null: forever)",
 )
 SETTINGS = (MAX_PARALLEL, MAX_ACTIVE_RUNS, MAX_STEPS, MAX_DEPTH, RUN_TIMEOUT_SECONDS, RUN_RETENTION_DAYS)
