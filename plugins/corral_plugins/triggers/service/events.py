@@ -1,7 +1,7 @@
 """Reads the event log: records the slots of event triggers, and the events that absence triggers wait for.
 
 A schedule reads the log once a second, and only the events that a trigger follows. A durable consumer would be woken by
-every event of the installation, which costs a fifth of a core under load, whether or not any trigger follows events.
+every event of the installation, whether or not any trigger follows events.
 """
 
 from __future__ import annotations
