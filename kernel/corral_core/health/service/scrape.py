@@ -24,6 +24,7 @@ from corral_core.health.service.sibling_processes import SiblingProcesses, sum_m
 
 KEEP_SECONDS = 1.0
 COLLECT_SECONDS = 0.08
+FIRST_COLLECT_SECONDS = 1.0
 
 Wrong = Callable[[str, Metric, Exception], None]
 
@@ -31,8 +32,9 @@ Wrong = Callable[[str, Metric, Exception], None]
 class _ContributedMetrics:
     """A cache of the values of contributed metrics, which are collected at most once a second.
 
-    If collection takes longer than `COLLECT_SECONDS`, the previous values are reported. While the database is
-    unavailable, no values are reported.
+    If collection takes longer than `COLLECT_SECONDS`, the previous values are reported. The first collection may take
+    `FIRST_COLLECT_SECONDS`, because there are no previous values. While the database is unavailable, no values are
+    reported.
     """
 
     def __init__(
@@ -41,15 +43,16 @@ class _ContributedMetrics:
         self._work, self._metrics, self._readiness, self._wrong = work, metrics, readiness, wrong
         self._asked: tuple[float, asyncio.Task[list[Family]]] | None = None
         self._last: list[Family] = []
+        self._patience = FIRST_COLLECT_SECONDS
 
     async def refresh(self) -> None:
         """Collect the values again if the cache is stale. Call this function before each `collect`."""
         asked = self._asked
         if asked is None or (asked[1].done() and time.monotonic() - asked[0] > KEEP_SECONDS):
             asked = self._asked = (time.monotonic(), asyncio.ensure_future(self._collect_values()))
-        done, _ = await asyncio.wait({asked[1]}, timeout=COLLECT_SECONDS)
+        done, _ = await asyncio.wait({asked[1]}, timeout=self._patience)
         if done:
-            self._last = asked[1].result()
+            self._last, self._patience = asked[1].result(), COLLECT_SECONDS
         elif not self._readiness.served:
             self._last = []
 
