@@ -130,7 +130,10 @@ class _Writer:
             written["requestBody"] = {
                 "description": f"At most {route.body_limit // 1024} KiB.",
                 "required": self._is_body_required(body),
-                "content": {media: {"schema": body} for media in _media_types(route, signature)},
+                "content": {
+                    media: {"schema": {"type": "object"} if signature.body is bytes and media == FORM else body}
+                    for media in _media_types(route, signature)
+                },
             }
         responses = self._successes(route, signature)
         for status, codes in problem_codes(route, signature).items():
