@@ -328,8 +328,7 @@ class TaskClaims:
         Agents to which a budget leaves nothing get no other task in this claim.
         """
         for agent in sorted(able, key=lambda each: each.max_concurrent_tasks - slots[each.id]):
-            scope = plan.refusing_scope(row, agent)
-            if scope is None:
+            if plan.find_obstacle(row, agent) is None:
                 return agent
             plan.has_refused = True
             if plan.is_used_up(agent):
