@@ -118,6 +118,7 @@ class ModelResolver:
             name=name,
             problem=target.problem,
             listed=provider.lists(target.model),
+            is_provider_ready=provider.usable,
             free=provider.free,
             blocked_until=None if forced else self._breakers.blocked_until(provider.name),
             is_forced_open=forced,

@@ -87,10 +87,13 @@ class AgentModels:
         models = _models_of(self.llm, _key_of(agent))
         return next((model for model in models if model.problem is None), models[0])
 
-    def problem_of(self, agent: AgentFacts) -> str | None:
-        """Return why the gateway can call none of the models of the agent, or None if it can call one of them."""
+    def unusable_model(self, agent: AgentFacts) -> AgentModel | None:
+        """Return the first model of the agent if the gateway can call none of its models, or None if it can call one.
+
+        The `problem` of the returned model says why.
+        """
         models = [] if self.llm is None else _models_of(self.llm, _key_of(agent))
-        return None if any(model.problem is None for model in models) or not models else models[0].problem
+        return None if any(model.problem is None for model in models) or not models else models[0]
 
     def blocked_model(self, agent: AgentFacts) -> AgentModel | None:
         """Return the model of the agent whose breaker is the first to admit a call again without an admin.

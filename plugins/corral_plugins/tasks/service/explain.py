@@ -228,7 +228,7 @@ class TaskExplanations:
         """Return the unmet condition for agents none of which has a model that can be called now."""
         blocked = [model for each in agents if (model := self._models.blocked_model(each)) is not None]
         if not blocked:
-            return _provider_unmet(self._models.problem_of(agents[0]) or "")
+            return self._provider_condition(agents[0])
         return self._circuit_unmet(blocked[0])
 
     def _circuit_unmet(self, model: AgentModel) -> Condition:
@@ -242,11 +242,11 @@ class TaskExplanations:
         return self._circuit_unmet(blocked)
 
     def _provider_condition(self, agent: AgentFacts) -> Condition:
-        problem = self._models.problem_of(agent)
-        if problem is None:
+        unusable = self._models.unusable_model(agent)
+        if unusable is None:
             name = self._models.model_name(agent)
             return _met("provider_configured", f"The provider of the model {name} is configured.")
-        return _provider_unmet(problem)
+        return _provider_unmet(agent, unusable)
 
     def _budget_conditions(self, row: TaskRow, candidates: Sequence[AgentFacts]) -> list[Condition]:
         """Return whether the budgets admit an attempt by one of the agents that may run the task."""
@@ -358,9 +358,14 @@ def _more_tasks(agent: str) -> str:
     return f"Wait, or allow more tasks at a time: corral agents edit {agent} -f max_concurrent_tasks:=N"
 
 
-def _provider_unmet(problem: str) -> Condition:
+def _provider_unmet(agent: AgentFacts, model: AgentModel) -> Condition:
     unblock = "Configure it: corral api POST /llm/providers -f name=NAME -f api_key=@FILE"
-    return _unmet("provider_configured", problem, unblock, "/llm/providers")
+    if model.is_provider_ready:
+        name = shlex.quote(agent.name)
+        unblock = (
+            f"Choose another: corral agents edit {name} --model PROVIDER/MODEL. corral api GET /llm/models lists them."
+        )
+    return _unmet("provider_configured", model.problem or "", unblock, "/llm/providers")
 
 
 def _budget_unmet(row: TaskRow, agent: AgentFacts, obstacle: BudgetObstacle) -> Condition:

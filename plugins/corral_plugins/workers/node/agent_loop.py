@@ -212,7 +212,7 @@ class AgentLoop:
         """Handle an error of the model call: release the task if waiting helps, or else fail the attempt."""
         own_cap = error.members.get("scope") == "task"
         if error.code in RELEASE_CODES or (error.status == 402 and not own_cap):
-            await self._release_task(error.code)
+            await self._release_blocked_task(error)
         kind = "budget_exceeded" if error.status == 402 else "provider_error"
         needs_people = error.members.get("kind") in NEEDS_PEOPLE or error.status in (400, 402, 403, 404, 422)
         await self._fail_attempt(kind, error.detail, retryable=not needs_people)
@@ -224,7 +224,7 @@ class AgentLoop:
             return await self._tools.call_tool(call)
         except ApiError as error:
             if error.code in RELEASE_CODES:
-                await self._release_task(error.code)
+                await self._release_blocked_task(error)
             raise
 
     # -- ending the attempt
@@ -238,7 +238,7 @@ class AgentLoop:
         if not schema:
             await self._complete_task({"text": text})
         try:
-            value = parse_json(text)
+            value = parse_json(text, "answer")
             problems = [
                 f"{fault.pointer or '(the whole value)'}: {fault.detail}" for fault in json_schema_errors(schema, value)
             ]
@@ -247,7 +247,8 @@ class AgentLoop:
         if not problems:
             await self._complete_task(value)
         if self._state.repairs >= MAX_REPAIRS:
-            await self._fail_attempt("schema_mismatch", "; ".join(problems), retryable=True)
+            message = f"The model's answer does not match output_schema: {'; '.join(problems)}"
+            await self._fail_attempt("schema_mismatch", message, retryable=True)
         self._state.repairs += 1
         self._state.messages.append(repair_message(problems))
 
@@ -270,6 +271,10 @@ class AgentLoop:
         await self._client.release_task(self._id, reason)
         raise _AttemptEnded(f"was released: {reason}")
 
+    async def _release_blocked_task(self, error: ApiError) -> None:
+        await self._append_log(f"The task returns to its queue: {error.detail}", level="warning")
+        await self._release_task(error.code)
+
     async def _release_for_drain(self) -> None:
         if "drain" in self._controls:
             await self._store_checkpoint()
@@ -287,7 +292,7 @@ class AgentLoop:
                 raise
             await self._append_log(f"The checkpoint after step {self._state.step} was not stored: {error.detail}")
 
-    async def _append_log(self, message: str) -> None:
+    async def _append_log(self, message: str, level: str = "info") -> None:
         """Append a line to the log of the task.
 
         Raise `WorkerLeaseLost` if the lease has ended, and ignore other failures.
@@ -296,7 +301,7 @@ class AgentLoop:
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         try:
             await self._client.append_logs(
-                self._id, [{"seq": self._lines, "ts": now, "level": "info", "message": message}]
+                self._id, [{"seq": self._lines, "ts": now, "level": level, "message": message}]
             )
         except (ApiError, ServerUnreachable) as error:
             if isinstance(error, ApiError) and error.is_lease_lost:
