@@ -92,6 +92,12 @@ def action_fields(action: Mapping[str, Any]) -> Json:
     return {name: value for name, value in action.items() if name != "type"}
 
 
+def default_fields(action: TriggerAction) -> Json:
+    """Return the values that the schema of an action gives to fields which a trigger leaves out."""
+    fields = action.schema.get("properties", {})
+    return {name: each["default"] for name, each in fields.items() if "default" in each}
+
+
 def constant_fields(fields: Mapping[str, Any]) -> Json:
     """Return the fields of an action that hold no templates."""
     return {name: value for name, value in fields.items() if not _template_pointers(value, "")}
