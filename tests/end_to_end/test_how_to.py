@@ -25,6 +25,8 @@ from corral.testing.server import free_port
 DOCS = Path(__file__).parents[2] / "docs"
 GUIDES = {page.stem: page for page in sorted((DOCS / "how-to").glob("*.md"))}
 OLLAMA = "127.0.0.1:11434"
+RECEIVER, RECEIVER_AT = "127.0.0.1:9000", f"127.0.0.1:{free_port()}"
+"""The receiver of webhooks: as the guide names it, and in the test."""
 POSTGRES, REDIS = "postgresql://corral@db.example.org/corral", "redis://cache.example.org:6379/0"
 COMMAND = re.compile(r"(?:^ *|`|\$ |[$][(]|[|] )corral ([a-z-]+)(?: ([a-z-]+|[A-Z]+ \"?/[^ `\"]*))?", re.MULTILINE)
 BY_ITSELF = "write-a-plugin"  # shows the files of a plugin, which a test of its own uses
@@ -88,6 +90,7 @@ def installation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GuideShel
         threading.Thread(target=models.serve_forever, args=(0.05,), daemon=True).start()
         providers = files_of(GUIDES["models"])["corral.toml"].replace(OLLAMA, f"127.0.0.1:{models.server_port}")
         (folder / "corral.toml").write_text(providers + SCRIPTS)
+        shell.commands.environ["CORRAL_EGRESS_ALLOW"] = RECEIVER_AT
         shell.corral("user", "create", "--admin", ADMIN)
         shell.serve(log=folder / "corral.log")
         yield shell
@@ -107,7 +110,7 @@ RUN_AT_ONE_SERVER = [name for name in GUIDES if name not in ("postgresql-and-red
 
 @pytest.mark.parametrize("name", RUN_AT_ONE_SERVER)
 def test_the_commands_of_a_guide_run(name: str, signed_in: GuideShell) -> None:
-    signed_in.run(GUIDES[name])
+    signed_in.run(GUIDES[name], {RECEIVER: RECEIVER_AT})
 
 
 @pytest.mark.postgres

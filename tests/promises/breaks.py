@@ -113,6 +113,18 @@ BREAKS: dict[str, Break] = {
             )
         ],
     ),
+    "R3": Break(
+        "a delivery that failed once is not tried again",
+        "test_r03_webhooks.py",
+        "events were not delivered",
+        [
+            (
+                "corral_plugins.webhooks.service.outcomes:DeliveryOutcomes._next_state",
+                "attempt >= len(schedule)",
+                "True",
+            )
+        ],
+    ),
     "R8": Break(
         "SIGTERM ends the server without a drain",
         "test_r08_sigterm.py::test_r08_sigterm_and_sighup_cut_no_request[{engine}-1]",
