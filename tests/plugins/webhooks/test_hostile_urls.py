@@ -22,6 +22,7 @@ async def test_s3_hostile_urls_of_webhooks(
 ) -> None:
     hooks = await Hooks().build(await make_kit(plugins=PLUGINS))
     hooks.kit.kernel.egress.resolve = FakeResolver({**NAMES, "example.com": [["93.184.216.34"]]})
+    await hooks.set("webhooks.max_per_user", 1000)
     urls = [url for url in corpus(canary.port) if len(url) <= 2048]
     assert len(urls) >= 200
     made = await hooks.create("https://example.com/hook", "things.*")

@@ -88,7 +88,7 @@ class WebhookSender:
                 SINK, connect_seconds=connect_seconds, total_seconds=timeout_seconds, max_bytes=MAX_RESPONSE
             ) as client:
                 response = await client.post(row.url, content=body, headers=self._headers(row, message_id, body))
-        except EgressBlocked:
+        except (EgressBlocked, httpx2.InvalidURL):
             return AttemptResult(error="blocked")
         except httpx2.ConnectTimeout:
             return AttemptResult(error="connect")
