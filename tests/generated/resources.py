@@ -269,11 +269,11 @@ async def webhook(world: World, owner: Client) -> Names:
 @resource(
     "/webhooks/{id}",
     "private",
-    bodies={"POST /webhooks/{id}/recover": {"since": "{since}"}},
+    bodies={"POST /webhooks/{id}/recover": {"since": clock.now()}},
 )
 async def outgoing_webhook(world: World, owner: Client) -> Names:
     body = {"url": "http://receiver.invalid/hook", "events": ["task.completed"]}
-    return {"id": (await world.ok(owner, "POST", "/webhooks", body))["id"], "since": clock.now()}
+    return {"id": (await world.ok(owner, "POST", "/webhooks", body))["id"]}
 
 
 RESOURCES.append(Resource(path="/webhooks/{id}/disable", kind="account", make=outgoing_webhook))
