@@ -119,7 +119,7 @@ webhooks test receiver.invalid
 webhooks rotate-secret receiver.invalid
 webhooks event-types
 webhooks edit receiver.invalid --event task.created
-tasks create "tell them"
+tasks create --agent Echo "tell them"
 webhooks deliveries receiver.invalid
 webhooks delivery receiver.invalid {{delivery}}
 webhooks disable receiver.invalid
