@@ -96,8 +96,8 @@ class Graphs:
 class StepProcess(Protocol):
     """Executes steps in this process. Its methods are called on the event loop."""
 
-    def start(self, run_id: str, row_id: str, lease: str) -> None:
-        """Start to execute a step under a lease."""
+    def start(self, run_id: str, row_id: str, lease: str, loaded: tuple[RunState, Graph] | None = None) -> None:
+        """Start to execute a step under a lease. `loaded` is the run as the advance has written it."""
         ...
 
     def abort(self, row_id: str) -> None:
