@@ -161,6 +161,7 @@ setup(
             "dead-letter = corral_plugins.dead_letter.commands:dead_letter_command_group",
             "demo = corral_plugins.tasks.demo.command:demo_command",
             "events = corral_core.event_log.command:events_command",
+            "files = corral_plugins.files.commands:files_command_group",
             "keys = corral_core.accounts.commands:crypto_key_command_group",
             "kill-switch = corral_plugins.admin.command:kill_switch_command",
             "login = corral_core.accounts.session_commands:login_command",
