@@ -71,8 +71,8 @@ class Statement:
 
         The name of a constant is its position among the parameters.
         """
-        query = self._build(_parameter)
-        if isinstance(query, peewee.ModelInsert) and not query._return_cursor:
+        query: Any = self._build(_parameter)
+        if not getattr(query, "_return_cursor", True):
             query = query.returning()  # peewee adds the primary key, which costs as much as the insert and is not read
         sql, values = query.sql()
         constants = {n: value for n, value in enumerate(values) if not isinstance(value, _ParameterName)}
