@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, BinaryIO, Self
 from urllib.parse import quote, urlsplit
 
 import msgspec
@@ -103,6 +103,36 @@ class ApiClient:
             return answer.text
         raise ApiClientError(f"{self.url} is not a Corral server; check the address")
 
+    def upload(
+        self, path: str, file: BinaryIO, name: str, *, query: Mapping[str, Any], fields: Mapping[str, str]
+    ) -> Any:
+        """Send a file as the part `file` of a multipart/form-data body, and return the decoded JSON of the response.
+
+        The file is read while it is sent. The `fields` are sent as text parts.
+        """
+        self.get("/files/usage")  # renews the token, because a body that was sent once cannot be sent again
+        address, headers = self._address(path), self._headers({})
+        try:
+            answer = self._http.post(
+                address, params=dict(query), data=dict(fields), files={"file": (name, file)}, headers=headers
+            )
+        except self._errors as error:
+            raise ApiClientError(f"{self.url} does not answer: {_reason(error)}") from None
+        return msgspec.json.decode(self._checked(path, answer).content)
+
+    @contextlib.contextmanager
+    def download(self, path: str) -> Iterator[Iterator[bytes]]:
+        """Send a GET request and yield the bytes of the response while they arrive."""
+        self.get("/files/usage")  # renews the token
+        try:
+            with self._http.stream("GET", self._address(path), headers=self._headers({})) as answer:
+                if not answer.is_success:
+                    answer.read()
+                self._checked(path, answer)
+                yield answer.iter_bytes()
+        except self._errors as error:
+            raise ApiClientError(f"{self.url} does not answer: {_reason(error)}") from None
+
     def pages(self, path: str, **query: Any) -> Iterator[Any]:
         """Yield all items of a list. Further pages are requested as needed."""
         query.setdefault("limit", PAGE)
@@ -186,17 +216,27 @@ class ApiClient:
         self, method: str, path: str, query: Mapping[str, Any], content: bytes | None, headers: dict[str, str]
     ) -> httpx2.Response:
         """Send a request once and return the response. Raise `ApiClientError` for all others than successes."""
-        if self.token is not None:
-            headers = {**headers, "Authorization": f"Bearer {self.token}"}
-        address = API_PREFIX + quote(path, safe="/%:@!$&'()*+,;=~")
         try:
-            answer = self._http.request(method, address, params=dict(query), content=content, headers=headers)
+            answer = self._http.request(
+                method, self._address(path), params=dict(query), content=content, headers=self._headers(headers)
+            )
         except self._errors as error:
             raise ApiClientError(f"{self.url} does not answer: {_reason(error)}") from None
+        return self._checked(path, answer)
+
+    @staticmethod
+    def _address(path: str) -> str:
+        return API_PREFIX + quote(path, safe="/%:@!$&'()*+,;=~")
+
+    def _headers(self, headers: Mapping[str, str]) -> dict[str, str]:
+        return {**headers, **({} if self.token is None else {"Authorization": f"Bearer {self.token}"})}
+
+    def _checked(self, path: str, answer: httpx2.Response) -> httpx2.Response:
+        """Return the response if it is a success. Raise `ApiClientError` for all others."""
         if answer.is_success:
             return answer
         if "x-request-id" in answer.headers:
-            raise _refusal(answer.status_code, answer.content)
+            raise _refusal(path, answer.status_code, answer.content)
         if answer.status_code in (502, 503, 504):
             told = f"the proxy at {self.url} answered {answer.status_code}; check that the server behind it runs"
         else:
@@ -237,14 +277,30 @@ class TextDeltaTracker:
         return overlap > 0, fresh
 
 
-def _refusal(status: int, content: bytes) -> ApiClientError:
-    """Return the error for a problem document, with a message of one line."""
+def _refusal(path: str, status: int, content: bytes) -> ApiClientError:
+    """Return the error for a problem document. Its message has a line for each fault, and names what was not found."""
     try:
         problem = msgspec.json.decode(content)
-        faults = {each["pointer"]: each["detail"] for each in problem.get("errors") or ()}
-        detail = problem["detail"]  # often contains the fault, perhaps with more words
-        parts = [detail, *(f"{at}: {text}" for at, text in faults.items() if text.rstrip(".") not in detail)]
+        faults = [(each["pointer"], each["detail"]) for each in problem.get("errors") or ()]
+        lines = lines_of_faults(problem["detail"], problem["title"], faults)
     except (msgspec.DecodeError, KeyError, TypeError):
         return ApiClientError(content[:300].decode("utf-8", "replace") or f"the server answered {status}", status)
-    where = f" (status {status}, request {problem.get('request_id')})" if status >= 500 else ""
-    return ApiClientError("; ".join(part.rstrip(".") for part in parts) + where, status, problem)
+    if problem.get("code") == "not_found":
+        lines[0] += f": {path}"
+    if status >= 500:
+        lines[0] += f" (status {status}, request {problem.get('request_id')})"
+    return ApiClientError("\n".join(lines), status, problem)
+
+
+def lines_of_faults(detail: str, title: str, faults: Sequence[tuple[str, str]]) -> list[str]:
+    """Return the lines of an error message: what is wrong, and then the pointer and the text of each fault.
+
+    A detail that contains the text of a fault is not repeated.
+    """
+    faults = [(pointer, text.rstrip(".")) for pointer, text in faults]
+    repeats = any(text in detail for _, text in faults)
+    if repeats and len(faults) == 1:
+        faults, head = [], f"{faults[0][0]}: {detail}" if faults[0][0] else detail
+    else:
+        head = title if repeats else detail
+    return [head.rstrip("."), *(f"  {pointer}: {text}" if pointer else f"  {text}" for pointer, text in faults)]
