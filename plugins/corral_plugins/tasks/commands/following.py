@@ -149,7 +149,7 @@ def _print_events(client: ApiClient, task_id: str, printer: EventPrinter, until:
             done: dict[str, Any] = client.get(f"/tasks/{task_id}")
             if done["finished_at"] is not None:
                 return done
-    raise AssertionError("following the events never ends by itself")
+    raise AssertionError("the events of a task do not end by themselves")
 
 
 def _reopened_after(client: ApiClient, task_id: str, seq: int) -> bool:
