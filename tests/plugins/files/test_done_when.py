@@ -345,12 +345,11 @@ def test_files_6_a_page_opened_by_its_link_runs_nothing(tmp_path: Path) -> None:
                 url = client.get(f"/files/{file['id']}/url").json()["url"]
                 _open_in_browser(f"{at}/{name}", tmp_path)
                 assert Canary.asked.count(f"/canary-{name}") == 1  # the browser runs it where nothing prevents it
-                _open_in_browser(f"{product.address}{url}", tmp_path)
-                framed = (
-                    f'<iframe src="{product.address}{url}"></iframe><object data="{product.address}{url}"></object>'
-                )
-                Canary.pages["/frame"] = ("text/html", framed.encode())
-                _open_in_browser(f"{at}/frame", tmp_path)
+                link = f"{product.address}{url}"
+                opens = f"<a id='a' href='{link}'>open</a><iframe src='{link}'></iframe><object data='{link}'></object>"
+                clicks = "<script>document.getElementById('a').click()</script>"
+                Canary.pages["/opens"] = ("text/html", f"{opens}{clicks}".encode())
+                _open_in_browser(f"{at}/opens", tmp_path)
                 assert Canary.asked.count(f"/canary-{name}") == 1
     finally:
         canary.shutdown()
