@@ -59,6 +59,7 @@ class TasksPlugin(Plugin):
         "admin",
         "approvals",
         "backup",
+        "circuit_breakers",
         "cost",
         "dead_letter",
         "files",
