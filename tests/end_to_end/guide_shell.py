@@ -56,6 +56,8 @@ class GuideShell:
     def __init__(self, folder: Path, commands: TypedCommands) -> None:
         self.folder, self.commands = folder, commands
         self.address = f"127.0.0.1:{free_port()}"
+        self.addresses: Mapping[str, str] = {}
+        """The addresses of other servers of the test, by those that the guides name."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("CORRAL_", "OPENAI_"))}
         self.environ = {
             **kept,
@@ -91,7 +93,7 @@ class GuideShell:
 
         `addresses` are those of the test, by those that the guide names.
         """
-        addresses, kept = {SERVER: self.address, **addresses}, self.commands.environ
+        addresses, kept = {SERVER: self.address, **self.addresses, **addresses}, self.commands.environ
         self.commands.environ = {**kept, "CORRAL_BIND": addresses[SERVER]}
         try:
             runs = run_page(page, folder=self.folder, environ=self.environ, addresses=addresses)

@@ -21,7 +21,10 @@ from tests.kernel.cli.warm import warm
 from corral.testing.plugin_folder import PluginFolder
 from corral_plugins.tasks.demo.model_choice import estimate_tokens
 
-STEPS = ("server", "admin", "model", "worker", "agent", "task", "claim", "result")
+STEPS = (
+    *("server", "admin", "model", "worker", "agent", "workflow", "trigger", "task", "claim", "model", "result"),
+    *("trigger", "approval", "approval", "workflow"),
+)
 
 MODEL_PLUGIN = '''
 from pathlib import Path
@@ -95,9 +98,12 @@ def test_operations_2_a_task_is_completed_and_nothing_is_left(demo: Demo) -> Non
     told = json.loads(out)
     assert (told["status"], told["model"]) == ("completed", "scripted/echo")
     assert "Notes from the weekly operations meeting" in told["result"]
-    assert [step["step"] for step in told["steps"] if step["step"] != "progress"][: len(STEPS)]
-    assert set(STEPS) <= {step["step"] for step in told["steps"]}
+    assert tuple(step["step"] for step in told["steps"] if step["step"] != "progress") == STEPS
     assert "corral" in next(step["detail"] for step in told["steps"] if step["step"] == "model")  # what to install
+    flow = told["workflow"]
+    assert (flow["status"], flow["steps"]) == ("completed", {"review": "completed", "publish": "completed"})
+    assert flow["output"]["text"].startswith("Notes from the weekly operations meeting")
+    assert flow["output"]["approved_by"]
     assert demo.left() == []
     assert not (demo.home / "corral-data").exists()
 
@@ -107,7 +113,8 @@ def test_operations_2_without_json_it_is_for_people_and_the_folder_can_be_kept(d
     status, out, err = demo.run("--once", "--input", "mine.txt", "--keep", "kept")
     assert status == 0, err
     assert "The cat sat on the mat." in out
-    for word in ("server", "worker", "claim", "completed", "input tokens", "cost            $0.00"):
+    shown = ("server", "worker", "claim", "completed", "input tokens", "cost            $0.00")
+    for word in (*shown, "has fired", "waits for a person", "approved by the demo as admin@demo.invalid"):
         assert word in out
     assert demo.left() == []
     assert (demo.home / "kept" / "data" / "corral.db").is_file()
@@ -118,7 +125,7 @@ def test_operations_2_without_json_it_is_for_people_and_the_folder_can_be_kept(d
 
 @pytest.mark.parametrize(
     ("moment", "number"),
-    [(0.3, signal.SIGTERM), ("server", signal.SIGTERM), ("task", signal.SIGTERM), ("task", signal.SIGHUP)],
+    [(0.3, signal.SIGTERM), ("server", signal.SIGTERM), ("task", signal.SIGTERM), ("approval", signal.SIGHUP)],
 )
 def test_operations_2_a_signal_at_any_step_leaves_nothing(
     demo: Demo, moment: float | str, number: signal.Signals

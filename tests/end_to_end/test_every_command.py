@@ -100,9 +100,12 @@ workflows pause {{run}}
 workflows resume {{run}}
 workflows answer {{run}} ask -f colour=blue
 workflows watch {{run}}
+workflows show-run {{run}}
 workflows run Asking
 workflows cancel {{run}}
 workflows retry {{run}} --from start
+workflows edit Greeting -f description=Greets
+workflows delete Greeting
 triggers create Daily --cron @daily --task "{{{{ trigger.name }}}} report"
 triggers list
 triggers show Daily

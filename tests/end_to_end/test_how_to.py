@@ -24,7 +24,7 @@ from corral.testing.server import free_port
 
 DOCS = Path(__file__).parents[2] / "docs"
 GUIDES = {page.stem: page for page in sorted((DOCS / "how-to").glob("*.md"))}
-OLLAMA = "127.0.0.1:11434"
+OLLAMA, SHOP = "127.0.0.1:11434", "127.0.0.1:9000"
 POSTGRES, REDIS = "postgresql://corral@db.example.org/corral", "redis://cache.example.org:6379/0"
 COMMAND = re.compile(r"(?:^ *|`|\$ |[$][(]|[|] )corral ([a-z-]+)(?: ([a-z-]+|[A-Z]+ \"?/[^ `\"]*))?", re.MULTILINE)
 BY_ITSELF = "write-a-plugin"  # shows the files of a plugin, which a test of its own uses
@@ -48,12 +48,14 @@ turns = [
 
 
 class Model(BaseHTTPRequestHandler):
-    """A model server on loopback that speaks the API of OpenAI, as Ollama does."""
+    """A model server on loopback that speaks the API of OpenAI, as Ollama does. It also knows the prices of orders."""
 
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
-        self._send("application/json", json.dumps({"object": "list", "data": [{"id": "llama3.2", "object": "model"}]}))
+        models = {"object": "list", "data": [{"id": "llama3.2", "object": "model"}]}
+        order = {"prices": [100, 50]}
+        self._send("application/json", json.dumps(order if self.path.startswith("/orders/") else models))
 
     def do_POST(self) -> None:
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -86,8 +88,11 @@ def installation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GuideShel
     folder = tmp_path_factory.mktemp("how-to")
     with ThreadingHTTPServer(("127.0.0.1", 0), Model) as models, guide_shell(folder) as shell:
         threading.Thread(target=models.serve_forever, args=(0.05,), daemon=True).start()
-        providers = files_of(GUIDES["models"])["corral.toml"].replace(OLLAMA, f"127.0.0.1:{models.server_port}")
-        (folder / "corral.toml").write_text(providers + SCRIPTS)
+        shell.addresses = dict.fromkeys((OLLAMA, SHOP), f"127.0.0.1:{models.server_port}")
+        config = "".join(files_of(GUIDES[name])["corral.toml"] for name in ("models", "workflows"))
+        for named, address in shell.addresses.items():
+            config = config.replace(named, address)
+        (folder / "corral.toml").write_text(config + SCRIPTS)
         shell.corral("user", "create", "--admin", ADMIN)
         shell.serve(log=folder / "corral.log")
         yield shell

@@ -435,3 +435,28 @@ def _until(condition: Any) -> None:
     while not condition():
         assert time.monotonic() < until
         time.sleep(0.05)
+
+
+def test_a_name_of_two_workflows_is_told_with_their_ids(terminal: Terminal) -> None:
+    steps = """steps:=[{"name": "a", "step_type": "transform", "config": {"value": 1}}]"""
+    first = terminal.json("workflows", "create", "Twice", "-f", steps)["id"]
+    told = terminal("workflows", "create", "Twice", "-f", steps)
+    second = re.search(r"\((.+?)\)", told)
+    assert second is not None
+    assert f"corral workflows run {second[1]}" in told
+    assert first in told
+    done = terminal.run("workflows", "run", "Twice")
+    assert (done.returncode, first in done.stderr, second[1] in done.stderr) == (1, True, True), done
+    assert terminal("workflows", "delete", first) == f"Deleted Twice ({first}).\n"
+    assert terminal.json("workflows", "run", "Twice", "--wait")["output"] == {"a": 1}
+
+
+def test_what_is_not_valid_is_told_with_its_place(terminal: Terminal) -> None:
+    steps = """steps:=[{"name": "a", "step_type": "condition", "config": {"expression": "input.n"}, "agent_id": 5}]"""
+    done = terminal.run("workflows", "create", "Wrong", "-f", steps, "-f", "status=hidden")
+    assert done.returncode == 1
+    first, *lines = done.stderr.splitlines()
+    assert first == "corral: 2 fields are not valid"
+    assert [line.partition(":")[0] for line in lines] == ["  /status", "  /steps/0/agent_id"]
+    gone = terminal.run("workflows", "watch", "01890a5d-ac96-774b-bcce-b302099a8057")
+    assert gone.stderr.startswith("corral: There is no run with this id: /workflow-runs/01890a5d")

@@ -178,6 +178,8 @@ def test_operations_2_the_demo_does_its_task_with_the_model(tmp_path: Path, demo
     assert 0 < told["output_tokens"] <= 120
     assert told["input_tokens"] > 300
     assert len(told["result"]) > 100
+    assert told["workflow"]["status"] == "completed"
+    assert told["workflow"]["output"]["text"][:100] == told["result"][:100]
     assert list((tmp_path / "tmp").iterdir()) == []
     left = [item for item in psutil.process_iter(["cmdline"]) if str(tmp_path) in " ".join(item.info["cmdline"] or ())]
     assert left == []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import quote, urlsplit
@@ -196,7 +196,7 @@ class ApiClient:
         if answer.is_success:
             return answer
         if "x-request-id" in answer.headers:
-            raise _refusal(answer.status_code, answer.content)
+            raise _refusal(path, answer.status_code, answer.content)
         if answer.status_code in (502, 503, 504):
             told = f"the proxy at {self.url} answered {answer.status_code}; check that the server behind it runs"
         else:
@@ -237,14 +237,30 @@ class TextDeltaTracker:
         return overlap > 0, fresh
 
 
-def _refusal(status: int, content: bytes) -> ApiClientError:
-    """Return the error for a problem document, with a message of one line."""
+def _refusal(path: str, status: int, content: bytes) -> ApiClientError:
+    """Return the error for a problem document. Its message has a line for each fault, and names what was not found."""
     try:
         problem = msgspec.json.decode(content)
-        faults = {each["pointer"]: each["detail"] for each in problem.get("errors") or ()}
-        detail = problem["detail"]  # often contains the fault, perhaps with more words
-        parts = [detail, *(f"{at}: {text}" for at, text in faults.items() if text.rstrip(".") not in detail)]
+        faults = [(each["pointer"], each["detail"]) for each in problem.get("errors") or ()]
+        lines = lines_of_faults(problem["detail"], problem["title"], faults)
     except (msgspec.DecodeError, KeyError, TypeError):
         return ApiClientError(content[:300].decode("utf-8", "replace") or f"the server answered {status}", status)
-    where = f" (status {status}, request {problem.get('request_id')})" if status >= 500 else ""
-    return ApiClientError("; ".join(part.rstrip(".") for part in parts) + where, status, problem)
+    if problem.get("code") == "not_found":
+        lines[0] += f": {path}"
+    if status >= 500:
+        lines[0] += f" (status {status}, request {problem.get('request_id')})"
+    return ApiClientError("\n".join(lines), status, problem)
+
+
+def lines_of_faults(detail: str, title: str, faults: Sequence[tuple[str, str]]) -> list[str]:
+    """Return the lines of an error message: what is wrong, and then the pointer and the text of each fault.
+
+    A detail that contains the text of a fault is not repeated.
+    """
+    faults = [(pointer, text.rstrip(".")) for pointer, text in faults]
+    repeats = any(text in detail for _, text in faults)
+    if repeats and len(faults) == 1:
+        faults, head = [], f"{faults[0][0]}: {detail}" if faults[0][0] else detail
+    else:
+        head = title if repeats else detail
+    return [head.rstrip("."), *(f"  {pointer}: {text}" if pointer else f"  {text}" for pointer, text in faults)]

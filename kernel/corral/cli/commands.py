@@ -143,7 +143,7 @@ def run() -> NoReturn:
 
 def _explained(error: Exception) -> tuple[int, list[str]]:
     """Return the exit status and the lines of the error message for an exception, or no lines if it is unexpected."""
-    from corral.cli.api_client import ApiClientError
+    from corral.cli.api_client import ApiClientError, lines_of_faults
 
     if isinstance(error, ApiClientError):
         return FAILED, [f"corral: {str(error).rstrip('.')}"]
@@ -164,7 +164,8 @@ def _explained(error: Exception) -> tuple[int, list[str]]:
     if isinstance(error, OSError) and error.filename is not None:
         return FAILED, [f"corral: {error.filename}: {error.strerror}"]
     if isinstance(error, Problem):
-        return FAILED, [f"corral: {error.detail}", *(f"  {fault.pointer}: {fault.detail}" for fault in error.errors)]
+        faults = [(fault.pointer, fault.detail) for fault in error.errors]
+        return FAILED, ["corral: " + "\n".join(lines_of_faults(error.detail, error.title, faults))]
     return FAILED, []
 
 

@@ -47,10 +47,10 @@ class TriggerAction(msgspec.Struct, frozen=True, kw_only=True):
     `permission`.
 
     `run(context, fields)` starts the work in the current unit of work and returns its ids, such as `{"task_id": …}`. It
-    raises a `Problem` if it cannot. `check(caller, fields)` runs in a read-only unit when a trigger is saved, without
-    the fields that hold templates, and raises `Invalid` with pointers relative to the fields. `are_live(results)`
-    returns for each result of `run` whether the work is unfinished, and `cancel(context, result)` cancels it. Without
-    them, the work counts as finished at once.
+    raises a `Problem` if it cannot. `check(caller, fields)` runs in a read-only unit when a trigger is saved, with the
+    defaults that the schema names, and without the fields that hold templates. It raises `Invalid` with pointers
+    relative to the fields. `are_live(results)` returns for each result of `run` whether the work is unfinished, and
+    `cancel(context, result)` cancels it. Without them, the work counts as finished at once.
     """
 
     type: str

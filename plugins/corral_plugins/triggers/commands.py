@@ -97,8 +97,18 @@ def show_trigger(client: ApiClient, *, trigger: str, as_json: bool) -> None:
 @click.option("--every", type=click.IntRange(10), metavar="SECONDS", help="fire every so many seconds")
 @click.option("--event", help="fire on this event, such as task.failed or task.*")
 @click.option("--webhook", is_flag=True, help="fire on calls to an address that this command prints")
+@click.option("--manual", is_flag=True, help="fire only by corral triggers fire")
 @click.option("--filter", "condition", help="CEL expression over payload and event that must be true")
 @click.option("--task", help="create a task with this title, which may contain {{ expressions }}")
+@click.option("--workflow", help="run this workflow", shell_complete=complete_names("/workflows"))
+@click.option(
+    "-i",
+    "--value",
+    "values",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="member of the input of --workflow, which may contain {{ expressions }}; KEY:=JSON; repeatable",
+)
 @client_command
 def create_trigger(
     client: ApiClient,
@@ -107,6 +117,8 @@ def create_trigger(
     input_path: Path | None,
     fields: tuple[str, ...],
     task: str | None,
+    workflow: str | None,
+    values: tuple[str, ...],
     condition: str | None,
     as_json: bool,
     **when: Any,
@@ -115,10 +127,16 @@ def create_trigger(
     body = {**read_body(input_path, fields), **_kind_fields(**when), "name": name}
     if condition is not None:
         body["filter"] = condition
+    if task is not None and workflow is not None:
+        raise click.UsageError("give one of --task and --workflow")
+    if values and workflow is None:
+        raise click.UsageError("--value belongs to --workflow")
     if task is not None:
-        body["action"] = {"type": "create_task", **body.get("action", {}), "title": task}
+        body["action"] = {**body.get("action", {}), "type": "create_task", "title": task}
+    if workflow is not None:
+        body["action"] = {**body.get("action", {}), **_workflow_action(client, workflow, parse_fields(values))}
     if "type" not in body or "action" not in body:
-        raise click.UsageError("say when it fires, such as --cron or --event, and what it starts, such as --task")
+        raise click.UsageError("say when it fires, such as --cron or --event, and what it starts: --task or --workflow")
     made = client.post("/triggers", {"config": {}, **body})
     lines = [f"Created {made['name']} ({made['id']})."]
     if made["next_fire_at"] is not None:
@@ -138,7 +156,8 @@ def fire_trigger(client: ApiClient, *, trigger: str, payload: tuple[str, ...], a
     """Fire a trigger now, even if it is disabled."""
     found = _find(client, trigger)
     row = client.post(f"/triggers/{found}/fire", {"payload": parse_fields(payload)})
-    print_value(row, as_json=as_json, text=f"Fired. See what became of it: corral triggers history {found}")
+    text = f"The trigger is being fired. See what comes of it: corral triggers history {found}"
+    print_value(row, as_json=as_json, text=text)
 
 
 @triggers_command_group.command("toggle")
@@ -187,16 +206,39 @@ def test_trigger(
     """Show what a trigger would do, without starting anything."""
     given = {"days": days, "next": count, "payload": parse_fields(payload) if payload else None}
     body = {name: value for name, value in given.items() if value is not None}
-    found = client.post(f"/triggers/{_find(client, trigger)}/test", body)
+    tested = client.find("/triggers", trigger, kind="trigger")
+    found = client.post(f"/triggers/{tested['id']}/test", body)
     if found["times"] is not None:
         text = "\n".join(found["times"])
     elif found["events"] is not None:
         lines = [f"{event['ts']}  {event['event']}  {event['event_id']}" for event in found["events"]]
         text = "\n".join([*lines, *(["There are more."] if found["has_more"] else [])]) or "There are no such events."
     else:
-        detail = found["error"] or json.dumps(found["action"], ensure_ascii=False)
-        text = f"{found['would']}: {detail}"
+        text = _expectation(tested, found)
     print_value(found, as_json=as_json, text=text)
+
+
+def _expectation(trigger: dict[str, Any], found: dict[str, Any]) -> str:
+    """Return sentences that say what a trigger would do with a payload. Nothing was started."""
+    reasons = {
+        "filtered": "its filter is false for this payload",
+        "skipped_overlap": "the work that it started before is unfinished",
+        "rate_limited": f"it has fired {trigger['max_fires_per_hour']} times within the last hour",
+    }
+    if found["would"] == "failed":
+        text = f"It would fail: {found['error']}"
+    elif found["would"] == "fired":
+        text = f"It would start: {json.dumps(found['action'], ensure_ascii=False)}"
+    else:
+        text = f"It would not start anything: {reasons[found['would']]}."
+    if not trigger["enabled"]:
+        text += "\nIt is disabled, so only corral triggers fire fires it."
+    return text + "\nThis was a test: nothing was started."
+
+
+def _workflow_action(client: ApiClient, name: str, values: dict[str, Any]) -> dict[str, Any]:
+    found = client.find("/workflows", name, kind="workflow")
+    return {"type": "run_workflow", "workflow_id": found["id"], **({"input": values} if values else {})}
 
 
 def _find(client: ApiClient, name: str) -> str:
@@ -204,7 +246,7 @@ def _find(client: ApiClient, name: str) -> str:
 
 
 def _kind_fields(
-    cron: str | None, timezone: str | None, every: int | None, event: str | None, webhook: bool
+    cron: str | None, timezone: str | None, every: int | None, event: str | None, webhook: bool, manual: bool
 ) -> dict[str, Any]:
     """Return the type and the config that the options name."""
     given = [
@@ -212,10 +254,11 @@ def _kind_fields(
         ("interval", {"seconds": every}, every is not None),
         ("event", {"event": event}, event is not None),
         ("webhook", {}, webhook),
+        ("manual", {}, manual),
     ]
     named = [(kind, config) for kind, config, is_given in given if is_given]
     if len(named) > 1:
-        raise click.UsageError("give one of --cron, --every, --event and --webhook")
+        raise click.UsageError("give one of --cron, --every, --event, --webhook and --manual")
     if timezone is not None and cron is None:
         raise click.UsageError("--timezone belongs to --cron")
     return {"type": named[0][0], "config": named[0][1]} if named else {}

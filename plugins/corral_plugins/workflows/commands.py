@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import shlex
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import click
 
+from corral import clock
 from corral.cli.api_client import ApiClient
-from corral.cli.output import format_usd, print_fields, print_table, print_value
+from corral.cli.output import format_ms, format_usd, print_fields, print_table, print_value
 from corral.cli.request_body import body_option, field_option, parse_fields, read_body
 from corral.cli.server_connection import client_command, complete_names
 
@@ -20,6 +22,9 @@ STATUSES = ("queued", "running", "waiting", "paused", "completed", "failed", "ca
 ENDED = ("completed", "failed", "cancelled")
 COLUMNS = ("name", "status", "steps", "last_run", "updated_at", "id")
 RUN_COLUMNS = ("number", "status", "trigger", "started_at", "finished_at", "cost", "id")
+STEP_COLUMNS = ("step", "type", "status", "attempts", "took", "cost", "output")
+WAITS_FOR = ("task", "approval", "child_run")
+HEAD_LENGTH = 60  # characters of an output or error that a table shows
 workflow_argument = click.argument("workflow", shell_complete=complete_names("/workflows"))
 run_argument = click.argument("run")
 
@@ -85,8 +90,50 @@ def create_workflow(
 ) -> None:
     """Create a workflow from a file with its configuration and its steps."""
     made = client.post("/workflows", {**read_body(input_path, fields), "name": name})
-    told = f"Created {made['name']} ({made['id']}) with {made['step_count']} steps. Run it: corral workflows run {name}"
+    others = _others_of_name(client, made)
+    told = f"Created {made['name']} ({made['id']}) with {made['step_count']} steps. Run it: corral workflows run "
+    told += made["id"] if others else shlex.quote(made["name"])
+    if others:
+        told += f"\nOther workflows have this name too, so name it by its id. The others: {', '.join(others)}"
     print_value(made, as_json=as_json, text=told)
+
+
+@workflows_command_group.command("edit")
+@workflow_argument
+@click.option("--name", help="new name")
+@field_option
+@body_option
+@client_command
+def edit_workflow(
+    client: ApiClient,
+    *,
+    workflow: str,
+    name: str | None,
+    fields: tuple[str, ...],
+    input_path: Path | None,
+    as_json: bool,
+) -> None:
+    """Change fields of a workflow. The file may be the one of its creation: config and steps are replaced.
+
+    Runs keep the definition with which they started.
+    """
+    changes = {**read_body(input_path, fields), **({"name": name} if name is not None else {})}
+    if not changes:
+        raise click.UsageError("nothing to change; give --input, --field or --name")
+    changed = client.send("PATCH", f"/workflows/{_find(client, workflow)['id']}", body=changes)
+    told = f"Changed {changed['name']}, definition version {changed['workflow_version']}."
+    print_value(changed, as_json=as_json, text=told)
+
+
+@workflows_command_group.command("delete")
+@workflow_argument
+@click.option("--force", is_flag=True, help="cancel its active runs")
+@client_command
+def delete_workflow(client: ApiClient, *, workflow: str, force: bool, as_json: bool) -> None:
+    """Delete a workflow. Its runs stay readable."""
+    found = _find(client, workflow)
+    client.send("DELETE", f"/workflows/{found['id']}", query={"force": "true"} if force else None)
+    print_value({"id": found["id"], "deleted": True}, as_json=as_json, text=f"Deleted {found['name']} ({found['id']}).")
 
 
 @workflows_command_group.command("validate")
@@ -146,6 +193,50 @@ def list_runs(client: ApiClient, *, workflow: str | None, status: tuple[str, ...
         colour_of="status",
         computed={"trigger": lambda row: row["trigger"]["type"], "cost": lambda row: format_usd(row["cost_usd"])},
     )
+
+
+@workflows_command_group.command("show-run")
+@run_argument
+@client_command
+def show_run(client: ApiClient, *, run: str, as_json: bool) -> None:
+    """Show a run with its steps: their status, attempts, time, cost, and the beginning of their outputs."""
+    found = client.get(f"/workflow-runs/{run}")
+    if as_json:
+        print_value(found, as_json=True, text="")
+        return
+    error = found["error"] or {}
+    shown = {
+        "workflow": f"{found['definition']['name']} ({found['workflow_id']}), version {found['workflow_version']}",
+        "run": f"{found['number']} ({found['id']})",
+        "status": found["status"],
+        "error": ": ".join(filter(None, (error.get("step"), error.get("message")))),
+        "started by": found["trigger"]["type"],
+        "repeats": found["retry_of"],
+        "created": found["created_at"],
+        "took": _duration(found) if found["finished_at"] else None,
+        "cost": format_usd(found["cost_usd"]),
+        "input": _head(found["input"]),
+        "output": _head(found["output"]),
+    }
+    print_fields(found, shown, as_json=False)
+    computed: dict[str, Callable[[Mapping[str, Any]], Any]] = {
+        "step": lambda step: step["name"] + "".join(f"[{n}]" for n in step["iteration"]),
+        "type": lambda step: step["step_type"],
+        "attempts": lambda step: step["attempt"] if step["started_at"] else "-",
+        "took": _duration,
+        "cost": lambda step: format_usd(step["cost_usd"]),
+        "output": _result_of_step,
+    }
+    print_table(
+        found["steps"],
+        STEP_COLUMNS,
+        as_json=False,
+        empty="No step has begun.",
+        colour_of="status",
+        computed=computed,
+    )
+    if found["step_count"] > len(found["steps"]):
+        click.echo(f"The run has {found['step_count']} steps; the first {len(found['steps'])} are shown.")
 
 
 @workflows_command_group.command("watch")
@@ -210,6 +301,37 @@ def answer_step(
 
 def _find(client: ApiClient, name: str) -> dict[str, Any]:
     return dict(client.find("/workflows", name, kind="workflow"))
+
+
+def _others_of_name(client: ApiClient, made: dict[str, Any]) -> list[str]:
+    """Return the ids of the other workflows that have the name of this one."""
+    same = client.get("/workflows", search=made["name"], limit=200)["items"]
+    wanted = made["name"].casefold()
+    return [each["id"] for each in same if each["name"].casefold() == wanted and each["id"] != made["id"]]
+
+
+def _duration(item: Mapping[str, Any]) -> str:
+    """Return how long a run or a step took, or has taken so far."""
+    if item["started_at"] is None:
+        return "-"
+    return format_ms(clock.elapsed_ms(item["started_at"], item["finished_at"] or clock.now()))
+
+
+def _result_of_step(step: Mapping[str, Any]) -> str:
+    """Return what a step waits for, its error, the beginning of its output, or why it was skipped."""
+    waits_for = [f"{kind} {step[f'{kind}_id']}" for kind in WAITS_FOR if step[f"{kind}_id"] is not None]
+    if waits_for and step["status"] not in ENDED:
+        return waits_for[0]
+    if step["error"] is not None:
+        return _head(step["error"].get("message", step["error"]))
+    return _head(step["output"]) if step["output"] is not None else step["reason"] or "-"
+
+
+def _head(value: Any) -> str:
+    """Return the beginning of a JSON value in one line. Text is shown without quotation marks."""
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    line = " ".join(text.split())
+    return line if len(line) <= HEAD_LENGTH else f"{line[: HEAD_LENGTH - 1]}…"
 
 
 def _act(client: ApiClient, run: str, action: str, body: dict[str, Any], told: str, *, as_json: bool) -> None:

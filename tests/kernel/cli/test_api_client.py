@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 import socket
+from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from corral.cli.api_client import ApiClient, ApiClientError, TextDeltaTracker
+from corral.cli.api_client import ApiClient, ApiClientError, TextDeltaTracker, _refusal
 
 
 def test_a_growing_text_is_told_once() -> None:
@@ -47,3 +49,47 @@ def test_a_server_that_is_not_there_is_named() -> None:
     with pytest.raises(ApiClientError, match=re.escape(address)) as caught:
         ApiClient(address).get("/health/ready")
     assert caught.value.status is None
+
+
+PROBLEM = {"title": "The request is not valid", "status": 422, "code": "validation_error", "request_id": "1"}
+
+
+@pytest.mark.parametrize(
+    ("problem", "message"),
+    [
+        (
+            {
+                "detail": "2 fields are not valid",
+                "errors": [
+                    {"pointer": "/steps/0/config", "code": "required", "detail": "the field url is required"},
+                    {"pointer": "/steps/0/config", "code": "unknown_field", "detail": "uri is not a known field"},
+                ],
+            },
+            "2 fields are not valid\n"
+            "  /steps/0/config: the field url is required\n"
+            "  /steps/0/config: uri is not a known field",
+        ),
+        (
+            {
+                "detail": "There is no agent with this id.",
+                "errors": [{"pointer": "/steps/1/agent_id", "code": "x", "detail": "There is no agent with this id."}],
+            },
+            "/steps/1/agent_id: There is no agent with this id",
+        ),
+        (
+            {
+                "detail": "Too old.",
+                "errors": [
+                    {"pointer": "/a", "code": "x", "detail": "Too old."},
+                    {"pointer": "", "code": "x", "detail": "Give one of a and b."},
+                ],
+            },
+            "The request is not valid\n  /a: Too old\n  Give one of a and b",
+        ),
+        ({"detail": "Not found.", "title": "Not found", "code": "not_found"}, "Not found: /workflow-runs/7"),
+    ],
+    ids=["several", "one", "repeated", "not-found"],
+)
+def test_each_fault_is_told_with_its_place(problem: dict[str, Any], message: str) -> None:
+    error = _refusal("/workflow-runs/7", 422, msgspec.json.encode({**PROBLEM, **problem}))
+    assert str(error) == message

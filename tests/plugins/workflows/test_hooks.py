@@ -89,6 +89,25 @@ async def test_a_trigger_runs_a_workflow(make_kit: Callable[..., Any]) -> None:
     assert refused.code == "unknown_reference"
 
 
+async def test_a_trigger_is_refused_whose_fixed_input_the_workflow_does_not_accept(
+    make_kit: Callable[..., Any],
+) -> None:
+    kit = await make_kit(plugins=(*PLUGINS, "triggers"))
+    world = World(kit, await kit.as_user("member"), await kit.as_user("admin"))
+    schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
+    workflow_id = await world.workflow(transform("out", "{{ input.n }}"), config={"input_schema": schema})
+
+    async def fault(**input: Any) -> str | None:
+        action = {"type": "run_workflow", "workflow_id": workflow_id, **input}
+        made = await world.member.post("/triggers", {"name": "x", "type": "manual", "action": action, "config": {}})
+        return None if made.status == 201 else f"{made.status} {made.json()['errors'][0]['pointer']}"
+
+    assert await fault(input={"n": "seven"}) == "422 /action/input/n"
+    assert await fault(input={}) == await fault() == "422 /action/input/n"
+    assert await fault(input={"n": 7}) is None
+    assert await fault(input={"n": "{{ payload.n }}"}) is None
+
+
 async def test_an_agent_runs_a_workflow(make_kit: Callable[..., Any]) -> None:
     kit = await make_kit(plugins=(*PLUGINS, "tools"))
     world = World(kit, await kit.as_user("member"), await kit.as_user("admin"))
@@ -112,5 +131,5 @@ async def test_an_agent_runs_a_workflow(make_kit: Callable[..., Any]) -> None:
     run = await world.until(started["run_id"])
     assert (run["output"], run["started_by"]) == ({"out": 3}, world.member.user["id"])
     viewer = await kit.as_user("viewer")
-    with pytest.raises(ToolFailure, match="may not run workflows"):
+    with pytest.raises(ToolFailure, match="does not hold the permission"):
         await kit.work(lambda: call(viewer.user["id"]))

@@ -1,1 +1,1 @@
-"""`corral demo`: starts a complete installation in a temporary folder and runs one task from start to finish."""
+"""`corral demo`: starts a complete installation in a temporary folder, and runs a task and a workflow."""

@@ -5,31 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import time
-from typing import Any, Protocol
+from typing import Any
 
 from corral.cli.api_client import ApiClient, ApiClientError, TextDeltaTracker
+from corral_plugins.tasks.demo.flow import DemoFlow
 from corral_plugins.tasks.demo.model_choice import NEW_TOKENS, WITHOUT_MODEL, ModelChoice
+from corral_plugins.tasks.demo.progress import DemoFailed, ProgressPrinter
 
 TERMINAL = ("task.completed", "task.failed", "task.cancelled")
-
-
-class DemoFailed(Exception):
-    """Raised when the demo cannot continue. The message states the reason."""
-
-
-class ProgressPrinter(Protocol):
-    """Receives the progress of the demo for display."""
-
-    def step(self, name: str, text: str) -> None:
-        """Report one step of the demo, for example `("task", "Summarise the notes")`."""
-        ...
-
-    def print_model_text(self, text: str, *, goes_on: bool) -> None:
-        """Report text that the model writes, as it arrives.
-
-        `goes_on` is true if the text continues the previous text.
-        """
-        ...
 
 
 class DemoClient:
@@ -38,6 +21,8 @@ class DemoClient:
     def __init__(self, address: str, teller: ProgressPrinter) -> None:
         self._remote, self._teller = ApiClient(address), teller
         self._live = TextDeltaTracker()
+        self._flow = DemoFlow(self._remote, teller)
+        self._email = ""
 
     def wait_until_ready(self, server: subprocess.Popen[bytes], seconds: float) -> None:
         """Wait until the server is ready.
@@ -59,15 +44,17 @@ class DemoClient:
         """Sign in with a password. Later requests send the access token."""
         tokens = self._remote.post("/auth/login", {"email": email, "password": password})
         self._remote.set_token(tokens["access_token"])
+        self._email = email
 
     def run_task(self, text: str, choice: ModelChoice, seconds: float, *, strict: bool) -> dict[str, Any]:
-        """Create an agent and a task for the agent, report each step, and return a summary of the ended task.
+        """Run a task, and the workflow that a trigger starts after it. Return a summary of both.
 
         Unless `strict` is set, the agent falls back to the scripted model if the chosen model fails.
         """
         until = time.monotonic() + seconds
         self._wait_for_worker(until)
         agent = self._agent(choice, strict=strict)
+        self._flow.create(agent["id"])
         task = self._remote.post(
             "/tasks",
             {
@@ -82,7 +69,10 @@ class DemoClient:
             self._report_event(event, data)
             if event in TERMINAL:
                 break
-        return self._outcome(task["id"], began)
+        outcome = self._outcome(task["id"], began)
+        if outcome["status"] == "completed":
+            outcome["workflow"] = self._flow.follow(until, person=self._email)
+        return outcome
 
     def _agent(self, choice: ModelChoice, *, strict: bool) -> dict[str, Any]:
         provider, _, model = choice.name.partition("/")

@@ -1,4 +1,4 @@
-"""`corral demo`: starts a complete installation in a temporary data folder and runs one task from start to finish."""
+"""`corral demo`: starts a complete installation in a temporary data folder, and runs a task and a workflow."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import click
 
 from corral.cli.api_client import ApiClientError
 from corral.cli.output import format_ms, format_usd
-from corral_plugins.tasks.demo.client import DemoClient, DemoFailed
+from corral_plugins.tasks.demo.client import DemoClient
 from corral_plugins.tasks.demo.model_choice import (
     WITHOUT_MODEL,
     CommandContext,
@@ -24,6 +24,7 @@ from corral_plugins.tasks.demo.model_choice import (
     choose_model,
     write_configuration,
 )
+from corral_plugins.tasks.demo.progress import DemoFailed
 from corral_plugins.tasks.demo.server import (
     EMAIL,
     Interrupted,
@@ -85,7 +86,7 @@ class Screen:
 
 
 @click.command("demo")
-@click.option("--once", is_flag=True, help="exit after the task instead of keeping the server running")
+@click.option("--once", is_flag=True, help="exit after the workflow instead of keeping the server running")
 @click.option(
     "--input",
     "input_path",
@@ -112,10 +113,11 @@ def demo_command(
     keep: Path | None,
     as_json: bool,
 ) -> None:
-    """Start a complete installation in a temporary folder and run one task from start to finish.
+    """Start a complete installation in a temporary folder, and run a task and a workflow from start to finish.
 
-    The installation contains a server, a worker and an agent. The demo touches no existing data folder. Exits with 0
-    only when the task is completed.
+    The installation contains a server, a worker and an agent. When the task is completed, a trigger starts a workflow,
+    which asks for approval; the demo approves as the admin. The demo touches no existing data folder. Exits with 0
+    only when the task and the workflow are completed.
     """
     if keep is not None and keep.exists():
         raise click.UsageError(f"--keep {keep}: the folder already exists; name a new one")

@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from corral import clock
-from corral.errors import FieldError, Invalid
+from corral.auth.principal import Principal
+from corral.errors import FieldError, Forbidden, Invalid
 from corral.plugin import Settings
 from corral.schema.json_schema_validation import check_user_schema, json_schema_errors
 from corral_core.accounts.api import TIMEZONE
@@ -23,6 +24,13 @@ from corral_plugins.triggers.settings import MIN_INTERVAL_SECONDS
 FILTER_ROOTS = ("payload", "event", "trigger")
 ACTION_ROOTS = (*FILTER_ROOTS, "scheduled_for", "fired_at")
 CHECKED_TIMES = 20
+
+
+def require_action_permission(caller: Principal, permission: str, *, problem: type[Forbidden] = Forbidden) -> None:
+    """Raise a `problem` unless the caller may do what the action does, and may have triggers."""
+    for needed in ("triggers.write", permission):
+        if not caller.may(needed):
+            raise problem(f"The action of this trigger needs the permission {needed}.")
 
 
 class TriggerChecks:
@@ -82,6 +90,12 @@ class TriggerChecks:
 def action_fields(action: Mapping[str, Any]) -> Json:
     """Return the fields of an action without its type."""
     return {name: value for name, value in action.items() if name != "type"}
+
+
+def default_fields(action: TriggerAction) -> Json:
+    """Return the values that the schema of an action gives to fields which a trigger leaves out."""
+    fields = action.schema.get("properties", {})
+    return {name: each["default"] for name, each in fields.items() if "default" in each}
 
 
 def constant_fields(fields: Mapping[str, Any]) -> Json:

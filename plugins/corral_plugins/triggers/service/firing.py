@@ -14,13 +14,13 @@ from typing import Any
 import msgspec
 
 from corral import clock
-from corral.auth.principal import Principal
 from corral.database.engine import Work
 from corral.database.unit import Actor, UnitContext, locked
-from corral.errors import Forbidden, Invalid, Problem
+from corral.errors import Invalid, Problem
 from corral.events.event import emit
 from corral.plugin import Settings
 from corral.redact.redactor import Redactor
+from corral_core.accounts.api import Accounts, RightsLost
 from corral_core.expressions.api import Expressions, TemplateError
 from corral_plugins.admin.api import KillSwitch
 from corral_plugins.triggers.api import (
@@ -33,10 +33,9 @@ from corral_plugins.triggers.api import (
     TriggerFired,
 )
 from corral_plugins.triggers.models import IS_ENABLED, PENDING, Fire, Trigger
-from corral_plugins.triggers.service.checks import TriggerChecks, action_fields
+from corral_plugins.triggers.service.checks import TriggerChecks, action_fields, require_action_permission
 from corral_plugins.triggers.service.kinds import TriggerTypeRegistry
 from corral_plugins.triggers.service.metrics import TriggerMetrics
-from corral_plugins.triggers.service.owners import OwnerLacksRights, TriggerOwners, require_action_permission
 from corral_plugins.triggers.service.rows import fires_since
 from corral_plugins.triggers.settings import MAX_FAILURES
 
@@ -87,13 +86,13 @@ class TriggerFiring:
         settings: Settings,
         types: TriggerTypeRegistry,
         checks: TriggerChecks,
-        owners: TriggerOwners,
+        accounts: Accounts,
         expressions: Expressions,
         redactor: Redactor,
         metrics: TriggerMetrics,
     ) -> None:
         self._work, self._settings, self._types, self._checks = work, settings, types, checks
-        self._owners, self._expressions, self._redactor = owners, expressions, redactor
+        self._accounts, self._expressions, self._redactor = accounts, expressions, redactor
         self._metrics = metrics
 
     async def fire(self, history_id: str) -> None:
@@ -180,7 +179,7 @@ class TriggerFiring:
         Raises `Postponed` or `FireOutcome` if the slot does not fire now, and a `Problem` if the action failed.
         """
         self._refuse_unwanted(trigger, row)
-        owner = self._owners.principal(trigger.created_by)
+        owner = self._accounts.principal_of(trigger.created_by)
         if prepared.error is not None:
             raise prepared.error
         if prepared.outcome is not None:
@@ -188,7 +187,7 @@ class TriggerFiring:
         if row.stage == "counted":
             raise FireOutcome("filtered", "Fewer events than the threshold came in time.")
         action = self._types.require_action(trigger.action["type"])
-        refuse_missing_rights(owner, action)
+        require_action_permission(owner, action.permission, problem=RightsLost)
         if not row.is_manual and row.stage == "new":
             collect_events(trigger, row)
         context = FireContext(
@@ -245,7 +244,7 @@ class TriggerFiring:
         failures = trigger.consecutive_failures + 1
         Trigger.update(consecutive_failures=failures, last_status="failed").where(Trigger.id == trigger.id).execute()
         publish(TriggerFailed, trigger, history_id=row.id, error=text)
-        if isinstance(error, OwnerLacksRights):
+        if isinstance(error, RightsLost):
             disable(trigger, "owner_inactive")
         elif failures >= self._settings.get(MAX_FAILURES):
             disable(trigger, "max_failures")
@@ -271,14 +270,6 @@ def lock_trigger(trigger_id: str) -> Trigger:
     """
     found: Trigger = locked(Trigger.select().where(Trigger.id == trigger_id)).get()
     return found
-
-
-def refuse_missing_rights(owner: Principal, action: TriggerAction) -> None:
-    """Raise `OwnerLacksRights` unless the owner may do what the action does."""
-    try:
-        require_action_permission(owner, action.permission)
-    except Forbidden as error:
-        raise OwnerLacksRights(error.detail) from None
 
 
 def fire_data(trigger: Trigger, row: Fire) -> Json:

@@ -19,11 +19,15 @@ from corral.ids import new_id
 from corral.plugin import InstallationConfig, Settings
 from corral_plugins.triggers.api import TriggerCreated, TriggerDeleted, TriggerUpdated
 from corral_plugins.triggers.models import LIVING, Expectation, Fire, Trigger
-from corral_plugins.triggers.service.checks import action_fields, constant_fields
+from corral_plugins.triggers.service.checks import (
+    action_fields,
+    constant_fields,
+    default_fields,
+    require_action_permission,
+)
 from corral_plugins.triggers.service.events import expect
 from corral_plugins.triggers.service.firing import HOUR, publish
 from corral_plugins.triggers.service.kinds import TriggerTypeRegistry, event_names
-from corral_plugins.triggers.service.owners import require_action_permission
 from corral_plugins.triggers.service.rows import (
     DAY,
     find_readable_trigger,
@@ -266,7 +270,7 @@ class TriggerManagement:
         require_action_permission(by, found.permission)
         if found.check is not None:
             try:
-                found.check(by, constant_fields(action_fields(action)))
+                found.check(by, constant_fields({**default_fields(found), **action_fields(action)}))
             except Invalid as error:
                 faults = [msgspec.structs.replace(each, pointer=f"/action{each.pointer}") for each in error.errors]
                 raise Invalid(error.detail, code=error.code, errors=faults) from None

@@ -28,9 +28,10 @@ from corral_plugins.workflows.api import StepFailure, StepResult, StepType
 from corral_plugins.workflows.models import StepRun, fetch_tuples
 from corral_plugins.workflows.service.engine import Engine, StepStarter, failure_report, report_of
 from corral_plugins.workflows.service.graph import Step
-from corral_plugins.workflows.service.planner import LEASE_SECONDS, OUTPUT_LIMIT
 from corral_plugins.workflows.service.rendering import Rendering
 from corral_plugins.workflows.service.run_state import RunState, StepRow
+from corral_plugins.workflows.service.scopes import LEASE_SECONDS
+from corral_plugins.workflows.service.step_changes import OUTPUT_LIMIT
 from corral_plugins.workflows.service.step_types import StepTypes
 from corral_plugins.workflows.service.wakeups import wake
 
@@ -154,9 +155,7 @@ class StepExecutors:
             if faults := json_schema_errors(kind.schema, given):
                 detail = "; ".join(f"{fault.pointer}: {fault.detail}" for fault in faults[:5])
                 raise StepFailure("invalid_configuration", f"The configuration is not valid: {detail}", retryable=False)
-            context = await self._work(
-                lambda: self._engine.context(state, step, row, config, None), entry=ENTRY, read=True
-            )
+            context = await self._work(lambda: self._engine.context(state, step, row, config), entry=ENTRY, read=True)
             context = msgspec.structs.replace(context, with_secrets=self._with_secrets(state, step, row, rendering))
             async with asyncio.timeout(step.timeout_seconds):
                 assert kind.execute is not None

@@ -302,6 +302,7 @@ def facts_of(run: Run) -> RunFacts:
         output=run.output,
         error=run.error,
         cost_usd=run.cost_micro / 1e6,
+        tainted=run.tainted,
     )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from corral.auth.principal import Principal
 from corral.errors import Conflict, Invalid, NotFound
+from corral.schema.json_schema_validation import json_schema_errors
 from corral_plugins.triggers.api import FireContext, TriggerAction
 from corral_plugins.workflows.api import RunRequest
 from corral_plugins.workflows.models import Run, fetch_tuples
@@ -18,7 +19,8 @@ from corral_plugins.workflows.service.step_types import object_schema
 Json = dict[str, Any]
 UUID = "^[0-9A-Fa-f]{8}-([0-9A-Fa-f]{4}-){3}[0-9A-Fa-f]{12}$"
 SCHEMA = object_schema(
-    {"workflow_id": {"type": "string", "pattern": UUID}, "input": {}, "context": {"type": "object"}}, "workflow_id"
+    {"workflow_id": {"type": "string", "pattern": UUID}, "input": {"default": {}}, "context": {"type": "object"}},
+    "workflow_id",
 )
 
 
@@ -42,7 +44,7 @@ class WorkflowTriggerAction:
         )
 
     def check(self, caller: Principal, fields: Json) -> None:
-        """Raise `Invalid` if the workflow does not exist or cannot be run by a trigger."""
+        """Raise `Invalid` if the workflow does not exist or cannot run, or if it does not accept a fixed input."""
         if "workflow_id" not in fields:
             return
         try:
@@ -52,6 +54,11 @@ class WorkflowTriggerAction:
             raise Invalid.at("/workflow_id", "unknown_reference", detail, problem="unknown_reference") from None
         if workflow.is_template:
             raise Invalid.at("/workflow_id", "not_allowed", "A template cannot run; clone it first.")
+        schema = workflow.config.get("input_schema")
+        if schema is not None and "input" in fields:
+            faults = json_schema_errors(schema, fields["input"], pointer_prefix="/input")
+            if faults:
+                raise Invalid("The workflow does not accept this input.", errors=faults)
 
     def run(self, context: FireContext, fields: Json) -> Json:
         """Start a run with the rights of the owner of the trigger."""
