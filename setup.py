@@ -170,6 +170,7 @@ setup(
             "security = corral_plugins.security.command:security_command",
             "status = corral_plugins.tasks.commands.status:status_command",
             "tasks = corral_plugins.tasks.commands.tasks:tasks_command_group",
+            "template = corral_plugins.marketplace.commands:template_command_group",
             "tools = corral_plugins.tools.commands:tools_command_group",
             "triggers = corral_plugins.triggers.commands:triggers_command_group",
             "user = corral_core.accounts.commands:user_command_group",

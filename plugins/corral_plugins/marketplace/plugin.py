@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from corral.auth.principal import READERS, WRITERS, Permission
 from corral.database.model import Model
@@ -25,6 +25,9 @@ from corral_plugins.marketplace.service.remote_index import RemoteIndex
 from corral_plugins.marketplace.service.requirements import Requirements
 from corral_plugins.marketplace.service.upgrading import UpgradeService
 from corral_plugins.marketplace.service.uploads import TemplateUploads
+
+if TYPE_CHECKING:
+    import click
 
 PARTS = (
     TemplateCatalogue,
@@ -87,6 +90,12 @@ class MarketplacePlugin(Plugin):
     @hookimpl
     def corral_metrics(self) -> Iterable[Metric]:
         return self._metrics.definitions()
+
+    @hookimpl
+    def corral_commands(self) -> Iterable[click.Command]:
+        from corral_plugins.marketplace.commands import template_command_group
+
+        return [template_command_group]
 
     @hookimpl
     def corral_hookspecs(self) -> Iterable[ModuleType]:

@@ -111,8 +111,8 @@ async def test_marketplace_5_an_exported_team_runs_elsewhere(market: Market, tmp
         assert [each["name"] for each in plan["plan"]] == ["write", "out"]
         run = await other.ok("POST", f"/workflows/{made['write']['id']}/run", {"input": {"n": 7}})
         await other.settle()
-        steps = {each["name"]: each for each in (await other.ok("GET", f"/workflow-runs/{run['id']}"))["steps"]}
-        task = await other.ok("GET", f"/tasks/{steps['write']['task_id']}")
+        started = {each["name"]: each for each in (await other.ok("GET", f"/workflow-runs/{run['id']}"))["steps"]}
+        task = await other.ok("GET", f"/tasks/{started['write']['task_id']}")
         assert (task["agent_id"], task["instructions"]) == (made["writer"]["id"], "Write.")
     token = "ghp_" + "a1B2" * 9
     await market.ok("PATCH", f"/agents/{agent['id']}", {"system_prompt": f"Use {token}."})
