@@ -20,6 +20,7 @@ def count() -> int:
     return len(_names())
 
 
+@functools.cache
 def schema() -> dict[str, Any]:
     """Return the JSON Schema that every manifest matches."""
     found: dict[str, Any] = json.loads(files("corral_marketplace").joinpath("schema.json").read_bytes())

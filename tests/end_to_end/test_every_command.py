@@ -35,7 +35,13 @@ ELSEWHERE = {"demo"} | OF_CONTRIB | OF_MCP
 """`test_demo.py` runs the demo."""
 TYPED = {"plugins purge": "tools\n"}
 ON_A_COPY = {"restore", "secrets rotate-master-key"}
-IDS = {"tasks create": "task", "messages send": "message", "approvals ask": "approval", "workflows run": "run"}
+IDS = {
+    "tasks create": "task",
+    "messages send": "message",
+    "approvals ask": "approval",
+    "workflows run": "run",
+    "template install": "installation",
+}
 """The commands that create what later commands name."""
 MAY_FAIL = {"doctor": (0, 1), "audit verify": (0, 1)}
 """What these find is not their failure."""
@@ -113,6 +119,17 @@ triggers test Daily --next 2
 triggers fire Daily
 triggers history Daily
 triggers toggle Daily --off
+template list
+template show hello-fleet
+template plan hello-fleet
+template install hello-fleet
+template installations
+template upgrade {{installation}} -p language=French
+template uninstall {{installation}} --force
+template export team --name Team --agent Echo --output team.json
+template validate team.json
+template upload team.json
+template delete team
 dead-letter list
 dead-letter show {{letter}}
 dead-letter retry {{letter}}

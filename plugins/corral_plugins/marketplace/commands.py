@@ -126,9 +126,9 @@ def install_template(client: ApiClient, *, template: str, as_json: bool, **optio
             click.echo(f"{each['name']}, {name.replace('_', ' ')} (shown once): {value}")
     _print_missing(made)
     click.echo(f"Installed {made['slug']} {made['version']} ({made['id']}).")
-    agents = " ".join(f'"{each["name"]}"' for each in made["created"] if each["kind"] == "agent")
-    if agents:
-        click.echo(f"Start its agents: corral agents start {agents}")
+    for each in made["created"]:
+        if each["kind"] == "agent":
+            click.echo(f'Start the agent: corral agents start "{each["name"]}"')
 
 
 @template_command_group.command("installations")

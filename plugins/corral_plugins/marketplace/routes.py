@@ -64,7 +64,7 @@ async def upload_template(
     body: ManifestBody, uploads: TemplateUploads, caller: Principal, request: Request
 ) -> Answer[TemplateDetails]:
     """Upload a version of a template. All faults of the manifest are reported."""
-    view = await uploads.upload(body.undeclared, by=caller, entry=request.unit_context(caller))
+    view = await uploads.upload(body.data(), by=caller, entry=request.unit_context(caller))
     location = f"/api/v1/marketplace/templates/{view.slug}?version={view.version}"
     return Answer(body=view, headers={"Location": location})
 
@@ -72,7 +72,7 @@ async def upload_template(
 @routes.post("/templates/validate", needs=WRITE, body_limit=MANIFEST_LIMIT)
 async def validate_template(body: ManifestBody, uploads: TemplateUploads) -> ManifestValidation:
     """Check a manifest, and look for what a person should know. Nothing is stored."""
-    return await uploads.validate(body.undeclared)
+    return await uploads.validate(body.data())
 
 
 @routes.get("/templates/{template}", needs=READ, raises=("not_found",))
@@ -115,7 +115,7 @@ async def install_template(
 
 
 @routes.get("/schema", needs=READ)
-def get_manifest_schema() -> dict[str, Any]:
+async def get_manifest_schema() -> dict[str, Any]:
     """Get the JSON Schema of manifests."""
     return catalogue.schema()
 

@@ -8,7 +8,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from corral.http.page import PageQuery
-from corral.schema.fields import Id, Instant, OpenShape, line
+from corral.schema.fields import Id, Instant, line
 
 Json = dict[str, Any]
 Version = Annotated[str, Meta(max_length=40, pattern=r"^[0-9]+\.[0-9]+\.[0-9]+(?![\s\S])", examples=["1.0.0"])]
@@ -22,8 +22,30 @@ OnConflict = Literal["rename", "fail", "skip"]
 Ids = Annotated[list[Id], Meta(max_length=50)]
 
 
-class ManifestBody(OpenShape):
-    """A manifest. `GET /marketplace/schema` returns its schema."""
+class ManifestBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A manifest. `GET /marketplace/schema` returns its schema, which describes all members and their types."""
+
+    schema: Any = UNSET
+    slug: Any = UNSET
+    name: Any = UNSET
+    version: Any = UNSET
+    category: Any = UNSET
+    tags: Any = UNSET
+    license: Any = UNSET
+    description: Any = UNSET
+    readme: Any = UNSET
+    author: Any = UNSET
+    requires: Any = UNSET
+    parameters: Any = UNSET
+    secrets: Any = UNSET
+    permissions: Any = UNSET
+    resources: Any = UNSET
+    changes: Any = UNSET
+    sha256: Any = UNSET
+
+    def data(self) -> Json:
+        """Return the members that were sent."""
+        return {name: value for name, value in msgspec.structs.asdict(self).items() if value is not UNSET}
 
 
 class TemplateQuery(PageQuery, kw_only=True):

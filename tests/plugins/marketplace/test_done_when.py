@@ -61,7 +61,12 @@ async def test_marketplace_2_a_failing_resource_leaves_no_row(market: Market) ->
 async def test_marketplace_3_the_dry_run_names_exactly_what_is_created(market: Market) -> None:
     await market.upload()
     await market.install(name_prefix="Night ")
-    for body in ({}, {"name_prefix": "Night "}, {"on_conflict": "skip", "name_prefix": "Night "}):
+    bodies: tuple[dict[str, Any], ...] = (
+        {},
+        {"name_prefix": "Night "},
+        {"on_conflict": "skip", "name_prefix": "Night "},
+    )
+    for body in bodies:
         before = await market.names()
         plan = await market.install(**body, dry_run=True)
         assert await market.names() == before

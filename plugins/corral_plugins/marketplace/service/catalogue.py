@@ -25,6 +25,7 @@ from corral_plugins.marketplace.service.findings import text_findings, tool_find
 from corral_plugins.marketplace.service.manifests import (
     Manifest,
     read_manifest,
+    release,
     release_fits,
     template_id,
     version_key,
@@ -247,6 +248,7 @@ class TemplateCatalogue:
         )
 
     def _read_sources(self) -> dict[str, Templates]:
+        release()  # read outside of units of work
         found: dict[str, Templates] = {}
         for plugin, source in self._template_sources():
             label = "bundled" if plugin == OWN else f"plugin:{plugin}"

@@ -89,13 +89,20 @@ def version_key(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split("."))
 
 
+@functools.cache
+def release() -> tuple[int, ...]:
+    """Return this release of Corral. The first call reads a file."""
+    return _padded(re.split("[^0-9.]", version("corral"))[0].strip("."))
+
+
 def release_fits(requirement: str) -> bool:
     """Return whether this release of Corral meets a requirement such as `>=1.0,<2`."""
-    have = ((*version_key(re.split("[^0-9.]", version("corral"))[0].strip(".")), 0, 0, 0))[:3]
-    return all(
-        _HOLDS[operator](have, ((*version_key(want), 0, 0, 0))[:3])
-        for operator, want in _COMPARISON.findall(requirement)
-    )
+    have = release()
+    return all(_HOLDS[operator](have, _padded(want)) for operator, want in _COMPARISON.findall(requirement))
+
+
+def _padded(text: str) -> tuple[int, ...]:
+    return (*version_key(text), 0, 0, 0)[:3]
 
 
 def read_manifest(data: bytes) -> Manifest:
@@ -112,7 +119,7 @@ def read_manifest(data: bytes) -> Manifest:
 def check_manifest(data: Json) -> Manifest:
     """Check a manifest."""
     sha256 = sha256_of(data)
-    faults = json_schema_errors(_schema(), data)
+    faults = json_schema_errors(catalogue.schema(), data)
     if not faults and len(msgspec.json.encode(data)) > MAX_BYTES:
         faults = [FieldError("", "too_long", "at most 256 KiB of JSON")]
     if not faults and data.get("sha256", sha256) != sha256:
@@ -123,11 +130,6 @@ def check_manifest(data: Json) -> Manifest:
     order, disorder = _order(data["resources"])
     faults = [*disorder, *_parameter_faults(data), *_permission_faults(data, uses)]
     return Manifest(data=data, sha256=sha256, faults=tuple(faults), uses=uses, order=order)
-
-
-@functools.cache
-def _schema() -> Json:
-    return catalogue.schema()
 
 
 def _order(resources: list[Json]) -> tuple[tuple[int, ...], list[FieldError]]:

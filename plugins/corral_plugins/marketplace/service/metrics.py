@@ -21,7 +21,7 @@ class MarketplaceMetrics:
 
     def __init__(self) -> None:
         self._installs: Counter[tuple[str, ...]] = Counter()
-        self.of_plugins = 0
+        self._bundled, self.of_plugins = catalogue.count(), 0
 
     def count(self, outcome: str) -> None:
         """Count an installation."""
@@ -50,7 +50,7 @@ class MarketplaceMetrics:
         stored: dict[tuple[str, ...], float] = {
             (source,): float(count) for source, count in rows.group_by(StoredTemplate.source).tuples()
         }
-        return {("bundled",): float(catalogue.count()), ("plugin",): float(self.of_plugins), **stored}
+        return {("bundled",): float(self._bundled), ("plugin",): float(self.of_plugins), **stored}
 
     def _install_counts(self) -> Mapping[tuple[str, ...], float]:
         return self._installs
