@@ -597,4 +597,4 @@ def test_what_is_not_valid_is_told_with_its_place(terminal: Terminal) -> None:
     assert first == "corral: 2 fields are not valid"
     assert [line.partition(":")[0] for line in lines] == ["  /status", "  /steps/0/agent_id"]
     gone = terminal.run("workflows", "watch", "01890a5d-ac96-774b-bcce-b302099a8057")
-    assert gone.stderr.startswith("corral: There is no run with this id: /workflow-runs/01890a5d")
+    assert gone.stderr.startswith("corral: there is no workflow run 01890a5d")
