@@ -302,7 +302,7 @@ def test_a_retried_task_that_has_not_ended_again_is_watched(terminal: Terminal) 
         log=terminal.folder / "again.out",
         errors=err,
     )
-    _until(lambda: "The agent is offline" in err.read_text())
+    _until(lambda: err.exists() and "The agent is offline" in err.read_text())
     terminal("agents", "start", "Refuser")
     assert watching.wait(30) == 1
     assert "Traceback" not in err.read_text()
