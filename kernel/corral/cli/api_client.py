@@ -163,8 +163,22 @@ class ApiClient:
             ids = ", ".join(item["id"] for item in same)
             raise ApiClientError(f"{len(same)} {kind}s are named {name}; give the id instead: {ids}")
         similar = found[0][field] if found else self._similar_name(path, name, field)
-        near = f"; did you mean {similar}?" if similar else f"; corral {kind}s list shows all {kind}s"
-        raise ApiClientError(f"there is no {kind} named {name}{near}", 404)
+        hint = f" at {self.url}; corral {kind}s list shows all {kind}s"
+        raise ApiClientError(f"there is no {kind} named {name}{f'; did you mean {similar}?' if similar else hint}", 404)
+
+    @contextlib.contextmanager
+    def looking_for(self, kind: str, identifier: str, listing: str) -> Iterator[None]:
+        """Say what was looked for if the server finds nothing in the `with` block.
+
+        `kind` is the noun for the error message, and `listing` the command that lists what there is.
+        """
+        try:
+            yield
+        except ApiClientError as error:
+            if error.status != 404:
+                raise
+            told = f"there is no {kind} {identifier} at {self.url}; {listing} shows what there is"
+            raise ApiClientError(told, 404, error.problem) from None
 
     def _similar_name(self, path: str, name: str, field: str) -> str | None:
         """Return the name in the first page of the list at `path` that is most similar to a mistyped name, or None."""

@@ -39,6 +39,7 @@ from corral_plugins.tasks.report_shapes import (
 )
 from corral_plugins.tasks.service import rows, statistics
 from corral_plugins.tasks.service.agent_models import AgentModels
+from corral_plugins.tasks.service.claim_budgets import Shortage, find_shortage, with_shortage
 from corral_plugins.tasks.service.outcomes import TaskOutcomes
 from corral_plugins.tasks.service.run_reports import UsageReports, has_reached_cost_limit
 from corral_plugins.tasks.service.transitions import (
@@ -46,6 +47,7 @@ from corral_plugins.tasks.service.transitions import (
     TaskTransitions,
     publish_task_event,
     requeue_columns,
+    task_error,
     transition,
 )
 
@@ -366,20 +368,29 @@ class TaskRuns:
             if row.status == "cancelling":
                 self._outcomes.end_cancelling(row, attempt, by="release")
             else:
-                changes = self._delay_after(report.reason, row, attempt)
-                self._outcomes.requeue(row, attempt, attempt_status="released", by="release", **changes)
+                why, changes = self._obstacle_of(report.reason, row, attempt)
+                self._outcomes.requeue(row, attempt, attempt_status="released", by="release", why=why, **changes)
         return rows.encoded_response(row.id, row.version)
 
-    def _delay_after(self, reason: str, row: TaskRow, attempt: AttemptRow) -> dict[str, Any]:
-        """Return the columns that delay the next claim of a released task, if the reason demands a delay."""
-        if reason == BUDGET_EXCEEDED:
-            return requeue_columns(row, delay_seconds=BUDGET_DELAY_SECONDS)
-        return self._wait_for_breaker(row, attempt) if reason == CIRCUIT_OPEN else {}
-
-    def _wait_for_breaker(self, row: TaskRow, attempt: AttemptRow) -> dict[str, Any]:
+    def _obstacle_of(
+        self, reason: str, row: TaskRow, attempt: AttemptRow
+    ) -> tuple[dict[str, Any] | None, dict[str, Any]]:
+        """Return the error of a released attempt that met an obstacle, and the columns that delay the next claim."""
         agent = self._transitions.agents.find(attempt.agent_id)
-        blocked = None if agent is None else self._models.blocked_model(agent)
-        return {} if blocked is None else requeue_columns(row, available_at=blocked.blocked_until)
+        message, columns = "", {}
+        if reason == BUDGET_EXCEEDED:
+            shortage = None if agent is None else find_shortage(row, agent, self._models.model_name(agent))
+            message = "A budget did not admit a call." if shortage is None else shortage.describe()
+            columns = requeue_columns(row, delay_seconds=BUDGET_DELAY_SECONDS)
+        elif reason == CIRCUIT_OPEN:
+            blocked = None if agent is None else self._models.blocked_model(agent)
+            message = "A circuit breaker rejected a call."
+            if blocked is not None:
+                message = self._models.describe_block(blocked).detail
+                columns = requeue_columns(row, available_at=blocked.blocked_until)
+        if not message:
+            return None, {}
+        return task_error("error", reason, message, retryable=True, attempt=row.attempt), columns
 
     def cancelled(self, task_id: str, lease_id: str | None, report: CancellationReport, by: Principal) -> Encoded:
         """Confirm that the run of a task with the status `cancelling` has ended."""
@@ -417,6 +428,14 @@ class TaskRuns:
         self.renew_lease(attempt)
         self._transitions.workers.record_contact(attempt.worker_id)
         return _run_of_rows(row, attempt)
+
+    def record_shortage(self, task_id: str, lease_id: str, *, scope: str, needed_micro: int, left_micro: int) -> None:
+        """Store that a budget refused a call of the run. Implements `Tasks.record_shortage`."""
+        found = self._lock_live_lease(task_id, lease_id)
+        agent = None if found is None else self._transitions.agents.find(found[1].agent_id)
+        if found is not None and agent is not None:
+            shortage, model = Shortage(scope, needed_micro, left_micro), self._models.model_name(agent)
+            rows.change_task(found[0], {"budget_shortages": with_shortage(found[0], agent, model, shortage)})
 
     def lock_held_run(self, task_id: str, lease_id: str, approval_id: str) -> Run:
         """Lock the task of a held tool call. Implements `Tasks.lock_held_run`."""
