@@ -181,7 +181,11 @@ class Fleet:
             "hostname": "127.0.0.1",
             "port": self.machine.port,
             "username": USER,
-            **({} if fields.keys() & {"private_key", "auth_method"} else {"auth_method": "password", "password": PASSWORD}),
+            **(
+                {}
+                if fields.keys() & {"private_key", "auth_method"}
+                else {"auth_method": "password", "password": PASSWORD}
+            ),
             **fields,
         }
         answer = await self.admin.post("/ssh-connections", body)

@@ -26,10 +26,10 @@ def _check_private_key(private_key: str, passphrase: str | None) -> None:
     try:
         key = asyncssh.import_private_key(private_key, passphrase)
     except asyncssh.KeyEncryptionError:
-        if passphrase is None:
-            raise Invalid.at("/passphrase", "required", "The private key is encrypted; send its passphrase.") from None
         raise Invalid.at("/passphrase", "invalid_value", "The passphrase does not fit the private key.") from None
-    except (asyncssh.KeyImportError, ValueError):
+    except (asyncssh.KeyImportError, ValueError) as error:
+        if passphrase is None and "assphrase" in str(error):
+            raise Invalid.at("/passphrase", "required", "The private key is encrypted; send its passphrase.") from None
         detail = "This is not a private key that OpenSSH or PEM files contain."
         raise Invalid.at("/private_key", "invalid_value", detail) from None
     _refuse_weak(key, "/private_key")

@@ -15,7 +15,7 @@ from corral.auth.principal import Principal
 from corral.database.engine import Work
 from corral.database.unit import UnitContext
 from corral.egress.client import Egress
-from corral.errors import Forbidden, Invalid, Problem, Unavailable
+from corral.errors import Conflict, Forbidden, Invalid, Problem, Unavailable
 from corral.plugin import Settings
 from corral.redact.redactor import Redactor
 from corral_plugins.circuit_breakers.api import Breakers, Verdict
@@ -138,6 +138,7 @@ class SshRunner:
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
+            task.add_done_callback(_ignore)
             task.cancel()
             raise
 
@@ -151,7 +152,8 @@ class SshRunner:
     ) -> CommandResult:
         session, began = await _session(), time.monotonic()
         watch = asyncio.ensure_future(self._watch(execution_id, asyncio.current_task(), context))
-        output, status, problem = session.Output(), "completed", None
+        output, status = session.Output(), "completed"
+        problem: Problem | None = None
         try:
             async with self._connected(plan, context) as opened:
                 await session.run(
@@ -165,7 +167,7 @@ class SshRunner:
                 )
             status = "timed_out" if output.timed_out else "completed"
         except asyncio.CancelledError:
-            status = "cancelled"
+            status, problem = "cancelled", Conflict("The command was cancelled.", current_status="cancelled")
         except Problem as error:
             status, problem = "failed", error
         except Exception as error:  # recorded, so that no execution stays open
@@ -174,8 +176,6 @@ class SshRunner:
             watch.cancel()
         seconds = time.monotonic() - began
         result = await self._finish(execution_id, plan.row, output, (status, problem), seconds, context)
-        if status == "cancelled":
-            raise asyncio.CancelledError
         if problem is not None:
             raise problem
         return result
@@ -283,6 +283,12 @@ class SshRunner:
             self._metrics.count("denied")
             await self._work(lambda: self._executions.record_denied(row, shown, code, reason), entry=context.entry)
             raise
+
+
+def _ignore(task: asyncio.Task[Any]) -> None:
+    """Retrieve the exception of a command whose caller is gone, so that asyncio does not log it."""
+    if not task.cancelled():
+        task.exception()
 
 
 async def _session() -> Any:
