@@ -59,7 +59,8 @@ class _Shell(asyncssh.SSHServerSession[bytes]):
 
     def __init__(self, machine: Machine) -> None:
         self._machine, self._child, self._input = machine, None, b""
-        self._closed = False
+        self._closed, self._writable = asyncio.Event(), asyncio.Event()
+        self._writable.set()
 
     def connection_made(self, chan: Any) -> None:
         self._channel = chan
@@ -75,8 +76,14 @@ class _Shell(asyncssh.SSHServerSession[bytes]):
         self._input += data
 
     def eof_received(self) -> bool:
-        self._closed = True
+        self._closed.set()
         return True
+
+    def pause_writing(self) -> None:
+        self._writable.clear()
+
+    def resume_writing(self) -> None:
+        self._writable.set()
 
     def signal_received(self, signal: str) -> None:
         if self._child is not None:
@@ -93,8 +100,7 @@ class _Shell(asyncssh.SSHServerSession[bytes]):
             env={**os.environ, **{key: str(value) for key, value in self._channel.get_environment().items()}},
         )
         self._machine.processes.append(child)
-        while not self._closed:
-            await asyncio.sleep(0.01)
+        await self._closed.wait()
         assert child.stdin is not None
         child.stdin.write(self._input)
         child.stdin.close()
@@ -110,8 +116,7 @@ class _Shell(asyncssh.SSHServerSession[bytes]):
         while chunk := await source.read(65_536):
             with contextlib.suppress(OSError):
                 self._channel.write(chunk, datatype)
-            while self._channel.get_write_buffer_size() > 1_000_000:
-                await asyncio.sleep(0.01)
+            await self._writable.wait()
 
 
 class Machine:
@@ -176,16 +181,13 @@ class Fleet:
     async def create(self, **fields: Any) -> Any:
         """A connection to the machine with its password; the answer's body."""
         self._n += 1
+        password = {"auth_method": "password", "password": PASSWORD}
         body = {
             "name": f"machine-{self._n}",
             "hostname": "127.0.0.1",
             "port": self.machine.port,
             "username": USER,
-            **(
-                {}
-                if fields.keys() & {"private_key", "auth_method"}
-                else {"auth_method": "password", "password": PASSWORD}
-            ),
+            **({} if "private_key" in fields else password),
             **fields,
         }
         answer = await self.admin.post("/ssh-connections", body)
