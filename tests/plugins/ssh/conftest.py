@@ -44,7 +44,7 @@ class _Gate(asyncssh.SSHServer):
         return True
 
     def validate_password(self, username: str, password: str) -> bool:
-        return (username, password) == (USER, PASSWORD)
+        return (username, password) == (USER, self._machine.password)
 
     def public_key_auth_supported(self) -> bool:
         return True
@@ -122,7 +122,8 @@ class _Shell(asyncssh.SSHServerSession[bytes]):
 class Machine:
     """A machine with an SSH server of asyncssh, which runs commands in process groups as sshd does."""
 
-    def __init__(self) -> None:
+    def __init__(self, password: str = PASSWORD) -> None:
+        self.password = password
         self.connections = 0
         self.logins: list[str] = []
         self.authorized: set[str] = set()
