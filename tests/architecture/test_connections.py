@@ -79,6 +79,7 @@ ALLOWED = {
     "kernel/corral/egress/": "the guard itself",
     "kernel/corral/testing/": "the testing kit speaks to servers that it started",
     "kernel/corral/cli/api_client.py": "commands speak to the server that they are told",
+    "plugins/corral_plugins/files/service/s3.py": "the object store that the operator names",
     "plugins/corral_plugins/tasks/demo/server.py": "looks for a free port of this machine",
     "kernel/corral/cli/doctor.py": "`corral doctor` looks whether the operator's Redis answers",
     "kernel/corral/cli/uvicorn_server.py": "the listening socket",
@@ -88,6 +89,8 @@ ALLOWED = {
     "kernel/corral_core/accounts/service/smtp.py": "the SMTP dialogue, on sockets that the guard opened",
     "kernel/corral_core/health/service/sibling_processes.py": "processes of one server, over a socket",
     "kernel/corral_core/redis/": "the operator's Redis",
+    "plugins/corral_plugins/ssh/service/keys.py": "reads keys; opens nothing",
+    "plugins/corral_plugins/ssh/service/session.py": "SSH, on sockets that the guard opened",
     "plugins/corral_plugins/workers/node/": "the worker is a program of its own, which speaks to its server",
 }
 

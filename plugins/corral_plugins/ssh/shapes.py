@@ -134,7 +134,7 @@ class ConnectionQuery(PageQuery, kw_only=True):
 
 
 class ConnectionTest(msgspec.Struct, kw_only=True):
-    """The result of a successful test."""
+    """The result of a successful test. `auth` is `ok`, because a refused login is a problem."""
 
     ok: Literal[True] = True
     fingerprint: str
