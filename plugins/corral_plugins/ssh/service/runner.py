@@ -257,7 +257,7 @@ class SshRunner:
         machine = session.Machine(**plan.machine)
 
         async def connect() -> Any:
-            return await session.open_connection(self._egress, machine, plan.credential)
+            return await session.connect(self._egress, machine, plan.credential)
 
         try:
             opened = await self._guarded(f"{PREFIX}:{plan.row.id}", connect)

@@ -124,7 +124,7 @@ class _Client(asyncssh.SSHClient):
             self.abort()
 
 
-async def open_connection(egress: Egress, machine: Machine, credential: Credential | None) -> Any:
+async def connect(egress: Egress, machine: Machine, credential: Credential | None) -> Any:
     """Connect, check the host key, log in, and return the connection of asyncssh, which the caller must abort.
 
     Raise `OtherHostKey`, `ConnectFailed`, `LoginFailed`, `LoginTimeout`, or `Invalid` (`url_blocked`).
