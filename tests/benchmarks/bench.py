@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,16 +52,20 @@ class Product(msgspec.Struct, kw_only=True):
 
 
 class Bench:
-    """One run. Servers that are asked for stay until its end, so that what is compared runs side by side."""
+    """One run. Servers that are asked for stay until its end, so that what is compared runs side by side.
+
+    In the short form, they are forks of one process, which halves the processor time of the run.
+    """
 
     def __init__(self, folder: Path, *, short: bool) -> None:
         self.short = short
         self.folder = folder
-        self.seeds = Seeds(folder)
+        self.seeds = Seeds(folder, forks=short)
         self.rounds, self.seconds = (2, 0.15) if short else (7, 1.2)
         self._stack = contextlib.ExitStack()
         self._hello: Server | None = None
         self._products: dict[str, Product] = {}
+        self._measured: dict[str, Any] = {}
 
     def __enter__(self) -> Bench:
         return self
@@ -106,9 +110,21 @@ class Bench:
             self._products[name] = self.start(self.seeds.make(size))
         return self._products[name]
 
+    def product_in(self, name: str, make: Callable[[Bench], Path]) -> Product:
+        """The product in a folder that is made for it, started once."""
+        if name not in self._products:
+            self._products[name] = self.start(make(self))
+        return self._products[name]
+
+    def once(self, name: str, measure: Callable[[], Any]) -> Any:
+        """What is measured once in a run, and shown beside several figures."""
+        if name not in self._measured:
+            self._measured[name] = measure()
+        return self._measured[name]
+
     def start(self, folder: Path, *options: str) -> Product:
         """Serve a folder until the end of the run, and use it a little: the first reads decide how reads are run."""
-        server = self._stack.enter_context(servers.corral(folder, *options))
+        server = self._stack.enter_context(servers.corral(folder, *options, forks=self.short))
         token = sign_in(server)
         product = Product(server=server, token=token, ids=task_ids(folder))
         load(server, product.gets(), seconds=0.3)

@@ -14,6 +14,7 @@ from tests.benchmarks.noop_plugins import write_alone, write_many
 from tests.benchmarks.rival_measures import p6, p7
 from tests.benchmarks.seeds import PATTERN
 from tests.benchmarks.servers import load, request_bytes
+from tests.benchmarks.workflow_measures import w1, w2, w3
 
 LARGE, SMALL, TINY = 1_000_000, 10_000, 1_000
 CLAIMS_A_ROUND = 60
@@ -92,7 +93,7 @@ def p5(bench: Bench) -> Figure:
 
 def p8(bench: Bench) -> Figure:
     """Claims in a large table to those in a small one."""
-    few, many = bench.product("tiny", TINY), bench.product("large", _large(bench))
+    few, many = bench.product("tiny", TINY), _large(bench)
     found = _claims(bench, many, few)
     return Figure(
         name="P8", title="claims/s, 1e6 rows to 1e3", value=found["ratio"], target=0.8, unit="x", details=found
@@ -170,7 +171,7 @@ def p14(bench: Bench) -> Figure:
 
 def p15(bench: Bench) -> Figure:
     """What a hundred times as many tasks change; the least of the ratios counts."""
-    small, large = _small(bench), bench.product("large", _large(bench))
+    small, large = _small(bench), _large(bench)
     found: dict[str, Any] = {}
     for name, make in _READS.items():
         sides: Iterator[Side] = ((each.server, make(each), (200,)) for each in (large, small))
@@ -207,8 +208,8 @@ _READS: dict[str, Callable[[Product], list[bytes]]] = {
 }
 
 
-def _large(bench: Bench) -> int:
-    return 8_000 if bench.short else LARGE
+def _large(bench: Bench) -> Product:
+    return bench.main if bench.short else bench.product("large", LARGE)
 
 
 def _small(bench: Bench) -> Product:
@@ -251,6 +252,9 @@ ALL: dict[str, Callable[[Bench], Figure]] = {
     "P9": p9,
     "P10": p10,
     "P11": p11,
+    "W1": w1,
+    "W2": w2,
+    "W3": w3,
     "P8": p8,
     "P15": p15,
 }
