@@ -110,26 +110,39 @@ class ApiClient:
 
         The file is read while it is sent. The `fields` are sent as text parts.
         """
-        self.get("/files/usage")  # renews the token, because a body that was sent once cannot be sent again
-        address, headers = self._address(path), self._headers({})
-        try:
-            answer = self._http.post(
-                address, params=dict(query), data=dict(fields), files={"file": (name, file)}, headers=headers
-            )
-        except self._errors as error:
-            raise ApiClientError(f"{self.url} does not answer: {_reason(error)}") from None
-        return msgspec.json.decode(self._checked(path, answer).content)
 
-    @contextlib.contextmanager
-    def download(self, path: str) -> Iterator[Iterator[bytes]]:
+        def send() -> Any:
+            address, headers = self._address(path), self._headers({})
+            parts = {"file": (name, file)}
+            try:
+                answer = self._http.post(address, params=dict(query), data=dict(fields), files=parts, headers=headers)
+            except self._errors as error:
+                raise ApiClientError(f"{self.url} does not answer: {_reason(error)}") from None
+            return msgspec.json.decode(self._checked(path, answer).content)
+
+        try:
+            return send()
+        except ApiClientError as error:
+            if error.status not in (401, 403) or not file.seekable() or not self.on_refusal(error):
+                raise
+        file.seek(0)
+        return send()
+
+    def download(self, path: str) -> Iterator[bytes]:
         """Send a GET request and yield the bytes of the response while they arrive."""
-        self.get("/files/usage")  # renews the token
+        try:
+            yield from self._stream(path)
+        except ApiClientError as error:
+            if error.status not in (401, 403) or not self.on_refusal(error):
+                raise
+            yield from self._stream(path)
+
+    def _stream(self, path: str) -> Iterator[bytes]:
         try:
             with self._http.stream("GET", self._address(path), headers=self._headers({})) as answer:
                 if not answer.is_success:
                     answer.read()
-                self._checked(path, answer)
-                yield answer.iter_bytes()
+                yield from self._checked(path, answer).iter_bytes()
         except self._errors as error:
             raise ApiClientError(f"{self.url} does not answer: {_reason(error)}") from None
 

@@ -62,6 +62,7 @@ class TasksPlugin(Plugin):
         "circuit_breakers",
         "cost",
         "dead_letter",
+        "files",
         "llm",
         "messages",
         "secrets",

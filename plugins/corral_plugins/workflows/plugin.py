@@ -58,7 +58,18 @@ class WorkflowsPlugin(Plugin):
 
     name = "workflows"
     requires = ("accounts", "agents", "expressions", "tasks")
-    wants = ("admin", "approvals", "circuit_breakers", "cost", "llm", "marketplace", "secrets", "tools", "triggers")
+    wants = (
+        "admin",
+        "approvals",
+        "circuit_breakers",
+        "cost",
+        "files",
+        "llm",
+        "marketplace",
+        "secrets",
+        "tools",
+        "triggers",
+    )
     permissions = (
         Permission("workflows.read", "Read workflows and their runs", holders=READERS),
         Permission("workflows.write", "Create workflows; change one's own workflows", holders=WRITERS),

@@ -12,6 +12,8 @@ from corral.testing.kit import Client
 from corral_plugins.tasks import jobs as task_jobs
 from corral_plugins.tasks.service.timers import TaskTimers
 
+pytestmark = pytest.mark.one_engine
+
 QUESTION = {"prompt": "Which colour?", "schema": {"enum": ["red", "blue"]}}
 
 

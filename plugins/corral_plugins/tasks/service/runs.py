@@ -19,11 +19,14 @@ from corral.ids import new_id
 from corral.schema.conversion import convert
 from corral.schema.json_schema_validation import check_user_schema
 from corral_plugins.approvals.api import Approvals, NewApproval
+from corral_plugins.files.api import Files
 from corral_plugins.secrets.api import SecretDelivery, Secrets
 from corral_plugins.tasks import settings as declared
 from corral_plugins.tasks.api import Run, TaskProgressed, TaskStalled, TaskStarted, TaskWaiting
 from corral_plugins.tasks.models import Attempt, AttemptRow, TaskRow
 from corral_plugins.tasks.report_shapes import (
+    MAX_ARTIFACTS,
+    Artifact,
     AskedInput,
     CancellationReport,
     CheckpointAccepted,
@@ -71,6 +74,7 @@ class TaskRuns:
     """
 
     approvals: Approvals | None
+    files: Files | None
     secrets: Secrets | None
 
     def __init__(
@@ -266,9 +270,33 @@ class TaskRuns:
             if row.status == "cancelling" and not self._accepts_late_result(row):
                 self._outcomes.end_cancelling(row, attempt, by="complete", late_result=result)
             else:
-                artifacts = None if isinstance(report.artifacts, msgspec.UnsetType) else report.artifacts
+                artifacts = self._artifacts_of(row, report)
                 self._outcomes.complete(row, attempt, result=result, artifacts=artifacts, by="complete")
         return rows.encoded_response(row.id, row.version)
+
+    def _artifacts_of(self, row: TaskRow, report: CompletionReport) -> list[Artifact] | None:
+        """Return the artifacts that a run reports, and the files that it stored without reporting them.
+
+        Raise `unknown_reference` for a file that is neither the task's nor its requester's. Return None if there are
+        no artifacts.
+        """
+        reported = [] if isinstance(report.artifacts, msgspec.UnsetType) else report.artifacts
+        named = {item.file_id.lower(): index for index, item in enumerate(reported) if isinstance(item.file_id, str)}
+        faults = [
+            FieldError(f"/artifacts/{index}/file_id", "unknown_reference", "There is no file with this id.")
+            for file_id, index in named.items()
+            if not self._has_file(row, file_id)
+        ]
+        if faults:
+            raise Invalid("Artifacts name files that do not exist.", errors=faults, code="unknown_reference")
+        stored = [] if self.files is None else self.files.made_for_task(row.id)
+        made = [Artifact(name=file.name[:200], file_id=file.id) for file in stored if file.id not in named]
+        all_of_them = [*reported, *made][:MAX_ARTIFACTS]
+        return None if isinstance(report.artifacts, msgspec.UnsetType) and not made else all_of_them
+
+    def _has_file(self, row: TaskRow, file_id: str) -> bool:
+        file = None if self.files is None else self.files.facts(file_id)
+        return file is not None and (file.task_id == row.id or file.owner_id == row.created_by)
 
     def _accepts_late_result(self, row: TaskRow) -> bool:
         return row.cancel_kind == "user" and self._settings.get(declared.ACCEPT_LATE_RESULTS)
