@@ -11,7 +11,7 @@ from msgspec import UNSET, Meta, UnsetType
 
 from corral.auth.principal import Principal
 from corral.database.model import PRIVATE_AND_ADMIN
-from corral.errors import declare_codes
+from corral.errors import Forbidden, declare_codes
 from corral.events.event import Event
 from corral.http.answers import ANY_VERSION, IfMatch
 from corral.http.page import Page, PageQuery
@@ -185,6 +185,10 @@ class UserQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defaul
     search: Annotated[str, line(200, 0)] = ""
 
 
+class RightsLost(Forbidden):
+    """The person for whom something is done no longer exists, is deactivated, or lacks a permission now."""
+
+
 class Accounts(Protocol):
     """User accounts. Every function except `hash_password` runs in the caller's unit of work."""
 
@@ -225,6 +229,14 @@ class Accounts(Protocol):
         """Return the problem code of the action that this user must take first, or None.
 
         The result is stored in the `limited` field of each principal that acts with the rights of this user.
+        """
+        ...
+
+    def principal_of(self, user_id: str | None, *needs: str) -> Principal:
+        """Return the principal of a user with the rights that the user has now.
+
+        Work that goes on without a session, such as a task or a workflow run, acts with these rights. Raise
+        `RightsLost` if the user no longer exists, is deactivated, or lacks one of the permissions in `needs`.
         """
         ...
 

@@ -211,10 +211,13 @@ class LLM(Protocol):
         """Return the capabilities of `provider/model` in the format of `ModelInfo`, or `{}` for an unknown model."""
         ...
 
-    async def complete(self, request: dict[str, Any], *, by: Principal, run_id: str | None = None) -> dict[str, Any]:
+    async def complete(
+        self, request: dict[str, Any], *, by: Principal, run_id: str | None = None, max_cost_usd: float | None = None
+    ) -> dict[str, Any]:
         """Return a chat completion, with its cost as `corral: {cost_usd}`, which is null without a known price.
 
-        `run_id` is the id of the workflow run to which the cost belongs.
+        `run_id` is the id of the workflow run to which the cost belongs. A call that might cost more than
+        `max_cost_usd` is refused with `BudgetRefused` of the scope `task`.
 
         This method opens its own units of work. It raises the same problems as `POST /llm/chat/completions`.
         """

@@ -526,6 +526,27 @@ class Tasks(Protocol):
         ...
 
 
+class TaskExecutor(Protocol):
+    """Decides, for the tasks that it handles, what the worker runs instead of the agent loop.
+
+    Both methods run in the claim's unit of work. They may read and write rows, but must not do any other I/O.
+    """
+
+    def handles(self, task: dict[str, Any]) -> bool:
+        """Return whether this executor handles the task.
+
+        `task` contains `id`, `source` (`{type, id}`), `workflow_run_id` and `step_run_id`.
+        """
+        ...
+
+    def prepare(self, task: dict[str, Any]) -> dict[str, Any]:
+        """Return the configuration by which the worker runs the task instead of running the agent loop.
+
+        The claim contains the configuration as `agent.config.executor`.
+        """
+        ...
+
+
 class TaskEvent(Event, kw_only=True):
     """The fields that all task events share. `previous` is the status before the event, or null for a new task."""
 

@@ -30,6 +30,8 @@ from corral_plugins.tools.service.metrics import DECISIONS, ToolMetrics
 from corral_plugins.tools.service.permits import ToolPermits
 from corral_plugins.tools.service.registry import ToolRegistry
 from corral_plugins.tools.service.tools import ToolsService
+from corral_plugins.tools.service.workflow_step import ToolStep
+from corral_plugins.workflows.api import StepType
 
 if TYPE_CHECKING:
     import click
@@ -61,7 +63,7 @@ class ToolsPlugin(Plugin):
 
     name = "tools"
     requires = ("accounts",)
-    wants = ("admin", "agents", "approvals", "circuit_breakers", "secrets", "tasks", "workers")
+    wants = ("admin", "agents", "approvals", "circuit_breakers", "secrets", "tasks", "workers", "workflows")
     permissions = (
         Permission("tools.read", "View tools and their calls", holders=(*READERS, "agent")),
         Permission("tools.use_external", "Let agents fetch from and send to external systems", holders=WRITERS),
@@ -74,6 +76,7 @@ class ToolsPlugin(Plugin):
         super().__init__(section)
         self._metrics, self._http_tools = ToolMetrics(), HttpTools()
         self._executions: ToolExecutions | None = None
+        self._step = ToolStep()
         self._mcp: McpConnections | None = None
         self._asks_when_tainted: Callable[[], bool] = lambda: True
 
@@ -102,6 +105,7 @@ class ToolsPlugin(Plugin):
             Provide(ToolMetrics, lambda: self._metrics),
             *(Provide(part, part) for part in SERVICES),
             Provide(Tools, ToolsService),
+            Provide(ToolStep, lambda: self._step),
         ]
 
     @hookimpl
@@ -111,6 +115,10 @@ class ToolsPlugin(Plugin):
     @hookimpl
     def corral_tools(self) -> Iterable[Tool]:
         return self._http_tools.definitions()
+
+    @hookimpl(optionalhook=True)
+    def corral_workflow_steps(self) -> Iterable[StepType]:
+        return [self._step.definition()]
 
     @hookimpl
     def corral_routes(self) -> Iterable[Routes]:

@@ -21,7 +21,6 @@ from corral_plugins.triggers.service.ingress import TriggerIngress
 from corral_plugins.triggers.service.kinds import TriggerTypeRegistry
 from corral_plugins.triggers.service.management import TriggerManagement
 from corral_plugins.triggers.service.metrics import TriggerMetrics
-from corral_plugins.triggers.service.owners import TriggerOwners
 from corral_plugins.triggers.service.previews import TriggerPreviews
 from corral_plugins.triggers.service.scheduler import TriggerScheduler, TriggerTimes
 from corral_plugins.triggers.service.slots import TriggerSlots
@@ -56,7 +55,6 @@ class TriggersPlugin(Plugin):
     def corral_services(self) -> Iterable[Provide]:
         parts = (
             TriggerTypeRegistry,
-            TriggerOwners,
             TriggerSlots,
             TriggerChecks,
             TriggerTimes,

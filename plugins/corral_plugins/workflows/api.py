@@ -137,6 +137,30 @@ class StepType(msgspec.Struct, frozen=True, kw_only=True):
     secrets: bool = False
 
 
+class StepTasks(Protocol):
+    """Creates the tasks that do the work of steps. Every method runs in the caller's unit of work.
+
+    A step type whose work is a task passes `resolve` and `cancel` on. It sets `own_retries`, because the task follows
+    the retry policy of the step.
+    """
+
+    def create(self, context: StepContext, fields: Json) -> StepWait:
+        """Create a task with these fields for a step, and wait for it.
+
+        The task belongs to the person who started the run, and may spend what the run may still spend. Raise
+        `StepFailure` if the person may not create tasks.
+        """
+        ...
+
+    def resolve(self, context: StepContext, event: LoggedEvent) -> StepResult | None:
+        """End the step with its task."""
+        ...
+
+    def cancel(self, context: StepContext, reason: str | None) -> bool:
+        """Cancel the task, and return whether it has ended. A running task ends when its worker has stopped."""
+        ...
+
+
 class RunRequest(msgspec.Struct, frozen=True, kw_only=True):
     """What a run is started with.
 
@@ -157,7 +181,10 @@ class RunRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RunFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """The state of a run. `output` is null until the run is completed."""
+    """The state of a run. `output` is null until the run is completed.
+
+    `tainted` means that the output may contain content from an untrusted source.
+    """
 
     id: str
     workflow_id: str
@@ -165,6 +192,7 @@ class RunFacts(msgspec.Struct, frozen=True, kw_only=True):
     output: Any
     error: Json | None
     cost_usd: float
+    tainted: bool = False
 
 
 class Workflows(Protocol):

@@ -13,17 +13,19 @@ from corral.events.event import Event
 from corral.http.routes import Routes
 from corral.jobs.job import Job, Schedule
 from corral.plugin import Metric, Plugin, Provide, Runtime, Setting, hookimpl
+from corral_plugins.tasks.api import TaskExecutor
 from corral_plugins.tools.api import Tool
 from corral_plugins.triggers.api import TriggerAction
 from corral_plugins.workflows import hookspecs, jobs
-from corral_plugins.workflows.api import EVENTS, StepType, Workflows
+from corral_plugins.workflows.api import EVENTS, StepTasks, StepType, Workflows
 from corral_plugins.workflows.models import Run, StepRun, Workflow, WorkflowVersion
 from corral_plugins.workflows.routes import runs as run_routes
 from corral_plugins.workflows.routes import workflows as workflow_routes
 from corral_plugins.workflows.service import metrics
+from corral_plugins.workflows.service.code_steps import ToolTasks
 from corral_plugins.workflows.service.definitions import WorkflowStore
 from corral_plugins.workflows.service.dry_runs import DryRuns
-from corral_plugins.workflows.service.engine import Callers, Engine, Graphs, StepStarter
+from corral_plugins.workflows.service.engine import Engine, Graphs, StepStarter
 from corral_plugins.workflows.service.event_waits import EventWaits
 from corral_plugins.workflows.service.executors import StepExecutors
 from corral_plugins.workflows.service.management import WorkflowManagement
@@ -33,6 +35,7 @@ from corral_plugins.workflows.service.run_views import RunViews
 from corral_plugins.workflows.service.runs import RunsService
 from corral_plugins.workflows.service.step_events import EVENTS as AWAITED
 from corral_plugins.workflows.service.step_events import StepEvents
+from corral_plugins.workflows.service.step_tasks import TasksOfSteps
 from corral_plugins.workflows.service.step_types import StepTypes
 from corral_plugins.workflows.service.steps import BuiltInSteps
 from corral_plugins.workflows.service.tool import WorkflowTool
@@ -86,7 +89,6 @@ class WorkflowsPlugin(Plugin):
         parts = (
             StepTypes,
             StepStarter,
-            Callers,
             Graphs,
             Engine,
             StepExecutors,
@@ -104,6 +106,7 @@ class WorkflowsPlugin(Plugin):
             Provide(WorkflowMetrics, lambda: self._metrics),
             *(Provide(part, part) for part in parts),
             Provide(Workflows, _provide_workflows),
+            Provide(StepTasks, TasksOfSteps),
             *self._steps.provided(),
             Provide(WorkflowTriggerAction, lambda: self._trigger_action),
             Provide(WorkflowTool, lambda: self._tool),
@@ -134,6 +137,10 @@ class WorkflowsPlugin(Plugin):
     @hookimpl(optionalhook=True)
     def corral_workflow_steps(self) -> Iterable[StepType]:
         return self._steps.definitions()
+
+    @hookimpl(optionalhook=True)
+    def corral_task_executors(self) -> Iterable[TaskExecutor]:
+        return [ToolTasks()]
 
     @hookimpl(optionalhook=True)
     def corral_tools(self) -> Iterable[Tool]:

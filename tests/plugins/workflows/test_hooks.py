@@ -131,5 +131,5 @@ async def test_an_agent_runs_a_workflow(make_kit: Callable[..., Any]) -> None:
     run = await world.until(started["run_id"])
     assert (run["output"], run["started_by"]) == ({"out": 3}, world.member.user["id"])
     viewer = await kit.as_user("viewer")
-    with pytest.raises(ToolFailure, match="may not run workflows"):
+    with pytest.raises(ToolFailure, match="does not hold the permission"):
         await kit.work(lambda: call(viewer.user["id"]))

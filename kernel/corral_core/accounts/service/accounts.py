@@ -24,6 +24,7 @@ from corral.plugin import SECRET_CHANGE, Audit, AuditEntry
 from corral_core.accounts.api import (
     AccountDetails,
     NewUser,
+    RightsLost,
     UserApiKeys,
     UserCreated,
     UserDeactivated,
@@ -164,6 +165,20 @@ class AccountsService:
     def required_action(self, user: UserView) -> str | None:
         done = {"must_change_password": user.must_change_password, "mfa_enabled": user.mfa_enabled}
         return self._second.required_action(user.role, **done)
+
+    def principal_of(self, user_id: str | None, *needs: str) -> Principal:
+        row: UserRow | None = UserRow.get_or_none(UserRow.id == user_id)
+        if row is None:
+            raise RightsLost("The person for whom this is done no longer exists.")
+        if not row.is_active:
+            raise RightsLost("The person for whom this is done is deactivated.")
+        held = self._permissions.held_by(row.role)
+        for need in needs:
+            if need not in held:
+                raise RightsLost(f"The person for whom this is done does not hold the permission {need}.")
+        done = {"must_change_password": row.must_change_password, "mfa_enabled": row.mfa_enabled}
+        limited = self._second.required_action(row.role, **done)
+        return Principal(kind="user", id=row.id, user_id=row.id, role=row.role, permissions=held, limited=limited)
 
     def list(self, query: UserQuery, caller: Principal) -> Page[UserView]:
         rows: Any = UserRow.select().where(UserRow.purged_at.is_null())

@@ -16,7 +16,7 @@ from corral.errors import Invalid, NotFound, Problem, Unauthorized
 from corral.http.page import Page, newest_first, paginate
 from corral.ids import new_id
 from corral.plugin import Audit, AuditEntry, Setting, Settings
-from corral_core.accounts.api import Accounts
+from corral_core.accounts.api import Accounts, RightsLost
 from corral_plugins.agents.models import LIVING, Agent, AgentToken
 from corral_plugins.agents.service.rows import find_writable_agent
 from corral_plugins.agents.shapes import AgentTokenQuery, AgentTokenView, IssuedAgentToken, NewAgentToken
@@ -171,20 +171,21 @@ class StandingTokenAuthenticator:
             raise Unauthorized("The agent token is unknown or was revoked.")
         if row.expires_at <= clock.now():
             raise Unauthorized("The agent token has expired.", code="token_expired")
-        person = self._accounts.get_many([row.created_by]).get(row.created_by)
-        if person is None or not person.is_active:
-            raise Unauthorized("The person who created this agent token is not active.")
-        rights = self._permissions.held_by("agent") & self._permissions.held_by(person.role)
+        try:
+            person = self._accounts.principal_of(row.created_by)
+        except RightsLost as error:
+            raise Unauthorized(error.detail) from None
+        rights = self._permissions.held_by("agent") & person.permissions
         return Principal(
             kind="agent",
             id=row.agent_id,
             agent_id=row.agent_id,
-            user_id=person.id,
+            user_id=person.user_id,
             role=person.role,
             token_id=row.id,
             permissions=within_scopes(rights, row.scopes),
             expires_at=clock.parse_instant(row.expires_at),
-            limited=self._accounts.required_action(person),
+            limited=person.limited,
         )
 
 

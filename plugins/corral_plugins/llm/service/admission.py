@@ -223,9 +223,16 @@ class CallAdmission:
         self._budgets = budgets
 
     def admit(
-        self, kind: str, request: dict[str, Any], input_tokens: int, by: Principal, entry: UnitContext, started: float
+        self,
+        kind: str,
+        request: dict[str, Any],
+        input_tokens: int,
+        by: Principal,
+        entry: UnitContext,
+        started: float,
+        limit_micro: int | None = None,
     ) -> CallRecord:
-        """Check a call and insert its row with the status `in_flight`.
+        """Check a call and insert its row with the status `in_flight`. `limit_micro` is what it may cost at most.
 
         If the call is rejected, raise the problem that the client receives.
         """
@@ -259,6 +266,7 @@ class CallAdmission:
             by=by,
             entry=entry,
             started=started,
+            limit_micro=limit_micro,
         )
         call.hold = self._budgets.hold_cost(call, first, attempt)  # last, because it locks the counters of budgets
         return call

@@ -35,7 +35,7 @@ class CallBudgets:
         provider, agent_id = target.provider, call.by.agent_id
         if provider.free or provider.name in FREE_PROVIDERS:
             return None
-        limit = None if attempt is None else attempt.cost_left_micro
+        limit = call.limit_micro if attempt is None else attempt.cost_left_micro
         if limit is None and not self._cost.is_limited(agent_id):
             return None
         quote = self._cost.quote(provider.name, target.model, self._estimated_tokens(call, target))

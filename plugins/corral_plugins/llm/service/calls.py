@@ -161,7 +161,8 @@ class CallRecord(msgspec.Struct, kw_only=True):
     """A call in progress: the id of its row, the targets to try in order, and its slot with the current provider.
 
     `max_tokens` limits the response if the request sets no limit. `hold` is the money that is held for the call, or
-    None if no budget applies to it. `run_id` is the workflow run whose step makes the call itself, without a task.
+    None if no budget applies to it. `run_id` is the workflow run whose step makes the call itself, without a task, and
+    `limit_micro` is what the run may still spend in micro-USD, or None if the run has no limit.
     """
 
     id: str
@@ -176,6 +177,7 @@ class CallRecord(msgspec.Struct, kw_only=True):
     started: float
     hold: Hold | None = None
     run_id: str | None = None
+    limit_micro: int | None = None
 
     def new_outcome(self) -> CallOutcome:
         """Return a new outcome for this call. Its status is `cancelled` until the call completes or fails."""

@@ -112,14 +112,19 @@ class Gateway:
 
     # -- calls
 
-    async def complete(self, request: dict[str, Any], *, by: Principal, run_id: str | None = None) -> dict[str, Any]:
-        result = await self.complete_chat(request, by=by, run_id=run_id)
+    async def complete(
+        self, request: dict[str, Any], *, by: Principal, run_id: str | None = None, max_cost_usd: float | None = None
+    ) -> dict[str, Any]:
+        limit = None if max_cost_usd is None else round(max_cost_usd * 1e6)
+        result = await self.complete_chat(request, by=by, run_id=run_id, limit_micro=limit)
         cost = None if result.cost == UNPRICED else float(result.cost)
         return {**result.response, "corral": {"cost_usd": cost}}
 
-    async def complete_chat(self, request: dict[str, Any], *, by: Principal, run_id: str | None = None) -> CallResult:
+    async def complete_chat(
+        self, request: dict[str, Any], *, by: Principal, run_id: str | None = None, limit_micro: int | None = None
+    ) -> CallResult:
         """Return a chat completion together with the metadata of the call."""
-        call = await self._begin_call("chat", request, by)
+        call = await self._begin_call("chat", request, by, limit_micro)
         call.run_id = run_id
         return await self._run_call(call)
 
@@ -166,7 +171,9 @@ class Gateway:
 
     # -- the unit of work that admits a call
 
-    async def _begin_call(self, kind: str, request: dict[str, Any], by: Principal) -> CallRecord:
+    async def _begin_call(
+        self, kind: str, request: dict[str, Any], by: Principal, limit_micro: int | None = None
+    ) -> CallRecord:
         started = time.monotonic()
         tokens = estimate_input(request)
         with attribute_request_text(by):
@@ -175,7 +182,7 @@ class Gateway:
 
         async def admit() -> CallRecord:
             return await self._work(
-                lambda: self._admission.admit(kind, request, tokens, by, entry, started), entry=entry
+                lambda: self._admission.admit(kind, request, tokens, by, entry, started, limit_micro), entry=entry
             )
 
         admitting = self._start_task(admit(), name=UNCANCELLED)

@@ -35,7 +35,7 @@ from corral.events.event import Event, emit
 from corral.http.page import Page, newest_first, paginate
 from corral.ids import new_id
 from corral.plugin import Audit, AuditEntry, Settings
-from corral_core.accounts.api import Accounts, OwnerView
+from corral_core.accounts.api import Accounts, OwnerView, RightsLost
 from corral_plugins.security.api import ApiKeyCreated, ApiKeyRevoked, ApiKeyRotated
 from corral_plugins.security.models import ApiKeyRow
 from corral_plugins.security.service.ip_rules import parse_network
@@ -447,11 +447,12 @@ class ApiKeyAuthenticator:
             raise self._refusal("expired", "This API key has expired.", code="token_expired")
         if not self._settings.get(KEYS_ENABLED):
             raise self._refusal("disabled", "API keys are disabled on this installation.")
-        owner = self._accounts.get_many([user_id]).get(user_id)
-        if owner is None or not owner.is_active:
-            raise self._refusal("owner", "The owner of this API key is not active.")
+        try:
+            owner = self._accounts.principal_of(user_id)
+        except RightsLost:
+            raise self._refusal("owner", "The owner of this API key is not active.") from None
         wanted: list[str] = msgspec.json.decode(scopes)
-        held = self._permissions.held_by(owner.role)
+        held = owner.permissions
         left = within_scopes(held, wanted)
         return Principal(
             kind="api_key",
@@ -462,7 +463,7 @@ class ApiKeyAuthenticator:
             out_of_scope=held - left,
             named_scopes=held.intersection(wanted),
             expires_at=clock.parse_instant(expires_at),
-            limited=self._accounts.required_action(owner),
+            limited=owner.limited,
             networks=tuple(msgspec.json.decode(cidrs)),
         )
 

@@ -12,8 +12,7 @@ from corral.plugin import Contributions
 from corral_plugins.agents.api import AgentFacts
 from corral_plugins.llm.api import LLM
 from corral_plugins.secrets.api import Secrets
-from corral_plugins.tasks.api import Claim
-from corral_plugins.tasks.hookspecs import TaskExecutor
+from corral_plugins.tasks.api import Claim, TaskExecutor
 from corral_plugins.tasks.models import Attempt, Comment, TaskRow
 from corral_plugins.tasks.service import rows
 from corral_plugins.tools.api import ClaimTool, Tools

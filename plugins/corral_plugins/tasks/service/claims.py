@@ -406,6 +406,8 @@ class TaskClaims:
         executor = self._payloads.find_executor(row)
         received = self._receive_messages(row, agent) if executor is None else NO_MESSAGES
         values = self._attempt_columns(worker, row, agent) | {"token_hash": hash_token(token), "model": model}
+        if executor is not None:  # the output schema of an agent is for the answers of its model
+            values["output_schema"] = None
         _INSERT.run({**_NEW_ATTEMPT, **values})
         if max_attempts != row.max_attempts:
             Task.update(max_attempts=max_attempts).where(Task.id == row.id).execute()

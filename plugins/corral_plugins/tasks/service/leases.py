@@ -9,9 +9,9 @@ from corral import clock
 from corral.auth.permissions import Permissions
 from corral.auth.principal import Principal
 from corral.database.statement import Statement
-from corral.errors import Forbidden, NotFound, Unauthorized
+from corral.errors import Forbidden, Unauthorized
 from corral.jobs.job import enqueue
-from corral_core.accounts.api import Accounts
+from corral_core.accounts.api import Accounts, RightsLost
 from corral_plugins.tasks.api import (
     LeaseFacts,
     LeaseRef,
@@ -350,12 +350,9 @@ class AttemptPrincipals:
         if requester_id is None:
             return "member"
         try:
-            requester = self._accounts.get(requester_id)
-        except NotFound:
-            raise Unauthorized("The requester of this task no longer exists.") from None
-        if not requester.is_active:
-            raise Unauthorized("The requester of this task is deactivated.")
-        return requester.role
+            return self._accounts.principal_of(requester_id).role or ""
+        except RightsLost as error:
+            raise Unauthorized(error.detail) from None
 
     def _permissions_of_role(self, role: str) -> frozenset[str]:
         of_agents = self._permissions.held_by("agent")

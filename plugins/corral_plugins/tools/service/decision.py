@@ -18,10 +18,10 @@ import msgspec
 from corral.auth.permissions import Permissions
 from corral.auth.principal import Principal
 from corral.database.engine import Work
-from corral.errors import FieldError, Invalid, NotFound
+from corral.errors import FieldError, Invalid
 from corral.plugin import Settings
 from corral.schema.json_schema_validation import check_user_schema, json_schema_errors
-from corral_core.accounts.api import Accounts
+from corral_core.accounts.api import Accounts, RightsLost
 from corral_plugins.agents.api import AgentFacts
 from corral_plugins.approvals.api import Approvals
 from corral_plugins.tools.api import POLICIES, CallTarget, Tool, ToolContext, ToolPolicy, ToolRisk, includes_tools
@@ -301,15 +301,14 @@ class ContextBuilder:
 
         A task without a requester has the permissions of the role `member`.
         """
-        role = "member"
+        role: str | None = "member"
+        permissions = self._permissions.held_by("member")
         if subject.requester_id is not None:
             try:
-                requester = self._accounts.get(subject.requester_id)
-            except NotFound:
+                requester = self._accounts.principal_of(subject.requester_id)
+            except RightsLost:
                 return None
-            if not requester.is_active:
-                return None
-            role = requester.role
+            role, permissions = requester.role, requester.permissions
         agent_id = subject.agent.id if subject.agent is not None else ""
         return Principal(
             kind="agent",
@@ -317,7 +316,7 @@ class ContextBuilder:
             agent_id=agent_id,
             user_id=subject.requester_id,
             role=role,
-            permissions=self._permissions.held_by(role),
+            permissions=permissions,
             task_id=subject.task_id or None,
             lease_id=subject.lease_id or None,
         )

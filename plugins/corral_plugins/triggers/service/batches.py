@@ -18,10 +18,10 @@ from corral import clock
 from corral.auth.principal import Principal
 from corral.database.unit import current, locked
 from corral.errors import Problem
+from corral_core.accounts.api import Accounts, RightsLost
 from corral_plugins.triggers.api import Json, TriggerAction
 from corral_plugins.triggers.models import PENDING, Fire, Trigger
 from corral_plugins.triggers.service.kinds import TriggerTypeRegistry
-from corral_plugins.triggers.service.owners import OwnerLacksRights, TriggerOwners
 from corral_plugins.triggers.service.rows import fires_since
 from corral_plugins.triggers.service.slots import BATCH_SIZE
 
@@ -59,7 +59,7 @@ class BatchFacts(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     triggers: Mapping[str, Trigger]
-    owners: Mapping[str | None, Principal | OwnerLacksRights]
+    owners: Mapping[str | None, Principal | RightsLost]
     fires_of_hour: Mapping[str, int]
     live: Mapping[str, Sequence[Fire]]
     is_held: bool
@@ -104,7 +104,7 @@ def claim(batch: Sequence[PendingFire]) -> set[str]:
 
 
 def read_facts(
-    triggers: Mapping[str, Trigger], types: TriggerTypeRegistry, owners: TriggerOwners, *, is_held: bool
+    triggers: Mapping[str, Trigger], types: TriggerTypeRegistry, accounts: Accounts, *, is_held: bool
 ) -> BatchFacts:
     """Read what decides whether slots of these locked triggers fire."""
     watched = {
@@ -114,17 +114,17 @@ def read_facts(
     }
     return BatchFacts(
         triggers=triggers,
-        owners={user_id: _owner(owners, user_id) for user_id in {row.created_by for row in triggers.values()}},
+        owners={user_id: _owner(accounts, user_id) for user_id in {row.created_by for row in triggers.values()}},
         fires_of_hour=fires_since([*triggers], HOUR),
         live=live_fires(watched),
         is_held=is_held,
     )
 
 
-def _owner(owners: TriggerOwners, user_id: str | None) -> Principal | OwnerLacksRights:
+def _owner(accounts: Accounts, user_id: str | None) -> Principal | RightsLost:
     try:
-        return owners.principal(user_id)
-    except OwnerLacksRights as error:
+        return accounts.principal_of(user_id)
+    except RightsLost as error:
         return error
 
 

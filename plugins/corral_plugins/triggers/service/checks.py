@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from corral import clock
-from corral.errors import FieldError, Invalid
+from corral.auth.principal import Principal
+from corral.errors import FieldError, Forbidden, Invalid
 from corral.plugin import Settings
 from corral.schema.json_schema_validation import check_user_schema, json_schema_errors
 from corral_core.accounts.api import TIMEZONE
@@ -23,6 +24,13 @@ from corral_plugins.triggers.settings import MIN_INTERVAL_SECONDS
 FILTER_ROOTS = ("payload", "event", "trigger")
 ACTION_ROOTS = (*FILTER_ROOTS, "scheduled_for", "fired_at")
 CHECKED_TIMES = 20
+
+
+def require_action_permission(caller: Principal, permission: str, *, problem: type[Forbidden] = Forbidden) -> None:
+    """Raise a `problem` unless the caller may do what the action does, and may have triggers."""
+    for needed in ("triggers.write", permission):
+        if not caller.may(needed):
+            raise problem(f"The action of this trigger needs the permission {needed}.")
 
 
 class TriggerChecks:

@@ -23,8 +23,8 @@ from corral.events import log as event_log
 from corral.events.event import EventTypes
 from corral.events.log import EventRow, LoggedEvent
 from corral.ids import new_id
+from corral_core.accounts.api import Accounts, RightsLost
 from corral_plugins.triggers.models import IS_ENABLED, Expectation, Fire, LogPosition, Trigger
-from corral_plugins.triggers.service.owners import OwnerLacksRights, TriggerOwners
 from corral_plugins.triggers.service.slots import TriggerSlots, enqueue_fires
 
 log = logging.getLogger("corral.triggers")
@@ -87,8 +87,8 @@ class PositionMoved(ExpectedFailure):
 class TriggerEvents:
     """Handles events. Every method runs in the caller's unit of work."""
 
-    def __init__(self, slots: TriggerSlots, owners: TriggerOwners, rights: EventRights) -> None:
-        self._slots, self._owners, self._rights = slots, owners, rights
+    def __init__(self, slots: TriggerSlots, accounts: Accounts, rights: EventRights) -> None:
+        self._slots, self._accounts, self._rights = slots, accounts, rights
 
     def handle(self, event: LoggedEvent) -> list[Fire]:
         """Record what an event means for each trigger that follows it and whose owner may read it.
@@ -120,8 +120,8 @@ class TriggerEvents:
     def is_readable(self, trigger: Trigger, event: LoggedEvent) -> bool:
         """Return whether the owner of a trigger may read an event. What a deactivated owner follows fires and fails."""
         try:
-            owner = self._owners.principal(trigger.created_by)
-        except OwnerLacksRights:
+            owner = self._accounts.principal_of(trigger.created_by)
+        except RightsLost:
             return event.visibility == "shared"
         return self._rights.can_read(owner, event)
 

@@ -16,14 +16,14 @@ from typing import Any
 import msgspec
 
 from corral import clock
-from corral.auth.principal import Principal
 from corral.database.engine import Work
 from corral.database.statement import Statement
 from corral.database.unit import Actor, UnitContext
-from corral.errors import Forbidden, Invalid, Problem
+from corral.errors import Invalid, Problem
 from corral.events.event import emit
 from corral.plugin import Settings
 from corral.redact.redactor import Redactor
+from corral_core.accounts.api import Accounts, RightsLost
 from corral_core.expressions.api import Expressions, TemplateError
 from corral_plugins.admin.api import KillSwitch
 from corral_plugins.triggers.api import (
@@ -47,10 +47,9 @@ from corral_plugins.triggers.service.batches import (
     lock_triggers,
     read_facts,
 )
-from corral_plugins.triggers.service.checks import TriggerChecks, action_fields
+from corral_plugins.triggers.service.checks import TriggerChecks, action_fields, require_action_permission
 from corral_plugins.triggers.service.kinds import TriggerTypeRegistry
 from corral_plugins.triggers.service.metrics import TriggerMetrics
-from corral_plugins.triggers.service.owners import OwnerLacksRights, TriggerOwners, require_action_permission
 from corral_plugins.triggers.settings import MAX_FAILURES
 
 log = logging.getLogger("corral.triggers")
@@ -106,13 +105,13 @@ class TriggerFiring:
         settings: Settings,
         types: TriggerTypeRegistry,
         checks: TriggerChecks,
-        owners: TriggerOwners,
+        accounts: Accounts,
         expressions: Expressions,
         redactor: Redactor,
         metrics: TriggerMetrics,
     ) -> None:
         self._work, self._settings, self._types, self._checks = work, settings, types, checks
-        self._owners, self._expressions, self._redactor = owners, expressions, redactor
+        self._accounts, self._expressions, self._redactor = accounts, expressions, redactor
         self._metrics = metrics
 
     async def fire(self, ids: Sequence[str]) -> None:
@@ -167,7 +166,7 @@ class TriggerFiring:
         """
         triggers, claimed = lock_triggers([fire.trigger.id for fire in batch]), claim(batch)
         is_held = self.kill_switch is not None and self.kill_switch.state().engaged
-        facts = read_facts(triggers, self._types, self._owners, is_held=is_held)
+        facts = read_facts(triggers, self._types, self._accounts, is_held=is_held)
         statuses: dict[str, str] = {}
         for fire in batch:
             if fire.row.id in claimed:
@@ -216,7 +215,7 @@ class TriggerFiring:
         row, prepared = fire.row, fire.prepared
         _refuse_unwanted(trigger, row, is_held=facts.is_held)
         owner = facts.owners[trigger.created_by]
-        if isinstance(owner, OwnerLacksRights):
+        if isinstance(owner, RightsLost):
             raise owner
         if prepared.error is not None:
             raise prepared.error
@@ -225,7 +224,7 @@ class TriggerFiring:
         if row.stage == "counted":
             raise FireOutcome("filtered", "Fewer events than the threshold came in time.")
         action = self._types.require_action(trigger.action["type"])
-        refuse_missing_rights(owner, action)
+        require_action_permission(owner, action.permission, problem=RightsLost)
         if not row.is_manual and row.stage == "new":
             collect_events(trigger, row)
         context = FireContext(
@@ -256,7 +255,7 @@ class TriggerFiring:
         Trigger.update(consecutive_failures=failures, last_status="failed").where(Trigger.id == trigger.id).execute()
         with caused_by((*row.cause, trigger.id)):
             publish(TriggerFailed, trigger, history_id=row.id, error=text)
-            if isinstance(error, OwnerLacksRights):
+            if isinstance(error, RightsLost):
                 disable(trigger, "owner_inactive")
             elif failures >= self._settings.get(MAX_FAILURES):
                 disable(trigger, "max_failures")
@@ -303,14 +302,6 @@ def _apply_overlap(
         if action.cancel is not None:
             action.cancel(context, fire.result)
     Fire.update(is_live=False).where(Fire.id.in_([fire.id for fire in live])).execute()
-
-
-def refuse_missing_rights(owner: Principal, action: TriggerAction) -> None:
-    """Raise `OwnerLacksRights` unless the owner may do what the action does."""
-    try:
-        require_action_permission(owner, action.permission)
-    except Forbidden as error:
-        raise OwnerLacksRights(error.detail) from None
 
 
 def fire_data(trigger: Trigger, row: Fire) -> Json:

@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable, Mapping
-from datetime import UTC, datetime
+from collections.abc import Mapping
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, NoReturn
 
 from corral.schema.json_schema_validation import json_schema_errors
+from corral_plugins.workers.node.attempt import Attempt
 from corral_plugins.workers.node.client import (
     RELEASE_CODES,
     ApiError,
-    CancelRequested,
     IncompleteResponse,
     ServerUnreachable,
     WorkerApiClient,
@@ -29,7 +28,6 @@ from corral_plugins.workers.node.client import (
 )
 from corral_plugins.workers.node.conversation import (
     FINISH,
-    AttemptState,
     Message,
     assign_call_ids,
     calls_signature,
@@ -39,86 +37,23 @@ from corral_plugins.workers.node.conversation import (
     repair_message,
 )
 from corral_plugins.workers.node.model import GatewayModel, ModelCall, ModelReply
-from corral_plugins.workers.node.task_process import CANCELLED, LOST, REPORTED
-from corral_plugins.workers.node.tool_client import TaskWaitsForPerson, ToolClient
-from corral_plugins.workers.node.tools.mcp import McpToolbox
-from corral_plugins.workers.node.tools.workspace import Workspaces
 
 MAX_STEPS, MAX_REPAIRS = 25, 2
 MODEL_TRIES, MAX_CUTS = 3, 6
 LIVE_SECONDS = 0.5
 LIVE_LENGTH = 500  # in characters: the maximum length of a progress message
 NEEDS_PEOPLE = ("credentials", "model")  # kinds of errors that only a person can resolve
-UNREADABLE = (
-    "This worker cannot read the task's checkpoint, which another worker wrote: {}. Let that worker run the task, or "
-    "retry the task with from_checkpoint=false to start it from the beginning."
-)
-
-Control = Literal["drain", "budget"]
-"""Requests from the worker to a running attempt.
-
-`drain` asks the attempt to release the task after the current step. `budget` asks the attempt to finish soon, because
-most of the budget is used.
-"""
 
 
-class _AttemptEnded(Exception):
-    """The exception that ends the loop after the outcome of the attempt was reported. Its argument is the outcome."""
+class AgentLoop(Attempt):
+    """The loop that runs the attempt of one claim with a model."""
 
-
-class AgentLoop:
-    """The loop that runs the attempt of one claim.
-
-    `controls` contains the `Control` requests from the worker so far. More may be added at any time.
-    """
-
-    def __init__(
-        self,
-        client: WorkerApiClient,
-        claim: Mapping[str, Any],
-        controls: set[str],
-        *,
-        allowed: Iterable[str] = (),
-        workspaces: Workspaces | None = None,
-        mcp: McpToolbox | None = None,
-    ) -> None:
-        self._client, self._claim, self._controls = client, claim, controls
-        self._task, self._agent = claim["task"], claim["agent"]
-        self._id: str = self._task["id"]
-        self._state = AttemptState(claim)
+    def __init__(self, client: WorkerApiClient, claim: Mapping[str, Any], controls: set[str], **options: Any) -> None:
+        super().__init__(client, claim, controls, **options)
         self._model = GatewayModel(client, claim.get("gateway_url") or "/api/v1/llm")
-        self._tools = ToolClient(
-            client, claim, self._state, self._store_checkpoint, allowed=allowed, workspaces=workspaces, mcp=mcp
-        )
-        self._workspaces = workspaces
-        self._lines = 0
-        self.outcome = ""
-        """The reported outcome in words, such as `completed` or `failed: provider_error`, for the log of the worker."""
 
-    async def run(self) -> int:
-        """Run the attempt and return the exit status of the process. Any exception is treated as a crash."""
-        try:
-            await self._run_steps()
-        except _AttemptEnded as ended:
-            self.outcome = str(ended)
-            return REPORTED
-        except TaskWaitsForPerson:
-            self.outcome = "waits for a person"
-            return REPORTED
-        except WorkerLeaseLost:
-            return LOST
-        except CancelRequested:
-            return CANCELLED
-        except ApiError as error:
-            if error.is_lease_lost:
-                return LOST
-            raise
-        raise AssertionError("the loop ends by reporting")
-
-    async def _run_steps(self) -> None:
+    async def _run_steps(self) -> NoReturn:
         state = self._state
-        if state.invalid is not None:  # starting from the beginning could repeat earlier actions
-            await self._fail_attempt("checkpoint_unreadable", UNREADABLE.format(state.invalid), retryable=False)
         max_steps = int((self._agent.get("config") or {}).get("max_steps") or MAX_STEPS)
         while True:
             last = state.messages[-1]
@@ -250,57 +185,6 @@ class AgentLoop:
             await self._fail_attempt("schema_mismatch", "; ".join(problems), retryable=True)
         self._state.repairs += 1
         self._state.messages.append(repair_message(problems))
-
-    async def _complete_task(self, result: Any) -> None:
-        try:
-            await self._client.complete_task(self._id, result)
-        except ApiError as error:
-            if error.is_lease_lost:
-                raise WorkerLeaseLost from None
-            await self._fail_attempt("result_refused", error.detail, retryable=False)
-        if self._workspaces is not None:
-            self._workspaces.remove_workspace(self._id)
-        raise _AttemptEnded("completed")
-
-    async def _fail_attempt(self, kind: str, message: str, *, retryable: bool) -> None:
-        await self._client.fail_task(self._id, kind, message, retryable=retryable)
-        raise _AttemptEnded(f"failed: {kind}")
-
-    async def _release_task(self, reason: str) -> None:
-        await self._client.release_task(self._id, reason)
-        raise _AttemptEnded(f"was released: {reason}")
-
-    async def _release_for_drain(self) -> None:
-        if "drain" in self._controls:
-            await self._store_checkpoint()
-            await self._release_task("drain")
-
-    async def _store_checkpoint(self) -> None:
-        """Store a checkpoint.
-
-        If the checkpoint is too large, the previous checkpoint stays, and the next attempt resumes from that one.
-        """
-        try:
-            await self._client.store_checkpoint(self._id, self._state.step, self._state.to_checkpoint())
-        except ApiError as error:
-            if error.status not in (413, 422):
-                raise
-            await self._append_log(f"The checkpoint after step {self._state.step} was not stored: {error.detail}")
-
-    async def _append_log(self, message: str) -> None:
-        """Append a line to the log of the task.
-
-        Raise `WorkerLeaseLost` if the lease has ended, and ignore other failures.
-        """
-        self._lines += 1
-        now = datetime.now(UTC).isoformat(timespec="milliseconds")
-        try:
-            await self._client.append_logs(
-                self._id, [{"seq": self._lines, "ts": now, "level": "info", "message": message}]
-            )
-        except (ApiError, ServerUnreachable) as error:
-            if isinstance(error, ApiError) and error.is_lease_lost:
-                raise WorkerLeaseLost from None
 
 
 def _is_temporary(error: ApiError) -> bool:

@@ -58,7 +58,7 @@ class ProcessNotStarted(Exception):
 def run_task_process(settings: TaskProcessSettings, claim: Mapping[str, Any], inbox: Any) -> None:
     """Run the task of a claim. This is the main function of a task process.
 
-    `inbox` is the pipe that delivers controls (`agent_loop.Control`) from the worker, and the outcome in words to it.
+    `inbox` is the pipe that delivers controls (`attempt.Control`) from the worker, and the outcome in words to it.
     The pipe closes when the worker exits.
     """
     os.setsid()
@@ -95,6 +95,7 @@ async def _run_agent_loop(
     settings: TaskProcessSettings, claim: Mapping[str, Any], controls: set[str]
 ) -> tuple[int, str]:
     from corral_plugins.workers.node.agent_loop import AgentLoop
+    from corral_plugins.workers.node.tool_run import ToolRun
     from corral_plugins.workers.node.tools import sandbox
     from corral_plugins.workers.node.tools.workspace import Workspaces
 
@@ -105,8 +106,10 @@ async def _run_agent_loop(
     workspaces = Workspaces(Path(settings.workspaces)) if settings.allowed else None
     client, mcp = WorkerApiClient(settings.url, claim["agent_token"]), McpToolbox(settings.mcp)
     try:
-        loop = AgentLoop(client, claim, controls, allowed=settings.allowed, workspaces=workspaces, mcp=mcp)
-        return await loop.run(), loop.outcome
+        executor = (claim["agent"].get("config") or {}).get("executor")
+        kind = AgentLoop if executor is None else ToolRun
+        attempt = kind(client, claim, controls, allowed=settings.allowed, workspaces=workspaces, mcp=mcp)
+        return await attempt.run(), attempt.outcome
     finally:
         await mcp.close()
         await client.close()
@@ -131,7 +134,7 @@ class TaskProcess:
         self._loop.add_reader(process.sentinel, self._on_exit)
 
     def send_control(self, control: str) -> None:
-        """Send a control (`agent_loop.Control`) to the process."""
+        """Send a control (`attempt.Control`) to the process."""
         if self.status is None:
             with contextlib.suppress(OSError):  # the process is about to exit; `exited` is set afterwards
                 self._outbox.send(control)

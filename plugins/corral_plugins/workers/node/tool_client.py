@@ -70,8 +70,7 @@ class ToolClient:
         except ValueError as error:
             return tool_message(call["id"], {"error": f"The arguments are not valid: {error}"})
         try:
-            reply = await self._send_call(name, call["id"], arguments)
-            return await self._handle_reply(name, call["id"], arguments, reply)
+            return tool_message(call["id"], tool_content(await self.run_call(name, call["id"], arguments)))
         except ApiError as error:
             if error.is_lease_lost:
                 raise WorkerLeaseLost from None
@@ -79,6 +78,25 @@ class ToolClient:
                 raise
             faults = [f"{fault.get('pointer')}: {fault.get('detail')}" for fault in error.members.get("errors") or ()]
             return tool_message(call["id"], {"error": " ".join([f"{name}: {error.detail}", *faults])})
+
+    async def run_call(self, name: str, call_id: str, arguments: Any) -> Mapping[str, Any]:
+        """Make a tool call and return its outcome, with a `result` or an `error`.
+
+        Raise `TaskWaitsForPerson` if the attempt ends, and `ApiError` if the server refuses the call.
+        """
+        reply = await self._send_call(name, call_id, arguments)
+        if reply.get("status") == "running":  # the tool waits for a person; the next claim contains the result
+            raise TaskWaitsForPerson
+        if reply.get("status") == "pending_approval":
+            checkpoint = {"step": self._state.step, "state": self._state.to_checkpoint()}
+            await self._client.wait_for_person(
+                self._task_id, {"approval_id": reply["approval_id"], "checkpoint": checkpoint}
+            )
+            raise TaskWaitsForPerson
+        if reply.get("permit"):
+            arguments = reply.get("approved_arguments", arguments)  # an approver may have changed them
+            return await self._run_permitted(name, call_id, arguments, reply)
+        return reply
 
     async def _send_call(self, name: str, call_id: str, arguments: Any) -> Mapping[str, Any]:
         """Send the call to the server. If the call of an earlier attempt is still running, wait for its outcome."""
@@ -92,22 +110,10 @@ class ToolClient:
             if reply.get("status") != "running":
                 return reply
 
-    async def _handle_reply(self, name: str, call_id: str, arguments: Any, reply: Mapping[str, Any]) -> Message:
-        if reply.get("status") == "running":  # the tool waits for a person; the next claim contains the result
-            raise TaskWaitsForPerson
-        if reply.get("status") == "pending_approval":
-            checkpoint = {"step": self._state.step, "state": self._state.to_checkpoint()}
-            await self._client.wait_for_person(
-                self._task_id, {"approval_id": reply["approval_id"], "checkpoint": checkpoint}
-            )
-            raise TaskWaitsForPerson
-        if reply.get("permit"):
-            arguments = reply.get("approved_arguments", arguments)  # an approver may have changed them
-            return await self._run_permitted(name, call_id, arguments, reply)
-        return tool_message(call_id, tool_content(reply))
-
-    async def _run_permitted(self, name: str, call_id: str, arguments: Any, reply: Mapping[str, Any]) -> Message:
-        """Run a permitted tool on this machine and report the outcome to the server."""
+    async def _run_permitted(
+        self, name: str, call_id: str, arguments: Any, reply: Mapping[str, Any]
+    ) -> Mapping[str, Any]:
+        """Run a permitted tool on this machine, report the outcome to the server, and return it."""
         began = time.monotonic()
         limit = float(reply.get("timeout_seconds") or MAX_SECONDS)
         outcome = await self._run_local_tool(name, call_id, arguments, limit)
@@ -118,7 +124,7 @@ class ToolClient:
             if error.is_lease_lost:
                 raise
         self._state.running = None
-        return tool_message(call_id, tool_content(outcome))
+        return outcome
 
     async def _run_local_tool(self, name: str, call_id: str, arguments: Any, limit: float) -> dict[str, Any]:
         if self._mcp is not None and name in self._mcp:

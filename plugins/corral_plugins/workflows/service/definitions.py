@@ -156,8 +156,9 @@ class WorkflowStore:
         if not Workflow.update(gone).where((Workflow.id == row.id) & LIVING).execute():
             raise NotFound("There is no workflow with this id.")
         stop = {"kind": "cancel", "type": "cancelled", "message": "The workflow was deleted."}
+        Run.update(stop=stop, cancel_requested_at=clock.now()).where(Run.id.in_(active)).execute()
         for run_id in active:
-            wake(run_id, stop=stop, cancel_requested_at=clock.now())
+            wake(run_id)
         emit(WorkflowDeleted(workflow_id=row.id, name=row.name), object=("workflow", row.id), owner=row.created_by)
         return len(active)
 

@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import functools
 import logging
-from typing import Any
+from typing import Any, Protocol
+
+import msgspec
+from msgspec import UNSET
 
 from corral import clock
 from corral.auth.permissions import Permissions
@@ -17,19 +20,19 @@ from corral.auth.principal import Principal
 from corral.database.dialect import advisory_lock, savepoint
 from corral.database.engine import Work
 from corral.database.unit import after_commit
-from corral.errors import ExpectedFailure, NotFound, Problem, Unavailable
+from corral.errors import ExpectedFailure, Problem, Unavailable
 from corral.events import log as event_log
 from corral.events.event import Event, emit
 from corral.jobs.job import enqueue
 from corral.plugin import Settings
-from corral_core.accounts.api import Accounts
+from corral_core.accounts.api import Accounts, RightsLost
 from corral_core.expressions.api import Expressions
 from corral_plugins.workflows import api
 from corral_plugins.workflows.api import StepContext, StepFailure, StepResult, StepType, StepWait
 from corral_plugins.workflows.models import Run, StepRun, WorkflowVersion
 from corral_plugins.workflows.service.graph import Graph, Step, build_graph
 from corral_plugins.workflows.service.metrics import WorkflowMetrics
-from corral_plugins.workflows.service.planner import Plan, Planner
+from corral_plugins.workflows.service.planner import Planner
 from corral_plugins.workflows.service.rendering import Rendering
 from corral_plugins.workflows.service.run_state import (
     FINAL,
@@ -40,6 +43,7 @@ from corral_plugins.workflows.service.run_state import (
     load_state,
     write_rows,
 )
+from corral_plugins.workflows.service.step_changes import Plan
 from corral_plugins.workflows.service.step_types import StepTypes
 from corral_plugins.workflows.service.wakeups import JOB, LOST_SECONDS, wake_queued_runs
 from corral_plugins.workflows.settings import MAX_ACTIVE_RUNS, MAX_PARALLEL, RUN_TIMEOUT_SECONDS
@@ -47,6 +51,7 @@ from corral_plugins.workflows.settings import MAX_ACTIVE_RUNS, MAX_PARALLEL, RUN
 log = logging.getLogger("corral.workflows")
 Json = dict[str, Any]
 LOOK_AGAIN_SECONDS = 30.0
+SUMMARY_BYTES = 1024
 ROUNDS = 1000
 GRAPHS = 500
 TIMER_SECONDS = 3600.0
@@ -69,33 +74,6 @@ STEP_EVENTS: dict[str, type[api.StepEvent]] = {
 }
 
 
-class Callers:
-    """Creates the principals with whose rights the steps of a run act."""
-
-    def __init__(self, accounts: Accounts, permissions: Permissions) -> None:
-        self._accounts, self._permissions = accounts, permissions
-
-    def for_run(self, run: Run) -> Principal:
-        """Return a principal with the current rights of the person who started the run.
-
-        Raise `StepFailure` if the person no longer exists or is deactivated.
-        """
-        return self.for_user(run.started_by)
-
-    def for_user(self, user_id: str | None) -> Principal:
-        """Return a principal with the current rights of a person, or of the system. Raise `StepFailure`."""
-        if user_id is None:
-            return Principal(kind="system", id="system", role="admin", permissions=self._permissions.held_by("admin"))
-        try:
-            user = self._accounts.get(user_id)
-        except NotFound:
-            user = None
-        if user is None or not user.is_active:
-            raise StepFailure("forbidden", "The person who started the run is deactivated.", retryable=False)
-        held = self._permissions.held_by(user.role)
-        return Principal(kind="user", id=user.id, user_id=user.id, role=user.role, permissions=held)
-
-
 class Graphs:
     """Reads definitions and caches their graphs. A definition never changes, so entries never become stale."""
 
@@ -115,16 +93,28 @@ class Graphs:
         return found
 
 
+class StepProcess(Protocol):
+    """Executes steps in this process. Its methods are called on the event loop."""
+
+    def start(self, run_id: str, row_id: str, lease: str, loaded: tuple[RunState, Graph] | None = None) -> None:
+        """Start to execute a step under a lease. `loaded` is the run as the advance has written it."""
+        ...
+
+    def abort(self, row_id: str) -> None:
+        """Stop executing a step, if this process executes it."""
+        ...
+
+
 class StepStarter:
     """Starts the steps that a process executes, and stops them. `StepExecutors` registers itself here."""
 
     def __init__(self) -> None:
-        self.executors: Any = None
+        self.executors: StepProcess | None = None
 
-    def start(self, run_id: str, row_id: str, lease: str) -> None:
-        """Start to execute a step under a lease."""
+    def start(self, run_id: str, row_id: str, lease: str, loaded: tuple[RunState, Graph]) -> None:
+        """Start to execute a step under a lease. `loaded` is the run as the advance has written it."""
         if self.executors is not None:
-            self.executors.start(run_id, row_id, lease)
+            self.executors.start(run_id, row_id, lease, loaded)
 
     def abort(self, row_id: str) -> None:
         """Stop executing a step."""
@@ -142,12 +132,14 @@ class Engine:
         types: StepTypes,
         graphs: Graphs,
         expressions: Expressions,
-        callers: Callers,
+        accounts: Accounts,
+        permissions: Permissions,
         starter: StepStarter,
         metrics: WorkflowMetrics,
     ) -> None:
         self._work, self._settings, self._types, self._graphs = work, settings, types, graphs
-        self._expressions, self._callers, self._starter, self._metrics = expressions, callers, starter, metrics
+        self._expressions, self._starter, self._metrics = expressions, starter, metrics
+        self._accounts, self._permissions = accounts, permissions
 
     async def advance(self, run_id: str) -> None:
         """Advance a run until nothing more can be done now."""
@@ -183,8 +175,13 @@ class Engine:
             return None
         return state, self._graphs.read(state.run.workflow_id, state.run.n)
 
-    def context(self, state: RunState, step: Step, row: StepRow, config: Json, waits_for: str | None) -> StepContext:
-        """Return what a step type learns about a step. Raise `StepFailure`. Runs in a unit of work."""
+    def context(
+        self, state: RunState, step: Step, row: StepRow, config: Json, *, waits_for: str | None = None
+    ) -> StepContext:
+        """Return what a step type learns about a step. Runs in a unit of work.
+
+        Raise `RightsLost` if the step begins its work, and the person who started the run is not active any more.
+        """
         run, limit = state.run, self._graphs.read(state.run.workflow_id, state.run.n).config.get("max_cost_usd")
         iteration = ".".join(map(str, row.iteration))
         return StepContext(
@@ -201,13 +198,27 @@ class Engine:
             retry_policy=step.retry_policy,
             timeout_seconds=step.timeout_seconds,
             depth=run.depth,
-            caller=self._callers.for_run(run),
+            caller=self._caller_of(run, may_be_inactive=waits_for is not None),
             tainted=run.tainted,
             cause_chain=tuple(run.cause),
             remaining_usd=None if limit is None else max(0.0, limit - run.cost_micro / 1e6),
             work=self._work,
             waits_for=waits_for,
         )
+
+    def _caller_of(self, run: Run, *, may_be_inactive: bool) -> Principal:
+        """Return the principal with whose rights the steps of a run act.
+
+        A person who is not active any more has no rights, but the work that was begun for them still ends.
+        """
+        if run.started_by is None:
+            return Principal(kind="system", id="system", role="admin", permissions=self._permissions.held_by("admin"))
+        try:
+            return self._accounts.principal_of(run.started_by)
+        except RightsLost:
+            if not may_be_inactive:
+                raise
+            return Principal(kind="user", id=run.started_by, user_id=run.started_by)
 
     # -- one advance
 
@@ -285,10 +296,11 @@ class Engine:
         return True
 
     def _start_executors(self, state: RunState, plan: Plan) -> None:
-        run_id, starter = state.run.id, self._starter
+        run, starter = state.run, self._starter
+        loaded = state, self._graphs.read(run.workflow_id, run.n)
         for row in plan.executed:
             if row.lease is not None:
-                after_commit(functools.partial(starter.start, run_id, row.id, row.lease))
+                after_commit(functools.partial(starter.start, run.id, row.id, row.lease, loaded))
         for row_id in plan.aborted:
             after_commit(functools.partial(starter.abort, row_id))
 
@@ -303,7 +315,7 @@ class Engine:
             kind = self._kind(step)
             assert kind.dispatch is not None
             with savepoint():
-                found = kind.dispatch(self.context(state, step, row, config, None))
+                found = kind.dispatch(self.context(state, step, row, config))
         except ExpectedFailure as failure:
             row.set(report=failure_report(failure))
             return True
@@ -325,7 +337,7 @@ class Engine:
             kind = self._kind(step)
             assert kind.cancel is not None
             with savepoint():
-                is_ended = kind.cancel(self.context(state, step, row, {}, waits_for), reason)
+                is_ended = kind.cancel(self.context(state, step, row, {}, waits_for=waits_for), reason)
         except ExpectedFailure:  # it has ended already, or the plugin is out of service
             is_ended = True
         if is_ended and row.is_open and row.reason == "cancelling":
@@ -366,6 +378,7 @@ class Engine:
             step=row.name,
             iteration=row.iteration,
             status={"started": "running"}.get(name, name),
+            output_summary=summary_of(row.output) if name == "completed" else None,
             error=row.error if name == "failed" else None,
         )
         emit(event, object=("workflow_run", run.id), owner=run.started_by, cause=tuple(run.cause))
@@ -382,6 +395,15 @@ def emit_run_event(run: Run, kind: type[api.RunEvent], **more: Any) -> None:
         **more,
     )
     emit(event, object=("workflow_run", run.id), owner=run.started_by, cause=tuple(run.cause))
+
+
+def summary_of(output: Any) -> str | None:
+    """Return at most 1 KiB of the output of a step, for events: the text, or else JSON."""
+    if output is None or output is UNSET:
+        return None
+    text = output["text"] if isinstance(output, dict) and isinstance(output.get("text"), str) else output
+    data = text.encode() if isinstance(text, str) else msgspec.json.encode(text)
+    return data[:SUMMARY_BYTES].decode(errors="ignore")
 
 
 def active_runs(workflow_id: str | None, limit: int) -> int:

@@ -28,6 +28,7 @@ from corral_plugins.workflows.shapes import (
 
 Json = dict[str, Any]
 MAX_STEPS = 1000
+TASKS = ("agent", "code", "tool")  # the step types whose work is a task
 LIST_COLUMNS = (
     Run.id,
     Run.workflow_id,
@@ -133,7 +134,7 @@ def _step_view(row: StepRun) -> StepRunView:
         input=row.input,
         output=row.output,
         error=row.error,
-        task_id=row.waits_for if row.type in ("agent", "code") else None,
+        task_id=row.waits_for if row.type in TASKS else None,
         approval_id=row.waits_for if row.type == "approval" else None,
         child_run_id=row.waits_for if row.type == "workflow" else None,
         attempt=row.attempt,

@@ -14,8 +14,8 @@ from corral_plugins.workflows.api import RunResumed, StepResult
 from corral_plugins.workflows.models import Run, StepRun
 from corral_plugins.workflows.service.engine import Engine, emit_run_event, failure_report, report_of
 from corral_plugins.workflows.service.graph import Step
-from corral_plugins.workflows.service.planner import OUTPUT_LIMIT
 from corral_plugins.workflows.service.run_state import FINAL, RunState, StepRow
+from corral_plugins.workflows.service.step_changes import OUTPUT_LIMIT
 from corral_plugins.workflows.service.step_types import StepTypes
 from corral_plugins.workflows.service.wakeups import wake
 
@@ -72,7 +72,7 @@ class StepEvents:
         if kind is None or kind.resolve is None:
             return None
         try:
-            context = self._engine.context(state, step, row, {}, row.waits_for)
+            context = self._engine.context(state, step, row, {}, waits_for=row.waits_for)
             result = kind.resolve(context, event)
         except ExpectedFailure as failure:
             return failure_report(failure), None

@@ -11,26 +11,26 @@ from urllib.parse import urlsplit
 import msgspec
 
 from corral import clock
-from corral.auth.principal import SYSTEM_PRINCIPAL
 from corral.egress.client import Egress
 from corral.egress.guard import EgressBlocked
-from corral.errors import Conflict, FieldError, NotFound
+from corral.errors import FieldError
 from corral.events.log import LoggedEvent
 from corral.plugin import Provide
 from corral.schema.json_schema_validation import json_schema_errors
 from corral_plugins.circuit_breakers.api import Breakers, Verdict, judge_status
-from corral_plugins.cost.api import Costs
+from corral_plugins.cost.api import BudgetRefused
 from corral_plugins.llm.api import LLM
-from corral_plugins.tasks.api import NewTask, Origin, Tasks
 from corral_plugins.workflows.api import (
     RunRequest,
     StepContext,
     StepFailure,
     StepResult,
+    StepTasks,
     StepType,
     StepWait,
     Workflows,
 )
+from corral_plugins.workflows.service.code_steps import CodeSteps
 from corral_plugins.workflows.service.step_types import object_schema
 
 if TYPE_CHECKING:
@@ -56,8 +56,7 @@ def _set(service: T | None) -> T:
 class AgentSteps:
     """Steps of the type `agent`: a task, whose result is the output of the step."""
 
-    tasks: Tasks | None
-    costs: Costs | None
+    tasks: StepTasks | None
 
     def definition(self) -> StepType:
         """Return the step type."""
@@ -83,52 +82,16 @@ class AgentSteps:
         )
 
     def dispatch(self, context: StepContext) -> StepWait:
-        """Create the task with the rights of the person who started the run."""
-        if not context.caller.may("tasks.write"):
-            raise StepFailure("forbidden", "The person who started the run may not create tasks.", retryable=False)
-        fields: Json = {"title": context.title[:200], "instructions": context.title, **context.config}
-        optional: Json = {"agent_id": context.agent_id, "retry_policy": context.retry_policy}
-        optional["timeout_seconds"] = context.timeout_seconds and max(10, context.timeout_seconds)
-        fields |= {name: value for name, value in optional.items() if value is not None}
-        if context.remaining_usd is not None and self.costs is not None:
-            fields["max_cost_usd"] = min(fields.get("max_cost_usd", context.remaining_usd), context.remaining_usd)
-        origin = Origin(
-            cause_chain=context.cause_chain,
-            workflow_run_id=context.run_id,
-            step_run_id=context.step_run_id,
-            tainted=context.tainted,
-        )
-        source = {"type": "workflow", "id": context.workflow_id}
-        task = _set(self.tasks).create(
-            msgspec.convert(fields, NewTask), by=context.caller, source=source, origin=origin
-        )
-        return StepWait(waits_for=task.id)
+        """Create the task."""
+        return _set(self.tasks).create(context, {"instructions": context.title, **context.config})
 
     def resolve(self, context: StepContext, event: LoggedEvent) -> StepResult | None:
         """End the step with its task."""
-        told = event.payload()
-        cost = float(told.get("cost_usd") or 0)
-        if event.type == "task.completed":
-            task = _set(self.tasks).get(event.object_id, by=SYSTEM_PRINCIPAL)
-            return StepResult(output=task.result, cost_usd=cost)
-        if event.type == "task.failed":
-            error = told.get("error") or {}
-            kept = {key: error.get(key) or "error" for key in ("kind", "type", "message")}
-            return StepResult(status="failed", error=kept, cost_usd=cost)
-        if event.type in ("task.cancelled", "task.deleted"):
-            return StepResult(status="cancelled", cost_usd=cost)
-        return None
+        return _set(self.tasks).resolve(context, event)
 
     def cancel(self, context: StepContext, reason: str | None) -> bool:
-        """Cancel the task. A running task ends when its worker has stopped."""
-        assert context.waits_for is not None
-        try:
-            task = _set(self.tasks).cancel(
-                context.waits_for, by=SYSTEM_PRINCIPAL, reason=reason or "The run was cancelled."
-            )
-        except (Conflict, NotFound):
-            return True
-        return bool(task.status == "cancelled")
+        """Cancel the task."""
+        return _set(self.tasks).cancel(context, reason)
 
 
 class ModelSteps:
@@ -172,7 +135,15 @@ class ModelSteps:
                 "type": "json_schema",
                 "json_schema": {"name": "output", "schema": schema, "strict": True},
             }
-        response = await self.llm.complete(request, by=context.caller, run_id=context.run_id)
+        try:
+            response = await self.llm.complete(
+                request, by=context.caller, run_id=context.run_id, max_cost_usd=context.remaining_usd
+            )
+        except BudgetRefused as refused:
+            if refused.scope != "task":
+                raise
+            message = "The call might cost more than the run may still spend."
+            raise StepFailure("budget_exceeded", message, kind="budget", retryable=False) from None
         text = response["choices"][0]["message"].get("content") or ""
         cost = float((response.get("corral") or {}).get("cost_usd") or 0)
         return StepResult(output=_structured(text, schema), cost_usd=cost)
@@ -400,7 +371,7 @@ class ChildSteps:
         if run is None or run.status not in ("completed", "failed", "cancelled"):
             return None
         if run.status == "completed":
-            return StepResult(output=run.output, cost_usd=run.cost_usd)
+            return StepResult(output=run.output, cost_usd=run.cost_usd, tainted=run.tainted)
         if run.status == "cancelled":
             return StepResult(status="cancelled", cost_usd=run.cost_usd)
         return StepResult(status="failed", error=_error_of_child(run.error), cost_usd=run.cost_usd)
@@ -424,7 +395,7 @@ class BuiltInSteps:
 
     def __init__(self) -> None:
         self.agent, self.model, self.http, self.child = AgentSteps(), ModelSteps(), HttpSteps(), ChildSteps()
-        self.input = InputSteps()
+        self.input, self.code = InputSteps(), CodeSteps()
 
     def provided(self) -> list[Provide]:
         """Return the objects as services, so that the services that they use are set."""
@@ -433,8 +404,9 @@ class BuiltInSteps:
             Provide(ModelSteps, lambda: self.model),
             Provide(HttpSteps, lambda: self.http),
             Provide(ChildSteps, lambda: self.child),
+            Provide(CodeSteps, lambda: self.code),
         ]
 
     def definitions(self) -> list[StepType]:
         """Return the step types."""
-        return [each.definition() for each in (self.agent, self.model, self.http, self.input, self.child)]
+        return [each.definition() for each in (self.agent, self.model, self.http, self.input, self.child, self.code)]

@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from corral.errors import NotFound
+from corral_core.accounts.api import Accounts, RightsLost
 from corral_plugins.tasks.api import Tasks
 from corral_plugins.tools.api import Tool, ToolContext, ToolFailure
-from corral_plugins.workflows.api import RunRequest, StepFailure
-from corral_plugins.workflows.service.engine import Callers
+from corral_plugins.workflows.api import RunRequest
 from corral_plugins.workflows.service.runs import RunsService
 from corral_plugins.workflows.service.step_types import object_schema
 
 Json = dict[str, Any]
 UUID = {"type": "string", "format": "uuid"}
 SCHEMA = object_schema({"workflow_id": {**UUID, "description": "The workflow to run."}, "input": {}}, "workflow_id")
+CONFIG = object_schema({"workflow_ids": {"type": "array", "items": UUID, "maxItems": 100}})
 
 
 class WorkflowTool:
     """Starts runs for agents, with the rights of the person who requested the task of the agent."""
 
     runs: RunsService | None
-    callers: Callers | None
+    accounts: Accounts | None
     tasks: Tasks | None
 
     def definition(self) -> Tool:
@@ -30,22 +32,23 @@ class WorkflowTool:
             name="workflows.run",
             title="Run a workflow",
             description="Start a run of a workflow with an input, and return the id and the status of the run.",
-            risk="write",
+            risk="external",
             schema=SCHEMA,
+            permission="workflows.run",
+            config_schema=CONFIG,
+            admits=_is_admitted,
             run=self.run,
         )
 
     def run(self, context: ToolContext, arguments: Json) -> Json:
         """Start a run. Runs in the unit of work that stores the result."""
         assert self.runs is not None
-        assert self.callers is not None
+        assert self.accounts is not None
         assert self.tasks is not None
         try:
-            caller = self.callers.for_user(context.caller.user_id)
-        except StepFailure as failure:
-            raise ToolFailure(failure.type, failure.message) from None
-        if not caller.may("workflows.run"):
-            raise ToolFailure("forbidden", "The person who requested the task may not run workflows.")
+            caller = self.accounts.principal_of(context.caller.user_id, "workflows.run")
+        except RightsLost as lost:
+            raise ToolFailure("forbidden", lost.detail) from None
         task = self.tasks.find_run(context.task_id)
         request = RunRequest(
             workflow_id=arguments["workflow_id"].lower(),
@@ -60,3 +63,9 @@ class WorkflowTool:
         except NotFound as error:
             raise ToolFailure("not_found", error.detail) from None
         return {"run_id": run.id, "status": run.status}
+
+
+def _is_admitted(config: Mapping[str, Any], arguments: Json) -> bool:
+    """Return whether the configuration of the tool or of the agent allows this workflow."""
+    allowed = config.get("workflow_ids")
+    return allowed is None or arguments["workflow_id"].lower() in [each.lower() for each in allowed]

@@ -1,0 +1,91 @@
+"""The workflow step `tool`: a task whose worker makes one tool call instead of asking a model.
+
+The call is made under the lease of the task, by the agent that gets the task. So it passes the same decision as every
+call of that agent, is held until people approve it, and is recorded.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from corral.errors import FieldError
+from corral.events.log import LoggedEvent
+from corral_plugins.tools.api import Json
+from corral_plugins.workflows.api import StepContext, StepResult, StepTasks, StepType, StepWait
+
+SECRET = re.compile(r"\{\{\s*secrets\b")
+SENDERS = ("http.fetch", "http.request")
+SCHEMA: Json = {
+    "type": "object",
+    "properties": {
+        "tool": {"type": "string", "minLength": 3, "maxLength": 200, "description": "The name of the tool."},
+        "arguments": {"type": "object", "description": "The arguments of the call."},
+    },
+    "required": ["tool"],
+    "additionalProperties": False,
+}
+
+
+class ToolStep:
+    """The step type. The service is set after the boot."""
+
+    tasks: StepTasks | None
+
+    def definition(self) -> StepType:
+        """Return the step type."""
+        return StepType(
+            type="tool",
+            title="Call a tool",
+            schema=SCHEMA,
+            dispatch=self.dispatch,
+            resolve=self.resolve,
+            cancel=self.cancel,
+            check=check_config,
+            own_retries=True,
+            secrets=True,
+        )
+
+    def dispatch(self, context: StepContext) -> StepWait:
+        """Create the task, for an agent that may use the tool."""
+        assert self.tasks is not None
+        name, arguments = context.config["tool"], context.config.get("arguments", {})
+        fields = {"input": {"tool": name, "arguments": arguments}, "required_tools": [name], "allowed_tools": [name]}
+        return self.tasks.create(context, fields)
+
+    def resolve(self, context: StepContext, event: LoggedEvent) -> StepResult | None:
+        """End the step with its task, whose result is the result of the tool."""
+        assert self.tasks is not None
+        return self.tasks.resolve(context, event)
+
+    def cancel(self, context: StepContext, reason: str | None) -> bool:
+        """Cancel the task."""
+        assert self.tasks is not None
+        return self.tasks.cancel(context, reason)
+
+
+def check_config(config: Json) -> list[FieldError]:
+    """Return the places of secrets that the tool would not resolve."""
+    arguments = config.get("arguments")
+    is_sender = config.get("tool") in SENDERS
+    if not isinstance(arguments, dict):
+        return []
+    detail = "Only the values of headers of http.fetch and http.request may contain secrets."
+    return [
+        FieldError(f"/arguments{pointer}", "not_allowed", detail)
+        for pointer, text in _texts(arguments)
+        if SECRET.search(text) and not (is_sender and pointer.startswith("/headers/"))
+    ]
+
+
+def _texts(value: Any, pointer: str = "") -> Iterator[tuple[str, str]]:
+    """Yield the texts in a JSON value with their pointers."""
+    if isinstance(value, str):
+        yield pointer, value
+    elif isinstance(value, dict):
+        for key, each in value.items():
+            yield from _texts(each, f"{pointer}/{key.replace('~', '~0').replace('/', '~1')}")
+    elif isinstance(value, list):
+        for n, each in enumerate(value):
+            yield from _texts(each, f"{pointer}/{n}")

@@ -1,0 +1,120 @@
+"""Steps of the types `code` and `tool`: a task for which the worker makes one tool call instead of asking a model.
+
+The step type `code` is defined here, and the plugin `tools` contributes `tool`. The tool call passes the same decision
+as a call of an agent, because it is made under the lease of a task of an agent.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from corral.errors import FieldError
+from corral.events.log import LoggedEvent
+from corral_plugins.tools.api import Tools
+from corral_plugins.workflows.api import StepContext, StepFailure, StepResult, StepTasks, StepType, StepWait
+from corral_plugins.workflows.models import StepRun
+from corral_plugins.workflows.service.step_types import object_schema
+
+Json = dict[str, Any]
+LANGUAGE = "^[a-z][a-z0-9_]{0,39}$"
+DISABLED = "The plugin tools is not active."
+
+
+class CodeSteps:
+    """Steps of the type `code`: a worker runs code with the tool `<language>.run`."""
+
+    tasks: StepTasks | None
+    tools: Tools | None
+
+    def definition(self) -> StepType:
+        """Return the step type."""
+        return StepType(
+            type="code",
+            title="Run code on a worker",
+            schema=object_schema(
+                {
+                    "language": {"type": "string", "pattern": LANGUAGE},
+                    "source": {"type": "string", "minLength": 1, "maxLength": 32_000},
+                    "input": {},
+                },
+                "language",
+                "source",
+            ),
+            dispatch=self.dispatch,
+            resolve=self.resolve,
+            cancel=self.cancel,
+            check=self.check,
+            own_retries=True,
+        )
+
+    def check(self, config: Json) -> list[FieldError]:
+        """Refuse code while no plugin decides about tool calls."""
+        return [] if self.tools is not None else [FieldError("/language", "not_allowed", DISABLED)]
+
+    def dispatch(self, context: StepContext) -> StepWait:
+        """Create the task, for an agent that may use the tool and a worker that offers it."""
+        if self.tools is None:
+            raise StepFailure("plugin_disabled", DISABLED, retryable=False)
+        assert self.tasks is not None
+        name, arguments = code_call(context.config)
+        fields = {"input": {"tool": name, "arguments": arguments}, "required_tools": [name], "allowed_tools": [name]}
+        return self.tasks.create(context, fields)
+
+    def resolve(self, context: StepContext, event: LoggedEvent) -> StepResult | None:
+        """End the step with its task."""
+        assert self.tasks is not None
+        return self.tasks.resolve(context, event)
+
+    def cancel(self, context: StepContext, reason: str | None) -> bool:
+        """Cancel the task."""
+        assert self.tasks is not None
+        return self.tasks.cancel(context, reason)
+
+
+def code_call(config: Json) -> tuple[str, Json]:
+    """Return the tool that runs the code of a step, and the arguments of the call.
+
+    Python finds the input as the variable `input`, and the shell as the variable `INPUT` with JSON. The input is a part
+    of the code, so that people who have to approve the call see it. Other languages get it as the argument `input`.
+    """
+    language, source = config["language"], config["source"]
+    if "input" not in config:
+        return f"{language}.run", {"command" if language == "shell" else "code": source}
+    text = json.dumps(config["input"])
+    if language == "python":
+        return "python.run", {"code": f"import json\ninput = json.loads({text!r})\n{source}"}
+    if language == "shell":
+        return "shell.run", {"command": f"INPUT={shlex.quote(text)}\n{source}"}
+    return f"{language}.run", {"code": source, "input": config["input"]}
+
+
+def _code(config: Json) -> Json:
+    tool, arguments = code_call(config)
+    return {"type": "tool", "tool": tool, "arguments": arguments, "returns": "json"}
+
+
+def _tool(config: Json) -> Json:
+    return {"type": "tool", "tool": config["tool"], "arguments": config.get("arguments", {})}
+
+
+EXECUTORS: Mapping[str, Callable[[Json], Json]] = {"code": _code, "tool": _tool}
+
+
+class ToolTasks:
+    """The task executor of these steps: tells the worker which tool call a task makes. Runs in units of work."""
+
+    def handles(self, task: Json) -> bool:
+        """Return whether a task does the work of a step of the type `code` or `tool`."""
+        return task["step_run_id"] is not None and _step_of(task).type in EXECUTORS
+
+    def prepare(self, task: Json) -> Json:
+        """Return the tool call of a task."""
+        row = _step_of(task)
+        return EXECUTORS[row.type](row.input)
+
+
+def _step_of(task: Json) -> Any:
+    return StepRun.select(StepRun.type, StepRun.input).where(StepRun.id == task["step_run_id"]).get()

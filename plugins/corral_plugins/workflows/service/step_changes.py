@@ -1,0 +1,155 @@
+"""The changes of single steps in one advance of a run: how they end, fail, are skipped and are cancelled.
+
+Nothing is written here. What the transaction of the advance must do besides writing the rows is collected in a `Plan`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from corral import clock
+from corral_core.expressions.api import TemplateError
+from corral_plugins.workflows.service.failures import end_attempt
+from corral_plugins.workflows.service.graph import Graph, Scope, Step
+from corral_plugins.workflows.service.run_state import RunState, StepRow
+from corral_plugins.workflows.service.step_types import StepTypes
+
+Json = dict[str, Any]
+Iteration = tuple[int, ...]
+BATCH = 200
+"""The maximum number of steps that one advance changes, so that its transaction stays short."""
+OUTPUT_LIMIT = 256 * 1024
+
+
+class Plan(msgspec.Struct, kw_only=True):
+    """What the transaction of an advance must do besides writing the rows.
+
+    `events` are pairs of an event and a row. `is_partial` means that more steps could advance at once.
+    """
+
+    dispatched: list[tuple[Step, StepRow, Json]] = []
+    executed: list[StepRow] = []
+    cancelled: list[tuple[Step, StepRow, str]] = []
+    aborted: list[str] = []
+    events: list[tuple[str, StepRow]] = []
+    is_partial: bool = False
+
+
+class StepChanges:
+    """Changes steps of a run in memory, and collects the plan. `slots` is how many more steps may run."""
+
+    def __init__(self, state: RunState, graph: Graph, types: StepTypes, *, max_parallel: int) -> None:
+        self.state, self._graph = state, graph
+        self.kinds = {name: kind for name, (_, kind) in types.all().items()}
+        self.plan, self.now, self.changed = Plan(), clock.now(), 0
+        running = [row for row in state.rows.values() if row.status == "running" and not is_container(row)]
+        self.slots = max_parallel - len(running)
+
+    @property
+    def is_fail_fast(self) -> bool:
+        """Whether a failed step cancels the steps that are still running."""
+        return bool(self._graph.config.get("fail_fast"))
+
+    def has_room(self) -> bool:
+        """Return whether this advance may change more steps. If not, the run advances again at once."""
+        if self.changed < BATCH:
+            return True
+        self.plan.is_partial = True
+        return False
+
+    def is_instant(self, step: Step) -> bool:
+        """Return whether a step takes none of the slots, because the engine runs it or because it waits."""
+        kind = self.kinds.get(step.type)
+        return kind is None or (kind.execute is None and kind.dispatch is None) or kind.waits
+
+    # -- ends
+
+    def finish(self, row: StepRow, status: str, **changes: Any) -> None:
+        """End a step. `changes` are further columns."""
+        ended: Json = {"lease": None, "lease_until": None, "event": None, "wake_at": None, "report": None}
+        row.set(**ended | {"status": status, "person": False, "finished_at": self.now} | changes)
+        if status != "cancelled":
+            self.plan.events.append((status, row))
+
+    def complete(self, step: Step, row: StepRow, output: Any) -> None:
+        """Complete a step with an output, or fail it if the output is too large."""
+        if len(msgspec.json.encode(output)) > OUTPUT_LIMIT:
+            error = {"type": "output_too_large", "message": "The output of the step is larger than 256 KiB."}
+            self.fail(step, row, error, retryable=False)
+            return
+        row.set(output=output)
+        self.finish(row, "completed", error=None)
+
+    def fail(self, step: Step, row: StepRow, error: Json, *, retryable: bool, is_final: bool = False) -> None:
+        """End an attempt of a step that failed. If it `is_final`, `on_error` does not apply."""
+        if is_final:
+            step = msgspec.structs.replace(step, on_error="fail")
+        kind = self.kinds.get(row.type)
+        if step.is_container:
+            self.cancel_parts(step, tuple(row.iteration))
+        end_attempt(step, row, error, retryable=retryable and not (kind is not None and kind.own_retries))
+        if row.status == "failed":
+            self.plan.events.append(("failed", row))
+        elif row.status == "waiting":
+            self.plan.events.append(("waiting", row))
+
+    def fail_template(self, step: Step, row: StepRow, error: TemplateError) -> None:
+        """Fail a step whose expressions cannot be evaluated."""
+        self.fail(step, row, {"type": "template_error", "message": error.detail}, retryable=False)
+
+    def skip(self, step: Step, iteration: Iteration, reason: str) -> StepRow:
+        """Skip a step that has not started, and return its row."""
+        self.changed += 1
+        row = self.state.add(step, iteration, "pending")
+        self.finish(row, "skipped", reason=reason)
+        return row
+
+    # -- cancelling
+
+    def cancel_with_parts(self, step: Step, row: StepRow, iteration: Iteration) -> None:
+        """Cancel a step and everything inside it."""
+        if step.is_container:
+            self.cancel_parts(step, iteration)
+        self.cancel(step, row)
+
+    def cancel_parts(self, step: Step, iteration: Iteration) -> None:
+        """Cancel everything inside a step."""
+        row = self.state.row(step, iteration)
+        for scope in step.branches.values():
+            self.cancel_scope(scope, iteration)
+        if step.body is not None and row is not None:
+            for n in range(row.cursor or 0):
+                self.cancel_scope(step.body, (*iteration, n))
+
+    def cancel_scope(self, scope: Scope, iteration: Iteration) -> None:
+        """Cancel the steps of a scope."""
+        for step in scope.steps:
+            row = self.state.row(step, iteration)
+            if row is not None and row.is_open:
+                self.cancel_with_parts(step, row, iteration)
+
+    def cancel(self, step: Step, row: StepRow) -> None:
+        """Cancel a step. If its work is done elsewhere, the step ends when that work has ended."""
+        if row.reason == "cancelling":
+            return
+        self.changed += 1
+        if row.lease is not None:
+            self.plan.aborted.append(row.id)
+        if not self.cancel_elsewhere(step, row):
+            self.finish(row, "cancelled")
+
+    def cancel_elsewhere(self, step: Step, row: StepRow) -> bool:
+        """Cancel the work of a step elsewhere. Return whether there is such work."""
+        kind = self.kinds.get(step.type)
+        if kind is None or kind.cancel is None or row.waits_for is None or row.reason == "error":
+            return False
+        row.set(reason="cancelling", wake_at=None)
+        self.plan.cancelled.append((step, row, row.waits_for))
+        return True
+
+
+def is_container(row: StepRow) -> bool:
+    """Return whether a step consists of other steps."""
+    return row.type in ("loop", "parallel")
