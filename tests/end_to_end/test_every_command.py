@@ -35,7 +35,13 @@ ELSEWHERE = {"demo"} | OF_CONTRIB | OF_MCP
 """`test_demo.py` runs the demo."""
 TYPED = {"plugins purge": "tools\n"}
 ON_A_COPY = {"restore", "secrets rotate-master-key"}
-IDS = {"tasks create": "task", "messages send": "message", "approvals ask": "approval", "workflows run": "run"}
+IDS = {
+    "tasks create": "task",
+    "messages send": "message",
+    "approvals ask": "approval",
+    "workflows run": "run",
+    "files upload": "file",
+}
 """The commands that create what later commands name."""
 MAY_FAIL = {"doctor": (0, 1), "audit verify": (0, 1)}
 """What these find is not their failure."""
@@ -113,6 +119,14 @@ triggers test Daily --next 2
 triggers fire Daily
 triggers history Daily
 triggers toggle Daily --off
+files upload greeting.json --name greetings.json
+files list
+files show {{file}} --link
+files download {{file}} --to got.json
+files share {{file}} --off
+files usage
+files move --to file://{{folder}}/moved
+files delete {{file}}
 dead-letter list
 dead-letter show {{letter}}
 dead-letter retry {{letter}}
@@ -238,7 +252,7 @@ def test_operations_8_the_json_output_of_every_command_parses(server: ServerProc
     known = {name for name, _ in leaves()}
     admin = server.sign_in()
     called, printed = set(), {}
-    names = {"url": server.address}
+    names = {"url": server.address, "folder": str(server.folder)}
     for line in CALLS.strip().splitlines():
         if "{blocked}" in line and "blocked" not in names:
             needed = admin.post("/tasks", json={"title": "needed", "available_at": "2090-01-01T00:00:00Z"}).json()["id"]

@@ -67,7 +67,7 @@ def asked(operation: Operation, names: Names) -> tuple[str, Any]:
     """A path with its query, and a body, that the operation would take for this object."""
     given = next((each.bodies[operation.label] for each in RESOURCES if operation.label in each.bodies), None)
     if isinstance(given, str):
-        return operation.at(names) + given, operation.sample_body()
+        return operation.at(names) + given.format_map(names), operation.sample_body()
     body = operation.sample_body() if given is None else {key: _filled(value, names) for key, value in given.items()}
     return operation.at(names) + operation.sample_query(), body
 
@@ -259,6 +259,29 @@ async def webhook(world: World, owner: Client) -> Names:
     body = {"name": name("webhook"), "type": "webhook", "config": {}, "action": ACTION}
     made = await world.ok(owner, "POST", "/triggers", body)
     return {"token": made["ingress_url"].rpartition("/")[2]}
+
+
+# -- files
+
+FORM = {"Content-Type": "multipart/form-data; boundary=x"}
+UPLOAD = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a.txt"\r\n\r\na file\r\n--x--\r\n'
+
+
+@resource("/files/{id}", "private")
+async def file(world: World, owner: Client) -> Names:
+    return {"id": (await world.ok(owner, "POST", "/files/upload", content=UPLOAD, headers=FORM))["id"]}
+
+
+@resource(
+    "/files/{id}/content",
+    "public",
+    bodies={"GET /files/{id}/content": "?expires={expires}&signature={signature}"},
+)
+async def link(world: World, owner: Client) -> Names:
+    made = await file(world, owner)
+    link = await world.ok(owner, "GET", f"/files/{made['id']}/url")
+    pairs = dict(pair.split("=") for pair in link["url"].partition("?")[2].split("&"))
+    return {**made, **pairs}
 
 
 # -- workers
