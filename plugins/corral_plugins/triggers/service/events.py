@@ -99,7 +99,7 @@ class TriggerEvents:
         names = [event.type, f"{event.type.partition('.')[0]}.*"]
         follows = Trigger.event_key.in_(names) | Trigger.event_after.in_(names)
         is_new = Trigger.since <= event.ts  # later than the trigger was enabled
-        for trigger in Trigger.select().where(IS_ENABLED & follows & is_new).limit(MAX_MATCHES):
+        for trigger in Trigger.select().where(IS_ENABLED & follows & is_new).order_by(Trigger.id).limit(MAX_MATCHES):
             if not self.is_readable(trigger, event):
                 continue
             if trigger.type == "event":

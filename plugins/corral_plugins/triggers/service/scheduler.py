@@ -158,7 +158,8 @@ class TriggerScheduler:
 
     def _record(self, due: list[DueTrigger]) -> None:
         fires: list[Fire] = []
-        for row, slots, missed, newest_missed, next_slot in due:
+        # Triggers are locked in the order of their ids here and where slots are fired, so that no deadlock arises.
+        for row, slots, missed, newest_missed, next_slot in sorted(due, key=lambda each: each.row.id):
             last = max(slots[-1] if slots else newest_missed, newest_missed)
             changes = {**self._times.next_columns(row, next_slot), "since": clock.format_instant(last)}
             if not _MOVE_ON.run({**changes, "id": row.id, "slot": row.next_slot_at}):
