@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 from tests.plugins.cost.conftest import Books
 
-from corral import clock
 from corral.errors import ExpectedFailure
 from corral_plugins.cost.service import price_table
 from corral_plugins.cost.service.price_updates import PriceUpdates
@@ -51,7 +50,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 @pytest.fixture
 async def books(make_kit: Callable[..., Any], server: str) -> AsyncIterator[Books]:
-    yield await Books().build(await make_kit(plugins=["cost"], config={"egress.allow": [server]}))
+    yield await Books().build(await make_kit(plugins=["cost", "settings"], config={"egress.allow": [server]}))
     price_table.use_providers(None, None)
 
 
@@ -78,7 +77,7 @@ async def test_a_newer_table_is_fetched_daily_and_used(books: Books) -> None:
     assert charged.cost_micro_usd == 1_000_000_000
     assert charged.price_version is not None
     assert charged.price_version.startswith("genai-prices of 20")
-    clock.travel(86_500)
+    await books.pass_days(1.01)
     await updates.fetch()
     assert Server.calls == 2
     await switch(books, False)
@@ -98,7 +97,7 @@ async def test_a_table_that_cannot_be_read_changes_nothing(books: Books, content
 
 
 async def test_the_table_is_fetched_through_the_egress_guard(make_kit: Callable[..., Any], server: str) -> None:
-    books = await Books().build(await make_kit(plugins=["cost"]))
+    books = await Books().build(await make_kit(plugins=["cost", "settings"]))
     await switch(books, True)
     with pytest.raises(ExpectedFailure, match="address"):
         await books.kit.service(PriceUpdates).fetch()

@@ -33,7 +33,7 @@ from corral_plugins.tasks.service import rows, statistics
 from corral_plugins.tasks.service.agent_models import AgentModels, ServedAgents
 from corral_plugins.tasks.service.claim_budgets import ClaimBudgets, ClaimPlan, cost_limit_of
 from corral_plugins.tasks.service.claim_payloads import ClaimPayloads
-from corral_plugins.tasks.service.rows import TASK_COLUMNS, fetch_tuples
+from corral_plugins.tasks.service.rows import TASK_COLUMNS
 from corral_plugins.tasks.service.transitions import NOT_QUEUED, TaskTransitions, transition
 from corral_plugins.tools.api import Tools, includes_tools
 from corral_plugins.workers.api import WorkerFacts
@@ -165,8 +165,8 @@ def first_task_ids(names: Iterable[str], *, limit: int) -> list[str]:
 
 def find_queued_tasks(task_ids: Sequence[str]) -> list[TaskRow]:
     """Return the rows of those of these tasks that are in a queue."""
-    is_queued = Task.id.in_(list(task_ids)) & Task.queue.is_null(False)
-    return [TaskRow(*row) for row in fetch_tuples(Task.select(*TASK_COLUMNS).where(is_queued))] if task_ids else []
+    query = Task.select(*TASK_COLUMNS).where(Task.id.in_(list(task_ids)) & Task.queue.is_null(False))
+    return [TaskRow(*row) for row in Statement(lambda p: query.tuples()).rows({})] if task_ids else []
 
 
 # -- claims
