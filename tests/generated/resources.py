@@ -13,9 +13,11 @@ import msgspec
 from tests.generated.operations import Operation
 from tests.generated.world import World
 
+from corral import clock
 from corral.ids import new_id
 from corral.testing.kit import Client
 from corral_plugins.circuit_breakers.api import Breakers
+from corral_plugins.webhooks.models import Delivery
 
 Class = Literal["private", "account", "shared", "managed", "admin", "public"]
 Names = Mapping[str, str]
@@ -261,6 +263,31 @@ async def webhook(world: World, owner: Client) -> Names:
     return {"token": made["ingress_url"].rpartition("/")[2]}
 
 
+# -- webhooks
+
+
+@resource(
+    "/webhooks/{id}",
+    "private",
+    bodies={"POST /webhooks/{id}/recover": {"since": clock.now()}},
+)
+async def outgoing_webhook(world: World, owner: Client) -> Names:
+    body = {"url": "http://receiver.invalid/hook", "events": ["task.completed"]}
+    return {"id": (await world.ok(owner, "POST", "/webhooks", body))["id"]}
+
+
+RESOURCES.append(Resource(path="/webhooks/{id}/disable", kind="account", make=outgoing_webhook))
+
+
+@resource("/webhooks/{id}/deliveries/{delivery_id}", "private")
+async def webhook_delivery(world: World, owner: Client) -> Names:
+    made = await outgoing_webhook(world, owner)
+    row = {"id": new_id(), "webhook_id": made["id"], "event_id": new_id(), "event": "task.completed", "payload": "{}"}
+    ended = {"subject": {}, "status": "failed", "created_at": clock.now(), "finished_at": clock.now()}
+    await world.kit.work(lambda: Delivery.create(**row, **ended))
+    return {**made, "delivery_id": row["id"]}
+
+
 # -- files
 
 FORM = {"Content-Type": "multipart/form-data; boundary=x"}
@@ -405,6 +432,41 @@ async def workflow_run(world: World, owner: Client) -> Names:
 )
 async def workflow_run_step(world: World, owner: Client) -> Names:
     return {**await workflow_run(world, owner), "name": "first"}
+
+
+# -- the marketplace
+
+MANIFEST = {
+    "schema": "corral.template/1",
+    "slug": "sample-template",
+    "name": "Sample",
+    "version": "1.0.0",
+    "category": "sample",
+    "description": "A sample.",
+    "resources": [{"kind": "agent", "key": "agent", "spec": {"name": "Sample"}}],
+}
+
+
+@resource(
+    "/marketplace/templates/{template}",
+    "managed",
+    open=("POST /marketplace/templates/{template}/install",),
+    bodies={"POST /marketplace/templates": MANIFEST, "POST /marketplace/templates/validate": MANIFEST},
+)
+async def template(world: World, owner: Client) -> Names:
+    made = await world.ok(world.admin, "POST", "/marketplace/templates", {**MANIFEST, "slug": name("template")})
+    return {"template": made["slug"]}
+
+
+@resource(
+    "/marketplace/installations/{id}",
+    "shared",
+    bodies={"POST /marketplace/installations/{id}/upgrade": {"parameters": {"language": "French"}}},
+)
+async def installation(world: World, owner: Client) -> Names:
+    body = {"parameters": {"language": name("language")}}
+    made = await world.ok(owner, "POST", "/marketplace/templates/hello-fleet/install", body)
+    return {"id": made["id"]}
 
 
 # -- the installation

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import msgspec
@@ -96,6 +96,13 @@ class Secrets(Protocol):
         """Return the names of the secrets that a worker group may receive.
 
         The list is at most 2 seconds out of date.
+        """
+        ...
+
+    def consumers(self, names: Sequence[str]) -> Mapping[str, Sequence[str]]:
+        """Return the allowed consumers of the secrets with these names, by name.
+
+        Secrets that do not exist or have expired are left out.
         """
         ...
 

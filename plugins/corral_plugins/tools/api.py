@@ -239,6 +239,10 @@ class Tools(Protocol):
         """Return the names of the tools that run on the server. These tools are available with every worker."""
         ...
 
+    def risks(self) -> Mapping[str, ToolRisk]:
+        """Return the risks of all tools that plugins, MCP servers and online workers offer now, by name."""
+        ...
+
     def refuse_missing_permissions(
         self, by: Principal, *, enabled: Sequence[str], policy: Mapping[str, Any], before: Mapping[str, Any]
     ) -> None:

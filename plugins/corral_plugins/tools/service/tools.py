@@ -8,7 +8,7 @@ from typing import Any
 from corral.auth.principal import Principal
 from corral.errors import Forbidden
 from corral.redact.redactor import Redactor
-from corral_plugins.tools.api import POLICIES, ClaimTool, Json, ToolPolicy, includes_tools
+from corral_plugins.tools.api import POLICIES, ClaimTool, Json, ToolPolicy, ToolRisk, includes_tools
 from corral_plugins.tools.service import call_store
 from corral_plugins.tools.service.call_store import truncate_output
 from corral_plugins.tools.service.decision import RISK_PERMISSION, rule_of
@@ -48,6 +48,9 @@ class ToolsService:
         contributed = self._registry.contributed_tools().items()
         of_plugins = (name for name, (tool, _) in contributed if tool.runs == "server")
         return frozenset((*of_plugins, *self._registry.usable_mcp_tools()))
+
+    def risks(self) -> Mapping[str, ToolRisk]:
+        return {tool.name: tool.risk for tool in self._registry.list_tools()}
 
     def refuse_missing_permissions(
         self, by: Principal, *, enabled: Sequence[str], policy: Mapping[str, Any], before: Mapping[str, Any]
