@@ -454,6 +454,18 @@ async def test_the_refused_call_and_the_remedy_are_told_in_figures(world: World)
     assert (await world.read(task))["error"] is None
 
 
+async def test_a_task_with_other_instructions_does_not_wait_for_the_refused_call(world: World) -> None:
+    task = await world.task()
+    await budget(world, monthly_limit=0.05)
+    await refused_run(world)
+    await world.pass_time(6)
+    await world.heartbeat()
+    assert (await world.member.patch(f"/tasks/{task}", {"title": "the same"})).status == 200
+    assert await unmet(world, task) == ["budget_global"]
+    assert (await world.member.patch(f"/tasks/{task}", {"instructions": "less"})).status == 200
+    assert (await claim(world))["reason"] == "ok"
+
+
 async def test_another_model_of_the_agent_does_not_wait_for_the_refused_call(world: World) -> None:
     task = await world.task(agent_id=world.agent_id)
     await budget(world, monthly_limit=0.05)
