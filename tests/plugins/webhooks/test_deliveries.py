@@ -192,6 +192,7 @@ async def test_the_kill_switch_holds_deliveries(hooks: Hooks, receiver: Receiver
 
 async def test_filters_and_patterns(hooks: Hooks, receiver: Receiver) -> None:
     filtered = await hooks.create(receiver, "things.happened", filter={"status": "done"})
+    await hooks.kit.events()  # on PostgreSQL, until all events are numbered: those that are not belong to the future
     everything = await hooks.create(receiver, "*", "things.*")
     await hooks.emit("one", status="new")
     await hooks.emit("two", status="done")
@@ -200,7 +201,6 @@ async def test_filters_and_patterns(hooks: Hooks, receiver: Receiver) -> None:
     types = [row["event"] for row in await hooks.deliveries(everything["id"])]
     assert types.count("things.happened") == 2
     assert "webhook.created" not in types  # of itself
-    assert hooks.member.user["id"] != hooks.stranger.user["id"]
 
 
 @pytest.mark.one_engine
