@@ -74,6 +74,7 @@ CORRAL_REFRESH_GRACE | 5 | security.refresh_grace_seconds
 CORRAL_LOCKOUT_THRESHOLD | 4 | security.lockout_threshold
 CORRAL_LOCKOUT_WINDOW | 600 | security.lockout_window_seconds
 CORRAL_LOCKOUT_SECONDS | 600 | security.lockout_seconds
+CORRAL_MAX_UPLOAD_BYTES | 1048576 | files.max_upload_bytes
 CORRAL_TASK_LEASE_SECONDS | 30 | tasks.lease_seconds
 CORRAL_TASK_MAX_ATTEMPTS | 5 | tasks.max_attempts
 CORRAL_WEBHOOK_TIMEOUT | 20 | webhooks.timeout_seconds
