@@ -10,6 +10,8 @@ import functools
 import logging
 from typing import Any
 
+import peewee
+
 from corral.database.engine import Work
 from corral.database.unit import SYSTEM, UnitContext
 from corral.errors import Problem
@@ -39,14 +41,14 @@ class EventWaits:
 
     async def look(self) -> None:
         """Complete the steps whose event has come."""
-        last = ""
+        last = ("", "")
         while True:
             found = await self._work(functools.partial(_waiting_steps, last), entry=ENTRY, read=True)
             for row in found:
                 await self._look_for(row)
             if len(found) < BATCH:
                 return
-            last = found[-1].id
+            last = (found[-1].event, found[-1].id)
 
     async def _look_for(self, row: Any) -> None:
         events, end = await self._work(lambda: _events_for(row), entry=ENTRY, read=True)
@@ -84,9 +86,12 @@ def _shown(event: LoggedEvent) -> dict[str, Any]:
     }
 
 
-def _waiting_steps(after: str) -> list[Any]:
-    waits = StepRun.event.is_null(False) & (StepRun.status == "waiting") & (StepRun.id > after)
-    return list(StepRun.select().where(waits & StepRun.report.is_null()).order_by(StepRun.id).limit(BATCH))
+def _waiting_steps(after: tuple[str, str]) -> list[Any]:
+    """Return the next steps that wait for events, in the order of the index that contains these steps alone."""
+    place = peewee.Tuple(StepRun.event, StepRun.id)
+    waits = StepRun.event.is_null(False) & (StepRun.status == "waiting") & (place > peewee.Tuple(*after))
+    steps = StepRun.select().where(waits & StepRun.report.is_null())
+    return list(steps.order_by(StepRun.event, StepRun.id).limit(BATCH))
 
 
 def _events_for(row: Any) -> tuple[list[LoggedEvent], int]:
