@@ -176,7 +176,8 @@ class ApiClient:
             ids = ", ".join(item["id"] for item in same)
             raise ApiClientError(f"{len(same)} {kind}s are named {name}; give the id instead: {ids}")
         similar = found[0][field] if found else self._similar_name(path, name, field)
-        hint = f" at {self.url}; corral {kind}s list shows all {kind}s"
+        group = path.strip("/").partition("/")[0]
+        hint = f" at {self.url}; corral {group} list shows all {kind}s"
         raise ApiClientError(f"there is no {kind} named {name}{f'; did you mean {similar}?' if similar else hint}", 404)
 
     @contextlib.contextmanager
