@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 import msgspec
@@ -97,6 +97,10 @@ class Secrets(Protocol):
 
         The list is at most 2 seconds out of date.
         """
+        ...
+
+    def missing_names(self, names: Iterable[str]) -> list[str]:
+        """Return those of these names that no secret has."""
         ...
 
     def attach(self, name: str, to: AttachedObject, *, title: str, pointer: str, by: Principal | None) -> None:

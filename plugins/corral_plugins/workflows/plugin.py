@@ -30,6 +30,7 @@ from corral_plugins.workflows.service.event_waits import EventWaits
 from corral_plugins.workflows.service.executors import StepExecutors
 from corral_plugins.workflows.service.management import WorkflowManagement
 from corral_plugins.workflows.service.metrics import WorkflowMetrics
+from corral_plugins.workflows.service.references import References
 from corral_plugins.workflows.service.run_events import RunEvents
 from corral_plugins.workflows.service.run_views import RunViews
 from corral_plugins.workflows.service.runs import RunsService
@@ -99,6 +100,7 @@ class WorkflowsPlugin(Plugin):
             WorkflowManagement,
             RunsService,
             RunViews,
+            References,
             DryRuns,
             RunEvents,
         )

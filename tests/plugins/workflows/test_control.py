@@ -263,6 +263,29 @@ async def test_an_agent_step_creates_a_task(world: World, monkeypatch: pytest.Mo
     assert (await world.ok("GET", f"/tasks/{task_id}"))["status"] == "cancelled"
 
 
+async def test_a_failed_run_goes_on_when_its_task_is_retried(world: World) -> None:
+    ask = step("ask", "agent", {"instructions": "go"})
+    workflow_id = await world.workflow(ask, transform("after", "{{ steps.ask.output.text }}"))
+    run_id = await world.start(workflow_id)
+    await world.settle()
+    task_id = steps_of(await world.read(run_id))["ask"]["task_id"]
+    await world.ok("POST", f"/tasks/{task_id}/fail", {"error": {"type": "broken", "message": "no"}})
+    run = await world.until(run_id)
+    assert (run["status"], run["error"]["type"]) == ("failed", "broken")
+    await world.ok("POST", f"/tasks/{task_id}/retry", {})
+    await world.settle()
+    run = await world.read(run_id)
+    assert (run["status"], run["error"], run["finished_at"]) == ("running", None, None)
+    assert statuses(run, "ask", "after") == ["running", "pending"]
+    await world.ok("POST", f"/tasks/{task_id}/complete", {"result": {"text": "done"}})
+    run = await world.until(run_id)
+    assert (run["status"], run["output"]) == ("completed", {"after": "done"})
+    names = [each["event"] for each in (await world.ok("GET", f"/workflow-runs/{run_id}/events?limit=200"))["items"]]
+    kept = [name for name in names if name.startswith("workflow.run.")]
+    ends = ["workflow.run.failed", "workflow.run.resumed", "workflow.run.completed"]
+    assert kept == ["workflow.run.created", "workflow.run.started", *ends]
+
+
 async def test_abandoned_steps_are_taken_over(world: World) -> None:
     http = {"method": "GET", "url": "http://127.0.0.1/"}
     run_id = await world.start(await world.workflow(step("call", "http", http)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from corral import clock
 from corral.auth.principal import Principal
@@ -147,6 +147,11 @@ class SecretsService:
 
     def names_for_group(self, worker_group: str) -> list[str]:
         return list(self._redactor_values.groups.get(worker_group, ()))
+
+    def missing_names(self, names: Iterable[str]) -> list[str]:
+        wanted = [name for name in names if self._pinned_secrets.find_by_name(name) is None]
+        known = rows.known_names(name.lower() for name in wanted)
+        return [name for name in wanted if name.lower() not in known]
 
     def attach(self, name: str, to: AttachedObject, *, title: str, pointer: str, by: Principal | None) -> None:
         if by is not None and "secrets.write" not in by.permissions and not _is_attached(name.lower(), to):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from corral.auth.principal import Principal
 from corral.errors import Forbidden
 from corral.redact.redactor import Redactor
-from corral_plugins.tools.api import POLICIES, ClaimTool, Json, ToolPolicy, includes_tools
+from corral_plugins.tools.api import POLICIES, ClaimTool, Json, ToolPolicy, includes_tools, unserved_tools
 from corral_plugins.tools.service import call_store
 from corral_plugins.tools.service.call_store import truncate_output
 from corral_plugins.tools.service.decision import RISK_PERMISSION, rule_of
@@ -48,6 +48,10 @@ class ToolsService:
         contributed = self._registry.contributed_tools().items()
         of_plugins = (name for name, (tool, _) in contributed if tool.runs == "server")
         return frozenset((*of_plugins, *self._registry.usable_mcp_tools()))
+
+    def unavailable_tools(self, names: Iterable[str]) -> list[str]:
+        usable = [tool.name for tool in self._registry.list_tools() if tool.overrides.enabled and tool.accepted]
+        return unserved_tools(names, usable, ())
 
     def refuse_missing_permissions(
         self, by: Principal, *, enabled: Sequence[str], policy: Mapping[str, Any], before: Mapping[str, Any]
