@@ -51,3 +51,11 @@ async def test_the_value_reaches_the_receiver_and_is_kept_nowhere(
         refused = await world.until(await world.start(workflow_id, {"n": 7}))
         assert (refused["status"], refused["error"]["type"]) == ("failed", "forbidden")
         assert len(shop.seen) == 1
+        hidden = {**config, "url": f"http://{{{{ secrets.SHOP }}}}.example:{shop.port}/echo"}
+        moving = await world.workflow(step("call", "http", hidden))
+        free = {"allowed_consumers": [f"workflow:{moving}"], "allowed_hosts": []}
+        await world.ok("PATCH", f"/secrets/{made['id']}", free, by=world.admin)
+        refused = await world.until(await world.start(moving, {"n": 7}))
+        assert (refused["status"], refused["error"]["type"]) == ("failed", "invalid_request")
+        assert VALUE not in str(refused)
+        assert len(shop.seen) == 1
