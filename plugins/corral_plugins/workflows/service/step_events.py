@@ -80,8 +80,8 @@ class StepEvents:
             log_unexpected(error, step)
             return failure_report(error), None
         if result is not None and _is_too_large(result.output):
-            error = {"kind": "error", "type": "output_too_large", "message": "The output is larger than 256 KiB."}
-            return StepResult(status="failed", error=error)
+            fault = {"kind": "error", "type": "output_too_large", "message": "The output is larger than 256 KiB."}
+            return StepResult(status="failed", error=fault)
         return result
 
     def _revive(self, row: Any, event: LoggedEvent) -> None:
