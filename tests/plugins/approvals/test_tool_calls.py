@@ -204,11 +204,11 @@ async def test_what_people_cannot_see_they_cannot_edit(desk: Desk) -> None:
 
 
 async def test_approvers_need_the_permission_that_the_tool_demands(desk: Desk) -> None:
-    agent_id = await desk.agent("test.admin", by=desk.admin, tool_policy={"test.admin": "ask"})
+    agent_id = await desk.agent("locked.write", by=desk.admin, tool_policy={"locked.write": "ask"})
     made = await desk.admin.post("/tasks", {"title": "work", "agent_id": agent_id})
     assert made.status == 201, made
     run = await desk.claim(agent_id)
-    approval_id = (await run.say("test.admin", "hello")).json()["approval_id"]
+    approval_id = (await run.say("locked.write", "hello")).json()["approval_id"]
     waits = await run.agent.post(f"/tasks/{run.task_id}/wait", {"approval_id": approval_id})
     assert waits.status == 200, waits
     view = await desk.read(approval_id)
