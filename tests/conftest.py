@@ -84,7 +84,7 @@ def _hashes_are_cheap() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _servers_are_forked(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Start servers and workers as forks of a process that has imported Corral.
+    """Start servers and workers as forks of a process that has imported Corral, on databases that are migrated.
 
     This saves most of the processor time of a start.
 
@@ -93,6 +93,8 @@ def _servers_are_forked(request: pytest.FixtureRequest) -> Iterator[None]:
     if request.config.getoption("--long", default=False):
         yield
         return
+    from tests.migrated import migrate_by_copy
+
     from corral.testing import server
 
     plain = server.start_process
@@ -100,6 +102,8 @@ def _servers_are_forked(request: pytest.FixtureRequest) -> Iterator[None]:
     def fork(arguments: Sequence[str], *, environ: Mapping[str, str], folder: Path, log: Path) -> Any:
         if any(name.startswith("PYTHON") and os.environ.get(name) != value for name, value in environ.items()):
             return plain(arguments, environ=environ, folder=folder, log=log)  # for another interpreter than this one
+        if arguments[0] == "serve":
+            migrate_by_copy(environ)
         modules = WORKERS if arguments[0] == "worker" else SERVERS
         return warm(*modules).start(arguments, cwd=folder, environ=environ, log=log)
 

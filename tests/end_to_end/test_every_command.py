@@ -9,11 +9,13 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import click
+import httpx2
 import pytest
 from tests.end_to_end.test_restarts import wait_for
 from tests.kernel.cli.warm import warm
@@ -35,7 +37,13 @@ ELSEWHERE = {"demo"} | OF_CONTRIB | OF_MCP
 """`test_demo.py` runs the demo."""
 TYPED = {"plugins purge": "tools\n"}
 ON_A_COPY = {"restore", "secrets rotate-master-key"}
-IDS = {"tasks create": "task", "messages send": "message", "approvals ask": "approval", "workflows run": "run"}
+IDS = {
+    "tasks create": "task",
+    "messages send": "message",
+    "approvals ask": "approval",
+    "workflows run": "run",
+    "files upload": "file",
+}
 """The commands that create what later commands name."""
 MAY_FAIL = {"doctor": (0, 1), "audit verify": (0, 1)}
 """What these find is not their failure."""
@@ -113,6 +121,29 @@ triggers test Daily --next 2
 triggers fire Daily
 triggers history Daily
 triggers toggle Daily --off
+webhooks create http://receiver.invalid/hook --event task.created
+webhooks list
+webhooks show receiver.invalid
+webhooks test receiver.invalid
+webhooks rotate-secret receiver.invalid
+webhooks event-types
+webhooks edit receiver.invalid --event task.created
+tasks create --agent Echo "tell them"
+webhooks deliveries receiver.invalid
+webhooks delivery receiver.invalid {{delivery}}
+webhooks disable receiver.invalid
+webhooks enable receiver.invalid
+webhooks redeliver receiver.invalid {{delivery}}
+webhooks recover receiver.invalid --hours 1
+webhooks delete receiver.invalid
+files upload greeting.json --name greetings.json
+files list
+files show {{file}} --link
+files download {{file}} --to got.json
+files share {{file}} --off
+files usage
+files move --to file://{{folder}}/moved
+files delete {{file}}
 dead-letter list
 dead-letter show {{letter}}
 dead-letter retry {{letter}}
@@ -238,7 +269,7 @@ def test_operations_8_the_json_output_of_every_command_parses(server: ServerProc
     known = {name for name, _ in leaves()}
     admin = server.sign_in()
     called, printed = set(), {}
-    names = {"url": server.address}
+    names = {"url": server.address, "folder": str(server.folder)}
     for line in CALLS.strip().splitlines():
         if "{blocked}" in line and "blocked" not in names:
             needed = admin.post("/tasks", json={"title": "needed", "available_at": "2090-01-01T00:00:00Z"}).json()["id"]
@@ -249,6 +280,8 @@ def test_operations_8_the_json_output_of_every_command_parses(server: ServerProc
                     "id"
                 ]
                 names[each] = admin.post("/dead-letter", json={"task_id": task_id}).json()["id"]
+        if "{delivery}" in line and "delivery" not in names:
+            names["delivery"] = first_delivery(admin)
         arguments = shlex.split(line.format(**names))
         name = max((each for each in known if f"{line} ".startswith(f"{each} ")), key=len)
         environ = server.environ | (of_copy(server, printed) if name in ON_A_COPY else {})
@@ -263,6 +296,16 @@ def test_operations_8_the_json_output_of_every_command_parses(server: ServerProc
             names[IDS[name]] = printed[name]["id"]
         called.add(name)
     assert called == known - SERVERS - OWN_FORMAT - ELSEWHERE
+
+
+def first_delivery(admin: httpx2.Client) -> str:
+    """The id of the first delivery to the only webhook, which a process writes a moment after the event."""
+    path = f"/webhooks/{admin.get('/webhooks').json()['items'][0]['id']}/deliveries"
+    until = time.monotonic() + 10
+    while not (found := admin.get(path).json()["items"]):
+        assert time.monotonic() < until, "no delivery was written"
+        time.sleep(0.1)
+    return str(found[0]["id"])
 
 
 def of_copy(server: ServerProcess, printed: dict[str, Any]) -> dict[str, str]:

@@ -24,7 +24,7 @@ from corral.testing.server import free_port
 
 DOCS = Path(__file__).parents[2] / "docs"
 GUIDES = {page.stem: page for page in sorted((DOCS / "how-to").glob("*.md"))}
-OLLAMA, SHOP = "127.0.0.1:11434", "127.0.0.1:9000"
+OLLAMA, SHOP, RECEIVER = "127.0.0.1:11434", "127.0.0.1:9000", "127.0.0.1:9100"
 POSTGRES, REDIS = "postgresql://corral@db.example.org/corral", "redis://cache.example.org:6379/0"
 COMMAND = re.compile(r"(?:^ *|`|\$ |[$][(]|[|] )corral ([a-z-]+)(?: ([a-z-]+|[A-Z]+ \"?/[^ `\"]*))?", re.MULTILINE)
 BY_ITSELF = "write-a-plugin"  # shows the files of a plugin, which a test of its own uses
@@ -89,7 +89,9 @@ def installation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GuideShel
     with ThreadingHTTPServer(("127.0.0.1", 0), Model) as models, guide_shell(folder) as shell:
         threading.Thread(target=models.serve_forever, args=(0.05,), daemon=True).start()
         shell.addresses = dict.fromkeys((OLLAMA, SHOP), f"127.0.0.1:{models.server_port}")
+        shell.addresses[RECEIVER] = f"127.0.0.1:{free_port()}"
         config = "".join(files_of(GUIDES[name])["corral.toml"] for name in ("models", "workflows"))
+        config = config.replace(f'"{SHOP}"]', f'"{SHOP}", "{RECEIVER}"]')
         for named, address in shell.addresses.items():
             config = config.replace(named, address)
         (folder / "corral.toml").write_text(config + SCRIPTS)

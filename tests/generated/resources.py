@@ -13,9 +13,11 @@ import msgspec
 from tests.generated.operations import Operation
 from tests.generated.world import World
 
+from corral import clock
 from corral.ids import new_id
 from corral.testing.kit import Client
 from corral_plugins.circuit_breakers.api import Breakers
+from corral_plugins.webhooks.models import Delivery
 
 Class = Literal["private", "account", "shared", "managed", "admin", "public"]
 Names = Mapping[str, str]
@@ -67,7 +69,7 @@ def asked(operation: Operation, names: Names) -> tuple[str, Any]:
     """A path with its query, and a body, that the operation would take for this object."""
     given = next((each.bodies[operation.label] for each in RESOURCES if operation.label in each.bodies), None)
     if isinstance(given, str):
-        return operation.at(names) + given, operation.sample_body()
+        return operation.at(names) + given.format_map(names), operation.sample_body()
     body = operation.sample_body() if given is None else {key: _filled(value, names) for key, value in given.items()}
     return operation.at(names) + operation.sample_query(), body
 
@@ -259,6 +261,54 @@ async def webhook(world: World, owner: Client) -> Names:
     body = {"name": name("webhook"), "type": "webhook", "config": {}, "action": ACTION}
     made = await world.ok(owner, "POST", "/triggers", body)
     return {"token": made["ingress_url"].rpartition("/")[2]}
+
+
+# -- webhooks
+
+
+@resource(
+    "/webhooks/{id}",
+    "private",
+    bodies={"POST /webhooks/{id}/recover": {"since": clock.now()}},
+)
+async def outgoing_webhook(world: World, owner: Client) -> Names:
+    body = {"url": "http://receiver.invalid/hook", "events": ["task.completed"]}
+    return {"id": (await world.ok(owner, "POST", "/webhooks", body))["id"]}
+
+
+RESOURCES.append(Resource(path="/webhooks/{id}/disable", kind="account", make=outgoing_webhook))
+
+
+@resource("/webhooks/{id}/deliveries/{delivery_id}", "private")
+async def webhook_delivery(world: World, owner: Client) -> Names:
+    made = await outgoing_webhook(world, owner)
+    row = {"id": new_id(), "webhook_id": made["id"], "event_id": new_id(), "event": "task.completed", "payload": "{}"}
+    ended = {"subject": {}, "status": "failed", "created_at": clock.now(), "finished_at": clock.now()}
+    await world.kit.work(lambda: Delivery.create(**row, **ended))
+    return {**made, "delivery_id": row["id"]}
+
+
+# -- files
+
+FORM = {"Content-Type": "multipart/form-data; boundary=x"}
+UPLOAD = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a.txt"\r\n\r\na file\r\n--x--\r\n'
+
+
+@resource("/files/{id}", "private")
+async def file(world: World, owner: Client) -> Names:
+    return {"id": (await world.ok(owner, "POST", "/files/upload", content=UPLOAD, headers=FORM))["id"]}
+
+
+@resource(
+    "/files/{id}/content",
+    "public",
+    bodies={"GET /files/{id}/content": "?expires={expires}&signature={signature}"},
+)
+async def link(world: World, owner: Client) -> Names:
+    made = await file(world, owner)
+    link = await world.ok(owner, "GET", f"/files/{made['id']}/url")
+    pairs = dict(pair.split("=") for pair in link["url"].partition("?")[2].split("&"))
+    return {**made, **pairs}
 
 
 # -- workers

@@ -108,7 +108,7 @@ async def test_objects_that_are_not_there(world: World) -> None:
         names = await kind.make(world, world.owner)
         last = operation.route.names[-1]
         absent = {**names, last: operation.samples.nothing(last)}
-        if "{tool}" in operation.path:
+        if "{tool}" in operation.path or operation.path == "/files/{id}/content":  # a link is signed for its id
             continue
         answer = await ask(operation, world.admin, absent)
         code = "model_not_found" if operation.path.startswith("/llm/models/") else "not_found"

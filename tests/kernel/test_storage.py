@@ -72,7 +72,7 @@ async def test_absent_blobs(store: LocalBlobs) -> None:
         await store.read(KEY)
     await store.delete(KEY)
     assert [found async for found in store.scan()] == []
-    assert await store.sweep() == 0
+    assert await store.sweep(86_400) == 0
 
 
 async def test_delete(store: LocalBlobs) -> None:
@@ -182,7 +182,7 @@ async def test_no_file_call_on_the_loop(store: LocalBlobs, monkeypatch: pytest.M
     assert [found.key async for found in store.scan()] == [KEY]
     await store.delete(KEY)
     await store.probe()
-    await store.sweep()
+    await store.sweep(86_400)
     assert seen
     assert threading.get_ident() not in seen
 

@@ -82,6 +82,18 @@ BREAKS: dict[str, Break] = {
             ),
         ],
     ),
+    "R3": Break(
+        "a delivery that failed once is not tried again",
+        "test_r03_webhooks.py",
+        "events were not delivered",
+        [
+            (
+                "corral_plugins.webhooks.service.outcomes:DeliveryOutcomes._next_state",
+                "attempt >= len(schedule)",
+                "True",
+            )
+        ],
+    ),
     "R4": Break(
         "a lost connection to Redis is not opened again",
         "test_r04_redis.py",

@@ -277,13 +277,15 @@ class Pipeline:
 
         Raises problems with the status 400, 408, 413, 415 or 422.
         """
-        signature, principal = endpoint.signature, request.principal
+        route, signature, principal = endpoint.route, endpoint.signature, request.principal
         is_machine, names = principal is not None and principal.kind not in PEOPLE, request.path_names
         if is_machine and self.redactor.redact_json(names) != names:
             raise NotFound("The path contains a credential.")
         arguments = request.arguments = {**endpoint.services, **request.path_names}
-        body = await request.read(endpoint.route.body_limit) if request.may_have_body else b""
-        if signature.body is not None:
+        body = await request.read(route.body_limit) if request.may_have_body and route.multipart is None else b""
+        if route.multipart is not None:
+            arguments["body"] = request.chunks(route.body_limit)
+        elif signature.body is not None:
             arguments["body"] = body if signature.body is bytes else await endpoint.parse_body(request, body)
         elif request.may_have_body:
             await endpoint.parse_body(request, body)  # refuses fields
@@ -298,7 +300,7 @@ class Pipeline:
             arguments[signature.if_match] = IfMatch.parse(request.header("if-match"))
         if signature.request is not None:
             arguments[signature.request] = request
-        if endpoint.route.keyed and (given := request.headers.get(b"idempotency-key")) is not None:
+        if route.keyed and route.multipart is None and (given := request.headers.get(b"idempotency-key")) is not None:
             task_id = None if principal is None else principal.task_id
             if principal is not None:
                 scope = f"{principal.kind}:{task_id or principal.id}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from corral.database.unit import ANONYMOUS, UnitContext
@@ -87,40 +87,37 @@ class IncomingRequest(Request):
                 raise Malformed(f"The header {repeated[0]} occurs twice; send it once.")
 
     async def read(self, limit: int) -> bytes:
-        """Return the whole body.
+        """Return the whole body. Raises the same problems as `chunks`."""
+        return b"".join([chunk async for chunk in self.chunks(limit)])
+
+    async def chunks(self, limit: int) -> AsyncIterator[bytes]:
+        """Iterate over the body while it arrives.
 
         Raise `payload_too_large` if the body exceeds `limit` bytes, `request_timeout` if no bytes arrive in time, and
         `ClientLeft` if the client disconnects before the end of the body.
         """
-        header = self.headers.get(b"content-length")
-        declared = None
+        header, declared, size = self.headers.get(b"content-length"), None, 0
         if header is not None:
             if not header.isdigit() or len(header) > 18:
                 raise Malformed("The Content-Length header is not a valid number of bytes.")
-            declared = int(header)
-            if declared > limit:
+            if (declared := int(header)) > limit:
                 raise TooLarge(f"The body has {declared} bytes; this operation accepts at most {limit}.")
-        parts: list[bytes] = []
-        size = 0
-        try:
-            async with asyncio.timeout(self._body_timeout) as timeout:
-                while True:
+        while self.unread:
+            try:
+                async with asyncio.timeout(self._body_timeout):
                     message = await self.receive()
-                    if message["type"] != "http.request":
-                        self.unread = False
-                        raise ClientLeft
-                    part = message.get("body", b"")
-                    size += len(part)
-                    if size > limit:
-                        raise TooLarge(f"The body is larger than the {limit} bytes that this operation accepts.")
-                    parts.append(part)
-                    if size == declared or not message.get("more_body", False):
-                        self.unread = False
-                        return b"".join(parts)
-                    timeout.reschedule(asyncio.get_running_loop().time() + self._body_timeout)
-        except TimeoutError:
-            detail = f"No bytes of the body arrived for {self._body_timeout:g} seconds."
-            raise Problem(detail, code="request_timeout", headers={"Connection": "close"}) from None
+            except TimeoutError:
+                detail = f"No bytes of the body arrived for {self._body_timeout:g} seconds."
+                raise Problem(detail, code="request_timeout", headers={"Connection": "close"}) from None
+            if message["type"] != "http.request":
+                self.unread = False
+                raise ClientLeft
+            part = message.get("body", b"")
+            size += len(part)
+            if size > limit:
+                raise TooLarge(f"The body is larger than the {limit} bytes that this operation accepts.")
+            self.unread = size != declared and message.get("more_body", False)
+            yield part
 
     async def discard_body(self) -> None:
         """Read and discard the rest of a refused body, for at most `LINGER_SECONDS`.

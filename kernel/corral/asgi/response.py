@@ -44,7 +44,7 @@ def render(value: Any, endpoint: Endpoint, request: IncomingRequest) -> Response
     """
     status = endpoint.route.status
     headers: dict[str, str] = {}
-    if isinstance(value, Answer | Encoded):
+    if isinstance(value, Answer | Encoded | Stream):
         status = value.status or status
     if isinstance(value, Answer):
         headers.update(value.headers)

@@ -6,7 +6,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, BinaryIO, Self
 from urllib.parse import quote, urlsplit
 
 import msgspec
@@ -103,6 +103,36 @@ class ApiClient:
             return answer.text
         raise ApiClientError(f"{self.url} is not a Corral server; check the address")
 
+    def upload(
+        self, path: str, file: BinaryIO, name: str, *, query: Mapping[str, Any], fields: Mapping[str, str]
+    ) -> Any:
+        """Send a file as the part `file` of a multipart/form-data body, and return the decoded JSON of the response.
+
+        The file is read while it is sent. The `fields` are sent as text parts.
+        """
+        self.get("/files/usage")  # renews the token, because a body that was sent once cannot be sent again
+        address, headers = self._address(path), self._headers({})
+        try:
+            answer = self._http.post(
+                address, params=dict(query), data=dict(fields), files={"file": (name, file)}, headers=headers
+            )
+        except self._errors as error:
+            raise ApiClientError(f"{self.url} does not answer: {_reason(error)}") from None
+        return msgspec.json.decode(self._checked(path, answer).content)
+
+    @contextlib.contextmanager
+    def download(self, path: str) -> Iterator[Iterator[bytes]]:
+        """Send a GET request and yield the bytes of the response while they arrive."""
+        self.get("/files/usage")  # renews the token
+        try:
+            with self._http.stream("GET", self._address(path), headers=self._headers({})) as answer:
+                if not answer.is_success:
+                    answer.read()
+                self._checked(path, answer)
+                yield answer.iter_bytes()
+        except self._errors as error:
+            raise ApiClientError(f"{self.url} does not answer: {_reason(error)}") from None
+
     def pages(self, path: str, **query: Any) -> Iterator[Any]:
         """Yield all items of a list. Further pages are requested as needed."""
         query.setdefault("limit", PAGE)
@@ -186,13 +216,23 @@ class ApiClient:
         self, method: str, path: str, query: Mapping[str, Any], content: bytes | None, headers: dict[str, str]
     ) -> httpx2.Response:
         """Send a request once and return the response. Raise `ApiClientError` for all others than successes."""
-        if self.token is not None:
-            headers = {**headers, "Authorization": f"Bearer {self.token}"}
-        address = API_PREFIX + quote(path, safe="/%:@!$&'()*+,;=~")
         try:
-            answer = self._http.request(method, address, params=dict(query), content=content, headers=headers)
+            answer = self._http.request(
+                method, self._address(path), params=dict(query), content=content, headers=self._headers(headers)
+            )
         except self._errors as error:
             raise ApiClientError(f"{self.url} does not answer: {_reason(error)}") from None
+        return self._checked(path, answer)
+
+    @staticmethod
+    def _address(path: str) -> str:
+        return API_PREFIX + quote(path, safe="/%:@!$&'()*+,;=~")
+
+    def _headers(self, headers: Mapping[str, str]) -> dict[str, str]:
+        return {**headers, **({} if self.token is None else {"Authorization": f"Bearer {self.token}"})}
+
+    def _checked(self, path: str, answer: httpx2.Response) -> httpx2.Response:
+        """Return the response if it is a success. Raise `ApiClientError` for all others."""
         if answer.is_success:
             return answer
         if "x-request-id" in answer.headers:

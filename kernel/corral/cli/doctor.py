@@ -457,16 +457,13 @@ def ping_storage(config: Config) -> str | None:
     """Return None if a plugin supports the storage URL and the storage answers, otherwise the error."""
     import asyncio
 
-    from corral.plugins.discovery import discover
-    from corral.plugins.loading import load
+    from corral.cli.file_stores import find_file_store
 
     url = config.storage.url or ""
-    for loaded in load(discover(config), config):
-        serve = getattr(loaded.plugin, "corral_blob_store", None) if loaded.active else None
-        store = serve(url=url) if serve is not None else None
-        if store is not None:
-            return asyncio.run(_probe(store))
-    return f"no active plugin supports {urlsplit(url).scheme}:// storage"
+    store = find_file_store(url, config)
+    if store is None:
+        return f"no active plugin supports {urlsplit(url).scheme}:// storage"
+    return asyncio.run(_probe(store))
 
 
 async def _probe(store: Any) -> str | None:

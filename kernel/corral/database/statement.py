@@ -71,7 +71,10 @@ class Statement:
 
         The name of a constant is its position among the parameters.
         """
-        sql, values = self._build(_parameter).sql()
+        query: Any = self._build(_parameter)
+        if not getattr(query, "_return_cursor", True):
+            query = query.returning()  # peewee adds the primary key, which costs as much as the insert and is not read
+        sql, values = query.sql()
         constants = {n: value for n, value in enumerate(values) if not isinstance(value, _ParameterName)}
         names = [n if n in constants else value for n, value in enumerate(values)]
         compiled = self._compiled[kind] = (sql, names, constants)

@@ -129,12 +129,8 @@ class EventTypes:
         """
         names: set[str] = set()
         for pattern in patterns:
-            if pattern == "*":
-                names |= set(self._types)
-            elif pattern.endswith(".*"):
-                names |= {name for name in self._types if name.startswith(pattern[:-1])}
-            else:
-                names.add(pattern)
+            is_prefix = pattern == "*" or pattern.endswith(".*")
+            names |= {name for name in self._types if name.startswith(pattern[:-1])} if is_prefix else {pattern}
         return sorted(names)
 
     def is_known(self, pattern: str) -> bool:

@@ -58,12 +58,13 @@ class Stream(msgspec.Struct, frozen=True):
     """A streamed body. The unit of work ends before the first chunk; `chunks` is closed when the client disconnects.
 
     `is_whole` is called at the end and returns whether the stream is complete. Only a complete stream is stored under
-    an `Idempotency-Key`.
+    an `Idempotency-Key`. To a `HEAD` request, only the headers are sent, and `chunks` is never iterated.
     """
 
     chunks: AsyncIterator[bytes]
     media_type: str = "text/event-stream"
     headers: Mapping[str, str] = {}
+    status: int | None = None
     is_whole: Callable[[], bool] = lambda: True
 
 

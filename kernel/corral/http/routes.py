@@ -11,6 +11,9 @@ A handler may have the parameters `body` (a msgspec struct, or `bytes` for the r
 path parameters (`str`), and parameters that are annotated with `Principal`, `IfMatch`, `Request` or the type of a
 service. In a path, `{id}` and `{…_id}` match UUIDs; other names match any segment. A `def` handler runs as one unit of
 work (read-only for GET) and may run more than once; an `async def` handler opens its own units of work.
+
+The handler of a route with `multipart` reads the body while it arrives: its `body` is an `AsyncIterator[bytes]`. It
+checks the media type, parses the parts and honours `Idempotency-Key` itself.
 """
 
 from __future__ import annotations
@@ -62,6 +65,7 @@ class Route(msgspec.Struct, kw_only=True):
     lenient: bool = False  # invalid characters in text from machines are replaced instead of refused
     redacted: bool | None = None  # whether credentials are removed from bodies; None: only from those of machines
     form: bool = False  # the body is a submitted HTML form, not JSON
+    multipart: Any = None  # the body is multipart/form-data with the parts that this struct describes
     root: bool = False  # also served without /api/v1 (/health)
     keyed: bool = False  # honours `Idempotency-Key`; every POST does unless it reveals a stored value
     no_store: bool = False  # responses contain secrets: never cached, and encrypted when stored for replay

@@ -94,7 +94,7 @@ def read_signature(route: Route) -> Signature:
     for name in names:
         kind = kinds[name]
         if name in ("body", "query"):
-            parts[name] = kind
+            parts[name] = route.multipart if name == "body" and route.multipart is not None else kind
         elif name in in_path:
             continue
         elif kind in PARTS:

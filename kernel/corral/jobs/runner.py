@@ -41,7 +41,7 @@ class JobRunner:
 
     Jobs and schedules of a plugin that is out of service wait until it is in service again. With a `queue`, new jobs
     are announced there, and the process that receives an id calls `start_job`. Without a queue, this process runs new
-    jobs itself.
+    jobs itself. `started` is set in a process that runs jobs; plugins do other background work only there.
     """
 
     def __init__(self, database: Database, redact: Callable[[str], str]) -> None:
@@ -52,7 +52,7 @@ class JobRunner:
         self._is_open: dict[str, Callable[[], bool]] = {}
         self.queue: SharedJobQueue | None = None
         self._concurrency, self._taken_slots, self._slot_freed = 0, 0, asyncio.Event()
-        self._wake_up = asyncio.Event()
+        self._wake_up, self.started = asyncio.Event(), asyncio.Event()
         self._draining = False
         self._running: set[asyncio.Task[Any]] = set()
         self._next_checks: dict[str, float] = {}  # of the schedules, in epoch seconds
@@ -95,13 +95,13 @@ class JobRunner:
         finally:
             if claimed is None:
                 self._release_slot()
-        if claimed is None:
-            return False
-        self._start(self._run_job(claimed)).add_done_callback(self._job_ended)
-        return True
+        if claimed is not None:
+            self._start(self._run_job(claimed)).add_done_callback(self._job_ended)
+        return claimed is not None
 
     async def run(self) -> None:
         """Run jobs and schedules until cancelled. The kernel runs this method in a supervised task."""
+        self.started.set()
         try:
             while True:
                 try:

@@ -72,7 +72,7 @@ class Matcher:
         self._detector = BytesAhoCorasick([anchor.encode("utf-8", "replace") for anchor in self._anchors])
 
     def may_hold(self, text: str) -> bool:
-        """Return whether a match may begin in the text. Unlike `scan`, this method does not release the GIL."""
+        """Return whether a match may begin in the text. This takes a fraction of the time of `scan`."""
         return bool(self._detector.find_matches_as_indexes(text.encode("utf-8", "replace")))
 
     def scan(self, text: str, *, patterns: bool, final: bool = True) -> tuple[list[Span], int]:

@@ -50,5 +50,8 @@ class BlobStore(Protocol):
     def scan(self) -> AsyncGenerator[BlobInfo, None]:
         """Iterate over all blobs, in any order, for example to find orphaned blobs."""
 
+    async def sweep(self, older_than_seconds: float) -> int:
+        """Delete what interrupted uploads of this age left behind. Return the number of deleted remains."""
+
     async def probe(self) -> None:
         """Write and delete a file to check that the store works. The health check calls this method."""

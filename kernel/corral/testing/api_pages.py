@@ -55,7 +55,7 @@ FURTHER_NAMES = {
     "database.model": ("PRIVATE_AND_ADMIN",),
     "database.unit": ("Actor",),
     "egress.client": ("MIB",),
-    "egress.guard": ("HostPort", "Policy", "Profile"),
+    "egress.guard": ("HostPort", "Policy", "Profile", "read_url"),
     "egress.resolver": ("Resolver", "Unresolved"),
     "errors": ("LIMITING_CODES",),
     "events.live_feed": ("Bus", "Viewer"),

@@ -20,6 +20,7 @@ PUBLIC = frozenset(
     {
         "auth",
         "cli.api_client",
+        "cli.file_stores",
         "cli.logging_setup",
         "cli.output",
         "cli.request_body",

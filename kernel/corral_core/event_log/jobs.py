@@ -51,16 +51,17 @@ def consumer_lag(contributions: Contributions, types: EventTypes) -> dict[tuple[
     """Return the number of events that each consumer has not processed yet, keyed by the consumer's name.
 
     Events that the consumer does not subscribe to are not counted, because its cursor passes over many of them at once.
+    Consumers that no active plugin declares are left out, because it is not known what they follow.
     """
     followed = {each.name: types.expand(each.events) for _, each in contributions.for_hook("corral_subscribers")}
     last = event_log.last_seq()
     rows: Any = ConsumerRow.select(ConsumerRow.name, ConsumerRow.cursor).tuples()
-    return {(name,): float(_count_unread(cursor, last, followed.get(name))) for name, cursor in list(rows)}
+    return {(name,): float(_count_unread(cursor, last, followed[name])) for name, cursor in rows if name in followed}
 
 
-def _count_unread(cursor: int, last: int, types: Sequence[str] | None) -> int:
+def _count_unread(cursor: int, last: int, types: Sequence[str]) -> int:
     """Return the number of events after the cursor. Far behind the log, events of other types are counted as well."""
-    if types is None or not 0 < last - cursor <= MAX_COUNTED:
+    if not 0 < last - cursor <= MAX_COUNTED:
         return max(0, last - cursor)
     return int(EventRow.select().where((EventRow.seq > cursor) & EventRow.type.in_(types)).count())
 

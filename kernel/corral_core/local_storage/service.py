@@ -83,11 +83,8 @@ class LocalBlobs:
         file = await _in_thread(self._create, part)
         await _in_thread(_discard, file, part)
 
-    async def sweep(self, older_than_seconds: float = 86_400) -> int:
-        """Delete the files of interrupted uploads that are older than the given age.
-
-        Return the number of deleted files.
-        """
+    async def sweep(self, older_than_seconds: float) -> int:
+        """Delete the files of interrupted uploads. See `BlobStore.sweep`."""
         return await _in_thread(
             self._sweep, time.time() - older_than_seconds
         )  # file times do not follow `clock.travel`

@@ -28,7 +28,7 @@ class KillSwitchView(msgspec.Struct, frozen=True, kw_only=True):
     """The state of the kill switch.
 
     While the switch is `engaged`, no task is claimed and no model is called. While `hold_deliveries` is set, whoever
-    delivers by itself, such as webhooks and notifications, keeps its deliveries pending. No such deliverer exists yet.
+    delivers by itself, such as webhooks and notifications, keeps its deliveries pending.
     Emails about an account, such as a link for a new password, are sent nevertheless.
     """
 

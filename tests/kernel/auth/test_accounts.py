@@ -70,12 +70,12 @@ async def test_the_rights_of_a_person_without_a_session_are_those_of_the_moment(
     async def principal(id: str = user_id, *needs: str) -> Principal:
         return await kit.kernel.database.work(lambda: _accounts(kit).principal_of(id, *needs), read=True)
 
-    found = await principal(user_id, "plugins.manage")
+    found = await principal(user_id, "plugins.write")
     assert (found.kind, found.user_id, found.role) == ("user", user_id, "admin")
     await _patch(kit, user_id, role="viewer")
-    assert not (await principal()).may("plugins.manage")
-    with pytest.raises(RightsLost, match=r"plugins\.manage"):
-        await principal(user_id, "plugins.manage")
+    assert not (await principal()).may("plugins.write")
+    with pytest.raises(RightsLost, match=r"plugins\.write"):
+        await principal(user_id, "plugins.write")
     await _patch(kit, user_id, is_active=False)
     with pytest.raises(RightsLost, match="is deactivated"):
         await principal()

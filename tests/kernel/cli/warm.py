@@ -29,23 +29,33 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any, NoReturn
 
 SERVERS = (
+    "argon2",
     "corral.asgi.application",
+    "corral.cli.api_client",
     "corral.cli.commands",
     "corral.cli.doctor",
     "corral.cli.hypercorn_server",
     "corral.cli.jobs",
     "corral.cli.migrate",
+    "corral.cli.saved_sessions",
     "corral.cli.serve",
+    "corral.cli.server_connection",
     "corral.cli.uvicorn_server",
     "cryptography.hazmat.primitives.ciphers.aead",
+    "encodings.idna",
     "genai_prices.data",
     "genai_prices.data_snapshot",
+    "httpcore2",  # what an HTTP client imports when it is made
+    "jwt",
     "rq",
+    "truststore",
+    "uvicorn.lifespan.off",
     "uvloop",
 )
 PRELOAD = "corral_plugins.workers.node.preload"  # what the fork servers of workers import, for two seconds
@@ -194,6 +204,7 @@ def _serve() -> None:
             importlib.import_module(module)
     if PRELOAD not in sys.argv:  # workers boot no kernel
         _boot()
+        _import_commands()
     gc.collect()
     gc.freeze()
     signal.signal(signal.SIGCHLD, _reap)
@@ -223,6 +234,25 @@ def _boot() -> None:
         time.sleep(0.01)
     if threading.active_count() > 1:
         raise RuntimeError(f"a closed kernel left threads: {threading.enumerate()}")
+
+
+def _import_commands() -> None:
+    """Import the commands of the plugins, and keep what the metadata of the installed distributions says.
+
+    Every command looks through all of it, which takes longer than most commands do.
+    """
+    for point in metadata.entry_points(group="corral.commands"):
+        point.load()
+    for name in ("entry_points", "metadata"):
+        plain = getattr(metadata.PathDistribution, name).fget
+        known = {str(each._path): plain(each) for each in metadata.distributions()}  # type: ignore[attr-defined]
+        setattr(metadata.PathDistribution, name, property(functools.partial(_known_fact, known, plain)))
+
+
+def _known_fact(known: Mapping[str, Any], plain: Callable[[Any], Any], distribution: Any) -> Any:
+    """Return a fact of a distribution: a known one, or for one that was not installed then, what its files say."""
+    path = str(distribution._path)
+    return known[path] if path in known else plain(distribution)
 
 
 _running: dict[int, str] = {}

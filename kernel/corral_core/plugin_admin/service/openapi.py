@@ -31,12 +31,18 @@ from corral_core.plugin_admin.service.problem_codes import EVERY_ROUTE, problem_
 
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 _SCHEMAS = "#/components/schemas/"
-JSON, FORM = "application/json", "application/x-www-form-urlencoded"
+JSON, FORM, MULTIPART = "application/json", "application/x-www-form-urlencoded", "multipart/form-data"
 
 ALWAYS = ("X-Request-ID", "Cache-Control", "RateLimit-Limit", "RateLimit-Remaining", "RateLimit-Reset")
 _NEEDS = {PUBLIC: "no credential", SIGNED_IN: "a signed-in user", ANY_CALLER: "any valid credential"}
 WITH_STATUS = {401: "WWW-Authenticate", 405: "Allow", 409: "Retry-After", 429: "Retry-After", 503: "Retry-After"}
-SUCCESSES = {200: "Done.", 201: "Created.", 202: "Accepted; the resource shows the progress.", 204: "Done; no body."}
+SUCCESSES = {
+    200: "Done.",
+    201: "Created.",
+    202: "Accepted; the resource shows the progress.",
+    204: "Done; no body.",
+    206: "The part that was asked for.",
+}
 JSON_TYPES: dict[type, str] = {
     str: "string",
     int: "integer",
@@ -172,7 +178,7 @@ class _Writer:
             found[str(status)] = {"description": SUCCESSES.get(status, "Done."), "headers": headers}
             if status != 204 and (content := self._content(signature)):
                 found[str(status)]["content"] = content
-        if versioned and route.method == "GET" and not route.live:
+        if 206 in route.also or (versioned and route.method == "GET" and not route.live):
             found["304"] = {"description": "The client already has this version.", "headers": _headers(*ALWAYS, "ETag")}
         return found
 
@@ -236,7 +242,7 @@ def _media_types(route: Route, signature: Signature) -> tuple[str, ...]:
     """Return the media types of a body. A raw body may be JSON or a form."""
     if signature.body is bytes:
         return (JSON, FORM)
-    return (FORM if route.form else JSON,)
+    return (MULTIPART if route.multipart is not None else FORM if route.form else JSON,)
 
 
 def completed(schema: Any) -> Any:

@@ -108,8 +108,7 @@ def follow_task(
     if not as_json:
         obstacles.start()
     try:
-        _print_events(client, task_id, printer, until)
-        done = client.get(f"/tasks/{task_id}")
+        done = _print_events(client, task_id, printer, until)
     except KeyboardInterrupt:
         click.echo(f"\nThe task continues. Follow it again: corral tasks watch {task_id}", err=True)
         sys.exit(130)
@@ -124,7 +123,8 @@ def follow_task(
     sys.exit(0 if done["status"] == "completed" else 1)
 
 
-def _print_events(client: ApiClient, task_id: str, printer: EventPrinter, until: float | None) -> None:
+def _print_events(client: ApiClient, task_id: str, printer: EventPrinter, until: float | None) -> dict[str, Any]:
+    """Print the events of the task until it has ended, and return the task. Go on if it was retried after its end."""
     followed = client.follow_events(
         until=until, away=lambda reason: printer.line("waiting", reason), object_type="task", object_id=task_id
     )
@@ -136,7 +136,10 @@ def _print_events(client: ApiClient, task_id: str, printer: EventPrinter, until:
             printer.print_tool_call([call for call in calls if call["call_id"] == data["call_id"]][-1])
         printer.print_event(event, data)
         if event in END_EVENTS:
-            return
+            task: dict[str, Any] = client.get(f"/tasks/{task_id}")
+            if task["finished_at"] is not None:
+                return task
+    raise AssertionError("the events of a task do not end by themselves")
 
 
 def _print_obstacles(client: ApiClient, task_id: str, printer: EventPrinter, ended: threading.Event) -> None:

@@ -183,9 +183,10 @@ class WorkflowStore:
 def cancel_runs_of_deleted(workflow_id: str) -> int:
     """Cancel one batch of the active runs of a deleted workflow, and return their number."""
     stop = {"kind": "cancel", "type": "cancelled", "message": "The workflow was deleted."}
-    found = fetch_tuples(_active_runs(workflow_id).where(Run.stop.is_null()).limit(CANCEL_BATCH))
-    for (run_id,) in found:
-        wake(run_id, stop=stop, cancel_requested_at=clock.now())
+    found = [row[0] for row in fetch_tuples(_active_runs(workflow_id).where(Run.stop.is_null()).limit(CANCEL_BATCH))]
+    Run.update(stop=stop, cancel_requested_at=clock.now()).where(Run.id.in_(found) & Run.stop.is_null()).execute()
+    for run_id in found:
+        wake(run_id)
     return len(found)
 
 

@@ -97,8 +97,8 @@ class Graphs:
 class StepProcess(Protocol):
     """Executes steps in this process. Its methods are called on the event loop."""
 
-    def start(self, run_id: str, row_id: str, lease: str) -> None:
-        """Start to execute a step under a lease."""
+    def start(self, run_id: str, row_id: str, lease: str, loaded: tuple[RunState, Graph] | None = None) -> None:
+        """Start to execute a step under a lease. `loaded` is the run as the advance has written it."""
         ...
 
     def abort(self, row_id: str) -> None:
@@ -112,10 +112,10 @@ class StepStarter:
     def __init__(self) -> None:
         self.executors: StepProcess | None = None
 
-    def start(self, run_id: str, row_id: str, lease: str) -> None:
-        """Start to execute a step under a lease."""
+    def start(self, run_id: str, row_id: str, lease: str, loaded: tuple[RunState, Graph]) -> None:
+        """Start to execute a step under a lease. `loaded` is the run as the advance has written it."""
         if self.executors is not None:
-            self.executors.start(run_id, row_id, lease)
+            self.executors.start(run_id, row_id, lease, loaded)
 
     def abort(self, row_id: str) -> None:
         """Stop executing a step."""
@@ -297,10 +297,11 @@ class Engine:
         return True
 
     def _start_executors(self, state: RunState, plan: Plan) -> None:
-        run_id, starter = state.run.id, self._starter
+        run, starter = state.run, self._starter
+        loaded = state, self._graphs.read(run.workflow_id, run.n)
         for row in plan.executed:
             if row.lease is not None:
-                after_commit(functools.partial(starter.start, run_id, row.id, row.lease))
+                after_commit(functools.partial(starter.start, run.id, row.id, row.lease, loaded))
         for row_id in plan.aborted:
             after_commit(functools.partial(starter.abort, row_id))
 

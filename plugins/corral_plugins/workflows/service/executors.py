@@ -27,19 +27,22 @@ from corral_plugins.secrets.api import Secrets
 from corral_plugins.workflows.api import StepFailure, StepResult, StepType
 from corral_plugins.workflows.models import StepRun, fetch_tuples
 from corral_plugins.workflows.service.engine import Engine, StepStarter, failure_report, report_of
-from corral_plugins.workflows.service.graph import Step
+from corral_plugins.workflows.service.graph import Graph, Step
 from corral_plugins.workflows.service.rendering import Rendering
-from corral_plugins.workflows.service.run_state import RunState, StepRow
+from corral_plugins.workflows.service.run_state import RunState, StepRow, update_row
 from corral_plugins.workflows.service.scopes import LEASE_SECONDS
 from corral_plugins.workflows.service.step_changes import OUTPUT_LIMIT
 from corral_plugins.workflows.service.step_types import StepTypes
-from corral_plugins.workflows.service.wakeups import wake
+from corral_plugins.workflows.service.wakeups import claim_advance, wake
 
 log = logging.getLogger("corral.workflows")
 Json = dict[str, Any]
+Loaded = tuple[RunState, Graph]
 RENEW_SECONDS = 15.0
 CONCURRENCY = 100
 BATCH = 200
+SMALL_OUTPUT = 4096
+"""Outputs of at most so many bytes are redacted on the event loop, because a change of the thread takes longer."""
 STOP_SECONDS = 5.0
 ENTRY = UnitContext(label="workflows: steps", actor=SYSTEM)
 
@@ -56,15 +59,22 @@ class StepExecutors:
     def __init__(self, work: Work, engine: Engine, starter: StepStarter, types: StepTypes, redactor: Redactor) -> None:
         self._work, self._engine, self._types, self._redactor = work, engine, types, redactor
         self._tasks: dict[str, tuple[str, asyncio.Task[None]]] = {}
+        self._advances: set[asyncio.Task[None]] = set()
         self._slots = asyncio.Semaphore(CONCURRENCY)
         self._is_stopping = False
+        self._refused: list[str] = []
         starter.executors = self
 
-    def start(self, run_id: str, row_id: str, lease: str) -> None:
-        """Execute a step. Called on the event loop when the lease is committed."""
+    def start(self, run_id: str, row_id: str, lease: str, loaded: Loaded | None = None) -> None:
+        """Execute a step. Called on the event loop when the lease is committed.
+
+        `loaded` is the run as the advance that started the step has written it.
+        """
         if self._is_stopping:
+            self._refused.append(lease)
             return
-        task = asyncio.get_running_loop().create_task(self._execute(run_id, row_id, lease), name=f"step {row_id}")
+        work = self._execute(run_id, row_id, lease, loaded)
+        task = asyncio.get_running_loop().create_task(work, name=f"step {row_id}")
         self._tasks[row_id] = (lease, task)
         task.add_done_callback(functools.partial(self._forget, row_id, lease))
 
@@ -83,13 +93,15 @@ class StepExecutors:
     async def stop(self) -> None:
         """Stop all steps, and end their leases, so that another process takes them over at once."""
         self._is_stopping = True
-        tasks = [task for _, task in self._tasks.values()]
         leases = [lease for lease, _ in self._tasks.values()]
+        tasks = [*(task for _, task in self._tasks.values()), *self._advances]
         if tasks:
             await asyncio.wait(tasks, timeout=STOP_SECONDS)
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+        leases += self._refused
+        if leases:
             ended = StepRun.update(lease_until=clock.FIRST).where(StepRun.lease.in_(leases))
             await self._work(ended.execute, entry=ENTRY)
 
@@ -97,6 +109,19 @@ class StepExecutors:
         """Execute the steps of processes that have died."""
         if not self._is_stopping:
             await self._work(self._claim_abandoned, entry=ENTRY)
+
+    def _advance(self, run_id: str) -> None:
+        """Advance a run soon. If this fails, the sweep queues the advance again."""
+        task = asyncio.get_running_loop().create_task(self._engine.advance(run_id), name=f"advance {run_id}")
+        self._advances.add(task)
+        task.add_done_callback(self._advanced)
+
+    def _advanced(self, task: asyncio.Task[None]) -> None:
+        self._advances.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.error(
+                "a workflow run could not be advanced", exc_info=task.exception(), extra={"task": task.get_name()}
+            )
 
     # -- leases
 
@@ -131,9 +156,11 @@ class StepExecutors:
 
     # -- execution
 
-    async def _execute(self, run_id: str, row_id: str, lease: str) -> None:
+    async def _execute(self, run_id: str, row_id: str, lease: str, loaded: Loaded | None) -> None:
+        if self._slots.locked():
+            loaded = None  # is too old when this step has a slot
         async with self._slots:
-            found = await self._work(lambda: self._engine.load(run_id), entry=ENTRY, read=True)
+            found = loaded or await self._work(lambda: self._engine.load(run_id), entry=ENTRY, read=True)
             if found is None:
                 return
             state, graph = found
@@ -160,7 +187,7 @@ class StepExecutors:
             async with asyncio.timeout(step.timeout_seconds):
                 assert kind.execute is not None
                 found = await kind.execute(context)
-            return given, await asyncio.to_thread(self._report, state, found)
+            return given, await self._report(state, found)
         except TimeoutError:
             message = f"The step took longer than {step.timeout_seconds} seconds."
             return given, failure_report(StepFailure("timeout", message, kind="timeout"))
@@ -177,14 +204,19 @@ class StepExecutors:
             raise StepFailure("plugin_disabled", detail, retryable=False)
         return kind
 
-    def _report(self, state: RunState, found: Any) -> Json:
+    async def _report(self, state: RunState, found: Any) -> Json:
         """Return the report about what a step type returned, redacted."""
         result = found if isinstance(found, StepResult) else StepResult(output=found)
         encoded = msgspec.json.encode(result.output)
         if len(encoded) > OUTPUT_LIMIT:
             raise StepFailure("output_too_large", "The output of the step is larger than 256 KiB.", retryable=False)
-        with machine_text("workflow_run", state.run.id):
-            return {**report_of(result), "output": self._redactor.redact_json(msgspec.json.decode(encoded))}
+
+        def redact() -> Any:
+            with machine_text("workflow_run", state.run.id):
+                return self._redactor.redact_json(msgspec.json.decode(encoded))
+
+        output = redact() if len(encoded) <= SMALL_OUTPUT else await asyncio.to_thread(redact)
+        return {**report_of(result), "output": output}
 
     def _with_secrets(
         self, state: RunState, step: Step, row: StepRow, rendering: Rendering
@@ -203,12 +235,18 @@ class StepExecutors:
         return with_secrets
 
     async def _store(self, run_id: str, row_id: str, lease: str, given: Any, output: Any, report: Json) -> None:
-        """Report the end of a step, unless its lease has ended. Retries while the database is unavailable."""
+        """Report the end of a step, unless its lease has ended. Retries while the database is unavailable.
+
+        Then advance the run, unless an advance is queued already. A job would need three more transactions.
+        """
 
         def store() -> None:
-            wake(run_id)
+            if self._is_stopping or not claim_advance(run_id):
+                wake(run_id)
+            else:
+                after_commit(functools.partial(self._advance, run_id))
             changes = {"input": given, "output": output, "report": report, "lease": None, "lease_until": None}
-            if not StepRun.update(changes).where((StepRun.id == row_id) & (StepRun.lease == lease)).execute():
+            if not update_row(StepRun, changes, {"id": row_id, "lease": lease}):
                 raise LeaseLost
 
         while True:

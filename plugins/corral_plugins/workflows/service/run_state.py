@@ -6,13 +6,15 @@ cannot change in the meantime, because the changes are written only if the revis
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import functools
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
 from corral import clock
+from corral.database.statement import Statement
 from corral.ids import new_id
 from corral_plugins.workflows.models import Run, StepRun
 from corral_plugins.workflows.service.graph import Step
@@ -76,9 +78,22 @@ class StepRow(msgspec.Struct, kw_only=True):
         )
 
 
-LIGHT = tuple(
-    getattr(StepRun, name) for name in StepRow.__struct_fields__ if name not in ("input", "output", "is_new", "changes")
+LIGHT = tuple(name for name in StepRow.__struct_fields__ if name not in ("input", "output", "is_new", "changes"))
+RUN_COLUMNS = tuple(Run._meta.sorted_field_names)
+_RUN = Statement(lambda p: Run.select().where(Run.id == p("id")).tuples())
+_ROWS = Statement(
+    lambda p: (
+        StepRun.select(*(getattr(StepRun, name) for name in LIGHT))
+        .where(StepRun.run_id == p("run_id"))
+        .order_by(StepRun.id)
+        .tuples()
+    )
 )
+_INSERT = Statement(lambda p: StepRun.insert({field: p(field.name) for field in StepRun._meta.sorted_fields}))
+_CONVERTED: Mapping[str, Any] = {
+    name: getattr(StepRun, name).python_value
+    for name in ("iteration", "error", "report", "attempts", "reused", "person")
+}
 
 
 class RunState:
@@ -125,11 +140,24 @@ def row_key(name: str, iteration: Iterable[int]) -> str:
 
 def load_state(run_id: str) -> RunState | None:
     """Return the state of a run, or None if the run does not exist. The run is read before its steps."""
-    run: Run | None = Run.get_or_none(Run.id == run_id)
-    if run is None:
+    found = _RUN.one({"id": run_id})
+    if found is None:
         return None
-    found: Any = StepRun.select(*LIGHT).where(StepRun.run_id == run_id).order_by(StepRun.id).dicts()
-    return RunState(run, [StepRow(**row) for row in found])
+    return RunState(_run_of(found), [_row_of(row) for row in _ROWS.rows({"run_id": run_id})])
+
+
+def _run_of(values: tuple[Any, ...]) -> Run:
+    run, fields = Run(), Run._meta.fields
+    for name, value in zip(RUN_COLUMNS, values, strict=True):
+        run.__data__[name] = fields[name].python_value(value)
+    return run
+
+
+def _row_of(values: tuple[Any, ...]) -> StepRow:
+    columns = dict(zip(LIGHT, values, strict=True))
+    for name, convert in _CONVERTED.items():
+        columns[name] = convert(columns[name])
+    return StepRow(**columns)
 
 
 def read_values(ids: list[str]) -> dict[str, tuple[Any, Any]]:
@@ -141,18 +169,40 @@ def read_values(ids: list[str]) -> dict[str, tuple[Any, Any]]:
 def claim_revision(state: RunState) -> bool:
     """Write the changed columns of the run if nobody has changed the run since it was read. Return whether it was."""
     changes = {**state.changes, "revision": state.run.revision + 1}
-    unchanged = (Run.id == state.run.id) & (Run.revision == state.run.revision)
-    return bool(Run.update(changes).where(unchanged).execute())
+    guards = {"id": state.run.id, "revision": state.run.revision}
+    return bool(update_row(Run, changes, guards))
 
 
 def write_rows(state: RunState) -> None:
     """Insert the new rows and update the changed ones. Call `claim_revision` first, which locks the run."""
-    new = [row for row in state.rows.values() if row.is_new]
-    if new:
-        StepRun.insert_many([_columns(state.run.id, row) for row in new]).execute()
     for row in state.rows.values():
-        if row.changes and not row.is_new:
-            StepRun.update(row.changes).where(StepRun.id == row.id).execute()
+        if row.is_new:
+            _INSERT.run(_encoded(StepRun, _columns(state.run.id, row)))
+        elif row.changes:
+            update_row(StepRun, row.changes, {"id": row.id})
+
+
+def update_row(model: type[Run | StepRun], changes: Json, guards: Json) -> int:
+    """Change columns of the row that has the values of `guards`. Return the number of changed rows."""
+    statement = _update_statement(model, tuple(changes), tuple(guards))
+    return statement.run(_encoded(model, changes) | {f"old {name}": value for name, value in guards.items()})
+
+
+@functools.lru_cache(maxsize=500)
+def _update_statement(model: Any, columns: tuple[str, ...], guards: tuple[str, ...]) -> Statement:
+    """Return the compiled update of these columns. Advances change the same few sets of columns again and again."""
+
+    def build(p: Any) -> Any:
+        where = [getattr(model, name) == p(f"old {name}") for name in guards]
+        return model.update({getattr(model, name): p(name) for name in columns}).where(*where)
+
+    return Statement(build)
+
+
+def _encoded(model: Any, values: Json) -> Json:
+    """Return the values as the driver takes them."""
+    fields = model._meta.fields
+    return {name: fields[name].db_value(value) for name, value in values.items()}
 
 
 def _columns(run_id: str, row: StepRow) -> Json:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, cast
 
+import peewee
+
 from corral import clock
 from corral.auth.principal import Principal, require_owner
 from corral.auth.visibility import visible
@@ -168,10 +170,10 @@ class RunsService:
         run = find_controllable_run(run_id, by)
         may_pause = (Run.id == run.id) & Run.status.in_(("running", "waiting")) & (Run.paused == False)  # noqa: E712  (SQL)
         may_pause &= Run.stop.is_null()
-        if not Run.update(paused=True, status="paused").where(may_pause).execute():
+        since = peewee.fn.COALESCE(Run.people_since, clock.now())
+        if not Run.update(paused=True, status="paused", people_since=since).where(may_pause).execute():
             raise _wrong_state(run_id, "Only a run that is running or waiting can be paused.")
-        since = {"people_since": clock.now()} if run.people_since is None else {}
-        wake(run.id, **since)
+        wake(run.id)
         found = find_readable_run(run_id, by)
         emit_run_event(found, RunPaused)
         return found

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from corral import clock
+from corral.database.statement import Statement
 from corral.jobs.job import enqueue
 from corral_plugins.workflows.models import Run, fetch_tuples
 
@@ -13,17 +12,31 @@ LOST_SECONDS = 10.0
 """If an advance that was queued has not read the run after this time, the sweep queues it again."""
 
 
-def wake(run_id: str, **changes: Any) -> bool:
+_QUEUE = Statement(
+    lambda p: Run.update(revision=Run.revision + 1, queued_at=p("now"), due_at=p("due_at")).where(
+        (Run.id == p("id")) & (Run.queued_at == "")
+    )
+)
+_MARK = Statement(lambda p: Run.update(revision=Run.revision + 1).where(Run.id == p("id")))
+
+
+def wake(run_id: str) -> bool:
     """Lock a run, mark it as changed, and queue an advance. Call this before changing a step of the run.
 
-    `changes` are columns of the run that change too. Return False if the run does not exist.
+    Return False if the run does not exist.
     """
-    revised = {"revision": Run.revision + 1, **changes}
-    queued = {**revised, "queued_at": clock.now(), "due_at": clock.now(LOST_SECONDS)}
-    if Run.update(queued).where((Run.id == run_id) & (Run.queued_at == "")).execute():
+    if claim_advance(run_id):
         enqueue(JOB, run_id=run_id)
         return True
-    return bool(Run.update(revised).where(Run.id == run_id).execute())
+    return bool(_MARK.run({"id": run_id}))
+
+
+def claim_advance(run_id: str) -> bool:
+    """Lock a run and mark it as changed, unless an advance is queued already. Return whether none was.
+
+    Then the caller advances the run itself after the commit. If its process dies before, the sweep queues the advance.
+    """
+    return bool(_QUEUE.run({"id": run_id, "now": clock.now(), "due_at": clock.now(LOST_SECONDS)}))
 
 
 def queue_due_runs(limit: int) -> int:

@@ -1,0 +1,1 @@
+"""Files: inputs of tasks and what comes out of them."""

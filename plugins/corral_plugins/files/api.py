@@ -1,0 +1,144 @@
+"""The public API of files: the `Files` service, the facts about a file, the events and the error codes."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterable, AsyncIterator
+from typing import Literal, Protocol
+
+import msgspec
+
+from corral.auth.principal import Principal
+from corral.database.model import PRIVATE
+from corral.errors import declare_codes
+from corral.events.event import Event, SystemAlert
+
+declare_codes(
+    {
+        "blocked_file_type": (
+            415,
+            "Files of this type are not accepted",
+            "Send another file, or ask an admin to change the setting files.blocked_types.",
+        ),
+        "invalid_signature": (  # 403 on the routes of files
+            401,
+            "The signature is missing or wrong",
+            "Sign the raw bytes of the body with the current secret of the webhook, and send the time of this moment. "
+            "For a link to a file, make a new link.",
+        ),
+    }
+)
+
+FileVisibility = Literal["private", "task"]
+SourceType = Literal["user", "worker", "agent", "export", "step"]
+
+
+class FileSource(msgspec.Struct, frozen=True, kw_only=True):
+    """What made a file: a person, a worker or an agent, an export, or a step of a workflow.
+
+    `attempt_id` is the attempt of the task that made it, if there is one.
+    """
+
+    type: SourceType
+    id: str | None = None
+    attempt_id: str | None = None
+
+
+class FileFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """The facts about a stored file. `detected_type` is the media type of its bytes."""
+
+    id: str
+    name: str
+    size_bytes: int
+    sha256: str
+    detected_type: str
+    owner_id: str
+    task_id: str | None
+    source: FileSource
+
+
+class Files(Protocol):
+    """Stores and reads files for other plugins.
+
+    `facts` and `readable` run in the caller's unit of work; the other methods open their own, so call them outside of
+    units. They raise `Unavailable` while the file store is down.
+    """
+
+    async def put(
+        self,
+        stream: AsyncIterable[bytes],
+        *,
+        name: str,
+        owner_id: str,
+        source: FileSource,
+        task_id: str | None = None,
+        visibility: FileVisibility = "private",
+        content_type: str | None = None,
+        expires_at: str | None = None,
+        limit: int | None = None,
+    ) -> FileFacts:
+        """Store a stream as a new file of a user. The file exists completely or not at all.
+
+        Raise `TooLarge` beyond `limit` bytes (by default, the setting `files.max_upload_bytes`), and `TooMany`
+        (`quota_exceeded`) if the owner's files would become larger than the quota.
+        """
+        ...
+
+    def facts(self, file_id: str) -> FileFacts | None:
+        """Return the facts about a file, whoever may read it, or None if it does not exist."""
+        ...
+
+    def readable(self, file_id: str, *, by: Principal) -> FileFacts | None:
+        """Return the facts about a file, or None if the caller may not read it or it does not exist."""
+        ...
+
+    async def open(self, file_id: str) -> AsyncIterator[bytes]:
+        """Return the bytes of a file in chunks, after checking that they are undamaged.
+
+        The caller must have checked that the reader may read the file. Raise `NotFound` if it does not exist.
+        """
+        ...
+
+    async def remove(self, file_id: str) -> bool:
+        """Delete a file. Return False if it does not exist."""
+        ...
+
+
+class _FileEvent(Event, kw_only=True):
+    """The fields of every event about a file. A file that is shared with its task is visible to its readers."""
+
+    file_id: str
+    name: str
+    size_bytes: int
+    detected_type: str
+    task_id: str | None
+    owner_id: str
+
+
+class FileUploaded(_FileEvent):
+    """A file was stored."""
+
+    event = "file.uploaded"
+    visibility = PRIVATE
+
+
+class FileUpdated(_FileEvent):
+    """The name, the task, the visibility or the expiry of a file was changed."""
+
+    event = "file.updated"
+    visibility = PRIVATE
+
+
+class FileDeleted(_FileEvent):
+    """A file was deleted."""
+
+    event = "file.deleted"
+    visibility = PRIVATE
+
+
+class FileDamaged(SystemAlert, kw_only=True):
+    """Alerts admins that the stored bytes of a file are missing or differ from what was uploaded."""
+
+    file_id: str
+
+
+EVENTS = (FileUploaded, FileUpdated, FileDeleted)

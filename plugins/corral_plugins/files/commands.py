@@ -1,0 +1,229 @@
+"""`corral files`: stores, reads and shares files from a terminal, and moves all files to another store."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from corral.cli.api_client import ApiClient, ApiClientError
+from corral.cli.output import config_option, json_option, print_fields, print_table, print_value
+from corral.cli.server_connection import client_command, complete_names
+
+if TYPE_CHECKING:
+    from corral.plugin import OpenSession
+
+COLUMNS = ("name", "size", "detected_type", "visibility", "task_id", "created_at", "id")
+SOURCES = ("user", "worker", "agent", "export", "step")
+UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
+
+file_argument = click.argument("file", shell_complete=complete_names("/files"))
+
+
+@click.group("files")
+def files_command_group() -> None:
+    """Store, read and share files: inputs of tasks and what comes out of them."""
+
+
+@files_command_group.command("list")
+@click.option("--task", "task_id", metavar="ID", help="list only files of this task")
+@click.option("--search", help="list only files whose name contains this text")
+@click.option("--source", type=click.Choice(SOURCES), help="list only files that this kind of caller made")
+@client_command
+def list_files(client: ApiClient, *, as_json: bool, **filters: str | None) -> None:
+    """List the files that you may read, newest first."""
+    query = {name: value for name, value in filters.items() if value is not None}
+    print_table(
+        list(client.pages("/files", **query)),
+        COLUMNS,
+        as_json=as_json,
+        empty="There are no such files. Store one: corral files upload PATH",
+        computed={"size": lambda file: format_bytes(file["size_bytes"])},
+    )
+
+
+@files_command_group.command("upload")
+@click.argument("path", type=click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path))
+@click.option("--name", help="name of the file (default: the name of PATH)")
+@click.option("--task", "task_id", metavar="ID", help="task that the file belongs to")
+@click.option("--share", is_flag=True, help="let everyone who may read the task read the file")
+@click.option("--expires-at", metavar="TIME", help="delete the file at this time, such as 2030-01-31T12:00:00Z")
+@client_command
+def upload_file(
+    client: ApiClient,
+    *,
+    path: Path,
+    name: str | None,
+    task_id: str | None,
+    share: bool,
+    expires_at: str | None,
+    as_json: bool,
+) -> None:
+    """Store a file, or standard input if PATH is `-`."""
+    if share and task_id is None:
+        raise click.UsageError("--share needs --task ID: a file is shared with the readers of its task")
+    given = {"name": name, "visibility": "task" if share else None, "expires_at": expires_at}
+    fields = {key: value for key, value in given.items() if value is not None}
+    query = {} if task_id is None else {"task_id": task_id}
+    with sys.stdin.buffer if str(path) == "-" else path.open("rb") as content:
+        shown = name or ("stdin" if str(path) == "-" else path.name)
+        made = client.upload("/files/upload", content, shown, query=query, fields=fields)
+    text = f"Stored {made['name']} ({format_bytes(made['size_bytes'])}) as {made['id']}."
+    print_value(made, as_json=as_json, text=text)
+
+
+@files_command_group.command("download")
+@file_argument
+@click.option(
+    "--to",
+    "target",
+    type=click.Path(allow_dash=True, path_type=Path),
+    help="file or folder to write to, or - for standard output (default: the name of the file)",
+)
+@click.option("--force", is_flag=True, help="replace a file that exists")
+@client_command
+def download_file(client: ApiClient, *, file: str, target: Path | None, force: bool, as_json: bool) -> None:
+    """Download a file, and check its SHA-256. The file appears under its name only when it is complete."""
+    found = _find(client, file)
+    if target is not None and str(target) == "-":
+        with client.download(f"/files/{found['id']}/download") as chunks:
+            for chunk in chunks:
+                sys.stdout.buffer.write(chunk)
+        return
+    path = Path(found["name"]) if target is None else target / found["name"] if target.is_dir() else target
+    if path.exists() and not force:
+        raise click.ClickException(f"{path} exists; replace it with --force, or choose another place with --to")
+    _write(client, found, path)
+    text = f"Wrote {format_bytes(found['size_bytes'])} to {path}."
+    print_value({**found, "path": str(path)}, as_json=as_json, text=text)
+
+
+@files_command_group.command("show")
+@file_argument
+@click.option("--link", is_flag=True, help="also make a link that downloads the file without a login for an hour")
+@client_command
+def show_file(client: ApiClient, *, file: str, link: bool, as_json: bool) -> None:
+    """Show a file, and with --link a link to it."""
+    found = _find(client, file)
+    made = client.get(f"/files/{found['id']}/url") if link else {}
+    said = found["content_type"] if found["type_mismatch"] else None
+    shown = {
+        "name": found["name"],
+        "id": found["id"],
+        "size": format_bytes(found["size_bytes"]),
+        "type": found["detected_type"],
+        "uploaded as": said,
+        "sha256": found["sha256"],
+        "visibility": found["visibility"],
+        "task": found["task_id"],
+        "owner": found["owner_id"],
+        "made by": found["source"]["type"],
+        "created": found["created_at"],
+        "expires": found["expires_at"],
+        "link": _whole_url(client, made["url"]) if made else None,
+        "link expires": made.get("expires_at"),
+    }
+    print_fields({**found, **({"link": made} if made else {})}, shown, as_json=as_json)
+
+
+@files_command_group.command("share")
+@file_argument
+@click.option("--task", "task_id", metavar="ID", help="task with whose readers the file is shared")
+@click.option("--off", is_flag=True, help="make the file private again")
+@client_command
+def share_file(client: ApiClient, *, file: str, task_id: str | None, off: bool, as_json: bool) -> None:
+    """Share a file with everyone who may read its task, or make it private again."""
+    found = _find(client, file)
+    if not off and task_id is None and found["task_id"] is None:
+        raise click.UsageError("the file belongs to no task; name one with --task ID")
+    body = {"visibility": "private" if off else "task", **({} if task_id is None else {"task_id": task_id})}
+    changed = client.send("PATCH", f"/files/{found['id']}", body=body)
+    text = f"{changed['name']} is private." if off else f"{changed['name']} is shared with its task."
+    print_value(changed, as_json=as_json, text=text)
+
+
+@files_command_group.command("delete")
+@file_argument
+@client_command
+def delete_file(client: ApiClient, *, file: str, as_json: bool) -> None:
+    """Delete a file. Its links stop working."""
+    found = _find(client, file)
+    client.send("DELETE", f"/files/{found['id']}")
+    print_value(found, as_json=as_json, text=f"Deleted {found['name']}.")
+
+
+@files_command_group.command("usage")
+@client_command
+def show_usage(client: ApiClient, *, as_json: bool) -> None:
+    """Show what your files take, and your quota."""
+    found = client.get("/files/usage")
+    quota = "unlimited" if found["quota_bytes"] is None else format_bytes(found["quota_bytes"])
+    shown = {"files": found["files"], "size": format_bytes(found["bytes"]), "quota": quota}
+    print_fields(found, shown, as_json=as_json)
+
+
+@files_command_group.command("move")
+@click.option("--to", "url", required=True, metavar="URL", help="the other store: s3://bucket?endpoint=… or file:///…")
+@config_option
+@json_option
+@click.pass_obj
+def move_files(open_session: OpenSession, url: str, config_path: Path | None, as_json: bool) -> None:
+    """Copy all stored files to another store, and verify them. Run it again after an interruption: it continues.
+
+    The server goes on with the present store. When the copy is complete, set CORRAL_STORAGE_URL to the new URL, restart
+    the server, and run this command once more with the old CORRAL_STORAGE_URL to copy what came in between.
+    """
+    import asyncio
+
+    from corral.cli.file_stores import open_file_store
+    from corral_plugins.files.service.moves import FileMove
+
+    target = open_file_store(url, config_path)
+    if target is None:
+        raise click.ClickException("no active plugin supports this URL; use s3://bucket?endpoint=… or file:///…")
+    with open_session(config_path, "files move") as session:
+        move = FileMove(session.service, session.run)
+        told = asyncio.run(move.run(target))
+    if told.failed:
+        names = ", ".join(told.failed[:5])
+        raise click.ClickException(f"{len(told.failed)} files could not be copied undamaged: {names}")
+    found: dict[str, Any] = {"copied": told.copied, "present": told.present, "bytes": told.bytes}
+    text = (
+        f"Copied {told.copied} files ({format_bytes(told.bytes)}); {told.present} were there already. "
+        f"Now set CORRAL_STORAGE_URL to the new URL and restart the server."
+    )
+    print_value(found, as_json=as_json, text=text)
+
+
+def format_bytes(size: int) -> str:
+    """Format a size, for example `12 bytes` or `3.5 MiB`."""
+    value, unit = float(size), 0
+    while value >= 1024 and unit < len(UNITS) - 1:
+        value, unit = value / 1024, unit + 1
+    return f"{value:.0f} {UNITS[unit]}" if unit == 0 or value >= 100 else f"{value:.1f} {UNITS[unit]}"
+
+
+def _find(client: ApiClient, file: str) -> Any:
+    return client.find("/files", file, kind="file")
+
+
+def _whole_url(client: ApiClient, url: str) -> str:
+    return url if "://" in url else f"{client.url}{url}"
+
+
+def _write(client: ApiClient, found: Any, path: Path) -> None:
+    import hashlib
+
+    part, digest = path.with_name(f"{path.name}.part"), hashlib.sha256()
+    try:
+        with part.open("wb") as file, client.download(f"/files/{found['id']}/download") as chunks:
+            for chunk in chunks:
+                digest.update(chunk)
+                file.write(chunk)
+        if digest.hexdigest() != found["sha256"]:
+            raise ApiClientError("the download was interrupted; run the command again")
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)

@@ -1,0 +1,44 @@
+"""Background work of files."""
+
+from __future__ import annotations
+
+from corral.events.log import LoggedEvent
+from corral.jobs.job import Job, Schedule, enqueue
+from corral_plugins.files.service.sweeps import FileSweeps
+
+FORGET_JOB, LEAVE_JOB = "files.forget_owner", "files.leave_task"
+HOUR, WEEK = 3600.0, 7 * 86_400.0
+
+
+async def sweep_files(sweeps: FileSweeps) -> None:
+    """Delete expired files, and what interrupted uploads left behind."""
+    await sweeps.sweep()
+
+
+async def verify_files(sweeps: FileSweeps) -> None:
+    """Verify a sample of the stored files."""
+    await sweeps.verify()
+
+
+async def forget_owner(user_id: str, sweeps: FileSweeps) -> None:
+    """Delete the private files of a purged user."""
+    await sweeps.forget_owner(user_id)
+
+
+async def leave_task(task_id: str, sweeps: FileSweeps) -> None:
+    """Give the files of a deleted task back to their owners."""
+    await sweeps.leave_task(task_id)
+
+
+def on_user_purged(event: LoggedEvent) -> None:
+    """Enqueue the job that deletes the private files of a purged user."""
+    enqueue(FORGET_JOB, user_id=event.object_id)
+
+
+def on_task_deleted(event: LoggedEvent) -> None:
+    """Enqueue the job that detaches the files of a deleted task."""
+    enqueue(LEAVE_JOB, task_id=event.object_id)
+
+
+JOBS = (Job(FORGET_JOB, forget_owner), Job(LEAVE_JOB, leave_task))
+SCHEDULES = (Schedule("files.sweep", HOUR, sweep_files), Schedule("files.verify", WEEK, verify_files))

@@ -1,0 +1,1 @@
+"""The rules about files, and where their bytes are kept."""

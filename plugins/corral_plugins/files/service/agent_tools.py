@@ -1,0 +1,187 @@
+"""The tools with which agents list, read and write files."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+from corral.errors import NotFound
+from corral_plugins.files.api import FileSource
+from corral_plugins.files.models import File
+from corral_plugins.files.service.downloads import Downloads
+from corral_plugins.files.service.registry import FileRegistry, view_of
+from corral_plugins.files.service.uploads import NewFile, Uploads
+from corral_plugins.files.settings import ARTIFACT_VISIBILITY
+from corral_plugins.files.shapes import FileQuery
+from corral_plugins.tools.api import Json, Tool, ToolContext, ToolFailure, ToolOutput
+
+READ_BYTES = 48 * 1024  # of text in one call; the result of a tool may have 64 KiB
+WRITE_CHARACTERS = 256 * 1024
+SHOWN = ("id", "name", "size_bytes", "detected_type", "task_id", "created_at")
+ID = {"type": "string", "format": "uuid"}
+
+LIST_SCHEMA: Json = {
+    "type": "object",
+    "properties": {
+        "task_id": {**ID, "description": "List only files of this task. By default, all readable files."},
+        "search": {"type": "string", "minLength": 1, "maxLength": 200, "description": "Text in the name."},
+        "limit": {"type": "integer", "minimum": 1, "maximum": 50},
+    },
+    "additionalProperties": False,
+}
+READ_SCHEMA: Json = {
+    "type": "object",
+    "properties": {
+        "file_id": {**ID, "description": "The file to read."},
+        "offset": {"type": "integer", "minimum": 0, "description": "The byte to begin at, from next_offset."},
+    },
+    "required": ["file_id"],
+    "additionalProperties": False,
+}
+WRITE_SCHEMA: Json = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "minLength": 1, "maxLength": 255, "description": "The name of the new file."},
+        "content": {"type": "string", "maxLength": WRITE_CHARACTERS, "description": "The text of the file."},
+    },
+    "required": ["name", "content"],
+    "additionalProperties": False,
+}
+
+
+class AgentFiles:
+    """Implements the file tools. The agent reads what the requester of its task may read."""
+
+    def __init__(self, registry: FileRegistry, downloads: Downloads, uploads: Uploads) -> None:
+        self._registry, self._downloads, self._uploads = registry, downloads, uploads
+
+    def list_files(self, context: ToolContext, arguments: Json) -> Json:
+        """List files, newest first. Runs in the unit of work of the call."""
+        filters: Json = {name: arguments[name] for name in ("task_id", "search") if name in arguments}
+        query = FileQuery(limit=arguments.get("limit", 20), **filters)
+        page = self._registry.list_files(query, context.caller)
+        items = [{name: getattr(file, name) for name in SHOWN} for file in page.items]
+        return {"files": items, "total": page.total}
+
+    async def read_file(self, context: ToolContext, arguments: Json) -> ToolOutput:
+        """Read a part of a text file. A file that the requester did not upload is untrusted."""
+        row = await context.work(lambda: self._find(context, arguments["file_id"]), read=True)
+        if not row.detected_type.startswith("text/") and row.detected_type not in ("image/svg+xml", "application/xml"):
+            raise ToolFailure("not_text", f"The file is of the type {row.detected_type}; only text can be read.")
+        start = int(arguments.get("offset", 0))
+        text, end = await self._text(row, start)
+        value: Json = {**{name: getattr(row, name) for name in SHOWN}, "text": text}
+        if end < row.size_bytes:
+            value["next_offset"] = end
+        view = view_of(row)
+        is_own = view.source.type == "user" and row.owner_id == context.caller.user_id
+        return ToolOutput(value=value, untrusted=() if is_own else (f"file:{row.id}",))
+
+    async def write_file(self, context: ToolContext, arguments: Json) -> Json:
+        """Store a text as a new file of the task."""
+        caller = context.caller
+        visibility = self._uploads.settings.get(ARTIFACT_VISIBILITY)
+        new = NewFile(
+            name=arguments["name"],
+            owner_id=caller.user_id or "",
+            source=FileSource(type="agent", id=caller.agent_id),
+            task_id=context.task_id,
+            visibility="task" if visibility == "task" else "private",
+            content_type="text/plain",
+            lease=(context.task_id, context.lease_id),
+        )
+        row, _ = await self._uploads.store(new, _one(arguments["content"].encode()))
+        return {"file_id": row.id, "name": row.name, "size_bytes": row.size_bytes}
+
+    def sees(self, context: ToolContext, arguments: Json) -> bool:
+        """Return whether the requester may read the file that the arguments name."""
+        try:
+            self._find(context, arguments["file_id"])
+        except NotFound:
+            return False
+        return True
+
+    def _find(self, context: ToolContext, file_id: str) -> File:
+        return self._registry.find(file_id.lower(), context.caller)
+
+    async def _text(self, row: File, start: int) -> tuple[str, int]:
+        """Return text from a byte on, and the byte behind its last whole character."""
+        kept, at = b"", 0
+        chunks: Any = await self._downloads.checked_chunks(row)
+        try:
+            async for chunk in chunks:
+                kept += chunk[max(0, start - at) :][: READ_BYTES - len(kept)]
+                at += len(chunk)
+                if len(kept) >= READ_BYTES:
+                    break
+        finally:
+            await chunks.aclose()
+        text = kept.decode("utf-8", "ignore")
+        return text, start + (len(kept) if len(kept) < READ_BYTES else len(text.encode()))
+
+
+class FileTools:
+    """The tools that the `files` plugin contributes.
+
+    The plugin creates them before the services exist, and sets `implementation` later.
+    """
+
+    def __init__(self) -> None:
+        self._implementation: AgentFiles | None = None
+
+    def set_implementation(self, implementation: AgentFiles) -> None:
+        """Connect the tools to their implementation."""
+        self._implementation = implementation
+
+    @property
+    def implementation(self) -> AgentFiles:
+        """The implementation of the tools. Raise `ToolFailure` while the server is starting."""
+        if self._implementation is None:
+            raise ToolFailure("unavailable", "The server is starting.")
+        return self._implementation
+
+    def all(self) -> list[Tool]:
+        """Return all tools."""
+
+        async def read(context: ToolContext, arguments: Json) -> ToolOutput:
+            return await self.implementation.read_file(context, arguments)
+
+        async def write(context: ToolContext, arguments: Json) -> Json:
+            return await self.implementation.write_file(context, arguments)
+
+        return [
+            Tool(
+                name="files.list",
+                title="List files",
+                description="List files that the requester may read, newest first.",
+                risk="read",
+                schema=LIST_SCHEMA,
+                permission="files.read",
+                idempotent=True,
+                run=lambda context, arguments: self.implementation.list_files(context, arguments),
+            ),
+            Tool(
+                name="files.read",
+                title="Read a file",
+                description="Read the text of a file. Long files are read in parts, with next_offset.",
+                risk="read",
+                schema=READ_SCHEMA,
+                permission="files.read",
+                idempotent=True,
+                sees=lambda context, arguments: self.implementation.sees(context, arguments),
+                run=read,
+            ),
+            Tool(
+                name="files.write",
+                title="Write a file",
+                description="Store a text as a new file, which becomes an artifact of the task.",
+                risk="write",
+                schema=WRITE_SCHEMA,
+                permission="files.write",
+                run=write,
+            ),
+        ]
+
+
+async def _one(content: bytes) -> AsyncIterator[bytes]:
+    yield content

@@ -1,0 +1,177 @@
+"""Downloads: whole files, which are checked before the first byte is sent, and ranges of files."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import re
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import NamedTuple
+
+from corral.database.engine import Work
+from corral.errors import NotFound, Problem, Unavailable
+from corral.events.alerts import raise_alert
+from corral.http.answers import Request, Stream
+from corral.storage.blobs import BlobMissing
+from corral_plugins.files.api import FileDamaged
+from corral_plugins.files.models import File
+from corral_plugins.files.service.detection import served_type
+from corral_plugins.files.service.names import content_disposition
+from corral_plugins.files.service.registry import FileRegistry
+from corral_plugins.files.service.storage import RETRY_SECONDS, FileStorage
+
+IN_MEMORY_BYTES = 1024 * 1024  # smaller files are read once; larger ones once to check them, and once to send them
+_RANGE = re.compile(r"bytes=\s*(\d{0,18})\s*-\s*(\d{0,18})\s*")
+SANDBOX = "sandbox; default-src 'none'"
+
+
+class ByteRange(NamedTuple):
+    """The bytes from `start` up to `stop` (exclusive)."""
+
+    start: int
+    stop: int
+
+
+class Downloads:
+    """Reads the bytes of files, and answers requests for them."""
+
+    def __init__(self, storage: FileStorage, registry: FileRegistry, work: Work) -> None:
+        self._storage, self._registry, self._work = storage, registry, work
+
+    async def open(self, file_id: str) -> AsyncIterator[bytes]:
+        """Return the undamaged bytes of a file. Raise `NotFound` if it does not exist."""
+        row = await self._work(lambda: self._registry.find_any(file_id), read=True)
+        if row is None:
+            raise NotFound("The file does not exist.")
+        return await self.checked_chunks(row)
+
+    async def respond(self, row: File, request: Request) -> Stream:
+        """Return the response to a `GET` or `HEAD` request for a file.
+
+        It is the whole file (200), a range of it (206), or nothing if the client has it already (304). Raise
+        `range_not_satisfiable` for a range beyond the end of the file.
+        """
+        tag, size = f'"{row.sha256}"', int(row.size_bytes)
+        headers = {
+            "ETag": tag,
+            "Accept-Ranges": "bytes",
+            "Content-Disposition": content_disposition(str(row.name)),
+            "Content-Security-Policy": SANDBOX,
+        }
+        media_type = served_type(str(row.detected_type))
+        if _has_tag(request.header("if-none-match"), tag):
+            return Stream(_nothing(), media_type, headers, 304)
+        wanted = None
+        if request.header("if-range") in (None, tag):
+            wanted = parse_range(request.header("range"), size)
+        part = wanted or ByteRange(0, size)
+        headers["Content-Length"] = str(part.stop - part.start)
+        if wanted is not None:
+            headers["Content-Range"] = f"bytes {part.start}-{part.stop - 1}/{size}"
+        status = 200 if wanted is None else 206
+        if request.method == "HEAD":
+            return Stream(_nothing(), media_type, headers, status)
+        chunks = await (self.checked_chunks(row) if wanted is None else self._range(row, part))
+        return Stream(chunks, media_type, headers, status)
+
+    async def checked_chunks(self, row: File) -> AsyncIterator[bytes]:
+        """Compare all bytes with the size and hash in the row, then return them in chunks."""
+        digest, size, kept = hashlib.sha256(), 0, []
+        chunks = await self._opened(row, 0, None)
+        try:
+            async for chunk in chunks:
+                await asyncio.to_thread(digest.update, chunk)
+                size += len(chunk)
+                if row.size_bytes <= IN_MEMORY_BYTES and size <= IN_MEMORY_BYTES:
+                    kept.append(chunk)
+        finally:
+            await chunks.aclose()
+        if (size, digest.hexdigest()) != (row.size_bytes, row.sha256):
+            raise await self._damaged(row)
+        return _each(kept) if size <= IN_MEMORY_BYTES else await self._opened(row, 0, None)
+
+    async def _range(self, row: File, part: ByteRange) -> AsyncIterator[bytes]:
+        """Return a part of a file. Only its size is checked, because the hash is that of the whole file."""
+        beyond = await self._opened(row, row.size_bytes - 1, row.size_bytes + 1)
+        try:
+            last = b"".join([chunk async for chunk in beyond])
+        finally:
+            await beyond.aclose()
+        if len(last) != 1:
+            raise await self._damaged(row)
+        return await self._opened(row, part.start, part.stop)
+
+    async def _opened(self, row: File, start: int, stop: int | None) -> AsyncGenerator[bytes, None]:
+        try:
+            return await self._storage.read(str(row.key), start, stop)
+        except BlobMissing:
+            raise await self._damaged(row) from None
+
+    async def _damaged(self, row: File) -> Problem:
+        """Alert admins, and return the problem: a damaged file is never sent.
+
+        Return `NotFound` if the file was deleted meanwhile.
+        """
+        file_id = str(row.id)
+
+        def unit() -> bool:
+            if self._registry.find_any(file_id) is None:
+                return False
+            alert = FileDamaged(
+                kind="file_damaged",
+                severity="critical",
+                title="A stored file is damaged",
+                detail=f"The stored bytes of the file {file_id} are missing or differ from what was uploaded.",
+                object={"type": "file", "id": file_id},
+                file_id=file_id,
+            )
+            raise_alert(alert, ("file", file_id))
+            return True
+
+        if not await self._work(unit):
+            return NotFound()
+        detail = "The stored bytes of this file are damaged; the admins have been told."
+        return Unavailable(detail, retry_after=RETRY_SECONDS, code="dependency_unavailable")
+
+    async def verify(self, row: File) -> None:
+        """Check one file for `files.verify`. Raise `Unavailable` if it is damaged or the store is down."""
+        chunks = await self.checked_chunks(row)
+        if isinstance(chunks, AsyncGenerator):
+            await chunks.aclose()
+
+
+def parse_range(header: str | None, size: int) -> ByteRange | None:
+    """Return the range that a `Range` header names, or None if the whole file is to be sent.
+
+    Headers with another unit or several ranges are ignored, as HTTP allows. Raise `range_not_satisfiable`.
+    """
+    found = None if header is None else _RANGE.fullmatch(header)
+    if found is None or found.groups() == ("", ""):
+        return None
+    first, last = found.groups()
+    if not first:
+        start, stop = max(0, size - int(last)), size
+        is_valid = int(last) > 0 and size > 0
+    else:
+        start, stop = int(first), size if not last else min(size, int(last) + 1)
+        if last and int(last) < start:
+            return None
+        is_valid = start < size
+    if not is_valid:
+        detail = f"The file has {size} bytes; the range lies beyond its end."
+        raise Problem(detail, code="range_not_satisfiable", headers={"Content-Range": f"bytes */{size}"})
+    return ByteRange(start, stop)
+
+
+def _has_tag(header: str | None, tag: str) -> bool:
+    tags = [each.strip().removeprefix("W/") for each in (header or "").split(",")]
+    return tag in tags or tags == ["*"]
+
+
+async def _each(chunks: list[bytes]) -> AsyncGenerator[bytes, None]:
+    for chunk in chunks:
+        yield chunk
+
+
+def _nothing() -> AsyncGenerator[bytes, None]:
+    return _each([])

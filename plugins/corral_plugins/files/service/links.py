@@ -1,0 +1,78 @@
+"""Links that download one file for an hour without a login."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+
+from corral import clock
+from corral.crypto import Sealer
+from corral.errors import Forbidden, Gone, NotFound, Problem
+from corral.http.routes import API_PREFIX
+from corral.plugin import InstallationConfig
+from corral_plugins.files.models import File
+from corral_plugins.files.service.detection import served_type
+from corral_plugins.files.service.names import content_disposition
+from corral_plugins.files.service.registry import FileRegistry
+from corral_plugins.files.service.storage import FileStorage
+from corral_plugins.files.shapes import FileLink, LinkQuery
+
+SECONDS = 3600
+PURPOSE = "files.link"
+
+
+class FileLinks:
+    """Makes and checks links. A link of an object store is one that the store itself serves."""
+
+    def __init__(
+        self, storage: FileStorage, registry: FileRegistry, sealer: Sealer, installation: InstallationConfig
+    ) -> None:
+        self._storage, self._registry, self._sealer = storage, registry, sealer
+        self._public_url = (installation.public_url or "").rstrip("/")
+
+    async def make(self, row: File) -> FileLink:
+        """Return a new link to a file."""
+        expires = int(clock.time_s()) + SECONDS
+        store = self._storage.object_store
+        if store is not None:
+            disposition, media = content_disposition(str(row.name)), served_type(str(row.detected_type))
+            url = await store.link(str(row.key), SECONDS, disposition=disposition, media_type=media)
+        else:
+            signature = _encode(self._sealer.mac(PURPOSE, _signed(str(row.id), str(expires))))
+            path = f"{API_PREFIX}/files/{row.id}/content?expires={expires}&signature={signature}"
+            url = f"{self._public_url}{path}"
+        return FileLink(url=url, expires_at=clock.format_instant(expires), expires_in_seconds=SECONDS)
+
+    def open(self, file_id: str, query: LinkQuery) -> File:
+        """Return the file to which a link leads. Raise `Forbidden`, `Gone` (`link_expired`) or `NotFound`."""
+        if not self._sealer.verify(PURPOSE, _signed(file_id, query.expires), _decode(query.signature)):
+            raise Forbidden("The link was changed; make a new one.", code="invalid_signature")
+        if int(query.expires) <= clock.time_s():
+            raise Gone("The link has expired; make a new one.", code="link_expired")
+        row = self._registry.find_any(file_id)
+        if row is None:
+            raise NotFound()
+        return row
+
+
+def complete_problem(problem: Problem) -> None:
+    """Give a wrong signature of a link the status 403: the link is the permission, not a credential of a caller."""
+    if problem.code == "invalid_signature":
+        problem.status = 403
+
+
+def _signed(file_id: str, expires: str) -> bytes:
+    return f"GET\n{file_id.lower()}\n{expires}".encode()
+
+
+def _encode(mac: bytes) -> str:
+    return base64.urlsafe_b64encode(mac).rstrip(b"=").decode()
+
+
+def _decode(signature: str) -> bytes:
+    """Return the bytes of a signature, or nothing if it is not written as `_encode` writes it."""
+    try:
+        mac = base64.b64decode(signature + "=" * (-len(signature) % 4), altchars=b"-_", validate=True)
+    except (binascii.Error, ValueError):
+        return b""
+    return mac if _encode(mac) == signature else b""

@@ -1,0 +1,76 @@
+"""The quota of each owner: stored bytes, and bytes that uploads in progress have reserved."""
+
+from __future__ import annotations
+
+from corral import clock
+from corral.errors import Problem, Unavailable
+from corral.plugin import Settings
+from corral_plugins.files.models import Upload, Usage
+from corral_plugins.files.settings import USER_QUOTA_BYTES
+from corral_plugins.files.shapes import FileUsage
+
+ABANDONED_SECONDS = 3600.0  # an upload that was not renewed for this long has ended without saying so
+
+
+class FileQuota:
+    """Counts the files of each owner. All methods run in the caller's unit of work.
+
+    One guarded update compares and reserves, so parallel uploads cannot pass the quota together.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+
+    def begin(self, upload_id: str, owner_id: str, size: int) -> None:
+        """Reserve the bytes of a new upload. Raise `quota_exceeded`."""
+        Usage.insert(owner_id=owner_id).on_conflict_ignore().execute()
+        Upload.create(id=upload_id, owner_id=owner_id, reserved=0, renewed_at=clock.now())
+        self.grow(upload_id, owner_id, size)
+
+    def grow(self, upload_id: str, owner_id: str, more: int) -> None:
+        """Reserve more bytes for an upload, and show that it is still running. Raise `quota_exceeded`."""
+        quota = self._settings.get(USER_QUOTA_BYTES)
+        reserve = Usage.update(reserved=Usage.reserved + more).where(Usage.owner_id == owner_id)
+        if quota is not None:
+            reserve = reserve.where(Usage.bytes + Usage.reserved + more <= quota)
+        changed = reserve.execute()
+        if more and not changed:
+            detail = f"Your files may take at most {quota} bytes; delete files, or ask an admin to raise the quota."
+            raise Problem(detail, code="quota_exceeded")
+        renewed = Upload.update(reserved=Upload.reserved + more, renewed_at=clock.now())
+        if not renewed.where(Upload.id == upload_id).execute():
+            raise Unavailable("The upload was interrupted for too long; send the file again.")
+
+    def commit(self, upload_id: str, owner_id: str, size: int) -> None:
+        """Count a stored file instead of what its upload has reserved."""
+        self.end(upload_id)
+        counted = {Usage.files: Usage.files + 1, Usage.bytes: Usage.bytes + size}
+        Usage.update(counted).where(Usage.owner_id == owner_id).execute()
+
+    def end(self, upload_id: str) -> bool:
+        """Give back what an upload has reserved. Return False if this was done before."""
+        upload = Upload.get_or_none(Upload.id == upload_id)
+        if upload is None or not Upload.delete().where(Upload.id == upload_id).execute():
+            return False
+        reserved = {Usage.reserved: Usage.reserved - upload.reserved}
+        Usage.update(reserved).where(Usage.owner_id == upload.owner_id).execute()
+        return True
+
+    def forget(self, owner_id: str, size: int) -> None:
+        """Stop counting a deleted file."""
+        counted = {Usage.files: Usage.files - 1, Usage.bytes: Usage.bytes - size}
+        Usage.update(counted).where(Usage.owner_id == owner_id).execute()
+
+    def end_abandoned(self, limit: int) -> int:
+        """Give back what abandoned uploads have reserved. Return the number of uploads, at most `limit`."""
+        found = Upload.select(Upload.id).where(Upload.renewed_at < clock.now(-ABANDONED_SECONDS)).limit(limit)
+        return sum(self.end(upload.id) for upload in list(found))
+
+    def usage(self, owner_id: str) -> FileUsage:
+        """Return what the files of an owner take."""
+        row = Usage.get_or_none(Usage.owner_id == owner_id)
+        return FileUsage(
+            files=row.files if row is not None else 0,
+            bytes=row.bytes if row is not None else 0,
+            quota_bytes=self._settings.get(USER_QUOTA_BYTES),
+        )

@@ -1,0 +1,299 @@
+"""The rows of files: who may read and change them. This module and `uploads` are the only writers of the table."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+from corral import clock
+from corral.auth.principal import Principal, require_owner
+from corral.auth.visibility import NO_ROWS, visible
+from corral.database.dialect import advisory_lock
+from corral.database.model import PRIVATE, SHARED
+from corral.errors import Conflict, Invalid, NotFound
+from corral.events.event import emit
+from corral.http.answers import IfMatch
+from corral.http.page import Page, newest_first, paginate
+from corral.plugin import Audit, AuditEntry
+from corral_plugins.files.api import FileDeleted, FileFacts, FileSource, FileUpdated, FileUploaded
+from corral_plugins.files.models import File
+from corral_plugins.files.service.detection import MARKUP, TEXT, UNKNOWN
+from corral_plugins.files.service.names import clean_name
+from corral_plugins.files.service.quota import FileQuota
+from corral_plugins.files.shapes import FilePatch, FileQuery, FileView
+from corral_plugins.tasks.api import Tasks
+
+KEY_SECONDS = 24 * 3600.0
+TASK_READ = "tasks.read"
+
+
+class FileRegistry:
+    """Reads and changes the rows of files. All methods run in the caller's unit of work."""
+
+    tasks: Tasks | None = None
+    audit: Audit | None = None
+
+    def __init__(self, quota: FileQuota) -> None:
+        self._quota = quota
+
+    # -- reading
+
+    def readable(self, caller: Principal) -> Any:
+        """Return the condition for the files that the caller may read.
+
+        These are the caller's own files, those that were shared with a task that the caller may read, and those of the
+        task whose lease the caller holds.
+        """
+        is_shared = (File.shared_with == "task") & File.task_id.is_null(False)
+        through_tasks = self.tasks is not None and caller.role != "auditor" and caller.may(TASK_READ)
+        condition = visible(File, caller) | (is_shared if through_tasks else NO_ROWS)
+        if caller.task_id is not None:
+            condition = condition | (File.task_id == caller.task_id)
+        return condition & is_current()
+
+    def find(self, file_id: str, caller: Principal) -> File:
+        """Return a file. Raise `NotFound` if the caller may not read it or it does not exist."""
+        row: File | None = File.get_or_none((File.id == file_id) & self.readable(caller))
+        if row is None:
+            raise NotFound()
+        return row
+
+    def find_any(self, file_id: str) -> File | None:
+        """Return a file, whoever may read it, or None."""
+        row: File | None = File.get_or_none((File.id == file_id) & is_current())
+        return row
+
+    def list_files(self, query: FileQuery, caller: Principal) -> Page[FileView]:
+        """Return the files that the caller may read, newest first."""
+        rows = File.select().where(self.readable(caller))
+        if isinstance(query.task_id, str):
+            rows = rows.where(File.task_id == query.task_id.lower())
+        if isinstance(query.source, str):
+            rows = rows.where(File.source_type == query.source)
+        if isinstance(query.search, str):
+            rows = rows.where(File.name.contains(query.search))
+        return paginate(rows, query, caller, scope="files", order=newest_first(File), make=view_of)
+
+    # -- changing
+
+    def update(self, file_id: str, patch: FilePatch, match: IfMatch, caller: Principal) -> FileView:
+        """Change a file. Absent fields stay unchanged."""
+        row = self._find_own(file_id, match, caller)
+        before = is_shared(row)
+        changes: dict[str, Any] = {}
+        if isinstance(patch.name, str):
+            changes["name"] = clean_name(patch.name)
+        if patch.task_id is not UNSET:
+            changes["task_id"] = self.checked_task(patch.task_id, "/task_id")
+        if patch.expires_at is not UNSET:
+            changes["expires_at"] = future_instant(patch.expires_at, "/expires_at")
+        if isinstance(patch.visibility, str):
+            changes["shared_with"] = patch.visibility
+        if changes.get("task_id", row.task_id) is None:
+            if patch.visibility == "task":
+                raise Invalid.at("/visibility", "not_allowed", "The file belongs to no task; set task_id too.")
+            changes["shared_with"] = "private"
+        if any(getattr(row, name) != value for name, value in changes.items()):
+            row = self._change(row, changes)
+            self._emit(FileUpdated, row, shared=before or is_shared(row))
+        return view_of(row)
+
+    def delete(self, file_id: str, match: IfMatch, caller: Principal) -> str:
+        """Delete the row of a file. Return the storage key of its bytes, which the caller deletes afterwards.
+
+        Raise `Conflict` (`in_use`) while a run holds the lease of the file's task, because it may read the file.
+        """
+        row = self._find_own(file_id, match, caller)
+        run = self.tasks.find_run(row.task_id) if self.tasks is not None and row.task_id is not None else None
+        if run is not None and run.lease_id:
+            detail = "A run of the file's task may be reading the file; delete it after the run, or cancel the task."
+            raise Conflict(detail, code="in_use", references=[{"type": "task", "id": run.task_id}])
+        if not self.remove(row):
+            raise NotFound()
+        return str(row.key)
+
+    def remove(self, row: File) -> bool:
+        """Delete a row. Return False if it was deleted at the same time."""
+        if not File.delete().where(File.id == row.id).execute():
+            return False
+        self._quota.forget(row.owner_id, row.size_bytes)
+        self._emit(FileDeleted, row, shared=is_shared(row))
+        return True
+
+    def leave_task(self, task_id: str, limit: int) -> int:
+        """Give files of a deleted task back to their owners. Return how many they were, at most `limit`."""
+        rows = list(File.select().where(File.task_id == task_id).limit(limit))
+        for row in rows:
+            before = is_shared(row)
+            self._emit(FileUpdated, self._change(row, {"task_id": None, "shared_with": "private"}), shared=before)
+        return len(rows)
+
+    def private_files(self, owner_id: str, limit: int) -> list[File]:
+        """Return files of an owner that are not shared with a task."""
+        rows = File.select().where((File.owner_id == owner_id) & ~is_shared_row()).order_by(File.created_at, File.id)
+        return list(rows.limit(limit))
+
+    def expired(self, limit: int) -> list[File]:
+        """Return files whose time is over."""
+        rows = File.select().where(File.expires_at.is_null(False) & (File.expires_at <= clock.now()))
+        return list(rows.order_by(File.expires_at, File.id).limit(limit))
+
+    # -- uploads
+
+    def earlier_upload(self, upload_key: str | None, *, sha256: str, name: str, new: Any) -> File | None:
+        """Return the file that an earlier upload with the same idempotency key made, or None.
+
+        Raise `idempotency_key_reused` if that upload was another one.
+        """
+        if upload_key is None:
+            return None
+        advisory_lock(f"files.upload:{upload_key}")
+        row: File | None = File.get_or_none(File.upload_key == upload_key)
+        if row is None:
+            return None
+        if row.created_at <= clock.now(-KEY_SECONDS):
+            File.update(upload_key=None).where(File.id == row.id).execute()
+            return None
+        if (row.sha256, row.name) != (sha256, name):
+            detail = "This key was used with another file; choose a new key."
+            where = "/header/Idempotency-Key"
+            raise Invalid.at(where, "not_unique", detail, problem="idempotency_key_reused")
+        return row
+
+    def require_lease(self, task_id: str, lease_id: str) -> None:
+        """Raise `Conflict` (`lease_lost`) unless the lease is live."""
+        if self.tasks is None or self.tasks.live_lease(task_id, lease_id) is None:
+            raise lease_lost()
+
+    def checked_task(self, task_id: str | UnsetType | None, pointer: str) -> str | None:
+        """Return the id of a task. Raise `unknown_reference` if there is no such task."""
+        if not isinstance(task_id, str):
+            return None
+        if self.tasks is None or not self.tasks.statuses([task_id.lower()]):
+            detail = "There is no task with this id."
+            raise Invalid.at(pointer, "unknown_reference", detail, problem="unknown_reference")
+        return task_id.lower()
+
+    def emit_uploaded(self, row: File) -> None:
+        """Tell the readers of a new file about it."""
+        self._emit(FileUploaded, row, shared=is_shared(row))
+
+    def record_link(self, row: File) -> None:
+        """Record in the audit log that a link to a file was made."""
+        if self.audit is not None:
+            entry = AuditEntry(action="files.link.create", object_type="file", object_id=row.id, object_name=row.name)
+            self.audit.record(entry)
+
+    def _find_own(self, file_id: str, match: IfMatch, caller: Principal) -> File:
+        row = self.find(file_id, caller)
+        require_owner(caller, row.owner_id, what="file")
+        match.check(row.version)
+        return row
+
+    def _change(self, row: File, changes: dict[str, Any]) -> File:
+        changed = File.update(**changes, updated_at=clock.now(), version=File.version + 1)
+        if not changed.where((File.id == row.id) & (File.version == row.version)).execute():
+            raise Conflict("The file was changed at the same time; read it again and repeat the change.")
+        found: File = File.get_by_id(row.id)
+        return found
+
+    @staticmethod
+    def _emit(kind: Any, row: File, *, shared: bool) -> None:
+        event = kind(
+            file_id=row.id,
+            name=row.name,
+            size_bytes=row.size_bytes,
+            detected_type=row.detected_type,
+            task_id=row.task_id,
+            owner_id=row.owner_id,
+        )
+        visibility = SHARED if shared else PRIVATE
+        emit(event, object=("file", str(row.id)), owner=str(row.owner_id), visibility=visibility)
+
+
+def is_current() -> Any:
+    """Return the condition for files that have not expired."""
+    return File.expires_at.is_null() | (File.expires_at > clock.now())
+
+
+def is_shared_row() -> Any:
+    """Return the condition for files that are shared with their task."""
+    return (File.shared_with == "task") & File.task_id.is_null(False)
+
+
+def is_shared(row: File) -> bool:
+    """Return whether a file is shared with its task."""
+    return row.shared_with == "task" and row.task_id is not None
+
+
+def lease_lost() -> Conflict:
+    """Return the error for an upload without the live lease of its task."""
+    detail = "Workers and agents upload files for the task whose lease they hold; this lease is not live."
+    return Conflict(detail, code="lease_lost")
+
+
+def future_instant(moment: Any, pointer: str) -> str | None:
+    """Return the instant of an expiry. Raise `Invalid` if it is not in the future."""
+    if moment is None or moment is UNSET:
+        return None
+    instant = clock.from_datetime(moment)
+    if instant <= clock.now():
+        raise Invalid.at(pointer, "in_the_past", "The file would expire at once; choose a time in the future.")
+    return instant
+
+
+def source_of(row: File) -> FileSource:
+    """Return what made a file."""
+    return msgspec.convert(row.source, FileSource)
+
+
+def facts_of(row: File) -> FileFacts:
+    """Return the facts about a file."""
+    return FileFacts(
+        id=str(row.id),
+        name=str(row.name),
+        size_bytes=int(row.size_bytes),
+        sha256=str(row.sha256),
+        detected_type=str(row.detected_type),
+        owner_id=str(row.owner_id),
+        task_id=row.task_id,
+        source=source_of(row),
+    )
+
+
+def view_of(row: Any) -> FileView:
+    """Return a file as responses show it."""
+    return FileView(
+        id=row.id,
+        name=row.name,
+        size_bytes=row.size_bytes,
+        sha256=row.sha256,
+        content_type=row.content_type,
+        detected_type=row.detected_type,
+        type_mismatch=types_differ(row.content_type, row.detected_type),
+        task_id=row.task_id,
+        visibility=row.shared_with,
+        owner_id=row.owner_id,
+        source=source_of(row),
+        expires_at=row.expires_at,
+        created_at=row.created_at,
+        updated_at=row.updated_at,
+        version=row.version,
+    )
+
+
+def types_differ(said: str | None, detected: str) -> bool:
+    """Return whether the type that a client said contradicts the bytes.
+
+    Nothing contradicts `application/octet-stream`. All kinds of text, such as CSV or JSON, are detected as text.
+    """
+    media = (said or UNKNOWN).partition(";")[0].strip().lower()
+    if UNKNOWN in (media, detected) or media == detected:
+        return False
+    if detected == TEXT:
+        return not (media.startswith("text/") or media.endswith(("json", "xml", "yaml", "javascript", "x-sh", "sql")))
+    if detected in MARKUP:
+        return not (media in MARKUP or media.endswith("+xml"))
+    return not (detected == "application/zip" and ("zip" in media or "openxml" in media or "opendocument" in media))

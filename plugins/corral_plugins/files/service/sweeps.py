@@ -1,0 +1,103 @@
+"""Sweeps: what interrupted uploads, expired files, purged accounts and deleted tasks leave behind."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+from corral.database.engine import Work
+from corral.errors import Problem
+from corral_plugins.files.models import File
+from corral_plugins.files.service.downloads import Downloads
+from corral_plugins.files.service.quota import FileQuota
+from corral_plugins.files.service.registry import FileRegistry
+from corral_plugins.files.service.storage import PREFIX, FileStorage
+
+log = logging.getLogger("corral.files")
+
+BATCH = 200
+ORPHAN_SECONDS = 86_400.0
+VERIFIED_SHARE = 100  # one file of so many is verified by each run
+
+
+class FileSweeps:
+    """Deletes what nobody can reach any more. A sweep may stop at any point; the next one goes on."""
+
+    def __init__(
+        self, storage: FileStorage, registry: FileRegistry, quota: FileQuota, downloads: Downloads, work: Work
+    ) -> None:
+        self._storage, self._registry, self._quota, self._downloads = storage, registry, quota, downloads
+        self._work = work
+
+    async def sweep(self, older_than_seconds: float = ORPHAN_SECONDS) -> None:
+        """Delete expired files, remains of interrupted uploads, and stored bytes without a row of this age."""
+        while await self._work(lambda: self._quota.end_abandoned(BATCH)) == BATCH:
+            pass
+        await self._delete_expired()
+        await self._storage.blobs.sweep(older_than_seconds)
+        await self._delete_orphans(older_than_seconds)
+
+    async def forget_owner(self, owner_id: str) -> None:
+        """Delete the private files of a purged user. Files that are shared with a task stay with it."""
+        while rows := await self._work(lambda: self._remove(self._registry.private_files(owner_id, BATCH))):
+            await self._discard(rows)
+
+    async def leave_task(self, task_id: str) -> None:
+        """Give the files of a deleted task back to their owners."""
+        while await self._work(lambda: self._registry.leave_task(task_id, BATCH)) == BATCH:
+            pass
+
+    async def verify(self) -> None:
+        """Compare a random sample of the files with their hashes. A damaged file raises an alert."""
+        after = ""
+        while ids := await self._work(lambda after=after: _sample_of(after), read=True):  # type: ignore[misc]  # bound per round
+            after = ids[-1]
+            for file_id in ids:
+                row = await self._work(lambda file_id=file_id: self._registry.find_any(file_id), read=True)  # type: ignore[misc]  # bound per round
+                if row is None or int(row.sha256[:8], 16) % VERIFIED_SHARE != _week() % VERIFIED_SHARE:
+                    continue
+                try:
+                    await self._downloads.verify(row)
+                except Problem as problem:
+                    log.warning("file not verified", extra={"file_id": file_id, "reason": problem.detail})
+
+    async def _delete_expired(self) -> None:
+        while rows := await self._work(lambda: self._remove(self._registry.expired(BATCH))):
+            await self._discard(rows)
+
+    async def _delete_orphans(self, older_than_seconds: float) -> None:
+        """Delete stored bytes without a row. Young ones may belong to an upload whose row is written next."""
+        before = time.time() - older_than_seconds  # the times of stored bytes do not follow `clock.travel`
+        keys: list[str] = []
+        async for blob in self._storage.blobs.scan():
+            if blob.modified < before and blob.key.startswith(f"{PREFIX}/"):
+                keys.append(blob.key)
+            if len(keys) == BATCH:
+                await self._delete_unknown(keys)
+                keys = []
+        await self._delete_unknown(keys)
+
+    async def _delete_unknown(self, keys: list[str]) -> None:
+        found = File.select(File.key).where(File.key.in_(keys))
+        known = await self._work(lambda: {row.key for row in found}, read=True)
+        orphans = [key for key in keys if key not in known]
+        for key in orphans:
+            await self._storage.delete(key)
+        if orphans:
+            log.info("orphaned bytes deleted", extra={"objects": len(orphans)})
+
+    def _remove(self, rows: list[File]) -> list[File]:
+        return [row for row in rows if self._registry.remove(row)]
+
+    async def _discard(self, rows: list[File]) -> None:
+        for row in rows:
+            await self._storage.discard(str(row.key))
+
+
+def _sample_of(after: str) -> list[str]:
+    rows = File.select(File.id).where(File.id > after).order_by(File.id).limit(BATCH)
+    return [str(row.id) for row in rows]
+
+
+def _week() -> int:
+    return int(time.time() // (7 * 86_400))

@@ -1,0 +1,101 @@
+"""The request and response bodies of the file routes."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+from corral.http.page import PageQuery
+from corral.schema.fields import Id, Instant, MomentIn, line
+from corral_plugins.files.api import FileSource, FileVisibility, SourceType
+
+FileName = Annotated[str, line(255)]
+
+
+class UploadFields(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """The text parts of an upload.
+
+    The name of the file is `name`, or else the file name of the part `file`. At `expires_at`, the file is deleted.
+    """
+
+    name: FileName | UnsetType = UNSET
+    visibility: FileVisibility | UnsetType = UNSET
+    expires_at: MomentIn | UnsetType = UNSET
+
+
+class FileUpload(UploadFields, kw_only=True, forbid_unknown_fields=True):
+    """The parts of an upload. `file` is the file, with its file name; the other parts are text."""
+
+    file: Annotated[str, Meta(extra_json_schema={"format": "binary"})]
+
+
+class UploadQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """The query of an upload: the task that the file belongs to."""
+
+    task_id: Id | UnsetType = UNSET
+
+
+class FilePatch(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """The fields of a file to change. Absent fields stay unchanged."""
+
+    name: FileName | UnsetType = UNSET
+    task_id: Id | UnsetType | None = UNSET
+    visibility: FileVisibility | UnsetType = UNSET
+    expires_at: MomentIn | UnsetType | None = UNSET
+
+
+class FileQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """The filters of the list of files. `search` matches text in the names."""
+
+    task_id: Id | UnsetType = UNSET
+    search: Annotated[str, line(200)] | UnsetType = UNSET
+    source: SourceType | UnsetType = UNSET
+
+
+class FileView(msgspec.Struct, kw_only=True):
+    """A file.
+
+    `content_type` is what the client said, and `detected_type` is what the bytes are; `type_mismatch` says that they
+    differ. Downloads are served as `detected_type`.
+    """
+
+    id: str
+    name: str
+    size_bytes: int
+    sha256: str
+    content_type: str | None
+    detected_type: str
+    type_mismatch: bool
+    task_id: str | None
+    visibility: FileVisibility
+    owner_id: str
+    source: FileSource
+    expires_at: Instant | None
+    created_at: Instant
+    updated_at: Instant
+    version: int
+
+
+class FileLink(msgspec.Struct, kw_only=True):
+    """A link that downloads one file without a login until `expires_at`."""
+
+    url: str
+    expires_at: Instant
+    expires_in_seconds: int
+
+
+class LinkQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """The query of a link: its expiry in epoch seconds, and its signature."""
+
+    expires: Annotated[str, Meta(max_length=20)] = ""
+    signature: Annotated[str, Meta(max_length=200)] = ""
+
+
+class FileUsage(msgspec.Struct, kw_only=True):
+    """The number and the bytes of one's own files, and the quota, or null without a limit."""
+
+    files: int
+    bytes: int
+    quota_bytes: int | None

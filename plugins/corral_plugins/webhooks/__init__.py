@@ -1,0 +1,1 @@
+"""The `webhooks` plugin: signed deliveries of events to the systems of users."""

@@ -1,0 +1,61 @@
+"""The public interface of webhooks: the service that signs requests, and the events."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from corral.database.model import PRIVATE
+from corral.errors import declare_codes
+from corral.events.event import Event
+
+declare_codes({"batch_in_progress": (409, "Another run is in progress", "Wait until the running operation has ended.")})
+
+
+class Signer(Protocol):
+    """Signs requests as Standard Webhooks 1.0.0 specifies. It needs no unit of work."""
+
+    def sign(self, secret: str, *further: str, message_id: str, timestamp: int, body: bytes) -> dict[str, str]:
+        """Return the headers `webhook-id`, `webhook-timestamp` and `webhook-signature` of a request.
+
+        `secret` is `whsec_` and Base64, or any other text, whose bytes are the key. With `further` secrets, the header
+        contains one signature per secret, so that receivers accept the request while a secret is being replaced.
+        `timestamp` is the time of the attempt in epoch seconds, and `body` is the exact body of the request.
+        """
+        ...
+
+
+class WebhookEvent(Event, kw_only=True):
+    """The fields that all events of webhooks share."""
+
+    visibility = PRIVATE
+
+    webhook_id: str
+
+
+class WebhookCreated(WebhookEvent, kw_only=True):
+    """A webhook was created."""
+
+    event = "webhook.created"
+
+
+class WebhookUpdated(WebhookEvent, kw_only=True):
+    """A webhook was changed, enabled, or disabled by its owner."""
+
+    event = "webhook.updated"
+
+
+class WebhookDeleted(WebhookEvent, kw_only=True):
+    """A webhook was deleted."""
+
+    event = "webhook.deleted"
+
+
+class WebhookDisabled(WebhookEvent, kw_only=True):
+    """A webhook was disabled by Corral or by an admin."""
+
+    event = "webhook.disabled"
+
+    reason: str
+
+
+EVENTS: tuple[type[Event], ...] = (WebhookCreated, WebhookUpdated, WebhookDeleted, WebhookDisabled)

@@ -1,0 +1,305 @@
+"""`corral webhooks`: manages webhooks and their deliveries from a terminal."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import click
+
+from corral.cli.api_client import ApiClient, ApiClientError
+from corral.cli.output import format_ms, print_fields, print_table, print_value
+from corral.cli.request_body import body_option, field_option, read_body
+from corral.cli.server_connection import client_command, complete_names
+from corral.ids import parse_id
+
+COLUMNS = ("url", "events", "active", "pending_deliveries", "last_status_code", "last_success_at", "id")
+ALL_COLUMNS = ("host", "user_id", "active", "pending_deliveries", "failing_since", "id")
+DELIVERY_COLUMNS = ("created_at", "event", "status", "attempt", "result", "next_attempt_at", "id")
+STATUSES = ("pending", "retrying", "succeeded", "failed", "cancelled")
+
+webhook_argument = click.argument("webhook", shell_complete=complete_names("/webhooks", "host"))
+delivery_argument = click.argument("delivery")
+secret_option = click.option(
+    "--secret-file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="file with the secret; without it, one is generated",
+)
+
+
+@click.group("webhooks")
+def webhooks_command_group() -> None:
+    """Manage webhooks, which send events to other systems. WEBHOOK is an id, or the URL or host of one webhook."""
+
+
+@webhooks_command_group.command("list")
+@click.option("--all", "everybodys", is_flag=True, help="list the webhooks of all users, without details; for admins")
+@click.option("--active/--inactive", default=None, help="list only active, or only disabled webhooks")
+@client_command
+def list_webhooks(client: ApiClient, *, everybodys: bool, active: bool | None, as_json: bool) -> None:
+    """List webhooks, newest first."""
+    query: dict[str, Any] = {"all": "true"} if everybodys else {}
+    if active is not None:
+        query["is_active"] = "true" if active else "false"
+    print_table(
+        list(client.pages("/webhooks", **query)),
+        ALL_COLUMNS if everybodys else COLUMNS,
+        as_json=as_json,
+        empty="There are no such webhooks. Create one: corral webhooks create URL --event EVENT",
+        computed={"active": _state, "events": lambda row: " ".join(row["events"] or ())},
+    )
+
+
+@webhooks_command_group.command("show")
+@webhook_argument
+@client_command
+def show_webhook(client: ApiClient, *, webhook: str, as_json: bool) -> None:
+    """Show a webhook."""
+    found = _find(client, webhook)
+    shown = {
+        "URL": found["url"],
+        "id": found["id"],
+        "description": found["description"],
+        "events": " ".join(found["events"]),
+        "filter": json.dumps(found["filter"]) if found["filter"] else None,
+        "headers": " ".join(found["headers"]),
+        "active": _state(found),
+        "open deliveries": found["pending_deliveries"],
+        "last success": found["last_success_at"],
+        "last status": found["last_status_code"],
+        "failing since": found["failing_since"],
+    }
+    print_fields(found, shown, as_json=as_json)
+
+
+@webhooks_command_group.command("create")
+@click.argument("url")
+@body_option
+@field_option
+@click.option("--event", "events", multiple=True, help="event such as task.completed, task.* or *; repeatable")
+@click.option("--description", help="what the webhook is for")
+@secret_option
+@client_command
+def create_webhook(
+    client: ApiClient,
+    *,
+    url: str,
+    input_path: Path | None,
+    fields: tuple[str, ...],
+    events: tuple[str, ...],
+    description: str | None,
+    secret_file: Path | None,
+    as_json: bool,
+) -> None:
+    """Create a webhook. The command prints its secret, which is not shown again."""
+    body = {**read_body(input_path, fields), "url": url, **_secret(secret_file)}
+    if events:
+        body["events"] = list(events)
+    if description is not None:
+        body["description"] = description
+    if "events" not in body:
+        raise click.UsageError("say what to send with --event; corral webhooks event-types lists the events")
+    made = client.post("/webhooks", body)
+    lines = [f"Created {made['id']}.", f"Its secret, which is not shown again: {made['secret']}"]
+    lines += [f"Warning: {warning}" for warning in made["warnings"]]
+    lines.append(f"Try it: corral webhooks test {made['id']}")
+    print_value(made, as_json=as_json, text="\n".join(lines))
+
+
+@webhooks_command_group.command("edit")
+@webhook_argument
+@body_option
+@field_option
+@click.option("--url", help="the new URL")
+@click.option("--event", "events", multiple=True, help="event to send; repeatable, and replaces all former events")
+@client_command
+def edit_webhook(
+    client: ApiClient,
+    *,
+    webhook: str,
+    input_path: Path | None,
+    fields: tuple[str, ...],
+    url: str | None,
+    events: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Change a webhook. Absent fields stay unchanged."""
+    given = {"url": url, "events": list(events) or None}
+    body = {**read_body(input_path, fields), **{name: value for name, value in given.items() if value is not None}}
+    changed = client.send("PUT", f"/webhooks/{_id(client, webhook)}", body=body)
+    print_value(changed, as_json=as_json, text=f"Changed {changed['id']}; it sends to {changed['url']}.")
+
+
+@webhooks_command_group.command("delete")
+@webhook_argument
+@client_command
+def delete_webhook(client: ApiClient, *, webhook: str, as_json: bool) -> None:
+    """Delete a webhook. Its open deliveries are cancelled."""
+    found = _id(client, webhook)
+    client.send("DELETE", f"/webhooks/{found}")
+    print_value({"id": found}, as_json=as_json, text=f"Deleted {found}.")
+
+
+@webhooks_command_group.command("test")
+@webhook_argument
+@click.option("--event", help="send the example of this event")
+@client_command
+def test_webhook(client: ApiClient, *, webhook: str, event: str | None, as_json: bool) -> None:
+    """Send a test message, and wait for the result."""
+    body = {} if event is None else {"event": event}
+    found = client.post(f"/webhooks/{_id(client, webhook)}/test", body)
+    if found["delivered"]:
+        text = f"Delivered: the receiver answered {found['status_code']} after {format_ms(found['duration_ms'])}."
+    else:
+        answer = f", the receiver answered {found['status_code']}" if found["status_code"] else ""
+        text = f"Not delivered ({found['error']}){answer}."
+    print_value(found, as_json=as_json, text="\n".join([text, *([found["response"]] if found["response"] else [])]))
+
+
+@webhooks_command_group.command("enable")
+@webhook_argument
+@client_command
+def enable_webhook(client: ApiClient, *, webhook: str, as_json: bool) -> None:
+    """Enable a webhook. What it missed: corral webhooks recover."""
+    changed = client.post(f"/webhooks/{_id(client, webhook)}/enable", {})
+    print_value(changed, as_json=as_json, text=f"{changed['id']} is enabled.")
+
+
+@webhooks_command_group.command("disable")
+@webhook_argument
+@client_command
+def disable_webhook(client: ApiClient, *, webhook: str, as_json: bool) -> None:
+    """Disable a webhook. Its open deliveries are cancelled. Admins may disable the webhooks of others by id."""
+    found = parse_id(webhook) or _id(client, webhook)
+    changed = client.post(f"/webhooks/{found}/disable", {})
+    print_value(changed, as_json=as_json, text=f"{changed['id']} is disabled.")
+
+
+@webhooks_command_group.command("rotate-secret")
+@webhook_argument
+@click.option(
+    "--overlap",
+    type=click.IntRange(0, 259_200),
+    default=86_400,
+    show_default=True,
+    metavar="SECONDS",
+    help="for how long the old secret signs as well",
+)
+@secret_option
+@client_command
+def rotate_secret(client: ApiClient, *, webhook: str, overlap: int, secret_file: Path | None, as_json: bool) -> None:
+    """Replace the secret of a webhook. The command prints the new one, which is not shown again."""
+    body = {"overlap_seconds": overlap, **_secret(secret_file)}
+    found = client.post(f"/webhooks/{_id(client, webhook)}/rotate-secret", body)
+    lines = [f"Its secret, which is not shown again: {found['secret']}"]
+    if found["old_until"] is not None:
+        lines.append(f"Until {found['old_until']}, the old secret signs as well.")
+    print_value(found, as_json=as_json, text="\n".join(lines))
+
+
+@webhooks_command_group.command("deliveries")
+@webhook_argument
+@click.option("--status", type=click.Choice(STATUSES), multiple=True, help="list only deliveries with this status")
+@click.option("--event", "events", multiple=True, help="list only deliveries of this event; repeatable")
+@click.option(
+    "--limit", type=click.IntRange(1, 200), default=50, show_default=True, help="maximum number of deliveries"
+)
+@client_command
+def list_deliveries(
+    client: ApiClient, *, webhook: str, status: tuple[str, ...], events: tuple[str, ...], limit: int, as_json: bool
+) -> None:
+    """List the deliveries to a webhook, newest first."""
+    path = f"/webhooks/{_id(client, webhook)}/deliveries"
+    print_table(
+        client.get(path, status=list(status), event=list(events), limit=limit)["items"],
+        DELIVERY_COLUMNS,
+        as_json=as_json,
+        empty="There are no such deliveries.",
+        colour_of="status",
+        computed={"result": _result},
+    )
+
+
+@webhooks_command_group.command("delivery")
+@webhook_argument
+@delivery_argument
+@client_command
+def show_delivery(client: ApiClient, *, webhook: str, delivery: str, as_json: bool) -> None:
+    """Show a delivery with its payload and its attempts."""
+    found = client.get(f"/webhooks/{_id(client, webhook)}/deliveries/{delivery}")
+    attempts = [
+        f"{each['n']}. {each['at']}  {_result(each)}  {format_ms(each['duration_ms'])}" for each in found["attempts"]
+    ]
+    shown = {
+        "id": found["id"],
+        "event": found["event"],
+        "status": found["status"],
+        "attempts": attempts,
+        "next attempt": found["next_attempt_at"],
+        "payload": json.dumps(found["payload"], ensure_ascii=False),
+    }
+    print_fields(found, shown, as_json=as_json)
+
+
+@webhooks_command_group.command("redeliver")
+@webhook_argument
+@delivery_argument
+@client_command
+def redeliver(client: ApiClient, *, webhook: str, delivery: str, as_json: bool) -> None:
+    """Send a delivery again, under the same id."""
+    row = client.post(f"/webhooks/{_id(client, webhook)}/deliveries/{delivery}/redeliver", {})
+    print_value(row, as_json=as_json, text=f"{row['id']} is sent again.")
+
+
+@webhooks_command_group.command("recover")
+@webhook_argument
+@click.option("--since", metavar="INSTANT", help="from this instant on, such as 2026-01-31T09:30:00Z")
+@click.option("--hours", type=click.IntRange(1, 336), help="of the last hours; the default is 24")
+@client_command
+def recover(client: ApiClient, *, webhook: str, since: str | None, hours: int | None, as_json: bool) -> None:
+    """Send the failed and cancelled deliveries of the last hours again."""
+    if since is not None and hours is not None:
+        raise click.UsageError("give one of --since and --hours")
+    begin = since or (datetime.now(UTC) - timedelta(hours=hours or 24)).isoformat(timespec="seconds")
+    found = client.post(f"/webhooks/{_id(client, webhook)}/recover", {"since": begin})
+    print_value(found, as_json=as_json, text=f"Deliveries that are sent again: {found['queued']}")
+
+
+@webhooks_command_group.command("event-types")
+@client_command
+def list_event_types(client: ApiClient, *, as_json: bool) -> None:
+    """List the events that you could receive."""
+    print_table(client.get("/webhooks/event-types")["items"], ("event", "title"), as_json=as_json)
+
+
+def _find(client: ApiClient, name: str) -> Any:
+    """Return the webhook with this id, URL or host."""
+    if parse_id(name) is not None:
+        return client.get(f"/webhooks/{name}")
+    same = [row for row in client.pages("/webhooks") if name in (row["url"], row["host"])]
+    if len(same) == 1:
+        return same[0]
+    if same:
+        ids = ", ".join(row["id"] for row in same)
+        raise ApiClientError(f"{len(same)} webhooks send to {name}; give the id instead: {ids}")
+    raise ApiClientError(f"there is no webhook to {name}; corral webhooks list shows all webhooks", 404)
+
+
+def _id(client: ApiClient, name: str) -> str:
+    return str(_find(client, name)["id"])
+
+
+def _state(row: Mapping[str, Any]) -> str:
+    return "yes" if row["is_active"] else row["disabled_reason"] or "no"
+
+
+def _result(row: Mapping[str, Any]) -> str:
+    """Return the status of the response, or why there was none."""
+    return str(row["status_code"] or row["error"] or "-")
+
+
+def _secret(path: Path | None) -> dict[str, str]:
+    return {} if path is None else {"secret": path.read_text("utf-8").strip()}

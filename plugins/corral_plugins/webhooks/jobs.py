@@ -1,0 +1,76 @@
+"""Background work of webhooks."""
+
+from __future__ import annotations
+
+from corral import clock
+from corral.database.engine import Work
+from corral.database.unit import SYSTEM, UnitContext
+from corral.events.consumers import Subscriber
+from corral.events.log import LoggedEvent
+from corral.jobs.job import Job, Schedule, enqueue
+from corral.plugin import Settings
+from corral_plugins.webhooks.models import Webhook
+from corral_plugins.webhooks.service.claims import DeliveryClaims
+from corral_plugins.webhooks.service.deliveries import (
+    RECOVER_JOB,
+    delete_batch,
+    delete_batch_of,
+    end_recovery,
+    recover_batch,
+)
+from corral_plugins.webhooks.service.fan_out import WebhookFanOut
+from corral_plugins.webhooks.service.management import delete_webhooks
+from corral_plugins.webhooks.service.states import AT_ONCE, CANCEL_JOB, cancel_batch
+from corral_plugins.webhooks.settings import RETENTION_DAYS
+
+DAY = 86_400
+DELETE_JOB = "webhooks.delete_deliveries"
+
+
+async def reap(work: Work, claims: DeliveryClaims, fan_out: WebhookFanOut) -> None:
+    """Give back the deliveries of dead processes, and move the position in the log past events that nobody follows."""
+    await work(claims.release_expired, entry=UnitContext(label="job webhooks.reap", actor=SYSTEM))
+    await fan_out.read()
+
+
+async def purge_deliveries(work: Work, settings: Settings) -> None:
+    """Delete the deliveries that ended long ago."""
+    before = clock.now(-settings.get(RETENTION_DAYS) * DAY)
+    while await work(lambda: delete_batch(before)) == AT_ONCE:
+        continue
+
+
+async def cancel_deliveries(webhook_id: str, until: str, work: Work) -> None:
+    """Cancel the remaining open deliveries of a webhook that was disabled or deleted at an instant."""
+    while await work(lambda: cancel_batch(webhook_id, until)) == AT_ONCE:
+        continue
+
+
+async def recover_deliveries(webhook_id: str, since: str, until: str, work: Work) -> None:
+    """Send the remaining deliveries of a recovery again."""
+    while await work(lambda: recover_batch(webhook_id, since, until)) == AT_ONCE:
+        continue
+    await work(lambda: end_recovery(webhook_id))
+
+
+async def delete_deliveries(webhook_ids: list[str], work: Work) -> None:
+    """Delete the deliveries of a purged user's webhooks."""
+    while await work(lambda: delete_batch_of(webhook_ids)) == AT_ONCE:
+        continue
+
+
+def delete_webhooks_of_purged_user(event: LoggedEvent) -> None:
+    """Delete the webhooks of a purged user, and enqueue the deletion of their deliveries."""
+    rows = list(Webhook.select().where(Webhook.user_id == event.object_id))
+    if rows:
+        delete_webhooks(rows)
+        enqueue(DELETE_JOB, webhook_ids=[row.id for row in rows])
+
+
+JOBS = (
+    Job(CANCEL_JOB, cancel_deliveries),
+    Job(RECOVER_JOB, recover_deliveries),
+    Job(DELETE_JOB, delete_deliveries),
+)
+SCHEDULES = (Schedule("webhooks.reap", 10.0, reap), Schedule("webhooks.purge", DAY, purge_deliveries))
+SUBSCRIBERS = (Subscriber("webhooks.users", ("user.purged",), delete_webhooks_of_purged_user),)

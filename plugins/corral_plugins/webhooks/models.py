@@ -1,0 +1,119 @@
+"""The tables of webhooks, their subscriptions to events, and their deliveries."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import peewee
+
+from corral.database.model import PRIVATE, IdField, InstantField, JSONField, Model
+from corral.database.sealed_columns import SealedField
+
+
+class Webhook(Model):
+    """A webhook.
+
+    `since_seq` is the end of the event log when the webhook was created or enabled: only later events are delivered.
+    `old_secret` signs beside `secret` until `old_until`. `headers` is a sealed JSON object. `failures` counts the
+    failed attempts since `failing_since`. `claimed_at` is the time of the last claim, by which webhooks take turns.
+    `recovering_at` is the time at which a recovery began that is not finished yet.
+    """
+
+    visibility = PRIVATE
+    owner_field = "user_id"
+
+    id = IdField(primary_key=True)
+    version = peewee.IntegerField(default=1)
+    user_id = IdField()
+    created_at = InstantField()
+    updated_at = InstantField()
+    url = peewee.CharField(max_length=2048)
+    host = peewee.CharField(max_length=255)
+    events: Any = JSONField()
+    description = peewee.TextField(default="")
+    filter: Any = JSONField(null=True)
+    secret = SealedField()
+    old_secret = SealedField(null=True)
+    old_until = InstantField(null=True)
+    headers = SealedField(null=True)
+    header_names: Any = JSONField(default=list)
+    is_active = peewee.BooleanField(default=True)
+    disabled_reason = peewee.CharField(max_length=20, null=True)
+    since_seq = peewee.BigIntegerField(default=0)
+    failing_since = InstantField(null=True)
+    failures = peewee.IntegerField(default=0)
+    next_probe_at = InstantField(null=True)
+    last_success_at = InstantField(null=True)
+    last_status_code = peewee.IntegerField(null=True)
+    claimed_at = InstantField()
+    recovering_at = InstantField(null=True)
+
+    class Meta:
+        table_name = "webhooks_webhooks"
+        indexes = ((("user_id", "created_at", "id"), False), (("created_at", "id"), False))
+
+
+Webhook.add_index(
+    Webhook.index(Webhook.next_probe_at, name="webhooks_webhooks_probes", where=Webhook.next_probe_at.is_null(False))
+)
+
+
+class Subscription(Model):
+    """A name of an event, or a pattern such as `task.*` or `*`, that a webhook follows."""
+
+    webhook_id = IdField()
+    pattern = peewee.CharField(max_length=100)
+
+    class Meta:
+        table_name = "webhooks_subscriptions"
+        primary_key = peewee.CompositeKey("pattern", "webhook_id")
+        indexes = ((("webhook_id",), False),)
+
+
+class Delivery(Model):
+    """An event on its way to a webhook. `id` is the id of the message, which is the same in all attempts.
+
+    `due_at` is set while the delivery waits: it then equals `next_attempt_at`, which is shown. While an attempt runs,
+    `lease` is its fencing token, and the process has to record its result before `lease_until`. `subject` tells who may
+    read the event. `attempts` contains the last attempts; `tries` counts all of them, and `attempt` those of the retry
+    schedule. `error` and `status_code` are those of the last attempt.
+    """
+
+    id = IdField(primary_key=True)
+    webhook_id = IdField()
+    event_id = IdField()
+    event = peewee.CharField(max_length=100)
+    subject: Any = JSONField()
+    payload = peewee.TextField()
+    status = peewee.CharField(max_length=10, default="pending")
+    attempt = peewee.IntegerField(default=0)
+    tries = peewee.IntegerField(default=0)
+    attempts: Any = JSONField(default=list)
+    error = peewee.CharField(max_length=20, null=True)
+    status_code = peewee.IntegerField(null=True)
+    next_attempt_at = InstantField(null=True)
+    due_at = InstantField(null=True)
+    lease = IdField(null=True)
+    lease_until = InstantField(null=True)
+    created_at = InstantField()
+    finished_at = InstantField(null=True, index=True)
+
+    class Meta:
+        table_name = "webhooks_deliveries"
+        indexes = (
+            (("webhook_id", "event_id"), True),
+            (("webhook_id", "created_at", "id"), False),
+            (("status", "webhook_id"), False),
+        )
+
+
+OPEN = ("pending", "retrying")
+IS_OPEN = Delivery.status.in_(OPEN)
+for _name, _fields, _where in (
+    ("webhooks_deliveries_due", (Delivery.due_at,), Delivery.due_at),
+    ("webhooks_deliveries_waiting", (Delivery.webhook_id, Delivery.due_at, Delivery.id), Delivery.due_at),
+    ("webhooks_deliveries_leased", (Delivery.lease_until,), Delivery.lease_until),
+):
+    Delivery.add_index(Delivery.index(*_fields, name=_name, where=_where.is_null(False)))
+
+TABLES: tuple[type[Model], ...] = (Webhook, Subscription, Delivery)

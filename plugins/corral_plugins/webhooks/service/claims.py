@@ -1,0 +1,218 @@
+"""Claims deliveries for attempts: fairly between webhooks, and within the limits of the installation.
+
+A claim is a lease with a fencing token. Every method runs in the caller's unit of work.
+"""
+
+from __future__ import annotations
+
+import functools
+import operator
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import msgspec
+import peewee
+
+from corral import clock
+from corral.auth.visibility import EventRights
+from corral.database.dialect import advisory_lock
+from corral.ids import new_id
+from corral.plugin import Settings
+from corral_plugins.admin.api import KillSwitch
+from corral_plugins.circuit_breakers.api import Breakers
+from corral_plugins.webhooks.models import IS_OPEN, Delivery, Webhook
+from corral_plugins.webhooks.service.fan_out import event_of
+from corral_plugins.webhooks.service.owners import WebhookOwners
+from corral_plugins.webhooks.service.states import disable_webhooks, ended
+from corral_plugins.webhooks.settings import CONCURRENCY, PROBE_SECONDS, TIMEOUT_SECONDS
+
+PER_HOST = 5
+RESERVED = 5  # one in so many slots is kept for hosts that no attempt is sent to at the moment
+LEASE_SECONDS, LEASE_MARGIN_SECONDS = 30, 15
+MAX_CANDIDATES = 200
+BREAKER = "webhook"
+
+
+def breaker_name(host: str) -> str:
+    """Return the name of the circuit breaker of a host."""
+    return f"{BREAKER}:{host}"
+
+
+class Claimed(msgspec.Struct, frozen=True, kw_only=True):
+    """A delivery that this process may attempt until its lease ends. A probe uses up no attempt of the schedule."""
+
+    webhook: Webhook
+    delivery: Delivery
+    is_probe: bool
+    timeout_seconds: int
+
+
+class _Load:
+    """The attempts that run at the moment in the whole installation."""
+
+    def __init__(self, limit: int, webhooks: Iterable[tuple[str, str | None]]) -> None:
+        self.limit, self.total = limit, 0
+        self.webhooks, self.hosts = Counter[str](), Counter[str]()
+        for webhook_id, host in webhooks:
+            self.add(webhook_id, host or "")
+
+    def add(self, webhook_id: str, host: str) -> None:
+        self.total += 1
+        self.webhooks[webhook_id] += 1
+        self.hosts[host] += 1
+
+    def admits(self, row: Webhook) -> bool:
+        """Return whether a webhook may have one more attempt.
+
+        A failing webhook has one at a time. A second attempt to a host leaves slots free for other hosts, so that hosts
+        that do not answer delay the others only when there are very many of them.
+        """
+        running = self.hosts[row.host]
+        limit = self.limit if running == 0 else self.limit - self.limit // RESERVED
+        most = 1 if row.failing_since is not None else PER_HOST
+        return self.total < limit and running < PER_HOST and self.webhooks[row.id] < most
+
+
+class DeliveryClaims:
+    """Claims and releases deliveries."""
+
+    switch: KillSwitch | None
+    breakers: Breakers | None
+
+    def __init__(self, settings: Settings, owners: WebhookOwners, rights: EventRights) -> None:
+        self._settings, self._owners, self._rights = settings, owners, rights
+
+    def next_time(self) -> str | None:
+        """Return the instant of the next attempt or probe, or None if no delivery waits."""
+        due: Any = Delivery.select(peewee.fn.MIN(Delivery.due_at)).where(Delivery.due_at.is_null(False)).scalar()
+        if due is None:
+            return None
+        probe: Any = Webhook.select(peewee.fn.MIN(Webhook.next_probe_at)).where(Webhook.is_active).scalar()
+        return str(min(due, probe) if probe and self._settings.get(PROBE_SECONDS) else due)
+
+    def claim(self) -> list[Claimed]:
+        """Claim as many deliveries as may be attempted now. Those that their owner may not read are cancelled."""
+        if self.switch is not None and (state := self.switch.state()).engaged and state.hold_deliveries:
+            return []
+        advisory_lock("webhooks.claim")  # so that the limits hold for all processes together
+        load = _Load(self._settings.get(CONCURRENCY), _running())
+        webhooks = {row.id: row for row in self._admitted(load)}
+        if not webhooks:
+            return []
+        readable = self._readable(_first_waiting(webhooks.values(), self._settings.get(PROBE_SECONDS) > 0), webhooks)
+        chosen = _take_turns(webhooks, readable, load)
+        return self._lease(chosen, webhooks)
+
+    def release(self, claimed: Claimed, due_at: str) -> None:
+        """Give back a delivery that was not attempted. It is due at an instant."""
+        waits = {"next_attempt_at": due_at, "due_at": due_at, "lease": None, "lease_until": None}
+        Delivery.update(waits).where(holds(claimed.delivery)).execute()
+        if claimed.is_probe:
+            Webhook.update(next_probe_at=due_at).where(Webhook.id == claimed.webhook.id).execute()
+
+    def release_expired(self) -> int:
+        """Give back the deliveries of processes that ended without recording a result. Return their number."""
+        waits = {"due_at": clock.now(), "lease": None, "lease_until": None}
+        return int(Delivery.update(waits).where(Delivery.lease_until <= clock.now()).execute())
+
+    def _candidates(self) -> list[Webhook]:
+        """Return the webhooks with deliveries that are due, or that are to be probed, longest unclaimed first."""
+        now = clock.now()
+        waiting = Delivery.select(peewee.SQL("1")).where(Delivery.webhook_id == Webhook.id)
+        is_due = peewee.fn.EXISTS(waiting.where(Delivery.due_at <= now))
+        is_probed = (Webhook.next_probe_at <= now) & peewee.fn.EXISTS(waiting.where(Delivery.due_at.is_null(False)))
+        wanted = is_due | is_probed if self._settings.get(PROBE_SECONDS) else is_due
+        rows = Webhook.select().where(Webhook.is_active & wanted)
+        return list(rows.order_by(Webhook.claimed_at, Webhook.id).limit(MAX_CANDIDATES))
+
+    def _admitted(self, load: _Load) -> list[Webhook]:
+        """Return the candidates that may be sent to now, at most as many as there are free slots."""
+        found = self._candidates()
+        admitted = [row for row in found if load.admits(row) and not self._is_blocked(row.host)]
+        if len(found) == MAX_CANDIDATES:  # the others have to wait, so the next claim looks beyond them
+            waiting = {row.id for row in found} - {row.id for row in admitted}
+            Webhook.update(claimed_at=clock.now()).where(Webhook.id.in_(waiting)).execute()
+        return admitted[: load.limit - load.total]
+
+    def _is_blocked(self, host: str) -> bool:
+        return self.breakers is not None and self.breakers.blocked_until(breaker_name(host)) is not None
+
+    def _readable(self, rows: list[Delivery], webhooks: Mapping[str, Webhook]) -> list[Delivery]:
+        """Return the deliveries about objects that the owners may still read, and cancel the others."""
+        owners = self._owners.principals(row.user_id for row in webhooks.values())
+        gone = {row.user_id for row in webhooks.values()} - owners.keys()
+        if gone:
+            disable_webhooks(Webhook.user_id.in_(gone), "owner_inactive")
+        rows = [row for row in rows if webhooks[row.webhook_id].user_id in owners]
+        hidden = [
+            row.id for row in rows if not self._rights.can_read(owners[webhooks[row.webhook_id].user_id], event_of(row))
+        ]
+        if hidden:
+            Delivery.update(ended("cancelled")).where(Delivery.id.in_(hidden) & IS_OPEN).execute()
+        return [row for row in rows if row.id not in hidden]
+
+    def _lease(self, chosen: list[Delivery], webhooks: Mapping[str, Webhook]) -> list[Claimed]:
+        if not chosen:
+            return []
+        timeout, now, lease = self._settings.get(TIMEOUT_SECONDS), clock.now(), new_id()
+        until = clock.now(max(LEASE_SECONDS, timeout + LEASE_MARGIN_SECONDS))
+        free = Delivery.id.in_([row.id for row in chosen]) & Delivery.due_at.is_null(False)
+        Delivery.update(due_at=None, lease=lease, lease_until=until).where(free).execute()
+        Webhook.update(claimed_at=now).where(Webhook.id.in_({row.webhook_id for row in chosen})).execute()
+        for row in chosen:
+            row.lease = lease
+        return [
+            Claimed(
+                webhook=webhooks[row.webhook_id],
+                delivery=row,
+                is_probe=row.due_at > now,
+                timeout_seconds=timeout,
+            )
+            for row in chosen
+        ]
+
+
+def holds(delivery: Delivery) -> Any:
+    """Return the condition that the claim of a delivery is still valid."""
+    return (Delivery.id == delivery.id) & (Delivery.lease == delivery.lease)
+
+
+def _running() -> list[tuple[str, str | None]]:
+    """Return the webhook and the host of every attempt that runs."""
+    joined = Delivery.select(Delivery.webhook_id, Webhook.host).join(
+        Webhook, peewee.JOIN.LEFT_OUTER, on=Webhook.id == Delivery.webhook_id
+    )
+    rows: Any = joined.where(Delivery.lease_until.is_null(False)).tuples()
+    return list(rows)
+
+
+def _first_waiting(webhooks: Iterable[Webhook], with_probes: bool) -> list[Delivery]:
+    """Return the first due deliveries of each webhook, oldest first; of one to be probed, the oldest that waits."""
+    now = clock.now()
+    queries = []
+    for row in webhooks:
+        waiting = Delivery.select(Delivery.id, Delivery.due_at).where(Delivery.webhook_id == row.id)
+        is_probed = with_probes and row.next_probe_at is not None and row.next_probe_at <= now
+        until, most = (clock.LAST if is_probed else now), (1 if row.failing_since is not None else PER_HOST)
+        first = waiting.where(Delivery.due_at <= until).order_by(Delivery.due_at, Delivery.id).limit(most)
+        queries.append(Delivery.select(peewee.SQL("id")).from_(first.alias("waiting")))
+    found: Any = functools.reduce(operator.add, queries)
+    ids = [row[0] for row in found.tuples()]
+    return list(Delivery.select().where(Delivery.id.in_(ids)).order_by(Delivery.id))
+
+
+def _take_turns(webhooks: Mapping[str, Webhook], rows: list[Delivery], load: _Load) -> list[Delivery]:
+    """Choose deliveries round by round, one of each webhook, until the limits are reached."""
+    queues: dict[str, list[Delivery]] = {webhook_id: [] for webhook_id in webhooks}
+    for row in reversed(rows):
+        queues[row.webhook_id].append(row)
+    chosen: list[Delivery] = []
+    while True:
+        before = len(chosen)
+        for webhook_id, queue in queues.items():
+            if queue and load.admits(webhooks[webhook_id]):
+                chosen.append(queue.pop())
+                load.add(webhook_id, webhooks[webhook_id].host)
+        if len(chosen) == before:
+            return chosen

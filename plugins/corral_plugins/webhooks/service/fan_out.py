@@ -1,0 +1,194 @@
+"""Reads the event log, and writes a delivery for each webhook that follows an event and whose owner may read it.
+
+The position in the log is the cursor of a durable consumer, so events that are not read yet are kept. It moves in the
+transaction that writes the deliveries. Any number of processes may read at the same time: one of them wins. A
+subscriber would be woken by every event of the installation, and would ask for the webhooks once per event.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from corral import clock
+from corral.auth.principal import Principal
+from corral.auth.visibility import EventRights
+from corral.database.engine import Work
+from corral.database.unit import SYSTEM, UnitContext
+from corral.errors import ExpectedFailure
+from corral.events import log as event_log
+from corral.events.consumers import ConsumerRow
+from corral.events.event import EventTypes
+from corral.events.log import EventRow, LoggedEvent
+from corral.ids import new_id
+from corral_plugins.webhooks.models import Delivery, Subscription, Webhook
+from corral_plugins.webhooks.service.owners import WebhookOwners
+from corral_plugins.webhooks.service.payloads import body_of_event, matching_patterns
+from corral_plugins.webhooks.service.states import disable_webhooks
+
+CONSUMER = "webhooks.fan_out"
+ENTRY = UnitContext(label="webhooks.fan_out", actor=SYSTEM)
+EVENTS_AT_ONCE, ROWS_AT_ONCE = 100, 500
+WINDOW = 20_000  # positions of the log that one unit searches
+RECORDED_REASONS = ("failing", "gone")
+"""While a webhook is disabled for one of these reasons, events are recorded as cancelled, so that it can recover."""
+
+
+class _Follower(NamedTuple):
+    id: str
+    user_id: str
+    filter: Mapping[str, str] | None
+    since_seq: int
+    is_active: bool
+
+
+class PositionMoved(ExpectedFailure):
+    """Another process has read the same events. What this unit of work wrote is rolled back."""
+
+
+class WebhookFanOut:
+    """Turns events into deliveries."""
+
+    def __init__(self, work: Work, types: EventTypes, rights: EventRights, owners: WebhookOwners) -> None:
+        self._work, self._types, self._rights, self._owners = work, types, rights, owners
+
+    async def create_cursor(self) -> None:
+        """Store the end of the log as the position if none is stored, so that no later event is missed."""
+        await self._work(_ensure_cursor, entry=ENTRY)
+
+    async def read(self) -> None:
+        """Handle all new events. Another process that reads at the same time does the rest."""
+        with contextlib.suppress(PositionMoved):
+            while await self._work(self._read_batch, entry=ENTRY):
+                pass
+
+    def has_events(self, patterns: Collection[str]) -> bool:
+        """Return whether the log has events after the position that webhooks follow. Runs in a unit of work."""
+        row = ConsumerRow.get_or_none(ConsumerRow.name == CONSUMER)
+        if row is None or not patterns:
+            return False
+        is_new = (EventRow.seq > row.cursor) & EventRow.type.in_(self._types.expand(patterns))
+        return bool(event_log.select([is_new, EventRow.seq <= row.cursor + WINDOW], 1)) or self._is_far_behind(row)
+
+    @staticmethod
+    def _is_far_behind(row: ConsumerRow) -> bool:
+        return event_log.last_seq() - row.cursor >= WINDOW
+
+    def _read_batch(self) -> bool:
+        """Handle the next events and move the position. Return whether more events may follow."""
+        position = ConsumerRow.get_by_id(CONSUMER).cursor
+        newest = event_log.last_seq()  # read first, because later events must come after the position
+        until = min(newest, position + WINDOW)
+        names = self._types.expand(followed_patterns())
+        where = [EventRow.seq > position, EventRow.seq <= until, EventRow.type.in_(names)]
+        events = event_log.select(where, EVENTS_AT_ONCE) if names else []
+        rows, handled = self._deliveries(events)
+        is_whole = handled == len(events) < EVENTS_AT_ONCE
+        reached = until if is_whole else events[handled - 1].seq
+        if reached == position:
+            return False
+        _move_cursor(position, reached)
+        for start in range(0, len(rows), ROWS_AT_ONCE):
+            Delivery.insert_many(rows[start : start + ROWS_AT_ONCE]).on_conflict_ignore().execute()
+        return reached < newest
+
+    def _deliveries(self, events: Sequence[LoggedEvent]) -> tuple[list[dict[str, Any]], int]:
+        """Return the rows of new deliveries, and the number of events that they cover."""
+        followers = _followers({pattern for event in events for pattern in matching_patterns(event.type)})
+        people = {each.user_id for found in followers.values() for each in found}
+        owners = self._owners.principals(people) if people else {}
+        if gone := people - owners.keys():
+            disable_webhooks(Webhook.user_id.in_(gone), "owner_inactive")
+        rows: list[dict[str, Any]] = []
+        for count, event in enumerate(events, 1):
+            rows += self._deliveries_of(event, followers, owners)
+            if len(rows) >= ROWS_AT_ONCE:
+                return rows, count
+        return rows, len(events)
+
+    def _deliveries_of(
+        self, event: LoggedEvent, followers: Mapping[str, list[_Follower]], owners: Mapping[str, Principal]
+    ) -> Iterable[dict[str, Any]]:
+        found = {each.id: each for name in matching_patterns(event.type) for each in followers.get(name, ())}
+        found = {key: each for key, each in found.items() if self._is_wanted(event, each, owners.get(each.user_id))}
+        if not found:
+            return
+        payload, now = body_of_event(event), clock.now()
+        subject = subject_of(event)
+        for each in found.values():
+            due = now if each.is_active else None
+            yield {
+                "id": new_id(),
+                "webhook_id": each.id,
+                "event_id": event.id,
+                "event": event.type,
+                "subject": subject,
+                "payload": payload,
+                "status": "pending" if each.is_active else "cancelled",
+                "attempts": [],
+                "next_attempt_at": due,
+                "due_at": due,
+                "created_at": now,
+                "finished_at": None if each.is_active else now,
+            }
+
+    def _is_wanted(self, event: LoggedEvent, follower: _Follower, owner: Principal | None) -> bool:
+        if owner is None or event.seq <= follower.since_seq or event.object_id == follower.id:
+            return False
+        if not self._rights.can_read(owner, event):
+            return False
+        if not follower.filter:
+            return True
+        payload = event.payload()
+        return all(payload.get(name) == value for name, value in follower.filter.items())
+
+
+def followed_patterns() -> frozenset[str]:
+    """Return the names and patterns of the events that are delivered or recorded. Runs in a unit of work."""
+    joined = Subscription.select(Subscription.pattern).join(Webhook, on=Webhook.id == Subscription.webhook_id)
+    found: Any = joined.where(_is_following()).distinct()
+    return frozenset(pattern for (pattern,) in found.tuples())
+
+
+def subject_of(event: LoggedEvent) -> dict[str, Any]:
+    """Return what the visibility rule has to know of an event, to be asked again before each attempt."""
+    return {
+        "object_type": event.object_type,
+        "object_id": event.object_id,
+        "owner_id": event.owner_id,
+        "visibility": event.visibility,
+    }
+
+
+def event_of(row: Delivery) -> LoggedEvent:
+    """Return the event of a delivery, for the visibility rule."""
+    return LoggedEvent(
+        seq=0, id=row.event_id, type=row.event, ts="", actor_type="", actor_id=None, data="", cause="", **row.subject
+    )
+
+
+def _is_following() -> Any:
+    return Webhook.is_active | Webhook.disabled_reason.in_(RECORDED_REASONS)
+
+
+def _followers(patterns: Collection[str]) -> dict[str, list[_Follower]]:
+    """Return the webhooks that follow each of the patterns."""
+    columns = (Webhook.id, Webhook.user_id, Webhook.filter, Webhook.since_seq, Webhook.is_active, Subscription.pattern)
+    joined = Webhook.select(*columns).join(Subscription, on=Webhook.id == Subscription.webhook_id)
+    rows: Any = joined.where(Subscription.pattern.in_(patterns) & _is_following()).tuples() if patterns else ()
+    found: dict[str, list[_Follower]] = {}
+    for *fields, pattern in rows:
+        found.setdefault(pattern, []).append(_Follower(*fields))
+    return found
+
+
+def _ensure_cursor() -> None:
+    end = {"name": CONSUMER, "cursor": event_log.last_seq(), "updated_at": clock.now()}
+    ConsumerRow.insert(end).on_conflict_ignore().execute()
+
+
+def _move_cursor(before: int, cursor: int) -> None:
+    unchanged = (ConsumerRow.name == CONSUMER) & (ConsumerRow.cursor == before)
+    if not ConsumerRow.update(cursor=cursor, updated_at=clock.now()).where(unchanged).execute():
+        raise PositionMoved
