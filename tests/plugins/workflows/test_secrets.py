@@ -47,14 +47,14 @@ async def test_the_value_reaches_the_receiver_and_is_kept_nowhere(
         assert VALUE not in caplog.text
         elsewhere = {"allowed_consumers": ["workflow:another"]}
         (made,) = (await world.ok("GET", "/secrets", by=world.admin))["items"]
-        await world.ok("PATCH", f"/secrets/{made['id']}", elsewhere, by=world.admin)
+        await world.ok("PUT", f"/secrets/{made['id']}", elsewhere, by=world.admin)
         refused = await world.until(await world.start(workflow_id, {"n": 7}))
         assert (refused["status"], refused["error"]["type"]) == ("failed", "forbidden")
         assert len(shop.seen) == 1
         hidden = {**config, "url": f"http://{{{{ secrets.SHOP }}}}.example:{shop.port}/echo"}
         moving = await world.workflow(step("call", "http", hidden))
         free = {"allowed_consumers": [f"workflow:{moving}"], "allowed_hosts": []}
-        await world.ok("PATCH", f"/secrets/{made['id']}", free, by=world.admin)
+        await world.ok("PUT", f"/secrets/{made['id']}", free, by=world.admin)
         refused = await world.until(await world.start(moving, {"n": 7}))
         assert (refused["status"], refused["error"]["type"]) == ("failed", "invalid_request")
         assert VALUE not in str(refused)
