@@ -19,7 +19,8 @@ VALUE = "tok-5e6f7a8b9c0d-of-the-shop"
 async def test_the_value_reaches_the_receiver_and_is_kept_nowhere(
     make_kit: Callable[..., Any], caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level("DEBUG")
+    caplog.set_level("INFO")
+    caplog.set_level("DEBUG", "corral")
     async with receiver() as shop:
         kit = await make_kit(plugins=(*PLUGINS, "secrets"), config={"egress.allow": [f"127.0.0.1:{shop.port}"]})
         world = World(kit, await kit.as_user("member"), await kit.as_user("admin"))
