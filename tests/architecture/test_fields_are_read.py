@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 SOURCES = {"corral": ROOT / "kernel", "corral_core": ROOT / "kernel", "corral_plugins": ROOT / "plugins"}
 
 # These are handed on as they came: to the model provider, or to whoever reads the result of a task.
-HANDED_ON = {"FunctionTool.strict", "StreamOptions.include_obfuscation", "Artifact.content", "Artifact.file_id"}
+HANDED_ON = {"FunctionTool.strict", "StreamOptions.include_obfuscation", "Artifact.content"}
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,7 @@ class Bench:
         self._stack = contextlib.ExitStack()
         self._hello: Server | None = None
         self._products: dict[str, Product] = {}
+        self._measured: dict[str, Any] = {}
 
     def __enter__(self) -> Bench:
         return self
@@ -105,6 +106,18 @@ class Bench:
         if name not in self._products:
             self._products[name] = self.start(self.seeds.make(size))
         return self._products[name]
+
+    def product_in(self, name: str, make: Callable[[Bench], Path]) -> Product:
+        """The product in a folder that is made for it, started once."""
+        if name not in self._products:
+            self._products[name] = self.start(make(self))
+        return self._products[name]
+
+    def once(self, name: str, measure: Callable[[], Any]) -> Any:
+        """What is measured once in a run, and shown beside several figures."""
+        if name not in self._measured:
+            self._measured[name] = measure()
+        return self._measured[name]
 
     def start(self, folder: Path, *options: str) -> Product:
         """Serve a folder until the end of the run, and use it a little: the first reads decide how reads are run."""

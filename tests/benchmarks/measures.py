@@ -14,6 +14,7 @@ from tests.benchmarks.noop_plugins import write_alone, write_many
 from tests.benchmarks.rival_measures import p6, p7
 from tests.benchmarks.seeds import PATTERN
 from tests.benchmarks.servers import load, request_bytes
+from tests.benchmarks.workflow_measures import w1, w2, w3
 
 LARGE, SMALL, TINY = 1_000_000, 10_000, 1_000
 CLAIMS_A_ROUND = 60
@@ -251,6 +252,9 @@ ALL: dict[str, Callable[[Bench], Figure]] = {
     "P9": p9,
     "P10": p10,
     "P11": p11,
+    "W1": w1,
+    "W2": w2,
+    "W3": w3,
     "P8": p8,
     "P15": p15,
 }

@@ -110,11 +110,20 @@ def test_operations_2_a_task_is_completed_and_nothing_is_left(demo: Demo) -> Non
 
 def test_operations_2_without_json_it_is_for_people_and_the_folder_can_be_kept(demo: Demo) -> None:
     (demo.home / "mine.txt").write_text("The cat sat on the mat.")
-    status, out, err = demo.run("--once", "--input", "mine.txt", "--keep", "kept")
+    options = ("--input", "mine.txt", "--keep", "kept", "--template", "hello-fleet")
+    status, out, err = demo.run("--once", *options)
     assert status == 0, err
     assert "The cat sat on the mat." in out
     shown = ("server", "worker", "claim", "completed", "input tokens", "cost            $0.00")
-    for word in (*shown, "has fired", "waits for a person", "approved by the demo as admin@demo.invalid"):
+    assert "hello-fleet 1.0.0: agent Greeter, workflow Hello fleet" in out
+    for word in (
+        *shown,
+        "greet completed",
+        "run 1 completed",
+        "has fired",
+        "waits for a person",
+        "approved by the demo as admin@demo.invalid",
+    ):
         assert word in out
     assert demo.left() == []
     assert (demo.home / "kept" / "data" / "corral.db").is_file()

@@ -42,6 +42,7 @@ IDS = {
     "messages send": "message",
     "approvals ask": "approval",
     "workflows run": "run",
+    "template install": "installation",
     "files upload": "file",
 }
 """The commands that create what later commands name."""
@@ -121,6 +122,17 @@ triggers test Daily --next 2
 triggers fire Daily
 triggers history Daily
 triggers toggle Daily --off
+template list
+template show hello-fleet
+template plan hello-fleet
+template install hello-fleet
+template installations
+template upgrade {{installation}} -p language=French
+template uninstall {{installation}} --force
+template export team --name Team --agent Echo --output team.json
+template validate team.json
+template upload team.json
+template delete team
 webhooks create http://receiver.invalid/hook --event task.created
 webhooks list
 webhooks show receiver.invalid

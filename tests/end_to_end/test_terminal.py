@@ -267,7 +267,11 @@ def test_tasks_that_fail_are_listed_explained_and_retried(terminal: Terminal) ->
     (row,) = terminal.json("tasks", "list", "--status", "failed", "--agent", "Refuser", "--limit", "5")["items"]
     assert "No such thing." in terminal("tasks", "explain", row["id"])
     assert terminal.json("tasks", "retry", row["id"], "--from-start")["status"] == "pending"
-    assert terminal.run("tasks", "watch", row["id"]).returncode == 1
+    watched = terminal.run("tasks", "watch", row["id"])  # from the first failure over the retry to the second one
+    told = [words[2] for line in watched.stderr.splitlines() if len(words := line.split()) > 2 and words[1] == "s"]
+    assert watched.returncode == 1
+    once = ["assigned", "started", "failed", "dead_lettered"]
+    assert told == [*once, "retried", *once[:3]]
     terminal("run", "--agent", "Echo", "Twice")
     terminal("run", "--agent", "Echo", "Twice")
     first = terminal.json("tasks", "create", "First", "--agent", "Echo", "-f", "available_at=2100-01-01T00:00:00Z")[
@@ -278,6 +282,104 @@ def test_tasks_that_fail_are_listed_explained_and_retried(terminal: Terminal) ->
     terminal("tasks", "cancel", first)
     ambiguous = terminal.run("tasks", "show", "Twice")
     assert ambiguous.stderr.startswith("corral: 2 tasks are named Twice; give the id instead: ")
+
+
+def test_a_retried_task_that_has_not_ended_again_is_watched(terminal: Terminal) -> None:
+    """The first run has failed, and the second one waits for the agent."""
+    terminal.run("run", "--agent", "Refuser", "Try again")
+    task_id = terminal.json("tasks", "show", "Try again")["id"]
+    terminal("agents", "stop", "Refuser")
+    terminal("tasks", "retry", task_id)
+    assert re.search(r"^waiting for: +The agent is offline.\n +Start it: ", terminal("tasks", "show", task_id), re.M)
+    err = terminal.folder / "again.err"
+    watching = warm().start(
+        ("tasks", "watch", task_id),
+        cwd=terminal.folder,
+        environ=terminal.environ,
+        log=terminal.folder / "again.out",
+        errors=err,
+    )
+    _until(lambda: "The agent is offline" in err.read_text())
+    terminal("agents", "start", "Refuser")
+    assert watching.wait(30) == 1
+    assert "Traceback" not in err.read_text()
+    assert err.read_text().count("No such thing.") == 1
+
+
+def test_a_name_that_nothing_has_is_told_with_the_command_that_lists_all(terminal: Terminal) -> None:
+    missing = "0190a0b0-0000-7000-8000-000000000000"
+    for line in MISSING.strip().splitlines():
+        command, _, listing = line.partition(" -> ")
+        arguments = [missing if each == "ID" else each for each in command.split()]
+        done = terminal.run(*arguments)
+        (told,) = done.stderr.splitlines()
+        assert (done.returncode, told.startswith("corral: there is no ")) == (1, True), (command, told)
+        assert terminal.address in told, told
+        assert (missing if "ID" in command else "Nothing") in told, told
+        assert f"corral {listing}" in told, told
+
+
+MISSING = """
+agents show Nothing -> agents list
+agents edit Nothing --tool web.fetch -> agents list
+agents start ID -> agents list
+agents versions Nothing -> agents list
+agents rollback Nothing 1 -> agents list
+run --agent Nothing Work -> agents list
+tasks create --agent Nothing Work -> agents list
+tasks list --agent Nothing -> agents list
+tasks show Nothing -> tasks list
+tasks show ID -> tasks list
+tasks watch Nothing -> tasks list
+tasks logs ID -> tasks list
+tasks explain Nothing -> tasks list
+tasks cancel Nothing -> tasks list
+tasks retry ID -> tasks list
+tasks answer ID yes -> tasks list
+workers show Nothing -> workers list
+workers approve ID -> workers list
+workers drain Nothing -> workers list
+approvals show Nothing -> approvals list
+approvals show ID -> approvals list --status all
+approvals approve ID -> approvals list --status all
+approvals reject Nothing -> approvals list
+approvals comment ID text -> approvals list --status all
+dead-letter show ID -> dead-letter list
+dead-letter retry Nothing -> dead-letter list
+dead-letter discard ID -> dead-letter list
+messages read ID -> messages list
+messages ack Nothing -> messages list
+messages list --agent Nothing -> agents list
+messages send --to-agent Nothing text -> agents list
+circuit-breakers show Nothing -> circuit-breakers list
+circuit-breakers force-open Nothing -> circuit-breakers list
+circuit-breakers force-close Nothing -> circuit-breakers list
+circuit-breakers reset Nothing -> circuit-breakers list
+tools show Nothing -> tools list
+mcp show Nothing -> mcp list
+mcp refresh Nothing -> mcp list
+mcp edit Nothing -f enabled:=false -> mcp list
+mcp accept Nothing --all -> mcp list
+mcp remove Nothing -> mcp list
+workflows show Nothing -> workflows list
+workflows validate ID -> workflows list
+workflows run Nothing -> workflows list
+workflows runs Nothing -> workflows list
+workflows watch ID -> workflows runs
+workflows show-run ID -> workflows runs
+workflows edit Nothing -f description=x -> workflows list
+workflows delete Nothing -> workflows list
+workflows cancel ID -> workflows runs
+workflows pause ID -> workflows runs
+workflows resume Nothing -> workflows runs
+workflows retry ID -> workflows runs
+workflows answer ID step -f a=b -> workflows runs
+triggers show Nothing -> triggers list
+triggers fire ID -> triggers list
+triggers toggle Nothing -> triggers list
+triggers history Nothing -> triggers list
+triggers test ID -> triggers list
+"""
 
 
 def test_a_task_that_requires_a_tool_waits_for_a_worker_that_offers_it(terminal: Terminal) -> None:
@@ -324,6 +426,39 @@ def test_status_tells_of_an_engaged_kill_switch(terminal: Terminal) -> None:
         assert terminal.json("status")["kill_switch"]["engaged"] is True
     finally:
         terminal("api", "POST", "/admin/kill-switch", "-f", "engaged:=false")
+
+
+def test_status_tells_of_open_breakers_and_used_up_budgets(terminal: Terminal) -> None:
+    quiet = terminal("status")
+    assert "circuit breakers:" not in quiet
+    assert "budget:" not in quiet
+    terminal("circuit-breakers", "force-open", "llm:scripted", "--reason", "The contract has ended.")
+    terminal("cost", "budget", "set", "--limit", "0")
+    try:
+        told = terminal("status")
+        assert "llm:scripted is forced open: The contract has ended. Close it: corral circuit-breakers force-" in told
+        assert re.search(r"^budget: +used up: \$0.00 of \$0.00 spent .*corral cost budget set --limit", told, re.M)
+        assert terminal.json("status")["budget"]["status"] == "exceeded"
+    finally:
+        terminal("circuit-breakers", "force-close", "llm:scripted")
+        terminal("cost", "budget", "set", "--limit", "none")
+
+
+def test_approvals_name_who_asks(terminal: Terminal) -> None:
+    assert "corral approvals list --status all" in terminal("approvals", "list")
+    steps = terminal.folder / "publish.json"
+    steps.write_text(
+        json.dumps({"steps": [{"name": "check", "step_type": "approval", "config": {"title": "Publish it?"}}]})
+    )
+    terminal("workflows", "create", "Publish", "--input", str(steps))
+    run = terminal.json("workflows", "run", "Publish")["id"]
+    _until(lambda: terminal.json("approvals", "list")["items"] != [])
+    for shown in (terminal("approvals", "list"), terminal("approvals", "show", "Publish it?")):
+        assert "workflow Publish, run 1, step check" in shown
+    terminal("workflows", "cancel", run)
+    terminal("approvals", "ask", "Buy it")
+    assert f"user {EMAIL}" in terminal("approvals", "list")
+    terminal("approvals", "cancel", "Buy it")
 
 
 def test_an_invitation_is_made_by_who_is_signed_in(terminal: Terminal, tmp_path: Path) -> None:

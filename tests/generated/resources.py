@@ -434,6 +434,41 @@ async def workflow_run_step(world: World, owner: Client) -> Names:
     return {**await workflow_run(world, owner), "name": "first"}
 
 
+# -- the marketplace
+
+MANIFEST = {
+    "schema": "corral.template/1",
+    "slug": "sample-template",
+    "name": "Sample",
+    "version": "1.0.0",
+    "category": "sample",
+    "description": "A sample.",
+    "resources": [{"kind": "agent", "key": "agent", "spec": {"name": "Sample"}}],
+}
+
+
+@resource(
+    "/marketplace/templates/{template}",
+    "managed",
+    open=("POST /marketplace/templates/{template}/install",),
+    bodies={"POST /marketplace/templates": MANIFEST, "POST /marketplace/templates/validate": MANIFEST},
+)
+async def template(world: World, owner: Client) -> Names:
+    made = await world.ok(world.admin, "POST", "/marketplace/templates", {**MANIFEST, "slug": name("template")})
+    return {"template": made["slug"]}
+
+
+@resource(
+    "/marketplace/installations/{id}",
+    "shared",
+    bodies={"POST /marketplace/installations/{id}/upgrade": {"parameters": {"language": "French"}}},
+)
+async def installation(world: World, owner: Client) -> Names:
+    body = {"parameters": {"language": name("language")}}
+    made = await world.ok(owner, "POST", "/marketplace/templates/hello-fleet/install", body)
+    return {"id": made["id"]}
+
+
 # -- the installation
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import quote
 
+import pytest
 from tests.generated.operations import Operation
 from tests.generated.resources import name
 from tests.generated.samples import Samples
@@ -16,6 +17,8 @@ from tests.generated.world import World
 
 from corral.database.unit import current
 from corral.testing.kit import Answer, Client
+
+pytestmark = pytest.mark.one_engine
 
 VALUE = "Tr0ub4dor-9"
 BASE64 = base64.b64encode(VALUE.encode()).decode()

@@ -5,12 +5,15 @@
 
 from __future__ import annotations
 
+import pytest
 from tests.generated import rights, tables
 from tests.generated.operations import Operation
 from tests.generated.resources import RESOURCES, Names, Resource, asked, of
 from tests.generated.world import World
 
 from corral.testing.kit import Answer, Client
+
+pytestmark = pytest.mark.one_engine
 
 READABLE = (200, 202, 204, 304, 409, 410)
 

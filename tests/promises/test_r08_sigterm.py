@@ -18,6 +18,8 @@ import pytest
 
 from corral.testing.server import ServerProcess
 
+pytestmark = pytest.mark.one_engine
+
 CLIENTS = 8
 
 

@@ -22,6 +22,8 @@ from websockets.sync.client import ClientConnection, connect
 
 from corral.testing.server import PASSWORD, ServerProcess
 
+pytestmark = pytest.mark.one_engine
+
 LIMIT_SECONDS, WATCHED_SECONDS = 2.0, 3.0
 SOCKETS = 4  # enough to reach both processes
 PAUSE = 0.04  # seconds between two requests with a dead credential

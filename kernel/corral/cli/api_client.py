@@ -110,26 +110,39 @@ class ApiClient:
 
         The file is read while it is sent. The `fields` are sent as text parts.
         """
-        self.get("/files/usage")  # renews the token, because a body that was sent once cannot be sent again
-        address, headers = self._address(path), self._headers({})
-        try:
-            answer = self._http.post(
-                address, params=dict(query), data=dict(fields), files={"file": (name, file)}, headers=headers
-            )
-        except self._errors as error:
-            raise ApiClientError(f"{self.url} does not answer: {_reason(error)}") from None
-        return msgspec.json.decode(self._checked(path, answer).content)
 
-    @contextlib.contextmanager
-    def download(self, path: str) -> Iterator[Iterator[bytes]]:
+        def send() -> Any:
+            address, headers = self._address(path), self._headers({})
+            parts = {"file": (name, file)}
+            try:
+                answer = self._http.post(address, params=dict(query), data=dict(fields), files=parts, headers=headers)
+            except self._errors as error:
+                raise ApiClientError(f"{self.url} does not answer: {_reason(error)}") from None
+            return msgspec.json.decode(self._checked(path, answer).content)
+
+        try:
+            return send()
+        except ApiClientError as error:
+            if error.status not in (401, 403) or not file.seekable() or not self.on_refusal(error):
+                raise
+        file.seek(0)
+        return send()
+
+    def download(self, path: str) -> Iterator[bytes]:
         """Send a GET request and yield the bytes of the response while they arrive."""
-        self.get("/files/usage")  # renews the token
+        try:
+            yield from self._stream(path)
+        except ApiClientError as error:
+            if error.status not in (401, 403) or not self.on_refusal(error):
+                raise
+            yield from self._stream(path)
+
+    def _stream(self, path: str) -> Iterator[bytes]:
         try:
             with self._http.stream("GET", self._address(path), headers=self._headers({})) as answer:
                 if not answer.is_success:
                     answer.read()
-                self._checked(path, answer)
-                yield answer.iter_bytes()
+                yield from self._checked(path, answer).iter_bytes()
         except self._errors as error:
             raise ApiClientError(f"{self.url} does not answer: {_reason(error)}") from None
 
@@ -163,8 +176,22 @@ class ApiClient:
             ids = ", ".join(item["id"] for item in same)
             raise ApiClientError(f"{len(same)} {kind}s are named {name}; give the id instead: {ids}")
         similar = found[0][field] if found else self._similar_name(path, name, field)
-        near = f"; did you mean {similar}?" if similar else f"; corral {kind}s list shows all {kind}s"
-        raise ApiClientError(f"there is no {kind} named {name}{near}", 404)
+        hint = f" at {self.url}; corral {kind}s list shows all {kind}s"
+        raise ApiClientError(f"there is no {kind} named {name}{f'; did you mean {similar}?' if similar else hint}", 404)
+
+    @contextlib.contextmanager
+    def looking_for(self, kind: str, identifier: str, listing: str) -> Iterator[None]:
+        """Say what was looked for if the server finds nothing in the `with` block.
+
+        `kind` is the noun for the error message, and `listing` the command that lists what there is.
+        """
+        try:
+            yield
+        except ApiClientError as error:
+            if error.status != 404:
+                raise
+            told = f"there is no {kind} {identifier} at {self.url}; {listing} shows what there is"
+            raise ApiClientError(told, 404, error.problem) from None
 
     def _similar_name(self, path: str, name: str, field: str) -> str | None:
         """Return the name in the first page of the list at `path` that is most similar to a mistyped name, or None."""

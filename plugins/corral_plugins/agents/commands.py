@@ -23,6 +23,7 @@ WARNINGS = {
     "worker_offline": "its worker is offline; start corral worker there",
     "worker_not_approved": "its worker is not approved; run corral workers approve NAME",
     "provider_not_configured": "the provider of its model is not configured; see corral api GET /llm/providers",
+    "model_not_found": "its provider does not offer its model; see corral api GET /llm/models",
     "tool_unavailable": "no active plugin and no online worker offers the tool",
     "tool_not_offered": "not every worker that may take its tasks offers the tool; require it for a task: corral run "
     "--require-tool",

@@ -28,9 +28,11 @@ from corral_plugins.agents.service.states import (
     StateChangePublisher,
     count_by_status,
 )
+from corral_plugins.agents.service.template_installer import AgentTemplateInstaller
 from corral_plugins.agents.service.tokens import TOKEN_TTL_DAYS, AgentTokens, StandingTokenAuthenticator
 from corral_plugins.agents.service.trigger_actions import AgentTriggerActions
 from corral_plugins.agents.service.versions import AgentVersions
+from corral_plugins.marketplace.api import Installer
 from corral_plugins.triggers.api import TriggerAction
 
 if TYPE_CHECKING:
@@ -46,7 +48,7 @@ class AgentsPlugin(Plugin):
 
     name = "agents"
     requires = ("accounts",)
-    wants = ("admin", "cost", "llm", "tasks", "tools", "triggers", "workers")
+    wants = ("admin", "cost", "llm", "marketplace", "tasks", "tools", "triggers", "workers")
     permissions = (
         Permission("agents.read", "Read agents, their versions and statistics", holders=(*READERS, "agent")),
         Permission("agents.write", "Create agents; change, start and stop one's own agents", holders=WRITERS),
@@ -57,6 +59,7 @@ class AgentsPlugin(Plugin):
         super().__init__(settings)
         self._changes = StateChangePublisher()
         self._trigger_actions = AgentTriggerActions()
+        self._template_installer = AgentTemplateInstaller()
 
     async def start(self, runtime: Runtime) -> None:
         self._trigger_actions.set_service(runtime.service(AgentStates))
@@ -71,6 +74,7 @@ class AgentsPlugin(Plugin):
             Provide(AgentStates, AgentStates),
             Provide(AgentVersions, AgentVersions),
             Provide(AgentTokens, AgentTokens),
+            Provide(AgentTemplateInstaller, lambda: self._template_installer),
         ]
 
     @hookimpl
@@ -120,6 +124,10 @@ class AgentsPlugin(Plugin):
     @hookimpl(optionalhook=True)
     def corral_trigger_actions(self) -> Iterable[TriggerAction]:
         return self._trigger_actions.definitions()
+
+    @hookimpl(optionalhook=True)
+    def corral_template_installers(self) -> Iterable[Installer]:
+        return [self._template_installer.definition()]
 
     @hookimpl
     def corral_metrics(self) -> Iterable[Metric]:

@@ -48,18 +48,18 @@ def list_approvals(
     query |= {"assigned_to": "me"} if mine else {}
     query |= {"type": kind} if kind is not None else {}
     found = client.get("/approvals", **{name: value for name, value in query.items() if value})
-    print_approvals(found["items"], as_json=as_json)
+    print_approvals(client, found["items"], as_json=as_json)
 
 
-def print_approvals(items: list[Any], *, as_json: bool = False) -> None:
+def print_approvals(client: ApiClient, items: list[Any], *, as_json: bool = False) -> None:
     """Print approvals as a table."""
     print_table(
         items,
         COLUMNS,
         as_json=as_json,
-        empty="No approvals.",
+        empty="There are no such approvals. Those that were decided: corral approvals list --status all",
         colour_of="status",
-        computed={"asked_by": _requester},
+        computed={"asked_by": RequesterNames(client).describe},
     )
 
 
@@ -75,7 +75,7 @@ def show_approval(client: ApiClient, *, approval: str, as_json: bool) -> None:
         "id": found["id"],
         "status": found["status"],
         "risk": found["risk"],
-        "asked by": _requester(found),
+        "asked by": RequesterNames(client).describe(found),
         "tool": held.get("tool"),
         "target": held.get("target"),
         "untrusted sources": held.get("taint_sources"),
@@ -180,13 +180,13 @@ def comment_on_approval(client: ApiClient, *, approval: str, text: str, as_json:
 def _find(client: ApiClient, approval: str) -> dict[str, Any]:
     """Return the approval with this id, or the open one with this title."""
     if parse_id(approval) is not None:
-        return dict(client.get(f"/approvals/{approval}"))
+        with client.looking_for("approval", approval, "corral approvals list --status all"):
+            return dict(client.get(f"/approvals/{approval}"))
     wanted = approval.strip().casefold()
     found = [each for each in client.pages("/approvals", status=list(OPEN)) if each["title"].casefold() == wanted]
     if not found:
-        raise ApiClientError(
-            f"there is no open approval with the title {approval}; corral approvals list shows all", 404
-        )
+        told = f"there is no open approval with the title {approval} at {client.url}"
+        raise ApiClientError(f"{told}; corral approvals list shows the open ones, and --status all the others", 404)
     if len(found) > 1:
         ids = ", ".join(each["id"] for each in found)
         raise ApiClientError(f"{len(found)} approvals have the title {approval}; give the id instead: {ids}")
@@ -202,9 +202,45 @@ def _act(client: ApiClient, approval_id: str, action: str, body: dict[str, Any],
     click.echo(f"{changed['title']} ({changed['id']}) is {changed['status']}{count}.")
 
 
-def _requester(approval: Any) -> str:
-    asked = approval["requested_by"]
-    return f"{asked['type']} {asked['id']}"
+PLACES = {"agent": ("/agents", "name"), "worker": ("/workers", "name"), "user": ("/admin/users", "email")}
+
+
+class RequesterNames:
+    """Describes in words who asked for approvals. Each name is requested once; what was deleted has only its id."""
+
+    def __init__(self, client: ApiClient) -> None:
+        self._client = client
+        me = client.get("/auth/me")
+        self._names = {f"/admin/users/{me['id']}": str(me["email"])}  # others' addresses are for admins only
+
+    def describe(self, approval: Any) -> str:
+        """Return for example `agent Buyer (task Order a server)` or `workflow Publish, run 3, step check`."""
+        asked, step = approval["requested_by"], approval["step"]
+        if asked["type"] == "workflow":
+            run = self._read(f"/workflow-runs/{asked['id']}")
+            if run is None:
+                return f"workflow run {asked['id']}"
+            name = self._name(f"/workflows/{run['workflow_id']}", "name")
+            return f"workflow {name}, run {run['number']}{f', step {step}' if step else ''}"
+        path, field = PLACES[asked["type"]]
+        name, task_id = self._name(f"{path}/{asked['id']}", field), approval["task_id"]
+        task = f" (task {self._name(f'/tasks/{task_id}', 'title')})" if task_id else ""
+        return f"{asked['type']} {name}{task}"
+
+    def _name(self, path: str, field: str) -> str:
+        if path not in self._names:
+            found = self._read(path)
+            self._names[path] = path.rpartition("/")[2] if found is None else str(found[field])
+        return self._names[path]
+
+    def _read(self, path: str) -> Any:
+        """Return what is at the path, or None if it was deleted or the caller may not read it."""
+        try:
+            return self._client.get(path)
+        except ApiClientError as error:
+            if error.status not in (403, 404):
+                raise
+            return None
 
 
 def _decision_text(decision: Any) -> str:

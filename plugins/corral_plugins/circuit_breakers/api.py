@@ -48,6 +48,14 @@ class CircuitOpen(Unavailable):
         self.retry_at, self.retry_after = retry_at, seconds
 
 
+class ForcedOpen(msgspec.Struct, frozen=True, kw_only=True):
+    """An admin's decision that a breaker rejects every call. `by` is the id of the user or key, or None if unknown."""
+
+    by: str | None
+    reason: str
+    at: str | None
+
+
 class Breakers(Protocol):
     """Guards calls to other systems. The state of a breaker is shared by all processes.
 
@@ -79,7 +87,18 @@ class Breakers(Protocol):
         ...
 
     def blocked_until(self, name: str) -> str | None:
-        """Return the instant until which the breaker rejects calls, or None if it may admit a call now."""
+        """Return the instant until which the breaker rejects calls, or None if it may admit a call now.
+
+        A breaker that an admin forced open rejects calls until an admin closes it; the instant is then in 60 seconds.
+        """
+        ...
+
+    def is_forced(self, name: str) -> bool:
+        """Return whether an admin forced the breaker open, as this process knows it. Reads memory."""
+        ...
+
+    def find_forced(self, name: str) -> ForcedOpen | None:
+        """Return who forced the breaker open and why, or None if it is not forced open. Runs in a unit of work."""
         ...
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -53,7 +54,8 @@ def list_breakers(client: ApiClient, *, state: tuple[str, ...], prefix: str | No
 @client_command
 def show_breaker(client: ApiClient, *, name: str, as_json: bool) -> None:
     """Show a circuit breaker with its last transitions."""
-    found = client.get(_path(name))
+    with _looking_for(client, name):
+        found = client.get(_path(name))
     error, window = found["last_error"], f"{found['window_size']} {_UNITS[found['window_type']]}"
     shown = {
         "name": found["name"],
@@ -98,7 +100,7 @@ def set_breaker(
 @client_command
 def force_open_breaker(client: ApiClient, *, name: str, reason: str, as_json: bool) -> None:
     """Open a circuit breaker until it is closed by force-close or reset."""
-    _print_change(client.post(f"{_path(name)}/force-open", {"reason": reason}), as_json=as_json)
+    _act(client, name, "force-open", {"reason": reason}, as_json=as_json)
 
 
 @circuit_breakers_command_group.command("force-close")
@@ -107,7 +109,7 @@ def force_open_breaker(client: ApiClient, *, name: str, reason: str, as_json: bo
 @client_command
 def force_close_breaker(client: ApiClient, *, name: str, reason: str, as_json: bool) -> None:
     """Close a circuit breaker. Real failures open it again."""
-    _print_change(client.post(f"{_path(name)}/force-close", {"reason": reason}), as_json=as_json)
+    _act(client, name, "force-close", {"reason": reason}, as_json=as_json)
 
 
 @circuit_breakers_command_group.command("reset")
@@ -115,7 +117,7 @@ def force_close_breaker(client: ApiClient, *, name: str, reason: str, as_json: b
 @client_command
 def reset_breaker(client: ApiClient, *, name: str, as_json: bool) -> None:
     """Close a circuit breaker and set its counters to zero. Its configuration stays."""
-    _print_change(client.post(f"{_path(name)}/reset", None), as_json=as_json)
+    _act(client, name, "reset", None, as_json=as_json)
 
 
 _UNITS = {"count": "calls", "time": "seconds"}
@@ -123,6 +125,16 @@ _UNITS = {"count": "calls", "time": "seconds"}
 
 def _path(name: str) -> str:
     return f"{BREAKERS}/{quote(name, safe=':')}"
+
+
+def _looking_for(client: ApiClient, name: str) -> AbstractContextManager[None]:
+    return client.looking_for("circuit breaker", name, "corral circuit-breakers list")
+
+
+def _act(client: ApiClient, name: str, action: str, body: Any, *, as_json: bool) -> None:
+    with _looking_for(client, name):
+        changed = client.post(f"{_path(name)}/{action}", body)
+    _print_change(changed, as_json=as_json)
 
 
 def _print_change(breaker: dict[str, Any], *, as_json: bool) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from decimal import Decimal
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import msgspec
 
@@ -107,12 +107,31 @@ class ChargedCost(PriceQuote, frozen=True, kw_only=True):
     repeated: bool = False
 
 
-class BudgetRefused(Problem):
-    """A budget does not admit a use: the problem `budget_exceeded` with the member `scope`."""
+class BudgetShortage(msgspec.Struct, frozen=True, kw_only=True):
+    """What a use needs at most, and what the budget that refused it leaves to it, in micro-USD."""
 
-    def __init__(self, scope: BudgetScope, detail: str) -> None:
-        super().__init__(detail, code="budget_exceeded", scope=scope)
-        self.scope = scope
+    needed: int
+    left: int
+
+
+class BudgetRefused(Problem):
+    """A budget does not admit a use: the problem `budget_exceeded` with the member `scope`.
+
+    The members `needed_usd` and `left_usd` are present if an amount was refused.
+    """
+
+    def __init__(self, scope: BudgetScope, detail: str, shortage: BudgetShortage | None = None) -> None:
+        amounts: dict[str, Any] = {}
+        if shortage is not None:
+            amounts = {"needed_usd": shortage.needed / 1e6, "left_usd": max(0, shortage.left) / 1e6}
+        super().__init__(detail, code="budget_exceeded", scope=scope, **amounts)
+        self.scope, self.shortage = scope, shortage
+
+
+def format_micro_usd(amount: int) -> str:
+    """Return an amount in micro-USD as text with two to six decimals, such as `$0.0605`. Amounts below 0 count as 0."""
+    whole, _, fraction = f"{max(0, amount) / 1e6:.6f}".partition(".")
+    return f"${whole}.{fraction.rstrip('0').ljust(2, '0')}"
 
 
 class NewReservation(msgspec.Struct, frozen=True, kw_only=True):
@@ -142,10 +161,12 @@ class Hold(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Headroom(msgspec.Struct, frozen=True, kw_only=True):
-    """The amounts in micro-USD that budgets leave. None means that there is no limit."""
+    """The amounts in micro-USD that budgets leave, and their limits. None means that there is no limit."""
 
     overall: int | None = None
     agent: int | None = None
+    overall_limit: int | None = None
+    agent_limit: int | None = None
 
 
 class AgentBudget(msgspec.Struct, frozen=True, kw_only=True):

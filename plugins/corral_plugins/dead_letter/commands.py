@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import AbstractContextManager
 from typing import Any
 
 import click
@@ -54,7 +55,8 @@ def list_letters(client: ApiClient, *, status: str, reason: str | None, limit: i
 @client_command
 def show_letter(client: ApiClient, *, letter: str, as_json: bool) -> None:
     """Show a dead letter with the errors of its attempts."""
-    found = client.get(f"{PATH}/{letter}")
+    with _looking_for(client, letter):
+        found = client.get(f"{PATH}/{letter}")
     shown = {
         "title": found["title"],
         "task": found["task_id"],
@@ -81,7 +83,8 @@ def retry_letter(client: ApiClient, *, letter: str, from_start: bool, fields: tu
     body: dict[str, Any] = {"from_checkpoint": not from_start}
     if fields:
         body["overrides"] = parse_fields(fields)
-    retried = client.post(f"{PATH}/{letter}/retry", body)
+    with _looking_for(client, letter):
+        retried = client.post(f"{PATH}/{letter}/retry", body)
     print_value(retried, as_json=as_json, text=f"The task {retried['task_id']} is {retried['task']['status']}.")
 
 
@@ -109,7 +112,8 @@ def retry_all_letters(
 @client_command
 def discard_letter(client: ApiClient, *, letter: str, as_json: bool) -> None:
     """Discard a dead letter. Its task stays failed."""
-    client.send("DELETE", f"{PATH}/{letter}")
+    with _looking_for(client, letter):
+        client.send("DELETE", f"{PATH}/{letter}")
     print_value({"id": letter, "status": "discarded"}, as_json=as_json, text=f"Discarded {letter}.")
 
 
@@ -129,6 +133,10 @@ def show_stats(client: ApiClient, *, as_json: bool) -> None:
         "completed after a retry": None if rate is None else f"{rate:.0%}",
     }
     print_fields(found, shown, as_json=as_json)
+
+
+def _looking_for(client: ApiClient, letter: str) -> AbstractContextManager[None]:
+    return client.looking_for("dead letter", letter, "corral dead-letter list --status all")
 
 
 def _attempt(attempt: Any) -> str:

@@ -59,8 +59,8 @@ class FileFacts(msgspec.Struct, frozen=True, kw_only=True):
 class Files(Protocol):
     """Stores and reads files for other plugins.
 
-    `facts` and `readable` run in the caller's unit of work; the other methods open their own, so call them outside of
-    units. They raise `Unavailable` while the file store is down.
+    `facts`, `readable` and `made_for_task` run in the caller's unit of work; the other methods open their own, so call
+    them outside of units. They raise `Unavailable` while the file store is down.
     """
 
     async def put(
@@ -89,6 +89,14 @@ class Files(Protocol):
 
     def readable(self, file_id: str, *, by: Principal) -> FileFacts | None:
         """Return the facts about a file, or None if the caller may not read it or it does not exist."""
+        ...
+
+    def made_for_task(self, task_id: str) -> list[FileFacts]:
+        """Return at most 100 files that workers and agents made for a task, oldest first.
+
+        Runs in the caller's unit of work. The caller must have checked that the reader may read the task, and shows no
+        more of the files than their names and ids.
+        """
         ...
 
     async def open(self, file_id: str) -> AsyncIterator[bytes]:

@@ -88,9 +88,8 @@ def download_file(client: ApiClient, *, file: str, target: Path | None, force: b
     """Download a file, and check its SHA-256. The file appears under its name only when it is complete."""
     found = _find(client, file)
     if target is not None and str(target) == "-":
-        with client.download(f"/files/{found['id']}/download") as chunks:
-            for chunk in chunks:
-                sys.stdout.buffer.write(chunk)
+        for chunk in client.download(f"/files/{found['id']}/download"):
+            sys.stdout.buffer.write(chunk)
         return
     path = Path(found["name"]) if target is None else target / found["name"] if target.is_dir() else target
     if path.exists() and not force:
@@ -218,8 +217,8 @@ def _write(client: ApiClient, found: Any, path: Path) -> None:
 
     part, digest = path.with_name(f"{path.name}.part"), hashlib.sha256()
     try:
-        with part.open("wb") as file, client.download(f"/files/{found['id']}/download") as chunks:
-            for chunk in chunks:
+        with part.open("wb") as file:
+            for chunk in client.download(f"/files/{found['id']}/download"):
                 digest.update(chunk)
                 file.write(chunk)
         if digest.hexdigest() != found["sha256"]:

@@ -24,7 +24,7 @@ from corral_plugins.files.service.metrics import FileMetrics
 from corral_plugins.files.service.quota import FileQuota
 from corral_plugins.files.service.registry import FileRegistry
 from corral_plugins.files.service.s3 import SCHEME, S3Blobs
-from corral_plugins.files.service.storage import BREAKER, FileStorage
+from corral_plugins.files.service.storage import FileStorage
 from corral_plugins.files.service.sweeps import FileSweeps
 from corral_plugins.files.service.uploads import Uploads
 from corral_plugins.tools.api import Tool
@@ -34,8 +34,6 @@ if TYPE_CHECKING:
 
 if TYPE_CHECKING:
     import click
-
-SLOW_UPLOAD_SECONDS = 3600
 
 
 class FilesPlugin(Plugin):
@@ -61,8 +59,7 @@ class FilesPlugin(Plugin):
     async def start(self, runtime: Runtime) -> None:
         storage = self._storage = runtime.service(FileStorage)
         self._tools.set_implementation(runtime.service(AgentFiles))
-        if storage.breakers is not None and storage.object_store is not None:
-            storage.breakers.declare(BREAKER, lambda: [BREAKER], slow_call_seconds=SLOW_UPLOAD_SECONDS)
+        storage.guard_object_store()
 
     @hookimpl
     def corral_services(self) -> Iterable[Provide]:

@@ -107,10 +107,14 @@ def _new_file(query: UploadQuery, caller: Principal, request: Request, settings:
     if given is not None:
         scope = f"{caller.kind}:{caller.task_id or caller.id}\0{task_id}"
         key = IdempotencyKey.of_request(given, scope, "POST", "/files/upload", b"").scope_hash
+    source = FileSource(type="user", id=caller.user_id)
+    if lease is not None:  # a worker names its lease in a header; an attempt token carries it
+        by_worker = request.header("corral-lease") is not None
+        source = FileSource(type="worker" if by_worker else "agent", id=caller.agent_id)
     return NewFile(
         name="",
         owner_id=caller.user_id or "",
-        source=FileSource(type="agent" if lease else "user", id=caller.id if lease else caller.user_id),
+        source=source,
         task_id=task_id,
         visibility=visibility,
         lease=lease,

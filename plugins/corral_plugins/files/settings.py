@@ -25,9 +25,9 @@ MAX_UPLOAD_BYTES = Setting(
     title="Largest file that may be uploaded, in bytes",
     env="CORRAL_MAX_UPLOAD_BYTES",
 )
-USER_QUOTA_BYTES = Setting(
+USER_QUOTA_BYTES: Setting[int | None] = Setting(
     name="files.user_quota_bytes",
-    kind=int,
+    kind=int | None,
     default=10 * GIB,
     minimum=MIB,
     maximum=10 * 1024 * GIB,

@@ -117,7 +117,8 @@ def send_message(
 def read_message(client: ApiClient, *, message: str, agent: str | None, as_json: bool) -> None:
     """Mark a message as read, and show it."""
     body = {} if agent is None else {"agent_id": _find_agent(client, agent)}
-    found = client.send("PATCH", f"/messages/{message}/read", body=body)
+    with client.looking_for("message", message, "corral messages list"):
+        found = client.send("PATCH", f"/messages/{message}/read", body=body)
     shown = {
         "from": found["sender_name"],
         "to": _recipient(client, found, {}),
@@ -145,7 +146,8 @@ def acknowledge_message(
     body: dict[str, Any] = {"result": "rejected" if rejected else "done", "note": note}
     if agent is not None:
         body["agent_id"] = _find_agent(client, agent)
-    found = client.post(f"/messages/{message}/ack", body)
+    with client.looking_for("message", message, "corral messages list"):
+        found = client.post(f"/messages/{message}/ack", body)
     print_value(found, as_json=as_json, text=f"Acknowledged {found['id']} as {body['result']}.")
 
 

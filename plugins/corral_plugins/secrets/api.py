@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import msgspec
@@ -99,8 +99,11 @@ class Secrets(Protocol):
         """
         ...
 
-    def missing_names(self, names: Iterable[str]) -> list[str]:
-        """Return those of these names that no secret has."""
+    def consumers(self, names: Sequence[str]) -> Mapping[str, Sequence[str]]:
+        """Return the allowed consumers of the secrets with these names, by name.
+
+        Secrets that do not exist or have expired are left out.
+        """
         ...
 
     def attach(self, name: str, to: AttachedObject, *, title: str, pointer: str, by: Principal | None) -> None:

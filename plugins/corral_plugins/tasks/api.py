@@ -470,6 +470,14 @@ class Tasks(Protocol):
         """
         ...
 
+    def record_shortage(self, task_id: str, lease_id: str, *, scope: str, needed_micro: int, left_micro: int) -> None:
+        """Store that a budget left too little for a call under this lease. `scope` is `global` or `agent`.
+
+        Until the budget leaves the needed amount, the task is not claimed again for the same agent and model. Does
+        nothing if the lease has ended.
+        """
+        ...
+
     def lock_run(self, task_id: str, lease_id: str | None, *, by: Principal) -> Run:
         """Lock the task, renew the lease and return the started run under this lease.
 
@@ -640,9 +648,14 @@ class TaskRetried(TaskEvent, kw_only=True):
 
 
 class TaskUpdated(TaskEvent, kw_only=True):
-    """A task changed in a way that no other event describes."""
+    """A task changed in a way that no other event describes.
+
+    `reason` says why a task returned to its queue, if a budget or a circuit breaker ended its attempt.
+    """
 
     event = "task.updated"
+
+    reason: str | None = None
 
 
 class TaskDeleted(TaskEvent, kw_only=True):

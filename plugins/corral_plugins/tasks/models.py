@@ -112,6 +112,7 @@ EXTRA_DEFAULTS: dict[str, Any] = {
     "allowed_tools": None,
     "approval_id": None,
     "artifacts": [],
+    "budget_shortages": {},
     "cancel_reason": None,
     "cancel_requested_at": None,
     "cause_chain": [],

@@ -55,7 +55,20 @@ class TasksPlugin(Plugin):
 
     name = "tasks"
     requires = ("accounts", "agents", "workers")
-    wants = ("admin", "approvals", "backup", "cost", "dead_letter", "llm", "messages", "secrets", "tools", "triggers")
+    wants = (
+        "admin",
+        "approvals",
+        "backup",
+        "circuit_breakers",
+        "cost",
+        "dead_letter",
+        "files",
+        "llm",
+        "messages",
+        "secrets",
+        "tools",
+        "triggers",
+    )
     permissions = (
         Permission("tasks.read", "Read tasks, their logs and statistics", holders=(*READERS, "agent")),
         Permission("tasks.write", "Create tasks; change, cancel and end one's own tasks", holders=(*WRITERS, "agent")),

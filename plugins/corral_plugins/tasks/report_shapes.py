@@ -10,6 +10,7 @@ from msgspec import UNSET, Meta, UnsetType
 from corral.schema.fields import Id, Instant, MomentIn, line
 from corral_plugins.tasks.shapes import Level, Reason, ReportedText
 
+MAX_ARTIFACTS = 100
 MAX_TOKENS = 100_000_000
 """The highest number of tokens that one report may contain. A higher number must be a mistake of the worker."""
 Count = Annotated[int, Meta(ge=0, le=MAX_TOKENS)]
@@ -113,7 +114,7 @@ class CompletionReport(LeaseReport, kw_only=True, forbid_unknown_fields=True):
     """The result of a run, at most 256 KiB. The `agent_memory` plugin stores `memories`."""
 
     result: Any = None
-    artifacts: Annotated[list[Artifact], Meta(max_length=100)] | UnsetType = UNSET
+    artifacts: Annotated[list[Artifact], Meta(max_length=MAX_ARTIFACTS)] | UnsetType = UNSET
     usage: UsageReport | None = None
     memories: Annotated[list[Any], Meta(max_length=50)] = []
 

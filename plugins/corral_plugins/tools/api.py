@@ -246,6 +246,10 @@ class Tools(Protocol):
         """
         ...
 
+    def risks(self) -> Mapping[str, ToolRisk]:
+        """Return the risks of all tools that plugins, MCP servers and online workers offer now, by name."""
+        ...
+
     def refuse_missing_permissions(
         self, by: Principal, *, enabled: Sequence[str], policy: Mapping[str, Any], before: Mapping[str, Any]
     ) -> None:

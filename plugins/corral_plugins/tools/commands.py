@@ -46,7 +46,8 @@ def list_tools(client: ApiClient, *, risk: tuple[str, ...], source: str | None, 
 @client_command
 def show_tool(client: ApiClient, *, name: str, as_json: bool) -> None:
     """Show a tool with the schema of its arguments."""
-    found = client.get(f"{TOOLS}/{quote(name)}")
+    with client.looking_for("tool", name, "corral tools list"):
+        found = client.get(f"{TOOLS}/{quote(name)}")
     shown = {
         "name": found["name"],
         "title": found["title"],
@@ -88,7 +89,7 @@ def list_mcp_servers(client: ApiClient, *, as_json: bool) -> None:
 @client_command
 def show_mcp_server(client: ApiClient, *, name: str, as_json: bool) -> None:
     """Show an MCP server, and what it says about its tools."""
-    _print_server(client.get(_path(name)), as_json=as_json)
+    _print_server(_send(client, "GET", name), as_json=as_json)
 
 
 @mcp_command_group.command("add")
@@ -124,7 +125,7 @@ def edit_mcp_server(
     client: ApiClient, *, name: str, fields: tuple[str, ...], input_path: Path | None, as_json: bool
 ) -> None:
     """Change an MCP server: the given fields change, such as -f enabled:=false."""
-    _print_server(client.send("PUT", _path(name), body=read_body(input_path, fields)), as_json=as_json)
+    _print_server(_send(client, "PUT", name, body=read_body(input_path, fields)), as_json=as_json)
 
 
 @mcp_command_group.command("refresh")
@@ -132,7 +133,7 @@ def edit_mcp_server(
 @client_command
 def refresh_mcp_server(client: ApiClient, *, name: str, as_json: bool) -> None:
     """List the tools of an MCP server now. This happens every hour by itself."""
-    _print_server(client.post(f"{_path(name)}/refresh", None), as_json=as_json)
+    _print_server(_send(client, "POST", name, "/refresh"), as_json=as_json)
 
 
 @mcp_command_group.command("accept")
@@ -144,7 +145,7 @@ def accept_mcp_tools(client: ApiClient, *, name: str, tools: tuple[str, ...], ac
     """Accept what an MCP server says about its TOOLS, so that agents may use them. corral mcp show prints it."""
     if bool(tools) == accept_all:
         raise click.UsageError("Name the tools to accept, or give --all.")
-    listed = {tool["name"]: tool for tool in client.get(_path(name))["tools"]}
+    listed = {tool["name"]: tool for tool in _send(client, "GET", name)["tools"]}
     wanted = [tool["name"] for tool in listed.values() if tool["status"] == "changed"] if accept_all else list(tools)
     names = [tool if tool in listed else f"mcp.{name}.{tool}" for tool in wanted]
     if unknown := [tool for tool in names if tool not in listed]:
@@ -161,12 +162,17 @@ def accept_mcp_tools(client: ApiClient, *, name: str, tools: tuple[str, ...], ac
 @client_command
 def remove_mcp_server(client: ApiClient, *, name: str, as_json: bool) -> None:
     """Remove an MCP server and its tools."""
-    client.send("DELETE", _path(name))
+    _send(client, "DELETE", name)
     click.echo(json.dumps({"name": name, "removed": True}) if as_json else f"{name} is removed.")
 
 
 def _path(name: str) -> str:
     return f"{SERVERS}/{quote(name, safe='')}"
+
+
+def _send(client: ApiClient, method: str, name: str, action: str = "", body: Any = None) -> Any:
+    with client.looking_for("MCP server", name, "corral mcp list"):
+        return client.send(method, f"{_path(name)}{action}", body=body)
 
 
 def _print_server(server: dict[str, Any], *, as_json: bool) -> None:

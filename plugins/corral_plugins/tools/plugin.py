@@ -63,7 +63,7 @@ class ToolsPlugin(Plugin):
 
     name = "tools"
     requires = ("accounts",)
-    wants = ("admin", "agents", "approvals", "circuit_breakers", "secrets", "tasks", "workers", "workflows")
+    wants = ("admin", "agents", "approvals", "circuit_breakers", "files", "secrets", "tasks", "workers", "workflows")
     permissions = (
         Permission("tools.read", "View tools and their calls", holders=(*READERS, "agent")),
         Permission("tools.use_external", "Let agents fetch from and send to external systems", holders=WRITERS),

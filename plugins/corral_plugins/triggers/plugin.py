@@ -12,6 +12,7 @@ from corral.events.event import Event
 from corral.http.routes import Routes
 from corral.jobs.job import Job, Schedule
 from corral.plugin import Metric, Plugin, Provide, Runtime, Setting, hookimpl
+from corral_plugins.marketplace.api import Installer
 from corral_plugins.triggers import hookspecs, jobs, models, routes, settings
 from corral_plugins.triggers.api import EVENTS
 from corral_plugins.triggers.service.checks import TriggerChecks
@@ -24,6 +25,7 @@ from corral_plugins.triggers.service.metrics import TriggerMetrics
 from corral_plugins.triggers.service.previews import TriggerPreviews
 from corral_plugins.triggers.service.scheduler import TriggerScheduler, TriggerTimes
 from corral_plugins.triggers.service.slots import TriggerSlots
+from corral_plugins.triggers.service.template_installer import TriggerTemplateInstaller
 
 if TYPE_CHECKING:
     import click
@@ -37,7 +39,7 @@ class TriggersPlugin(Plugin):
 
     name = "triggers"
     requires = ("accounts", "event_log", "expressions")
-    wants = ("admin", "security")
+    wants = ("admin", "marketplace", "security")
     permissions = (
         Permission("triggers.read", "Read triggers and their history", holders=READERS),
         Permission("triggers.write", "Create triggers; change and fire one's own triggers", holders=WRITERS),
@@ -47,6 +49,7 @@ class TriggersPlugin(Plugin):
     def __init__(self, section: Any = None) -> None:
         super().__init__(section)
         self._metrics = TriggerMetrics()
+        self._template_installer = TriggerTemplateInstaller()
 
     async def start(self, runtime: Runtime) -> None:
         await runtime.service(TriggerLogReader).create_position()
@@ -66,7 +69,11 @@ class TriggersPlugin(Plugin):
             TriggerIngress,
             TriggerPreviews,
         )
-        return [Provide(TriggerMetrics, lambda: self._metrics), *(Provide(part, part) for part in parts)]
+        return [
+            Provide(TriggerMetrics, lambda: self._metrics),
+            Provide(TriggerTemplateInstaller, lambda: self._template_installer),
+            *(Provide(part, part) for part in parts),
+        ]
 
     @hookimpl
     def corral_routes(self) -> Iterable[Routes]:
@@ -101,6 +108,10 @@ class TriggersPlugin(Plugin):
         from corral_plugins.triggers.commands import triggers_command_group
 
         return [triggers_command_group]
+
+    @hookimpl(optionalhook=True)
+    def corral_template_installers(self) -> Iterable[Installer]:
+        return [self._template_installer.definition()]
 
     @hookimpl
     def corral_hookspecs(self) -> Iterable[ModuleType]:

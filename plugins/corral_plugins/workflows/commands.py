@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -200,7 +201,8 @@ def list_runs(client: ApiClient, *, workflow: str | None, status: tuple[str, ...
 @client_command
 def show_run(client: ApiClient, *, run: str, as_json: bool) -> None:
     """Show a run with its steps: their status, attempts, time, cost, and the beginning of their outputs."""
-    found = client.get(f"/workflow-runs/{run}")
+    with _looking_for(client, run):
+        found = client.get(f"/workflow-runs/{run}")
     if as_json:
         print_value(found, as_json=True, text="")
         return
@@ -280,7 +282,8 @@ def resume_run(client: ApiClient, *, run: str, as_json: bool) -> None:
 def retry_run(client: ApiClient, *, run: str, start: str, current: bool, as_json: bool) -> None:
     """Repeat an ended run as a new run, which reuses the outputs of the steps before."""
     body = {"from": start, "definition": "current" if current else "original"}
-    made = client.post(f"/workflow-runs/{run}/retry", body)
+    with _looking_for(client, run):
+        made = client.post(f"/workflow-runs/{run}/retry", body)
     told = f"Run {made['number']} repeats it. Watch it: corral workflows watch {made['id']}"
     print_value(made, as_json=as_json, text=told)
 
@@ -295,7 +298,9 @@ def answer_step(
     client: ApiClient, *, run: str, step: str, fields: tuple[str, ...], input_path: Path | None, as_json: bool
 ) -> None:
     """Give a step of the type input the data that it asks for."""
-    changed = client.post(f"/workflow-runs/{run}/steps/{step}/input", {"input": read_body(input_path, fields)})
+    given = {"input": read_body(input_path, fields)}
+    with client.looking_for(f"step {step} in a workflow run", run, "corral workflows runs"):
+        changed = client.post(f"/workflow-runs/{run}/steps/{step}/input", given)
     print_value(changed, as_json=as_json, text=f"The step {step} has its data.")
 
 
@@ -335,7 +340,13 @@ def _head(value: Any) -> str:
 
 
 def _act(client: ApiClient, run: str, action: str, body: dict[str, Any], told: str, *, as_json: bool) -> None:
-    print_value(client.post(f"/workflow-runs/{run}/{action}", body), as_json=as_json, text=told)
+    with _looking_for(client, run):
+        changed = client.post(f"/workflow-runs/{run}/{action}", body)
+    print_value(changed, as_json=as_json, text=told)
+
+
+def _looking_for(client: ApiClient, run: str) -> AbstractContextManager[None]:
+    return client.looking_for("workflow run", run, "corral workflows runs")
 
 
 def _print_plan(plan: dict[str, Any], *, as_json: bool) -> None:
@@ -350,7 +361,8 @@ def _print_plan(plan: dict[str, Any], *, as_json: bool) -> None:
 
 def _watch(client: ApiClient, run_id: str, *, quiet: bool) -> dict[str, Any]:
     """Print the events of a run to standard error until it has ended, and return it."""
-    after, run = "0", client.get(f"/workflow-runs/{run_id}")
+    with _looking_for(client, run_id):
+        after, run = "0", client.get(f"/workflow-runs/{run_id}")
     while True:
         is_over = run["status"] in ENDED
         page = client.get(f"/workflow-runs/{run_id}/events", after=after, limit=200)

@@ -13,6 +13,7 @@ from corral.events.event import Event
 from corral.http.routes import Routes
 from corral.jobs.job import Job, Schedule
 from corral.plugin import Metric, Plugin, Provide, Runtime, Setting, hookimpl
+from corral_plugins.marketplace.api import Installer
 from corral_plugins.tasks.api import TaskExecutor
 from corral_plugins.tools.api import Tool
 from corral_plugins.triggers.api import TriggerAction
@@ -39,6 +40,7 @@ from corral_plugins.workflows.service.step_events import StepEvents
 from corral_plugins.workflows.service.step_tasks import TasksOfSteps
 from corral_plugins.workflows.service.step_types import StepTypes
 from corral_plugins.workflows.service.steps import BuiltInSteps
+from corral_plugins.workflows.service.template_installer import WorkflowTemplateInstaller
 from corral_plugins.workflows.service.tool import WorkflowTool
 from corral_plugins.workflows.service.trigger_action import WorkflowTriggerAction
 from corral_plugins.workflows.service.validation import Definitions
@@ -57,7 +59,18 @@ class WorkflowsPlugin(Plugin):
 
     name = "workflows"
     requires = ("accounts", "agents", "expressions", "tasks")
-    wants = ("admin", "approvals", "circuit_breakers", "cost", "llm", "secrets", "tools", "triggers")
+    wants = (
+        "admin",
+        "approvals",
+        "circuit_breakers",
+        "cost",
+        "files",
+        "llm",
+        "marketplace",
+        "secrets",
+        "tools",
+        "triggers",
+    )
     permissions = (
         Permission("workflows.read", "Read workflows and their runs", holders=READERS),
         Permission("workflows.write", "Create workflows; change one's own workflows", holders=WRITERS),
@@ -71,6 +84,7 @@ class WorkflowsPlugin(Plugin):
         self._steps = BuiltInSteps()
         self._trigger_action = WorkflowTriggerAction()
         self._tool = WorkflowTool()
+        self._template_installer = WorkflowTemplateInstaller()
         self._executors: StepExecutors | None = None
 
     async def start(self, runtime: Runtime) -> None:
@@ -112,6 +126,7 @@ class WorkflowsPlugin(Plugin):
             *self._steps.provided(),
             Provide(WorkflowTriggerAction, lambda: self._trigger_action),
             Provide(WorkflowTool, lambda: self._tool),
+            Provide(WorkflowTemplateInstaller, lambda: self._template_installer),
         ]
 
     @hookimpl
@@ -151,6 +166,10 @@ class WorkflowsPlugin(Plugin):
     @hookimpl(optionalhook=True)
     def corral_trigger_actions(self) -> Iterable[TriggerAction]:
         return [self._trigger_action.definition()]
+
+    @hookimpl(optionalhook=True)
+    def corral_template_installers(self) -> Iterable[Installer]:
+        return [self._template_installer.definition()]
 
     @hookimpl
     def corral_subscribers(self) -> Iterable[Subscriber]:

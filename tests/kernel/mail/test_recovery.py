@@ -20,6 +20,8 @@ from corral.testing.kit import PASSWORD, Answer, Kit
 from corral_core.accounts.api import Accounts, UserPatch
 from corral_core.accounts.models import InvitationRow, LinkRow
 
+pytestmark = pytest.mark.one_engine
+
 NEW = "another rather long phrase"
 
 

@@ -12,6 +12,8 @@ from tests.kernel.mail.conftest import MailServer, token_of
 from corral import clock
 from corral.testing.kit import PASSWORD, Answer, Client, Kit
 
+pytestmark = pytest.mark.one_engine
+
 OPEN = {"settings.security.registration": "open"}
 
 

@@ -170,6 +170,7 @@ def client(valkey_server: ValkeyServer) -> Iterator[redis.Redis]:
         yield connected
 
 
+@pytest.mark.one_engine
 async def test_a_job_is_begun_at_once_and_leaves_nothing_in_redis(installation: Installation, client: Any) -> None:
     with installation.jobs() as process:
         await installation.enqueue(0)  # imports RQ
@@ -188,6 +189,7 @@ async def test_a_job_is_begun_at_once_and_leaves_nothing_in_redis(installation: 
     assert await installation.states() == {"done": 6}
 
 
+@pytest.mark.one_engine
 async def test_the_queue_holds_ids_alone_as_json(installation: Installation, client: Any) -> None:
     await installation.enqueue(7)
     queue = Queue(QUEUE, connection=client, serializer="json")
@@ -199,6 +201,7 @@ async def test_the_queue_holds_ids_alone_as_json(installation: Installation, cli
     assert json.loads(zlib.decompress(client.hget(kept.key, "data")))[2] == [row.id]
 
 
+@pytest.mark.one_engine
 async def test_an_emptied_redis_delays_no_job_by_more_than_five_seconds(
     installation: Installation, client: Any
 ) -> None:
@@ -218,6 +221,7 @@ async def test_an_emptied_redis_delays_no_job_by_more_than_five_seconds(
         assert await installation.counted() == Counter(range(30))
 
 
+@pytest.mark.one_engine
 async def test_jobs_are_done_while_redis_is_away_and_by_rq_again_afterwards(
     installation: Installation, valkey_server: ValkeyServer
 ) -> None:
@@ -244,6 +248,7 @@ def refused(client: Any) -> int:
     return int(found.get("errorstat_READONLY", {"count": 0})["count"])
 
 
+@pytest.mark.one_engine
 async def test_a_redis_that_takes_no_writes_is_told_of_once(installation: Installation, client: Any) -> None:
     """It became a replica. Each try to begin with it again is no news."""
     with installation.jobs() as process:
@@ -284,6 +289,7 @@ async def test_a_killed_process_loses_no_job_and_doubles_no_effect(installation:
     assert await installation.counted() == Counter(numbers)
 
 
+@pytest.mark.one_engine
 async def test_sigterm_lets_a_running_job_end(installation: Installation) -> None:
     with installation.jobs() as process:
         await installation.enqueue(1, name="tally.count_slowly", seconds=3)
@@ -293,6 +299,7 @@ async def test_sigterm_lets_a_running_job_end(installation: Installation) -> Non
     assert await installation.states() == {"done": 1}
 
 
+@pytest.mark.one_engine
 @pytest.mark.parametrize("with_redis", [True, False])
 async def test_sighup_begins_again_as_the_same_process(installation: Installation, with_redis: bool) -> None:
     if not with_redis:

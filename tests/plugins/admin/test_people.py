@@ -11,6 +11,8 @@ from tests.kernel.mail.conftest import MailServer, token_of
 
 from corral.testing.kit import PASSWORD, Client, Kit
 
+pytestmark = pytest.mark.one_engine
+
 NEW = {"email": "New@Example.org", "full_name": "New Person"}
 CHOSEN = "a password of my own choice"
 

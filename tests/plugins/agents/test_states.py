@@ -109,7 +109,9 @@ class Models:
     def models_for_agent(self, provider: str | None, model: str | None, fallbacks: Sequence[str]) -> list[AgentModel]:
         name = f"{provider}/{model}" if provider else model or "bare/model"
         problem = None if name.startswith("ready/") else "not configured"
-        return [AgentModel(name=name, problem=problem, listed=not name.endswith("/unlisted"))]
+        return [
+            AgentModel(name=name, problem=problem, listed=not name.endswith("/unlisted"), is_provider_ready=not problem)
+        ]
 
 
 class FakeModels(Plugin):
@@ -382,7 +384,7 @@ async def test_warnings(kit: Kit, alice: Client) -> None:
     assert await warnings("b", llm_provider=None) == ["provider_not_configured"]
     assert await warnings("c", llm_provider="bare") == ["provider_not_configured"]
     assert await warnings("named", llm_provider=None, llm_model="ready/m") == []
-    assert await warnings("unlisted", llm_model="unlisted") == ["provider_not_configured"]
+    assert await warnings("unlisted", llm_model="unlisted") == ["model_not_found"]
     assert await warnings("d", worker_id=WORKER) == []
     assert await warnings("e", worker_id=UNAPPROVED) == ["worker_not_approved"]
     assert await warnings("f", worker_selector={"group": "gpu"}) == ["worker_offline"]

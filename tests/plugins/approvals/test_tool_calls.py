@@ -14,6 +14,8 @@ from corral.errors import Conflict
 from corral_plugins.approvals.api import Approvals
 from corral_plugins.tools.models import ToolCallRow
 
+pytestmark = pytest.mark.one_engine
+
 
 async def approve(desk: Desk, approval_id: str, **body: Any) -> None:
     """The owner of the task approves, and the job runs."""

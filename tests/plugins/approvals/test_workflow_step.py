@@ -10,6 +10,8 @@ from tests.plugins.workflows.conftest import PLUGINS, World, step, transform
 
 from corral import clock
 
+pytestmark = pytest.mark.one_engine
+
 
 @pytest.fixture
 async def flow(make_kit: Callable[..., Any]) -> World:

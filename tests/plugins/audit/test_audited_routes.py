@@ -39,6 +39,15 @@ ELSEWHERE = {
         "with a server: `tests/plugins/tools/test_mcp.py`",
     ),
 }
+TEMPLATE = {
+    "schema": "corral.template/1",
+    "slug": "another",
+    "name": "A template",
+    "version": "1.0.0",
+    "category": "test",
+    "description": "A template.",
+    "resources": [{"kind": "agent", "key": "agent", "spec": {"name": "An agent"}}],
+}
 _numbers = itertools.count(1)
 
 
@@ -52,6 +61,9 @@ class Site:
         answer = await (by or self.admin).request(method, path, body)
         assert answer.status < 300, (method, path, answer)
         return answer.json() if answer.body else None
+
+    async def template(self) -> dict[str, str]:
+        return {"template": (await self.ok("POST", "/marketplace/templates", TEMPLATE))["slug"]}
 
     async def user(self) -> dict[str, str]:
         return {"id": (await self.kit.as_user("member")).user["id"]}
@@ -203,6 +215,8 @@ CALLS: dict[str, tuple[Make, Any]] = {
     "POST /admin/workers/{id}/resume": (Site.draining, {}),
     "POST /admin/workers/{id}/rotate-token": (Site.approved, {}),
     "DELETE /admin/workers/{id}": (Site.worker, None),
+    "POST /marketplace/templates": (NONE, {**TEMPLATE, "slug": "of-a-test"}),
+    "DELETE /marketplace/templates/{template}": (Site.template, None),
     "POST /admin/registration-keys": (NONE, {"name": "site"}),
     "DELETE /admin/registration-keys/{id}": (Site.key, None),
     "POST /llm/providers": (NONE, {"name": "own", "kind": "scripted", "models": [{"id": "echo"}]}),

@@ -128,6 +128,8 @@ async def test_forced_states(panel: Panel) -> None:
     assert is_rejected(await panel.call())
     again = await panel.act("force-open")
     assert (again["generation"], again["reason"]) == (opened["generation"], "maintenance")
+    assert (await panel.act("force-open", reason="much longer"))["reason"] == "much longer"
+    assert is_rejected(await panel.call())
     closed = await panel.act("force-close", reason="done")
     assert (closed["state"], closed["forced"], closed["counts"]["calls"]) == ("closed", False, 0)
     await panel.fails(10)
@@ -139,10 +141,11 @@ async def test_forced_states(panel: Panel) -> None:
     assert [(each["to"], each["reason"]) for each in by_admin] == [
         ("closed", "An admin reset it."),
         ("closed", "done"),
+        ("open", "much longer"),
         ("open", "maintenance"),
     ]
     rows = (await panel.admin.get("/admin/audit?object_type=circuit_breaker")).json()["items"]
-    assert [row["action"].rpartition(".")[2] for row in rows] == ["reset", "force_close", "force_open", "force_open"]
+    assert [row["action"].rpartition(".")[2] for row in rows] == ["reset", "force_close", *["force_open"] * 3]
 
 
 async def test_deletion_returns_a_guarded_breaker_to_its_defaults(panel: Panel) -> None:

@@ -132,6 +132,34 @@ async def test_circuit_breakers_6_tasks_wait_without_losing_an_attempt(kit: Kit,
         assert (ended["status"], ended["attempt"]) == ("completed", 1)
 
 
+async def test_explain_says_who_forced_a_breaker_open_and_how_to_close_it(kit: Kit, upstream: Any) -> None:  # noqa: F811
+    world = await World().build(kit)
+    task_id = await world.task(agent_id=world.agent_id)
+    lease = await world.worker.run()
+    forced = await world.admin.post("/circuit-breakers/llm:up/force-open", {"reason": "The contract has ended."})
+    assert forced.status == 200, forced
+    await kit.service(BreakersService).sync()
+    await lease.ok("release", {"reason": "circuit_open"})
+    name = world.admin.user["full_name"] or world.admin.user["email"]  # type: ignore[index]
+    why = (
+        f"{name} has forced the circuit breaker llm:up open, so it rejects calls to up/m1 until an admin closes it. "
+        "Reason: The contract has ended."
+    )
+    for wanted in (task_id, await world.task("anybody's")):
+        explained = (await world.member.get(f"/tasks/{wanted}/explain")).json()
+        unmet = [each for each in explained["conditions"] if not each["ok"]]
+        assert [(each["code"], each["detail"]) for each in unmet] == [("circuit", why)]
+        assert unmet[0]["unblock"] == "Ask an admin to close it: corral circuit-breakers force-close llm:up"
+        assert not any("can be called" in each["detail"] for each in explained["conditions"])
+    (attempt,) = (await world.member.get(f"/tasks/{task_id}/explain")).json()["attempts"]
+    assert (attempt["error"]["type"], attempt["error"]["message"]) == ("circuit_open", why)
+    claimed = (await world.worker.client.post(f"/workers/{world.worker.id}/claim", {})).json()
+    assert claimed == {"tasks": [], "reason": "none"}  # nothing tells when it will be closed
+    assert (await world.admin.post("/circuit-breakers/llm:up/force-close", {})).status == 200
+    await kit.service(BreakersService).sync()
+    assert (await world.worker.run()).task_id == task_id
+
+
 @pytest.mark.one_engine
 async def test_a_waiting_claim_wakes_when_the_breaker_may_admit_a_call(kit: Kit, upstream: Any) -> None:  # noqa: F811
     world = await World().build(kit)

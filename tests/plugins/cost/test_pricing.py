@@ -81,6 +81,18 @@ async def test_price_sources_are_tried_in_order(books: Any) -> None:
     assert (await books.settle(**tokens)).priced is False
 
 
+async def test_a_price_that_would_have_no_effect_is_refused(books: Any) -> None:
+    price = {"provider": "acme", "model": "*", "input_usd": 1, "output_usd": 1}
+    made = (await books.admin.post("/cost/prices", price)).json()
+    for provider in ("local", "scripted", "Builtin"):
+        for answer in (
+            await books.admin.post("/cost/prices", {**price, "provider": provider}),
+            await books.admin.put(f"/cost/prices/{made['id']}", {"provider": provider}),
+        ):
+            assert (answer.status, answer.json()["errors"][0]["pointer"]) == (422, "/provider"), answer
+    assert (await books.admin.post("/cost/prices", {**price, "provider": "loc*"})).status == 201  # "local-ai"
+
+
 async def test_without_reported_prices_a_report_counts_only_where_no_table_does(make_kit: Callable[..., Any]) -> None:
     books = await Books().build(await make_kit(plugins=["cost"], config={"settings.cost.reported_prices": False}))
     listed = await books.settle("9", provider="openai", model="gpt-4o", input_tokens=1_000_000)

@@ -18,7 +18,7 @@ from corral.testing.kit import Answer, Client, Kit
 from corral.testing.server import free_port
 
 BOUNDARY = "a-boundary-of-the-tests"
-PLUGINS = ("agents", "audit", "circuit_breakers", "files", "settings", "tasks", "workers")
+PLUGINS = ("admin", "agents", "audit", "circuit_breakers", "files", "settings", "tasks", "workers")
 
 
 def multipart(

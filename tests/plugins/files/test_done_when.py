@@ -8,6 +8,7 @@ import http.server
 import os
 import random
 import shutil
+import signal
 import subprocess
 import threading
 import time
@@ -343,24 +344,36 @@ def test_files_6_a_page_opened_by_its_link_runs_nothing(tmp_path: Path) -> None:
                 sent = multipart(script, name, type)
                 file = client.post("/files/upload", content=sent, headers=form_headers()).json()
                 url = client.get(f"/files/{file['id']}/url").json()["url"]
-                _open_in_browser(f"{at}/{name}", tmp_path)
-                assert Canary.asked.count(f"/canary-{name}") == 1  # the browser runs it where nothing prevents it
-                _open_in_browser(f"{product.address}{url}", tmp_path)
-                framed = (
-                    f'<iframe src="{product.address}{url}"></iframe><object data="{product.address}{url}"></object>'
-                )
-                Canary.pages["/frame"] = ("text/html", framed.encode())
-                _open_in_browser(f"{at}/frame", tmp_path)
-                assert Canary.asked.count(f"/canary-{name}") == 1
+                _open_in_browser(f"{at}/{name}", tmp_path, f"/canary-{name}")  # runs where nothing prevents it
+                asked = Canary.asked.count(f"/canary-{name}")
+                link = f"{product.address}{url}"
+                opens = f"<a id='a' href='{link}'>open</a><iframe src='{link}'></iframe><object data='{link}'></object>"
+                clicks = f"document.getElementById('a').click(); fetch('{at}/canary-opened-{name}')"
+                Canary.pages["/opens"] = ("text/html", f"{opens}<script>{clicks}</script>".encode())
+                _open_in_browser(f"{at}/opens", tmp_path, f"/canary-opened-{name}", then_seconds=2)
+                assert Canary.asked.count(f"/canary-{name}") == asked == 1
     finally:
         canary.shutdown()
 
 
-def _open_in_browser(url: str, folder: Path) -> None:
+def _open_in_browser(url: str, folder: Path, asked: str, *, then_seconds: float = 0.0) -> None:
+    """Open a page, and wait until it has asked for something. A download would keep the browser open for ever."""
     command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
     command += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
-    command += [f"--user-data-dir={folder}/browser", "--virtual-time-budget=3000", "--dump-dom", url]
-    subprocess.run(command, check=False, capture_output=True, timeout=60, env={**os.environ, "HOME": str(folder)})
+    command += [f"--user-data-dir={folder}/browser", "--remote-debugging-port=0", url]
+    environ = {**os.environ, "HOME": str(folder)}
+    browser = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environ, start_new_session=True
+    )
+    try:
+        until = time.monotonic() + 60
+        while asked not in Canary.asked:
+            assert time.monotonic() < until, f"the browser did not run {url}"
+            time.sleep(0.05)
+        time.sleep(then_seconds)
+    finally:
+        os.killpg(browser.pid, signal.SIGKILL)
+        browser.wait()
 
 
 async def test_files_7_ranges(any_shelf: Shelf) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from typing import Any
 
 import pytest
-from tests.plugins.files.conftest import BOUNDARY, Shelf, form_headers, multipart
+from tests.plugins.files.conftest import BOUNDARY, PLUGINS, Shelf, form_headers, multipart
 
 from corral import clock
+from corral.storage.blobs import BlobStore
+from corral_plugins.files.models import Upload, Usage
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(50)
 
@@ -50,8 +53,8 @@ async def test_a_file_goes_up_and_comes_back(any_shelf: Shelf) -> None:
     assert (await shelf.owner.get(f"/files/{file['id']}/download")).status == 404
     assert await shelf.blobs() == []
     assert (await shelf.owner.get("/files/usage")).json()["bytes"] == 0
-    await_events = [event.type for event in await shelf.kit.events() if event.type.startswith("file.")]
-    assert await_events == ["file.uploaded", "file.deleted"]
+    told = [event.type for event in await shelf.kit.events() if event.type.startswith("file.")]
+    assert told == ["file.uploaded", "file.deleted"]
 
 
 async def test_the_parts_of_an_upload_are_checked(shelf: Shelf) -> None:
@@ -110,7 +113,7 @@ async def test_types_are_detected_from_the_bytes(shelf: Shelf) -> None:
 async def test_a_damaged_file_is_never_sent(any_shelf: Shelf) -> None:
     shelf = any_shelf
     file = await shelf.upload(b"0123456789" * 200_000)
-    store: Any = shelf.kit.kernel.container.get(type_of_store())
+    store: Any = shelf.kit.kernel.container.get(BlobStore)
     (key,) = await shelf.blobs()
 
     async def other(content: bytes) -> Any:
@@ -130,12 +133,6 @@ async def test_a_damaged_file_is_never_sent(any_shelf: Shelf) -> None:
     assert [(each.payload()["kind"], each.payload()["file_id"]) for each in alerts] == [("file_damaged", file["id"])]
 
 
-def type_of_store() -> Any:
-    from corral.storage.blobs import BlobStore
-
-    return BlobStore
-
-
 async def test_a_patch_changes_what_the_owner_may_change(shelf: Shelf) -> None:
     file, task = await shelf.upload(), await shelf.task()
     path = f"/files/{file['id']}"
@@ -153,10 +150,6 @@ async def test_a_patch_changes_what_the_owner_may_change(shelf: Shelf) -> None:
 
 
 async def test_the_quota_holds_for_parallel_uploads(make_kit: Any) -> None:
-    import asyncio
-
-    from tests.plugins.files.conftest import PLUGINS
-
     config = {"settings.files.user_quota_bytes": 1024 * 1024}
     shelf = await Shelf().build(await make_kit(plugins=PLUGINS, config=config))
     half = b"x" * (512 * 1024)
@@ -177,8 +170,6 @@ async def test_the_quota_holds_for_parallel_uploads(make_kit: Any) -> None:
 
 
 async def test_a_key_makes_one_file(shelf: Shelf) -> None:
-    import asyncio
-
     answers = await asyncio.gather(*(shelf.send(b"once", Idempotency_Key="k1") for _ in range(5)))
     assert {answer.status for answer in answers} == {201}
     assert len({answer.json()["id"] for answer in answers}) == 1
@@ -204,5 +195,38 @@ async def test_files_expire(shelf: Shelf) -> None:
     assert (await shelf.owner.get("/files/usage")).json()["files"] == 1
 
 
-def test_bodies_of_the_tests_are_what_clients_send() -> None:
-    assert multipart(b"x").endswith(f"\r\n--{BOUNDARY}--\r\n".encode())
+async def interrupted(shelf: Shelf, *messages: dict[str, Any]) -> list[Any]:
+    """Send the beginning of an upload, and then these messages; what the server sent."""
+    from corral.testing.kit import _http_scope
+
+    headers = [("host", "localhost"), ("authorization", f"Bearer {shelf.owner.token}")]
+    headers += [(name.lower(), value) for name, value in form_headers(**{"Content-Length": "9000000"}).items()]
+    begin = multipart(b"x" * 3_000_000)[:2_500_000]
+    waiting = [{"type": "http.request", "body": begin, "more_body": True}, *messages]
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        if waiting:
+            return waiting.pop(0)
+        return await asyncio.get_running_loop().create_future()
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    app: Any = shelf.kit.application.app
+    await app(_http_scope("POST", "/api/v1/files/upload", "", headers), receive, send)
+    return sent
+
+
+async def test_an_interrupted_upload_leaves_nothing(make_kit: Any) -> None:
+    shelf = await Shelf().build(await make_kit(plugins=PLUGINS, config={"server.body_timeout_seconds": 1}))
+    assert await interrupted(shelf, {"type": "http.disconnect"}) == []
+    answer = await interrupted(shelf)  # no more bytes come, and the client stays
+    assert (answer[0]["status"], b"request_timeout" in answer[1]["body"]) == (408, True)
+    assert await shelf.blobs() == []
+    assert (await shelf.owner.get("/files")).json()["total"] == 0
+
+    def reserved() -> int:
+        return int(Usage.get().reserved) + Upload.select().count()
+
+    assert await shelf.kit.work(reserved, read=True) == 0

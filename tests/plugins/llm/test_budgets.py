@@ -412,3 +412,85 @@ async def test_the_costs_of_a_workflow_are_those_of_its_runs(
         assert (run["status"], run["error"]["kind"], run["cost_usd"]) == ("failed", "budget", cost)
         assert len(upstream.requests) == calls
     assert await kit.work(lambda: Reservation.select().count(), read=True) == 0
+
+
+async def refused_run(world: World) -> Lease:
+    """Let a budget refuse a call that needs more than is left, although a run is expected to cost less."""
+    lease = await world.worker.run()
+    refused = await ask(attempt(lease), tokens=60)
+    assert (refused.status, refused.json()["needed_usd"], refused.json()["left_usd"]) == (402, 0.06, 0.05)
+    assert "which may cost $0.06: $0.05 is left" in refused.json()["detail"]
+    await lease.ok("release", {"reason": "budget_exceeded"})
+    return lease
+
+
+async def test_a_task_whose_call_a_budget_refused_waits_until_the_call_is_affordable(world: World) -> None:
+    """The estimate of a claim is below what the call needs, so the task was claimed and released for ever."""
+    task = await world.task()
+    await budget(world, monthly_limit=0.05)
+    await refused_run(world)
+    await world.pass_time(6)
+    await world.heartbeat()
+    for limit in (0.05, 0.0599):
+        await budget(world, monthly_limit=limit)
+        assert await claim(world) == {"tasks": [], "reason": "budget_exhausted"}
+        assert await unmet(world, task) == ["budget_global"]
+    await budget(world, monthly_limit=0.06)
+    assert await unmet(world, task) == []
+    (again,) = (await claim(world))["tasks"]
+    assert again["task"]["id"] == task
+    assert await counters(world) == [("global", 0, 60_000)]
+
+
+async def test_the_refused_call_and_the_remedy_are_told_in_figures(world: World) -> None:
+    task = await world.task()
+    await budget(world, monthly_limit=0.05)
+    await refused_run(world)
+    await world.pass_time(6)
+    told = (await world.member.get(f"/tasks/{task}/explain")).json()
+    (condition,) = [each for each in told["conditions"] if not each["ok"]]
+    assert condition["detail"] == (
+        "The budget of the installation has $0.05 of $0.05 left, but the next model call may cost $0.06."
+    )
+    assert condition["unblock"] == "Ask an admin to raise it: corral cost budget set --limit 0.06"
+    assert told["summary"] == condition["detail"]
+    why = "The budget of the installation did not admit a model call, which may cost $0.06: $0.05 was left."
+    (kept,) = told["attempts"]
+    assert (kept["status"], kept["error"]["type"], kept["error"]["message"]) == ("released", "budget_exceeded", why)
+    events = (await world.member.get(f"/tasks/{task}/events")).json()["items"]
+    assert [reason for each in events if (reason := each["data"].get("reason")) is not None] == [why]
+    assert (await world.read(task))["error"] is None
+
+
+async def test_another_model_of_the_agent_does_not_wait_for_the_refused_call(world: World) -> None:
+    task = await world.task(agent_id=world.agent_id)
+    await budget(world, monthly_limit=0.05)
+    await refused_run(world)
+    await world.pass_time(6)
+    await world.heartbeat()
+    assert await unmet(world, task) == ["budget_global"]
+    await world.member.patch(f"/agents/{world.agent_id}", {"llm_provider": "scripted", "llm_model": "echo"})
+    assert (await claim(world))["reason"] == "ok"
+
+
+async def test_the_budget_of_an_agent_is_told_with_the_command_that_raises_it(world: World) -> None:
+    task = await world.task(agent_id=world.agent_id)
+    await world.member.put(f"/agents/{world.agent_id}/budget", {"monthly_budget_usd": 0.05})
+    await refused_run(world)
+    await world.pass_time(6)
+    told = (await world.member.get(f"/tasks/{task}/explain")).json()
+    (condition,) = [each for each in told["conditions"] if not each["ok"]]
+    name = (await agent_of(world))["name"]
+    assert condition["detail"] == (
+        f"The budget of the agent {name} has $0.05 of $0.05 left, but the next model call may cost $0.06."
+    )
+    assert condition["unblock"] == f"Raise it: corral agents edit {name} -f monthly_budget_usd:=0.06"
+
+
+async def test_a_cap_that_no_call_fits_in_ends_the_task_though_the_budget_is_used_up_too(world: World) -> None:
+    """More money would not help, so the task must not wait for it."""
+    await world.task(max_cost_usd=0.05)
+    await budget(world, monthly_limit=0.05)
+    lease = await world.worker.run()
+    refused = await ask(attempt(lease), tokens=60)
+    assert (refused.status, refused.json()["scope"]) == (402, "task")

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import msgspec
+import pytest
 from tests.plugins.security.conftest import AWAY, HOME, PLUGINS, TRUSTING, From, make_key, within_two_seconds
 
 from corral.errors import Unavailable
@@ -14,6 +15,8 @@ from corral.plugin import Audit, AuditEntry, Plugin, Provide, hookimpl
 from corral.testing.kit import PASSWORD, Kit
 from corral_core.accounts.models import UserRow
 from corral_plugins.security.shapes import PasswordPolicyPatch, PolicyPatch
+
+pytestmark = pytest.mark.one_engine
 
 
 async def test_the_configuration_is_the_settings_of_its_category(kit: Kit) -> None:

@@ -135,6 +135,7 @@ async def test_every_variable_that_pins_names_a_setting(kit: Kit) -> None:
         "CORRAL_LOCKOUT_THRESHOLD": "security.lockout_threshold",
         "CORRAL_LOCKOUT_WINDOW": "security.lockout_window_seconds",
         "CORRAL_LOCKOUT_SECONDS": "security.lockout_seconds",
+        "CORRAL_MAX_UPLOAD_BYTES": "files.max_upload_bytes",
         "CORRAL_TASK_LEASE_SECONDS": "tasks.lease_seconds",
         "CORRAL_TASK_MAX_ATTEMPTS": "tasks.max_attempts",
     }

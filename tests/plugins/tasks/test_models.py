@@ -12,12 +12,14 @@ from tests.plugins.tasks.conftest import World
 pytestmark = pytest.mark.one_engine
 
 MINE = {"kind": "openai", "base_url": "http://127.0.0.1:9/v1", "models": [{"id": "m1"}]}
-UNSERVED = [
-    {"llm_model": "openai/gpt-4o-mini"},  # a preset without a key
-    {"llm_provider": "openai"},
-    {"llm_provider": "mine", "llm_model": "m2"},  # the list of models is known, and m2 is not in it
-    {"llm_model": "gpt-4o-mini"},  # a model of the default provider, which has no such model
-    {"llm_provider": "mine", "llm_model": "m2", "config": {"fallback_models": ["openai/gpt", "nowhere/m"]}},
+NOT_READY, UNKNOWN = "provider_not_configured", "model_not_found"
+UNSERVED: list[tuple[dict[str, Any], str]] = [
+    ({"llm_model": "openai/gpt-4o-mini"}, NOT_READY),  # a preset without a key
+    ({"llm_provider": "openai"}, NOT_READY),
+    ({"llm_provider": "mine", "llm_model": "m2"}, UNKNOWN),  # the list of models is known, and m2 is not in it
+    ({"llm_model": "gpt-4o-mini"}, UNKNOWN),  # a model of the default provider, which has no such model
+    ({"llm_model": "scripted/no-such-script"}, UNKNOWN),
+    ({"llm_provider": "mine", "llm_model": "m2", "config": {"fallback_models": ["openai/gpt", "no/m"]}}, UNKNOWN),
 ]
 SERVED = [
     ({}, "scripted/echo"),
@@ -42,11 +44,11 @@ async def unmet(world: World, task_id: str) -> list[str]:
 
 
 async def test_a_task_waits_while_nobody_can_serve_the_model_of_its_agent(world: World) -> None:
-    for n, fields in enumerate(UNSERVED):
+    for n, (fields, warning) in enumerate(UNSERVED):
         agent = await world.agent(f"unserved {n}", role=f"unserved-{n}", **fields)
         warned = (await world.member.get(f"/agents/{agent}")).json()["warnings"]
         started = (await world.member.post(f"/agents/{agent}/start")).json()["warnings"]
-        assert warned == started == ["provider_not_configured"], fields
+        assert warned == started == [warning], fields
         for wanted in ({"agent_id": agent}, {"agent_role": f"unserved-{n}"}):
             assert await unmet(world, await world.task(**wanted)) == ["provider_configured"], (fields, wanted)
     assert await world.worker.claim_all(max_tasks=50) == []
@@ -58,6 +60,14 @@ async def test_a_task_waits_while_nobody_can_serve_the_model_of_its_agent(world:
     await world.member.post(f"/agents/{world.agent_id}/start")
     assert await unmet(world, anybody) == []
     assert (await world.worker.claim()).task_id == anybody
+
+
+async def test_explain_names_the_command_that_chooses_another_model(world: World) -> None:
+    agent = await world.agent("typo", llm_model="scripted/no-such-script")
+    told = (await world.member.get(f"/tasks/{await world.task(agent_id=agent)}/explain")).json()
+    (condition,) = [each for each in told["conditions"] if not each["ok"]]
+    assert condition["detail"] == "The provider scripted does not offer the model no-such-script."
+    assert "corral agents edit typo --model" in condition["unblock"]
 
 
 async def test_an_attempt_names_the_true_model(world: World) -> None:

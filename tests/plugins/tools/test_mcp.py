@@ -13,6 +13,8 @@ from tests.plugins.tools.mcp_servers import InMemoryMcp, described, mcp_plugin
 from corral.testing.kit import PASSWORD
 from corral_plugins.tools.api import McpFailure
 
+pytestmark = pytest.mark.one_engine
+
 SERVERS = "/tools/mcp-servers"
 # A literal public address, so that no test asks a resolver.
 URL = "http://1.1.1.1/mcp"

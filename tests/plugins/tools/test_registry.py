@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 from tests.plugins.tools.conftest import World
 
+pytestmark = pytest.mark.one_engine
+
 
 async def test_the_list_is_by_name_and_filtered(world: World) -> None:
     reader = await world.kit.as_user("viewer")

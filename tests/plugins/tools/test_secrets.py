@@ -10,6 +10,8 @@ import pytest
 from tests.plugins.tools.conftest import Run, World
 from tests.plugins.tools.receiver import Receiver, receiver
 
+pytestmark = pytest.mark.one_engine
+
 VALUE = "tok-9a8b7c6d5e4f-of-the-shop"
 RULE = {"policy": "allow", "when_tainted": "allow"}
 HEADERS = {"Authorization": "Bearer {{ secrets.Shop }}", "X-Plain": "as it is"}

@@ -12,6 +12,8 @@ from corral.testing.kit import Client
 from corral_plugins.tasks import jobs as task_jobs
 from corral_plugins.tasks.service.timers import TaskTimers
 
+pytestmark = pytest.mark.one_engine
+
 QUESTION = {"prompt": "Which colour?", "schema": {"enum": ["red", "blue"]}}
 
 
@@ -32,6 +34,19 @@ async def test_tasks_get(world: World) -> None:
     unseen = await run.tool("tasks.get", {"task_id": world.worker_id})
     assert (unseen.status, unseen.json()["reason"]) == (403, "requester_lacks_permission")
     assert (await run.tool("tasks.get", {"task_id": "x"})).status == 422
+
+
+async def test_tasks_list(world: World) -> None:
+    run, other = await world.run("tasks.*"), await world.run("test.*")
+    told = {"lease_id": other.lease_id, "result": {"text": "done"}}
+    await world.worker.post(f"/tasks/{other.task_id}/complete", told)
+    listed = (await run.tool("tasks.list", {"status": "completed", "hours": 1})).json()["result"]
+    assert [(each["id"], each["status"], each["cost_usd"]) for each in listed["items"]] == [
+        (other.task_id, "completed", 0.0)
+    ]
+    everything = (await run.tool("tasks.list", {})).json()["result"]
+    assert {each["id"] for each in everything["items"]} == {run.task_id, other.task_id}
+    assert (await run.tool("tasks.list", {"status": "pending"})).status == 422
 
 
 async def test_what_a_tainted_task_says_taints(world: World) -> None:

@@ -333,3 +333,18 @@ async def test_credentials_are_redacted_from_answers_and_from_payloads(hooks: Ho
     delivery = await hooks.delivery(made["id"])
     assert delivery["attempts"][0]["response"] == "you said [redacted] and [redacted]"
     assert receiver.messages[0].content["data"]["thing_id"] == "it is [redacted]"
+
+
+@pytest.mark.one_engine
+async def test_events_for_a_dead_webhook_are_recorded_for_two_weeks(hooks: Hooks, receiver: Receiver) -> None:
+    receiver.status = 410
+    made = await hooks.create(receiver)
+    await hooks.emit("one")
+    await hooks.run()
+    await hooks.later(13 * 86_400)
+    await hooks.emit("two")
+    await hooks.run()
+    await hooks.later(2 * 86_400)
+    await hooks.emit("three")
+    await hooks.run()
+    assert [row["status"] for row in await hooks.deliveries(made["id"])] == ["failed", "cancelled"]

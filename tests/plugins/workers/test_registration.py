@@ -12,6 +12,8 @@ from corral import clock
 from corral_plugins.workers.models import Worker
 from corral_plugins.workers.service.registration import RegistrationKeys
 
+pytestmark = pytest.mark.one_engine
+
 FULL = {
     "name": "rack-1",
     "hostname": "rack-1.example",

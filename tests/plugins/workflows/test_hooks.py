@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -138,3 +139,31 @@ async def test_an_agent_runs_a_workflow(make_kit: Callable[..., Any]) -> None:
     viewer = await kit.as_user("viewer")
     with pytest.raises(ToolFailure, match="does not hold the permission"):
         await kit.work(lambda: call(viewer.user["id"]))
+
+
+@pytest.mark.one_engine
+async def test_an_executed_step_costs_few_statements(make_kit: Callable[..., Any]) -> None:
+    kit = await make_kit(plugins=(*PLUGINS, ShoutPlugin))
+    world = World(kit, await kit.as_user("member"), await kit.as_user("admin"))
+    ran: list[str] = []
+    database = kit.kernel.database
+    for connection in (database.pools[0].threads[0].connection, database.connect(query_only=True)):
+        connection.set_trace_callback(lambda text: ran.append(text) if '"workflows_' in text else None)
+
+    async def count(steps: int) -> int:
+        """Return the number of statements about a run and its steps."""
+        say = [step(f"say{n}", "shouts.say", {"word": "x"}, order=n) for n in range(steps)]
+        workflow_id = await world.workflow(*say)
+        ran.clear()
+        await world.start(workflow_id)
+        async with asyncio.timeout(20):
+            while sum(each.type == "workflow.run.completed" for each in await kit.events()) == ended:
+                await kit.run_jobs()
+                await asyncio.sleep(0.01)
+        return len(ran)
+
+    ended = 0
+    first = await count(4)
+    ended = 1
+    cost = (await count(24) - first) / 20
+    assert cost <= 6, cost

@@ -97,4 +97,4 @@ def list_sessions(caller: Principal, sessions: Sessions) -> SessionList:
 def end_session(id: str, caller: Principal, sessions: Sessions) -> None:
     """End a session of the user's own account."""
     if not sessions.end_session(id.lower(), require_user_id(caller), "revoked"):
-        raise NotFound()
+        raise NotFound("There is no session with this id.")

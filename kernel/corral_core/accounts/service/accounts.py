@@ -138,7 +138,7 @@ class AccountsService:
         query: Any = UserRow.select().where(UserRow.id == user_id)
         row: UserRow | None = (locked(query) if hold else query).first()
         if row is None:
-            raise NotFound()
+            raise NotFound("There is no user with this id.")
         return row
 
     def row_of(self, email: str, *, hold: bool = False) -> UserRow | None:
@@ -202,7 +202,7 @@ class AccountsService:
     ) -> UserView:
         row = self.get_row(user_id)
         if row.purged_at is not None:
-            raise NotFound()
+            raise NotFound("There is no user with this id.")
         if_match.check(row.version)
         changes = self._changed_columns(row, patch, verified)
         if not changes:
@@ -256,7 +256,7 @@ class AccountsService:
         """
         row = self.get_row(user_id, hold=True)
         if row.purged_at is not None:
-            raise NotFound()
+            raise NotFound("There is no user with this id.")
         if_match.check(row.version)
         dropped = UserRow.update(password_hash=None, updated_at=clock.now(), version=UserRow.version + 1)
         dropped.where(UserRow.id == user_id).execute()

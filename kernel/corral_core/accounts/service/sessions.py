@@ -217,7 +217,7 @@ class Sessions:
         """Return a session, live or not. Raise `NotFound` for an unknown id."""
         row = SessionRow.get_or_none(SessionRow.id == session_id)
         if row is None:
-            raise NotFound()
+            raise NotFound("There is no session with this id.")
         return session_view(row, current_id)
 
     @staticmethod
@@ -367,4 +367,4 @@ class AllSessionsService:
     def end(self, session_id: str, reason: str) -> None:
         row = SessionRow.get_or_none((SessionRow.id == session_id) & SessionRow.ended_at.is_null())
         if row is None or not self._sessions.end_session(row.id, row.user_id, reason):
-            raise NotFound()
+            raise NotFound("There is no session with this id.")

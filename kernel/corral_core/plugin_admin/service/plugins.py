@@ -212,7 +212,7 @@ class PluginAdministration:
     def _find_plugin(self, name: str) -> PluginRecord:
         loaded = self._registry.get(name)
         if loaded is None:
-            raise NotFound()
+            raise NotFound("There is no plugin with this name.")
         return loaded
 
     def _publish_state(self, loaded: PluginRecord, state: str, reason: str | None) -> None:

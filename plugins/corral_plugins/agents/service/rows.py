@@ -130,26 +130,26 @@ class _AgentWarnings:
 
     def __init__(self, llm: LLM | None, tools: Tools | None, workers: Workers | None, bound: Collection[str]) -> None:
         self._llm, self._tools, self._workers = llm, tools, workers
-        self._ready: dict[tuple[str | None, str | None, tuple[str, ...]], bool] = {}
+        self._of_model: dict[tuple[str | None, str | None, tuple[str, ...]], list[str]] = {}
         self._fleet: list[WorkerFacts] | None = None
         self._of_server: frozenset[str] | None = None
         self._bound = workers.find_many(sorted(bound)) if workers is not None and bound else {}
 
     def warnings_of(self, row: Agent) -> list[str]:
         """Return the warning codes for an agent. The most general warning comes first."""
-        found = [] if self._model_ready(row) else ["provider_not_configured"]
-        found += self._worker_warnings(row)
-        return found + self._tool_warnings(row)
+        return self._model_warnings(row) + self._worker_warnings(row) + self._tool_warnings(row)
 
-    def _model_ready(self, row: Agent) -> bool:
-        """Return whether the gateway can call the agent's own model, and the provider lists the model."""
+    def _model_warnings(self, row: Agent) -> list[str]:
+        """Return a warning if the gateway cannot call the agent's own model, or its provider does not list it."""
         if self._llm is None:
-            return True
+            return []
         key = (row.llm_provider, row.llm_model, tuple(row.config.get("fallback_models") or ()))
-        if key not in self._ready:
-            model = self._llm.models_for_agent(*key)[0]
-            self._ready[key] = model.problem is None and model.listed
-        return self._ready[key]
+        if key not in self._of_model:
+            model, found = self._llm.models_for_agent(*key)[0], []
+            if model.problem is not None or not model.listed:
+                found = ["model_not_found" if model.is_provider_ready else "provider_not_configured"]
+            self._of_model[key] = found
+        return self._of_model[key]
 
     def _worker_warnings(self, row: Agent) -> list[str]:
         if self._workers is None:

@@ -157,7 +157,7 @@ class AuditQueries:
         """Return the row with the given id. Raise `NotFound`."""
         row = AuditRow.get_or_none(AuditRow.id == row_id.lower())
         if row is None:
-            raise NotFound()
+            raise NotFound("There is no row with this id in the audit log.")
         return audit_view(row)
 
     def list_checkpoints(self, query: Any, caller: Principal) -> CheckpointPage:

@@ -121,16 +121,18 @@ class BreakerAdministration:
         return self._view(row, listed), is_new
 
     def force_open(self, name: str, reason: str, match: IfMatch) -> BreakerView:
-        """Open a breaker until an admin closes it. Raise `NotFound`, or `Conflict` if the breaker is disabled."""
+        """Open a breaker until an admin closes it. Raise `NotFound`, or `Conflict` if the breaker is disabled.
+
+        If the breaker is forced open already, a given reason replaces the earlier one.
+        """
         row, listed = self._lock_known(name, match)
         if not self._transitions.config_of(row).enabled:
             how = f"corral circuit-breakers set {name} -f enabled:=true"
             detail = f"The breaker is disabled, so it rejects no calls; enable it first: {how}"
             raise Conflict(detail, current_status="disabled")
-        if not (row.state == "open" and row.forced):
-            self._transitions.transition(
-                row, "open", reason or "An admin forced it open.", forced=True, version=row.version + 1
-            )
+        if not row.forced or reason not in ("", row.reason):
+            why = reason or "An admin forced it open."
+            self._transitions.transition(row, "open", why, forced=True, version=row.version + 1)
         self._record("force_open", name, reason=reason)
         return self._view(row, listed)
 

@@ -17,7 +17,7 @@ from corral.errors import Unavailable
 from corral.events.live_feed import wait_and_clear
 from corral.events.log import LoggedEvent
 from corral.redact.redactor import Redactor
-from corral_plugins.circuit_breakers.api import CircuitOpen, Judge, State, judge_outcome
+from corral_plugins.circuit_breakers.api import CircuitOpen, ForcedOpen, Judge, State, judge_outcome
 from corral_plugins.circuit_breakers.models import BreakerRow
 from corral_plugins.circuit_breakers.service.configuration import OTHER, BreakerDefaults, GuardedNames
 from corral_plugins.circuit_breakers.service.local_state import NEVER_READ, LocalBreaker
@@ -75,6 +75,13 @@ class BreakersService:
         breaker = self._breakers.get(name)
         until = None if breaker is None else breaker.blocked_until(clock.time_s())
         return None if until is None else clock.format_instant(until)
+
+    def is_forced(self, name: str) -> bool:
+        breaker = self._breakers.get(name)
+        return breaker is not None and breaker.forced and not breaker.passes
+
+    def find_forced(self, name: str) -> ForcedOpen | None:
+        return self._transitions.find_forced(name)
 
     def open_breakers(self) -> dict[str, str]:
         """Return the breakers that are not closed, each with its reason."""

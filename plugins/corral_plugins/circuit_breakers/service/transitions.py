@@ -22,6 +22,7 @@ from corral_plugins.circuit_breakers.api import (
     CircuitClosed,
     CircuitHalfOpened,
     CircuitOpened,
+    ForcedOpen,
     State,
 )
 from corral_plugins.circuit_breakers.models import BreakerRow, PermitRow, TransitionRow
@@ -115,6 +116,15 @@ class BreakerTransitions:
             BreakerRow.insert_many(new).on_conflict_ignore().execute()
             found = list(locked(query.clone()))  # a query keeps its results
         return found
+
+    def find_forced(self, name: str) -> ForcedOpen | None:
+        """Return the last decision to force the breaker open, or None if it is not forced open."""
+        row = BreakerRow.get_or_none((BreakerRow.name == name) & (BreakerRow.forced == True))  # noqa: E712
+        if row is None or not self.config_of(row).enabled:
+            return None
+        query = TransitionRow.select().where(TransitionRow.name == name).order_by(TransitionRow.id.desc())
+        last = query.first()  # None if retention has deleted it
+        return ForcedOpen(by=last and last.by, reason=row.reason, at=last.at if last else row.opened_at)
 
     def update(self, row: BreakerRow, **columns: Any) -> bool:
         """Change columns of a breaker, unless its state has changed meanwhile. Return whether the row was changed."""

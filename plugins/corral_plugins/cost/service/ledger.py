@@ -42,7 +42,7 @@ from corral_plugins.workflows.api import Workflows
 MAX_KEY_LENGTH = 200
 SMALLEST_AMOUNT = 1
 """The amount in micro-USD that a use without a known price reserves. It fits while a budget has anything left."""
-UNPRICED = "The model has no known price, and the setting cost.unpriced refuses such uses. Set a price for it."
+UNPRICED = "The model has no known price, and the setting cost.unpriced refuses such uses."
 COLUMNS = tuple(CostEvent._meta.columns)
 _INSERT = Statement(
     lambda p: (

@@ -11,7 +11,7 @@ import peewee
 
 from corral import clock
 from corral.auth.principal import Principal
-from corral.errors import Conflict, NotFound, TooMany
+from corral.errors import Conflict, Invalid, NotFound, TooMany
 from corral.http.answers import IfMatch
 from corral.http.page import Page, read_cursor, refuse_cursor_with_offset, write_cursor
 from corral.ids import new_id
@@ -82,6 +82,7 @@ class PriceOverrides:
         Raises a `Problem` with the code `duplicate` if the same patterns already have a price that is valid from the
         same instant, or with the code `quota_exceeded` if there are too many prices.
         """
+        _refuse_free_provider(new.provider)
         now = clock.now()
         row: dict[str, Any] = {
             "id": new_id(),
@@ -111,6 +112,7 @@ class PriceOverrides:
         match.check(row.version)
         changes: dict[str, Any] = _money_columns(change)
         changes |= {name: value for name in ("provider", "model") if isinstance(value := getattr(change, name), str)}
+        _refuse_free_provider(changes.get("provider", ""))
         if change.valid_from is not msgspec.UNSET:
             changes["valid_from"] = clock.from_datetime(change.valid_from)
         if not changes:
@@ -180,6 +182,13 @@ class PriceOverrides:
         other = PriceOverrideRow.select(PriceOverrideRow.id).where(*same, PriceOverrideRow.id != row["id"]).first()
         if other is not None:
             raise Conflict(DUPLICATE, code="duplicate", existing_id=other.id)
+
+
+def _refuse_free_provider(provider: str) -> None:
+    """Raise `Invalid` for a provider that never costs anything, because its price would have no effect."""
+    if provider.lower() in FREE_PROVIDERS:
+        detail = f"The provider {provider} never costs anything, so a price would have no effect."
+        raise Invalid.at("/provider", "not_allowed", detail)
 
 
 def _index_after(prices: Sequence[PriceView], source: str, last: str) -> int:

@@ -13,7 +13,15 @@ from corral import clock
 from corral.database.statement import Statement
 from corral.database.unit import before_commit, current, locked
 from corral.ids import new_id
-from corral_plugins.cost.api import BudgetRefused, BudgetScope, Headroom, Hold, NewReservation
+from corral_plugins.cost.api import (
+    BudgetRefused,
+    BudgetScope,
+    BudgetShortage,
+    Headroom,
+    Hold,
+    NewReservation,
+    format_micro_usd,
+)
 from corral_plugins.cost.models import Reservation
 from corral_plugins.cost.service import budget_counters
 from corral_plugins.cost.service.budget_limits import AGENT, BudgetLimitCache, BudgetLimits
@@ -65,10 +73,10 @@ _UPDATE = Statement(
     ).where(Reservation.holder_id == p("holder_id"))
 )
 _DELETE = Statement(lambda p: Reservation.delete().where(Reservation.holder_id == p("holder_id")))
-_DETAILS: dict[BudgetScope, str] = {
-    "global": "The budget of the installation does not admit this call.",
-    "agent": "The budget of the agent does not admit this call.",
-    "task": "The cost limit of the task does not admit this call.",
+_BUDGETS: dict[BudgetScope, str] = {
+    "global": "The budget of the installation",
+    "agent": "The budget of the agent",
+    "task": "The cost limit of the task",
 }
 
 
@@ -96,14 +104,19 @@ class Reservations:
         limits = self._limits.current()
         if limits.is_unlimited:
             return Headroom()
-        period, left = current_period(limits.zone), {}
+        period, left, most = current_period(limits.zone), {}, {}
         for limit in limits.of(agent_id):
             state = budget_counters.find(limit, period)
             if not limit.is_hard or (state is not None and state.lifted):
                 continue
             used = budget_counters.sums(limit, period).values() if state is None else state[:2]
-            left[limit.scope] = limit.limit_micro - sum(used)
-        return Headroom(overall=left.get("global"), agent=left.get("agent"))
+            left[limit.scope], most[limit.scope] = limit.limit_micro - sum(used), limit.limit_micro
+        return Headroom(
+            overall=left.get("global"),
+            agent=left.get("agent"),
+            overall_limit=most.get("global"),
+            agent_limit=most.get("agent"),
+        )
 
     def reserve(self, wanted: NewReservation) -> Hold | None:
         """Reserve money. Implements `Costs.reserve`."""
@@ -115,9 +128,10 @@ class Reservations:
         return self._insert(limits, wanted, drawn=0 if wanted.holder == "attempt" else wanted.amount_micro_usd)
 
     def _insert(self, limits: BudgetLimits, wanted: NewReservation, *, drawn: int) -> Hold:
-        self._admit(limits, wanted.agent_id, wanted.amount_micro_usd)
-        if wanted.attempt_limit_micro_usd is not None and wanted.amount_micro_usd > wanted.attempt_limit_micro_usd:
-            raise self.refusal("task")
+        amount, limit = wanted.amount_micro_usd, wanted.attempt_limit_micro_usd
+        if limit is not None and amount > limit:
+            raise self._shortage("task", needed=amount, left=limit)
+        self._admit(limits, wanted.agent_id, amount, needed=amount)
         _INSERT.run(
             {
                 "id": new_id(),
@@ -152,22 +166,33 @@ class Reservations:
         _, agent_id, reserved, used, drawn, limit = row
         total = used + drawn + amount
         if total > reserved:  # false only if another call was settled in the meantime
-            self._admit(limits, agent_id, total - reserved)
-            if limit is not None and total > limit:
-                raise self.refusal("task")
+            if limit is not None and total > limit:  # first, because a larger budget would not help
+                raise self._shortage("task", needed=amount, left=limit - used - drawn)
+            self._admit(limits, agent_id, total - reserved, needed=amount)
         values = {"amount": max(total, reserved), "used": used, "drawn": drawn + amount}
         _UPDATE.run({**values, "holder_id": wanted.holder_id})
         return hold
 
-    def _admit(self, limits: BudgetLimits, agent_id: str | None, amount: int) -> None:
+    def _admit(self, limits: BudgetLimits, agent_id: str | None, amount: int, *, needed: int) -> None:
+        """Reserve an amount for a call that needs `needed`. The attempt of the call has already reserved the rest."""
         refused_by = budget_counters.reserve(limits, limits.of(agent_id), amount)
         if refused_by is not None:
-            raise self.refusal("agent" if refused_by.scope == AGENT else "global")
+            state = budget_counters.find(refused_by, current_period(limits.zone))
+            left = 0 if state is None else refused_by.limit_micro - state.spent_micro - state.reserved_micro
+            scope: BudgetScope = "agent" if refused_by.scope == AGENT else "global"
+            raise self._shortage(scope, needed=needed, left=left + needed - amount)
 
-    def refusal(self, scope: BudgetScope, detail: str | None = None) -> BudgetRefused:
+    def _shortage(self, scope: BudgetScope, *, needed: int, left: int) -> BudgetRefused:
+        detail = (
+            f"{_BUDGETS[scope]} does not admit this call, which may cost {format_micro_usd(needed)}: "
+            f"{format_micro_usd(left)} is left."
+        )
+        return self.refusal(scope, detail, BudgetShortage(needed=needed, left=left))
+
+    def refusal(self, scope: BudgetScope, detail: str, shortage: BudgetShortage | None = None) -> BudgetRefused:
         """Count a refused reservation, and return the problem."""
         self._refusals.count(scope)
-        return BudgetRefused(scope, detail or _DETAILS[scope])
+        return BudgetRefused(scope, detail, shortage)
 
     def settle(self, holder_id: str | None, *, held: int, cost: int, agent_id: str | None) -> None:
         """Replace the amount that is held for a use by its cost, at the end of the unit of work."""

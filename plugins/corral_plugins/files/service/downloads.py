@@ -87,7 +87,7 @@ class Downloads:
         finally:
             await chunks.aclose()
         if (size, digest.hexdigest()) != (row.size_bytes, row.sha256):
-            raise await self._damaged(row)
+            raise await self.report_damage(row)
         return _each(kept) if size <= IN_MEMORY_BYTES else await self._opened(row, 0, None)
 
     async def _range(self, row: File, part: ByteRange) -> AsyncIterator[bytes]:
@@ -98,16 +98,16 @@ class Downloads:
         finally:
             await beyond.aclose()
         if len(last) != 1:
-            raise await self._damaged(row)
+            raise await self.report_damage(row)
         return await self._opened(row, part.start, part.stop)
 
     async def _opened(self, row: File, start: int, stop: int | None) -> AsyncGenerator[bytes, None]:
         try:
             return await self._storage.read(str(row.key), start, stop)
         except BlobMissing:
-            raise await self._damaged(row) from None
+            raise await self.report_damage(row) from None
 
-    async def _damaged(self, row: File) -> Problem:
+    async def report_damage(self, row: File) -> Problem:
         """Alert admins, and return the problem: a damaged file is never sent.
 
         Return `NotFound` if the file was deleted meanwhile.

@@ -57,6 +57,9 @@ class FilesService:
         row: File | None = File.get_or_none((File.id == file_id.lower()) & self._registry.readable(by))
         return None if row is None else facts_of(row)
 
+    def made_for_task(self, task_id: str) -> list[FileFacts]:
+        return [facts_of(row) for row in self._registry.made_for_task(task_id)]
+
     async def open(self, file_id: str) -> AsyncIterator[bytes]:
         return await self._downloads.open(file_id)
 

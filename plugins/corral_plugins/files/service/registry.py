@@ -26,6 +26,7 @@ from corral_plugins.files.shapes import FilePatch, FileQuery, FileView
 from corral_plugins.tasks.api import Tasks
 
 KEY_SECONDS = 24 * 3600.0
+MAX_MADE = 100  # as many artifacts as a run may report
 TASK_READ = "tasks.read"
 
 
@@ -75,6 +76,11 @@ class FileRegistry:
         if isinstance(query.search, str):
             rows = rows.where(File.name.contains(query.search))
         return paginate(rows, query, caller, scope="files", order=newest_first(File), make=view_of)
+
+    def made_for_task(self, task_id: str) -> list[File]:
+        """Return files that workers and agents made for a task, oldest first."""
+        made = (File.task_id == task_id) & File.source_type.in_(("worker", "agent")) & is_current()
+        return list(File.select().where(made).order_by(File.created_at, File.id).limit(MAX_MADE))
 
     # -- changing
 
@@ -162,10 +168,12 @@ class FileRegistry:
             raise Invalid.at(where, "not_unique", detail, problem="idempotency_key_reused")
         return row
 
-    def require_lease(self, task_id: str, lease_id: str) -> None:
-        """Raise `Conflict` (`lease_lost`) unless the lease is live."""
-        if self.tasks is None or self.tasks.live_lease(task_id, lease_id) is None:
+    def attempt_of_lease(self, task_id: str, lease_id: str) -> str:
+        """Return the id of the attempt that holds a lease. Raise `Conflict` (`lease_lost`) unless the lease is live."""
+        attempt = None if self.tasks is None else self.tasks.live_attempt(task_id, lease_id)
+        if attempt is None:
             raise lease_lost()
+        return attempt.attempt_id
 
     def checked_task(self, task_id: str | UnsetType | None, pointer: str) -> str | None:
         """Return the id of a task. Raise `unknown_reference` if there is no such task."""

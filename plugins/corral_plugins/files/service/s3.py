@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import functools
 import hashlib
 import threading
 import time
-from collections.abc import AsyncGenerator, AsyncIterable, Callable
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from corral.errors import TooLarge, Unavailable
@@ -30,8 +31,24 @@ PROBE = ".probe"
 T = TypeVar("T")
 
 
+class CallGuard(Protocol):
+    """Makes a call of the store, or refuses to make it, like a circuit breaker."""
+
+    async def __call__(self, call: Callable[[], Awaitable[Any]]) -> Any: ...
+
+
+async def unguarded(call: Callable[[], Awaitable[Any]]) -> Any:
+    """Make a call."""
+    return await call()
+
+
 class S3Blobs:
-    """Stores blobs as objects of one bucket. All calls run in threads of its own; boto3 is imported on first use."""
+    """Stores blobs as objects of one bucket. All calls run in threads of its own; boto3 is imported on first use.
+
+    Each call passes `guard`, which does not wait for the clients of uploads and downloads.
+    """
+
+    guard: CallGuard = staticmethod(unguarded)
 
     def __init__(self, url: str) -> None:
         parts, query = urlsplit(url), parse_qs(urlsplit(url).query)
@@ -49,21 +66,24 @@ class S3Blobs:
         A blob that is larger than one part is uploaded in parts, and appears only when all are there.
         """
         upload = _PutObject(self, self._full(key))
-        digest, size, waiting = hashlib.sha256(), 0, bytearray()
+        digest, size = hashlib.sha256(), 0
+        waiting: list[bytes] = []
+        bytes_waiting = 0
         try:
             async for chunk in stream:
                 size += len(chunk)
                 if limit is not None and size > limit:
                     raise TooLarge(f"The file is larger than {limit} bytes.")
-                waiting += chunk
-                while len(waiting) >= PART_BYTES:
-                    part = bytes(waiting[:PART_BYTES])
-                    del waiting[:PART_BYTES]
+                waiting.append(chunk)
+                bytes_waiting += len(chunk)
+                if bytes_waiting >= PART_BYTES:
+                    part, waiting, bytes_waiting = b"".join(waiting), [], 0
                     await self._call(upload.send_part, digest, part)
-            await self._call(upload.finish, digest, bytes(waiting))
+                    del part  # the next part must not be in memory beside this one
+            await self._call(upload.finish, digest, b"".join(waiting))
         except BaseException:  # including a cancelled upload
             with contextlib.suppress(Exception):
-                await self._call(upload.abort)
+                await self._run(upload.abort)
             raise
         return Blob(size, digest.hexdigest())
 
@@ -114,7 +134,7 @@ class S3Blobs:
         def sign() -> str:
             return str(self._client().generate_presigned_url("get_object", Params=named, ExpiresIn=seconds))
 
-        return await self._call(sign)
+        return await self._run(sign)
 
     def _full(self, key: str) -> str:
         return f"{self._prefix}/{key}" if self._prefix else key
@@ -170,7 +190,7 @@ class S3Blobs:
         if body is None:
             return
         try:
-            while chunk := await self._call(body.read, READ_BYTES):
+            while chunk := await self._run(body.read, READ_BYTES):
                 yield chunk
         finally:
             body.close()
@@ -186,6 +206,11 @@ class S3Blobs:
         return swept
 
     async def _call(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Call the store through the guard. Raise `Unavailable` for every failure of the store."""
+        result: T = await self.guard(functools.partial(self._run, function, *arguments))
+        return result
+
+    async def _run(self, function: Callable[..., T], *arguments: Any) -> T:
         """Run a function in a thread of this store. Raise `Unavailable` for every failure of the store."""
         work = asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
         try:

@@ -1,14 +1,14 @@
-"""Access to the file store: through its circuit breaker, measured, and with keys that no client chooses."""
+"""Access to the file store: measured, through its circuit breaker, and with keys that no client chooses."""
 
 from __future__ import annotations
 
 import contextlib
 import time
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from corral import clock
-from corral.errors import Problem, TooLarge, Unavailable
+from corral.errors import Problem, Unavailable
 from corral.ids import new_id
 from corral.storage.blobs import Blob, BlobMissing, BlobStore
 from corral_plugins.circuit_breakers.api import Breakers, CircuitOpen, Verdict, judge_outcome
@@ -21,21 +21,13 @@ RETRY_SECONDS = 5
 T = TypeVar("T")
 
 
-class SourceFailed(Exception):
-    """The stream of an upload failed, not the store; `reason` is the failure of the stream."""
-
-    def __init__(self, reason: BaseException) -> None:
-        self.reason = reason
-        super().__init__(str(reason))
-
-
 def new_key() -> str:
     """Return a new storage key: a random id under the date, so that no folder becomes too large."""
     return f"{PREFIX}/{clock.now()[:10].replace('-', '/')}/{new_id()}"
 
 
 class FileStorage:
-    """Stores and reads the bytes of files. An object store is guarded by the circuit breaker `s3`."""
+    """Stores and reads the bytes of files. The calls of an object store are guarded by the circuit breaker `s3`."""
 
     breakers: Breakers | None = None
 
@@ -52,35 +44,49 @@ class FileStorage:
         """The object store, or None if files are kept in a folder."""
         return self._blobs if isinstance(self._blobs, S3Blobs) else None
 
+    def guard_object_store(self) -> None:
+        """Let the circuit breaker guard the calls of an object store, if there are both."""
+        breakers, store = self.breakers, self.object_store
+        if breakers is None or store is None:
+            return
+
+        async def guard(call: Callable[[], Awaitable[Any]]) -> Any:
+            return await breakers.guard(BREAKER, call, judge=_judge)
+
+        breakers.declare(BREAKER, lambda: [BREAKER])
+        store.guard = guard
+
     async def put(self, key: str, stream: AsyncIterable[bytes]) -> Blob:
-        """Store a stream durably. Raises what the stream raises, and `Unavailable` for failures of the store."""
-        try:
-            return await self._guarded("put", lambda: self._blobs.put(key, _marked(stream)))
-        except SourceFailed as failed:
-            raise failed.reason from None
+        """Store a stream durably. Raises what the stream raises, and `Unavailable` for failures of the store.
+
+        While the breaker is open, nothing of the stream is read.
+        """
+        until = None
+        if self.breakers is not None and self.object_store is not None:
+            until = self.breakers.blocked_until(BREAKER)
+        if until is not None:
+            raise _not_asked(CircuitOpen(BREAKER, retry_at=until))
+        return await self._measured("put", self._blobs.put(key, stream))
 
     async def read(self, key: str, start: int = 0, stop: int | None = None) -> AsyncGenerator[bytes, None]:
         """Open a blob and return its chunks. Raise `BlobMissing` and `Unavailable`."""
-        return await self._guarded("get", lambda: self._blobs.read(key, start, stop))
+        return await self._measured("get", self._blobs.read(key, start, stop))
 
     async def delete(self, key: str) -> None:
         """Delete a blob if it exists."""
-        await self._guarded("delete", lambda: self._blobs.delete(key))
+        await self._measured("delete", self._blobs.delete(key))
 
     async def discard(self, key: str) -> None:
         """Delete the bytes of a file whose row is gone. If the store is down, the sweep deletes them later."""
         with contextlib.suppress(Problem):
             await self.delete(key)
 
-    async def _guarded(self, op: str, call: Callable[[], Awaitable[T]]) -> T:
+    async def _measured(self, op: str, call: Awaitable[T]) -> T:
         began = time.perf_counter()
         try:
-            if self.breakers is None or self.object_store is None:
-                return await call()
-            return await self.breakers.guard(BREAKER, call, judge=_judge)
+            return await call
         except CircuitOpen as problem:
-            detail = "The file store failed repeatedly and is not asked for now; try again later."
-            raise Unavailable(detail, retry_after=problem.retry_after, code="dependency_unavailable") from problem
+            raise _not_asked(problem) from problem
         except Unavailable as problem:
             problem.headers["Retry-After"] = str(RETRY_SECONDS)
             raise
@@ -88,18 +94,11 @@ class FileStorage:
             self._metrics.observe_storage(op, time.perf_counter() - began)
 
 
-async def _marked(stream: AsyncIterable[bytes]) -> AsyncGenerator[bytes, None]:
-    """Pass a stream on. Its own failures are wrapped, so that they do not count as failures of the store."""
-    try:
-        async for chunk in stream:
-            yield chunk
-    except Exception as failure:
-        raise SourceFailed(failure) from failure
+def _not_asked(problem: CircuitOpen) -> Unavailable:
+    """Return the problem of a request that needs the store while its circuit breaker is open."""
+    detail = "The file store failed repeatedly and is not asked for now; try again later."
+    return Unavailable(detail, retry_after=problem.retry_after, code="dependency_unavailable")
 
 
 def _judge(outcome: object) -> Verdict:
-    if isinstance(outcome, SourceFailed | BlobMissing | TooLarge):
-        return "neutral"
-    if isinstance(outcome, Problem) and outcome.code == "storage_full":
-        return "failure"
-    return judge_outcome(outcome)
+    return "neutral" if isinstance(outcome, BlobMissing) else judge_outcome(outcome)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 
+from corral import clock
 from corral.database.engine import Work
 from corral.errors import Problem
 from corral_plugins.files.models import File
@@ -35,7 +36,8 @@ class FileSweeps:
             pass
         await self._delete_expired()
         await self._storage.blobs.sweep(older_than_seconds)
-        await self._delete_orphans(older_than_seconds)
+        started = clock.now()
+        await self._report_missing(await self._delete_orphans(older_than_seconds), started)
 
     async def forget_owner(self, owner_id: str) -> None:
         """Delete the private files of a purged user. Files that are shared with a task stay with it."""
@@ -65,17 +67,32 @@ class FileSweeps:
         while rows := await self._work(lambda: self._remove(self._registry.expired(BATCH))):
             await self._discard(rows)
 
-    async def _delete_orphans(self, older_than_seconds: float) -> None:
-        """Delete stored bytes without a row. Young ones may belong to an upload whose row is written next."""
+    async def _delete_orphans(self, older_than_seconds: float) -> set[int]:
+        """Delete stored bytes without a row. Young ones may belong to an upload whose row is written next.
+
+        Return the hashes of all stored keys.
+        """
         before = time.time() - older_than_seconds  # the times of stored bytes do not follow `clock.travel`
         keys: list[str] = []
+        stored: set[int] = set()
         async for blob in self._storage.blobs.scan():
+            stored.add(hash(blob.key))
             if blob.modified < before and blob.key.startswith(f"{PREFIX}/"):
                 keys.append(blob.key)
             if len(keys) == BATCH:
                 await self._delete_unknown(keys)
                 keys = []
         await self._delete_unknown(keys)
+        return stored
+
+    async def _report_missing(self, stored: set[int], started: str) -> None:
+        """Alert admins about files without bytes. Files that are younger than the sweep are left out."""
+        after = ""
+        while rows := await self._work(lambda after=after: _older_files(after, started), read=True):  # type: ignore[misc]  # bound per round
+            after = rows[-1].id
+            for row in rows:
+                if hash(row.key) not in stored:
+                    await self._downloads.report_damage(row)
 
     async def _delete_unknown(self, keys: list[str]) -> None:
         found = File.select(File.key).where(File.key.in_(keys))
@@ -92,6 +109,11 @@ class FileSweeps:
     async def _discard(self, rows: list[File]) -> None:
         for row in rows:
             await self._storage.discard(str(row.key))
+
+
+def _older_files(after: str, started: str) -> list[File]:
+    rows = File.select().where((File.id > after) & (File.created_at < started)).order_by(File.id)
+    return list(rows.limit(BATCH))
 
 
 def _sample_of(after: str) -> list[str]:

@@ -116,8 +116,9 @@ class Uploads:
 
     def _commit(self, new: NewFile, upload_id: str, key: str, blob: Blob, detected: str) -> tuple[File, bool]:
         self.refuse_blocked(detected)
+        source = new.source
         if new.lease is not None:
-            self._registry.require_lease(*new.lease)
+            source = msgspec.structs.replace(source, attempt_id=self._registry.attempt_of_lease(*new.lease))
         earlier = self._registry.earlier_upload(new.upload_key, sha256=blob.sha256, name=clean_name(new.name), new=new)
         if earlier is not None:
             return earlier, False
@@ -133,8 +134,8 @@ class Uploads:
             key=key,
             task_id=self._registry.checked_task(new.task_id, "/query/task_id"),
             shared_with=new.visibility,
-            source_type=new.source.type,
-            source=msgspec.to_builtins(new.source),
+            source_type=source.type,
+            source=msgspec.to_builtins(source),
             expires_at=new.expires_at,
             upload_key=new.upload_key,
             created_at=now,

@@ -18,7 +18,7 @@ from corral_plugins.agents.api import AgentFacts, Agents
 from corral_plugins.llm.api import AgentModel, ModelInfo
 from corral_plugins.llm.providers.scripted import ECHO
 from corral_plugins.llm.service import calls
-from corral_plugins.llm.service.breakers import ProviderBreakers
+from corral_plugins.llm.service.breakers import ProviderBreakers, breaker_name
 from corral_plugins.llm.service.call_budgets import CallBudgets
 from corral_plugins.llm.service.calls import CallRecord, vendor_fields
 from corral_plugins.llm.service.metrics import CallMetrics
@@ -112,12 +112,17 @@ class ModelResolver:
         target = self._registry.find_target(name)
         if target is None:
             return AgentModel(name=name, problem=f"There is no model {name}.", listed=False)
+        provider = target.provider
+        forced = self._breakers.is_forced_open(provider.name)
         return AgentModel(
             name=name,
             problem=target.problem,
-            listed=target.provider.lists(target.model),
-            free=target.provider.free,
-            blocked_until=self._breakers.blocked_until(target.provider.name),
+            listed=provider.lists(target.model),
+            is_provider_ready=provider.usable,
+            free=provider.free,
+            blocked_until=None if forced else self._breakers.blocked_until(provider.name),
+            is_forced_open=forced,
+            breaker=breaker_name(provider.name),
         )
 
     def _resolve_for_agent(self, requested: str, configured: ConfiguredModels, defaults: _DefaultModels) -> list[str]:

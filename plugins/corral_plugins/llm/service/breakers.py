@@ -47,6 +47,10 @@ class ProviderBreakers:
         """Return the instant until which a provider's breaker rejects calls, or None if it may admit a call."""
         return None if self.breakers is None else self.breakers.blocked_until(breaker_name(provider))
 
+    def is_forced_open(self, provider: str) -> bool:
+        """Return whether an admin forced a provider's breaker open."""
+        return self.breakers is not None and self.breakers.is_forced(breaker_name(provider))
+
     def open_providers(self) -> list[str]:
         """Return the names of the enabled providers whose breakers are not closed. Runs in a unit of work."""
         usable = [each.name for each in self._registry.all_providers() if each.usable]

@@ -9,7 +9,15 @@ from __future__ import annotations
 from corral import clock
 from corral.auth.principal import Principal
 from corral.plugin import Settings
-from corral_plugins.cost.api import FREE_PROVIDERS, MAX_TOKENS, Costs, Hold, NewReservation, TokenCounts
+from corral_plugins.cost.api import (
+    FREE_PROVIDERS,
+    MAX_TOKENS,
+    BudgetRefused,
+    Costs,
+    Hold,
+    NewReservation,
+    TokenCounts,
+)
 from corral_plugins.llm.service.calls import CallRecord
 from corral_plugins.llm.service.registry import ModelTarget, ProviderRegistry
 from corral_plugins.llm.service.task_leases import CallLeases
@@ -70,6 +78,12 @@ class CallBudgets:
         """Hold the estimated cost of sending the call to another target. Return the hold."""
         return self.hold_cost(call, target, self._leases.live_attempt(call.by))
 
-    def stop_task(self, by: Principal) -> None:
-        """Cancel the task of the caller's lease, because a call needs more than the cost limit of the task leaves."""
-        self._leases.stop_run(by, kind="budget")
+    def report_refusal(self, by: Principal, refused: BudgetRefused) -> None:
+        """Tell the task of the caller's lease that a budget refused a call.
+
+        The task is cancelled if it was its own cost limit that refused the call. Otherwise it waits for the money.
+        """
+        if refused.scope == "task":
+            self._leases.stop_run(by, kind="budget")
+        elif refused.shortage is not None:
+            self._leases.record_shortage(by, refused.scope, refused.shortage)

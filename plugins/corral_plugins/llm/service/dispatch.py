@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import random
 from collections.abc import Awaitable, Callable
@@ -147,8 +148,8 @@ class CallDispatcher:
         try:
             call.hold = await self._work(lambda: self._budgets.hold_cost_of_fallback(call, target), entry=call.entry)
         except BudgetRefused as refused:
-            if refused.scope == "task":
-                await self._work(lambda: self._budgets.stop_task(call.by), entry=call.entry)
+            if call.by.lease_id is not None:
+                await self._work(functools.partial(self._budgets.report_refusal, call.by, refused), entry=call.entry)
             raise
 
 

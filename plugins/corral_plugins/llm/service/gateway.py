@@ -189,8 +189,8 @@ class Gateway:
         try:
             return await asyncio.shield(admitting)
         except BudgetRefused as refused:
-            if refused.scope == "task":
-                await self._work(lambda: self._budgets.stop_task(by), entry=entry)
+            if by.lease_id is not None:
+                await self._work(functools.partial(self._budgets.report_refusal, by, refused), entry=entry)
             raise
         except asyncio.CancelledError:
             self._start_task(self._abandon_call(admitting), name=UNCANCELLED)

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from corral.auth.principal import Principal
 from corral.database.engine import Work
 from corral.errors import Conflict
-from corral_plugins.cost.api import ChargedCost, TokenCounts
+from corral_plugins.cost.api import BudgetScope, BudgetShortage, ChargedCost, TokenCounts
 from corral_plugins.tasks.api import LeaseFacts, LeaseRef, LiveAttempt, Tasks
 
 CHECK_SECONDS, RENEW_SECONDS = 0.5, 15.0
@@ -48,6 +48,13 @@ class CallLeases:
         """Ask the worker to stop the run of the caller's lease."""
         if self.tasks is not None and by.task_id is not None and by.lease_id is not None:
             self.tasks.stop_run(by.task_id, by.lease_id, kind=kind, reason=None)
+
+    def record_shortage(self, by: Principal, scope: BudgetScope, shortage: BudgetShortage) -> None:
+        """Store with the task of the caller's lease that a budget left too little for a call."""
+        if self.tasks is not None and by.task_id is not None and by.lease_id is not None:
+            self.tasks.record_shortage(
+                by.task_id, by.lease_id, scope=scope, needed_micro=shortage.needed, left_micro=shortage.left
+            )
 
     def facts(self, by: Principal) -> LeaseFacts | None:
         """Return the facts about the caller's lease, even if it has ended, or None for callers without a lease."""

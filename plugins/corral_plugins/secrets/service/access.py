@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 
 from corral import clock
 from corral.auth.principal import Principal
@@ -148,10 +148,18 @@ class SecretsService:
     def names_for_group(self, worker_group: str) -> list[str]:
         return list(self._redactor_values.groups.get(worker_group, ()))
 
-    def missing_names(self, names: Iterable[str]) -> list[str]:
-        wanted = [name for name in names if self._pinned_secrets.find_by_name(name) is None]
-        known = rows.known_names(name.lower() for name in wanted)
-        return [name for name in wanted if name.lower() not in known]
+    def consumers(self, names: Sequence[str]) -> Mapping[str, Sequence[str]]:
+        by_key = {name.lower(): name for name in names}
+        living = SecretRow.name_key.in_(list(by_key)) & SecretRow.deleted_at.is_null()
+        columns = (SecretRow.name_key, SecretRow.allowed_consumers, SecretRow.expires_at)
+        stored = {row.name_key: row for row in SecretRow.select(*columns).where(living)}
+        found: dict[str, Sequence[str]] = {}
+        for key, name in by_key.items():
+            if self._pinned_secrets.find_by_name(key) is not None:
+                found[name] = ()
+            elif key in stored and not rows.is_expired(stored[key].expires_at):
+                found[name] = stored[key].allowed_consumers
+        return found
 
     def attach(self, name: str, to: AttachedObject, *, title: str, pointer: str, by: Principal | None) -> None:
         if by is not None and "secrets.write" not in by.permissions and not _is_attached(name.lower(), to):

@@ -36,14 +36,6 @@ def find_by_name(name: str) -> SecretRow | None:
     return SecretRow.get_or_none((SecretRow.name_key == name.lower()) & SecretRow.deleted_at.is_null())
 
 
-def known_names(keys: Iterable[str]) -> set[str]:
-    """Return those of these names, in lower case, that a secret has. Ignores deleted secrets."""
-    living: Any = SecretRow.select(SecretRow.name_key).where(
-        SecretRow.name_key.in_(list(keys)) & SecretRow.deleted_at.is_null()
-    )
-    return {row[0] for row in living.tuples()}
-
-
 def lock_secret_row(id: str, match: IfMatch, *, deleted: bool = False) -> SecretRow:
     """Lock a secret until the end of the unit of work, and increment its revision.
 

@@ -218,7 +218,7 @@ class ApiKeys:
         mine = ApiKeyRow.user_id == by.user_id
         which = (ApiKeyRow.id == key_id) & ApiKeyRow.revoked_at.is_null()
         if not self._revoke_where(which if by.may("security.write") else which & mine):
-            raise NotFound()
+            raise NotFound("There is no API key with this id.")
 
     def revoke_keys_of(self, user_id: str) -> int:
         """Revoke all keys of a user and return their number."""
@@ -317,7 +317,7 @@ def _key_status(row: ApiKeyRow) -> Any:
 def _find_key(key_id: str, whose: Any) -> ApiKeyRow:
     row: ApiKeyRow | None = ApiKeyRow.get_or_none((ApiKeyRow.id == key_id) & whose)
     if row is None:
-        raise NotFound()
+        raise NotFound("There is no API key with this id.")
     return row
 
 

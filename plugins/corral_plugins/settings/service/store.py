@@ -149,7 +149,7 @@ class SettingsService:
     def _find_declared(self, name: str) -> EffectiveSetting:
         item = self._registry.find(name)
         if item is None:
-            raise NotFound()
+            raise NotFound("There is no setting with this name; GET /settings lists all.")
         return item
 
     def _convert_values(self, values: Mapping[str, Any], pointer: Callable[[str], str]) -> dict[str, Any]:

@@ -19,7 +19,8 @@ OBSTACLES_SECONDS = 2.0
 VALUE_LENGTH = 160  # in characters: arguments and results of tools are shown up to here
 ENDED = ("completed", "failed", "cancelled")
 END_EVENTS = tuple(f"task.{status}" for status in ENDED)
-TAKEN, RELEASED = ("task.assigned", "task.started"), "task.retried"
+REOPENED = "task.retried"
+LEASED = ("assigned", "running", "cancelling")
 EVENT_COLOURS = {**COLOURS, "tool": "magenta", "retried": "yellow", "stalled": "yellow"}
 
 
@@ -46,11 +47,14 @@ class EventPrinter:
 
     def print_event(self, event: str, data: dict[str, Any]) -> None:
         """Print an event of the task."""
-        self.taken = event in TAKEN or (self.taken and event != RELEASED)
+        if event.startswith("task.") and "status" in data:
+            self.taken = data["status"] in LEASED
         if event == "task.progress":
             self._progress(str((data.get("progress") or {}).get("message") or ""))
         elif event == "task.waiting":
             self._waiting(str(data.get("task_id")), data.get("waiting_for") or {})
+        elif event == "task.updated" and data.get("reason"):
+            self.line("released", str(data["reason"]))
         elif event.startswith("task.") and event not in ("task.created", "task.updated"):
             again = f"attempt {data.get('attempt')}" if event == "task.started" and data.get("attempt", 1) > 1 else ""
             self.line(event.removeprefix("task."), again or str(data.get("reason") or ""))
@@ -113,18 +117,23 @@ def follow_task(
         click.echo(f"\nThe task continues. Follow it again: corral tasks watch {task_id}", err=True)
         sys.exit(130)
     except ApiClientError as error:
+        if error.status == 404:
+            raise ApiClientError(f"the task {task_id} was deleted; corral tasks list shows all tasks", 404) from None
         told = f"{str(error).rstrip('.')}; the task {task_id} continues: corral tasks watch {task_id}"
         raise ApiClientError(told, error.status, error.problem) from None
     finally:
         ended.set()
-    if not as_json:
-        obstacles.join(1)  # the thread may still use the connection, which is about to be closed
+        if obstacles.is_alive():
+            obstacles.join(1)  # the thread may still use the connection, which is about to be closed
     print_outcome(outcome_of(done), as_json=as_json)
     sys.exit(0 if done["status"] == "completed" else 1)
 
 
 def _print_events(client: ApiClient, task_id: str, printer: EventPrinter, until: float | None) -> dict[str, Any]:
-    """Print the events of the task until it has ended, and return the task. Go on if it was retried after its end."""
+    """Print the events of a task until it has ended for the last time. Return the task.
+
+    A task that has ended may have been retried since, once or several times.
+    """
     followed = client.follow_events(
         until=until, away=lambda reason: printer.line("waiting", reason), object_type="task", object_id=task_id
     )
@@ -133,13 +142,20 @@ def _print_events(client: ApiClient, task_id: str, printer: EventPrinter, until:
         printer.set_time(item["ts"])
         if event == "tool.called":
             calls = client.pages(f"/tasks/{task_id}/tool-calls")
-            printer.print_tool_call([call for call in calls if call["call_id"] == data["call_id"]][-1])
+            for call in [call for call in calls if call["call_id"] == data["call_id"]][-1:]:
+                printer.print_tool_call(call)
         printer.print_event(event, data)
-        if event in END_EVENTS:
-            task: dict[str, Any] = client.get(f"/tasks/{task_id}")
-            if task["finished_at"] is not None:
-                return task
+        if event in END_EVENTS and not _reopened_after(client, task_id, item["seq"]):
+            done: dict[str, Any] = client.get(f"/tasks/{task_id}")
+            if done["finished_at"] is not None:
+                return done
     raise AssertionError("the events of a task do not end by themselves")
+
+
+def _reopened_after(client: ApiClient, task_id: str, seq: int) -> bool:
+    """Return whether the task was retried after the event with this position in the event log."""
+    found = client.get("/events", types=[REOPENED], object_type="task", object_id=task_id, after=seq, limit=1)
+    return bool(found["items"])
 
 
 def _print_obstacles(client: ApiClient, task_id: str, printer: EventPrinter, ended: threading.Event) -> None:
@@ -148,7 +164,7 @@ def _print_obstacles(client: ApiClient, task_id: str, printer: EventPrinter, end
     while not ended.wait(OBSTACLES_SECONDS):
         if printer.taken:
             continue
-        with contextlib.suppress(ApiClientError):  # the main thread reports the error
+        with contextlib.suppress(ApiClientError, RuntimeError):  # the main thread reports errors, and closes the client
             found = client.get(f"/tasks/{task_id}/explain")
             wrong = next((each for each in found["conditions"] if not each["ok"]), None)
             if found["status"] in ("pending", "blocked") and wrong is not None and wrong["detail"] != printed:

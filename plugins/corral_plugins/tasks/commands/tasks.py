@@ -104,7 +104,7 @@ def show_task(client: ApiClient, *, task: str, as_json: bool) -> None:
         "id": found["id"],
         "status": found["status"],
         "cancelled": explained["summary"] if found["status"] == "cancelled" else None,
-        "waiting for": _waiting_for(found),
+        "waiting for": _waiting_for(found) or _obstacle(explained),
         "agent": agent or (f"any of role {found['agent_role']}" if found["agent_role"] else "any"),
         "worker": _worker_name(client, explained["attempts"]),
         "priority": found["priority"],
@@ -298,6 +298,12 @@ def _waiting_for(task: Any) -> str | None:
     if waiting["kind"] != "input":
         return str(waiting["kind"])
     return f"{waiting.get('prompt')}\nAnswer it: corral tasks answer {task['id']} ANSWER"
+
+
+def _obstacle(explained: Any) -> str | None:
+    """Return the first condition that keeps a task from being claimed, and what lifts it, or None."""
+    unmet = next((each for each in explained["conditions"] if not each["ok"]), None)
+    return None if unmet is None else "\n".join(filter(None, (unmet["detail"], unmet["unblock"])))
 
 
 def _attempt_text(attempt: Any) -> str:

@@ -11,6 +11,7 @@ from corral.cli.api_client import ApiClient, ApiClientError, TextDeltaTracker
 from corral_plugins.tasks.demo.flow import DemoFlow
 from corral_plugins.tasks.demo.model_choice import NEW_TOKENS, WITHOUT_MODEL, ModelChoice
 from corral_plugins.tasks.demo.progress import DemoFailed, ProgressPrinter
+from corral_plugins.tasks.demo.template import DemoTemplate
 
 TERMINAL = ("task.completed", "task.failed", "task.cancelled")
 
@@ -73,6 +74,10 @@ class DemoClient:
         if outcome["status"] == "completed":
             outcome["workflow"] = self._flow.follow(until, person=self._email)
         return outcome
+
+    def run_template(self, slug: str, seconds: float) -> dict[str, Any]:
+        """Install a template, run its workflow, and return a summary."""
+        return DemoTemplate(self._remote, self._teller).run(slug, time.monotonic() + seconds)
 
     def _agent(self, choice: ModelChoice, *, strict: bool) -> dict[str, Any]:
         provider, _, model = choice.name.partition("/")

@@ -102,6 +102,9 @@ class Screen:
     type=click.Path(path_type=Path),
     help="new data folder, which is kept after the demo (default: a temporary folder)",
 )
+@click.option(
+    "--template", metavar="SLUG", help="also install this template, such as hello-fleet, and run its workflow"
+)
 @click.option("--json", "as_json", is_flag=True, help="print JSON")
 @click.pass_obj
 def demo_command(
@@ -111,6 +114,7 @@ def demo_command(
     require_model: bool,
     port: int | None,
     keep: Path | None,
+    template: str | None,
     as_json: bool,
 ) -> None:
     """Start a complete installation in a temporary folder, and run a task and a workflow from start to finish.
@@ -128,7 +132,7 @@ def demo_command(
     check_input_length(text, choice)
     try:
         with signals.handle_signals(), demo_folder(signals, keep) as folder:
-            demo = Demo(screen, choice, text, once=once, strict=require_model)
+            demo = Demo(screen, choice, text, once=once, strict=require_model, template=template)
             completed = demo.run(signals, folder, port)
     except Interrupted:
         click.echo("interrupted", err=True)
@@ -142,9 +146,18 @@ class Demo:
     If `strict` is true, the task fails if the local model fails. Otherwise, the scripted model takes over.
     """
 
-    def __init__(self, screen: Screen, choice: ModelChoice, text: str, *, once: bool, strict: bool) -> None:
+    def __init__(
+        self,
+        screen: Screen,
+        choice: ModelChoice,
+        text: str,
+        *,
+        once: bool,
+        strict: bool,
+        template: str | None = None,
+    ) -> None:
         self._screen, self._choice, self._text = screen, choice, text
-        self._once, self._strict = once, strict
+        self._once, self._strict, self._template = once, strict, template
 
     def run(self, signals: InterruptHandler, folder: Path, port: int | None) -> bool:
         """Start the server, run the task and stop the server. Return whether the task was completed.
@@ -172,6 +185,8 @@ class Demo:
             if self._choice.model is None:
                 screen.step("model", f"{self._choice.problem}; continuing with {WITHOUT_MODEL}")
             outcome = client.run_task(self._text, self._choice, TASK_SECONDS, strict=self._strict)
+            if self._template is not None and outcome["status"] == "completed":
+                outcome["template"] = client.run_template(self._template, TASK_SECONDS)
         except (DemoFailed, ApiClientError) as failure:
             click.echo(f"corral demo: {failure}\n{log_tail(folder)}", err=True)
             return False

@@ -122,7 +122,13 @@ def get_secret_value(
     return runs.deliver_secret(id, requested_lease(body, request, caller), name, body.purpose, caller)
 
 
-@routes.post("/{id}/complete", needs=(ACT, WRITE), raises=(*ENDS, "schema_mismatch"), lenient=True, redacted=True)
+@routes.post(
+    "/{id}/complete",
+    needs=(ACT, WRITE),
+    raises=(*ENDS, "schema_mismatch", "unknown_reference"),
+    lenient=True,
+    redacted=True,
+)
 async def complete_task(
     id: str,
     body: CompletionReport,

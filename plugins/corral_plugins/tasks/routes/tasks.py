@@ -74,7 +74,7 @@ def get_task(id: str, query: TaskGetQuery, views: TaskViews, caller: Principal) 
     if caller.kind == "worker":
         find_readable_task(id, caller)
     elif not can_read(caller, SHARED, None):
-        raise NotFound()
+        raise NotFound("There is no task with this id.")
     if query.wait and query.until > clock.time_s() and not views.has_ended(id):
         return Wait((id,), query.until)
     return views.encoded_task(id)
@@ -132,7 +132,7 @@ def list_attempts(id: str, query: PageQuery, queries: TaskQueries, caller: Princ
 def get_attempt(id: str, fence: str, queries: TaskQueries, caller: Principal) -> AttemptView:
     """Get one attempt of a task."""
     if not (fence.isascii() and fence.isdigit() and len(fence) < 10):
-        raise NotFound()
+        raise NotFound("The task has no attempt with this number.")
     return queries.attempt(id, int(fence), caller)
 
 

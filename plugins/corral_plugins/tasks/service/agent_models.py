@@ -11,7 +11,10 @@ from typing import NamedTuple
 
 from msgspec import UNSET, UnsetType
 
+from corral.errors import NotFound
+from corral_core.accounts.api import Accounts
 from corral_plugins.agents.api import AgentFacts
+from corral_plugins.circuit_breakers.api import Breakers
 from corral_plugins.llm.api import LLM, AgentModel
 
 ModelKey = tuple[str | None, str | None, tuple[str, ...]]
@@ -27,6 +30,14 @@ class ServedAgents(NamedTuple):
     retry_at: str | UnsetType
 
 
+class ModelBlock(NamedTuple):
+    """Why the circuit breaker of a model rejects calls, and what a person can do about it."""
+
+    breaker: str
+    detail: str
+    remedy: str
+
+
 class AgentModels:
     """The models of agents. Every method runs in the caller's unit of work.
 
@@ -34,6 +45,10 @@ class AgentModels:
     """
 
     llm: LLM | None
+    breakers: Breakers | None
+
+    def __init__(self, accounts: Accounts) -> None:
+        self._accounts = accounts
 
     def model_name(self, agent: AgentFacts) -> str:
         """Return the model of the agent as `provider/model`."""
@@ -50,7 +65,7 @@ class AgentModels:
             return ServedAgents(list(agents), UNSET)
         llm, keys = self.llm, [_key_of(agent) for agent in agents]
         models = {key: _models_of(llm, key) for key in set(keys)}
-        served = {key: any(map(_is_callable, found)) for key, found in models.items()}
+        served = {key: any(model.is_callable for model in found) for key, found in models.items()}
         blocked = [
             model.blocked_until
             for key, found in models.items()
@@ -72,25 +87,50 @@ class AgentModels:
         models = _models_of(self.llm, _key_of(agent))
         return next((model for model in models if model.problem is None), models[0])
 
-    def problem_of(self, agent: AgentFacts) -> str | None:
-        """Return why the gateway can call none of the models of the agent, or None if it can call one of them."""
+    def unusable_model(self, agent: AgentFacts) -> AgentModel | None:
+        """Return the first model of the agent if the gateway can call none of its models, or None if it can call one.
+
+        The `problem` of the returned model says why.
+        """
         models = [] if self.llm is None else _models_of(self.llm, _key_of(agent))
-        return None if any(model.problem is None for model in models) or not models else models[0].problem
+        return None if any(model.problem is None for model in models) or not models else models[0]
 
     def blocked_model(self, agent: AgentFacts) -> AgentModel | None:
-        """Return the model of the agent whose breaker is the first to admit a call again.
+        """Return the model of the agent whose breaker is the first to admit a call again without an admin.
 
         Return None if the gateway can call a model now, or if it can call none for another reason.
         """
         models = [] if self.llm is None else _models_of(self.llm, _key_of(agent))
-        if any(_is_callable(model) for model in models):
+        if any(model.is_callable for model in models):
             return None
         blocked = [model for model in models if model.problem is None]
-        return min(blocked, key=lambda model: model.blocked_until or "", default=None)
+        return min(blocked, key=lambda model: (model.is_forced_open, model.blocked_until or ""), default=None)
 
+    def describe_block(self, model: AgentModel) -> ModelBlock:
+        """Return why the breaker of a blocked model rejects calls."""
+        name = model.breaker
+        if not model.is_forced_open:
+            return ModelBlock(
+                name,
+                f"The circuit breaker {name} rejects calls to {model.name} until {model.blocked_until}.",
+                f"Wait, or ask an admin to look at it: corral circuit-breakers show {name}",
+            )
+        forced = self.breakers.find_forced(name) if self.breakers is not None else None
+        who = self._name_of(None if forced is None else forced.by)
+        reason = f" Reason: {forced.reason}" if forced is not None and forced.reason else ""
+        return ModelBlock(
+            name,
+            f"{who} has forced the circuit breaker {name} open, so it rejects calls to {model.name} until an admin "
+            f"closes it.{reason}",
+            f"Ask an admin to close it: corral circuit-breakers force-close {name}",
+        )
 
-def _is_callable(model: AgentModel) -> bool:
-    return model.problem is None and model.blocked_until is None
+    def _name_of(self, user_id: str | None) -> str:
+        try:
+            account = None if user_id is None else self._accounts.get(user_id)
+        except NotFound:
+            account = None
+        return "An admin" if account is None else account.full_name or account.email
 
 
 def _key_of(agent: AgentFacts) -> ModelKey:

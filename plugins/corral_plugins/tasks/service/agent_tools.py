@@ -7,15 +7,17 @@ from typing import Any
 
 import msgspec
 
+from corral import clock
 from corral.errors import NotFound
 from corral.schema.conversion import convert
 from corral_plugins.tasks.api import NewTask, Origin
 from corral_plugins.tasks.models import PRIORITIES
 from corral_plugins.tasks.report_shapes import AskedInput
 from corral_plugins.tasks.service.creation import TaskCreation
+from corral_plugins.tasks.service.queries import TaskQueries
 from corral_plugins.tasks.service.rows import TaskViews, find_readable_task
 from corral_plugins.tasks.service.runs import TaskRuns
-from corral_plugins.tasks.shapes import TaskView
+from corral_plugins.tasks.shapes import TaskQuery, TaskView
 from corral_plugins.tools.api import Json, ResultLater, Tool, ToolContext, ToolFailure, ToolOutput
 
 SHOWN = (
@@ -33,6 +35,8 @@ SHOWN = (
     "created_at",
     "finished_at",
 )
+LISTED = ("id", "title", "status", "priority", "agent_id", "attempt", "error", "created_at", "finished_at")
+FINAL = ("completed", "failed", "cancelled")
 ID = {"type": "string", "format": "uuid"}
 NAMES = {"type": "array", "items": {"type": "string", "minLength": 1, "maxLength": 200}, "maxItems": 50}
 
@@ -40,6 +44,15 @@ GET_SCHEMA: Json = {
     "type": "object",
     "properties": {"task_id": {**ID, "description": "The task to read."}},
     "required": ["task_id"],
+    "additionalProperties": False,
+}
+LIST_SCHEMA: Json = {
+    "type": "object",
+    "properties": {
+        "hours": {"type": "integer", "minimum": 1, "maximum": 720, "description": "Only tasks of the last hours."},
+        "status": {"enum": list(FINAL), "description": "Only tasks that ended in this way."},
+        "limit": {"type": "integer", "minimum": 1, "maximum": 200},
+    },
     "additionalProperties": False,
 }
 CREATE_SCHEMA: Json = {
@@ -89,8 +102,8 @@ class AgentTools:
     Each method runs in the unit of work that stores the result of the tool call.
     """
 
-    def __init__(self, creation: TaskCreation, runs: TaskRuns, views: TaskViews) -> None:
-        self._creation, self._runs, self._views = creation, runs, views
+    def __init__(self, creation: TaskCreation, runs: TaskRuns, views: TaskViews, queries: TaskQueries) -> None:
+        self._creation, self._runs, self._views, self._queries = creation, runs, views, queries
 
     def read_task(self, context: ToolContext, arguments: Json) -> ToolOutput:
         """Read a task. The content of a tainted task is marked as untrusted, unless it is the caller's own task."""
@@ -99,6 +112,17 @@ class AgentTools:
         shown = {name: task[name] for name in SHOWN}
         is_foreign = task["tainted"] and task["id"] != context.task_id
         return ToolOutput(value=shown, untrusted=(f"task:{task['id']}",) if is_foreign else ())
+
+    def list_tasks(self, context: ToolContext, arguments: Json) -> ToolOutput:
+        """List tasks, newest first, with their costs. Content of tainted tasks is marked as untrusted."""
+        since = clock.now(-3600.0 * arguments.get("hours", 24))
+        given = {"since": since, "limit": arguments.get("limit", 50)}
+        given |= {"status_filter": [arguments["status"]]} if "status" in arguments else {}
+        page = self._queries.list_tasks(convert(TaskQuery, given), context.caller)
+        items: list[Json] = msgspec.json.decode(msgspec.json.encode(page.items))
+        shown = [{**{name: task[name] for name in LISTED}, "cost_usd": task["cost"]["cost_usd"]} for task in items]
+        untrusted = tuple(f"task:{task['id']}" for task in items if task["tainted"] and task["id"] != context.task_id)
+        return ToolOutput(value={"items": shown, "total": page.total}, untrusted=untrusted)
 
     def create_subtask(self, context: ToolContext, arguments: Json) -> Json:
         """Create a task that the calling agent delegates."""
@@ -151,6 +175,16 @@ class TaskTools:
                 idempotent=True,
                 sees=_can_see_task,
                 run=lambda context, arguments: self.implementation.read_task(context, arguments),
+            ),
+            Tool(
+                name="tasks.list",
+                title="List tasks",
+                description="List the tasks of the last hours with their status, error and cost, newest first.",
+                risk="read",
+                schema=LIST_SCHEMA,
+                permission="tasks.read",
+                idempotent=True,
+                run=lambda context, arguments: self.implementation.list_tasks(context, arguments),
             ),
             Tool(
                 name="tasks.create",

@@ -7,13 +7,22 @@ else the setting `cost.default_attempt_usd`. Models that cost nothing need no re
 from __future__ import annotations
 
 import math
+from typing import Any, NamedTuple
 
 import msgspec
 
 from corral import clock
 from corral.database.statement import Statement
 from corral_plugins.agents.api import AgentFacts
-from corral_plugins.cost.api import BudgetRefused, BudgetScope, Costs, Headroom, NewReservation, TokenCounts
+from corral_plugins.cost.api import (
+    BudgetRefused,
+    BudgetScope,
+    Costs,
+    Headroom,
+    NewReservation,
+    TokenCounts,
+    format_micro_usd,
+)
 from corral_plugins.tasks.models import Attempt, TaskRow
 from corral_plugins.tasks.service.agent_models import AgentModels
 
@@ -21,6 +30,8 @@ GRACE_SECONDS = 5
 """The time after the end of the lease at which the reservation expires."""
 RECENT_ATTEMPTS, PERCENTILE = 20, 0.9
 WARNING_FRACTION = 0.8
+MAX_SHORTAGES = 20
+"""The maximum number of agents for which the last refused call of a task is kept."""
 _MILLION = TokenCounts(input_tokens=1_000_000, output_tokens=1_000_000)
 _RECENT_COSTS = Statement(
     lambda p: (
@@ -34,8 +45,9 @@ _RECENT_COSTS = Statement(
 
 
 class CostLimit(msgspec.Struct, frozen=True):
-    """What the cost limit of a task leaves to its next attempt, and the cost at which the attempt is warned."""
+    """The cost limit of a task, what it leaves to the next attempt, and the cost at which the attempt is warned."""
 
+    limit_micro: int
     left_micro: int
     warning_micro: int
 
@@ -47,7 +59,53 @@ def cost_limit_of(row: TaskRow, agent: AgentFacts) -> CostLimit | None:
     if limit is None:
         return None
     warning = math.ceil(limit * WARNING_FRACTION)
-    return CostLimit(max(0, limit - row.cost_micro), max(1, warning - row.cost_micro))
+    return CostLimit(limit, max(0, limit - row.cost_micro), max(1, warning - row.cost_micro))
+
+
+class Shortage(NamedTuple):
+    """A call of an earlier attempt that a budget refused. `scope` and `left_micro` describe the budget at that time."""
+
+    scope: str
+    needed_micro: int
+    left_micro: int
+
+    def describe(self) -> str:
+        """Return a sentence about the refused call."""
+        whose = "the installation" if self.scope == "global" else "the agent"
+        return (
+            f"The budget of {whose} did not admit a model call, which may cost {format_micro_usd(self.needed_micro)}: "
+            f"{format_micro_usd(self.left_micro)} was left."
+        )
+
+
+def find_shortage(row: TaskRow, agent: AgentFacts, model: str) -> Shortage | None:
+    """Return the last refused call of the task for this configuration of the agent, or None."""
+    stored = row.get("budget_shortages").get(agent.id)
+    if stored is None or stored["configuration"] != [agent.version, model]:
+        return None
+    return Shortage(stored["scope"], stored["needed_micro"], stored["left_micro"])
+
+
+def with_shortage(row: TaskRow, agent: AgentFacts, model: str, shortage: Shortage) -> dict[str, Any]:
+    """Return the shortages of the task together with this one, for the column of the task."""
+    others = {key: each for key, each in row.get("budget_shortages").items() if key != agent.id}
+    newest = dict(list(others.items())[1 - MAX_SHORTAGES :])
+    return {**newest, agent.id: {"configuration": [agent.version, model], **shortage._asdict()}}
+
+
+class BudgetObstacle(NamedTuple):
+    """A budget or cost limit that does not admit an attempt. The amounts are in micro-USD.
+
+    If `is_known_call` is set, `needed` is what a refused call needs, and not an estimate of the costs of an attempt. If
+    `detail` is set, it replaces the amounts.
+    """
+
+    scope: BudgetScope
+    needed: int = 0
+    left: int = 0
+    limit: int = 0
+    is_known_call: bool = False
+    detail: str | None = None
 
 
 class ClaimBudgets:
@@ -110,9 +168,15 @@ class ClaimPlan:
             return 0
         if limit is None and not (self._cost.has_limits() and self._cost.is_limited(agent.id)):
             return 0
-        if limit is None:
-            return self._usual_amount(self._cost, agent)
-        return self._amount(self._cost, agent, limit.left_micro)
+        if limit is not None:
+            return self._amount(self._cost, agent, limit.left_micro)
+        usual, shortage = self._usual_amount(self._cost, agent), self._shortage(row, agent)
+        if shortage is None or shortage.needed_micro <= usual:
+            return usual
+        return self._amount(self._cost, agent, shortage.needed_micro)
+
+    def _shortage(self, row: TaskRow, agent: AgentFacts) -> Shortage | None:
+        return find_shortage(row, agent, self._models.model_name(agent)) if row.get("budget_shortages") else None
 
     def _usual_amount(self, cost: Costs, agent: AgentFacts) -> int:
         if agent.id not in self._needs:
@@ -130,22 +194,28 @@ class ClaimPlan:
         provider, _, name = model.name.partition("/")
         return cost.amount_to_reserve(cost.quote(provider, name, _MILLION, free=model.free), estimate)
 
-    def refusing_scope(self, row: TaskRow, agent: AgentFacts) -> BudgetScope | None:
-        """Return the scope whose budget does not admit an attempt, besides the attempts already planned, or None."""
+    def find_obstacle(self, row: TaskRow, agent: AgentFacts) -> BudgetObstacle | None:
+        """Return the budget that does not admit an attempt, besides the attempts already planned, or None."""
         try:
             amount = self.amount_of(row, agent)
         except BudgetRefused as refused:
-            return refused.scope
+            return BudgetObstacle(refused.scope, detail=refused.detail)
         if not amount or self._cost is None:
             return None
         if agent.id not in self._headrooms:
             self._headrooms[agent.id] = self._cost.headroom(agent.id)
         room, limit = self._headrooms[agent.id], cost_limit_of(row, agent)
-        if room.overall is not None and self._planned.get("", 0) + amount > room.overall:
-            return "global"
-        if room.agent is not None and self._planned.get(agent.id, 0) + amount > room.agent:
-            return "agent"
-        return "task" if limit is not None and amount > limit.left_micro else None
+        shortage = self._shortage(row, agent)
+        is_known_call = limit is None and shortage is not None and shortage.needed_micro >= amount
+        left = None if room.overall is None else room.overall - self._planned.get("", 0)
+        if left is not None and amount > left:
+            return BudgetObstacle("global", amount, left, room.overall_limit or 0, is_known_call)
+        left = None if room.agent is None else room.agent - self._planned.get(agent.id, 0)
+        if left is not None and amount > left:
+            return BudgetObstacle("agent", amount, left, room.agent_limit or 0, is_known_call)
+        if limit is not None and amount > limit.left_micro:
+            return BudgetObstacle("task", amount, limit.left_micro, limit.limit_micro)
+        return None
 
     def is_used_up(self, agent: AgentFacts) -> bool:
         """Return whether a budget leaves nothing to the agent, after a task of the agent was refused."""

@@ -242,7 +242,7 @@ class TaskClaims:
         """
         worker = self._workers.find(worker_id)
         if worker is None:
-            raise NotFound()
+            raise NotFound("There is no worker with this id.")
         if self._is_kill_switch_engaged():
             return ClaimResponse(tasks=[], reason="kill_switch")
         if worker.status == "draining":
@@ -271,7 +271,7 @@ class TaskClaims:
         """
         worker = self._workers.find(worker_id)
         if worker is None:
-            raise NotFound()
+            raise NotFound("There is no worker with this id.")
         if not worker.can_claim or self._is_kill_switch_engaged():
             return []
         agents = self._agents_for(worker, None).agents
@@ -328,8 +328,7 @@ class TaskClaims:
         Agents to which a budget leaves nothing get no other task in this claim.
         """
         for agent in sorted(able, key=lambda each: each.max_concurrent_tasks - slots[each.id]):
-            scope = plan.refusing_scope(row, agent)
-            if scope is None:
+            if plan.find_obstacle(row, agent) is None:
                 return agent
             plan.has_refused = True
             if plan.is_used_up(agent):

@@ -11,11 +11,12 @@ from corral.errors import NotFound
 from corral_core.accounts.api import Accounts
 from corral_plugins.admin.api import KillSwitch
 from corral_plugins.agents.api import AgentFacts, Agents
+from corral_plugins.cost.api import format_micro_usd
 from corral_plugins.llm.api import AgentModel
 from corral_plugins.tasks.models import TERMINAL, Attempt, Dependency, Task, TaskRow
 from corral_plugins.tasks.service import claims, rows
 from corral_plugins.tasks.service.agent_models import AgentModels
-from corral_plugins.tasks.service.claim_budgets import ClaimBudgets
+from corral_plugins.tasks.service.claim_budgets import BudgetObstacle, ClaimBudgets
 from corral_plugins.tasks.service.lacking_tools import lacking_tools, matches_selector
 from corral_plugins.tasks.service.queries import ATTEMPT_VIEW_COLUMNS, attempt_view
 from corral_plugins.tasks.service.rows import find_readable_task
@@ -25,6 +26,10 @@ from corral_plugins.workers.api import WorkerFacts, Workers
 
 ATTEMPTS = 100
 MAX_CANDIDATES = 20
+SET_PRICE = (
+    "Ask an admin to set one: corral api POST /cost/prices -f provider=NAME -f model=MODEL -f input_usd:=USD "
+    "-f output_usd:=USD"
+)
 BUDGETS = (("global", "installation"), ("agent", "agent"), ("task", "task"))
 
 
@@ -222,45 +227,34 @@ class TaskExplanations:
     def _no_model(self, agents: Sequence[AgentFacts]) -> Condition:
         """Return the unmet condition for agents none of which has a model that can be called now."""
         blocked = [model for each in agents if (model := self._models.blocked_model(each)) is not None]
-        return _circuit_unmet(blocked[0]) if blocked else _provider_unmet(self._models.problem_of(agents[0]) or "")
+        if not blocked:
+            return self._provider_condition(agents[0])
+        return self._circuit_unmet(blocked[0])
+
+    def _circuit_unmet(self, model: AgentModel) -> Condition:
+        block = self._models.describe_block(model)
+        return _unmet("circuit", block.detail, block.remedy, f"/circuit-breakers/{block.breaker}")
 
     def _circuit_condition(self, agent: AgentFacts) -> Condition:
         blocked = self._models.blocked_model(agent)
         if blocked is None:
             return _met("circuit", "No open circuit breaker stops the calls to the model.")
-        return _circuit_unmet(blocked)
+        return self._circuit_unmet(blocked)
 
     def _provider_condition(self, agent: AgentFacts) -> Condition:
-        problem = self._models.problem_of(agent)
-        if problem is None:
-            return _met("provider_configured", f"The model {self._models.model_name(agent)} can be called.")
-        return _provider_unmet(problem)
+        unusable = self._models.unusable_model(agent)
+        if unusable is None:
+            name = self._models.model_name(agent)
+            return _met("provider_configured", f"The provider of the model {name} is configured.")
+        return _provider_unmet(agent, unusable)
 
     def _budget_conditions(self, row: TaskRow, candidates: Sequence[AgentFacts]) -> list[Condition]:
         """Return whether the budgets admit an attempt by one of the agents that may run the task."""
-        scopes = [(agent, self._budgets.plan().refusing_scope(row, agent)) for agent in candidates[:MAX_CANDIDATES]]
-        refused = [(agent, scope) for agent, scope in scopes if scope is not None]
-        if not refused or len(refused) < len(scopes):
-            return [_met(f"budget_{scope}", f"The budget of the {what} is not used up.") for scope, what in BUDGETS]
-        agent, scope = refused[0]
-        detail, how, href = {
-            "global": (
-                "The budget of the installation does not admit the estimated cost of a run.",
-                "Raise it: corral cost budget set --limit USD",
-                "/cost/budget",
-            ),
-            "agent": (
-                f"The budget of the agent {agent.name} does not admit the estimated cost of a run.",
-                f"Raise it: corral agents edit {shlex.quote(agent.name)} -f monthly_budget_usd:=USD",
-                f"/agents/{agent.id}/budget",
-            ),
-            "task": (
-                "The task has used up its cost limit.",
-                f"Raise it: corral api PATCH /tasks/{row.id} -f max_cost_usd:=USD",
-                f"/tasks/{row.id}",
-            ),
-        }[scope]
-        return [_unmet(f"budget_{scope}", detail, how, href)]
+        found = [(agent, self._budgets.plan().find_obstacle(row, agent)) for agent in candidates[:MAX_CANDIDATES]]
+        refused = [(agent, obstacle) for agent, obstacle in found if obstacle is not None]
+        if not refused or len(refused) < len(found):
+            return [_met(f"budget_{scope}", f"The budget of the {what} admits a run.") for scope, what in BUDGETS]
+        return [_budget_unmet(row, *refused[0])]
 
     # -- workers
 
@@ -364,16 +358,38 @@ def _more_tasks(agent: str) -> str:
     return f"Wait, or allow more tasks at a time: corral agents edit {agent} -f max_concurrent_tasks:=N"
 
 
-def _provider_unmet(problem: str) -> Condition:
+def _provider_unmet(agent: AgentFacts, model: AgentModel) -> Condition:
     unblock = "Configure it: corral api POST /llm/providers -f name=NAME -f api_key=@FILE"
-    return _unmet("provider_configured", problem, unblock, "/llm/providers")
+    if model.is_provider_ready:
+        name = shlex.quote(agent.name)
+        unblock = (
+            f"Choose another: corral agents edit {name} --model PROVIDER/MODEL. corral api GET /llm/models lists them."
+        )
+    return _unmet("provider_configured", model.problem or "", unblock, "/llm/providers")
 
 
-def _circuit_unmet(model: AgentModel) -> Condition:
-    breaker = f"llm:{model.name.partition('/')[0]}"
-    message = f"The circuit breaker {breaker} rejects calls to {model.name} until {model.blocked_until}."
-    how = f"Wait, or ask an admin to look at it: corral circuit-breakers show {breaker}"
-    return _unmet("circuit", message, how, f"/circuit-breakers/{breaker}")
+def _budget_unmet(row: TaskRow, agent: AgentFacts, obstacle: BudgetObstacle) -> Condition:
+    """Return the unmet condition for a budget, with the amounts and the command that raises the limit enough."""
+    scope, limit = obstacle.scope, format_micro_usd(obstacle.limit)
+    code, enough = f"budget_{scope}", _amount(obstacle.limit + obstacle.needed - obstacle.left)
+    if obstacle.detail is not None:
+        return _unmet(code, obstacle.detail, SET_PRICE, "/cost/prices")
+    if scope == "task":
+        detail = f"The task has cost {format_micro_usd(row.cost_micro)}, and its cost limit is {limit}."
+        how = f"Raise it: corral api PATCH /tasks/{row.id} -f max_cost_usd:=USD"
+        return _unmet(code, detail, how, f"/tasks/{row.id}")
+    what = "the next model call may cost" if obstacle.is_known_call else "a run is expected to cost"
+    amounts = f"{format_micro_usd(obstacle.left)} of {limit} left, but {what} {format_micro_usd(obstacle.needed)}."
+    if scope == "agent":
+        how = f"Raise it: corral agents edit {shlex.quote(agent.name)} -f monthly_budget_usd:={enough}"
+        return _unmet(code, f"The budget of the agent {agent.name} has {amounts}", how, f"/agents/{agent.id}/budget")
+    how = f"Ask an admin to raise it: corral cost budget set --limit {enough}"
+    return _unmet(code, f"The budget of the installation has {amounts}", how, "/cost/budget")
+
+
+def _amount(micro_usd: int) -> str:
+    """Return an amount as commands accept it."""
+    return format_micro_usd(micro_usd).removeprefix("$")
 
 
 def _met(code: str, detail: str) -> Condition:

@@ -411,15 +411,30 @@ class TaskOutcomes:
         if kind in rows.FINAL_CANCELLATIONS:  # again, because the run may have created more children in the meantime
             self.cancel_children(row.id)
 
-    def requeue(self, row: TaskRow, attempt: AttemptRow, *, attempt_status: str, by: str, **changes: Any) -> None:
-        """Return a task to its queue without consuming an attempt. The checkpoint is kept."""
+    def requeue(
+        self,
+        row: TaskRow,
+        attempt: AttemptRow,
+        *,
+        attempt_status: str,
+        by: str,
+        why: dict[str, Any] | None = None,
+        **changes: Any,
+    ) -> None:
+        """Return a task to its queue without consuming an attempt. The checkpoint is kept.
+
+        `why` is the error of the attempt, if an obstacle ended it.
+        """
         if attempt.counted:
             attempt.counted = False
             changes["attempt"] = row.attempt - 1
         elif attempt.resumed or row.get("resuming"):
             changes["resuming"] = True
         columns = {**requeue_columns(row), **changes, **NOT_CANCELLED, "progress": None}
-        self._transitions.end_lease(row, attempt, "pending", attempt_status=attempt_status, by=by, **columns)
+        fields = None if why is None else {"reason": why["message"]}
+        self._transitions.end_lease(
+            row, attempt, "pending", attempt_status=attempt_status, by=by, cause=why, fields=fields, **columns
+        )
 
     def _withdraw_question(self, row: TaskRow) -> None:
         """Withdraw the question of a task that ended before anyone answered.

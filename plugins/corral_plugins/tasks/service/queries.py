@@ -446,7 +446,7 @@ class TaskQueries:
         where = (Attempt.task_id == task_id) & (Attempt.fence == fence)
         found = Attempt.select(*ATTEMPT_VIEW_COLUMNS).where(where).first()
         if found is None:
-            raise NotFound()
+            raise NotFound("The task has no attempt with this number.")
         return attempt_view(found)
 
     def comments(self, task_id: str, query: PageQuery, caller: Principal) -> Page[CommentView]:

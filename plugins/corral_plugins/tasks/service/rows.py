@@ -125,7 +125,7 @@ def lock_task(task_id: str) -> TaskRow:
     """Lock the task until the unit of work ends, and return it. Raise `NotFound`."""
     found = _LOCK_TASK.one({"id": task_id})
     if found is None:
-        raise NotFound()
+        raise NotFound("There is no task with this id.")
     return TaskRow(*found)
 
 
@@ -237,7 +237,7 @@ def change_task(row: TaskRow, changes: Mapping[str, Any]) -> None:
     if not _update_task(tuple(values)).run({**values, **guard}):
         now = find_task(row.id)
         if now is None:
-            raise NotFound()
+            raise NotFound("There is no task with this id.")
         raise Conflict(
             "The task was changed in the meantime; read it again and repeat the change.", current_status=now.status
         )
@@ -286,9 +286,9 @@ def find_readable_task(task_id: str, caller: Principal) -> TaskRow:
     """Return the task if the caller may read it, else raise `NotFound`. A worker may read the tasks that it holds."""
     row = find_task(task_id)
     if row is None or not can_read(caller, SHARED, row.created_by):
-        raise NotFound()
+        raise NotFound("There is no task with this id.")
     if caller.kind == "worker" and not is_held_by(row, caller.worker_id):
-        raise NotFound()
+        raise NotFound("There is no task with this id.")
     return row
 
 
@@ -403,7 +403,7 @@ def read_encoded_task(task_id: str, warnings: Sequence[str] | None = None) -> by
     """Return the task, encoded for clients. Raise `NotFound`."""
     values = _ONE.one({"id": task_id})
     if values is None:
-        raise NotFound()
+        raise NotFound("There is no task with this id.")
     return _encode_row(values, full=True, warnings=warnings)
 
 
@@ -430,13 +430,13 @@ class TaskViews:
         """Return the task, encoded for clients, from the cache if possible. Raise `NotFound`."""
         found = _VERSION.one({"id": task_id})
         if found is None:
-            raise NotFound()
+            raise NotFound("There is no task with this id.")
         version: int = found[0]
         body = self._tasks.get(task_id, version)
         if body is None:
             values = _ONE.one({"id": task_id})
             if values is None:
-                raise NotFound()
+                raise NotFound("There is no task with this id.")
             version = values[1]
             body = _encode_row(values, full=True)
             self._tasks.store(task_id, version, body)
@@ -447,7 +447,7 @@ class TaskViews:
         """Return whether the task has ended. Raise `NotFound`."""
         found = _STATUS.one({"id": task_id})
         if found is None:
-            raise NotFound()
+            raise NotFound("There is no task with this id.")
         return found[0] in TERMINAL
 
     def encoded_items(self, keys: Iterable[tuple[str, int]]) -> list[Any]:

@@ -19,11 +19,14 @@ from corral.ids import new_id
 from corral.schema.conversion import convert
 from corral.schema.json_schema_validation import check_user_schema
 from corral_plugins.approvals.api import Approvals, NewApproval
+from corral_plugins.files.api import Files
 from corral_plugins.secrets.api import SecretDelivery, Secrets
 from corral_plugins.tasks import settings as declared
 from corral_plugins.tasks.api import Run, TaskProgressed, TaskStalled, TaskStarted, TaskWaiting
 from corral_plugins.tasks.models import Attempt, AttemptRow, TaskRow
 from corral_plugins.tasks.report_shapes import (
+    MAX_ARTIFACTS,
+    Artifact,
     AskedInput,
     CancellationReport,
     CheckpointAccepted,
@@ -39,6 +42,7 @@ from corral_plugins.tasks.report_shapes import (
 )
 from corral_plugins.tasks.service import rows, statistics
 from corral_plugins.tasks.service.agent_models import AgentModels
+from corral_plugins.tasks.service.claim_budgets import Shortage, find_shortage, with_shortage
 from corral_plugins.tasks.service.outcomes import TaskOutcomes
 from corral_plugins.tasks.service.run_reports import UsageReports, has_reached_cost_limit
 from corral_plugins.tasks.service.transitions import (
@@ -46,6 +50,7 @@ from corral_plugins.tasks.service.transitions import (
     TaskTransitions,
     publish_task_event,
     requeue_columns,
+    task_error,
     transition,
 )
 
@@ -69,6 +74,7 @@ class TaskRuns:
     """
 
     approvals: Approvals | None
+    files: Files | None
     secrets: Secrets | None
 
     def __init__(
@@ -264,9 +270,33 @@ class TaskRuns:
             if row.status == "cancelling" and not self._accepts_late_result(row):
                 self._outcomes.end_cancelling(row, attempt, by="complete", late_result=result)
             else:
-                artifacts = None if isinstance(report.artifacts, msgspec.UnsetType) else report.artifacts
+                artifacts = self._artifacts_of(row, report)
                 self._outcomes.complete(row, attempt, result=result, artifacts=artifacts, by="complete")
         return rows.encoded_response(row.id, row.version)
+
+    def _artifacts_of(self, row: TaskRow, report: CompletionReport) -> list[Artifact] | None:
+        """Return the artifacts that a run reports, and the files that it stored without reporting them.
+
+        Raise `unknown_reference` for a file that is neither the task's nor its requester's. Return None if there are
+        no artifacts.
+        """
+        reported = [] if isinstance(report.artifacts, msgspec.UnsetType) else report.artifacts
+        named = {item.file_id.lower(): index for index, item in enumerate(reported) if isinstance(item.file_id, str)}
+        faults = [
+            FieldError(f"/artifacts/{index}/file_id", "unknown_reference", "There is no file with this id.")
+            for file_id, index in named.items()
+            if not self._has_file(row, file_id)
+        ]
+        if faults:
+            raise Invalid("Artifacts name files that do not exist.", errors=faults, code="unknown_reference")
+        stored = [] if self.files is None else self.files.made_for_task(row.id)
+        made = [Artifact(name=file.name[:200], file_id=file.id) for file in stored if file.id not in named]
+        all_of_them = [*reported, *made][:MAX_ARTIFACTS]
+        return None if isinstance(report.artifacts, msgspec.UnsetType) and not made else all_of_them
+
+    def _has_file(self, row: TaskRow, file_id: str) -> bool:
+        file = None if self.files is None else self.files.facts(file_id)
+        return file is not None and (file.task_id == row.id or file.owner_id == row.created_by)
 
     def _accepts_late_result(self, row: TaskRow) -> bool:
         return row.cancel_kind == "user" and self._settings.get(declared.ACCEPT_LATE_RESULTS)
@@ -366,20 +396,29 @@ class TaskRuns:
             if row.status == "cancelling":
                 self._outcomes.end_cancelling(row, attempt, by="release")
             else:
-                changes = self._delay_after(report.reason, row, attempt)
-                self._outcomes.requeue(row, attempt, attempt_status="released", by="release", **changes)
+                why, changes = self._obstacle_of(report.reason, row, attempt)
+                self._outcomes.requeue(row, attempt, attempt_status="released", by="release", why=why, **changes)
         return rows.encoded_response(row.id, row.version)
 
-    def _delay_after(self, reason: str, row: TaskRow, attempt: AttemptRow) -> dict[str, Any]:
-        """Return the columns that delay the next claim of a released task, if the reason demands a delay."""
-        if reason == BUDGET_EXCEEDED:
-            return requeue_columns(row, delay_seconds=BUDGET_DELAY_SECONDS)
-        return self._wait_for_breaker(row, attempt) if reason == CIRCUIT_OPEN else {}
-
-    def _wait_for_breaker(self, row: TaskRow, attempt: AttemptRow) -> dict[str, Any]:
+    def _obstacle_of(
+        self, reason: str, row: TaskRow, attempt: AttemptRow
+    ) -> tuple[dict[str, Any] | None, dict[str, Any]]:
+        """Return the error of a released attempt that met an obstacle, and the columns that delay the next claim."""
         agent = self._transitions.agents.find(attempt.agent_id)
-        blocked = None if agent is None else self._models.blocked_model(agent)
-        return {} if blocked is None else requeue_columns(row, available_at=blocked.blocked_until)
+        message, columns = "", {}
+        if reason == BUDGET_EXCEEDED:
+            shortage = None if agent is None else find_shortage(row, agent, self._models.model_name(agent))
+            message = "A budget did not admit a call." if shortage is None else shortage.describe()
+            columns = requeue_columns(row, delay_seconds=BUDGET_DELAY_SECONDS)
+        elif reason == CIRCUIT_OPEN:
+            blocked = None if agent is None else self._models.blocked_model(agent)
+            message = "A circuit breaker rejected a call."
+            if blocked is not None:
+                message = self._models.describe_block(blocked).detail
+                columns = requeue_columns(row, available_at=blocked.blocked_until)
+        if not message:
+            return None, {}
+        return task_error("error", reason, message, retryable=True, attempt=row.attempt), columns
 
     def cancelled(self, task_id: str, lease_id: str | None, report: CancellationReport, by: Principal) -> Encoded:
         """Confirm that the run of a task with the status `cancelling` has ended."""
@@ -417,6 +456,14 @@ class TaskRuns:
         self.renew_lease(attempt)
         self._transitions.workers.record_contact(attempt.worker_id)
         return _run_of_rows(row, attempt)
+
+    def record_shortage(self, task_id: str, lease_id: str, *, scope: str, needed_micro: int, left_micro: int) -> None:
+        """Store that a budget refused a call of the run. Implements `Tasks.record_shortage`."""
+        found = self._lock_live_lease(task_id, lease_id)
+        agent = None if found is None else self._transitions.agents.find(found[1].agent_id)
+        if found is not None and agent is not None:
+            shortage, model = Shortage(scope, needed_micro, left_micro), self._models.model_name(agent)
+            rows.change_task(found[0], {"budget_shortages": with_shortage(found[0], agent, model, shortage)})
 
     def lock_held_run(self, task_id: str, lease_id: str, approval_id: str) -> Run:
         """Lock the task of a held tool call. Implements `Tasks.lock_held_run`."""

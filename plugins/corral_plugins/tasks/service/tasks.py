@@ -179,6 +179,9 @@ class TasksService:
     def stop_run(self, task_id: str, lease_id: str, *, kind: str, reason: str | None) -> bool:
         return self._runs.stop(task_id, lease_id, kind=kind, reason=reason)
 
+    def record_shortage(self, task_id: str, lease_id: str, *, scope: str, needed_micro: int, left_micro: int) -> None:
+        self._runs.record_shortage(task_id, lease_id, scope=scope, needed_micro=needed_micro, left_micro=left_micro)
+
     def lock_run(self, task_id: str, lease_id: str | None, *, by: Principal) -> Run:
         return self._runs.lock_run(task_id, lease_id, by=by)
 

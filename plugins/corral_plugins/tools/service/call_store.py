@@ -20,7 +20,7 @@ from corral_plugins.tools.models import ToolCallRow
 from corral_plugins.tools.shapes import ToolCallView
 
 LIMIT = 64 * 1024
-NOTE = " [truncated: {omitted} of {size} bytes are omitted]"
+NOTE = " [truncated: {omitted} of {size} bytes are omitted{file}]"
 
 _encode = msgspec.json.Encoder().encode
 
@@ -30,17 +30,24 @@ def to_json(value: Any) -> Any:
     return msgspec.json.decode(_encode(value))
 
 
-def truncate_output(value: Any, limit: int = LIMIT) -> Any:
+def is_long_output(value: Any) -> bool:
+    """Return whether `truncate_output` would truncate the value."""
+    return len(_encode(value)) > LIMIT
+
+
+def truncate_output(value: Any, limit: int = LIMIT, *, file_id: str | None = None) -> Any:
     """Truncate a value so that its JSON has at most `limit` bytes.
 
     If the value is an object, its longest strings are truncated. If that is not enough, or if the value is a list, the
-    whole JSON becomes one truncated string.
+    whole JSON becomes one truncated string. The note in its place names the file that contains the whole value, if
+    there is one.
     """
     size = len(_encode(value))
     if size <= limit:
         return value
+    note = NOTE if file_id is None else NOTE.replace("{file}", f"; the whole result is the file {file_id}")
     if isinstance(value, str):
-        return _truncate_text(value, limit, size)
+        return _truncate_text(value, limit, size, note)
     if isinstance(value, dict):
         shorter = dict(value)
         for name in sorted(
@@ -50,19 +57,19 @@ def truncate_output(value: Any, limit: int = LIMIT) -> Any:
             if excess <= 0:
                 break
             length = len(_encode(shorter[name]))
-            shorter[name] = _truncate_text(shorter[name], max(200, length - excess), length)
+            shorter[name] = _truncate_text(shorter[name], max(200, length - excess), length, note)
         if len(_encode(shorter)) <= limit:
             return shorter
-    return {"cut": _truncate_text(_encode(value).decode(), limit - 16, size)}
+    return {"cut": _truncate_text(_encode(value).decode(), limit - 16, size, note)}
 
 
-def _truncate_text(text: str, limit: int, size: int) -> str:
+def _truncate_text(text: str, limit: int, size: int, wording: str) -> str:
     """Truncate a text and append a note about the truncation. The JSON of both together has at most `limit` bytes."""
-    note = NOTE.format(omitted=size, size=size)
+    note = wording.format(omitted=size, size=size, file="")
     kept = text.encode()[: max(0, limit - len(note) - 2)].decode(errors="ignore")
     while len(_encode(kept)) > max(2, limit - len(note)):  # escape sequences make the JSON longer than the text
         kept = kept[: len(kept) * 3 // 4]
-    return kept + NOTE.format(omitted=size - len(kept.encode()), size=size)
+    return kept + wording.format(omitted=size - len(kept.encode()), size=size, file="")
 
 
 # -- rows

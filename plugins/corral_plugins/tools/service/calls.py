@@ -171,7 +171,7 @@ class ToolCalls:
 
     def _begin_call(self, request: CallRequest) -> ToolExecution | ToolCallView | CallInProgress:
         if self.tasks is None:
-            raise NotFound()
+            raise NotFound("There is no task with this id.")
         run = self.tasks.lock_run(request.task_id, request.lease_id, by=request.by)
         if self.switch is not None:
             self.switch.refuse_if_engaged()
@@ -447,7 +447,7 @@ class CallHistory:
 
     def _require_task(self, task_id: str, by: Principal) -> None:
         if self.tasks is None:
-            raise NotFound()
+            raise NotFound("There is no task with this id.")
         self.tasks.get(task_id, by=by)
 
     def end_abandoned_calls(self) -> int:

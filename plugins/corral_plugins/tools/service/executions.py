@@ -13,6 +13,7 @@ import functools
 import inspect
 import logging
 import time
+from collections.abc import AsyncIterator
 from typing import Any
 
 import msgspec
@@ -23,11 +24,12 @@ from corral.errors import Conflict, Problem, Unavailable
 from corral.events.live_feed import Feed
 from corral.redact.redactor import Redactor, machine_text
 from corral_plugins.approvals.api import Approvals
+from corral_plugins.files.api import Files, FileSource
 from corral_plugins.tasks.api import Tasks
 from corral_plugins.tools.api import ResultLater, ToolContext, ToolFailure, ToolOutput
 from corral_plugins.tools.models import ToolCallRow
 from corral_plugins.tools.service import call_store
-from corral_plugins.tools.service.call_store import to_json, truncate_output
+from corral_plugins.tools.service.call_store import is_long_output, to_json, truncate_output
 from corral_plugins.tools.service.held_results import HeldResults
 from corral_plugins.tools.service.metrics import ToolMetrics
 from corral_plugins.tools.service.registry import RegisteredTool
@@ -64,7 +66,7 @@ class ToolExecution(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ToolOutcome(msgspec.Struct, frozen=True, kw_only=True):
-    """The outcome of a tool call, redacted and truncated. `untrusted` lists the untrusted sources in the result."""
+    """The outcome of a tool call, redacted. `untrusted` lists the untrusted sources in the result."""
 
     result: Any = None
     error: dict[str, Any] | None = None
@@ -75,6 +77,7 @@ class ToolExecutions:
     """Runs the tools of the server, and stores the outcomes of the calls."""
 
     approvals: Approvals | None
+    files: Files | None
     tasks: Tasks | None
 
     def __init__(self, work: Work, feed: Feed, redactor: Redactor, metrics: ToolMetrics, results: HeldResults) -> None:
@@ -126,7 +129,9 @@ class ToolExecutions:
         if isinstance(value, ResultLater):
             call_store.update_call_row(row, alive_until=None)
             return call_store.call_view(row)
-        return self._write_outcome(execution, row, self._outcome_of(execution, value))
+        outcome = self._outcome_of(execution, value)
+        shown = msgspec.structs.replace(outcome, result=truncate_output(outcome.result))
+        return self._write_outcome(execution, row, shown)
 
     def _lock_call(self, execution: ToolExecution) -> ToolCallRow:
         """Lock the task and return the row of the call.
@@ -163,7 +168,8 @@ class ToolExecutions:
                 if not work.done():
                     return ToolOutcome(error=_interrupted_error(execution))
                 value = work.result()
-            return await asyncio.to_thread(self._outcome_of, execution, value)
+            outcome = await asyncio.to_thread(self._outcome_of, execution, value)
+            return await self._truncated(execution, outcome)
         except TimeoutError:
             detail = f"{execution.tool.name} took longer than {execution.tool.timeout_seconds} seconds."
             return ToolOutcome(error={"type": "timeout", "message": detail})
@@ -241,7 +247,25 @@ class ToolExecutions:
             untrusted = (*untrusted, source_of(definition.name, execution.arguments))
         found = to_json(value.value if isinstance(value, ToolOutput) else value)
         with machine_text("task", execution.context.task_id):
-            return ToolOutcome(result=truncate_output(self._redactor.redact_json(found)), untrusted=untrusted)
+            return ToolOutcome(result=self._redactor.redact_json(found), untrusted=untrusted)
+
+    async def _truncated(self, execution: ToolExecution, outcome: ToolOutcome) -> ToolOutcome:
+        """Truncate a long result. The whole result becomes a file of the task, if the requester's quota has room."""
+        file_id = None
+        if self.files is not None and is_long_output(outcome.result):
+            text = isinstance(outcome.result, str)
+            content = outcome.result.encode() if text else msgspec.json.encode(outcome.result)
+            context, tool = execution.context, execution.tool.name
+            with contextlib.suppress(Problem):
+                stored = await self.files.put(
+                    _in_one_chunk(content),
+                    name=f"{tool}.{'txt' if text else 'json'}",
+                    owner_id=context.caller.user_id or "",
+                    task_id=context.task_id,
+                    source=FileSource(type="agent", id=context.caller.agent_id),
+                )
+                file_id = stored.id
+        return msgspec.structs.replace(outcome, result=truncate_output(outcome.result, file_id=file_id))
 
     def _error_outcome(self, execution: ToolExecution, error: Exception) -> ToolOutcome:
         """Convert an exception into an error for the model. Details of unexpected exceptions are only logged."""
@@ -264,6 +288,10 @@ def source_of(tool: str, arguments: dict[str, Any]) -> str:
     """Return the name of an untrusted source: the name of the tool, and the URL that the tool read, if any."""
     url = arguments.get("url")
     return f"{tool} {url}"[:300] if isinstance(url, str) else tool
+
+
+async def _in_one_chunk(content: bytes) -> AsyncIterator[bytes]:
+    yield content
 
 
 def can_repeat(tool: RegisteredTool | None) -> bool:

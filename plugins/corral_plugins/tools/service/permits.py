@@ -113,7 +113,7 @@ class ToolPermits:
         by: Principal,
     ) -> ToolCallView:
         if self.tasks is None:
-            raise NotFound()
+            raise NotFound("There is no task with this id.")
         run = self.tasks.lock_run(task_id, lease_id, by=by)
         row = call_store.find_call(task_id, call_id)
         if row is None:

@@ -8,7 +8,15 @@ from typing import Any
 from corral.auth.principal import Principal
 from corral.errors import Forbidden
 from corral.redact.redactor import Redactor
-from corral_plugins.tools.api import POLICIES, ClaimTool, Json, ToolPolicy, includes_tools, unserved_tools
+from corral_plugins.tools.api import (
+    POLICIES,
+    ClaimTool,
+    Json,
+    ToolPolicy,
+    ToolRisk,
+    includes_tools,
+    unserved_tools,
+)
 from corral_plugins.tools.service import call_store
 from corral_plugins.tools.service.call_store import truncate_output
 from corral_plugins.tools.service.decision import permissions_for, rule_of
@@ -52,6 +60,9 @@ class ToolsService:
     def unavailable_tools(self, names: Iterable[str]) -> list[str]:
         usable = [tool.name for tool in self._registry.list_tools() if tool.overrides.enabled and tool.accepted]
         return unserved_tools(names, usable, ())
+
+    def risks(self) -> Mapping[str, ToolRisk]:
+        return {tool.name: tool.risk for tool in self._registry.list_tools()}
 
     def refuse_missing_permissions(
         self, by: Principal, *, enabled: Sequence[str], policy: Mapping[str, Any], before: Mapping[str, Any]

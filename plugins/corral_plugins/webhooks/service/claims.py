@@ -158,8 +158,8 @@ class DeliveryClaims:
         timeout, now, lease = self._settings.get(TIMEOUT_SECONDS), clock.now(), new_id()
         until = clock.now(max(LEASE_SECONDS, timeout + LEASE_MARGIN_SECONDS))
         free = Delivery.id.in_([row.id for row in chosen]) & Delivery.due_at.is_null(False)
-        Delivery.update(due_at=None, lease=lease, lease_until=until).where(free).execute()
         Webhook.update(claimed_at=now).where(Webhook.id.in_({row.webhook_id for row in chosen})).execute()
+        Delivery.update(due_at=None, lease=lease, lease_until=until).where(free).execute()
         for row in chosen:
             row.lease = lease
         return [

@@ -33,6 +33,7 @@ EVENTS_AT_ONCE, ROWS_AT_ONCE = 100, 500
 WINDOW = 20_000  # positions of the log that one unit searches
 RECORDED_REASONS = ("failing", "gone")
 """While a webhook is disabled for one of these reasons, events are recorded as cancelled, so that it can recover."""
+RECORDED_SECONDS = 14 * 86_400.0  # since the webhook was disabled
 
 
 class _Follower(NamedTuple):
@@ -169,7 +170,8 @@ def event_of(row: Delivery) -> LoggedEvent:
 
 
 def _is_following() -> Any:
-    return Webhook.is_active | Webhook.disabled_reason.in_(RECORDED_REASONS)
+    is_recorded = Webhook.disabled_reason.in_(RECORDED_REASONS) & (Webhook.updated_at > clock.now(-RECORDED_SECONDS))
+    return Webhook.is_active | is_recorded
 
 
 def _followers(patterns: Collection[str]) -> dict[str, list[_Follower]]:

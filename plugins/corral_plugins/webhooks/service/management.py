@@ -168,8 +168,9 @@ class WebhookManagement:
             changes |= {"disabled_reason": None, "failing_since": None, "failures": 0, "next_probe_at": None}
         if changes.get("is_active") is False:
             changes["disabled_reason"] = None
-            cancel_deliveries(row.id)
         self._write(row, changes)
+        if not row.is_active:
+            cancel_deliveries(row.id)
         if "events" in changes:
             Subscription.delete().where(Subscription.webhook_id == row.id).execute()
             _subscribe(row.id, changes["events"])

@@ -9,6 +9,7 @@ import random
 from typing import Any
 
 from corral import clock
+from corral.database.unit import locked
 from corral.plugin import Settings
 from corral_plugins.webhooks.models import Delivery, Webhook
 from corral_plugins.webhooks.service.claims import Claimed, holds
@@ -31,10 +32,13 @@ class DeliveryOutcomes:
         self._settings = settings
 
     def record(self, claimed: Claimed, result: AttemptResult, at: str) -> bool:
-        """Record the result of an attempt that began at an instant. Return False if the claim is not valid any more."""
+        """Record the result of an attempt that began at an instant. Return False if the claim is not valid any more.
+
+        Rows are locked in the same order as by a claim: first that of the webhook, then those of deliveries.
+        """
+        row: Webhook | None = locked(Webhook.select().where(Webhook.id == claimed.webhook.id)).first()
         if not self._end_attempt(claimed, result, at):
             return False
-        row: Webhook | None = Webhook.get_or_none(Webhook.id == claimed.webhook.id)
         if row is None:
             return True
         if result.is_success:

@@ -106,7 +106,7 @@ class WebhookSender:
     def _headers(self, row: Webhook, message_id: str, body: bytes) -> httpx2.Headers:
         import httpx2
 
-        headers = httpx2.Headers({"User-Agent": f"Corral/{version('corral')}"})
+        headers = httpx2.Headers({"User-Agent": _user_agent()})
         headers.update(self._credentials.headers(row))
         headers["Content-Type"] = "application/json"
         secrets, timestamp = self._credentials.secrets(row), int(clock.system_time_s())
@@ -127,6 +127,11 @@ class WebhookSender:
             except Unresolved:
                 return "dns"
         return "connect"
+
+
+@functools.cache
+def _user_agent() -> str:
+    return f"Corral/{version('corral')}"
 
 
 def _judge(outcome: Any) -> Verdict:

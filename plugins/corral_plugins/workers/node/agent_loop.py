@@ -147,7 +147,7 @@ class AgentLoop(Attempt):
         """Handle an error of the model call: release the task if waiting helps, or else fail the attempt."""
         own_cap = error.members.get("scope") == "task"
         if error.code in RELEASE_CODES or (error.status == 402 and not own_cap):
-            await self._release_task(error.code)
+            await self._release_blocked_task(error)
         kind = "budget_exceeded" if error.status == 402 else "provider_error"
         needs_people = error.members.get("kind") in NEEDS_PEOPLE or error.status in (400, 402, 403, 404, 422)
         await self._fail_attempt(kind, error.detail, retryable=not needs_people)
@@ -159,7 +159,7 @@ class AgentLoop(Attempt):
             return await self._tools.call_tool(call)
         except ApiError as error:
             if error.code in RELEASE_CODES:
-                await self._release_task(error.code)
+                await self._release_blocked_task(error)
             raise
 
     # -- ending the attempt
@@ -173,7 +173,7 @@ class AgentLoop(Attempt):
         if not schema:
             await self._complete_task({"text": text})
         try:
-            value = parse_json(text)
+            value = parse_json(text, "answer")
             problems = [
                 f"{fault.pointer or '(the whole value)'}: {fault.detail}" for fault in json_schema_errors(schema, value)
             ]
@@ -182,7 +182,8 @@ class AgentLoop(Attempt):
         if not problems:
             await self._complete_task(value)
         if self._state.repairs >= MAX_REPAIRS:
-            await self._fail_attempt("schema_mismatch", "; ".join(problems), retryable=True)
+            message = f"The model's answer does not match output_schema: {'; '.join(problems)}"
+            await self._fail_attempt("schema_mismatch", message, retryable=True)
         self._state.repairs += 1
         self._state.messages.append(repair_message(problems))
 

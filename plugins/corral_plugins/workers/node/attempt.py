@@ -115,6 +115,11 @@ class Attempt:
         await self._client.release_task(self._id, reason)
         raise AttemptEnded(f"was released: {reason}")
 
+    async def _release_blocked_task(self, error: ApiError) -> NoReturn:
+        """Release the task because of a refusal that does not concern the task itself, and log the refusal."""
+        await self._append_log(f"The task returns to its queue: {error.detail}", level="warning")
+        await self._release_task(error.code)
+
     async def _release_for_drain(self) -> None:
         if "drain" in self._controls:
             await self._store_checkpoint()
@@ -132,7 +137,7 @@ class Attempt:
                 raise
             await self._append_log(f"The checkpoint after step {self._state.step} was not stored: {error.detail}")
 
-    async def _append_log(self, message: str) -> None:
+    async def _append_log(self, message: str, level: str = "info") -> None:
         """Append a line to the log of the task.
 
         Raise `WorkerLeaseLost` if the lease has ended, and ignore other failures.
@@ -141,7 +146,7 @@ class Attempt:
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         try:
             await self._client.append_logs(
-                self._id, [{"seq": self._lines, "ts": now, "level": "info", "message": message}]
+                self._id, [{"seq": self._lines, "ts": now, "level": level, "message": message}]
             )
         except (ApiError, ServerUnreachable) as error:
             if isinstance(error, ApiError) and error.is_lease_lost:

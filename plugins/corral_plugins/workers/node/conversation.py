@@ -147,10 +147,10 @@ def calls_signature(calls: Iterable[Mapping[str, Any]]) -> str | None:
     return hashlib.sha256(json.dumps(pairs).encode()).hexdigest() if pairs else None
 
 
-def parse_json(text: str) -> Any:
+def parse_json(text: str, subject: str) -> Any:
     """Parse a JSON text as strictly as the server does. The text may be inside a code fence.
 
-    Raise `ValueError` if the text is not valid JSON.
+    Raise `ValueError` if the text is not valid JSON. The message names the text as `subject`, such as `answer`.
     """
     bare = text.strip()
     if bare.startswith("```") and bare.endswith("```") and "\n" in bare:
@@ -158,7 +158,7 @@ def parse_json(text: str) -> Any:
     try:
         return strict_json.parse_json(bare.encode(), lenient=True)
     except Problem as problem:
-        raise ValueError(problem.detail) from None
+        raise ValueError(problem.detail.replace(" body", f" {subject}")) from None  # the parser names request bodies
 
 
 class _StoredFunction(msgspec.Struct):

@@ -66,7 +66,7 @@ class ToolClient:
         named = call["function"]["name"]
         name = self._names.get(named) or named.replace("__", ".")  # models also call tools that were not offered
         try:
-            arguments = parse_json(call["function"]["arguments"] or "{}")
+            arguments = parse_json(call["function"]["arguments"] or "{}", "text")
         except ValueError as error:
             return tool_message(call["id"], {"error": f"The arguments are not valid: {error}"})
         try:

@@ -43,7 +43,7 @@ class ToolRun(Attempt):
             if error.is_lease_lost:
                 raise
             if error.code in RELEASE_CODES:
-                await self._release_task(error.code)
+                await self._release_blocked_task(error)
             faults = [f"{fault.get('pointer')}: {fault.get('detail')}" for fault in error.members.get("errors") or ()]
             reason = error.members.get("reason") or error.code
             await self._fail_attempt(reason, " ".join([error.detail, *faults]), retryable=False)
@@ -60,7 +60,7 @@ class ToolRun(Attempt):
             await self._fail_attempt("exit_code", message, retryable=True)
         for text in (output, output.rpartition("\n")[2]):
             try:
-                value = parse_json(text or "null")
+                value = parse_json(text or "null", "output")
             except ValueError:
                 continue
             await self._complete_task(value)

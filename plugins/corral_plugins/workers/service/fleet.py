@@ -84,7 +84,7 @@ class Fleet:
         """Return a worker with its leases. Raise `NotFound` if the caller may not see the worker."""
         row = Worker.get_or_none((Worker.id == worker_id) & visible(Worker, caller))
         if row is None or (caller.kind == "worker" and caller.worker_id != row.id):
-            raise NotFound()
+            raise NotFound("There is no worker with this id.")
         leases = self.tasks.leases_of_worker(worker_id) if self.tasks is not None else []
         return repository.worker_view(row, WorkerDetail, leases=leases)
 

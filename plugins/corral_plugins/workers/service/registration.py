@@ -98,7 +98,7 @@ class RegistrationKeys:
         """Delete a key. Workers that registered with the key remain registered. Raise `NotFound` for an unknown key."""
         row = RegistrationKey.get_or_none((RegistrationKey.id == key_id) & ~RegistrationKey.embedded)
         if row is None or not RegistrationKey.delete().where(RegistrationKey.id == key_id).execute():
-            raise NotFound()
+            raise NotFound("There is no registration key with this id.")
         after_commit(lambda: self._credentials.forget(lambda principal: principal.registration_key_id == key_id))
         self._record_audit("delete", row)
 

@@ -35,7 +35,7 @@ def get_worker(worker_id: str) -> Worker:
     """Return the row of a worker. Raise `NotFound` if there is no such worker."""
     row = find_worker(worker_id)
     if row is None:
-        raise NotFound()
+        raise NotFound("There is no worker with this id.")
     return row
 
 

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import functools
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import msgspec
@@ -19,10 +19,11 @@ import msgspec
 from corral import clock
 from corral.database.engine import Work
 from corral.database.unit import SYSTEM, UnitContext, after_commit
-from corral.errors import ExpectedFailure, Unavailable
+from corral.errors import ExpectedFailure, Problem, Unavailable
 from corral.ids import new_id
 from corral.redact.redactor import Redactor, machine_text
 from corral.schema.json_schema_validation import json_schema_errors
+from corral_plugins.files.api import Files, FileSource
 from corral_plugins.secrets.api import Secrets
 from corral_plugins.workflows.api import StepFailure, StepResult, StepType
 from corral_plugins.workflows.models import StepRun, fetch_tuples
@@ -54,6 +55,7 @@ class LeaseLost(ExpectedFailure):
 class StepExecutors:
     """Executes steps in asyncio tasks, by the id of the step. `run` renews their leases."""
 
+    files: Files | None
     secrets: Secrets | None
 
     def __init__(self, work: Work, engine: Engine, starter: StepStarter, types: StepTypes, redactor: Redactor) -> None:
@@ -187,7 +189,7 @@ class StepExecutors:
             async with asyncio.timeout(step.timeout_seconds):
                 assert kind.execute is not None
                 found = await kind.execute(context)
-            return given, await self._report(state, found)
+            return given, await self._report(state, row, found)
         except TimeoutError:
             message = f"The step took longer than {step.timeout_seconds} seconds."
             return given, failure_report(StepFailure("timeout", message, kind="timeout"))
@@ -204,19 +206,38 @@ class StepExecutors:
             raise StepFailure("plugin_disabled", detail, retryable=False)
         return kind
 
-    async def _report(self, state: RunState, found: Any) -> Json:
-        """Return the report about what a step type returned, redacted."""
+    async def _report(self, state: RunState, row: StepRow, found: Any) -> Json:
+        """Return the report about what a step type returned, redacted. A large output becomes a file."""
         result = found if isinstance(found, StepResult) else StepResult(output=found)
         encoded = msgspec.json.encode(result.output)
-        if len(encoded) > OUTPUT_LIMIT:
-            raise StepFailure("output_too_large", "The output of the step is larger than 256 KiB.", retryable=False)
 
         def redact() -> Any:
             with machine_text("workflow_run", state.run.id):
                 return self._redactor.redact_json(msgspec.json.decode(encoded))
 
         output = redact() if len(encoded) <= SMALL_OUTPUT else await asyncio.to_thread(redact)
+        if len(encoded) > OUTPUT_LIMIT:
+            output = await self._store_output(state, row, output)
         return {**report_of(result), "output": output}
+
+    async def _store_output(self, state: RunState, row: StepRow, output: Any) -> Json:
+        """Store a large output as a file of the person who started the run, and return what refers to it.
+
+        Raise `StepFailure` if there is nobody to own the file, or no file can be stored.
+        """
+        owner = state.run.started_by
+        if self.files is None or owner is None:
+            raise StepFailure("output_too_large", "The output of the step is larger than 256 KiB.", retryable=False)
+        source = FileSource(type="step", id=row.id)
+        content = _in_one_chunk(msgspec.json.encode(output))
+        try:
+            stored = await self.files.put(content, name=f"{row.name}.json", owner_id=owner, source=source)
+        except Problem as problem:
+            detail = (
+                f"The output of the step is larger than 256 KiB and could not be stored as a file: {problem.detail}"
+            )
+            raise StepFailure("output_too_large", detail, retryable=problem.status >= 500) from problem
+        return {"$file": stored.id, "size": stored.size_bytes}
 
     def _with_secrets(
         self, state: RunState, step: Step, row: StepRow, rendering: Rendering
@@ -256,3 +277,7 @@ class StepExecutors:
                 return
             except Unavailable:
                 await asyncio.sleep(1.0)
+
+
+async def _in_one_chunk(content: bytes) -> AsyncIterator[bytes]:
+    yield content

@@ -31,7 +31,7 @@ class Reference(msgspec.Struct, frozen=True, kw_only=True):
 DETAILS = {
     "agent": "There is no agent with the id {}.",
     "tool": "Neither the server nor an online worker offers the tool {}.",
-    "secret": "There is no secret named {}.",
+    "secret": "There is no secret named {}, or it has expired.",
 }
 
 
@@ -58,8 +58,8 @@ class References:
         if tools:
             gone |= {("tool", name) for name in (tools if self.tools is None else self.tools.unavailable_tools(tools))}
         if secrets:
-            absent = secrets if self.secrets is None else self.secrets.missing_names(secrets)
-            gone |= {("secret", name) for name in absent}
+            usable = {} if self.secrets is None else self.secrets.consumers(secrets)
+            gone |= {("secret", name) for name in secrets if name not in usable}
         return [each for each in references if (each.kind, each.name) in gone]
 
     def _of_step(self, step: Json, pointer: str) -> Iterator[Reference]:

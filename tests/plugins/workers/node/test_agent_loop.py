@@ -144,6 +144,10 @@ async def test_an_answer_is_repaired_at_most_twice() -> None:
     assert await run(server, output_schema=SCHEMA) == REPORTED
     (failure,) = server.of("fail")
     assert (failure["type"], failure["retryable"]) == ("schema_mismatch", True)
+    assert failure["message"] == (
+        "The model's answer does not match output_schema: The answer is not valid JSON at line 1, column 1: "
+        "Expecting value."
+    )
 
 
 async def test_the_schema_of_the_agent_holds_where_the_task_has_none() -> None:
@@ -182,9 +186,11 @@ async def test_what_the_gateway_refuses(status: int, members: dict[str, Any], re
 
 
 async def test_an_open_breaker_gives_the_task_back() -> None:
-    server = Server(Refusal(503, code="circuit_open"))
+    server = Server(Refusal(503, code="circuit_open", detail="The breaker is open."))
     assert await run(server) == REPORTED
     assert server.of("release") == ["circuit_open"]
+    (line,) = server.of("logs")[-1]
+    assert (line["level"], line["message"]) == ("warning", "The task returns to its queue: The breaker is open.")
 
 
 async def test_another_conversation_under_an_old_key_takes_a_key_of_this_claim() -> None:

@@ -1,0 +1,171 @@
+"""Installs agents from templates of the marketplace."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from corral.auth.principal import Principal
+from corral.errors import Forbidden
+from corral.http.answers import ANY_VERSION
+from corral.schema.conversion import convert
+from corral_plugins.agents.models import LIVING, Agent
+from corral_plugins.agents.service.configuration import (
+    MAX_STEPS,
+    default_config,
+    to_columns,
+    usd_of,
+    worker_selector_view,
+)
+from corral_plugins.agents.service.management import AgentManagement
+from corral_plugins.agents.service.rows import find_readable_agent
+from corral_plugins.agents.shapes import AgentPatch, NewAgent
+from corral_plugins.marketplace.api import InstalledObject, Installer, ObjectUse
+from corral_plugins.tools.api import Tools
+
+Json = dict[str, Any]
+COPIED = (
+    "name",
+    "description",
+    "role",
+    "llm_provider",
+    "llm_model",
+    "system_prompt",
+    "enabled_tools",
+    "tool_policy",
+    "config",
+    "max_concurrent_tasks",
+    "retry_policy",
+    "stall_policy",
+    "tags",
+    "metadata",
+)
+DEFAULTS: Json = {
+    "description": "",
+    "role": "general",
+    "llm_provider": None,
+    "llm_model": None,
+    "system_prompt": "",
+    "enabled_tools": [],
+    "tool_policy": {},
+    "config": default_config(MAX_STEPS.default),
+    "max_concurrent_tasks": 1,
+    "retry_policy": None,
+    "stall_policy": None,
+    "tags": [],
+    "metadata": {},
+    "worker_selector": {},
+    "monthly_budget_usd": None,
+    "max_cost_per_task_usd": None,
+}
+
+
+class AgentTemplateInstaller:
+    """The installer of the kind `agent`. The services are set after the boot."""
+
+    management: AgentManagement | None
+    tools: Tools | None
+
+    def definition(self) -> Installer:
+        """Return the installer."""
+        return Installer(
+            kind="agent",
+            title="Agent",
+            schema=_schema(),
+            write="agents.write",
+            read="agents.read",
+            plan=self.plan,
+            existing=self.existing,
+            install=self.install,
+            fingerprint=self.fingerprint,
+            update=self.update,
+            users=self.users,
+            running=self.running,
+            remove=self.remove,
+            export=self.export,
+        )
+
+    def plan(self, spec: Json) -> None:
+        """Raise `Invalid` if no agent could have this configuration."""
+        to_columns(convert(NewAgent, spec), DEFAULTS["config"], enforces_budgets=True)
+
+    def existing(self, names: Sequence[str]) -> Mapping[str, str]:
+        """Return the ids of the agents with these names, which ignore case."""
+        keys = {name.strip().casefold(): name for name in names}
+        rows: Any = Agent.select(Agent.name_key, Agent.id).where(LIVING & Agent.name_key.in_(list(keys))).tuples()
+        return {keys[key]: str(agent_id) for key, agent_id in rows}
+
+    def install(self, spec: Json, by: Principal) -> InstalledObject:
+        """Create an agent, without the tools that the caller may not give to it."""
+        refused = self._refused_tools(spec, by)
+        kept = [tool for tool in spec.get("enabled_tools", ()) if tool not in refused]
+        policy = {tool: rule for tool, rule in spec.get("tool_policy", {}).items() if tool not in refused}
+        limited = {**spec, "enabled_tools": kept, "tool_policy": policy} if refused else spec
+        view = self._service().create(convert(NewAgent, limited), by=by)
+        return InstalledObject(id=view.id, refused_tools=refused)
+
+    def fingerprint(self, ids: Sequence[str]) -> Mapping[str, Json]:
+        """Return what the owner of an agent may set, by id."""
+        return {row.id: _values(row) for row in Agent.select().where(LIVING & Agent.id.in_(list(ids)))}
+
+    def update(self, agent_id: str, fields: Json, by: Principal) -> None:
+        """Change an agent."""
+        given = {name: DEFAULTS.get(name) if value is None else value for name, value in fields.items()}
+        self._service().update(agent_id, convert(AgentPatch, given), ANY_VERSION, by=by)
+
+    def users(self, ids: Sequence[str]) -> Sequence[ObjectUse]:
+        """Return nothing: an agent refers to no other object of a template."""
+        return []
+
+    def running(self, ids: Sequence[str]) -> Sequence[str]:
+        """Return the ids of the agents that are started."""
+        rows: Any = (
+            Agent.select(Agent.id).where(LIVING & Agent.id.in_(list(ids)) & (Agent.status != "offline")).tuples()
+        )
+        return [str(row[0]) for row in rows]
+
+    def remove(self, agent_id: str, by: Principal) -> None:
+        """Delete an agent."""
+        self._service().delete(agent_id, ANY_VERSION, force=False, by=by)
+
+    def export(self, agent_id: str, by: Principal) -> Json:
+        """Return the configuration of an agent, without what belongs to this installation: workers."""
+        values = _values(find_readable_agent(agent_id, by))
+        del values["worker_selector"]
+        return {name: value for name, value in values.items() if name == "name" or value != DEFAULTS[name]}
+
+    def _refused_tools(self, spec: Json, by: Principal) -> list[str]:
+        if self.tools is None:
+            return []
+        refused = []
+        for tool in spec.get("enabled_tools", ()):
+            try:
+                self.tools.refuse_missing_permissions(by, enabled=[tool], policy={}, before={})
+            except Forbidden:
+                refused.append(tool)
+        return refused
+
+    def _service(self) -> AgentManagement:
+        assert self.management is not None
+        return self.management
+
+
+def _values(row: Agent) -> Json:
+    return {
+        **{name: getattr(row, name) for name in COPIED},
+        "worker_selector": worker_selector_view(row),
+        "monthly_budget_usd": usd_of(row.monthly_budget_micro),
+        "max_cost_per_task_usd": usd_of(row.max_cost_per_task_micro),
+    }
+
+
+def _schema() -> Json:
+    """Return the schema of a new agent without the worker, which belongs to an installation."""
+    schema = msgspec.json.schema(NewAgent)
+    fields: Json = schema["$defs"]["NewAgent"]["properties"]
+    del fields["worker_id"]
+    for name, value in DEFAULTS.items():
+        fields[name] = {**fields[name], "default": value}
+    return schema

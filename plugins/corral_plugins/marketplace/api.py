@@ -1,0 +1,116 @@
+"""The public interface of the marketplace: template sources and installers, which other plugins contribute, and events.
+
+A template is a JSON document that describes a team: agents, workflows, triggers and more. Each kind of resource belongs
+to a plugin, which contributes the installer of the kind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from corral.auth.principal import Principal
+from corral.events.event import Event
+
+Json = dict[str, Any]
+
+
+class TemplateSource(msgspec.Struct, frozen=True, kw_only=True):
+    """A source of templates that a plugin contributes with the hook `corral_template_sources`.
+
+    `manifests()` returns the manifests as JSON. It is called once in a process, outside of units of work.
+    """
+
+    name: str
+    manifests: Callable[[], Iterable[bytes]]
+
+
+class InstalledObject(msgspec.Struct, frozen=True, kw_only=True):
+    """An object that an installer created.
+
+    `once` contains values that only the response to the installation shows, such as the address of a webhook.
+    `refused_tools` are the tools of the template that the person who installs may not give to an agent; the object was
+    created without them.
+    """
+
+    id: str
+    once: Mapping[str, str] = {}
+    refused_tools: Sequence[str] = ()
+
+
+class ObjectUse(msgspec.Struct, frozen=True, kw_only=True):
+    """An object of the kind that refers to another object."""
+
+    id: str
+    name: str
+    uses: str
+
+
+class Installer(msgspec.Struct, frozen=True, kw_only=True):
+    """Creates, compares, changes and removes the objects of one kind.
+
+    Plugins contribute installers with the hook `corral_template_installers`. A spec is the description of an object in
+    a template, with all parameters filled in, and with ids in the place of references.
+
+    `schema` is the JSON Schema of a spec; its defaults are the values of fields that a template leaves out. People need
+    the permission `write` to install and `read` to export. `name_length` is the maximum length of the name of an
+    object.
+
+    `plan(spec)` raises `Invalid`, with pointers relative to the spec, if an object with this spec could not be created.
+    It runs outside of units of work, in a thread, with other ids than those of the objects. All other functions run in
+    the caller's unit of work.
+
+    `existing(names)` returns the ids of living objects by name. `install(spec, by)` creates an object that does nothing
+    by itself. `fingerprint(ids)` returns the present values of the fields that a spec may have, by id; objects that are
+    gone are left out. `update(id, fields, by)` changes these fields. `users(ids)` returns the objects of the kind that
+    refer to objects with these ids. `running(ids)` returns the ids of objects that are at work. `remove(id, by)`
+    deletes an object. `export(id, by)` returns the spec of an object, and raises `NotFound`.
+    """
+
+    kind: str
+    title: str
+    schema: Json
+    write: str
+    read: str
+    plan: Callable[[Json], None]
+    existing: Callable[[Sequence[str]], Mapping[str, str]]
+    install: Callable[[Json, Principal], InstalledObject]
+    fingerprint: Callable[[Sequence[str]], Mapping[str, Json]]
+    update: Callable[[str, Json, Principal], None]
+    users: Callable[[Sequence[str]], Sequence[ObjectUse]]
+    running: Callable[[Sequence[str]], Sequence[str]]
+    remove: Callable[[str, Principal], None]
+    export: Callable[[str, Principal], Json]
+    name_length: int = 100
+
+
+class _TemplateEvent(Event, kw_only=True):
+    """The fields that all events about installations share."""
+
+    installation_id: str
+    slug: str
+    by: str | None
+
+
+class TemplateInstalled(_TemplateEvent, kw_only=True):
+    """A template was installed, or an installation was upgraded."""
+
+    event = "template.installed"
+
+    version: str
+    upgraded_from: str | None
+    created: list[dict[str, str]]
+
+
+class TemplateUninstalled(_TemplateEvent, kw_only=True):
+    """The objects of an installation were removed. `kept` lists the objects that stay."""
+
+    event = "template.uninstalled"
+
+    removed: list[dict[str, str]]
+    kept: list[dict[str, str]]
+
+
+EVENTS: tuple[type[Event], ...] = (TemplateInstalled, TemplateUninstalled)

@@ -1,0 +1,292 @@
+"""`corral template`: templates and their installations from a terminal."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from corral.cli.api_client import ApiClient
+from corral.cli.output import print_fields, print_table, print_value
+from corral.cli.request_body import parse_fields, read_body
+from corral.cli.server_connection import client_command
+
+F = TypeVar("F", bound=Callable[..., Any])
+Json = dict[str, Any]
+
+COLUMNS = ("slug", "version", "category", "source", "installable", "description")
+INSTALLED_COLUMNS = ("slug", "version", "status", "version_available", "created_at", "id")
+OBJECT_COLUMNS = ("kind", "name", "action", "key")
+template_argument = click.argument("template")
+installation_argument = click.argument("installation")
+manifest_argument = click.argument(
+    "manifest", type=click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path)
+)
+parameter_option = click.option(
+    "-p", "--parameter", "parameters", multiple=True, metavar="KEY=VALUE", help="parameter of the template; KEY:=JSON"
+)
+version_option = click.option("--version", "version", help="version of the template instead of the latest one")
+dry_run_option = click.option("--dry-run", is_flag=True, help="show what would happen, and change nothing")
+
+
+def _installation_options(command: F) -> F:
+    """Add the options that `plan` and `install` share."""
+    options = (
+        parameter_option,
+        version_option,
+        click.option("--prefix", default="", help="text before the name of every object"),
+        click.option("--secret", "secrets", multiple=True, metavar="NAME=VAULT_NAME", help="secret to use; repeatable"),
+        click.option(
+            "--on-conflict",
+            type=click.Choice(("rename", "fail", "skip")),
+            default="rename",
+            show_default=True,
+            help="what to do if an object with the same name exists",
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@click.group("template")
+def template_command_group() -> None:
+    """Install templates of working teams, and make templates."""
+
+
+@template_command_group.command("list")
+@click.option("--category", help="only templates of this category")
+@click.option("--search", help="only templates whose name, description or tags contain this text")
+@client_command
+def list_templates(client: ApiClient, *, category: str | None, search: str | None, as_json: bool) -> None:
+    """List all templates."""
+    query = {name: value for name, value in (("category", category), ("search", search)) if value}
+    print_table(list(client.pages("/marketplace/templates", **query)), COLUMNS, as_json=as_json, empty="No templates.")
+
+
+@template_command_group.command("show")
+@template_argument
+@version_option
+@click.option("--manifest", "is_manifest", is_flag=True, help="print the manifest as JSON")
+@client_command
+def show_template(client: ApiClient, *, template: str, version: str | None, is_manifest: bool, as_json: bool) -> None:
+    """Show a template, what it would create and what it may use."""
+    found = client.get(f"/marketplace/templates/{template}", **({"version": version} if version else {}))
+    if is_manifest:
+        click.echo(json.dumps(found["manifest"], indent=2, ensure_ascii=False))
+        return
+    properties = found["parameters"].get("properties", {})
+    shown = {
+        "name": found["name"],
+        "version": found["version"],
+        "source": found["source"],
+        "description": found["description"],
+        "creates": [f"{each['kind']} {each['title']}" for each in found["resources"]],
+        "tools": found["permissions"]["tools"],
+        "secrets": found["permissions"]["secrets"],
+        "hosts": found["permissions"]["egress"],
+        "parameters": [f"{name} ({each.get('title', name)})" for name, each in properties.items()],
+        "problems": [each["detail"] for each in found["problems"]],
+        "findings": [f"{each['severity']}: {each['detail']}" for each in found["findings"]],
+        "readme": found["readme"],
+    }
+    print_fields(found, shown, as_json=as_json)
+
+
+@template_command_group.command("plan")
+@template_argument
+@_installation_options
+@client_command
+def plan_template(client: ApiClient, *, template: str, as_json: bool, **options: Any) -> None:
+    """Show what an installation would create and what it lacks. Creates nothing."""
+    plan = client.post(f"/marketplace/templates/{template}/install", {**_body(**options), "dry_run": True})
+    if as_json:
+        print_value(plan, as_json=True, text="")
+        return
+    print_table(plan["objects"], OBJECT_COLUMNS, as_json=False, empty="Nothing would be created.")
+    _print_missing(plan)
+
+
+@template_command_group.command("install")
+@template_argument
+@_installation_options
+@client_command
+def install_template(client: ApiClient, *, template: str, as_json: bool, **options: Any) -> None:
+    """Install a template. Everything that it creates is switched off."""
+    made = client.post(f"/marketplace/templates/{template}/install", _body(**options))
+    if as_json:
+        print_value(made, as_json=True, text="")
+        return
+    print_table(made["created"], ("kind", "name", "id"), as_json=False)
+    for each in made["created"]:
+        for name, value in each["once"].items():
+            click.echo(f"{each['name']}, {name.replace('_', ' ')} (shown once): {value}")
+    _print_missing(made)
+    click.echo(f"Installed {made['slug']} {made['version']} ({made['id']}).")
+    for each in made["created"]:
+        if each["kind"] == "agent":
+            click.echo(f'Start the agent: corral agents start "{each["name"]}"')
+
+
+@template_command_group.command("installations")
+@client_command
+def list_installations(client: ApiClient, *, as_json: bool) -> None:
+    """List installations, newest first."""
+    print_table(
+        list(client.pages("/marketplace/installations")),
+        INSTALLED_COLUMNS,
+        as_json=as_json,
+        empty="Nothing is installed. Install a template: corral template install SLUG",
+        colour_of="status",
+    )
+
+
+@template_command_group.command("upgrade")
+@installation_argument
+@parameter_option
+@version_option
+@dry_run_option
+@client_command
+def upgrade_installation(
+    client: ApiClient,
+    *,
+    installation: str,
+    parameters: tuple[str, ...],
+    version: str | None,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Upgrade an installation. What people edited stays as it is."""
+    body: Json = {"parameters": parse_fields(parameters), "dry_run": dry_run}
+    result = client.post(
+        f"/marketplace/installations/{installation}/upgrade", {**body, **({"version": version} if version else {})}
+    )
+    lines = [f"changed {each['kind']} {each['name']}: {', '.join(each['fields'])}" for each in result["updated"]]
+    lines += [f"kept {each['kind']} {each['name']}: {', '.join(each['fields'])}" for each in result["kept_local"]]
+    lines += [f"created {each['kind']} {each['name']}" for each in result["created"]]
+    lines += _removal_lines(result)
+    done = "Would upgrade" if dry_run else "Upgraded"
+    lines.append(f"{done} from {result['upgraded_from']} to {result['version']}.")
+    print_value(result, as_json=as_json, text="\n".join(lines))
+
+
+@template_command_group.command("uninstall")
+@installation_argument
+@click.option("--force", is_flag=True, help="remove edited objects too")
+@dry_run_option
+@client_command
+def uninstall_installation(client: ApiClient, *, installation: str, force: bool, dry_run: bool, as_json: bool) -> None:
+    """Remove what an installation created, except what people edited or use."""
+    body = {"force": force, "dry_run": dry_run}
+    result = client.post(f"/marketplace/installations/{installation}/uninstall", body)
+    text = "\n".join(_removal_lines(result)) or "There is nothing left to remove."
+    print_value(result, as_json=as_json, text=text)
+
+
+@template_command_group.command("validate")
+@manifest_argument
+@client_command
+def validate_manifest(client: ApiClient, *, manifest: Path, as_json: bool) -> None:
+    """Check a manifest. Ends with status 1 if it has faults."""
+    found = client.post("/marketplace/templates/validate", read_body(manifest, ()))
+    lines = [f"{each['pointer']}: {each['detail']}" for each in found["errors"]]
+    lines += [f"{each['severity']}: {each['pointer']}: {each['detail']}" for each in found["findings"]]
+    if found["valid"]:
+        lines.append("The manifest is valid.")
+    print_value(found, as_json=as_json, text="\n".join(lines))
+    if not found["valid"]:
+        raise SystemExit(1)
+
+
+@template_command_group.command("upload")
+@manifest_argument
+@client_command
+def upload_manifest(client: ApiClient, *, manifest: Path, as_json: bool) -> None:
+    """Upload a manifest, so that everyone can install it. Needs an admin."""
+    made = client.post("/marketplace/templates", read_body(manifest, ()))
+    told = f"Uploaded {made['slug']} {made['version']}. Install it: corral template install {made['slug']}"
+    print_value(made, as_json=as_json, text=told)
+
+
+@template_command_group.command("delete")
+@template_argument
+@client_command
+def delete_template(client: ApiClient, *, template: str, as_json: bool) -> None:
+    """Delete all versions of an uploaded template. Its installations stay. Needs an admin."""
+    client.send("DELETE", f"/marketplace/templates/{template}")
+    print_value({"deleted": template}, as_json=as_json, text=f"Deleted {template}.")
+
+
+@template_command_group.command("export")
+@click.argument("slug")
+@click.option("--name", required=True, help="name of the template")
+@click.option("--agent", "agents", multiple=True, help="agent to export; repeatable")
+@click.option("--workflow", "workflows", multiple=True, help="workflow to export; repeatable")
+@click.option("--trigger", "triggers", multiple=True, help="trigger to export; repeatable")
+@click.option("--version", "version", default="1.0.0", show_default=True, help="version of the template")
+@click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="file for the manifest")
+@client_command
+def export_template(
+    client: ApiClient,
+    *,
+    slug: str,
+    name: str,
+    agents: tuple[str, ...],
+    workflows: tuple[str, ...],
+    triggers: tuple[str, ...],
+    version: str,
+    output: Path | None,
+    as_json: bool,
+) -> None:
+    """Make a manifest of agents, workflows and triggers. Without --output, print it."""
+    body = {
+        "meta": {"slug": slug, "name": name, "version": version},
+        "agent_ids": [client.find("/agents", each, kind="agent")["id"] for each in agents],
+        "workflow_ids": [client.find("/workflows", each, kind="workflow")["id"] for each in workflows],
+        "trigger_ids": [client.find("/triggers", each, kind="trigger")["id"] for each in triggers],
+    }
+    manifest = client.post("/marketplace/export", body)
+    text = json.dumps(manifest, indent=2, ensure_ascii=False)
+    if output is None:
+        click.echo(text)
+        return
+    output.write_text(f"{text}\n", encoding="utf-8")
+    print_value(manifest, as_json=as_json, text=f"Wrote {output}. Check it: corral template validate {output}")
+
+
+def _body(
+    *,
+    parameters: tuple[str, ...],
+    version: str | None,
+    prefix: str,
+    secrets: tuple[str, ...],
+    on_conflict: str,
+) -> Json:
+    body: Json = {
+        "parameters": parse_fields(parameters),
+        "name_prefix": prefix,
+        "secrets_map": parse_fields(secrets),
+        "on_conflict": on_conflict,
+    }
+    return {**body, **({"version": version} if version else {})}
+
+
+def _print_missing(found: Json) -> None:
+    missing = found["missing"]
+    for plugin in found.get("missing_plugins", ()):
+        click.echo(f"missing: the plugin {plugin}", err=True)
+    for secret in missing["secrets"]:
+        click.echo(f"missing: the secret {secret}; an admin creates it", err=True)
+    for grant in missing["grants"]:
+        consumer = grant["consumer"] or f"the {grant['kind']} {grant['key']}"
+        click.echo(f"missing: an admin allows {consumer} to use the secret {grant['secret']}", err=True)
+    for warning in found["warnings"]:
+        click.echo(f"warning: {warning}", err=True)
+
+
+def _removal_lines(result: Json) -> list[str]:
+    lines = [f"removed {each['kind']} {each['name']}" for each in result["removed"]]
+    return lines + [f"kept {each['kind']} {each['name']}: {each['reason']}" for each in result["kept"]]

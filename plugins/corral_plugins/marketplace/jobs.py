@@ -1,0 +1,10 @@
+"""The schedule that keeps the templates of the remote index."""
+
+from __future__ import annotations
+
+from corral_plugins.marketplace.service.remote_index import RemoteIndex
+
+
+async def refresh_index(index: RemoteIndex) -> None:
+    """Fetch the index of further templates."""
+    await index.refresh()

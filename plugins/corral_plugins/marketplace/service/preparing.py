@@ -1,0 +1,132 @@
+"""Prepares the resources of a template outside of units of work: fills in the parameters and checks the specs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import msgspec
+
+from corral.auth.principal import Principal
+from corral.errors import Conflict, FieldError, Forbidden, Invalid
+from corral.ids import new_id
+from corral.schema.json_schema_validation import json_schema_errors
+from corral_plugins.marketplace.api import Installer
+from corral_plugins.marketplace.service.catalogue import Parts, Template, TemplateCatalogue
+from corral_plugins.marketplace.service.manifests import Manifest
+from corral_plugins.marketplace.service.rendering import (
+    complete_parameters,
+    with_ids,
+    with_parameters,
+    with_secrets,
+)
+
+Json = dict[str, Any]
+
+
+class PreparedResource(msgspec.Struct, frozen=True, kw_only=True):
+    """A resource whose parameters are filled in. `spec` contains references instead of ids."""
+
+    position: int
+    kind: str
+    key: str
+    spec: Json
+
+    @property
+    def title(self) -> str:
+        """The name that the template gives to the object."""
+        return str(self.spec.get("name", self.spec.get("title", self.key)))
+
+
+class PreparedTemplate(msgspec.Struct, frozen=True, kw_only=True):
+    """A template that can be installed, with its resources in the order of creation."""
+
+    template: Template
+    parameters: Json
+    secrets_map: Mapping[str, str]
+    resources: tuple[PreparedResource, ...]
+    installers: Mapping[str, Installer]
+
+    @property
+    def manifest(self) -> Manifest:
+        """The manifest."""
+        return self.template.manifest
+
+
+def require_installable(catalogue: TemplateCatalogue, template: Template, parts: Parts) -> None:
+    """Raise `Conflict` (`plugin_required`) or `Invalid` unless the template can be installed."""
+    problems = catalogue.problems(template, parts)
+    others = [each for each in problems if each.code != "plugin_required"]
+    if others:
+        raise Invalid(
+            f"The template {template.slug} cannot be installed: {others[0].detail}",
+            errors=[FieldError(each.pointer, each.code, each.detail) for each in others],
+        )
+    if problems:
+        names = parts.missing_plugins(template.manifest.data)
+        detail = f"The template {template.slug} needs plugins that are not active: {', '.join(names)}."
+        raise Conflict(detail, code="plugin_required", references=names)
+
+
+async def prepare(
+    template: Template, parts: Parts, given: Json, secrets_map: Mapping[str, str], prefix: str
+) -> PreparedTemplate:
+    """Return the resources with their parameters. Raise `Invalid` if the parameters or the specs are not valid.
+
+    Resources whose kind no active plugin installs are left out.
+    """
+    manifest = template.manifest
+    parameters = complete_parameters(manifest.data.get("parameters", {"type": "object"}), given)
+    resources = []
+    for position in manifest.order:
+        resource = manifest.resources[position]
+        spec = with_secrets(with_parameters(resource["spec"], parameters), secrets_map)
+        if isinstance(spec.get("name"), str):
+            spec["name"] = f"{prefix}{spec['name']}"
+        resources.append(PreparedResource(position=position, kind=resource["kind"], key=resource["key"], spec=spec))
+    known = tuple(each for each in resources if each.kind in parts.installers)
+    await asyncio.to_thread(check_specs, known, parts.installers, [each.key for each in resources])
+    return PreparedTemplate(
+        template=template,
+        parameters=parameters,
+        secrets_map=secrets_map,
+        resources=known,
+        installers=parts.installers,
+    )
+
+
+def check_specs(
+    resources: Iterable[PreparedResource], installers: Mapping[str, Installer], keys: Iterable[str]
+) -> None:
+    """Raise `Invalid` with the faults of all specs. References are replaced by ids of objects that do not exist."""
+    ids = {key: new_id() for key in keys}
+    faults: list[FieldError] = []
+    for resource in resources:
+        installer, spec = installers[resource.kind], with_ids(resource.spec, ids)
+        prefix = f"/resources/{resource.position}/spec"
+        found = json_schema_errors(installer.schema, spec, pointer_prefix=prefix)
+        if not found:
+            try:
+                installer.plan(spec)
+            except Invalid as invalid:
+                found = faults_below(invalid, prefix)
+        faults += found
+    if faults:
+        raise Invalid(f"{len(faults)} values of the template are not valid: {faults[0].detail}", errors=faults)
+
+
+def faults_below(invalid: Invalid, prefix: str) -> list[FieldError]:
+    """Return the faults of a spec with pointers into the manifest."""
+    if not invalid.errors:
+        return [FieldError(prefix, "not_allowed", invalid.detail)]
+    return [msgspec.structs.replace(each, pointer=f"{prefix}{each.pointer}") for each in invalid.errors]
+
+
+def require_permissions(
+    resources: Iterable[PreparedResource], installers: Mapping[str, Installer], by: Principal
+) -> None:
+    """Raise `Forbidden` unless the caller may create every object."""
+    for needed in sorted({installers[each.kind].write for each in resources}):
+        if not by.may(needed):
+            raise Forbidden(f"Installing this template needs the permission {needed}.")

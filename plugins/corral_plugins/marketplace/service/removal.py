@@ -1,0 +1,83 @@
+"""Decides which objects of an installation can be removed, and removes them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from corral import clock
+from corral.auth.principal import Principal
+from corral_plugins.marketplace.api import Installer
+from corral_plugins.marketplace.models import InstalledResource
+from corral_plugins.marketplace.service.rows import fingerprints, is_edited
+from corral_plugins.marketplace.shapes import KeptObject, ObjectRef
+
+Json = dict[str, Any]
+
+
+def reasons_to_keep(
+    objects: Sequence[InstalledResource], installers: Mapping[str, Installer], *, force: bool
+) -> tuple[dict[str, str], set[str]]:
+    """Return the reasons why objects must stay, by object id, and the ids of the objects that still exist.
+
+    An object stays if a person edited it, if it is at work, or if an object that stays, or one outside of the
+    installation, refers to it.
+    """
+    now = fingerprints(objects, installers)
+    reasons: dict[str, str] = {}
+    for row in objects:
+        if row.kind not in installers:
+            reasons[row.object_id] = "plugin_required"
+        elif row.reused:
+            reasons[row.object_id] = "reused"
+        elif row.object_id in now and not force and is_edited(row, now[row.object_id]):
+            reasons[row.object_id] = "edited"
+    for kind, installer in installers.items():
+        for object_id in installer.running([row.object_id for row in objects if row.kind == kind and not row.reused]):
+            reasons[object_id] = "running"
+    present = {row.object_id for row in objects if row.object_id in now}
+    _add_used(present, reasons, installers)
+    return reasons, present
+
+
+def remove_objects(
+    objects: Sequence[InstalledResource],
+    installers: Mapping[str, Installer],
+    *,
+    force: bool,
+    dry_run: bool,
+    by: Principal,
+) -> tuple[list[ObjectRef], list[KeptObject]]:
+    """Remove the objects that need not stay, in the reverse order of their creation.
+
+    Return the removed and the kept objects. Objects that a person deleted before are in neither list.
+    """
+    reasons, present = reasons_to_keep(objects, installers, force=force)
+    removed, kept, gone = [], [], []
+    for row in reversed(objects):
+        fields = {"kind": row.kind, "key": row.key, "id": row.object_id, "name": row.name}
+        if row.object_id in reasons:
+            kept.append(KeptObject(**fields, reason=reasons[row.object_id]))
+            continue
+        gone.append(row.id)
+        if row.object_id in present:
+            removed.append(ObjectRef(**fields))
+            if not dry_run:
+                installers[row.kind].remove(row.object_id, by)
+    if gone and not dry_run:
+        InstalledResource.update(removed_at=clock.now()).where(InstalledResource.id.in_(gone)).execute()
+    return removed, kept
+
+
+def _add_used(present: set[str], reasons: dict[str, str], installers: Mapping[str, Installer]) -> None:
+    """Add the objects to which others refer that stay."""
+    uses = [use for installer in installers.values() for use in installer.users(sorted(present))] if present else []
+    while True:
+        added = {
+            use.uses: "in_use"
+            for use in uses
+            if use.uses not in reasons and (use.id not in present or use.id in reasons)
+        }
+        if not added:
+            return
+        reasons |= added

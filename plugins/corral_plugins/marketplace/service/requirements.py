@@ -1,0 +1,80 @@
+"""Finds out what an installation needs and lacks: secrets, tools, and grants of secrets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import msgspec
+
+from corral_plugins.marketplace.service.manifests import Manifest
+from corral_plugins.marketplace.service.walking import SECRET, texts
+from corral_plugins.marketplace.shapes import MissingGrant, MissingParts
+from corral_plugins.secrets.api import Secrets
+from corral_plugins.tools.api import Tools, includes_tools
+
+
+class NeededSecret(msgspec.Struct, frozen=True, kw_only=True):
+    """A secret of a template: its name in the template, its name in the vault, and the resources that use it."""
+
+    declared: str
+    name: str
+    required: bool
+    used_by: tuple[int, ...]
+
+
+class Requirements:
+    """Compares what a template needs with what there is. Every method runs in the caller's unit of work."""
+
+    secrets: Secrets | None
+    tools: Tools | None
+
+    def missing(
+        self, manifest: Manifest, names: Mapping[str, str], objects: Mapping[int, str]
+    ) -> tuple[MissingParts, list[NeededSecret]]:
+        """Return what is missing, and the required secrets among it.
+
+        `names` maps the names of secrets to names in the vault, and `objects` the positions of resources to the ids of
+        created objects.
+        """
+        needed = _needed_secrets(manifest, names)
+        consumers = self._consumers([each.name for each in needed])
+        absent = [each for each in needed if each.name not in consumers]
+        grants = [
+            MissingGrant(secret=each.name, kind=resource["kind"], key=resource["key"], consumer=consumer)
+            for each in needed
+            if each.name in consumers
+            for index in each.used_by
+            for resource in (manifest.resources[index],)
+            for consumer in (f"{resource['kind']}:{objects[index]}" if index in objects else None,)
+            if consumer not in consumers[each.name]
+        ]
+        missing = MissingParts(
+            secrets=[each.name for each in absent], tools=self._missing_tools(manifest), grants=grants
+        )
+        return missing, [each for each in absent if each.required]
+
+    def _consumers(self, names: Sequence[str]) -> Mapping[str, Sequence[str]]:
+        return self.secrets.consumers(names) if self.secrets is not None and names else {}
+
+    def _missing_tools(self, manifest: Manifest) -> list[str]:
+        offered = self.tools.risks() if self.tools is not None else {}
+        used: Iterable[str] = {place.value for place in manifest.uses.tools}
+        used = {*used, *manifest.data.get("requires", {}).get("tools", ())}
+        return sorted(name for name in used if not any(includes_tools([name], [tool]) for tool in offered))
+
+
+def _needed_secrets(manifest: Manifest, names: Mapping[str, str]) -> list[NeededSecret]:
+    users: dict[str, set[int]] = {}
+    for index, resource in enumerate(manifest.resources):
+        for place in texts(resource["spec"]):
+            for name in SECRET.findall(place.value):
+                users.setdefault(name, set()).add(index)
+    return [
+        NeededSecret(
+            declared=each["name"],
+            name=names.get(each["name"], each["name"]),
+            required=each.get("required", False),
+            used_by=tuple(sorted(users.get(each["name"], ()))),
+        )
+        for each in manifest.data.get("secrets", ())
+    ]

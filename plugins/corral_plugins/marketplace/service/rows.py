@@ -1,0 +1,101 @@
+"""Reads rows of installations for a caller, and builds their API representations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+from corral.auth.principal import Principal, require_owner
+from corral.auth.visibility import visible
+from corral.errors import NotFound
+from corral.schema.conversion import convert
+from corral_plugins.marketplace.api import Installer
+from corral_plugins.marketplace.models import Installation, InstalledResource
+from corral_plugins.marketplace.shapes import CreatedObject, InstallationItem, MissingParts
+
+Json = dict[str, Any]
+EVENT_OBJECTS = 50
+
+
+def find_readable_installation(installation_id: str, by: Principal) -> Installation:
+    """Return an installation that the caller may read. Raise `NotFound`."""
+    row: Installation | None = Installation.get_or_none(
+        (Installation.id == installation_id.lower()) & visible(Installation, by)
+    )
+    if row is None:
+        raise NotFound("There is no installation with this id.")
+    return row
+
+
+def find_writable_installation(installation_id: str, by: Principal) -> Installation:
+    """Return an installation that the caller may change. Raise `NotFound` or `Forbidden`."""
+    row = find_readable_installation(installation_id, by)
+    require_owner(by, row.installed_by, what="installation", manage="marketplace.manage")
+    return row
+
+
+def objects_of(installation_id: str) -> list[InstalledResource]:
+    """Return the objects of an installation, in the order of their creation."""
+    rows = InstalledResource.select().where(InstalledResource.installation_id == installation_id)
+    return list(rows.order_by(InstalledResource.position, InstalledResource.id))
+
+
+def fingerprints(objects: Sequence[InstalledResource], installers: Mapping[str, Installer]) -> dict[str, Json]:
+    """Return the present values of the objects, by their ids. Objects that are gone are left out.
+
+    An object whose kind no active plugin knows counts as unchanged.
+    """
+    found: dict[str, Json] = {}
+    for kind in {each.kind for each in objects}:
+        of_kind = [each for each in objects if each.kind == kind]
+        if kind in installers:
+            found |= installers[kind].fingerprint([each.object_id for each in of_kind])
+        else:
+            found |= {each.object_id: each.fingerprint for each in of_kind}
+    return found
+
+
+def is_edited(row: InstalledResource, now: Json) -> bool:
+    """Return whether a person changed an object."""
+    return not row.reused and now != row.fingerprint
+
+
+def created_views(objects: Sequence[InstalledResource], now: Mapping[str, Json]) -> list[CreatedObject]:
+    """Return objects of an installation with their present state."""
+    return [
+        CreatedObject(
+            kind=row.kind,
+            key=row.key,
+            id=row.object_id,
+            name=str(now.get(row.object_id, {}).get("name", row.name)),
+            edited=row.object_id in now and is_edited(row, now[row.object_id]),
+            reused=row.reused,
+            state=_state(row, now),
+        )
+        for row in objects
+    ]
+
+
+def installation_fields(row: Installation, version_available: str | None) -> Json:
+    """Return the fields of an `InstallationItem`."""
+    same = ("id", "template_id", "slug", "sha256", "parameters", "name_prefix", "status")
+    names = (*same, "installed_by", "created_at", "updated_at")
+    assert {*names, "version", "missing", "version_available"} == {*InstallationItem.__struct_fields__}
+    return {
+        **{name: getattr(row, name) for name in names},
+        "version": row.template_version,
+        "missing": convert(MissingParts, row.missing),
+        "version_available": version_available,
+    }
+
+
+def event_objects(objects: Iterable[tuple[str, str, str, str]]) -> list[dict[str, str]]:
+    """Return objects for the payload of an event."""
+    names = ("kind", "key", "id", "name")
+    return [dict(zip(names, each, strict=True)) for each in objects][:EVENT_OBJECTS]
+
+
+def _state(row: InstalledResource, now: Mapping[str, Json]) -> Literal["present", "removed", "deleted"]:
+    if row.removed_at is not None:
+        return "removed"
+    return "present" if row.object_id in now or row.reused else "deleted"

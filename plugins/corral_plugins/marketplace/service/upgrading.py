@@ -1,0 +1,206 @@
+"""Upgrades installations: compares the old template, the new template and the present objects, field by field."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from corral import clock
+from corral.auth.principal import Principal
+from corral.database.dialect import advisory_lock
+from corral.database.engine import Work
+from corral.database.unit import UnitContext
+from corral.errors import Conflict, ExpectedFailure, FieldError, Forbidden
+from corral.events.event import emit
+from corral.plugin import Audit, AuditEntry
+from corral_plugins.marketplace.api import Installer, TemplateInstalled
+from corral_plugins.marketplace.models import Installation, InstalledResource
+from corral_plugins.marketplace.service.catalogue import Template, TemplateCatalogue
+from corral_plugins.marketplace.service.installing import LOCK, MadeObject, create_objects, store_objects
+from corral_plugins.marketplace.service.naming import WantedName, free_names
+from corral_plugins.marketplace.service.preparing import (
+    PreparedResource,
+    PreparedTemplate,
+    prepare,
+    require_installable,
+    require_permissions,
+)
+from corral_plugins.marketplace.service.removal import remove_objects
+from corral_plugins.marketplace.service.rendering import with_ids
+from corral_plugins.marketplace.service.requirements import Requirements
+from corral_plugins.marketplace.service.rows import event_objects, find_writable_installation, objects_of
+from corral_plugins.marketplace.shapes import ChangedObject, ObjectRef, UpgradeInstallation, UpgradeResult
+
+Json = dict[str, Any]
+
+
+class _TakenBack(ExpectedFailure):
+    """Ends the unit of work of a plan, so that nothing of it stays."""
+
+    def __init__(self, result: UpgradeResult) -> None:
+        self.result = result
+        super().__init__("the upgrade was only planned")
+
+
+class UpgradeService:
+    """Upgrades installations."""
+
+    audit: Audit | None
+
+    def __init__(self, work: Work, catalogue: TemplateCatalogue, requirements: Requirements) -> None:
+        self._work, self._catalogue, self._requirements = work, catalogue, requirements
+
+    async def upgrade(
+        self, installation_id: str, body: UpgradeInstallation, *, by: Principal, entry: UnitContext
+    ) -> UpgradeResult:
+        """Upgrade an installation, or tell what an upgrade would do."""
+        row = await self._work(lambda: find_writable_installation(installation_id, by), read=True)
+        if row.status == "removed":
+            raise Conflict("The installation has been removed.", current_status=row.status)
+        version = body.version if isinstance(body.version, str) else None
+        template, parts = await self._catalogue.find(row.slug, version), self._catalogue.parts()
+        is_same = (template.manifest.version, template.manifest.sha256) == (row.template_version, row.sha256)
+        if is_same and not body.parameters:
+            raise Conflict("The installation already has this version.", current_status=row.status)
+        require_installable(self._catalogue, template, parts)
+        known = template.manifest.data.get("parameters", {}).get("properties", {})
+        given = {name: value for name, value in row.parameters.items() if name in known} | body.parameters
+        prepared = await prepare(template, parts, given, row.secrets_map, row.name_prefix)
+        require_permissions(prepared.resources, prepared.installers, by)
+        try:
+            return await self._work(lambda: self._perform(row, prepared, body.dry_run, by), entry=entry)
+        except _TakenBack as planned:
+            return planned.result
+
+    def _perform(self, before: Installation, prepared: PreparedTemplate, dry_run: bool, by: Principal) -> UpgradeResult:
+        advisory_lock(LOCK)
+        row = find_writable_installation(before.id, by)
+        if (row.updated_at, row.status) != (before.updated_at, before.status):
+            raise Conflict("The installation was changed at the same time; repeat.", current_status=row.status)
+        self._refuse_critical(prepared.template, by)
+        objects = objects_of(row.id)
+        result, made = _merge(row, objects, prepared, by)
+        store_objects(row.id, made, len(objects))
+        self._store(row, prepared, result, made, by)
+        if dry_run:
+            raise _TakenBack(result)
+        return result
+
+    def _refuse_critical(self, template: Template, by: Principal) -> None:
+        critical = [each for each in self._catalogue.findings(template) if each.severity == "critical"]
+        if critical and not by.may("marketplace.manage"):
+            raise Forbidden(
+                f"Only an admin may install this template: {critical[0].detail}",
+                errors=[FieldError(each.pointer, each.code, each.detail) for each in critical],
+            )
+
+    def _store(
+        self,
+        row: Installation,
+        prepared: PreparedTemplate,
+        result: UpgradeResult,
+        made: Sequence[MadeObject],
+        by: Principal,
+    ) -> None:
+        manifest = prepared.manifest
+        ids = {each.resource.position: each.made.id for each in made}
+        missing, _ = self._requirements.missing(manifest, row.secrets_map, ids)
+        changes = {
+            "template_version": manifest.version,
+            "sha256": manifest.sha256,
+            "manifest": manifest.encoded(),
+            "parameters": prepared.parameters,
+            "missing": msgspec.to_builtins(missing),
+            "updated_at": clock.now(),
+        }
+        Installation.update(changes).where(Installation.id == row.id).execute()
+        event = TemplateInstalled(
+            installation_id=row.id,
+            slug=row.slug,
+            by=by.user_id,
+            version=manifest.version,
+            upgraded_from=result.upgraded_from,
+            created=event_objects((each.kind, each.key, each.id, each.name) for each in result.created),
+        )
+        emit(event, object=("installation", row.id), owner=row.installed_by)
+        if self.audit is not None:
+            entry = AuditEntry(
+                action="marketplace.template.upgrade",
+                object_type="installation",
+                object_id=row.id,
+                object_name=row.slug,
+                changes={"version": (result.upgraded_from, manifest.version)},
+            )
+            self.audit.record(entry)
+
+
+def _merge(
+    row: Installation, objects: Sequence[InstalledResource], prepared: PreparedTemplate, by: Principal
+) -> tuple[UpgradeResult, list[MadeObject]]:
+    """Create, change and remove objects. Return what was done, and the created objects."""
+    living = {each.key: each for each in objects if each.removed_at is None}
+    matched = {
+        each.key: living[each.key]
+        for each in prepared.resources
+        if each.key in living and living[each.key].kind == each.kind
+    }
+    ids = {key: each.object_id for key, each in matched.items()}
+    new = [each for each in prepared.resources if each.key not in matched]
+    made = create_objects(prepared, new, ids, "rename", by)
+    ids |= {each.resource.key: each.made.id for each in made}
+    updated, kept_local = [], []
+    for resource in prepared.resources:
+        if resource.key in matched and not matched[resource.key].reused:
+            merged, kept = _merge_object(matched[resource.key], resource, prepared.installers[resource.kind], ids, by)
+            updated += [merged] if merged.fields else []
+            kept_local += [kept] if kept.fields else []
+    dropped = [each for key, each in living.items() if key not in matched]
+    removed, kept_objects = remove_objects(dropped, prepared.installers, force=False, dry_run=False, by=by)
+    created = [
+        ObjectRef(kind=each.resource.kind, key=each.resource.key, id=each.made.id, name=each.name) for each in made
+    ]
+    result = UpgradeResult(
+        version=prepared.manifest.version,
+        upgraded_from=row.template_version,
+        updated=updated,
+        kept_local=kept_local,
+        created=created,
+        removed=removed,
+        kept=kept_objects,
+    )
+    return result, made
+
+
+def _merge_object(
+    row: InstalledResource, resource: PreparedResource, installer: Installer, ids: Mapping[str, str], by: Principal
+) -> tuple[ChangedObject, ChangedObject]:
+    """Change the fields that the template changed and nobody edited. Return these fields, and those that stay."""
+    fields = {"kind": row.kind, "key": row.key, "id": row.object_id, "name": row.name}
+    now = installer.fingerprint([row.object_id]).get(row.object_id)
+    if now is None:  # a person deleted the object
+        return ChangedObject(**fields, fields=[]), ChangedObject(**fields, fields=["id"])
+    defaults = {name: each.get("default") for name, each in _properties(installer.schema).items()}
+    old, new = {**defaults, **row.spec}, {**defaults, **resource.spec}
+    changed = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
+    edited = {name for name in now.keys() | row.fingerprint.keys() if now.get(name) != row.fingerprint.get(name)}
+    wanted = {name: new.get(name) for name in changed if name not in edited}
+    if "name" in wanted:
+        wanted["name"] = free_names([WantedName(row.kind, resource.title)], {row.kind: installer})[0]
+    if wanted:
+        installer.update(row.object_id, with_ids(wanted, ids), by)
+    after = installer.fingerprint([row.object_id])[row.object_id]
+    stored = {name: row.fingerprint.get(name) if name in edited else value for name, value in after.items()}
+    InstalledResource.update(spec=resource.spec, fingerprint=stored, name=str(after.get("name", row.name))).where(
+        InstalledResource.id == row.id
+    ).execute()
+    kept = [name for name in changed if name in edited]
+    return ChangedObject(**fields, fields=sorted(wanted)), ChangedObject(**fields, fields=kept)
+
+
+def _properties(schema: Json) -> Json:
+    """Return the properties of an installer's schema, which may be behind a reference."""
+    name = str(schema.get("$ref", "")).rpartition("/")[2]
+    found: Json = (schema["$defs"][name] if name else schema).get("properties", {})
+    return {key: each for key, each in found.items() if "default" in each}

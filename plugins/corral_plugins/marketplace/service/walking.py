@@ -1,0 +1,121 @@
+"""Walks the resources of a manifest: its texts, the tools, secrets and hosts that it uses, and its references."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import msgspec
+
+Json = dict[str, Any]
+TOOL_LISTS = ("enabled_tools", "required_tools", "allowed_tools")
+SCHEMAS = ("input_schema", "output_schema", "payload_schema", "schema")
+FETCHING_TOOLS = ("http.fetch", "http.request")
+ANY_HOST = "*"
+SECRET = re.compile(r"\{\{\s*secrets\.([A-Za-z_][A-Za-z0-9_]*)\s*\}\}")
+_URL = re.compile(r"https?://(?:[^/?#@]*@)?([^/?#:]*)", re.IGNORECASE)
+
+
+class Place(NamedTuple):
+    """A value and the JSON pointer to it."""
+
+    pointer: str
+    value: str
+
+
+class Uses(msgspec.Struct, frozen=True, kw_only=True):
+    """What the resources use, with the place of each use."""
+
+    tools: tuple[Place, ...]
+    secrets: tuple[Place, ...]
+    hosts: tuple[Place, ...]
+
+
+def texts(value: Any, pointer: str = "") -> Iterator[Place]:
+    """Yield every text in a value."""
+    if isinstance(value, str):
+        yield Place(pointer, value)
+    for name, item in _items(value):
+        yield from texts(item, f"{pointer}/{_escaped(name)}")
+
+
+def uses_of(resources: list[Json], pointer: str = "/resources") -> Uses:
+    """Return what the resources use."""
+    found: list[tuple[str, Place]] = []
+    for index, resource in enumerate(resources):
+        found += _uses(resource["spec"], f"{pointer}/{index}/spec")
+        found += [
+            ("secret", Place(place.pointer, name))
+            for place in texts(resource["spec"], f"{pointer}/{index}/spec")
+            for name in SECRET.findall(place.value)
+        ]
+    kinds = {kind: tuple(place for each, place in found if each == kind) for kind in ("tool", "secret", "host")}
+    return Uses(tools=kinds["tool"], secrets=kinds["secret"], hosts=kinds["host"])
+
+
+def references(value: Any, pointer: str = "") -> Iterator[Place]:
+    """Yield the key of each reference `{"$ref": "<key>"}` to a resource. Those of JSON Schemas begin with #."""
+    key = reference_key(value)
+    if key is not None:
+        yield Place(pointer, key)
+        return
+    for name, item in _items(value):
+        yield from references(item, f"{pointer}/{_escaped(name)}")
+
+
+def reference_key(value: Any) -> str | None:
+    """Return the key of a reference, or None if the value is not a reference."""
+    key = value.get("$ref") if isinstance(value, dict) and len(value) == 1 else None
+    return key if isinstance(key, str) and not key.startswith("#") else None
+
+
+def host_of(url: str) -> str | None:
+    """Return the host of a literal URL, `*` if it is computed at run time, or None if the text is not a URL."""
+    match = _URL.match(url)
+    if match is not None and "{{" not in match[1]:
+        return match[1].lower()
+    return ANY_HOST if "{{" in url else None
+
+
+def _uses(value: Any, pointer: str) -> Iterator[tuple[str, Place]]:
+    if isinstance(value, dict):
+        yield from _fetched_hosts(value, pointer)
+    for name, item in _items(value):
+        here = f"{pointer}/{_escaped(name)}"
+        if name in SCHEMAS:
+            continue
+        if name in TOOL_LISTS and isinstance(item, list):
+            yield from (("tool", Place(f"{here}/{n}", each)) for n, each in enumerate(item) if isinstance(each, str))
+        elif name == "tool_policy" and isinstance(item, dict):
+            yield from (("tool", Place(f"{here}/{_escaped(each)}", each)) for each in item)
+        elif name == "tool" and isinstance(item, str):
+            yield "tool", Place(here, item)
+        elif isinstance(name, str) and (name == "url" or name.endswith("_url")) and isinstance(item, str):
+            if (host := host_of(item)) is not None:
+                yield "host", Place(here, host)
+        else:
+            yield from _uses(item, here)
+
+
+def _fetched_hosts(spec: Json, pointer: str) -> Iterator[tuple[str, Place]]:
+    """Yield the hosts that an agent may reach with tools: those of its tool policy, or any host."""
+    policy, enabled = spec.get("tool_policy"), spec.get("enabled_tools")
+    for tool in FETCHING_TOOLS:
+        if isinstance(enabled, list) and tool in enabled:
+            rule = policy.get(tool) if isinstance(policy, dict) else None
+            config = rule.get("config") if isinstance(rule, dict) else None
+            hosts = config.get("hosts") if isinstance(config, dict) else None
+            for host in hosts if isinstance(hosts, list) else [ANY_HOST]:
+                yield "host", Place(f"{pointer}/enabled_tools", str(host))
+
+
+def _items(value: Any) -> Iterator[tuple[Any, Any]]:
+    if isinstance(value, dict):
+        yield from value.items()
+    elif isinstance(value, list):
+        yield from enumerate(value)
+
+
+def _escaped(name: Any) -> str:
+    return str(name).replace("~", "~0").replace("/", "~1")

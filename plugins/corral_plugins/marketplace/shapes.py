@@ -1,0 +1,394 @@
+"""The request and response bodies of the marketplace routes."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+from corral.http.page import PageQuery
+from corral.schema.fields import Id, Instant, line
+
+Json = dict[str, Any]
+Version = Annotated[str, Meta(max_length=40, pattern=r"^[0-9]+\.[0-9]+\.[0-9]+(?![\s\S])", examples=["1.0.0"])]
+Slug = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9-]{1,62}[a-z0-9](?![\s\S])", examples=["my-template"])]
+Category = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9-]{0,39}(?![\s\S])", examples=["general"])]
+SecretName = Annotated[str, Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,99}(?![\s\S])")]
+Parameters = Annotated[dict[str, Any], Meta(examples=[{}])]
+Severity = Literal["warning", "error", "critical"]
+Status = Literal["installed", "partly_removed", "removed"]
+OnConflict = Literal["rename", "fail", "skip"]
+Ids = Annotated[list[Id], Meta(max_length=50)]
+
+
+class ManifestBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A manifest. `GET /marketplace/schema` returns its schema, which describes all members and their types."""
+
+    schema: Any = UNSET
+    slug: Any = UNSET
+    name: Any = UNSET
+    version: Any = UNSET
+    category: Any = UNSET
+    tags: Any = UNSET
+    license: Any = UNSET
+    description: Any = UNSET
+    readme: Any = UNSET
+    author: Any = UNSET
+    requires: Any = UNSET
+    parameters: Any = UNSET
+    secrets: Any = UNSET
+    permissions: Any = UNSET
+    resources: Any = UNSET
+    changes: Any = UNSET
+    sha256: Any = UNSET
+
+    def data(self) -> Json:
+        """Return the members that were sent."""
+        return {name: value for name, value in msgspec.structs.asdict(self).items() if value is not UNSET}
+
+
+class TemplateQuery(PageQuery, kw_only=True):
+    """The filters of the list of templates. `search` matches text in names, descriptions, slugs and tags."""
+
+    category: list[Annotated[str, line(40)]] | UnsetType = UNSET
+    search: Annotated[str, line(200)] | UnsetType = UNSET
+    source: list[Annotated[str, line(100)]] | UnsetType = UNSET
+    tag: list[Annotated[str, line(64)]] | UnsetType = UNSET
+
+
+class VersionQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """The version to return. The default is the latest one."""
+
+    version: Version | UnsetType = UNSET
+
+
+class TemplateVersionsQuery(PageQuery, kw_only=True):
+    """Selects a page of the list of versions, newest first."""
+
+
+class Finding(msgspec.Struct, frozen=True, kw_only=True):
+    """Something in a template that a person should look at.
+
+    An `error` prevents an upload. Only admins can install a template with a `critical` finding.
+    """
+
+    severity: Severity
+    code: str
+    pointer: str
+    detail: str
+
+
+class TemplateProblem(msgspec.Struct, frozen=True, kw_only=True):
+    """A reason why a template cannot be installed. `pointer` is a place in the manifest."""
+
+    code: str
+    pointer: str
+    detail: str
+
+
+class TemplatePermissions(msgspec.Struct, kw_only=True):
+    """What the resources of a template may use at most. The egress `*` stands for any public host."""
+
+    tools: list[str]
+    secrets: list[str]
+    egress: list[str]
+
+
+class TemplateResource(msgspec.Struct, kw_only=True):
+    """A resource of a template."""
+
+    kind: str
+    key: str
+    title: str
+
+
+class TemplateView(msgspec.Struct, kw_only=True):
+    """A template.
+
+    `source` is `bundled`, `plugin:<name>`, `uploaded` or `remote`. A template that is not `installable` has `problems`.
+    `installations` is the number of its installations that are not removed.
+    """
+
+    id: str
+    slug: str
+    name: str
+    version: str
+    category: str
+    description: str
+    readme: str
+    author: Json | None
+    license: str | None
+    tags: list[str]
+    requires: Json
+    parameters: Json
+    secrets: list[Json]
+    permissions: TemplatePermissions
+    resources: list[TemplateResource]
+    sha256: str
+    source: str
+    findings: list[Finding]
+    installable: bool
+    problems: list[TemplateProblem]
+    installations: int
+
+
+class TemplateDetails(TemplateView, kw_only=True):
+    """A template with its manifest."""
+
+    manifest: Json
+
+
+class TemplateVersionView(msgspec.Struct, kw_only=True):
+    """A version of a template. `published_at` is null for templates that are part of a distribution."""
+
+    version: str
+    sha256: str
+    published_at: Instant | None
+    changes: str
+
+
+class CategoryView(msgspec.Struct, kw_only=True):
+    """A category and its number of templates."""
+
+    category: str
+    templates: int
+
+
+class CategoryList(msgspec.Struct, kw_only=True):
+    """All categories, sorted by name."""
+
+    items: list[CategoryView]
+
+
+class ManifestFault(msgspec.Struct, kw_only=True):
+    """A fault of a manifest."""
+
+    pointer: str
+    code: str
+    detail: str
+
+
+class ManifestValidation(msgspec.Struct, kw_only=True):
+    """The result of a check of a manifest. A manifest with an error among its findings is not valid."""
+
+    valid: bool
+    errors: list[ManifestFault]
+    findings: list[Finding]
+
+
+class InstallTemplate(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """The options of an installation.
+
+    `secrets_map` maps the names of secrets in the template to names in the vault. `on_conflict` tells what happens if
+    an object with the name of a resource exists: the new one gets another name, the installation fails, or the existing
+    object is used. With `dry_run`, nothing is created, and the response is the plan.
+    """
+
+    version: Version | UnsetType = UNSET
+    parameters: Parameters = {}
+    name_prefix: Annotated[str, line(40, 0)] = ""
+    secrets_map: Annotated[dict[SecretName, SecretName], Meta(max_length=50)] = {}
+    on_conflict: OnConflict = "rename"
+    dry_run: bool = False
+
+
+class MissingGrant(msgspec.Struct, kw_only=True):
+    """A secret that exists, and that an object of the installation may not use.
+
+    An admin adds `consumer` to the `allowed_consumers` of the secret. In a plan, it is null.
+    """
+
+    secret: str
+    kind: str
+    key: str
+    consumer: str | None
+
+
+class MissingParts(msgspec.Struct, kw_only=True):
+    """What an installation needs and did not find: secrets, tools that nobody offers, and grants of secrets."""
+
+    secrets: list[str] = []
+    tools: list[str] = []
+    grants: list[MissingGrant] = []
+
+
+class PlannedObject(msgspec.Struct, kw_only=True):
+    """An object that the installation would create, with its final name, or an existing object that it would use."""
+
+    kind: str
+    key: str
+    name: str
+    action: Literal["create", "reuse"]
+    renamed_from: str | None
+
+
+class ToolPlan(msgspec.Struct, kw_only=True):
+    """The tools that agents get, and those that the person who installs may not give to them."""
+
+    granted: list[str]
+    refused: list[str]
+
+
+class InstallationPlan(msgspec.Struct, kw_only=True):
+    """What an installation would create. Nothing was created.
+
+    `missing_plugins` lists plugins without which the installation fails.
+    """
+
+    slug: str
+    version: str
+    sha256: str
+    objects: list[PlannedObject]
+    permissions: TemplatePermissions
+    tools: ToolPlan
+    missing: MissingParts
+    missing_plugins: list[str]
+    findings: list[Finding]
+    warnings: list[str]
+
+
+class CreatedObject(msgspec.Struct, kw_only=True):
+    """An object of an installation.
+
+    `edited` means that a person changed it after the installation, or null in a list. A `reused` object existed before.
+    `state` is `present`, `removed` by the marketplace, or `deleted` by a person. `once` contains values that only the
+    response to the installation shows, such as the address of a webhook trigger.
+    """
+
+    kind: str
+    key: str
+    id: str
+    name: str
+    edited: bool
+    reused: bool
+    state: Literal["present", "removed", "deleted"]
+    once: dict[str, str] = {}
+
+
+class InstallationItem(msgspec.Struct, kw_only=True):
+    """An installation of a template. `version_available` is a later version, or null."""
+
+    id: str
+    template_id: str
+    slug: str
+    version: str
+    sha256: str
+    parameters: Json
+    name_prefix: str
+    missing: MissingParts
+    status: Status
+    installed_by: str | None
+    created_at: Instant
+    updated_at: Instant
+    version_available: str | None
+
+
+class InstallationView(InstallationItem, kw_only=True):
+    """An installation with its objects and their present state."""
+
+    created: list[CreatedObject]
+
+
+class NewInstallation(InstallationView, kw_only=True):
+    """A new installation."""
+
+    warnings: list[str]
+
+
+class InstallationQuery(PageQuery, kw_only=True):
+    """The filters of the list of installations."""
+
+    status: list[Status] | UnsetType = UNSET
+    template_id: list[Id] | UnsetType = UNSET
+
+
+class UpgradeInstallation(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """The options of an upgrade.
+
+    The default of `version` is the latest one. Parameters that are left out keep their values.
+    """
+
+    version: Version | UnsetType = UNSET
+    parameters: Parameters = {}
+    dry_run: bool = False
+
+
+class ChangedObject(msgspec.Struct, kw_only=True):
+    """An object and those of its fields that the upgrade changes, or keeps because a person edited them."""
+
+    kind: str
+    key: str
+    id: str
+    name: str
+    fields: list[str]
+
+
+class KeptObject(msgspec.Struct, kw_only=True):
+    """An object that stays, and the reason: `edited`, `running`, `in_use` or `reused`."""
+
+    kind: str
+    key: str
+    id: str
+    name: str
+    reason: str
+
+
+class ObjectRef(msgspec.Struct, kw_only=True):
+    """An object."""
+
+    kind: str
+    key: str
+    id: str
+    name: str
+
+
+class UpgradeResult(msgspec.Struct, kw_only=True):
+    """What an upgrade did, or would do. `kept_local` lists edited fields, which keep their local values."""
+
+    version: str
+    upgraded_from: str
+    updated: list[ChangedObject]
+    kept_local: list[ChangedObject]
+    created: list[ObjectRef]
+    removed: list[ObjectRef]
+    kept: list[KeptObject]
+
+
+class UninstallInstallation(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """The options of an uninstallation. `force` removes edited objects too, but none that is running or in use."""
+
+    dry_run: bool = False
+    force: bool = False
+
+
+class UninstallResult(msgspec.Struct, kw_only=True):
+    """What was removed, or would be, and what is kept with the reason."""
+
+    removed: list[ObjectRef]
+    kept: list[KeptObject]
+
+
+class ExportMeta(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """The description of the exported template."""
+
+    slug: Slug
+    name: Annotated[str, line(100)]
+    version: Version = "1.0.0"
+    category: Category = "general"
+    description: Annotated[str, line(1000)] | UnsetType = UNSET
+    readme: Annotated[str, Meta(max_length=65536)] = ""
+    tags: Annotated[list[Annotated[str, line(64)]], Meta(max_length=20)] = []
+    license: Annotated[str, line(100)] | UnsetType = UNSET
+    author: Annotated[str, line(100)] | UnsetType = UNSET
+    changes: Annotated[str, Meta(max_length=4000)] = ""
+
+
+class ExportTemplate(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """The objects to make a template of. At least one is needed."""
+
+    meta: Annotated[ExportMeta, Meta(examples=[{"slug": "my-team", "name": "My team"}])]
+    agent_ids: Ids = []
+    workflow_ids: Ids = []
+    trigger_ids: Ids = []
+    knowledge_ids: Ids = []

@@ -1,0 +1,133 @@
+"""Installs triggers from templates of the marketplace."""
+
+from __future__ import annotations
+
+import functools
+import operator
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from corral.auth.principal import Principal
+from corral.errors import Invalid
+from corral.http.answers import ANY_VERSION
+from corral.schema.conversion import convert
+from corral_plugins.marketplace.api import InstalledObject, Installer, ObjectUse
+from corral_plugins.triggers.models import LIVING, PENDING, Fire, Trigger
+from corral_plugins.triggers.service.checks import TriggerChecks
+from corral_plugins.triggers.service.management import TriggerManagement, new_ingress_secrets
+from corral_plugins.triggers.service.rows import find_readable_trigger
+from corral_plugins.triggers.settings import MIN_INTERVAL_SECONDS
+from corral_plugins.triggers.shapes import NewTrigger, TriggerPatch
+
+Json = dict[str, Any]
+COPIED = (
+    "name",
+    "description",
+    "type",
+    "config",
+    "action",
+    "overlap",
+    "catch_up",
+    "catch_up_window_seconds",
+    "max_fires_per_hour",
+)
+
+
+class TriggerTemplateInstaller:
+    """The installer of the kind `trigger`. The services are set after the boot."""
+
+    management: TriggerManagement | None
+    checks: TriggerChecks | None
+
+    def definition(self) -> Installer:
+        """Return the installer."""
+        return Installer(
+            kind="trigger",
+            title="Trigger",
+            schema=_schema(),
+            write="triggers.write",
+            read="triggers.read",
+            plan=self.plan,
+            existing=self.existing,
+            install=self.install,
+            fingerprint=self.fingerprint,
+            update=self.update,
+            users=self.users,
+            running=self.running,
+            remove=self.remove,
+            export=self.export,
+        )
+
+    def plan(self, spec: Json) -> None:
+        """Raise `Invalid` if the configuration, the filter or the action is not valid."""
+        assert self.checks is not None
+        new = convert(NewTrigger, {**spec, "enabled": False})
+        self.checks.check_config(new.type, new.config, zone="UTC", min_seconds=MIN_INTERVAL_SECONDS.default)
+        self.checks.check_filter(new.filter)
+        self.checks.check_action(new.action)
+
+    def existing(self, names: Sequence[str]) -> Mapping[str, str]:
+        """Return the ids of the triggers with these names."""
+        rows: Any = Trigger.select(Trigger.name, Trigger.id).where(LIVING & Trigger.name.in_(list(names))).tuples()
+        return {str(name): str(trigger_id) for name, trigger_id in rows}
+
+    def install(self, spec: Json, by: Principal) -> InstalledObject:
+        """Create a trigger that is disabled."""
+        new = convert(NewTrigger, {**spec, "enabled": False})
+        made = self._service().create(new, new_ingress_secrets(), by=by)
+        shown = {"ingress_url": made.ingress_url, "secret": made.secret}
+        return InstalledObject(id=made.id, once={name: value for name, value in shown.items() if value is not None})
+
+    def fingerprint(self, ids: Sequence[str]) -> Mapping[str, Json]:
+        """Return what the owner of a trigger may set, by id. Whether it is enabled does not count."""
+        return {row.id: _values(row) for row in Trigger.select().where(LIVING & Trigger.id.in_(list(ids)))}
+
+    def update(self, trigger_id: str, fields: Json, by: Principal) -> None:
+        """Change a trigger. The new values have been checked."""
+        if "type" in fields:
+            raise Invalid.at("/type", "not_allowed", "The type of a trigger cannot be changed.")
+        kept = {name: value for name, value in fields.items() if value is not None or name == "filter"}
+        self._service().update(trigger_id, convert(TriggerPatch, kept), ANY_VERSION, by=by)
+
+    def users(self, ids: Sequence[str]) -> Sequence[ObjectUse]:
+        """Return the triggers whose actions name objects with these ids."""
+        names = functools.reduce(operator.or_, [Trigger.action.contains(each) for each in ids])
+        return [
+            ObjectUse(id=row.id, name=row.name, uses=each)
+            for row in Trigger.select(Trigger.id, Trigger.name, Trigger.action).where(LIVING & names)
+            for text in (msgspec.json.encode(row.action).decode(),)
+            for each in ids
+            if each in text
+        ]
+
+    def running(self, ids: Sequence[str]) -> Sequence[str]:
+        """Return the ids of the triggers that have slots which are not decided."""
+        active = Fire.trigger_id.in_(list(ids)) & PENDING
+        rows: Any = Fire.select(Fire.trigger_id).where(active).distinct().tuples()
+        return [str(row[0]) for row in rows]
+
+    def remove(self, trigger_id: str, by: Principal) -> None:
+        """Delete a trigger."""
+        self._service().delete(trigger_id, ANY_VERSION, by=by)
+
+    def export(self, trigger_id: str, by: Principal) -> Json:
+        """Return what the owner of a trigger may set."""
+        return {name: value for name, value in _values(find_readable_trigger(trigger_id, by)).items() if value}
+
+    def _service(self) -> TriggerManagement:
+        assert self.management is not None
+        return self.management
+
+
+def _values(row: Trigger) -> Json:
+    return {**{name: getattr(row, name) for name in COPIED}, "filter": row.filter_expression}
+
+
+def _schema() -> Json:
+    """Return the schema of a new trigger. Triggers of templates are always created disabled."""
+    schema = msgspec.json.schema(NewTrigger)
+    fields: Json = schema["$defs"]["NewTrigger"]["properties"]
+    del fields["enabled"]
+    return schema

@@ -1,0 +1,148 @@
+"""Installs workflows from templates of the marketplace."""
+
+from __future__ import annotations
+
+import functools
+import operator
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from corral.auth.principal import Principal
+from corral.errors import Conflict
+from corral.http.answers import ANY_VERSION
+from corral.schema.conversion import convert
+from corral_plugins.marketplace.api import InstalledObject, Installer, ObjectUse
+from corral_plugins.workflows.models import LIVING, Run, Workflow, fetch_tuples
+from corral_plugins.workflows.service.definitions import WorkflowStore, find_readable_workflow, find_writable_workflow
+from corral_plugins.workflows.service.run_state import FINAL_RUN
+from corral_plugins.workflows.service.steps_input import DEFAULTS as STEP_DEFAULTS
+from corral_plugins.workflows.service.steps_input import stored_config, stored_steps
+from corral_plugins.workflows.service.validation import Definitions
+from corral_plugins.workflows.shapes import NewStep, NewWorkflow, WorkflowConfig
+
+Json = dict[str, Any]
+COPIED = ("name", "description", "tags")
+
+
+class WorkflowTemplateInstaller:
+    """The installer of the kind `workflow`. The services are set after the boot."""
+
+    store: WorkflowStore | None
+    definitions: Definitions | None
+
+    def definition(self) -> Installer:
+        """Return the installer."""
+        return Installer(
+            kind="workflow",
+            title="Workflow",
+            schema=_schema(),
+            write="workflows.write",
+            read="workflows.read",
+            plan=self.plan,
+            existing=self.existing,
+            install=self.install,
+            fingerprint=self.fingerprint,
+            update=self.update,
+            users=self.users,
+            running=self.running,
+            remove=self.remove,
+            export=self.export,
+            name_length=200,
+        )
+
+    def plan(self, spec: Json) -> None:
+        """Raise `Invalid` if the definition is not valid."""
+        assert self.definitions is not None
+        new = convert(NewWorkflow, spec)
+        self.definitions.check(stored_steps(new.steps), stored_config(new.config))
+
+    def existing(self, names: Sequence[str]) -> Mapping[str, str]:
+        """Return the ids of the workflows with these names."""
+        rows = fetch_tuples(Workflow.select(Workflow.name, Workflow.id).where(LIVING & Workflow.name.in_(list(names))))
+        return dict(rows)
+
+    def install(self, spec: Json, by: Principal) -> InstalledObject:
+        """Create a draft, which only people run."""
+        new = convert(NewWorkflow, spec)
+        values = {name: getattr(new, name) for name in COPIED}
+        values |= {"is_template": False, "status": "draft"}
+        values |= {"config": stored_config(new.config), "steps": stored_steps(new.steps)}
+        return InstalledObject(id=self._store().insert(values, by=by).id)
+
+    def fingerprint(self, ids: Sequence[str]) -> Mapping[str, Json]:
+        """Return the definitions by id. The configuration and the steps are one value, since each needs the other."""
+        return {row.id: _fingerprint(row) for row in Workflow.select().where(LIVING & Workflow.id.in_(list(ids)))}
+
+    def update(self, workflow_id: str, fields: Json, by: Principal) -> None:
+        """Change a workflow. The new definition has been checked."""
+        changes = {name: value for name, value in fields.items() if name in COPIED}
+        if "config" in fields:
+            changes["config"] = stored_config(convert(WorkflowConfig, fields["config"] or {}))
+        if "steps" in fields:
+            changes["steps"] = stored_steps(convert(list[NewStep], fields["steps"] or []))
+        row = find_writable_workflow(workflow_id, by)
+        if self._store().update(row, changes, by=by) is None:
+            raise Conflict("The workflow was changed at the same time; repeat.", current_status=row.status)
+
+    def users(self, ids: Sequence[str]) -> Sequence[ObjectUse]:
+        """Return the workflows whose steps name agents or workflows with these ids."""
+        names = functools.reduce(operator.or_, [Workflow.steps.contains(each) for each in ids])
+        return [
+            ObjectUse(id=row.id, name=row.name, uses=each)
+            for row in Workflow.select(Workflow.id, Workflow.name, Workflow.steps).where(LIVING & names)
+            for text in (msgspec.json.encode(row.steps).decode(),)
+            for each in ids
+            if each in text
+        ]
+
+    def running(self, ids: Sequence[str]) -> Sequence[str]:
+        """Return the ids of the workflows with runs that have not ended."""
+        active = Run.workflow_id.in_(list(ids)) & Run.status.not_in(FINAL_RUN)
+        return [row[0] for row in fetch_tuples(Run.select(Run.workflow_id).where(active).distinct())]
+
+    def remove(self, workflow_id: str, by: Principal) -> None:
+        """Delete a workflow."""
+        self._store().delete(workflow_id, ANY_VERSION, force=False, by=by)
+
+    def export(self, workflow_id: str, by: Principal) -> Json:
+        """Return the definition of a workflow."""
+        row = find_readable_workflow(workflow_id, by)
+        return {name: value for name, value in _values(row).items() if name == "name" or value}
+
+    def _store(self) -> WorkflowStore:
+        assert self.store is not None
+        return self.store
+
+
+def _fingerprint(row: Workflow) -> Json:
+    values = _values(row)
+    definition = {"config": values["config"], "steps": values["steps"]}
+    return {**values, "config": definition, "steps": definition}
+
+
+def _values(row: Workflow) -> Json:
+    values = {name: getattr(row, name) for name in COPIED}
+    return {**values, "config": row.config, "steps": [_step_values(step) for step in row.steps]}
+
+
+def _step_values(step: Json) -> Json:
+    """Return a stored step in the form of a request, without its id and without defaults."""
+    kept = {name: value for name, value in step.items() if name != "id" and STEP_DEFAULTS.get(name, "") != value}
+    config = dict(step["config"])
+    if isinstance(config.get("body"), list):
+        config["body"] = [_step_values(each) for each in config["body"]]
+    if isinstance(config.get("branches"), list):
+        config["branches"] = [
+            {**branch, "steps": [_step_values(each) for each in branch["steps"]]} for branch in config["branches"]
+        ]
+    return {**kept, **({"config": config} if config else {})}
+
+
+def _schema() -> Json:
+    """Return the schema of a new workflow. Drafts of templates are neither templates nor active."""
+    schema = msgspec.json.schema(NewWorkflow)
+    fields: Json = schema["$defs"]["NewWorkflow"]["properties"]
+    del fields["is_template"], fields["status"]
+    return schema
