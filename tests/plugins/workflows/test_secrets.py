@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +12,9 @@ from tests.plugins.tools.receiver import receiver
 from tests.plugins.workflows.conftest import PLUGINS, World, step, steps_of
 
 from corral.events.log import EventRow
+from corral_plugins.workflows.api import StepFailure
 from corral_plugins.workflows.models import Run, StepRun, WorkflowVersion
+from corral_plugins.workflows.service.steps import HttpSteps
 
 VALUE = "tok-5e6f7a8b9c0d-of-the-shop"
 
@@ -52,11 +55,15 @@ async def test_the_value_reaches_the_receiver_and_is_kept_nowhere(
         refused = await world.until(await world.start(workflow_id, {"n": 7}))
         assert (refused["status"], refused["error"]["type"]) == ("failed", "forbidden")
         assert len(shop.seen) == 1
-        hidden = {**config, "url": f"http://{{{{ secrets.SHOP }}}}.example:{shop.port}/echo"}
-        moving = await world.workflow(step("call", "http", hidden))
-        free = {"allowed_consumers": [f"workflow:{moving}"], "allowed_hosts": []}
-        await world.ok("PUT", f"/secrets/{made['id']}", free, by=world.admin)
-        refused = await world.until(await world.start(moving, {"n": 7}))
-        assert (refused["status"], refused["error"]["type"]) == ("failed", "invalid_request")
-        assert VALUE not in str(refused)
-        assert len(shop.seen) == 1
+
+
+async def test_secrets_are_not_sent_to_another_host_than_that_for_which_they_were_released() -> None:
+    given = {"method": "GET", "url": "http://one.example/"}
+
+    async def with_secrets(host: str) -> dict[str, str]:
+        assert host == "one.example"
+        return {**given, "url": "http://two.example/"}  # an expression with now() may give another host this time
+
+    context: Any = SimpleNamespace(config=given, with_secrets=with_secrets, idempotency_key="key")
+    with pytest.raises(StepFailure, match="depend neither on a secret nor on the time"):
+        await HttpSteps().execute(context)
