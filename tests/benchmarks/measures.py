@@ -93,7 +93,7 @@ def p5(bench: Bench) -> Figure:
 
 def p8(bench: Bench) -> Figure:
     """Claims in a large table to those in a small one."""
-    few, many = bench.product("tiny", TINY), bench.product("large", _large(bench))
+    few, many = bench.product("tiny", TINY), _large(bench)
     found = _claims(bench, many, few)
     return Figure(
         name="P8", title="claims/s, 1e6 rows to 1e3", value=found["ratio"], target=0.8, unit="x", details=found
@@ -171,7 +171,7 @@ def p14(bench: Bench) -> Figure:
 
 def p15(bench: Bench) -> Figure:
     """What a hundred times as many tasks change; the least of the ratios counts."""
-    small, large = _small(bench), bench.product("large", _large(bench))
+    small, large = _small(bench), _large(bench)
     found: dict[str, Any] = {}
     for name, make in _READS.items():
         sides: Iterator[Side] = ((each.server, make(each), (200,)) for each in (large, small))
@@ -208,8 +208,8 @@ _READS: dict[str, Callable[[Product], list[bytes]]] = {
 }
 
 
-def _large(bench: Bench) -> int:
-    return 8_000 if bench.short else LARGE
+def _large(bench: Bench) -> Product:
+    return bench.main if bench.short else bench.product("large", LARGE)
 
 
 def _small(bench: Bench) -> Product:

@@ -34,15 +34,15 @@ CHUNK = 20_000
 class Seeds:
     """`make(size)` gives a new folder with `size` tasks, 5 % of them (at least 1,000) pending, the others completed."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, *, forks: bool) -> None:
+        self._folder, self._forks = folder, forks
         self._made = 0
 
     def make(self, size: int) -> Path:
         """A folder for `servers.corral`; without tasks when `size` is 0."""
         empty = self._folder / "empty"
         if not empty.exists():
-            with corral(empty) as server:
+            with corral(empty, forks=self._forks) as server:
                 server.must("POST", "/api/v1/tasks", PATTERN, sign_in(server))
         self._made += 1
         target = Path(shutil.copytree(empty, self._folder / f"{self._made}-{size}"))

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from tests.kernel.cli.warm import warm
 
 from corral.testing.server import free_port
 
@@ -31,7 +32,7 @@ class Broken(Exception):
 
 
 class Server:
-    """A process that serves on `port`."""
+    """A process that serves on `port`. With `forks`, it is a fork of a process that has imported Corral."""
 
     def __init__(
         self,
@@ -42,10 +43,17 @@ class Server:
         log: Path | None = None,
         cwd: Path | None = None,
         core: int = SERVER_CORE,
+        forks: bool = False,
     ) -> None:
         self.port = port
         self.log = log
         self.began = time.perf_counter()
+        if forks:
+            assert log is not None
+            inherited = {**os.environ, **(environ or {})}
+            self.process: Any = warm().start(command[3:], cwd=cwd or Path.cwd(), environ=inherited, log=log)
+            os.sched_setaffinity(self.process.pid, {core})
+            return
         with open(log or os.devnull, "wb") as output:
             self.process = subprocess.Popen(
                 command,
@@ -205,7 +213,7 @@ def _reference(script: str, *arguments: str) -> Iterator[Server]:
         server.stop()
 
 
-def start_corral(folder: Path, *options: str, environ: Mapping[str, str] | None = None) -> Server:
+def start_corral(folder: Path, *options: str, environ: Mapping[str, str] | None = None, forks: bool = False) -> Server:
     """`corral serve` on the data folder `folder/data`, with `folder/corral.toml` if there is one. Not waited for."""
     port = free_port()
     folder.mkdir(parents=True, exist_ok=True)
@@ -222,13 +230,13 @@ def start_corral(folder: Path, *options: str, environ: Mapping[str, str] | None 
         "CORRAL_REGISTRATION": "open",
         **(environ or {}),
     }
-    return Server(command, port, environ=settings, log=folder / "serve.log")
+    return Server(command, port, environ=settings, log=folder / "serve.log", forks=forks)
 
 
 @contextlib.contextmanager
-def corral(folder: Path, *options: str) -> Iterator[Server]:
+def corral(folder: Path, *options: str, forks: bool = False) -> Iterator[Server]:
     """`start_corral`, ready, and stopped at the end; without the embedded worker, which would do the tasks created."""
-    server = start_corral(folder, "--no-embedded-worker", *options)
+    server = start_corral(folder, "--no-embedded-worker", *options, forks=forks)
     try:
         server.wait_for("/health/ready")
         yield server

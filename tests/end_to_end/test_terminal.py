@@ -189,6 +189,9 @@ def test_signing_in_with_a_second_factor(terminal: Terminal, tmp_path: Path) -> 
     )
     wrong = terminal.run(*arguments, stdin="000000\n", environ=elsewhere)
     assert (wrong.returncode, "code" in wrong.stderr) == (1, True), wrong
+    none = terminal.run(*arguments, environ=elsewhere)
+    assert none.returncode == 1
+    assert "pass a one-time code or a recovery code on standard input" in none.stderr
     assert "Signed in" in terminal(*arguments, stdin=f"{codes[0]}\n", **elsewhere)
     assert terminal("whoami", **elsewhere).count("second factor: on") == 1
 

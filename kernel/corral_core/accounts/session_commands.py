@@ -138,12 +138,22 @@ def _sign_in(client: ApiClient, email: str | None, password_file: Path | None) -
     except ApiClientError as error:
         raise ApiClientError(f"{client.url}: {error}", error.status, error.problem) from None
     if answer.get("mfa_required"):
-        proof = click.prompt("One-time code or recovery code", err=True).strip()
+        proof = _ask_for_code()
         kind = "code" if CODE.fullmatch(proof) else "recovery_code"
         answer = client.post("/auth/mfa/challenge", {"mfa_token": answer["mfa_token"], kind: proof})
     if answer["user"]["must_change_password"]:
         answer = _change_password(client, answer, password)
     return session_of(client.url, answer)
+
+
+def _ask_for_code() -> str:
+    try:
+        return str(click.prompt("One-time code or recovery code", err=True)).strip()
+    except click.Abort:
+        if sys.stdin.isatty():
+            raise
+        told = "the account has a second factor; pass a one-time code or a recovery code on standard input"
+        raise ApiClientError(told) from None
 
 
 def _change_password(client: ApiClient, answer: Any, password: str) -> Any:

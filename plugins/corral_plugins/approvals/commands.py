@@ -86,6 +86,7 @@ def show_approval(client: ApiClient, *, approval: str, as_json: bool) -> None:
         "task": found["task_id"],
         "workflow run": found["run_id"],
         "approvals": f"{found['approvals']} of {found['required']}",
+        "approvers": _approvers(found["approvers"]),
         "you may decide": "yes" if found["can_decide"] else None,
         "expires": found["expires_at"],
         "decisions": "\n".join(map(_decision_text, found["decisions"])),
@@ -241,6 +242,11 @@ class RequesterNames:
             if error.status not in (403, 404):
                 raise
             return None
+
+
+def _approvers(approvers: Any) -> str:
+    """Return who may decide: each role in the plural, and the ids of users."""
+    return ", ".join([*(f"{role}s" for role in approvers["roles"]), *(f"user {each}" for each in approvers["users"])])
 
 
 def _decision_text(decision: Any) -> str:

@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 import click
 
-from corral.cli.api_client import ApiClient
+from corral.cli.api_client import ApiClient, ApiClientError
 from corral.cli.output import print_fields, print_table
 from corral.cli.request_body import body_option, field_option, read_body
 from corral.cli.server_connection import client_command
@@ -79,7 +79,13 @@ def show_breaker(client: ApiClient, *, name: str, as_json: bool) -> None:
     print_fields(found, shown, as_json=as_json)
     if not as_json and found["transitions"]:
         click.echo()
-        print_table(found["transitions"], ("at", "from", "to", "reason", "by"), as_json=False)
+        names: dict[str, str] = {}
+        print_table(
+            found["transitions"],
+            ("at", "from", "to", "reason", "by"),
+            as_json=False,
+            computed={"by": lambda transition: _actor_name(client, transition["by"], names)},
+        )
 
 
 @circuit_breakers_command_group.command("set")
@@ -125,6 +131,20 @@ _UNITS = {"count": "calls", "time": "seconds"}
 
 def _path(name: str) -> str:
     return f"{BREAKERS}/{quote(name, safe=':')}"
+
+
+def _actor_name(client: ApiClient, actor_id: str | None, names: dict[str, str]) -> str:
+    """Return the address of the user who caused a transition, the id of a deleted user, or `corral`."""
+    if actor_id is None:
+        return "corral"
+    if actor_id not in names:
+        try:
+            names[actor_id] = str(client.get(f"/admin/users/{actor_id}")["email"])
+        except ApiClientError as error:
+            if error.status not in (403, 404):
+                raise
+            names[actor_id] = actor_id
+    return names[actor_id]
 
 
 def _looking_for(client: ApiClient, name: str) -> AbstractContextManager[None]:

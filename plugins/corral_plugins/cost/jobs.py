@@ -65,9 +65,9 @@ async def begin_period(work: Work, upkeep: BudgetUpkeep) -> None:
     await work(upkeep.resume_agents, entry=entry)
 
 
-def cancel_running(agent_id: str | None, upkeep: BudgetUpkeep) -> None:
+def cancel_running(agent_id: str | None, upkeep: BudgetUpkeep, after: str = "") -> None:
     """Cancel the attempts that hold reservations, of one agent or of all, because the budget is exceeded."""
-    upkeep.cancel_running(agent_id)
+    upkeep.cancel_running(agent_id, after)
 
 
 async def delete_expired_events(work: Work, settings: Settings) -> None:

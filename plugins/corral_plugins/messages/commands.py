@@ -13,6 +13,7 @@ from corral.cli.server_connection import client_command, complete_names
 
 STATUSES = ("sent", "delivered", "read", "acked", "expired")
 TYPES = ("info", "request", "reply", "handoff", "alert")
+HEAD_LENGTH = 40  # characters of a message without a subject that lists show
 COLUMNS = ("created_at", "sender", "recipient", "type", "status", "subject", "id")
 WARNINGS = {
     "recipient_offline": "the agent is not started; it receives the message when it takes its next task",
@@ -64,6 +65,7 @@ def list_messages(
         computed={
             "sender": lambda message: message["sender_name"],
             "recipient": lambda message: _recipient(client, message, names),
+            "subject": lambda message: message["subject"] or _head(message["body"]),
         },
     )
 
@@ -153,6 +155,12 @@ def acknowledge_message(
 
 def _find_agent(client: ApiClient, name: str) -> str:
     return str(client.find("/agents", name, kind="agent")["id"])
+
+
+def _head(body: str) -> str:
+    """Return the beginning of a text in one line."""
+    line = " ".join(body.split())
+    return line if len(line) <= HEAD_LENGTH else f"{line[: HEAD_LENGTH - 1]}…"
 
 
 def _recipient(client: ApiClient, message: Any, names: dict[str, str]) -> str:

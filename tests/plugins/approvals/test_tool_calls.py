@@ -99,6 +99,19 @@ async def test_a_decision_before_the_task_waits_is_not_lost(desk: Desk) -> None:
     assert resume["tool_results"][0]["result"] == {"said": "hello"}
 
 
+async def test_an_interrupted_call_that_needs_an_approval_now_does_not_run_again(desk: Desk) -> None:
+    desk.bench.gate.set()
+    run = await desk.run("test.*")
+    assert (await run.say("test.again", call_id="c")).status == 200
+    changed = await desk.member.patch(f"/agents/{run.claim['agent']['id']}", {"tool_policy": {"test.again": "ask"}})
+    assert changed.status == 200, changed
+    dead = {"status": "running", "result": None, "finished_at": None, "alive_until": clock.now(-60)}
+    await desk.kit.work(lambda: ToolCallRow.update(dead).where(ToolCallRow.task_id == run.task_id).execute())
+    again = await run.say("test.again", call_id="c")
+    assert (again.status, again.json()["reason"]) == (403, "policy")
+    assert len(desk.bench.runs) == 1
+
+
 async def test_the_decision_is_taken_again_before_the_call_runs(desk: Desk) -> None:
     run, approval = await desk.held()
     demoted = await desk.admin.patch(f"/admin/users/{desk.member.user['id']}", {"role": "viewer"})

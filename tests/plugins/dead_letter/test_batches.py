@@ -79,6 +79,17 @@ async def test_dead_letter_4_100_letters_at_5_a_second_take_20_seconds(morgue: M
     assert (await morgue.admin.post("/dead-letter/retry-all", {})).status == 202
 
 
+async def test_a_delayed_batch_makes_up_for_it_in_small_units(morgue: Morgue, frozen: Frozen) -> None:
+    await fill(morgue, 30)
+    batch = await start(morgue, rate_per_second=50)
+    frozen.seconds += 60
+    await morgue.kit.run_jobs()
+    assert (await read(morgue, batch))["requeued"] == 10
+    await frozen.pass_seconds(morgue, 1)
+    found = await read(morgue, batch)
+    assert (found["status"], found["requeued"]) == ("done", 30)
+
+
 async def test_a_batch_takes_what_was_open_when_it_started(morgue: Morgue, frozen: Frozen) -> None:
     tasks = await fill(morgue, 4)
     first, second, third, _ = reversed(await morgue.letters())

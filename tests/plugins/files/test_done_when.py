@@ -238,7 +238,7 @@ def test_files_5_a_killed_upload_is_whole_or_absent(
     environ = {}
     if store == "s3":
         environ = {"CORRAL_STORAGE_URL": request.getfixturevalue("s3_server").bucket(), **CREDENTIALS}
-    kills, source = 100 if long_form else 8, random.Random(5)
+    kills, source = 100 if long_form else 3, random.Random(5)
     product = ServerProcess(tmp_path, environ=environ)
     content = source.randbytes(12 * MIB)  # more than one part of an object
     sent = multipart(content, "big.bin", None)

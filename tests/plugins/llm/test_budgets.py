@@ -17,6 +17,7 @@ from tests.plugins.workflows import conftest as workflows
 from corral import clock
 from corral.testing.kit import Answer, Client
 from corral_plugins.cost.models import BudgetCounter, CostEvent, Reservation
+from corral_plugins.cost.service import budget_upkeep
 
 PRICE = {"provider": "up", "model": "*", "input_usd": 0, "output_usd": 1000}
 
@@ -266,6 +267,20 @@ async def test_finish_running_lets_a_run_use_what_it_reserved(world: World) -> N
     assert (again["task"]["id"], again["resume"]["checkpoint"]["state"]) == (task, {"kept": True})
 
 
+async def test_cancel_running_goes_on_after_runs_that_are_ending_already(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(budget_upkeep, "CANCEL_BATCH", 1)
+    await budget(world, monthly_limit=0.11, on_exceeded="cancel_running")
+    tasks = [await world.task() for _ in range(2)]
+    leases = {lease.task_id: lease for lease in [await world.worker.run() for _ in tasks]}
+    assert (await world.member.post(f"/tasks/{min(tasks)}/cancel", {})).status < 300
+    await report(leases[max(tasks)], 0.2, "much")
+    await settle_down(world)
+    states = [(task["status"], task["cancel_kind"]) for task in [await world.read(task_id) for task_id in tasks]]
+    assert states == [("cancelling", "user"), ("cancelling", "budget")]
+
+
 async def test_cancel_running_cancels_the_runs_that_spend(world: World) -> None:
     await budget(world, monthly_limit=0.11, on_exceeded="cancel_running")
     free_agent = await world.agent("free", llm_provider="scripted", llm_model="echo")
@@ -460,6 +475,18 @@ async def test_the_refused_call_and_the_remedy_are_told_in_figures(world: World)
     events = (await world.member.get(f"/tasks/{task}/events")).json()["items"]
     assert [reason for each in events if (reason := each["data"].get("reason")) is not None] == [why]
     assert (await world.read(task))["error"] is None
+
+
+async def test_a_task_with_other_instructions_does_not_wait_for_the_refused_call(world: World) -> None:
+    task = await world.task()
+    await budget(world, monthly_limit=0.05)
+    await refused_run(world)
+    await world.pass_time(6)
+    await world.heartbeat()
+    assert (await world.member.patch(f"/tasks/{task}", {"title": "the same"})).status == 200
+    assert await unmet(world, task) == ["budget_global"]
+    assert (await world.member.patch(f"/tasks/{task}", {"instructions": "less"})).status == 200
+    assert (await claim(world))["reason"] == "ok"
 
 
 async def test_another_model_of_the_agent_does_not_wait_for_the_refused_call(world: World) -> None:

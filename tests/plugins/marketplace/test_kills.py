@@ -22,13 +22,14 @@ KINDS = {"agent": 2, "workflow": 1, "trigger": 1}
 """What an installation of `incident-triage` creates."""
 
 
-def _installing(server: ServerProcess, headers: Any) -> None:
+def _installing(server: ServerProcess, headers: Any, done: threading.Event) -> None:
     with (
         contextlib.suppress(httpx2.HTTPError),
         httpx2.Client(base_url=f"{server.address}/api/v1", headers=headers, trust_env=False) as client,
     ):
         while True:
-            client.post("/marketplace/templates/incident-triage/install", json={})
+            if client.post("/marketplace/templates/incident-triage/install", json={}).status_code == 201:
+                done.set()
 
 
 def test_marketplace_2_a_kill_leaves_each_installation_whole_or_absent(
@@ -43,10 +44,12 @@ def test_marketplace_2_a_kill_leaves_each_installation_whole_or_absent(
         key = admin.post("/security/api-keys", json={"name": "test", "scopes": ["*"]}).raise_for_status().json()["key"]
         headers = {"Authorization": f"Bearer {key}"}
         for _ in range(kills):
-            threads = [threading.Thread(target=_installing, args=(server, headers)) for _ in range(3)]
+            done = threading.Event()
+            threads = [threading.Thread(target=_installing, args=(server, headers, done)) for _ in range(3)]
             for thread in threads:
                 thread.start()
-            time.sleep(random.uniform(0.05, 0.4))
+            assert done.wait(30)
+            time.sleep(random.uniform(0, 0.2))
             server.kill()
             for thread in threads:
                 thread.join()

@@ -189,6 +189,19 @@ async def test_what_runs_or_is_used_stays(market: Market) -> None:
     assert (await market.ok("GET", path))["status"] == "removed"
 
 
+async def test_the_agent_of_an_edited_workflow_stays(market: Market) -> None:
+    await market.upload()
+    made = await market.install()
+    found, path = objects(made), f"/marketplace/installations/{made['id']}"
+    await market.ok("PATCH", f"/workflows/{found['main']['id']}", {"description": "Mine."})
+    result = await market.ok("POST", f"{path}/uninstall", {})
+    assert {each["key"]: each["reason"] for each in result["kept"]} == {"main": "edited", "sorter": "in_use"}
+    await market.ok("DELETE", f"/workflows/{found['main']['id']}")
+    assert [each["key"] for each in (await market.ok("POST", f"{path}/uninstall", {}))["removed"]] == ["sorter"]
+    shown = await market.ok("GET", path)
+    assert (shown["status"], objects(shown)["main"]["state"]) == ("removed", "removed")
+
+
 async def test_an_upgrade_creates_changes_and_removes(market: Market) -> None:
     await market.upload()
     made = await market.install(parameters={"focus": "bills"})

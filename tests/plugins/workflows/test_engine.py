@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 from tests.plugins.workflows.conftest import World, statuses, step, steps_of, transform
+
+from corral.database.unit import current
+from corral_plugins.workflows.service.event_waits import _waiting_steps
 
 
 async def test_a_run_computes_its_output(world: World) -> None:
@@ -48,3 +52,16 @@ async def test_a_loop_and_parallel_branches(world: World) -> None:
     assert run["status"] == "completed", run
     assert steps_of(run)["each"]["output"] == {"results": [2, 4, 6], "errors": []}
     assert run["output"] == {"both": {"a": 2, "b": 3}}
+
+
+@pytest.mark.one_engine
+async def test_the_look_for_awaited_events_reads_only_steps_that_wait_for_one(world: World) -> None:
+    def plan() -> list[str]:
+        connection, statements = current().connection, []
+        connection.set_trace_callback(statements.append)
+        assert _waiting_steps(("", "")) == []
+        connection.set_trace_callback(None)
+        return [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {statements[-1]}")]
+
+    (detail,) = await world.kit.work(plan)
+    assert "workflows_step_runs_events" in detail

@@ -73,7 +73,8 @@ class Eligibility:
         if missing := sorted(_needs_of(row) - by.permissions):
             raise Forbidden(f"Only people who hold the permission {missing[0]} may decide about this tool.")
         if self._is_own(row, by.user_id):
-            raise Forbidden("Another person must decide this request.", code="self_approval")
+            detail = "You asked for this, or it is work for you; another admin or approver must decide it."
+            raise Forbidden(detail, code="self_approval")
         needs_proof = is_weighty(row) and self._settings.get(REQUIRE_MFA_FOR_HIGH)
         if needs_proof and not by.has_stepped_up:
             detail = "Confirm your password or a one-time code with corral api POST /auth/reauth first."

@@ -27,6 +27,8 @@ GRACE_SECONDS = 5
 """The time after the end of a lease at which the reservation of its attempt is released."""
 PAUSE_REASON = "budget"
 EXCEEDED = "The budget is used up."
+CANCEL_BATCH = 20
+"""The number of attempts that one transaction cancels, so that it stays short."""
 
 
 class BudgetUpkeep:
@@ -86,17 +88,23 @@ class BudgetUpkeep:
             if agent_id not in budgets or not budgets[agent_id].is_exceeded:
                 self.agents.resume_paused(agent_id, PAUSE_REASON)
 
-    def cancel_running(self, agent_id: str | None) -> None:
-        """Cancel the attempts that hold reservations. A batch that is full is followed by another job."""
+    def cancel_running(self, agent_id: str | None, after: str) -> None:
+        """Cancel the attempts that hold reservations, of tasks whose id is greater than `after`.
+
+        A batch that is full is followed by another job.
+        """
         if self.tasks is None:
             return
-        held = Reservation.select(Reservation.task_id, Reservation.lease_id).where(Reservation.lease_id.is_null(False))
+        held = Reservation.select(Reservation.task_id, Reservation.lease_id).where(
+            Reservation.lease_id.is_null(False) & (Reservation.task_id > after)
+        )
         if agent_id is not None:
             held = held.where(Reservation.agent_id == agent_id)
-        leases: Any = held.order_by(Reservation.task_id).limit(BATCH_ROWS).tuples()
-        stopped = [self.tasks.stop_run(*lease, kind="budget", reason=EXCEEDED) for lease in leases]
-        if len(stopped) == BATCH_ROWS and any(stopped):
-            enqueue(CANCEL_JOB, agent_id=agent_id)
+        leases: Any = list(held.order_by(Reservation.task_id).limit(CANCEL_BATCH).tuples())
+        for task_id, lease_id in leases:
+            self.tasks.stop_run(task_id, lease_id, kind="budget", reason=EXCEEDED)
+        if len(leases) == CANCEL_BATCH:
+            enqueue(CANCEL_JOB, agent_id=agent_id, after=leases[-1][0])
 
     # -- reconciliation
 

@@ -28,6 +28,8 @@ MAX_FAILURES = 20
 """A batch is cancelled when so many of its tasks in a row failed again."""
 RECENT = 200
 MAX_SKIPPED = 1000
+MAX_LETTERS = 10
+"""The maximum number of letters that one step retries, so that its transaction stays short."""
 MAX_DELAY_SECONDS = 2.0
 """A batch that was delayed, for example by a restart, makes up for at most this time; the rate stays bearable."""
 SWITCH_SECONDS = 1.0
@@ -104,7 +106,7 @@ class DeadLetterBatches:
     def _retry_due(self, row: Batch) -> None:
         now = clock.time_s()
         since = max(clock.parse_instant(row.next_at), now - MAX_DELAY_SECONDS)
-        wanted = min(math.floor((now - since) * row.rate) + 1, row.matched - row.handled)
+        wanted = min(math.floor((now - since) * row.rate) + 1, row.matched - row.handled, MAX_LETTERS)
         letters = self._next_letters(row, wanted) if wanted > 0 else []
         if not letters:
             self._end(row, "done")

@@ -52,7 +52,7 @@ def status_command(client: ApiClient, *, as_json: bool) -> None:
         "budget": _budget(budget),
         "circuit breakers": _open_breakers(breakers),
         "workers": f"{fleet['online']} online, {fleet['active_leases']} of {fleet['capacity']} slots in use",
-        "queue": f"{fleet['queue_depth']} tasks",
+        "queue": f"{fleet['queue_depth']} task{'' if fleet['queue_depth'] == 1 else 's'}",
     }
     print_fields(report, shown, as_json=False)
     for name, check in checked.get("checks", {}).items():

@@ -114,6 +114,8 @@ class OwnerActions:
         changes = {name: _CONVERTED[name](value) if name in _CONVERTED else value for name, value in given.items()}
         if "deadline" in changes:
             changes["deadline_key"] = changes.pop("deadline") or NO_DEADLINE
+        if given.keys() & {"description", "input", "instructions"}:
+            changes["budget_shortages"] = {}  # another conversation may need less
         warnings = self._queue_changes(row, changes)
         if changes.keys() & {"retry_policy", "agent_id"}:
             changes["max_attempts"] = self._max_attempts(row, changes)

@@ -117,7 +117,7 @@ class AgentModels:
             )
         forced = self.breakers.find_forced(name) if self.breakers is not None else None
         who = self._name_of(None if forced is None else forced.by)
-        reason = f" Reason: {forced.reason}" if forced is not None and forced.reason else ""
+        reason = f" Reason: {forced.reason.rstrip('.')}." if forced is not None and forced.reason else ""
         return ModelBlock(
             name,
             f"{who} has forced the circuit breaker {name} open, so it rejects calls to {model.name} until an admin "

@@ -325,12 +325,12 @@ class ToolCalls:
         """Run an interrupted call again, under the current lease.
 
         First decide again whether the call is allowed, because permissions may have changed. Raise `Forbidden` if the
-        call is now denied.
+        call is now denied or needs an approval; the agent can make it again under a new id, and people are asked then.
         """
         tool, subject, verdict = self._decide_call(request, run)
         if verdict.is_temporary:
             return CallInProgress()
-        if verdict.decision == "denied" or tool is None:
+        if verdict.decision != "allowed" or tool is None:
             reason = verdict.reason or "policy"
             raise Forbidden(SENTENCES[reason], code="tools.denied", reason=reason)
         return self._start_call(request, run, tool, subject, row)

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
+import peewee
 
 from corral.auth.principal import Principal
 from corral.errors import Invalid
@@ -93,7 +94,7 @@ class TriggerTemplateInstaller:
 
     def users(self, ids: Sequence[str]) -> Sequence[ObjectUse]:
         """Return the triggers whose actions name objects with these ids."""
-        names = functools.reduce(operator.or_, [Trigger.action.contains(each) for each in ids])
+        names = functools.reduce(operator.or_, [_holds(Trigger.action, each) for each in ids])
         return [
             ObjectUse(id=row.id, name=row.name, uses=each)
             for row in Trigger.select(Trigger.id, Trigger.name, Trigger.action).where(LIVING & names)
@@ -119,6 +120,11 @@ class TriggerTemplateInstaller:
     def _service(self) -> TriggerManagement:
         assert self.management is not None
         return self.management
+
+
+def _holds(column: Any, text: str) -> Any:
+    """Return the SQL condition that the JSON text of a column contains a text."""
+    return peewee.Expression(column, peewee.OP.ILIKE, peewee.Value(f"%{text}%", converter=False))
 
 
 def _values(row: Trigger) -> Json:

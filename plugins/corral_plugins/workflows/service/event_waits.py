@@ -11,6 +11,8 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
+import peewee
+
 from corral.database.engine import Work
 from corral.database.unit import SYSTEM, UnitContext
 from corral.errors import Problem
@@ -40,7 +42,7 @@ class EventWaits:
 
     async def look(self) -> None:
         """Complete the steps whose event has come."""
-        last = ""
+        last = ("", "")
         while True:
             rows, events, place = await self._work(functools.partial(_read, last), entry=ENTRY, read=True)
             left = [row.id for row in rows if not await self._complete_one(row, events)]
@@ -48,7 +50,7 @@ class EventWaits:
                 await self._work(functools.partial(_move, left, place), entry=ENTRY)
             if len(rows) < BATCH:
                 return
-            last = rows[-1].id
+            last = (rows[-1].event, rows[-1].id)
 
     async def _complete_one(self, row: Any, events: Sequence[LoggedEvent]) -> bool:
         """Complete a step with the first event that it waits for. Return whether there is one."""
@@ -84,15 +86,16 @@ def _shown(event: LoggedEvent) -> dict[str, Any]:
     }
 
 
-def _read(after: str) -> tuple[list[Any], list[LoggedEvent], int]:
+def _read(after: tuple[str, str]) -> tuple[list[Any], list[LoggedEvent], int]:
     """Return a batch of waiting steps, the new events of the types for which they wait, and the position after these.
 
-    A step that has seen the newest event is left out.
+    A step that has seen the newest event is left out. The steps come in the order of the index of steps that wait.
     """
     end = event_log.last_seq()
-    waits = StepRun.event.is_null(False) & (StepRun.status == "waiting") & (StepRun.id > after)
+    position = peewee.Tuple(StepRun.event, StepRun.id)
+    waits = StepRun.event.is_null(False) & (StepRun.status == "waiting") & (position > peewee.Tuple(*after))
     found = StepRun.select().where(waits & StepRun.report.is_null() & (StepRun.cursor < end))
-    rows: list[Any] = list(found.order_by(StepRun.id).limit(BATCH))
+    rows: list[Any] = list(found.order_by(StepRun.event, StepRun.id).limit(BATCH))
     if not rows:
         return [], [], end
     first, types = min(row.cursor for row in rows), sorted({row.event for row in rows})

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
+import peewee
 
 from corral.auth.principal import Principal
 from corral.errors import Conflict
@@ -88,7 +89,7 @@ class WorkflowTemplateInstaller:
 
     def users(self, ids: Sequence[str]) -> Sequence[ObjectUse]:
         """Return the workflows whose steps name agents or workflows with these ids."""
-        names = functools.reduce(operator.or_, [Workflow.steps.contains(each) for each in ids])
+        names = functools.reduce(operator.or_, [_holds(Workflow.steps, each) for each in ids])
         return [
             ObjectUse(id=row.id, name=row.name, uses=each)
             for row in Workflow.select(Workflow.id, Workflow.name, Workflow.steps).where(LIVING & names)
@@ -114,6 +115,11 @@ class WorkflowTemplateInstaller:
     def _store(self) -> WorkflowStore:
         assert self.store is not None
         return self.store
+
+
+def _holds(column: Any, text: str) -> Any:
+    """Return the SQL condition that the JSON text of a column contains a text."""
+    return peewee.Expression(column, peewee.OP.ILIKE, peewee.Value(f"%{text}%", converter=False))
 
 
 def _fingerprint(row: Workflow) -> Json:
