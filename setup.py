@@ -55,6 +55,7 @@ setup(
     install_requires=[
         "ahocorasick-rs>=1.0,<2",
         "argon2-cffi>=25.1,<26",
+        "asyncssh[bcrypt]>=2.24,<3",
         "boto3>=1.44,<2",
         "click>=8.5,<9",
         "common-expression-language>=0.10,<0.11",
@@ -147,6 +148,7 @@ setup(
             "secrets = corral_plugins.secrets.plugin:SecretsPlugin",
             "security = corral_plugins.security.plugin:SecurityPlugin",
             "settings = corral_plugins.settings.plugin:SettingsPlugin",
+            "ssh = corral_plugins.ssh.plugin:SshPlugin",
             "tasks = corral_plugins.tasks.plugin:TasksPlugin",
             "tools = corral_plugins.tools.plugin:ToolsPlugin",
             "triggers = corral_plugins.triggers.plugin:TriggersPlugin",
@@ -176,6 +178,7 @@ setup(
             "run = corral_plugins.tasks.commands.run:run_task_command",
             "secrets = corral_plugins.secrets.command:secrets_command",
             "security = corral_plugins.security.command:security_command",
+            "ssh = corral_plugins.ssh.command:ssh_command_group",
             "status = corral_plugins.tasks.commands.status:status_command",
             "tasks = corral_plugins.tasks.commands.tasks:tasks_command_group",
             "template = corral_plugins.marketplace.commands:template_command_group",

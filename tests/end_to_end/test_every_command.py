@@ -33,7 +33,9 @@ OF_CONTRIB = {"local-model install", "local-model status"}
 """The commands of a plugin that has its own tests, and is not installed everywhere."""
 OF_MCP = {f"mcp {name}" for name in ("accept", "add", "edit", "refresh", "remove", "show")}
 """The commands that need an MCP server: the tests of `corral-mcp` run them."""
-ELSEWHERE = {"demo"} | OF_CONTRIB | OF_MCP
+OF_SSH = {f"ssh {name}" for name in ("accept-key", "run", "test")}
+"""The commands that need a machine: `test_how_to.py` runs them."""
+ELSEWHERE = {"demo"} | OF_CONTRIB | OF_MCP | OF_SSH
 """`test_demo.py` runs the demo."""
 TYPED = {"plugins purge": "tools\n"}
 ON_A_COPY = {"restore", "secrets rotate-master-key"}
@@ -162,6 +164,12 @@ dead-letter retry {{letter}}
 dead-letter discard {{another}}
 dead-letter retry-all
 dead-letter stats
+ssh create builder deploy@10.1.2.3
+ssh list
+ssh show builder
+ssh edit builder -f description=Builds
+ssh executions builder
+ssh delete builder
 circuit-breakers list
 circuit-breakers set llm:scripted -f wait_open_seconds:=10
 circuit-breakers force-open llm:scripted --reason drill

@@ -7,6 +7,7 @@ not run: `NOT_RUN` lists it.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import threading
@@ -18,13 +19,15 @@ from typing import Any
 import pytest
 from tests.end_to_end.guide_pages import FILES, blocks_of, files_of
 from tests.end_to_end.guide_shell import ADMIN, SERVER, GuideShell, guide_shell
+from tests.plugins.ssh.conftest import Machine
 
 from corral.testing.database_servers import PostgresServer, ValkeyServer
-from corral.testing.server import free_port
+from corral.testing.server import PASSWORD, free_port
 
 DOCS = Path(__file__).parents[2] / "docs"
 GUIDES = {page.stem: page for page in sorted((DOCS / "how-to").glob("*.md"))}
 OLLAMA, SHOP, RECEIVER = "127.0.0.1:11434", "127.0.0.1:9000", "127.0.0.1:9100"
+BUILDER = "build.example.org:2222"
 POSTGRES, REDIS = "postgresql://corral@db.example.org/corral", "redis://cache.example.org:6379/0"
 COMMAND = re.compile(r"(?:^ *|`|\$ |[$][(]|[|] )corral ([a-z-]+)(?: ([a-z-]+|[A-Z]+ \"?/[^ `\"]*))?", re.MULTILINE)
 BY_ITSELF = "write-a-plugin"  # shows the files of a plugin, which a test of its own uses
@@ -84,14 +87,26 @@ class Model(BaseHTTPRequestHandler):
 
 
 @pytest.fixture(scope="module")
-def installation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GuideShell]:
+def machine_port() -> Iterator[int]:
+    """The port of an SSH server, whose user has the password that the admin types."""
+    loop, machine = asyncio.new_event_loop(), Machine(PASSWORD)
+    threading.Thread(target=loop.run_forever, daemon=True).start()
+    asyncio.run_coroutine_threadsafe(machine.start(), loop).result(10)
+    yield machine.port
+    asyncio.run_coroutine_threadsafe(machine.stop(), loop).result(10)
+    loop.call_soon_threadsafe(loop.stop)
+
+
+@pytest.fixture(scope="module")
+def installation(tmp_path_factory: pytest.TempPathFactory, machine_port: int) -> Iterator[GuideShell]:
     folder = tmp_path_factory.mktemp("how-to")
     with ThreadingHTTPServer(("127.0.0.1", 0), Model) as models, guide_shell(folder) as shell:
         threading.Thread(target=models.serve_forever, args=(0.05,), daemon=True).start()
         shell.addresses = dict.fromkeys((OLLAMA, SHOP), f"127.0.0.1:{models.server_port}")
         shell.addresses[RECEIVER] = f"127.0.0.1:{free_port()}"
+        shell.addresses[BUILDER] = f"127.0.0.1:{machine_port}"
         config = "".join(files_of(GUIDES[name])["corral.toml"] for name in ("models", "workflows"))
-        config = config.replace(f'"{SHOP}"]', f'"{SHOP}", "{RECEIVER}"]')
+        config = config.replace(f'"{SHOP}"]', f'"{SHOP}", "{RECEIVER}", "{BUILDER}"]')
         for named, address in shell.addresses.items():
             config = config.replace(named, address)
         (folder / "corral.toml").write_text(config + SCRIPTS)

@@ -354,6 +354,8 @@ messages read ID -> messages list
 messages ack Nothing -> messages list
 messages list --agent Nothing -> agents list
 messages send --to-agent Nothing text -> agents list
+ssh show Nothing -> ssh list
+ssh run Nothing id -> ssh list
 circuit-breakers show Nothing -> circuit-breakers list
 circuit-breakers force-open Nothing -> circuit-breakers list
 circuit-breakers force-close Nothing -> circuit-breakers list

@@ -142,6 +142,11 @@ def _asks(arguments: Sequence[str]) -> bool:
     if any(argument.startswith("--password-file") or argument == "--with-token" for argument in arguments):
         return False
     called = " ".join(arguments)
-    return called.startswith(PROMPTS) or (
-        called.startswith("api ") and any(argument.endswith(("@-", "/reveal", "/reset-mfa")) for argument in arguments)
+    return (
+        called.startswith(PROMPTS)
+        or called.endswith(" --password")
+        or (
+            called.startswith("api ")
+            and any(argument.endswith(("@-", "/reveal", "/reset-mfa")) for argument in arguments)
+        )
     )

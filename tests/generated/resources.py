@@ -14,9 +14,13 @@ from tests.generated.operations import Operation
 from tests.generated.world import World
 
 from corral import clock
+from corral.auth.principal import Principal
 from corral.ids import new_id
 from corral.testing.kit import Client
 from corral_plugins.circuit_breakers.api import Breakers
+from corral_plugins.ssh.models import Connection
+from corral_plugins.ssh.service.executions import SshExecutions
+from corral_plugins.ssh.service.host_keys import fingerprint_of
 from corral_plugins.webhooks.models import Delivery
 
 Class = Literal["private", "account", "shared", "managed", "admin", "public"]
@@ -520,6 +524,39 @@ async def audit_row(world: World, owner: Client) -> Names:
 @resource("/problems/{code}", "public")
 async def problem(world: World, owner: Client) -> Names:
     return {"code": "not_found"}
+
+
+# -- machines
+
+
+@resource(
+    "/ssh-connections/{id}",
+    "admin",
+    bodies={
+        "POST /ssh-connections": {"name": "sample", "hostname": "machine.invalid", "username": "sample"},
+        "POST /ssh-connections/{id}/execute": {"command": "true"},
+        "POST /ssh-connections/{id}/host-key/accept": {"fingerprint": "{fingerprint}"},
+    },
+)
+async def ssh_connection(world: World, owner: Client) -> Names:
+    body = {"name": name("machine"), "hostname": "machine.invalid", "username": "sample"}
+    made = await world.ok(world.admin, "POST", "/ssh-connections", body)
+    key = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIBmB4xDzdqC0Hz4TvVzQ3wL0Yh5m3xq7dSgkYb0zN1xA"
+    seen = Connection.update(seen_key=key, host_key_state="pending").where(Connection.id == made["id"])
+    await world.kit.kernel.database.work(seen.execute)
+    return {"id": made["id"], "fingerprint": str(fingerprint_of(key))}
+
+
+@resource("/ssh-connections/{id}/executions/{execution_id}", "admin")
+async def ssh_execution(world: World, owner: Client) -> Names:
+    made, executions = await ssh_connection(world, owner), world.kit.service(SshExecutions)
+    by = Principal(kind="user", id=world.admin.user["id"])
+
+    def start() -> str:
+        row = Connection.get_by_id(made["id"])
+        return str(executions.start(row, "true", shown_command="true", by=by).id)
+
+    return {"id": made["id"], "execution_id": await world.kit.kernel.database.work(start)}
 
 
 # -- circuit breakers

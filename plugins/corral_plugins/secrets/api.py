@@ -127,6 +127,21 @@ class Secrets(Protocol):
         """
         ...
 
+    def name_of(self, secret_id: str) -> str | None:
+        """Return the name of the secret with this id, or None if there is none."""
+        ...
+
+    def id_of(self, name: str) -> str | None:
+        """Return the id of the secret with this name, or None if there is none."""
+        ...
+
+    def delete_value(self, secret_id: str, *, by: Principal) -> None:
+        """Delete a secret that `store_value` stored for an object, together with the object.
+
+        Do nothing if the secret has been deleted already. Detach the object before.
+        """
+        ...
+
 
 class _SecretEvent(Event, kw_only=True):
     """The fields of every secret event. `by` is the id of the acting user; null means Corral itself."""

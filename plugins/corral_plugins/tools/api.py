@@ -58,14 +58,14 @@ class ToolContext(msgspec.Struct, frozen=True, kw_only=True):
     config: Mapping[str, Any]
     timeout_seconds: int
     work: Work
+    approval_id: str | None = None  # the approval of the call that runs
 
 
 class CallTarget(msgspec.Struct, frozen=True, kw_only=True):
-    """The object on which a tool call acts. If `ask` is true, a person must approve calls that act on this object."""
+    """The object on which a tool call acts."""
 
     kind: str
     id: str
-    ask: bool = False
 
 
 class ToolOutput(msgspec.Struct, frozen=True, kw_only=True):
@@ -102,6 +102,7 @@ class Tool(msgspec.Struct, frozen=True, kw_only=True):
     requester may see the objects named in the arguments. The function is called in a unit of work. `admits(config,
     arguments)` returns whether a configuration, of the tool or of the agent, allows the arguments. `trusts(config,
     arguments)` returns whether the configuration of the tool exempts the call from approval in tainted runs.
+    `asks(context, arguments)` returns whether a person must approve the call, whatever the policies say.
     """
 
     name: str
@@ -118,6 +119,7 @@ class Tool(msgspec.Struct, frozen=True, kw_only=True):
     timeout_seconds: int | None = None  # None: `tools.timeout_seconds`
     config_schema: Json | None = None  # None: the tool has no configuration
     target: Callable[[Json], CallTarget | None] | None = None
+    asks: Callable[[ToolContext, Json], bool] | None = None
     sees: Callable[[ToolContext, Json], bool] | None = None
     admits: Callable[[Mapping[str, Any], Json], bool] | None = None
     trusts: Callable[[Mapping[str, Any], Json], bool] | None = None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import peewee
+
 from corral import clock
 from corral.database.engine import Work
 from corral.database.unit import SYSTEM, UnitContext
@@ -12,7 +14,6 @@ from corral_plugins.workflows.service.definitions import CANCEL_BATCH, CANCEL_JO
 from corral_plugins.workflows.service.engine import Engine
 from corral_plugins.workflows.service.event_waits import EventWaits
 from corral_plugins.workflows.service.executors import StepExecutors
-from corral_plugins.workflows.service.run_state import FINAL_RUN
 from corral_plugins.workflows.service.step_events import StepEvents
 from corral_plugins.workflows.service.wakeups import queue_due_runs
 from corral_plugins.workflows.settings import RUN_RETENTION_DAYS
@@ -61,8 +62,10 @@ def on_event(event: LoggedEvent, events: StepEvents) -> None:
 
 
 def _prune_runs(days: int) -> int:
-    ended = Run.status.in_(FINAL_RUN) & (Run.finished_at < clock.now(-days * 86_400))
-    found = [row[0] for row in fetch_tuples(Run.select(Run.id).where(ended).order_by(Run.id).limit(PRUNE_BATCH))]
+    before = clock.now(-days * 86_400)
+    ended = (Run.created_at < before) & (Run.finished_at < before)  # the oldest by the index of their creation
+    oldest = Run.select(Run.id).where(ended).order_by(Run.created_at, Run.id).limit(PRUNE_BATCH)
+    found = [row[0] for row in fetch_tuples(oldest)]
     if found:
         StepRun.delete().where(StepRun.run_id.in_(found)).execute()
         Run.delete().where(Run.id.in_(found)).execute()
@@ -70,8 +73,8 @@ def _prune_runs(days: int) -> int:
 
 
 def _prune_versions() -> int:
-    used = Run.select(Run.workflow_id)
-    gone = Workflow.deleted_at.is_null(False) & Workflow.id.not_in(used)
+    used = peewee.fn.EXISTS(Run.select(Run.id).where(Run.workflow_id == Workflow.id))
+    gone = Workflow.deleted_at.is_null(False) & ~used
     found = [row[0] for row in fetch_tuples(Workflow.select(Workflow.id).where(gone).limit(PRUNE_BATCH))]
     if found:
         WorkflowVersion.delete().where(WorkflowVersion.workflow_id.in_(found)).execute()

@@ -23,6 +23,7 @@ CHANGES_NOTHING = {
     "POST /egress/check": "it judges an address",
     "POST /security/ip-rules/check": "it judges an address",
     "POST /settings/test-mail": "it sends a mail to try the settings",
+    "POST /ssh-connections/{id}/test": "it logs in on a machine",
     "POST /llm/providers/{name}/test": "it asks the provider a question",
     "POST /llm/providers/{name}/refresh": "it reads the provider's list of models",
 }
@@ -37,6 +38,14 @@ ELSEWHERE = {
             "POST /tools/mcp-servers/{name}/accept",
         ),
         "with a server: `tests/plugins/tools/test_mcp.py`",
+    ),
+    **dict.fromkeys(
+        (
+            "POST /ssh-connections/{id}/execute",
+            "POST /ssh-connections/{id}/host-key/accept",
+            "POST /ssh-connections/{id}/executions/{execution_id}/cancel",
+        ),
+        "with a machine: `tests/plugins/ssh/test_done_when.py`",
     ),
 }
 TEMPLATE = {
@@ -132,6 +141,10 @@ class Site:
     async def breaker(self) -> dict[str, str]:
         return {"name": (await self.ok("POST", "/circuit-breakers", {"name": f"http:host{next(_numbers)}"}))["name"]}
 
+    async def machine(self) -> dict[str, str]:
+        body = {"name": f"machine{next(_numbers)}", "hostname": "10.1.2.3", "username": "deploy"}
+        return {"id": (await self.ok("POST", "/ssh-connections", body))["id"]}
+
     async def task(self) -> dict[str, str]:
         return {"task_id": (await self.ok("POST", "/tasks", {"title": "abandoned"}))["id"]}
 
@@ -191,6 +204,9 @@ CALLS: dict[str, tuple[Make, Any]] = {
     "POST /dead-letter/discard-all": (Site.dead_letter, {"filter": {"reason": "manual"}}),
     "POST /dead-letter/batches/{id}/cancel": (Site.batch, None),
     "POST /dead-letter/retry-all": (Site.dead_letter, {}),
+    "POST /ssh-connections": (NONE, {"name": "machine", "hostname": "10.1.2.3", "username": "deploy"}),
+    "PUT /ssh-connections/{id}": (Site.machine, {"description": "other"}),
+    "DELETE /ssh-connections/{id}": (Site.machine, None),
     "PUT /cost/budget": (NONE, {"monthly_limit": 12}),
     "POST /cost/prices": (NONE, {"provider": "p", "model": "m", "input_usd": 1, "output_usd": 1}),
     "PUT /cost/prices/{id}": (Site.price, {"input_usd": 2}),

@@ -9,7 +9,7 @@ import pytest
 from tests.plugins.tools.conftest import TEXT, World
 
 from corral.plugin import Plugin, hookimpl
-from corral_plugins.tools.api import CallTarget, Json, Tool, ToolContext
+from corral_plugins.tools.api import Json, Tool, ToolContext
 
 pytestmark = pytest.mark.one_engine
 
@@ -35,7 +35,8 @@ class OddPlugin(Plugin):
             Tool(name="odd.sees", **common | {"sees": _raise}),
             Tool(name="odd.admits", **common | {"admits": _raise}),
             Tool(name="odd.target", **common | {"target": _raise}),
-            Tool(name="odd.asks", **common | {"target": lambda arguments: CallTarget(kind="x", id="y", ask=True)}),
+            Tool(name="odd.asks", **common | {"asks": lambda context, arguments: True}),
+            Tool(name="odd.doubts", **common | {"asks": _raise}),
             Tool(name="odd.schema", **common | {"schema": {"properties": {"text": {"type": "nothing"}}}}),
             Tool(name="odd.result", **common | {"run": lambda context, arguments: object()}),
             Tool(name="odd.fine", **common),
@@ -49,6 +50,7 @@ class OddPlugin(Plugin):
         ("odd.admits", 403, "config"),
         ("odd.target", 403, "policy"),
         ("odd.asks", 403, "policy"),
+        ("odd.doubts", 403, "policy"),
         ("odd.schema", 422, "invalid_arguments"),
         ("odd.fine", 200, None),
     ],

@@ -10,7 +10,7 @@ from tests.plugins.workflows.conftest import World, statuses, step, steps_of, tr
 
 from corral import clock
 from corral_plugins.workflows import jobs as workflow_jobs
-from corral_plugins.workflows.models import StepRun
+from corral_plugins.workflows.models import Run, StepRun, WorkflowVersion
 from corral_plugins.workflows.service import definitions
 
 BAD = "{{ input.absent }}"
@@ -350,3 +350,19 @@ async def test_a_run_that_cannot_be_advanced_fails_alone(world: World, monkeypat
     assert (run["status"], run["error"]["type"]) == ("failed", "internal")
     assert (await world.until(await world.start(workflow_id)))["status"] == "completed"
     assert world.kit.loaded("workflows").active
+
+
+async def test_runs_that_ended_long_ago_are_deleted_with_the_versions_of_deleted_workflows(world: World) -> None:
+    old, waiting = (
+        await world.workflow(transform("out", 1)),
+        await world.workflow(step("ask", "input", {"prompt": "?"})),
+    )
+    ended = await world.until(await world.start(old))
+    assert (await world.until(await world.start(waiting), "waiting"))["status"] == "waiting"
+    await world.ok("DELETE", f"/workflows/{old}")
+    await world.kit.run_schedule("workflows.prune")
+    assert (await world.read(ended["id"]))["status"] == "completed"
+    clock.travel(181 * 86_400)
+    await world.kit.run_schedule("workflows.prune")
+    assert await world.kit.work(lambda: [row.workflow_id for row in Run.select()]) == [waiting]
+    assert await world.kit.work(lambda: [row.workflow_id for row in WorkflowVersion.select()]) == [waiting]

@@ -192,6 +192,24 @@ class SecretsService:
             self._vault.update(row.id, SecretPatch(value=value), ANY_VERSION, by)
         return value_warnings(value)
 
+    def name_of(self, secret_id: str) -> str | None:
+        pinned = self._pinned_secrets.find_by_id(secret_id)
+        if pinned is not None:
+            return pinned.name
+        row = SecretRow.get_or_none((SecretRow.id == secret_id.lower()) & SecretRow.deleted_at.is_null())
+        return None if row is None else str(row.name)
+
+    def id_of(self, name: str) -> str | None:
+        pinned = self._pinned_secrets.find_by_name(name)
+        if pinned is not None:
+            return pinned.id
+        row = rows.find_by_name(name)
+        return None if row is None else str(row.id)
+
+    def delete_value(self, secret_id: str, *, by: Principal) -> None:
+        if SecretRow.select().where((SecretRow.id == secret_id) & SecretRow.deleted_at.is_null()).exists():
+            self._vault.delete(secret_id, ANY_VERSION, by, force=True)
+
 
 def _find_usable(name: str) -> SecretRow:
     row = rows.find_by_name(name)

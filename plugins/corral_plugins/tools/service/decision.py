@@ -359,12 +359,13 @@ def _run_tool_checks(tool: RegisteredTool, rule: ToolPolicyRule, arguments: Any,
     if faults := schema_faults(tool, arguments):
         return _ToolChecks(faults=tuple(faults))
     target = None if definition.target is None else _call_guarded(definition, definition.target, arguments)
+    asks = definition.asks is not None and _call_guarded(definition, definition.asks, context, arguments) is not False
     return _ToolChecks(
         sees=definition.sees is None or _call_guarded(definition, definition.sees, context, arguments) is True,
         admitted=_allows_arguments(tool, rule, arguments),
         is_trusted=definition.trusts is not None
         and _call_guarded(definition, definition.trusts, tool.config, arguments) is True,
-        target_asks=target is FAILED or (isinstance(target, CallTarget) and target.ask),
+        target_asks=asks or target is FAILED,
     )
 
 

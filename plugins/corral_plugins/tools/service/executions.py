@@ -160,7 +160,8 @@ class ToolExecutions:
 
     async def _run_async(self, execution: ToolExecution) -> ToolOutcome:
         run: Any = execution.tool.definition.run
-        work = asyncio.ensure_future(run(execution.context, execution.arguments))
+        context = msgspec.structs.replace(execution.context, approval_id=execution.approval_id)
+        work = asyncio.ensure_future(run(context, execution.arguments))
         watch = asyncio.ensure_future(self._watch_lease(execution))
         try:
             async with asyncio.timeout(execution.tool.timeout_seconds):

@@ -1,0 +1,1 @@
+"""SSH connections: machines on which admins and agents run commands."""

@@ -1,0 +1,85 @@
+"""The public API of the `ssh` plugin: its error codes and events."""
+
+from __future__ import annotations
+
+from corral.database.model import ADMIN
+from corral.errors import Problem, declare_codes
+from corral.events.event import Event
+
+declare_codes(
+    {
+        "host_key_unverified": (
+            409,
+            "The host key has not been accepted",
+            "Compare the fingerprint with the one that `ssh-keygen -lf` prints on the machine, and accept it with "
+            "corral ssh accept-key NAME FINGERPRINT.",
+        ),
+        "host_key_mismatch": (
+            409,
+            "The host key has changed",
+            "Find out why the machine has another key. If that is right, accept the new key with "
+            "corral ssh accept-key NAME FINGERPRINT; otherwise delete the connection.",
+        ),
+        "ssh_connect_failed": (
+            502,
+            "The machine could not be reached by SSH",
+            "Check the host name, the port and the network between Corral and the machine.",
+        ),
+        "ssh_auth_failed": (
+            502,
+            "The machine refused the login",
+            "Check the user name and the credential of the connection.",
+        ),
+        "command_denied": (
+            403,
+            "The command rules of the connection forbid the command",
+            "Use a command that allowed_commands permits, or ask an admin to change the rules of the connection.",
+        ),
+    }
+)
+
+
+class ConnectFailed(Problem):
+    """The machine could not be reached, or broke the connection off before the login."""
+
+    default = "ssh_connect_failed"
+
+
+class LoginFailed(Problem):
+    """The machine refused the login."""
+
+    default = "ssh_auth_failed"
+
+
+class LoginTimeout(Problem):
+    """The machine did not answer in time."""
+
+    default = "upstream_timeout"
+
+
+class SshHostKeyMismatch(Event, kw_only=True):
+    """A machine showed another host key than the accepted one. `old` and `new` are fingerprints."""
+
+    event = "ssh.host_key_mismatch"
+    visibility = ADMIN
+
+    connection_id: str
+    old: str
+    new: str
+
+
+class SshExecuted(Event, kw_only=True):
+    """A command on a machine ended. `actor` is the user, API key or agent that ran it."""
+
+    event = "ssh.executed"
+    visibility = ADMIN
+
+    execution_id: str
+    connection_id: str
+    actor: str
+    status: str
+    exit_code: int | None
+    duration_ms: int
+
+
+EVENTS = (SshHostKeyMismatch, SshExecuted)

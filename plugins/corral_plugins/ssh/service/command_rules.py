@@ -1,0 +1,48 @@
+"""The command rules of connections. They guard against mistakes: real limits belong on the remote account."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+import shlex
+from collections.abc import Sequence
+
+from corral.errors import Forbidden
+
+_SEPARATORS = re.compile(r"&&|\|\||[;|&\n\r]")
+_BEYOND_PATTERNS = re.compile(r"\$\(|`|[<>]")
+
+
+def quote_argv(argv: Sequence[str]) -> str:
+    """Return the command line of a POSIX shell that runs a program with exactly these words."""
+    return shlex.join(argv)
+
+
+def check_command(command: str, *, allowed: Sequence[str], denied: Sequence[str]) -> None:
+    """Raise `Forbidden` (`command_denied`) if the rules forbid a command line.
+
+    Each part between `;`, `&&`, `||`, `|`, `&` and line breaks is matched on its own, with runs of white space as one
+    space. A denied pattern wins. If there are allowed patterns, each part must match one, and command substitution and
+    redirections are refused, because they would run or write what no pattern has seen.
+    """
+    parts = [" ".join(part.split()) for part in _SEPARATORS.split(command)]
+    parts = [part for part in parts if part]
+    for part in (*parts, " ".join(command.split())):
+        for pattern in denied:
+            if _matches(part, pattern):
+                raise _denied(f"denied_commands contains {pattern!r}.")
+    if not allowed:
+        return
+    if _BEYOND_PATTERNS.search(command):
+        raise _denied("With allowed_commands, command substitution and redirections are not allowed.")
+    for part in parts:
+        if not any(_matches(part, pattern) for pattern in allowed):
+            raise _denied(f"No pattern of allowed_commands matches {part[:200]!r}.")
+
+
+def _matches(part: str, pattern: str) -> bool:
+    return fnmatch.fnmatchcase(part, " ".join(pattern.split()))
+
+
+def _denied(detail: str) -> Forbidden:
+    return Forbidden(detail, code="command_denied")

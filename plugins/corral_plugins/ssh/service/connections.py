@@ -1,0 +1,289 @@
+"""Lists, creates, changes and deletes connections, and keeps what is known of their host keys.
+
+All methods run in the caller's unit of work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+import peewee
+from msgspec import UNSET
+
+from corral import clock
+from corral.auth.principal import Principal
+from corral.errors import Conflict, Invalid, NotFound, TooMany
+from corral.events.event import SystemAlert, emit
+from corral.http.answers import IfMatch
+from corral.http.page import Page, paginate_names
+from corral.ids import new_id
+from corral.plugin import SECRET_CHANGE, Audit, AuditEntry
+from corral_plugins.ssh.api import SshHostKeyMismatch
+from corral_plugins.ssh.models import Connection, Execution
+from corral_plugins.ssh.service.credentials import ConnectionCredentials
+from corral_plugins.ssh.service.host_keys import fingerprint_of, key_type_of
+from corral_plugins.ssh.shapes import (
+    ConnectionPatch,
+    ConnectionQuery,
+    ConnectionView,
+    NewConnection,
+    Status,
+)
+
+MAX_CONNECTIONS = 1000
+PLAIN_FIELDS = (
+    "name",
+    "hostname",
+    "port",
+    "username",
+    "auth_method",
+    "host_key_policy",
+    "allowed_commands",
+    "denied_commands",
+    "require_approval",
+    "max_concurrency",
+    "description",
+    "tags",
+)
+SECRET_COLUMNS = ("secret_id", "passphrase_secret_id")
+
+
+class SshConnections:
+    """The service for connections."""
+
+    audit: Audit | None
+
+    def __init__(self, credentials: ConnectionCredentials) -> None:
+        self._credentials = credentials
+
+    # -- reading
+
+    def list(self, query: ConnectionQuery, *, by: Principal) -> Page[ConnectionView]:
+        """Return a page of the connections that match every filter, by name."""
+        rows = list(Connection.select().order_by(Connection.name_key).limit(MAX_CONNECTIONS))
+        found = [row for row in rows if _matches(row, query)]
+
+        def views(shown: Sequence[Connection]) -> list[ConnectionView]:
+            return [view_of(row) for row in shown]
+
+        return paginate_names(found, query, by, scope="ssh.connections", name=lambda row: row.name_key, make=views)
+
+    def find(self, connection_id: str) -> Connection:
+        """Return the row of a connection. Raise `NotFound`."""
+        row: Connection | None = Connection.get_or_none(Connection.id == connection_id.lower())
+        if row is None:
+            raise NotFound("There is no SSH connection with this id; corral ssh list shows all.")
+        return row
+
+    # -- writing
+
+    def create(self, new: NewConnection, host_key: str | None, *, by: Principal) -> Connection:
+        """Create a connection whose fields have been checked."""
+        if Connection.select().count() >= MAX_CONNECTIONS:
+            raise TooMany(f"There are {MAX_CONNECTIONS} SSH connections already.", code="quota_exceeded")
+        now = clock.now()
+        row = Connection(
+            **{field: getattr(new, field) for field in PLAIN_FIELDS},
+            id=new_id(),
+            created_by=by.user_id,
+            created_at=now,
+            updated_at=now,
+            name_key=new.name.lower(),
+            host_key=host_key,
+            host_key_state="unknown" if host_key is None else "trusted",
+        )
+        if not Connection.insert(row.__data__).on_conflict_ignore().as_rowcount().execute():
+            raise _duplicate(new.name)
+        if secrets := self._credentials.store(row, new, by):
+            Connection.update(secrets).where(Connection.id == row.id).execute()
+        self._record("create", row, {field: (None, getattr(row, field)) for field in PLAIN_FIELDS}, secrets)
+        return self.find(row.id)
+
+    def update(
+        self, connection_id: str, patch: ConnectionPatch, host_key: str | None, match: IfMatch, *, by: Principal
+    ) -> Connection:
+        """Change a connection. The new fields have been checked."""
+        row = self.find(connection_id)
+        match.check(row.version)
+        given = {field: value for field in PLAIN_FIELDS if (value := getattr(patch, field)) is not UNSET}
+        changed = {field: value for field, value in given.items() if value != getattr(row, field)}
+        changes = {field: (getattr(row, field), value) for field, value in changed.items()}
+        columns = {**changed, **_host_key_columns(row, changed, host_key)}
+        if "name" in changed:
+            columns["name_key"] = changed["name"].lower()
+        if "auth_method" in changed:
+            columns |= self._credentials.forget(row, by)
+            row.secret_id = row.passphrase_secret_id = None
+        secrets = self._credentials.store(row, patch, by)
+        columns |= secrets
+        if columns:
+            self._write(row, columns)
+            self._record("update", row, changes, secrets)
+        return self.find(row.id)
+
+    def delete(self, connection_id: str, match: IfMatch, *, by: Principal) -> None:
+        """Delete a connection and its own secrets. Its executions stay on record. Raise `Conflict` (`in_use`)."""
+        row = self.find(connection_id)
+        match.check(row.version)
+        self._write(row, {})  # locks the row, so that no command starts meanwhile
+        running = Execution.select(Execution.id).where(
+            (Execution.connection_id == row.id) & (Execution.status == "running")
+        )
+        if ids := [each.id for each in running.limit(100)]:
+            detail = "Commands are running on this machine; wait for their end or cancel them."
+            raise Conflict(detail, code="in_use", references=[{"kind": "execution", "id": each} for each in ids])
+        self._credentials.forget(row, by)
+        Connection.delete().where(Connection.id == row.id).execute()
+        self._record("delete", row, {}, {})
+
+    def accept_host_key(self, connection_id: str, fingerprint: str, match: IfMatch) -> Connection:
+        """Accept the last host key that the machine showed. Raise `Conflict` if that is another one, or none."""
+        row = self.find(connection_id)
+        match.check(row.version)
+        if row.seen_key is None:
+            detail = "The machine has not shown a host key yet; test the connection first."
+            raise Conflict(detail, current_status=row.host_key_state)
+        seen = fingerprint_of(row.seen_key)
+        if fingerprint != seen:
+            detail = f"The last host key of the machine has the fingerprint {seen}."
+            raise Conflict(detail, current_status=row.host_key_state, fingerprint_sha256=seen)
+        changes = {"host_key": (fingerprint_of(row.host_key), seen)}
+        self._write(row, {"host_key": row.seen_key, "host_key_state": "trusted", "last_error": None})
+        if self.audit is not None:
+            self.audit.record(_entry("ssh.host_key.accept", row, changes))
+        return self.find(row.id)
+
+    # -- what a connection to the machine showed
+
+    def record_seen_key(self, connection_id: str, key_line: str) -> Conflict:
+        """Keep a host key that is not the accepted one, and return the problem that this is."""
+        row = self.find(connection_id)
+        seen, type_ = fingerprint_of(key_line), key_type_of(key_line)
+        if row.host_key is None:
+            self._write(row, {"seen_key": key_line, "host_key_state": "pending"})
+            detail = f"The machine shows a host key ({type_}) that nobody has accepted yet: {seen}"
+            return Conflict(detail, code="host_key_unverified", key_type=type_, fingerprint_sha256=seen)
+        if row.host_key_state != "mismatch" or row.seen_key != key_line:
+            self._write(row, {"seen_key": key_line, "host_key_state": "mismatch"})
+            if key_line != row.host_key:
+                _alert(row, str(fingerprint_of(row.host_key)), str(seen))
+        return mismatch_of(row)
+
+    def record_test(self, connection_id: str, error: str | None) -> None:
+        """Keep the outcome of a test. Does nothing if the connection was deleted meanwhile."""
+        outcome = {"last_tested_at": clock.now(), "last_error": error}
+        Connection.update(outcome).where(Connection.id == connection_id).execute()
+
+    def _write(self, row: Connection, columns: dict[str, Any]) -> None:
+        values = {**columns, "version": row.version + 1, "updated_at": clock.now()}
+        unchanged = (Connection.id == row.id) & (Connection.version == row.version)
+        try:
+            written = Connection.update(values).where(unchanged).execute()
+        except peewee.IntegrityError:
+            detail = f"An SSH connection named {columns['name']} already exists."
+            raise Conflict(detail, code="duplicate") from None
+        if not written:
+            detail = "Another request changed the connection at the same time; repeat the request."
+            raise Conflict(detail, current_status="changed")
+        for column, value in values.items():
+            setattr(row, column, value)
+
+    def _record(self, verb: str, row: Connection, changes: dict[str, tuple[Any, Any]], secrets: dict[str, Any]) -> None:
+        if self.audit is not None:
+            shown = {**changes, **{column: SECRET_CHANGE for column in SECRET_COLUMNS if column in secrets}}
+            self.audit.record(_entry(f"ssh.connection.{verb}", row, shown))
+
+
+def mismatch_of(row: Connection) -> Conflict:
+    """Return the problem of a connection that is blocked because the machine showed another host key."""
+    old, new = fingerprint_of(row.host_key), fingerprint_of(row.seen_key)
+    detail = f"The machine showed the host key {new}, but the accepted one is {old}. No credential was sent."
+    if old == new:
+        detail = f"The machine shows the accepted host key {old} again. Accept it to end the block."
+    key_type = key_type_of(row.seen_key or "")
+    return Conflict(detail, code="host_key_mismatch", key_type=key_type, fingerprint_sha256=new)
+
+
+def view_of(row: Connection, warnings: Sequence[str] = ()) -> ConnectionView:
+    """Return the response body of a connection."""
+    names = set(ConnectionView.__struct_fields__) - {
+        "has_credential",
+        "host_key_fingerprint",
+        "seen_fingerprint",
+        "status",
+        "warnings",
+    }
+    return ConnectionView(
+        **{name: getattr(row, name) for name in names},
+        has_credential=row.secret_id is not None,
+        host_key_fingerprint=fingerprint_of(row.host_key),
+        seen_fingerprint=fingerprint_of(row.seen_key),
+        status=_status(row),
+        warnings=list(warnings) or UNSET,
+    )
+
+
+def check_policy(policy: str, host_key: str | None, *, has_key: bool) -> None:
+    """Raise `Invalid` unless a host key is given exactly if the policy is `strict`.
+
+    `has_key` tells whether the connection has an accepted key already.
+    """
+    if policy == "strict" and host_key is None and not has_key:
+        detail = "The policy strict needs the host key: the line in /etc/ssh/ssh_host_ed25519_key.pub of the machine."
+        raise Invalid.at("/host_key", "required", detail)
+    if policy == "tofu" and host_key is not None:
+        raise Invalid.at("/host_key", "not_allowed", "A host key is given in advance only with the policy strict.")
+
+
+def _host_key_columns(row: Connection, changed: dict[str, Any], host_key: str | None) -> dict[str, Any]:
+    """Return the columns of the host key after a change: another place has another key, until it is accepted."""
+    if host_key is not None:
+        return {"host_key": host_key, "host_key_state": "trusted", "seen_key": None}
+    if changed.keys() & {"hostname", "port"}:
+        return {"host_key": None, "host_key_state": "unknown", "seen_key": None}
+    return {}
+
+
+def _status(row: Connection) -> Status:
+    if row.host_key_state == "mismatch":
+        return "blocked"
+    if row.last_tested_at is None:
+        return "untested"
+    return "ok" if row.last_error is None else "failing"
+
+
+def _matches(row: Connection, query: ConnectionQuery) -> bool:
+    if isinstance(query.search, str):
+        text = f"{row.name}\n{row.hostname}\n{row.description}".lower()
+        if query.search.lower() not in text:
+            return False
+    if not isinstance(query.tag, msgspec.UnsetType) and not set(query.tag) <= set(row.tags):
+        return False
+    return isinstance(query.status, msgspec.UnsetType) or _status(row) in query.status
+
+
+def _alert(row: Connection, old: str, new: str) -> None:
+    emit(SshHostKeyMismatch(connection_id=row.id, old=old, new=new), object=("ssh_connection", row.id))
+    alert = SystemAlert(
+        kind="ssh_host_key_mismatch",
+        severity="critical",
+        title=f"The host key of {row.name} has changed",
+        detail=f"{row.hostname}:{row.port} shows {new} instead of {old}. The connection is blocked until an admin "
+        "accepts the new key or deletes the connection.",
+        object={"type": "ssh_connection", "id": row.id},
+    )
+    emit(alert, object=("ssh_connection", row.id))
+
+
+def _entry(action: str, row: Connection, changes: dict[str, tuple[Any, Any]]) -> AuditEntry:
+    return AuditEntry(
+        action=action, object_type="ssh_connection", object_id=row.id, object_name=row.name, changes=changes
+    )
+
+
+def _duplicate(name: str) -> Conflict:
+    found: Connection | None = Connection.get_or_none(Connection.name_key == name.lower())
+    existing = {} if found is None else {"existing_id": found.id}
+    return Conflict(f"An SSH connection named {name} already exists.", code="duplicate", **existing)

@@ -1,0 +1,46 @@
+"""The metrics of SSH."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+
+from corral.metrics.histogram import LONG_SECONDS, Histogram
+from corral.plugin import Metric
+
+OUTCOMES = ("completed", "failed", "timed_out", "cancelled", "denied")
+
+
+class SshMetrics:
+    """Counts the commands of this process."""
+
+    def __init__(self) -> None:
+        self._outcomes: Counter[tuple[str, ...]] = Counter()
+        self._seconds = Histogram(LONG_SECONDS)
+
+    def count(self, outcome: str, seconds: float | None = None) -> None:
+        """Count a command. `seconds` is how long it ran."""
+        self._outcomes[(outcome,)] += 1
+        if seconds is not None:
+            self._seconds.observe(seconds)
+
+    def definitions(self) -> list[Metric]:
+        """Return the definitions of the metrics."""
+        return [
+            Metric(
+                name="corral_ssh_executions_total",
+                help="Number of commands on machines by outcome.",
+                kind="counter",
+                labels={"outcome": OUTCOMES},
+                collect=self._read_outcomes,
+            ),
+            Metric(
+                name="corral_ssh_seconds",
+                help="Time that commands on machines ran, in seconds.",
+                kind="histogram",
+                collect=self._seconds.read,
+            ),
+        ]
+
+    def _read_outcomes(self) -> Mapping[tuple[str, ...], float]:
+        return {labels: float(count) for labels, count in self._outcomes.items()}

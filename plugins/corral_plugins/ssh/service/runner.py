@@ -1,0 +1,318 @@
+"""Tests connections and runs commands. Each command runs in an asyncio task, whose end is always recorded."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import msgspec
+
+from corral.auth.principal import Principal
+from corral.database.engine import Work
+from corral.database.unit import UnitContext
+from corral.egress.client import Egress
+from corral.errors import Conflict, Forbidden, Invalid, Problem, Unavailable
+from corral.plugin import Settings
+from corral.redact.redactor import Redactor
+from corral_plugins.circuit_breakers.api import Breakers, Verdict
+from corral_plugins.ssh.api import ConnectFailed, LoginTimeout
+from corral_plugins.ssh.models import Connection
+from corral_plugins.ssh.service.command_rules import check_command, quote_argv
+from corral_plugins.ssh.service.connections import SshConnections, mismatch_of
+from corral_plugins.ssh.service.credentials import ConnectionCredentials, Credential
+from corral_plugins.ssh.service.executions import STORED_BYTES, ExecutionEnd, SshExecutions
+from corral_plugins.ssh.service.host_keys import fingerprint_of
+from corral_plugins.ssh.service.metrics import SshMetrics
+from corral_plugins.ssh.settings import CONNECT_SECONDS, LOGIN_SECONDS, MAX_OUTPUT_BYTES
+from corral_plugins.ssh.shapes import CommandRequest, CommandResult, ConnectionTest
+
+RENEW_SECONDS = 2.0
+PREFIX = "ssh"
+
+
+class RunContext(msgspec.Struct, frozen=True, kw_only=True):
+    """Who runs a command, and for which task under which approval if it is an agent."""
+
+    by: Principal
+    entry: UnitContext
+    task_id: str | None = None
+    approval_id: str | None = None
+
+
+class _Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """What a connection needs to know, read in one unit of work."""
+
+    row: Connection
+    machine: dict[str, Any]
+    credential: Credential | None
+    max_bytes: int
+
+
+class SshRunner:
+    """Connects to machines. Its methods open their own units of work."""
+
+    breakers: Breakers | None
+
+    def __init__(
+        self,
+        work: Work,
+        egress: Egress,
+        settings: Settings,
+        redactor: Redactor,
+        connections: SshConnections,
+        credentials: ConnectionCredentials,
+        executions: SshExecutions,
+        metrics: SshMetrics,
+    ) -> None:
+        self._work, self._egress, self._settings, self._redactor = work, egress, settings, redactor
+        self._connections, self._credentials, self._executions = connections, credentials, executions
+        self._metrics = metrics
+        self._running: dict[str, asyncio.Task[Any]] = {}
+
+    def declare_breakers(self) -> None:
+        """Declare that the connections to every machine are guarded."""
+        if self.breakers is not None:
+            self.breakers.declare(PREFIX)
+
+    async def stop(self) -> None:
+        """Cancel the commands that run in this process, and wait until their ends are recorded."""
+        running = list(self._running.values())
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+
+    # -- the test of a connection
+
+    async def test(self, connection_id: str, context: RunContext) -> ConnectionTest:
+        """Connect and log in, without a command. Raise why that failed."""
+        plan = await self._work(lambda: self._plan(connection_id), entry=context.entry, read=True)
+        began = time.monotonic()
+        try:
+            async with self._connected(plan, context) as opened:
+                latency = round((time.monotonic() - began) * 1000)
+                version = str(opened.get_extra_info("server_version"))[:255]
+        except Problem as problem:
+            error = problem.detail
+            await self._work(lambda: self._connections.record_test(plan.row.id, error), entry=context.entry)
+            raise
+        await self._work(lambda: self._connections.record_test(plan.row.id, None), entry=context.entry)
+        return ConnectionTest(
+            fingerprint=str(fingerprint_of(plan.row.host_key)), server_version=version, latency_ms=latency
+        )
+
+    # -- commands
+
+    async def execute(self, connection_id: str, request: CommandRequest, context: RunContext) -> CommandResult:
+        """Run a command and wait for its end. Raise why it did not run. If the caller is cancelled, so is the command.
+
+        Raise `Forbidden` (`command_denied`), `TooMany` (`concurrency_limit`), and what `test` raises.
+        """
+        command = _command_of(request)
+        shown = await asyncio.to_thread(self._redactor.redact, command)
+        plan = await self._work(lambda: self._plan(connection_id), entry=context.entry, read=True)
+        await self._check_rules(plan.row, command, shown, context)
+        if plan.row.host_key_state == "mismatch":
+            raise mismatch_of(plan.row)
+
+        def start() -> str:
+            row = self._connections.find(connection_id)
+            started = self._executions.start(
+                row,
+                command,
+                shown_command=shown,
+                by=context.by,
+                task_id=context.task_id,
+                approval_id=context.approval_id,
+            )
+            return str(started.id)
+
+        execution_id = await self._work(start, entry=context.entry)
+        run = self._run(execution_id, plan, command, request, context)
+        task = asyncio.get_running_loop().create_task(run, name=f"ssh {execution_id}")
+        self._running[execution_id] = task
+        task.add_done_callback(lambda _: self._running.pop(execution_id, None))
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            task.add_done_callback(_ignore)
+            task.cancel()
+            raise
+
+    def cancel_here(self, execution_id: str) -> None:
+        """End a command at once if it runs in this process. Other processes notice within two seconds."""
+        if task := self._running.get(execution_id):
+            task.cancel()
+
+    async def _run(
+        self, execution_id: str, plan: _Plan, command: str, request: CommandRequest, context: RunContext
+    ) -> CommandResult:
+        session, began = await _session(), time.monotonic()
+        watch = asyncio.ensure_future(self._watch(execution_id, asyncio.current_task(), context))
+        output, status = session.Output(), "completed"
+        problem: Problem | None = None
+        try:
+            async with self._connected(plan, context) as opened:
+                await session.run(
+                    opened,
+                    command,
+                    output,
+                    stdin=request.stdin.encode(),
+                    env=request.env,
+                    seconds=request.timeout_seconds,
+                    limit=plan.max_bytes,
+                )
+            status = "timed_out" if output.timed_out else "completed"
+        except asyncio.CancelledError:
+            status, problem = "cancelled", Conflict("The command was cancelled.", current_status="cancelled")
+        except Problem as error:
+            status, problem = "failed", error
+        except Exception as error:  # recorded, so that no execution stays open
+            status, problem = "failed", ConnectFailed(f"{type(error).__name__}: {error}"[:300])
+        finally:
+            watch.cancel()
+        seconds = time.monotonic() - began
+        result = await self._finish(execution_id, plan.row, output, (status, problem), seconds, context)
+        if problem is not None:
+            raise problem
+        return result
+
+    async def _finish(
+        self,
+        execution_id: str,
+        row: Connection,
+        output: Any,
+        ended: tuple[Any, Problem | None],
+        seconds: float,
+        context: RunContext,
+    ) -> CommandResult:
+        status, problem = ended
+        stdout, stderr = await asyncio.to_thread(self._texts, output)
+        duration = round(seconds * 1000)
+        end = ExecutionEnd(
+            status=status,
+            exit_code=output.exit_code,
+            signal=output.signal,
+            stdout=_head(stdout),
+            stderr=_head(stderr),
+            truncated=output.truncated,
+            error=None if problem is None else problem.detail,
+            bytes_out=output.total,
+            duration_ms=duration,
+        )
+        self._metrics.count(status, seconds)
+        await self._work(lambda: self._executions.finish(execution_id, row, end), entry=context.entry)
+        return CommandResult(
+            execution_id=execution_id,
+            exit_code=output.exit_code,
+            signal=output.signal,
+            stdout=stdout,
+            stderr=stderr,
+            truncated=output.truncated,
+            timed_out=output.timed_out,
+            duration_ms=duration,
+        )
+
+    def _texts(self, output: Any) -> tuple[str, str]:
+        """Return the redacted texts of both streams. Takes long for long output, so it runs in a thread."""
+        texts = (bytes(stream).decode(errors="replace") for stream in (output.stdout, output.stderr))
+        stdout, stderr = (self._redactor.redact(text) for text in texts)
+        return stdout, stderr
+
+    async def _watch(self, execution_id: str, task: asyncio.Task[Any] | None, context: RunContext) -> None:
+        """Report that the command is alive, and end it when it was cancelled through another process."""
+        while True:
+            await asyncio.sleep(RENEW_SECONDS)
+            with contextlib.suppress(Unavailable):  # an overloaded database does not end a command
+                if not await self._work(lambda: self._executions.renew(execution_id), entry=context.entry):
+                    if task is not None:
+                        task.cancel()
+                    return
+
+    # -- connecting
+
+    def _plan(self, connection_id: str) -> _Plan:
+        """Read a connection, and its credential only if the host key is accepted."""
+        row = self._connections.find(connection_id)
+        is_trusted = row.host_key_state == "trusted"
+        machine = {
+            "host": row.hostname,
+            "port": row.port,
+            "username": row.username,
+            "auth_method": row.auth_method,
+            "host_key": row.host_key if is_trusted else None,
+            "connect_seconds": float(self._settings.get(CONNECT_SECONDS)),
+            "login_seconds": float(self._settings.get(LOGIN_SECONDS)),
+        }
+        credential = self._credentials.read(row) if is_trusted else None
+        return _Plan(row=row, machine=machine, credential=credential, max_bytes=self._settings.get(MAX_OUTPUT_BYTES))
+
+    @contextlib.asynccontextmanager
+    async def _connected(self, plan: _Plan, context: RunContext) -> AsyncIterator[Any]:
+        """Connect and log in through the breaker. Raise the problem of the host key after it was recorded."""
+        session = await _session()
+        machine = session.Machine(**plan.machine)
+
+        async def connect() -> Any:
+            return await session.connect(self._egress, machine, plan.credential)
+
+        try:
+            opened = await self._guarded(f"{PREFIX}:{plan.row.id}", connect)
+        except session.OtherHostKey as other:
+            line = other.key_line
+            problem = await self._work(
+                lambda: self._connections.record_seen_key(plan.row.id, line), entry=context.entry
+            )
+            raise problem from None
+        try:
+            yield opened
+        finally:
+            opened.abort()
+
+    async def _guarded(self, name: str, connect: Callable[[], Awaitable[Any]]) -> Any:
+        return await connect() if self.breakers is None else await self.breakers.guard(name, connect, judge=_judge)
+
+    async def _check_rules(self, row: Connection, command: str, shown: str, context: RunContext) -> None:
+        try:
+            check_command(command, allowed=row.allowed_commands, denied=row.denied_commands)
+        except Forbidden as denied:
+            code, reason = denied.code, denied.detail
+            self._metrics.count("denied")
+            await self._work(lambda: self._executions.record_denied(row, shown, code, reason), entry=context.entry)
+            raise
+
+
+def _ignore(task: asyncio.Task[Any]) -> None:
+    """Retrieve the exception of a command whose caller is gone, so that asyncio does not log it."""
+    if not task.cancelled():
+        task.exception()
+
+
+async def _session() -> Any:
+    """Return the module `session`. It imports asyncssh, which takes 0.3 s, so a thread does that at the first use."""
+    return await asyncio.to_thread(importlib.import_module, "corral_plugins.ssh.service.session")
+
+
+def _judge(outcome: Any) -> Verdict:
+    """Judge an attempt to connect: only failures to connect count, neither refused logins nor host keys."""
+    if isinstance(outcome, (ConnectFailed, LoginTimeout)):
+        return "failure"
+    return "neutral" if isinstance(outcome, Exception) else "success"
+
+
+def _command_of(request: CommandRequest) -> str:
+    command, argv = request.command, request.argv
+    if isinstance(command, str) == isinstance(argv, list):
+        raise Invalid.at("/command", "required", "Send either command or argv.")
+    line = command if isinstance(command, str) else quote_argv(argv) if isinstance(argv, list) else ""
+    if len(line) > 8192 or "\0" in line:
+        raise Invalid.at("/argv", "too_long", "The command line may have at most 8192 characters.")
+    return line
+
+
+def _head(text: str) -> str:
+    """Return the first 64 KiB of a text."""
+    return text.encode()[:STORED_BYTES].decode(errors="ignore")
