@@ -247,7 +247,8 @@ def test_files_5_a_killed_upload_is_whole_or_absent(
     try:
         client = product.sign_in()
         began = time.monotonic()
-        assert client.post("/files/upload", content=sent, headers=form_headers()).status_code == 201
+        first = client.post("/files/upload", content=sent, headers=form_headers())
+        assert first.status_code == 201, f"{first.text}\n{product.log[-4000:]}"
         acknowledged, usual = 1, time.monotonic() - began
         for _ in range(kills):
             done: list[int] = []
