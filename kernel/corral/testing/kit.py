@@ -33,7 +33,7 @@ from corral.plugin import Plugin
 from corral.plugins.discovery import Found
 from corral.plugins.discovery import discover as look_for
 from corral.plugins.loading import load
-from corral.plugins.record import PluginRecord
+from corral.plugins.record import PluginRecord, block_dependants
 from corral.schema.conversion import encode
 from corral.testing import templates
 from corral_core.health.service import scrape
@@ -442,9 +442,11 @@ async def make_kernel(
     ensure_data_dir(loaded_config)
     scrape.COLLECT_SECONDS = PATIENT_SECONDS
     found = _selected(discover(loaded_config), plugins)
-    if loaded_config.database.migrate_on_start:
-        templates.create_from_template(loaded_config.database.url, found, loaded_config)
-    kernel = boot(loaded_config, plugins=load(found, loaded_config))
+    is_migrated = bool(loaded_config.database.migrate_on_start) and templates.create_from_template(
+        loaded_config.database.url, found, loaded_config
+    )
+    with _without_migrations() if is_migrated else contextlib.nullcontext():
+        kernel = boot(loaded_config, plugins=load(found, loaded_config))
     try:
         application = Application(kernel)
         await kernel.start(jobs=jobs)
@@ -459,6 +461,13 @@ async def make_kernel(
             yield kit
     finally:
         await kernel.stop()
+
+
+def _without_migrations() -> contextlib.AbstractContextManager[Any]:
+    """Let a kernel boot without asking which migrations are pending, which takes a sixth of the time."""
+    from unittest import mock
+
+    return mock.patch("corral.kernel.apply_migrations", lambda database, plugins, config: block_dependants(plugins))
 
 
 @contextlib.asynccontextmanager

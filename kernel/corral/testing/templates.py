@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import msgspec
+
 from corral.config.model import Config
 from corral.database.connect import connect
 from corral.database.migrations import existing_tables, own_connection
@@ -26,23 +28,26 @@ _folders: list[Path] = []
 _loaded: dict[tuple[tuple[str, ...], str], tuple[list[PluginRecord], str]] = {}
 
 
-def create_from_template(url: str, found: Sequence[Found], config: Config) -> None:
+def create_from_template(url: str, found: Sequence[Found], config: Config) -> bool:
     """Create the database at `url` as a copy of a template, if the database is empty or does not exist.
 
-    The migrations of the built-in plugins among `found` are applied to the template.
+    The migrations of the built-in plugins among `found` are applied to the template. Return whether the database was
+    created and lacks no migration of `found`.
     """
     own = [item for item in found if item.built_in]
     if url.startswith("sqlite:///"):
         path = Path(url.removeprefix("sqlite:///"))
-        if not path.exists():
-            shutil.copyfile(_sqlite_template(*_load_plugins(own, config), config), path)
-    else:
-        _copy_postgres(url, *_load_plugins(own, config), config)
+        if path.exists():
+            return False
+        shutil.copyfile(_sqlite_template(*_load_plugins(own, config), config), path)
+    elif not _copy_postgres(url, *_load_plugins(own, config), config):
+        return False
+    return len(own) == len(found)
 
 
 def _load_plugins(own: Sequence[Found], config: Config) -> tuple[list[PluginRecord], str]:
     """Load a set of plugins, once per process. Return their records, for their migrations only, and a fingerprint."""
-    key = (tuple(item.name for item in own), repr(config.plugins))
+    key = (tuple(item.name for item in own), repr(msgspec.structs.asdict(config.plugins)))
     if key not in _loaded:
         plugins = load(own, config)
         _loaded[key] = plugins, _fingerprint(plugins)
@@ -61,8 +66,11 @@ def _sqlite_template(plugins: list[PluginRecord], fingerprint: str, config: Conf
     return _made[key]
 
 
-def _copy_postgres(url: str, plugins: list[PluginRecord], fingerprint: str, config: Config) -> None:
-    """Create a PostgreSQL database from a template. An empty database with the same name is replaced."""
+def _copy_postgres(url: str, plugins: list[PluginRecord], fingerprint: str, config: Config) -> bool:
+    """Create a PostgreSQL database from a template, and return whether it was created.
+
+    An empty database with the same name is replaced.
+    """
     from psycopg.errors import DuplicateDatabase
 
     server = url.replace(_database_name(url), "postgres", 1)
@@ -76,8 +84,10 @@ def _copy_postgres(url: str, plugins: list[PluginRecord], fingerprint: str, conf
     try:
         _run(server, copy)
     except DuplicateDatabase:
-        if is_empty(url):
-            _run(server, f'DROP DATABASE "{_database_name(url)}" WITH (FORCE)', copy)
+        if not is_empty(url):
+            return False
+        _run(server, f'DROP DATABASE "{_database_name(url)}" WITH (FORCE)', copy)
+    return True
 
 
 def _migrate(url: str, plugins: list[PluginRecord], config: Config) -> None:
