@@ -161,6 +161,7 @@ async def fleet(make_kit: Callable[..., Any]) -> Fleet:
     return await Fleet(kit, await kit.as_user("member"), await kit.as_user("admin")).set_up()
 
 
+@pytest.mark.one_engine  # what templates do does not depend on the database; installing is tested on both engines
 async def test_marketplace_1_every_template_installs_twice_and_runs_and_leaves_no_trace(fleet: Fleet) -> None:
     assert len(SLUGS) == 14
     assert sorted(RUNS) == SLUGS

@@ -126,6 +126,20 @@ async def test_parameters_are_filled_in(market: Market) -> None:
     assert objects(shown)["hook"]["once"] == {}
 
 
+async def test_a_parameter_does_not_widen_the_permissions(market: Market) -> None:
+    wide = _changed("resources.0.spec.enabled_tools", "{{ params.tools }}")
+    wide["parameters"]["properties"]["tools"] = {"type": "array", "items": {"type": "string"}, "default": ["tasks.get"]}
+    await market.ok("POST", "/marketplace/templates", wide, by=market.admin)
+    refused = await market.refused(parameters={"tools": ["tasks.get", "tasks.create"]})
+    assert [(each["pointer"], each["code"]) for each in refused.json()["errors"]] == [
+        ("/resources/0/spec/enabled_tools/1", "not_allowed")
+    ]
+    await market.install()
+    hidden = _changed("parameters.properties.focus.default", "{{ secrets.KEY }}", slug="hidden")
+    refused = await market.admin.post("/marketplace/templates", hidden)
+    assert refused.json()["errors"][0]["pointer"] == "/parameters/focus"
+
+
 async def test_a_required_secret(market: Market) -> None:
     await market.ok("POST", "/marketplace/templates", _with_secret(required=True), by=market.admin)
     refused = await market.refused()

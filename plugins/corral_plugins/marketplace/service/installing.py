@@ -33,7 +33,7 @@ from corral_plugins.marketplace.service.preparing import (
     require_permissions,
 )
 from corral_plugins.marketplace.service.rendering import with_ids
-from corral_plugins.marketplace.service.requirements import NeededSecret, Requirements
+from corral_plugins.marketplace.service.requirements import Requirements, refuse_missing_secrets
 from corral_plugins.marketplace.service.rows import event_objects, installation_fields
 from corral_plugins.marketplace.shapes import (
     CreatedObject,
@@ -128,7 +128,7 @@ class InstallationService:
         warnings = _warnings(made, missing)
         if body.dry_run:
             raise _TakenBack(_plan(prepared, parts, made, missing, findings, warnings))
-        _refuse_missing(required)
+        refuse_missing_secrets(required)
         row = self._store(prepared, made, missing, body, by)
         created = [_created_view(each) for each in made]
         return NewInstallation(**installation_fields(row, None), created=created, warnings=warnings)
@@ -247,19 +247,6 @@ def _create_object(installer: Installer, resource: PreparedResource, name: str, 
 
 def _lacks_only_plugins(catalogue: TemplateCatalogue, template: Any, parts: Parts) -> bool:
     return all(each.code == "plugin_required" for each in catalogue.problems(template, parts))
-
-
-def _refuse_missing(required: Sequence[NeededSecret]) -> None:
-    if required:
-        faults = [
-            FieldError(
-                f"/secrets_map/{each.declared}",
-                "marketplace.missing_secret",
-                f"The vault has no secret {each.name}; an admin creates it, or name another one in secrets_map.",
-            )
-            for each in required
-        ]
-        raise Invalid(f"The template needs the secret {required[0].name}, which does not exist.", errors=faults)
 
 
 def _warnings(made: Sequence[MadeObject], missing: MissingParts) -> list[str]:

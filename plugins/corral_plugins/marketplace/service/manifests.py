@@ -128,7 +128,7 @@ def check_manifest(data: Json) -> Manifest:
         return Manifest(data=data, sha256=sha256, faults=tuple(faults))
     uses = uses_of(data["resources"])
     order, disorder = _order(data["resources"])
-    faults = [*disorder, *_parameter_faults(data), *_permission_faults(data, uses)]
+    faults = [*disorder, *_parameter_faults(data), *permission_faults(data, uses)]
     return Manifest(data=data, sha256=sha256, faults=tuple(faults), uses=uses, order=order)
 
 
@@ -168,7 +168,7 @@ def _parameter_faults(data: Json) -> Iterator[FieldError]:
         yield from parameter_faults(resource["spec"], known, f"/resources/{index}/spec")
 
 
-def _permission_faults(data: Json, uses: Uses) -> Iterator[FieldError]:
+def permission_faults(data: Json, uses: Uses) -> Iterator[FieldError]:
     """Yield a fault for each tool, secret and host that the resources use and the permissions do not name."""
     allowed = data.get("permissions", {})
     tools, secrets, hosts = (allowed.get(name, ()) for name in ("tools", "secrets", "egress"))

@@ -14,13 +14,14 @@ from corral.ids import new_id
 from corral.schema.json_schema_validation import json_schema_errors
 from corral_plugins.marketplace.api import Installer
 from corral_plugins.marketplace.service.catalogue import Parts, Template, TemplateCatalogue
-from corral_plugins.marketplace.service.manifests import Manifest
+from corral_plugins.marketplace.service.manifests import Manifest, permission_faults
 from corral_plugins.marketplace.service.rendering import (
     complete_parameters,
     with_ids,
     with_parameters,
     with_secrets,
 )
+from corral_plugins.marketplace.service.walking import uses_of
 
 Json = dict[str, Any]
 
@@ -78,13 +79,16 @@ async def prepare(
     """
     manifest = template.manifest
     parameters = complete_parameters(manifest.data.get("parameters", {"type": "object"}), given)
+    filled = [{**each, "spec": with_parameters(each["spec"], parameters)} for each in manifest.resources]
+    if faults := list(permission_faults(manifest.data, uses_of(filled))):  # parameters may name further tools and hosts
+        raise Invalid(faults[0].detail, errors=faults)
     resources = []
     for position in manifest.order:
-        resource = manifest.resources[position]
-        spec = with_secrets(with_parameters(resource["spec"], parameters), secrets_map)
+        spec = with_secrets(filled[position]["spec"], secrets_map)
         if isinstance(spec.get("name"), str):
             spec["name"] = f"{prefix}{spec['name']}"
-        resources.append(PreparedResource(position=position, kind=resource["kind"], key=resource["key"], spec=spec))
+        kind, key = filled[position]["kind"], filled[position]["key"]
+        resources.append(PreparedResource(position=position, kind=kind, key=key, spec=spec))
     known = tuple(each for each in resources if each.kind in parts.installers)
     await asyncio.to_thread(check_specs, known, parts.installers, [each.key for each in resources])
     return PreparedTemplate(

@@ -30,7 +30,7 @@ def complete_parameters(schema: Json, given: Json) -> Json:
     ]
     faults += [
         FieldError(place.pointer, "not_allowed", "must not contain {{, which begins an expression")
-        for place in texts(given, "/parameters")
+        for place in texts(found, "/parameters")
         if "{{" in place.value
     ]
     if faults:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
+from corral.errors import FieldError, Invalid
 from corral_plugins.marketplace.service.manifests import Manifest
 from corral_plugins.marketplace.service.walking import SECRET, texts
 from corral_plugins.marketplace.shapes import MissingGrant, MissingParts
@@ -61,6 +62,20 @@ class Requirements:
         used: Iterable[str] = {place.value for place in manifest.uses.tools}
         used = {*used, *manifest.data.get("requires", {}).get("tools", ())}
         return sorted(name for name in used if not any(includes_tools([name], [tool]) for tool in offered))
+
+
+def refuse_missing_secrets(required: Sequence[NeededSecret]) -> None:
+    """Raise `Invalid` if a required secret is missing."""
+    if required:
+        faults = [
+            FieldError(
+                f"/secrets_map/{each.declared}",
+                "marketplace.missing_secret",
+                f"The vault has no secret {each.name}; an admin creates it, or name another one in secrets_map.",
+            )
+            for each in required
+        ]
+        raise Invalid(f"The template needs the secret {required[0].name}, which does not exist.", errors=faults)
 
 
 def _needed_secrets(manifest: Manifest, names: Mapping[str, str]) -> list[NeededSecret]:

@@ -29,7 +29,7 @@ from corral_plugins.marketplace.service.preparing import (
 )
 from corral_plugins.marketplace.service.removal import remove_objects
 from corral_plugins.marketplace.service.rendering import with_ids
-from corral_plugins.marketplace.service.requirements import Requirements
+from corral_plugins.marketplace.service.requirements import Requirements, refuse_missing_secrets
 from corral_plugins.marketplace.service.rows import event_objects, find_writable_installation, objects_of
 from corral_plugins.marketplace.shapes import ChangedObject, ObjectRef, UpgradeInstallation, UpgradeResult
 
@@ -106,7 +106,8 @@ class UpgradeService:
     ) -> None:
         manifest = prepared.manifest
         ids = {each.resource.position: each.made.id for each in made}
-        missing, _ = self._requirements.missing(manifest, row.secrets_map, ids)
+        missing, required = self._requirements.missing(manifest, row.secrets_map, ids)
+        refuse_missing_secrets(required)
         changes = {
             "template_version": manifest.version,
             "sha256": manifest.sha256,
