@@ -74,8 +74,11 @@ CORRAL_REFRESH_GRACE | 5 | security.refresh_grace_seconds
 CORRAL_LOCKOUT_THRESHOLD | 4 | security.lockout_threshold
 CORRAL_LOCKOUT_WINDOW | 600 | security.lockout_window_seconds
 CORRAL_LOCKOUT_SECONDS | 600 | security.lockout_seconds
+CORRAL_MAX_UPLOAD_BYTES | 1048576 | files.max_upload_bytes
 CORRAL_TASK_LEASE_SECONDS | 30 | tasks.lease_seconds
 CORRAL_TASK_MAX_ATTEMPTS | 5 | tasks.max_attempts
+CORRAL_WEBHOOK_TIMEOUT | 20 | webhooks.timeout_seconds
+CORRAL_WEBHOOK_DISABLE_AFTER | 3600 | webhooks.disable_after_seconds
 """
 PINNING_ROWS = [[cell.strip() for cell in line.split("|")] for line in PINNING.strip().splitlines()]
 
@@ -89,12 +92,14 @@ def _declared() -> list[Setting[Any]]:
 
 def test_a_variable_pins_the_setting_that_declares_it() -> None:
     environ = {variable: value for variable, value, _ in PINNING_ROWS}
+    environ["CORRAL_WEBHOOK_RETRY_SCHEDULE"] = "0,5,60"
     config = load(environ | {"CORRAL_TASK_MAX_ATTEMPT": "5"}, path=Path(os.devnull))
     registry = SettingsRegistry(config.pinned, variables=config.variables)
     registry.declare(_declared())
     shown = {item.setting.name: item for item in registry.all()}
     for variable, value, name in PINNING_ROWS:
         assert (str(shown[name].value), shown[name].pinned_by) == (value, variable)
+    assert shown["webhooks.retry_schedule"].value == [0, 5, 60]
     assert {setting.env for setting in _declared() if setting.env} == set(environ)
     assert unknown_setting_warnings(config, registry) == [
         "CORRAL_TASK_MAX_ATTEMPT: unknown variable; did you mean CORRAL_TASK_MAX_ATTEMPTS?"

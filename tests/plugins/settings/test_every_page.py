@@ -138,4 +138,7 @@ async def test_every_variable_that_pins_names_a_setting(kit: Kit) -> None:
         "CORRAL_MAX_UPLOAD_BYTES": "files.max_upload_bytes",
         "CORRAL_TASK_LEASE_SECONDS": "tasks.lease_seconds",
         "CORRAL_TASK_MAX_ATTEMPTS": "tasks.max_attempts",
+        "CORRAL_WEBHOOK_RETRY_SCHEDULE": "webhooks.retry_schedule",
+        "CORRAL_WEBHOOK_TIMEOUT": "webhooks.timeout_seconds",
+        "CORRAL_WEBHOOK_DISABLE_AFTER": "webhooks.disable_after_seconds",
     }

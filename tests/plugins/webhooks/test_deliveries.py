@@ -192,6 +192,7 @@ async def test_the_kill_switch_holds_deliveries(hooks: Hooks, receiver: Receiver
 
 async def test_filters_and_patterns(hooks: Hooks, receiver: Receiver) -> None:
     filtered = await hooks.create(receiver, "things.happened", filter={"status": "done"})
+    await hooks.kit.events()  # on PostgreSQL, until all events are numbered: those that are not belong to the future
     everything = await hooks.create(receiver, "*", "things.*")
     await hooks.emit("one", status="new")
     await hooks.emit("two", status="done")
@@ -200,7 +201,6 @@ async def test_filters_and_patterns(hooks: Hooks, receiver: Receiver) -> None:
     types = [row["event"] for row in await hooks.deliveries(everything["id"])]
     assert types.count("things.happened") == 2
     assert "webhook.created" not in types  # of itself
-    assert hooks.member.user["id"] != hooks.stranger.user["id"]
 
 
 @pytest.mark.one_engine
@@ -292,12 +292,16 @@ async def test_deliveries_of_a_dead_process_come_back(hooks: Hooks, receiver: Re
 
 
 async def test_the_limits_of_a_host_and_of_all(hooks: Hooks) -> None:
-    """Five attempts a host; a second one to a host leaves a fifth of all slots free; failing webhooks have one."""
+    """Five attempts a host; a second one to a host leaves a fifth of all slots free; a webhook begins with one."""
     await hooks.set("webhooks.concurrency", 10)
     receivers = [Receiver(f"127.0.0.{number}") for number in range(2, 6)]
     for each in receivers:
         await each.start()
         await hooks.create(each)
+    await hooks.emit("first", "second")
+    await hooks.run()
+    assert [len(each.messages) for each in receivers] == [1] * 4
+    await hooks.run()
     await hooks.emit(*[f"thing-{number}" for number in range(9)])
     await hooks.kit.events()
     await hooks.kit.service(WebhookFanOut).read()

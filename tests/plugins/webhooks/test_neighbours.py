@@ -11,9 +11,11 @@ from tests.plugins.webhooks.conftest import ALLOWED, PLUGINS, Hooks
 from tests.plugins.webhooks.receivers import Receiver
 
 from corral import clock
+from corral.database.unit import current
 from corral.testing.server import free_port
 from corral_plugins.circuit_breakers.api import Breakers
 from corral_plugins.webhooks.api import Signer
+from corral_plugins.webhooks.service.fan_out import ENTRY, WebhookFanOut
 
 pytestmark = pytest.mark.one_engine
 
@@ -106,14 +108,13 @@ async def test_a_process_that_stops_gives_its_deliveries_back(hooks: Hooks) -> N
 
 async def test_fan_out_asks_once_for_all_webhooks_and_events(hooks: Hooks, receiver: Receiver) -> None:
     """The number of queries does not grow with the number of events and webhooks."""
-    from corral_plugins.webhooks.service.fan_out import WebhookFanOut
-
     engine: Any = hooks.kit.kernel.database.engine
     counted: list[str] = []
     plain = engine.execute_sql
 
     def execute_sql(sql: str, *arguments: Any, **options: Any) -> Any:
-        counted.append(sql)
+        if current().entry == ENTRY:  # what runs in the background does not count
+            counted.append(sql)
         return plain(sql, *arguments, **options)
 
     async def read() -> int:

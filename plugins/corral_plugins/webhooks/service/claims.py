@@ -65,12 +65,12 @@ class _Load:
     def admits(self, row: Webhook) -> bool:
         """Return whether a webhook may have one more attempt.
 
-        A failing webhook has one at a time. A second attempt to a host leaves slots free for other hosts, so that hosts
-        that do not answer delay the others only when there are very many of them.
+        A webhook whose last attempt failed, or that has never succeeded, has one at a time. A second attempt to a host
+        leaves slots free for other hosts. So hosts that do not answer delay the others only if there are very many.
         """
         running = self.hosts[row.host]
         limit = self.limit if running == 0 else self.limit - self.limit // RESERVED
-        most = 1 if row.failing_since is not None else PER_HOST
+        most = PER_HOST if _is_healthy(row) else 1
         return self.total < limit and running < PER_HOST and self.webhooks[row.id] < most
 
 
@@ -173,6 +173,10 @@ class DeliveryClaims:
         ]
 
 
+def _is_healthy(row: Webhook) -> bool:
+    return row.failing_since is None and row.last_success_at is not None
+
+
 def holds(delivery: Delivery) -> Any:
     """Return the condition that the claim of a delivery is still valid."""
     return (Delivery.id == delivery.id) & (Delivery.lease == delivery.lease)
@@ -194,7 +198,7 @@ def _first_waiting(webhooks: Iterable[Webhook], with_probes: bool) -> list[Deliv
     for row in webhooks:
         waiting = Delivery.select(Delivery.id, Delivery.due_at).where(Delivery.webhook_id == row.id)
         is_probed = with_probes and row.next_probe_at is not None and row.next_probe_at <= now
-        until, most = (clock.LAST if is_probed else now), (1 if row.failing_since is not None else PER_HOST)
+        until, most = (clock.LAST if is_probed else now), (PER_HOST if _is_healthy(row) else 1)
         first = waiting.where(Delivery.due_at <= until).order_by(Delivery.due_at, Delivery.id).limit(most)
         queries.append(Delivery.select(peewee.SQL("id")).from_(first.alias("waiting")))
     found: Any = functools.reduce(operator.add, queries)
