@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 from tests.plugins.triggers.conftest import TASK, Alarm
 
+from corral import clock
+from corral.events.log import EventRow
 from corral.testing.kit import PASSWORD
 from corral_plugins.triggers.models import Fire
 
@@ -150,6 +152,26 @@ async def test_a_reference_that_vanishes_later_fails_the_slot(alarm: Alarm) -> N
     await fire(alarm, made["id"], title="x")
     (row,) = await alarm.history(made["id"])
     assert (row["status"], row["error"].partition(":")[0]) == ("failed", "unknown_reference")
+
+
+async def test_a_slot_that_fails_does_not_affect_those_that_are_due_with_it(alarm: Alarm) -> None:
+    agent = await alarm.agent("Short-lived", start=False)
+    at = clock.now(60)
+    wrong = {**TASK, "agent_id": agent}
+    made = [
+        (await alarm.create("once", {"at": at}, action=action, by=by))["id"]
+        for action, by in ((TASK, alarm.member), (wrong, alarm.member), (TASK, alarm.admin), (TASK, alarm.member))
+    ]
+    missed = await alarm.create("interval", {"seconds": 20}, catch_up="run_all")
+    assert (await alarm.member.delete(f"/agents/{agent}")).status == 204
+    await alarm.run(seconds=62)
+    assert [await alarm.statuses(each) for each in made] == [["fired"], ["failed"], ["fired"], ["fired"]]
+    assert await alarm.statuses(missed["id"]) == ["fired", "skipped_overlap", "skipped_overlap"]
+    assert len(await alarm.tasks()) == 4
+    causes = await alarm.kit.work(
+        lambda: {each.object_id: each.cause for each in EventRow.select().where(EventRow.type == "trigger.fired")}
+    )
+    assert causes == {each: f'["{each}"]' for each in (made[0], made[2], made[3], missed["id"])}
 
 
 async def test_an_edit_does_not_shift_an_interval_and_a_deleted_trigger_keeps_its_history(alarm: Alarm) -> None:

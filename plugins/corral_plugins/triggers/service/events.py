@@ -24,8 +24,8 @@ from corral.events.event import EventTypes
 from corral.events.log import EventRow, LoggedEvent
 from corral.ids import new_id
 from corral_core.accounts.api import Accounts, RightsLost
-from corral_plugins.triggers.models import IS_ENABLED, Expectation, LogPosition, Trigger
-from corral_plugins.triggers.service.slots import TriggerSlots
+from corral_plugins.triggers.models import IS_ENABLED, Expectation, Fire, LogPosition, Trigger
+from corral_plugins.triggers.service.slots import TriggerSlots, enqueue_fires
 
 log = logging.getLogger("corral.triggers")
 
@@ -61,23 +61,23 @@ class TriggerLogReader:
         names = self._types.expand(followed_events())
         where = [EventRow.seq > position, EventRow.seq <= newest, EventRow.type.in_(names)]
         events = event_log.select(where, READ_AT_ONCE) if names else []
-        for event in events:
-            self._handle(event)
+        enqueue_fires([fire for event in events for fire in self._handle(event)])
         is_full = len(events) == READ_AT_ONCE
         unchanged = (LogPosition.id == POSITION_ID) & (LogPosition.seq == position)
         if not LogPosition.update(seq=events[-1].seq if is_full else newest).where(unchanged).execute():
             raise PositionMoved
         return is_full
 
-    def _handle(self, event: LoggedEvent) -> None:
+    def _handle(self, event: LoggedEvent) -> list[Fire]:
         """Handle an event. One that cannot be handled is skipped, so that it does not stop all triggers."""
         try:
             with savepoint():
-                self._events.handle(event)
+                return self._events.handle(event)
         except peewee.DatabaseError:  # the unit of work runs again
             raise
         except Exception:
             log.exception("triggers could not handle an event", extra={"event_id": event.id, "type": event.type})
+        return []
 
 
 class PositionMoved(ExpectedFailure):
@@ -90,25 +90,32 @@ class TriggerEvents:
     def __init__(self, slots: TriggerSlots, accounts: Accounts, rights: EventRights) -> None:
         self._slots, self._accounts, self._rights = slots, accounts, rights
 
-    def handle(self, event: LoggedEvent) -> None:
-        """Record what an event means for each trigger that follows it and whose owner may read it."""
+    def handle(self, event: LoggedEvent) -> list[Fire]:
+        """Record what an event means for each trigger that follows it and whose owner may read it.
+
+        Return the new rows of the history. The caller enqueues the jobs that fire them.
+        """
+        fires: list[Fire] = []
         names = [event.type, f"{event.type.partition('.')[0]}.*"]
         follows = Trigger.event_key.in_(names) | Trigger.event_after.in_(names)
         is_new = Trigger.since <= event.ts  # later than the trigger was enabled
-        for trigger in Trigger.select().where(IS_ENABLED & follows & is_new).limit(MAX_MATCHES):
+        for trigger in Trigger.select().where(IS_ENABLED & follows & is_new).order_by(Trigger.id).limit(MAX_MATCHES):
             if not self.is_readable(trigger, event):
                 continue
             if trigger.type == "event":
-                self._slots.record(
+                fire = self._slots.record(
                     trigger,
                     f"event:{event.id}",
                     scheduled_for=event.ts,
                     cause=event_causes(event),
                     payload=event.payload(),
                     event=event_facts(event),
+                    announce=False,
                 )
+                fires += [] if fire is None else [fire]
             else:
                 _follow_absence(trigger, event, names)
+        return fires
 
     def is_readable(self, trigger: Trigger, event: LoggedEvent) -> bool:
         """Return whether the owner of a trigger may read an event. What a deactivated owner follows fires and fails."""
