@@ -409,7 +409,7 @@ async def test_a_delegated_task_gets_what_is_left_of_its_parents_limit(world: Wo
 
 
 async def test_the_costs_of_a_workflow_are_those_of_its_runs(
-    make_kit: Callable[..., Any], providers: dict[str, Any]
+    make_kit: Callable[..., Any], providers: dict[str, Any], upstream: Any
 ) -> None:
     config = {"plugins.llm": {"providers": providers}, "settings.llm.default_model": "up/m1"}
     kit = await make_kit(
@@ -428,6 +428,14 @@ async def test_the_costs_of_a_workflow_are_those_of_its_runs(
     await world.ok("PUT", "/cost/budget", {"monthly_limit": 0.02}, by=world.admin)
     refused = await world.until(await world.start(workflow))
     assert (refused["status"], refused["error"]["type"]) == ("failed", "budget_exceeded")
+    for limit, cost, calls in ((0.005, 0.0, 2), (0.012, 0.007, 3)):
+        again = workflows.step("again", "llm", {"prompt": "hi", "max_tokens": 10}, on_error="continue")
+        await world.ok("PUT", "/cost/budget", {"monthly_limit": None}, by=world.admin)
+        limited = await world.workflow(ask_model, again, config={"max_cost_usd": limit})
+        run = await world.until(await world.start(limited))
+        assert (run["status"], run["error"]["kind"], run["cost_usd"]) == ("failed", "budget", cost)
+        assert len(upstream.requests) == calls
+    assert await kit.work(lambda: Reservation.select().count(), read=True) == 0
 
 
 async def refused_run(world: World) -> Lease:
