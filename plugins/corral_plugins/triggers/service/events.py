@@ -44,7 +44,8 @@ class TriggerLogReader:
 
     async def create_position(self) -> None:
         """Store the end of the log as the position if none is stored, so that no later event is missed."""
-        await self._work(_ensure_position, entry=ENTRY)
+        if not await self._work(_has_position, entry=ENTRY, read=True):  # a start on a full disk only reads
+            await self._work(_ensure_position, entry=ENTRY)
 
     async def read(self) -> None:
         """Handle all new events. Another process that reads at the same time does the rest."""
@@ -131,6 +132,10 @@ def followed_events() -> set[str]:
     follows = Trigger.event_key.is_null(False)
     found: Any = Trigger.select(Trigger.event_key, Trigger.event_after).where(IS_ENABLED & follows).distinct()
     return {name for pair in found.tuples() for name in pair if name is not None}
+
+
+def _has_position() -> bool:
+    return bool(LogPosition.select().where(LogPosition.id == POSITION_ID).exists())
 
 
 def _ensure_position() -> None:
