@@ -110,9 +110,13 @@ class Uploads:
                 await asyncio.shield(self._undo(upload_id, key, entry))
 
     async def _undo(self, upload_id: str, key: str, entry: UnitContext) -> None:
+        """Give back the reserved bytes and delete the stored ones, unless the row of the file was committed after all.
+
+        A commit may succeed although its caller was cancelled or the answer of the database was lost.
+        """
         with contextlib.suppress(Problem):  # the sweep does what is left undone here
-            await self._work(lambda: self._quota.end(upload_id), entry=entry)
-        await self._storage.discard(key)
+            if await self._work(lambda: self._quota.end(upload_id), entry=entry):
+                await self._storage.discard(key)
 
     def _commit(self, new: NewFile, upload_id: str, key: str, blob: Blob, detected: str) -> tuple[File, bool]:
         self.refuse_blocked(detected)
