@@ -14,7 +14,9 @@ from tests.plugins.ssh.conftest import PASSWORD, Fleet, Machine
 from corral import clock
 from corral.errors import Forbidden
 from corral_plugins.ssh.jobs import reap_executions, sweep_executions
+from corral_plugins.ssh.service import session
 from corral_plugins.ssh.service.command_rules import check_command, quote_argv
+from corral_plugins.ssh.service.connections import SshConnections
 
 BASE = {"name": "one", "hostname": "10.1.2.3", "username": "deploy"}
 
@@ -114,6 +116,22 @@ async def test_another_place_has_another_host_key(fleet: Fleet, machine: Machine
     assert (moved["host_key_state"], moved["host_key_fingerprint"]) == ("unknown", None)
     taken = await fleet.admin.put(f"/ssh-connections/{made['id']}", {"name": "OTHER"})
     assert (taken.status, taken.json()["code"]) == (409, "duplicate")
+
+
+async def test_a_key_that_was_accepted_or_left_behind_meanwhile_blocks_nothing(fleet: Fleet, machine: Machine) -> None:
+    """Two tests see the first key, and a person accepts it before the second one has recorded it."""
+    made = await fleet.create()
+    work, connections = fleet.kit.kernel.database.work, fleet.kit.service(SshConnections)
+    before = await work(lambda: connections.find(made["id"]), read=True)
+    await fleet.post(f"{made['id']}/test")
+    await fleet.post(f"{made['id']}/host-key/accept", {"fingerprint": machine.fingerprint})
+    late = await work(lambda: connections.record_seen_key(before, machine.key_line))
+    assert late.code == "invalid_state"
+    assert (await fleet.post(f"{made['id']}/test")).status == 200
+    await fleet.admin.put(f"/ssh-connections/{made['id']}", {"port": machine.port + 1})
+    late = await work(lambda: connections.record_seen_key(before, machine.key_line))
+    assert late.code == "invalid_state"
+    assert (await fleet.admin.get(f"/ssh-connections/{made['id']}")).json()["host_key_state"] == "unknown"
 
 
 async def test_a_command_is_cancelled_here_and_from_another_process(fleet: Fleet, machine: Machine) -> None:

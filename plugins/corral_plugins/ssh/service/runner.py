@@ -263,9 +263,7 @@ class SshRunner:
             opened = await self._guarded(f"{PREFIX}:{plan.row.id}", connect)
         except session.OtherHostKey as other:
             line = other.key_line
-            problem = await self._work(
-                lambda: self._connections.record_seen_key(plan.row.id, line), entry=context.entry
-            )
+            problem = await self._work(lambda: self._connections.record_seen_key(plan.row, line), entry=context.entry)
             raise problem from None
         try:
             yield opened
