@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+from pathlib import Path
 from typing import Any
 
 import asyncssh
@@ -147,6 +148,26 @@ async def test_a_command_is_cancelled_here_and_from_another_process(fleet: Fleet
     assert (await fleet.executions(connection))[0]["status"] == "cancelled"
     again = await fleet.post(f"{connection}/executions/{row['id']}/cancel")
     assert (again.status, again.json()["code"]) == (409, "invalid_state")
+
+
+async def test_a_cancelled_command_that_ignores_term_is_killed(
+    fleet: Fleet, machine: Machine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The process notices after two seconds that the command was cancelled; this must not end the wait for KILL."""
+    monkeypatch.setattr(session, "STOP_SECONDS", 3.0)
+    connection = await fleet.trusted()
+    command = f"trap '' TERM; touch {tmp_path}/trapped; sleep 600"
+    running = asyncio.ensure_future(fleet.run(connection, command))
+    row = await _first(fleet, connection)
+    for _ in range(500):
+        if (tmp_path / "trapped").exists():
+            break
+        await asyncio.sleep(0.02)
+    await fleet.post(f"{connection}/executions/{row['id']}/cancel")
+    assert (await running).json()["current_status"] == "cancelled"
+    async with asyncio.timeout(5):
+        await asyncio.gather(*machine.tasks)
+    assert machine.living() == []
 
 
 async def test_commands_of_dead_processes_are_reaped_and_old_ones_removed(fleet: Fleet, machine: Machine) -> None:

@@ -82,7 +82,7 @@ class SshRunner:
         """Cancel the commands that run in this process, and wait until their ends are recorded."""
         running = list(self._running.values())
         for task in running:
-            task.cancel()
+            _cancel_once(task)
         await asyncio.gather(*running, return_exceptions=True)
 
     # -- the test of a connection
@@ -139,13 +139,13 @@ class SshRunner:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
             task.add_done_callback(_ignore)
-            task.cancel()
+            _cancel_once(task)
             raise
 
     def cancel_here(self, execution_id: str) -> None:
         """End a command at once if it runs in this process. Other processes notice within two seconds."""
         if task := self._running.get(execution_id):
-            task.cancel()
+            _cancel_once(task)
 
     async def _run(
         self, execution_id: str, plan: _Plan, command: str, request: CommandRequest, context: RunContext
@@ -229,7 +229,7 @@ class SshRunner:
             with contextlib.suppress(Unavailable):  # an overloaded database does not end a command
                 if not await self._work(lambda: self._executions.renew(execution_id), entry=context.entry):
                     if task is not None:
-                        task.cancel()
+                        _cancel_once(task)
                     return
 
     # -- connecting
@@ -281,6 +281,12 @@ class SshRunner:
             self._metrics.count("denied")
             await self._work(lambda: self._executions.record_denied(row, shown, code, reason), entry=context.entry)
             raise
+
+
+def _cancel_once(task: asyncio.Task[Any]) -> None:
+    """Cancel a command, unless it is being ended already: a second cancellation would end the wait before KILL."""
+    if not task.cancelling():
+        task.cancel()
 
 
 def _ignore(task: asyncio.Task[Any]) -> None:
