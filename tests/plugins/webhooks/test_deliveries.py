@@ -115,6 +115,27 @@ async def test_a_probe_uses_up_no_attempt_and_a_success_makes_all_due(hooks: Hoo
 
 
 @pytest.mark.one_engine
+async def test_a_probe_that_is_given_back_uses_up_no_attempt(hooks: Hooks, receiver: Receiver) -> None:
+    """The process of one probe stops, and that of another one dies."""
+    await hooks.set("webhooks.retry_schedule", [0, 36_000, 36_000])
+    receiver.status = 500
+    made = await hooks.create(receiver)
+    await hooks.emit("one")
+    await hooks.run()
+    claims = hooks.kit.service(DeliveryClaims)
+    clock.travel(61)
+    (probe,) = await hooks.kit.work(claims.claim)
+    await hooks.kit.work(lambda: claims.release(probe, clock.now()))
+    (probe,) = await hooks.kit.work(claims.claim)
+    assert probe.is_probe
+    clock.travel(31)
+    await hooks.kit.run_schedule("webhooks.reap")
+    await hooks.run()
+    assert len(receiver.messages) == 2
+    assert [row["attempt"] for row in await hooks.deliveries(made["id"])] == [1]
+
+
+@pytest.mark.one_engine
 async def test_probes_become_rarer(hooks: Hooks, receiver: Receiver) -> None:
     await hooks.set("webhooks.retry_schedule", [0, 172_800])
     await hooks.set("webhooks.disable_after_seconds", 0)
