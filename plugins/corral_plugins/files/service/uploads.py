@@ -205,7 +205,7 @@ class _CheckedStream:
     async def _reserve(self) -> None:
         """Reserve what has come, and some more if the size is unknown and the quota has room for it."""
         missing = max(0, self._size - self._reserved)
-        if self._new.size is None and missing < GROWTH_BYTES:
+        if self._new.size is None and 0 < missing < GROWTH_BYTES:
             with contextlib.suppress(Problem):
                 await self._uploads.grow(self._id, self._new.owner_id, GROWTH_BYTES, self._entry)
                 self._reserved += GROWTH_BYTES
