@@ -11,7 +11,6 @@ from collections.abc import AsyncGenerator, AsyncIterable
 import msgspec
 
 from corral import clock
-from corral.auth.principal import Principal
 from corral.database.engine import Work
 from corral.database.unit import SYSTEM_CONTEXT, UnitContext
 from corral.errors import Invalid, Problem, TooLarge
@@ -58,7 +57,6 @@ class NewFile(msgspec.Struct, kw_only=True):
     limit: int | None = None
     lease: tuple[str, str] | None = None
     upload_key: str | None = None
-    by: Principal | None = None
 
 
 class Uploads:
@@ -123,7 +121,7 @@ class Uploads:
         source = new.source
         if new.lease is not None:
             source = msgspec.structs.replace(source, attempt_id=self._registry.attempt_of_lease(*new.lease))
-        earlier = self._registry.earlier_upload(new.upload_key, sha256=blob.sha256, name=clean_name(new.name), new=new)
+        earlier = self._registry.earlier_upload(new.upload_key, sha256=blob.sha256, name=clean_name(new.name))
         if earlier is not None:
             return earlier, False
         now = clock.now()
