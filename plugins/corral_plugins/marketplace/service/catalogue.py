@@ -119,7 +119,7 @@ class TemplateCatalogue:
         rows = await self._work(_stored_rows, read=True)
         known = [row for row in rows if row[0] not in contributed]
         await self._read_stored([row for row in known if tuple(row[:3]) not in self._stored or self._changed(row)])
-        stored = [self._stored[row[0], row[1], row[2]] for row in known]
+        stored = [found for row in known if (found := self._stored.get((row[0], row[1], row[2]))) is not None]
         found = [template for each in contributed.values() for template in each] + stored
         return sorted(found, key=lambda each: (each.slug, [-n for n in version_key(each.manifest.version)]))
 
