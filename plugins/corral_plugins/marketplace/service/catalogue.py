@@ -120,7 +120,8 @@ class TemplateCatalogue:
         rows = await self._work(_stored_rows, read=True)
         known = [row for row in rows if row[0] not in contributed]
         await self._read_stored([row for row in known if tuple(row[:3]) not in self._stored or self._changed(row)])
-        stored = [found for row in known if (found := self._stored.get((row[0], row[1], row[2]))) is not None]
+        keys = [(row[0], row[1], row[2]) for row in known]  # a template that is deleted meanwhile is not in _stored
+        stored = [self._stored[key] for key in keys if key in self._stored]
         found = [template for each in contributed.values() for template in each] + stored
         return sorted(found, key=lambda each: (each.slug, [-n for n in version_key(each.manifest.version)]))
 
