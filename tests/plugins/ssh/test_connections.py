@@ -10,7 +10,7 @@ from typing import Any
 
 import asyncssh
 import pytest
-from tests.plugins.ssh.conftest import PASSWORD, Fleet, Machine
+from tests.plugins.ssh.conftest import PASSWORD, Fleet, Machine, _Gate
 
 from corral import clock
 from corral.errors import Forbidden
@@ -102,6 +102,22 @@ async def test_credentials_live_and_die_with_their_connection(fleet: Fleet) -> N
     assert [each["name"] for each in (await fleet.admin.get("/secrets")).json()["items"]] == ["SHARED"]
     unknown = await fleet.admin.post("/ssh-connections", {**BASE, "secret_id": made["id"]})
     assert (unknown.status, unknown.json()["code"]) == (422, "unknown_reference")
+
+
+async def test_a_credential_in_the_words_of_a_machine_is_redacted(
+    fleet: Fleet, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def repeat(gate: Any, username: str, password: str) -> bool:
+        raise asyncssh.DisconnectError(asyncssh.DISC_BY_APPLICATION, f"{password} is wrong")
+
+    monkeypatch.setattr(_Gate, "validate_password", repeat)
+    connection = await fleet.trusted()
+    for path, body in (("test", None), ("execute", {"command": "true"})):
+        answer = await fleet.post(f"{connection}/{path}", body)
+        assert (answer.status, answer.code, PASSWORD in answer.body.decode()) == (502, "ssh_connect_failed", False)
+        assert " is wrong" in answer.body.decode()
+    shown = await fleet.admin.get(f"/ssh-connections/{connection}")
+    assert PASSWORD not in shown.body.decode() + json.dumps(await fleet.executions(connection))
 
 
 async def test_another_place_has_another_host_key(fleet: Fleet, machine: Machine) -> None:

@@ -253,7 +253,19 @@ class SshRunner:
 
     @contextlib.asynccontextmanager
     async def _connected(self, plan: _Plan, context: RunContext) -> AsyncIterator[Any]:
-        """Connect and log in through the breaker. Raise the problem of the host key after it was recorded."""
+        """Connect and log in through the breaker. Raise the problem of the host key after it was recorded.
+
+        The detail of a problem may contain words of the machine, which knows the credential, so it is redacted.
+        """
+        try:
+            async with self._opened(plan, context) as opened:
+                yield opened
+        except Problem as problem:
+            problem.detail = await asyncio.to_thread(self._redactor.redact, problem.detail)
+            raise
+
+    @contextlib.asynccontextmanager
+    async def _opened(self, plan: _Plan, context: RunContext) -> AsyncIterator[Any]:
         session = await _session()
         machine = session.Machine(**plan.machine)
 
