@@ -157,9 +157,16 @@ class SshConnections:
 
     # -- what a connection to the machine showed
 
-    def record_seen_key(self, connection_id: str, key_line: str) -> Conflict:
-        """Keep a host key that is not the accepted one, and return the problem that this is."""
-        row = self.find(connection_id)
+    def record_seen_key(self, tried: Connection, key_line: str) -> Conflict:
+        """Keep a host key that is not the accepted one, and return the problem that this is.
+
+        `tried` is the connection as it was before the machine showed the key. The key says nothing about a connection
+        that leads to another place by now, or whose accepted key it has become meanwhile.
+        """
+        row = self.find(tried.id)
+        is_accepted = row.host_key_state == "trusted" and row.host_key == key_line
+        if is_accepted or (row.hostname, row.port) != (tried.hostname, tried.port):
+            return _changed()
         seen, type_ = fingerprint_of(key_line), key_type_of(key_line)
         if row.host_key is None:
             self._write(row, {"seen_key": key_line, "host_key_state": "pending"})
@@ -185,8 +192,7 @@ class SshConnections:
             detail = f"An SSH connection named {columns['name']} already exists."
             raise Conflict(detail, code="duplicate") from None
         if not written:
-            detail = "Another request changed the connection at the same time; repeat the request."
-            raise Conflict(detail, current_status="changed")
+            raise _changed()
         for column, value in values.items():
             setattr(row, column, value)
 
@@ -281,6 +287,11 @@ def _entry(action: str, row: Connection, changes: dict[str, tuple[Any, Any]]) ->
     return AuditEntry(
         action=action, object_type="ssh_connection", object_id=row.id, object_name=row.name, changes=changes
     )
+
+
+def _changed() -> Conflict:
+    detail = "Another request changed the connection at the same time; repeat the request."
+    return Conflict(detail, current_status="changed")
 
 
 def _duplicate(name: str) -> Conflict:
