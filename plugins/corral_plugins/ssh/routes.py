@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 
 from msgspec import UNSET
 
@@ -122,7 +123,8 @@ async def update_connection(
         hostname = body.hostname if isinstance(body.hostname, str) else stored.hostname
         warnings = await _check_address(egress, hostname, body.port if isinstance(body.port, int) else stored.port)
     entry = request.unit_context(caller)
-    row = await work(lambda: connections.update(id, body, host_key, match, by=caller), entry=entry)
+    update = functools.partial(connections.update, id, body, host_key, match, checked_version=stored.version, by=caller)
+    row = await work(update, entry=entry)
     return view_of(row, warnings)
 
 

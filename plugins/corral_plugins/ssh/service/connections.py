@@ -102,11 +102,20 @@ class SshConnections:
         return self.find(row.id)
 
     def update(
-        self, connection_id: str, patch: ConnectionPatch, host_key: str | None, match: IfMatch, *, by: Principal
+        self,
+        connection_id: str,
+        patch: ConnectionPatch,
+        host_key: str | None,
+        match: IfMatch,
+        *,
+        checked_version: int,
+        by: Principal,
     ) -> Connection:
-        """Change a connection. The new fields have been checked."""
+        """Change a connection. The new fields have been checked against `checked_version` of the connection."""
         row = self.find(connection_id)
         match.check(row.version)
+        if row.version != checked_version:
+            raise _changed()
         given = {field: value for field in PLAIN_FIELDS if (value := getattr(patch, field)) is not UNSET}
         changed = {field: value for field, value in given.items() if value != getattr(row, field)}
         changes = {field: (getattr(row, field), value) for field, value in changed.items()}

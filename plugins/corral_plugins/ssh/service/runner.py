@@ -131,6 +131,7 @@ class SshRunner:
             )
             return str(started.id)
 
+        await _session()  # before the start is recorded, so that its end is recorded whatever happens
         execution_id = await self._work(start, entry=context.entry)
         run = self._run(execution_id, plan, command, request, context)
         task = asyncio.get_running_loop().create_task(run, name=f"ssh {execution_id}")
@@ -151,7 +152,9 @@ class SshRunner:
     async def _run(
         self, execution_id: str, plan: _Plan, command: str, request: CommandRequest, context: RunContext
     ) -> CommandResult:
-        session, began = await _session(), time.monotonic()
+        from corral_plugins.ssh.service import session  # `execute` has loaded it
+
+        began = time.monotonic()
         watch = asyncio.ensure_future(self._watch(execution_id, asyncio.current_task(), context))
         output, status = session.Output(), "completed"
         problem: Problem | None = None
