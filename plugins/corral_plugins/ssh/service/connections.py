@@ -5,6 +5,7 @@ All methods run in the caller's unit of work.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from typing import Any
 
@@ -179,7 +180,9 @@ class SshConnections:
         seen, type_ = fingerprint_of(key_line), key_type_of(key_line)
         if row.host_key is None:
             self._write(row, {"seen_key": key_line, "host_key_state": "pending"})
-            detail = f"The machine shows a host key ({type_}) that nobody has accepted yet: {seen}"
+            accept = f"corral ssh accept-key {shlex.quote(row.name)} {seen}"
+            shows = f"The machine shows a host key ({type_}) that nobody has accepted yet: {seen}"
+            detail = f"{shows}. If it is the machine's own, accept it: {accept}"
             return Conflict(detail, code="host_key_unverified", key_type=type_, fingerprint_sha256=seen)
         if row.host_key_state != "mismatch" or row.seen_key != key_line:
             self._write(row, {"seen_key": key_line, "host_key_state": "mismatch"})
