@@ -155,6 +155,19 @@ async def test_a_patch_changes_what_the_owner_may_change(shelf: Shelf) -> None:
     assert (await shelf.owner.patch(path, {"size_bytes": 1})).code == "validation_error"
 
 
+async def test_former_readers_do_not_learn_the_new_name(shelf: Shelf) -> None:
+    task = await shelf.task()
+    file = await shelf.upload(query=f"?task_id={task}", fields={"visibility": "task"})
+    path = f"/files/{file['id']}"
+    assert (await shelf.owner.patch(path, {"name": "dismissal-of-bob.txt", "visibility": "private"})).status == 200
+    assert (await shelf.owner.patch(path, {"name": "plan.txt", "visibility": "task"})).status == 200
+    told = [event for event in await shelf.kit.events() if event.type == "file.updated"]
+    assert [(event.payload()["name"], event.visibility) for event in told] == [
+        ("dismissal-of-bob.txt", "private"),
+        ("plan.txt", "shared"),
+    ]
+
+
 async def test_a_committed_file_keeps_its_bytes_if_the_answer_of_the_database_is_lost(
     shelf: Shelf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
