@@ -71,7 +71,8 @@ class RedactorValues:
         """Read new values from the database and pass all values to the redactor."""
         self.groups = await self._work(_secret_names_by_worker_group, entry=ENTRY, read=True)
         listed = await self._list_versions()
-        missing = [item for item in listed if item.id not in self._opened]
+        # Values that could not be decrypted are tried again: another process may have rewrapped them.
+        missing = [item for item in listed if self._opened.get(item.id) is None]
         for start in range(0, len(missing), BATCH_SIZE):
             some = missing[start : start + BATCH_SIZE]
             read = await self._work(
