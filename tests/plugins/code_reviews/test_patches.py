@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -123,7 +124,7 @@ def _change(where: Path, lines: dict[str, list[str]], name: str, commit: int) ->
 def test_real_diffs_are_parsed_as_git_counts_them(history: Path) -> None:
     commits = git(history, "log", "--format=%H", "--reverse").decode().split()
     parsed = 0
-    for old, new in [*zip(commits, commits[1:], strict=False), (commits[0], commits[-1])]:
+    for old, new in [*itertools.pairwise(commits), (commits[0], commits[-1])]:
         if git(history, "diff", old, new):
             check_against_git(history, old, new)
             parsed += 1
@@ -137,7 +138,7 @@ def test_the_history_of_this_repository_is_parsed_as_git_counts_it() -> None:
     if len(commits) < 61:
         pytest.skip("The tests do not run in a clone with history.")
     parsed = 0
-    for new, old in zip(commits, commits[1:], strict=False):
+    for new, old in itertools.pairwise(commits):
         if git(root, "diff", old, new):
             check_against_git(root, old, new)
             parsed += 1

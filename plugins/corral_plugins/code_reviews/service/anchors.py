@@ -59,7 +59,9 @@ def find_again(patch: Patch, *, file: str, side: str, line: int | None, context:
     if line is None or context is None:
         return Found("active", None, path)
     shown = {number: _text(text) for number, text in patched.side(side).items()}
-    candidates = [number for number, text in shown.items() if text == context.lines[0] and _fits(shown, number, context)]
+    candidates = [
+        number for number, text in shown.items() if text == context.lines[0] and _fits(shown, number, context)
+    ]
     if line in candidates:
         return Found("active", line, path)
     return Found("active", candidates[0], path) if len(candidates) == 1 else Found("outdated")

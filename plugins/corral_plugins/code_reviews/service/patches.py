@@ -197,7 +197,7 @@ class _Parser:
         """Raise `PatchError` if the lines `---` and `+++` name other files than the header of git."""
         named = [self._unquote(_without_time(self._peek(n)[4:])) for n in (0, 1)]
         shown = [
-            each if each == NO_FILE or each == kept else _PREFIXES.sub(b"", each, count=1)
+            each if each in (NO_FILE, kept) else _PREFIXES.sub(b"", each, count=1)
             for each, kept in zip(named, (old, new), strict=True)
         ]
         for index, (each, kept) in enumerate(zip(shown, (old, new), strict=True)):
@@ -214,7 +214,9 @@ class _Parser:
             old, new = self._stripped(old, new)
             status = "modified" if old == new else "renamed"
         else:
-            old, new = (_PREFIXES.sub(b"", each, count=1) if each[:2] in (b"a/", b"b/") else each for each in (old, new))
+            old, new = (
+                _PREFIXES.sub(b"", each, count=1) if each[:2] in (b"a/", b"b/") else each for each in (old, new)
+            )
         file = PatchedFile(path=self._path(old if status == "deleted" else new, began), old_path=None, status=status)
         if status == "renamed":
             file.old_path = self._path(old, began)
