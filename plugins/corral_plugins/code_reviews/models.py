@@ -7,6 +7,15 @@ import peewee
 from corral.database.model import SHARED, IdField, InstantField, JSONField, Model
 
 
+class BytesField(peewee.Field):
+    """A column for bytes. The field of peewee with this purpose asks for a database while classes are defined."""
+
+    field_type = "BLOB"
+
+    def python_value(self, value: bytes | memoryview | None) -> bytes | None:
+        return None if value is None else bytes(value)
+
+
 class Review(Model):
     """A diff that people decide on.
 
@@ -66,7 +75,7 @@ class Revision(Model):
 
     review_id = IdField()
     number = peewee.IntegerField()
-    patch = peewee.BlobField()
+    patch = BytesField()
     patch_sha256 = peewee.CharField(max_length=64)
     files = JSONField()
     note = peewee.TextField(default="")

@@ -8,7 +8,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from corral.http.page import PageQuery
-from corral.schema.fields import Id, Instant, Title, line
+from corral.schema.fields import UUID, Id, Instant, Title, line
 from corral_plugins.code_reviews.api import (
     NewReviewer,
     PatchText,
@@ -202,7 +202,7 @@ class ReviewQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defa
     status: list[ReviewStatus] | UnsetType = UNSET
     agent_id: Id | UnsetType = UNSET
     task_id: Id | UnsetType = UNSET
-    reviewer: Id | Literal["me"] | UnsetType = UNSET
+    reviewer: Annotated[str, Meta(pattern=f"^me(?![\\s\\S])|{UUID}")] | UnsetType = UNSET
     search: Annotated[str, line(200, 0)] = ""
 
 
