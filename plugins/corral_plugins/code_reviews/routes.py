@@ -101,8 +101,7 @@ async def get_code_review_diff(
         data = await work(functools.partial(patch_of, id.lower(), number), read=True)
     else:
         after, before = [await contents.parsed(id.lower(), each) for each in (number, query.against)]
-        missing = after is None or before is None
-        data = None if missing else await asyncio.to_thread(interdiff, before, after)
+        data = None if before is None or after is None else await asyncio.to_thread(interdiff, before, after)
     if data is None:
         raise NotFound("The review has no revision with this number.")
     return Stream(_chunks(data), media_type="text/x-diff")

@@ -122,15 +122,15 @@ async def test_a_required_reviewer_who_asked_for_changes_must_be_heard(desk: Des
 @pytest.mark.parametrize("case", ["nobody", "both", "unknown", "twice", "author", "required agent"])
 async def test_reviewers_that_make_no_sense_are_refused(desk: Desk, case: str) -> None:
     other, agent = {"user_id": desk.other.user["id"]}, {"agent_id": await desk.agent("second")}
-    reviewers: list[dict[str, Any]] = {
+    cases: dict[str, list[dict[str, Any]]] = {
         "nobody": [{}],
         "both": [{**other, **agent}],
         "unknown": [{"user_id": desk.agent_id}],
         "twice": [other, other],
         "author": [{"agent_id": desk.agent_id}],
         "required agent": [{**agent, "required": True}],
-    }[case]
-    body = {"title": "x", "agent_id": desk.agent_id, "patch": patch_of("2"), "reviewers": reviewers}
+    }
+    body = {"title": "x", "agent_id": desk.agent_id, "patch": patch_of("2"), "reviewers": cases[case]}
     answer = await desk.member.post("/code-reviews", body)
     assert (answer.status, answer.json()["errors"][0]["pointer"].split("/")[1]) == (422, "reviewers"), answer
 
@@ -309,7 +309,7 @@ async def test_a_credential_in_a_patch_is_replaced_and_stops_the_approval(desk: 
     assert b"[redacted]" in diff.body
     (comment,) = review["comments"]
     assert (comment["author"]["type"], comment["severity"], review["open_blockers"]) == ("system", "blocker", 1)
-    assert "lines of the diff: 6" in comment["body"]
+    assert "lines of the diff: 7" in comment["body"]
     await desk.task(review_policy=HUMAN)
     task = await desk.diff(await desk.worker.run(), patch_of(f"password = '{value}'"))
     assert (await desk.review(task["review_id"]))["open_blockers"] == 1

@@ -132,8 +132,13 @@ class ReviewDecisions:
             why.append("a required reviewer asked for changes")
         if why:
             detail = f"The review cannot be approved: {'; '.join(why)}."
-            members = {"open_blockers": blockers, "failed_checks": failed, "rejected_by": refused}
-            raise Conflict(detail, current_status=row.status, **members)
+            raise Conflict(
+                detail,
+                current_status=row.status,
+                open_blockers=blockers,
+                failed_checks=failed,
+                rejected_by=refused,
+            )
         return blockers
 
     def _decide(self, row: Review, status: str, note: str | None, by: Principal) -> None:

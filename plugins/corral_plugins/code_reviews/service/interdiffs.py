@@ -79,7 +79,7 @@ def _hunks(old: list[Line], new: list[Line]) -> Iterator[bytes]:
     if len(old) + len(new) > MAX_COMPARED_LINES:
         groups = [[("replace", 0, len(old), 0, len(new))]]
     else:
-        groups = list(difflib.SequenceMatcher(None, *texts, autojunk=True).get_grouped_opcodes(CONTEXT))  # type: ignore[arg-type]
+        groups = list(difflib.SequenceMatcher(None, *texts, autojunk=True).get_grouped_opcodes(CONTEXT))
     for group in groups:
         first, last = group[0], group[-1]
         yield b"@@ -%s +%s @@\n" % (_range(old[first[1] : last[2]]), _range(new[first[3] : last[4]]))

@@ -296,6 +296,7 @@ def _insert_revision(row: Review, patch: PreparedPatch, *, note: str, by: str | 
 def _anchor_again(row: Review, patch: Patch) -> None:
     """Find the lines of all comments in the current revision. Answers follow the first comment of their thread."""
     is_anchored = (ReviewComment.review_id == row.id) & ReviewComment.file.is_null(False)
+    comment: Any
     for comment in ReviewComment.select().where(is_anchored & ReviewComment.parent_id.is_null()):
         context = None if comment.context is None else Context(**comment.context)
         found = find_again(patch, file=comment.file, side=comment.side, line=comment.line, context=context)

@@ -223,7 +223,7 @@ class TaskCreation:
         agent = find_named_agent(self._agents, new.agent_id, new.agent_role)
         reviews = self.code_reviews is not None
         check_limits(fields, enforces_budgets=self.cost is not None, performs_reviews=reviews)
-        check_reviewer(self._agents, fields.get("review_policy"), agent and agent.id)
+        check_reviewer(self._agents, fields["review_policy"], None if agent is None else agent.id)
         # Locked, because its children are counted.
         parent_id = origin.parent_task_id or by.task_id
         parent = rows.lock_task(parent_id) if parent_id is not None else None
