@@ -244,6 +244,35 @@ for _verb in ("reject", "request-revision"):
     )
 
 
+# -- code reviews
+
+PATCH = "--- a/x.py\n+++ b/x.py\n@@ -1 +1 @@\n-one\n+two\n"
+REVIEW = "/code-reviews/{id}"
+
+
+@resource(
+    REVIEW,
+    "shared",
+    open=tuple(f"POST {REVIEW}/{verb}" for verb in ("comment", "approve", "reject", "request-changes")),
+    bodies={f"POST {REVIEW}/revisions": {"patch": PATCH}},
+)
+async def code_review(world: World, owner: Client) -> Names:
+    agent_id = await world.agent(owner, name("author"))
+    body = {"title": name("review"), "agent_id": agent_id, "patch": PATCH}
+    return {"id": (await world.ok(owner, "POST", "/code-reviews", body))["id"]}
+
+
+@resource(
+    f"{REVIEW}/comments/{{comment_id}}",
+    "shared",
+    open=tuple(f"POST {REVIEW}/comments/{{comment_id}}/{verb}" for verb in ("resolve", "reopen")),
+)
+async def code_review_comment(world: World, owner: Client) -> Names:
+    made = await code_review(world, owner)
+    comment = await world.ok(owner, "POST", f"/code-reviews/{made['id']}/comment", {"body": "Why?"})
+    return {**made, "comment_id": comment["id"]}
+
+
 # -- triggers
 
 ACTION = {"type": "create_task", "title": "sample"}
