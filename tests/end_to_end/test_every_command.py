@@ -43,6 +43,8 @@ IDS = {
     "tasks create": "task",
     "messages send": "message",
     "approvals ask": "approval",
+    "reviews open": "review",
+    "reviews comment": "comment",
     "workflows run": "run",
     "template install": "installation",
     "files upload": "file",
@@ -97,6 +99,19 @@ approvals revise {{approval}} 4
 approvals approve {{approval}} --note fine
 approvals ask "Sell a domain" -f allow_self:=true -f payload:=6
 approvals reject {{approval}} --note never
+reviews open "Greet" change.patch --agent Echo
+reviews list
+reviews show {{review}}
+reviews comment {{review}} "Why?" --at x.py:1
+reviews diff {{review}}
+reviews resolve {{review}} {{comment}}
+reviews request-changes {{review}} --reason simpler
+reviews revise {{review}} change.patch
+reviews approve {{review}}
+reviews open "Greet again" change.patch --agent Echo
+reviews reject "Greet again" --reason never
+reviews open "Greet once more" change.patch --agent Echo
+reviews cancel "Greet once more"
 approvals ask "Wait" -f payload:=7
 approvals cancel {{approval}}
 workflows create Greeting --input greeting.json
@@ -260,6 +275,7 @@ def of_page() -> set[str]:
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     folder = tmp_path_factory.mktemp("commands")
     (folder / "password").write_text(f"{PASSWORD}\n")
+    (folder / "change.patch").write_text("--- a/x.py\n+++ b/x.py\n@@ -1 +1 @@\n-one\n+two\n")
     for name, step in STEPS.items():
         (folder / f"{name}.json").write_text(json.dumps({"steps": [step]}))
     config = folder / "corral.toml"
