@@ -94,8 +94,8 @@ def show_diff(
 ) -> None:
     """Show the diff in colour, with the comments below their lines."""
     found = _find(client, review)
-    query = "&".join(f"{name}={value}" for name, value in (("revision", revision), ("against", against)) if value)
-    data = b"".join(client.download(f"/code-reviews/{found['id']}/diff{'?' + query if query else ''}"))
+    query = {name: value for name, value in (("revision", revision), ("against", against)) if value is not None}
+    data = b"".join(client.download(f"/code-reviews/{found['id']}/diff", **query))
     if raw:
         sys.stdout.buffer.write(data)
         return
