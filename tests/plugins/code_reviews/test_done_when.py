@@ -32,7 +32,7 @@ async def test_code_reviews_1_reject_fails_the_task_without_a_retry(desk: Desk) 
 
 
 async def test_code_reviews_1_request_changes_runs_the_task_again_with_every_open_comment(desk: Desk) -> None:
-    task_id, review_id = await desk.waiting()
+    _, review_id = await desk.waiting()
     await desk.comment(review_id, "Which two?", file="x.py", line=2, severity="blocker", suggestion="2")
     done = await desk.comment(review_id, "Never mind.", file="x.py")
     await desk.comment(review_id, "In general, fine.")

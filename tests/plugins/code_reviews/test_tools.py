@@ -32,7 +32,7 @@ async def test_a_proposed_diff_is_what_the_task_waits_for(bench: World) -> None:
     assert sent.status == 200, sent
     again = await bench.claim((await bench.member.get(f"/tasks/{run.task_id}")).json()["assigned_agent_id"])
     assert again.claim["resume"]["review"]["reason"] == "No."
-    revised = await again.tool("code_review.propose", {"title": "Mine", "patch": patch_of("II")})
+    revised = await again.tool("code_review.propose", {"title": "Mine", "patch": patch_of("II")}, call_id="again")
     assert revised.json()["result"]["revision"] == 2, revised
     await again.agent.post(f"/tasks/{run.task_id}/complete", {"result": "done"})
     assert (await bench.member.post(f"/code-reviews/{review_id}/approve", {})).status == 200
