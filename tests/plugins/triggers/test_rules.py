@@ -11,6 +11,8 @@ from corral import clock
 from corral.events.log import EventRow
 from corral.testing.kit import PASSWORD
 from corral_plugins.triggers.models import Fire
+from corral_plugins.triggers.service import events
+from corral_plugins.triggers.service.events import TriggerLogReader
 
 
 async def fire(alarm: Alarm, trigger_id: str, **payload: Any) -> None:
@@ -51,6 +53,21 @@ async def test_a_trigger_fires_at_most_so_often_in_an_hour(alarm: Alarm) -> None
     assert await alarm.statuses(made["id"]) == ["fired", "loop", "filtered", "rate_limited"]
     answer = await alarm.member.post(f"/triggers/{made['id']}/fire", {})
     assert (answer.status, answer.code) == (429, "rate_limited")
+
+
+async def test_many_triggers_on_one_event_are_recorded_in_short_units(
+    alarm: Alarm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(events, "FIRES_AT_ONCE", 3)
+    made = [await alarm.create("event", {"event": "agent.created"}) for _ in range(4)]
+    for name in ("one", "two", "three"):
+        assert (await alarm.member.post("/agents", {"name": name})).status == 201
+    await alarm.kit.events()
+    reader = alarm.kit.service(TriggerLogReader)
+    has_more = [await alarm.kit.kernel.database.work(reader._read_batch) for _ in range(4)]
+    assert has_more == [True, True, False, False]  # after each event, and then nothing is new
+    for trigger in made:
+        assert len(await alarm.history(trigger["id"])) == 3
 
 
 async def test_events_are_collected(alarm: Alarm) -> None:

@@ -118,7 +118,7 @@ class TriggerPreviews:
 
     def _is_followed(self, trigger: Trigger, event: LoggedEvent) -> bool:
         causes = event_causes(event)
-        return self._slots.loop_reason(trigger.id, causes) is None and self._events.is_readable(trigger, event)
+        return self._slots.loop_reason(trigger.id, causes) is None and self._events.is_readable(trigger, event, {})
 
 
 def _first_seq(since: str) -> int:

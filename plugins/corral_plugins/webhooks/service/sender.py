@@ -99,7 +99,7 @@ class WebhookSender:
         return AttemptResult(
             status_code=response.status_code,
             error=None if response.is_success else "status",
-            response=self._redactor.redact(response.text[:SHOWN_RESPONSE]),
+            response=self._redactor.redact(_beginning(response.content)),
             retry_after=_retry_after(response),
         )
 
@@ -141,6 +141,11 @@ def _judge(outcome: Any) -> Verdict:
     if isinstance(outcome, AttemptResult):
         return "failure" if outcome.status_code is None else judge_status(outcome.status_code)
     return "failure"
+
+
+def _beginning(content: bytes) -> str:
+    """Return the beginning of a response as UTF-8. Its declared character set may be any codec, and so is ignored."""
+    return content[: 4 * SHOWN_RESPONSE].decode(errors="replace")[:SHOWN_RESPONSE]
 
 
 def _retry_after(response: httpx2.Response) -> float | None:
