@@ -150,7 +150,7 @@ async def test_code_reviews_7_a_large_patch_opens_quickly_and_comes_back_byte_fo
     assert answer.body == patch.encode()
     assert hashlib.sha256(answer.body).hexdigest() == review["patch_sha256"]
     print(f"a patch of {size} bytes opened in {seconds:.3f} s")
-    assert seconds <= 3  # 1 s on a machine that does nothing else
+    assert seconds <= 1
     too_large = {"title": "x", "agent_id": desk.agent_id, "patch": patch + "\n" * 300_000}
     assert (await desk.member.post("/code-reviews", too_large)).status in (413, 422)
 
