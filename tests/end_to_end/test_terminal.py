@@ -382,6 +382,7 @@ workflows answer ID step -f a=b -> workflows runs
 triggers show Nothing -> triggers list
 triggers fire ID -> triggers list
 triggers toggle Nothing -> triggers list
+triggers delete Nothing -> triggers list
 triggers history Nothing -> triggers list
 triggers test ID -> triggers list
 files show ID -> files list
@@ -389,6 +390,7 @@ files delete ID -> files list
 files download ID -> files list
 template show Nothing -> template list
 template uninstall ID -> template list
+template uninstall Nothing -> template installations
 webhooks show ID -> webhooks list
 webhooks disable ID -> webhooks list
 """

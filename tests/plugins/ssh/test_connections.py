@@ -14,6 +14,7 @@ from tests.plugins.ssh.conftest import PASSWORD, Fleet, Machine, _Gate
 
 from corral import clock
 from corral.errors import Forbidden
+from corral_plugins.secrets.service.redactor_values import RedactorValues
 from corral_plugins.ssh.jobs import reap_executions, sweep_executions
 from corral_plugins.ssh.service import session
 from corral_plugins.ssh.service.command_rules import check_command, quote_argv
@@ -112,6 +113,7 @@ async def test_a_credential_in_the_words_of_a_machine_is_redacted(
 
     monkeypatch.setattr(_Gate, "validate_password", repeat)
     connection = await fleet.trusted()
+    await fleet.kit.service(RedactorValues).refresh_redactor()  # at the latest after 2 s, without being told
     for path, body in (("test", None), ("execute", {"command": "true"})):
         answer = await fleet.post(f"{connection}/{path}", body)
         assert (answer.status, answer.code, PASSWORD in answer.body.decode()) == (502, "ssh_connect_failed", False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
+from peewee import SQL
 from tests.plugins.webhooks.conftest import Hooks
 from tests.plugins.webhooks.receivers import Receiver
 
@@ -91,6 +92,21 @@ async def test_the_character_set_of_an_answer_is_not_believed(hooks: Hooks, rece
     await hooks.run()
     delivery = await hooks.delivery(made["id"])
     assert (delivery["status"], delivery["attempts"][0]["response"]) == ("succeeded", "caf\u00e9 \ufffd")
+
+
+async def test_a_secret_that_cannot_be_decrypted_is_a_failed_attempt(hooks: Hooks, receiver: Receiver) -> None:
+    made, other = await hooks.create(receiver), await hooks.create(receiver)
+
+    def swap() -> None:
+        taken = Webhook.select(SQL("secret")).where(Webhook.id == other["id"])
+        Webhook.update(secret=taken).where(Webhook.id == made["id"]).execute()
+
+    await hooks.kit.kernel.database.work(swap)
+    await hooks.emit("one")
+    await hooks.run()
+    delivery = await hooks.delivery(made["id"])
+    assert (delivery["status"], delivery["attempt"]) == ("retrying", 1)
+    assert "cannot be decrypted" in delivery["attempts"][0]["response"]
 
 
 async def test_a_probe_uses_up_no_attempt_and_a_success_makes_all_due(hooks: Hooks, receiver: Receiver) -> None:

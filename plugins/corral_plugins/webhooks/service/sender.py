@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from corral import clock
+from corral.crypto import SealedWrong
 from corral.egress.client import Egress
 from corral.egress.guard import EgressBlocked, Policy, read_url
 from corral.egress.resolver import Unresolved
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     import httpx2
 
 SINK = "webhook"
+UNREADABLE = "Not sent: the stored secret or headers cannot be decrypted; set them again."
 CONNECT_SECONDS = 5.0
 MAX_RESPONSE, SHOWN_RESPONSE = 64 * 1024, 1024
 MAX_RETRY_AFTER = 86_400.0
@@ -88,6 +90,8 @@ class WebhookSender:
                 SINK, connect_seconds=connect_seconds, total_seconds=timeout_seconds, max_bytes=MAX_RESPONSE
             ) as client:
                 response = await client.post(row.url, content=body, headers=self._headers(row, message_id, body))
+        except SealedWrong:  # counts as a failure, or it would be tried again for ever
+            return AttemptResult(error="blocked", response=UNREADABLE)
         except (EgressBlocked, httpx2.InvalidURL):
             return AttemptResult(error="blocked")
         except httpx2.ConnectTimeout:
