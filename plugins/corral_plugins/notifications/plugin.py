@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from corral.auth.principal import READERS, Permission
@@ -48,7 +48,7 @@ from corral_plugins.workflows.api import StepType
 if TYPE_CHECKING:
     import click
 
-PARTS: tuple[Callable[..., Any], ...] = (
+PARTS: tuple[type[Any], ...] = (
     ChannelHttp,
     EmailChannel,
     SlackChannel,
@@ -81,8 +81,8 @@ PARTS: tuple[Callable[..., Any], ...] = (
 class NotificationsPlugin(Plugin):
     """Notifications: the right person learns of what needs them, once, where they look.
 
-    People see notifications in the app at once. Rules of admins send them by mail, Slack, Telegram or a webhook as well.
-    A storm of events becomes one message, and a channel that is down loses none.
+    People see notifications in the app at once. Rules of admins send them by mail, Slack, Telegram or a webhook as
+    well. A storm of events becomes one message, and a channel that is down loses none.
     """
 
     name = "notifications"

@@ -67,7 +67,9 @@ class QuietHours(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, renam
     from_: ClockTime
     to: ClockTime
     timezone: Annotated[str, line(64)] = "UTC"
-    days: Annotated[list[Day], Meta(min_length=1, max_length=7)] = ["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
+    days: Annotated[list[Day], Meta(min_length=1, max_length=7)] = msgspec.field(
+        default_factory=lambda: ["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
+    )
 
 
 class Preferences(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):

@@ -6,7 +6,7 @@ A claim is a lease with a fencing token. Every method runs in the caller's unit 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import peewee
@@ -16,7 +16,7 @@ from corral.database.dialect import advisory_lock
 from corral.ids import new_id
 from corral_plugins.admin.api import KillSwitch
 from corral_plugins.circuit_breakers.api import Breakers
-from corral_plugins.notifications.api import ChannelType
+from corral_plugins.notifications.api import ChannelType, Severity
 from corral_plugins.notifications.models import IS_OPEN, Channel, Delivery, Group, Rule
 from corral_plugins.notifications.service.channel_types import ChannelTypeRegistry
 from corral_plugins.notifications.service.grouping import (
@@ -85,7 +85,7 @@ class DeliveryClaims:
         people = self._people.load({row.user_id for row in rows if row.user_id is not None})
         claimed = []
         for row in rows:
-            if self._is_to_be_sent(row, rules.get(row.rule_id), groups.get(row.group_id), people):
+            if self._is_to_be_sent(row, rules.get(row.rule_id or ""), groups.get(row.group_id or ""), people):
                 claimed.append(self._lease(row, usable[row.channel_id], people))
         return Claims(claimed=claimed, more=True)
 
@@ -201,6 +201,6 @@ def _hold(row: Delivery, until: str) -> None:
         return
     target = Target(rule_id=row.rule_id, channel_id=row.channel_id, user_id=row.user_id, group_key=QUIET_KEY)
     bundle = Bundle()
-    bundle.merge(row.severity, row.count, row.items, row.objects)
+    bundle.merge(cast(Severity, row.severity), row.count, row.items, row.objects)
     join_or_begin(target, bundle, until)
     _end(row, "suppressed", "Held back by quiet hours; its events are in the summary at their end.")

@@ -12,6 +12,8 @@ from corral_plugins.notifications.service.text import one_line
 
 BREAKER = "smtp"
 MAX_SUBJECT = 200
+_PART = r"[^\s@<>,;:\"\\()\u0000-\u001f\u007f-\u009f]"
+ADDRESS = rf"^{_PART}{{1,64}}@{_PART}{{1,190}}(?![\s\S])"  # one address, and nothing that a header would break at
 SCHEMA: Json = {
     "type": "object",
     "properties": {
@@ -23,7 +25,7 @@ SCHEMA: Json = {
             "items": {
                 "type": "string",
                 "maxLength": 254,
-                "pattern": r"^[^\s@<>,;:\"\\()\u0000-\u001f\u007f-\u009f]{1,64}@[^\s@<>,;:\"\\()\u0000-\u001f\u007f-\u009f]{1,190}(?![\s\S])",
+                "pattern": ADDRESS,
             },
             "description": "The addresses that get every mail.",
         },

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
@@ -127,7 +127,8 @@ def _shown(value: Any) -> str:
 
 def _collecting(group_ids: Collection[str]) -> dict[str, Delivery]:
     is_open = Delivery.due_at.is_null(False) & Delivery.is_collecting
-    return {row.group_id: row for row in Delivery.select().where(Delivery.group_id.in_(list(group_ids)) & is_open)}
+    rows = Delivery.select().where(Delivery.group_id.in_(list(group_ids)) & is_open)
+    return {str(row.group_id): row for row in rows}
 
 
 def _due_at(target: Target, rule: Rule, last_sent_at: str | None) -> str:
@@ -142,7 +143,7 @@ def _due_at(target: Target, rule: Rule, last_sent_at: str | None) -> str:
 def _join(row: Delivery, bundle: Bundle) -> bool:
     """Add events to a message. Return False if it is being sent by now."""
     changes = {
-        "severity": highest(row.severity, bundle.severity),
+        "severity": highest(cast(Severity, row.severity), bundle.severity),
         "count": row.count + bundle.count,
         "items": [*row.items, *bundle.items][:SHOWN_ITEMS],
         "objects": merge_marks(row.objects, bundle.objects),

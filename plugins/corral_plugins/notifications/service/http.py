@@ -48,9 +48,10 @@ class ChannelHttp:
         sent = httpx2.Headers({"User-Agent": _user_agent()})
         sent.update(headers)
         sent["Content-Type"] = "application/json"
-        limits = {"connect_seconds": CONNECT_SECONDS, "total_seconds": TOTAL_SECONDS}
         try:
-            async with self._egress.client(SINK, **limits, max_bytes=MAX_RESPONSE) as client:
+            async with self._egress.client(
+                SINK, connect_seconds=CONNECT_SECONDS, total_seconds=TOTAL_SECONDS, max_bytes=MAX_RESPONSE
+            ) as client:
                 response = await client.post(url, content=body, headers=sent)
         except (EgressBlocked, httpx2.InvalidURL):
             return HttpAnswer(failure=SendResult(error="blocked", says_nothing=True))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -103,7 +103,7 @@ class RuleManagement:
             values["quiet_hours"] = msgspec.to_builtins(given.quiet_hours)
         return values
 
-    def _check_users(self, users: list[str]) -> None:
+    def _check_users(self, users: Sequence[str]) -> None:
         found = {key for key, user in self._accounts.get_many(users).items() if user.is_active} if users else set()
         for index, each in enumerate(users):
             if each not in found:
