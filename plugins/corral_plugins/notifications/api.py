@@ -31,8 +31,8 @@ class OutgoingNotification(msgspec.Struct, frozen=True, kw_only=True):
 
     `items` contains at most 10 of the `count` events. The texts are plain, and their values come from people and
     agents: a channel type escapes them for its service. `url` leads to the object, and `preferences_url` to the
-    preferences. `to` is the address of the person whom a channel with `to_recipients` tells. `served` lists the receivers that an
-    earlier attempt has reached.
+    preferences. `to` is the address of the person whom a channel with `to_recipients` tells. `served` lists the
+    receivers that an earlier attempt has reached.
     """
 
     id: str
