@@ -161,7 +161,7 @@ async def update_notification_channel(
 
 @routes.delete("/channels/{id}", needs=MANAGE, raises=(*CHANGES, "in_use"))
 def delete_notification_channel(id: str, match: IfMatch, channels: ChannelManagement) -> None:
-    """Delete a channel that no rule uses. Its open deliveries are cancelled."""
+    """Delete a channel that no rule uses. Its open deliveries are cancelled when they are due."""
     channels.delete(id, match)
 
 

@@ -16,12 +16,11 @@ from corral.http.answers import IfMatch
 from corral.http.page import Page, PageQuery, newest_first, paginate
 from corral.ids import new_id
 from corral.plugin import SECRET_CHANGE, Audit, AuditEntry
-from corral_plugins.notifications.models import IS_OPEN, Channel, Delivery
+from corral_plugins.notifications.models import Channel
 from corral_plugins.notifications.service.checks import CheckedConfig
 from corral_plugins.notifications.service.credentials import ChannelCredentials
 from corral_plugins.notifications.service.redactor_values import ChannelRedactorValues
 from corral_plugins.notifications.service.rows import channel_view, find_channel, used_by
-from corral_plugins.notifications.service.states import ended
 from corral_plugins.notifications.shapes import ChannelPatch, ChannelView, NewChannel
 
 
@@ -92,14 +91,13 @@ class ChannelManagement:
         return msgspec.structs.replace(_view(row), warnings=checked.warnings if checked is not None else [])
 
     def delete(self, channel_id: str, match: IfMatch) -> None:
-        """Delete a channel that no rule uses, and cancel its open deliveries."""
+        """Delete a channel that no rule uses. Its open deliveries are cancelled when they are due."""
         row = find_channel(channel_id)
         match.check(row.version)
         if rules := used_by([row.id]).get(row.id):
             names = ", ".join(rule.name for rule in rules)
             detail = f"Notification rules use this channel: {names}. Remove it from them first."
             raise Conflict(detail, code="in_use", used_by=[msgspec.structs.asdict(rule) for rule in rules])
-        Delivery.update(ended("cancelled")).where((Delivery.channel_id == row.id) & IS_OPEN).execute()
         Channel.delete().where(Channel.id == row.id).execute()
         after_commit(self._values.wake)
         self._record("delete", row, {})

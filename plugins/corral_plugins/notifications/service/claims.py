@@ -34,7 +34,7 @@ from corral_plugins.notifications.service.states import ended, waiting_until
 
 LEASE_SECONDS = 60  # a mail to 50 addresses takes a while; a lease that ends early only causes a second attempt
 MAIL_LEASE_SECONDS = 900
-MAX_CHANNELS = 100
+MAX_CHANNELS, AT_ONCE = 100, 500
 GIVE_UP_SECONDS = 86_400
 IS_DUE = Delivery.due_at.is_null(False)
 
@@ -108,7 +108,8 @@ class DeliveryClaims:
         if not blocked:
             return 0
         failed = {**ended("failed"), "last_error": "The channel could not be used for 24 hours."}
-        return int(Delivery.update(failed).where(is_late & Delivery.channel_id.in_(blocked)).execute())
+        some = Delivery.select(Delivery.id).where(is_late & Delivery.channel_id.in_(blocked)).limit(AT_ONCE)
+        return int(Delivery.update(failed).where(Delivery.id.in_(some) & IS_DUE).execute())
 
     def holds_deliveries(self) -> bool:
         """Return whether the kill switch holds deliveries."""
@@ -136,9 +137,10 @@ class DeliveryClaims:
 
     @staticmethod
     def _cancel_orphans() -> None:
-        """Cancel deliveries to channels that were deleted while events were read."""
-        orphans = (Delivery.due_at <= clock.now()) & Delivery.channel_id.not_in(Channel.select(Channel.id))
-        Delivery.update(ended("cancelled")).where(orphans).execute()
+        """Cancel deliveries to channels that were deleted."""
+        orphaned = (Delivery.due_at <= clock.now()) & Delivery.channel_id.not_in(Channel.select(Channel.id))
+        some = Delivery.select(Delivery.id).where(orphaned).limit(AT_ONCE)
+        Delivery.update(ended("cancelled")).where(Delivery.id.in_(some) & IS_DUE).execute()
 
     def _is_to_be_sent(
         self, row: Delivery, rule: Rule | None, group: Group | None, people: Mapping[str, Person]
