@@ -45,7 +45,7 @@ class Service:
             pairs = [line.partition(":") for line in head[1:] if line]
             headers = {name.strip().lower(): value.strip() for name, _, value in pairs}
             body = json.loads(await reader.readexactly(int(headers.get("content-length", "0"))))
-            status, answer, further = self._answer(body)
+            status, answer, further = self._answer(body, is_api="/api/" in head[0])
             headers["x-accepted"] = "yes" if status == 200 else "no"
             self.requests.append((head[0].split(" ")[1], headers, body))
             length = f"Content-Length: {len(answer)}\r\nConnection: close\r\n{further}\r\n"
@@ -53,12 +53,14 @@ class Service:
             await writer.drain()
         writer.close()
 
-    def _answer(self, body: Any) -> tuple[int, bytes, str]:
+    def _answer(self, body: Any, *, is_api: bool) -> tuple[int, bytes, str]:
         status = self.answers.pop(0) if self.answers else 200
         if self.kind == "slack":
             if len(body["text"]) > 40_000:
                 return 400, b"msg_too_long", ""
             further = f"Retry-After: {self.retry_after}\r\n" if status == 429 else ""
+            if is_api:
+                return status, json.dumps({"ok": status == 200}).encode(), further
             return status, b"ok" if status == 200 else b"rate_limited", further
         if len(body["text"].encode("utf-16-le")) // 2 > 4096:
             status = 400

@@ -102,13 +102,24 @@ async def test_each_recipient_gets_a_mail_of_their_own(mailing: Notified, smtp: 
 
 
 async def test_one_refused_address_keeps_no_other_from_its_mail(mailing: Notified, smtp: MailServer) -> None:
-    made = await mailing.channel("email", {"to": ["ö@example.org", "ops@example.org"]})
+    accept = smtp.box.handle_RCPT
+
+    async def refuse(server: Any, session: Any, envelope: Any, address: str, options: Any) -> str:
+        return (
+            "550 Nobody" if address == "gone@example.org" else await accept(server, session, envelope, address, options)
+        )
+
+    smtp.box.handle_RCPT = refuse  # type: ignore[method-assign]  # for this server only
+    made = await mailing.channel("email", {"to": ["gone@example.org", "ops@example.org"]})
     await mailing.rule(made)
     await mailing.fail_task("one")
     await mailing.run()
     assert len(smtp.box.to("ops@example.org")) == 1
     [row] = await mailing.deliveries()
     assert row["status"] == "failed"
+    assert "gone@example.org" in row["last_error"]
+    found = await mailing.ok(mailing.admin.get(f"/notifications/channels/{made['id']}"))
+    assert found["status"] == "untested"  # the server works
 
 
 async def test_429_waits_as_long_as_the_service_says_and_loses_nothing(
@@ -250,13 +261,13 @@ async def test_an_open_breaker_uses_up_no_attempt(world: Notified, slack: Servic
 async def test_the_kill_switch_holds_what_goes_out_and_nothing_in_the_app(world: Notified, slack: Service) -> None:
     made = await world.channel("slack", {"webhook_url": slack.url + "services/x"})
     await world.rule(made)
-    body = {"mode": "pause", "hold_deliveries": True, "reason": "a test"}
+    body = {"engaged": True, "mode": "pause", "hold_deliveries": True, "reason": "a test"}
     await world.ok(world.admin.post("/admin/kill-switch", body))
     await world.fail_task("one")
     await world.run()
     assert slack.requests == []
     assert len(await world.inbox(world.member)) == 1
-    await world.ok(world.admin.delete("/admin/kill-switch"))
+    await world.ok(world.admin.post("/admin/kill-switch", {"engaged": False}))
     await world.run(seconds=2)
     assert len(slack.texts) == 1
 
