@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 from tests.plugins.notifications.conftest import ALLOWED, PLUGINS, Notified
 from tests.plugins.notifications.services import Service
+from tests.plugins.workflows.conftest import PLUGINS as WORKFLOW_PLUGINS
+from tests.plugins.workflows.conftest import World, step, steps_of, transform
 
 from corral.plugin import Plugin, hookimpl
 from corral_plugins.notifications.api import ChannelType, OutgoingNotification, SendResult
@@ -82,20 +84,17 @@ async def test_a_trigger_notifies_its_owner_others_and_channels(world: Notified,
     assert answer.json()["errors"][0]["pointer"] == "/action/user_ids/0"
 
 
-async def test_a_workflow_step_notifies(world: Notified) -> None:
-    steps = [{"name": "tell", "type": "notify", "config": {"title": "It is {{ input.what }}"}}]
-    schema = {"type": "object", "properties": {"what": {"type": "string"}}}
-    body = {"name": "teller", "steps": steps, "input_schema": schema}
-    made = await world.ok(world.member.post("/workflows", body), 201)
-    run = await world.ok(world.member.post(f"/workflows/{made['id']}/run", {"input": {"what": "done"}}), 202)
-    for _ in range(20):
-        await world.kit.run_jobs()
-        await world.run()
-        found = await world.ok(world.member.get(f"/workflow-runs/{run['id']}"))
-        if found["status"] == "completed":
-            break
-    [row] = await world.inbox(world.member)
-    assert (row["title"], row["object"]) == ("It is done", {"type": "workflow_run", "id": run["id"]})
+async def test_a_workflow_step_notifies_once(make_kit: Callable[..., Any]) -> None:
+    kit = await make_kit(plugins=(*WORKFLOW_PLUGINS, "notifications", "secrets"))
+    world = World(kit, await kit.as_user("member"), await kit.as_user("admin"))
+    run = await world.run(transform("a", 42), step("tell", "notify", {"title": "It is {{ steps.a.output }}"}))
+    assert run["status"] == "completed", run
+    (row,) = (await world.ok("GET", "/notifications"))["items"]
+    assert (row["title"], row["object"]) == ("It is 42", {"type": "workflow_run", "id": run["id"]})
+    channels = {"title": "x", "channel_ids": [row["id"]]}
+    refused = await world.run(step("tell", "notify", channels), name="other")
+    assert refused["status"] == "failed"
+    assert "notifications.manage" in steps_of(refused)["tell"]["error"]["message"]
 
 
 @pytest.mark.one_engine

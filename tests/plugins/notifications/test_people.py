@@ -58,7 +58,7 @@ async def test_approvers_are_asked_and_the_requester_learns_the_end(world: Notif
 
 async def test_a_message_to_a_person_tells_that_person(world: Notified) -> None:
     body = {"recipient_user_id": world.stranger.user["id"], "subject": "Hello", "body": "Read this."}
-    await world.ok(world.member.post("/messages", body), 201)
+    await world.ok(world.member.post("/messages/send", body), 201)
     assert await titles(world, world.stranger) == ["New message: Hello"]
     assert await titles(world, world.member) == []
 
