@@ -35,10 +35,11 @@ async def group(
     work: Work, claims: DeliveryClaims, fan_out: NotificationFanOut, dispatcher: NotificationDispatcher
 ) -> None:
     """Give back the deliveries of dead processes, give up late ones, and gather events that no process has seen."""
-    await work(claims.release_expired, entry=ENTRY)
-    await work(claims.give_up, entry=ENTRY)
+    if await work(claims.has_late, read=True):
+        await work(claims.release_expired, entry=ENTRY)
+        await work(claims.give_up, entry=ENTRY)
+        dispatcher.wake()
     await fan_out.read()
-    dispatcher.wake()
 
 
 async def purge(work: Work, settings: Settings) -> None:

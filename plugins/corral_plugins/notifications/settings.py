@@ -46,7 +46,7 @@ def _are_entries(value: dict[str, bool], settings: object) -> str | None:
 DEFAULT_NOTIFICATIONS = Setting[dict[str, bool]](
     name="notifications.defaults",
     kind=dict[str, bool],
-    default=dict.fromkeys(DEFAULTS, True),
+    default={},
     check=_are_entries,
     title="Events of which people are told without any rule",
     description="Entries that are absent are true.",

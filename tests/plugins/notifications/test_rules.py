@@ -209,3 +209,22 @@ async def test_two_processes_tell_each_event_once(world: Notified) -> None:
         await fan_out._handle(second)
     [row] = await world.inbox(world.member)
     assert row["count"] == 1
+
+
+async def test_what_admins_may_not_read_goes_through_no_channel(world: Notified, slack: Service) -> None:
+    made = await slack_channel(world, slack)
+    rule = await world.rule(made, events=("webhook.*",), in_app=True)
+    await world.ok(world.member.post("/webhooks", {"url": "https://example.org/x", "events": ["*"]}), 201)
+    await world.run()
+    assert slack.requests == []
+    found = await world.ok(world.admin.post(f"/notifications/rules/{rule['id']}/test", {"days": 1}))
+    assert found["events"] == 0
+
+
+async def test_every_default_names_an_event(world: Notified) -> None:
+    from corral.events.event import EventTypes
+    from corral_plugins.notifications.service.catalogue import _TITLES, DEFAULTS, SEVERITY_OF
+
+    known = {each.event for each in world.kit.service(EventTypes).all()}
+    absent = {name for name in {*DEFAULTS, *SEVERITY_OF, *_TITLES} if name not in known}
+    assert absent <= {name for name in DEFAULTS if name.startswith(("budget.", "ssh.", "api_key.", "task.dead"))}

@@ -93,6 +93,12 @@ class DeliveryClaims:
         """Give back a delivery that was not attempted. It is due at an instant."""
         Delivery.update(waiting_until(due_at)).where(holds(claimed.delivery)).execute()
 
+    def has_late(self) -> bool:
+        """Return whether a lease has ended, or a delivery has been due for a day."""
+        expired = Delivery.select().where(Delivery.lease_until <= clock.now()).limit(1)
+        late = Delivery.select().where(IS_DUE & (Delivery.ready_at < clock.now(-GIVE_UP_SECONDS))).limit(1)
+        return expired.exists() or late.exists()
+
     def release_expired(self) -> int:
         """Give back the deliveries of processes that ended without recording a result. Return their number."""
         now = clock.now()

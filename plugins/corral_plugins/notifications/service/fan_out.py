@@ -17,6 +17,7 @@ import msgspec
 
 from corral import clock
 from corral.database.engine import Work
+from corral.database.model import PRIVATE
 from corral.database.unit import SYSTEM, UnitContext
 from corral.errors import ExpectedFailure, Problem
 from corral.events import log as event_log
@@ -290,7 +291,10 @@ class _Audience:
 
 
 class _Outgoing:
-    """The messages that the events of a batch add to. Each event goes through a channel to a person once."""
+    """The messages that the events of a batch add to. Each event goes through a channel to a person once.
+
+    Nobody knows who reads a channel that has its own receivers, so no event goes there that admins may not read.
+    """
 
     def __init__(
         self, channel_types: ChannelTypeRegistry, events: Sequence[LoggedEvent], matched: Mapping[str, Sequence[Rule]]
@@ -327,7 +331,7 @@ class _Outgoing:
                 continue
             for person in _receivers(channel, people, described.severity):
                 told = (event.id, channel_id, None if person is None else person.id)
-                if told not in self._sent:
+                if told not in self._sent and (person is not None or event.visibility != PRIVATE):
                     self._sent.add(told)
                     target = _target(rule, channel_id, person, key, described.severity)
                     self.bundles.setdefault(target, Bundle()).add(item, described.severity, object)

@@ -8,6 +8,7 @@ from typing import Any
 
 from corral import clock
 from corral.database.engine import Work
+from corral.database.model import PRIVATE
 from corral.events import log as event_log
 from corral.events.log import EventRow, LoggedEvent
 from corral_plugins.notifications.api import Severity
@@ -132,5 +133,6 @@ class _Simulation:
 
 
 def _load(names: Sequence[str], since: str, after: int) -> list[LoggedEvent]:
-    where = [EventRow.type.in_(names), EventRow.ts >= since, EventRow.seq > after]
+    may_read = EventRow.visibility != PRIVATE  # by an admin, who asks
+    where = [EventRow.type.in_(names), EventRow.ts >= since, EventRow.seq > after, may_read]
     return event_log.select(where, BATCH) if names else []
