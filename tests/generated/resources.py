@@ -328,7 +328,8 @@ async def notification_rule(world: World, owner: Client) -> Names:
 @resource("/notifications/deliveries/{id}", "admin")
 async def notification_delivery(world: World, owner: Client) -> Names:
     made = await notification_channel(world, owner)
-    row = {"id": new_id(), "channel_id": made["id"], "group_key": "key", "severity": "error", "items": []}
+    row: dict[str, Any] = {"id": new_id(), "channel_id": made["id"], "group_key": "key", "severity": "error"}
+    row |= {"items": []}
     ended = {"status": "failed", "created_at": clock.now(), "finished_at": clock.now()}
     await world.kit.work(lambda: NotificationDelivery.create(**row, **ended))
     return {"id": row["id"]}

@@ -9,6 +9,7 @@ from msgspec import Meta
 from corral.plugin import Setting
 from corral_plugins.notifications.service.catalogue import DEFAULTS
 
+MAX_URL = 2048
 Delay = Annotated[int, Meta(ge=0, le=172_800)]
 
 RETENTION_DAYS = Setting(
@@ -54,16 +55,15 @@ DEFAULT_NOTIFICATIONS = Setting[dict[str, bool]](
 
 
 def _is_url(value: str | None, settings: object) -> str | None:
-    if value is None or value.startswith(("http://", "https://")):
+    if value is None or (value.startswith(("http://", "https://")) and len(value) <= MAX_URL):
         return None
-    return "must begin with http:// or https://"
+    return f"must begin with http:// or https://, and have at most {MAX_URL} characters"
 
 
 CONSOLE_URL = Setting(
     name="notifications.console_url",
     kind=str | None,
     default=None,
-    maximum=2048,
     check=_is_url,
     title="Base URL of the links in notifications",
     description="null: CORRAL_PUBLIC_URL.",

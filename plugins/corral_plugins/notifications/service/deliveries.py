@@ -10,6 +10,7 @@ from corral import clock
 from corral.auth.principal import Principal
 from corral.errors import Conflict
 from corral.http.page import Page, newest_first, paginate
+from corral.plugin import Audit, AuditEntry
 from corral_plugins.notifications.models import IS_OPEN, Channel, Delivery, Group
 from corral_plugins.notifications.service.rows import delivery_view, find_delivery
 from corral_plugins.notifications.service.states import waiting_until
@@ -20,6 +21,8 @@ AT_ONCE = 500
 
 class NotificationDeliveries:
     """Reads and repeats deliveries."""
+
+    audit: Audit | None = None
 
     def list(self, query: NotificationDeliveryQuery, *, by: Principal) -> Page[NotificationDeliveryView]:
         """Return a page of deliveries, newest first."""
@@ -43,6 +46,14 @@ class NotificationDeliveries:
         again = (Delivery.id == row.id) & Delivery.status.in_(("failed", "cancelled", "suppressed"))
         if not Delivery.update({**fresh, **waiting_until(now)}).where(again).execute():
             raise Conflict("Only a delivery that ended without success can be repeated.", current_status=row.status)
+        if self.audit is not None:
+            entry = AuditEntry(
+                action="notifications.delivery.retry",
+                object_type="notification_delivery",
+                object_id=row.id,
+                changes={"status": (row.status, "pending")},
+            )
+            self.audit.record(entry)
         return delivery_view(find_delivery(row.id))
 
 
