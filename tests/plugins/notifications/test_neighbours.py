@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import pytest
+from tests.plugins.marketplace.conftest import MANIFEST, Market, manifest, objects
+from tests.plugins.marketplace.conftest import PLUGINS as MARKET_PLUGINS
 from tests.plugins.notifications.conftest import ALLOWED, PLUGINS, Notified
 from tests.plugins.notifications.services import Service
 from tests.plugins.workflows.conftest import PLUGINS as WORKFLOW_PLUGINS
@@ -108,3 +110,26 @@ async def test_without_neighbours_notifications_work(make_kit: Callable[..., Any
     answer = await world.admin.post("/notifications/channels", {"name": "x", "type": "webhook", "config": body})
     assert answer.status == 422
     assert answer.json()["errors"][0]["pointer"] == "/config/secret"
+
+
+@pytest.mark.one_engine
+async def test_a_template_installs_a_rule(make_kit: Callable[..., Any]) -> None:
+    kit = await make_kit(plugins=(*MARKET_PLUGINS, "notifications"))
+    market = Market(kit, await kit.as_user("member"), await kit.as_user("admin"))
+    spec = {"name": "Failures", "events": ["task.failed"], "group_by": ["agent_id"], "recipients": {"roles": ["admin"]}}
+    rule = {"kind": "notification_rule", "key": "rule", "spec": spec}
+    requires = {"corral": ">=0.1", "plugins": ["agents", "notifications"]}
+    wrong = {**rule, "spec": {**spec, "events": ["no.event"]}}
+    agent = MANIFEST["resources"][0]
+    refused = await market.admin.post("/marketplace/templates", manifest(requires=requires, resources=[agent, wrong]))
+    assert (refused.status, refused.json()["errors"][0]["pointer"]) == (422, "/resources/1/spec/events/0")
+    await market.upload(requires=requires, resources=[agent, rule])
+    assert (await market.refused()).status == 403
+    made = await market.install(by=market.admin)
+    installed = objects(made)["rule"]["id"]
+    found = await market.ok("GET", f"/notifications/rules/{installed}", by=market.admin)
+    assert (found["name"], found["group_by"], found["enabled"]) == ("Failures", ["agent_id"], False)
+    path = f"/marketplace/installations/{made['id']}/uninstall"
+    removed = await market.ok("POST", path, {}, by=market.admin)
+    assert "rule" in [each["key"] for each in removed["removed"]]
+    assert (await market.admin.get(f"/notifications/rules/{installed}")).status == 404
