@@ -42,8 +42,9 @@ async def group(
     await fan_out.read()
 
 
-async def purge(work: Work, settings: Settings) -> None:
+async def purge(work: Work, settings: Settings, fan_out: NotificationFanOut) -> None:
     """Delete old notifications, surplus ones, and deliveries that ended long ago."""
+    await fan_out.read(pass_over=True)
     read_before = clock.now(-settings.get(RETENTION_DAYS) * DAY)
     unread_before = clock.now(-settings.get(UNREAD_RETENTION_DAYS) * DAY)
     while await work(lambda: delete_old(read_before, unread_before)) == AT_ONCE:

@@ -11,6 +11,7 @@ from tests.plugins.notifications.conftest import Notified
 from tests.plugins.notifications.services import Service
 
 from corral import clock
+from corral.events import log as event_log
 from corral.events.consumers import ConsumerRow
 from corral_plugins.notifications.service.fan_out import CONSUMER, PositionMoved
 from corral_plugins.notifications.service.inbox import Inbox
@@ -228,3 +229,14 @@ async def test_every_default_names_an_event(world: Notified) -> None:
     known = {each.event for each in world.kit.service(EventTypes).all()}
     absent = {name for name in {*DEFAULTS, *SEVERITY_OF, *_TITLES} if name not in known}
     assert absent <= {name for name in DEFAULTS if name.startswith(("budget.", "ssh.", "api_key.", "task.dead"))}
+
+
+async def test_the_position_passes_events_of_which_nobody_is_told(world: Notified) -> None:
+    def behind() -> int:
+        return event_log.last_seq() - int(ConsumerRow.get_by_id(CONSUMER).cursor)
+
+    await world.happen("one", "two")
+    await world.run()
+    assert await world.kit.work(behind, read=True) >= 2
+    await world.kit.run_schedule("notifications.purge")
+    assert await world.kit.work(behind, read=True) == 0

@@ -56,7 +56,7 @@ log = logging.getLogger("corral.notifications")
 CONSUMER = "notifications.fan_out"
 CAUSE = "notifications"
 ENTRY = UnitContext(label="notifications.fan_out", actor=SYSTEM)
-EVENTS_AT_ONCE, WINDOW = 50, 20_000
+EVENTS_AT_ONCE, FEW_EVENTS, WINDOW = 50, 500, 20_000
 POISON_TRIES = 5
 NO_MAIL_CHECKS = ("mail",)
 CONDITION_ROOTS = ("event", "data", "severity")
@@ -142,10 +142,14 @@ class NotificationFanOut:
         """Store the end of the log as the position if none is stored, so that no later event is missed."""
         await self._work(_ensure_cursor, entry=ENTRY)
 
-    async def read(self) -> None:
-        """Handle all new events. Another process that reads at the same time does the rest."""
+    async def read(self, *, pass_over: bool = False) -> None:
+        """Handle all new events. Another process that reads at the same time does the rest.
+
+        With `pass_over`, the position also moves past a few events of which nobody is told, so that it never falls so
+        far behind that the log could not delete old events.
+        """
         with contextlib.suppress(PositionMoved):
-            while await self._read_batch():
+            while await self._read_batch(pass_over):
                 pass
 
     def followed_names(self) -> frozenset[str]:
@@ -159,9 +163,9 @@ class NotificationFanOut:
         chosen = self._settings.get(DEFAULT_NOTIFICATIONS)
         return [name for name in DEFAULTS if chosen.get(name, True)]
 
-    async def _read_batch(self) -> bool:
+    async def _read_batch(self, pass_over: bool) -> bool:
         """Handle the next events. Those that cannot be handled together are handled one by one."""
-        batch = await self._work(lambda: self._load(EVENTS_AT_ONCE), entry=ENTRY, read=True)
+        batch = await self._work(lambda: self._load(EVENTS_AT_ONCE, pass_over), entry=ENTRY, read=True)
         if batch.reached == batch.before:
             return False
         try:
@@ -186,7 +190,7 @@ class NotificationFanOut:
                     return False
         return True
 
-    def _load(self, limit: int) -> Batch:
+    def _load(self, limit: int, pass_over: bool = False) -> Batch:
         before = int(ConsumerRow.get_by_id(CONSUMER).cursor)
         newest = event_log.last_seq()  # read first, because later events must come after the position
         rules = _enabled_rules()
@@ -196,7 +200,7 @@ class NotificationFanOut:
         events = event_log.select(where, limit) if names and until > before else []
         is_whole = len(events) < limit
         reached = until if is_whole else events[-1].seq
-        if is_whole and not events and until - before < EVENTS_AT_ONCE * 10:
+        if is_whole and not events and not pass_over and until - before < FEW_EVENTS:
             reached = before  # the position moves with the next events, so that most events cause no write
         return Batch(events=events, rules=rules, before=before, reached=reached, more=reached < newest)
 
