@@ -124,12 +124,13 @@ triggers test Daily --next 2
 triggers fire Daily
 triggers history Daily
 triggers toggle Daily --off
+triggers delete Daily
 template list
 template show hello-fleet
 template plan hello-fleet
 template install hello-fleet
 template installations
-template upgrade {{installation}} -p language=French
+template upgrade hello-fleet -p language=French
 template uninstall {{installation}} --force
 template export team --name Team --agent Echo --output team.json
 template validate team.json

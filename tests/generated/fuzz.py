@@ -36,8 +36,9 @@ CHECKS = [
 ]
 # What these do to the installation ends what the others do: they come last.
 LAST = ("/admin/kill-switch", "/plugins/", "/security", "/settings", "/auth/change-password", "/auth/logout")
-# A breaker that guards something is there without being created; deleting it discards what an admin has set.
-RETURNS_TO_DEFAULTS = ("DELETE /circuit-breakers/{name}",)
+# A breaker that guards something is there without being created; deleting it discards what an admin has set. An
+# installation stays on record as removed.
+STAYS_READABLE = ("DELETE /circuit-breakers/{name}", "DELETE /marketplace/installations/{id}")
 KEPT = 30  # of each kind of object
 OLD = 0.85  # of ids are those of something that is or was there
 
@@ -174,7 +175,7 @@ class Fuzz:
             if made is not None and identifier:
                 made.append({"id": identifier})
                 del made[: max(0, len(made) - KEPT)]
-        if operation.method == "DELETE" and answer.status < 300 and operation.label not in RETURNS_TO_DEFAULTS:
+        if operation.method == "DELETE" and answer.status < 300 and operation.label not in STAYS_READABLE:
             self._is_gone(operation, case)
 
     def _is_gone(self, operation: Operation, case: Case) -> None:

@@ -16,6 +16,8 @@ from corral.testing.kit import Answer, Client
 pytestmark = pytest.mark.one_engine
 
 READABLE = (200, 202, 204, 304, 409, 410)
+BEYOND = 502
+"""The answer of an operation that reached for a machine which does not exist: nothing here refused it."""
 
 
 def named(world: World) -> list[Operation]:
@@ -98,7 +100,7 @@ async def test_objects_are_their_owners(world: World) -> None:
         kind = of(operation)
         person = world.admin if kind.kind in ("managed", "admin") else world.owner
         answer = await ask(operation, person, await kind.make(world, person))
-        if answer.status in (400, 401, 403, 404, 415, 422) or answer.status >= 500:
+        if answer.status in (400, 401, 403, 404, 415, 422) or (answer.status >= 500 and answer.status != BEYOND):
             faults.append(f"{operation.label} answers {answer} to who may")
     assert not faults, "\n".join(faults)
 

@@ -157,10 +157,11 @@ class ApiClient:
                 return
             query[position] = page["next"]
 
-    def find(self, path: str, name: str, *, kind: str, field: str = "name") -> Any:
+    def find(self, path: str, name: str, *, kind: str, field: str = "name", listing: str | None = None) -> Any:
         """Return the object with this id or, ignoring case, this name from the list at `path`.
 
         `kind` is the noun for the error messages, such as "agent". `field` is the field that contains the name.
+        `listing` is the command that lists the objects, if it is not `corral <kind>s list`.
         """
         if parse_id(name) is not None:
             try:
@@ -176,7 +177,7 @@ class ApiClient:
             ids = ", ".join(item["id"] for item in same)
             raise ApiClientError(f"{len(same)} {kind}s are named {name}; give the id instead: {ids}")
         similar = found[0][field] if found else self._similar_name(path, name, field)
-        hint = f" at {self.url}; corral {kind}s list shows all {kind}s"
+        hint = f" at {self.url}; {listing or f'corral {kind}s list'} shows all {kind}s"
         raise ApiClientError(f"there is no {kind} named {name}{f'; did you mean {similar}?' if similar else hint}", 404)
 
     @contextlib.contextmanager

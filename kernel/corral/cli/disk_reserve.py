@@ -10,7 +10,7 @@ import contextlib
 import os
 from pathlib import Path
 
-RESERVE_BYTES = 2 * 2**20
+RESERVE_BYTES = 3 * 2**20
 """The log of a start is about a fourth of this."""
 PLENTY_BYTES = 4 * RESERVE_BYTES
 CHUNK = b"\xff" * 65536

@@ -36,9 +36,26 @@ def client_command(function: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(function)
     def call(*, server: str | None, **options: Any) -> None:
         with open_client(server) as client:
-            function(client, **options)
+            try:
+                function(client, **options)
+            except ApiClientError as error:
+                raise _with_listing(error) from None
 
     return call
+
+
+def _with_listing(error: ApiClientError) -> ApiClientError:
+    """Add the command that lists the objects of the group to an error that names no command, if nothing was found."""
+    group = click.get_current_context().parent
+    is_bare = error.status == 404 and error.code == "not_found" and "corral " not in str(error)
+    if (
+        not is_bare
+        or group is None
+        or not isinstance(group.command, click.Group)
+        or "list" not in group.command.commands
+    ):
+        return error
+    return ApiClientError(f"{error}; {group.command_path} list shows what there is", error.status, error.problem)
 
 
 def open_client(server: str | None = None) -> ApiClient:

@@ -278,7 +278,7 @@ def _distance(errors: list[Any]) -> tuple[bool, int]:
 
 def _type_message(names: Sequence[str]) -> str:
     articles = {"null": "null", "integer": "an integer", "array": "an array", "object": "an object"}
-    return "must be " + " or ".join(articles.get(name, f"a {name}") for name in names)
+    return "must be " + (" or ".join(articles.get(name, f"a {name}") for name in names) or "of another type")
 
 
 def _listed(values: Sequence[Any]) -> str:

@@ -58,6 +58,7 @@ class NewApproval(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
     `payload` is what will run, at most 256 KiB of JSON. `confidence` and `rubric` are the requester's own view, which
     approvers see and nothing trusts. Give either `expires_at` or `expires_in_seconds`, from 15 minutes to 30 days.
+    `run_id` is a workflow run that is about to do this, and `step` a step of the run.
     """
 
     title: Title
@@ -66,6 +67,8 @@ class NewApproval(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     payload: Any = {}
     risk: Risk = "medium"
     task_id: Id | None = None
+    run_id: Id | None = None
+    step: Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_]{0,62}(?![\s\S])")] | None = None
     agent_id: Id | None = None
     approvers: Approvers | None = None
     required_approvals: Annotated[int, Meta(ge=1, le=10)] = 1
@@ -91,7 +94,7 @@ class HeldToolCall(msgspec.Struct, frozen=True, kw_only=True):
     """The tool call that an approval is about.
 
     `target` names the object on which the call acts. `taint_sources` are the untrusted sources that the run has read;
-    `tainted` is true if there are any.
+    `tainted` is true if there are any. Only people who hold the `required_permissions` of the tool may decide.
     """
 
     id: str
@@ -100,6 +103,7 @@ class HeldToolCall(msgspec.Struct, frozen=True, kw_only=True):
     target: str | None = None
     tainted: bool = False
     taint_sources: list[str] = []
+    required_permissions: list[str] = []
 
 
 class ApprovalRequest(msgspec.Struct, frozen=True, kw_only=True):

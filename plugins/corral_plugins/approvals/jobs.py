@@ -6,7 +6,9 @@ import functools
 
 from corral.database.engine import Work
 from corral.database.unit import SYSTEM, UnitContext
+from corral.events.log import LoggedEvent
 from corral.jobs.job import Job, Schedule
+from corral_plugins.approvals.api import Approvals
 from corral_plugins.approvals.service.opening import AUTO_APPROVE_JOB
 from corral_plugins.approvals.service.rules import AutoApproval
 from corral_plugins.approvals.service.timers import BATCH_SIZE, ApprovalTimers
@@ -36,6 +38,12 @@ async def apply_rules(approval_id: str, rules: AutoApproval) -> None:
     await rules.apply_rules(approval_id)
 
 
+def on_run_ended(event: LoggedEvent, approvals: Approvals) -> None:
+    """Cancel the open approvals of a workflow run that has ended."""
+    approvals.cancel_for(run_id=event.object_id, reason="The workflow run has ended.")
+
+
+RUN_ENDS = ("workflow.run.completed", "workflow.run.failed", "workflow.run.cancelled")
 JOBS = (Job(AUTO_APPROVE_JOB, apply_rules),)
 SCHEDULES = (
     Schedule("approvals.sweep", 15, end_overdue_approvals),

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from corral.auth.principal import READERS, WRITERS, Permission
 from corral.database.model import Model
+from corral.events.consumers import Subscriber
 from corral.events.event import Event
 from corral.http.routes import Routes
 from corral.jobs.job import Job, Schedule
@@ -78,6 +79,10 @@ class ApprovalsPlugin(Plugin):
     @hookimpl
     def corral_events(self) -> Iterable[type[Event]]:
         return EVENTS
+
+    @hookimpl
+    def corral_subscribers(self) -> Iterable[Subscriber]:
+        return [Subscriber("approvals.runs", jobs.RUN_ENDS, jobs.on_run_ended)]
 
     @hookimpl
     def corral_settings(self) -> Iterable[Setting[Any]]:

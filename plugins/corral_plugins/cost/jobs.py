@@ -15,6 +15,7 @@ from corral_plugins.cost.service import budgets, maintenance, rollups
 from corral_plugins.cost.service.budget_counters import CANCEL_JOB
 from corral_plugins.cost.service.budget_upkeep import BudgetUpkeep
 from corral_plugins.cost.service.day_buckets import DAY, day_of
+from corral_plugins.cost.service.price_updates import PriceUpdates
 from corral_plugins.cost.settings import EVENT_RETENTION_DAYS
 
 RECONCILED_DAYS = 2
@@ -87,11 +88,17 @@ async def _repeat_in_batches(work: Work, delete_batch: Callable[[], int]) -> Non
             return
 
 
+async def update_prices(updates: PriceUpdates) -> None:
+    """Fetch a newer price table once a day, if the setting `cost.update_prices` is on."""
+    await updates.fetch()
+
+
 JOBS = (Job(CANCEL_JOB, cancel_running),)
 SCHEDULES = (
     Schedule("cost.reconcile", 3600, reconcile),
     Schedule("cost.reap", 4, release_expired_reservations),  # within 5 s, also on a busy machine
     Schedule("cost.period", 4, begin_period),
     Schedule("cost.prune", 3600, delete_expired_events),
+    Schedule("cost.update_prices", 600, update_prices),  # fetches once a day, and soon after it was switched on
 )
 SUBSCRIBERS = (Subscriber("cost.outcomes", rollups.OUTCOME_EVENTS, rollups.record_outcome_event),)

@@ -96,6 +96,17 @@ class PriceRevision(Model):
         table_name = "cost_price_revisions"
 
 
+class FetchedPriceTable(Model):
+    """The newest price table that was fetched, in a single row: JSON, compressed and encoded as Base64."""
+
+    id = peewee.IntegerField(primary_key=True)
+    fetched_at = InstantField()
+    data = peewee.TextField()
+
+    class Meta:
+        table_name = "cost_price_table"
+
+
 class Rollup(Model):
     """The totals of one key, for example of an agent, in one period.
 
@@ -244,6 +255,7 @@ TABLES: tuple[type[Model], ...] = (
     CostEvent,
     PriceOverrideRow,
     PriceRevision,
+    FetchedPriceTable,
     Rollup,
     DeletedAgent,
     Budget,

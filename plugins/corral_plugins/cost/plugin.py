@@ -24,6 +24,7 @@ from corral_plugins.cost.service.budgets import Budgets
 from corral_plugins.cost.service.ledger import CostLedger
 from corral_plugins.cost.service.metrics import BudgetMetrics, BudgetRefusals, ProviderTotals
 from corral_plugins.cost.service.price_overrides import PriceOverrides
+from corral_plugins.cost.service.price_updates import PriceUpdates
 from corral_plugins.cost.service.pricing import Pricing
 from corral_plugins.cost.service.reported_costs import ReportedCosts
 from corral_plugins.cost.service.reports import CostReports
@@ -57,11 +58,13 @@ class CostPlugin(Plugin):
 
     async def start(self, runtime: Runtime) -> None:
         pricing, limits = runtime.service(Pricing), runtime.service(BudgetLimitCache)
+        updates = runtime.service(PriceUpdates)
 
         async def refresh_caches() -> None:
             while True:
                 await pricing.refresh_overrides()
                 await limits.refresh()
+                await updates.refresh()
                 await asyncio.sleep(REFRESH_SECONDS)
 
         async def load_price_table(address: str) -> None:
@@ -83,6 +86,7 @@ class CostPlugin(Plugin):
             CostLedger,
             PriceOverrides,
             Budgets,
+            PriceUpdates,
             BudgetUpkeep,
             CostReports,
             ReportedCosts,

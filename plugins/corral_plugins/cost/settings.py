@@ -33,4 +33,10 @@ UNPRICED_USES = Setting(
     choices=("allow", "refuse"),
     title="Whether models without a known price may be used",
 )
-ALL = (REPORTED_PRICES, EVENT_RETENTION_DAYS, DEFAULT_ATTEMPT_USD, UNPRICED_USES)
+UPDATE_PRICES = Setting(
+    name="cost.update_prices",
+    kind=bool,
+    default=False,
+    title="Fetch a newer price table every day",
+)
+ALL = (REPORTED_PRICES, EVENT_RETENTION_DAYS, DEFAULT_ATTEMPT_USD, UNPRICED_USES, UPDATE_PRICES)

@@ -30,9 +30,6 @@ from corral_plugins.files.service.uploads import Uploads
 from corral_plugins.tools.api import Tool
 
 if TYPE_CHECKING:
-    pass
-
-if TYPE_CHECKING:
     import click
 
 

@@ -9,10 +9,11 @@ from typing import Any, TypeVar
 
 import click
 
-from corral.cli.api_client import ApiClient
+from corral.cli.api_client import ApiClient, ApiClientError
 from corral.cli.output import print_fields, print_table, print_value
 from corral.cli.request_body import parse_fields, read_body
 from corral.cli.server_connection import client_command
+from corral.ids import parse_id
 
 F = TypeVar("F", bound=Callable[..., Any])
 Json = dict[str, Any]
@@ -21,7 +22,7 @@ COLUMNS = ("slug", "version", "category", "source", "installable", "description"
 INSTALLED_COLUMNS = ("slug", "version", "status", "version_available", "created_at", "id")
 OBJECT_COLUMNS = ("kind", "name", "action", "key")
 template_argument = click.argument("template")
-installation_argument = click.argument("installation")
+installation_argument = click.argument("installation", metavar="SLUG|ID")
 manifest_argument = click.argument(
     "manifest", type=click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path)
 )
@@ -126,6 +127,7 @@ def install_template(client: ApiClient, *, template: str, as_json: bool, **optio
             click.echo(f"{each['name']}, {name.replace('_', ' ')} (shown once): {value}")
     _print_missing(made)
     click.echo(f"Installed {made['slug']} {made['version']} ({made['id']}).")
+    click.echo(f"Remove it again: corral template uninstall {made['id']}")
     for each in made["created"]:
         if each["kind"] == "agent":
             click.echo(f'Start the agent: corral agents start "{each["name"]}"')
@@ -161,9 +163,8 @@ def upgrade_installation(
 ) -> None:
     """Upgrade an installation. What people edited stays as it is."""
     body: Json = {"parameters": parse_fields(parameters), "dry_run": dry_run}
-    result = client.post(
-        f"/marketplace/installations/{installation}/upgrade", {**body, **({"version": version} if version else {})}
-    )
+    path = f"/marketplace/installations/{_find_installation(client, installation)}/upgrade"
+    result = client.post(path, {**body, **({"version": version} if version else {})})
     lines = [f"changed {each['kind']} {each['name']}: {', '.join(each['fields'])}" for each in result["updated"]]
     lines += [f"kept {each['kind']} {each['name']}: {', '.join(each['fields'])}" for each in result["kept_local"]]
     lines += [f"created {each['kind']} {each['name']}" for each in result["created"]]
@@ -181,7 +182,7 @@ def upgrade_installation(
 def uninstall_installation(client: ApiClient, *, installation: str, force: bool, dry_run: bool, as_json: bool) -> None:
     """Remove what an installation created, except what people edited or use."""
     body = {"force": force, "dry_run": dry_run}
-    result = client.post(f"/marketplace/installations/{installation}/uninstall", body)
+    result = client.post(f"/marketplace/installations/{_find_installation(client, installation)}/uninstall", body)
     text = "\n".join(_removal_lines(result)) or "There is nothing left to remove."
     print_value(result, as_json=as_json, text=text)
 
@@ -290,3 +291,17 @@ def _print_missing(found: Json) -> None:
 def _removal_lines(result: Json) -> list[str]:
     lines = [f"removed {each['kind']} {each['name']}" for each in result["removed"]]
     return lines + [f"kept {each['kind']} {each['name']}: {each['reason']}" for each in result["kept"]]
+
+
+def _find_installation(client: ApiClient, name: str) -> str:
+    """Return the id of the installation with this id, or of the only one of the template with this slug."""
+    if parse_id(name) is not None:
+        return name
+    found = [each for each in client.pages("/marketplace/installations") if each["slug"] == name.strip()]
+    present = [each["id"] for each in found if each["status"] != "removed"]
+    if len(present) == 1:
+        return str(present[0])
+    if present:
+        raise ApiClientError(f"{name} is installed {len(present)} times; give the id instead: {', '.join(present)}")
+    hint = f"{client.url}; corral template installations shows all installations"
+    raise ApiClientError(f"there is no installation of {name} at {hint}", 404)

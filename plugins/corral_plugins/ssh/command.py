@@ -195,7 +195,7 @@ def list_executions(client: ApiClient, *, connection: str, limit: int, as_json: 
 
 
 def _find(client: ApiClient, name: str) -> Any:
-    return client.find(CONNECTIONS, name, kind="SSH connection")
+    return client.find(CONNECTIONS, name, kind="SSH connection", listing="corral ssh list")
 
 
 def _machine(connection: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 
 from msgspec import UNSET
 
@@ -15,7 +16,7 @@ from corral.errors import Invalid
 from corral.http.answers import Answer, IfMatch, Request
 from corral.http.page import Page
 from corral.http.routes import Rate, Routes
-from corral_plugins.ssh.api import LoginTimeout
+from corral_plugins.ssh.api import ALLOW, LoginTimeout
 from corral_plugins.ssh.service.connections import SshConnections, check_policy, view_of
 from corral_plugins.ssh.service.credentials import ConnectionCredentials
 from corral_plugins.ssh.service.executions import SshExecutions
@@ -122,7 +123,8 @@ async def update_connection(
         hostname = body.hostname if isinstance(body.hostname, str) else stored.hostname
         warnings = await _check_address(egress, hostname, body.port if isinstance(body.port, int) else stored.port)
     entry = request.unit_context(caller)
-    row = await work(lambda: connections.update(id, body, host_key, match, by=caller), entry=entry)
+    update = functools.partial(connections.update, id, body, host_key, match, checked_version=stored.version, by=caller)
+    row = await work(update, entry=entry)
     return view_of(row, warnings)
 
 
@@ -205,7 +207,7 @@ async def _check_address(egress: Egress, hostname: str, port: int) -> list[str]:
     try:
         await egress.addresses(hostname, port, Policy("internal"))
     except EgressBlocked as blocked:
-        raise Invalid.at("/hostname", blocked.code, blocked.reason, problem="url_blocked") from None
+        raise Invalid.at("/hostname", blocked.code, f"{blocked.reason} {ALLOW}", problem="url_blocked") from None
     except Unresolved:
         return ["unresolved_host"]
     return []

@@ -241,6 +241,13 @@ class Tools(Protocol):
         """Return the names of the tools that run on the server. These tools are available with every worker."""
         ...
 
+    def unavailable_tools(self, names: Iterable[str]) -> list[str]:
+        """Return those of these tools that neither the server nor an online worker offers, or that are disabled.
+
+        A name may be a pattern such as `prefix.*`.
+        """
+        ...
+
     def risks(self) -> Mapping[str, ToolRisk]:
         """Return the risks of all tools that plugins, MCP servers and online workers offer now, by name."""
         ...

@@ -172,6 +172,16 @@ def toggle_trigger(client: ApiClient, *, trigger: str, enabled: bool | None, as_
     print_value(changed, as_json=as_json, text=text)
 
 
+@triggers_command_group.command("delete")
+@trigger_argument
+@client_command
+def delete_trigger(client: ApiClient, *, trigger: str, as_json: bool) -> None:
+    """Delete a trigger. Its history stays readable by its id."""
+    trigger_id = _find(client, trigger)
+    client.send("DELETE", f"/triggers/{trigger_id}")
+    print_value({"deleted": trigger_id}, as_json=as_json, text=f"{trigger} was deleted.")
+
+
 @triggers_command_group.command("history")
 @trigger_argument
 @click.option("--status", type=click.Choice(STATUSES), multiple=True, help="list only slots with this status")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-
 from corral import clock
 from corral.database.engine import Work
 from corral.jobs.job import Job, Schedule
@@ -22,7 +20,7 @@ LEASE_SECONDS = 60  # after a crash, the sweep fires the slots of the job much e
 
 async def fire_slots(ids: list[str], firing: TriggerFiring) -> None:
     """Fire pending slots."""
-    await asyncio.gather(*(firing.fire(history_id) for history_id in ids))
+    await firing.fire(ids)
 
 
 async def read_events(reader: TriggerLogReader) -> None:

@@ -10,6 +10,7 @@ from corral.database.unit import SYSTEM, UnitContext
 from corral.events.log import LoggedEvent
 from corral.plugin import Settings
 from corral_plugins.workflows.models import Run, StepRun, Workflow, WorkflowVersion, fetch_tuples
+from corral_plugins.workflows.service.definitions import CANCEL_BATCH, CANCEL_JOB, cancel_runs_of_deleted
 from corral_plugins.workflows.service.engine import Engine
 from corral_plugins.workflows.service.event_waits import EventWaits
 from corral_plugins.workflows.service.executors import StepExecutors
@@ -46,6 +47,13 @@ async def prune(work: Work, settings: Settings) -> None:
     for _ in range(ROUNDS):
         if await work(_prune_versions, entry=entry) < PRUNE_BATCH:
             break
+
+
+async def cancel_runs(workflow_id: str, work: Work) -> None:
+    """Cancel the active runs of a deleted workflow."""
+    entry = UnitContext(label=f"job {CANCEL_JOB}", actor=SYSTEM)
+    while await work(lambda: cancel_runs_of_deleted(workflow_id), entry=entry) == CANCEL_BATCH:
+        continue
 
 
 def on_event(event: LoggedEvent, events: StepEvents) -> None:

@@ -24,13 +24,14 @@ from corral_plugins.workflows.routes import runs as run_routes
 from corral_plugins.workflows.routes import workflows as workflow_routes
 from corral_plugins.workflows.service import metrics
 from corral_plugins.workflows.service.code_steps import ToolTasks
-from corral_plugins.workflows.service.definitions import WorkflowStore
+from corral_plugins.workflows.service.definitions import CANCEL_JOB, WorkflowStore
 from corral_plugins.workflows.service.dry_runs import DryRuns
 from corral_plugins.workflows.service.engine import Engine, Graphs, StepStarter
 from corral_plugins.workflows.service.event_waits import EventWaits
 from corral_plugins.workflows.service.executors import StepExecutors
 from corral_plugins.workflows.service.management import WorkflowManagement
 from corral_plugins.workflows.service.metrics import WorkflowMetrics
+from corral_plugins.workflows.service.references import References
 from corral_plugins.workflows.service.run_events import RunEvents
 from corral_plugins.workflows.service.run_views import RunViews
 from corral_plugins.workflows.service.runs import RunsService
@@ -113,6 +114,7 @@ class WorkflowsPlugin(Plugin):
             WorkflowManagement,
             RunsService,
             RunViews,
+            References,
             DryRuns,
             RunEvents,
         )
@@ -175,7 +177,7 @@ class WorkflowsPlugin(Plugin):
 
     @hookimpl
     def corral_jobs(self) -> Iterable[Job]:
-        return [Job("workflows.advance", jobs.advance_run, lease_seconds=60)]
+        return [Job("workflows.advance", jobs.advance_run, lease_seconds=60), Job(CANCEL_JOB, jobs.cancel_runs)]
 
     @hookimpl
     def corral_schedules(self) -> Iterable[Schedule]:

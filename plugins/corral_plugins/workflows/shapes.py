@@ -238,7 +238,7 @@ class PlannedStep(msgspec.Struct, kw_only=True):
 
 
 class Validation(msgspec.Struct, kw_only=True):
-    """The result of validating a workflow."""
+    """The result of validating a workflow. `warnings` name agents, tools and secrets that do not exist now."""
 
     valid: bool
     errors: list[StepFault]

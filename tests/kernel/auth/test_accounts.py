@@ -13,7 +13,7 @@ from playhouse.schema_diff import diff_models
 from corral.auth.principal import SYSTEM_PRINCIPAL, Principal
 from corral.errors import Conflict, Invalid, NotFound
 from corral.testing.kit import Kit
-from corral_core.accounts.api import Accounts, NewUser, UserPatch, UserQuery, UserView
+from corral_core.accounts.api import Accounts, NewUser, RightsLost, UserPatch, UserQuery, UserView
 from corral_core.accounts.models import UserRow
 
 MakeKit = Callable[..., Awaitable[Kit]]
@@ -61,6 +61,26 @@ async def test_admin_2_admins_who_demote_each_other_leave_one(kit: Kit) -> None:
         assert [getattr(each, "code", each) for each in refused] == ["last_admin"] * len(refused)
         assert await _admins(kit) >= 1
         assert await _admins(kit) == 1
+
+
+async def test_the_rights_of_a_person_without_a_session_are_those_of_the_moment(kit: Kit) -> None:
+    await kit.as_user("admin")
+    user_id = (await kit.as_user("admin")).user["id"]
+
+    async def principal(id: str = user_id, *needs: str) -> Principal:
+        return await kit.kernel.database.work(lambda: _accounts(kit).principal_of(id, *needs), read=True)
+
+    found = await principal(user_id, "plugins.write")
+    assert (found.kind, found.user_id, found.role) == ("user", user_id, "admin")
+    await _patch(kit, user_id, role="viewer")
+    assert not (await principal()).may("plugins.write")
+    with pytest.raises(RightsLost, match=r"plugins\.write"):
+        await principal(user_id, "plugins.write")
+    await _patch(kit, user_id, is_active=False)
+    with pytest.raises(RightsLost, match="is deactivated"):
+        await principal()
+    with pytest.raises(RightsLost, match="no longer exists"):
+        await principal("01890a5d-ac96-774b-bcce-b302099a8057")
 
 
 async def test_lost_rights_end_sessions_and_won_ones_do_not(kit: Kit) -> None:

@@ -207,5 +207,6 @@ def test_files_that_other_machines_do_not_see_are_warned_of(served: Any) -> None
 
 
 def test_storage_that_no_plugin_serves_is_down(served: Any) -> None:
+    (served.home / "corral.toml").write_text('[plugins]\ndisabled = ["files"]\n')
     found = told(served, "storage", {"CORRAL_STORAGE_URL": "s3://bucket"})
     assert found[0][:2] == ("down", "no active plugin supports s3:// storage")

@@ -46,7 +46,7 @@ def test_the_last_admin_stays(corral: Any) -> None:
     for arguments in (("deactivate", "ada@example.org"), ("role", "ada@example.org", "member")):
         done = corral("user", *arguments)
         assert done.status == 1
-        assert done.err.strip() == "corral: This is the last active admin; make another user an admin first."
+        assert done.err.strip() == "corral: This is the last active admin; make another user an admin first"
 
 
 def test_refusals_say_what_to_do(corral: Any) -> None:

@@ -54,6 +54,8 @@ REFUSED: list[tuple[dict[str, Any], int]] = [
     ({"conversation_id": "01890a5d-ac96-774b-bcce-b302099a8057"}, 422),
     ({"task_id": "01890a5d-ac96-774b-bcce-b302099a8057"}, 422),
     ({"agent_id": "01890a5d-ac96-774b-bcce-b302099a8057"}, 422),
+    ({"run_id": "01890a5d-ac96-774b-bcce-b302099a8057"}, 422),
+    ({"step": "send"}, 422),
     ({"allow_self": True}, 403),
     ({"on_timeout": "escalate"}, 422),
     ({"escalate_to": {"roles": ["admin"]}}, 422),

@@ -216,3 +216,24 @@ async def test_what_people_cannot_see_they_cannot_edit(desk: Desk) -> None:
     assert desk.bench.runs == [{"text": f"key {secret}"}]
     (call,) = await run.calls()
     assert secret not in str(call)
+
+
+async def test_approvers_need_the_permission_that_the_tool_demands(desk: Desk) -> None:
+    agent_id = await desk.agent("locked.write", by=desk.admin, tool_policy={"locked.write": "ask"})
+    made = await desk.admin.post("/tasks", {"title": "work", "agent_id": agent_id})
+    assert made.status == 201, made
+    run = await desk.claim(agent_id)
+    approval_id = (await run.say("locked.write", "hello")).json()["approval_id"]
+    waits = await run.agent.post(f"/tasks/{run.task_id}/wait", {"approval_id": approval_id})
+    assert waits.status == 200, waits
+    view = await desk.read(approval_id)
+    assert view["risk"] == "low"
+    assert view["tool_call"]["required_permissions"] == ["tools.manage"]
+    assert view["approvers"] == {"users": [desk.admin.user["id"]], "roles": ["admin"]}
+    edited = {"edited_payload": {"text": "something else"}}
+    refused = await desk.member.post(f"/approvals/{approval_id}/approve", edited)
+    assert (refused.status, refused.code) == (403, "forbidden")
+    assert (await desk.member.get("/approvals?assigned_to=me")).json()["total"] == 0
+    assert (await desk.admin.post(f"/approvals/{approval_id}/approve", edited)).status == 200
+    await desk.kit.run_jobs()
+    assert desk.bench.runs == [{"text": "something else"}]

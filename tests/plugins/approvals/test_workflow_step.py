@@ -101,3 +101,17 @@ async def test_what_cannot_be_is_refused_when_the_workflow_is_saved(flow: World)
         body = {"name": "w", "steps": [step("ask", "approval", config)]}
         answer = await flow.member.post("/workflows", body)
         assert answer.status == 422, (config, answer)
+
+
+async def test_a_request_may_name_a_run_whose_end_cancels_it(flow: World) -> None:
+    run_id, _ = await waiting(flow)
+    body = {"title": "Send the mail of {{ input }}?", "run_id": run_id.upper(), "step": "after"}
+    asked = await flow.ok("POST", "/approvals", body)
+    assert (asked["run_id"], asked["step"], asked["status"]) == (run_id, "after", "pending")
+    await flow.ok("POST", f"/workflow-runs/{run_id}/cancel", {})
+    await flow.until(run_id)
+    await flow.settle()
+    found = await flow.ok("GET", f"/approvals/{asked['id']}")
+    assert (found["status"], found["outcome_note"]) == ("cancelled", "The workflow run has ended.")
+    refused = await flow.member.post("/approvals", body)
+    assert (refused.status, refused.json()["errors"][0]["pointer"]) == (422, "/run_id")

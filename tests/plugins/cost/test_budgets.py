@@ -84,6 +84,12 @@ async def test_cost_2_a_budget_is_validated(books: Any) -> None:
     assert (await put(books, monthly_limit=None))["remaining_usd"] is None
 
 
+async def test_each_change_of_the_budget_is_published_once(books: Any) -> None:
+    for limit, number in ((5, 1), (6, 2), (None, 3), (7, 4)):
+        await put(books, monthly_limit=limit)
+        assert len(await sent(books, "budget.changed")) == number
+
+
 async def test_parallel_reservations_never_pass_the_limit(books: Any) -> None:
     await spend(books, "0.25")  # before the budget was set; it counts all the same
     await put(books, monthly_limit=1)

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import hashlib
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 from tests.plugins.files.conftest import BOUNDARY, PLUGINS, Shelf, form_headers, multipart
 
 from corral import clock
+from corral.errors import Unavailable
 from corral.storage.blobs import BlobStore
+from corral_plugins.files.api import Files, FileSource
 from corral_plugins.files.models import Upload, Usage
+from corral_plugins.files.service import uploads
+from corral_plugins.files.service.uploads import Uploads
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(50)
 
@@ -147,6 +153,42 @@ async def test_a_patch_changes_what_the_owner_may_change(shelf: Shelf) -> None:
     alone = await shelf.owner.patch(path, {"task_id": None})
     assert (alone.json()["task_id"], alone.json()["visibility"]) == (None, "private")
     assert (await shelf.owner.patch(path, {"size_bytes": 1})).code == "validation_error"
+
+
+async def test_a_committed_file_keeps_its_bytes_if_the_answer_of_the_database_is_lost(
+    shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = shelf.kit.service(Uploads)
+    work: Any = service._work
+
+    async def lose_answer(unit: Any, **options: Any) -> Any:
+        found = await work(unit, **options)
+        if isinstance(unit, functools.partial):  # the unit that writes the row
+            raise Unavailable("The connection was lost during COMMIT.")
+        return found
+
+    monkeypatch.setattr(service, "_work", lose_answer)
+    assert (await shelf.send(b"whole")).status == 503
+    monkeypatch.undo()
+    (file,) = (await shelf.owner.get("/files")).json()["items"]
+    assert (await shelf.owner.get(f"/files/{file['id']}/download")).body == b"whole"
+
+
+async def test_a_slow_upload_of_unknown_size_reserves_no_more_than_it_needs(
+    shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(uploads, "RENEW_SECONDS", 0.0)
+    reserved: list[int] = []
+
+    async def slowly() -> AsyncIterator[bytes]:
+        for _ in range(3):
+            yield b"a little"
+            await asyncio.sleep(0.01)
+            reserved.append(await shelf.kit.work(lambda: Usage.get().reserved, read=True))
+
+    source = FileSource(type="export")
+    await shelf.kit.service(Files).put(slowly(), name="slow.txt", owner_id=shelf.owner.user["id"], source=source)
+    assert reserved == [uploads.GROWTH_BYTES] * 3
 
 
 async def test_the_quota_holds_for_parallel_uploads(make_kit: Any) -> None:

@@ -71,6 +71,30 @@ async def test_files_are_verified(shelf: Shelf, monkeypatch: pytest.MonkeyPatch)
     assert await alerts(shelf) == [file["id"]]
 
 
+async def test_only_the_sample_is_read(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    await shelf.upload(b"one")
+    await shelf.upload(b"two")
+    service, asked = shelf.kit.service(FileSweeps), list[str]()
+    find = service._registry.find_any
+    monkeypatch.setattr(service._registry, "find_any", lambda file_id: asked.append(file_id) or find(file_id))
+    monkeypatch.setattr(sweeps, "_is_in_sample", lambda sha256: False)
+    await shelf.kit.run_schedule("files.verify")
+    assert asked == []
+    monkeypatch.setattr(sweeps, "_is_in_sample", lambda sha256: True)
+    await shelf.kit.run_schedule("files.verify")
+    assert len(asked) == 2
+
+
+@pytest.mark.one_engine
+async def test_a_bucket_is_swept_below_its_prefix_only(s3_server: S3Server) -> None:
+    store, client = S3Blobs(s3_server.bucket()), s3_server.client()
+    for key in ("kept/left", "kept-by-others/running"):
+        client.create_multipart_upload(Bucket=store.bucket, Key=key)
+    assert await store.sweep(-3600) == 1
+    found = client.list_multipart_uploads(Bucket=store.bucket)["Uploads"]
+    assert [each["Key"] for each in found] == ["kept-by-others/running"]
+
+
 async def test_a_purged_account_leaves_what_it_shared(shelf: Shelf) -> None:
     task = await shelf.task()
     await shelf.upload(b"private")

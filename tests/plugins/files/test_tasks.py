@@ -12,6 +12,7 @@ from tests.plugins.tasks.conftest import Lease, World
 from tests.plugins.tools.conftest import World as ToolWorld
 
 from corral.testing.kit import PASSWORD, Client, Kit
+from corral_plugins.secrets.service.redactor_values import RedactorValues
 
 PLUGINS = ("admin", "agents", "audit", "files", "secrets", "settings", "tasks", "tools", "workers")
 VALUE = "tR0ub4dor&3/correct-horse-battery"
@@ -89,6 +90,7 @@ async def test_uploads_of_machines_with_a_secret_are_refused(hall: Hall) -> None
     await hall.admin.post("/auth/reauth", {"password": PASSWORD})
     stored = await hall.admin.post("/secrets", {"name": "DEPLOY_KEY", "value": VALUE})
     assert stored.status == 201, stored
+    await hall.kit.service(RedactorValues).refresh_redactor()  # at the latest after 2 s, without being told
     task = await hall.task()
     lease = await hall.worker.run()
     agent = hall.agent_client(lease)

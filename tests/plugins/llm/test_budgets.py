@@ -121,14 +121,22 @@ async def test_a_model_without_a_price_can_be_refused(world: World, upstream: An
     assert await counters(world) == [("global", 0, 0)]
 
 
+async def claimable(world: World) -> list[str]:
+    """The ids of the tasks that the worker could claim now."""
+    answer = await world.worker.client.get(f"/workers/{world.worker.id}/tasks")
+    return [task["id"] for task in answer.json()["items"]]
+
+
 async def test_cost_1_of_ten_parallel_claims_one_is_admitted(world: World) -> None:
     workers = [world.worker, *[await world.machine(f"other-{n}", max_agents=10) for n in range(2)]]
     tasks = [await world.task() for _ in range(10)]
     await budget(world, monthly_limit=0.06)
+    assert await claimable(world) == tasks[:1]
     claims = await asyncio.gather(*[claim(world, workers[n % 3]) for n in range(10)])
     assert sorted(each["reason"] for each in claims) == ["budget_exhausted"] * 9 + ["ok"]
     ((worker, admitted),) = [(workers[n % 3], each["tasks"][0]) for n, each in enumerate(claims) if each["tasks"]]
     assert await counters(world) == [("global", 0, 50_000)]
+    assert await claimable(world) == []
     waiting = next(task_id for task_id in tasks if task_id != admitted["task"]["id"])
     assert ((await world.read(waiting))["status"], await unmet(world, waiting)) == ("pending", ["budget_global"])
     lease = Lease(world, worker, admitted)
@@ -191,6 +199,7 @@ async def test_agents_with_free_models_pass_every_budget(world: World) -> None:
     paid = await world.task(agent_id=world.agent_id, priority="critical")
     free_agent = await world.agent("free", llm_provider="scripted", llm_model="echo", monthly_budget_usd=0)
     free = await world.task(agent_id=free_agent)
+    assert await claimable(world) == [free]
     lease = await world.worker.run()
     assert lease.task_id == free
     assert (await ask(attempt(lease), model="agent")).status == 200
@@ -400,7 +409,7 @@ async def test_a_delegated_task_gets_what_is_left_of_its_parents_limit(world: Wo
 
 
 async def test_the_costs_of_a_workflow_are_those_of_its_runs(
-    make_kit: Callable[..., Any], providers: dict[str, Any]
+    make_kit: Callable[..., Any], providers: dict[str, Any], upstream: Any
 ) -> None:
     config = {"plugins.llm": {"providers": providers}, "settings.llm.default_model": "up/m1"}
     kit = await make_kit(
@@ -419,6 +428,14 @@ async def test_the_costs_of_a_workflow_are_those_of_its_runs(
     await world.ok("PUT", "/cost/budget", {"monthly_limit": 0.02}, by=world.admin)
     refused = await world.until(await world.start(workflow))
     assert (refused["status"], refused["error"]["type"]) == ("failed", "budget_exceeded")
+    for limit, cost, calls in ((0.005, 0.0, 2), (0.012, 0.007, 3)):
+        again = workflows.step("again", "llm", {"prompt": "hi", "max_tokens": 10}, on_error="continue")
+        await world.ok("PUT", "/cost/budget", {"monthly_limit": None}, by=world.admin)
+        limited = await world.workflow(ask_model, again, config={"max_cost_usd": limit})
+        run = await world.until(await world.start(limited))
+        assert (run["status"], run["error"]["kind"], run["cost_usd"]) == ("failed", "budget", cost)
+        assert len(upstream.requests) == calls
+    assert await kit.work(lambda: Reservation.select().count(), read=True) == 0
 
 
 async def refused_run(world: World) -> Lease:

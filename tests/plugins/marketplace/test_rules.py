@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 from tests.plugins.marketplace.conftest import MANIFEST, Market, manifest, objects
 
+from corral_plugins.marketplace.service import catalogue
+from corral_plugins.marketplace.service.catalogue import TemplateCatalogue
 from corral_plugins.marketplace.service.manifests import check_manifest, release_fits
 
 TOKEN = "ghp_" + "a1B2" * 9
@@ -157,6 +159,35 @@ async def test_a_required_secret(market: Market) -> None:
     grant = {"secret": "OTHER", "kind": "workflow", "key": "main", "consumer": consumer}
     assert made["missing"] == {"secrets": [], "tools": [], "grants": [grant]}
     await market.ok("PUT", f"/secrets/{kept['id']}", {"allowed_consumers": [consumer]}, by=market.admin)
+
+
+async def test_an_upgrade_names_only_grants_that_are_missing(market: Market) -> None:
+    first = _with_secret(required=True)
+    await market.ok("POST", "/marketplace/templates", first, by=market.admin)
+    secret = {"name": "API_KEY", "value": "a value of the test", "allowed_hosts": ["api.example.org"]}
+    kept = await market.ok("POST", "/secrets", secret, by=market.admin)
+    made = await market.install()
+    consumer = f"workflow:{objects(made)['main']['id']}"
+    path = f"/marketplace/installations/{made['id']}"
+    await market.ok("POST", "/marketplace/templates", {**first, "version": "1.1.0"}, by=market.admin)
+    await market.ok("POST", f"{path}/upgrade", {})
+    grant = {"secret": "API_KEY", "kind": "workflow", "key": "main", "consumer": consumer}
+    assert (await market.ok("GET", path))["missing"]["grants"] == [grant]
+    await market.ok("PUT", f"/secrets/{kept['id']}", {"allowed_consumers": [consumer]}, by=market.admin)
+    await market.ok("POST", "/marketplace/templates", {**first, "version": "1.2.0"}, by=market.admin)
+    await market.ok("POST", f"{path}/upgrade", {})
+    assert (await market.ok("GET", path))["missing"]["grants"] == []
+
+
+async def test_a_template_that_is_deleted_while_it_is_read_is_left_out(
+    market: Market, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await market.ok("POST", "/marketplace/templates", manifest(), by=market.admin)
+    service = market.kit.service(TemplateCatalogue)
+    monkeypatch.setattr(service, "_stored", {})
+    monkeypatch.setattr(catalogue, "_stored_texts", lambda slugs: {})
+    found = await market.ok("GET", "/marketplace/templates?search=sorter")
+    assert found["items"] == []
 
 
 async def test_an_optional_secret_may_be_absent(market: Market) -> None:

@@ -101,6 +101,8 @@ async def test_settings_5_every_setting_is_declared_as_it_is_told(kit: Kit) -> N
             assert _limits(each) == (_number(least[1]), None), name
         elif each["type"] == "list" and (most := AT_MOST.search(bounds)):
             assert each["schema"]["maxItems"] == _number(most[1]), name
+        elif each["type"] == "string" and (most := AT_MOST.search(bounds)):
+            assert _limits(each) == (None, _number(most[1])), name
         else:
             assert each["type"] in ("bool", "secret", "list") or _limits(each) in ((None, None), (0, None)), name
         assert each["title"], name

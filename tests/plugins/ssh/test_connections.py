@@ -5,16 +5,20 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+from pathlib import Path
 from typing import Any
 
 import asyncssh
 import pytest
-from tests.plugins.ssh.conftest import PASSWORD, Fleet, Machine
+from tests.plugins.ssh.conftest import PASSWORD, Fleet, Machine, _Gate
 
 from corral import clock
 from corral.errors import Forbidden
+from corral_plugins.secrets.service.redactor_values import RedactorValues
 from corral_plugins.ssh.jobs import reap_executions, sweep_executions
+from corral_plugins.ssh.service import session
 from corral_plugins.ssh.service.command_rules import check_command, quote_argv
+from corral_plugins.ssh.service.connections import SshConnections
 
 BASE = {"name": "one", "hostname": "10.1.2.3", "username": "deploy"}
 
@@ -101,6 +105,23 @@ async def test_credentials_live_and_die_with_their_connection(fleet: Fleet) -> N
     assert (unknown.status, unknown.json()["code"]) == (422, "unknown_reference")
 
 
+async def test_a_credential_in_the_words_of_a_machine_is_redacted(
+    fleet: Fleet, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def repeat(gate: Any, username: str, password: str) -> bool:
+        raise asyncssh.DisconnectError(asyncssh.DISC_BY_APPLICATION, f"{password} is wrong")
+
+    monkeypatch.setattr(_Gate, "validate_password", repeat)
+    connection = await fleet.trusted()
+    await fleet.kit.service(RedactorValues).refresh_redactor()  # at the latest after 2 s, without being told
+    for path, body in (("test", None), ("execute", {"command": "true"})):
+        answer = await fleet.post(f"{connection}/{path}", body)
+        assert (answer.status, answer.code, PASSWORD in answer.body.decode()) == (502, "ssh_connect_failed", False)
+        assert " is wrong" in answer.body.decode()
+    shown = await fleet.admin.get(f"/ssh-connections/{connection}")
+    assert PASSWORD not in shown.body.decode() + json.dumps(await fleet.executions(connection))
+
+
 async def test_another_place_has_another_host_key(fleet: Fleet, machine: Machine) -> None:
     made = await fleet.create(tags=["lab"])
     none_yet = await fleet.admin.post("/ssh-connections", {**BASE, "name": "Other"})
@@ -116,6 +137,22 @@ async def test_another_place_has_another_host_key(fleet: Fleet, machine: Machine
     assert (taken.status, taken.json()["code"]) == (409, "duplicate")
 
 
+async def test_a_key_that_was_accepted_or_left_behind_meanwhile_blocks_nothing(fleet: Fleet, machine: Machine) -> None:
+    """Two tests see the first key, and a person accepts it before the second one has recorded it."""
+    made = await fleet.create()
+    work, connections = fleet.kit.kernel.database.work, fleet.kit.service(SshConnections)
+    before = await work(lambda: connections.find(made["id"]), read=True)
+    await fleet.post(f"{made['id']}/test")
+    await fleet.post(f"{made['id']}/host-key/accept", {"fingerprint": machine.fingerprint})
+    late = await work(lambda: connections.record_seen_key(before, machine.key_line))
+    assert late.code == "invalid_state"
+    assert (await fleet.post(f"{made['id']}/test")).status == 200
+    await fleet.admin.put(f"/ssh-connections/{made['id']}", {"port": machine.port + 1})
+    late = await work(lambda: connections.record_seen_key(before, machine.key_line))
+    assert late.code == "invalid_state"
+    assert (await fleet.admin.get(f"/ssh-connections/{made['id']}")).json()["host_key_state"] == "unknown"
+
+
 async def test_a_command_is_cancelled_here_and_from_another_process(fleet: Fleet, machine: Machine) -> None:
     connection = await fleet.trusted()
     running = asyncio.ensure_future(fleet.run(connection, "echo begun; sleep 600"))
@@ -129,6 +166,26 @@ async def test_a_command_is_cancelled_here_and_from_another_process(fleet: Fleet
     assert (await fleet.executions(connection))[0]["status"] == "cancelled"
     again = await fleet.post(f"{connection}/executions/{row['id']}/cancel")
     assert (again.status, again.json()["code"]) == (409, "invalid_state")
+
+
+async def test_a_cancelled_command_that_ignores_term_is_killed(
+    fleet: Fleet, machine: Machine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The process notices after two seconds that the command was cancelled; this must not end the wait for KILL."""
+    monkeypatch.setattr(session, "STOP_SECONDS", 3.0)
+    connection = await fleet.trusted()
+    command = f"trap '' TERM; touch {tmp_path}/trapped; sleep 600"
+    running = asyncio.ensure_future(fleet.run(connection, command))
+    row = await _first(fleet, connection)
+    for _ in range(500):
+        if (tmp_path / "trapped").exists():
+            break
+        await asyncio.sleep(0.02)
+    await fleet.post(f"{connection}/executions/{row['id']}/cancel")
+    assert (await running).json()["current_status"] == "cancelled"
+    async with asyncio.timeout(5):
+        await asyncio.gather(*machine.tasks)
+    assert machine.living() == []
 
 
 async def test_commands_of_dead_processes_are_reaped_and_old_ones_removed(fleet: Fleet, machine: Machine) -> None:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.plugins.ssh.conftest import PASSWORD, USER, Machine
 from tests.plugins.tools.conftest import World
+from tests.plugins.workflows.conftest import PLUGINS as WORKFLOWS
+from tests.plugins.workflows.conftest import step
+from tests.plugins.workflows.test_tool_steps import Shop
 
 pytestmark = pytest.mark.one_engine
 
@@ -23,7 +27,7 @@ async def world(make_kit: Callable[..., Any], machine: Machine) -> World:
     )
 
 
-async def connection(world: World, machine: Machine, **fields: Any) -> str:
+async def connection(world: World | Shop, machine: Machine, **fields: Any) -> str:
     body = {
         "name": "machine",
         "hostname": "127.0.0.1",
@@ -97,3 +101,25 @@ async def test_a_person_is_asked_if_the_connection_or_the_requester_demands_it(
     assert [(row["command"], row["status"], row["approval_id"]) for row in rows] == [
         ("echo approved", "completed", approval["id"])
     ]
+
+
+async def test_a_step_of_a_workflow_runs_a_command(
+    make_kit: Callable[..., Any], machine: Machine, tmp_path: Path
+) -> None:
+    plugins = (*WORKFLOWS, "tools", "approvals", "secrets", "ssh")
+    kit = await make_kit(plugins=plugins, config={"egress.allow": ["127.0.0.1"]})
+    admin = await kit.as_user("admin")
+    shop = await Shop(kit, admin, admin).set_up(
+        tmp_path / "worker", "ssh.execute", tool_policy={"ssh.execute": "allow"}
+    )
+    target = await connection(shop, machine, require_approval=False)
+    await shop.ok("PATCH", "/tools/ssh.execute", {"config": {"connection_ids": [target]}})
+    arguments = {"connection_id": target, "argv": ["echo", "{{ input.word }}"]}
+    workflow_id = await shop.workflow(step("call", "tool", {"tool": "ssh.execute", "arguments": arguments}))
+    run_id = await shop.start(workflow_id, {"word": "it's done"})
+    await shop.settle()
+    assert await shop.work() == ["completed"]
+    run = await shop.until(run_id)
+    assert run["status"] == "completed", run["error"]
+    (row,) = (await shop.ok("GET", f"/ssh-connections/{target}/executions"))["items"]
+    assert (row["command"], row["status"]) == ("echo 'it'\"'\"'s done'", "completed")

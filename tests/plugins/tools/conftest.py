@@ -75,6 +75,7 @@ def bench_plugin(bench: Bench) -> type[Plugin]:
                 tool("test.again", "external", bench.slow, idempotent=True),
                 tool("test.page", "external", bench.page, untrusted_output=True),
                 tool("test.danger", "dangerous", bench.write),
+                tool("locked.write", "write", bench.write, permission="tools.manage"),
             ]
 
     return BenchPlugin

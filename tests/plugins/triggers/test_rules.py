@@ -7,8 +7,12 @@ from typing import Any
 import pytest
 from tests.plugins.triggers.conftest import TASK, Alarm
 
+from corral import clock
+from corral.events.log import EventRow
 from corral.testing.kit import PASSWORD
 from corral_plugins.triggers.models import Fire
+from corral_plugins.triggers.service import events
+from corral_plugins.triggers.service.events import TriggerLogReader
 
 
 async def fire(alarm: Alarm, trigger_id: str, **payload: Any) -> None:
@@ -49,6 +53,21 @@ async def test_a_trigger_fires_at_most_so_often_in_an_hour(alarm: Alarm) -> None
     assert await alarm.statuses(made["id"]) == ["fired", "loop", "filtered", "rate_limited"]
     answer = await alarm.member.post(f"/triggers/{made['id']}/fire", {})
     assert (answer.status, answer.code) == (429, "rate_limited")
+
+
+async def test_many_triggers_on_one_event_are_recorded_in_short_units(
+    alarm: Alarm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(events, "FIRES_AT_ONCE", 3)
+    made = [await alarm.create("event", {"event": "agent.created"}) for _ in range(4)]
+    for name in ("one", "two", "three"):
+        assert (await alarm.member.post("/agents", {"name": name})).status == 201
+    await alarm.kit.events()
+    reader = alarm.kit.service(TriggerLogReader)
+    has_more = [await alarm.kit.kernel.database.work(reader._read_batch) for _ in range(4)]
+    assert has_more == [True, True, False, False]  # after each event, and then nothing is new
+    for trigger in made:
+        assert len(await alarm.history(trigger["id"])) == 3
 
 
 async def test_events_are_collected(alarm: Alarm) -> None:
@@ -150,6 +169,26 @@ async def test_a_reference_that_vanishes_later_fails_the_slot(alarm: Alarm) -> N
     await fire(alarm, made["id"], title="x")
     (row,) = await alarm.history(made["id"])
     assert (row["status"], row["error"].partition(":")[0]) == ("failed", "unknown_reference")
+
+
+async def test_a_slot_that_fails_does_not_affect_those_that_are_due_with_it(alarm: Alarm) -> None:
+    agent = await alarm.agent("Short-lived", start=False)
+    at = clock.now(60)
+    wrong = {**TASK, "agent_id": agent}
+    made = [
+        (await alarm.create("once", {"at": at}, action=action, by=by))["id"]
+        for action, by in ((TASK, alarm.member), (wrong, alarm.member), (TASK, alarm.admin), (TASK, alarm.member))
+    ]
+    missed = await alarm.create("interval", {"seconds": 20}, catch_up="run_all")
+    assert (await alarm.member.delete(f"/agents/{agent}")).status == 204
+    await alarm.run(seconds=62)
+    assert [await alarm.statuses(each) for each in made] == [["fired"], ["failed"], ["fired"], ["fired"]]
+    assert await alarm.statuses(missed["id"]) == ["fired", "skipped_overlap", "skipped_overlap"]
+    assert len(await alarm.tasks()) == 4
+    causes = await alarm.kit.work(
+        lambda: {each.object_id: each.cause for each in EventRow.select().where(EventRow.type == "trigger.fired")}
+    )
+    assert causes == {each: f'["{each}"]' for each in (made[0], made[2], made[3], missed["id"])}
 
 
 async def test_an_edit_does_not_shift_an_interval_and_a_deleted_trigger_keeps_its_history(alarm: Alarm) -> None:

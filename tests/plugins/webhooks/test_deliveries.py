@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
+from peewee import SQL
 from tests.plugins.webhooks.conftest import Hooks
 from tests.plugins.webhooks.receivers import Receiver
 
@@ -82,6 +83,32 @@ async def test_what_a_receiver_answers(hooks: Hooks, receiver: Receiver) -> None
     assert (await hooks.delivery(made["id"]))["status"] == "succeeded"
 
 
+@pytest.mark.one_engine
+@pytest.mark.parametrize("charset", ["utf-16", "idna", "hex"])
+async def test_the_character_set_of_an_answer_is_not_believed(hooks: Hooks, receiver: Receiver, charset: str) -> None:
+    receiver.answer_headers, receiver.answer = {"Content-Type": f"text/plain; charset={charset}"}, b"caf\xc3\xa9 \xff"
+    made = await hooks.create(receiver)
+    await hooks.emit("one")
+    await hooks.run()
+    delivery = await hooks.delivery(made["id"])
+    assert (delivery["status"], delivery["attempts"][0]["response"]) == ("succeeded", "caf\u00e9 \ufffd")
+
+
+async def test_a_secret_that_cannot_be_decrypted_is_a_failed_attempt(hooks: Hooks, receiver: Receiver) -> None:
+    made, other = await hooks.create(receiver), await hooks.create(receiver)
+
+    def swap() -> None:
+        taken = Webhook.select(SQL("secret")).where(Webhook.id == other["id"])
+        Webhook.update(secret=taken).where(Webhook.id == made["id"]).execute()
+
+    await hooks.kit.kernel.database.work(swap)
+    await hooks.emit("one")
+    await hooks.run()
+    delivery = await hooks.delivery(made["id"])
+    assert (delivery["status"], delivery["attempt"]) == ("retrying", 1)
+    assert "cannot be decrypted" in delivery["attempts"][0]["response"]
+
+
 async def test_a_probe_uses_up_no_attempt_and_a_success_makes_all_due(hooks: Hooks, receiver: Receiver) -> None:
     await hooks.set("webhooks.retry_schedule", [0, 36_000, 36_000])
     await hooks.set("webhooks.disable_after_seconds", 0)
@@ -101,6 +128,27 @@ async def test_a_probe_uses_up_no_attempt_and_a_success_makes_all_due(hooks: Hoo
     await hooks.run()
     assert [row["status"] for row in await hooks.deliveries(made["id"])] == ["succeeded"] * 3
     assert (await hooks.get(made["id"]))["failing_since"] is None
+
+
+@pytest.mark.one_engine
+async def test_a_probe_that_is_given_back_uses_up_no_attempt(hooks: Hooks, receiver: Receiver) -> None:
+    """The process of one probe stops, and that of another one dies."""
+    await hooks.set("webhooks.retry_schedule", [0, 36_000, 36_000])
+    receiver.status = 500
+    made = await hooks.create(receiver)
+    await hooks.emit("one")
+    await hooks.run()
+    claims = hooks.kit.service(DeliveryClaims)
+    clock.travel(61)
+    (probe,) = await hooks.kit.work(claims.claim)
+    await hooks.kit.work(lambda: claims.release(probe, clock.now()))
+    (probe,) = await hooks.kit.work(claims.claim)
+    assert probe.is_probe
+    clock.travel(31)
+    await hooks.kit.run_schedule("webhooks.reap")
+    await hooks.run()
+    assert len(receiver.messages) == 2
+    assert [row["attempt"] for row in await hooks.deliveries(made["id"])] == [1]
 
 
 @pytest.mark.one_engine

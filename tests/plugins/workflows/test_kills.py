@@ -1,7 +1,7 @@
 """Server and worker are killed by SIGKILL at random while workflows run. Every run ends with the output that it has
 without kills, and no step starts after it was completed.
 
-Short form: 3 runs and 3 kills on each engine; long form (`--long`): 20 runs and 50 kills.
+Short form: 3 runs and 3 kills on each engine; long form (`--long`): 100 runs and 50 kills.
 """
 
 from __future__ import annotations
@@ -32,6 +32,14 @@ class Service(BaseHTTPRequestHandler):
 
     seen: Counter[str]
 
+    def do_GET(self) -> None:
+        text = f"page {self.path.rpartition('=')[2]}".encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "text/plain")
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
         self.seen[self.headers["Idempotency-Key"]] += 1
@@ -61,12 +69,14 @@ def serving() -> Iterator[tuple[int, Counter[str]]]:
 
 
 def definition(port: int, agent_id: str) -> list[dict[str, Any]]:
-    """Agent steps, a parallel branch, a loop, a condition, an approval, and an HTTP step."""
+    """Agent steps, a tool step, a parallel branch, a loop, a condition, an approval, and an HTTP step."""
     say = step("say", "agent", {"instructions": "say {{ input.n }}"}, agent_id=agent_id)
     again = step("again", "agent", {"instructions": "again {{ input.n }}"}, agent_id=agent_id)
     double = {"method": "POST", "url": f"http://127.0.0.1:{port}/", "body": {"n": "{{ item }}"}}
+    page = {"url": f"http://127.0.0.1:{port}/page?n={{{{ input.n }}}}"}
     return [
         say,
+        step("fetch", "tool", {"tool": "http.fetch", "arguments": page}, agent_id=agent_id),
         step(
             "both",
             "parallel",
@@ -87,19 +97,20 @@ def definition(port: int, agent_id: str) -> list[dict[str, Any]]:
             },
         ),
         step("decide", "condition", {"expression": "input.n % 2 == 0", "if_true": ["even"], "if_false": ["odd"]}),
-        transform("even", "even", order=5),
-        transform("odd", "odd", order=5),
-        step("ask", "approval", {"title": "Go on with {{ input.n }}?", "payload": {"n": "{{ input.n }}"}}, order=6),
+        transform("even", "even", order=6),
+        transform("odd", "odd", order=6),
+        step("ask", "approval", {"title": "Go on with {{ input.n }}?", "payload": {"n": "{{ input.n }}"}}, order=7),
         transform(
             "result",
             {
                 "said": "{{ steps.say.output }}",
+                "page": "{{ steps.fetch.output.text }}",
                 "both": "{{ steps.both.output }}",
                 "each": "{{ steps.each.output }}",
                 "parity": "{{ steps.even.output }}{{ steps.odd.output }}",
                 "answer": "{{ steps.ask.output.decision }}",
             },
-            order=7,
+            order=8,
         ),
     ]
 
@@ -118,8 +129,8 @@ class Site:
         registration = self.client.post("/admin/registration-keys", json=fleet).raise_for_status().json()
         self.worker = WorkerProcess(self.server, folder, "worker", registration["key"])
         self.worker.start()
-        agent = self.client.post("/agents", json={"name": "agent", "max_concurrent_tasks": 10}).raise_for_status()
-        agent_id = agent.json()["id"]
+        fields = {"name": "agent", "max_concurrent_tasks": 10, "enabled_tools": ["http.fetch"]}
+        agent_id = self.client.post("/agents", json=fields).raise_for_status().json()["id"]
         self.client.post(f"/agents/{agent_id}/start").raise_for_status()
         body = {"name": "killed", "steps": definition(port, agent_id)}
         made = self.client.post("/workflows", json=body)
@@ -192,13 +203,14 @@ def judge(events: list[dict[str, Any]]) -> int:
 
 def test_workflows_2_runs_end_as_if_nothing_had_been_killed(database_url: str, tmp_path: Path, long_form: bool) -> None:
     random.seed(11)
-    runs, kills = (20, 50) if long_form else (3, 3)
+    runs, kills = (100, 50) if long_form else (3, 3)
     with serving() as (port, seen):
         site = Site(tmp_path, database_url, port)
         try:
             first = site.wait([site.start(1000)], 60)
             (undisturbed,) = first.values()
             assert undisturbed["status"] == "completed", undisturbed["error"]
+            assert undisturbed["output"]["result"]["page"] == "page 1000"
             ids = [site.start(n) for n in range(runs)]
             ended: dict[str, Any] = {}
             for _ in range(kills):
@@ -207,7 +219,7 @@ def test_workflows_2_runs_end_as_if_nothing_had_been_killed(database_url: str, t
                     site.look(ids, ended)
                     time.sleep(0.1)
                 site.kill()
-            ended |= site.wait([each for each in ids if each not in ended], 600 if long_form else 150)
+            ended |= site.wait([each for each in ids if each not in ended], 1800 if long_form else 150)
             assert len(ended) == runs, site.server.log[-3000:]
             for n, run_id in enumerate(ids):
                 assert ended[run_id]["status"] == "completed", ended[run_id]["error"]

@@ -254,3 +254,30 @@ async def test_without_the_plugin_tools_both_types_are_refused(world: World) -> 
     for each, code in zip(steps, ("unknown_reference", "not_allowed"), strict=True):
         answer = await world.member.post("/workflows", {"name": "x", "steps": [each]})
         assert (answer.status, answer.json()["errors"][0]["code"]) == (422, code)
+
+
+async def test_validate_and_dry_run_name_what_is_missing(shop: Shop) -> None:
+    gone = (await shop.ok("POST", "/agents", {"name": "gone"}))["id"]
+    headers = {"x-key": "{{ secrets.KEY }}"}
+    body = [
+        step("inner", "code", {"language": "ruby", "source": "1"}),
+        step("known", "code", {"language": "python", "source": "1"}, agent_id=shop.agent_id),
+    ]
+    workflow_id = await shop.workflow(
+        call("test.write"),
+        step("ask", "agent", {"required_tools": ["test.*", "nothing.here"]}, agent_id=gone),
+        step("send", "http", {"method": "GET", "url": "https://a.example", "headers": headers}),
+        step("each", "loop", {"items": [1], "body": body}),
+        step("computed", "tool", {"tool": "{{ input.tool }}"}),
+    )
+    await shop.ok("DELETE", f"/agents/{gone}")
+    dry = await shop.ok("POST", f"/workflows/{workflow_id}/run", {"dry_run": True})
+    assert dry["missing"] == {"secrets": ["KEY"], "tools": ["nothing.here", "ruby.run"], "agents": [gone]}
+    found = await shop.ok("POST", f"/workflows/{workflow_id}/validate", {})
+    assert found["valid"] is True
+    assert [(each["step"], each["pointer"], each["code"]) for each in found["warnings"]] == [
+        ("ask", "/steps/1/agent_id", "unknown_reference"),
+        ("ask", "/steps/1/config/required_tools/1", "unknown_reference"),
+        ("send", "/steps/2/config", "unknown_reference"),
+        ("each", "/steps/3/config/body/0/config/language", "unknown_reference"),
+    ]

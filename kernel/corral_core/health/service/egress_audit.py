@@ -75,6 +75,7 @@ SINKS = (
     "local_model",
     "mail",
     "mcp",
+    "prices",
     "template_index",
     "tool",
     "trigger",

@@ -29,12 +29,12 @@ class Eligibility:
 
     # -- the approvers of a new approval
 
-    def default_approvers(self, risk: str, task_owner: str | None) -> Approvers:
+    def default_approvers(self, risk: str, task_owner: str | None, needs: Sequence[str] = ()) -> Approvers:
         """Return the approvers of a request that names none: any member, but of high risk admins and the task's owner.
 
-        The owner of the task is `task_owner`.
+        The owner of the task is `task_owner`. Members without one of the permissions in `needs` are no approvers.
         """
-        if RISKS.index(risk) < HIGH:
+        if RISKS.index(risk) < HIGH and self._permissions.held_by("member").issuperset(needs):
             return Approvers(roles=["admin", "member"])
         return Approvers(users=[task_owner] if task_owner is not None else [], roles=["admin"])
 
@@ -70,6 +70,8 @@ class Eligibility:
         """Raise `Forbidden` unless the caller may decide: `forbidden`, `self_approval`, then `reauth_required`."""
         if by.kind != "user" or not by.may(DECIDE) or not self._is_named(row, by.user_id, by.role):
             raise Forbidden("Only the approvers of this request and admins may decide it.")
+        if missing := sorted(_needs_of(row) - by.permissions):
+            raise Forbidden(f"Only people who hold the permission {missing[0]} may decide about this tool.")
         if self._is_own(row, by.user_id):
             detail = "You asked for this, or it is work for you; another admin or approver must decide it."
             raise Forbidden(detail, code="self_approval")
@@ -82,7 +84,7 @@ class Eligibility:
         """Return whether the caller may decide. A missing confirmation of the password does not count."""
         if by.kind != "user" or not by.may(DECIDE) or not self._is_named(row, by.user_id, by.role):
             return False
-        return not self._is_own(row, by.user_id)
+        return not self._is_own(row, by.user_id) and _needs_of(row) <= by.permissions
 
     def may_still_decide(self, row: Approval, user_ids: Sequence[str]) -> set[str]:
         """Return those of the people who may still decide: active, with the right, and named."""
@@ -91,7 +93,7 @@ class Eligibility:
             each
             for each, user in found.items()
             if user.is_active
-            and self._role_decides(user.role)
+            and self._permissions.held_by(user.role).issuperset((DECIDE, *_needs_of(row)))
             and self._is_named(row, each, user.role)
             and not self._is_own(row, each)
         }
@@ -133,6 +135,11 @@ class Eligibility:
         )
         named = ApproverRow.select(peewee.SQL("1")).where((ApproverRow.approval_id == Approval.id) & mine)
         return ~own & peewee.fn.EXISTS(named)
+
+
+def _needs_of(row: Approval) -> frozenset[str]:
+    """Return the permissions that the tool of a held call demands."""
+    return frozenset(() if row.tool_call is None else row.tool_call.get("required_permissions", ()))
 
 
 def is_weighty(row: Approval) -> bool:

@@ -34,6 +34,7 @@ from corral_plugins.approvals.service.outcomes import ApprovalOutcomes
 from corral_plugins.approvals.settings import AUTO_APPROVE, DEFAULT_TTL, MAX_OPEN, REJECT_COOLDOWN
 from corral_plugins.tasks.api import Tasks
 from corral_plugins.tools.api import Tools
+from corral_plugins.workflows.api import Workflows
 
 AUTO_APPROVE_JOB = "approvals.auto_approve"
 PAYLOAD_LIMIT, RUBRIC_LIMIT = 256 * 1024, 16 * 1024
@@ -47,6 +48,7 @@ class ApprovalsService:
     agents: Agents | None
     tasks: Tasks | None
     tools: Tools | None
+    workflows: Workflows | None
 
     def __init__(self, settings: Settings, eligibility: Eligibility, outcomes: ApprovalOutcomes) -> None:
         self._settings, self._eligibility, self._outcomes = settings, eligibility, outcomes
@@ -58,6 +60,7 @@ class ApprovalsService:
         if new.rubric is not None:
             _check_size(new.rubric, RUBRIC_LIMIT, "/rubric")
         task_owner = self._check_task(new.task_id, by) if new.task_id is not None else None
+        self._check_run(new, by)
         agent = self._named_agent(new.agent_id, by)
         if new.allow_self and not by.is_admin:
             raise Forbidden("Only admins may let requesters decide their own requests.")
@@ -70,6 +73,8 @@ class ApprovalsService:
             **{name: getattr(new, name) for name in (*same, *optional)},
             requested_by=_requester(by, task_owner),
             task_id=new.task_id.lower() if new.task_id is not None else None,
+            run_id=new.run_id.lower() if new.run_id is not None else None,
+            step=new.step,
             agent_id=agent.id if agent is not None else by.agent_id,
             agent_owner_id=agent.owner_id if agent is not None else None,
             approvers=new.approvers or self._eligibility.default_approvers(new.risk, task_owner),
@@ -93,6 +98,19 @@ class ApprovalsService:
             raise Invalid.at("/task_id", "not_allowed", f"The task is {task.status}; nothing waits for a decision.")
         owner: str | None = task.created_by
         return owner
+
+    def _check_run(self, new: NewApproval, by: Principal) -> None:
+        """Raise `Invalid` unless the workflow run that a request names is visible to the caller and has not ended."""
+        if new.run_id is None:
+            if new.step is not None:
+                raise Invalid.at("/step", "not_allowed", "Name the run of the step too, as run_id.")
+            return
+        run = self.workflows.find(new.run_id.lower()) if self.workflows is not None else None
+        if run is None or not by.may("workflows.read"):
+            detail = "There is no workflow run with this id."
+            raise Invalid.at("/run_id", "unknown_reference", detail, problem="unknown_reference")
+        if run.status in TERMINAL:
+            raise Invalid.at("/run_id", "not_allowed", f"The run is {run.status}; nothing waits for a decision.")
 
     def _named_agent(self, agent_id: str | None, by: Principal) -> AgentFacts | None:
         """Return the agent for which the caller asks: one that they own, or themselves."""
@@ -165,7 +183,8 @@ class ApprovalsService:
     def _insert(self, request: ApprovalRequest, sha256: str) -> Approval:
         now, asker = clock.now(), request.requested_by
         owner = asker.id if asker.type == "user" else asker.on_behalf_of
-        approvers = request.approvers or self._eligibility.default_approvers(request.risk, asker.on_behalf_of)
+        needs = request.tool_call.required_permissions if request.tool_call is not None else ()
+        approvers = request.approvers or self._eligibility.default_approvers(request.risk, asker.on_behalf_of, needs)
         seconds = request.expires_in_seconds or self._settings.get(DEFAULT_TTL)
         same = ("type", "title", "description", "payload", "risk", "task_id", "run_id", "step", "agent_id")
         policy = ("agent_owner_id", "required_approvals", "allow_self", "editable", "confidence", "rubric")

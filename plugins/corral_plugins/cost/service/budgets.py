@@ -112,9 +112,12 @@ class Budgets:
             BudgetCounter.delete().execute()
         elif limits.overall is None:
             BudgetCounter.delete().where(BudgetCounter.scope == GLOBAL).execute()
+        is_published = False
         if limits.overall is not None:
+            is_published = budget_counters.ensure(limits, limits.overall, current_period(limits.zone))
             budget_counters.apply_limit(limits, limits.overall)
-        budget_counters.publish_change(limits)
+        if not is_published:  # a new counter of the whole budget has published it
+            budget_counters.publish_change(limits)
 
     def _record_audit(self, changes: dict[str, tuple[Any, Any]]) -> None:
         if self.audit is not None:

@@ -141,6 +141,7 @@ class CostLedger:
             held=hold.amount_micro_usd if hold is not None else 0,
             cost=cost,
             agent_id=spent.agent_id,
+            is_call=hold is not None and hold.holder_id != spent.attempt_id,
         )
 
     def _workflow_of(self, run_id: str | None) -> str | None:

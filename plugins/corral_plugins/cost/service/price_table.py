@@ -1,5 +1,6 @@
-"""The built-in price table, which comes from the package genai-prices. No network access is needed.
+"""The price table, which comes from the package genai-prices, or is a newer one that `price_updates` has fetched.
 
+Without the setting `cost.update_prices`, no network access is needed.
 The package is imported at first use, because the import takes 0.3 seconds.
 """
 
@@ -8,7 +9,7 @@ from __future__ import annotations
 import functools
 import logging
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
@@ -17,6 +18,8 @@ from corral_plugins.cost.api import TokenCounts
 from corral_plugins.cost.service.money import to_micro_usd
 
 log = logging.getLogger("corral.cost")
+
+_fetched: str | None = None  # the version of the fetched table that is in use
 
 _ID_NAMESPACE = uuid.UUID("7d0b6c0e-7f0c-5d4b-9b53-3b0a6c1f5d10")
 
@@ -61,7 +64,30 @@ def load_price_table() -> None:
 
 def price_table_version() -> str:
     """Return the `price_version` of events priced with this table."""
-    return f"genai-prices {_genai_prices().__version__}"
+    return _fetched or f"genai-prices {_genai_prices().__version__}"
+
+
+def update_url() -> str:
+    """Return the address of the newest table."""
+    from genai_prices.update_prices import DEFAULT_UPDATE_URL
+
+    return str(DEFAULT_UPDATE_URL)
+
+
+def parse_providers(raw: Any) -> list[Any]:
+    """Return the providers of a fetched table. Raise `ValueError` if the table has another form."""
+    from genai_prices.types import _providers_from_raw  # as `genai_prices.UpdatePrices`, which fetches by itself
+
+    return list(_providers_from_raw(raw))
+
+
+def use_providers(providers: Sequence[Any] | None, fetched_at: str | None) -> None:
+    """Use the providers of a fetched table from now on, or without them those of the package."""
+    global _fetched
+    from genai_prices.data_snapshot import DataSnapshot, set_custom_snapshot
+
+    set_custom_snapshot(None if providers is None else DataSnapshot(list(providers), from_auto_update=True))
+    _fetched = None if fetched_at is None else f"genai-prices of {fetched_at}"
 
 
 def charge_by_table(provider: str, model: str, tokens: TokenCounts, at: str) -> int | None:
@@ -96,9 +122,13 @@ def look_up_price(provider: str, model: str, at: str) -> TablePrice | None:
     return None if price is None else price._replace(provider=provider, model=model)
 
 
-@functools.cache
 def all_prices() -> tuple[TablePrice, ...]:
     """Return all prices of the table, sorted by provider and model."""
+    return _all_prices(price_table_version())
+
+
+@functools.lru_cache(maxsize=1)
+def _all_prices(version: str) -> tuple[TablePrice, ...]:
     at = clock.now()
     rows = (
         _table_price(provider.id, model, at) for provider in _prices_snapshot().providers for model in provider.models
@@ -106,8 +136,12 @@ def all_prices() -> tuple[TablePrice, ...]:
     return tuple(sorted((row for row in rows if row is not None), key=lambda row: row[:2]))
 
 
-@functools.lru_cache(maxsize=4096)
 def _find_model(provider: str, model: str) -> tuple[Any, Any] | None:
+    return _find_model_in(price_table_version(), provider, model)
+
+
+@functools.lru_cache(maxsize=4096)
+def _find_model_in(version: str, provider: str, model: str) -> tuple[Any, Any] | None:
     """Return the objects with which genai-prices describes the provider and the model, or None.
 
     Only the named provider is searched, because other providers charge different prices for the same model. Failed

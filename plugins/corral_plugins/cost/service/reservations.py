@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import peewee
+
 from corral import clock
 from corral.database.statement import Statement
 from corral.database.unit import before_commit, current, locked
@@ -72,7 +74,31 @@ _UPDATE = Statement(
         }
     ).where(Reservation.holder_id == p("holder_id"))
 )
-_DELETE = Statement(lambda p: Reservation.delete().where(Reservation.holder_id == p("holder_id")))
+_SPEND = Statement(
+    lambda p: (
+        Reservation.update(
+            {
+                Reservation.used_micro: Reservation.used_micro + p("cost"),
+                Reservation.drawn_micro: peewee.Case(
+                    None, [(Reservation.drawn_micro > p("held"), Reservation.drawn_micro - p("held"))], 0
+                ),
+            }
+        )
+        .where(
+            (Reservation.holder_id == p("holder_id"))
+            & (Reservation.holder == "attempt")
+            & (Reservation.used_micro + p("cost") <= Reservation.amount_micro)
+        )
+        .returning(Reservation.agent_id)
+    )
+)
+_DELETE = Statement(
+    lambda p: (
+        Reservation.delete()
+        .where(Reservation.holder_id == p("holder_id"))
+        .returning(Reservation.agent_id, Reservation.amount_micro, Reservation.used_micro)
+    )
+)
 _BUDGETS: dict[BudgetScope, str] = {
     "global": "The budget of the installation",
     "agent": "The budget of the agent",
@@ -194,12 +220,17 @@ class Reservations:
         self._refusals.count(scope)
         return BudgetRefused(scope, detail, shortage)
 
-    def settle(self, holder_id: str | None, *, held: int, cost: int, agent_id: str | None) -> None:
-        """Replace the amount that is held for a use by its cost, at the end of the unit of work."""
+    def settle(
+        self, holder_id: str | None, *, held: int, cost: int, agent_id: str | None, is_call: bool = False
+    ) -> None:
+        """Replace the amount that is held for a use by its cost, at the end of the unit of work.
+
+        `is_call` tells that the holder is a call, whose reservation ends with it.
+        """
         limits = self._limits.current()
         if held or cost:
             self._ensure_counters(limits, agent_id)
-            before_commit(_BudgetChange(limits, holder_id, held=held, cost=cost, agent_id=agent_id))
+            before_commit(_BudgetChange(limits, holder_id, held=held, cost=cost, agent_id=agent_id, ends=is_call))
 
     @staticmethod
     def _ensure_counters(limits: BudgetLimits, agent_id: str | None) -> None:
@@ -260,19 +291,27 @@ class _BudgetChange:
 
 def _apply_to_reservation(holder_id: str, changes: Iterable[_BudgetChange]) -> tuple[str | None, int]:
     """Apply changes to a reservation. Return its agent, and by how much the rest of the reservation was reduced."""
+    found = list(changes)
+    held, cost = sum(each.held for each in found), sum(each.cost for each in found)
+    if any(each.ends for each in found):
+        return _end(holder_id)
+    spent = _SPEND.one({"holder_id": holder_id, "held": held, "cost": cost})
+    if spent is not None:
+        return spent[0], cost
     row = _LOCK.one({"holder_id": holder_id})
-    if row is None:
-        return None, 0
-    holder, agent_id, amount, used, drawn, _ = row
-    before, ends = amount - used, holder == "call"
-    for each in changes:
-        drawn, used, ends = max(0, drawn - each.held), used + each.cost, ends or each.ends
-    if ends:
-        _DELETE.run({"holder_id": holder_id})
-        return agent_id, before
-    amount = max(amount, used)
-    _UPDATE.run({"amount": amount, "used": used, "drawn": drawn, "holder_id": holder_id})
-    return agent_id, before - (amount - used)
+    if row is None or row[0] == "call":
+        return _end(holder_id)
+    _, agent_id, amount, used, drawn, _ = row  # the attempt cost more than was reserved
+    spent_after = used + cost
+    after = max(amount, spent_after)
+    _UPDATE.run({"amount": after, "used": spent_after, "drawn": max(0, drawn - held), "holder_id": holder_id})
+    return agent_id, amount - used - (after - spent_after)
+
+
+def _end(holder_id: str) -> tuple[str | None, int]:
+    """Delete a reservation. Return its agent, and what was left of it."""
+    row = _DELETE.one({"holder_id": holder_id})
+    return (None, 0) if row is None else (row[0], row[1] - row[2])
 
 
 # -- reservations without a sign of life

@@ -148,7 +148,7 @@ class FileRegistry:
 
     # -- uploads
 
-    def earlier_upload(self, upload_key: str | None, *, sha256: str, name: str, new: Any) -> File | None:
+    def earlier_upload(self, upload_key: str | None, *, sha256: str, name: str) -> File | None:
         """Return the file that an earlier upload with the same idempotency key made, or None.
 
         Raise `idempotency_key_reused` if that upload was another one.

@@ -98,7 +98,7 @@ class S3Blobs:
 
     async def scan(self) -> AsyncGenerator[BlobInfo, None]:
         """Iterate over all blobs. See `BlobStore.scan`."""
-        prefix = f"{self._prefix}/" if self._prefix else ""
+        prefix = self._full("")
         wanted = {"Bucket": self.bucket, "Prefix": prefix}
         while True:
             page = await self._call(self._list, dict(wanted))
@@ -197,7 +197,8 @@ class S3Blobs:
 
     def _sweep(self, before: float) -> int:
         swept, client = 0, self._client()
-        for page in client.get_paginator("list_multipart_uploads").paginate(Bucket=self.bucket, Prefix=self._prefix):
+        pages = client.get_paginator("list_multipart_uploads").paginate(Bucket=self.bucket, Prefix=self._full(""))
+        for page in pages:
             for upload in page.get("Uploads", ()):
                 if upload["Initiated"].timestamp() < before:
                     named = {"Bucket": self.bucket, "Key": upload["Key"], "UploadId": upload["UploadId"]}

@@ -52,11 +52,11 @@ class FileSweeps:
     async def verify(self) -> None:
         """Compare a random sample of the files with their hashes. A damaged file raises an alert."""
         after = ""
-        while ids := await self._work(lambda after=after: _sample_of(after), read=True):  # type: ignore[misc]  # bound per round
-            after = ids[-1]
-            for file_id in ids:
+        while hashes := await self._work(lambda after=after: _hashes_of(after), read=True):  # type: ignore[misc]  # bound per round
+            after = max(hashes)
+            for file_id in (file_id for file_id, sha256 in hashes.items() if _is_in_sample(sha256)):
                 row = await self._work(lambda file_id=file_id: self._registry.find_any(file_id), read=True)  # type: ignore[misc]  # bound per round
-                if row is None or int(row.sha256[:8], 16) % VERIFIED_SHARE != _week() % VERIFIED_SHARE:
+                if row is None:
                     continue
                 try:
                     await self._downloads.verify(row)
@@ -116,10 +116,11 @@ def _older_files(after: str, started: str) -> list[File]:
     return list(rows.limit(BATCH))
 
 
-def _sample_of(after: str) -> list[str]:
-    rows = File.select(File.id).where(File.id > after).order_by(File.id).limit(BATCH)
-    return [str(row.id) for row in rows]
+def _hashes_of(after: str) -> dict[str, str]:
+    rows = File.select(File.id, File.sha256).where(File.id > after).order_by(File.id).limit(BATCH)
+    return {str(row.id): str(row.sha256) for row in rows}
 
 
-def _week() -> int:
-    return int(time.time() // (7 * 86_400))
+def _is_in_sample(sha256: str) -> bool:
+    """Return whether files with this hash are verified this week."""
+    return int(sha256[:8], 16) % VERIFIED_SHARE == int(time.time() // (7 * 86_400)) % VERIFIED_SHARE

@@ -11,7 +11,6 @@ from collections.abc import AsyncGenerator, AsyncIterable
 import msgspec
 
 from corral import clock
-from corral.auth.principal import Principal
 from corral.database.engine import Work
 from corral.database.unit import SYSTEM_CONTEXT, UnitContext
 from corral.errors import Invalid, Problem, TooLarge
@@ -58,7 +57,6 @@ class NewFile(msgspec.Struct, kw_only=True):
     limit: int | None = None
     lease: tuple[str, str] | None = None
     upload_key: str | None = None
-    by: Principal | None = None
 
 
 class Uploads:
@@ -110,16 +108,20 @@ class Uploads:
                 await asyncio.shield(self._undo(upload_id, key, entry))
 
     async def _undo(self, upload_id: str, key: str, entry: UnitContext) -> None:
+        """Give back the reserved bytes and delete the stored ones, unless the row of the file was committed after all.
+
+        A commit may succeed although its caller was cancelled or the answer of the database was lost.
+        """
         with contextlib.suppress(Problem):  # the sweep does what is left undone here
-            await self._work(lambda: self._quota.end(upload_id), entry=entry)
-        await self._storage.discard(key)
+            if await self._work(lambda: self._quota.end(upload_id), entry=entry):
+                await self._storage.discard(key)
 
     def _commit(self, new: NewFile, upload_id: str, key: str, blob: Blob, detected: str) -> tuple[File, bool]:
         self.refuse_blocked(detected)
         source = new.source
         if new.lease is not None:
             source = msgspec.structs.replace(source, attempt_id=self._registry.attempt_of_lease(*new.lease))
-        earlier = self._registry.earlier_upload(new.upload_key, sha256=blob.sha256, name=clean_name(new.name), new=new)
+        earlier = self._registry.earlier_upload(new.upload_key, sha256=blob.sha256, name=clean_name(new.name))
         if earlier is not None:
             return earlier, False
         now = clock.now()
@@ -201,7 +203,7 @@ class _CheckedStream:
     async def _reserve(self) -> None:
         """Reserve what has come, and some more if the size is unknown and the quota has room for it."""
         missing = max(0, self._size - self._reserved)
-        if self._new.size is None and missing < GROWTH_BYTES:
+        if self._new.size is None and 0 < missing < GROWTH_BYTES:
             with contextlib.suppress(Problem):
                 await self._uploads.grow(self._id, self._new.owner_id, GROWTH_BYTES, self._entry)
                 self._reserved += GROWTH_BYTES

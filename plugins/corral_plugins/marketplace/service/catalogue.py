@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -119,7 +120,8 @@ class TemplateCatalogue:
         rows = await self._work(_stored_rows, read=True)
         known = [row for row in rows if row[0] not in contributed]
         await self._read_stored([row for row in known if tuple(row[:3]) not in self._stored or self._changed(row)])
-        stored = [self._stored[row[0], row[1], row[2]] for row in known]
+        keys = [(row[0], row[1], row[2]) for row in known]  # a template that is deleted meanwhile is not in _stored
+        stored = [self._stored[key] for key in keys if key in self._stored]
         found = [template for each in contributed.values() for template in each] + stored
         return sorted(found, key=lambda each: (each.slug, [-n for n in version_key(each.manifest.version)]))
 
@@ -207,7 +209,10 @@ class TemplateCatalogue:
     def described(
         self, manifest: Manifest, source: str, published_at: str | None, sha256: str | None = None
     ) -> Template:
-        """Return a manifest as a template. `sha256` is the hash that its source promises."""
+        """Return a manifest as a template. `sha256` is the hash that its source promises.
+
+        Looks for credentials in all texts, which takes long for a large manifest, so call it in a thread.
+        """
         if sha256 is not None and sha256 != manifest.sha256:
             detail = f"The source promises the hash {sha256}, and the content has {manifest.sha256}."
             wrong = FieldError("/sha256", "marketplace.wrong_hash", detail)
@@ -277,8 +282,11 @@ class TemplateCatalogue:
         for slug, version, source, sha256, created_at in rows:
             text = texts.get((slug, version))
             if text is not None:
-                manifest = await asyncio.to_thread(read_manifest, text.encode())
-                self._stored[slug, version, source] = self.described(manifest, source, created_at, sha256)
+                read = functools.partial(self._read, text, source, created_at, sha256)
+                self._stored[slug, version, source] = await asyncio.to_thread(read)
+
+    def _read(self, text: str, source: str, created_at: str, sha256: str) -> Template:
+        return self.described(read_manifest(text.encode()), source, created_at, sha256)
 
     def _views(self, templates: Sequence[Template], parts: Parts) -> Sequence[TemplateView]:
         counts = _installation_counts([template.id for template in templates])

@@ -104,8 +104,8 @@ class Installations:
     def _uninstall(
         self, installation_id: str, body: UninstallInstallation, parts: Parts, by: Principal
     ) -> UninstallResult:
+        advisory_lock(LOCK)  # before the status is read, so that two uninstalls remove it once
         row = find_writable_installation(installation_id, by)
-        advisory_lock(LOCK)
         objects = [each for each in objects_of(row.id) if each.removed_at is None]
         removed, kept = remove_objects(objects, parts.installers, force=body.force, dry_run=body.dry_run, by=by)
         if not body.dry_run and row.status != "removed":

@@ -15,7 +15,7 @@ from corral.auth.principal import Principal
 from corral.database.dialect import advisory_lock
 from corral.database.engine import Work
 from corral.database.unit import UnitContext
-from corral.errors import Conflict, ExpectedFailure, FieldError, Forbidden, Invalid
+from corral.errors import Conflict, ExpectedFailure, Invalid
 from corral.events.event import emit
 from corral.ids import new_id
 from corral.plugin import Audit, AuditEntry
@@ -29,6 +29,7 @@ from corral_plugins.marketplace.service.preparing import (
     PreparedTemplate,
     faults_below,
     prepare,
+    refuse_critical,
     require_installable,
     require_permissions,
 )
@@ -120,7 +121,7 @@ class InstallationService:
         self, prepared: PreparedTemplate, parts: Parts, body: InstallTemplate, by: Principal
     ) -> NewInstallation:
         findings = self._catalogue.findings(prepared.template)
-        self._refuse_critical(findings, by)
+        refuse_critical(findings, by)
         advisory_lock(LOCK)
         made = create_objects(prepared, prepared.resources, {}, body.on_conflict, by)
         ids = {each.resource.position: each.made.id for each in made if not each.reused}
@@ -132,14 +133,6 @@ class InstallationService:
         row = self._store(prepared, made, missing, body, by)
         created = [_created_view(each) for each in made]
         return NewInstallation(**installation_fields(row, None), created=created, warnings=warnings)
-
-    def _refuse_critical(self, findings: Sequence[Finding], by: Principal) -> None:
-        critical = [each for each in findings if each.severity == "critical"]
-        if critical and not by.may("marketplace.manage"):
-            raise Forbidden(
-                f"Only an admin may install this template: {critical[0].detail}",
-                errors=[FieldError(each.pointer, each.code, each.detail) for each in critical],
-            )
 
     def _store(
         self,

@@ -22,6 +22,7 @@ from corral_plugins.marketplace.service.rendering import (
     with_secrets,
 )
 from corral_plugins.marketplace.service.walking import uses_of
+from corral_plugins.marketplace.shapes import Finding
 
 Json = dict[str, Any]
 
@@ -134,3 +135,13 @@ def require_permissions(
     for needed in sorted({installers[each.kind].write for each in resources}):
         if not by.may(needed):
             raise Forbidden(f"Installing this template needs the permission {needed}.")
+
+
+def refuse_critical(findings: Iterable[Finding], by: Principal) -> None:
+    """Raise `Forbidden` if there are critical findings, unless the caller is an admin."""
+    critical = [each for each in findings if each.severity == "critical"]
+    if critical and not by.may("marketplace.manage"):
+        raise Forbidden(
+            f"Only an admin may install this template: {critical[0].detail}",
+            errors=[FieldError(each.pointer, each.code, each.detail) for each in critical],
+        )

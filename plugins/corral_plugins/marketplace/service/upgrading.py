@@ -12,18 +12,19 @@ from corral.auth.principal import Principal
 from corral.database.dialect import advisory_lock
 from corral.database.engine import Work
 from corral.database.unit import UnitContext
-from corral.errors import Conflict, ExpectedFailure, FieldError, Forbidden
+from corral.errors import Conflict, ExpectedFailure
 from corral.events.event import emit
 from corral.plugin import Audit, AuditEntry
 from corral_plugins.marketplace.api import Installer, TemplateInstalled
 from corral_plugins.marketplace.models import Installation, InstalledResource
-from corral_plugins.marketplace.service.catalogue import Template, TemplateCatalogue
+from corral_plugins.marketplace.service.catalogue import TemplateCatalogue
 from corral_plugins.marketplace.service.installing import LOCK, MadeObject, create_objects, store_objects
 from corral_plugins.marketplace.service.naming import WantedName, free_names
 from corral_plugins.marketplace.service.preparing import (
     PreparedResource,
     PreparedTemplate,
     prepare,
+    refuse_critical,
     require_installable,
     require_permissions,
 )
@@ -79,33 +80,24 @@ class UpgradeService:
         row = find_writable_installation(before.id, by)
         if (row.updated_at, row.status) != (before.updated_at, before.status):
             raise Conflict("The installation was changed at the same time; repeat.", current_status=row.status)
-        self._refuse_critical(prepared.template, by)
+        refuse_critical(self._catalogue.findings(prepared.template), by)
         objects = objects_of(row.id)
-        result, made = _merge(row, objects, prepared, by)
+        result, made, ids = _merge(row, objects, prepared, by)
         store_objects(row.id, made, len(objects))
-        self._store(row, prepared, result, made, by)
+        self._store(row, prepared, result, ids, by)
         if dry_run:
             raise _TakenBack(result)
         return result
-
-    def _refuse_critical(self, template: Template, by: Principal) -> None:
-        critical = [each for each in self._catalogue.findings(template) if each.severity == "critical"]
-        if critical and not by.may("marketplace.manage"):
-            raise Forbidden(
-                f"Only an admin may install this template: {critical[0].detail}",
-                errors=[FieldError(each.pointer, each.code, each.detail) for each in critical],
-            )
 
     def _store(
         self,
         row: Installation,
         prepared: PreparedTemplate,
         result: UpgradeResult,
-        made: Sequence[MadeObject],
+        ids: Mapping[int, str],
         by: Principal,
     ) -> None:
         manifest = prepared.manifest
-        ids = {each.resource.position: each.made.id for each in made}
         missing, required = self._requirements.missing(manifest, row.secrets_map, ids)
         refuse_missing_secrets(required)
         changes = {
@@ -139,8 +131,11 @@ class UpgradeService:
 
 def _merge(
     row: Installation, objects: Sequence[InstalledResource], prepared: PreparedTemplate, by: Principal
-) -> tuple[UpgradeResult, list[MadeObject]]:
-    """Create, change and remove objects. Return what was done, and the created objects."""
+) -> tuple[UpgradeResult, list[MadeObject], dict[int, str]]:
+    """Create, change and remove objects.
+
+    Return what was done, the created objects, and the ids of the installation's own objects by position.
+    """
     living = {each.key: each for each in objects if each.removed_at is None}
     matched = {
         each.key: living[each.key]
@@ -171,7 +166,8 @@ def _merge(
         removed=removed,
         kept=kept_objects,
     )
-    return result, made
+    own = {each.key for each in new} | {key for key, each in matched.items() if not each.reused}
+    return result, made, {each.position: ids[each.key] for each in prepared.resources if each.key in own}
 
 
 def _merge_object(

@@ -68,7 +68,7 @@ class TemplateUploads:
 
     async def _check(self, data: Json) -> tuple[Manifest, list[FieldError], list[Finding]]:
         manifest = await asyncio.to_thread(check_manifest, data)
-        template = self._catalogue.described(manifest, "uploaded", None)
+        template = await asyncio.to_thread(self._catalogue.described, manifest, "uploaded", None)
         if manifest.faults:
             return manifest, list(manifest.faults), list(template.findings)
         faults = await self._spec_faults(template)
@@ -101,7 +101,8 @@ class TemplateUploads:
         self._record("upload", manifest.slug, row["template_id"], version=manifest.version, sha256=manifest.sha256)
 
     def _delete(self, template: Template) -> None:
-        if not StoredTemplate.delete().where(StoredTemplate.slug == template.slug).execute():
+        uploaded = (StoredTemplate.slug == template.slug) & (StoredTemplate.source == "uploaded")
+        if not StoredTemplate.delete().where(uploaded).execute():
             raise NotFound("There is no template with this name.")
         self._record("delete", template.slug, template.id)
 

@@ -5,6 +5,7 @@ All methods run in the caller's unit of work.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from typing import Any
 
@@ -102,11 +103,20 @@ class SshConnections:
         return self.find(row.id)
 
     def update(
-        self, connection_id: str, patch: ConnectionPatch, host_key: str | None, match: IfMatch, *, by: Principal
+        self,
+        connection_id: str,
+        patch: ConnectionPatch,
+        host_key: str | None,
+        match: IfMatch,
+        *,
+        checked_version: int,
+        by: Principal,
     ) -> Connection:
-        """Change a connection. The new fields have been checked."""
+        """Change a connection. The new fields have been checked against `checked_version` of the connection."""
         row = self.find(connection_id)
         match.check(row.version)
+        if row.version != checked_version:
+            raise _changed()
         given = {field: value for field in PLAIN_FIELDS if (value := getattr(patch, field)) is not UNSET}
         changed = {field: value for field, value in given.items() if value != getattr(row, field)}
         changes = {field: (getattr(row, field), value) for field, value in changed.items()}
@@ -157,13 +167,22 @@ class SshConnections:
 
     # -- what a connection to the machine showed
 
-    def record_seen_key(self, connection_id: str, key_line: str) -> Conflict:
-        """Keep a host key that is not the accepted one, and return the problem that this is."""
-        row = self.find(connection_id)
+    def record_seen_key(self, tried: Connection, key_line: str) -> Conflict:
+        """Keep a host key that is not the accepted one, and return the problem that this is.
+
+        `tried` is the connection as it was before the machine showed the key. The key says nothing about a connection
+        that leads to another place by now, or whose accepted key it has become meanwhile.
+        """
+        row = self.find(tried.id)
+        is_accepted = row.host_key_state == "trusted" and row.host_key == key_line
+        if is_accepted or (row.hostname, row.port) != (tried.hostname, tried.port):
+            return _changed()
         seen, type_ = fingerprint_of(key_line), key_type_of(key_line)
         if row.host_key is None:
             self._write(row, {"seen_key": key_line, "host_key_state": "pending"})
-            detail = f"The machine shows a host key ({type_}) that nobody has accepted yet: {seen}"
+            accept = f"corral ssh accept-key {shlex.quote(row.name)} {seen}"
+            shows = f"The machine shows a host key ({type_}) that nobody has accepted yet: {seen}"
+            detail = f"{shows}. If it is the machine's own, accept it: {accept}"
             return Conflict(detail, code="host_key_unverified", key_type=type_, fingerprint_sha256=seen)
         if row.host_key_state != "mismatch" or row.seen_key != key_line:
             self._write(row, {"seen_key": key_line, "host_key_state": "mismatch"})
@@ -185,8 +204,7 @@ class SshConnections:
             detail = f"An SSH connection named {columns['name']} already exists."
             raise Conflict(detail, code="duplicate") from None
         if not written:
-            detail = "Another request changed the connection at the same time; repeat the request."
-            raise Conflict(detail, current_status="changed")
+            raise _changed()
         for column, value in values.items():
             setattr(row, column, value)
 
@@ -281,6 +299,11 @@ def _entry(action: str, row: Connection, changes: dict[str, tuple[Any, Any]]) ->
     return AuditEntry(
         action=action, object_type="ssh_connection", object_id=row.id, object_name=row.name, changes=changes
     )
+
+
+def _changed() -> Conflict:
+    detail = "Another request changed the connection at the same time; repeat the request."
+    return Conflict(detail, current_status="changed")
 
 
 def _duplicate(name: str) -> Conflict:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import importlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -82,7 +83,7 @@ class SshRunner:
         """Cancel the commands that run in this process, and wait until their ends are recorded."""
         running = list(self._running.values())
         for task in running:
-            task.cancel()
+            _cancel_once(task)
         await asyncio.gather(*running, return_exceptions=True)
 
     # -- the test of a connection
@@ -130,6 +131,7 @@ class SshRunner:
             )
             return str(started.id)
 
+        await _session()  # before the start is recorded, so that its end is recorded whatever happens
         execution_id = await self._work(start, entry=context.entry)
         run = self._run(execution_id, plan, command, request, context)
         task = asyncio.get_running_loop().create_task(run, name=f"ssh {execution_id}")
@@ -139,18 +141,20 @@ class SshRunner:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
             task.add_done_callback(_ignore)
-            task.cancel()
+            _cancel_once(task)
             raise
 
     def cancel_here(self, execution_id: str) -> None:
         """End a command at once if it runs in this process. Other processes notice within two seconds."""
         if task := self._running.get(execution_id):
-            task.cancel()
+            _cancel_once(task)
 
     async def _run(
         self, execution_id: str, plan: _Plan, command: str, request: CommandRequest, context: RunContext
     ) -> CommandResult:
-        session, began = await _session(), time.monotonic()
+        from corral_plugins.ssh.service import session  # `execute` has loaded it
+
+        began = time.monotonic()
         watch = asyncio.ensure_future(self._watch(execution_id, asyncio.current_task(), context))
         output, status = session.Output(), "completed"
         problem: Problem | None = None
@@ -229,7 +233,7 @@ class SshRunner:
             with contextlib.suppress(Unavailable):  # an overloaded database does not end a command
                 if not await self._work(lambda: self._executions.renew(execution_id), entry=context.entry):
                     if task is not None:
-                        task.cancel()
+                        _cancel_once(task)
                     return
 
     # -- connecting
@@ -252,7 +256,19 @@ class SshRunner:
 
     @contextlib.asynccontextmanager
     async def _connected(self, plan: _Plan, context: RunContext) -> AsyncIterator[Any]:
-        """Connect and log in through the breaker. Raise the problem of the host key after it was recorded."""
+        """Connect and log in through the breaker. Raise the problem of the host key after it was recorded.
+
+        The detail of a problem may contain words of the machine, which knows the credential, so it is redacted.
+        """
+        try:
+            async with self._opened(plan, context) as opened:
+                yield opened
+        except Problem as problem:
+            problem.detail = await asyncio.to_thread(self._redactor.redact, problem.detail)
+            raise
+
+    @contextlib.asynccontextmanager
+    async def _opened(self, plan: _Plan, context: RunContext) -> AsyncIterator[Any]:
         session = await _session()
         machine = session.Machine(**plan.machine)
 
@@ -263,9 +279,7 @@ class SshRunner:
             opened = await self._guarded(f"{PREFIX}:{plan.row.id}", connect)
         except session.OtherHostKey as other:
             line = other.key_line
-            problem = await self._work(
-                lambda: self._connections.record_seen_key(plan.row.id, line), entry=context.entry
-            )
+            problem = await self._work(lambda: self._connections.record_seen_key(plan.row, line), entry=context.entry)
             raise problem from None
         try:
             yield opened
@@ -276,13 +290,20 @@ class SshRunner:
         return await connect() if self.breakers is None else await self.breakers.guard(name, connect, judge=_judge)
 
     async def _check_rules(self, row: Connection, command: str, shown: str, context: RunContext) -> None:
+        check = functools.partial(check_command, allowed=row.allowed_commands, denied=row.denied_commands)
         try:
-            check_command(command, allowed=row.allowed_commands, denied=row.denied_commands)
+            await asyncio.to_thread(check, command)  # a hundred patterns and thousands of parts take a second
         except Forbidden as denied:
             code, reason = denied.code, denied.detail
             self._metrics.count("denied")
             await self._work(lambda: self._executions.record_denied(row, shown, code, reason), entry=context.entry)
             raise
+
+
+def _cancel_once(task: asyncio.Task[Any]) -> None:
+    """Cancel a command, unless it is being ended already: a second cancellation would end the wait before KILL."""
+    if not task.cancelling():
+        task.cancel()
 
 
 def _ignore(task: asyncio.Task[Any]) -> None:

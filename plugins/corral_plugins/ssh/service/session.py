@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import logging
 import socket
 import time
 from collections.abc import Mapping, Sequence
@@ -22,9 +23,10 @@ from corral.egress.client import Egress
 from corral.egress.guard import EgressBlocked, Policy
 from corral.egress.resolver import Unresolved
 from corral.errors import ExpectedFailure, Invalid, Problem
-from corral_plugins.ssh.api import ConnectFailed, LoginFailed, LoginTimeout
+from corral_plugins.ssh.api import ALLOW, ConnectFailed, LoginFailed, LoginTimeout
 from corral_plugins.ssh.service.credentials import Credential
 
+logging.getLogger("asyncssh").setLevel(logging.WARNING)  # at info it logs every command as it is
 SINK = "ssh"
 MAX_BANNER_BYTES = 8 * 1024
 MAX_VERSION_BYTES = 4 * 1024  # the version line, and what follows it in the same packet
@@ -252,7 +254,7 @@ async def _open_socket(egress: Egress, machine: Machine) -> socket.socket:
                 raise
     except EgressBlocked as blocked:
         egress.count(SINK, "blocked", machine.host)
-        raise Invalid.at("/hostname", blocked.code, blocked.reason, problem="url_blocked") from None
+        raise Invalid.at("/hostname", blocked.code, f"{blocked.reason} {ALLOW}", problem="url_blocked") from None
     except TimeoutError:
         egress.count(SINK, "timed_out", machine.host)
         raise LoginTimeout(f"{place} did not answer within {machine.connect_seconds:g} seconds.") from None

@@ -9,7 +9,7 @@ import hashlib
 import secrets
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -163,6 +163,12 @@ def first_task_ids(names: Iterable[str], *, limit: int) -> list[str]:
     return [row[0] for row in execute(sql, [*parameters, limit]).fetchall()]
 
 
+def find_queued_tasks(task_ids: Sequence[str]) -> list[TaskRow]:
+    """Return the rows of those of these tasks that are in a queue."""
+    query = Task.select(*TASK_COLUMNS).where(Task.id.in_(list(task_ids)) & Task.queue.is_null(False))
+    return [TaskRow(*row) for row in Statement(lambda p: query.tuples()).rows({})] if task_ids else []
+
+
 # -- claims
 
 
@@ -267,7 +273,7 @@ class TaskClaims:
     def claimable(self, worker_id: str, *, limit: int) -> list[str]:
         """Return the ids of the tasks that a claim would lease now, in claim order.
 
-        These are the first tasks of the queues that the worker may serve.
+        These are those of the first tasks of the queues that the worker may serve whose attempts the budgets admit.
         """
         worker = self._workers.find(worker_id)
         if worker is None:
@@ -275,7 +281,22 @@ class TaskClaims:
         if not worker.can_claim or self._is_kill_switch_engaged():
             return []
         agents = self._agents_for(worker, None).agents
-        return first_task_ids(queues_for_agents(agents, worker, self.tools), limit=limit) if agents else []
+        if not agents:
+            return []
+        served_queues = queues_for_agents(agents, worker, self.tools)
+        return self._affordable(first_task_ids(served_queues, limit=limit), served_queues)
+
+    def _affordable(self, task_ids: Sequence[str], served_queues: Mapping[str, Sequence[AgentFacts]]) -> list[str]:
+        """Return the tasks whose attempts the budgets admit besides those of the tasks before them."""
+        plan, slots = self._budgets.plan(), Counter[str]()
+        found = {row.id: row for row in find_queued_tasks(task_ids)}
+        affordable = []
+        for row in [found[task_id] for task_id in task_ids if task_id in found]:
+            agent = self._affordable_agent(row, list(served_queues.get(row.queue or "", ())), slots, plan)
+            if agent is not None:
+                plan.add(row, agent)
+                affordable.append(row.id)
+        return affordable
 
     def _agents_for(self, worker: WorkerFacts, agent_ids: Sequence[str] | None) -> ServedAgents:
         """Return the agents that this worker may serve now and whose model the gateway can call."""

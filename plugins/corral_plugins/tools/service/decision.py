@@ -156,6 +156,12 @@ def required_permissions(context: DecisionContext) -> frozenset[str]:
     return frozenset(name for name in (risk, context.permission) if name is not None)
 
 
+def permissions_for(tool: RegisteredTool) -> frozenset[str]:
+    """Return the permissions that people need to use a tool."""
+    risk = RISK_PERMISSION.get(tool.risk)
+    return frozenset(name for name in (risk, tool.definition.permission) if name is not None)
+
+
 def rule_of(policy: Mapping[str, Any], tool: str) -> ToolPolicyRule:
     """Return the rule for a tool from the `tool_policy` of an agent.
 

@@ -40,6 +40,7 @@ from corral_plugins.tools.service.decision import (
     CallSubject,
     ContextBuilder,
     decide_call,
+    permissions_for,
     schema_faults,
     target_of,
 )
@@ -115,6 +116,7 @@ class HeldCalls:
                 target=target,
                 tainted=run.tainted,
                 taint_sources=run.taint_sources,
+                required_permissions=sorted(permissions_for(tool)),
             ),
         )
         asked = self.approvals.open(request, by=by)

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from corral.auth.principal import Principal
 from corral.errors import Forbidden
 from corral.redact.redactor import Redactor
-from corral_plugins.tools.api import POLICIES, ClaimTool, Json, ToolPolicy, ToolRisk, includes_tools
+from corral_plugins.tools.api import (
+    POLICIES,
+    ClaimTool,
+    Json,
+    ToolPolicy,
+    ToolRisk,
+    includes_tools,
+    unserved_tools,
+)
 from corral_plugins.tools.service import call_store
 from corral_plugins.tools.service.call_store import truncate_output
-from corral_plugins.tools.service.decision import RISK_PERMISSION, rule_of
+from corral_plugins.tools.service.decision import permissions_for, rule_of
 from corral_plugins.tools.service.held_calls import HeldCalls
 from corral_plugins.tools.service.registry import RegisteredTool, ToolRegistry
 from corral_plugins.workers.api import Workers
@@ -49,6 +57,10 @@ class ToolsService:
         of_plugins = (name for name, (tool, _) in contributed if tool.runs == "server")
         return frozenset((*of_plugins, *self._registry.usable_mcp_tools()))
 
+    def unavailable_tools(self, names: Iterable[str]) -> list[str]:
+        usable = [tool.name for tool in self._registry.list_tools() if tool.overrides.enabled and tool.accepted]
+        return unserved_tools(names, usable, ())
+
     def risks(self) -> Mapping[str, ToolRisk]:
         return {tool.name: tool.risk for tool in self._registry.list_tools()}
 
@@ -58,8 +70,8 @@ class ToolsService:
         tools = self._registry.list_tools()
         for name in enabled:
             for tool in tools:
-                if includes_tools([name], [tool.name]) and not _required_permissions(tool) <= by.permissions:
-                    missing = ", ".join(sorted(_required_permissions(tool) - by.permissions))
+                if includes_tools([name], [tool.name]) and not permissions_for(tool) <= by.permissions:
+                    missing = ", ".join(sorted(permissions_for(tool) - by.permissions))
                     raise Forbidden(
                         f"You cannot enable {tool.name} for an agent, because you do not have the permission {missing}."
                     )
@@ -97,12 +109,6 @@ class ToolsService:
             # A person wrote the answer: redact only stored credentials, not text that merely looks like a credential.
             redacted = truncate_output(self._redactor.redact_json(result, patterns=False))
             call_store.end_call(row, status, result=redacted, error=error)
-
-
-def _required_permissions(tool: RegisteredTool) -> frozenset[str]:
-    """Return the permissions that are required to use the tool."""
-    risk = RISK_PERMISSION.get(tool.risk)
-    return frozenset(name for name in (risk, tool.definition.permission) if name is not None)
 
 
 def _is_dangerous(tools: Sequence[RegisteredTool], name: str) -> bool:

@@ -14,6 +14,7 @@ import msgspec
 import peewee
 
 from corral import clock
+from corral.auth.principal import Principal
 from corral.auth.visibility import EventRights
 from corral.database.dialect import savepoint
 from corral.database.engine import Work
@@ -24,16 +25,20 @@ from corral.events.event import EventTypes
 from corral.events.log import EventRow, LoggedEvent
 from corral.ids import new_id
 from corral_core.accounts.api import Accounts, RightsLost
-from corral_plugins.triggers.models import IS_ENABLED, Expectation, LogPosition, Trigger
-from corral_plugins.triggers.service.slots import TriggerSlots
+from corral_plugins.triggers.models import IS_ENABLED, Expectation, Fire, LogPosition, Trigger
+from corral_plugins.triggers.service.slots import TriggerSlots, enqueue_fires
 
 log = logging.getLogger("corral.triggers")
 
 MAX_MATCHES = 500
 READ_AT_ONCE = 100
+FIRES_AT_ONCE = 200
+"""The number of fires after which a unit of work ends, which keeps units short when many triggers follow an event."""
 POSITION_ID = 1
 ENTRY = UnitContext(label="job triggers.consume", actor=SYSTEM)
 MAX_EXPECTATIONS = 10_000
+Owners = dict[str | None, Principal | None]
+"""The owners of triggers, each with the rights of the moment; None if the account is gone or deactivated."""
 
 
 class TriggerLogReader:
@@ -44,7 +49,8 @@ class TriggerLogReader:
 
     async def create_position(self) -> None:
         """Store the end of the log as the position if none is stored, so that no later event is missed."""
-        await self._work(_ensure_position, entry=ENTRY)
+        if not await self._work(_has_position, entry=ENTRY, read=True):  # a start on a full disk only reads
+            await self._work(_ensure_position, entry=ENTRY)
 
     async def read(self) -> None:
         """Handle all new events. Another process that reads at the same time does the rest."""
@@ -61,23 +67,29 @@ class TriggerLogReader:
         names = self._types.expand(followed_events())
         where = [EventRow.seq > position, EventRow.seq <= newest, EventRow.type.in_(names)]
         events = event_log.select(where, READ_AT_ONCE) if names else []
-        for event in events:
-            self._handle(event)
-        is_full = len(events) == READ_AT_ONCE
+        fires: list[Fire] = []
+        owners: Owners = {}
+        handled = 0
+        while handled < len(events) and len(fires) < FIRES_AT_ONCE:
+            fires += self._handle(events[handled], owners)
+            handled += 1
+        enqueue_fires(fires)
+        has_more = handled < len(events) or len(events) == READ_AT_ONCE
         unchanged = (LogPosition.id == POSITION_ID) & (LogPosition.seq == position)
-        if not LogPosition.update(seq=events[-1].seq if is_full else newest).where(unchanged).execute():
+        if not LogPosition.update(seq=events[handled - 1].seq if has_more else newest).where(unchanged).execute():
             raise PositionMoved
-        return is_full
+        return has_more
 
-    def _handle(self, event: LoggedEvent) -> None:
+    def _handle(self, event: LoggedEvent, owners: Owners) -> list[Fire]:
         """Handle an event. One that cannot be handled is skipped, so that it does not stop all triggers."""
         try:
             with savepoint():
-                self._events.handle(event)
+                return self._events.handle(event, owners)
         except peewee.DatabaseError:  # the unit of work runs again
             raise
         except Exception:
             log.exception("triggers could not handle an event", extra={"event_id": event.id, "type": event.type})
+        return []
 
 
 class PositionMoved(ExpectedFailure):
@@ -90,33 +102,46 @@ class TriggerEvents:
     def __init__(self, slots: TriggerSlots, accounts: Accounts, rights: EventRights) -> None:
         self._slots, self._accounts, self._rights = slots, accounts, rights
 
-    def handle(self, event: LoggedEvent) -> None:
-        """Record what an event means for each trigger that follows it and whose owner may read it."""
+    def handle(self, event: LoggedEvent, owners: Owners) -> list[Fire]:
+        """Record what an event means for each trigger that follows it and whose owner may read it.
+
+        Return the new rows of the history. The caller enqueues the jobs that fire them. `owners` keeps the owners that
+        were read before in the same unit of work.
+        """
+        fires: list[Fire] = []
         names = [event.type, f"{event.type.partition('.')[0]}.*"]
         follows = Trigger.event_key.in_(names) | Trigger.event_after.in_(names)
         is_new = Trigger.since <= event.ts  # later than the trigger was enabled
-        for trigger in Trigger.select().where(IS_ENABLED & follows & is_new).limit(MAX_MATCHES):
-            if not self.is_readable(trigger, event):
+        for trigger in Trigger.select().where(IS_ENABLED & follows & is_new).order_by(Trigger.id).limit(MAX_MATCHES):
+            if not self.is_readable(trigger, event, owners):
                 continue
             if trigger.type == "event":
-                self._slots.record(
+                fire = self._slots.record(
                     trigger,
                     f"event:{event.id}",
                     scheduled_for=event.ts,
                     cause=event_causes(event),
                     payload=event.payload(),
                     event=event_facts(event),
+                    announce=False,
                 )
+                fires += [] if fire is None else [fire]
             else:
                 _follow_absence(trigger, event, names)
+        return fires
 
-    def is_readable(self, trigger: Trigger, event: LoggedEvent) -> bool:
-        """Return whether the owner of a trigger may read an event. What a deactivated owner follows fires and fails."""
+    def _owner(self, user_id: str | None) -> Principal | None:
         try:
-            owner = self._accounts.principal_of(trigger.created_by)
+            return self._accounts.principal_of(user_id)
         except RightsLost:
-            return event.visibility == "shared"
-        return self._rights.can_read(owner, event)
+            return None
+
+    def is_readable(self, trigger: Trigger, event: LoggedEvent, owners: Owners) -> bool:
+        """Return whether the owner of a trigger may read an event. What a deactivated owner follows fires and fails."""
+        if trigger.created_by not in owners:
+            owners[trigger.created_by] = self._owner(trigger.created_by)
+        owner = owners[trigger.created_by]
+        return event.visibility == "shared" if owner is None else self._rights.can_read(owner, event)
 
 
 def followed_events() -> set[str]:
@@ -124,6 +149,10 @@ def followed_events() -> set[str]:
     follows = Trigger.event_key.is_null(False)
     found: Any = Trigger.select(Trigger.event_key, Trigger.event_after).where(IS_ENABLED & follows).distinct()
     return {name for pair in found.tuples() for name in pair if name is not None}
+
+
+def _has_position() -> bool:
+    return bool(LogPosition.select().where(LogPosition.id == POSITION_ID).exists())
 
 
 def _ensure_position() -> None:

@@ -1,21 +1,24 @@
-"""Fires pending slots: evaluates filters and renders actions outside units of work, and runs the action in one unit.
+"""Fires pending slots: evaluates filters and renders actions outside units of work, and runs actions in units of work.
 
 The effect of an action and the row of the history are written in one transaction, so that a crash leaves both or
-neither. A row that stays pending after a crash is fired again by the sweep.
+neither. A row that stays pending after a crash is fired again by the sweep. Slots are fired in batches; if an action of
+a batch fails, nothing of the batch is kept, and each of its slots is fired by itself.
 """
 
 from __future__ import annotations
 
-import functools
+import asyncio
 import logging
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
 from corral import clock
 from corral.database.engine import Work
-from corral.database.unit import Actor, UnitContext, locked
+from corral.database.statement import Statement
+from corral.database.unit import Actor, UnitContext
 from corral.errors import Invalid, Problem
 from corral.events.event import emit
 from corral.plugin import Settings
@@ -33,10 +36,20 @@ from corral_plugins.triggers.api import (
     TriggerFired,
 )
 from corral_plugins.triggers.models import IS_ENABLED, PENDING, Fire, Trigger
+from corral_plugins.triggers.service.batches import (
+    BatchFacts,
+    PendingFire,
+    PreparedFire,
+    batches_of,
+    caused_by,
+    claim,
+    load_batch,
+    lock_triggers,
+    read_facts,
+)
 from corral_plugins.triggers.service.checks import TriggerChecks, action_fields, require_action_permission
 from corral_plugins.triggers.service.kinds import TriggerTypeRegistry
 from corral_plugins.triggers.service.metrics import TriggerMetrics
-from corral_plugins.triggers.service.rows import fires_since
 from corral_plugins.triggers.settings import MAX_FAILURES
 
 log = logging.getLogger("corral.triggers")
@@ -44,19 +57,25 @@ log = logging.getLogger("corral.triggers")
 RETRY_SECONDS = (10, 60, 300)
 HELD_SECONDS = 10.0  # until a slot that the kill switch holds is tried again
 QUEUED_SECONDS = 2.0  # until a slot that waits for earlier work is tried again
-HOUR = 3600.0
 PREVIEW_BYTES = 4096
-MAX_LIVE = 200
-OVERLAPS_WITHOUT_WORK = "allow"
 
-
-class PreparedFire(msgspec.Struct, frozen=True, kw_only=True):
-    """A slot whose filter was evaluated and whose action was rendered. `outcome` is set if it shall not fire."""
-
-    fields: Json
-    preview: str
-    outcome: str | None = None
-    error: Problem | None = None
+_RECORD_FIRED = Statement(
+    lambda p: Fire.update(
+        {
+            Fire.status: "fired",
+            Fire.stage: "decided",
+            Fire.fired_at: p("at"),
+            Fire.result: p("result"),
+            Fire.is_live: p("is_live"),
+            Fire.input_preview: p("preview"),
+            Fire.duration_ms: p("ms"),
+            Fire.reason: None,
+            Fire.error: None,
+            Fire.payload: None,
+            Fire.event: None,
+        }
+    ).where(Fire.id == p("id"))
+)
 
 
 class FireOutcome(Exception):
@@ -76,7 +95,7 @@ class Postponed(Exception):
 
 
 class TriggerFiring:
-    """Fires slots. Only `preview_fields` and `fire` may be called outside units of work, and only there."""
+    """Fires slots. `fire` and `prepare` are called outside units of work."""
 
     kill_switch: KillSwitch | None
 
@@ -95,34 +114,38 @@ class TriggerFiring:
         self._accounts, self._expressions, self._redactor = accounts, expressions, redactor
         self._metrics = metrics
 
-    async def fire(self, history_id: str) -> None:
-        """Fire a pending slot that is due. Does nothing if the slot is decided, or not due yet."""
-        began = time.monotonic()
-        found = await self._work(lambda: self._load(history_id), read=True)
-        if found is None:
-            return
-        trigger, row = found
-        prepared = await self.prepare(trigger, row)
-        entry = UnitContext(
-            label="job triggers.fire",
-            actor=Actor("system", None, trigger.created_by),
-            cause=(*row.cause, trigger.id),
-        )
-        conclude = functools.partial(self._conclude, row, prepared, began)
+    async def fire(self, ids: Sequence[str]) -> None:
+        """Fire the slots that are pending and due. Slots that are decided, or not due yet, are left as they are."""
+        found = await self._work(lambda: load_batch(ids), read=True)
+        prepared = await asyncio.gather(*(self.prepare(trigger, row) for trigger, row in found))
+        fires = [PendingFire(row, trigger, one) for (trigger, row), one in zip(found, prepared, strict=True)]
+        for batch in batches_of(fires):
+            await self._fire_batch(batch)
+
+    async def _fire_batch(self, batch: Sequence[PendingFire]) -> None:
+        actor = Actor("system", None, batch[0].trigger.created_by)
+        entry = UnitContext(label="job triggers.fire", actor=actor)
         try:
-            status = await self._work(conclude, entry=entry)
+            statuses = await self._work(lambda: self._conclude(batch), entry=entry)
         except Exception as error:
-            if not isinstance(error, Problem):
-                log.warning("the action of a trigger failed", extra={"trigger": trigger.id}, exc_info=True)
-            status = await self._work(functools.partial(self._record_failure, row, prepared, error), entry=entry)
-        if status is not None:
-            lag = clock.time_s() - clock.parse_instant(row.scheduled_for)
-            self._metrics.observe(trigger.type, status, lag)
+            if len(batch) > 1:
+                for fire in batch:
+                    await self._fire_batch([fire])
+                return
+            statuses = await self._fail(batch[0], error, entry)
+        now = clock.time_s()
+        for fire in batch:
+            if (status := statuses.get(fire.row.id)) is not None:
+                self._metrics.observe(fire.trigger.type, status, now - clock.parse_instant(fire.row.scheduled_for))
+
+    async def _fail(self, fire: PendingFire, error: Exception, entry: UnitContext) -> dict[str, str]:
+        if not isinstance(error, Problem):
+            log.warning("the action of a trigger failed", extra={"trigger": fire.trigger.id}, exc_info=error)
+        return await self._work(lambda: self._record_failure(fire, error), entry=entry)
 
     async def prepare(self, trigger: Trigger, row: Fire) -> PreparedFire:
         """Evaluate the filters and render the action. A fire by hand ignores the filters."""
-        data = fire_data(trigger, row)
-        preview = self._preview(row.payload)
+        began, data, preview = time.monotonic(), fire_data(trigger, row), self._preview(row.payload)
         try:
             for text in () if row.is_manual else filters_of(trigger):
                 if not await self._expressions.evaluate(text, data, boolean=True):
@@ -132,54 +155,68 @@ class TriggerFiring:
             self._checks.check_rendered(action, fields)
         except (TemplateError, Invalid) as error:
             return PreparedFire(fields={}, preview=preview, error=error)
-        return PreparedFire(fields=fields, preview=preview)
+        return PreparedFire(fields=fields, preview=preview, seconds=time.monotonic() - began)
 
     # -- in units of work
 
-    def _load(self, history_id: str) -> tuple[Trigger, Fire] | None:
-        row = Fire.get_or_none((Fire.id == history_id) & PENDING & (Fire.due_at <= clock.now()))
-        return None if row is None else (Trigger.get_by_id(row.trigger_id), row)
+    def _conclude(self, batch: Sequence[PendingFire]) -> dict[str, str]:
+        """Decide the pending slots of a batch. Return the new status of each slot by id.
 
-    def _conclude(self, row: Fire, prepared: PreparedFire, began: float) -> str | None:
-        """Decide a pending slot. Return its new status, or None if it is still pending or was decided elsewhere."""
-        trigger = lock_trigger(row.trigger_id)
-        unchanged = (Fire.id == row.id) & PENDING & (Fire.attempt == row.attempt) & (Fire.stage == row.stage)
-        if not Fire.update(attempt=row.attempt + 1).where(unchanged).execute():
-            return None
+        Slots that are still pending, or were decided elsewhere, are left out.
+        """
+        triggers, claimed = lock_triggers([fire.trigger.id for fire in batch]), claim(batch)
+        is_held = self.kill_switch is not None and self.kill_switch.state().engaged
+        facts = read_facts(triggers, self._types, self._accounts, is_held=is_held)
+        statuses: dict[str, str] = {}
+        for fire in batch:
+            if fire.row.id in claimed:
+                with caused_by((*fire.row.cause, fire.trigger.id)):
+                    status = self._conclude_one(fire, facts)
+                statuses |= {} if status is None else {fire.row.id: status}
+        fired = [fire.trigger.id for fire in batch if statuses.get(fire.row.id) == "fired"]
+        if fired:
+            changes = {"last_fire_at": clock.now(), "last_status": "fired", "consecutive_failures": 0}
+            Trigger.update(changes).where(Trigger.id.in_(fired)).execute()
+        return statuses
+
+    def _conclude_one(self, fire: PendingFire, facts: BatchFacts) -> str | None:
+        """Decide a slot. Return its new status, or None if it is still pending."""
+        began, row, trigger = time.monotonic(), fire.row, facts.triggers[fire.row.trigger_id]
         try:
-            result = self._start(trigger, row, prepared)
+            result = self._start(trigger, fire, facts)
         except Postponed as wait:
             later = {"stage": wait.stage, "due_at": clock.now(wait.seconds), "reason": wait.reason}
             Fire.update(**later, attempt=row.attempt).where(Fire.id == row.id).execute()
             return None
         except FireOutcome as outcome:
-            self._decide(row, outcome.status, prepared, reason=outcome.reason)
+            _decide(row, outcome.status, fire.prepared, reason=outcome.reason)
             Trigger.update(last_status=outcome.status).where(Trigger.id == trigger.id).execute()
             return outcome.status
-        now = clock.now()
+        took = fire.prepared.seconds + time.monotonic() - began
         action = self._types.require_action(trigger.action["type"])
-        self._decide(
-            row,
-            "fired",
-            prepared,
-            fired_at=now,
-            result=result,
-            is_live=action.are_live is not None,
-            duration_ms=round((time.monotonic() - began) * 1000),
+        _RECORD_FIRED.run(
+            {
+                "id": row.id,
+                "at": clock.now(),
+                "result": msgspec.json.encode(result).decode(),
+                "is_live": action.are_live is not None,
+                "preview": fire.prepared.preview,
+                "ms": round(took * 1000),
+            }
         )
-        Trigger.update(last_fire_at=now, last_status="fired", consecutive_failures=0).where(
-            Trigger.id == trigger.id
-        ).execute()
         publish(TriggerFired, trigger, history_id=row.id, result=result)
         return "fired"
 
-    def _start(self, trigger: Trigger, row: Fire, prepared: PreparedFire) -> Json:
+    def _start(self, trigger: Trigger, fire: PendingFire, facts: BatchFacts) -> Json:
         """Run the action, and return what it started.
 
         Raises `Postponed` or `FireOutcome` if the slot does not fire now, and a `Problem` if the action failed.
         """
-        self._refuse_unwanted(trigger, row)
-        owner = self._accounts.principal_of(trigger.created_by)
+        row, prepared = fire.row, fire.prepared
+        _refuse_unwanted(trigger, row, is_held=facts.is_held)
+        owner = facts.owners[trigger.created_by]
+        if isinstance(owner, RightsLost):
+            raise owner
         if prepared.error is not None:
             raise prepared.error
         if prepared.outcome is not None:
@@ -198,62 +235,31 @@ class TriggerFiring:
             cause_chain=(*row.cause, trigger.id),
             tainted=row.is_tainted,
         )
-        if fires_since([trigger.id], HOUR).get(trigger.id, 0) >= trigger.max_fires_per_hour:
+        if facts.fires_of_hour.get(trigger.id, 0) >= trigger.max_fires_per_hour:
             raise FireOutcome("rate_limited", f"It fired {trigger.max_fires_per_hour} times within the last hour.")
-        self._apply_overlap(trigger, row, action, context)
+        _apply_overlap(trigger, row, action, context, facts.live.get(trigger.id, ()))
         return action.run(context, prepared.fields)
 
-    def _refuse_unwanted(self, trigger: Trigger, row: Fire) -> None:
-        if trigger.deleted_at is not None:
-            raise FireOutcome("skipped_missed", "The trigger was deleted.")
-        if not trigger.enabled and not row.is_manual:
-            raise FireOutcome("skipped_missed", "The trigger was disabled.")
-        if self.kill_switch is not None and self.kill_switch.state().engaged:
-            raise Postponed(row.stage, HELD_SECONDS, "The kill switch is engaged.")
-
-    def _apply_overlap(self, trigger: Trigger, row: Fire, action: TriggerAction, context: FireContext) -> None:
-        """Apply the policy for the case that the work which the trigger started before is unfinished."""
-        if trigger.overlap == OVERLAPS_WITHOUT_WORK or not (live := live_fires(trigger.id, action)):
-            return
-        if trigger.overlap == "skip":
-            raise FireOutcome("skipped_overlap", "The work that it started before is unfinished.")
-        if trigger.overlap == "queue_one":
-            older = (Fire.trigger_id == trigger.id) & PENDING & (Fire.stage == "queued") & (Fire.id < row.id)
-            coalesce(older, "A newer slot waits instead.")
-            newer = (Fire.trigger_id == trigger.id) & PENDING & (Fire.stage == "queued") & (Fire.id > row.id)
-            if Fire.select(Fire.id).where(newer).exists():
-                raise FireOutcome("coalesced", "A newer slot waits instead.")
-            raise Postponed("queued", QUEUED_SECONDS, "It waits for the work that it started before.")
-        for fire in live:
-            if action.cancel is not None:
-                action.cancel(context, fire.result)
-        Fire.update(is_live=False).where(Fire.id.in_([fire.id for fire in live])).execute()
-
-    def _record_failure(self, row: Fire, prepared: PreparedFire, error: Exception) -> str | None:
-        """Record that the action failed: plan another attempt, or fail the slot."""
-        trigger = lock_trigger(row.trigger_id)
-        unchanged = (Fire.id == row.id) & PENDING & (Fire.attempt == row.attempt)
-        if not Fire.update(attempt=row.attempt + 1).where(unchanged).execute():
-            return None
+    def _record_failure(self, fire: PendingFire, error: Exception) -> dict[str, str]:
+        """Record that the action failed: plan another attempt, or fail the slot. Return its new status by id."""
+        row, trigger = fire.row, lock_triggers([fire.trigger.id])[fire.trigger.id]
+        if not claim([fire]):
+            return {}
         text = self._redactor.redact(error_text(error))[:1000]
         if is_transient(error) and row.attempt < len(RETRY_SECONDS):
             again = {"stage": "retry", "due_at": clock.now(RETRY_SECONDS[row.attempt]), "error": text}
             Fire.update(**again).where(Fire.id == row.id).execute()
-            return None
-        self._decide(row, "failed", prepared, error=text)
+            return {}
+        _decide(row, "failed", fire.prepared, error=text)
         failures = trigger.consecutive_failures + 1
         Trigger.update(consecutive_failures=failures, last_status="failed").where(Trigger.id == trigger.id).execute()
-        publish(TriggerFailed, trigger, history_id=row.id, error=text)
-        if isinstance(error, RightsLost):
-            disable(trigger, "owner_inactive")
-        elif failures >= self._settings.get(MAX_FAILURES):
-            disable(trigger, "max_failures")
-        return "failed"
-
-    def _decide(self, row: Fire, status: str, prepared: PreparedFire, **fields: Any) -> None:
-        gone = {"payload": None, "event": None, "stage": "decided"}
-        changes = {"status": status, "input_preview": prepared.preview, "reason": None, "error": None, **gone, **fields}
-        Fire.update(changes).where(Fire.id == row.id).execute()
+        with caused_by((*row.cause, trigger.id)):
+            publish(TriggerFailed, trigger, history_id=row.id, error=text)
+            if isinstance(error, RightsLost):
+                disable(trigger, "owner_inactive")
+            elif failures >= self._settings.get(MAX_FAILURES):
+                disable(trigger, "max_failures")
+        return {row.id: "failed"}
 
     def _preview(self, payload: Any) -> str:
         if not payload:
@@ -262,14 +268,40 @@ class TriggerFiring:
         return text.decode("utf-8", "ignore").replace("\0", "")
 
 
-def lock_trigger(trigger_id: str) -> Trigger:
-    """Lock a trigger until the unit of work ends, and return it.
+def _decide(row: Fire, status: str, prepared: PreparedFire, **fields: Any) -> None:
+    gone = {"payload": None, "event": None, "stage": "decided"}
+    changes = {"status": status, "input_preview": prepared.preview, "reason": None, "error": None, **gone, **fields}
+    Fire.update(changes).where(Fire.id == row.id).execute()
 
-    Slots of one trigger are decided one after the other, or two could find that no earlier work is unfinished. A unit
-    of work locks the trigger before the rows of its history.
-    """
-    found: Trigger = locked(Trigger.select().where(Trigger.id == trigger_id)).get()
-    return found
+
+def _refuse_unwanted(trigger: Trigger, row: Fire, *, is_held: bool) -> None:
+    if trigger.deleted_at is not None:
+        raise FireOutcome("skipped_missed", "The trigger was deleted.")
+    if not trigger.enabled and not row.is_manual:
+        raise FireOutcome("skipped_missed", "The trigger was disabled.")
+    if is_held:
+        raise Postponed(row.stage, HELD_SECONDS, "The kill switch is engaged.")
+
+
+def _apply_overlap(
+    trigger: Trigger, row: Fire, action: TriggerAction, context: FireContext, live: Sequence[Fire]
+) -> None:
+    """Apply the policy for the case that the work which the trigger started before is unfinished."""
+    if not live:
+        return
+    if trigger.overlap == "skip":
+        raise FireOutcome("skipped_overlap", "The work that it started before is unfinished.")
+    if trigger.overlap == "queue_one":
+        older = (Fire.trigger_id == trigger.id) & PENDING & (Fire.stage == "queued") & (Fire.id < row.id)
+        coalesce(older, "A newer slot waits instead.")
+        newer = (Fire.trigger_id == trigger.id) & PENDING & (Fire.stage == "queued") & (Fire.id > row.id)
+        if Fire.select(Fire.id).where(newer).exists():
+            raise FireOutcome("coalesced", "A newer slot waits instead.")
+        raise Postponed("queued", QUEUED_SECONDS, "It waits for the work that it started before.")
+    for fire in live:
+        if action.cancel is not None:
+            action.cancel(context, fire.result)
+    Fire.update(is_live=False).where(Fire.id.in_([fire.id for fire in live])).execute()
 
 
 def fire_data(trigger: Trigger, row: Fire) -> Json:
@@ -287,19 +319,6 @@ def filters_of(trigger: Trigger) -> list[str]:
     """Return the expressions that must all be true for the trigger to fire."""
     found = [trigger.config.get("filter") if trigger.type == "event" else None, trigger.filter_expression]
     return [text for text in found if text is not None]
-
-
-def live_fires(trigger_id: str, action: TriggerAction, *, mark: bool = True) -> list[Fire]:
-    """Return the fires of a trigger whose work is unfinished. With `mark`, mark the others as finished."""
-    if action.are_live is None:
-        return []
-    mine = (Fire.trigger_id == trigger_id) & (Fire.status == "fired") & Fire.is_live
-    rows = list(Fire.select().where(mine).order_by(Fire.fired_at.desc()).limit(MAX_LIVE))
-    live = action.are_live([row.result for row in rows]) if rows else []
-    ended = [row.id for row, is_live in zip(rows, live, strict=True) if not is_live]
-    if ended and mark:
-        Fire.update(is_live=False).where(Fire.id.in_(ended)).execute()
-    return [row for row, is_live in zip(rows, live, strict=True) if is_live]
 
 
 def collect_events(trigger: Trigger, row: Fire) -> None:

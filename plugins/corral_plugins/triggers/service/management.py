@@ -19,6 +19,7 @@ from corral.ids import new_id
 from corral.plugin import InstallationConfig, Settings
 from corral_plugins.triggers.api import TriggerCreated, TriggerDeleted, TriggerUpdated
 from corral_plugins.triggers.models import LIVING, Expectation, Fire, Trigger
+from corral_plugins.triggers.service.batches import HOUR
 from corral_plugins.triggers.service.checks import (
     action_fields,
     constant_fields,
@@ -26,7 +27,7 @@ from corral_plugins.triggers.service.checks import (
     require_action_permission,
 )
 from corral_plugins.triggers.service.events import expect
-from corral_plugins.triggers.service.firing import HOUR, publish
+from corral_plugins.triggers.service.firing import publish
 from corral_plugins.triggers.service.kinds import TriggerTypeRegistry, event_names
 from corral_plugins.triggers.service.rows import (
     DAY,

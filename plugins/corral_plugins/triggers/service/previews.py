@@ -17,15 +17,9 @@ from corral.events.log import EventRow, LoggedEvent
 from corral.ids import new_id
 from corral_core.expressions.api import Expressions, TemplateError
 from corral_plugins.triggers.models import Fire, Trigger
+from corral_plugins.triggers.service.batches import HOUR, live_fires
 from corral_plugins.triggers.service.events import TriggerEvents, event_causes, event_facts
-from corral_plugins.triggers.service.firing import (
-    HOUR,
-    TriggerFiring,
-    error_text,
-    filters_of,
-    fire_data,
-    live_fires,
-)
+from corral_plugins.triggers.service.firing import TriggerFiring, error_text, filters_of, fire_data
 from corral_plugins.triggers.service.kinds import TriggerTypeRegistry
 from corral_plugins.triggers.service.rows import DAY, find_readable_trigger, fires_since
 from corral_plugins.triggers.service.scheduler import TriggerTimes
@@ -88,7 +82,7 @@ class TriggerPreviews:
         if fires_since([trigger.id], HOUR).get(trigger.id, 0) >= trigger.max_fires_per_hour:
             return "rate_limited"
         action = self._types.require_action(trigger.action["type"])
-        is_blocked = trigger.overlap == "skip" and bool(live_fires(trigger.id, action, mark=False))
+        is_blocked = trigger.overlap == "skip" and bool(live_fires({trigger.id: action}, mark=False))
         return "skipped_overlap" if is_blocked else "fired"
 
     async def _search(self, trigger: Trigger, days: int) -> TriggerTest:
@@ -124,7 +118,7 @@ class TriggerPreviews:
 
     def _is_followed(self, trigger: Trigger, event: LoggedEvent) -> bool:
         causes = event_causes(event)
-        return self._slots.loop_reason(trigger.id, causes) is None and self._events.is_readable(trigger, event)
+        return self._slots.loop_reason(trigger.id, causes) is None and self._events.is_readable(trigger, event, {})
 
 
 def _first_seq(since: str) -> int:

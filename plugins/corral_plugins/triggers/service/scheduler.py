@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import functools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import msgspec
 
 from corral import clock
 from corral.database.engine import Work
+from corral.database.statement import Statement
 from corral.database.unit import SYSTEM, UnitContext
-from corral.jobs.job import enqueue
 from corral.plugin import Settings
 from corral_core.accounts.api import TIMEZONE
 from corral_plugins.admin.api import KillSwitch
@@ -22,7 +23,7 @@ from corral_plugins.triggers.api import TimeRule, TriggerKind
 from corral_plugins.triggers.models import IS_ENABLED, PENDING, Expectation, Fire, Trigger
 from corral_plugins.triggers.service.firing import TriggerFiring
 from corral_plugins.triggers.service.kinds import TriggerTypeRegistry
-from corral_plugins.triggers.service.slots import FIRE_JOB, TriggerSlots
+from corral_plugins.triggers.service.slots import BATCH_SIZE, TriggerSlots, enqueue_fires
 from corral_plugins.triggers.service.times import (
     MAX_COUNTED,
     ON_TIME_SECONDS,
@@ -31,10 +32,19 @@ from corral_plugins.triggers.service.times import (
     fire_time,
 )
 
-BATCH = 20  # triggers whose slots one unit of work records
 LOST_SECONDS = 5.0  # after which a new slot is fired although its job did not
 SWEPT = 50
 ENTRY = UnitContext(label="job triggers.tick", actor=SYSTEM)
+
+_MOVE_ON = Statement(
+    lambda p: Trigger.update(
+        {
+            Trigger.since: p("since"),
+            Trigger.next_slot_at: p("next_slot_at"),
+            Trigger.next_fire_at: p("next_fire_at"),
+        }
+    ).where((Trigger.id == p("id")) & IS_ENABLED & (Trigger.next_slot_at == p("slot")))
+)
 
 
 class DueTrigger(NamedTuple):
@@ -80,8 +90,11 @@ class TriggerTimes:
             return self.next_columns(row, None)
         return self.next_columns(row, kind.next_time(self.rule(row), clock.time_s()))
 
-    def due(self, row: Trigger, now: float) -> DueTrigger:
-        """Decide which slots of a due trigger fire. May take long after a long downtime: call it in a thread."""
+    def due(self, rows: Sequence[Trigger], now: float) -> list[DueTrigger]:
+        """Decide which slots of due triggers fire. May take long after a long downtime: call it in a thread."""
+        return [self._due(row, now) for row in rows]
+
+    def _due(self, row: Trigger, now: float) -> DueTrigger:
         kind = self.kind(row)
         if kind is None or kind.next_time is None:
             return DueTrigger(row, [], 0, now, None)
@@ -120,20 +133,18 @@ class TriggerScheduler:
             if not rows:
                 return
             now = clock.time_s()
-            due = [await asyncio.to_thread(self._times.due, row, now) for row in rows]
+            due = await asyncio.to_thread(self._times.due, rows, now)
             await self._work(functools.partial(self._record, due), entry=ENTRY)
-            if len(rows) < BATCH:
+            if len(rows) < BATCH_SIZE:
                 return
 
     async def sweep(self) -> None:
         """Fire pending rows whose wait is over, and new rows whose job was lost."""
-        ids = await self._work(_waiting_fires, entry=ENTRY, read=True)
-        for history_id in ids:
-            await self._firing.fire(history_id)
+        await self._firing.fire(await self._work(_waiting_fires, entry=ENTRY, read=True))
 
     async def end_waits(self) -> None:
         """Record the slots of absence triggers whose event did not come in time."""
-        while await self._work(self._record_absences, entry=ENTRY) == BATCH:
+        while await self._work(self._record_absences, entry=ENTRY) == BATCH_SIZE:
             pass
 
     def _is_held(self) -> bool:
@@ -143,25 +154,23 @@ class TriggerScheduler:
         if self._is_held():
             return []
         due = Trigger.next_fire_at.is_null(False) & (Trigger.next_fire_at <= clock.now())
-        return list(Trigger.select().where(due & IS_ENABLED).order_by(Trigger.next_fire_at).limit(BATCH))
+        return list(Trigger.select().where(due & IS_ENABLED).order_by(Trigger.next_fire_at).limit(BATCH_SIZE))
 
     def _record(self, due: list[DueTrigger]) -> None:
-        ids = []
-        for row, slots, missed, newest_missed, next_slot in due:
-            unchanged = (Trigger.id == row.id) & IS_ENABLED & (Trigger.next_slot_at == row.next_slot_at)
-            last = slots[-1] if slots else newest_missed
-            since = {"since": clock.format_instant(max(last, newest_missed))}
-            changes = {**self._times.next_columns(row, next_slot), **since}
-            if not Trigger.update(changes).where(unchanged).execute():
+        fires: list[Fire] = []
+        # Triggers are locked in the order of their ids here and where slots are fired, so that no deadlock arises.
+        for row, slots, missed, newest_missed, next_slot in sorted(due, key=lambda each: each.row.id):
+            last = max(slots[-1] if slots else newest_missed, newest_missed)
+            changes = {**self._times.next_columns(row, next_slot), "since": clock.format_instant(last)}
+            if not _MOVE_ON.run({**changes, "id": row.id, "slot": row.next_slot_at}):
                 continue
             if missed:
                 self._record_missed(row, newest_missed, missed)
             for slot in slots:
                 at = clock.format_instant(slot)
                 fire = self._slots.record(row, at, scheduled_for=at, announce=False)
-                ids += [fire.id] if fire is not None else []
-        if ids:
-            enqueue(FIRE_JOB, ids=ids)
+                fires += [] if fire is None else [fire]
+        enqueue_fires(fires)
 
     def _record_missed(self, row: Trigger, slot: float, missed: int) -> None:
         at = clock.format_instant(slot)
@@ -173,16 +182,20 @@ class TriggerScheduler:
         now = clock.now()
         if self._is_held():
             return 0
-        due = Expectation.select().where(Expectation.due_at <= now).order_by(Expectation.due_at).limit(BATCH)
+        due = Expectation.select().where(Expectation.due_at <= now).order_by(Expectation.due_at).limit(BATCH_SIZE)
         rows = list(due)
         ids = [each.trigger_id for each in rows]
         triggers = {row.id: row for row in Trigger.select().where(Trigger.id.in_(ids) & IS_ENABLED)}
+        fires: list[Fire] = []
         for row in rows:
             same = (Expectation.id == row.id) & (Expectation.due_at == row.due_at)
             if not Expectation.delete().where(same).execute() or (trigger := triggers.get(row.trigger_id)) is None:
                 continue
             event = {"expected": trigger.config["expect"], "since": row.since, "key": row.key or None}
-            self._slots.record(trigger, f"absence:{row.id}", scheduled_for=row.due_at, payload=row.payload, event=event)
+            slot, facts = f"absence:{row.id}", {"payload": row.payload, "event": event}
+            fire = self._slots.record(trigger, slot, scheduled_for=row.due_at, announce=False, **facts)
+            fires += [] if fire is None else [fire]
+        enqueue_fires(fires)
         return len(rows)
 
 

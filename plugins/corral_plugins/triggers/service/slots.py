@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
+
 from corral import clock
+from corral.database.model import JSONField
+from corral.database.statement import Statement
 from corral.ids import new_id
 from corral.jobs.job import enqueue
 from corral.plugin import Settings
@@ -13,6 +17,13 @@ from corral_plugins.triggers.models import Fire, Trigger
 from corral_plugins.triggers.settings import MAX_CHAIN
 
 FIRE_JOB = "triggers.fire"
+BATCH_SIZE = 20  # slots that a job, and a unit of work, fires
+COLUMNS = tuple(field.name for field in Fire._meta.sorted_fields)
+JSON_COLUMNS = frozenset(field.name for field in Fire._meta.sorted_fields if isinstance(field, JSONField))
+
+_INSERT = Statement(
+    lambda p: Fire.insert({getattr(Fire, name): p(name) for name in COLUMNS}).on_conflict_ignore().returning(Fire.id)
+)
 
 
 class TriggerSlots:
@@ -35,8 +46,8 @@ class TriggerSlots:
     ) -> Fire | None:
         """Insert a row for a slot, and a job that fires it if it is pending. Return None if the slot has a row already.
 
-        Without `announce`, the caller enqueues the job. A cause that contains this trigger, or that is too long, makes
-        the row a `loop` row.
+        Without `announce`, the caller calls `enqueue_fires` with all rows of its unit. A cause that contains this
+        trigger, or that is too long, makes the row a `loop` row.
         """
         now = clock.now()
         if status == "pending" and (why := self.loop_reason(trigger.id, cause)) is not None:
@@ -53,12 +64,11 @@ class TriggerSlots:
             cause=list(cause),
             **fields,
         )
-        inserted = Fire.insert(row.__data__).on_conflict_ignore().execute()
-        if not inserted or not Fire.select(Fire.id).where(Fire.id == row.id).exists():
+        if _INSERT.one({name: _stored(name, getattr(row, name)) for name in COLUMNS}) is None:
             return None
         if status == "pending":
             if announce:
-                enqueue(FIRE_JOB, ids=[row.id])
+                enqueue_fires([row])
         elif status != "duplicate":
             Trigger.update(last_status=status).where(Trigger.id == trigger.id).execute()
         return row
@@ -69,3 +79,15 @@ class TriggerSlots:
             return "The event was caused by this trigger."
         most = self._settings.get(MAX_CHAIN)
         return f"The chain of causes is longer than {most} (triggers.max_chain)." if len(cause) > most else None
+
+
+def enqueue_fires(rows: Sequence[Fire]) -> None:
+    """Enqueue jobs that fire the pending ones of these slots."""
+    ids = [row.id for row in rows if row.status == "pending"]
+    for begin in range(0, len(ids), BATCH_SIZE):
+        enqueue(FIRE_JOB, ids=ids[begin : begin + BATCH_SIZE])
+
+
+def _stored(column: str, value: Any) -> Any:
+    """Return a value as the database stores it."""
+    return msgspec.json.encode(value).decode() if column in JSON_COLUMNS and value is not None else value

@@ -105,15 +105,19 @@ class DeliveryClaims:
         return self._lease(chosen, webhooks)
 
     def release(self, claimed: Claimed, due_at: str) -> None:
-        """Give back a delivery that was not attempted. It is due at an instant."""
-        waits = {"next_attempt_at": due_at, "due_at": due_at, "lease": None, "lease_until": None}
+        """Give back a delivery that was not attempted. It, or the next probe of its webhook, is due at an instant."""
+        next_attempt_at = claimed.delivery.next_attempt_at if claimed.is_probe else due_at
+        waits = {"next_attempt_at": next_attempt_at, "due_at": next_attempt_at, "lease": None, "lease_until": None}
         Delivery.update(waits).where(holds(claimed.delivery)).execute()
         if claimed.is_probe:
             Webhook.update(next_probe_at=due_at).where(Webhook.id == claimed.webhook.id).execute()
 
     def release_expired(self) -> int:
-        """Give back the deliveries of processes that ended without recording a result. Return their number."""
-        waits = {"due_at": clock.now(), "lease": None, "lease_until": None}
+        """Give back the deliveries of processes that ended without recording a result. Return their number.
+
+        The next attempt of a probed delivery stays where it was, and the probe itself is still due.
+        """
+        waits = {"due_at": Delivery.next_attempt_at, "lease": None, "lease_until": None}
         return int(Delivery.update(waits).where(Delivery.lease_until <= clock.now()).execute())
 
     def _candidates(self) -> list[Webhook]:

@@ -74,7 +74,12 @@ class WebhookDeliveries:
 
 
 def recover_batch(webhook_id: str, since: str, until: str) -> int:
-    """Send a batch of the deliveries again that failed or were cancelled. Return their number."""
+    """Send a batch of the deliveries again that failed or were cancelled. Return their number.
+
+    Of a webhook that was disabled or deleted meanwhile, nothing is sent, because nobody would claim it.
+    """
+    if not Webhook.select().where((Webhook.id == webhook_id) & Webhook.is_active).exists():
+        return 0
     oldest = Delivery.select(Delivery.id).where(_recoverable(webhook_id, since, until)).order_by(Delivery.created_at)
     some = Delivery.id.in_(oldest.limit(AT_ONCE))
     return int(Delivery.update(_fresh()).where(some & CAN_RECOVER).execute())

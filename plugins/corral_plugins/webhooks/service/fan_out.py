@@ -56,7 +56,8 @@ class WebhookFanOut:
 
     async def create_cursor(self) -> None:
         """Store the end of the log as the position if none is stored, so that no later event is missed."""
-        await self._work(_ensure_cursor, entry=ENTRY)
+        if not await self._work(_has_cursor, entry=ENTRY, read=True):  # a start on a full disk only reads
+            await self._work(_ensure_cursor, entry=ENTRY)
 
     async def read(self) -> None:
         """Handle all new events. Another process that reads at the same time does the rest."""
@@ -183,6 +184,10 @@ def _followers(patterns: Collection[str]) -> dict[str, list[_Follower]]:
     for *fields, pattern in rows:
         found.setdefault(pattern, []).append(_Follower(*fields))
     return found
+
+
+def _has_cursor() -> bool:
+    return bool(ConsumerRow.select().where(ConsumerRow.name == CONSUMER).exists())
 
 
 def _ensure_cursor() -> None:

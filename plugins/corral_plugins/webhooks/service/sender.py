@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from corral import clock
+from corral.crypto import SealedWrong
 from corral.egress.client import Egress
 from corral.egress.guard import EgressBlocked, Policy, read_url
 from corral.egress.resolver import Unresolved
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     import httpx2
 
 SINK = "webhook"
+UNREADABLE = "Not sent: the stored secret or headers cannot be decrypted; set them again."
 CONNECT_SECONDS = 5.0
 MAX_RESPONSE, SHOWN_RESPONSE = 64 * 1024, 1024
 MAX_RETRY_AFTER = 86_400.0
@@ -88,6 +90,8 @@ class WebhookSender:
                 SINK, connect_seconds=connect_seconds, total_seconds=timeout_seconds, max_bytes=MAX_RESPONSE
             ) as client:
                 response = await client.post(row.url, content=body, headers=self._headers(row, message_id, body))
+        except SealedWrong:  # counts as a failure, or it would be tried again for ever
+            return AttemptResult(error="blocked", response=UNREADABLE)
         except (EgressBlocked, httpx2.InvalidURL):
             return AttemptResult(error="blocked")
         except httpx2.ConnectTimeout:
@@ -99,7 +103,7 @@ class WebhookSender:
         return AttemptResult(
             status_code=response.status_code,
             error=None if response.is_success else "status",
-            response=self._redactor.redact(response.text[:SHOWN_RESPONSE]),
+            response=self._redactor.redact(_beginning(response.content)),
             retry_after=_retry_after(response),
         )
 
@@ -141,6 +145,11 @@ def _judge(outcome: Any) -> Verdict:
     if isinstance(outcome, AttemptResult):
         return "failure" if outcome.status_code is None else judge_status(outcome.status_code)
     return "failure"
+
+
+def _beginning(content: bytes) -> str:
+    """Return the beginning of a response as UTF-8. Its declared character set may be any codec, and so is ignored."""
+    return content[: 4 * SHOWN_RESPONSE].decode(errors="replace")[:SHOWN_RESPONSE]
 
 
 def _retry_after(response: httpx2.Response) -> float | None:

@@ -6,6 +6,7 @@ the task; `ToolRun` makes one tool call.
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Literal, NoReturn
@@ -40,7 +41,7 @@ class AttemptEnded(Exception):
     """The exception that ends an attempt after its outcome was reported. Its argument is the outcome."""
 
 
-class Attempt:
+class Attempt(abc.ABC):
     """The attempt of one claim.
 
     `controls` contains the `Control` requests from the worker so far. More may be added at any time.
@@ -90,9 +91,9 @@ class Attempt:
                 return LOST
             raise
 
+    @abc.abstractmethod
     async def _run_steps(self) -> NoReturn:
         """Do the work of the task. Ends by raising `AttemptEnded` or `TaskWaitsForPerson`."""
-        raise NotImplementedError
 
     # -- ending the attempt
 

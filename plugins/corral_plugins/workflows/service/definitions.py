@@ -19,6 +19,7 @@ from corral.events.event import emit
 from corral.http.answers import IfMatch
 from corral.http.page import Order, Page, newest_first, paginate
 from corral.ids import new_id
+from corral.jobs.job import enqueue
 from corral.plugin import Settings
 from corral_plugins.agents.api import Agents
 from corral_plugins.workflows.api import WorkflowCreated, WorkflowDeleted, WorkflowUpdated
@@ -42,7 +43,8 @@ from corral_plugins.workflows.shapes import (
 )
 
 Json = dict[str, Any]
-FORCE_LIMIT = 1000
+SHOWN_RUNS, CANCEL_BATCH = 100, 200
+CANCEL_JOB = "workflows.cancel_runs"
 
 
 def find_readable_workflow(workflow_id: str, caller: Principal) -> Workflow:
@@ -143,24 +145,23 @@ class WorkflowStore:
     def delete(self, workflow_id: str, match: IfMatch, *, force: bool, by: Principal) -> int:
         """Delete a workflow, and return the number of runs that are cancelled.
 
-        Raise `Conflict` (`in_use`) if runs are active and `force` is not set.
+        Further runs than those of the first batch are cancelled by a job. Raise `Conflict` (`in_use`) if runs are
+        active and `force` is not set.
         """
         row = find_writable_workflow(workflow_id, by)
         match.check(row.version)
-        is_active = (Run.workflow_id == workflow_id) & Run.status.in_(("queued", *ACTIVE))
-        active = [found[0] for found in fetch_tuples(Run.select(Run.id).where(is_active).limit(FORCE_LIMIT))]
+        active = [found[0] for found in fetch_tuples(_active_runs(row.id).limit(SHOWN_RUNS))]
         if active and not force:
             detail = "Runs of this workflow are active; cancel them, or delete the workflow with force=true."
-            raise Conflict(detail, code="in_use", references=active[:100])
+            raise Conflict(detail, code="in_use", references=active)
+        affected = int(_active_runs(row.id).count()) if active else 0
         gone = {"deleted_at": clock.now(), "version": row.version + 1}
         if not Workflow.update(gone).where((Workflow.id == row.id) & LIVING).execute():
             raise NotFound("There is no workflow with this id.")
-        stop = {"kind": "cancel", "type": "cancelled", "message": "The workflow was deleted."}
-        Run.update(stop=stop, cancel_requested_at=clock.now()).where(Run.id.in_(active)).execute()
-        for run_id in active:
-            wake(run_id)
+        if active and cancel_runs_of_deleted(row.id) == CANCEL_BATCH:
+            enqueue(CANCEL_JOB, workflow_id=row.id)
         emit(WorkflowDeleted(workflow_id=row.id, name=row.name), object=("workflow", row.id), owner=row.created_by)
-        return len(active)
+        return affected
 
     def _check_references(self, values: Json) -> None:
         """Raise `Invalid` if there are too many steps, or if a step names an agent that does not exist."""
@@ -177,6 +178,22 @@ class WorkflowStore:
         ]
         if faults:
             raise Invalid(faults[0].detail, code="unknown_reference", errors=faults)
+
+
+def cancel_runs_of_deleted(workflow_id: str) -> int:
+    """Cancel one batch of the active runs of a deleted workflow, and return their number."""
+    stop = {"kind": "cancel", "type": "cancelled", "message": "The workflow was deleted."}
+    found = [row[0] for row in fetch_tuples(_active_runs(workflow_id).where(Run.stop.is_null()).limit(CANCEL_BATCH))]
+    Run.update(stop=stop, cancel_requested_at=clock.now()).where(Run.id.in_(found) & Run.stop.is_null()).execute()
+    for run_id in found:
+        wake(run_id)
+    return len(found)
+
+
+def _active_runs(workflow_id: str) -> Any:
+    """Return the query of the ids of the runs of a workflow that have not ended, oldest first."""
+    is_active = (Run.workflow_id == workflow_id) & Run.status.in_(("queued", *ACTIVE))
+    return Run.select(Run.id).where(is_active).order_by(Run.id)
 
 
 def find_version(workflow_id: str, n: int) -> WorkflowVersion:

@@ -12,6 +12,7 @@ import logging
 from typing import Any, Protocol
 
 import msgspec
+import peewee
 from msgspec import UNSET
 
 from corral import clock
@@ -316,8 +317,11 @@ class Engine:
             assert kind.dispatch is not None
             with savepoint():
                 found = kind.dispatch(self.context(state, step, row, config))
-        except ExpectedFailure as failure:
-            row.set(report=failure_report(failure))
+        except peewee.DatabaseError:  # the unit of work runs again
+            raise
+        except Exception as error:
+            log_unexpected(error, step)
+            row.set(report=failure_report(error))
             return True
         if isinstance(found, StepResult):
             row.set(output=found.output, report=report_of(found))
@@ -338,7 +342,10 @@ class Engine:
             assert kind.cancel is not None
             with savepoint():
                 is_ended = kind.cancel(self.context(state, step, row, {}, waits_for=waits_for), reason)
-        except ExpectedFailure:  # it has ended already, or the plugin is out of service
+        except peewee.DatabaseError:  # the unit of work runs again
+            raise
+        except Exception as error:  # it has ended already, or the plugin is out of service
+            log_unexpected(error, step)
             is_ended = True
         if is_ended and row.is_open and row.reason == "cancelling":
             row.set(status="cancelled", finished_at=clock.now(), wake_at=None)
@@ -419,6 +426,12 @@ def report_of(result: StepResult) -> Json:
     report: Json = {"status": result.status, "cost_micro": round(result.cost_usd * 1e6), "error": result.error}
     report |= {"retryable": result.retryable, "reason": result.reason and result.reason[:500], "goto": result.goto}
     return {**report, "tainted": result.tainted}
+
+
+def log_unexpected(error: Exception, step: Step) -> None:
+    """Log an exception of a step type that is not an expected failure."""
+    if not isinstance(error, ExpectedFailure):
+        log.error("a step type raised an exception", exc_info=error, extra={"step": step.name, "type": step.type})
 
 
 def failure_report(failure: BaseException) -> Json:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import peewee
@@ -43,22 +44,21 @@ class EventWaits:
         """Complete the steps whose event has come."""
         last = ("", "")
         while True:
-            found = await self._work(functools.partial(_waiting_steps, last), entry=ENTRY, read=True)
-            for row in found:
-                await self._look_for(row)
-            if len(found) < BATCH:
+            rows, events, place = await self._work(functools.partial(_read, last), entry=ENTRY, read=True)
+            left = [row.id for row in rows if not await self._complete_one(row, events)]
+            if left:
+                await self._work(functools.partial(_move, left, place), entry=ENTRY)
+            if len(rows) < BATCH:
                 return
-            last = (found[-1].event, found[-1].id)
+            last = (rows[-1].event, rows[-1].id)
 
-    async def _look_for(self, row: Any) -> None:
-        events, end = await self._work(lambda: _events_for(row), entry=ENTRY, read=True)
+    async def _complete_one(self, row: Any, events: Sequence[LoggedEvent]) -> bool:
+        """Complete a step with the first event that it waits for. Return whether there is one."""
         for event in events:
-            if await self._matches(row, event):
+            if event.type == row.event and event.seq > row.cursor and await self._matches(row, event):
                 await self._work(functools.partial(_complete, row, event), entry=ENTRY)
-                return
-        place = events[-1].seq if len(events) == EVENTS else end
-        if place > row.cursor:
-            await self._work(functools.partial(_move, row, place), entry=ENTRY)
+                return True
+        return False
 
     async def _matches(self, row: Any, event: LoggedEvent) -> bool:
         condition = (row.input.get("event") or {}).get("filter") if isinstance(row.input, dict) else None
@@ -86,22 +86,25 @@ def _shown(event: LoggedEvent) -> dict[str, Any]:
     }
 
 
-def _waiting_steps(after: tuple[str, str]) -> list[Any]:
-    """Return the next steps that wait for events, in the order of the index that contains these steps alone."""
-    place = peewee.Tuple(StepRun.event, StepRun.id)
-    waits = StepRun.event.is_null(False) & (StepRun.status == "waiting") & (place > peewee.Tuple(*after))
-    steps = StepRun.select().where(waits & StepRun.report.is_null())
-    return list(steps.order_by(StepRun.event, StepRun.id).limit(BATCH))
+def _read(after: tuple[str, str]) -> tuple[list[Any], list[LoggedEvent], int]:
+    """Return a batch of waiting steps, the new events of the types for which they wait, and the position after these.
 
-
-def _events_for(row: Any) -> tuple[list[LoggedEvent], int]:
+    A step that has seen the newest event is left out. The steps come in the order of the index of steps that wait.
+    """
     end = event_log.last_seq()
-    found = event_log.select([EventRow.seq > row.cursor, EventRow.seq <= end, EventRow.type == row.event], EVENTS)
-    return found, end
+    position = peewee.Tuple(StepRun.event, StepRun.id)
+    waits = StepRun.event.is_null(False) & (StepRun.status == "waiting") & (position > peewee.Tuple(*after))
+    found = StepRun.select().where(waits & StepRun.report.is_null() & (StepRun.cursor < end))
+    rows: list[Any] = list(found.order_by(StepRun.event, StepRun.id).limit(BATCH))
+    if not rows:
+        return [], [], end
+    first, types = min(row.cursor for row in rows), sorted({row.event for row in rows})
+    events = event_log.select([EventRow.seq > first, EventRow.seq <= end, EventRow.type.in_(types)], EVENTS)
+    return rows, events, events[-1].seq if len(events) == EVENTS else end
 
 
-def _move(row: Any, place: int) -> None:
-    StepRun.update(cursor=place).where((StepRun.id == row.id) & (StepRun.cursor == row.cursor)).execute()
+def _move(ids: Sequence[str], place: int) -> None:
+    StepRun.update(cursor=place).where(StepRun.id.in_(list(ids)) & (StepRun.cursor < place)).execute()
 
 
 def _complete(row: Any, event: LoggedEvent) -> None:

@@ -27,6 +27,7 @@ from corral_plugins.workflows.service.definitions import (
     find_writable_workflow,
 )
 from corral_plugins.workflows.service.graph import branch_targets, build_graph
+from corral_plugins.workflows.service.references import References, warning_of
 from corral_plugins.workflows.service.step_types import StepTypes
 from corral_plugins.workflows.service.steps_input import (
     patched_step,
@@ -54,8 +55,11 @@ TRIES = 5
 class WorkflowManagement:
     """Changes workflows. The methods open their own units of work, with `entry`."""
 
-    def __init__(self, work: Work, store: WorkflowStore, definitions: Definitions, types: StepTypes) -> None:
+    def __init__(
+        self, work: Work, store: WorkflowStore, definitions: Definitions, types: StepTypes, references: References
+    ) -> None:
         self._work, self._store, self._definitions, self._types = work, store, definitions, types
+        self._references = references
 
     async def create(self, new: NewWorkflow, *, by: Principal, entry: UnitContext) -> WorkflowView:
         """Create a workflow. Raise `Invalid` if its definition is not valid."""
@@ -140,10 +144,12 @@ class WorkflowManagement:
         schema = row.config.get("input_schema")
         if body.input is not UNSET and schema is not None:
             faults = [*faults, *json_schema_errors(schema, body.input, pointer_prefix="/input")]
+        used = self._references.all(row.steps) if graph is not None else []
+        missing = await self._work(lambda: self._references.missing(used), read=True)
         return Validation(
             valid=not faults,
             errors=with_steps(faults, row.steps),
-            warnings=[],
+            warnings=with_steps([warning_of(each) for each in missing], row.steps),
             plan=plan_of(graph) if graph is not None else [],
         )
 

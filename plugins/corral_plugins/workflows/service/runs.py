@@ -102,7 +102,7 @@ class RunsService:
             detail = "A template cannot run; clone it first."
         elif workflow.status == "archived":
             detail = "An archived workflow cannot run."
-        elif workflow.status == "draft" and request.trigger_type != "manual":
+        elif workflow.status == "draft" and request.trigger_type not in ("manual", "retry"):
             detail = "A draft runs by hand only."
         elif not workflow.steps:
             detail = "The workflow has no steps."
@@ -241,6 +241,8 @@ class RunsService:
 
     def retry_run(self, run_id: str, body: RetryRun, *, by: Principal) -> Run:
         """Start a new run that repeats an ended one, and reuses the outputs of the steps that need not run again."""
+        if self.switch is not None:
+            self.switch.refuse_if_engaged()
         old = find_readable_run(run_id, by)
         if old.status not in FINAL_RUN:
             raise Conflict("Only a run that has ended can be retried.", current_status=old.status)
@@ -258,6 +260,8 @@ class RunsService:
             tainted=old.tainted,
             cause_chain=tuple(old.cause),
         )
+        self._refuse_unrunnable(workflow, request)
+        self._apply_limit(workflow)
         run = self._insert(workflow, n, request, by, retry_of=old.id)
         if kept:
             StepRun.insert_many([_reused(row, run.id) for row in kept]).execute()

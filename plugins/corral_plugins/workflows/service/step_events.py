@@ -6,13 +6,13 @@ import logging
 from typing import Any
 
 import msgspec
+import peewee
 
 from corral import clock
-from corral.errors import ExpectedFailure
 from corral.events.log import LoggedEvent
 from corral_plugins.workflows.api import RunResumed, StepResult
 from corral_plugins.workflows.models import Run, StepRun
-from corral_plugins.workflows.service.engine import Engine, emit_run_event, failure_report, report_of
+from corral_plugins.workflows.service.engine import Engine, emit_run_event, failure_report, log_unexpected, report_of
 from corral_plugins.workflows.service.graph import Step
 from corral_plugins.workflows.service.run_state import FINAL, RunState, StepRow
 from corral_plugins.workflows.service.step_changes import OUTPUT_LIMIT
@@ -74,11 +74,14 @@ class StepEvents:
         try:
             context = self._engine.context(state, step, row, {}, waits_for=row.waits_for)
             result = kind.resolve(context, event)
-        except ExpectedFailure as failure:
-            return failure_report(failure), None
+        except peewee.DatabaseError:  # the unit of work runs again
+            raise
+        except Exception as error:
+            log_unexpected(error, step)
+            return failure_report(error), None
         if result is not None and _is_too_large(result.output):
-            error = {"kind": "error", "type": "output_too_large", "message": "The output is larger than 256 KiB."}
-            return StepResult(status="failed", error=error)
+            fault = {"kind": "error", "type": "output_too_large", "message": "The output is larger than 256 KiB."}
+            return StepResult(status="failed", error=fault)
         return result
 
     def _revive(self, row: Any, event: LoggedEvent) -> None:

@@ -223,6 +223,9 @@ class HttpSteps:
         host = (urlsplit(config["url"]).hostname or "").lower()
         if context.with_secrets is not None:
             config = await context.with_secrets(host)
+            if (urlsplit(config["url"]).hostname or "").lower() != host:  # the secrets were released for this host only
+                message = "The host of the URL must depend neither on a secret nor on the time."
+                raise StepFailure("invalid_request", message, retryable=False)
         headers = {name.lower(): value for name, value in (config.get("headers") or {}).items()}
         content = _encoded_body(config.get("body"), headers)
         headers.setdefault("idempotency-key", context.idempotency_key)

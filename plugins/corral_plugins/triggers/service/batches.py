@@ -1,0 +1,169 @@
+"""Batches of pending slots, and what their units of work read once for all slots of a batch.
+
+A batch contains slots of different triggers of one owner. Its unit of work locks the triggers, so that the slots of a
+trigger are decided one after the other: two could otherwise find that no earlier work is unfinished. The triggers are
+locked before the rows of their history, and in the order of their ids.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from corral import clock
+from corral.auth.principal import Principal
+from corral.database.unit import current, locked
+from corral.errors import Problem
+from corral_core.accounts.api import Accounts, RightsLost
+from corral_plugins.triggers.api import Json, TriggerAction
+from corral_plugins.triggers.models import PENDING, Fire, Trigger
+from corral_plugins.triggers.service.kinds import TriggerTypeRegistry
+from corral_plugins.triggers.service.rows import fires_since
+from corral_plugins.triggers.service.slots import BATCH_SIZE
+
+HOUR = 3600.0
+MAX_LIVE = 200
+OVERLAPS_WITHOUT_WORK = "allow"
+
+
+class PreparedFire(msgspec.Struct, frozen=True, kw_only=True):
+    """A slot whose filter was evaluated and whose action was rendered. `outcome` is set if it shall not fire.
+
+    `seconds` is the time that this took.
+    """
+
+    fields: Json
+    preview: str
+    seconds: float = 0.0
+    outcome: str | None = None
+    error: Problem | None = None
+
+
+class PendingFire(msgspec.Struct, frozen=True):
+    """A pending slot, its trigger, and the prepared action."""
+
+    row: Fire
+    trigger: Trigger
+    prepared: PreparedFire
+
+
+class BatchFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """The state that decides whether the slots of a batch fire, by the ids of their triggers.
+
+    `owners` contains the principals of the owners by the ids of the users, or the reason why they have no rights.
+    `live` contains the earlier fires whose work is unfinished.
+    """
+
+    triggers: Mapping[str, Trigger]
+    owners: Mapping[str | None, Principal | RightsLost]
+    fires_of_hour: Mapping[str, int]
+    live: Mapping[str, Sequence[Fire]]
+    is_held: bool
+
+
+def batches_of(fires: Sequence[PendingFire]) -> list[list[PendingFire]]:
+    """Return the slots in batches of different triggers of one owner. The slots of a trigger stay in their order."""
+    turns: dict[str, Iterator[int]] = {}
+    groups: dict[tuple[str, int], list[PendingFire]] = {}
+    for fire in fires:
+        turn = next(turns.setdefault(fire.trigger.id, itertools.count()))
+        groups.setdefault((fire.trigger.created_by or "", turn), []).append(fire)
+    return [group[n : n + BATCH_SIZE] for group in groups.values() for n in range(0, len(group), BATCH_SIZE)]
+
+
+def load_batch(ids: Sequence[str]) -> list[tuple[Trigger, Fire]]:
+    """Return the slots that are pending and due, oldest first, with their triggers."""
+    where = Fire.id.in_(list(ids)) & PENDING & (Fire.due_at <= clock.now())
+    rows = list(Fire.select().where(where).order_by(Fire.id))
+    named = {row.trigger_id for row in rows}
+    triggers = {row.id: row for row in Trigger.select().where(Trigger.id.in_(named))} if named else {}
+    return [(triggers[row.trigger_id], row) for row in rows if row.trigger_id in triggers]
+
+
+def lock_triggers(ids: Sequence[str]) -> dict[str, Trigger]:
+    """Lock triggers until the unit of work ends, and return them by id."""
+    found = locked(Trigger.select().where(Trigger.id.in_(list(ids))).order_by(Trigger.id))
+    return {row.id: row for row in found}
+
+
+def claim(batch: Sequence[PendingFire]) -> set[str]:
+    """Count an attempt of each slot that nobody has decided or postponed since it was read. Return the ids of those."""
+    claimed: set[str] = set()
+    stages: dict[tuple[int, str], list[str]] = {}
+    for fire in batch:
+        stages.setdefault((fire.row.attempt, fire.row.stage), []).append(fire.row.id)
+    for (attempt, stage), ids in stages.items():
+        unchanged = Fire.id.in_(ids) & PENDING & (Fire.attempt == attempt) & (Fire.stage == stage)
+        update = Fire.update(attempt=attempt + 1).where(unchanged).returning(Fire.id)
+        claimed.update(row.id for row in update.execute())
+    return claimed
+
+
+def read_facts(
+    triggers: Mapping[str, Trigger], types: TriggerTypeRegistry, accounts: Accounts, *, is_held: bool
+) -> BatchFacts:
+    """Read what decides whether slots of these locked triggers fire."""
+    watched = {
+        row.id: action
+        for row in triggers.values()
+        if row.overlap != OVERLAPS_WITHOUT_WORK and (action := types.action(row.action["type"])) is not None
+    }
+    return BatchFacts(
+        triggers=triggers,
+        owners={user_id: _owner(accounts, user_id) for user_id in {row.created_by for row in triggers.values()}},
+        fires_of_hour=fires_since([*triggers], HOUR),
+        live=live_fires(watched),
+        is_held=is_held,
+    )
+
+
+def _owner(accounts: Accounts, user_id: str | None) -> Principal | RightsLost:
+    try:
+        return accounts.principal_of(user_id)
+    except RightsLost as error:
+        return error
+
+
+def live_fires(actions: Mapping[str, TriggerAction], *, mark: bool = True) -> dict[str, list[Fire]]:
+    """Return for each trigger, given with its action, the newest fires whose work is unfinished.
+
+    With `mark`, mark the others as finished, so that they are not read again.
+    """
+    watched = {trigger_id: action for trigger_id, action in actions.items() if action.are_live is not None}
+    if not watched:
+        return {}
+    mine = Fire.trigger_id.in_([*watched]) & (Fire.status == "fired") & Fire.is_live
+    columns = Fire.select(Fire.id, Fire.trigger_id, Fire.result)
+    rows = list(columns.where(mine).order_by(Fire.fired_at.desc()).limit(MAX_LIVE))
+    if len(rows) == MAX_LIVE and len(watched) > 1:  # those of one trigger must not hide those of another
+        single = [live_fires({trigger_id: action}, mark=mark) for trigger_id, action in watched.items()]
+        return {trigger_id: fires for found in single for trigger_id, fires in found.items()}
+    live: dict[str, list[Fire]] = {}
+    ended: list[str] = []
+    for action in {action.type: action for action in watched.values()}.values():
+        same = [row for row in rows if watched[row.trigger_id].type == action.type]
+        are_live = action.are_live([row.result for row in same]) if same and action.are_live is not None else []
+        for row, is_live in zip(same, are_live, strict=True):
+            if is_live:
+                live.setdefault(row.trigger_id, []).append(row)
+            else:
+                ended.append(row.id)
+    if ended and mark:
+        Fire.update(is_live=False).where(Fire.id.in_(ended)).execute()
+    return live
+
+
+@contextlib.contextmanager
+def caused_by(cause: tuple[str, ...]) -> Iterator[None]:
+    """Give the events of a part of the current unit of work these causes."""
+    unit: Any = current()
+    before = unit.entry
+    unit.entry = msgspec.structs.replace(before, cause=cause)
+    try:
+        yield
+    finally:
+        unit.entry = before
