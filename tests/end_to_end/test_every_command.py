@@ -151,6 +151,22 @@ template export team --name Team --agent Echo --output team.json
 template validate team.json
 template upload team.json
 template delete team
+notifications list
+notifications preferences -f email=important
+notifications channel-types
+notifications create-channel receiver --type webhook -f url=http://receiver.invalid/hook
+notifications channels
+notifications edit-channel receiver --enable
+notifications test-channel receiver
+notifications create-rule failures --event task.failed --channel receiver
+notifications rules
+notifications edit-rule failures --event task.created -f group_wait_seconds:=0
+notifications test-rule failures --days 1
+notifications retry {{notice}}
+notifications deliveries --rule failures
+notifications delete-rule failures
+notifications delete-channel receiver
+notifications read --all
 webhooks create http://receiver.invalid/hook --event task.created
 webhooks list
 webhooks show receiver.invalid
@@ -319,6 +335,8 @@ def test_operations_8_the_json_output_of_every_command_parses(server: ServerProc
                 names[each] = admin.post("/dead-letter", json={"task_id": task_id}).json()["id"]
         if "{delivery}" in line and "delivery" not in names:
             names["delivery"] = first_delivery(admin)
+        if "{notice}" in line:
+            names["notice"] = failed_notification(admin)
         arguments = shlex.split(line.format(**names))
         name = max((each for each in known if f"{line} ".startswith(f"{each} ")), key=len)
         environ = server.environ | (of_copy(server, printed) if name in ON_A_COPY else {})
@@ -341,6 +359,17 @@ def first_delivery(admin: httpx2.Client) -> str:
     until = time.monotonic() + 10
     while not (found := admin.get(path).json()["items"]):
         assert time.monotonic() < until, "no delivery was written"
+        time.sleep(0.1)
+    return str(found[0]["id"])
+
+
+def failed_notification(admin: httpx2.Client) -> str:
+    """The id of a delivery that failed for good, because there is only one attempt."""
+    assert admin.put("/settings/notifications/retry_schedule", json={"value": [0]}).status_code == 200
+    assert admin.post("/tasks", json={"title": "tell people"}).status_code == 201
+    until = time.monotonic() + 20
+    while not (found := admin.get("/notifications/deliveries?status=failed").json()["items"]):
+        assert time.monotonic() < until, "no delivery failed"
         time.sleep(0.1)
     return str(found[0]["id"])
 
