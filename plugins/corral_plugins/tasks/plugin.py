@@ -32,6 +32,7 @@ from corral_plugins.tasks.service.leases import AttemptPrincipals, AttemptTokenA
 from corral_plugins.tasks.service.outcomes import TaskOutcomes
 from corral_plugins.tasks.service.queries import TaskQueries
 from corral_plugins.tasks.service.retention import TaskRetention
+from corral_plugins.tasks.service.reviews import TaskReviews
 from corral_plugins.tasks.service.rows import TaskViews
 from corral_plugins.tasks.service.run_reports import TaskLogs, UsageReports
 from corral_plugins.tasks.service.runs import TaskRuns
@@ -60,6 +61,7 @@ class TasksPlugin(Plugin):
         "approvals",
         "backup",
         "circuit_breakers",
+        "code_reviews",
         "cost",
         "dead_letter",
         "files",
@@ -98,6 +100,7 @@ class TasksPlugin(Plugin):
             ClaimPayloads,
             ClaimBudgets,
             TaskClaims,
+            TaskReviews,
             TaskRuns,
             TaskLeases,
             TaskLogs,
