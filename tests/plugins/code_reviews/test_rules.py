@@ -354,6 +354,20 @@ async def test_an_agent_reviews_but_never_decides(desk: Desk) -> None:
     assert (review["status"], (await desk.read(task_id))["status"]) == ("pending", "waiting")
 
 
+async def test_the_reviewer_of_the_policy_is_asked_for_a_diff_that_was_proposed_before_the_end(desk: Desk) -> None:
+    reviewer = await desk.agent("reviewer")
+    policy = {"mode": "agent", "reviewer_agent_id": reviewer}
+    task_id = await desk.task(agent_id=desk.agent_id, review_policy=policy)
+    lease = await desk.worker.run()
+    agent = Client(desk.kit.application.app, lease.claim["agent_token"])
+    body = {"title": "Mine", "agent_id": desk.agent_id, "task_id": task_id, "patch": patch_of("2")}
+    review_id = (await agent.post("/code-reviews", body)).json()["id"]
+    await lease.ok("complete", {"result": 1})
+    (asked,) = await desk.worker.claim_all(max_tasks=4)
+    assert (asked.claim["task"]["agent_id"], asked.claim["task"]["input"]["review_id"]) == (reviewer, review_id)
+    assert [each["agent_id"] for each in (await desk.review(review_id))["reviewers"]] == [reviewer]
+
+
 async def test_an_agent_that_becomes_a_reviewer_is_asked_once(desk: Desk) -> None:
     reviewer, other = await desk.agent("reviewer"), {"user_id": desk.other.user["id"]}
     review = await desk.opened(reviewers=[other])

@@ -173,11 +173,9 @@ class ReviewDecisions:
         return self._listing.view_of(row)
 
     def cancel(self, review_id: str, match: IfMatch, *, by: Principal) -> ReviewView:
-        """Withdraw the review. The task that waits for it fails, because nobody approved what it made."""
+        """Withdraw the review."""
         row = self._lock_own(review_id, match, by)
-        self._reviews.cancel_row(row, by=by.user_id)
-        if row.is_awaited and row.task_id is not None:
-            self._tasks.end_review(row.task_id, row.id, approved=False, message="The review was withdrawn.")
+        self._reviews.withdraw_row(row, by=by)
         return self._listing.view_of(row)
 
     def _lock_own(self, review_id: str, match: IfMatch, by: Principal) -> Review:

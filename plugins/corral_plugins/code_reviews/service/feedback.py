@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from corral_plugins.code_reviews.models import Review, ReviewComment
-from corral_plugins.code_reviews.service.listing import comments_of
+from corral_plugins.code_reviews.service import rows
 
 
 def feedback_of(row: Review) -> dict[str, Any]:
@@ -15,7 +15,7 @@ def feedback_of(row: Review) -> dict[str, Any]:
         "revision": row.revision,
         "round": row.round,
         "reason": row.decision_note,
-        "comments": [_comment(each) for each in comments_of(row.id) if not each.resolved],
+        "comments": [_comment(each) for each in rows.comments_of(row.id) if not each.resolved],
     }
 
 
