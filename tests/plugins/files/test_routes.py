@@ -187,6 +187,27 @@ async def test_a_committed_file_keeps_its_bytes_if_the_answer_of_the_database_is
     assert (await shelf.owner.get(f"/files/{file['id']}/download")).body == b"whole"
 
 
+async def test_an_upload_that_is_cancelled_while_it_begins_reserves_nothing(
+    shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = shelf.kit.service(Uploads)
+    work: Any = service._work
+
+    async def cancelled(unit: Any, **options: Any) -> Any:
+        await work(unit, **options)
+        monkeypatch.undo()
+        raise asyncio.CancelledError
+
+    async def content() -> AsyncIterator[bytes]:
+        yield b"never read"
+
+    monkeypatch.setattr(service, "_work", cancelled)
+    owner, source = shelf.owner.user["id"], FileSource(type="export")
+    with pytest.raises(asyncio.CancelledError):
+        await shelf.kit.service(Files).put(content(), name="cut.txt", owner_id=owner, source=source)
+    assert await shelf.kit.work(lambda: Upload.select().count(), read=True) == 0
+
+
 async def test_a_slow_upload_of_unknown_size_reserves_no_more_than_it_needs(
     shelf: Shelf, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from corral.crypto import SealedWrong
 from corral.database.engine import Work
-from corral.database.unit import SYSTEM, UnitContext
+from corral.database.unit import SYSTEM, UnitContext, after_commit
 from corral.errors import Unavailable
 from corral.events.log import LoggedEvent
 from corral.redact.redactor import Redactor
@@ -47,6 +47,7 @@ class RedactorValues:
         self._pinned_secrets, self._alerts = pinned_secrets, alerts
         self._opened: dict[str, str | None] = {}  # by version id; None if the value cannot be decrypted
         self._changed = asyncio.Event()
+        self._known: frozenset[str] = frozenset()  # labels
         self.unreadable = 0
         self.groups: dict[str, list[str]] = {}
         """The names of the secrets that each worker group may receive."""
@@ -55,6 +56,14 @@ class RedactorValues:
         """Wake up `refresh_on_change` if a secret changed. Called by the event feed."""
         if any(record.type in CHANGES for record in records):
             self._changed.set()
+
+    def expect(self, row: SecretRow) -> None:
+        """Refresh at once if the value of a secret that is used now is not known yet. Runs in a unit of work.
+
+        The event about the value may reach this process up to two seconds after the value can be used.
+        """
+        if redactor_label(row.name, row.version) not in self._known:
+            after_commit(self._changed.set)
 
     async def refresh_on_change(self) -> None:
         """Refresh the redactor after every change. Runs as a supervised task."""
@@ -87,6 +96,7 @@ class RedactorValues:
             if (value := self._opened[item.id]) is not None:
                 values[redactor_label(item.name, item.n)] = value
         await asyncio.to_thread(self._redactor.set_values, SOURCE, values)
+        self._known = frozenset(values)
 
     async def _list_versions(self) -> list[_ListedVersion]:
         """Return every version that is not destroyed, including versions of deleted secrets."""
