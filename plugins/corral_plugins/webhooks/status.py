@@ -31,5 +31,5 @@ def _is_failing(webhook: Any) -> bool:
 def _text_of(webhook: Any) -> str:
     name, host = webhook["id"], webhook["host"]
     if webhook["is_active"]:
-        return f"{host} fails since {webhook['failing_since']}. See why: corral webhooks deliveries {name}"
+        return f"{host} has failed since {webhook['failing_since']}. See why: corral webhooks deliveries {name}"
     return f"{host} was disabled ({webhook['disabled_reason']}). Enable it: corral webhooks enable {name}"
