@@ -55,15 +55,14 @@ DEFAULT_NOTIFICATIONS = Setting[dict[str, bool]](
 
 
 def _is_url(value: str | None, settings: object) -> str | None:
-    if value is None or (value.startswith(("http://", "https://")) and len(value) <= MAX_URL):
-        return None
-    return f"must begin with http:// or https://, and have at most {MAX_URL} characters"
+    return None if value is None or value.startswith(("http://", "https://")) else "must begin with http:// or https://"
 
 
 CONSOLE_URL = Setting(
     name="notifications.console_url",
     kind=str | None,
     default=None,
+    maximum=MAX_URL,
     check=_is_url,
     title="Base URL of the links in notifications",
     description="null: CORRAL_PUBLIC_URL.",

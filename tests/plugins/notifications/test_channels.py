@@ -281,6 +281,7 @@ async def test_a_process_that_dies_gives_its_delivery_back(world: Notified, slac
     made = await world.channel("slack", {"webhook_url": slack.url + "services/x"})
     await world.rule(made)
     await world.fail_task("one")
+    await world.kit.events()
     await world.dispatcher._fan_out.read()
     claims = world.kit.service(DeliveryClaims)
     [claimed] = (await world.kit.work(claims.claim)).claimed
