@@ -80,6 +80,35 @@ def test_dead_letters_are_named_by_the_titles_of_their_tasks(terminal: Terminal)
     assert "dead letters:" not in terminal("status")
 
 
+def test_a_task_whose_cost_limit_was_too_small_says_what_helps(terminal: Terminal) -> None:
+    """A retry keeps the limit, and only admins change it with a retry. Scripted models cost nothing, so the kind of the
+    error is written as the task's outcome writes it.
+    """
+    limit = ("-f", "max_cost_usd:=0.01")
+    made = terminal.json("tasks", "create", "--agent", "Refuser", "Cost too much", *limit)
+    until(lambda: terminal.json("tasks", "show", made["id"])["status"] == "failed")
+    with sqlite3.connect(terminal.folder / "data" / "corral.db", timeout=60) as database:
+        change = "UPDATE tasks_tasks SET extra = json_set(extra, '$.error.kind', 'budget') WHERE id = ?"
+        assert database.execute(change, (made["id"],)).rowcount == 1
+    letter = terminal.json("dead-letter", "show", "Cost too much")["id"]
+    remedy = f"corral dead-letter retry {letter} -f max_cost_usd:=USD"
+    for told in (terminal("tasks", "explain", "Cost too much"), terminal("tasks", "show", "Cost too much")):
+        assert "The task has cost $0.00, and its cost limit of $0.01 did not admit another model call." in told
+        assert remedy in told
+    refused = terminal.run("tasks", "retry", "Cost too much")
+    assert (refused.returncode, "a retry keeps the limit" in refused.stderr, remedy in refused.stderr) == (
+        1,
+        True,
+        True,
+    )
+    raised = ("-f", "max_cost_usd:=0.5")
+    assert terminal.json("dead-letter", "retry", "Cost too much", *raised)["task"]["max_cost_usd"] == 0.5
+    until(lambda: terminal.json("dead-letter", "list")["items"])
+    assert "is pending" in terminal("tasks", "retry", "Cost too much")
+    until(lambda: terminal.json("dead-letter", "list")["items"])
+    terminal("dead-letter", "discard", "Cost too much")
+
+
 def test_runs_are_named_by_their_workflow(terminal: Terminal) -> None:
     workflow(terminal, "Give back")
     terminal.run("workflows", "run", "Give back", "--wait")
