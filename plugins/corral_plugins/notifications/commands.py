@@ -101,6 +101,7 @@ def list_channels(client: ApiClient, *, as_json: bool) -> None:
         colour_of="status",
         computed={
             "enabled": lambda row: "yes" if row["is_enabled"] else "no",
+            "status": lambda row: f"failing ({row['last_error']})" if row["status"] == "failing" else row["status"],
             "used_by": lambda row: ", ".join(rule["name"] for rule in row["used_by"]),
         },
     )

@@ -320,7 +320,7 @@ def answer_step(
 ) -> None:
     """Give a step of the type input the data that it asks for."""
     given, run_id = {"input": read_body(input_path, fields)}, _run_id(client, run)
-    with client.looking_for(f"step {step} in the workflow run", run, f"corral workflows show-run {run}"):
+    with client.looking_for(f"step {step} in the workflow run", run, "corral workflows runs"):
         changed = client.post(f"/workflow-runs/{run_id}/steps/{step}/input", given)
     print_value(changed, as_json=as_json, text=f"The step {step} has its data.")
 

