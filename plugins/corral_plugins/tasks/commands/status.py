@@ -8,7 +8,6 @@ from typing import Any
 import click
 
 from corral.cli.api_client import ApiClient
-from corral.cli.commands import CommandContext
 from corral.cli.output import COLOURS, print_fields
 from corral.cli.server_connection import client_command
 from corral.cli.status_parts import read_if_allowed
@@ -25,8 +24,7 @@ def status_command(client: ApiClient, *, as_json: bool) -> None:
     running = client.get("/tasks", status=list(RUNNING))
     waiting = client.get("/tasks", status="waiting", **({} if me["role"] == "admin" else {"created_by": me["id"]}))
     fleet, health = client.get("/workers/overview"), client.get("/health")
-    context = click.get_current_context().find_object(CommandContext) or CommandContext()
-    parts = {name: describe(client) for name, describe in context.status_functions()}
+    parts = {name: describe(client) for name, describe in click.get_current_context().obj.status_functions()}
     report = {
         "server": client.url,
         "version": health["version"],
