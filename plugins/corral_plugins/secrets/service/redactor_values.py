@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from corral.crypto import SealedWrong
 from corral.database.engine import Work
-from corral.database.unit import SYSTEM, UnitContext, after_commit
+from corral.database.unit import SYSTEM, UnitContext
 from corral.errors import Unavailable
 from corral.events.log import LoggedEvent
 from corral.redact.redactor import Redactor
@@ -47,6 +47,7 @@ class RedactorValues:
         self._pinned_secrets, self._alerts = pinned_secrets, alerts
         self._opened: dict[str, str | None] = {}  # by version id; None if the value cannot be decrypted
         self._changed = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._known: frozenset[str] = frozenset()  # labels
         self.unreadable = 0
         self.groups: dict[str, list[str]] = {}
@@ -62,11 +63,12 @@ class RedactorValues:
 
         The event about the value may reach this process up to two seconds after the value can be used.
         """
-        if redactor_label(row.name, row.version) not in self._known:
-            after_commit(self._changed.set)
+        if self._loop is not None and redactor_label(row.name, row.version) not in self._known:
+            self._loop.call_soon_threadsafe(self._changed.set)
 
     async def refresh_on_change(self) -> None:
         """Refresh the redactor after every change. Runs as a supervised task."""
+        self._loop = asyncio.get_running_loop()
         while True:
             await self._changed.wait()
             self._changed.clear()
