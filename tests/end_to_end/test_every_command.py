@@ -43,6 +43,8 @@ IDS = {
     "tasks create": "task",
     "messages send": "message",
     "approvals ask": "approval",
+    "reviews open": "review",
+    "reviews comment": "comment",
     "workflows run": "run",
     "template install": "installation",
     "files upload": "file",
@@ -97,6 +99,19 @@ approvals revise {{approval}} 4
 approvals approve {{approval}} --note fine
 approvals ask "Sell a domain" -f allow_self:=true -f payload:=6
 approvals reject {{approval}} --note never
+reviews open "Greet" change.patch --agent Echo
+reviews list
+reviews show {{review}}
+reviews comment {{review}} "Why?" --at x.py:1
+reviews diff {{review}}
+reviews resolve {{review}} {{comment}}
+reviews request-changes {{review}} --reason simpler
+reviews revise {{review}} change.patch
+reviews approve {{review}}
+reviews open "Greet again" change.patch --agent Echo
+reviews reject "Greet again" --reason never
+reviews open "Greet once more" change.patch --agent Echo
+reviews cancel "Greet once more"
 approvals ask "Wait" -f payload:=7
 approvals cancel {{approval}}
 workflows create Greeting --input greeting.json
@@ -136,6 +151,22 @@ template export team --name Team --agent Echo --output team.json
 template validate team.json
 template upload team.json
 template delete team
+notifications list
+notifications preferences -f email=important
+notifications channel-types
+notifications create-channel receiver --type webhook -f url=http://receiver.invalid/hook
+notifications channels
+notifications edit-channel receiver --enable
+notifications test-channel receiver
+notifications create-rule failures --event task.failed --channel receiver
+notifications rules
+notifications edit-rule failures --event task.created -f group_wait_seconds:=0
+notifications test-rule failures --days 1
+notifications retry {{notice}}
+notifications deliveries --rule failures
+notifications delete-rule failures
+notifications delete-channel receiver
+notifications read --all
 webhooks create http://receiver.invalid/hook --event task.created
 webhooks list
 webhooks show receiver.invalid
@@ -261,6 +292,7 @@ def of_page() -> set[str]:
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     folder = tmp_path_factory.mktemp("commands")
     (folder / "password").write_text(f"{PASSWORD}\n")
+    (folder / "change.patch").write_text("--- a/x.py\n+++ b/x.py\n@@ -1 +1 @@\n-one\n+two\n")
     for name, step in STEPS.items():
         (folder / f"{name}.json").write_text(json.dumps({"steps": [step]}))
     config = folder / "corral.toml"
@@ -303,6 +335,8 @@ def test_operations_8_the_json_output_of_every_command_parses(server: ServerProc
                 names[each] = admin.post("/dead-letter", json={"task_id": task_id}).json()["id"]
         if "{delivery}" in line and "delivery" not in names:
             names["delivery"] = first_delivery(admin)
+        if "{notice}" in line:
+            names["notice"] = failed_notification(admin)
         arguments = shlex.split(line.format(**names))
         name = max((each for each in known if f"{line} ".startswith(f"{each} ")), key=len)
         environ = server.environ | (of_copy(server, printed) if name in ON_A_COPY else {})
@@ -325,6 +359,17 @@ def first_delivery(admin: httpx2.Client) -> str:
     until = time.monotonic() + 10
     while not (found := admin.get(path).json()["items"]):
         assert time.monotonic() < until, "no delivery was written"
+        time.sleep(0.1)
+    return str(found[0]["id"])
+
+
+def failed_notification(admin: httpx2.Client) -> str:
+    """The id of a delivery that failed for good, because there is only one attempt."""
+    assert admin.put("/settings/notifications/retry_schedule", json={"value": [0]}).status_code == 200
+    assert admin.post("/tasks", json={"title": "tell people"}).status_code == 201
+    until = time.monotonic() + 20
+    while not (found := admin.get("/notifications/deliveries?status=failed").json()["items"]):
+        assert time.monotonic() < until, "no delivery failed"
         time.sleep(0.1)
     return str(found[0]["id"])
 

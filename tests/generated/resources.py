@@ -18,6 +18,8 @@ from corral.auth.principal import Principal
 from corral.ids import new_id
 from corral.testing.kit import Client
 from corral_plugins.circuit_breakers.api import Breakers
+from corral_plugins.notifications.models import Delivery as NotificationDelivery
+from corral_plugins.notifications.models import Notification
 from corral_plugins.ssh.models import Connection
 from corral_plugins.ssh.service.executions import SshExecutions
 from corral_plugins.ssh.service.host_keys import fingerprint_of
@@ -244,6 +246,35 @@ for _verb in ("reject", "request-revision"):
     )
 
 
+# -- code reviews
+
+PATCH = "--- a/x.py\n+++ b/x.py\n@@ -1 +1 @@\n-one\n+two\n"
+REVIEW = "/code-reviews/{id}"
+
+
+@resource(
+    REVIEW,
+    "shared",
+    open=tuple(f"POST {REVIEW}/{verb}" for verb in ("comment", "approve", "reject", "request-changes")),
+    bodies={f"POST {REVIEW}/revisions": {"patch": PATCH}},
+)
+async def code_review(world: World, owner: Client) -> Names:
+    agent_id = await world.agent(owner, name("author"))
+    body = {"title": name("review"), "agent_id": agent_id, "patch": PATCH}
+    return {"id": (await world.ok(owner, "POST", "/code-reviews", body))["id"]}
+
+
+@resource(
+    f"{REVIEW}/comments/{{comment_id}}",
+    "shared",
+    open=tuple(f"POST {REVIEW}/comments/{{comment_id}}/{verb}" for verb in ("resolve", "reopen")),
+)
+async def code_review_comment(world: World, owner: Client) -> Names:
+    made = await code_review(world, owner)
+    comment = await world.ok(owner, "POST", f"/code-reviews/{made['id']}/comment", {"body": "Why?"})
+    return {**made, "comment_id": comment["id"]}
+
+
 # -- triggers
 
 ACTION = {"type": "create_task", "title": "sample"}
@@ -290,6 +321,47 @@ async def webhook_delivery(world: World, owner: Client) -> Names:
     ended = {"subject": {}, "status": "failed", "created_at": clock.now(), "finished_at": clock.now()}
     await world.kit.work(lambda: Delivery.create(**row, **ended))
     return {**made, "delivery_id": row["id"]}
+
+
+# -- notifications
+
+RULE = {"name": "sample", "events": ["task.failed"]}
+
+
+@resource("/notifications/{id}", "private")
+async def notification(world: World, owner: Client) -> Names:
+    row = {"id": new_id(), "user_id": owner.user["id"], "type": "task.failed", "severity": "error", "title": "A task"}
+    rest = {"body": "", "group_key": "key", "created_at": clock.now(), "last_at": clock.now()}
+    await world.kit.work(lambda: Notification.create(**row, **rest))
+    return {"id": row["id"]}
+
+
+@resource(
+    "/notifications/channels/{id}",
+    "admin",
+    bodies={
+        "POST /notifications/channels": {"name": "sample", "type": "email", "config": {"to": ["a@example.org"]}},
+    },
+)
+async def notification_channel(world: World, owner: Client) -> Names:
+    body = {"name": name("channel"), "type": "webhook", "config": {"url": "http://receiver.invalid/hook"}}
+    return {"id": (await world.ok(world.admin, "POST", "/notifications/channels", body))["id"]}
+
+
+@resource("/notifications/rules/{id}", "admin", bodies={"POST /notifications/rules": RULE})
+async def notification_rule(world: World, owner: Client) -> Names:
+    body = {**RULE, "name": name("rule")}
+    return {"id": (await world.ok(world.admin, "POST", "/notifications/rules", body))["id"]}
+
+
+@resource("/notifications/deliveries/{id}", "admin")
+async def notification_delivery(world: World, owner: Client) -> Names:
+    made = await notification_channel(world, owner)
+    row: dict[str, Any] = {"id": new_id(), "channel_id": made["id"], "group_key": "key", "severity": "error"}
+    row |= {"items": []}
+    ended = {"status": "failed", "created_at": clock.now(), "finished_at": clock.now()}
+    await world.kit.work(lambda: NotificationDelivery.create(**row, **ended))
+    return {"id": row["id"]}
 
 
 # -- files

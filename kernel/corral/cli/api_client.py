@@ -128,18 +128,19 @@ class ApiClient:
         file.seek(0)
         return send()
 
-    def download(self, path: str) -> Iterator[bytes]:
+    def download(self, path: str, **query: Any) -> Iterator[bytes]:
         """Send a GET request and yield the bytes of the response while they arrive."""
         try:
-            yield from self._stream(path)
+            yield from self._stream(path, query)
         except ApiClientError as error:
             if error.status not in (401, 403) or not self.on_refusal(error):
                 raise
-            yield from self._stream(path)
+            yield from self._stream(path, query)
 
-    def _stream(self, path: str) -> Iterator[bytes]:
+    def _stream(self, path: str, query: Mapping[str, Any]) -> Iterator[bytes]:
+        address, headers = self._address(path), self._headers({})
         try:
-            with self._http.stream("GET", self._address(path), headers=self._headers({})) as answer:
+            with self._http.stream("GET", address, params=dict(query), headers=headers) as answer:
                 if not answer.is_success:
                     answer.read()
                 yield from self._checked(path, answer).iter_bytes()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal, Protocol
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
@@ -276,6 +276,24 @@ class MailTestResult(msgspec.Struct, kw_only=True):
     error: str | None
 
 
+class MailFailed(Exception):
+    """Raised when the server did not accept the mail. A later attempt may succeed. The message is for admins only."""
+
+
+class MailRefused(MailFailed):
+    """Raised when the server rejected the mail permanently, because of its recipient or content."""
+
+
+class Letter(msgspec.Struct, frozen=True, kw_only=True):
+    """An email that a plugin wrote, as text and as HTML. The name of the installation precedes the subject."""
+
+    to: str
+    subject: str
+    text: str
+    html: str
+    headers: Mapping[str, str] = {}
+
+
 class Mail(Protocol):
     """Sends emails to users. Jobs send the emails, so nothing else waits if the mail server is unavailable."""
 
@@ -289,6 +307,13 @@ class Mail(Protocol):
 
         If no mail server is configured, this function does nothing. `facts` are the values that the template
         needs: `until` for the kind `locked`, `new` for `email_changed`, and `left` for `recovery_code_used`.
+        """
+        ...
+
+    async def send_letter(self, letter: Letter) -> None:
+        """Send an email now. Raise `MailFailed` or `MailRefused`, or `ValueError` for an invalid address.
+
+        Call this function outside a unit of work. Whoever calls it repeats it if the server is unavailable.
         """
         ...
 

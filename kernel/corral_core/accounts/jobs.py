@@ -10,6 +10,7 @@ from corral import clock
 from corral.database.engine import Work
 from corral.jobs.job import Job, Schedule
 from corral.plugin import Settings
+from corral_core.accounts.api import MailRefused
 from corral_core.accounts.models import RefreshRow, SessionRow, SigningKeyRow
 from corral_core.accounts.service import authentication, links, lockout, second_factor
 from corral_core.accounts.service.accounts import AccountsService
@@ -42,8 +43,6 @@ async def send_mail(
 
     The lifetime of the link begins when the email is sent, because the token is generated only then.
     """
-    from corral_core.accounts.service.smtp import MailRefused
-
     if not mail.is_configured:
         log.warning("mail dropped because mail.host is no longer set", extra={"kind": kind})
         return

@@ -55,6 +55,7 @@ class AgentFacts(msgspec.Struct, frozen=True, kw_only=True):
     stall_policy: dict[str, Any] | None
     last_active_at: str | None
     max_cost_per_task_micro: int | None = None
+    review_policy: dict[str, Any] | None = None  # null: no review
 
     @property
     def can_claim(self) -> bool:

@@ -49,6 +49,7 @@ class Agent(Model):
     max_cost_per_task_micro = peewee.BigIntegerField(null=True)
     retry_policy = JSONField(null=True)
     stall_policy = JSONField(null=True)
+    review_policy = JSONField(null=True)
     tags = JSONField(default=list)
     metadata = JSONField(default=dict)
     deleted_at = InstantField(null=True)

@@ -48,7 +48,7 @@ class AgentsPlugin(Plugin):
 
     name = "agents"
     requires = ("accounts",)
-    wants = ("admin", "cost", "llm", "marketplace", "tasks", "tools", "triggers", "workers")
+    wants = ("admin", "code_reviews", "cost", "llm", "marketplace", "tasks", "tools", "triggers", "workers")
     permissions = (
         Permission("agents.read", "Read agents, their versions and statistics", holders=(*READERS, "agent")),
         Permission("agents.write", "Create agents; change, start and stop one's own agents", holders=WRITERS),

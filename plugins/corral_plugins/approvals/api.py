@@ -168,6 +168,18 @@ class ApprovalFacts(msgspec.Struct, frozen=True, kw_only=True):
         return {"status": self.status, "note": self.note, "by": self.by, "edited_payload": edited}
 
 
+class InvolvedPeople(msgspec.Struct, frozen=True, kw_only=True):
+    """The people whom an approval concerns.
+
+    `approvers` lists who may decide besides admins, except `excluded`. `requester_id` is the person who asked, or for
+    whom an agent, worker or workflow asked, or None.
+    """
+
+    approvers: list[Approvers]
+    excluded: frozenset[str]
+    requester_id: str | None
+
+
 class Approvals(Protocol):
     """The service for approvals. Every method runs in the caller's unit of work.
 
@@ -191,6 +203,10 @@ class Approvals(Protocol):
 
     def find(self, approval_id: str) -> ApprovalFacts | None:
         """Return an approval, or None if there is none with this id."""
+        ...
+
+    def involved(self, approval_id: str) -> InvolvedPeople | None:
+        """Return the people whom an approval concerns, or None if there is no such approval."""
         ...
 
     def consume(self, approval_id: str, *, payload_sha256: str) -> Any:

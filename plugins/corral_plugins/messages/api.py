@@ -113,6 +113,7 @@ class MessageEvent(Event, kw_only=True):
     sender_agent_id: str | None
     sender_user_id: str | None
     recipient_agent_id: str | None
+    recipient_user_id: str | None
     channel: str | None
     type: str
     subject: str

@@ -107,10 +107,10 @@ class ReviewPolicy(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 BUDGETS = ("max_cost_usd", "monthly_budget_usd", "max_cost_per_task_usd")
 
 
-def refuse_unenforced(fields: Mapping[str, Any], *, enforces_budgets: bool) -> None:
-    """Raise `Invalid` if the fields of a task or an agent require reviews, or set a budget that nothing enforces.
+def refuse_unenforced(fields: Mapping[str, Any], *, enforces_budgets: bool, performs_reviews: bool) -> None:
+    """Raise `Invalid` if the fields of a task or an agent set a budget or require reviews without effect.
 
-    No plugin performs reviews, and budgets need the `cost` plugin, so such a value would have no effect.
+    Budgets need the `cost` plugin, and reviews the `code_reviews` plugin.
     """
     faults = [
         FieldError(f"/{name}", "not_allowed", "Budgets require the plugin cost, which is not active.")
@@ -118,12 +118,23 @@ def refuse_unenforced(fields: Mapping[str, Any], *, enforces_budgets: bool) -> N
         if not enforces_budgets and fields.get(name) not in (None, UNSET)
     ]
     review = fields.get("review_policy")
-    if isinstance(review, ReviewPolicy) and review != ReviewPolicy():
-        member = "reviewer_agent_id" if review.mode == "none" else "mode"
-        detail = "No plugin performs reviews yet; set the mode to none, without a reviewer."
-        faults.append(FieldError(f"/review_policy/{member}", "not_allowed", detail))
+    if isinstance(review, ReviewPolicy):
+        faults += review_policy_faults(review, "/review_policy", performs_reviews=performs_reviews)
     if faults:
         raise Invalid(faults[0].detail, errors=faults)
+
+
+def review_policy_faults(policy: ReviewPolicy, pointer: str, *, performs_reviews: bool) -> list[FieldError]:
+    """Return the faults of a review policy that its type cannot express."""
+    if policy.mode != "none" and not performs_reviews:
+        detail = "Reviews require the plugin code_reviews, which is not active."
+        return [FieldError(f"{pointer}/mode", "not_allowed", detail)]
+    if policy.mode == "agent" and policy.reviewer_agent_id is None:
+        return [FieldError(f"{pointer}/reviewer_agent_id", "required", "Name the agent that reviews.")]
+    if policy.mode != "agent" and policy.reviewer_agent_id is not None:
+        detail = "Only the mode agent has a reviewer."
+        return [FieldError(f"{pointer}/reviewer_agent_id", "not_allowed", detail)]
+    return []
 
 
 class TaskFields(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -396,6 +407,17 @@ class Tasks(Protocol):
 
         Return False if the task does not wait for an answer of this `kind`, or does not wait for the object `id`.
         """
+        ...
+
+    def end_review(self, task_id: str, review_id: str, *, approved: bool, message: str) -> bool:
+        """Complete a task that waits for this review, or fail it with the kind `rejected`.
+
+        Return False if the task does not wait for the review.
+        """
+        ...
+
+    def replace_review(self, task_id: str, review_id: str, new_id: str) -> bool:
+        """Let a task that waits for a review wait for a newer one. Return False if it does not wait for the review."""
         ...
 
     def lock_held_run(self, task_id: str, lease_id: str, *, approval_id: str) -> Run:

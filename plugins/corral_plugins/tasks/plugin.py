@@ -32,6 +32,7 @@ from corral_plugins.tasks.service.leases import AttemptPrincipals, AttemptTokenA
 from corral_plugins.tasks.service.outcomes import TaskOutcomes
 from corral_plugins.tasks.service.queries import TaskQueries
 from corral_plugins.tasks.service.retention import TaskRetention
+from corral_plugins.tasks.service.reviews import TaskReviews
 from corral_plugins.tasks.service.rows import TaskViews
 from corral_plugins.tasks.service.run_reports import TaskLogs, UsageReports
 from corral_plugins.tasks.service.runs import TaskRuns
@@ -61,6 +62,7 @@ class TasksPlugin(Plugin):
         "approvals",
         "backup",
         "circuit_breakers",
+        "code_reviews",
         "cost",
         "dead_letter",
         "files",
@@ -100,6 +102,7 @@ class TasksPlugin(Plugin):
             UsualCosts,
             ClaimBudgets,
             TaskClaims,
+            TaskReviews,
             TaskRuns,
             TaskLeases,
             TaskLogs,

@@ -52,13 +52,25 @@ UsageReport = UsageTotals | Annotated[list[UsageItem], Meta(max_length=100)]
 """The usage that a worker reports: either the totals of the attempt or a list of single items."""
 
 
-class Artifact(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """An artifact of a run: the `file_id` of an uploaded file, or inline text with a `type` such as `diff`."""
+PATCH_CHARACTERS = 2 * 1024 * 1024
+Ref = Annotated[str, line(500)]
 
-    name: Annotated[str, Meta(min_length=1, max_length=200)]
+
+class Artifact(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """An artifact of a run: the `file_id` of an uploaded file, or inline text with a `type` such as `diff`.
+
+    A `diff` has its text in `patch`. If the review policy requires a review, the review keeps the patch, and the task
+    waits for it.
+    """
+
+    name: Annotated[str, Meta(min_length=1, max_length=200)] = "diff"
     file_id: Id | UnsetType = UNSET
     type: Annotated[str, Meta(max_length=50)] | UnsetType = UNSET
     content: Annotated[str, Meta(max_length=65536)] | UnsetType = UNSET
+    patch: Annotated[str, Meta(min_length=1, max_length=PATCH_CHARACTERS)] | UnsetType = UNSET
+    repo: Ref | UnsetType = UNSET
+    base_ref: Ref | UnsetType = UNSET
+    head_ref: Ref | UnsetType = UNSET
 
 
 class LeaseReport(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):

@@ -57,6 +57,7 @@ class StepContext(msgspec.Struct, frozen=True, kw_only=True):
     cause_chain: tuple[str, ...]
     remaining_usd: float | None
     work: Work
+    review_policy: Json | None = None  # that of the workflow, for the tasks of its steps
     waits_for: str | None = None
     with_secrets: Callable[[str], Awaitable[Json]] | None = None
 

@@ -64,6 +64,7 @@ class WorkflowsPlugin(Plugin):
         "admin",
         "approvals",
         "circuit_breakers",
+        "code_reviews",
         "cost",
         "files",
         "llm",

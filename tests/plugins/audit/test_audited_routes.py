@@ -17,13 +17,18 @@ import pyotp
 import pytest
 from tests.generated.operations import Operation, operations
 
+from corral import clock
+from corral.ids import new_id
 from corral.testing.kit import PASSWORD, Client, Kit
+from corral_plugins.notifications.models import Delivery
 
 CHANGES_NOTHING = {
     "POST /egress/check": "it judges an address",
     "POST /security/ip-rules/check": "it judges an address",
     "POST /settings/test-mail": "it sends a mail to try the settings",
     "POST /ssh-connections/{id}/test": "it logs in on a machine",
+    "POST /notifications/channels/{id}/test": "it sends a test",
+    "POST /notifications/rules/{id}/test": "it reads past events",
     "POST /llm/providers/{name}/test": "it asks the provider a question",
     "POST /llm/providers/{name}/refresh": "it reads the provider's list of models",
 }
@@ -145,6 +150,21 @@ class Site:
         body = {"name": f"machine{next(_numbers)}", "hostname": "10.1.2.3", "username": "deploy"}
         return {"id": (await self.ok("POST", "/ssh-connections", body))["id"]}
 
+    async def channel(self) -> dict[str, str]:
+        body = {"name": f"channel{next(_numbers)}", "type": "email", "config": {"to": ["ops@example.org"]}}
+        return {"id": (await self.ok("POST", "/notifications/channels", body))["id"]}
+
+    async def rule(self) -> dict[str, str]:
+        body = {"name": f"rule{next(_numbers)}", "events": ["task.failed"]}
+        return {"id": (await self.ok("POST", "/notifications/rules", body))["id"]}
+
+    async def failed_delivery(self) -> dict[str, str]:
+        made = await self.channel()
+        row: dict[str, Any] = {"id": new_id(), "channel_id": made["id"], "group_key": "key", "severity": "error"}
+        row |= {"items": [], "status": "failed", "created_at": clock.now(), "finished_at": clock.now()}
+        await self.kit.work(lambda: Delivery.create(**row))
+        return {"id": row["id"]}
+
     async def task(self) -> dict[str, str]:
         return {"task_id": (await self.ok("POST", "/tasks", {"title": "abandoned"}))["id"]}
 
@@ -207,6 +227,16 @@ CALLS: dict[str, tuple[Make, Any]] = {
     "POST /ssh-connections": (NONE, {"name": "machine", "hostname": "10.1.2.3", "username": "deploy"}),
     "PUT /ssh-connections/{id}": (Site.machine, {"description": "other"}),
     "DELETE /ssh-connections/{id}": (Site.machine, None),
+    "POST /notifications/channels": (
+        NONE,
+        {"name": "ops", "type": "email", "config": {"to": ["ops@example.org"]}},
+    ),
+    "PUT /notifications/channels/{id}": (Site.channel, {"is_enabled": False}),
+    "DELETE /notifications/channels/{id}": (Site.channel, None),
+    "POST /notifications/rules": (NONE, {"name": "failures", "events": ["task.failed"]}),
+    "PUT /notifications/rules/{id}": (Site.rule, {"enabled": False}),
+    "DELETE /notifications/rules/{id}": (Site.rule, None),
+    "POST /notifications/deliveries/{id}/retry": (Site.failed_delivery, None),
     "PUT /cost/budget": (NONE, {"monthly_limit": 12}),
     "POST /cost/prices": (NONE, {"provider": "p", "model": "m", "input_usd": 1, "output_usd": 1}),
     "PUT /cost/prices/{id}": (Site.price, {"input_usd": 2}),

@@ -24,6 +24,7 @@ MEANT = {
     "llm.default_model": None,  # what is installed
     "llm.embedding_model": None,
     "password.context_words": [],
+    "notifications.defaults": {},
 }
 """Defaults that a page says in words."""
 NUMBER = r"(\d+(?: \d{3})*(?:\.\d+)?)"
@@ -116,6 +117,8 @@ def _types(bounds: str, default: Any) -> set[str]:
         return {"list"}
     if bounds.startswith("secret"):
         return {"secret"}
+    if bounds.startswith("object"):
+        return {"object"}
     if bounds.startswith("integer"):
         return {"int"}
     if re.match(r"(`\w+`(, | or |\\\|)?)+|`\w+(\\\|\w+)+`", bounds):

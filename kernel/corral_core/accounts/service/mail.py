@@ -23,7 +23,7 @@ from corral.egress.client import Egress
 from corral.errors import Conflict
 from corral.jobs.job import JobRow, enqueue
 from corral.plugin import InstallationConfig, Settings
-from corral_core.accounts.api import TIMEZONE, MailTestResult
+from corral_core.accounts.api import TIMEZONE, Letter, MailFailed, MailTestResult
 from corral_core.accounts.service.email_addresses import normalize_address
 from corral_core.accounts.service.links import SingleUseLinks
 from corral_core.accounts.settings import (
@@ -124,16 +124,31 @@ def render_mail(kind: str, *, sender: str, to: str, name: str, address: str, fac
     `facts` are the values of placeholders. Raise `ValueError` for an invalid email address.
     """
     template = TEMPLATES[kind]
-    message = EmailMessage()
-    message["From"] = _sender_address(sender)
-    message["To"] = _sender_address(to)
-    message["Subject"] = f"{name}: {template.subject}"
-    message["Date"] = format_datetime(datetime.fromtimestamp(clock.time_s(), UTC))
-    message["Message-ID"] = make_msgid(domain=sender.rpartition("@")[2])
-    message["Auto-Submitted"] = "auto-generated"
+    message = _new_message(sender, to, f"{name}: {template.subject}")
     message.set_content(
         (template.text + SIGN_OFF).format(**{**facts, "to": to, "name": name, "address": address}) + "\n"
     )
+    return message
+
+
+def render_letter(letter: Letter, *, sender: str, name: str) -> EmailMessage:
+    """Return the message for an email that a plugin wrote. Raise `ValueError` for an invalid address or header."""
+    message = _new_message(sender, letter.to, f"{name}: {letter.subject}")
+    for header, value in letter.headers.items():
+        message[header] = value
+    message.set_content(letter.text)
+    message.add_alternative(letter.html, subtype="html")
+    return message
+
+
+def _new_message(sender: str, to: str, subject: str) -> EmailMessage:
+    message = EmailMessage()
+    message["From"] = _sender_address(sender)
+    message["To"] = _sender_address(to)
+    message["Subject"] = subject
+    message["Date"] = format_datetime(datetime.fromtimestamp(clock.time_s(), UTC))
+    message["Message-ID"] = make_msgid(domain=sender.rpartition("@")[2])
+    message["Auto-Submitted"] = "auto-generated"
     return message
 
 
@@ -181,8 +196,6 @@ class MailService:
         return True
 
     async def send_test_mail(self, to: str) -> MailTestResult:
-        from corral_core.accounts.service.smtp import MailFailed
-
         if not self.is_configured:
             raise Conflict("No mail server is configured; set mail.host first.", current_status="not_configured")
         began = time.perf_counter()
@@ -197,15 +210,24 @@ class MailService:
 
     async def send_now(self, kind: str, to: str, facts: dict[str, Any]) -> None:
         """Send an email now. Raise `MailFailed` on failure, or `ValueError` for an invalid address."""
-        from corral_core.accounts.service.smtp import deliver
-
-        server = self._server()
-        sender = self._settings.get(MAIL_FROM) or f"corral@{server.host}"
         if "until" in facts:
             facts = {**facts, "until": self._local_time(facts["until"])}
-        name = self._settings.get(SITE_NAME)
-        message = render_mail(kind, sender=sender, to=to, name=name, address=self._site, facts=facts)
-        await deliver(self._egress, server, message, sender=sender, to=message["To"].addresses[0].addr_spec)
+        name, sender = self._settings.get(SITE_NAME), self._sender()
+        await self._deliver(render_mail(kind, sender=sender, to=to, name=name, address=self._site, facts=facts))
+
+    async def send_letter(self, letter: Letter) -> None:
+        if not self.is_configured:
+            raise MailFailed("No mail server is configured; set mail.host first.")
+        await self._deliver(render_letter(letter, sender=self._sender(), name=self._settings.get(SITE_NAME)))
+
+    def _sender(self) -> str:
+        return self._settings.get(MAIL_FROM) or f"corral@{self._server().host}"
+
+    async def _deliver(self, message: EmailMessage) -> None:
+        from corral_core.accounts.service.smtp import deliver
+
+        to = message["To"].addresses[0].addr_spec
+        await deliver(self._egress, self._server(), message, sender=self._sender(), to=to)
 
     def _local_time(self, instant: str) -> str:
         zone = self._settings.get(TIMEZONE)
@@ -222,7 +244,7 @@ class MailService:
         return "ok", "The mail server accepts connections."
 
     async def probe(self) -> str | None:
-        from corral_core.accounts.service.smtp import MailFailed, probe
+        from corral_core.accounts.service.smtp import probe
 
         try:
             await probe(self._egress, self._server())

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from corral.egress.client import Egress
 from corral.egress.guard import EgressBlocked, Policy
 from corral.egress.resolver import Unresolved
+from corral_core.accounts.api import MailFailed, MailRefused
 
 if TYPE_CHECKING:
     import ssl
@@ -33,14 +34,6 @@ class MailServer(NamedTuple):
     security: Security = "starttls"
     username: str | None = None
     password: str | None = None
-
-
-class MailFailed(Exception):
-    """Raised when the server did not accept the mail. A later attempt may succeed. The message is for admins only."""
-
-
-class MailRefused(MailFailed):
-    """Raised when the server rejected the mail permanently, because of its recipient or content."""
 
 
 async def deliver(egress: Egress, server: MailServer, message: EmailMessage, *, sender: str, to: str) -> None:

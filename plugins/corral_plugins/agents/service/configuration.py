@@ -12,7 +12,7 @@ from corral.plugin import Setting
 from corral.schema.json_schema_validation import check_user_schema
 from corral_plugins.agents.models import Agent
 from corral_plugins.agents.shapes import AgentConfig, AgentFields
-from corral_plugins.tasks.api import refuse_unenforced
+from corral_plugins.tasks.api import ReviewPolicy, refuse_unenforced
 
 MAX_STEPS: Setting[int] = Setting(
     name="agents.max_steps",
@@ -36,7 +36,9 @@ PLAIN = (
     "tags",
     "metadata",
 )
-STRUCTURED = ("tool_policy", "retry_policy", "stall_policy")
+STRUCTURED = ("tool_policy", "retry_policy", "stall_policy", "review_policy")
+NO_REVIEW = msgspec.to_builtins(ReviewPolicy())
+"""The review policy of an agent that has none."""
 MONEY = {"monthly_budget_usd": "monthly_budget_micro", "max_cost_per_task_usd": "max_cost_per_task_micro"}
 """The fields with amounts in USD, and the columns that store them in micro-USD."""
 FIELD_OF = {
@@ -57,6 +59,7 @@ CONFIGURATION = frozenset(
         "max_concurrent_tasks",
         "retry_policy",
         "stall_policy",
+        "review_policy",
         *MONEY,
     }
 )
@@ -78,14 +81,16 @@ def default_config(max_steps: int) -> dict[str, Any]:
     }
 
 
-def to_columns(fields: AgentFields, config: dict[str, Any], *, enforces_budgets: bool) -> dict[str, Any]:
+def to_columns(
+    fields: AgentFields, config: dict[str, Any], *, enforces_budgets: bool, performs_reviews: bool
+) -> dict[str, Any]:
     """Convert the fields that are set to column values.
 
     If `fields.config` is set, its absent parts are taken from `config`. Raise `Invalid` if a value breaks a rule that
     the type annotations cannot express, for example the maximum size of the metadata.
     """
     given = {name: getattr(fields, name) for name in fields.__struct_fields__}
-    refuse_unenforced(given, enforces_budgets=enforces_budgets)
+    refuse_unenforced(given, enforces_budgets=enforces_budgets, performs_reviews=performs_reviews)
     found: dict[str, Any] = {name: value for name in PLAIN if (value := getattr(fields, name)) is not UNSET}
     for name in STRUCTURED:
         if (value := getattr(fields, name)) is not UNSET:
@@ -98,6 +103,8 @@ def to_columns(fields: AgentFields, config: dict[str, Any], *, enforces_budgets:
         found["worker_labels"] = fields.worker_selector.labels
     if isinstance(fields.config, AgentConfig):
         found["config"] = _merge_config(config, fields.config)
+    if isinstance(reviewer := (found.get("review_policy") or {}).get("reviewer_agent_id"), str):
+        found["review_policy"]["reviewer_agent_id"] = reviewer.lower()
     if isinstance(found.get("worker_id"), str):
         found["worker_id"] = found["worker_id"].lower()
     if len(msgspec.json.encode(found.get("metadata", {}))) > METADATA_BYTES:
@@ -149,5 +156,6 @@ def version_configuration(row: Agent) -> dict[str, Any]:
     The configuration can be converted back into `AgentFields`.
     """
     special: dict[str, Any] = {"worker_selector": worker_selector_view(row)}
+    special |= {"review_policy": row.review_policy or NO_REVIEW}
     special |= {name: usd_of(getattr(row, column)) for name, column in MONEY.items()}
     return {name: special[name] if name in special else getattr(row, name) for name in sorted(CONFIGURATION)}

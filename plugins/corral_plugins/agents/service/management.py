@@ -46,7 +46,16 @@ from corral_plugins.agents.service.rows import (
     update_if_unchanged,
 )
 from corral_plugins.agents.service.states import StateChangePublisher, suppress_state_changes
-from corral_plugins.agents.shapes import AgentBudget, AgentBudgetChange, AgentPatch, AgentQuery, AgentView, NewAgent
+from corral_plugins.agents.shapes import (
+    AgentBudget,
+    AgentBudgetChange,
+    AgentFields,
+    AgentPatch,
+    AgentQuery,
+    AgentView,
+    NewAgent,
+)
+from corral_plugins.code_reviews.api import CodeReviews
 from corral_plugins.cost.api import Costs
 from corral_plugins.llm.api import LLM
 from corral_plugins.tasks.api import Tasks
@@ -61,6 +70,7 @@ MAX_AGENTS: Setting[int] = Setting(
 class AgentManagement:
     """Lists and changes agents. Every method runs in the caller's unit of work."""
 
+    code_reviews: CodeReviews | None
     cost: Costs | None
     llm: LLM | None
     tasks: Tasks | None
@@ -104,7 +114,7 @@ class AgentManagement:
         does not exist, or `quota_exceeded` if there are too many agents.
         """
         config = default_config(self._settings.get(MAX_STEPS))
-        values = {"config": config, **to_columns(new, config, enforces_budgets=self.cost is not None)}
+        values = {"config": config, **self._columns_of(new, config)}
         self._check_references(values)
         return self._insert_agent(new.name, values, by)
 
@@ -224,10 +234,13 @@ class AgentManagement:
 
     def _changed_columns(self, row: Agent, patch: AgentPatch, by: Principal) -> dict[str, Any]:
         """Check a patch, and return the columns whose values change."""
-        wanted = to_columns(patch, row.config, enforces_budgets=self.cost is not None)
+        wanted = self._columns_of(patch, row.config)
         if patch.name is not UNSET:
             wanted.update(_name_columns(patch.name))
         changes = {column: value for column, value in wanted.items() if getattr(row, column) != value}
+        if (changes.get("review_policy") or {}).get("reviewer_agent_id") == row.id:
+            detail = "An agent cannot review its own work."
+            raise Invalid.at("/review_policy/reviewer_agent_id", "not_allowed", detail)
         self._check_references(changes)
         self._check_tools(row, changes, by)
         if "name_key" in changes and _agent_with_name(changes["name_key"]) is not None:
@@ -268,8 +281,16 @@ class AgentManagement:
         if self.tools is not None and (added or after != before):
             self.tools.refuse_missing_permissions(by, enabled=added, policy=after, before=before)
 
+    def _columns_of(self, fields: AgentFields, config: dict[str, Any]) -> dict[str, Any]:
+        """Return the column values of the fields that are set. Raise `Invalid` for values that have no effect here."""
+        budgets, reviews = self.cost is not None, self.code_reviews is not None
+        return to_columns(fields, config, enforces_budgets=budgets, performs_reviews=reviews)
+
     def _check_references(self, values: dict[str, Any]) -> None:
-        """Raise `Invalid` with the code `unknown_reference` for a provider or worker that does not exist."""
+        """Raise `Invalid` with the code `unknown_reference` for a provider, worker or reviewer that does not exist."""
+        reviewer = (values.get("review_policy") or {}).get("reviewer_agent_id")
+        if reviewer is not None and not Agent.select().where((Agent.id == reviewer) & LIVING).exists():
+            raise _unknown_reference("/review_policy/reviewer_agent_id", "No agent has this id.")
         worker, provider = values.get("worker_id"), values.get("llm_provider")
         if worker is not None and (self.workers is None or self.workers.find(worker) is None):
             raise _unknown_reference("/worker_id", "No worker has this id.")

@@ -282,4 +282,5 @@ def _facts_of_row(row: Agent) -> AgentFacts:
         stall_policy=row.stall_policy,
         last_active_at=row.last_active_at or None,
         max_cost_per_task_micro=row.max_cost_per_task_micro,
+        review_policy=row.review_policy,
     )

@@ -9,19 +9,22 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Any, cast
 
-import msgspec
-
 from corral import clock
 from corral.auth.principal import Principal, require_owner
 from corral.auth.visibility import visible
 from corral.errors import NotFound, Unavailable
 from corral.ids import new_id
 from corral_plugins.agents.models import LIVING, Agent, AgentVersion
-from corral_plugins.agents.service.configuration import usd_of, version_configuration, worker_selector_view
+from corral_plugins.agents.service.configuration import (
+    NO_REVIEW,
+    usd_of,
+    version_configuration,
+    worker_selector_view,
+)
 from corral_plugins.agents.shapes import AgentView, Status
 from corral_plugins.cost.api import Costs
 from corral_plugins.llm.api import LLM
-from corral_plugins.tasks.api import ReviewPolicy, Tasks
+from corral_plugins.tasks.api import Tasks
 from corral_plugins.tools.api import Tools, unserved_tools
 from corral_plugins.workers.api import WorkerFacts, Workers
 
@@ -223,7 +226,7 @@ def _agent_view(row: Agent, task_ids: list[str], warnings: list[str], spent_micr
         max_cost_per_task_usd=usd_of(row.max_cost_per_task_micro),
         retry_policy=row.retry_policy,
         stall_policy=row.stall_policy,
-        review_policy=msgspec.to_builtins(ReviewPolicy()),
+        review_policy=row.review_policy or NO_REVIEW,
         tags=row.tags,
         metadata=row.metadata,
         status=cast(Status, row.status),

@@ -89,7 +89,7 @@ class AgentTemplateInstaller:
 
     def plan(self, spec: Json) -> None:
         """Raise `Invalid` if no agent could have this configuration."""
-        to_columns(convert(NewAgent, spec), DEFAULTS["config"], enforces_budgets=True)
+        to_columns(convert(NewAgent, spec), DEFAULTS["config"], enforces_budgets=True, performs_reviews=True)
 
     def existing(self, names: Sequence[str]) -> Mapping[str, str]:
         """Return the ids of the agents with these names, which ignore case."""

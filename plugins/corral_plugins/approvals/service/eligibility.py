@@ -13,7 +13,7 @@ from corral.auth.visibility import NO_ROWS
 from corral.errors import FieldError, Forbidden, Invalid
 from corral.plugin import Settings
 from corral_core.accounts.api import Accounts
-from corral_plugins.approvals.api import RISKS, ApprovalRequest, Approvers
+from corral_plugins.approvals.api import RISKS, ApprovalRequest, Approvers, InvolvedPeople
 from corral_plugins.approvals.models import Approval, ApproverRow
 from corral_plugins.approvals.settings import REQUIRE_MFA_FOR_HIGH, REQUIRE_SECOND_PERSON
 
@@ -98,12 +98,21 @@ class Eligibility:
             and not self._is_own(row, each)
         }
 
+    def involved(self, row: Approval) -> InvolvedPeople:
+        """Return the people whom an approval concerns."""
+        requester = row.requester_id if row.requester_type == "user" else row.on_behalf_of
+        people = {requester, row.agent_owner_id} - {None}
+        return InvolvedPeople(
+            approvers=[Approvers(users=each["users"], roles=each["roles"]) for each in _approver_lists(row)],
+            excluded=frozenset(each for each in people if self._is_own(row, each)),
+            requester_id=requester,
+        )
+
     @staticmethod
     def _is_named(row: Approval, user_id: str | None, role: str | None) -> bool:
         if role == "admin":
             return True
-        lists = [row.approvers, *([row.escalate_to] if row.escalated and row.escalate_to else [])]
-        return any(user_id in each["users"] or role in each["roles"] for each in lists)
+        return any(user_id in each["users"] or role in each["roles"] for each in _approver_lists(row))
 
     def _is_own(self, row: Approval, user_id: str | None) -> bool:
         """Return whether the person is excluded, because the request is theirs."""
@@ -136,3 +145,7 @@ def _needs_of(row: Approval) -> frozenset[str]:
 def is_weighty(row: Approval) -> bool:
     """Return whether the risk of a request is high or critical."""
     return row.risk in RISKS[HIGH:]
+
+
+def _approver_lists(row: Approval) -> list[Any]:
+    return [row.approvers, *([row.escalate_to] if row.escalated and row.escalate_to else [])]

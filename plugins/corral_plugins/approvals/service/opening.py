@@ -22,6 +22,7 @@ from corral_plugins.approvals.api import (
     ApprovalFacts,
     ApprovalRequest,
     Approvers,
+    InvolvedPeople,
     NewApproval,
     Requester,
     canonical_hash,
@@ -214,6 +215,10 @@ class ApprovalsService:
     def find(self, approval_id: str) -> ApprovalFacts | None:
         row = Approval.get_or_none(Approval.id == approval_id)
         return None if row is None else rows.facts_of(row)
+
+    def involved(self, approval_id: str) -> InvolvedPeople | None:
+        row = Approval.get_or_none(Approval.id == approval_id)
+        return None if row is None else self._eligibility.involved(row)
 
     def consume(self, approval_id: str, *, payload_sha256: str) -> Any:
         now = clock.now()

@@ -82,6 +82,7 @@ def publish_message_event(
         sender_agent_id=row.sender_agent_id,
         sender_user_id=row.sender_user_id,
         recipient_agent_id=row.recipient_agent_id,
+        recipient_user_id=row.recipient_user_id,
         channel=row.channel,
         type=row.type,
         subject=row.subject,

@@ -13,7 +13,7 @@ from corral.database.engine import Work
 from corral.database.unit import UnitContext
 from corral.errors import Conflict, Invalid
 from corral.http.answers import Encoded, Request
-from corral.http.routes import Routes
+from corral.http.routes import MIB, Routes
 from corral_plugins.secrets.api import SecretDelivery
 from corral_plugins.tasks.report_shapes import (
     CancellationReport,
@@ -33,6 +33,7 @@ from corral_plugins.tasks.report_shapes import (
     WaitReport,
 )
 from corral_plugins.tasks.service.actions import OwnerActions
+from corral_plugins.tasks.service.reviews import TaskReviews
 from corral_plugins.tasks.service.run_reports import TaskLogs
 from corral_plugins.tasks.service.runs import TaskRuns
 from corral_plugins.tasks.shapes import TaskView
@@ -126,6 +127,7 @@ def get_secret_value(
     "/{id}/complete",
     needs=(ACT, WRITE),
     raises=(*ENDS, "schema_mismatch", "unknown_reference"),
+    body_limit=4 * MIB,
     lenient=True,
     redacted=True,
 )
@@ -133,6 +135,7 @@ async def complete_task(
     id: str,
     body: CompletionReport,
     runs: TaskRuns,
+    reviews: TaskReviews,
     actions: OwnerActions,
     caller: Principal,
     request: Request,
@@ -140,15 +143,17 @@ async def complete_task(
 ) -> TaskView | Encoded:
     """Complete a run with its result.
 
-    To complete a task without a run, the owner of the task sends the same request without a lease.
+    If the review policy requires it, the task waits until a person has approved the diff of the run. To complete a
+    task without a run, the owner of the task sends the same request without a lease.
     """
     lease, entry = requested_lease(body, request, caller), request.unit_context(caller)
     if _is_owner(caller, lease):
         return await work(lambda: actions.complete(id, body.result, by=caller), entry=entry)
+    patch = await reviews.prepare(id, body, work)
     return await _run_keeping_usage(
         work,
         entry,
-        lambda: runs.complete(id, lease, body, caller),
+        lambda: runs.complete(id, lease, body, caller, patch=patch),
         lambda usage: runs.record_stale_usage(id, lease, usage, caller),
         body.usage,
     )

@@ -15,6 +15,7 @@ from corral.http.answers import ANY_VERSION, Encoded, IfMatch
 from corral.ids import new_id
 from corral.plugin import Audit, AuditEntry
 from corral.schema.json_schema_validation import json_schema_errors
+from corral_plugins.code_reviews.api import CodeReviews
 from corral_plugins.cost.api import Costs
 from corral_plugins.tasks import settings as declared
 from corral_plugins.tasks.api import TaskOverrides, TaskRetried, TaskUpdated
@@ -34,6 +35,7 @@ from corral_plugins.tasks.service.creation import (
     add_dependencies,
     agent_warnings,
     check_limits,
+    check_reviewer,
     checked_title,
     find_named_agent,
     future_instant,
@@ -73,6 +75,7 @@ class OwnerActions:
     """
 
     audit: Audit | None
+    code_reviews: CodeReviews | None
     cost: Costs | None
     tools: Tools | None
 
@@ -110,7 +113,9 @@ class OwnerActions:
         return rows.encoded_response(row.id, row.version, warnings=warnings)
 
     def _apply_patch(self, row: TaskRow, given: dict[str, Any]) -> list[str]:
-        check_limits(given, enforces_budgets=self.cost is not None)
+        reviews = self.code_reviews is not None
+        check_limits(given, enforces_budgets=self.cost is not None, performs_reviews=reviews)
+        check_reviewer(self._agents, given.get("review_policy"), given.get("agent_id", row.agent_id))
         changes = {name: _CONVERTED[name](value) if name in _CONVERTED else value for name, value in given.items()}
         if "deadline" in changes:
             changes["deadline_key"] = changes.pop("deadline") or NO_DEADLINE

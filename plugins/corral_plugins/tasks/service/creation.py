@@ -22,9 +22,10 @@ from corral.http.answers import Encoded
 from corral.ids import new_id
 from corral.schema.json_schema_validation import check_user_schema
 from corral_plugins.agents.api import AgentFacts, Agents
+from corral_plugins.code_reviews.api import CodeReviews
 from corral_plugins.cost.api import Costs
 from corral_plugins.tasks import settings as declared
-from corral_plugins.tasks.api import NewTask, Origin, RetryPolicy, TaskCreated, refuse_unenforced
+from corral_plugins.tasks.api import NewTask, Origin, RetryPolicy, ReviewPolicy, TaskCreated, refuse_unenforced
 from corral_plugins.tasks.models import EXTRA_DEFAULTS, NO_DEADLINE, PRIORITIES, Dependency, Task, TaskRow
 from corral_plugins.tasks.service import rows, statistics
 from corral_plugins.tasks.service.lacking_tools import lacking_tools
@@ -82,12 +83,12 @@ def given_members(policy: RetryPolicy | None) -> dict[str, Any] | None:
     return None if policy is None else msgspec.to_builtins(policy)
 
 
-def check_limits(given: Mapping[str, Any], *, enforces_budgets: bool) -> None:
+def check_limits(given: Mapping[str, Any], *, enforces_budgets: bool, performs_reviews: bool) -> None:
     """Raise `Invalid` if a value breaks a rule that the type annotations cannot express."""
     for name, limit in (("input", INPUT_LIMIT), ("metadata", METADATA_LIMIT)):
         if given.get(name) and len(_encode(given[name])) > limit:
             raise Invalid.at(f"/{name}", "too_long", f"at most {limit // 1024} KiB of JSON")
-    refuse_unenforced(given, enforces_budgets=enforces_budgets)
+    refuse_unenforced(given, enforces_budgets=enforces_budgets, performs_reviews=performs_reviews)
     if given.get("output_schema") is not None:
         check_user_schema(given["output_schema"], pointer_prefix="/output_schema")
 
@@ -119,6 +120,17 @@ def find_named_agent(agents: Agents, agent_id: str | None, role: str | None) -> 
             "/agent_id", "unknown_reference", "There is no agent with this id.", problem="unknown_reference"
         )
     return agent
+
+
+def check_reviewer(agents: Agents, policy: ReviewPolicy | None, author_id: str | None) -> None:
+    """Raise `Invalid` if the reviewer of a policy does not exist, or is the agent whose work is reviewed."""
+    if policy is None or policy.reviewer_agent_id is None:
+        return
+    reviewer, pointer = policy.reviewer_agent_id.lower(), "/review_policy/reviewer_agent_id"
+    if agents.find(reviewer) is None:
+        raise Invalid.at(pointer, "unknown_reference", "There is no agent with this id.", problem="unknown_reference")
+    if reviewer == author_id:
+        raise Invalid.at(pointer, "not_allowed", "An agent cannot review its own work.")
 
 
 def has_open_dependency(ids: Sequence[str]) -> bool:
@@ -192,6 +204,7 @@ def _insert_task(values: dict[str, Any]) -> dict[str, Any]:
 class TaskCreation:
     """Creates tasks. Every method runs in the caller's unit of work."""
 
+    code_reviews: CodeReviews | None
     cost: Costs | None
     tools: Tools | None
 
@@ -208,7 +221,9 @@ class TaskCreation:
         fields = msgspec.structs.asdict(new)
         fields["title"], fields["deadline"] = checked_title(new.title), future_instant(new.deadline, "/deadline")
         agent = find_named_agent(self._agents, new.agent_id, new.agent_role)
-        check_limits(fields, enforces_budgets=self.cost is not None)
+        reviews = self.code_reviews is not None
+        check_limits(fields, enforces_budgets=self.cost is not None, performs_reviews=reviews)
+        check_reviewer(self._agents, fields["review_policy"], None if agent is None else agent.id)
         # Locked, because its children are counted.
         parent_id = origin.parent_task_id or by.task_id
         parent = rows.lock_task(parent_id) if parent_id is not None else None

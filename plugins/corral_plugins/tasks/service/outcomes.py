@@ -14,6 +14,7 @@ from corral.database.unit import locked
 from corral.jobs.job import enqueue
 from corral.schema.json_schema_validation import json_schema_errors
 from corral_plugins.approvals.api import Approvals
+from corral_plugins.code_reviews.api import CodeReviews
 from corral_plugins.tasks import settings as declared
 from corral_plugins.tasks.api import TaskCancelled, TaskCompleted, TaskEvent, TaskFailed, TaskRetried, TaskUpdated
 from corral_plugins.tasks.models import STATUSES, TERMINAL, AttemptRow, Dependency, Task, TaskRow
@@ -187,6 +188,7 @@ class TaskOutcomes:
     """Ends attempts and tasks. Every method takes a locked row and runs in the caller's unit of work."""
 
     approvals: Approvals | None
+    code_reviews: CodeReviews | None
     tools: Tools | None
 
     def __init__(self, transitions: TaskTransitions, dead_letters: TaskDeadLetters) -> None:
@@ -202,23 +204,8 @@ class TaskOutcomes:
 
         If the result of a run does not match `output_schema`, the attempt fails and may be retried.
         """
-        schema = rows.output_schema(row, attempt)
-        if schema is not None and attempt is not None:
-            faults = json_schema_errors(schema, rows.parse_json_text(result))
-            if faults and row.status == "cancelling":  # the result came too late; the cancellation prevails
-                self.end_cancelling(row, attempt, by=by, late_result=result)
-                return
-            if faults:
-                message = "; ".join(f"{fault.pointer or '/'}: {fault.detail}" for fault in faults[:5])
-                self.fail(
-                    row,
-                    attempt,
-                    "error",
-                    "schema_mismatch",
-                    f"The result does not match output_schema: {message}",
-                    by=by,
-                )
-                return
+        if attempt is not None and self.end_mismatching(row, attempt, result, by=by):
+            return
         now = clock.now()
         duration = None if row.started_at is None else clock.elapsed_ms(row.started_at, now)
         changes: dict[str, Any] = {"result": result, "error": None, "finished_at": now, **NOT_WAITING}
@@ -235,6 +222,20 @@ class TaskOutcomes:
         statistics.count_ended_task(completed=True, duration_ms=duration)
         self._transitions.metrics.observe_duration(duration)
         unblock_dependents(row.id)
+
+    def end_mismatching(self, row: TaskRow, attempt: AttemptRow, result: str | None, *, by: str) -> bool:
+        """End a run whose result does not match `output_schema`. Return False if the result matches."""
+        schema = rows.output_schema(row, attempt)
+        faults = json_schema_errors(schema, rows.parse_json_text(result)) if schema is not None else ()
+        if not faults:
+            return False
+        if row.status == "cancelling":  # the result came too late; the cancellation prevails
+            self.end_cancelling(row, attempt, by=by, late_result=result)
+            return True
+        message = "; ".join(f"{fault.pointer or '/'}: {fault.detail}" for fault in faults[:5])
+        detail = f"The result does not match output_schema: {message}"
+        self.fail(row, attempt, "error", "schema_mismatch", detail, by=by)
+        return True
 
     # -- failed
 
@@ -483,3 +484,5 @@ class TaskOutcomes:
             )
         if to in TERMINAL and self.approvals is not None:
             self.approvals.cancel_for(task_id=row.id, reason=f"The task is {to}.")
+        if to in TERMINAL and self.code_reviews is not None and (review_id := row.get("review_id")) is not None:
+            self.code_reviews.task_ended(review_id, status=to)

@@ -19,6 +19,7 @@ from corral.ids import new_id
 from corral.schema.conversion import convert
 from corral.schema.json_schema_validation import check_user_schema
 from corral_plugins.approvals.api import Approvals, NewApproval
+from corral_plugins.code_reviews.api import PreparedPatch
 from corral_plugins.files.api import Files
 from corral_plugins.secrets.api import SecretDelivery, Secrets
 from corral_plugins.tasks import settings as declared
@@ -44,6 +45,7 @@ from corral_plugins.tasks.service import rows, statistics
 from corral_plugins.tasks.service.agent_models import AgentModels
 from corral_plugins.tasks.service.claim_budgets import Shortage, find_shortage, with_shortage
 from corral_plugins.tasks.service.outcomes import TaskOutcomes
+from corral_plugins.tasks.service.reviews import TaskReviews
 from corral_plugins.tasks.service.run_reports import UsageReports, has_reached_cost_limit
 from corral_plugins.tasks.service.transitions import (
     NOT_CANCELLED,
@@ -78,7 +80,12 @@ class TaskRuns:
     secrets: Secrets | None
 
     def __init__(
-        self, transitions: TaskTransitions, outcomes: TaskOutcomes, usages: UsageReports, models: AgentModels
+        self,
+        transitions: TaskTransitions,
+        outcomes: TaskOutcomes,
+        usages: UsageReports,
+        models: AgentModels,
+        reviews: TaskReviews,
     ) -> None:
         self._transitions, self._outcomes, self._usages, self._settings = (
             transitions,
@@ -86,7 +93,7 @@ class TaskRuns:
             usages,
             transitions.settings,
         )
-        self._models = models
+        self._models, self._reviews = models, reviews
 
     # -- the lease of a call
 
@@ -256,8 +263,16 @@ class TaskRuns:
 
     # -- the end of a run
 
-    def complete(self, task_id: str, lease_id: str | None, report: CompletionReport, by: Principal) -> Encoded:
-        """Complete a run with its result.
+    def complete(
+        self,
+        task_id: str,
+        lease_id: str | None,
+        report: CompletionReport,
+        by: Principal,
+        *,
+        patch: PreparedPatch | None = None,
+    ) -> Encoded:
+        """Complete a run with its result. If a review of its diff (`patch`) is due, the task waits for the review.
 
         While the task is being cancelled, the result is stored on the attempt only. If the setting
         `workers.accept_late_results` is on, the result completes a task that a person is cancelling.
@@ -271,7 +286,8 @@ class TaskRuns:
                 self._outcomes.end_cancelling(row, attempt, by="complete", late_result=result)
             else:
                 artifacts = self._artifacts_of(row, report)
-                self._outcomes.complete(row, attempt, result=result, artifacts=artifacts, by="complete")
+                if not self._reviews.begin(row, attempt, result=result, artifacts=artifacts, patch=patch):
+                    self._outcomes.complete(row, attempt, result=result, artifacts=artifacts, by="complete")
         return rows.encoded_response(row.id, row.version)
 
     def _artifacts_of(self, row: TaskRow, report: CompletionReport) -> list[Artifact] | None:

@@ -35,6 +35,7 @@ from corral_plugins.tasks.service.claims import TaskClaims
 from corral_plugins.tasks.service.creation import TaskCreation
 from corral_plugins.tasks.service.dead_letters import TaskDeadLetters
 from corral_plugins.tasks.service.leases import TaskLeases
+from corral_plugins.tasks.service.reviews import TaskReviews
 from corral_plugins.tasks.service.rows import TaskViews, find_readable_task
 from corral_plugins.tasks.service.runs import TaskRuns, is_held_for
 from corral_plugins.tasks.service.transitions import publish_task_event, queue_key
@@ -53,6 +54,7 @@ class TasksService:
         runs: TaskRuns,
         views: TaskViews,
         dead_letters: TaskDeadLetters,
+        reviews: TaskReviews,
     ) -> None:
         self._creation, self._actions, self._claims, self._leases, self._views = (
             creation,
@@ -61,7 +63,7 @@ class TasksService:
             leases,
             views,
         )
-        self._runs, self._dead_letters = runs, dead_letters
+        self._runs, self._dead_letters, self._reviews = runs, dead_letters, reviews
 
     def create(
         self, new: NewTask, *, by: Principal, source: dict[str, Any] | None = None, origin: Origin = DIRECT_ORIGIN
@@ -127,6 +129,12 @@ class TasksService:
             return False
         self._actions.resume(row, rows.to_json_text(given))
         return True
+
+    def end_review(self, task_id: str, review_id: str, *, approved: bool, message: str) -> bool:
+        return self._reviews.end(task_id, review_id, approved=approved, message=message)
+
+    def replace_review(self, task_id: str, review_id: str, new_id: str) -> bool:
+        return self._reviews.replace(task_id, review_id, new_id)
 
     def claim(self, worker_id: str, *, max_tasks: int, agent_ids: Sequence[str] | None) -> ClaimResponse:
         return self._claims.claim(worker_id, max_tasks=max_tasks, agent_ids=agent_ids)

@@ -187,7 +187,8 @@ class Engine:
 
         Raise `RightsLost` if the step begins its work, and the person who started the run is not active any more.
         """
-        run, limit = state.run, self._graphs.read(state.run.workflow_id, state.run.n).config.get("max_cost_usd")
+        run, settings = state.run, self._graphs.read(state.run.workflow_id, state.run.n).config
+        limit = settings.get("max_cost_usd")
         iteration = ".".join(map(str, row.iteration))
         return StepContext(
             run_id=run.id,
@@ -208,6 +209,7 @@ class Engine:
             cause_chain=tuple(run.cause),
             remaining_usd=None if limit is None else max(0.0, limit - run.cost_micro / 1e6),
             work=self._work,
+            review_policy=settings.get("review_policy"),
             waits_for=waits_for,
         )
 

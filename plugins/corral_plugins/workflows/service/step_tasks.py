@@ -30,6 +30,7 @@ class TasksOfSteps:
             raise StepFailure("forbidden", "The person who started the run may not create tasks.", retryable=False)
         given: Json = {"title": context.title[:200], **fields}
         optional: Json = {"agent_id": context.agent_id, "retry_policy": context.retry_policy}
+        optional["review_policy"] = context.review_policy
         optional["timeout_seconds"] = context.timeout_seconds and max(MIN_SECONDS, context.timeout_seconds)
         given |= {name: value for name, value in optional.items() if value is not None}
         if context.remaining_usd is not None and self.costs is not None:

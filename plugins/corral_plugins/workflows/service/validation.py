@@ -6,9 +6,13 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import msgspec
+
 from corral.errors import FieldError, Invalid
 from corral.schema.json_schema_validation import check_user_schema, json_schema_errors
 from corral_core.expressions.api import Expressions
+from corral_plugins.code_reviews.api import CodeReviews
+from corral_plugins.tasks.api import ReviewPolicy, review_policy_faults
 from corral_plugins.workflows.service.graph import Graph, GraphError, Scope, Step, build_graph
 from corral_plugins.workflows.service.rendering import LOOP_ROOTS, RAW, ROOTS
 from corral_plugins.workflows.service.step_types import StepTypes
@@ -21,6 +25,8 @@ _TEMPLATE = "{{"
 
 class Definitions:
     """Checks definitions. Parsing expressions takes time, so the methods run outside of units of work, in a thread."""
+
+    code_reviews: CodeReviews | None
 
     def __init__(self, types: StepTypes, expressions: Expressions) -> None:
         self._types, self._expressions = types, expressions
@@ -45,6 +51,10 @@ class Definitions:
                 check_user_schema(config["input_schema"], pointer_prefix="/config/input_schema")
             except Invalid as invalid:
                 found += invalid.errors
+        if config.get("review_policy") is not None:
+            policy = msgspec.convert(config["review_policy"], ReviewPolicy)
+            reviews = self.code_reviews is not None
+            found += review_policy_faults(policy, "/config/review_policy", performs_reviews=reviews)
         structure = [fault for n, step in enumerate(steps) for fault in self._structure(step, f"/steps/{n}")]
         if structure:
             return found + structure, None

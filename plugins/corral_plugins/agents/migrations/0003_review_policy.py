@@ -1,0 +1,12 @@
+"""Add the review policy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import peewee
+
+
+def up(migrator: Any, db: peewee.Database) -> None:
+    """Add the column."""
+    db.execute_sql('ALTER TABLE "agents_agents" ADD COLUMN "review_policy" TEXT')

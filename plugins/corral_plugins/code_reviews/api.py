@@ -1,0 +1,289 @@
+"""The public interface of code reviews: data types, the events, and the `CodeReviews` service."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, Protocol
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+from corral.auth.principal import Principal
+from corral.errors import declare_codes
+from corral.events.event import Event
+from corral.schema.fields import Id, Title, line
+
+declare_codes(
+    {
+        "already_decided": (
+            409,
+            "The approval has already been decided",
+            "Read the object again; the decision that was made first counts.",
+        ),
+        "self_approval": (
+            403,
+            "Nobody decides their own request",
+            "Ask another approver to decide. corral approvals show ID lists who may.",
+        ),
+    }
+)
+
+ReviewStatus = Literal["pending", "changes_requested", "approved", "rejected", "superseded", "cancelled"]
+ReviewerState = Literal["pending", "approved", "rejected", "commented"]
+CheckStatus = Literal["pending", "passed", "failed"]
+
+OPEN: tuple[ReviewStatus, ...] = ("pending", "changes_requested")
+"""The states of a review that nobody has decided yet."""
+PATCH_BYTES = 2 * 1024 * 1024
+"""The maximum size of a patch."""
+
+PatchText = Annotated[str, Meta(min_length=1, max_length=PATCH_BYTES)]
+Ref = Annotated[str, line(500)]
+
+
+class NewReviewer(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """A person or an agent who is asked to review. Name exactly one of the two."""
+
+    user_id: Id | None = None
+    agent_id: Id | None = None
+    required: bool = False
+
+
+class ReviewCheck(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """A check that a worker or a plugin ran on the diff, such as a test suite."""
+
+    name: Annotated[str, line(100)]
+    status: CheckStatus = "pending"
+    url: Annotated[str, Meta(max_length=2000, pattern=r"^https?://[^\s]+(?![\s\S])")] | None = None
+
+
+class NewReview(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """A diff of an agent for people to review. Give either the `patch` or the `file_id` of a file that contains it."""
+
+    title: Title
+    agent_id: Id
+    patch: PatchText | UnsetType = UNSET
+    file_id: Id | UnsetType = UNSET
+    description: Annotated[str, Meta(max_length=16384)] = ""
+    task_id: Id | None = None
+    repo: Ref | None = None
+    base_ref: Ref | None = None
+    head_ref: Ref | None = None
+    reviewers: Annotated[list[NewReviewer], Meta(max_length=20)] = []
+
+
+class ReviewFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """A review as other plugins see it. `decision_note` is what the person who decided wrote."""
+
+    id: str
+    title: str
+    status: ReviewStatus
+    revision: int
+    patch_sha256: str
+    round: int
+    agent_id: str
+    task_id: str | None
+    owner_id: str | None
+    decided_by: str | None
+    decision_note: str | None
+
+
+class PreparedPatch(msgspec.Struct, frozen=True, kw_only=True):
+    """A patch that was checked, redacted, hashed and parsed. `parsed` belongs to the plugin.
+
+    `redacted_lines` are the numbers of the lines in which a credential was replaced.
+    """
+
+    data: bytes
+    sha256: str
+    parsed: Any
+    redacted_lines: tuple[int, ...] = ()
+
+
+class TaskDiff(msgspec.Struct, frozen=True, kw_only=True):
+    """The diff with which a run of a task ended, and the task that it belongs to.
+
+    `patch` is None if the run sent no diff; then the review that the run proposed counts, if there is one.
+    """
+
+    task_id: str
+    title: str
+    agent_id: str
+    owner_id: str | None
+    run_id: str | None
+    patch: PreparedPatch | None
+    repo: str | None = None
+    base_ref: str | None = None
+    head_ref: str | None = None
+    reviewer_agent_id: str | None = None
+
+
+class CommentFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """A comment on a review as other plugins see it.
+
+    `line` and `end_line` refer to the lines of `revision`; they are current only if `anchor` is `active`. A comment of
+    Corral itself has the `author_type` `system`.
+    """
+
+    id: str
+    body: str
+    file: str | None
+    line: int | None
+    end_line: int | None
+    side: str
+    severity: str
+    suggestion: str | None
+    parent_id: str | None
+    author_type: str
+    author_id: str
+    revision: int
+    anchor: str
+    resolved: bool
+
+
+class CodeReviews(Protocol):
+    """The service for code reviews.
+
+    `open` and `prepare` open their own units of work; the other methods run in the caller's unit. Lock the task first
+    if a review belongs to one. A plugin that stores which review belongs to an object of its own calls `prepare`, and
+    then `add` or `revise` in the unit of work that writes its row, so that a crash leaves both or neither.
+    """
+
+    async def open(self, new: NewReview, *, by: Principal) -> ReviewFacts:
+        """Open a review, as `POST /code-reviews` does. Raise `Invalid` if the patch cannot be parsed."""
+        ...
+
+    async def prepare(self, patch: str, *, pointer: str) -> PreparedPatch:
+        """Check and parse a patch. Raise `Invalid` at the JSON pointer, with the line of the fault."""
+        ...
+
+    def add(self, new: NewReview, patch: PreparedPatch, *, by: Principal) -> ReviewFacts:
+        """Open a review of a prepared patch, as `open` does. `new.patch` and `new.file_id` are not read."""
+        ...
+
+    def revise(self, review_id: str, patch: PreparedPatch, *, by: Principal, note: str = "") -> ReviewFacts:
+        """Add a prepared revision to an open review, as `POST /code-reviews/{id}/revisions` does.
+
+        Raise `Conflict` (`already_decided`) if the review is not open, and `Forbidden` if the caller is neither its
+        owner nor its author.
+        """
+        ...
+
+    def withdraw(self, review_id: str, *, by: Principal) -> ReviewFacts:
+        """Cancel an open review, as `POST /code-reviews/{id}/cancel` does. Raises what `revise` raises."""
+        ...
+
+    def comments(self, review_id: str) -> list[CommentFacts]:
+        """Return the comments on a review, oldest first."""
+        ...
+
+    def open_for_task(self, diff: TaskDiff) -> ReviewFacts | None:
+        """Open the review of a completed run, or add a revision to the review that sent the run back.
+
+        Return None if there is nothing to review.
+        """
+        ...
+
+    def task_ended(self, review_id: str, *, status: str) -> None:
+        """Cancel the open review of a task that ended without its decision."""
+        ...
+
+    def set_check(self, review_id: str, check: ReviewCheck) -> ReviewFacts:
+        """Store the outcome of a check. It replaces the check of the same name."""
+        ...
+
+    def find(self, review_id: str) -> ReviewFacts | None:
+        """Return a review, or None if there is none with this id."""
+        ...
+
+
+class CodeReviewEvent(Event, kw_only=True):
+    """The fields that all events of code reviews share.
+
+    `by` is the id of the person or agent that caused the event, or null.
+    """
+
+    review_id: str
+    agent_id: str
+    task_id: str | None
+    revision: int
+    status: str
+    by: str | None
+
+
+class CodeReviewCreated(CodeReviewEvent, kw_only=True):
+    """A review was opened."""
+
+    event = "code_review.created"
+
+
+class CodeReviewUpdated(CodeReviewEvent, kw_only=True):
+    """A review changed but is not decided. `change` is `edited`, `checks`, `comment` or `reminder`."""
+
+    event = "code_review.updated"
+
+    change: str
+
+
+class CodeReviewCommented(CodeReviewEvent, kw_only=True):
+    """Someone commented on a review."""
+
+    event = "code_review.commented"
+
+    comment_id: str
+
+
+class CodeReviewRevised(CodeReviewEvent, kw_only=True):
+    """A review received a new revision of its diff."""
+
+    event = "code_review.revised"
+
+
+class CodeReviewChangesRequested(CodeReviewEvent, kw_only=True):
+    """A person sent the diff back to the agent."""
+
+    event = "code_review.changes_requested"
+
+    note: str | None
+
+
+class CodeReviewApproved(CodeReviewEvent, kw_only=True):
+    """A person approved the diff. `patch_sha256` is the hash of exactly what was approved."""
+
+    event = "code_review.approved"
+
+    note: str | None
+    patch_sha256: str
+
+
+class CodeReviewRejected(CodeReviewEvent, kw_only=True):
+    """A person rejected the diff."""
+
+    event = "code_review.rejected"
+
+    note: str | None
+
+
+class CodeReviewSuperseded(CodeReviewEvent, kw_only=True):
+    """A newer review of the same task was opened."""
+
+    event = "code_review.superseded"
+
+
+class CodeReviewCancelled(CodeReviewEvent, kw_only=True):
+    """The opener withdrew the review, or its task ended otherwise."""
+
+    event = "code_review.cancelled"
+
+
+EVENTS: Sequence[type[Event]] = (
+    CodeReviewCreated,
+    CodeReviewUpdated,
+    CodeReviewCommented,
+    CodeReviewRevised,
+    CodeReviewChangesRequested,
+    CodeReviewApproved,
+    CodeReviewRejected,
+    CodeReviewSuperseded,
+    CodeReviewCancelled,
+)

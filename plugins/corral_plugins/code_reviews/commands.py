@@ -1,0 +1,340 @@
+"""`corral reviews`: reads and decides code reviews in a terminal."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import defaultdict
+from pathlib import Path
+from typing import Any, get_args
+
+import click
+
+from corral.cli.api_client import ApiClient, ApiClientError
+from corral.cli.output import print_fields, print_table
+from corral.cli.server_connection import client_command
+from corral.ids import parse_id
+from corral_plugins.code_reviews.api import OPEN, ReviewStatus
+from corral_plugins.code_reviews.shapes import Severity, Side
+
+COLUMNS = ("title", "status", "revision", "round", "changes", "created_at", "id")
+COLOURS = {"+": "green", "-": "red", "@": "cyan"}
+
+review_argument = click.argument("review")
+patch_argument = click.argument("patch", type=click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path))
+
+
+@click.group("reviews")
+def reviews_command_group() -> None:
+    """Read, comment and decide the diffs of agents. REVIEW is an id or the title of an open review."""
+
+
+@reviews_command_group.command("list")
+@click.option("--status", type=click.Choice(get_args(ReviewStatus)), multiple=True, help="only these; repeatable")
+@click.option("--mine", is_flag=True, help="list only reviews that you were asked for")
+@click.option("--task", help="list only reviews of this task")
+@click.option("--limit", type=click.IntRange(1, 200), default=50, show_default=True, help="maximum number of reviews")
+@client_command
+def list_reviews(
+    client: ApiClient, *, status: tuple[str, ...], mine: bool, task: str | None, limit: int, as_json: bool
+) -> None:
+    """List code reviews, newest first."""
+    query: dict[str, Any] = {"limit": limit, "status": list(status), "task_id": task}
+    query["reviewer"] = "me" if mine else None
+    found = client.get("/code-reviews", **{name: value for name, value in query.items() if value})
+    print_table(
+        found["items"],
+        COLUMNS,
+        as_json=as_json,
+        empty="There are no such code reviews.",
+        colour_of="status",
+        computed={"changes": lambda review: _changes(review["stats"])},
+    )
+
+
+@reviews_command_group.command("show")
+@review_argument
+@client_command
+def show_review(client: ApiClient, *, review: str, as_json: bool) -> None:
+    """Show a review, its files and the comments that are about no line. `diff` shows the lines."""
+    found = _find(client, review)
+    shown = {
+        "title": found["title"],
+        "id": found["id"],
+        "status": found["status"],
+        "revision": found["revision"],
+        "round": found["round"],
+        "agent": found["agent_id"],
+        "task": found["task_id"],
+        "repository": found["repo"],
+        "from": found["head_ref"],
+        "to": found["base_ref"],
+        "description": found["description"],
+        "hash": found["patch_sha256"],
+        "changes": _changes(found["stats"]),
+        "files": "\n".join(map(_file_text, found["files"])),
+        "reviewers": "\n".join(map(_reviewer_text, found["reviewers"])),
+        "checks": "\n".join(f"{each['name']}: {each['status']}" for each in found["checks"]),
+        "open blockers": found["open_blockers"] or None,
+        "decided by": found["decided_by"],
+        "note": found["decision_note"],
+        "comments": "\n".join(_comment_text(each) for each in found["comments"]),
+    }
+    print_fields(found, shown, as_json=as_json)
+
+
+@reviews_command_group.command("diff")
+@review_argument
+@click.option("--revision", type=int, help="a revision; the default is the current one")
+@click.option("--against", type=int, help="show what changed since this revision")
+@click.option("--raw", is_flag=True, help="print the exact bytes, for example for git apply")
+@client_command
+def show_diff(
+    client: ApiClient, *, review: str, revision: int | None, against: int | None, raw: bool, as_json: bool
+) -> None:
+    """Show the diff in colour, with the comments below their lines."""
+    found = _find(client, review)
+    query = {name: value for name, value in (("revision", revision), ("against", against)) if value is not None}
+    data = b"".join(client.download(f"/code-reviews/{found['id']}/diff", **query))
+    if raw:
+        sys.stdout.buffer.write(data)
+        return
+    text = data.decode(errors="replace")
+    if as_json:
+        click.echo(json.dumps({"revision": revision or found["revision"], "diff": text, "comments": found["comments"]}))
+        return
+    shows_current = against is None and revision in (None, found["revision"])
+    _print_diff(text, found if shows_current else {**found, "comments": []})
+
+
+@reviews_command_group.command("open")
+@click.argument("title")
+@patch_argument
+@click.option("--agent", required=True, help="the name or id of the agent that made the diff")
+@click.option("--task", help="the id of its task")
+@click.option("--description", default="", help="what reviewers should know")
+@click.option("--reviewer", multiple=True, help="the id of a person who is asked; repeatable")
+@client_command
+def open_review(
+    client: ApiClient,
+    *,
+    title: str,
+    patch: Path,
+    agent: str,
+    task: str | None,
+    description: str,
+    reviewer: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Open a review of the diff in the file PATCH (- for the standard input)."""
+    body: dict[str, Any] = {"title": title, "patch": _read_patch(patch), "description": description}
+    body["agent_id"] = client.find("/agents", agent, kind="agent")["id"]
+    body["reviewers"] = [{"user_id": each} for each in reviewer]
+    if task is not None:
+        body["task_id"] = task
+    _tell(client.post("/code-reviews", body), as_json=as_json)
+
+
+@reviews_command_group.command("revise")
+@review_argument
+@patch_argument
+@click.option("--note", default="", help="what changed")
+@client_command
+def revise_review(client: ApiClient, *, review: str, patch: Path, note: str, as_json: bool) -> None:
+    """Add the diff in the file PATCH as a new revision."""
+    _act(client, _find(client, review), "revisions", {"patch": _read_patch(patch), "note": note}, as_json=as_json)
+
+
+@reviews_command_group.command("approve")
+@review_argument
+@click.option("--note", help="what the requester reads")
+@click.option("--sha256", help="the hash of the diff that you read; the default is the hash of the current diff")
+@click.option("--force", is_flag=True, help="approve in spite of open blockers, as an admin")
+@client_command
+def approve_review(
+    client: ApiClient, *, review: str, note: str | None, sha256: str | None, force: bool, as_json: bool
+) -> None:
+    """Approve exactly the diff that the review has now."""
+    found = _find(client, review)
+    body = {"note": note, "patch_sha256": sha256 or found["patch_sha256"], "force": force}
+    _act(client, found, "approve", body, as_json=as_json)
+
+
+@reviews_command_group.command("reject")
+@review_argument
+@click.option("--reason", help="why; the task fails with it")
+@client_command
+def reject_review(client: ApiClient, *, review: str, reason: str | None, as_json: bool) -> None:
+    """Reject the diff. The task that waits for it fails."""
+    _act(client, _find(client, review), "reject", {"reason": reason}, as_json=as_json)
+
+
+@reviews_command_group.command("request-changes")
+@review_argument
+@click.option("--reason", help="what the agent reads before the comments")
+@client_command
+def request_changes(client: ApiClient, *, review: str, reason: str | None, as_json: bool) -> None:
+    """Send the diff back to the agent, with all unresolved comments."""
+    _act(client, _find(client, review), "request-changes", {"reason": reason}, as_json=as_json)
+
+
+@reviews_command_group.command("cancel")
+@review_argument
+@client_command
+def cancel_review(client: ApiClient, *, review: str, as_json: bool) -> None:
+    """Withdraw a review. The task that waits for it fails."""
+    _act(client, _find(client, review), "cancel", {}, as_json=as_json)
+
+
+@reviews_command_group.command("comment")
+@review_argument
+@click.argument("text")
+@click.option("--at", metavar="FILE[:LINE[-LINE]]", help="a file, a line or lines that the diff shows")
+@click.option("--side", type=click.Choice(get_args(Side)), default="new", show_default=True, help="which side of it")
+@click.option("--severity", type=click.Choice(get_args(Severity)), default="info", show_default=True)
+@click.option("--suggestion", help="text to replace the lines with")
+@click.option("--reply-to", help="the id of the comment that this one answers")
+@client_command
+def comment_on_review(
+    client: ApiClient,
+    *,
+    review: str,
+    text: str,
+    at: str | None,
+    side: str,
+    severity: str,
+    suggestion: str | None,
+    reply_to: str | None,
+    as_json: bool,
+) -> None:
+    """Comment on a review, for example --at src/app.py:12-14 --severity blocker."""
+    body: dict[str, Any] = {"body": text, "side": side, "severity": severity, "suggestion": suggestion}
+    body |= {"parent_id": reply_to} if reply_to else {}
+    body |= _place(at) if at else {}
+    made = client.post(f"/code-reviews/{_find(client, review)['id']}/comment", body)
+    click.echo(json.dumps(made, indent=2, ensure_ascii=False) if as_json else f"Commented: {made['id']}.")
+
+
+@reviews_command_group.command("resolve")
+@review_argument
+@click.argument("comment")
+@click.option("--reopen", is_flag=True, help="reopen the thread instead")
+@client_command
+def resolve_comment(client: ApiClient, *, review: str, comment: str, reopen: bool, as_json: bool) -> None:
+    """Resolve the thread of a comment."""
+    action = "reopen" if reopen else "resolve"
+    made = client.post(f"/code-reviews/{_find(client, review)['id']}/comments/{comment}/{action}", {})
+    told = "resolved" if made["resolved"] else "open"
+    click.echo(json.dumps(made, indent=2, ensure_ascii=False) if as_json else f"The thread is {told}.")
+
+
+def _find(client: ApiClient, review: str) -> dict[str, Any]:
+    """Return the review with this id, or the open one with this title."""
+    if parse_id(review) is not None:
+        with client.looking_for("code review", review, "corral reviews list"):
+            return dict(client.get(f"/code-reviews/{review}"))
+    wanted = review.strip().casefold()
+    found = [each for each in client.pages("/code-reviews", status=list(OPEN)) if each["title"].casefold() == wanted]
+    if not found:
+        told = f"there is no open code review with the title {review} at {client.url}"
+        raise ApiClientError(f"{told}; corral reviews list shows all", 404)
+    if len(found) > 1:
+        ids = ", ".join(each["id"] for each in found)
+        raise ApiClientError(f"{len(found)} code reviews have the title {review}; give the id instead: {ids}")
+    return dict(client.get(f"/code-reviews/{found[0]['id']}"))
+
+
+def _act(client: ApiClient, found: dict[str, Any], action: str, body: dict[str, Any], *, as_json: bool) -> None:
+    given = {name: value for name, value in body.items() if value is not None}
+    _tell(client.post(f"/code-reviews/{found['id']}/{action}", given), as_json=as_json)
+
+
+def _tell(review: Any, *, as_json: bool) -> None:
+    told = f"{review['title']} ({review['id']}) is {review['status']} at revision {review['revision']}."
+    click.echo(json.dumps(review, indent=2, ensure_ascii=False) if as_json else told)
+
+
+def _read_patch(path: Path) -> str:
+    data = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        raise click.ClickException(f"{path} is not UTF-8; upload it with corral files and use its file_id") from None
+
+
+def _place(at: str) -> dict[str, Any]:
+    """Return the fields of `FILE`, `FILE:LINE` or `FILE:LINE-LINE`."""
+    file, _, lines = at.rpartition(":")
+    first, _, last = lines.partition("-")
+    if not file or not first.isdigit() or not (last.isdigit() or not last):
+        return {"file": at}
+    return {"file": file, "line": int(first), "end_line": int(last or first)}
+
+
+def _print_diff(text: str, review: dict[str, Any]) -> None:
+    """Print a diff with the comments on its lines. Comments on no line come first."""
+    at_line: dict[int, list[Any]] = defaultdict(list)
+    places = _places(review["files"], text)
+    for comment in review["comments"]:
+        where = places.get((comment["file"], comment["side"], comment["end_line"]))
+        if comment["anchor"] == "active" and where is not None:
+            at_line[where].append(comment)
+        else:
+            click.echo(click.style(_comment_text(comment), fg="yellow"))
+    for number, line in enumerate(text.split("\n")[:-1], 1):
+        is_header = line.startswith(("+++", "---", "diff "))
+        click.echo(click.style(_printable(line), fg=None if is_header else COLOURS.get(line[:1]), bold=is_header))
+        for comment in at_line[number]:
+            click.echo(click.style("    | " + _comment_text(comment).replace("\n", "\n    | "), fg="yellow"))
+
+
+def _places(files: list[Any], text: str) -> dict[tuple[str, str, int], int]:
+    """Return the line of the diff for each line of a file that it shows."""
+    lines, found = text.split("\n"), {}
+    for file in files:
+        for hunk in file["hunks"]:
+            at, old, new = hunk["patch_line"], hunk["old_start"], hunk["new_start"]
+            ends = old + hunk["old_lines"], new + hunk["new_lines"]
+            while (old, new) != ends and at <= len(lines):
+                kind = lines[at - 1][:1]
+                if kind in (" ", "", "-"):
+                    found[file["old_path"] or file["path"], "old", old] = at
+                    old += 1
+                if kind in (" ", "", "+"):
+                    found[file["path"], "new", new] = at
+                    new += 1
+                at += 1
+    return found
+
+
+def _comment_text(comment: Any) -> str:
+    """Return a comment with its author and, if it is not anchored to a line of the current revision, its place."""
+    place = f" {comment['file']}" if comment["file"] else ""
+    place += f":{comment['line']}" if comment["line"] else ""
+    place += (
+        f" ({comment['anchor']}, revision {comment['revision']})" if comment["anchor"] != "active" and place else ""
+    )
+    state = "resolved " if comment["resolved"] else ""
+    suggestion = f"\nsuggestion: {comment['suggestion']}" if comment["suggestion"] else ""
+    who = f"{comment['author']['type']} {comment['author']['id']}"
+    return _printable(f"{state}{comment['severity']} by {who}{place}: {comment['body']}{suggestion}\n({comment['id']})")
+
+
+def _printable(text: str) -> str:
+    """Return a text in which control characters cannot reach the terminal."""
+    return "".join(each if each.isprintable() or each in "\t\n" else f"<U+{ord(each):04X}>" for each in text)
+
+
+def _changes(stats: Any) -> str:
+    return f"{stats['files']} files, +{stats['additions']} -{stats['deletions']}"
+
+
+def _file_text(file: Any) -> str:
+    path = f"{file['old_path']} -> {file['path']}" if file["old_path"] else file["path"]
+    size = "binary" if file["binary"] else f"+{file['additions']} -{file['deletions']}"
+    return f"{file['status']} {path} ({size})"
+
+
+def _reviewer_text(reviewer: Any) -> str:
+    who = f"user {reviewer['user_id']}" if reviewer["user_id"] else f"agent {reviewer['agent_id']}"
+    return f"{who}: {reviewer['state']}{' (required)' if reviewer['required'] else ''}"

@@ -1,0 +1,141 @@
+"""The tables of code reviews. Only the service layer of this plugin writes to them."""
+
+from __future__ import annotations
+
+import peewee
+
+from corral.database.model import SHARED, IdField, InstantField, JSONField, Model
+
+
+class BytesField(peewee.Field):
+    """A column for bytes. The field of peewee with this purpose asks for a database while classes are defined."""
+
+    field_type = "BLOB"
+
+    def python_value(self, value: bytes | memoryview | None) -> bytes | None:
+        return None if value is None else bytes(value)
+
+
+class Review(Model):
+    """A diff that people decide on.
+
+    `owner_id` is the person who opened the review, or for whom the agent worked that did. `is_awaited` is true if the
+    task waits for the decision. `stats` is `{files, additions, deletions}`.
+    """
+
+    visibility = SHARED
+    owner_field = "owner_id"
+
+    id = IdField(primary_key=True)
+    version = peewee.IntegerField(default=1)
+    revision = peewee.IntegerField(default=1)
+    title = peewee.CharField(max_length=200)
+    description = peewee.TextField(default="")
+    owner_id = IdField(null=True)
+    agent_id = IdField()
+    task_id = IdField(null=True)
+    run_id = IdField(null=True)
+    is_awaited = peewee.BooleanField(default=False)
+    repo = peewee.CharField(max_length=500, null=True)
+    base_ref = peewee.CharField(max_length=500, null=True)
+    head_ref = peewee.CharField(max_length=500, null=True)
+    patch_sha256 = peewee.CharField(max_length=64)
+    stats = JSONField()
+    checks = JSONField(default=list)
+    round = peewee.IntegerField(default=0)
+    status = peewee.CharField(max_length=20, default="pending")
+    decided_by = IdField(null=True)
+    decided_at = InstantField(null=True)
+    decision_note = peewee.TextField(null=True)
+    reminded_at = InstantField()
+    created_at = InstantField()
+    updated_at = InstantField()
+
+    class Meta:
+        table_name = "code_reviews_reviews"
+        indexes = (
+            (("created_at", "id"), False),
+            (("status", "created_at", "id"), False),
+            (("agent_id", "created_at", "id"), False),
+            (("task_id", "created_at", "id"), False),
+        )
+
+
+IS_PENDING = peewee.SQL("status = 'pending'")
+"""The SQL condition for reviews that wait for people.
+
+The value is a literal, because query planners do not use a partial index for a condition with parameters.
+"""
+
+Review.add_index(Review.index(Review.reminded_at, name="code_reviews_reviews_remind", where=IS_PENDING))
+
+
+class Revision(Model):
+    """One version of the diff. `patch` is stored byte for byte, and `files` is what the parser found in it."""
+
+    review_id = IdField()
+    number = peewee.IntegerField()
+    patch = BytesField()
+    patch_sha256 = peewee.CharField(max_length=64)
+    files = JSONField()
+    note = peewee.TextField(default="")
+    created_by = IdField(null=True)
+    created_at = InstantField()
+
+    class Meta:
+        table_name = "code_reviews_revisions"
+        primary_key = peewee.CompositeKey("review_id", "number")
+
+
+class Reviewer(Model):
+    """A person (`kind` is `user`) or an agent (`agent`) who was asked to review. `position` keeps their order."""
+
+    reviewer_id = IdField()
+    review_id = IdField()
+    kind = peewee.CharField(max_length=5)
+    required = peewee.BooleanField(default=False)
+    state = peewee.CharField(max_length=10, default="pending")
+    position = peewee.SmallIntegerField()
+
+    class Meta:
+        table_name = "code_reviews_reviewers"
+        primary_key = peewee.CompositeKey("reviewer_id", "review_id")
+        indexes = ((("review_id", "position"), False),)
+
+
+class ReviewComment(Model):
+    """A comment on a review. A comment with a `parent_id` answers the first comment of its thread.
+
+    `revision` is the revision to whose lines `line` and `end_line` refer, and `context` the text of the lines and of
+    their neighbours.
+    """
+
+    visibility = SHARED
+
+    id = IdField(primary_key=True)
+    review_id = IdField()
+    parent_id = IdField(null=True)
+    body = peewee.TextField()
+    file = peewee.TextField(null=True)
+    line = peewee.IntegerField(null=True)
+    end_line = peewee.IntegerField(null=True)
+    side = peewee.CharField(max_length=3, default="new")
+    severity = peewee.CharField(max_length=10, default="info")
+    suggestion = peewee.TextField(null=True)
+    author_type = peewee.CharField(max_length=6)
+    author_id = IdField()
+    revision = peewee.IntegerField()
+    anchor = peewee.CharField(max_length=8)
+    context = JSONField(null=True)
+    edited = peewee.BooleanField(default=False)
+    resolved = peewee.BooleanField(default=False)
+    resolved_by = IdField(null=True)
+    created_at = InstantField()
+    updated_at = InstantField()
+
+    class Meta:
+        table_name = "code_reviews_comments"
+        indexes = ((("review_id", "created_at", "id"), False),)
+
+
+TABLES: tuple[type[Model], ...] = (Review, Revision, Reviewer, ReviewComment)

@@ -1,0 +1,219 @@
+"""What people decide: approve, reject, request changes; and what openers do: edit and withdraw.
+
+The row is locked and the update guarded, so that of many decisions at the same time exactly one counts.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from msgspec import UNSET
+
+from corral import clock
+from corral.auth.principal import Principal, require_owner
+from corral.errors import Conflict, Forbidden, PreconditionFailed
+from corral.http.answers import IfMatch
+from corral.plugin import Audit, AuditEntry, Settings
+from corral_plugins.code_reviews.api import (
+    OPEN,
+    CodeReviewApproved,
+    CodeReviewChangesRequested,
+    CodeReviewRejected,
+    CodeReviewUpdated,
+)
+from corral_plugins.code_reviews.models import Review, ReviewComment
+from corral_plugins.code_reviews.service import rows
+from corral_plugins.code_reviews.service.listing import ReviewListing
+from corral_plugins.code_reviews.service.metrics import ReviewMetrics
+from corral_plugins.code_reviews.service.opening import CodeReviewsService, replace_reviewers
+from corral_plugins.code_reviews.settings import MAX_ROUNDS, REQUIRE_SECOND_PERSON
+from corral_plugins.code_reviews.shapes import ApproveReview, RejectReview, ReviewPatch, ReviewView
+from corral_plugins.tasks.api import Tasks
+
+MANAGE = "code_reviews.manage"
+
+
+class ReviewDecisions:
+    """The actions on reviews. Every method runs in the caller's unit of work."""
+
+    audit: Audit | None
+
+    def __init__(
+        self,
+        settings: Settings,
+        reviews: CodeReviewsService,
+        listing: ReviewListing,
+        tasks: Tasks,
+        metrics: ReviewMetrics,
+    ) -> None:
+        self._settings, self._reviews, self._listing = settings, reviews, listing
+        self._tasks, self._metrics = tasks, metrics
+
+    # -- decisions of people
+
+    def approve(self, review_id: str, body: ApproveReview, match: IfMatch, *, by: Principal) -> ReviewView:
+        """Approve exactly the diff that was read. The task that waits for it completes."""
+        row = self._lock_to_decide(review_id, match, by)
+        if body.patch_sha256 is not None and body.patch_sha256 != row.patch_sha256:
+            detail = f"The diff has changed; it is at revision {row.revision}. Read it again before you decide."
+            raise PreconditionFailed(detail, current_version=row.version)
+        if body.force and not by.may(MANAGE):
+            raise Forbidden("Only admins may approve in spite of open blockers.")
+        self._refuse_own(row, by)
+        rows.set_reviewer_state(row.id, by.user_id, "approved")
+        blockers = self._refuse_unready(row, force=body.force)
+        self._decide(row, "approved", body.note, by)
+        rows.publish(CodeReviewApproved, row, by.user_id, note=body.note, patch_sha256=row.patch_sha256)
+        if row.is_awaited and row.task_id is not None:
+            self._tasks.end_review(row.task_id, row.id, approved=True, message=body.note or "")
+        self._record("force_approve" if blockers else "approve", row, body.note, open_blockers=blockers)
+        return self._listing.view_of(row)
+
+    def reject(self, review_id: str, body: RejectReview, match: IfMatch, *, by: Principal) -> ReviewView:
+        """Reject the diff. The task that waits for it fails."""
+        if body.request_changes:
+            return self.request_changes(review_id, body.reason, match, by=by)
+        row = self._lock_to_decide(review_id, match, by)
+        rows.set_reviewer_state(row.id, by.user_id, "rejected")
+        self._decide(row, "rejected", body.reason, by)
+        rows.publish(CodeReviewRejected, row, by.user_id, note=body.reason)
+        if row.is_awaited and row.task_id is not None:
+            self._tasks.end_review(row.task_id, row.id, approved=False, message=body.reason or "The diff was rejected.")
+        self._record("reject", row, body.reason)
+        return self._listing.view_of(row)
+
+    def request_changes(self, review_id: str, reason: str | None, match: IfMatch, *, by: Principal) -> ReviewView:
+        """Send the diff back. The next claim of the task carries the reason and all unresolved comments."""
+        row = self._lock_to_decide(review_id, match, by)
+        limit = self._settings.get(MAX_ROUNDS)
+        if row.round >= limit:
+            detail = f"The diff has been sent back {row.round} times, and {limit} are allowed. Approve or reject it."
+            raise Conflict(detail, current_status=row.status, round=row.round)
+        rows.set_reviewer_state(row.id, by.user_id, "rejected")
+        rows.update(row, ("pending",), status="changes_requested", round=row.round + 1, decision_note=reason)
+        rows.publish(CodeReviewChangesRequested, row, by.user_id, note=reason)
+        if row.is_awaited and row.task_id is not None:
+            given = {"review": self._batch(row, reason)}
+            self._tasks.resume(row.task_id, kind="review", id=row.id, given=given)
+        self._record("request_changes", row, reason)
+        return self._listing.view_of(row)
+
+    def _lock_to_decide(self, review_id: str, match: IfMatch, by: Principal) -> Review:
+        row = self._reviews.lock_readable(review_id, by)
+        if by.kind != "user":
+            raise Forbidden("Only people who signed in decide code reviews.")
+        if row.status != "pending":
+            raise rows.already_decided(row.status)
+        match.check(row.version)
+        return row
+
+    def _refuse_own(self, row: Review, by: Principal) -> None:
+        """Raise `Forbidden` if a second person must decide, and the caller opened the review or owns its task."""
+        if row.owner_id == by.user_id and self._settings.get(REQUIRE_SECOND_PERSON):
+            detail = "You opened this review, or it is work for you; another person must approve it."
+            raise Forbidden(detail, code="self_approval")
+
+    def _refuse_unready(self, row: Review, *, force: bool) -> int:
+        """Raise `Conflict` if the review may not be approved yet. Return the number of open blockers."""
+        open_ = (ReviewComment.review_id == row.id) & (ReviewComment.severity == "blocker") & ~ReviewComment.resolved
+        blockers: int = ReviewComment.select().where(open_).count()
+        failed = [check["name"] for check in row.checks if check["status"] == "failed"]
+        refused = [
+            each.reviewer_id
+            for each in rows.reviewers_of([row.id])[row.id]
+            if each.required and each.state == "rejected"
+        ]
+        why = []
+        if blockers and not force:
+            why.append(f"{blockers} blockers are not resolved")
+        if failed:
+            why.append(f"these checks failed: {', '.join(failed)}")
+        if refused:
+            why.append("a required reviewer asked for changes")
+        if why:
+            detail = f"The review cannot be approved: {'; '.join(why)}."
+            raise Conflict(
+                detail,
+                current_status=row.status,
+                open_blockers=blockers,
+                failed_checks=failed,
+                rejected_by=refused,
+            )
+        return blockers
+
+    def _decide(self, row: Review, status: str, note: str | None, by: Principal) -> None:
+        now = clock.now()
+        rows.update(row, ("pending",), status=status, decided_by=by.user_id, decided_at=now, decision_note=note)
+        self._metrics.count_decision(row)
+
+    @staticmethod
+    def _batch(row: Review, reason: str | None) -> dict[str, Any]:
+        """Return what the agent receives: the reason, and all unresolved comments, oldest first."""
+        unresolved = (ReviewComment.review_id == row.id) & ~ReviewComment.resolved
+        found = ReviewComment.select().where(unresolved).order_by(ReviewComment.created_at, ReviewComment.id)
+        comments = [
+            {
+                "path": each.file,
+                "lines": None if each.line is None else [each.line, each.end_line],
+                "side": each.side,
+                "severity": each.severity,
+                "body": each.body,
+                "suggestion": each.suggestion,
+            }
+            for each in found.limit(rows.MAX_COMMENTS)
+        ]
+        return {
+            "id": row.id,
+            "revision": row.revision,
+            "round": row.round,
+            "reason": reason,
+            "comments": comments,
+        }
+
+    # -- actions of the opener
+
+    def patch(self, review_id: str, body: ReviewPatch, match: IfMatch, *, by: Principal) -> ReviewView:
+        """Change the title, the description, the reviewers or the checks."""
+        row = self._lock_own(review_id, match, by)
+        changes: dict[str, Any] = {}
+        for name in ("title", "description"):
+            if (value := getattr(body, name)) is not UNSET:
+                changes[name] = value
+        if isinstance(body.checks, list):
+            changes["checks"] = [{"name": each.name, "status": each.status, "url": each.url} for each in body.checks]
+        if isinstance(body.reviewers, list):
+            self._reviews.check_reviewers(body.reviewers, row.agent_id)
+            replace_reviewers(row.id, body.reviewers)
+        if any(value is not UNSET for value in (body.title, body.description, body.reviewers, body.checks)):
+            rows.update(row, OPEN, **changes)
+            rows.publish(
+                CodeReviewUpdated, row, by.user_id, change="checks" if changes.keys() == {"checks"} else "edited"
+            )
+        return self._listing.view_of(row)
+
+    def cancel(self, review_id: str, match: IfMatch, *, by: Principal) -> ReviewView:
+        """Withdraw the review."""
+        row = self._lock_own(review_id, match, by)
+        self._reviews.withdraw_row(row, by=by)
+        return self._listing.view_of(row)
+
+    def _lock_own(self, review_id: str, match: IfMatch, by: Principal) -> Review:
+        row = self._reviews.lock_readable(review_id, by)
+        require_owner(by, row.owner_id, what="review", manage=MANAGE)
+        if row.status not in OPEN:
+            raise rows.already_decided(row.status)
+        match.check(row.version)
+        return row
+
+    def _record(self, verb: str, row: Review, note: str | None, **details: Any) -> None:
+        if self.audit is None:
+            return
+        facts = {"patch_sha256": row.patch_sha256, "revision": row.revision, "task_id": row.task_id, "note": note}
+        entry = AuditEntry(
+            action=f"code_reviews.review.{verb}",
+            object_type="code_review",
+            object_id=row.id,
+            object_name=row.title,
+            details={**facts, **details},
+        )
+        self.audit.record(entry)

@@ -1,0 +1,95 @@
+"""Compares two revisions of a patch: the diff between the files as either revision leaves them."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+
+from corral_plugins.code_reviews.service.patches import Hunk, Patch, PatchedFile
+
+CONTEXT = 3
+MAX_COMPARED_LINES = 20_000
+"""Above this number of lines, a file is shown as replaced: comparing the lines could take minutes."""
+
+Line = tuple[int, bytes]
+
+
+def interdiff(before: Patch, after: Patch) -> bytes:
+    """Return the unified diff from what one patch makes of the files to what another patch makes of them.
+
+    Only lines that at least one of the patches shows are compared. Where the patches show different parts of a file,
+    the lines that only one of them shows are taken as unchanged in the other, if both start from the same lines.
+    """
+    old = {file.path: file for file in before.files}
+    new = {file.path: file for file in after.files}
+    parts = [_file_diff(path, old.get(path), new.get(path)) for path in sorted({*old, *new})]
+    return b"".join(parts)
+
+
+def _file_diff(path: str, before: PatchedFile | None, after: PatchedFile | None) -> bytes:
+    old_lines, new_lines = _results(before, after)
+    name = path.encode()
+    if before is not None and after is not None and (before.binary or after.binary):
+        return b"Binary files a/%s and b/%s may differ\n" % (name, name) if before != after else b""
+    hunks = b"".join(_hunks(old_lines, new_lines))
+    return b"--- a/%s\n+++ b/%s\n%s" % (name, name, hunks) if hunks else b""
+
+
+def _results(before: PatchedFile | None, after: PatchedFile | None) -> tuple[list[Line], list[Line]]:
+    """Return the lines of a file after each patch, with their numbers, in the same parts of the file."""
+    bases = [{} if file is None else file.side("old") for file in (before, after)]
+    shared = bases[0].keys() & bases[1].keys()
+    if any(bases[0][number] != bases[1][number] for number in shared):  # the patches start from different files
+        return _sorted_side(before), _sorted_side(after)
+    base = {**bases[0], **bases[1]}
+    return _applied(base, before), _applied(base, after)
+
+
+def _sorted_side(file: PatchedFile | None) -> list[Line]:
+    return [] if file is None else sorted(file.side("new").items())
+
+
+def _applied(base: dict[int, bytes], file: PatchedFile | None) -> list[Line]:
+    """Return the known lines of a file after a patch: those of its hunks, and the other known lines, shifted."""
+    hunks = [] if file is None else file.hunks
+    covered: set[int] = set()
+    found: list[Line] = []
+    for hunk in hunks:
+        covered.update(range(hunk.old_start, hunk.old_start + hunk.old_lines))
+    if file is not None:
+        found += file.side("new").items()
+    shift, pending = 0, list(hunks)
+    for number in sorted(base.keys() - covered):
+        while pending and _ends_before(pending[0], number):
+            shift += pending[0].new_lines - pending[0].old_lines
+            pending.pop(0)
+        found.append((number + shift, base[number]))
+    return sorted(found)
+
+
+def _ends_before(hunk: Hunk, number: int) -> bool:
+    """Return whether a hunk is above a line. A hunk without old lines is below the line that it names."""
+    return hunk.old_start + max(hunk.old_lines, 1) <= number or (hunk.old_lines == 0 and hunk.old_start < number)
+
+
+def _hunks(old: list[Line], new: list[Line]) -> Iterator[bytes]:
+    texts = [text for _, text in old], [text for _, text in new]
+    if texts[0] == texts[1]:
+        return
+    if len(old) + len(new) > MAX_COMPARED_LINES:
+        groups = [[("replace", 0, len(old), 0, len(new))]]
+    else:
+        groups = list(difflib.SequenceMatcher(None, *texts, autojunk=True).get_grouped_opcodes(CONTEXT))
+    for group in groups:
+        first, last = group[0], group[-1]
+        yield b"@@ -%s +%s @@\n" % (_range(old[first[1] : last[2]]), _range(new[first[3] : last[4]]))
+        for tag, i1, i2, j1, j2 in group:
+            if tag == "equal":
+                yield from (b" " + text + b"\n" for text in texts[0][i1:i2])
+                continue
+            yield from (b"-" + text + b"\n" for text in texts[0][i1:i2])
+            yield from (b"+" + text + b"\n" for text in texts[1][j1:j2])
+
+
+def _range(lines: list[Line]) -> bytes:
+    return b"%d,%d" % (lines[0][0] if lines else 0, len(lines))

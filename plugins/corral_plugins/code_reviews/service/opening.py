@@ -1,0 +1,356 @@
+"""Opens reviews and adds revisions to them: the `CodeReviews` service."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from corral import clock
+from corral.auth.principal import Principal, require_owner
+from corral.database.engine import Work
+from corral.errors import FieldError, Forbidden, Invalid, NotFound
+from corral.http.answers import ANY_VERSION, IfMatch
+from corral.ids import new_id
+from corral_core.accounts.api import Accounts
+from corral_plugins.agents.api import Agents
+from corral_plugins.code_reviews.api import (
+    OPEN,
+    CodeReviewCancelled,
+    CodeReviewCreated,
+    CodeReviewRevised,
+    CodeReviewSuperseded,
+    CodeReviewUpdated,
+    CommentFacts,
+    NewReview,
+    NewReviewer,
+    PreparedPatch,
+    ReviewCheck,
+    ReviewFacts,
+    TaskDiff,
+)
+from corral_plugins.code_reviews.models import Review, ReviewComment, Reviewer, Revision
+from corral_plugins.code_reviews.service import rows
+from corral_plugins.code_reviews.service.anchors import Context, find_again
+from corral_plugins.code_reviews.service.contents import ReviewContents, files_json, stats_of
+from corral_plugins.code_reviews.service.patches import Patch
+from corral_plugins.code_reviews.service.review_tasks import ReviewTasks
+from corral_plugins.tasks.api import Tasks
+
+MAX_CHECKS = 50
+ENDED = ("completed", "failed", "cancelled")
+
+
+class CodeReviewsService:
+    """Implements `corral_plugins.code_reviews.api.CodeReviews`."""
+
+    def __init__(
+        self,
+        work: Work,
+        contents: ReviewContents,
+        review_tasks: ReviewTasks,
+        accounts: Accounts,
+        agents: Agents,
+        tasks: Tasks,
+    ) -> None:
+        self._work, self._contents, self._review_tasks = work, contents, review_tasks
+        self._accounts, self._agents, self._tasks = accounts, agents, tasks
+
+    # -- opening
+
+    async def open(self, new: NewReview, *, by: Principal) -> ReviewFacts:
+        patch = await self._contents.of_request(new.patch, new.file_id, by=by)
+        return await self._work(functools.partial(self.add, new, patch, by=by))
+
+    async def prepare(self, patch: str, *, pointer: str) -> PreparedPatch:
+        return await self._contents.prepare(patch, pointer=pointer)
+
+    def add(self, new: NewReview, patch: PreparedPatch, *, by: Principal) -> ReviewFacts:
+        return rows.facts_of(self.open_prepared(new, patch, by=by))
+
+    def open_prepared(self, new: NewReview, patch: PreparedPatch, *, by: Principal) -> Review:
+        """Open a review of a prepared patch. Raise `Invalid` if the caller may not see what the review names."""
+        agent_id = new.agent_id.lower()
+        task = self._task_of(new.task_id, by) if new.task_id is not None else None
+        if by.agent_id is not None and (agent_id != by.agent_id or (task and task.id != by.task_id)):
+            raise Forbidden("An agent opens reviews only of its own diffs, for the task that it works on.")
+        if self._agents.find(agent_id) is None:
+            detail = "There is no agent with this id."
+            raise Invalid.at("/agent_id", "unknown_reference", detail, problem="unknown_reference")
+        row = Review(
+            title=new.title,
+            description=new.description,
+            owner_id=by.user_id,
+            agent_id=agent_id,
+            task_id=task and task.id,
+            run_id=task and task.workflow_run_id,
+            repo=new.repo,
+            base_ref=new.base_ref,
+            head_ref=new.head_ref,
+        )
+        self.check_reviewers(new.reviewers, agent_id)
+        self._insert(row, patch, by=by.agent_id or by.user_id)
+        replace_reviewers(row.id, new.reviewers)
+        self._review_tasks.ask(row, patch)
+        return row
+
+    def propose(self, new: NewReview, patch: PreparedPatch, *, by: Principal) -> Review:
+        """Open a review of an agent's diff, or add a revision to the one that people sent back."""
+        task_id = (new.task_id or "").lower()
+        self._tasks.lock(task_id)
+        current = next((each for each in reversed(rows.open_reviews_of(task_id)) if each.round > 0), None)
+        if current is None or current.agent_id != by.agent_id:
+            return self.open_prepared(new, patch, by=by)
+        self.add_revision(current, patch, note=new.description[:4000], by=by.agent_id)
+        return current
+
+    def _task_of(self, task_id: str, by: Principal) -> Any:
+        """Lock and return a task that the caller may see. Raise `Invalid` otherwise."""
+        try:
+            self._tasks.lock(task_id.lower())
+            task = self._tasks.get(task_id.lower(), by=by)
+        except NotFound:
+            detail = "There is no task with this id."
+            raise Invalid.at("/task_id", "unknown_reference", detail, problem="unknown_reference") from None
+        if task.status in ENDED:
+            raise Invalid.at("/task_id", "not_allowed", f"The task is {task.status}.")
+        return task
+
+    def check_reviewers(self, reviewers: list[NewReviewer], author_id: str) -> None:
+        """Raise `Invalid` if a reviewer does not exist, is named twice, or is the author."""
+        faults, seen = [], set()
+        people = self._accounts.get_many([each.user_id.lower() for each in reviewers if each.user_id is not None])
+        agents = self._agents.find_many([each.agent_id.lower() for each in reviewers if each.agent_id is not None])
+        for index, each in enumerate(reviewers):
+            at, found = f"/reviewers/{index}", (each.user_id or each.agent_id or "").lower()
+            if (each.user_id is None) == (each.agent_id is None):
+                faults.append(FieldError(at, "invalid_value", "Name either a user_id or an agent_id."))
+            elif found not in people and found not in agents:
+                faults.append(FieldError(at, "unknown_reference", "There is nobody with this id."))
+            elif found in seen:
+                faults.append(FieldError(at, "not_unique", "The reviewer is named twice."))
+            elif found == author_id:
+                faults.append(FieldError(at, "not_allowed", "The author cannot review its own diff."))
+            elif each.agent_id is not None and each.required:
+                faults.append(FieldError(f"{at}/required", "not_allowed", "Only people can be required reviewers."))
+            seen.add(found)
+        if faults:
+            raise Invalid("Reviewers are not acceptable.", errors=faults)
+
+    def open_for_task(self, diff: TaskDiff) -> ReviewFacts | None:
+        row = self._review_of(diff)
+        if row is None:
+            return None
+        if not row.is_awaited:
+            rows.update(row, OPEN, is_awaited=True)
+        return rows.facts_of(row)
+
+    def _review_of(self, diff: TaskDiff) -> Review | None:
+        """Return the review that a completed run waits for: an open one of the same diff, or a new one."""
+        current = next(iter(reversed(rows.open_reviews_of(diff.task_id))), None)
+        if diff.patch is None:
+            if current is not None and current.status == "changes_requested":
+                self.cancel_row(current, by=None)  # the agent ended without a new revision
+                return None
+            return current
+        if current is not None and current.patch_sha256 == diff.patch.sha256 and current.status == "pending":
+            return current
+        if current is not None and current.round > 0:
+            self.add_revision(current, diff.patch, note="", by=diff.agent_id)
+            return current
+        row = Review(title=diff.title, owner_id=diff.owner_id, is_awaited=True)
+        for name in ("agent_id", "task_id", "run_id", "repo", "base_ref", "head_ref"):
+            setattr(row, name, getattr(diff, name))
+        self._insert(row, diff.patch, by=diff.agent_id)
+        if diff.reviewer_agent_id is not None and diff.reviewer_agent_id != diff.agent_id:
+            replace_reviewers(row.id, [NewReviewer(agent_id=diff.reviewer_agent_id)])
+            self._review_tasks.ask(row, diff.patch)
+        return row
+
+    def _insert(self, row: Review, patch: PreparedPatch, *, by: str | None) -> None:
+        """Insert a review with its first revision. Older reviews of the same task are superseded."""
+        now = clock.now()
+        row.id, row.patch_sha256, row.stats = new_id(), patch.sha256, stats_of(patch.parsed)
+        row.created_at = row.updated_at = row.reminded_at = now
+        older = [] if row.task_id is None else rows.open_reviews_of(row.task_id)
+        row.is_awaited = row.is_awaited or any(
+            self._tasks.replace_review(row.task_id or "", each.id, row.id) for each in older
+        )
+        Review.insert(row.__data__).execute()
+        _insert_revision(row, patch, note="", by=by)
+        for each in older:
+            rows.update(each, OPEN, status="superseded")
+            rows.publish(CodeReviewSuperseded, each, by)
+        rows.publish(CodeReviewCreated, row, by)
+        _report_credentials(row, patch)
+
+    # -- revisions
+
+    def revise(self, review_id: str, patch: PreparedPatch, *, by: Principal, note: str = "") -> ReviewFacts:
+        return rows.facts_of(self.revise_prepared(review_id, patch, note, by=by))
+
+    def revise_prepared(
+        self, review_id: str, patch: PreparedPatch, note: str, match: IfMatch = ANY_VERSION, *, by: Principal
+    ) -> Review:
+        """Add a prepared revision to an open review."""
+        row = self._lock_open(review_id, by, is_author=True)
+        match.check(row.version)
+        self.add_revision(row, patch, note=note, by=by.agent_id or by.user_id)
+        return row
+
+    def add_revision(self, row: Review, patch: PreparedPatch, *, note: str, by: str | None) -> None:
+        """Add a revision to a locked review, and find the lines of its comments again."""
+        rows.update(
+            row,
+            OPEN,
+            status="pending",
+            revision=row.revision + 1,
+            patch_sha256=patch.sha256,
+            stats=stats_of(patch.parsed),
+            reminded_at=clock.now(),
+        )
+        _insert_revision(row, patch, note=note, by=by)
+        _anchor_again(row, patch.parsed)
+        is_approved = (Reviewer.review_id == row.id) & (Reviewer.state == "approved")
+        Reviewer.update(state="pending").where(is_approved).execute()
+        rows.publish(CodeReviewRevised, row, by)
+        _report_credentials(row, patch)
+        if any(each.kind == "agent" for each in rows.reviewers_of([row.id])[row.id]):
+            self._review_tasks.ask(row, patch)
+
+    def _lock_open(self, review_id: str, by: Principal, *, is_author: bool = False) -> Review:
+        """Lock an open review of the caller. With `is_author`, the agent that made the diff may change it, too."""
+        row = self.lock_readable(review_id, by)
+        if not is_author or by.agent_id is None or by.agent_id != row.agent_id:
+            require_owner(by, row.owner_id, what="review", manage="code_reviews.manage")
+        if row.status not in OPEN:
+            raise rows.already_decided(row.status)
+        return row
+
+    def lock_readable(self, review_id: str, by: Principal) -> Review:
+        """Lock the task, and then the review. Raise `NotFound` if the caller may not read it."""
+        found = rows.find_readable(review_id, by)
+        if found.task_id is not None:
+            self._tasks.lock(found.task_id)
+        row = rows.lock(found.id)
+        if row is None:
+            raise NotFound("There is no code review with this id.")
+        return row
+
+    # -- other changes
+
+    def cancel_row(self, row: Review, *, by: str | None) -> None:
+        """Cancel a locked, open review."""
+        rows.update(row, OPEN, status="cancelled")
+        rows.publish(CodeReviewCancelled, row, by)
+
+    def withdraw(self, review_id: str, *, by: Principal) -> ReviewFacts:
+        row = self._lock_open(review_id, by)
+        self.withdraw_row(row, by=by)
+        return rows.facts_of(row)
+
+    def withdraw_row(self, row: Review, *, by: Principal) -> None:
+        """Cancel a locked, open review. The task that waits for it fails, because nobody approved what it made."""
+        self.cancel_row(row, by=by.user_id)
+        if row.is_awaited and row.task_id is not None:
+            self._tasks.end_review(row.task_id, row.id, approved=False, message="The review was withdrawn.")
+
+    def task_ended(self, review_id: str, *, status: str) -> None:
+        row = rows.lock(review_id)
+        if row is not None and row.status in OPEN:
+            self.cancel_row(row, by=None)
+
+    def cancel_of_task(self, task_id: str) -> None:
+        """Cancel the open reviews of a task that was cancelled."""
+        self._tasks.lock(task_id)
+        for row in rows.open_reviews_of(task_id):
+            self.cancel_row(row, by=None)
+
+    def set_check(self, review_id: str, check: ReviewCheck) -> ReviewFacts:
+        row = rows.lock(review_id)
+        if row is None:
+            raise NotFound("There is no code review with this id.")
+        if row.status not in OPEN:
+            raise rows.already_decided(row.status)
+        kept = [each for each in row.checks if each["name"] != check.name]
+        if len(kept) >= MAX_CHECKS:
+            raise Invalid.at("/checks", "too_long", f"A review has at most {MAX_CHECKS} checks.")
+        made = {"name": check.name, "status": check.status, "url": check.url}
+        rows.update(row, OPEN, checks=[*kept, made])
+        rows.publish(CodeReviewUpdated, row, None, change="checks")
+        return rows.facts_of(row)
+
+    def find(self, review_id: str) -> ReviewFacts | None:
+        row: Review | None = Review.get_or_none(Review.id == review_id)
+        return None if row is None else rows.facts_of(row)
+
+    def comments(self, review_id: str) -> list[CommentFacts]:
+        names = CommentFacts.__struct_fields__
+        return [CommentFacts(**{name: getattr(row, name) for name in names}) for row in rows.comments_of(review_id)]
+
+
+def replace_reviewers(review_id: str, reviewers: list[NewReviewer]) -> None:
+    """Replace the reviewers of a review. Those who stay keep their state."""
+    states = {each.reviewer_id: each.state for each in rows.reviewers_of([review_id])[review_id]}
+    Reviewer.delete().where(Reviewer.review_id == review_id).execute()
+    made = [
+        {
+            "review_id": review_id,
+            "reviewer_id": (found := (each.user_id or each.agent_id or "").lower()),
+            "kind": "user" if each.user_id is not None else "agent",
+            "required": each.required,
+            "state": states.get(found, "pending"),
+            "position": position,
+        }
+        for position, each in enumerate(reviewers)
+    ]
+    if made:
+        Reviewer.insert_many(made).execute()
+
+
+def _insert_revision(row: Review, patch: PreparedPatch, *, note: str, by: str | None) -> None:
+    Revision.insert(
+        review_id=row.id,
+        number=row.revision,
+        patch=patch.data,
+        patch_sha256=patch.sha256,
+        files=files_json(patch.parsed),
+        note=note,
+        created_by=by,
+        created_at=clock.now(),
+    ).execute()
+
+
+def _anchor_again(row: Review, patch: Patch) -> None:
+    """Find the lines of all comments in the current revision. Answers follow the first comment of their thread."""
+    is_anchored = (ReviewComment.review_id == row.id) & ReviewComment.file.is_null(False)
+    comment: Any
+    for comment in ReviewComment.select().where(is_anchored & ReviewComment.parent_id.is_null()):
+        context = None if comment.context is None else Context(**comment.context)
+        found = find_again(patch, file=comment.file, side=comment.side, line=comment.line, context=context)
+        changes: dict[str, Any] = {"anchor": found.anchor}
+        if found.anchor == "active":
+            changes |= {"revision": row.revision, "file": found.file}
+        if found.line is not None:
+            changes |= {"line": found.line, "end_line": found.line + comment.end_line - comment.line}
+        thread = (ReviewComment.id == comment.id) | (ReviewComment.parent_id == comment.id)
+        ReviewComment.update(changes).where((ReviewComment.review_id == row.id) & thread).execute()
+
+
+def _report_credentials(row: Review, patch: PreparedPatch) -> None:
+    """Add a comment that stops the approval if credentials were replaced in the patch."""
+    if not patch.redacted_lines:
+        return
+    shown = ", ".join(map(str, patch.redacted_lines[:20]))
+    now = clock.now()
+    ReviewComment.insert(
+        id=new_id(),
+        review_id=row.id,
+        body=f"The diff contained credentials. They were replaced by [redacted] in these lines of the diff: {shown}.",
+        severity="blocker",
+        author_type="system",
+        author_id="system",
+        revision=row.revision,
+        anchor="none",
+        created_at=now,
+        updated_at=now,
+    ).execute()

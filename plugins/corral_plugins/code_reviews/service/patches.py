@@ -1,0 +1,304 @@
+"""Parses unified diffs with the headers of git.
+
+The parser works on bytes and is strict about hunks: a hunk must have exactly the lines that its header announces, so
+that nobody approves lines that a reader of the parsed patch does not see.
+"""
+
+from __future__ import annotations
+
+import re
+
+import msgspec
+
+MAX_BYTES = 2 * 1024 * 1024
+MAX_FILES = 2000
+MAX_PATH_BYTES = 4096
+NO_FILE = b"/dev/null"
+
+_HUNK = re.compile(rb"@@ -(\d{1,10})(?:,(\d{1,10}))? \+(\d{1,10})(?:,(\d{1,10}))? @@ ?(.*)", re.DOTALL)
+_ESCAPE = re.compile(rb"\\([abfnrtv\"\\]|[0-3][0-7]{2})")
+_ESCAPED = {b"a": b"\a", b"b": b"\b", b"f": b"\f", b"n": b"\n", b"r": b"\r", b"t": b"\t", b"v": b"\v"}
+_PREFIXES = re.compile(rb"[a-z]/")
+_BINARY = re.compile(rb"Binary files .* differ|GIT binary patch")
+_EXTENDED = (
+    b"old mode ",
+    b"new mode ",
+    b"deleted file mode ",
+    b"new file mode ",
+    b"copy from ",
+    b"copy to ",
+    b"rename from ",
+    b"rename to ",
+    b"similarity index ",
+    b"dissimilarity index ",
+    b"index ",
+)
+
+
+class PatchError(Exception):
+    """A patch cannot be parsed. `line` is the number of the line, from 1."""
+
+    def __init__(self, line: int, detail: str) -> None:
+        self.line, self.detail = line, detail
+        super().__init__(f"line {line}: {detail}")
+
+
+class Hunk(msgspec.Struct):
+    """A hunk. Each of its `lines` begins with a space, `-` or `+`; markers of a missing newline are left out."""
+
+    old_start: int
+    old_lines: int
+    new_start: int
+    new_lines: int
+    section: bytes
+    lines: list[bytes]
+    first_line: int  # the number of the line of the patch that follows the header of the hunk
+
+
+class PatchedFile(msgspec.Struct):
+    """What a patch does to a file. `start` and `end` are the lines of the patch that are about it."""
+
+    path: str
+    old_path: str | None
+    status: str
+    binary: bool = False
+    additions: int = 0
+    deletions: int = 0
+    hunks: list[Hunk] = []
+
+    def side(self, side: str) -> dict[int, bytes]:
+        """Return the lines of one side that the patch shows, by their number."""
+        skipped, found = (b"+" if side == "old" else b"-"), {}
+        for hunk in self.hunks:
+            number = hunk.old_start if side == "old" else hunk.new_start
+            for line in hunk.lines:
+                if line[:1] != skipped:
+                    found[number] = line[1:]
+                    number += 1
+        return found
+
+
+class Patch(msgspec.Struct):
+    """A parsed patch."""
+
+    files: list[PatchedFile]
+
+    def find(self, path: str, side: str) -> PatchedFile | None:
+        """Return the file that has this path on a side, or None if the patch does not touch it."""
+        for file in self.files:
+            if path == (file.path if side == "new" else file.old_path or file.path):
+                return file
+        return None
+
+
+def parse_patch(data: bytes) -> Patch:
+    """Parse a patch. Raise `PatchError` with the line of the fault."""
+    return _Parser(data).parse()
+
+
+class _Parser:
+    """Reads the lines of a patch one after the other. `at` is the index of the next line."""
+
+    def __init__(self, data: bytes) -> None:
+        self.lines = data.split(b"\n")
+        if self.lines[-1] == b"":
+            self.lines.pop()
+        self.at = 0
+
+    def parse(self) -> Patch:
+        files: list[PatchedFile] = []
+        while self.at < len(self.lines):
+            line = self.lines[self.at]
+            if line.startswith(b"diff --git "):
+                files.append(self._git_file())
+            elif line.startswith((b"diff --cc ", b"diff --combined ", b"@@@ ")):
+                raise self._error("Combined diffs of merges are not supported; make a diff against one parent.")
+            elif line.startswith(b"--- ") and self._peek(1).startswith(b"+++ "):
+                files.append(self._plain_file())
+            elif line.startswith(b"@@ "):
+                raise self._error("A hunk follows no file header.")
+            elif files and line[:1] in (b"+", b"-", b" ") and not line.startswith(b"-- ") and line != b"--":
+                raise self._error("The hunk has more lines than its header announces.")
+            else:
+                self.at += 1
+            if len(files) > MAX_FILES:
+                raise self._error(f"The patch changes more than {MAX_FILES} files.")
+        if not files:
+            raise PatchError(1, "The text contains no unified diff.")
+        return Patch(files=files)
+
+    def _peek(self, offset: int) -> bytes:
+        return self.lines[self.at + offset] if self.at + offset < len(self.lines) else b""
+
+    def _error(self, detail: str, line: int | None = None) -> PatchError:
+        return PatchError((self.at if line is None else line) + 1, detail)
+
+    # -- headers
+
+    def _git_file(self) -> PatchedFile:
+        """Parse the part of a patch that begins with `diff --git`."""
+        began, header = self.at, self.lines[self.at][len(b"diff --git ") :]
+        self.at += 1
+        extended = self._extended_headers()
+        old, new = self._named_paths(extended) or self._paths_of_header(header, began)
+        status = "modified"
+        if b"new file mode" in extended or b"copy to" in extended:
+            status = "added"
+        elif b"deleted file mode" in extended:
+            status = "deleted"
+        elif b"rename to" in extended:
+            status = "renamed"
+        file = PatchedFile(path="", old_path=None, status=status)
+        if _BINARY.match(self._peek(0)):
+            file.binary = True
+            self._skip_binary()
+        elif self._peek(0).startswith(b"--- ") and self._peek(1).startswith(b"+++ "):
+            self._check_same_paths(old, new)
+            self.at += 2
+            self._hunks(file)
+        kept = old if status == "deleted" else new
+        file.path = self._path(kept, began)
+        if status in ("renamed",) or b"copy to" in extended:
+            file.old_path = self._path(old, began)
+        return file
+
+    def _extended_headers(self) -> dict[bytes, bytes]:
+        found: dict[bytes, bytes] = {}
+        while name := next((each for each in _EXTENDED if self._peek(0).startswith(each)), None):
+            found[name.rstrip()] = self._peek(0)[len(name) :]
+            self.at += 1
+        return found
+
+    def _named_paths(self, extended: dict[bytes, bytes]) -> tuple[bytes, bytes] | None:
+        """Return the paths of a rename or copy, which have no prefix."""
+        for kind in (b"rename", b"copy"):
+            if kind + b" from" in extended and kind + b" to" in extended:
+                return self._unquote(extended[kind + b" from"]), self._unquote(extended[kind + b" to"])
+        return None
+
+    def _paths_of_header(self, header: bytes, line: int) -> tuple[bytes, bytes]:
+        """Return the paths of a `diff --git` line. Both are equal but for their prefixes."""
+        if header.startswith(b'"'):
+            end = re.match(rb'"(?:[^"\\]|\\.)*"', header)
+            if end is None:
+                raise self._error("A quoted path has no end.", line)
+            old, rest = end[0], header[end.end() :].lstrip(b" ")
+            return self._stripped(self._unquote(old), self._unquote(rest))
+        if header.endswith(b'"') and b' "' in header:
+            at = header.index(b' "')
+            return self._stripped(header[:at], self._unquote(header[at + 1 :]))
+        for at in _spaces(header):
+            old, new = self._stripped(header[:at], header[at + 1 :])
+            if old == new:
+                return old, new
+        raise self._error("The paths of the file cannot be told apart.", line)
+
+    def _check_same_paths(self, old: bytes, new: bytes) -> None:
+        """Raise `PatchError` if the lines `---` and `+++` name other files than the header of git."""
+        named = [self._unquote(_without_time(self._peek(n)[4:])) for n in (0, 1)]
+        shown = [
+            each if each in (NO_FILE, kept) else _PREFIXES.sub(b"", each, count=1)
+            for each, kept in zip(named, (old, new), strict=True)
+        ]
+        for index, (each, kept) in enumerate(zip(shown, (old, new), strict=True)):
+            if each not in (NO_FILE, kept):
+                raise self._error("The path differs from the one in the header of the file.", self.at + index)
+
+    def _plain_file(self) -> PatchedFile:
+        """Parse a file without a header of git."""
+        began = self.at
+        old, new = (self._unquote(_without_time(self._peek(n)[4:])) for n in (0, 1))
+        self.at += 2
+        status = "added" if old == NO_FILE else "deleted" if new == NO_FILE else "modified"
+        if status == "modified":
+            old, new = self._stripped(old, new)
+            status = "modified" if old == new else "renamed"
+        else:
+            old, new = (
+                _PREFIXES.sub(b"", each, count=1) if each[:2] in (b"a/", b"b/") else each for each in (old, new)
+            )
+        file = PatchedFile(path=self._path(old if status == "deleted" else new, began), old_path=None, status=status)
+        if status == "renamed":
+            file.old_path = self._path(old, began)
+        self._hunks(file)
+        if not file.hunks:
+            raise self._error("The file has no hunk.", began)
+        return file
+
+    def _stripped(self, old: bytes, new: bytes) -> tuple[bytes, bytes]:
+        """Return the paths without the prefixes `a/` and `b/`, if they have such prefixes."""
+        has_both = _PREFIXES.match(old) is not None and _PREFIXES.match(new) is not None
+        return (old[2:], new[2:]) if has_both and old[:2] != new[:2] else (old, new)
+
+    def _unquote(self, text: bytes) -> bytes:
+        if len(text) < 2 or not (text.startswith(b'"') and text.endswith(b'"')):
+            return text
+
+        def plain(match: re.Match[bytes]) -> bytes:
+            code = match[1]
+            return bytes([int(code, 8)]) if len(code) == 3 else _ESCAPED.get(code, code)
+
+        return _ESCAPE.sub(plain, text[1:-1])
+
+    def _path(self, raw: bytes, line: int) -> str:
+        """Return a path as text. Raise `PatchError` if it leads out of the repository."""
+        if not raw or len(raw) > MAX_PATH_BYTES or b"\0" in raw:
+            raise self._error("The path is empty or too long.", line)
+        parts = raw.replace(b"\\", b"/").split(b"/")
+        if parts[0] == b"" or b".." in parts or re.match(rb"[A-Za-z]:", raw):
+            raise self._error("Paths must be relative and must not contain `..`.", line)
+        return raw.decode(errors="replace")
+
+    # -- contents
+
+    def _skip_binary(self) -> None:
+        while self.at < len(self.lines) and not self._peek(0).startswith(b"diff --git "):
+            self.at += 1
+
+    def _hunks(self, file: PatchedFile) -> None:
+        file.hunks = []
+        while match := _HUNK.fullmatch(self._peek(0)):
+            old_start, new_start = int(match[1]), int(match[3])
+            old_lines = 1 if match[2] is None else int(match[2])
+            new_lines = 1 if match[4] is None else int(match[4])
+            self.at += 1
+            first = self.at
+            lines = self._hunk_lines(old_lines, new_lines)
+            file.hunks.append(Hunk(old_start, old_lines, new_start, new_lines, match[5], lines, first + 1))
+            added = sum(line[:1] == b"+" for line in lines)
+            file.additions += added
+            file.deletions += len(lines) - new_lines
+        if self._peek(0).startswith(b"@@"):
+            raise self._error("The header of the hunk is malformed.")
+
+    def _hunk_lines(self, old: int, new: int) -> list[bytes]:
+        """Return the lines of a hunk that has this many lines on both sides."""
+        began, found = self.at - 1, []
+        while old > 0 or new > 0:
+            if self.at >= len(self.lines):
+                raise self._error("The hunk has fewer lines than its header announces.", began)
+            line = self.lines[self.at] or b" "  # some tools strip the space of empty lines
+            kind = line[:1]
+            if kind == b"\\":
+                self.at += 1
+                continue
+            old -= kind in (b" ", b"-")
+            new -= kind in (b" ", b"+")
+            if kind not in (b" ", b"-", b"+") or old < 0 or new < 0:
+                raise self._error("The line does not fit the header of the hunk.")
+            found.append(line)
+            self.at += 1
+        if self._peek(0).startswith(b"\\"):
+            self.at += 1
+        return found
+
+
+def _spaces(text: bytes) -> list[int]:
+    """Return the positions of spaces, nearest to the middle first: two equal paths meet there."""
+    found = [index for index, byte in enumerate(text) if byte == 0x20]
+    return sorted(found, key=lambda index: abs(2 * index - len(text)))[:64]
+
+
+def _without_time(text: bytes) -> bytes:
+    """Return the path of a `---` or `+++` line: a tab ends a path with spaces, and precedes the time of a file."""
+    return text if text.startswith(b'"') else text.split(b"\t")[0]

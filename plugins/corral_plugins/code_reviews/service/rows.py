@@ -1,0 +1,101 @@
+"""Reads, locks and changes rows of reviews, and publishes their events.
+
+Every change of a status is one conditional UPDATE: it changes nothing if another unit of work changed the row first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from corral import clock
+from corral.auth.principal import Principal
+from corral.auth.visibility import visible
+from corral.database.unit import locked
+from corral.errors import Conflict, NotFound
+from corral.events.event import emit
+from corral_plugins.code_reviews.api import OPEN, CodeReviewEvent, ReviewFacts
+from corral_plugins.code_reviews.models import Review, ReviewComment, Reviewer
+
+MAX_COMMENTS = 1000
+"""The maximum number of comments on a review."""
+
+
+def find_readable(review_id: str, by: Principal) -> Review:
+    """Return a review. Raise `NotFound` if it does not exist or the caller may not read it."""
+    row: Review | None = Review.get_or_none((Review.id == review_id.lower()) & visible(Review, by))
+    if row is None:
+        raise NotFound("There is no code review with this id.")
+    return row
+
+
+def lock(review_id: str) -> Review | None:
+    """Lock and return a review, or None. The caller must lock the task of the review first."""
+    row: Review | None = locked(Review.select().where(Review.id == review_id)).first()
+    return row
+
+
+def open_reviews_of(task_id: str) -> list[Review]:
+    """Lock and return the open reviews of a task, oldest first."""
+    is_open = (Review.task_id == task_id) & Review.status.in_(OPEN)
+    return list(locked(Review.select().where(is_open).order_by(Review.created_at, Review.id).limit(20)))
+
+
+def update(row: Review, statuses: Sequence[str], **changes: Any) -> None:
+    """Change a review that has one of these statuses. Raise `Conflict` if another unit of work changed it first."""
+    values = {"updated_at": clock.now(), **changes, "version": row.version + 1}
+    unchanged = (Review.id == row.id) & (Review.version == row.version) & Review.status.in_(statuses)
+    if not Review.update(values).where(unchanged).execute():
+        raise already_decided(Review.get_by_id(row.id).status)
+    for name, value in values.items():
+        setattr(row, name, value)
+
+
+def touch(row: Review) -> None:
+    """Give a review a new version because its comments or reviewers changed, whatever its status."""
+    update(row, (row.status,))
+
+
+def already_decided(status: str) -> Conflict:
+    """Return the error for an action that comes too late."""
+    shown = status.replace("_", " ")
+    return Conflict(f"The status of the review is {shown}.", code="already_decided", current_status=status)
+
+
+def publish(kind: type[CodeReviewEvent], row: Review, by: str | None, **fields: Any) -> None:
+    """Emit an event about a review in its current state."""
+    same = {name: getattr(row, name) for name in ("agent_id", "task_id", "revision", "status")}
+    emit(kind(review_id=row.id, by=by, **same, **fields), object=("code_review", row.id), owner=row.owner_id)
+
+
+def reviewers_of(review_ids: Sequence[str]) -> dict[str, list[Reviewer]]:
+    """Return the reviewers of reviews, with a single query."""
+    found: dict[str, list[Reviewer]] = {review_id: [] for review_id in review_ids}
+    if found:
+        for row in Reviewer.select().where(Reviewer.review_id.in_(list(found))).order_by(Reviewer.position):
+            found[row.review_id].append(row)
+    return found
+
+
+def set_reviewer_state(review_id: str, reviewer_id: str | None, state: str, *, only: Sequence[str] = ()) -> None:
+    """Store what a reviewer has done. Do nothing if the caller is no reviewer, or in another state than `only`."""
+    mine = (Reviewer.review_id == review_id) & (Reviewer.reviewer_id == reviewer_id)
+    if only:
+        mine &= Reviewer.state.in_(only)
+    Reviewer.update(state=state).where(mine).execute()
+
+
+def facts_of(row: Review) -> ReviewFacts:
+    """Return a review as other plugins see it."""
+    return ReviewFacts(**{name: getattr(row, name) for name in ReviewFacts.__struct_fields__})
+
+
+def author_of(by: Principal) -> tuple[str, str]:
+    """Return the type and id of the caller as the author of a comment."""
+    return ("agent", by.agent_id) if by.agent_id is not None else ("user", by.user_id or by.id)
+
+
+def comments_of(review_id: str) -> list[ReviewComment]:
+    """Return the comments on a review, oldest first."""
+    found = ReviewComment.select().where(ReviewComment.review_id == review_id)
+    return list(found.order_by(ReviewComment.created_at, ReviewComment.id).limit(MAX_COMMENTS))

@@ -1,0 +1,1 @@
+"""Notifications: tells people in the app, by mail, Slack, Telegram or a webhook what needs them."""

@@ -1,0 +1,120 @@
+"""The public interface of notifications: types of channels, which other plugins contribute, and the event."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import msgspec
+
+from corral.database.model import PRIVATE
+from corral.events.event import Event
+
+Json = dict[str, Any]
+Severity = Literal["info", "warning", "error", "critical"]
+SEVERITIES: tuple[Severity, ...] = ("info", "warning", "error", "critical")
+
+
+class OutgoingItem(msgspec.Struct, frozen=True, kw_only=True):
+    """One of the events that an outgoing notification tells of. `href` is the address of the object, or null."""
+
+    event_id: str | None
+    event: str
+    title: str
+    body: str
+    href: str | None
+    at: str
+
+
+class OutgoingNotification(msgspec.Struct, frozen=True, kw_only=True):
+    """A notification on its way through a channel.
+
+    `items` contains at most 10 of the `count` events. The texts are plain, and their values come from people and
+    agents: a channel type escapes them for its service. `url` leads to the object, and `preferences_url` to the
+    preferences. `to` is the address of the person whom a channel with `to_recipients` tells. `served` lists the
+    receivers that an earlier attempt has reached.
+    """
+
+    id: str
+    event: str
+    severity: Severity
+    title: str
+    body: str
+    count: int
+    items: Sequence[OutgoingItem]
+    url: str | None
+    preferences_url: str | None
+    created_at: str
+    to: str | None = None
+    served: Sequence[str] = ()
+
+
+class SendResult(msgspec.Struct, frozen=True, kw_only=True):
+    """The result of an attempt. `error` is null if the service accepted the notification.
+
+    A `permanent` failure is not repeated. `retry_after` is the number of seconds for which the service asked to wait.
+    With `says_nothing`, the failure does not count for the circuit breaker. `served` lists the receivers that have the
+    notification now, if there are several.
+    """
+
+    error: str | None = None
+    permanent: bool = False
+    retry_after: float | None = None
+    says_nothing: bool = False
+    served: Sequence[str] = ()
+
+
+class ChannelType(msgspec.Struct, frozen=True, kw_only=True):
+    """A type of channel. Plugins contribute types with the hook `corral_notification_channels`.
+
+    `schema` describes `config`. `secrets` names its members that are stored encrypted. `pace_seconds` is the shortest
+    time between two messages of a channel. `breaker` is the name of the circuit breaker that all channels of the type
+    share; without it, each channel has its own.
+
+    `send(config, notification)` sends a notification, outside of units of work, and returns the result. `check(config)`
+    runs when a channel is saved. It returns warnings, and raises `Invalid` with pointers that begin with `/config`.
+    """
+
+    type: str
+    title: str
+    schema: Json
+    secrets: tuple[str, ...]
+    send: Callable[[Mapping[str, Any], OutgoingNotification], Awaitable[SendResult]]
+    check: Callable[[Mapping[str, Any]], Awaitable[Sequence[str]]] | None = None
+    pace_seconds: float = 0.0
+    breaker: str | None = None
+
+
+class NotificationView(msgspec.Struct, kw_only=True):
+    """A notification of the caller.
+
+    `count` is the number of events that it tells of. `event_id` is the id of the latest one, and null if a workflow or
+    a trigger sent the notification.
+    """
+
+    id: str
+    user_id: str
+    type: str
+    severity: Severity
+    title: str
+    body: str
+    object: dict[str, str] | None
+    href: str | None
+    event_id: str | None
+    group_key: str
+    count: int
+    read_at: str | None
+    created_at: str
+
+
+class NotificationArrived(Event, kw_only=True):
+    """A notification arrived, or counts one more event. `unread` is the number of unread notifications."""
+
+    event = "notification"
+    visibility = PRIVATE
+
+    notification: NotificationView
+    unread: int
+
+
+EVENTS: tuple[type[Event], ...] = (NotificationArrived,)

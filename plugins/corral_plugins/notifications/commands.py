@@ -1,0 +1,357 @@
+"""`corral notifications`: reads one's notifications, and manages channels and rules from a terminal."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from corral.cli.api_client import ApiClient, ApiClientError
+from corral.cli.output import format_ms, print_fields, print_table, print_value
+from corral.cli.request_body import body_option, field_option, read_body
+from corral.cli.server_connection import client_command, complete_names
+from corral.ids import parse_id
+
+COLUMNS = ("created_at", "severity", "title", "count", "read", "id")
+CHANNEL_COLUMNS = ("name", "type", "enabled", "status", "last_success_at", "used_by", "id")
+RULE_COLUMNS = ("name", "events", "min_severity", "channels", "enabled", "id")
+DELIVERY_COLUMNS = ("created_at", "status", "count", "title", "attempts", "next_attempt_at", "last_error", "id")
+PREVIEW_COLUMNS = ("sent_at", "severity", "count", "group_key", "titles")
+STATUSES = ("pending", "retrying", "succeeded", "failed", "cancelled", "suppressed")
+
+CHANNELS, RULES = "/notifications/channels", "/notifications/rules"
+channel_argument = click.argument("channel", shell_complete=complete_names(CHANNELS, "name"))
+rule_argument = click.argument("rule", shell_complete=complete_names(RULES, "name"))
+limit_option = click.option(
+    "--limit", type=click.IntRange(1, 200), default=50, show_default=True, help="maximum number of rows"
+)
+
+
+@click.group("notifications")
+def notifications_command_group() -> None:
+    """Read your notifications, and manage how people are told."""
+
+
+@notifications_command_group.command("list")
+@click.option("--unread", is_flag=True, help="list only unread notifications")
+@limit_option
+@client_command
+def list_notifications(client: ApiClient, *, unread: bool, limit: int, as_json: bool) -> None:
+    """List your notifications, newest first."""
+    query: dict[str, Any] = {"unread": "true"} if unread else {}
+    print_table(
+        client.get("/notifications", limit=limit, **query)["items"],
+        COLUMNS,
+        as_json=as_json,
+        empty="There are no such notifications.",
+        computed={"read": lambda row: "yes" if row["read_at"] else "no"},
+    )
+
+
+@notifications_command_group.command("read")
+@click.argument("notification", required=False)
+@click.option("--all", "everything", is_flag=True, help="mark all notifications")
+@client_command
+def mark_read(client: ApiClient, *, notification: str | None, everything: bool, as_json: bool) -> None:
+    """Mark a notification as read, or all of them."""
+    if everything == (notification is not None):
+        raise click.UsageError("give the id of a notification, or --all")
+    if everything:
+        done = client.send("PUT", "/notifications/read-all", body={})
+        print_value(done, as_json=as_json, text=f"Notifications that are read now: {done['updated']}")
+        return
+    row = client.send("PUT", f"/notifications/{notification}/read", body={})
+    print_value(row, as_json=as_json, text=f"Read: {row['title']}")
+
+
+@notifications_command_group.command("preferences")
+@field_option
+@client_command
+def preferences(client: ApiClient, *, fields: tuple[str, ...], as_json: bool) -> None:
+    """Show your preferences, or change them, for example with --field email=important."""
+    body = read_body(None, fields)
+    found = client.send("PUT", "/notifications/preferences", body=body) if body else None
+    found = found or client.get("/notifications/preferences")
+    quiet = json.dumps(found["quiet_hours"]) if found["quiet_hours"] else None
+    shown = {"email": found["email"], "muted": " ".join(found["mute"]), "quiet hours": quiet}
+    print_fields(found, shown, as_json=as_json)
+
+
+# -- channels
+
+
+@notifications_command_group.command("channels")
+@client_command
+def list_channels(client: ApiClient, *, as_json: bool) -> None:
+    """List the channels through which notifications go."""
+    print_table(
+        list(client.pages(CHANNELS)),
+        CHANNEL_COLUMNS,
+        as_json=as_json,
+        empty="There are no channels. Create one: corral notifications create-channel NAME --type TYPE --field …",
+        colour_of="status",
+        computed={
+            "enabled": lambda row: "yes" if row["is_enabled"] else "no",
+            "used_by": lambda row: ", ".join(rule["name"] for rule in row["used_by"]),
+        },
+    )
+
+
+@notifications_command_group.command("channel-types")
+@client_command
+def list_channel_types(client: ApiClient, *, as_json: bool) -> None:
+    """List the types of channels, with the members of their configs."""
+    print_table(
+        client.get("/notifications/channel-types")["items"],
+        ("type", "title", "members"),
+        as_json=as_json,
+        computed={"members": lambda row: " ".join(row["schema"].get("properties", {}))},
+    )
+
+
+@notifications_command_group.command("create-channel")
+@click.argument("name")
+@click.option("--type", "kind", required=True, help="type of the channel; see corral notifications channel-types")
+@body_option
+@field_option
+@click.option(
+    "--secret-file",
+    "secret_files",
+    multiple=True,
+    metavar="MEMBER=FILE",
+    help="secret member of the config, such as bot_token=FILE; repeatable",
+)
+@client_command
+def create_channel(
+    client: ApiClient,
+    *,
+    name: str,
+    kind: str,
+    input_path: Path | None,
+    fields: tuple[str, ...],
+    secret_files: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Create a channel. The fields are the members of its config."""
+    config = {**read_body(input_path, fields), **_secrets(secret_files)}
+    made = client.post(CHANNELS, {"name": name, "type": kind, "config": config})
+    lines = [f"Created {made['id']}.", *(f"Warning: {warning}" for warning in made["warnings"])]
+    lines.append(f"Try it: corral notifications test-channel {made['id']}")
+    print_value(made, as_json=as_json, text="\n".join(lines))
+
+
+@notifications_command_group.command("edit-channel")
+@channel_argument
+@body_option
+@field_option
+@click.option("--name", help="new name")
+@click.option("--enable/--disable", "is_enabled", default=None, help="whether the channel is used")
+@click.option("--secret-file", "secret_files", multiple=True, metavar="MEMBER=FILE", help="new secret; repeatable")
+@client_command
+def edit_channel(
+    client: ApiClient,
+    *,
+    channel: str,
+    input_path: Path | None,
+    fields: tuple[str, ...],
+    name: str | None,
+    is_enabled: bool | None,
+    secret_files: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Change a channel. Absent members of the config stay unchanged."""
+    config = {**read_body(input_path, fields), **_secrets(secret_files)}
+    given = {"name": name, "is_enabled": is_enabled, "config": config or None}
+    body = {key: value for key, value in given.items() if value is not None}
+    changed = client.send("PUT", f"{CHANNELS}/{_id(client, CHANNELS, channel)}", body=body)
+    print_value(changed, as_json=as_json, text=f"Changed {changed['name']}.")
+
+
+@notifications_command_group.command("delete-channel")
+@channel_argument
+@client_command
+def delete_channel(client: ApiClient, *, channel: str, as_json: bool) -> None:
+    """Delete a channel that no rule uses."""
+    found = _id(client, CHANNELS, channel)
+    client.send("DELETE", f"{CHANNELS}/{found}")
+    print_value({"id": found}, as_json=as_json, text=f"Deleted {found}.")
+
+
+@notifications_command_group.command("test-channel")
+@channel_argument
+@client_command
+def test_channel(client: ApiClient, *, channel: str, as_json: bool) -> None:
+    """Send a test notification through a channel, and wait for the result."""
+    found = client.post(f"{CHANNELS}/{_id(client, CHANNELS, channel)}/test", {})
+    took = format_ms(found["duration_ms"])
+    text = f"Delivered after {took}." if found["delivered"] else f"Not delivered: {found['error']}"
+    print_value(found, as_json=as_json, text=text)
+
+
+# -- rules
+
+
+@notifications_command_group.command("rules")
+@client_command
+def list_rules(client: ApiClient, *, as_json: bool) -> None:
+    """List the rules that say what goes through which channels."""
+    names = {row["id"]: row["name"] for row in client.pages(CHANNELS)}
+    print_table(
+        list(client.pages(RULES)),
+        RULE_COLUMNS,
+        as_json=as_json,
+        empty="There are no rules. Create one: corral notifications create-rule NAME --event EVENT --channel CHANNEL",
+        computed={
+            "events": lambda row: " ".join(row["events"]),
+            "channels": lambda row: ", ".join(names.get(each, each) for each in row["channel_ids"]),
+            "enabled": lambda row: "yes" if row["enabled"] else "no",
+        },
+    )
+
+
+@notifications_command_group.command("create-rule")
+@click.argument("name")
+@click.option("--event", "events", multiple=True, help="event such as task.failed, task.* or *; repeatable")
+@click.option("--channel", "channels", multiple=True, help="channel, by name or id; repeatable")
+@body_option
+@field_option
+@client_command
+def create_rule(
+    client: ApiClient,
+    *,
+    name: str,
+    events: tuple[str, ...],
+    channels: tuple[str, ...],
+    input_path: Path | None,
+    fields: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Create a rule. Further fields, such as group_by, are given with --field or a file."""
+    body = {**read_body(input_path, fields), "name": name, **_rule_parts(client, events, channels)}
+    if "events" not in body:
+        raise click.UsageError("say which events the rule follows with --event")
+    made = client.post(RULES, body)
+    text = f"Created {made['id']}.\nWhat it would have sent: corral notifications test-rule {made['id']}"
+    print_value(made, as_json=as_json, text=text)
+
+
+@notifications_command_group.command("edit-rule")
+@rule_argument
+@click.option("--event", "events", multiple=True, help="event; repeatable, and replaces all former events")
+@click.option("--channel", "channels", multiple=True, help="channel; repeatable, and replaces all former channels")
+@click.option("--enable/--disable", "enabled", default=None, help="whether the rule applies")
+@body_option
+@field_option
+@client_command
+def edit_rule(
+    client: ApiClient,
+    *,
+    rule: str,
+    events: tuple[str, ...],
+    channels: tuple[str, ...],
+    enabled: bool | None,
+    input_path: Path | None,
+    fields: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Change a rule. Absent fields stay unchanged."""
+    body = {**read_body(input_path, fields), **_rule_parts(client, events, channels)}
+    if enabled is not None:
+        body["enabled"] = enabled
+    changed = client.send("PUT", f"{RULES}/{_id(client, RULES, rule)}", body=body)
+    print_value(changed, as_json=as_json, text=f"Changed {changed['name']}.")
+
+
+@notifications_command_group.command("delete-rule")
+@rule_argument
+@client_command
+def delete_rule(client: ApiClient, *, rule: str, as_json: bool) -> None:
+    """Delete a rule. Messages that it has begun are still sent."""
+    found = _id(client, RULES, rule)
+    client.send("DELETE", f"{RULES}/{found}")
+    print_value({"id": found}, as_json=as_json, text=f"Deleted {found}.")
+
+
+@notifications_command_group.command("test-rule")
+@rule_argument
+@click.option("--days", type=click.IntRange(1, 30), default=7, show_default=True, help="number of past days")
+@client_command
+def test_rule(client: ApiClient, *, rule: str, days: int, as_json: bool) -> None:
+    """Tell what a rule would have sent for the events of the last days. Nothing is sent."""
+    found = client.post(f"{RULES}/{_id(client, RULES, rule)}/test", {"days": days})
+    if as_json:
+        print_value(found, as_json=True, text="")
+        return
+    click.echo(f"Of {found['events']} events, {found['matched']} match. Messages: {found['messages']}.")
+    if found["items"]:
+        computed = {"titles": lambda row: "; ".join(row["titles"][:3])}
+        print_table(found["items"], PREVIEW_COLUMNS, as_json=False, computed=computed)
+
+
+# -- deliveries
+
+
+@notifications_command_group.command("deliveries")
+@click.option("--channel", help="list only deliveries of this channel")
+@click.option("--rule", help="list only deliveries of this rule")
+@click.option("--status", type=click.Choice(STATUSES), multiple=True, help="list only deliveries with this status")
+@limit_option
+@client_command
+def list_deliveries(
+    client: ApiClient, *, channel: str | None, rule: str | None, status: tuple[str, ...], limit: int, as_json: bool
+) -> None:
+    """List the messages that went, or go, through channels, newest first."""
+    query: dict[str, Any] = {"status": list(status), "limit": limit}
+    if channel is not None:
+        query["channel_id"] = _id(client, CHANNELS, channel)
+    if rule is not None:
+        query["rule_id"] = _id(client, RULES, rule)
+    print_table(
+        client.get("/notifications/deliveries", **query)["items"],
+        DELIVERY_COLUMNS,
+        as_json=as_json,
+        empty="There are no such deliveries.",
+        colour_of="status",
+        computed={"title": lambda row: row["events"][0]["title"] if row["events"] else ""},
+    )
+
+
+@notifications_command_group.command("retry")
+@click.argument("delivery")
+@client_command
+def retry_delivery(client: ApiClient, *, delivery: str, as_json: bool) -> None:
+    """Send a delivery again that ended without success."""
+    row = client.post(f"/notifications/deliveries/{delivery}/retry", {})
+    print_value(row, as_json=as_json, text=f"{row['id']} is sent again.")
+
+
+def _rule_parts(client: ApiClient, events: tuple[str, ...], channels: tuple[str, ...]) -> dict[str, Any]:
+    parts: dict[str, Any] = {"events": list(events)} if events else {}
+    if channels:
+        parts["channel_ids"] = [_id(client, CHANNELS, each) for each in channels]
+    return parts
+
+
+def _id(client: ApiClient, path: str, name: str) -> str:
+    """Return the id of the channel or rule with this id or name."""
+    if (found := parse_id(name)) is not None:
+        return found
+    same: list[Mapping[str, Any]] = [row for row in client.pages(path) if row["name"] == name]
+    if not same:
+        kind = path.rpartition("/")[2]
+        raise ApiClientError(f"nothing is named {name}; corral notifications {kind} lists all {kind}", 404)
+    return str(same[0]["id"])
+
+
+def _secrets(given: tuple[str, ...]) -> dict[str, str]:
+    """Return the secret members of a config, which are read from files."""
+    found = {}
+    for each in given:
+        member, separator, path = each.partition("=")
+        if not separator:
+            raise click.UsageError("write --secret-file MEMBER=FILE")
+        found[member] = Path(path).read_text("utf-8").strip()
+    return found

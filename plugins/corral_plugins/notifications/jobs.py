@@ -1,0 +1,77 @@
+"""Background work of notifications."""
+
+from __future__ import annotations
+
+import functools
+
+from corral import clock
+from corral.database.engine import Work
+from corral.database.unit import SYSTEM, UnitContext
+from corral.events.consumers import Subscriber
+from corral.events.log import LoggedEvent
+from corral.jobs.job import Job, Schedule, enqueue
+from corral.plugin import Settings
+from corral_plugins.notifications.models import Preference
+from corral_plugins.notifications.service.claims import DeliveryClaims
+from corral_plugins.notifications.service.deliveries import delete_ended, forget_groups
+from corral_plugins.notifications.service.dispatcher import NotificationDispatcher
+from corral_plugins.notifications.service.fan_out import NotificationFanOut
+from corral_plugins.notifications.service.inbox import (
+    AT_ONCE,
+    crowded_users,
+    delete_of_user,
+    delete_old,
+    delete_surplus,
+)
+from corral_plugins.notifications.settings import RETENTION_DAYS, UNREAD_RETENTION_DAYS
+
+DAY = 86_400
+GROUP_MEMORY_DAYS = 8  # longer than the longest repeat interval
+DELETE_JOB = "notifications.delete_of_user"
+ENTRY = UnitContext(label="job notifications.group", actor=SYSTEM)
+
+
+async def group(
+    work: Work, claims: DeliveryClaims, fan_out: NotificationFanOut, dispatcher: NotificationDispatcher
+) -> None:
+    """Give back the deliveries of dead processes, give up late ones, and gather events that no process has seen."""
+    if await work(claims.has_late, read=True):
+        await work(claims.release_expired, entry=ENTRY)
+        await work(claims.give_up, entry=ENTRY)
+        dispatcher.wake()
+    await fan_out.read()
+
+
+async def purge(work: Work, settings: Settings, fan_out: NotificationFanOut) -> None:
+    """Delete old notifications, surplus ones, and deliveries that ended long ago."""
+    await fan_out.read(pass_over=True)
+    read_before = clock.now(-settings.get(RETENTION_DAYS) * DAY)
+    unread_before = clock.now(-settings.get(UNREAD_RETENTION_DAYS) * DAY)
+    while await work(lambda: delete_old(read_before, unread_before)) == AT_ONCE:
+        continue
+    for user_id, surplus in await work(crowded_users, read=True):
+        left = surplus
+        while left > 0 and (gone := await work(functools.partial(delete_surplus, user_id, left))):
+            left -= gone
+    while await work(lambda: delete_ended(read_before)) == AT_ONCE:
+        continue
+    forgotten = clock.now(-GROUP_MEMORY_DAYS * DAY)
+    while await work(lambda: forget_groups(forgotten)) == AT_ONCE:
+        continue
+
+
+async def delete_notifications(user_id: str, work: Work) -> None:
+    """Delete the notifications of a purged user."""
+    while await work(lambda: delete_of_user(user_id)) == AT_ONCE:
+        continue
+
+
+def forget_purged_user(event: LoggedEvent) -> None:
+    """Delete the preferences of a purged user, and enqueue the deletion of their notifications."""
+    Preference.delete().where(Preference.user_id == event.object_id).execute()
+    enqueue(DELETE_JOB, user_id=event.object_id)
+
+
+JOBS = (Job(DELETE_JOB, delete_notifications),)
+SCHEDULES = (Schedule("notifications.group", 5.0, group), Schedule("notifications.purge", DAY, purge))
+SUBSCRIBERS = (Subscriber("notifications.purged_users", ("user.purged",), forget_purged_user),)

@@ -1,0 +1,251 @@
+"""The HTTP routes of notifications, channels, rules and deliveries."""
+
+from __future__ import annotations
+
+from corral.auth.principal import Principal
+from corral.database.engine import Work
+from corral.errors import Forbidden
+from corral.http.answers import Answer, IfMatch, Request
+from corral.http.page import Page, PageQuery
+from corral.http.routes import Rate, Routes
+from corral_core.accounts.api import Accounts
+from corral_plugins.notifications.api import NotificationView
+from corral_plugins.notifications.service.channel_types import ChannelTypeRegistry
+from corral_plugins.notifications.service.channels import ChannelManagement
+from corral_plugins.notifications.service.checks import ChannelChecks, RuleChecks
+from corral_plugins.notifications.service.deliveries import NotificationDeliveries
+from corral_plugins.notifications.service.inbox import Inbox
+from corral_plugins.notifications.service.preferences import PreferenceManagement
+from corral_plugins.notifications.service.previews import RulePreviews
+from corral_plugins.notifications.service.rules import RuleManagement
+from corral_plugins.notifications.service.trials import ChannelTrials
+from corral_plugins.notifications.shapes import (
+    ChannelPatch,
+    ChannelTest,
+    ChannelTypes,
+    ChannelTypeView,
+    ChannelView,
+    MarkAllRead,
+    MarkedRead,
+    MarkRead,
+    NewChannel,
+    NewRule,
+    NotificationDeliveryQuery,
+    NotificationDeliveryView,
+    NotificationQuery,
+    Preferences,
+    PreferencesPatch,
+    RulePatch,
+    RulePreview,
+    RuleView,
+    TestRule,
+    UnreadCount,
+)
+
+READ, MANAGE = "notifications.read", "notifications.manage"
+CHANGES = ("not_found", "precondition_failed", "invalid_state")
+SUBMITTED = ("duplicate", "url_blocked", "masked_value_submitted", "vault_sealed")
+RULE_FAULTS = ("duplicate", "unknown_event", "unknown_reference")
+TESTS = Rate("notification test", 10, 60, "person")
+TEST_SECONDS, PREVIEW_SECONDS = 90.0, 60.0
+
+routes = Routes("/notifications", tag="Notifications")
+
+
+@routes.get("/", needs=READ, live=True, raises=("invalid_cursor",))
+def list_notifications(query: NotificationQuery, inbox: Inbox, caller: Principal) -> Page[NotificationView]:
+    """List the caller's notifications, newest first."""
+    return inbox.list(query, by=caller)
+
+
+@routes.get("/unread-count", needs=READ, live=True)
+def count_unread_notifications(inbox: Inbox, caller: Principal) -> UnreadCount:
+    """Count the caller's unread notifications."""
+    return inbox.count_unread(by=caller)
+
+
+@routes.put("/{id}/read", needs=READ, raises=("not_found",))
+def mark_notification(id: str, body: MarkRead, inbox: Inbox, caller: Principal) -> NotificationView:
+    """Mark a notification as read or unread."""
+    return inbox.mark(id, body.read, by=caller)
+
+
+@routes.put("/read-all", needs=READ)
+def mark_all_notifications(body: MarkAllRead, inbox: Inbox, caller: Principal) -> MarkedRead:
+    """Mark the caller's notifications as read, except those that arrive after the request."""
+    return inbox.mark_all(body, by=caller)
+
+
+@routes.delete("/{id}", needs=READ, raises=("not_found",))
+def delete_notification(id: str, inbox: Inbox, caller: Principal) -> None:
+    """Delete a notification."""
+    inbox.delete(id, by=caller)
+
+
+@routes.get("/preferences", needs=READ)
+def get_notification_preferences(preferences: PreferenceManagement, caller: Principal) -> Preferences:
+    """Get what the caller wants to be told, and when."""
+    return preferences.get(by=caller)
+
+
+@routes.put("/preferences", needs=READ, raises=("unknown_event",))
+async def update_notification_preferences(
+    body: PreferencesPatch,
+    checks: RuleChecks,
+    preferences: PreferenceManagement,
+    caller: Principal,
+    request: Request,
+    work: Work,
+) -> Preferences:
+    """Change what the caller wants to be told, and when. Absent fields stay unchanged."""
+    if caller.user_id is None:
+        raise Forbidden("Only people have preferences.")
+    checks.check_preferences(body)
+    return await work(lambda: preferences.update(body, by=caller), entry=request.unit_context(caller))
+
+
+# -- channels
+
+
+@routes.get("/channel-types", needs=MANAGE)
+async def list_channel_types(types: ChannelTypeRegistry) -> ChannelTypes:
+    """List the types of channels, with the schemas of their configs."""
+    return ChannelTypes(
+        items=[ChannelTypeView(type=each.type, title=each.title, schema=each.schema) for each in types.all()]
+    )
+
+
+@routes.get("/channels", needs=MANAGE, live=True, raises=("invalid_cursor",))
+def list_notification_channels(query: PageQuery, channels: ChannelManagement, caller: Principal) -> Page[ChannelView]:
+    """List channels. Their secrets are masked."""
+    return channels.list(query, by=caller)
+
+
+@routes.post("/channels", needs=MANAGE, status=201, raises=SUBMITTED)
+async def create_notification_channel(
+    body: NewChannel,
+    checks: ChannelChecks,
+    channels: ChannelManagement,
+    caller: Principal,
+    request: Request,
+    work: Work,
+) -> Answer[ChannelView]:
+    """Create a channel."""
+    checked = await checks.new(body)
+    made = await work(lambda: channels.create(body, checked), entry=request.unit_context(caller))
+    return Answer(body=made, headers={"Location": f"/api/v1/notifications/channels/{made.id}"})
+
+
+@routes.get("/channels/{id}", needs=MANAGE, live=True, raises=("not_found",))
+def get_notification_channel(id: str, channels: ChannelManagement) -> ChannelView:
+    """Get a channel. Its secrets are masked."""
+    return channels.get(id)
+
+
+@routes.put("/channels/{id}", needs=MANAGE, raises=(*CHANGES, *SUBMITTED))
+async def update_notification_channel(
+    id: str,
+    body: ChannelPatch,
+    match: IfMatch,
+    checks: ChannelChecks,
+    channels: ChannelManagement,
+    caller: Principal,
+    request: Request,
+    work: Work,
+) -> ChannelView:
+    """Change a channel. Absent fields and members of the config stay unchanged."""
+    row = await work(lambda: channels.row(id), read=True)
+    checked = await checks.changed(row, body)
+    return await work(lambda: channels.update(id, body, checked, match), entry=request.unit_context(caller))
+
+
+@routes.delete("/channels/{id}", needs=MANAGE, raises=(*CHANGES, "in_use"))
+def delete_notification_channel(id: str, match: IfMatch, channels: ChannelManagement) -> None:
+    """Delete a channel that no rule uses. Its open deliveries are cancelled when they are due."""
+    channels.delete(id, match)
+
+
+@routes.post(
+    "/channels/{id}/test", needs=MANAGE, rate=TESTS, seconds=TEST_SECONDS, raises=("not_found", "vault_sealed")
+)
+async def test_notification_channel(
+    id: str, trials: ChannelTrials, channels: ChannelManagement, accounts: Accounts, caller: Principal, work: Work
+) -> ChannelTest:
+    """Send a test notification through a channel, even if it is disabled, and wait for the result."""
+    row = await work(lambda: channels.row(id), read=True)
+    address = await work(lambda: accounts.get(caller.user_id or "").email, read=True)
+    return await trials.send(row, address)
+
+
+# -- rules
+
+
+@routes.get("/rules", needs=MANAGE, live=True, raises=("invalid_cursor",))
+def list_notification_rules(query: PageQuery, rules: RuleManagement, caller: Principal) -> Page[RuleView]:
+    """List rules."""
+    return rules.list(query, by=caller)
+
+
+@routes.post("/rules", needs=MANAGE, status=201, raises=RULE_FAULTS)
+async def create_notification_rule(
+    body: NewRule, checks: RuleChecks, rules: RuleManagement, caller: Principal, request: Request, work: Work
+) -> Answer[RuleView]:
+    """Create a rule. It follows the events that come from now on."""
+    checks.check_rule(body)
+    made = await work(lambda: rules.create(body), entry=request.unit_context(caller))
+    return Answer(body=made, headers={"Location": f"/api/v1/notifications/rules/{made.id}"})
+
+
+@routes.get("/rules/{id}", needs=MANAGE, raises=("not_found",))
+def get_notification_rule(id: str, rules: RuleManagement) -> RuleView:
+    """Get a rule."""
+    return rules.get(id)
+
+
+@routes.put("/rules/{id}", needs=MANAGE, raises=(*CHANGES, *RULE_FAULTS))
+async def update_notification_rule(
+    id: str,
+    body: RulePatch,
+    match: IfMatch,
+    checks: RuleChecks,
+    rules: RuleManagement,
+    caller: Principal,
+    request: Request,
+    work: Work,
+) -> RuleView:
+    """Change a rule. Absent fields stay unchanged."""
+    checks.check_rule(body)
+    return await work(lambda: rules.update(id, body, match), entry=request.unit_context(caller))
+
+
+@routes.delete("/rules/{id}", needs=MANAGE, raises=CHANGES)
+def delete_notification_rule(id: str, match: IfMatch, rules: RuleManagement) -> None:
+    """Delete a rule. Messages that it has begun are still sent."""
+    rules.delete(id, match)
+
+
+@routes.post("/rules/{id}/test", needs=MANAGE, rate=TESTS, seconds=PREVIEW_SECONDS, raises=("not_found",))
+async def test_notification_rule(
+    id: str, body: TestRule, rules: RuleManagement, previews: RulePreviews, work: Work
+) -> RulePreview:
+    """Tell what a rule would have sent for the events of the last days. Nothing is sent."""
+    row = await work(lambda: rules.row(id), read=True)
+    return await previews.preview(row, body.days)
+
+
+# -- deliveries
+
+
+@routes.get("/deliveries", needs=MANAGE, live=True, raises=("invalid_cursor",))
+def list_notification_deliveries(
+    query: NotificationDeliveryQuery, deliveries: NotificationDeliveries, caller: Principal
+) -> Page[NotificationDeliveryView]:
+    """List the deliveries of channels, newest first."""
+    return deliveries.list(query, by=caller)
+
+
+@routes.post("/deliveries/{id}/retry", needs=MANAGE, status=202, raises=("not_found", "invalid_state"))
+def retry_notification_delivery(id: str, deliveries: NotificationDeliveries) -> Answer[NotificationDeliveryView]:
+    """Send a delivery again that ended without success, with fresh attempts."""
+    row = deliveries.retry(id)
+    return Answer(body=row, headers={"Location": f"/api/v1/notifications/deliveries?channel_id={row.channel_id}"})

@@ -1,0 +1,162 @@
+"""Who is told of which events without any rule, how severe events are, and what a notification of them says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, cast
+
+import msgspec
+
+from corral.events.log import LoggedEvent
+from corral_plugins.notifications.api import SEVERITIES, Severity
+from corral_plugins.notifications.service.text import one_line, plain
+
+Audience = Literal["owner", "admins", "approvers", "requester", "recipient"]
+Payload = Mapping[str, Any]
+OWN_EVENT = "notification"
+CHANNEL_FAILING = "channel_failing"
+
+DEFAULTS: Mapping[str, Audience] = {
+    "api_key.expiring": "owner",
+    "approval.created": "approvers",
+    "approval.updated": "approvers",
+    "approval.resolved": "requester",
+    "budget.exceeded": "admins",
+    "budget.threshold": "admins",
+    "circuit.opened": "admins",
+    "message.new": "recipient",
+    "secret.expiring": "admins",
+    "session.ended": "owner",
+    "ssh.host_key_mismatch": "admins",
+    "system.alert": "admins",
+    "task.dead_lettered": "owner",
+    "task.failed": "owner",
+    "task.stalled": "owner",
+    "trigger.disabled": "owner",
+    "trigger.failed": "owner",
+    "webhook.disabled": "owner",
+    "worker.offline": "admins",
+    "worker.registered": "admins",
+    "workflow.run.failed": "owner",
+}
+"""The events of which people are told without any rule, and whom each concerns."""
+
+SEVERITY_OF: Mapping[str, Severity] = {
+    "budget.exceeded": "critical",
+    "budget.threshold": "warning",
+    "ssh.host_key_mismatch": "critical",
+    "task.dead_lettered": "error",
+    "task.failed": "error",
+    "task.stalled": "error",
+    "trigger.failed": "error",
+    "workflow.run.failed": "error",
+}
+_ONLY_IF: Mapping[str, Callable[[Payload], bool]] = {
+    "approval.updated": lambda data: data.get("change") == "reminder",
+    "message.new": lambda data: data.get("recipient_user_id") is not None,
+    "session.ended": lambda data: data.get("reason") in ("reuse", "revoked"),
+}
+_TITLES: Mapping[str, str] = {
+    "api_key.expiring": "The API key {name} expires soon",
+    "approval.created": "Approval needed: {title}",
+    "approval.updated": "Approval still needed: {title}",
+    "approval.resolved": "Approval {outcome}: {title}",
+    "budget.exceeded": "The budget is used up ({scope})",
+    "budget.threshold": "{percent} % of the budget is used ({scope})",
+    "circuit.opened": "The circuit breaker {name} opened",
+    "message.new": "New message: {subject}",
+    "secret.expiring": "The secret {name} expires soon",
+    "session.ended": "A session was ended ({reason})",
+    "system.alert": "{title}",
+    "task.completed": "Task completed: {title}",
+    "task.dead_lettered": "Task given up: {title}",
+    "task.failed": "Task failed: {title}",
+    "task.stalled": "Task stalled: {title}",
+    "trigger.disabled": "The trigger {name} was disabled",
+    "trigger.failed": "The trigger {name} failed",
+    "webhook.disabled": "A webhook was disabled ({reason})",
+    "worker.offline": "The worker {name} is offline",
+    "worker.registered": "The worker {name} registered",
+    "workflow.run.failed": "A workflow run failed",
+}
+_PAGES: Mapping[str, str] = {
+    "agent": "agents",
+    "api_key": "security",
+    "approval": "approvals",
+    "circuit_breaker": "circuit-breakers",
+    "file": "files",
+    "message": "messages",
+    "secret": "secrets",
+    "session": "profile",
+    "task": "tasks",
+    "trigger": "triggers",
+    "webhook": "webhooks",
+    "worker": "workers",
+    "workflow": "workflows",
+    "workflow_run": "runs",
+}
+MAX_TITLE, MAX_BODY = 200, 2000
+
+
+class Described(msgspec.Struct, frozen=True, kw_only=True):
+    """What a notification of an event says."""
+
+    title: str
+    body: str
+    severity: Severity
+    href: str | None
+
+
+def is_told(event: LoggedEvent, data: Payload) -> bool:
+    """Return whether an event of the table is one of which people are told."""
+    only_if = _ONLY_IF.get(event.type)
+    return event.type in DEFAULTS and (only_if is None or only_if(data))
+
+
+def severity_of(event: LoggedEvent, data: Payload) -> Severity:
+    """Return the severity of an event. An alert carries its own."""
+    if event.type == "system.alert":
+        told = data.get("severity")
+        return cast(Severity, told) if told in SEVERITIES else "warning"
+    return SEVERITY_OF.get(event.type, "info")
+
+
+def is_at_least(severity: str, least: str) -> bool:
+    """Return whether a severity is `least` or above."""
+    return SEVERITIES.index(cast(Severity, severity)) >= SEVERITIES.index(cast(Severity, least))
+
+
+def describe(event: LoggedEvent, data: Payload, title: str) -> Described:
+    """Return what a notification of an event says. `title` is the title of the type of event."""
+    template = _TITLES.get(event.type)
+    text = title.rstrip(".") if template is None else template.format_map(_Values(data))
+    if template is None and (named := data.get("title") or data.get("name")):
+        text = f"{text}: {named}"
+    return Described(
+        title=one_line(text, MAX_TITLE),
+        body=plain(_body_of(data), MAX_BODY),
+        severity=severity_of(event, data),
+        href=href_of(event.object_type, event.object_id),
+    )
+
+
+def href_of(object_type: str, object_id: str) -> str | None:
+    """Return the path of an object's page in the console, or None if it has none."""
+    page = _PAGES.get(object_type)
+    return None if page is None else f"/console/{page}/{object_id}"
+
+
+def _body_of(data: Payload) -> str:
+    """Return the most telling text of an event."""
+    error = data.get("error")
+    if isinstance(error, Mapping):
+        error = error.get("message") or error.get("type")
+    found = (error, data.get("detail"), data.get("reason"), data.get("note"), data.get("result_summary"))
+    return next((str(text) for text in found if text), "")
+
+
+class _Values(dict[str, Any]):
+    """The values of a title. One that is absent leaves a dash."""
+
+    def __missing__(self, name: str) -> str:
+        return "-"

@@ -1,0 +1,38 @@
+"""Seals and opens the secret members of the configs of channels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from corral.crypto import Sealer, associated_data
+from corral_plugins.notifications.models import Channel
+
+
+class ChannelCredentials:
+    """Encrypts and decrypts. No method needs a unit of work. While the vault is sealed, all raise `Unavailable`."""
+
+    def __init__(self, sealer: Sealer) -> None:
+        self._sealer = sealer
+
+    def seal(self, channel_id: str, secrets: Mapping[str, str]) -> str | None:
+        """Return secret members in the form in which they are stored, or None if there are none."""
+        data = msgspec.json.encode(secrets)
+        return self._sealer.encrypt(data, aad=_place(channel_id)).hex() if secrets else None
+
+    def secrets(self, row: Channel) -> dict[str, str]:
+        """Return the secret members of a channel's config."""
+        if row.secrets is None:
+            return {}
+        opened = self._sealer.decrypt(bytes.fromhex(row.secrets), aad=_place(row.id))
+        return msgspec.json.decode(opened, type=dict[str, str])
+
+    def config(self, row: Channel) -> dict[str, Any]:
+        """Return the whole config of a channel."""
+        return {**row.config, **self.secrets(row)}
+
+
+def _place(channel_id: str) -> str:
+    return associated_data("notifications_channels", channel_id, 1, "secrets")

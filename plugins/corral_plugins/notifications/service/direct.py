@@ -1,0 +1,107 @@
+"""Notifications that workflows and triggers send themselves. Every method runs in the caller's unit of work."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from corral import clock
+from corral.auth.principal import Principal
+from corral.errors import Forbidden, Invalid
+from corral.ids import new_id
+from corral.redact.redactor import Redactor
+from corral_core.accounts.api import Accounts
+from corral_plugins.notifications.api import SEVERITIES, Json
+from corral_plugins.notifications.models import Channel, Delivery
+from corral_plugins.notifications.service.catalogue import MAX_BODY, MAX_TITLE, href_of
+from corral_plugins.notifications.service.inbox import Inbox, NewNotification
+from corral_plugins.notifications.service.text import one_line, plain
+
+ID: Json = {"type": "string", "format": "uuid"}
+SENT_EVENT = "notification.sent"
+SEND, MANAGE = "notifications.read", "notifications.manage"
+SCHEMA: Json = {
+    "type": "object",
+    "properties": {
+        "title": {"type": "string", "minLength": 1, "maxLength": 200},
+        "body": {"type": "string", "maxLength": 2000},
+        "severity": {"enum": list(SEVERITIES)},
+        "channel_ids": {"type": "array", "items": ID, "maxItems": 10},
+        "user_ids": {"type": "array", "items": ID, "maxItems": 50},
+    },
+    "required": ["title"],
+    "additionalProperties": False,
+}
+
+
+class DirectNotifications:
+    """Sends notifications that name their text, and those who get them."""
+
+    def __init__(self, accounts: Accounts, inbox: Inbox, redactor: Redactor) -> None:
+        self._accounts, self._inbox, self._redactor = accounts, inbox, redactor
+
+    def check(self, fields: Json, *, by: Principal, pointer: str = "") -> None:
+        """Raise a `Problem` for people and channels that do not exist, or that the caller may not use."""
+        users, channels = _lower(fields.get("user_ids")), _lower(fields.get("channel_ids"))
+        if channels and not by.may(MANAGE):
+            raise Forbidden(f"Sending through channels needs the permission {MANAGE}.")
+        active = {key for key, user in self._accounts.get_many(users).items() if user.is_active} if users else set()
+        known = {row.id for row in Channel.select(Channel.id).where(Channel.id.in_(channels))} if channels else set()
+        _require_known(users, active, f"{pointer}/user_ids", "There is no active user with this id.")
+        _require_known(channels, known, f"{pointer}/channel_ids", "There is no channel with this id.")
+
+    def send(self, fields: Json, *, by: Principal, object: tuple[str, str], pointer: str = "") -> str:
+        """Send a notification to the named people and channels, or to the caller if it names neither.
+
+        Return the id that all messages about it share.
+        """
+        fields = self._redactor.redact_json(fields)
+        self.check(fields, by=by, pointer=pointer)
+        users, channels = _lower(fields.get("user_ids")), _lower(fields.get("channel_ids"))
+        if not users and not channels and by.user_id is not None:
+            users = [by.user_id]
+        notification_id, severity = new_id(), fields.get("severity", "info")
+        title, body = one_line(fields["title"], MAX_TITLE), plain(fields.get("body", ""), MAX_BODY)
+        href = href_of(*object)
+        self._inbox.add(
+            NewNotification(
+                user_id=each,
+                type=SENT_EVENT,
+                severity=severity,
+                title=title,
+                body=body,
+                object=object,
+                href=href,
+                event_id=None,
+                group=notification_id,
+            )
+            for each in users
+        )
+        item = {"event_id": None, "event": SENT_EVENT, "title": title, "body": body, "href": href, "at": clock.now()}
+        for channel_id in channels:
+            _write_delivery(channel_id, notification_id, severity, item)
+        return notification_id
+
+
+def _write_delivery(channel_id: str, key: str, severity: str, item: dict[str, Any]) -> None:
+    now = clock.now()
+    Delivery.create(
+        id=new_id(),
+        channel_id=channel_id,
+        group_key=key,
+        severity=severity,
+        items=[item],
+        next_attempt_at=now,
+        due_at=now,
+        ready_at=now,
+        created_at=now,
+    )
+
+
+def _lower(ids: Any) -> list[str]:
+    return list(dict.fromkeys(str(each).lower() for each in ids or ()))
+
+
+def _require_known(ids: list[str], known: set[str], pointer: str, detail: str) -> None:
+    for index, each in enumerate(ids):
+        if each not in known:
+            raise Invalid.at(f"{pointer}/{index}", "unknown_reference", detail, problem="unknown_reference")

@@ -1,0 +1,171 @@
+"""Sends: in each process that runs jobs, reads new events, claims deliveries, and attempts them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from corral import clock
+from corral.database.engine import Work
+from corral.database.unit import SYSTEM, UnitContext
+from corral.errors import Problem, Unavailable
+from corral.events.live_feed import Feed, wait_and_clear
+from corral.events.log import LoggedEvent
+from corral.jobs.runner import JobRunner
+from corral_plugins.circuit_breakers.api import CircuitOpen
+from corral_plugins.notifications.api import SendResult
+from corral_plugins.notifications.service.claims import Claimed, DeliveryClaims
+from corral_plugins.notifications.service.fan_out import CAUSE, NotificationFanOut
+from corral_plugins.notifications.service.links import OutgoingMessages
+from corral_plugins.notifications.service.metrics import NotificationMetrics
+from corral_plugins.notifications.service.outcomes import DeliveryOutcomes
+from corral_plugins.notifications.service.sender import ChannelSender
+
+log = logging.getLogger("corral.notifications")
+
+POLL_SECONDS, IDLE_SECONDS, RETRY_SECONDS, DRAIN_SECONDS = 1.0, 10.0, 2.0, 20.0
+ENTRY = UnitContext(label="notifications.dispatch", actor=SYSTEM, cause=(CAUSE,))
+
+
+class _Outlook(msgspec.Struct, frozen=True):
+    """The events of which somebody is told, and when the next delivery is due."""
+
+    names: frozenset[str]
+    next_time: str | None
+
+
+class NotificationDispatcher:
+    """Runs the attempts of this process."""
+
+    def __init__(
+        self,
+        work: Work,
+        feed: Feed,
+        runner: JobRunner,
+        fan_out: NotificationFanOut,
+        claims: DeliveryClaims,
+        sender: ChannelSender,
+        outcomes: DeliveryOutcomes,
+        messages: OutgoingMessages,
+        metrics: NotificationMetrics,
+    ) -> None:
+        self._work, self._feed, self._runner, self._fan_out, self._claims = work, feed, runner, fan_out, claims
+        self._sender, self._outcomes, self._messages, self._metrics = sender, outcomes, messages, metrics
+        self._wake_up = asyncio.Event()
+        self._names: frozenset[str] = frozenset()
+        self._running: dict[asyncio.Task[None], Claimed] = {}
+        self._draining = False
+        self._unwatch: Callable[[], None] = lambda: None
+
+    def start(self) -> None:
+        """Follow the event feed."""
+        self._unwatch = self._feed.watch(self._on_events)
+
+    def wake(self) -> None:
+        """Look at once, because a rule changed or a delivery was written."""
+        self._wake_up.set()
+
+    async def run(self) -> None:
+        """Deliver until cancelled, in a process that runs jobs. The kernel runs this method in a supervised task."""
+        await self._runner.started.wait()
+        while not self._draining:
+            try:
+                seconds = await self.run_once()
+            except Unavailable as problem:
+                log.debug("notifications are not dispatched", extra={"detail": problem.detail})
+                seconds = POLL_SECONDS
+            await wait_and_clear(self._wake_up, seconds)
+        await asyncio.Event().wait()  # the process ends
+
+    async def run_once(self) -> float:
+        """Write what new events make, and start the attempts that are due. Return the seconds until the next."""
+        await self._fan_out.read()
+        outlook = await self._work(self._look, entry=ENTRY, read=True)
+        self._names = outlook.names
+        if outlook.next_time is None:
+            return IDLE_SECONDS
+        if outlook.next_time > clock.now():
+            return min(IDLE_SECONDS, max(0.0, clock.parse_instant(outlook.next_time) - clock.time_s()))
+        found = await self._work(self._claims.claim, entry=ENTRY)
+        for claimed in found.claimed:
+            self._start(claimed)
+        return 0.0 if found.more else POLL_SECONDS
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether attempts are running."""
+        return bool(self._running)
+
+    async def finish(self) -> None:
+        """Wait until the running attempts have ended."""
+        while self._running:
+            await asyncio.wait(self._running)
+
+    async def drain(self) -> None:
+        """Claim no more, and let the running attempts end."""
+        self._draining = True
+        self._wake_up.set()
+        if self._running:
+            await asyncio.wait(self._running, timeout=DRAIN_SECONDS)
+
+    async def stop(self) -> None:
+        """Break off the running attempts, and give back their deliveries."""
+        self._draining = True
+        self._unwatch()
+        for task in [*self._running]:
+            task.cancel()
+        await asyncio.gather(*self._running, return_exceptions=True)
+
+    # -- parts
+
+    def _look(self) -> _Outlook:
+        return _Outlook(self._fan_out.followed_names(), self._claims.next_time())
+
+    def _on_events(self, events: Sequence[LoggedEvent]) -> None:
+        """Wake up if somebody is told of one of the events. Called by the event feed."""
+        if any(event.type in self._names for event in events):
+            self._wake_up.set()
+
+    def _start(self, claimed: Claimed) -> None:
+        task = asyncio.get_running_loop().create_task(self._attempt(claimed))
+        self._running[task] = claimed
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._running.pop(task, None)
+        self._wake_up.set()
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("an attempt to send a notification failed unexpectedly", exc_info=error)
+
+    async def _attempt(self, claimed: Claimed) -> None:
+        """Attempt a delivery and record the result. An attempt that is broken off gives the delivery back."""
+        try:
+            notification = self._messages.of_delivery(claimed.delivery, to=claimed.to)
+            result = await self._sender.send(claimed.channel, claimed.kind, notification)
+        except CircuitOpen as rejection:
+            await self._release(claimed, rejection.retry_at)
+        except (Problem, asyncio.CancelledError) as error:
+            due = clock.now() if isinstance(error, asyncio.CancelledError) else clock.now(RETRY_SECONDS)
+            await asyncio.shield(self._release(claimed, due))
+            if isinstance(error, asyncio.CancelledError):
+                raise
+            log.warning("a notification could not be sent", extra={"channel": claimed.channel.id, "why": str(error)})
+        else:
+            self._metrics.count(claimed.kind.type, "success" if result.error is None else "failure")
+            await asyncio.shield(self._record(claimed, result))
+
+    async def _record(self, claimed: Claimed, result: SendResult) -> None:
+        """Record a result, even if the database is unavailable for a moment."""
+        while True:
+            with contextlib.suppress(Unavailable):
+                await self._work(lambda: self._outcomes.record(claimed, result), entry=ENTRY)
+                return
+            await asyncio.sleep(POLL_SECONDS)
+
+    async def _release(self, claimed: Claimed, due_at: str) -> None:
+        with contextlib.suppress(Unavailable):  # the lease ends by itself
+            await self._work(lambda: self._claims.release(claimed, due_at), entry=ENTRY)

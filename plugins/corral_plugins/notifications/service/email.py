@@ -1,0 +1,102 @@
+"""Channels of the type `email`. Nothing here runs in a unit of work."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping
+from typing import Any
+
+from corral_core.accounts.api import Letter, Mail, MailFailed, MailRefused
+from corral_plugins.notifications.api import ChannelType, Json, OutgoingNotification, SendResult
+from corral_plugins.notifications.service.text import one_line
+
+BREAKER = "smtp"
+MAX_SUBJECT = 200
+_PART = r"[^\s@<>,;:\"\\()\u0000-\u001f\u007f-\u009f]"
+ADDRESS = rf"^{_PART}{{1,64}}@{_PART}{{1,190}}(?![\s\S])"  # one address, and nothing that a header would break at
+SCHEMA: Json = {
+    "type": "object",
+    "properties": {
+        "to": {
+            "type": "array",
+            "minItems": 1,
+            "maxItems": 50,
+            "uniqueItems": True,
+            "items": {
+                "type": "string",
+                "maxLength": 254,
+                "pattern": ADDRESS,
+            },
+            "description": "The addresses that get every mail.",
+        },
+        "to_recipients": {"const": True, "description": "Each recipient of a rule gets a mail at their own address."},
+        "subject_prefix": {
+            "type": "string",
+            "maxLength": 60,
+            "pattern": r"^[^\u0000-\u001f\u007f-\u009f\u2028\u2029]*(?![\s\S])",
+            "description": "Precedes the subject.",
+        },
+    },
+    "oneOf": [{"required": ["to"]}, {"required": ["to_recipients"]}],
+    "additionalProperties": False,
+}
+
+
+class EmailChannel:
+    """Sends notifications by mail, through the server of the settings `mail.*`."""
+
+    def __init__(self, mail: Mail) -> None:
+        self._mail = mail
+
+    def definition(self) -> ChannelType:
+        """Return the definition of the channel type."""
+        return ChannelType(type="email", title="Email", schema=SCHEMA, secrets=(), send=self.send, breaker=BREAKER)
+
+    async def send(self, config: Mapping[str, Any], notification: OutgoingNotification) -> SendResult:
+        """Send a mail to each address that has none yet. A refused address keeps no other from its mail."""
+        addresses = [notification.to] if notification.to is not None else config.get("to", [])
+        served, refused = [*notification.served], ""
+        for address in addresses:
+            if address in served:
+                continue
+            try:
+                await self._mail.send_letter(_letter(address, config, notification))
+            except (MailRefused, ValueError) as error:
+                refused = f"{address}: {error}"
+            except MailFailed as error:
+                return SendResult(error=str(error), served=served)
+            else:
+                served.append(address)
+        if refused:
+            return SendResult(error=refused[:500], permanent=True, says_nothing=True, served=served)
+        return SendResult(served=served)
+
+
+def _letter(address: str, config: Mapping[str, Any], notification: OutgoingNotification) -> Letter:
+    prefix = config.get("subject_prefix", "")
+    return Letter(
+        to=address,
+        subject=one_line(f"{prefix} {notification.title}", MAX_SUBJECT),
+        text=_text(notification),
+        html=_html(notification),
+        headers={"X-Corral-Event": one_line(notification.event, 100)},
+    )
+
+
+def _text(notification: OutgoingNotification) -> str:
+    parts = [notification.title, notification.body, notification.url or ""]
+    if notification.preferences_url is not None:
+        parts.append(f"-- \nPreferences: {notification.preferences_url}")
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _html(notification: OutgoingNotification) -> str:
+    def link(url: str, text: str) -> str:
+        return f'<p><a href="{html.escape(url)}">{text}</a></p>'
+
+    body = html.escape(notification.body).replace("\n", "<br>\n")
+    parts = [f"<h2>{html.escape(notification.title)}</h2>", f"<p>{body}</p>" if body else ""]
+    parts.append(link(notification.url, "Open in Corral") if notification.url else "")
+    parts.append(link(notification.preferences_url, "Preferences") if notification.preferences_url else "")
+    head = '<!doctype html><html lang="en"><head><meta charset="utf-8"></head><body>'
+    return head + "\n".join(part for part in parts if part) + "</body></html>\n"

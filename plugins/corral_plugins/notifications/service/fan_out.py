@@ -1,0 +1,429 @@
+"""Reads the event log, and writes what people are told in the app and the messages that go out.
+
+The position in the log is the cursor of a durable consumer. It moves in the transaction that writes the notifications,
+so each event is told once. The conditions of rules are evaluated between reading and writing, because no expression
+may be evaluated in a unit of work. Any number of processes may read at the same time: one of them wins.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from corral import clock
+from corral.database.engine import Work
+from corral.database.model import PRIVATE
+from corral.database.unit import SYSTEM, UnitContext
+from corral.errors import ExpectedFailure, Problem
+from corral.events import log as event_log
+from corral.events.consumers import ConsumerRow
+from corral.events.event import EventTypes, SystemAlert, emit
+from corral.events.log import EventRow, LoggedEvent
+from corral.plugin import Settings
+from corral_core.expressions.api import Expressions, TemplateError
+from corral_plugins.notifications.models import Channel, Rule
+from corral_plugins.notifications.service.catalogue import (
+    CHANNEL_FAILING,
+    DEFAULTS,
+    OWN_EVENT,
+    Described,
+    describe,
+    is_at_least,
+    is_told,
+    severity_of,
+)
+from corral_plugins.notifications.service.channel_types import MAIL_BREAKER, ChannelTypeRegistry
+from corral_plugins.notifications.service.grouping import (
+    CRITICAL,
+    QUIET_KEY,
+    Bundle,
+    Target,
+    group_key_of,
+    write_bundles,
+)
+from corral_plugins.notifications.service.inbox import Inbox, NewNotification
+from corral_plugins.notifications.service.people import People, Person
+from corral_plugins.notifications.service.quiet_hours import end_of_quiet_hours
+from corral_plugins.notifications.settings import DEFAULT_NOTIFICATIONS
+
+log = logging.getLogger("corral.notifications")
+
+CONSUMER = "notifications.fan_out"
+CAUSE = "notifications"
+ENTRY = UnitContext(label="notifications.fan_out", actor=SYSTEM)
+EVENTS_AT_ONCE, FEW_EVENTS, WINDOW = 50, 500, 20_000
+POISON_TRIES = 5
+NO_MAIL_CHECKS = ("mail",)
+CONDITION_ROOTS = ("event", "data", "severity")
+
+
+class PositionMoved(ExpectedFailure):
+    """Another process has read the same events. What this unit of work wrote is rolled back."""
+
+
+class Batch(msgspec.Struct, frozen=True, kw_only=True):
+    """Events to handle, the rules that may follow them, and the positions in the log before and after them."""
+
+    events: list[LoggedEvent]
+    rules: list[Rule]
+    before: int
+    reached: int
+    more: bool
+
+
+class TitledEvents:
+    """The names that patterns stand for, and the titles of events."""
+
+    def __init__(self, types: EventTypes) -> None:
+        self._types = types
+
+    def names(self, patterns: Iterable[str]) -> frozenset[str]:
+        """Return the names of the events that patterns stand for, without the event about notifications itself."""
+        return frozenset(self._types.expand(patterns)) - {OWN_EVENT}
+
+    def describe(self, event: LoggedEvent, data: Mapping[str, Any]) -> Described:
+        """Return what a notification of an event says."""
+        title = next((each.title for each in self._types.all() if each.event == event.type), event.type)
+        return describe(event, data, title)
+
+
+class RuleMatching:
+    """Finds the events that rules follow. No method may be called in a unit of work."""
+
+    def __init__(self, expressions: Expressions, types: EventTypes) -> None:
+        self._expressions, self.titles = expressions, TitledEvents(types)
+
+    async def matches(self, rules: Sequence[Rule], events: Sequence[LoggedEvent]) -> dict[str, list[Rule]]:
+        """Return the rules that each event meets, by the id of the event."""
+        names = {rule.id: self.titles.names(rule.events) for rule in rules}
+        found: dict[str, list[Rule]] = {}
+        for event in events:
+            data = event.payload()
+            for rule in rules:
+                if event.type in names[rule.id] and await self._meets(rule, event, data):
+                    found.setdefault(event.id, []).append(rule)
+        return found
+
+    async def _meets(self, rule: Rule, event: LoggedEvent, data: Mapping[str, Any]) -> bool:
+        severity = severity_of(event, data)
+        if event.seq <= rule.since_seq or not is_at_least(severity, rule.min_severity):
+            return False
+        if rule.conditions is None:
+            return True
+        values = {"event": _shown(event), "data": data, "severity": severity}
+        try:
+            return bool(await self._expressions.evaluate(rule.conditions, values, boolean=True))
+        except TemplateError as error:
+            log.warning("the conditions of a rule failed", extra={"rule": rule.id, "reason": str(error)})
+            return False
+
+
+class NotificationFanOut:
+    """Turns events into notifications."""
+
+    def __init__(
+        self,
+        work: Work,
+        settings: Settings,
+        matching: RuleMatching,
+        people: People,
+        inbox: Inbox,
+        channel_types: ChannelTypeRegistry,
+    ) -> None:
+        self._work, self._settings, self._matching = work, settings, matching
+        self._people, self._inbox, self._channel_types = people, inbox, channel_types
+
+    async def create_cursor(self) -> None:
+        """Store the end of the log as the position if none is stored, so that no later event is missed."""
+        await self._work(_ensure_cursor, entry=ENTRY)
+
+    async def read(self, *, pass_over: bool = False) -> None:
+        """Handle all new events. Another process that reads at the same time does the rest.
+
+        With `pass_over`, the position also moves past a few events of which nobody is told, so that it never falls so
+        far behind that the log could not delete old events.
+        """
+        with contextlib.suppress(PositionMoved):
+            while await self._read_batch(pass_over):
+                pass
+
+    def followed_names(self) -> frozenset[str]:
+        """Return the names of the events of which somebody is told. Runs in a unit of work."""
+        patterns = {pattern for rule in _enabled_rules() for pattern in rule.events}
+        return self._matching.titles.names([*patterns, *self._default_names()])
+
+    # -- parts
+
+    def _default_names(self) -> list[str]:
+        chosen = self._settings.get(DEFAULT_NOTIFICATIONS)
+        return [name for name in DEFAULTS if chosen.get(name, True)]
+
+    async def _read_batch(self, pass_over: bool) -> bool:
+        """Handle the next events. Those that cannot be handled together are handled one by one."""
+        batch = await self._work(lambda: self._load(EVENTS_AT_ONCE, pass_over), entry=ENTRY, read=True)
+        if batch.reached == batch.before:
+            return False
+        try:
+            await self._handle(batch)
+        except (Problem, PositionMoved):
+            raise
+        except Exception:
+            log.warning("a batch of events failed, retrying event by event", exc_info=True)
+            return await self._read_one_by_one(len(batch.events))
+        return batch.more
+
+    async def _read_one_by_one(self, count: int) -> bool:
+        for _ in range(count):
+            batch = await self._work(lambda: self._load(1), entry=ENTRY, read=True)
+            try:
+                await self._handle(batch)
+            except (Problem, PositionMoved):
+                raise
+            except Exception as error:
+                log.warning("an event could not be handled", exc_info=True)
+                if not await self._work(functools.partial(_count_failure, batch, str(error)), entry=ENTRY):
+                    return False
+        return True
+
+    def _load(self, limit: int, pass_over: bool = False) -> Batch:
+        before = int(ConsumerRow.get_by_id(CONSUMER).cursor)
+        newest = event_log.last_seq()  # read first, because later events must come after the position
+        rules = _enabled_rules()
+        names = self._matching.titles.names([*self._default_names(), *(each for rule in rules for each in rule.events)])
+        until = min(newest, before + WINDOW)
+        where = [EventRow.seq > before, EventRow.seq <= until, EventRow.type.in_(sorted(names))]
+        events = event_log.select(where, limit) if names and until > before else []
+        is_whole = len(events) < limit
+        reached = until if is_whole else events[-1].seq
+        if is_whole and not events and not pass_over and until - before < FEW_EVENTS:
+            reached = before  # the position moves with the next events, so that most events cause no write
+        return Batch(events=events, rules=rules, before=before, reached=reached, more=reached < newest)
+
+    async def _handle(self, batch: Batch) -> None:
+        events = [event for event in batch.events if not _is_about_itself(event)]
+        matched = await self._matching.matches(batch.rules, events)
+        await self._work(lambda: self._write(batch, events, matched), entry=ENTRY)
+
+    def _write(self, batch: Batch, events: Sequence[LoggedEvent], matched: Mapping[str, Sequence[Rule]]) -> None:
+        _move_cursor(batch.before, batch.reached)
+        if not events:
+            return
+        defaults = frozenset(self._default_names())
+        audience = _Audience(self._people, events, matched, defaults)
+        outgoing = _Outgoing(self._channel_types, events, matched)
+        told: list[NewNotification] = []
+        for event in events:
+            data, rules = event.payload(), matched.get(event.id, ())
+            described = self._matching.titles.describe(event, data)
+            told += audience.in_app(event, data, described, rules)
+            for rule in rules:
+                outgoing.add(event, data, described, rule, audience.of_rule(event, data, rule))
+        self._inbox.add(told)
+        write_bundles(outgoing.bundles, {rule.id: rule for rules in matched.values() for rule in rules})
+
+
+class _Audience:
+    """The people whom the events of a batch concern. They are looked up together."""
+
+    def __init__(
+        self,
+        people: People,
+        events: Sequence[LoggedEvent],
+        matched: Mapping[str, Sequence[Rule]],
+        defaults: Collection[str],
+    ) -> None:
+        self._people = people
+        rules = {rule.id: rule for found in matched.values() for rule in found}
+        wanted = {role for rule in rules.values() for role in rule.recipients["roles"]}
+        told = [event for event in events if event.type in defaults and is_told(event, event.payload())]
+        audiences = {DEFAULTS[event.type] for event in told}
+        wanted |= {"admin"} if audiences & {"admins", "approvers"} else set()
+        wanted |= {"member"} if "approvers" in audiences else set()
+        self._roles = {role: people.with_role([role]) for role in sorted(wanted)}
+        self._concerned = {event.id: people.concerned(event, event.payload(), self._roles) for event in told}
+        ids = {each for found in self._concerned.values() for each in found}
+        ids |= {each for event in events for rule in matched.get(event.id, ()) for each in self._named(event, rule)}
+        self._persons = people.load(ids)
+
+    def of_rule(self, event: LoggedEvent, data: Mapping[str, Any], rule: Rule) -> list[Person]:
+        """Return the recipients of a rule who may be told of an event."""
+        return self._told(event, data, self._named(event, rule))
+
+    def in_app(
+        self, event: LoggedEvent, data: Mapping[str, Any], described: Described, rules: Sequence[Rule]
+    ) -> list[NewNotification]:
+        """Return what each person is told of an event in the app: one notification, whoever wants it."""
+        groups: dict[str, str] = {}
+        for rule in rules:
+            if rule.in_app:
+                by_keys = bool(rule.group_by)
+                object = (event.object_type, event.object_id)
+                key = f"{rule.id} {group_key_of(rule.group_by, event.type, object, data)}" if by_keys else ""
+                for user_id in self._named(event, rule):
+                    groups[user_id] = groups.get(user_id) or key
+        for user_id in self._concerned.get(event.id, ()):
+            groups.setdefault(user_id, "")
+        plain_key = f"{event.type} {event.object_type} {event.object_id}"
+        return [
+            NewNotification(
+                user_id=person.id,
+                type=event.type,
+                severity=described.severity,
+                title=described.title,
+                body=described.body,
+                object=(event.object_type, event.object_id),
+                href=described.href,
+                event_id=event.id,
+                group=groups[person.id] or plain_key,
+            )
+            for person in self._told(event, data, groups)
+        ]
+
+    def _told(self, event: LoggedEvent, data: Mapping[str, Any], user_ids: Iterable[str]) -> list[Person]:
+        found = [self._persons[each] for each in sorted(user_ids) if each in self._persons]
+        return [person for person in found if self._people.may_be_told(person, event, data)]
+
+    def _named(self, event: LoggedEvent, rule: Rule) -> set[str]:
+        wanted = rule.recipients
+        named = {*wanted["users"], *(each for role in wanted["roles"] for each in self._roles.get(role, ()))}
+        return named | ({event.owner_id} if wanted["owner"] and event.owner_id is not None else set())
+
+
+class _Outgoing:
+    """The messages that the events of a batch add to. Each event goes through a channel to a person once.
+
+    Nobody knows who reads a channel that has its own receivers, so no event goes there that admins may not read.
+    """
+
+    def __init__(
+        self, channel_types: ChannelTypeRegistry, events: Sequence[LoggedEvent], matched: Mapping[str, Sequence[Rule]]
+    ) -> None:
+        ids = {each for rules in matched.values() for rule in rules for each in rule.channel_ids}
+        if ids:
+            ids |= {event.object_id for event in events if event.object_type == "notification_channel"}
+        rows = Channel.select().where(Channel.id.in_(sorted(ids))) if ids else ()
+        self._channels = {row.id: row for row in rows}
+        self._breakers = {row.id: channel_types.breaker_of(row) for row in self._channels.values()}
+        self._sent: set[tuple[str, str, str | None]] = set()
+        self.bundles: dict[Target, Bundle] = {}
+
+    def add(
+        self, event: LoggedEvent, data: Mapping[str, Any], described: Described, rule: Rule, people: Sequence[Person]
+    ) -> None:
+        """Add an event to the messages of a rule."""
+        object = (event.object_type, event.object_id)
+        key = group_key_of(rule.group_by, event.type, object, data)
+        silent = _silenced_breakers(event, data)
+        if data.get("kind") == CHANNEL_FAILING and event.object_id in self._breakers:
+            silent = {self._breakers[event.object_id]}
+        item = {
+            "event_id": event.id,
+            "event": event.type,
+            "title": described.title,
+            "body": described.body,
+            "href": described.href,
+            "at": event.ts,
+        }
+        for channel_id in rule.channel_ids:
+            channel = self._channels.get(channel_id)
+            if channel is None or self._breakers[channel_id] in silent:
+                continue
+            for person in _receivers(channel, people, described.severity):
+                told = (event.id, channel_id, None if person is None else person.id)
+                if told not in self._sent and (person is not None or event.visibility != PRIVATE):
+                    self._sent.add(told)
+                    target = _target(rule, channel_id, person, key, described.severity)
+                    self.bundles.setdefault(target, Bundle()).add(item, described.severity, object)
+
+
+def _receivers(channel: Channel, people: Sequence[Person], severity: str) -> Sequence[Person | None]:
+    """Return the people whom a channel tells one by one, or no person if it has its own receivers."""
+    if not channel.config.get("to_recipients"):
+        return (None,)
+    wanted = {"all": True, "important": is_at_least(severity, "error"), "off": False}
+    return [person for person in people if wanted[person.email_preference]]
+
+
+def _target(rule: Rule, channel_id: str, person: Person | None, key: str, severity: str) -> Target:
+    """Return where an event goes. In quiet hours, all but critical events go into one summary at their end."""
+    hold = None
+    if severity != CRITICAL:
+        ends = [end_of_quiet_hours(rule.quiet_hours, clock.time_s())]
+        ends.append(end_of_quiet_hours(person.quiet_hours, clock.time_s()) if person is not None else None)
+        hold = max((each for each in ends if each is not None), default=None)
+    return Target(
+        rule_id=rule.id,
+        channel_id=channel_id,
+        user_id=None if person is None else person.id,
+        group_key=key if hold is None else QUIET_KEY,
+        hold_until=hold,
+    )
+
+
+def _is_about_itself(event: LoggedEvent) -> bool:
+    """Return whether a notification caused an event. The alert about a failing channel is told all the same."""
+    causes = msgspec.json.decode(event.cause, type=list[str])
+    return event.type == OWN_EVENT or (CAUSE in causes and event.payload().get("kind") != CHANNEL_FAILING)
+
+
+def _silenced_breakers(event: LoggedEvent, data: Mapping[str, Any]) -> set[str]:
+    """Return the breakers of the channels that an event says are failing, so that they are not told of it."""
+    if event.type.startswith("circuit."):
+        return {str(data.get("name"))}
+    if event.type != "system.alert":
+        return set()
+    if data.get("kind") == "circuit_open":
+        return {event.object_id}
+    return {MAIL_BREAKER} if data.get("check") in NO_MAIL_CHECKS else set()
+
+
+def _enabled_rules() -> list[Rule]:
+    return list(Rule.select().where(Rule.enabled).order_by(Rule.created_at, Rule.id))
+
+
+def _shown(event: LoggedEvent) -> dict[str, Any]:
+    """Return an event as conditions see it."""
+    return {
+        "event": event.type,
+        "id": event.id,
+        "ts": event.ts,
+        "actor": {"type": event.actor_type, "id": event.actor_id},
+        "object": {"type": event.object_type, "id": event.object_id},
+    }
+
+
+def _ensure_cursor() -> None:
+    end = {"name": CONSUMER, "cursor": event_log.last_seq(), "updated_at": clock.now()}
+    ConsumerRow.insert(end).on_conflict_ignore().execute()
+
+
+def _move_cursor(before: int, cursor: int) -> None:
+    unchanged = (ConsumerRow.name == CONSUMER) & (ConsumerRow.cursor == before)
+    if not ConsumerRow.update(cursor=cursor, failures=0, updated_at=clock.now()).where(unchanged).execute():
+        raise PositionMoved
+
+
+def _count_failure(batch: Batch, reason: str) -> bool:
+    """Count a failure of the next event. Return whether it was skipped, which raises an alert."""
+    row = ConsumerRow.get_by_id(CONSUMER)
+    if row.cursor != batch.before or not batch.events:
+        return False
+    if row.failures + 1 < POISON_TRIES:
+        ConsumerRow.update(failures=row.failures + 1).where(ConsumerRow.name == CONSUMER).execute()
+        return False
+    event = batch.events[0]
+    _move_cursor(batch.before, event.seq)
+    alert = SystemAlert(
+        kind="consumer_behind",
+        severity="critical",
+        title=f"{CONSUMER} could not handle an event",
+        detail=f"Event {event.id} ({event.type}) failed {POISON_TRIES} times: {reason[:500]}",
+        object={"type": "event", "id": event.id},
+    )
+    emit(alert, object=("consumer", CONSUMER))
+    return True

@@ -1,0 +1,172 @@
+"""Gathers events into the messages that go out: one message for a storm.
+
+Every function runs in the caller's unit of work, except those that only compute.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any, cast
+
+import msgspec
+
+from corral import clock
+from corral.ids import new_id
+from corral_plugins.notifications.api import SEVERITIES, Json, Severity
+from corral_plugins.notifications.models import Delivery, Group, Rule
+
+SHOWN_ITEMS, MAX_OBJECTS = 10, 200
+QUIET_KEY = "quiet hours"
+CRITICAL = "critical"
+
+
+class Target(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a message goes: the channel, the person if the channel tells people, and the group of events."""
+
+    rule_id: str
+    channel_id: str
+    user_id: str | None
+    group_key: str
+    hold_until: str | None = None
+
+    @property
+    def id(self) -> str:
+        """The hash that identifies the group of the target."""
+        parts = [self.rule_id, self.channel_id, self.user_id, self.group_key]
+        return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()
+
+
+class Bundle(msgspec.Struct, kw_only=True):
+    """The events of one batch that go to the same target."""
+
+    severity: Severity = "info"
+    count: int = 0
+    items: list[Json] = []
+    objects: list[str] | None = []
+
+    def add(self, item: Json, severity: Severity, object: tuple[str, str]) -> None:
+        """Add an event."""
+        mark = mark_of(item["event"], object)
+        objects = merge_marks(self.objects, [mark])
+        self.merge(severity, 1, [item], objects)
+
+    def merge(self, severity: Severity, count: int, items: list[Json], objects: list[str] | None) -> None:
+        """Add events. `objects` are the marks of all objects together."""
+        self.severity, self.count = highest(self.severity, severity), self.count + count
+        self.items = [*self.items, *items][:SHOWN_ITEMS]
+        self.objects = objects
+
+
+def mark_of(event: str, object: tuple[str, str]) -> str:
+    """Return a short hash of what an event is about, by which an unchanged group is recognised."""
+    return hashlib.sha256(msgspec.json.encode([event, *object])).hexdigest()[:16]
+
+
+def merge_marks(known: list[str] | None, more: list[str] | None) -> list[str] | None:
+    """Return the marks of two lists, or None if there are too many to remember."""
+    if known is None or more is None:
+        return None
+    merged = list(dict.fromkeys([*known, *more]))
+    return merged if len(merged) <= MAX_OBJECTS else None
+
+
+def highest(one: Severity, other: Severity) -> Severity:
+    """Return the higher of two severities."""
+    return max(one, other, key=SEVERITIES.index)
+
+
+def group_key_of(group_by: Iterable[str], event: str, object: tuple[str, str], data: Mapping[str, Any]) -> str:
+    """Return the text that identifies the group of an event: the values by which it is grouped, or what it is about."""
+    keys = list(group_by)
+    if not keys:
+        return f"{event} {object[0]} {object[1]}"[:200]
+    pairs = [f"{key}={_shown(data.get(key))}" for key in keys]
+    text = ", ".join(pairs)
+    return text if len(text) <= 200 else f"{text[:135]} {hashlib.sha256(text.encode()).hexdigest()}"[:200]
+
+
+def write_bundles(bundles: Mapping[Target, Bundle], rules: Mapping[str, Rule]) -> None:
+    """Add events to the messages that collect them, or begin new ones."""
+    groups = {target.id: target for target in bundles}
+    collecting = _collecting(groups)
+    last = {row.id: row for row in Group.select().where(Group.id.in_(list(groups)))}
+    for target, bundle in bundles.items():
+        row = collecting.get(target.id)
+        if row is None or not _join(row, bundle):
+            group = last.get(target.id)
+            _begin(target, bundle, _due_at(target, rules[target.rule_id], group.last_sent_at if group else None))
+
+
+def join_or_begin(target: Target, bundle: Bundle, due_at: str) -> None:
+    """Add events to the message of a target that collects them, or begin one that is due at an instant."""
+    row = _collecting([target.id]).get(target.id)
+    if row is None or not _join(row, bundle):
+        _begin(target, bundle, due_at)
+
+
+def remember_sent(row: Delivery) -> None:
+    """Remember what the message of a group told of, and when."""
+    if row.group_id is not None:
+        now = clock.now()
+        sent = {Group.last_sent_at: now, Group.objects: row.objects}
+        insert = Group.insert(id=row.group_id, last_sent_at=now, objects=row.objects)
+        insert.on_conflict(conflict_target=[Group.id], update=sent).execute()
+
+
+def is_unchanged(row: Delivery, group: Group | None, repeat_seconds: int) -> bool:
+    """Return whether the last message of a group told of the same objects, too recently to be repeated."""
+    if group is None or row.objects is None or group.objects is None or not set(row.objects) <= set(group.objects):
+        return False
+    return repeat_seconds == 0 or group.last_sent_at > clock.now(-repeat_seconds)
+
+
+def _shown(value: Any) -> str:
+    return value if isinstance(value, str) else msgspec.json.encode(value).decode()
+
+
+def _collecting(group_ids: Collection[str]) -> dict[str, Delivery]:
+    is_open = Delivery.due_at.is_null(False) & Delivery.is_collecting
+    rows = Delivery.select().where(Delivery.group_id.in_(list(group_ids)) & is_open)
+    return {str(row.group_id): row for row in rows}
+
+
+def _due_at(target: Target, rule: Rule, last_sent_at: str | None) -> str:
+    if target.hold_until is not None:
+        return target.hold_until
+    due = clock.now(rule.group_wait_seconds)
+    if last_sent_at is None:
+        return due
+    return max(due, clock.format_instant(clock.parse_instant(last_sent_at) + rule.group_interval_seconds))
+
+
+def _join(row: Delivery, bundle: Bundle) -> bool:
+    """Add events to a message. Return False if it is being sent by now."""
+    changes = {
+        "severity": highest(cast(Severity, row.severity), bundle.severity),
+        "count": row.count + bundle.count,
+        "items": [*row.items, *bundle.items][:SHOWN_ITEMS],
+        "objects": merge_marks(row.objects, bundle.objects),
+    }
+    collects = (Delivery.id == row.id) & Delivery.is_collecting & Delivery.due_at.is_null(False)
+    return bool(Delivery.update(changes).where(collects).execute())
+
+
+def _begin(target: Target, bundle: Bundle, due_at: str) -> None:
+    Delivery.create(
+        id=new_id(),
+        channel_id=target.channel_id,
+        rule_id=target.rule_id,
+        group_id=target.id,
+        group_key=target.group_key,
+        user_id=target.user_id,
+        severity=bundle.severity,
+        count=bundle.count,
+        items=bundle.items,
+        objects=bundle.objects,
+        is_collecting=True,
+        next_attempt_at=due_at,
+        due_at=due_at,
+        ready_at=due_at,
+        created_at=clock.now(),
+    )

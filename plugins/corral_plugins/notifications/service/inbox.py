@@ -1,0 +1,177 @@
+"""Writes and lists what people are told in the app. Every method runs in the caller's unit of work."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+import msgspec
+import peewee
+from msgspec import UNSET
+
+from corral import clock
+from corral.auth.principal import Principal
+from corral.auth.visibility import visible
+from corral.database.model import PRIVATE
+from corral.events.event import emit
+from corral.http.page import Page, newest_first, paginate
+from corral.ids import new_id
+from corral_plugins.notifications.api import NotificationArrived, NotificationView, Severity
+from corral_plugins.notifications.models import Notification
+from corral_plugins.notifications.service.rows import find_notification, notification_view
+from corral_plugins.notifications.shapes import MarkAllRead, MarkedRead, NotificationQuery, UnreadCount
+
+COUNTING_SECONDS = 300.0  # for which further events of a group count up a notification
+MAX_A_USER, AT_ONCE = 10_000, 500
+UNREAD = Notification.read_at.is_null()
+
+
+class NewNotification(msgspec.Struct, frozen=True, kw_only=True):
+    """What one person is told of one event."""
+
+    user_id: str
+    type: str
+    severity: Severity
+    title: str
+    body: str
+    object: tuple[str, str] | None
+    href: str | None
+    event_id: str | None
+    group: str
+
+
+class Inbox:
+    """The notifications of people in the app."""
+
+    def add(self, new: Iterable[NewNotification]) -> None:
+        """Write notifications. Those of the same person and group count up an unread one of the last 5 minutes."""
+        groups: dict[tuple[str, str], list[NewNotification]] = {}
+        for each in new:
+            groups.setdefault((each.user_id, _hash(each.group)), []).append(each)
+        if not groups:
+            return
+        rows = _unread_rows(groups)
+        unread = Counter(_count_unread({user_id for user_id, _ in groups}))
+        for (user_id, key), items in groups.items():
+            row = rows.get((user_id, key))
+            if row is None or not _count_up(row, items):
+                row = _insert(key, items)
+                unread[user_id] += 1
+            arrived = NotificationArrived(notification=notification_view(row), unread=unread[user_id])
+            emit(arrived, object=("notification", row.id), owner=user_id, visibility=PRIVATE)
+
+    def list(self, query: NotificationQuery, *, by: Principal) -> Page[NotificationView]:
+        """Return a page of the caller's notifications, newest first."""
+        where: Any = visible(Notification, by)
+        if query.unread is not UNSET:
+            where &= UNREAD if query.unread else Notification.read_at.is_null(False)
+        if query.severity is not UNSET:
+            where &= Notification.severity.in_(query.severity)
+        if query.type is not UNSET:
+            where &= Notification.type.in_(query.type)
+        rows = Notification.select().where(where)
+        order = newest_first(Notification)
+        return paginate(rows, query, by, scope="notifications", order=order, make=notification_view)
+
+    def count_unread(self, *, by: Principal) -> UnreadCount:
+        """Return the number of the caller's unread notifications."""
+        number = peewee.fn.COUNT(Notification.id)
+        mine = visible(Notification, by) & UNREAD
+        rows: Any = Notification.select(Notification.severity, number).where(mine).group_by(Notification.severity)
+        found = {str(severity): int(count) for severity, count in rows.tuples()}
+        return UnreadCount(unread=sum(found.values()), by_severity=found)
+
+    def mark(self, notification_id: str, is_read: bool, *, by: Principal) -> NotificationView:
+        """Mark a notification of the caller as read or unread."""
+        row = find_notification(notification_id, by)
+        changed = UNREAD if is_read else Notification.read_at.is_null(False)
+        at = clock.now() if is_read else None
+        if Notification.update(read_at=at).where((Notification.id == row.id) & changed).execute():
+            row.read_at = at
+        return notification_view(row)
+
+    def mark_all(self, body: MarkAllRead, *, by: Principal) -> MarkedRead:
+        """Mark the caller's notifications as read, but none that counts an event after the call or `before`."""
+        before = clock.now() if body.before is UNSET else clock.from_datetime(body.before)
+        mine = visible(Notification, by) & UNREAD & (Notification.last_at < before)
+        return MarkedRead(updated=int(Notification.update(read_at=clock.now()).where(mine).execute()))
+
+    def delete(self, notification_id: str, *, by: Principal) -> None:
+        """Delete a notification of the caller."""
+        row = find_notification(notification_id, by)
+        Notification.delete().where(Notification.id == row.id).execute()
+
+
+def delete_old(read_before: str, unread_before: str) -> int:
+    """Delete a batch of old notifications, and return their number."""
+    is_old = (Notification.created_at < unread_before) | (
+        (Notification.created_at < read_before) & Notification.read_at.is_null(False)
+    )
+    some = Notification.select(Notification.id).where(is_old).order_by(Notification.created_at).limit(AT_ONCE)
+    return int(Notification.delete().where(Notification.id.in_(some)).execute())
+
+
+def delete_of_user(user_id: str) -> int:
+    """Delete a batch of a person's notifications, and return their number."""
+    some = Notification.select(Notification.id).where(Notification.user_id == user_id).limit(AT_ONCE)
+    return int(Notification.delete().where(Notification.id.in_(some)).execute())
+
+
+def crowded_users() -> list[tuple[str, int]]:
+    """Return people with more than 10,000 notifications, and how many too many they have."""
+    number = peewee.fn.COUNT(Notification.id)
+    rows: Any = Notification.select(Notification.user_id, number).group_by(Notification.user_id)
+    return [(user_id, count - MAX_A_USER) for user_id, count in rows.having(number > MAX_A_USER).tuples()]
+
+
+def delete_surplus(user_id: str, surplus: int) -> int:
+    """Delete a batch of a person's surplus notifications, oldest read ones first. Return their number."""
+    order = (Notification.read_at.is_null(), Notification.created_at)
+    mine = Notification.select(Notification.id).where(Notification.user_id == user_id).order_by(*order)
+    return int(Notification.delete().where(Notification.id.in_(mine.limit(min(surplus, AT_ONCE)))).execute())
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _unread_rows(groups: Collection[tuple[str, str]]) -> dict[tuple[str, str], Notification]:
+    """Return the newest unread notification of each person and group that still counts up."""
+    people, keys = {user_id for user_id, _ in groups}, {key for _, key in groups}
+    is_recent = UNREAD & (Notification.created_at > clock.now(-COUNTING_SECONDS))
+    mine = Notification.user_id.in_(people) & Notification.group_key.in_(keys)
+    rows = Notification.select().where(mine & is_recent).order_by(Notification.created_at, Notification.id)
+    return {(row.user_id, row.group_key): row for row in rows}
+
+
+def _count_unread(people: Collection[str]) -> dict[str, int]:
+    number = peewee.fn.COUNT(Notification.id)
+    rows: Any = Notification.select(Notification.user_id, number).where(Notification.user_id.in_(people) & UNREAD)
+    return dict(rows.group_by(Notification.user_id).tuples())
+
+
+def _count_up(row: Notification, items: list[NewNotification]) -> bool:
+    """Let a notification count further events. Return False if it has been read in the meantime."""
+    changes = {**_newest(items[-1]), "last_at": clock.now()}
+    counted = {**changes, "count": Notification.count + len(items)}
+    if not Notification.update(counted).where((Notification.id == row.id) & UNREAD).execute():
+        return False
+    for name, value in changes.items():
+        setattr(row, name, value)
+    row.count += len(items)
+    return True
+
+
+def _insert(key: str, items: list[NewNotification]) -> Notification:
+    now, last = clock.now(), items[-1]
+    about: Mapping[str, Any] = {}
+    if last.object is not None:
+        about = {"object_type": last.object[0], "object_id": last.object[1]}
+    fields = {"id": new_id(), "user_id": last.user_id, "type": last.type, "group_key": key, "count": len(items)}
+    return Notification.create(**fields, **about, **_newest(last), href=last.href, created_at=now, last_at=now)
+
+
+def _newest(item: NewNotification) -> dict[str, Any]:
+    return {name: getattr(item, name) for name in ("severity", "title", "body", "event_id")}

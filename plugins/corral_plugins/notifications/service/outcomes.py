@@ -1,0 +1,91 @@
+"""Records the results of attempts, and what follows from them: retries, and the state of the channel.
+
+Every method runs in the caller's unit of work.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from corral import clock
+from corral.database.unit import locked
+from corral.events.alerts import raise_alert
+from corral.events.event import SystemAlert
+from corral.plugin import Settings
+from corral_plugins.notifications.api import SendResult
+from corral_plugins.notifications.models import Channel, Delivery
+from corral_plugins.notifications.service.catalogue import CHANNEL_FAILING
+from corral_plugins.notifications.service.claims import Claimed, holds
+from corral_plugins.notifications.service.states import ended, waiting_until
+from corral_plugins.notifications.settings import RETRY_SCHEDULE
+
+AT_ONCE = 500
+MAX_ERROR = 500
+
+
+class DeliveryOutcomes:
+    """Records results."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+
+    def record(self, claimed: Claimed, result: SendResult) -> bool:
+        """Record the result of an attempt. Return False if the claim is not valid any more."""
+        row: Channel | None = locked(Channel.select().where(Channel.id == claimed.channel.id)).first()
+        changes = {"last_error": _error(result), "served": list(result.served), **self._next_state(claimed, result)}
+        if not Delivery.update(changes).where(holds(claimed.delivery)).execute():
+            return False
+        if row is not None:
+            self._record_channel(row, claimed, result)
+        return True
+
+    def _next_state(self, claimed: Claimed, result: SendResult) -> dict[str, Any]:
+        """Return the changes to the state of a delivery. Waiting as the service asks uses up no attempt."""
+        schedule, attempts = self._settings.get(RETRY_SCHEDULE), claimed.delivery.attempts + 1
+        if result.error is None:
+            return {**ended("succeeded"), "attempts": attempts}
+        if result.retry_after is not None and not result.permanent:
+            return {"status": "retrying", **waiting_until(clock.now(result.retry_after))}
+        if result.permanent or attempts >= len(schedule):
+            return {**ended("failed"), "attempts": attempts}
+        return {"status": "retrying", "attempts": attempts, **waiting_until(clock.now(schedule[attempts]))}
+
+    @staticmethod
+    def _record_channel(row: Channel, claimed: Claimed, result: SendResult) -> None:
+        mine = Channel.id == row.id
+        if result.error is None:
+            well = {"last_success_at": clock.now(), "last_error": None, "failing_since": None}
+            Channel.update(well).where(mine).execute()
+            _make_due(row.id)
+        elif result.retry_after is not None and not result.permanent:
+            Channel.update(next_send_at=clock.now(result.retry_after)).where(mine).execute()
+        elif result.permanent and claimed.kind.breaker is not None:  # one message was refused; the service works
+            Channel.update(last_error=_error(result)).where(mine).execute()
+        else:
+            failing = {"last_error": _error(result), "failing_since": row.failing_since or clock.now()}
+            Channel.update(failing).where(mine).execute()
+            _alert_admins(row, result)
+
+
+def _make_due(channel_id: str) -> None:
+    """Make the deliveries due that wait for another attempt, because the channel works again."""
+    waiting = Delivery.select(Delivery.id).where(
+        (Delivery.channel_id == channel_id) & (Delivery.status == "retrying") & (Delivery.due_at > clock.now())
+    )
+    some = Delivery.id.in_(waiting.order_by(Delivery.due_at).limit(AT_ONCE))
+    Delivery.update(waiting_until(clock.now())).where(some & Delivery.due_at.is_null(False)).execute()
+
+
+def _alert_admins(row: Channel, result: SendResult) -> None:
+    alert = SystemAlert(
+        kind=CHANNEL_FAILING,
+        severity="warning",
+        title=f"The notification channel {row.name} is failing",
+        detail=f"{_error(result)} Its messages wait and are sent again.",
+        object={"type": "notification_channel", "id": row.id},
+    )
+    raise_alert(alert, ("notification_channel", row.id))
+
+
+def _error(result: SendResult) -> str | None:
+    return None if result.error is None else result.error[:MAX_ERROR]

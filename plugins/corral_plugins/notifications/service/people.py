@@ -1,0 +1,113 @@
+"""Finds the people whom events concern, with the rights that they have now. Every method runs in a unit of work."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any, cast
+
+import msgspec
+from msgspec import UNSET
+
+from corral.auth.permissions import Permissions
+from corral.auth.principal import SYSTEM_PRINCIPAL, Principal
+from corral.auth.visibility import EventRights
+from corral.events.log import LoggedEvent
+from corral_core.accounts.api import Accounts, Role, UserQuery
+from corral_plugins.approvals.api import Approvals
+from corral_plugins.notifications.models import Preference
+from corral_plugins.notifications.service.catalogue import DEFAULTS, is_at_least, severity_of
+
+MAX_PEOPLE = 10_000
+FAILURE = "error"
+
+
+class Person(msgspec.Struct, frozen=True, kw_only=True):
+    """A person who may be told: their rights, their address, and their preferences."""
+
+    principal: Principal
+    email: str
+    mute: frozenset[str]
+    email_preference: str
+    quiet_hours: Mapping[str, Any] | None
+
+    @property
+    def id(self) -> str:
+        """The id of the user."""
+        return self.principal.id
+
+
+class People:
+    """The people whom the events of one batch concern. Roles and people are looked up once."""
+
+    approvals: Approvals | None
+
+    def __init__(self, accounts: Accounts, permissions: Permissions, rights: EventRights) -> None:
+        self._accounts, self._permissions, self._rights = accounts, permissions, rights
+
+    def with_role(self, roles: Iterable[str]) -> list[str]:
+        """Return the ids of the active users with one of the roles, at most 10,000."""
+        query = UserQuery(role=cast("list[Role]", sorted(set(roles))), is_active=True, limit=200)
+        found: list[str] = []
+        while query.role and len(found) < MAX_PEOPLE:
+            page = self._accounts.list(query, SYSTEM_PRINCIPAL)
+            found += [user.id for user in page.items]
+            if page.next is None:
+                break
+            query = msgspec.structs.replace(query, cursor=page.next, offset=UNSET)
+        return found
+
+    def load(self, user_ids: Collection[str]) -> dict[str, Person]:
+        """Return the active people among these, by id."""
+        users = {key: user for key, user in self._accounts.get_many(user_ids).items() if user.is_active}
+        wishes = {row.user_id: row for row in Preference.select().where(Preference.user_id.in_(list(users)))}
+        return {
+            key: Person(
+                principal=Principal(
+                    kind="user",
+                    id=key,
+                    user_id=key,
+                    role=user.role,
+                    permissions=self._permissions.held_by(user.role),
+                ),
+                email=user.email,
+                mute=frozenset(wishes[key].mute) if key in wishes else frozenset(),
+                email_preference=wishes[key].email if key in wishes else "all",
+                quiet_hours=wishes[key].quiet_hours if key in wishes else None,
+            )
+            for key, user in users.items()
+        }
+
+    def concerned(self, event: LoggedEvent, data: Mapping[str, Any], roles: Mapping[str, Sequence[str]]) -> set[str]:
+        """Return the ids of the people who are told of an event without any rule. `roles` maps roles to people."""
+        match DEFAULTS[event.type]:
+            case "owner":
+                found = {event.owner_id}
+            case "admins":
+                found = set(roles["admin"])
+            case "recipient":
+                found = {data.get("recipient_user_id")}
+            case "requester":
+                people = self.approvals.involved(event.object_id) if self.approvals is not None else None
+                found = {people.requester_id if people is not None else event.owner_id}
+            case "approvers":
+                found = self._approvers(event.object_id, roles)
+        return {each for each in found if each is not None}
+
+    def may_be_told(self, person: Person, event: LoggedEvent, data: Mapping[str, Any]) -> bool:
+        """Return whether a person may read an event and wants to know of it.
+
+        People are told of what they did themselves only if it failed.
+        """
+        if event.type in person.mute or not self._rights.can_read(person.principal, event):
+            return False
+        is_own = event.actor_type == "user" and event.actor_id == person.id
+        return not is_own or is_at_least(severity_of(event, data), FAILURE)
+
+    def _approvers(self, approval_id: str, roles: Mapping[str, Sequence[str]]) -> set[str | None]:
+        people = self.approvals.involved(approval_id) if self.approvals is not None else None
+        if people is None:
+            return set()
+        found: set[str | None] = set(roles["admin"])
+        for each in people.approvers:
+            found |= {*each.users, *(user for role in each.roles for user in roles.get(role, ()))}
+        return found - people.excluded

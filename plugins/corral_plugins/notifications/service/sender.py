@@ -1,0 +1,66 @@
+"""Sends a notification through a channel, guarded by its circuit breaker. Nothing here runs in a unit of work."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from typing import Any
+
+from corral.database.engine import Work
+from corral.errors import Problem
+from corral.redact.redactor import Redactor
+from corral_plugins.circuit_breakers.api import Breakers, Verdict
+from corral_plugins.notifications.api import ChannelType, OutgoingNotification, SendResult
+from corral_plugins.notifications.models import Channel
+from corral_plugins.notifications.service.channel_types import CHANNEL_BREAKER, MAIL_BREAKER, ChannelTypeRegistry
+from corral_plugins.notifications.service.credentials import ChannelCredentials
+
+log = logging.getLogger("corral.notifications")
+
+
+class ChannelSender:
+    """Sends notifications. Raises `CircuitOpen` instead of an attempt while the circuit breaker is open."""
+
+    breakers: Breakers | None
+
+    def __init__(
+        self, work: Work, types: ChannelTypeRegistry, credentials: ChannelCredentials, redactor: Redactor
+    ) -> None:
+        self._work, self._types, self._credentials, self._redactor = work, types, credentials, redactor
+
+    def declare(self) -> None:
+        """Declare the names of the circuit breakers."""
+        if self.breakers is not None:
+            self.breakers.declare(CHANNEL_BREAKER, _names_of_channels)
+            self.breakers.declare(MAIL_BREAKER, lambda: [MAIL_BREAKER])
+
+    async def send(self, row: Channel, kind: ChannelType, notification: OutgoingNotification) -> SendResult:
+        """Send a notification, and return the result of the attempt."""
+        config = self._credentials.config(row)
+        call = functools.partial(self._attempt, kind, config, notification)
+        if self.breakers is None:
+            return await call()
+        return await self.breakers.guard(self._types.breaker_of(row), call, judge=_judge)
+
+    async def _attempt(
+        self, kind: ChannelType, config: dict[str, Any], notification: OutgoingNotification
+    ) -> SendResult:
+        try:
+            return await kind.send(config, notification)
+        except Problem:
+            raise
+        except Exception as error:
+            log.warning("a channel failed unexpectedly", extra={"type": kind.type}, exc_info=True)
+            return SendResult(error=self._redactor.redact(f"{type(error).__name__}: {error}")[:300])
+
+
+def _names_of_channels() -> list[str]:
+    """Return the names of the circuit breakers of channels. Runs in a unit of work."""
+    return [f"{CHANNEL_BREAKER}:{row.id}" for row in Channel.select(Channel.id).where(Channel.is_enabled).limit(2000)]
+
+
+def _judge(outcome: Any) -> Verdict:
+    """Judge an attempt for the circuit breaker."""
+    if isinstance(outcome, SendResult):
+        return "success" if outcome.error is None else "neutral" if outcome.says_nothing else "failure"
+    return "neutral" if isinstance(outcome, Problem) else "failure"

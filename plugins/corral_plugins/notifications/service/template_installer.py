@@ -1,0 +1,106 @@
+"""Installs notification rules from templates of the marketplace."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from corral.auth.principal import Principal
+from corral.http.answers import ANY_VERSION
+from corral.schema.conversion import convert
+from corral_plugins.marketplace.api import InstalledObject, Installer, ObjectUse
+from corral_plugins.notifications.api import Json
+from corral_plugins.notifications.models import Rule
+from corral_plugins.notifications.service.checks import RuleChecks
+from corral_plugins.notifications.service.rows import rule_view
+from corral_plugins.notifications.service.rules import RuleManagement
+from corral_plugins.notifications.shapes import NewRule, RulePatch
+
+PERMISSION = "notifications.manage"
+
+
+class RuleTemplateInstaller:
+    """The installer of the kind `notification_rule`. The services are set after the boot."""
+
+    management: RuleManagement | None = None
+    checks: RuleChecks | None = None
+
+    def definition(self) -> Installer:
+        """Return the installer."""
+        return Installer(
+            kind="notification_rule",
+            title="Notification rule",
+            schema=_schema(),
+            write=PERMISSION,
+            read=PERMISSION,
+            plan=self.plan,
+            existing=self.existing,
+            install=self.install,
+            fingerprint=self.fingerprint,
+            update=self.update,
+            users=self.users,
+            running=_none_running,
+            remove=self.remove,
+            export=self.export,
+        )
+
+    def plan(self, spec: Json) -> None:
+        """Raise `Invalid` if the events or the conditions are not valid."""
+        assert self.checks is not None
+        self.checks.check_rule(convert(NewRule, {**spec, "enabled": False}))
+
+    def existing(self, names: Sequence[str]) -> Mapping[str, str]:
+        """Return the ids of the rules with these names."""
+        rows: Any = Rule.select(Rule.name, Rule.id).where(Rule.name.in_(list(names))).tuples()
+        return {str(name): str(rule_id) for name, rule_id in rows}
+
+    def install(self, spec: Json, by: Principal) -> InstalledObject:
+        """Create a rule that is disabled."""
+        return InstalledObject(id=self._service().create(convert(NewRule, {**spec, "enabled": False})).id)
+
+    def fingerprint(self, ids: Sequence[str]) -> Mapping[str, Json]:
+        """Return what an admin may set, by id. Whether the rule is enabled does not count."""
+        return {row.id: _values(row) for row in Rule.select().where(Rule.id.in_(list(ids)))}
+
+    def update(self, rule_id: str, fields: Json, by: Principal) -> None:
+        """Change a rule. The new values have been checked."""
+        self._service().update(rule_id, convert(RulePatch, fields), ANY_VERSION)
+
+    def users(self, ids: Sequence[str]) -> Sequence[ObjectUse]:
+        """Return no rules, because rules refer to people and channels only, which templates do not create."""
+        return []
+
+    def remove(self, rule_id: str, by: Principal) -> None:
+        """Delete a rule."""
+        self._service().delete(rule_id, ANY_VERSION)
+
+    def export(self, rule_id: str, by: Principal) -> Json:
+        """Return what an admin may set, without people and channels, which belong to this installation."""
+        row = self._service().row(rule_id)
+        values = {name: value for name, value in _values(row).items() if value is not None and name != "channel_ids"}
+        values["recipients"] = {**values["recipients"], "users": []}
+        return values
+
+    def _service(self) -> RuleManagement:
+        assert self.management is not None
+        return self.management
+
+
+def _none_running(ids: Sequence[str]) -> Sequence[str]:
+    """Return no rules, because a rule is never at work by itself."""
+    return []
+
+
+def _values(row: Rule) -> Json:
+    view: Json = msgspec.to_builtins(rule_view(row))
+    return {name: view[name] for name in NewRule.__struct_fields__ if name != "enabled"}
+
+
+def _schema() -> Json:
+    """Return the schema of a new rule. Rules of templates are always created disabled."""
+    schema = msgspec.json.schema(NewRule)
+    fields: Json = schema["$defs"]["NewRule"]["properties"]
+    del fields["enabled"]
+    return schema

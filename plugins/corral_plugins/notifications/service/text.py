@@ -1,0 +1,59 @@
+"""Turns text that people and agents wrote into plain text that no service takes for markup or mentions.
+
+No function needs a unit of work.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\u2028\u2029]")
+_SPACES = re.compile(r"\s+")
+_ANGLES = re.compile(r"<(?:[!@#][^<>]{0,200}|[^<>]{0,2000}\|[^<>]{0,2000}|(?:https?|mailto|tel|tg):[^<>]{0,2000})>")
+_MENTION = re.compile(r"(?<![\w.+-])[@＠](?=\w)")
+_LINK = re.compile(r"\[([^\[\]]{0,500})\]\([^()\s]{0,2000}\)")
+_MARKUP = re.compile(r"[*`~]|(?<!\w)_|_(?!\w)")
+CUT = "…"
+
+
+def one_line(text: str, limit: int) -> str:
+    """Return a text without control characters as one line of at most `limit` characters."""
+    return cut(_SPACES.sub(" ", _CONTROLS.sub(" ", text)).strip(), limit)
+
+
+def plain(text: str, limit: int) -> str:
+    """Return a text without control characters, except line breaks, of at most `limit` characters."""
+    return cut(_CONTROLS.sub(" ", text.replace("\r\n", "\n")).strip(), limit)
+
+
+def cut(text: str, limit: int, tail: str = "") -> str:
+    """Return a text of at most `limit` characters. One that is longer ends with an ellipsis and `tail`."""
+    if len(text) + len(tail) <= limit:
+        return text + tail
+    return text[: max(0, limit - len(tail) - len(CUT))].rstrip() + CUT + tail
+
+
+def harmless(text: str) -> str:
+    """Return a text without markup and mentions, for services that interpret them.
+
+    It contains no `@channel`, `@here` or `@name`, no links with other texts, and no marks for bold or code.
+    """
+    text = unicodedata.normalize("NFC", text)
+    text = _ANGLES.sub("", text)
+    text = _LINK.sub(r"\1", text)
+    return _MARKUP.sub("", _MENTION.sub("", text))
+
+
+def length_utf16(text: str) -> int:
+    """Return the length of a text as services count it that use UTF-16."""
+    return len(text.encode("utf-16-le")) // 2
+
+
+def cut_utf16(text: str, limit: int, tail: str = "") -> str:
+    """Return a text of at most `limit` UTF-16 units. One that is longer ends with an ellipsis and `tail`."""
+    if length_utf16(text) + length_utf16(tail) <= limit:
+        return text + tail
+    room = limit - length_utf16(tail) - 1
+    kept = text.encode("utf-16-le")[: room * 2].decode("utf-16-le", "ignore")
+    return kept.rstrip() + CUT + tail

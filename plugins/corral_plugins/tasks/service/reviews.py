@@ -1,0 +1,186 @@
+"""Reviews of what runs make: a run that ends with a diff waits for people, if its review policy says so."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+from msgspec import UNSET
+
+from corral import clock
+from corral.database.engine import Work
+from corral.errors import FieldError, Invalid, NotFound, Unavailable
+from corral_plugins.code_reviews.api import CodeReviews, PreparedPatch, TaskDiff
+from corral_plugins.tasks.api import TaskUpdated, TaskWaiting
+from corral_plugins.tasks.models import AttemptRow, Task, TaskRow
+from corral_plugins.tasks.report_shapes import Artifact, CompletionReport
+from corral_plugins.tasks.service import rows
+from corral_plugins.tasks.service.outcomes import TaskOutcomes
+from corral_plugins.tasks.service.transitions import NOT_CANCELLED, TaskTransitions, publish_task_event
+
+NO_REVIEW = "none"
+INLINE_CHARACTERS = 65_536
+"""The maximum size of a patch that stays in the artifacts of a task."""
+
+
+class TaskReviews:
+    """Lets tasks wait for code reviews, and ends them by the decision."""
+
+    code_reviews: CodeReviews | None
+
+    def __init__(self, transitions: TaskTransitions, outcomes: TaskOutcomes) -> None:
+        self._transitions, self._outcomes, self._agents = transitions, outcomes, transitions.agents
+
+    async def prepare(self, task_id: str, report: CompletionReport, work: Work) -> PreparedPatch | None:
+        """Parse the diff that a run ends with, if a review is due. Opens its own unit of work.
+
+        Raise `Invalid` if the diff cannot be parsed.
+        """
+        index, diff = _diff_of(report.artifacts)
+        if diff is None or self.code_reviews is None:
+            return None
+        if not await work(functools.partial(self._is_due_by_id, task_id), read=True):
+            return None
+        member = "patch" if isinstance(diff.patch, str) else "content"
+        return await self.code_reviews.prepare(_text_of(diff), pointer=f"/artifacts/{index}/{member}")
+
+    def _is_due_by_id(self, task_id: str) -> bool:
+        row = rows.find_task(task_id)
+        return row is not None and self._policy_of(row)["mode"] != NO_REVIEW
+
+    def _policy_of(self, row: TaskRow) -> dict[str, Any]:
+        """Return the review policy of a task: its own, or else that of the agent that runs it."""
+        own: dict[str, Any] | None = row.get("review_policy")
+        if own is not None:
+            return own
+        agent = None if row.assigned_agent_id is None else self._agents.find(row.assigned_agent_id)
+        return (agent and agent.review_policy) or {"mode": NO_REVIEW}
+
+    def begin(
+        self,
+        row: TaskRow,
+        attempt: AttemptRow,
+        *,
+        result: str | None,
+        artifacts: list[Artifact] | None,
+        patch: PreparedPatch | None,
+    ) -> bool:
+        """Let a completed run wait for the review of its diff. Return False if no review is due.
+
+        If the result does not match `output_schema`, the attempt fails instead.
+        """
+        index, diff = _diff_of(artifacts)
+        policy = self._policy_of(row) if self.code_reviews is not None and row.status == "running" else None
+        if self.code_reviews is None or policy is None or policy["mode"] == NO_REVIEW:
+            _refuse_large_patch(index, diff)
+            return False
+        if diff is not None and patch is None:  # the policy changed after the diff was looked at
+            raise Unavailable("The review policy has just changed; repeat the request.", code="overloaded")
+        if self._outcomes.end_mismatching(row, attempt, result, by="complete"):
+            return True
+        review = self.code_reviews.open_for_task(_task_diff(row, attempt, policy, patch, diff))
+        if review is None:
+            return False
+        if artifacts is not None and index is not None and diff is not None:
+            artifacts[index] = msgspec.structs.replace(diff, patch=UNSET, content=UNSET)
+        self._wait(row, attempt, review.id, result, artifacts)
+        return True
+
+    def _wait(
+        self,
+        row: TaskRow,
+        attempt: AttemptRow,
+        review_id: str,
+        result: str | None,
+        artifacts: Sequence[Artifact] | None,
+    ) -> None:
+        """Put a run that is done into the status `waiting`. The run that may follow has the whole time limit again."""
+        waiting_for = {"kind": "review", "id": review_id, "since": clock.now()}
+        kept: dict[str, Any] = {} if artifacts is None else {"artifacts": list(artifacts)}
+        self._transitions.end_lease(
+            row,
+            attempt,
+            "waiting",
+            attempt_status="completed",
+            by="complete",
+            event=TaskWaiting,
+            fields={"waiting_for": waiting_for},
+            waiting_for=waiting_for,
+            waiting_kind="review",
+            review_id=review_id,
+            result=result,
+            resuming=True,
+            used_ms=0,
+            lost_in_row=0,
+            **kept,
+            **NOT_CANCELLED,
+        )
+        self._agents.record_attempt_end(attempt.agent_id, configuration_failure=False, stalled=attempt.stalls > 0)
+
+    def end(self, task_id: str, review_id: str, *, approved: bool, message: str) -> bool:
+        """Complete or fail a task by the decision. Implements `Tasks.end_review`."""
+        row = self._lock_waiting(task_id, review_id)
+        if row is None:
+            return False
+        if approved:
+            found: Any = Task.select(Task.result).where(Task.id == row.id).tuples().first()
+            text = None if found[0] is None else rows.to_json_text(found[0])
+            self._outcomes.complete(row, None, result=text, artifacts=None, by="review")
+        else:
+            self._outcomes.fail_permanently(row, None, "rejected", "rejected", message, by="review")
+        return True
+
+    def replace(self, task_id: str, review_id: str, new_id: str) -> bool:
+        """Let a task wait for a newer review. Implements `Tasks.replace_review`."""
+        row = self._lock_waiting(task_id, review_id)
+        if row is None:
+            return False
+        rows.change_task(row, {"waiting_for": {**row.get("waiting_for"), "id": new_id}, "review_id": new_id})
+        publish_task_event(TaskUpdated, row, row.status)
+        return True
+
+    @staticmethod
+    def _lock_waiting(task_id: str, review_id: str) -> TaskRow | None:
+        try:
+            row = rows.lock_task(task_id)
+        except NotFound:
+            return None
+        is_waiting = row.status == "waiting" and row.waiting_kind == "review"
+        return row if is_waiting and row.get("waiting_for").get("id") == review_id else None
+
+
+def _diff_of(artifacts: Any) -> tuple[int | None, Artifact | None]:
+    """Return the first artifact that is a diff, with its index."""
+    for index, each in enumerate(artifacts or ()):
+        if each.type == "diff" and (isinstance(each.patch, str) or isinstance(each.content, str)):
+            return index, each
+    return None, None
+
+
+def _text_of(diff: Artifact) -> str:
+    return diff.patch if isinstance(diff.patch, str) else str(diff.content)
+
+
+def _refuse_large_patch(index: int | None, diff: Artifact | None) -> None:
+    """Raise `Invalid` if no review keeps a patch that is too large for the artifacts of a task."""
+    if diff is not None and len(_text_of(diff)) > INLINE_CHARACTERS:
+        detail = "No review is due for this diff, so it may have at most 64 Ki characters; upload it as a file."
+        raise Invalid(detail, errors=[FieldError(f"/artifacts/{index}/patch", "too_long", detail)])
+
+
+def _task_diff(
+    row: TaskRow, attempt: AttemptRow, policy: dict[str, Any], patch: PreparedPatch | None, diff: Artifact | None
+) -> TaskDiff:
+    refs = {} if diff is None else {name: getattr(diff, name) for name in ("repo", "base_ref", "head_ref")}
+    return TaskDiff(
+        task_id=row.id,
+        title=row.title,
+        agent_id=attempt.agent_id,
+        owner_id=row.created_by,
+        run_id=row.workflow_run_id,
+        patch=patch,
+        reviewer_agent_id=policy.get("reviewer_agent_id") if policy["mode"] == "agent" else None,
+        **{name: value for name, value in refs.items() if isinstance(value, str)},
+    )

@@ -1,0 +1,84 @@
+"""Comments survive revisions of 50 real diffs: each commit of a repository's history, and the same commit revised."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from corral_plugins.code_reviews.service.anchors import context_of, find_again
+from corral_plugins.code_reviews.service.patches import Patch, parse_patch
+
+pytestmark = pytest.mark.one_engine
+
+ROOT = Path(__file__).parents[3]
+WANTED = 50
+
+
+def git(*arguments: str) -> str:
+    """Run git in this repository."""
+    return subprocess.run(["git", *arguments], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+
+
+def texts(patch: Patch, path: str) -> dict[int, str]:
+    """The lines that a patch shows of a file after the change."""
+    file = patch.find(path, "new")
+    return {} if file is None else {n: line.decode(errors="replace") for n, line in file.side("new").items()}
+
+
+def shifted(patch: str, lines: int) -> str:
+    """The same diff with this many new lines at the top of each file that exists before and after."""
+    found, at_first_hunk = [], False
+    for line in patch.splitlines(keepends=True):
+        if line.startswith("diff --git "):
+            at_first_hunk, offset = True, 0
+        if line.startswith("@@ ") and at_first_hunk and not line.startswith(("@@ -0", "@@ -1,", "@@ -1 ")):
+            found.append(f"@@ -0,0 +1,{lines} @@\n" + "".join(f"+a new line {n}\n" for n in range(lines)))
+            offset = lines
+        if line.startswith("@@ "):
+            at_first_hunk = False
+            old, new = line.split(" ")[1:3]
+            start, _, count = new[1:].partition(",")
+            moved = f"+{int(start) + offset}{',' + count if count else ''}"
+            line = line.replace(f" {old} {new} @@", f" {old} {moved} @@", 1)
+        found.append(line)
+    return "".join(found)
+
+
+def test_comments_survive_a_revision_of_50_real_diffs() -> None:
+    try:
+        commits = git("log", "--no-merges", "--format=%H", "-n", "160").split()
+    except subprocess.CalledProcessError:
+        pytest.skip("The tests do not run in a clone with history.")
+    chance, revised, active, orphaned = random.Random(1), 0, 0, 0
+    for commit in commits:
+        if revised == WANTED:
+            break
+        text = git("show", "--format=", "-M", commit)
+        if not text or len(text) > 200_000 or "\r" in text:
+            continue
+        revised += 1
+        first, second = parse_patch(text.encode()), parse_patch(shifted(text, 10).encode())
+        others = first.files[1:]
+        for file in first.files:
+            before, after = texts(first, file.path), texts(second, file.path)
+            for line in chance.sample(sorted(before), min(5, len(before))):
+                context = context_of(first, file.path, "new", line, line)
+                assert context is not None
+                same = find_again(first, file=file.path, side="new", line=line, context=context)
+                assert (same.anchor, same.line) == (
+                    ("active", line) if file.status != "deleted" else ("orphaned", None)
+                )
+                found = find_again(second, file=file.path, side="new", line=line, context=context)
+                if found.line is not None:
+                    active += 1
+                    assert after[found.line] == before[line]
+                    assert found.line - line in (0, 10) or before[line] in list(after.values())
+                gone = find_again(Patch(files=others), file=file.path, side="new", line=line, context=context)
+                orphaned += gone.anchor == "orphaned"
+    if revised < WANTED:
+        pytest.skip("The clone has too little history.")
+    assert active > 200
+    assert orphaned > 0

@@ -1,0 +1,381 @@
+"""The rules of reviews: who may do what, what supersedes and cancels, and what stops an approval."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from tests.plugins.code_reviews.conftest import HUMAN, Desk, patch_of
+
+from corral import clock
+from corral.testing.kit import Client
+
+# -- comments
+
+
+@pytest.mark.parametrize(
+    ("fields", "pointer"),
+    [
+        ({"file": "x.py", "line": 40}, "/line"),
+        ({"file": "x.py", "line": 2, "end_line": 9}, "/line"),
+        ({"file": "x.py", "line": 3, "end_line": 2}, "/end_line"),
+        ({"file": "y.py"}, "/file"),
+        ({"line": 2}, "/file"),
+        ({"file": "x.py", "end_line": 2}, "/line"),
+        ({"parent_id": "01890000-0000-7000-8000-000000000000"}, "/parent_id"),
+    ],
+)
+async def test_a_comment_is_about_what_the_current_revision_shows(desk: Desk, fields: Any, pointer: str) -> None:
+    review = await desk.opened()
+    answer = await desk.act(review["id"], "comment", {"body": "x", **fields})
+    assert (answer.status, answer.json()["errors"][0]["pointer"]) == (422, pointer), answer
+
+
+async def test_the_old_side_has_its_own_lines(desk: Desk) -> None:
+    review = await desk.opened()
+    comment = await desk.comment(review["id"], "Keep it.", file="x.py", line=2, side="old")
+    assert (comment["side"], comment["line"], comment["anchor"]) == ("old", 2, "active")
+
+
+async def test_only_its_author_edits_a_comment_and_every_member_resolves_it(desk: Desk) -> None:
+    review = await desk.opened()
+    comment = await desk.comment(review["id"], "Whi?")
+    path = f"/code-reviews/{review['id']}/comments/{comment['id']}"
+    assert (await desk.member.put(path, {"body": "x"})).status == 403
+    edited = (await desk.other.put(path, {"body": "Why?"})).json()
+    assert (edited["body"], edited["edited"]) == ("Why?", True)
+    for action, resolved in (("resolve", True), ("resolve", True), ("reopen", False), ("reopen", False)):
+        answer = await desk.member.post(f"{path}/{action}", {})
+        assert (answer.status, answer.json()["resolved"]) == (200, resolved)
+    viewer = await desk.kit.as_user("viewer")
+    assert (await viewer.post(f"{path}/resolve", {})).status == 403
+    assert (await desk.act(review["id"], "approve")).status == 200
+    assert (await desk.comment(review["id"], "Late, but readable."))["anchor"] == "none"
+
+
+async def test_a_thread_is_resolved_as_a_whole(desk: Desk) -> None:
+    review = await desk.opened()
+    first = await desk.comment(review["id"], "Why?", severity="blocker")
+    answer = await desk.comment(review["id"], "And this?", parent_id=first["id"], severity="blocker")
+    nested = await desk.comment(review["id"], "Well.", parent_id=answer["id"])
+    assert nested["parent_id"] == first["id"]
+    assert (await desk.member.post(f"/code-reviews/{review['id']}/comments/{answer['id']}/resolve", {})).status == 200
+    assert (await desk.review(review["id"]))["open_blockers"] == 0
+
+
+# -- decisions
+
+
+async def test_a_viewer_and_an_api_key_decide_nothing(desk: Desk) -> None:
+    review = await desk.opened()
+    viewer = await desk.kit.as_user("viewer")
+    assert (await viewer.get(f"/code-reviews/{review['id']}")).status == 200
+    made = await desk.member.post("/security/api-keys", {"name": "k", "scopes": ["*"]})
+    key = Client(desk.kit.application.app, made.json()["key"])
+    for client in (viewer, key):
+        for action in ("approve", "reject", "request-changes"):
+            assert (await client.post(f"/code-reviews/{review['id']}/{action}", {})).status == 403
+
+
+async def test_an_empty_body_approves(desk: Desk) -> None:
+    review = await desk.opened()
+    answer = await desk.other.post(f"/code-reviews/{review['id']}/approve")
+    assert (answer.status, answer.json()["decided_by"]) == (200, desk.other.user["id"])
+
+
+async def test_the_opener_approves_unless_a_second_person_must(desk: Desk) -> None:
+    first, second = await desk.opened(), await desk.opened()
+    assert (await desk.act(first["id"], "approve", by=desk.member)).status == 200
+    await desk.admin.put("/settings/code_reviews/require_second_person", {"value": True})
+    refused = await desk.act(second["id"], "approve", by=desk.member)
+    assert (refused.status, refused.code) == (403, "self_approval")
+    _, awaited = await desk.waiting()
+    assert (await desk.act(awaited, "approve", by=desk.member)).code == "self_approval"
+    assert (await desk.act(second["id"], "approve")).status == 200
+
+
+async def test_a_failed_check_stops_an_approval(desk: Desk) -> None:
+    review = await desk.opened()
+    checks = [{"name": "tests", "status": "failed", "url": "https://ci.example.com/1"}, {"name": "lint"}]
+    assert (await desk.member.patch(f"/code-reviews/{review['id']}", {"checks": checks})).status == 200
+    refused = await desk.act(review["id"], "approve", {"force": True}, desk.admin)
+    assert (refused.code, refused.json()["failed_checks"]) == ("invalid_state", ["tests"])
+    checks[0]["status"] = "passed"
+    await desk.member.patch(f"/code-reviews/{review['id']}", {"checks": checks})
+    assert (await desk.act(review["id"], "approve")).status == 200
+
+
+async def test_a_required_reviewer_who_asked_for_changes_must_be_heard(desk: Desk) -> None:
+    required = {"user_id": desk.other.user["id"], "required": True}
+    review = await desk.opened(reviewers=[required])
+    assert [each["state"] for each in review["reviewers"]] == ["pending"]
+    await desk.comment(review["id"], "Hm.")
+    assert [each["state"] for each in (await desk.review(review["id"]))["reviewers"]] == ["commented"]
+    assert (await desk.act(review["id"], "request-changes")).json()["reviewers"][0]["state"] == "rejected"
+    await desk.member.post(f"/code-reviews/{review['id']}/revisions", {"patch": patch_of("2")})
+    refused = await desk.act(review["id"], "approve", by=desk.member)
+    assert (refused.code, refused.json()["rejected_by"]) == ("invalid_state", [desk.other.user["id"]])
+    approved = await desk.act(review["id"], "approve")
+    assert (approved.status, approved.json()["reviewers"][0]["state"]) == (200, "approved")
+
+
+@pytest.mark.parametrize("case", ["nobody", "both", "unknown", "twice", "author", "required agent"])
+async def test_reviewers_that_make_no_sense_are_refused(desk: Desk, case: str) -> None:
+    other, agent = {"user_id": desk.other.user["id"]}, {"agent_id": await desk.agent("second")}
+    cases: dict[str, list[dict[str, Any]]] = {
+        "nobody": [{}],
+        "both": [{**other, **agent}],
+        "unknown": [{"user_id": desk.agent_id}],
+        "twice": [other, other],
+        "author": [{"agent_id": desk.agent_id}],
+        "required agent": [{**agent, "required": True}],
+    }
+    body = {"title": "x", "agent_id": desk.agent_id, "patch": patch_of("2"), "reviewers": cases[case]}
+    answer = await desk.member.post("/code-reviews", body)
+    assert (answer.status, answer.json()["errors"][0]["pointer"].split("/")[1]) == (422, "reviewers"), answer
+
+
+# -- tasks
+
+
+async def test_a_result_that_breaks_its_schema_is_not_reviewed(desk: Desk) -> None:
+    task_id = await desk.task(review_policy=HUMAN, output_schema={"type": "object", "required": ["m"]})
+    task = await desk.diff(await desk.worker.run())
+    assert (task["id"], task["review_id"], task["error"]["type"]) == (task_id, None, "schema_mismatch")
+    assert (await desk.member.get("/code-reviews")).json()["items"] == []
+
+
+async def test_without_a_policy_or_a_diff_a_task_completes(desk: Desk) -> None:
+    await desk.task()
+    assert (await desk.diff(await desk.worker.run()))["status"] == "completed"
+    await desk.task(review_policy=HUMAN)
+    lease = await desk.worker.run()
+    assert (await lease.ok("complete", {"result": 1}))["status"] == "completed"
+
+
+async def test_a_patch_that_no_review_keeps_must_be_small(desk: Desk) -> None:
+    await desk.task()
+    lease = await desk.worker.run()
+    artifact = {"name": "d", "type": "diff", "patch": patch_of("x" * 70_000)}
+    answer = await lease.call("complete", {"result": 1, "artifacts": [artifact]})
+    assert (answer.status, answer.json()["errors"][0]["code"]) == (422, "too_long")
+
+
+async def test_the_policy_of_the_agent_applies_unless_the_task_has_its_own(desk: Desk) -> None:
+    answer = await desk.member.patch(f"/agents/{desk.agent_id}", {"review_policy": HUMAN})
+    assert answer.json()["review_policy"] == {"mode": "human", "reviewer_agent_id": None}
+    await desk.task()
+    assert (await desk.diff(await desk.worker.run()))["status"] == "waiting"
+    await desk.task(review_policy={"mode": "none"})
+    assert (await desk.diff(await desk.worker.run()))["status"] == "completed"
+
+
+@pytest.mark.parametrize(
+    ("policy", "pointer"),
+    [
+        ({"mode": "agent"}, "/review_policy/reviewer_agent_id"),
+        ({"mode": "human", "reviewer_agent_id": "self"}, "/review_policy/reviewer_agent_id"),
+        ({"mode": "agent", "reviewer_agent_id": "self"}, "/review_policy/reviewer_agent_id"),
+        (
+            {"mode": "agent", "reviewer_agent_id": "01890000-0000-7000-8000-000000000000"},
+            "/review_policy/reviewer_agent_id",
+        ),
+    ],
+)
+async def test_policies_without_a_possible_reviewer_are_refused(desk: Desk, policy: Any, pointer: str) -> None:
+    given = {**policy, **({"reviewer_agent_id": desk.agent_id} if policy.get("reviewer_agent_id") == "self" else {})}
+    task = {"title": "x", "agent_id": desk.agent_id, "review_policy": given}
+    answers = [
+        await desk.member.post("/tasks", task),
+        await desk.member.patch(f"/agents/{desk.agent_id}", {"review_policy": given}),
+    ]
+    assert [(each.status, each.json()["errors"][0]["pointer"]) for each in answers] == [(422, pointer)] * 2
+
+
+async def test_a_second_diff_of_a_task_supersedes_the_first_and_the_task_waits_for_it(desk: Desk) -> None:
+    task_id, first = await desk.waiting()
+    second = await desk.opened(task_id=task_id, patch=patch_of("2"))
+    assert (await desk.review(first))["status"] == "superseded"
+    task = await desk.read(task_id)
+    assert (task["status"], task["review_id"], task["waiting_for"]["id"]) == ("waiting", second["id"], second["id"])
+    assert (await desk.act(first, "approve")).json()["current_status"] == "superseded"
+    assert (await desk.act(second["id"], "approve")).status == 200
+    assert (await desk.read(task_id))["status"] == "completed"
+
+
+async def test_a_withdrawn_review_fails_its_task(desk: Desk) -> None:
+    task_id, review_id = await desk.waiting()
+    assert (await desk.act(review_id, "cancel")).status == 403
+    assert (await desk.act(review_id, "cancel", by=desk.member)).json()["status"] == "cancelled"
+    assert (await desk.read(task_id))["error"]["kind"] == "rejected"
+
+
+@pytest.mark.parametrize("how", ["cancel", "complete", "fail"])
+async def test_a_task_that_ends_otherwise_cancels_its_review(desk: Desk, how: str) -> None:
+    task_id, review_id = await desk.waiting()
+    body = {"complete": {"result": None}, "fail": {"error": {"type": "x", "message": ""}}}.get(how, {})
+    assert (await desk.member.post(f"/tasks/{task_id}/{how}", body)).status == 200
+    assert (await desk.review(review_id))["status"] == "cancelled"
+    assert (await desk.member.delete(f"/tasks/{task_id}")).status == 204
+    assert (await desk.review(review_id))["task_id"] == task_id
+
+
+async def test_a_cancelled_task_cancels_reviews_that_it_does_not_wait_for(desk: Desk) -> None:
+    task_id = await desk.task()
+    review = await desk.opened(task_id=task_id)
+    await desk.member.post(f"/tasks/{task_id}/cancel", {})
+    await desk.kit.run_consumers()
+    assert (await desk.review(review["id"]))["status"] == "cancelled"
+
+
+async def test_an_agent_that_ends_without_a_new_revision_ends_the_review(desk: Desk) -> None:
+    task_id, review_id = await desk.waiting()
+    await desk.act(review_id, "request-changes")
+    lease = await desk.worker.run()
+    await lease.ok("complete", {"result": 2})
+    assert (await desk.read(task_id))["status"] == "completed"
+    assert (await desk.review(review_id))["status"] == "cancelled"
+
+
+async def test_the_run_that_follows_has_the_whole_time_limit(desk: Desk) -> None:
+    await desk.task(review_policy=HUMAN, timeout_seconds=100)
+    lease = await desk.worker.run()
+    clock.travel(90)  # no time limit is looked at before the run ends
+    review_id = (await desk.diff(lease))["review_id"]
+    await desk.act(review_id, "request-changes")
+    again = await desk.worker.run()
+    for _ in range(3):
+        await desk.pass_time(20)
+        assert (await again.call("progress", {})).status == 200
+
+
+async def test_a_repeated_completion_gets_the_same_answer(desk: Desk) -> None:
+    await desk.task(review_policy=HUMAN)
+    lease = await desk.worker.run()
+    first = await desk.diff(lease)
+    assert (await desk.diff(lease))["review_id"] == first["review_id"]
+    assert (await desk.member.get("/code-reviews")).json()["total"] == 1
+
+
+# -- agents
+
+
+async def test_an_agent_opens_and_revises_reviews_of_its_own_task_only(desk: Desk) -> None:
+    task_id = await desk.task()
+    lease = await desk.worker.run()
+    agent = Client(desk.kit.application.app, lease.claim["agent_token"])
+    body = {"title": "Mine", "agent_id": desk.agent_id, "task_id": task_id, "patch": patch_of("2")}
+    review = await agent.post("/code-reviews", body)
+    assert review.status == 201, review
+    revised = await agent.post(f"/code-reviews/{review.json()['id']}/revisions", {"patch": patch_of("II")})
+    assert (revised.status, revised.json()["revision"]) == (200, 2)
+    elsewhere = await desk.task()
+    second = await desk.agent("second")
+    for change in ({"task_id": elsewhere}, {"agent_id": second}):
+        assert (await agent.post("/code-reviews", {**body, **change})).status == 403
+    assert (await agent.post(f"/code-reviews/{review.json()['id']}/approve", {})).status == 403
+    person = await desk.opened()
+    comment = await desk.comment(person["id"], "From a person.")
+    assert (await agent.post(f"/code-reviews/{person['id']}/comments/{comment['id']}/resolve", {})).status == 403
+    said = await agent.post(f"/code-reviews/{person['id']}/comment", {"body": "From an agent."})
+    assert said.json()["author"] == {"type": "agent", "id": desk.agent_id}
+
+
+async def test_an_agent_reviews_but_never_decides(desk: Desk) -> None:
+    reviewer = await desk.agent("reviewer")
+    task_id = await desk.task(agent_id=desk.agent_id, review_policy={"mode": "agent", "reviewer_agent_id": reviewer})
+    review_id = (await desk.diff(await desk.worker.run()))["review_id"]
+    lease = await desk.worker.run()
+    task = lease.claim["task"]
+    assert (task["agent_id"], task["source"]) == (reviewer, {"type": "review", "id": review_id})
+    assert (task["input"]["review_id"], task["input"]["patch"]) == (review_id, patch_of("TWO"))
+    agent = Client(desk.kit.application.app, lease.claim["agent_token"])
+    finding = {"body": "Unclear.", "file": "x.py", "line": 2, "severity": "issue"}
+    assert (await agent.post(f"/code-reviews/{review_id}/comment", finding)).status == 201
+    review = await desk.review(review_id)
+    assert [(each["agent_id"], each["state"]) for each in review["reviewers"]] == [(reviewer, "commented")]
+    assert (review["status"], (await desk.read(task_id))["status"]) == ("pending", "waiting")
+
+
+# -- contents
+
+
+async def test_a_credential_in_a_patch_is_replaced_and_stops_the_approval(desk: Desk) -> None:
+    value = "correct-horse-battery-staple-42"
+    assert desk.kit.kernel.redactor.set_values("vault", {"password": value}) == []
+    review = await desk.opened(patch=patch_of(f"password = '{value}'"))
+    diff = await desk.member.get(f"/code-reviews/{review['id']}/diff")
+    assert value.encode() not in diff.body
+    assert b"[redacted]" in diff.body
+    (comment,) = review["comments"]
+    assert (comment["author"]["type"], comment["severity"], review["open_blockers"]) == ("system", "blocker", 1)
+    assert "lines of the diff: 7" in comment["body"]
+    await desk.task(review_policy=HUMAN)
+    task = await desk.diff(await desk.worker.run(), patch_of(f"password = '{value}'"))
+    assert (await desk.review(task["review_id"]))["open_blockers"] == 1
+
+
+async def test_a_patch_comes_from_a_file_too(desk: Desk) -> None:
+    form = b'--b\r\nContent-Disposition: form-data; name="file"; filename="d.patch"\r\n\r\n' + (
+        patch_of("2").encode() + b"\r\n--b--\r\n"
+    )
+    headers = {"Content-Type": "multipart/form-data; boundary=b"}
+    uploaded = await desk.member.post("/files/upload", content=form, headers=headers)
+    assert uploaded.status == 201, uploaded
+    body = {"title": "x", "agent_id": desk.agent_id, "file_id": uploaded.json()["id"]}
+    review = await desk.member.post("/code-reviews", body)
+    assert (review.status, review.json()["patch_sha256"]) == (201, uploaded.json()["sha256"])
+    assert (await desk.other.post("/code-reviews", body)).code == "unknown_reference"
+    both = await desk.member.post("/code-reviews", {**body, "patch": patch_of("2")})
+    assert (both.status, both.json()["errors"][0]["pointer"]) == (422, "/patch")
+
+
+async def test_revisions_can_be_downloaded_and_compared(desk: Desk) -> None:
+    review = await desk.opened()
+    path = f"/code-reviews/{review['id']}"
+    await desk.member.post(f"{path}/revisions", {"patch": patch_of("2")})
+    assert (await desk.member.get(f"{path}/diff?revision=1")).body == patch_of("TWO").encode()
+    assert (await desk.member.get(f"{path}/diff")).body == patch_of("2").encode()
+    compared = (await desk.member.get(f"{path}/diff?against=1")).body.decode()
+    assert "-TWO\n+2\n" in compared
+    assert " one\n" in compared
+    for query in ("revision=3", "against=3", "revision=3&against=1"):
+        assert (await desk.member.get(f"{path}/diff?{query}")).status == 404
+
+
+async def test_lists_have_filters(desk: Desk) -> None:
+    task_id = await desk.task()
+    mine = {"user_id": desk.other.user["id"]}
+    first, second = await desk.opened(title="First"), await desk.opened(task_id=task_id, reviewers=[mine])
+    await desk.act(first["id"], "approve")
+
+    async def listed(query: str) -> list[str]:
+        answer = await desk.other.get(f"/code-reviews?{query}")
+        assert answer.status == 200, answer
+        assert not {"files", "comments"} & answer.json()["items"][0].keys() if answer.json()["items"] else True
+        return [item["id"] for item in answer.json()["items"]]
+
+    assert await listed("") == [second["id"], first["id"]]
+    assert await listed("status=approved") == [first["id"]]
+    assert await listed("status=approved&status=pending") == [second["id"], first["id"]]
+    assert await listed("reviewer=me") == [second["id"]]
+    assert await listed(f"reviewer={desk.member.user['id']}") == []
+    assert await listed(f"task_id={task_id}") == [second["id"]]
+    assert await listed("search=irst") == [first["id"]]
+    assert await listed(f"agent_id={task_id}") == []
+
+
+async def test_reminders_are_sent_once_a_day(desk: Desk) -> None:
+    review = await desk.opened()
+
+    async def reminders() -> int:
+        await desk.kit.run_schedule("code_reviews.remind")
+        found = [event for event in await desk.kit.events() if event.type == "code_review.updated"]
+        return len([event for event in found if event.payload()["change"] == "reminder"])
+
+    assert await reminders() == 0
+    clock.travel(86_401)
+    assert [await reminders(), await reminders()] == [1, 1]
+    clock.travel(86_401)
+    await desk.act(review["id"], "approve", by=await desk.kit.as_user("member"))
+    assert await reminders() == 1

@@ -1,0 +1,313 @@
+"""What goes through channels, and when."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from tests.kernel.mail.conftest import MailServer
+from tests.plugins.notifications.conftest import ALLOWED, PLUGINS, Notified
+from tests.plugins.notifications.services import Service
+from tests.plugins.notifications.test_done_when import TOKEN
+from tests.plugins.webhooks.receivers import Receiver
+
+from corral import clock
+from corral_plugins.circuit_breakers.service.breakers import BreakersService
+
+SECRET = "a secret of the channel"
+
+
+async def test_a_signed_webhook(world: Notified) -> None:
+    async with Receiver() as receiver:
+        made = await world.channel("webhook", {"url": receiver.url, "secret": SECRET, "headers": {"X-Mine": "yes"}})
+        await world.rule(made, events=("things.happened",))
+        await world.happen("one", title="hello")
+        await world.run()
+        [message] = receiver.messages
+        assert message.verify_signature(SECRET)
+        assert message.headers["x-mine"] == "yes"
+        data = message.content["data"]
+        assert message.content["type"] == "notification"
+        assert (data["event"], data["title"], data["count"]) == ("things.happened", "Something happened: hello", 1)
+        [row] = await world.deliveries()
+        assert (row["status"], row["attempts"], message.id) == ("succeeded", 1, row["id"])
+        shown = await world.ok(world.admin.get(f"/notifications/channels/{made['id']}"))
+        assert (shown["status"], shown["config"]["secret"]) == ("ok", "********")
+        assert SECRET not in json.dumps([shown, await world.deliveries()])
+
+
+async def test_a_mail_has_text_html_and_links(mailing: Notified, smtp: MailServer) -> None:
+    made = await mailing.channel("email", {"to": ["ops@example.org"], "subject_prefix": "[corral]"})
+    await mailing.rule(made)
+    await mailing.fail_task("one", title="<b>bold</b>", message="a & b\r\nBcc: x@example.org")
+    await mailing.run()
+    [mail] = smtp.box.mails
+    assert mail["Subject"] == "Corral: [corral] Task failed: <b>bold</b>"
+    assert mail["X-Corral-Event"] == "task.failed"
+    assert mail["Bcc"] is None
+    text: Any = mail.get_body(("plain",))
+    page: Any = mail.get_body(("html",))
+    assert "https://corral.example/console/tasks/one" in text.get_content()
+    assert "https://corral.example/console/notifications/preferences" in text.get_content()
+    assert "<b>bold</b>" not in page.get_content()
+    assert "&lt;b&gt;bold&lt;/b&gt;" in page.get_content()
+    assert "a &amp; b" in page.get_content()
+
+
+@pytest.mark.one_engine
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"to": ["a@example.org\r\nBcc: b@example.org"]},
+        {"to": ["a@example.org\n"]},
+        {"to": ["a@example.org"], "subject_prefix": "x\r\ny"},
+        {"to": []},
+        {"to": ["a@example.org"], "to_recipients": True},
+        {"to": ["a@example.org, b@example.org"]},
+        {},
+    ],
+)
+async def test_wrong_configs_of_mail_are_422(world: Notified, config: Any) -> None:
+    answer = await world.admin.post("/notifications/channels", {"name": "x", "type": "email", "config": config})
+    assert answer.status == 422
+
+
+@pytest.mark.one_engine
+async def test_wrong_channels_are_422(world: Notified) -> None:
+    for kind, config in (
+        ("slack", {"webhook_url": "https://slack.example.org/services/x"}),
+        ("slack", {"webhook_url": "https://hooks.slack.com.example.org/x"}),
+        ("slack", {"bot_token": "xoxb-1"}),
+        ("telegram", {"bot_token": "../x", "chat_id": "1"}),
+        ("webhook", {"url": "https://example.org", "headers": {"Host": "x"}}),
+        ("webhook", {"url": "https://example.org", "headers": {"X-A": "b\r\nc"}}),
+        ("pigeon", {}),
+    ):
+        answer = await world.admin.post("/notifications/channels", {"name": "x", "type": kind, "config": config})
+        assert answer.status == 422, (kind, config)
+    assert (await world.member.get("/notifications/channels")).status == 403
+
+
+async def test_each_recipient_gets_a_mail_of_their_own(mailing: Notified, smtp: MailServer) -> None:
+    made = await mailing.channel("email", {"to_recipients": True})
+    await mailing.rule(made, events=("task.failed", "task.completed"), recipients={"roles": ["member"]})
+    await mailing.ok(mailing.stranger.put("/notifications/preferences", {"email": "off"}))
+    await mailing.fail_task("one", owner=mailing.admin)
+    await mailing.run()
+    assert [str(mail["To"]) for mail in smtp.box.mails] == [mailing.member.user["email"]]
+    [row] = await mailing.deliveries()
+    assert row["user_id"] == mailing.member.user["id"]
+
+
+async def test_one_refused_address_keeps_no_other_from_its_mail(mailing: Notified, smtp: MailServer) -> None:
+    accept = smtp.box.handle_RCPT
+
+    async def refuse(server: Any, session: Any, envelope: Any, address: str, options: Any) -> str:
+        return (
+            "550 Nobody" if address == "gone@example.org" else await accept(server, session, envelope, address, options)
+        )
+
+    smtp.box.handle_RCPT = refuse  # type: ignore[method-assign]  # for this server only
+    made = await mailing.channel("email", {"to": ["gone@example.org", "ops@example.org"]})
+    await mailing.rule(made)
+    await mailing.fail_task("one")
+    await mailing.run()
+    assert len(smtp.box.to("ops@example.org")) == 1
+    [row] = await mailing.deliveries()
+    assert row["status"] == "failed"
+    assert "gone@example.org" in row["last_error"]
+    found = await mailing.ok(mailing.admin.get(f"/notifications/channels/{made['id']}"))
+    assert found["status"] == "untested"  # the server works
+
+
+async def test_429_waits_as_long_as_the_service_says_and_loses_nothing(
+    world: Notified, slack: Service, telegram: Service
+) -> None:
+    first = await world.channel("slack", {"bot_token": "xoxb-1-2", "channel": "#ops"})
+    second = await world.channel("telegram", {"bot_token": TOKEN, "chat_id": "-100"})
+    await world.rule(first, second, events=("things.happened",))
+    slack.answers, telegram.answers = [429, 429], [429]
+    await world.happen("one")
+    await world.run()
+    assert slack.texts == telegram.texts == []
+    assert {(row["status"], row["attempts"]) for row in await world.deliveries()} == {("retrying", 0)}
+    await world.run(seconds=6)
+    assert len(slack.requests) == len(telegram.requests) == 1
+    for _ in range(2):
+        await world.run(seconds=8)
+    assert len(slack.texts) == len(telegram.texts) == 1
+    assert {row["status"] for row in await world.deliveries()} == {"succeeded"}
+    assert slack.requests[0][1]["authorization"] == "Bearer xoxb-1-2"
+
+
+async def test_a_channel_sends_one_message_a_second(world: Notified, telegram: Service) -> None:
+    made = await world.channel("telegram", {"bot_token": TOKEN, "chat_id": "-100"})
+    await world.rule(made, events=("things.happened",))
+    await world.happen("one", "two", "three")
+    for sent in (1, 2, 3):
+        await world.dispatcher.run_once()
+        await world.dispatcher.finish()
+        await world.dispatcher.run_once()
+        await world.dispatcher.finish()
+        assert len(telegram.texts) == sent
+        clock.travel(1.01)
+
+
+async def test_other_4xx_are_permanent_and_can_be_repeated(world: Notified, slack: Service) -> None:
+    made = await world.channel("slack", {"webhook_url": slack.url + "services/x"})
+    await world.rule(made)
+    slack.answers = [404]
+    await world.fail_task("one")
+    await world.run()
+    [row] = await world.deliveries()
+    assert (row["status"], row["attempts"]) == ("failed", 1)
+    assert row["last_error"].startswith("status 404")
+    found = await world.ok(world.admin.get(f"/notifications/channels/{made['id']}"))
+    assert (found["status"], found["used_by"][0]["name"]) == ("failing", "rule 1")
+    await world.ok(world.admin.post(f"/notifications/deliveries/{row['id']}/retry"), 202)
+    await world.run(seconds=2)
+    assert len(slack.texts) == 1
+    again = await world.admin.post(f"/notifications/deliveries/{row['id']}/retry")
+    assert (again.status, again.code) == (409, "invalid_state")
+
+
+async def test_5xx_follow_the_schedule_and_then_fail(world: Notified, slack: Service) -> None:
+    made = await world.channel("slack", {"webhook_url": slack.url + "services/x"})
+    await world.rule(made)
+    slack.answers = [500] * 7
+    await world.fail_task("one")
+    await world.run()
+    for number, seconds in enumerate((10, 60, 300, 1800, 7200, 21_600), 2):
+        await world.run(seconds=seconds - 1)
+        assert len(slack.requests) == number - 1
+        await world.run(seconds=2)
+        assert len(slack.requests) == number
+    await world.later(0)
+    [row] = await world.deliveries()
+    assert (row["status"], row["attempts"]) == ("failed", 7)
+
+
+async def test_the_same_event_goes_through_a_channel_once(world: Notified, slack: Service) -> None:
+    made = await world.channel("slack", {"webhook_url": slack.url + "services/x"})
+    await world.rule(made, name="one")
+    await world.rule(made, name="two", events=("*",))
+    await world.fail_task("task")
+    await world.run()
+    await world.run(seconds=2)
+    assert len(slack.texts) == 1
+
+
+async def test_a_failing_channel_tells_others_once_an_hour_and_never_itself(
+    world: Notified, slack: Service, telegram: Service
+) -> None:
+    """Every event goes through both channels. The failure of one makes one message, and that through the other."""
+    first = await world.channel("slack", {"webhook_url": slack.url + "services/x"})
+    second = await world.channel("telegram", {"bot_token": TOKEN, "chat_id": "-100"})
+    await world.rule(first, second, events=("*",))
+    slack.answers = [500] * 1000
+    await world.happen("one")
+    for _ in range(40):
+        await world.run(seconds=60)
+    told = [text for text in telegram.texts if "is failing" in text]
+    assert len(told) == 1
+    assert not any("is failing" in body["text"] for _, _, body in slack.requests)
+    events = [each for each in await world.kit.events() if each.type == "system.alert"]
+    assert len([each for each in events if each.payload()["kind"] == "channel_failing"]) == 1
+
+
+async def test_a_disabled_channel_delays_for_a_day_and_loses_nothing(world: Notified, slack: Service) -> None:
+    made = await world.channel("slack", {"webhook_url": slack.url + "services/x"})
+    path = f"/notifications/channels/{made['id']}"
+    await world.rule(made)
+    await world.ok(world.admin.put(path, {"is_enabled": False}))
+    await world.fail_task("one")
+    await world.run()
+    await world.later(86_000)
+    await world.kit.run_schedule("notifications.group")
+    await world.run()
+    assert slack.requests == []
+    await world.ok(world.admin.put(path, {"is_enabled": True}))
+    await world.run()
+    assert len(slack.texts) == 1
+    await world.ok(world.admin.put(path, {"is_enabled": False}))
+    await world.fail_task("two")
+    await world.run()
+    await world.later(86_500)
+    await world.kit.run_schedule("notifications.group")
+    rows = await world.deliveries()
+    assert [row["status"] for row in rows] == ["succeeded", "failed"]
+
+
+async def test_an_open_breaker_uses_up_no_attempt(world: Notified, slack: Service) -> None:
+    made = await world.channel("slack", {"webhook_url": slack.url + "services/x"})
+    await world.rule(made)
+    path = f"/circuit-breakers/notify:{made['id']}"
+    await world.ok(world.admin.post(f"{path}/force-open", {"reason": "a test"}))
+    await world.kit.service(BreakersService).sync()
+    await world.fail_task("one")
+    await world.run()
+    [row] = await world.deliveries()
+    assert (row["status"], row["attempts"], slack.requests) == ("pending", 0, [])
+    tested = await world.ok(world.admin.post(f"/notifications/channels/{made['id']}/test"))
+    assert tested["error"] == "circuit_open"
+    await world.ok(world.admin.post(f"{path}/reset"))
+    await world.kit.service(BreakersService).sync()
+    await world.run(seconds=61)
+    assert len(slack.texts) == 1
+
+
+async def test_the_kill_switch_holds_what_goes_out_and_nothing_in_the_app(world: Notified, slack: Service) -> None:
+    made = await world.channel("slack", {"webhook_url": slack.url + "services/x"})
+    await world.rule(made)
+    body = {"engaged": True, "mode": "pause", "hold_deliveries": True, "reason": "a test"}
+    await world.ok(world.admin.post("/admin/kill-switch", body))
+    await world.fail_task("one")
+    await world.run()
+    assert slack.requests == []
+    assert len(await world.inbox(world.member)) == 1
+    await world.ok(world.admin.post("/admin/kill-switch", {"engaged": False}))
+    await world.run(seconds=2)
+    assert len(slack.texts) == 1
+
+
+async def test_a_process_that_dies_gives_its_delivery_back(world: Notified, slack: Service) -> None:
+    """The lease ends, another process sends the delivery, and the late result of the first is discarded."""
+    from corral_plugins.notifications.api import SendResult
+    from corral_plugins.notifications.service.claims import DeliveryClaims
+    from corral_plugins.notifications.service.outcomes import DeliveryOutcomes
+
+    made = await world.channel("slack", {"webhook_url": slack.url + "services/x"})
+    await world.rule(made)
+    await world.fail_task("one")
+    await world.kit.events()
+    await world.dispatcher._fan_out.read()
+    claims = world.kit.service(DeliveryClaims)
+    [claimed] = (await world.kit.work(claims.claim)).claimed
+    assert (await world.kit.work(claims.claim)).claimed == []
+    clock.travel(61)
+    await world.kit.run_schedule("notifications.group")
+    await world.run()
+    assert len(slack.texts) == 1
+    late = await world.kit.work(
+        lambda: world.kit.service(DeliveryOutcomes).record(claimed, SendResult(error="late", permanent=True))
+    )
+    assert late is False
+    [row] = await world.deliveries()
+    assert row["status"] == "succeeded"
+
+
+@pytest.mark.one_engine
+async def test_changes_are_audited_without_secrets(make_kit: Callable[..., Any], telegram: Service) -> None:
+    world = await Notified().build(await make_kit(plugins=(*PLUGINS, "audit"), config=ALLOWED))
+    made = await world.channel("telegram", {"bot_token": TOKEN, "chat_id": "-100"})
+    path = f"/notifications/channels/{made['id']}"
+    await world.ok(world.admin.put(path, {"config": {"bot_token": TOKEN[:-1] + "k"}, "name": "other"}))
+    rule = await world.rule(made)
+    await world.ok(world.admin.delete(f"/notifications/rules/{rule['id']}"), 204)
+    await world.ok(world.admin.delete(path), 204)
+    found = await world.admin.get("/admin/audit?action=notifications.*")
+    actions = [row["action"].partition(".")[2] for row in reversed(found.json()["items"])]
+    assert actions == ["channel.create", "channel.update", "rule.create", "rule.delete", "channel.delete"]
+    assert TOKEN[:-1] not in found.body.decode()
