@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 
@@ -46,4 +47,7 @@ class UsualCosts:
 
     def forget(self, agent_id: str) -> None:
         """Read the costs of an agent anew after the current unit of work, which ends an attempt of it."""
-        after_commit(lambda: self._cached.pop(agent_id, None))
+        after_commit(functools.partial(self._drop, agent_id))
+
+    def _drop(self, agent_id: str) -> None:
+        self._cached.pop(agent_id, None)
