@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from corral_plugins.code_reviews.service.anchors import context_of, find_again
+from corral_plugins.code_reviews.service.anchors import Place, context_of, find_again
 from corral_plugins.code_reviews.service.patches import Patch, parse_patch
 
 pytestmark = pytest.mark.one_engine
@@ -67,16 +67,17 @@ def test_comments_survive_a_revision_of_50_real_diffs() -> None:
             for line in chance.sample(sorted(before), min(5, len(before))):
                 context = context_of(first, file.path, "new", line, line)
                 assert context is not None
-                same = find_again(first, file=file.path, side="new", line=line, context=context)
+                place = Place(file=file.path, side="new", line=line, context=context)
+                (same,) = find_again(first, [place])
                 assert (same.anchor, same.line) == (
                     ("active", line) if file.status != "deleted" else ("orphaned", None)
                 )
-                found = find_again(second, file=file.path, side="new", line=line, context=context)
+                (found,) = find_again(second, [place])
                 if found.line is not None:
                     active += 1
                     assert after[found.line] == before[line]
                     assert found.line - line in (0, 10) or before[line] in list(after.values())
-                gone = find_again(Patch(files=others), file=file.path, side="new", line=line, context=context)
+                (gone,) = find_again(Patch(files=others), [place])
                 orphaned += gone.anchor == "orphaned"
     if revised < WANTED:
         pytest.skip("The clone has too little history.")
