@@ -250,9 +250,9 @@ class StepExecutors:
         """
 
         def store() -> None:
-            if self._is_stopping or not claim_advance(run_id):
+            if self._is_stopping:
                 wake(run_id)
-            else:
+            elif claim_advance(run_id):
                 after_commit(functools.partial(self._advance, run_id))
             changes = {"input": given, "output": output, "report": report, "lease": None, "lease_until": None}
             if not update_row(StepRun, changes, {"id": row_id, "lease": lease}):
