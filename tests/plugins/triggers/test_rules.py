@@ -154,6 +154,7 @@ async def test_the_kill_switch_holds_slots_until_it_is_released(alarm: Alarm) ->
     assert sorted(await alarm.statuses(timed["id"])) == ["fired", "skipped_missed"]
 
 
+@pytest.mark.one_engine
 @pytest.mark.parametrize(
     ("change", "pointer", "code"),
     [
