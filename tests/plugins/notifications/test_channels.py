@@ -14,7 +14,12 @@ from tests.plugins.notifications.test_done_when import TOKEN
 from tests.plugins.webhooks.receivers import Receiver
 
 from corral import clock
+from corral.errors import Conflict
+from corral.http.answers import ANY_VERSION
 from corral_plugins.circuit_breakers.service.breakers import BreakersService
+from corral_plugins.notifications.service.channels import ChannelManagement
+from corral_plugins.notifications.service.checks import ChannelChecks
+from corral_plugins.notifications.shapes import ChannelPatch
 
 SECRET = "a secret of the channel"
 
@@ -311,3 +316,30 @@ async def test_changes_are_audited_without_secrets(make_kit: Callable[..., Any],
     actions = [row["action"].partition(".")[2] for row in reversed(found.json()["items"])]
     assert actions == ["channel.create", "channel.update", "rule.create", "rule.delete", "channel.delete"]
     assert TOKEN[:-1] not in found.body.decode()
+
+
+async def test_a_test_tells_whether_a_channel_works(world: Notified, slack: Service) -> None:
+    made = await world.channel("slack", {"webhook_url": slack.url + "services/x"})
+    path = f"/notifications/channels/{made['id']}"
+    assert made["status"] == "untested"
+    slack.answers = [500]
+    assert not (await world.ok(world.admin.post(f"{path}/test")))["delivered"]
+    shown = await world.ok(world.admin.get(path))
+    assert (shown["status"], shown["last_error"]) == ("failing", "status 500: rate_limited")
+    assert (await world.ok(world.admin.post(f"{path}/test")))["delivered"]
+    shown = await world.ok(world.admin.get(path))
+    assert (shown["status"], shown["last_error"]) == ("ok", None)
+    assert not [each for each in await world.kit.events() if each.type == "system.alert"]
+
+
+async def test_of_two_changes_of_a_config_at_the_same_time_none_is_lost(world: Notified) -> None:
+    made = await world.channel("webhook", {"url": "https://example.org/hook"})
+    channels, checks = world.kit.service(ChannelManagement), world.kit.service(ChannelChecks)
+    row = await world.kit.work(lambda: channels.row(made["id"]), read=True)
+    patches = [ChannelPatch(config={"headers": {"X-A": "a"}}), ChannelPatch(config={"url": "https://example.org/b"})]
+    first, second = [await checks.changed(row, each) for each in patches]
+    await world.kit.work(lambda: channels.update(made["id"], patches[0], first, ANY_VERSION))
+    with pytest.raises(Conflict):
+        await world.kit.work(lambda: channels.update(made["id"], patches[1], second, ANY_VERSION))
+    shown = await world.ok(world.admin.get(f"/notifications/channels/{made['id']}"))
+    assert shown["config"] == {"url": "https://example.org/hook", "headers": {"X-A": "a"}}

@@ -81,6 +81,8 @@ class ChannelManagement:
             changes["is_enabled"] = patch.is_enabled
         told = {name: (getattr(row, name), value) for name, value in changes.items()}
         if checked is not None:
+            if checked.version != row.version:  # it was merged into a config that is not the stored one any more
+                raise _changed()
             told["config"] = (row.config, checked.config)
             if self._credentials.secrets(row) != checked.secrets:
                 changes["secrets"] = self._credentials.seal(row.id, checked.secrets)
@@ -107,7 +109,7 @@ class ChannelManagement:
     def _write(self, row: Channel, changes: dict[str, Any]) -> None:
         changes |= {"version": row.version + 1, "updated_at": clock.now()}
         if not Channel.update(changes).where((Channel.id == row.id) & (Channel.version == row.version)).execute():
-            raise Conflict("The channel was changed at the same time; repeat the request.", current_status="changed")
+            raise _changed()
         for column, value in changes.items():
             setattr(row, column, value)
         after_commit(self._values.wake)
@@ -126,6 +128,10 @@ class ChannelManagement:
 
 def _view(row: Channel) -> ChannelView:
     return channel_view(row, used_by([row.id]).get(row.id, []))
+
+
+def _changed() -> Conflict:
+    return Conflict("The channel was changed at the same time; repeat the request.", current_status="changed")
 
 
 def _require_free_name(name: str) -> None:

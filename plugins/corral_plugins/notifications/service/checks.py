@@ -27,11 +27,15 @@ LEAST_REPEAT = 300
 
 
 class CheckedConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """A config that was checked: its open members, its secret members, and warnings."""
+    """A config that was checked: its open members, its secret members, and warnings.
+
+    `version` is that of the channel into whose config it was merged.
+    """
 
     config: dict[str, Any]
     secrets: dict[str, str]
     warnings: list[str] = []
+    version: int = 0
 
 
 class ChannelChecks:
@@ -53,7 +57,8 @@ class ChannelChecks:
         kind = self._types.require(row.type)
         _refuse_masks(patch.config, kind.secrets)
         merged = {**self._credentials.config(row), **patch.config}
-        return await self._check(row.type, {name: value for name, value in merged.items() if value is not None})
+        checked = await self._check(row.type, {name: value for name, value in merged.items() if value is not None})
+        return msgspec.structs.replace(checked, version=row.version)
 
     async def _check(self, type: str, config: Mapping[str, Any]) -> CheckedConfig:
         kind = self._types.require(type)
