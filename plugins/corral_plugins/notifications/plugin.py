@@ -28,6 +28,7 @@ from corral_plugins.notifications.service.fan_out import NotificationFanOut, Rul
 from corral_plugins.notifications.service.http import ChannelHttp
 from corral_plugins.notifications.service.inbox import Inbox
 from corral_plugins.notifications.service.links import OutgoingMessages
+from corral_plugins.notifications.service.mentions import Mentions
 from corral_plugins.notifications.service.metrics import NotificationMetrics
 from corral_plugins.notifications.service.notify_types import NotifyTypes
 from corral_plugins.notifications.service.outcomes import DeliveryOutcomes
@@ -65,6 +66,7 @@ PARTS: tuple[type[Any], ...] = (
     NotificationDeliveries,
     Inbox,
     People,
+    Mentions,
     RuleMatching,
     RulePreviews,
     NotificationFanOut,
@@ -91,7 +93,9 @@ class NotificationsPlugin(Plugin):
         "admin",
         "approvals",
         "circuit_breakers",
+        "code_reviews",
         "marketplace",
+        "messages",
         "triggers",
         "webhooks",
         "workflows",

@@ -87,10 +87,11 @@ class DeliveryClaims:
         claimed = []
         for row in rows:
             rule, group_id = rules.get(row.rule_id or ""), row.group_id or ""
-            is_to_be_sent = _is_to_be_sent(row, rule, people) and (
-                rule is None or not row.is_collecting or _is_next(row, rule, groups.get(group_id), earlier.get(group_id))
-            )
-            if is_to_be_sent and (lease := self._lease(row, usable[row.channel_id], people)) is not None:
+            if not _is_to_be_sent(row, rule, people):
+                continue
+            if rule and row.is_collecting and not _is_next(row, rule, groups.get(group_id), earlier.get(group_id)):
+                continue
+            if (lease := self._lease(row, usable[row.channel_id], people)) is not None:
                 claimed.append(lease)
         return Claims(claimed=claimed, more=True)
 

@@ -93,12 +93,12 @@ class People:
                 found = self._approvers(event.object_id, roles)
         return {each for each in found if each is not None}
 
-    def may_be_told(self, person: Person, event: LoggedEvent, data: Mapping[str, Any]) -> bool:
-        """Return whether a person may read an event and wants to know of it.
+    def may_be_told(self, person: Person, event: LoggedEvent, data: Mapping[str, Any], type: str) -> bool:
+        """Return whether a person may read an event and wants to know of it, as a notification of a type.
 
         People are told of what they did themselves only if it failed.
         """
-        if event.type in person.mute or not self._rights.can_read(person.principal, event):
+        if type in person.mute or not self._rights.can_read(person.principal, event):
             return False
         is_own = event.actor_type == "user" and event.actor_id == person.id
         return not is_own or is_at_least(severity_of(event, data), FAILURE)
