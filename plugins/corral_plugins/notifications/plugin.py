@@ -14,7 +14,7 @@ from corral.jobs.job import Job, Schedule
 from corral.plugin import Metric, Plugin, Provide, Runtime, Setting, hookimpl
 from corral_plugins.marketplace.api import Installer
 from corral_plugins.notifications import hookspecs, jobs, models, routes, settings
-from corral_plugins.notifications.api import EVENTS
+from corral_plugins.notifications.api import EVENTS, ChannelType
 from corral_plugins.notifications.service.channel_types import ChannelTypeRegistry
 from corral_plugins.notifications.service.channels import ChannelManagement
 from corral_plugins.notifications.service.checks import ChannelChecks, RuleChecks
@@ -25,6 +25,7 @@ from corral_plugins.notifications.service.direct import DirectNotifications
 from corral_plugins.notifications.service.dispatcher import NotificationDispatcher
 from corral_plugins.notifications.service.email import EmailChannel
 from corral_plugins.notifications.service.fan_out import NotificationFanOut, RuleMatching
+from corral_plugins.notifications.service.further_services import FurtherServices
 from corral_plugins.notifications.service.http import ChannelHttp
 from corral_plugins.notifications.service.inbox import Inbox
 from corral_plugins.notifications.service.links import OutgoingMessages
@@ -108,6 +109,7 @@ class NotificationsPlugin(Plugin):
     def __init__(self, section: Any = None) -> None:
         super().__init__(section)
         self._metrics, self._notify, self._installer = NotificationMetrics(), NotifyTypes(), RuleTemplateInstaller()
+        self._further = FurtherServices()
         self._dispatcher: NotificationDispatcher | None = None
 
     async def start(self, runtime: Runtime) -> None:
@@ -116,6 +118,7 @@ class NotificationsPlugin(Plugin):
         self._notify.set_implementation(runtime.service(DirectNotifications))
         self._installer.management = runtime.service(RuleManagement)
         self._installer.checks = runtime.service(RuleChecks)
+        self._further.http = runtime.service(ChannelHttp)
         await runtime.service(NotificationFanOut).create_cursor()
         runtime.service(ChannelSender).declare()
         self._dispatcher = runtime.service(NotificationDispatcher)
@@ -173,6 +176,10 @@ class NotificationsPlugin(Plugin):
         from corral_plugins.notifications.commands import notifications_command_group
 
         return [notifications_command_group]
+
+    @hookimpl
+    def corral_notification_channels(self) -> Iterable[ChannelType]:
+        return self._further.definitions()
 
     @hookimpl(optionalhook=True)
     def corral_trigger_actions(self) -> Iterable[TriggerAction]:

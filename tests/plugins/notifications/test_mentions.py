@@ -53,7 +53,7 @@ async def test_admins_may_switch_mentions_off(world: Notified) -> None:
 async def test_who_may_not_read_a_message_is_not_told_of_it(world: Notified) -> None:
     auditor = await world.kit.as_user("auditor")
     inactive = await world.kit.as_user("member")
-    await world.ok(world.admin.put(f"/users/{inactive.user['id']}", {"is_active": False}))
+    await world.ok(world.admin.put(f"/admin/users/{inactive.user['id']}", {"is_active": False}))
     await say(world, f"@{name_of(auditor)} @{name_of(inactive)} @{name_of(world.stranger)}")
     assert await titles(world, world.stranger) == ["You were mentioned in a message: Lunch"]
     mine = await world.kit.work(lambda: rows_of(auditor.user["id"], inactive.user["id"]), read=True)
@@ -67,7 +67,7 @@ async def test_a_mention_in_a_comment_on_a_code_review(make_kit: Callable[..., A
     body = {"title": "Change", "agent_id": agent["id"], "patch": patch_of("TWO")}
     review = await world.ok(world.member.post("/code-reviews", body), 201)
     comment = {"body": f"What do you think, @{name_of(world.stranger)}?"}
-    await world.ok(world.member.post(f"/code-reviews/{review['id']}/comments", comment), 201)
+    await world.ok(world.member.post(f"/code-reviews/{review['id']}/comment", comment), 201)
     assert await titles(world, world.stranger) == ["You were mentioned in a comment on a code review"]
     [row] = await world.inbox(world.stranger)
     assert (row["type"], row["href"]) == ("mention", f"/console/code-reviews/{review['id']}")

@@ -1,0 +1,119 @@
+"""The services that the extra `notify` adds, with the library itself and a receiver."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+import msgspec
+import pytest
+from tests.plugins.notifications.conftest import Notified
+from tests.plugins.notifications.services import Service
+from tests.promises.test_s03_egress import connections
+
+from corral_plugins.notifications.service import further_services
+from corral_plugins.notifications.service.further_services import SERVICES, FurtherServices
+
+__all__ = ["connections"]
+
+pytestmark = pytest.mark.one_engine
+LETTERS = "aBcDeFgHiJ" * 6
+CONFIGS: dict[str, tuple[dict[str, str], dict[str, str], str]] = {
+    "discord": ({"webhook_id": "123456789"}, {"webhook_token": LETTERS}, "content"),
+    "google_chat": ({"workspace": "AAAA"}, {"webhook_key": LETTERS, "webhook_token": LETTERS[::-1]}, "text"),
+    "ntfy": ({"targets": "alerts"}, {"token": f"tk_{LETTERS[:29].lower()}"}, "message"),
+    "pushover": ({}, {"user_key": LETTERS[:30], "token": LETTERS[10:40]}, "message"),
+    "webex": ({"targets": LETTERS}, {"access_token": LETTERS[::-1]}, "markdown"),
+}
+ADDRESSES = {"discord": "notify_url", "google_chat": "notify_url", "ntfy": "cloud_notify_url", "pushover": "notify_url"}
+
+
+@pytest.fixture
+async def receiver(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Service]:
+    """A receiver in the place of all services."""
+    async with Service("further") as service:
+        moved = []
+        for each in SERVICES:
+            made = getattr(importlib.import_module(f"apprise.plugins.{each.module}"), each.name)
+            name = ADDRESSES.get(each.type, "api_url")
+            path = getattr(made, name).split("/", 3)[3:]
+            monkeypatch.setattr(made, name, service.url.rstrip("/") + "".join(f"/{part}" for part in path))
+            moved.append(msgspec.structs.replace(each, address=service.url.rstrip("/")))
+        monkeypatch.setattr(further_services, "SERVICES", tuple(moved))
+        yield service
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+async def test_a_further_service_gets_harmless_text(world: Notified, receiver: Service, kind: str) -> None:
+    open_members, secrets, member = CONFIGS[kind]
+    made = await world.channel(kind, {**open_members, **secrets})
+    assert made["config"] == {**open_members, **dict.fromkeys(secrets, "********")}
+    await world.rule(made)
+    await world.fail_task("one", message="@everyone <users/all> [me](https://evil.example) " + "x" * 10_000)
+    await world.run()
+    [(path, headers, body)] = receiver.requests
+    text = body[member]
+    assert text.startswith("Task failed: task one")
+    assert text.replace("\\", "").endswith("https://corral.example/console/tasks/one")
+    assert len(text) <= next(each.limit for each in SERVICES if each.type == kind) + 100  # Webex escapes
+    for mark in ("@", "users/all", "evil.example"):
+        assert mark not in text, mark
+    sent = f"{path} {headers} {body}"
+    assert all(value in sent or kind == "pushover" for value in secrets.values())
+    assert [row["status"] for row in await world.deliveries()] == ["succeeded"]
+
+
+async def test_the_response_of_the_service_decides(world: Notified, receiver: Service) -> None:
+    open_members, secrets, _ = CONFIGS["discord"]
+    made = await world.channel("discord", {**open_members, **secrets})
+    await world.rule(made, events=("things.*",))
+    receiver.answers = [429, 500, 404]
+    for thing, seconds, expected in (
+        ("one", 0, ("retrying", 0, "status 429")),
+        ("one", 8, ("retrying", 1, "status 500")),
+        ("one", 61, ("failed", 2, "status 404")),
+    ):
+        if not seconds:
+            await world.happen(thing)
+        await world.run(seconds=seconds)
+        [row] = await world.deliveries()
+        assert (row["status"], row["attempts"], row["last_error"].partition(":")[0]) == expected
+    assert len(receiver.requests) == 3
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+async def test_a_further_service_reaches_no_other_address(
+    world: Notified, receiver: Service, connections: list[Any], kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its address in the library points elsewhere: the library can open no connection by itself."""
+    open_members, secrets, _ = CONFIGS[kind]
+    made = await world.channel(kind, {**open_members, **secrets})
+    service = next(each for each in further_services.SERVICES if each.type == kind)
+    elsewhere = msgspec.structs.replace(service, address="https://elsewhere.example/")
+    monkeypatch.setattr(further_services, "SERVICES", (elsewhere,))
+    before = len(connections)
+    tested = await world.ok(world.admin.post(f"/notifications/channels/{made['id']}/test"))
+    assert (tested["delivered"], tested["error"]) == (False, "blocked")
+    assert receiver.requests == []
+    assert connections[before:] == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "config"),
+    [
+        ("discord", {"webhook_id": "1234567/../x", "webhook_token": LETTERS}),
+        ("discord", {"webhook_id": "123456789", "webhook_token": LETTERS, "host": "127.0.0.1"}),
+        ("ntfy", {"targets": "http://127.0.0.1/x"}),
+        ("pushover", {"user_key": "x", "token": "y"}),
+        ("json", {"host": "127.0.0.1"}),
+    ],
+)
+async def test_wrong_configs_of_further_services_are_422(world: Notified, kind: str, config: Any) -> None:
+    answer = await world.admin.post("/notifications/channels", {"name": "x", "type": kind, "config": config})
+    assert answer.status == 422
+
+
+def test_without_the_extra_there_are_no_further_services(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(further_services, "LIBRARY", "a_library_that_is_not_installed")
+    assert FurtherServices().definitions() == []
