@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from corral.auth.principal import READERS, Permission
 from corral.database.model import Model
 from corral.events.consumers import Subscriber
 from corral.events.event import Event
+from corral.events.live_feed import Feed
 from corral.http.routes import Routes
 from corral.jobs.job import Job, Schedule
 from corral.plugin import Metric, Plugin, Provide, Runtime, Setting, hookimpl
@@ -110,10 +111,12 @@ class NotificationsPlugin(Plugin):
         super().__init__(section)
         self._metrics, self._notify, self._installer = NotificationMetrics(), NotifyTypes(), RuleTemplateInstaller()
         self._further = FurtherServices()
+        self._unwatch: Callable[[], None] = lambda: None
         self._dispatcher: NotificationDispatcher | None = None
 
     async def start(self, runtime: Runtime) -> None:
         values = runtime.service(ChannelRedactorValues)
+        self._unwatch = runtime.service(Feed).watch(values.on_events)
         await values.refresh()
         self._notify.set_implementation(runtime.service(DirectNotifications))
         self._installer.management = runtime.service(RuleManagement)
@@ -128,6 +131,7 @@ class NotificationsPlugin(Plugin):
         runtime.when_draining(self._dispatcher.drain)
 
     async def stop(self) -> None:
+        self._unwatch()
         if self._dispatcher is not None:
             await self._dispatcher.stop()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable
 from typing import Any
@@ -16,6 +17,7 @@ from tests.plugins.webhooks.receivers import Receiver
 from corral import clock
 from corral.errors import Conflict
 from corral.http.answers import ANY_VERSION
+from corral.redact.redactor import Redactor
 from corral_plugins.circuit_breakers.service.breakers import BreakersService
 from corral_plugins.notifications.service.channels import ChannelManagement
 from corral_plugins.notifications.service.checks import ChannelChecks
@@ -343,3 +345,27 @@ async def test_of_two_changes_of_a_config_at_the_same_time_none_is_lost(world: N
         await world.kit.work(lambda: channels.update(made["id"], patches[1], second, ANY_VERSION))
     shown = await world.ok(world.admin.get(f"/notifications/channels/{made['id']}"))
     assert shown["config"] == {"url": "https://example.org/hook", "headers": {"X-A": "a"}}
+
+
+async def test_every_process_redacts_the_credentials_of_a_channel_after_its_event(make_kit: Callable[..., Any]) -> None:
+    """A second process sees the channels that the first changes, at the latest 2 seconds later."""
+    world = await Notified().build(await make_kit(plugins=PLUGINS, config=ALLOWED))
+    other = await make_kit(plugins=PLUGINS, config=ALLOWED)
+    made = await world.channel("telegram", {"bot_token": TOKEN, "chat_id": "-100"})
+    path, changed = f"/notifications/channels/{made['id']}", TOKEN[:-1] + "k"
+
+    async def knows(text: str, *, known: bool = True) -> None:
+        redactors = [kit.service(Redactor) for kit in (world.kit, other)]
+        async with asyncio.timeout(60):
+            while any((text in each.redact(f"it is {text}.")) is known for each in redactors):
+                await asyncio.sleep(0.02)
+
+    await knows(TOKEN)
+    await world.ok(world.admin.put(path, {"config": {"bot_token": changed}}))
+    await knows(changed)
+    await world.ok(world.admin.delete(path), 204)
+    await knows(changed, known=False)
+    kinds = [
+        each.payload()["change"] for each in await world.kit.events() if each.type == "notification_channel.updated"
+    ]
+    assert kinds == ["created", "changed", "deleted"]

@@ -10,16 +10,16 @@ from msgspec import UNSET
 
 from corral import clock
 from corral.auth.principal import Principal
-from corral.database.unit import after_commit
 from corral.errors import Conflict
+from corral.events.event import emit
 from corral.http.answers import IfMatch
 from corral.http.page import Page, PageQuery, newest_first, paginate
 from corral.ids import new_id
 from corral.plugin import SECRET_CHANGE, Audit, AuditEntry
+from corral_plugins.notifications.api import NotificationChannelUpdated
 from corral_plugins.notifications.models import Channel
 from corral_plugins.notifications.service.checks import CheckedConfig
 from corral_plugins.notifications.service.credentials import ChannelCredentials
-from corral_plugins.notifications.service.redactor_values import ChannelRedactorValues
 from corral_plugins.notifications.service.rows import channel_view, find_channel, used_by
 from corral_plugins.notifications.shapes import ChannelPatch, ChannelView, NewChannel
 
@@ -29,8 +29,8 @@ class ChannelManagement:
 
     audit: Audit | None = None
 
-    def __init__(self, credentials: ChannelCredentials, values: ChannelRedactorValues) -> None:
-        self._credentials, self._values = credentials, values
+    def __init__(self, credentials: ChannelCredentials) -> None:
+        self._credentials = credentials
 
     def list(self, query: PageQuery, *, by: Principal) -> Page[ChannelView]:
         """Return a page of channels, newest first."""
@@ -63,7 +63,7 @@ class ChannelManagement:
             secret_names=list(checked.secrets),
             is_enabled=new.is_enabled,
         )
-        after_commit(self._values.wake)
+        _publish(row, "created")
         self._record("create", row, {})
         return msgspec.structs.replace(_view(row), warnings=checked.warnings)
 
@@ -101,7 +101,7 @@ class ChannelManagement:
             detail = f"Notification rules use this channel: {names}. Remove it from them first."
             raise Conflict(detail, code="in_use", used_by=[msgspec.structs.asdict(rule) for rule in rules])
         Channel.delete().where(Channel.id == row.id).execute()
-        after_commit(self._values.wake)
+        _publish(row, "deleted")
         self._record("delete", row, {})
 
     # -- parts
@@ -112,7 +112,7 @@ class ChannelManagement:
             raise _changed()
         for column, value in changes.items():
             setattr(row, column, value)
-        after_commit(self._values.wake)
+        _publish(row, "changed")
 
     def _record(self, verb: str, row: Channel, changes: Mapping[str, tuple[Any, Any]]) -> None:
         if self.audit is not None:
@@ -124,6 +124,12 @@ class ChannelManagement:
                 changes=changes,
             )
             self.audit.record(entry)
+
+
+def _publish(row: Channel, change: str) -> None:
+    """Tell all processes that a channel changed, so that their redactors know its credentials."""
+    event = NotificationChannelUpdated(channel_id=row.id, name=row.name, change=change)
+    emit(event, object=("notification_channel", row.id))
 
 
 def _view(row: Channel) -> ChannelView:

@@ -22,8 +22,8 @@ SEND, MANAGE = "notifications.read", "notifications.manage"
 SCHEMA: Json = {
     "type": "object",
     "properties": {
-        "title": {"type": "string", "minLength": 1, "maxLength": 200},
-        "body": {"type": "string", "maxLength": 2000},
+        "title": {"type": "string", "minLength": 1, "maxLength": 1000, "description": "200 characters are shown."},
+        "body": {"type": "string", "maxLength": 65_536, "description": "2000 characters are shown."},
         "severity": {"enum": list(SEVERITIES)},
         "channel_ids": {"type": "array", "items": ID, "maxItems": 10},
         "user_ids": {"type": "array", "items": ID, "maxItems": 50},

@@ -1,8 +1,8 @@
 """Types of channels for further services: an allow-list of those that Apprise knows, with the extra `notify`.
 
-Apprise sends with the blocking library `requests`, which knows no egress guard. Each module of Apprise that is used here
-therefore gets a `GuardedRequests` in the place of that library. It hands a request to the guarded client of Corral if
-it goes to the one address of the service, and refuses every other. Nothing here runs in a unit of work.
+Apprise sends with the blocking library `requests`, which knows no egress guard. Each module of Apprise that is used
+here therefore gets a `GuardedRequests` in the place of that library. It hands a request to the guarded client of Corral
+if it goes to the one address of the service, and refuses every other. Nothing here runs in a unit of work.
 """
 
 from __future__ import annotations
