@@ -117,10 +117,10 @@ class NotificationArrived(Event, kw_only=True):
     unread: int
 
 
-class NotificationChannelUpdated(Event, kw_only=True):
-    """A notification channel was created, changed or deleted. `change` is `created`, `changed` or `deleted`."""
+class NotificationChannelChanged(Event, kw_only=True):
+    """A notification channel was created, changed or deleted. `change` is `created`, `updated` or `deleted`."""
 
-    event = "notification_channel.updated"
+    event = "notification_channel.changed"
     visibility = ADMIN
     area = "notifications"
 
@@ -129,4 +129,4 @@ class NotificationChannelUpdated(Event, kw_only=True):
     change: str
 
 
-EVENTS: tuple[type[Event], ...] = (NotificationArrived, NotificationChannelUpdated)
+EVENTS: tuple[type[Event], ...] = (NotificationArrived, NotificationChannelChanged)

@@ -347,25 +347,24 @@ async def test_of_two_changes_of_a_config_at_the_same_time_none_is_lost(world: N
     assert shown["config"] == {"url": "https://example.org/hook", "headers": {"X-A": "a"}}
 
 
-async def test_every_process_redacts_the_credentials_of_a_channel_after_its_event(make_kit: Callable[..., Any]) -> None:
-    """A second process sees the channels that the first changes, at the latest 2 seconds later."""
+async def test_every_process_redacts_the_credentials_of_a_channel_after_its_event(
+    make_kit: Callable[..., Any],
+) -> None:
     world = await Notified().build(await make_kit(plugins=PLUGINS, config=ALLOWED))
     other = await make_kit(plugins=PLUGINS, config=ALLOWED)
-    made = await world.channel("telegram", {"bot_token": TOKEN, "chat_id": "-100"})
-    path, changed = f"/notifications/channels/{made['id']}", TOKEN[:-1] + "k"
+    made = await world.channel("webhook", {"url": "https://example.org/x", "secret": SECRET})
+    path, changed = f"/notifications/channels/{made['id']}", f"{SECRET}, changed"
+    redactors = [kit.service(Redactor) for kit in (world.kit, other)]
 
-    async def knows(text: str, *, known: bool = True) -> None:
-        redactors = [kit.service(Redactor) for kit in (world.kit, other)]
+    async def known(text: str, is_known: bool = True) -> None:
         async with asyncio.timeout(60):
-            while any((text in each.redact(f"it is {text}.")) is known for each in redactors):
+            while any((text in each.redact(text)) is is_known for each in redactors):  # noqa: ASYNC110  (other tasks)
                 await asyncio.sleep(0.02)
 
-    await knows(TOKEN)
-    await world.ok(world.admin.put(path, {"config": {"bot_token": changed}}))
-    await knows(changed)
+    await known(SECRET)
+    await world.ok(world.admin.put(path, {"config": {"secret": changed}}))
+    await known(changed)
     await world.ok(world.admin.delete(path), 204)
-    await knows(changed, known=False)
-    kinds = [
-        each.payload()["change"] for each in await world.kit.events() if each.type == "notification_channel.updated"
-    ]
-    assert kinds == ["created", "changed", "deleted"]
+    await known(changed, False)
+    events = [each for each in await world.kit.events() if each.type == "notification_channel.changed"]
+    assert [each.payload()["change"] for each in events] == ["created", "updated", "deleted"]

@@ -65,7 +65,7 @@ _TITLES: Mapping[str, str] = {
     "budget.threshold": "{percent} % of the budget is used ({scope})",
     "circuit.opened": "The circuit breaker {name} opened",
     "message.new": "New message: {subject}",
-    "notification_channel.updated": "Notification channel {change}: {name}",
+    "notification_channel.changed": "Notification channel {change}: {name}",
     "secret.expiring": "The secret {name} expires soon",
     "session.ended": "A session was ended ({reason})",
     "system.alert": "{title}",

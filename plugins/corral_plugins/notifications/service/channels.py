@@ -16,7 +16,7 @@ from corral.http.answers import IfMatch
 from corral.http.page import Page, PageQuery, newest_first, paginate
 from corral.ids import new_id
 from corral.plugin import SECRET_CHANGE, Audit, AuditEntry
-from corral_plugins.notifications.api import NotificationChannelUpdated
+from corral_plugins.notifications.api import NotificationChannelChanged
 from corral_plugins.notifications.models import Channel
 from corral_plugins.notifications.service.checks import CheckedConfig
 from corral_plugins.notifications.service.credentials import ChannelCredentials
@@ -112,7 +112,7 @@ class ChannelManagement:
             raise _changed()
         for column, value in changes.items():
             setattr(row, column, value)
-        _publish(row, "changed")
+        _publish(row, "updated")
 
     def _record(self, verb: str, row: Channel, changes: Mapping[str, tuple[Any, Any]]) -> None:
         if self.audit is not None:
@@ -128,7 +128,7 @@ class ChannelManagement:
 
 def _publish(row: Channel, change: str) -> None:
     """Tell all processes that a channel changed, so that their redactors know its credentials."""
-    event = NotificationChannelUpdated(channel_id=row.id, name=row.name, change=change)
+    event = NotificationChannelChanged(channel_id=row.id, name=row.name, change=change)
     emit(event, object=("notification_channel", row.id))
 
 

@@ -12,7 +12,7 @@ from corral.database.unit import SYSTEM, UnitContext
 from corral.errors import Unavailable
 from corral.events.log import LoggedEvent
 from corral.redact.redactor import Redactor
-from corral_plugins.notifications.api import NotificationChannelUpdated
+from corral_plugins.notifications.api import NotificationChannelChanged
 from corral_plugins.notifications.models import Channel
 from corral_plugins.notifications.service.credentials import ChannelCredentials
 
@@ -32,7 +32,7 @@ class ChannelRedactorValues:
 
     def on_events(self, events: Sequence[LoggedEvent]) -> None:
         """Wake up `run` if a channel changed. Called by the event feed."""
-        if any(event.type == NotificationChannelUpdated.event for event in events):
+        if any(event.type == NotificationChannelChanged.event for event in events):
             self._changed.set()
 
     async def run(self) -> None:
