@@ -118,11 +118,35 @@ class TaskDiff(msgspec.Struct, frozen=True, kw_only=True):
     reviewer_agent_id: str | None = None
 
 
+class CommentFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """A comment on a review as other plugins see it.
+
+    `line` and `end_line` refer to the lines of `revision`; they are current only if `anchor` is `active`. A comment of
+    Corral itself has the `author_type` `system`.
+    """
+
+    id: str
+    body: str
+    file: str | None
+    line: int | None
+    end_line: int | None
+    side: str
+    severity: str
+    suggestion: str | None
+    parent_id: str | None
+    author_type: str
+    author_id: str
+    revision: int
+    anchor: str
+    resolved: bool
+
+
 class CodeReviews(Protocol):
     """The service for code reviews.
 
     `open` and `prepare` open their own units of work; the other methods run in the caller's unit. Lock the task first
-    if a review belongs to one.
+    if a review belongs to one. A plugin that stores which review belongs to an object of its own calls `prepare`, and
+    then `add` or `revise` in the unit of work that writes its row, so that a crash leaves both or neither.
     """
 
     async def open(self, new: NewReview, *, by: Principal) -> ReviewFacts:
@@ -131,6 +155,26 @@ class CodeReviews(Protocol):
 
     async def prepare(self, patch: str, *, pointer: str) -> PreparedPatch:
         """Check and parse a patch. Raise `Invalid` at the JSON pointer, with the line of the fault."""
+        ...
+
+    def add(self, new: NewReview, patch: PreparedPatch, *, by: Principal) -> ReviewFacts:
+        """Open a review of a prepared patch, as `open` does. `new.patch` and `new.file_id` are not read."""
+        ...
+
+    def revise(self, review_id: str, patch: PreparedPatch, *, by: Principal, note: str = "") -> ReviewFacts:
+        """Add a prepared revision to an open review, as `POST /code-reviews/{id}/revisions` does.
+
+        Raise `Conflict` (`already_decided`) if the review is not open, and `Forbidden` if the caller is neither its
+        owner nor its author.
+        """
+        ...
+
+    def withdraw(self, review_id: str, *, by: Principal) -> ReviewFacts:
+        """Cancel an open review, as `POST /code-reviews/{id}/cancel` does. Raises what `revise` raises."""
+        ...
+
+    def comments(self, review_id: str) -> list[CommentFacts]:
+        """Return the comments on a review, oldest first."""
         ...
 
     def open_for_task(self, diff: TaskDiff) -> ReviewFacts | None:

@@ -18,7 +18,7 @@ from corral_plugins.code_reviews.models import Review, ReviewComment
 from corral_plugins.code_reviews.service import rows
 from corral_plugins.code_reviews.service.anchors import MAX_LINES, Context, context_of
 from corral_plugins.code_reviews.service.contents import ReviewContents
-from corral_plugins.code_reviews.service.listing import MAX_COMMENTS, comment_view
+from corral_plugins.code_reviews.service.listing import comment_view
 from corral_plugins.code_reviews.service.opening import CodeReviewsService
 from corral_plugins.code_reviews.service.patches import Patch
 from corral_plugins.code_reviews.shapes import NewReviewComment, ReviewCommentView
@@ -58,8 +58,8 @@ class ReviewComments:
         row = self._reviews.lock_readable(review_id, by)
         if row.revision != revision:
             return None
-        if ReviewComment.select().where(ReviewComment.review_id == row.id).count() >= MAX_COMMENTS:
-            raise TooMany(f"A review has at most {MAX_COMMENTS} comments.", code="quota_exceeded")
+        if ReviewComment.select().where(ReviewComment.review_id == row.id).count() >= rows.MAX_COMMENTS:
+            raise TooMany(f"A review has at most {rows.MAX_COMMENTS} comments.", code="quota_exceeded")
         now, (kind, author) = clock.now(), rows.author_of(by)
         fields: dict[str, Any] = {"body": new.body, "severity": new.severity, "suggestion": new.suggestion}
         if new.parent_id is not None:

@@ -23,7 +23,7 @@ from corral_plugins.code_reviews.api import (
 )
 from corral_plugins.code_reviews.models import Review, ReviewComment
 from corral_plugins.code_reviews.service import rows
-from corral_plugins.code_reviews.service.listing import MAX_COMMENTS, ReviewListing
+from corral_plugins.code_reviews.service.listing import ReviewListing
 from corral_plugins.code_reviews.service.metrics import ReviewMetrics
 from corral_plugins.code_reviews.service.opening import CodeReviewsService, replace_reviewers
 from corral_plugins.code_reviews.settings import MAX_ROUNDS, REQUIRE_SECOND_PERSON
@@ -160,7 +160,7 @@ class ReviewDecisions:
                 "body": each.body,
                 "suggestion": each.suggestion,
             }
-            for each in found.limit(MAX_COMMENTS)
+            for each in found.limit(rows.MAX_COMMENTS)
         ]
         return {
             "id": row.id,
@@ -192,11 +192,9 @@ class ReviewDecisions:
         return self._listing.view_of(row)
 
     def cancel(self, review_id: str, match: IfMatch, *, by: Principal) -> ReviewView:
-        """Withdraw the review. The task that waits for it fails, because nobody approved what it made."""
+        """Withdraw the review."""
         row = self._lock_own(review_id, match, by)
-        self._reviews.cancel_row(row, by=by.user_id)
-        if row.is_awaited and row.task_id is not None:
-            self._tasks.end_review(row.task_id, row.id, approved=False, message="The review was withdrawn.")
+        self._reviews.withdraw_row(row, by=by)
         return self._listing.view_of(row)
 
     def _lock_own(self, review_id: str, match: IfMatch, by: Principal) -> Review:

@@ -21,8 +21,6 @@ from corral_plugins.code_reviews.shapes import (
     ReviewView,
 )
 
-MAX_COMMENTS = 1000
-"""The maximum number of comments on a review."""
 _OF_ITEM = frozenset(ReviewItem.__struct_fields__) & frozenset(Review._meta.fields)
 
 
@@ -64,16 +62,10 @@ class ReviewListing:
         """Return the response body of a review."""
         current = (Revision.review_id == row.id) & (Revision.number == row.revision)
         files = Revision.select(Revision.files).where(current).get().files
-        comments = [comment_view(each) for each in comments_of(row.id)]
+        comments = [comment_view(each) for each in rows.comments_of(row.id)]
         fields = item_fields(row, rows.reviewers_of([row.id])[row.id])
         blockers = sum(each.severity == "blocker" and not each.resolved for each in comments)
         return msgspec.convert({**fields, "files": files, "comments": comments, "open_blockers": blockers}, ReviewView)
-
-
-def comments_of(review_id: str) -> list[ReviewComment]:
-    """Return the comments on a review, oldest first."""
-    found = ReviewComment.select().where(ReviewComment.review_id == review_id)
-    return list(found.order_by(ReviewComment.created_at, ReviewComment.id).limit(MAX_COMMENTS))
 
 
 def item_fields(row: Review, reviewers: list[Reviewer]) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from corral_plugins.code_reviews.api import (
     CodeReviewRevised,
     CodeReviewSuperseded,
     CodeReviewUpdated,
+    CommentFacts,
     NewReview,
     NewReviewer,
     PreparedPatch,
@@ -59,10 +60,13 @@ class CodeReviewsService:
 
     async def open(self, new: NewReview, *, by: Principal) -> ReviewFacts:
         patch = await self._contents.of_request(new.patch, new.file_id, by=by)
-        return rows.facts_of(await self._work(functools.partial(self.open_prepared, new, patch, by=by)))
+        return await self._work(functools.partial(self.add, new, patch, by=by))
 
     async def prepare(self, patch: str, *, pointer: str) -> PreparedPatch:
         return await self._contents.prepare(patch, pointer=pointer)
+
+    def add(self, new: NewReview, patch: PreparedPatch, *, by: Principal) -> ReviewFacts:
+        return rows.facts_of(self.open_prepared(new, patch, by=by))
 
     def open_prepared(self, new: NewReview, patch: PreparedPatch, *, by: Principal) -> Review:
         """Open a review of a prepared patch. Raise `Invalid` if the caller may not see what the review names."""
@@ -182,15 +186,14 @@ class CodeReviewsService:
 
     # -- revisions
 
+    def revise(self, review_id: str, patch: PreparedPatch, *, by: Principal, note: str = "") -> ReviewFacts:
+        return rows.facts_of(self.revise_prepared(review_id, patch, note, by=by))
+
     def revise_prepared(
         self, review_id: str, patch: PreparedPatch, note: str, match: IfMatch = ANY_VERSION, *, by: Principal
     ) -> Review:
         """Add a prepared revision to an open review."""
-        row = self.lock_readable(review_id, by)
-        if by.agent_id is None or by.agent_id != row.agent_id:
-            require_owner(by, row.owner_id, what="review", manage="code_reviews.manage")
-        if row.status not in OPEN:
-            raise rows.already_decided(row.status)
+        row = self._lock_open(review_id, by, is_author=True)
         match.check(row.version)
         self.add_revision(row, patch, note=note, by=by.agent_id or by.user_id)
         return row
@@ -215,6 +218,15 @@ class CodeReviewsService:
         if any(each.kind == "agent" for each in rows.reviewers_of([row.id])[row.id]):
             self._review_tasks.ask(row, patch)
 
+    def _lock_open(self, review_id: str, by: Principal, *, is_author: bool = False) -> Review:
+        """Lock an open review of the caller. With `is_author`, the agent that made the diff may change it, too."""
+        row = self.lock_readable(review_id, by)
+        if not is_author or by.agent_id is None or by.agent_id != row.agent_id:
+            require_owner(by, row.owner_id, what="review", manage="code_reviews.manage")
+        if row.status not in OPEN:
+            raise rows.already_decided(row.status)
+        return row
+
     def lock_readable(self, review_id: str, by: Principal) -> Review:
         """Lock the task, and then the review. Raise `NotFound` if the caller may not read it."""
         found = rows.find_readable(review_id, by)
@@ -231,6 +243,17 @@ class CodeReviewsService:
         """Cancel a locked, open review."""
         rows.update(row, OPEN, status="cancelled")
         rows.publish(CodeReviewCancelled, row, by)
+
+    def withdraw(self, review_id: str, *, by: Principal) -> ReviewFacts:
+        row = self._lock_open(review_id, by)
+        self.withdraw_row(row, by=by)
+        return rows.facts_of(row)
+
+    def withdraw_row(self, row: Review, *, by: Principal) -> None:
+        """Cancel a locked, open review. The task that waits for it fails, because nobody approved what it made."""
+        self.cancel_row(row, by=by.user_id)
+        if row.is_awaited and row.task_id is not None:
+            self._tasks.end_review(row.task_id, row.id, approved=False, message="The review was withdrawn.")
 
     def task_ended(self, review_id: str, *, status: str) -> None:
         row = rows.lock(review_id)
@@ -264,6 +287,10 @@ class CodeReviewsService:
     def comment_texts(self, comment_ids: Iterable[str]) -> dict[str, str]:
         found = ReviewComment.select(ReviewComment.id, ReviewComment.body)
         return {each.id: each.body for each in found.where(ReviewComment.id.in_(list(comment_ids)))}
+
+    def comments(self, review_id: str) -> list[CommentFacts]:
+        names = CommentFacts.__struct_fields__
+        return [CommentFacts(**{name: getattr(row, name) for name in names}) for row in rows.comments_of(review_id)]
 
 
 def replace_reviewers(review_id: str, reviewers: list[NewReviewer]) -> None:

@@ -15,7 +15,10 @@ from corral.database.unit import locked
 from corral.errors import Conflict, NotFound
 from corral.events.event import emit
 from corral_plugins.code_reviews.api import OPEN, CodeReviewEvent, ReviewFacts
-from corral_plugins.code_reviews.models import Review, Reviewer
+from corral_plugins.code_reviews.models import Review, ReviewComment, Reviewer
+
+MAX_COMMENTS = 1000
+"""The maximum number of comments on a review."""
 
 
 def find_readable(review_id: str, by: Principal) -> Review:
@@ -90,3 +93,9 @@ def facts_of(row: Review) -> ReviewFacts:
 def author_of(by: Principal) -> tuple[str, str]:
     """Return the type and id of the caller as the author of a comment."""
     return ("agent", by.agent_id) if by.agent_id is not None else ("user", by.user_id or by.id)
+
+
+def comments_of(review_id: str) -> list[ReviewComment]:
+    """Return the comments on a review, oldest first."""
+    found = ReviewComment.select().where(ReviewComment.review_id == review_id)
+    return list(found.order_by(ReviewComment.created_at, ReviewComment.id).limit(MAX_COMMENTS))

@@ -1,0 +1,53 @@
+"""The service `CodeReviews` as other plugins use it."""
+
+from __future__ import annotations
+
+import pytest
+from tests.plugins.code_reviews.conftest import Desk, patch_of
+
+from corral.auth.principal import Principal
+from corral.errors import Conflict, Forbidden
+from corral_core.accounts.api import Accounts
+from corral_plugins.code_reviews.api import CodeReviews, CommentFacts, NewReview
+
+
+async def _principal(desk: Desk, user_id: str) -> Principal:
+    accounts = desk.kit.service(Accounts)
+    return await desk.kit.work(lambda: accounts.principal_of(user_id, "code_reviews.write"), read=True)
+
+
+async def test_a_plugin_opens_and_revises_a_review_in_its_own_unit_of_work(desk: Desk) -> None:
+    reviews, by = desk.kit.service(CodeReviews), await _principal(desk, desk.member.user["id"])
+    new = NewReview(title="A change", agent_id=desk.agent_id)
+    patch = await reviews.prepare(patch_of("TWO"), pointer="/patch")
+
+    def interrupted() -> None:
+        reviews.add(new, patch, by=by)
+        raise RuntimeError("the plugin fails before its own row is written")
+
+    with pytest.raises(RuntimeError):
+        await desk.kit.work(interrupted)
+    assert (await desk.member.get("/code-reviews")).json()["items"] == []
+
+    made = await desk.kit.work(lambda: reviews.add(new, patch, by=by))
+    again = await reviews.prepare(patch_of("TWO", "AND MORE"), pointer="/patch")
+    await desk.comment(made.id, "Why?", file="x.py", line=2, severity="issue")
+    revised = await desk.kit.work(lambda: reviews.revise(made.id, again, by=by))
+    assert (revised.revision, revised.status, revised.patch_sha256) == (2, "pending", again.sha256)
+    (comment,) = await desk.kit.work(lambda: reviews.comments(made.id), read=True)
+    assert isinstance(comment, CommentFacts)
+    assert (comment.body, comment.file, comment.severity) == ("Why?", "x.py", "issue")
+    assert (comment.author_type, comment.author_id) == ("user", desk.other.user["id"])
+
+
+async def test_a_plugin_withdraws_a_review_once_and_only_with_the_rights_of_its_owner(desk: Desk) -> None:
+    reviews, review_id = desk.kit.service(CodeReviews), (await desk.opened())["id"]
+    owner, other = [await _principal(desk, each.user["id"]) for each in (desk.member, desk.other)]
+    patch = await reviews.prepare(patch_of("TWO"), pointer="/patch")
+    for act in (reviews.withdraw, lambda found, *, by: reviews.revise(found, patch, by=by)):
+        with pytest.raises(Forbidden):
+            await desk.kit.work(lambda act=act: act(review_id, by=other))
+    withdrawn = await desk.kit.work(lambda: reviews.withdraw(review_id, by=owner))
+    assert withdrawn.status == "cancelled"
+    with pytest.raises(Conflict):
+        await desk.kit.work(lambda: reviews.withdraw(review_id, by=owner))
