@@ -190,7 +190,7 @@ def _earlier_attempts(rows: Sequence[Delivery]) -> dict[str, str]:
     """Return when an earlier message of each group is attempted again, for the groups that have one."""
     waits = Delivery.group_id.in_({row.group_id for row in rows}) & IS_DUE & ~Delivery.is_collecting
     found = Delivery.select(Delivery.group_id, Delivery.due_at).where(waits & (Delivery.status == "retrying"))
-    return {row.group_id: row.due_at for row in found}
+    return {str(row.group_id): str(row.due_at) for row in found}
 
 
 def _is_to_be_sent(row: Delivery, rule: Rule | None, people: Mapping[str, Person]) -> bool:
