@@ -49,7 +49,7 @@ from corral_plugins.notifications.service.grouping import (
 )
 from corral_plugins.notifications.service.inbox import Inbox, NewNotification
 from corral_plugins.notifications.service.mentions import MENTION, MENTIONING, Mentions, names_in
-from corral_plugins.notifications.service.people import People, Person
+from corral_plugins.notifications.service.people import People, Person, receivers_of
 from corral_plugins.notifications.service.quiet_hours import end_of_quiet_hours
 from corral_plugins.notifications.settings import DEFAULT_NOTIFICATIONS
 
@@ -357,20 +357,12 @@ class _Outgoing:
             channel = self._channels.get(channel_id)
             if channel is None or self._breakers[channel_id] in silent:
                 continue
-            for person in _receivers(channel, people, described.severity):
+            for person in receivers_of(channel, people, described.severity):
                 told = (event.id, channel_id, None if person is None else person.id)
                 if told not in self._sent and (person is not None or event.visibility != PRIVATE):
                     self._sent.add(told)
                     target = _target(rule, channel_id, person, key, described.severity)
                     self.bundles.setdefault(target, Bundle()).add(item, described.severity, object)
-
-
-def _receivers(channel: Channel, people: Sequence[Person], severity: str) -> Sequence[Person | None]:
-    """Return the people whom a channel tells one by one, or no person if it has its own receivers."""
-    if not channel.config.get("to_recipients"):
-        return (None,)
-    wanted = {"all": True, "important": is_at_least(severity, "error"), "off": False}
-    return [person for person in people if wanted[person.email_preference]]
 
 
 def _target(rule: Rule, channel_id: str, person: Person | None, key: str, severity: str) -> Target:

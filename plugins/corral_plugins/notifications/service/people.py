@@ -14,7 +14,7 @@ from corral.auth.visibility import EventRights
 from corral.events.log import LoggedEvent
 from corral_core.accounts.api import Accounts, Role, UserQuery
 from corral_plugins.approvals.api import Approvals
-from corral_plugins.notifications.models import Preference
+from corral_plugins.notifications.models import Channel, Preference
 from corral_plugins.notifications.service.catalogue import DEFAULTS, is_at_least, severity_of
 
 MAX_PEOPLE = 10_000
@@ -111,3 +111,11 @@ class People:
         for each in people.approvers:
             found |= {*each.users, *(user for role in each.roles for user in roles.get(role, ()))}
         return found - people.excluded
+
+
+def receivers_of(channel: Channel, people: Iterable[Person], severity: str) -> Sequence[Person | None]:
+    """Return the people whom a channel tells one by one, or no person if it has its own receivers."""
+    if not channel.config.get("to_recipients"):
+        return (None,)
+    wanted = {"all": True, "important": is_at_least(severity, FAILURE), "off": False}
+    return [person for person in people if wanted[person.email_preference]]
