@@ -11,6 +11,7 @@ import pytest
 from tests.plugins.notifications.conftest import ALLOWED, PLUGINS, Notified
 from tests.plugins.notifications.services import Service
 from tests.plugins.notifications.test_rules import hours, slack_channel
+from tests.plugins.webhooks.receivers import Receiver
 
 from corral import clock
 from corral.database.dialect import execute
@@ -183,6 +184,17 @@ async def test_a_service_that_asks_to_wait_for_ever_ends_the_attempts(world: Not
     await world.later(0)
     [row] = await world.deliveries()
     assert (row["status"], row["attempts"]) == ("failed", 2)
+
+
+async def test_a_service_that_asks_for_no_wait_is_not_asked_all_the_time(world: Notified) -> None:
+    async with Receiver(status=429) as receiver:
+        receiver.answer_headers = {"Retry-After": "0"}
+        made = await world.channel("webhook", {"url": receiver.url})
+        await world.rule(made, events=("things.*",))
+        await world.happen("one")
+        for seconds in (0, 1, 5):
+            await world.run(seconds=seconds)
+        assert len(receiver.messages) == 2
 
 
 class SlowPlugin(Plugin):

@@ -22,6 +22,7 @@ from corral_plugins.notifications.settings import RETRY_SCHEDULE
 
 AT_ONCE = 500
 MAX_ERROR = 500
+LEAST_WAIT_SECONDS = 5.0  # a service may ask to wait for 0 seconds, again and again
 
 
 class DeliveryOutcomes:
@@ -56,7 +57,7 @@ class DeliveryOutcomes:
             return {**ended("succeeded"), "attempts": attempts}
         is_late = claimed.delivery.ready_at < clock.now(-GIVE_UP_SECONDS)
         if result.retry_after is not None and not result.permanent and not is_late:
-            return {"status": "retrying", **waiting_until(clock.now(result.retry_after))}
+            return {"status": "retrying", **waiting_until(clock.now(max(result.retry_after, LEAST_WAIT_SECONDS)))}
         if result.permanent or attempts >= len(schedule):
             return {**ended("failed"), "attempts": attempts}
         return {"status": "retrying", "attempts": attempts, **waiting_until(clock.now(schedule[attempts]))}
