@@ -19,7 +19,7 @@ from corral.testing.server import ServerProcess
 
 SECONDS = 240.0
 ARGUMENTS = ("--no-embedded-worker", "--processes", "2")
-ENVIRON = {"CORRAL_EGRESS_ALLOW": "127.0.0.0/8", "CORRAL_ACCESS_TTL": "86400"}
+ENVIRON = {"CORRAL_EGRESS_ALLOW": "127.0.0.0/8", "CORRAL_ACCESS_TTL": "3600"}
 NO_TIME_LEFT = "UPDATE notifications_deliveries SET lease_until = '2000-01-01T00:00:00.000Z' WHERE lease IS NOT NULL"
 IS_DUE = "UPDATE notifications_deliveries SET due_at = '2000-01-01T00:00:00.000Z' WHERE due_at IS NOT NULL"
 
