@@ -53,7 +53,7 @@ async def test_admins_may_switch_mentions_off(world: Notified) -> None:
 async def test_who_may_not_read_a_message_is_not_told_of_it(world: Notified) -> None:
     auditor = await world.kit.as_user("auditor")
     inactive = await world.kit.as_user("member")
-    await world.ok(world.admin.put(f"/admin/users/{inactive.user['id']}", {"is_active": False}))
+    await world.ok(world.admin.patch(f"/admin/users/{inactive.user['id']}", {"is_active": False}))
     await say(world, f"@{name_of(auditor)} @{name_of(inactive)} @{name_of(world.stranger)}")
     assert await titles(world, world.stranger) == ["You were mentioned in a message: Lunch"]
     mine = await world.kit.work(lambda: rows_of(auditor.user["id"], inactive.user["id"]), read=True)
