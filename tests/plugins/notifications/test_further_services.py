@@ -31,28 +31,33 @@ ADDRESSES = {"discord": "notify_url", "google_chat": "notify_url", "ntfy": "clou
 
 @pytest.fixture
 async def receiver(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Service]:
-    """A receiver in the place of all services."""
+    """A receiver to which the library sends instead of all services."""
     async with Service("further") as service:
-        moved = []
         for each in SERVICES:
             made = getattr(importlib.import_module(f"apprise.plugins.{each.module}"), each.name)
             name = ADDRESSES.get(each.type, "api_url")
             path = getattr(made, name).split("/", 3)[3:]
             monkeypatch.setattr(made, name, service.url.rstrip("/") + "".join(f"/{part}" for part in path))
-            moved.append(msgspec.structs.replace(each, address=service.url.rstrip("/")))
-        monkeypatch.setattr(further_services, "SERVICES", tuple(moved))
         yield service
 
 
+@pytest.fixture
+def allowed(receiver: Service, monkeypatch: pytest.MonkeyPatch) -> Service:
+    """The same, and Corral takes its address for that of all services. Use it before `world`."""
+    moved = [msgspec.structs.replace(each, address=receiver.url.rstrip("/")) for each in SERVICES]
+    monkeypatch.setattr(further_services, "SERVICES", tuple(moved))
+    return receiver
+
+
 @pytest.mark.parametrize("kind", CONFIGS)
-async def test_a_further_service_gets_harmless_text(world: Notified, receiver: Service, kind: str) -> None:
+async def test_a_further_service_gets_harmless_text(allowed: Service, world: Notified, kind: str) -> None:
     open_members, secrets, member = CONFIGS[kind]
     made = await world.channel(kind, {**open_members, **secrets})
     assert made["config"] == {**open_members, **dict.fromkeys(secrets, "********")}
     await world.rule(made)
     await world.fail_task("one", message="@everyone <users/all> [me](https://evil.example) " + "x" * 10_000)
     await world.run()
-    [(path, headers, body)] = receiver.requests
+    [(path, headers, body)] = allowed.requests
     text = body[member]
     assert text.startswith("Task failed: task one")
     assert text.replace("\\", "").endswith("https://corral.example/console/tasks/one")
@@ -64,11 +69,11 @@ async def test_a_further_service_gets_harmless_text(world: Notified, receiver: S
     assert [row["status"] for row in await world.deliveries()] == ["succeeded"]
 
 
-async def test_the_response_of_the_service_decides(world: Notified, receiver: Service) -> None:
+async def test_the_response_of_the_service_decides(allowed: Service, world: Notified) -> None:
     open_members, secrets, _ = CONFIGS["discord"]
     made = await world.channel("discord", {**open_members, **secrets})
     await world.rule(made, events=("things.*",))
-    receiver.answers = [429, 500, 404]
+    allowed.answers = [429, 500, 404]
     for thing, seconds, expected in (
         ("one", 0, ("retrying", 0, "status 429")),
         ("one", 8, ("retrying", 1, "status 500")),
@@ -79,19 +84,16 @@ async def test_the_response_of_the_service_decides(world: Notified, receiver: Se
         await world.run(seconds=seconds)
         [row] = await world.deliveries()
         assert (row["status"], row["attempts"], row["last_error"].partition(":")[0]) == expected
-    assert len(receiver.requests) == 3
+    assert len(allowed.requests) == 3
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
 async def test_a_further_service_reaches_no_other_address(
-    world: Notified, receiver: Service, connections: list[Any], kind: str, monkeypatch: pytest.MonkeyPatch
+    world: Notified, receiver: Service, connections: list[Any], kind: str
 ) -> None:
-    """Its address in the library points elsewhere: the library can open no connection by itself."""
+    """The library would send elsewhere. It can open no connection by itself."""
     open_members, secrets, _ = CONFIGS[kind]
     made = await world.channel(kind, {**open_members, **secrets})
-    service = next(each for each in further_services.SERVICES if each.type == kind)
-    elsewhere = msgspec.structs.replace(service, address="https://elsewhere.example/")
-    monkeypatch.setattr(further_services, "SERVICES", (elsewhere,))
     before = len(connections)
     tested = await world.ok(world.admin.post(f"/notifications/channels/{made['id']}/test"))
     assert (tested["delivered"], tested["error"]) == (False, "blocked")
