@@ -79,11 +79,12 @@ async def test_notifications_2_a_storm_over_a_killed_server_is_one_mail(
     """Short form: 20 failures. Long form: 500. Half of them come before the server is killed."""
     failures = 500 if long_form else 20
     mails = MailServer().start()
-    mail = {"CORRAL_MAIL_HOST": "127.0.0.1", "CORRAL_MAIL_PORT": str(mails.port), "CORRAL_MAIL_SECURITY": "none"}
-    server = ServerProcess(tmp_path, database_url=database_url, arguments=ARGUMENTS, environ={**ENVIRON, **mail})
+    server = ServerProcess(tmp_path, database_url=database_url, arguments=ARGUMENTS, environ=ENVIRON)
     try:
         await asyncio.to_thread(server.start)
         admin = await asyncio.to_thread(server.sign_in)
+        for name, value in {"host": "127.0.0.1", "port": mails.port, "security": "none"}.items():
+            admin.put(f"/settings/mail/{name}", json={"value": value}).raise_for_status()
         channel = make(admin, "/notifications/channels", {"name": "x", "type": "email", "config": {"to": ["o@e.org"]}})
         rule = {"name": "x", "events": ["task.failed"], "channel_ids": [channel["id"]], "group_by": ["agent_id"]}
         make(admin, "/notifications/rules", {**rule, "group_wait_seconds": 3600})
