@@ -49,24 +49,25 @@ def allowed(receiver: Service, monkeypatch: pytest.MonkeyPatch) -> Service:
     return receiver
 
 
-@pytest.mark.parametrize("kind", CONFIGS)
-async def test_a_further_service_gets_harmless_text(allowed: Service, world: Notified, kind: str) -> None:
-    open_members, secrets, member = CONFIGS[kind]
-    made = await world.channel(kind, {**open_members, **secrets})
-    assert made["config"] == {**open_members, **dict.fromkeys(secrets, "********")}
-    await world.rule(made)
-    await world.fail_task("one", message="@everyone <users/all> [me](https://evil.example) " + "x" * 10_000)
-    await world.run()
-    [(path, headers, body)] = allowed.requests
-    text = body[member]
-    assert text.startswith("Task failed: task one")
-    assert text.replace("\\", "").endswith("https://corral.example/console/tasks/one")
-    assert len(text) <= next(each.limit for each in SERVICES if each.type == kind) + 100  # Webex escapes
-    for mark in ("@", "users/all", "evil.example"):
-        assert mark not in text, mark
-    sent = f"{path} {headers} {body}"
-    assert all(value in sent or kind == "pushover" for value in secrets.values())
-    assert [row["status"] for row in await world.deliveries()] == ["succeeded"]
+async def test_further_services_get_harmless_text(allowed: Service, world: Notified) -> None:
+    for kind, (open_members, secrets, member) in CONFIGS.items():
+        made = await world.channel(kind, {**open_members, **secrets})
+        assert made["config"] == {**open_members, **dict.fromkeys(secrets, "********")}
+        await world.rule(made, name=kind, conditions=f"data.title == '{kind}'")
+        allowed.requests.clear()
+        text = "@everyone <users/all> [me](https://evil.example) " + "x" * 10_000
+        await world.fail_task(kind, title=kind, message=text)
+        await world.run()
+        [(path, headers, body)] = allowed.requests
+        text = body[member].replace("\\", "")  # Webex escapes
+        assert text.startswith(f"Task failed: {kind}")
+        assert text.endswith(f"https://corral.example/console/tasks/{kind}")
+        assert len(text) <= next(each.limit for each in SERVICES if each.type == kind)
+        for mark in ("@", "users/all", "evil.example"):
+            assert mark not in text, (kind, mark)
+        sent = f"{path} {headers} {body}"
+        assert all(value in sent for value in secrets.values())
+    assert {row["status"] for row in await world.deliveries()} == {"succeeded"}
 
 
 async def test_the_response_of_the_service_decides(allowed: Service, world: Notified) -> None:
@@ -87,33 +88,28 @@ async def test_the_response_of_the_service_decides(allowed: Service, world: Noti
     assert len(allowed.requests) == 3
 
 
-@pytest.mark.parametrize("kind", CONFIGS)
-async def test_a_further_service_reaches_no_other_address(
-    world: Notified, receiver: Service, connections: list[Any], kind: str
+async def test_further_services_reach_no_other_address(
+    world: Notified, receiver: Service, connections: list[Any]
 ) -> None:
     """The library would send elsewhere. It can open no connection by itself."""
-    open_members, secrets, _ = CONFIGS[kind]
-    made = await world.channel(kind, {**open_members, **secrets})
-    before = len(connections)
-    tested = await world.ok(world.admin.post(f"/notifications/channels/{made['id']}/test"))
-    assert (tested["delivered"], tested["error"]) == (False, "blocked")
+    for kind, (open_members, secrets, _) in CONFIGS.items():
+        made = await world.channel(kind, {**open_members, **secrets})
+        tested = await world.ok(world.admin.post(f"/notifications/channels/{made['id']}/test"))
+        assert (tested["delivered"], tested["error"]) == (False, "blocked"), kind
     assert receiver.requests == []
-    assert connections[before:] == []
+    assert connections == []
 
 
-@pytest.mark.parametrize(
-    ("kind", "config"),
-    [
+async def test_wrong_configs_of_further_services_are_422(world: Notified) -> None:
+    for kind, config in (
         ("discord", {"webhook_id": "1234567/../x", "webhook_token": LETTERS}),
         ("discord", {"webhook_id": "123456789", "webhook_token": LETTERS, "host": "127.0.0.1"}),
         ("ntfy", {"targets": "http://127.0.0.1/x"}),
         ("pushover", {"user_key": "x", "token": "y"}),
         ("json", {"host": "127.0.0.1"}),
-    ],
-)
-async def test_wrong_configs_of_further_services_are_422(world: Notified, kind: str, config: Any) -> None:
-    answer = await world.admin.post("/notifications/channels", {"name": "x", "type": kind, "config": config})
-    assert answer.status == 422
+    ):
+        answer = await world.admin.post("/notifications/channels", {"name": "x", "type": kind, "config": config})
+        assert answer.status == 422, (kind, config)
 
 
 def test_without_the_extra_there_are_no_further_services(monkeypatch: pytest.MonkeyPatch) -> None:
