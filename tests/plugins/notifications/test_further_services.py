@@ -22,7 +22,7 @@ LETTERS = "aBcDeFgHiJ" * 6
 CONFIGS: dict[str, tuple[dict[str, str], dict[str, str], str]] = {
     "discord": ({"webhook_id": "123456789"}, {"webhook_token": LETTERS}, "content"),
     "google_chat": ({"workspace": "AAAA"}, {"webhook_key": LETTERS, "webhook_token": LETTERS[::-1]}, "text"),
-    "ntfy": ({"targets": "alerts"}, {"token": f"tk_{LETTERS[:29].lower()}"}, "message"),
+    "ntfy": ({}, {"targets": "alerts-of-the-fleet"}, "message"),
     "pushover": ({}, {"user_key": LETTERS[:30], "token": LETTERS[10:40]}, "message"),
     "webex": ({"targets": LETTERS}, {"access_token": LETTERS[::-1]}, "markdown"),
 }

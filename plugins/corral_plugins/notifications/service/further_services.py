@@ -45,7 +45,6 @@ class FurtherService(msgspec.Struct, frozen=True, kw_only=True):
     members: Mapping[str, Json]
     secrets: tuple[str, ...]
     limit: int
-    optional: tuple[str, ...] = ()
     fixed: Mapping[str, Any] = {}
 
 
@@ -84,14 +83,10 @@ SERVICES: tuple[FurtherService, ...] = (
         module="ntfy",
         name="NotifyNtfy",
         address="https://ntfy.sh",
-        members={
-            "targets": _token("The topic.", r"[A-Za-z0-9_-]{1,64}"),
-            "token": _token("An access token, if the topic is reserved.", r"tk_[A-Za-z0-9]{20,60}"),
-        },
-        secrets=("token",),
+        members={"targets": _token("The topic. Whoever knows it can read what it gets.", r"[A-Za-z0-9_-]{1,64}")},
+        secrets=("targets",),
         limit=4000,
-        optional=("token",),
-        fixed={"mode": "cloud", "include_image": False, "auth": "token"},
+        fixed={"mode": "cloud", "include_image": False},
     ),
     FurtherService(
         type="pushover",
@@ -244,10 +239,9 @@ async def _check(service: FurtherService, config: Mapping[str, Any]) -> Sequence
 
 
 def _schema_of(service: FurtherService) -> Json:
-    required = [name for name in service.members if name not in service.optional]
     return {
         "type": "object",
         "properties": dict(service.members),
-        "required": required,
+        "required": list(service.members),
         "additionalProperties": False,
     }
