@@ -21,7 +21,7 @@ from corral_plugins.notifications.api import ChannelType, SendResult
 from corral_plugins.notifications.models import Channel, Delivery
 from corral_plugins.notifications.service import claims as claims_module
 from corral_plugins.notifications.service import dispatcher as dispatcher_module
-from corral_plugins.notifications.service import grouping
+from corral_plugins.notifications.service import grouping, outcomes
 from corral_plugins.notifications.service.claims import DeliveryClaims
 
 on_postgres = pytest.mark.parametrize(  # SQLite has one writer at a time
@@ -160,15 +160,13 @@ async def test_channels_that_cannot_send_keep_no_other_from_sending(world: Notif
 
 async def test_another_attempt_waits_for_the_end_of_quiet_hours(world: Notified, slack: Service) -> None:
     made = await slack_channel(world, slack)
-    await world.rule(made, events=("things.*",), quiet_hours=hours(2, 60))
-    slack.answers = [500] * 2
+    await world.ok(world.admin.put("/settings/notifications/retry_schedule", {"value": [0, 600, 600]}))
+    await world.rule(made, events=("things.*",), quiet_hours=hours(3, 60))
+    slack.answers = [500]
     await world.happen("one")
     await world.run()
-    await world.run(seconds=11)
-    assert len(slack.requests) == 2
-    for _ in range(3):
-        await world.run(seconds=300)
-    assert len(slack.requests) == 2
+    await world.run(seconds=900)
+    assert len(slack.requests) == 1
     await world.run(seconds=3300)
     assert len(slack.texts) == 1
 
@@ -186,13 +184,16 @@ async def test_a_service_that_asks_to_wait_for_ever_ends_the_attempts(world: Not
     assert (row["status"], row["attempts"]) == ("failed", 2)
 
 
-async def test_a_service_that_asks_for_no_wait_is_not_asked_all_the_time(world: Notified) -> None:
+async def test_a_service_that_asks_for_no_wait_is_not_asked_all_the_time(
+    world: Notified, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outcomes, "LEAST_WAIT_SECONDS", 300.0)  # real time passes as well
     async with Receiver(status=429) as receiver:
         receiver.answer_headers = {"Retry-After": "0"}
         made = await world.channel("webhook", {"url": receiver.url})
         await world.rule(made, events=("things.*",))
         await world.happen("one")
-        for seconds in (0, 1, 5):
+        for seconds in (0, 100, 201):
             await world.run(seconds=seconds)
         assert len(receiver.messages) == 2
 
