@@ -349,10 +349,15 @@ files show ID -> files list
 files delete ID -> files list
 files download ID -> files list
 template show Nothing -> template list
-template uninstall ID -> template list
+template uninstall ID -> template installations
+template upgrade ID -> template installations
 template uninstall Nothing -> template installations
 webhooks show ID -> webhooks list
 webhooks disable ID -> webhooks list
+notifications read ID -> notifications list
+notifications retry Nothing -> notifications deliveries
+notifications test-channel Nothing -> notifications channels
+notifications edit-rule Nothing --enable -> notifications rules
 """
 
 

@@ -30,7 +30,8 @@ def terminal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Terminal]:
     with signed_in(tmp_path_factory.mktemp("work"), SCRIPTS) as made:
         once = ("-f", 'retry_policy:={"max_attempts": 1}')
         made("agents", "create", "Echo", "--model", "scripted/echo", "--start")
-        made("agents", "create", "Refuser", "--model", "scripted/refuses", *once, "--start")
+        for name in ("Refuser", "Miser"):  # three failures in a row stop an agent
+            made("agents", "create", name, "--model", "scripted/refuses", *once, "--start")
         yield made
 
 
@@ -46,6 +47,7 @@ def test_status_tells_only_what_needs_people(terminal: Terminal) -> None:
     for line in ("dead letters:", "failed runs:", "disabled triggers:", "ssh connections:", "webhooks:", "channels:"):
         assert line not in quiet
     assert "code reviews:" not in quiet
+    assert "agents:" not in quiet
     terminal("ssh", "create", "builder", "deploy@10.1.2.3")
     terminal("notifications", "create-channel", "on call", "--type", "webhook", "-f", "url=http://receiver.invalid/x")
     (terminal.folder / "change.patch").write_text("--- a/x.py\n+++ b/x.py\n@@ -1 +1 @@\n-one\n+two\n")
@@ -85,7 +87,7 @@ def test_a_task_whose_cost_limit_was_too_small_says_what_helps(terminal: Termina
     error is written as the task's outcome writes it.
     """
     limit = ("-f", "max_cost_usd:=0.01")
-    made = terminal.json("tasks", "create", "--agent", "Refuser", "Cost too much", *limit)
+    made = terminal.json("tasks", "create", "--agent", "Miser", "Cost too much", *limit)
     until(lambda: terminal.json("tasks", "show", made["id"])["status"] == "failed")
     with sqlite3.connect(terminal.folder / "data" / "corral.db", timeout=60) as database:
         change = "UPDATE tasks_tasks SET extra = json_set(extra, '$.error.kind', 'budget') WHERE id = ?"
@@ -107,6 +109,10 @@ def test_a_task_whose_cost_limit_was_too_small_says_what_helps(terminal: Termina
     assert "is pending" in terminal("tasks", "retry", "Cost too much")
     until(lambda: terminal.json("dead-letter", "list")["items"])
     terminal("dead-letter", "discard", "Cost too much")
+    told = until(lambda: re.search(r"^agents: +Miser: (.*)$", terminal("status"), re.M))
+    assert told[1].endswith("corral agents start NAME")
+    terminal("tasks", "create", "--agent", "Miser", "Wait for me")
+    assert "The agent is in the state error: its tasks failed in a row" in terminal("tasks", "explain", "Wait for me")
 
 
 def test_runs_are_named_by_their_workflow(terminal: Terminal) -> None:
@@ -213,6 +219,9 @@ def test_a_webhook_behind_an_open_breaker_says_so(terminal: Terminal) -> None:
     delivery = ("receiver.invalid", rows[0]["id"])
     assert open_one in terminal("webhooks", "delivery", *delivery)
     assert open_one.removesuffix(".") in terminal.run("webhooks", "redeliver", *delivery).stderr
+    missing = terminal.run("webhooks", "redeliver", "receiver.invalid", "nothing")
+    assert missing.stderr.startswith("corral: there is no delivery nothing at ")
+    assert "corral webhooks deliveries receiver.invalid" in missing.stderr
     terminal("circuit-breakers", "force-close", BREAKER)
     until(lambda: terminal.json("webhooks", "show", "receiver.invalid")["failing_since"])
     assert re.search(

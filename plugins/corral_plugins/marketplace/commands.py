@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Callable, Collection
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -165,7 +166,8 @@ def upgrade_installation(
     """Upgrade an installation. What people edited stays as it is."""
     body: Json = {"parameters": parse_fields(parameters), "dry_run": dry_run}
     path = f"/marketplace/installations/{_find_installation(client, installation)}/upgrade"
-    result = client.post(path, {**body, **({"version": version} if version else {})})
+    with _looking_for(client, installation):
+        result = client.post(path, {**body, **({"version": version} if version else {})})
     lines = [f"changed {each['kind']} {each['name']}: {', '.join(each['fields'])}" for each in result["updated"]]
     lines += [f"kept {each['kind']} {each['name']}: {', '.join(each['fields'])}" for each in result["kept_local"]]
     lines += [f"created {each['kind']} {each['name']}" for each in result["created"]]
@@ -183,7 +185,9 @@ def upgrade_installation(
 def uninstall_installation(client: ApiClient, *, installation: str, force: bool, dry_run: bool, as_json: bool) -> None:
     """Remove what an installation created, except what people edited or use."""
     body = {"force": force, "dry_run": dry_run}
-    result = client.post(f"/marketplace/installations/{_find_installation(client, installation)}/uninstall", body)
+    path = f"/marketplace/installations/{_find_installation(client, installation)}/uninstall"
+    with _looking_for(client, installation):
+        result = client.post(path, body)
     lines = _removal_lines(result)
     if {each["reason"] for each in result["kept"]} & REPEATABLE and not dry_run:
         again = "corral template uninstall " + installation + (" --force" if force else "")
@@ -365,6 +369,10 @@ def _reason_text(kept: Json) -> str:
     if kept["reason"] == "running" and kept["kind"] in ENDS:
         reason += f". {ENDS[kept['kind']]} {shlex.quote(kept['name'])}"
     return reason
+
+
+def _looking_for(client: ApiClient, installation: str) -> AbstractContextManager[None]:
+    return client.looking_for("installation", installation, "corral template installations")
 
 
 def _find_installation(client: ApiClient, name: str) -> str:
