@@ -14,7 +14,7 @@ import pytest
 from tests.end_to_end.terminal import Terminal, signed_in, until
 
 from corral import clock
-from corral.testing.server import EMAIL
+from corral.testing.server import EMAIL, PASSWORD
 
 pytestmark = [pytest.mark.sqlite, pytest.mark.one_engine]
 
@@ -51,7 +51,9 @@ def test_status_tells_only_what_needs_people(terminal: Terminal) -> None:
     terminal("ssh", "create", "builder", "deploy@10.1.2.3")
     terminal("notifications", "create-channel", "on call", "--type", "webhook", "-f", "url=http://receiver.invalid/x")
     (terminal.folder / "change.patch").write_text("--- a/x.py\n+++ b/x.py\n@@ -1 +1 @@\n-one\n+two\n")
-    terminal("reviews", "open", "Greet", "change.patch", "--agent", "Echo")
+    terminal("reviews", "open", "Greet", "change.patch", "--agent", "Echo", "--reviewer", EMAIL)
+    assert re.search(r"^Greet +pending +Echo ", terminal("reviews", "list"), re.M)
+    assert f"user {EMAIL}: pending" in terminal("reviews", "show", "Greet")
     with sqlite3.connect(terminal.folder / "data" / "corral.db", timeout=60) as database:
         database.execute("UPDATE ssh_connections SET host_key_state = 'mismatch'")
         database.execute("UPDATE notifications_channels SET failing_since = ?, last_error = 'dns'", (clock.now(),))
@@ -229,6 +231,21 @@ def test_a_webhook_behind_an_open_breaker_says_so(terminal: Terminal) -> None:
     )
     assert re.search(rf"^receiver\.invalid +{re.escape(EMAIL)} ", terminal("webhooks", "list", "--all"), re.M)
     terminal("webhooks", "delete", "receiver.invalid")
+
+
+def test_people_are_named_by_their_addresses(terminal: Terminal) -> None:
+    with terminal.server.sign_in() as admin:
+        fields = {"email": "bea@example.org", "full_name": "Bea", "role": "member", "password": PASSWORD}
+        admin.post("/admin/users", json=fields).raise_for_status()
+    terminal("messages", "send", "--to-user", "bea@example.org", "Good morning")
+    assert re.search(r" user bea@example\.org .*Good morning", terminal("messages", "list"))
+    terminal("approvals", "ask", "Buy it", "-f", "allow_self:=true")
+    terminal("approvals", "comment", "Buy it", "It is cheap.")
+    shown = terminal("approvals", "show", "Buy it")
+    assert f"user {EMAIL}: It is cheap." in shown
+    assert re.search(r"^approvals: +1 waits for your decision: Buy it \(\w+\)\n +Read one: ", terminal("status"), re.M)
+    made = terminal.json("approvals", "approve", "Buy it")
+    assert f"approve by {EMAIL} at " in terminal("approvals", "show", made["id"])
 
 
 def test_templates_say_what_to_give_and_what_to_do_next(terminal: Terminal) -> None:
