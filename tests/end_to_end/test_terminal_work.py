@@ -252,6 +252,11 @@ def test_templates_say_what_to_give_and_what_to_do_next(terminal: Terminal) -> N
     shown = terminal("template", "show", "research-assistant")
     assert "depth: integer, at least 1, at most 8, default 4 (Greatest number of parts of a question)" in shown
     assert re.search(r"language: string, characters at most 60, default English", shown)
+    wrong = terminal.run("template", "plan", "research-assistant", "-p", "depth=3")
+    assert wrong.stderr.splitlines() == [
+        "corral: /parameters/depth: must be an integer",
+        "  depth was given as a text; write -p depth:=VALUE for a number, true, false or a list",
+    ]
     installed = terminal("template", "install", "hello-fleet")
     assert "Start the agent: corral agents start Greeter" in installed
     assert "Run the workflow: corral workflows run 'Hello fleet'" in installed
