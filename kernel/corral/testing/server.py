@@ -168,9 +168,17 @@ class ServerProcess:
         return httpx2.Client(base_url=address, timeout=30, trust_env=False, headers=headers, verify=_tls_context())
 
     def sign_in(self, email: str = EMAIL, password: str = PASSWORD) -> httpx2.Client:
-        """Sign in with email and password, and return a client with the new access token."""
+        """Sign in with email and password, and return a client with the new access token.
+
+        Try again for a minute while the response is 503, which a server on a busy machine may give.
+        """
+        until = time.monotonic() + 60
         with self.client() as client:
-            answer = client.post("/auth/login", json={"email": email, "password": password})
+            while True:
+                answer = client.post("/auth/login", json={"email": email, "password": password})
+                if answer.status_code != 503 or time.monotonic() > until:
+                    break
+                time.sleep(0.5)
         answer.raise_for_status()
         return self.client(str(answer.json()["access_token"]))
 

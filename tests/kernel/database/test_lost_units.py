@@ -122,19 +122,21 @@ async def test_unit_of_work_7_only_routes_are_held(database: Database, monkeypat
         with pytest.raises(Unavailable):
             await database.work(lambda: time.sleep(1), entry=UnitContext("authentication"))
         await asyncio.sleep(0.3)
+    monkeypatch.setattr("corral.database.pool.LOST_AFTER", 2.0)
     assert await database.work(lambda: 1, entry=UnitContext("authentication")) == 1
 
 
 async def test_unit_of_work_7_losses_at_the_same_time_are_one(
     open_database: Callable[[], Database], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("corral.database.pool.LOST_AFTER", 0.3)
     database = open_database()
     await asyncio.gather(*[database.work(lambda: 1, read=True) for _ in range(20)])  # every connection is open
+    monkeypatch.setattr("corral.database.pool.LOST_AFTER", 0.3)
     lost = await asyncio.gather(
         *[database.work(lambda: time.sleep(1), entry=SLOW, read=True) for _ in range(3)], return_exceptions=True
     )
     assert [type(each) for each in lost] == [Unavailable] * 3
+    monkeypatch.setattr("corral.database.pool.LOST_AFTER", 2.0)
     await asyncio.sleep(0.5)
     assert await database.work(lambda: 1, entry=SLOW, read=True) == 1
 
@@ -142,8 +144,8 @@ async def test_unit_of_work_7_losses_at_the_same_time_are_one(
 async def test_unit_of_work_7_what_waits_when_its_route_comes_to_be_held_is_refused(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("corral.database.pool.LOST_AFTER", 0.3)
-    work = [database.work(lambda: time.sleep(0.8), entry=SLOW) for _ in range(60)]
+    monkeypatch.setattr("corral.database.pool.LOST_AFTER", 1.0)  # a busy machine takes its time to connect
+    work = [database.work(lambda: time.sleep(2), entry=SLOW) for _ in range(60)]
     other = database.work(lambda: 1, entry=UnitContext("GET /other", request_id="r-2"))
     *answers, one = await asyncio.gather(*work, other, return_exceptions=True)
     codes = [each.code for each in answers if isinstance(each, Unavailable)]

@@ -15,7 +15,7 @@ import pytest
 
 from corral.errors import ContributionFailed
 from corral.plugins.thread_pool import PluginThreads, acting_plugin
-from corral.watchdog import GuardedFunction, Watchdog
+from corral.watchdog import GuardedFunction, ThreadAbandoned, Watchdog
 
 
 @pytest.fixture
@@ -109,6 +109,33 @@ def test_a_call_that_counted_on_a_busy_thread_gets_another(
     assert second.result(60) == "second"
     stop.set()
     assert blocked.result(60)
+
+
+def test_a_thread_that_has_ended_is_not_abandoned_in_the_place_of_another() -> None:
+    """A new thread gets the number of one that has ended. An exception before it has begun would hang who starts it."""
+    watchdog, stop, harmed = Watchdog(), threading.Event(), list[threading.Thread]()
+    ended = threading.Thread(target=int)
+    ended.start()
+    ended.join()
+
+    def work() -> None:
+        try:
+            while not stop.wait(0.01):
+                continue
+        except ThreadAbandoned:
+            harmed.append(threading.current_thread())
+
+    others = [threading.Thread(target=work) for _ in range(20)]
+    for other in others:
+        other.start()
+    watchdog.abandon(ended, None)
+    time.sleep(0.1)
+    stop.set()
+    for other in others:
+        other.join()
+    watchdog.stop()
+    assert harmed == []
+    assert ended.ident in {other.ident for other in others}, "this system numbers threads in another way"
 
 
 def test_the_end_waits_for_nobody() -> None:
