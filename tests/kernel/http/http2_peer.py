@@ -68,7 +68,7 @@ class Peer:
         self.flush()
         return stream
 
-    async def hear(self, stream: int, *kinds: type[h2.events.Event], seconds: float = 5.0) -> Any:
+    async def hear(self, stream: int, *kinds: type[h2.events.Event], seconds: float = 60.0) -> Any:
         """The first event of one of these kinds on the stream."""
         async with asyncio.timeout(seconds):
             while True:

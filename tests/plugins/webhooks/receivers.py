@@ -88,7 +88,7 @@ class Receiver:
     async def __aexit__(self, *error: object) -> None:
         await self.stop()
 
-    async def wait_for(self, count: int, *, seconds: float = 20.0) -> list[Message]:
+    async def wait_for(self, count: int, *, seconds: float = 60.0) -> list[Message]:
         """Wait until so many messages have come, and return them."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
