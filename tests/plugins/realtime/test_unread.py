@@ -75,7 +75,7 @@ async def deaf_socket(port: int, who: Client) -> AsyncIterator[None]:
 
 @pytest.fixture
 def quick_pings(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("corral.cli.asgi_servers.PING_SECONDS", 0.8)
+    monkeypatch.setattr("corral.cli.asgi_servers.PING_SECONDS", 1.5)
     monkeypatch.setattr("corral.cli.listener.UNREAD_SECONDS", 2)
     monkeypatch.setattr("corral_plugins.realtime.service.viewer.UNREAD_MS", 200)
 
