@@ -19,8 +19,9 @@ class BytesField(peewee.Field):
 class Review(Model):
     """A diff that people decide on.
 
-    `owner_id` is the person who opened the review, or for whom the agent worked that did. `is_awaited` is true if the
-    task waits for the decision. `stats` is `{files, additions, deletions}`.
+    `owner_id` is the person who opened the review, or for whom the agent worked that did. `is_awaited` is true if
+    the task waits for the decision, or runs again because of it; otherwise, a run that goes on may not know of it.
+    `stats` is `{files, additions, deletions}`.
     """
 
     visibility = SHARED

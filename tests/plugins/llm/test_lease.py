@@ -227,7 +227,8 @@ async def begun(kit: Any) -> None:
         await asyncio.sleep(0.01)
 
 
-async def test_a_lost_lease_is_reported_before_and_after_the_call(kit: Any) -> None:
+async def test_a_lost_lease_is_reported_before_and_after_the_call(kit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("corral_plugins.llm.service.task_leases.CHECK_SECONDS", 60.0)  # not during the call
     World.live = False
     with pytest.raises(Conflict) as before:
         await ask(kit)

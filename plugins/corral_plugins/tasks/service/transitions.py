@@ -169,6 +169,12 @@ def requeue_columns(row: TaskRow, *, delay_seconds: float = 0.0, available_at: s
     )
 
 
+def requeue_waiting(row: TaskRow, given: str) -> None:
+    """Queue a waiting task again. `given` is a JSON object, such as an answer, that the next claim includes."""
+    answer = msgspec.Raw(given.encode())
+    transition(row, "pending", resume=answer, resuming=True, **NOT_WAITING, **requeue_columns(row))
+
+
 def queue_columns(*, key: str, priority: int, queue_timeout: int | None, available_at: str, now: str) -> dict[str, Any]:
     """Return the queue columns of a pending task.
 
