@@ -368,7 +368,7 @@ def failed_notification(admin: httpx2.Client) -> str:
     """The id of a delivery that failed for good, because there is only one attempt."""
     assert admin.put("/settings/notifications/retry_schedule", json={"value": [0]}).status_code == 200
     assert admin.post("/tasks", json={"title": "tell people"}).status_code == 201
-    until = time.monotonic() + 20
+    until = time.monotonic() + 60
     while not (found := admin.get("/notifications/deliveries?status=failed").json()["items"]):
         assert time.monotonic() < until, "no delivery failed"
         time.sleep(0.1)
