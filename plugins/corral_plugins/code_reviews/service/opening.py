@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+import msgspec
+
 from corral import clock
 from corral.auth.principal import Principal, require_owner
 from corral.database.engine import Work
@@ -61,8 +63,9 @@ class CodeReviewsService:
         patch = await self._contents.of_request(new.patch, new.file_id, by=by)
         return await self._work(functools.partial(self.add, new, patch, by=by))
 
-    async def prepare(self, patch: str, *, pointer: str) -> PreparedPatch:
-        return await self._contents.prepare(patch, pointer=pointer)
+    async def prepare(self, patch: str, *, pointer: str, tainted: bool = False) -> PreparedPatch:
+        prepared = await self._contents.prepare(patch, pointer=pointer)
+        return msgspec.structs.replace(prepared, tainted=tainted)
 
     def add(self, new: NewReview, patch: PreparedPatch, *, by: Principal) -> ReviewFacts:
         return rows.facts_of(self.open_prepared(new, patch, by=by))

@@ -32,15 +32,16 @@ class ReviewTasks:
         text = patch.data[:SHOWN_BYTES].decode(errors="replace")
         for reviewer in rows.reviewers_of([row.id])[row.id]:
             if reviewer.kind == "agent" and row.owner_id is not None:
-                self._create(row, reviewer.reviewer_id, text, is_cut=len(patch.data) > SHOWN_BYTES)
+                self._create(row, reviewer.reviewer_id, text, patch)
 
-    def _create(self, row: Review, agent_id: str, text: str, *, is_cut: bool) -> None:
+    def _create(self, row: Review, agent_id: str, text: str, patch: PreparedPatch) -> None:
+        is_cut = len(patch.data) > SHOWN_BYTES
         shown = {"review_id": row.id, "revision": row.revision, "title": row.title, "patch": text, "is_cut": is_cut}
         new = NewTask(title=f"Review: {row.title}"[:200], instructions=INSTRUCTIONS, input=shown, agent_id=agent_id)
         try:
             by = self._accounts.principal_of(row.owner_id, "tasks.write")
             author = None if row.task_id is None else self._tasks.find_run(row.task_id)
-            origin = Origin(tainted=author is not None and author.tainted)
+            origin = Origin(tainted=patch.tainted or (author is not None and author.tainted))
             self._tasks.create(new, by=by, source={"type": "review", "id": row.id}, origin=origin)
         except Problem as problem:  # people can still review
             log.warning("no task was created for a reviewer", extra={"review": row.id, "code": problem.code})
