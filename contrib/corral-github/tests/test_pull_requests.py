@@ -119,7 +119,8 @@ async def test_a_decision_is_posted_with_the_comments_at_their_lines(world: Worl
     (post,) = await world.listed("posts")
     name = world.member.user["full_name"]
     assert posted["body"] == (
-        f"**Changes requested** by {name} in Corral.\n\nAlmost.\n\nTest it, please.\n\n<!-- corral-github:{post['id']} -->"
+        f"**Changes requested** by {name} in Corral.\n\nAlmost.\n\nTest it, please.\n\n"
+        f"<!-- corral-github:{post['id']} -->"
     )
     assert (post["status"], post["number"], post["attempts"]) == ("posted", 7, 1)
     assert post["url"] == "https://github.com/octo/hello/pull/7#pullrequestreview-80"
