@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import hmac
 import json
@@ -17,6 +18,7 @@ from corral_github.plugin import GitHubPlugin
 
 from corral.redact.redactor import Redactor
 from corral.testing.kit import PASSWORD, Answer, Client, Kit
+from corral.testing.server import ServerProcess
 
 sys.path.insert(0, str(Path(__file__).parent))
 from recorded_github import TOKEN, WEBHOOK_SECRET, RecordedGitHub, recorded
@@ -28,6 +30,19 @@ ALLOWED = {"egress.allow": ["127.0.0.1"]}
 def signature(body: bytes, secret: str = WEBHOOK_SECRET) -> str:
     """Return the header X-Hub-Signature-256."""
     return "sha256=" + hmac.new(secret.encode(), body, hashlib.sha256).hexdigest()
+
+
+@contextlib.contextmanager
+def serving(folder: Path, **options: Any) -> Iterator[ServerProcess]:
+    """Run a server with the plugin in a process of its own, however long a busy machine takes to start it."""
+    config = folder / "corral.toml"
+    config.write_text('[plugins]\nenabled = ["github"]\n')
+    environ = {"CORRAL_CONFIG": str(config), "CORRAL_EGRESS_ALLOW": "127.0.0.1"}
+    server = ServerProcess(folder, environ=environ, **options)
+    try:
+        yield server.start(seconds=200)
+    finally:
+        server.kill()
 
 
 class World:

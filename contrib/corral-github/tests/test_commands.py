@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shlex
 import subprocess
@@ -11,33 +10,37 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from click.testing import CliRunner
+from conftest import serving
+from corral_github.commands import github_command_group
 from recorded_github import TOKEN, WEBHOOK_SECRET, RecordedGitHub
 
-from corral.testing.server import EMAIL, PASSWORD, ServerProcess
+from corral.testing.server import ServerProcess
 
 README = Path(__file__).parents[1] / "README.md"
 SET_UP = ("pip install", "corral plugins enable")
 
 
 class Shell:
-    """Types commands as the admin of a server, in a folder with the files that the README names."""
+    """Types commands as the admin of a server, in a folder with the files that the README names.
+
+    Commands of the plugin run in this process, because a process takes a second to start.
+    """
 
     def __init__(self, folder: Path, server: ServerProcess) -> None:
         self._folder = folder
-        self._environ = {**server.environ, "XDG_CONFIG_HOME": str(folder / "home"), "COLUMNS": "240"}
-        for name, text in (("password", PASSWORD), ("token.txt", TOKEN), ("webhook.txt", WEBHOOK_SECRET)):
+        token = server.sign_in().headers["Authorization"].removeprefix("Bearer ")
+        self._environ = {**server.environ, "CORRAL_URL": server.address, "CORRAL_TOKEN": token, "COLUMNS": "240"}
+        for name, text in (("token.txt", TOKEN), ("webhook.txt", WEBHOOK_SECRET)):
             (folder / name).write_text(text)
-        self.type("login", server.address, "--email", EMAIL, "--password-file", "password")
 
     def type(self, *arguments: str, status: int = 0) -> str:
-        done = subprocess.run(
-            [sys.executable, "-m", "corral", *arguments],
-            env={**os.environ, **self._environ},
-            cwd=self._folder,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        if arguments[0] == "github":
+            shown = CliRunner().invoke(github_command_group, arguments[1:], env=self._environ)
+            assert shown.exit_code == status, shown.output
+            return shown.output
+        command = [sys.executable, "-m", "corral", *arguments]
+        done = subprocess.run(command, env=self._environ, cwd=self._folder, capture_output=True, text=True, check=False)
         assert done.returncode == status, done.stdout + done.stderr
         return done.stdout + done.stderr
 
@@ -48,11 +51,8 @@ class Shell:
 def test_the_commands_of_the_readme(tmp_path: Path, github: RecordedGitHub) -> None:
     commands = re.findall(r"^\$ (.*?)(?: +#.*)?$", README.read_text("utf-8"), re.MULTILINE)
     typed = [shlex.split(each)[1:] for each in commands if not each.startswith(SET_UP)]
-    config = tmp_path / "corral.toml"
-    config.write_text('[plugins]\nenabled = ["github"]\n')
-    environ = {"CORRAL_EGRESS_ALLOW": "127.0.0.1", "CORRAL_CONFIG": str(config)}
     printed = {}
-    with ServerProcess(tmp_path, environ=environ) as server:
+    with serving(tmp_path) as server:
         shell = Shell(tmp_path, server)
         shell.type("agents", "create", "author")
         assert "No repository is connected" in shell.type("github", "list")

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ALLOWED, PLUGINS, World, signature
+from conftest import ALLOWED, PLUGINS, World, serving, signature
 from corral_github.plugin import GitHubPlugin
 from corral_github.service.threads import LEASE_SECONDS
 from recorded_github import TOKEN, WEBHOOK_SECRET, RecordedGitHub, recorded
 
 from corral import clock
 from corral.testing.kit import Client, make_kernel
-from corral.testing.server import PASSWORD, ServerProcess
+from corral.testing.server import PASSWORD
 
 
 async def test_a_host_that_is_down_for_an_hour_gets_everything_once(world: World) -> None:
@@ -212,10 +212,7 @@ async def test_a_process_that_is_killed_between_the_post_and_its_record_does_not
 
 def _killed_while_posting(folder: Path, github: RecordedGitHub) -> None:
     """Run a server that receives a pull request, and kill it while it waits for the answer to its post."""
-    config = folder / "corral.toml"
-    config.write_text('[plugins]\nenabled = ["github"]\n')
-    environ = {"CORRAL_CONFIG": str(config), "CORRAL_EGRESS_ALLOW": "127.0.0.1"}
-    with ServerProcess(folder, database_url=f"sqlite:///{folder}/corral.db", environ=environ) as server:
+    with serving(folder, database_url=f"sqlite:///{folder}/corral.db") as server:
         admin = server.sign_in()
         admin.post("/auth/reauth", json={"password": PASSWORD}).raise_for_status()
         for name, value in (("github-token", TOKEN), ("github-webhook", WEBHOOK_SECRET)):
