@@ -195,6 +195,19 @@ setup(
             "workers = corral_plugins.workers.commands:workers_command_group",
             "workflows = corral_plugins.workflows.commands:workflows_command_group",
         ],
+        "corral.status": [
+            "approvals = corral_plugins.approvals.status:approval_status",
+            "budget = corral_plugins.cost.status:budget_status",
+            "channels = corral_plugins.notifications.status:channel_status",
+            "circuit-breakers = corral_plugins.circuit_breakers.status:breaker_status",
+            "code-reviews = corral_plugins.code_reviews.status:review_status",
+            "dead-letters = corral_plugins.dead_letter.status:letter_status",
+            "disabled-triggers = corral_plugins.triggers.status:trigger_status",
+            "failed-runs = corral_plugins.workflows.status:run_status",
+            "kill-switch = corral_plugins.admin.status:kill_switch_status",
+            "ssh-connections = corral_plugins.ssh.status:connection_status",
+            "webhooks = corral_plugins.webhooks.status:webhook_status",
+        ],
         # The name equals the module, or pytest registers it twice.
         "pytest11": [
             "corral.testing.plugin = corral.testing.plugin",

@@ -135,6 +135,7 @@ workflows delete Greeting
 triggers create Daily --cron @daily --task "{{{{ trigger.name }}}} report"
 triggers list
 triggers show Daily
+triggers edit Daily --cron "0 7 * * *"
 triggers test Daily --next 2
 triggers fire Daily
 triggers history Daily

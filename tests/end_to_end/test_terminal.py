@@ -7,25 +7,24 @@ from __future__ import annotations
 
 import json
 import os
-import pty
 import re
 import signal
 import stat
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pyotp
 import pytest
+from tests.end_to_end.terminal import Terminal, signed_in, until
 from tests.kernel.cli.warm import warm
 
 from corral.cli.output import format_ms
 from corral.cli.saved_sessions import SavedSessions
 from corral.clock import parse_instant
-from corral.testing.server import EMAIL, PASSWORD, ServerProcess
+from corral.testing.server import EMAIL, PASSWORD
 
 SCRIPTS = """
 [plugins.llm.scripts.asks]
@@ -39,52 +38,9 @@ turns = [{ error = { status = 400, message = "No such thing." } }]
 HEAVY = ("peewee", "quart", "jsonschema", "cryptography", "pydantic_ai", "structlog", "hypercorn", "corral.kernel")
 
 
-class Terminal:
-    """`terminal("agents", "list")`: the command of a person who has signed in to the server."""
-
-    def __init__(self, folder: Path, server: ServerProcess) -> None:
-        self.folder, self.server, self.address = folder, server, server.address
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("CORRAL_")}
-        self.environ = {**kept, "XDG_CONFIG_HOME": str(folder / "config"), "COLUMNS": "200"}
-        self.sessions = SavedSessions(folder / "config" / "corral")
-
-    def run(
-        self, *arguments: str, stdin: str = "", environ: Mapping[str, str] | None = None
-    ) -> subprocess.CompletedProcess[str]:
-        done = warm().run(arguments, cwd=self.folder, environ={**self.environ, **(environ or {})}, stdin=stdin)
-        assert "Traceback" not in done.stderr, done.stderr
-        return done
-
-    def __call__(self, *arguments: str, stdin: str = "", **environ: str) -> str:
-        """What the command, which succeeds, prints."""
-        done = self.run(*arguments, stdin=stdin, environ=environ)
-        assert done.returncode == 0, done
-        return done.stdout
-
-    def json(self, *arguments: str) -> Any:
-        return json.loads(self(*arguments, "--json"))
-
-    def on_a_terminal(self, *arguments: str, **environ: str) -> str:
-        """What a person sees, colours included."""
-        ours, theirs = pty.openpty()
-        command = [sys.executable, "-m", "corral", *arguments]
-        subprocess.run(
-            command, cwd=self.folder, env={**self.environ, "TERM": "xterm", **environ}, stdout=theirs, check=True
-        )
-        os.close(theirs)
-        with os.fdopen(ours, "rb", buffering=0) as screen:
-            return screen.read(65536).decode()
-
-
 @pytest.fixture(scope="module")
 def terminal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Terminal]:
-    folder = tmp_path_factory.mktemp("terminal")
-    config = folder / "corral.toml"
-    config.write_text(SCRIPTS)
-    with ServerProcess(folder, arguments=(), environ={"CORRAL_CONFIG": str(config)}) as server:
-        made = Terminal(folder, server)
-        (folder / "password").write_text(f"{PASSWORD}\n")
-        made("login", server.address, "--email", EMAIL, "--password-file", "password")
+    with signed_in(tmp_path_factory.mktemp("terminal"), SCRIPTS) as made:
         for name, model in (("Echo", "echo"), ("Asker", "asks"), ("Refuser", "refuses")):
             once = ("-f", 'retry_policy:={"max_attempts": 1}')
             made("agents", "create", name, "--model", f"scripted/{model}", "--tool", "human.ask", *once, "--start")
@@ -220,7 +176,7 @@ def test_a_task_is_created_watched_answered_and_shown(terminal: Terminal) -> Non
     watching = warm().start(
         ("tasks", "watch", made["id"]), cwd=terminal.folder, environ=terminal.environ, log=log, errors=err
     )
-    _until(lambda: err.exists() and "corral tasks answer" in err.read_text())
+    until(lambda: err.exists() and "corral tasks answer" in err.read_text())
     assert terminal.json("status")["waiting"]["items"][0]["id"] == made["id"]
     assert "Which colour?" in terminal("tasks", "show", "paint it")
     terminal("tasks", "answer", "Paint it", "blue")
@@ -249,7 +205,7 @@ def test_ctrl_c_leaves_the_task_and_names_the_command_that_finds_it(terminal: Te
     running = warm().start(
         ("run", "--agent", "Asker", "Leave it"), cwd=terminal.folder, environ=terminal.environ, log=out, errors=err
     )
-    _until(lambda: err.exists() and "waiting" in err.read_text())
+    until(lambda: err.exists() and "waiting" in err.read_text())
     running.send_signal(signal.SIGINT)
     assert running.wait(30) == 130
     told = err.read_text()
@@ -302,7 +258,7 @@ def test_a_retried_task_that_has_not_ended_again_is_watched(terminal: Terminal) 
         log=terminal.folder / "again.out",
         errors=err,
     )
-    _until(lambda: err.exists() and "The agent is offline" in err.read_text())
+    until(lambda: err.exists() and "The agent is offline" in err.read_text())
     terminal("agents", "start", "Refuser")
     assert watching.wait(30) == 1
     assert "Traceback" not in err.read_text()
@@ -376,7 +332,11 @@ workflows edit Nothing -f description=x -> workflows list
 workflows delete Nothing -> workflows list
 workflows cancel ID -> workflows runs
 workflows pause ID -> workflows runs
-workflows resume Nothing -> workflows runs
+workflows resume Nothing -> workflows list
+workflows show-run Nothing/1 -> workflows list
+triggers edit Nothing --cron @daily -> triggers list
+files list --task Nothing -> tasks list
+dead-letter show Nothing -> dead-letter list
 workflows retry ID -> workflows runs
 workflows answer ID step -f a=b -> workflows runs
 triggers show Nothing -> triggers list
@@ -466,7 +426,7 @@ def test_approvals_name_who_asks(terminal: Terminal) -> None:
     )
     terminal("workflows", "create", "Publish", "--input", str(steps))
     run = terminal.json("workflows", "run", "Publish")["id"]
-    _until(lambda: terminal.json("approvals", "list")["items"] != [])
+    until(lambda: terminal.json("approvals", "list")["items"] != [])
     for shown in (terminal("approvals", "list"), terminal("approvals", "show", "Publish it?")):
         assert "workflow Publish, run 1, step check" in shown
     terminal("workflows", "cancel", run)
@@ -489,7 +449,7 @@ def test_events_are_followed(terminal: Terminal) -> None:
     arguments = ("events", "--follow", "--limit", "0", "--type", "agent.created")
     following = warm().start(arguments, cwd=terminal.folder, environ=terminal.environ, log=out)
     number = iter(range(100))
-    _until(lambda: terminal("agents", "create", f"Event {next(number)}") and "agent.created" in out.read_text())
+    until(lambda: terminal("agents", "create", f"Event {next(number)}") and "agent.created" in out.read_text())
     following.send_signal(signal.SIGINT)
     assert following.wait(30) == 0
     assert "Traceback" not in out.read_text()
@@ -577,13 +537,6 @@ def test_client_commands_import_little(terminal: Terminal) -> None:
             [sys.executable, "-c", code], env=terminal.environ, cwd=terminal.folder, capture_output=True, text=True
         )
         assert done.stdout.splitlines()[-1] == "[]", done
-
-
-def _until(condition: Any) -> None:
-    until = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < until
-        time.sleep(0.05)
 
 
 def test_a_name_of_two_workflows_is_told_with_their_ids(terminal: Terminal) -> None:

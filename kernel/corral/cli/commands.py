@@ -7,7 +7,7 @@ import importlib
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from importlib import metadata
 from pathlib import Path
@@ -24,13 +24,15 @@ from corral.plugins import discovery
 from corral.plugins.discovery import Found
 
 if TYPE_CHECKING:
+    from corral.cli.api_client import ApiClient
     from corral.cli.command_sessions import Session
+    from corral.cli.status_parts import StatusPart
 
 T = TypeVar("T")
 
 MAX_HELP_CHARACTERS = 200  # characters; click truncates longer help texts, so the limit is high enough to wrap them
 FAILED, USAGE, REFUSED, PENDING = 1, 2, 3, 4
-COMMAND_GROUP = "corral.commands"  # entry points
+COMMAND_GROUP, STATUS_GROUP = "corral.commands", "corral.status"  # entry points
 
 
 class LazyGroup(click.Group):
@@ -113,6 +115,13 @@ class CommandContext:
         """Call a hook of each plugin that implements it, and yield `(plugin, result)`. See `contributed`."""
         return call_plugin_hook(_readable_config(), hook, what, lambda function: list(function(*arguments)))
 
+    def status_functions(self) -> Iterator[tuple[str, Callable[[ApiClient], StatusPart]]]:
+        """Yield the name and the function of each part that a plugin adds to `corral status`, sorted by name."""
+        points = tuple(metadata.entry_points(group=STATUS_GROUP))
+        own = [(found, point) for found in _callable_plugins(_readable_config()) for point in _own(found, points)]
+        for found, point in sorted(own, key=lambda item: item[1].name):
+            yield from ((point.name, function) for function in _guarded_call(found, "lines of the status", point.load))
+
 
 def _readable_config() -> Config:
     try:
@@ -180,7 +189,7 @@ def _plugin_commands(wanted: str | None = None) -> dict[str, click.Command]:
     commands: dict[str, click.Command] = {}
     points, with_hook = tuple(metadata.entry_points(group=COMMAND_GROUP)), []
     for found in _callable_plugins(_readable_config()):
-        own = [point for point in points if point.module.startswith(f"{found.module.rpartition('.')[0]}.")]
+        own = _own(found, points)
         if not own:
             with_hook.append(found)
         for point in own:
@@ -199,6 +208,11 @@ def _plugin_commands(wanted: str | None = None) -> dict[str, click.Command]:
                 if command.name is not None:
                     commands.setdefault(command.name, command)
     return commands
+
+
+def _own(found: Found, points: Iterable[metadata.EntryPoint]) -> list[metadata.EntryPoint]:
+    """Return those of the entry points that are in the package of the plugin."""
+    return [point for point in points if point.module.startswith(f"{found.module.rpartition('.')[0]}.")]
 
 
 def call_plugin_hook(config: Config, hook: str, what: str, call: Callable[[Any], T]) -> Iterator[tuple[str, T]]:

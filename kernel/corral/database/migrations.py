@@ -126,10 +126,8 @@ def own_connection(database: Database) -> Iterator[peewee.Database]:
     else:
         engine = peewee.PostgresqlDatabase(database.engine.database, prefer_psycopg3=True, connect_timeout=2)
     engine.connect()
-    try:
+    with contextlib.closing(engine):
         yield engine
-    finally:
-        engine.close()
 
 
 @contextlib.contextmanager

@@ -83,6 +83,7 @@ class DatabaseThread(threading.Thread, abc.ABC):
         self.lock = threading.Lock()
         self.lost = False
         self.running: QueuedUnit | None = None
+        self.batch: list[UnitOutcome] = []  # the units that have ended in the current transaction
         self.began, self.checks = 0.0, 0
 
     def run(self) -> None:
@@ -148,10 +149,6 @@ class DatabaseThread(threading.Thread, abc.ABC):
     @abc.abstractmethod
     def run_units(self, queued: QueuedUnit) -> list[UnitOutcome]:
         """Run the unit, and possibly further units from the queue, and return the outcomes to deliver."""
-
-    def units_to_rerun(self) -> list[QueuedUnit]:
-        """Return the other units of the abandoned transaction. They must run again."""
-        return []
 
     @abc.abstractmethod
     def close(self) -> None:
@@ -274,7 +271,7 @@ class DatabasePool:
             if thread.running is not queued:  # it has ended meanwhile
                 return
             thread.lost = True
-            others = thread.units_to_rerun()
+            others = [outcome.queued for outcome in thread.batch]  # rolled back as well, so they run again
         label, began, lost = queued.entry.label, thread.began, time.monotonic()
         call, stack = running_call_of(thread.ident or 0), thread.stack()
         guard = None if call is None else call.guard

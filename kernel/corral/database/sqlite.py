@@ -26,7 +26,7 @@ from corral.watchdog import ThreadAbandoned
 T = TypeVar("T")
 
 BATCH_UNITS, BATCH_SECONDS, GATHER_SECONDS = 64, 0.010, 0.004
-BUSY_TIMEOUT_MS = 5000
+BUSY_TIMEOUT_MS, BUSY_POLL_SECONDS = 5000, 0.001
 CUT_SECONDS = 0.1
 READERS = 4
 STEPS, STEP_BUDGET_SECONDS = 2000, 0.005
@@ -67,8 +67,7 @@ class SqliteDatabase(Database):
         """Return the connection of this thread. It is opened on first use."""
         if self.engine.is_closed():
             self.engine.connect()
-            if query_only:
-                self.engine.connection().execute("PRAGMA query_only=1")
+            self.engine.connection().execute("PRAGMA query_only=1" if query_only else "PRAGMA busy_timeout=0")
         connection: sqlite3.Connection = self.engine.connection()
         return connection
 
@@ -95,11 +94,8 @@ class SqliteDatabase(Database):
         return bool(time.perf_counter() > self._inline.deadline)
 
     def ping(self) -> None:
-        connection = sqlite3.connect(f"file:{self.engine.database}?mode=rw", uri=True, timeout=1)
-        try:
-            connection.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone()
-        finally:
-            connection.close()
+        with contextlib.closing(sqlite3.connect(f"file:{self.engine.database}?mode=rw", uri=True, timeout=1)) as opened:
+            opened.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone()
 
     def close_loop_connection(self) -> None:
         super().close_loop_connection()
@@ -179,16 +175,12 @@ class _WriterThread(_SqliteThread):
 
     def __init__(self, pool: DatabasePool) -> None:
         super().__init__(pool)
-        self.batch: list[UnitOutcome] = []
         self._expected = 0
-
-    def units_to_rerun(self) -> list[QueuedUnit]:
-        return [outcome.queued for outcome in self.batch]
 
     def run_units(self, queued: QueuedUnit, *, alone: bool = False) -> list[UnitOutcome]:
         self.batch = []
         try:
-            self.ensure_connection().execute("BEGIN IMMEDIATE")
+            self._begin()
         except (peewee.DatabaseError, sqlite3.Error) as error:
             return [UnitOutcome(queued, None, error=translate(error))]
         began = time.perf_counter()
@@ -199,6 +191,22 @@ class _WriterThread(_SqliteThread):
             following = None if alone else self._next_of_batch(began)
         self._expected = len(self.batch)
         return self._commit()
+
+    def _begin(self) -> None:
+        """Begin a write transaction.
+
+        SQLite itself would sleep for up to 100 ms between its tries, and miss the moments between the transactions of
+        another process that writes without a pause.
+        """
+        until = time.monotonic() + BUSY_TIMEOUT_MS / 1000
+        while True:
+            try:
+                self.ensure_connection().execute("BEGIN IMMEDIATE")
+                return
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > until:
+                    raise
+                time.sleep(BUSY_POLL_SECONDS)
 
     def _next_of_batch(self, began: float) -> QueuedUnit | None:
         """Return the next unit of the batch, or None if the batch is complete.

@@ -110,7 +110,7 @@ class ServerProcess:
         """The output that the server wrote to standard output and standard error."""
         return (self.folder / "server.log").read_text("utf-8", "replace")
 
-    def wait_for_log(self, text: str, *, seconds: float = 10.0) -> str:
+    def wait_for_log(self, text: str, *, seconds: float = 30.0) -> str:
         """Wait until the log contains a text, and return the log.
 
         A server may answer requests before it has printed that it is ready.
@@ -122,7 +122,7 @@ class ServerProcess:
             time.sleep(0.02)
         return log
 
-    def start(self, *, seconds: float = 20.0) -> Self:
+    def start(self, *, seconds: float = 60.0) -> Self:
         """Start the server and wait until it is ready. The startup time is appended to `ready_ms`, in milliseconds.
 
         Raise `RuntimeError` if the server exits, or is not ready within `seconds`.
@@ -191,7 +191,7 @@ class JobsProcess:
         """The output that the process wrote to standard output and standard error."""
         return (self.folder / "jobs.log").read_text("utf-8", "replace")
 
-    def start(self, *, seconds: float = 20.0) -> Self:
+    def start(self, *, seconds: float = 60.0) -> Self:
         """Start the process and wait until it runs jobs. Raise `RuntimeError` if this takes longer than `seconds`."""
         until = time.monotonic() + seconds
         log = self.folder / "jobs.log"

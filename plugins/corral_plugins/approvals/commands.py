@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 from typing import Any, get_args
@@ -9,6 +10,7 @@ from typing import Any, get_args
 import click
 
 from corral.cli.api_client import ApiClient, ApiClientError
+from corral.cli.object_names import ObjectNames
 from corral.cli.output import print_fields, print_table
 from corral.cli.request_body import body_option, field_option, read_body
 from corral.cli.server_connection import client_command
@@ -59,7 +61,7 @@ def print_approvals(client: ApiClient, items: list[Any], *, as_json: bool = Fals
         as_json=as_json,
         empty="There are no such approvals. Those that were decided: corral approvals list --status all",
         colour_of="status",
-        computed={"asked_by": RequesterNames(client).describe},
+        computed={"asked_by": functools.partial(_requester, ObjectNames(client))},
     )
 
 
@@ -69,13 +71,13 @@ def print_approvals(client: ApiClient, items: list[Any], *, as_json: bool = Fals
 def show_approval(client: ApiClient, *, approval: str, as_json: bool) -> None:
     """Show what is asked for, by whom, and what was decided."""
     found = _find(client, approval)
-    held = found["tool_call"] or {}
+    held, names = found["tool_call"] or {}, ObjectNames(client)
     shown = {
         "title": found["title"],
         "id": found["id"],
         "status": found["status"],
         "risk": found["risk"],
-        "asked by": RequesterNames(client).describe(found),
+        "asked by": _requester(names, found),
         "tool": held.get("tool"),
         "target": held.get("target"),
         "untrusted sources": held.get("taint_sources"),
@@ -83,16 +85,16 @@ def show_approval(client: ApiClient, *, approval: str, as_json: bool) -> None:
         "payload": _json(found["payload"]),
         "edited payload": _json(found["edited_payload"]) if found["edited_payload"] is not None else None,
         "payload hash": found["payload_sha256"],
-        "task": found["task_id"],
+        "task": f"{names.name('/tasks', found['task_id'], 'title')} ({found['task_id']})" if found["task_id"] else None,
         "workflow run": found["run_id"],
         "approvals": f"{found['approvals']} of {found['required']}",
-        "approvers": _approvers(found["approvers"]),
+        "approvers": _approvers(names, found["approvers"]),
         "you may decide": "yes" if found["can_decide"] else None,
         "expires": found["expires_at"],
-        "decisions": "\n".join(map(_decision_text, found["decisions"])),
+        "decisions": "\n".join(_decision_text(names, each) for each in found["decisions"]),
         "note": found["outcome_note"],
         "execution": (found["execution"] or {}).get("status"),
-        "comments": "\n".join(f"{each['author']['type']}: {each['body']}" for each in found["comments"]),
+        "comments": "\n".join(_comment_text(names, each) for each in found["comments"]),
     }
     print_fields(found, shown, as_json=as_json)
 
@@ -203,55 +205,43 @@ def _act(client: ApiClient, approval_id: str, action: str, body: dict[str, Any],
     click.echo(f"{changed['title']} ({changed['id']}) is {changed['status']}{count}.")
 
 
-PLACES = {"agent": ("/agents", "name"), "worker": ("/workers", "name"), "user": ("/admin/users", "email")}
+PLACES = {"agent": ("/agents", "name"), "worker": ("/workers", "name")}
 
 
-class RequesterNames:
-    """Describes in words who asked for approvals. Each name is requested once; what was deleted has only its id."""
-
-    def __init__(self, client: ApiClient) -> None:
-        self._client = client
-        me = client.get("/auth/me")
-        self._names = {f"/admin/users/{me['id']}": str(me["email"])}  # others' addresses are for admins only
-
-    def describe(self, approval: Any) -> str:
-        """Return for example `agent Buyer (task Order a server)` or `workflow Publish, run 3, step check`."""
-        asked, step = approval["requested_by"], approval["step"]
-        if asked["type"] == "workflow":
-            run = self._read(f"/workflow-runs/{asked['id']}")
-            if run is None:
-                return f"workflow run {asked['id']}"
-            name = self._name(f"/workflows/{run['workflow_id']}", "name")
-            return f"workflow {name}, run {run['number']}{f', step {step}' if step else ''}"
+def _requester(names: ObjectNames, approval: Any) -> str:
+    """Return for example `agent Buyer (task Order a server)` or `workflow Publish, run 3, step check`."""
+    asked, step = approval["requested_by"], approval["step"]
+    if asked["type"] == "workflow":
+        run = names.read(f"/workflow-runs/{asked['id']}")
+        if run is None:
+            return f"workflow run {asked['id']}"
+        name = names.name("/workflows", run["workflow_id"])
+        return f"workflow {name}, run {run['number']}{f', step {step}' if step else ''}"
+    if asked["type"] == "user":
+        name = names.user(asked["id"])
+    else:
         path, field = PLACES[asked["type"]]
-        name, task_id = self._name(f"{path}/{asked['id']}", field), approval["task_id"]
-        task = f" (task {self._name(f'/tasks/{task_id}', 'title')})" if task_id else ""
-        return f"{asked['type']} {name}{task}"
-
-    def _name(self, path: str, field: str) -> str:
-        if path not in self._names:
-            found = self._read(path)
-            self._names[path] = path.rpartition("/")[2] if found is None else str(found[field])
-        return self._names[path]
-
-    def _read(self, path: str) -> Any:
-        """Return what is at the path, or None if it was deleted or the caller may not read it."""
-        try:
-            return self._client.get(path)
-        except ApiClientError as error:
-            if error.status not in (403, 404):
-                raise
-            return None
+        name = names.name(path, asked["id"], field)
+    task_id = approval["task_id"]
+    task = f" (task {names.name('/tasks', task_id, 'title')})" if task_id else ""
+    return f"{asked['type']} {name}{task}"
 
 
-def _approvers(approvers: Any) -> str:
-    """Return who may decide: each role in the plural, and the ids of users."""
-    return ", ".join([*(f"{role}s" for role in approvers["roles"]), *(f"user {each}" for each in approvers["users"])])
+def _approvers(names: ObjectNames, approvers: Any) -> str:
+    """Return who may decide: each role in the plural, and users."""
+    users = (f"user {names.user(each)}" for each in approvers["users"])
+    return ", ".join([*(f"{role}s" for role in approvers["roles"]), *users])
 
 
-def _decision_text(decision: Any) -> str:
+def _decision_text(names: ObjectNames, decision: Any) -> str:
     note = f": {decision['note']}" if decision["note"] else ""
-    return f"{decision['decision']} by {decision['user_id']} at {decision['at']}{note}"
+    return f"{decision['decision']} by {names.user(decision['user_id'])} at {decision['at']}{note}"
+
+
+def _comment_text(names: ObjectNames, comment: Any) -> str:
+    author = comment["author"]
+    name = names.user(author["id"]) if author["type"] == "user" else names.name("/agents", author["id"])
+    return f"{author['type']} {name}: {comment['body']}"
 
 
 def _json(value: Any) -> str:

@@ -100,7 +100,8 @@ class CircuitBreakersPlugin(Plugin):
         if not found:
             return "ok", "All circuit breakers are closed."
         shown = "; ".join(f"{name}: {reason}" for name, reason in list(found.items())[:SHOWN])
-        return "degraded", f"{len(found)} circuit breakers are not closed. {shown}"
+        told = "1 circuit breaker is" if len(found) == 1 else f"{len(found)} circuit breakers are"
+        return "degraded", f"{told} not closed. {shown}"
 
     @hookimpl
     def corral_commands(self) -> Iterable[click.Command]:

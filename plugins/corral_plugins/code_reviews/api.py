@@ -182,8 +182,13 @@ class CodeReviews(Protocol):
     def open_for_task(self, diff: TaskDiff) -> ReviewFacts | None:
         """Open the review of a completed run, or add a revision to the review that sent the run back.
 
-        Return None if there is nothing to review.
+        Return None if there is nothing to review. If people sent the diff back before the run ended, the status of the
+        review is `changes_requested`, and the task must run again with `feedback`.
         """
+        ...
+
+    def feedback(self, review_id: str) -> dict[str, Any]:
+        """Return what the next run of a task receives: the reason and the unresolved comments."""
         ...
 
     def task_ended(self, review_id: str, *, status: str) -> None:

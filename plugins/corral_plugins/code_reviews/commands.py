@@ -11,13 +11,14 @@ from typing import Any, get_args
 import click
 
 from corral.cli.api_client import ApiClient, ApiClientError
+from corral.cli.object_names import ObjectNames
 from corral.cli.output import print_fields, print_table
 from corral.cli.server_connection import client_command
 from corral.ids import parse_id
 from corral_plugins.code_reviews.api import OPEN, ReviewStatus
 from corral_plugins.code_reviews.shapes import Severity, Side
 
-COLUMNS = ("title", "status", "revision", "round", "changes", "created_at", "id")
+COLUMNS = ("title", "status", "agent", "revision", "round", "changes", "created_at", "id")
 COLOURS = {"+": "green", "-": "red", "@": "cyan"}
 
 review_argument = click.argument("review")
@@ -32,14 +33,16 @@ def reviews_command_group() -> None:
 @reviews_command_group.command("list")
 @click.option("--status", type=click.Choice(get_args(ReviewStatus)), multiple=True, help="only these; repeatable")
 @click.option("--mine", is_flag=True, help="list only reviews that you were asked for")
-@click.option("--task", help="list only reviews of this task")
+@click.option("--task", metavar="TASK", help="list only reviews of this task, by title or id")
 @click.option("--limit", type=click.IntRange(1, 200), default=50, show_default=True, help="maximum number of reviews")
 @client_command
 def list_reviews(
     client: ApiClient, *, status: tuple[str, ...], mine: bool, task: str | None, limit: int, as_json: bool
 ) -> None:
     """List code reviews, newest first."""
-    query: dict[str, Any] = {"limit": limit, "status": list(status), "task_id": task}
+    query: dict[str, Any] = {"limit": limit, "status": list(status)}
+    query["task_id"] = _task_id(client, task) if task is not None else None
+    names = ObjectNames(client)
     query["reviewer"] = "me" if mine else None
     found = client.get("/code-reviews", **{name: value for name, value in query.items() if value})
     print_table(
@@ -48,7 +51,10 @@ def list_reviews(
         as_json=as_json,
         empty="There are no such code reviews.",
         colour_of="status",
-        computed={"changes": lambda review: _changes(review["stats"])},
+        computed={
+            "agent": lambda review: names.name("/agents", review["agent_id"]),
+            "changes": lambda review: _changes(review["stats"]),
+        },
     )
 
 
@@ -57,15 +63,16 @@ def list_reviews(
 @client_command
 def show_review(client: ApiClient, *, review: str, as_json: bool) -> None:
     """Show a review, its files and the comments that are about no line. `diff` shows the lines."""
-    found = _find(client, review)
+    found, names = _find(client, review), ObjectNames(client)
+    task = f"{names.name('/tasks', found['task_id'], 'title')} ({found['task_id']})" if found["task_id"] else None
     shown = {
         "title": found["title"],
         "id": found["id"],
         "status": found["status"],
         "revision": found["revision"],
         "round": found["round"],
-        "agent": found["agent_id"],
-        "task": found["task_id"],
+        "agent": names.name("/agents", found["agent_id"]),
+        "task": task,
         "repository": found["repo"],
         "from": found["head_ref"],
         "to": found["base_ref"],
@@ -73,12 +80,12 @@ def show_review(client: ApiClient, *, review: str, as_json: bool) -> None:
         "hash": found["patch_sha256"],
         "changes": _changes(found["stats"]),
         "files": "\n".join(map(_file_text, found["files"])),
-        "reviewers": "\n".join(map(_reviewer_text, found["reviewers"])),
+        "reviewers": "\n".join(_reviewer_text(names, each) for each in found["reviewers"]),
         "checks": "\n".join(f"{each['name']}: {each['status']}" for each in found["checks"]),
         "open blockers": found["open_blockers"] or None,
-        "decided by": found["decided_by"],
+        "decided by": names.user(found["decided_by"]) if found["decided_by"] else None,
         "note": found["decision_note"],
-        "comments": "\n".join(_comment_text(each) for each in found["comments"]),
+        "comments": "\n".join(_comment_text(names, each) for each in found["comments"]),
     }
     print_fields(found, shown, as_json=as_json)
 
@@ -104,16 +111,16 @@ def show_diff(
         click.echo(json.dumps({"revision": revision or found["revision"], "diff": text, "comments": found["comments"]}))
         return
     shows_current = against is None and revision in (None, found["revision"])
-    _print_diff(text, found if shows_current else {**found, "comments": []})
+    _print_diff(ObjectNames(client), text, found if shows_current else {**found, "comments": []})
 
 
 @reviews_command_group.command("open")
 @click.argument("title")
 @patch_argument
 @click.option("--agent", required=True, help="the name or id of the agent that made the diff")
-@click.option("--task", help="the id of its task")
+@click.option("--task", metavar="TASK", help="its task, by title or id")
 @click.option("--description", default="", help="what reviewers should know")
-@click.option("--reviewer", multiple=True, help="the id of a person who is asked; repeatable")
+@click.option("--reviewer", multiple=True, metavar="EMAIL|ID", help="a person who is asked; repeatable")
 @client_command
 def open_review(
     client: ApiClient,
@@ -129,9 +136,9 @@ def open_review(
     """Open a review of the diff in the file PATCH (- for the standard input)."""
     body: dict[str, Any] = {"title": title, "patch": _read_patch(patch), "description": description}
     body["agent_id"] = client.find("/agents", agent, kind="agent")["id"]
-    body["reviewers"] = [{"user_id": each} for each in reviewer]
+    body["reviewers"] = [{"user_id": _user_id(client, each)} for each in reviewer]
     if task is not None:
-        body["task_id"] = task
+        body["task_id"] = _task_id(client, task)
     _tell(client.post("/code-reviews", body), as_json=as_json)
 
 
@@ -244,6 +251,20 @@ def _find(client: ApiClient, review: str) -> dict[str, Any]:
     return dict(client.get(f"/code-reviews/{found[0]['id']}"))
 
 
+def _task_id(client: ApiClient, task: str) -> str:
+    return str(client.find("/tasks", task, kind="task", field="title")["id"])
+
+
+def _user_id(client: ApiClient, user: str) -> str:
+    """Return the id of the user with this id or address. Only admins find others by their addresses."""
+    me = client.get("/auth/me")
+    if parse_id(user) is not None or user.strip().casefold() == me["email"].casefold():
+        return user if parse_id(user) is not None else str(me["id"])
+    if me["role"] != "admin":
+        raise ApiClientError(f"only admins find users by their addresses; give the id of {user} instead")
+    return str(client.find("/admin/users", user, kind="user", field="email", listing="corral user list")["id"])
+
+
 def _act(client: ApiClient, found: dict[str, Any], action: str, body: dict[str, Any], *, as_json: bool) -> None:
     given = {name: value for name, value in body.items() if value is not None}
     _tell(client.post(f"/code-reviews/{found['id']}/{action}", given), as_json=as_json)
@@ -271,7 +292,7 @@ def _place(at: str) -> dict[str, Any]:
     return {"file": file, "line": int(first), "end_line": int(last or first)}
 
 
-def _print_diff(text: str, review: dict[str, Any]) -> None:
+def _print_diff(names: ObjectNames, text: str, review: dict[str, Any]) -> None:
     """Print a diff with the comments on its lines. Comments on no line come first."""
     at_line: dict[int, list[Any]] = defaultdict(list)
     places = _places(review["files"], text)
@@ -280,12 +301,12 @@ def _print_diff(text: str, review: dict[str, Any]) -> None:
         if comment["anchor"] == "active" and where is not None:
             at_line[where].append(comment)
         else:
-            click.echo(click.style(_comment_text(comment), fg="yellow"))
+            click.echo(click.style(_comment_text(names, comment), fg="yellow"))
     for number, line in enumerate(text.split("\n")[:-1], 1):
         is_header = line.startswith(("+++", "---", "diff "))
         click.echo(click.style(_printable(line), fg=None if is_header else COLOURS.get(line[:1]), bold=is_header))
         for comment in at_line[number]:
-            click.echo(click.style("    | " + _comment_text(comment).replace("\n", "\n    | "), fg="yellow"))
+            click.echo(click.style("    | " + _comment_text(names, comment).replace("\n", "\n    | "), fg="yellow"))
 
 
 def _places(files: list[Any], text: str) -> dict[tuple[str, str, int], int]:
@@ -307,7 +328,7 @@ def _places(files: list[Any], text: str) -> dict[tuple[str, str, int], int]:
     return found
 
 
-def _comment_text(comment: Any) -> str:
+def _comment_text(names: ObjectNames, comment: Any) -> str:
     """Return a comment with its author and, if it is not anchored to a line of the current revision, its place."""
     place = f" {comment['file']}" if comment["file"] else ""
     place += f":{comment['line']}" if comment["line"] else ""
@@ -316,7 +337,7 @@ def _comment_text(comment: Any) -> str:
     )
     state = "resolved " if comment["resolved"] else ""
     suggestion = f"\nsuggestion: {comment['suggestion']}" if comment["suggestion"] else ""
-    who = f"{comment['author']['type']} {comment['author']['id']}"
+    who = _who(names, comment["author"]["type"], comment["author"]["id"])
     return _printable(f"{state}{comment['severity']} by {who}{place}: {comment['body']}{suggestion}\n({comment['id']})")
 
 
@@ -326,7 +347,8 @@ def _printable(text: str) -> str:
 
 
 def _changes(stats: Any) -> str:
-    return f"{stats['files']} files, +{stats['additions']} -{stats['deletions']}"
+    files = "1 file" if stats["files"] == 1 else f"{stats['files']} files"
+    return f"{files}, +{stats['additions']} -{stats['deletions']}"
 
 
 def _file_text(file: Any) -> str:
@@ -335,6 +357,12 @@ def _file_text(file: Any) -> str:
     return f"{file['status']} {path} ({size})"
 
 
-def _reviewer_text(reviewer: Any) -> str:
-    who = f"user {reviewer['user_id']}" if reviewer["user_id"] else f"agent {reviewer['agent_id']}"
+def _who(names: ObjectNames, kind: str, identifier: str) -> str:
+    """Return the kind and the name of a person or an agent."""
+    return f"{kind} {names.user(identifier) if kind == 'user' else names.name('/agents', identifier)}"
+
+
+def _reviewer_text(names: ObjectNames, reviewer: Any) -> str:
+    kind = "user" if reviewer["user_id"] else "agent"
+    who = _who(names, kind, reviewer[f"{kind}_id"])
     return f"{who}: {reviewer['state']}{' (required)' if reviewer['required'] else ''}"

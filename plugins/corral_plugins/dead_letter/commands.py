@@ -3,28 +3,33 @@
 from __future__ import annotations
 
 import time
-from contextlib import AbstractContextManager
+from collections.abc import Callable
 from typing import Any
 
 import click
 
-from corral.cli.api_client import ApiClient
+from corral.cli.api_client import ApiClient, ApiClientError
+from corral.cli.object_names import ObjectNames
 from corral.cli.output import format_ms, print_fields, print_table, print_value
 from corral.cli.request_body import field_option, parse_fields
-from corral.cli.server_connection import client_command
+from corral.cli.server_connection import client_command, complete_names
+from corral.ids import parse_id
 
 PATH = "/dead-letter"
 REASONS = ("max_attempts", "crash_loop", "non_retryable", "expired", "budget", "manual")
 COLUMNS = ("created_at", "title", "reason", "error_type", "retry_count", "status", "id")
 POLL_SECONDS = 1.0
 
-letter_argument = click.argument("letter")
+letter_argument = click.argument("letter", shell_complete=complete_names(PATH, "title"))
 reason_option = click.option("--reason", type=click.Choice(REASONS), help="only letters with this reason")
 
 
 @click.group("dead-letter")
 def dead_letter_command_group() -> None:
-    """Show, retry and discard dead letters: the tasks that failed for good."""
+    """Show, retry and discard dead letters: the tasks that failed for good.
+
+    LETTER is an id, or the title or id of its task.
+    """
 
 
 @dead_letter_command_group.command("list")
@@ -55,15 +60,15 @@ def list_letters(client: ApiClient, *, status: str, reason: str | None, limit: i
 @client_command
 def show_letter(client: ApiClient, *, letter: str, as_json: bool) -> None:
     """Show a dead letter with the errors of its attempts."""
-    with _looking_for(client, letter):
-        found = client.get(f"{PATH}/{letter}")
+    found, names = client.get(f"{PATH}/{_id(client, letter)}"), ObjectNames(client)
     shown = {
         "title": found["title"],
+        "id": found["id"],
         "task": found["task_id"],
         "status": found["status"],
         "reason": found["reason"],
         "error": f"{found['error_type']}: {found['error_message']}",
-        "agent": found["agent_id"],
+        "agent": names.name("/agents", found["agent_id"]) if found["agent_id"] else None,
         "failed": found["created_at"],
         "first failed": found["first_failed_at"],
         "retries": found["retry_count"],
@@ -83,9 +88,9 @@ def retry_letter(client: ApiClient, *, letter: str, from_start: bool, fields: tu
     body: dict[str, Any] = {"from_checkpoint": not from_start}
     if fields:
         body["overrides"] = parse_fields(fields)
-    with _looking_for(client, letter):
-        retried = client.post(f"{PATH}/{letter}/retry", body)
-    print_value(retried, as_json=as_json, text=f"The task {retried['task_id']} is {retried['task']['status']}.")
+    retried = client.post(f"{PATH}/{_id(client, letter)}/retry", body)
+    text = f"The task {retried['title']} ({retried['task_id']}) is {retried['task']['status']}."
+    print_value(retried, as_json=as_json, text=text)
 
 
 @dead_letter_command_group.command("retry-all")
@@ -112,9 +117,9 @@ def retry_all_letters(
 @client_command
 def discard_letter(client: ApiClient, *, letter: str, as_json: bool) -> None:
     """Discard a dead letter. Its task stays failed."""
-    with _looking_for(client, letter):
-        client.send("DELETE", f"{PATH}/{letter}")
-    print_value({"id": letter, "status": "discarded"}, as_json=as_json, text=f"Discarded {letter}.")
+    found = _id(client, letter)
+    client.send("DELETE", f"{PATH}/{found}")
+    print_value({"id": found, "status": "discarded"}, as_json=as_json, text=f"Discarded {letter}.")
 
 
 @dead_letter_command_group.command("stats")
@@ -135,8 +140,31 @@ def show_stats(client: ApiClient, *, as_json: bool) -> None:
     print_fields(found, shown, as_json=as_json)
 
 
-def _looking_for(client: ApiClient, letter: str) -> AbstractContextManager[None]:
-    return client.looking_for("dead letter", letter, "corral dead-letter list --status all")
+def _id(client: ApiClient, letter: str) -> str:
+    """Return the id of the dead letter with this id, or of the newest one of the task with this title or id."""
+    if parse_id(letter) is None:
+        found = _letters_of(client, letter, lambda each: each["title"].casefold() == letter.strip().casefold())
+    else:
+        try:
+            return str(client.get(f"{PATH}/{letter}")["id"])
+        except ApiClientError as error:
+            if error.status != 404:
+                raise
+        task = ObjectNames(client).read(f"/tasks/{letter}")
+        found = _letters_of(client, task["title"], lambda each: each["task_id"] == letter) if task else []
+    if not found:
+        told = f"there is no dead letter of {letter} at {client.url}"
+        raise ApiClientError(f"{told}; corral dead-letter list --status all shows what there is", 404)
+    if len({each["task_id"] for each in found}) > 1:
+        ids = ", ".join(each["id"] for each in found)
+        raise ApiClientError(f"{len(found)} dead letters have the title {letter}; give the id instead: {ids}")
+    return str(found[0]["id"])
+
+
+def _letters_of(client: ApiClient, title: str, is_meant: Callable[[Any], bool]) -> list[Any]:
+    """Return the letters with a title that are meant, newest first: the open ones, or if there are none, all."""
+    found = [each for each in client.get(PATH, search=title, status="all", limit=200)["items"] if is_meant(each)]
+    return [each for each in found if each["status"] == "open"] or found
 
 
 def _attempt(attempt: Any) -> str:

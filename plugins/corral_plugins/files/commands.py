@@ -3,51 +3,67 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from corral.cli.api_client import ApiClient, ApiClientError
+from corral.cli.object_names import ObjectNames
 from corral.cli.output import config_option, json_option, print_fields, print_table, print_value
 from corral.cli.server_connection import client_command, complete_names
 
 if TYPE_CHECKING:
     from corral.plugin import OpenSession
 
-COLUMNS = ("name", "size", "detected_type", "visibility", "task_id", "created_at", "id")
+F = TypeVar("F", bound=Callable[..., Any])
+
+COLUMNS = ("name", "size", "detected_type", "visibility", "task", "created_at", "id")
 SOURCES = ("user", "worker", "agent", "export", "step")
 UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
 
 file_argument = click.argument("file", shell_complete=complete_names("/files"))
 
 
+def _task_option(help_text: str) -> Callable[[F], F]:
+    return click.option(
+        "--task", metavar="TASK", help=f"{help_text}, by title or id", shell_complete=complete_names("/tasks", "title")
+    )
+
+
 @click.group("files")
 def files_command_group() -> None:
-    """Store, read and share files: inputs of tasks and what comes out of them."""
+    """Store, read and share files: inputs of tasks and what comes out of them. FILE is an id or a name."""
 
 
 @files_command_group.command("list")
-@click.option("--task", "task_id", metavar="ID", help="list only files of this task")
+@_task_option("list only files of this task")
 @click.option("--search", help="list only files whose name contains this text")
 @click.option("--source", type=click.Choice(SOURCES), help="list only files that this kind of caller made")
 @client_command
-def list_files(client: ApiClient, *, as_json: bool, **filters: str | None) -> None:
+def list_files(client: ApiClient, *, task: str | None, as_json: bool, **filters: str | None) -> None:
     """List the files that you may read, newest first."""
     query = {name: value for name, value in filters.items() if value is not None}
+    if task is not None:
+        query["task_id"] = _task_id(client, task)
+    names = ObjectNames(client)
     print_table(
         list(client.pages("/files", **query)),
         COLUMNS,
         as_json=as_json,
         empty="There are no such files. Store one: corral files upload PATH",
-        computed={"size": lambda file: format_bytes(file["size_bytes"])},
+        computed={
+            "size": lambda file: format_bytes(file["size_bytes"]),
+            "task": lambda file: names.name("/tasks", file["task_id"], "title"),
+        },
     )
 
 
 @files_command_group.command("upload")
 @click.argument("path", type=click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path))
 @click.option("--name", help="name of the file (default: the name of PATH)")
-@click.option("--task", "task_id", metavar="ID", help="task that the file belongs to")
+@_task_option("task that the file belongs to")
 @click.option("--share", is_flag=True, help="let everyone who may read the task read the file")
 @click.option("--expires-at", metavar="TIME", help="delete the file at this time, such as 2030-01-31T12:00:00Z")
 @client_command
@@ -56,17 +72,17 @@ def upload_file(
     *,
     path: Path,
     name: str | None,
-    task_id: str | None,
+    task: str | None,
     share: bool,
     expires_at: str | None,
     as_json: bool,
 ) -> None:
     """Store a file, or standard input if PATH is `-`."""
-    if share and task_id is None:
-        raise click.UsageError("--share needs --task ID: a file is shared with the readers of its task")
+    if share and task is None:
+        raise click.UsageError("--share needs --task TASK: a file is shared with the readers of its task")
     given = {"name": name, "visibility": "task" if share else None, "expires_at": expires_at}
     fields = {key: value for key, value in given.items() if value is not None}
-    query = {} if task_id is None else {"task_id": task_id}
+    query = {} if task is None else {"task_id": _task_id(client, task)}
     with sys.stdin.buffer if str(path) == "-" else path.open("rb") as content:
         shown = name or ("stdin" if str(path) == "-" else path.name)
         made = client.upload("/files/upload", content, shown, query=query, fields=fields)
@@ -107,7 +123,7 @@ def show_file(client: ApiClient, *, file: str, link: bool, as_json: bool) -> Non
     """Show a file, and with --link a link to it."""
     found = _find(client, file)
     made = client.get(f"/files/{found['id']}/url") if link else {}
-    said = found["content_type"] if found["type_mismatch"] else None
+    said, names = found["content_type"] if found["type_mismatch"] else None, ObjectNames(client)
     shown = {
         "name": found["name"],
         "id": found["id"],
@@ -116,8 +132,8 @@ def show_file(client: ApiClient, *, file: str, link: bool, as_json: bool) -> Non
         "uploaded as": said,
         "sha256": found["sha256"],
         "visibility": found["visibility"],
-        "task": found["task_id"],
-        "owner": found["owner_id"],
+        "task": f"{names.name('/tasks', found['task_id'], 'title')} ({found['task_id']})" if found["task_id"] else None,
+        "owner": names.user(found["owner_id"]) if found["owner_id"] else None,
         "made by": found["source"]["type"],
         "created": found["created_at"],
         "expires": found["expires_at"],
@@ -129,15 +145,17 @@ def show_file(client: ApiClient, *, file: str, link: bool, as_json: bool) -> Non
 
 @files_command_group.command("share")
 @file_argument
-@click.option("--task", "task_id", metavar="ID", help="task with whose readers the file is shared")
+@_task_option("task with whose readers the file is shared")
 @click.option("--off", is_flag=True, help="make the file private again")
 @client_command
-def share_file(client: ApiClient, *, file: str, task_id: str | None, off: bool, as_json: bool) -> None:
+def share_file(client: ApiClient, *, file: str, task: str | None, off: bool, as_json: bool) -> None:
     """Share a file with everyone who may read its task, or make it private again."""
     found = _find(client, file)
-    if not off and task_id is None and found["task_id"] is None:
-        raise click.UsageError("the file belongs to no task; name one with --task ID")
-    body = {"visibility": "private" if off else "task", **({} if task_id is None else {"task_id": task_id})}
+    if not off and task is None and found["task_id"] is None:
+        raise click.UsageError("the file belongs to no task; name one with --task TASK")
+    body = {"visibility": "private" if off else "task"}
+    if task is not None:
+        body["task_id"] = _task_id(client, task)
     changed = client.send("PATCH", f"/files/{found['id']}", body=body)
     text = f"{changed['name']} is private." if off else f"{changed['name']} is shared with its task."
     print_value(changed, as_json=as_json, text=text)
@@ -202,6 +220,10 @@ def format_bytes(size: int) -> str:
     while value >= 1024 and unit < len(UNITS) - 1:
         value, unit = value / 1024, unit + 1
     return f"{value:.0f} {UNITS[unit]}" if unit == 0 or value >= 100 else f"{value:.1f} {UNITS[unit]}"
+
+
+def _task_id(client: ApiClient, task: str) -> str:
+    return str(client.find("/tasks", task, kind="task", field="title")["id"])
 
 
 def _find(client: ApiClient, file: str) -> Any:

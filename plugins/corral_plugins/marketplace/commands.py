@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import shlex
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -79,7 +80,7 @@ def show_template(client: ApiClient, *, template: str, version: str | None, is_m
     if is_manifest:
         click.echo(json.dumps(found["manifest"], indent=2, ensure_ascii=False))
         return
-    properties = found["parameters"].get("properties", {})
+    properties, required = found["parameters"].get("properties", {}), found["parameters"].get("required", ())
     shown = {
         "name": found["name"],
         "version": found["version"],
@@ -89,7 +90,7 @@ def show_template(client: ApiClient, *, template: str, version: str | None, is_m
         "tools": found["permissions"]["tools"],
         "secrets": found["permissions"]["secrets"],
         "hosts": found["permissions"]["egress"],
-        "parameters": [f"{name} ({each.get('title', name)})" for name, each in properties.items()],
+        "parameters": "\n".join(_parameter_text(name, each, required) for name, each in properties.items()),
         "problems": [each["detail"] for each in found["problems"]],
         "findings": [f"{each['severity']}: {each['detail']}" for each in found["findings"]],
         "readme": found["readme"],
@@ -129,8 +130,8 @@ def install_template(client: ApiClient, *, template: str, as_json: bool, **optio
     click.echo(f"Installed {made['slug']} {made['version']} ({made['id']}).")
     click.echo(f"Remove it again: corral template uninstall {made['id']}")
     for each in made["created"]:
-        if each["kind"] == "agent":
-            click.echo(f'Start the agent: corral agents start "{each["name"]}"')
+        if each["kind"] in BEGINNINGS:
+            click.echo(f"{BEGINNINGS[each['kind']]} {shlex.quote(each['name'])}")
 
 
 @template_command_group.command("installations")
@@ -183,7 +184,11 @@ def uninstall_installation(client: ApiClient, *, installation: str, force: bool,
     """Remove what an installation created, except what people edited or use."""
     body = {"force": force, "dry_run": dry_run}
     result = client.post(f"/marketplace/installations/{_find_installation(client, installation)}/uninstall", body)
-    text = "\n".join(_removal_lines(result)) or "There is nothing left to remove."
+    lines = _removal_lines(result)
+    if {each["reason"] for each in result["kept"]} & REPEATABLE and not dry_run:
+        again = "corral template uninstall " + installation + (" --force" if force else "")
+        lines.append(f"Then remove the rest: {again}")
+    text = "\n".join(lines) or "There is nothing left to remove."
     print_value(result, as_json=as_json, text=text)
 
 
@@ -275,6 +280,41 @@ def _body(
     return {**body, **({"version": version} if version else {})}
 
 
+BOUNDS = {
+    "minimum": "at least",
+    "exclusiveMinimum": "more than",
+    "maximum": "at most",
+    "exclusiveMaximum": "less than",
+    "multipleOf": "a multiple of",
+    "minLength": "characters at least",
+    "maxLength": "characters at most",
+    "minItems": "items at least",
+    "maxItems": "items at most",
+    "pattern": "pattern",
+    "format": "format",
+}
+"""The words of JSON Schema that limit a parameter, as people read them."""
+
+
+def _parameter_text(name: str, schema: Json, required: Collection[str]) -> str:
+    """Describe a parameter, for example `retries: integer, at least 0, default 3 (How often to try)`."""
+    kind = schema.get("type", "any value")
+    facts = ["required"] if name in required and "default" not in schema else []
+    facts.append(" or ".join(kind) if isinstance(kind, list) else kind)
+    if "enum" in schema:
+        facts.append(f"one of {', '.join(map(_value_text, schema['enum']))}")
+    facts += [f"{words} {_value_text(schema[word])}" for word, words in BOUNDS.items() if word in schema]
+    if "default" in schema:
+        facts.append(f"default {_value_text(schema['default'])}")
+    about = schema.get("description") or schema.get("title")
+    return f"{name}: {', '.join(facts)}{f' ({about})' if about else ''}"
+
+
+def _value_text(value: Any) -> str:
+    """Return a value as `--parameter` takes it: a text as it is, and everything else as JSON."""
+    return (value or '""') if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
 def _print_missing(found: Json) -> None:
     missing = found["missing"]
     for plugin in found.get("missing_plugins", ()):
@@ -290,7 +330,41 @@ def _print_missing(found: Json) -> None:
 
 def _removal_lines(result: Json) -> list[str]:
     lines = [f"removed {each['kind']} {each['name']}" for each in result["removed"]]
-    return lines + [f"kept {each['kind']} {each['name']}: {each['reason']}" for each in result["kept"]]
+    return lines + [f"kept {each['kind']} {each['name']}: {_reason_text(each)}" for each in result["kept"]]
+
+
+REASONS = {
+    "edited": "edited. Remove it nevertheless: --force",
+    "running": "running",
+    "in_use": "in use by something that stays",
+    "reused": "it was there before the installation",
+    "plugin_required": "the plugin of its kind is not active",
+}
+REPEATABLE = {"running", "in_use", "plugin_required"}
+"""The reasons after which the same command removes more, once they are gone."""
+ENDS = {
+    "agent": "Stop it: corral agents stop",
+    "workflow": "See what runs: corral workflows runs",
+    "trigger": "See what it does: corral triggers history",
+}
+"""The command that ends the work of an object, by its kind. The name is added."""
+
+
+BEGINNINGS = {
+    "agent": "Start the agent: corral agents start",
+    "workflow": "Run the workflow: corral workflows run",
+    "trigger": "Enable the trigger: corral triggers toggle --on",
+    "notification_rule": "Enable the rule: corral notifications edit-rule --enable",
+}
+"""The command that switches an installed object on, by its kind. The name is added."""
+
+
+def _reason_text(kept: Json) -> str:
+    """Return why an object stays, and the command after which it can be removed."""
+    reason = REASONS.get(kept["reason"], str(kept["reason"]))
+    if kept["reason"] == "running" and kept["kind"] in ENDS:
+        reason += f". {ENDS[kept['kind']]} {shlex.quote(kept['name'])}"
+    return reason
 
 
 def _find_installation(client: ApiClient, name: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import click
 
 from corral.cli.api_client import ApiClient, ApiClientError
+from corral.cli.object_names import ObjectNames
 from corral.cli.output import format_ms, print_fields, print_table, print_value
 from corral.cli.request_body import body_option, field_option, read_body
 from corral.cli.server_connection import client_command, complete_names
@@ -18,8 +20,12 @@ from corral.ids import parse_id
 COLUMNS = ("created_at", "severity", "title", "count", "read", "id")
 CHANNEL_COLUMNS = ("name", "type", "enabled", "status", "last_success_at", "used_by", "id")
 RULE_COLUMNS = ("name", "events", "min_severity", "channels", "enabled", "id")
-DELIVERY_COLUMNS = ("created_at", "status", "count", "title", "attempts", "next_attempt_at", "last_error", "id")
+DELIVERY_COLUMNS = ("title", "count", "channel", "rule", "status", "attempts", "next_attempt_at", "last_error", "id")
 PREVIEW_COLUMNS = ("sent_at", "severity", "count", "group_key", "titles")
+WARNINGS = {
+    "unresolved_host": "the host name of the URL does not resolve",
+    "not_redactable": "the secret is so short that Corral cannot hide it in logs",
+}
 STATUSES = ("pending", "retrying", "succeeded", "failed", "cancelled", "suppressed")
 
 CHANNELS, RULES = "/notifications/channels", "/notifications/rules"
@@ -95,6 +101,7 @@ def list_channels(client: ApiClient, *, as_json: bool) -> None:
         colour_of="status",
         computed={
             "enabled": lambda row: "yes" if row["is_enabled"] else "no",
+            "status": lambda row: f"failing ({row['last_error']})" if row["status"] == "failing" else row["status"],
             "used_by": lambda row: ", ".join(rule["name"] for rule in row["used_by"]),
         },
     )
@@ -138,8 +145,9 @@ def create_channel(
     """Create a channel. The fields are the members of its config."""
     config = {**read_body(input_path, fields), **_secrets(secret_files)}
     made = client.post(CHANNELS, {"name": name, "type": kind, "config": config})
-    lines = [f"Created {made['id']}.", *(f"Warning: {warning}" for warning in made["warnings"])]
-    lines.append(f"Try it: corral notifications test-channel {made['id']}")
+    lines = [f"Created {made['name']} ({made['id']})."]
+    lines += [f"Warning: {WARNINGS.get(warning, warning)}" for warning in made["warnings"]]
+    lines.append(f"Try it: corral notifications test-channel {shlex.quote(made['name'])}")
     print_value(made, as_json=as_json, text="\n".join(lines))
 
 
@@ -177,7 +185,7 @@ def delete_channel(client: ApiClient, *, channel: str, as_json: bool) -> None:
     """Delete a channel that no rule uses."""
     found = _id(client, CHANNELS, channel)
     client.send("DELETE", f"{CHANNELS}/{found}")
-    print_value({"id": found}, as_json=as_json, text=f"Deleted {found}.")
+    print_value({"id": found}, as_json=as_json, text=f"Deleted {channel}.")
 
 
 @notifications_command_group.command("test-channel")
@@ -234,7 +242,8 @@ def create_rule(
     if "events" not in body:
         raise click.UsageError("say which events the rule follows with --event")
     made = client.post(RULES, body)
-    text = f"Created {made['id']}.\nWhat it would have sent: corral notifications test-rule {made['id']}"
+    name = shlex.quote(made["name"])
+    text = f"Created {made['name']} ({made['id']}).\nWhat it would have sent: corral notifications test-rule {name}"
     print_value(made, as_json=as_json, text=text)
 
 
@@ -272,7 +281,7 @@ def delete_rule(client: ApiClient, *, rule: str, as_json: bool) -> None:
     """Delete a rule. Messages that it has begun are still sent."""
     found = _id(client, RULES, rule)
     client.send("DELETE", f"{RULES}/{found}")
-    print_value({"id": found}, as_json=as_json, text=f"Deleted {found}.")
+    print_value({"id": found}, as_json=as_json, text=f"Deleted {rule}.")
 
 
 @notifications_command_group.command("test-rule")
@@ -305,6 +314,7 @@ def list_deliveries(
 ) -> None:
     """List the messages that went, or go, through channels, newest first."""
     query: dict[str, Any] = {"status": list(status), "limit": limit}
+    names = ObjectNames(client)
     if channel is not None:
         query["channel_id"] = _id(client, CHANNELS, channel)
     if rule is not None:
@@ -315,7 +325,11 @@ def list_deliveries(
         as_json=as_json,
         empty="There are no such deliveries.",
         colour_of="status",
-        computed={"title": lambda row: row["events"][0]["title"] if row["events"] else ""},
+        computed={
+            "title": lambda row: row["events"][0]["title"] if row["events"] else "",
+            "channel": lambda row: names.name(CHANNELS, row["channel_id"]),
+            "rule": lambda row: names.name(RULES, row["rule_id"]),
+        },
     )
 
 
@@ -339,10 +353,16 @@ def _id(client: ApiClient, path: str, name: str) -> str:
     """Return the id of the channel or rule with this id or name."""
     if (found := parse_id(name)) is not None:
         return found
-    same: list[Mapping[str, Any]] = [row for row in client.pages(path) if row["name"] == name]
+    rows: list[Mapping[str, Any]] = list(client.pages(path))
+    alike = [row for row in rows if row["name"].casefold() == name.strip().casefold()]
+    same = [row for row in alike if row["name"] == name] or alike
+    kind = path.rpartition("/")[2]
     if not same:
-        kind = path.rpartition("/")[2]
-        raise ApiClientError(f"nothing is named {name}; corral notifications {kind} lists all {kind}", 404)
+        told = f"there is no {kind.removesuffix('s')} named {name} at {client.url}"
+        raise ApiClientError(f"{told}; corral notifications {kind} lists all {kind}", 404)
+    if len(same) > 1:
+        ids = ", ".join(row["id"] for row in same)
+        raise ApiClientError(f"{len(same)} {kind} are named {name}; give the id instead: {ids}")
     return str(same[0]["id"])
 
 

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import shlex
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
 from corral.cli.api_client import ApiClient
+from corral.cli.object_names import ObjectNames
 from corral.cli.output import format_ms, print_fields, print_table, print_value
 from corral.cli.request_body import body_option, field_option, parse_fields, read_body
 from corral.cli.server_connection import client_command, complete_names
+from corral.ids import parse_id
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 COLUMNS = ("name", "type", "enabled", "action", "next_fire_at", "last_status", "fires_24h", "id")
 HISTORY_COLUMNS = ("scheduled_for", "status", "result", "attempt", "duration", "reason")
@@ -19,6 +26,19 @@ STATUSES = (
     *("pending", "fired", "skipped_overlap", "skipped_missed", "filtered"),
     *("coalesced", "duplicate", "rate_limited", "loop", "failed"),
 )
+
+REASONS = {
+    "max_failures": "disabled after failures in a row",
+    "owner_inactive": "disabled because its owner may not do this",
+}
+OBJECTS = {
+    "workflow_id": ("/workflows", "name"),
+    "agent_id": ("/agents", "name"),
+    "recipient_agent_id": ("/agents", "name"),
+    "webhook_id": ("/webhooks", "host"),
+    "task_id": ("/tasks", "title"),
+}
+"""The members of actions and results that name objects, with the path and the field of the name."""
 
 trigger_argument = click.argument("trigger", shell_complete=complete_names("/triggers"))
 payload_option = click.option(
@@ -29,6 +49,41 @@ payload_option = click.option(
     metavar="KEY=VALUE",
     help="member of the payload, KEY=TEXT or KEY:=JSON; repeatable",
 )
+
+
+def _when_options(command: F) -> F:
+    """Add the options about times and events that `create` and `edit` share."""
+    return _with_options(
+        command,
+        click.option("--cron", help="fire at the times of this cron expression, such as '0 7 * * mon-fri' or @daily"),
+        click.option("--timezone", help="time zone of --cron, such as Europe/Berlin"),
+        click.option("--every", type=click.IntRange(10), metavar="SECONDS", help="fire every so many seconds"),
+        click.option("--event", help="fire on this event, such as task.failed or task.*"),
+    )
+
+
+def _action_options(command: F) -> F:
+    """Add the options about the filter and the action that `create` and `edit` share."""
+    return _with_options(
+        command,
+        click.option("--filter", "condition", help="CEL expression over payload and event that must be true"),
+        click.option("--task", help="create a task with this title, which may contain {{ expressions }}"),
+        click.option("--workflow", help="run this workflow", shell_complete=complete_names("/workflows")),
+        click.option(
+            "-i",
+            "--value",
+            "values",
+            multiple=True,
+            metavar="KEY=VALUE",
+            help="member of the input of --workflow, which may contain {{ expressions }}; KEY:=JSON; repeatable",
+        ),
+    )
+
+
+def _with_options(command: F, *options: Callable[[F], F]) -> F:
+    for option in reversed(options):
+        command = option(command)
+    return command
 
 
 @click.group("triggers")
@@ -56,8 +111,8 @@ def list_triggers(
         as_json=as_json,
         empty="There are no such triggers. Create one: corral triggers create NAME --cron EXPRESSION --task TITLE",
         computed={
-            "action": lambda trigger: trigger["action"]["type"],
-            "enabled": lambda trigger: "yes" if trigger["enabled"] else trigger["disabled_reason"] or "no",
+            "action": functools.partial(_action_text, ObjectNames(client)),
+            "enabled": _state,
         },
     )
 
@@ -68,6 +123,13 @@ def list_triggers(
 def show_trigger(client: ApiClient, *, trigger: str, as_json: bool) -> None:
     """Show a trigger with its next times."""
     found = client.get(f"/triggers/{_find(client, trigger)}")
+    action = f"{_action_text(ObjectNames(client), found)}\n{json.dumps(found['action'], ensure_ascii=False)}"
+    state = _state(found)
+    if found["disabled_reason"]:
+        name = shlex.quote(found["name"])
+        state += (
+            f"\nSee why: corral triggers history {name} --status failed\nEnable it: corral triggers toggle {name} --on"
+        )
     shown = {
         "name": found["name"],
         "id": found["id"],
@@ -75,9 +137,9 @@ def show_trigger(client: ApiClient, *, trigger: str, as_json: bool) -> None:
         "description": found["description"],
         "times": found["schedule_text"],
         "config": json.dumps(found["config"], ensure_ascii=False),
-        "action": json.dumps(found["action"], ensure_ascii=False),
+        "action": action,
         "filter": found["filter"],
-        "enabled": "yes" if found["enabled"] else found["disabled_reason"] or "no",
+        "enabled": state,
         "overlap": found["overlap"],
         "missed times": found["catch_up"],
         "last fired": found["last_fire_at"],
@@ -92,23 +154,10 @@ def show_trigger(client: ApiClient, *, trigger: str, as_json: bool) -> None:
 @click.argument("name")
 @body_option
 @field_option
-@click.option("--cron", help="fire at the times of this cron expression, such as '0 7 * * mon-fri' or @daily")
-@click.option("--timezone", help="time zone of --cron, such as Europe/Berlin")
-@click.option("--every", type=click.IntRange(10), metavar="SECONDS", help="fire every so many seconds")
-@click.option("--event", help="fire on this event, such as task.failed or task.*")
+@_when_options
 @click.option("--webhook", is_flag=True, help="fire on calls to an address that this command prints")
 @click.option("--manual", is_flag=True, help="fire only by corral triggers fire")
-@click.option("--filter", "condition", help="CEL expression over payload and event that must be true")
-@click.option("--task", help="create a task with this title, which may contain {{ expressions }}")
-@click.option("--workflow", help="run this workflow", shell_complete=complete_names("/workflows"))
-@click.option(
-    "-i",
-    "--value",
-    "values",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="member of the input of --workflow, which may contain {{ expressions }}; KEY:=JSON; repeatable",
-)
+@_action_options
 @client_command
 def create_trigger(
     client: ApiClient,
@@ -127,14 +176,7 @@ def create_trigger(
     body = {**read_body(input_path, fields), **_kind_fields(**when), "name": name}
     if condition is not None:
         body["filter"] = condition
-    if task is not None and workflow is not None:
-        raise click.UsageError("give one of --task and --workflow")
-    if values and workflow is None:
-        raise click.UsageError("--value belongs to --workflow")
-    if task is not None:
-        body["action"] = {**body.get("action", {}), "type": "create_task", "title": task}
-    if workflow is not None:
-        body["action"] = {**body.get("action", {}), **_workflow_action(client, workflow, parse_fields(values))}
+    body |= _action_fields(client, body.get("action", {}), task, workflow, values)
     if "type" not in body or "action" not in body:
         raise click.UsageError("say when it fires, such as --cron or --event, and what it starts: --task or --workflow")
     made = client.post("/triggers", {"config": {}, **body})
@@ -146,6 +188,51 @@ def create_trigger(
     if made["secret"] is not None:
         lines.append(f"Its secret, which is not shown again: {made['secret']}")
     print_value(made, as_json=as_json, text="\n".join(lines))
+
+
+@triggers_command_group.command("edit")
+@trigger_argument
+@body_option
+@field_option
+@click.option("--name", help="new name")
+@_when_options
+@_action_options
+@client_command
+def edit_trigger(
+    client: ApiClient,
+    *,
+    trigger: str,
+    input_path: Path | None,
+    fields: tuple[str, ...],
+    name: str | None,
+    task: str | None,
+    workflow: str | None,
+    values: tuple[str, ...],
+    condition: str | None,
+    as_json: bool,
+    **when: Any,
+) -> None:
+    """Change fields of a trigger. Its type cannot be changed. --filter '' removes the filter.
+
+    What --cron, --timezone, --every, --event, --task, --workflow and --value do not name stays as it is.
+    """
+    found = client.find("/triggers", trigger, kind="trigger")
+    body = {**read_body(input_path, fields), **({"name": name} if name is not None else {})}
+    config = _changed_config(found, **when)
+    if config is not None:
+        body["config"] = config
+    if condition is not None:
+        body["filter"] = condition or None
+    body |= _action_fields(client, body.get("action", found["action"]), task, workflow, values)
+    if not body:
+        raise click.UsageError("nothing to change; give --input, --field or another option")
+    changed = client.send("PUT", f"/triggers/{found['id']}", body=body)
+    lines = [f"Changed {changed['name']}."]
+    if changed["next_fire_at"] is not None:
+        lines.append(f"It fires next at {changed['next_fire_at']}.")
+    if not changed["enabled"]:
+        lines.append(f"It is disabled. Enable it: corral triggers toggle {shlex.quote(changed['name'])} --on")
+    print_value(changed, as_json=as_json, text="\n".join(lines))
 
 
 @triggers_command_group.command("fire")
@@ -197,7 +284,7 @@ def list_history(client: ApiClient, *, trigger: str, status: tuple[str, ...], li
         empty="The trigger has not fired yet.",
         colour_of="status",
         computed={
-            "result": lambda row: " ".join((row["result"] or {}).values()),
+            "result": functools.partial(_result_text, ObjectNames(client)),
             "duration": lambda row: "-" if row["duration_ms"] is None else format_ms(row["duration_ms"]),
             "reason": lambda row: row["error"] or row["reason"] or "",
         },
@@ -246,9 +333,79 @@ def _expectation(trigger: dict[str, Any], found: dict[str, Any]) -> str:
     return text + "\nThis was a test: nothing was started."
 
 
-def _workflow_action(client: ApiClient, name: str, values: dict[str, Any]) -> dict[str, Any]:
-    found = client.find("/workflows", name, kind="workflow")
-    return {"type": "run_workflow", "workflow_id": found["id"], **({"input": values} if values else {})}
+def _action_fields(
+    client: ApiClient, action: dict[str, Any], task: str | None, workflow: str | None, values: tuple[str, ...]
+) -> dict[str, Any]:
+    """Return the field `action` as the options change it, or nothing if they do not."""
+    if task is not None and workflow is not None:
+        raise click.UsageError("give one of --task and --workflow")
+    kind = action.get("type")
+    if values and workflow is None and (task is not None or kind != "run_workflow"):
+        raise click.UsageError("--value belongs to --workflow")
+    if task is not None:
+        kept = action if kind in (None, "create_task") else {}
+        return {"action": {**kept, "type": "create_task", "title": task}}
+    if workflow is None and not values:
+        return {}
+    changed = dict(action) if kind in (None, "run_workflow") else {}
+    changed["type"] = "run_workflow"
+    if workflow is not None:
+        changed["workflow_id"] = client.find("/workflows", workflow, kind="workflow")["id"]
+    if values:
+        before = changed.get("input")
+        changed["input"] = {**(before if isinstance(before, dict) else {}), **parse_fields(values)}
+    return {"action": changed}
+
+
+def _changed_config(
+    trigger: dict[str, Any], *, cron: str | None, timezone: str | None, every: int | None, event: str | None
+) -> dict[str, Any] | None:
+    """Return the config of a trigger as the options change it, or None if they do not."""
+    given = {
+        "expression": ("cron", "--cron", cron),
+        "timezone": ("cron", "--timezone", timezone),
+        "seconds": ("interval", "--every", every),
+        "event": ("event", "--event", event),
+    }
+    changes = {member: value for member, (_, _, value) in given.items() if value is not None}
+    for member in changes:
+        kind, option, _ = given[member]
+        if trigger["type"] != kind:
+            told = f"{option} belongs to triggers of the type {kind}, and {trigger['name']} has the type"
+            raise click.UsageError(f"{told} {trigger['type']}, which cannot be changed; create another trigger")
+    return {**trigger["config"], **changes} if changes else None
+
+
+def _state(trigger: Mapping[str, Any]) -> str:
+    """Return whether a trigger is enabled, and if Corral disabled it, why."""
+    if trigger["enabled"]:
+        return "yes"
+    reason = trigger["disabled_reason"]
+    return f"no, {REASONS.get(reason, reason)}" if reason else "no"
+
+
+def _action_text(names: ObjectNames, trigger: Mapping[str, Any]) -> str:
+    """Return for example `run_workflow Publish`. Names that come from expressions are not known."""
+    action = trigger["action"]
+    for member, (path, field) in OBJECTS.items():
+        if parse_id(str(action.get(member))) is not None:
+            return f"{action['type']} {names.name(path, action[member], field)}"
+    return f"{action['type']} {action['title']}" if "title" in action else str(action["type"])
+
+
+def _result_text(names: ObjectNames, row: Mapping[str, Any]) -> str:
+    """Return what was started, with its name and its id."""
+    told = []
+    for member, identifier in (row["result"] or {}).items():
+        if member == "run_id" and (run := names.read(f"/workflow-runs/{identifier}")) is not None:
+            told.append(f"{names.name('/workflows', run['workflow_id'])} run {run['number']} ({identifier})")
+        elif member in OBJECTS:
+            path, field = OBJECTS[member]
+            name = names.name(path, identifier, field)
+            told.append(identifier if name == identifier else f"{name} ({identifier})")
+        else:
+            told.append(str(identifier))
+    return ", ".join(told)
 
 
 def _find(client: ApiClient, name: str) -> str:

@@ -7,18 +7,25 @@ from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import click
 
 from corral.cli.api_client import ApiClient, ApiClientError
+from corral.cli.object_names import ObjectNames
 from corral.cli.output import format_ms, print_fields, print_table, print_value
 from corral.cli.request_body import body_option, field_option, read_body
 from corral.cli.server_connection import client_command, complete_names
+from corral.cli.status_parts import read_if_allowed
 from corral.ids import parse_id
 
 COLUMNS = ("url", "events", "active", "pending_deliveries", "last_status_code", "last_success_at", "id")
-ALL_COLUMNS = ("host", "user_id", "active", "pending_deliveries", "failing_since", "id")
+ALL_COLUMNS = ("host", "owner", "active", "pending_deliveries", "failing_since", "id")
 DELIVERY_COLUMNS = ("created_at", "event", "status", "attempt", "result", "next_attempt_at", "id")
+WARNINGS = {
+    "unresolved_host": "the host name of the URL does not resolve",
+    "not_redactable": "the secret is so short that Corral cannot hide it in logs",
+}
 STATUSES = ("pending", "retrying", "succeeded", "failed", "cancelled")
 
 webhook_argument = click.argument("webhook", shell_complete=complete_names("/webhooks", "host"))
@@ -42,6 +49,7 @@ def webhooks_command_group() -> None:
 def list_webhooks(client: ApiClient, *, everybodys: bool, active: bool | None, as_json: bool) -> None:
     """List webhooks, newest first."""
     query: dict[str, Any] = {"all": "true"} if everybodys else {}
+    names = ObjectNames(client)
     if active is not None:
         query["is_active"] = "true" if active else "false"
     print_table(
@@ -49,7 +57,11 @@ def list_webhooks(client: ApiClient, *, everybodys: bool, active: bool | None, a
         ALL_COLUMNS if everybodys else COLUMNS,
         as_json=as_json,
         empty="There are no such webhooks. Create one: corral webhooks create URL --event EVENT",
-        computed={"active": _state, "events": lambda row: " ".join(row["events"] or ())},
+        computed={
+            "active": _state,
+            "events": lambda row: " ".join(row["events"] or ()),
+            "owner": lambda row: names.user(row["user_id"]),
+        },
     )
 
 
@@ -71,6 +83,7 @@ def show_webhook(client: ApiClient, *, webhook: str, as_json: bool) -> None:
         "last success": found["last_success_at"],
         "last status": found["last_status_code"],
         "failing since": found["failing_since"],
+        "circuit breaker": None if as_json else _breaker_text(client, found["host"]),
     }
     print_fields(found, shown, as_json=as_json)
 
@@ -104,7 +117,7 @@ def create_webhook(
         raise click.UsageError("say what to send with --event; corral webhooks event-types lists the events")
     made = client.post("/webhooks", body)
     lines = [f"Created {made['id']}.", f"Its secret, which is not shown again: {made['secret']}"]
-    lines += [f"Warning: {warning}" for warning in made["warnings"]]
+    lines += [f"Warning: {WARNINGS.get(warning, warning)}" for warning in made["warnings"]]
     lines.append(f"Try it: corral webhooks test {made['id']}")
     print_value(made, as_json=as_json, text="\n".join(lines))
 
@@ -149,10 +162,12 @@ def delete_webhook(client: ApiClient, *, webhook: str, as_json: bool) -> None:
 @client_command
 def test_webhook(client: ApiClient, *, webhook: str, event: str | None, as_json: bool) -> None:
     """Send a test message, and wait for the result."""
-    body = {} if event is None else {"event": event}
-    found = client.post(f"/webhooks/{_id(client, webhook)}/test", body)
+    body, row = {} if event is None else {"event": event}, _find(client, webhook)
+    found = client.post(f"/webhooks/{row['id']}/test", body)
     if found["delivered"]:
         text = f"Delivered: the receiver answered {found['status_code']} after {format_ms(found['duration_ms'])}."
+    elif found["error"] == "circuit_open":
+        text = f"Not sent: {_breaker_text(client, row['host']) or _closed_by_admin(row['host'])}"
     else:
         answer = f", the receiver answered {found['status_code']}" if found["status_code"] else ""
         text = f"Not delivered ({found['error']}){answer}."
@@ -229,7 +244,8 @@ def list_deliveries(
 @client_command
 def show_delivery(client: ApiClient, *, webhook: str, delivery: str, as_json: bool) -> None:
     """Show a delivery with its payload and its attempts."""
-    found = client.get(f"/webhooks/{_id(client, webhook)}/deliveries/{delivery}")
+    row = _find(client, webhook)
+    found = client.get(f"/webhooks/{row['id']}/deliveries/{delivery}")
     attempts = [
         f"{each['n']}. {each['at']}  {_result(each)}  {format_ms(each['duration_ms'])}" for each in found["attempts"]
     ]
@@ -239,6 +255,7 @@ def show_delivery(client: ApiClient, *, webhook: str, delivery: str, as_json: bo
         "status": found["status"],
         "attempts": attempts,
         "next attempt": found["next_attempt_at"],
+        "held back": None if as_json or found["finished_at"] else _breaker_text(client, row["host"]),
         "payload": json.dumps(found["payload"], ensure_ascii=False),
     }
     print_fields(found, shown, as_json=as_json)
@@ -250,8 +267,14 @@ def show_delivery(client: ApiClient, *, webhook: str, delivery: str, as_json: bo
 @client_command
 def redeliver(client: ApiClient, *, webhook: str, delivery: str, as_json: bool) -> None:
     """Send a delivery again, under the same id."""
-    row = client.post(f"/webhooks/{_id(client, webhook)}/deliveries/{delivery}/redeliver", {})
-    print_value(row, as_json=as_json, text=f"{row['id']} is sent again.")
+    found = _find(client, webhook)
+    try:
+        row = client.post(f"/webhooks/{found['id']}/deliveries/{delivery}/redeliver", {})
+    except ApiClientError as error:  # it waits already: say for what
+        held = _breaker_text(client, found["host"]) if error.code == "invalid_state" else None
+        raise ApiClientError(f"{error}: {held}", error.status, error.problem) if held else error from None
+    held = None if as_json else _breaker_text(client, found["host"])
+    print_value(row, as_json=as_json, text=f"{row['id']} {f'waits: {held}' if held else 'is sent again.'}")
 
 
 @webhooks_command_group.command("recover")
@@ -290,6 +313,33 @@ def _find(client: ApiClient, name: str) -> Any:
 
 def _id(client: ApiClient, name: str) -> str:
     return str(_find(client, name)["id"])
+
+
+def _breaker_text(client: ApiClient, host: str) -> str | None:
+    """Describe the circuit breaker of a host, and how it closes. Return None if it is closed.
+
+    It is unknown to users who are not admins, and then None, too.
+    """
+    found = read_if_allowed(client, f"/circuit-breakers/{quote(_breaker(host), safe='')}")
+    if found is None or found["state"] == "closed":
+        return None
+    reason = found["reason"].rstrip(".")
+    if found["forced"]:
+        told = f"the circuit breaker {found['name']} is forced open ({reason})"
+    elif found["state"] == "open":
+        told = f"the circuit breaker {found['name']} is open until {found['retry_at']} ({reason})"
+    else:
+        told = f"the circuit breaker {found['name']} is half-open and lets a few attempts pass ({reason})"
+    return f"{told}. Close it at once: corral circuit-breakers force-close {found['name']}"
+
+
+def _closed_by_admin(host: str) -> str:
+    told = f"the circuit breaker {_breaker(host)} is open, because attempts to this host failed"
+    return f"{told}. It tries again by itself; an admin closes it: corral circuit-breakers force-close {_breaker(host)}"
+
+
+def _breaker(host: str) -> str:
+    return f"webhook:{host}"
 
 
 def _state(row: Mapping[str, Any]) -> str:

@@ -2,37 +2,45 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 import shlex
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import click
 
 from corral import clock
-from corral.cli.api_client import ApiClient
+from corral.cli.api_client import ApiClient, ApiClientError
+from corral.cli.object_names import ObjectNames
 from corral.cli.output import format_ms, format_usd, print_fields, print_table, print_value
 from corral.cli.request_body import body_option, field_option, parse_fields, read_body
 from corral.cli.server_connection import client_command, complete_names
+from corral.ids import parse_id
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 STATUSES = ("queued", "running", "waiting", "paused", "completed", "failed", "cancelled")
 ENDED = ("completed", "failed", "cancelled")
 COLUMNS = ("name", "status", "steps", "last_run", "updated_at", "id")
-RUN_COLUMNS = ("number", "status", "trigger", "started_at", "finished_at", "cost", "id")
+RUN_COLUMNS = ("workflow", "number", "status", "started_by", "started_at", "finished_at", "cost", "id")
 STEP_COLUMNS = ("step", "type", "status", "attempts", "took", "cost", "output")
-WAITS_FOR = ("task", "approval", "child_run")
+WAITS_FOR = {
+    "task": ("/tasks", "title"),
+    "approval": ("/approvals", "title"),
+    "child_run": ("/workflow-runs", "number"),
+}
+"""What a step may wait for, with the path and the field of its name."""
 HEAD_LENGTH = 60  # characters of an output or error that a table shows
 workflow_argument = click.argument("workflow", shell_complete=complete_names("/workflows"))
-run_argument = click.argument("run")
+run_argument = click.argument("run", shell_complete=complete_names("/workflows"))
 
 
 @click.group("workflows")
 def workflows_command_group() -> None:
-    """Manage workflows and their runs."""
+    """Manage workflows and their runs. RUN is an id, a workflow's name for its newest run, or NAME/NUMBER."""
 
 
 @workflows_command_group.command("list")
@@ -129,10 +137,15 @@ def edit_workflow(
 @workflows_command_group.command("delete")
 @workflow_argument
 @click.option("--force", is_flag=True, help="cancel its active runs")
+@click.option("--yes", is_flag=True, help="delete it even if triggers run it")
 @client_command
-def delete_workflow(client: ApiClient, *, workflow: str, force: bool, as_json: bool) -> None:
-    """Delete a workflow. Its runs stay readable."""
+def delete_workflow(client: ApiClient, *, workflow: str, force: bool, yes: bool, as_json: bool) -> None:
+    """Delete a workflow. Its runs stay readable. Triggers that run it fail from then on."""
     found = _find(client, workflow)
+    if not yes and (triggers := _triggers_of(client, found["id"])):
+        told = f"triggers run the workflow {found['name']}, and would fail without it: {', '.join(triggers)}"
+        remedy = "delete them (corral triggers delete NAME), or delete only the workflow with --yes"
+        raise ApiClientError(f"{told}; {remedy}")
     client.send("DELETE", f"/workflows/{found['id']}", query={"force": "true"} if force else None)
     print_value({"id": found["id"], "deleted": True}, as_json=as_json, text=f"Deleted {found['name']} ({found['id']}).")
 
@@ -186,13 +199,18 @@ def run_workflow(
 def list_runs(client: ApiClient, *, workflow: str | None, status: tuple[str, ...], limit: int, as_json: bool) -> None:
     """List the newest runs, of one workflow or of all."""
     path = "/workflow-runs" if workflow is None else f"/workflows/{_find(client, workflow)['id']}/runs"
+    names = ObjectNames(client)
     print_table(
         client.get(path, status=list(status), limit=limit)["items"],
         RUN_COLUMNS,
         as_json=as_json,
         empty="There are no runs. Start one: corral workflows run NAME",
         colour_of="status",
-        computed={"trigger": lambda row: row["trigger"]["type"], "cost": lambda row: format_usd(row["cost_usd"])},
+        computed={
+            "workflow": lambda row: names.name("/workflows", row["workflow_id"]),
+            "started_by": lambda row: _starter(names, row),
+            "cost": lambda row: format_usd(row["cost_usd"]),
+        },
     )
 
 
@@ -202,7 +220,7 @@ def list_runs(client: ApiClient, *, workflow: str | None, status: tuple[str, ...
 def show_run(client: ApiClient, *, run: str, as_json: bool) -> None:
     """Show a run with its steps: their status, attempts, time, cost, and the beginning of their outputs."""
     with _looking_for(client, run):
-        found = client.get(f"/workflow-runs/{run}")
+        found, names = client.get(f"/workflow-runs/{_run_id(client, run)}"), ObjectNames(client)
     if as_json:
         print_value(found, as_json=True, text="")
         return
@@ -212,7 +230,7 @@ def show_run(client: ApiClient, *, run: str, as_json: bool) -> None:
         "run": f"{found['number']} ({found['id']})",
         "status": found["status"],
         "error": ": ".join(filter(None, (error.get("step"), error.get("message")))),
-        "started by": found["trigger"]["type"],
+        "started by": _starter(names, found),
         "repeats": found["retry_of"],
         "created": found["created_at"],
         "took": _duration(found) if found["finished_at"] else None,
@@ -227,7 +245,7 @@ def show_run(client: ApiClient, *, run: str, as_json: bool) -> None:
         "attempts": lambda step: step["attempt"] if step["started_at"] else "-",
         "took": _duration,
         "cost": lambda step: format_usd(step["cost_usd"]),
-        "output": _result_of_step,
+        "output": functools.partial(_result_of_step, names),
     }
     print_table(
         found["steps"],
@@ -246,7 +264,7 @@ def show_run(client: ApiClient, *, run: str, as_json: bool) -> None:
 @client_command
 def watch_run(client: ApiClient, *, run: str, as_json: bool) -> None:
     """Follow a run to its end, and print its output. Ends with status 1 if the run does not complete."""
-    _finish(_watch(client, run, quiet=as_json), as_json=as_json)
+    _finish(_watch(client, _run_id(client, run), quiet=as_json), as_json=as_json)
 
 
 @workflows_command_group.command("cancel")
@@ -283,8 +301,11 @@ def retry_run(client: ApiClient, *, run: str, start: str, current: bool, as_json
     """Repeat an ended run as a new run, which reuses the outputs of the steps before."""
     body = {"from": start, "definition": "current" if current else "original"}
     with _looking_for(client, run):
-        made = client.post(f"/workflow-runs/{run}/retry", body)
+        made = client.post(f"/workflow-runs/{_run_id(client, run)}/retry", body)
     told = f"Run {made['number']} repeats it. Watch it: corral workflows watch {made['id']}"
+    if not current and not as_json and (newest := _newer_version(client, made)):
+        used = f"It uses version {made['workflow_version']} of the definition, as the run did, and not version {newest}"
+        told += f"\n{used}. Repeat the run with the changes: corral workflows retry {run} --from {start} --current"
     print_value(made, as_json=as_json, text=told)
 
 
@@ -298,9 +319,9 @@ def answer_step(
     client: ApiClient, *, run: str, step: str, fields: tuple[str, ...], input_path: Path | None, as_json: bool
 ) -> None:
     """Give a step of the type input the data that it asks for."""
-    given = {"input": read_body(input_path, fields)}
-    with client.looking_for(f"step {step} in a workflow run", run, "corral workflows runs"):
-        changed = client.post(f"/workflow-runs/{run}/steps/{step}/input", given)
+    given, run_id = {"input": read_body(input_path, fields)}, _run_id(client, run)
+    with client.looking_for(f"step {step} in the workflow run", run, "corral workflows runs"):
+        changed = client.post(f"/workflow-runs/{run_id}/steps/{step}/input", given)
     print_value(changed, as_json=as_json, text=f"The step {step} has its data.")
 
 
@@ -322,11 +343,13 @@ def _duration(item: Mapping[str, Any]) -> str:
     return format_ms(clock.elapsed_ms(item["started_at"], item["finished_at"] or clock.now()))
 
 
-def _result_of_step(step: Mapping[str, Any]) -> str:
+def _result_of_step(names: ObjectNames, step: Mapping[str, Any]) -> str:
     """Return what a step waits for, its error, the beginning of its output, or why it was skipped."""
-    waits_for = [f"{kind} {step[f'{kind}_id']}" for kind in WAITS_FOR if step[f"{kind}_id"] is not None]
-    if waits_for and step["status"] not in ENDED:
-        return waits_for[0]
+    for kind, (path, field) in WAITS_FOR.items():
+        identifier = step[f"{kind}_id"]
+        if identifier is not None and step["status"] not in ENDED:
+            name = names.name(path, identifier, field)
+            return f"{kind.replace('_', ' ')} {name}{'' if name == identifier else f' ({identifier})'}"
     if step["error"] is not None:
         return _head(step["error"].get("message", step["error"]))
     return _head(step["output"]) if step["output"] is not None else step["reason"] or "-"
@@ -341,12 +364,60 @@ def _head(value: Any) -> str:
 
 def _act(client: ApiClient, run: str, action: str, body: dict[str, Any], told: str, *, as_json: bool) -> None:
     with _looking_for(client, run):
-        changed = client.post(f"/workflow-runs/{run}/{action}", body)
+        changed = client.post(f"/workflow-runs/{_run_id(client, run)}/{action}", body)
     print_value(changed, as_json=as_json, text=told)
 
 
-def _looking_for(client: ApiClient, run: str) -> AbstractContextManager[None]:
-    return client.looking_for("workflow run", run, "corral workflows runs")
+def _run_id(client: ApiClient, run: str) -> str:
+    """Return the id of the run with this id, of the newest run of the workflow with this name, or of `NAME/NUMBER`."""
+    if parse_id(run) is not None:
+        return run
+    name, _, number = run.rpartition("/")
+    if not name or not number.isdigit():
+        name, number = run, ""
+    found = client.find("/workflows", name, kind="workflow")
+    runs = client.pages(f"/workflows/{found['id']}/runs")
+    chosen = next((each for each in runs if number in ("", str(each["number"]))), None)
+    if chosen is None:
+        which = f"run {number}" if number else "run yet"
+        told = f"there is no {which} of the workflow {found['name']} at {client.url}"
+        raise ApiClientError(f"{told}; corral workflows runs {shlex.quote(found['name'])} shows its runs", 404)
+    return str(chosen["id"])
+
+
+def _looking_for(client: ApiClient, run: str) -> contextlib.AbstractContextManager[None]:
+    is_id = parse_id(run) is not None
+    return client.looking_for("workflow run", run, "corral workflows runs") if is_id else contextlib.nullcontext()
+
+
+def _starter(names: ObjectNames, run: Mapping[str, Any]) -> str:
+    """Return who or what started a run, such as `trigger Daily` or the address of a user."""
+    trigger = run["trigger"]
+    if trigger["type"] == "manual":
+        return names.user(run["started_by"])
+    if trigger["type"] == "workflow":
+        parent = names.read(f"/workflow-runs/{run['parent_run_id']}") if run["parent_run_id"] else None
+        return "workflow" if parent is None else f"workflow {names.name('/workflows', parent['workflow_id'])}"
+    return f"trigger {names.name('/triggers', trigger['id'])}" if trigger["id"] else str(trigger["type"])
+
+
+def _newer_version(client: ApiClient, run: Mapping[str, Any]) -> int | None:
+    """Return the version of the workflow's definition if it is newer than that of the run, or None."""
+    workflow = ObjectNames(client).read(f"/workflows/{run['workflow_id']}")
+    if workflow is None or workflow["workflow_version"] <= run["workflow_version"]:
+        return None
+    return int(workflow["workflow_version"])
+
+
+def _triggers_of(client: ApiClient, workflow_id: str) -> list[str]:
+    """Return the names of the triggers that run a workflow."""
+    try:
+        triggers = list(client.pages("/triggers"))
+    except ApiClientError as error:
+        if error.status not in (403, 404):
+            raise
+        return []  # the plugin is not active
+    return [each["name"] for each in triggers if each["action"].get("workflow_id") == workflow_id]
 
 
 def _print_plan(plan: dict[str, Any], *, as_json: bool) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from corral import clock
+from corral.jobs.job import ScheduleRow
 from corral.plugin import HealthCheck, Plugin, hookimpl
 from corral.testing.kit import Client, Kit
 from corral_core.health.jobs import watch_health
@@ -184,6 +185,29 @@ async def test_a_disk_with_little_free_space_raises_an_alert_an_hour(make_kit: C
     assert [(each["kind"], each["severity"], each["detail"]) for each in alerts] == [
         ("disk_low", "warning", "8% is free.")
     ] * 2
+
+
+async def test_a_late_schedule_is_not_a_missing_job_runner(make_kit: Callable[..., Any]) -> None:
+    """Only if no schedule has run for half a minute, processes that run jobs may be missing."""
+    kit = await make_kit(plugins=["settings"])
+    board, work = kit.kernel.container.get(HealthBoard), kit.kernel.database.work
+    await kit.run_schedule("health.watch")
+
+    async def check(**row: str) -> CheckView:
+        if row:
+            await work(ScheduleRow.update(row).execute)
+        await board.run_checks()
+        found: CheckView = board.last_results()["queue"]
+        return found
+
+    assert (await check()).status == "ok"
+    late = await check(next_at=clock.now(-100), last_at=clock.now(-1))
+    assert (late.status, late.detail.startswith("A schedule is 1")) == ("degraded", True)
+    assert "no process" not in late.detail
+    stopped = await check(last_at=clock.now(-200))
+    assert stopped.status == "down"
+    assert stopped.detail.startswith("No schedule has run for 2")
+    assert stopped.detail.endswith("Start one: corral jobs")
 
 
 async def test_the_schedule_looks_at_all_checks(make_kit: Callable[..., Any]) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import difflib
 import random
+import time
 
+import msgspec
 import pytest
 
-from corral_plugins.code_reviews.service.anchors import context_of, find_again
+from corral_plugins.code_reviews.service.anchors import Context, Found, Place, context_of, find_again
 from corral_plugins.code_reviews.service.interdiffs import interdiff
 from corral_plugins.code_reviews.service.patches import Patch, parse_patch
 
@@ -40,8 +42,13 @@ def moved(new: Patch, line: int = 20, end: int | None = None) -> tuple[str, int 
     """What becomes of a comment on the changed line of the first revision."""
     context = context_of(patch_of(FIRST), "x.py", "new", line, end or line)
     assert context is not None
-    found = find_again(new, file="x.py", side="new", line=line, context=context)
+    found = again(new, line, context)
     return found.anchor, found.line
+
+
+def again(new: Patch, line: int, context: Context | None) -> Found:
+    """Where a comment on x.py is in a revision."""
+    return find_again(new, [Place(file="x.py", side="new", line=line, context=context)])[0]
 
 
 def test_code_reviews_4_lines_are_found_again_by_their_exact_context() -> None:
@@ -63,7 +70,7 @@ def test_lines_that_occur_twice_are_not_guessed() -> None:
     first = patch_of([*BASE, *block], BASE)
     context = context_of(first, "x.py", "new", 44, 44)
     twice = patch_of([*block, *BASE, "between", *block], BASE)
-    assert find_again(twice, file="x.py", side="new", line=44, context=context).anchor == "outdated"
+    assert again(twice, 44, context).anchor == "outdated"
 
 
 def test_lines_that_the_patch_does_not_show_have_no_context() -> None:
@@ -76,12 +83,45 @@ def test_lines_that_the_patch_does_not_show_have_no_context() -> None:
     assert (old.before, old.lines, old.after) == (BASE[16:19], ["line 20"], BASE[20:23])
 
 
+def test_a_context_is_small_however_long_the_lines_are() -> None:
+    """Bytes that are no text are compared exactly too."""
+    long = [("x" * 100_000) + str(n) for n in range(7)]
+    first, second = patch_of([*BASE, *long], BASE), patch_of(["above", *BASE, *long], BASE)
+    context = context_of(first, "x.py", "new", 44, 44)
+    assert context is not None
+    assert len(msgspec.json.encode(context)) < 1000
+    assert again(second, 44, context).line == 45
+    data = [b"--- a/x.py\n+++ b/x.py\n@@ -1 +1 @@\n-a\n+" + each + b"\n" for each in (b"\xe9\xff", b"\xe8\xff")]
+    context = context_of(parse_patch(data[0]), "x.py", "new", 1, 1)
+    assert [again(parse_patch(each), 1, context).anchor for each in data] == ["active", "outdated"]
+
+
+def test_1000_comments_on_a_large_file_are_found_in_a_moment() -> None:
+    """The search runs in the unit of work that adds the revision, whose time is limited."""
+    lines = [*(text for n in range(40_000) for text in (f"    number({n})", "")), "end"]
+    first, second = patch_of(lines, []), patch_of(["above", *lines], [])
+    places = [
+        Place(file="x.py", side="new", line=line, context=context_of(first, "x.py", "new", line, line))
+        for line in (1, 2, 40_000)
+    ]
+    places += [
+        Place(file="x.py", side="new", line=2 * n, context=Context([], [""], [f"    other({n})"])) for n in range(997)
+    ]
+    began = time.process_time()
+    found = find_again(second, places)
+    seconds = time.process_time() - began
+    assert [each.line for each in found[:3]] == [2, 3, 40_001]
+    assert {each.anchor for each in found[3:]} == {"outdated"}
+    print(f"1000 comments were found in {seconds:.3f} s")
+    assert seconds < 10
+
+
 def test_a_renamed_file_keeps_its_comments() -> None:
     text = text_of([*(["new"] * 10), *FIRST]).split("\n", 2)[2]
     header = "diff --git a/x.py b/y.py\nsimilarity index 90%\nrename from x.py\nrename to y.py\n"
     renamed = parse_patch((header + "--- a/x.py\n+++ b/y.py\n" + text).encode())
     context = context_of(patch_of(FIRST), "x.py", "new", 20, 20)
-    found = find_again(renamed, file="x.py", side="new", line=20, context=context)
+    found = again(renamed, 20, context)
     assert (found.anchor, found.line, found.file) == ("active", 30, "y.py")
 
 
@@ -102,7 +142,7 @@ def test_comments_survive_revisions_of_random_diffs_only_on_unchanged_lines() ->
         for number in patches[0].files[0].side("new"):
             context = context_of(patches[0], "x.py", "new", number, number)
             assert context is not None
-            found = find_again(patches[1], file="x.py", side="new", line=number, context=context)
+            found = again(patches[1], number, context)
             if found.line is not None:
                 active += 1
                 at = found.line - 1
@@ -125,3 +165,29 @@ def test_revisions_are_compared_as_they_leave_the_files() -> None:
     assert parse_patch(shown.encode()).files[0].hunks[0].new_start == 2
     assert interdiff(first, first) == b""
     assert b"-changed" in interdiff(first, patch_of(["else"], ["what"], "other.py"))
+
+
+def test_files_that_have_little_in_common_are_compared_in_a_moment() -> None:
+    """The comparison of lines that differ everywhere grows with the third power of their number."""
+
+    def made(kind: str, step: int, files: int) -> Patch:
+        lines = [text for n in range(3000) for text in (f"{kind}{n}", f"x{n * step % 101}", f"{kind} {n}")]
+        one = "".join(f"+{line}\n" for line in lines)
+        names = [f"--- /dev/null\n+++ b/{n}.py\n@@ -0,0 +1,{len(lines)} @@\n" for n in range(files)]
+        return parse_patch("".join(name + one for name in names).encode())
+
+    before, after = made("u", 7, 10), made("v", 11, 10)
+    began = time.process_time()
+    shown = parse_patch(interdiff(before, after))
+    seconds = time.process_time() - began
+    print(f"ten files were compared in {seconds:.3f} s")
+    assert seconds < 10
+    assert [(file.additions, file.deletions) for file in shown.files] == [(9000, 9000)] * 10
+
+
+def test_a_change_in_the_middle_of_a_large_file_is_shown_alone() -> None:
+    lines = [f"line {n}" for n in range(30_000)]
+    first, second = patch_of(lines, []), patch_of([*lines[:15_000], "new", *lines[15_001:]], [])
+    (file,) = parse_patch(interdiff(first, second)).files
+    (hunk,) = file.hunks
+    assert (hunk.new_start, hunk.new_lines, file.additions, file.deletions) == (14_998, 7, 1, 1)

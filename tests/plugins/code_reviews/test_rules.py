@@ -13,6 +13,7 @@ from corral.testing.kit import Client
 # -- comments
 
 
+@pytest.mark.one_engine
 @pytest.mark.parametrize(
     ("fields", "pointer"),
     [
@@ -94,6 +95,14 @@ async def test_the_opener_approves_unless_a_second_person_must(desk: Desk) -> No
     assert (await desk.act(second["id"], "approve")).status == 200
 
 
+async def test_the_owner_of_the_task_is_no_second_person_if_somebody_else_opened_the_review(desk: Desk) -> None:
+    await desk.admin.put("/settings/code_reviews/require_second_person", {"value": True})
+    review = await desk.opened(desk.other, task_id=await desk.task())
+    for by in (desk.member, desk.other):
+        assert (await desk.act(review["id"], "approve", by=by)).code == "self_approval"
+    assert (await desk.act(review["id"], "approve", by=await desk.kit.as_user("member"))).status == 200
+
+
 async def test_a_failed_check_stops_an_approval(desk: Desk) -> None:
     review = await desk.opened()
     checks = [{"name": "tests", "status": "failed", "url": "https://ci.example.com/1"}, {"name": "lint"}]
@@ -119,6 +128,7 @@ async def test_a_required_reviewer_who_asked_for_changes_must_be_heard(desk: Des
     assert (approved.status, approved.json()["reviewers"][0]["state"]) == (200, "approved")
 
 
+@pytest.mark.one_engine
 @pytest.mark.parametrize("case", ["nobody", "both", "unknown", "twice", "author", "required agent"])
 async def test_reviewers_that_make_no_sense_are_refused(desk: Desk, case: str) -> None:
     other, agent = {"user_id": desk.other.user["id"]}, {"agent_id": await desk.agent("second")}
@@ -153,6 +163,7 @@ async def test_without_a_policy_or_a_diff_a_task_completes(desk: Desk) -> None:
     assert (await lease.ok("complete", {"result": 1}))["status"] == "completed"
 
 
+@pytest.mark.one_engine
 async def test_a_patch_that_no_review_keeps_must_be_small(desk: Desk) -> None:
     await desk.task()
     lease = await desk.worker.run()
@@ -170,6 +181,7 @@ async def test_the_policy_of_the_agent_applies_unless_the_task_has_its_own(desk:
     assert (await desk.diff(await desk.worker.run()))["status"] == "completed"
 
 
+@pytest.mark.one_engine
 @pytest.mark.parametrize(
     ("policy", "pointer"),
     [
@@ -237,6 +249,55 @@ async def test_an_agent_that_ends_without_a_new_revision_ends_the_review(desk: D
     assert (await desk.review(review_id))["status"] == "cancelled"
 
 
+@pytest.mark.parametrize("end", ["no diff", "the same diff", "another diff"])
+async def test_people_who_send_a_diff_back_while_the_run_goes_on_are_heard(desk: Desk, end: str) -> None:
+    """The run knows nothing of it. Only another diff may be an answer; otherwise the task runs again."""
+    task_id = await desk.task(review_policy=HUMAN)
+    lease = await desk.worker.run()
+    agent = Client(desk.kit.application.app, lease.claim["agent_token"])
+    body = {"title": "Mine", "agent_id": desk.agent_id, "task_id": task_id, "patch": patch_of("2")}
+    review_id = (await agent.post("/code-reviews", body)).json()["id"]
+    await desk.comment(review_id, "Which two?", file="x.py", line=2)
+    assert (await desk.act(review_id, "request-changes", {"reason": "See there."})).status == 200
+    match end:
+        case "no diff":
+            await lease.ok("complete", {"result": 1})
+        case "the same diff":
+            await desk.diff(lease, patch_of("2"))
+        case _:
+            await desk.diff(lease, patch_of("II"))
+            review = await desk.review(review_id)
+            assert ((await desk.read(task_id))["status"], review["status"], review["revision"]) == (
+                "waiting",
+                "pending",
+                2,
+            )
+            return
+    assert (await desk.read(task_id))["status"] == "pending"
+    again = await desk.worker.run()
+    batch = again.claim["resume"]["review"]
+    assert (batch["id"], batch["reason"], batch["round"]) == (review_id, "See there.", 1)
+    assert [each["body"] for each in batch["comments"]] == ["Which two?"]
+    await desk.diff(again, patch_of("II"))
+    assert (await desk.review(review_id))["revision"] == 2
+    assert (await desk.act(review_id, "approve")).status == 200
+    assert (await desk.read(task_id))["status"] == "completed"
+
+
+async def test_a_diff_that_is_sent_back_twice_during_a_run_is_sent_back_again(desk: Desk) -> None:
+    """The run was told of the first decision, and not of the second."""
+    task_id, review_id = await desk.waiting()
+    await desk.act(review_id, "request-changes", {"reason": "first"})
+    lease = await desk.worker.run()
+    agent = Client(desk.kit.application.app, lease.claim["agent_token"])
+    revised = await agent.post(f"/code-reviews/{review_id}/revisions", {"patch": patch_of("2")})
+    assert revised.status == 200, revised
+    await desk.act(review_id, "request-changes", {"reason": "second"})
+    await lease.ok("complete", {"result": 1})
+    assert (await desk.worker.run()).claim["resume"]["review"]["reason"] == "second"
+    assert (await desk.read(task_id))["status"] == "running"
+
+
 async def test_the_run_that_follows_has_the_whole_time_limit(desk: Desk) -> None:
     await desk.task(review_policy=HUMAN, timeout_seconds=100)
     lease = await desk.worker.run()
@@ -295,6 +356,45 @@ async def test_an_agent_reviews_but_never_decides(desk: Desk) -> None:
     review = await desk.review(review_id)
     assert [(each["agent_id"], each["state"]) for each in review["reviewers"]] == [(reviewer, "commented")]
     assert (review["status"], (await desk.read(task_id))["status"]) == ("pending", "waiting")
+
+
+async def test_the_reviewer_of_the_policy_is_asked_for_a_diff_that_was_proposed_before_the_end(desk: Desk) -> None:
+    reviewer = await desk.agent("reviewer")
+    policy = {"mode": "agent", "reviewer_agent_id": reviewer}
+    task_id = await desk.task(agent_id=desk.agent_id, review_policy=policy)
+    lease = await desk.worker.run()
+    agent = Client(desk.kit.application.app, lease.claim["agent_token"])
+    body = {"title": "Mine", "agent_id": desk.agent_id, "task_id": task_id, "patch": patch_of("2")}
+    review_id = (await agent.post("/code-reviews", body)).json()["id"]
+    await lease.ok("complete", {"result": 1})
+    (asked,) = await desk.worker.claim_all(max_tasks=4)
+    assert (asked.claim["task"]["agent_id"], asked.claim["task"]["input"]["review_id"]) == (reviewer, review_id)
+    assert [each["agent_id"] for each in (await desk.review(review_id))["reviewers"]] == [reviewer]
+
+
+async def test_an_agent_that_becomes_a_reviewer_is_asked_once(desk: Desk) -> None:
+    reviewer, other = await desk.agent("reviewer"), {"user_id": desk.other.user["id"]}
+    review = await desk.opened(reviewers=[other])
+    for reviewers in ([other, {"agent_id": reviewer}], [{"agent_id": reviewer}]):
+        changed = await desk.member.patch(f"/code-reviews/{review['id']}", {"reviewers": reviewers})
+        assert changed.status == 200, changed
+    (asked,) = await desk.worker.claim_all(max_tasks=4)
+    task = asked.claim["task"]
+    assert (task["agent_id"], task["input"]["review_id"]) == (reviewer, review["id"])
+    assert task["input"]["patch"] == patch_of("TWO")
+
+
+async def test_a_review_whose_task_was_deleted_is_still_commented_and_decided(desk: Desk) -> None:
+    task_id = await desk.task()
+    review = await desk.opened(task_id=task_id)
+    await desk.member.post(f"/tasks/{task_id}/complete", {"result": None})
+    assert (await desk.member.delete(f"/tasks/{task_id}")).status == 204
+    await desk.kit.run_consumers()
+    assert (await desk.comment(review["id"], "Hm.", file="x.py", line=2))["anchor"] == "active"
+    assert (await desk.act(review["id"], "request-changes")).status == 200
+    revised = await desk.member.post(f"/code-reviews/{review['id']}/revisions", {"patch": patch_of("2")})
+    assert revised.status == 200, revised
+    assert (await desk.act(review["id"], "approve")).status == 200
 
 
 # -- contents

@@ -234,6 +234,12 @@ async def test_a_call_beyond_the_limit_of_its_task_is_not_sent(world: World, ups
     await lease.ok("fail", {"error": {"type": "budget_exceeded", "message": "no"}, "retryable": False})
     ended = await world.read(task)
     assert (ended["status"], ended["error"]["kind"]) == ("failed", "budget")
+    (told,) = (await world.member.get(f"/tasks/{task}/explain")).json()["conditions"]
+    assert (told["code"], told["ok"], f"corral api PATCH /tasks/{task} -f max_cost_usd" in told["unblock"]) == (
+        "budget_task",
+        False,
+        True,
+    )
     assert (await world.member.post(f"/tasks/{task}/retry", {})).status == 200
     spent_up = await world.task(max_cost_usd=0)
     (taken,) = (await claim(world))["tasks"]

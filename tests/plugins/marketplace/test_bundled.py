@@ -23,6 +23,7 @@ from corral_plugins.workers.node.tool_run import ToolRun
 Json = dict[str, Any]
 SLUGS = sorted(json.loads(each)["slug"] for each in catalogue.manifests())
 RECORD = {"number": "17", "date": "2026-01-31", "supplier": None, "total": 12.5, "currency": "EUR"}
+FINDING = {"file": "x.py", "line": 1, "severity": "issue", "comment": "Why two?"}
 ANSWERS: Json = {
     "Greet this person.": "Welcome, Ada! We are glad that you are here.",
     "Split the question into": {"parts": ["What is it?", "Why is it so?"]},
@@ -33,7 +34,7 @@ ANSWERS: Json = {
     "Write a draft of the report": {"draft": "A draft."},
     "List the faults of this draft": {"faults": ["The second claim has no source."]},
     "Write the report.": {"report": "# Report"},
-    "Review this diff.": {"summary": "Fine.", "verdict": "approve", "findings": []},
+    "Review this diff.": {"summary": "Fine.", "verdict": "approve", "findings": [FINDING]},
     "Classify this alert.": {
         "severity": "critical",
         "service": "shop",
@@ -68,10 +69,11 @@ ANSWERS: Json = {
     },
 }
 """What the model says, by a phrase of the instructions."""
+DIFF = "--- a/x.py\n+++ b/x.py\n@@ -1 +1 @@\n-one\n+two\n"
 RUNS: dict[str, tuple[Json, Json]] = {
     "hello-fleet": ({"name": "Ada"}, {"text": ANSWERS["Greet this person."]}),
     "research-assistant": ({"question": "Why?"}, {"report": "# Report", "open_faults": 1, "failed_parts": 0}),
-    "pr-reviewer": ({"diff": "--- a\n+++ b", "pull_request": {"title": "Fix"}}, {"decision": "approved"}),
+    "pr-reviewer": ({"diff": DIFF, "pull_request": {"title": "Fix"}}, {"decision": "approved", "note": ""}),
     "incident-triage": ({"alert": "down"}, {"severity": "critical", "decision": "approved"}),
     "daily-digest": ({}, {"page": "Nothing needs a person."}),
     "support-desk": (
@@ -115,8 +117,8 @@ class Fleet(Market):
         await self.ok("PUT", "/settings/llm/default_model", {"value": "scripted/team"}, by=self.admin)
         return self
 
-    async def run_workflow(self, workflow_id: str, input: Json) -> Json:
-        """Run a workflow to its end: work on its tasks, and approve what it asks."""
+    async def run_workflow(self, workflow_id: str, input: Json, *, decision: str = "approve") -> Json:
+        """Run a workflow to its end: work on its tasks, and decide what it asks."""
         run = await self.ok("POST", f"/workflows/{workflow_id}/run", {"input": input})
         for _ in range(60):
             await self.settle()
@@ -129,6 +131,8 @@ class Fleet(Market):
             if not claimed["tasks"]:
                 for approval in (await self.ok("GET", f"/approvals?run_id={run['id']}"))["items"]:
                     await self.ok("POST", f"/approvals/{approval['id']}/approve", {})
+                for review in (await self.ok("GET", "/code-reviews?status=pending"))["items"]:
+                    await self.ok("POST", f"/code-reviews/{review['id']}/{decision}", {})
         raise AssertionError(found)
 
     async def _attempt(self, claim: Json) -> None:
@@ -205,5 +209,8 @@ async def _runs(fleet: Fleet, slug: str, made: Json) -> None:
         [(s["name"], s["status"], s["error"]) for s in run["steps"]],
     )
     assert {name: run["output"].get(name) for name in expected} == expected, slug
+    if slug == "pr-reviewer":
+        run = await fleet.run_workflow(objects(made)["main"]["id"], given, decision="reject")
+        assert (run["status"], run["output"]["decision"]) == ("completed", "rejected"), run["error"]
     for agent in agents:
         await fleet.ok("POST", f"/agents/{agent}/stop", {})

@@ -94,15 +94,19 @@ class KernelChecks:
     async def check_schedules(self) -> Told:
         """Check whether any process runs the schedules."""
         names = [item.name for _, item in self._contributions.for_hook("corral_schedules")]
-        due = await self._database.work(lambda: _earliest_due_time(names), read=True)
+        due, last = await self._database.work(lambda: (_earliest_due_time(names), last_recorded_time()), read=True)
         if due is None:
             if time.monotonic() - self._began < OVERDUE:
                 return "ok", "The first schedules have not run yet."
             return "down", "No schedule has ever run because no process runs jobs."
-        late = clock.time_s() - clock.parse_instant(due)
-        if late > OVERDUE:
-            return "down", f"Schedules are {late:.0f} s late because no process runs jobs."
-        return "ok", "Jobs and schedules run on time."
+        now = clock.time_s()
+        late, idle = now - clock.parse_instant(due), now - clock.parse_instant(last)
+        if late <= OVERDUE:
+            return "ok", "Jobs and schedules run on time."
+        if idle <= OVERDUE:
+            return "degraded", f"A schedule is {late:.0f} s late: the processes that run jobs do not keep up."
+        told = f"No schedule has run for {idle:.0f} s: no process runs jobs, or those that do are blocked."
+        return "down", f"{told} Start one: corral jobs"
 
     async def check_plugins(self) -> Told:
         """Check whether all enabled plugins are active."""

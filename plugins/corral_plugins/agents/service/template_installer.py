@@ -14,6 +14,7 @@ from corral.schema.conversion import convert
 from corral_plugins.agents.models import LIVING, Agent
 from corral_plugins.agents.service.configuration import (
     MAX_STEPS,
+    NO_REVIEW,
     default_config,
     to_columns,
     usd_of,
@@ -56,6 +57,7 @@ DEFAULTS: Json = {
     "stall_policy": None,
     "tags": [],
     "metadata": {},
+    "review_policy": NO_REVIEW,
     "worker_selector": {},
     "monthly_budget_usd": None,
     "max_cost_per_task_usd": None,
@@ -116,8 +118,11 @@ class AgentTemplateInstaller:
         self._service().update(agent_id, convert(AgentPatch, given), ANY_VERSION, by=by)
 
     def users(self, ids: Sequence[str]) -> Sequence[ObjectUse]:
-        """Return nothing: an agent refers to no other object of a template."""
-        return []
+        """Return the agents whose diffs agents with these ids review."""
+        found: Any = Agent.select(Agent.id, Agent.name, Agent.review_policy)
+        rows = found.where(LIVING & Agent.review_policy.is_null(False)).tuples()
+        reviewers = ((agent_id, name, policy["reviewer_agent_id"]) for agent_id, name, policy in rows)
+        return [ObjectUse(id=agent_id, name=name, uses=uses) for agent_id, name, uses in reviewers if uses in ids]
 
     def running(self, ids: Sequence[str]) -> Sequence[str]:
         """Return the ids of the agents that are started."""
@@ -155,6 +160,7 @@ class AgentTemplateInstaller:
 def _values(row: Agent) -> Json:
     return {
         **{name: getattr(row, name) for name in COPIED},
+        "review_policy": row.review_policy or NO_REVIEW,
         "worker_selector": worker_selector_view(row),
         "monthly_budget_usd": usd_of(row.monthly_budget_micro),
         "max_cost_per_task_usd": usd_of(row.max_cost_per_task_micro),

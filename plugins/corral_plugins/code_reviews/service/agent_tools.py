@@ -17,7 +17,7 @@ from corral_plugins.code_reviews.shapes import NewReviewComment
 from corral_plugins.tools.api import Json, Tool, ToolContext, ToolFailure
 
 PATCH_CHARACTERS = 256 * 1024
-TEXT = {"type": "string", "maxLength": 500}
+TEXT = {"type": "string", "minLength": 1, "maxLength": 500}
 PROPOSE_SCHEMA: Json = {
     "type": "object",
     "properties": {

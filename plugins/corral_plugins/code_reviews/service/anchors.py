@@ -6,7 +6,10 @@ them are unchanged, and is `outdated` or `orphaned` otherwise.
 
 from __future__ import annotations
 
-from typing import Any
+import hashlib
+import itertools
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
@@ -16,14 +19,31 @@ AROUND = 3
 """The number of lines before and after a comment that must be unchanged."""
 MAX_LINES = 500
 """The maximum number of lines of one comment."""
+MAX_CHECKS = 50_000
+"""How many places are compared for all comments of a revision. What has not been found by then is outdated."""
+DIGEST_LENGTH = 64
+
+Numbers = dict[str | None, list[int]]
 
 
 class Context(msgspec.Struct, frozen=True):
-    """The lines of a comment, and up to three lines that the patch shows before and after them."""
+    """The lines of a comment, and up to three lines that the patch shows before and after them.
+
+    Each is the text of a line, with one character a byte, or the SHA-256 of a line with 64 bytes or more.
+    """
 
     before: list[str]
     lines: list[str]
     after: list[str]
+
+
+class Place(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a comment is in the revision that it was made on, or in which it was last found."""
+
+    file: str
+    side: str
+    line: int | None = None
+    context: Context | None = None
 
 
 class Found(msgspec.Struct, frozen=True):
@@ -43,52 +63,113 @@ def context_of(patch: Patch, file: str, side: str, line: int, end_line: int) -> 
         return None
     before = _run(shown, line - 1, -1)
     after = _run(shown, end_line + 1, 1)
-    return Context([_text(each) for each in before[::-1]], [_text(shown[n]) for n in numbers], [*map(_text, after)])
+    return Context([*map(_key, before[::-1])], [_key(shown[n]) for n in numbers], [*map(_key, after)])
 
 
-def find_again(patch: Patch, *, file: str, side: str, line: int | None, context: Context | None) -> Found:
-    """Find a comment in another revision.
+def find_again(patch: Patch, places: Sequence[Place]) -> list[Found]:
+    """Find comments in another revision.
 
     Where the contexts differ in length, because one hunk begins or ends nearer to the lines, the lines that both show
     must be equal. If the lines occur more than once, they are found only at their old numbers.
     """
-    patched = patch.find(file, side) or _renamed(patch, file, side)
-    if patched is None or (side == "new" and patched.status == "deleted"):
-        return Found("orphaned")
-    path = patched.path if side == "new" else patched.old_path or patched.path
-    if line is None or context is None:
-        return Found("active", None, path)
-    shown = {number: _text(text) for number, text in patched.side(side).items()}
-    candidates = [
-        number for number, text in shown.items() if text == context.lines[0] and _fits(shown, number, context)
-    ]
-    if line in candidates:
-        return Found("active", line, path)
-    return Found("active", candidates[0], path) if len(candidates) == 1 else Found("outdated")
+    search = _Search(patch, places)
+    return [search.find(place) for place in places]
 
 
-def _renamed(patch: Patch, file: str, side: str) -> PatchedFile | None:
-    """Return the file that the new revision renames, although the earlier one did not."""
-    return next((each for each in patch.files if side == "new" and each.old_path == file), None)
+class _Search:
+    """Looks at the lines of each file once, however many comments it has."""
+
+    def __init__(self, patch: Patch, places: Sequence[Place]) -> None:
+        self.patch, self.checks_left = patch, MAX_CHECKS
+        wanted: defaultdict[tuple[str, str], set[str]] = defaultdict(set)
+        for place in places:
+            if place.context is not None:
+                wanted[place.file, place.side].add(place.context.lines[0])
+        self.shown = {key: self._lines(*key) for key in wanted}
+        self.numbers = {key: _numbers(self.shown[key], texts) for key, texts in wanted.items()}
+
+    def find(self, place: Place) -> Found:
+        """Return where a comment is now."""
+        patched = self._file(place.file, place.side)
+        if patched is None or (place.side == "new" and patched.status == "deleted"):
+            return Found("orphaned")
+        path = patched.path if place.side == "new" else patched.old_path or patched.path
+        if place.line is None or place.context is None:
+            return Found("active", None, path)
+        line = self._line(place, place.line, place.context)
+        return Found("outdated") if line is None else Found("active", line, path)
+
+    def _line(self, place: Place, line: int, context: Context) -> int | None:
+        """Return the old number if the lines are still there, or else the number of the only place that fits."""
+        shown = self.shown[place.file, place.side]
+        if _fits(shown, line, context):
+            return line
+        found = None
+        for number in _candidates(self.numbers[place.file, place.side].get(context.lines[0], {}), context):
+            self.checks_left -= 1
+            if self.checks_left < 0:
+                return None
+            if _fits(shown, number, context):
+                if found is not None:
+                    return None
+                found = number
+        return found
+
+    def _file(self, file: str, side: str) -> PatchedFile | None:
+        """Return the file of a comment, also if the new revision renames it, although the earlier one did not."""
+        renamed = (each for each in self.patch.files if side == "new" and each.old_path == file)
+        return self.patch.find(file, side) or next(renamed, None)
+
+    def _lines(self, file: str, side: str) -> dict[int, bytes]:
+        patched = self._file(file, side)
+        return {} if patched is None else patched.side(side)
 
 
-def _fits(shown: dict[int, str], number: int, context: Context) -> bool:
-    end = number + len(context.lines)
-    if any(shown.get(number + index) != text for index, text in enumerate(context.lines)):
+def _numbers(shown: dict[int, bytes], texts: Iterable[str]) -> dict[str, Numbers]:
+    """Return the numbers of the lines that have one of these texts, by the line before, which is None if not shown."""
+    short = {text.encode("latin-1"): text for text in texts if len(text) < DIGEST_LENGTH}
+    long = {text for text in texts if len(text) == DIGEST_LENGTH}
+    found: dict[str, Numbers] = {text: defaultdict(list) for text in texts}
+    for number, line in shown.items():
+        text = short.get(line)
+        if text is None and long and len(line) >= DIGEST_LENGTH and (key := _key(line)) in long:
+            text = key
+        if text is not None:
+            previous = shown.get(number - 1)
+            found[text][None if previous is None else _key(previous)].append(number)
+    return found
+
+
+def _candidates(numbers: Numbers, context: Context) -> Iterable[int]:
+    """Return where the first line of a comment occurs after the same line as before, or after one that is not shown."""
+    if not context.before:
+        return itertools.chain.from_iterable(numbers.values())
+    return [*numbers.get(context.before[-1], ()), *numbers.get(None, ())]
+
+
+def _fits(shown: dict[int, bytes], number: int, context: Context) -> bool:
+    """Return whether the lines from a number on are those of a comment, as far as the patch shows the ones around."""
+    if not all(_is(shown, number + index, text) for index, text in enumerate(context.lines)):
         return False
+    end = number + len(context.lines)
     before = zip(range(number - 1, number - 1 - AROUND, -1), reversed(context.before), strict=False)
     after = zip(range(end, end + AROUND), context.after, strict=False)
     return all(_same_run(shown, pairs) for pairs in (before, after))
 
 
-def _same_run(shown: dict[int, str], pairs: Any) -> bool:
+def _same_run(shown: dict[int, bytes], pairs: Iterable[tuple[int, str]]) -> bool:
     """Return whether the lines next to a comment are equal, as far as the patch shows them."""
     for number, text in pairs:
         if number not in shown:
             return True
-        if shown[number] != text:
+        if not _is(shown, number, text):
             return False
     return True
+
+
+def _is(shown: dict[int, bytes], number: int, text: str) -> bool:
+    line = shown.get(number)
+    return line is not None and _key(line) == text
 
 
 def _run(shown: dict[int, bytes], start: int, step: int) -> list[bytes]:
@@ -100,5 +181,6 @@ def _run(shown: dict[int, bytes], start: int, step: int) -> list[bytes]:
     return found
 
 
-def _text(line: bytes) -> str:
-    return line.decode(errors="replace").replace("\0", "\N{REPLACEMENT CHARACTER}")
+def _key(line: bytes) -> str:
+    """Return what a context keeps of a line. A line may have 2 MiB, and a review 1000 comments on it."""
+    return line.decode("latin-1") if len(line) < DIGEST_LENGTH else hashlib.sha256(line).hexdigest()

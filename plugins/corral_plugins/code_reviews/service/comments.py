@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 from typing import Any
 
@@ -41,22 +42,22 @@ class ReviewComments:
         check_position(new)
         for _ in range(TRIES):
             revision = await self._work(lambda: rows.find_readable(review_id, by).revision, read=True)
-            patch = None
+            place: dict[str, Any] = {"revision": revision, "anchor": "none", "side": new.side}
             if new.file is not None and new.parent_id is None:
                 patch = await self._contents.parsed(review_id.lower(), revision)
-            made = await self._work(
-                functools.partial(self._insert, review_id, new, revision, patch, by=by), entry=entry
-            )
+                assert patch is not None
+                place |= await asyncio.to_thread(_position, new, new.file, patch)
+            made = await self._work(functools.partial(self._insert, review_id, new, place, by=by), entry=entry)
             if made is not None:
                 return made
         raise Unavailable("The review receives new revisions just now; repeat the request.", code="overloaded")
 
     def _insert(
-        self, review_id: str, new: NewReviewComment, revision: int, patch: Patch | None, *, by: Principal
+        self, review_id: str, new: NewReviewComment, place: dict[str, Any], *, by: Principal
     ) -> ReviewCommentView | None:
         """Insert a comment. Return None if a new revision came after the patch was parsed."""
         row = self._reviews.lock_readable(review_id, by)
-        if row.revision != revision:
+        if row.revision != place["revision"]:
             return None
         if ReviewComment.select().where(ReviewComment.review_id == row.id).count() >= rows.MAX_COMMENTS:
             raise TooMany(f"A review has at most {rows.MAX_COMMENTS} comments.", code="quota_exceeded")
@@ -65,7 +66,7 @@ class ReviewComments:
         if new.parent_id is not None:
             fields |= self._fields_of_thread(row, new.parent_id)
         else:
-            fields |= _position(new, patch, revision)
+            fields |= place
         made = ReviewComment(
             id=new_id(),
             review_id=row.id,
@@ -145,17 +146,15 @@ def check_position(new: NewReviewComment) -> None:
         raise Invalid.at("/end_line", "invalid_value", f"must be at most {MAX_LINES - 1} lines after the first line")
 
 
-def _position(new: NewReviewComment, patch: Patch | None, revision: int) -> dict[str, Any]:
+def _position(new: NewReviewComment, file: str, patch: Patch) -> dict[str, Any]:
     """Return the columns that bind a comment to its lines. Raise `Invalid` if the revision does not show them."""
-    if new.file is None or patch is None:
-        return {"revision": revision, "anchor": "none", "side": new.side}
-    if patch.find(new.file, new.side) is None:
+    if patch.find(file, new.side) is None:
         raise Invalid.at("/file", "unknown_reference", "The current revision does not change this file.")
-    found: dict[str, Any] = {"file": new.file, "side": new.side, "revision": revision, "anchor": "active"}
+    found: dict[str, Any] = {"file": file, "anchor": "active"}
     if new.line is None:
         return found
     end = new.end_line or new.line
-    context: Context | None = context_of(patch, new.file, new.side, new.line, end)
+    context: Context | None = context_of(patch, file, new.side, new.line, end)
     if context is None:
         raise Invalid.at(
             "/line", "invalid_value", f"The current revision does not show this line on the {new.side} side."

@@ -7,6 +7,7 @@ import functools
 import hashlib
 from typing import Any
 
+import msgspec
 from msgspec import UNSET, UnsetType
 
 from corral.auth.principal import Principal
@@ -20,6 +21,17 @@ from corral_plugins.code_reviews.service.patches import Patch, PatchError, parse
 from corral_plugins.files.api import Files
 
 Json = dict[str, Any]
+
+
+class ParsedPatch(msgspec.Struct, frozen=True):
+    """What a `PreparedPatch` carries in `parsed`: everything about a patch that takes long to compute.
+
+    `files` is the JSON text that is stored.
+    """
+
+    patch: Patch
+    files: msgspec.Raw
+    stats: Json
 
 
 class ReviewContents:
@@ -65,7 +77,8 @@ class ReviewContents:
 
     def _prepared(self, data: bytes, pointer: str, is_marked: bool) -> PreparedPatch:
         redacted, lines = self._redacted(data, pointer, is_marked)
-        parsed = parse_patch(redacted)
+        patch = parse_patch(redacted)
+        parsed = ParsedPatch(patch, msgspec.Raw(msgspec.json.encode(_files_of(patch))), _stats_of(patch))
         digest = hashlib.sha256(redacted).hexdigest()
         return PreparedPatch(data=redacted, sha256=digest, parsed=parsed, redacted_lines=tuple(lines))
 
@@ -107,7 +120,7 @@ def patch_of(review_id: str, number: int) -> bytes | None:
     return None if row is None else bytes(row[0])
 
 
-def files_json(patch: Patch) -> list[Json]:
+def _files_of(patch: Patch) -> list[Json]:
     """Return the files of a patch as they are stored and shown."""
     return [
         {
@@ -127,7 +140,7 @@ def files_json(patch: Patch) -> list[Json]:
     ]
 
 
-def stats_of(patch: Patch) -> Json:
+def _stats_of(patch: Patch) -> Json:
     """Return how much a patch changes."""
     return {
         "files": len(patch.files),

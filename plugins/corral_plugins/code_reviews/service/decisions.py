@@ -23,9 +23,10 @@ from corral_plugins.code_reviews.api import (
 )
 from corral_plugins.code_reviews.models import Review, ReviewComment
 from corral_plugins.code_reviews.service import rows
+from corral_plugins.code_reviews.service.feedback import feedback_of
 from corral_plugins.code_reviews.service.listing import ReviewListing
 from corral_plugins.code_reviews.service.metrics import ReviewMetrics
-from corral_plugins.code_reviews.service.opening import CodeReviewsService, replace_reviewers
+from corral_plugins.code_reviews.service.opening import CodeReviewsService
 from corral_plugins.code_reviews.settings import MAX_ROUNDS, REQUIRE_SECOND_PERSON
 from corral_plugins.code_reviews.shapes import ApproveReview, RejectReview, ReviewPatch, ReviewView
 from corral_plugins.tasks.api import Tasks
@@ -92,9 +93,11 @@ class ReviewDecisions:
         rows.set_reviewer_state(row.id, by.user_id, "rejected")
         rows.update(row, ("pending",), status="changes_requested", round=row.round + 1, decision_note=reason)
         rows.publish(CodeReviewChangesRequested, row, by.user_id, note=reason)
-        if row.is_awaited and row.task_id is not None:
-            given = {"review": self._batch(row, reason)}
-            self._tasks.resume(row.task_id, kind="review", id=row.id, given=given)
+        if row.task_id is not None:
+            given = {"review": feedback_of(row)}
+            is_told = self._tasks.resume(row.task_id, kind="review", id=row.id, given=given)
+            if row.is_awaited != is_told:  # a run that goes on receives the comments when it ends
+                rows.update(row, OPEN, is_awaited=is_told)
         self._record("request_changes", row, reason)
         return self._listing.view_of(row)
 
@@ -109,7 +112,10 @@ class ReviewDecisions:
 
     def _refuse_own(self, row: Review, by: Principal) -> None:
         """Raise `Forbidden` if a second person must decide, and the caller opened the review or owns its task."""
-        if row.owner_id == by.user_id and self._settings.get(REQUIRE_SECOND_PERSON):
+        if not self._settings.get(REQUIRE_SECOND_PERSON):
+            return
+        run = None if row.task_id is None else self._tasks.find_run(row.task_id)
+        if by.user_id in (row.owner_id, run and run.requester_id):
             detail = "You opened this review, or it is work for you; another person must approve it."
             raise Forbidden(detail, code="self_approval")
 
@@ -146,30 +152,6 @@ class ReviewDecisions:
         rows.update(row, ("pending",), status=status, decided_by=by.user_id, decided_at=now, decision_note=note)
         self._metrics.count_decision(row)
 
-    @staticmethod
-    def _batch(row: Review, reason: str | None) -> dict[str, Any]:
-        """Return what the agent receives: the reason, and all unresolved comments, oldest first."""
-        unresolved = (ReviewComment.review_id == row.id) & ~ReviewComment.resolved
-        found = ReviewComment.select().where(unresolved).order_by(ReviewComment.created_at, ReviewComment.id)
-        comments = [
-            {
-                "path": each.file,
-                "lines": None if each.line is None else [each.line, each.end_line],
-                "side": each.side,
-                "severity": each.severity,
-                "body": each.body,
-                "suggestion": each.suggestion,
-            }
-            for each in found.limit(rows.MAX_COMMENTS)
-        ]
-        return {
-            "id": row.id,
-            "revision": row.revision,
-            "round": row.round,
-            "reason": reason,
-            "comments": comments,
-        }
-
     # -- actions of the opener
 
     def patch(self, review_id: str, body: ReviewPatch, match: IfMatch, *, by: Principal) -> ReviewView:
@@ -182,8 +164,7 @@ class ReviewDecisions:
         if isinstance(body.checks, list):
             changes["checks"] = [{"name": each.name, "status": each.status, "url": each.url} for each in body.checks]
         if isinstance(body.reviewers, list):
-            self._reviews.check_reviewers(body.reviewers, row.agent_id)
-            replace_reviewers(row.id, body.reviewers)
+            self._reviews.change_reviewers(row, body.reviewers)
         if any(value is not UNSET for value in (body.title, body.description, body.reviewers, body.checks)):
             rows.update(row, OPEN, **changes)
             rows.publish(

@@ -8,10 +8,14 @@ from collections.abc import Iterator
 from corral_plugins.code_reviews.service.patches import Hunk, Patch, PatchedFile
 
 CONTEXT = 3
-MAX_COMPARED_LINES = 20_000
-"""Above this number of lines, a file is shown as replaced: comparing the lines could take minutes."""
+MAX_COMPARED_LINES, MAX_COMPARED_IN_ALL = 4000, 20_000
+"""Above these numbers of different lines, of a file and of all files, lines are shown as replaced.
+
+Comparing them could take minutes: the time grows with the third power of their number.
+"""
 
 Line = tuple[int, bytes]
+Opcode = tuple[str, int, int, int, int]
 
 
 def interdiff(before: Patch, after: Patch) -> bytes:
@@ -22,16 +26,17 @@ def interdiff(before: Patch, after: Patch) -> bytes:
     """
     old = {file.path: file for file in before.files}
     new = {file.path: file for file in after.files}
-    parts = [_file_diff(path, old.get(path), new.get(path)) for path in sorted({*old, *new})]
+    comparison = _Comparison()
+    parts = [_file_diff(path, old.get(path), new.get(path), comparison) for path in sorted({*old, *new})]
     return b"".join(parts)
 
 
-def _file_diff(path: str, before: PatchedFile | None, after: PatchedFile | None) -> bytes:
+def _file_diff(path: str, before: PatchedFile | None, after: PatchedFile | None, comparison: _Comparison) -> bytes:
     old_lines, new_lines = _results(before, after)
     name = path.encode()
     if before is not None and after is not None and (before.binary or after.binary):
         return b"Binary files a/%s and b/%s may differ\n" % (name, name) if before != after else b""
-    hunks = b"".join(_hunks(old_lines, new_lines))
+    hunks = b"".join(_hunks(old_lines, new_lines, comparison))
     return b"--- a/%s\n+++ b/%s\n%s" % (name, name, hunks) if hunks else b""
 
 
@@ -72,15 +77,39 @@ def _ends_before(hunk: Hunk, number: int) -> bool:
     return hunk.old_start + max(hunk.old_lines, 1) <= number or (hunk.old_lines == 0 and hunk.old_start < number)
 
 
-def _hunks(old: list[Line], new: list[Line]) -> Iterator[bytes]:
+class _Comparison:
+    """Compares the lines of one file after the other, as long as there are not too many."""
+
+    def __init__(self) -> None:
+        self.lines_left = MAX_COMPARED_IN_ALL
+
+    def groups(self, old: list[bytes], new: list[bytes]) -> list[list[Opcode]]:
+        """Return the groups of changes with the lines around them. What is equal at both ends is not compared."""
+        head = _equal_lines(old, new)
+        tail = _equal_lines(old[head:][::-1], new[head:][::-1])
+        size = len(old) + len(new) - 2 * (head + tail)
+        if size > min(MAX_COMPARED_LINES, self.lines_left):
+            return [[("replace", head, len(old) - tail, head, len(new) - tail)]]
+        self.lines_left -= size
+        start, end = max(head - CONTEXT, 0), max(tail - CONTEXT, 0)
+        compared = old[start : len(old) - end], new[start : len(new) - end]
+        groups = difflib.SequenceMatcher(None, *compared).get_grouped_opcodes(CONTEXT)
+        return [
+            [(tag, i1 + start, i2 + start, j1 + start, j2 + start) for tag, i1, i2, j1, j2 in group] for group in groups
+        ]
+
+
+def _equal_lines(old: list[bytes], new: list[bytes]) -> int:
+    """Return how many lines are equal at the start."""
+    pairs = enumerate(zip(old, new, strict=False))
+    return next((index for index, (before, after) in pairs if before != after), min(len(old), len(new)))
+
+
+def _hunks(old: list[Line], new: list[Line], comparison: _Comparison) -> Iterator[bytes]:
     texts = [text for _, text in old], [text for _, text in new]
     if texts[0] == texts[1]:
         return
-    if len(old) + len(new) > MAX_COMPARED_LINES:
-        groups = [[("replace", 0, len(old), 0, len(new))]]
-    else:
-        groups = list(difflib.SequenceMatcher(None, *texts, autojunk=True).get_grouped_opcodes(CONTEXT))
-    for group in groups:
+    for group in comparison.groups(*texts):
         first, last = group[0], group[-1]
         yield b"@@ -%s +%s @@\n" % (_range(old[first[1] : last[2]]), _range(new[first[3] : last[4]]))
         for tag, i1, i2, j1, j2 in group:

@@ -32,10 +32,10 @@ from corral_plugins.code_reviews.api import (
 )
 from corral_plugins.code_reviews.models import Review, ReviewComment, Reviewer, Revision
 from corral_plugins.code_reviews.service import rows
-from corral_plugins.code_reviews.service.anchors import Context, find_again
-from corral_plugins.code_reviews.service.contents import ReviewContents, files_json, stats_of
-from corral_plugins.code_reviews.service.patches import Patch
+from corral_plugins.code_reviews.service.contents import ReviewContents, patch_of
+from corral_plugins.code_reviews.service.feedback import feedback_of
 from corral_plugins.code_reviews.service.review_tasks import ReviewTasks
+from corral_plugins.code_reviews.service.threads import anchor_again
 from corral_plugins.tasks.api import Tasks
 
 MAX_CHECKS = 50
@@ -93,7 +93,7 @@ class CodeReviewsService:
         self.check_reviewers(new.reviewers, agent_id)
         self._insert(row, patch, by=by.agent_id or by.user_id)
         replace_reviewers(row.id, new.reviewers)
-        self._review_tasks.ask(row, patch)
+        self._review_tasks.ask(row, patch.data)
         return row
 
     def propose(self, new: NewReview, patch: PreparedPatch, *, by: Principal) -> Review:
@@ -117,6 +117,14 @@ class CodeReviewsService:
         if task.status in ENDED:
             raise Invalid.at("/task_id", "not_allowed", f"The task is {task.status}.")
         return task
+
+    def change_reviewers(self, row: Review, reviewers: list[NewReviewer]) -> None:
+        """Replace the reviewers of a review, and ask the agents that were not among them."""
+        self.check_reviewers(reviewers, row.agent_id)
+        known = {each.reviewer_id for each in rows.reviewers_of([row.id])[row.id]}
+        replace_reviewers(row.id, reviewers)
+        if any(each.agent_id is not None and each.agent_id.lower() not in known for each in reviewers):
+            self._review_tasks.ask(row, patch_of(row.id, row.revision) or b"", known=known)
 
     def check_reviewers(self, reviewers: list[NewReviewer], author_id: str) -> None:
         """Raise `Invalid` if a reviewer does not exist, is named twice, or is the author."""
@@ -145,18 +153,28 @@ class CodeReviewsService:
             return None
         if not row.is_awaited:
             rows.update(row, OPEN, is_awaited=True)
+        reviewer = (diff.reviewer_agent_id or row.agent_id).lower()
+        if row.status == "pending" and reviewer != row.agent_id:
+            self._ask_too(row, reviewer)
         return rows.facts_of(row)
+
+    def _ask_too(self, row: Review, agent_id: str) -> None:
+        """Make the agent that a policy names a reviewer, unless it is one already."""
+        known = {each.reviewer_id for each in rows.reviewers_of([row.id])[row.id]}
+        if agent_id not in known:
+            Reviewer.insert(review_id=row.id, reviewer_id=agent_id, kind="agent", position=len(known)).execute()
+            self._review_tasks.ask(row, patch_of(row.id, row.revision) or b"", known=known)
 
     def _review_of(self, diff: TaskDiff) -> Review | None:
         """Return the review that a completed run waits for: an open one of the same diff, or a new one."""
         current = next(iter(reversed(rows.open_reviews_of(diff.task_id))), None)
+        is_same = current is not None and (diff.patch is None or current.patch_sha256 == diff.patch.sha256)
+        if current is not None and is_same and (current.status == "pending" or not current.is_awaited):
+            return current
         if diff.patch is None:
-            if current is not None and current.status == "changes_requested":
-                self.cancel_row(current, by=None)  # the agent ended without a new revision
-                return None
-            return current
-        if current is not None and current.patch_sha256 == diff.patch.sha256 and current.status == "pending":
-            return current
+            if current is not None:
+                self.cancel_row(current, by=None)  # the agent was told what to change, and changed nothing
+            return None
         if current is not None and current.round > 0:
             self.add_revision(current, diff.patch, note="", by=diff.agent_id)
             return current
@@ -164,15 +182,13 @@ class CodeReviewsService:
         for name in ("agent_id", "task_id", "run_id", "repo", "base_ref", "head_ref"):
             setattr(row, name, getattr(diff, name))
         self._insert(row, diff.patch, by=diff.agent_id)
-        if diff.reviewer_agent_id is not None and diff.reviewer_agent_id != diff.agent_id:
-            replace_reviewers(row.id, [NewReviewer(agent_id=diff.reviewer_agent_id)])
-            self._review_tasks.ask(row, diff.patch)
         return row
 
     def _insert(self, row: Review, patch: PreparedPatch, *, by: str | None) -> None:
         """Insert a review with its first revision. Older reviews of the same task are superseded."""
         now = clock.now()
-        row.id, row.patch_sha256, row.stats = new_id(), patch.sha256, stats_of(patch.parsed)
+        row.id, row.patch_sha256, row.stats = new_id(), patch.sha256, patch.parsed.stats
+        row.is_tainted = patch.tainted
         row.created_at = row.updated_at = row.reminded_at = now
         older = [] if row.task_id is None else rows.open_reviews_of(row.task_id)
         row.is_awaited = row.is_awaited or any(
@@ -208,17 +224,18 @@ class CodeReviewsService:
             status="pending",
             revision=row.revision + 1,
             patch_sha256=patch.sha256,
-            stats=stats_of(patch.parsed),
+            stats=patch.parsed.stats,
+            is_tainted=row.is_tainted or patch.tainted,
             reminded_at=clock.now(),
         )
         _insert_revision(row, patch, note=note, by=by)
-        _anchor_again(row, patch.parsed)
+        anchor_again(row, patch.parsed.patch)
         is_approved = (Reviewer.review_id == row.id) & (Reviewer.state == "approved")
         Reviewer.update(state="pending").where(is_approved).execute()
         rows.publish(CodeReviewRevised, row, by)
         _report_credentials(row, patch)
         if any(each.kind == "agent" for each in rows.reviewers_of([row.id])[row.id]):
-            self._review_tasks.ask(row, patch)
+            self._review_tasks.ask(row, patch.data)
 
     def _lock_open(self, review_id: str, by: Principal, *, is_author: bool = False) -> Review:
         """Lock an open review of the caller. With `is_author`, the agent that made the diff may change it, too."""
@@ -245,6 +262,9 @@ class CodeReviewsService:
         """Cancel a locked, open review."""
         rows.update(row, OPEN, status="cancelled")
         rows.publish(CodeReviewCancelled, row, by)
+
+    def feedback(self, review_id: str) -> dict[str, Any]:
+        return feedback_of(Review.get_by_id(review_id))
 
     def withdraw(self, review_id: str, *, by: Principal) -> ReviewFacts:
         row = self._lock_open(review_id, by)
@@ -316,27 +336,11 @@ def _insert_revision(row: Review, patch: PreparedPatch, *, note: str, by: str | 
         number=row.revision,
         patch=patch.data,
         patch_sha256=patch.sha256,
-        files=files_json(patch.parsed),
+        files=patch.parsed.files,
         note=note,
         created_by=by,
         created_at=clock.now(),
     ).execute()
-
-
-def _anchor_again(row: Review, patch: Patch) -> None:
-    """Find the lines of all comments in the current revision. Answers follow the first comment of their thread."""
-    is_anchored = (ReviewComment.review_id == row.id) & ReviewComment.file.is_null(False)
-    comment: Any
-    for comment in ReviewComment.select().where(is_anchored & ReviewComment.parent_id.is_null()):
-        context = None if comment.context is None else Context(**comment.context)
-        found = find_again(patch, file=comment.file, side=comment.side, line=comment.line, context=context)
-        changes: dict[str, Any] = {"anchor": found.anchor}
-        if found.anchor == "active":
-            changes |= {"revision": row.revision, "file": found.file}
-        if found.line is not None:
-            changes |= {"line": found.line, "end_line": found.line + comment.end_line - comment.line}
-        thread = (ReviewComment.id == comment.id) | (ReviewComment.parent_id == comment.id)
-        ReviewComment.update(changes).where((ReviewComment.review_id == row.id) & thread).execute()
 
 
 def _report_credentials(row: Review, patch: PreparedPatch) -> None:

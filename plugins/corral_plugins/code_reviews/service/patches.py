@@ -12,6 +12,7 @@ import msgspec
 
 MAX_BYTES = 2 * 1024 * 1024
 MAX_FILES = 2000
+MAX_HUNKS = 20_000
 MAX_PATH_BYTES = 4096
 NO_FILE = b"/dev/null"
 
@@ -20,6 +21,7 @@ _ESCAPE = re.compile(rb"\\([abfnrtv\"\\]|[0-3][0-7]{2})")
 _ESCAPED = {b"a": b"\a", b"b": b"\b", b"f": b"\f", b"n": b"\n", b"r": b"\r", b"t": b"\t", b"v": b"\v"}
 _PREFIXES = re.compile(rb"[a-z]/")
 _BINARY = re.compile(rb"Binary files .* differ|GIT binary patch")
+_BINARY_PART = re.compile(rb"(?:literal|delta) \d+")
 _EXTENDED = (
     b"old mode ",
     b"new mode ",
@@ -56,7 +58,7 @@ class Hunk(msgspec.Struct):
 
 
 class PatchedFile(msgspec.Struct):
-    """What a patch does to a file. `start` and `end` are the lines of the patch that are about it."""
+    """What a patch does to a file."""
 
     path: str
     old_path: str | None
@@ -84,11 +86,13 @@ class Patch(msgspec.Struct):
     files: list[PatchedFile]
 
     def find(self, path: str, side: str) -> PatchedFile | None:
-        """Return the file that has this path on a side, or None if the patch does not touch it."""
-        for file in self.files:
-            if path == (file.path if side == "new" else file.old_path or file.path):
-                return file
-        return None
+        """Return the file that has this path on a side, or None if the patch does not touch it.
+
+        A change of the type, such as from a file to a link, is a deletion and an addition of one path.
+        """
+        absent = "deleted" if side == "new" else "added"
+        found = [file for file in self.files if path == (file.path if side == "new" else file.old_path or file.path)]
+        return next((file for file in found if file.status != absent), found[0] if found else None)
 
 
 def parse_patch(data: bytes) -> Patch:
@@ -103,12 +107,13 @@ class _Parser:
         self.lines = data.split(b"\n")
         if self.lines[-1] == b"":
             self.lines.pop()
-        self.at = 0
+        self.at = self.hunks = 0
 
     def parse(self) -> Patch:
         files: list[PatchedFile] = []
+        seen: set[tuple[str, bool]] = set()
         while self.at < len(self.lines):
-            line = self.lines[self.at]
+            line, began, known = self.lines[self.at], self.at, len(files)
             if line.startswith(b"diff --git "):
                 files.append(self._git_file())
             elif line.startswith((b"diff --cc ", b"diff --combined ", b"@@@ ")):
@@ -117,15 +122,22 @@ class _Parser:
                 files.append(self._plain_file())
             elif line.startswith(b"@@ "):
                 raise self._error("A hunk follows no file header.")
-            elif files and line[:1] in (b"+", b"-", b" ") and not line.startswith(b"-- ") and line != b"--":
-                raise self._error("The hunk has more lines than its header announces.")
             else:
                 self.at += 1
-            if len(files) > MAX_FILES:
-                raise self._error(f"The patch changes more than {MAX_FILES} files.")
+            if len(files) > known:
+                self._check_new(files[-1], seen, began)
         if not files:
             raise PatchError(1, "The text contains no unified diff.")
         return Patch(files=files)
+
+    def _check_new(self, file: PatchedFile, seen: set[tuple[str, bool]], line: int) -> None:
+        """Raise `PatchError` if the patch changes a file a second time, or is too long."""
+        key = (file.path, file.status == "deleted")
+        if key in seen:
+            raise self._error("The patch changes this file twice; send one diff of the whole change.", line)
+        seen.add(key)
+        if len(seen) > MAX_FILES:
+            raise self._error(f"The patch changes more than {MAX_FILES} files.")
 
     def _peek(self, offset: int) -> bytes:
         return self.lines[self.at + offset] if self.at + offset < len(self.lines) else b""
@@ -154,6 +166,8 @@ class _Parser:
             self._skip_binary()
         elif self._peek(0).startswith(b"--- ") and self._peek(1).startswith(b"+++ "):
             self._check_same_paths(old, new)
+            if NO_FILE in (absent := [_without_time(self._peek(n)[4:]) for n in (0, 1)]):
+                status = file.status = "added" if absent[0] == NO_FILE else "deleted"
             self.at += 2
             self._hunks(file)
         kept = old if status == "deleted" else new
@@ -252,7 +266,11 @@ class _Parser:
     # -- contents
 
     def _skip_binary(self) -> None:
-        while self.at < len(self.lines) and not self._peek(0).startswith(b"diff --git "):
+        """Pass over exactly the lines of a binary change: what follows may be the next file."""
+        self.at += 1
+        while _BINARY_PART.fullmatch(self._peek(0)):
+            while self._peek(0):
+                self.at += 1
             self.at += 1
 
     def _hunks(self, file: PatchedFile) -> None:
@@ -268,8 +286,15 @@ class _Parser:
             added = sum(line[:1] == b"+" for line in lines)
             file.additions += added
             file.deletions += len(lines) - new_lines
-        if self._peek(0).startswith(b"@@"):
+            self.hunks += 1
+            if self.hunks > MAX_HUNKS:
+                raise self._error(f"The patch has more than {MAX_HUNKS} hunks.")
+        line = self._peek(0)
+        if line.startswith(b"@@"):
             raise self._error("The header of the hunk is malformed.")
+        ends = line in (b"-- ", b"--") or (line.startswith(b"--- ") and self._peek(1).startswith(b"+++ "))
+        if file.hunks and line[:1] in (b"+", b"-", b" ") and not ends:
+            raise self._error("The hunk has more lines than its header announces.")
 
     def _hunk_lines(self, old: int, new: int) -> list[bytes]:
         """Return the lines of a hunk that has this many lines on both sides."""

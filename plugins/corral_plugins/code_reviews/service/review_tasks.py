@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
 
 from corral.errors import Problem
 from corral_core.accounts.api import Accounts
-from corral_plugins.code_reviews.api import PreparedPatch
 from corral_plugins.code_reviews.models import Review
 from corral_plugins.code_reviews.service import rows
 from corral_plugins.tasks.api import NewTask, Origin, Tasks
@@ -27,21 +27,23 @@ class ReviewTasks:
     def __init__(self, accounts: Accounts, tasks: Tasks) -> None:
         self._accounts, self._tasks = accounts, tasks
 
-    def ask(self, row: Review, patch: PreparedPatch) -> None:
-        """Create a task for each agent that was asked to review. The person who owns the review requests it."""
-        text = patch.data[:SHOWN_BYTES].decode(errors="replace")
-        for reviewer in rows.reviewers_of([row.id])[row.id]:
-            if reviewer.kind == "agent" and row.owner_id is not None:
-                self._create(row, reviewer.reviewer_id, text, patch)
+    def ask(self, row: Review, patch: bytes, *, known: Collection[str] = ()) -> None:
+        """Create a task for each agent that was asked to review. The person who owns the review requests it.
 
-    def _create(self, row: Review, agent_id: str, text: str, patch: PreparedPatch) -> None:
-        is_cut = len(patch.data) > SHOWN_BYTES
+        The agents in `known` have been asked before.
+        """
+        text = patch[:SHOWN_BYTES].decode(errors="replace")
+        for reviewer in rows.reviewers_of([row.id])[row.id]:
+            if reviewer.kind == "agent" and reviewer.reviewer_id not in known and row.owner_id is not None:
+                self._create(row, reviewer.reviewer_id, text, is_cut=len(patch) > SHOWN_BYTES)
+
+    def _create(self, row: Review, agent_id: str, text: str, *, is_cut: bool) -> None:
         shown = {"review_id": row.id, "revision": row.revision, "title": row.title, "patch": text, "is_cut": is_cut}
         new = NewTask(title=f"Review: {row.title}"[:200], instructions=INSTRUCTIONS, input=shown, agent_id=agent_id)
         try:
             by = self._accounts.principal_of(row.owner_id, "tasks.write")
             author = None if row.task_id is None else self._tasks.find_run(row.task_id)
-            origin = Origin(tainted=patch.tainted or (author is not None and author.tainted))
+            origin = Origin(tainted=row.is_tainted or (author is not None and author.tainted))
             self._tasks.create(new, by=by, source={"type": "review", "id": row.id}, origin=origin)
         except Problem as problem:  # people can still review
             log.warning("no task was created for a reviewer", extra={"review": row.id, "code": problem.code})

@@ -12,6 +12,7 @@ from corral.auth.principal import Principal, require_owner
 from corral.auth.visibility import NO_ROWS, visible
 from corral.database.dialect import advisory_lock
 from corral.database.model import PRIVATE, SHARED
+from corral.database.statement import Statement
 from corral.errors import Conflict, Invalid, NotFound
 from corral.events.event import emit
 from corral.http.answers import IfMatch
@@ -28,6 +29,7 @@ from corral_plugins.tasks.api import Tasks
 KEY_SECONDS = 24 * 3600.0
 MAX_MADE = 100  # as many artifacts as a run may report
 TASK_READ = "tasks.read"
+_FIRST_OF_TASK = Statement(lambda p: File.select(File.id).where(File.task_id == p("task_id")).limit(1).tuples())
 
 
 class FileRegistry:
@@ -79,6 +81,8 @@ class FileRegistry:
 
     def made_for_task(self, task_id: str) -> list[File]:
         """Return files that workers and agents made for a task, oldest first."""
+        if _FIRST_OF_TASK.one({"task_id": task_id}) is None:  # as for most tasks
+            return []
         made = (File.task_id == task_id) & File.source_type.in_(("worker", "agent")) & is_current()
         return list(File.select().where(made).order_by(File.created_at, File.id).limit(MAX_MADE))
 

@@ -323,9 +323,11 @@ class ProviderRegistry:
         ]
 
     def _current_providers(self) -> dict[str, Provider]:
-        self._load_changes()
-        kinds = self.provider_kinds()
+        is_same_unit = self._load_changes()
         snapshot, names, providers = self._built
+        if is_same_unit and snapshot is self._snapshot:
+            return providers
+        kinds = self.provider_kinds()
         if snapshot is not self._snapshot or names != sorted(kinds):
             snapshot = self._snapshot
             providers = self._build_all(kinds, snapshot)
@@ -349,10 +351,13 @@ class ProviderRegistry:
         providers |= {name: _from_file(name, table, kinds, listed(name)) for name, table in self._tables.items()}
         return {name: provider for name, provider in providers.items() if provider is not None}
 
-    def _load_changes(self) -> None:
-        """Reload the cache if any process has changed a provider. Checks the database once per unit of work."""
+    def _load_changes(self) -> bool:
+        """Reload the cache if any process has changed a provider. Checks the database once per unit of work.
+
+        Return whether this unit of work has checked before.
+        """
         if not in_unit() or self._synchronized.unit is current():
-            return
+            return in_unit()
         self._synchronized.unit = current()
         revisions = frozenset(
             [("provider", name, revision) for name, revision in _PROVIDER_REVISIONS.rows({})]
@@ -362,6 +367,7 @@ class ProviderRegistry:
             states = LlmProviderState.select().where(LlmProviderState.revision.is_null(False))
             listed = {state.name: _listed_models(state) for state in states}
             self._snapshot = _TableSnapshot(revisions, tuple(LlmProviderRow.select()), listed)
+        return False
 
 
 def _listed_models(state: LlmProviderState) -> Models:

@@ -104,7 +104,7 @@ def show_task(client: ApiClient, *, task: str, as_json: bool) -> None:
         "id": found["id"],
         "status": found["status"],
         "cancelled": explained["summary"] if found["status"] == "cancelled" else None,
-        "waiting for": _waiting_for(found) or _obstacle(explained),
+        "waiting for": _waiting_for(found) or (_obstacle(explained) if found["finished_at"] is None else None),
         "agent": agent or (f"any of role {found['agent_role']}" if found["agent_role"] else "any"),
         "worker": _worker_name(client, explained["attempts"]),
         "priority": found["priority"],
@@ -114,6 +114,7 @@ def show_task(client: ApiClient, *, task: str, as_json: bool) -> None:
         "progress": progress.get("message") if found["finished_at"] is None else None,
         "result": result_text(found["result"]) if found["result"] is not None else None,
         "error": ": ".join(filter(None, (error.get("type"), error.get("message")))),
+        "what to do": _obstacle(explained) if found["finished_at"] is not None else None,
         "cost": cost_text(found["cost"]),
         "tokens": f"{found['cost']['input_tokens']} in, {found['cost']['output_tokens']} out",
         "created": found["created_at"],
@@ -228,10 +229,19 @@ def cancel_task(client: ApiClient, *, task: str, reason: str | None, as_json: bo
 @task_argument
 @click.option("--from-start", is_flag=True, help="start from the beginning instead of the last checkpoint")
 @click.option("--reason", help="reason, which is kept with the task")
+@click.option("--yes", is_flag=True, help="retry it even if its cost limit, which stays the same, made it fail")
 @client_command
-def retry_task(client: ApiClient, *, task: str, from_start: bool, reason: str | None, as_json: bool) -> None:
+def retry_task(client: ApiClient, *, task: str, from_start: bool, reason: str | None, yes: bool, as_json: bool) -> None:
     """Run a failed or cancelled task again."""
-    _act(client, task, "retry", {"from_checkpoint": not from_start, "reason": reason}, as_json=as_json)
+    found = _find(client, task)
+    if not yes and found["max_cost_usd"] is not None and (found["error"] or {}).get("kind") == "budget":
+        unmet = next(
+            (each for each in client.get(f"/tasks/{found['id']}/explain")["conditions"] if not each["ok"]), None
+        )
+        if unmet is not None:
+            told = f"{unmet['detail'].rstrip('.')}, and a retry keeps the limit. {unmet['unblock']}"
+            raise ApiClientError(f"{told}. With --yes, it is retried as it is")
+    _act(client, found["id"], "retry", {"from_checkpoint": not from_start, "reason": reason}, as_json=as_json)
 
 
 @tasks_command_group.command("answer")

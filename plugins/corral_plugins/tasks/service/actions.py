@@ -49,7 +49,6 @@ from corral_plugins.tasks.service.runs import RESULT_LIMIT, to_limited_json
 from corral_plugins.tasks.service.transitions import (
     NOT_CANCELLED,
     NOT_QUEUED,
-    NOT_WAITING,
     TaskTransitions,
     add_seconds,
     aged_rank,
@@ -57,6 +56,7 @@ from corral_plugins.tasks.service.transitions import (
     queue_columns,
     queue_key,
     requeue_columns,
+    requeue_waiting,
     transition,
 )
 from corral_plugins.tasks.shapes import CommentView, NewComment, TaskPatch
@@ -298,12 +298,7 @@ class OwnerActions:
             status = "succeeded" if error is None else "failed"
             result = {"call_id": call_id, "status": status, "result": value, "error": error}
             given = to_limited_json({"tool_results": [result]}, RESULT_LIMIT + 1024, "/input")
-        self.resume(row, given)
-
-    def resume(self, row: TaskRow, given: str) -> None:
-        """Queue a waiting task again. `given` is a JSON object, such as an answer, that the next claim includes."""
-        answer = msgspec.Raw(given.encode())
-        transition(row, "pending", resume=answer, resuming=True, **NOT_WAITING, **requeue_columns(row))
+        requeue_waiting(row, given)
 
     def complete(self, task_id: str, result: Any, *, by: Principal) -> Encoded:
         """Complete a task at the request of its owner.

@@ -16,7 +16,7 @@ from corral_plugins.llm.api import AgentModel
 from corral_plugins.tasks.models import TERMINAL, Attempt, Dependency, Task, TaskRow
 from corral_plugins.tasks.service import claims, rows
 from corral_plugins.tasks.service.agent_models import AgentModels
-from corral_plugins.tasks.service.claim_budgets import BudgetObstacle, ClaimBudgets
+from corral_plugins.tasks.service.claim_budgets import BudgetObstacle, ClaimBudgets, cost_limit_of
 from corral_plugins.tasks.service.lacking_tools import lacking_tools, matches_selector
 from corral_plugins.tasks.service.queries import ATTEMPT_VIEW_COLUMNS, attempt_view
 from corral_plugins.tasks.service.rows import find_readable_task
@@ -51,7 +51,7 @@ class TaskExplanations:
         attempts = self._latest_attempts(row.id)
         conditions, claimable = [], False
         if row.status in TERMINAL:
-            summary = _describe_end(row, attempts)
+            summary, conditions = _describe_end(row, attempts), self._limit_conditions(row)
         elif row.lease_id is not None:
             summary = self._describe_run(row, attempts)
         else:
@@ -151,6 +151,25 @@ class TaskExplanations:
         return _unmet(
             "kill_switch", message, "Ask an admin to release it: corral kill-switch off", "/admin/kill-switch"
         )
+
+    def _limit_conditions(self, row: TaskRow) -> list[Condition]:
+        """Return the unmet condition for a task that failed because of its cost limit. A retry keeps the limit."""
+        error, agent_id = row.get("error") or {}, row.assigned_agent_id or row.agent_id
+        agent = self._agents.find(agent_id) if error.get("kind") == "budget" and agent_id is not None else None
+        limit = cost_limit_of(row, agent) if agent is not None else None
+        if agent is None or limit is None:
+            return []
+        cost, most = format_micro_usd(row.cost_micro), format_micro_usd(limit.limit_micro)
+        detail = f"The task has cost {cost}, and its cost limit of {most} did not admit another model call."
+        letter_id = row.get("dead_letter_id")
+        if row.get("max_cost_usd") is None:
+            how = f"Raise it: corral agents edit {shlex.quote(agent.name)} -f max_cost_per_task_usd:=USD, then"
+            return [_unmet("budget_task", detail, f"{how} corral tasks retry {row.id}", f"/agents/{agent.id}")]
+        if letter_id is None:
+            how = f"Retry it, then raise its limit: corral api PATCH /tasks/{row.id} -f max_cost_usd:=USD"
+            return [_unmet("budget_task", detail, how, f"/tasks/{row.id}")]
+        how = f"Ask an admin to retry it with another limit: corral dead-letter retry {letter_id} -f max_cost_usd:=USD"
+        return [_unmet("budget_task", detail, how, f"/dead-letter/{letter_id}")]
 
     # -- agents
 

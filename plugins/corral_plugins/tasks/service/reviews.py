@@ -18,7 +18,12 @@ from corral_plugins.tasks.models import AttemptRow, Task, TaskRow
 from corral_plugins.tasks.report_shapes import Artifact, CompletionReport
 from corral_plugins.tasks.service import rows
 from corral_plugins.tasks.service.outcomes import TaskOutcomes
-from corral_plugins.tasks.service.transitions import NOT_CANCELLED, TaskTransitions, publish_task_event
+from corral_plugins.tasks.service.transitions import (
+    NOT_CANCELLED,
+    TaskTransitions,
+    publish_task_event,
+    requeue_waiting,
+)
 
 NO_REVIEW = "none"
 INLINE_CHARACTERS = 65_536
@@ -86,6 +91,9 @@ class TaskReviews:
         if artifacts is not None and index is not None and diff is not None:
             artifacts[index] = msgspec.structs.replace(diff, patch=UNSET, content=UNSET)
         self._wait(row, attempt, review.id, result, artifacts)
+        if review.status == "changes_requested":  # people were faster than the run
+            given = {"review": self.code_reviews.feedback(review.id)}
+            requeue_waiting(row, rows.to_json_text(given))
         return True
 
     def _wait(

@@ -38,7 +38,7 @@ from corral_plugins.tasks.service.leases import TaskLeases
 from corral_plugins.tasks.service.reviews import TaskReviews
 from corral_plugins.tasks.service.rows import TaskViews, find_readable_task
 from corral_plugins.tasks.service.runs import TaskRuns, is_held_for
-from corral_plugins.tasks.service.transitions import publish_task_event, queue_key
+from corral_plugins.tasks.service.transitions import publish_task_event, queue_key, requeue_waiting
 from corral_plugins.tasks.shapes import TaskView
 
 
@@ -127,7 +127,7 @@ class TasksService:
             return False
         if id is not None and row.get("waiting_for").get("id") != id:
             return False
-        self._actions.resume(row, rows.to_json_text(given))
+        requeue_waiting(row, rows.to_json_text(given))
         return True
 
     def end_review(self, task_id: str, review_id: str, *, approved: bool, message: str) -> bool:

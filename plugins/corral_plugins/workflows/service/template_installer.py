@@ -88,12 +88,13 @@ class WorkflowTemplateInstaller:
             raise Conflict("The workflow was changed at the same time; repeat.", current_status=row.status)
 
     def users(self, ids: Sequence[str]) -> Sequence[ObjectUse]:
-        """Return the workflows whose steps name agents or workflows with these ids."""
-        names = functools.reduce(operator.or_, [_holds(Workflow.steps, each) for each in ids])
+        """Return the workflows whose steps or review policies name agents or workflows with these ids."""
+        columns = (Workflow.steps, Workflow.config)
+        names = functools.reduce(operator.or_, [_holds(column, each) for column in columns for each in ids])
         return [
             ObjectUse(id=row.id, name=row.name, uses=each)
-            for row in Workflow.select(Workflow.id, Workflow.name, Workflow.steps).where(LIVING & names)
-            for text in (msgspec.json.encode(row.steps).decode(),)
+            for row in Workflow.select(Workflow.id, Workflow.name, *columns).where(LIVING & names)
+            for text in (msgspec.json.encode([row.steps, row.config]).decode(),)
             for each in ids
             if each in text
         ]

@@ -1,0 +1,47 @@
+"""The names of objects of which a response contains the ids."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from corral.cli.api_client import ApiClient, ApiClientError
+
+MAX_REQUESTS = 50  # for one command; the objects after that are shown by their ids
+
+
+class ObjectNames:
+    """Finds the names of objects. Each object is requested once.
+
+    An object that was deleted, or that the user may not read, has its id instead of a name.
+    """
+
+    def __init__(self, client: ApiClient) -> None:
+        self._client = client
+        self._found: dict[str, Any] = {}
+
+    def name(self, path: str, identifier: str | None, field: str = "name") -> str:
+        """Return the name of an object below the path, such as `/agents`, or its id. Return `-` without an id."""
+        if identifier is None:
+            return "-"
+        found = self.read(f"{path}/{identifier}")
+        return identifier if found is None else str(found[field])
+
+    def user(self, identifier: str | None) -> str:
+        """Return the address of a user, or the id. Only admins read the addresses of others."""
+        me = self.read("/auth/me")
+        if me is not None and me["id"] == identifier:
+            return str(me["email"])
+        return self.name("/admin/users", identifier, "email")
+
+    def read(self, path: str) -> Any:
+        """Return what is at the path, or None if it was deleted or the user may not read it."""
+        if path not in self._found:
+            if len(self._found) >= MAX_REQUESTS:
+                return None
+            try:
+                self._found[path] = self._client.get(path)
+            except ApiClientError as error:
+                if error.status not in (403, 404):
+                    raise
+                self._found[path] = None
+        return self._found[path]

@@ -1,0 +1,38 @@
+"""What plugins add to `corral status`: the entry points of the group `corral.status`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from corral.cli.api_client import ApiClient, ApiClientError
+
+MAX_NAMES = 5  # objects that a line of `corral status` names
+
+
+class StatusPart(NamedTuple):
+    """What a plugin tells in `corral status`.
+
+    `found` is the part in the JSON, or None if it is unknown. `text` is what people read: what needs them, and the
+    command that shows it. Without a text, nothing needs them.
+    """
+
+    found: Any
+    text: str | None = None
+
+
+def read_if_allowed(client: ApiClient, path: str, **query: Any) -> Any:
+    """Return what is at the path, or None if the user may not read it or its plugin is not active."""
+    try:
+        return client.get(path, **query)
+    except ApiClientError as error:
+        if error.status not in (403, 404):
+            raise
+        return None
+
+
+def some_names(names: Iterable[str]) -> str:
+    """Return the names as a list in words. Of many names, only the first ones are named."""
+    named = list(names)
+    rest = len(named) - MAX_NAMES
+    return ", ".join(named[:MAX_NAMES]) + (f" and {rest} more" if rest > 0 else "")

@@ -1,0 +1,15 @@
+"""The line of `corral status` about dead letters."""
+
+from __future__ import annotations
+
+from corral.cli.api_client import ApiClient
+from corral.cli.status_parts import StatusPart, read_if_allowed
+
+
+def letter_status(client: ApiClient) -> StatusPart:
+    """Tell admins how many tasks failed for good, and wait for somebody to look at them."""
+    found = read_if_allowed(client, "/dead-letter", limit=1)
+    if found is None or not found["total"]:
+        return StatusPart(found)
+    tasks = "1 task has" if found["total"] == 1 else f"{found['total']} tasks have"
+    return StatusPart(found, f"{tasks} failed for good. Look at them: corral dead-letter list")

@@ -1,0 +1,24 @@
+"""The lines of `corral status` about channels."""
+
+from __future__ import annotations
+
+import shlex
+
+from corral.cli.api_client import ApiClient
+from corral.cli.status_parts import MAX_NAMES, StatusPart, read_if_allowed
+
+
+def channel_status(client: ApiClient) -> StatusPart:
+    """Describe the channels through which no notification goes at the moment."""
+    found = read_if_allowed(client, "/notifications/channels", limit=200)
+    if found is None:
+        return StatusPart(None)
+    bad = [each for each in found["items"] if each["is_enabled"] and each["status"] == "failing"]
+    lines = [
+        f"{each['name']} fails: {each['last_error']}. "
+        f"See what waits: corral notifications deliveries --channel {shlex.quote(each['name'])}"
+        for each in bad[:MAX_NAMES]
+    ]
+    if len(bad) > MAX_NAMES:
+        lines.append(f"{len(bad) - MAX_NAMES} more: corral notifications channels")
+    return StatusPart(bad, "\n".join(lines) or None)

@@ -1,0 +1,16 @@
+"""The line of `corral status` about triggers that Corral disabled."""
+
+from __future__ import annotations
+
+from corral.cli.api_client import ApiClient
+from corral.cli.status_parts import StatusPart, read_if_allowed, some_names
+
+
+def trigger_status(client: ApiClient) -> StatusPart:
+    """Describe the triggers that Corral disabled. Those that people disabled need nobody."""
+    found = read_if_allowed(client, "/triggers", enabled="false", limit=200)
+    off = [each for each in found["items"] if each["disabled_reason"]] if found is not None else []
+    if not off:
+        return StatusPart(off if found is not None else None)
+    names = some_names(f"{each['name']} ({each['disabled_reason']})" for each in off)
+    return StatusPart(off, f"{names}. See why, and what to do: corral triggers show NAME")

@@ -1,0 +1,35 @@
+"""The lines of `corral status` about webhooks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from corral.cli.api_client import ApiClient
+from corral.cli.status_parts import MAX_NAMES, StatusPart, read_if_allowed
+
+FAILED = ("failing", "gone")  # the reasons for which Corral disables a webhook whose owner did nothing
+
+
+def webhook_status(client: ApiClient) -> StatusPart:
+    """Describe the user's webhooks that fail, or that Corral disabled because they failed."""
+    found = read_if_allowed(client, "/webhooks", limit=200)
+    if found is None:
+        return StatusPart(None)
+    bad = [each for each in found["items"] if _is_failing(each)]
+    lines = [_text_of(each) for each in bad[:MAX_NAMES]]
+    if len(bad) > MAX_NAMES:
+        lines.append(f"{len(bad) - MAX_NAMES} more: corral webhooks list")
+    return StatusPart(bad, "\n".join(lines) or None)
+
+
+def _is_failing(webhook: Any) -> bool:
+    if not webhook["is_active"]:
+        return webhook["disabled_reason"] in FAILED
+    return webhook["failing_since"] is not None
+
+
+def _text_of(webhook: Any) -> str:
+    name, host = webhook["id"], webhook["host"]
+    if webhook["is_active"]:
+        return f"{host} has failed since {webhook['failing_since']}. See why: corral webhooks deliveries {name}"
+    return f"{host} was disabled ({webhook['disabled_reason']}). Enable it: corral webhooks enable {name}"

@@ -1,0 +1,237 @@
+"""What people read in a terminal about workflows, triggers, webhooks, files, dead letters and templates.
+
+Names stand where people look for them, and whatever does not work is told with the command that helps.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sqlite3
+from collections.abc import Iterator
+
+import pytest
+from tests.end_to_end.terminal import Terminal, signed_in, until
+
+from corral import clock
+from corral.testing.server import EMAIL
+
+pytestmark = [pytest.mark.sqlite, pytest.mark.one_engine]
+
+SCRIPTS = """
+[plugins.llm.scripts.refuses]
+turns = [{ error = { status = 400, message = "No such thing." } }]
+"""
+BREAKER = "webhook:receiver.invalid"
+
+
+@pytest.fixture(scope="module")
+def terminal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Terminal]:
+    with signed_in(tmp_path_factory.mktemp("work"), SCRIPTS) as made:
+        once = ("-f", 'retry_policy:={"max_attempts": 1}')
+        made("agents", "create", "Echo", "--model", "scripted/echo", "--start")
+        made("agents", "create", "Refuser", "--model", "scripted/refuses", *once, "--start")
+        yield made
+
+
+def workflow(terminal: Terminal, name: str) -> str:
+    """A workflow of one step that gives its input back. Returns the id."""
+    step = {"name": "read", "step_type": "transform", "config": {"value": "{{ input.n }}"}}
+    return str(terminal.json("workflows", "create", name, "-f", f"steps:={json.dumps([step])}")["id"])
+
+
+def test_status_tells_only_what_needs_people(terminal: Terminal) -> None:
+    """A host key that changed, and a channel that fails, are written as their plugins write them."""
+    quiet = terminal("status")
+    for line in ("dead letters:", "failed runs:", "disabled triggers:", "ssh connections:", "webhooks:", "channels:"):
+        assert line not in quiet
+    assert "code reviews:" not in quiet
+    terminal("ssh", "create", "builder", "deploy@10.1.2.3")
+    terminal("notifications", "create-channel", "on call", "--type", "webhook", "-f", "url=http://receiver.invalid/x")
+    (terminal.folder / "change.patch").write_text("--- a/x.py\n+++ b/x.py\n@@ -1 +1 @@\n-one\n+two\n")
+    terminal("reviews", "open", "Greet", "change.patch", "--agent", "Echo")
+    with sqlite3.connect(terminal.folder / "data" / "corral.db", timeout=60) as database:
+        database.execute("UPDATE ssh_connections SET host_key_state = 'mismatch'")
+        database.execute("UPDATE notifications_channels SET failing_since = ?, last_error = 'dns'", (clock.now(),))
+    told = terminal("status")
+    assert re.search(r"^ssh connections: +builder: the host key has changed\. .*corral ssh show NAME$", told, re.M)
+    assert re.search(r"^channels: +on call fails: dns\. .*deliveries --channel 'on call'$", told, re.M)
+    assert re.search(r"^code reviews: +1 waits for a decision: Greet\n +Read one: corral reviews diff", told, re.M)
+    assert terminal.json("status")["ssh_connections"]["total"] == 1
+    terminal("reviews", "cancel", "Greet")
+    terminal("notifications", "delete-channel", "on call")
+    terminal("ssh", "delete", "builder")
+
+
+def test_dead_letters_are_named_by_the_titles_of_their_tasks(terminal: Terminal) -> None:
+    terminal.run("run", "--agent", "Refuser", "Fail for good")
+    task_id = terminal.json("tasks", "show", "Fail for good")["id"]
+    first = terminal.json("dead-letter", "show", "fail for good")
+    assert terminal.json("dead-letter", "show", task_id)["id"] == first["id"]
+    assert re.search(r"^agent: +Refuser$", terminal("dead-letter", "show", "Fail for good"), re.M)
+    assert "dead letters:  1 task has failed for good. Look at them: corral dead-letter list" in re.sub(
+        r" {2,}", "  ", terminal("status")
+    )
+    assert "The task Fail for good (" in terminal("dead-letter", "retry", "Fail for good")
+    until(lambda: terminal.json("dead-letter", "list")["items"])
+    second = terminal.json("dead-letter", "show", "Fail for good")
+    assert second["id"] != first["id"]
+    assert terminal("dead-letter", "discard", "Fail for good") == "Discarded Fail for good.\n"
+    assert "dead letters:" not in terminal("status")
+
+
+def test_a_task_whose_cost_limit_was_too_small_says_what_helps(terminal: Terminal) -> None:
+    """A retry keeps the limit, and only admins change it with a retry. Scripted models cost nothing, so the kind of the
+    error is written as the task's outcome writes it.
+    """
+    limit = ("-f", "max_cost_usd:=0.01")
+    made = terminal.json("tasks", "create", "--agent", "Refuser", "Cost too much", *limit)
+    until(lambda: terminal.json("tasks", "show", made["id"])["status"] == "failed")
+    with sqlite3.connect(terminal.folder / "data" / "corral.db", timeout=60) as database:
+        change = "UPDATE tasks_tasks SET extra = json_set(extra, '$.error.kind', 'budget') WHERE id = ?"
+        assert database.execute(change, (made["id"],)).rowcount == 1
+    letter = terminal.json("dead-letter", "show", "Cost too much")["id"]
+    remedy = f"corral dead-letter retry {letter} -f max_cost_usd:=USD"
+    for told in (terminal("tasks", "explain", "Cost too much"), terminal("tasks", "show", "Cost too much")):
+        assert "The task has cost $0.00, and its cost limit of $0.01 did not admit another model call." in told
+        assert remedy in told
+    refused = terminal.run("tasks", "retry", "Cost too much")
+    assert (refused.returncode, "a retry keeps the limit" in refused.stderr, remedy in refused.stderr) == (
+        1,
+        True,
+        True,
+    )
+    raised = ("-f", "max_cost_usd:=0.5")
+    assert terminal.json("dead-letter", "retry", "Cost too much", *raised)["task"]["max_cost_usd"] == 0.5
+    until(lambda: terminal.json("dead-letter", "list")["items"])
+    assert "is pending" in terminal("tasks", "retry", "Cost too much")
+    until(lambda: terminal.json("dead-letter", "list")["items"])
+    terminal("dead-letter", "discard", "Cost too much")
+
+
+def test_runs_are_named_by_their_workflow(terminal: Terminal) -> None:
+    workflow(terminal, "Give back")
+    terminal.run("workflows", "run", "Give back", "--wait")
+    assert terminal.json("workflows", "run", "Give back", "-i", "n=3", "--wait")["output"] == {"read": "3"}
+    for line in terminal("workflows", "runs").splitlines()[1:]:
+        assert re.match(rf"Give back +\d +\w+ +{re.escape(EMAIL)} ", line)
+    assert terminal.json("workflows", "show-run", "give back")["number"] == 2
+    failed = terminal("workflows", "show-run", "Give back/1")
+    assert re.search(r"^status: +failed$", failed, re.M)
+    assert re.search(r"^failed runs: +1 within the last 24 hours\. .*runs --status failed$", terminal("status"), re.M)
+    missing = terminal.run("workflows", "cancel", "Give back/9")
+    assert "there is no run 9 of the workflow Give back" in missing.stderr
+    assert "corral workflows runs 'Give back'" in missing.stderr
+
+
+def test_a_retry_after_an_edit_says_which_definition_it_uses(terminal: Terminal) -> None:
+    workflow(terminal, "Mend")
+    terminal.run("workflows", "run", "Mend", "--wait")
+    assert "--current" not in terminal("workflows", "retry", "Mend/1")
+    step = {"name": "read", "step_type": "transform", "config": {"value": "mended"}}
+    terminal("workflows", "edit", "Mend", "-f", f"steps:={json.dumps([step])}")
+    told = terminal("workflows", "retry", "Mend/1")
+    assert "It uses version 1 of the definition" in told
+    command = told.rpartition("Repeat the run with the changes: corral ")[2].split()
+    assert command == ["workflows", "retry", "Mend/1", "--from", "failed", "--current"]
+    assert "--current" not in terminal(*command)
+    assert terminal.run("workflows", "watch", "Mend").stdout.strip() == '{\n  "read": "mended"\n}'
+
+
+def test_a_workflow_that_triggers_run_is_deleted_only_with_yes(terminal: Terminal) -> None:
+    """Its trigger fails then. Corral disables it, and says how to see why and how to enable it again."""
+    workflow(terminal, "Report")
+    terminal("triggers", "create", "Daily report", "--cron", "@daily", "--workflow", "Report", "-i", "n=1")
+    assert "run_workflow Report" in terminal("triggers", "list")
+    terminal("triggers", "fire", "Daily report")
+    until(lambda: "Report run 1 (" in terminal("triggers", "history", "Daily report"))
+    assert "trigger Daily report" in terminal("workflows", "runs", "Report")
+    refused = terminal.run("workflows", "delete", "Report")
+    assert (refused.returncode, "would fail without it: Daily report; " in refused.stderr) == (1, True), refused
+    assert "--yes" in refused.stderr
+    assert terminal("workflows", "delete", "Report", "--yes").startswith("Deleted Report (")
+    terminal("api", "PUT", "/settings/triggers/max_failures", "-f", "value:=1")
+    terminal("triggers", "fire", "Daily report")
+    until(lambda: not terminal.json("triggers", "show", "Daily report")["enabled"])
+    assert "no, disabled after failures in a row" in terminal("triggers", "list")
+    shown = terminal("triggers", "show", "Daily report")
+    assert "corral triggers history 'Daily report' --status failed" in shown
+    assert "Enable it: corral triggers toggle 'Daily report' --on" in shown
+    told = re.search(r"^disabled triggers: +(.*)$", terminal("status"), re.M)
+    assert told is not None
+    assert told[1] == "Daily report (max_failures). See why, and what to do: corral triggers show NAME"
+    workflow(terminal, "Report")
+    terminal("triggers", "edit", "Daily report", "--workflow", "Report")
+    assert terminal.json("triggers", "toggle", "Daily report", "--on")["enabled"] is True
+    assert "disabled triggers:" not in terminal("status")
+    terminal("triggers", "delete", "Daily report")
+
+
+def test_triggers_are_edited(terminal: Terminal) -> None:
+    """What is not named stays."""
+    workflow(terminal, "Count")
+    zone = ("--timezone", "Europe/Berlin")
+    terminal("triggers", "create", "Early", "--cron", "0 7 * * *", *zone, "--workflow", "Count", "-i", "n=1")
+    told = terminal(
+        "triggers", "edit", "Early", "--cron", "30 8 * * *", "-i", "m=2", "--name", "Late", "--filter", "true"
+    )
+    assert told.startswith("Changed Late.\nIt fires next at ")
+    changed = terminal.json("triggers", "show", "Late")
+    assert changed["config"] == {"expression": "30 8 * * *", "timezone": "Europe/Berlin"}
+    assert (changed["action"]["input"], changed["filter"]) == ({"n": "1", "m": "2"}, "true")
+    changed = terminal.json("triggers", "edit", "Late", "--task", "Count them", "--filter", "")
+    assert (changed["action"]["type"], changed["filter"]) == ("create_task", None)
+    wrong = terminal.run("triggers", "edit", "Late", "--every", "20")
+    assert (wrong.returncode, "Late has the type cron" in wrong.stderr) == (2, True), wrong
+    assert terminal.run("triggers", "edit", "Late").returncode == 2
+    assert terminal.run("triggers", "edit", "Late", "--task", "a", "-i", "n=1").returncode == 2
+    terminal("triggers", "delete", "Late")
+
+
+def test_files_belong_to_tasks_by_their_titles(terminal: Terminal) -> None:
+    terminal("run", "--agent", "Echo", "Read the file")
+    (terminal.folder / "notes.txt").write_text("Notes.\n")
+    terminal("files", "upload", "notes.txt", "--task", "read the file", "--share")
+    assert re.search(r"^notes\.txt .* Read the file ", terminal("files", "list", "--task", "Read the file"), re.M)
+    shown = terminal("files", "show", "notes.txt")
+    assert re.search(r"^task: +Read the file \(", shown, re.M)
+    assert re.search(rf"^owner: +{re.escape(EMAIL)}$", shown, re.M)
+    terminal("files", "delete", "notes.txt")
+
+
+def test_a_webhook_behind_an_open_breaker_says_so(terminal: Terminal) -> None:
+    made = terminal("webhooks", "create", "http://receiver.invalid/hook", "--event", "task.created")
+    assert "Warning: the host name of the URL does not resolve" in made
+    terminal("circuit-breakers", "force-open", BREAKER, "--reason", "The contract has ended.")
+    until(lambda: terminal.json("webhooks", "test", "receiver.invalid")["error"] == "circuit_open")
+    remedy = f"Close it at once: corral circuit-breakers force-close {BREAKER}"
+    open_one = f"the circuit breaker {BREAKER} is forced open (The contract has ended). {remedy}"
+    assert terminal("webhooks", "test", "receiver.invalid") == f"Not sent: {open_one}\n"
+    assert open_one in terminal("webhooks", "show", "receiver.invalid")
+    terminal("tasks", "create", "--agent", "Echo", "Tell them")
+    rows = until(lambda: terminal.json("webhooks", "deliveries", "receiver.invalid")["items"])
+    delivery = ("receiver.invalid", rows[0]["id"])
+    assert open_one in terminal("webhooks", "delivery", *delivery)
+    assert open_one.removesuffix(".") in terminal.run("webhooks", "redeliver", *delivery).stderr
+    terminal("circuit-breakers", "force-close", BREAKER)
+    until(lambda: terminal.json("webhooks", "show", "receiver.invalid")["failing_since"])
+    assert re.search(
+        r"^webhooks: +receiver\.invalid has failed since .*corral webhooks deliveries ", terminal("status"), re.M
+    )
+    assert re.search(rf"^receiver\.invalid +{re.escape(EMAIL)} ", terminal("webhooks", "list", "--all"), re.M)
+    terminal("webhooks", "delete", "receiver.invalid")
+
+
+def test_templates_say_what_to_give_and_what_to_do_next(terminal: Terminal) -> None:
+    shown = terminal("template", "show", "research-assistant")
+    assert "depth: integer, at least 1, at most 8, default 4 (Greatest number of parts of a question)" in shown
+    assert re.search(r"language: string, characters at most 60, default English", shown)
+    installed = terminal("template", "install", "hello-fleet")
+    assert "Start the agent: corral agents start Greeter" in installed
+    assert "Run the workflow: corral workflows run 'Hello fleet'" in installed
+    terminal("agents", "start", "Greeter")
+    told = terminal("template", "uninstall", "hello-fleet")
+    assert "kept agent Greeter: running. Stop it: corral agents stop Greeter\n" in told
+    assert told.endswith("Then remove the rest: corral template uninstall hello-fleet\n")
+    terminal("agents", "stop", "Greeter")
+    assert terminal("template", "uninstall", "hello-fleet") == "removed agent Greeter\n"
