@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, Literal, Protocol
 
 import msgspec
@@ -86,6 +86,14 @@ class ReviewFacts(msgspec.Struct, frozen=True, kw_only=True):
     owner_id: str | None
     decided_by: str | None
     decision_note: str | None
+
+
+class ReviewPeople(msgspec.Struct, frozen=True, kw_only=True):
+    """The people whom a review concerns: its reviewers, and the owners of its task and of the agent that made it."""
+
+    reviewer_ids: tuple[str, ...]
+    task_owner_id: str | None
+    agent_owner_id: str | None
 
 
 class PreparedPatch(msgspec.Struct, frozen=True, kw_only=True):
@@ -197,8 +205,16 @@ class CodeReviews(Protocol):
         """Store the outcome of a check. It replaces the check of the same name."""
         ...
 
+    def involved(self, review_id: str) -> ReviewPeople | None:
+        """Return the people whom a review concerns, or None if there is no review with this id."""
+        ...
+
     def find(self, review_id: str) -> ReviewFacts | None:
         """Return a review, or None if there is none with this id."""
+        ...
+
+    def comment_texts(self, comment_ids: Iterable[str]) -> dict[str, str]:
+        """Return the texts of comments by id, without any check of rights. Unknown ids are omitted."""
         ...
 
 

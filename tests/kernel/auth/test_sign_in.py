@@ -111,6 +111,7 @@ async def test_closed_registration(make_kit: MakeKit, mode: str) -> None:
     assert (await kit.client.get("/auth/config")).json()["registration"] == mode
 
 
+@pytest.mark.one_engine
 async def test_weak_passwords_are_told_every_broken_rule(make_kit: MakeKit) -> None:
     kit = await make_kit(plugins=[], config={"settings.password.require_digit": True})
     answer = await kit.client.post("/auth/register", _registration("annabel@example.org", password="annabel"))
@@ -141,6 +142,7 @@ async def test_wrong_address_wrong_password_and_deactivated_look_the_same(
     assert verified[2] is None
 
 
+@pytest.mark.one_engine
 async def test_a_password_of_1000_bytes_is_refused_unhashed(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(passwords_module, "_verify_hash", lambda *_: pytest.fail("hashed"))
     monkeypatch.setattr(passwords_module, "_argon2_hasher", lambda: pytest.fail("hashed"))

@@ -9,6 +9,8 @@ from quart import Blueprint
 
 from corral.testing.kit import Kit
 
+pytestmark = pytest.mark.one_engine
+
 
 async def hello(number: int = 0) -> str:
     return f"hello {number}"

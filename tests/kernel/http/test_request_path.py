@@ -21,6 +21,7 @@ BOTH_WAYS = pytest.mark.parametrize(
 )
 
 
+@pytest.mark.one_engine
 @BOTH_WAYS
 async def test_t7_both_slash_forms_answer_without_redirect(probe: Kit) -> None:
     member = await probe.as_user()
@@ -37,6 +38,7 @@ async def test_t7_both_slash_forms_answer_without_redirect(probe: Kit) -> None:
     assert (await member.get(f"/probe/things/{upper}")).json()["id"] == made.json()["id"]
 
 
+@pytest.mark.one_engine
 @BOTH_WAYS
 async def test_crooked_paths_are_nobodys(probe: Kit) -> None:
     member = await probe.as_user()
@@ -53,6 +55,7 @@ async def test_crooked_paths_are_nobodys(probe: Kit) -> None:
         assert answer.json()["request_id"] == answer.headers["x-request-id"]
 
 
+@pytest.mark.one_engine
 @BOTH_WAYS
 async def test_methods(probe: Kit) -> None:
     member = await probe.as_user()
@@ -67,6 +70,7 @@ async def test_methods(probe: Kit) -> None:
     assert override.status == 200
 
 
+@pytest.mark.one_engine
 @BOTH_WAYS
 async def test_headers_of_every_answer(probe: Kit) -> None:
     member = await probe.as_user()
@@ -88,6 +92,7 @@ async def test_headers_of_every_answer(probe: Kit) -> None:
     assert refused.headers["x-request-id"] != "a b"
 
 
+@pytest.mark.one_engine
 @BOTH_WAYS
 async def test_credentials(probe: Kit) -> None:
     viewer, path = await probe.as_user("viewer"), "/probe/things"
@@ -135,6 +140,7 @@ async def test_t2_to_t6_bad_bodies(probe: Kit, content: bytes, status: int, code
         assert [fault["pointer"] for fault in answer.json()["errors"]] == [pointer]
 
 
+@pytest.mark.one_engine
 @BOTH_WAYS
 async def test_t4_media_types(probe: Kit) -> None:
     member = await probe.as_user()
@@ -151,6 +157,7 @@ async def test_t4_media_types(probe: Kit) -> None:
     ).status == 201
 
 
+@pytest.mark.one_engine
 async def test_all_problems_of_a_body_at_once(probe: Kit) -> None:
     member = await probe.as_user()
     answer = await member.post("/probe/things", {"title": "", "priority": "x", "other": 1})
@@ -158,6 +165,7 @@ async def test_all_problems_of_a_body_at_once(probe: Kit) -> None:
     assert found == {("/title", "too_short"), ("/priority", "wrong_type"), ("/other", "unknown_field")}
 
 
+@pytest.mark.one_engine
 async def test_query_problems(probe: Kit) -> None:
     member = await probe.as_user()
     for query, pointer in (
@@ -311,6 +319,7 @@ async def test_unit_of_work_14_a_long_poll_ends_with_its_callers_rights_whicheve
     assert (answer.status, answer.code) == (403, "forbidden")
 
 
+@pytest.mark.one_engine
 @BOTH_WAYS
 async def test_a_bug_is_500_with_the_plugin_and_no_detail(probe: Kit) -> None:
     answer = await probe.client.get("/probe/raises")
@@ -319,6 +328,7 @@ async def test_a_bug_is_500_with_the_plugin_and_no_detail(probe: Kit) -> None:
     assert probe.kernel.registry.error_counts("probe")[1] == 1
 
 
+@pytest.mark.one_engine
 async def test_t7_host(probe: Kit) -> None:
     for host, status in (
         ("localhost", 200),
@@ -352,6 +362,7 @@ async def test_t17_a_slow_read_does_not_stand_on_the_loop(probe: Kit) -> None:
         await slow
 
 
+@pytest.mark.one_engine
 async def test_the_document_lists_what_is_served(probe: Kit) -> None:
     document: dict[str, Any] = (await probe.client.get("/openapi.json")).json()
     assert document["openapi"] == "3.1.0"

@@ -6,6 +6,8 @@ import asyncio
 import datetime
 from typing import Any
 
+import pytest
+
 from corral.testing.kit import Client, Kit
 
 NOBODY = "01900000-0000-7000-8000-000000000000"
@@ -64,6 +66,7 @@ async def test_every_field_comes_back(alice: Client) -> None:
     assert agent["config"]["memory"] is True
 
 
+@pytest.mark.one_engine
 async def test_what_is_wrong_is_told_where(alice: Client) -> None:
     cases = [
         ({"name": ""}, "/name", "too_short"),

@@ -7,6 +7,7 @@ import hashlib
 import time
 from typing import Any
 
+import pytest
 from tests.plugins.code_reviews.conftest import HUMAN, Desk, patch_of
 
 
@@ -158,6 +159,7 @@ async def test_code_reviews_7_a_large_patch_opens_quickly_and_comes_back_byte_fo
     assert (await desk.member.post("/code-reviews", too_large)).status in (413, 422)
 
 
+@pytest.mark.one_engine
 async def test_code_reviews_8_a_path_that_leads_out_of_the_repository_is_refused(desk: Desk) -> None:
     for path in ("../../etc/passwd", "/etc/passwd"):
         body: dict[str, Any] = {"title": "x", "agent_id": desk.agent_id, "patch": patch_of("TWO", path=path)}

@@ -13,6 +13,7 @@ from corral.testing.kit import Client
 # -- comments
 
 
+@pytest.mark.one_engine
 @pytest.mark.parametrize(
     ("fields", "pointer"),
     [
@@ -127,6 +128,7 @@ async def test_a_required_reviewer_who_asked_for_changes_must_be_heard(desk: Des
     assert (approved.status, approved.json()["reviewers"][0]["state"]) == (200, "approved")
 
 
+@pytest.mark.one_engine
 @pytest.mark.parametrize("case", ["nobody", "both", "unknown", "twice", "author", "required agent"])
 async def test_reviewers_that_make_no_sense_are_refused(desk: Desk, case: str) -> None:
     other, agent = {"user_id": desk.other.user["id"]}, {"agent_id": await desk.agent("second")}
@@ -161,6 +163,7 @@ async def test_without_a_policy_or_a_diff_a_task_completes(desk: Desk) -> None:
     assert (await lease.ok("complete", {"result": 1}))["status"] == "completed"
 
 
+@pytest.mark.one_engine
 async def test_a_run_ends_with_one_diff_because_people_would_not_read_the_second(desk: Desk) -> None:
     await desk.task(review_policy=HUMAN)
     lease = await desk.worker.run()
@@ -169,6 +172,7 @@ async def test_a_run_ends_with_one_diff_because_people_would_not_read_the_second
     assert (answer.status, answer.json()["errors"][0]["pointer"]) == (422, "/artifacts/1"), answer
 
 
+@pytest.mark.one_engine
 async def test_a_patch_that_no_review_keeps_must_be_small(desk: Desk) -> None:
     await desk.task()
     lease = await desk.worker.run()
@@ -186,6 +190,7 @@ async def test_the_policy_of_the_agent_applies_unless_the_task_has_its_own(desk:
     assert (await desk.diff(await desk.worker.run()))["status"] == "completed"
 
 
+@pytest.mark.one_engine
 @pytest.mark.parametrize(
     ("policy", "pointer"),
     [

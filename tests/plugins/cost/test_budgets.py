@@ -59,6 +59,7 @@ async def counter(books: Any, scope: str = "global") -> tuple[int, int]:
     return row.spent_micro, row.reserved_micro
 
 
+@pytest.mark.one_engine
 async def test_cost_2_a_budget_is_validated(books: Any) -> None:
     before = await books.read("budget")
     assert {name: before[name] for name in DEFAULTS} == DEFAULTS

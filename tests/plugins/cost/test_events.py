@@ -55,6 +55,7 @@ async def test_what_a_part_of_a_unit_undoes_is_not_summed(books: Any) -> None:
     assert [item["usage_key"] for item in (await books.read("events"))["items"]] == ["kept"]
 
 
+@pytest.mark.one_engine
 @pytest.mark.parametrize("count", [-1, MAX_TOKENS + 1])
 async def test_absurd_counts_are_refused(books: Any, count: int) -> None:
     for name in ("input_tokens", "output_tokens", "cache_read_tokens", "cache_write_tokens"):
@@ -85,6 +86,7 @@ async def test_admins_write_and_correct(books: Any) -> None:
     assert (row["cost_usd"], row["calls"]) == (0.2, 1)  # a correction is no call
 
 
+@pytest.mark.one_engine
 async def test_only_admins_write_without_a_lease(books: Any) -> None:
     for role in ("member", "viewer", "auditor"):
         caller = await books.kit.as_user(role)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
 from tests.plugins.dead_letter.conftest import Morgue
 
 from corral_plugins.dead_letter.api import REASONS
@@ -82,6 +83,7 @@ async def test_dead_letter_6_a_discarded_letter_is_gone_for_good(morgue: Morgue)
     assert (await morgue.member.post(f"/tasks/{task_id}/retry", {})).status == 200  # the owner still can
 
 
+@pytest.mark.one_engine
 async def test_dead_letter_6_members_are_refused_on_every_verb(morgue: Morgue) -> None:
     letter = await morgue.letter(await morgue.dead())
     path = f"/dead-letter/{letter['id']}"

@@ -63,6 +63,7 @@ async def test_a_file_goes_up_and_comes_back(any_shelf: Shelf) -> None:
     assert told == ["file.uploaded", "file.deleted"]
 
 
+@pytest.mark.one_engine
 async def test_the_parts_of_an_upload_are_checked(shelf: Shelf) -> None:
     async def post(body: bytes, **headers: str) -> Any:
         return await shelf.owner.post("/files/upload", content=body, headers={**form_headers(), **headers})

@@ -13,6 +13,8 @@ from tests.plugins.llm import conftest as up
 from corral_plugins.llm.api import ProviderError
 from corral_plugins.llm.providers.anthropic import AnthropicStreamReader, to_body
 
+pytestmark = pytest.mark.one_engine
+
 PIXEL = base64.b64encode(b"not really a png").decode()
 USAGE = {"input_tokens": 20, "cache_read_input_tokens": 100, "cache_creation_input_tokens": 30, "output_tokens": 9}
 EVENTS = [

@@ -87,6 +87,7 @@ async def test_llm_5_cutting_the_client_ends_the_call_within_a_second(kit: Any) 
     assert row["status"] == "cancelled"
 
 
+@pytest.mark.one_engine
 @pytest.mark.sqlite
 async def test_llm_9_the_gateway_costs_little_and_loses_no_chunk(kit: Any, long_form: bool) -> None:
     alice = await kit.as_user("member")

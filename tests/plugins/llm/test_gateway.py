@@ -61,12 +61,14 @@ async def test_a_completion_is_openais_and_is_recorded(kit: Any) -> None:
     assert row["user_id"] == alice.user["id"]
 
 
+@pytest.mark.one_engine
 @pytest.mark.parametrize("model", ["scripted/echo", "echo", "default"])
 async def test_names_of_models(kit: Any, model: str) -> None:
     answer = await chat(await kit.as_user("member"), model=model)
     assert (answer.status, answer.json().get("model")) == (200, "scripted/echo")
 
 
+@pytest.mark.one_engine
 async def test_unknown_models_and_fields_are_refused_with_pointers(kit: Any) -> None:
     alice = await kit.as_user("member")
     answer = await chat(alice, model="nobody/nothing")
@@ -86,6 +88,7 @@ async def test_unknown_models_and_fields_are_refused_with_pointers(kit: Any) -> 
     assert await calls(alice) == []
 
 
+@pytest.mark.one_engine
 @pytest.mark.parametrize(
     ("model", "status", "code"),
     [
@@ -108,6 +111,7 @@ async def test_failures_of_the_provider(kit: Any, model: str, status: int, code:
         assert answer.headers["retry-after"] == "9"
 
 
+@pytest.mark.one_engine
 async def test_a_stream_is_server_sent_events(kit: Any) -> None:
     alice = await kit.as_user("member")
     usage = {"stream": True, "stream_options": {"include_usage": True}}
@@ -130,6 +134,7 @@ async def test_a_stream_is_server_sent_events(kit: Any) -> None:
     assert (failed.status, failed.code) == (502, "provider_error")
 
 
+@pytest.mark.one_engine
 @pytest.mark.parametrize("options", [{}, {"stream_options": {}}, {"stream_options": {"include_usage": False}}])
 async def test_no_chunk_is_without_choices_unless_usage_is_requested(kit: Any, options: dict[str, Any]) -> None:
     alice = await kit.as_user("member")
@@ -141,11 +146,13 @@ async def test_no_chunk_is_without_choices_unless_usage_is_requested(kit: Any, o
     assert row["output_tokens"] > 0
 
 
+@pytest.mark.one_engine
 async def test_stream_options_are_refused_without_a_stream(kit: Any) -> None:
     answer = await chat(await kit.as_user("member"), stream_options={"include_usage": True})
     assert (answer.status, answer.json()["error"]["param"]) == (400, "stream_options")
 
 
+@pytest.mark.one_engine
 @pytest.mark.parametrize("given", ["red", ["red", "blue"], [17, 4], [[17, 4], [17]]])
 async def test_inputs_of_embeddings_are_texts_or_token_ids(kit: Any, given: Any) -> None:
     answer = await (await kit.as_user("member")).post("/llm/embeddings", {"model": "scripted/words", "input": given})
@@ -179,6 +186,7 @@ async def test_many_slow_calls_run_side_by_side(kit: Any) -> None:
     assert loop.time() - began < 4
 
 
+@pytest.mark.one_engine
 async def test_a_call_takes_no_longer_than_the_setting(make_kit: Callable[..., Any]) -> None:
     kit = await make_kit(plugins=["cost", "llm"], config={"plugins.llm": {"scripts": SCRIPTS}})
     shorten(kit, 0.2)
@@ -237,6 +245,7 @@ async def test_models_and_providers_and_their_visibility(kit: Any) -> None:
     assert len(await calls(await kit.as_user("admin"))) == 1
 
 
+@pytest.mark.one_engine
 async def test_embeddings_as_floats_and_as_base64(kit: Any) -> None:
     alice = await kit.as_user("member")
     body = {"model": "scripted/words", "input": ["red fox", "blue sky"], "dimensions": 64}
@@ -248,6 +257,7 @@ async def test_embeddings_as_floats_and_as_base64(kit: Any) -> None:
     assert struct.unpack("<64f", base64.b64decode(packed)) == pytest.approx(first)
 
 
+@pytest.mark.one_engine
 async def test_an_invalid_script_fails_the_plugin(make_kit: Callable[..., Any]) -> None:
     kit = await make_kit(plugins=["cost", "llm"], config={"plugins.llm": {"scripts": {"bad": {"turns": []}}}})
     assert kit.loaded("llm").state == "failed"

@@ -21,6 +21,7 @@ async def kit(make_kit: Callable[..., Any], providers: dict[str, Any]) -> Any:
     return await make_kit(plugins=["cost", "llm"], config=config)
 
 
+@pytest.mark.one_engine
 @pytest.mark.parametrize("reason", [up.KEY, "correct_horse_battery"])
 async def test_a_finish_reason_is_a_word_and_no_credential(kit: Any, upstream: Any, reason: str) -> None:
     kit.kernel.redactor.set_values("test", {"reason": "correct_horse_battery"})
@@ -155,6 +156,7 @@ async def _stands_still(exchange: up.Exchange) -> None:
     await up.hangs(exchange)
 
 
+@pytest.mark.one_engine
 @pytest.mark.parametrize(("behave", "code"), [(_fails, "provider_error"), (_stands_still, "upstream_timeout")])
 async def test_held_back_text_is_sent_before_an_error(kit: Any, upstream: Any, behave: up.Behaviour, code: str) -> None:
     up.shorten(kit, 1.0)

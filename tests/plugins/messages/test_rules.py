@@ -12,6 +12,7 @@ from corral import clock
 from corral.ids import new_id
 
 
+@pytest.mark.one_engine
 async def test_a_message_has_one_recipient_that_exists_and_is_not_its_sender(post: Post) -> None:
     agent, me = post.agent_id, post.member.user["id"]
     for fields, code in (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
+import pytest
 from tests.plugins.workflows.conftest import PLUGINS, World, step, steps_of, transform
 
 from corral.testing.kit import Kit
@@ -24,6 +25,7 @@ async def test_a_run_sends_a_message_once(make_kit: Callable[..., Awaitable[Kit]
     assert (await world.member.post("/messages/send", body)).status == 201
 
 
+@pytest.mark.one_engine
 async def test_a_step_without_a_recipient_is_refused(make_kit: Callable[..., Awaitable[Kit]]) -> None:
     kit = await make_kit(plugins=(*PLUGINS, "messages"))
     world = World(kit, await kit.as_user("member"), await kit.as_user("admin"))

@@ -141,6 +141,7 @@ async def test_realtime_3_rights_are_those_of_the_moment(kit: Kit, port: int) ->
         await one.silence()
 
 
+@pytest.mark.one_engine
 async def test_realtime_4_a_reader_that_stops_is_closed_and_disturbs_nobody(kit: Kit, port: int) -> None:
     writer, quick, slow = await kit.as_user(), await kit.as_user(), await kit.as_user()
     hub = hub_of(kit)
@@ -262,6 +263,7 @@ async def test_realtime_2_a_process_that_is_behind_repeats_nothing(tmp_path: Pat
                 assert resumed["cursor"] >= last
 
 
+@pytest.mark.one_engine
 async def test_realtime_8_every_event_is_in_the_catalogue_with_its_schema(make_kit: Callable[..., Any]) -> None:
     kit: Kit = await make_kit()
     member = await kit.as_user()

@@ -18,6 +18,8 @@ from corral.testing.server import serving
 from corral_plugins.realtime.plugin import RealtimePlugin
 from corral_plugins.realtime.service import hub
 
+pytestmark = pytest.mark.one_engine
+
 
 async def refusal(port: int, who: Client | None, query: str = "", path: str = "/ws", **headers: str) -> Response:
     """The answer to a handshake that is refused."""

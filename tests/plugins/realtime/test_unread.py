@@ -12,6 +12,8 @@ from tests.plugins.realtime.conftest import hub_of, settle
 
 from corral.testing.kit import Client, Kit
 
+pytestmark = pytest.mark.one_engine
+
 
 @contextlib.asynccontextmanager
 async def deaf_stream(port: int, who: Client) -> AsyncIterator[None]:

@@ -44,6 +44,7 @@ def filled(path: str) -> str:
     return path
 
 
+@pytest.mark.one_engine
 async def test_security_1_a_key_that_reads_is_refused_every_write(make_kit: Callable[..., Any]) -> None:
     """Over all operations of all plugins that its owner, an admin, may do."""
     kit: Kit = await make_kit()

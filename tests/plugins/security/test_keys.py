@@ -71,6 +71,7 @@ async def test_scopes_narrow_what_the_owner_may_do(kit: Kit) -> None:
     assert "workers.register_self" not in named
 
 
+@pytest.mark.one_engine
 async def test_what_a_key_can_never_do(kit: Kit) -> None:
     admin = await kit.as_user("admin")
     key, shown = await make_key(admin, scopes=["*"])

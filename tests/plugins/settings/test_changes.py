@@ -53,6 +53,7 @@ async def test_values_are_json_of_the_declared_type(shelf: Shelf) -> None:
         assert (answer.status, answer.json().get("value")) == (200, stored), (name, value, answer)
 
 
+@pytest.mark.one_engine
 async def test_what_is_out_of_bounds_is_refused_with_the_bounds(shelf: Shelf) -> None:
     before = (await shelf.admin.get("/settings")).body
     for name, value, code in REFUSED:
@@ -65,6 +66,7 @@ async def test_what_is_out_of_bounds_is_refused_with_the_bounds(shelf: Shelf) ->
     assert (await shelf.admin.get("/settings")).body == before
 
 
+@pytest.mark.one_engine
 async def test_unknown_settings_are_404_in_a_path_and_422_in_a_body(shelf: Shelf) -> None:
     assert (await shelf.put("shelf.nothing", 1)).status == 404
     assert (await shelf.put("nothing.high", 1)).status == 404

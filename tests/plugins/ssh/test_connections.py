@@ -53,6 +53,7 @@ def test_argv_is_quoted() -> None:
     assert quote_argv(["echo", "it's", "$HOME; id"]) == "echo 'it'\"'\"'s' '$HOME; id'"
 
 
+@pytest.mark.one_engine
 @pytest.mark.parametrize(
     ("fields", "pointer", "code"),
     [
@@ -75,6 +76,7 @@ async def test_refused_fields(make_kit: Any, fields: dict[str, Any], pointer: st
     assert [(each["pointer"], each["code"]) for each in answer.json()["errors"]] == [(pointer, code)]
 
 
+@pytest.mark.one_engine
 async def test_weak_and_locked_keys_are_refused(fleet: Fleet) -> None:
     weak = asyncssh.generate_private_key("ssh-rsa", key_size=1024).export_private_key().decode()
     locked = asyncssh.generate_private_key("ssh-ed25519").export_private_key(passphrase="right").decode()
@@ -105,6 +107,7 @@ async def test_credentials_live_and_die_with_their_connection(fleet: Fleet) -> N
     assert (unknown.status, unknown.json()["code"]) == (422, "unknown_reference")
 
 
+@pytest.mark.one_engine
 async def test_a_credential_in_the_words_of_a_machine_is_redacted(
     fleet: Fleet, machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -207,6 +210,7 @@ async def test_commands_of_dead_processes_are_reaped_and_old_ones_removed(fleet:
     assert await work(lambda: Execution.select().count(), read=True) == 0
 
 
+@pytest.mark.one_engine
 async def test_banner_floods_and_tarpits_are_bounded(fleet: Fleet) -> None:
     await fleet.admin.put("/settings/ssh/connect_timeout_seconds", {"value": 1})
 
@@ -247,6 +251,7 @@ async def test_failures_to_connect_open_the_breaker(fleet: Fleet, machine: Machi
     assert codes == ["ssh_connect_failed", "ssh_connect_failed", "circuit_open", "circuit_open"]
 
 
+@pytest.mark.one_engine
 async def test_members_have_no_part_in_it(fleet: Fleet) -> None:
     connection = await fleet.trusted()
     member = await fleet.kit.as_user("member")

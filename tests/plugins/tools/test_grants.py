@@ -89,6 +89,7 @@ async def roll_back(world: World, by: Client, fields: Json) -> Answer:
 OPERATIONS = (create, patch, clone, roll_back)
 
 
+@pytest.mark.one_engine
 async def test_only_admins_give_more_than_members_may(grants: World) -> None:
     for operation in OPERATIONS:
         for way, fields in ADMINS_ONLY.items():
@@ -103,6 +104,7 @@ async def test_only_admins_give_more_than_members_may(grants: World) -> None:
             assert answer.status in (200, 201), (operation.__name__, way, answer)
 
 
+@pytest.mark.one_engine
 async def test_an_owner_keeps_but_does_not_widen_what_an_admin_gave(grants: World) -> None:
     rule = {"policy": "allow", "config": {"hosts": ["a.example"]}}
     agent_id = await agent_of(grants, grants.member, {})

@@ -133,6 +133,7 @@ async def test_a_permit_tells_the_time_limit(world: World, run: Run) -> None:
     assert (await permitted(run, "shell.run", "two"))["timeout_seconds"] == 5
 
 
+@pytest.mark.one_engine
 async def test_a_worker_without_tools_offers_none(world: World) -> None:
     client, worker_id = await world.machine("bare", tools=[])
     agent_id = await world.agent("workspace.*", "test.read", worker_id=worker_id)
@@ -174,6 +175,7 @@ async def test_required_tools_are_those_of_server_and_worker(world: World) -> No
     assert [each["code"] for each in explained["conditions"] if not each["ok"]] == ["worker_tools"]
 
 
+@pytest.mark.one_engine
 @pytest.mark.parametrize("schema", [{"type": 7}, {"properties": {"x": {"pattern": "(a+)+$"}}}, {"$ref": "http://a/b"}])
 async def test_a_schema_that_cannot_be_checked_here_is_the_worker_s_to_check(world: World, schema: Any) -> None:
     client, worker_id = await world.machine("odd", tools=[{"name": "my.tool", "schema": schema, "risk": "external"}])

@@ -21,6 +21,7 @@ def admin(worker: Any, call: str = "") -> str:
     return f"/admin/workers/{worker.user['id']}{call}"
 
 
+@pytest.mark.one_engine
 async def test_everything_is_for_admins_only(fleet: Any) -> None:
     worker, member = await fleet.worker(), await fleet.kit.as_user("member")
     for client in (worker, member):
@@ -33,6 +34,7 @@ async def test_everything_is_for_admins_only(fleet: Any) -> None:
             assert (await client.post(admin(worker, f"/{call}"))).code == "forbidden"
 
 
+@pytest.mark.one_engine
 async def test_viewers_read_and_auditors_do_not(fleet: Any) -> None:
     worker = await fleet.worker()
     viewer, auditor = await fleet.kit.as_user("viewer"), await fleet.kit.as_user("auditor")

@@ -56,6 +56,7 @@ async def test_a_heartbeat_keeps_figures_and_tells_what_waits(fleet: Any) -> Non
     assert (seen["cpu_usage_percent"], seen["memory_usage_percent"]) == (None, 50.0)
 
 
+@pytest.mark.one_engine
 @pytest.mark.parametrize("value", [-1, 101, "many"])
 async def test_figures_have_bounds(fleet: Any, value: Any) -> None:
     worker = await fleet.worker()

@@ -120,6 +120,7 @@ async def test_workflows_7_types_are_kept_and_absent_keys_fail_the_step(world: W
     assert "character" in error["message"]
 
 
+@pytest.mark.one_engine
 async def test_workflows_9_cycles_and_references_to_later_steps_are_refused(world: World) -> None:
     needs = {"a": ["c"], "b": ["a"], "c": ["b"]}
     steps = [transform(name, 1, depends_on=needed) for name, needed in needs.items()]

@@ -95,6 +95,7 @@ async def test_a_trigger_runs_a_workflow(make_kit: Callable[..., Any]) -> None:
     assert refused.code == "unknown_reference"
 
 
+@pytest.mark.one_engine
 async def test_a_trigger_is_refused_whose_fixed_input_the_workflow_does_not_accept(
     make_kit: Callable[..., Any],
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterable
 from typing import Any
 
 from corral import clock
@@ -26,6 +27,7 @@ from corral_plugins.code_reviews.api import (
     PreparedPatch,
     ReviewCheck,
     ReviewFacts,
+    ReviewPeople,
     TaskDiff,
 )
 from corral_plugins.code_reviews.models import Review, ReviewComment, Reviewer, Revision
@@ -297,9 +299,26 @@ class CodeReviewsService:
         rows.publish(CodeReviewUpdated, row, None, change="checks")
         return rows.facts_of(row)
 
+    def involved(self, review_id: str) -> ReviewPeople | None:
+        row: Review | None = Review.get_or_none(Review.id == review_id)
+        if row is None:
+            return None
+        agent = self._agents.find(row.agent_id)
+        run = None if row.task_id is None else self._tasks.find_run(row.task_id)
+        people = [each.reviewer_id for each in rows.reviewers_of([row.id])[row.id] if each.kind == "user"]
+        return ReviewPeople(
+            reviewer_ids=tuple(people),
+            task_owner_id=run and run.requester_id,
+            agent_owner_id=agent and agent.owner_id,
+        )
+
     def find(self, review_id: str) -> ReviewFacts | None:
         row: Review | None = Review.get_or_none(Review.id == review_id)
         return None if row is None else rows.facts_of(row)
+
+    def comment_texts(self, comment_ids: Iterable[str]) -> dict[str, str]:
+        found = ReviewComment.select(ReviewComment.id, ReviewComment.body)
+        return {each.id: each.body for each in found.where(ReviewComment.id.in_(list(comment_ids)))}
 
     def comments(self, review_id: str) -> list[CommentFacts]:
         names = CommentFacts.__struct_fields__
