@@ -308,8 +308,8 @@ class CodeReviewsService:
         people = [each.reviewer_id for each in rows.reviewers_of([row.id])[row.id] if each.kind == "user"]
         return ReviewPeople(
             reviewer_ids=tuple(people),
-            task_owner_id=run and run.requester_id,
-            agent_owner_id=agent and agent.owner_id,
+            task_owner_id=None if run is None else run.requester_id,
+            agent_owner_id=None if agent is None else agent.owner_id,
         )
 
     def find(self, review_id: str) -> ReviewFacts | None:
