@@ -225,6 +225,13 @@ class Accounts(Protocol):
         """Return the account with this address, ignoring case, or None if no account has it."""
         ...
 
+    def find_named(self, names: Iterable[str]) -> dict[str, list[str]]:
+        """Return the ids of the active users whom each name stands for, by name. There may be several.
+
+        A name is an address, or the part of one before the `@`.
+        """
+        ...
+
     def required_action(self, user: UserView) -> str | None:
         """Return the problem code of the action that this user must take first, or None.
 
@@ -238,6 +245,10 @@ class Accounts(Protocol):
         Work that goes on without a session, such as a task or a workflow run, acts with these rights. Raise
         `RightsLost` if the user no longer exists, is deactivated, or lacks one of the permissions in `needs`.
         """
+        ...
+
+    def principals_of(self, user_ids: Iterable[str]) -> dict[str, Principal]:
+        """Return the principals of those of the users that are active, by id, as `principal_of` does for one user."""
         ...
 
     def list(self, query: UserQuery, caller: Principal) -> Page[UserView]:

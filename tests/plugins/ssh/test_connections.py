@@ -167,6 +167,7 @@ async def test_a_command_is_cancelled_here_and_from_another_process(fleet: Fleet
     await asyncio.gather(*machine.tasks)
     assert machine.living() == []
     assert (await fleet.executions(connection))[0]["status"] == "cancelled"
+    assert await fleet.finished_on() == ["machine-1"]
     again = await fleet.post(f"{connection}/executions/{row['id']}/cancel")
     assert (again.status, again.json()["code"]) == (409, "invalid_state")
 
@@ -180,13 +181,13 @@ async def test_a_cancelled_command_that_ignores_term_is_killed(
     command = f"trap '' TERM; touch {tmp_path}/trapped; sleep 600"
     running = asyncio.ensure_future(fleet.run(connection, command))
     row = await _first(fleet, connection)
-    for _ in range(500):
+    for _ in range(2000):
         if (tmp_path / "trapped").exists():
             break
         await asyncio.sleep(0.02)
     await fleet.post(f"{connection}/executions/{row['id']}/cancel")
     assert (await running).json()["current_status"] == "cancelled"
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         await asyncio.gather(*machine.tasks)
     assert machine.living() == []
 
@@ -201,6 +202,7 @@ async def test_commands_of_dead_processes_are_reaped_and_old_ones_removed(fleet:
     await work(lambda: Execution.update(status="running", alive_until=clock.now(-1)).execute())
     await reap_executions(work, executions)
     assert [each["status"] for each in await fleet.executions(connection)] == ["interrupted"]
+    assert await fleet.finished_on() == ["machine-1", "machine-1"]
     told = [json.loads(event.data)["status"] for event in await fleet.kit.events() if event.type == "ssh.executed"]
     assert told == ["completed", "interrupted"]
     clock.travel(91 * 86_400)
@@ -228,7 +230,7 @@ async def test_banner_floods_and_tarpits_are_bounded(fleet: Fleet) -> None:
     for serve, expected in ((flood, (502, "ssh_connect_failed")), (tarpit, (504, "upstream_timeout"))):
         server = await asyncio.start_server(serve, "127.0.0.1", 0)
         made = await fleet.create(port=server.sockets[0].getsockname()[1])
-        answer = await asyncio.wait_for(fleet.post(f"{made['id']}/test"), 5)
+        answer = await asyncio.wait_for(fleet.post(f"{made['id']}/test"), 60)
         assert (answer.status, answer.json()["code"]) == expected
         view = (await fleet.admin.get(f"/ssh-connections/{made['id']}")).json()
         assert (view["status"], view["last_error"]) == ("failing", answer.json()["detail"])
@@ -262,7 +264,7 @@ async def test_members_have_no_part_in_it(fleet: Fleet) -> None:
 
 async def _first(fleet: Fleet, connection: str) -> Any:
     """The first command that runs."""
-    for _ in range(500):
+    for _ in range(2000):
         if rows := await fleet.executions(connection):
             return rows[0]
         await asyncio.sleep(0.02)
