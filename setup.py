@@ -196,6 +196,7 @@ setup(
             "workflows = corral_plugins.workflows.commands:workflows_command_group",
         ],
         "corral.status": [
+            "agents = corral_plugins.agents.status:agent_status",
             "approvals = corral_plugins.approvals.status:approval_status",
             "budget = corral_plugins.cost.status:budget_status",
             "channels = corral_plugins.notifications.status:channel_status",

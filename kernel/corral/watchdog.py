@@ -185,7 +185,9 @@ class Watchdog:
 
 
 def _raise_in(thread: threading.Thread) -> None:
-    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(ThreadAbandoned))
+    """Raise the exception, unless the thread has ended: a new thread may have its number, and would never start."""
+    if thread.is_alive():
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(ThreadAbandoned))
 
 
 class EventLoopWatchdog:

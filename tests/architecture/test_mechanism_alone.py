@@ -108,7 +108,7 @@ async def main() -> None:
         assert sent.status_code == 201, await sent.get_data()
         read = await client.get("/api/v1/pings")
         assert await read.get_json() == {"events": 1, "jobs": 1}
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while sorted(kernel.container.get(Pings).handled) != ["job", "ping.sent"]:
                 await asyncio.sleep(0.02)
     finally:

@@ -342,9 +342,9 @@ def test_operations_8_the_json_output_of_every_command_parses(server: ServerProc
         name = max((each for each in known if f"{line} ".startswith(f"{each} ")), key=len)
         environ = server.environ | (of_copy(server, printed) if name in ON_A_COPY else {})
         if name == "tasks answer":
-            wait_for(admin, f"/tasks/{names['task']}", {"waiting"}, 20)
+            wait_for(admin, f"/tasks/{names['task']}", {"waiting"}, 60)
         if name == "workflows answer":
-            wait_for(admin, f"/workflow-runs/{names['run']}", {"waiting"}, 20)
+            wait_for(admin, f"/workflow-runs/{names['run']}", {"waiting"}, 60)
         done = warm().run([*arguments, "--json"], cwd=server.folder, environ=environ, stdin=TYPED.get(name, ""))
         assert done.returncode in MAY_FAIL.get(name, (0,)), (line, done)
         printed[name] = parsed(done.stdout)
@@ -357,7 +357,7 @@ def test_operations_8_the_json_output_of_every_command_parses(server: ServerProc
 def first_delivery(admin: httpx2.Client) -> str:
     """The id of the first delivery to the only webhook, which a process writes a moment after the event."""
     path = f"/webhooks/{admin.get('/webhooks').json()['items'][0]['id']}/deliveries"
-    until = time.monotonic() + 10
+    until = time.monotonic() + 60
     while not (found := admin.get(path).json()["items"]):
         assert time.monotonic() < until, "no delivery was written"
         time.sleep(0.1)
@@ -368,7 +368,7 @@ def failed_notification(admin: httpx2.Client) -> str:
     """The id of a delivery that failed for good, because there is only one attempt."""
     assert admin.put("/settings/notifications/retry_schedule", json={"value": [0]}).status_code == 200
     assert admin.post("/tasks", json={"title": "tell people"}).status_code == 201
-    until = time.monotonic() + 20
+    until = time.monotonic() + 60
     while not (found := admin.get("/notifications/deliveries?status=failed").json()["items"]):
         assert time.monotonic() < until, "no delivery failed"
         time.sleep(0.1)

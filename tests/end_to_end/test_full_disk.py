@@ -64,7 +64,7 @@ def test_reliability_a_start_on_a_full_disk_reads_and_says_so(disk: Path, tmp_pa
             server.start()
             server.wait_for_log("the disk is full")
             assert admin.get(f"/tasks/{task_id}").json()["title"] == "before"
-            refused = post_until(admin, 503, seconds=20)
+            refused = post_until(admin, 503, seconds=60)
             assert (refused.json()["code"], bool(refused.headers["retry-after"])) == ("storage_full", True)
             assert admin.get("/tasks").status_code == 200
             health = admin.get("/settings/health").json()
@@ -73,7 +73,7 @@ def test_reliability_a_start_on_a_full_disk_reads_and_says_so(disk: Path, tmp_pa
         fill(disk)
         server.start()
         (disk / "fill").unlink()
-        post_until(admin, 201, seconds=10)
+        post_until(admin, 201, seconds=60)
         server.stop()
         server.start()
         server.kill()

@@ -91,9 +91,9 @@ def machine_port() -> Iterator[int]:
     """The port of an SSH server, whose user has the password that the admin types."""
     loop, machine = asyncio.new_event_loop(), Machine(PASSWORD)
     threading.Thread(target=loop.run_forever, daemon=True).start()
-    asyncio.run_coroutine_threadsafe(machine.start(), loop).result(10)
+    asyncio.run_coroutine_threadsafe(machine.start(), loop).result(60)
     yield machine.port
-    asyncio.run_coroutine_threadsafe(machine.stop(), loop).result(10)
+    asyncio.run_coroutine_threadsafe(machine.stop(), loop).result(60)
     loop.call_soon_threadsafe(loop.stop)
 
 

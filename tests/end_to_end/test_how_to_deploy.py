@@ -192,7 +192,7 @@ def _caddy(folder: Path, files: dict[str, str], address: str) -> Iterator[tuple[
 
 
 def _wait_for(port: int) -> None:
-    until = time.monotonic() + 15
+    until = time.monotonic() + 60
     while True:
         with contextlib.suppress(httpx2.TransportError):
             httpx2.get(f"http://127.0.0.1:{port}/", timeout=2)

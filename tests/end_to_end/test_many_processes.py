@@ -134,15 +134,15 @@ def test_every_task_completes_whoever_is_killed_and_every_viewer_sees_it(fleet: 
         time.sleep(random.uniform(0.5, 1.5))
         victim.kill()
         victim.start()
-    wait_until_all_end(admin, 120)
+    wait_until_all_end(admin, 300)
     judge(admin, TASKS)
     expected = [event["seq"] for event in read_log(admin) if event["event"].startswith("task.")]
-    until = time.monotonic() + 10
+    until = time.monotonic() + 60
     while any(viewer.seen[-1:] != expected[-1:] for viewer in viewers) and time.monotonic() < until:
         time.sleep(0.1)
     for viewer in viewers:
         viewer.over.set()
-        viewer.join(10)
+        viewer.join(60)
         assert viewer.seen == expected
     assert viewers[1].cuts > 1
 
@@ -169,7 +169,7 @@ def test_tasks_8_redis_flushed_under_load(fleet: Fleet, valkey_server: ValkeySer
     """No task is lost; none waits more than 5 s because of it."""
     with fleet.servers[0].sign_in() as admin:
         fleet.add_workers(prepare(fleet.servers[0], admin, 8))
-        wait_until_all_end(admin, 60)  # the workers are there
+        wait_until_all_end(admin, 120)  # the workers are there
         agent = admin.get("/agents").json()["items"][0]["id"]
         with redis.Redis.from_url(valkey_server.url()) as client:
             for number in range(20):
@@ -177,7 +177,7 @@ def test_tasks_8_redis_flushed_under_load(fleet: Fleet, valkey_server: ValkeySer
                 admin.post("/tasks", json=body).raise_for_status()
                 client.flushall()
                 time.sleep(0.1)
-        wait_until_all_end(admin, 60)
+        wait_until_all_end(admin, 120)
         judge(admin, 28)
         created: dict[str, float] = {}
         waited: list[float] = []

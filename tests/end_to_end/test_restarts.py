@@ -49,12 +49,12 @@ def test_tasks_5_a_cancel_is_heard_across_a_sigkill_of_the_server(database_url: 
             worker.start()
             task = admin.post("/tasks", json={"title": "long", "agent_id": agent["id"]}).raise_for_status().json()
             path = f"/tasks/{task['id']}"
-            wait_for(admin, path, {"running"}, 20)
+            wait_for(admin, path, {"running"}, 60)
             answer = admin.post(f"{path}/cancel", json={"reason": "changed my mind"})
             assert (answer.status_code, answer.json()["status"]) == (202, "cancelling")
             server.kill()
             server.start()
-            ended = wait_for(admin, path, {"cancelled"}, 30)
+            ended = wait_for(admin, path, {"cancelled"}, 60)
             assert ended["result"] is None
             assert admin.post(f"{path}/cancel").json()["status"] == "cancelled"
         finally:
@@ -72,7 +72,7 @@ def test_sigterm_answers_or_refuses_new_connections(tmp_path: Path, server_name:
     def ask() -> None:
         while not stop.is_set():
             try:
-                connection = socket.create_connection(("127.0.0.1", server.port), timeout=10)
+                connection = socket.create_connection(("127.0.0.1", server.port), timeout=60)
             except OSError:
                 answers["refused"] += 1
                 time.sleep(0.05)
@@ -90,9 +90,12 @@ def test_sigterm_answers_or_refuses_new_connections(tmp_path: Path, server_name:
         for thread in threads:
             thread.start()
         time.sleep(1)
+        patience = time.monotonic() + 60
+        while answers["200"] <= 100:
+            assert time.monotonic() < patience, answers
+            time.sleep(0.05)
         assert server.stop() == 0
         stop.set()
         for thread in threads:
             thread.join()
-    assert answers["200"] > 100
     assert set(answers) <= {"200", "503", "refused"}

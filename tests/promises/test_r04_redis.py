@@ -14,6 +14,7 @@ from typing import Any
 import httpx2
 import pytest
 import redis
+from tests.limits import Stopwatch
 
 from corral.testing.database_servers import ValkeyServer
 from corral.testing.server import JobsProcess, ServerProcess
@@ -22,14 +23,15 @@ from corral_core.redis.service.bus import CHANNEL
 pytestmark = pytest.mark.redis
 
 RECOVERY_SECONDS = 10.0
+ENOUGH = 100  # tasks; so many are created in seconds, or later on a busy machine
 
 
 class Writer(threading.Thread):
     """Creates tasks, about 20 a second, and notes what was acknowledged, what failed, and how long each took."""
 
-    def __init__(self, server: ServerProcess, token: str, name: str, stop: threading.Event) -> None:
+    def __init__(self, server: ServerProcess, token: str, name: str, stop: threading.Event, watch: Stopwatch) -> None:
         super().__init__(daemon=True)
-        self.server, self.token, self.label, self.stop = server, token, name, stop
+        self.server, self.token, self.label, self.stop, self.watch = server, token, name, stop, watch
         self.created: list[str] = []
         self.took: list[tuple[float, float]] = []  # when it began, and its time
         self.errors: list[str] = []
@@ -39,14 +41,14 @@ class Writer(threading.Thread):
         with self.server.client(self.token) as client:
             while not self.stop.wait(0.05):
                 number += 1
-                began = time.monotonic()
+                began, seconds = time.monotonic(), self.watch.seconds
                 try:
                     answer = client.post("/tasks", json={"title": f"{self.label}-{number}"})
                     answer.raise_for_status()
                     self.created.append(answer.json()["id"])
                 except httpx2.HTTPError as error:
                     self.errors.append(f"{type(error).__name__}: {error}")
-                self.took.append((began, time.monotonic() - began))
+                self.took.append((began, self.watch.seconds - seconds))
 
 
 class Follower(threading.Thread):
@@ -73,11 +75,11 @@ class Follower(threading.Thread):
 
 
 def until(condition: Callable[[], Any], seconds: float) -> float:
-    began = time.monotonic()
-    while not condition():
-        assert time.monotonic() - began < seconds, f"not within {seconds:g} s"
-        time.sleep(0.02)
-    return time.monotonic() - began
+    with Stopwatch() as watch:
+        while not condition():
+            assert watch.seconds < seconds, f"not within {seconds:g} s"
+            time.sleep(0.02)
+    return watch.seconds
 
 
 def listeners(url: str) -> int:
@@ -133,24 +135,25 @@ def test_r04_redis_comes_and_goes(
 ) -> None:
     stop, over = threading.Event(), threading.Event()
     until(lambda: listeners(valkey_server.url()) == 3, RECOVERY_SECONDS)
-    with fleet[0].sign_in() as admin:
+    with fleet[0].sign_in() as admin, Stopwatch() as watch:
         token = admin.headers["Authorization"].removeprefix("Bearer ")
         clients = 4 if long_form else 2
-        writers = [Writer(fleet[index % 2], token, f"w{index}", stop) for index in range(clients)]
+        writers = [Writer(fleet[index % 2], token, f"w{index}", stop, watch) for index in range(clients)]
         followers = [Follower(server, token, over) for server in fleet]
         for thread in (*writers, *followers):
             thread.start()
         time.sleep(3 if long_form else 1.5)
         began = time.monotonic()
         recovered = outages(valkey_server, 60.0 if long_form else 6.0)
+        until(lambda: sum(len(writer.created) for writer in writers) > ENOUGH, 120)
         stop.set()
         for writer in writers:
-            writer.join(30)
+            writer.join(60)
         created = {task for writer in writers for task in writer.created}
-        until(lambda: all(len(follower.heard) >= len(created) for follower in followers), 10)
+        until(lambda: all(len(follower.heard) >= len(created) for follower in followers), 60)
         over.set()
         for follower in followers:
-            follower.join(30)
+            follower.join(60)
         total = admin.get("/tasks", params={"limit": 1}).json()["total"]
     took = [one for writer in writers for one in writer.took]
     errors = [error for writer in writers for error in writer.errors]
@@ -167,7 +170,7 @@ def test_r04_redis_comes_and_goes(
     figure("R4", figures)
     assert len(errors) <= len(took) / 1000, errors[:3]
     assert slowest < 2.0 + calm  # what the machine itself takes is not Redis's doing
-    assert len(created) > 100
+    assert len(created) > ENOUGH
     assert total == len(created)
     for follower in followers:
         assert len(follower.heard) == len(set(follower.heard)), "an event came twice"

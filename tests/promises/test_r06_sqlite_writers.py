@@ -96,7 +96,7 @@ def test_r06_sixty_four_sqlite_writers(servers: list[ServerProcess], long_form: 
         written = list(pool.map(lambda server: write(server, token, first, seconds), servers))
         stop.set()
         for client in health:
-            client.join(10)
+            client.join(60)
         kept = admin.get("/tasks", params={"limit": 1}).json()["total"]
     took = sorted(each for client in health for each in client.took_ms)
     figures = {

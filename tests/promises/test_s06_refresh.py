@@ -13,7 +13,7 @@ from typing import Any
 
 from corral.testing.server import EMAIL, PASSWORD, ServerProcess
 
-PARALLEL, GRACE = 50, 10
+PARALLEL, GRACE = 50, 20
 
 
 def sign_in(server: ServerProcess) -> dict[str, Any]:

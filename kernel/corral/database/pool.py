@@ -272,15 +272,14 @@ class DatabasePool:
                 return
             thread.lost = True
             others = [outcome.queued for outcome in thread.batch]  # rolled back as well, so they run again
+            guard, stack = getattr(running_call_of(thread.ident or 0), "guard", None), thread.stack()
+            self.database.watchdog.abandon(thread, guard)  # while it cannot end, and another have its number
         label, began, lost = queued.entry.label, thread.began, time.monotonic()
-        call, stack = running_call_of(thread.ident or 0), thread.stack()
-        guard = None if call is None else call.guard
         plugin = {} if guard is None else {"plugin": guard.plugin}
         took = round((lost - began) * 1000)
         log.error("unit lost", extra={"unit": label, "duration_ms": took, "stack": stack, **plugin})
         if guard is not None:
             guard.count_abandoned_call()
-        self.database.watchdog.abandon(thread, guard)
         thread.sever_connection()
         self.threads[index] = replacement = self.make(self)
         for other in others:

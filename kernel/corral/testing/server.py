@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import itertools
 import os
 import secrets
 import signal
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from corral.testing.kit import Kit
 
 EMAIL, PASSWORD = "admin@example.org", "correct horse battery staple"
+_SHARES, _SHARE = 8, 1_596
+_numbers = itertools.count(secrets.randbelow(_SHARE))
 
 
 @contextlib.asynccontextmanager
@@ -110,7 +113,7 @@ class ServerProcess:
         """The output that the server wrote to standard output and standard error."""
         return (self.folder / "server.log").read_text("utf-8", "replace")
 
-    def wait_for_log(self, text: str, *, seconds: float = 30.0) -> str:
+    def wait_for_log(self, text: str, *, seconds: float = 60.0) -> str:
         """Wait until the log contains a text, and return the log.
 
         A server may answer requests before it has printed that it is ready.
@@ -122,7 +125,7 @@ class ServerProcess:
             time.sleep(0.02)
         return log
 
-    def start(self, *, seconds: float = 60.0) -> Self:
+    def start(self, *, seconds: float = 120.0) -> Self:
         """Start the server and wait until it is ready. The startup time is appended to `ready_ms`, in milliseconds.
 
         Raise `RuntimeError` if the server exits, or is not ready within `seconds`.
@@ -150,7 +153,7 @@ class ServerProcess:
                 os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
 
-    def stop(self, *, seconds: float = 40.0) -> int:
+    def stop(self, *, seconds: float = 120.0) -> int:
         """Send SIGTERM, wait up to `seconds` until the server exits, and return its exit status."""
         assert self.process is not None
         self.process.terminate()
@@ -165,9 +168,17 @@ class ServerProcess:
         return httpx2.Client(base_url=address, timeout=30, trust_env=False, headers=headers, verify=_tls_context())
 
     def sign_in(self, email: str = EMAIL, password: str = PASSWORD) -> httpx2.Client:
-        """Sign in with email and password, and return a client with the new access token."""
+        """Sign in with email and password, and return a client with the new access token.
+
+        Try again for a minute while the response is 503, which a server on a busy machine may give.
+        """
+        until = time.monotonic() + 60
         with self.client() as client:
-            answer = client.post("/auth/login", json={"email": email, "password": password})
+            while True:
+                answer = client.post("/auth/login", json={"email": email, "password": password})
+                if answer.status_code != 503 or time.monotonic() > until:
+                    break
+                time.sleep(0.5)
         answer.raise_for_status()
         return self.client(str(answer.json()["access_token"]))
 
@@ -191,7 +202,7 @@ class JobsProcess:
         """The output that the process wrote to standard output and standard error."""
         return (self.folder / "jobs.log").read_text("utf-8", "replace")
 
-    def start(self, *, seconds: float = 60.0) -> Self:
+    def start(self, *, seconds: float = 120.0) -> Self:
         """Start the process and wait until it runs jobs. Raise `RuntimeError` if this takes longer than `seconds`."""
         until = time.monotonic() + seconds
         log = self.folder / "jobs.log"
@@ -212,7 +223,7 @@ class JobsProcess:
                 os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
 
-    def stop(self, *, seconds: float = 40.0) -> int:
+    def stop(self, *, seconds: float = 120.0) -> int:
         """Send SIGTERM, wait up to `seconds` until the process exits, and return its exit status."""
         assert self.process is not None
         self.process.terminate()
@@ -228,10 +239,13 @@ class JobsProcess:
 def free_port() -> int:
     """Return a free port outside the range from which the system takes ports for outgoing connections.
 
-    Another connection could otherwise take the port while a server restarts.
+    Another connection could otherwise take the port while a server restarts. The processes of pytest-xdist choose from
+    different ports, and each of them returns no port twice, so that nobody takes a port before a server listens there.
     """
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    first = 20_000 + worker % _SHARES * _SHARE  # outgoing connections take ports from 32,768
     while True:
-        port = 20_000 + secrets.randbelow(12_768)  # outgoing connections take ports from 32,768
+        port = first + next(_numbers) % _SHARE
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port

@@ -41,6 +41,7 @@ from corral_plugins.tasks.service.tasks import TasksService
 from corral_plugins.tasks.service.timers import DueTaskNotifier, TaskTimers
 from corral_plugins.tasks.service.transitions import TaskTransitions
 from corral_plugins.tasks.service.trigger_actions import TaskTriggerAction
+from corral_plugins.tasks.service.usual_costs import UsualCosts
 from corral_plugins.tools.api import Tool
 from corral_plugins.triggers.api import TriggerAction
 
@@ -98,6 +99,7 @@ class TasksPlugin(Plugin):
             TaskOutcomes,
             AgentModels,
             ClaimPayloads,
+            UsualCosts,
             ClaimBudgets,
             TaskClaims,
             TaskReviews,

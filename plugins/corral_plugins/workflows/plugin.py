@@ -29,6 +29,7 @@ from corral_plugins.workflows.service.dry_runs import DryRuns
 from corral_plugins.workflows.service.engine import Engine, Graphs, StepStarter
 from corral_plugins.workflows.service.event_waits import EventWaits
 from corral_plugins.workflows.service.executors import StepExecutors
+from corral_plugins.workflows.service.large_outputs import LargeOutputs
 from corral_plugins.workflows.service.management import WorkflowManagement
 from corral_plugins.workflows.service.metrics import WorkflowMetrics
 from corral_plugins.workflows.service.references import References
@@ -106,6 +107,7 @@ class WorkflowsPlugin(Plugin):
             StepTypes,
             StepStarter,
             Graphs,
+            LargeOutputs,
             Engine,
             StepExecutors,
             StepEvents,

@@ -8,14 +8,16 @@ operation. 8: `test_policy.py`.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import subprocess
-import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 from tests.kernel.auth.authenticator import AuthenticatorApp
+from tests.limits import Stopwatch, within
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
@@ -56,17 +58,14 @@ def test_auth_1_with_curl_on_a_fresh_install(database_url: str, tmp_path: Path) 
         address = f"{server.address.replace('http', 'ws', 1)}/ws?token={renewed['access_token']}"
         with connect(address, proxy=None) as socket:
             assert curl(server, "POST", "/auth/logout", token=renewed["access_token"])[0] == 204
-            began = time.monotonic()
+            with Stopwatch() as watch, contextlib.suppress(ConnectionClosed):
+                while True:
+                    socket.recv(timeout=60)
+            assert (socket.close_code, watch.seconds < 2.0) == (4401, True)
             for token in (signed_in["access_token"], renewed["access_token"]):
                 assert curl(server, "GET", "/auth/me", token=token)[1]["code"] == "session_revoked"
             for token in (signed_in["refresh_token"], renewed["refresh_token"]):
                 assert curl(server, "POST", "/auth/refresh", {"refresh_token": token})[1]["code"] == "session_revoked"
-            try:
-                while True:
-                    socket.recv(timeout=5)
-            except ConnectionClosed:
-                assert socket.close_code == 4401
-            assert time.monotonic() - began < 2.0
 
 
 async def test_auth_6_a_deactivated_user_is_out_in_another_process(make_kit: MakeKit) -> None:
@@ -82,13 +81,13 @@ async def test_auth_6_a_deactivated_user_is_out_in_another_process(make_kit: Mak
     assert (await kits[1].client.get("/auth/me", headers={"X-API-Key": key})).status == 200
     assert (await user.get("/auth/me")).status == 200
     assert (await admin.patch(f"/admin/users/{user.user['id']}", {"is_active": False})).status == 200
-    began = time.monotonic()
     refresh = {"refresh_token": signed_in.json()["refresh_token"]}
-    assert (await kits[1].client.post("/auth/refresh", refresh)).code == "session_revoked"
-    while (await user.get("/auth/me")).status == 200:
-        assert time.monotonic() - began < 2.0
-    while (await kits[1].client.get("/auth/me", headers={"X-API-Key": key})).status == 200:
-        assert time.monotonic() - began < 2.0
+    async with within(2):
+        assert (await kits[1].client.post("/auth/refresh", refresh)).code == "session_revoked"
+        while (await user.get("/auth/me")).status == 200:  # noqa: ASYNC110  (nothing tells)
+            await asyncio.sleep(0.01)
+        while (await kits[1].client.get("/auth/me", headers={"X-API-Key": key})).status == 200:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
 
 
 async def test_auth_7_tokens_of_sign_in_open_no_operation(make_kit: MakeKit) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from tests.kernel.auth.authenticator import AuthenticatorApp
+from tests.limits import within
 
 from corral import clock
 from corral.jobs.job import JobRow
@@ -176,9 +177,10 @@ async def test_what_a_dead_process_had_reserved_is_free_again(kit: Kit, door: An
         assert await work(lambda: lockout._reserve(_key()))
     assert not await work(lambda: lockout._reserve(_key()))
     began = time.monotonic()
-    busy = await door.login("ann@example.org")
+    async with within(15):
+        busy = await door.login("ann@example.org")
     assert (busy.status, busy.code) == (429, "concurrency_limit")
-    assert 4 < time.monotonic() - began < 15
+    assert time.monotonic() - began > 4
     clock.travel(HELD_SECONDS + 1)
     assert (await door.login("ann@example.org")).status == 200
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import socket
 from typing import Any
 
 import msgspec
@@ -12,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from corral.cli.api_client import ApiClient, ApiClientError, TextDeltaTracker, _refusal
+from corral.testing.server import free_port
 
 
 def test_a_growing_text_is_told_once() -> None:
@@ -43,9 +43,7 @@ def test_whatever_is_told_by_growing_is_complete(parts: list[str]) -> None:
 
 
 def test_a_server_that_is_not_there_is_named() -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"http://127.0.0.1:{probe.getsockname()[1]}"
+    address = f"http://127.0.0.1:{free_port()}"
     with pytest.raises(ApiClientError, match=re.escape(address)) as caught:
         ApiClient(address).get("/health/ready")
     assert caught.value.status is None

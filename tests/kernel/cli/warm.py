@@ -229,7 +229,7 @@ def _boot() -> None:
 
     with temporary_application():
         pass
-    until = time.monotonic() + 10
+    until = time.monotonic() + 60
     while threading.active_count() > 1 and time.monotonic() < until:  # the watchdog ends a moment after the kernel
         time.sleep(0.01)
     if threading.active_count() > 1:

@@ -211,7 +211,7 @@ async def test_unit_of_work_6_a_statement_that_a_unit_leaves_open_is_the_fault_o
     after = [asyncio.ensure_future(database.work(lambda i=i: note(f"m{i}"))) for i in range(5)]
     await asyncio.sleep(0.05)
     gate.set()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         await asyncio.gather(held, *before, *after)
         with pytest.raises(Unavailable):
             await culprit
@@ -338,7 +338,7 @@ async def test_unit_of_work_11_stop_iteration_is_an_answer_too(database: Databas
         next(iter([]))
 
     others = [database.work(lambda i=i: note(f"n{i}")) for i in range(5)]
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         ended, *told = await asyncio.gather(database.work(ends), *others, return_exceptions=True)
     assert isinstance(ended, RuntimeError)
     assert isinstance(ended.__cause__, StopIteration)

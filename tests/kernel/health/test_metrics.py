@@ -11,7 +11,6 @@ import asyncio
 import re
 import shutil
 import threading
-import time
 from asyncio.subprocess import PIPE, STDOUT
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_open_metrics
 from prometheus_client.parser import text_string_to_metric_families
+from tests.limits import within
 
 from corral.events.consumers import Subscriber
 from corral.ids import new_id
@@ -62,7 +62,7 @@ async def scrape(kit: Kit) -> str:
 async def settled(kit: Kit) -> str:
     """With what is read from the database: on a busy machine a reading takes longer than a scrape waits."""
     text = await scrape(kit)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while not all(name in text for name in ("corral_event_consumer_lag", "corral_egress_blocked_total")):
             await asyncio.sleep(0.5)
             text = await scrape(kit)
@@ -229,7 +229,7 @@ async def test_calls_of_subscribers_are_counted(make_kit: Callable[..., Any]) ->
     kit = await make_kit(plugins=["admin", ListenerPlugin], jobs=True)
     await kit.as_user("member")
     label = 'corral_plugin_call_seconds_count{plugin="listener",hook="corral_subscribers"}'
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not series(await scrape(kit)).get(label):  # noqa: ASYNC110  (nothing tells)
             await asyncio.sleep(0.05)
 
@@ -298,12 +298,8 @@ async def test_health_metrics_1_without_the_database(make_kit: Callable[..., Any
     await asyncio.sleep(1.1)  # an answer is kept for a second
     ready = await kit.client.get("/health/ready")
     assert (ready.status, ready.json()["checks"]["database"]) == (503, False)
-    began = time.monotonic()
-    assert (await kit.client.get("/health")).status == 200
-    liveness = time.monotonic() - began
-    began = time.monotonic()
-    found = series(await scrape(kit))
-    took = time.monotonic() - began
+    async with within(0.5):  # 20 ms on a machine that is not busy
+        assert (await kit.client.get("/health")).status == 200
+    async with within(1):  # 100 ms
+        found = series(await scrape(kit))
     assert found['corral_up{dependency="database"}'] == 0
-    assert liveness < 0.5  # 20 ms on a machine that is not busy
-    assert took < 1.0  # 100 ms

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import threading
 from collections.abc import AsyncIterator, Iterable
 from typing import Annotated, Any
 
@@ -132,10 +132,13 @@ def raise_error() -> dict[str, int]:
     raise RuntimeError("secret detail")
 
 
+SLOW_READ = threading.Event()
+
+
 @routes.get("/slow", needs=PUBLIC)
 def sleep_in_a_read() -> dict[str, int]:
-    """Sleeps where it must not."""
-    time.sleep(0.6)
+    """Waits where it must not."""
+    SLOW_READ.wait(10)
     return {}
 
 

@@ -68,7 +68,7 @@ class Peer:
         self.flush()
         return stream
 
-    async def hear(self, stream: int, *kinds: type[h2.events.Event], seconds: float = 5.0) -> Any:
+    async def hear(self, stream: int, *kinds: type[h2.events.Event], seconds: float = 60.0) -> Any:
         """The first event of one of these kinds on the stream."""
         async with asyncio.timeout(seconds):
             while True:
@@ -88,9 +88,11 @@ class Peer:
 
     async def pour(self, stream: int, size: int) -> int:
         """Send so much of a body, as fast as the server takes it; how much was sent before it was not wanted."""
-        sent = 0
+        sent, over = 0, (h2.events.StreamReset, h2.events.ConnectionTerminated)
         with contextlib.suppress(h2.exceptions.ProtocolError):
-            while sent < size:
+            # Once the window of a stream is used up, no frame is sent that could fail because the stream has ended.
+            while sent < size and not any(isinstance(event, over) for event in self.events[stream] + self.events[0]):
+                assert not self.reader.at_eof(), "the connection has ended"
                 room = min(16384, self.connection.local_flow_control_window(stream))
                 if room:
                     self.connection.send_data(stream, b" " * room)

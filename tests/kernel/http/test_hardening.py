@@ -6,10 +6,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 import time
 
 import psutil
 import pytest
+from tests.limits import within
 
 from corral.schema.strict_json import parse_json
 from corral.testing.kit import Kit
@@ -19,7 +21,7 @@ pytestmark = pytest.mark.one_engine
 SHORT_TIMEOUT = pytest.mark.parametrize("probe", [{"server.body_timeout_seconds": 1}], indirect=True)
 
 
-async def talk(port: int, head: str, *chunks: bytes, wait: float = 10.0) -> tuple[bytes, float]:
+async def talk(port: int, head: str, *chunks: bytes, wait: float = 60.0) -> tuple[bytes, float]:
     """Send bytes as they are; what came back and after how long."""
     began = time.monotonic()
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -28,7 +30,7 @@ async def talk(port: int, head: str, *chunks: bytes, wait: float = 10.0) -> tupl
         for chunk in chunks:
             writer.write(chunk)
         await writer.drain()
-        async with asyncio.timeout(wait):
+        async with within(wait):
             answer = await reader.read(65536)
         return answer, time.monotonic() - began
     finally:
@@ -44,10 +46,9 @@ async def test_t1_a_declared_length_over_the_cap_is_refused_at_once(probe: Kit, 
         f"POST /api/v1/probe/things HTTP/1.1\nHost: localhost\nAuthorization: Bearer {await token(probe)}\n"
         f"Content-Type: application/json\nContent-Length: {10 * 2**30}\n\n"
     )
-    answer, took = await talk(port, head, b"{")
+    answer, _ = await talk(port, head, b"{", wait=4)  # before the body is overdue
     assert answer.startswith(b"HTTP/1.1 413 ")
     assert b'"code":"payload_too_large"' in answer
-    assert took < 4  # before the body is overdue
 
 
 async def test_conventions_3_an_endless_chunked_body_is_413_and_costs_no_memory(probe: Kit, port: int) -> None:
@@ -67,7 +68,7 @@ async def test_conventions_3_an_endless_chunked_body_is_413_and_costs_no_memory(
             await asyncio.sleep(0)
             if answering.done():
                 break
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         answer = await answering
     writer.close()
     assert answer.startswith(b"HTTP/1.1 413 ")
@@ -80,23 +81,21 @@ async def test_t9_a_body_without_progress_is_408(probe: Kit, port: int) -> None:
         f"POST /api/v1/probe/things HTTP/1.1\nHost: localhost\nAuthorization: Bearer {await token(probe)}\n"
         "Content-Type: application/json\nContent-Length: 100\n\n"
     )
-    answer, took = await talk(port, head, b'{"title":')
+    answer, _ = await talk(port, head, b'{"title":', wait=3)
     assert answer.startswith(b"HTTP/1.1 408 ")
     assert b'"code":"request_timeout"' in answer
-    assert took < 3
 
 
 async def test_t8_slow_headers_are_closed(port: int) -> None:
-    answer, took = await talk(port, "GET /health HTTP/1.1\nHost: local")
+    answer, took = await talk(port, "GET /health HTTP/1.1\nHost: local", wait=8)
     assert answer == b""
-    assert 3 < took < 8
+    assert took > 3
 
 
 @pytest.mark.parametrize("head", ["GET /", "GET / HTTP/1.1\nHost: localhost\nX-Long: ", "POST / HTTP/1.1\nX: y\n"])
 async def test_a_head_without_an_end_is_refused_and_kept_nowhere(port: int, head: str) -> None:
-    answer, took = await talk(port, head, *[b"a" * 4000] * 10)
+    answer, _ = await talk(port, head, *[b"a" * 4000] * 10, wait=3)
     assert answer.startswith(b"HTTP/1.1 431 "), answer
-    assert took < 3
 
 
 @pytest.mark.parametrize("tail", ["1;" + "a" * 40_000, "0\r\nX: " + "a" * 40_000, "0\r\n" + "a: b\r\n" * 9_000])
@@ -112,7 +111,7 @@ async def test_extensions_and_trailers_without_an_end_end_the_connection(probe: 
         with contextlib.suppress(ConnectionError):
             await writer.drain()
         await asyncio.sleep(0.01)
-    async with asyncio.timeout(3):
+    async with asyncio.timeout(60):
         with contextlib.suppress(ConnectionError):
             assert b"HTTP/1.1 2" not in await reader.read()
     writer.close()
@@ -134,7 +133,7 @@ async def test_pipelined_requests_are_answered_in_order(port: int) -> None:
     paths = ["/health", "/nothing", "/health"]
     last = "GET /nothing HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
     writer.write("".join([*(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n" for path in paths), last]).encode())
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         answers = await reader.read()
     writer.close()
     assert [part[:3] for part in answers.split(b"HTTP/1.1 ")[1:]] == [b"200", b"404", b"200", b"404"]
@@ -145,7 +144,7 @@ async def test_an_upgrade_that_is_not_taken_hides_no_request(port: int) -> None:
     second = b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(first.replace("\n", "\r\n").encode() + b"body" + second)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         statuses = [part[:3] for part in (await reader.read()).split(b"HTTP/1.1 ")[1:]]
     writer.close()
     assert statuses in ([b"405"], [b"405", b"200"])  # uvicorn closes the connection, Hypercorn goes on
@@ -173,7 +172,7 @@ async def test_a_body_whose_length_is_told_in_two_ways_ends_the_connection(port:
     hidden = b"0\r\n\r\nGET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(head.replace("\n", "\r\n").encode() + hidden)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         answers = await reader.read()  # up to the end of the connection
     writer.close()
     assert answers.startswith(b"HTTP/1.1 400 ")
@@ -192,8 +191,9 @@ async def test_a_client_that_leaves_in_the_middle_disturbs_nobody(probe: Kit, po
         writer.close()
     answer, _ = await talk(port, "GET /health HTTP/1.1\nHost: localhost\n\n")
     assert answer.startswith(b"HTTP/1.1 200 ")
-    await asyncio.sleep(0.2)
-    assert probe.kernel.metrics.in_flight == 0
+    async with asyncio.timeout(60):
+        while probe.kernel.metrics.in_flight:  # noqa: ASYNC110  (nothing tells)
+            await asyncio.sleep(0.02)
 
 
 async def test_refused_bodies_are_counted_by_reason(probe: Kit) -> None:
@@ -212,17 +212,16 @@ async def test_refused_bodies_are_counted_by_reason(probe: Kit) -> None:
 
 
 async def test_t17_large_bodies_are_parsed_beside_the_loop(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
+    go_on, is_beside = threading.Event(), list[bool]()
+
     def slowly(body: bytes, **options: bool) -> object:
-        time.sleep(0.3)
+        is_beside.append(go_on.wait(20))
         return parse_json(body, **options)
 
     monkeypatch.setattr("corral.asgi.endpoint.parse_json", slowly)
     body = b"{" + b",".join(b'"k%06d":1' % number for number in range(6000)) + b"}"
     answering = asyncio.create_task(kit.client.request("POST", "/auth/login", content=body))
-    longest = 0.0
-    while not answering.done():
-        before = time.monotonic()
-        await asyncio.sleep(0.005)
-        longest = max(longest, time.monotonic() - before)
+    await asyncio.sleep(0.05)
+    go_on.set()  # nobody would, if the loop were where it is parsed
     assert (await answering).status == 422
-    assert longest < 0.25
+    assert is_beside == [True]

@@ -12,6 +12,7 @@ from typing import Any
 import psutil
 import pytest
 from hypercorn.protocol.h11 import H11Protocol
+from tests.limits import within
 
 from corral.cli import asgi_servers
 from corral.config.model import Config
@@ -56,7 +57,7 @@ async def ask(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, reques
 async def ends(reader: asyncio.StreamReader) -> float:
     """Seconds until the server closes the connection."""
     began = time.monotonic()
-    async with asyncio.timeout(10 * PATIENCE):
+    async with asyncio.timeout(60):
         while await reader.read(1000):
             continue
     return time.monotonic() - began
@@ -71,7 +72,8 @@ async def test_it_is_closed_when_nothing_comes(served: Served) -> None:
     partial, writer = await served.connect()
     writer.write(b"GET / HTT")
     assert await ends(silent) > 0.8 * PATIENCE
-    assert await ends(partial) < PATIENCE
+    async with within(PATIENCE):
+        await ends(partial)
     assert watching() == 0
 
 
@@ -88,12 +90,13 @@ async def test_nothing_is_left_of_those_that_are_closed(served: Served) -> None:
     for _ in range(20):
         reader, writer = await served.connect()
         assert b"close" in await ask(reader, writer, REQUEST.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
-        assert await ends(reader) < 0.8 * PATIENCE
+        async with within(0.8 * PATIENCE):
+            await ends(reader)
     assert watching() == 0
     reader, writer = await served.connect()
     await ask(reader, writer)
     writer.close()
-    async with asyncio.timeout(10 * PATIENCE):
+    async with asyncio.timeout(60):
         while watching():  # noqa: ASYNC110  # no event tells
             await asyncio.sleep(0.02)
 
@@ -113,7 +116,9 @@ async def test_a_connection_is_let_go_when_its_client_closes_it(served: Served) 
             await ask(reader, writer)
             writer.close()
             await writer.wait_closed()
-        await asyncio.sleep(PATIENCE / 4)
+        async with within(0.8 * PATIENCE):
+            while psutil.Process().num_fds() > descriptors or connections() != before:  # noqa: ASYNC110
+                await asyncio.sleep(PATIENCE / 4)
         assert psutil.Process().num_fds() <= descriptors
         assert connections() == before
     finally:
@@ -127,8 +132,10 @@ async def test_the_end_of_the_server_waits_for_requests_and_not_for_silence(serv
     other.write(REQUEST.replace(b"/ ", b"/slow "))
     await asyncio.sleep(0.1)
     served.ending.close(served.ending.seconds)
-    assert await ends(idle) < 0.8 * PATIENCE
+    async with within(0.8 * PATIENCE):
+        await ends(idle)
     assert b"200" in await busy.readuntil(b"\r\n\r\n")
     with contextlib.suppress(asyncio.IncompleteReadError):
         await busy.readexactly(2)
-    assert await ends(busy) < PATIENCE
+    async with within(PATIENCE):
+        await ends(busy)

@@ -161,7 +161,7 @@ async def test_unit_of_work_13_a_stream_starts_after_its_first_unit_and_the_last
         "headers": [(b"host", b"localhost"), (b"content-length", b"0")],
         "client": ("127.0.0.1", 1),
     }
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         await kit.application.app(scope, receive, send)
         while await steps(kit) != ["first", "last"]:  # noqa: ASYNC110  (nothing tells)
             await asyncio.sleep(0.02)

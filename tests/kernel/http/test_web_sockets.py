@@ -16,6 +16,7 @@ import h2.events
 import psutil
 import pytest
 from tests.kernel.http.http2_peer import Peer, peer
+from tests.limits import within
 from websockets.asyncio.client import ClientConnection, connect
 from wsproto.connection import Connection, ConnectionType
 from wsproto.events import CloseConnection, TextMessage
@@ -84,7 +85,7 @@ async def shake(port: int, version: int = 13) -> tuple[bytes, asyncio.StreamRead
 
 
 async def closes(one: ClientConnection) -> int | None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         await one.wait_closed()
     return one.close_code
 
@@ -117,7 +118,7 @@ async def test_a_message_without_an_end_costs_no_memory_and_ends(served: Served)
     _, _, writer = await shake(served.port)
     writer.write(struct.pack("!BBQ", 0x81, 0x80 | 127, 1 << 40) + bytes(4))
     with contextlib.suppress(ConnectionError):
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while True:
                 writer.write(b"a" * 65536)
                 await writer.drain()
@@ -138,9 +139,9 @@ async def test_a_peer_that_is_silent_is_gone_within_three_pings(served: Served) 
     async with served.connect(compression=None, ping_interval=None) as answers:
         _, reader, _ = await shake(served.port)
         began = time.monotonic()
-        async with asyncio.timeout(6 * PING):
+        async with within(4 * PING):
             assert b"\x89" in await reader.read()
-        assert 1.5 * PING < time.monotonic() - began < 4 * PING
+        assert time.monotonic() - began > 1.5 * PING
         assert served.ended == 1
         await answers.send("still here")
         assert await answers.recv() == "10"
@@ -151,21 +152,22 @@ async def test_nothing_is_left_of_a_socket_that_ended(served: Served) -> None:
         assert pinging() <= 1
         await one.send("leave")
         assert await closes(one) == 4000
-        await asyncio.sleep(0.1)
-        assert pinging() == 0
+        async with asyncio.timeout(60):
+            while pinging():  # noqa: ASYNC110  # no event tells
+                await asyncio.sleep(0.02)
 
 
 async def test_a_refused_handshake_ends_the_connection(served: Served) -> None:
     head, reader, _ = await shake(served.port, version=12)
     assert head[9:12] in (b"400", b"426")
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(60):
         assert await reader.read() == b""
 
 
 async def test_text_that_is_none_is_told(served: Served) -> None:
     _, reader, writer = await shake(served.port)
     writer.write(b"\x81\x81" + bytes(4) + b"\xff")
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(60):
         assert struct.pack("!H", 1007) in await reader.read()
 
 
@@ -179,7 +181,7 @@ async def test_a_peer_that_takes_nothing_is_gone(served: Served) -> None:
         await loop.sock_sendall(deaf, b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
         await asyncio.sleep(0.5)
         assert is_served(deaf)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while is_served(deaf):  # noqa: ASYNC110  # no event tells
                 await asyncio.sleep(0.1)
 
@@ -212,7 +214,7 @@ async def test_over_http2_the_code_of_the_close_arrives_and_other_streams_go_on(
 async def frame(client: Peer, stream: int, socket: Connection, kind: type[Any]) -> Any:
     """The first frame of this kind on the stream."""
     read = 0
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while True:
             found = [each for each in client.events[stream] if isinstance(each, h2.events.DataReceived)]
             for each in found[read:]:

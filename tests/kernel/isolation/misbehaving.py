@@ -44,7 +44,7 @@ class Gate:
         return self.act()  # type: ignore[no-any-return]  # also what it may not
 
 
-async def until(condition: Callable[[], Any], seconds: float = 20.0) -> None:
+async def until(condition: Callable[[], Any], seconds: float = 60.0) -> None:
     """Wait for it."""
     end = time.monotonic() + seconds
     while not condition():
@@ -70,7 +70,7 @@ async def payloads(kit: Kit, kind: str) -> list[dict[str, Any]]:
 
 async def alerts(kit: Kit) -> list[tuple[str, str]]:
     """The alerts that there are, once there is one: kind and plugin."""
-    for _ in range(400):
+    for _ in range(1200):
         if found := await payloads(kit, "system.alert"):
             return [(each["kind"], each["object"]["id"]) for each in found]
         await asyncio.sleep(0.05)

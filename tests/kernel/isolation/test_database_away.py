@@ -62,9 +62,9 @@ async def test_background_tasks_wait_for_it_and_go_on_at_once(
         await asyncio.sleep(4)
         await asyncio.to_thread(server.start)
         back = time.monotonic()
-        await until(lambda: looks[-1] > back, 5)
+        await until(lambda: looks[-1] > back)
         await kit.as_user("viewer")
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             assert "user.created" in [each.type for each in await kit.events()]  # they are numbered again
         assert unharmed(kit, "patient")
         assert unharmed(kit, "accounts")
@@ -87,7 +87,7 @@ async def test_a_subscriber_that_waits_for_a_lock_is_not_held(tmp_path: Path, se
             await kit.as_user("viewer")
             await asyncio.sleep(7)
             other.rollback()
-        await until(lambda: bool(seen), 10)
+        await until(lambda: bool(seen))
         assert unharmed(kit, "listener")
 
 
@@ -109,6 +109,6 @@ async def test_a_subscriber_is_not_held_while_the_server_stands_still(tmp_path: 
         await until(lambda: bool(begun))
         with standing_still(server):
             await asyncio.sleep(5)
-        await until(lambda: len(seen) >= 3, 15)
+        await until(lambda: len(seen) >= 3)
         assert unharmed(kit, "listener")
         assert unharmed(kit, "accounts")

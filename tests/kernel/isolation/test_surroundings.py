@@ -74,7 +74,7 @@ def test_a_reload_serves_the_same_installation(tmp_path: Path, environ: dict[str
     arguments = ("--no-embedded-worker", "--processes", processes)
     server = ServerProcess(tmp_path, environ=environ, arguments=arguments)
     try:
-        server.start(seconds=60)
+        server.start()
         assert server.process is not None
         assert "Umask:\t0000" not in Path(f"/proc/{server.process.pid}/status").read_text("ascii")
         os.kill(server.process.pid, signal.SIGHUP)
@@ -93,7 +93,7 @@ def test_what_a_plugin_leaves_keeps_no_process_from_ending(tmp_path: Path) -> No
     (tmp_path / "corral.toml").write_text('[plugins]\nenabled = ["leaving"]\ndir = "plugins"\n', "utf-8")
     server = ServerProcess(tmp_path, environ={"CORRAL_CONFIG": "corral.toml"})
     try:
-        server.start(seconds=60)
+        server.start()
         assert server.stop() == 0
         assert '"threads":["MainThread","left"]' in server.log
     finally:
@@ -104,7 +104,7 @@ def test_jobs_begin_again_at_the_same_installation(tmp_path: Path, environ: dict
     server = ServerProcess(tmp_path, environ=environ)
     jobs = JobsProcess(server.environ, tmp_path)
     try:
-        jobs.start(seconds=60)
+        jobs.start()
         assert jobs.process is not None
         os.kill(jobs.process.pid, signal.SIGHUP)
         await_line(jobs, "Jobs are running", times=2)

@@ -54,7 +54,7 @@ def hung(folder: Path, seconds: float) -> ServerProcess:
     environ = {"CORRAL_CONFIG": str(folder / "corral.toml"), "CORRAL_PLUGIN_DIR": str(plugins.path)}
     server = ServerProcess(folder, environ=environ).start()
     with server.client() as client, pytest.raises(httpx2.HTTPError):
-        client.get("/swallower", timeout=1.5)
+        client.get("/swallower", timeout=4)
     return server
 
 
@@ -67,7 +67,7 @@ def test_a_second_signal_ends_a_process_whose_loop_stands_still(tmp_path: Path) 
         with pytest.raises(subprocess.TimeoutExpired):
             process.wait(1.0)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(5.0) == 130
+        assert process.wait(60) == 130
     finally:
         server.kill()
 
@@ -77,7 +77,7 @@ def test_a_process_whose_loop_does_not_come_back_ends_and_names_the_plugin(tmp_p
     server = hung(tmp_path, 6.0)
     try:
         assert server.process is not None
-        assert server.process.wait(20.0) == 70
+        assert server.process.wait(120) == 70
         assert time.monotonic() - began >= 6.0
         told = next(line for line in server.log.splitlines() if "event loop blocked; process exits" in line)
         assert "swallower" in told

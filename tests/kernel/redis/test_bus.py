@@ -7,12 +7,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import redis
+from tests.limits import Stopwatch
 
 from corral.errors import StartupError
 from corral.events import live_feed
@@ -24,13 +24,13 @@ from corral_core.redis.service.bus import CHANNEL, RedisBus
 pytestmark = pytest.mark.redis
 
 
-async def until(condition: Callable[[], Any], seconds: float = 10.0) -> float:
+async def until(condition: Callable[[], Any], seconds: float = 60.0) -> float:
     """The time it took."""
-    began = time.monotonic()
-    while not condition():
-        assert time.monotonic() - began < seconds
-        await asyncio.sleep(0.005)
-    return time.monotonic() - began
+    with Stopwatch() as watch:
+        while not condition():
+            assert watch.seconds < seconds
+            await asyncio.sleep(0.005)
+    return watch.seconds
 
 
 def bus_of(kit: Kit) -> RedisBus:
@@ -81,9 +81,9 @@ async def test_without_its_server_nobody_waits_and_nothing_is_missed(
     await until(lambda: not bus_of(pair.listener).connected)
     assert bus_of(pair.listener).health()[0] == "degraded"
     for number in range(3):
-        began = time.perf_counter()
-        bus_of(pair.speaker).notify()
-        assert time.perf_counter() - began < 0.5  # to wait for a connection would take longer
+        with Stopwatch() as watch:
+            bus_of(pair.speaker).notify()
+        assert watch.seconds < 0.5  # to wait for a connection would take longer
         assert await pair.tell(f"disk {number}") < 2.0
     valkey_server.restart()
     assert await pair.connected() < 10.0

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+from tests.limits import within
 from tests.plugins.tasks.conftest import World
 
 from corral.testing.kit import PASSWORD, Client, Kit
@@ -27,11 +27,10 @@ async def elsewhere(world: World, make_kit: Callable[..., Any]) -> Kit:
     return kit
 
 
-async def eventually(holds: Callable[[], Any], seconds: float = 20.0) -> None:
-    until = time.monotonic() + seconds
-    while not await holds():
-        assert time.monotonic() < until, "it did not happen in time"
-        await asyncio.sleep(0.1)
+async def eventually(holds: Callable[[], Any], seconds: float = 60.0) -> None:
+    async with within(seconds):
+        while not await holds():  # noqa: ASYNC110  (nothing tells)
+            await asyncio.sleep(0.1)
 
 
 async def chat(client: Client) -> Any:

@@ -42,7 +42,7 @@ class Held:
 
     def ended(self, admin: httpx2.Client) -> Any:
         """The call once its task goes on."""
-        end = time.monotonic() + 40
+        end = time.monotonic() + 90
         while admin.get(f"/tasks/{self.task_id}").json()["status"] != "pending":
             assert time.monotonic() < end, admin.get(f"/tasks/{self.task_id}/tool-calls").text
             time.sleep(0.1)

@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
+from tests.limits import within
 from tests.plugins.approvals.conftest import Desk
 
 from corral import clock
@@ -194,7 +195,7 @@ async def test_approvals_9_a_waiting_reader_learns_the_decision_at_once(desk: De
     await asyncio.sleep(0.1)
     assert not reader.done()
     assert (await desk.other.post(f"/approvals/{asked['id']}/reject", {"note": "no"})).status == 200
-    async with asyncio.timeout(1):
+    async with within(1):
         answer = await reader
     assert (answer.json()["status"], answer.json()["outcome_note"]) == ("rejected", "no")
     assert (await desk.member.get(f"/approvals/{asked['id']}?wait=55")).json()["status"] == "rejected"

@@ -85,7 +85,7 @@ class Office:
 
     def until(self, task_id: str, status: str) -> dict[str, Any]:
         """The task once it has this status."""
-        end = time.monotonic() + 60
+        end = time.monotonic() + 120
         while True:
             task: dict[str, Any] = self.admin.get(f"/tasks/{task_id}").json()
             if task["status"] == status:

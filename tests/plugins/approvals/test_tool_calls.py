@@ -26,7 +26,7 @@ async def approve(desk: Desk, approval_id: str, **body: Any) -> None:
 
 async def end_of(desk: Desk, task_id: str) -> Any:
     """The call of the task after its `async def` tool has run."""
-    for _ in range(500):
+    for _ in range(5000):
         (call,) = (await desk.member.get(f"/tasks/{task_id}/tool-calls")).json()["items"]
         if call["status"] not in ("pending_approval", "running"):
             return call

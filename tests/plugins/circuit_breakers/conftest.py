@@ -75,7 +75,7 @@ class Panel:
 
 async def until(condition: Callable[[], Any]) -> None:
     """Return when the condition is met."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not condition():  # noqa: ASYNC110  (no event)
             await asyncio.sleep(0.001)
 

@@ -98,6 +98,12 @@ async def test_llm_4_after_the_breaker_opens_only_the_fallback_is_called(kit: Ki
     assert len(await world.worker.claim_all()) == 1  # the fallback can serve it
 
 
+async def agent_status(world: World) -> tuple[str, str | None]:
+    """Return the status of the agent and its reason."""
+    agent = (await world.member.get(f"/agents/{world.agent_id}")).json()
+    return agent["status"], agent["status_reason"]
+
+
 async def test_circuit_breakers_6_tasks_wait_without_losing_an_attempt(kit: Kit, upstream: Any) -> None:  # noqa: F811
     world = await World().build(kit)
     task_id, other_id = await world.task(), await world.task("another")
@@ -120,8 +126,10 @@ async def test_circuit_breakers_6_tasks_wait_without_losing_an_attempt(kit: Kit,
         unmet = {condition["code"]: condition for condition in explained["conditions"] if not condition["ok"]}
         assert "corral circuit-breakers show llm:up" in unmet["circuit"]["unblock"]
         assert explained["claimable"] is False
+    assert await agent_status(world) == ("paused", "circuit_open")
     upstream.otherwise = up.says("back")
     await world.pass_time(31)
+    assert await agent_status(world) == ("idle", None)  # a task of it may try
     assert (await ask(world.admin)).status == 200  # the probe
     leases = await world.worker.claim_all(max_tasks=5)
     assert {each.task_id for each in leases} == {task_id, other_id}

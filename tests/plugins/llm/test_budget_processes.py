@@ -67,7 +67,7 @@ class Site:
         return admin
 
     def _start_server(self) -> None:
-        self.server.start(seconds=60)
+        self.server.start()
         self.ready_at = time.time()
 
     def kill_one(self, n: int) -> None:

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from tests.limits import within
 
 SCRIPTS = {"drip": {"turns": [{"text": "x" * 600, "chunk": 10, "delay_seconds": 60}]}}
 BODY = {"model": "scripted/echo", "messages": [{"role": "user", "content": "hello " * 20}]}
@@ -73,17 +74,13 @@ async def test_llm_5_cutting_the_client_ends_the_call_within_a_second(kit: Any) 
             chunks.put_nowait(message["body"])
 
     serving = asyncio.create_task(kit.application.app(scope, receive, send))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         assert (await chunks.get()).startswith(b"data: ")
     left.set()
-    began = time.monotonic()
-    await asyncio.wait_for(serving, 1)
-    while True:
-        (row,) = (await alice.get("/llm/calls")).json()["items"]
-        if row["status"] != "in_flight":
-            break
-        assert time.monotonic() - began < 1
-        await asyncio.sleep(0.01)
+    async with within(1):
+        await serving
+        while (row := (await alice.get("/llm/calls")).json()["items"][0])["status"] == "in_flight":  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
     assert row["status"] == "cancelled"
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from tests.limits import within
 from tests.plugins.llm.conftest import shorten
 
 from corral.testing.kit import Answer, Client
@@ -179,11 +180,9 @@ async def test_idempotency_asks_the_model_once(kit: Any) -> None:
 
 async def test_many_slow_calls_run_side_by_side(kit: Any) -> None:
     alice = await kit.as_user("member")
-    loop = asyncio.get_running_loop()
-    began = loop.time()
-    answers = await asyncio.gather(*[chat(alice, model="scripted/slow") for _ in range(20)])
+    async with within(4):
+        answers = await asyncio.gather(*[chat(alice, model="scripted/slow") for _ in range(20)])
     assert {answer.status for answer in answers} == {200}
-    assert loop.time() - began < 4
 
 
 @pytest.mark.one_engine
@@ -200,14 +199,14 @@ async def test_a_call_takes_no_longer_than_the_setting(make_kit: Callable[..., A
 async def test_unit_of_work_12_a_call_is_settled_when_its_caller_leaves(kit: Any) -> None:
     alice = await kit.as_user("member")
     task = asyncio.create_task(chat(alice, model="scripted/hangs"))
-    for _ in range(100):
+    for _ in range(1000):
         await asyncio.sleep(0.02)
         if await calls(alice):
             break
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    for _ in range(100):
+    for _ in range(1000):
         await asyncio.sleep(0.02)
         (row,) = await calls(alice)
         if row["status"] != "in_flight":

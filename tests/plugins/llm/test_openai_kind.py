@@ -184,12 +184,16 @@ async def test_a_long_silence_is_filled_with_comments(kit: Any, upstream: Any, m
     monkeypatch.setattr("corral_plugins.llm.routes.completions.COMMENT_SECONDS", 0.1)
     alice = await kit.as_user("member")
 
+    async def silence() -> None:
+        for _ in range(70):  # also the comments that are due during a pause of the machine come one by one
+            await asyncio.sleep(0.005)
+
     async def thinks(exchange: up.Exchange) -> None:
-        await asyncio.sleep(0.35)
+        await silence()
         await up.streams("late")(exchange)
 
     async def fails(exchange: up.Exchange) -> None:
-        await asyncio.sleep(0.35)
+        await silence()
         await up.refuses(500, "too late for a status")(exchange)
 
     upstream.behaviours = [thinks, fails]

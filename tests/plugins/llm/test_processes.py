@@ -46,7 +46,7 @@ def servers(tmp_path: Path, postgres_server: Any, upstream: Any) -> Iterator[lis
 async def test_two_servers_share_the_slots_of_a_provider(servers: list[ServerProcess], upstream: Any) -> None:
     tokens = []
     for server in servers:  # one after the other: the first migrates
-        await asyncio.to_thread(server.start, seconds=60)
+        await asyncio.to_thread(server.start)
         with server.sign_in() as client:
             tokens.append(client.headers["authorization"])
     running = most = 0

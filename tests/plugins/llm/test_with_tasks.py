@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from tests.limits import within
 from tests.plugins.llm import conftest as up
 from tests.plugins.tasks.conftest import Lease, World
 
@@ -144,9 +145,11 @@ async def test_llm_10_only_the_agents_model_and_nothing_after_stop(world: World,
     asking = asyncio.create_task(ask(agent))
     await upstream.asked(2)
     await world.member.post(f"/agents/{world.agent_id}/stop", {"mode": "immediate"})
-    answer = await asyncio.wait_for(asking, 3)  # what runs ends as well
+    async with within(3):
+        answer = await asking  # what runs ends as well
     assert (answer.status, answer.code) == (409, "lease_lost")
-    await asyncio.wait_for(upstream.exchanges[1].gone.wait(), 3)
+    async with within(3):
+        await upstream.exchanges[1].gone.wait()
     await asyncio.sleep(1)
     assert (await ask(agent)).status in (401, 409)
 
@@ -157,9 +160,11 @@ async def test_a_cancelled_task_ends_its_call(world: World, upstream: Any) -> No
     asking = asyncio.create_task(ask(attempt(lease)))
     await upstream.asked()
     assert (await world.member.post(f"/tasks/{lease.task_id}/cancel")).status == 202
-    answer = await asyncio.wait_for(asking, 3)
+    async with within(3):
+        answer = await asking
     assert (answer.status, answer.code) == (409, "lease_lost")
-    await asyncio.wait_for(upstream.exchanges[0].gone.wait(), 3)
+    async with within(3):
+        await upstream.exchanges[0].gone.wait()
 
 
 async def test_the_kill_switch_stops_calls(world: World) -> None:

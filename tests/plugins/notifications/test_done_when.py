@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from tests.kernel.mail.conftest import MailServer
+from tests.limits import within
 from tests.plugins.notifications.conftest import ALLOWED, PLUGINS, Notified
 from tests.plugins.notifications.services import Service
 from tests.plugins.webhooks.receivers import Receiver
@@ -25,13 +26,11 @@ def ids(prefix: str, count: int) -> list[str]:
 async def test_notifications_1_the_owner_of_a_failing_task_learns_it_at_once(make_kit: Callable[..., Any]) -> None:
     world = await Notified().build(await make_kit(plugins=PLUGINS, config=ALLOWED, jobs=True))
     began = time.monotonic()
-    await world.fail_task("one")
-    while not (found := await world.inbox(world.member)):
-        assert time.monotonic() - began < 5
-        await asyncio.sleep(0.02)
-    took = time.monotonic() - began
-    print(f"told after {took * 1000:.0f} ms")
-    assert took <= 1.0
+    async with within(1):
+        await world.fail_task("one")
+        while not (found := await world.inbox(world.member)):  # noqa: ASYNC110  (nothing tells)
+            await asyncio.sleep(0.02)
+    print(f"told after {(time.monotonic() - began) * 1000:.0f} ms")
     [row] = found
     assert (row["type"], row["severity"], row["title"]) == ("task.failed", "error", "Task failed: task one")
     assert (row["body"], row["object"], row["count"]) == ("It broke.", {"type": "task", "id": "one"}, 1)
@@ -46,11 +45,11 @@ async def test_notifications_1_the_owner_of_a_failing_task_learns_it_at_once(mak
 
 async def test_notifications_2_a_storm_is_one_mail_that_says_500(mailing: Notified, smtp: MailServer) -> None:
     channel = await mailing.channel("email", {"to": ["ops@example.org"]})
-    await mailing.rule(channel, group_by=["agent_id"], group_wait_seconds=30, in_app=True)
+    await mailing.rule(channel, group_by=["agent_id"], group_wait_seconds=300, in_app=True)
     await mailing.fail_task(*ids("task", 500), agent_id="one")
     await mailing.run()
     assert smtp.box.mails == []
-    await mailing.run(seconds=30)
+    await mailing.run(seconds=300)
     [mail] = smtp.box.mails
     assert "500 × task.failed" in mail["Subject"]
     text: Any = mail.get_body(("plain",))

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import httpx2
 import msgspec
 import pytest
+from tests.limits import within
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
@@ -103,7 +104,7 @@ def hub_of(kit: Kit) -> ViewerHub:
 async def settle(kit: Kit) -> int:
     """Wait until the feed has handed on all that is committed; the last `seq`."""
     hub = hub_of(kit)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while hub.position < (last := await kit.kernel.database.work(_last, read=True)):  # noqa: ASYNC110  # no event tells
             await asyncio.sleep(0.01)
     return last
@@ -129,9 +130,9 @@ class Ear:
     async def say(self, kind: str, **message: Any) -> None:
         await self.socket.send(json.dumps({"type": kind, **message}))
 
-    async def hear(self, seconds: float = 5.0) -> dict[str, Any]:
+    async def hear(self, seconds: float = 60.0) -> dict[str, Any]:
         """The next frame."""
-        async with asyncio.timeout(seconds):
+        async with within(seconds):
             found: dict[str, Any] = json.loads(await self.socket.recv())
             return found
 
@@ -140,7 +141,7 @@ class Ear:
         await self.say(kind, **message)
         return await self.hear()
 
-    async def numbers(self, count: int, seconds: float = 5.0) -> list[int]:
+    async def numbers(self, count: int, seconds: float = 60.0) -> list[int]:
         """The numbers of the next `count` events."""
         return [(await self.hear(seconds))["data"]["number"] for _ in range(count)]
 
@@ -155,9 +156,9 @@ class Ear:
         with pytest.raises(TimeoutError):
             raise AssertionError(await self.hear(seconds))
 
-    async def closed(self, seconds: float = 5.0) -> int | None:
+    async def closed(self, seconds: float = 60.0) -> int | None:
         """The code of the close."""
-        async with asyncio.timeout(seconds):
+        async with within(seconds):
             await self.socket.wait_closed()
         return self.socket.close_code
 
@@ -178,12 +179,12 @@ class Sse:
         self.comments, self.retry = 0, ""
 
     async def begin(self) -> None:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             assert await anext(self._lines) == ": connected"
             assert await anext(self._lines) == ""
 
-    async def event(self, seconds: float = 5.0) -> tuple[str | None, str, Any]:
-        async with asyncio.timeout(seconds):
+    async def event(self, seconds: float = 60.0) -> tuple[str | None, str, Any]:
+        async with within(seconds):
             return await anext(self)
 
     def __aiter__(self) -> Sse:

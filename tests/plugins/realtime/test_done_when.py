@@ -16,6 +16,7 @@ from typing import Any
 import jsonschema
 import msgspec
 import pytest
+from tests.limits import within
 from tests.plugins.realtime.conftest import Ear, EmitterPlugin, ear, hub_of, settle, sse
 from websockets.exceptions import ConnectionClosed
 
@@ -167,7 +168,7 @@ async def test_realtime_4_a_reader_that_stops_is_closed_and_disturbs_nobody(kit:
         assert kinds[-1] == "lagged"
         assert set(kinds[:-1]) <= {"event"}
         assert await stopped.closed() == 4408
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while hub.viewers:  # noqa: ASYNC110  # no event tells
             await asyncio.sleep(0.02)
 
@@ -240,10 +241,9 @@ async def test_realtime_6_a_sign_out_elsewhere_closes_the_socket(tmp_path: Path,
             await one.ask("subscribe", event="emitter.happened")
             await member.post("/emitter", {"first": 1})  # between processes without a bell: within a second
             assert (await one.hear(1.2))["data"]["number"] == 1
-            began = time.monotonic()
-            assert (await member.post("/auth/logout")).status == 204
-            assert await one.closed(3) == 4401
-            assert time.monotonic() - began < 2
+            async with within(2):
+                assert (await member.post("/auth/logout")).status == 204
+                assert await one.closed() == 4401
 
 
 async def test_realtime_2_a_process_that_is_behind_repeats_nothing(tmp_path: Path, database_url: str) -> None:
@@ -330,6 +330,6 @@ async def test_streams_follow_the_same_rules(kit: Kit, port: int, monkeypatch: A
     assert (await auditor.get("/events/stream")).code == "forbidden"
     async with sse(port, again):
         pass
-    async with asyncio.timeout(3):
+    async with within(3):
         while hub_of(kit).viewers:  # noqa: ASYNC110  # no event tells
             await asyncio.sleep(0.02)

@@ -264,7 +264,7 @@ async def test_metrics_count_clients(kit: Kit, port: int) -> None:
     async with ear(port, member) as one:
         await one.ask("ping")
         body = b""
-        async with asyncio.timeout(10):  # series that wait for a busy machine's database are absent for a moment
+        async with asyncio.timeout(60):  # series that wait for a busy machine's database are absent for a moment
             while b"corral_ws_clients" not in body:
                 body = (await kit.client.get("/metrics", root=True)).body
         assert b"corral_ws_clients 1.0" in body

@@ -97,7 +97,7 @@ class Safe:
 
         await self.until(found, seconds=30.0)
 
-    async def until(self, check: Callable[[], Any], *, seconds: float = 10.0) -> Any:
+    async def until(self, check: Callable[[], Any], *, seconds: float = 60.0) -> Any:
         """What `check` gives as soon as it is true."""
         async with asyncio.timeout(seconds):
             while not (found := await check()):  # noqa: ASYNC110  (what is waited for has no bell)

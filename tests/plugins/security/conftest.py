@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import pytest
+from tests.limits import within
 
 from corral.testing.kit import Answer, Client, Kit
 
@@ -43,10 +43,9 @@ async def make_key(owner: Client, **facts: Any) -> tuple[From, dict[str, Any]]:
 
 async def within_two_seconds(ask: Callable[[], Awaitable[Answer]], status: int) -> Answer:
     """Ask until the answer has this status, as it must after a change elsewhere, and return the answer."""
-    began = time.monotonic()
-    while (answer := await ask()).status != status:
-        assert time.monotonic() - began < 2, answer
-        await asyncio.sleep(0.05)
+    async with within(2):
+        while (answer := await ask()).status != status:  # noqa: ASYNC110  (no notification exists)
+            await asyncio.sleep(0.05)
     return answer
 
 

@@ -18,6 +18,7 @@ from typing import Any
 import httpx2
 import pytest
 from tests.kernel.cli.warm import warm
+from tests.limits import Stopwatch
 from tests.plugins.realtime.conftest import ear, serving
 from tests.plugins.security.conftest import AWAY, HOME, PLUGINS, TRUSTING, From, make_key
 
@@ -120,6 +121,7 @@ class Pair:
     def __init__(self, servers: list[ServerProcess]) -> None:
         self.servers, self.clients = servers, [server.client() for server in servers]
         self.admin = servers[0].sign_in()
+        self.watch = Stopwatch()
 
     def ask(self, key: str) -> set[int]:
         """What the processes answer."""
@@ -133,7 +135,7 @@ class Pair:
         last = dict(ended)
         while True:
             found = {key: self.ask(key) for key in ended}
-            now = time.monotonic()
+            now = self.watch.seconds
             for key, statuses in found.items():
                 if 200 in statuses:
                     last[key] = now
@@ -163,7 +165,9 @@ def pair(tmp_path: Path, database_url: str) -> Iterator[Pair]:
             if name == "a":
                 _migrate(server)
             servers.append(stack.enter_context(server))
-        yield Pair(servers)
+        pair = Pair(servers)
+        stack.enter_context(pair.watch)
+        yield pair
 
 
 def _migrate(server: ServerProcess) -> None:
@@ -189,7 +193,7 @@ def test_security_3_what_ends_a_key_ends_it_in_every_process(pair: Pair) -> None
         assert pair.ask(key["key"]) == {200}
         answer = ends[how](user, owner, key)
         assert answer.status_code in (200, 204), answer.text
-        ended[key["key"]] = time.monotonic()
+        ended[key["key"]] = pair.watch.seconds
     seen = pair.last_seen(ended)
     metrics = {}
     for how, _, _, key in cases:
@@ -234,11 +238,11 @@ def test_security_4_the_command_on_the_machine_turns_the_rules_off(tmp_path: Pat
 
 
 def _until(status: Callable[[], int], wanted: int) -> float:
-    began = time.monotonic()
-    while status() != wanted:
-        assert time.monotonic() - began < 20
-        time.sleep(0.05)
-    return time.monotonic() - began
+    with Stopwatch() as watch:
+        while status() != wanted:
+            assert watch.seconds < 20
+            time.sleep(0.05)
+    return watch.seconds
 
 
 @pytest.fixture
@@ -266,12 +270,12 @@ async def test_security_5_a_block_closes_the_socket_and_refuses_the_refresh(live
             assert stream.status_code == 200
             body = {"mode": "blocklist", "rules": [{"action": "block", "cidr": f"{AWAY}/32"}]}
             assert (await admin.put("/security/ip-rules", body)).status == 200
-            began = time.monotonic()
-            ends = asyncio.create_task(_end(stream))
-            assert await socket.closed(15) == 4403
-            seconds = time.monotonic() - began
-            await asyncio.wait_for(ends, 15)
-            streamed = time.monotonic() - began
+            with Stopwatch() as watch:
+                ends = asyncio.create_task(_end(stream))
+                assert await socket.closed(15) == 4403
+                seconds = watch.seconds
+                await asyncio.wait_for(ends, 60)
+                streamed = watch.seconds
         print(f"socket closed after {seconds:.2f} s, stream after {streamed:.2f} s")
         assert max(seconds, streamed) < 5
         assert (await away.post("/auth/refresh", {"refresh_token": signed["refresh_token"]})).code == "ip_blocked"
@@ -381,9 +385,9 @@ class Loaded:
         self.slowest = 0.0
 
     async def call(self) -> int:
-        began = time.monotonic()
-        answer = await self.client.get("/auth/config")
-        self.slowest = max(self.slowest, time.monotonic() - began)
+        with Stopwatch() as watch:
+            answer = await self.client.get("/auth/config")
+        self.slowest = max(self.slowest, watch.seconds)
         self.passed += answer.status == 200
         return answer.status
 
@@ -398,20 +402,21 @@ async def test_conventions_7_losing_redis_delays_nobody_and_keeps_each_process_t
     two: Kit = await make_kit(plugins=["security"], config=config)
     limits: list[Any] = [kit.kernel.container.get(RateLimits) for kit in (one, two)]
     shared = [each._shared for each in limits]
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not all(each.connected and each.processes == 2 for each in shared):
             for kit in (one, two):  # who serves nobody takes no share
                 await From(kit.client, "192.0.2.1").get("/auth/config")
             await asyncio.sleep(0.5)
 
-    together = [Loaded(kit, HOME) for kit in (one, two)]
+    together, began = [Loaded(kit, HOME) for kit in (one, two)], time.monotonic()
     for _ in range(150):
         for each in together:
             await each.call()
         await asyncio.sleep(0.01)
     passed = sum(each.passed for each in together)
+    given_back = 2 * (time.monotonic() - began)
     print(f"with Redis: {passed} of 300 passed")
-    assert 118 <= passed <= 120 + 20  # what both let pass before they heard of each other, and what time gave back
+    assert 118 <= passed <= 120 + 20 + given_back  # what both let pass before they heard of each other
 
     alone = [Loaded(kit, AWAY) for kit in (one, two)]
     for each in alone:

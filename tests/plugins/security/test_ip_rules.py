@@ -120,10 +120,10 @@ def test_a_judgement_costs_little_with_500_rules() -> None:
     addresses = [f"192.0.{n // 250}.{n % 250}" for n in range(5000)]
 
     def timed() -> float:
-        began = time.perf_counter()
+        began = time.process_time()
         for address in addresses:
             gate.check(address, "GET", "/api/v1/tasks")
-        return (time.perf_counter() - began) / len(addresses) * 1e6
+        return (time.process_time() - began) / len(addresses) * 1e6
 
     first, again = timed(), min(timed() for _ in range(5))
     print(f"gate: {first:.2f} us for a new address, {again:.2f} us for a known one")
@@ -206,7 +206,7 @@ async def test_changes_and_refusals_are_in_the_audit_log(kit: Kit) -> None:
     await replace(kit, admin, rules("blocklist", f"block {AWAY}/32"))
     for _ in range(3):
         await From(kit.client, AWAY).get("/tasks")
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while True:
             rows = (await admin.get("/admin/audit?action=security.ip_rules.*")).json()["items"]
             if len(rows) == 2:
@@ -227,7 +227,7 @@ async def test_a_refusal_tells_no_address_where_none_is_to_be_kept(kit: Kit) -> 
     assert (await admin.put("/settings/audit/record_ip", {"value": False})).status == 200
     await replace(kit, admin, rules("blocklist", f"block {AWAY}/32"))
     await From(kit.client, AWAY).get("/tasks")
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while True:
             rows = (await admin.get("/admin/audit?action=security.ip_rules.refuse")).json()["items"]
             if rows:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -131,13 +132,16 @@ async def test_a_session_refreshes_thirty_times_a_minute(make_kit: Callable[...,
     body = {"email": "alice@example.org", "password": PASSWORD}
     first, second = [(await From(kit.client, HOME).post("/auth/login", body)).json() for _ in range(2)]
     token = first["refresh_token"]
-    for number in range(30):
-        answer = await From(kit.client, f"198.51.100.{number}").post("/auth/refresh", {"refresh_token": token})
-        assert answer.status == 200, (number, answer)
+    passed, began = 0, time.monotonic()
+    while True:
+        answer = await From(kit.client, f"198.51.100.{passed}").post("/auth/refresh", {"refresh_token": token})
+        if answer.status != 200:
+            break
         token = answer.json()["refresh_token"]
-    refused = await From(kit.client, "198.51.100.99").post("/auth/refresh", {"refresh_token": token})
-    assert (refused.status, refused.code) == (429, "rate_limited")
-    assert int(refused.headers["retry-after"]) <= 2
+        passed += 1
+    assert 30 <= passed <= 31 + (time.monotonic() - began) / 2, answer  # every two seconds give one back
+    assert (answer.status, answer.code) == (429, "rate_limited")
+    assert int(answer.headers["retry-after"]) <= 2
     other = await From(kit.client, HOME).post("/auth/refresh", {"refresh_token": second["refresh_token"]})
     assert other.status == 200
     await asyncio.sleep(2.1)
@@ -154,10 +158,10 @@ async def test_series_tell_of_keys_limits_and_refusals(make_kit: Callable[..., A
         await From(kit.client, AWAY).get("/auth/config")
     rules = {"mode": "blocklist", "rules": [{"cidr": f"{AWAY}/32", "action": "block"}]}
     await admin.put("/security/ip-rules", rules)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while (await From(kit.client, AWAY).get("/auth/config")).status != 403:  # noqa: ASYNC110  (nothing tells)
             await asyncio.sleep(0.1)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while float((series := await _series(kit)).get("corral_ip_blocked_total", 0)) < 1:  # noqa: ASYNC110
             await asyncio.sleep(0.2)
     assert float(series['corral_api_keys{status="active"}']) == 1

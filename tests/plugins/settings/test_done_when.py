@@ -60,7 +60,7 @@ async def test_settings_3_another_process_hears_of_it(make_shelf: Callable[..., 
     first, second = await make_shelf(), await make_shelf()
     for value in (20, 30, 40):
         assert (await first.put("shelf.high", value)).status == 200
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while second.get(it.HIGH) != value:  # noqa: ASYNC110  (this is what is tested)
                 await asyncio.sleep(0.02)
     await second.put("shelf.low", 7)

@@ -10,6 +10,7 @@ from typing import Any
 
 import peewee
 import pytest
+from tests.limits import within
 from tests.plugins.settings import conftest as it
 from tests.plugins.settings.conftest import Shelf
 
@@ -45,7 +46,7 @@ async def test_the_redactor_hears_of_it_soon_and_not_on_the_loop(shelf: Shelf, m
 
     monkeypatch.setattr(redactor, "set_values", noted)
     await shelf.put("shelf.lock", CODE)
-    async with asyncio.timeout(2):
+    async with within(2):
         while redactor.redact(f"the code is {CODE}.") != "the code is [redacted].":  # noqa: ASYNC110  (no bell)
             await asyncio.sleep(0.02)
     assert threads
@@ -63,7 +64,7 @@ async def test_null_forgets_it_and_the_same_again_is_no_change(shelf: Shelf) -> 
     assert (await shelf.put("shelf.lock", CODE)).json()["version"] == 1
     assert (await shelf.put("shelf.lock", None)).json()["value"] is None
     assert shelf.get(it.LOCK) is None
-    async with asyncio.timeout(2):
+    async with within(2):
         while shelf.kit.kernel.redactor.redact(CODE) != CODE:  # noqa: ASYNC110  (no bell)
             await asyncio.sleep(0.02)
 

@@ -7,7 +7,6 @@ import contextlib
 import os
 import shutil
 import signal as signals
-import socket
 import subprocess
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -17,6 +16,7 @@ import asyncssh
 import pytest
 
 from corral.testing.kit import Client, Kit
+from corral.testing.server import free_port
 from corral_plugins.ssh.service.host_keys import fingerprint_of
 
 PLUGINS = ("audit", "settings", "secrets", "circuit_breakers", "ssh")
@@ -239,9 +239,7 @@ def sshd(tmp_path: Path) -> Any:
     """OpenSSH's own server for the user who runs the tests, and the private key that it lets in."""
     if not Path(SSHD).exists():
         pytest.skip("OpenSSH's sshd is not installed here; the tests with the server of asyncssh cover the rules.")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     host, user = (asyncssh.generate_private_key("ssh-ed25519") for _ in range(2))
     host.write_private_key(tmp_path / "host_key")
     user.write_public_key(tmp_path / "authorized_keys")

@@ -180,13 +180,13 @@ async def test_a_cancelled_command_that_ignores_term_is_killed(
     command = f"trap '' TERM; touch {tmp_path}/trapped; sleep 600"
     running = asyncio.ensure_future(fleet.run(connection, command))
     row = await _first(fleet, connection)
-    for _ in range(500):
+    for _ in range(2000):
         if (tmp_path / "trapped").exists():
             break
         await asyncio.sleep(0.02)
     await fleet.post(f"{connection}/executions/{row['id']}/cancel")
     assert (await running).json()["current_status"] == "cancelled"
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         await asyncio.gather(*machine.tasks)
     assert machine.living() == []
 
@@ -228,7 +228,7 @@ async def test_banner_floods_and_tarpits_are_bounded(fleet: Fleet) -> None:
     for serve, expected in ((flood, (502, "ssh_connect_failed")), (tarpit, (504, "upstream_timeout"))):
         server = await asyncio.start_server(serve, "127.0.0.1", 0)
         made = await fleet.create(port=server.sockets[0].getsockname()[1])
-        answer = await asyncio.wait_for(fleet.post(f"{made['id']}/test"), 5)
+        answer = await asyncio.wait_for(fleet.post(f"{made['id']}/test"), 60)
         assert (answer.status, answer.json()["code"]) == expected
         view = (await fleet.admin.get(f"/ssh-connections/{made['id']}")).json()
         assert (view["status"], view["last_error"]) == ("failing", answer.json()["detail"])
@@ -262,7 +262,7 @@ async def test_members_have_no_part_in_it(fleet: Fleet) -> None:
 
 async def _first(fleet: Fleet, connection: str) -> Any:
     """The first command that runs."""
-    for _ in range(500):
+    for _ in range(2000):
         if rows := await fleet.executions(connection):
             return rows[0]
         await asyncio.sleep(0.02)

@@ -18,6 +18,8 @@ import psutil
 import pytest
 from tests.plugins.ssh.conftest import PASSWORD, USER, Fleet, Machine
 
+from corral.testing.server import free_port
+
 pytestmark = pytest.mark.one_engine
 
 
@@ -122,7 +124,7 @@ async def test_ssh_6_exit_codes_refused_logins_and_dead_hosts(fleet: Fleet, mach
         answer = await fleet.post(f"{dead['id']}/test")
         assert (answer.status, answer.json()["code"]) == (504, "upstream_timeout")
         assert time.monotonic() - began < 2.5
-    closed = await fleet.create(port=_free_port())
+    closed = await fleet.create(port=free_port())
     answer = await fleet.post(f"{closed['id']}/test")
     assert (answer.status, answer.json()["code"]) == (502, "ssh_connect_failed")
 
@@ -193,9 +195,3 @@ def _children(machine: Machine) -> list[psutil.Process]:
         except ProcessLookupError:
             continue
     return found
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -93,7 +93,7 @@ async def test_a_person_is_asked_if_the_connection_or_the_requester_demands_it(
     assert (await world.admin.post(f"/approvals/{approval['id']}/approve", {})).status == 200
     await world.kit.run_jobs()
     rows: Any = []
-    for _ in range(200):
+    for _ in range(1000):
         rows = (await world.admin.get(f"/ssh-connections/{target}/executions")).json()["items"]
         if rows and rows[0]["status"] != "running":
             break

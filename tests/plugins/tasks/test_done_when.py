@@ -7,11 +7,11 @@ Waiting for parts that come later: 4 (approvals; waiting for input is tested in 
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
+from tests.limits import within
 from tests.plugins.tasks.conftest import Lease, Machine, World
 
 from corral import clock
@@ -193,13 +193,13 @@ async def _false(world: Any, task_id: str) -> list[str]:
 
 async def _claimed_within_a_second(worker: Machine, task_id: str, cure: Callable[[], Awaitable[None]]) -> None:
     """A claim that waits gets the task as soon as the condition is true."""
-    waiting = asyncio.ensure_future(worker.claim_all(wait_seconds=10))
+    waiting = asyncio.ensure_future(worker.claim_all(wait_seconds=30))
     await asyncio.sleep(0.05)
     assert not waiting.done()
     await cure()
-    began = time.monotonic()
-    assert [lease.task_id for lease in await waiting] == [task_id]
-    assert time.monotonic() - began < 3  # 1 s, and what the other tests take from the processors
+    async with within(1.5):  # 1 s, and what the other tests take from the processors
+        leases = await waiting
+    assert [lease.task_id for lease in leases] == [task_id]
 
 
 @pytest.fixture
@@ -302,10 +302,9 @@ async def _ok(call: Awaitable[Any]) -> None:
 async def test_tasks_7_a_claim_that_waits_gets_a_task_within_a_second_of_its_time(world: Any) -> None:
     task_id = await world.task(available_at=clock.now(1))
     waiting = asyncio.create_task(world.worker.claim_all(wait_seconds=10))
-    began = time.monotonic()
-    leases = await waiting
+    async with within(2.5):
+        leases = await waiting
     assert [lease.task_id for lease in leases] == [task_id]
-    assert time.monotonic() - began < 2.5
 
 
 async def test_tasks_9_low_is_not_starved(world: Any) -> None:

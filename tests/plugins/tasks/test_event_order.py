@@ -63,7 +63,7 @@ class Gate:
 
     async def until_blocked(self, count: int, running: asyncio.Future[Any]) -> None:
         """Wait until so many units wait for a lock, or the operation is over."""
-        ends = time.monotonic() + 5
+        ends = time.monotonic() + 60
         waiting = (
             "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
         )

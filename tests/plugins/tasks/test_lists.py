@@ -184,8 +184,8 @@ async def test_events_of_a_task_and_its_wait(world: Any) -> None:
     await asyncio.sleep(0.05)
     assert not waiting.done()
     await lease.ok("complete", {"result": 1})
-    assert (await asyncio.wait_for(waiting, 5)).json()["status"] == "completed"
-    for _ in range(40):
+    assert (await asyncio.wait_for(waiting, 60)).json()["status"] == "completed"
+    for _ in range(1000):
         events = (await world.member.get(f"/tasks/{task_id}/events")).json()["items"]
         if len(events) == 4:
             break

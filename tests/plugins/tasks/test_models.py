@@ -91,5 +91,5 @@ async def test_a_waiting_claim_is_woken_when_somebody_can_serve_the_model(world:
     provider = {"name": "late", "kind": "openai", "base_url": "https://93.184.216.34/v1", "models": [{"id": "m"}]}
     made = await world.admin.post("/llm/providers", provider)
     assert made.status == 201, made
-    (lease,) = await asyncio.wait_for(claiming, 5)
+    (lease,) = await asyncio.wait_for(claiming, 60)
     assert (lease.task_id, lease.claim["agent"]["model"]) == (task_id, "late/m")

@@ -71,7 +71,7 @@ def bench_plugin(bench: Bench) -> type[Plugin]:
                 tool("test.read", "read", bench.write, permission="tasks.read", idempotent=True),
                 tool("test.fail", "write", bench.fail),
                 tool("test.broken", "write", bench.break_down),
-                tool("test.slow", "external", bench.slow, timeout_seconds=5),
+                tool("test.slow", "external", bench.slow, timeout_seconds=60),
                 tool("test.again", "external", bench.slow, idempotent=True),
                 tool("test.page", "external", bench.page, untrusted_output=True),
                 tool("test.danger", "dangerous", bench.write),
@@ -134,7 +134,7 @@ class World:
 
     async def until_running(self, count: int = 1) -> None:
         """Wait until this many calls of the bench have started."""
-        for _ in range(1000):
+        for _ in range(6000):
             if len(self.bench.runs) >= count:
                 return
             await asyncio.sleep(0.01)

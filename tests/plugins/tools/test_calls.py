@@ -158,7 +158,7 @@ async def test_a_call_ends_with_the_lease(world: World) -> None:
     slow = asyncio.ensure_future(run.say("test.slow"))
     await world.until_running()
     assert (await world.member.post(f"/tasks/{run.task_id}/fail", {"error": {"type": "x"}})).status == 200
-    answer = await asyncio.wait_for(slow, 10)
+    answer = await asyncio.wait_for(slow, 60)
     assert (answer.status, answer.code) == (409, "lease_lost")
     (call,) = await run.calls()
     assert (call["status"], call["error"]["type"], call["result"]) == ("failed", "outcome_unknown", None)

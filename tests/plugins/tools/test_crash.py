@@ -155,7 +155,7 @@ def _call(calls: dict[str, tuple[str, dict[str, Any]]], call_id: str) -> tuple[s
 
 
 def _until(is_so: Any) -> None:
-    end = time.monotonic() + 30
+    end = time.monotonic() + 60
     while not is_so():
         assert time.monotonic() < end
         time.sleep(0.01)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from corral import clock
 from corral.events.log import EventRow
 from corral.testing.kit import PASSWORD
 from corral_plugins.triggers.models import Fire
-from corral_plugins.triggers.service import events
+from corral_plugins.triggers.service import events, firing, scheduler
 from corral_plugins.triggers.service.events import TriggerLogReader
 
 
@@ -68,6 +69,30 @@ async def test_many_triggers_on_one_event_are_recorded_in_short_units(
     assert has_more == [True, True, False, False]  # after each event, and then nothing is new
     for trigger in made:
         assert len(await alarm.history(trigger["id"])) == 3
+
+
+async def test_a_unit_that_takes_long_leaves_its_other_slots_to_the_next_one(
+    alarm: Alarm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scheduler, "UNIT_SECONDS", 0.0)
+    monkeypatch.setattr(firing, "UNIT_SECONDS", 0.0)
+    units: Counter[str] = Counter()
+    database: Any = alarm.kit.kernel.database
+    flush = database.flush
+
+    def count(unit: Any) -> None:
+        units[unit.entry.label] += any(event["type"] == "trigger.fired" for event in unit.events)
+        units["recorded"] += any(job["name"] == "triggers.fire" for job in unit.jobs)
+        flush(unit)
+
+    monkeypatch.setattr(database, "flush", count)
+    made = [await alarm.create("interval", {"seconds": 60}) for _ in range(4)]
+    await alarm.run(seconds=61)
+    for trigger in made:
+        (row,) = await alarm.history(trigger["id"])
+        assert (row["status"], row["attempt"]) == ("fired", 1)
+    assert len(await alarm.tasks()) == 4
+    assert (units["job triggers.fire"], units["recorded"]) == (4, 4)
 
 
 async def test_events_are_collected(alarm: Alarm) -> None:

@@ -8,7 +8,7 @@ import contextlib
 import json
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any, NamedTuple, Self
 
@@ -18,7 +18,7 @@ ANSWERS = {200: b"OK", 204: b"", 302: b"", 410: b"Gone", 429: b"Later", 500: b"B
 
 
 class Message(NamedTuple):
-    """A request: its headers (lower-case names), its body as it came, and when it came (monotonic)."""
+    """A request: its headers (lower-case names), its body as it came, and when it came by the receiver's clock."""
 
     headers: dict[str, str]
     body: bytes
@@ -51,8 +51,15 @@ def encoded(secret: str) -> str:
 class Receiver:
     """A receiver on `host`. It answers with `status`, or not at all while `hangs` is set. Use it with `async with`."""
 
-    def __init__(self, host: str = "127.0.0.1", *, status: int = 200, hangs: bool = False) -> None:
-        self.host, self.status, self.hangs, self.port = host, status, hangs, 0
+    def __init__(
+        self,
+        host: str = "127.0.0.1",
+        *,
+        status: int = 200,
+        hangs: bool = False,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.host, self.status, self.hangs, self.port, self.now = host, status, hangs, 0, now
         self.answer_headers: Mapping[str, str] = {}
         self.answer: bytes | None = None
         self.seconds = 0.0
@@ -88,7 +95,7 @@ class Receiver:
     async def __aexit__(self, *error: object) -> None:
         await self.stop()
 
-    async def wait_for(self, count: int, *, seconds: float = 20.0) -> list[Message]:
+    async def wait_for(self, count: int, *, seconds: float = 60.0) -> list[Message]:
         """Wait until so many messages have come, and return them."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
@@ -103,7 +110,7 @@ class Receiver:
             pairs = [line.partition(":") for line in head[1:] if line]
             headers = {name.strip().lower(): value.strip() for name, _, value in pairs}
             body = await reader.readexactly(int(headers.get("content-length", "0")))
-            await self._answer(Message(headers, body, time.monotonic()), writer)
+            await self._answer(Message(headers, body, self.now()), writer)
         except (ConnectionError, asyncio.IncompleteReadError):
             pass
         finally:

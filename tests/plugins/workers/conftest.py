@@ -180,7 +180,7 @@ class Fleet:
 
     async def told(self, kind: str) -> list[dict[str, Any]]:
         """The payloads of the events of one type. On PostgreSQL events are numbered a little later."""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while await self.work(lambda: EventRow.select().where(EventRow.seq.is_null()).exists()):  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
         return [record.payload() for record in await self.kit.events() if record.type == kind]

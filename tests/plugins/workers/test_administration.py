@@ -235,7 +235,7 @@ async def test_last_failures_are_kept(make_fleet: Any) -> None:
 
     for number in range(12):
         await fleet.work(lambda number=number: fail(number))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while True:
             errors = (await fleet.admin.get("/admin/workers")).json()["items"][0]["last_errors"]
             if errors and errors[0]["message"] == "n11":

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
+from tests.limits import within
 
 from corral import clock
 from corral.kernel import Kernel
@@ -191,7 +192,7 @@ async def test_a_claim_that_hangs_ends_with_its_token(fleet: Any) -> None:
     again = await by.post("/workers/register", {"name": "w1"})
     assert (again.status, again.json()["id"]) == (200, worker.user["id"])
     await fleet.work(fleet.tasks.add)
-    async with asyncio.timeout(2):
+    async with within(2):
         answer = await hanging
     assert (answer.status, answer.code) == (401, "unauthenticated")
     assert len(fleet.tasks.waiting) == 1
@@ -216,7 +217,7 @@ async def test_a_signal_arrives_at_once_even_of_a_task_claimed_meanwhile(fleet: 
     await asyncio.sleep(0.7)
     assert not listening.done()
     await fleet.work(lambda: fleet.tasks.signal(claimed["lease_id"], "cancel_requested"))
-    async with asyncio.timeout(1):
+    async with within(1):
         answer = (await listening).json()
     assert [(each["seq"], each["state"]) for each in answer["signals"]] == [(1, "cancel_requested")]
     assert (await worker.get(path(worker, "/signals?after=1"))).json()["signals"] == []
@@ -228,7 +229,7 @@ async def test_commands_come_with_signals_and_heartbeats(fleet: Any) -> None:
     listening = asyncio.create_task(worker.get(path(worker, "/signals?wait=20")))
     await asyncio.sleep(0.2)
     assert (await fleet.admin.post(f"/admin{path(worker, '/drain')}")).json()["status"] == "draining"
-    async with asyncio.timeout(1.5):
+    async with within(1.5):
         assert (await listening).json() == {"signals": [], "commands": ["drain"]}
     beat = (await worker.post(path(worker, "/heartbeat"))).json()
     assert (beat["status"], beat["commands"]) == ("draining", ["drain"])

@@ -12,7 +12,7 @@ import pytest
 from corral.testing.kit import Answer, Client, Kit
 
 PLUGINS = ("admin", "agents", "workers", "tasks", "workflows", "expressions")
-SECONDS = 20.0
+SECONDS = 60.0
 FINAL = ("completed", "failed", "cancelled")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Awaitable, Callable
 
-from tests.plugins.workflows.conftest import PLUGINS, World, step, steps_of
+from tests.plugins.workflows.conftest import PLUGINS, World, step, steps_of, transform
 
 from corral.testing.kit import Kit
 from corral.testing.stub_servers import StubServer, http_response_bytes
@@ -35,3 +35,37 @@ async def test_without_files_a_large_output_fails_its_step(make_kit: Callable[..
         world = World(kit, await kit.as_user("member"), await kit.as_user("admin"))
         run = await world.run(step("call", "http", {"method": "GET", "url": remote.url}))
         assert (run["status"], run["error"]["type"]) == ("failed", "output_too_large")
+
+
+async def test_large_outputs_of_the_engine_itself_become_files(make_kit: Callable[..., Awaitable[Kit]]) -> None:
+    """A loop whose results are large together, a step that gathers large values, and the output of a child run."""
+    kit = await make_kit(plugins=[*PLUGINS, "files"])
+    world = World(kit, await kit.as_user("member"), await kit.as_user("admin"))
+    part = {"input": {"text": LARGE[:100_000]}, "output": {"parts": ["{{ input.text }}"] * 3}}
+    child = await world.workflow(transform("part", part["input"]["text"]), config={"output": part["output"]})
+    each = transform("pick", "{{ input.text }}")
+    run = await world.run(
+        step("each", "loop", {"items": [1, 2, 3], "body": [each]}),
+        transform("gather", part["output"]["parts"]),
+        step("call", "workflow", {"workflow_id": child, "input": part["input"]}),
+        transform("told", "{{ has(steps.each.output.size) && has(steps.gather.output.size) }}"),
+        input=part["input"],
+    )
+    assert run["status"] == "completed", run
+    steps = steps_of(run)
+    contents = {}
+    for name in ("each", "gather", "call"):
+        output = steps[name]["output"]
+        assert output.keys() == {"$file", "size"}, output
+        kept = await world.member.get(f"/files/{output['$file']}/download")
+        contents[name] = json.loads(kept.body)
+        assert len(kept.body) == output["size"] > 256 * 1024
+    text = part["input"]["text"]
+    assert contents == {
+        "each": {"results": [text] * 3, "errors": []},
+        "gather": [text] * 3,
+        "call": {"parts": [text] * 3},
+    }
+    assert steps["told"]["output"] is True
+    usage = await world.ok("GET", "/files/usage")
+    assert usage["files"] == 3

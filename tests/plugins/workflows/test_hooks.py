@@ -157,7 +157,7 @@ async def test_an_executed_step_costs_few_statements(make_kit: Callable[..., Any
         workflow_id = await world.workflow(*say)
         ran.clear()
         await world.start(workflow_id)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while sum(each.type == "workflow.run.completed" for each in await kit.events()) == ended:
                 await kit.run_jobs()
                 await asyncio.sleep(0.01)

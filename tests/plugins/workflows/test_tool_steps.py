@@ -34,6 +34,8 @@ class Shop(World):
     worker_id: str
     agent_id: str
     folder: Path
+    overloads = 0
+    """The number of tool calls that the server will answer with 503."""
 
     async def set_up(self, folder: Path, *tools: str, **agent: Any) -> Shop:
         """Register a worker that runs Python, and start an agent with these tools."""
@@ -73,6 +75,10 @@ class Shop(World):
 
         async def send(request: httpx2.Request) -> httpx2.Response:
             path = request.url.raw_path.decode()
+            if self.overloads and "/tools/" in path:
+                self.overloads -= 1
+                problem = {"code": "dependency_unavailable", "detail": "The operation ran too long."}
+                return httpx2.Response(503, headers={"content-type": "application/problem+json"}, json=problem)
             answer = await agent.request(request.method, path, content=request.content or None)
             return httpx2.Response(answer.status, headers=answer.headers, content=answer.body)
 
@@ -177,6 +183,16 @@ async def test_a_failed_call_is_made_again_as_the_retry_policy_says(shop: Shop) 
     run = await shop.until(run_id)
     assert (run["status"], run["error"]["type"]) == ("failed", "no_luck")
     assert len(shop.bench.runs) == 2
+
+
+async def test_a_call_that_the_server_was_too_busy_to_make_is_made_by_the_next_attempt(shop: Shop) -> None:
+    shop.overloads = 1
+    policy = {"max_attempts": 2, "initial_seconds": 0}
+    run_id = await shop.start(await shop.workflow(call(retry_policy=policy)), {"word": "hi"})
+    await shop.settle()
+    assert await shop.work() == ["failed: dependency_unavailable", "completed"]
+    assert (await shop.until(run_id))["status"] == "completed"
+    assert len(shop.bench.runs) == 1
 
 
 async def test_a_call_that_an_earlier_attempt_made_is_not_made_again(shop: Shop) -> None:

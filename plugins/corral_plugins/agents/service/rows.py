@@ -23,7 +23,7 @@ from corral_plugins.agents.service.configuration import (
 )
 from corral_plugins.agents.shapes import AgentView, Status
 from corral_plugins.cost.api import Costs
-from corral_plugins.llm.api import LLM
+from corral_plugins.llm.api import LLM, AgentModel
 from corral_plugins.tasks.api import Tasks
 from corral_plugins.tools.api import Tools, unserved_tools
 from corral_plugins.workers.api import WorkerFacts, Workers
@@ -125,15 +125,27 @@ class AgentViews:
         bound = {row.worker_id for row in rows if row.worker_id is not None}
         warnings = _AgentWarnings(self.llm, self.tools, self.workers, bound)
         spent = self.cost.spent_by_agents([row.id for row in rows]) if self.cost is not None else {}
-        return [_agent_view(row, live.get(row.id, []), warnings.warnings_of(row), spent.get(row.id)) for row in rows]
+        return [
+            _agent_view(
+                row,
+                live.get(row.id, []),
+                warnings.warnings_of(row),
+                spent.get(row.id),
+                is_blocked=warnings.is_blocked(row),
+            )
+            for row in rows
+        ]
 
 
 class _AgentWarnings:
-    """Determines the warnings about the agents of one response. Facts that several agents share are read once."""
+    """Determines the warnings about the agents of one response, and which of them circuit breakers stop.
+
+    Facts that several agents share are read once.
+    """
 
     def __init__(self, llm: LLM | None, tools: Tools | None, workers: Workers | None, bound: Collection[str]) -> None:
         self._llm, self._tools, self._workers = llm, tools, workers
-        self._of_model: dict[tuple[str | None, str | None, tuple[str, ...]], list[str]] = {}
+        self._models: dict[tuple[str | None, str | None, tuple[str, ...]], list[AgentModel]] = {}
         self._fleet: list[WorkerFacts] | None = None
         self._of_server: frozenset[str] | None = None
         self._bound = workers.find_many(sorted(bound)) if workers is not None and bound else {}
@@ -144,15 +156,26 @@ class _AgentWarnings:
 
     def _model_warnings(self, row: Agent) -> list[str]:
         """Return a warning if the gateway cannot call the agent's own model, or its provider does not list it."""
+        models = self._models_of(row)
+        if not models or (models[0].problem is None and models[0].listed):
+            return []
+        return ["model_not_found" if models[0].is_provider_ready else "provider_not_configured"]
+
+    def is_blocked(self, row: Agent) -> bool:
+        """Return whether open circuit breakers reject the calls to all models that the gateway could call.
+
+        When a breaker may admit a call again, the agent is not blocked any more, so that a task of it can try.
+        """
+        usable = [model for model in self._models_of(row) if model.problem is None]
+        return bool(usable) and not any(model.is_callable for model in usable)
+
+    def _models_of(self, row: Agent) -> list[AgentModel]:
         if self._llm is None:
             return []
         key = (row.llm_provider, row.llm_model, tuple(row.config.get("fallback_models") or ()))
-        if key not in self._of_model:
-            model, found = self._llm.models_for_agent(*key)[0], []
-            if model.problem is not None or not model.listed:
-                found = ["model_not_found" if model.is_provider_ready else "provider_not_configured"]
-            self._of_model[key] = found
-        return self._of_model[key]
+        if key not in self._models:
+            self._models[key] = self._llm.models_for_agent(*key)
+        return self._models[key]
 
     def _worker_warnings(self, row: Agent) -> list[str]:
         if self._workers is None:
@@ -202,7 +225,10 @@ class _AgentWarnings:
         return found
 
 
-def _agent_view(row: Agent, task_ids: list[str], warnings: list[str], spent_micro: int | None) -> AgentView:
+def _agent_view(
+    row: Agent, task_ids: list[str], warnings: list[str], spent_micro: int | None, *, is_blocked: bool
+) -> AgentView:
+    is_paused = is_blocked and row.status in ("idle", "busy")
     return AgentView(
         id=row.id,
         version=row.version,
@@ -229,8 +255,8 @@ def _agent_view(row: Agent, task_ids: list[str], warnings: list[str], spent_micr
         review_policy=row.review_policy or NO_REVIEW,
         tags=row.tags,
         metadata=row.metadata,
-        status=cast(Status, row.status),
-        status_reason=row.status_reason,
+        status="paused" if is_paused else cast(Status, row.status),
+        status_reason="circuit_open" if is_paused else row.status_reason,
         current_task_ids=task_ids,
         active_tasks=row.active_tasks,
         last_active_at=row.last_active_at or None,

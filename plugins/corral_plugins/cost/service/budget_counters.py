@@ -17,7 +17,7 @@ from corral.events.event import emit
 from corral.jobs.job import enqueue
 from corral_plugins.cost.api import BudgetChanged, BudgetExceeded, BudgetThresholdReached
 from corral_plugins.cost.models import BudgetAlert, BudgetCounter, Reservation
-from corral_plugins.cost.service.budget_limits import AGENT, GLOBAL, BudgetLimits, Limit
+from corral_plugins.cost.service.budget_limits import AGENT, GLOBAL, REVISION, BudgetLimits, Limit
 from corral_plugins.cost.service.money import to_usd
 from corral_plugins.cost.service.periods import Period, current_period
 
@@ -43,15 +43,15 @@ def _is_counter(p: Parameter) -> Any:
     return (BudgetCounter.scope == p("scope")) & (BudgetCounter.key == p("key")) & (BudgetCounter.period == p("period"))
 
 
-_RESERVE = Statement(
-    lambda p: BudgetCounter.update({BudgetCounter.reserved_micro: BudgetCounter.reserved_micro + p("amount")}).where(
-        _is_counter(p)
-        & (
-            (BudgetCounter.spent_micro + BudgetCounter.reserved_micro + p("amount") <= p("limit"))
-            | (BudgetCounter.lifted == True)  # noqa: E712
-        )
-    )
-)
+def _reserving(p: Parameter) -> Any:
+    is_admitted = BudgetCounter.spent_micro + BudgetCounter.reserved_micro + p("amount") <= p("limit")
+    is_lifted = BudgetCounter.lifted == True  # noqa: E712
+    more = {BudgetCounter.reserved_micro: BudgetCounter.reserved_micro + p("amount")}
+    return BudgetCounter.update(more).where(_is_counter(p) & (is_admitted | is_lifted))
+
+
+_RESERVE = Statement(_reserving)
+_RESERVE_FIRST = Statement(lambda p: _reserving(p).where(p("revision") == REVISION))
 _ADD = Statement(
     lambda p: (
         BudgetCounter.update(
@@ -118,22 +118,35 @@ def publish_change(limits: BudgetLimits) -> None:
 
 
 def reserve(limits: BudgetLimits, applicable: list[Limit], amount: int) -> Limit | None:
-    """Add an amount to what is reserved within each limit. Return the first limit that does not admit the amount."""
+    """Add an amount to what is reserved within each limit. Return the first limit that does not admit the amount.
+
+    The first limit does not admit it either if the limits are outdated.
+    """
     period = current_period(limits.zone)
     for limit in applicable:
         ensure(limits, limit, period)
+    statement = _RESERVE_FIRST
     for limit in applicable:
         ceiling = limit.limit_micro if limit.is_hard else UNLIMITED
-        if not _RESERVE.run({**_values(limit, period), "amount": amount, "limit": ceiling}):
+        values = {**_values(limit, period), "amount": amount, "limit": ceiling, "revision": limits.revision}
+        if not statement.run(values):
             return limit
+        statement = _RESERVE
     return None
 
 
-def add(limits: BudgetLimits, limit: Limit, *, spent: int, reserved: int) -> None:
-    """Add to a counter what was spent, reserved or released, and publish the thresholds that this reached."""
+def add(limits: BudgetLimits, limit: Limit, *, spent: int, reserved: int) -> CounterState | None:
+    """Add to a counter what was spent, reserved or released, and publish the thresholds that this reached.
+
+    Return the new state of the counter, or None if the counter was not created yet.
+    """
     period = current_period(limits.zone)
-    for row in _ADD.rows({**_values(limit, period), "spent": spent, "reserved": reserved}):
-        publish_thresholds(limits, limit, period, CounterState(*row))
+    row = _ADD.one({**_values(limit, period), "spent": spent, "reserved": reserved})
+    if row is None:
+        return None
+    state = CounterState(*row)
+    publish_thresholds(limits, limit, period, state)
+    return state
 
 
 # -- alerts

@@ -1,6 +1,7 @@
 """The limits that budgets set, and a cache of them.
 
 Inside a unit of work the cached limits are current, because a revision that changes with every limit is read first.
+Frequent statements compare or return this revision themselves, so that it costs them no statement of its own.
 """
 
 from __future__ import annotations
@@ -14,13 +15,16 @@ import msgspec
 
 from corral.database.engine import Work
 from corral.database.statement import Statement
-from corral.database.unit import after_commit, current
+from corral.database.unit import Unit, after_commit, current
 from corral_plugins.cost.models import AgentLimit, Budget
 
 BUDGET_ID = 1
 GLOBAL, AGENT = "global", "agent"
 
-_REVISION = Statement(lambda p: Budget.select(Budget.revision).where(Budget.id == BUDGET_ID).tuples())
+REVISION = Budget.select(Budget.revision).where(Budget.id == BUDGET_ID)
+"""The query of the revision, which is null while no limit was ever set."""
+
+_REVISION = Statement(lambda p: REVISION.tuples())
 
 
 class BudgetConfiguration(msgspec.Struct, frozen=True, kw_only=True):
@@ -75,6 +79,14 @@ class BudgetLimits:
 NO_LIMITS = BudgetLimits(0, BudgetConfiguration(), {})
 
 
+class _ReadInUnit(threading.local):
+    """What the unit of work of this thread has read."""
+
+    unit: Unit | None = None
+    limits: BudgetLimits = NO_LIMITS
+    states: dict[Limit, Any] = {}  # noqa: RUF012  (replaced for each unit of work)
+
+
 class BudgetLimitCache:
     """The limits in force. There is one instance per kernel."""
 
@@ -82,26 +94,48 @@ class BudgetLimitCache:
         self._work = work
         self.cached = NO_LIMITS
         """The limits that this process read last. Changes by other processes may be missing."""
-        self._read = threading.local()
+        self._read = _ReadInUnit()
 
     def current(self) -> BudgetLimits:
         """Return the limits as the current unit of work sees them. The revision is read once per unit."""
-        unit = current()
-        if getattr(self._read, "unit", None) is not unit:
-            self.reload()
-        limits: BudgetLimits = self._read.limits
-        return limits
+        return self._limits_of_unit() or self.reload()
+
+    def expected(self, agent_id: str | None) -> BudgetLimits:
+        """Return limits of uses by an agent. They may be outdated, unless none applies to the agent.
+
+        The caller must compare their revision, or depend on something that exists only because of a limit.
+        """
+        limits = self._limits_of_unit() or self.cached
+        return limits if limits.of(agent_id) else self.current()
+
+    def _limits_of_unit(self) -> BudgetLimits | None:
+        return self._read.limits if self._read.unit is current() else None
 
     def reload(self) -> BudgetLimits:
         """Read the limits anew, because the current unit of work may have changed them."""
         row = _REVISION.one({})
-        revision = 0 if row is None else int(row[0])
-        limits = self.cached
+        return self.confirm(None if row is None else row[0])
+
+    def confirm(self, read: int | None) -> BudgetLimits:
+        """Return the limits at the revision that the current unit of work has just read."""
+        revision = 0 if read is None else int(read)
+        limits = self._limits_of_unit() or self.cached
         if revision != limits.revision:
             limits = _read_limits(revision)
             after_commit(lambda: self._replace(limits))
-        self._read.unit, self._read.limits = current(), limits
+        self.adopt(limits)
         return limits
+
+    def adopt(self, limits: BudgetLimits) -> None:
+        """Use these limits in the current unit of work, which has compared their revision."""
+        if self._read.unit is not current():
+            self._read.unit, self._read.states = current(), {}
+        self._read.limits = limits
+
+    @property
+    def states(self) -> dict[Limit, Any]:
+        """The states of counters as the current unit of work has left them at its end."""
+        return self._read.states if self._read.unit is current() else {}
 
     async def refresh(self) -> None:
         """Read the limits again if another process changed them."""

@@ -31,6 +31,7 @@ from corral_plugins.cost.api import (
 from corral_plugins.cost.models import CostEvent
 from corral_plugins.cost.service import rollups
 from corral_plugins.cost.service.agent_limits import AgentLimits
+from corral_plugins.cost.service.budget_limits import REVISION
 from corral_plugins.cost.service.day_buckets import month_of
 from corral_plugins.cost.service.money import to_micro_usd, to_usd
 from corral_plugins.cost.service.pricing import Pricing
@@ -48,7 +49,7 @@ _INSERT = Statement(
     lambda p: (
         CostEvent.insert({getattr(CostEvent, name): p(name) for name in COLUMNS})
         .on_conflict_ignore()
-        .returning(CostEvent.id)
+        .returning(CostEvent.id, REVISION)
     )
 )
 _BY_USAGE_KEY = Statement(
@@ -121,9 +122,11 @@ class CostLedger:
         _validate_usage(spent)
         quote = self._pricing.quote(spent.provider, spent.model, spent.tokens, free=free, reported=spent.cost_usd)
         event = _event_row(spent, quote)
-        if _INSERT.one(event) is None:
+        inserted = _INSERT.one(event)
+        if inserted is None:
             self.release(hold)
             return self._stored_charge(spent)
+        self._reservations.confirm_limits(inserted[1])
         self._settle(spent, quote.cost_micro_usd or 0, hold)
         rollups.add_event(event, self._workflow_of(spent.run_id))
         return ChargedCost(event_id=event["id"], **msgspec.structs.asdict(quote))

@@ -7,7 +7,7 @@ replaces what was reserved for it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import peewee
 
@@ -26,7 +26,7 @@ from corral_plugins.cost.api import (
 )
 from corral_plugins.cost.models import Reservation
 from corral_plugins.cost.service import budget_counters
-from corral_plugins.cost.service.budget_limits import AGENT, BudgetLimitCache, BudgetLimits
+from corral_plugins.cost.service.budget_limits import AGENT, REVISION, BudgetLimitCache, BudgetLimits, Limit
 from corral_plugins.cost.service.metrics import BudgetRefusals
 from corral_plugins.cost.service.periods import current_period
 
@@ -89,14 +89,14 @@ _SPEND = Statement(
             & (Reservation.holder == "attempt")
             & (Reservation.used_micro + p("cost") <= Reservation.amount_micro)
         )
-        .returning(Reservation.agent_id)
+        .returning(Reservation.agent_id, REVISION)
     )
 )
 _DELETE = Statement(
     lambda p: (
         Reservation.delete()
         .where(Reservation.holder_id == p("holder_id"))
-        .returning(Reservation.agent_id, Reservation.amount_micro, Reservation.used_micro)
+        .returning(Reservation.agent_id, Reservation.amount_micro, Reservation.used_micro, REVISION)
     )
 )
 _BUDGETS: dict[BudgetScope, str] = {
@@ -114,8 +114,7 @@ class Reservations:
 
     def is_limited(self, agent_id: str | None) -> bool:
         """Return whether any limit applies to uses by the agent."""
-        limits = self._limits.current()
-        return not limits.is_unlimited and bool(limits.of(agent_id))
+        return bool(self._limits.expected(agent_id).of(agent_id))
 
     @property
     def may_exist(self) -> bool:
@@ -125,6 +124,10 @@ class Reservations:
         """
         return not self._limits.cached.is_unlimited
 
+    def confirm_limits(self, revision: int | None) -> None:
+        """Use the limits at the revision that the current unit of work has just read."""
+        self._limits.confirm(revision)
+
     def headroom(self, agent_id: str | None) -> Headroom:
         """Return what the limits leave. Creates no counter, so that it can be called in a read-only unit of work."""
         limits = self._limits.current()
@@ -132,7 +135,7 @@ class Reservations:
             return Headroom()
         period, left, most = current_period(limits.zone), {}, {}
         for limit in limits.of(agent_id):
-            state = budget_counters.find(limit, period)
+            state = self._limits.states.get(limit) or budget_counters.find(limit, period)
             if not limit.is_hard or (state is not None and state.lifted):
                 continue
             used = budget_counters.sums(limit, period).values() if state is None else state[:2]
@@ -148,16 +151,14 @@ class Reservations:
         """Reserve money. Implements `Costs.reserve`."""
         if wanted.amount_micro_usd <= 0:
             return None
-        limits = self._limits.current()
-        if not limits.of(wanted.agent_id) and wanted.attempt_limit_micro_usd is None:
-            return None
-        return self._insert(limits, wanted, drawn=0 if wanted.holder == "attempt" else wanted.amount_micro_usd)
+        return self._insert(wanted, drawn=0 if wanted.holder == "attempt" else wanted.amount_micro_usd)
 
-    def _insert(self, limits: BudgetLimits, wanted: NewReservation, *, drawn: int) -> Hold:
+    def _insert(self, wanted: NewReservation, *, drawn: int) -> Hold | None:
         amount, limit = wanted.amount_micro_usd, wanted.attempt_limit_micro_usd
         if limit is not None and amount > limit:
             raise self._shortage("task", needed=amount, left=limit)
-        self._admit(limits, wanted.agent_id, amount, needed=amount)
+        if not self._admit(wanted.agent_id, amount, needed=amount) and limit is None:
+            return None
         _INSERT.run(
             {
                 "id": new_id(),
@@ -180,33 +181,43 @@ class Reservations:
         amount = wanted.amount_micro_usd
         if amount <= 0:
             return None
-        limits = self._limits.current()
-        if not limits.of(wanted.agent_id) and wanted.attempt_limit_micro_usd is None:
+        if wanted.attempt_limit_micro_usd is None and not self.is_limited(wanted.agent_id):
             return None
         hold = Hold(holder_id=wanted.holder_id, amount_micro_usd=amount)
         if _DRAW.run({"holder_id": wanted.holder_id, "amount": amount}):
             return hold
         row = _LOCK.one({"holder_id": wanted.holder_id})
         if row is None:
-            return self._insert(limits, wanted, drawn=amount)
+            return self._insert(wanted, drawn=amount)
         _, agent_id, reserved, used, drawn, limit = row
         total = used + drawn + amount
         if total > reserved:  # false only if another call was settled in the meantime
             if limit is not None and total > limit:  # first, because a larger budget would not help
                 raise self._shortage("task", needed=amount, left=limit - used - drawn)
-            self._admit(limits, agent_id, total - reserved, needed=amount)
+            self._admit(agent_id, total - reserved, needed=amount)
         values = {"amount": max(total, reserved), "used": used, "drawn": drawn + amount}
         _UPDATE.run({**values, "holder_id": wanted.holder_id})
         return hold
 
-    def _admit(self, limits: BudgetLimits, agent_id: str | None, amount: int, *, needed: int) -> None:
-        """Reserve an amount for a call that needs `needed`. The attempt of the call has already reserved the rest."""
-        refused_by = budget_counters.reserve(limits, limits.of(agent_id), amount)
-        if refused_by is not None:
-            state = budget_counters.find(refused_by, current_period(limits.zone))
-            left = 0 if state is None else refused_by.limit_micro - state.spent_micro - state.reserved_micro
-            scope: BudgetScope = "agent" if refused_by.scope == AGENT else "global"
-            raise self._shortage(scope, needed=needed, left=left + needed - amount)
+    def _admit(self, agent_id: str | None, amount: int, *, needed: int) -> bool:
+        """Reserve an amount for a call that needs `needed`. The attempt of the call has already reserved the rest.
+
+        Return whether any limit applies.
+        """
+        while applicable := (limits := self._limits.expected(agent_id)).of(agent_id):
+            refused_by = budget_counters.reserve(limits, applicable, amount)
+            if refused_by is None:
+                self._limits.adopt(limits)
+                return True
+            if refused_by != applicable[0] or self._limits.reload().revision == limits.revision:
+                raise self._refusal_by(refused_by, limits, amount, needed=needed)
+        return False
+
+    def _refusal_by(self, refused_by: Limit, limits: BudgetLimits, amount: int, *, needed: int) -> BudgetRefused:
+        state = budget_counters.find(refused_by, current_period(limits.zone))
+        left = 0 if state is None else refused_by.limit_micro - state.spent_micro - state.reserved_micro
+        scope: BudgetScope = "agent" if refused_by.scope == AGENT else "global"
+        return self._shortage(scope, needed=needed, left=left + needed - amount)
 
     def _shortage(self, scope: BudgetScope, *, needed: int, left: int) -> BudgetRefused:
         detail = (
@@ -227,20 +238,21 @@ class Reservations:
 
         `is_call` tells that the holder is a call, whose reservation ends with it.
         """
-        limits = self._limits.current()
+        if cost:
+            self._ensure_counters(agent_id)
         if held or cost:
-            self._ensure_counters(limits, agent_id)
-            before_commit(_BudgetChange(limits, holder_id, held=held, cost=cost, agent_id=agent_id, ends=is_call))
+            change = _BudgetChange(self._limits, holder_id, held=held, cost=cost, agent_id=agent_id, ends=is_call)
+            before_commit(change)
 
-    @staticmethod
-    def _ensure_counters(limits: BudgetLimits, agent_id: str | None) -> None:
+    def _ensure_counters(self, agent_id: str | None) -> None:
+        limits = self._limits.current()
         period = current_period(limits.zone)
         for limit in limits.of(agent_id):
             budget_counters.ensure(limits, limit, period)
 
     def release(self, holder_id: str) -> None:
         """Delete a reservation at the end of the unit of work. Does nothing if there is none."""
-        before_commit(_BudgetChange(self._limits.current(), holder_id, ends=True))
+        before_commit(_BudgetChange(self._limits, holder_id, ends=True))
 
 
 class _BudgetChange:
@@ -253,7 +265,7 @@ class _BudgetChange:
 
     def __init__(
         self,
-        limits: BudgetLimits,
+        limits: BudgetLimitCache,
         holder_id: str | None,
         *,
         held: int = 0,
@@ -271,7 +283,7 @@ class _BudgetChange:
         deltas: dict[str, list[int]] = {"": [0, 0]}  # by agent: what was spent and what was reserved
         holders = sorted({each.holder_id for each in pending if each.holder_id is not None})
         for holder_id in holders:
-            agent_id, freed = _apply_to_reservation(holder_id, [e for e in pending if e.holder_id == holder_id])
+            agent_id, freed = self._change_reservation(holder_id, [e for e in pending if e.holder_id == holder_id])
             for key in {"", agent_id or ""}:
                 deltas.setdefault(key, [0, 0])[1] -= freed
         for each in pending:
@@ -283,35 +295,40 @@ class _BudgetChange:
                 self._add_to_counter(key, spent, reserved)
 
     def _add_to_counter(self, key: str, spent: int, reserved: int) -> None:
-        limits = self.limits
+        limits = self.limits.current()
         for limit in limits.of(key or None):
             if limit.key == key:
-                budget_counters.add(limits, limit, spent=spent, reserved=reserved)
+                state = budget_counters.add(limits, limit, spent=spent, reserved=reserved)
+                if state is not None:
+                    self.limits.states[limit] = state
 
+    def _change_reservation(self, holder_id: str, changes: Sequence[_BudgetChange]) -> tuple[str | None, int]:
+        """Apply changes to a reservation. Return its agent, and by how much the rest of the reservation was reduced."""
+        held, cost = sum(each.held for each in changes), sum(each.cost for each in changes)
+        if any(each.ends for each in changes):
+            return self._end(holder_id)
+        spent = _SPEND.one({"holder_id": holder_id, "held": held, "cost": cost})
+        if spent is not None:
+            agent_id, revision = spent
+            self.limits.confirm(revision)
+            return agent_id, cost
+        row = _LOCK.one({"holder_id": holder_id})
+        if row is None or row[0] == "call":
+            return self._end(holder_id)
+        _, agent_id, amount, used, drawn, _ = row  # the attempt cost more than was reserved
+        spent_after = used + cost
+        after = max(amount, spent_after)
+        _UPDATE.run({"amount": after, "used": spent_after, "drawn": max(0, drawn - held), "holder_id": holder_id})
+        return agent_id, amount - used - (after - spent_after)
 
-def _apply_to_reservation(holder_id: str, changes: Iterable[_BudgetChange]) -> tuple[str | None, int]:
-    """Apply changes to a reservation. Return its agent, and by how much the rest of the reservation was reduced."""
-    found = list(changes)
-    held, cost = sum(each.held for each in found), sum(each.cost for each in found)
-    if any(each.ends for each in found):
-        return _end(holder_id)
-    spent = _SPEND.one({"holder_id": holder_id, "held": held, "cost": cost})
-    if spent is not None:
-        return spent[0], cost
-    row = _LOCK.one({"holder_id": holder_id})
-    if row is None or row[0] == "call":
-        return _end(holder_id)
-    _, agent_id, amount, used, drawn, _ = row  # the attempt cost more than was reserved
-    spent_after = used + cost
-    after = max(amount, spent_after)
-    _UPDATE.run({"amount": after, "used": spent_after, "drawn": max(0, drawn - held), "holder_id": holder_id})
-    return agent_id, amount - used - (after - spent_after)
-
-
-def _end(holder_id: str) -> tuple[str | None, int]:
-    """Delete a reservation. Return its agent, and what was left of it."""
-    row = _DELETE.one({"holder_id": holder_id})
-    return (None, 0) if row is None else (row[0], row[1] - row[2])
+    def _end(self, holder_id: str) -> tuple[str | None, int]:
+        """Delete a reservation. Return its agent, and what was left of it."""
+        row = _DELETE.one({"holder_id": holder_id})
+        if row is None:
+            return None, 0
+        agent_id, amount, used, revision = row
+        self.limits.confirm(revision)
+        return agent_id, amount - used
 
 
 # -- reservations without a sign of life

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from corral import clock
-from corral.database.unit import after_commit
+from corral.database.unit import after_commit, before_commit
 from corral.events.event import SystemAlert, emit
 from corral_plugins.cost.api import BillableUsage, Costs
 from corral_plugins.llm.models import LlmProviderState
@@ -152,17 +152,11 @@ class CallSettlement:
             hold=call.hold,
         )
         outcome.cost_micro_usd = charged.cost_micro_usd
-        outcome.budget_left_micro_usd = self._budget_left(call, charged.cost_micro_usd or 0)
         self._leases.add_usage(by, tokens, charged)
+        if call.hold is not None:  # last, when the budgets contain the cost and not the hold
+            before_commit(functools.partial(self._read_budget_left, call, outcome))
 
-    def _budget_left(self, call: CallRecord, cost: int) -> int | None:
-        """Return what the tightest budget leaves after the call in micro-USD, or None if no budget applies to it.
-
-        A hold of its own ends with the call. The hold of an attempt is a part of the reservation of the attempt.
-        """
-        if call.hold is None:
-            return None
+    def _read_budget_left(self, call: CallRecord, outcome: CallOutcome) -> None:
+        """Set what the tightest budget leaves after the call in micro-USD, or None if no budget applies to it."""
         room = self._cost.headroom(call.by.agent_id)
-        left = min((each for each in (room.overall, room.agent) if each is not None), default=None)
-        freed = call.hold.amount_micro_usd - cost if call.hold.holder_id == call.id else 0
-        return None if left is None else left + freed
+        outcome.budget_left_micro_usd = min((e for e in (room.overall, room.agent) if e is not None), default=None)

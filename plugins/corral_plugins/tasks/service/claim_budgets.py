@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from corral import clock
-from corral.database.statement import Statement
+from corral.database.unit import after_commit
 from corral_plugins.agents.api import AgentFacts
 from corral_plugins.cost.api import (
     BudgetRefused,
@@ -23,25 +23,16 @@ from corral_plugins.cost.api import (
     TokenCounts,
     format_micro_usd,
 )
-from corral_plugins.tasks.models import Attempt, TaskRow
+from corral_plugins.tasks.models import TaskRow
 from corral_plugins.tasks.service.agent_models import AgentModels
+from corral_plugins.tasks.service.usual_costs import UsualCosts
 
 GRACE_SECONDS = 5
 """The time after the end of the lease at which the reservation expires."""
-RECENT_ATTEMPTS, PERCENTILE = 20, 0.9
 WARNING_FRACTION = 0.8
 MAX_SHORTAGES = 20
 """The maximum number of agents for which the last refused call of a task is kept."""
 _MILLION = TokenCounts(input_tokens=1_000_000, output_tokens=1_000_000)
-_RECENT_COSTS = Statement(
-    lambda p: (
-        Attempt.select(Attempt.cost_micro)
-        .where((Attempt.agent_id == p("agent")) & Attempt.finished_at.is_null(False))
-        .order_by(Attempt.created_at.desc())
-        .limit(RECENT_ATTEMPTS)
-        .tuples()
-    )
-)
 
 
 class CostLimit(msgspec.Struct, frozen=True):
@@ -113,12 +104,24 @@ class ClaimBudgets:
 
     cost: Costs | None
 
-    def __init__(self, models: AgentModels) -> None:
-        self._models = models
+    def __init__(self, models: AgentModels, usual_costs: UsualCosts) -> None:
+        self._models, self._usual_costs = models, usual_costs
+        self._has_refused = False
 
-    def plan(self) -> ClaimPlan:
-        """Return a plan for one claim."""
-        return ClaimPlan(self.cost, self._models)
+    def plan(self, *, skip_budgets: bool = False) -> ClaimPlan:
+        """Return a plan for one claim.
+
+        With `skip_budgets`, the plan does not read what the budgets leave, unless they refused something to the last
+        claim of this process. The reservations decide in any case, and a claim that they refuse is planned again.
+        """
+        return ClaimPlan(
+            self.cost, self._models, self._usual_costs, reads_budgets=self._has_refused or not skip_budgets
+        )
+
+    def remember(self, plan: ClaimPlan) -> None:
+        """Remember after the commit whether budgets refused something to this claim."""
+        if plan.has_refused != self._has_refused:
+            after_commit(lambda: setattr(self, "_has_refused", plan.has_refused))
 
     def reserve(self, row: TaskRow, agent: AgentFacts, *, attempt_id: str, lease_until: str, amount: int) -> None:
         """Reserve the estimated cost of an attempt. Raise `BudgetRefused` if a budget does not admit it."""
@@ -143,11 +146,14 @@ class ClaimPlan:
     """The estimated costs of the tasks that one claim chooses.
 
     A plan compares the estimates with what the budgets leave, without locking anything. The reservations at the end of
-    the claim decide.
+    the claim decide. A plan that does not read the budgets assumes that they admit everything.
     """
 
-    def __init__(self, cost: Costs | None, models: AgentModels) -> None:
+    def __init__(
+        self, cost: Costs | None, models: AgentModels, usual_costs: UsualCosts, *, reads_budgets: bool
+    ) -> None:
         self._cost, self._models = cost, models
+        self._usual_costs, self._reads_budgets = usual_costs, reads_budgets
         self._headrooms: dict[str, Headroom] = {}
         self._planned: dict[str, int] = {}  # by agent; the key of the installation is empty
         self._needs: dict[str, int] = {}
@@ -180,9 +186,8 @@ class ClaimPlan:
 
     def _usual_amount(self, cost: Costs, agent: AgentFacts) -> int:
         if agent.id not in self._needs:
-            recent = sorted(micro for (micro,) in _RECENT_COSTS.rows({"agent": agent.id}))
-            rank = math.ceil(PERCENTILE * len(recent)) - 1
-            estimate = recent[rank] if recent else cost.default_attempt_micro_usd()
+            usual = self._usual_costs.of_agent(agent.id)
+            estimate = cost.default_attempt_micro_usd() if usual is None else usual
             self._needs[agent.id] = self._amount(cost, agent, estimate)
         return self._needs[agent.id]
 
@@ -203,7 +208,7 @@ class ClaimPlan:
         if not amount or self._cost is None:
             return None
         if agent.id not in self._headrooms:
-            self._headrooms[agent.id] = self._cost.headroom(agent.id)
+            self._headrooms[agent.id] = self._cost.headroom(agent.id) if self._reads_budgets else Headroom()
         room, limit = self._headrooms[agent.id], cost_limit_of(row, agent)
         shortage = self._shortage(row, agent)
         is_known_call = limit is None and shortage is not None and shortage.needed_micro >= amount

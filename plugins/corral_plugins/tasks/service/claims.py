@@ -260,14 +260,16 @@ class TaskClaims:
         if not agents:
             return ClaimResponse(tasks=[], reason="none", retry_at=retry_at)
         claims: list[Claim] = []
-        counted, plan = statistics.save_deltas(), self._budgets.plan()
+        counted, plan = statistics.save_deltas(), self._budgets.plan(skip_budgets=tries == TRIES)
         try:
             with savepoint():
                 claims = self._lease_tasks(worker, self._choose_tasks(worker, agents, min(max_tasks, free), plan))
-        except (_SlotTaken, BudgetRefused):
+        except (_SlotTaken, BudgetRefused) as refused:
+            plan.has_refused |= isinstance(refused, BudgetRefused)
             statistics.restore_deltas(counted)
             if tries > 1:
                 return self.claim(worker_id, max_tasks=max_tasks, agent_ids=agent_ids, tries=tries - 1)
+        self._budgets.remember(plan)
         return ClaimResponse(tasks=claims, reason="ok" if claims else plan.reason, retry_at=retry_at)
 
     def claimable(self, worker_id: str, *, limit: int) -> list[str]:

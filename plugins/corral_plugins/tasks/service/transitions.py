@@ -26,6 +26,7 @@ from corral_plugins.tasks.api import TaskEvent, TaskUpdated
 from corral_plugins.tasks.models import PRIORITIES, TERMINAL, AttemptRow, TaskRow, WorkerSignal
 from corral_plugins.tasks.service import rows, statistics
 from corral_plugins.tasks.service.statistics import TaskMetrics
+from corral_plugins.tasks.service.usual_costs import UsualCosts
 from corral_plugins.workers.api import Workers
 
 NOT_CANCELLED: dict[str, Any] = {"cancel_kind": None, "cancel_reason": None, "cancel_requested_at": None}
@@ -93,10 +94,16 @@ class TaskTransitions:
     messages: Messages | None
 
     def __init__(
-        self, settings: Settings, agents: Agents, workers: Workers, credentials: Credentials, metrics: TaskMetrics
+        self,
+        settings: Settings,
+        agents: Agents,
+        workers: Workers,
+        credentials: Credentials,
+        metrics: TaskMetrics,
+        usual_costs: UsualCosts,
     ) -> None:
         self.settings, self.agents, self.workers = settings, agents, workers
-        self._credentials, self.metrics = credentials, metrics
+        self._credentials, self.metrics, self._usual_costs = credentials, metrics, usual_costs
 
     def end_lease(
         self,
@@ -129,6 +136,7 @@ class TaskTransitions:
         self.workers.release_slot(attempt.worker_id)
         if self.cost is not None:
             self.cost.release_attempt(attempt.id, is_capped=attempt.cost_limit_micro is not None)
+            self._usual_costs.forget(attempt.agent_id)
 
     def _evict_cached_token(self, lease_id: str) -> None:
         """Remove the attempt's token from the credential cache after the commit.

@@ -103,6 +103,11 @@ def claim(batch: Sequence[PendingFire]) -> set[str]:
     return claimed
 
 
+def unclaim(fires: Sequence[PendingFire]) -> None:
+    """Take the attempts back that the current unit of work has counted for slots which it leaves to the next one."""
+    Fire.update(attempt=Fire.attempt - 1).where(Fire.id.in_([fire.row.id for fire in fires])).execute()
+
+
 def read_facts(
     triggers: Mapping[str, Trigger], types: TriggerTypeRegistry, accounts: Accounts, *, is_held: bool
 ) -> BatchFacts:

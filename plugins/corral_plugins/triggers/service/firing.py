@@ -8,6 +8,7 @@ a batch fails, nothing of the batch is kept, and each of its slots is fired by i
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import time
 from collections.abc import Sequence
@@ -46,10 +47,12 @@ from corral_plugins.triggers.service.batches import (
     load_batch,
     lock_triggers,
     read_facts,
+    unclaim,
 )
 from corral_plugins.triggers.service.checks import TriggerChecks, action_fields, require_action_permission
 from corral_plugins.triggers.service.kinds import TriggerTypeRegistry
 from corral_plugins.triggers.service.metrics import TriggerMetrics
+from corral_plugins.triggers.service.slots import UNIT_SECONDS
 from corral_plugins.triggers.settings import MAX_FAILURES
 
 log = logging.getLogger("corral.triggers")
@@ -125,18 +128,21 @@ class TriggerFiring:
     async def _fire_batch(self, batch: Sequence[PendingFire]) -> None:
         actor = Actor("system", None, batch[0].trigger.created_by)
         entry = UnitContext(label="job triggers.fire", actor=actor)
-        try:
-            statuses = await self._work(lambda: self._conclude(batch), entry=entry)
-        except Exception as error:
-            if len(batch) > 1:
-                for fire in batch:
-                    await self._fire_batch([fire])
-                return
-            statuses = await self._fail(batch[0], error, entry)
-        now = clock.time_s()
-        for fire in batch:
-            if (status := statuses.get(fire.row.id)) is not None:
-                self._metrics.observe(fire.trigger.type, status, now - clock.parse_instant(fire.row.scheduled_for))
+        rest = batch
+        while rest:
+            began = rest
+            try:
+                statuses, rest = await self._work(functools.partial(self._conclude, began), entry=entry)
+            except Exception as error:
+                if len(began) > 1:
+                    for fire in began:
+                        await self._fire_batch([fire])
+                    return
+                statuses, rest = await self._fail(began[0], error, entry), ()
+            now = clock.time_s()
+            for fire in began:
+                if (status := statuses.get(fire.row.id)) is not None:
+                    self._metrics.observe(fire.trigger.type, status, now - clock.parse_instant(fire.row.scheduled_for))
 
     async def _fail(self, fire: PendingFire, error: Exception, entry: UnitContext) -> dict[str, str]:
         if not isinstance(error, Problem):
@@ -159,16 +165,23 @@ class TriggerFiring:
 
     # -- in units of work
 
-    def _conclude(self, batch: Sequence[PendingFire]) -> dict[str, str]:
-        """Decide the pending slots of a batch. Return the new status of each slot by id.
+    def _conclude(self, batch: Sequence[PendingFire]) -> tuple[dict[str, str], Sequence[PendingFire]]:
+        """Decide the pending slots of a batch, until the unit of work has taken long enough.
 
-        Slots that are still pending, or were decided elsewhere, are left out.
+        Return the new status of each slot by id, without slots that are still pending or were decided elsewhere; and
+        the slots that are left.
         """
+        until = time.monotonic() + UNIT_SECONDS
         triggers, claimed = lock_triggers([fire.trigger.id for fire in batch]), claim(batch)
         is_held = self.kill_switch is not None and self.kill_switch.state().engaged
         facts = read_facts(triggers, self._types, self._accounts, is_held=is_held)
         statuses: dict[str, str] = {}
-        for fire in batch:
+        rest: Sequence[PendingFire] = ()
+        for n, fire in enumerate(batch):
+            if n and time.monotonic() > until:
+                rest = [each for each in batch[n:] if each.row.id in claimed]
+                unclaim(rest)
+                break
             if fire.row.id in claimed:
                 with caused_by((*fire.row.cause, fire.trigger.id)):
                     status = self._conclude_one(fire, facts)
@@ -177,7 +190,7 @@ class TriggerFiring:
         if fired:
             changes = {"last_fire_at": clock.now(), "last_status": "fired", "consecutive_failures": 0}
             Trigger.update(changes).where(Trigger.id.in_(fired)).execute()
-        return statuses
+        return statuses, rest
 
     def _conclude_one(self, fire: PendingFire, facts: BatchFacts) -> str | None:
         """Decide a slot. Return its new status, or None if it is still pending."""

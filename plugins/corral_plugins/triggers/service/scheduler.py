@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -23,7 +24,7 @@ from corral_plugins.triggers.api import TimeRule, TriggerKind
 from corral_plugins.triggers.models import IS_ENABLED, PENDING, Expectation, Fire, Trigger
 from corral_plugins.triggers.service.firing import TriggerFiring
 from corral_plugins.triggers.service.kinds import TriggerTypeRegistry
-from corral_plugins.triggers.service.slots import BATCH_SIZE, TriggerSlots, enqueue_fires
+from corral_plugins.triggers.service.slots import BATCH_SIZE, UNIT_SECONDS, TriggerSlots, enqueue_fires
 from corral_plugins.triggers.service.times import (
     MAX_COUNTED,
     ON_TIME_SECONDS,
@@ -133,8 +134,9 @@ class TriggerScheduler:
             if not rows:
                 return
             now = clock.time_s()
-            due = await asyncio.to_thread(self._times.due, rows, now)
-            await self._work(functools.partial(self._record, due), entry=ENTRY)
+            rest: Sequence[DueTrigger] = await asyncio.to_thread(self._times.due, rows, now)
+            while rest:
+                rest = await self._work(functools.partial(self._record, rest), entry=ENTRY)
             if len(rows) < BATCH_SIZE:
                 return
 
@@ -156,10 +158,15 @@ class TriggerScheduler:
         due = Trigger.next_fire_at.is_null(False) & (Trigger.next_fire_at <= clock.now())
         return list(Trigger.select().where(due & IS_ENABLED).order_by(Trigger.next_fire_at).limit(BATCH_SIZE))
 
-    def _record(self, due: list[DueTrigger]) -> None:
-        fires: list[Fire] = []
+    def _record(self, due: Sequence[DueTrigger]) -> Sequence[DueTrigger]:
+        """Record due slots, until the unit of work has taken long enough. Return those that are left."""
+        until, fires = time.monotonic() + UNIT_SECONDS, list[Fire]()
         # Triggers are locked in the order of their ids here and where slots are fired, so that no deadlock arises.
-        for row, slots, missed, newest_missed, next_slot in sorted(due, key=lambda each: each.row.id):
+        due = sorted(due, key=lambda each: each.row.id)
+        for n, (row, slots, missed, newest_missed, next_slot) in enumerate(due):
+            if n and time.monotonic() > until:
+                enqueue_fires(fires)
+                return due[n:]
             last = max(slots[-1] if slots else newest_missed, newest_missed)
             changes = {**self._times.next_columns(row, next_slot), "since": clock.format_instant(last)}
             if not _MOVE_ON.run({**changes, "id": row.id, "slot": row.next_slot_at}):
@@ -171,6 +178,7 @@ class TriggerScheduler:
                 fire = self._slots.record(row, at, scheduled_for=at, announce=False)
                 fires += [] if fire is None else [fire]
         enqueue_fires(fires)
+        return ()
 
     def _record_missed(self, row: Trigger, slot: float, missed: int) -> None:
         at = clock.format_instant(slot)

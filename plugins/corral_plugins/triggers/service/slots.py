@@ -18,6 +18,9 @@ from corral_plugins.triggers.settings import MAX_CHAIN
 
 FIRE_JOB = "triggers.fire"
 BATCH_SIZE = 20  # slots that a job, and a unit of work, fires
+UNIT_SECONDS = 0.2
+"""After this time a unit of work leaves its other slots to the next one. A unit that takes too long is rolled back,
+however much of it is done, and on a busy machine all units of many slots would end like that."""
 COLUMNS = tuple(field.name for field in Fire._meta.sorted_fields)
 JSON_COLUMNS = frozenset(field.name for field in Fire._meta.sorted_fields if isinstance(field, JSONField))
 

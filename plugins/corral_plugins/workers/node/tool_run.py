@@ -46,7 +46,8 @@ class ToolRun(Attempt):
                 await self._release_blocked_task(error)
             faults = [f"{fault.get('pointer')}: {fault.get('detail')}" for fault in error.members.get("errors") or ()]
             reason = error.members.get("reason") or error.code
-            await self._fail_attempt(reason, " ".join([error.detail, *faults]), retryable=False)
+            is_temporary = error.status >= 500 or error.status == 429  # the server did not make the call
+            await self._fail_attempt(reason, " ".join([error.detail, *faults]), retryable=is_temporary)
 
     async def _complete(self, executor: Mapping[str, Any], result: Any) -> NoReturn:
         """Complete the task with the result of the tool, or with the JSON that the code printed."""

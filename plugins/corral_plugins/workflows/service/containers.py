@@ -115,7 +115,7 @@ class Containers:
             if end is not None and end.error is not None
         ]
         results = [None if last is None else output_of(last) for last in lasts]
-        self._changes.complete(step, row, {"results": results, "errors": errors})
+        await self._changes.complete(step, row, {"results": results, "errors": errors})
 
     # -- parallel branches
 
@@ -139,7 +139,7 @@ class Containers:
             lasts = {name: end.last for name, end in ends.items() if end is not None and name in done}
             await self._rendering.load(last for last in lasts.values() if last is not None)
             found = {name: lasts.get(name) for name in step.branches}
-            self._changes.complete(step, row, {name: last and output_of(last) for name, last in found.items()})
+            await self._changes.complete(step, row, {name: last and output_of(last) for name, last in found.items()})
         elif is_ending:
             self._changes.finish(row, "cancelled")
         else:

@@ -32,6 +32,7 @@ from corral_plugins.workflows import api
 from corral_plugins.workflows.api import StepContext, StepFailure, StepResult, StepType, StepWait
 from corral_plugins.workflows.models import Run, StepRun, WorkflowVersion
 from corral_plugins.workflows.service.graph import Graph, Step, build_graph
+from corral_plugins.workflows.service.large_outputs import LargeOutputs, is_too_large
 from corral_plugins.workflows.service.metrics import WorkflowMetrics
 from corral_plugins.workflows.service.planner import Planner
 from corral_plugins.workflows.service.rendering import Rendering
@@ -137,9 +138,10 @@ class Engine:
         permissions: Permissions,
         starter: StepStarter,
         metrics: WorkflowMetrics,
+        outputs: LargeOutputs,
     ) -> None:
         self._work, self._settings, self._types, self._graphs = work, settings, types, graphs
-        self._expressions, self._starter, self._metrics = expressions, starter, metrics
+        self._expressions, self._starter, self._metrics, self._outputs = expressions, starter, metrics, outputs
         self._accounts, self._permissions = accounts, permissions
 
     async def advance(self, run_id: str) -> None:
@@ -162,7 +164,9 @@ class Engine:
                 await self._work(functools.partial(self._give_up, state))
                 return
             is_written = await self._work(functools.partial(self._apply, state, plan))
-            if is_written and not plan.is_partial:
+            if not is_written:
+                await self._outputs.remove(plan.stored)
+            elif not plan.is_partial:
                 return
 
     def rendering(self, state: RunState, graph: Graph) -> Rendering:
@@ -269,7 +273,7 @@ class Engine:
 
     async def _plan(self, state: RunState, graph: Graph) -> Plan:
         most = graph.config.get("max_parallel") or self._settings.get(MAX_PARALLEL)
-        planner = Planner(state, graph, self._types, self.rendering(state, graph), max_parallel=most)
+        planner = Planner(state, graph, self._types, self.rendering(state, graph), self._outputs, max_parallel=most)
         return await planner.run()
 
     def _apply(self, state: RunState, plan: Plan) -> bool:
@@ -424,10 +428,10 @@ def active_runs(workflow_id: str | None, limit: int) -> int:
 
 
 def report_of(result: StepResult) -> Json:
-    """Return the report about the end of a step."""
+    """Return the report about the end of a step. With `is_large`, the next advance stores its output as a file."""
     report: Json = {"status": result.status, "cost_micro": round(result.cost_usd * 1e6), "error": result.error}
     report |= {"retryable": result.retryable, "reason": result.reason and result.reason[:500], "goto": result.goto}
-    return {**report, "tainted": result.tainted}
+    return {**report, "tainted": result.tainted, "is_large": is_too_large(result.output)}
 
 
 def log_unexpected(error: Exception, step: Step) -> None:

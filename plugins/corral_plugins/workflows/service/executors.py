@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import functools
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import msgspec
@@ -19,20 +19,19 @@ import msgspec
 from corral import clock
 from corral.database.engine import Work
 from corral.database.unit import SYSTEM, UnitContext, after_commit
-from corral.errors import ExpectedFailure, Problem, Unavailable
+from corral.errors import ExpectedFailure, Unavailable
 from corral.ids import new_id
 from corral.redact.redactor import Redactor, machine_text
 from corral.schema.json_schema_validation import json_schema_errors
-from corral_plugins.files.api import Files, FileSource
 from corral_plugins.secrets.api import Secrets
 from corral_plugins.workflows.api import StepFailure, StepResult, StepType
 from corral_plugins.workflows.models import StepRun, fetch_tuples
 from corral_plugins.workflows.service.engine import Engine, StepStarter, failure_report, report_of
 from corral_plugins.workflows.service.graph import Graph, Step
+from corral_plugins.workflows.service.large_outputs import OUTPUT_LIMIT, LargeOutputs
 from corral_plugins.workflows.service.rendering import Rendering
 from corral_plugins.workflows.service.run_state import RunState, StepRow, update_row
 from corral_plugins.workflows.service.scopes import LEASE_SECONDS
-from corral_plugins.workflows.service.step_changes import OUTPUT_LIMIT
 from corral_plugins.workflows.service.step_types import StepTypes
 from corral_plugins.workflows.service.wakeups import claim_advance, wake
 
@@ -55,11 +54,19 @@ class LeaseLost(ExpectedFailure):
 class StepExecutors:
     """Executes steps in asyncio tasks, by the id of the step. `run` renews their leases."""
 
-    files: Files | None
     secrets: Secrets | None
 
-    def __init__(self, work: Work, engine: Engine, starter: StepStarter, types: StepTypes, redactor: Redactor) -> None:
+    def __init__(
+        self,
+        work: Work,
+        engine: Engine,
+        starter: StepStarter,
+        types: StepTypes,
+        redactor: Redactor,
+        outputs: LargeOutputs,
+    ) -> None:
         self._work, self._engine, self._types, self._redactor = work, engine, types, redactor
+        self._outputs = outputs
         self._tasks: dict[str, tuple[str, asyncio.Task[None]]] = {}
         self._advances: set[asyncio.Task[None]] = set()
         self._slots = asyncio.Semaphore(CONCURRENCY)
@@ -217,27 +224,8 @@ class StepExecutors:
 
         output = redact() if len(encoded) <= SMALL_OUTPUT else await asyncio.to_thread(redact)
         if len(encoded) > OUTPUT_LIMIT:
-            output = await self._store_output(state, row, output)
-        return {**report_of(result), "output": output}
-
-    async def _store_output(self, state: RunState, row: StepRow, output: Any) -> Json:
-        """Store a large output as a file of the person who started the run, and return what refers to it.
-
-        Raise `StepFailure` if there is nobody to own the file, or no file can be stored.
-        """
-        owner = state.run.started_by
-        if self.files is None or owner is None:
-            raise StepFailure("output_too_large", "The output of the step is larger than 256 KiB.", retryable=False)
-        source = FileSource(type="step", id=row.id)
-        content = _in_one_chunk(msgspec.json.encode(output))
-        try:
-            stored = await self.files.put(content, name=f"{row.name}.json", owner_id=owner, source=source)
-        except Problem as problem:
-            detail = (
-                f"The output of the step is larger than 256 KiB and could not be stored as a file: {problem.detail}"
-            )
-            raise StepFailure("output_too_large", detail, retryable=problem.status >= 500) from problem
-        return {"$file": stored.id, "size": stored.size_bytes}
+            output = await self._outputs.store(state.run, row, output)
+        return {**report_of(result), "output": output, "is_large": False}
 
     def _with_secrets(
         self, state: RunState, step: Step, row: StepRow, rendering: Rendering
@@ -262,9 +250,9 @@ class StepExecutors:
         """
 
         def store() -> None:
-            if self._is_stopping or not claim_advance(run_id):
+            if self._is_stopping:
                 wake(run_id)
-            else:
+            elif claim_advance(run_id):
                 after_commit(functools.partial(self._advance, run_id))
             changes = {"input": given, "output": output, "report": report, "lease": None, "lease_until": None}
             if not update_row(StepRun, changes, {"id": row_id, "lease": lease}):
@@ -277,7 +265,3 @@ class StepExecutors:
                 return
             except Unavailable:
                 await asyncio.sleep(1.0)
-
-
-async def _in_one_chunk(content: bytes) -> AsyncIterator[bytes]:
-    yield content

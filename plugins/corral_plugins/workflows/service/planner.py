@@ -14,6 +14,7 @@ from corral_core.expressions.api import TemplateError
 from corral_plugins.workflows.service.containers import output_of
 from corral_plugins.workflows.service.failures import error_of
 from corral_plugins.workflows.service.graph import Graph, Step
+from corral_plugins.workflows.service.large_outputs import LargeOutputs
 from corral_plugins.workflows.service.rendering import Rendering
 from corral_plugins.workflows.service.run_state import RunState, StepRow
 from corral_plugins.workflows.service.scopes import ScopePlanner
@@ -25,16 +26,23 @@ class Planner:
     """Computes one advance of a run. `run` changes the `state` and returns the plan."""
 
     def __init__(
-        self, state: RunState, graph: Graph, types: StepTypes, rendering: Rendering, *, max_parallel: int
+        self,
+        state: RunState,
+        graph: Graph,
+        types: StepTypes,
+        rendering: Rendering,
+        outputs: LargeOutputs,
+        *,
+        max_parallel: int,
     ) -> None:
         self._state, self._graph, self._rendering = state, graph, rendering
-        self._changes = StepChanges(state, graph, types, max_parallel=max_parallel)
+        self._changes = StepChanges(state, graph, types, outputs, max_parallel=max_parallel)
         self._scopes = ScopePlanner(self._changes, rendering)
 
     async def run(self) -> Plan:
         """Compute the advance."""
         state, run = self._state, self._state.run
-        self._apply_reports()
+        await self._apply_reports()
         is_late = run.deadline_at is not None and run.deadline_at <= self._changes.now and run.people_since is None
         if is_late and not run.stop:
             state.set(stop={"kind": "timeout", "type": "timeout", "message": "The run exceeded its time limit."})
@@ -150,12 +158,12 @@ class Planner:
 
     # -- steps that have ended
 
-    def _apply_reports(self) -> None:
+    async def _apply_reports(self) -> None:
         for row in self._state.rows.values():
             if row.report is not None and row.is_open:
-                self._apply_report(self._graph.steps[row.name], row, row.report)
+                await self._apply_report(self._graph.steps[row.name], row, row.report)
 
-    def _apply_report(self, step: Step, row: StepRow, report: Json) -> None:
+    async def _apply_report(self, step: Step, row: StepRow, report: Json) -> None:
         self._changes.changed += 1
         cost = int(report.get("cost_micro") or 0)
         if cost:
@@ -166,6 +174,10 @@ class Planner:
         status = report["status"]
         if row.reason == "cancelling" and status != "completed":
             self._changes.finish(row, "cancelled")
+            return
+        if status == "completed" and report.get("is_large"):
+            await self._rendering.load([row])
+            await self._changes.complete(step, row, row.output, goto=report.get("goto"))
             return
         if status == "completed":
             self._changes.finish(row, "completed", goto=report.get("goto"), error=None)

@@ -155,14 +155,14 @@ class ScopePlanner:
         try:
             match step.type:
                 case "transform":
-                    self._changes.complete(step, row, config["value"])
+                    await self._changes.complete(step, row, config["value"])
                 case "condition":
                     result = await self._rendering.boolean(config["expression"], step, iteration)
-                    self._changes.complete(step, row, {"result": result})
+                    await self._changes.complete(step, row, {"result": result})
                 case "switch":
                     cases = [case["equals"] for case in config["cases"]]
                     chosen = (n for n, each in enumerate(cases) if _same(each, config["value"]))
-                    self._changes.complete(step, row, {"case": next(chosen, None)})
+                    await self._changes.complete(step, row, {"case": next(chosen, None)})
                 case "wait":
                     self._wait(row, config)
                 case "loop":
@@ -197,7 +197,7 @@ class ScopePlanner:
             elif self._may_start_again(step, row):
                 await self._start(step, row, iteration)
         elif row.wake_at is not None and row.wake_at <= self._changes.now:
-            self._end_timer(step, row)
+            await self._end_timer(step, row)
         if step.is_container and row.status == "running":
             await self._containers.advance(step, row, iteration, is_ending=is_ending)
 
@@ -206,10 +206,10 @@ class ScopePlanner:
         has_slot = changes.is_instant(step) or changes.slots > 0
         return is_due and has_slot and not self._state.run.paused and changes.has_room()
 
-    def _end_timer(self, step: Step, row: StepRow) -> None:
+    async def _end_timer(self, step: Step, row: StepRow) -> None:
         """End a step whose time has come. A step that waits for time or an event completes; others fail."""
         if step.type == "wait":
-            self._changes.complete(step, row, None)
+            await self._changes.complete(step, row, None)
             return
         self._changes.cancel_elsewhere(step, row)
         message = "Nobody answered in time." if row.person else "The step exceeded its time limit."

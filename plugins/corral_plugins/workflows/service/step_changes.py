@@ -11,8 +11,10 @@ import msgspec
 
 from corral import clock
 from corral_core.expressions.api import TemplateError
+from corral_plugins.workflows.api import StepFailure
 from corral_plugins.workflows.service.failures import end_attempt
 from corral_plugins.workflows.service.graph import Graph, Scope, Step
+from corral_plugins.workflows.service.large_outputs import LargeOutputs, is_too_large
 from corral_plugins.workflows.service.run_state import RunState, StepRow
 from corral_plugins.workflows.service.step_types import StepTypes
 
@@ -20,13 +22,13 @@ Json = dict[str, Any]
 Iteration = tuple[int, ...]
 BATCH = 200
 """The maximum number of steps that one advance changes, so that its transaction stays short."""
-OUTPUT_LIMIT = 256 * 1024
 
 
 class Plan(msgspec.Struct, kw_only=True):
     """What the transaction of an advance must do besides writing the rows.
 
-    `events` are pairs of an event and a row. `is_partial` means that more steps could advance at once.
+    `events` are pairs of an event and a row, and `stored` are the outputs that became files. `is_partial` means that
+    more steps could advance at once.
     """
 
     dispatched: list[tuple[Step, StepRow, Json]] = []
@@ -34,14 +36,17 @@ class Plan(msgspec.Struct, kw_only=True):
     cancelled: list[tuple[Step, StepRow, str]] = []
     aborted: list[str] = []
     events: list[tuple[str, StepRow]] = []
+    stored: list[Json] = []
     is_partial: bool = False
 
 
 class StepChanges:
     """Changes steps of a run in memory, and collects the plan. `slots` is how many more steps may run."""
 
-    def __init__(self, state: RunState, graph: Graph, types: StepTypes, *, max_parallel: int) -> None:
-        self.state, self._graph = state, graph
+    def __init__(
+        self, state: RunState, graph: Graph, types: StepTypes, outputs: LargeOutputs, *, max_parallel: int
+    ) -> None:
+        self.state, self._graph, self._outputs = state, graph, outputs
         self.kinds = {name: kind for name, (_, kind) in types.all().items()}
         self.plan, self.now, self.changed = Plan(), clock.now(), 0
         running = [row for row in state.rows.values() if row.status == "running" and not is_container(row)]
@@ -73,14 +78,19 @@ class StepChanges:
         if status != "cancelled":
             self.plan.events.append((status, row))
 
-    def complete(self, step: Step, row: StepRow, output: Any) -> None:
-        """Complete a step with an output, or fail it if the output is too large."""
-        if len(msgspec.json.encode(output)) > OUTPUT_LIMIT:
-            error = {"type": "output_too_large", "message": "The output of the step is larger than 256 KiB."}
-            self.fail(step, row, error, retryable=False)
-            return
+    async def complete(self, step: Step, row: StepRow, output: Any, *, goto: str | None = None) -> None:
+        """Complete a step with an output. A large output becomes a file; if it cannot, the step fails."""
+        if is_too_large(output):
+            try:
+                output = await self._outputs.store(self.state.run, row, output)
+            except StepFailure as failure:
+                row.set(output=None)
+                error = {"kind": failure.kind, "type": failure.type, "message": failure.message}
+                self.fail(step, row, error, retryable=failure.retryable)
+                return
+            self.plan.stored.append(output)
         row.set(output=output)
-        self.finish(row, "completed", error=None)
+        self.finish(row, "completed", goto=goto, error=None)
 
     def fail(self, step: Step, row: StepRow, error: Json, *, retryable: bool, is_final: bool = False) -> None:
         """End an attempt of a step that failed. If it `is_final`, `on_error` does not apply."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-import msgspec
 import peewee
 
 from corral import clock
@@ -15,7 +14,6 @@ from corral_plugins.workflows.models import Run, StepRun
 from corral_plugins.workflows.service.engine import Engine, emit_run_event, failure_report, log_unexpected, report_of
 from corral_plugins.workflows.service.graph import Step
 from corral_plugins.workflows.service.run_state import FINAL, RunState, StepRow
-from corral_plugins.workflows.service.step_changes import OUTPUT_LIMIT
 from corral_plugins.workflows.service.step_types import StepTypes
 from corral_plugins.workflows.service.wakeups import wake
 
@@ -73,16 +71,12 @@ class StepEvents:
             return None
         try:
             context = self._engine.context(state, step, row, {}, waits_for=row.waits_for)
-            result = kind.resolve(context, event)
+            return kind.resolve(context, event)
         except peewee.DatabaseError:  # the unit of work runs again
             raise
         except Exception as error:
             log_unexpected(error, step)
             return failure_report(error), None
-        if result is not None and _is_too_large(result.output):
-            fault = {"kind": "error", "type": "output_too_large", "message": "The output is larger than 256 KiB."}
-            return StepResult(status="failed", error=fault)
-        return result
 
     def _revive(self, row: Any, event: LoggedEvent) -> None:
         """Let a failed run go on, because the task of its failed step was retried."""
@@ -97,7 +91,3 @@ class StepEvents:
         StepRun.update(again).where(StepRun.id == row.id).execute()
         Run.update(deadline_at=None).where((Run.id == run.id) & (Run.deadline_at <= clock.now())).execute()
         emit_run_event(Run.get_by_id(run.id), RunResumed)
-
-
-def _is_too_large(output: Any) -> bool:
-    return len(msgspec.json.encode(output)) > OUTPUT_LIMIT

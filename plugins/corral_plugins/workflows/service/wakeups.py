@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from peewee import Case
+
 from corral import clock
 from corral.database.statement import Statement
 from corral.jobs.job import enqueue
@@ -12,12 +14,19 @@ LOST_SECONDS = 10.0
 """If an advance that was queued has not read the run after this time, the sweep queues it again."""
 
 
+# One statement, which locks the run: an advance that is being written has removed its own mark when the lock is free. A
+# condition on the mark in `WHERE` would be judged by what PostgreSQL had committed before, and not wait for the lock.
 _QUEUE = Statement(
-    lambda p: Run.update(revision=Run.revision + 1, queued_at=p("now"), due_at=p("due_at")).where(
-        (Run.id == p("id")) & (Run.queued_at == "")
+    lambda p: (
+        Run.update(
+            revision=Run.revision + 1,
+            queued_at=Case(None, [(Run.queued_at == "", p("mark"))], Run.queued_at),
+            due_at=Case(None, [(Run.queued_at == "", p("due_at"))], Run.due_at),
+        )
+        .where(Run.id == p("id"))
+        .returning(Run.queued_at)
     )
 )
-_MARK = Statement(lambda p: Run.update(revision=Run.revision + 1).where(Run.id == p("id")))
 
 
 def wake(run_id: str) -> bool:
@@ -25,18 +34,20 @@ def wake(run_id: str) -> bool:
 
     Return False if the run does not exist.
     """
-    if claim_advance(run_id):
+    is_first = claim_advance(run_id)
+    if is_first:
         enqueue(JOB, run_id=run_id)
-        return True
-    return bool(_MARK.run({"id": run_id}))
+    return is_first is not None
 
 
-def claim_advance(run_id: str) -> bool:
-    """Lock a run and mark it as changed, unless an advance is queued already. Return whether none was.
+def claim_advance(run_id: str) -> bool | None:
+    """Lock a run and mark it as changed. Return whether no advance is queued already, or None if it does not exist.
 
     Then the caller advances the run itself after the commit. If its process dies before, the sweep queues the advance.
     """
-    return bool(_QUEUE.run({"id": run_id, "now": clock.now(), "due_at": clock.now(LOST_SECONDS)}))
+    mark = clock.now()
+    row = _QUEUE.one({"id": run_id, "mark": mark, "due_at": clock.now(LOST_SECONDS)})
+    return None if row is None else bool(row[0] == mark)
 
 
 def queue_due_runs(limit: int) -> int:

@@ -21,7 +21,7 @@ import pytest
 from corral.testing import server
 
 EMAIL, PASSWORD = "root@example.org", "correct horse battery staple"
-READY_SECONDS, TASK_SECONDS = 30, 60
+READY_SECONDS, TASK_SECONDS = 120, 120
 
 
 class Process:
@@ -62,7 +62,7 @@ class Process:
     def signal(self, number: int) -> None:
         self.popen.send_signal(number)
 
-    def stop(self, seconds: float = 20) -> int:
+    def stop(self, seconds: float = 60) -> int:
         """Send TERM, wait, and return the exit status."""
         self.signal(signal.SIGTERM)
         return self.popen.wait(seconds)
@@ -70,7 +70,7 @@ class Process:
     def kill(self) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.popen.pid, signal.SIGKILL)
-        self.popen.wait(10)
+        self.popen.wait(60)
 
 
 class Site:
@@ -209,7 +209,7 @@ def site(shared_site: Site) -> Iterator[Site]:
 def gone() -> Callable[..., bool]:
     """Whether all of these processes end within `seconds`."""
 
-    def all_gone(processes: list[psutil.Process], seconds: float = 5) -> bool:
+    def all_gone(processes: list[psutil.Process], seconds: float = 30) -> bool:
         _, alive = psutil.wait_procs(processes, timeout=seconds)
         return not [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
 

@@ -8,6 +8,7 @@ import time
 
 import httpx2
 import pytest
+from tests.limits import within
 from tests.plugins.workers.node.recorded import Refusal, Server, Stream, calls_tool, claim
 
 from corral_plugins.workers.node.task_process import CANCELLED, LOST, REPORTED
@@ -44,9 +45,8 @@ async def test_what_the_server_wants_is_heard_in_the_middle(
     monkeypatch.setattr(f"{LOOP}.LIVE_SECONDS", 0.02)
     server = Server(Stream(*WORDS, seconds=0.05))
     server.states = ["ok", state]
-    began = time.monotonic()
-    assert await server.run(claim()) == status
-    assert time.monotonic() - began < 5
+    async with within(5):
+        assert await server.run(claim()) == status
     assert server.streams_closed == 1
     assert server.of("checkpoint") == []
 
@@ -58,10 +58,9 @@ async def test_a_cancelled_process_closes_the_stream() -> None:
         await asyncio.sleep(0.01)
     await asyncio.sleep(0.1)
     running.cancel()
-    began = time.monotonic()
     with pytest.raises(asyncio.CancelledError):
-        await running
-    assert time.monotonic() - began < 5  # of ten
+        async with within(5):  # of ten
+            await running
     assert server.streams_closed == 1
 
 

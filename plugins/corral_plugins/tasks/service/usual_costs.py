@@ -1,0 +1,53 @@
+"""The usual costs of the attempts of agents, which claims reserve if nothing else limits an attempt."""
+
+from __future__ import annotations
+
+import functools
+import math
+import time
+
+from corral.database.statement import Statement
+from corral.database.unit import after_commit
+from corral_plugins.tasks.models import Attempt
+
+RECENT_ATTEMPTS, PERCENTILE = 20, 0.9
+CACHED_SECONDS = 2.0
+CACHED_AGENTS = 10_000
+_RECENT_COSTS = Statement(
+    lambda p: (
+        Attempt.select(Attempt.cost_micro)
+        .where((Attempt.agent_id == p("agent")) & Attempt.finished_at.is_null(False))
+        .order_by(Attempt.created_at.desc())
+        .limit(RECENT_ATTEMPTS)
+        .tuples()
+    )
+)
+
+
+class UsualCosts:
+    """Caches the usual costs of agents. Attempts that another process ended count after at most 2 seconds."""
+
+    def __init__(self) -> None:
+        self._cached: dict[str, tuple[int | None, float]] = {}
+
+    def of_agent(self, agent_id: str) -> int | None:
+        """Return the 90th percentile of the costs of the agent's last 20 attempts in micro-USD, or None if it has none.
+
+        Runs in the caller's unit of work.
+        """
+        cached = self._cached.get(agent_id)
+        if cached is not None and cached[1] > time.monotonic():
+            return cached[0]
+        recent = sorted(micro for (micro,) in _RECENT_COSTS.rows({"agent": agent_id}))
+        usual = recent[math.ceil(PERCENTILE * len(recent)) - 1] if recent else None
+        if len(self._cached) > CACHED_AGENTS:
+            self._cached.clear()
+        self._cached[agent_id] = (usual, time.monotonic() + CACHED_SECONDS)
+        return usual
+
+    def forget(self, agent_id: str) -> None:
+        """Read the costs of an agent anew after the current unit of work, which ends an attempt of it."""
+        after_commit(functools.partial(self._drop, agent_id))
+
+    def _drop(self, agent_id: str) -> None:
+        self._cached.pop(agent_id, None)
