@@ -27,12 +27,12 @@ class ObjectNames:
         found = self.read(f"{path}/{identifier}")
         return identifier if found is None else str(found[field])
 
-    def user(self, identifier: str | None) -> str:
-        """Return the address of a user, or the id. Only admins read the addresses of others."""
+    def user(self, path: str, identifier: str | None) -> str:
+        """Return the address of a user below the path, or the id. Only admins read the addresses of others."""
         me = self.read("/auth/me")
         if me is not None and me["id"] == identifier:
             return str(me["email"])
-        return self.name("/admin/users", identifier, "email")
+        return self.name(path, identifier, "email")
 
     def read(self, path: str) -> Any:
         """Return what is at the path, or None if it was deleted or the user may not read it."""
@@ -48,8 +48,8 @@ class ObjectNames:
         return self._found[path]
 
 
-def find_user_id(client: ApiClient, user: str) -> str:
-    """Return the id of the user with this id or address. Only admins find others by their addresses."""
+def find_user_id(client: ApiClient, path: str, user: str) -> str:
+    """Return the id of the user below the path with this id or address. Only admins find others by their addresses."""
     if parse_id(user) is not None:
         return user
     me = client.get("/auth/me")
@@ -57,4 +57,4 @@ def find_user_id(client: ApiClient, user: str) -> str:
         return str(me["id"])
     if me["role"] != "admin":
         raise ApiClientError(f"only admins find users by their addresses; give the id of {user} instead")
-    return str(client.find("/admin/users", user, kind="user", field="email", listing="corral user list")["id"])
+    return str(client.find(path, user, kind="user", field="email", listing="corral user list")["id"])

@@ -18,6 +18,9 @@ from corral.http.page import Page, PageQuery
 from corral.plugin import Setting, Settings
 from corral.schema.fields import Instant, line
 
+USERS_PATH = "/admin/users"
+"""Where commands read the addresses of users."""
+
 declare_codes(
     {
         "token_reuse": (

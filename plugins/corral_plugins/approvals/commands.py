@@ -15,6 +15,7 @@ from corral.cli.output import print_fields, print_table
 from corral.cli.request_body import body_option, field_option, read_body
 from corral.cli.server_connection import client_command
 from corral.ids import parse_id
+from corral_core.accounts.api import USERS_PATH
 from corral_plugins.approvals.api import OPEN, RISKS, Kind, Status
 
 COLUMNS = ("title", "risk", "status", "asked_by", "expires_at", "id")
@@ -218,7 +219,7 @@ def _requester(names: ObjectNames, approval: Any) -> str:
         name = names.name("/workflows", run["workflow_id"])
         return f"workflow {name}, run {run['number']}{f', step {step}' if step else ''}"
     if asked["type"] == "user":
-        name = names.user(asked["id"])
+        name = names.user(USERS_PATH, asked["id"])
     else:
         path, field = PLACES[asked["type"]]
         name = names.name(path, asked["id"], field)
@@ -229,18 +230,18 @@ def _requester(names: ObjectNames, approval: Any) -> str:
 
 def _approvers(names: ObjectNames, approvers: Any) -> str:
     """Return who may decide: each role in the plural, and users."""
-    users = (f"user {names.user(each)}" for each in approvers["users"])
+    users = (f"user {names.user(USERS_PATH, each)}" for each in approvers["users"])
     return ", ".join([*(f"{role}s" for role in approvers["roles"]), *users])
 
 
 def _decision_text(names: ObjectNames, decision: Any) -> str:
     note = f": {decision['note']}" if decision["note"] else ""
-    return f"{decision['decision']} by {names.user(decision['user_id'])} at {decision['at']}{note}"
+    return f"{decision['decision']} by {names.user(USERS_PATH, decision['user_id'])} at {decision['at']}{note}"
 
 
 def _comment_text(names: ObjectNames, comment: Any) -> str:
     author = comment["author"]
-    name = names.user(author["id"]) if author["type"] == "user" else names.name("/agents", author["id"])
+    name = names.user(USERS_PATH, author["id"]) if author["type"] == "user" else names.name("/agents", author["id"])
     return f"{author['type']} {name}: {comment['body']}"
 
 

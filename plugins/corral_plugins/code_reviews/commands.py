@@ -15,6 +15,7 @@ from corral.cli.object_names import ObjectNames, find_user_id
 from corral.cli.output import print_fields, print_table
 from corral.cli.server_connection import client_command
 from corral.ids import parse_id
+from corral_core.accounts.api import USERS_PATH
 from corral_plugins.code_reviews.api import OPEN, ReviewStatus
 from corral_plugins.code_reviews.shapes import Severity, Side
 
@@ -84,7 +85,7 @@ def show_review(client: ApiClient, *, review: str, as_json: bool) -> None:
         "revisions": "\n".join(map(_revision_text, found["revisions"])) if found["revision"] > 1 else None,
         "checks": "\n".join(f"{each['name']}: {each['status']}" for each in found["checks"]),
         "open blockers": found["open_blockers"] or None,
-        "decided by": names.user(found["decided_by"]) if found["decided_by"] else None,
+        "decided by": names.user(USERS_PATH, found["decided_by"]) if found["decided_by"] else None,
         "note": found["decision_note"],
         "comments": "\n".join(_comment_text(names, each) for each in found["comments"]),
     }
@@ -137,7 +138,7 @@ def open_review(
     """Open a review of the diff in the file PATCH (- for the standard input)."""
     body: dict[str, Any] = {"title": title, "patch": _read_patch(patch), "description": description}
     body["agent_id"] = client.find("/agents", agent, kind="agent")["id"]
-    body["reviewers"] = [{"user_id": find_user_id(client, each)} for each in reviewer]
+    body["reviewers"] = [{"user_id": find_user_id(client, USERS_PATH, each)} for each in reviewer]
     if task is not None:
         body["task_id"] = _task_id(client, task)
     _tell(client.post("/code-reviews", body), as_json=as_json)
@@ -355,7 +356,7 @@ def _file_text(file: Any) -> str:
 
 def _who(names: ObjectNames, kind: str, identifier: str) -> str:
     """Return the kind and the name of a person or an agent."""
-    return f"{kind} {names.user(identifier) if kind == 'user' else names.name('/agents', identifier)}"
+    return f"{kind} {names.user(USERS_PATH, identifier) if kind == 'user' else names.name('/agents', identifier)}"
 
 
 def _reviewer_text(names: ObjectNames, reviewer: Any) -> str:

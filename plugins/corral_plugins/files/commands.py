@@ -13,6 +13,7 @@ from corral.cli.api_client import ApiClient, ApiClientError
 from corral.cli.object_names import ObjectNames
 from corral.cli.output import config_option, json_option, print_fields, print_table, print_value
 from corral.cli.server_connection import client_command, complete_names
+from corral_core.accounts.api import USERS_PATH
 
 if TYPE_CHECKING:
     from corral.plugin import OpenSession
@@ -133,7 +134,7 @@ def show_file(client: ApiClient, *, file: str, link: bool, as_json: bool) -> Non
         "sha256": found["sha256"],
         "visibility": found["visibility"],
         "task": f"{names.name('/tasks', found['task_id'], 'title')} ({found['task_id']})" if found["task_id"] else None,
-        "owner": names.user(found["owner_id"]) if found["owner_id"] else None,
+        "owner": names.user(USERS_PATH, found["owner_id"]) if found["owner_id"] else None,
         "made by": found["source"]["type"],
         "created": found["created_at"],
         "expires": found["expires_at"],

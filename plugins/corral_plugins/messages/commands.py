@@ -11,6 +11,7 @@ from corral.cli.api_client import ApiClient
 from corral.cli.object_names import ObjectNames, find_user_id
 from corral.cli.output import print_fields, print_table, print_value
 from corral.cli.server_connection import client_command, complete_names
+from corral_core.accounts.api import USERS_PATH
 
 STATUSES = ("sent", "delivered", "read", "acked", "expired")
 TYPES = ("info", "request", "reply", "handoff", "alert")
@@ -103,7 +104,7 @@ def send_message(
         "type": kind,
         "in_reply_to": reply_to,
         "recipient_agent_id": None if to_agent is None else _find_agent(client, to_agent),
-        "recipient_user_id": None if to_user is None else find_user_id(client, to_user),
+        "recipient_user_id": None if to_user is None else find_user_id(client, USERS_PATH, to_user),
         "channel": channel,
         "sender_agent_id": None if as_agent is None else _find_agent(client, as_agent),
     }
@@ -170,4 +171,4 @@ def _recipient(names: ObjectNames, message: Any) -> str:
         return names.name("/agents", message["recipient_agent_id"])
     if message["channel"] is not None:
         return f"#{message['channel']}"
-    return f"user {names.user(message['recipient_user_id'])}"
+    return f"user {names.user(USERS_PATH, message['recipient_user_id'])}"

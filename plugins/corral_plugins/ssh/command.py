@@ -15,6 +15,7 @@ from corral.cli.object_names import ObjectNames
 from corral.cli.output import format_ms, print_fields, print_table, print_value
 from corral.cli.request_body import body_option, field_option, read_body
 from corral.cli.server_connection import client_command, complete_names
+from corral_core.accounts.api import USERS_PATH
 
 CONNECTIONS = "/ssh-connections"
 COLUMNS = ("name", "machine", "host_key_state", "status", "last_tested_at", "tags", "id")
@@ -200,7 +201,7 @@ def _actor(names: ObjectNames, row: Any) -> str:
     """Return who ran a command, for example `agent Operator`."""
     kind, _, identifier = row["actor"].partition(":")
     if kind == "user":
-        return f"user {names.user(identifier)}"
+        return f"user {names.user(USERS_PATH, identifier)}"
     return f"agent {names.name('/agents', identifier)}" if kind == "agent" else str(row["actor"])
 
 

@@ -33,7 +33,7 @@ class SshPlugin(Plugin):
     """
 
     name = "ssh"
-    requires = ("secrets",)
+    requires = ("accounts", "secrets")
     wants = ("circuit_breakers", "tools")
     permissions = (
         Permission("ssh.read", "Read SSH connections and the commands that were run"),

@@ -19,6 +19,7 @@ from corral.cli.request_body import body_option, field_option, read_body
 from corral.cli.server_connection import client_command, complete_names
 from corral.cli.status_parts import read_if_allowed
 from corral.ids import parse_id
+from corral_core.accounts.api import USERS_PATH
 
 COLUMNS = ("url", "events", "active", "pending_deliveries", "last_status_code", "last_success_at", "id")
 ALL_COLUMNS = ("host", "owner", "active", "pending_deliveries", "failing_since", "id")
@@ -61,7 +62,7 @@ def list_webhooks(client: ApiClient, *, everybodys: bool, active: bool | None, a
         computed={
             "active": _state,
             "events": lambda row: " ".join(row["events"] or ()),
-            "owner": lambda row: names.user(row["user_id"]),
+            "owner": lambda row: names.user(USERS_PATH, row["user_id"]),
         },
     )
 

@@ -19,6 +19,7 @@ from corral.cli.output import format_ms, format_usd, print_fields, print_table, 
 from corral.cli.request_body import body_option, field_option, parse_fields, read_body
 from corral.cli.server_connection import client_command, complete_names
 from corral.ids import parse_id
+from corral_core.accounts.api import USERS_PATH
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -394,7 +395,7 @@ def _starter(names: ObjectNames, run: Mapping[str, Any]) -> str:
     """Return who or what started a run, such as `trigger Daily` or the address of a user."""
     trigger = run["trigger"]
     if trigger["type"] == "manual":
-        return names.user(run["started_by"])
+        return names.user(USERS_PATH, run["started_by"])
     if trigger["type"] == "workflow":
         parent = names.read(f"/workflow-runs/{run['parent_run_id']}") if run["parent_run_id"] else None
         return "workflow" if parent is None else f"workflow {names.name('/workflows', parent['workflow_id'])}"
