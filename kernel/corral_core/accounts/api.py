@@ -225,6 +225,13 @@ class Accounts(Protocol):
         """Return the account with this address, ignoring case, or None if no account has it."""
         ...
 
+    def find_named(self, names: Iterable[str]) -> dict[str, list[str]]:
+        """Return the ids of the active users whom each name stands for, by name. There may be several.
+
+        A name is an address, or the part of one before the `@`.
+        """
+        ...
+
     def required_action(self, user: UserView) -> str | None:
         """Return the problem code of the action that this user must take first, or None.
 

@@ -11,7 +11,7 @@ from typing import Any, get_args
 import click
 
 from corral.cli.api_client import ApiClient, ApiClientError
-from corral.cli.object_names import ObjectNames
+from corral.cli.object_names import ObjectNames, find_user_id
 from corral.cli.output import print_fields, print_table
 from corral.cli.server_connection import client_command
 from corral.ids import parse_id
@@ -136,7 +136,7 @@ def open_review(
     """Open a review of the diff in the file PATCH (- for the standard input)."""
     body: dict[str, Any] = {"title": title, "patch": _read_patch(patch), "description": description}
     body["agent_id"] = client.find("/agents", agent, kind="agent")["id"]
-    body["reviewers"] = [{"user_id": _user_id(client, each)} for each in reviewer]
+    body["reviewers"] = [{"user_id": find_user_id(client, each)} for each in reviewer]
     if task is not None:
         body["task_id"] = _task_id(client, task)
     _tell(client.post("/code-reviews", body), as_json=as_json)
@@ -253,16 +253,6 @@ def _find(client: ApiClient, review: str) -> dict[str, Any]:
 
 def _task_id(client: ApiClient, task: str) -> str:
     return str(client.find("/tasks", task, kind="task", field="title")["id"])
-
-
-def _user_id(client: ApiClient, user: str) -> str:
-    """Return the id of the user with this id or address. Only admins find others by their addresses."""
-    me = client.get("/auth/me")
-    if parse_id(user) is not None or user.strip().casefold() == me["email"].casefold():
-        return user if parse_id(user) is not None else str(me["id"])
-    if me["role"] != "admin":
-        raise ApiClientError(f"only admins find users by their addresses; give the id of {user} instead")
-    return str(client.find("/admin/users", user, kind="user", field="email", listing="corral user list")["id"])
 
 
 def _act(client: ApiClient, found: dict[str, Any], action: str, body: dict[str, Any], *, as_json: bool) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shlex
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -104,7 +105,8 @@ def show_template(client: ApiClient, *, template: str, version: str | None, is_m
 @client_command
 def plan_template(client: ApiClient, *, template: str, as_json: bool, **options: Any) -> None:
     """Show what an installation would create and what it lacks. Creates nothing."""
-    plan = client.post(f"/marketplace/templates/{template}/install", {**_body(**options), "dry_run": True})
+    with _explaining_parameters(options["parameters"]):
+        plan = client.post(f"/marketplace/templates/{template}/install", {**_body(**options), "dry_run": True})
     if as_json:
         print_value(plan, as_json=True, text="")
         return
@@ -118,7 +120,8 @@ def plan_template(client: ApiClient, *, template: str, as_json: bool, **options:
 @client_command
 def install_template(client: ApiClient, *, template: str, as_json: bool, **options: Any) -> None:
     """Install a template. Everything that it creates is switched off."""
-    made = client.post(f"/marketplace/templates/{template}/install", _body(**options))
+    with _explaining_parameters(options["parameters"]):
+        made = client.post(f"/marketplace/templates/{template}/install", _body(**options))
     if as_json:
         print_value(made, as_json=True, text="")
         return
@@ -165,7 +168,8 @@ def upgrade_installation(
     """Upgrade an installation. What people edited stays as it is."""
     body: Json = {"parameters": parse_fields(parameters), "dry_run": dry_run}
     path = f"/marketplace/installations/{_find_installation(client, installation)}/upgrade"
-    result = client.post(path, {**body, **({"version": version} if version else {})})
+    with _looking_for(client, installation), _explaining_parameters(parameters):
+        result = client.post(path, {**body, **({"version": version} if version else {})})
     lines = [f"changed {each['kind']} {each['name']}: {', '.join(each['fields'])}" for each in result["updated"]]
     lines += [f"kept {each['kind']} {each['name']}: {', '.join(each['fields'])}" for each in result["kept_local"]]
     lines += [f"created {each['kind']} {each['name']}" for each in result["created"]]
@@ -183,7 +187,9 @@ def upgrade_installation(
 def uninstall_installation(client: ApiClient, *, installation: str, force: bool, dry_run: bool, as_json: bool) -> None:
     """Remove what an installation created, except what people edited or use."""
     body = {"force": force, "dry_run": dry_run}
-    result = client.post(f"/marketplace/installations/{_find_installation(client, installation)}/uninstall", body)
+    path = f"/marketplace/installations/{_find_installation(client, installation)}/uninstall"
+    with _looking_for(client, installation):
+        result = client.post(path, body)
     lines = _removal_lines(result)
     if {each["reason"] for each in result["kept"]} & REPEATABLE and not dry_run:
         again = "corral template uninstall " + installation + (" --force" if force else "")
@@ -261,6 +267,20 @@ def export_template(
         return
     output.write_text(f"{text}\n", encoding="utf-8")
     print_value(manifest, as_json=as_json, text=f"Wrote {output}. Check it: corral template validate {output}")
+
+
+@contextlib.contextmanager
+def _explaining_parameters(parameters: tuple[str, ...]) -> Iterator[None]:
+    """Say how numbers and other values are given, if a parameter was given as text and its value is refused."""
+    try:
+        yield
+    except ApiClientError as error:
+        refused = {each["pointer"].removeprefix("/parameters/") for each in (error.problem or {}).get("errors") or ()}
+        texts = [name for name, mark, _ in (each.partition("=") for each in parameters) if mark and name in refused]
+        if not texts:
+            raise
+        hint = f"{texts[0]} was given as a text; write -p {texts[0]}:=VALUE for a number, true, false or a list"
+        raise ApiClientError(f"{error}\n  {hint}", error.status, error.problem) from None
 
 
 def _body(
@@ -365,6 +385,10 @@ def _reason_text(kept: Json) -> str:
     if kept["reason"] == "running" and kept["kind"] in ENDS:
         reason += f". {ENDS[kept['kind']]} {shlex.quote(kept['name'])}"
     return reason
+
+
+def _looking_for(client: ApiClient, installation: str) -> contextlib.AbstractContextManager[None]:
+    return client.looking_for("installation", installation, "corral template installations")
 
 
 def _find_installation(client: ApiClient, name: str) -> str:

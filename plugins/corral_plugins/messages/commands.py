@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from corral.cli.api_client import ApiClient
+from corral.cli.object_names import ObjectNames, find_user_id
 from corral.cli.output import print_fields, print_table, print_value
 from corral.cli.server_connection import client_command, complete_names
 
@@ -55,7 +56,7 @@ def list_messages(
         query["channel"] = channel
     if unread:
         query["unread"] = "true"
-    names: dict[str, str] = {}
+    names = ObjectNames(client)
     print_table(
         client.get("/messages", **query)["items"],
         COLUMNS,
@@ -64,7 +65,7 @@ def list_messages(
         colour_of="status",
         computed={
             "sender": lambda message: message["sender_name"],
-            "recipient": lambda message: _recipient(client, message, names),
+            "recipient": lambda message: _recipient(names, message),
             "subject": lambda message: message["subject"] or _head(message["body"]),
         },
     )
@@ -73,7 +74,7 @@ def list_messages(
 @messages_command_group.command("send")
 @click.argument("text")
 @click.option("--to-agent", help="agent that receives the message", shell_complete=complete_names("/agents"))
-@click.option("--to-user", help="id of the user who receives the message")
+@click.option("--to-user", metavar="EMAIL|ID", help="user who receives the message")
 @click.option("--channel", help="channel whose subscribers receive the message")
 @click.option("--as-agent", help="agent for which you speak", shell_complete=complete_names("/agents"))
 @click.option("--subject", default="", help="subject of the message")
@@ -102,7 +103,7 @@ def send_message(
         "type": kind,
         "in_reply_to": reply_to,
         "recipient_agent_id": None if to_agent is None else _find_agent(client, to_agent),
-        "recipient_user_id": to_user,
+        "recipient_user_id": None if to_user is None else find_user_id(client, to_user),
         "channel": channel,
         "sender_agent_id": None if as_agent is None else _find_agent(client, as_agent),
     }
@@ -123,7 +124,7 @@ def read_message(client: ApiClient, *, message: str, agent: str | None, as_json:
         found = client.send("PATCH", f"/messages/{message}/read", body=body)
     shown = {
         "from": found["sender_name"],
-        "to": _recipient(client, found, {}),
+        "to": _recipient(ObjectNames(client), found),
         "sent": found["created_at"],
         "type": found["type"],
         "status": found["status"],
@@ -163,11 +164,10 @@ def _head(body: str) -> str:
     return line if len(line) <= HEAD_LENGTH else f"{line[: HEAD_LENGTH - 1]}…"
 
 
-def _recipient(client: ApiClient, message: Any, names: dict[str, str]) -> str:
-    """Return the recipient of a message in words. `names` caches the names of agents."""
-    agent_id = message["recipient_agent_id"]
-    if agent_id is None:
-        return f"#{message['channel']}" if message["channel"] is not None else f"user {message['recipient_user_id']}"
-    if not names:
-        names.update({each["id"]: each["name"] for each in client.pages("/agents", sort="name")})
-    return names.get(agent_id, str(agent_id))
+def _recipient(names: ObjectNames, message: Any) -> str:
+    """Return the recipient of a message in words."""
+    if message["recipient_agent_id"] is not None:
+        return names.name("/agents", message["recipient_agent_id"])
+    if message["channel"] is not None:
+        return f"#{message['channel']}"
+    return f"user {names.user(message['recipient_user_id'])}"

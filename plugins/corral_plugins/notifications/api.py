@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from corral.database.model import PRIVATE
+from corral.database.model import ADMIN, PRIVATE
 from corral.events.event import Event
 
 Json = dict[str, Any]
@@ -117,4 +117,16 @@ class NotificationArrived(Event, kw_only=True):
     unread: int
 
 
-EVENTS: tuple[type[Event], ...] = (NotificationArrived,)
+class NotificationChannelChanged(Event, kw_only=True):
+    """A notification channel was created, changed or deleted. `change` is `created`, `updated` or `deleted`."""
+
+    event = "notification_channel.changed"
+    visibility = ADMIN
+    area = "notifications"
+
+    channel_id: str
+    name: str
+    change: str
+
+
+EVENTS: tuple[type[Event], ...] = (NotificationArrived, NotificationChannelChanged)

@@ -69,7 +69,8 @@ def mark_read(client: ApiClient, *, notification: str | None, everything: bool, 
         done = client.send("PUT", "/notifications/read-all", body={})
         print_value(done, as_json=as_json, text=f"Notifications that are read now: {done['updated']}")
         return
-    row = client.send("PUT", f"/notifications/{notification}/read", body={})
+    with client.looking_for("notification", str(notification), "corral notifications list"):
+        row = client.send("PUT", f"/notifications/{notification}/read", body={})
     print_value(row, as_json=as_json, text=f"Read: {row['title']}")
 
 
@@ -338,7 +339,8 @@ def list_deliveries(
 @client_command
 def retry_delivery(client: ApiClient, *, delivery: str, as_json: bool) -> None:
     """Send a delivery again that ended without success."""
-    row = client.post(f"/notifications/deliveries/{delivery}/retry", {})
+    with client.looking_for("delivery", delivery, "corral notifications deliveries"):
+        row = client.post(f"/notifications/deliveries/{delivery}/retry", {})
     print_value(row, as_json=as_json, text=f"{row['id']} is sent again.")
 
 

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from corral.auth.principal import READERS, Permission
 from corral.database.model import Model
 from corral.events.consumers import Subscriber
 from corral.events.event import Event
+from corral.events.live_feed import Feed
 from corral.http.routes import Routes
 from corral.jobs.job import Job, Schedule
 from corral.plugin import Metric, Plugin, Provide, Runtime, Setting, hookimpl
 from corral_plugins.marketplace.api import Installer
 from corral_plugins.notifications import hookspecs, jobs, models, routes, settings
-from corral_plugins.notifications.api import EVENTS
+from corral_plugins.notifications.api import EVENTS, ChannelType
 from corral_plugins.notifications.service.channel_types import ChannelTypeRegistry
 from corral_plugins.notifications.service.channels import ChannelManagement
 from corral_plugins.notifications.service.checks import ChannelChecks, RuleChecks
@@ -25,9 +26,11 @@ from corral_plugins.notifications.service.direct import DirectNotifications
 from corral_plugins.notifications.service.dispatcher import NotificationDispatcher
 from corral_plugins.notifications.service.email import EmailChannel
 from corral_plugins.notifications.service.fan_out import NotificationFanOut, RuleMatching
+from corral_plugins.notifications.service.further_services import FurtherServices
 from corral_plugins.notifications.service.http import ChannelHttp
 from corral_plugins.notifications.service.inbox import Inbox
 from corral_plugins.notifications.service.links import OutgoingMessages
+from corral_plugins.notifications.service.mentions import Mentions
 from corral_plugins.notifications.service.metrics import NotificationMetrics
 from corral_plugins.notifications.service.notify_types import NotifyTypes
 from corral_plugins.notifications.service.outcomes import DeliveryOutcomes
@@ -65,6 +68,7 @@ PARTS: tuple[type[Any], ...] = (
     NotificationDeliveries,
     Inbox,
     People,
+    Mentions,
     RuleMatching,
     RulePreviews,
     NotificationFanOut,
@@ -91,7 +95,9 @@ class NotificationsPlugin(Plugin):
         "admin",
         "approvals",
         "circuit_breakers",
+        "code_reviews",
         "marketplace",
+        "messages",
         "triggers",
         "webhooks",
         "workflows",
@@ -104,14 +110,18 @@ class NotificationsPlugin(Plugin):
     def __init__(self, section: Any = None) -> None:
         super().__init__(section)
         self._metrics, self._notify, self._installer = NotificationMetrics(), NotifyTypes(), RuleTemplateInstaller()
+        self._further = FurtherServices()
+        self._unwatch: Callable[[], None] = lambda: None
         self._dispatcher: NotificationDispatcher | None = None
 
     async def start(self, runtime: Runtime) -> None:
         values = runtime.service(ChannelRedactorValues)
+        self._unwatch = runtime.service(Feed).watch(values.on_events)
         await values.refresh()
         self._notify.set_implementation(runtime.service(DirectNotifications))
         self._installer.management = runtime.service(RuleManagement)
         self._installer.checks = runtime.service(RuleChecks)
+        self._further.http = runtime.service(ChannelHttp)
         await runtime.service(NotificationFanOut).create_cursor()
         runtime.service(ChannelSender).declare()
         self._dispatcher = runtime.service(NotificationDispatcher)
@@ -121,6 +131,7 @@ class NotificationsPlugin(Plugin):
         runtime.when_draining(self._dispatcher.drain)
 
     async def stop(self) -> None:
+        self._unwatch()
         if self._dispatcher is not None:
             await self._dispatcher.stop()
 
@@ -169,6 +180,10 @@ class NotificationsPlugin(Plugin):
         from corral_plugins.notifications.commands import notifications_command_group
 
         return [notifications_command_group]
+
+    @hookimpl
+    def corral_notification_channels(self) -> Iterable[ChannelType]:
+        return self._further.definitions()
 
     @hookimpl(optionalhook=True)
     def corral_trigger_actions(self) -> Iterable[TriggerAction]:

@@ -8,6 +8,7 @@ from msgspec import Meta
 
 from corral.plugin import Setting
 from corral_plugins.notifications.service.catalogue import DEFAULTS
+from corral_plugins.notifications.service.mentions import MENTION
 
 MAX_URL = 2048
 Delay = Annotated[int, Meta(ge=0, le=172_800)]
@@ -40,7 +41,7 @@ RETRY_SCHEDULE = Setting[list[int]](
 
 
 def _are_entries(value: dict[str, bool], settings: object) -> str | None:
-    unknown = sorted(value.keys() - DEFAULTS.keys())
+    unknown = sorted(value.keys() - {*DEFAULTS, MENTION})
     return f"has an unknown entry: {unknown[0]}" if unknown else None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import click
 
 from corral.cli.api_client import ApiClient
+from corral.cli.object_names import ObjectNames
 from corral.cli.output import format_ms, print_fields, print_table, print_value
 from corral.cli.request_body import body_option, field_option, read_body
 from corral.cli.server_connection import client_command, complete_names
@@ -184,14 +186,22 @@ def run_command(client: ApiClient, *, connection: str, command: str, timeout: in
 def list_executions(client: ApiClient, *, connection: str, limit: int, as_json: bool) -> None:
     """List the commands that were run on a machine, newest first."""
     found = _find(client, connection)
-    page = client.get(f"{CONNECTIONS}/{found['id']}/executions", limit=limit)
+    page, names = client.get(f"{CONNECTIONS}/{found['id']}/executions", limit=limit), ObjectNames(client)
     print_table(
         page["items"],
         EXECUTION_COLUMNS,
         as_json=as_json,
         empty=f"No command was run on {found['name']}.",
-        computed={"duration": lambda row: format_ms(row["duration_ms"])},
+        computed={"duration": lambda row: format_ms(row["duration_ms"]), "actor": functools.partial(_actor, names)},
     )
+
+
+def _actor(names: ObjectNames, row: Any) -> str:
+    """Return who ran a command, for example `agent Operator`."""
+    kind, _, identifier = row["actor"].partition(":")
+    if kind == "user":
+        return f"user {names.user(identifier)}"
+    return f"agent {names.name('/agents', identifier)}" if kind == "agent" else str(row["actor"])
 
 
 def _find(client: ApiClient, name: str) -> Any:

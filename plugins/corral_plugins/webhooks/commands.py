@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -245,7 +246,8 @@ def list_deliveries(
 def show_delivery(client: ApiClient, *, webhook: str, delivery: str, as_json: bool) -> None:
     """Show a delivery with its payload and its attempts."""
     row = _find(client, webhook)
-    found = client.get(f"/webhooks/{row['id']}/deliveries/{delivery}")
+    with _looking_for(client, webhook, delivery):
+        found = client.get(f"/webhooks/{row['id']}/deliveries/{delivery}")
     attempts = [
         f"{each['n']}. {each['at']}  {_result(each)}  {format_ms(each['duration_ms'])}" for each in found["attempts"]
     ]
@@ -269,7 +271,8 @@ def redeliver(client: ApiClient, *, webhook: str, delivery: str, as_json: bool) 
     """Send a delivery again, under the same id."""
     found = _find(client, webhook)
     try:
-        row = client.post(f"/webhooks/{found['id']}/deliveries/{delivery}/redeliver", {})
+        with _looking_for(client, webhook, delivery):
+            row = client.post(f"/webhooks/{found['id']}/deliveries/{delivery}/redeliver", {})
     except ApiClientError as error:  # it waits already: say for what
         held = _breaker_text(client, found["host"]) if error.code == "invalid_state" else None
         raise ApiClientError(f"{error}: {held}", error.status, error.problem) if held else error from None
@@ -313,6 +316,10 @@ def _find(client: ApiClient, name: str) -> Any:
 
 def _id(client: ApiClient, name: str) -> str:
     return str(_find(client, name)["id"])
+
+
+def _looking_for(client: ApiClient, webhook: str, delivery: str) -> AbstractContextManager[None]:
+    return client.looking_for("delivery", delivery, f"corral webhooks deliveries {webhook}")
 
 
 def _breaker_text(client: ApiClient, host: str) -> str | None:

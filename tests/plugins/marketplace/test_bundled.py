@@ -99,6 +99,13 @@ RUNS: dict[str, tuple[Json, Json]] = {
     "meeting-minutes": ({"transcript": "We ship."}, {"decisions": ["We ship."], "created": 1}),
 }
 """The input of a run of each template, and what its output contains."""
+NOTIFIED = [
+    ("A task failed", "error"),
+    ("Budget", "warning"),
+    ("Daily digest", "info"),
+    ("Log", "warning"),
+]
+"""The beginnings of the titles of what the runs tell their owner, and the severities."""
 
 
 class Fleet(Market):
@@ -190,6 +197,8 @@ async def test_marketplace_1_every_template_installs_twice_and_runs_and_leaves_n
     assert (await fleet.ok("GET", "/llm/calls"))["total"] == 0
     for slug, (first, _) in installed.items():
         await _runs(fleet, slug, first)
+    sent = (await fleet.ok("GET", "/notifications?type=notification.sent&limit=200"))["items"]
+    assert sorted((each["title"].partition(":")[0], each["severity"]) for each in sent) == NOTIFIED
     for first, second in installed.values():
         for made in (first, second):
             result = await fleet.ok("POST", f"/marketplace/installations/{made['id']}/uninstall", {})

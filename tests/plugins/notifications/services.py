@@ -1,4 +1,4 @@
-"""Servers on the loopback interface that behave as Slack and Telegram do."""
+"""Servers on the loopback interface that behave as Slack, Telegram and further services do."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 from typing import Any, Self
+from urllib.parse import parse_qsl
 
 
 class Service:
@@ -44,7 +45,9 @@ class Service:
             head = (await reader.readuntil(b"\r\n\r\n")).decode("latin1").split("\r\n")
             pairs = [line.partition(":") for line in head[1:] if line]
             headers = {name.strip().lower(): value.strip() for name, _, value in pairs}
-            body = json.loads(await reader.readexactly(int(headers.get("content-length", "0"))))
+            data = await reader.readexactly(int(headers.get("content-length", "0")))
+            is_form = headers.get("content-type", "").startswith("application/x-www-form-urlencoded")
+            body = dict(parse_qsl(data.decode())) if is_form else json.loads(data)
             status, answer, further = self._answer(body, is_api="/api/" in head[0])
             headers["x-accepted"] = "yes" if status == 200 else "no"
             self.requests.append((head[0].split(" ")[1], headers, body))
@@ -55,6 +58,8 @@ class Service:
 
     def _answer(self, body: Any, *, is_api: bool) -> tuple[int, bytes, str]:
         status = self.answers.pop(0) if self.answers else 200
+        if self.kind == "further":
+            return status, b"{}", f"Retry-After: {self.retry_after}\r\n" if status == 429 else ""
         if self.kind == "slack":
             if len(body["text"]) > 40_000:
                 return 400, b"msg_too_long", ""

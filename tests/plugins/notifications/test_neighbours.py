@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import pytest
+from tests.kernel.mail.conftest import MailServer
 from tests.plugins.marketplace.conftest import MANIFEST, Market, manifest, objects
 from tests.plugins.marketplace.conftest import PLUGINS as MARKET_PLUGINS
 from tests.plugins.notifications.conftest import ALLOWED, PLUGINS, Notified
@@ -41,7 +42,9 @@ async def test_corral_notification_channels(make_kit: Callable[..., Any]) -> Non
     sent.clear()
     world = await Notified().build(await make_kit(plugins=(*PLUGINS, PigeonsPlugin), config=ALLOWED))
     types = await world.ok(world.admin.get("/notifications/channel-types"))
-    assert [each["type"] for each in types["items"]] == ["email", "pigeon", "slack", "telegram", "webhook"]
+    names = [each["type"] for each in types["items"]]
+    assert names == sorted(names)
+    assert {"email", "pigeon", "slack", "telegram", "webhook"} <= {*names}
     made = await world.channel("pigeon", {"loft": "on the roof", "ring": "a secret ring"})
     assert made["config"] == {"loft": "on the roof", "ring": "********"}
     await world.rule(made)
@@ -84,6 +87,16 @@ async def test_a_trigger_notifies_its_owner_others_and_channels(world: Notified,
     answer = await world.admin.post("/triggers", unknown)
     assert (answer.status, answer.code) == (422, "unknown_reference")
     assert answer.json()["errors"][0]["pointer"] == "/action/user_ids/0"
+
+
+async def test_a_trigger_sends_mail_to_each_person_it_names(mailing: Notified, smtp: MailServer) -> None:
+    made = await mailing.channel("email", {"to_recipients": True})
+    people = [mailing.member, mailing.stranger]
+    await mailing.ok(mailing.stranger.put("/notifications/preferences", {"email": "off"}))
+    ids = [person.user["id"] for person in people]
+    await fire(mailing, mailing.admin, {"title": "Hello", "user_ids": ids, "channel_ids": [made["id"]]})
+    assert [mail["To"] for mail in smtp.box.mails] == [mailing.member.user["email"]]
+    assert [row["title"] for row in await mailing.inbox(mailing.stranger)] == ["Hello"]
 
 
 async def test_a_workflow_step_notifies_once(make_kit: Callable[..., Any]) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import operator
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -47,6 +49,7 @@ from corral_core.accounts.service.second_factor import SecondFactor, forget_seco
 from corral_core.accounts.service.sessions import Sessions
 
 DELETED_NAME = "deleted user"
+MAX_NAMED = 100
 NO_CHANGES: Mapping[str, tuple[Any, Any]] = {}
 
 
@@ -161,6 +164,22 @@ class AccountsService:
     def find(self, email: str) -> UserView | None:
         row = self.row_of(email)
         return None if row is None else user_view(row)
+
+    def find_named(self, names: Iterable[str]) -> dict[str, list[str]]:
+        prefixes = {name: normalize_address(name if "@" in name else f"{name}@") for name in names}
+        matches = [
+            UserRow.email_key == prefix if "@" in name else UserRow.email_key.startswith(prefix)
+            for name, prefix in prefixes.items()
+        ]
+        if not matches:
+            return {}
+        is_one = UserRow.is_active & functools.reduce(operator.or_, matches)
+        rows: Any = UserRow.select(UserRow.id, UserRow.email_key).where(is_one).order_by(UserRow.id)
+        keys = [(str(user_id), str(key)) for user_id, key in rows.limit(MAX_NAMED).tuples()]
+        return {
+            name: [each for each, key in keys if (key == prefix if "@" in name else key.startswith(prefix))]
+            for name, prefix in prefixes.items()
+        }
 
     def required_action(self, user: UserView) -> str | None:
         done = {"must_change_password": user.must_change_password, "mfa_enabled": user.mfa_enabled}

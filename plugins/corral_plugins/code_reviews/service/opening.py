@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterable
 from typing import Any
 
 from corral import clock
@@ -300,6 +301,10 @@ class CodeReviewsService:
     def find(self, review_id: str) -> ReviewFacts | None:
         row: Review | None = Review.get_or_none(Review.id == review_id)
         return None if row is None else rows.facts_of(row)
+
+    def comment_texts(self, comment_ids: Iterable[str]) -> dict[str, str]:
+        found = ReviewComment.select(ReviewComment.id, ReviewComment.body)
+        return {each.id: each.body for each in found.where(ReviewComment.id.in_(list(comment_ids)))}
 
     def comments(self, review_id: str) -> list[CommentFacts]:
         names = CommentFacts.__struct_fields__

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from corral.auth.principal import Principal
 from corral_plugins.messages.api import ClaimedMessages, NewMessage, SentMessage
+from corral_plugins.messages.models import Message
 from corral_plugins.messages.service.delivery import MessageDelivery
 from corral_plugins.messages.service.sending import MessageSending
 
@@ -25,3 +28,7 @@ class MessagesService:
 
     def put_back(self, lease_id: str) -> None:
         self._delivery.put_back(lease_id)
+
+    def texts(self, message_ids: Iterable[str]) -> dict[str, str]:
+        rows = Message.select(Message.id, Message.subject, Message.body).where(Message.id.in_(list(message_ids)))
+        return {row.id: f"{row.subject}\n{row.body}" for row in rows}

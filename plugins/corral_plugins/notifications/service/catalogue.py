@@ -65,6 +65,7 @@ _TITLES: Mapping[str, str] = {
     "budget.threshold": "{percent} % of the budget is used ({scope})",
     "circuit.opened": "The circuit breaker {name} opened",
     "message.new": "New message: {subject}",
+    "notification_channel.changed": "Notification channel {change}: {name}",
     "secret.expiring": "The secret {name} expires soon",
     "session.ended": "A session was ended ({reason})",
     "system.alert": "{title}",
@@ -79,11 +80,16 @@ _TITLES: Mapping[str, str] = {
     "worker.registered": "The worker {name} registered",
     "workflow.run.failed": "A workflow run failed",
 }
+_MENTION_TITLES: Mapping[str, str] = {
+    "code_review.commented": "You were mentioned in a comment on a code review",
+    "message.new": "You were mentioned in a message: {subject}",
+}
 _PAGES: Mapping[str, str] = {
     "agent": "agents",
     "api_key": "security",
     "approval": "approvals",
     "circuit_breaker": "circuit-breakers",
+    "code_review": "code-reviews",
     "file": "files",
     "message": "messages",
     "secret": "secrets",
@@ -138,6 +144,11 @@ def describe(event: LoggedEvent, data: Payload, title: str) -> Described:
         severity=severity_of(event, data),
         href=href_of(event.object_type, event.object_id),
     )
+
+
+def title_of_mention(event: LoggedEvent, data: Payload) -> str:
+    """Return the title of a notification for a person whom the text of an event mentions."""
+    return one_line(_MENTION_TITLES[event.type].format_map(_Values(data)), MAX_TITLE)
 
 
 def href_of(object_type: str, object_id: str) -> str | None:

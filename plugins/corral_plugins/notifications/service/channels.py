@@ -10,16 +10,16 @@ from msgspec import UNSET
 
 from corral import clock
 from corral.auth.principal import Principal
-from corral.database.unit import after_commit
 from corral.errors import Conflict
+from corral.events.event import emit
 from corral.http.answers import IfMatch
 from corral.http.page import Page, PageQuery, newest_first, paginate
 from corral.ids import new_id
 from corral.plugin import SECRET_CHANGE, Audit, AuditEntry
+from corral_plugins.notifications.api import NotificationChannelChanged
 from corral_plugins.notifications.models import Channel
 from corral_plugins.notifications.service.checks import CheckedConfig
 from corral_plugins.notifications.service.credentials import ChannelCredentials
-from corral_plugins.notifications.service.redactor_values import ChannelRedactorValues
 from corral_plugins.notifications.service.rows import channel_view, find_channel, used_by
 from corral_plugins.notifications.shapes import ChannelPatch, ChannelView, NewChannel
 
@@ -29,8 +29,8 @@ class ChannelManagement:
 
     audit: Audit | None = None
 
-    def __init__(self, credentials: ChannelCredentials, values: ChannelRedactorValues) -> None:
-        self._credentials, self._values = credentials, values
+    def __init__(self, credentials: ChannelCredentials) -> None:
+        self._credentials = credentials
 
     def list(self, query: PageQuery, *, by: Principal) -> Page[ChannelView]:
         """Return a page of channels, newest first."""
@@ -63,7 +63,7 @@ class ChannelManagement:
             secret_names=list(checked.secrets),
             is_enabled=new.is_enabled,
         )
-        after_commit(self._values.wake)
+        _publish(row, "created")
         self._record("create", row, {})
         return msgspec.structs.replace(_view(row), warnings=checked.warnings)
 
@@ -81,6 +81,8 @@ class ChannelManagement:
             changes["is_enabled"] = patch.is_enabled
         told = {name: (getattr(row, name), value) for name, value in changes.items()}
         if checked is not None:
+            if checked.version != row.version:  # it was merged into a config that is not the stored one any more
+                raise _changed()
             told["config"] = (row.config, checked.config)
             if self._credentials.secrets(row) != checked.secrets:
                 changes["secrets"] = self._credentials.seal(row.id, checked.secrets)
@@ -99,7 +101,7 @@ class ChannelManagement:
             detail = f"Notification rules use this channel: {names}. Remove it from them first."
             raise Conflict(detail, code="in_use", used_by=[msgspec.structs.asdict(rule) for rule in rules])
         Channel.delete().where(Channel.id == row.id).execute()
-        after_commit(self._values.wake)
+        _publish(row, "deleted")
         self._record("delete", row, {})
 
     # -- parts
@@ -107,10 +109,10 @@ class ChannelManagement:
     def _write(self, row: Channel, changes: dict[str, Any]) -> None:
         changes |= {"version": row.version + 1, "updated_at": clock.now()}
         if not Channel.update(changes).where((Channel.id == row.id) & (Channel.version == row.version)).execute():
-            raise Conflict("The channel was changed at the same time; repeat the request.", current_status="changed")
+            raise _changed()
         for column, value in changes.items():
             setattr(row, column, value)
-        after_commit(self._values.wake)
+        _publish(row, "updated")
 
     def _record(self, verb: str, row: Channel, changes: Mapping[str, tuple[Any, Any]]) -> None:
         if self.audit is not None:
@@ -124,8 +126,18 @@ class ChannelManagement:
             self.audit.record(entry)
 
 
+def _publish(row: Channel, change: str) -> None:
+    """Tell all processes that a channel changed, so that their redactors know its credentials."""
+    event = NotificationChannelChanged(channel_id=row.id, name=row.name, change=change)
+    emit(event, object=("notification_channel", row.id))
+
+
 def _view(row: Channel) -> ChannelView:
     return channel_view(row, used_by([row.id]).get(row.id, []))
+
+
+def _changed() -> Conflict:
+    return Conflict("The channel was changed at the same time; repeat the request.", current_status="changed")
 
 
 def _require_free_name(name: str) -> None:

@@ -19,6 +19,7 @@ from corral_plugins.notifications.service.catalogue import OWN_EVENT
 from corral_plugins.notifications.service.channel_types import ChannelTypeRegistry
 from corral_plugins.notifications.service.credentials import ChannelCredentials
 from corral_plugins.notifications.service.fan_out import CONDITION_ROOTS
+from corral_plugins.notifications.service.mentions import MENTION
 from corral_plugins.notifications.service.quiet_hours import quiet_hours_faults
 from corral_plugins.notifications.shapes import ChannelPatch, NewChannel, NewRule, PreferencesPatch, RulePatch
 
@@ -27,11 +28,15 @@ LEAST_REPEAT = 300
 
 
 class CheckedConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """A config that was checked: its open members, its secret members, and warnings."""
+    """A config that was checked: its open members, its secret members, and warnings.
+
+    `version` is that of the channel into whose config it was merged.
+    """
 
     config: dict[str, Any]
     secrets: dict[str, str]
     warnings: list[str] = []
+    version: int = 0
 
 
 class ChannelChecks:
@@ -53,7 +58,8 @@ class ChannelChecks:
         kind = self._types.require(row.type)
         _refuse_masks(patch.config, kind.secrets)
         merged = {**self._credentials.config(row), **patch.config}
-        return await self._check(row.type, {name: value for name, value in merged.items() if value is not None})
+        checked = await self._check(row.type, {name: value for name, value in merged.items() if value is not None})
+        return msgspec.structs.replace(checked, version=row.version)
 
     async def _check(self, type: str, config: Mapping[str, Any]) -> CheckedConfig:
         kind = self._types.require(type)
@@ -89,13 +95,13 @@ class RuleChecks:
     def check_preferences(self, given: PreferencesPatch) -> None:
         """Raise `Invalid` for events that do not exist, and for an unknown time zone."""
         if given.mute is not UNSET:
-            self._check_events(given.mute, "/mute")
+            self._check_events(given.mute, "/mute", besides=(MENTION,))
         if given.quiet_hours is not UNSET and given.quiet_hours is not None:
             _refuse(quiet_hours_faults(given.quiet_hours.timezone, "/quiet_hours"))
 
-    def _check_events(self, patterns: list[str], pointer: str) -> None:
+    def _check_events(self, patterns: list[str], pointer: str, *, besides: tuple[str, ...] = ()) -> None:
         for index, pattern in enumerate(patterns):
-            if pattern == OWN_EVENT or not self._types.is_known(pattern):
+            if pattern == OWN_EVENT or not (pattern in besides or self._types.is_known(pattern)):
                 detail = f"No event that can be told is named {pattern}; corral webhooks event-types lists them."
                 raise Invalid.at(f"{pointer}/{index}", "not_in_enum", detail, problem="unknown_event")
 

@@ -21,20 +21,20 @@ from corral_plugins.notifications.models import IS_OPEN, Channel, Delivery, Grou
 from corral_plugins.notifications.service.channel_types import ChannelTypeRegistry
 from corral_plugins.notifications.service.grouping import (
     CRITICAL,
+    LOCK,
     QUIET_KEY,
     Bundle,
     Target,
     is_unchanged,
     join_or_begin,
-    remember_sent,
+    next_of,
 )
 from corral_plugins.notifications.service.people import People, Person
 from corral_plugins.notifications.service.quiet_hours import end_of_quiet_hours
 from corral_plugins.notifications.service.states import ended, waiting_until
 
-LEASE_SECONDS = 60  # a mail to 50 addresses takes a while; a lease that ends early only causes a second attempt
-MAIL_LEASE_SECONDS = 900
-MAX_CHANNELS, AT_ONCE = 100, 500
+LEASE_SECONDS = 60  # the process renews it as long as the attempt runs
+MAX_DUE, MAX_CHANNELS, AT_ONCE = 1000, 100, 500
 GIVE_UP_SECONDS = 86_400
 IS_DUE = Delivery.due_at.is_null(False)
 
@@ -73,25 +73,36 @@ class DeliveryClaims:
         """Claim the first due delivery of each channel that can be used now."""
         if self.holds_deliveries():
             return Claims(claimed=[], more=False)
-        advisory_lock("notifications.claim")  # so that a channel sends one message at a time
-        channels = {row.id: row for row in self._due_channels()}
-        usable = {key: row for key, row in channels.items() if self._is_usable(row)}
+        advisory_lock(LOCK)  # so that a channel sends one message at a time, with all events that joined it
+        ready = [row for row in _due_channels() if self._is_ready(row)]
+        usable = {row.id: row for row in ready[:MAX_CHANNELS]}
         rows = _first_due(usable)
         self._cancel_orphans()
         if not rows:
             return Claims(claimed=[], more=False)
         rules = {row.id: row for row in Rule.select().where(Rule.id.in_({row.rule_id for row in rows}))}
         groups = {row.id: row for row in Group.select().where(Group.id.in_({row.group_id for row in rows}))}
+        earlier = _earlier_attempts(rows)
         people = self._people.load({row.user_id for row in rows if row.user_id is not None})
         claimed = []
         for row in rows:
-            if self._is_to_be_sent(row, rules.get(row.rule_id or ""), groups.get(row.group_id or ""), people):
-                claimed.append(self._lease(row, usable[row.channel_id], people))
+            rule, group_id = rules.get(row.rule_id or ""), row.group_id or ""
+            if not _is_to_be_sent(row, rule, people):
+                continue
+            if rule and row.is_collecting and not _is_next(row, rule, groups.get(group_id), earlier.get(group_id)):
+                continue
+            if (lease := self._lease(row, usable[row.channel_id], people)) is not None:
+                claimed.append(lease)
         return Claims(claimed=claimed, more=True)
 
+    def renew(self, claimed: Claimed) -> None:
+        """Extend the lease of an attempt that is still running."""
+        Delivery.update(lease_until=clock.now(LEASE_SECONDS)).where(holds(claimed.delivery)).execute()
+
     def release(self, claimed: Claimed, due_at: str) -> None:
-        """Give back a delivery that was not attempted. It is due at an instant."""
-        Delivery.update(waiting_until(due_at)).where(holds(claimed.delivery)).execute()
+        """Give back a delivery that was not attempted. It is due at an instant, and collects events again."""
+        changes = {**waiting_until(due_at), "is_collecting": claimed.delivery.is_collecting}
+        Delivery.update(changes).where(holds(claimed.delivery)).execute()
 
     def has_late(self) -> bool:
         """Return whether a lease has ended, or a delivery has been due for a day."""
@@ -123,18 +134,6 @@ class DeliveryClaims:
 
     # -- parts
 
-    @staticmethod
-    def _due_channels() -> list[Channel]:
-        due = Delivery.select(peewee.SQL("1")).where(
-            (Delivery.channel_id == Channel.id) & (Delivery.due_at <= clock.now())
-        )
-        running = Delivery.select(Delivery.channel_id).where(Delivery.lease_until.is_null(False))
-        free = peewee.fn.EXISTS(due) & Channel.id.not_in(running)
-        return list(Channel.select().where(free).order_by(Channel.next_send_at, Channel.id).limit(MAX_CHANNELS))
-
-    def _is_usable(self, row: Channel) -> bool:
-        return self._is_ready(row) and (row.next_send_at is None or row.next_send_at <= clock.now())
-
     def _is_ready(self, row: Channel) -> bool:
         """Return whether a channel is enabled, its type active, and its circuit breaker not open."""
         if not row.is_enabled or self._types.find(row.type) is None:
@@ -148,33 +147,12 @@ class DeliveryClaims:
         some = Delivery.select(Delivery.id).where(orphaned).limit(AT_ONCE)
         Delivery.update(ended("cancelled")).where(Delivery.id.in_(some) & IS_DUE).execute()
 
-    def _is_to_be_sent(
-        self, row: Delivery, rule: Rule | None, group: Group | None, people: Mapping[str, Person]
-    ) -> bool:
-        """Return whether a due delivery is to be sent. Otherwise, it ends or is held."""
-        if row.user_id is not None and row.user_id not in people:
-            _end(row, "cancelled", "The person is not active.")
-            return False
-        if rule is None or row.attempts or not row.is_collecting:
-            return True
-        person = people.get(row.user_id) if row.user_id is not None else None
-        hours = [rule.quiet_hours, person.quiet_hours if person is not None else None]
-        ends = [end for each in hours if (end := end_of_quiet_hours(each, clock.time_s())) is not None]
-        if ends and row.severity != CRITICAL:
-            _hold(row, max(ends))
-            return False
-        if row.group_key != QUIET_KEY and is_unchanged(row, group, rule.repeat_interval_seconds):
-            _end(row, "suppressed", "The same was sent before (repeat_interval_seconds).")
-            return False
-        return True
-
-    def _lease(self, row: Delivery, channel: Channel, people: Mapping[str, Person]) -> Claimed:
+    def _lease(self, row: Delivery, channel: Channel, people: Mapping[str, Person]) -> Claimed | None:
+        """Claim a delivery. Return None if it ended in the meantime."""
         kind, lease = self._types.require(channel.type), new_id()
-        seconds = MAIL_LEASE_SECONDS if len(channel.config.get("to", ())) > 1 else LEASE_SECONDS
-        leased = {"due_at": None, "lease": lease, "lease_until": clock.now(seconds), "is_collecting": False}
-        Delivery.update(leased).where((Delivery.id == row.id) & IS_DUE).execute()
-        if row.is_collecting:
-            remember_sent(row)
+        leased = {"is_collecting": False, "due_at": None, "lease": lease, "lease_until": clock.now(LEASE_SECONDS)}
+        if not Delivery.update(leased).where((Delivery.id == row.id) & IS_DUE).execute():
+            return None
         if kind.pace_seconds:
             Channel.update(next_send_at=clock.now(kind.pace_seconds)).where(Channel.id == channel.id).execute()
         row.lease = lease
@@ -188,6 +166,16 @@ def holds(delivery: Delivery) -> Any:
     return (Delivery.id == delivery.id) & (Delivery.lease == delivery.lease)
 
 
+def _due_channels() -> list[Channel]:
+    """Return the enabled channels with due deliveries that may send now and send nothing else."""
+    now = clock.now()
+    due = Delivery.select(peewee.SQL("1")).where((Delivery.channel_id == Channel.id) & (Delivery.due_at <= now))
+    running = Delivery.select(Delivery.channel_id).where(Delivery.lease_until.is_null(False))
+    free = Channel.is_enabled & (Channel.next_send_at.is_null() | (Channel.next_send_at <= now))
+    where = free & peewee.fn.EXISTS(due) & Channel.id.not_in(running)
+    return list(Channel.select().where(where).order_by(Channel.id).limit(MAX_DUE))
+
+
 def _first_due(channel_ids: Iterable[str]) -> Sequence[Delivery]:
     """Return the oldest due delivery of each channel."""
     ids = list(channel_ids)
@@ -198,13 +186,57 @@ def _first_due(channel_ids: Iterable[str]) -> Sequence[Delivery]:
     return list(Delivery.select().where(Delivery.id.in_(first)))
 
 
+def _earlier_attempts(rows: Sequence[Delivery]) -> dict[str, str]:
+    """Return when an earlier message of each group is attempted again, for the groups that have one."""
+    waits = Delivery.group_id.in_({row.group_id for row in rows}) & IS_DUE & ~Delivery.is_collecting
+    found = Delivery.select(Delivery.group_id, Delivery.due_at).where(waits & (Delivery.status == "retrying"))
+    return {str(row.group_id): str(row.due_at) for row in found}
+
+
+def _is_to_be_sent(row: Delivery, rule: Rule | None, people: Mapping[str, Person]) -> bool:
+    """Return whether a due delivery may be sent now. Otherwise, it ends, or quiet hours hold it."""
+    if row.user_id is not None and row.user_id not in people:
+        _end(row, "cancelled", "The person is not active.")
+        return False
+    if rule is None or row.severity == CRITICAL or not (row.is_collecting or row.status == "retrying"):
+        return True  # what an admin repeats is sent at once
+    person = people.get(row.user_id) if row.user_id is not None else None
+    hours = [rule.quiet_hours, person.quiet_hours if person is not None else None]
+    ends = [end for each in hours if (end := end_of_quiet_hours(each, clock.time_s())) is not None]
+    if ends:
+        _hold(row, max(ends))
+    return not ends
+
+
+def _is_next(row: Delivery, rule: Rule, group: Group | None, earlier: str | None) -> bool:
+    """Return whether it is the turn of a message that still collects events. Otherwise, it ends or goes on collecting.
+
+    It waits for an earlier message of its group, and then for the interval of the group.
+    """
+    if row.group_key == QUIET_KEY:
+        return True
+    if earlier is not None and earlier > clock.now():
+        Delivery.update(waiting_until(earlier)).where((Delivery.id == row.id) & IS_DUE).execute()
+        return False
+    if is_unchanged(row, group, rule.repeat_interval_seconds):
+        _end(row, "suppressed", "The same was sent before (repeat_interval_seconds).")
+        return False
+    if group is not None and (since := next_of(group, rule)) > clock.now():
+        Delivery.update({**waiting_until(since), "ready_at": since}).where((Delivery.id == row.id) & IS_DUE).execute()
+        return False
+    return True
+
+
 def _end(row: Delivery, status: str, reason: str) -> None:
     Delivery.update({**ended(status), "last_error": reason}).where((Delivery.id == row.id) & IS_OPEN).execute()
 
 
 def _hold(row: Delivery, until: str) -> None:
-    """Let the events of a delivery join the summary at the end of the quiet hours."""
-    if row.group_key == QUIET_KEY:
+    """Let the events of a delivery join the summary at the end of the quiet hours.
+
+    The summary itself, and a message that was attempted, wait as they are.
+    """
+    if row.group_key == QUIET_KEY or not row.is_collecting:
         Delivery.update({**waiting_until(until), "ready_at": until}).where((Delivery.id == row.id) & IS_DUE).execute()
         return
     target = Target(rule_id=row.rule_id, channel_id=row.channel_id, user_id=row.user_id, group_key=QUIET_KEY)

@@ -14,6 +14,7 @@ from corral_plugins.notifications.api import SEVERITIES, Json
 from corral_plugins.notifications.models import Channel, Delivery
 from corral_plugins.notifications.service.catalogue import MAX_BODY, MAX_TITLE, href_of
 from corral_plugins.notifications.service.inbox import Inbox, NewNotification
+from corral_plugins.notifications.service.people import People, receivers_of
 from corral_plugins.notifications.service.text import one_line, plain
 
 ID: Json = {"type": "string", "format": "uuid"}
@@ -22,8 +23,8 @@ SEND, MANAGE = "notifications.read", "notifications.manage"
 SCHEMA: Json = {
     "type": "object",
     "properties": {
-        "title": {"type": "string", "minLength": 1, "maxLength": 200},
-        "body": {"type": "string", "maxLength": 2000},
+        "title": {"type": "string", "minLength": 1, "maxLength": 1000, "description": "200 characters are shown."},
+        "body": {"type": "string", "maxLength": 65_536, "description": "2000 characters are shown."},
         "severity": {"enum": list(SEVERITIES)},
         "channel_ids": {"type": "array", "items": ID, "maxItems": 10},
         "user_ids": {"type": "array", "items": ID, "maxItems": 50},
@@ -36,8 +37,8 @@ SCHEMA: Json = {
 class DirectNotifications:
     """Sends notifications that name their text, and those who get them."""
 
-    def __init__(self, accounts: Accounts, inbox: Inbox, redactor: Redactor) -> None:
-        self._accounts, self._inbox, self._redactor = accounts, inbox, redactor
+    def __init__(self, accounts: Accounts, people: People, inbox: Inbox, redactor: Redactor) -> None:
+        self._accounts, self._people, self._inbox, self._redactor = accounts, people, inbox, redactor
 
     def check(self, fields: Json, *, by: Principal, pointer: str = "") -> None:
         """Raise a `Problem` for people and channels that do not exist, or that the caller may not use."""
@@ -57,8 +58,8 @@ class DirectNotifications:
         fields = self._redactor.redact_json(fields)
         self.check(fields, by=by, pointer=pointer)
         users, channels = _lower(fields.get("user_ids")), _lower(fields.get("channel_ids"))
-        if not users and not channels and by.user_id is not None:
-            users = [by.user_id]
+        recipients = users or ([by.user_id] if by.user_id is not None else [])
+        users = users if channels else recipients
         notification_id, severity = new_id(), fields.get("severity", "info")
         title, body = one_line(fields["title"], MAX_TITLE), plain(fields.get("body", ""), MAX_BODY)
         href = href_of(*object)
@@ -77,16 +78,26 @@ class DirectNotifications:
             for each in users
         )
         item = {"event_id": None, "event": SENT_EVENT, "title": title, "body": body, "href": href, "at": clock.now()}
-        for channel_id in channels:
-            _write_delivery(channel_id, notification_id, severity, item)
+        self._write_deliveries(channels, recipients, notification_id, severity, item)
         return notification_id
 
+    def _write_deliveries(
+        self, channel_ids: list[str], recipients: list[str], key: str, severity: str, item: dict[str, Any]
+    ) -> None:
+        """Write what goes through channels. Those with `to_recipients` tell the recipients one by one."""
+        channels = list(Channel.select().where(Channel.id.in_(channel_ids)).order_by(Channel.id)) if channel_ids else []
+        people = self._people.load(recipients).values() if channels else ()
+        for channel in channels:
+            for person in receivers_of(channel, people, severity):
+                _write_delivery(channel.id, None if person is None else person.id, key, severity, item)
 
-def _write_delivery(channel_id: str, key: str, severity: str, item: dict[str, Any]) -> None:
+
+def _write_delivery(channel_id: str, user_id: str | None, key: str, severity: str, item: dict[str, Any]) -> None:
     now = clock.now()
     Delivery.create(
         id=new_id(),
         channel_id=channel_id,
+        user_id=user_id,
         group_key=key,
         severity=severity,
         items=[item],

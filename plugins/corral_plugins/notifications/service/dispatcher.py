@@ -28,6 +28,7 @@ from corral_plugins.notifications.service.sender import ChannelSender
 log = logging.getLogger("corral.notifications")
 
 POLL_SECONDS, IDLE_SECONDS, RETRY_SECONDS, DRAIN_SECONDS = 1.0, 10.0, 2.0, 20.0
+RENEW_SECONDS = 15.0  # a lease survives three renewals that fail
 ENTRY = UnitContext(label="notifications.dispatch", actor=SYSTEM, cause=(CAUSE,))
 
 
@@ -144,8 +145,7 @@ class NotificationDispatcher:
     async def _attempt(self, claimed: Claimed) -> None:
         """Attempt a delivery and record the result. An attempt that is broken off gives the delivery back."""
         try:
-            notification = self._messages.of_delivery(claimed.delivery, to=claimed.to)
-            result = await self._sender.send(claimed.channel, claimed.kind, notification)
+            result = await self._send(claimed)
         except CircuitOpen as rejection:
             await self._release(claimed, rejection.retry_at)
         except (Problem, asyncio.CancelledError) as error:
@@ -157,6 +157,26 @@ class NotificationDispatcher:
         else:
             self._metrics.count(claimed.kind.type, "success" if result.error is None else "failure")
             await asyncio.shield(self._record(claimed, result))
+
+    async def _send(self, claimed: Claimed) -> SendResult:
+        """Send a delivery, and keep its lease in the meantime. What fails unexpectedly is a failed attempt."""
+        renewal = asyncio.get_running_loop().create_task(self._renew(claimed))
+        try:
+            notification = self._messages.of_delivery(claimed.delivery, to=claimed.to)
+            return await self._sender.send(claimed.channel, claimed.kind, notification)
+        except Problem:
+            raise
+        except Exception as error:
+            log.warning("a notification failed unexpectedly", extra={"channel": claimed.channel.id}, exc_info=True)
+            return SendResult(error=f"{type(error).__name__} in Corral; see the log.", says_nothing=True)
+        finally:
+            renewal.cancel()
+
+    async def _renew(self, claimed: Claimed) -> None:
+        while True:
+            await asyncio.sleep(RENEW_SECONDS)
+            with contextlib.suppress(Unavailable):
+                await self._work(lambda: self._claims.renew(claimed), entry=ENTRY)
 
     async def _record(self, claimed: Claimed, result: SendResult) -> None:
         """Record a result, even if the database is unavailable for a moment."""

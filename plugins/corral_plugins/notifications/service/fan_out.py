@@ -36,6 +36,7 @@ from corral_plugins.notifications.service.catalogue import (
     is_at_least,
     is_told,
     severity_of,
+    title_of_mention,
 )
 from corral_plugins.notifications.service.channel_types import MAIL_BREAKER, ChannelTypeRegistry
 from corral_plugins.notifications.service.grouping import (
@@ -47,7 +48,8 @@ from corral_plugins.notifications.service.grouping import (
     write_bundles,
 )
 from corral_plugins.notifications.service.inbox import Inbox, NewNotification
-from corral_plugins.notifications.service.people import People, Person
+from corral_plugins.notifications.service.mentions import MENTION, MENTIONING, Mentions, names_in
+from corral_plugins.notifications.service.people import People, Person, receivers_of
 from corral_plugins.notifications.service.quiet_hours import end_of_quiet_hours
 from corral_plugins.notifications.settings import DEFAULT_NOTIFICATIONS
 
@@ -132,11 +134,12 @@ class NotificationFanOut:
         settings: Settings,
         matching: RuleMatching,
         people: People,
+        mentions: Mentions,
         inbox: Inbox,
         channel_types: ChannelTypeRegistry,
     ) -> None:
         self._work, self._settings, self._matching = work, settings, matching
-        self._people, self._inbox, self._channel_types = people, inbox, channel_types
+        self._people, self._mentions, self._inbox, self._channel_types = people, mentions, inbox, channel_types
 
     async def create_cursor(self) -> None:
         """Store the end of the log as the position if none is stored, so that no later event is missed."""
@@ -155,13 +158,19 @@ class NotificationFanOut:
     def followed_names(self) -> frozenset[str]:
         """Return the names of the events of which somebody is told. Runs in a unit of work."""
         patterns = {pattern for rule in _enabled_rules() for pattern in rule.events}
-        return self._matching.titles.names([*patterns, *self._default_names()])
+        return self._names(patterns)
 
     # -- parts
 
+    def _names(self, patterns: Iterable[str]) -> frozenset[str]:
+        mentioning = MENTIONING if self._is_default(MENTION) else ()
+        return self._matching.titles.names([*patterns, *self._default_names(), *mentioning])
+
     def _default_names(self) -> list[str]:
-        chosen = self._settings.get(DEFAULT_NOTIFICATIONS)
-        return [name for name in DEFAULTS if chosen.get(name, True)]
+        return [name for name in DEFAULTS if self._is_default(name)]
+
+    def _is_default(self, entry: str) -> bool:
+        return self._settings.get(DEFAULT_NOTIFICATIONS).get(entry, True)
 
     async def _read_batch(self, pass_over: bool) -> bool:
         """Handle the next events. Those that cannot be handled together are handled one by one."""
@@ -194,7 +203,7 @@ class NotificationFanOut:
         before = int(ConsumerRow.get_by_id(CONSUMER).cursor)
         newest = event_log.last_seq()  # read first, because later events must come after the position
         rules = _enabled_rules()
-        names = self._matching.titles.names([*self._default_names(), *(each for rule in rules for each in rule.events)])
+        names = self._names(each for rule in rules for each in rule.events)
         until = min(newest, before + WINDOW)
         where = [EventRow.seq > before, EventRow.seq <= until, EventRow.type.in_(sorted(names))]
         events = event_log.select(where, limit) if names and until > before else []
@@ -207,14 +216,25 @@ class NotificationFanOut:
     async def _handle(self, batch: Batch) -> None:
         events = [event for event in batch.events if not _is_about_itself(event)]
         matched = await self._matching.matches(batch.rules, events)
-        await self._work(lambda: self._write(batch, events, matched), entry=ENTRY)
+        texts: dict[str, str] = {}
+        if any(event.type in MENTIONING for event in events):
+            texts = await self._work(lambda: self._mentions.texts(events), entry=ENTRY, read=True)
+        names = {event_id: found for event_id, text in texts.items() if (found := names_in(text))}
+        await self._work(lambda: self._write(batch, events, matched, names), entry=ENTRY)
 
-    def _write(self, batch: Batch, events: Sequence[LoggedEvent], matched: Mapping[str, Sequence[Rule]]) -> None:
+    def _write(
+        self,
+        batch: Batch,
+        events: Sequence[LoggedEvent],
+        matched: Mapping[str, Sequence[Rule]],
+        names: Mapping[str, set[str]],
+    ) -> None:
         _move_cursor(batch.before, batch.reached)
         if not events:
             return
         defaults = frozenset(self._default_names())
-        audience = _Audience(self._people, events, matched, defaults)
+        mentioned = self._mentions.people(names) if self._is_default(MENTION) else {}
+        audience = _Audience(self._people, events, matched, defaults, mentioned)
         outgoing = _Outgoing(self._channel_types, events, matched)
         told: list[NewNotification] = []
         for event in events:
@@ -236,8 +256,9 @@ class _Audience:
         events: Sequence[LoggedEvent],
         matched: Mapping[str, Sequence[Rule]],
         defaults: Collection[str],
+        mentioned: Mapping[str, set[str]],
     ) -> None:
-        self._people = people
+        self._people, self._mentioned = people, mentioned
         rules = {rule.id: rule for found in matched.values() for rule in found}
         wanted = {role for rule in rules.values() for role in rule.recipients["roles"]}
         told = [event for event in events if event.type in defaults and is_told(event, event.payload())]
@@ -246,13 +267,13 @@ class _Audience:
         wanted |= {"member"} if "approvers" in audiences else set()
         self._roles = {role: people.with_role([role]) for role in sorted(wanted)}
         self._concerned = {event.id: people.concerned(event, event.payload(), self._roles) for event in told}
-        ids = {each for found in self._concerned.values() for each in found}
+        ids = {each for found in (*self._concerned.values(), *mentioned.values()) for each in found}
         ids |= {each for event in events for rule in matched.get(event.id, ()) for each in self._named(event, rule)}
         self._persons = people.load(ids)
 
     def of_rule(self, event: LoggedEvent, data: Mapping[str, Any], rule: Rule) -> list[Person]:
         """Return the recipients of a rule who may be told of an event."""
-        return self._told(event, data, self._named(event, rule))
+        return self._told(event, data, self._named(event, rule), event.type)
 
     def in_app(
         self, event: LoggedEvent, data: Mapping[str, Any], described: Described, rules: Sequence[Rule]
@@ -268,25 +289,28 @@ class _Audience:
                     groups[user_id] = groups.get(user_id) or key
         for user_id in self._concerned.get(event.id, ()):
             groups.setdefault(user_id, "")
-        plain_key = f"{event.type} {event.object_type} {event.object_id}"
+        told = {person.id: event.type for person in self._told(event, data, groups, event.type)}
+        mentioned = self._mentioned.get(event.id, set()) - told.keys()
+        told |= {person.id: MENTION for person in self._told(event, data, mentioned, MENTION)}
         return [
             NewNotification(
-                user_id=person.id,
-                type=event.type,
+                user_id=user_id,
+                type=type,
                 severity=described.severity,
-                title=described.title,
+                title=described.title if type == event.type else title_of_mention(event, data),
                 body=described.body,
                 object=(event.object_type, event.object_id),
                 href=described.href,
                 event_id=event.id,
-                group=groups[person.id] or plain_key,
+                group=groups.get(user_id) or f"{type} {event.object_type} {event.object_id}",
             )
-            for person in self._told(event, data, groups)
+            for user_id, type in told.items()
         ]
 
-    def _told(self, event: LoggedEvent, data: Mapping[str, Any], user_ids: Iterable[str]) -> list[Person]:
+    def _told(self, event: LoggedEvent, data: Mapping[str, Any], user_ids: Iterable[str], type: str) -> list[Person]:
+        """Return the people among these who may be told of an event, as a notification of a type."""
         found = [self._persons[each] for each in sorted(user_ids) if each in self._persons]
-        return [person for person in found if self._people.may_be_told(person, event, data)]
+        return [person for person in found if self._people.may_be_told(person, event, data, type)]
 
     def _named(self, event: LoggedEvent, rule: Rule) -> set[str]:
         wanted = rule.recipients
@@ -333,20 +357,12 @@ class _Outgoing:
             channel = self._channels.get(channel_id)
             if channel is None or self._breakers[channel_id] in silent:
                 continue
-            for person in _receivers(channel, people, described.severity):
+            for person in receivers_of(channel, people, described.severity):
                 told = (event.id, channel_id, None if person is None else person.id)
                 if told not in self._sent and (person is not None or event.visibility != PRIVATE):
                     self._sent.add(told)
                     target = _target(rule, channel_id, person, key, described.severity)
                     self.bundles.setdefault(target, Bundle()).add(item, described.severity, object)
-
-
-def _receivers(channel: Channel, people: Sequence[Person], severity: str) -> Sequence[Person | None]:
-    """Return the people whom a channel tells one by one, or no person if it has its own receivers."""
-    if not channel.config.get("to_recipients"):
-        return (None,)
-    wanted = {"all": True, "important": is_at_least(severity, "error"), "off": False}
-    return [person for person in people if wanted[person.email_preference]]
 
 
 def _target(rule: Rule, channel_id: str, person: Person | None, key: str, severity: str) -> Target:

@@ -12,6 +12,7 @@ from typing import Any, cast
 import msgspec
 
 from corral import clock
+from corral.database.dialect import advisory_lock
 from corral.ids import new_id
 from corral_plugins.notifications.api import SEVERITIES, Json, Severity
 from corral_plugins.notifications.models import Delivery, Group, Rule
@@ -19,6 +20,8 @@ from corral_plugins.notifications.models import Delivery, Group, Rule
 SHOWN_ITEMS, MAX_OBJECTS = 10, 200
 QUIET_KEY = "quiet hours"
 CRITICAL = "critical"
+LOCK = "notifications.collect"
+"""The lock of those that add events to waiting messages or claim them, so that no event is lost in between."""
 
 
 class Target(msgspec.Struct, frozen=True, kw_only=True):
@@ -88,6 +91,9 @@ def group_key_of(group_by: Iterable[str], event: str, object: tuple[str, str], d
 
 def write_bundles(bundles: Mapping[Target, Bundle], rules: Mapping[str, Rule]) -> None:
     """Add events to the messages that collect them, or begin new ones."""
+    if not bundles:
+        return
+    advisory_lock(LOCK)
     groups = {target.id: target for target in bundles}
     collecting = _collecting(groups)
     last = {row.id: row for row in Group.select().where(Group.id.in_(list(groups)))}
@@ -95,23 +101,31 @@ def write_bundles(bundles: Mapping[Target, Bundle], rules: Mapping[str, Rule]) -
         row = collecting.get(target.id)
         if row is None or not _join(row, bundle):
             group = last.get(target.id)
-            _begin(target, bundle, _due_at(target, rules[target.rule_id], group.last_sent_at if group else None))
+            _begin(target, bundle, _due_at(target, rules[target.rule_id], group))
 
 
 def join_or_begin(target: Target, bundle: Bundle, due_at: str) -> None:
-    """Add events to the message of a target that collects them, or begin one that is due at an instant."""
+    """Add events to the message of a target that collects them, or begin one that is due at an instant.
+
+    The caller holds the lock.
+    """
     row = _collecting([target.id]).get(target.id)
     if row is None or not _join(row, bundle):
         _begin(target, bundle, due_at)
 
 
 def remember_sent(row: Delivery) -> None:
-    """Remember what the message of a group told of, and when."""
+    """Remember what the message of a group told of, and when, because it was sent."""
     if row.group_id is not None:
         now = clock.now()
         sent = {Group.last_sent_at: now, Group.objects: row.objects}
         insert = Group.insert(id=row.group_id, last_sent_at=now, objects=row.objects)
         insert.on_conflict(conflict_target=[Group.id], update=sent).execute()
+
+
+def next_of(group: Group, rule: Rule) -> str:
+    """Return the instant from which the next message of a group may be sent."""
+    return clock.format_instant(clock.parse_instant(group.last_sent_at) + rule.group_interval_seconds)
 
 
 def is_unchanged(row: Delivery, group: Group | None, repeat_seconds: int) -> bool:
@@ -131,13 +145,11 @@ def _collecting(group_ids: Collection[str]) -> dict[str, Delivery]:
     return {str(row.group_id): row for row in rows}
 
 
-def _due_at(target: Target, rule: Rule, last_sent_at: str | None) -> str:
+def _due_at(target: Target, rule: Rule, group: Group | None) -> str:
     if target.hold_until is not None:
         return target.hold_until
     due = clock.now(rule.group_wait_seconds)
-    if last_sent_at is None:
-        return due
-    return max(due, clock.format_instant(clock.parse_instant(last_sent_at) + rule.group_interval_seconds))
+    return due if group is None else max(due, next_of(group, rule))
 
 
 def _join(row: Delivery, bundle: Bundle) -> bool:

@@ -41,13 +41,15 @@ class ChannelHttp:
     def __init__(self, egress: Egress, redactor: Redactor) -> None:
         self._egress, self._redactor = egress, redactor
 
-    async def post(self, url: str, body: bytes, headers: Mapping[str, str]) -> HttpAnswer:
-        """Post a JSON body, and return the response."""
+    async def post(
+        self, url: str, body: bytes, headers: Mapping[str, str], *, content_type: str | None = None
+    ) -> HttpAnswer:
+        """Post a body, by default of JSON, and return the response."""
         import httpx2
 
         sent = httpx2.Headers({"User-Agent": _user_agent()})
         sent.update(headers)
-        sent["Content-Type"] = "application/json"
+        sent["Content-Type"] = content_type or "application/json"
         try:
             async with self._egress.client(
                 SINK, connect_seconds=CONNECT_SECONDS, total_seconds=TOTAL_SECONDS, max_bytes=MAX_RESPONSE

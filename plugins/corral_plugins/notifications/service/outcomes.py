@@ -12,15 +12,17 @@ from corral.database.unit import locked
 from corral.events.alerts import raise_alert
 from corral.events.event import SystemAlert
 from corral.plugin import Settings
-from corral_plugins.notifications.api import SendResult
+from corral_plugins.notifications.api import ChannelType, SendResult
 from corral_plugins.notifications.models import Channel, Delivery
 from corral_plugins.notifications.service.catalogue import CHANNEL_FAILING
-from corral_plugins.notifications.service.claims import Claimed, holds
+from corral_plugins.notifications.service.claims import GIVE_UP_SECONDS, Claimed, holds
+from corral_plugins.notifications.service.grouping import remember_sent
 from corral_plugins.notifications.service.states import ended, waiting_until
 from corral_plugins.notifications.settings import RETRY_SCHEDULE
 
 AT_ONCE = 500
 MAX_ERROR = 500
+LEAST_WAIT_SECONDS = 5.0  # a service may ask to wait for 0 seconds, again and again
 
 
 class DeliveryOutcomes:
@@ -32,48 +34,62 @@ class DeliveryOutcomes:
     def record(self, claimed: Claimed, result: SendResult) -> bool:
         """Record the result of an attempt. Return False if the claim is not valid any more."""
         row: Channel | None = locked(Channel.select().where(Channel.id == claimed.channel.id)).first()
-        changes = {"last_error": _error(result), "served": list(result.served), **self._next_state(claimed, result)}
+        served = list(result.served) or claimed.delivery.served
+        changes = {"last_error": _error(result), "served": served, **self._next_state(claimed, result)}
         if not Delivery.update(changes).where(holds(claimed.delivery)).execute():
             return False
-        if row is not None:
-            self._record_channel(row, claimed, result)
+        if result.error is None:
+            remember_sent(claimed.delivery)
+        if row is not None and _record_channel(row, claimed.kind, result):
+            _alert_admins(row, result)
         return True
 
+    def record_test(self, channel_id: str, kind: ChannelType, result: SendResult) -> None:
+        """Record the result of a test. Nobody is alerted, because an admin waits for it."""
+        row: Channel | None = locked(Channel.select().where(Channel.id == channel_id)).first()
+        if row is not None:
+            _record_channel(row, kind, result)
+
     def _next_state(self, claimed: Claimed, result: SendResult) -> dict[str, Any]:
-        """Return the changes to the state of a delivery. Waiting as the service asks uses up no attempt."""
+        """Return the changes to the state of a delivery. For a day, waiting as the service asks uses up no attempt."""
         schedule, attempts = self._settings.get(RETRY_SCHEDULE), claimed.delivery.attempts + 1
         if result.error is None:
             return {**ended("succeeded"), "attempts": attempts}
-        if result.retry_after is not None and not result.permanent:
-            return {"status": "retrying", **waiting_until(clock.now(result.retry_after))}
+        is_late = claimed.delivery.ready_at < clock.now(-GIVE_UP_SECONDS)
+        if result.retry_after is not None and not result.permanent and not is_late:
+            return {"status": "retrying", **waiting_until(clock.now(max(result.retry_after, LEAST_WAIT_SECONDS)))}
         if result.permanent or attempts >= len(schedule):
             return {**ended("failed"), "attempts": attempts}
         return {"status": "retrying", "attempts": attempts, **waiting_until(clock.now(schedule[attempts]))}
 
-    @staticmethod
-    def _record_channel(row: Channel, claimed: Claimed, result: SendResult) -> None:
-        mine = Channel.id == row.id
-        if result.error is None:
-            well = {"last_success_at": clock.now(), "last_error": None, "failing_since": None}
-            Channel.update(well).where(mine).execute()
-            _make_due(row.id)
-        elif result.retry_after is not None and not result.permanent:
-            Channel.update(next_send_at=clock.now(result.retry_after)).where(mine).execute()
-        elif result.permanent and claimed.kind.breaker is not None:  # one message was refused; the service works
-            Channel.update(last_error=_error(result)).where(mine).execute()
-        else:
-            failing = {"last_error": _error(result), "failing_since": row.failing_since or clock.now()}
-            Channel.update(failing).where(mine).execute()
-            _alert_admins(row, result)
+
+def _record_channel(row: Channel, kind: ChannelType, result: SendResult) -> bool:
+    """Record what an attempt says about a channel. Return whether the channel is failing."""
+    mine = Channel.id == row.id
+    if result.error is None:
+        well = {"last_success_at": clock.now(), "last_error": None, "failing_since": None}
+        Channel.update(well).where(mine).execute()
+        _make_due(row.id)
+        return False
+    if result.retry_after is not None and not result.permanent:
+        Channel.update(next_send_at=clock.now(result.retry_after)).where(mine).execute()
+        return False
+    if result.permanent and kind.breaker is not None:  # one message was refused; the service works
+        Channel.update(last_error=_error(result)).where(mine).execute()
+        return False
+    failing = {"last_error": _error(result), "failing_since": row.failing_since or clock.now()}
+    Channel.update(failing).where(mine).execute()
+    return True
 
 
 def _make_due(channel_id: str) -> None:
-    """Make the deliveries due that wait for another attempt, because the channel works again."""
+    """Make the deliveries due that wait for another attempt or for an earlier message, because the channel works."""
+    now = clock.now()
     waiting = Delivery.select(Delivery.id).where(
-        (Delivery.channel_id == channel_id) & (Delivery.status == "retrying") & (Delivery.due_at > clock.now())
+        (Delivery.channel_id == channel_id) & (Delivery.due_at > now) & (Delivery.ready_at <= now)
     )
     some = Delivery.id.in_(waiting.order_by(Delivery.due_at).limit(AT_ONCE))
-    Delivery.update(waiting_until(clock.now())).where(some & Delivery.due_at.is_null(False)).execute()
+    Delivery.update(waiting_until(now)).where(some & Delivery.due_at.is_null(False)).execute()
 
 
 def _alert_admins(row: Channel, result: SendResult) -> None:

@@ -14,7 +14,7 @@ from corral.auth.visibility import EventRights
 from corral.events.log import LoggedEvent
 from corral_core.accounts.api import Accounts, Role, UserQuery
 from corral_plugins.approvals.api import Approvals
-from corral_plugins.notifications.models import Preference
+from corral_plugins.notifications.models import Channel, Preference
 from corral_plugins.notifications.service.catalogue import DEFAULTS, is_at_least, severity_of
 
 MAX_PEOPLE = 10_000
@@ -93,12 +93,12 @@ class People:
                 found = self._approvers(event.object_id, roles)
         return {each for each in found if each is not None}
 
-    def may_be_told(self, person: Person, event: LoggedEvent, data: Mapping[str, Any]) -> bool:
-        """Return whether a person may read an event and wants to know of it.
+    def may_be_told(self, person: Person, event: LoggedEvent, data: Mapping[str, Any], type: str) -> bool:
+        """Return whether a person may read an event and wants to know of it, as a notification of a type.
 
         People are told of what they did themselves only if it failed.
         """
-        if event.type in person.mute or not self._rights.can_read(person.principal, event):
+        if type in person.mute or not self._rights.can_read(person.principal, event):
             return False
         is_own = event.actor_type == "user" and event.actor_id == person.id
         return not is_own or is_at_least(severity_of(event, data), FAILURE)
@@ -111,3 +111,11 @@ class People:
         for each in people.approvers:
             found |= {*each.users, *(user for role in each.roles for user in roles.get(role, ()))}
         return found - people.excluded
+
+
+def receivers_of(channel: Channel, people: Iterable[Person], severity: str) -> Sequence[Person | None]:
+    """Return the people whom a channel tells one by one, or no person if it has its own receivers."""
+    if not channel.config.get("to_recipients"):
+        return (None,)
+    wanted = {"all": True, "important": is_at_least(severity, FAILURE), "off": False}
+    return [person for person in people if wanted[person.email_preference]]

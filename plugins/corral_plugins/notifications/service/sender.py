@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import logging
 from typing import Any
@@ -16,6 +17,8 @@ from corral_plugins.notifications.service.channel_types import CHANNEL_BREAKER, 
 from corral_plugins.notifications.service.credentials import ChannelCredentials
 
 log = logging.getLogger("corral.notifications")
+
+ATTEMPT_SECONDS = 900.0  # no type of channel takes so long by itself: a mail to 50 addresses takes some minutes
 
 
 class ChannelSender:
@@ -46,7 +49,8 @@ class ChannelSender:
         self, kind: ChannelType, config: dict[str, Any], notification: OutgoingNotification
     ) -> SendResult:
         try:
-            return await kind.send(config, notification)
+            async with asyncio.timeout(ATTEMPT_SECONDS):
+                return await kind.send(config, notification)
         except Problem:
             raise
         except Exception as error:

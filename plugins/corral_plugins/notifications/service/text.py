@@ -10,8 +10,10 @@ import unicodedata
 
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\u2028\u2029]")
 _SPACES = re.compile(r"\s+")
-_ANGLES = re.compile(r"<(?:[!@#][^<>]{0,200}|[^<>]{0,2000}\|[^<>]{0,2000}|(?:https?|mailto|tel|tg):[^<>]{0,2000})>")
-_MENTION = re.compile(r"(?<![\w.+-])[@＠](?=\w)")
+_ANGLES = re.compile(
+    r"<(?:(?:[!@#]|users/)[^<>]{0,200}|[^<>]{0,2000}\|[^<>]{0,2000}|(?:https?|mailto|tel|tg):[^<>]{0,2000})>"
+)
+_MENTION = re.compile(r"(?<!\w)[@＠]+(?=\w)")  # the @ of an address follows a letter or a digit
 _LINK = re.compile(r"\[([^\[\]]{0,500})\]\([^()\s]{0,2000}\)")
 _MARKUP = re.compile(r"[*`~]|(?<!\w)_|_(?!\w)")
 CUT = "…"
@@ -42,7 +44,7 @@ def harmless(text: str) -> str:
     text = unicodedata.normalize("NFC", text)
     text = _ANGLES.sub("", text)
     text = _LINK.sub(r"\1", text)
-    return _MARKUP.sub("", _MENTION.sub("", text))
+    return _MENTION.sub("", _MARKUP.sub("", text))  # last, because markup may stand between the @ and the name
 
 
 def length_utf16(text: str) -> int:

@@ -5,23 +5,36 @@ from __future__ import annotations
 import time
 
 from corral import clock
+from corral.database.engine import Work
+from corral.database.unit import SYSTEM, UnitContext
 from corral.ids import new_id
 from corral_plugins.circuit_breakers.api import CircuitOpen
 from corral_plugins.notifications.api import OutgoingItem, SendResult
 from corral_plugins.notifications.models import Channel
 from corral_plugins.notifications.service.channel_types import ChannelTypeRegistry
+from corral_plugins.notifications.service.fan_out import CAUSE
 from corral_plugins.notifications.service.links import OutgoingMessages
+from corral_plugins.notifications.service.outcomes import DeliveryOutcomes
 from corral_plugins.notifications.service.sender import ChannelSender
 from corral_plugins.notifications.shapes import ChannelTest
 
 TEST_EVENT = "notification.test"
+ENTRY = UnitContext(label="notifications.test", actor=SYSTEM, cause=(CAUSE,))
 
 
 class ChannelTrials:
-    """Sends test notifications. They are not recorded and not repeated."""
+    """Sends test notifications. They are not repeated. The state of the channel follows from the result."""
 
-    def __init__(self, sender: ChannelSender, types: ChannelTypeRegistry, messages: OutgoingMessages) -> None:
-        self._sender, self._types, self._messages = sender, types, messages
+    def __init__(
+        self,
+        work: Work,
+        sender: ChannelSender,
+        types: ChannelTypeRegistry,
+        messages: OutgoingMessages,
+        outcomes: DeliveryOutcomes,
+    ) -> None:
+        self._work, self._sender, self._types, self._messages = work, sender, types, messages
+        self._outcomes = outcomes
 
     async def send(self, row: Channel, address: str) -> ChannelTest:
         """Send a test notification, and return the result. A channel with `to_recipients` sends it to `address`."""
@@ -47,6 +60,8 @@ class ChannelTrials:
         )
         facts = {"id": new_id(), "severity": "info", "count": 1, "created_at": clock.now()}
         try:
-            return await self._sender.send(row, kind, self._messages.build(facts, [item], to=to))
+            result = await self._sender.send(row, kind, self._messages.build(facts, [item], to=to))
         except CircuitOpen:
             return SendResult(error="circuit_open")
+        await self._work(lambda: self._outcomes.record_test(row.id, kind, result), entry=ENTRY)
+        return result

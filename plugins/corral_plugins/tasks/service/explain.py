@@ -220,7 +220,12 @@ class TaskExplanations:
         found = []
         if agent.status in ("offline", "error", "draining"):
             how = f"Start it: corral agents start {name}"
-            found.append(_unmet("agent_started", f"The agent is {agent.status}.", how, f"{href}/start"))
+            detail = f"The agent is {agent.status}."
+            if agent.status == "error":
+                detail = (
+                    "The agent is in the state error: its tasks failed in a row, because its configuration is wrong."
+                )
+            found.append(_unmet("agent_started", detail, how, f"{href}/start"))
         else:
             found.append(_met("agent_started", "The agent is started."))
         if agent.status == "paused":

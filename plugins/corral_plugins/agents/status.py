@@ -1,0 +1,17 @@
+"""The line of `corral status` about agents that stopped because their tasks failed."""
+
+from __future__ import annotations
+
+from corral.cli.api_client import ApiClient
+from corral.cli.status_parts import StatusPart, read_if_allowed, some_names
+
+
+def agent_status(client: ApiClient) -> StatusPart:
+    """Describe the agents in the state `error`, which take no tasks until somebody starts them."""
+    found = read_if_allowed(client, "/agents", status="error")
+    if found is None or not found["items"]:
+        return StatusPart(found)
+    names = some_names(each["name"] for each in found["items"])
+    return StatusPart(
+        found, f"{names}: tasks failed in a row. Correct the configuration, then: corral agents start NAME"
+    )

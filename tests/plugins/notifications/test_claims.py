@@ -1,0 +1,276 @@
+"""How messages are claimed: with all their events, in turn, and without one channel keeping another from sending."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pytest
+from tests.plugins.notifications.conftest import ALLOWED, PLUGINS, Notified
+from tests.plugins.notifications.services import Service
+from tests.plugins.notifications.test_rules import hours, slack_channel
+from tests.plugins.webhooks.receivers import Receiver
+
+from corral import clock
+from corral.database.dialect import execute
+from corral.ids import new_id
+from corral.plugin import Plugin, hookimpl
+from corral_plugins.notifications.api import ChannelType, SendResult
+from corral_plugins.notifications.models import Channel, Delivery
+from corral_plugins.notifications.service import claims as claims_module
+from corral_plugins.notifications.service import dispatcher as dispatcher_module
+from corral_plugins.notifications.service import grouping, outcomes
+from corral_plugins.notifications.service.claims import DeliveryClaims
+
+on_postgres = pytest.mark.parametrize(  # SQLite has one writer at a time
+    "unmade_database_url", [pytest.param("postgres", marks=pytest.mark.postgres)], indirect=True
+)
+STORM: dict[str, Any] = {"events": ("things.*",), "group_by": ["agent_id"]}
+WAITING = "SELECT count(*) FROM pg_locks WHERE NOT granted"
+
+
+def read_meanwhile(world: Notified, module: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> list[asyncio.Task[Any]]:
+    """After the first call of a function in a unit of work, let another unit write what new events make.
+
+    The other unit ends, or waits for this one, before the function returns.
+    """
+    original, loop, ended = getattr(module, name), asyncio.get_running_loop(), threading.Event()
+    started: list[asyncio.Task[Any]] = []
+
+    def start() -> None:
+        task = loop.create_task(world.dispatcher._fan_out.read())
+        task.add_done_callback(lambda _: ended.set())
+        started.append(task)
+
+    def read(*args: Any) -> Any:
+        found = original(*args)
+        if not started and not ended.is_set():
+            monkeypatch.setattr(module, name, original)
+            loop.call_soon_threadsafe(start)
+            while not ended.wait(0.01) and not execute(WAITING).fetchone()[0]:
+                pass
+        return found
+
+    monkeypatch.setattr(module, name, read)
+    return started
+
+
+@on_postgres
+async def test_an_event_that_joins_a_message_while_it_is_claimed_is_told(
+    world: Notified, slack: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = await slack_channel(world, slack)
+    await world.rule(made, **STORM, group_interval_seconds=10)
+    await world.happen("one")
+    await world.kit.events()
+    await world.dispatcher._fan_out.read()
+    await world.happen("two")
+    await world.kit.events()
+    started = read_meanwhile(world, claims_module, "_first_due", monkeypatch)
+    found = await world.kit.work(world.kit.service(DeliveryClaims).claim)
+    await asyncio.gather(*started)
+    for each in found.claimed:
+        world.dispatcher._start(each)
+    await world.dispatcher.finish()
+    await world.run(seconds=11)
+    assert sum(row["count"] for row in await world.deliveries("succeeded")) == 2
+    assert len(slack.texts) == len(await world.deliveries())
+    told = "\n".join(slack.texts)
+    assert "2 × things.happened" in told or told.count("Something happened") == 2
+
+
+async def test_a_message_that_failed_suppresses_no_later_one(world: Notified, slack: Service) -> None:
+    made = await slack_channel(world, slack)
+    await world.rule(made, events=("things.*",))
+    slack.answers = [400]
+    await world.happen("one")
+    await world.run()
+    assert [row["status"] for row in await world.deliveries()] == ["failed"]
+    await world.happen("one")
+    await world.run()
+    await world.run(seconds=2)
+    assert [row["status"] for row in await world.deliveries()] == ["failed", "succeeded"]
+    assert len(slack.texts) == 1
+
+
+async def test_a_group_collects_while_its_earlier_message_waits(world: Notified, slack: Service) -> None:
+    made = await slack_channel(world, slack)
+    await world.rule(made, **STORM, group_interval_seconds=10)
+    slack.answers = [500] * 2
+    await world.happen("one")
+    await world.run()
+    for number in range(5):  # while the channel fails
+        await world.happen(f"more {number}")
+        await world.run()
+    assert [(row["status"], row["count"]) for row in await world.deliveries()] == [("retrying", 1), ("pending", 5)]
+    await world.run(seconds=11)
+    assert len(slack.requests) == 2
+    await world.run(seconds=61)
+    await world.run(seconds=2)
+    assert [text.partition("\n")[0] for text in slack.texts] == ["Something happened: a thing"]
+    await world.run(seconds=11)
+    assert slack.texts[1].startswith("5 × things.happened")
+
+
+async def test_what_waits_behind_an_earlier_message_goes_when_the_channel_works_again(
+    world: Notified, slack: Service
+) -> None:
+    made = await slack_channel(world, slack)
+    await world.rule(made, **STORM, group_interval_seconds=10)
+    slack.answers = [500] * 3
+    await world.happen("one")
+    for seconds in (0, 11, 61):
+        await world.run(seconds=seconds)
+    await world.happen("two")
+    await world.run(seconds=1)
+    assert [row["status"] for row in await world.deliveries()] == ["retrying", "pending"]
+    await world.happen("else", agent_id="two")
+    await world.run(seconds=1)  # is sent, and so is what waited
+    for _ in range(3):
+        await world.run(seconds=11)
+    assert {row["status"] for row in await world.deliveries()} == {"succeeded"}
+    assert len(slack.texts) == 3
+
+
+async def test_channels_that_cannot_send_keep_no_other_from_sending(world: Notified, slack: Service) -> None:
+    now = clock.now()
+    ids = [new_id() for _ in range(120)]
+    same: dict[str, Any] = {"type": "slack", "config": {}, "is_enabled": False, "created_at": now, "updated_at": now}
+    waiting: dict[str, Any] = {
+        "severity": "info",
+        "group_key": "x",
+        "items": [],
+        "due_at": now,
+        "ready_at": now,
+        "next_attempt_at": now,
+        "created_at": now,
+    }
+
+    def unit() -> None:
+        Channel.insert_many([{**same, "id": each, "name": each} for each in ids]).execute()
+        Delivery.insert_many([{**waiting, "id": new_id(), "channel_id": each} for each in ids]).execute()
+
+    await world.kit.work(unit)
+    made = await slack_channel(world, slack)
+    await world.rule(made, events=("things.*",))
+    await world.happen("one")
+    await world.run()
+    assert len(slack.texts) == 1
+
+
+async def test_another_attempt_waits_for_the_end_of_quiet_hours(world: Notified, slack: Service) -> None:
+    made = await slack_channel(world, slack)
+    await world.ok(world.admin.put("/settings/notifications/retry_schedule", {"value": [0, 600, 600]}))
+    await world.rule(made, events=("things.*",), quiet_hours=hours(3, 60))
+    slack.answers = [500]
+    await world.happen("one")
+    await world.run()
+    await world.run(seconds=900)
+    assert len(slack.requests) == 1
+    await world.run(seconds=3300)
+    assert len(slack.texts) == 1
+
+
+async def test_a_service_that_asks_to_wait_for_ever_ends_the_attempts(world: Notified, slack: Service) -> None:
+    made = await slack_channel(world, slack)
+    await world.ok(world.admin.put("/settings/notifications/retry_schedule", {"value": [0, 10]}))
+    await world.rule(made, events=("things.*",))
+    slack.answers, slack.retry_after = [429] * 100, 40_000
+    await world.happen("one")
+    for _ in range(6):
+        await world.run(seconds=40_001)
+    await world.later(0)
+    [row] = await world.deliveries()
+    assert (row["status"], row["attempts"]) == ("failed", 2)
+
+
+async def test_a_service_that_asks_for_no_wait_is_not_asked_all_the_time(
+    world: Notified, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outcomes, "LEAST_WAIT_SECONDS", 300.0)  # real time passes as well
+    async with Receiver(status=429) as receiver:
+        receiver.answer_headers = {"Retry-After": "0"}
+        made = await world.channel("webhook", {"url": receiver.url})
+        await world.rule(made, events=("things.*",))
+        await world.happen("one")
+        for seconds in (0, 100, 201):
+            await world.run(seconds=seconds)
+        assert len(receiver.messages) == 2
+
+
+class SlowPlugin(Plugin):
+    """Contributes a type of channel that sends until a test lets it end."""
+
+    name = "slow"
+    wants = ("notifications",)
+    may_end: asyncio.Event
+
+    @hookimpl(optionalhook=True)
+    def corral_notification_channels(self) -> Iterable[ChannelType]:
+        async def send(config: Any, notification: Any) -> SendResult:
+            await self.may_end.wait()
+            return SendResult()
+
+        return [ChannelType(type="slow", title="Slow", schema={"type": "object"}, secrets=(), send=send)]
+
+
+async def test_an_attempt_that_takes_long_keeps_its_lease(
+    make_kit: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatcher_module, "RENEW_SECONDS", 0.01)
+    SlowPlugin.may_end = asyncio.Event()
+    world = await Notified().build(await make_kit(plugins=(*PLUGINS, SlowPlugin), config=ALLOWED))
+    made = await world.channel("slow", {})
+    await world.rule(made, events=("things.*",))
+    await world.happen("one")
+    await world.kit.events()
+    await world.dispatcher.run_once()
+
+    def lease_until() -> str:
+        return str(Delivery.select(Delivery.lease_until).where(Delivery.channel_id == made["id"]).scalar())
+
+    for _ in range(3):
+        clock.travel(50)
+        least = clock.now(50)
+        async with asyncio.timeout(30):
+            while await world.kit.work(lease_until, read=True) < least:  # noqa: ASYNC110  (another unit writes it)
+                await asyncio.sleep(0.01)
+    assert await world.kit.work(world.kit.service(DeliveryClaims).release_expired) == 0
+    SlowPlugin.may_end.set()
+    await world.dispatcher.finish()
+    assert [row["status"] for row in await world.deliveries()] == ["succeeded"]
+
+
+async def test_an_attempt_that_fails_in_corral_counts_and_blocks_no_channel(world: Notified, slack: Service) -> None:
+    made = await slack_channel(world, slack)
+    await world.rule(made, events=("things.*",))
+    broken = Channel.update(secrets="00" * 40).where(Channel.id == made["id"])
+    await world.kit.work(broken.execute)
+    await world.happen("one")
+    await world.run()
+    [row] = await world.deliveries()
+    assert (row["status"], row["attempts"]) == ("retrying", 1)
+
+
+@on_postgres
+async def test_events_that_join_a_summary_at_the_same_time_are_all_counted(
+    world: Notified, slack: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A message that quiet hours hold joins the summary while new events join it."""
+    made = await slack_channel(world, slack)
+    await world.rule(made, events=("things.*",), quiet_hours=hours(2, 60), group_wait_seconds=300)
+    await world.happen("before")  # is due within the quiet hours
+    await world.run()
+    await world.run(seconds=130)
+    await world.happen("in the summary")
+    await world.run()
+    clock.travel(300)
+    await world.happen("meanwhile")
+    await world.kit.events()
+    started = read_meanwhile(world, grouping, "_collecting", monkeypatch)
+    await world.kit.work(world.kit.service(DeliveryClaims).claim)
+    await asyncio.gather(*started)
+    await world.run(seconds=3600)
+    assert [text.partition("\n")[0] for text in slack.texts] == ["3 × things.happened"]
