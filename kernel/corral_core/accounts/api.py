@@ -247,6 +247,10 @@ class Accounts(Protocol):
         """
         ...
 
+    def principals_of(self, user_ids: Iterable[str]) -> dict[str, Principal]:
+        """Return the principals of those of the users that are active, by id, as `principal_of` does for one user."""
+        ...
+
     def list(self, query: UserQuery, caller: Principal) -> Page[UserView]:
         """Return a page of accounts, newest first, without purged ones. The caller's route checks permissions."""
         ...

@@ -91,13 +91,15 @@ class ReviewFacts(msgspec.Struct, frozen=True, kw_only=True):
 class PreparedPatch(msgspec.Struct, frozen=True, kw_only=True):
     """A patch that was checked, redacted, hashed and parsed. `parsed` belongs to the plugin.
 
-    `redacted_lines` are the numbers of the lines in which a credential was replaced.
+    `redacted_lines` are the numbers of the lines in which a credential was replaced. `tainted` tells that the patch
+    comes from outside; the tasks of agents that review it are then tainted.
     """
 
     data: bytes
     sha256: str
     parsed: Any
     redacted_lines: tuple[int, ...] = ()
+    tainted: bool = False
 
 
 class TaskDiff(msgspec.Struct, frozen=True, kw_only=True):
@@ -153,8 +155,8 @@ class CodeReviews(Protocol):
         """Open a review, as `POST /code-reviews` does. Raise `Invalid` if the patch cannot be parsed."""
         ...
 
-    async def prepare(self, patch: str, *, pointer: str) -> PreparedPatch:
-        """Check and parse a patch. Raise `Invalid` at the JSON pointer, with the line of the fault."""
+    async def prepare(self, patch: str, *, pointer: str, tainted: bool = False) -> PreparedPatch:
+        """Check and parse a patch. Raise `Invalid` at the JSON pointer, with the line of the fault, or `TooLarge`."""
         ...
 
     def add(self, new: NewReview, patch: PreparedPatch, *, by: Principal) -> ReviewFacts:

@@ -21,7 +21,7 @@ class Review(Model):
 
     `owner_id` is the person who opened the review, or for whom the agent worked that did. `is_awaited` is true if
     the task waits for the decision, or runs again because of it; otherwise, a run that goes on may not know of it.
-    `stats` is `{files, additions, deletions}`.
+    `is_tainted` tells that a revision came from outside. `stats` is `{files, additions, deletions}`.
     """
 
     visibility = SHARED
@@ -37,6 +37,7 @@ class Review(Model):
     task_id = IdField(null=True)
     run_id = IdField(null=True)
     is_awaited = peewee.BooleanField(default=False)
+    is_tainted = peewee.BooleanField(default=False)
     repo = peewee.CharField(max_length=500, null=True)
     base_ref = peewee.CharField(max_length=500, null=True)
     head_ref = peewee.CharField(max_length=500, null=True)

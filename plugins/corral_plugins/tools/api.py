@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
 
 import msgspec
 
@@ -91,6 +91,30 @@ class ToolFailure(ExpectedFailure):
     def __init__(self, type: str, message: str) -> None:
         self.type, self.message = type, message
         super().__init__(f"{type}: {message}")
+
+
+Implementation = TypeVar("Implementation")
+
+
+class ToolSet(Generic[Implementation]):
+    """Base class of the tools that a plugin contributes.
+
+    The plugin creates them before the services exist, and calls `set_implementation` when it starts.
+    """
+
+    def __init__(self) -> None:
+        self._implementation: Implementation | None = None
+
+    def set_implementation(self, implementation: Implementation) -> None:
+        """Connect the tools to their implementation."""
+        self._implementation = implementation
+
+    @property
+    def implementation(self) -> Implementation:
+        """The implementation of the tools. Raise `ToolFailure` while the server is starting."""
+        if self._implementation is None:
+            raise ToolFailure("unavailable", "The server is starting.")
+        return self._implementation
 
 
 class Tool(msgspec.Struct, frozen=True, kw_only=True):

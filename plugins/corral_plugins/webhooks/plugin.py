@@ -26,7 +26,6 @@ from corral_plugins.webhooks.service.fan_out import WebhookFanOut
 from corral_plugins.webhooks.service.management import WebhookManagement
 from corral_plugins.webhooks.service.metrics import WebhookMetrics
 from corral_plugins.webhooks.service.outcomes import DeliveryOutcomes
-from corral_plugins.webhooks.service.owners import WebhookOwners
 from corral_plugins.webhooks.service.payloads import WebhookEvents
 from corral_plugins.webhooks.service.redactor_values import WebhookRedactorValues
 from corral_plugins.webhooks.service.sender import WebhookSender
@@ -82,7 +81,6 @@ class WebhooksPlugin(Plugin):
         parts = (
             StandardSigner,
             WebhookCredentials,
-            WebhookOwners,
             WebhookEvents,
             WebhookChecks,
             WebhookManagement,

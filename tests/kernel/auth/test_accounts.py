@@ -83,6 +83,17 @@ async def test_the_rights_of_a_person_without_a_session_are_those_of_the_moment(
         await principal("01890a5d-ac96-774b-bcce-b302099a8057")
 
 
+async def test_the_principals_of_many_people_are_those_of_each(kit: Kit) -> None:
+    work, accounts = kit.kernel.database.work, _accounts(kit)
+    admin, member, viewer = [(await kit.as_user(role)).user["id"] for role in ("admin", "member", "viewer")]
+    await _patch(kit, viewer, is_active=False)
+    await work(lambda: accounts.set_password(member, "no hash", must_change=True))
+    asked = [admin, member, viewer, "01890a5d-ac96-774b-bcce-b302099a8057"]
+    many = await work(lambda: accounts.principals_of(asked), read=True)
+    assert many == {id: await work(lambda id=id: accounts.principal_of(id), read=True) for id in (admin, member)}  # type: ignore[misc]  # bound now
+    assert many[member].limited == "password_change_required"
+
+
 async def test_lost_rights_end_sessions_and_won_ones_do_not(kit: Kit) -> None:
     client = await kit.as_user("viewer")
     await _patch(kit, client.user["id"], role="member")

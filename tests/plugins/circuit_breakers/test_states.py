@@ -14,6 +14,7 @@ from corral.errors import Unavailable
 from corral.testing.conformance import check_plugin
 from corral_plugins.circuit_breakers.models import TABLES, PermitRow
 from corral_plugins.circuit_breakers.plugin import CircuitBreakersPlugin
+from corral_plugins.circuit_breakers.service.local_state import MAX_PENDING, LocalBreaker
 
 
 async def test_models_and_migration_agree(panel: Panel) -> None:
@@ -233,6 +234,48 @@ async def test_without_the_database_the_process_decides_alone(panel: Panel, monk
 
 
 @pytest.mark.one_engine
+@pytest.mark.one_engine
+async def test_a_report_that_could_not_be_stored_displaces_no_newer_call(panel: Panel) -> None:
+    breaker = LocalBreaker(NAME, panel.breakers._defaults.config_of(NAME, None))
+    for _ in range(MAX_PENDING):
+        breaker.count("failure", 1, None)
+    lost = breaker.take_report()
+    assert lost is not None
+    for _ in range(20):
+        breaker.count("success", 1, None)
+    breaker.restore_report(lost)
+    report = breaker.take_report()
+    assert report is not None
+    assert len(report.outcomes) == MAX_PENDING
+    assert [outcome for outcome, _ in report.outcomes[-21:]] == ["failure"] + ["success"] * 20
+
+
+@pytest.mark.one_engine
+async def test_probes_without_the_database_do_not_count_after_its_return(
+    panel: Panel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await panel.fails(10)
+    await panel.sync()
+
+    async def away(*_: Any, **__: Any) -> Any:
+        raise Unavailable("the database is away")
+
+    clock.travel(31)
+    with monkeypatch.context() as patch:
+        patch.setattr(panel.breakers._database, "work", away)
+        await panel.fails(1)  # a probe of this process alone
+        assert is_rejected(await panel.call())
+    await panel.sync()
+    clock.travel(31)
+
+    async def goes_away() -> str:
+        monkeypatch.setattr(panel.breakers._database, "work", away)
+        return "fine"
+
+    assert await panel.call(goes_away) == "fine"
+    assert panel.breakers.state(NAME) == "closed"
+
+
 async def test_an_alert_after_five_minutes(panel: Panel) -> None:
     await panel.fails(10)
     await panel.sync()

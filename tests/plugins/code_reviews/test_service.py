@@ -8,7 +8,7 @@ from tests.plugins.code_reviews.conftest import Desk, patch_of
 from corral.auth.principal import Principal
 from corral.errors import Conflict, Forbidden
 from corral_core.accounts.api import Accounts
-from corral_plugins.code_reviews.api import CodeReviews, CommentFacts, NewReview
+from corral_plugins.code_reviews.api import CodeReviews, CommentFacts, NewReview, NewReviewer
 
 
 async def _principal(desk: Desk, user_id: str) -> Principal:
@@ -51,3 +51,14 @@ async def test_a_plugin_withdraws_a_review_once_and_only_with_the_rights_of_its_
     assert withdrawn.status == "cancelled"
     with pytest.raises(Conflict):
         await desk.kit.work(lambda: reviews.withdraw(review_id, by=owner))
+
+
+async def test_an_agent_reviews_a_patch_from_outside_in_a_tainted_task(desk: Desk) -> None:
+    reviews, by = desk.kit.service(CodeReviews), await _principal(desk, desk.member.user["id"])
+    reviewer = (await desk.member.post("/agents", {"name": "reviewer"})).json()["id"]
+    for tainted in (False, True):
+        patch = await reviews.prepare(patch_of("TWO"), pointer="/patch", tainted=tainted)
+        new = NewReview(title=f"{tainted}", agent_id=desk.agent_id, reviewers=[NewReviewer(agent_id=reviewer)])
+        await desk.kit.work(lambda new=new, patch=patch: reviews.add(new, patch, by=by))
+    tasks = (await desk.member.get(f"/tasks?agent_id={reviewer}")).json()["items"]
+    assert {task["title"]: task["tainted"] for task in tasks} == {"Review: False": False, "Review: True": True}

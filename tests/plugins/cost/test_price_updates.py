@@ -65,6 +65,7 @@ async def price(books: Books) -> Any:
 
 async def test_a_newer_table_is_fetched_daily_and_used(books: Books) -> None:
     updates, before = books.kit.service(PriceUpdates), await price(books)
+    assert (await books.read("prices?source=builtin"))["total"] > 100
     await updates.fetch()
     assert Server.calls == 0  # the setting is off
     await switch(books, True)
@@ -73,6 +74,8 @@ async def test_a_newer_table_is_fetched_daily_and_used(books: Books) -> None:
     assert (Server.calls, await price(books)) == (1, before)
     await updates.refresh()  # as every process does within seconds
     assert (await price(books), before) == (1000, pytest.approx(2.5, abs=2.5))
+    (listed,) = (await books.read("prices?source=builtin&model=gpt-4o"))["items"]
+    assert (listed["input_usd"], listed["output_usd"]) == (1000, 2000)
     charged = await books.settle(provider="openai", model="gpt-4o", input_tokens=1_000_000)
     assert charged.cost_micro_usd == 1_000_000_000
     assert charged.price_version is not None

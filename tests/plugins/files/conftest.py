@@ -103,7 +103,8 @@ class S3Server:
     def start(self) -> None:
         """Start it, and wait until it answers."""
         with (self._folder / "s3.log").open("ab") as log:
-            command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(self.port)]
+            server = Path(__file__).with_name("s3_server.py")
+            command = [sys.executable, str(server), "-H", "127.0.0.1", "-p", str(self.port)]
             self._process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, **CREDENTIALS})
         until = time.monotonic() + 60
         while time.monotonic() < until:

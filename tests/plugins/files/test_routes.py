@@ -156,6 +156,19 @@ async def test_a_patch_changes_what_the_owner_may_change(shelf: Shelf) -> None:
     assert (await shelf.owner.patch(path, {"size_bytes": 1})).code == "validation_error"
 
 
+async def test_former_readers_do_not_learn_the_new_name(shelf: Shelf) -> None:
+    task = await shelf.task()
+    file = await shelf.upload(query=f"?task_id={task}", fields={"visibility": "task"})
+    path = f"/files/{file['id']}"
+    assert (await shelf.owner.patch(path, {"name": "dismissal-of-bob.txt", "visibility": "private"})).status == 200
+    assert (await shelf.owner.patch(path, {"name": "plan.txt", "visibility": "task"})).status == 200
+    told = [event for event in await shelf.kit.events() if event.type == "file.updated"]
+    assert [(event.payload()["name"], event.visibility) for event in told] == [
+        ("dismissal-of-bob.txt", "private"),
+        ("plan.txt", "shared"),
+    ]
+
+
 async def test_a_committed_file_keeps_its_bytes_if_the_answer_of_the_database_is_lost(
     shelf: Shelf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -173,6 +186,27 @@ async def test_a_committed_file_keeps_its_bytes_if_the_answer_of_the_database_is
     monkeypatch.undo()
     (file,) = (await shelf.owner.get("/files")).json()["items"]
     assert (await shelf.owner.get(f"/files/{file['id']}/download")).body == b"whole"
+
+
+async def test_an_upload_that_is_cancelled_while_it_begins_reserves_nothing(
+    shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = shelf.kit.service(Uploads)
+    work: Any = service._work
+
+    async def cancelled(unit: Any, **options: Any) -> Any:
+        await work(unit, **options)
+        monkeypatch.undo()
+        raise asyncio.CancelledError
+
+    async def content() -> AsyncIterator[bytes]:
+        yield b"never read"
+
+    monkeypatch.setattr(service, "_work", cancelled)
+    owner, source = shelf.owner.user["id"], FileSource(type="export")
+    with pytest.raises(asyncio.CancelledError):
+        await shelf.kit.service(Files).put(content(), name="cut.txt", owner_id=owner, source=source)
+    assert await shelf.kit.work(lambda: Upload.select().count(), read=True) == 0
 
 
 async def test_a_slow_upload_of_unknown_size_reserves_no_more_than_it_needs(

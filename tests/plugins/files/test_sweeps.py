@@ -90,6 +90,7 @@ async def test_a_bucket_is_swept_below_its_prefix_only(s3_server: S3Server) -> N
     store, client = S3Blobs(s3_server.bucket()), s3_server.client()
     for key in ("kept/left", "kept-by-others/running"):
         client.create_multipart_upload(Bucket=store.bucket, Key=key)
+    assert await store.sweep(3600) == 0  # both are young, and may be running
     assert await store.sweep(-3600) == 1
     found = client.list_multipart_uploads(Bucket=store.bucket)["Uploads"]
     assert [each["Key"] for each in found] == ["kept-by-others/running"]
@@ -121,6 +122,11 @@ async def test_files_move_to_another_store(shelf: Shelf, tmp_path: Path) -> None
     again = await shelf.kit.run_command(files_command_group, "move", "--to", to, "--json")
     assert '"copied": 1' in again.stdout
     assert '"present": 1' in again.stdout
+    right = await _content(target, keys[0])
+    await target.put(keys[0], one(bytes(len(right))))  # another file of the same size
+    mended = await shelf.kit.run_command(files_command_group, "move", "--to", to, "--json")
+    assert '"copied": 1' in mended.stdout
+    assert await _content(target, keys[0]) == right
     await store_of(shelf).delete(keys[0])
     await store_of(shelf).put(keys[0], one(b"damaged"))
     await target.delete(keys[0])

@@ -11,6 +11,7 @@ from tests.plugins.files.conftest import Shelf, form_headers, multipart
 from tests.plugins.tasks.conftest import Lease, World
 from tests.plugins.tools.conftest import World as ToolWorld
 
+from corral.storage.blobs import BlobStore
 from corral.testing.kit import PASSWORD, Client, Kit
 from corral_plugins.secrets.service.redactor_values import RedactorValues
 
@@ -100,8 +101,6 @@ async def test_uploads_of_machines_with_a_secret_are_refused(hall: Hall) -> None
         answer = await hall.upload(agent, content, f"?task_id={task}")
         assert (answer.status, answer.json()["errors"][0]["code"]) == (422, "files.secret_detected"), answer
         assert VALUE not in answer.body.decode()
-    from corral.storage.blobs import BlobStore
-
     store: Any = hall.kit.kernel.container.get(BlobStore)
     assert [blob.key async for blob in store.scan()] == []
     assert (await hall.upload(agent, padding, f"?task_id={task}")).status == 201
@@ -118,6 +117,23 @@ async def test_artifacts_are_shared_if_the_setting_says_so(make_kit: Callable[..
     assert (await hall.other.get(f"/files/{made['id']}/download")).body == b"for all"
 
 
+def counted(kit: Kit) -> list[int]:
+    """The sizes of all chunks that are read from the store from now on."""
+    store: Any = kit.kernel.container.get(BlobStore)
+    read, sizes = store.read, list[int]()
+
+    async def chunks(*asked: Any) -> Any:
+        async for chunk in await read(*asked):
+            sizes.append(len(chunk))
+            yield chunk
+
+    async def counting_read(*asked: Any) -> Any:
+        return chunks(*asked)
+
+    store.read = counting_read
+    return sizes
+
+
 async def test_agents_have_tools_for_files(make_kit: Callable[..., Any]) -> None:
     world = ToolWorld()
     await world.build(make_kit, more=["audit", "files", "settings"])  # type: ignore[list-item]  # names will do
@@ -132,12 +148,13 @@ async def test_agents_have_tools_for_files(make_kit: Callable[..., Any]) -> None
 
     listed = (await run.tool("files.list", {"limit": 50})).json()["result"]
     assert {file["id"] for file in listed["files"]} == {mine["id"], picture["id"], foreign["id"]}
-    read, offset = "", 0
+    read, offset, fetched = "", 0, counted(shelf.kit)
     while offset is not None:
         answer = await run.tool("files.read", {"file_id": mine["id"], "offset": offset})
         result = answer.json()["result"]
         read, offset = read + result["text"], result.get("next_offset")
     assert read == text
+    assert len(text.encode()) <= sum(fetched) <= len(text.encode()) + 10  # and not the whole file for each part
     assert (await run.tool("files.read", {"file_id": picture["id"]})).json()["error"]["type"] == "not_text"
     assert (await run.tool("files.read", {"file_id": hidden["id"]})).status == 403
     before = (await run.calls())[-2:]

@@ -24,6 +24,8 @@ PLUGINS = (
     "tools",
     "marketplace",
 )
+TOKEN = "ghp_" + "a1B2" * 9
+"""What looks like a credential."""
 MANIFEST: dict[str, Any] = {
     "schema": "corral.template/1",
     "slug": "sorter",

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from tests.plugins.marketplace.conftest import MANIFEST, PLUGINS, Market, manifest, objects, plugin_with
+from tests.plugins.marketplace.conftest import MANIFEST, PLUGINS, TOKEN, Market, manifest, objects, plugin_with
 
 from corral.auth.principal import Principal
 from corral.errors import Invalid
@@ -118,6 +118,19 @@ async def test_a_kind_without_an_installer_is_named(market: Market) -> None:
     assert (refused.status, refused.code, refused.json()["references"]) == (409, "plugin_required", ["bell"])
     plan = await market.install(dry_run=True)
     assert (plan["missing_plugins"], [each["key"] for each in plan["objects"]]) == (["bell"], ["sorter"])
+
+
+async def test_templates_of_plugins_are_refused_for_the_same_errors_as_uploads(make_kit: Callable[..., Any]) -> None:
+    leaking, calling = manifest(slug="leaking"), manifest(slug="calling")
+    leaking["resources"][0]["spec"]["system_prompt"] = f"Use {TOKEN}."
+    calling["resources"][0]["spec"]["description"] = "See http://169.254.169.254/latest."
+    market = await _market(make_kit, plugin_with(*(json.dumps(each).encode() for each in (leaking, calling))))
+    shown = await market.ok("GET", "/marketplace/templates/leaking")
+    assert (shown["installable"], [each["code"] for each in shown["problems"]]) == (False, ["marketplace.credential"])
+    for slug, code in (("leaking", "marketplace.credential"), ("calling", "marketplace.blocked_url")):
+        for dry_run in (True, False):
+            refused = await market.refused(slug, dry_run=dry_run)
+            assert (refused.status, [each["code"] for each in refused.json()["errors"]]) == (422, [code])
 
 
 async def test_corral_template_sources(make_kit: Callable[..., Any]) -> None:

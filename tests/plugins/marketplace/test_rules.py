@@ -8,13 +8,11 @@ import json
 from typing import Any
 
 import pytest
-from tests.plugins.marketplace.conftest import MANIFEST, Market, manifest, objects
+from tests.plugins.marketplace.conftest import MANIFEST, TOKEN, Market, manifest, objects
 
 from corral_plugins.marketplace.service import catalogue
 from corral_plugins.marketplace.service.catalogue import TemplateCatalogue
 from corral_plugins.marketplace.service.manifests import check_manifest, release_fits
-
-TOKEN = "ghp_" + "a1B2" * 9
 
 
 def _changed(path: str, value: Any, **changes: Any) -> dict[str, Any]:

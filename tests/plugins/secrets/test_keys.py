@@ -13,6 +13,8 @@ from tests.plugins.secrets.conftest import PLUGINS, VALUE, Safe
 
 from corral_plugins.secrets.models import SecretVersion
 from corral_plugins.secrets.service.master_key_rotation import MasterKeyRotation
+from corral_plugins.secrets.service.redactor_values import RedactorValues
+from corral_plugins.webhooks.service.redactor_values import WebhookRedactorValues
 
 
 def key(label: str) -> str:
@@ -22,7 +24,8 @@ def key(label: str) -> str:
 
 async def world(make_kit: Callable[..., Any], *labels: str, again: bool = True, **more: Any) -> Safe:
     """The vault with these master keys, the first of them active."""
-    kit = await make_kit(plugins=PLUGINS, environ={"CORRAL_MASTER_KEY": ",".join(map(key, labels))}, **more)
+    options = {"plugins": PLUGINS, **more}
+    kit = await make_kit(environ={"CORRAL_MASTER_KEY": ",".join(map(key, labels))}, **options)
     return await (Safe().reopen(kit) if again else Safe().build(kit))
 
 
@@ -93,6 +96,25 @@ async def test_rows_whose_keys_are_not_listed_stay_and_are_counted(make_kit: Cal
         "corral_health_checks"
     )
     assert health[0].check()[0] == "degraded"
+
+
+async def test_the_redactor_learns_what_another_process_made_readable(make_kit: Callable[..., Any]) -> None:
+    plugins, early, in_hook = (*PLUGINS, "webhooks"), "stored under the old key", "signs-under-the-old-key-too"
+    old = await world(make_kit, "v1", again=False, plugins=plugins)
+    await old.create(early, name="early")
+    hook = {"url": "https://example.org/", "events": ["*"], "secret": in_hook, "is_active": False}
+    assert (await old.admin.post("/webhooks", hook)).status == 201
+    both = await world(make_kit, "v2", "v1", plugins=plugins)
+    await both.create("stored under the new key", name="late")
+    alone = await make_kit(plugins=plugins, environ={"CORRAL_MASTER_KEY": key("v2")})  # the old key left too early
+    redactor, said = alone.kernel.redactor, f"{early}, {in_hook}"
+    assert redactor.redact(said) == said
+    assert (await both.admin.post("/secrets/rotate-master-key")).status == 202
+    await rotated(both)
+    await alone.service(RedactorValues).refresh_redactor()
+    await alone.service(WebhookRedactorValues).refresh()
+    assert redactor.redact(said) == "[redacted], [redacted]"
+    assert alone.service(RedactorValues).unreadable == 0
 
 
 async def test_a_value_that_was_cut_stands_in_nobodys_way(make_kit: Callable[..., Any]) -> None:

@@ -14,6 +14,7 @@ from corral import clock
 from corral.errors import Problem
 from corral.redact.redactor import machine_text
 from corral_plugins.secrets.api import AttachedObject
+from corral_plugins.secrets.service import redactor_values
 
 AGENT = "agent:01900000-0000-7000-8000-000000000001"
 SHOP = AttachedObject(plugin="llm", kind="provider", id="acme")
@@ -130,6 +131,28 @@ async def test_the_redactor_knows_every_value_soon_and_in_every_process(make_kit
         return not await known(two, VALUE)
 
     await two.until(forgotten)
+
+
+async def test_a_process_that_uses_a_value_tells_its_redactor_without_waiting_for_the_event(
+    make_kit: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = await Safe().build(await make_kit(plugins=PLUGINS))
+    two = await Safe().reopen(await make_kit(plugins=PLUGINS))
+    monkeypatch.setattr(redactor_values, "CHANGES", frozenset())  # no event wakes a process
+    await one.create(name="hook")
+    await one.work(lambda: one.service.attach("hook", SHOP, title="Acme", pointer="/x", by=None))
+
+    def use() -> str:
+        found: str = two.service.use_value("hook", SHOP.consumer_name, "api.acme.org", attached=SHOP)
+        return found
+
+    assert await two.work(use, read=True) == VALUE
+
+    async def known() -> bool:
+        return VALUE not in two.kit.kernel.redactor.redact(VALUE)
+
+    await two.until(known)
+    assert one.kit.kernel.redactor.redact(VALUE) == VALUE
 
 
 async def test_a_value_in_a_machines_text_is_an_alarm_that_names_the_secret(safe: Any) -> None:

@@ -213,6 +213,11 @@ class Fleet:
         assert answer.status == 200, answer
         return list(answer.json()["items"])
 
+    async def finished_on(self) -> list[str]:
+        """The names of the connections in the audit rows of ended commands."""
+        rows = (await self.admin.get("/admin/audit?action=ssh.command.finish")).json()["items"]
+        return [row["object"]["name"] for row in rows]
+
 
 @pytest.fixture
 async def machine() -> AsyncIterator[Machine]:

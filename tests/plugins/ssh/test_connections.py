@@ -167,6 +167,7 @@ async def test_a_command_is_cancelled_here_and_from_another_process(fleet: Fleet
     await asyncio.gather(*machine.tasks)
     assert machine.living() == []
     assert (await fleet.executions(connection))[0]["status"] == "cancelled"
+    assert await fleet.finished_on() == ["machine-1"]
     again = await fleet.post(f"{connection}/executions/{row['id']}/cancel")
     assert (again.status, again.json()["code"]) == (409, "invalid_state")
 
@@ -201,6 +202,7 @@ async def test_commands_of_dead_processes_are_reaped_and_old_ones_removed(fleet:
     await work(lambda: Execution.update(status="running", alive_until=clock.now(-1)).execute())
     await reap_executions(work, executions)
     assert [each["status"] for each in await fleet.executions(connection)] == ["interrupted"]
+    assert await fleet.finished_on() == ["machine-1", "machine-1"]
     told = [json.loads(event.data)["status"] for event in await fleet.kit.events() if event.type == "ssh.executed"]
     assert told == ["completed", "interrupted"]
     clock.travel(91 * 86_400)

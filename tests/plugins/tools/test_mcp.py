@@ -196,6 +196,16 @@ async def test_headers_come_from_the_vault(world: World, remote: InMemoryMcp) ->
     assert remote.headers[-1] == {"X-Key": "key-of-the-docs"}
 
 
+async def test_a_call_says_that_the_headers_cannot_be_sent(world: World) -> None:
+    await world.admin.post("/auth/reauth", {"password": PASSWORD})
+    made = (await world.admin.post("/secrets", {"name": "docs-token", "value": "token-of-the-docs"})).json()
+    await accept(world, await added(world, headers_secret="docs-token"))
+    assert (await world.admin.post(f"/secrets/{made['id']}/rotate", {"value": '{"X-Key": 7}'})).status == 200
+    run = await world.run("mcp.docs.*")
+    failed = (await run.tool("mcp.docs.search", {"text": "x"})).json()
+    assert (failed["status"], failed["error"]["type"]) == ("failed", "headers_secret")
+
+
 async def test_the_secret_does_not_move_to_another_address_unconfirmed(world: World) -> None:
     await world.admin.post("/auth/reauth", {"password": PASSWORD})
     await world.admin.post("/secrets", {"name": "docs-token", "value": "token-of-the-docs"})

@@ -39,6 +39,18 @@ async def test_a_trigger_calls_a_webhook(make_kit: Callable[..., Any], receiver:
     (row,) = (await hooks.ok(hooks.member.get(f"/triggers/{trigger['id']}/history")))["items"]
     assert row["result"] == {"delivery_id": message.id}
 
+    assert (
+        await hooks.member.put(
+            f"/triggers/{trigger['id']}", {"action": {**action, "data": {"large": "word " * 14_000}}}
+        )
+    ).status == 200
+    await hooks.ok(hooks.member.post(f"/triggers/{trigger['id']}/fire", {"payload": {}}), 202)
+    await hooks.kit.run_jobs()
+    await hooks.run()
+    shown = {"id": trigger["id"], "href": f"/api/v1/triggers/{trigger['id']}", "truncated": True}
+    assert receiver.messages[-1].verify(made["secret"])["data"] == shown
+    assert (await hooks.member.get(shown["href"].removeprefix("/api/v1"))).status == 200
+
 
 async def test_an_open_breaker_holds_deliveries_and_uses_up_no_attempt(make_kit: Callable[..., Any]) -> None:
     kit = await make_kit(plugins=(*PLUGINS, "circuit_breakers"), config=ALLOWED)

@@ -191,10 +191,18 @@ class AccountsService:
             raise RightsLost("The person for whom this is done no longer exists.")
         if not row.is_active:
             raise RightsLost("The person for whom this is done is deactivated.")
-        held = self._permissions.held_by(row.role)
+        principal = self._principal(row)
         for need in needs:
-            if need not in held:
+            if need not in principal.permissions:
                 raise RightsLost(f"The person for whom this is done does not hold the permission {need}.")
+        return principal
+
+    def principals_of(self, user_ids: Iterable[str]) -> dict[str, Principal]:
+        active = UserRow.select().where(UserRow.id.in_(list(user_ids)) & UserRow.is_active)
+        return {row.id: self._principal(row) for row in active}
+
+    def _principal(self, row: UserRow) -> Principal:
+        held = self._permissions.held_by(row.role)
         done = {"must_change_password": row.must_change_password, "mfa_enabled": row.mfa_enabled}
         limited = self._second.required_action(row.role, **done)
         return Principal(kind="user", id=row.id, user_id=row.id, role=row.role, permissions=held, limited=limited)

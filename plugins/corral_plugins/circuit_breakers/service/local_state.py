@@ -113,7 +113,7 @@ class LocalBreaker:
     def restore_report(self, report: CallReport) -> None:
         """Take back a report that could not be stored."""
         if report.generation == self.generation:
-            self._pending.extendleft(reversed(report.outcomes))
+            self._pending = deque((*report.outcomes, *self._pending), maxlen=MAX_PENDING)  # the newest are kept
             self._rejected += report.rejected
             self._neutral += report.neutral
             self._last_error = self._last_error or report.last_error
@@ -133,7 +133,7 @@ class LocalBreaker:
         self.state, self.forced = row.state, row.forced
         self.generation, self.revision, self.reason = row.generation, row.revision, row.reason
         self.retry_at = clock.parse_instant(row.retry_at) if row.retry_at is not None else 0.0
-        self.permits_out = row.permits_out
+        self.permits_out, self._probes = row.permits_out, [0, 0, 0]
         self.window = new_window(config, row.window if row.window_shape == shape_of(config) else "")
         for outcome, at in self._pending:
             self.window.add(outcome, at)

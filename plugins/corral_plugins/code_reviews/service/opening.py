@@ -6,6 +6,8 @@ import functools
 from collections.abc import Iterable
 from typing import Any
 
+import msgspec
+
 from corral import clock
 from corral.auth.principal import Principal, require_owner
 from corral.database.engine import Work
@@ -62,8 +64,9 @@ class CodeReviewsService:
         patch = await self._contents.of_request(new.patch, new.file_id, by=by)
         return await self._work(functools.partial(self.add, new, patch, by=by))
 
-    async def prepare(self, patch: str, *, pointer: str) -> PreparedPatch:
-        return await self._contents.prepare(patch, pointer=pointer)
+    async def prepare(self, patch: str, *, pointer: str, tainted: bool = False) -> PreparedPatch:
+        prepared = await self._contents.prepare(patch, pointer=pointer)
+        return msgspec.structs.replace(prepared, tainted=tainted)
 
     def add(self, new: NewReview, patch: PreparedPatch, *, by: Principal) -> ReviewFacts:
         return rows.facts_of(self.open_prepared(new, patch, by=by))
@@ -186,6 +189,7 @@ class CodeReviewsService:
         """Insert a review with its first revision. Older reviews of the same task are superseded."""
         now = clock.now()
         row.id, row.patch_sha256, row.stats = new_id(), patch.sha256, patch.parsed.stats
+        row.is_tainted = patch.tainted
         row.created_at = row.updated_at = row.reminded_at = now
         older = [] if row.task_id is None else rows.open_reviews_of(row.task_id)
         row.is_awaited = row.is_awaited or any(
@@ -222,6 +226,7 @@ class CodeReviewsService:
             revision=row.revision + 1,
             patch_sha256=patch.sha256,
             stats=patch.parsed.stats,
+            is_tainted=row.is_tainted or patch.tainted,
             reminded_at=clock.now(),
         )
         _insert_revision(row, patch, note=note, by=by)

@@ -43,7 +43,7 @@ class ReviewTasks:
         try:
             by = self._accounts.principal_of(row.owner_id, "tasks.write")
             author = None if row.task_id is None else self._tasks.find_run(row.task_id)
-            origin = Origin(tainted=author is not None and author.tainted)
+            origin = Origin(tainted=row.is_tainted or (author is not None and author.tainted))
             self._tasks.create(new, by=by, source={"type": "review", "id": row.id}, origin=origin)
         except Problem as problem:  # people can still review
             log.warning("no task was created for a reviewer", extra={"review": row.id, "code": problem.code})

@@ -73,7 +73,7 @@ class PriceOverrides:
                 )
             ]
         if query.source != "override":
-            views += _builtin_views()
+            views += _builtin_views(price_table.price_table_version())
         return views
 
     def create(self, new: NewPrice) -> PriceView:
@@ -226,8 +226,9 @@ def _price_view(row: PriceOverrideRow) -> PriceView:
     )
 
 
-@functools.cache
-def _builtin_views() -> tuple[PriceView, ...]:
+@functools.lru_cache(maxsize=1)
+def _builtin_views(version: str) -> tuple[PriceView, ...]:
+    """Return the prices of the table, which is the one with this version."""
     return tuple(_builtin_view(price) for price in price_table.all_prices())
 
 

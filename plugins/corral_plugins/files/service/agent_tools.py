@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import Any
 
 from corral.errors import NotFound
 from corral_plugins.files.api import FileSource
 from corral_plugins.files.models import File
-from corral_plugins.files.service.downloads import Downloads
+from corral_plugins.files.service.downloads import ByteRange, Downloads
 from corral_plugins.files.service.registry import FileRegistry, view_of
 from corral_plugins.files.service.uploads import NewFile, Uploads
 from corral_plugins.files.settings import ARTIFACT_VISIBILITY
 from corral_plugins.files.shapes import FileQuery
-from corral_plugins.tools.api import Json, Tool, ToolContext, ToolFailure, ToolOutput
+from corral_plugins.tools.api import Json, Tool, ToolContext, ToolFailure, ToolOutput, ToolSet
 
 READ_BYTES = 48 * 1024  # of text in one call; the result of a tool may have 64 KiB
 WRITE_CHARACTERS = 256 * 1024
@@ -106,39 +105,16 @@ class AgentFiles:
 
     async def _text(self, row: File, start: int) -> tuple[str, int]:
         """Return text from a byte on, and the byte behind its last whole character."""
-        kept, at = b"", 0
-        chunks: Any = await self._downloads.checked_chunks(row)
-        try:
-            async for chunk in chunks:
-                kept += chunk[max(0, start - at) :][: READ_BYTES - len(kept)]
-                at += len(chunk)
-                if len(kept) >= READ_BYTES:
-                    break
-        finally:
-            await chunks.aclose()
+        part = ByteRange(min(start, row.size_bytes), min(start + READ_BYTES, row.size_bytes))
+        is_whole = part == ByteRange(0, row.size_bytes)
+        chunks = await (self._downloads.checked_chunks(row) if is_whole else self._downloads.range_chunks(row, part))
+        kept = b"".join([chunk async for chunk in chunks])
         text = kept.decode("utf-8", "ignore")
         return text, start + (len(kept) if len(kept) < READ_BYTES else len(text.encode()))
 
 
-class FileTools:
-    """The tools that the `files` plugin contributes.
-
-    The plugin creates them before the services exist, and sets `implementation` later.
-    """
-
-    def __init__(self) -> None:
-        self._implementation: AgentFiles | None = None
-
-    def set_implementation(self, implementation: AgentFiles) -> None:
-        """Connect the tools to their implementation."""
-        self._implementation = implementation
-
-    @property
-    def implementation(self) -> AgentFiles:
-        """The implementation of the tools. Raise `ToolFailure` while the server is starting."""
-        if self._implementation is None:
-            raise ToolFailure("unavailable", "The server is starting.")
-        return self._implementation
+class FileTools(ToolSet[AgentFiles]):
+    """The tools that the `files` plugin contributes."""
 
     def all(self) -> list[Tool]:
         """Return all tools."""

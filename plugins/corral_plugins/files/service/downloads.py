@@ -71,7 +71,7 @@ class Downloads:
         status = 200 if wanted is None else 206
         if request.method == "HEAD":
             return Stream(_nothing(), media_type, headers, status)
-        chunks = await (self.checked_chunks(row) if wanted is None else self._range(row, part))
+        chunks = await (self.checked_chunks(row) if wanted is None else self.range_chunks(row, part))
         return Stream(chunks, media_type, headers, status)
 
     async def checked_chunks(self, row: File) -> AsyncIterator[bytes]:
@@ -90,7 +90,7 @@ class Downloads:
             raise await self.report_damage(row)
         return _each(kept) if size <= IN_MEMORY_BYTES else await self._opened(row, 0, None)
 
-    async def _range(self, row: File, part: ByteRange) -> AsyncIterator[bytes]:
+    async def range_chunks(self, row: File, part: ByteRange) -> AsyncIterator[bytes]:
         """Return a part of a file. Only its size is checked, because the hash is that of the whole file."""
         beyond = await self._opened(row, row.size_bytes - 1, row.size_bytes + 1)
         try:

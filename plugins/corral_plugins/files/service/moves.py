@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
 from collections.abc import Callable
 from typing import Any
 
 import msgspec
 
 from corral.errors import Unavailable
-from corral.storage.blobs import BlobMissing, BlobStore
+from corral.storage.blobs import Blob, BlobMissing, BlobStore
 from corral_plugins.files.models import File
 
 
@@ -32,13 +34,13 @@ class FileMove:
         self._run = run
 
     async def run(self, target: BlobStore) -> MoveReport:
-        """Copy every blob that the other store lacks, and compare each with the hash of its file."""
+        """Copy every blob that the other store lacks or has with other bytes, and compare it with its file's hash."""
         report = MoveReport()
         there = {blob.key: blob.size async for blob in target.scan()}
         async for blob in self._source.scan():
             if blob.key.startswith("."):
                 continue
-            if there.get(blob.key) == blob.size:
+            if there.get(blob.key) == blob.size and await self._is_same(blob.key, target):
                 report.present += 1
             elif await self._copy(blob.key, target):
                 report.copied += 1
@@ -56,8 +58,28 @@ class FileMove:
         except Unavailable:
             return False
         copied = await target.put(key, chunks)
-        expected = self._run(lambda: File.get_or_none(File.key == key), read=True)
-        if expected is None or (expected.size_bytes, expected.sha256) == copied:
+        expected = self._expected(key)
+        if expected in (None, copied):
             return True
         await target.delete(key)
         return False
+
+    async def _is_same(self, key: str, target: BlobStore) -> bool:
+        """Return whether the other store has the bytes that belong to a file, or else those that this store has."""
+        try:
+            return await _measured(target, key) == (self._expected(key) or await _measured(self._source, key))
+        except (BlobMissing, Unavailable):
+            return False
+
+    def _expected(self, key: str) -> Blob | None:
+        """Return the size and the hash of the file that is kept under a key, or None if it belongs to no file."""
+        row = self._run(lambda: File.get_or_none(File.key == key), read=True)
+        return None if row is None else Blob(row.size_bytes, row.sha256)
+
+
+async def _measured(store: BlobStore, key: str) -> Blob:
+    digest, size = hashlib.sha256(), 0
+    async for chunk in await store.read(key):
+        await asyncio.to_thread(digest.update, chunk)
+        size += len(chunk)
+    return Blob(size, digest.hexdigest())

@@ -15,7 +15,8 @@ ABANDONED_SECONDS = 3600.0  # an upload that was not renewed for this long has e
 class FileQuota:
     """Counts the files of each owner. All methods run in the caller's unit of work.
 
-    One guarded update compares and reserves, so parallel uploads cannot pass the quota together.
+    One guarded update compares and reserves, so parallel uploads cannot pass the quota together. Every method changes
+    the row of the upload before that of its owner, so that no two of them wait for each other.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -29,6 +30,9 @@ class FileQuota:
 
     def grow(self, upload_id: str, owner_id: str, more: int) -> None:
         """Reserve more bytes for an upload, and show that it is still running. Raise `quota_exceeded`."""
+        renewed = Upload.update(reserved=Upload.reserved + more, renewed_at=clock.now())
+        if not renewed.where(Upload.id == upload_id).execute():
+            raise Unavailable("The upload was interrupted for too long; send the file again.")
         quota = self._settings.get(USER_QUOTA_BYTES)
         reserve = Usage.update(reserved=Usage.reserved + more).where(Usage.owner_id == owner_id)
         if quota is not None:
@@ -37,9 +41,6 @@ class FileQuota:
         if more and not changed:
             detail = f"Your files may take at most {quota} bytes; delete files, or ask an admin to raise the quota."
             raise Problem(detail, code="quota_exceeded")
-        renewed = Upload.update(reserved=Upload.reserved + more, renewed_at=clock.now())
-        if not renewed.where(Upload.id == upload_id).execute():
-            raise Unavailable("The upload was interrupted for too long; send the file again.")
 
     def commit(self, upload_id: str, owner_id: str, size: int) -> None:
         """Count a stored file instead of what its upload has reserved."""
@@ -49,9 +50,10 @@ class FileQuota:
 
     def end(self, upload_id: str) -> bool:
         """Give back what an upload has reserved. Return False if this was done before."""
-        upload = Upload.get_or_none(Upload.id == upload_id)
-        if upload is None or not Upload.delete().where(Upload.id == upload_id).execute():
+        ended: list[Upload] = list(Upload.delete().where(Upload.id == upload_id).returning(Upload).execute())
+        if not ended:
             return False
+        (upload,) = ended
         reserved = {Usage.reserved: Usage.reserved - upload.reserved}
         Usage.update(reserved).where(Usage.owner_id == upload.owner_id).execute()
         return True

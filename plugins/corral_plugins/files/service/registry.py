@@ -91,7 +91,6 @@ class FileRegistry:
     def update(self, file_id: str, patch: FilePatch, match: IfMatch, caller: Principal) -> FileView:
         """Change a file. Absent fields stay unchanged."""
         row = self._find_own(file_id, match, caller)
-        before = is_shared(row)
         changes: dict[str, Any] = {}
         if isinstance(patch.name, str):
             changes["name"] = clean_name(patch.name)
@@ -107,7 +106,7 @@ class FileRegistry:
             changes["shared_with"] = "private"
         if any(getattr(row, name) != value for name, value in changes.items()):
             row = self._change(row, changes)
-            self._emit(FileUpdated, row, shared=before or is_shared(row))
+            self._emit(FileUpdated, row)
         return view_of(row)
 
     def delete(self, file_id: str, match: IfMatch, caller: Principal) -> str:
@@ -129,15 +128,14 @@ class FileRegistry:
         if not File.delete().where(File.id == row.id).execute():
             return False
         self._quota.forget(row.owner_id, row.size_bytes)
-        self._emit(FileDeleted, row, shared=is_shared(row))
+        self._emit(FileDeleted, row)
         return True
 
     def leave_task(self, task_id: str, limit: int) -> int:
         """Give files of a deleted task back to their owners. Return how many they were, at most `limit`."""
         rows = list(File.select().where(File.task_id == task_id).limit(limit))
         for row in rows:
-            before = is_shared(row)
-            self._emit(FileUpdated, self._change(row, {"task_id": None, "shared_with": "private"}), shared=before)
+            self._emit(FileUpdated, self._change(row, {"task_id": None, "shared_with": "private"}))
         return len(rows)
 
     def private_files(self, owner_id: str, limit: int) -> list[File]:
@@ -180,17 +178,20 @@ class FileRegistry:
         return attempt.attempt_id
 
     def checked_task(self, task_id: str | UnsetType | None, pointer: str) -> str | None:
-        """Return the id of a task. Raise `unknown_reference` if there is no such task."""
+        """Return the id of a task. Raise `unknown_reference` if there is no such task.
+
+        The lock lets a deletion of the task wait for the row of the file, so that it finds the file afterwards.
+        """
         if not isinstance(task_id, str):
             return None
-        if self.tasks is None or not self.tasks.statuses([task_id.lower()]):
+        if self.tasks is None or not self.tasks.lock(task_id.lower()):
             detail = "There is no task with this id."
             raise Invalid.at(pointer, "unknown_reference", detail, problem="unknown_reference")
         return task_id.lower()
 
     def emit_uploaded(self, row: File) -> None:
         """Tell the readers of a new file about it."""
-        self._emit(FileUploaded, row, shared=is_shared(row))
+        self._emit(FileUploaded, row)
 
     def record_link(self, row: File) -> None:
         """Record in the audit log that a link to a file was made."""
@@ -212,7 +213,8 @@ class FileRegistry:
         return found
 
     @staticmethod
-    def _emit(kind: Any, row: File, *, shared: bool) -> None:
+    def _emit(kind: Any, row: File) -> None:
+        """Emit an event for those who may read the file now."""
         event = kind(
             file_id=row.id,
             name=row.name,
@@ -221,7 +223,7 @@ class FileRegistry:
             task_id=row.task_id,
             owner_id=row.owner_id,
         )
-        visibility = SHARED if shared else PRIVATE
+        visibility = SHARED if is_shared(row) else PRIVATE
         emit(event, object=("file", str(row.id)), owner=str(row.owner_id), visibility=visibility)
 
 

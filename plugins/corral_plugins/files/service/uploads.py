@@ -93,10 +93,10 @@ class Uploads:
         refuse_larger(new.size, limit)
         upload_id, key = new_id(), new_key()
         reserved = new.size or 0
-        await self._work(lambda: self._quota.begin(upload_id, new.owner_id, reserved), entry=entry)
         checked = _CheckedStream(self, new, upload_id, limit, reserved, entry)
         is_kept = False
         try:
+            await self._work(lambda: self._quota.begin(upload_id, new.owner_id, reserved), entry=entry)
             blob = await self._storage.put(key, checked.chunks(stream))
             row, is_new = await self._work(
                 functools.partial(self._commit, new, upload_id, key, blob, checked.detector.type()), entry=entry

@@ -226,6 +226,11 @@ class TemplateCatalogue:
         found = [TemplateProblem(code=each.code, pointer=each.pointer, detail=each.detail) for each in manifest.faults]
         if found:
             return found
+        found += [
+            TemplateProblem(code=each.code, pointer=each.pointer, detail=each.detail)
+            for each in template.findings
+            if each.severity == "error"
+        ]
         requirement = manifest.data.get("requires", {}).get("corral", ">=0")
         if not release_fits(requirement):
             detail = f"The template needs Corral {requirement}."

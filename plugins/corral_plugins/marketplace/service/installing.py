@@ -15,6 +15,7 @@ from corral.auth.principal import Principal
 from corral.database.dialect import advisory_lock
 from corral.database.engine import Work
 from corral.database.unit import UnitContext
+from corral.egress.client import Egress
 from corral.errors import Conflict, ExpectedFailure, Invalid
 from corral.events.event import emit
 from corral.ids import new_id
@@ -63,12 +64,12 @@ class MadeObject(msgspec.Struct, frozen=True, kw_only=True):
     fingerprint: Json
 
 
-class _TakenBack(ExpectedFailure):
+class OnlyPlanned(ExpectedFailure):
     """Ends the unit of work of a plan, so that nothing of it stays."""
 
-    def __init__(self, plan: InstallationPlan) -> None:
+    def __init__(self, plan: Any) -> None:
         self.plan = plan
-        super().__init__("the installation was only planned")
+        super().__init__("this was only planned")
 
 
 class InstallationService:
@@ -77,9 +78,14 @@ class InstallationService:
     audit: Audit | None
 
     def __init__(
-        self, work: Work, catalogue: TemplateCatalogue, requirements: Requirements, metrics: MarketplaceMetrics
+        self,
+        work: Work,
+        catalogue: TemplateCatalogue,
+        requirements: Requirements,
+        metrics: MarketplaceMetrics,
+        egress: Egress,
     ) -> None:
-        self._work, self._catalogue = work, catalogue
+        self._work, self._catalogue, self._egress = work, catalogue, egress
         self._requirements, self._metrics = requirements, metrics
 
     async def install(
@@ -101,15 +107,15 @@ class InstallationService:
     ) -> NewInstallation | InstallationPlan:
         template = await self._catalogue.find(name, body.version if isinstance(body.version, str) else None)
         parts = self._catalogue.parts()
-        if not (body.dry_run and _lacks_only_plugins(self._catalogue, template, parts)):
-            require_installable(self._catalogue, template, parts)
+        await require_installable(self._catalogue, template, parts, self._egress, dry_run=body.dry_run)
         prepared = await prepare(template, parts, body.parameters, body.secrets_map, body.name_prefix)
         require_permissions(prepared.resources, prepared.installers, by)
         for attempt in range(TRIES):
             try:
                 return await self._work(lambda: self._perform(prepared, parts, body, by), entry=entry)
-            except _TakenBack as planned:
-                return planned.plan
+            except OnlyPlanned as planned:
+                plan: InstallationPlan = planned.plan
+                return plan
             except Conflict as conflict:
                 if conflict.code != "duplicate" or body.on_conflict == "fail" or attempt == TRIES - 1:
                     raise
@@ -128,7 +134,7 @@ class InstallationService:
         missing, required = self._requirements.missing(prepared.manifest, body.secrets_map, {} if body.dry_run else ids)
         warnings = _warnings(made, missing)
         if body.dry_run:
-            raise _TakenBack(_plan(prepared, parts, made, missing, findings, warnings))
+            raise OnlyPlanned(_plan(prepared, parts, made, missing, findings, warnings))
         refuse_missing_secrets(required)
         row = self._store(prepared, made, missing, body, by)
         created = [_created_view(each) for each in made]
@@ -160,17 +166,21 @@ class InstallationService:
         )
         Installation.insert(row.__data__).execute()
         store_objects(row.id, made, 0)
+        self._announce(row, prepared.template.source, made)
+        return row
+
+    def _announce(self, row: Installation, source: str, made: Sequence[MadeObject]) -> None:
         event = TemplateInstalled(
             installation_id=row.id,
             slug=row.slug,
-            by=by.user_id,
+            by=row.installed_by,
             version=row.template_version,
             upgraded_from=None,
             created=event_objects((each.resource.kind, each.resource.key, each.made.id, each.name) for each in made),
         )
         emit(event, object=("installation", row.id), owner=row.installed_by)
         if self.audit is not None:
-            details = {"slug": row.slug, "version": row.template_version, "source": prepared.template.source}
+            details = {"slug": row.slug, "version": row.template_version, "source": source}
             self.audit.record(
                 AuditEntry(
                     action="marketplace.template.install",
@@ -180,7 +190,6 @@ class InstallationService:
                     details=details,
                 )
             )
-        return row
 
 
 def create_objects(
@@ -236,10 +245,6 @@ def _create_object(installer: Installer, resource: PreparedResource, name: str, 
         raise Invalid(invalid.detail, code=invalid.code, errors=faults) from None
     fingerprint = installer.fingerprint([made.id])[made.id]
     return MadeObject(resource=resource, name=name, made=made, reused=False, fingerprint=fingerprint)
-
-
-def _lacks_only_plugins(catalogue: TemplateCatalogue, template: Any, parts: Parts) -> bool:
-    return all(each.code == "plugin_required" for each in catalogue.problems(template, parts))
 
 
 def _warnings(made: Sequence[MadeObject], missing: MissingParts) -> list[str]:

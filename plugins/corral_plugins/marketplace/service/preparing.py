@@ -9,11 +9,13 @@ from typing import Any
 import msgspec
 
 from corral.auth.principal import Principal
+from corral.egress.client import Egress
 from corral.errors import Conflict, FieldError, Forbidden, Invalid
 from corral.ids import new_id
 from corral.schema.json_schema_validation import json_schema_errors
 from corral_plugins.marketplace.api import Installer
 from corral_plugins.marketplace.service.catalogue import Parts, Template, TemplateCatalogue
+from corral_plugins.marketplace.service.findings import url_findings
 from corral_plugins.marketplace.service.manifests import Manifest, permission_faults
 from corral_plugins.marketplace.service.rendering import (
     complete_parameters,
@@ -22,7 +24,7 @@ from corral_plugins.marketplace.service.rendering import (
     with_secrets,
 )
 from corral_plugins.marketplace.service.walking import uses_of
-from corral_plugins.marketplace.shapes import Finding
+from corral_plugins.marketplace.shapes import Finding, TemplateProblem
 
 Json = dict[str, Any]
 
@@ -56,16 +58,26 @@ class PreparedTemplate(msgspec.Struct, frozen=True, kw_only=True):
         return self.template.manifest
 
 
-def require_installable(catalogue: TemplateCatalogue, template: Template, parts: Parts) -> None:
-    """Raise `Conflict` (`plugin_required`) or `Invalid` unless the template can be installed."""
+CHECKED_SOURCES = ("bundled", "uploaded")  # their URLs were checked before they were stored
+
+
+async def require_installable(
+    catalogue: TemplateCatalogue, template: Template, parts: Parts, egress: Egress, *, dry_run: bool = False
+) -> None:
+    """Raise `Conflict` (`plugin_required`) or `Invalid` unless the template can be installed.
+
+    With `dry_run`, plugins may be missing. The plan names them.
+    """
     problems = catalogue.problems(template, parts)
-    others = [each for each in problems if each.code != "plugin_required"]
+    others: list[TemplateProblem | Finding] = [each for each in problems if each.code != "plugin_required"]
+    if not others and template.source not in CHECKED_SOURCES:
+        others += await url_findings(template.manifest, egress)
     if others:
         raise Invalid(
             f"The template {template.slug} cannot be installed: {others[0].detail}",
             errors=[FieldError(each.pointer, each.code, each.detail) for each in others],
         )
-    if problems:
+    if problems and not dry_run:
         names = parts.missing_plugins(template.manifest.data)
         detail = f"The template {template.slug} needs plugins that are not active: {', '.join(names)}."
         raise Conflict(detail, code="plugin_required", references=names)

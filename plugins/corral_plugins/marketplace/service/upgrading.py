@@ -12,13 +12,14 @@ from corral.auth.principal import Principal
 from corral.database.dialect import advisory_lock
 from corral.database.engine import Work
 from corral.database.unit import UnitContext
-from corral.errors import Conflict, ExpectedFailure
+from corral.egress.client import Egress
+from corral.errors import Conflict
 from corral.events.event import emit
 from corral.plugin import Audit, AuditEntry
 from corral_plugins.marketplace.api import Installer, TemplateInstalled
 from corral_plugins.marketplace.models import Installation, InstalledResource
 from corral_plugins.marketplace.service.catalogue import TemplateCatalogue
-from corral_plugins.marketplace.service.installing import LOCK, MadeObject, create_objects, store_objects
+from corral_plugins.marketplace.service.installing import LOCK, MadeObject, OnlyPlanned, create_objects, store_objects
 from corral_plugins.marketplace.service.naming import WantedName, free_names
 from corral_plugins.marketplace.service.preparing import (
     PreparedResource,
@@ -37,21 +38,13 @@ from corral_plugins.marketplace.shapes import ChangedObject, ObjectRef, UpgradeI
 Json = dict[str, Any]
 
 
-class _TakenBack(ExpectedFailure):
-    """Ends the unit of work of a plan, so that nothing of it stays."""
-
-    def __init__(self, result: UpgradeResult) -> None:
-        self.result = result
-        super().__init__("the upgrade was only planned")
-
-
 class UpgradeService:
     """Upgrades installations."""
 
     audit: Audit | None
 
-    def __init__(self, work: Work, catalogue: TemplateCatalogue, requirements: Requirements) -> None:
-        self._work, self._catalogue, self._requirements = work, catalogue, requirements
+    def __init__(self, work: Work, catalogue: TemplateCatalogue, requirements: Requirements, egress: Egress) -> None:
+        self._work, self._catalogue, self._requirements, self._egress = work, catalogue, requirements, egress
 
     async def upgrade(
         self, installation_id: str, body: UpgradeInstallation, *, by: Principal, entry: UnitContext
@@ -65,15 +58,16 @@ class UpgradeService:
         is_same = (template.manifest.version, template.manifest.sha256) == (row.template_version, row.sha256)
         if is_same and not body.parameters:
             raise Conflict("The installation already has this version.", current_status=row.status)
-        require_installable(self._catalogue, template, parts)
+        await require_installable(self._catalogue, template, parts, self._egress)
         known = template.manifest.data.get("parameters", {}).get("properties", {})
         given = {name: value for name, value in row.parameters.items() if name in known} | body.parameters
         prepared = await prepare(template, parts, given, row.secrets_map, row.name_prefix)
         require_permissions(prepared.resources, prepared.installers, by)
         try:
             return await self._work(lambda: self._perform(row, prepared, body.dry_run, by), entry=entry)
-        except _TakenBack as planned:
-            return planned.result
+        except OnlyPlanned as planned:
+            result: UpgradeResult = planned.plan
+            return result
 
     def _perform(self, before: Installation, prepared: PreparedTemplate, dry_run: bool, by: Principal) -> UpgradeResult:
         advisory_lock(LOCK)
@@ -86,7 +80,7 @@ class UpgradeService:
         store_objects(row.id, made, len(objects))
         self._store(row, prepared, result, ids, by)
         if dry_run:
-            raise _TakenBack(result)
+            raise OnlyPlanned(result)
         return result
 
     def _store(

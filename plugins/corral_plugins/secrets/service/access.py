@@ -119,6 +119,7 @@ class SecretsService:
                 f"The secret {row.name} must not be sent to {host or 'an unknown host'}, which is not in allowed_hosts."
             )
         value = self._values.decrypt(row)
+        self._redactor_values.expect(row)
         self._usage.record_use(row.id)
         return value
 
@@ -140,6 +141,7 @@ class SecretsService:
             raise _expired_error(row)
         rows.require_audit_log(self.audit)
         value = self._values.decrypt(row)
+        self._redactor_values.expect(row)
         rows.record_audit(self.audit, "deliver", row, worker_id=worker_id, task_id=task_id, purpose=purpose)
         self._usage.record_use(row.id)
         self._usage.counts["worker_group", "ok"] += 1

@@ -47,6 +47,8 @@ class RedactorValues:
         self._pinned_secrets, self._alerts = pinned_secrets, alerts
         self._opened: dict[str, str | None] = {}  # by version id; None if the value cannot be decrypted
         self._changed = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._known: frozenset[str] = frozenset()  # labels
         self.unreadable = 0
         self.groups: dict[str, list[str]] = {}
         """The names of the secrets that each worker group may receive."""
@@ -56,8 +58,17 @@ class RedactorValues:
         if any(record.type in CHANGES for record in records):
             self._changed.set()
 
+    def expect(self, row: SecretRow) -> None:
+        """Refresh at once if the value of a secret that is used now is not known yet. Runs in a unit of work.
+
+        The event about the value may reach this process up to two seconds after the value can be used.
+        """
+        if self._loop is not None and redactor_label(row.name, row.version) not in self._known:
+            self._loop.call_soon_threadsafe(self._changed.set)
+
     async def refresh_on_change(self) -> None:
         """Refresh the redactor after every change. Runs as a supervised task."""
+        self._loop = asyncio.get_running_loop()
         while True:
             await self._changed.wait()
             self._changed.clear()
@@ -71,7 +82,8 @@ class RedactorValues:
         """Read new values from the database and pass all values to the redactor."""
         self.groups = await self._work(_secret_names_by_worker_group, entry=ENTRY, read=True)
         listed = await self._list_versions()
-        missing = [item for item in listed if item.id not in self._opened]
+        # Values that could not be decrypted are tried again: another process may have rewrapped them.
+        missing = [item for item in listed if self._opened.get(item.id) is None]
         for start in range(0, len(missing), BATCH_SIZE):
             some = missing[start : start + BATCH_SIZE]
             read = await self._work(
@@ -86,6 +98,7 @@ class RedactorValues:
             if (value := self._opened[item.id]) is not None:
                 values[redactor_label(item.name, item.n)] = value
         await asyncio.to_thread(self._redactor.set_values, SOURCE, values)
+        self._known = frozenset(values)
 
     async def _list_versions(self) -> list[_ListedVersion]:
         """Return every version that is not destroyed, including versions of deleted secrets."""

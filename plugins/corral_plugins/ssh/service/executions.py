@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -124,7 +125,7 @@ class SshExecutions:
         if not Execution.update(values).where((Execution.id == row.id) & RUNNING).execute():
             raise Conflict("The command has already ended.", current_status=row.status)
         row = Execution.get_by_id(row.id)
-        self._announce(row, row.connection_id)
+        self._announce(row, _connection_names([row])[row.connection_id])
         return self.get(connection_id, execution_id)
 
     def interrupt_abandoned(self) -> int:
@@ -135,8 +136,9 @@ class SshExecutions:
         values = {"status": "interrupted", "error": error, "finished_at": clock.now(), "alive_until": None}
         ids = [row.id for row in rows]
         Execution.update(values).where(Execution.id.in_(ids) & RUNNING).execute()
+        names = _connection_names(rows)
         for row in Execution.select().where(Execution.id.in_(ids) & (Execution.status == "interrupted")):
-            self._announce(row, row.connection_id)
+            self._announce(row, names[row.connection_id])
         return len(rows)
 
     def _announce(self, row: Execution, name: str) -> None:
@@ -187,6 +189,13 @@ class SshExecutions:
         if row is None:
             raise NotFound("There is no execution with this id; corral ssh executions NAME lists them.")
         return row
+
+
+def _connection_names(rows: Sequence[Execution]) -> dict[str, str]:
+    """Return the name of the connection of each command by its id, or the id if the connection was deleted."""
+    ids = {row.connection_id for row in rows}
+    found: Any = Connection.select(Connection.id, Connection.name).where(Connection.id.in_(ids)).tuples()
+    return {**{each: each for each in ids}, **dict(found)}
 
 
 def delete_old_executions(days: int, limit: int) -> int:

@@ -18,7 +18,7 @@ from corral_plugins.tasks.service.queries import TaskQueries
 from corral_plugins.tasks.service.rows import TaskViews, find_readable_task
 from corral_plugins.tasks.service.runs import TaskRuns
 from corral_plugins.tasks.shapes import TaskQuery, TaskView
-from corral_plugins.tools.api import Json, ResultLater, Tool, ToolContext, ToolFailure, ToolOutput
+from corral_plugins.tools.api import Json, ResultLater, Tool, ToolContext, ToolOutput, ToolSet
 
 SHOWN = (
     "id",
@@ -142,25 +142,8 @@ class AgentTools:
         return ResultLater()
 
 
-class TaskTools:
-    """The tools that the `tasks` plugin contributes.
-
-    The plugin creates them before the services exist, and calls `set_implementation` later.
-    """
-
-    def __init__(self) -> None:
-        self._implementation: AgentTools | None = None
-
-    def set_implementation(self, implementation: AgentTools) -> None:
-        """Connect the tools to their implementation."""
-        self._implementation = implementation
-
-    @property
-    def implementation(self) -> AgentTools:
-        """The implementation of the tools. Raise `ToolFailure` while the server is starting."""
-        if self._implementation is None:
-            raise ToolFailure("unavailable", "The server is starting.")
-        return self._implementation
+class TaskTools(ToolSet[AgentTools]):
+    """The tools that the `tasks` plugin contributes."""
 
     def all(self) -> list[Tool]:
         """Return all tools."""

@@ -19,11 +19,11 @@ from corral.auth.visibility import EventRights
 from corral.database.dialect import advisory_lock
 from corral.ids import new_id
 from corral.plugin import Settings
+from corral_core.accounts.api import Accounts
 from corral_plugins.admin.api import KillSwitch
 from corral_plugins.circuit_breakers.api import Breakers
 from corral_plugins.webhooks.models import IS_OPEN, Delivery, Webhook
 from corral_plugins.webhooks.service.fan_out import event_of
-from corral_plugins.webhooks.service.owners import WebhookOwners
 from corral_plugins.webhooks.service.states import disable_webhooks, ended
 from corral_plugins.webhooks.settings import CONCURRENCY, PROBE_SECONDS, TIMEOUT_SECONDS
 
@@ -80,8 +80,8 @@ class DeliveryClaims:
     switch: KillSwitch | None
     breakers: Breakers | None
 
-    def __init__(self, settings: Settings, owners: WebhookOwners, rights: EventRights) -> None:
-        self._settings, self._owners, self._rights = settings, owners, rights
+    def __init__(self, settings: Settings, accounts: Accounts, rights: EventRights) -> None:
+        self._settings, self._accounts, self._rights = settings, accounts, rights
 
     def next_time(self) -> str | None:
         """Return the instant of the next attempt or probe, or None if no delivery waits."""
@@ -144,7 +144,7 @@ class DeliveryClaims:
 
     def _readable(self, rows: list[Delivery], webhooks: Mapping[str, Webhook]) -> list[Delivery]:
         """Return the deliveries about objects that the owners may still read, and cancel the others."""
-        owners = self._owners.principals(row.user_id for row in webhooks.values())
+        owners = self._accounts.principals_of(row.user_id for row in webhooks.values())
         gone = {row.user_id for row in webhooks.values()} - owners.keys()
         if gone:
             disable_webhooks(Webhook.user_id.in_(gone), "owner_inactive")

@@ -22,8 +22,8 @@ from corral.events.consumers import ConsumerRow
 from corral.events.event import EventTypes
 from corral.events.log import EventRow, LoggedEvent
 from corral.ids import new_id
+from corral_core.accounts.api import Accounts
 from corral_plugins.webhooks.models import Delivery, Subscription, Webhook
-from corral_plugins.webhooks.service.owners import WebhookOwners
 from corral_plugins.webhooks.service.payloads import body_of_event, matching_patterns
 from corral_plugins.webhooks.service.states import disable_webhooks
 
@@ -51,8 +51,8 @@ class PositionMoved(ExpectedFailure):
 class WebhookFanOut:
     """Turns events into deliveries."""
 
-    def __init__(self, work: Work, types: EventTypes, rights: EventRights, owners: WebhookOwners) -> None:
-        self._work, self._types, self._rights, self._owners = work, types, rights, owners
+    def __init__(self, work: Work, types: EventTypes, rights: EventRights, accounts: Accounts) -> None:
+        self._work, self._types, self._rights, self._accounts = work, types, rights, accounts
 
     async def create_cursor(self) -> None:
         """Store the end of the log as the position if none is stored, so that no later event is missed."""
@@ -99,7 +99,7 @@ class WebhookFanOut:
         """Return the rows of new deliveries, and the number of events that they cover."""
         followers = _followers({pattern for event in events for pattern in matching_patterns(event.type)})
         people = {each.user_id for found in followers.values() for each in found}
-        owners = self._owners.principals(people) if people else {}
+        owners = self._accounts.principals_of(people) if people else {}
         if gone := people - owners.keys():
             disable_webhooks(Webhook.user_id.in_(gone), "owner_inactive")
         rows: list[dict[str, Any]] = []

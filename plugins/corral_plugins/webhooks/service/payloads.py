@@ -21,12 +21,16 @@ _FORMATS = {"date-time": "2026-01-31T09:30:00.000Z", "uuid": "01890a5d-ac96-774b
 MAX_DEPTH = 6
 
 
-def body_of(*, type: str, timestamp: str, id: str, data: Any, object_id: str) -> str:
-    """Return the body of a delivery as JSON text. Data that is too large is replaced by the id of its object."""
+def body_of(*, type: str, timestamp: str, id: str, data: Any, object_id: str, href: str | None = None) -> str:
+    """Return the body of a delivery as JSON text.
+
+    Data that is too large is replaced by the id and the API address of its object. The data of an event never is,
+    because the event log allows half of that size.
+    """
     message = {"type": type, "timestamp": timestamp, "id": id, "data": data}
     body = encode(message)
     if len(body) > LIMIT:
-        body = encode({**message, "data": {"id": object_id, "href": None, "truncated": True}})
+        body = encode({**message, "data": {"id": object_id, "href": href, "truncated": True}})
     return body.decode()
 
 

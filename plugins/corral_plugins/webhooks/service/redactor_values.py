@@ -69,14 +69,19 @@ class WebhookRedactorValues:
             after = some[-1][0]
 
     def _open(self, rows: Sequence[Webhook]) -> dict[tuple[str, int], dict[str, str]]:
-        """Decrypt credentials. Without the key, this process cannot reveal them either."""
+        """Decrypt credentials.
+
+        Those whose key is not loaded are left out, so that the next refresh tries them again: another process may have
+        rewrapped them by then. Until then, this process cannot reveal them either.
+        """
         opened: dict[tuple[str, int], dict[str, str]] = {}
         for row in rows:
             values: dict[str, str] = {}
-            with contextlib.suppress(Unavailable, SealedWrong):
-                values |= {f"{row.id}.secret{n}": text for n, text in enumerate(self._credentials.secrets(row))}
-                values |= {f"{row.id}.{name}": text for name, text in self._credentials.headers(row).items()}
-            opened[row.id, row.version] = values
+            with contextlib.suppress(Unavailable):
+                with contextlib.suppress(SealedWrong):
+                    values |= {f"{row.id}.secret{n}": text for n, text in enumerate(self._credentials.secrets(row))}
+                    values |= {f"{row.id}.{name}": text for name, text in self._credentials.headers(row).items()}
+                opened[row.id, row.version] = values
         return opened
 
 

@@ -66,7 +66,12 @@ class WebhookTriggerAction:
                 "visibility": PRIVATE,
             },
             payload=body_of(
-                type=CALL_EVENT, timestamp=now, id=context.history_id, data=data, object_id=context.trigger_id
+                type=CALL_EVENT,
+                timestamp=now,
+                id=context.history_id,
+                data=data,
+                object_id=context.trigger_id,
+                href=f"/api/v1/triggers/{context.trigger_id}",
             ),
             next_attempt_at=now,
             due_at=now,

@@ -103,11 +103,10 @@ class McpConnections:
         row = await self._work(lambda: _SERVER.one({"name": server}), read=True)
         if client is None or row is None:
             raise ToolFailure("unavailable", "The MCP server, or the plugin that reaches it, was removed.")
-        endpoint = await self._endpoint(server, *row)
         try:
-            return mcp_result_for_model(
-                server, await self._guarded(server, lambda: client.call_tool(endpoint, tool, arguments))
-            )
+            endpoint = await self._endpoint(server, *row)
+            result = await self._guarded(server, lambda: client.call_tool(endpoint, tool, arguments))
+            return mcp_result_for_model(server, result)
         except McpFailure as failure:
             raise ToolFailure(failure.type, failure.message) from None
 

@@ -1,0 +1,178 @@
+"""`corral github`: connects repositories, and shows what happened to them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from corral.cli.api_client import ApiClient
+from corral.cli.output import print_fields, print_table, print_value
+from corral.cli.request_body import body_option, field_option, read_body
+from corral.cli.server_connection import client_command, complete_names
+
+REPOSITORIES = "/github/repositories"
+COLUMNS = ("name", "pull_requests", "issue_labels", "waiting", "state", "id")
+DELIVERY_COLUMNS = ("created_at", "event", "action", "number", "status", "detail")
+POST_COLUMNS = ("created_at", "kind", "number", "status", "attempts", "url", "detail")
+
+repository_argument = click.argument("repository", shell_complete=complete_names(REPOSITORIES))
+
+
+@click.group("github")
+def github_command_group() -> None:
+    """Connect repositories of GitHub. REPOSITORY is an id, or a name such as corral/kernel."""
+
+
+@github_command_group.command("list")
+@client_command
+def list_repositories(client: ApiClient, *, as_json: bool) -> None:
+    """List the connected repositories, newest first."""
+    print_table(
+        list(client.pages(REPOSITORIES)),
+        COLUMNS,
+        as_json=as_json,
+        empty="No repository is connected. Connect one: corral github add OWNER/NAME --agent AGENT",
+        computed={"issue_labels": lambda row: " ".join(row["issue_labels"]), "state": _state},
+    )
+
+
+@github_command_group.command("show")
+@repository_argument
+@client_command
+def show_repository(client: ApiClient, *, repository: str, as_json: bool) -> None:
+    """Show a repository, and the address for its webhook."""
+    _print(client, _find(client, repository), as_json=as_json)
+
+
+@github_command_group.command("add")
+@click.argument("name", metavar="OWNER/NAME")
+@click.option("--agent", required=True, help="agent whose changes are reviewed, or that works on tasks: name or id")
+@click.option("--reviewer", help="agent that comments on the changes: name or id")
+@click.option("--token-secret", default="github-token", show_default=True, help="secret with the token of GitHub")
+@click.option("--webhook-secret", default="github-webhook", show_default=True, help="secret that signs the deliveries")
+@click.option("--label", "labels", multiple=True, help="label that turns an issue into a task; repeatable")
+@click.option(
+    "--pull-requests",
+    type=click.Choice(["code_review", "task", "ignore"]),
+    default="code_review",
+    show_default=True,
+    help="what becomes of a pull request",
+)
+@click.option("--api-url", help="address of the API, if the host is not github.com")
+@client_command
+def add_repository(
+    client: ApiClient,
+    *,
+    name: str,
+    agent: str,
+    reviewer: str | None,
+    token_secret: str,
+    webhook_secret: str,
+    labels: tuple[str, ...],
+    pull_requests: str,
+    api_url: str | None,
+    as_json: bool,
+) -> None:
+    """Connect a repository."""
+    body: dict[str, Any] = {
+        "name": name,
+        "agent_id": client.find("/agents", agent, kind="agent")["id"],
+        "token_secret": token_secret,
+        "webhook_secret": webhook_secret,
+        "issue_labels": list(labels),
+        "pull_requests": pull_requests,
+    }
+    if reviewer is not None:
+        body["reviewer_agent_id"] = client.find("/agents", reviewer, kind="agent")["id"]
+    if api_url is not None:
+        body["api_url"] = api_url
+    _print(client, client.post(REPOSITORIES, body), as_json=as_json)
+
+
+@github_command_group.command("edit")
+@repository_argument
+@field_option
+@body_option
+@client_command
+def edit_repository(
+    client: ApiClient, *, repository: str, fields: tuple[str, ...], input_path: Path | None, as_json: bool
+) -> None:
+    """Change a repository: the given fields change, such as -f enabled:=false. From then on your rights apply."""
+    found = _find(client, repository)
+    changed = client.send("PATCH", f"{REPOSITORIES}/{found['id']}", body=read_body(input_path, fields))
+    _print(client, changed, as_json=as_json)
+
+
+@github_command_group.command("remove")
+@repository_argument
+@client_command
+def remove_repository(client: ApiClient, *, repository: str, as_json: bool) -> None:
+    """Disconnect a repository. Its code reviews and tasks stay."""
+    found = _find(client, repository)
+    client.send("DELETE", f"{REPOSITORIES}/{found['id']}")
+    told = {"id": found["id"], "removed": True}
+    click.echo(json.dumps(told) if as_json else f"{found['name']} is disconnected.")
+
+
+@github_command_group.command("deliveries")
+@repository_argument
+@click.option("--limit", type=click.IntRange(1, 200), default=20, show_default=True, help="number of deliveries")
+@client_command
+def list_deliveries(client: ApiClient, *, repository: str, limit: int, as_json: bool) -> None:
+    """List what GitHub delivered, newest first, and what became of it."""
+    found = client.get(f"{REPOSITORIES}/{_find(client, repository)['id']}/deliveries", limit=limit)["items"]
+    print_table(found, DELIVERY_COLUMNS, as_json=as_json, empty="Nothing was delivered.", colour_of="status")
+
+
+@github_command_group.command("posts")
+@repository_argument
+@click.option("--limit", type=click.IntRange(1, 200), default=20, show_default=True, help="number of posts")
+@client_command
+def list_posts(client: ApiClient, *, repository: str, limit: int, as_json: bool) -> None:
+    """List what Corral posted or will post, newest first."""
+    found = client.get(f"{REPOSITORIES}/{_find(client, repository)['id']}/posts", limit=limit)["items"]
+    print_table(found, POST_COLUMNS, as_json=as_json, empty="Nothing was posted.", colour_of="status")
+
+
+@github_command_group.command("retry")
+@repository_argument
+@client_command
+def retry_repository(client: ApiClient, *, repository: str, as_json: bool) -> None:
+    """Try again what failed, without waiting for the end of a pause."""
+    found = client.post(f"{REPOSITORIES}/{_find(client, repository)['id']}/retry", None)
+    text = f"{found['deliveries']} deliveries and {found['posts']} posts are tried again."
+    print_value(found, as_json=as_json, text=text)
+
+
+def _find(client: ApiClient, repository: str) -> Any:
+    return client.find(REPOSITORIES, repository, kind="repository", listing="corral github list")
+
+
+def _state(row: Any) -> str:
+    if not row["enabled"]:
+        return "disabled"
+    return "error" if row["last_error"] else "ok"
+
+
+def _print(client: ApiClient, found: dict[str, Any], *, as_json: bool) -> None:
+    shown = {
+        "name": found["name"],
+        "id": found["id"],
+        "state": _state(found),
+        "webhook address": f"{client.url}{found['hook_path']}",
+        "API": found["api_url"],
+        "token secret": found["token_secret"],
+        "webhook secret": found["webhook_secret"],
+        "agent": found["agent_id"],
+        "reviewer": found["reviewer_agent_id"],
+        "pull requests": found["pull_requests"],
+        "issue labels": ", ".join(found["issue_labels"]),
+        "waiting": found["waiting"],
+        "paused until": found["paused_until"],
+        "last error": found["last_error"],
+        "warnings": found.get("warnings"),
+    }
+    print_fields(found, shown, as_json=as_json)

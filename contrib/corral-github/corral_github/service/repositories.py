@@ -1,0 +1,224 @@
+"""Connects repositories, and lists what happened to them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from msgspec import UNSET
+
+from corral import clock
+from corral.auth.principal import Principal
+from corral.auth.visibility import visible
+from corral.errors import Conflict, Invalid, NotFound
+from corral.http.answers import IfMatch
+from corral.http.page import Page, PageQuery, newest_first, paginate
+from corral.ids import new_id
+from corral.plugin import Audit, AuditEntry
+from corral_github.models import Delivery, Post, Repository, Thread
+from corral_github.service.secrets import RepositorySecrets
+from corral_github.service.threads import BATCH_SIZE, wake
+from corral_github.shapes import (
+    GitHubDeliveryView,
+    GitHubPostView,
+    GitHubRepositoryPatch,
+    GitHubRepositoryQuery,
+    GitHubRepositoryView,
+    GitHubRetry,
+    NewGitHubRepository,
+)
+from corral_plugins.agents.api import Agents
+
+MAX_REPOSITORIES = 1000
+FIELDS = (
+    "agent_id",
+    "token_secret",
+    "webhook_secret",
+    "reviewer_agent_id",
+    "pull_requests",
+    "issue_labels",
+    "enabled",
+)
+
+
+class Repositories:
+    """The service for repositories. Every method runs in the caller's unit of work."""
+
+    audit: Audit | None
+
+    def __init__(self, agents: Agents, secrets: RepositorySecrets) -> None:
+        self._agents, self._secrets = agents, secrets
+
+    def list(self, query: GitHubRepositoryQuery, *, by: Principal) -> Page[GitHubRepositoryView]:
+        """Return the repositories, newest first."""
+        rows = Repository.select().where(visible(Repository, by))
+        if query.search:
+            rows = rows.where(Repository.name.contains(query.search.lower()))
+        page = paginate(
+            rows, query, by, scope="github.repositories", order=newest_first(Repository), make=lambda row: row
+        )
+        waiting = _waiting([row.id for row in page.items])
+        shown = [_view(row, waiting.get(row.id, 0)) for row in page.items]
+        return Page(items=shown, total=page.total, limit=page.limit, offset=page.offset, next=page.next)
+
+    def get(self, repository_id: str, *, by: Principal) -> GitHubRepositoryView:
+        """Return a repository. Raise `NotFound`."""
+        row = _find(repository_id, by)
+        return _view(row, _waiting([row.id]).get(row.id, 0))
+
+    def create(self, new: NewGitHubRepository, *, by: Principal) -> GitHubRepositoryView:
+        """Connect a repository. Raise `Conflict` (`duplicate`) if it is connected already."""
+        if Repository.select().count() >= MAX_REPOSITORIES:
+            raise Invalid.at("/name", "not_allowed", f"There can be at most {MAX_REPOSITORIES} repositories.")
+        now = clock.now()
+        row = Repository(
+            id=new_id(),
+            name=new.name.lower(),
+            api_url=new.api_url.rstrip("/"),
+            owner_id=by.user_id,
+            created_at=now,
+            updated_at=now,
+            **{name: getattr(new, name) for name in FIELDS},
+        )
+        self._check_agents(row)
+        if not Repository.insert(row.__data__).on_conflict_ignore().as_rowcount().execute():
+            same = (Repository.name == row.name) & (Repository.api_url == row.api_url)
+            detail = f"{row.name} is connected already."
+            raise Conflict(detail, code="duplicate", existing_id=Repository.get(same).id)
+        self._secrets.attach(row, "token", by=by)
+        self._secrets.attach(row, "webhook", by=by)
+        self._record("connect", row, {name: (None, getattr(row, name)) for name in ("api_url", *FIELDS)})
+        return _view(row, 0)
+
+    def update(
+        self, repository_id: str, patch: GitHubRepositoryPatch, match: IfMatch, *, by: Principal
+    ) -> GitHubRepositoryView:
+        """Change a repository. From then on, work is done with the rights of the caller."""
+        row = _find(repository_id, by)
+        match.check(row.version)
+        given = {name: value for name in FIELDS if (value := getattr(patch, name)) is not UNSET}
+        changes = {name: (getattr(row, name), value) for name, value in given.items() if value != getattr(row, name)}
+        unchanged = (Repository.id == row.id) & (Repository.version == row.version)
+        for name, value in {**given, "owner_id": by.user_id, "version": row.version + 1}.items():
+            setattr(row, name, value)
+        row.updated_at = clock.now()
+        self._check_agents(row)
+        if not Repository.update(row.__data__).where(unchanged).execute():
+            raise Conflict("Another request changed the repository at the same time; repeat the request.")
+        for part in ("token", "webhook"):
+            if f"{part}_secret" in changes:
+                self._secrets.attach(row, part, by=by)
+        self._record("update", row, changes)
+        return _view(row, _waiting([row.id]).get(row.id, 0))
+
+    def delete(self, repository_id: str, match: IfMatch, *, by: Principal) -> None:
+        """Disconnect a repository. Its code reviews and tasks stay; what was not posted yet is not posted."""
+        row = _find(repository_id, by)
+        match.check(row.version)
+        for model in (Post, Delivery, Thread):
+            model.delete().where(model.repository_id == row.id).execute()
+        Repository.delete().where(Repository.id == row.id).execute()
+        self._secrets.detach(row.id)
+        self._record("disconnect", row, {})
+
+    def retry(self, repository_id: str, *, by: Principal) -> GitHubRetry:
+        """Let the newest failed deliveries and posts wait again, and end a pause that the host asked for."""
+        row = _find(repository_id, by)
+        Repository.update(paused_until=None, last_error=None).where(Repository.id == row.id).execute()
+        counts, woken = {}, set()
+        models: tuple[Any, ...] = (Delivery, Post)
+        for model in models:
+            failed = (model.repository_id == row.id) & (model.status == "failed")
+            found = list(model.select(model.id, model.thread_id).where(failed).order_by(model.id).limit(BATCH_SIZE))
+            again = {"status": "pending", "detail": None, "finished_at": None, "waiting_since": clock.now()}
+            model.update(again).where(model.id.in_([each.id for each in found])).execute()
+            counts[model] = len(found)
+            woken |= {each.thread_id for each in found}
+        waiting = (Thread.repository_id == row.id) & Thread.run_at.is_null(False)
+        woken |= {each.id for each in Thread.select(Thread.id).where(waiting).limit(BATCH_SIZE)}
+        Thread.update(run_at=None).where(Thread.id.in_(list(woken)) & Thread.lease_until.is_null()).execute()
+        for thread_id in sorted(woken):
+            wake(thread_id)
+        self._record("retry", row, {})
+        return GitHubRetry(deliveries=counts[Delivery], posts=counts[Post])
+
+    def deliveries(self, repository_id: str, query: PageQuery, *, by: Principal) -> Page[GitHubDeliveryView]:
+        """Return the deliveries of a repository, newest first."""
+        mine = Delivery.repository_id == _find(repository_id, by).id
+        return _with_threads(Delivery, mine, query, by, _delivery_view)
+
+    def posts(self, repository_id: str, query: PageQuery, *, by: Principal) -> Page[GitHubPostView]:
+        """Return the posts of a repository, newest first."""
+        mine = Post.repository_id == _find(repository_id, by).id
+        return _with_threads(Post, mine, query, by, _post_view)
+
+    def _check_agents(self, row: Repository) -> None:
+        wanted = {"/agent_id": row.agent_id.lower()}
+        row.agent_id = wanted["/agent_id"]
+        if row.reviewer_agent_id is not None:
+            row.reviewer_agent_id = wanted["/reviewer_agent_id"] = row.reviewer_agent_id.lower()
+        found = self._agents.find_many(list(wanted.values()))
+        for pointer, agent_id in wanted.items():
+            if agent_id not in found:
+                detail = "There is no agent with this id."
+                raise Invalid.at(pointer, "unknown_reference", detail, problem="unknown_reference")
+        if row.reviewer_agent_id == row.agent_id:
+            raise Invalid.at("/reviewer_agent_id", "not_allowed", "An agent does not review its own changes.")
+
+    def _record(self, verb: str, row: Repository, changes: dict[str, Any]) -> None:
+        if self.audit is not None:
+            entry = AuditEntry(
+                action=f"github.repository.{verb}",
+                object_type="github_repository",
+                object_id=row.id,
+                object_name=row.name,
+                changes=changes,
+            )
+            self.audit.record(entry)
+
+
+def _find(repository_id: str, by: Principal) -> Repository:
+    row: Repository | None = Repository.get_or_none((Repository.id == repository_id.lower()) & visible(Repository, by))
+    if row is None:
+        raise NotFound("There is no connected repository with this id.")
+    return row
+
+
+def _waiting(repository_ids: list[str]) -> dict[str, int]:
+    """Return for each repository how many threads wait, with a single query."""
+    from peewee import fn
+
+    waits = Thread.repository_id.in_(repository_ids) & Thread.run_at.is_null(False)
+    found: Any = Thread.select(Thread.repository_id, fn.COUNT(Thread.id)).where(waits).group_by(Thread.repository_id)
+    return dict(list(found.tuples())) if repository_ids else {}
+
+
+def _view(row: Repository, waiting: int) -> GitHubRepositoryView:
+    computed = {"waiting": waiting, "hook_path": f"/api/v1/github/hooks/{row.id}"}
+    fields = {name: getattr(row, name) for name in Repository._meta.fields}
+    return msgspec.convert({**fields, **computed}, GitHubRepositoryView)
+
+
+def _with_threads(model: Any, mine: Any, query: PageQuery, by: Principal, make: Any) -> Page[Any]:
+    """Return a page of rows with their threads, which are read with a single query."""
+    rows = model.select().where(mine & visible(model, by))
+    page = paginate(rows, query, by, scope=model._meta.table_name, order=newest_first(model), make=lambda row: row)
+    ids = [row.thread_id for row in page.items if row.thread_id is not None]
+    found = {each.id: each for each in Thread.select().where(Thread.id.in_(ids))} if ids else {}
+    shown = [make(row, found.get(row.thread_id)) for row in page.items]
+    return Page(items=shown, total=page.total, limit=page.limit, offset=page.offset, next=page.next)
+
+
+def _delivery_view(row: Delivery, thread: Thread | None) -> GitHubDeliveryView:
+    names = ("id", "delivery_id", "event", "action", "status", "detail", "created_at", "finished_at")
+    return GitHubDeliveryView(
+        **{name: getattr(row, name) for name in names},
+        number=None if thread is None else thread.number,
+        review_id=None if thread is None else thread.review_id,
+        task_id=None if thread is None else thread.task_id,
+    )
+
+
+def _post_view(row: Post, thread: Thread | None) -> GitHubPostView:
+    names = ("id", "kind", "status", "attempts", "url", "detail", "created_at", "finished_at")
+    return GitHubPostView(**{name: getattr(row, name) for name in names}, number=0 if thread is None else thread.number)

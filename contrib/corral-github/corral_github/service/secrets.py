@@ -1,0 +1,41 @@
+"""The two secrets of a repository, which stay in the vault."""
+
+from __future__ import annotations
+
+from urllib.parse import urlsplit
+
+from corral.auth.principal import Principal
+from corral_github.models import Repository
+from corral_plugins.secrets.api import AttachedObject, Secrets
+
+
+class RepositorySecrets:
+    """Reads and attaches the secrets of repositories. Every method runs in the caller's unit of work."""
+
+    def __init__(self, secrets: Secrets) -> None:
+        self._secrets = secrets
+
+    def token(self, repository: Repository) -> str:
+        """Return the token to send to the host."""
+        attached = _attached(repository.id, "token")
+        host = urlsplit(repository.api_url).hostname
+        return self._secrets.use_value(repository.token_secret, attached.consumer_name, host, attached=attached)
+
+    def webhook_values(self, repository: Repository) -> list[str]:
+        """Return all values with which the host may sign now."""
+        return self._secrets.valid_values(repository.webhook_secret, attached=_attached(repository.id, "webhook"))
+
+    def attach(self, repository: Repository, part: str, *, by: Principal) -> None:
+        """Attach the secret that `token_secret` or `webhook_secret` names (`part` is `token` or `webhook`)."""
+        name = repository.token_secret if part == "token" else repository.webhook_secret
+        attached, pointer = _attached(repository.id, part), f"/{part}_secret"
+        self._secrets.attach(name, attached, title=repository.name, pointer=pointer, by=by)
+
+    def detach(self, repository_id: str) -> None:
+        """Record that a removed repository uses no secrets."""
+        for part in ("token", "webhook"):
+            self._secrets.detach(_attached(repository_id, part))
+
+
+def _attached(repository_id: str, part: str) -> AttachedObject:
+    return AttachedObject(plugin="github", kind=f"repository_{part}", id=repository_id)

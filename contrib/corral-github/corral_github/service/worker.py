@@ -1,0 +1,153 @@
+"""Does the work of a thread, one delivery or post after the other."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+from collections.abc import Awaitable, Callable
+
+from corral import clock
+from corral.database.engine import Work
+from corral.errors import NotFound, Problem
+from corral.redact.redactor import Redactor
+from corral_core.accounts.api import Accounts
+from corral_github.models import Post
+from corral_github.service import posts, threads
+from corral_github.service.hosts import Host, HostFailure, HostRefusal, Hosts, Json
+from corral_github.service.issues import Issues
+from corral_github.service.pulls import PullRequests
+from corral_github.service.threads import ATTEMPT_SECONDS, LeaseLost, WorkItem
+from corral_plugins.tasks.api import Tasks
+
+log = logging.getLogger("corral.github")
+UNPROCESSABLE = 422
+CLOCK_SECONDS = 600.0
+
+
+class ThreadWorker:
+    """Handles deliveries and sends posts. `run` may be called by any number of processes at a time."""
+
+    def __init__(
+        self,
+        work: Work,
+        hosts: Hosts,
+        redactor: Redactor,
+        accounts: Accounts,
+        tasks: Tasks,
+        pulls: PullRequests,
+        issues: Issues,
+    ) -> None:
+        self._work, self._hosts, self._redactor = work, hosts, redactor
+        self._accounts, self._tasks, self._pulls, self._issues = accounts, tasks, pulls, issues
+
+    async def run(self, thread_id: str) -> None:
+        """Do all the work of a thread that is due, if no other process does."""
+        claimed = await self._work(lambda: threads.claim(thread_id))
+        if claimed is None:
+            return
+        try:
+            while (item := await self._work(functools.partial(threads.next_work, claimed))) is not None:
+                if not await self._do(item):
+                    return
+        except LeaseLost as lost:
+            log.warning("lease lost", extra={"reason": str(lost)})
+
+    async def _do(self, item: WorkItem) -> bool:
+        """Do one piece of work. Return False if the thread has to wait for its host."""
+        try:
+            async with asyncio.timeout(ATTEMPT_SECONDS):
+                await self._work(lambda: self._check_rights(item), read=True)
+                await self._handler(item)(item)
+        except (HostFailure, TimeoutError) as failure:
+            detail = str(failure) or "The attempt took too long."
+            pause = failure.pause_seconds if isinstance(failure, HostFailure) else None
+            await self._work(lambda: threads.postpone(item, detail, pause))
+            return False
+        except LeaseLost:
+            raise
+        except Problem as problem:
+            if problem.status >= 500:  # such as a database that is busy, or a sealed vault
+                detail = problem.detail
+                await self._work(lambda: threads.postpone(item, detail, None))
+                return False
+            detail = self._redactor.redact(problem.detail)
+            await self._work(lambda: threads.fail(item, detail))
+        except HostRefusal as refusal:
+            detail = refusal.detail
+            await self._work(lambda: threads.fail(item, detail))
+        return True
+
+    def _check_rights(self, item: WorkItem) -> None:
+        """Raise `RightsLost` if the admin who connected the repository may not do so any more."""
+        self._accounts.principal_of(item.repository.owner_id, "github.manage")
+
+    def _handler(self, item: WorkItem) -> Callable[[WorkItem], Awaitable[None]]:
+        if item.delivery is None:
+            return self._send
+        return self._pulls.handle if item.thread.kind == "pull" else self._issues.handle
+
+    async def _send(self, item: WorkItem) -> None:
+        """Send a post exactly once.
+
+        The number of attempts was committed before. If there was an attempt before this one, its request may have
+        reached the host although nobody recorded it, so the post is looked for at the host first.
+        """
+        post = item.post
+        assert post is not None
+        forms = await self._forms(item, post)
+        host = await self._hosts.open(item.repository)
+        try:
+            url = await self._find(host, item, post) if post.attempts > 0 else None
+            if url is None:
+                url = await self._first_accepted(host, item, post, forms)
+        finally:
+            await host.close()
+        await self._work(functools.partial(_record_posted, item, url))
+
+    async def _forms(self, item: WorkItem, post: Post) -> list[Json]:
+        """Return the bodies to send, best first. Credentials that became known meanwhile are removed."""
+        if post.kind == "review":
+            made = posts.review_forms(post)
+        else:
+            text = post.content.get("text") or await self._work(lambda: self._result_of(item, post), read=True)
+            made = [{"body": posts.comment_text(post, text)}]
+        found: list[Json] = await asyncio.to_thread(self._redactor.redact_json, made)
+        return found
+
+    def _result_of(self, item: WorkItem, post: Post) -> str:
+        by = self._accounts.principal_of(item.repository.owner_id, "tasks.read")
+        try:
+            return posts.result_text(self._tasks.get(post.content["task_id"], by=by))
+        except NotFound:
+            return "The task was deleted."
+
+    async def _find(self, host: Host, item: WorkItem, post: Post) -> str | None:
+        marker = posts.marker_of(post)
+        if post.kind == "review":
+            return await host.find_review(item.thread.number, marker)
+        return await host.find_comment(item.thread.number, marker, _earlier(post.created_at))
+
+    @staticmethod
+    async def _first_accepted(host: Host, item: WorkItem, post: Post, forms: list[Json]) -> str:
+        number = item.thread.number
+        if post.kind == "comment":
+            return await host.post_comment(number, forms[0]["body"])
+        for form in forms[:-1]:
+            try:
+                return await host.post_review(number, form)
+            except HostRefusal as refusal:
+                if refusal.status != UNPROCESSABLE:
+                    raise
+                log.info("the host refused a form of a review", extra={"post": post.id, "reason": refusal.detail})
+        return await host.post_review(number, forms[-1])
+
+
+def _record_posted(item: WorkItem, url: str) -> None:
+    threads.hold(item.claimed)
+    threads.finish(item, "posted", None, url=url)
+
+
+def _earlier(instant: str) -> str:
+    """Return an instant some minutes earlier, because the clock of the host may be behind."""
+    return clock.format_instant(clock.parse_instant(instant) - CLOCK_SECONDS)[:19] + "Z"
