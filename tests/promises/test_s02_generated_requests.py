@@ -10,7 +10,6 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from tests.generated.fuzz import Fuzz, report
 from tests.generated.world import World
 
 # Cases of an operation, right and wrong ones each, by two callers: some 700 requests a case.
@@ -19,6 +18,8 @@ SEED = 20
 
 
 async def test_s2_generated_requests(make_world: Any, long_form: bool, figure: Any) -> None:
+    from tests.generated.fuzz import Fuzz, report  # imports schemathesis, for a second
+
     world: World = await make_world()
     fuzz = Fuzz(world, SEED)
     await fuzz.prepare()

@@ -69,7 +69,7 @@ def done(client: Client, model: str, **new: Any) -> dict[str, Any]:
     agent = client.post("/agents", json=facts).raise_for_status().json()
     client.post(f"/agents/{agent['id']}/start", json={}).raise_for_status()
     task: dict[str, Any] = client.post("/tasks", json={**new, "agent_id": agent["id"]}).raise_for_status().json()
-    until = time.monotonic() + 240
+    until = time.monotonic() + 600
     while task["status"] not in ("completed", "failed") and time.monotonic() < until:
         time.sleep(0.2)
         task = client.get(f"/tasks/{task['id']}").raise_for_status().json()

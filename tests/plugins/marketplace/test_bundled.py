@@ -16,7 +16,6 @@ from tests.plugins.marketplace.conftest import Market, objects
 from corral.testing.kit import Client, Kit
 from corral_marketplace import catalogue
 from corral_plugins.marketplace.service.manifests import template_id
-from corral_plugins.workers.node.agent_loop import AgentLoop
 from corral_plugins.workers.node.client import WorkerApiClient
 from corral_plugins.workers.node.tool_run import ToolRun
 
@@ -144,6 +143,8 @@ class Fleet(Market):
 
     async def _attempt(self, claim: Json) -> None:
         await self.ok("POST", f"/tasks/{claim['task']['id']}/start", {"lease_id": claim["lease_id"]}, by=self.worker)
+        from corral_plugins.workers.node.agent_loop import AgentLoop  # imports the SDK, for two seconds
+
         agent = Client(self.kit.application.app, claim["agent_token"])
 
         async def send(request: httpx2.Request) -> httpx2.Response:

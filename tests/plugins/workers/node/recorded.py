@@ -12,7 +12,6 @@ from typing import Any
 
 import httpx2
 
-from corral_plugins.workers.node.agent_loop import AgentLoop
 from corral_plugins.workers.node.client import WorkerApiClient
 from corral_plugins.workers.node.tools.workspace import Workspaces
 
@@ -60,6 +59,8 @@ class Server:
         workspaces: Workspaces | None = None,
     ) -> int:
         """Run a claim against this server and return the exit status."""
+        from corral_plugins.workers.node.agent_loop import AgentLoop  # imports the SDK, for two seconds
+
         client = WorkerApiClient("http://server.invalid", "cra_a1", transport=httpx2.MockTransport(self._handle))
         try:
             loop = AgentLoop(

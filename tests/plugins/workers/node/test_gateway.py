@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from corral_plugins.workers.node.client import ApiError, WorkerApiClient, call_with_retries, is_final_response
-from corral_plugins.workers.node.model import GatewayModel, ModelCall
+
+if TYPE_CHECKING:  # imports the SDK, for two seconds
+    from corral_plugins.workers.node.model import GatewayModel, ModelCall
 
 Site = Any  # of conftest.py
 HELLO = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Say hello."}]
@@ -55,15 +57,19 @@ def attempt(site: Site) -> Attempt:
 
 @pytest.fixture
 async def model(attempt: Attempt) -> AsyncIterator[GatewayModel]:
+    from corral_plugins.workers.node.model import GatewayModel
+
     client = WorkerApiClient(attempt.site.url, attempt.token)
     yield GatewayModel(client, attempt.gateway_url)
     await client.close()
 
 
-def after(turns: int) -> ModelCall:
-    """A conversation with this many replies of the model."""
+def after(turns: int, *more: dict[str, Any]) -> ModelCall:
+    """A conversation with this many replies of the model, and more messages."""
+    from corral_plugins.workers.node.model import ModelCall
+
     said = [{"role": "assistant", "content": "I said."}, {"role": "user", "content": "Go on."}] * turns
-    return ModelCall(messages=[*HELLO, *said])
+    return ModelCall(messages=[*HELLO, *said, *more])
 
 
 async def test_what_came_is_what_was_said(attempt: Attempt, model: GatewayModel) -> None:
@@ -79,7 +85,7 @@ async def test_what_came_is_what_was_said(attempt: Attempt, model: GatewayModel)
     assert call["function"] == {"name": "a__b", "arguments": '{"x": [1, "\\u00fc"]}'}
     called = [{**reply.message}, {"role": "tool", "tool_call_id": call["id"], "content": "found"}]
     with pytest.raises(ApiError) as refused:
-        await model.send_request(ModelCall(messages=[*after(1).messages, *called]), "k:3", heard.append)
+        await model.send_request(after(1, *called), "k:3", heard.append)
     assert (refused.value.code, refused.value.members["kind"]) == ("provider_error", "credentials")
 
 
