@@ -88,6 +88,14 @@ class ReviewFacts(msgspec.Struct, frozen=True, kw_only=True):
     decision_note: str | None
 
 
+class ReviewPeople(msgspec.Struct, frozen=True, kw_only=True):
+    """The people whom a review concerns: its reviewers, and the owners of its task and of the agent that made it."""
+
+    reviewer_ids: tuple[str, ...]
+    task_owner_id: str | None
+    agent_owner_id: str | None
+
+
 class PreparedPatch(msgspec.Struct, frozen=True, kw_only=True):
     """A patch that was checked, redacted, hashed and parsed. `parsed` belongs to the plugin.
 
@@ -197,6 +205,10 @@ class CodeReviews(Protocol):
 
     def set_check(self, review_id: str, check: ReviewCheck) -> ReviewFacts:
         """Store the outcome of a check. It replaces the check of the same name."""
+        ...
+
+    def involved(self, review_id: str) -> ReviewPeople | None:
+        """Return the people whom a review concerns, or None if there is no review with this id."""
         ...
 
     def find(self, review_id: str) -> ReviewFacts | None:

@@ -81,6 +81,7 @@ def show_review(client: ApiClient, *, review: str, as_json: bool) -> None:
         "changes": _changes(found["stats"]),
         "files": "\n".join(map(_file_text, found["files"])),
         "reviewers": "\n".join(_reviewer_text(names, each) for each in found["reviewers"]),
+        "revisions": "\n".join(map(_revision_text, found["revisions"])) if found["revision"] > 1 else None,
         "checks": "\n".join(f"{each['name']}: {each['status']}" for each in found["checks"]),
         "open blockers": found["open_blockers"] or None,
         "decided by": names.user(found["decided_by"]) if found["decided_by"] else None,
@@ -249,6 +250,11 @@ def _find(client: ApiClient, review: str) -> dict[str, Any]:
         ids = ", ".join(each["id"] for each in found)
         raise ApiClientError(f"{len(found)} code reviews have the title {review}; give the id instead: {ids}")
     return dict(client.get(f"/code-reviews/{found[0]['id']}"))
+
+
+def _revision_text(revision: Any) -> str:
+    note = f": {revision['note']}" if revision["note"] else ""
+    return f"{revision['revision']}, {revision['created_at']}{note}"
 
 
 def _task_id(client: ApiClient, task: str) -> str:

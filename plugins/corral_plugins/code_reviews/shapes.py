@@ -188,9 +188,23 @@ class ReviewItem(msgspec.Struct, kw_only=True):
     updated_at: Instant
 
 
-class ReviewView(ReviewItem, kw_only=True):
-    """A review. `open_blockers` is the number of unresolved comments that stop an approval."""
+class RevisionView(msgspec.Struct, kw_only=True):
+    """A version of the diff. `note` says what changed, and `created_by` is the person or agent that sent it."""
 
+    revision: int
+    patch_sha256: str
+    note: str
+    created_by: str | None
+    created_at: Instant
+
+
+class ReviewView(ReviewItem, kw_only=True):
+    """A review. `open_blockers` is the number of unresolved comments that stop an approval.
+
+    `revisions` are the newest 20, oldest first.
+    """
+
+    revisions: list[RevisionView]
     files: list[PatchedFileView]
     comments: list[ReviewCommentView]
     open_blockers: int

@@ -164,6 +164,15 @@ async def test_without_a_policy_or_a_diff_a_task_completes(desk: Desk) -> None:
 
 
 @pytest.mark.one_engine
+async def test_a_run_ends_with_one_diff_because_people_would_not_read_the_second(desk: Desk) -> None:
+    await desk.task(review_policy=HUMAN)
+    lease = await desk.worker.run()
+    diffs = [{"name": name, "type": "diff", "patch": patch_of(name)} for name in ("one", "two")]
+    answer = await lease.call("complete", {"result": None, "artifacts": diffs})
+    assert (answer.status, answer.json()["errors"][0]["pointer"]) == (422, "/artifacts/1"), answer
+
+
+@pytest.mark.one_engine
 async def test_a_patch_that_no_review_keeps_must_be_small(desk: Desk) -> None:
     await desk.task()
     lease = await desk.worker.run()
@@ -433,7 +442,11 @@ async def test_a_patch_comes_from_a_file_too(desk: Desk) -> None:
 async def test_revisions_can_be_downloaded_and_compared(desk: Desk) -> None:
     review = await desk.opened()
     path = f"/code-reviews/{review['id']}"
-    await desk.member.post(f"{path}/revisions", {"patch": patch_of("2")})
+    revised = await desk.member.post(f"{path}/revisions", {"patch": patch_of("2"), "note": "Shorter."})
+    first, second = revised.json()["revisions"]
+    assert (first["revision"], first["patch_sha256"], first["note"]) == (1, review["patch_sha256"], "")
+    assert (second["revision"], second["patch_sha256"]) == (2, revised.json()["patch_sha256"])
+    assert (second["note"], second["created_by"]) == ("Shorter.", desk.member.user["id"])
     assert (await desk.member.get(f"{path}/diff?revision=1")).body == patch_of("TWO").encode()
     assert (await desk.member.get(f"{path}/diff")).body == patch_of("2").encode()
     compared = (await desk.member.get(f"{path}/diff?against=1")).body.decode()

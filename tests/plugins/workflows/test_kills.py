@@ -25,6 +25,8 @@ from tests.promises.test_r02_kill_the_workers import WorkerProcess
 from corral.testing.server import ServerProcess, free_port
 
 FINAL = ("completed", "failed", "cancelled")
+START_SECONDS = 120.0
+"""The patience with a server that starts on a busy machine."""
 
 
 class Service(BaseHTTPRequestHandler):
@@ -121,7 +123,7 @@ class Site:
     def __init__(self, folder: Path, database_url: str, port: int) -> None:
         environ = {"CORRAL_TASK_LEASE_SECONDS": "10", "CORRAL_ACCESS_TTL": "3600", "CORRAL_EGRESS_ALLOW": "127.0.0.1"}
         self.server = ServerProcess(folder, database_url=database_url, environ=environ)
-        self.server.start()
+        self.server.start(seconds=START_SECONDS)
         admin = self.server.sign_in()
         key = admin.post("/security/api-keys", json={"name": "test", "scopes": ["*"]}).raise_for_status().json()
         self.client, self.person = self.server.client(key["key"]), admin  # a key may not decide
@@ -176,7 +178,7 @@ class Site:
         """Kill the server or the worker, and start it again."""
         if random.random() < 0.7:
             self.server.kill()
-            self.server.start()
+            self.server.start(seconds=START_SECONDS)
         else:
             self.worker.kill()
             self.worker.start()

@@ -19,8 +19,11 @@ from corral_plugins.code_reviews.shapes import (
     ReviewItem,
     ReviewQuery,
     ReviewView,
+    RevisionView,
 )
 
+MAX_REVISIONS = 20
+"""How many revisions a review shows."""
 _OF_ITEM = frozenset(ReviewItem.__struct_fields__) & frozenset(Review._meta.fields)
 
 
@@ -62,16 +65,30 @@ class ReviewListing:
         """Return the response body of a review."""
         current = (Revision.review_id == row.id) & (Revision.number == row.revision)
         files = Revision.select(Revision.files).where(current).get().files
+        revisions = [_revision_view(each) for each in reversed(_revisions_of(row.id))]
         comments = [comment_view(each) for each in rows.comments_of(row.id)]
         fields = item_fields(row, rows.reviewers_of([row.id])[row.id])
         blockers = sum(each.severity == "blocker" and not each.resolved for each in comments)
-        return msgspec.convert({**fields, "files": files, "comments": comments, "open_blockers": blockers}, ReviewView)
+        shown = {"revisions": revisions, "files": files, "comments": comments, "open_blockers": blockers}
+        return msgspec.convert({**fields, **shown}, ReviewView)
 
 
 def item_fields(row: Review, reviewers: list[Reviewer]) -> dict[str, Any]:
     """Return the fields that lists show."""
     fields = {name: getattr(row, name) for name in _OF_ITEM}
     return {**fields, "created_by": row.owner_id, "reviewers": [reviewer_view(each) for each in reviewers]}
+
+
+def _revisions_of(review_id: str) -> list[Revision]:
+    """Return the newest revisions of a review, newest first, without their patches."""
+    columns = (Revision.number, Revision.patch_sha256, Revision.note, Revision.created_by, Revision.created_at)
+    found = Revision.select(*columns).where(Revision.review_id == review_id)
+    return list(found.order_by(Revision.number.desc()).limit(MAX_REVISIONS))
+
+
+def _revision_view(row: Revision) -> RevisionView:
+    fields = {name: getattr(row, name) for name in ("patch_sha256", "note", "created_by", "created_at")}
+    return RevisionView(revision=row.number, **fields)
 
 
 def reviewer_view(row: Reviewer) -> ReviewerView:

@@ -29,6 +29,7 @@ from corral_plugins.code_reviews.api import (
     PreparedPatch,
     ReviewCheck,
     ReviewFacts,
+    ReviewPeople,
     TaskDiff,
 )
 from corral_plugins.code_reviews.models import Review, ReviewComment, Reviewer, Revision
@@ -302,6 +303,19 @@ class CodeReviewsService:
         rows.update(row, OPEN, checks=[*kept, made])
         rows.publish(CodeReviewUpdated, row, None, change="checks")
         return rows.facts_of(row)
+
+    def involved(self, review_id: str) -> ReviewPeople | None:
+        row: Review | None = Review.get_or_none(Review.id == review_id)
+        if row is None:
+            return None
+        agent = self._agents.find(row.agent_id)
+        run = None if row.task_id is None else self._tasks.find_run(row.task_id)
+        people = [each.reviewer_id for each in rows.reviewers_of([row.id])[row.id] if each.kind == "user"]
+        return ReviewPeople(
+            reviewer_ids=tuple(people),
+            task_owner_id=None if run is None else run.requester_id,
+            agent_owner_id=None if agent is None else agent.owner_id,
+        )
 
     def find(self, review_id: str) -> ReviewFacts | None:
         row: Review | None = Review.get_or_none(Review.id == review_id)

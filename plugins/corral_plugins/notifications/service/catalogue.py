@@ -11,7 +11,7 @@ from corral.events.log import LoggedEvent
 from corral_plugins.notifications.api import SEVERITIES, Severity
 from corral_plugins.notifications.service.text import one_line, plain
 
-Audience = Literal["owner", "admins", "approvers", "requester", "recipient"]
+Audience = Literal["owner", "admins", "approvers", "requester", "recipient", "reviewers", "author"]
 Payload = Mapping[str, Any]
 OWN_EVENT = "notification"
 CHANNEL_FAILING = "channel_failing"
@@ -24,6 +24,9 @@ DEFAULTS: Mapping[str, Audience] = {
     "budget.exceeded": "admins",
     "budget.threshold": "admins",
     "circuit.opened": "admins",
+    "code_review.changes_requested": "author",
+    "code_review.created": "reviewers",
+    "code_review.updated": "reviewers",
     "message.new": "recipient",
     "secret.expiring": "admins",
     "session.ended": "owner",
@@ -53,6 +56,7 @@ SEVERITY_OF: Mapping[str, Severity] = {
 }
 _ONLY_IF: Mapping[str, Callable[[Payload], bool]] = {
     "approval.updated": lambda data: data.get("change") == "reminder",
+    "code_review.updated": lambda data: data.get("change") == "reminder",
     "message.new": lambda data: data.get("recipient_user_id") is not None,
     "session.ended": lambda data: data.get("reason") in ("reuse", "revoked"),
 }
@@ -64,6 +68,9 @@ _TITLES: Mapping[str, str] = {
     "budget.exceeded": "The budget is used up ({scope})",
     "budget.threshold": "{percent} % of the budget is used ({scope})",
     "circuit.opened": "The circuit breaker {name} opened",
+    "code_review.changes_requested": "A diff was sent back to its agent (revision {revision})",
+    "code_review.created": "A diff waits for a review",
+    "code_review.updated": "A diff still waits for a review (revision {revision})",
     "message.new": "New message: {subject}",
     "notification_channel.changed": "Notification channel {change}: {name}",
     "secret.expiring": "The secret {name} expires soon",

@@ -14,6 +14,7 @@ from corral.auth.visibility import EventRights
 from corral.events.log import LoggedEvent
 from corral_core.accounts.api import Accounts, Role, UserQuery
 from corral_plugins.approvals.api import Approvals
+from corral_plugins.code_reviews.api import CodeReviews
 from corral_plugins.notifications.models import Channel, Preference
 from corral_plugins.notifications.service.catalogue import DEFAULTS, is_at_least, severity_of
 
@@ -40,6 +41,7 @@ class People:
     """The people whom the events of one batch concern. Roles and people are looked up once."""
 
     approvals: Approvals | None
+    code_reviews: CodeReviews | None
 
     def __init__(self, accounts: Accounts, permissions: Permissions, rights: EventRights) -> None:
         self._accounts, self._permissions, self._rights = accounts, permissions, rights
@@ -91,6 +93,8 @@ class People:
                 found = {people.requester_id if people is not None else event.owner_id}
             case "approvers":
                 found = self._approvers(event.object_id, roles)
+            case "reviewers" | "author" as part:
+                found = self._people_of_review(event.object_id, part)
         return {each for each in found if each is not None}
 
     def may_be_told(self, person: Person, event: LoggedEvent, data: Mapping[str, Any], type: str) -> bool:
@@ -102,6 +106,12 @@ class People:
             return False
         is_own = event.actor_type == "user" and event.actor_id == person.id
         return not is_own or is_at_least(severity_of(event, data), FAILURE)
+
+    def _people_of_review(self, review_id: str, part: str) -> set[str | None]:
+        people = self.code_reviews.involved(review_id) if self.code_reviews is not None else None
+        if people is None:
+            return set()
+        return {people.agent_owner_id} if part == "author" else {*people.reviewer_ids, people.task_owner_id}
 
     def _approvers(self, approval_id: str, roles: Mapping[str, Sequence[str]]) -> set[str | None]:
         people = self.approvals.involved(approval_id) if self.approvals is not None else None

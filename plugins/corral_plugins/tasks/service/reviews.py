@@ -43,11 +43,15 @@ class TaskReviews:
 
         Raise `Invalid` if the diff cannot be parsed.
         """
-        index, diff = _diff_of(report.artifacts)
-        if diff is None or self.code_reviews is None:
+        diffs = _diffs_of(report.artifacts)
+        if not diffs or self.code_reviews is None:
             return None
         if not await work(functools.partial(self._is_due_by_id, task_id), read=True):
             return None
+        if len(diffs) > 1:  # the second would be approved unread
+            detail = "A run ends with one diff; put all changes into it."
+            raise Invalid.at(f"/artifacts/{diffs[1][0]}", "not_allowed", detail)
+        index, diff = diffs[0]
         member = "patch" if isinstance(diff.patch, str) else "content"
         return await self.code_reviews.prepare(_text_of(diff), pointer=f"/artifacts/{index}/{member}")
 
@@ -76,11 +80,12 @@ class TaskReviews:
 
         If the result does not match `output_schema`, the attempt fails instead.
         """
-        index, diff = _diff_of(artifacts)
+        diffs = _diffs_of(artifacts)
         policy = self._policy_of(row) if self.code_reviews is not None and row.status == "running" else None
         if self.code_reviews is None or policy is None or policy["mode"] == NO_REVIEW:
-            _refuse_large_patch(index, diff)
+            _refuse_large_patches(diffs)
             return False
+        index, diff = diffs[0] if diffs else (None, None)
         if diff is not None and patch is None:  # the policy changed after the diff was looked at
             raise Unavailable("The review policy has just changed; repeat the request.", code="overloaded")
         if self._outcomes.end_mismatching(row, attempt, result, by="complete"):
@@ -159,23 +164,25 @@ class TaskReviews:
         return row if is_waiting and row.get("waiting_for").get("id") == review_id else None
 
 
-def _diff_of(artifacts: Any) -> tuple[int | None, Artifact | None]:
-    """Return the first artifact that is a diff, with its index."""
-    for index, each in enumerate(artifacts or ()):
-        if each.type == "diff" and (isinstance(each.patch, str) or isinstance(each.content, str)):
-            return index, each
-    return None, None
+def _diffs_of(artifacts: Any) -> list[tuple[int, Artifact]]:
+    """Return the artifacts that are diffs, with their indexes."""
+    return [
+        (index, each)
+        for index, each in enumerate(artifacts or ())
+        if each.type == "diff" and (isinstance(each.patch, str) or isinstance(each.content, str))
+    ]
 
 
 def _text_of(diff: Artifact) -> str:
     return diff.patch if isinstance(diff.patch, str) else str(diff.content)
 
 
-def _refuse_large_patch(index: int | None, diff: Artifact | None) -> None:
+def _refuse_large_patches(diffs: Sequence[tuple[int, Artifact]]) -> None:
     """Raise `Invalid` if no review keeps a patch that is too large for the artifacts of a task."""
-    if diff is not None and len(_text_of(diff)) > INLINE_CHARACTERS:
-        detail = "No review is due for this diff, so it may have at most 64 Ki characters; upload it as a file."
-        raise Invalid(detail, errors=[FieldError(f"/artifacts/{index}/patch", "too_long", detail)])
+    detail = "No review is due for this diff, so it may have at most 64 Ki characters; upload it as a file."
+    large = [index for index, diff in diffs if len(_text_of(diff)) > INLINE_CHARACTERS]
+    if large:
+        raise Invalid(detail, errors=[FieldError(f"/artifacts/{index}/patch", "too_long", detail) for index in large])
 
 
 def _task_diff(
