@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -50,6 +51,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 @pytest.fixture
 async def books(make_kit: Callable[..., Any], server: str) -> AsyncIterator[Books]:
+    await asyncio.to_thread(price_table.load_price_table)  # under load, its import takes longer than a unit may
     yield await Books().build(await make_kit(plugins=["cost", "settings"], config={"egress.allow": [server]}))
     price_table.use_providers(None, None)
 
