@@ -11,12 +11,14 @@ from typing import Any
 
 import pytest
 from conftest import ALLOWED, PLUGINS, World, serving, signature
+from corral_github.models import Thread
 from corral_github.plugin import GitHubPlugin
-from corral_github.service.threads import LEASE_SECONDS
+from corral_github.service.threads import LEASE_SECONDS, WORK_JOB
 from recorded_github import TOKEN, WEBHOOK_SECRET, RecordedGitHub, recorded
 
 from corral import clock
-from corral.testing.kit import Client, make_kernel
+from corral.jobs.job import enqueue
+from corral.testing.kit import Client, Kit, make_kernel
 from corral.testing.server import PASSWORD
 
 
@@ -116,15 +118,25 @@ async def test_two_processes_post_and_handle_everything_once(
         payload = recorded("pull_request_opened") | {"number": number}
         payload["pull_request"] = payload["pull_request"] | {"number": number}
         assert (await world.deliver("pull_request", payload)).status == 202
-    await asyncio.gather(first.run_jobs(), second.run_jobs())
+    await _work_on_all_threads_twice(first, second)
     reviews = (await world.member.get("/code-reviews")).json()["items"]
     assert len(reviews) == 10
     for review in reviews:
         assert (await world.member.post(f"/code-reviews/{review['id']}/approve", {})).status == 200
     await first.run_consumers()
-    for _ in range(3):  # jobs that both processes may claim, and work that only one of them does
-        await asyncio.gather(first.run_jobs(), second.run_jobs(), second.run_schedule("github.resume"))
+    await _work_on_all_threads_twice(first, second)
     assert sorted(each["number"] for each in github.reviews) == list(range(1, 11))
+
+
+async def _work_on_all_threads_twice(*kits: Kit) -> None:
+    """Let every process have a job for each pull request, so that they compete for all of them."""
+
+    def enqueue_all() -> None:
+        for row in Thread.select(Thread.id):
+            enqueue(WORK_JOB, thread_id=row.id)
+
+    await kits[0].work(enqueue_all)
+    await asyncio.gather(*[kit.run_jobs() for kit in kits])
 
 
 async def test_without_the_rights_of_the_admin_nothing_happens_until_another_admin_takes_over(world: World) -> None:
