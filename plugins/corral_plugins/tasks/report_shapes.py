@@ -123,7 +123,7 @@ class SecretAccessReport(LeaseReport, kw_only=True, forbid_unknown_fields=True):
 
 
 class CompletionReport(LeaseReport, kw_only=True, forbid_unknown_fields=True):
-    """The result of a run, at most 256 KiB. The `agent_memory` plugin stores `memories`."""
+    """The result of a run, at most 256 KiB. `memories` must be empty, because no plugin stores them yet."""
 
     result: Any = None
     artifacts: Annotated[list[Artifact], Meta(max_length=MAX_ARTIFACTS)] | UnsetType = UNSET

@@ -249,3 +249,12 @@ def test_a_token_that_ends_leaves_the_task_and_says_which(run: Run) -> None:
     run.client.delete(f"/security/api-keys/{key['id']}").raise_for_status()
     assert following.wait() == 1
     assert f"the task {created.split()[-1]} continues" in following.err.read_text("utf-8")
+
+
+async def test_memories_are_refused_until_a_plugin_stores_them(world: World) -> None:
+    await world.task()
+    lease = await world.worker.run()
+    refused = await lease.call("complete", {"result": {"text": "done"}, "memories": [{"text": "a fact"}]})
+    assert (refused.status, refused.json()["errors"][0]["pointer"]) == (422, "/memories")
+    assert (await world.read(lease.task_id))["status"] == "running"
+    await lease.ok("complete", {"result": {"text": "done"}, "memories": []})

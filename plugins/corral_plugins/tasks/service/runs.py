@@ -277,6 +277,8 @@ class TaskRuns:
         While the task is being cancelled, the result is stored on the attempt only. If the setting
         `workers.accept_late_results` is on, the result completes a task that a person is cancelling.
         """
+        if report.memories:
+            raise Invalid.at("/memories", "not_allowed", "No plugin stores memories. Leave them out.")
         row, attempt, again = self._lock_for_end_report(task_id, lease_id, by, "complete")
         if not again:
             self._require_started(row, "completed")
