@@ -251,7 +251,7 @@ def test_a_token_that_ends_leaves_the_task_and_says_which(run: Run) -> None:
     assert f"the task {created.split()[-1]} continues" in following.err.read_text("utf-8")
 
 
-async def test_memories_are_refused_until_a_plugin_stores_them(world: World) -> None:
+async def test_memories_are_refused_until_a_plugin_stores_them(world: Any) -> None:
     await world.task()
     lease = await world.worker.run()
     refused = await lease.call("complete", {"result": {"text": "done"}, "memories": [{"text": "a fact"}]})
