@@ -298,6 +298,9 @@ async def test_health_metrics_1_without_the_database(make_kit: Callable[..., Any
     await asyncio.sleep(1.1)  # an answer is kept for a second
     ready = await kit.client.get("/health/ready")
     assert (ready.status, ready.json()["checks"]["database"]) == (503, False)
+    document = (await kit.client.get("/openapi.json")).json()
+    told = document["paths"]["/health/ready"]["get"]["responses"]["503"]["content"]
+    assert {ready.headers["content-type"], "application/problem+json"} <= told.keys()
     async with within(0.5):  # 20 ms on a machine that is not busy
         assert (await kit.client.get("/health")).status == 200
     async with within(1):  # 100 ms

@@ -53,7 +53,7 @@ async def read_health(readiness: ReadinessProbe, installation: InstallationConfi
     return Answer(body=LivenessView(version=_corral_version()), headers=SAFE_MODE if installation.safe_mode else {})
 
 
-@routes.get("/health/ready", needs=PUBLIC, root=True, exempt_host=True)
+@routes.get("/health/ready", needs=PUBLIC, root=True, exempt_host=True, also=(503,))
 async def read_readiness(readiness: ReadinessProbe) -> Answer[ReadinessView]:
     """Check whether the process can serve requests. The status is 200, or 503 if a check failed."""
     checks = await readiness.run_checks()

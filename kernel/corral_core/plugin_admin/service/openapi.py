@@ -143,7 +143,9 @@ class _Writer:
             }
         responses = self._successes(route, signature)
         for status, codes in problem_codes(route, signature).items():
-            responses[str(status)] = self._refusal(status, sorted(codes))
+            refusal = self._refusal(status, sorted(codes))
+            own = responses.get(str(status))  # such as 503 of the check of readiness, which is no problem document
+            responses[str(status)] = refusal if own is None else self._either(own, refusal)
         written["responses"] = dict(sorted(responses.items()))
         is_public = PUBLIC in route.needs
         is_open = is_public and "unauthenticated" not in route.raises  # the others read a credential if there is one
@@ -226,6 +228,11 @@ class _Writer:
             "content": {"application/problem+json": {"schema": {"allOf": [self.described[Problem], narrowed]}}},
         }
         return {"$ref": f"#/components/responses/{name}"}
+
+    def _either(self, own: dict[str, Any], refusal: dict[str, str]) -> dict[str, Any]:
+        """Return a response that has either its own body or a problem document."""
+        other = self.responses[refusal["$ref"].removeprefix("#/components/responses/")]
+        return {**own, "description": other["description"], "content": {**own["content"], **other["content"]}}
 
     def _resolved(self, schema: dict[str, Any]) -> dict[str, Any]:
         return self._resolved(self.named[schema["$ref"].removeprefix(_SCHEMAS)]) if "$ref" in schema else schema

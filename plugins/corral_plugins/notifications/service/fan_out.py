@@ -143,7 +143,8 @@ class NotificationFanOut:
 
     async def create_cursor(self) -> None:
         """Store the end of the log as the position if none is stored, so that no later event is missed."""
-        await self._work(_ensure_cursor, entry=ENTRY)
+        if not await self._work(_has_cursor, entry=ENTRY, read=True):  # a start on a full disk only reads
+            await self._work(_ensure_cursor, entry=ENTRY)
 
     async def read(self, *, pass_over: bool = False) -> None:
         """Handle all new events. Another process that reads at the same time does the rest.
@@ -411,6 +412,10 @@ def _shown(event: LoggedEvent) -> dict[str, Any]:
         "actor": {"type": event.actor_type, "id": event.actor_id},
         "object": {"type": event.object_type, "id": event.object_id},
     }
+
+
+def _has_cursor() -> bool:
+    return bool(ConsumerRow.select().where(ConsumerRow.name == CONSUMER).exists())
 
 
 def _ensure_cursor() -> None:
