@@ -35,6 +35,11 @@ class DiskReserve:
             self.refill()
         return room < RESERVE_BYTES
 
+    def keep_rest(self) -> None:
+        """Keep for the next start what a start on a full disk did not need."""
+        if not self._path.exists():
+            self.refill()
+
     def refill(self) -> None:
         """Write the reserve, or as much of it as there is room for."""
         with contextlib.suppress(OSError):

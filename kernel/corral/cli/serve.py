@@ -196,6 +196,7 @@ def _serve(
     def ready() -> None:
         logging.getLogger("corral.database").removeFilter(is_slow_enough)
         starts.ready()
+        DiskReserve(config.data_dir).keep_rest()
         if inherited is None:
             processes.register_for_reload(config.data_dir, listener_url(listener, tls=_has_tls(config)))
 
