@@ -172,7 +172,7 @@ async def test_files_3_others_see_nothing_until_the_file_is_shared(any_shelf: Sh
     assert (await shelf.owner.patch(path, {"visibility": "private"})).status == 200
     assert await seen(shelf.other) == [404, 404, 404, 0]
     shared = [event for event in await shelf.kit.events() if event.type.startswith("file.")]
-    assert [event.visibility for event in shared] == ["private", "shared", "shared"]
+    assert [event.visibility for event in shared] == ["private", "shared", "private"]  # only present readers are told
 
 
 async def test_files_4_a_link_dies_when_it_should(shelf: Shelf) -> None:
