@@ -106,6 +106,8 @@ async def test_comments_survive_a_revision_of_real_diffs_through_the_api(desk: D
         revised = await desk.member.post(f"/code-reviews/{review['id']}/revisions", {"patch": second})
         assert (revised.status, revised.json()["revision"]) == (200, 2), revised
         for comment in revised.json()["comments"]:
+            if comment["author"]["type"] == "system":  # the diff has a text that looks like a credential
+                continue
             seen += 1
             if comment["anchor"] == "active":
                 active += 1
