@@ -228,7 +228,9 @@ async def test_every_default_names_an_event(world: Notified) -> None:
 
     known = {each.event for each in world.kit.service(EventTypes).all()}
     absent = {name for name in {*DEFAULTS, *SEVERITY_OF, *_TITLES} if name not in known}
-    assert absent <= {name for name in DEFAULTS if name.startswith(("budget.", "ssh.", "api_key.", "task.dead"))}
+    assert absent <= {
+        name for name in DEFAULTS if name.startswith(("budget.", "ssh.", "api_key.", "code_review.", "task.dead"))
+    }
 
 
 async def test_the_position_passes_events_of_which_nobody_is_told(world: Notified) -> None:
