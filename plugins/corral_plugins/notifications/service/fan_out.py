@@ -435,6 +435,7 @@ class _Outgoing:
             "href": described.href,
             "at": event.ts,
         }
+        state = [data.get("kind"), data.get("status")]
         for channel_id in rule.channel_ids:
             channel = self._channels.get(channel_id)
             if channel is None or self._breakers[channel_id] in silent:
@@ -444,7 +445,7 @@ class _Outgoing:
                 if told not in self._sent and (person is not None or (self._to_all and event.visibility != PRIVATE)):
                     self._sent.add(told)
                     target = _target(rule, channel_id, person, key, described.severity)
-                    self.bundles.setdefault(target, Bundle()).add(item, described.severity, object)
+                    self.bundles.setdefault(target, Bundle()).add(item, described.severity, object, state)
 
 
 def _target(rule: Rule, channel_id: str, person: Person | None, key: str, severity: str) -> Target:

@@ -48,9 +48,9 @@ class Bundle(msgspec.Struct, kw_only=True):
     items: list[Json] = []
     objects: list[str] | None = []
 
-    def add(self, item: Json, severity: Severity, object: tuple[str, str]) -> None:
-        """Add an event."""
-        mark = mark_of(item["event"], object)
+    def add(self, item: Json, severity: Severity, object: tuple[str, str], state: Iterable[Any]) -> None:
+        """Add an event. `state` is what it says about the object."""
+        mark = mark_of(item["event"], object, severity, item["title"], *state)
         objects = merge_marks(self.objects, [mark])
         self.merge(severity, 1, [item], objects)
 
@@ -61,9 +61,9 @@ class Bundle(msgspec.Struct, kw_only=True):
         self.objects = objects
 
 
-def mark_of(event: str, object: tuple[str, str]) -> str:
-    """Return a short hash of what an event is about, by which an unchanged group is recognised."""
-    return hashlib.sha256(msgspec.json.encode([event, *object])).hexdigest()[:16]
+def mark_of(event: str, object: tuple[str, str], *state: Any) -> str:
+    """Return a short hash of what an event is about and what it says, by which an unchanged group is recognised."""
+    return hashlib.sha256(msgspec.json.encode([event, *object, *state])).hexdigest()[:16]
 
 
 def merge_marks(known: list[str] | None, more: list[str] | None) -> list[str] | None:
@@ -131,7 +131,7 @@ def next_of(group: Group, rule: Rule) -> str:
 
 
 def is_unchanged(row: Delivery, group: Group | None, repeat_seconds: int) -> bool:
-    """Return whether the last message of a group told of the same objects, too recently to be repeated."""
+    """Return whether the last message of a group told the same of the same objects, too recently to be repeated."""
     if group is None or row.objects is None or group.objects is None or not set(row.objects) <= set(group.objects):
         return False
     return repeat_seconds == 0 or group.last_sent_at > clock.now(-repeat_seconds)
