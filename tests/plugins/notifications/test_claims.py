@@ -200,6 +200,37 @@ async def test_a_service_that_asks_for_no_wait_is_not_asked_all_the_time(
         assert len(receiver.messages) == 2
 
 
+async def test_an_error_that_no_database_stores_counts_as_an_attempt(world: Notified) -> None:
+    async with Receiver(status=500) as receiver:
+        receiver.answer = b"a\0b \xff"
+        made = await world.channel("webhook", {"url": receiver.url})
+        await world.rule(made, events=("things.*",))
+        await world.happen("one")
+        await world.run()
+        [row] = await world.deliveries()
+        assert (row["status"], row["attempts"], row["last_error"]) == ("retrying", 1, "status 500: a b \ufffd")
+
+
+async def test_a_result_that_cannot_be_recorded_gives_way_to_a_fixed_text(
+    world: Notified, slack: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    error = outcomes._error
+
+    def fail(result: SendResult) -> str | None:
+        if result.error is not None and result.error.startswith("status"):
+            raise RuntimeError("cannot be stored")
+        return error(result)
+
+    monkeypatch.setattr(outcomes, "_error", fail)
+    made = await slack_channel(world, slack)
+    await world.rule(made, events=("things.*",))
+    slack.answers = [400]
+    await world.happen("one")
+    await world.run()
+    [row] = await world.deliveries()
+    assert (row["status"], row["last_error"]) == ("failed", dispatcher_module.UNRECORDED)
+
+
 class SlowPlugin(Plugin):
     """Contributes a type of channel that sends until a test lets it end."""
 

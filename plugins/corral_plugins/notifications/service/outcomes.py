@@ -18,6 +18,7 @@ from corral_plugins.notifications.service.catalogue import CHANNEL_FAILING
 from corral_plugins.notifications.service.claims import GIVE_UP_SECONDS, Claimed, holds
 from corral_plugins.notifications.service.grouping import remember_sent
 from corral_plugins.notifications.service.states import ended, waiting_until
+from corral_plugins.notifications.service.text import one_line
 from corral_plugins.notifications.settings import RETRY_SCHEDULE
 
 AT_ONCE = 500
@@ -104,4 +105,7 @@ def _alert_admins(row: Channel, result: SendResult) -> None:
 
 
 def _error(result: SendResult) -> str | None:
-    return None if result.error is None else result.error[:MAX_ERROR]
+    """Return the error in a form that every database stores: without control characters and lone surrogates."""
+    if result.error is None:
+        return None
+    return one_line(result.error.encode(errors="replace").decode(), MAX_ERROR)
