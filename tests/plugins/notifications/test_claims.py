@@ -231,6 +231,26 @@ async def test_a_result_that_cannot_be_recorded_gives_way_to_a_fixed_text(
     assert (row["status"], row["last_error"]) == ("failed", dispatcher_module.UNRECORDED)
 
 
+async def test_the_successes_of_others_use_up_no_attempts(
+    world: Notified, slack: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An overloaded service accepts some messages and refuses others."""
+    monkeypatch.setattr(outcomes, "PAUSE_SECONDS", 1000.0)  # real time passes as well
+    await world.ok(world.admin.put("/settings/notifications/retry_schedule", {"value": [0, 36_000, 36_000]}))
+    made = await slack_channel(world, slack)
+    await world.rule(made, events=("things.*",))
+    slack.answers = [500]
+    await world.happen("one")
+    await world.run()
+    for number in range(3):
+        await world.happen(f"more {number}")
+        await world.run(seconds=2)
+    assert [row["status"] for row in await world.deliveries()] == ["retrying"] + ["succeeded"] * 3
+    assert len(slack.requests) == 4
+    await world.run(seconds=1001)
+    assert len(slack.texts) == 4
+
+
 class SlowPlugin(Plugin):
     """Contributes a type of channel that sends until a test lets it end."""
 

@@ -23,6 +23,7 @@ from corral_plugins.notifications.settings import RETRY_SCHEDULE
 
 AT_ONCE = 500
 MAX_ERROR = 500
+PAUSE_SECONDS = 10.0  # between two attempts of a message, however many others the channel accepts
 LEAST_WAIT_SECONDS = 5.0  # a service may ask to wait for 0 seconds, again and again
 
 
@@ -84,13 +85,16 @@ def _record_channel(row: Channel, kind: ChannelType, result: SendResult) -> bool
 
 
 def _make_due(channel_id: str) -> None:
-    """Make the deliveries due that wait for another attempt or for an earlier message, because the channel works."""
-    now = clock.now()
+    """Make the deliveries due soon that wait for another attempt or for an earlier message, because the channel works.
+
+    A receiver that is overloaded accepts some messages too. At once, the others would use up their attempts in seconds.
+    """
+    now, soon = clock.now(), clock.now(PAUSE_SECONDS)
     waiting = Delivery.select(Delivery.id).where(
-        (Delivery.channel_id == channel_id) & (Delivery.due_at > now) & (Delivery.ready_at <= now)
+        (Delivery.channel_id == channel_id) & (Delivery.due_at > soon) & (Delivery.ready_at <= now)
     )
     some = Delivery.id.in_(waiting.order_by(Delivery.due_at).limit(AT_ONCE))
-    Delivery.update(waiting_until(now)).where(some & Delivery.due_at.is_null(False)).execute()
+    Delivery.update(waiting_until(soon)).where(some & Delivery.due_at.is_null(False)).execute()
 
 
 def _alert_admins(row: Channel, result: SendResult) -> None:
