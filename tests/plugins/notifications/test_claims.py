@@ -17,12 +17,15 @@ from corral import clock
 from corral.database.dialect import execute
 from corral.ids import new_id
 from corral.plugin import Plugin, hookimpl
+from corral.redact.redactor import Redactor
 from corral_plugins.notifications.api import ChannelType, SendResult
 from corral_plugins.notifications.models import Channel, Delivery
 from corral_plugins.notifications.service import claims as claims_module
 from corral_plugins.notifications.service import dispatcher as dispatcher_module
 from corral_plugins.notifications.service import grouping, outcomes
 from corral_plugins.notifications.service.claims import DeliveryClaims
+from corral_plugins.notifications.service.redactor_values import ChannelRedactorValues
+from corral_plugins.notifications.service.sender import UNREADABLE
 
 on_postgres = pytest.mark.parametrize(  # SQLite has one writer at a time
     "unmade_database_url", [pytest.param("postgres", marks=pytest.mark.postgres)], indirect=True
@@ -302,7 +305,40 @@ async def test_an_attempt_that_fails_in_corral_counts_and_blocks_no_channel(worl
     await world.happen("one")
     await world.run()
     [row] = await world.deliveries()
-    assert (row["status"], row["attempts"]) == ("retrying", 1)
+    assert (row["status"], row["attempts"], row["last_error"]) == ("retrying", 1, UNREADABLE)
+
+
+@pytest.mark.one_engine
+@pytest.mark.parametrize("damaged", ["00" * 40, "no hexadecimal"], ids=["other", "not hexadecimal"])
+async def test_damaged_secrets_can_be_set_again(world: Notified, slack: Service, damaged: str) -> None:
+    made = await slack_channel(world, slack)
+    path = f"/notifications/channels/{made['id']}"
+    later = {"secrets": damaged, "version": made["version"] + 1}
+    await world.kit.work(Channel.update(later).where(Channel.id == made["id"]).execute)
+    values = world.kit.service(ChannelRedactorValues)
+    await values.refresh()  # as at a start
+    tested = await world.ok(world.admin.post(f"{path}/test"))
+    assert (tested["delivered"], tested["error"]) == (False, UNREADABLE)
+    refused = await world.admin.put(path, {"config": {}})
+    assert refused.status == 422  # the URL is missing
+    await world.ok(world.admin.put(path, {"config": {"webhook_url": slack.url + "services/x"}}))
+    assert (await world.ok(world.admin.post(f"{path}/test")))["delivered"]
+
+
+async def test_secrets_whose_key_is_not_loaded_are_redacted_once_it_is(
+    world: Notified, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secret = "a secret of a channel"
+    values, keyring = world.kit.service(ChannelRedactorValues), world.kit.kernel.keyring
+    redactor = world.kit.service(Redactor)
+    made = await world.channel("webhook", {"url": "https://example.org/x", "secret": secret})
+    changed = Channel.update(version=made["version"] + 1).where(Channel.id == made["id"])
+    await world.kit.work(changed.execute)  # without an event
+    monkeypatch.setattr(keyring, "sealed", True)
+    await values.refresh()
+    monkeypatch.setattr(keyring, "sealed", False)
+    await values.refresh()
+    assert secret not in redactor.redact(secret)
 
 
 @on_postgres

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from corral.crypto import Sealer, associated_data
+from corral.crypto import SealedWrong, Sealer, associated_data
 from corral_plugins.notifications.models import Channel
 
 
@@ -23,15 +23,29 @@ class ChannelCredentials:
         return self._sealer.encrypt(data, aad=_place(channel_id)).hex() if secrets else None
 
     def secrets(self, row: Channel) -> dict[str, str]:
-        """Return the secret members of a channel's config."""
+        """Return the secret members of a channel's config. Raise `SealedWrong` if they are damaged."""
         if row.secrets is None:
             return {}
-        opened = self._sealer.decrypt(bytes.fromhex(row.secrets), aad=_place(row.id))
+        opened = self._sealer.decrypt(_decode_hex(row.secrets), aad=_place(row.id))
         return msgspec.json.decode(opened, type=dict[str, str])
+
+    def readable_secrets(self, row: Channel) -> dict[str, str] | None:
+        """Return the secret members of a channel's config, or None if they are damaged."""
+        try:
+            return self.secrets(row)
+        except SealedWrong:
+            return None
 
     def config(self, row: Channel) -> dict[str, Any]:
         """Return the whole config of a channel."""
         return {**row.config, **self.secrets(row)}
+
+
+def _decode_hex(text: str) -> bytes:
+    try:
+        return bytes.fromhex(text)
+    except ValueError:
+        raise SealedWrong("not a sealed value") from None
 
 
 def _place(channel_id: str) -> str:
