@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
+from tests.kernel.mail.conftest import MailServer
 from tests.plugins.notifications.conftest import ALLOWED, PLUGINS, Notified
 from tests.plugins.notifications.services import Service
 from tests.plugins.notifications.test_rules import hours, slack_channel
@@ -252,6 +253,59 @@ async def test_the_successes_of_others_use_up_no_attempts(
     assert len(slack.requests) == 4
     await world.run(seconds=1001)
     assert len(slack.texts) == 4
+
+
+async def test_an_attempt_that_is_broken_off_repeats_no_mail(mailing: Notified, smtp: MailServer) -> None:
+    accept, waits = smtp.box.handle_RCPT, threading.Event()
+
+    async def hang(server: Any, session: Any, envelope: Any, address: str, options: Any) -> str:
+        if address == "slow@example.org":
+            waits.set()
+            await asyncio.sleep(60)
+        return await accept(server, session, envelope, address, options)
+
+    smtp.box.handle_RCPT = hang  # type: ignore[method-assign]  # for this server only
+    made = await mailing.channel("email", {"to": ["ops@example.org", "slow@example.org"]})
+    await mailing.rule(made, events=("things.*",))
+    await mailing.happen("one")
+    await mailing.kit.events()
+    await mailing.dispatcher.run_once()
+    assert await asyncio.to_thread(waits.wait, 60)
+    await mailing.dispatcher.stop()
+    [row] = await mailing.kit.work(lambda: list(Delivery.select()), read=True)
+    assert (row.status, row.served) == ("pending", ["ops@example.org"])
+
+
+@pytest.mark.one_engine
+async def test_the_dispatcher_looks_at_once_at_what_people_do(world: Notified, slack: Service) -> None:
+    made = await slack_channel(world, slack)
+    wake_up = world.dispatcher._wake_up
+    wake_up.clear()
+    await world.rule(made, events=("things.*",))
+    assert wake_up.is_set()
+    slack.answers = [404]
+    await world.happen("one")
+    await world.run()
+    [row] = await world.deliveries()
+    wake_up.clear()
+    await world.ok(world.admin.post(f"/notifications/deliveries/{row['id']}/retry"), 202)
+    assert wake_up.is_set()
+
+
+@pytest.mark.one_engine
+async def test_a_channel_whose_key_is_not_loaded_is_not_claimed(
+    world: Notified, slack: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = await slack_channel(world, slack)
+    await world.rule(made, events=("things.*",))
+    await world.happen("one")
+    await world.kit.events()
+    await world.dispatcher._fan_out.read()
+    claims, keyring = world.kit.service(DeliveryClaims), world.kit.kernel.keyring
+    monkeypatch.setattr(keyring, "sealed", True)
+    assert (await world.kit.work(claims.claim)).claimed == []
+    monkeypatch.setattr(keyring, "sealed", False)
+    assert len((await world.kit.work(claims.claim)).claimed) == 1
 
 
 class SlowPlugin(Plugin):

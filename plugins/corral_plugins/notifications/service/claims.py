@@ -19,6 +19,7 @@ from corral_plugins.circuit_breakers.api import Breakers
 from corral_plugins.notifications.api import ChannelType, Severity
 from corral_plugins.notifications.models import IS_OPEN, Channel, Delivery, Group, Rule
 from corral_plugins.notifications.service.channel_types import ChannelTypeRegistry
+from corral_plugins.notifications.service.credentials import ChannelCredentials
 from corral_plugins.notifications.service.grouping import (
     CRITICAL,
     LOCK,
@@ -61,8 +62,8 @@ class DeliveryClaims:
     switch: KillSwitch | None
     breakers: Breakers | None
 
-    def __init__(self, types: ChannelTypeRegistry, people: People) -> None:
-        self._types, self._people = types, people
+    def __init__(self, types: ChannelTypeRegistry, people: People, credentials: ChannelCredentials) -> None:
+        self._types, self._people, self._credentials = types, people, credentials
 
     def next_time(self) -> str | None:
         """Return the instant at which the next delivery is due, or None if none waits."""
@@ -102,6 +103,7 @@ class DeliveryClaims:
     def release(self, claimed: Claimed, due_at: str) -> None:
         """Give back a delivery that was not attempted. It is due at an instant, and collects events again."""
         changes = {**waiting_until(due_at), "is_collecting": claimed.delivery.is_collecting}
+        changes |= {"served": claimed.delivery.served}
         Delivery.update(changes).where(holds(claimed.delivery)).execute()
 
     def has_late(self) -> bool:
@@ -135,8 +137,8 @@ class DeliveryClaims:
     # -- parts
 
     def _is_ready(self, row: Channel) -> bool:
-        """Return whether a channel is enabled, its type active, and its circuit breaker not open."""
-        if not row.is_enabled or self._types.find(row.type) is None:
+        """Return whether a channel is enabled, its type active, its key loaded, and its circuit breaker not open."""
+        if not row.is_enabled or self._types.find(row.type) is None or not self._credentials.has_key(row):
             return False
         return self.breakers is None or self.breakers.blocked_until(self._types.breaker_of(row)) is None
 
