@@ -19,6 +19,7 @@ from corral.database.dialect import execute
 from corral.ids import new_id
 from corral.plugin import Plugin, hookimpl
 from corral.redact.redactor import Redactor
+from corral_core.accounts.models import UserRow
 from corral_plugins.notifications.api import ChannelType, SendResult
 from corral_plugins.notifications.models import Channel, Delivery
 from corral_plugins.notifications.service import claims as claims_module
@@ -306,6 +307,25 @@ async def test_a_channel_whose_key_is_not_loaded_is_not_claimed(
     assert (await world.kit.work(claims.claim)).claimed == []
     monkeypatch.setattr(keyring, "sealed", False)
     assert len((await world.kit.work(claims.claim)).claimed) == 1
+
+
+async def test_who_may_not_or_does_not_want_to_know_gets_nothing_that_was_held(
+    mailing: Notified, smtp: MailServer
+) -> None:
+    made = await mailing.channel("email", {"to_recipients": True})
+    await mailing.rule(made, events=("system.alert",), recipients={"roles": ["admin"]}, group_wait_seconds=3600)
+    await mailing.rule(made, name="own", group_wait_seconds=3600)
+    former, muting = await mailing.kit.as_user("admin"), mailing.member
+    await mailing.alert("only for admins")
+    await mailing.fail_task("one", owner=muting)
+    await mailing.run()
+    demoted = UserRow.update(role="member").where(UserRow.id == former.user["id"])
+    await mailing.kit.work(demoted.execute)
+    await mailing.ok(muting.put("/notifications/preferences", {"mute": ["task.failed"]}))
+    await mailing.run(seconds=3601)
+    assert [str(mail["To"]) for mail in smtp.box.mails] == [mailing.admin.user["email"]]
+    await mailing.later(0)
+    assert sorted(row["status"] for row in await mailing.deliveries()) == ["cancelled", "cancelled", "succeeded"]
 
 
 class SlowPlugin(Plugin):

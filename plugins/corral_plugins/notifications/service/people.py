@@ -102,6 +102,12 @@ class People:
         is_own = event.actor_type == "user" and event.actor_id == person.id
         return not is_own or is_at_least(severity_of(event, data), FAILURE)
 
+    def still_wants(self, person: Person, events: Collection[str], logged: Iterable[LoggedEvent]) -> bool:
+        """Return whether a person still wants a mail about events of some types, and may read those in the log."""
+        if person.email_preference == "off" or person.mute.issuperset(events):
+            return False
+        return all(self._rights.can_read(person.principal, event) for event in logged)
+
     def _people_of_review(self, review_id: str, part: str) -> set[str | None]:
         people = self.code_reviews.involved(review_id) if self.code_reviews is not None else None
         if people is None:
