@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
+from peewee import fn
 
 from corral import clock
 from corral.database.unit import locked
@@ -52,8 +53,12 @@ class WorkItem(msgspec.Struct, frozen=True):
 
 
 def wake(thread_id: str) -> None:
-    """Let a process work on a thread soon, unless it waits for its host. Runs in the caller's unit of work."""
-    Thread.update(run_at=clock.now()).where((Thread.id == thread_id) & Thread.run_at.is_null()).execute()
+    """Let a process work on a thread soon, unless it waits for its host. Runs in the caller's unit of work.
+
+    The row is locked whether or not it changes, so that the holder's last look for work comes either after this unit
+    of work, or before it. A condition on `run_at` would not wait for a holder that is about to release the thread.
+    """
+    Thread.update(run_at=fn.COALESCE(Thread.run_at, clock.now())).where(Thread.id == thread_id).execute()
     enqueue(WORK_JOB, thread_id=thread_id)
 
 
