@@ -76,6 +76,11 @@ class ThreadWorker:
         except HostRefusal as refusal:
             detail = refusal.detail
             await self._work(lambda: threads.fail(item, detail))
+        except Exception as error:
+            log.exception("a delivery or a post failed", extra={"thread_id": item.thread.id})
+            detail = f"An unexpected error: {type(error).__name__}. The log says more."
+            await self._work(lambda: threads.postpone(item, detail, None))
+            return False
         return True
 
     def _check_rights(self, item: WorkItem) -> None:
