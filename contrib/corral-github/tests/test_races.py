@@ -11,7 +11,7 @@ from typing import Any
 import psycopg
 import pytest
 from conftest import ALLOWED, PLUGINS, World
-from corral_github.models import Thread
+from corral_github.models import Post, Thread
 from corral_github.plugin import GitHubPlugin
 from corral_github.service.posts import queue_comment
 from recorded_github import RecordedGitHub
@@ -60,3 +60,18 @@ async def test_a_post_wakes_a_thread_that_its_holder_is_about_to_release(rival: 
     rival.other_process.commit()
     await queued
     assert (await rival.repository())["waiting"] == 1
+
+
+async def test_a_post_that_is_queued_while_its_repository_is_disconnected_is_deleted_as_well(rival: Rival) -> None:
+    await rival.issue()
+    rival.other_process.execute("UPDATE github_threads SET run_at = run_at")  # as `wake` does
+    rival.other_process.execute(
+        "INSERT INTO github_posts (id, repository_id, thread_id, kind, source, content, status, attempts, created_at,"
+        " waiting_since) SELECT id, repository_id, id, 'comment', 'a test', '{}', 'pending', 0, run_at, run_at"
+        " FROM github_threads"
+    )
+    disconnect = asyncio.ensure_future(rival.admin.delete(f"/github/repositories/{rival.repository_id}"))
+    await rival.until_blocked(disconnect)
+    rival.other_process.commit()
+    assert (await disconnect).status == 204
+    assert await rival.kit.work(Post.select().count, read=True) == 0

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 from conftest import ALLOWED, PLUGINS, World, serving, signature
-from corral_github.models import Thread
+from corral_github.models import Delivery, Repository, Thread
 from corral_github.plugin import GitHubPlugin
+from corral_github.service import pulls
 from corral_github.service.threads import LEASE_SECONDS, WORK_JOB
 from recorded_github import TOKEN, WEBHOOK_SECRET, RecordedGitHub, recorded
 
@@ -188,6 +189,14 @@ async def test_a_disconnected_repository_receives_and_posts_nothing(world: World
     assert (await world.admin.delete(f"/secrets/{secret['id']}")).status == 204  # nothing uses it any more
 
 
+async def test_a_delivery_that_was_stored_while_its_repository_was_disconnected_is_deleted(world: World) -> None:
+    await world.issue()
+    await world.kit.work(lambda: Repository.delete().execute())  # it did not see the rows of the delivery
+    await world.settle()
+    left = await world.kit.work(lambda: (Thread.select().count(), Delivery.select().count()))
+    assert left == (0, 0)
+
+
 async def test_private_addresses_are_refused(make_kit: Callable[..., Any], github: RecordedGitHub) -> None:
     kit = await make_kit(plugins=[*PLUGINS, GitHubPlugin])
     with pytest.raises(AssertionError, match="url_blocked"):
@@ -246,3 +255,25 @@ def _killed_while_posting(folder: Path, github: RecordedGitHub) -> None:
         server.kill()
     github.hold.clear()
     github.go_on.set()
+
+
+async def test_an_unexpected_error_is_shown_and_retried_after_longer_and_longer_pauses(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> Any:
+        raise LookupError("an error of the plugin")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(pulls.Pull, "of", fail)
+        await world.pull()
+        for _ in range(10):
+            await world.kit.run_schedule("github.resume")
+            await world.kit.run_jobs()
+            clock.travel(30)
+    assert len(world.github.requests) <= 5
+    assert "LookupError" in (await world.repository())["last_error"]
+    alerts = [event for event in await world.kit.events() if event.type == "system.alert"]
+    assert "github_unreachable" in [each.payload()["kind"] for each in alerts]
+    clock.travel(600)
+    await world.settle()
+    assert len(await world.kit.work(lambda: list(Thread.select().where(Thread.review_id.is_null(False))))) == 1

@@ -179,8 +179,8 @@ def _record(repository_id: str, received: Received) -> GitHubReceipt:
     }
     if not Delivery.insert(made).on_conflict_ignore().as_rowcount().execute():
         return _duplicate(repository_id, received)
-    if thread_id is not None:
-        wake(thread_id)
+    if thread_id is not None and not wake(thread_id):
+        raise Unauthorized(NO_SIGNATURE, code=INVALID_SIGNATURE)  # the repository was disconnected meanwhile
     return GitHubReceipt(id=made["id"], status=status)
 
 

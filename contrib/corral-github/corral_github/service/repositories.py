@@ -115,7 +115,7 @@ class Repositories:
         """Disconnect a repository. Its code reviews and tasks stay; what was not posted yet is not posted."""
         row = _find(repository_id, by)
         match.check(row.version)
-        for model in (Post, Delivery, Thread):
+        for model in (Thread, Delivery, Post):  # waits for what wakes a thread, so that its rows are deleted as well
             model.delete().where(model.repository_id == row.id).execute()
         Repository.delete().where(Repository.id == row.id).execute()
         self._secrets.detach(row.id)
