@@ -214,3 +214,19 @@ async def test_pull_requests_can_become_tasks_whose_results_are_posted(
     assert claim["task"]["input"]["patch"] == MORE.decode()
     (comment,) = github.comments
     assert (comment["number"], comment["body"].splitlines()[0]) == (7, "Well done.")
+
+
+async def test_what_is_wrong_in_corral_is_not_told_at_the_pull_request(world: World) -> None:
+    deleted = await world.member.delete(f"/agents/{world.author}")
+    assert deleted.status == 204, deleted
+    await world.pull()
+    await world.settle()
+    assert world.github.comments == []
+    assert [each["status"] for each in await world.listed("deliveries")] == ["failed"]
+    agent = (await world.member.post("/agents", {"name": "another"})).json()["id"]
+    path = f"/github/repositories/{world.repository_id}"
+    assert (await world.admin.patch(path, {"agent_id": agent})).status == 200
+    assert (await world.admin.post(f"{path}/retry")).json() == {"deliveries": 1, "posts": 0}
+    await world.settle()
+    (review,) = (await world.member.get("/code-reviews")).json()["items"]
+    assert review["agent_id"] == agent
