@@ -277,3 +277,27 @@ async def test_an_unexpected_error_is_shown_and_retried_after_longer_and_longer_
     clock.travel(600)
     await world.settle()
     assert len(await world.kit.work(lambda: list(Thread.select().where(Thread.review_id.is_null(False))))) == 1
+
+
+async def test_posts_of_a_disabled_repository_wait_until_it_is_enabled(world: World) -> None:
+    review = await world.review()
+    path, asked = f"/github/repositories/{world.repository_id}", len(world.github.requests)
+    assert (await world.admin.patch(path, {"enabled": False})).status == 200
+    await world.decide(review["id"], "approve")
+    assert len(world.github.requests) == asked
+    assert (await world.repository())["waiting"] == 1
+    assert (await world.admin.patch(path, {"enabled": True})).status == 200
+    await world.settle()
+    assert [each["event"] for each in world.github.reviews] == ["APPROVE"]
+
+
+async def test_the_kill_switch_holds_posts(world: World) -> None:
+    review = await world.review()
+    held = {"engaged": True, "mode": "pause", "reason": "a test", "hold_deliveries": True}
+    assert (await world.admin.post("/admin/kill-switch", held)).status == 200
+    await world.decide(review["id"], "approve")
+    assert world.github.reviews == []
+    assert (await world.admin.post("/admin/kill-switch", {"engaged": False})).status == 200
+    clock.travel(60)
+    await world.kit.run_jobs()
+    assert [each["event"] for each in world.github.reviews] == ["APPROVE"]

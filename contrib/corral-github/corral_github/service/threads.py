@@ -26,6 +26,8 @@ ATTEMPT_SECONDS = 90.0
 """The time limit of one delivery or post. It ends well before the lease, so that two attempts never overlap."""
 LEASE_SECONDS = ATTEMPT_SECONDS + 30
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 10.0, 900.0
+HELD_SECONDS = 60.0
+"""How long a thread waits at a time while the kill switch holds its posts."""
 ALARMING_FAILURES = 3
 GIVE_UP_SECONDS = 7 * 86_400.0
 BATCH_SIZE = 200
@@ -85,8 +87,11 @@ def hold(claimed: Claimed) -> Thread:
     return row
 
 
-def next_work(claimed: Claimed) -> WorkItem | None:
-    """Return what to do next, and renew the lease. Return None, and release the thread, if nothing waits."""
+def next_work(claimed: Claimed, *, holds_posts: bool) -> WorkItem | None:
+    """Return what to do next, and renew the lease. Return None, and release the thread, if nothing is to be done now.
+
+    All work of a disabled repository waits. With `holds_posts`, posts wait.
+    """
     thread = hold(claimed)
     repository: Repository | None = Repository.get_or_none(Repository.id == thread.repository_id)
     if repository is None:  # it was disconnected while the first delivery about the thread was stored
@@ -97,6 +102,12 @@ def next_work(claimed: Claimed) -> WorkItem | None:
     post = None if delivery is not None else _oldest(Post, thread.id)
     if delivery is None and post is None:
         _release(thread, run_at=None, failures=0)
+        return None
+    if not repository.enabled:
+        _wait(thread, LONGEST_PAUSE_SECONDS)
+        return None
+    if post is not None and holds_posts:
+        _wait(thread, HELD_SECONDS)
         return None
     if repository.paused_until is not None and repository.paused_until > clock.now():
         _wait(thread, clock.parse_instant(repository.paused_until) - clock.time_s())
