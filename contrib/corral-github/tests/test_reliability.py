@@ -13,7 +13,7 @@ import pytest
 from conftest import ALLOWED, PLUGINS, World, serving, signature
 from corral_github.models import Delivery, Repository, Thread
 from corral_github.plugin import GitHubPlugin
-from corral_github.service import pulls
+from corral_github.service import pulls, repositories
 from corral_github.service.threads import LEASE_SECONDS, WORK_JOB
 from recorded_github import TOKEN, WEBHOOK_SECRET, RecordedGitHub, recorded
 
@@ -301,3 +301,15 @@ async def test_the_kill_switch_holds_posts(world: World) -> None:
     clock.travel(60)
     await world.kit.run_jobs()
     assert [each["event"] for each in world.github.reviews] == ["APPROVE"]
+
+
+async def test_a_retry_takes_the_newest_of_many_failures(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in (1, 2):
+        await world.issue(number)
+    await world.kit.work(lambda: Delivery.update(status="failed").execute())
+    monkeypatch.setattr(repositories, "BATCH_SIZE", 1)
+    await world.admin.post(f"/github/repositories/{world.repository_id}/retry")
+    assert [(each["number"], each["status"]) for each in await world.listed("deliveries")] == [
+        (2, "pending"),
+        (1, "failed"),
+    ]

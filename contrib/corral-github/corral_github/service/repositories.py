@@ -130,7 +130,9 @@ class Repositories:
         models: tuple[Any, ...] = (Delivery, Post)
         for model in models:
             failed = (model.repository_id == row.id) & (model.status == "failed")
-            found = list(model.select(model.id, model.thread_id).where(failed).order_by(model.id).limit(BATCH_SIZE))
+            found = list(
+                model.select(model.id, model.thread_id).where(failed).order_by(model.id.desc()).limit(BATCH_SIZE)
+            )
             again = {"status": "pending", "detail": None, "finished_at": None, "waiting_since": clock.now()}
             model.update(again).where(model.id.in_([each.id for each in found])).execute()
             counts[model] = len(found)
