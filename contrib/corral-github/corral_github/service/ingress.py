@@ -72,7 +72,7 @@ class GitHubIngress:
         )
         return await self._work(lambda: _record(repository.id, received), entry=entry)
 
-    def _take(self, rate: Rate, key: str | None) -> None:
+    def _take(self, rate: Rate, key: str) -> None:
         if self.limits is not None:
             self.limits.take(rate, key)
 
