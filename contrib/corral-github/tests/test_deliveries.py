@@ -18,6 +18,7 @@ from corral.http.routes import Rate
 UNKNOWN = "01890a5d-ac96-774b-bcce-b302099a8057"
 
 
+@pytest.mark.one_engine
 async def test_a_delivery_without_the_right_signature_is_refused_and_leaves_nothing(world: World) -> None:
     payload = recorded("issues_labeled")
     content = json.dumps(payload).encode()
@@ -39,6 +40,7 @@ async def test_a_delivery_without_the_right_signature_is_refused_and_leaves_noth
     assert (await world.deliver("issues", payload)).status == 202
 
 
+@pytest.mark.one_engine
 async def test_deliveries_without_the_right_signature_do_not_use_up_the_limit(
     make_kit: Callable[..., Any], github: RecordedGitHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -74,6 +76,7 @@ async def test_100_deliveries_at_once_are_all_accepted_and_each_is_handled_once(
     assert (await world.repository())["waiting"] == 0
 
 
+@pytest.mark.one_engine
 async def test_what_starts_no_work_is_accepted_and_ignored(world: World) -> None:
     other = recorded("issues_labeled")
     other["repository"] = other["repository"] | {"full_name": "octo/other"}
@@ -91,6 +94,7 @@ async def test_what_starts_no_work_is_accepted_and_ignored(world: World) -> None
     assert world.github.requests == []
 
 
+@pytest.mark.one_engine
 async def test_unusable_deliveries_are_refused(world: World) -> None:
     payload = recorded("issues_labeled")
     form = await world.deliver("issues", payload, Content_Type="application/x-www-form-urlencoded")

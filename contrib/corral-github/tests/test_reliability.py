@@ -53,6 +53,7 @@ async def test_a_host_that_is_down_for_an_hour_gets_everything_once(world: World
     assert (shown["last_error"], shown["waiting"]) == (None, 0)
 
 
+@pytest.mark.one_engine
 @pytest.mark.parametrize("status", [403, 429])
 async def test_a_rate_limit_pauses_all_requests_of_the_repository(world: World, status: int) -> None:
     review = await world.review()
@@ -94,6 +95,7 @@ async def test_an_answer_that_is_lost_does_not_lead_to_a_second_post(world: Worl
     assert post["url"] == world.github.posts[0]["html_url"]
 
 
+@pytest.mark.one_engine
 async def test_posts_of_a_pull_request_keep_their_order(world: World) -> None:
     review = await world.review()
     world.github.is_down = True
@@ -163,6 +165,7 @@ async def test_without_the_rights_of_the_admin_nothing_happens_until_another_adm
     assert len((await world.member.get("/tasks")).json()["items"]) == 1
 
 
+@pytest.mark.one_engine
 async def test_a_token_that_is_replaced_in_the_vault_is_used_for_what_waits(world: World) -> None:
     (token,) = (await world.admin.get("/secrets?search=github-token")).json()["items"]
     changed = await world.admin.post(f"/secrets/{token['id']}/rotate", {"value": "another-token"})
@@ -197,6 +200,7 @@ async def test_a_delivery_that_was_stored_while_its_repository_was_disconnected_
     assert left == (0, 0)
 
 
+@pytest.mark.one_engine
 async def test_private_addresses_are_refused(make_kit: Callable[..., Any], github: RecordedGitHub) -> None:
     kit = await make_kit(plugins=[*PLUGINS, GitHubPlugin])
     with pytest.raises(AssertionError, match="url_blocked"):
@@ -257,6 +261,7 @@ def _killed_while_posting(folder: Path, github: RecordedGitHub) -> None:
     github.go_on.set()
 
 
+@pytest.mark.one_engine
 async def test_an_unexpected_error_is_shown_and_retried_after_longer_and_longer_pauses(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -291,6 +296,7 @@ async def test_posts_of_a_disabled_repository_wait_until_it_is_enabled(world: Wo
     assert [each["event"] for each in world.github.reviews] == ["APPROVE"]
 
 
+@pytest.mark.one_engine
 async def test_the_kill_switch_holds_posts(world: World) -> None:
     review = await world.review()
     held = {"engaged": True, "mode": "pause", "reason": "a test", "hold_deliveries": True}
