@@ -36,6 +36,7 @@ class GitHubPlugin(Plugin):
 
     name = "github"
     requires = ("accounts", "agents", "code_reviews", "secrets", "tasks")
+    wants = ("admin",)
     permissions = (
         Permission("github.read", "Read the connected repositories of GitHub", holders=READERS),
         Permission("github.manage", "Connect repositories of GitHub"),

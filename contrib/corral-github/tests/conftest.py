@@ -45,6 +45,13 @@ def serving(folder: Path, **options: Any) -> Iterator[ServerProcess]:
         server.kill()
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out the PostgreSQL run of `one_engine` tests."""
+    twice = [each for each in items if each.get_closest_marker("one_engine") and each.get_closest_marker("postgres")]
+    config.hook.pytest_deselected(items=twice)
+    items[:] = [each for each in items if each not in twice]
+
+
 class World:
     """`admin` connects the repository, `member` decides; `author` and `reviewer` are the ids of agents."""
 

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Callable
+from typing import Any
 
-from conftest import World, signature
-from recorded_github import recorded
+import pytest
+from conftest import ALLOWED, PLUGINS, World, signature
+from corral_github.plugin import GitHubPlugin
+from corral_github.service import ingress
+from recorded_github import RecordedGitHub, recorded
+
+from corral.http.routes import Rate
 
 UNKNOWN = "01890a5d-ac96-774b-bcce-b302099a8057"
 
 
+@pytest.mark.one_engine
 async def test_a_delivery_without_the_right_signature_is_refused_and_leaves_nothing(world: World) -> None:
     payload = recorded("issues_labeled")
     content = json.dumps(payload).encode()
@@ -30,6 +38,19 @@ async def test_a_delivery_without_the_right_signature_is_refused_and_leaves_noth
     assert len({answer.json()["detail"] for answer in answers}) == 1  # nothing tells what was wrong
     assert await world.listed("deliveries") == []
     assert (await world.deliver("issues", payload)).status == 202
+
+
+@pytest.mark.one_engine
+async def test_deliveries_without_the_right_signature_do_not_use_up_the_limit(
+    make_kit: Callable[..., Any], github: RecordedGitHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kit = await make_kit(plugins=[*PLUGINS, GitHubPlugin], config={**ALLOWED, "rate_limits": True})
+    world = await World(kit, github).build()
+    monkeypatch.setattr(ingress, "DELIVERIES", Rate("github delivery", 2, 3600, "key"))
+    monkeypatch.setattr(ingress, "UNSIGNED", Rate("unsigned github delivery", 3, 3600, "key"))
+    forged = [await world.deliver("ping", {}, X_Hub_Signature_256="sha256=") for _ in range(4)]
+    signed = [await world.deliver("ping", recorded("ping") | {"n": number}) for number in range(3)]
+    assert [answer.status for answer in (*forged, *signed)] == [401, 401, 401, 429, 202, 202, 429]
 
 
 async def test_a_replayed_delivery_does_nothing_whatever_its_id(world: World) -> None:
@@ -55,6 +76,7 @@ async def test_100_deliveries_at_once_are_all_accepted_and_each_is_handled_once(
     assert (await world.repository())["waiting"] == 0
 
 
+@pytest.mark.one_engine
 async def test_what_starts_no_work_is_accepted_and_ignored(world: World) -> None:
     other = recorded("issues_labeled")
     other["repository"] = other["repository"] | {"full_name": "octo/other"}
@@ -72,6 +94,7 @@ async def test_what_starts_no_work_is_accepted_and_ignored(world: World) -> None
     assert world.github.requests == []
 
 
+@pytest.mark.one_engine
 async def test_unusable_deliveries_are_refused(world: World) -> None:
     payload = recorded("issues_labeled")
     form = await world.deliver("issues", payload, Content_Type="application/x-www-form-urlencoded")

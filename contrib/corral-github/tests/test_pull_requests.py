@@ -50,6 +50,7 @@ async def test_a_pull_request_becomes_a_review_and_new_commits_become_revisions(
     )
 
 
+@pytest.mark.one_engine
 async def test_the_reviewing_agent_works_in_a_tainted_task(
     make_kit: Callable[..., Any], github: RecordedGitHub
 ) -> None:
@@ -82,6 +83,7 @@ async def test_a_closed_pull_request_withdraws_its_review_and_an_open_one_gets_a
     assert world.github.posts == []
 
 
+@pytest.mark.one_engine
 async def test_a_decision_is_posted_with_the_comments_at_their_lines(world: World) -> None:
     review = await world.review()
     path = f"/code-reviews/{review['id']}/comment"
@@ -134,6 +136,7 @@ async def test_a_decision_is_posted_with_the_comments_at_their_lines(world: Worl
     assert "Why so stiff?" in world.github.reviews[1]["body"] + str(world.github.reviews[1].get("comments"))
 
 
+@pytest.mark.one_engine
 async def test_a_rejection_is_posted_and_nothing_is_posted_about_other_reviews(world: World) -> None:
     other = await world.member.post(
         "/code-reviews", {"title": "x", "agent_id": world.author, "patch": world.github.diff.decode()}
@@ -152,6 +155,7 @@ async def test_a_rejection_is_posted_and_nothing_is_posted_about_other_reviews(w
     )
 
 
+@pytest.mark.one_engine
 async def test_what_github_refuses_in_a_review_is_posted_in_its_text(world: World) -> None:
     """GitHub refuses comments on lines that its diff does not show, and the approval of one's own pull request."""
     review = await world.review()
@@ -163,6 +167,7 @@ async def test_what_github_refuses_in_a_review_is_posted_in_its_text(world: Worl
     assert "`hello.py` line 2: Here." in posted["body"]
 
 
+@pytest.mark.one_engine
 async def test_credentials_that_became_known_later_are_not_posted(world: World) -> None:
     review = await world.review()
     body = {"body": "The password is correct-horse-7351, and <!-- corral-github:x --> is no marker."}
@@ -175,6 +180,7 @@ async def test_credentials_that_became_known_later_are_not_posted(world: World) 
     assert posted["body"].count("<!--") == 1
 
 
+@pytest.mark.one_engine
 @pytest.mark.parametrize("how", ["bytes", "status", "format"])
 async def test_a_diff_that_cannot_be_reviewed_is_answered_with_a_comment(world: World, how: str) -> None:
     if how == "bytes":
@@ -214,3 +220,20 @@ async def test_pull_requests_can_become_tasks_whose_results_are_posted(
     assert claim["task"]["input"]["patch"] == MORE.decode()
     (comment,) = github.comments
     assert (comment["number"], comment["body"].splitlines()[0]) == (7, "Well done.")
+
+
+@pytest.mark.one_engine
+async def test_what_is_wrong_in_corral_is_not_told_at_the_pull_request(world: World) -> None:
+    deleted = await world.member.delete(f"/agents/{world.author}")
+    assert deleted.status == 204, deleted
+    await world.pull()
+    await world.settle()
+    assert world.github.comments == []
+    assert [each["status"] for each in await world.listed("deliveries")] == ["failed"]
+    agent = (await world.member.post("/agents", {"name": "another"})).json()["id"]
+    path = f"/github/repositories/{world.repository_id}"
+    assert (await world.admin.patch(path, {"agent_id": agent})).status == 200
+    assert (await world.admin.post(f"{path}/retry")).json() == {"deliveries": 1, "posts": 0}
+    await world.settle()
+    (review,) = (await world.member.get("/code-reviews")).json()["items"]
+    assert review["agent_id"] == agent

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 from conftest import ALLOWED, PLUGINS, World, serving, signature
-from corral_github.models import Thread
+from corral_github.models import Delivery, Repository, Thread
 from corral_github.plugin import GitHubPlugin
+from corral_github.service import pulls, repositories
 from corral_github.service.threads import LEASE_SECONDS, WORK_JOB
 from recorded_github import TOKEN, WEBHOOK_SECRET, RecordedGitHub, recorded
 
@@ -52,6 +53,7 @@ async def test_a_host_that_is_down_for_an_hour_gets_everything_once(world: World
     assert (shown["last_error"], shown["waiting"]) == (None, 0)
 
 
+@pytest.mark.one_engine
 @pytest.mark.parametrize("status", [403, 429])
 async def test_a_rate_limit_pauses_all_requests_of_the_repository(world: World, status: int) -> None:
     review = await world.review()
@@ -93,6 +95,7 @@ async def test_an_answer_that_is_lost_does_not_lead_to_a_second_post(world: Worl
     assert post["url"] == world.github.posts[0]["html_url"]
 
 
+@pytest.mark.one_engine
 async def test_posts_of_a_pull_request_keep_their_order(world: World) -> None:
     review = await world.review()
     world.github.is_down = True
@@ -162,6 +165,7 @@ async def test_without_the_rights_of_the_admin_nothing_happens_until_another_adm
     assert len((await world.member.get("/tasks")).json()["items"]) == 1
 
 
+@pytest.mark.one_engine
 async def test_a_token_that_is_replaced_in_the_vault_is_used_for_what_waits(world: World) -> None:
     (token,) = (await world.admin.get("/secrets?search=github-token")).json()["items"]
     changed = await world.admin.post(f"/secrets/{token['id']}/rotate", {"value": "another-token"})
@@ -188,6 +192,15 @@ async def test_a_disconnected_repository_receives_and_posts_nothing(world: World
     assert (await world.admin.delete(f"/secrets/{secret['id']}")).status == 204  # nothing uses it any more
 
 
+async def test_a_delivery_that_was_stored_while_its_repository_was_disconnected_is_deleted(world: World) -> None:
+    await world.issue()
+    await world.kit.work(lambda: Repository.delete().execute())  # it did not see the rows of the delivery
+    await world.settle()
+    left = await world.kit.work(lambda: (Thread.select().count(), Delivery.select().count()))
+    assert left == (0, 0)
+
+
+@pytest.mark.one_engine
 async def test_private_addresses_are_refused(make_kit: Callable[..., Any], github: RecordedGitHub) -> None:
     kit = await make_kit(plugins=[*PLUGINS, GitHubPlugin])
     with pytest.raises(AssertionError, match="url_blocked"):
@@ -246,3 +259,63 @@ def _killed_while_posting(folder: Path, github: RecordedGitHub) -> None:
         server.kill()
     github.hold.clear()
     github.go_on.set()
+
+
+@pytest.mark.one_engine
+async def test_an_unexpected_error_is_shown_and_retried_after_longer_and_longer_pauses(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> Any:
+        raise LookupError("an error of the plugin")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(pulls.Pull, "of", fail)
+        await world.pull()
+        for _ in range(10):
+            await world.kit.run_schedule("github.resume")
+            await world.kit.run_jobs()
+            clock.travel(30)
+    assert len(world.github.requests) < 8
+    assert "LookupError" in (await world.repository())["last_error"]
+    alerts = [event for event in await world.kit.events() if event.type == "system.alert"]
+    assert "github_unreachable" in [each.payload()["kind"] for each in alerts]
+    clock.travel(600)
+    await world.settle()
+    assert len(await world.kit.work(lambda: list(Thread.select().where(Thread.review_id.is_null(False))))) == 1
+
+
+async def test_posts_of_a_disabled_repository_wait_until_it_is_enabled(world: World) -> None:
+    review = await world.review()
+    path, asked = f"/github/repositories/{world.repository_id}", len(world.github.requests)
+    assert (await world.admin.patch(path, {"enabled": False})).status == 200
+    await world.decide(review["id"], "approve")
+    assert len(world.github.requests) == asked
+    assert (await world.repository())["waiting"] == 1
+    assert (await world.admin.patch(path, {"enabled": True})).status == 200
+    await world.settle()
+    assert [each["event"] for each in world.github.reviews] == ["APPROVE"]
+
+
+@pytest.mark.one_engine
+async def test_the_kill_switch_holds_posts(world: World) -> None:
+    review = await world.review()
+    held = {"engaged": True, "mode": "pause", "reason": "a test", "hold_deliveries": True}
+    assert (await world.admin.post("/admin/kill-switch", held)).status == 200
+    await world.decide(review["id"], "approve")
+    assert world.github.reviews == []
+    assert (await world.admin.post("/admin/kill-switch", {"engaged": False})).status == 200
+    clock.travel(60)
+    await world.kit.run_jobs()
+    assert [each["event"] for each in world.github.reviews] == ["APPROVE"]
+
+
+async def test_a_retry_takes_the_newest_of_many_failures(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in (1, 2):
+        await world.issue(number)
+    await world.kit.work(lambda: Delivery.update(status="failed").execute())
+    monkeypatch.setattr(repositories, "BATCH_SIZE", 1)
+    await world.admin.post(f"/github/repositories/{world.repository_id}/retry")
+    assert [(each["number"], each["status"]) for each in await world.listed("deliveries")] == [
+        (2, "pending"),
+        (1, "failed"),
+    ]

@@ -32,7 +32,7 @@ class OutgoingNotification(msgspec.Struct, frozen=True, kw_only=True):
     `items` contains at most 10 of the `count` events. The texts are plain, and their values come from people and
     agents: a channel type escapes them for its service. `url` leads to the object, and `preferences_url` to the
     preferences. `to` is the address of the person whom a channel with `to_recipients` tells. `served` lists the
-    receivers that an earlier attempt has reached.
+    receivers that an earlier attempt has reached. A channel type with several receivers adds those that it reaches.
     """
 
     id: str
@@ -46,7 +46,7 @@ class OutgoingNotification(msgspec.Struct, frozen=True, kw_only=True):
     preferences_url: str | None
     created_at: str
     to: str | None = None
-    served: Sequence[str] = ()
+    served: list[str] = []
 
 
 class SendResult(msgspec.Struct, frozen=True, kw_only=True):

@@ -123,6 +123,19 @@ class RuleChannel(Model):
         indexes = ((("rule_id",), False),)
 
 
+class Progress(Model):
+    """How far an event has been told that concerns more people than one unit of work may tell.
+
+    All people up to `user_id` know of it.
+    """
+
+    event_id = IdField(primary_key=True)
+    user_id = peewee.CharField(max_length=36)
+
+    class Meta:
+        table_name = "notifications_progress"
+
+
 class Group(Model):
     """The events of a rule that go through a channel as one message.
 
@@ -190,4 +203,4 @@ for _name, _fields, _where in (
 ):
     Delivery.add_index(Delivery.index(*_fields, name=_name, where=_where.is_null(False)))
 
-TABLES: tuple[type[Model], ...] = (Notification, Preference, Channel, Rule, RuleChannel, Group, Delivery)
+TABLES: tuple[type[Model], ...] = (Notification, Preference, Channel, Rule, RuleChannel, Progress, Group, Delivery)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
+from tests.kernel.mail.conftest import MailServer
 from tests.plugins.notifications.conftest import ALLOWED, PLUGINS, Notified
 from tests.plugins.notifications.services import Service
 from tests.plugins.notifications.test_rules import hours, slack_channel
@@ -17,12 +18,16 @@ from corral import clock
 from corral.database.dialect import execute
 from corral.ids import new_id
 from corral.plugin import Plugin, hookimpl
+from corral.redact.redactor import Redactor
+from corral_core.accounts.models import UserRow
 from corral_plugins.notifications.api import ChannelType, SendResult
 from corral_plugins.notifications.models import Channel, Delivery
 from corral_plugins.notifications.service import claims as claims_module
 from corral_plugins.notifications.service import dispatcher as dispatcher_module
 from corral_plugins.notifications.service import grouping, outcomes
 from corral_plugins.notifications.service.claims import DeliveryClaims
+from corral_plugins.notifications.service.redactor_values import ChannelRedactorValues
+from corral_plugins.notifications.service.sender import UNREADABLE
 
 on_postgres = pytest.mark.parametrize(  # SQLite has one writer at a time
     "unmade_database_url", [pytest.param("postgres", marks=pytest.mark.postgres)], indirect=True
@@ -200,6 +205,129 @@ async def test_a_service_that_asks_for_no_wait_is_not_asked_all_the_time(
         assert len(receiver.messages) == 2
 
 
+async def test_an_error_that_no_database_stores_counts_as_an_attempt(world: Notified) -> None:
+    async with Receiver(status=500) as receiver:
+        receiver.answer = b"a\0b \xff"
+        made = await world.channel("webhook", {"url": receiver.url})
+        await world.rule(made, events=("things.*",))
+        await world.happen("one")
+        await world.run()
+        [row] = await world.deliveries()
+        assert (row["status"], row["attempts"], row["last_error"]) == ("retrying", 1, "status 500: a b \ufffd")
+
+
+async def test_a_result_that_cannot_be_recorded_gives_way_to_a_fixed_text(
+    world: Notified, slack: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    error = outcomes._error
+
+    def fail(result: SendResult) -> str | None:
+        if result.error is not None and result.error.startswith("status"):
+            raise RuntimeError("cannot be stored")
+        return error(result)
+
+    monkeypatch.setattr(outcomes, "_error", fail)
+    made = await slack_channel(world, slack)
+    await world.rule(made, events=("things.*",))
+    slack.answers = [400]
+    await world.happen("one")
+    await world.run()
+    [row] = await world.deliveries()
+    assert (row["status"], row["last_error"]) == ("failed", dispatcher_module.UNRECORDED)
+
+
+async def test_the_successes_of_others_use_up_no_attempts(
+    world: Notified, slack: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An overloaded service accepts some messages and refuses others."""
+    monkeypatch.setattr(outcomes, "PAUSE_SECONDS", 1000.0)  # real time passes as well
+    await world.ok(world.admin.put("/settings/notifications/retry_schedule", {"value": [0, 36_000, 36_000]}))
+    made = await slack_channel(world, slack)
+    await world.rule(made, events=("things.*",))
+    slack.answers = [500]
+    await world.happen("one")
+    await world.run()
+    for number in range(3):
+        await world.happen(f"more {number}")
+        await world.run(seconds=2)
+    assert [row["status"] for row in await world.deliveries()] == ["retrying"] + ["succeeded"] * 3
+    assert len(slack.requests) == 4
+    await world.run(seconds=1001)
+    assert len(slack.texts) == 4
+
+
+async def test_an_attempt_that_is_broken_off_repeats_no_mail(mailing: Notified, smtp: MailServer) -> None:
+    accept, waits = smtp.box.handle_RCPT, threading.Event()
+
+    async def hang(server: Any, session: Any, envelope: Any, address: str, options: Any) -> str:
+        if address == "slow@example.org":
+            waits.set()
+            await asyncio.sleep(60)
+        return await accept(server, session, envelope, address, options)
+
+    smtp.box.handle_RCPT = hang  # type: ignore[method-assign]  # for this server only
+    made = await mailing.channel("email", {"to": ["ops@example.org", "slow@example.org"]})
+    await mailing.rule(made, events=("things.*",))
+    await mailing.happen("one")
+    await mailing.kit.events()
+    await mailing.dispatcher.run_once()
+    assert await asyncio.to_thread(waits.wait, 60)
+    await mailing.dispatcher.stop()
+    [row] = await mailing.kit.work(lambda: list(Delivery.select()), read=True)
+    assert (row.status, row.served) == ("pending", ["ops@example.org"])
+
+
+@pytest.mark.one_engine
+async def test_the_dispatcher_looks_at_once_at_what_people_do(world: Notified, slack: Service) -> None:
+    made = await slack_channel(world, slack)
+    wake_up = world.dispatcher._wake_up
+    wake_up.clear()
+    await world.rule(made, events=("things.*",))
+    assert wake_up.is_set()
+    slack.answers = [404]
+    await world.happen("one")
+    await world.run()
+    [row] = await world.deliveries()
+    wake_up.clear()
+    await world.ok(world.admin.post(f"/notifications/deliveries/{row['id']}/retry"), 202)
+    assert wake_up.is_set()
+
+
+@pytest.mark.one_engine
+async def test_a_channel_whose_key_is_not_loaded_is_not_claimed(
+    world: Notified, slack: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = await slack_channel(world, slack)
+    await world.rule(made, events=("things.*",))
+    await world.happen("one")
+    await world.kit.events()
+    await world.dispatcher._fan_out.read()
+    claims, keyring = world.kit.service(DeliveryClaims), world.kit.kernel.keyring
+    monkeypatch.setattr(keyring, "sealed", True)
+    assert (await world.kit.work(claims.claim)).claimed == []
+    monkeypatch.setattr(keyring, "sealed", False)
+    assert len((await world.kit.work(claims.claim)).claimed) == 1
+
+
+async def test_who_may_not_or_does_not_want_to_know_gets_nothing_that_was_held(
+    mailing: Notified, smtp: MailServer
+) -> None:
+    made = await mailing.channel("email", {"to_recipients": True})
+    await mailing.rule(made, events=("system.alert",), recipients={"roles": ["admin"]}, group_wait_seconds=3600)
+    await mailing.rule(made, name="own", group_wait_seconds=3600)
+    former, muting = await mailing.kit.as_user("admin"), mailing.member
+    await mailing.alert("only for admins")
+    await mailing.fail_task("one", owner=muting)
+    await mailing.run()
+    demoted = UserRow.update(role="member").where(UserRow.id == former.user["id"])
+    await mailing.kit.work(demoted.execute)
+    await mailing.ok(muting.put("/notifications/preferences", {"mute": ["task.failed"]}))
+    await mailing.run(seconds=3601)
+    assert [str(mail["To"]) for mail in smtp.box.mails] == [mailing.admin.user["email"]]
+    await mailing.later(0)
+    assert sorted(row["status"] for row in await mailing.deliveries()) == ["cancelled", "cancelled", "succeeded"]
+
+
 class SlowPlugin(Plugin):
     """Contributes a type of channel that sends until a test lets it end."""
 
@@ -251,7 +379,40 @@ async def test_an_attempt_that_fails_in_corral_counts_and_blocks_no_channel(worl
     await world.happen("one")
     await world.run()
     [row] = await world.deliveries()
-    assert (row["status"], row["attempts"]) == ("retrying", 1)
+    assert (row["status"], row["attempts"], row["last_error"]) == ("retrying", 1, UNREADABLE)
+
+
+@pytest.mark.one_engine
+@pytest.mark.parametrize("damaged", ["00" * 40, "no hexadecimal"], ids=["other", "not hexadecimal"])
+async def test_damaged_secrets_can_be_set_again(world: Notified, slack: Service, damaged: str) -> None:
+    made = await slack_channel(world, slack)
+    path = f"/notifications/channels/{made['id']}"
+    later = {"secrets": damaged, "version": made["version"] + 1}
+    await world.kit.work(Channel.update(later).where(Channel.id == made["id"]).execute)
+    values = world.kit.service(ChannelRedactorValues)
+    await values.refresh()  # as at a start
+    tested = await world.ok(world.admin.post(f"{path}/test"))
+    assert (tested["delivered"], tested["error"]) == (False, UNREADABLE)
+    refused = await world.admin.put(path, {"config": {}})
+    assert refused.status == 422  # the URL is missing
+    await world.ok(world.admin.put(path, {"config": {"webhook_url": slack.url + "services/x"}}))
+    assert (await world.ok(world.admin.post(f"{path}/test")))["delivered"]
+
+
+async def test_secrets_whose_key_is_not_loaded_are_redacted_once_it_is(
+    world: Notified, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secret = "a secret of a channel"
+    values, keyring = world.kit.service(ChannelRedactorValues), world.kit.kernel.keyring
+    redactor = world.kit.service(Redactor)
+    made = await world.channel("webhook", {"url": "https://example.org/x", "secret": secret})
+    changed = Channel.update(version=made["version"] + 1).where(Channel.id == made["id"])
+    await world.kit.work(changed.execute)  # without an event
+    monkeypatch.setattr(keyring, "sealed", True)
+    await values.refresh()
+    monkeypatch.setattr(keyring, "sealed", False)
+    await values.refresh()
+    assert secret not in redactor.redact(secret)
 
 
 @on_postgres

@@ -100,6 +100,25 @@ async def test_a_group_waits_for_its_interval_and_is_not_repeated(world: Notifie
     assert len(slack.texts) == 3
 
 
+async def test_what_changed_is_told_within_the_repeat_interval(world: Notified, slack: Service) -> None:
+    """A check fails, recovers and fails again, and then gets worse: each is news. The same once more is not."""
+    made = await slack_channel(world, slack)
+    await world.rule(made, events=("system.alert",), group_interval_seconds=10)
+    alert: dict[str, Any] = {"title": "the disk", "kind": "health", "check": "disk"}
+    for severity, status in (
+        ("warning", "down"),
+        ("warning", "up"),
+        ("warning", "down"),
+        ("critical", "down"),
+        ("critical", "down"),
+    ):
+        await world.alert(**alert, severity=severity, status=status)
+        await world.run()
+        await world.run(seconds=11)
+    assert [row["status"] for row in await world.deliveries()] == ["succeeded"] * 4 + ["suppressed"]
+    assert len(slack.texts) == 4
+
+
 async def test_quiet_hours_hold_all_but_critical_and_end_with_one_summary(world: Notified, slack: Service) -> None:
     made = await slack_channel(world, slack)
     await world.rule(made, events=("things.*", "system.alert"), quiet_hours=hours(2, 60), group_wait_seconds=300)
@@ -228,7 +247,9 @@ async def test_every_default_names_an_event(world: Notified) -> None:
 
     known = {each.event for each in world.kit.service(EventTypes).all()}
     absent = {name for name in {*DEFAULTS, *SEVERITY_OF, *_TITLES} if name not in known}
-    assert absent <= {name for name in DEFAULTS if name.startswith(("budget.", "ssh.", "api_key.", "task.dead"))}
+    assert absent <= {
+        name for name in DEFAULTS if name.startswith(("budget.", "ssh.", "api_key.", "code_review.", "task.dead"))
+    }
 
 
 async def test_the_position_passes_events_of_which_nobody_is_told(world: Notified) -> None:

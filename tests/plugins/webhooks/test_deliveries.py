@@ -94,6 +94,15 @@ async def test_the_character_set_of_an_answer_is_not_believed(hooks: Hooks, rece
     assert (delivery["status"], delivery["attempts"][0]["response"]) == ("succeeded", "caf\u00e9 \ufffd")
 
 
+async def test_an_answer_with_a_nul_is_stored(hooks: Hooks, receiver: Receiver) -> None:
+    receiver.status, receiver.answer = 500, b"a\0b"
+    made = await hooks.create(receiver)
+    await hooks.emit("one")
+    await hooks.run()
+    delivery = await hooks.delivery(made["id"])
+    assert (delivery["status"], delivery["attempts"][0]["response"]) == ("retrying", "a\ufffdb")
+
+
 async def test_a_secret_that_cannot_be_decrypted_is_a_failed_attempt(hooks: Hooks, receiver: Receiver) -> None:
     made, other = await hooks.create(receiver), await hooks.create(receiver)
 

@@ -28,6 +28,7 @@ from corral_github.service.threads import wake
 from corral_github.shapes import DeliveryStatus, GitHubReceipt, Json
 
 DELIVERIES = Rate("github delivery", 1200, 60, "key")
+UNSIGNED = Rate("unsigned github delivery", 120, 60, "key")
 SEEN_ACTIONS = {
     "pull_request": ("opened", "reopened", "synchronize", "ready_for_review", "closed"),
     "issues": ("labeled",),
@@ -59,17 +60,21 @@ class GitHubIngress:
 
     async def receive(self, repository_id: str, body: bytes, request: Request) -> GitHubReceipt:
         """Store a delivery. Raise `Unauthorized` for a wrong signature, and for a repository that is not connected."""
-        if self.limits is not None:
-            self.limits.take(DELIVERIES, repository_id.lower())
         repository, values = await self._work(lambda: self._find(repository_id.lower()), read=True)
         is_signed = _is_signed(body, request.header("x-hub-signature-256"), values)
         if repository is None or not is_signed:
+            self._take(UNSIGNED, request.client_ip)  # strangers do not use up the limit of the repository
             raise Unauthorized(NO_SIGNATURE, code=INVALID_SIGNATURE)
+        self._take(DELIVERIES, repository.id)
         received = _read(repository, body, request)
         entry = UnitContext(
             label=request.label, actor=ANONYMOUS, request_id=request.request_id, client_ip=request.client_ip
         )
         return await self._work(lambda: _record(repository.id, received), entry=entry)
+
+    def _take(self, rate: Rate, key: str) -> None:
+        if self.limits is not None:
+            self.limits.take(rate, key)
 
     def _find(self, repository_id: str) -> tuple[Repository | None, list[str]]:
         row: Repository | None = Repository.get_or_none(Repository.id == repository_id)
@@ -179,8 +184,8 @@ def _record(repository_id: str, received: Received) -> GitHubReceipt:
     }
     if not Delivery.insert(made).on_conflict_ignore().as_rowcount().execute():
         return _duplicate(repository_id, received)
-    if thread_id is not None:
-        wake(thread_id)
+    if thread_id is not None and not wake(thread_id):
+        raise Unauthorized(NO_SIGNATURE, code=INVALID_SIGNATURE)  # the repository was disconnected meanwhile
     return GitHubReceipt(id=made["id"], status=status)
 
 

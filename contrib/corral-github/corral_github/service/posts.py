@@ -57,8 +57,10 @@ def queue_result(event: LoggedEvent) -> None:
 
 
 def _queue(thread: Thread, kind: str, content: Json, source: str) -> None:
+    if not wake(thread.id):
+        return
     now = clock.now()
-    made = Post.insert(
+    post = Post.insert(
         id=new_id(),
         repository_id=thread.repository_id,
         thread_id=thread.id,
@@ -68,8 +70,7 @@ def _queue(thread: Thread, kind: str, content: Json, source: str) -> None:
         created_at=now,
         waiting_since=now,
     )
-    if made.on_conflict_ignore().as_rowcount().execute():
-        wake(thread.id)
+    post.on_conflict_ignore().execute()
 
 
 def _comment(facts: CommentFacts, revision: int) -> Json:

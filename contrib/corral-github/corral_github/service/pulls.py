@@ -82,12 +82,14 @@ class PullRequests:
                 return
             try:
                 diff = await host.diff(item.thread.number)
-                await self._apply(item, pull, diff)
+                patch = await self._reviews.prepare(diff, pointer="/patch", tainted=True) if diff.strip() else None
             except (DiffTooLarge, TooLarge, Invalid) as refused:
                 reason = str(getattr(refused, "detail", None) or refused)
                 await self._work(functools.partial(self._refuse, item, pull, reason))
+                return
         finally:
             await host.close()
+        await self._work(functools.partial(self._apply, item, pull, patch))
 
     async def _why_nothing(self, item: WorkItem, pull: Pull) -> str | None:
         if not pull.is_open:
@@ -119,15 +121,13 @@ class PullRequests:
             self._reviews.withdraw(facts.id, by=by)
         self._cancel_task(repository, thread, "The pull request was closed.")
 
-    async def _apply(self, item: WorkItem, pull: Pull, diff: str) -> None:
-        if not diff.strip():
-            await self._work(lambda: self._end(item, pull, "The diff is empty."))
-            return
-        patch = await self._reviews.prepare(diff, pointer="/patch", tainted=True)
-        if item.repository.pull_requests == "task":
-            await self._work(lambda: self._create_task(item, pull, patch))
+    def _apply(self, item: WorkItem, pull: Pull, patch: PreparedPatch | None) -> None:
+        if patch is None:
+            self._end(item, pull, "The diff is empty.")
+        elif item.repository.pull_requests == "task":
+            self._create_task(item, pull, patch)
         else:
-            await self._work(lambda: self._open_review(item, pull, patch))
+            self._open_review(item, pull, patch)
 
     def _open_review(self, item: WorkItem, pull: Pull, patch: PreparedPatch) -> None:
         """Open the review, or add a revision to it. The row of the thread is written in the same unit of work."""

@@ -103,6 +103,8 @@ class Repositories:
             setattr(row, name, value)
         row.updated_at = clock.now()
         self._check_agents(row)
+        if row.enabled and "enabled" in changes:
+            _end_pauses(row.id, set())
         if not Repository.update(row.__data__).where(unchanged).execute():
             raise Conflict("Another request changed the repository at the same time; repeat the request.")
         for part in ("token", "webhook"):
@@ -115,7 +117,7 @@ class Repositories:
         """Disconnect a repository. Its code reviews and tasks stay; what was not posted yet is not posted."""
         row = _find(repository_id, by)
         match.check(row.version)
-        for model in (Post, Delivery, Thread):
+        for model in (Thread, Delivery, Post):  # waits for what wakes a thread, so that its rows are deleted as well
             model.delete().where(model.repository_id == row.id).execute()
         Repository.delete().where(Repository.id == row.id).execute()
         self._secrets.detach(row.id)
@@ -124,21 +126,19 @@ class Repositories:
     def retry(self, repository_id: str, *, by: Principal) -> GitHubRetry:
         """Let the newest failed deliveries and posts wait again, and end a pause that the host asked for."""
         row = _find(repository_id, by)
-        Repository.update(paused_until=None, last_error=None).where(Repository.id == row.id).execute()
         counts, woken = {}, set()
         models: tuple[Any, ...] = (Delivery, Post)
         for model in models:
             failed = (model.repository_id == row.id) & (model.status == "failed")
-            found = list(model.select(model.id, model.thread_id).where(failed).order_by(model.id).limit(BATCH_SIZE))
+            found = list(
+                model.select(model.id, model.thread_id).where(failed).order_by(model.id.desc()).limit(BATCH_SIZE)
+            )
             again = {"status": "pending", "detail": None, "finished_at": None, "waiting_since": clock.now()}
             model.update(again).where(model.id.in_([each.id for each in found])).execute()
             counts[model] = len(found)
             woken |= {each.thread_id for each in found}
-        waiting = (Thread.repository_id == row.id) & Thread.run_at.is_null(False)
-        woken |= {each.id for each in Thread.select(Thread.id).where(waiting).limit(BATCH_SIZE)}
-        Thread.update(run_at=None).where(Thread.id.in_(list(woken)) & Thread.lease_until.is_null()).execute()
-        for thread_id in sorted(woken):
-            wake(thread_id)
+        _end_pauses(row.id, woken)
+        Repository.update(paused_until=None, last_error=None).where(Repository.id == row.id).execute()
         self._record("retry", row, {})
         return GitHubRetry(deliveries=counts[Delivery], posts=counts[Post])
 
@@ -182,6 +182,18 @@ def _find(repository_id: str, by: Principal) -> Repository:
     if row is None:
         raise NotFound("There is no connected repository with this id.")
     return row
+
+
+def _end_pauses(repository_id: str, thread_ids: set[str]) -> None:
+    """Wake threads, and those of a repository that wait, without waiting for the end of their pauses.
+
+    The row of the repository is changed after those of its threads, as in `threads`, so that nobody waits in a circle.
+    """
+    waiting = (Thread.repository_id == repository_id) & Thread.run_at.is_null(False)
+    woken = thread_ids | {each.id for each in Thread.select(Thread.id).where(waiting).limit(BATCH_SIZE)}
+    Thread.update(run_at=None).where(Thread.id.in_(list(woken)) & Thread.lease_until.is_null()).execute()
+    for thread_id in sorted(woken):
+        wake(thread_id)
 
 
 def _waiting(repository_ids: list[str]) -> dict[str, int]:

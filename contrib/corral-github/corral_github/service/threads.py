@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
+from peewee import fn
 
 from corral import clock
 from corral.database.unit import locked
@@ -25,6 +26,8 @@ ATTEMPT_SECONDS = 90.0
 """The time limit of one delivery or post. It ends well before the lease, so that two attempts never overlap."""
 LEASE_SECONDS = ATTEMPT_SECONDS + 30
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 10.0, 900.0
+HELD_SECONDS = 60.0
+"""How long a thread waits at a time while the kill switch holds its posts."""
 ALARMING_FAILURES = 3
 GIVE_UP_SECONDS = 7 * 86_400.0
 BATCH_SIZE = 200
@@ -51,10 +54,19 @@ class WorkItem(msgspec.Struct, frozen=True):
     post: Post | None
 
 
-def wake(thread_id: str) -> None:
-    """Let a process work on a thread soon, unless it waits for its host. Runs in the caller's unit of work."""
-    Thread.update(run_at=clock.now()).where((Thread.id == thread_id) & Thread.run_at.is_null()).execute()
+def wake(thread_id: str) -> bool:
+    """Let a process work on a thread soon, unless it waits for its host. Runs in the caller's unit of work.
+
+    Return False if the thread was deleted. Otherwise it is not deleted before the unit of work ends.
+
+    The row is locked whether or not it changes, so that the holder's last look for work comes either after this unit
+    of work, or before it. A condition on `run_at` would not wait for a holder that is about to release the thread.
+    """
+    due = Thread.update(run_at=fn.COALESCE(Thread.run_at, clock.now()))
+    if not due.where(Thread.id == thread_id).execute():
+        return False
     enqueue(WORK_JOB, thread_id=thread_id)
+    return True
 
 
 def claim(thread_id: str) -> Claimed | None:
@@ -75,15 +87,28 @@ def hold(claimed: Claimed) -> Thread:
     return row
 
 
-def next_work(claimed: Claimed) -> WorkItem | None:
-    """Return what to do next, and renew the lease. Return None, and release the thread, if nothing waits."""
+def next_work(claimed: Claimed, *, holds_posts: bool) -> WorkItem | None:
+    """Return what to do next, and renew the lease. Return None, and release the thread, if nothing is to be done now.
+
+    All work of a disabled repository waits. With `holds_posts`, posts wait.
+    """
     thread = hold(claimed)
+    repository: Repository | None = Repository.get_or_none(Repository.id == thread.repository_id)
+    if repository is None:  # it was disconnected while the first delivery about the thread was stored
+        Thread.delete().where(Thread.id == thread.id).execute()
+        Delivery.delete().where(Delivery.thread_id == thread.id).execute()
+        return None
     delivery = _oldest(Delivery, thread.id)
     post = None if delivery is not None else _oldest(Post, thread.id)
     if delivery is None and post is None:
         _release(thread, run_at=None, failures=0)
         return None
-    repository: Repository = Repository.get_by_id(thread.repository_id)
+    if not repository.enabled:
+        _wait(thread, LONGEST_PAUSE_SECONDS)
+        return None
+    if post is not None and holds_posts:
+        _wait(thread, HELD_SECONDS)
+        return None
     if repository.paused_until is not None and repository.paused_until > clock.now():
         _wait(thread, clock.parse_instant(repository.paused_until) - clock.time_s())
         return None
@@ -168,7 +193,7 @@ def _release(thread: Thread, **changes: Any) -> None:
 def _report(item: WorkItem, detail: str, *, is_lost: bool) -> None:
     """Tell admins, at most once an hour for each repository."""
     name = item.repository.name
-    title = f"A delivery or a post of {name} failed" if is_lost else f"GitHub does not accept requests about {name}"
+    title = f"A delivery or a post of {name} failed" if is_lost else f"Work about {name} keeps failing"
     kind = "github_failed" if is_lost else "github_unreachable"
     alert = SystemAlert(kind=kind, severity="warning", title=title, detail=f"{detail} See corral github show {name}.")
     raise_alert(alert, object=("github_repository", item.repository.id))

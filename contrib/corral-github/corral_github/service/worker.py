@@ -17,7 +17,8 @@ from corral_github.service import posts, threads
 from corral_github.service.hosts import Host, HostFailure, HostRefusal, Hosts, Json
 from corral_github.service.issues import Issues
 from corral_github.service.pulls import PullRequests
-from corral_github.service.threads import ATTEMPT_SECONDS, LeaseLost, WorkItem
+from corral_github.service.threads import ATTEMPT_SECONDS, Claimed, LeaseLost, WorkItem
+from corral_plugins.admin.api import KillSwitch
 from corral_plugins.tasks.api import Tasks
 
 log = logging.getLogger("corral.github")
@@ -27,6 +28,8 @@ CLOCK_SECONDS = 600.0
 
 class ThreadWorker:
     """Handles deliveries and sends posts. `run` may be called by any number of processes at a time."""
+
+    switch: KillSwitch | None
 
     def __init__(
         self,
@@ -47,11 +50,15 @@ class ThreadWorker:
         if claimed is None:
             return
         try:
-            while (item := await self._work(functools.partial(threads.next_work, claimed))) is not None:
+            while (item := await self._work(lambda: self._next(claimed))) is not None:
                 if not await self._do(item):
                     return
         except LeaseLost as lost:
             log.warning("lease lost", extra={"reason": str(lost)})
+
+    def _next(self, claimed: Claimed) -> WorkItem | None:
+        holds = self.switch is not None and (state := self.switch.state()).engaged and state.hold_deliveries
+        return threads.next_work(claimed, holds_posts=holds)
 
     async def _do(self, item: WorkItem) -> bool:
         """Do one piece of work. Return False if the thread has to wait for its host."""
@@ -76,6 +83,11 @@ class ThreadWorker:
         except HostRefusal as refusal:
             detail = refusal.detail
             await self._work(lambda: threads.fail(item, detail))
+        except Exception as error:
+            log.exception("a delivery or a post failed", extra={"thread_id": item.thread.id})
+            detail = f"An unexpected error: {type(error).__name__}. The log says more."
+            await self._work(lambda: threads.postpone(item, detail, None))
+            return False
         return True
 
     def _check_rights(self, item: WorkItem) -> None:

@@ -84,7 +84,7 @@ class ChannelManagement:
             if checked.version != row.version:  # it was merged into a config that is not the stored one any more
                 raise _changed()
             told["config"] = (row.config, checked.config)
-            if self._credentials.secrets(row) != checked.secrets:
+            if self._credentials.readable_secrets(row) != checked.secrets:
                 changes["secrets"] = self._credentials.seal(row.id, checked.secrets)
                 told["secrets"] = SECRET_CHANGE
             changes |= {"config": checked.config, "secret_names": list(checked.secrets)}

@@ -57,7 +57,8 @@ class ChannelChecks:
             return None
         kind = self._types.require(row.type)
         _refuse_masks(patch.config, kind.secrets)
-        merged = {**self._credentials.config(row), **patch.config}
+        stored = self._credentials.readable_secrets(row) or {}  # what is damaged has to be set again
+        merged = {**row.config, **stored, **patch.config}
         checked = await self._check(row.type, {name: value for name, value in merged.items() if value is not None})
         return msgspec.structs.replace(checked, version=row.version)
 

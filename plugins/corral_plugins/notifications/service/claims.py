@@ -13,12 +13,15 @@ import peewee
 
 from corral import clock
 from corral.database.dialect import advisory_lock
+from corral.events import log as event_log
+from corral.events.log import EventRow, LoggedEvent
 from corral.ids import new_id
 from corral_plugins.admin.api import KillSwitch
 from corral_plugins.circuit_breakers.api import Breakers
 from corral_plugins.notifications.api import ChannelType, Severity
 from corral_plugins.notifications.models import IS_OPEN, Channel, Delivery, Group, Rule
 from corral_plugins.notifications.service.channel_types import ChannelTypeRegistry
+from corral_plugins.notifications.service.credentials import ChannelCredentials
 from corral_plugins.notifications.service.grouping import (
     CRITICAL,
     LOCK,
@@ -61,8 +64,8 @@ class DeliveryClaims:
     switch: KillSwitch | None
     breakers: Breakers | None
 
-    def __init__(self, types: ChannelTypeRegistry, people: People) -> None:
-        self._types, self._people = types, people
+    def __init__(self, types: ChannelTypeRegistry, people: People, credentials: ChannelCredentials) -> None:
+        self._types, self._people, self._credentials = types, people, credentials
 
     def next_time(self) -> str | None:
         """Return the instant at which the next delivery is due, or None if none waits."""
@@ -84,9 +87,12 @@ class DeliveryClaims:
         groups = {row.id: row for row in Group.select().where(Group.id.in_({row.group_id for row in rows}))}
         earlier = _earlier_attempts(rows)
         people = self._people.load({row.user_id for row in rows if row.user_id is not None})
+        logged = _logged(row for row in rows if row.user_id in people)
         claimed = []
         for row in rows:
             rule, group_id = rules.get(row.rule_id or ""), row.group_id or ""
+            if row.user_id in people and not self._is_still_wanted(row, people[row.user_id], logged):
+                continue
             if not _is_to_be_sent(row, rule, people):
                 continue
             if rule and row.is_collecting and not _is_next(row, rule, groups.get(group_id), earlier.get(group_id)):
@@ -102,6 +108,7 @@ class DeliveryClaims:
     def release(self, claimed: Claimed, due_at: str) -> None:
         """Give back a delivery that was not attempted. It is due at an instant, and collects events again."""
         changes = {**waiting_until(due_at), "is_collecting": claimed.delivery.is_collecting}
+        changes |= {"served": claimed.delivery.served}
         Delivery.update(changes).where(holds(claimed.delivery)).execute()
 
     def has_late(self) -> bool:
@@ -135,10 +142,21 @@ class DeliveryClaims:
     # -- parts
 
     def _is_ready(self, row: Channel) -> bool:
-        """Return whether a channel is enabled, its type active, and its circuit breaker not open."""
-        if not row.is_enabled or self._types.find(row.type) is None:
+        """Return whether a channel is enabled, its type active, its key loaded, and its circuit breaker not open."""
+        if not row.is_enabled or self._types.find(row.type) is None or not self._credentials.has_key(row):
             return False
         return self.breakers is None or self.breakers.blocked_until(self._types.breaker_of(row)) is None
+
+    def _is_still_wanted(self, row: Delivery, person: Person, logged: Mapping[str, LoggedEvent]) -> bool:
+        """Return whether a message may go to a person, or end it.
+
+        The person may have lost rights since the events were collected, or muted them.
+        """
+        events = [logged[item["event_id"]] for item in row.items if item["event_id"] in logged]
+        if self._people.still_wants(person, {item["event"] for item in row.items}, events):
+            return True
+        _end(row, "cancelled", "The person does not want it any more, or may not read it.")
+        return False
 
     @staticmethod
     def _cancel_orphans() -> None:
@@ -184,6 +202,12 @@ def _first_due(channel_ids: Iterable[str]) -> Sequence[Delivery]:
     is_due = Delivery.channel_id.in_(ids) & (Delivery.due_at <= clock.now())
     first = Delivery.select(peewee.fn.MIN(Delivery.id)).where(is_due).group_by(Delivery.channel_id)
     return list(Delivery.select().where(Delivery.id.in_(first)))
+
+
+def _logged(rows: Iterable[Delivery]) -> dict[str, LoggedEvent]:
+    """Return the events that deliveries tell of, by id, as far as the log still has them."""
+    ids = {item["event_id"] for row in rows for item in row.items if item["event_id"] is not None}
+    return {event.id: event for event in event_log.select([EventRow.id.in_(ids)], len(ids))} if ids else {}
 
 
 def _earlier_attempts(rows: Sequence[Delivery]) -> dict[str, str]:

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 
-from corral.crypto import Sealer, associated_data
+from corral.crypto import KeyRotation, SealedWrong, Sealer, associated_data, key_id
 from corral_plugins.notifications.models import Channel
 
 
 class ChannelCredentials:
     """Encrypts and decrypts. No method needs a unit of work. While the vault is sealed, all raise `Unavailable`."""
 
-    def __init__(self, sealer: Sealer) -> None:
-        self._sealer = sealer
+    def __init__(self, sealer: Sealer, keys: KeyRotation) -> None:
+        self._sealer, self._keys = sealer, keys
+
+    def has_key(self, row: Channel) -> bool:
+        """Return whether the master key of a channel's secrets is loaded, if it has any."""
+        if row.secrets is None:
+            return True
+        with contextlib.suppress(SealedWrong):
+            return not self._keys.sealed and key_id(_decode_hex(row.secrets)) in self._keys.key_labels
+        return True  # damaged: the attempt says so
 
     def seal(self, channel_id: str, secrets: Mapping[str, str]) -> str | None:
         """Return secret members in the form in which they are stored, or None if there are none."""
@@ -23,15 +32,29 @@ class ChannelCredentials:
         return self._sealer.encrypt(data, aad=_place(channel_id)).hex() if secrets else None
 
     def secrets(self, row: Channel) -> dict[str, str]:
-        """Return the secret members of a channel's config."""
+        """Return the secret members of a channel's config. Raise `SealedWrong` if they are damaged."""
         if row.secrets is None:
             return {}
-        opened = self._sealer.decrypt(bytes.fromhex(row.secrets), aad=_place(row.id))
+        opened = self._sealer.decrypt(_decode_hex(row.secrets), aad=_place(row.id))
         return msgspec.json.decode(opened, type=dict[str, str])
+
+    def readable_secrets(self, row: Channel) -> dict[str, str] | None:
+        """Return the secret members of a channel's config, or None if they are damaged."""
+        try:
+            return self.secrets(row)
+        except SealedWrong:
+            return None
 
     def config(self, row: Channel) -> dict[str, Any]:
         """Return the whole config of a channel."""
         return {**row.config, **self.secrets(row)}
+
+
+def _decode_hex(text: str) -> bytes:
+    try:
+        return bytes.fromhex(text)
+    except ValueError:
+        raise SealedWrong("not a sealed value") from None
 
 
 def _place(channel_id: str) -> str:

@@ -8,10 +8,12 @@ from msgspec import UNSET
 
 from corral import clock
 from corral.auth.principal import Principal
+from corral.database.unit import after_commit
 from corral.errors import Conflict
 from corral.http.page import Page, newest_first, paginate
 from corral.plugin import Audit, AuditEntry
 from corral_plugins.notifications.models import IS_OPEN, Channel, Delivery, Group
+from corral_plugins.notifications.service.dispatcher import NotificationDispatcher
 from corral_plugins.notifications.service.rows import delivery_view, find_delivery
 from corral_plugins.notifications.service.states import waiting_until
 from corral_plugins.notifications.shapes import NotificationDeliveryQuery, NotificationDeliveryView
@@ -23,6 +25,9 @@ class NotificationDeliveries:
     """Reads and repeats deliveries."""
 
     audit: Audit | None = None
+
+    def __init__(self, dispatcher: NotificationDispatcher) -> None:
+        self._dispatcher = dispatcher
 
     def list(self, query: NotificationDeliveryQuery, *, by: Principal) -> Page[NotificationDeliveryView]:
         """Return a page of deliveries, newest first."""
@@ -46,6 +51,7 @@ class NotificationDeliveries:
         again = (Delivery.id == row.id) & Delivery.status.in_(("failed", "cancelled", "suppressed"))
         if not Delivery.update({**fresh, **waiting_until(now)}).where(again).execute():
             raise Conflict("Only a delivery that ended without success can be repeated.", current_status=row.status)
+        after_commit(self._dispatcher.wake)
         if self.audit is not None:
             entry = AuditEntry(
                 action="notifications.delivery.retry",

@@ -6,6 +6,7 @@ from typing import Any
 
 from corral import clock
 from corral.auth.principal import Principal
+from corral.database.unit import after_commit
 from corral.errors import Forbidden, Invalid
 from corral.ids import new_id
 from corral.redact.redactor import Redactor
@@ -13,6 +14,7 @@ from corral_core.accounts.api import Accounts
 from corral_plugins.notifications.api import SEVERITIES, Json
 from corral_plugins.notifications.models import Channel, Delivery
 from corral_plugins.notifications.service.catalogue import MAX_BODY, MAX_TITLE, href_of
+from corral_plugins.notifications.service.dispatcher import NotificationDispatcher
 from corral_plugins.notifications.service.inbox import Inbox, NewNotification
 from corral_plugins.notifications.service.people import People, receivers_of
 from corral_plugins.notifications.service.text import one_line, plain
@@ -37,8 +39,11 @@ SCHEMA: Json = {
 class DirectNotifications:
     """Sends notifications that name their text, and those who get them."""
 
-    def __init__(self, accounts: Accounts, people: People, inbox: Inbox, redactor: Redactor) -> None:
+    def __init__(
+        self, accounts: Accounts, people: People, inbox: Inbox, redactor: Redactor, dispatcher: NotificationDispatcher
+    ) -> None:
         self._accounts, self._people, self._inbox, self._redactor = accounts, people, inbox, redactor
+        self._dispatcher = dispatcher
 
     def check(self, fields: Json, *, by: Principal, pointer: str = "") -> None:
         """Raise a `Problem` for people and channels that do not exist, or that the caller may not use."""
@@ -87,6 +92,8 @@ class DirectNotifications:
         """Write what goes through channels. Those with `to_recipients` tell the recipients one by one."""
         channels = list(Channel.select().where(Channel.id.in_(channel_ids)).order_by(Channel.id)) if channel_ids else []
         people = self._people.load(recipients).values() if channels else ()
+        if channels:
+            after_commit(self._dispatcher.wake)
         for channel in channels:
             for person in receivers_of(channel, people, severity):
                 _write_delivery(channel.id, None if person is None else person.id, key, severity, item)

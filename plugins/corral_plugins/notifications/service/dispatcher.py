@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 from collections.abc import Callable, Sequence
 
@@ -29,6 +30,7 @@ log = logging.getLogger("corral.notifications")
 
 POLL_SECONDS, IDLE_SECONDS, RETRY_SECONDS, DRAIN_SECONDS = 1.0, 10.0, 2.0, 20.0
 RENEW_SECONDS = 15.0  # a lease survives three renewals that fail
+UNRECORDED = "The attempt failed, and its error could not be stored; see the log."
 ENTRY = UnitContext(label="notifications.dispatch", actor=SYSTEM, cause=(CAUSE,))
 
 
@@ -179,12 +181,23 @@ class NotificationDispatcher:
                 await self._work(lambda: self._claims.renew(claimed), entry=ENTRY)
 
     async def _record(self, claimed: Claimed, result: SendResult) -> None:
-        """Record a result, even if the database is unavailable for a moment."""
+        """Record a result, even if the database is unavailable for a moment.
+
+        One that cannot be recorded would be attempted again for ever, so a fixed text takes its place.
+        """
+        told = result
         while True:
-            with contextlib.suppress(Unavailable):
-                await self._work(lambda: self._outcomes.record(claimed, result), entry=ENTRY)
+            try:
+                await self._work(functools.partial(self._outcomes.record, claimed, told), entry=ENTRY)
                 return
-            await asyncio.sleep(POLL_SECONDS)
+            except Unavailable:
+                await asyncio.sleep(POLL_SECONDS)
+            except Exception:
+                if told is not result:
+                    raise
+                log.exception("a result could not be recorded", extra={"channel": claimed.channel.id})
+                error = None if result.error is None else UNRECORDED
+                told = SendResult(error=error, permanent=result.permanent, retry_after=result.retry_after)
 
     async def _release(self, claimed: Claimed, due_at: str) -> None:
         with contextlib.suppress(Unavailable):  # the lease ends by itself

@@ -53,9 +53,13 @@ class EmailChannel:
         return ChannelType(type="email", title="Email", schema=SCHEMA, secrets=(), send=self.send, breaker=BREAKER)
 
     async def send(self, config: Mapping[str, Any], notification: OutgoingNotification) -> SendResult:
-        """Send a mail to each address that has none yet. A refused address keeps no other from its mail."""
+        """Send a mail to each address that has none yet. A refused address keeps no other from its mail.
+
+        The addresses that have theirs are in the list of the notification, so that they are known if the attempt is
+        broken off.
+        """
         addresses = [notification.to] if notification.to is not None else config.get("to", [])
-        served, refused = [*notification.served], ""
+        served, refused = notification.served, ""
         for address in addresses:
             if address in served:
                 continue

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -27,6 +27,7 @@ from corral.events.log import EventRow, LoggedEvent
 from corral.plugin import Settings
 from corral_core.expressions.api import Expressions, TemplateError
 from corral_plugins.notifications.models import Channel, Rule
+from corral_plugins.notifications.service.audience import Audience, wanted_roles
 from corral_plugins.notifications.service.catalogue import (
     CHANNEL_FAILING,
     DEFAULTS,
@@ -34,9 +35,7 @@ from corral_plugins.notifications.service.catalogue import (
     Described,
     describe,
     is_at_least,
-    is_told,
     severity_of,
-    title_of_mention,
 )
 from corral_plugins.notifications.service.channel_types import MAIL_BREAKER, ChannelTypeRegistry
 from corral_plugins.notifications.service.grouping import (
@@ -49,7 +48,8 @@ from corral_plugins.notifications.service.grouping import (
 )
 from corral_plugins.notifications.service.inbox import Inbox, NewNotification
 from corral_plugins.notifications.service.mentions import MENTION, MENTIONING, Mentions, names_in
-from corral_plugins.notifications.service.people import People, Person, receivers_of
+from corral_plugins.notifications.service.people import MAX_PEOPLE, People, Person, receivers_of
+from corral_plugins.notifications.service.portions import ROWS_AT_ONCE, divide, progress_of, store_progress
 from corral_plugins.notifications.service.quiet_hours import end_of_quiet_hours
 from corral_plugins.notifications.settings import DEFAULT_NOTIFICATIONS
 
@@ -179,13 +179,13 @@ class NotificationFanOut:
         if batch.reached == batch.before:
             return False
         try:
-            await self._handle(batch)
+            reached = await self._handle(batch)
         except (Problem, PositionMoved):
             raise
         except Exception:
             log.warning("a batch of events failed, retrying event by event", exc_info=True)
             return await self._read_one_by_one(len(batch.events))
-        return batch.more
+        return batch.more or reached < batch.reached
 
     async def _read_one_by_one(self, count: int) -> bool:
         for _ in range(count):
@@ -214,120 +214,114 @@ class NotificationFanOut:
             reached = before  # the position moves with the next events, so that most events cause no write
         return Batch(events=events, rules=rules, before=before, reached=reached, more=reached < newest)
 
-    async def _handle(self, batch: Batch) -> None:
+    async def _handle(self, batch: Batch) -> int:
+        """Write what the first events of a batch make, and return the new position."""
         events = [event for event in batch.events if not _is_about_itself(event)]
         matched = await self._matching.matches(batch.rules, events)
         texts: dict[str, str] = {}
         if any(event.type in MENTIONING for event in events):
             texts = await self._work(lambda: self._mentions.texts(events), entry=ENTRY, read=True)
         names = {event_id: found for event_id, text in texts.items() if (found := names_in(text))}
-        await self._work(lambda: self._write(batch, events, matched, names), entry=ENTRY)
+        roles = {
+            role: await self._members(role) for role in wanted_roles(events, matched, frozenset(self._default_names()))
+        }
+        plan = await self._work(lambda: self._plan(batch, events, matched, names, roles), entry=ENTRY, read=True)
+        done = plan.done
+        for portion in plan.portions:
+            await self._work(functools.partial(self._write, batch, plan, portion, done, matched), entry=ENTRY)
+            done = portion[-1] if portion else done
+        return plan.reached
 
-    def _write(
+    async def _members(self, role: str) -> list[str]:
+        """Return the ids of the active users with a role, at most 10,000. Each page is read in a unit of its own."""
+        found: list[str] = []
+        cursor: str | None = ""
+        while cursor is not None and len(found) < MAX_PEOPLE:
+            read = functools.partial(self._people.with_role, role, cursor)
+            more, cursor = await self._work(read, entry=ENTRY, read=True)
+            found += more
+        return found
+
+    def _plan(
         self,
         batch: Batch,
         events: Sequence[LoggedEvent],
         matched: Mapping[str, Sequence[Rule]],
         names: Mapping[str, set[str]],
-    ) -> None:
-        _move_cursor(batch.before, batch.reached)
-        if not events:
-            return
-        defaults = frozenset(self._default_names())
-        mentioned = self._mentions.people(names) if self._is_default(MENTION) else {}
-        audience = _Audience(self._people, events, matched, defaults, mentioned)
+        roles: Mapping[str, Sequence[str]],
+    ) -> _Plan:
+        """Choose the first of some events, at least one, and no more than one unit of work may write.
+
+        If one event is too much, its people are told in several units.
+        """
         outgoing = _Outgoing(self._channel_types, events, matched)
-        told: list[NewNotification] = []
+        personal = {key: [rule for rule in rules if outgoing.needs_people(rule)] for key, rules in matched.items()}
+        mentioned = self._mentions.people(names) if names and self._is_default(MENTION) else {}
+        audience = Audience(self._people, events, personal, frozenset(self._default_names()), mentioned, roles)
+        done, reached, size = progress_of(events[0].id) if events else None, batch.reached, 0
+        chosen: list[LoggedEvent] = []
         for event in events:
+            size += len(audience.of(event)) * audience.rows(event)
+            if chosen and (size > ROWS_AT_ONCE or done is not None):
+                reached = event.seq - 1
+                break
+            chosen.append(event)
+        rows = sum(audience.rows(event) for event in chosen)
+        ids = {each for event in chosen for each in audience.of(event)}
+        portions = divide(ids, max(1, ROWS_AT_ONCE // max(1, rows)) if len(chosen) == 1 else len(ids) or 1, after=done)
+        return _Plan(events=chosen, audience=audience, portions=portions, reached=reached, done=done)
+
+    def _write(
+        self, batch: Batch, plan: _Plan, portion: list[str], done: str | None, matched: Mapping[str, Sequence[Rule]]
+    ) -> None:
+        """Tell a portion of the people, unless another process has told them."""
+        is_last = portion is plan.portions[-1]
+        _move_cursor(batch.before, plan.reached if is_last else batch.before)
+        if not plan.events:
+            return
+        if progress_of(plan.events[0].id) != done:
+            raise PositionMoved
+        if not is_last or done is not None:
+            store_progress(plan.events[0].id, None if is_last else portion[-1])
+        plan.audience.load(portion)
+        outgoing = _Outgoing(self._channel_types, plan.events, matched, to_all=done is None)
+        told: list[NewNotification] = []
+        for event in plan.events:
             data, rules = event.payload(), matched.get(event.id, ())
             described = self._matching.titles.describe(event, data)
-            told += audience.in_app(event, data, described, rules)
+            told += plan.audience.in_app(event, data, described, rules)
             for rule in rules:
-                outgoing.add(event, data, described, rule, audience.of_rule(event, data, rule))
+                outgoing.add(event, data, described, rule, plan.audience.of_rule(event, data, rule))
         self._inbox.add(told)
         write_bundles(outgoing.bundles, {rule.id: rule for rules in matched.values() for rule in rules})
 
 
-class _Audience:
-    """The people whom the events of a batch concern. They are looked up together."""
+class _Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """The events to tell, to which portions of people, the position after them, and who knows of the first already."""
 
-    def __init__(
-        self,
-        people: People,
-        events: Sequence[LoggedEvent],
-        matched: Mapping[str, Sequence[Rule]],
-        defaults: Collection[str],
-        mentioned: Mapping[str, set[str]],
-    ) -> None:
-        self._people, self._mentioned = people, mentioned
-        rules = {rule.id: rule for found in matched.values() for rule in found}
-        wanted = {role for rule in rules.values() for role in rule.recipients["roles"]}
-        told = [event for event in events if event.type in defaults and is_told(event, event.payload())]
-        audiences = {DEFAULTS[event.type] for event in told}
-        wanted |= {"admin"} if audiences & {"admins", "approvers"} else set()
-        wanted |= {"member"} if "approvers" in audiences else set()
-        self._roles = {role: people.with_role([role]) for role in sorted(wanted)}
-        self._concerned = {event.id: people.concerned(event, event.payload(), self._roles) for event in told}
-        ids = {each for found in (*self._concerned.values(), *mentioned.values()) for each in found}
-        ids |= {each for event in events for rule in matched.get(event.id, ()) for each in self._named(event, rule)}
-        self._persons = people.load(ids)
-
-    def of_rule(self, event: LoggedEvent, data: Mapping[str, Any], rule: Rule) -> list[Person]:
-        """Return the recipients of a rule who may be told of an event."""
-        return self._told(event, data, self._named(event, rule), event.type)
-
-    def in_app(
-        self, event: LoggedEvent, data: Mapping[str, Any], described: Described, rules: Sequence[Rule]
-    ) -> list[NewNotification]:
-        """Return what each person is told of an event in the app: one notification, whoever wants it."""
-        groups: dict[str, str] = {}
-        for rule in rules:
-            if rule.in_app:
-                by_keys = bool(rule.group_by)
-                object = (event.object_type, event.object_id)
-                key = f"{rule.id} {group_key_of(rule.group_by, event.type, object, data)}" if by_keys else ""
-                for user_id in self._named(event, rule):
-                    groups[user_id] = groups.get(user_id) or key
-        for user_id in self._concerned.get(event.id, ()):
-            groups.setdefault(user_id, "")
-        told = {person.id: event.type for person in self._told(event, data, groups, event.type)}
-        mentioned = self._mentioned.get(event.id, set()) - told.keys()
-        told |= {person.id: MENTION for person in self._told(event, data, mentioned, MENTION)}
-        return [
-            NewNotification(
-                user_id=user_id,
-                type=type,
-                severity=described.severity,
-                title=described.title if type == event.type else title_of_mention(event, data),
-                body=described.body,
-                object=(event.object_type, event.object_id),
-                href=described.href,
-                event_id=event.id,
-                group=groups.get(user_id) or f"{type} {event.object_type} {event.object_id}",
-            )
-            for user_id, type in told.items()
-        ]
-
-    def _told(self, event: LoggedEvent, data: Mapping[str, Any], user_ids: Iterable[str], type: str) -> list[Person]:
-        """Return the people among these who may be told of an event, as a notification of a type."""
-        found = [self._persons[each] for each in sorted(user_ids) if each in self._persons]
-        return [person for person in found if self._people.may_be_told(person, event, data, type)]
-
-    def _named(self, event: LoggedEvent, rule: Rule) -> set[str]:
-        wanted = rule.recipients
-        named = {*wanted["users"], *(each for role in wanted["roles"] for each in self._roles.get(role, ()))}
-        return named | ({event.owner_id} if wanted["owner"] and event.owner_id is not None else set())
+    events: list[LoggedEvent]
+    audience: Audience
+    portions: list[list[str]]
+    reached: int
+    done: str | None
 
 
 class _Outgoing:
     """The messages that the events of a batch add to. Each event goes through a channel to a person once.
 
-    Nobody knows who reads a channel that has its own receivers, so no event goes there that admins may not read.
+    Nobody knows who reads a channel that has its own receivers, so no event goes there that admins may not read. It is
+    left out unless `to_all`, because its message is written with the first portion of people.
     """
 
     def __init__(
-        self, channel_types: ChannelTypeRegistry, events: Sequence[LoggedEvent], matched: Mapping[str, Sequence[Rule]]
+        self,
+        channel_types: ChannelTypeRegistry,
+        events: Sequence[LoggedEvent],
+        matched: Mapping[str, Sequence[Rule]],
+        *,
+        to_all: bool = True,
     ) -> None:
+        self._to_all = to_all
         ids = {each for rules in matched.values() for rule in rules for each in rule.channel_ids}
         if ids:
             ids |= {event.object_id for event in events if event.object_type == "notification_channel"}
@@ -336,6 +330,11 @@ class _Outgoing:
         self._breakers = {row.id: channel_types.breaker_of(row) for row in self._channels.values()}
         self._sent: set[tuple[str, str, str | None]] = set()
         self.bundles: dict[Target, Bundle] = {}
+
+    def needs_people(self, rule: Rule) -> bool:
+        """Return whether a rule tells its recipients one by one."""
+        channels = [self._channels[each] for each in rule.channel_ids if each in self._channels]
+        return rule.in_app or any(channel.config.get("to_recipients") for channel in channels)
 
     def add(
         self, event: LoggedEvent, data: Mapping[str, Any], described: Described, rule: Rule, people: Sequence[Person]
@@ -354,16 +353,17 @@ class _Outgoing:
             "href": described.href,
             "at": event.ts,
         }
+        state = [data.get("kind"), data.get("status")]
         for channel_id in rule.channel_ids:
             channel = self._channels.get(channel_id)
             if channel is None or self._breakers[channel_id] in silent:
                 continue
             for person in receivers_of(channel, people, described.severity):
                 told = (event.id, channel_id, None if person is None else person.id)
-                if told not in self._sent and (person is not None or event.visibility != PRIVATE):
+                if told not in self._sent and (person is not None or (self._to_all and event.visibility != PRIVATE)):
                     self._sent.add(told)
                     target = _target(rule, channel_id, person, key, described.severity)
-                    self.bundles.setdefault(target, Bundle()).add(item, described.severity, object)
+                    self.bundles.setdefault(target, Bundle()).add(item, described.severity, object, state)
 
 
 def _target(rule: Rule, channel_id: str, person: Person | None, key: str, severity: str) -> Target:
@@ -435,7 +435,8 @@ def _count_failure(batch: Batch, reason: str) -> bool:
     if row.cursor != batch.before or not batch.events:
         return False
     if row.failures + 1 < POISON_TRIES:
-        ConsumerRow.update(failures=row.failures + 1).where(ConsumerRow.name == CONSUMER).execute()
+        is_next = (ConsumerRow.name == CONSUMER) & (ConsumerRow.cursor == batch.before)
+        ConsumerRow.update(failures=ConsumerRow.failures + 1).where(is_next).execute()
         return False
     event = batch.events[0]
     _move_cursor(batch.before, event.seq)

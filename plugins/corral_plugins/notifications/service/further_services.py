@@ -147,10 +147,9 @@ class FurtherServices:
         assert self.http is not None
         call = _Call(http=self.http, loop=asyncio.get_running_loop(), address=service.address)
         is_sent = await asyncio.to_thread(_notify, service, dict(config), text_for(service, notification), call)
-        result = judge_answer(call.answer) if call.answer is not None else SendResult()
-        if result.error is None and not is_sent:
-            return SendResult(error="Apprise could not send the message; see the log.")
-        return result
+        if call.answer is not None:
+            return judge_answer(call.answer)
+        return SendResult() if is_sent else SendResult(error="Apprise could not send the message; see the log.")
 
 
 def text_for(service: FurtherService, notification: OutgoingNotification) -> str:

@@ -17,7 +17,7 @@ from corral.ids import new_id
 from corral_plugins.notifications.api import SEVERITIES, Json, Severity
 from corral_plugins.notifications.models import Delivery, Group, Rule
 
-SHOWN_ITEMS, MAX_OBJECTS = 10, 200
+SHOWN_ITEMS, MAX_OBJECTS, AT_ONCE = 10, 200, 500
 QUIET_KEY = "quiet hours"
 CRITICAL = "critical"
 LOCK = "notifications.collect"
@@ -48,9 +48,9 @@ class Bundle(msgspec.Struct, kw_only=True):
     items: list[Json] = []
     objects: list[str] | None = []
 
-    def add(self, item: Json, severity: Severity, object: tuple[str, str]) -> None:
-        """Add an event."""
-        mark = mark_of(item["event"], object)
+    def add(self, item: Json, severity: Severity, object: tuple[str, str], state: Iterable[Any]) -> None:
+        """Add an event. `state` is what it says about the object."""
+        mark = mark_of(item["event"], object, severity, item["title"], *state)
         objects = merge_marks(self.objects, [mark])
         self.merge(severity, 1, [item], objects)
 
@@ -61,9 +61,9 @@ class Bundle(msgspec.Struct, kw_only=True):
         self.objects = objects
 
 
-def mark_of(event: str, object: tuple[str, str]) -> str:
-    """Return a short hash of what an event is about, by which an unchanged group is recognised."""
-    return hashlib.sha256(msgspec.json.encode([event, *object])).hexdigest()[:16]
+def mark_of(event: str, object: tuple[str, str], *state: Any) -> str:
+    """Return a short hash of what an event is about and what it says, by which an unchanged group is recognised."""
+    return hashlib.sha256(msgspec.json.encode([event, *object, *state])).hexdigest()[:16]
 
 
 def merge_marks(known: list[str] | None, more: list[str] | None) -> list[str] | None:
@@ -97,11 +97,13 @@ def write_bundles(bundles: Mapping[Target, Bundle], rules: Mapping[str, Rule]) -
     groups = {target.id: target for target in bundles}
     collecting = _collecting(groups)
     last = {row.id: row for row in Group.select().where(Group.id.in_(list(groups)))}
+    begun: list[Delivery] = []
     for target, bundle in bundles.items():
         row = collecting.get(target.id)
         if row is None or not _join(row, bundle):
             group = last.get(target.id)
-            _begin(target, bundle, _due_at(target, rules[target.rule_id], group))
+            begun.append(_new_row(target, bundle, _due_at(target, rules[target.rule_id], group)))
+    Delivery.bulk_create(begun, batch_size=AT_ONCE)
 
 
 def join_or_begin(target: Target, bundle: Bundle, due_at: str) -> None:
@@ -111,7 +113,7 @@ def join_or_begin(target: Target, bundle: Bundle, due_at: str) -> None:
     """
     row = _collecting([target.id]).get(target.id)
     if row is None or not _join(row, bundle):
-        _begin(target, bundle, due_at)
+        _new_row(target, bundle, due_at).save(force_insert=True)
 
 
 def remember_sent(row: Delivery) -> None:
@@ -129,7 +131,7 @@ def next_of(group: Group, rule: Rule) -> str:
 
 
 def is_unchanged(row: Delivery, group: Group | None, repeat_seconds: int) -> bool:
-    """Return whether the last message of a group told of the same objects, too recently to be repeated."""
+    """Return whether the last message of a group told the same of the same objects, too recently to be repeated."""
     if group is None or row.objects is None or group.objects is None or not set(row.objects) <= set(group.objects):
         return False
     return repeat_seconds == 0 or group.last_sent_at > clock.now(-repeat_seconds)
@@ -164,8 +166,8 @@ def _join(row: Delivery, bundle: Bundle) -> bool:
     return bool(Delivery.update(changes).where(collects).execute())
 
 
-def _begin(target: Target, bundle: Bundle, due_at: str) -> None:
-    Delivery.create(
+def _new_row(target: Target, bundle: Bundle, due_at: str) -> Delivery:
+    return Delivery(
         id=new_id(),
         channel_id=target.channel_id,
         rule_id=target.rule_id,

@@ -61,7 +61,7 @@ class ChannelHttp:
             return HttpAnswer(failure=SendResult(error="timeout"))
         except httpx2.HTTPError:
             return HttpAnswer(failure=SendResult(error="connect"))
-        text = self._redactor.redact(response.text[:MAX_RESPONSE])
+        text = self._redactor.redact(response.content.decode(errors="replace"))
         return HttpAnswer(status=response.status_code, text=text, retry_after=_retry_after(response))
 
 

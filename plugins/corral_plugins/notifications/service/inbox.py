@@ -54,13 +54,16 @@ class Inbox:
             return
         rows = _unread_rows(groups)
         unread = Counter(_count_unread({user_id for user_id, _ in groups}))
+        added: list[Notification] = []
         for (user_id, key), items in groups.items():
             row = rows.get((user_id, key))
             if row is None or not _count_up(row, items):
-                row = _insert(key, items)
+                row = _new_row(key, items)
+                added.append(row)
                 unread[user_id] += 1
             arrived = NotificationArrived(notification=notification_view(row), unread=unread[user_id])
             emit(arrived, object=("notification", row.id), owner=user_id, visibility=PRIVATE)
+        Notification.bulk_create(added, batch_size=AT_ONCE)
 
     def list(self, query: NotificationQuery, *, by: Principal) -> Page[NotificationView]:
         """Return a page of the caller's notifications, newest first."""
@@ -164,13 +167,13 @@ def _count_up(row: Notification, items: list[NewNotification]) -> bool:
     return True
 
 
-def _insert(key: str, items: list[NewNotification]) -> Notification:
+def _new_row(key: str, items: list[NewNotification]) -> Notification:
     now, last = clock.now(), items[-1]
     about: Mapping[str, Any] = {}
     if last.object is not None:
         about = {"object_type": last.object[0], "object_id": last.object[1]}
     fields = {"id": new_id(), "user_id": last.user_id, "type": last.type, "group_key": key, "count": len(items)}
-    return Notification.create(**fields, **about, **_newest(last), href=last.href, created_at=now, last_at=now)
+    return Notification(**fields, **about, **_newest(last), href=last.href, created_at=now, last_at=now)
 
 
 def _newest(item: NewNotification) -> dict[str, Any]:

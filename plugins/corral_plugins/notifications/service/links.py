@@ -29,7 +29,7 @@ class OutgoingMessages:
             {"id": row.id, "severity": row.severity, "count": row.count, "created_at": row.created_at},
             items,
             to=to,
-            served=tuple(row.served),
+            served=row.served,
         )
 
     def build(
@@ -38,7 +38,7 @@ class OutgoingMessages:
         items: list[OutgoingItem],
         *,
         to: str | None = None,
-        served: tuple[str, ...] = (),
+        served: list[str] | None = None,
     ) -> OutgoingNotification:
         """Return the notification of some events. `facts` contains its id, severity, count and time."""
         first, count = items[0], facts["count"]
@@ -55,7 +55,7 @@ class OutgoingMessages:
             preferences_url=self.link(PREFERENCES_HREF),
             created_at=facts["created_at"],
             to=to,
-            served=served,
+            served=[] if served is None else served,
         )
 
     def link(self, href: str | None) -> str | None:

@@ -18,10 +18,12 @@ from corral_plugins.notifications.service.catalogue import CHANNEL_FAILING
 from corral_plugins.notifications.service.claims import GIVE_UP_SECONDS, Claimed, holds
 from corral_plugins.notifications.service.grouping import remember_sent
 from corral_plugins.notifications.service.states import ended, waiting_until
+from corral_plugins.notifications.service.text import one_line
 from corral_plugins.notifications.settings import RETRY_SCHEDULE
 
 AT_ONCE = 500
 MAX_ERROR = 500
+PAUSE_SECONDS = 10.0  # between two attempts of a message, however many others the channel accepts
 LEAST_WAIT_SECONDS = 5.0  # a service may ask to wait for 0 seconds, again and again
 
 
@@ -83,13 +85,16 @@ def _record_channel(row: Channel, kind: ChannelType, result: SendResult) -> bool
 
 
 def _make_due(channel_id: str) -> None:
-    """Make the deliveries due that wait for another attempt or for an earlier message, because the channel works."""
-    now = clock.now()
+    """Make the deliveries due soon that wait for another attempt or for an earlier message, because the channel works.
+
+    A receiver that is overloaded accepts some messages too. At once, the others would use up their attempts in seconds.
+    """
+    now, soon = clock.now(), clock.now(PAUSE_SECONDS)
     waiting = Delivery.select(Delivery.id).where(
-        (Delivery.channel_id == channel_id) & (Delivery.due_at > now) & (Delivery.ready_at <= now)
+        (Delivery.channel_id == channel_id) & (Delivery.due_at > soon) & (Delivery.ready_at <= now)
     )
     some = Delivery.id.in_(waiting.order_by(Delivery.due_at).limit(AT_ONCE))
-    Delivery.update(waiting_until(now)).where(some & Delivery.due_at.is_null(False)).execute()
+    Delivery.update(waiting_until(soon)).where(some & Delivery.due_at.is_null(False)).execute()
 
 
 def _alert_admins(row: Channel, result: SendResult) -> None:
@@ -104,4 +109,7 @@ def _alert_admins(row: Channel, result: SendResult) -> None:
 
 
 def _error(result: SendResult) -> str | None:
-    return None if result.error is None else result.error[:MAX_ERROR]
+    """Return the error in a form that every database stores: without control characters and lone surrogates."""
+    if result.error is None:
+        return None
+    return one_line(result.error.encode(errors="replace").decode(), MAX_ERROR)

@@ -46,17 +46,12 @@ class People:
     def __init__(self, accounts: Accounts, permissions: Permissions, rights: EventRights) -> None:
         self._accounts, self._permissions, self._rights = accounts, permissions, rights
 
-    def with_role(self, roles: Iterable[str]) -> list[str]:
-        """Return the ids of the active users with one of the roles, at most 10,000."""
-        query = UserQuery(role=cast("list[Role]", sorted(set(roles))), is_active=True, limit=200)
-        found: list[str] = []
-        while query.role and len(found) < MAX_PEOPLE:
-            page = self._accounts.list(query, SYSTEM_PRINCIPAL)
-            found += [user.id for user in page.items]
-            if page.next is None:
-                break
-            query = msgspec.structs.replace(query, cursor=page.next, offset=UNSET)
-        return found
+    def with_role(self, role: str, cursor: str = "") -> tuple[list[str], str | None]:
+        """Return the ids of a page of the active users with a role, and the cursor of the next page, or None."""
+        page = self._accounts.list(
+            UserQuery(role=[cast(Role, role)], is_active=True, limit=200, cursor=cursor or UNSET), SYSTEM_PRINCIPAL
+        )
+        return [user.id for user in page.items], page.next
 
     def load(self, user_ids: Collection[str]) -> dict[str, Person]:
         """Return the active people among these, by id."""
@@ -106,6 +101,12 @@ class People:
             return False
         is_own = event.actor_type == "user" and event.actor_id == person.id
         return not is_own or is_at_least(severity_of(event, data), FAILURE)
+
+    def still_wants(self, person: Person, events: Collection[str], logged: Iterable[LoggedEvent]) -> bool:
+        """Return whether a person still wants a mail about events of some types, and may read those in the log."""
+        if person.email_preference == "off" or person.mute.issuperset(events):
+            return False
+        return all(self._rights.can_read(person.principal, event) for event in logged)
 
     def _people_of_review(self, review_id: str, part: str) -> set[str | None]:
         people = self.code_reviews.involved(review_id) if self.code_reviews is not None else None

@@ -100,7 +100,7 @@ class _Simulation:
             message = self._open[key] = _Message(key, due)
         message.count += 1
         message.severity = highest(message.severity, severity)
-        message.marks.add(mark_of(event.type, object))
+        message.marks.add(mark_of(event.type, object, severity, title, data.get("kind"), data.get("status")))
         if len(message.titles) < SHOWN_ITEMS:
             message.titles.append(title)
 

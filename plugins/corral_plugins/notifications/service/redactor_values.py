@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 from collections.abc import Sequence
 
-from corral.crypto import SealedWrong
 from corral.database.engine import Work
 from corral.database.unit import SYSTEM, UnitContext
 from corral.errors import Unavailable
@@ -69,12 +68,15 @@ class ChannelRedactorValues:
             after = some[-1][0]
 
     def _open(self, rows: Sequence[Channel]) -> dict[tuple[str, int], dict[str, str]]:
-        """Decrypt credentials. Without the key, this process cannot reveal them either."""
+        """Decrypt credentials.
+
+        Those whose key is not loaded are left out, so that the next refresh tries them again: another process may have
+        rewrapped them by then. Until then, this process cannot reveal them either.
+        """
         opened: dict[tuple[str, int], dict[str, str]] = {}
         for row in rows:
-            opened[row.id, row.version] = {}
-            with contextlib.suppress(Unavailable, SealedWrong):
-                secrets = self._credentials.secrets(row)
+            with contextlib.suppress(Unavailable):
+                secrets = self._credentials.readable_secrets(row) or {}
                 opened[row.id, row.version] = {f"{row.id}.{name}": text for name, text in secrets.items()}
         return opened
 

@@ -10,6 +10,7 @@ from msgspec import UNSET
 
 from corral import clock
 from corral.auth.principal import Principal
+from corral.database.unit import after_commit
 from corral.errors import Conflict, Invalid
 from corral.events import log as event_log
 from corral.http.answers import IfMatch
@@ -18,6 +19,7 @@ from corral.ids import new_id
 from corral.plugin import Audit, AuditEntry
 from corral_core.accounts.api import Accounts
 from corral_plugins.notifications.models import Channel, Rule, RuleChannel
+from corral_plugins.notifications.service.dispatcher import NotificationDispatcher
 from corral_plugins.notifications.service.rows import find_rule, rule_view
 from corral_plugins.notifications.shapes import NewRule, RulePatch, RuleView
 
@@ -29,8 +31,8 @@ class RuleManagement:
 
     audit: Audit | None = None
 
-    def __init__(self, accounts: Accounts) -> None:
-        self._accounts = accounts
+    def __init__(self, accounts: Accounts, dispatcher: NotificationDispatcher) -> None:
+        self._accounts, self._dispatcher = accounts, dispatcher
 
     def list(self, query: PageQuery, *, by: Principal) -> Page[RuleView]:
         """Return a page of rules, newest first."""
@@ -53,6 +55,7 @@ class RuleManagement:
         row = Rule.create(id=new_id(), created_at=now, updated_at=now, since_seq=event_log.last_seq(), **values)
         _connect(row.id, row.channel_ids)
         self._record("create", row, {})
+        after_commit(self._dispatcher.wake)
         return rule_view(row)
 
     def update(self, rule_id: str, patch: RulePatch, match: IfMatch) -> RuleView:
@@ -74,6 +77,7 @@ class RuleManagement:
             RuleChannel.delete().where(RuleChannel.rule_id == row.id).execute()
             _connect(row.id, row.channel_ids)
         self._record("update", row, told)
+        after_commit(self._dispatcher.wake)
         return rule_view(row)
 
     def delete(self, rule_id: str, match: IfMatch) -> None:

@@ -7,6 +7,7 @@ import functools
 import logging
 from typing import Any
 
+from corral.crypto import SealedWrong
 from corral.database.engine import Work
 from corral.errors import Problem
 from corral.redact.redactor import Redactor
@@ -18,6 +19,7 @@ from corral_plugins.notifications.service.credentials import ChannelCredentials
 
 log = logging.getLogger("corral.notifications")
 
+UNREADABLE = "Not sent: the stored secrets of the channel cannot be decrypted; set them again."
 ATTEMPT_SECONDS = 900.0  # no type of channel takes so long by itself: a mail to 50 addresses takes some minutes
 
 
@@ -39,7 +41,10 @@ class ChannelSender:
 
     async def send(self, row: Channel, kind: ChannelType, notification: OutgoingNotification) -> SendResult:
         """Send a notification, and return the result of the attempt."""
-        config = self._credentials.config(row)
+        try:
+            config = self._credentials.config(row)
+        except SealedWrong:  # counts as a failure, or it would be tried again for ever
+            return SendResult(error=UNREADABLE, says_nothing=True)
         call = functools.partial(self._attempt, kind, config, notification)
         if self.breakers is None:
             return await call()

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from corral import clock
-from corral.crypto import Sealer, associated_data
+from corral.crypto import SealedWrong, Sealer, associated_data
 from corral_plugins.webhooks.models import Webhook
 
 
@@ -39,7 +39,11 @@ class WebhookCredentials:
         return found
 
     def _open(self, webhook_id: str, sealed: str, field: str) -> bytes:
-        return self._sealer.decrypt(bytes.fromhex(sealed), aad=_place(webhook_id, field))
+        try:
+            value = bytes.fromhex(sealed)
+        except ValueError:
+            raise SealedWrong("not a sealed value") from None
+        return self._sealer.decrypt(value, aad=_place(webhook_id, field))
 
 
 def _place(webhook_id: str, field: str) -> str:

@@ -148,8 +148,11 @@ def _judge(outcome: Any) -> Verdict:
 
 
 def _beginning(content: bytes) -> str:
-    """Return the beginning of a response as UTF-8. Its declared character set may be any codec, and so is ignored."""
-    return content[: 4 * SHOWN_RESPONSE].decode(errors="replace")[:SHOWN_RESPONSE]
+    """Return the beginning of a response as UTF-8, without NUL, which PostgreSQL does not store.
+
+    Its declared character set may be any codec, and so is ignored.
+    """
+    return content[: 4 * SHOWN_RESPONSE].decode(errors="replace").replace("\0", "\ufffd")[:SHOWN_RESPONSE]
 
 
 def _retry_after(response: httpx2.Response) -> float | None:

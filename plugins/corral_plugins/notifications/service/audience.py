@@ -1,0 +1,105 @@
+"""Finds out whom the events of a batch concern, and what each person is told in the app."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
+
+from corral.events.log import LoggedEvent
+from corral_plugins.notifications.models import Rule
+from corral_plugins.notifications.service.catalogue import DEFAULTS, Described, is_told, title_of_mention
+from corral_plugins.notifications.service.grouping import group_key_of
+from corral_plugins.notifications.service.inbox import NewNotification
+from corral_plugins.notifications.service.mentions import MENTION
+from corral_plugins.notifications.service.people import People, Person
+
+
+class Audience:
+    """The people whom the events of a batch concern. `matched` are the rules that tell people one by one.
+
+    `roles` maps roles to the ids of people. Who may be told is looked up for a portion of them at a time.
+    """
+
+    def __init__(
+        self,
+        people: People,
+        events: Sequence[LoggedEvent],
+        matched: Mapping[str, Sequence[Rule]],
+        defaults: Collection[str],
+        mentioned: Mapping[str, set[str]],
+        roles: Mapping[str, Sequence[str]],
+    ) -> None:
+        self._people, self._matched, self._mentioned = people, matched, mentioned
+        self._persons: dict[str, Person] = {}
+        self._roles = roles
+        told = [event for event in events if event.type in defaults and is_told(event, event.payload())]
+        self._concerned = {event.id: people.concerned(event, event.payload(), roles) for event in told}
+
+    def of(self, event: LoggedEvent) -> set[str]:
+        """Return the ids of the people whom an event concerns. Not all of them may be told of it."""
+        found = self._concerned.get(event.id, set()) | self._mentioned.get(event.id, set())
+        return found.union(*(self._named(event, rule) for rule in self._matched.get(event.id, ())))
+
+    def rows(self, event: LoggedEvent) -> int:
+        """Return how many rows an event makes at most for each person."""
+        return 1 + sum(len(rule.channel_ids) for rule in self._matched.get(event.id, ()))
+
+    def load(self, user_ids: Collection[str]) -> None:
+        """Look up the people who are told next."""
+        self._persons = self._people.load(user_ids)
+
+    def of_rule(self, event: LoggedEvent, data: Mapping[str, Any], rule: Rule) -> list[Person]:
+        """Return the recipients of a rule who may be told of an event."""
+        return self._told(event, data, self._named(event, rule), event.type)
+
+    def in_app(
+        self, event: LoggedEvent, data: Mapping[str, Any], described: Described, rules: Sequence[Rule]
+    ) -> list[NewNotification]:
+        """Return what each person is told of an event in the app: one notification, whoever wants it."""
+        groups: dict[str, str] = {}
+        for rule in rules:
+            if rule.in_app:
+                by_keys = bool(rule.group_by)
+                object = (event.object_type, event.object_id)
+                key = f"{rule.id} {group_key_of(rule.group_by, event.type, object, data)}" if by_keys else ""
+                for user_id in self._named(event, rule):
+                    groups[user_id] = groups.get(user_id) or key
+        for user_id in self._concerned.get(event.id, ()):
+            groups.setdefault(user_id, "")
+        told = {person.id: event.type for person in self._told(event, data, groups, event.type)}
+        mentioned = self._mentioned.get(event.id, set()) - told.keys()
+        told |= {person.id: MENTION for person in self._told(event, data, mentioned, MENTION)}
+        return [
+            NewNotification(
+                user_id=user_id,
+                type=type,
+                severity=described.severity,
+                title=described.title if type == event.type else title_of_mention(event, data),
+                body=described.body,
+                object=(event.object_type, event.object_id),
+                href=described.href,
+                event_id=event.id,
+                group=groups.get(user_id) or f"{type} {event.object_type} {event.object_id}",
+            )
+            for user_id, type in told.items()
+        ]
+
+    def _told(self, event: LoggedEvent, data: Mapping[str, Any], user_ids: Iterable[str], type: str) -> list[Person]:
+        """Return the people among these who may be told of an event, as a notification of a type."""
+        found = [self._persons[each] for each in sorted(self._persons.keys() & set(user_ids))]
+        return [person for person in found if self._people.may_be_told(person, event, data, type)]
+
+    def _named(self, event: LoggedEvent, rule: Rule) -> set[str]:
+        wanted = rule.recipients
+        named = {*wanted["users"], *(each for role in wanted["roles"] for each in self._roles.get(role, ()))}
+        return named | ({event.owner_id} if wanted["owner"] and event.owner_id is not None else set())
+
+
+def wanted_roles(
+    events: Sequence[LoggedEvent], matched: Mapping[str, Sequence[Rule]], defaults: Collection[str]
+) -> list[str]:
+    """Return the roles whose people the events concern."""
+    wanted = {role for rules in matched.values() for rule in rules for role in rule.recipients["roles"]}
+    audiences = {DEFAULTS[event.type] for event in events if event.type in defaults}
+    wanted |= {"admin"} if audiences & {"admins", "approvers"} else set()
+    return sorted(wanted | ({"member"} if "approvers" in audiences else set()))

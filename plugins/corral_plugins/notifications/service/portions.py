@@ -1,0 +1,32 @@
+"""Divides the people whom an event concerns into portions that one unit of work can tell.
+
+An event may concern thousands of people. They are then told in the order of their ids, in several units of work. Each
+of them stores how far it came, so that nobody is told twice if the process ends in between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from corral_plugins.notifications.models import Progress
+
+ROWS_AT_ONCE = 500
+
+
+def divide(user_ids: Iterable[str], at_once: int, *, after: str | None) -> list[list[str]]:
+    """Return portions of people, without those up to `after`: at least one, which may be empty."""
+    ids = sorted(each for each in user_ids if after is None or each > after)
+    return [ids[start : start + at_once] for start in range(0, len(ids), at_once)] or [[]]
+
+
+def progress_of(event_id: str) -> str | None:
+    """Return the id of the person up to whom an event has been told, or None. Runs in a unit of work."""
+    row: Progress | None = Progress.get_or_none(Progress.event_id == event_id)
+    return None if row is None else row.user_id
+
+
+def store_progress(event_id: str, done: str | None) -> None:
+    """Store how far an event has been told, or None if it is done. Runs in a unit of work."""
+    Progress.delete().execute()
+    if done is not None:
+        Progress.create(event_id=event_id, user_id=done)
