@@ -111,7 +111,7 @@ BREAKS: dict[str, Break] = {
         "BEGIN in place of BEGIN IMMEDIATE",
         "test_r06_sqlite_writers.py",
         "The database is busy",
-        [(f"{SQLITE_THREAD}.run_units", "BEGIN IMMEDIATE", "BEGIN")],
+        [(f"{SQLITE_THREAD}._begin", "BEGIN IMMEDIATE", "BEGIN")],
     ),
     "R7": Break(
         "a full disk is taken for a database that is away",

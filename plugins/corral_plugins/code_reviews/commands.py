@@ -200,7 +200,9 @@ def cancel_review(client: ApiClient, *, review: str, as_json: bool) -> None:
 @click.argument("text")
 @click.option("--at", metavar="FILE[:LINE[-LINE]]", help="a file, a line or lines that the diff shows")
 @click.option("--side", type=click.Choice(get_args(Side)), default="new", show_default=True, help="which side of it")
-@click.option("--severity", type=click.Choice(get_args(Severity)), default="info", show_default=True)
+@click.option(
+    "--severity", type=click.Choice(get_args(Severity)), default="info", show_default=True, help="how serious it is"
+)
 @click.option("--suggestion", help="text to replace the lines with")
 @click.option("--reply-to", help="the id of the comment that this one answers")
 @client_command
