@@ -152,6 +152,16 @@ class ServerProcess:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
+            self._wait_for_port()
+
+    def _wait_for_port(self) -> None:
+        """Wait until the last process of the server has let go of the port, so that it can start there again."""
+        for _ in range(1000):
+            with contextlib.suppress(OSError), socket.socket() as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(("127.0.0.1", self.port))
+                return
+            time.sleep(0.02)
 
     def stop(self, *, seconds: float = 120.0) -> int:
         """Send SIGTERM, wait up to `seconds` until the server exits, and return its exit status."""

@@ -199,9 +199,9 @@ class Demo:
         return completed
 
     def _stay(self, process: Any) -> None:
-        if not self._screen.as_json:
-            click.echo("\nThe server runs until you press Ctrl-C.")
         with contextlib.suppress(Interrupted):  # Ctrl-C is the normal way to stop the demo
+            if not self._screen.as_json:
+                click.echo("\nThe server runs until you press Ctrl-C.")
             process.wait()
 
 
