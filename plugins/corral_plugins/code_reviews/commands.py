@@ -301,7 +301,7 @@ def _print_diff(names: ObjectNames, text: str, review: dict[str, Any]) -> None:
             at_line[where].append(comment)
         else:
             click.echo(click.style(_comment_text(names, comment), fg="yellow"))
-    for number, line in enumerate(text.split("\n")[:-1], 1):
+    for number, line in enumerate(text.removesuffix("\n").split("\n"), 1):
         is_header = line.startswith(("+++", "---", "diff "))
         click.echo(click.style(_printable(line), fg=None if is_header else COLOURS.get(line[:1]), bold=is_header))
         for comment in at_line[number]:

@@ -131,7 +131,7 @@ class ReviewDecisions:
         ]
         why = []
         if blockers and not force:
-            why.append(f"{blockers} blockers are not resolved")
+            why.append(f"open blockers: {blockers}")
         if failed:
             why.append(f"these checks failed: {', '.join(failed)}")
         if refused:
