@@ -21,6 +21,7 @@ import json
 import os
 import runpy
 import secrets
+import select
 import signal
 import socket
 import subprocess
@@ -29,7 +30,7 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NoReturn
@@ -59,6 +60,7 @@ SERVERS = (
     "uvloop",
 )
 PRELOAD = "corral_plugins.workers.node.preload"  # what the fork servers of workers import, for two seconds
+LOOK_SECONDS = 0.2
 WORKERS = ("corral_plugins.workers.node.worker", "corral_plugins.workers.node.task_process", PRELOAD, "jsonschema")
 
 
@@ -208,7 +210,7 @@ def _serve() -> None:
     gc.collect()
     gc.freeze()
     signal.signal(signal.SIGCHLD, _reap)
-    for line in sys.stdin:
+    for line in _lines():
         job = json.loads(line)
         if "status" in job:
             print(_begin(job), flush=True)
@@ -218,6 +220,20 @@ def _serve() -> None:
             _leave_siblings()
             _become(job)
         print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+
+
+def _lines() -> Iterator[str]:
+    """Read the jobs.
+
+    Python handles a signal that comes just before a read only when the read ends. The end of a server would then be
+    noticed with the next job, for which somebody may wait in vain.
+    """
+    while True:
+        while not select.select([sys.stdin], [], [], LOOK_SECONDS)[0]:
+            pass
+        if not (line := sys.stdin.readline()):
+            return
+        yield line
 
 
 def _boot() -> None:
