@@ -133,17 +133,17 @@ def test_runs_are_named_by_their_workflow(terminal: Terminal) -> None:
 
 
 def test_a_retry_after_an_edit_says_which_definition_it_uses(terminal: Terminal) -> None:
-    workflow(terminal, "Mend")
-    terminal.run("workflows", "run", "Mend", "--wait")
-    assert "--current" not in terminal("workflows", "retry", "Mend/1")
-    step = {"name": "read", "step_type": "transform", "config": {"value": "mended"}}
-    terminal("workflows", "edit", "Mend", "-f", f"steps:={json.dumps([step])}")
-    told = terminal("workflows", "retry", "Mend/1")
+    workflow(terminal, "Repair")
+    terminal.run("workflows", "run", "Repair", "--wait")
+    assert "--current" not in terminal("workflows", "retry", "Repair/1")
+    step = {"name": "read", "step_type": "transform", "config": {"value": "repaired"}}
+    terminal("workflows", "edit", "Repair", "-f", f"steps:={json.dumps([step])}")
+    told = terminal("workflows", "retry", "Repair/1")
     assert "It uses version 1 of the definition" in told
     command = told.rpartition("Repeat the run with the changes: corral ")[2].split()
-    assert command == ["workflows", "retry", "Mend/1", "--from", "failed", "--current"]
+    assert command == ["workflows", "retry", "Repair/1", "--from", "failed", "--current"]
     assert "--current" not in terminal(*command)
-    assert terminal.run("workflows", "watch", "Mend").stdout.strip() == '{\n  "read": "mended"\n}'
+    assert terminal.run("workflows", "watch", "Repair").stdout.strip() == '{\n  "read": "repaired"\n}'
 
 
 def test_a_workflow_that_triggers_run_is_deleted_only_with_yes(terminal: Terminal) -> None:

@@ -124,8 +124,8 @@ async def test_files_move_to_another_store(shelf: Shelf, tmp_path: Path) -> None
     assert '"present": 1' in again.stdout
     right = await _content(target, keys[0])
     await target.put(keys[0], one(bytes(len(right))))  # another file of the same size
-    mended = await shelf.kit.run_command(files_command_group, "move", "--to", to, "--json")
-    assert '"copied": 1' in mended.stdout
+    repaired = await shelf.kit.run_command(files_command_group, "move", "--to", to, "--json")
+    assert '"copied": 1' in repaired.stdout
     assert await _content(target, keys[0]) == right
     await store_of(shelf).delete(keys[0])
     await store_of(shelf).put(keys[0], one(b"damaged"))

@@ -35,8 +35,7 @@ class BuiltinTool(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
     async def run(self, workspace: Workspace, limit: float = MAX_SECONDS) -> Any:
         """Run the tool for at most `limit` seconds and return the result. Raise `ToolFailed` if the tool fails."""
-        # `abc` does not work here, because structs have a metaclass of their own.
-        raise NotImplementedError(f"the tool {self.name} must define run()")
+        raise NotImplementedError(f"the tool {self.name} must define run()")  # no `abc`: structs have a metaclass
 
     @classmethod
     @functools.cache
