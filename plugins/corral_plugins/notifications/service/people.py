@@ -8,7 +8,6 @@ from typing import Any, cast
 import msgspec
 from msgspec import UNSET
 
-from corral.auth.permissions import Permissions
 from corral.auth.principal import SYSTEM_PRINCIPAL, Principal
 from corral.auth.visibility import EventRights
 from corral.events.log import LoggedEvent
@@ -43,8 +42,8 @@ class People:
     approvals: Approvals | None
     code_reviews: CodeReviews | None
 
-    def __init__(self, accounts: Accounts, permissions: Permissions, rights: EventRights) -> None:
-        self._accounts, self._permissions, self._rights = accounts, permissions, rights
+    def __init__(self, accounts: Accounts, rights: EventRights) -> None:
+        self._accounts, self._rights = accounts, rights
 
     def with_role(self, role: str, cursor: str = "") -> tuple[list[str], str | None]:
         """Return the ids of a page of the active users with a role, and the cursor of the next page, or None."""
@@ -55,17 +54,12 @@ class People:
 
     def load(self, user_ids: Collection[str]) -> dict[str, Person]:
         """Return the active people among these, by id."""
-        users = {key: user for key, user in self._accounts.get_many(user_ids).items() if user.is_active}
+        principals = self._accounts.principals_of(user_ids)
+        users = {key: user for key, user in self._accounts.get_many(principals).items() if key in principals}
         wishes = {row.user_id: row for row in Preference.select().where(Preference.user_id.in_(list(users)))}
         return {
             key: Person(
-                principal=Principal(
-                    kind="user",
-                    id=key,
-                    user_id=key,
-                    role=user.role,
-                    permissions=self._permissions.held_by(user.role),
-                ),
+                principal=principals[key],
                 email=user.email,
                 mute=frozenset(wishes[key].mute) if key in wishes else frozenset(),
                 email_preference=wishes[key].email if key in wishes else "all",
