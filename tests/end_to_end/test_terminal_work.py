@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 import re
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -144,6 +146,29 @@ def test_a_retry_after_an_edit_says_which_definition_it_uses(terminal: Terminal)
     assert command == ["workflows", "retry", "Repair/1", "--from", "failed", "--current"]
     assert "--current" not in terminal(*command)
     assert terminal.run("workflows", "watch", "Repair").stdout.strip() == '{\n  "read": "repaired"\n}'
+
+
+def test_a_step_whose_agent_may_not_use_its_tool_says_so_everywhere(terminal: Terminal) -> None:
+    """When it is saved, validated, looked at and watched: the condition that `corral tasks explain` tells."""
+    agent = terminal.json("agents", "show", "Echo")["id"]
+    call = {"tool": "http.fetch", "arguments": {"url": "https://example.org"}}
+    steps = [{"name": "look", "step_type": "tool", "agent_id": agent, "config": call}]
+    made = terminal.run("workflows", "create", "Look it up", "-f", f"steps:={json.dumps(steps)}")
+    remedy = "corral agents edit Echo --tool http.fetch"
+    warning = f"Warning: /steps/0/config/tool: The agent Echo may not use the tool http.fetch, .*{remedy}"
+    assert re.search(warning, made.stderr), made
+    assert re.search(warning, terminal.run("workflows", "validate", "Look it up").stderr)
+    assert re.search(warning, terminal.run("workflows", "edit", "Look it up", "-f", "description=x").stderr)
+    run = terminal.json("workflows", "run", "Look it up")["id"]
+    why = f"look waits: The agent may not use http.fetch. Enable them: {remedy}"
+    until(lambda: why in terminal("workflows", "show-run", run))
+    command = [sys.executable, "-m", "corral", "workflows", "watch", run]
+    with subprocess.Popen(command, cwd=terminal.folder, env=terminal.environ, stderr=subprocess.PIPE) as watcher:
+        assert watcher.stderr is not None
+        told = next(line for line in iter(watcher.stderr.readline, b"") if b"waits" in line)
+        assert told.decode().strip() == why
+        terminal("workflows", "cancel", run)
+        assert watcher.wait(60) == 1
 
 
 def test_a_workflow_that_triggers_run_is_deleted_only_with_yes(terminal: Terminal) -> None:
