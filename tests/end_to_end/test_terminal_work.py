@@ -52,6 +52,8 @@ def test_status_tells_only_what_needs_people(terminal: Terminal) -> None:
     assert "agents:" not in quiet
     terminal("ssh", "create", "builder", "deploy@10.1.2.3")
     terminal("notifications", "create-channel", "on call", "--type", "webhook", "-f", "url=http://receiver.invalid/x")
+    tested = terminal.run("notifications", "test-channel", "on call")
+    assert (tested.returncode, tested.stdout.startswith("Not delivered: ")) == (1, True), tested
     (terminal.folder / "change.patch").write_text("--- a/x.py\n+++ b/x.py\n@@ -1 +1 @@\n-one\n+two\n")
     terminal("reviews", "open", "Greet", "change.patch", "--agent", "Echo", "--reviewer", EMAIL)
     assert re.search(r"^Greet +pending +Echo ", terminal("reviews", "list"), re.M)
@@ -236,10 +238,12 @@ def test_a_webhook_behind_an_open_breaker_says_so(terminal: Terminal) -> None:
     made = terminal("webhooks", "create", "http://receiver.invalid/hook", "--event", "task.created")
     assert "Warning: the host name of the URL does not resolve" in made
     terminal("circuit-breakers", "force-open", BREAKER, "--reason", "The contract has ended.")
-    until(lambda: terminal.json("webhooks", "test", "receiver.invalid")["error"] == "circuit_open")
+    test = ("webhooks", "test", "receiver.invalid")
+    until(lambda: json.loads(terminal.run(*test, "--json").stdout)["error"] == "circuit_open")
     remedy = f"Close it at once: corral circuit-breakers force-close {BREAKER}"
     open_one = f"the circuit breaker {BREAKER} is forced open (The contract has ended). {remedy}"
-    assert terminal("webhooks", "test", "receiver.invalid") == f"Not sent: {open_one}\n"
+    refused = terminal.run(*test)
+    assert (refused.returncode, refused.stdout) == (1, f"Not sent: {open_one}\n")
     assert open_one in terminal("webhooks", "show", "receiver.invalid")
     terminal("tasks", "create", "--agent", "Echo", "Tell them")
     rows = until(lambda: terminal.json("webhooks", "deliveries", "receiver.invalid")["items"])
