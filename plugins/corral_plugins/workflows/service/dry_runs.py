@@ -36,9 +36,7 @@ class DryRuns:
             raise Invalid("The input does not match the input schema.", code="schema_mismatch", errors=faults)
         graph = await asyncio.to_thread(self._definitions.check, row.steps, row.config)
         used = self._references.all(row.steps)
-        obstacles, cost = await self._work(
-            lambda: (self._references.obstacles(used), _average_cost(row.id)), read=True
-        )
+        obstacles, cost = await self._work(lambda: (self._references.obstacles(used), _average_cost(row.id)), read=True)
         return DryRun(plan=plan_of(graph), missing=_missing(obstacles), estimated_cost_usd=cost)
 
 

@@ -109,9 +109,7 @@ class References:
             yield Reference(kind="secret", name=name, pointer=f"{pointer}/config")
 
 
-def _refusal(
-    reference: Reference, known: dict[str, AgentFacts], started: Sequence[AgentFacts]
-) -> str | None:
+def _refusal(reference: Reference, known: dict[str, AgentFacts], started: Sequence[AgentFacts]) -> str | None:
     """Return why no agent may use a tool for its step, and what to do, or None if one may."""
     tool, role = reference.name, reference.agent_role
     if reference.agent_id is not None:
@@ -127,7 +125,9 @@ def _refusal(
     if any(role in (None, each.role) for each in able):
         return None
     who = "agent" if role is None else f"agent of role {role}"
-    return f"No started {who} may use the tool {tool}, so the step would wait. Enable it: corral agents edit NAME --tool"
+    return (
+        f"No started {who} may use the tool {tool}, so the step would wait. Enable it: corral agents edit NAME --tool"
+    )
 
 
 def _tools_of(step_type: str, config: Json) -> Iterator[tuple[str, str]]:

@@ -65,7 +65,9 @@ class WorkflowTriggerAction:
         if workflow.status == "active" and workflow.steps:
             return ()
         state = "no steps" if workflow.status == "active" else f"the status {workflow.status}"
-        remedy = f"corral workflows edit {workflow.id} " + ("--input FILE" if not workflow.steps else "-f status=active")
+        remedy = f"corral workflows edit {workflow.id} " + (
+            "--input FILE" if not workflow.steps else "-f status=active"
+        )
         return (f"The workflow {workflow.name} has {state}, so the trigger fails. Correct it: {remedy}",)
 
     def run(self, context: FireContext, fields: Json) -> Json:
