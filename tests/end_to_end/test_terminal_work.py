@@ -48,7 +48,8 @@ def test_status_tells_only_what_needs_people(terminal: Terminal) -> None:
     quiet = terminal("status")
     for line in ("dead letters:", "failed runs:", "disabled triggers:", "ssh connections:", "webhooks:", "channels:"):
         assert line not in quiet
-    assert "code reviews:" not in quiet
+    for line in ("code reviews:", "messages:", "notifications:", "failed triggers:"):
+        assert line not in quiet
     assert "agents:" not in quiet
     terminal("ssh", "create", "builder", "deploy@10.1.2.3")
     terminal("notifications", "create-channel", "on call", "--type", "webhook", "-f", "url=http://receiver.invalid/x")
@@ -80,6 +81,8 @@ def test_dead_letters_are_named_by_the_titles_of_their_tasks(terminal: Terminal)
     assert "dead letters:  1 task has failed for good. Look at them: corral dead-letter list" in re.sub(
         r" {2,}", "  ", terminal("status")
     )
+    told = until(lambda: re.search(r"^notifications: +(.*)$", terminal("status"), re.M))
+    assert re.fullmatch(r"\d+ unread \(.*\d error.*\)\. Read them: corral notifications list --unread", told[1])
     assert "The task Fail for good (" in terminal("dead-letter", "retry", "Fail for good")
     until(lambda: terminal.json("dead-letter", "list")["items"])
     second = terminal.json("dead-letter", "show", "Fail for good")
@@ -185,6 +188,9 @@ def test_a_workflow_that_triggers_run_is_deleted_only_with_yes(terminal: Termina
     assert (refused.returncode, "would fail without it: Daily report; " in refused.stderr) == (1, True), refused
     assert "--yes" in refused.stderr
     assert terminal("workflows", "delete", "Report", "--yes").startswith("Deleted Report (")
+    terminal("triggers", "fire", "Daily report")
+    told = until(lambda: re.search(r"^failed triggers: +(.*)$", terminal("status"), re.M))
+    assert told[1] == "Daily report. See why: corral triggers history NAME --status failed"
     terminal("api", "PUT", "/settings/triggers/max_failures", "-f", "value:=1")
     terminal("triggers", "fire", "Daily report")
     until(lambda: not terminal.json("triggers", "show", "Daily report")["enabled"])
@@ -198,7 +204,9 @@ def test_a_workflow_that_triggers_run_is_deleted_only_with_yes(terminal: Termina
     workflow(terminal, "Report")
     terminal("triggers", "edit", "Daily report", "--workflow", "Report")
     assert terminal.json("triggers", "toggle", "Daily report", "--on")["enabled"] is True
-    assert "disabled triggers:" not in terminal("status")
+    status = terminal("status")
+    assert "disabled triggers:" not in status
+    assert "failed triggers:" not in status
     terminal("triggers", "delete", "Daily report")
 
 
@@ -268,6 +276,12 @@ def test_people_are_named_by_their_addresses(terminal: Terminal) -> None:
         admin.post("/admin/users", json=fields).raise_for_status()
     terminal("messages", "send", "--to-user", "bea@example.org", "Good morning")
     assert re.search(r" user bea@example\.org .*Good morning", terminal("messages", "list"))
+    own = terminal.json("messages", "send", "--as-agent", "Echo", "--to-user", EMAIL, "Remember the milk")["id"]
+    told = re.search(r"^messages: +(.*)$", terminal("status"), re.M)
+    assert told is not None
+    assert told[1] == "1 unread, from Echo. Read them: corral messages list --unread"
+    terminal("messages", "read", own)
+    assert "messages:" not in terminal("status")
     terminal("approvals", "ask", "Buy it", "-f", "allow_self:=true")
     terminal("approvals", "comment", "Buy it", "It is cheap.")
     shown = terminal("approvals", "show", "Buy it")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -163,7 +164,7 @@ class TriggerManagement:
         Trigger.insert(row.__data__).execute()
         self._begin_waits(row)
         publish(TriggerCreated, row)
-        return CreatedTrigger(**self._fields(row, 0), ingress_url=url, secret=secret, warnings=warnings)
+        return CreatedTrigger(**self._fields(row, 0), ingress_url=url, secret=secret, warnings=[*warnings])
 
     def update(self, trigger_id: str, patch: TriggerPatch, match: IfMatch, *, by: Principal) -> TriggerDetails:
         """Change a trigger. The new fields have been checked."""
@@ -265,7 +266,7 @@ class TriggerManagement:
         if row.type == "absence" and row.enabled and row.event_after is None and row.config.get("for_each") is None:
             expect(row, key="", since=clock.now(), payload=None)
 
-    def _check_action(self, action: dict[str, Any], by: Principal) -> list[str]:
+    def _check_action(self, action: dict[str, Any], by: Principal) -> Sequence[str]:
         """Check that the caller may do what the action does, and that the objects it names exist. Return warnings."""
         found = self._types.require_action(action.get("type"))
         require_action_permission(by, found.permission)
@@ -275,7 +276,7 @@ class TriggerManagement:
             faults = [msgspec.structs.replace(each, pointer=f"/action{each.pointer}") for each in error.errors]
             raise Invalid(error.detail, code=error.code, errors=faults) from None
 
-    def _find_warnings(self, row: Trigger, by: Principal) -> list[str]:
+    def _find_warnings(self, row: Trigger, by: Principal) -> Sequence[str]:
         """Return what would make the action of a trigger fail now, such as an object that is gone.
 
         What the action names may be private to the owner, so its absence is told to the owner only.
@@ -307,7 +308,7 @@ class TriggerManagement:
             times = [first, *next_times(kind, self._times.rule(row), first, SHOWN_TIMES - 1)]
         fires = fires_since([row.id], DAY).get(row.id, 0)
         shown = [clock.format_instant(at) for at in times]
-        return TriggerDetails(**self._fields(row, fires), next_fires=shown, warnings=self._find_warnings(row, by))
+        return TriggerDetails(**self._fields(row, fires), next_fires=shown, warnings=[*self._find_warnings(row, by)])
 
     def _fields(self, row: Trigger, fires_24h: int) -> dict[str, Any]:
         kind = self._times.kind(row)
