@@ -357,6 +357,7 @@ template uninstall Nothing -> template installations
 webhooks show ID -> webhooks list
 webhooks disable ID -> webhooks list
 notifications read ID -> notifications list
+notifications show ID -> notifications list
 notifications retry Nothing -> notifications deliveries
 notifications test-channel Nothing -> notifications channels
 notifications edit-rule Nothing --enable -> notifications rules
