@@ -319,7 +319,7 @@ def _create(path: Path) -> bool:
 
     If processes start together, one of them creates the file and the others read it.
     """
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.") as file:  # only its owner may read it
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.") as file:  # with mode 600
         file.write(f"v1:{base64.b64encode(secrets.token_bytes(32)).decode()}\n")
         file.flush()
         os.fsync(file.fileno())

@@ -22,7 +22,7 @@ Enter it only after an error, because entering it costs as much as a small query
 
 
 def execute_native(connection: Any, sql: str, values: Sequence[Any]) -> Any:
-    """Execute SQL with the engine's own parameter markers and return the driver's cursor. Raises peewee's exceptions."""
+    """Execute SQL with the engine's parameter markers, and return the driver's cursor. Raises peewee's exceptions."""
     try:
         return connection.execute(sql, values)
     except Exception:
