@@ -6,7 +6,7 @@ import functools
 import inspect
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -45,7 +45,7 @@ class Signature(msgspec.Struct, frozen=True, kw_only=True):
         return "version" in getattr(shape, "__struct_fields__", ()) and hints(shape).get("version") is int
 
 
-def hints(function: Callable[..., Any]) -> dict[str, Any]:
+def hints(function: Any) -> dict[str, Any]:
     """Return the resolved annotations of a function. The result is shared, so callers must not change it.
 
     Raise `TypeError` naming an annotation that cannot be resolved.
@@ -53,7 +53,7 @@ def hints(function: Callable[..., Any]) -> dict[str, Any]:
     return _annotations(function)[0]
 
 
-def optional_hints(function: Callable[..., Any]) -> dict[str, tuple[Any, bool]]:
+def optional_hints(function: Any) -> dict[str, tuple[Any, bool]]:
     """Return the same, without the return type, as `(X, True)` for `X | None`, and as `(X, False)` for any other X."""
     return _annotations(function)[1]
 
