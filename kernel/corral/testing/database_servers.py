@@ -153,7 +153,7 @@ def execute(url: str, statement: str) -> None:
     """Execute a statement on a connection that is kept until the server ends, because a new one costs it more time."""
     import psycopg
 
-    if url not in _connections:
+    if url not in _connections or _connections[url].closed:
         _connections[url] = psycopg.connect(url, autocommit=True)
     _connections[url].execute(statement.encode())
 
