@@ -57,7 +57,7 @@ class SqliteDatabase(Database):
             cached_statements=512,
         )
         super().__init__(engine)
-        self._inline = threading.local()
+        self.synchronous, self._inline = synchronous, threading.local()
         self.pools = [
             DatabasePool("writer", 1, _WriterThread, self),
             DatabasePool("reader", READERS, _ReaderThread, self),
@@ -175,33 +175,39 @@ class _WriterThread(_SqliteThread):
 
     def __init__(self, pool: DatabasePool) -> None:
         super().__init__(pool)
-        self._expected = 0
+        self._expected, self._is_durable = 0, True
 
     def run_units(self, queued: QueuedUnit, *, alone: bool = False) -> list[UnitOutcome]:
         self.batch = []
         try:
-            self._begin()
+            self._begin(queued.entry)
         except (peewee.DatabaseError, sqlite3.Error) as error:
             return [UnitOutcome(queued, None, error=translate(error))]
         began = time.perf_counter()
         following: QueuedUnit | None = queued
         while following is not None:
+            if following.entry.durable and not self._is_durable:  # a transaction cannot become durable
+                self.database.deliver(self._commit())
+                return self.run_units(following)
             if not self._run_in_batch(following):
                 return []
             following = None if alone else self._next_of_batch(began)
         self._expected = len(self.batch)
         return self._commit()
 
-    def _begin(self) -> None:
+    def _begin(self, entry: UnitContext) -> None:
         """Begin a write transaction.
 
         SQLite itself would sleep for up to 100 ms between its tries, and miss the moments between the transactions of
         another process that writes without a pause.
         """
-        until = time.monotonic() + BUSY_TIMEOUT_MS / 1000
+        until, connection = time.monotonic() + BUSY_TIMEOUT_MS / 1000, self.ensure_connection()
+        if entry.durable is not self._is_durable:
+            connection.execute(f"PRAGMA synchronous={self.database.synchronous if entry.durable else 'normal'}")
+            self._is_durable = entry.durable
         while True:
             try:
-                self.ensure_connection().execute("BEGIN IMMEDIATE")
+                connection.execute("BEGIN IMMEDIATE")
                 return
             except sqlite3.OperationalError as error:
                 if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > until:

@@ -38,7 +38,8 @@ class UnitContext(msgspec.Struct, frozen=True):
     """The context in which a unit was started.
 
     `label` names the route, job or command in logs. `actor` is the caller, and `cause` lists the ids of the events that
-    led to this unit.
+    led to this unit. On SQLite, a unit that is not `durable` does not wait until its rows are on the disk: they survive
+    the end of the process, but a loss of power may undo them (docs/adr/0025). Use it for what nobody is told of.
     """
 
     label: str = "work"
@@ -47,6 +48,7 @@ class UnitContext(msgspec.Struct, frozen=True):
     request_id: str | None = None
     client_ip: str | None = None
     user_agent: str | None = None
+    durable: bool = True
 
 
 SYSTEM_CONTEXT = UnitContext()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 import zlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -39,18 +39,12 @@ class GuardedNetwork(httpcore2.AsyncNetworkBackend):
         self._addresses, self._proxy = addresses, proxy
         self._tcp = httpcore2.AnyIOBackend()
 
-    async def connect_tcp(
-        self,
-        host: str,
-        port: int,
-        timeout: float | None = None,  # noqa: ASYNC109  (httpcore2's name)
-        local_address: str | None = None,
-        socket_options: Iterable[httpcore2.SOCKET_OPTION] | None = None,
-    ) -> httpcore2.AsyncNetworkStream:
-        """Try the addresses in turn, within `timeout` seconds in total.
+    async def connect_tcp(self, host: str, port: int, *_: Any, **options: Any) -> httpcore2.AsyncNetworkStream:
+        """Try the addresses in turn, within `timeout` seconds in total. The other options of httpcore2 are not used.
 
         TLS verifies the certificate for the requested name, although the connection is made to an address.
         """
+        timeout: float | None = options.get("timeout")
         deadline = None if timeout is None else time.monotonic() + timeout
         try:
             addresses = await self._addresses(host.strip("[]"), port)
@@ -62,19 +56,17 @@ class GuardedNetwork(httpcore2.AsyncNetworkBackend):
             if seconds is not None and seconds <= 0:
                 break
             try:
-                return await self._connect(address, port, seconds, socket_options)
+                return await self._connect(address, port, seconds)
             except (httpcore2.NetworkError, httpcore2.TimeoutException, httpcore2.ProxyError) as error:
                 failure = error
         raise failure
 
-    async def _connect(
-        self, address: str, port: int, seconds: float | None, options: Iterable[httpcore2.SOCKET_OPTION] | None
-    ) -> httpcore2.AsyncNetworkStream:
+    async def _connect(self, address: str, port: int, seconds: float | None) -> httpcore2.AsyncNetworkStream:
         proxy = self._proxy
         if proxy is not None and not canonical_address(address).is_loopback:
-            stream = await self._tcp.connect_tcp(*proxy.place, timeout=seconds, socket_options=options)
+            stream = await self._tcp.connect_tcp(*proxy.place, timeout=seconds)
             return await proxy.tunnel(stream, (address, port), seconds)
-        stream = await self._tcp.connect_tcp(address, port, timeout=seconds, socket_options=options)
+        stream = await self._tcp.connect_tcp(address, port, timeout=seconds)
         try:
             check_peer(stream.get_extra_info("server_addr"), address)
         except EgressBlocked:

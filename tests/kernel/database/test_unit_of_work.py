@@ -67,6 +67,37 @@ async def test_unit_of_work_5_a_failing_unit_is_rolled_back_alone(database: Data
     assert {record.object_id for record in events(database)} == {f"good{i}" for i in range(20)}
 
 
+@pytest.mark.parametrize(("configured", "level"), [("full", 2), ("normal", 1)])
+@pytest.mark.one_engine
+async def test_unit_of_work_5_a_unit_need_not_wait_for_the_disk(tmp_path: Any, configured: str, level: int) -> None:
+    """SQLite's level of synchronisation is 2 for FULL and 1 for NORMAL."""
+    database, proceed = SqliteDatabase(str(tmp_path / "a.db"), synchronous=configured), threading.Event()
+    relaxed = UnitContext(durable=False)
+
+    def level_of_unit() -> int:
+        return int(current().connection.execute("PRAGMA synchronous").fetchone()[0])
+
+    async def levels(*entries: UnitContext) -> list[int]:
+        """Run one unit each, all of them in the queue when the first one runs."""
+        first = asyncio.ensure_future(database.work(proceed.wait, entry=entries[0]))
+        units = [asyncio.ensure_future(database.work(level_of_unit, entry=entry)) for entry in entries]
+        await asyncio.sleep(0)
+        proceed.set()
+        await first
+        return await asyncio.gather(*units)
+
+    try:
+        await database.work(lambda: current().database.engine.create_tables([Note]))
+        assert await levels(relaxed, relaxed) == [1, 1]
+        assert await levels(relaxed, UnitContext(), relaxed) == [1, level, level]
+        assert await levels(UnitContext(), relaxed) == [level, level]
+        await database.work(lambda: Note.create(key="a"), entry=relaxed)
+        with sqlite3.connect(tmp_path / "a.db") as other:
+            assert other.execute("SELECT key FROM notes").fetchall() == [("a",)]
+    finally:
+        database.close()
+
+
 async def test_unit_of_work_5_an_answer_comes_after_commit(
     database: Database, open_database: Callable[[], Database]
 ) -> None:

@@ -8,7 +8,9 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
     import httpx2
 
 SINK = "llm"
-MAX_CONNECTIONS = 1000  # calls are limited by concurrency slots
+MAX_IDLE_CLIENTS, IDLE_SECONDS = 1000, 15.0  # calls are limited by concurrency slots
 MAX_RESPONSE_BYTES = 64 * 1024 * 1024
 MAX_ERROR_BYTES = 64 * 1024
 MAX_LINE_BYTES = 16 * 1024 * 1024
@@ -33,14 +35,11 @@ DONE: dict[str, Any] = {}
 
 
 class ProviderHttp:
-    """Keeps one pooled HTTP client per provider.
-
-    A client is replaced when its provider's configuration changes, and closed when no call uses it anymore.
-    """
+    """Keeps HTTP clients for each provider. When the configuration of a provider changes, its clients are replaced."""
 
     def __init__(self) -> None:
         self._egress: Egress | None = None
-        self._clients: dict[str, _SharedClient] = {}
+        self._clients: dict[str, _ProviderClients] = {}
 
     def start(self, egress: Egress) -> None:
         """Set the egress guard for all connections. Must be called before the first request."""
@@ -49,8 +48,8 @@ class ProviderHttp:
     async def close(self) -> None:
         """Close all HTTP clients."""
         while self._clients:
-            _, shared = self._clients.popitem()
-            await shared.client.aclose()
+            _, clients = self._clients.popitem()
+            await clients.close()
 
     async def get_json(self, connection: ProviderConnection, url: str, headers: Mapping[str, str]) -> Any:
         """Send a GET request and return the decoded JSON response."""
@@ -116,18 +115,18 @@ class ProviderHttp:
     @contextlib.asynccontextmanager
     async def _client_of(self, connection: ProviderConnection) -> AsyncIterator[httpx2.AsyncClient]:
         key = (connection.version, connection.base_url, connection.timeouts.connect_seconds)
-        shared = self._clients.get(connection.name)
-        if shared is None or shared.key != key:
-            if shared is not None:
-                await shared.retire()
-            shared = self._clients[connection.name] = _SharedClient(key, self._new_client(connection))
-        shared.users += 1
+        clients = self._clients.get(connection.name)
+        if clients is None or clients.key != key:
+            replaced = clients
+            clients = _ProviderClients(key, lambda: self._new_client(connection))
+            self._clients[connection.name] = clients
+            if replaced is not None:
+                await replaced.close()
+        client = clients.take()
         try:
-            yield shared.client
+            yield client
         finally:
-            shared.users -= 1
-            if shared.is_retired:
-                await shared.retire()
+            await clients.give_back(client)
 
     def _new_client(self, connection: ProviderConnection) -> httpx2.AsyncClient:
         if self._egress is None:
@@ -138,20 +137,41 @@ class ProviderHttp:
             connect_seconds=connection.timeouts.connect_seconds,
             total_seconds=None,
             max_bytes=MAX_RESPONSE_BYTES,
-            per_host=MAX_CONNECTIONS,
+            per_host=1,
         )
 
 
-class _SharedClient:
-    def __init__(self, key: tuple[Any, ...], client: httpx2.AsyncClient) -> None:
-        self.key, self.client = key, client
-        self.users, self.is_retired = 0, False
+class _ProviderClients:
+    """The HTTP clients of one provider. Each client serves one request at a time, on a connection that it keeps.
 
-    async def retire(self) -> None:
-        """Close the client as soon as no call uses it: immediately, or when the last call finishes."""
-        self.is_retired = True
-        if not self.users:
-            await self.client.aclose()
+    A client that served all requests would examine each of its connections, with a system call, whenever a request
+    begins or ends.
+    """
+
+    def __init__(self, key: tuple[Any, ...], make: Callable[[], httpx2.AsyncClient]) -> None:
+        self.key, self._make = key, make
+        self._idle: deque[tuple[float, httpx2.AsyncClient]] = deque()  # with the time since when, the latest last
+        self._is_closed = False
+
+    def take(self) -> httpx2.AsyncClient:
+        """Return the client that was used last, whose connection is most likely still open, or else a new client."""
+        return self._idle.pop()[1] if self._idle else self._make()
+
+    async def give_back(self, client: httpx2.AsyncClient) -> None:
+        """Keep the client for further requests, and close a client that has been idle for too long."""
+        if self._is_closed or len(self._idle) >= MAX_IDLE_CLIENTS:
+            await client.aclose()
+            return
+        now = time.monotonic()
+        self._idle.append((now, client))
+        if now - self._idle[0][0] > IDLE_SECONDS:
+            await self._idle.popleft()[1].aclose()
+
+    async def close(self) -> None:
+        """Close the idle clients. The others are closed when they are given back."""
+        self._is_closed = True
+        while self._idle:
+            await self._idle.pop()[1].aclose()
 
 
 async def _stream_lines(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

@@ -180,9 +180,10 @@ class Gateway:
             request = await redact_value(self._redactor, request, tokens)
         entry = UnitContext(label=f"llm {kind}", actor=by.actor)
 
-        async def admit() -> CallRecord:
+        async def admit() -> CallRecord:  # not durable: nobody is told of an admission, and power loss ends the call
             return await self._work(
-                lambda: self._admission.admit(kind, request, tokens, by, entry, started, limit_micro), entry=entry
+                lambda: self._admission.admit(kind, request, tokens, by, entry, started, limit_micro),
+                entry=UnitContext(label=f"llm {kind}", actor=by.actor, durable=False),
             )
 
         admitting = self._start_task(admit(), name=UNCANCELLED)
