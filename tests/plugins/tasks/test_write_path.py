@@ -59,7 +59,7 @@ def costs(world: World, monkeypatch: pytest.MonkeyPatch) -> Costs:
     """What the writer does from now on."""
     database, found = world.kit.kernel.database, Costs()
     (writer,) = database.pools[0].threads
-    submit, flush, parse = database._submit, database.flush, peewee.Context.parse
+    submit, flush, query = database._submit, database.flush, peewee.Context.query
 
     def counts(text: str) -> bool:
         return in_unit() and not any(part in text for part in READ_NOW_AND_THEN)
@@ -68,8 +68,8 @@ def costs(world: World, monkeypatch: pytest.MonkeyPatch) -> Costs:
         if counts(text):
             found.statements[current().entry.label].append(text)
 
-    def parsed(context: Any, node: Any) -> Any:
-        sql, values = parse(context, node)
+    def built(context: Any) -> Any:
+        sql, values = query(context)
         if counts(sql):
             found.built[f"{current().entry.label}: {sql}"] += 1
         return sql, values
@@ -90,7 +90,7 @@ def costs(world: World, monkeypatch: pytest.MonkeyPatch) -> Costs:
     writer.connection.set_trace_callback(trace)
     writer.connection.set_authorizer(authorize)
     database._submit, database.flush = submitted, flushed
-    monkeypatch.setattr(peewee.Context, "parse", parsed)
+    monkeypatch.setattr(peewee.Context, "query", built)
     return found
 
 
