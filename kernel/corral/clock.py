@@ -81,11 +81,7 @@ def parse_instant(instant: str) -> float:
 
 def from_datetime(moment: datetime) -> str:
     """Convert an aware datetime of any time zone to an instant, clamped to the range from `FIRST` to `LAST`."""
-    try:
-        moment = moment.astimezone(UTC)
-    except OverflowError:
-        return FIRST if moment.year == 1 else LAST
-    return moment.isoformat(timespec="milliseconds")[:-6] + "Z"
+    return format_instant(moment.timestamp())
 
 
 def elapsed_ms(since: str, until: str) -> int:

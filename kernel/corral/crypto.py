@@ -13,6 +13,7 @@ import hashlib
 import hmac
 import os
 import secrets
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -318,18 +319,14 @@ def _create(path: Path) -> bool:
 
     If processes start together, one of them creates the file and the others read it.
     """
-    fresh = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    text = f"v1:{base64.b64encode(secrets.token_bytes(32)).decode()}\n"
-    try:
-        with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.link(fresh, path)
-    except FileExistsError:
-        return False
-    finally:
-        fresh.unlink(missing_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.") as file:  # with mode 600
+        file.write(f"v1:{base64.b64encode(secrets.token_bytes(32)).decode()}\n")
+        file.flush()
+        os.fsync(file.fileno())
+        try:
+            os.link(file.name, path)
+        except FileExistsError:
+            return False
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)

@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 import re
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -46,10 +48,13 @@ def test_status_tells_only_what_needs_people(terminal: Terminal) -> None:
     quiet = terminal("status")
     for line in ("dead letters:", "failed runs:", "disabled triggers:", "ssh connections:", "webhooks:", "channels:"):
         assert line not in quiet
-    assert "code reviews:" not in quiet
+    for line in ("code reviews:", "messages:", "notifications:", "failed triggers:"):
+        assert line not in quiet
     assert "agents:" not in quiet
     terminal("ssh", "create", "builder", "deploy@10.1.2.3")
     terminal("notifications", "create-channel", "on call", "--type", "webhook", "-f", "url=http://receiver.invalid/x")
+    tested = terminal.run("notifications", "test-channel", "on call")
+    assert (tested.returncode, tested.stdout.startswith("Not delivered: ")) == (1, True), tested
     (terminal.folder / "change.patch").write_text("--- a/x.py\n+++ b/x.py\n@@ -1 +1 @@\n-one\n+two\n")
     terminal("reviews", "open", "Greet", "change.patch", "--agent", "Echo", "--reviewer", EMAIL)
     assert re.search(r"^Greet +pending +Echo ", terminal("reviews", "list"), re.M)
@@ -76,6 +81,8 @@ def test_dead_letters_are_named_by_the_titles_of_their_tasks(terminal: Terminal)
     assert "dead letters:  1 task has failed for good. Look at them: corral dead-letter list" in re.sub(
         r" {2,}", "  ", terminal("status")
     )
+    told = until(lambda: re.search(r"^notifications: +(.*)$", terminal("status"), re.M))
+    assert re.fullmatch(r"\d+ unread \(.*\d error.*\)\. Read them: corral notifications list --unread", told[1])
     assert "The task Fail for good (" in terminal("dead-letter", "retry", "Fail for good")
     until(lambda: terminal.json("dead-letter", "list")["items"])
     second = terminal.json("dead-letter", "show", "Fail for good")
@@ -146,6 +153,29 @@ def test_a_retry_after_an_edit_says_which_definition_it_uses(terminal: Terminal)
     assert terminal.run("workflows", "watch", "Repair").stdout.strip() == '{\n  "read": "repaired"\n}'
 
 
+def test_a_step_whose_agent_may_not_use_its_tool_says_so_everywhere(terminal: Terminal) -> None:
+    """When it is saved, validated, looked at and watched: the condition that `corral tasks explain` tells."""
+    agent = terminal.json("agents", "show", "Echo")["id"]
+    call = {"tool": "http.fetch", "arguments": {"url": "https://example.org"}}
+    steps = [{"name": "look", "step_type": "tool", "agent_id": agent, "config": call}]
+    made = terminal.run("workflows", "create", "Look it up", "-f", f"steps:={json.dumps(steps)}")
+    remedy = "corral agents edit Echo --tool http.fetch"
+    warning = f"Warning: /steps/0/config/tool: The agent Echo may not use the tool http.fetch, .*{remedy}"
+    assert re.search(warning, made.stderr), made
+    assert re.search(warning, terminal.run("workflows", "validate", "Look it up").stderr)
+    assert re.search(warning, terminal.run("workflows", "edit", "Look it up", "-f", "description=x").stderr)
+    run = terminal.json("workflows", "run", "Look it up")["id"]
+    why = f"look waits: The agent may not use http.fetch. Enable them: {remedy}"
+    until(lambda: why in terminal("workflows", "show-run", run))
+    command = [sys.executable, "-m", "corral", "workflows", "watch", run]
+    with subprocess.Popen(command, cwd=terminal.folder, env=terminal.environ, stderr=subprocess.PIPE) as watcher:
+        assert watcher.stderr is not None
+        told = next(line for line in iter(watcher.stderr.readline, b"") if b"waits" in line)
+        assert told.decode().strip() == why
+        terminal("workflows", "cancel", run)
+        assert watcher.wait(60) == 1
+
+
 def test_a_workflow_that_triggers_run_is_deleted_only_with_yes(terminal: Terminal) -> None:
     """Its trigger fails then. Corral disables it, and says how to see why and how to enable it again."""
     workflow(terminal, "Report")
@@ -158,6 +188,9 @@ def test_a_workflow_that_triggers_run_is_deleted_only_with_yes(terminal: Termina
     assert (refused.returncode, "would fail without it: Daily report; " in refused.stderr) == (1, True), refused
     assert "--yes" in refused.stderr
     assert terminal("workflows", "delete", "Report", "--yes").startswith("Deleted Report (")
+    terminal("triggers", "fire", "Daily report")
+    told = until(lambda: re.search(r"^failed triggers: +(.*)$", terminal("status"), re.M))
+    assert told[1] == "Daily report. See why: corral triggers history NAME --status failed"
     terminal("api", "PUT", "/settings/triggers/max_failures", "-f", "value:=1")
     terminal("triggers", "fire", "Daily report")
     until(lambda: not terminal.json("triggers", "show", "Daily report")["enabled"])
@@ -171,7 +204,9 @@ def test_a_workflow_that_triggers_run_is_deleted_only_with_yes(terminal: Termina
     workflow(terminal, "Report")
     terminal("triggers", "edit", "Daily report", "--workflow", "Report")
     assert terminal.json("triggers", "toggle", "Daily report", "--on")["enabled"] is True
-    assert "disabled triggers:" not in terminal("status")
+    status = terminal("status")
+    assert "disabled triggers:" not in status
+    assert "failed triggers:" not in status
     terminal("triggers", "delete", "Daily report")
 
 
@@ -211,10 +246,12 @@ def test_a_webhook_behind_an_open_breaker_says_so(terminal: Terminal) -> None:
     made = terminal("webhooks", "create", "http://receiver.invalid/hook", "--event", "task.created")
     assert "Warning: the host name of the URL does not resolve" in made
     terminal("circuit-breakers", "force-open", BREAKER, "--reason", "The contract has ended.")
-    until(lambda: terminal.json("webhooks", "test", "receiver.invalid")["error"] == "circuit_open")
+    test = ("webhooks", "test", "receiver.invalid")
+    until(lambda: json.loads(terminal.run(*test, "--json").stdout)["error"] == "circuit_open")
     remedy = f"Close it at once: corral circuit-breakers force-close {BREAKER}"
     open_one = f"the circuit breaker {BREAKER} is forced open (The contract has ended). {remedy}"
-    assert terminal("webhooks", "test", "receiver.invalid") == f"Not sent: {open_one}\n"
+    refused = terminal.run(*test)
+    assert (refused.returncode, refused.stdout) == (1, f"Not sent: {open_one}\n")
     assert open_one in terminal("webhooks", "show", "receiver.invalid")
     terminal("tasks", "create", "--agent", "Echo", "Tell them")
     rows = until(lambda: terminal.json("webhooks", "deliveries", "receiver.invalid")["items"])
@@ -239,6 +276,12 @@ def test_people_are_named_by_their_addresses(terminal: Terminal) -> None:
         admin.post("/admin/users", json=fields).raise_for_status()
     terminal("messages", "send", "--to-user", "bea@example.org", "Good morning")
     assert re.search(r" user bea@example\.org .*Good morning", terminal("messages", "list"))
+    own = terminal.json("messages", "send", "--as-agent", "Echo", "--to-user", EMAIL, "Remember the milk")["id"]
+    told = re.search(r"^messages: +(.*)$", terminal("status"), re.M)
+    assert told is not None
+    assert told[1] == "1 unread, from Echo. Read them: corral messages list --unread"
+    terminal("messages", "read", own)
+    assert "messages:" not in terminal("status")
     terminal("approvals", "ask", "Buy it", "-f", "allow_self:=true")
     terminal("approvals", "comment", "Buy it", "It is cheap.")
     shown = terminal("approvals", "show", "Buy it")

@@ -5,16 +5,13 @@ from __future__ import annotations
 import json
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
-from click.testing import CliRunner
 from conftest import serving
-from corral_github.commands import github_command_group
 from recorded_github import TOKEN, WEBHOOK_SECRET, RecordedGitHub
 
+from corral.testing.command_line import run_corral
 from corral.testing.server import ServerProcess
 
 README = Path(__file__).parents[1] / "README.md"
@@ -22,10 +19,7 @@ SET_UP = ("pip install", "corral plugins enable")
 
 
 class Shell:
-    """Types commands as the admin of a server, in a folder with the files that the README names.
-
-    Commands of the plugin that succeed run in this process, because a process takes a second to start.
-    """
+    """Types commands as the admin of a server, in a folder with the files that the README names."""
 
     def __init__(self, folder: Path, server: ServerProcess) -> None:
         self._folder = folder
@@ -35,14 +29,9 @@ class Shell:
             (folder / name).write_text(text)
 
     def type(self, *arguments: str, status: int = 0) -> str:
-        if arguments[0] == "github" and status == 0:
-            shown = CliRunner().invoke(github_command_group, arguments[1:], env=self._environ, catch_exceptions=False)
-            assert shown.exit_code == 0, shown.output
-            return shown.output
-        command = [sys.executable, "-m", "corral", *arguments]
-        done = subprocess.run(command, env=self._environ, cwd=self._folder, capture_output=True, text=True, check=False)
-        assert done.returncode == status, done.stdout + done.stderr
-        return done.stdout + done.stderr
+        done = run_corral(*arguments, environ=self._environ, folder=self._folder)
+        assert done.exit_code == status, done.output
+        return done.output
 
     def json(self, *arguments: str) -> Any:
         return json.loads(self.type(*arguments, "--json"))

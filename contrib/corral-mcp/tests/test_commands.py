@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from conftest import DOCS_SERVER
 
+from corral.testing.command_line import run_corral
 from corral.testing.server import EMAIL, PASSWORD, ServerProcess, free_port
 
 
@@ -19,15 +20,15 @@ class Shell:
     """Types commands as the admin of a server."""
 
     def __init__(self, folder: Path, server: ServerProcess) -> None:
+        self._folder = folder
         self._environ = {**server.environ, "XDG_CONFIG_HOME": str(folder / "home"), "COLUMNS": "200"}
         (folder / "password").write_text(PASSWORD)
         self.type("login", server.address, "--email", EMAIL, "--password-file", str(folder / "password"))
 
     def type(self, *arguments: str, status: int = 0) -> str:
-        command = [sys.executable, "-m", "corral", *arguments]
-        done = subprocess.run(command, env=self._environ, capture_output=True, text=True, check=False)
-        assert done.returncode == status, done.stdout + done.stderr
-        return done.stdout + done.stderr
+        done = run_corral(*arguments, environ=self._environ, folder=self._folder)
+        assert done.exit_code == status, done.output
+        return done.output
 
     def json(self, *arguments: str) -> Any:
         return json.loads(self.type(*arguments, "--json"))

@@ -48,12 +48,8 @@ def visible(model: type[Model], caller: Principal) -> Any:
     Every query whose rows are returned to a caller must use this condition:
     `Book.select().where(visible(Book, caller))`. The rule is the one of `can_read`.
     """
-    if caller.kind == "system":
+    if can_read(caller, model.visibility, None):
         return ALL_ROWS
-    if model.visibility == SHARED:
-        return NO_ROWS if caller.role == "auditor" else ALL_ROWS
-    if model.visibility in (ADMIN, PRIVATE_AND_ADMIN) and caller.is_admin:
-        return ALL_ROWS
-    if model.visibility not in (PRIVATE, PRIVATE_AND_ADMIN) or model.owner_field is None or caller.user_id is None:
+    if model.owner_field is None or not can_read(caller, model.visibility, caller.user_id):
         return NO_ROWS
     return getattr(model, model.owner_field) == caller.user_id

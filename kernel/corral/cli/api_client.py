@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ssl
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
@@ -44,11 +45,16 @@ class ApiClient:
 
         self.url, self.token = url.rstrip("/"), token
         self.on_refusal: Callable[[ApiClientError], bool] = lambda error: False
-        host = urlsplit(self.url).hostname or ""
+        address = urlsplit(self.url)
+        host = address.hostname or ""
         loopback = host in ("localhost", "::1") or host.startswith("127.")
         trust_env = not loopback  # servers on this machine are reached without a proxy
         headers = {"User-Agent": f"corral/{version('corral')}"}
-        self._http = httpx2.Client(base_url=self.url, headers=headers, timeout=REQUEST_SECONDS, trust_env=trust_env)
+        # Reading the certificates of the authorities takes longer than most commands, and `http` trusts none of them.
+        verify = address.scheme != "http" or ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        self._http = httpx2.Client(
+            base_url=self.url, headers=headers, timeout=REQUEST_SECONDS, trust_env=trust_env, verify=verify
+        )
         self._errors = (httpx2.HTTPError, httpx2.InvalidURL)
 
     def set_token(self, token: str) -> None:

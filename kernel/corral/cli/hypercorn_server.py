@@ -215,7 +215,8 @@ class Http1(H11Protocol):
             if self.connection.their_state is not ERROR:
                 raise
             return
-        waits_for_body = isinstance(event, Response) and any(name == b"content-length" for name, _ in event.headers)
+        is_head = isinstance(event, Response)  # its raw items, because iterating over the headers of h11 is slow
+        waits_for_body = is_head and any(name == b"content-length" for name, _ in event.headers.raw_items())
         if self._unsent and not waits_for_body:
             data, self._unsent = self._unsent, b""
             await self.send(RawData(data=data))
@@ -225,7 +226,7 @@ class Http1(H11Protocol):
             await super()._check_protocol(event)
 
     async def _create_stream(self, request: Request) -> None:
-        if {b"content-length", b"transfer-encoding"} <= {name for name, _ in request.headers}:
+        if {b"content-length", b"transfer-encoding"} <= {name.lower() for name, _ in request.headers.raw_items()}:
             await self._send_error_response(400)
             await self.send(Closed())
             return

@@ -14,7 +14,7 @@ from typing import Any
 
 import peewee
 
-from corral.database.statement import PEEWEE_ERRORS
+from corral.database.statement import execute_native
 from corral.database.unit import current
 
 
@@ -38,11 +38,7 @@ def execute(sql: str, parameters: Sequence[Any] = ()) -> Any:
 
     Raises peewee's exceptions.
     """
-    try:
-        return current().connection.execute(_with_native_placeholders(sql), parameters)
-    except Exception:
-        with PEEWEE_ERRORS:
-            raise
+    return execute_native(current().connection, _with_native_placeholders(sql), parameters)
 
 
 def sql_fragment(sql: str, parameters: Sequence[Any] = ()) -> peewee.SQL:
@@ -129,39 +125,27 @@ def transaction_is_open() -> bool:
 
 
 def append_only(database: peewee.Database, table: str, *, unique: Sequence[str], deletable: str) -> None:
-    """Add triggers that prevent rows of a table from being changed or replaced. For migrations.
+    """Add triggers that prevent rows of a table from being changed, replaced or deleted. For migrations.
 
     Rows may be deleted if the SQL condition `deletable` is true for `OLD`. `unique` names the columns with unique
     values. On SQLite, a trigger refuses to insert a row if one of these values already exists, because
     `INSERT OR REPLACE` would delete the existing row without calling the trigger for deletions.
     """
-    refused = f"rows of {table} cannot be changed"
-    kept = f"this row of {table} cannot be deleted yet"
+    refused = f"these rows of {table} cannot be changed or deleted"
     if on_sqlite(database):
         equal = " OR ".join(f"{column} = NEW.{column}" for column in unique)
         exists = f"EXISTS (SELECT 1 FROM {table} WHERE {equal})"  # noqa: S608  (names of the schema)
-        for event, condition, message in (
-            ("UPDATE", "1", refused),
-            ("DELETE", f"NOT ({deletable})", kept),
-            ("INSERT", exists, refused),
-        ):
+        for event, condition in (("UPDATE", "1"), ("DELETE", f"NOT ({deletable})"), ("INSERT", exists)):
             database.execute_sql(
                 f"CREATE TRIGGER {table}_no_{event.lower()} BEFORE {event} ON {table} WHEN {condition} "
-                f"BEGIN SELECT RAISE(ABORT, '{message}'); END"
+                f"BEGIN SELECT RAISE(ABORT, '{refused}'); END"
             )
         return
-    for name, body in (
-        ("refuse", f"RAISE EXCEPTION '{refused}';"),
-        ("keep", f"IF NOT ({deletable}) THEN RAISE EXCEPTION '{kept}'; END IF; RETURN OLD;"),
-    ):
-        head = f"CREATE OR REPLACE FUNCTION {table}_{name}() RETURNS trigger LANGUAGE plpgsql AS"
-        database.execute_sql(f"{head} $$ BEGIN {body} END $$")
-    for event, scope, function in (
-        ("UPDATE", "FOR EACH ROW", "refuse"),
-        ("DELETE", "FOR EACH ROW", "keep"),
-        ("TRUNCATE", "", "refuse"),
-    ):
+    allowed = f"IF TG_OP = 'DELETE' THEN IF {deletable} THEN RETURN OLD; END IF; END IF;"
+    head = f"CREATE OR REPLACE FUNCTION {table}_refuse() RETURNS trigger LANGUAGE plpgsql AS"
+    database.execute_sql(f"{head} $$ BEGIN {allowed} RAISE EXCEPTION '{refused}'; END $$")
+    for event, scope in (("UPDATE", "ROW"), ("DELETE", "ROW"), ("TRUNCATE", "STATEMENT")):
         database.execute_sql(
-            f"CREATE TRIGGER {table}_no_{event.lower()} BEFORE {event} ON {table} {scope} "
-            f"EXECUTE FUNCTION {table}_{function}()"
+            f"CREATE TRIGGER {table}_no_{event.lower()} BEFORE {event} ON {table} FOR EACH {scope} "
+            f"EXECUTE FUNCTION {table}_refuse()"
         )

@@ -6,7 +6,7 @@ statement on both engines.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import peewee
@@ -19,6 +19,15 @@ PEEWEE_ERRORS: Any = vars(peewee)["__exception_wrapper__"]
 
 Enter it only after an error, because entering it costs as much as a small query.
 """
+
+
+def execute_native(connection: Any, sql: str, values: Sequence[Any]) -> Any:
+    """Execute SQL with the engine's parameter markers, and return the driver's cursor. Raises peewee's exceptions."""
+    try:
+        return connection.execute(sql, values)
+    except Exception:
+        with PEEWEE_ERRORS:
+            raise
 
 
 class _ParameterName(str):
@@ -60,11 +69,7 @@ class Statement:
         unit = current()
         sql, names, constants = self._compiled.get(unit.database.kind) or self._compile(unit.database.kind)
         given: Mapping[Any, Any] = {**constants, **values} if constants else values
-        try:
-            return unit.connection.execute(sql, [given[name] for name in names])
-        except Exception:
-            with PEEWEE_ERRORS:
-                raise
+        return execute_native(unit.connection, sql, [given[name] for name in names])
 
     def _compile(self, kind: str) -> tuple[str, list[Any], dict[Any, Any]]:
         """Return the SQL, the names of its parameters in order, and the values of its constants by name.

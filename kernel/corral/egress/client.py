@@ -116,7 +116,7 @@ class Egress:
 
     def _check_url(self, url: str | httpx2.URL, policy: Policy) -> Destination:
         """Parse the URL and apply the checks that are possible before its host is resolved."""
-        target = read_url(url)
+        target = read_url(str(url))
         self.guard.check_destination(target.host, target.port, policy)
         return target
 

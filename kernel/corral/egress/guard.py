@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -169,11 +170,12 @@ def canonical_address(text: str) -> Address:
     return mapped or address
 
 
-def read_url(url: str | httpx2.URL) -> Destination:
+@functools.lru_cache(maxsize=256)  # parsing a URL costs as much as the rest of the checks of a request
+def read_url(url: str) -> Destination:
     """Parse a URL once, for both the checks and the request. Raise `EgressBlocked` if no client may use the URL."""
     import httpx2
 
-    if len(str(url)) > LONGEST_URL:
+    if len(url) > LONGEST_URL:
         raise EgressBlocked("egress.address", "The URL is longer than 8 KiB.")
     try:
         parsed = httpx2.URL(url)
@@ -181,7 +183,7 @@ def read_url(url: str | httpx2.URL) -> Destination:
         raise EgressBlocked("egress.address", f"The URL is not valid: {error}") from None
     if parsed.scheme not in ("http", "https"):
         raise EgressBlocked("egress.scheme", "The scheme must be http or https.")
-    authority = re.split(r"[/?#]", str(url).partition("//")[2], maxsplit=1)[0]
+    authority = re.split(r"[/?#]", url.partition("//")[2], maxsplit=1)[0]
     if parsed.userinfo or "@" in authority:
         raise EgressBlocked("egress.userinfo", "The URL must not contain a user or password.")
     if not _AUTHORITY.fullmatch(authority):

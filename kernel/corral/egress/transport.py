@@ -106,7 +106,8 @@ class GuardedTransport(httpx2.AsyncBaseTransport):
         try:
             target = self._check_url(request.url)
             host = target.host
-            return await self._send(_as_checked(request, target), host, deadline)
+            _send_as_checked(request, target)
+            return await self._send(request, host, deadline)
         except EgressBlocked:
             self._count("blocked", host)
             raise
@@ -214,15 +215,11 @@ class _Body(httpx2.AsyncByteStream):
                 self._slots.release()
 
 
-def _as_checked(request: httpx2.Request, target: Destination) -> httpx2.Request:
-    """Return the request with the URL that was checked. The `Host` header names the host of this URL."""
-    headers = request.headers.copy()
-    headers["Host"] = target.url.netloc.decode("ascii")
-    if headers.get("Accept-Encoding") != "identity":  # callers may request identity for undelayed streams
-        headers["Accept-Encoding"] = "gzip"
-    return httpx2.Request(
-        request.method, target.url, headers=headers, stream=request.stream, extensions=request.extensions
-    )
+def _send_as_checked(request: httpx2.Request, target: Destination) -> None:
+    """Have the request sent to the URL that was checked. The `Host` header names the host of this URL."""
+    request.url, request.headers["Host"] = target.url, target.url.netloc.decode("ascii")
+    if request.headers.get("Accept-Encoding") != "identity":  # callers may request identity for undelayed streams
+        request.headers["Accept-Encoding"] = "gzip"
 
 
 def _left(deadline: float | None) -> float | None:

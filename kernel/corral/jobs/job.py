@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from datetime import UTC, datetime, time, timedelta
+from datetime import datetime
 from typing import Annotated, Any
 from zoneinfo import ZoneInfo
 
@@ -66,18 +66,12 @@ class TimeOfDay(msgspec.Struct, frozen=True):
 
     def next_after(self, seconds: float) -> float:
         """Return the first of these times after an instant. Both are in epoch seconds."""
-        zone = ZoneInfo(self.zone)
-        local = datetime.combine(datetime.fromtimestamp(seconds, zone), time.fromisoformat(self.time))
-        while (found := _to_epoch(local, zone)) <= seconds or WEEKDAYS[local.weekday()] not in self.days:
-            local += timedelta(days=1)
-        return found
+        from cronsim import CronSim
 
-
-def _to_epoch(local: datetime, zone: ZoneInfo) -> float:
-    """Convert a local time to epoch seconds. A time that the zone skips counts as the next one that exists."""
-    while (found := local.replace(tzinfo=zone).astimezone(UTC)).astimezone(zone).replace(tzinfo=None) != local:
-        local += timedelta(minutes=1)
-    return found.timestamp()
+        hour, minute = self.time.split(":")
+        local = datetime.fromtimestamp(seconds, ZoneInfo(self.zone))
+        times = CronSim(f"{minute} {hour} * * {','.join(self.days)}", local)
+        return next(at for each in times if (at := each.timestamp()) > seconds)
 
 
 class Schedule(msgspec.Struct, frozen=True):

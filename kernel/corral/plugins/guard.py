@@ -248,34 +248,28 @@ class Guards:
         to the type of a contribution.
         """
         given = record.contributed
+
+        def wrap(hook: str, **options: Any) -> None:
+            guarded = [self.wrap_item(record, hook, item, **options) for item in given.contributions_to(hook)]
+            given.replace(hook, guarded)
+
         for hook, field, limit in WORK:
             items = given.contributions_to(hook)
             given.replace(hook, [self._wrap_work(record, hook, item, field, limit) for item in items])
         down = ("down", f"The check of the plugin {record.name} failed.")
-        given.health_checks = [
-            self.wrap_item(record, "corral_health_checks", item, default=down, limit=HEALTH_SECONDS)
-            for item in given.health_checks
-        ]
+        wrap("corral_health_checks", default=down, limit=HEALTH_SECONDS)
+        wrap("corral_metrics")
         default = REFUSE if record.protected else None
-        given.gates = [
-            self.wrap_item(
-                record, "corral_gates", gate, RateLimiter if isinstance(gate, RateLimiter) else Gate, default=default
-            )
-            for gate in given.gates
-        ]
+        wrap("corral_gates", protocol=Gate | RateLimiter, default=default)
         # Routes of a quarantined built-in plugin stay available, so the authentication of their callers must too.
         states = ("active", "quarantined") if record.found.built_in else ("active",)
         record.authenticators = [
             self.wrap_item(record, "corral_authenticators", item, Authenticator, default=default, states=states)
             for item in record.authenticators
         ]
-        given.metrics = [self.wrap_item(record, "corral_metrics", item) for item in given.metrics]
         for hook, (owner, protocol) in hooks.items():
-            if owner != record.name and hook in given.to_plugins:  # a plugin's own hook is not guarded
-                given.replace(
-                    hook,
-                    [self.wrap_item(record, hook, item, protocol, limit=None) for item in given.contributions_to(hook)],
-                )
+            if owner != record.name:  # a plugin's own hook is not guarded
+                wrap(hook, protocol=protocol, limit=None)
 
     def _wrap_work(self, record: PluginRecord, hook: str, item: Any, field: str, limit: float | None) -> Any:
         """Return a job, schedule or subscriber with a guarded function. Jobs have their own time limit."""

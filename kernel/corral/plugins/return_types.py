@@ -60,8 +60,8 @@ def expected_returns(kind: Any, protocol: Any) -> dict[str, ExpectedReturn]:
 
 
 def expected_return(protocol: Any, name: str) -> ExpectedReturn:
-    """Return the expected return type of a method, according to the protocol that declares the method."""
-    method = getattr(protocol, name, None)
+    """Return the expected return type of a method, according to the protocol that declares it, or one of a union."""
+    method = next((getattr(each, name) for each in union_parts(protocol) if hasattr(each, name)), None)
     try:
         returned = hints(method).get("return", Any) if inspect.isfunction(method) else Any
     except (NameError, TypeError):  # a name that is imported for type checkers only

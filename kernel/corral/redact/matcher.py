@@ -45,23 +45,22 @@ class Span(NamedTuple):
 class Matcher:
     """Finds values and patterns of credentials in text.
 
-    A matcher is immutable, so threads can keep using it after the redactor has replaced it with a new one.
+    `values` contains the encodings of each known value, and `patterns` the patterns of each source. A matcher is
+    immutable, so threads can keep using it after the redactor has replaced it with a new one.
 
     The encodings are stored as plain strings. Hundreds of thousands of additional objects would slow down the garbage
     collector, which pauses the whole process.
     """
 
-    def __init__(
-        self, encodings: Iterable[tuple[str, frozenset[Hit]]], patterns: Iterable[tuple[str, Pattern]]
-    ) -> None:
+    def __init__(self, values: Iterable[tuple[Hit, Iterable[str]]], patterns: Iterable[tuple[str, Pattern]]) -> None:
         begins: dict[str, list[str | tuple[Pattern, frozenset[Hit]]]] = {MARK: []}
         self._hits: dict[str, frozenset[Hit]] = {}  # hits by encoding
-        for text, hits in encodings:
-            if text in self._hits:
-                hits |= self._hits[text]
-            else:
-                begins.setdefault(text[:SHORTEST], []).append(text)
-            self._hits[text] = hits
+        for hit, encodings in values:
+            hits = frozenset((hit,))
+            for text in encodings:
+                if text not in self._hits:
+                    begins.setdefault(text[:SHORTEST], []).append(text)
+                self._hits[text] = hits | self._hits.get(text, hits)
         for source, pattern in patterns:
             for anchor in pattern.anchors:
                 begins.setdefault(anchor, []).append((pattern, frozenset((Hit(pattern.kind, source),))))

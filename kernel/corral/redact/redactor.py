@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import functools
 import logging
 import threading
 from collections import Counter
@@ -13,6 +14,7 @@ from typing import Any
 from corral.redact.encodings import encodings, is_redactable
 from corral.redact.matcher import MARK, Hit, Matcher, Span, replaced
 from corral.redact.patterns import BUILT_IN, Pattern
+from corral.schema.strict_json import map_strings
 
 log = logging.getLogger("corral.redact")
 
@@ -71,19 +73,7 @@ class Redactor:
         texts: list[str] = []
         if _collect_strings(value, texts, JOINED_CHARACTERS) >= 0 and not self._matcher.may_hold("\n".join(texts)):
             return value
-        return self._redacted(value, patterns=patterns)
-
-    def _redacted(self, value: Any, *, patterns: bool) -> Any:
-        if isinstance(value, str):
-            return self.redact(value, patterns=patterns)
-        if isinstance(value, Mapping):
-            return {
-                self._redacted(name, patterns=patterns): self._redacted(item, patterns=patterns)
-                for name, item in value.items()
-            }
-        if isinstance(value, (list, tuple)):
-            return [self._redacted(item, patterns=patterns) for item in value]
-        return value
+        return map_strings(value, functools.partial(self.redact, patterns=patterns))
 
     def stream(self, *, patterns: bool = True) -> RedactorStream:
         """Return a stream that redacts text arriving in pieces as if it had arrived at once."""
@@ -123,16 +113,8 @@ class Redactor:
         self._listeners.append(listener)
 
     def _compiled(self) -> Matcher:
-        return Matcher(
-            (
-                (encoding, hits)
-                for values in self._encodings.values()
-                for hit, (_, found) in values.items()
-                for hits in (frozenset((hit,)),)
-                for encoding in found
-            ),
-            ((source, pattern) for source, patterns in self._patterns.items() for pattern in patterns),
-        )
+        values = [(hit, found) for each in self._encodings.values() for hit, (_, found) in each.items()]
+        return Matcher(values, [(source, each) for source, found in self._patterns.items() for each in found])
 
     def _notify(self, spans: list[Span]) -> None:
         for span in spans:

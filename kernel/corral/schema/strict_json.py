@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import accumulate, islice
 from math import inf, isfinite
 from typing import Any, NoReturn
@@ -113,11 +113,12 @@ def strict_nfc(text: str) -> str:
 
 
 def map_strings(value: Any, fix: Callable[[str], str]) -> Any:
+    """Return the JSON value with `fix` applied to all strings and keys. If keys become equal, the last item is kept."""
     if isinstance(value, str):
         return fix(value)
     if isinstance(value, list | tuple):
         return [map_strings(item, fix) for item in value]
-    if not isinstance(value, dict):
+    if not isinstance(value, dict | Mapping):  # the check of a dict is much faster
         return value
     result: dict[Any, Any] = {}
     for key, item in value.items():

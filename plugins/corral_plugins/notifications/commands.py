@@ -193,11 +193,13 @@ def delete_channel(client: ApiClient, *, channel: str, as_json: bool) -> None:
 @channel_argument
 @client_command
 def test_channel(client: ApiClient, *, channel: str, as_json: bool) -> None:
-    """Send a test notification through a channel, and wait for the result."""
+    """Send a test notification through a channel, and wait. Ends with status 1 if it was not delivered."""
     found = client.post(f"{CHANNELS}/{_id(client, CHANNELS, channel)}/test", {})
     took = format_ms(found["duration_ms"])
     text = f"Delivered after {took}." if found["delivered"] else f"Not delivered: {found['error']}"
     print_value(found, as_json=as_json, text=text)
+    if not found["delivered"]:
+        raise SystemExit(1)
 
 
 # -- rules

@@ -18,6 +18,7 @@ from corral_plugins.notifications.service.dispatcher import NotificationDispatch
 from corral_plugins.notifications.service.fan_out import NotificationFanOut
 from corral_plugins.notifications.service.inbox import (
     AT_ONCE,
+    Position,
     crowded_users,
     delete_of_user,
     delete_old,
@@ -47,8 +48,9 @@ async def purge(work: Work, settings: Settings, fan_out: NotificationFanOut) -> 
     await fan_out.read(pass_over=True)
     read_before = clock.now(-settings.get(RETENTION_DAYS) * DAY)
     unread_before = clock.now(-settings.get(UNREAD_RETENTION_DAYS) * DAY)
-    while await work(lambda: delete_old(read_before, unread_before)) == AT_ONCE:
-        continue
+    position: Position | None = ("", "")
+    while position is not None:
+        position = await work(functools.partial(delete_old, read_before, unread_before, position))
     for user_id, surplus in await work(crowded_users, read=True):
         left = surplus
         while left > 0 and (gone := await work(functools.partial(delete_surplus, user_id, left))):

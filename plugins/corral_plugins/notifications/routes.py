@@ -24,20 +24,20 @@ from corral_plugins.notifications.shapes import (
     ChannelTest,
     ChannelTypes,
     ChannelTypeView,
-    ChannelView,
     MarkAllRead,
     MarkedRead,
     MarkRead,
     NewChannel,
-    NewRule,
+    NewNotificationRule,
+    NotificationChannelView,
     NotificationDeliveryQuery,
     NotificationDeliveryView,
     NotificationQuery,
+    NotificationRuleView,
     Preferences,
     PreferencesPatch,
     RulePatch,
     RulePreview,
-    RuleView,
     TestRule,
     UnreadCount,
 )
@@ -116,7 +116,9 @@ async def list_channel_types(types: ChannelTypeRegistry) -> ChannelTypes:
 
 
 @routes.get("/channels", needs=MANAGE, live=True, raises=("invalid_cursor",))
-def list_notification_channels(query: PageQuery, channels: ChannelManagement, caller: Principal) -> Page[ChannelView]:
+def list_notification_channels(
+    query: PageQuery, channels: ChannelManagement, caller: Principal
+) -> Page[NotificationChannelView]:
     """List channels. Their secrets are masked."""
     return channels.list(query, by=caller)
 
@@ -129,7 +131,7 @@ async def create_notification_channel(
     caller: Principal,
     request: Request,
     work: Work,
-) -> Answer[ChannelView]:
+) -> Answer[NotificationChannelView]:
     """Create a channel."""
     checked = await checks.new(body)
     made = await work(lambda: channels.create(body, checked), entry=request.unit_context(caller))
@@ -137,7 +139,7 @@ async def create_notification_channel(
 
 
 @routes.get("/channels/{id}", needs=MANAGE, live=True, raises=("not_found",))
-def get_notification_channel(id: str, channels: ChannelManagement) -> ChannelView:
+def get_notification_channel(id: str, channels: ChannelManagement) -> NotificationChannelView:
     """Get a channel. Its secrets are masked."""
     return channels.get(id)
 
@@ -152,7 +154,7 @@ async def update_notification_channel(
     caller: Principal,
     request: Request,
     work: Work,
-) -> ChannelView:
+) -> NotificationChannelView:
     """Change a channel. Absent fields and members of the config stay unchanged."""
     row = await work(lambda: channels.row(id), read=True)
     checked = await checks.changed(row, body)
@@ -181,15 +183,20 @@ async def test_notification_channel(
 
 
 @routes.get("/rules", needs=MANAGE, live=True, raises=("invalid_cursor",))
-def list_notification_rules(query: PageQuery, rules: RuleManagement, caller: Principal) -> Page[RuleView]:
+def list_notification_rules(query: PageQuery, rules: RuleManagement, caller: Principal) -> Page[NotificationRuleView]:
     """List rules."""
     return rules.list(query, by=caller)
 
 
 @routes.post("/rules", needs=MANAGE, status=201, raises=RULE_FAULTS)
 async def create_notification_rule(
-    body: NewRule, checks: RuleChecks, rules: RuleManagement, caller: Principal, request: Request, work: Work
-) -> Answer[RuleView]:
+    body: NewNotificationRule,
+    checks: RuleChecks,
+    rules: RuleManagement,
+    caller: Principal,
+    request: Request,
+    work: Work,
+) -> Answer[NotificationRuleView]:
     """Create a rule. It follows the events that come from now on."""
     checks.check_rule(body)
     made = await work(lambda: rules.create(body), entry=request.unit_context(caller))
@@ -197,7 +204,7 @@ async def create_notification_rule(
 
 
 @routes.get("/rules/{id}", needs=MANAGE, raises=("not_found",))
-def get_notification_rule(id: str, rules: RuleManagement) -> RuleView:
+def get_notification_rule(id: str, rules: RuleManagement) -> NotificationRuleView:
     """Get a rule."""
     return rules.get(id)
 
@@ -212,7 +219,7 @@ async def update_notification_rule(
     caller: Principal,
     request: Request,
     work: Work,
-) -> RuleView:
+) -> NotificationRuleView:
     """Change a rule. Absent fields stay unchanged."""
     checks.check_rule(body)
     return await work(lambda: rules.update(id, body, match), entry=request.unit_context(caller))

@@ -120,7 +120,7 @@ class RuleRef(msgspec.Struct, kw_only=True):
     name: str
 
 
-class ChannelView(msgspec.Struct, kw_only=True):
+class NotificationChannelView(msgspec.Struct, kw_only=True):
     """A channel. The secret members of its config are masked.
 
     `warnings` is present only in responses to requests that create or change the channel.
@@ -187,7 +187,7 @@ class RuleFields(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     quiet_hours: QuietHours | None = None
 
 
-class NewRule(RuleFields, kw_only=True, forbid_unknown_fields=True):
+class NewNotificationRule(RuleFields, kw_only=True, forbid_unknown_fields=True):
     """The fields for creating a rule.
 
     `events` are names of events, prefixes such as `task.*`, or `*`. `conditions` is an expression over `event`, `data`
@@ -217,7 +217,7 @@ class RulePatch(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     quiet_hours: QuietHours | UnsetType | None = UNSET
 
 
-class RuleView(msgspec.Struct, kw_only=True):
+class NotificationRuleView(msgspec.Struct, kw_only=True):
     """A rule: which events go through which channels, and to whom."""
 
     id: str

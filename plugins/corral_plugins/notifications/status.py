@@ -1,4 +1,4 @@
-"""The lines of `corral status` about channels."""
+"""The lines of `corral status` about unread notifications and about channels."""
 
 from __future__ import annotations
 
@@ -6,6 +6,17 @@ import shlex
 
 from corral.cli.api_client import ApiClient
 from corral.cli.status_parts import MAX_NAMES, StatusPart, read_if_allowed
+
+SEVERITIES = ("critical", "error", "warning", "info")
+
+
+def unread_status(client: ApiClient) -> StatusPart:
+    """Tell how many notifications the user has not read, the worst first."""
+    found = read_if_allowed(client, "/notifications/unread-count")
+    if found is None or not found["unread"]:
+        return StatusPart(found)
+    worst = ", ".join(f"{found['by_severity'][each]} {each}" for each in SEVERITIES if found["by_severity"].get(each))
+    return StatusPart(found, f"{found['unread']} unread ({worst}). Read them: corral notifications list --unread")
 
 
 def channel_status(client: ApiClient) -> StatusPart:

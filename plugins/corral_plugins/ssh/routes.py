@@ -24,6 +24,7 @@ from corral_plugins.ssh.service.keys import normalize_host_key
 from corral_plugins.ssh.service.runner import RunContext, SshRunner
 from corral_plugins.ssh.shapes import (
     AcceptedHostKey,
+    CommandExecutionView,
     CommandRequest,
     CommandResult,
     ConnectionPatch,
@@ -32,7 +33,6 @@ from corral_plugins.ssh.shapes import (
     ConnectionView,
     ExecutionItem,
     ExecutionQuery,
-    ExecutionView,
     NewConnection,
 )
 
@@ -181,7 +181,7 @@ def list_executions(
 
 
 @routes.get("/{id}/executions/{execution_id}", needs=READ, raises=("not_found",))
-def get_execution(id: str, execution_id: str, executions: SshExecutions) -> ExecutionView:
+def get_execution(id: str, execution_id: str, executions: SshExecutions) -> CommandExecutionView:
     """Get a command with the beginning of its output."""
     return executions.get(id, execution_id)
 
@@ -195,7 +195,7 @@ async def cancel_execution(
     caller: Principal,
     request: Request,
     work: Work,
-) -> Answer[ExecutionView]:
+) -> Answer[CommandExecutionView]:
     """Cancel a running command. It is ended on the machine within seconds."""
     view = await work(lambda: executions.cancel(id, execution_id), entry=request.unit_context(caller))
     runner.cancel_here(view.id)

@@ -200,7 +200,7 @@ class ExecutionItem(msgspec.Struct, kw_only=True):
     duration_ms: int | None
 
 
-class ExecutionView(ExecutionItem, kw_only=True):
+class CommandExecutionView(ExecutionItem, kw_only=True):
     """A command that was run, with the first 64 KiB of its output and of its error output."""
 
     stdout: str

@@ -50,7 +50,8 @@ class TriggerAction(msgspec.Struct, frozen=True, kw_only=True):
     `run(context, fields)` starts the work in the current unit of work and returns its ids, such as `{"task_id": …}`. It
     raises a `Problem` if it cannot. `check(caller, fields)` runs in a read-only unit when a trigger is saved, with the
     defaults that the schema names, and without the fields that hold templates. It raises `Invalid` with pointers
-    relative to the fields. `are_live(results)` returns for each result of `run` whether the work is unfinished, and
+    relative to the fields, and may return warnings: sentences about what would make the action fail now, and the
+    command that corrects it. `are_live(results)` returns for each result of `run` whether the work is unfinished, and
     `cancel(context, result)` cancels it. Without them, the work counts as finished at once.
     """
 
@@ -60,7 +61,7 @@ class TriggerAction(msgspec.Struct, frozen=True, kw_only=True):
     example: Json
     permission: str
     run: Callable[[FireContext, Json], Json]
-    check: Callable[[Principal, Json], None] | None = None
+    check: Callable[[Principal, Json], Sequence[str] | None] | None = None
     are_live: Callable[[Sequence[Json]], Sequence[bool]] | None = None
     cancel: Callable[[FireContext, Json], None] | None = None
 

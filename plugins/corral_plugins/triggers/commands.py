@@ -146,6 +146,7 @@ def show_trigger(client: ApiClient, *, trigger: str, as_json: bool) -> None:
         "last status": found["last_status"],
         "failures in a row": found["consecutive_failures"],
         "next times": found["next_fires"],
+        "warning": "\n".join(found["warnings"]),
     }
     print_fields(found, shown, as_json=as_json)
 
@@ -187,6 +188,7 @@ def create_trigger(
         lines.append(f"Its address, which is not shown again: {made['ingress_url']}")
     if made["secret"] is not None:
         lines.append(f"Its secret, which is not shown again: {made['secret']}")
+    lines += _warning_lines(made)
     print_value(made, as_json=as_json, text="\n".join(lines))
 
 
@@ -232,6 +234,7 @@ def edit_trigger(
         lines.append(f"It fires next at {changed['next_fire_at']}.")
     if not changed["enabled"]:
         lines.append(f"It is disabled. Enable it: corral triggers toggle {shlex.quote(changed['name'])} --on")
+    lines += _warning_lines(changed)
     print_value(changed, as_json=as_json, text="\n".join(lines))
 
 
@@ -256,7 +259,7 @@ def toggle_trigger(client: ApiClient, *, trigger: str, enabled: bool | None, as_
     body = {} if enabled is None else {"enabled": enabled}
     changed = client.post(f"/triggers/{_find(client, trigger)}/toggle", body)
     text = f"{changed['name']} is {'enabled' if changed['enabled'] else 'disabled'}."
-    print_value(changed, as_json=as_json, text=text)
+    print_value(changed, as_json=as_json, text="\n".join([text, *_warning_lines(changed)]))
 
 
 @triggers_command_group.command("delete")
@@ -303,7 +306,7 @@ def test_trigger(
     """Show what a trigger would do, without starting anything."""
     given = {"days": days, "next": count, "payload": parse_fields(payload) if payload else None}
     body = {name: value for name, value in given.items() if value is not None}
-    tested = client.find("/triggers", trigger, kind="trigger")
+    tested = client.get(f"/triggers/{_find(client, trigger)}")
     found = client.post(f"/triggers/{tested['id']}/test", body)
     if found["times"] is not None:
         text = "\n".join(found["times"])
@@ -313,6 +316,10 @@ def test_trigger(
     else:
         text = _expectation(tested, found)
     print_value(found, as_json=as_json, text=text)
+
+
+def _warning_lines(trigger: Mapping[str, Any]) -> list[str]:
+    return [f"Warning: {each}" for each in trigger["warnings"]]
 
 
 def _expectation(trigger: dict[str, Any], found: dict[str, Any]) -> str:
@@ -330,6 +337,7 @@ def _expectation(trigger: dict[str, Any], found: dict[str, Any]) -> str:
         text = f"It would not start anything: {reasons[found['would']]}."
     if not trigger["enabled"]:
         text += "\nIt is disabled, so only corral triggers fire fires it."
+    text = "\n".join([text, *_warning_lines(trigger)])
     return text + "\nThis was a test: nothing was started."
 
 

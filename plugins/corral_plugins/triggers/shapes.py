@@ -102,9 +102,10 @@ class TriggerView(msgspec.Struct, kw_only=True):
 
 
 class TriggerDetails(TriggerView, kw_only=True):
-    """A trigger with its next times, at most five."""
+    """A trigger with its next times, at most five, and what would make its action fail now."""
 
     next_fires: list[Instant]
+    warnings: list[str]
 
 
 class CreatedTrigger(TriggerView, kw_only=True):
@@ -112,6 +113,7 @@ class CreatedTrigger(TriggerView, kw_only=True):
 
     ingress_url: str | None
     secret: str | None
+    warnings: list[str]
 
 
 class TriggerQuery(PageQuery, kw_only=True):

@@ -1,4 +1,4 @@
-"""The line of `corral status` about triggers that Corral disabled."""
+"""The lines of `corral status` about triggers that failed, or that Corral disabled."""
 
 from __future__ import annotations
 
@@ -14,3 +14,13 @@ def trigger_status(client: ApiClient) -> StatusPart:
         return StatusPart(off if found is not None else None)
     names = some_names(f"{each['name']} ({each['disabled_reason']})" for each in off)
     return StatusPart(off, f"{names}. See why, and what to do: corral triggers show NAME")
+
+
+def failure_status(client: ApiClient) -> StatusPart:
+    """Describe the enabled triggers whose action failed the last time."""
+    found = read_if_allowed(client, "/triggers", enabled="true", limit=200)
+    failed = [each for each in found["items"] if each["consecutive_failures"]] if found is not None else []
+    if not failed:
+        return StatusPart(failed if found is not None else None)
+    names = some_names(each["name"] for each in failed)
+    return StatusPart(failed, f"{names}. See why: corral triggers history NAME --status failed")

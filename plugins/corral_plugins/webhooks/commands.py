@@ -163,7 +163,7 @@ def delete_webhook(client: ApiClient, *, webhook: str, as_json: bool) -> None:
 @click.option("--event", help="send the example of this event")
 @client_command
 def test_webhook(client: ApiClient, *, webhook: str, event: str | None, as_json: bool) -> None:
-    """Send a test message, and wait for the result."""
+    """Send a test message, and wait for the result. Ends with status 1 if the message was not delivered."""
     body, row = {} if event is None else {"event": event}, _find(client, webhook)
     found = client.post(f"/webhooks/{row['id']}/test", body)
     if found["delivered"]:
@@ -174,6 +174,8 @@ def test_webhook(client: ApiClient, *, webhook: str, event: str | None, as_json:
         answer = f", the receiver answered {found['status_code']}" if found["status_code"] else ""
         text = f"Not delivered ({found['error']}){answer}."
     print_value(found, as_json=as_json, text="\n".join([text, *([found["response"]] if found["response"] else [])]))
+    if not found["delivered"]:
+        raise SystemExit(1)
 
 
 @webhooks_command_group.command("enable")

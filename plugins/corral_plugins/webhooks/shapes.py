@@ -148,7 +148,7 @@ class DeliveryQuery(PageQuery, kw_only=True):
     event: list[Pattern] | UnsetType = UNSET
 
 
-class AttemptView(msgspec.Struct, kw_only=True):
+class DeliveryAttemptView(msgspec.Struct, kw_only=True):
     """An attempt to send a delivery. `response` is the beginning of the receiver's response, at most 1 KiB."""
 
     n: int
@@ -179,7 +179,7 @@ class DeliveryDetails(DeliveryView, kw_only=True):
     """A delivery with its payload and its last attempts, at most 20."""
 
     payload: dict[str, Any]
-    attempts: list[AttemptView]
+    attempts: list[DeliveryAttemptView]
 
 
 class RecoverDeliveries(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):

@@ -20,6 +20,7 @@ from corral.cli.request_body import body_option, field_option, parse_fields, rea
 from corral.cli.server_connection import client_command, complete_names
 from corral.ids import parse_id
 from corral_core.accounts.api import USERS_PATH
+from corral_plugins.workflows.waiting_steps import step_name, task_obstacles, waited_for
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -28,12 +29,6 @@ ENDED = ("completed", "failed", "cancelled")
 COLUMNS = ("name", "status", "steps", "last_run", "updated_at", "id")
 RUN_COLUMNS = ("workflow", "number", "status", "started_by", "started_at", "finished_at", "cost", "id")
 STEP_COLUMNS = ("step", "type", "status", "attempts", "took", "cost", "output")
-WAITS_FOR = {
-    "task": ("/tasks", "title"),
-    "approval": ("/approvals", "title"),
-    "child_run": ("/workflow-runs", "number"),
-}
-"""What a step may wait for, with the path and the field of its name."""
 HEAD_LENGTH = 60  # characters of an output or error that a table shows
 workflow_argument = click.argument("workflow", shell_complete=complete_names("/workflows"))
 run_argument = click.argument("run", shell_complete=complete_names("/workflows"))
@@ -106,6 +101,7 @@ def create_workflow(
     if others:
         told += f"\nOther workflows have this name too, so name it by its id. The others: {', '.join(others)}"
     print_value(made, as_json=as_json, text=told)
+    _print_warnings(client.post(f"/workflows/{made['id']}/validate", {}))
 
 
 @workflows_command_group.command("edit")
@@ -133,6 +129,7 @@ def edit_workflow(
     changed = client.send("PATCH", f"/workflows/{_find(client, workflow)['id']}", body=changes)
     told = f"Changed {changed['name']}, definition version {changed['workflow_version']}."
     print_value(changed, as_json=as_json, text=told)
+    _print_warnings(client.post(f"/workflows/{changed['id']}/validate", {}))
 
 
 @workflows_command_group.command("delete")
@@ -155,10 +152,14 @@ def delete_workflow(client: ApiClient, *, workflow: str, force: bool, yes: bool,
 @workflow_argument
 @client_command
 def validate_workflow(client: ApiClient, *, workflow: str, as_json: bool) -> None:
-    """Check a workflow with the plugins that are active now. Ends with status 1 if it has faults."""
+    """Check a workflow with the plugins that are active now. Ends with status 1 if it has faults.
+
+    Warnings tell what would keep a step from running now, such as a tool that no agent may use.
+    """
     found = client.post(f"/workflows/{_find(client, workflow)['id']}/validate", {})
     lines = [f"{each['pointer']}: {each['detail']}" for each in found["errors"]]
     print_value(found, as_json=as_json, text="\n".join(lines) or "The workflow is valid.")
+    _print_warnings(found)
     if not found["valid"]:
         raise SystemExit(1)
 
@@ -241,7 +242,7 @@ def show_run(client: ApiClient, *, run: str, as_json: bool) -> None:
     }
     print_fields(found, shown, as_json=False)
     computed: dict[str, Callable[[Mapping[str, Any]], Any]] = {
-        "step": lambda step: step["name"] + "".join(f"[{n}]" for n in step["iteration"]),
+        "step": step_name,
         "type": lambda step: step["step_type"],
         "attempts": lambda step: step["attempt"] if step["started_at"] else "-",
         "took": _duration,
@@ -258,6 +259,8 @@ def show_run(client: ApiClient, *, run: str, as_json: bool) -> None:
     )
     if found["step_count"] > len(found["steps"]):
         click.echo(f"The run has {found['step_count']} steps; the first {len(found['steps'])} are shown.")
+    for name, why in task_obstacles(client, found).items():
+        click.echo(f"{name} waits: {why}")
 
 
 @workflows_command_group.command("watch")
@@ -330,6 +333,11 @@ def _find(client: ApiClient, name: str) -> dict[str, Any]:
     return dict(client.find("/workflows", name, kind="workflow"))
 
 
+def _print_warnings(validation: Mapping[str, Any]) -> None:
+    for each in validation["warnings"]:
+        click.echo(f"Warning: {each['pointer']}: {each['detail']}", err=True)
+
+
 def _others_of_name(client: ApiClient, made: dict[str, Any]) -> list[str]:
     """Return the ids of the other workflows that have the name of this one."""
     same = client.get("/workflows", search=made["name"], limit=200)["items"]
@@ -346,11 +354,8 @@ def _duration(item: Mapping[str, Any]) -> str:
 
 def _result_of_step(names: ObjectNames, step: Mapping[str, Any]) -> str:
     """Return what a step waits for, its error, the beginning of its output, or why it was skipped."""
-    for kind, (path, field) in WAITS_FOR.items():
-        identifier = step[f"{kind}_id"]
-        if identifier is not None and step["status"] not in ENDED:
-            name = names.name(path, identifier, field)
-            return f"{kind.replace('_', ' ')} {name}{'' if name == identifier else f' ({identifier})'}"
+    if (waits := waited_for(names, step)) is not None:
+        return waits
     if step["error"] is not None:
         return _head(step["error"].get("message", step["error"]))
     return _head(step["output"]) if step["output"] is not None else step["reason"] or "-"
@@ -432,9 +437,15 @@ def _print_plan(plan: dict[str, Any], *, as_json: bool) -> None:
 
 
 def _watch(client: ApiClient, run_id: str, *, quiet: bool) -> dict[str, Any]:
-    """Print the events of a run to standard error until it has ended, and return it."""
+    """Print the events of a run to standard error until it has ended, and return it.
+
+    While nothing happens, tell why tasks of its steps do not run: once each, and only if it is still so at the next
+    look, because a task that was just created waits for a moment in any case.
+    """
     with _looking_for(client, run_id):
         after, run = "0", client.get(f"/workflow-runs/{run_id}")
+    told: set[tuple[str, str]] = set()
+    before: dict[str, str] = {}
     while True:
         is_over = run["status"] in ENDED
         page = client.get(f"/workflow-runs/{run_id}/events", after=after, limit=200)
@@ -445,6 +456,11 @@ def _watch(client: ApiClient, run_id: str, *, quiet: bool) -> dict[str, Any]:
             return dict(run)
         if not page["items"]:
             run = client.get(f"/workflow-runs/{run_id}", wait=1)
+            obstacles = {} if quiet else task_obstacles(client, run)
+            lasting = [each for each in obstacles.items() if each in before.items() and each not in told]
+            for name, why in lasting:
+                click.echo(f"  {name} waits: {why}", err=True)
+            told, before = told | set(lasting), obstacles
         elif not is_over:
             run = client.get(f"/workflow-runs/{run_id}")
 

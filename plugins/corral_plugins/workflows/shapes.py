@@ -238,7 +238,10 @@ class PlannedStep(msgspec.Struct, kw_only=True):
 
 
 class Validation(msgspec.Struct, kw_only=True):
-    """The result of validating a workflow. `warnings` name agents, tools and secrets that do not exist now."""
+    """The result of validating a workflow.
+
+    `warnings` name agents, tools and secrets that do not exist now, and tools that no agent may use for their steps.
+    """
 
     valid: bool
     errors: list[StepFault]

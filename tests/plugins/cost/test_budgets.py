@@ -13,6 +13,7 @@ from corral.ids import new_id
 from corral_plugins.cost import jobs
 from corral_plugins.cost.api import BudgetRefused, Hold, NewReservation, TokenCounts
 from corral_plugins.cost.models import BudgetCounter, Reservation
+from corral_plugins.cost.service.budget_limits import BudgetLimitCache
 from corral_plugins.cost.service.budget_upkeep import BudgetUpkeep
 
 DEFAULTS = {
@@ -235,3 +236,23 @@ async def test_a_counter_that_differs_is_corrected_and_reported(books: Any) -> N
     assert await counter(books) == (500_000, 250_000)
     (alert,) = await sent(books, "system.alert")
     assert alert["kind"] == "cost_mismatch"
+
+
+async def test_outdated_limits_create_no_counter(books: Any) -> None:
+    cache = books.kit.service(BudgetLimitCache)
+    await put(books, monthly_limit=10)
+    outdated = cache.cached
+    await put(books, monthly_limit=None)
+    await spend(books, "1")
+    cache.cached = outdated  # as in a process that has not read the limits again
+    assert await reserve(books, 2) is None
+    assert await books.work(lambda: BudgetCounter.select().count()) == 0
+    await put(books, monthly_limit=10)
+    assert await counter(books) == (1_000_000, 0)
+    outdated = cache.cached
+    await put(books, monthly_limit=20)
+    await books.pass_days(31)
+    cache.cached = outdated
+    assert await reserve(books, 15) is not None
+    row = await books.work(lambda: BudgetCounter.get(BudgetCounter.reserved_micro > 0))
+    assert (row.limit_micro, row.reserved_micro) == (20_000_000, 15_000_000)

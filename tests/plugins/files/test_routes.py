@@ -17,6 +17,7 @@ from corral.storage.blobs import BlobStore
 from corral_plugins.files.api import Files, FileSource
 from corral_plugins.files.models import Upload, Usage
 from corral_plugins.files.service import uploads
+from corral_plugins.files.service.quota import FileQuota
 from corral_plugins.files.service.uploads import Uploads
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(50)
@@ -207,6 +208,21 @@ async def test_an_upload_that_is_cancelled_while_it_begins_reserves_nothing(
     with pytest.raises(asyncio.CancelledError):
         await shelf.kit.service(Files).put(content(), name="cut.txt", owner_id=owner, source=source)
     assert await shelf.kit.work(lambda: Upload.select().count(), read=True) == 0
+
+
+async def test_an_upload_that_has_ended_is_not_committed(shelf: Shelf) -> None:
+    """What ends an upload deletes its bytes: a row that is committed afterwards would be a file without bytes."""
+    quota = shelf.kit.service(FileQuota)
+
+    async def content() -> AsyncIterator[bytes]:
+        yield b"some bytes"
+        await shelf.kit.work(lambda: quota.end(Upload.get().id))
+
+    source = FileSource(type="export")
+    with pytest.raises(Unavailable, match="send the file again"):
+        await shelf.kit.service(Files).put(content(), name="cut.txt", owner_id=shelf.owner.user["id"], source=source)
+    assert (await shelf.owner.get("/files")).json()["items"] == []
+    assert (await shelf.owner.get("/files/usage")).json()["bytes"] == 0
 
 
 async def test_a_slow_upload_of_unknown_size_reserves_no_more_than_it_needs(

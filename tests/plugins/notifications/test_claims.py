@@ -32,6 +32,7 @@ from corral_plugins.notifications.service.sender import UNREADABLE
 on_postgres = pytest.mark.parametrize(  # SQLite has one writer at a time
     "unmade_database_url", [pytest.param("postgres", marks=pytest.mark.postgres)], indirect=True
 )
+DAY = 86_400
 STORM: dict[str, Any] = {"events": ("things.*",), "group_by": ["agent_id"]}
 WAITING = "SELECT count(*) FROM pg_locks WHERE NOT granted"
 
@@ -277,6 +278,38 @@ async def test_an_attempt_that_is_broken_off_repeats_no_mail(mailing: Notified, 
     assert (row.status, row.served) == ("pending", ["ops@example.org"])
 
 
+async def test_a_killed_process_repeats_few_mails(
+    mailing: Notified, smtp: MailServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whom an attempt has served is stored while it runs, so the process that takes over knows of it."""
+    monkeypatch.setattr(dispatcher_module, "LOOK_SECONDS", 0.01)
+    accept, goes_on = smtp.box.handle_RCPT, threading.Event()
+
+    async def hang(server: Any, session: Any, envelope: Any, address: str, options: Any) -> str:
+        if address == "slow@example.org":
+            while not goes_on.is_set():  # noqa: ASYNC110  (the test runs in another thread)
+                await asyncio.sleep(0.01)
+        return await accept(server, session, envelope, address, options)
+
+    smtp.box.handle_RCPT = hang  # type: ignore[method-assign]  # for this server only
+    made = await mailing.channel("email", {"to": ["ops@example.org", "slow@example.org"]})
+    await mailing.rule(made, events=("things.*",))
+    await mailing.happen("one")
+    await mailing.kit.events()
+    await mailing.dispatcher.run_once()
+
+    def stored() -> tuple[str, list[str]]:
+        [row] = Delivery.select()
+        return row.status, row.served
+
+    async with asyncio.timeout(60):
+        while (await mailing.kit.work(stored, read=True))[1] != ["ops@example.org"]:  # noqa: ASYNC110  (see above)
+            await asyncio.sleep(0.01)
+    goes_on.set()
+    await mailing.dispatcher.finish()
+    assert await mailing.kit.work(stored, read=True) == ("succeeded", ["ops@example.org", "slow@example.org"])
+
+
 @pytest.mark.one_engine
 async def test_the_dispatcher_looks_at_once_at_what_people_do(world: Notified, slack: Service) -> None:
     made = await slack_channel(world, slack)
@@ -307,6 +340,25 @@ async def test_a_channel_whose_key_is_not_loaded_is_not_claimed(
     assert (await world.kit.work(claims.claim)).claimed == []
     monkeypatch.setattr(keyring, "sealed", False)
     assert len((await world.kit.work(claims.claim)).claimed) == 1
+
+
+@pytest.mark.one_engine
+async def test_a_process_without_the_key_gives_up_only_what_nobody_sends(
+    world: Notified, slack: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process, which has the key, attempts the message again when it is due."""
+    await world.ok(world.admin.put("/settings/notifications/retry_schedule", {"value": [0, 2 * DAY]}))
+    made = await slack_channel(world, slack)
+    await world.rule(made, events=("things.*",), group_wait_seconds=0)
+    slack.answers = [500]
+    await world.happen("one")
+    await world.run()
+    assert [row["status"] for row in await world.deliveries()] == ["retrying"]
+    claims = world.kit.service(DeliveryClaims)
+    monkeypatch.setattr(world.kit.kernel.keyring, "sealed", True)
+    for days, given_up in ((1.1, 0), (1.8, 0), (0.2, 1)):
+        clock.travel(days * DAY)
+        assert await world.kit.work(claims.give_up) == given_up
 
 
 async def test_who_may_not_or_does_not_want_to_know_gets_nothing_that_was_held(
@@ -347,7 +399,7 @@ class SlowPlugin(Plugin):
 async def test_an_attempt_that_takes_long_keeps_its_lease(
     make_kit: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dispatcher_module, "RENEW_SECONDS", 0.01)
+    monkeypatch.setattr(dispatcher_module, "LOOK_SECONDS", 0.001)
     SlowPlugin.may_end = asyncio.Event()
     world = await Notified().build(await make_kit(plugins=(*PLUGINS, SlowPlugin), config=ALLOWED))
     made = await world.channel("slow", {})

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from tests.plugins.notifications.conftest import Notified
 
 from corral import clock
 from corral.events.event import emit
 from corral_plugins.cost.api import BudgetExceeded
+from corral_plugins.notifications import jobs
+from corral_plugins.notifications.service import inbox
 from corral_plugins.webhooks.api import WebhookDisabled
 from corral_plugins.workflows.api import RunFailed
 
@@ -156,3 +159,24 @@ async def test_old_notifications_are_deleted(world: Notified) -> None:
     await world.later(275 * 86_400)
     await world.kit.run_schedule("notifications.purge")
     assert await world.inbox(world.member) == []
+
+
+async def test_what_stays_is_looked_at_once_when_old_notifications_are_deleted(
+    world: Notified, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each batch begins where the one before ended, so no unit of work passes over all that are unread."""
+    monkeypatch.setattr(inbox, "AT_ONCE", 3)
+    await world.fail_task(*(f"task {n}" for n in range(10)))
+    await world.run()
+    for row in (await world.inbox(world.member))[::3]:
+        await world.ok(world.member.put(f"/notifications/{row['id']}/read", {}))
+    await world.later(91 * 86_400)
+    units: list[int] = []
+
+    def delete_old(*args: Any) -> Any:
+        units.append(0)
+        return inbox.delete_old(*args)
+
+    monkeypatch.setattr(jobs, "delete_old", delete_old)
+    await world.kit.run_schedule("notifications.purge")
+    assert (len(await world.inbox(world.member)), len(units)) == (6, 4)

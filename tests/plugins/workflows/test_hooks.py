@@ -168,3 +168,27 @@ async def test_an_executed_step_costs_few_statements(make_kit: Callable[..., Any
     ended = 1
     cost = (await count(24) - first) / 20
     assert cost <= 6, cost
+
+
+@pytest.mark.one_engine
+async def test_a_trigger_warns_of_a_workflow_that_it_cannot_run(make_kit: Callable[..., Any]) -> None:
+    """The failure would otherwise show after the first fire and its attempts, six minutes later."""
+    kit = await make_kit(plugins=(*PLUGINS, "triggers"))
+    world = World(kit, await kit.as_user("member"), await kit.as_user("admin"))
+    workflow_id = await world.workflow(transform("out", "x"), status="draft", name="Draft")
+    action = {"type": "run_workflow", "workflow_id": workflow_id}
+    made = await world.ok("POST", "/triggers", {"name": "now", "type": "manual", "config": {}, "action": action})
+    (warning,) = made["warnings"]
+    assert warning.startswith("The workflow Draft has the status draft, so the trigger fails.")
+    assert warning.endswith(f"corral workflows edit {workflow_id} -f status=active")
+    path, on = f"/triggers/{made['id']}", {"enabled": True}
+    assert (await world.ok("POST", f"{path}/toggle", on))["warnings"] == [warning]
+    await world.ok("PATCH", f"/workflows/{workflow_id}", {"status": "active"})
+    assert (await world.ok("POST", f"{path}/toggle", on))["warnings"] == []
+    await world.ok("PATCH", f"/workflows/{workflow_id}", {"status": "archived"})
+    for caller in (world.member, world.admin):
+        assert "archived" in (await world.ok("GET", path, by=caller))["warnings"][0]
+    await world.ok("DELETE", f"/workflows/{workflow_id}")
+    assert (await world.ok("POST", f"{path}/toggle", on))["warnings"] == ["There is no workflow with this id."]
+    await world.ok("POST", f"{path}/toggle", {"enabled": False})
+    assert (await world.member.post(f"{path}/toggle", on)).code == "unknown_reference"

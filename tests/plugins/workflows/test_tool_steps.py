@@ -297,3 +297,26 @@ async def test_validate_and_dry_run_name_what_is_missing(shop: Shop) -> None:
         ("send", "/steps/2/config", "unknown_reference"),
         ("each", "/steps/3/config/body/0/config/language", "unknown_reference"),
     ]
+
+
+async def test_validate_warns_of_a_tool_that_no_agent_may_use_for_its_step(shop: Shop) -> None:
+    """The step would wait without a word. Which agent may use a tool follows from the step: its agent, or any one."""
+    bare = (await shop.ok("POST", "/agents", {"name": "bare hands", "enabled_tools": ["files.read"]}))["id"]
+    workflow_id = await shop.workflow(
+        call("test.write", agent_id=bare),
+        step("open", "tool", {"tool": "test.write"}),
+        step("nobody", "tool", {"tool": "http.fetch"}),
+        step("role", "agent", {"required_tools": ["test.write"], "agent_role": "reviewer"}),
+        step("computed", "agent", {"required_tools": ["test.write"], "agent_role": "{{ input.role }}"}),
+    )
+    found = await shop.ok("POST", f"/workflows/{workflow_id}/validate", {})
+    assert found["valid"] is True
+    told = {each["step"]: (each["pointer"], each["code"], each["detail"]) for each in found["warnings"]}
+    assert told.keys() == {"call", "nobody", "role"}
+    place, code, detail = told["call"]
+    assert (place, code) == ("/steps/0/config/tool", "not_allowed")
+    assert detail.endswith("corral agents edit 'bare hands' --tool files.read --tool test.write")
+    assert told["nobody"][2].startswith("No started agent may use the tool http.fetch")
+    assert told["role"][0] == "/steps/3/config/required_tools/0"
+    dry = await shop.ok("POST", f"/workflows/{workflow_id}/run", {"dry_run": True})
+    assert dry["missing"]["tools"] == ["http.fetch", "test.write"]

@@ -12,7 +12,7 @@ from peewee import fn
 
 from corral import clock
 from corral.database.statement import Parameter, Statement
-from corral.database.unit import after_commit
+from corral.database.unit import after_commit, locked
 from corral.events.event import emit
 from corral.jobs.job import enqueue
 from corral_plugins.cost.api import BudgetChanged, BudgetExceeded, BudgetThresholdReached
@@ -95,6 +95,9 @@ def sums(limit: Limit, period: Period) -> dict[str, int]:
 def ensure(limits: BudgetLimits, limit: Limit, period: Period) -> bool:
     """Create the counter of a limit in a period, unless it exists. Return whether it was created.
 
+    Limits that another process has changed in the meantime create none: nobody would keep the counter of a limit that
+    was removed, and it would have wrong sums when the limit is set again.
+
     Call this function before the rollups of the current unit of work are written, which is at its end.
     """
     name = (limit.scope, limit.key, period.name)
@@ -102,6 +105,8 @@ def ensure(limits: BudgetLimits, limit: Limit, period: Period) -> bool:
         return False
     created = False
     if find(limit, period) is None:
+        if not _is_current(limits):
+            return False
         row = {**_values(limit, period), "limit_micro": limit.limit_micro, **sums(limit, period)}
         insert = BudgetCounter.insert(**row).on_conflict_ignore().returning(BudgetCounter.period).tuples()
         created = bool(list(insert.execute()))
@@ -109,6 +114,12 @@ def ensure(limits: BudgetLimits, limit: Limit, period: Period) -> bool:
             publish_change(limits)
     after_commit(lambda: limits.known.add(name))
     return created
+
+
+def _is_current(limits: BudgetLimits) -> bool:
+    """Return whether limits are those in force. They stay in force until the unit of work ends."""
+    row = locked(REVISION, share=True).tuples().first()
+    return (0 if row is None else int(row[0])) == limits.revision
 
 
 def publish_change(limits: BudgetLimits) -> None:

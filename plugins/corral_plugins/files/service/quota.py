@@ -32,7 +32,7 @@ class FileQuota:
         """Reserve more bytes for an upload, and show that it is still running. Raise `quota_exceeded`."""
         renewed = Upload.update(reserved=Upload.reserved + more, renewed_at=clock.now())
         if not renewed.where(Upload.id == upload_id).execute():
-            raise Unavailable("The upload was interrupted for too long; send the file again.")
+            raise _interrupted()
         quota = self._settings.get(USER_QUOTA_BYTES)
         reserve = Usage.update(reserved=Usage.reserved + more).where(Usage.owner_id == owner_id)
         if quota is not None:
@@ -43,8 +43,12 @@ class FileQuota:
             raise Problem(detail, code="quota_exceeded")
 
     def commit(self, upload_id: str, owner_id: str, size: int) -> None:
-        """Count a stored file instead of what its upload has reserved."""
-        self.end(upload_id)
+        """Count a stored file instead of what its upload has reserved.
+
+        Raise `Unavailable` if the upload was ended in the meantime, because its bytes are then deleted.
+        """
+        if not self.end(upload_id):
+            raise _interrupted()
         counted = {Usage.files: Usage.files + 1, Usage.bytes: Usage.bytes + size}
         Usage.update(counted).where(Usage.owner_id == owner_id).execute()
 
@@ -76,3 +80,7 @@ class FileQuota:
             bytes=row.bytes if row is not None else 0,
             quota_bytes=self._settings.get(USER_QUOTA_BYTES),
         )
+
+
+def _interrupted() -> Unavailable:
+    return Unavailable("The upload was interrupted for too long; send the file again.")

@@ -21,7 +21,7 @@ from corral_plugins.notifications.models import Channel
 from corral_plugins.notifications.service.checks import CheckedConfig
 from corral_plugins.notifications.service.credentials import ChannelCredentials
 from corral_plugins.notifications.service.rows import channel_view, find_channel, used_by
-from corral_plugins.notifications.shapes import ChannelPatch, ChannelView, NewChannel
+from corral_plugins.notifications.shapes import ChannelPatch, NewChannel, NotificationChannelView
 
 
 class ChannelManagement:
@@ -32,7 +32,7 @@ class ChannelManagement:
     def __init__(self, credentials: ChannelCredentials) -> None:
         self._credentials = credentials
 
-    def list(self, query: PageQuery, *, by: Principal) -> Page[ChannelView]:
+    def list(self, query: PageQuery, *, by: Principal) -> Page[NotificationChannelView]:
         """Return a page of channels, newest first."""
         order = newest_first(Channel)
         found = paginate(Channel.select(), query, by, scope="notifications.channels", order=order, make=_same)
@@ -40,7 +40,7 @@ class ChannelManagement:
         items = [channel_view(row, rules.get(row.id, [])) for row in found.items]
         return Page(items=items, total=found.total, limit=found.limit, offset=found.offset, next=found.next)
 
-    def get(self, channel_id: str) -> ChannelView:
+    def get(self, channel_id: str) -> NotificationChannelView:
         """Return a channel."""
         return _view(find_channel(channel_id))
 
@@ -48,7 +48,7 @@ class ChannelManagement:
         """Return the row of a channel."""
         return find_channel(channel_id)
 
-    def create(self, new: NewChannel, checked: CheckedConfig) -> ChannelView:
+    def create(self, new: NewChannel, checked: CheckedConfig) -> NotificationChannelView:
         """Create a channel whose config has been checked."""
         _require_free_name(new.name)
         now, channel_id = clock.now(), new_id()
@@ -69,7 +69,7 @@ class ChannelManagement:
 
     def update(
         self, channel_id: str, patch: ChannelPatch, checked: CheckedConfig | None, match: IfMatch
-    ) -> ChannelView:
+    ) -> NotificationChannelView:
         """Change a channel. `checked` is its whole new config, or None if the config stays."""
         row = find_channel(channel_id)
         match.check(row.version)
@@ -132,7 +132,7 @@ def _publish(row: Channel, change: str) -> None:
     emit(event, object=("notification_channel", row.id))
 
 
-def _view(row: Channel) -> ChannelView:
+def _view(row: Channel) -> NotificationChannelView:
     return channel_view(row, used_by([row.id]).get(row.id, []))
 
 

@@ -21,7 +21,13 @@ from corral_plugins.notifications.service.credentials import ChannelCredentials
 from corral_plugins.notifications.service.fan_out import CONDITION_ROOTS
 from corral_plugins.notifications.service.mentions import MENTION
 from corral_plugins.notifications.service.quiet_hours import quiet_hours_faults
-from corral_plugins.notifications.shapes import ChannelPatch, NewChannel, NewRule, PreferencesPatch, RulePatch
+from corral_plugins.notifications.shapes import (
+    ChannelPatch,
+    NewChannel,
+    NewNotificationRule,
+    PreferencesPatch,
+    RulePatch,
+)
 
 NOT_REDACTABLE = "not_redactable"
 LEAST_REPEAT = 300
@@ -79,7 +85,7 @@ class RuleChecks:
     def __init__(self, types: EventTypes, expressions: Expressions) -> None:
         self._types, self._expressions = types, expressions
 
-    def check_rule(self, given: NewRule | RulePatch) -> None:
+    def check_rule(self, given: NewNotificationRule | RulePatch) -> None:
         """Raise `Invalid` for events that do not exist, wrong conditions, and times that are not allowed."""
         if given.events is not UNSET:
             self._check_events(given.events, "/events")

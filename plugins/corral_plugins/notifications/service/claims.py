@@ -102,8 +102,9 @@ class DeliveryClaims:
         return Claims(claimed=claimed, more=True)
 
     def renew(self, claimed: Claimed) -> None:
-        """Extend the lease of an attempt that is still running."""
-        Delivery.update(lease_until=clock.now(LEASE_SECONDS)).where(holds(claimed.delivery)).execute()
+        """Extend the lease of an attempt that is still running, and store whom it has served."""
+        changes = {"lease_until": clock.now(LEASE_SECONDS), "served": [*claimed.delivery.served]}
+        Delivery.update(changes).where(holds(claimed.delivery)).execute()
 
     def release(self, claimed: Claimed, due_at: str) -> None:
         """Give back a delivery that was not attempted. It is due at an instant, and collects events again."""
@@ -123,16 +124,26 @@ class DeliveryClaims:
         return int(Delivery.update(waiting_until(now)).where(Delivery.lease_until <= now).execute())
 
     def give_up(self) -> int:
-        """Let deliveries fail whose channel could not be used for a day. Return their number."""
+        """Let deliveries fail whose channel could not be used for a day. Return their number.
+
+        Another process may have the type or the key of a channel that this one lacks. It sends what is due, so only
+        what has been due for a day fails because of them.
+        """
         if self.holds_deliveries():
             return 0
-        is_late = IS_DUE & (Delivery.ready_at < clock.now(-GIVE_UP_SECONDS))
+        day_ago = clock.now(-GIVE_UP_SECONDS)
+        is_late = IS_DUE & (Delivery.ready_at < day_ago)
         ids = [row.channel_id for row in Delivery.select(Delivery.channel_id).where(is_late).distinct().limit(500)]
-        blocked = [row.id for row in Channel.select().where(Channel.id.in_(ids)) if not self._is_ready(row)]
-        if not blocked:
+        rows = list(Channel.select().where(Channel.id.in_(ids)))
+        unusable = [row.id for row in rows if not row.is_enabled or self._is_blocked(row)]
+        unknown = [row.id for row in rows if not self._is_ready(row)]
+        if not unknown:
             return 0
+        is_blocked = Delivery.channel_id.in_(unusable) | (
+            Delivery.channel_id.in_(unknown) & (Delivery.due_at < day_ago)
+        )
         failed = {**ended("failed"), "last_error": "The channel could not be used for 24 hours."}
-        some = Delivery.select(Delivery.id).where(is_late & Delivery.channel_id.in_(blocked)).limit(AT_ONCE)
+        some = Delivery.select(Delivery.id).where(is_late & is_blocked).limit(AT_ONCE)
         return int(Delivery.update(failed).where(Delivery.id.in_(some) & IS_DUE).execute())
 
     def holds_deliveries(self) -> bool:
@@ -145,7 +156,11 @@ class DeliveryClaims:
         """Return whether a channel is enabled, its type active, its key loaded, and its circuit breaker not open."""
         if not row.is_enabled or self._types.find(row.type) is None or not self._credentials.has_key(row):
             return False
-        return self.breakers is None or self.breakers.blocked_until(self._types.breaker_of(row)) is None
+        return not self._is_blocked(row)
+
+    def _is_blocked(self, row: Channel) -> bool:
+        """Return whether the circuit breaker of a channel is open."""
+        return self.breakers is not None and self.breakers.blocked_until(self._types.breaker_of(row)) is not None
 
     def _is_still_wanted(self, row: Delivery, person: Person, logged: Mapping[str, LoggedEvent]) -> bool:
         """Return whether a message may go to a person, or end it.

@@ -29,7 +29,7 @@ from corral_plugins.notifications.service.sender import ChannelSender
 log = logging.getLogger("corral.notifications")
 
 POLL_SECONDS, IDLE_SECONDS, RETRY_SECONDS, DRAIN_SECONDS = 1.0, 10.0, 2.0, 20.0
-RENEW_SECONDS = 15.0  # a lease survives three renewals that fail
+LOOK_SECONDS, LOOKS_A_RENEWAL = 1.0, 15  # a lease survives three renewals that fail
 UNRECORDED = "The attempt failed, and its error could not be stored; see the log."
 ENTRY = UnitContext(label="notifications.dispatch", actor=SYSTEM, cause=(CAUSE,))
 
@@ -175,8 +175,14 @@ class NotificationDispatcher:
             renewal.cancel()
 
     async def _renew(self, claimed: Claimed) -> None:
+        """Keep the lease of an attempt, and store whom it has served, so that a process that is killed repeats few."""
+        served = claimed.delivery.served
         while True:
-            await asyncio.sleep(RENEW_SECONDS)
+            before = len(served)
+            for _ in range(LOOKS_A_RENEWAL):
+                await asyncio.sleep(LOOK_SECONDS)
+                if len(served) > before:
+                    break
             with contextlib.suppress(Unavailable):
                 await self._work(lambda: self._claims.renew(claimed), entry=ENTRY)
 

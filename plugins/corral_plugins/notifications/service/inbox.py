@@ -26,6 +26,8 @@ from corral_plugins.notifications.shapes import MarkAllRead, MarkedRead, Notific
 COUNTING_SECONDS = 300.0  # for which further events of a group count up a notification
 MAX_A_USER, AT_ONCE = 10_000, 500
 UNREAD = Notification.read_at.is_null()
+Position = tuple[str, str]
+"""A place in the notifications of all people: the time and the id of one."""
 
 
 class NewNotification(msgspec.Struct, frozen=True, kw_only=True):
@@ -107,13 +109,21 @@ class Inbox:
         Notification.delete().where(Notification.id == row.id).execute()
 
 
-def delete_old(read_before: str, unread_before: str) -> int:
-    """Delete a batch of old notifications, and return their number."""
-    is_old = (Notification.created_at < unread_before) | (
-        (Notification.created_at < read_before) & Notification.read_at.is_null(False)
-    )
-    some = Notification.select(Notification.id).where(is_old).order_by(Notification.created_at).limit(AT_ONCE)
-    return int(Notification.delete().where(Notification.id.in_(some)).execute())
+def delete_old(read_before: str, unread_before: str, after: Position) -> Position | None:
+    """Delete the old ones among the notifications that follow `after`. Return the last position, or None at the end.
+
+    One call looks at a batch, because most of the old ones may be unread, and stay.
+    """
+    columns = (Notification.created_at, Notification.id, Notification.read_at)
+    follows = (Notification.created_at >= after[0]) & (peewee.Tuple(*columns[:2]) > peewee.Tuple(*after))
+    may_be_old = Notification.created_at < max(read_before, unread_before)
+    some = Notification.select(*columns).where(follows & may_be_old).order_by(*columns[:2]).limit(AT_ONCE)
+    rows: list[Any] = list(some.tuples())
+    old = [row[1] for row in rows if row[0] < (unread_before if row[2] is None else read_before)]
+    if old:
+        is_old = (Notification.created_at < unread_before) | Notification.read_at.is_null(False)
+        Notification.delete().where(Notification.id.in_(old) & is_old).execute()
+    return (rows[-1][0], rows[-1][1]) if len(rows) == AT_ONCE else None
 
 
 def delete_of_user(user_id: str) -> int:

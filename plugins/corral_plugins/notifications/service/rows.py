@@ -15,14 +15,14 @@ from corral_plugins.notifications.api import NotificationView, Severity
 from corral_plugins.notifications.models import Channel, Delivery, Notification, Rule, RuleChannel
 from corral_plugins.notifications.shapes import (
     ChannelStatus,
-    ChannelView,
     DeliveredEvent,
     DeliveryStatus,
+    NotificationChannelView,
     NotificationDeliveryView,
+    NotificationRuleView,
     QuietHours,
     RuleRecipients,
     RuleRef,
-    RuleView,
 )
 
 MASK = "********"
@@ -91,18 +91,18 @@ def status_of(row: Channel) -> ChannelStatus:
     return "untested" if row.last_success_at is None else "ok"
 
 
-def channel_view(row: Channel, rules: list[RuleRef]) -> ChannelView:
+def channel_view(row: Channel, rules: list[RuleRef]) -> NotificationChannelView:
     """Return the API representation of a channel, with its secrets masked."""
-    names = {*ChannelView.__struct_fields__} - {"config", "status", "used_by", "warnings"}
+    names = {*NotificationChannelView.__struct_fields__} - {"config", "status", "used_by", "warnings"}
     fields = {name: getattr(row, name) for name in names}
     config = {**row.config, **dict.fromkeys(row.secret_names, MASK)}
-    return ChannelView(**fields, config=config, status=status_of(row), used_by=rules)
+    return NotificationChannelView(**fields, config=config, status=status_of(row), used_by=rules)
 
 
-def rule_view(row: Rule) -> RuleView:
+def rule_view(row: Rule) -> NotificationRuleView:
     """Return the API representation of a rule."""
-    names = {*RuleView.__struct_fields__} - {"recipients", "quiet_hours", "min_severity"}
-    return RuleView(
+    names = {*NotificationRuleView.__struct_fields__} - {"recipients", "quiet_hours", "min_severity"}
+    return NotificationRuleView(
         **{name: getattr(row, name) for name in names},
         min_severity=cast(Severity, row.min_severity),
         recipients=convert(RuleRecipients, row.recipients),

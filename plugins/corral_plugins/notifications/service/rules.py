@@ -21,9 +21,9 @@ from corral_core.accounts.api import Accounts
 from corral_plugins.notifications.models import Channel, Rule, RuleChannel
 from corral_plugins.notifications.service.dispatcher import NotificationDispatcher
 from corral_plugins.notifications.service.rows import find_rule, rule_view
-from corral_plugins.notifications.shapes import NewRule, RulePatch, RuleView
+from corral_plugins.notifications.shapes import NewNotificationRule, NotificationRuleView, RulePatch
 
-FIELDS = tuple(name for name in NewRule.__struct_fields__ if name not in ("recipients", "quiet_hours"))
+FIELDS = tuple(name for name in NewNotificationRule.__struct_fields__ if name not in ("recipients", "quiet_hours"))
 
 
 class RuleManagement:
@@ -34,12 +34,12 @@ class RuleManagement:
     def __init__(self, accounts: Accounts, dispatcher: NotificationDispatcher) -> None:
         self._accounts, self._dispatcher = accounts, dispatcher
 
-    def list(self, query: PageQuery, *, by: Principal) -> Page[RuleView]:
+    def list(self, query: PageQuery, *, by: Principal) -> Page[NotificationRuleView]:
         """Return a page of rules, newest first."""
         order = newest_first(Rule)
         return paginate(Rule.select(), query, by, scope="notifications.rules", order=order, make=rule_view)
 
-    def get(self, rule_id: str) -> RuleView:
+    def get(self, rule_id: str) -> NotificationRuleView:
         """Return a rule."""
         return rule_view(find_rule(rule_id))
 
@@ -47,7 +47,7 @@ class RuleManagement:
         """Return the row of a rule."""
         return find_rule(rule_id)
 
-    def create(self, new: NewRule) -> RuleView:
+    def create(self, new: NewNotificationRule) -> NotificationRuleView:
         """Create a rule whose events and conditions have been checked. It follows the events that come from now on."""
         _require_free_name(new.name)
         values = self._values(new)
@@ -58,7 +58,7 @@ class RuleManagement:
         after_commit(self._dispatcher.wake)
         return rule_view(row)
 
-    def update(self, rule_id: str, patch: RulePatch, match: IfMatch) -> RuleView:
+    def update(self, rule_id: str, patch: RulePatch, match: IfMatch) -> NotificationRuleView:
         """Change a rule whose new events and conditions have been checked."""
         row = find_rule(rule_id)
         match.check(row.version)
@@ -90,7 +90,7 @@ class RuleManagement:
 
     # -- parts
 
-    def _values(self, given: NewRule | RulePatch) -> dict[str, Any]:
+    def _values(self, given: NewNotificationRule | RulePatch) -> dict[str, Any]:
         """Return the columns of the given fields. Raise `Invalid` for people and channels that do not exist."""
         values = {name: getattr(given, name) for name in FIELDS if getattr(given, name) is not UNSET}
         for name in ("events", "group_by", "channel_ids"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ from corral_plugins.notifications.models import Rule
 from corral_plugins.notifications.service.checks import RuleChecks
 from corral_plugins.notifications.service.rows import rule_view
 from corral_plugins.notifications.service.rules import RuleManagement
-from corral_plugins.notifications.shapes import NewRule, RulePatch
+from corral_plugins.notifications.shapes import NewNotificationRule, RulePatch
 
 PERMISSION = "notifications.manage"
 
@@ -49,7 +50,7 @@ class RuleTemplateInstaller:
     def plan(self, spec: Json) -> None:
         """Raise `Invalid` if the events or the conditions are not valid."""
         assert self.checks is not None
-        self.checks.check_rule(convert(NewRule, {**spec, "enabled": False}))
+        self.checks.check_rule(convert(NewNotificationRule, {**spec, "enabled": False}))
 
     def existing(self, names: Sequence[str]) -> Mapping[str, str]:
         """Return the ids of the rules with these names."""
@@ -58,7 +59,7 @@ class RuleTemplateInstaller:
 
     def install(self, spec: Json, by: Principal) -> InstalledObject:
         """Create a rule that is disabled."""
-        return InstalledObject(id=self._service().create(convert(NewRule, {**spec, "enabled": False})).id)
+        return InstalledObject(id=self._service().create(convert(NewNotificationRule, {**spec, "enabled": False})).id)
 
     def fingerprint(self, ids: Sequence[str]) -> Mapping[str, Json]:
         """Return what an admin may set, by id. Whether the rule is enabled does not count."""
@@ -95,12 +96,13 @@ def _none_running(ids: Sequence[str]) -> Sequence[str]:
 
 def _values(row: Rule) -> Json:
     view: Json = msgspec.to_builtins(rule_view(row))
-    return {name: view[name] for name in NewRule.__struct_fields__ if name != "enabled"}
+    return {name: view[name] for name in NewNotificationRule.__struct_fields__ if name != "enabled"}
 
 
+@functools.cache
 def _schema() -> Json:
     """Return the schema of a new rule. Rules of templates are always created disabled."""
-    schema = msgspec.json.schema(NewRule)
-    fields: Json = schema["$defs"]["NewRule"]["properties"]
+    schema = msgspec.json.schema(NewNotificationRule)
+    fields: Json = schema["$defs"]["NewNotificationRule"]["properties"]
     del fields["enabled"]
     return schema

@@ -17,7 +17,7 @@ from corral.ids import new_id
 from corral.plugin import Audit, AuditEntry
 from corral_plugins.ssh.api import SshExecuted
 from corral_plugins.ssh.models import Connection, Execution
-from corral_plugins.ssh.shapes import ExecutionItem, ExecutionQuery, ExecutionStatus, ExecutionView
+from corral_plugins.ssh.shapes import CommandExecutionView, ExecutionItem, ExecutionQuery, ExecutionStatus
 
 STORED_BYTES = 64 * 1024
 ALIVE_SECONDS = 20.0
@@ -58,10 +58,10 @@ class SshExecutions:
         order = (Order(Execution.started_at), Order(Execution.id))
         return paginate(Execution.select().where(where), query, by, scope="ssh.executions", order=order, make=_item)
 
-    def get(self, connection_id: str, execution_id: str) -> ExecutionView:
+    def get(self, connection_id: str, execution_id: str) -> CommandExecutionView:
         """Return a command with its output. Raise `NotFound`."""
         row = self._find(connection_id, execution_id)
-        return ExecutionView(**_fields(row), stdout=row.stdout, stderr=row.stderr)
+        return CommandExecutionView(**_fields(row), stdout=row.stdout, stderr=row.stderr)
 
     # -- the life of a command
 
@@ -118,7 +118,7 @@ class SshExecutions:
         self._announce(Execution.get_by_id(execution_id), connection.name)
         return True
 
-    def cancel(self, connection_id: str, execution_id: str) -> ExecutionView:
+    def cancel(self, connection_id: str, execution_id: str) -> CommandExecutionView:
         """Record that a running command is cancelled. Its process ends it on the machine within seconds."""
         row = self._find(connection_id, execution_id)
         values = {"status": "cancelled", "finished_at": clock.now(), "alive_until": None}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -17,7 +18,7 @@ from corral.http.answers import IfMatch
 from corral.http.page import Page, newest_first, paginate
 from corral.ids import new_id
 from corral.plugin import InstallationConfig, Settings
-from corral_plugins.triggers.api import TriggerCreated, TriggerDeleted, TriggerUpdated
+from corral_plugins.triggers.api import TriggerAction, TriggerCreated, TriggerDeleted, TriggerUpdated
 from corral_plugins.triggers.models import LIVING, Expectation, Fire, Trigger
 from corral_plugins.triggers.service.batches import HOUR
 from corral_plugins.triggers.service.checks import (
@@ -112,7 +113,7 @@ class TriggerManagement:
 
     def get(self, trigger_id: str, *, by: Principal) -> TriggerDetails:
         """Return a trigger with its next times."""
-        return self._details(find_readable_trigger(trigger_id, by))
+        return self._details(find_readable_trigger(trigger_id, by), by)
 
     def history(self, trigger_id: str, query: HistoryQuery, *, by: Principal) -> Page[HistoryView]:
         """Return a page of the history of a trigger, newest first, even if the trigger is deleted."""
@@ -130,7 +131,7 @@ class TriggerManagement:
     def create(self, new: NewTrigger, made: IngressSecrets, *, by: Principal) -> CreatedTrigger:
         """Create a trigger whose fields have been checked."""
         self._check_quota(by)
-        self._check_action(new.action, by)
+        warnings = self._check_action(new.action, by)
         now, (event_key, event_after) = clock.now(), event_names(new.type, new.config)
         is_timed = (kind := self._types.kind(new.type)) is not None and kind.next_time is not None
         row = Trigger(
@@ -163,7 +164,7 @@ class TriggerManagement:
         Trigger.insert(row.__data__).execute()
         self._begin_waits(row)
         publish(TriggerCreated, row)
-        return CreatedTrigger(**self._fields(row, 0), ingress_url=url, secret=secret)
+        return CreatedTrigger(**self._fields(row, 0), ingress_url=url, secret=secret, warnings=[*warnings])
 
     def update(self, trigger_id: str, patch: TriggerPatch, match: IfMatch, *, by: Principal) -> TriggerDetails:
         """Change a trigger. The new fields have been checked."""
@@ -177,7 +178,7 @@ class TriggerManagement:
         changes = {name: value for name, value in given.items() if getattr(row, name) != value}
         if changes:
             self._apply(row, changes, by)
-        return self._details(row)
+        return self._details(row, by)
 
     def toggle(self, trigger_id: str, enabled: bool | None, match: IfMatch, *, by: Principal) -> TriggerDetails:
         """Enable or disable a trigger, or change it to the other state. Enabling resets the count of failures."""
@@ -186,7 +187,7 @@ class TriggerManagement:
         wanted = not row.enabled if enabled is None else enabled
         if wanted != row.enabled:
             self._apply(row, {"enabled": wanted}, by)
-        return self._details(row)
+        return self._details(row, by)
 
     def delete(self, trigger_id: str, match: IfMatch, *, by: Principal) -> None:
         """Delete a trigger. Its history stays readable."""
@@ -265,16 +266,28 @@ class TriggerManagement:
         if row.type == "absence" and row.enabled and row.event_after is None and row.config.get("for_each") is None:
             expect(row, key="", since=clock.now(), payload=None)
 
-    def _check_action(self, action: dict[str, Any], by: Principal) -> None:
-        """Check that the caller may do what the action does, and that the objects it names exist."""
+    def _check_action(self, action: dict[str, Any], by: Principal) -> Sequence[str]:
+        """Check that the caller may do what the action does, and that the objects it names exist. Return warnings."""
         found = self._types.require_action(action.get("type"))
         require_action_permission(by, found.permission)
-        if found.check is not None:
-            try:
-                found.check(by, constant_fields({**default_fields(found), **action_fields(action)}))
-            except Invalid as error:
-                faults = [msgspec.structs.replace(each, pointer=f"/action{each.pointer}") for each in error.errors]
-                raise Invalid(error.detail, code=error.code, errors=faults) from None
+        try:
+            return _warnings(found, action, by)
+        except Invalid as error:
+            faults = [msgspec.structs.replace(each, pointer=f"/action{each.pointer}") for each in error.errors]
+            raise Invalid(error.detail, code=error.code, errors=faults) from None
+
+    def _find_warnings(self, row: Trigger, by: Principal) -> Sequence[str]:
+        """Return what would make the action of a trigger fail now, such as an object that is gone.
+
+        What the action names may be private to the owner, so its absence is told to the owner only.
+        """
+        found = self._types.action(row.action["type"])
+        if found is None:
+            return [f"No active plugin provides the action {row.action['type']}."]
+        try:
+            return _warnings(found, row.action, by)
+        except Problem as problem:
+            return [problem.detail] if row.created_by == by.user_id else []
 
     def _check_quota(self, by: Principal) -> None:
         most = self._settings.get(MAX_PER_USER)
@@ -288,18 +301,26 @@ class TriggerManagement:
     def _ingress_url(self, token: str) -> str:
         return f"{self._public_url}/api/v1/hooks/{token}"
 
-    def _details(self, row: Trigger) -> TriggerDetails:
+    def _details(self, row: Trigger, by: Principal) -> TriggerDetails:
         kind, times = self._times.kind(row), []
         if kind is not None and row.next_slot_at is not None:
             first = clock.parse_instant(row.next_slot_at)
             times = [first, *next_times(kind, self._times.rule(row), first, SHOWN_TIMES - 1)]
         fires = fires_since([row.id], DAY).get(row.id, 0)
-        return TriggerDetails(**self._fields(row, fires), next_fires=[clock.format_instant(at) for at in times])
+        shown = [clock.format_instant(at) for at in times]
+        return TriggerDetails(**self._fields(row, fires), next_fires=shown, warnings=[*self._find_warnings(row, by)])
 
     def _fields(self, row: Trigger, fires_24h: int) -> dict[str, Any]:
         kind = self._times.kind(row)
         text = None if kind is None or kind.describe is None else kind.describe(row.config, self._times.zone)
         return view_fields(row, fires_24h, text)
+
+
+def _warnings(action: TriggerAction, fields: dict[str, Any], by: Principal) -> list[str]:
+    """Return the warnings of an action. Raise `Invalid` if an object that it names does not exist."""
+    if action.check is None:
+        return []
+    return list(action.check(by, constant_fields({**default_fields(action), **action_fields(fields)})) or ())
 
 
 def _same(row: Trigger) -> Trigger:

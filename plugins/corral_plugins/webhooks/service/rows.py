@@ -14,7 +14,7 @@ from corral.errors import NotFound
 from corral_plugins.webhooks.models import IS_OPEN, Delivery, Webhook
 from corral_plugins.webhooks.shapes import (
     AttemptError,
-    AttemptView,
+    DeliveryAttemptView,
     DeliveryDetails,
     DeliveryView,
     DisabledReason,
@@ -76,7 +76,7 @@ def delivery_view(row: Delivery) -> DeliveryView:
 
 def delivery_details(row: Delivery) -> DeliveryDetails:
     """Return the API representation of a delivery."""
-    attempts = [AttemptView(**each) for each in row.attempts]
+    attempts = [DeliveryAttemptView(**each) for each in row.attempts]
     return DeliveryDetails(**_delivery_fields(row), payload=msgspec.json.decode(row.payload), attempts=attempts)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import socket
+import ssl
 import urllib.parse
 import urllib.request
 from collections.abc import Awaitable, Callable, Mapping
@@ -138,12 +139,14 @@ class WorkerApiClient:
 
     def __init__(self, url: str, token: str, transport: httpx2.AsyncBaseTransport | None = None) -> None:
         self.url, self.token = url.rstrip("/"), token
+        verify = _trusted_authorities(self.url)
         if transport is None and _is_direct(self.url):
-            transport = httpx2.AsyncHTTPTransport(socket_options=KEEP_ALIVE)
+            transport = httpx2.AsyncHTTPTransport(verify=verify, socket_options=KEEP_ALIVE)
         self.http = httpx2.AsyncClient(
             headers={"Authorization": f"Bearer {token}", "Accept": "application/json"},
             timeout=httpx2.Timeout(READ_SECONDS, connect=CONNECT_SECONDS),
             transport=transport,
+            verify=verify,
             follow_redirects=False,
         )
 
@@ -288,6 +291,14 @@ class WorkerApiClient:
         return await call_with_retries(
             lambda: self.send_request("POST", path, body, headers=headers, seconds=seconds), tries=tries, unless=unless
         )
+
+
+def _trusted_authorities(url: str) -> ssl.SSLContext | bool:
+    """Return whom TLS connections trust: the usual authorities for `https`, and nobody for `http`.
+
+    Reading their certificates takes longer than most requests, and every task process makes a client.
+    """
+    return urllib.parse.urlsplit(url).scheme != "http" or ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 
 def _is_direct(url: str) -> bool:

@@ -14,7 +14,7 @@ from corral.errors import Invalid
 from corral.schema.json_schema_validation import json_schema_errors
 from corral_plugins.workflows.models import Run
 from corral_plugins.workflows.service.definitions import find_readable_workflow
-from corral_plugins.workflows.service.references import DETAILS, Reference, References
+from corral_plugins.workflows.service.references import DETAILS, Obstacle, References
 from corral_plugins.workflows.service.validation import Definitions, plan_of
 from corral_plugins.workflows.shapes import DryRun, Missing
 
@@ -36,11 +36,12 @@ class DryRuns:
             raise Invalid("The input does not match the input schema.", code="schema_mismatch", errors=faults)
         graph = await asyncio.to_thread(self._definitions.check, row.steps, row.config)
         used = self._references.all(row.steps)
-        missing, cost = await self._work(lambda: (self._references.missing(used), _average_cost(row.id)), read=True)
-        return DryRun(plan=plan_of(graph), missing=_missing(missing), estimated_cost_usd=cost)
+        obstacles, cost = await self._work(lambda: (self._references.obstacles(used), _average_cost(row.id)), read=True)
+        return DryRun(plan=plan_of(graph), missing=_missing(obstacles), estimated_cost_usd=cost)
 
 
-def _missing(references: Sequence[Reference]) -> Missing:
+def _missing(obstacles: Sequence[Obstacle]) -> Missing:
+    references = [each.reference for each in obstacles]
     names = {kind: sorted({each.name for each in references if each.kind == kind}) for kind in DETAILS}
     return Missing(secrets=names["secret"], tools=names["tool"], agents=names["agent"])
 

@@ -27,7 +27,7 @@ from corral_plugins.workflows.service.definitions import (
     find_writable_workflow,
 )
 from corral_plugins.workflows.service.graph import branch_targets, build_graph
-from corral_plugins.workflows.service.references import References, warning_of
+from corral_plugins.workflows.service.references import References
 from corral_plugins.workflows.service.step_types import StepTypes
 from corral_plugins.workflows.service.steps_input import (
     patched_step,
@@ -145,11 +145,11 @@ class WorkflowManagement:
         if body.input is not UNSET and schema is not None:
             faults = [*faults, *json_schema_errors(schema, body.input, pointer_prefix="/input")]
         used = self._references.all(row.steps) if graph is not None else []
-        missing = await self._work(lambda: self._references.missing(used), read=True)
+        obstacles = await self._work(lambda: self._references.obstacles(used), read=True)
         return Validation(
             valid=not faults,
             errors=with_steps(faults, row.steps),
-            warnings=with_steps([warning_of(each) for each in missing], row.steps),
+            warnings=with_steps([each.warning for each in obstacles], row.steps),
             plan=plan_of(graph) if graph is not None else [],
         )
 

@@ -43,10 +43,13 @@ class WorkflowTriggerAction:
             cancel=self.cancel,
         )
 
-    def check(self, caller: Principal, fields: Json) -> None:
-        """Raise `Invalid` if the workflow does not exist or cannot run, or if it does not accept a fixed input."""
+    def check(self, caller: Principal, fields: Json) -> Sequence[str]:
+        """Raise `Invalid` if the workflow does not exist or is a template, or if it does not accept a fixed input.
+
+        Return a warning if no trigger can run it as it is now: a draft, an archived workflow, or one without steps.
+        """
         if "workflow_id" not in fields:
-            return
+            return ()
         try:
             workflow = find_readable_workflow(str(fields["workflow_id"]).lower(), caller)
         except NotFound:
@@ -59,6 +62,13 @@ class WorkflowTriggerAction:
             faults = json_schema_errors(schema, fields["input"], pointer_prefix="/input")
             if faults:
                 raise Invalid("The workflow does not accept this input.", errors=faults)
+        if workflow.status == "active" and workflow.steps:
+            return ()
+        state = "no steps" if workflow.status == "active" else f"the status {workflow.status}"
+        remedy = f"corral workflows edit {workflow.id} " + (
+            "--input FILE" if not workflow.steps else "-f status=active"
+        )
+        return (f"The workflow {workflow.name} has {state}, so the trigger fails. Correct it: {remedy}",)
 
     def run(self, context: FireContext, fields: Json) -> Json:
         """Start a run with the rights of the owner of the trigger."""

@@ -7,11 +7,14 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from threading import Thread
 from typing import Any
 
 import pytest
 
+from corral.cli.api_client import ApiClient, ApiClientError
+from corral.testing.certificates import CertificateAuthority
 from corral_plugins.workers.node.client import ServerUnreachable, WorkerApiClient
 from corral_plugins.workers.node.lease import TaskLease
 
@@ -65,6 +68,22 @@ async def watches(client: WorkerApiClient) -> bool:
 @pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])  # the second is this machine, and not known as loopback
 def test_a_connection_that_died_silently_is_noticed(port: int, host: str) -> None:
     assert using(f"http://{host}:{port}", watches)
+
+
+def test_the_certificate_of_a_server_is_verified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a worker and by a command: without an authority who vouches for the certificate, nothing is sent."""
+    authority = CertificateAuthority(tmp_path)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.socket = authority.server("localhost").wrap_socket(server.socket, server_side=True)
+    Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+    url = f"https://localhost:{server.server_port}"
+    with pytest.raises(ServerUnreachable):
+        using(url, lambda client: client.send_request("GET", "/x"))
+    with pytest.raises(ApiClientError, match="its TLS certificate was refused"):
+        ApiClient(url).get("/x")
+    monkeypatch.setenv("SSL_CERT_FILE", str(authority.file))
+    using(url, lambda client: client.send_request("GET", "/x"))
+    server.shutdown()
 
 
 def test_a_proxy_of_the_environment_is_used_where_it_is_to_be(port: int, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,15 @@
+"""The line of `corral status` about unread messages."""
+
+from __future__ import annotations
+
+from corral.cli.api_client import ApiClient
+from corral.cli.status_parts import StatusPart, read_if_allowed, some_names
+
+
+def message_status(client: ApiClient) -> StatusPart:
+    """Tell who sent the messages to the user that are unread."""
+    found = read_if_allowed(client, "/messages", unread="true")
+    if found is None or not found["total"]:
+        return StatusPart(found)
+    senders = some_names(dict.fromkeys(each["sender_name"] for each in found["items"]))
+    return StatusPart(found, f"{found['total']} unread, from {senders}. Read them: corral messages list --unread")
