@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -167,6 +168,7 @@ def _values(row: Agent) -> Json:
     }
 
 
+@functools.cache
 def _schema() -> Json:
     """Return the schema of a new agent without the worker, which belongs to an installation."""
     schema = msgspec.json.schema(NewAgent)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -98,6 +99,7 @@ def _values(row: Rule) -> Json:
     return {name: view[name] for name in NewNotificationRule.__struct_fields__ if name != "enabled"}
 
 
+@functools.cache
 def _schema() -> Json:
     """Return the schema of a new rule. Rules of templates are always created disabled."""
     schema = msgspec.json.schema(NewNotificationRule)

@@ -131,6 +131,7 @@ def _values(row: Trigger) -> Json:
     return {**{name: getattr(row, name) for name in COPIED}, "filter": row.filter_expression}
 
 
+@functools.cache
 def _schema() -> Json:
     """Return the schema of a new trigger. Triggers of templates are always created disabled."""
     schema = msgspec.json.schema(NewTrigger)

@@ -147,6 +147,7 @@ def _step_values(step: Json) -> Json:
     return {**kept, **({"config": config} if config else {})}
 
 
+@functools.cache
 def _schema() -> Json:
     """Return the schema of a new workflow. Drafts of templates are neither templates nor active."""
     schema = msgspec.json.schema(NewWorkflow)
