@@ -241,8 +241,8 @@ async def test_corral_settings(tmp_path: Path) -> None:
     size = Setting(name="shelf.size", kind=int, default=3, title="How much fits", minimum=1, maximum=9)
     shelf = plugin("shelf", corral_settings=lambda self: [size])
     async with make_kernel(tmp_path, plugins=[shelf]) as kit:
-        found = {item.setting.name: (item.value, item.source) for item in kit.kernel.settings.all()}
-        assert found["shelf.size"] == (3, "default")
+        found = {item.setting.name: (item.setting, item.pinned_by) for item in kit.kernel.settings.all()}
+        assert found["shelf.size"] == (size, None)
         assert kit.kernel.settings.get(size) == 3
 
 

@@ -98,8 +98,8 @@ def test_a_variable_pins_the_setting_that_declares_it() -> None:
     registry.declare(_declared())
     shown = {item.setting.name: item for item in registry.all()}
     for variable, value, name in PINNING_ROWS:
-        assert (str(shown[name].value), shown[name].pinned_by) == (value, variable)
-    assert shown["webhooks.retry_schedule"].value == [0, 5, 60]
+        assert (str(registry.get(shown[name].setting)), shown[name].pinned_by) == (value, variable)
+    assert registry.get(shown["webhooks.retry_schedule"].setting) == [0, 5, 60]
     assert {setting.env for setting in _declared() if setting.env} == set(environ)
     assert unknown_setting_warnings(config, registry) == [
         "CORRAL_TASK_MAX_ATTEMPT: unknown variable; did you mean CORRAL_TASK_MAX_ATTEMPTS?"

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import re
 import socket
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
@@ -33,13 +31,11 @@ if TYPE_CHECKING:
 
     import httpx2
 
+    from corral.egress.transport import GuardedNetwork
     from corral.egress.upstream_proxy import EgressProxy
-
-log = logging.getLogger("corral.egress")
 
 MIB = 1024 * 1024
 UNRESOLVED = "unresolved_host"
-REPORT_SECONDS, MAX_REPORTED = 60.0, 1000
 
 
 class Egress:
@@ -54,8 +50,7 @@ class Egress:
         self.requests: Counter[tuple[str, str]] = Counter()
         self._proxy_url = config.egress.proxy
         self._context: ssl.SSLContext | None = None
-        self._reported: dict[tuple[str, str], float] = {}
-        self.on_refusal: Callable[[str, str], None] = lambda sink, host: None  # once per sink, host and minute
+        self.on_refusal: Callable[[str, str], None] = lambda sink, host: None
         self.deny_own_server(config.server.bind)
 
     def client(
@@ -79,15 +74,13 @@ class Egress:
         """
         import httpx2
 
-        from corral.egress.transport import GuardedNetwork, GuardedTransport
+        from corral.egress.transport import GuardedTransport
 
         policy = Policy("public", frozenset(map(_parse_host_port, operator)), child)
-        proxy = self.proxy() if child is None else None
-        network = GuardedNetwork(lambda host, port: self.addresses(host, port, policy), proxy)
         transport = GuardedTransport(
-            network,
+            self.network(policy),
             self.tls_context(),
-            check_url=lambda url: self._check_url(url, policy),
+            check_url=lambda url: self.check_url(url, policy),
             total_seconds=total_seconds,
             max_bytes=max_bytes,
             per_host=per_host,
@@ -95,6 +88,13 @@ class Egress:
         )
         timeout = httpx2.Timeout(None, connect=connect_seconds)
         return httpx2.AsyncClient(transport=transport, timeout=timeout, trust_env=False, cookies=_no_cookies())
+
+    def network(self, policy: Policy) -> GuardedNetwork:
+        """Return the network for connections of `httpcore2`, which reach what the policy allows and nothing else."""
+        from corral.egress.transport import GuardedNetwork
+
+        proxy = self.proxy() if policy.child is None else None
+        return GuardedNetwork(lambda host, port: self.addresses(host, port, policy), proxy)
 
     def tls_context(self) -> ssl.SSLContext:
         """Return the TLS context, which verifies certificates with the machine's trust store."""
@@ -114,8 +114,8 @@ class Egress:
         """The URL of the proxy without its credentials."""
         return self._proxy_url and re.sub(r"://[^/]*@", "://", self._proxy_url)
 
-    def _check_url(self, url: str | httpx2.URL, policy: Policy) -> Destination:
-        """Parse the URL and apply the checks that are possible before its host is resolved."""
+    def check_url(self, url: str | httpx2.URL, policy: Policy) -> Destination:
+        """Parse the URL and apply the checks that are possible before its host is resolved. Raise `EgressBlocked`."""
         target = read_url(str(url))
         self.guard.check_destination(target.host, target.port, policy)
         return target
@@ -190,16 +190,10 @@ class Egress:
         self.guard.children.discard((host, port))
 
     def count(self, sink: str, outcome: str, host: str) -> None:
-        """Count a request. Refused requests are logged and reported at most once per sink, host and minute."""
+        """Count a request, and report it if it was refused."""
         self.requests[sink, outcome] += 1
-        now = time.monotonic()
-        if outcome != "blocked" or now - self._reported.get((sink, host), -REPORT_SECONDS) < REPORT_SECONDS:
-            return
-        if len(self._reported) >= MAX_REPORTED:
-            self._reported.clear()
-        self._reported[sink, host] = now
-        log.warning("outgoing connection refused", extra={"sink": sink, "host": host[:253]})
-        self.on_refusal(sink, host[:253])
+        if outcome == "blocked":
+            self.on_refusal(sink, host[:253])
 
 
 def _parse_host_port(text: str) -> HostPort:

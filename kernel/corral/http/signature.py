@@ -6,7 +6,7 @@ import functools
 import inspect
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -42,19 +42,29 @@ class Signature(msgspec.Struct, frozen=True, kw_only=True):
     def returns_version(self) -> bool:
         """Whether the response body has a `version` field, from which the `ETag` is derived."""
         shape = self.answers[0] if len(self.answers) == 1 else None
-        return "version" in getattr(shape, "__struct_fields__", ()) and _resolved(shape).get("version") is int
+        return "version" in getattr(shape, "__struct_fields__", ()) and hints(shape).get("version") is int
 
 
-@functools.lru_cache(maxsize=2048)
-def _resolved(function: Any) -> dict[str, Any]:
-    return typing.get_type_hints(function, include_extras=True)
-
-
-def hints(function: Callable[..., Any]) -> dict[str, Any]:
+def hints(function: Any) -> dict[str, Any]:
     """Return the resolved annotations of a function. The result is shared, so callers must not change it.
 
     Raise `TypeError` naming an annotation that cannot be resolved.
     """
+    return _annotations(function)[0]
+
+
+def optional_hints(function: Any) -> dict[str, tuple[Any, bool]]:
+    """Return the same, without the return type, as `(X, True)` for `X | None`, and as `(X, False)` for any other X."""
+    return _annotations(function)[1]
+
+
+@functools.lru_cache(maxsize=2048)
+def _resolved(function: Any) -> tuple[dict[str, Any], dict[str, tuple[Any, bool]]]:
+    found = typing.get_type_hints(function, include_extras=True)
+    return found, {name: without_none(kind) for name, kind in found.items() if name != "return"}
+
+
+def _annotations(function: Any) -> tuple[dict[str, Any], dict[str, tuple[Any, bool]]]:
     function = getattr(function, "__func__", function)
     plain = isinstance(function, type) or getattr(function, "__closure__", function) is None
     try:  # the cache would keep a closure alive with everything it refers to

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from corral.plugins.record import PluginRecord
 
@@ -18,26 +18,26 @@ NAMED = (
 
 def refuse_conflicts(plugins: Iterable[PluginRecord]) -> None:
     """Mark plugins as `failed` if they declare the same name as another plugin. A built-in plugin keeps the name."""
-    plugins = list(plugins)
+    owners = {f"{record.name}_": record for record in plugins}
     claims: dict[str, dict[str, PluginRecord]] = defaultdict(dict)
-    for record in plugins:
-        for name in _claimed_names(record, plugins):
+    is_safe = all(record.found.built_in for record in owners.values())  # no two built-in plugins claim the same name
+    for record in () if is_safe else owners.values():
+        for name in _claimed_names(record, owners):
             claims[name][record.name] = record
     for name, claimants in claims.items():
-        others = [record for record in claimants.values() if not record.found.built_in]
-        for record in others if len(claimants) > 1 else ():
-            if record.active:
+        for record in claimants.values() if len(claimants) > 1 else ():
+            if record.active and not record.found.built_in:
                 rivals = sorted(rival for rival in claimants if rival != record.name)
                 record.fail(f"{name} is also declared by {' and '.join(rivals)}")
 
 
-def _claimed_names(record: PluginRecord, plugins: list[PluginRecord]) -> Iterator[str]:
+def _claimed_names(record: PluginRecord, owners: Mapping[str, PluginRecord]) -> Iterator[str]:
     for kind, hook in NAMED:
         yield from (f"{kind} {item.name}" for item in record.contributions_to(hook))
     yield from (f"socket {item.path}" for item in record.contributions_to("corral_sockets"))
     yield from (f"event {event.event}" for event in record.contributions_to("corral_events"))
     prefix = f"{record.name}_"
-    for other in plugins:  # tables of the `files_x` plugin begin with the prefix of the `files` plugin too
-        if other is record or prefix.startswith(f"{other.name}_"):
+    for start, other in owners.items():  # tables of the `files_x` plugin begin with the prefix of `files` too
+        if prefix.startswith(start):
             tables = (model._meta.table_name for model in other.contributions_to("corral_models"))
             yield from (f"table {table}" for table in tables if other is record or table.startswith(prefix))

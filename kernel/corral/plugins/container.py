@@ -12,7 +12,7 @@ import inspect
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, TypeVar
 
-from corral.http.signature import hints, without_none
+from corral.http.signature import optional_hints
 from corral.plugin import Provide
 from corral.plugins.record import PluginRecord
 
@@ -89,12 +89,9 @@ class Container:
 
     def inject(self, instance: Any, record: PluginRecord) -> None:
         """Set the class attributes annotated `X | None` to services of the plugins in `wants`, or to None."""
-        for name, kind in hints(type(instance)).items():
-            kind, optional = without_none(kind)
+        for name, (kind, optional) in optional_hints(cls := type(instance)).items():
             if optional and self._is_injectable(kind):
-                setattr(
-                    instance, name, self.find(kind, record, optional=True, where=f"{type(instance).__name__}.{name}")
-                )
+                setattr(instance, name, self.find(kind, record, optional=True, where=f"{cls.__name__}.{name}"))
 
     def bind(
         self, function: Callable[..., Any], record: PluginRecord, *, skip: Collection[str] = ()
@@ -145,8 +142,7 @@ class Container:
 
 def _parameters(function: Any) -> dict[str, tuple[Any, bool]]:
     """Return the types of the parameters of a function or class, and whether each is optional (`X | None`)."""
-    found = hints(function.__init__ if inspect.isclass(function) else function)
-    return {name: without_none(kind) for name, kind in found.items() if name != "return"}
+    return optional_hints(function.__init__ if inspect.isclass(function) else function)
 
 
 def _name(kind: Any) -> str:

@@ -38,7 +38,7 @@ def checked_contributions(spec: Callable[..., Any], returned: Any) -> list[Any]:
 def check_items(where: str, items: Iterable[Any], asked: Any) -> None:
     """Raise `TypeError` unless all items have the type `asked` and all structs among them are valid."""
     for item in items:
-        if not any(_is_of(item, option) for option in union_parts(asked)):
+        if type(item) is not asked and not any(_is_of(item, option) for option in union_parts(asked)):
             raise TypeError(f"{where} has {item!r}, which is not of the type {getattr(asked, '__name__', asked)}")
         if isinstance(item, msgspec.Struct):
             try:

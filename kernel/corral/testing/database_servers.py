@@ -13,6 +13,7 @@ import importlib.util
 import os
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -71,18 +72,12 @@ class PostgresServer(DatabaseServer):
         """
         name = _database_name(url or self.unused_database_url())
         copied = f' TEMPLATE "{_database_name(template)}"' if template else ""
-        self._execute(f'CREATE DATABASE "{name}"{copied}')
+        execute(self.url(), f'CREATE DATABASE "{name}"{copied}')
         return self.url(name)
 
     def drop_database(self, url: str) -> None:
         """Drop the database with this URL, even if clients are connected to it."""
-        self._execute(f'DROP DATABASE IF EXISTS "{_database_name(url)}" WITH (FORCE)')
-
-    def _execute(self, statement: str) -> None:
-        import psycopg
-
-        with psycopg.connect(self.url(), autocommit=True) as connection:
-            connection.execute(statement.encode())
+        execute(self.url(), f'DROP DATABASE IF EXISTS "{_database_name(url)}" WITH (FORCE)')
 
     def _prepare(self) -> None:
         account = self._run_as()
@@ -109,6 +104,11 @@ class PostgresServer(DatabaseServer):
 
     def _run_as(self) -> Mapping[str, Any]:
         return unprivileged_options()
+
+    def _end(self, by: signal.Signals) -> None:
+        if self._folder is not None and (connection := _connections.pop(self.url(), None)) is not None:
+            connection.close()
+        super()._end(by)
 
 
 class ValkeyServer(DatabaseServer):
@@ -144,6 +144,18 @@ class ValkeyServer(DatabaseServer):
             client.sendall(b"PING\r\n")
             return client.recv(64).startswith(b"+PONG")
         return False
+
+
+_connections: dict[str, Any] = {}
+
+
+def execute(url: str, statement: str) -> None:
+    """Execute a statement on a connection that is kept until the server ends, because a new one costs it more time."""
+    import psycopg
+
+    if url not in _connections or _connections[url].closed:
+        _connections[url] = psycopg.connect(url, autocommit=True)
+    _connections[url].execute(statement.encode())
 
 
 def _database_name(url: str) -> str:

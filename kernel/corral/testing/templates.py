@@ -1,12 +1,14 @@
 """Creates databases for tests as copies of migrated templates, because copying is much faster than migrating.
 
-`make_kernel` uses templates for the built-in plugins. The migrations of other plugins are applied to the copy.
+`make_kernel` uses templates for the built-in plugins. The migrations of other plugins are applied to the copy. A new
+template begins as a copy of the one that has most of its plugins.
 """
 
 from __future__ import annotations
 
 import atexit
 import hashlib
+import secrets
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -22,10 +24,14 @@ from corral.plugins.discovery import Found
 from corral.plugins.loading import load
 from corral.plugins.migrations import apply_migrations, migrations_of
 from corral.plugins.record import PluginRecord
+from corral.testing.database_servers import execute
 
-_made: dict[tuple[str, str], str] = {}
+Scripts = frozenset[str]
+"""The migration scripts of a set of plugins: the name and a hash for each plugin."""
+
+_made: dict[tuple[str, Scripts], str] = {}
 _folders: list[Path] = []
-_loaded: dict[tuple[tuple[str, ...], str], tuple[list[PluginRecord], str]] = {}
+_loaded: dict[tuple[tuple[str, ...], str], tuple[list[PluginRecord], Scripts]] = {}
 
 
 def create_from_template(url: str, found: Sequence[Found], config: Config) -> bool:
@@ -45,28 +51,30 @@ def create_from_template(url: str, found: Sequence[Found], config: Config) -> bo
     return len(own) == len(found)
 
 
-def _load_plugins(own: Sequence[Found], config: Config) -> tuple[list[PluginRecord], str]:
-    """Load a set of plugins, once per process. Return their records, for their migrations only, and a fingerprint."""
+def _load_plugins(own: Sequence[Found], config: Config) -> tuple[list[PluginRecord], Scripts]:
+    """Load a set of plugins, once per process. Return their records, for their migrations only, and their scripts."""
     key = (tuple(item.name for item in own), repr(msgspec.structs.asdict(config.plugins)))
     if key not in _loaded:
         plugins = load(own, config)
-        _loaded[key] = plugins, _fingerprint(plugins)
+        _loaded[key] = plugins, _scripts(plugins)
     return _loaded[key]
 
 
-def _sqlite_template(plugins: list[PluginRecord], fingerprint: str, config: Config) -> str:
-    key = ("sqlite", fingerprint)
+def _sqlite_template(plugins: list[PluginRecord], scripts: Scripts, config: Config) -> str:
+    key = ("sqlite", scripts)
     if key not in _made:
         if not _folders:
             _folders.append(Path(tempfile.mkdtemp(prefix="corral-templates-")))
             atexit.register(shutil.rmtree, _folders[0], ignore_errors=True)
-        path = _folders[0] / f"{key[1]}.db"
+        path = _folders[0] / f"{secrets.token_hex(6)}.db"
+        if base := _largest_part(*key):
+            shutil.copyfile(base, path)
         _migrate(f"sqlite:///{path}", plugins, config)
         _made[key] = str(path)
     return _made[key]
 
 
-def _copy_postgres(url: str, plugins: list[PluginRecord], fingerprint: str, config: Config) -> bool:
+def _copy_postgres(url: str, plugins: list[PluginRecord], scripts: Scripts, config: Config) -> bool:
     """Create a PostgreSQL database from a template, and return whether it was created.
 
     An empty database with the same name is replaced.
@@ -74,37 +82,51 @@ def _copy_postgres(url: str, plugins: list[PluginRecord], fingerprint: str, conf
     from psycopg.errors import DuplicateDatabase
 
     server = url.replace(_database_name(url), "postgres", 1)
-    key = (server, fingerprint)
+    key = (server, scripts)
     if key not in _made:
-        name = f"corral_template_{key[1]}"
-        _run(server, f'CREATE DATABASE "{name}"')
+        name = f"corral_template_{secrets.token_hex(6)}"
+        execute(server, _creation(name, _largest_part(*key)))
         _migrate(url.replace(_database_name(url), name, 1), plugins, config)
         _made[key] = name
-    copy = f'CREATE DATABASE "{_database_name(url)}" TEMPLATE "{_made[key]}" STRATEGY FILE_COPY'
+    copy = _creation(_database_name(url), _made[key])
     try:
-        _run(server, copy)
+        execute(server, copy)
     except DuplicateDatabase:
         if not is_empty(url):
             return False
-        _run(server, f'DROP DATABASE "{_database_name(url)}" WITH (FORCE)', copy)
+        execute(server, f'DROP DATABASE "{_database_name(url)}" WITH (FORCE)')
+        execute(server, copy)
     return True
 
 
+def _creation(name: str, template: str | None) -> str:
+    copied = f' TEMPLATE "{template}" STRATEGY FILE_COPY' if template else ""
+    return f'CREATE DATABASE "{name}"{copied}'
+
+
+def _largest_part(place: str, scripts: Scripts) -> str | None:
+    """Return the template in this place that has most of these scripts and no other, or None."""
+    parts = [made for where, made in _made if where == place and made < scripts]
+    return _made[place, max(parts, key=len)] if parts else None
+
+
 def _migrate(url: str, plugins: list[PluginRecord], config: Config) -> None:
-    database = connect(url, pool_size=1)
+    section = msgspec.structs.replace(config.database, migrate_on_start=True)
+    config, database = msgspec.structs.replace(config, database=section), connect(url, pool_size=1)
     try:
         apply_migrations(database, plugins, config)
     finally:
         database.close()
 
 
-def _fingerprint(plugins: Sequence[PluginRecord]) -> str:
-    """Return a hash of all migration scripts of the plugins."""
-    digest = hashlib.sha256()
+def _scripts(plugins: Sequence[PluginRecord]) -> Scripts:
+    found = set()
     for migrations in migrations_of(plugins):
+        digest = hashlib.sha256()
         for path in sorted(migrations.directory.glob("*.py")):
-            digest.update(f"{migrations.plugin}/{path.name}\0".encode() + path.read_bytes())
-    return digest.hexdigest()[:16]
+            digest.update(f"{path.name}\0".encode() + path.read_bytes())
+        found.add(f"{migrations.plugin} {digest.hexdigest()}")
+    return frozenset(found)
 
 
 def is_empty(url: str) -> bool:
@@ -119,11 +141,3 @@ def is_empty(url: str) -> bool:
 
 def _database_name(url: str) -> str:
     return urlsplit(url).path.lstrip("/")
-
-
-def _run(url: str, *statements: str) -> None:
-    import psycopg
-
-    with psycopg.connect(url, autocommit=True) as connection:
-        for statement in statements:
-            connection.execute(statement.encode())

@@ -32,12 +32,13 @@ class InstalledObject(msgspec.Struct, frozen=True, kw_only=True):
 
     `once` contains values that only the response to the installation shows, such as the address of a webhook.
     `refused_tools` are the tools of the template that the person who installs may not give to an agent; the object was
-    created without them.
+    created without them. `warnings` are sentences about what the object needs before it works.
     """
 
     id: str
     once: Mapping[str, str] = {}
     refused_tools: Sequence[str] = ()
+    warnings: Sequence[str] = ()
 
 
 class ObjectUse(msgspec.Struct, frozen=True, kw_only=True):
@@ -84,6 +85,14 @@ class Installer(msgspec.Struct, frozen=True, kw_only=True):
     remove: Callable[[str, Principal], None]
     export: Callable[[str, Principal], Json]
     name_length: int = 100
+
+
+_FUNCTIONS = ("plan", "existing", "install", "fingerprint", "update", "users", "running", "remove", "export")
+
+
+def functions_of(implementation: object) -> dict[str, Any]:
+    """Return the functions of an installer from an object that has methods with their names."""
+    return {name: getattr(implementation, name) for name in _FUNCTIONS}
 
 
 class _TemplateEvent(Event, kw_only=True):

@@ -10,11 +10,11 @@ from corral.database.model import Model
 from corral.events.event import Event
 from corral.http.routes import Routes
 from corral.plugin import Metric, Plugin, Provide, Runtime, hookimpl
-from corral.settings.registry import SettingsRegistry
 from corral.settings.store import SettingsStore
 from corral_plugins.settings.api import SettingChanged
 from corral_plugins.settings.models import TABLES
 from corral_plugins.settings.routes import routes
+from corral_plugins.settings.service.effective import EffectiveSettings
 from corral_plugins.settings.service.live import LiveSettings
 from corral_plugins.settings.service.store import SettingsService
 from corral_plugins.settings.service.views import SettingViews
@@ -39,6 +39,7 @@ class SettingsPlugin(Plugin):
     @hookimpl
     def corral_services(self) -> Iterable[Provide]:
         return [
+            Provide(EffectiveSettings, EffectiveSettings),
             Provide(SettingsService, SettingsService),
             Provide(SettingsStore, _provide_same),
             Provide(SettingViews, SettingViews),
@@ -87,9 +88,9 @@ def _provide_same(service: SettingsService) -> SettingsStore:
     return service
 
 
-def _collect_settings_version(registry: SettingsRegistry) -> Mapping[tuple[str, ...], float]:
-    return {(): float(max(0, registry.version))}
+def _collect_settings_version(effective: EffectiveSettings) -> Mapping[tuple[str, ...], float]:
+    return {(): float(max(0, effective.version))}
 
 
-def _collect_invalid_values(registry: SettingsRegistry) -> Mapping[tuple[str, ...], float]:
-    return {(): float(sum(item.problem is not None for item in registry.all()))}
+def _collect_invalid_values(effective: EffectiveSettings) -> Mapping[tuple[str, ...], float]:
+    return {(): float(sum(item.problem is not None for item in effective.current))}

@@ -20,7 +20,7 @@ from corral_plugins.webhooks.service.deliveries import (
 )
 from corral_plugins.webhooks.service.fan_out import WebhookFanOut
 from corral_plugins.webhooks.service.management import delete_webhooks
-from corral_plugins.webhooks.service.states import AT_ONCE, CANCEL_JOB, cancel_batch
+from corral_plugins.webhooks.service.states import AT_ONCE, CANCEL_JOB, cancel_batch, cancel_stranded
 from corral_plugins.webhooks.settings import RETENTION_DAYS
 
 DAY = 86_400
@@ -34,7 +34,9 @@ async def reap(work: Work, claims: DeliveryClaims, fan_out: WebhookFanOut) -> No
 
 
 async def purge_deliveries(work: Work, settings: Settings) -> None:
-    """Delete the deliveries that ended long ago."""
+    """Delete the deliveries that ended long ago, and cancel those that nobody would send."""
+    while await work(cancel_stranded) == AT_ONCE:
+        continue
     before = clock.now(-settings.get(RETENTION_DAYS) * DAY)
     while await work(lambda: delete_batch(before)) == AT_ONCE:
         continue

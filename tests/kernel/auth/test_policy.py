@@ -16,7 +16,7 @@ from corral.auth.credentials import Credentials
 from corral.auth.principal import SIGNED_IN, Principal
 from corral.http.routes import Routes
 from corral.plugin import Plugin, hookimpl
-from corral.settings.registry import SettingsRegistry, StoredSetting
+from corral.settings.registry import SettingsRegistry
 from corral.testing.kit import PASSWORD, Client, Kit
 from corral_core.accounts.models import FormerPasswordRow, SessionRow, UserRow
 from corral_core.accounts.service import passwords as passwords_module
@@ -54,11 +54,7 @@ class VaultPlugin(Plugin):
 def _set(kit: Kit, **values: Any) -> None:
     """Change settings of a running kernel, as the `settings` plugin does."""
     registry = kit.kernel.container.get(SettingsRegistry)
-    stored = {
-        name.replace("__", "."): StoredSetting(value=value, version=1, updated_at=clock.now(), updated_by=None)
-        for name, value in values.items()
-    }
-    registry.apply(registry.version + 1, stored)
+    registry.set_values({name.replace("__", "."): value for name, value in values.items()})
     kit.kernel.container.get(Credentials).forget(lambda caller: True)  # as a second later
 
 

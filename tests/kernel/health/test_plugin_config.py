@@ -37,5 +37,5 @@ async def test_without_the_plugin_settings_values_stay_and_cannot_be_changed(mak
     admin = await kit.as_user("admin")
     refused = await admin.put("/plugins/workers/config", {"settings": {"workers.max_workers": 8}})
     assert (refused.status, refused.code) == (503, "plugin_disabled")
-    found = {item.setting.name: item.value for item in kit.kernel.settings.all()}
+    found = {item.setting.name: kit.kernel.settings.get(item.setting) for item in kit.kernel.settings.all()}
     assert (found["workers.max_workers"], found["workers.heartbeat_seconds"]) == (7, 15)

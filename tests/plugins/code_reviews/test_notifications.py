@@ -45,3 +45,12 @@ async def test_reviewers_and_owners_are_told(make_kit: Callable[..., Any]) -> No
     await world.kit.run_schedule("code_reviews.remind")
     again = [await world.kit.sign_in(each.user["email"]) for each in (reviewer, owner, opener)]
     assert [(await titles(world, each))[-1:] for each in again] == [[STILL], [NEW], []]
+
+
+async def test_a_review_without_reviewers_is_told_to_the_owner_of_the_agent(make_kit: Callable[..., Any]) -> None:
+    plugins = (*PLUGINS, "code_reviews", "files", "tools")
+    world = await Notified().build(await make_kit(plugins=plugins, config=ALLOWED))
+    agent = await world.ok(world.stranger.post("/agents", {"name": "writer"}), 201)
+    body = {"title": "Change", "agent_id": agent["id"], "patch": patch_of("TWO")}
+    await world.ok(world.member.post("/code-reviews", body), 201)
+    assert [await titles(world, each) for each in (world.stranger, world.member, world.admin)] == [[NEW], [], []]

@@ -27,6 +27,7 @@ async def test_an_exported_policy_names_the_reviewer_that_is_installed_with_it(m
     body = {"agent_ids": [author["id"], reviewer["id"]], "workflow_ids": [workflow["id"]], "meta": meta}
     exported = await market.ok("POST", "/marketplace/export", body)
     specs = {each["key"]: each["spec"] for each in exported["resources"]}
+    assert exported["requires"]["plugins"] == ["agents", "code_reviews", "workflows"]
     named = {"mode": "agent", "reviewer_agent_id": {"$ref": "reviewer"}}
     assert (specs["author"]["review_policy"], specs["write"]["config"]["review_policy"]) == (named, named)
     assert "review_policy" not in specs["reviewer"]

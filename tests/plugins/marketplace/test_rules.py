@@ -297,3 +297,12 @@ async def test_lists_categories_and_deletion(market: Market) -> None:
 async def _newest(market: Market) -> str:
     found: str = (await market.ok("GET", "/marketplace/installations?limit=1"))["items"][0]["id"]
     return found
+
+
+async def test_a_review_policy_needs_code_reviews(market: Market) -> None:
+    policy = _changed("resources.0.spec.review_policy", {"mode": "human"})
+    await market.ok("POST", "/marketplace/templates", policy, by=market.admin)
+    shown = await market.ok("GET", "/marketplace/templates/sorter")
+    assert (shown["installable"], [each["code"] for each in shown["problems"]]) == (False, ["plugin_required"])
+    refused = await market.refused()
+    assert (refused.status, refused.code, refused.json()["references"]) == (409, "plugin_required", ["code_reviews"])

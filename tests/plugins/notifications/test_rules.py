@@ -11,6 +11,7 @@ from tests.plugins.notifications.conftest import Notified
 from tests.plugins.notifications.services import Service
 
 from corral import clock
+from corral.errors import Conflict
 from corral.events import log as event_log
 from corral.events.consumers import ConsumerRow
 from corral_plugins.notifications.service.fan_out import CONSUMER, PositionMoved
@@ -194,15 +195,16 @@ async def test_a_rule_follows_events_from_its_creation_on(world: Notified, slack
     assert len(slack.texts) == 1
 
 
+@pytest.mark.parametrize("poison", [RuntimeError("poison"), Conflict("poison")], ids=["fault", "problem"])
 async def test_an_event_that_cannot_be_handled_is_skipped_after_five_tries(
-    world: Notified, monkeypatch: pytest.MonkeyPatch
+    world: Notified, monkeypatch: pytest.MonkeyPatch, poison: Exception
 ) -> None:
     add = Inbox.add
 
     def break_on_poison(self: Inbox, new: Any) -> None:
         rows = list(new)
         if any(row.title == "Task failed: task poison" for row in rows):
-            raise RuntimeError("poison")
+            raise poison
         add(self, rows)
 
     monkeypatch.setattr(Inbox, "add", break_on_poison)

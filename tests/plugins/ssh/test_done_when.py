@@ -19,6 +19,7 @@ from tests.limits import within
 from tests.plugins.ssh.conftest import PASSWORD, USER, Fleet, Machine
 
 from corral.testing.server import free_port
+from corral_plugins.ssh.service.runner import SshRunner
 
 pytestmark = pytest.mark.one_engine
 
@@ -140,6 +141,24 @@ async def test_ssh_7_denied_commands_are_refused_and_on_record(fleet: Fleet, mac
     assert [(row["outcome"], row["code"], row["details"]["command"]) for row in rows] == [
         ("denied", "command_denied", "echo a; rm -rf x")
     ]
+
+
+async def test_ssh_7_rules_that_change_while_a_command_is_checked_hold(
+    fleet: Fleet, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A command that was checked by the rules of before does not start."""
+    connection, runner = await fleet.trusted(), fleet.kit.service(SshRunner)
+    check = runner._check_rules
+
+    async def changed(*arguments: Any) -> None:
+        await check(*arguments)
+        answer = await fleet.admin.put(f"/ssh-connections/{connection}", {"denied_commands": ["rm *"]})
+        assert answer.status == 200, answer
+
+    monkeypatch.setattr(runner, "_check_rules", changed)
+    refused = await fleet.run(connection, "rm -rf x")
+    assert (refused.status, refused.json()["detail"]) == (409, "The connection was changed at the same time; repeat.")
+    assert (await fleet.executions(connection), machine.connections) == ([], 0)
 
 
 async def test_ssh_8_no_credential_is_shown_anywhere(fleet: Fleet, machine: Machine, caplog: Any) -> None:

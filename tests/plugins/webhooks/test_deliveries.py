@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
+from typing import Any
 
 import pytest
 from peewee import SQL
@@ -13,11 +15,13 @@ from corral import clock
 from corral.events.consumers import ConsumerRow
 from corral_core.accounts.api import Accounts
 from corral_plugins.webhooks.models import Delivery, Webhook
+from corral_plugins.webhooks.service import claims
 from corral_plugins.webhooks.service.claims import DeliveryClaims
 from corral_plugins.webhooks.service.fan_out import WebhookFanOut
 from corral_plugins.webhooks.service.outcomes import DeliveryOutcomes
 from corral_plugins.webhooks.service.redactor_values import WebhookRedactorValues
-from corral_plugins.webhooks.service.sender import AttemptResult
+from corral_plugins.webhooks.service.sender import AttemptResult, WebhookSender
+from corral_plugins.webhooks.service.states import cancel_batch
 
 
 async def test_an_event_arrives_signed(hooks: Hooks, receiver: Receiver) -> None:
@@ -316,6 +320,50 @@ async def test_purged_users_leave_no_webhooks(hooks: Hooks, receiver: Receiver) 
     await hooks.kit.run_jobs()
     left = await hooks.kit.work(lambda: (Webhook.select().count(), Delivery.select().count()), read=True)
     assert (left, made["user_id"]) == ((0, 0), user["id"])
+
+
+async def test_an_attempt_that_fails_in_corral_counts(
+    hooks: Hooks, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any) -> Any:
+        raise RuntimeError("a fault of Corral")
+
+    monkeypatch.setattr(hooks.kit.service(WebhookSender), "_headers", broken)
+    made = await hooks.create(receiver)
+    await hooks.emit("one")
+    await hooks.run()
+    delivery = await hooks.delivery(made["id"])
+    assert (delivery["status"], delivery["attempt"], receiver.messages) == ("retrying", 1, [])
+    assert "RuntimeError in Corral" in delivery["attempts"][0]["response"]
+
+
+async def test_a_delivery_that_is_cancelled_while_it_is_claimed_is_not_sent(
+    hooks: Hooks, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first_waiting = claims._first_waiting
+
+    def cancelled(webhooks: Iterable[Webhook], with_probes: bool) -> list[Delivery]:
+        rows = first_waiting(webhooks, with_probes)
+        for row in rows:  # as another unit of work does on PostgreSQL
+            cancel_batch(row.webhook_id, clock.now())
+        return rows
+
+    monkeypatch.setattr(claims, "_first_waiting", cancelled)
+    made = await hooks.create(receiver)
+    await hooks.emit("one")
+    await hooks.run()
+    assert (receiver.messages, len(await hooks.deliveries(made["id"], "cancelled"))) == ([], 1)
+
+
+async def test_what_nobody_would_send_is_cancelled(hooks: Hooks, receiver: Receiver) -> None:
+    """A delivery may be written while its webhook is disabled, in a unit of work that does not see that yet."""
+    made = await hooks.create(receiver)
+    await hooks.emit("one")
+    await hooks.kit.events()
+    await hooks.kit.service(WebhookFanOut).read()
+    await hooks.kit.work(lambda: Webhook.update(is_active=False).execute())
+    await hooks.kit.run_schedule("webhooks.purge")
+    assert len(await hooks.deliveries(made["id"], "cancelled")) == 1
 
 
 @pytest.mark.one_engine

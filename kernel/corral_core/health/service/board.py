@@ -103,7 +103,8 @@ class HealthBoard:
     def configuration_warnings(self) -> list[str]:
         """Return warnings about configuration that is unsuitable for production."""
         here = self._installation
-        ignored = [item.setting.name for item in self._settings.in_service() if item.problem is not None]
+        names = (item.setting.name for item in self._settings.in_service())
+        ignored = [name for name in names if name in self._settings.problems]
         found = {
             "rate_limits_off": not here.rate_limits,
             "synchronous_normal": here.is_synchronous_normal,

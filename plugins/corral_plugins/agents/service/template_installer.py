@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,8 +23,8 @@ from corral_plugins.agents.service.configuration import (
 )
 from corral_plugins.agents.service.management import AgentManagement
 from corral_plugins.agents.service.rows import find_readable_agent
-from corral_plugins.agents.shapes import AgentPatch, NewAgent
-from corral_plugins.marketplace.api import InstalledObject, Installer, ObjectUse
+from corral_plugins.agents.shapes import AgentPatch, AgentView, NewAgent
+from corral_plugins.marketplace.api import InstalledObject, Installer, ObjectUse, functions_of
 from corral_plugins.tools.api import Tools
 
 Json = dict[str, Any]
@@ -43,6 +44,8 @@ COPIED = (
     "tags",
     "metadata",
 )
+ECHO = "scripted/echo"  # the default model of an installation without any other
+SET_MODEL = "Set one for all agents: corral api PUT /settings/llm/default_model -f value=PROVIDER/MODEL"
 DEFAULTS: Json = {
     "description": "",
     "role": "general",
@@ -78,15 +81,7 @@ class AgentTemplateInstaller:
             schema=_schema(),
             write="agents.write",
             read="agents.read",
-            plan=self.plan,
-            existing=self.existing,
-            install=self.install,
-            fingerprint=self.fingerprint,
-            update=self.update,
-            users=self.users,
-            running=self.running,
-            remove=self.remove,
-            export=self.export,
+            **functions_of(self),
         )
 
     def plan(self, spec: Json) -> None:
@@ -106,7 +101,7 @@ class AgentTemplateInstaller:
         policy = {tool: rule for tool, rule in spec.get("tool_policy", {}).items() if tool not in refused}
         limited = {**spec, "enabled_tools": kept, "tool_policy": policy} if refused else spec
         view = self._service().create(convert(NewAgent, limited), by=by)
-        return InstalledObject(id=view.id, refused_tools=refused)
+        return InstalledObject(id=view.id, refused_tools=refused, warnings=self._model_warnings(view))
 
     def fingerprint(self, ids: Sequence[str]) -> Mapping[str, Json]:
         """Return what the owner of an agent may set, by id."""
@@ -141,6 +136,18 @@ class AgentTemplateInstaller:
         del values["worker_selector"]
         return {name: value for name, value in values.items() if name == "name" or value != DEFAULTS[name]}
 
+    def _model_warnings(self, agent: AgentView) -> list[str]:
+        """Return what is missing so that the agent has a model that answers."""
+        llm = self._service().llm
+        if llm is None:
+            return []
+        own = llm.models_for_agent(agent.llm_provider, agent.llm_model, ())[0]
+        if own.problem is not None:
+            return [f"it needs a model. {own.problem}"]
+        if own.name == ECHO and agent.llm_model is None:
+            return [f"it needs a model: without one, {ECHO} repeats what it is told. {SET_MODEL}"]
+        return []
+
     def _refused_tools(self, spec: Json, by: Principal) -> list[str]:
         if self.tools is None:
             return []
@@ -167,6 +174,7 @@ def _values(row: Agent) -> Json:
     }
 
 
+@functools.cache
 def _schema() -> Json:
     """Return the schema of a new agent without the worker, which belongs to an installation."""
     schema = msgspec.json.schema(NewAgent)

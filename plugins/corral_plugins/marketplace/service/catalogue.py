@@ -32,6 +32,7 @@ from corral_plugins.marketplace.service.manifests import (
     version_key,
 )
 from corral_plugins.marketplace.service.metrics import MarketplaceMetrics
+from corral_plugins.marketplace.service.walking import asks_for_reviews
 from corral_plugins.marketplace.shapes import (
     CategoryList,
     CategoryView,
@@ -94,8 +95,13 @@ class Parts(msgspec.Struct, frozen=True, kw_only=True):
     def missing_plugins(self, data: Json) -> list[str]:
         """Return the plugins that a manifest needs and that are not active."""
         kinds = {resource["kind"] for resource in data["resources"]} - self.installers.keys()
-        needed = set(data.get("requires", {}).get("plugins", ())) | {KIND_PLUGINS.get(kind, kind) for kind in kinds}
+        needed = {*data.get("requires", {}).get("plugins", ()), *used_plugins(data["resources"])}
         return sorted(needed - self.plugins | {KIND_PLUGINS.get(kind, kind) for kind in kinds})
+
+
+def used_plugins(resources: Sequence[Json]) -> set[str]:
+    """Return the plugins that resources use, besides those to which the kinds of resources belong."""
+    return {"code_reviews"} if asks_for_reviews(resources) else set()
 
 
 class TemplateCatalogue:

@@ -14,7 +14,7 @@ from corral.errors import FieldError, Forbidden, Invalid, NotFound
 from corral.ids import ID_PATTERN
 from corral.redact.redactor import Redactor
 from corral_plugins.marketplace.api import Installer
-from corral_plugins.marketplace.service.catalogue import KIND_PLUGINS, Parts, TemplateCatalogue
+from corral_plugins.marketplace.service.catalogue import KIND_PLUGINS, Parts, TemplateCatalogue, used_plugins
 from corral_plugins.marketplace.service.findings import text_findings
 from corral_plugins.marketplace.service.manifests import check_manifest, sha256_of
 from corral_plugins.marketplace.service.rendering import with_references
@@ -90,7 +90,7 @@ def _keys(exported: Sequence[tuple[str, str, Json]]) -> dict[str, str]:
 def _manifest(body: ExportTemplate, resources: list[Json], parts: Parts) -> Json:
     meta, uses = body.meta, uses_of(resources)
     secrets = sorted({place.value for place in uses.secrets})
-    plugins = {KIND_PLUGINS.get(each["kind"], each["kind"]) for each in resources}
+    plugins = {KIND_PLUGINS.get(each["kind"], each["kind"]) for each in resources} | used_plugins(resources)
     manifest: Json = {
         "schema": "corral.template/1",
         "slug": meta.slug,

@@ -54,6 +54,14 @@ def uses_of(resources: list[Json], pointer: str = "/resources") -> Uses:
     return Uses(tools=kinds["tool"], secrets=kinds["secret"], hosts=kinds["host"])
 
 
+def asks_for_reviews(value: Any) -> bool:
+    """Return whether a review policy in a value lets tasks wait for code reviews."""
+    policy = value.get("review_policy") if isinstance(value, dict) else None
+    if isinstance(policy, dict) and policy.get("mode", "none") != "none":
+        return True
+    return any(asks_for_reviews(item) for _, item in _items(value))
+
+
 def references(value: Any, pointer: str = "") -> Iterator[Place]:
     """Yield the key of each reference `{"$ref": "<key>"}` to a resource. Those of JSON Schemas begin with #."""
     key = reference_key(value)

@@ -19,7 +19,7 @@ from corral import clock
 from corral.database.engine import Work
 from corral.database.model import PRIVATE
 from corral.database.unit import SYSTEM, UnitContext
-from corral.errors import ExpectedFailure, Problem
+from corral.errors import ExpectedFailure, Unavailable
 from corral.events import log as event_log
 from corral.events.consumers import ConsumerRow
 from corral.events.event import EventTypes, SystemAlert, emit
@@ -180,7 +180,7 @@ class NotificationFanOut:
             return False
         try:
             reached = await self._handle(batch)
-        except (Problem, PositionMoved):
+        except (Unavailable, PositionMoved):
             raise
         except Exception:
             log.warning("a batch of events failed, retrying event by event", exc_info=True)
@@ -192,7 +192,7 @@ class NotificationFanOut:
             batch = await self._work(lambda: self._load(1), entry=ENTRY, read=True)
             try:
                 await self._handle(batch)
-            except (Problem, PositionMoved):
+            except (Unavailable, PositionMoved):
                 raise
             except Exception as error:
                 log.warning("an event could not be handled", exc_info=True)

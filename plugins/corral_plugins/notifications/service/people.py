@@ -106,7 +106,8 @@ class People:
         people = self.code_reviews.involved(review_id) if self.code_reviews is not None else None
         if people is None:
             return set()
-        return {people.agent_owner_id} if part == "author" else {*people.reviewer_ids, people.task_owner_id}
+        asked = {*people.reviewer_ids, people.task_owner_id} - {None}
+        return asked if asked and part == "reviewers" else {people.agent_owner_id}
 
     def _approvers(self, approval_id: str, roles: Mapping[str, Sequence[str]]) -> set[str | None]:
         people = self.approvals.involved(approval_id) if self.approvals is not None else None

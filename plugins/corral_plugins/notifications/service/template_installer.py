@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ import msgspec
 from corral.auth.principal import Principal
 from corral.http.answers import ANY_VERSION
 from corral.schema.conversion import convert
-from corral_plugins.marketplace.api import InstalledObject, Installer, ObjectUse
+from corral_plugins.marketplace.api import InstalledObject, Installer, ObjectUse, functions_of
 from corral_plugins.notifications.api import Json
 from corral_plugins.notifications.models import Rule
 from corral_plugins.notifications.service.checks import RuleChecks
@@ -35,15 +36,7 @@ class RuleTemplateInstaller:
             schema=_schema(),
             write=PERMISSION,
             read=PERMISSION,
-            plan=self.plan,
-            existing=self.existing,
-            install=self.install,
-            fingerprint=self.fingerprint,
-            update=self.update,
-            users=self.users,
-            running=_none_running,
-            remove=self.remove,
-            export=self.export,
+            **functions_of(self),
         )
 
     def plan(self, spec: Json) -> None:
@@ -72,6 +65,10 @@ class RuleTemplateInstaller:
         """Return no rules, because rules refer to people and channels only, which templates do not create."""
         return []
 
+    def running(self, ids: Sequence[str]) -> Sequence[str]:
+        """Return no rules, because a rule is never at work by itself."""
+        return []
+
     def remove(self, rule_id: str, by: Principal) -> None:
         """Delete a rule."""
         self._service().delete(rule_id, ANY_VERSION)
@@ -88,16 +85,12 @@ class RuleTemplateInstaller:
         return self.management
 
 
-def _none_running(ids: Sequence[str]) -> Sequence[str]:
-    """Return no rules, because a rule is never at work by itself."""
-    return []
-
-
 def _values(row: Rule) -> Json:
     view: Json = msgspec.to_builtins(rule_view(row))
     return {name: view[name] for name in NewNotificationRule.__struct_fields__ if name != "enabled"}
 
 
+@functools.cache
 def _schema() -> Json:
     """Return the schema of a new rule. Rules of templates are always created disabled."""
     schema = msgspec.json.schema(NewNotificationRule)

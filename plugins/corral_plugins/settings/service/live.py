@@ -11,9 +11,9 @@ from corral import clock
 from corral.database.engine import Work
 from corral.events.live_feed import Feed
 from corral.ids import new_id
-from corral.settings.registry import SettingsRegistry, StoredSetting
 from corral_plugins.settings.api import SettingChanged
 from corral_plugins.settings.models import OutdatedProcessRow
+from corral_plugins.settings.service.effective import EffectiveSettings, StoredSetting
 from corral_plugins.settings.service.store import SettingsService
 
 log = logging.getLogger("corral.settings")
@@ -27,8 +27,8 @@ PROPAGATION_SECONDS = 3.0
 class LiveSettings:
     """Applies stored values as they change, and records which settings of this process need a restart."""
 
-    def __init__(self, work: Work, feed: Feed, registry: SettingsRegistry, service: SettingsService) -> None:
-        self._work, self._feed, self._registry, self._service = work, feed, registry, service
+    def __init__(self, work: Work, feed: Feed, effective: EffectiveSettings, service: SettingsService) -> None:
+        self._work, self._feed, self._effective, self._service = work, feed, effective, service
         self._process = new_id()
         self._published: tuple[list[str], float] = ([], 0.0)
         self._failing = self._leaving = False
@@ -70,14 +70,14 @@ class LiveSettings:
 
     def _newer_values(self) -> tuple[int, dict[str, StoredSetting]] | None:
         version = self._service.rows.stored_version()
-        return None if version <= self._registry.version else (version, self._service.rows.all_rows())
+        return None if version <= self._effective.version else (version, self._service.rows.all_rows())
 
     async def _publish_outdated(self) -> None:
         """Store which settings of this process are outdated.
 
         The row exists only while at least one setting is outdated, and is renewed regularly.
         """
-        names = [item.setting.name for item in self._registry.all() if item.pending]
+        names = [item.setting.name for item in self._effective.current if item.pending]
         told, at = self._published
         if self._leaving:
             return

@@ -13,8 +13,8 @@ from corral.crypto import Sealer, associated_data
 from corral.errors import Unavailable
 from corral.ids import new_id
 from corral.plugin import SECRET_CHANGE, Setting
-from corral.settings.registry import StoredSetting
 from corral_plugins.settings.models import STATE, ChangeRow, StateRow, ValueRow
+from corral_plugins.settings.service.effective import StoredSetting
 
 UNREADABLE = "The stored value cannot be decrypted with the master keys of this process."
 

@@ -21,14 +21,14 @@ from corral.events.event import emit
 from corral.http.answers import ANY_VERSION, IfMatch
 from corral.plugin import SECRET_CHANGE, Audit, AuditEntry, Setting, Settings
 from corral.redact.redactor import Redactor
-from corral.settings.registry import EffectiveSetting, SettingsRegistry, SettingValues, StoredSetting
+from corral.settings.registry import DeclaredSetting, SettingsRegistry, SettingValues
 from corral.settings.store import SettingsChange
 from corral.settings.validation import SettingRefused, WebUrl, convert_value
 from corral_plugins.settings.api import SettingChanged
+from corral_plugins.settings.service.effective import EffectiveSetting, EffectiveSettings, Stored, StoredSetting
 from corral_plugins.settings.service.rows import SettingChange, SettingRows, combined_version, to_plain_json
 
 MAX_VALUE_BYTES = 64 * 1024
-Stored = Mapping[str, StoredSetting]
 Check = Callable[[Settings, Principal], None]
 
 
@@ -37,8 +37,15 @@ class SettingsService:
 
     audit: Audit | None = None
 
-    def __init__(self, registry: SettingsRegistry, sealer: Sealer, redactor: Redactor, egress: Egress) -> None:
-        self._registry, self._redactor, self._egress = registry, redactor, egress
+    def __init__(
+        self,
+        registry: SettingsRegistry,
+        effective: EffectiveSettings,
+        sealer: Sealer,
+        redactor: Redactor,
+        egress: Egress,
+    ) -> None:
+        self._registry, self._effective, self._redactor, self._egress = registry, effective, redactor, egress
         self.rows = SettingRows(sealer)
         self._checks: list[tuple[frozenset[str], Check]] = []
         self._secrets: dict[str, str] = {}
@@ -66,7 +73,7 @@ class SettingsService:
             SettingChange(
                 setting=item.setting, before=item.value, value=value, version=_next_version(stored, item.setting.name)
             )
-            for item, value in ((self._registry.preview(name, stored), value) for name, value in found.items())
+            for item, value in ((self._preview(name, stored), value) for name, value in found.items())
             if item.problem is not None or value != item.value
         ]
         self._refuse_locked([change.setting.name for change in changes])
@@ -84,7 +91,7 @@ class SettingsService:
         self.rows.lock_settings()
         stored = self.rows.all_rows()
         if_match.check(combined_version([name], stored))
-        item = self._registry.preview(name, stored)
+        item = self._preview(name, stored)
         if item.stored is not None and item.stored.is_set:
             default, version = item.setting.default, _next_version(stored, name)
             change = SettingChange(
@@ -95,13 +102,12 @@ class SettingsService:
 
     def read(self, name: str) -> EffectiveSetting:
         """Return a setting, including changes made in this unit of work. Raise `NotFound`."""
-        self._find_declared(name)
-        return self._registry.preview(name, self.rows.all_rows())
+        return self._preview(name, self.rows.all_rows())
 
     def read_all(self) -> list[EffectiveSetting]:
         """Return the settings of active plugins sorted by name, including changes made in this unit of work."""
         stored = self.rows.all_rows()
-        return [self._registry.preview(item.setting.name, stored) for item in self._registry.in_service()]
+        return [self._effective.preview(item, stored) for item in self._registry.in_service()]
 
     def refuse_locked(self, name: str) -> None:
         """Raise an error if the setting cannot be changed.
@@ -130,7 +136,7 @@ class SettingsService:
 
     def apply_values(self, version: int, stored: Stored) -> None:
         """Apply stored values in this process. Runs on the event loop."""
-        self._registry.apply(version, stored)
+        self._effective.apply(version, stored)
 
     async def update_redactor(self) -> None:
         """Pass the values of secret settings that are in effect to the redactor.
@@ -139,14 +145,17 @@ class SettingsService:
         """
         secrets = {
             item.setting.name: item.value
-            for item in self._registry.all()
+            for item in self._effective.current
             if item.setting.secret and item.source == "database" and item.value
         }
         if secrets != self._secrets:
             await asyncio.to_thread(self._redactor.set_values, "settings", secrets)
             self._secrets = secrets
 
-    def _find_declared(self, name: str) -> EffectiveSetting:
+    def _preview(self, name: str, stored: Stored) -> EffectiveSetting:
+        return self._effective.preview(self._find_declared(name), stored)
+
+    def _find_declared(self, name: str) -> DeclaredSetting:
         item = self._registry.find(name)
         if item is None:
             raise NotFound("There is no setting with this name; GET /settings lists all.")
@@ -224,8 +233,8 @@ class SettingsService:
 
     def _preview_values(self, stored: Stored) -> SettingValues:
         """Return all effective values as they would be with these stored values."""
-        names = [item.setting.name for item in self._registry.all()]
-        return SettingValues({name: self._registry.preview(name, stored).value for name in names})
+        found = [self._effective.preview(item, stored) for item in self._registry.all()]
+        return SettingValues({item.setting.name: item.value for item in found})
 
     def _check_values(self, values: Settings) -> dict[str, str]:
         """Return the problems that the checks of settings find in these values, by setting name."""

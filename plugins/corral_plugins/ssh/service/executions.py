@@ -75,8 +75,13 @@ class SshExecutions:
         task_id: str | None = None,
         approval_id: str | None = None,
     ) -> Execution:
-        """Record that a command starts. `shown_command` is redacted. Raise `TooMany` if too many are running."""
-        Connection.update(name=Connection.name).where(Connection.id == connection.id).execute()  # locks the row
+        """Record that a command starts. `shown_command` is redacted. Raise `TooMany` if too many are running.
+
+        Raise `Conflict` if the connection, by whose rules the command was checked, has changed or is gone.
+        """
+        is_unchanged = (Connection.id == connection.id) & (Connection.version == connection.version)
+        if not Connection.update(name=Connection.name).where(is_unchanged).execute():  # locks the row
+            raise Conflict("The connection was changed at the same time; repeat.", current_status="changed")
         mine = (Execution.connection_id == connection.id) & RUNNING
         if Execution.select().where(mine).count() >= connection.max_concurrency:
             detail = f"{connection.max_concurrency} commands are already running on {connection.name}."

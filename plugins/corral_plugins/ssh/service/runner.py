@@ -120,9 +120,8 @@ class SshRunner:
             raise mismatch_of(plan.row)
 
         def start() -> str:
-            row = self._connections.find(connection_id)
             started = self._executions.start(
-                row,
+                plan.row,
                 command,
                 shown_command=shown,
                 by=context.by,

@@ -163,7 +163,8 @@ class DeliveryClaims:
         until = clock.now(max(LEASE_SECONDS, timeout + LEASE_MARGIN_SECONDS))
         free = Delivery.id.in_([row.id for row in chosen]) & Delivery.due_at.is_null(False)
         Webhook.update(claimed_at=now).where(Webhook.id.in_({row.webhook_id for row in chosen})).execute()
-        Delivery.update(due_at=None, lease=lease, lease_until=until).where(free).execute()
+        leased = Delivery.update(due_at=None, lease=lease, lease_until=until).where(free).returning(Delivery.id)
+        taken = {row.id for row in leased.execute()}
         for row in chosen:
             row.lease = lease
         return [
@@ -174,6 +175,7 @@ class DeliveryClaims:
                 timeout_seconds=timeout,
             )
             for row in chosen
+            if row.id in taken  # the others were cancelled in the meantime
         ]
 
 

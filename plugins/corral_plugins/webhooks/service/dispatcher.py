@@ -162,13 +162,20 @@ class WebhookDispatcher:
             await asyncio.shield(self._record(claimed, result, at))
 
     async def _send(self, claimed: Claimed) -> AttemptResult:
+        """Send a delivery. What fails unexpectedly is a failed attempt, or it would be tried again for ever."""
         delivery = claimed.delivery
-        return await self._sender.send(
-            claimed.webhook,
-            message_id=delivery.id,
-            payload=delivery.payload,
-            timeout_seconds=claimed.timeout_seconds,
-        )
+        try:
+            return await self._sender.send(
+                claimed.webhook,
+                message_id=delivery.id,
+                payload=delivery.payload,
+                timeout_seconds=claimed.timeout_seconds,
+            )
+        except Problem:
+            raise
+        except Exception as error:
+            log.warning("a delivery failed unexpectedly", extra={"webhook_id": claimed.webhook.id}, exc_info=True)
+            return AttemptResult(error="blocked", response=f"Not sent: {type(error).__name__} in Corral; see the log.")
 
     async def _record(self, claimed: Claimed, result: AttemptResult, at: str) -> None:
         """Record a result, even if the database is unavailable for a moment."""

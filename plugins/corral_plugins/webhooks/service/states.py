@@ -56,6 +56,16 @@ def cancel_batch(webhook_id: str, until: str) -> int:
     return int(Delivery.update(**ended("cancelled")).where(Delivery.id.in_(some) & IS_OPEN).execute())
 
 
+def cancel_stranded() -> int:
+    """Cancel a batch of the open deliveries whose webhook is disabled or gone, and return their number.
+
+    They were written in a unit of work that did not see yet that the webhook was disabled or deleted.
+    """
+    active = Webhook.select(Webhook.id).where(Webhook.is_active)
+    some = Delivery.select(Delivery.id).where(Delivery.due_at.is_null(False) & Delivery.webhook_id.not_in(active))
+    return int(Delivery.update(**ended("cancelled")).where(Delivery.id.in_(some.limit(AT_ONCE)) & IS_OPEN).execute())
+
+
 def ended(status: str) -> dict[str, Any]:
     """Return the changes to a delivery that ends with a status. A running attempt loses its lease."""
     waiting = dict.fromkeys(("next_attempt_at", "due_at", "lease", "lease_until"))
