@@ -95,10 +95,12 @@ class Egress:
 
         `tcp` opens the connections to the addresses that the guard has checked.
         """
+        from httpcore2 import AnyIOBackend
+
         from corral.egress.transport import GuardedNetwork
 
         proxy = self.proxy() if policy.child is None else None
-        return GuardedNetwork(lambda host, port: self.addresses(host, port, policy), proxy, tcp)
+        return GuardedNetwork(lambda host, port: self.addresses(host, port, policy), proxy, tcp or AnyIOBackend())
 
     def tls_context(self) -> ssl.SSLContext:
         """Return the TLS context, which verifies certificates with the machine's trust store."""
