@@ -89,6 +89,8 @@ ALLOWED = {
     "kernel/corral_core/accounts/service/smtp.py": "the SMTP dialogue, on sockets that the guard opened",
     "kernel/corral_core/health/service/sibling_processes.py": "processes of one server, over a socket",
     "kernel/corral_core/redis/": "the operator's Redis",
+    "plugins/corral_plugins/llm/providers/connections.py": "connections on the network that the guard gives it",
+    "plugins/corral_plugins/llm/providers/http.py": "names the type of a response; opens nothing",
     "plugins/corral_plugins/ssh/service/keys.py": "reads keys; opens nothing",
     "plugins/corral_plugins/ssh/service/session.py": "SSH, on sockets that the guard opened",
     "plugins/corral_plugins/workers/node/": "the worker is a program of its own, which speaks to its server",

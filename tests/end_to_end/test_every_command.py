@@ -153,6 +153,7 @@ template validate team.json
 template upload team.json
 template delete team
 notifications list
+notifications show {{inbox}}
 notifications preferences -f email=important
 notifications channel-types
 notifications create-channel receiver --type webhook -f url=http://receiver.invalid/hook
@@ -338,6 +339,8 @@ def test_operations_8_the_json_output_of_every_command_parses(server: ServerProc
             names["delivery"] = first_delivery(admin)
         if "{notice}" in line:
             names["notice"] = failed_notification(admin)
+        if "{inbox}" in line:
+            names["inbox"] = admin.get("/notifications").json()["items"][0]["id"]
         arguments = shlex.split(line.format(**names))
         name = max((each for each in known if f"{line} ".startswith(f"{each} ")), key=len)
         environ = server.environ | (of_copy(server, printed) if name in ON_A_COPY else {})

@@ -357,6 +357,7 @@ template uninstall Nothing -> template installations
 webhooks show ID -> webhooks list
 webhooks disable ID -> webhooks list
 notifications read ID -> notifications list
+notifications show ID -> notifications list
 notifications retry Nothing -> notifications deliveries
 notifications test-channel Nothing -> notifications channels
 notifications edit-rule Nothing --enable -> notifications rules
@@ -469,7 +470,7 @@ def test_any_operation_can_be_called(terminal: Terminal) -> None:
     assert len(whole["items"]) >= 3
     body = json.dumps({"name": "From a file"})
     assert json.loads(terminal("api", "POST", "agents", "--input", "-", stdin=body))["name"] == "From a file"
-    (terminal.folder / "name").write_text("By a file\n")
+    (terminal.folder / "name").write_text("By a file")
     assert json.loads(terminal("api", "POST", "/agents", "-f", "name=@name"))["name"] == "By a file"
     assert terminal("api", "GET", "/problems/not_found")
     image = "data:image/svg+xml;base64," + "A" * 300

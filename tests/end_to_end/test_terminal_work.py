@@ -23,6 +23,8 @@ pytestmark = [pytest.mark.sqlite, pytest.mark.one_engine]
 SCRIPTS = """
 [plugins.llm.scripts.refuses]
 turns = [{ error = { status = 400, message = "No such thing." } }]
+[plugins.llm.scripts.reads]
+turns = [{ tool_calls = [{ name = "http__fetch", arguments = { url = "http://127.0.0.1:1/" } }] }, { text = "Done." }]
 """
 BREAKER = "webhook:receiver.invalid"
 
@@ -51,7 +53,10 @@ def test_status_tells_only_what_needs_people(terminal: Terminal) -> None:
     for line in ("code reviews:", "messages:", "notifications:", "failed triggers:"):
         assert line not in quiet
     assert "agents:" not in quiet
-    terminal("ssh", "create", "builder", "deploy@10.1.2.3")
+    made = terminal.run("ssh", "create", "builder", "deploy@10.1.2.3", "--password", stdin="only for this\n")
+    assert (made.returncode, made.stderr) == (0, ""), made
+    nothing = terminal.run("ssh", "create", "other", "deploy@10.1.2.3", "--password")
+    assert (nothing.returncode, "standard input, which is empty" in nothing.stderr) == (2, True)
     terminal("notifications", "create-channel", "on call", "--type", "webhook", "-f", "url=http://receiver.invalid/x")
     tested = terminal.run("notifications", "test-channel", "on call")
     assert (tested.returncode, tested.stdout.startswith("Not delivered: ")) == (1, True), tested
@@ -231,6 +236,19 @@ def test_triggers_are_edited(terminal: Terminal) -> None:
     terminal("triggers", "delete", "Late")
 
 
+def test_a_completed_task_shows_its_failed_tool_calls_and_an_agent_its_reviews(terminal: Terminal) -> None:
+    """The model may go on after a failed call, so that only the record tells of it."""
+    review = ("-f", 'review_policy:={"mode": "human"}')
+    terminal("agents", "create", "Reader", "--model", "scripted/reads", "--tool", "http.fetch", "--start")
+    terminal("run", "--agent", "Reader", "Read the page")
+    shown = terminal("tasks", "show", "Read the page")
+    assert re.search(r"^status: +completed$", shown, re.M)
+    assert re.search(r"^failed tool calls: +http\.fetch: failed, \S", shown, re.M), shown
+    assert "review of results:" not in terminal("agents", "show", "Reader")
+    terminal("agents", "edit", "Reader", *review)
+    assert re.search(r"^review of results: +by a person$", terminal("agents", "show", "Reader"), re.M)
+
+
 def test_files_belong_to_tasks_by_their_titles(terminal: Terminal) -> None:
     terminal("run", "--agent", "Echo", "Read the file")
     (terminal.folder / "notes.txt").write_text("Notes.\n")
@@ -300,6 +318,8 @@ def test_templates_say_what_to_give_and_what_to_do_next(terminal: Terminal) -> N
         "corral: /parameters/depth: must be an integer",
         "  depth was given as a text; write -p depth:=VALUE for a number, true, false or a list",
     ]
+    planned = terminal.run("template", "plan", "hello-fleet")
+    assert "agent Greeter: it needs a model: without one, scripted/echo repeats what it is told." in planned.stderr
     installed = terminal("template", "install", "hello-fleet")
     assert "Start the agent: corral agents start Greeter" in installed
     assert "Run the workflow: corral workflows run 'Hello fleet'" in installed

@@ -154,7 +154,9 @@ def _find(client: ApiClient, repository: str) -> Any:
 def _state(row: Any) -> str:
     if not row["enabled"]:
         return "disabled"
-    return "error" if row["last_error"] else "ok"
+    if row["last_error"]:
+        return "error"
+    return "ok" if row["is_token_tried"] else "untried"
 
 
 def _print(client: ApiClient, found: dict[str, Any], *, as_json: bool) -> None:

@@ -55,7 +55,8 @@ class GitHubRepositoryView(msgspec.Struct, kw_only=True):
     """A connected repository.
 
     `hook_path` is the path of the address that the webhook at the host calls. `waiting` is the number of pull requests
-    and issues for which work waits.
+    and issues for which work waits. `is_token_tried` tells whether the host has accepted the token: nothing is asked of
+    the host before the first delivery.
     """
 
     id: str
@@ -72,6 +73,7 @@ class GitHubRepositoryView(msgspec.Struct, kw_only=True):
     owner_id: str
     hook_path: str
     waiting: int
+    is_token_tried: bool
     paused_until: Instant | None
     last_error: str | None
     created_at: Instant

@@ -56,6 +56,7 @@ def test_the_commands_of_the_readme(tmp_path: Path, github: RecordedGitHub) -> N
     }
     assert f"{server.address}/api/v1/github/hooks/" in printed["add"]
     assert "octo/hello" in printed["list"]
+    assert re.search(r"^state: +untried$", printed["show"], re.MULTILINE)  # nothing has asked the host yet
     assert "Nothing was delivered" in printed["deliveries"]
     assert "Nothing was posted" in printed["posts"]
     assert "disabled" in printed["edit"]

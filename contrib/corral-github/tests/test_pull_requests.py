@@ -26,7 +26,9 @@ MORE = b"""diff --git a/hello.py b/hello.py
 
 
 async def test_a_pull_request_becomes_a_review_and_new_commits_become_revisions(world: World) -> None:
+    assert (await world.repository())["is_token_tried"] is False
     review = await world.review()
+    assert (await world.repository())["is_token_tried"] is True
     assert (review["title"], review["repo"], review["agent_id"]) == ("Greet politely", "octo/hello", world.author)
     assert (review["base_ref"], review["head_ref"], review["status"]) == ("main", "politeness", "pending")
     diff = await world.member.get(f"/code-reviews/{review['id']}/diff")

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
 
 import click
+
+SECRET_NAME = re.compile(r"password|passphrase|secret|token|code|private_key|(?:^|_)key$|^value$")
+"""The names of fields with secrets. `value` is that of a secret of the vault, and of a setting."""
 
 field_option = click.option(
     "-f",
@@ -29,7 +33,8 @@ body_option = click.option(
 def parse_fields(fields: tuple[str, ...]) -> dict[str, Any]:
     """Convert `KEY=VALUE`, `KEY=@FILE` and `KEY:=JSON` to a dictionary. A repeated key becomes a list.
 
-    On a terminal, `KEY=@-` prompts for one line and hides it, because passwords and codes are given in this way.
+    A text from a file is kept as it is. Only a secret loses the line break at its end, which editors add. On a
+    terminal, `KEY=@-` prompts for one line and hides it, because passwords and codes are given in this way.
     """
     values: dict[str, Any] = {}
     for item in fields:
@@ -46,7 +51,9 @@ def parse_fields(fields: tuple[str, ...]) -> dict[str, Any]:
         elif text == "@-" and sys.stdin.isatty():
             value = click.prompt(key.replace("_", " ").capitalize(), hide_input=True, err=True)
         elif text.startswith("@"):
-            value = _read(Path(text[1:])).decode("utf-8", "replace").rstrip("\r\n")
+            value = _read(Path(text[1:])).decode("utf-8", "replace")
+            if SECRET_NAME.search(key):
+                value = value.rstrip("\r\n")
         if key in values:
             before = values[key]
             value = [*before, value] if isinstance(before, list) else [before, value]

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     import httpx2
 
+    from corral.egress.transport import GuardedNetwork
     from corral.egress.upstream_proxy import EgressProxy
 
 log = logging.getLogger("corral.egress")
@@ -79,15 +80,13 @@ class Egress:
         """
         import httpx2
 
-        from corral.egress.transport import GuardedNetwork, GuardedTransport
+        from corral.egress.transport import GuardedTransport
 
         policy = Policy("public", frozenset(map(_parse_host_port, operator)), child)
-        proxy = self.proxy() if child is None else None
-        network = GuardedNetwork(lambda host, port: self.addresses(host, port, policy), proxy)
         transport = GuardedTransport(
-            network,
+            self.network(policy),
             self.tls_context(),
-            check_url=lambda url: self._check_url(url, policy),
+            check_url=lambda url: self.check_url(url, policy),
             total_seconds=total_seconds,
             max_bytes=max_bytes,
             per_host=per_host,
@@ -95,6 +94,13 @@ class Egress:
         )
         timeout = httpx2.Timeout(None, connect=connect_seconds)
         return httpx2.AsyncClient(transport=transport, timeout=timeout, trust_env=False, cookies=_no_cookies())
+
+    def network(self, policy: Policy) -> GuardedNetwork:
+        """Return the network for connections of `httpcore2`, which reach what the policy allows and nothing else."""
+        from corral.egress.transport import GuardedNetwork
+
+        proxy = self.proxy() if policy.child is None else None
+        return GuardedNetwork(lambda host, port: self.addresses(host, port, policy), proxy)
 
     def tls_context(self) -> ssl.SSLContext:
         """Return the TLS context, which verifies certificates with the machine's trust store."""
@@ -114,8 +120,8 @@ class Egress:
         """The URL of the proxy without its credentials."""
         return self._proxy_url and re.sub(r"://[^/]*@", "://", self._proxy_url)
 
-    def _check_url(self, url: str | httpx2.URL, policy: Policy) -> Destination:
-        """Parse the URL and apply the checks that are possible before its host is resolved."""
+    def check_url(self, url: str | httpx2.URL, policy: Policy) -> Destination:
+        """Parse the URL and apply the checks that are possible before its host is resolved. Raise `EgressBlocked`."""
         target = read_url(str(url))
         self.guard.check_destination(target.host, target.port, policy)
         return target

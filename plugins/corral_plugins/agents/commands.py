@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import click
 
 from corral.cli.api_client import ApiClient
+from corral.cli.object_names import ObjectNames
 from corral.cli.output import format_usd, print_fields, print_table
 from corral.cli.request_body import body_option, field_option, read_body
 from corral.cli.server_connection import client_command, complete_names
@@ -74,6 +75,7 @@ def show_agent(client: ApiClient, *, agent: str, as_json: bool) -> None:
         "system prompt": found["system_prompt"],
         "tools": found["enabled_tools"],
         "role": found["role"],
+        "review of results": _review(client, found["review_policy"]),
         "description": found["description"],
         "tasks": found["current_task_ids"],
         "slots": f"{found['active_tasks']} of {found['max_concurrent_tasks']} in use",
@@ -83,6 +85,16 @@ def show_agent(client: ApiClient, *, agent: str, as_json: bool) -> None:
         "warnings": [_warning(each) for each in found["warnings"]],
     }
     print_fields(found, shown, as_json=as_json)
+
+
+def _review(client: ApiClient, policy: dict[str, Any]) -> str | None:
+    """Say who reviews the results of an agent, or return None if nobody does."""
+    if policy["mode"] == "none":
+        return None
+    reviewer = policy.get("reviewer_agent_id")
+    if reviewer is None:
+        return "by a person" if policy["mode"] == "human" else "by an agent"
+    return f"by the agent {ObjectNames(client).name('/agents', reviewer)}"
 
 
 def _configuration_options(function: F) -> F:

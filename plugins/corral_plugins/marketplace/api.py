@@ -32,12 +32,13 @@ class InstalledObject(msgspec.Struct, frozen=True, kw_only=True):
 
     `once` contains values that only the response to the installation shows, such as the address of a webhook.
     `refused_tools` are the tools of the template that the person who installs may not give to an agent; the object was
-    created without them.
+    created without them. `warnings` are sentences about what the object needs before it works.
     """
 
     id: str
     once: Mapping[str, str] = {}
     refused_tools: Sequence[str] = ()
+    warnings: Sequence[str] = ()
 
 
 class ObjectUse(msgspec.Struct, frozen=True, kw_only=True):

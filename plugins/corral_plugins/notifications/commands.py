@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ COLUMNS = ("created_at", "severity", "title", "count", "read", "id")
 CHANNEL_COLUMNS = ("name", "type", "enabled", "status", "last_success_at", "used_by", "id")
 RULE_COLUMNS = ("name", "events", "min_severity", "channels", "enabled", "id")
 DELIVERY_COLUMNS = ("title", "count", "channel", "rule", "status", "attempts", "next_attempt_at", "last_error", "id")
-PREVIEW_COLUMNS = ("sent_at", "severity", "count", "group_key", "titles")
+PREVIEW_COLUMNS = ("sent_at", "channel", "severity", "count", "group_key", "titles")
 WARNINGS = {
     "unresolved_host": "the host name of the URL does not resolve",
     "not_redactable": "the secret is so short that Corral cannot hide it in logs",
@@ -30,6 +31,7 @@ STATUSES = ("pending", "retrying", "succeeded", "failed", "cancelled", "suppress
 
 CHANNELS, RULES = "/notifications/channels", "/notifications/rules"
 channel_argument = click.argument("channel", shell_complete=complete_names(CHANNELS, "name"))
+notification_argument = click.argument("notification")
 rule_argument = click.argument("rule", shell_complete=complete_names(RULES, "name"))
 limit_option = click.option(
     "--limit", type=click.IntRange(1, 200), default=50, show_default=True, help="maximum number of rows"
@@ -57,6 +59,28 @@ def list_notifications(client: ApiClient, *, unread: bool, limit: int, as_json: 
     )
 
 
+@notifications_command_group.command("show")
+@notification_argument
+@client_command
+def show_notification(client: ApiClient, *, notification: str, as_json: bool) -> None:
+    """Show a notification, without marking it as read."""
+    with _looking_for(client, notification):
+        found = client.get(f"/notifications/{notification}")
+    about = found["object"] or {}
+    shown = {
+        "title": found["title"],
+        "id": found["id"],
+        "severity": found["severity"],
+        "type": found["type"],
+        "about": f"{about['type'].replace('_', ' ')} {about['id']}" if about else None,
+        "times": found["count"] if found["count"] > 1 else None,
+        "created": found["created_at"],
+        "read": found["read_at"],
+        "text": found["body"],
+    }
+    print_fields(found, shown, as_json=as_json)
+
+
 @notifications_command_group.command("read")
 @click.argument("notification", required=False)
 @click.option("--all", "everything", is_flag=True, help="mark all notifications")
@@ -69,7 +93,7 @@ def mark_read(client: ApiClient, *, notification: str | None, everything: bool, 
         done = client.send("PUT", "/notifications/read-all", body={})
         print_value(done, as_json=as_json, text=f"Notifications that are read now: {done['updated']}")
         return
-    with client.looking_for("notification", str(notification), "corral notifications list"):
+    with _looking_for(client, str(notification)):
         row = client.send("PUT", f"/notifications/{notification}/read", body={})
     print_value(row, as_json=as_json, text=f"Read: {row['title']}")
 
@@ -299,7 +323,11 @@ def test_rule(client: ApiClient, *, rule: str, days: int, as_json: bool) -> None
         return
     click.echo(f"Of {found['events']} events, {found['matched']} match. Messages: {found['messages']}.")
     if found["items"]:
-        computed = {"titles": lambda row: "; ".join(row["titles"][:3])}
+        names = ObjectNames(client)
+        computed: dict[str, Callable[[Mapping[str, Any]], Any]] = {
+            "titles": lambda row: "; ".join(row["titles"][:3]),
+            "channel": lambda row: names.name(CHANNELS, row["channel_id"]),
+        }
         print_table(found["items"], PREVIEW_COLUMNS, as_json=False, computed=computed)
 
 
@@ -344,6 +372,10 @@ def retry_delivery(client: ApiClient, *, delivery: str, as_json: bool) -> None:
     with client.looking_for("delivery", delivery, "corral notifications deliveries"):
         row = client.post(f"/notifications/deliveries/{delivery}/retry", {})
     print_value(row, as_json=as_json, text=f"{row['id']} is sent again.")
+
+
+def _looking_for(client: ApiClient, notification: str) -> AbstractContextManager[None]:
+    return client.looking_for("notification", notification, "corral notifications list")
 
 
 def _rule_parts(client: ApiClient, events: tuple[str, ...], channels: tuple[str, ...]) -> dict[str, Any]:

@@ -64,6 +64,12 @@ def count_unread_notifications(inbox: Inbox, caller: Principal) -> UnreadCount:
     return inbox.count_unread(by=caller)
 
 
+@routes.get("/{id}", needs=READ, live=True, raises=("not_found",))
+def get_notification(id: str, inbox: Inbox, caller: Principal) -> NotificationView:
+    """Get a notification of the caller, without marking it as read."""
+    return inbox.get(id, by=caller)
+
+
 @routes.put("/{id}/read", needs=READ, raises=("not_found",))
 def mark_notification(id: str, body: MarkRead, inbox: Inbox, caller: Principal) -> NotificationView:
     """Mark a notification as read or unread."""

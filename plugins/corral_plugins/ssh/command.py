@@ -80,7 +80,9 @@ def show_connection(client: ApiClient, *, connection: str, as_json: bool) -> Non
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="file with the private key; -f passphrase=@- asks for its passphrase",
 )
-@click.option("--password", is_flag=True, help="log in with a password, which the command asks for")
+@click.option(
+    "--password", is_flag=True, help="log in with a password, which the command asks for, or reads from standard input"
+)
 @body_option
 @field_option
 @client_command
@@ -102,7 +104,7 @@ def create_connection(
     if key_path is not None:
         body |= {"auth_method": "key", "private_key": key_path.read_text()}
     if password:
-        secret = click.prompt("Password", hide_input=True, err=True)
+        secret = _read_password()
         body |= {"auth_method": "password", "password": secret}
     made = client.post(CONNECTIONS, body)
     warning = " Its host name does not resolve." if made.get("warnings") else ""
@@ -195,6 +197,15 @@ def list_executions(client: ApiClient, *, connection: str, limit: int, as_json: 
         empty=f"No command was run on {found['name']}.",
         computed={"duration": lambda row: format_ms(row["duration_ms"]), "actor": functools.partial(_actor, names)},
     )
+
+
+def _read_password() -> str:
+    """Ask for a password on a terminal, or read the first line of standard input."""
+    if sys.stdin.isatty():
+        return str(click.prompt("Password", hide_input=True, err=True))
+    if not (secret := sys.stdin.readline().rstrip("\r\n")):
+        raise click.UsageError("--password reads the password from a terminal or from standard input, which is empty")
+    return secret
 
 
 def _actor(names: ObjectNames, row: Any) -> str:

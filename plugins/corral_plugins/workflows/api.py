@@ -306,10 +306,11 @@ class RunCompleted(RunEvent, kw_only=True):
 
 
 class RunFailed(RunEvent, kw_only=True):
-    """A workflow run failed."""
+    """A workflow run failed. `name` is the name of the workflow."""
 
     event = "workflow.run.failed"
 
+    name: str
     error: dict[str, Any]
 
 

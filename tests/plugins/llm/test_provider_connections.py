@@ -14,9 +14,9 @@ from tests.plugins.llm.conftest import completion
 
 from corral.config.reader import load
 from corral.egress.client import Egress
-from corral_plugins.llm.api import ProviderConnection
-from corral_plugins.llm.providers import http
-from corral_plugins.llm.providers.http import IDLE_SECONDS, ProviderHttp
+from corral_plugins.llm.api import ProviderConnection, ProviderError
+from corral_plugins.llm.providers import connections
+from corral_plugins.llm.providers.http import ProviderHttp
 
 pytestmark = pytest.mark.one_engine
 
@@ -27,10 +27,12 @@ class KeepAliveServer:
     def __init__(self) -> None:
         self.opened = self.open = self.received = 0
         self.proceed, self._changed = asyncio.Event(), asyncio.Condition()
-        self.port = 0
+        self.port, self.head = 0, b"HTTP/1.1 200 OK\r\n"
+        self._writers: list[asyncio.StreamWriter] = []
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Serve one connection."""
+        self._writers.append(writer)
         await self._change(opened=1, open=1)
         try:
             while True:
@@ -40,11 +42,17 @@ class KeepAliveServer:
                 await self._change(received=1)
                 await self.proceed.wait()
                 body = msgspec.json.encode(completion("hello"))
-                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
-        except asyncio.IncompleteReadError:  # the client closed the connection
+                writer.write(self.head + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+        except (asyncio.IncompleteReadError, ConnectionError):  # one of both sides closed the connection
             await self._change(open=-1)
         finally:
             writer.close()
+
+    async def hang_up(self) -> None:
+        """Close all connections."""
+        while self._writers:
+            self._writers.pop().close()
+        await self.until(lambda: self.open == 0)
 
     async def _change(self, **differences: int) -> None:
         async with self._changed:
@@ -118,11 +126,48 @@ async def test_a_changed_provider_gets_new_connections(client: ProviderHttp, ser
 async def test_connections_that_are_idle_for_too_long_are_closed(
     client: ProviderHttp, server: KeepAliveServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(connections, "IDLE_SECONDS", -1.0)
     await asked(client, server, 3)
-    later = http.time.monotonic() + IDLE_SECONDS + 1
-    monkeypatch.setattr(http, "time", type("Later", (), {"monotonic": staticmethod(lambda: later)}))
+    await server.until(lambda: server.open == 0)
     await asked(client, server, 1)
-    await server.until(lambda: server.open == 2)
+    assert server.opened == 4
+
+
+async def test_a_connection_that_the_server_has_closed_is_replaced(
+    client: ProviderHttp, server: KeepAliveServer
+) -> None:
+    await asked(client, server, 2)
+    await server.hang_up()
     await asked(client, server, 1)
-    await server.until(lambda: server.open == 1)
     assert server.opened == 3
+
+
+async def test_a_connection_of_a_call_that_was_cancelled_is_closed(
+    client: ProviderHttp, server: KeepAliveServer
+) -> None:
+    call = asking(client, server)
+    await server.until(lambda: server.received == 1)
+    call.cancel()
+    server.proceed.set()
+    await server.until(lambda: server.open == 0)
+    await asked(client, server, 1)
+    assert server.opened == 2
+
+
+@pytest.mark.parametrize(
+    ("head", "limit", "said"),
+    [
+        (b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\n", 1000, "content encoding gzip"),
+        (b"HTTP/1.1 200 OK\r\n", 10, "larger than 10 bytes"),
+        (b"HTTP/2.7 OK\r\n", 1000, "RemoteProtocolError"),
+    ],
+)
+async def test_a_response_that_cannot_be_read_is_an_error(
+    client: ProviderHttp, server: KeepAliveServer, monkeypatch: pytest.MonkeyPatch, head: bytes, limit: int, said: str
+) -> None:
+    monkeypatch.setattr(connections, "MAX_RESPONSE_BYTES", limit)
+    server.head = head
+    with pytest.raises(ProviderError) as raised:
+        await asked(client, server, 1)
+    assert (raised.value.status, said in raised.value.message) == (502, True), raised.value.message
+    await server.until(lambda: server.open == 0)

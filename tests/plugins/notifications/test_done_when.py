@@ -33,7 +33,10 @@ async def test_notifications_1_the_owner_of_a_failing_task_learns_it_at_once(mak
     print(f"told after {(time.monotonic() - began) * 1000:.0f} ms")
     [row] = found
     assert (row["type"], row["severity"], row["title"]) == ("task.failed", "error", "Task failed: task one")
-    assert (row["body"], row["object"], row["count"]) == ("It broke.", {"type": "task", "id": "one"}, 1)
+    assert row["body"] == "It broke.\nSee it: corral tasks show one"
+    assert (row["object"], row["count"]) == ({"type": "task", "id": "one"}, 1)
+    assert await world.ok(world.member.get(f"/notifications/{row['id']}")) == row
+    assert (await world.stranger.get(f"/notifications/{row['id']}")).status == 404
     count = await world.ok(world.member.get("/notifications/unread-count"))
     assert count == {"unread": 1, "by_severity": {"error": 1}}
     [event] = [each for each in await world.kit.events() if each.type == "notification"]

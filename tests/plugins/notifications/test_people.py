@@ -10,6 +10,7 @@ from tests.plugins.notifications.conftest import Notified
 from corral import clock
 from corral.events.event import emit
 from corral_plugins.cost.api import BudgetExceeded
+from corral_plugins.dead_letter.api import TaskDeadLettered
 from corral_plugins.notifications import jobs
 from corral_plugins.notifications.service import inbox
 from corral_plugins.webhooks.api import WebhookDisabled
@@ -33,6 +34,7 @@ async def test_a_person_of_a_task_an_alert_and_a_webhook(world: Notified) -> Non
                 workflow_version=1,
                 status="failed",
                 trigger={},
+                name="Refund",
                 error={"type": "broken", "message": "No."},
             ),
             object=("workflow_run", "run"),
@@ -41,11 +43,40 @@ async def test_a_person_of_a_task_an_alert_and_a_webhook(world: Notified) -> Non
 
     await world.kit.work(unit)
     await world.alert("Something is wrong", "critical")
-    assert await titles(world, world.member) == ["A webhook was disabled (gone)", "A workflow run failed"]
+    assert await titles(world, world.member) == ["A webhook was disabled (gone)", "The workflow Refund failed"]
     assert await titles(world, world.admin) == ["Something is wrong"]
     [row] = await world.inbox(world.admin)
     assert (row["severity"], row["type"]) == ("critical", "system.alert")
     assert await titles(world, world.stranger) == []
+
+
+async def test_one_failure_is_told_once(world: Notified) -> None:
+    """A task that fails for good gets its dead letter at the same moment. Of a later one its owner is told."""
+
+    async def fail(task: str, previous: str) -> None:
+        event = TaskDeadLettered(
+            task_id=task,
+            title=task,
+            status="failed",
+            previous=previous,
+            priority="medium",
+            agent_id=None,
+            worker_id=None,
+            attempt=3,
+            dead_letter_id=task,
+            reason="max_attempts",
+            error_type="broken",
+        )
+        await world.fail_task(task, title=task)
+        await world.kit.work(lambda: emit(event, object=("task", task), owner=world.member.user["id"]))
+
+    await fail("one", "running")
+    assert await titles(world, world.member) == ["Task failed: one"]
+    await fail("two", "failed")
+    assert {"Task given up: two", "Task failed: two"} <= set(await titles(world, world.member))
+    await world.ok(world.member.put("/notifications/preferences", {"mute": ["task.failed"]}))
+    await fail("three", "running")
+    assert "Task given up: three" in await titles(world, world.member)
 
 
 async def test_approvers_are_asked_and_the_requester_learns_the_end(world: Notified) -> None:

@@ -58,14 +58,15 @@ class Repositories:
         page = paginate(
             rows, query, by, scope="github.repositories", order=newest_first(Repository), make=lambda row: row
         )
-        waiting = _waiting([row.id for row in page.items])
-        shown = [_view(row, waiting.get(row.id, 0)) for row in page.items]
+        ids = [row.id for row in page.items]
+        waiting, tried = _waiting(ids), _tried(ids)
+        shown = [_view(row, waiting.get(row.id, 0), row.id in tried) for row in page.items]
         return Page(items=shown, total=page.total, limit=page.limit, offset=page.offset, next=page.next)
 
     def get(self, repository_id: str, *, by: Principal) -> GitHubRepositoryView:
         """Return a repository. Raise `NotFound`."""
         row = _find(repository_id, by)
-        return _view(row, _waiting([row.id]).get(row.id, 0))
+        return _view(row, _waiting([row.id]).get(row.id, 0), bool(_tried([row.id])))
 
     def create(self, new: NewGitHubRepository, *, by: Principal) -> GitHubRepositoryView:
         """Connect a repository. Raise `Conflict` (`duplicate`) if it is connected already."""
@@ -89,7 +90,7 @@ class Repositories:
         self._secrets.attach(row, "token", by=by)
         self._secrets.attach(row, "webhook", by=by)
         self._record("connect", row, {name: (None, getattr(row, name)) for name in ("api_url", *FIELDS)})
-        return _view(row, 0)
+        return _view(row, 0, is_tried=False)
 
     def update(
         self, repository_id: str, patch: GitHubRepositoryPatch, match: IfMatch, *, by: Principal
@@ -112,7 +113,7 @@ class Repositories:
             if f"{part}_secret" in changes:
                 self._secrets.attach(row, part, by=by)
         self._record("update", row, changes)
-        return _view(row, _waiting([row.id]).get(row.id, 0))
+        return _view(row, _waiting([row.id]).get(row.id, 0), bool(_tried([row.id])))
 
     def delete(self, repository_id: str, match: IfMatch, *, by: Principal) -> None:
         """Disconnect a repository. Its code reviews and tasks stay; what was not posted yet is not posted."""
@@ -208,8 +209,20 @@ def _waiting(repository_ids: list[str]) -> dict[str, int]:
     return dict(list(found.tuples())) if repository_ids else {}
 
 
-def _view(row: Repository, waiting: int) -> GitHubRepositoryView:
-    computed = {"waiting": waiting, "hook_path": f"/api/v1/github/hooks/{row.id}"}
+def _tried(repository_ids: list[str]) -> set[str]:
+    """Return the repositories whose host has answered: a pull request was read, or something was posted."""
+    if not repository_ids:
+        return set()
+    is_read = (Thread.kind == "pull") & (Thread.review_id.is_null(False) | Thread.task_id.is_null(False))
+    read: Any = Thread.select(Thread.repository_id).where(Thread.repository_id.in_(repository_ids) & is_read)
+    sent: Any = Post.select(Post.repository_id).where(
+        Post.repository_id.in_(repository_ids) & (Post.status == "posted")
+    )
+    return {row[0] for rows in (read, sent) for row in rows.distinct().tuples()}
+
+
+def _view(row: Repository, waiting: int, is_tried: bool) -> GitHubRepositoryView:
+    computed = {"waiting": waiting, "is_token_tried": is_tried, "hook_path": f"/api/v1/github/hooks/{row.id}"}
     fields = {name: getattr(row, name) for name in Repository._meta.fields}
     return msgspec.convert({**fields, **computed}, GitHubRepositoryView)
 

@@ -23,7 +23,7 @@ from corral_plugins.agents.service.configuration import (
 )
 from corral_plugins.agents.service.management import AgentManagement
 from corral_plugins.agents.service.rows import find_readable_agent
-from corral_plugins.agents.shapes import AgentPatch, NewAgent
+from corral_plugins.agents.shapes import AgentPatch, AgentView, NewAgent
 from corral_plugins.marketplace.api import InstalledObject, Installer, ObjectUse, functions_of
 from corral_plugins.tools.api import Tools
 
@@ -44,6 +44,8 @@ COPIED = (
     "tags",
     "metadata",
 )
+ECHO = "scripted/echo"  # the default model of an installation without any other
+SET_MODEL = "Set one for all agents: corral api PUT /settings/llm/default_model -f value=PROVIDER/MODEL"
 DEFAULTS: Json = {
     "description": "",
     "role": "general",
@@ -99,7 +101,7 @@ class AgentTemplateInstaller:
         policy = {tool: rule for tool, rule in spec.get("tool_policy", {}).items() if tool not in refused}
         limited = {**spec, "enabled_tools": kept, "tool_policy": policy} if refused else spec
         view = self._service().create(convert(NewAgent, limited), by=by)
-        return InstalledObject(id=view.id, refused_tools=refused)
+        return InstalledObject(id=view.id, refused_tools=refused, warnings=self._model_warnings(view))
 
     def fingerprint(self, ids: Sequence[str]) -> Mapping[str, Json]:
         """Return what the owner of an agent may set, by id."""
@@ -133,6 +135,18 @@ class AgentTemplateInstaller:
         values = _values(find_readable_agent(agent_id, by))
         del values["worker_selector"]
         return {name: value for name, value in values.items() if name == "name" or value != DEFAULTS[name]}
+
+    def _model_warnings(self, agent: AgentView) -> list[str]:
+        """Return what is missing so that the agent has a model that answers."""
+        llm = self._service().llm
+        if llm is None:
+            return []
+        own = llm.models_for_agent(agent.llm_provider, agent.llm_model, ())[0]
+        if own.problem is not None:
+            return [f"it needs a model. {own.problem}"]
+        if own.name == ECHO and agent.llm_model is None:
+            return [f"it needs a model: without one, {ECHO} repeats what it is told. {SET_MODEL}"]
+        return []
 
     def _refused_tools(self, spec: Json, by: Principal) -> list[str]:
         if self.tools is None:

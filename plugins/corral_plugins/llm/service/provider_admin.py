@@ -28,7 +28,7 @@ from corral.schema.json_schema_validation import json_schema_errors
 from corral_plugins.agents.api import Agents
 from corral_plugins.llm.api import ModelInfo, ProviderChanged, ProviderConnection, ProviderError
 from corral_plugins.llm.models import LlmProviderRow, LlmProviderState
-from corral_plugins.llm.providers.http import host_and_port
+from corral_plugins.llm.providers.connections import host_and_port
 from corral_plugins.llm.providers.presets import PRESETS
 from corral_plugins.llm.service.breakers import ProviderBreakers
 from corral_plugins.llm.service.gateway import Gateway

@@ -254,6 +254,7 @@ def _warnings(made: Sequence[MadeObject], missing: MissingParts) -> list[str]:
         for each in made
         for tool in each.made.refused_tools
     ]
+    found += [f"{each.resource.kind} {each.name}: {warning}" for each in made for warning in each.made.warnings]
     return found + [f"no worker and no plugin offers the tool {tool} now" for tool in missing.tools]
 
 

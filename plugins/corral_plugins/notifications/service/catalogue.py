@@ -85,7 +85,7 @@ _TITLES: Mapping[str, str] = {
     "webhook.disabled": "A webhook was disabled ({reason})",
     "worker.offline": "The worker {name} is offline",
     "worker.registered": "The worker {name} registered",
-    "workflow.run.failed": "A workflow run failed",
+    "workflow.run.failed": "The workflow {name} failed",
 }
 _MENTION_TITLES: Mapping[str, str] = {
     "code_review.commented": "You were mentioned in a comment on a code review",
@@ -108,6 +108,20 @@ _PAGES: Mapping[str, str] = {
     "workflow": "workflows",
     "workflow_run": "runs",
 }
+_COMMANDS: Mapping[str, str] = {
+    "agent": "agents show",
+    "approval": "approvals show",
+    "circuit_breaker": "circuit-breakers show",
+    "code_review": "reviews show",
+    "message": "messages read",
+    "ssh_connection": "ssh show",
+    "task": "tasks show",
+    "trigger": "triggers history",
+    "webhook": "webhooks show",
+    "worker": "workers show",
+    "workflow_run": "workflows show-run",
+}
+"""The commands that show the objects of events, which the id follows."""
 MAX_TITLE, MAX_BODY = 200, 2000
 
 
@@ -147,7 +161,7 @@ def describe(event: LoggedEvent, data: Payload, title: str) -> Described:
         text = f"{text}: {named}"
     return Described(
         title=one_line(text, MAX_TITLE),
-        body=plain(_body_of(data), MAX_BODY),
+        body=_body_of(event, data),
         severity=severity_of(event, data),
         href=href_of(event.object_type, event.object_id),
     )
@@ -164,8 +178,24 @@ def href_of(object_type: str, object_id: str) -> str | None:
     return None if page is None else f"/console/{page}/{object_id}"
 
 
-def _body_of(data: Payload) -> str:
-    """Return the most telling text of an event."""
+def repeated_event(event: LoggedEvent, data: Payload) -> str | None:
+    """Return the event that told the same of the same object at the same moment, or None.
+
+    A task that fails for good gets its dead letter with the failure.
+    """
+    is_repeated = event.type == "task.dead_lettered" and data.get("previous") != "failed"
+    return "task.failed" if is_repeated else None
+
+
+def _body_of(event: LoggedEvent, data: Payload) -> str:
+    """Return the most telling text of an event, and the command that shows its object."""
+    command = _COMMANDS.get(event.object_type)
+    tail = "" if command is None else f"See it: corral {command} {event.object_id}"
+    text = plain(_text_of(data), MAX_BODY - len(tail) - 1)
+    return "\n".join(part for part in (text, tail) if part)
+
+
+def _text_of(data: Payload) -> str:
     error = data.get("error")
     if isinstance(error, Mapping):
         error = error.get("message") or error.get("type")

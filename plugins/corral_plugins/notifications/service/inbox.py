@@ -80,6 +80,10 @@ class Inbox:
         order = newest_first(Notification)
         return paginate(rows, query, by, scope="notifications", order=order, make=notification_view)
 
+    def get(self, notification_id: str, *, by: Principal) -> NotificationView:
+        """Return a notification of the caller."""
+        return notification_view(find_notification(notification_id, by))
+
     def count_unread(self, *, by: Principal) -> UnreadCount:
         """Return the number of the caller's unread notifications."""
         number = peewee.fn.COUNT(Notification.id)

@@ -12,6 +12,7 @@ from corral.cli.api_client import ApiClient, ApiClientError
 from corral.cli.output import COLOURS, format_usd, print_fields, print_table
 from corral.cli.request_body import field_option, parse_fields, read_body
 from corral.cli.server_connection import client_command, complete_names
+from corral.cli.status_parts import read_if_allowed
 from corral_plugins.tasks.commands.following import EventPrinter, cost_text, follow_task, result_text
 from corral_plugins.tasks.commands.task_options import (
     agent_option,
@@ -33,6 +34,8 @@ STATUSES = (
     "failed",
     "cancelled",
 )
+BAD_CALLS = ("failed", "denied")
+MAX_CALLS = 10  # failed tool calls that `show` lists
 LEVELS = ("debug", "info", "warning", "error")
 PRIORITIES = ("low", "medium", "high", "critical")
 LOG_COLOURS = {"warning": "yellow", "error": "red"}
@@ -114,6 +117,7 @@ def show_task(client: ApiClient, *, task: str, as_json: bool) -> None:
         "progress": progress.get("message") if found["finished_at"] is None else None,
         "result": result_text(found["result"]) if found["result"] is not None else None,
         "error": ": ".join(filter(None, (error.get("type"), error.get("message")))),
+        "failed tool calls": _failed_calls(client, found["id"]),
         "what to do": _obstacle(explained) if found["finished_at"] is not None else None,
         "cost": cost_text(found["cost"]),
         "tokens": f"{found['cost']['input_tokens']} in, {found['cost']['output_tokens']} out",
@@ -314,6 +318,22 @@ def _obstacle(explained: Any) -> str | None:
     """Return the first condition that keeps a task from being claimed, and what lifts it, or None."""
     unmet = next((each for each in explained["conditions"] if not each["ok"]), None)
     return None if unmet is None else "\n".join(filter(None, (unmet["detail"], unmet["unblock"])))
+
+
+def _failed_calls(client: ApiClient, task_id: str) -> str:
+    """Describe the tool calls of a task that failed or were refused, also of a task that completed."""
+    found = read_if_allowed(client, f"/tasks/{task_id}/tool-calls", limit=200)
+    calls = [call for call in found["items"] if call["status"] in BAD_CALLS] if found is not None else []
+    lines = [f"{call['tool']}: {call['status']}{_reason_of(call)}" for call in calls[:MAX_CALLS]]
+    if len(calls) > MAX_CALLS:
+        lines.append(f"{len(calls) - MAX_CALLS} more: corral api GET /tasks/{task_id}/tool-calls --all")
+    return "\n".join(lines)
+
+
+def _reason_of(call: Any) -> str:
+    error = call["error"] or {}
+    why = error.get("message") or error.get("type") or call["reason"]
+    return f", {why}" if why else ""
 
 
 def _attempt_text(attempt: Any) -> str:

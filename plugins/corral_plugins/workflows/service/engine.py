@@ -375,7 +375,7 @@ class Engine:
     def _emit_run(self, run: Run, kind: type[api.RunEvent]) -> None:
         more: Json = {}
         if kind is api.RunFailed:
-            more["error"] = run.error
+            more |= {"error": run.error, "name": _workflow_name(run)}
         if kind is api.RunCancelled:
             more["reason"] = (run.stop or {}).get("message")
         emit_run_event(run, kind, **more)
@@ -408,6 +408,11 @@ def emit_run_event(run: Run, kind: type[api.RunEvent], **more: Any) -> None:
         **more,
     )
     emit(event, object=("workflow_run", run.id), owner=run.started_by, cause=tuple(run.cause))
+
+
+def _workflow_name(run: Run) -> str:
+    same = (WorkflowVersion.workflow_id == run.workflow_id) & (WorkflowVersion.n == run.n)
+    return str(WorkflowVersion.select(WorkflowVersion.name).where(same).scalar())
 
 
 def summary_of(output: Any) -> str | None:
