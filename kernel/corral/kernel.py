@@ -20,6 +20,7 @@ from corral.config.model import Config
 from corral.crypto import Keyring, KeyRotation, Sealer
 from corral.database.connect import connect
 from corral.database.engine import Database, Work
+from corral.database.leases import release_leases
 from corral.database.unit import Unit
 from corral.egress.client import Egress
 from corral.errors import StartupError
@@ -131,7 +132,6 @@ class Kernel:
         self.runner = JobRunner(database, self.redactor.redact)
         self.consumers: list[Consumer] = []
         self._holder = f"{socket.gethostname()}:{os.getpid()}:{id(self):x}"
-        self._following: list[Consumer] = []
 
     @property
     def active(self) -> list[PluginRecord]:
@@ -243,9 +243,8 @@ class Kernel:
         self.refuse_without_essentials()
         if jobs:
             self.supervisor.start("jobs", self.runner.run)
+            await self.database.work(lambda: [consumer.create_cursor() for consumer in self.consumers])
             for consumer in self.consumers:
-                await consumer.create_cursor()
-                self._following.append(consumer)
                 self.supervisor.start(f"consumer {consumer.name}", consumer.run)
 
     async def _start_plugin(self, record: PluginRecord) -> None:
@@ -291,7 +290,7 @@ class Kernel:
         await self.supervisor.stop()
         # Releasing the leases lets other processes take over at once. If the database is unreachable, the leases
         # expire.
-        await asyncio.gather(*[consumer.stop() for consumer in self._following], return_exceptions=True)
+        await asyncio.gather(self.database.work(lambda: release_leases(self._holder)), return_exceptions=True)
         await self.bus.stop()
         if self.queue is not None:
             await self.queue.stop()

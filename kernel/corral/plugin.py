@@ -301,6 +301,10 @@ class Audit(Protocol):
         """
         ...
 
+    def record_request(self, route: Route, path: str, status: int, code: str | None) -> None:
+        """Add the audit row of a request that was answered with this status and, if it failed, problem code."""
+        ...
+
 
 class ApiDocument(Protocol):
     """The OpenAPI document of the application. The `plugin_admin` plugin provides this service."""

@@ -176,7 +176,7 @@ async def test_another_process_takes_over_soon_after_a_kill(tmp_path: Path) -> N
         lease = f"consumer:{kit.kernel.consumers[0].name}"
         await kit.kernel.database.work(lambda: acquire_lease(lease, "killed", LEASE_SECONDS))
         seen.clear()
-        await kit.kernel.consumers[0].create_cursor()
+        await kit.work(kit.kernel.consumers[0].create_cursor)
         await _emit(kit, RareHeard(number=7))
         await kit.events()
         await kit.kernel.consumers[0]._handle_next_batch()

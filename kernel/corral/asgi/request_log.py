@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 
 from corral.asgi.endpoint import Endpoint
 from corral.asgi.request import IncomingRequest
 from corral.errors import Problem
 from corral.kernel import Kernel
-from corral.plugin import Audit, AuditEntry
+from corral.plugin import Audit
 from corral.settings.kernel import ACCESS_LOG
 
 log, access_log = logging.getLogger("corral.http"), logging.getLogger("corral.access")
@@ -63,16 +64,8 @@ class RequestAudit:
         audit = self.log
         if audit is None:
             return
-        area = endpoint.route.needs[0].rpartition(".")[0] or endpoint.route.plugin
-        row = AuditEntry(
-            action=f"{area}.request.{'read' if endpoint.is_read else 'write'}",
-            object_type="route",
-            object_id=endpoint.label,
-            object_name=request.path,
-            outcome="success" if status < 400 else "denied" if status == 403 else "failed",
-            code=code,
-        )
+        write = functools.partial(audit.record_request, endpoint.route, request.path, status, code)
         try:
-            await self._database.work(lambda: audit.record(row), entry=request.unit_context(request.principal))
+            await self._database.work(write, entry=request.unit_context(request.principal))
         except Problem:
             log.warning("request not audited", extra={"route": endpoint.label, "code": code})

@@ -110,11 +110,6 @@ class Database(abc.ABC):
         """Return the number of connections in use, and the total number of connections."""
         return sum(pool.busy for pool in self.pools), sum(len(pool.threads) for pool in self.pools)
 
-    def utilization(self) -> float:
-        """Return the fraction of the connections that are in use, from 0 to 1."""
-        used, size = self.connection_usage()
-        return used / size
-
     def close_loop_connection(self) -> None:
         """Close the connection of the event loop's thread.
 

@@ -6,6 +6,7 @@ import peewee
 
 from corral import clock
 from corral.database.model import InstantField, Model
+from corral.database.statement import Parameter, Statement
 
 
 class Lease(Model):
@@ -19,20 +20,32 @@ class Lease(Model):
         table_name = "kernel_leases"
 
 
+def _acquire(p: Parameter) -> peewee.Query:
+    taken = {Lease.holder: p("holder"), Lease.until: p("until")}
+    is_ours = (Lease.until < p("now")) | (Lease.holder == p("holder"))
+    insert = Lease.insert({Lease.name: p("name"), **taken})
+    return insert.on_conflict(conflict_target=[Lease.name], update=taken, where=is_ours)
+
+
+_ACQUIRE = Statement(_acquire)
+
+
 def acquire_lease(name: str, holder: str, seconds: float) -> bool:
     """Acquire or renew the lease with one conditional upsert.
 
     Return whether `holder` holds it for the next `seconds`.
     """
-    taken = {"holder": holder, "until": clock.now(seconds)}
-    is_ours = (Lease.until < clock.now()) | (Lease.holder == holder)
-    upsert = Lease.insert(name=name, **taken).on_conflict(conflict_target=[Lease.name], update=taken, where=is_ours)
-    return bool(upsert.as_rowcount().execute())
+    return _ACQUIRE.run({"name": name, "holder": holder, "until": clock.now(seconds), "now": clock.now()}) > 0
 
 
 def release_lease(name: str, holder: str) -> None:
     """Release the lease if `holder` still holds it."""
     Lease.update(until=clock.now(-1)).where((Lease.name == name) & (Lease.holder == holder)).execute()
+
+
+def release_leases(holder: str) -> None:
+    """Release all leases that `holder` holds."""
+    Lease.update(until=clock.now(-1)).where(Lease.holder == holder).execute()
 
 
 def lease_holder(name: str) -> str | None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import peewee
 
@@ -23,48 +23,28 @@ class SealedField(peewee.TextField):
     """
 
 
-class SealedValue(NamedTuple):
-    """A stored sealed value in hex, with the primary key of its row."""
-
-    row: Any
-    value: str
-
-
 class SealedColumn:
-    """One sealed column of a table with a single-column primary key. Every method runs in the caller's unit of work."""
+    """One sealed column of a table with a single-column primary key. Every method runs in the caller's unit of work.
+
+    `is_sealed` is the condition for rows with a sealed value, and `key_id` the expression for the id of its master key.
+    """
 
     def __init__(self, model: type[Model], field: SealedField) -> None:
-        self._field, self._key = field, model._meta.primary_key
+        self.field, self.primary_key = field, model._meta.primary_key
         self.model, self.name = model, f"{model._meta.table_name}.{field.name}"
-        self._is_sealed = peewee.fn.SUBSTR(field, 1, len(VERSION)) == VERSION
-        self._key_id = peewee.fn.SUBSTR(field, len(VERSION) + 1, ID)
+        self.is_sealed = peewee.fn.SUBSTR(field, 1, len(VERSION)) == VERSION
+        self.key_id = peewee.fn.SUBSTR(field, len(VERSION) + 1, ID)
 
     def counts_by_key(self) -> dict[str, int]:
         """Return how many values of the column each master key has sealed, by key id."""
-        found: Any = self.model.select(self._key_id, peewee.fn.COUNT(self._key)).where(self._is_sealed)
+        found: Any = self.model.select(self.key_id, peewee.fn.COUNT(self.primary_key)).where(self.is_sealed)
         return {str(key): int(count) for key, count in found.group_by(peewee.SQL("1")).tuples()}
 
     def find_key_in_use(self, key_ids: Collection[str]) -> str | None:
         """Return one of the given key ids whose key has sealed a stored value, or None if there is no such key."""
-        found = self.model.select(self._key_id).where(self._is_sealed & self._key_id.in_(list(key_ids)))
+        found = self.model.select(self.key_id).where(self.is_sealed & self.key_id.in_(list(key_ids)))
         row = found.limit(1).tuples().first() if key_ids else None
         return None if row is None else str(row[0])
-
-    def values_after(self, row: Any, limit: int, *, except_key: str = "") -> list[SealedValue]:
-        """Return up to `limit` values from rows after the primary key `row`, ordered by primary key.
-
-        If `row` is None, start with the first row. Values sealed by the key `except_key` are left out.
-        """
-        where = self._is_sealed & (self._key_id != except_key)
-        if row is not None:
-            where &= self._key > row
-        found: Any = self.model.select(self._key, self._field).where(where).order_by(self._key).limit(limit)
-        return [SealedValue(*each) for each in found.tuples()]
-
-    def replace(self, old: SealedValue, new: str) -> bool:
-        """Replace a value unless it has changed in the meantime. Return whether it was replaced."""
-        mine = (self._key == old.row) & (self._field == old.value)
-        return bool(self.model.update({self._field: new}).where(mine).execute())
 
 
 class SealedColumns:

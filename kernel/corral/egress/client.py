@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import re
 import socket
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
@@ -36,11 +34,8 @@ if TYPE_CHECKING:
     from corral.egress.transport import GuardedNetwork
     from corral.egress.upstream_proxy import EgressProxy
 
-log = logging.getLogger("corral.egress")
-
 MIB = 1024 * 1024
 UNRESOLVED = "unresolved_host"
-REPORT_SECONDS, MAX_REPORTED = 60.0, 1000
 
 
 class Egress:
@@ -55,8 +50,7 @@ class Egress:
         self.requests: Counter[tuple[str, str]] = Counter()
         self._proxy_url = config.egress.proxy
         self._context: ssl.SSLContext | None = None
-        self._reported: dict[tuple[str, str], float] = {}
-        self.on_refusal: Callable[[str, str], None] = lambda sink, host: None  # once per sink, host and minute
+        self.on_refusal: Callable[[str, str], None] = lambda sink, host: None
         self.deny_own_server(config.server.bind)
 
     def client(
@@ -196,16 +190,10 @@ class Egress:
         self.guard.children.discard((host, port))
 
     def count(self, sink: str, outcome: str, host: str) -> None:
-        """Count a request. Refused requests are logged and reported at most once per sink, host and minute."""
+        """Count a request, and report it if it was refused."""
         self.requests[sink, outcome] += 1
-        now = time.monotonic()
-        if outcome != "blocked" or now - self._reported.get((sink, host), -REPORT_SECONDS) < REPORT_SECONDS:
-            return
-        if len(self._reported) >= MAX_REPORTED:
-            self._reported.clear()
-        self._reported[sink, host] = now
-        log.warning("outgoing connection refused", extra={"sink": sink, "host": host[:253]})
-        self.on_refusal(sink, host[:253])
+        if outcome == "blocked":
+            self.on_refusal(sink, host[:253])
 
 
 def _parse_host_port(text: str) -> HostPort:

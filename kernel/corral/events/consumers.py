@@ -15,8 +15,9 @@ import msgspec
 import peewee
 
 from corral import clock
-from corral.database.leases import acquire_lease, release_lease
+from corral.database.leases import acquire_lease
 from corral.database.model import InstantField, Model
+from corral.database.statement import Statement
 from corral.database.unit import SYSTEM, UnitContext
 from corral.events import log as event_log
 from corral.events.event import SystemAlert, emit
@@ -42,6 +43,16 @@ class ConsumerRow(Model):
 
     class Meta:
         table_name = "kernel_consumers"
+
+
+_POSITION = Statement(
+    lambda p: ConsumerRow.select(ConsumerRow.cursor, event_log.LAST).where(ConsumerRow.name == p("name")).tuples()
+)
+_MOVE = Statement(
+    lambda p: ConsumerRow.update(cursor=p("cursor"), failures=0, updated_at=p("now")).where(
+        (ConsumerRow.name == p("name")) & (ConsumerRow.cursor == p("before"))
+    )
+)
 
 
 class Subscriber(msgspec.Struct, frozen=True):
@@ -71,10 +82,6 @@ class Consumer:
         self._lease, self._holder, self._is_open = f"consumer:{self.name}", holder, is_open
         self._entry = UnitContext(label=f"consumer {self.name}", actor=SYSTEM)
 
-    async def create_cursor(self) -> None:
-        """Create the cursor before requests are served, so that no later event is missed."""
-        await self._database.work(self._ensure_cursor, entry=self._entry)
-
     async def run(self) -> None:
         """Handle events as they are logged, until cancelled. The kernel runs this method in a supervised task."""
         with self._feed.subscribe(self._types) as notified:
@@ -83,14 +90,10 @@ class Consumer:
                     notified.clear()
                 await wait_and_clear(notified, POLL_SECONDS)
 
-    async def stop(self) -> None:
-        """Stop consuming: release the lease, so that another process can take over immediately."""
-        await self._database.work(lambda: release_lease(self._lease, self._holder), entry=self._entry)
-
     async def _handle_next_batch(self) -> bool:
         """Handle the next batch, or its events one by one if the batch fails. Return whether more events may follow."""
         work = functools.partial(self._database.work, entry=self._entry)
-        if not self._is_open() or not await work(self._has_pending_work, read=True):
+        if not self._is_open() or not await self._database.read(self._has_pending_work, self._entry):
             return False
         try:
             return await work(lambda: self._handle_next(BATCH, self._handle.call_uncounted))
@@ -111,36 +114,42 @@ class Consumer:
         This is the case if the cursor must be created, if there are events to handle, or if the cursor lags behind the
         log. With a lagging cursor, every poll scans the events of other types again.
         """
-        row = ConsumerRow.get_or_none(ConsumerRow.name == self.name)
-        return row is None or event_log.last_seq() - row.cursor > LAG or bool(self._events_after(row.cursor, 1))
+        found = self._position()
+        return found is None or found[1] - found[0] > LAG or bool(self._events_after(found[0], 1))
 
-    def _ensure_cursor(self) -> ConsumerRow:
-        """Create the cursor of a new consumer at the end of the log, and return the cursor."""
+    def _position(self) -> Any:
+        """Return the cursor and the end of the log, or None if there is no cursor."""
+        return _POSITION.one({"name": self.name})
+
+    def create_cursor(self) -> Any:
+        """Create the cursor of a new consumer at the end of the log, and return its position.
+
+        Called before requests are served, so that no later event is missed. Runs in the caller's unit of work.
+        """
         end = {"name": self.name, "cursor": event_log.last_seq(), "updated_at": clock.now()}
         ConsumerRow.insert(**end).on_conflict_ignore().execute()
-        return ConsumerRow.get_by_id(self.name)
+        return self._position()
 
-    def _leased_cursor(self) -> ConsumerRow | None:
-        """Return the cursor if this process holds the consumer's lease, otherwise None."""
-        if not acquire_lease(self._lease, self._holder, LEASE_SECONDS):
-            return None
-        return ConsumerRow.get_or_none(ConsumerRow.name == self.name) or self._ensure_cursor()
+    def _leased_position(self) -> Any:
+        """Return the position if this process holds the consumer's lease, otherwise None."""
+        is_ours = acquire_lease(self._lease, self._holder, LEASE_SECONDS)
+        return (self._position() or self.create_cursor()) if is_ours else None
 
     def _events_after(self, cursor: int, limit: int) -> list[LoggedEvent]:
         return [LoggedEvent(*row) for row in self._following.rows({"after": cursor, "limit": limit})]
 
     def _handle_next(self, limit: int, handle: Callable[[LoggedEvent], Any]) -> bool:
         """Handle up to `limit` events and advance the cursor. Return whether more events may follow."""
-        if (row := self._leased_cursor()) is None:
+        if (position := self._leased_position()) is None:
             return False
-        newest = event_log.last_seq()  # read first, because later events must come after the cursor
-        records = self._events_after(row.cursor, limit)
+        cursor, newest = position  # read first, because later events must come after the cursor
+        records = self._events_after(cursor, limit)
         for record in records:
             handle(record)
         is_full = len(records) == limit
         passed = records[-1].seq if is_full else max([newest, *[record.seq for record in records]])
-        if records or passed - row.cursor > LAG:
-            self._move_cursor(row.cursor, passed)
+        if records or passed - cursor > LAG:
+            self._move_cursor(cursor, passed)
         return is_full
 
     def _count_failure(self, reason: str) -> bool:
@@ -148,13 +157,13 @@ class Consumer:
 
         After `POISON_TRIES` failures the event is skipped and an alert is emitted.
         """
-        if (row := self._leased_cursor()) is None:
+        if (position := self._leased_position()) is None:
             return False
-        if row.failures + 1 < POISON_TRIES:
-            ConsumerRow.update(failures=row.failures + 1).where(ConsumerRow.name == self.name).execute()
+        counted = ConsumerRow.update(failures=ConsumerRow.failures + 1).where(ConsumerRow.name == self.name)
+        if counted.returning(ConsumerRow.failures).execute()[0].failures < POISON_TRIES:
             return False
-        if poison := self._events_after(row.cursor, 1):
-            self._move_cursor(row.cursor, poison[0].seq)
+        if poison := self._events_after(position[0], 1):
+            self._move_cursor(position[0], poison[0].seq)
             alert = SystemAlert(
                 kind="consumer_behind",
                 severity="critical",
@@ -166,7 +175,5 @@ class Consumer:
         return True
 
     def _move_cursor(self, before: int, cursor: int) -> None:
-        unchanged = (ConsumerRow.name == self.name) & (ConsumerRow.cursor == before)
-        moved = ConsumerRow.update(cursor=cursor, failures=0, updated_at=clock.now()).where(unchanged)
-        if not moved.execute():
+        if not _MOVE.run({"name": self.name, "before": before, "cursor": cursor, "now": clock.now()}):
             raise RuntimeError(f"consumer {self.name}: another process moved the cursor")

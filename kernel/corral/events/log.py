@@ -102,19 +102,19 @@ def _values(p: Parameter) -> dict[Any, Any]:
 
 
 _INSERT = Statement(lambda p: EventRow.insert(_values(p)))
+LAST = EventRow.select(peewee.fn.COALESCE(peewee.fn.MAX(EventRow.seq), 0))
 # SQLite: the writer holds the only write lock, so the insertion order is the order of the log.
 _NEXT_SEQ = EventRow.select(peewee.fn.COALESCE(peewee.fn.MAX(EventRow.seq), 0) + 1)
 _INSERT_NUMBERED = Statement(lambda p: EventRow.insert({EventRow.seq: _NEXT_SEQ, **_values(p)}))
-_READ = Statement(
-    lambda p: (
-        EventRow.select(*COLUMNS)
-        .where((EventRow.seq > p("after")) & (EventRow.seq <= p("until")))
-        .order_by(EventRow.seq)
-        .limit(p("limit"))
-        .tuples()
-    )
-)
-_LAST = Statement(lambda p: EventRow.select(peewee.fn.COALESCE(peewee.fn.MAX(EventRow.seq), 0)).tuples())
+_IN_ORDER: Any = EventRow.select(*COLUMNS).order_by(EventRow.seq).tuples()
+
+
+def _following(events: peewee.Query) -> Statement:
+    return Statement(lambda p: events.where(EventRow.seq > p("after")).limit(p("limit")))
+
+
+_READ = _following(_IN_ORDER)
+_LAST = Statement(lambda p: LAST.tuples())
 _FIRST = Statement(lambda p: EventRow.select(peewee.fn.COALESCE(peewee.fn.MIN(EventRow.seq), 0)).tuples())
 
 
@@ -143,21 +143,19 @@ def number_committed() -> int:
     return int(cursor.rowcount)
 
 
-def read(after: int, limit: int = 500, *, until: int = 2**62) -> list[LoggedEvent]:
-    """Return the events with `after < seq <= until`, in order."""
-    return [LoggedEvent(*row) for row in _READ.rows({"after": after, "until": until, "limit": limit})]
+def read(after: int, limit: int = 500) -> list[LoggedEvent]:
+    """Return the first events with `seq > after`, in order."""
+    return [LoggedEvent(*row) for row in _READ.rows({"after": after, "limit": limit})]
 
 
 def select(where: Sequence[Any], limit: int) -> list[LoggedEvent]:
     """Return the first events that meet all conditions, in order."""
-    found: Any = EventRow.select(*COLUMNS).where(EventRow.seq.is_null(False), *where)
-    return [LoggedEvent(*row) for row in found.order_by(EventRow.seq).limit(limit).tuples()]
+    return [LoggedEvent(*row) for row in _IN_ORDER.where(EventRow.seq.is_null(False), *where).limit(limit)]
 
 
 def of_types(types: Sequence[str]) -> Statement:
     """Return the statement that reads the first `limit` events of these types with `seq > after`, in order."""
-    found = EventRow.select(*COLUMNS).where(EventRow.type.in_(types)).order_by(EventRow.seq).tuples()
-    return Statement(lambda p: found.where(EventRow.seq > p("after")).limit(p("limit")))
+    return _following(_IN_ORDER.where(EventRow.type.in_(types)))
 
 
 def last_seq() -> int:

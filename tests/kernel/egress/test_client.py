@@ -18,6 +18,10 @@ from corral.egress.guard import EgressBlocked
 from corral.egress.transport import truncated
 from corral.testing.certificates import CertificateAuthority
 from corral.testing.stub_servers import PUBLIC, FakeResolver, StubServer, http_response_bytes
+from corral_core.health.service.egress_audit import EgressAudit
+
+NO_DATABASE: Any = None
+"""The service that writes the queued entries of refusals is not started here."""
 
 MakeEgress = Callable[..., Egress]
 
@@ -302,12 +306,13 @@ async def test_refusals_are_logged_once_a_minute_for_each_sink_and_host(
     make_egress: MakeEgress, caplog: pytest.LogCaptureFixture
 ) -> None:
     egress = make_egress()
+    audit = EgressAudit(egress, work=NO_DATABASE)
     async with egress.client("webhook") as client, egress.client("tool") as other:
         for each, host in ((client, "10.0.0.1"), (client, "10.0.0.1"), (client, "10.0.0.2"), (other, "10.0.0.1")):
             with pytest.raises(EgressBlocked):
                 await each.get(f"http://{host}/")
     told = [record for record in caplog.records if record.name == "corral.egress"]
-    assert len(told) == 3
+    assert (len(told), len(audit._waiting)) == (3, 3)
 
 
 async def test_every_attempt_asks_for_the_addresses_once(make_egress: MakeEgress) -> None:

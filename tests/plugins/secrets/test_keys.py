@@ -14,6 +14,7 @@ from tests.plugins.secrets.conftest import PLUGINS, VALUE, Safe
 from corral_plugins.secrets.models import SecretVersion
 from corral_plugins.secrets.service.master_key_rotation import MasterKeyRotation
 from corral_plugins.secrets.service.redactor_values import RedactorValues
+from corral_plugins.secrets.service.sealed_values import replace_value, values_after
 from corral_plugins.webhooks.service.redactor_values import WebhookRedactorValues
 
 
@@ -147,9 +148,9 @@ async def test_secrets_6_values_change_while_they_are_rewrapped(make_kit: Callab
     safe = await world(make_kit, "v2", "v1")
     keys = safe.kit.kernel.container.get(MasterKeyRotation)
     column = next(each for each in keys._columns.columns if each.model is SecretVersion)
-    before = await safe.work(lambda: column.values_after(None, 10), read=True)
+    before = await safe.work(lambda: values_after(column, None, 10), read=True)
     await asyncio.gather(*(safe.admin.put(f"/secrets/{made['id']}", {"value": f"value number {n}"}) for n in range(4)))
-    assert await safe.work(lambda: column.replace(before[0], "01" + "00" * 100))
-    assert not await safe.work(lambda: column.replace(before[0], "01" + "11" * 100))
+    assert await safe.work(lambda: replace_value(column, before[0], "01" + "00" * 100))
+    assert not await safe.work(lambda: replace_value(column, before[0], "01" + "11" * 100))
     await safe.step_up()
     assert (await safe.value(made["id"])).startswith("value number")

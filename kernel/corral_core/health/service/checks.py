@@ -75,11 +75,11 @@ class KernelChecks:
             self._disk_is_full = problem.code == "storage_full"
             raise
         self._disk_is_full = False
-        took, load = time.monotonic() - began, self._database.utilization()
+        took, (used, size) = time.monotonic() - began, self._database.connection_usage()
         if took > SLOW_WRITE:
             return "degraded", f"A write took {took * 1000:.0f} ms."
-        if load > POOL_FULL:
-            return "degraded", f"{load:.0%} of the connections are in use."
+        if used / size > POOL_FULL:
+            return "degraded", f"{used / size:.0%} of the connections are in use."
         return "ok", "The database accepts writes."
 
     async def check_storage(self) -> Told:

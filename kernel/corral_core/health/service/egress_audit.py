@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import time
 from collections import deque
 
 from corral.database.engine import Work
@@ -13,7 +15,10 @@ from corral.plugin import Audit, AuditEntry, Metric
 from corral.redact.patterns import BUILT_IN
 from corral.redact.redactor import Redactor
 
+log = logging.getLogger("corral.egress")
+
 MOST_WAITING = 1000
+REPORT_SECONDS, MAX_REPORTED = 60.0, 1000
 AGAIN_SECONDS = 5.0
 
 
@@ -28,6 +33,7 @@ class EgressAudit:
     def __init__(self, egress: Egress, work: Work) -> None:
         self._work = work
         self._waiting: deque[AuditEntry] = deque(maxlen=MOST_WAITING)
+        self._reported: dict[tuple[str, str], float] = {}
         self._bell = asyncio.Event()
         egress.on_refusal = self._queue_refusal
 
@@ -46,6 +52,14 @@ class EgressAudit:
                 self._bell.set()
 
     def _queue_refusal(self, sink: str, host: str) -> None:
+        """Log a refusal and queue its entry, at most once per sink, host and minute."""
+        now = time.monotonic()
+        if now - self._reported.get((sink, host), -REPORT_SECONDS) < REPORT_SECONDS:
+            return
+        if len(self._reported) >= MAX_REPORTED:
+            self._reported.clear()
+        self._reported[sink, host] = now
+        log.warning("outgoing connection refused", extra={"sink": sink, "host": host})
         entry = AuditEntry(
             action="egress.connection.open",
             object_type="host",

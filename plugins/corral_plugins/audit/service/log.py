@@ -25,6 +25,7 @@ from corral.database.statement import Statement
 from corral.database.unit import Unit, UnitContext, after_commit, current, locked
 from corral.errors import Problem, Unavailable
 from corral.events.event import SystemAlert, emit
+from corral.http.routes import Route
 from corral.ids import new_id
 from corral.jobs.job import enqueue
 from corral.metrics.histogram import Histogram
@@ -283,6 +284,19 @@ class AuditLog:
         if repeats:
             by = unit.entry
             after_commit(lambda: self._deduplicator.start_counting(entry, by))
+
+    def record_request(self, route: Route, path: str, status: int, code: str | None) -> None:
+        """Add the row of a request that was answered with this status and, if it failed, problem code."""
+        area = route.needs[0].rpartition(".")[0] or route.plugin
+        entry = AuditEntry(
+            action=f"{area}.request.{'read' if route.method == 'GET' else 'write'}",
+            object_type="route",
+            object_id=route.label,
+            object_name=path,
+            outcome="success" if status < 400 else "denied" if status == 403 else "failed",
+            code=code,
+        )
+        self.record(entry)
 
     async def write_repetitions(self, *, all: bool = False) -> None:
         """Write the number of repetitions of each entry whose minute has passed, or of every entry if `all` is true."""

@@ -157,11 +157,10 @@ class LogReplay:
     def _next_records(self) -> tuple[list[LoggedEvent], int]:
         """Return the next records of the event log, and the position after them."""
         assert self._place is not None
-        if self._names is None:
-            records = event_log.read(self._place, BATCH_SIZE, until=self._until)
-            return records, records[-1].seq if len(records) == BATCH_SIZE else self._until
-        end = min(self._until, self._place + WINDOW)
-        where = [EventRow.seq > self._place, EventRow.seq <= end, EventRow.type.in_(self._names)]
+        end = self._until if self._names is None else min(self._until, self._place + WINDOW)
+        where = [EventRow.seq > self._place, EventRow.seq <= end]
+        if self._names is not None:
+            where.append(EventRow.type.in_(self._names))
         records = event_log.select(where, BATCH_SIZE)
         return records, records[-1].seq if len(records) == BATCH_SIZE else end
 

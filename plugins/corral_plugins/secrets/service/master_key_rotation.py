@@ -16,12 +16,13 @@ from typing import Any
 from corral.crypto import KeyRotation, SealedWrong
 from corral.database.engine import Work
 from corral.database.leases import acquire_lease, lease_holder, release_lease
-from corral.database.sealed_columns import SealedColumn, SealedColumns, SealedValue
+from corral.database.sealed_columns import SealedColumn, SealedColumns
 from corral.database.unit import SYSTEM, UnitContext
 from corral.errors import Conflict, Unavailable
 from corral.ids import new_id
 from corral.jobs.job import enqueue
 from corral.plugin import Audit, AuditEntry
+from corral_plugins.secrets.service.sealed_values import SealedValue, replace_value, values_after
 from corral_plugins.secrets.service.values import decode_hex
 from corral_plugins.secrets.shapes import KeyCount, KeyStatus
 
@@ -114,7 +115,7 @@ class MasterKeyRotation:
 
     async def _next_batch(self, column: SealedColumn, after: Any) -> list[SealedValue]:
         """Return the next batch of a column's values that are not yet encrypted under the active key."""
-        read = functools.partial(column.values_after, after, BATCH_SIZE, except_key=self._rotation.active_id)
+        read = functools.partial(values_after, column, after, BATCH_SIZE, except_key=self._rotation.active_id)
         return await self._work(read, entry=ENTRY, read=True)
 
     def _rewrap_values(self, values: list[SealedValue]) -> list[tuple[SealedValue, str]]:
@@ -134,7 +135,7 @@ class MasterKeyRotation:
         if not acquire_lease(LEASE, holder, LEASE_SECONDS):
             return False
         for item, text in rewrapped:
-            column.replace(item, text)
+            replace_value(column, item, text)
         return True
 
     def remaining_rows(self) -> float:
@@ -153,7 +154,7 @@ class MasterKeyRotation:
         found: dict[str, int] = {}
         for column in self._columns.columns:
             after: Any = None
-            while values := read(functools.partial(column.values_after, after, BATCH_SIZE)):
+            while values := read(functools.partial(values_after, column, after, BATCH_SIZE)):
                 wrong = sum(not self._can_unwrap(item.value) for item in values)
                 found[column.name] = found.get(column.name, 0) + wrong
                 after = values[-1].row

@@ -6,11 +6,13 @@ providers reject calls. Claims and explanations apply the same rule.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from msgspec import UNSET, UnsetType
 
+from corral.database.unit import Unit, current
 from corral.errors import NotFound
 from corral_core.accounts.api import Accounts
 from corral_plugins.agents.api import AgentFacts
@@ -38,6 +40,13 @@ class ModelBlock(NamedTuple):
     remedy: str
 
 
+class _Asked(threading.local):
+    """What this thread asked the gateway in its last unit of work."""
+
+    unit: Unit | None = None
+    models: dict[ModelKey, list[AgentModel]]
+
+
 class AgentModels:
     """The models of agents. Every method runs in the caller's unit of work.
 
@@ -48,13 +57,13 @@ class AgentModels:
     breakers: Breakers | None
 
     def __init__(self, accounts: Accounts) -> None:
-        self._accounts = accounts
+        self._accounts, self._asked = accounts, _Asked()
 
     def model_name(self, agent: AgentFacts) -> str:
         """Return the model of the agent as `provider/model`."""
         if self.llm is None:
             return f"{agent.llm_provider or 'default'}/{agent.llm_model or 'default'}"
-        return _models_of(self.llm, _key_of(agent))[0].name
+        return self._models_of(self.llm, _key_of(agent))[0].name
 
     def served(self, agents: Sequence[AgentFacts]) -> ServedAgents:
         """Return those of the agents that have a model which the gateway can call and whose breaker admits a call.
@@ -64,7 +73,7 @@ class AgentModels:
         if self.llm is None:
             return ServedAgents(list(agents), UNSET)
         llm, keys = self.llm, [_key_of(agent) for agent in agents]
-        models = {key: _models_of(llm, key) for key in set(keys)}
+        models = {key: self._models_of(llm, key) for key in set(keys)}
         served = {key: any(model.is_callable for model in found) for key, found in models.items()}
         blocked = [
             model.blocked_until
@@ -84,7 +93,7 @@ class AgentModels:
         """
         if self.llm is None:
             return None
-        models = _models_of(self.llm, _key_of(agent))
+        models = self._models_of(self.llm, _key_of(agent))
         return next((model for model in models if model.problem is None), models[0])
 
     def unusable_model(self, agent: AgentFacts) -> AgentModel | None:
@@ -92,7 +101,7 @@ class AgentModels:
 
         The `problem` of the returned model says why.
         """
-        models = [] if self.llm is None else _models_of(self.llm, _key_of(agent))
+        models = [] if self.llm is None else self._models_of(self.llm, _key_of(agent))
         return None if any(model.problem is None for model in models) or not models else models[0]
 
     def blocked_model(self, agent: AgentFacts) -> AgentModel | None:
@@ -100,7 +109,7 @@ class AgentModels:
 
         Return None if the gateway can call a model now, or if it can call none for another reason.
         """
-        models = [] if self.llm is None else _models_of(self.llm, _key_of(agent))
+        models = [] if self.llm is None else self._models_of(self.llm, _key_of(agent))
         if any(model.is_callable for model in models):
             return None
         blocked = [model for model in models if model.problem is None]
@@ -125,6 +134,15 @@ class AgentModels:
             f"Ask an admin to close it: corral circuit-breakers force-close {name}",
         )
 
+    def _models_of(self, llm: LLM, key: ModelKey) -> list[AgentModel]:
+        """Return the models for this configuration. The gateway is asked once in each unit of work."""
+        asked = self._asked
+        if asked.unit is not current():
+            asked.unit, asked.models = current(), {}
+        if key not in asked.models:
+            asked.models[key] = llm.models_for_agent(*key)
+        return asked.models[key]
+
     def _name_of(self, user_id: str | None) -> str:
         try:
             account = None if user_id is None else self._accounts.get(user_id)
@@ -135,7 +153,3 @@ class AgentModels:
 
 def _key_of(agent: AgentFacts) -> ModelKey:
     return agent.llm_provider, agent.llm_model, tuple(agent.config.get("fallback_models") or ())
-
-
-def _models_of(llm: LLM, key: ModelKey) -> list[AgentModel]:
-    return llm.models_for_agent(*key)

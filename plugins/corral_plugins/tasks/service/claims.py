@@ -69,10 +69,12 @@ _NOT_SKIPPED = "AND id NOT IN (SELECT value FROM {ids})"
 ID_LENGTH = 36
 _COLUMNS = "id, queue, rank, deadline_key, available_at, created_at"
 
+# The cast keeps SQLite from comparing the parameter with the literal in the condition of the index of held tasks. It
+# would do that, and plan the statement again, each time that the statement runs.
 _TAKE_FREE = Statement(
     lambda p: locked(
         Task.select(*TASK_COLUMNS)
-        .where(rows.PENDING & (Task.queue == p("queue")))
+        .where(rows.PENDING & (Task.queue == p("queue").cast("TEXT")))
         .order_by(Task.rank.desc(), Task.deadline_key, Task.available_at, Task.created_at, Task.id)
         .limit(1),
         skip_locked=True,

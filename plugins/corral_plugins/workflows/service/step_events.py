@@ -8,6 +8,7 @@ from typing import Any
 import peewee
 
 from corral import clock
+from corral.database.statement import Statement
 from corral.events.log import LoggedEvent
 from corral_plugins.workflows.api import RunResumed, StepResult
 from corral_plugins.workflows.models import Run, StepRun
@@ -31,6 +32,9 @@ EVENTS = (
 )
 
 
+_WAITS = Statement(lambda p: StepRun.select(StepRun.id).where(StepRun.waits_for == p("object")).limit(1).tuples())
+
+
 class StepEvents:
     """Handles events about the objects that steps wait for. Runs in the unit of work of the consumer."""
 
@@ -39,7 +43,8 @@ class StepEvents:
 
     def handle(self, event: LoggedEvent) -> None:
         """Handle an event. Events about objects that no step waits for are ignored."""
-        row: Any = StepRun.get_or_none(StepRun.waits_for == event.object_id)
+        found = _WAITS.one({"object": event.object_id})
+        row: Any = None if found is None else StepRun.get_or_none(StepRun.id == found[0])
         if row is None:
             return
         if event.type == "task.retried":
