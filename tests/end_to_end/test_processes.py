@@ -386,7 +386,7 @@ def test_metrics_wait_for_a_process_that_is_busy(same_two: ServerProcess) -> Non
 
     for _ in range(30):
         with same_two.client() as fresh:
-            fresh.get("/openapi.json")
+            fresh.get("/tasks")  # refused, and counted
     known = served()
     for busy in children(same_two):
         os.kill(busy, signal.SIGSTOP)

@@ -72,6 +72,12 @@ def test_status_tells_only_what_needs_people(terminal: Terminal) -> None:
     assert re.search(r"^channels: +on call fails: dns\. .*deliveries --channel 'on call'$", told, re.M)
     assert re.search(r"^code reviews: +1 waits for a decision: Greet\n +Read one: corral reviews diff", told, re.M)
     assert terminal.json("status")["ssh_connections"]["total"] == 1
+    terminal("reviews", "comment", "Greet", "Why two?")
+    asked = terminal.json("reviews", "comment", "Greet", "Because.", "--reply-to", "why two")
+    assert asked["parent_id"] is not None
+    assert terminal("reviews", "resolve", "Greet", "Why two?") == "The thread is resolved.\n"
+    unknown = terminal.run("reviews", "resolve", "Greet", "Nobody wrote this")
+    assert (unknown.returncode, "no comment begins with Nobody wrote this" in unknown.stderr) == (1, True)
     terminal("reviews", "cancel", "Greet")
     terminal("notifications", "delete-channel", "on call")
     terminal("ssh", "delete", "builder")
@@ -88,6 +94,10 @@ def test_dead_letters_are_named_by_the_titles_of_their_tasks(terminal: Terminal)
     )
     told = until(lambda: re.search(r"^notifications: +(.*)$", terminal("status"), re.M))
     assert re.fullmatch(r"\d+ unread \(.*\d error.*\)\. Read them: corral notifications list --unread", told[1])
+    about = terminal("notifications", "show", "Task failed: Fail for good")
+    assert re.search(rf"^about: +task Fail for good \({task_id}\)$", about, re.M)
+    assert f"corral tasks show {task_id}" in about
+    assert terminal("notifications", "read", "task failed: fail for good") == "Read: Task failed: Fail for good\n"
     assert "The task Fail for good (" in terminal("dead-letter", "retry", "Fail for good")
     until(lambda: terminal.json("dead-letter", "list")["items"])
     second = terminal.json("dead-letter", "show", "Fail for good")
@@ -273,6 +283,7 @@ def test_a_webhook_behind_an_open_breaker_says_so(terminal: Terminal) -> None:
     assert open_one in terminal("webhooks", "show", "receiver.invalid")
     terminal("tasks", "create", "--agent", "Echo", "Tell them")
     rows = until(lambda: terminal.json("webhooks", "deliveries", "receiver.invalid")["items"])
+    assert rows[0]["id"] in terminal("webhooks", "delivery", "receiver.invalid", "task.created")
     delivery = ("receiver.invalid", rows[0]["id"])
     assert open_one in terminal("webhooks", "delivery", *delivery)
     assert open_one.removesuffix(".") in terminal.run("webhooks", "redeliver", *delivery).stderr
@@ -298,8 +309,11 @@ def test_people_are_named_by_their_addresses(terminal: Terminal) -> None:
     told = re.search(r"^messages: +(.*)$", terminal("status"), re.M)
     assert told is not None
     assert told[1] == "1 unread, from Echo. Read them: corral messages list --unread"
-    terminal("messages", "read", own)
+    assert re.search(r"^from: +Echo$", terminal("messages", "read", "remember the milk"), re.M)
     assert "messages:" not in terminal("status")
+    terminal("messages", "send", "--to-agent", "Echo", "--reply-to", "Remember the milk", "I do")
+    reply = terminal.json("messages", "list", "--agent", "Echo")["items"][0]
+    assert reply["in_reply_to"] == own
     terminal("approvals", "ask", "Buy it", "-f", "allow_self:=true")
     terminal("approvals", "comment", "Buy it", "It is cheap.")
     shown = terminal("approvals", "show", "Buy it")

@@ -16,6 +16,8 @@ from corral_github.plugin import GitHubPlugin
 from corral_github.service.posts import queue_comment
 from recorded_github import RecordedGitHub
 
+from corral import clock
+from corral.ids import new_id
 from corral.testing.kit import make_kernel
 
 pytestmark = pytest.mark.postgres
@@ -60,6 +62,18 @@ async def test_a_post_wakes_a_thread_that_its_holder_is_about_to_release(rival: 
     rival.other_process.commit()
     await queued
     assert (await rival.repository())["waiting"] == 1
+
+
+async def test_a_retry_ends_the_pause_of_a_thread_that_its_holder_is_about_to_release(rival: Rival) -> None:
+    await rival.issue()
+    await rival.kit.work(lambda: Thread.update(lease=new_id(), lease_until=clock.now(60)).execute())
+    later = clock.now(900)  # the host did not answer
+    rival.other_process.execute("UPDATE github_threads SET lease = NULL, lease_until = NULL, run_at = %s", (later,))
+    retry = asyncio.ensure_future(rival.admin.post(f"/github/repositories/{rival.repository_id}/retry"))
+    await rival.until_blocked(retry)
+    rival.other_process.commit()
+    assert (await retry).status == 200
+    assert (await rival.kit.work(Thread.get, read=True)).run_at < later
 
 
 async def test_a_post_that_is_queued_while_its_repository_is_disconnected_is_deleted_as_well(rival: Rival) -> None:

@@ -20,13 +20,13 @@ def refuse_conflicts(plugins: Iterable[PluginRecord]) -> None:
     """Mark plugins as `failed` if they declare the same name as another plugin. A built-in plugin keeps the name."""
     owners = {f"{record.name}_": record for record in plugins}
     claims: dict[str, dict[str, PluginRecord]] = defaultdict(dict)
-    for record in owners.values():
+    is_safe = all(record.found.built_in for record in owners.values())  # no two built-in plugins claim the same name
+    for record in () if is_safe else owners.values():
         for name in _claimed_names(record, owners):
             claims[name][record.name] = record
     for name, claimants in claims.items():
-        others = [record for record in claimants.values() if not record.found.built_in]
-        for record in others if len(claimants) > 1 else ():
-            if record.active:
+        for record in claimants.values() if len(claimants) > 1 else ():
+            if record.active and not record.found.built_in:
                 rivals = sorted(rival for rival in claimants if rival != record.name)
                 record.fail(f"{name} is also declared by {' and '.join(rivals)}")
 

@@ -204,7 +204,7 @@ def cancel_review(client: ApiClient, *, review: str, as_json: bool) -> None:
     "--severity", type=click.Choice(get_args(Severity)), default="info", show_default=True, help="how serious it is"
 )
 @click.option("--suggestion", help="text to replace the lines with")
-@click.option("--reply-to", help="the id of the comment that this one answers")
+@click.option("--reply-to", help="id or beginning of the comment that this one answers")
 @client_command
 def comment_on_review(
     client: ApiClient,
@@ -220,9 +220,10 @@ def comment_on_review(
 ) -> None:
     """Comment on a review, for example --at src/app.py:12-14 --severity blocker."""
     body: dict[str, Any] = {"body": text, "side": side, "severity": severity, "suggestion": suggestion}
-    body |= {"parent_id": reply_to} if reply_to else {}
+    found = _find(client, review)
+    body |= {"parent_id": _comment_id(found, reply_to)} if reply_to else {}
     body |= _place(at) if at else {}
-    made = client.post(f"/code-reviews/{_find(client, review)['id']}/comment", body)
+    made = client.post(f"/code-reviews/{found['id']}/comment", body)
     click.echo(json.dumps(made, indent=2, ensure_ascii=False) if as_json else f"Commented: {made['id']}.")
 
 
@@ -232,11 +233,23 @@ def comment_on_review(
 @click.option("--reopen", is_flag=True, help="reopen the thread instead")
 @client_command
 def resolve_comment(client: ApiClient, *, review: str, comment: str, reopen: bool, as_json: bool) -> None:
-    """Resolve the thread of a comment."""
-    action = "reopen" if reopen else "resolve"
-    made = client.post(f"/code-reviews/{_find(client, review)['id']}/comments/{comment}/{action}", {})
+    """Resolve the thread of a comment. COMMENT is its id or the beginning of its text."""
+    action, found = "reopen" if reopen else "resolve", _find(client, review)
+    made = client.post(f"/code-reviews/{found['id']}/comments/{_comment_id(found, comment)}/{action}", {})
     told = "resolved" if made["resolved"] else "open"
     click.echo(json.dumps(made, indent=2, ensure_ascii=False) if as_json else f"The thread is {told}.")
+
+
+def _comment_id(review: dict[str, Any], comment: str) -> str:
+    """Return the given id, or that of the only comment of a review that begins with this text, ignoring case."""
+    if parse_id(comment) is not None:
+        return comment
+    begin = comment.strip().casefold()
+    alike = [each["id"] for each in review["comments"] if each["body"].casefold().startswith(begin)]
+    if len(alike) == 1:
+        return str(alike[0])
+    told = f"{len(alike)} comments begin" if alike else "no comment begins"
+    raise ApiClientError(f"{told} with {comment}; corral reviews show {review['id']} shows their ids")
 
 
 def _find(client: ApiClient, review: str) -> dict[str, Any]:

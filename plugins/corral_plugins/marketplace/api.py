@@ -87,6 +87,14 @@ class Installer(msgspec.Struct, frozen=True, kw_only=True):
     name_length: int = 100
 
 
+_FUNCTIONS = ("plan", "existing", "install", "fingerprint", "update", "users", "running", "remove", "export")
+
+
+def functions_of(implementation: object) -> dict[str, Any]:
+    """Return the functions of an installer from an object that has methods with their names."""
+    return {name: getattr(implementation, name) for name in _FUNCTIONS}
+
+
 class _TemplateEvent(Event, kw_only=True):
     """The fields that all events about installations share."""
 

@@ -8,9 +8,10 @@ from typing import Any
 import click
 
 from corral.cli.api_client import ApiClient
-from corral.cli.object_names import ObjectNames, find_user_id
+from corral.cli.object_names import ObjectNames, find_user_id, newest_id
 from corral.cli.output import print_fields, print_table, print_value
 from corral.cli.server_connection import client_command, complete_names
+from corral.cli.status_parts import read_if_allowed
 from corral_core.accounts.api import USERS_PATH
 
 STATUSES = ("sent", "delivered", "read", "acked", "expired")
@@ -67,7 +68,7 @@ def list_messages(
         computed={
             "sender": lambda message: message["sender_name"],
             "recipient": lambda message: _recipient(names, message),
-            "subject": lambda message: message["subject"] or _head(message["body"]),
+            "subject": _title,
         },
     )
 
@@ -80,7 +81,7 @@ def list_messages(
 @click.option("--as-agent", help="agent for which you speak", shell_complete=complete_names("/agents"))
 @click.option("--subject", default="", help="subject of the message")
 @click.option("--type", "kind", type=click.Choice(TYPES), help="type of the message; request asks for an answer")
-@click.option("--reply-to", help="id of the message that this one answers")
+@click.option("--reply-to", help="id or subject of the message that this one answers")
 @client_command
 def send_message(
     client: ApiClient,
@@ -102,7 +103,7 @@ def send_message(
         "body": sys.stdin.read() if text == "-" else text,
         "subject": subject,
         "type": kind,
-        "in_reply_to": reply_to,
+        "in_reply_to": None if reply_to is None else _message_id(client, reply_to),
         "recipient_agent_id": None if to_agent is None else _find_agent(client, to_agent),
         "recipient_user_id": None if to_user is None else find_user_id(client, USERS_PATH, to_user),
         "channel": channel,
@@ -119,8 +120,9 @@ def send_message(
 @for_agent
 @client_command
 def read_message(client: ApiClient, *, message: str, agent: str | None, as_json: bool) -> None:
-    """Mark a message as read, and show it."""
+    """Mark a message as read, and show it. MESSAGE is an id or a subject, which names the newest."""
     body = {} if agent is None else {"agent_id": _find_agent(client, agent)}
+    message = _message_id(client, message)
     with client.looking_for("message", message, "corral messages list"):
         found = client.send("PATCH", f"/messages/{message}/read", body=body)
     shown = {
@@ -131,7 +133,7 @@ def read_message(client: ApiClient, *, message: str, agent: str | None, as_json:
         "status": found["status"],
         "trust": found["trust"],
         "subject": found["subject"],
-        "in reply to": found["in_reply_to"],
+        "in reply to": None if as_json else _title_of(client, found["in_reply_to"]),
         "text": found["body"],
     }
     print_fields(found, shown, as_json=as_json)
@@ -150,6 +152,7 @@ def acknowledge_message(
     body: dict[str, Any] = {"result": "rejected" if rejected else "done", "note": note}
     if agent is not None:
         body["agent_id"] = _find_agent(client, agent)
+    message = _message_id(client, message)
     with client.looking_for("message", message, "corral messages list"):
         found = client.post(f"/messages/{message}/ack", body)
     print_value(found, as_json=as_json, text=f"Acknowledged {found['id']} as {body['result']}.")
@@ -157,6 +160,21 @@ def acknowledge_message(
 
 def _find_agent(client: ApiClient, name: str) -> str:
     return str(client.find("/agents", name, kind="agent")["id"])
+
+
+def _title(message: Any) -> str:
+    return str(message["subject"] or _head(message["body"]))
+
+
+def _title_of(client: ApiClient, message_id: str | None) -> str | None:
+    """Return the subject of a message, or its beginning, or its id if the user may not read it."""
+    found = read_if_allowed(client, f"/messages/{message_id}") if message_id is not None else None
+    return message_id if found is None else _title(found)
+
+
+def _message_id(client: ApiClient, message: str) -> str:
+    """Return the given id, or that of the newest message with this subject, or without one, this beginning."""
+    return newest_id(client, "/messages", message, kind="message", title=_title, listing="corral messages list")
 
 
 def _head(body: str) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from corral.cli.api_client import ApiClient, ApiClientError
-from corral.cli.object_names import ObjectNames
+from corral.cli.object_names import ObjectNames, newest_id
 from corral.cli.output import format_ms, print_fields, print_table, print_value
 from corral.cli.request_body import body_option, field_option, read_body
 from corral.cli.server_connection import client_command, complete_names
@@ -29,6 +29,17 @@ WARNINGS = {
 }
 STATUSES = ("pending", "retrying", "succeeded", "failed", "cancelled", "suppressed")
 
+NAMED = {
+    "agent": ("/agents", "name"),
+    "approval": ("/approvals", "title"),
+    "code_review": ("/code-reviews", "title"),
+    "task": ("/tasks", "title"),
+    "trigger": ("/triggers", "name"),
+    "webhook": ("/webhooks", "host"),
+    "worker": ("/workers", "name"),
+    "workflow": ("/workflows", "name"),
+}
+"""The objects that notifications are about and that have names, with their paths and the fields of the names."""
 CHANNELS, RULES = "/notifications/channels", "/notifications/rules"
 channel_argument = click.argument("channel", shell_complete=complete_names(CHANNELS, "name"))
 notification_argument = click.argument("notification")
@@ -63,16 +74,16 @@ def list_notifications(client: ApiClient, *, unread: bool, limit: int, as_json: 
 @notification_argument
 @client_command
 def show_notification(client: ApiClient, *, notification: str, as_json: bool) -> None:
-    """Show a notification, without marking it as read."""
+    """Show a notification, without marking it as read. NOTIFICATION is an id or a title, which names the newest."""
+    notification = _notification_id(client, notification)
     with _looking_for(client, notification):
         found = client.get(f"/notifications/{notification}")
-    about = found["object"] or {}
     shown = {
         "title": found["title"],
         "id": found["id"],
         "severity": found["severity"],
         "type": found["type"],
-        "about": f"{about['type'].replace('_', ' ')} {about['id']}" if about else None,
+        "about": None if as_json else _about(client, found["object"]),
         "times": found["count"] if found["count"] > 1 else None,
         "created": found["created_at"],
         "read": found["read_at"],
@@ -86,14 +97,15 @@ def show_notification(client: ApiClient, *, notification: str, as_json: bool) ->
 @click.option("--all", "everything", is_flag=True, help="mark all notifications")
 @client_command
 def mark_read(client: ApiClient, *, notification: str | None, everything: bool, as_json: bool) -> None:
-    """Mark a notification as read, or all of them."""
+    """Mark a notification as read, or all of them. NOTIFICATION is an id or a title, which names the newest."""
     if everything == (notification is not None):
         raise click.UsageError("give the id of a notification, or --all")
     if everything:
         done = client.send("PUT", "/notifications/read-all", body={})
         print_value(done, as_json=as_json, text=f"Notifications that are read now: {done['updated']}")
         return
-    with _looking_for(client, str(notification)):
+    notification = _notification_id(client, str(notification))
+    with _looking_for(client, notification):
         row = client.send("PUT", f"/notifications/{notification}/read", body={})
     print_value(row, as_json=as_json, text=f"Read: {row['title']}")
 
@@ -372,6 +384,28 @@ def retry_delivery(client: ApiClient, *, delivery: str, as_json: bool) -> None:
     with client.looking_for("delivery", delivery, "corral notifications deliveries"):
         row = client.post(f"/notifications/deliveries/{delivery}/retry", {})
     print_value(row, as_json=as_json, text=f"{row['id']} is sent again.")
+
+
+def _notification_id(client: ApiClient, notification: str) -> str:
+    """Return the given id, or that of the newest notification with this title."""
+    return newest_id(
+        client,
+        "/notifications",
+        notification,
+        kind="notification",
+        title=lambda row: str(row["title"]),
+        listing="corral notifications list",
+    )
+
+
+def _about(client: ApiClient, object: dict[str, str] | None) -> str | None:
+    """Return what a notification is about, such as `task Sort the mail (…)`."""
+    if object is None:
+        return None
+    kind = object["type"].replace("_", " ")
+    path, field = NAMED.get(object["type"], (None, ""))
+    name = ObjectNames(client).name(path, object["id"], field) if path is not None else object["id"]
+    return f"{kind} {name}" + (f" ({object['id']})" if name != object["id"] else "")
 
 
 def _looking_for(client: ApiClient, notification: str) -> AbstractContextManager[None]:

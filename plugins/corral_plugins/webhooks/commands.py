@@ -13,7 +13,7 @@ from urllib.parse import quote
 import click
 
 from corral.cli.api_client import ApiClient, ApiClientError
-from corral.cli.object_names import ObjectNames
+from corral.cli.object_names import ObjectNames, newest_id
 from corral.cli.output import format_ms, print_fields, print_table, print_value
 from corral.cli.request_body import body_option, field_option, read_body
 from corral.cli.server_connection import client_command, complete_names
@@ -247,8 +247,9 @@ def list_deliveries(
 @delivery_argument
 @client_command
 def show_delivery(client: ApiClient, *, webhook: str, delivery: str, as_json: bool) -> None:
-    """Show a delivery with its payload and its attempts."""
+    """Show a delivery with its payload and its attempts. DELIVERY is an id, or an event for its newest delivery."""
     row = _find(client, webhook)
+    delivery = _delivery_id(client, webhook, row["id"], delivery)
     with _looking_for(client, webhook, delivery):
         found = client.get(f"/webhooks/{row['id']}/deliveries/{delivery}")
     attempts = [
@@ -271,8 +272,9 @@ def show_delivery(client: ApiClient, *, webhook: str, delivery: str, as_json: bo
 @delivery_argument
 @client_command
 def redeliver(client: ApiClient, *, webhook: str, delivery: str, as_json: bool) -> None:
-    """Send a delivery again, under the same id."""
+    """Send a delivery again, under the same id. DELIVERY is an id, or an event for its newest delivery."""
     found = _find(client, webhook)
+    delivery = _delivery_id(client, webhook, found["id"], delivery)
     try:
         with _looking_for(client, webhook, delivery):
             row = client.post(f"/webhooks/{found['id']}/deliveries/{delivery}/redeliver", {})
@@ -319,6 +321,18 @@ def _find(client: ApiClient, name: str) -> Any:
 
 def _id(client: ApiClient, name: str) -> str:
     return str(_find(client, name)["id"])
+
+
+def _delivery_id(client: ApiClient, webhook: str, webhook_id: str, delivery: str) -> str:
+    """Return the given id, or that of the newest delivery of the event with this name."""
+    return newest_id(
+        client,
+        f"/webhooks/{webhook_id}/deliveries",
+        delivery,
+        kind="delivery",
+        title=lambda row: str(row["event"]),
+        listing=f"corral webhooks deliveries {webhook}",
+    )
 
 
 def _looking_for(client: ApiClient, webhook: str, delivery: str) -> AbstractContextManager[None]:

@@ -52,7 +52,8 @@ def test_every_server_that_is_offered_is_taken(corral: Any) -> None:
     for name in offered.split("|"):
         told = corral("serve", "--server", name, "--bind", "203.0.113.1:1")  # an address of no machine
         assert told.status == 3
-        assert told.err.splitlines()[-1].startswith("corral: server.bind: cannot listen on 203.0.113.1:1"), told
+        refused = "corral: server.bind: cannot listen on 203.0.113.1:1"  # a busy machine may log a slow unit after it
+        assert any(line.startswith(refused) for line in told.err.splitlines()), told
 
 
 def test_operations_8_every_command_has_help(corral: Any) -> None:

@@ -191,3 +191,10 @@ def test_a_change_in_the_middle_of_a_large_file_is_shown_alone() -> None:
     (file,) = parse_patch(interdiff(first, second)).files
     (hunk,) = file.hunks
     assert (hunk.new_start, hunk.new_lines, file.additions, file.deletions) == (14_998, 7, 1, 1)
+
+
+def test_a_path_with_a_line_break_adds_no_line_to_a_comparison() -> None:
+    head = b'--- "a/evil\\n+++ b/x"\n+++ "b/evil\\n+++ b/x"\n@@ -1 +1 @@\n-one\n+'
+    shown = interdiff(parse_patch(head + b"two\n"), parse_patch(head + b"three\n"))
+    assert shown.splitlines()[:2] == [rb'--- "a/evil\012+++ b/x"', rb'+++ "b/evil\012+++ b/x"']
+    assert [file.path for file in parse_patch(shown).files] == ["evil\n+++ b/x"]

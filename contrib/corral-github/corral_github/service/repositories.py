@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 from msgspec import UNSET
+from peewee import Case
 
 from corral import clock
 from corral.auth.principal import Principal
@@ -135,7 +136,7 @@ class Repositories:
                 model.select(model.id, model.thread_id).where(failed).order_by(model.id.desc()).limit(BATCH_SIZE)
             )
             again = {"status": "pending", "detail": None, "finished_at": None, "waiting_since": clock.now()}
-            model.update(again).where(model.id.in_([each.id for each in found])).execute()
+            model.update(again).where(model.id.in_([each.id for each in found]) & (model.status == "failed")).execute()
             counts[model] = len(found)
             woken |= {each.thread_id for each in found}
         _end_pauses(row.id, woken)
@@ -192,7 +193,9 @@ def _end_pauses(repository_id: str, thread_ids: set[str]) -> None:
     """
     waiting = (Thread.repository_id == repository_id) & Thread.run_at.is_null(False)
     woken = thread_ids | {each.id for each in Thread.select(Thread.id).where(waiting).limit(BATCH_SIZE)}
-    Thread.update(run_at=None).where(Thread.id.in_(list(woken)) & Thread.lease_until.is_null()).execute()
+    # Every row is locked: a condition on `lease_until` would not wait for a holder that is about to release the thread.
+    due = Case(None, [(Thread.lease_until.is_null(), clock.now())], Thread.run_at)
+    Thread.update(run_at=due).where(Thread.id.in_(list(woken))).execute()
     for thread_id in sorted(woken):
         wake(thread_id)
 

@@ -24,7 +24,7 @@ from corral_plugins.agents.service.configuration import (
 from corral_plugins.agents.service.management import AgentManagement
 from corral_plugins.agents.service.rows import find_readable_agent
 from corral_plugins.agents.shapes import AgentPatch, AgentView, NewAgent
-from corral_plugins.marketplace.api import InstalledObject, Installer, ObjectUse
+from corral_plugins.marketplace.api import InstalledObject, Installer, ObjectUse, functions_of
 from corral_plugins.tools.api import Tools
 
 Json = dict[str, Any]
@@ -81,15 +81,7 @@ class AgentTemplateInstaller:
             schema=_schema(),
             write="agents.write",
             read="agents.read",
-            plan=self.plan,
-            existing=self.existing,
-            install=self.install,
-            fingerprint=self.fingerprint,
-            update=self.update,
-            users=self.users,
-            running=self.running,
-            remove=self.remove,
-            export=self.export,
+            **functions_of(self),
         )
 
     def plan(self, spec: Json) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterator
 
 from corral_plugins.code_reviews.service.patches import Hunk, Patch, PatchedFile
@@ -14,6 +15,7 @@ MAX_COMPARED_LINES, MAX_COMPARED_IN_ALL = 4000, 20_000
 Comparing them could take minutes: the time grows with the third power of their number.
 """
 
+_SPECIAL = re.compile(rb"[\x00-\x1f\x7f\"\\]")
 Line = tuple[int, bytes]
 Opcode = tuple[str, int, int, int, int]
 
@@ -33,11 +35,19 @@ def interdiff(before: Patch, after: Patch) -> bytes:
 
 def _file_diff(path: str, before: PatchedFile | None, after: PatchedFile | None, comparison: _Comparison) -> bytes:
     old_lines, new_lines = _results(before, after)
-    name = path.encode()
+    names = _quoted(f"a/{path}"), _quoted(f"b/{path}")
     if before is not None and after is not None and (before.binary or after.binary):
-        return b"Binary files a/%s and b/%s may differ\n" % (name, name) if before != after else b""
+        return b"Binary files %s and %s may differ\n" % names if before != after else b""
     hunks = b"".join(_hunks(old_lines, new_lines, comparison))
-    return b"--- a/%s\n+++ b/%s\n%s" % (name, name, hunks) if hunks else b""
+    return b"--- %s\n+++ %s\n%s" % (*names, hunks) if hunks else b""
+
+
+def _quoted(path: str) -> bytes:
+    """Return a path as git writes it: one with a line break in quotes, or its end would look like another line."""
+    data = path.encode()
+    if not _SPECIAL.search(data):
+        return data
+    return b'"%s"' % _SPECIAL.sub(lambda match: b"\\%03o" % match[0][0], data)
 
 
 def _results(before: PatchedFile | None, after: PatchedFile | None) -> tuple[list[Line], list[Line]]:

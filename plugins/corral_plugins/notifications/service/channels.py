@@ -10,6 +10,7 @@ from msgspec import UNSET
 
 from corral import clock
 from corral.auth.principal import Principal
+from corral.database.unit import locked
 from corral.errors import Conflict
 from corral.events.event import emit
 from corral.http.answers import IfMatch
@@ -96,6 +97,7 @@ class ChannelManagement:
         """Delete a channel that no rule uses. Its open deliveries are cancelled when they are due."""
         row = find_channel(channel_id)
         match.check(row.version)
+        locked(Channel.select(Channel.id).where(Channel.id == row.id)).first()  # rules that begin to use it come before
         if rules := used_by([row.id]).get(row.id):
             names = ", ".join(rule.name for rule in rules)
             detail = f"Notification rules use this channel: {names}. Remove it from them first."

@@ -10,7 +10,7 @@ from msgspec import UNSET
 
 from corral import clock
 from corral.auth.principal import Principal
-from corral.database.unit import after_commit
+from corral.database.unit import after_commit, locked
 from corral.errors import Conflict, Invalid
 from corral.events import log as event_log
 from corral.http.answers import IfMatch
@@ -128,7 +128,8 @@ class RuleManagement:
 
 
 def _check_channels(ids: list[str]) -> None:
-    found = {row.id for row in Channel.select(Channel.id).where(Channel.id.in_(ids))} if ids else set()
+    rows = Channel.select(Channel.id).where(Channel.id.in_(ids)).order_by(Channel.id)
+    found = {row.id for row in locked(rows, share=True)} if ids else set()  # so that none is deleted meanwhile
     for index, each in enumerate(ids):
         if each not in found:
             detail = "There is no channel with this id."

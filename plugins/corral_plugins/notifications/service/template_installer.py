@@ -11,7 +11,7 @@ import msgspec
 from corral.auth.principal import Principal
 from corral.http.answers import ANY_VERSION
 from corral.schema.conversion import convert
-from corral_plugins.marketplace.api import InstalledObject, Installer, ObjectUse
+from corral_plugins.marketplace.api import InstalledObject, Installer, ObjectUse, functions_of
 from corral_plugins.notifications.api import Json
 from corral_plugins.notifications.models import Rule
 from corral_plugins.notifications.service.checks import RuleChecks
@@ -36,15 +36,7 @@ class RuleTemplateInstaller:
             schema=_schema(),
             write=PERMISSION,
             read=PERMISSION,
-            plan=self.plan,
-            existing=self.existing,
-            install=self.install,
-            fingerprint=self.fingerprint,
-            update=self.update,
-            users=self.users,
-            running=_none_running,
-            remove=self.remove,
-            export=self.export,
+            **functions_of(self),
         )
 
     def plan(self, spec: Json) -> None:
@@ -73,6 +65,10 @@ class RuleTemplateInstaller:
         """Return no rules, because rules refer to people and channels only, which templates do not create."""
         return []
 
+    def running(self, ids: Sequence[str]) -> Sequence[str]:
+        """Return no rules, because a rule is never at work by itself."""
+        return []
+
     def remove(self, rule_id: str, by: Principal) -> None:
         """Delete a rule."""
         self._service().delete(rule_id, ANY_VERSION)
@@ -87,11 +83,6 @@ class RuleTemplateInstaller:
     def _service(self) -> RuleManagement:
         assert self.management is not None
         return self.management
-
-
-def _none_running(ids: Sequence[str]) -> Sequence[str]:
-    """Return no rules, because a rule is never at work by itself."""
-    return []
 
 
 def _values(row: Rule) -> Json:

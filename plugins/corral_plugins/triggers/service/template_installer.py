@@ -14,7 +14,7 @@ from corral.auth.principal import Principal
 from corral.errors import Invalid
 from corral.http.answers import ANY_VERSION
 from corral.schema.conversion import convert
-from corral_plugins.marketplace.api import InstalledObject, Installer, ObjectUse
+from corral_plugins.marketplace.api import InstalledObject, Installer, ObjectUse, functions_of
 from corral_plugins.triggers.models import LIVING, PENDING, Fire, Trigger
 from corral_plugins.triggers.service.checks import TriggerChecks
 from corral_plugins.triggers.service.management import TriggerManagement, new_ingress_secrets
@@ -50,15 +50,7 @@ class TriggerTemplateInstaller:
             schema=_schema(),
             write="triggers.write",
             read="triggers.read",
-            plan=self.plan,
-            existing=self.existing,
-            install=self.install,
-            fingerprint=self.fingerprint,
-            update=self.update,
-            users=self.users,
-            running=self.running,
-            remove=self.remove,
-            export=self.export,
+            **functions_of(self),
         )
 
     def plan(self, spec: Json) -> None:

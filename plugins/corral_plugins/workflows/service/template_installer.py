@@ -14,7 +14,7 @@ from corral.auth.principal import Principal
 from corral.errors import Conflict
 from corral.http.answers import ANY_VERSION
 from corral.schema.conversion import convert
-from corral_plugins.marketplace.api import InstalledObject, Installer, ObjectUse
+from corral_plugins.marketplace.api import InstalledObject, Installer, ObjectUse, functions_of
 from corral_plugins.workflows.models import LIVING, Run, Workflow, fetch_tuples
 from corral_plugins.workflows.service.definitions import WorkflowStore, find_readable_workflow, find_writable_workflow
 from corral_plugins.workflows.service.run_state import FINAL_RUN
@@ -41,15 +41,7 @@ class WorkflowTemplateInstaller:
             schema=_schema(),
             write="workflows.write",
             read="workflows.read",
-            plan=self.plan,
-            existing=self.existing,
-            install=self.install,
-            fingerprint=self.fingerprint,
-            update=self.update,
-            users=self.users,
-            running=self.running,
-            remove=self.remove,
-            export=self.export,
+            **functions_of(self),
             name_length=200,
         )
 
