@@ -293,7 +293,9 @@ def test_a_webhook_behind_an_open_breaker_says_so(terminal: Terminal) -> None:
     terminal("circuit-breakers", "force-close", BREAKER)
     until(lambda: terminal.json("webhooks", "show", "receiver.invalid")["failing_since"])
     assert re.search(
-        r"^webhooks: +receiver\.invalid has failed since .*corral webhooks deliveries ", terminal("status"), re.M
+        r"^webhooks: +receiver\.invalid has failed since .*corral webhooks deliveries receiver\.invalid$",
+        terminal("status"),
+        re.M,
     )
     assert re.search(rf"^receiver\.invalid +{re.escape(EMAIL)} ", terminal("webhooks", "list", "--all"), re.M)
     terminal("webhooks", "delete", "receiver.invalid")
