@@ -50,7 +50,7 @@ def test_status_tells_only_what_needs_people(terminal: Terminal) -> None:
     quiet = terminal("status")
     for line in ("dead letters:", "failed runs:", "disabled triggers:", "ssh connections:", "webhooks:", "channels:"):
         assert line not in quiet
-    for line in ("code reviews:", "messages:", "notifications:", "failed triggers:"):
+    for line in ("code reviews:", "messages:", "failed triggers:"):
         assert line not in quiet
     assert "agents:" not in quiet
     made = terminal.run("ssh", "create", "builder", "deploy@10.1.2.3", "--password", stdin="only for this\n")
