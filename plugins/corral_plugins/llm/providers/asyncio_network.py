@@ -21,11 +21,18 @@ EXTRA_INFO = {"server_addr": "peername", "client_addr": "sockname"}  # httpcore2
 class AsyncioNetwork(httpcore2.AsyncNetworkBackend):
     """Opens connections to addresses that the egress guard has checked."""
 
-    async def connect_tcp(self, host: str, port: int, *_: Any, **options: Any) -> httpcore2.AsyncNetworkStream:
+    async def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,  # noqa: ASYNC109  (httpcore2's name)
+        *_: Any,
+        **__: Any,
+    ) -> httpcore2.AsyncNetworkStream:
         loop = asyncio.get_running_loop()
         reader, protocol = _new_protocol(loop)
         with _raised_as(httpcore2.ConnectTimeout, httpcore2.ConnectError):
-            async with asyncio.timeout(options.get("timeout")):
+            async with asyncio.timeout(timeout):
                 transport, _protocol = await loop.create_connection(lambda: protocol, host, port)
         return _Stream(reader, asyncio.StreamWriter(transport, protocol, reader, loop))
 
