@@ -164,5 +164,7 @@ async def test_a_changed_host_key_is_told_once_and_names_the_machine(make_kit: C
     [row] = await world.inbox(world.admin)
     assert (row["title"], row["severity"]) == ("The host key of build box has changed", "critical")
     assert f"127.0.0.1:{machine.port} shows {machine.fingerprint} instead of {old}." in row["body"]
-    assert f"corral ssh accept-key 'build box' {machine.fingerprint}\nSee it: corral ssh show {connection}" in row["body"]
+    assert (
+        f"corral ssh accept-key 'build box' {machine.fingerprint}\nSee it: corral ssh show {connection}" in row["body"]
+    )
     assert row["type"] == "ssh.host_key_mismatch"  # what mutes it

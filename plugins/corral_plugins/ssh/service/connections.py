@@ -283,9 +283,10 @@ def _matches(row: Connection, query: ConnectionQuery) -> bool:
 
 
 def _alert(row: Connection, old: str, new: str) -> None:
+    command = f"corral ssh accept-key {shlex.quote(row.name)} {new}"
     reason = (
         f"{row.hostname}:{row.port} shows {new} instead of {old}. The connection is blocked until an admin accepts the "
-        f"new key or deletes the connection. If the key is the machine's own: corral ssh accept-key {shlex.quote(row.name)} {new}"
+        f"new key or deletes the connection. If the key is the machine's own: {command}"
     )
     mismatch = SshHostKeyMismatch(connection_id=row.id, name=row.name, old=old, new=new, reason=reason)
     emit(mismatch, object=("ssh_connection", row.id))
