@@ -6,6 +6,7 @@ It checks the URL of each request, connects only to addresses that the egress gu
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
@@ -58,7 +59,10 @@ class GuardedNetwork(httpcore2.AsyncNetworkBackend):
                 return await self._connect(address, port, seconds)
             except (httpcore2.NetworkError, httpcore2.TimeoutException, httpcore2.ProxyError) as error:
                 failure = error
-        raise failure
+        errno = getattr(getattr(failure.__cause__, "__cause__", None), "errno", None)  # of the operating system
+        raise type(failure)(
+            f"{host}:{port}: {os.strerror(errno) if errno else str(failure) or 'no answer'}"
+        ) from failure
 
     async def _connect(self, address: str, port: int, seconds: float | None) -> httpcore2.AsyncNetworkStream:
         proxy = self._proxy

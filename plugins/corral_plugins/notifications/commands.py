@@ -27,6 +27,10 @@ WARNINGS = {
     "unresolved_host": "the host name of the URL does not resolve",
     "not_redactable": "the secret is so short that Corral cannot hide it in logs",
 }
+FAILURES = {
+    "blocked": "the egress guard does not allow the address of the channel; an admin may, with CORRAL_EGRESS_ALLOW",
+    "circuit_open": "the circuit breaker of the channel is open; corral circuit-breakers list says why",
+}
 STATUSES = ("pending", "retrying", "succeeded", "failed", "cancelled", "suppressed")
 
 NAMED = {
@@ -232,7 +236,8 @@ def test_channel(client: ApiClient, *, channel: str, as_json: bool) -> None:
     """Send a test notification through a channel, and wait. Ends with status 1 if it was not delivered."""
     found = client.post(f"{CHANNELS}/{_id(client, CHANNELS, channel)}/test", {})
     took = format_ms(found["duration_ms"])
-    text = f"Delivered after {took}." if found["delivered"] else f"Not delivered: {found['error']}"
+    why = FAILURES.get(found["error"], found["error"])
+    text = f"Delivered after {took}." if found["delivered"] else f"Not delivered: {why}"
     print_value(found, as_json=as_json, text=text)
     if not found["delivered"]:
         raise SystemExit(1)
