@@ -215,7 +215,12 @@ class TriggerScheduler:
     def _record_absences(self) -> int:
         if self._is_held():
             return 0
-        due = Expectation.select().where(Expectation.due_at <= min(clock.now(), first_unread() or clock.LAST)).order_by(Expectation.due_at).limit(BATCH_SIZE)
+        due = (
+            Expectation.select()
+            .where(Expectation.due_at <= min(clock.now(), first_unread() or clock.LAST))
+            .order_by(Expectation.due_at)
+            .limit(BATCH_SIZE)
+        )
         rows = list(due)
         ids = [each.trigger_id for each in rows]
         triggers = {row.id: row for row in Trigger.select().where(Trigger.id.in_(ids) & IS_ENABLED)}
