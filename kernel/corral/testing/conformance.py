@@ -1,7 +1,8 @@
 """Conformance checks. The line `assert check_plugin(EchoPlugin).ok` verifies a plugin against the contract.
 
 `manifest_rules` checks the plugin class, and `source_rules` checks the files of its package. `contribution_rules` and
-`live_rules` check a real kernel in a temporary folder that runs the plugin and the plugins it requires.
+`live_rules` check a real kernel in a temporary folder that runs the plugin and the plugins it requires. Another kernel
+then also runs the plugins that it wants.
 """
 
 from __future__ import annotations
@@ -80,7 +81,7 @@ def _installed(plugin_dir: Path | None) -> dict[str, type[Plugin]]:
 def _closure(
     wanted: Iterable[str], kind: type[Plugin], installed: dict[str, type[Plugin]]
 ) -> tuple[list[type[Plugin]], list[str]]:
-    """Return these plugins and those that they require, without the plugin itself, and the names of the missing ones."""
+    """Return these plugins and those that they require, except the plugin itself, and the names of missing ones."""
     names: list[str] = []
     waiting = list(wanted)
     while waiting:

@@ -200,7 +200,7 @@ class GivingPlugin(Plugin):
 def test_show_starts_the_plugin_and_lists_what_it_contributes(corral: Any) -> None:
     """The state is the one that the server finds, here that of a subscriber to an event that does not exist."""
     corral.configure(f'[plugins]\ndir = "{corral.plugins.path}"\nenabled = ["giving"]\n')
-    corral.plugins.add("giving", CONTRIBUTING.replace("EVENT", "task.failed"))
+    folder = corral.plugins.add("giving", CONTRIBUTING.replace("EVENT", "task.failed"))
     shown = corral("plugins", "show", "giving", "--json").json()
     assert shown["state"] == "active", shown
     contributed = {
@@ -211,7 +211,7 @@ def test_show_starts_the_plugin_and_lists_what_it_contributes(corral: Any) -> No
         "tools": ["giving.all"],
     }
     assert contributed.items() <= shown.items()
-    corral.plugins.add("giving", CONTRIBUTING.replace("EVENT", "task.fail"))
+    (folder / "plugin.py").write_text(CONTRIBUTING.replace("EVENT", "task.fail"), "utf-8")
     shown = corral("plugins", "show", "giving", "--json").json()
     assert shown["state"] == "failed"
     assert "no plugin has the event task.fail; check the spelling and wants" in shown["reason"]
