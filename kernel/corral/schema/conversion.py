@@ -49,7 +49,7 @@ def convert(kind: Any, value: Any, *, strings: bool = False, pointer_prefix: str
 def convert(kind: Any, value: Any, *, strings: bool = False, pointer_prefix: str = "") -> Any:
     """Convert the value to the type `kind`, or raise `Invalid` with every fault.
 
-    Set `strings` for values from a query string or path, which are all strings.
+    Set `strings` for a parsed query string, whose values are all strings.
     """
     if strings:
         try:
@@ -101,19 +101,16 @@ class _Shape:
         return frozenset(named | {_JSON_TYPES[type(value)] for one in options for value in one.get("enum", ())})
 
     @cached_property
-    def fields(self) -> dict[str | None, tuple[frozenset[str], frozenset[str]]]:
-        """The JSON types of each field, and of the items of arrays. The key `None` stands for the whole value."""
+    def fields(self) -> dict[str, tuple[frozenset[str], frozenset[str]]]:
+        """The JSON types of each field, and of the items of arrays."""
         options = self.choices(self.schema or {})
-        wanted: dict[str | None, Any] = {None: self.schema or {}}
-        wanted.update((name, schema) for one in options for name, schema in one.get("properties", {}).items())
+        wanted = {name: schema for one in options for name, schema in one.get("properties", {}).items()}
         items = {key: [one["items"] for one in self.choices(each) if "items" in one] for key, each in wanted.items()}
         return {key: (self.types(each), self.types({"anyOf": items[key]})) for key, each in wanted.items()}
 
-    def read(self, value: Any) -> Any:
-        """Convert the strings in a value, such as a parsed query string, to the types that the schema declares."""
-        if isinstance(value, dict):
-            return {name: self.convert_text(item, self.fields.get(name)) for name, item in value.items()}
-        return self.convert_text(value, self.fields[None])
+    def read(self, query: dict[str, Any]) -> dict[str, Any]:
+        """Convert the strings in a parsed query string to the types that the schema declares."""
+        return {name: self.convert_text(item, self.fields.get(name)) for name, item in query.items()}
 
     def convert_text(self, value: Any, wanted: tuple[frozenset[str], frozenset[str]] | None) -> Any:
         if wanted and isinstance(value, str) and "array" in wanted[0] and "string" not in wanted[0]:
