@@ -26,16 +26,14 @@ class ClientAddress:
         header `X-Forwarded-For`, joined by commas.
         """
         address = canonical_ip(peer)
-        if not self._is_trusted(address):
-            return address
         for hop in reversed(forwarded_for.decode("latin1").split(",")):
+            if not self._is_trusted(address):
+                break
             without_port = hop.rpartition(":")[0]  # some proxies add the port
             given = canonical_ip(hop.strip(" []")) or canonical_ip(without_port.strip(" []"))
             if not given:
-                return address
+                break
             address = given
-            if not self._is_trusted(address):
-                return address
         return address
 
     def _is_trusted(self, address: str) -> bool:
