@@ -323,9 +323,9 @@ class ProviderRegistry:
         ]
 
     def _current_providers(self) -> dict[str, Provider]:
-        is_same_unit = self._load_changes()
+        is_checked = self._load_changes()
         snapshot, names, providers = self._built
-        if is_same_unit and snapshot is self._snapshot:
+        if is_checked and snapshot is self._snapshot:
             return providers
         kinds = self.provider_kinds()
         if snapshot is not self._snapshot or names != sorted(kinds):
@@ -354,10 +354,10 @@ class ProviderRegistry:
     def _load_changes(self) -> bool:
         """Reload the cache if any process has changed a provider. Checks the database once per unit of work.
 
-        Return whether this unit of work has checked before.
+        Return whether the providers are as a unit has found them: this unit, or outside of units the last one.
         """
         if not in_unit() or self._synchronized.unit is current():
-            return in_unit()
+            return True
         self._synchronized.unit = current()
         revisions = frozenset(
             [("provider", name, revision) for name, revision in _PROVIDER_REVISIONS.rows({})]
