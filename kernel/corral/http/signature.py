@@ -15,7 +15,6 @@ from corral.auth.principal import Principal
 from corral.http.answers import Answer, Encoded, IfMatch, Request, Stream, Text, Wait
 from corral.http.page import Page
 from corral.http.routes import Route
-from corral.schema.conversion import components
 
 PARTS: dict[Any, str] = {Principal: "caller", IfMatch: "if_match", Request: "request"}
 NO_SHAPES = (Wait, Text, Stream, Encoded, types.NoneType)
@@ -132,7 +131,7 @@ def describe_shapes(
     for _, signature in operations:
         kinds |= dict.fromkeys([signature.body, signature.query, *map(without_page, signature.answers)])
     try:
-        schemas, named = components(kinds)
+        schemas, named = msgspec.json.schema_components(kinds, ref_template="#/components/schemas/{name}")
     except (TypeError, KeyError) as error:
         for operation in operations if len(operations) > 1 else ():
             describe_shapes([operation], *more)  # raises the error with the route's name

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import subprocess
 import sys
 from datetime import datetime
@@ -17,7 +16,7 @@ from tests.kernel.schema.cases import ID, TREES, Order, Priority, Query, Square,
 
 from corral.errors import FieldError, Invalid
 from corral.schema import fields as schema_fields
-from corral.schema.conversion import components, convert, encode
+from corral.schema.conversion import convert, encode
 from corral.schema.fields import Id, Instant, Tags
 
 
@@ -34,8 +33,8 @@ def test_every_fault_is_told_at_once() -> None:
         convert(Order, value)
     assert set(caught.value.errors) == {
         FieldError("/title", "required", "this field is required"),
-        FieldError("/priority", "not_in_enum", "one of low, medium, high, critical"),
-        FieldError("/level", "not_in_enum", "one of low, high, critical"),
+        FieldError("/priority", "not_in_enum", "one of critical, high, low, medium"),
+        FieldError("/level", "not_in_enum", "one of critical, high, low"),
         FieldError("/count", "too_small", "at least 1"),
         FieldError("/due", "bad_format", "a date and time with a zone, such as 2026-01-31T12:00:00Z"),
         FieldError("/tags/0", "too_short", "at least 1 character"),
@@ -172,19 +171,6 @@ class View(msgspec.Struct, kw_only=True):
 def test_encode() -> None:
     view = View(id=ID, created_at="2026-01-01T00:00:00.000Z", priority=Priority.LOW)
     assert json.loads(encode(view)) == {"id": ID, "created_at": "2026-01-01T00:00:00.000Z", "priority": "low"}
-
-
-def test_components() -> None:
-    schemas, named = components([Order, list[View]])
-    assert schemas == [
-        {"$ref": "#/components/schemas/Order"},
-        {"type": "array", "items": {"$ref": "#/components/schemas/View"}},
-    ]
-    assert set(named) == {"Order", "View", "Circle", "Square", "Priority"}
-    assert named["Priority"]["enum"] == ["low", "medium", "high", "critical"]
-    assert named["View"]["properties"]["created_at"] == {"type": "string", "format": "date-time"}
-    assert named["View"]["properties"]["id"]["format"] == "uuid"
-    assert not re.search(r"\$defs", json.dumps(named))
 
 
 def test_jsonschema_is_not_imported_until_it_is_needed() -> None:
