@@ -81,7 +81,8 @@ class PluginQuarantine:
 
         The error counts towards the quarantine only if `counts` is true.
         """
-        log.error("a contribution failed", extra={"plugin": record.name, "where": where}, exc_info=error)
+        told = {"plugin": record.name, "where": where, "reason": str(error)}
+        log.error("a contribution failed", extra=told, exc_info=error)
         self._registry.add_error(record.name, where, error, current().entry.request_id if in_unit() else None)
         if counts:
             self._count(record, where, error)
