@@ -177,12 +177,10 @@ class Guard:
             return self.quarantine.time_limit if self.record.found.built_in else LOOP_SECONDS
         return self.quarantine.time_limit if self.limit == 0 else self.limit
 
-    def count_abandoned_call(self) -> None:
-        self.quarantine.count_error(self.record, self.where, LostCall(ABANDONED), counts=self.counts)
-
-    def count_endless_call(self) -> None:
-        # The lost thread of a route counts only now: a route that ends when it is interrupted harms nobody.
-        self.quarantine.count_error(self.record, self.where, LostCall(ENDLESS), counts=not self.counts)
+    def count_lost_call(self, *, endless: bool = False) -> None:
+        # The thread of a route counts only when it is endless: a route that ends when it is interrupted harms nobody.
+        counts = not self.counts if endless else self.counts
+        self.quarantine.count_error(self.record, self.where, LostCall(ENDLESS if endless else ABANDONED), counts=counts)
 
 
 guard_code.update(
