@@ -154,7 +154,8 @@ class Kernel:
             self.runner.add(given.jobs, given.schedules, functools.partial(getattr, record, "active"))
             if not record.found.built_in:  # third-party plugins share half of the database connections
                 labels = [f"consumer {item.name}" for item in given.subscribers]
-                labels += [f"job {item.name}" for item in (*given.jobs, *given.schedules)]
+                labels += [f"job {item.name}" for item in given.jobs]
+                labels += [f"job {item.name}" for item in given.schedules]
                 self.database.plugin_by_label |= dict.fromkeys(labels, record.name)
 
     def _services(self) -> dict[Any, Any]:

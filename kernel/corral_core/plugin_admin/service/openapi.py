@@ -94,8 +94,12 @@ class _Writer:
         self.operations = [(route, route.signature or read_signature(route)) for route in routes]
         described, named = describe_shapes(self.operations, Problem, Page)
         orders = dict(enum_orders(described, set()))
-        self.described = {kind: completed(reorder(schema, orders)) for kind, schema in described.items()}
-        self.named = {name: completed(reorder(schema, orders)) for name, schema in named.items()}
+        self.described: dict[Any, dict[str, Any]] = {
+            kind: completed(reorder(schema, orders)) for kind, schema in described.items()
+        }
+        self.named: dict[str, dict[str, Any]] = {
+            name: completed(reorder(schema, orders)) for name, schema in named.items()
+        }
         descriptions = FieldDescriptions(described)
         for name, schema in self.named.items():
             descriptions.add_to(name, schema)
