@@ -214,7 +214,8 @@ class Kernel:
         broken = [
             f"{record.name}: {record.reason}"
             for record in self.plugins
-            if (record.essential and not record.serves) or (strict and record.state in ("failed", "blocked"))
+            if (record.protection == "essential" and not record.serves)
+            or (strict and record.state in ("failed", "blocked"))
         ]
         if broken:
             raise StartupError(*broken)
@@ -289,8 +290,9 @@ class Kernel:
                 await self._runtime(record).guarded_callback("stop", record.plugin.stop, STOP_SECONDS)()
         await self.supervisor.stop()
         # Releasing the leases lets other processes take over at once. If the database is unreachable, the leases
-        # expire.
-        await asyncio.gather(self.database.work(lambda: release_leases(self._holder)), return_exceptions=True)
+        # expire. Only processes that run jobs hold any.
+        if self.runner.started.is_set():
+            await asyncio.gather(self.database.work(lambda: release_leases(self._holder)), return_exceptions=True)
         await self.bus.stop()
         if self.queue is not None:
             await self.queue.stop()

@@ -89,6 +89,7 @@ ALLOWED = {
     "kernel/corral_core/accounts/service/smtp.py": "the SMTP dialogue, on sockets that the guard opened",
     "kernel/corral_core/health/service/sibling_processes.py": "processes of one server, over a socket",
     "kernel/corral_core/redis/": "the operator's Redis",
+    "plugins/corral_plugins/llm/providers/asyncio_network.py": "connects for the guard, where it has checked",
     "plugins/corral_plugins/llm/providers/connections.py": "connections on the network that the guard gives it",
     "plugins/corral_plugins/llm/providers/http.py": "names the type of a response; opens nothing",
     "plugins/corral_plugins/ssh/service/keys.py": "reads keys; opens nothing",

@@ -29,7 +29,7 @@ GUIDES = {page.stem: page for page in sorted((DOCS / "how-to").glob("*.md"))}
 OLLAMA, SHOP, RECEIVER = "127.0.0.1:11434", "127.0.0.1:9000", "127.0.0.1:9100"
 BUILDER = "build.example.org:2222"
 POSTGRES, REDIS = "postgresql://corral@db.example.org/corral", "redis://cache.example.org:6379/0"
-COMMAND = re.compile(r"(?:^ *|`|\$ |[$][(]|[|] )corral ([a-z-]+)(?: ([a-z-]+|[A-Z]+ \"?/[^ `\"]*))?", re.MULTILINE)
+COMMAND = re.compile(r"(?:^ *|`|\$ |[$][(]|[|] )corral ([a-z-]+)(?: ([a-z-]+|[A-Z]+ [\"']?/[^ `\"']*))?", re.MULTILINE)
 BY_ITSELF = "write-a-plugin"  # shows the files of a plugin, which a test of its own uses
 NOT_RUN = {
     "container": "needs a container engine",
@@ -164,7 +164,7 @@ def test_every_command_that_a_guide_mentions_exists() -> None:
         text = page.read_text("utf-8").replace("/opt/corral/bin/", "")
         for first, second in COMMAND.findall(text):
             if first == "api":
-                called = second.replace('"', "")
+                called = re.sub(r"[\"']|\?.*", "", second)
                 assert any(one.fullmatch(called) for one in operations), f"{page.name}: corral api {called}"
             elif first in groups and second and not second.startswith("-"):
                 assert f"{first} {second}" in commands, f"{page.name}: corral {first} {second}"

@@ -109,6 +109,11 @@ def test_two_people_at_one_server_are_two_names(terminal: Terminal, tmp_path: Pa
     assert EMAIL in terminal("whoami", "--server", "ada", **environ)
     with terminal.server.client(ended.token) as bea:
         assert bea.get("/auth/me").json()["code"] == "session_revoked"
+    terminal("login", terminal.address, "--email", fields["email"], "--password-file", "password", **environ)
+    assert (EMAIL in terminal("whoami", "--server", "ada", **environ), EMAIL in terminal("whoami", **environ)) == (
+        True,
+        False,
+    )
 
 
 def test_the_server_of_this_folder_is_found(terminal: Terminal, tmp_path: Path) -> None:

@@ -122,12 +122,22 @@ async def test_a_builtin_that_fails_at_import_is_told_as_failed(
 
 
 async def test_one_that_fails_while_wired_is_told_as_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next kernel of this process has the plugin again, and its tables."""
+
     def fail(self: Any) -> Any:
         raise OSError("no luck")
 
-    monkeypatch.setattr(TasksPlugin, "__init__", fail)
-    async with make_kernel(tmp_path) as kit:
-        check_closed(await kit.client.post("/tasks"), "plugin_failed")
+    folders = [tmp_path / name for name in ("plugins", "broken", "whole")]
+    for folder in folders:
+        folder.mkdir()
+    config = {"plugins.dir": str(folders[0])}  # no other test loads its plugins with this configuration
+    with monkeypatch.context() as patch:
+        patch.setattr(TasksPlugin, "__init__", fail)
+        async with make_kernel(folders[1], config=config) as kit:
+            check_closed(await kit.client.post("/tasks"), "plugin_failed")
+    async with make_kernel(folders[2], config=config) as kit:
+        member = await kit.as_user()
+        assert (await member.get("/tasks")).status == 200
 
 
 async def test_a_third_party_plugin_that_is_not_loaded_is_404(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

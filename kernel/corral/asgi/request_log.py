@@ -26,10 +26,11 @@ class AccessLog:
 
     def __init__(self, kernel: Kernel) -> None:
         self._settings = kernel.settings
-        kernel.settings.watch([ACCESS_LOG], self._read)
 
-    def _read(self) -> None:
-        self.min_status = MIN_STATUS[self._settings.get(ACCESS_LOG)]
+    @property
+    def min_status(self) -> int:
+        """The lowest status of the responses that are logged."""
+        return MIN_STATUS[self._settings.get(ACCESS_LOG)]
 
     def write(self, request: IncomingRequest, status: int, seconds: float) -> None:
         """Log one request, which took `seconds`. The caller has already compared the status with `min_status`."""

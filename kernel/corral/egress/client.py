@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     import ssl
     from http.cookiejar import CookieJar
 
+    import httpcore2
     import httpx2
 
     from corral.egress.transport import GuardedNetwork
@@ -89,12 +90,17 @@ class Egress:
         timeout = httpx2.Timeout(None, connect=connect_seconds)
         return httpx2.AsyncClient(transport=transport, timeout=timeout, trust_env=False, cookies=_no_cookies())
 
-    def network(self, policy: Policy) -> GuardedNetwork:
-        """Return the network for connections of `httpcore2`, which reach what the policy allows and nothing else."""
+    def network(self, policy: Policy, tcp: httpcore2.AsyncNetworkBackend | None = None) -> GuardedNetwork:
+        """Return the network for connections of `httpcore2`, which reach what the policy allows and nothing else.
+
+        `tcp` opens the connections to the addresses that the guard has checked.
+        """
+        from httpcore2 import AnyIOBackend
+
         from corral.egress.transport import GuardedNetwork
 
         proxy = self.proxy() if policy.child is None else None
-        return GuardedNetwork(lambda host, port: self.addresses(host, port, policy), proxy)
+        return GuardedNetwork(lambda host, port: self.addresses(host, port, policy), proxy, tcp or AnyIOBackend())
 
     def tls_context(self) -> ssl.SSLContext:
         """Return the TLS context, which verifies certificates with the machine's trust store."""

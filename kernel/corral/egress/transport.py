@@ -35,9 +35,8 @@ def truncated(response: httpx2.Response) -> bool:
 class GuardedNetwork(httpcore2.AsyncNetworkBackend):
     """Resolves each name once, checks its addresses with the egress guard, and connects only to allowed addresses."""
 
-    def __init__(self, addresses: Addresses, proxy: EgressProxy | None) -> None:
-        self._addresses, self._proxy = addresses, proxy
-        self._tcp = httpcore2.AnyIOBackend()
+    def __init__(self, addresses: Addresses, proxy: EgressProxy | None, tcp: httpcore2.AsyncNetworkBackend) -> None:
+        self._addresses, self._proxy, self._tcp = addresses, proxy, tcp
 
     async def connect_tcp(self, host: str, port: int, *_: Any, **options: Any) -> httpcore2.AsyncNetworkStream:
         """Try the addresses in turn, within `timeout` seconds in total. The other options of httpcore2 are not used.

@@ -23,12 +23,6 @@ class Observed(NamedTuple):
     counts: Sequence[int]
     total: float
 
-    def plus(self, other: Observed) -> Observed:
-        """Return the sum of these observations and other observations of the same histogram."""
-        return Observed(
-            self.bounds, [a + b for a, b in zip(self.counts, other.counts, strict=True)], self.total + other.total
-        )
-
 
 class Histogram:
     """Counts observations by label values since the start of the process. Safe to use from any thread.

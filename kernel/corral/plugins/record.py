@@ -118,11 +118,6 @@ class PluginRecord(msgspec.Struct, kw_only=True, eq=False):
         return bool(self.protection)
 
     @property
-    def essential(self) -> bool:
-        """Whether the process refuses to serve without the plugin."""
-        return self.protection == "essential"
-
-    @property
     def requires(self) -> tuple[str, ...]:
         """The names of the plugins that this plugin requires. Empty if the plugin could not be imported."""
         return self.kind.requires if self.kind else ()

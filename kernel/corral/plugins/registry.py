@@ -53,10 +53,6 @@ class PluginRegistry:
             (record.name, item) for record in self._records if record.active for item in record.contributions_to(hook)
         ]
 
-    def required_by(self, name: str) -> list[PluginRecord]:
-        """Return the plugins that require the named plugin and are not out of service."""
-        return [record for record in self._records if record.serves and name in record.requires]
-
     def change_state(self, name: str, state: State, reason: str | None = None) -> None:
         """Change the state of a loaded plugin in this process, and notify listeners."""
         record = self.get(name)

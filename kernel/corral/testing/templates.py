@@ -52,12 +52,18 @@ def create_from_template(url: str, found: Sequence[Found], config: Config) -> bo
 
 
 def _load_plugins(own: Sequence[Found], config: Config) -> tuple[list[PluginRecord], Scripts]:
-    """Load a set of plugins, once per process. Return their records, for their migrations only, and their scripts."""
+    """Load a set of plugins. Return their records, for their migrations only, and their scripts.
+
+    A set is loaded once per process, unless a plugin fails: the next test may load the plugin that this one has broken.
+    """
     key = (tuple(item.name for item in own), repr(msgspec.structs.asdict(config.plugins)))
-    if key not in _loaded:
-        plugins = load(own, config)
-        _loaded[key] = plugins, _scripts(plugins)
-    return _loaded[key]
+    if key in _loaded:
+        return _loaded[key]
+    plugins = load(own, config)
+    loaded = plugins, _scripts(plugins)
+    if all(record.state != "failed" for record in plugins):
+        _loaded[key] = loaded
+    return loaded
 
 
 def _sqlite_template(plugins: list[PluginRecord], scripts: Scripts, config: Config) -> str:

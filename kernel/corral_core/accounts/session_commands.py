@@ -56,6 +56,9 @@ def login_command(
             session = _sign_in(client, email, password_file)
     sessions = user_sessions()
     with sessions.locked():
+        known = sessions.find(name)
+        if server is None and known is not None and known[1].email != session.email:
+            name = server_name(url)  # the other name stays with the account for which it was chosen
         sessions.store(name, session, make_current=True)
     text = f"Signed in to {url} as {session.email or 'the owner of the API key'}."
     if session.expires_at is not None and session.refresh_token is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 from corral.cli.api_client import ApiClient
@@ -16,7 +17,8 @@ def webhook_status(client: ApiClient) -> StatusPart:
     if found is None:
         return StatusPart(None)
     bad = [each for each in found["items"] if _is_failing(each)]
-    lines = [_text_of(each) for each in bad[:MAX_NAMES]]
+    hosts = Counter(each["host"] for each in found["items"])
+    lines = [_text_of(each, is_named=hosts[each["host"]] == 1) for each in bad[:MAX_NAMES]]
     if len(bad) > MAX_NAMES:
         lines.append(f"{len(bad) - MAX_NAMES} more: corral webhooks list")
     return StatusPart(bad, "\n".join(lines) or None)
@@ -28,8 +30,10 @@ def _is_failing(webhook: Any) -> bool:
     return webhook["failing_since"] is not None
 
 
-def _text_of(webhook: Any) -> str:
-    name, host = webhook["id"], webhook["host"]
+def _text_of(webhook: Any, *, is_named: bool) -> str:
+    """Describe a webhook. `is_named` means that its host names it, because no other webhook has this host."""
+    host = webhook["host"]
+    name = host if is_named else webhook["id"]
     if webhook["is_active"]:
         return f"{host} has failed since {webhook['failing_since']}. See why: corral webhooks deliveries {name}"
     return f"{host} was disabled ({webhook['disabled_reason']}). Enable it: corral webhooks enable {name}"

@@ -238,7 +238,7 @@ def show_run(client: ApiClient, *, run: str, as_json: bool) -> None:
         "took": _duration(found) if found["finished_at"] else None,
         "cost": format_usd(found["cost_usd"]),
         "input": _head(found["input"]),
-        "output": _head(found["output"]),
+        "output": _head(found["output"]) if found["output"] is not None else None,
     }
     print_fields(found, shown, as_json=False)
     computed: dict[str, Callable[[Mapping[str, Any]], Any]] = {

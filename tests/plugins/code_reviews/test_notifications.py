@@ -35,7 +35,7 @@ async def test_reviewers_and_owners_are_told(make_kit: Callable[..., Any]) -> No
     await world.ok(reviewer.post(f"/code-reviews/{review['id']}/request-changes", {"reason": "Why?"}))
     assert await titles(world, world.admin) == ["A diff was sent back to its agent (revision 1)"]  # who owns the agent
     [row] = await world.inbox(world.admin)
-    assert row["body"] == "Why?"
+    assert row["body"] == f"Why?\nSee it: corral reviews show {review['id']}"
     assert [await titles(world, each) for each in (reviewer, owner, opener)] == [[NEW], [NEW], []]
 
     del body["task_id"]

@@ -27,7 +27,7 @@ class KeepAliveServer:
     def __init__(self) -> None:
         self.opened = self.open = self.received = 0
         self.proceed, self._changed = asyncio.Event(), asyncio.Condition()
-        self.port, self.head = 0, b"HTTP/1.1 200 OK\r\n"
+        self.port, self.head, self.text = 0, b"HTTP/1.1 200 OK\r\n", "hello"
         self._writers: list[asyncio.StreamWriter] = []
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -41,7 +41,7 @@ class KeepAliveServer:
                 await reader.readexactly(int(length))
                 await self._change(received=1)
                 await self.proceed.wait()
-                body = msgspec.json.encode(completion("hello"))
+                body = msgspec.json.encode(completion(self.text))
                 writer.write(self.head + b"Content-Length: %d\r\n\r\n" % len(body) + body)
         except (asyncio.IncompleteReadError, ConnectionError):  # one of both sides closed the connection
             await self._change(open=-1)

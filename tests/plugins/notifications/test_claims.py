@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 import pytest
@@ -257,21 +257,31 @@ async def test_the_successes_of_others_use_up_no_attempts(
     assert len(slack.texts) == 4
 
 
-async def test_an_attempt_that_is_broken_off_repeats_no_mail(mailing: Notified, smtp: MailServer) -> None:
-    accept, waits = smtp.box.handle_RCPT, threading.Event()
+async def begin_mail(mailing: Notified, smtp: MailServer, hang: Callable[[], Awaitable[None]]) -> None:
+    """Begin to send a mail to two addresses. The server calls `hang` before it accepts the second one."""
+    accept = smtp.box.handle_RCPT
 
-    async def hang(server: Any, session: Any, envelope: Any, address: str, options: Any) -> str:
+    async def accept_slowly(server: Any, session: Any, envelope: Any, address: str, options: Any) -> str:
         if address == "slow@example.org":
-            waits.set()
-            await asyncio.sleep(60)
+            await hang()
         return await accept(server, session, envelope, address, options)
 
-    smtp.box.handle_RCPT = hang  # type: ignore[method-assign]  # for this server only
+    smtp.box.handle_RCPT = accept_slowly  # type: ignore[method-assign]  # for this server only
     made = await mailing.channel("email", {"to": ["ops@example.org", "slow@example.org"]})
     await mailing.rule(made, events=("things.*",))
     await mailing.happen("one")
     await mailing.kit.events()
     await mailing.dispatcher.run_once()
+
+
+async def test_an_attempt_that_is_broken_off_repeats_no_mail(mailing: Notified, smtp: MailServer) -> None:
+    waits = threading.Event()
+
+    async def hang() -> None:
+        waits.set()
+        await asyncio.sleep(60)
+
+    await begin_mail(mailing, smtp, hang)
     assert await asyncio.to_thread(waits.wait, 60)
     await mailing.dispatcher.stop()
     [row] = await mailing.kit.work(lambda: list(Delivery.select()), read=True)
@@ -283,20 +293,13 @@ async def test_a_killed_process_repeats_few_mails(
 ) -> None:
     """Whom an attempt has served is stored while it runs, so the process that takes over knows of it."""
     monkeypatch.setattr(dispatcher_module, "LOOK_SECONDS", 0.01)
-    accept, goes_on = smtp.box.handle_RCPT, threading.Event()
+    goes_on = threading.Event()
 
-    async def hang(server: Any, session: Any, envelope: Any, address: str, options: Any) -> str:
-        if address == "slow@example.org":
-            while not goes_on.is_set():  # noqa: ASYNC110  (the test runs in another thread)
-                await asyncio.sleep(0.01)
-        return await accept(server, session, envelope, address, options)
+    async def hang() -> None:
+        while not goes_on.is_set():  # noqa: ASYNC110  (the test runs in another thread)
+            await asyncio.sleep(0.01)
 
-    smtp.box.handle_RCPT = hang  # type: ignore[method-assign]  # for this server only
-    made = await mailing.channel("email", {"to": ["ops@example.org", "slow@example.org"]})
-    await mailing.rule(made, events=("things.*",))
-    await mailing.happen("one")
-    await mailing.kit.events()
-    await mailing.dispatcher.run_once()
+    await begin_mail(mailing, smtp, hang)
 
     def stored() -> tuple[str, list[str]]:
         [row] = Delivery.select()

@@ -10,7 +10,7 @@ from typing import Any
 
 import asyncssh
 import pytest
-from tests.plugins.ssh.conftest import PASSWORD, Fleet, Machine, _Gate
+from tests.plugins.ssh.conftest import PASSWORD, Fleet, Machine, _Gate, _Shell
 
 from corral import clock
 from corral.errors import Forbidden
@@ -123,6 +123,21 @@ async def test_a_credential_in_the_words_of_a_machine_is_redacted(
         assert " is wrong" in answer.body.decode()
     shown = await fleet.admin.get(f"/ssh-connections/{connection}")
     assert PASSWORD not in shown.body.decode() + json.dumps(await fleet.executions(connection))
+
+
+@pytest.mark.one_engine
+async def test_a_command_may_end_without_reading_its_input(
+    fleet: Fleet, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def end_at_once(shell: Any) -> None:
+        shell._channel.write(b"done\n")
+        shell._channel.exit(0)
+
+    monkeypatch.setattr(_Shell, "session_started", end_at_once)
+    connection = await fleet.trusted()
+    answer = await fleet.post(f"{connection}/execute", {"command": "true", "stdin": "not read"})
+    assert answer.status == 200, answer
+    assert (answer.json()["exit_code"], answer.json()["stdout"]) == (0, "done\n")
 
 
 async def test_another_place_has_another_host_key(fleet: Fleet, machine: Machine) -> None:

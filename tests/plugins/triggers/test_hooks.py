@@ -16,7 +16,7 @@ started: list[dict[str, Any]] = []
 
 
 def every_minute(rule: TimeRule, after: float) -> float | None:
-    return after // 60 * 60 + 60
+    return after + 60
 
 
 def start(context: FireContext, fields: dict[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import operator
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -13,6 +14,7 @@ from prometheus_client.core import Metric as Family
 from prometheus_client.parser import text_string_to_metric_families
 
 from corral.database.engine import Database, Work
+from corral.metrics.histogram import Observed
 from corral.plugin import Contributions, Metric
 from corral.plugins.guard import Guards
 from corral.plugins.quarantine import PluginQuarantine
@@ -161,6 +163,12 @@ def to_openmetrics(text: str) -> str:
     return str(untyped(_ParsedText(text)).decode())
 
 
+def _sum_observed(one: Observed, other: Observed) -> Observed:
+    """Return the sum of two observations of the same histogram."""
+    counts = [a + b for a, b in zip(one.counts, other.counts, strict=True)]
+    return Observed(one.bounds, counts, one.total + other.total)
+
+
 def _metric_family(metric: Metric, values: Mapping[tuple[str, ...], Any]) -> Family:
     """Convert collected values to a metric family. Undeclared label values are replaced by `other`.
 
@@ -171,7 +179,8 @@ def _metric_family(metric: Metric, values: Mapping[tuple[str, ...], Any]) -> Fam
     for labels, value in values.items():
         kept = tuple(text if text in known else "other" for text, known in zip(labels, allowed, strict=True))
         before = summed.get(kept)
-        summed[kept] = value if before is None else before.plus(value) if metric.kind == "histogram" else before + value
+        add: Any = _sum_observed if metric.kind == "histogram" else operator.add
+        summed[kept] = value if before is None else add(before, value)
     if metric.kind == "histogram":
         return histogram_family(metric.name, metric.help, tuple(metric.labels), summed)
     kind = CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily

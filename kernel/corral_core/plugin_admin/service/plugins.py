@@ -130,7 +130,7 @@ class PluginAdministration:
             raise Conflict(
                 "corral.toml enables this plugin; remove it from [plugins] enabled first.", code="setting_locked"
             )
-        dependants = sorted(item.name for item in self._registry.required_by(name))
+        dependants = self._required_by(name)
         if dependants:
             raise Conflict(
                 f"Other plugins require this plugin; disable them first: {', '.join(dependants)}.",
@@ -229,6 +229,10 @@ class PluginAdministration:
             )
             self.audit.record(entry)
 
+    def _required_by(self, name: str) -> list[str]:
+        """Return the names of the plugins that require the named plugin and are not out of service."""
+        return [other.name for other in self._registry.all() if other.serves and name in other.requires]
+
     def _plugin_view(self, item: PluginRecord, stored: _StoredFacts) -> PluginView:
         kind, found = item.kind, item.found
         recent, total = self._registry.error_counts(item.name)
@@ -247,7 +251,7 @@ class PluginAdministration:
             since=item.since,
             requires=sorted(item.requires),
             wants=sorted(kind.wants) if kind else [],
-            required_by=sorted(other.name for other in self._registry.required_by(item.name)),
+            required_by=self._required_by(item.name),
             permissions=sorted(each.name for each in kind.permissions) if kind else [],
             routes=[route.label for group in item.contributions_to("corral_routes") for route in group],
             events=sorted(each.event for each in item.contributions_to("corral_events")),

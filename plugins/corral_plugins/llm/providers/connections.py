@@ -82,6 +82,8 @@ class ProviderConnections:
         """Return the connection that was used last, which is the most likely one to be still open, or a new one."""
         import httpcore2
 
+        from corral_plugins.llm.providers.asyncio_network import AsyncioNetwork
+
         while self._idle:
             connection = self._idle.pop()
             if not connection.has_expired():
@@ -91,7 +93,7 @@ class ProviderConnections:
             origin,
             ssl_context=self._egress.tls_context(),
             keepalive_expiry=IDLE_SECONDS,
-            network_backend=self._egress.network(policy),
+            network_backend=self._egress.network(policy, AsyncioNetwork()),
         )
 
     async def _give_back(self, connection: httpcore2.AsyncHTTPConnection) -> None:

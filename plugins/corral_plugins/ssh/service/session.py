@@ -174,8 +174,9 @@ async def run(
     options: dict[str, Any] = {"env": dict(env), "request_pty": False, "x11_forwarding": False}
     try:
         process = await connection.create_process(command, encoding=None, window=WINDOW_BYTES, **options)
-        process.stdin.write(stdin)
-        process.stdin.write_eof()
+        with contextlib.suppress(BrokenPipeError):  # the command may have ended without reading
+            process.stdin.write(stdin)
+            process.stdin.write_eof()
         too_long = asyncio.Event()
         readers = [
             asyncio.ensure_future(_read(stream, kept, output, limit, too_long))

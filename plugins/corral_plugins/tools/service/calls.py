@@ -156,10 +156,11 @@ class ToolCalls:
         """
         while True:
             with self._feed.subscribe((request.task_id,)) as notified:
+                is_over = clock.time_s() >= request.until  # by then, the unit denies a call that waits for others
                 found = await self._work(lambda: self._begin_call(request), entry=request.entry)
                 if not isinstance(found, CallInProgress):
                     return found
-                if clock.time_s() >= request.until:
+                if is_over:
                     raise Conflict(
                         "This call is still running; repeat the request to wait for it.", current_status="running"
                     )
