@@ -17,6 +17,7 @@ from corral.egress.client import Egress
 from corral.egress.guard import EgressBlocked
 from corral.egress.transport import truncated
 from corral.testing.certificates import CertificateAuthority
+from corral.testing.server import free_port
 from corral.testing.stub_servers import PUBLIC, FakeResolver, StubServer, http_response_bytes
 from corral_core.health.service.egress_audit import EgressAudit
 
@@ -62,9 +63,16 @@ async def test_an_exception_of_the_operator_is_reached_by_its_name(make_egress: 
 async def test_a_name_without_an_address_is_a_failed_connection(make_egress: MakeEgress) -> None:
     egress = make_egress()
     async with egress.client("webhook") as client:
-        with pytest.raises(httpx2.ConnectError):
+        with pytest.raises(httpx2.ConnectError, match=r"nowhere\.example does not resolve"):
             await client.get("http://nowhere.example/")
     assert egress.requests["webhook", "failed"] == 1
+
+
+async def test_a_failed_connection_names_the_address_and_the_reason(make_egress: MakeEgress) -> None:
+    port = free_port()
+    async with make_egress({"intern.example": [["127.0.0.1"]]}, allow=["127.0.0.0/8"]).client("webhook") as client:
+        with pytest.raises(httpx2.ConnectError, match=rf"^intern\.example:{port}: Connection refused$"):
+            await client.get(f"http://intern.example:{port}/")
 
 
 async def test_environment_proxies_are_ignored(make_egress: MakeEgress, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -140,6 +140,24 @@ async def test_a_parameter_does_not_widen_the_permissions(market: Market) -> Non
     assert refused.json()["errors"][0]["pointer"] == "/parameters/focus"
 
 
+@pytest.mark.one_engine
+async def test_a_secret_is_not_asked_for_if_the_parameters_make_it_needless(market: Market) -> None:
+    template = _with_secret(required=True)
+    template["parameters"] = {"type": "object", "properties": {"private": {"type": "boolean", "default": False}}}
+    template["secrets"][0]["parameter"] = "private"
+    await market.ok("POST", "/marketplace/templates", template, by=market.admin)
+    wanted = {"parameters": {"private": True}}
+    assert (await market.install(dry_run=True))["missing"]["secrets"] == []
+    assert (await market.install(dry_run=True, **wanted))["missing"]["secrets"] == ["API_KEY"]
+    refused = await market.refused(**wanted)
+    assert refused.json()["errors"][0]["code"] == "marketplace.missing_secret"
+    made = await market.install()
+    assert made["missing"] == {"secrets": [], "tools": [], "grants": []}
+    template["secrets"][0]["parameter"] = "secret"
+    checked = await market.ok("POST", "/marketplace/templates/validate", template)
+    assert [each["pointer"] for each in checked["errors"]] == ["/secrets/0/parameter"]
+
+
 async def test_a_required_secret(market: Market) -> None:
     await market.ok("POST", "/marketplace/templates", _with_secret(required=True), by=market.admin)
     refused = await market.refused()
