@@ -448,6 +448,30 @@ def test_approvals_name_who_asks(terminal: Terminal) -> None:
     terminal("approvals", "cancel", "Buy it")
 
 
+def test_a_run_is_followed_across_a_restart_of_the_server(terminal: Terminal) -> None:
+    """Ctrl-C leaves the run, and names the command that follows it again."""
+    steps = 'steps:=[{"name": "check", "step_type": "approval", "config": {"title": "After the restart?"}}]'
+    terminal("workflows", "create", "Restarted", "-f", steps)
+    out, err = terminal.folder / "restarted.out", terminal.folder / "restarted.err"
+    arguments = ("workflows", "run", "Restarted", "--wait")
+    following = warm().start(arguments, cwd=terminal.folder, environ=terminal.environ, log=out, errors=err)
+    until(lambda: err.exists() and "check waiting" in err.read_text())
+    terminal.server.stop()
+    until(lambda: "waiting for the server" in err.read_text())
+    terminal.server.start()
+    terminal("approvals", "approve", "After the restart?")
+    assert following.wait(90) == 0, err.read_text()
+    assert "run completed" in err.read_text()
+    err = terminal.folder / "left-run.err"
+    left = warm().start(arguments, cwd=terminal.folder, environ=terminal.environ, log=out, errors=err)
+    until(lambda: err.exists() and "check waiting" in err.read_text())
+    left.send_signal(signal.SIGINT)
+    assert left.wait(90) == 130
+    command = err.read_text().rpartition("The run goes on: corral ")[2].split()
+    assert command[:2] == ["workflows", "watch"]
+    terminal("workflows", "cancel", command[2])
+
+
 def test_an_invitation_is_made_by_who_is_signed_in(terminal: Terminal, tmp_path: Path) -> None:
     """In a folder without an installation, as on a laptop."""
     elsewhere = {"CORRAL_DATA_DIR": str(tmp_path)}

@@ -171,8 +171,8 @@ def test_webhook(client: ApiClient, *, webhook: str, event: str | None, as_json:
     elif found["error"] == "circuit_open":
         text = f"Not sent: {_breaker_text(client, row['host']) or _closed_by_admin(row['host'])}"
     else:
-        answer = f", the receiver answered {found['status_code']}" if found["status_code"] else ""
-        text = f"Not delivered ({found['error']}){answer}."
+        answer = f"the receiver answered {found['status_code']}" if found["status_code"] else found["error"]
+        text = f"Not delivered to {row['url']}: {answer}."
     print_value(found, as_json=as_json, text="\n".join([text, *([found["response"]] if found["response"] else [])]))
     if not found["delivered"]:
         raise SystemExit(1)
