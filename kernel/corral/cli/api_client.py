@@ -199,7 +199,7 @@ class ApiClient:
         """Return the object with this id or, ignoring case, this name from the list at `path`.
 
         `kind` is the noun for the error messages, such as "agent". `field` is the field that contains the name.
-        `listing` is the command that lists the objects, if it is not `corral <kind>s list`.
+        `listing` is the command that lists the objects, if it is not `corral agents list` or the like.
         """
         if parse_id(name) is not None:
             try:
@@ -213,9 +213,10 @@ class ApiClient:
             return same[0]
         if same:
             ids = ", ".join(item["id"] for item in same)
-            raise ApiClientError(f"{len(same)} {kind}s are named {name}; give the id instead: {ids}")
+            raise ApiClientError(f"{len(same)} {_plural(kind)} are named {name}; give the id instead: {ids}")
         similar = found[0][field] if found else self._similar_name(path, name, field)
-        hint = f" at {self.url}; {listing or f'corral {kind}s list'} shows all {kind}s"
+        plural = _plural(kind)
+        hint = f" at {self.url}; {listing or f'corral {plural} list'} shows all {plural}"
         raise ApiClientError(f"there is no {kind} named {name}{f'; did you mean {similar}?' if similar else hint}", 404)
 
     @contextlib.contextmanager
@@ -306,6 +307,10 @@ def _reason(error: Exception) -> str:
     if type(error).__name__.endswith("Timeout"):
         return f"no answer within {REQUEST_SECONDS:g} s; check the address and the network"
     return f"{text.rstrip('.') or type(error).__name__}; check the address and the network"
+
+
+def _plural(noun: str) -> str:
+    return f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
 
 
 class TextDeltaTracker:
