@@ -492,6 +492,30 @@ def test_events_are_followed(terminal: Terminal) -> None:
     assert "Traceback" not in out.read_text()
 
 
+def test_settings_are_read_and_changed(terminal: Terminal) -> None:
+    told = terminal("settings", "set", "general.site_name", "Ranch")
+    assert told == "general.site_name is Ranch. Undo it: corral settings reset general.site_name\n"
+    assert re.search(r"^general.site_name +Ranch +database ", terminal("settings", "list", "--changed"), re.M)
+    assert re.search(rf"general.site_name +Corral +Ranch +{EMAIL}", terminal("settings", "history"))
+    undone = terminal("settings", "reset", "general.site_name")
+    assert undone == "general.site_name is Corral, the default (it was Ranch).\n"
+    assert "general.site_name" not in terminal("settings", "list", "--changed")
+    shown = terminal("settings", "show", "http.in_flight")
+    assert re.search(r"^type: +int, at least 1, at most 1000$", shown, re.M)
+    refused = terminal.run("settings", "set", "http.in_flight", "5000")
+    assert (refused.returncode, "1000" in refused.stderr) == (1, True), refused
+    terminal("settings", "set", "http.cors_origins", '["https://example.org"]')
+    assert terminal.json("settings", "show", "http.cors_origins")["value"] == ["https://example.org"]
+    no_json = terminal.run("settings", "set", "http.cors_origins", "https://example.org")
+    assert (no_json.returncode, "give it as JSON" in no_json.stderr) == (2, True), no_json
+    terminal("settings", "reset", "http.cors_origins")
+    assert terminal.run("settings", "set", "mail.password", "on the command line").returncode == 2
+    assert "mail.password is ********." in terminal("settings", "set", "mail.password", stdin="a long password\n")
+    terminal("settings", "reset", "mail.password")
+    mistyped = terminal.run("settings", "show", "general.sitename")
+    assert mistyped.stderr == "corral: there is no setting general.sitename; did you mean general.site_name?\n"
+
+
 def test_any_operation_can_be_called(terminal: Terminal) -> None:
     assert len(json.loads(terminal("api", "get", "/agents", "-f", "limit=2"))["items"]) == 2
     assert len(json.loads(terminal("api", "GET", "/api/v1/agents?limit=1"))["items"]) == 1
