@@ -129,6 +129,10 @@ def test_the_server_of_this_folder_is_found(terminal: Terminal, tmp_path: Path) 
     assert signed_in == f"Signed in to {terminal.address} as {EMAIL}.\n"
     invited = terminal("user", "invite", "neighbour@example.org", **environ)
     assert invited.splitlines()[-1].startswith(f"{terminal.address}/account/accept-invitation#token=")
+    lost = terminal.run("whoami", environ={**environ, "CORRAL_URL": "http://127.0.0.1:9"})
+    assert lost.stderr.endswith(
+        f"The server of this folder is at {terminal.address}: corral login {terminal.address}\n"
+    )
 
 
 def test_signing_in_with_a_second_factor(terminal: Terminal, tmp_path: Path) -> None:
@@ -514,6 +518,16 @@ def test_settings_are_read_and_changed(terminal: Terminal) -> None:
     terminal("settings", "reset", "mail.password")
     mistyped = terminal.run("settings", "show", "general.sitename")
     assert mistyped.stderr == "corral: there is no setting general.sitename; did you mean general.site_name?\n"
+
+
+def test_a_trigger_creates_tasks_for_an_agent(terminal: Terminal) -> None:
+    terminal("triggers", "create", "For one", "--manual", "--task", "Say it", "--agent", "Refuser")
+    terminal("triggers", "edit", "For one", "--agent", "Echo")
+    shown = terminal("triggers", "show", "For one")
+    assert re.search(r"^action: +create_task Say it for Echo$", shown, re.M)
+    wrong = terminal.run("triggers", "create", "Wrong", "--manual", "--workflow", "Any", "--agent", "Echo")
+    assert (wrong.returncode, "--agent belongs to --task" in wrong.stderr) == (2, True), wrong
+    terminal("triggers", "delete", "For one")
 
 
 def test_any_operation_can_be_called(terminal: Terminal) -> None:

@@ -285,6 +285,9 @@ def test_a_webhook_behind_an_open_breaker_says_so(terminal: Terminal) -> None:
     terminal("tasks", "create", "--agent", "Echo", "Tell them")
     rows = until(lambda: terminal.json("webhooks", "deliveries", "receiver.invalid")["items"])
     assert rows[0]["id"] in terminal("webhooks", "delivery", "receiver.invalid", "task.created")
+    listed = terminal.run("webhooks", "deliveries", "receiver.invalid")
+    assert "  waits for the breaker  " in listed.stdout
+    assert listed.stderr == f"Open deliveries wait: {open_one}\n"
     delivery = ("receiver.invalid", rows[0]["id"])
     assert open_one in terminal("webhooks", "delivery", *delivery)
     assert open_one.removesuffix(".") in terminal.run("webhooks", "redeliver", *delivery).stderr

@@ -262,6 +262,10 @@ class ApiClient:
             query["after"] = page["next"]
         raise ApiClientError("waiting for the events took too long")
 
+    def absolute(self, address: str) -> str:
+        """Return an address of the server with its host, which it lacks where the server knows no public URL."""
+        return f"{self.url}{address}" if address.startswith("/") else address
+
     def _answer(
         self, method: str, path: str, query: Mapping[str, Any], content: bytes | None, headers: dict[str, str]
     ) -> httpx2.Response:
