@@ -87,7 +87,8 @@ class ApiClient:
                     raise
                 if began is None:
                     began = now
-                    self._on_outage(f"{error}; waiting for the server, for up to {MAX_OUTAGE_SECONDS:g} s")
+                    why = f"{self.url} is stopping or restarting" if error.code == "shutting_down" else str(error)
+                    self._on_outage(f"{why}; waiting for the server, for up to {MAX_OUTAGE_SECONDS:g} s")
                 if now - began > MAX_OUTAGE_SECONDS:
                     raise
                 time.sleep(RETRY_SECONDS)
