@@ -105,7 +105,7 @@ def _subscribed_events(loaded: PluginRecord, plugin_dir: Path | None) -> Iterato
 def _event_owners(plugin_dir: Path | None) -> dict[str, PluginRecord]:
     """Return the installed plugins by the events that they declare."""
     found = discover(Config(plugins=Plugins(dir=plugin_dir)))
-    config = Config(plugins=Plugins(dir=plugin_dir, enabled=[item.name for item in found]))
+    config = Config(plugins=Plugins(dir=plugin_dir, enabled=tuple(item.name for item in found)))
     return {kind.event: item for item in load(found, config) for kind in item.contributions_to("corral_events")}
 
 
