@@ -44,7 +44,6 @@ from corral.plugins.quarantine import PluginQuarantine
 from corral.plugins.record import PluginRecord, block_dependants
 from corral.plugins.registry import PluginRegistry
 from corral.plugins.runtime import LifecycleCallbacks, PluginRuntime
-from corral.plugins.thread_exceptions import ThreadExceptions
 from corral.plugins.thread_pool import PluginThreads
 from corral.plugins.wiring import PluginWiring
 from corral.redact.redactor import Redactor
@@ -125,7 +124,6 @@ class Kernel:
         self.threads, self.loop_watch = PluginThreads(database.watchdog), EventLoopWatchdog(database.watchdog)
         self.quarantine = PluginQuarantine(self.registry, self.settings)
         self.guards = Guards(self.quarantine)
-        self.thread_exceptions = ThreadExceptions(self.quarantine, plugins)
         self.container = Container()
         self.wiring = PluginWiring(plugins, self.container, self.settings, self.event_types, self.guards)
         self.registry.listeners.append(self.wiring.refresh)
@@ -228,7 +226,6 @@ class Kernel:
         """
         asyncio.get_running_loop().set_default_executor(self.threads)
         self.loop_watch.start()
-        self.thread_exceptions.start()
         self.database.deliver_on(asyncio.get_running_loop())
         self.database.committed = self._committed
         if self.queue is not None and (share or not jobs):
@@ -299,11 +296,9 @@ class Kernel:
         self.loop_watch.stop()
         self.database.close_loop_connection()
         await asyncio.to_thread(self.database.close)
-        self.thread_exceptions.stop()
 
     def _runtime(self, record: PluginRecord) -> PluginRuntime:
-        rest = (self.container, self.guards, self.registry, self.supervisor, self.lifecycle)
-        return PluginRuntime(record, *rest)
+        return PluginRuntime(record, self.container, self.guards, self.registry, self.supervisor, self.lifecycle)
 
     def _committed(self, units: list[Unit]) -> None:
         emitted = [row["type"] for unit in units for row in unit.events]

@@ -59,7 +59,9 @@ def test_status_tells_only_what_needs_people(terminal: Terminal) -> None:
     assert (nothing.returncode, "standard input, which is empty" in nothing.stderr) == (2, True)
     terminal("notifications", "create-channel", "on call", "--type", "webhook", "-f", "url=http://receiver.invalid/x")
     tested = terminal.run("notifications", "test-channel", "on call")
-    assert (tested.returncode, tested.stdout.startswith("Not delivered: ")) == (1, True), tested
+    assert (tested.returncode, tested.stdout) == (1, "Not delivered: connect: receiver.invalid does not resolve\n"), (
+        tested
+    )
     (terminal.folder / "change.patch").write_text("--- a/x.py\n+++ b/x.py\n@@ -1 +1 @@\n-one\n+two\n")
     terminal("reviews", "open", "Greet", "change.patch", "--agent", "Echo", "--reviewer", EMAIL)
     assert re.search(r"^Greet +pending +Echo ", terminal("reviews", "list"), re.M)
@@ -68,7 +70,7 @@ def test_status_tells_only_what_needs_people(terminal: Terminal) -> None:
         database.execute("UPDATE ssh_connections SET host_key_state = 'mismatch'")
         database.execute("UPDATE notifications_channels SET failing_since = ?, last_error = 'dns'", (clock.now(),))
     told = terminal("status")
-    assert re.search(r"^ssh connections: +builder: the host key has changed\. .*corral ssh show NAME$", told, re.M)
+    assert re.search(r"^ssh connections: +builder: the host key has changed\. .*corral ssh show builder$", told, re.M)
     assert re.search(r"^channels: +on call fails: dns\. .*deliveries --channel 'on call'$", told, re.M)
     assert re.search(r"^code reviews: +1 waits for a decision: Greet\n +Read one: corral reviews diff", told, re.M)
     assert terminal.json("status")["ssh_connections"]["total"] == 1
@@ -134,7 +136,7 @@ def test_a_task_whose_cost_limit_was_too_small_says_what_helps(terminal: Termina
     until(lambda: terminal.json("dead-letter", "list")["items"])
     terminal("dead-letter", "discard", "Cost too much")
     told = until(lambda: re.search(r"^agents: +Miser: (.*)$", terminal("status"), re.M))
-    assert told[1].endswith("corral agents start NAME")
+    assert told[1].endswith("corral agents start Miser")
     terminal("tasks", "create", "--agent", "Miser", "Wait for me")
     assert "The agent is in the state error: its tasks failed in a row" in terminal("tasks", "explain", "Wait for me")
 
@@ -204,7 +206,7 @@ def test_a_workflow_that_triggers_run_is_deleted_only_with_yes(terminal: Termina
     assert terminal("workflows", "delete", "Report", "--yes").startswith("Deleted Report (")
     terminal("triggers", "fire", "Daily report")
     told = until(lambda: re.search(r"^failed triggers: +(.*)$", terminal("status"), re.M))
-    assert told[1] == "Daily report. See why: corral triggers history NAME --status failed"
+    assert told[1] == "Daily report. See why: corral triggers history 'Daily report' --status failed"
     terminal("api", "PUT", "/settings/triggers/max_failures", "-f", "value:=1")
     terminal("triggers", "fire", "Daily report")
     until(lambda: not terminal.json("triggers", "show", "Daily report")["enabled"])
@@ -214,7 +216,7 @@ def test_a_workflow_that_triggers_run_is_deleted_only_with_yes(terminal: Termina
     assert "Enable it: corral triggers toggle 'Daily report' --on" in shown
     told = re.search(r"^disabled triggers: +(.*)$", terminal("status"), re.M)
     assert told is not None
-    assert told[1] == "Daily report (max_failures). See why, and what to do: corral triggers show NAME"
+    assert told[1] == "Daily report (max_failures). See why, and what to do: corral triggers show 'Daily report'"
     workflow(terminal, "Report")
     terminal("triggers", "edit", "Daily report", "--workflow", "Report")
     assert terminal.json("triggers", "toggle", "Daily report", "--on")["enabled"] is True
@@ -283,6 +285,9 @@ def test_a_webhook_behind_an_open_breaker_says_so(terminal: Terminal) -> None:
     terminal("tasks", "create", "--agent", "Echo", "Tell them")
     rows = until(lambda: terminal.json("webhooks", "deliveries", "receiver.invalid")["items"])
     assert rows[0]["id"] in terminal("webhooks", "delivery", "receiver.invalid", "task.created")
+    listed = terminal.run("webhooks", "deliveries", "receiver.invalid")
+    assert "  waits for the breaker  " in listed.stdout
+    assert listed.stderr == f"Open deliveries wait: {open_one}\n"
     delivery = ("receiver.invalid", rows[0]["id"])
     assert open_one in terminal("webhooks", "delivery", *delivery)
     assert open_one.removesuffix(".") in terminal.run("webhooks", "redeliver", *delivery).stderr
@@ -324,6 +329,21 @@ def test_people_are_named_by_their_addresses(terminal: Terminal) -> None:
     assert f"approve by {EMAIL} at " in terminal("approvals", "show", made["id"])
 
 
+def test_a_review_names_its_blockers_and_is_found_after_its_decision(terminal: Terminal) -> None:
+    (terminal.folder / "blocked.patch").write_text("--- a/x.py\n+++ b/x.py\n@@ -1 +1 @@\n-one\n+two\n")
+    terminal("reviews", "open", "Count on", "blocked.patch", "--agent", "Echo")
+    terminal("reviews", "comment", "Count on", "This loses data.", "--at", "x.py:1", "--severity", "blocker")
+    refused = terminal.run("reviews", "approve", "Count on")
+    assert refused.returncode == 1
+    assert f"\nblocker by user {EMAIL} x.py:1: This loses data.\n(" in refused.stderr
+    assert "\nResolve one: corral reviews resolve " in refused.stderr
+    terminal("reviews", "resolve", "Count on", "This loses")
+    terminal("reviews", "approve", "Count on")
+    assert re.search(r"^status: +approved$", terminal("reviews", "show", "count on"), re.M)
+    again = terminal.run("reviews", "approve", "Count on")
+    assert (again.returncode, ") is approved; corral reviews show " in again.stderr) == (1, True), again
+
+
 def test_templates_say_what_to_give_and_what_to_do_next(terminal: Terminal) -> None:
     shown = terminal("template", "show", "research-assistant")
     assert "depth: integer, at least 1, at most 8, default 4 (Greatest number of parts of a question)" in shown
@@ -337,10 +357,19 @@ def test_templates_say_what_to_give_and_what_to_do_next(terminal: Terminal) -> N
     assert "agent Greeter: it needs a model: without one, scripted/echo repeats what it is told." in planned.stderr
     installed = terminal("template", "install", "hello-fleet")
     assert "Start the agent: corral agents start Greeter" in installed
-    assert "Run the workflow: corral workflows run 'Hello fleet'" in installed
+    assert "Run the workflow, which is a draft: corral workflows run 'Hello fleet'\n" in installed
     terminal("agents", "start", "Greeter")
     told = terminal("template", "uninstall", "hello-fleet")
     assert "kept agent Greeter: running. Stop it: corral agents stop Greeter\n" in told
     assert told.endswith("Then remove the rest: corral template uninstall hello-fleet\n")
     terminal("agents", "stop", "Greeter")
     assert terminal("template", "uninstall", "hello-fleet") == "removed agent Greeter\n"
+    assert " -i transcript=TRANSCRIPT\n" in terminal("template", "install", "meeting-minutes")
+    reviewing = terminal.run("template", "install", "pr-reviewer")
+    assert "missing: the secret" not in reviewing.stderr
+    *_, run, activate, enable = reviewing.stdout.splitlines()
+    assert run == "Run the workflow, which is a draft: corral workflows run 'Review a pull request'"
+    assert activate.startswith("Make the workflow active, so that the trigger Pull request opened may run it: corral ")
+    assert enable == "Enable the trigger: corral triggers toggle --on 'Pull request opened'"
+    private = terminal.run("template", "plan", "pr-reviewer", "-p", "private:=true")
+    assert "missing: the secret GIT_TOKEN; an admin creates it: corral api POST /secrets" in private.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import ssl
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
     import httpx2
 
 REQUEST_SECONDS, POLL_SECONDS = 30.0, 10
-MAX_OUTAGE_SECONDS, RETRY_SECONDS = 30.0, 0.5
+MAX_OUTAGE_SECONDS, RETRY_SECONDS = 120.0, 0.5
+AWAY = (None, 502, 503, 504)  # what a server answers that stops, starts or is not there, or the proxy before it
 MIN_OVERLAP = 20
 PAGE = 200  # items
 
@@ -45,6 +47,8 @@ class ApiClient:
 
         self.url, self.token = url.rstrip("/"), token
         self.on_refusal: Callable[[ApiClientError], bool] = lambda error: False
+        self._on_outage: Callable[[str], None] | None = None
+        self._until: float | None = None
         address = urlsplit(self.url)
         host = address.hostname or ""
         loopback = host in ("localhost", "::1") or host.startswith("127.")
@@ -73,7 +77,35 @@ class ApiClient:
 
     def get(self, path: str, **query: Any) -> Any:
         """Send a GET request and return the decoded JSON of the response."""
-        return self.send("GET", path, query=query)
+        began: float | None = None
+        while True:
+            try:
+                return self.send("GET", path, query=query)
+            except ApiClientError as error:
+                now = time.monotonic()
+                if self._on_outage is None or error.status not in AWAY or now > (self._until or math.inf):
+                    raise
+                if began is None:
+                    began = now
+                    why = f"{self.url} is stopping or restarting" if error.code == "shutting_down" else str(error)
+                    self._on_outage(f"{why}; waiting for the server, for up to {MAX_OUTAGE_SECONDS:g} s")
+                if now - began > MAX_OUTAGE_SECONDS:
+                    raise
+                time.sleep(RETRY_SECONDS)
+
+    @contextlib.contextmanager
+    def waiting_out_outages(self, away: Callable[[str], None], *, until: float | None = None) -> Iterator[None]:
+        """Repeat GET requests in the `with` block while the server is away, such as while it restarts.
+
+        When an outage begins, `away` is called with the reason. An outage of more than `MAX_OUTAGE_SECONDS`, and one at
+        the time `until` (in `time.monotonic` seconds), raises its error.
+        """
+        before = self._on_outage, self._until
+        self._on_outage, self._until = away, until
+        try:
+            yield
+        finally:
+            self._on_outage, self._until = before
 
     def post(self, path: str, body: Any) -> Any:
         """Send a POST request with `body` as JSON and return the decoded JSON of the response."""
@@ -168,7 +200,7 @@ class ApiClient:
         """Return the object with this id or, ignoring case, this name from the list at `path`.
 
         `kind` is the noun for the error messages, such as "agent". `field` is the field that contains the name.
-        `listing` is the command that lists the objects, if it is not `corral <kind>s list`.
+        `listing` is the command that lists the objects, if it is not `corral agents list` or the like.
         """
         if parse_id(name) is not None:
             try:
@@ -182,9 +214,10 @@ class ApiClient:
             return same[0]
         if same:
             ids = ", ".join(item["id"] for item in same)
-            raise ApiClientError(f"{len(same)} {kind}s are named {name}; give the id instead: {ids}")
+            raise ApiClientError(f"{len(same)} {_plural(kind)} are named {name}; give the id instead: {ids}")
         similar = found[0][field] if found else self._similar_name(path, name, field)
-        hint = f" at {self.url}; {listing or f'corral {kind}s list'} shows all {kind}s"
+        plural = _plural(kind)
+        hint = f" at {self.url}; {listing or f'corral {plural} list'} shows all {plural}"
         raise ApiClientError(f"there is no {kind} named {name}{f'; did you mean {similar}?' if similar else hint}", 404)
 
     @contextlib.contextmanager
@@ -209,43 +242,30 @@ class ApiClient:
         near = get_close_matches(name.strip().casefold(), names, n=1)
         return names[near[0]] if near else None
 
-    def events(
-        self, kind: str, identifier: str, *, until: float | None = None, away: Callable[[str], None] | None = None
-    ) -> Iterator[tuple[str, dict[str, Any]]]:
+    def events(self, kind: str, identifier: str, *, until: float | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
         """Yield `(event, data)` for each past event of one object, and then for each new event as it happens.
 
-        `until` and `away` are described at `follow_events`.
+        `until` is described at `follow_events`.
         """
-        for item in self.follow_events(until=until, away=away, object_type=kind, object_id=identifier):
+        for item in self.follow_events(until=until, object_type=kind, object_id=identifier):
             yield item["event"], item["data"]
 
-    def follow_events(
-        self, *, until: float | None = None, away: Callable[[str], None] | None = None, **query: Any
-    ) -> Iterator[dict[str, Any]]:
+    def follow_events(self, *, until: float | None = None, **query: Any) -> Iterator[dict[str, Any]]:
         """Yield each event that matches the query of `GET /events`, and then each new event as it happens.
 
         The iterator never ends by itself. At the time `until` (in `time.monotonic` seconds), it raises
-        `ApiClientError`. During an outage of up to `MAX_OUTAGE_SECONDS`, requests are retried. When an outage begins,
-        `away` is called with the reason.
+        `ApiClientError`.
         """
-        heard, waits = time.monotonic(), False
         while until is None or time.monotonic() < until:
             wait = POLL_SECONDS if until is None else min(POLL_SECONDS, max(1, round(until - time.monotonic())))
-            try:
-                page = self.get("/events", **query, wait=wait)
-            except ApiClientError as error:
-                is_away = error.status in (None, 502, 503, 504)
-                if not is_away or time.monotonic() - heard > MAX_OUTAGE_SECONDS:
-                    raise
-                if away is not None and not waits:
-                    away(str(error))
-                waits = True
-                time.sleep(RETRY_SECONDS)
-                continue
-            heard, waits = time.monotonic(), False
+            page = self.get("/events", **query, wait=wait)
             yield from page["items"]
             query["after"] = page["next"]
         raise ApiClientError("waiting for the events took too long")
+
+    def absolute(self, address: str) -> str:
+        """Return an address of the server with its host, which it lacks where the server knows no public URL."""
+        return f"{self.url}{address}" if address.startswith("/") else address
 
     def _answer(
         self, method: str, path: str, query: Mapping[str, Any], content: bytes | None, headers: dict[str, str]
@@ -292,6 +312,10 @@ def _reason(error: Exception) -> str:
     if type(error).__name__.endswith("Timeout"):
         return f"no answer within {REQUEST_SECONDS:g} s; check the address and the network"
     return f"{text.rstrip('.') or type(error).__name__}; check the address and the network"
+
+
+def _plural(noun: str) -> str:
+    return f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
 
 
 class TextDeltaTracker:

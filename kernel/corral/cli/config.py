@@ -126,6 +126,22 @@ _SAMPLE_HEAD = """\
 # A value can contain a variable, ${NAME}, or be read from a file, file:/path."""
 
 
+_EXAMPLES: dict[str, Any] = {
+    "server.public_url": "https://corral.example.org",
+    "server.certfile": "/etc/corral/tls.crt",
+    "server.keyfile": "/etc/corral/tls.key",
+    "database.url": "postgresql://localhost/corral",
+    "database.migrate_on_start": True,
+    "redis.url": "redis://localhost:6379/0",
+    "storage.url": "s3://bucket",
+    "egress.proxy": "http://proxy.example.org:3128",
+    "plugins.dir": "/srv/corral-plugins",
+    "bootstrap_admin_email": "me@example.org",
+    "local_model": "/srv/model.gguf",
+}
+"""Values that the sample shows for keys whose default would not explain them."""
+
+
 def sample() -> str:
     """Return a sample `corral.toml` in which every key is explained and commented out."""
     lines = [_SAMPLE_HEAD]
@@ -135,7 +151,7 @@ def sample() -> str:
         if section != here:
             lines += ["", f"[{section}]"]
             here = section
-        value = f"file:/run/secrets/{field}" if entry.key.secret else entry.key.example or entry.default
+        value = f"file:/run/secrets/{field}" if entry.key.secret else _EXAMPLES.get(name, entry.default)
         variable = f" ({entry.key.variable})" if entry.key.variable else ""
         shown = json.dumps(value, default=str)
         lines += [f"# {entry.key.doc}{variable}", f"# {field} = {shown}"]

@@ -46,7 +46,6 @@ class Key(NamedTuple):
     doc: str
     variable: str = ""
     secret: bool = False
-    example: Any = None
 
 
 class PinnedSetting(NamedTuple):
@@ -75,10 +74,7 @@ class Server(_Part, frozen=True):
     """Section `[server]`: how requests are served."""
 
     bind: Annotated[Bind, Key("Address and port to listen on", "CORRAL_BIND")] = "127.0.0.1:8000"
-    public_url: Annotated[
-        WebUrl | None,
-        Key("Base URL of this installation, for links", "CORRAL_PUBLIC_URL", example="https://corral.example.org"),
-    ] = None
+    public_url: Annotated[WebUrl | None, Key("Base URL of this installation, for links", "CORRAL_PUBLIC_URL")] = None
     allowed_hosts: Annotated[tuple[Host, ...], Key("Additional accepted host names", "CORRAL_ALLOWED_HOSTS")] = ()
     trusted_proxies: Annotated[
         tuple[Network, ...], Key("Proxies whose X-Forwarded-For is trusted", "CORRAL_TRUSTED_PROXIES")
@@ -91,18 +87,15 @@ class Server(_Part, frozen=True):
     body_timeout_seconds: Annotated[
         int, Meta(ge=1, le=3600), Key("Longest pause within a request body, in seconds", "CORRAL_BODY_TIMEOUT")
     ] = 30
-    certfile: Annotated[Path | None, Key("TLS certificate chain", example="/etc/corral/tls.crt")] = None
-    keyfile: Annotated[Path | None, Key("TLS private key", example="/etc/corral/tls.key")] = None
+    certfile: Annotated[Path | None, Key("TLS certificate chain")] = None
+    keyfile: Annotated[Path | None, Key("TLS private key")] = None
 
 
 class Database(_Part, frozen=True):
     """Section `[database]`. `migrate_on_start=None` means on for SQLite and off for PostgreSQL."""
 
-    url: Annotated[
-        SqlUrl,
-        Key("Database; default: corral.db in data_dir", "CORRAL_DATABASE_URL", example="postgresql://localhost/corral"),
-    ] = ""
-    migrate_on_start: Annotated[bool | None, Key("Migrate at start; default: only on SQLite", example=True)] = None
+    url: Annotated[SqlUrl, Key("Database; default: corral.db in data_dir", "CORRAL_DATABASE_URL")] = ""
+    migrate_on_start: Annotated[bool | None, Key("Migrate at start; default: only on SQLite")] = None
     pool_size: Annotated[int, Meta(ge=1, le=512), Key("PostgreSQL connections per process")] = 16
     synchronous: Annotated[
         Literal["full", "normal"], Key("Durability of SQLite; normal may lose commits", "CORRAL_SQLITE_SYNCHRONOUS")
@@ -117,18 +110,13 @@ class Database(_Part, frozen=True):
 class Redis(_Part, frozen=True):
     """Section `[redis]`. Without a URL, Redis is not used."""
 
-    url: Annotated[
-        RedisUrl | None,
-        Key("Redis server for notifications, limits and jobs", "CORRAL_REDIS_URL", example="redis://localhost:6379/0"),
-    ] = None
+    url: Annotated[RedisUrl | None, Key("Redis server for notifications, limits and jobs", "CORRAL_REDIS_URL")] = None
 
 
 class Storage(_Part, frozen=True):
     """Section `[storage]`. Without a URL, files are stored in `Config.files_dir`."""
 
-    url: Annotated[
-        StoreUrl | None, Key("File store; default: a folder in data_dir", "CORRAL_STORAGE_URL", example="s3://bucket")
-    ] = None
+    url: Annotated[StoreUrl | None, Key("File store; default: a folder in data_dir", "CORRAL_STORAGE_URL")] = None
 
 
 class Keys(_Part, frozen=True):
@@ -148,10 +136,7 @@ class Egress(_Part, frozen=True):
     allow: Annotated[
         tuple[Exemption, ...], Key("Addresses that the egress guard also allows", "CORRAL_EGRESS_ALLOW")
     ] = ()
-    proxy: Annotated[
-        ProxyUrl | None,
-        Key("Proxy for all outgoing connections", "CORRAL_EGRESS_PROXY", example="http://proxy.example.org:3128"),
-    ] = None
+    proxy: Annotated[ProxyUrl | None, Key("Proxy for all outgoing connections", "CORRAL_EGRESS_PROXY")] = None
 
 
 class Plugins(_Part, frozen=True):
@@ -163,10 +148,7 @@ class Plugins(_Part, frozen=True):
     enabled: Annotated[tuple[Name, ...], Key("Third-party plugins to load")] = ()
     disabled: Annotated[tuple[Name, ...], Key("Built-in plugins not to load")] = ()
     strict: Annotated[bool, Key("Refuse to start if a plugin fails")] = False
-    dir: Annotated[
-        Path | None,
-        Key("Folder of plugins installed by pip install --target", "CORRAL_PLUGIN_DIR", example="/srv/corral-plugins"),
-    ] = None
+    dir: Annotated[Path | None, Key("Folder of plugins installed by pip install --target", "CORRAL_PLUGIN_DIR")] = None
     tables: Mapping[str, dict[str, Any]] = msgspec.field(default_factory=dict)
 
 
@@ -188,14 +170,12 @@ class Config(_Part, frozen=True):
     ip_rules_disabled: Annotated[bool, Key("Ignore the IP rules, to regain access", "CORRAL_IP_RULES_DISABLED")] = False
     metrics_token: Annotated[Text | None, Key("Bearer token required by /metrics", "CORRAL_METRICS_TOKEN", True)] = None
     bootstrap_admin_email: Annotated[
-        Text | None, Key("Email address of the first admin", "CORRAL_BOOTSTRAP_ADMIN_EMAIL", example="me@example.org")
+        Text | None, Key("Email address of the first admin", "CORRAL_BOOTSTRAP_ADMIN_EMAIL")
     ] = None
     bootstrap_admin_password: Annotated[
         Text | None, Key("Password of the first admin", "CORRAL_BOOTSTRAP_ADMIN_PASSWORD", True)
     ] = None
-    local_model: Annotated[
-        Path | None, Key("Model file for corral-llama", "CORRAL_LOCAL_MODEL", example="/srv/model.gguf")
-    ] = None
+    local_model: Annotated[Path | None, Key("Model file for corral-llama", "CORRAL_LOCAL_MODEL")] = None
     server: Server = Server()
     database: Database = Database()
     redis: Redis = Redis()

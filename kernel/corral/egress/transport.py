@@ -6,6 +6,7 @@ It checks the URL of each request, connects only to addresses that the egress gu
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
@@ -49,16 +50,16 @@ class GuardedNetwork(httpcore2.AsyncNetworkBackend):
             addresses = await self._addresses(host.strip("[]"), port)
         except Unresolved as error:
             raise httpcore2.ConnectError(str(error)) from None
-        failure: Exception = httpcore2.ConnectTimeout("the connection timed out after the name was resolved")
+        failure: Exception = httpcore2.ConnectError(f"{host} has no address")
         for number, address in enumerate(addresses):
             seconds = None if deadline is None else (deadline - time.monotonic()) / (len(addresses) - number)
-            if seconds is not None and seconds <= 0:
-                break
             try:
                 return await self._connect(address, port, seconds)
             except (httpcore2.NetworkError, httpcore2.TimeoutException, httpcore2.ProxyError) as error:
                 failure = error
-        raise failure
+        errno = getattr(getattr(failure.__cause__, "__cause__", None), "errno", None)  # of the operating system
+        reason = os.strerror(errno) if errno else str(failure) or "no answer in time"
+        raise type(failure)(f"{host}:{port}: {reason}") from failure
 
     async def _connect(self, address: str, port: int, seconds: float | None) -> httpcore2.AsyncNetworkStream:
         proxy = self._proxy

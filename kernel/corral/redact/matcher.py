@@ -21,12 +21,12 @@ _SURROGATES = re.compile("[\ud800-\udfff]")
 class Hit(NamedTuple):
     """A credential found in text.
 
-    `kind` is `value` or the kind of a pattern. `source` is the source that registered the value or pattern. `name` is
-    the name of the value.
+    `kind` is `value` or the kind of a pattern. `source` is the source that registered the value, and `name` is its
+    name. Both are empty for a pattern.
     """
 
     kind: str
-    source: str
+    source: str = ""
     name: str = ""
 
 
@@ -45,14 +45,14 @@ class Span(NamedTuple):
 class Matcher:
     """Finds values and patterns of credentials in text.
 
-    `values` contains the encodings of each known value, and `patterns` the patterns of each source. A matcher is
-    immutable, so threads can keep using it after the redactor has replaced it with a new one.
+    `values` contains the encodings of each known value. A matcher is immutable, so threads can keep using it after the
+    redactor has replaced it with a new one.
 
     The encodings are stored as plain strings. Hundreds of thousands of additional objects would slow down the garbage
     collector, which pauses the whole process.
     """
 
-    def __init__(self, values: Iterable[tuple[Hit, Iterable[str]]], patterns: Iterable[tuple[str, Pattern]]) -> None:
+    def __init__(self, values: Iterable[tuple[Hit, Iterable[str]]], patterns: Iterable[Pattern]) -> None:
         begins: dict[str, list[str | tuple[Pattern, frozenset[Hit]]]] = {MARK: []}
         self._hits: dict[str, frozenset[Hit]] = {}  # hits by encoding
         for hit, encodings in values:
@@ -61,9 +61,9 @@ class Matcher:
                 if text not in self._hits:
                     begins.setdefault(text[:SHORTEST], []).append(text)
                 self._hits[text] = hits | self._hits.get(text, hits)
-        for source, pattern in patterns:
+        for pattern in patterns:
             for anchor in pattern.anchors:
-                begins.setdefault(anchor, []).append((pattern, frozenset((Hit(pattern.kind, source),))))
+                begins.setdefault(anchor, []).append((pattern, frozenset((Hit(pattern.kind),))))
         self._anchors = sorted(begins)
         self._candidates = [begins[anchor] for anchor in self._anchors]
         self._longest = max(map(len, self._anchors))

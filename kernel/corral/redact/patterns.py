@@ -7,7 +7,9 @@ text again therefore changes nothing, and a stream gives the same result as the 
 
 from __future__ import annotations
 
+import json
 import re
+from pathlib import Path
 
 LIMIT = 4096
 
@@ -44,32 +46,8 @@ _BETWEEN = rf"(?:{_QUOTE}[ \t]{{0,4}}%s[ \t]{{0,4}}{_QUOTE}|[\"'], ?b?[\"'])"  #
 _PART = r"[^\s/?#@\"'<>]"
 _KEY = r"PRIVATE KEY(?: BLOCK)?-----"
 _HEADERS = r"(?:(?:\s|\\[rn]){0,4}[A-Z][A-Za-z]{2,20}-[A-Z][A-Za-z]{2,20}: [\w,-]{1,100}){0,3}"
-_MIXED = r"(?=[A-Za-z0-9]*[A-Z])(?=[A-Za-z0-9]*[0-9])"
-
-_TOKENS = (  # the token formats of services: a fixed prefix, then an expression for the rest
-    *((f"sk-{name}-", r"[\w-]{20,}") for name in ("ant", "proj", "svcacct", "admin", "or-v1")),
-    ("sk-", _MIXED + r"[A-Za-z0-9]{32,}"),
-    *((f"gh{kind}_", r"[A-Za-z0-9]{36,}") for kind in "pousr"),
-    ("github_pat_", r"\w{50,}"),
-    *((f"glpat{mark}", r"[\w-]{20,}") for mark in "-_"),
-    *((f"xox{kind}-", r"[A-Za-z0-9-]{10,}") for kind in "abeoprs"),
-    ("xapp-", r"[A-Za-z0-9-]{20,}"),
-    *((prefix, r"[A-Z0-9]{16}") for prefix in ("AKIA", "ASIA")),
-    ("AIza", r"[\w-]{35}"),
-    ("ya29.", r"[\w-]{20,}"),
-    ("GOCSPX-", r"[\w-]{20,}"),
-    *((f"{kind}_{mode}_", r"[A-Za-z0-9]{16,}") for kind in ("sk", "rk") for mode in ("live", "test")),
-    *((prefix, r"[A-Za-z0-9]{30,}") for prefix in ("hf_", "npm_", "gsk_", "r8_", "xai-", "pplx-")),
-    ("pypi-", r"[\w-]{50,}"),
-    *((f"do{kind}_v1_", r"[a-f0-9]{64}") for kind in "por"),
-    ("SG.", r"[\w-]{16,32}\.[\w-]{16,64}"),
-    *((f"shp{kind}_", r"[a-fA-F0-9]{32}") for kind in ("at", "ca", "pa", "ss")),
-    *((f"hv{kind}.", r"[\w-]{24,}") for kind in "sbr"),
-    (":AA", r"[\w-]{33}"),  # Telegram: the part of a bot token after the number
-    ("ATATT3", r"[\w=-]{30,}"),
-    ("lin_api_", r"[A-Za-z0-9]{32,}"),
-    ("AGE-SECRET-KEY-1", r"[A-Z0-9]{58}"),
-)
+_FORMATS = json.loads(Path(__file__).with_name("token_formats.json").read_bytes())
+"""The token formats of services: fixed prefixes, and an expression for the rest of the token."""
 
 BUILT_IN = (
     Pattern("corral", ("crl_", "crw_", "crg_", "cra_"), r"cr[lwga]_[\w-]{16,}", r"[\w-]*"),
@@ -107,5 +85,9 @@ BUILT_IN = (
         r"[^\s/?#\"'<>]*",
         nests=True,
     ),
-    *(Pattern("token", (prefix,), re.escape(prefix) + rest, r"[\w.=-]*") for prefix, rest in _TOKENS),
+    *(
+        Pattern("token", (prefix,), re.escape(prefix) + each["rest"], r"[\w.=-]*")
+        for each in _FORMATS
+        for prefix in each["prefixes"]
+    ),
 )

@@ -8,12 +8,12 @@ import functools
 import logging
 import threading
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 from corral.redact.encodings import encodings, is_redactable
 from corral.redact.matcher import MARK, Hit, Matcher, Span, replaced
-from corral.redact.patterns import BUILT_IN, Pattern
+from corral.redact.patterns import BUILT_IN
 from corral.schema.strict_json import map_strings
 
 log = logging.getLogger("corral.redact")
@@ -49,7 +49,6 @@ class Redactor:
         self.counts: Counter[str] = Counter()
         self.values = 0
         self._encodings: dict[str, dict[Hit, tuple[str, set[str]]]] = {}  # by source: value and encodings of each hit
-        self._patterns: dict[str, tuple[Pattern, ...]] = {"corral": BUILT_IN}
         self._listeners: list[OnHit] = []
         self._changing = threading.Lock()
         self._matcher = self._compiled()
@@ -99,12 +98,6 @@ class Redactor:
                 self._matcher = self._compiled()
         return [name for name in values if Hit("value", source, name) not in now]
 
-    def register_patterns(self, source: str, patterns: Iterable[Pattern]) -> None:
-        """Register the patterns of a source, which replace the earlier patterns of this source."""
-        with self._changing:
-            self._patterns[source] = tuple(patterns)
-            self._matcher = self._compiled()
-
     def on_hit(self, listener: OnHit) -> None:
         """Call `listener` whenever credentials are found in a text, in the thread that redacts the text.
 
@@ -114,7 +107,7 @@ class Redactor:
 
     def _compiled(self) -> Matcher:
         values = [(hit, found) for each in self._encodings.values() for hit, (_, found) in each.items()]
-        return Matcher(values, [(source, each) for source, found in self._patterns.items() for each in found])
+        return Matcher(values, BUILT_IN)
 
     def _notify(self, spans: list[Span]) -> None:
         for span in spans:

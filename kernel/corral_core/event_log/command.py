@@ -36,10 +36,9 @@ def events_command(client: ApiClient, *, follow: bool, types: tuple[str, ...], l
         _print_event(event, as_json=as_json)
     if follow:
         try:
-            for event in client.follow_events(
-                **query, after=end, away=lambda why: click.echo(f"corral: {why}", err=True)
-            ):
-                _print_event(event, as_json=as_json)
+            with client.waiting_out_outages(lambda why: click.echo(f"corral: {why}", err=True)):
+                for event in client.follow_events(**query, after=end):
+                    _print_event(event, as_json=as_json)
         except KeyboardInterrupt:
             click.echo()
 
@@ -59,10 +58,6 @@ def _last_events(client: ApiClient, query: Mapping[str, Any], end: int, limit: i
         found.extend(item for item in page["items"] if item["seq"] <= end)
         after = int(page["next"])
     return found
-
-
-def _report_outage(reason: str) -> None:
-    click.echo(f"corral: {reason}; waiting for the server", err=True)
 
 
 def _print_event(event: Mapping[str, Any], *, as_json: bool) -> None:

@@ -20,6 +20,7 @@ from corral_core.plugin_admin.service.openapi import OpenApiDocument
 from corral_core.plugin_admin.service.plugins import PluginAdministration, safe_mode_alert
 from corral_core.plugin_admin.service.quarantine import QuarantineSync
 from corral_core.plugin_admin.service.schedules import ScheduleAdministration
+from corral_core.plugin_admin.service.thread_exceptions import ThreadExceptions
 
 
 class PluginAdminPlugin(Plugin):
@@ -35,7 +36,7 @@ class PluginAdminPlugin(Plugin):
 
     def __init__(self, settings: Any = None) -> None:
         super().__init__(settings)
-        self._unwatch: list[Callable[[], None]] = []
+        self._stop: list[Callable[[], object]] = []
 
     @hookimpl
     def corral_services(self) -> Iterable[Provide]:
@@ -44,6 +45,7 @@ class PluginAdminPlugin(Plugin):
             Provide(ScheduleAdministration, ScheduleAdministration),
             Provide(QuarantineSync, QuarantineSync),
             Provide(FailureAlerts, FailureAlerts),
+            Provide(ThreadExceptions, ThreadExceptions),
             Provide(ApiDocument, OpenApiDocument),
         ]
 
@@ -69,8 +71,10 @@ class PluginAdminPlugin(Plugin):
         quarantine.apply_rows(await work(quarantine.stored_rows, read=True))
         runtime.supervise("quarantine", quarantine.synchronize_regularly)
         runtime.supervise("failure_alerts", runtime.service(FailureAlerts).raise_for_failures)
-        self._unwatch = [feed.watch(plugins.on_events), feed.watch(quarantine.on_events)]
+        threads = runtime.service(ThreadExceptions)
+        threads.start()
+        self._stop = [threads.stop, feed.watch(plugins.on_events), feed.watch(quarantine.on_events)]
 
     async def stop(self) -> None:
-        for unwatch in self._unwatch:
-            unwatch()
+        for stop in self._stop:
+            stop()

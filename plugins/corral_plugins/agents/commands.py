@@ -15,6 +15,7 @@ from corral.cli.object_names import ObjectNames
 from corral.cli.output import format_usd, print_fields, print_table
 from corral.cli.request_body import body_option, field_option, read_body
 from corral.cli.server_connection import client_command, complete_names
+from corral.cli.status_parts import read_if_allowed, some_names
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -23,8 +24,11 @@ COLUMNS = ("name", "status", "model", "tools", "tasks", "last_active_at", "id")
 WARNINGS = {
     "worker_offline": "its worker is offline; start corral worker there",
     "worker_not_approved": "its worker is not approved; run corral workers approve NAME",
-    "provider_not_configured": "the provider of its model is not configured; see corral api GET /llm/providers",
-    "model_not_found": "its provider does not offer its model; see corral api GET /llm/models",
+    "provider_not_configured": "the provider of its model {model} is not configured; configured: {providers}. "
+    "Configure it (corral api POST /llm/providers -f name={provider} -f api_key=@FILE), or choose another model "
+    "(corral agents edit {name} --model PROVIDER/MODEL)",
+    "model_not_found": "no provider offers its model {model}; configured: {providers}. Choose another one (corral "
+    "agents edit {name} --model PROVIDER/MODEL); corral api GET /llm/models lists them",
     "tool_unavailable": "no active plugin and no online worker offers the tool",
     "tool_not_offered": "not every worker that may take its tasks offers the tool; require it for a task: corral run "
     "--require-tool",
@@ -82,7 +86,7 @@ def show_agent(client: ApiClient, *, agent: str, as_json: bool) -> None:
         "spent this month": format_usd(found["spent_month_usd"]) if found["spent_month_usd"] is not None else None,
         "configuration": f"version {found['config_version']}",
         "last active": found["last_active_at"],
-        "warnings": [_warning(each) for each in found["warnings"]],
+        "warnings": "\n".join(_warnings(client, found)),
     }
     print_fields(found, shown, as_json=as_json)
 
@@ -126,7 +130,7 @@ def create_agent(client: ApiClient, *, name: str, start: bool, as_json: bool, **
     hint = f"Start it: corral agents start {shlex.quote(made['name'])}"
     if start:
         made, hint = client.post(f"/agents/{made['id']}/start", {}), "It is started."
-    _print_change(made, f"Created {made['name']} ({made['id']}). {hint}", as_json=as_json)
+    _print_change(client, made, f"Created {made['name']} ({made['id']}). {hint}", as_json=as_json)
 
 
 @agents_command_group.command("edit")
@@ -142,7 +146,10 @@ def edit_agent(client: ApiClient, *, agent: str, name: str | None, as_json: bool
     found = _find(client, agent)
     changed = client.send("PATCH", f"/agents/{found['id']}", body=changes)
     _print_change(
-        changed, f"Changed {changed['name']}, configuration version {changed['config_version']}.", as_json=as_json
+        client,
+        changed,
+        f"Changed {changed['name']}, configuration version {changed['config_version']}.",
+        as_json=as_json,
     )
 
 
@@ -217,7 +224,7 @@ def roll_back_agent(client: ApiClient, *, agent: str, version: int, as_json: boo
     told = (
         f"{changed['name']} has the configuration of version {version} again, as version {changed['config_version']}."
     )
-    _print_change(changed, told, as_json=as_json)
+    _print_change(client, changed, told, as_json=as_json)
 
 
 def _find(client: ApiClient, name: str) -> dict[str, Any]:
@@ -227,16 +234,16 @@ def _find(client: ApiClient, name: str) -> dict[str, Any]:
 def _act(client: ApiClient, agent: str, action: str, body: dict[str, Any], *, as_json: bool) -> None:
     found = _find(client, agent)
     changed = client.post(f"/agents/{found['id']}/{action}", body)
-    _print_change(changed, f"{changed['name']} is {_status(changed)}.", as_json=as_json)
+    _print_change(client, changed, f"{changed['name']} is {_status(changed)}.", as_json=as_json)
 
 
-def _print_change(agent: dict[str, Any], text: str, *, as_json: bool) -> None:
+def _print_change(client: ApiClient, agent: dict[str, Any], text: str, *, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(agent, indent=2, ensure_ascii=False))
         return
     click.echo(text)
-    for each in agent["warnings"]:
-        click.echo(click.style("warning", fg="yellow") + f": {_warning(each)}", err=True)
+    for each in _warnings(client, agent):
+        click.echo(click.style("warning", fg="yellow") + f": {each}", err=True)
 
 
 def _fields(
@@ -265,7 +272,21 @@ def _model(agent: Any) -> str:
     return "/".join(parts) or "default"
 
 
-def _warning(code: str) -> str:
-    kind, _, name = code.partition(":")
-    told = WARNINGS.get(kind, code)
-    return f"{name}: {told}" if name else told
+def _warnings(client: ApiClient, agent: dict[str, Any]) -> list[str]:
+    """Return the warnings about an agent in words. Those about its model name the providers that there are."""
+    found = []
+    for code in agent["warnings"]:
+        kind, _, subject = code.partition(":")
+        told = WARNINGS.get(kind, code)
+        if "{providers}" in told:
+            model = _model(agent)
+            named = {"model": model, "name": shlex.quote(agent["name"]), "provider": model.partition("/")[0]}
+            told = told.format(**named, providers=_configured_providers(client))
+        found.append(f"{subject}: {told}" if subject else told)
+    return found
+
+
+def _configured_providers(client: ApiClient) -> str:
+    listed = read_if_allowed(client, "/llm/providers", limit=200)
+    names = [each["name"] for each in listed["items"] if each["configured"] and each["enabled"]] if listed else []
+    return some_names(names) or "none"

@@ -28,7 +28,10 @@ patch_argument = click.argument("patch", type=click.Path(exists=True, dir_okay=F
 
 @click.group("reviews")
 def reviews_command_group() -> None:
-    """Read, comment and decide the diffs of agents. REVIEW is an id or the title of an open review."""
+    """Read, comment and decide the diffs of agents. REVIEW is an id or a title.
+
+    Of several reviews with a title, the open one is meant. Without an open one, `show` and `diff` take the newest.
+    """
 
 
 @reviews_command_group.command("list")
@@ -64,7 +67,7 @@ def list_reviews(
 @client_command
 def show_review(client: ApiClient, *, review: str, as_json: bool) -> None:
     """Show a review, its files and the comments that are about no line. `diff` shows the lines."""
-    found, names = _find(client, review), ObjectNames(client)
+    found, names = _find(client, review, decided=True), ObjectNames(client)
     task = f"{names.name('/tasks', found['task_id'], 'title')} ({found['task_id']})" if found["task_id"] else None
     shown = {
         "title": found["title"],
@@ -102,7 +105,7 @@ def show_diff(
     client: ApiClient, *, review: str, revision: int | None, against: int | None, raw: bool, as_json: bool
 ) -> None:
     """Show the diff in colour, with the comments below their lines."""
-    found = _find(client, review)
+    found = _find(client, review, decided=True)
     query = {name: value for name, value in (("revision", revision), ("against", against)) if value is not None}
     data = b"".join(client.download(f"/code-reviews/{found['id']}/diff", **query))
     if raw:
@@ -166,7 +169,12 @@ def approve_review(
     """Approve exactly the diff that the review has now."""
     found = _find(client, review)
     body = {"note": note, "patch_sha256": sha256 or found["patch_sha256"], "force": force}
-    _act(client, found, "approve", body, as_json=as_json)
+    try:
+        _act(client, found, "approve", body, as_json=as_json)
+    except ApiClientError as error:
+        if not error.problem.get("open_blockers"):
+            raise
+        raise ApiClientError(f"{error}\n{_blockers_text(client, found)}", error.status, error.problem) from None
 
 
 @reviews_command_group.command("reject")
@@ -240,6 +248,14 @@ def resolve_comment(client: ApiClient, *, review: str, comment: str, reopen: boo
     click.echo(json.dumps(made, indent=2, ensure_ascii=False) if as_json else f"The thread is {told}.")
 
 
+def _blockers_text(client: ApiClient, review: dict[str, Any]) -> str:
+    """Return the open blockers of a review as it is now, and the command that resolves one."""
+    names, now = ObjectNames(client), client.get(f"/code-reviews/{review['id']}")
+    blockers = [each for each in now["comments"] if each["severity"] == "blocker" and not each["resolved"]]
+    shown = "\n".join(_comment_text(names, each) for each in blockers)
+    return f"{shown}\nResolve one: corral reviews resolve {review['id']} COMMENT"
+
+
 def _comment_id(review: dict[str, Any], comment: str) -> str:
     """Return the given id, or that of the only comment of a review that begins with this text, ignoring case."""
     if parse_id(comment) is not None:
@@ -252,19 +268,27 @@ def _comment_id(review: dict[str, Any], comment: str) -> str:
     raise ApiClientError(f"{told} with {comment}; corral reviews show {review['id']} shows their ids")
 
 
-def _find(client: ApiClient, review: str) -> dict[str, Any]:
-    """Return the review with this id, or the open one with this title."""
+def _find(client: ApiClient, review: str, *, decided: bool = False) -> dict[str, Any]:
+    """Return the review with this id, or the open one with this title. With `decided`, else the newest one."""
     if parse_id(review) is not None:
         with client.looking_for("code review", review, "corral reviews list"):
             return dict(client.get(f"/code-reviews/{review}"))
     wanted = review.strip().casefold()
-    found = [each for each in client.pages("/code-reviews", status=list(OPEN)) if each["title"].casefold() == wanted]
+    alike = client.pages("/code-reviews", search=review.strip()[:200])
+    all_of_title = [each for each in alike if each["title"].casefold() == wanted]
+    found = [each for each in all_of_title if each["status"] in OPEN]
+    if not found and all_of_title:
+        newest = all_of_title[0]
+        if not decided:
+            told = f"the code review {newest['title']} ({newest['id']}) is {newest['status']}"
+            raise ApiClientError(f"{told}; corral reviews show {newest['id']} shows the decision")
+        found = [newest]
     if not found:
-        told = f"there is no open code review with the title {review} at {client.url}"
+        told = f"there is no code review with the title {review} at {client.url}"
         raise ApiClientError(f"{told}; corral reviews list shows all", 404)
     if len(found) > 1:
         ids = ", ".join(each["id"] for each in found)
-        raise ApiClientError(f"{len(found)} code reviews have the title {review}; give the id instead: {ids}")
+        raise ApiClientError(f"{len(found)} open code reviews have the title {review}; give the id instead: {ids}")
     return dict(client.get(f"/code-reviews/{found[0]['id']}"))
 
 

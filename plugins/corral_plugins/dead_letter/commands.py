@@ -105,9 +105,10 @@ def retry_all_letters(
     """Retry all open dead letters in a batch, oldest first."""
     chosen = {} if reason is None else {"reason": reason}
     batch = client.post(f"{PATH}/retry-all", {"filter": chosen, "max": most, "rate_per_second": rate})
-    while wait and batch["status"] == "running":
-        time.sleep(POLL_SECONDS)
-        batch = client.get(f"{PATH}/batches/{batch['id']}")
+    with client.waiting_out_outages(lambda reason: click.echo(f"corral: {reason}", err=True)):
+        while wait and batch["status"] == "running":
+            time.sleep(POLL_SECONDS)
+            batch = client.get(f"{PATH}/batches/{batch['id']}")
     told = f"Batch {batch['id']} is {batch['status']}: {batch['requeued']} of {batch['matched']} tasks retried"
     print_value(batch, as_json=as_json, text=f"{told}, {len(batch['skipped'])} skipped.")
 

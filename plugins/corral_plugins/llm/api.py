@@ -180,9 +180,10 @@ class LLMProvider(Protocol):
 class AgentModel(msgspec.Struct, frozen=True, kw_only=True):
     """A model that an agent uses. `name` is `provider/model`.
 
-    `problem` is a sentence that says why the gateway cannot call the model, or None if it can. `listed` is false if the
-    provider's list of models is known and does not contain the model. `is_provider_ready` is false if the provider does
-    not exist, is disabled or is not configured. `blocked_until` is the instant until which the
+    `problem` says why the gateway cannot call the model, or is None if it can. `remedy` is the command that makes its
+    provider ready, or None if only another model helps. `listed` is false if the provider's list of models is known and
+    does not contain the model. `is_provider_ready` is false if the provider does not exist, is disabled or is not
+    configured. `blocked_until` is the instant until which the
     open circuit breaker of the provider rejects calls, or None if a call may be admitted. `breaker` is the name of this
     circuit breaker; `is_forced_open` is true if an admin has forced it open, so that it rejects calls until an admin
     closes it and `blocked_until` is None. `free` is true if calls of the provider cost nothing.
@@ -191,6 +192,7 @@ class AgentModel(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     problem: str | None
     listed: bool
+    remedy: str | None = None
     is_provider_ready: bool = False
     free: bool = False
     blocked_until: str | None = None

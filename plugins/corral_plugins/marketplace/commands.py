@@ -128,13 +128,13 @@ def install_template(client: ApiClient, *, template: str, as_json: bool, **optio
     print_table(made["created"], ("kind", "name", "id"), as_json=False)
     for each in made["created"]:
         for name, value in each["once"].items():
-            click.echo(f"{each['name']}, {name.replace('_', ' ')} (shown once): {value}")
+            shown = client.absolute(value) if name.endswith("_url") else value
+            click.echo(f"{each['name']}, {name.replace('_', ' ')} (shown once): {shown}")
     _print_missing(made)
     click.echo(f"Installed {made['slug']} {made['version']} ({made['id']}).")
     click.echo(f"Remove it again: corral template uninstall {made['id']}")
-    for each in made["created"]:
-        if each["kind"] in BEGINNINGS:
-            click.echo(f"{BEGINNINGS[each['kind']]} {shlex.quote(each['name'])}")
+    for line in _beginning_lines(client, made["created"]):
+        click.echo(line)
 
 
 @template_command_group.command("installations")
@@ -340,7 +340,8 @@ def _print_missing(found: Json) -> None:
     for plugin in found.get("missing_plugins", ()):
         click.echo(f"missing: the plugin {plugin}", err=True)
     for secret in missing["secrets"]:
-        click.echo(f"missing: the secret {secret}; an admin creates it", err=True)
+        command = f"corral api POST /secrets -f name={secret} -f value=@-"
+        click.echo(f"missing: the secret {secret}; an admin creates it: {command}", err=True)
     for grant in missing["grants"]:
         consumer = grant["consumer"] or f"the {grant['kind']} {grant['key']}"
         click.echo(f"missing: an admin allows {consumer} to use the secret {grant['secret']}", err=True)
@@ -372,11 +373,42 @@ ENDS = {
 
 BEGINNINGS = {
     "agent": "Start the agent: corral agents start",
-    "workflow": "Run the workflow: corral workflows run",
     "trigger": "Enable the trigger: corral triggers toggle --on",
     "notification_rule": "Enable the rule: corral notifications edit-rule --enable",
 }
 """The command that switches an installed object on, by its kind. The name is added."""
+
+
+def _beginning_lines(client: ApiClient, created: list[Json]) -> list[str]:
+    """Return the commands that begin the work of installed objects, in the order in which a person types them."""
+    triggers = [client.get(f"/triggers/{each['id']}") for each in created if each["kind"] == "trigger"]
+    triggered = {trigger["action"].get("workflow_id"): trigger["name"] for trigger in triggers}
+    lines = []
+    for each in sorted(created, key=lambda each: each["kind"] == "trigger"):
+        name = shlex.quote(each["name"])
+        if each["kind"] == "workflow":
+            wanted = _required_input(client.get(f"/workflows/{each['id']}"))
+            lines.append(f"Run the workflow, which is a draft: corral workflows run {name}{wanted}")
+            if each["id"] in triggered:
+                why = f"so that the trigger {triggered[each['id']]} may run it"
+                lines.append(f"Make the workflow active, {why}: corral workflows edit {name} -f status=active")
+        elif each["kind"] in BEGINNINGS:
+            lines.append(f"{BEGINNINGS[each['kind']]} {name}")
+    return lines
+
+
+def _required_input(workflow: Json) -> str:
+    """Return the options for the input that a workflow requires, with the names of the values in capitals."""
+    schema: Json = workflow["config"].get("input_schema") or {}
+    choices = [*schema.get("anyOf", ()), *schema.get("oneOf", ())][:1]  # the first alternative is enough
+    names = [name for part in (schema, *choices) for name in part.get("required", ())]
+    return "".join(
+        f" -i {shlex.quote(f'{name}={name.upper()}' if _is_text(schema, name) else f'{name}:=JSON')}" for name in names
+    )
+
+
+def _is_text(schema: Json, name: str) -> bool:
+    return bool(schema.get("properties", {}).get(name, {}).get("type", "string") == "string")
 
 
 def _reason_text(kept: Json) -> str:

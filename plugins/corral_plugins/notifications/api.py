@@ -88,8 +88,8 @@ class ChannelType(msgspec.Struct, frozen=True, kw_only=True):
 class NotificationView(msgspec.Struct, kw_only=True):
     """A notification of the caller.
 
-    `count` is the number of events that it tells of. `event_id` is the id of the latest one, and null if a workflow or
-    a trigger sent the notification.
+    `count` is the number of events that it tells of. `title` is that of the latest one, and `titles` are the first 10
+    different ones. `event_id` is the id of the latest event, and null if a workflow or a trigger sent the notification.
     """
 
     id: str
@@ -97,6 +97,7 @@ class NotificationView(msgspec.Struct, kw_only=True):
     type: str
     severity: Severity
     title: str
+    titles: list[str]
     body: str
     object: dict[str, str] | None
     href: str | None

@@ -27,6 +27,10 @@ WARNINGS = {
     "unresolved_host": "the host name of the URL does not resolve",
     "not_redactable": "the secret is so short that Corral cannot hide it in logs",
 }
+FAILURES = {
+    "blocked": "the egress guard does not allow the address of the channel; an admin may, with CORRAL_EGRESS_ALLOW",
+    "circuit_open": "the circuit breaker of the channel is open; corral circuit-breakers list says why",
+}
 STATUSES = ("pending", "retrying", "succeeded", "failed", "cancelled", "suppressed")
 
 NAMED = {
@@ -40,6 +44,7 @@ NAMED = {
     "workflow": ("/workflows", "name"),
 }
 """The objects that notifications are about and that have names, with their paths and the fields of the names."""
+MAX_TITLES = 10  # that a notification keeps
 CHANNELS, RULES = "/notifications/channels", "/notifications/rules"
 channel_argument = click.argument("channel", shell_complete=complete_names(CHANNELS, "name"))
 notification_argument = click.argument("notification")
@@ -66,7 +71,10 @@ def list_notifications(client: ApiClient, *, unread: bool, limit: int, as_json: 
         COLUMNS,
         as_json=as_json,
         empty="There are no such notifications.",
-        computed={"read": lambda row: "yes" if row["read_at"] else "no"},
+        computed={
+            "title": lambda row: _title_text(row["title"], row["count"] if len(row["titles"]) > 1 else 1),
+            "read": lambda row: "yes" if row["read_at"] else "no",
+        },
     )
 
 
@@ -85,6 +93,7 @@ def show_notification(client: ApiClient, *, notification: str, as_json: bool) ->
         "type": found["type"],
         "about": None if as_json else _about(client, found["object"]),
         "times": found["count"] if found["count"] > 1 else None,
+        "all of them": _all_titles(found),
         "created": found["created_at"],
         "read": found["read_at"],
         "text": found["body"],
@@ -232,7 +241,8 @@ def test_channel(client: ApiClient, *, channel: str, as_json: bool) -> None:
     """Send a test notification through a channel, and wait. Ends with status 1 if it was not delivered."""
     found = client.post(f"{CHANNELS}/{_id(client, CHANNELS, channel)}/test", {})
     took = format_ms(found["duration_ms"])
-    text = f"Delivered after {took}." if found["delivered"] else f"Not delivered: {found['error']}"
+    why = FAILURES.get(found["error"], found["error"])
+    text = f"Delivered after {took}." if found["delivered"] else f"Not delivered: {why}"
     print_value(found, as_json=as_json, text=text)
     if not found["delivered"]:
         raise SystemExit(1)
@@ -362,18 +372,28 @@ def list_deliveries(
         query["channel_id"] = _id(client, CHANNELS, channel)
     if rule is not None:
         query["rule_id"] = _id(client, RULES, rule)
+    items = client.get("/notifications/deliveries", **query)["items"]
+    waiting = [] if as_json else [item for item in items if item["finished_at"] is None]
+    held = {each: text for each in {item["channel_id"] for item in waiting} if (text := _breaker_text(names, each))}
     print_table(
-        client.get("/notifications/deliveries", **query)["items"],
+        items,
         DELIVERY_COLUMNS,
         as_json=as_json,
         empty="There are no such deliveries.",
         colour_of="status",
         computed={
-            "title": lambda row: row["events"][0]["title"] if row["events"] else "",
+            "title": lambda row: _title_text(row["events"][0]["title"], row["count"]) if row["events"] else "",
             "channel": lambda row: names.name(CHANNELS, row["channel_id"]),
             "rule": lambda row: names.name(RULES, row["rule_id"]),
+            "next_attempt_at": lambda row: (
+                "waits for the breaker"
+                if row["finished_at"] is None and row["channel_id"] in held
+                else row["next_attempt_at"]
+            ),
         },
     )
+    for text in sorted(set(held.values())):
+        click.echo(f"Deliveries wait: {text}", err=True)
 
 
 @notifications_command_group.command("retry")
@@ -384,6 +404,31 @@ def retry_delivery(client: ApiClient, *, delivery: str, as_json: bool) -> None:
     with client.looking_for("delivery", delivery, "corral notifications deliveries"):
         row = client.post(f"/notifications/deliveries/{delivery}/retry", {})
     print_value(row, as_json=as_json, text=f"{row['id']} is sent again.")
+
+
+def _breaker_text(names: ObjectNames, channel_id: str) -> str | None:
+    """Describe the circuit breaker of a channel and how it closes, or return None if it is closed."""
+    channel = names.read(f"{CHANNELS}/{channel_id}")
+    breaker = "smtp" if channel is not None and channel["type"] == "email" else f"notify:{channel_id}"
+    found = names.read(f"/circuit-breakers/{breaker}")
+    if found is None or found["state"] == "closed":
+        return None
+    until = f" until {found['retry_at']}" if found["state"] == "open" and not found["forced"] else ""
+    told = f"the circuit breaker {breaker} is {found['state'].replace('_', '-')}{until} ({found['reason'].rstrip('.')})"
+    return f"{told}. Close it at once: corral circuit-breakers force-close {breaker}"
+
+
+def _title_text(title: str, count: int) -> str:
+    """Return the title of one of several events, and how many others there are."""
+    return f"{title} and {count - 1} more" if count > 1 else title
+
+
+def _all_titles(notification: Mapping[str, Any]) -> str | None:
+    """Return the different titles of the events that a notification counts, one a line."""
+    titles = notification["titles"]
+    if len(titles) < 2:
+        return None
+    return "\n".join(titles) + ("\n…" if notification["count"] > len(titles) == MAX_TITLES else "")
 
 
 def _notification_id(client: ApiClient, notification: str) -> str:

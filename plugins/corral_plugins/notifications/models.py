@@ -11,7 +11,10 @@ from corral.database.sealed_columns import SealedField
 
 
 class Notification(Model):
-    """What a person is told in the app. `last_at` is the time of the latest event that it counts."""
+    """What a person is told in the app. `last_at` is the time of the latest event that it counts.
+
+    `title` is that of the latest event, and `titles` are the first different ones.
+    """
 
     visibility = PRIVATE
     owner_field = "user_id"
@@ -21,6 +24,7 @@ class Notification(Model):
     type = peewee.CharField(max_length=100)
     severity = peewee.CharField(max_length=10)
     title = peewee.CharField(max_length=200)
+    titles: Any = JSONField(default=list)
     body = peewee.TextField()
     object_type = peewee.CharField(max_length=60, null=True)
     object_id = peewee.CharField(max_length=80, null=True)
@@ -198,6 +202,7 @@ OPEN = ("pending", "retrying")
 IS_OPEN = Delivery.status.in_(OPEN)
 for _name, _fields, _where in (
     ("notifications_deliveries_due", (Delivery.channel_id, Delivery.due_at, Delivery.id), Delivery.due_at),
+    ("notifications_deliveries_late", (Delivery.ready_at,), Delivery.due_at),
     ("notifications_deliveries_leased", (Delivery.lease_until,), Delivery.lease_until),
     ("notifications_deliveries_groups", (Delivery.group_id, Delivery.due_at), Delivery.due_at),
 ):

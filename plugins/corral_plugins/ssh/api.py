@@ -62,14 +62,19 @@ class LoginTimeout(Problem):
 
 
 class SshHostKeyMismatch(Event, kw_only=True):
-    """A machine showed another host key than the accepted one. `old` and `new` are fingerprints."""
+    """A machine showed another host key than the accepted one. `old` and `new` are fingerprints.
+
+    `name` is that of the connection, and `reason` tells people what happened and what to do.
+    """
 
     event = "ssh.host_key_mismatch"
     visibility = ADMIN
 
     connection_id: str
+    name: str
     old: str
     new: str
+    reason: str
 
 
 class SshExecuted(Event, kw_only=True):

@@ -171,8 +171,8 @@ def test_webhook(client: ApiClient, *, webhook: str, event: str | None, as_json:
     elif found["error"] == "circuit_open":
         text = f"Not sent: {_breaker_text(client, row['host']) or _closed_by_admin(row['host'])}"
     else:
-        answer = f", the receiver answered {found['status_code']}" if found["status_code"] else ""
-        text = f"Not delivered ({found['error']}){answer}."
+        answer = f"the receiver answered {found['status_code']}" if found["status_code"] else found["error"]
+        text = f"Not delivered to {row['url']}: {answer}."
     print_value(found, as_json=as_json, text="\n".join([text, *([found["response"]] if found["response"] else [])]))
     if not found["delivered"]:
         raise SystemExit(1)
@@ -231,15 +231,27 @@ def list_deliveries(
     client: ApiClient, *, webhook: str, status: tuple[str, ...], events: tuple[str, ...], limit: int, as_json: bool
 ) -> None:
     """List the deliveries to a webhook, newest first."""
-    path = f"/webhooks/{_id(client, webhook)}/deliveries"
+    row = _find(client, webhook)
+    items = client.get(f"/webhooks/{row['id']}/deliveries", status=list(status), event=list(events), limit=limit)[
+        "items"
+    ]
+    is_waiting = not as_json and any(item["finished_at"] is None for item in items)
+    held = _breaker_text(client, row["host"]) if is_waiting else None
     print_table(
-        client.get(path, status=list(status), event=list(events), limit=limit)["items"],
+        items,
         DELIVERY_COLUMNS,
         as_json=as_json,
         empty="There are no such deliveries.",
         colour_of="status",
-        computed={"result": _result},
+        computed={
+            "result": _result,
+            "next_attempt_at": lambda item: (
+                "waits for the breaker" if held and item["finished_at"] is None else item["next_attempt_at"]
+            ),
+        },
     )
+    if held:
+        click.echo(f"Open deliveries wait: {held}", err=True)
 
 
 @webhooks_command_group.command("delivery")

@@ -20,12 +20,12 @@ from corral.cli.request_body import body_option, field_option, parse_fields, rea
 from corral.cli.server_connection import client_command, complete_names
 from corral.ids import parse_id
 from corral_core.accounts.api import USERS_PATH
+from corral_plugins.workflows.following import follow_run
 from corral_plugins.workflows.waiting_steps import step_name, task_obstacles, waited_for
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 STATUSES = ("queued", "running", "waiting", "paused", "completed", "failed", "cancelled")
-ENDED = ("completed", "failed", "cancelled")
 COLUMNS = ("name", "status", "steps", "last_run", "updated_at", "id")
 RUN_COLUMNS = ("workflow", "number", "status", "started_by", "started_at", "finished_at", "cost", "id")
 STEP_COLUMNS = ("step", "type", "status", "attempts", "took", "cost", "output")
@@ -96,7 +96,7 @@ def create_workflow(
     """Create a workflow from a file with its configuration and its steps."""
     made = client.post("/workflows", {**read_body(input_path, fields), "name": name})
     others = _others_of_name(client, made)
-    told = f"Created {made['name']} ({made['id']}) with {made['step_count']} steps. Run it: corral workflows run "
+    told = f"Created {made['name']} ({made['id']}) with {_count(made['step_count'])}. Run it: corral workflows run "
     told += made["id"] if others else shlex.quote(made["name"])
     if others:
         told += f"\nOther workflows have this name too, so name it by its id. The others: {', '.join(others)}"
@@ -329,6 +329,10 @@ def answer_step(
     print_value(changed, as_json=as_json, text=f"The step {step} has its data.")
 
 
+def _count(steps: int) -> str:
+    return "1 step" if steps == 1 else f"{steps} steps"
+
+
 def _find(client: ApiClient, name: str) -> dict[str, Any]:
     return dict(client.find("/workflows", name, kind="workflow"))
 
@@ -437,41 +441,9 @@ def _print_plan(plan: dict[str, Any], *, as_json: bool) -> None:
 
 
 def _watch(client: ApiClient, run_id: str, *, quiet: bool) -> dict[str, Any]:
-    """Print the events of a run to standard error until it has ended, and return it.
-
-    While nothing happens, tell why tasks of its steps do not run: once each, and only if it is still so at the next
-    look, because a task that was just created waits for a moment in any case.
-    """
     with _looking_for(client, run_id):
-        after, run = "0", client.get(f"/workflow-runs/{run_id}")
-    told: set[tuple[str, str]] = set()
-    before: dict[str, str] = {}
-    while True:
-        is_over = run["status"] in ENDED
-        page = client.get(f"/workflow-runs/{run_id}/events", after=after, limit=200)
-        after = page["next"]
-        for event in page["items"] if not quiet else ():
-            click.echo(_line_of(event), err=True)
-        if is_over and len(page["items"]) < 200:
-            return dict(run)
-        if not page["items"]:
-            run = client.get(f"/workflow-runs/{run_id}", wait=1)
-            obstacles = {} if quiet else task_obstacles(client, run)
-            lasting = [each for each in obstacles.items() if each in before.items() and each not in told]
-            for name, why in lasting:
-                click.echo(f"  {name} waits: {why}", err=True)
-            told, before = told | set(lasting), obstacles
-        elif not is_over:
-            run = client.get(f"/workflow-runs/{run_id}")
-
-
-def _line_of(event: dict[str, Any]) -> str:
-    data = event["data"]
-    if event["event"].startswith("workflow.run."):
-        return f"run {event['event'].rpartition('.')[2]}"
-    place = "".join(f"[{n}]" for n in data["iteration"])
-    error = f": {data['error']['message']}" if data.get("error") else ""
-    return f"  {data['step']}{place} {event['event'].rpartition('.')[2]}{error}"
+        run = client.get(f"/workflow-runs/{run_id}")
+    return follow_run(client, run, quiet=quiet)
 
 
 def _finish(run: dict[str, Any], *, as_json: bool) -> None:

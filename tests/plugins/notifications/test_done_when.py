@@ -60,6 +60,7 @@ async def test_notifications_2_a_storm_is_one_mail_that_says_500(mailing: Notifi
     rows = await mailing.inbox(mailing.member)
     assert sum(row["count"] for row in rows) == 500
     assert [row["count"] for row in rows] == [500]
+    assert rows[0]["titles"] == [f"Task failed: task {each}" for each in ids("task", 10)]
     [delivery] = await mailing.deliveries()
     assert (delivery["status"], delivery["count"], len(delivery["events"])) == ("succeeded", 500, 10)
 

@@ -11,6 +11,7 @@ from tests.plugins.marketplace.conftest import MANIFEST, Market, manifest, objec
 from tests.plugins.marketplace.conftest import PLUGINS as MARKET_PLUGINS
 from tests.plugins.notifications.conftest import ALLOWED, PLUGINS, Notified
 from tests.plugins.notifications.services import Service
+from tests.plugins.ssh.conftest import Fleet, Machine
 from tests.plugins.workflows.conftest import PLUGINS as WORKFLOW_PLUGINS
 from tests.plugins.workflows.conftest import World, step, steps_of, transform
 
@@ -38,6 +39,7 @@ class PigeonsPlugin(Plugin):
         return [ChannelType(type="pigeon", title="Pigeon", schema=schema, secrets=("ring",), send=_send)]
 
 
+@pytest.mark.one_engine
 async def test_corral_notification_channels(make_kit: Callable[..., Any]) -> None:
     sent.clear()
     world = await Notified().build(await make_kit(plugins=(*PLUGINS, PigeonsPlugin), config=ALLOWED))
@@ -89,6 +91,7 @@ async def test_a_trigger_notifies_its_owner_others_and_channels(world: Notified,
     assert answer.json()["errors"][0]["pointer"] == "/action/user_ids/0"
 
 
+@pytest.mark.one_engine
 async def test_a_trigger_sends_mail_to_each_person_it_names(mailing: Notified, smtp: MailServer) -> None:
     made = await mailing.channel("email", {"to_recipients": True})
     people = [mailing.member, mailing.stranger]
@@ -146,3 +149,24 @@ async def test_a_template_installs_a_rule(make_kit: Callable[..., Any]) -> None:
     removed = await market.ok("POST", path, {}, by=market.admin)
     assert "rule" in [each["key"] for each in removed["removed"]]
     assert (await market.admin.get(f"/notifications/rules/{installed}")).status == 404
+
+
+@pytest.mark.one_engine
+async def test_a_changed_host_key_is_told_once_and_names_the_machine(make_kit: Callable[..., Any]) -> None:
+    kit = await make_kit(plugins=("secrets", "notifications", "ssh"), config=ALLOWED)
+    world, machine = await Notified().build(kit), Machine()
+    await machine.start()
+    fleet = await Fleet().build(kit, machine)
+    connection = await fleet.trusted(name="build box")
+    old = machine.fingerprint
+    await machine.renew_key()
+    assert (await fleet.post(f"{connection}/test")).status == 409
+    await machine.stop()
+    await world.run()
+    [row] = await world.inbox(world.admin)
+    assert (row["title"], row["severity"]) == ("The host key of build box has changed", "critical")
+    assert f"127.0.0.1:{machine.port} shows {machine.fingerprint} instead of {old}." in row["body"]
+    assert (
+        f"corral ssh accept-key 'build box' {machine.fingerprint}\nSee it: corral ssh show {connection}" in row["body"]
+    )
+    assert row["type"] == "ssh.host_key_mismatch"  # what mutes it

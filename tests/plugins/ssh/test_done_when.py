@@ -63,9 +63,8 @@ async def test_ssh_2_a_new_host_key_blocks_everything_and_nothing_is_sent(fleet:
         assert refused.json()["fingerprint_sha256"] == machine.fingerprint
     assert machine.logins == logins
     events = [event for event in await fleet.kit.events() if event.type in ("ssh.host_key_mismatch", "system.alert")]
-    assert [json.loads(event.data) for event in events if event.type == "ssh.host_key_mismatch"] == [
-        {"connection_id": connection, "old": old, "new": machine.fingerprint}
-    ]
+    [told] = [json.loads(event.data) for event in events if event.type == "ssh.host_key_mismatch"]
+    assert (told["connection_id"], told["old"], told["new"]) == (connection, old, machine.fingerprint)
     assert [json.loads(event.data)["severity"] for event in events if event.type == "system.alert"] == ["critical"]
     view = (await fleet.admin.get(f"/ssh-connections/{connection}")).json()
     assert (view["host_key_state"], view["status"]) == ("mismatch", "blocked")

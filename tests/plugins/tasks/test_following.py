@@ -116,3 +116,31 @@ def test_each_way_to_break_is_a_sentence(
     assert told in str(caught.value)
     assert TASK in str(caught.value)
     assert "Traceback" not in capfd.readouterr().err
+
+
+def test_an_outage_in_any_request_is_waited_out(
+    serve: Callable[..., ApiClient], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The server stops right after it told the end of the task, and answers again later."""
+    monkeypatch.setattr(api_client, "MAX_OUTAGE_SECONDS", 300.0)
+    monkeypatch.setattr(api_client, "RETRY_SECONDS", 0.01)
+    cost = {"input_tokens": 1, "output_tokens": 1, "calls": 1, "cost_usd": 0.0, "unpriced_tokens": 0}
+    task = {"id": TASK, "status": "completed", "result": {"text": "done"}, "error": None, "cost": cost, "attempt": 1}
+    moments = {"created_at": STARTED["ts"], "finished_at": STARTED["ts"]}
+    refusals = iter(range(3))
+
+    def stops_for_a_while(answer: Answer) -> None:
+        if next(refusals, None) is not None:
+            answer.refuse(503, "shutting_down", "The server stops.")
+        elif "/events?" in answer.path:
+            answer.send(200, {"items": [], "next": "2"})
+        elif answer.path.endswith("/explain"):
+            answer.send(200, {"status": "completed", "conditions": []})
+        else:
+            answer.send(200, {**task, **moments})
+
+    with serve(stops_for_a_while, ENDED) as client, pytest.raises(SystemExit) as ended:
+        follow_task(client, TASK, EventPrinter(quiet=False), as_json=False)
+    told = capfd.readouterr()
+    assert (ended.value.code, told.out) == (0, "done\n")
+    assert " is stopping or restarting; waiting for the server, for up to 300 s" in told.err

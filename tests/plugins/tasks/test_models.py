@@ -66,8 +66,26 @@ async def test_explain_names_the_command_that_chooses_another_model(world: World
     agent = await world.agent("typo", llm_model="scripted/no-such-script")
     told = (await world.member.get(f"/tasks/{await world.task(agent_id=agent)}/explain")).json()
     (condition,) = [each for each in told["conditions"] if not each["ok"]]
-    assert condition["detail"] == "The provider scripted does not offer the model no-such-script."
-    assert "corral agents edit typo --model" in condition["unblock"]
+    offered = "Configured providers: mine, scripted."
+    assert condition["detail"] == f"The provider scripted does not offer the model no-such-script. {offered}"
+    assert condition["unblock"].startswith("Choose another model: corral agents edit typo --model")
+
+
+async def test_explain_names_a_provider_that_does_not_exist(world: World) -> None:
+    agent = await world.agent("early", llm_model="acme/large")
+    assert (await world.member.get(f"/agents/{agent}")).json()["warnings"] == [NOT_READY]
+    told = (await world.member.get(f"/tasks/{await world.task(agent_id=agent)}/explain")).json()
+    (condition,) = [each for each in told["conditions"] if not each["ok"]]
+    assert condition["detail"] == (
+        "There is no provider acme for the model acme/large, and the provider scripted does not offer a model of that "
+        "name. Configured providers: mine, scripted."
+    )
+    assert "corral api POST /llm/providers -f name=acme -f kind=openai -f base_url=URL" in condition["unblock"]
+    preset = await world.agent("keyless", llm_model="openai/gpt-4o-mini")
+    told = (await world.member.get(f"/tasks/{await world.task(agent_id=preset)}/explain")).json()
+    (condition,) = [each for each in told["conditions"] if not each["ok"]]
+    assert condition["detail"] == "The provider openai is not configured. Configured providers: mine, scripted."
+    assert condition["unblock"].startswith("Configure it: corral api POST /llm/providers -f name=openai -f api_key=@")
 
 
 async def test_an_attempt_names_the_true_model(world: World) -> None:

@@ -134,9 +134,11 @@ async def test_webhooks_6_the_secret_is_shown_once(hooks: Hooks, receiver: Recei
 
 @pytest.mark.one_engine
 async def test_webhooks_7_a_test_against_a_closed_port(hooks: Hooks) -> None:
-    made = await hooks.create(f"http://127.0.0.1:{free_port()}/hook")
+    port = free_port()
+    made = await hooks.create(f"http://127.0.0.1:{port}/hook")
     async with within(6):
         found = await hooks.ok(hooks.member.post(f"/webhooks/{made['id']}/test"))
     assert (found["delivered"], found["error"], found["status_code"]) == (False, "connect", None)
+    assert found["response"] == f"Not sent: 127.0.0.1:{port}: Connection refused"
     assert await hooks.deliveries(made["id"]) == []
     assert (await hooks.get(made["id"]))["failing_since"] is None

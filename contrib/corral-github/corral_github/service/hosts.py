@@ -155,7 +155,7 @@ class Host:
         except Unresolved:
             raise HostFailure("The name of the host does not resolve.") from None
         except httpx2.HTTPError as error:
-            raise HostFailure(f"The host did not answer: {type(error).__name__}.") from None
+            raise HostFailure(f"The host did not answer: {str(error) or type(error).__name__}.") from None
         if answer.is_success:
             return answer
         raise self._failure(answer)

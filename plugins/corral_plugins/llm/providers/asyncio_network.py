@@ -56,14 +56,14 @@ class _Stream(httpcore2.AsyncNetworkStream):
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ASYNC109  (httpcore2's name)
         with _raised_as(httpcore2.ReadTimeout, httpcore2.ReadError):
-            async with asyncio.timeout(timeout):
+            async with _time_limit(timeout):
                 data = await self._reader.read(max_bytes)
         self._reader.unread -= len(data)
         return data
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ASYNC109
         with _raised_as(httpcore2.WriteTimeout, httpcore2.WriteError):
-            async with asyncio.timeout(timeout):
+            async with _time_limit(timeout):
                 self._writer.write(buffer)
                 await self._writer.drain()
 
@@ -102,6 +102,10 @@ class _Stream(httpcore2.AsyncNetworkStream):
 def _new_protocol(loop: asyncio.AbstractEventLoop) -> tuple[_Reader, asyncio.StreamReaderProtocol]:
     reader = _Reader(limit=READ_BUFFER, loop=loop)
     return reader, asyncio.StreamReaderProtocol(reader, loop=loop)
+
+
+def _time_limit(seconds: float | None) -> contextlib.AbstractAsyncContextManager[Any]:
+    return contextlib.nullcontext() if seconds is None else asyncio.timeout(seconds)
 
 
 @contextlib.contextmanager

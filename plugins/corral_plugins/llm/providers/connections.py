@@ -1,4 +1,4 @@
-"""Connections to a provider: HTTP/1.1 of `httpcore2` on the guarded network, each for one request at a time.
+"""Connections to a provider: HTTP/1.1 on the guarded network, each for one request at a time.
 
 A client of `httpx2` takes twice the processor time for a request, and its pool looks at all of its connections, with a
 system call each, whenever a request begins or ends.
@@ -7,8 +7,9 @@ system call each, whenever a request begins or ends.
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections import deque
-from collections.abc import AsyncIterable, AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -17,7 +18,9 @@ from corral.egress.guard import Destination, EgressBlocked, Policy, read_url
 from corral_plugins.llm.api import ProviderConnection, ProviderError
 
 if TYPE_CHECKING:
-    import httpcore2
+    import h11
+
+    from corral_plugins.llm.providers.http1 import Http1Connection
 
 SINK = "llm"
 MAX_IDLE, IDLE_SECONDS = 1000, 15.0  # calls are limited by concurrency slots
@@ -26,12 +29,34 @@ MAX_RESPONSE_BYTES = 64 * 1024 * 1024
 HEADERS = {"accept": "*/*", "accept-encoding": "identity", "user-agent": "corral"}
 
 
+class ProviderResponse:
+    """The response of a provider: its status, and its headers by their names in lower case."""
+
+    def __init__(self, head: h11.Response, connection: Http1Connection) -> None:
+        self.status: int = head.status_code
+        self.headers = {name: value.decode("latin1") for name, value in reversed(list(head.headers))}
+        self._connection = connection
+
+    async def body(self) -> AsyncIterator[bytes]:
+        """Yield the body. Raise `ProviderError` if it is too large, or encoded although that was refused."""
+        encoding = self.headers.get(b"content-encoding", "identity")
+        if encoding not in ("", "identity"):
+            detail = f"The response has the content encoding {encoding[:40]}, which was not requested."
+            raise ProviderError(502, detail)
+        left = MAX_RESPONSE_BYTES
+        async for chunk in self._connection.chunks():
+            left -= len(chunk)
+            if left < 0:
+                raise ProviderError(502, f"The response is larger than {MAX_RESPONSE_BYTES} bytes.")
+            yield chunk
+
+
 class ProviderConnections:
     """Sends requests to one provider, and keeps the connections for further requests."""
 
     def __init__(self, egress: Egress, provider: ProviderConnection) -> None:
         self._egress, self._provider = egress, provider
-        self._idle: deque[httpcore2.AsyncHTTPConnection] = deque()  # the one that was used last at the end
+        self._idle: deque[Http1Connection] = deque()  # the one that was used last at the end
         self._is_closed = False
 
     def serves(self, provider: ProviderConnection) -> bool:
@@ -42,20 +67,19 @@ class ProviderConnections:
     @contextlib.asynccontextmanager
     async def send(
         self, method: str, url: str, headers: Mapping[str, str], content: bytes | None
-    ) -> AsyncIterator[httpcore2.Response]:
-        """Send a request and yield its response, whose body `read_body` yields. Raise `ProviderError`.
+    ) -> AsyncIterator[ProviderResponse]:
+        """Send a request and yield its response. Raise `ProviderError`.
 
         The connection is kept if the body was read to its end, and closed otherwise.
         """
-        connection: httpcore2.AsyncHTTPConnection | None = None
-        response: httpcore2.Response | None = None
+        connection: Http1Connection | None = None
+        response: ProviderResponse | None = None
         target: Destination | None = None
         try:
-            policy = self._policy()
-            target = self._egress.check_url(url, policy)
-            request = _request(method, target, {**HEADERS, **headers}, content, self._provider.timeouts.connect_seconds)
-            connection = await self._take(request.url.origin, policy)
-            response = await connection.handle_async_request(request)
+            target = self._egress.check_url(url, self._policy)
+            connection = await self._take(target)
+            sent = _raw_headers(target, headers, content)
+            response = ProviderResponse(await connection.send(method, target.url.raw_path, sent, content), connection)
             self._egress.count(SINK, "answered", target.host)
             yield response
         except Exception as error:
@@ -66,93 +90,66 @@ class ProviderConnections:
                 raise
             raise converted from error
         finally:
-            if response is not None:
-                await response.aclose()
             if connection is not None:
                 await self._give_back(connection)
 
+    @functools.cached_property
     def _policy(self) -> Policy:
-        """Return what the requests may reach: the address in the operator's configuration even if it is private."""
+        """What the requests may reach: the address in the operator's configuration even if it is private."""
         if not self._provider.operator:
             return Policy()
         base = read_url(self._provider.base_url or "")
         return Policy(operator=frozenset({(base.host, base.port)}))
 
-    async def _take(self, origin: httpcore2.Origin, policy: Policy) -> httpcore2.AsyncHTTPConnection:
+    async def _take(self, target: Destination) -> Http1Connection:
         """Return the connection that was used last, which is the most likely one to be still open, or a new one."""
-        import httpcore2
-
-        from corral_plugins.llm.providers.asyncio_network import AsyncioNetwork
-
         while self._idle:
             connection = self._idle.pop()
-            if not connection.has_expired():
+            if connection.is_usable(IDLE_SECONDS):
                 return connection
-            await connection.aclose()
-        return httpcore2.AsyncHTTPConnection(
-            origin,
-            ssl_context=self._egress.tls_context(),
-            keepalive_expiry=IDLE_SECONDS,
-            network_backend=self._egress.network(policy, AsyncioNetwork()),
-        )
+            await connection.close()
+        return await self._connect(target)
 
-    async def _give_back(self, connection: httpcore2.AsyncHTTPConnection) -> None:
+    async def _connect(self, target: Destination) -> Http1Connection:
+        from corral_plugins.llm.providers.asyncio_network import AsyncioNetwork
+        from corral_plugins.llm.providers.http1 import Http1Connection
+
+        seconds = self._provider.timeouts.connect_seconds
+        network = self._egress.network(self._policy, AsyncioNetwork())
+        stream = await network.connect_tcp(target.host, target.port, timeout=seconds)
+        if target.url.scheme == "https":
+            context = self._egress.tls_context()
+            context.set_alpn_protocols(["http/1.1"])
+            stream = await stream.start_tls(context, server_hostname=target.host, timeout=seconds)
+        return Http1Connection(stream)
+
+    async def _give_back(self, connection: Http1Connection) -> None:
         """Keep the connection if it can serve a further request, and close one that was idle for too long."""
-        is_open = connection.is_idle() and not connection.is_closed()
-        if self._is_closed or not is_open or len(self._idle) >= MAX_IDLE:
-            await connection.aclose()
+        if self._is_closed or len(self._idle) >= MAX_IDLE or not connection.finish():
+            await connection.close()
             return
         self._idle.append(connection)
-        if self._idle[0].has_expired():
-            await self._idle.popleft().aclose()
+        if not self._idle[0].is_usable(IDLE_SECONDS):
+            await self._idle.popleft().close()
 
     async def close(self) -> None:
         """Close the idle connections. The others are closed after their request."""
         self._is_closed = True
         while self._idle:
-            await self._idle.pop().aclose()
+            await self._idle.pop().close()
 
 
-async def read_body(response: httpcore2.Response) -> AsyncIterator[bytes]:
-    """Yield the body of a response. Raise `ProviderError` if it is too large, or encoded although that was refused."""
-    encoding = header_of(response, b"content-encoding")
-    if encoding not in ("", "identity"):
-        raise ProviderError(502, f"The response has the content encoding {encoding[:40]}, which was not requested.")
-    assert isinstance(response.stream, AsyncIterable)
-    left = MAX_RESPONSE_BYTES
-    async for chunk in response.stream:
-        left -= len(chunk)
-        if left < 0:
-            raise ProviderError(502, f"The response is larger than {MAX_RESPONSE_BYTES} bytes.")
-        yield chunk
-
-
-def header_of(response: httpcore2.Response, name: bytes) -> str:
-    """Return the value of a response header, or an empty text. `name` is in lower case."""
-    values = (value for given, value in response.headers if given.lower() == name)
-    return next(values, b"").decode("latin1").strip()
-
-
-def _request(
-    method: str, target: Destination, headers: Mapping[str, str], content: bytes | None, connect_seconds: float
-) -> httpcore2.Request:
-    import httpcore2
-
-    url = target.url
-    sent = [(b"host", url.netloc), *((name.encode(), value.encode()) for name, value in headers.items())]
+def _raw_headers(target: Destination, headers: Mapping[str, str], content: bytes | None) -> list[tuple[bytes, bytes]]:
+    given = {**HEADERS, **headers}
+    sent = [(b"host", target.url.netloc), *((name.encode(), value.encode()) for name, value in given.items())]
     if content is not None:
         sent.append((b"content-length", b"%d" % len(content)))
-    return httpcore2.Request(
-        method,
-        httpcore2.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path),
-        headers=sent,
-        content=content,
-        extensions={"timeout": {"connect": connect_seconds}},
-    )
+    return sent
 
 
 def _converted(error: Exception, provider: ProviderConnection) -> tuple[str, ProviderError | None]:
     """Return the outcome of a failed request, for the metrics, and the error of the provider, if it is one."""
+    import h11
     import httpcore2
 
     address = host_and_port(provider.base_url)
@@ -161,7 +158,7 @@ def _converted(error: Exception, provider: ProviderConnection) -> tuple[str, Pro
         return "blocked", ProviderError(503, detail, code="dependency_unavailable")
     if isinstance(error, httpcore2.TimeoutException):
         return "timed_out", ProviderError(504, f"{address} did not respond in time ({type(error).__name__}).")
-    if isinstance(error, httpcore2.NetworkError | httpcore2.ProtocolError | httpcore2.ProxyError):
+    if isinstance(error, httpcore2.NetworkError | httpcore2.ProxyError | h11.ProtocolError):
         return "failed", ProviderError(502, f"{address} cannot be reached: {type(error).__name__}: {error}")
     return "failed", None
 

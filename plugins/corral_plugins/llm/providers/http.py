@@ -9,17 +9,14 @@ import contextlib
 import json
 import math
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
 from corral.egress.client import Egress
 from corral.errors import Unavailable
 from corral_plugins.llm.api import ProviderConnection, ProviderError
-from corral_plugins.llm.providers.connections import ProviderConnections, header_of, read_body
-
-if TYPE_CHECKING:
-    import httpcore2
+from corral_plugins.llm.providers.connections import ProviderConnections, ProviderResponse
 
 MAX_ERROR_BYTES = 64 * 1024
 MAX_LINE_BYTES = 16 * 1024 * 1024
@@ -48,14 +45,14 @@ class ProviderHttp:
     async def get_json(self, connection: ProviderConnection, url: str, headers: Mapping[str, str]) -> Any:
         """Send a GET request and return the decoded JSON response."""
         async with self._send_request(connection, "GET", url, headers) as response:
-            return _decode_json(b"".join([chunk async for chunk in read_body(response)]))
+            return _decode_json(b"".join([chunk async for chunk in response.body()]))
 
     async def post_json(
         self, connection: ProviderConnection, url: str, headers: Mapping[str, str], body: Mapping[str, Any]
     ) -> Any:
         """Send a POST request with a JSON body and return the decoded JSON response."""
         async with self._send_request(connection, "POST", url, headers, body) as response:
-            return _decode_json(b"".join([chunk async for chunk in read_body(response)]))
+            return _decode_json(b"".join([chunk async for chunk in response.body()]))
 
     async def post_for_events(
         self, connection: ProviderConnection, url: str, headers: Mapping[str, str], body: Mapping[str, Any]
@@ -65,7 +62,7 @@ class ProviderHttp:
         Closing the iterator ends the request.
         """
         async with self._send_request(connection, "POST", url, headers, body) as response:
-            async for line in _stream_lines(read_body(response)):
+            async for line in _stream_lines(response.body()):
                 data = line[5:].strip() if line.startswith(b"data:") else b""
                 if data == b"[DONE]":
                     yield DONE
@@ -84,7 +81,7 @@ class ProviderHttp:
         url: str,
         headers: Mapping[str, str],
         body: Mapping[str, Any] | None = None,
-    ) -> AsyncIterator[httpcore2.Response]:
+    ) -> AsyncIterator[ProviderResponse]:
         """Send a request and yield the successful response.
 
         An error that occurs after the response headers were received is billable, because the provider has begun to
@@ -133,11 +130,11 @@ async def _stream_lines(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     yield bytes(buffer)
 
 
-async def _raise_for_status(response: httpcore2.Response) -> None:
+async def _raise_for_status(response: ProviderResponse) -> None:
     if 200 <= response.status < 300:
         return
     body = b""
-    async for chunk in read_body(response):
+    async for chunk in response.body():
         body += chunk
         if len(body) > MAX_ERROR_BYTES:
             break
@@ -164,9 +161,9 @@ def error_from_object(status: int, error: Mapping[str, Any], *, retry_after: int
     return ProviderError(status, message, retry_after=retry_after, reported_code=code, param=param)
 
 
-def _retry_after(response: httpcore2.Response) -> int | None:
+def _retry_after(response: ProviderResponse) -> int | None:
     try:
-        seconds = float(header_of(response, b"retry-after"))
+        seconds = float(response.headers.get(b"retry-after", ""))
     except ValueError:  # absent, or a date, which no provider sends
         return None
     return None if math.isnan(seconds) else round(max(0.0, min(seconds, MAX_RETRY_AFTER)))

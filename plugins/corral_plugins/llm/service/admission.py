@@ -22,6 +22,7 @@ from corral_plugins.llm.service.breakers import ProviderBreakers, breaker_name
 from corral_plugins.llm.service.call_budgets import CallBudgets
 from corral_plugins.llm.service.calls import CallRecord, vendor_fields
 from corral_plugins.llm.service.metrics import CallMetrics
+from corral_plugins.llm.service.model_problems import problem_of, problem_of_unknown
 from corral_plugins.llm.service.registry import SCRIPTED, ModelTarget, ProviderRegistry
 from corral_plugins.llm.service.slots import ConcurrencySlots
 from corral_plugins.llm.service.task_leases import CallLeases, lease_lost
@@ -111,14 +112,16 @@ class ModelResolver:
     def _agent_model(self, name: str) -> AgentModel:
         target = self._registry.find_target(name)
         if target is None:
-            return AgentModel(name=name, problem=f"There is no model {name}.", listed=False)
-        provider = target.provider
+            unknown = problem_of_unknown(self._registry, name)
+            return AgentModel(name=name, problem=unknown.text, remedy=unknown.remedy, listed=False)
+        provider, problem = target.provider, problem_of(self._registry, target)
         forced = self._breakers.is_forced_open(provider.name)
         return AgentModel(
-            name=name,
-            problem=target.problem,
+            name=name if problem is None else problem.name,
+            problem=None if problem is None else problem.text,
+            remedy=None if problem is None else problem.remedy,
             listed=provider.lists(target.model),
-            is_provider_ready=provider.usable,
+            is_provider_ready=problem is None or problem.remedy is None,
             free=provider.free,
             blocked_until=None if forced else self._breakers.blocked_until(provider.name),
             is_forced_open=forced,

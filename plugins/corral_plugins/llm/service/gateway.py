@@ -10,8 +10,10 @@ import contextlib
 import functools
 import logging
 import time
-from collections.abc import AsyncGenerator, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from typing import Any, TypeVar
+
+import msgspec
 
 from corral.auth.principal import Principal
 from corral.database.engine import Work
@@ -28,6 +30,7 @@ from corral_plugins.llm.service.admission import (
 )
 from corral_plugins.llm.service.breakers import ProviderBreakers
 from corral_plugins.llm.service.call_budgets import CallBudgets
+from corral_plugins.llm.service.call_tasks import CallTask, CallTasks
 from corral_plugins.llm.service.calls import (
     UNPRICED,
     CallOutcome,
@@ -70,7 +73,6 @@ ChunkQueue = asyncio.Queue[Chunk | Exception | None]
 QUEUED_CHUNKS = 64
 MAX_FINISH_REASON = 40  # characters
 SETTLE_RETRY_SECONDS = (0.2, 1.0, 3.0)
-UNCANCELLED = "settle"  # the name of tasks that `stop` waits for instead of cancelling them
 
 
 class Gateway:
@@ -96,7 +98,7 @@ class Gateway:
         self.registry, self._resolver, self._admission = registry, resolver, admission
         self._dispatcher, self._settlement, self._leases = dispatcher, settlement, leases
         self._payloads, self._keys, self._breakers, self._budgets = payloads, keys, breakers, budgets
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._tasks = CallTasks()
 
     # -- queries
 
@@ -124,9 +126,9 @@ class Gateway:
         self, request: dict[str, Any], *, by: Principal, run_id: str | None = None, limit_micro: int | None = None
     ) -> CallResult:
         """Return a chat completion together with the metadata of the call."""
-        call = await self._begin_call("chat", request, by, limit_micro)
-        call.run_id = run_id
-        return await self._run_call(call)
+        return await self._run_task(
+            lambda task: self._complete_call(task, "chat", request, by, limit_micro=limit_micro, run_id=run_id)
+        )
 
     async def embed(self, request: dict[str, Any], *, by: Principal) -> dict[str, Any]:
         return (await self.create_embeddings(request, by=by)).response
@@ -134,7 +136,7 @@ class Gateway:
     async def create_embeddings(self, request: dict[str, Any], *, by: Principal) -> CallResult:
         """Return embeddings together with the metadata of the call."""
         request = {**request, "input": inputs_of(request["input"])}
-        return await self._run_call(await self._begin_call("embedding", request, by))
+        return await self._run_task(lambda task: self._complete_call(task, "embedding", request, by))
 
     async def stream(self, request: dict[str, Any], *, by: Principal) -> AsyncGenerator[Chunk, None]:
         call = await self.begin_stream(request, by=by)
@@ -144,7 +146,7 @@ class Gateway:
 
     async def begin_stream(self, request: dict[str, Any], *, by: Principal) -> CallRecord:
         """Admit a streaming call and store its record. The caller must then read and close `stream_chunks(call)`."""
-        return await self._begin_call("chat", request, by)
+        return await self._run_task(lambda task: self._admit_call(task, "chat", request, by))
 
     async def stream_chunks(self, call: CallRecord) -> AsyncGenerator[Chunk, None]:
         """Yield the chunks of the response, with the token usage in the last one.
@@ -152,7 +154,7 @@ class Gateway:
         Closing the iterator cancels the request to the provider.
         """
         queue: ChunkQueue = asyncio.Queue(QUEUED_CHUNKS)
-        task = self._start_task(self._stream_into(queue, call))
+        task = self._tasks.start(lambda task: self._stream_into(task, queue, call))
         try:
             while (item := await queue.get()) is not None:
                 if isinstance(item, Exception):
@@ -163,63 +165,70 @@ class Gateway:
 
     async def stop(self) -> None:
         """Cancel running calls, and return when the outcomes of all calls are stored."""
-        for task in tuple(self._tasks):
-            if task.get_name() != UNCANCELLED:
-                task.cancel()
-        while self._tasks:
-            await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._tasks.stop()
+
+    async def _run_task(self, run: Callable[[CallTask[T]], Coroutine[Any, Any, T]]) -> T:
+        """Run a call, or its admission, in an asyncio task of its own.
+
+        If the caller disconnects, the upstream request is cancelled, but the outcome of the call is still stored.
+        """
+        running = self._tasks.start(run)
+        try:
+            return await asyncio.shield(running.task)
+        except asyncio.CancelledError:
+            running.cancel()
+            raise
 
     # -- the unit of work that admits a call
 
-    async def _begin_call(
-        self, kind: str, request: dict[str, Any], by: Principal, limit_micro: int | None = None
+    async def _admit_call(
+        self, task: CallTask[Any], kind: str, request: dict[str, Any], by: Principal, limit_micro: int | None = None
     ) -> CallRecord:
+        """Admit a call and return its record. A call whose task is cancelled meanwhile is settled."""
         started = time.monotonic()
         tokens = estimate_input(request)
         with attribute_request_text(by):
             request = await redact_value(self._redactor, request, tokens)
         entry = UnitContext(label=f"llm {kind}", actor=by.actor)
 
-        async def admit() -> CallRecord:  # not durable: nobody is told of an admission, and power loss ends the call
-            return await self._work(
-                lambda: self._admission.admit(kind, request, tokens, by, entry, started, limit_micro),
-                entry=UnitContext(label=f"llm {kind}", actor=by.actor, durable=False),
-            )
+        def admit() -> CallRecord:
+            return self._admission.admit(kind, request, tokens, by, entry, started, limit_micro)
 
-        admitting = self._start_task(admit(), name=UNCANCELLED)
+        call: CallRecord | None = None
         try:
-            return await asyncio.shield(admitting)
+            with task.protected():
+                call = await self._admit(admit, by, entry)
+        except asyncio.CancelledError:
+            if call is not None:
+                await self._settle_call(task, call, call.new_outcome())
+            raise
+        return call
+
+    async def _admit(self, admit: Callable[[], CallRecord], by: Principal, entry: UnitContext) -> CallRecord:
+        try:  # not durable: nobody is told of an admission, and a loss of power ends the call
+            return await self._work(admit, entry=msgspec.structs.replace(entry, durable=False))
         except BudgetRefused as refused:
             if by.lease_id is not None:
                 await self._work(functools.partial(self._budgets.report_refusal, by, refused), entry=entry)
             raise
-        except asyncio.CancelledError:
-            self._start_task(self._abandon_call(admitting), name=UNCANCELLED)
-            raise
-
-    async def _abandon_call(self, admitting: asyncio.Task[CallRecord]) -> None:
-        """Store the outcome of a call whose caller disconnected during admission."""
-        with contextlib.suppress(Problem):
-            call = await admitting
-            await self._settle_call(call, call.new_outcome())
 
     # -- the provider call, between both units of work
 
-    async def _run_call(self, call: CallRecord) -> CallResult:
-        """Run the call in an asyncio task of its own.
-
-        If the caller disconnects, the upstream request is cancelled, but the outcome of the call is still stored.
-        """
-        task = self._start_task(self._complete_call(call))
-        try:
-            return await asyncio.shield(task)
-        except asyncio.CancelledError:
-            task.cancel()
-            raise
-
-    async def _complete_call(self, call: CallRecord) -> CallResult:
+    async def _complete_call(
+        self,
+        task: CallTask[Any],
+        kind: str,
+        request: dict[str, Any],
+        by: Principal,
+        *,
+        limit_micro: int | None = None,
+        run_id: str | None = None,
+    ) -> CallResult:
+        """Admit a call, send it, and return its result when its outcome is stored."""
+        call = await self._admit_call(task, kind, request, by, limit_micro)
+        call.run_id = run_id
         outcome = call.new_outcome()
-        response = await self._settle_and_return(call, outcome, self._request_response(call, outcome))
+        response = await self._settle_and_return(task, call, outcome, self._request_response(call, outcome))
         target = outcome.target
         response |= {"model": target.name, "usage": outcome.usage()}
         headers = (outcome.cost_header(), outcome.budget_header())
@@ -266,7 +275,7 @@ class Gateway:
             request[cap_field] = default_cap(info, call.input_tokens, call.max_tokens)
         return {**request, "model": target.model}
 
-    async def _stream_into(self, queue: ChunkQueue, call: CallRecord) -> None:
+    async def _stream_into(self, task: CallTask[None], queue: ChunkQueue, call: CallRecord) -> None:
         """Put the chunks of a response into the queue.
 
         The last item is the chunk with the usage, or a problem. It is put into the queue after the outcome of the call
@@ -278,9 +287,8 @@ class Gateway:
         )
         unsent: list[Chunk] = []
         try:
-            last = await self._settle_and_return(
-                call, outcome, self._relay_into(queue, call, outcome, redaction, unsent)
-            )
+            relaying = self._relay_into(queue, call, outcome, redaction, unsent)
+            last = await self._settle_and_return(task, call, outcome, relaying)
         except Exception as problem:
             rest: list[Chunk | Exception | None] = [*unsent, *redaction.flush_held_back(), problem]
         else:
@@ -320,7 +328,9 @@ class Gateway:
         outcome.response = message.to_message() if message is not None else None
         return last
 
-    async def _settle_and_return(self, call: CallRecord, outcome: CallOutcome, response: Coroutine[Any, Any, T]) -> T:
+    async def _settle_and_return(
+        self, task: CallTask[Any], call: CallRecord, outcome: CallOutcome, response: Coroutine[Any, Any, T]
+    ) -> T:
         """Wait for the response, store the outcome of the call, and return the response.
 
         The outcome is stored even if the call fails. Raises only `Problem`.
@@ -338,7 +348,7 @@ class Gateway:
             outcome.fail(error)
             raise
         finally:
-            is_live = await self._settle_call(call, outcome)
+            is_live = await self._settle_call(task, call, outcome)
         if not is_live:
             raise lease_lost()
         return result
@@ -360,15 +370,16 @@ class Gateway:
 
     # -- the unit of work that settles a call
 
-    async def _settle_call(self, call: CallRecord, outcome: CallOutcome) -> bool:
-        """Store the outcome of a call in an asyncio task that is never cancelled.
+    async def _settle_call(self, task: CallTask[Any], call: CallRecord, outcome: CallOutcome) -> bool:
+        """Store the outcome of a call, which its task cannot be cancelled before.
 
         Return whether the caller's lease is still live.
         """
         outcome.duration_ms = _milliseconds_since(call.started)
         if outcome.finish_reason is not None:
             outcome.finish_reason = self._redactor.redact(outcome.finish_reason)[:MAX_FINISH_REASON]
-        return await asyncio.shield(self._start_task(self._settle_with_retries(call, outcome), name=UNCANCELLED))
+        with task.protected():
+            return await self._settle_with_retries(call, outcome)
 
     async def _settle_with_retries(self, call: CallRecord, outcome: CallOutcome) -> bool:
         """Store the outcome of the call, and retry if the database is unavailable.
@@ -389,17 +400,6 @@ class Gateway:
             log.exception("call not settled; charging it without details", extra={"call": call.id})
             await self._work(lambda: self._settlement.settle_without_details(call, outcome), entry=call.entry)
             raise
-
-    def _start_task(self, coroutine: Coroutine[Any, Any, T], *, name: str = "call") -> asyncio.Task[T]:
-        task = asyncio.get_running_loop().create_task(coroutine, name=name)
-        self._tasks.add(task)
-        task.add_done_callback(self._forget_task)
-        return task
-
-    def _forget_task(self, task: asyncio.Task[Any]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled():
-            task.exception()  # marks the exception as retrieved, because the caller may have disconnected
 
 
 def _milliseconds_since(started: float) -> int:

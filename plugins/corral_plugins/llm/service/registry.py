@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import msgspec
 
 from corral.database.statement import Statement
-from corral.database.unit import Unit, current, in_unit
+from corral.database.unit import current, in_unit
 from corral.plugin import Contributions
 from corral.schema.json_schema_validation import json_schema_errors
 from corral_plugins.cost.api import Costs, TokenCounts
@@ -254,12 +253,6 @@ class _TableSnapshot(msgspec.Struct, frozen=True):
     listed: Mapping[str, Models] = {}
 
 
-class _LastComparedUnit(threading.local):
-    """The last unit of work, for each thread, that compared the cached revisions with the database."""
-
-    unit: Unit | None = None
-
-
 class ProviderRegistry:
     """Contains all providers by name.
 
@@ -271,7 +264,6 @@ class ProviderRegistry:
         self._contributions, self._tables = contributions, tables
         self._snapshot = _TableSnapshot()
         self._built: tuple[_TableSnapshot | None, list[str], dict[str, Provider]] = (None, [], {})
-        self._synchronized = _LastComparedUnit()
 
     def validate_file_providers(self) -> None:
         """Raise `ValueError` for a provider in `corral.toml` with an unknown kind or invalid fields."""
@@ -282,7 +274,7 @@ class ProviderRegistry:
 
     def invalidate_cache(self) -> None:
         """Invalidate the cache for the current unit of work, because it has changed a row of the provider tables."""
-        self._synchronized.unit = None
+        current().memo.pop(self, None)
 
     def provider_kinds(self) -> dict[str, LLMProvider]:
         """Return the available provider kinds by name."""
@@ -323,9 +315,9 @@ class ProviderRegistry:
         ]
 
     def _current_providers(self) -> dict[str, Provider]:
-        is_same_unit = self._load_changes()
+        is_checked = self._load_changes()
         snapshot, names, providers = self._built
-        if is_same_unit and snapshot is self._snapshot:
+        if is_checked and snapshot is self._snapshot:
             return providers
         kinds = self.provider_kinds()
         if snapshot is not self._snapshot or names != sorted(kinds):
@@ -354,11 +346,11 @@ class ProviderRegistry:
     def _load_changes(self) -> bool:
         """Reload the cache if any process has changed a provider. Checks the database once per unit of work.
 
-        Return whether this unit of work has checked before.
+        Return whether the providers are as a unit has found them: this unit, or outside of units the last one.
         """
-        if not in_unit() or self._synchronized.unit is current():
-            return in_unit()
-        self._synchronized.unit = current()
+        if not in_unit() or self in current().memo:
+            return True
+        current().memo[self] = True
         revisions = frozenset(
             [("provider", name, revision) for name, revision in _PROVIDER_REVISIONS.rows({})]
             + [("models", name, revision) for name, revision in _MODEL_REVISIONS.rows({})]

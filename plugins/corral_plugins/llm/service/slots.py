@@ -55,7 +55,7 @@ _WAITING_LONGEST = Statement(
         LlmSlot.select(LlmSlot.id)
         .where((LlmSlot.provider == p("provider")) & (LlmSlot.state == WAITING) & (LlmSlot.until > p("now")))
         .order_by(LlmSlot.id)
-        .limit(p("free"))
+        .limit(p("most"))
         .tuples()
     )
 )
@@ -119,13 +119,15 @@ class ConcurrencySlots:
 
     def _assign_slots(self, provider: Provider) -> list[str]:
         """Assign free slots to the calls that have waited longest. Return the ids of these slots."""
-        now, per_minute = clock.now(), provider.fields.requests_per_minute
-        free = (provider.concurrency or UNLIMITED) - len(_HELD.rows({"provider": provider.name, "now": now}))
+        per_minute, most = provider.fields.requests_per_minute, provider.concurrency or UNLIMITED
+        values = {"provider": provider.name, "now": clock.now()}
+        waiting = _WAITING_LONGEST.rows({**values, "most": min(most, per_minute or UNLIMITED)})
+        if not waiting:  # as a rule, when a call leaves
+            return []
+        free = most - len(_HELD.rows(values))
         if per_minute is not None:
             free = min(free, per_minute - _calls_this_minute(provider.name))
-        if free <= 0:
-            return []
-        slot_ids = [row[0] for row in _WAITING_LONGEST.rows({"provider": provider.name, "now": now, "free": free})]
+        slot_ids = [row[0] for row in waiting[: max(0, free)]]
         for slot_id in slot_ids:  # usually a single slot
             _ASSIGN.run({"id": slot_id, "until": clock.now(HELD_SECONDS)})
         if slot_ids:

@@ -131,7 +131,9 @@ class InstallationService:
         advisory_lock(LOCK)
         made = create_objects(prepared, prepared.resources, {}, body.on_conflict, by)
         ids = {each.resource.position: each.made.id for each in made if not each.reused}
-        missing, required = self._requirements.missing(prepared.manifest, body.secrets_map, {} if body.dry_run else ids)
+        missing, required = self._requirements.missing(
+            prepared.manifest, prepared.parameters, body.secrets_map, {} if body.dry_run else ids
+        )
         warnings = _warnings(made, missing)
         if body.dry_run:
             raise OnlyPlanned(_plan(prepared, parts, made, missing, findings, warnings))

@@ -164,6 +164,10 @@ def _parameter_faults(data: Json) -> Iterator[FieldError]:
         yield from invalid.errors
         return
     known = set(schema.get("properties", ()))
+    for index, secret in enumerate(data.get("secrets", ())):
+        if secret.get("parameter", "") not in {"", *known}:
+            detail = f"The template has no parameter {secret['parameter']}."
+            yield FieldError(f"/secrets/{index}/parameter", "unknown_reference", detail)
     for index, resource in enumerate(data["resources"]):
         yield from parameter_faults(resource["spec"], known, f"/resources/{index}/spec")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import msgspec
 
@@ -30,14 +31,14 @@ class Requirements:
     tools: Tools | None
 
     def missing(
-        self, manifest: Manifest, names: Mapping[str, str], objects: Mapping[int, str]
+        self, manifest: Manifest, parameters: Mapping[str, Any], names: Mapping[str, str], objects: Mapping[int, str]
     ) -> tuple[MissingParts, list[NeededSecret]]:
         """Return what is missing, and the required secrets among it.
 
         `names` maps the names of secrets to names in the vault, and `objects` the positions of resources to the ids of
         created objects.
         """
-        needed = _needed_secrets(manifest, names)
+        needed = _needed_secrets(manifest, parameters, names)
         consumers = self._consumers([each.name for each in needed])
         absent = [each for each in needed if each.name not in consumers]
         grants = [
@@ -78,7 +79,8 @@ def refuse_missing_secrets(required: Sequence[NeededSecret]) -> None:
         raise Invalid(f"The template needs the secret {required[0].name}, which does not exist.", errors=faults)
 
 
-def _needed_secrets(manifest: Manifest, names: Mapping[str, str]) -> list[NeededSecret]:
+def _needed_secrets(manifest: Manifest, parameters: Mapping[str, Any], names: Mapping[str, str]) -> list[NeededSecret]:
+    """Return the secrets of a template, without those that the parameters make needless."""
     users: dict[str, set[int]] = {}
     for index, resource in enumerate(manifest.resources):
         for place in texts(resource["spec"]):
@@ -92,4 +94,5 @@ def _needed_secrets(manifest: Manifest, names: Mapping[str, str]) -> list[Needed
             used_by=tuple(sorted(users.get(each["name"], ()))),
         )
         for each in manifest.data.get("secrets", ())
+        if "parameter" not in each or parameters.get(each["parameter"])
     ]

@@ -92,7 +92,7 @@ class UpgradeService:
         by: Principal,
     ) -> None:
         manifest = prepared.manifest
-        missing, required = self._requirements.missing(manifest, row.secrets_map, ids)
+        missing, required = self._requirements.missing(manifest, prepared.parameters, row.secrets_map, ids)
         refuse_missing_secrets(required)
         changes = {
             "template_version": manifest.version,

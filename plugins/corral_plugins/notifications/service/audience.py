@@ -11,7 +11,6 @@ from corral_plugins.notifications.service.catalogue import (
     DEFAULTS,
     Described,
     is_told,
-    repeated_event,
     title_of_mention,
 )
 from corral_plugins.notifications.service.grouping import group_key_of
@@ -37,7 +36,7 @@ class Audience:
     ) -> None:
         self._people, self._matched, self._mentioned = people, matched, mentioned
         self._persons: dict[str, Person] = {}
-        self._roles, self._defaults = roles, defaults
+        self._roles = roles
         told = [event for event in events if event.type in defaults and is_told(event, event.payload())]
         self._concerned = {event.id: people.concerned(event, event.payload(), roles) for event in told}
 
@@ -70,7 +69,7 @@ class Audience:
                 key = f"{rule.id} {group_key_of(rule.group_by, event.type, object, data)}" if by_keys else ""
                 for user_id in self._named(event, rule):
                     groups[user_id] = groups.get(user_id) or key
-        for user_id in self._concerned.get(event.id, set()) - self._told_before(event, data):
+        for user_id in self._concerned.get(event.id, set()):
             groups.setdefault(user_id, "")
         told = {person.id: event.type for person in self._told(event, data, groups, event.type)}
         mentioned = self._mentioned.get(event.id, set()) - told.keys()
@@ -94,13 +93,6 @@ class Audience:
         """Return the people among these who may be told of an event, as a notification of a type."""
         found = [self._persons[each] for each in sorted(self._persons.keys() & set(user_ids))]
         return [person for person in found if self._people.may_be_told(person, event, data, type)]
-
-    def _told_before(self, event: LoggedEvent, data: Mapping[str, Any]) -> set[str]:
-        """Return the people whom another event tells the same."""
-        repeated = repeated_event(event, data)
-        if repeated not in self._defaults or repeated is None:
-            return set()
-        return {person.id for person in self._told(event, data, self._concerned.get(event.id, ()), repeated)}
 
     def _named(self, event: LoggedEvent, rule: Rule) -> set[str]:
         wanted = rule.recipients

@@ -54,12 +54,18 @@ SEVERITY_OF: Mapping[str, Severity] = {
     "trigger.failed": "error",
     "workflow.run.failed": "error",
 }
+EMBEDDED_WORKER = "embedded"  # the name is reserved; the server starts and stops this worker itself
 _ONLY_IF: Mapping[str, Callable[[Payload], bool]] = {
     "approval.updated": lambda data: data.get("change") == "reminder",
     "code_review.updated": lambda data: data.get("change") == "reminder",
     "message.new": lambda data: data.get("recipient_user_id") is not None,
     "session.ended": lambda data: data.get("reason") in ("reuse", "revoked"),
+    "system.alert": lambda data: data.get("kind") != "ssh_host_key_mismatch",  # ssh.host_key_mismatch tells it
+    "task.dead_lettered": lambda data: data.get("previous") == "failed",  # otherwise task.failed tells it
+    "worker.offline": lambda data: data.get("name") != EMBEDDED_WORKER,
+    "worker.registered": lambda data: data.get("name") != EMBEDDED_WORKER,
 }
+"""Conditions of events that are told only sometimes, among them those of which another event tells the same."""
 _TITLES: Mapping[str, str] = {
     "api_key.expiring": "The API key {name} expires soon",
     "approval.created": "Approval needed: {title}",
@@ -75,6 +81,7 @@ _TITLES: Mapping[str, str] = {
     "notification_channel.changed": "Notification channel {change}: {name}",
     "secret.expiring": "The secret {name} expires soon",
     "session.ended": "A session was ended ({reason})",
+    "ssh.host_key_mismatch": "The host key of {name} has changed",
     "system.alert": "{title}",
     "task.completed": "Task completed: {title}",
     "task.dead_lettered": "Task given up: {title}",
@@ -176,15 +183,6 @@ def href_of(object_type: str, object_id: str) -> str | None:
     """Return the path of an object's page in the console, or None if it has none."""
     page = _PAGES.get(object_type)
     return None if page is None else f"/console/{page}/{object_id}"
-
-
-def repeated_event(event: LoggedEvent, data: Payload) -> str | None:
-    """Return the event that told the same of the same object at the same moment, or None.
-
-    A task that fails for good gets its dead letter with the failure.
-    """
-    is_repeated = event.type == "task.dead_lettered" and data.get("previous") != "failed"
-    return "task.failed" if is_repeated else None
 
 
 def _body_of(event: LoggedEvent, data: Payload) -> str:

@@ -57,10 +57,11 @@ class ChannelHttp:
                 response = await client.post(url, content=body, headers=sent)
         except (EgressBlocked, httpx2.InvalidURL):
             return HttpAnswer(failure=SendResult(error="blocked", says_nothing=True))
-        except (httpx2.TimeoutException, TimeoutError):
-            return HttpAnswer(failure=SendResult(error="timeout"))
-        except httpx2.HTTPError:
-            return HttpAnswer(failure=SendResult(error="connect"))
+        except (httpx2.TimeoutException, TimeoutError) as error:
+            late = f"{httpx2.URL(url).host} did not answer within {TOTAL_SECONDS:g} s"
+            return HttpAnswer(failure=SendResult(error=f"timeout: {str(error) or late}"))
+        except httpx2.HTTPError as error:
+            return HttpAnswer(failure=SendResult(error=f"connect: {str(error) or type(error).__name__}"))
         text = self._redactor.redact(response.content.decode(errors="replace"))
         return HttpAnswer(status=response.status_code, text=text, retry_after=_retry_after(response))
 

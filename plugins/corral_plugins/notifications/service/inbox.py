@@ -24,7 +24,7 @@ from corral_plugins.notifications.service.rows import find_notification, notific
 from corral_plugins.notifications.shapes import MarkAllRead, MarkedRead, NotificationQuery, UnreadCount
 
 COUNTING_SECONDS = 300.0  # for which further events of a group count up a notification
-MAX_A_USER, AT_ONCE = 10_000, 500
+MAX_A_USER, AT_ONCE, SHOWN_TITLES = 10_000, 500, 10
 UNREAD = Notification.read_at.is_null()
 Position = tuple[str, str]
 """A place in the notifications of all people: the time and the id of one."""
@@ -171,7 +171,7 @@ def _count_unread(people: Collection[str]) -> dict[str, int]:
 
 def _count_up(row: Notification, items: list[NewNotification]) -> bool:
     """Let a notification count further events. Return False if it has been read in the meantime."""
-    changes = {**_newest(items[-1]), "last_at": clock.now()}
+    changes = {**_newest(items[-1]), "titles": _titles(row.titles or [row.title], items), "last_at": clock.now()}
     counted = {**changes, "count": Notification.count + len(items)}
     if not Notification.update(counted).where((Notification.id == row.id) & UNREAD).execute():
         return False
@@ -187,7 +187,13 @@ def _new_row(key: str, items: list[NewNotification]) -> Notification:
     if last.object is not None:
         about = {"object_type": last.object[0], "object_id": last.object[1]}
     fields = {"id": new_id(), "user_id": last.user_id, "type": last.type, "group_key": key, "count": len(items)}
-    return Notification(**fields, **about, **_newest(last), href=last.href, created_at=now, last_at=now)
+    newest = {**_newest(last), "titles": _titles([], items)}
+    return Notification(**fields, **about, **newest, href=last.href, created_at=now, last_at=now)
+
+
+def _titles(known: list[str], items: Iterable[NewNotification]) -> list[str]:
+    """Return the first different titles, of those that are known and of further events."""
+    return list(dict.fromkeys([*known, *(item.title for item in items)]))[:SHOWN_TITLES]
 
 
 def _newest(item: NewNotification) -> dict[str, Any]:

@@ -66,7 +66,7 @@ def notification_view(row: Notification) -> NotificationView:
     """Return the API representation of a notification."""
     about = {"type": row.object_type, "id": row.object_id or ""} if row.object_type is not None else None
     names = {*NotificationView.__struct_fields__} - {"object", "severity"}
-    fields = {name: getattr(row, name) for name in names}
+    fields = {name: getattr(row, name) for name in names} | {"titles": row.titles or [row.title]}
     return NotificationView(**fields, object=about, severity=cast(Severity, row.severity))
 
 

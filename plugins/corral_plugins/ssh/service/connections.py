@@ -283,13 +283,18 @@ def _matches(row: Connection, query: ConnectionQuery) -> bool:
 
 
 def _alert(row: Connection, old: str, new: str) -> None:
-    emit(SshHostKeyMismatch(connection_id=row.id, old=old, new=new), object=("ssh_connection", row.id))
+    command = f"corral ssh accept-key {shlex.quote(row.name)} {new}"
+    reason = (
+        f"{row.hostname}:{row.port} shows {new} instead of {old}. The connection is blocked until an admin accepts the "
+        f"new key or deletes the connection. If the key is the machine's own: {command}"
+    )
+    mismatch = SshHostKeyMismatch(connection_id=row.id, name=row.name, old=old, new=new, reason=reason)
+    emit(mismatch, object=("ssh_connection", row.id))
     alert = SystemAlert(
         kind="ssh_host_key_mismatch",
         severity="critical",
         title=f"The host key of {row.name} has changed",
-        detail=f"{row.hostname}:{row.port} shows {new} instead of {old}. The connection is blocked until an admin "
-        "accepts the new key or deletes the connection.",
+        detail=reason,
         object={"type": "ssh_connection", "id": row.id},
     )
     emit(alert, object=("ssh_connection", row.id))

@@ -112,7 +112,8 @@ def follow_task(
     if not as_json:
         obstacles.start()
     try:
-        done = _print_events(client, task_id, printer, until)
+        with client.waiting_out_outages(lambda reason: printer.line("waiting", reason), until=until):
+            done = _print_events(client, task_id, printer, until)
     except KeyboardInterrupt:
         click.echo(f"\nThe task continues. Follow it again: corral tasks watch {task_id}", err=True)
         sys.exit(130)
@@ -134,10 +135,7 @@ def _print_events(client: ApiClient, task_id: str, printer: EventPrinter, until:
 
     A task that has ended may have been retried since, once or several times.
     """
-    followed = client.follow_events(
-        until=until, away=lambda reason: printer.line("waiting", reason), object_type="task", object_id=task_id
-    )
-    for item in followed:
+    for item in client.follow_events(until=until, object_type="task", object_id=task_id):
         event, data = item["event"], item["data"]
         printer.set_time(item["ts"])
         if event == "tool.called":
@@ -165,7 +163,7 @@ def _print_obstacles(client: ApiClient, task_id: str, printer: EventPrinter, end
         if printer.taken:
             continue
         with contextlib.suppress(ApiClientError, RuntimeError):  # the main thread reports errors, and closes the client
-            found = client.get(f"/tasks/{task_id}/explain")
+            found = client.send("GET", f"/tasks/{task_id}/explain")  # the main thread waits out outages
             wrong = next((each for each in found["conditions"] if not each["ok"]), None)
             if found["status"] in ("pending", "blocked") and wrong is not None and wrong["detail"] != printed:
                 printed = wrong["detail"]

@@ -188,14 +188,8 @@ def show_logs(
     """Print the log of a task's latest attempt."""
     task_id = _find(client, task)["id"]
     query: dict[str, Any] = {"level": list(level), **({"fence": claim} if claim else {})}
-    while True:
-        ended = not follow or client.get(f"/tasks/{task_id}")["finished_at"] is not None
-        while items := client.get(f"/tasks/{task_id}/logs", **query, wait=0 if ended else 10)["items"]:
-            for line in items:
-                _print_log_line(line, as_json=as_json)
-            query["after"] = items[-1]["seq"]
-        if ended:
-            break
+    with client.waiting_out_outages(lambda reason: click.echo(f"corral: {reason}", err=True)):
+        _print_log(client, task_id, query, follow=follow, as_json=as_json)
     if claim is None and not as_json and (last := client.get(f"/tasks/{task_id}")["fence"]) > 1:
         earlier = "--claim 1 shows" if last == 2 else f"--claim 1 to --claim {last - 1} show"
         click.echo(f"This is the log of claim {last} of the task; {earlier} what happened earlier.", err=True)
@@ -340,6 +334,18 @@ def _attempt_text(attempt: Any) -> str:
     error = attempt["error"] or {}
     why = ": ".join(filter(None, (error.get("type"), error.get("message"))))
     return f"{attempt['status']}{f', {why}' if why else ''} ({format_usd(attempt['cost_usd'])})"
+
+
+def _print_log(client: ApiClient, task_id: str, query: dict[str, Any], *, follow: bool, as_json: bool) -> None:
+    """Print the lines that match a query, and with `follow` further ones until the attempt ends."""
+    while True:
+        ended = not follow or client.get(f"/tasks/{task_id}")["finished_at"] is not None
+        while items := client.get(f"/tasks/{task_id}/logs", **query, wait=0 if ended else 10)["items"]:
+            for line in items:
+                _print_log_line(line, as_json=as_json)
+            query["after"] = items[-1]["seq"]
+        if ended:
+            return
 
 
 def _print_log_line(line: Any, *, as_json: bool) -> None:

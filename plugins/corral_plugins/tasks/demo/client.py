@@ -66,18 +66,21 @@ class DemoClient:
         )
         self._teller.step("task", f"{task['title']}  {task['id']}")
         began = time.monotonic()
-        for event, data in self._remote.events("task", task["id"], until=until):
-            self._report_event(event, data)
-            if event in TERMINAL:
-                break
-        outcome = self._outcome(task["id"], began)
-        if outcome["status"] == "completed":
-            outcome["workflow"] = self._flow.follow(until, person=self._email)
+        with self._remote.waiting_out_outages(lambda reason: None, until=until):
+            for event, data in self._remote.events("task", task["id"], until=until):
+                self._report_event(event, data)
+                if event in TERMINAL:
+                    break
+            outcome = self._outcome(task["id"], began)
+            if outcome["status"] == "completed":
+                outcome["workflow"] = self._flow.follow(until, person=self._email)
         return outcome
 
     def run_template(self, slug: str, seconds: float) -> dict[str, Any]:
         """Install a template, run its workflow, and return a summary."""
-        return DemoTemplate(self._remote, self._teller).run(slug, time.monotonic() + seconds)
+        until = time.monotonic() + seconds
+        with self._remote.waiting_out_outages(lambda reason: None, until=until):
+            return DemoTemplate(self._remote, self._teller).run(slug, until)
 
     def _agent(self, choice: ModelChoice, *, strict: bool) -> dict[str, Any]:
         provider, _, model = choice.name.partition("/")

@@ -383,13 +383,10 @@ def _more_tasks(agent: str) -> str:
 
 
 def _provider_unmet(agent: AgentFacts, model: AgentModel) -> Condition:
-    unblock = "Configure it: corral api POST /llm/providers -f name=NAME -f api_key=@FILE"
-    if model.is_provider_ready:
-        name = shlex.quote(agent.name)
-        unblock = (
-            f"Choose another: corral agents edit {name} --model PROVIDER/MODEL. corral api GET /llm/models lists them."
-        )
-    return _unmet("provider_configured", model.problem or "", unblock, "/llm/providers")
+    other = f"hoose another model: corral agents edit {shlex.quote(agent.name)} --model PROVIDER/MODEL"
+    unblock = f"C{other}" if model.remedy is None else f"{model.remedy}, or c{other}"
+    lists = "corral api GET /llm/models lists them"
+    return _unmet("provider_configured", model.problem or "", f"{unblock} ({lists}).", "/llm/providers")
 
 
 def _budget_unmet(row: TaskRow, agent: AgentFacts, obstacle: BudgetObstacle) -> Condition:

@@ -92,14 +92,16 @@ class WebhookSender:
                 response = await client.post(row.url, content=body, headers=self._headers(row, message_id, body))
         except SealedWrong:  # counts as a failure, or it would be tried again for ever
             return AttemptResult(error="blocked", response=UNREADABLE)
-        except (EgressBlocked, httpx2.InvalidURL):
-            return AttemptResult(error="blocked")
-        except httpx2.ConnectTimeout:
-            return AttemptResult(error="connect")
+        except (EgressBlocked, httpx2.InvalidURL) as error:
+            return AttemptResult(error="blocked", response=f"Not sent: {error}")
+        except httpx2.ConnectTimeout as error:
+            return AttemptResult(error="connect", response=f"Not sent: {error}")
         except (httpx2.TimeoutException, TimeoutError):
-            return AttemptResult(error="timeout")
+            late = f"{row.host} did not answer within {timeout_seconds} s."
+            return AttemptResult(error="timeout", response=late)
         except httpx2.HTTPError as error:
-            return AttemptResult(error=await self._connection_error(row.url, error))
+            kind = await self._connection_error(row.url, error)
+            return AttemptResult(error=kind, response=f"Not sent: {str(error) or type(error).__name__}")
         return AttemptResult(
             status_code=response.status_code,
             error=None if response.is_success else "status",

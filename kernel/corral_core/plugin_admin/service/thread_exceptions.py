@@ -7,20 +7,20 @@ from __future__ import annotations
 
 import threading
 import traceback
-from collections.abc import Sequence
 
 from corral.plugins.code_owners import CodeOwners
 from corral.plugins.quarantine import PluginQuarantine
-from corral.plugins.record import PluginRecord
+from corral.plugins.registry import PluginRegistry
 
 
 class ThreadExceptions:
-    """Counts an uncaught exception in a thread against the plugin whose code raised it. One instance per kernel."""
+    """Counts an uncaught exception in a thread against the plugin whose code raised it."""
 
-    def __init__(self, quarantine: PluginQuarantine, plugins: Sequence[PluginRecord]) -> None:
-        self._quarantine, self._records = quarantine, {record.name: record for record in plugins}
-        self._owners = CodeOwners(record.found for record in plugins)
+    def __init__(self, registry: PluginRegistry, quarantine: PluginQuarantine) -> None:
+        self._registry, self._quarantine = registry, quarantine
+        self._owners = CodeOwners(record.found for record in registry.all())
         self._before = threading.excepthook
+        self._is_stopped = False
 
     def start(self) -> None:
         """Install the hook for uncaught exceptions in threads (`threading.excepthook`)."""
@@ -32,7 +32,7 @@ class ThreadExceptions:
         If other code has replaced the hook in the meantime, that code's hook stays installed. If that hook still
         calls this object, the exceptions are given to the previous hook.
         """
-        self._records.clear()
+        self._is_stopped = True
         if threading.excepthook == self._count:
             threading.excepthook = self._before
 
@@ -42,7 +42,7 @@ class ThreadExceptions:
             return
         frames = reversed(list(traceback.walk_tb(uncaught.exc_traceback)))
         owners = (self._owners.owner(frame.f_code.co_filename) for frame, _ in frames)
-        record = self._records.get(next(filter(None, owners), ""))
+        record = None if self._is_stopped else self._registry.get(next(filter(None, owners), ""))
         if record is None or error is None:
             self._before(uncaught)
         else:

@@ -1,0 +1,65 @@
+"""Follows a run of a workflow in the terminal until it has ended."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+
+from corral.cli.api_client import ApiClient, ApiClientError
+from corral_plugins.workflows.waiting_steps import task_obstacles
+
+ENDED = ("completed", "failed", "cancelled")
+
+
+def follow_run(client: ApiClient, run: dict[str, Any], *, quiet: bool) -> dict[str, Any]:
+    """Print the events of a run to standard error until it has ended, and return it. Ctrl-C ends only this."""
+    goes_on = f"he run goes on: corral workflows watch {run['id']}"
+    try:
+        with client.waiting_out_outages(lambda reason: click.echo(f"  {reason}", err=True)):
+            return _print_events(client, run, quiet=quiet)
+    except KeyboardInterrupt:
+        click.echo(f"\nT{goes_on}", err=True)
+        sys.exit(130)
+    except ApiClientError as error:
+        if error.status == 404:
+            raise
+        raise ApiClientError(f"{str(error).rstrip('.')}; t{goes_on}", error.status, error.problem) from None
+
+
+def _print_events(client: ApiClient, run: dict[str, Any], *, quiet: bool) -> dict[str, Any]:
+    """Print the events of a run until it has ended.
+
+    While nothing happens, tell why tasks of its steps do not run: once each, and only if it is still so at the next
+    look, because a task that was just created waits for a moment in any case.
+    """
+    after, run_id = "0", run["id"]
+    told: set[tuple[str, str]] = set()
+    before: dict[str, str] = {}
+    while True:
+        is_over = run["status"] in ENDED
+        page = client.get(f"/workflow-runs/{run_id}/events", after=after, limit=200)
+        after = page["next"]
+        for event in page["items"] if not quiet else ():
+            click.echo(_line_of(event), err=True)
+        if is_over and len(page["items"]) < 200:
+            return dict(run)
+        if not page["items"]:
+            run = client.get(f"/workflow-runs/{run_id}", wait=1)
+            obstacles = {} if quiet else task_obstacles(client, run)
+            lasting = [each for each in obstacles.items() if each in before.items() and each not in told]
+            for name, why in lasting:
+                click.echo(f"  {name} waits: {why}", err=True)
+            told, before = told | set(lasting), obstacles
+        elif not is_over:
+            run = client.get(f"/workflow-runs/{run_id}")
+
+
+def _line_of(event: dict[str, Any]) -> str:
+    data = event["data"]
+    if event["event"].startswith("workflow.run."):
+        return f"run {event['event'].rpartition('.')[2]}"
+    place = "".join(f"[{n}]" for n in data["iteration"])
+    error = f": {data['error']['message']}" if data.get("error") else ""
+    return f"  {data['step']}{place} {event['event'].rpartition('.')[2]}{error}"
