@@ -26,7 +26,7 @@ from corral.testing.booting import KernelOptions, boot_prepared, create_database
 from corral.testing.object_state import ObjectState, UnknownState
 
 LIMIT = 12  # each kernel takes some 10 MB
-QUIET_TRIES = 1000
+QUIET_TRIES = 5000
 LINK = "installation"
 
 
