@@ -21,9 +21,10 @@ from corral.plugin import Plugin
 from corral.plugins.discovery import discover
 from corral.plugins.loading import load
 from corral.plugins.record import PluginRecord
+from corral.testing.booting import is_core
 from corral.testing.contribution_rules import contribution_rules
 from corral.testing.findings import Finding, rule_findings
-from corral.testing.kit import Kit, is_core, make_kernel
+from corral.testing.kit import Kit, make_kernel
 from corral.testing.source_rules import Package
 
 
