@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from conftest import ALLOWED, PLUGINS, World, signature
+from corral_github.models import Delivery
 from corral_github.plugin import GitHubPlugin
 from corral_github.service import ingress
 from recorded_github import RecordedGitHub, recorded
@@ -65,6 +66,23 @@ async def test_a_replayed_delivery_does_nothing_whatever_its_id(world: World) ->
     assert (reused.status, reused.code) == (409, "github.delivery_reused")
     await world.settle()
     assert len((await world.member.get("/tasks")).json()["items"]) == 1
+
+
+async def test_a_delivery_whose_first_copy_is_deleted_meanwhile_is_stored(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    payload = recorded("ping")
+    first = await world.deliver("ping", payload, id="d-1")
+    look_up = ingress._duplicate
+
+    def look_up_too_late(*arguments: Any) -> Any:  # the row is old, or its repository was disconnected
+        Delivery.delete().execute()
+        return look_up(*arguments)
+
+    monkeypatch.setattr(ingress, "_duplicate", look_up_too_late)
+    again = await world.deliver("ping", payload, id="d-1")
+    assert (again.status, again.json()["duplicate"]) == (202, False)
+    assert [each["id"] for each in await world.listed("deliveries")] == [again.json()["id"]] != [first.json()["id"]]
 
 
 async def test_100_deliveries_at_once_are_all_accepted_and_each_is_handled_once(world: World) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import psycopg
 import pytest
 from conftest import ALLOWED, PLUGINS, World
-from corral_github.models import Post, Thread
+from corral_github.models import Post, Repository, Thread
 from corral_github.plugin import GitHubPlugin
 from corral_github.service.posts import queue_comment
 from recorded_github import RecordedGitHub
@@ -89,3 +89,16 @@ async def test_a_post_that_is_queued_while_its_repository_is_disconnected_is_del
     rival.other_process.commit()
     assert (await disconnect).status == 204
     assert await rival.kit.work(Post.select().count, read=True) == 0
+
+
+async def test_a_pause_that_the_worker_stores_survives_a_change_of_its_repository(rival: Rival) -> None:
+    await rival.issue()
+    later = clock.now(900)
+    rival.other_process.execute("UPDATE github_repositories SET paused_until = %s", (later,))
+    change = asyncio.ensure_future(
+        rival.admin.patch(f"/github/repositories/{rival.repository_id}", {"issue_labels": ["other"]})
+    )
+    await rival.until_blocked(change)
+    rival.other_process.commit()
+    assert (await change).status == 200
+    assert (await rival.kit.work(Repository.get, read=True)).paused_until == later

@@ -57,10 +57,11 @@ SYSTEM_CONTEXT = UnitContext()
 class Unit:
     """The running unit of work. `before` callbacks run at its end, before the unit writes audit rows, jobs and events.
 
-    `after` callbacks run once on the event loop after COMMIT. They must neither fail nor block.
+    `after` callbacks run once on the event loop after COMMIT. They must neither fail nor block. `memo` holds what
+    services have read in the unit and use again, each under itself as the key.
     """
 
-    __slots__ = ("after", "audit", "before", "connection", "database", "entry", "events", "jobs", "read_only")
+    __slots__ = ("after", "audit", "before", "connection", "database", "entry", "events", "jobs", "memo", "read_only")
 
     def __init__(self, database: Database, connection: Any, entry: UnitContext, *, read_only: bool) -> None:
         self.database = database
@@ -72,6 +73,7 @@ class Unit:
         self.jobs: list[Any] = []
         self.events: list[Any] = []
         self.after: list[Callable[[], None]] = []
+        self.memo: dict[object, Any] = {}
 
 
 class _Local(threading.local):

@@ -177,7 +177,7 @@ async def comment_on_code_review(
     return Answer(body=made, status=201)
 
 
-@routes.put("/{id}/comments/{comment_id}", needs=WRITE, redacted=True)
+@routes.put("/{id}/comments/{comment_id}", needs=WRITE, redacted=True, raises=("quota_exceeded",))
 def edit_code_review_comment(
     id: str, comment_id: str, body: EditedReviewComment, comments: ReviewComments, caller: Principal
 ) -> ReviewCommentView:

@@ -7,7 +7,7 @@ to a plugin, which contributes the installer of the kind.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
@@ -87,11 +87,33 @@ class Installer(msgspec.Struct, frozen=True, kw_only=True):
     name_length: int = 100
 
 
+class InstallerFunctions(Protocol):
+    """The functions of an installer, as the methods of one object."""
+
+    def plan(self, spec: Json, /) -> None: ...
+
+    def existing(self, names: Sequence[str], /) -> Mapping[str, str]: ...
+
+    def install(self, spec: Json, by: Principal, /) -> InstalledObject: ...
+
+    def fingerprint(self, ids: Sequence[str], /) -> Mapping[str, Json]: ...
+
+    def update(self, id: str, fields: Json, by: Principal, /) -> None: ...
+
+    def users(self, ids: Sequence[str], /) -> Sequence[ObjectUse]: ...
+
+    def running(self, ids: Sequence[str], /) -> Sequence[str]: ...
+
+    def remove(self, id: str, by: Principal, /) -> None: ...
+
+    def export(self, id: str, by: Principal, /) -> Json: ...
+
+
 _FUNCTIONS = ("plan", "existing", "install", "fingerprint", "update", "users", "running", "remove", "export")
 
 
-def functions_of(implementation: object) -> dict[str, Any]:
-    """Return the functions of an installer from an object that has methods with their names."""
+def functions_of(implementation: InstallerFunctions) -> dict[str, Any]:
+    """Return the functions of an installer, by the names of its fields, from an object that implements them."""
     return {name: getattr(implementation, name) for name in _FUNCTIONS}
 
 

@@ -38,6 +38,7 @@ async def group(
     """Give back the deliveries of dead processes, give up late ones, and gather events that no process has seen."""
     if await work(claims.has_late, read=True):
         await work(claims.release_expired, entry=ENTRY)
+        await work(claims.cancel_orphans, entry=ENTRY)
         await work(claims.give_up, entry=ENTRY)
         dispatcher.wake()
     await fan_out.read()

@@ -202,6 +202,7 @@ OPEN = ("pending", "retrying")
 IS_OPEN = Delivery.status.in_(OPEN)
 for _name, _fields, _where in (
     ("notifications_deliveries_due", (Delivery.channel_id, Delivery.due_at, Delivery.id), Delivery.due_at),
+    ("notifications_deliveries_late", (Delivery.ready_at,), Delivery.due_at),
     ("notifications_deliveries_leased", (Delivery.lease_until,), Delivery.lease_until),
     ("notifications_deliveries_groups", (Delivery.group_id, Delivery.due_at), Delivery.due_at),
 ):

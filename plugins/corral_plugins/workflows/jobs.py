@@ -20,6 +20,7 @@ from corral_plugins.workflows.settings import RUN_RETENTION_DAYS
 
 BATCH = 200
 PRUNE_BATCH = 50
+STEP_BATCH = 5000
 ROUNDS = 100
 
 
@@ -67,7 +68,9 @@ def _prune_runs(days: int) -> int:
     oldest = Run.select(Run.id).where(ended).order_by(Run.created_at, Run.id).limit(PRUNE_BATCH)
     found = [row[0] for row in fetch_tuples(oldest)]
     if found:
-        StepRun.delete().where(StepRun.run_id.in_(found)).execute()
+        steps = StepRun.select(StepRun.id).where(StepRun.run_id.in_(found)).limit(STEP_BATCH)
+        if StepRun.delete().where(StepRun.id.in_(steps)).execute() == STEP_BATCH:
+            return PRUNE_BATCH  # loops make many steps; the next unit of work deletes the others and the runs
         Run.delete().where(Run.id.in_(found)).execute()
     return len(found)
 

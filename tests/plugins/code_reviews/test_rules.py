@@ -9,6 +9,7 @@ from tests.plugins.code_reviews.conftest import HUMAN, Desk, patch_of
 
 from corral import clock
 from corral.testing.kit import Client
+from corral_plugins.code_reviews.service import rows
 
 # -- comments
 
@@ -30,6 +31,25 @@ async def test_a_comment_is_about_what_the_current_revision_shows(desk: Desk, fi
     review = await desk.opened()
     answer = await desk.act(review["id"], "comment", {"body": "x", **fields})
     assert (answer.status, answer.json()["errors"][0]["pointer"]) == (422, pointer), answer
+
+
+async def test_the_text_of_all_comments_on_a_review_is_bounded(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rows, "MAX_CHARACTERS", 30)
+    review = await desk.opened()
+    first = await desk.comment(review["id"], "x" * 10, file="x.py", line=2, suggestion="y" * 6)  # 20 with the file
+    path = f"/code-reviews/{review['id']}/comments/{first['id']}"
+    refused = [
+        await desk.act(review["id"], "comment", {"body": "z" * 11}),
+        await desk.act(review["id"], "comment", {"body": "z" * 7, "parent_id": first["id"]}),  # it takes the file, too
+        await desk.other.put(path, {"body": "x" * 21}),
+    ]
+    assert [(answer.status, answer.code) for answer in refused] == [(429, "quota_exceeded")] * 3
+    assert (await desk.other.put(path, {"body": "x" * 20})).status == 200
+    assert (await desk.other.put(path, {"body": "x" * 20})).status == 200  # no longer than before
+    assert (await desk.act(review["id"], "comment", {"body": "z"})).code == "quota_exceeded"
+    assert (await desk.other.put(path, {"body": "x" * 4})).status == 200
+    await desk.comment(review["id"], "z" * 6, parent_id=first["id"])
+    assert [each["body"] for each in (await desk.review(review["id"]))["comments"]] == ["x" * 4, "z" * 6]
 
 
 async def test_the_old_side_has_its_own_lines(desk: Desk) -> None:

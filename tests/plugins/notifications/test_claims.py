@@ -16,6 +16,7 @@ from tests.plugins.webhooks.receivers import Receiver
 
 from corral import clock
 from corral.database.dialect import execute
+from corral.database.unit import current
 from corral.ids import new_id
 from corral.plugin import Plugin, hookimpl
 from corral.redact.redactor import Redactor
@@ -490,3 +491,54 @@ async def test_events_that_join_a_summary_at_the_same_time_are_all_counted(
     await asyncio.gather(*started)
     await world.run(seconds=3600)
     assert [text.partition("\n")[0] for text in slack.texts] == ["3 × things.happened"]
+
+
+@pytest.mark.one_engine
+async def test_a_claim_reads_one_delivery_of_a_channel_however_many_wait(
+    world: Notified, slack: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = await slack_channel(world, slack)
+    await world.rule(made, events=("things.*",))
+    await world.happen("one")
+    await world.kit.events()
+    await world.dispatcher._fan_out.read()
+    claims = world.kit.service(DeliveryClaims)
+    monkeypatch.setattr(claims, "_lease", lambda *_: None)  # so that every claim does the same
+
+    def steps() -> int:
+        """The steps of SQLite's virtual machine that a look and a claim take."""
+        connection, taken = current().connection, 0
+
+        def count() -> int:
+            nonlocal taken
+            taken += 1
+            return 0
+
+        connection.set_progress_handler(count, 1)
+        claims.next_time()
+        assert claims.claim().more
+        connection.set_progress_handler(None, 1)
+        return taken
+
+    def fill() -> None:
+        row = Delivery.get()
+        rows = [{**row.__data__, "id": new_id(), "group_id": None} for _ in range(500)]
+        Delivery.insert_many(rows).execute()
+
+    before = await world.kit.work(steps)
+    await world.kit.work(fill)
+    assert await world.kit.work(steps) < before + 500
+
+
+@pytest.mark.one_engine
+async def test_deliveries_to_a_deleted_channel_are_cancelled_and_wake_nobody(world: Notified, slack: Service) -> None:
+    made = await slack_channel(world, slack)
+    await world.rule(made, events=("things.*",))
+    await world.happen("one")
+    await world.kit.events()
+    await world.dispatcher._fan_out.read()
+    await world.kit.work(Channel.delete().execute)
+    claims = world.kit.service(DeliveryClaims)
+    assert await world.kit.work(claims.next_time, read=True) is None
+    await world.kit.run_schedule("notifications.group")
+    assert [row["status"] for row in await world.deliveries()] == ["cancelled"]

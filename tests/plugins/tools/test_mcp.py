@@ -148,6 +148,20 @@ async def test_a_server_that_is_down(world: World, remote: InMemoryMcp) -> None:
     assert (breaker["state"], breaker["guarded"]) == ("open", True)
 
 
+async def test_a_server_whose_tools_cannot_be_read_keeps_no_other_from_being_refreshed(
+    world: World, remote: InMemoryMcp
+) -> None:
+    await added(world, "broken")
+    await added(world)
+    remote.servers["broken"] = [described("search", schema={"default": object()})]
+    remote.servers["docs"].append(described("new"))
+    await world.kit.run_schedule("tools.refresh_mcp")
+    broken = (await world.admin.get(f"{SERVERS}/broken")).json()
+    assert "TypeError in Corral" in broken["last_error"]
+    tools = (await world.admin.get(f"{SERVERS}/docs")).json()["tools"]
+    assert "mcp.docs.new" in {tool["name"] for tool in tools}
+
+
 async def test_the_schedule_refreshes_enabled_servers(world: World, remote: InMemoryMcp) -> None:
     await added(world)
     await added(world, "off", enabled=False)

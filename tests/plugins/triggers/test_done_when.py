@@ -135,6 +135,24 @@ async def test_triggers_7_an_absence_fires_once_for_each_worker(alarm: Alarm) ->
     assert [task["title"] for task in await alarm.tasks()] == [f"{second.id} is gone"]
 
 
+async def test_triggers_7_an_event_that_came_in_time_but_was_not_read_yet_is_no_absence(alarm: Alarm) -> None:
+    config = {"expect": "worker.online", "after": "worker.offline", "within_seconds": 60, "for_each": "worker_id"}
+    action = {**TASK, "title": "{{ event.key }} is gone"}
+    await alarm.create("absence", config, action=action, overlap="allow")
+    second = await alarm.machine("second")
+    await alarm.run()
+    clock.travel(50)  # both fall silent
+    await alarm.kit.run_schedule("workers.sweep")
+    await alarm.run()
+    await alarm.heartbeat()  # the first comes back, while no process runs jobs
+    await alarm.kit.events()
+    clock.travel(120)
+    await alarm.kit.service(TriggerScheduler).end_waits()  # before the log is read
+    await alarm.run()
+    await alarm.run()
+    assert [task["title"] for task in await alarm.tasks()] == [f"{second.id} is gone"]
+
+
 async def test_triggers_8_the_back_test_lists_the_events_that_fire(alarm: Alarm) -> None:
     filter = "payload.title.startsWith('yes') && payload.priority != 'low'"
     made = await alarm.create("event", {"event": "task.*", "filter": filter}, filter="event.type == 'task.created'")

@@ -5,17 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import pytest
 from tests.plugins.triggers.conftest import PLUGINS, Alarm
 
 from corral.errors import Unavailable
 from corral.plugin import Plugin, hookimpl
 from corral_plugins.triggers.api import FireContext, TimeRule, TriggerAction, TriggerKind
+from corral_plugins.triggers.service import scheduler
 
 FULL_MOON = {"type": "object", "properties": {"phase": {"type": "integer"}}, "additionalProperties": False}
 started: list[dict[str, Any]] = []
+breaks: list[bool] = []
 
 
 def every_minute(rule: TimeRule, after: float) -> float | None:
+    if breaks:
+        raise ValueError("The moon is hidden.")
     return after + 60
 
 
@@ -45,6 +50,7 @@ class MoonPlugin(Plugin):
 async def world(make_kit: Callable[..., Any]) -> Alarm:
     alarm = Alarm()
     started.clear()
+    breaks.clear()
     await alarm.build(await make_kit(plugins=(*PLUGINS, MoonPlugin)))
     return alarm
 
@@ -57,6 +63,34 @@ async def test_corral_trigger_kinds(make_kit: Callable[..., Any]) -> None:
     assert await alarm.statuses(made["id"]) == ["fired"]
     types = (await alarm.member.get("/triggers/types")).json()
     assert {"type": "moon", "title": "Moon", "plugin": "moon", "schema": FULL_MOON, "example": {}} in types["kinds"]
+
+
+async def test_a_trigger_whose_plugin_is_out_of_service_fires_when_it_is_back(make_kit: Callable[..., Any]) -> None:
+    alarm = await world(make_kit)
+    made = await alarm.create("moon", {"phase": 1}, overlap="allow")
+    alarm.kit.kernel.registry.change_state("moon", "disabled", "for a test")
+    await alarm.run(seconds=600)
+    assert await alarm.statuses(made["id"]) == []
+    alarm.kit.kernel.registry.change_state("moon", "active", None)
+    await alarm.run()
+    assert (await alarm.statuses(made["id"]))[-1] == "fired"
+    await alarm.run(seconds=61)
+    assert (await alarm.statuses(made["id"])).count("fired") == 2
+
+
+async def test_a_kind_that_fails_stops_no_other_trigger(
+    make_kit: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scheduler, "BATCH_SIZE", 1)
+    alarm = await world(make_kit)
+    broken = await alarm.create("moon", {"phase": 1})
+    sound = await alarm.create("interval", {"seconds": 60})
+    breaks.append(True)
+    await alarm.run(seconds=62)
+    assert (await alarm.statuses(broken["id"]), await alarm.statuses(sound["id"])) == ([], ["fired"])
+    breaks.clear()
+    await alarm.run(seconds=62)
+    assert (await alarm.statuses(broken["id"]))[-1] == "fired"
 
 
 async def test_corral_trigger_actions(make_kit: Callable[..., Any]) -> None:

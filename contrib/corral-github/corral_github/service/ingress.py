@@ -15,7 +15,7 @@ import msgspec
 from corral import clock
 from corral.database.engine import Work
 from corral.database.unit import ANONYMOUS, UnitContext
-from corral.errors import Conflict, Malformed, Problem, Unauthorized
+from corral.errors import Conflict, Malformed, Problem, Unauthorized, Unavailable
 from corral.http.answers import Request
 from corral.http.routes import Rate
 from corral.ids import new_id
@@ -34,6 +34,7 @@ SEEN_ACTIONS = {
     "issues": ("labeled",),
 }
 TEXT_CHARACTERS = 60_000
+TRIES = 3
 NO_SIGNATURE = "The signature is missing or wrong."
 
 
@@ -161,10 +162,24 @@ def _text(found: Json, name: str, *, limit: int) -> str:
 
 
 def _record(repository_id: str, received: Received) -> GitHubReceipt:
-    """Insert the row of a delivery, unless a delivery with its id or with the same body was received before."""
+    """Insert the row of a delivery, unless a delivery with its id or with the same body was received before.
+
+    What another unit of work deletes meanwhile, being old or of a disconnected repository, is looked up again.
+    """
+    for _ in range(TRIES):
+        receipt = _insert(repository_id, received) or _duplicate(repository_id, received)
+        if receipt is not None:
+            return receipt
+    raise Unavailable("The rows of the repository are being deleted just now; deliver again.", code="overloaded")
+
+
+def _insert(repository_id: str, received: Received) -> GitHubReceipt | None:
+    """Insert the row of a delivery. Return None if it conflicts with another, or if its thread was just deleted."""
     thread_id = None
     if received.number is not None:
         thread_id = _thread_of(repository_id, received.kind, received.number)
+        if thread_id is None:
+            return None
     now = clock.now()
     status: DeliveryStatus = "ignored" if thread_id is None else "pending"
     made: dict[str, Any] = {
@@ -183,24 +198,30 @@ def _record(repository_id: str, received: Received) -> GitHubReceipt:
         "finished_at": None if thread_id else now,
     }
     if not Delivery.insert(made).on_conflict_ignore().as_rowcount().execute():
-        return _duplicate(repository_id, received)
+        return None
     if thread_id is not None and not wake(thread_id):
         raise Unauthorized(NO_SIGNATURE, code=INVALID_SIGNATURE)  # the repository was disconnected meanwhile
     return GitHubReceipt(id=made["id"], status=status)
 
 
-def _thread_of(repository_id: str, kind: str, number: int) -> str:
+def _thread_of(repository_id: str, kind: str, number: int) -> str | None:
     new = {"id": new_id(), "repository_id": repository_id, "kind": kind, "number": number, "heads": {}}
     Thread.insert(new).on_conflict_ignore().execute()
     same = (Thread.repository_id == repository_id) & (Thread.kind == kind) & (Thread.number == number)
-    return str(Thread.get(same).id)
+    found: Thread | None = Thread.get_or_none(same)
+    return None if found is None else str(found.id)
 
 
-def _duplicate(repository_id: str, received: Received) -> GitHubReceipt:
-    """Return the receipt of the first delivery. The signature covers the body alone, so the body decides."""
+def _duplicate(repository_id: str, received: Received) -> GitHubReceipt | None:
+    """Return the receipt of the first delivery, or None if no delivery conflicts any more.
+
+    The signature covers the body alone, so the body decides.
+    """
     mine = Delivery.repository_id == repository_id
     first: Delivery | None = Delivery.get_or_none(mine & (Delivery.body_sha256 == received.sha256))
-    if first is None:
+    if first is not None:
+        status: Any = first.status
+        return GitHubReceipt(id=first.id, status=status, duplicate=True)
+    if Delivery.select().where(mine & (Delivery.delivery_id == received.delivery_id)).exists():
         raise Conflict("Another delivery with this id had a different body.", code=DELIVERY_REUSED)
-    status: Any = first.status
-    return GitHubReceipt(id=first.id, status=status, duplicate=True)
+    return None

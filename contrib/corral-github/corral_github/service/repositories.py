@@ -101,13 +101,14 @@ class Repositories:
         given = {name: value for name in FIELDS if (value := getattr(patch, name)) is not UNSET}
         changes = {name: (getattr(row, name), value) for name, value in given.items() if value != getattr(row, name)}
         unchanged = (Repository.id == row.id) & (Repository.version == row.version)
-        for name, value in {**given, "owner_id": by.user_id, "version": row.version + 1}.items():
+        written = {**given, "owner_id": by.user_id, "version": row.version + 1, "updated_at": clock.now()}
+        for name, value in written.items():
             setattr(row, name, value)
-        row.updated_at = clock.now()
         self._check_agents(row)
         if row.enabled and "enabled" in changes:
             _end_pauses(row.id, set())
-        if not Repository.update(row.__data__).where(unchanged).execute():
+        # Only these columns: the worker changes others, such as `paused_until`, without a new version.
+        if not Repository.update({name: getattr(row, name) for name in written}).where(unchanged).execute():
             raise Conflict("Another request changed the repository at the same time; repeat the request.")
         for part in ("token", "webhook"):
             if f"{part}_secret" in changes:

@@ -7,6 +7,7 @@ import functools
 from typing import Any
 
 import msgspec
+from peewee import Value, fn
 
 from corral import clock
 from corral.auth.principal import Principal
@@ -27,6 +28,9 @@ from corral_plugins.code_reviews.shapes import NewReviewComment, ReviewCommentVi
 TRIES = 3
 REPLY_FIELDS = ("file", "line", "end_line", "side", "revision", "anchor")
 """The fields that an answer takes from the first comment of its thread."""
+
+
+TEXTS = ("body", "suggestion", "file")
 
 
 class ReviewComments:
@@ -59,14 +63,13 @@ class ReviewComments:
         row = self._reviews.lock_readable(review_id, by)
         if row.revision != place["revision"]:
             return None
-        if ReviewComment.select().where(ReviewComment.review_id == row.id).count() >= rows.MAX_COMMENTS:
-            raise TooMany(f"A review has at most {rows.MAX_COMMENTS} comments.", code="quota_exceeded")
         now, (kind, author) = clock.now(), rows.author_of(by)
         fields: dict[str, Any] = {"body": new.body, "severity": new.severity, "suggestion": new.suggestion}
         if new.parent_id is not None:
             fields |= self._fields_of_thread(row, new.parent_id)
         else:
             fields |= place
+        _check_room(row.id, sum(len(fields.get(name) or "") for name in TEXTS))
         made = ReviewComment(
             id=new_id(),
             review_id=row.id,
@@ -95,6 +98,8 @@ class ReviewComments:
         row, comment = self._lock(review_id, comment_id, by)
         if (comment.author_type, comment.author_id) != rows.author_of(by):
             raise Forbidden("Only the author of a comment may edit it.")
+        if len(body) > len(comment.body):
+            _check_room(row.id, len(body) - len(comment.body), added=0)
         return self._change(row, comment, by, body=body, edited=True)
 
     def resolve(self, review_id: str, comment_id: str, *, resolved: bool, by: Principal) -> ReviewCommentView:
@@ -144,6 +149,21 @@ def check_position(new: NewReviewComment) -> None:
         raise Invalid.at("/line", "required", "Name the first line too.")
     if new.line is not None and new.end_line is not None and not 0 <= new.end_line - new.line < MAX_LINES:
         raise Invalid.at("/end_line", "invalid_value", f"must be at most {MAX_LINES - 1} lines after the first line")
+
+
+def _check_room(review_id: str, characters: int, added: int = 1) -> None:
+    """Raise `TooMany` if the review cannot take further comments with so many characters together.
+
+    A response or claim carries all comments of a review, so their number and their text are bounded.
+    """
+    length: Any = sum((fn.LENGTH(fn.COALESCE(getattr(ReviewComment, name), "")) for name in TEXTS), start=Value(0))
+    found: Any = ReviewComment.select(fn.COUNT(ReviewComment.id), fn.COALESCE(fn.SUM(length), 0))
+    count, present = found.where(ReviewComment.review_id == review_id).tuples().get()
+    if count + added > rows.MAX_COMMENTS:
+        raise TooMany(f"A review has at most {rows.MAX_COMMENTS} comments.", code="quota_exceeded")
+    if present + characters > rows.MAX_CHARACTERS:
+        detail = f"The comments on a review have at most {rows.MAX_CHARACTERS} characters together."
+        raise TooMany(detail, code="quota_exceeded")
 
 
 def _position(new: NewReviewComment, file: str, patch: Patch) -> dict[str, Any]:

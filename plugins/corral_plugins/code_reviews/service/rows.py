@@ -19,6 +19,8 @@ from corral_plugins.code_reviews.models import Review, ReviewComment, Reviewer
 
 MAX_COMMENTS = 1000
 """The maximum number of comments on a review."""
+MAX_CHARACTERS = 1_048_576
+"""The maximum number of characters of all comments on a review together, with their suggestions and file names."""
 
 
 def find_readable(review_id: str, by: Principal) -> Review:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -11,7 +10,7 @@ import msgspec
 import peewee
 
 from corral.database.statement import Statement
-from corral.database.unit import Unit, current, in_unit
+from corral.database.unit import current, in_unit
 from corral.plugin import Contributions
 from corral.schema.json_schema_validation import json_schema_errors
 from corral_plugins.cost.api import Costs, TokenCounts
@@ -258,12 +257,6 @@ class _TableSnapshot(msgspec.Struct, frozen=True):
     listed: Mapping[str, Models] = {}
 
 
-class _LastComparedUnit(threading.local):
-    """The last unit of work, for each thread, that compared the cached revisions with the database."""
-
-    unit: Unit | None = None
-
-
 class ProviderRegistry:
     """Contains all providers by name.
 
@@ -275,7 +268,6 @@ class ProviderRegistry:
         self._contributions, self._tables = contributions, tables
         self._snapshot = _TableSnapshot()
         self._built: tuple[_TableSnapshot | None, list[str], dict[str, Provider]] = (None, [], {})
-        self._synchronized = _LastComparedUnit()
 
     def validate_file_providers(self) -> None:
         """Raise `ValueError` for a provider in `corral.toml` with an unknown kind or invalid fields."""
@@ -286,7 +278,7 @@ class ProviderRegistry:
 
     def invalidate_cache(self) -> None:
         """Invalidate the cache for the current unit of work, because it has changed a row of the provider tables."""
-        self._synchronized.unit = None
+        current().memo.pop(self, None)
 
     def provider_kinds(self) -> dict[str, LLMProvider]:
         """Return the available provider kinds by name."""
@@ -360,9 +352,9 @@ class ProviderRegistry:
 
         Return whether the providers are as a unit has found them: this unit, or outside of units the last one.
         """
-        if not in_unit() or self._synchronized.unit is current():
+        if not in_unit() or self in current().memo:
             return True
-        self._synchronized.unit = current()
+        current().memo[self] = True
         revisions = frozenset(_REVISIONS.rows({}))
         if revisions != self._snapshot.revisions:
             states = LlmProviderState.select().where(LlmProviderState.revision.is_null(False))

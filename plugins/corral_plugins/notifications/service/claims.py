@@ -68,9 +68,11 @@ class DeliveryClaims:
         self._types, self._people, self._credentials = types, people, credentials
 
     def next_time(self) -> str | None:
-        """Return the instant at which the next delivery is due, or None if none waits."""
-        due: Any = Delivery.select(peewee.fn.MIN(Delivery.due_at)).where(IS_DUE).scalar()
-        return None if due is None else str(due)
+        """Return the instant at which the next delivery through an enabled channel is due, or None if none waits."""
+        first = Delivery.select(Delivery.due_at).where((Delivery.channel_id == Channel.id) & IS_DUE)
+        earliest = first.order_by(Delivery.due_at).limit(1)
+        times: Any = Channel.select(earliest.alias("due_at")).where(Channel.is_enabled)
+        return min((str(due) for (due,) in times.tuples() if due is not None), default=None)
 
     def claim(self) -> Claims:
         """Claim the first due delivery of each channel that can be used now."""
@@ -80,7 +82,6 @@ class DeliveryClaims:
         ready = [row for row in _due_channels() if self._is_ready(row)]
         usable = {row.id: row for row in ready[:MAX_CHANNELS]}
         rows = _first_due(usable)
-        self._cancel_orphans()
         if not rows:
             return Claims(claimed=[], more=False)
         rules = {row.id: row for row in Rule.select().where(Rule.id.in_({row.rule_id for row in rows}))}
@@ -113,15 +114,20 @@ class DeliveryClaims:
         Delivery.update(changes).where(holds(claimed.delivery)).execute()
 
     def has_late(self) -> bool:
-        """Return whether a lease has ended, or a delivery has been due for a day."""
+        """Return whether a lease has ended, a delivery has been due for a day, or its channel was deleted."""
         expired = Delivery.select().where(Delivery.lease_until <= clock.now()).limit(1)
         late = Delivery.select().where(IS_DUE & (Delivery.ready_at < clock.now(-GIVE_UP_SECONDS))).limit(1)
-        return expired.exists() or late.exists()
+        return expired.exists() or late.exists() or Delivery.select().where(_is_orphaned()).limit(1).exists()
 
     def release_expired(self) -> int:
         """Give back the deliveries of processes that ended without recording a result. Return their number."""
         now = clock.now()
         return int(Delivery.update(waiting_until(now)).where(Delivery.lease_until <= now).execute())
+
+    def cancel_orphans(self) -> int:
+        """Cancel due deliveries to channels that were deleted. Return their number."""
+        some = Delivery.select(Delivery.id).where(_is_orphaned()).limit(AT_ONCE)
+        return int(Delivery.update(ended("cancelled")).where(Delivery.id.in_(some) & IS_DUE).execute())
 
     def give_up(self) -> int:
         """Let deliveries fail whose channel could not be used for a day. Return their number.
@@ -173,13 +179,6 @@ class DeliveryClaims:
         _end(row, "cancelled", "The person does not want it any more, or may not read it.")
         return False
 
-    @staticmethod
-    def _cancel_orphans() -> None:
-        """Cancel deliveries to channels that were deleted."""
-        orphaned = (Delivery.due_at <= clock.now()) & Delivery.channel_id.not_in(Channel.select(Channel.id))
-        some = Delivery.select(Delivery.id).where(orphaned).limit(AT_ONCE)
-        Delivery.update(ended("cancelled")).where(Delivery.id.in_(some) & IS_DUE).execute()
-
     def _lease(self, row: Delivery, channel: Channel, people: Mapping[str, Person]) -> Claimed | None:
         """Claim a delivery. Return None if it ended in the meantime."""
         kind, lease = self._types.require(channel.type), new_id()
@@ -209,14 +208,18 @@ def _due_channels() -> list[Channel]:
     return list(Channel.select().where(where).order_by(Channel.id).limit(MAX_DUE))
 
 
+def _is_orphaned() -> Any:
+    """Return the condition that a delivery is due, and its channel was deleted."""
+    return (Delivery.due_at <= clock.now()) & Delivery.channel_id.not_in(Channel.select(Channel.id))
+
+
 def _first_due(channel_ids: Iterable[str]) -> Sequence[Delivery]:
-    """Return the oldest due delivery of each channel."""
-    ids = list(channel_ids)
-    if not ids:
-        return []
-    is_due = Delivery.channel_id.in_(ids) & (Delivery.due_at <= clock.now())
-    first = Delivery.select(peewee.fn.MIN(Delivery.id)).where(is_due).group_by(Delivery.channel_id)
-    return list(Delivery.select().where(Delivery.id.in_(first)))
+    """Return the delivery of each channel that has been due for longest. Reads no others, however many wait."""
+    is_due = (Delivery.channel_id == Channel.id) & (Delivery.due_at <= clock.now())
+    first = Delivery.select(Delivery.id).where(is_due).order_by(Delivery.due_at, Delivery.id).limit(1)
+    found: Any = Channel.select(first.alias("first_due")).where(Channel.id.in_(list(channel_ids))).tuples()
+    ids = [delivery_id for (delivery_id,) in found if delivery_id is not None]
+    return list(Delivery.select().where(Delivery.id.in_(ids)).order_by(Delivery.id)) if ids else []
 
 
 def _logged(rows: Iterable[Delivery]) -> dict[str, LoggedEvent]:
@@ -254,8 +257,8 @@ def _is_next(row: Delivery, rule: Rule, group: Group | None, earlier: str | None
     """
     if row.group_key == QUIET_KEY:
         return True
-    if earlier is not None and earlier > clock.now():
-        Delivery.update(waiting_until(earlier)).where((Delivery.id == row.id) & IS_DUE).execute()
+    if earlier is not None:
+        Delivery.update(waiting_until(max(earlier, clock.now()))).where((Delivery.id == row.id) & IS_DUE).execute()
         return False
     if is_unchanged(row, group, rule.repeat_interval_seconds):
         _end(row, "suppressed", "The same was sent before (repeat_interval_seconds).")

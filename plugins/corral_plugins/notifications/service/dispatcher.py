@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import functools
 import logging
-from collections.abc import Callable, Sequence
 
 import msgspec
 
@@ -14,9 +13,10 @@ from corral import clock
 from corral.database.engine import Work
 from corral.database.unit import SYSTEM, UnitContext
 from corral.errors import Problem, Unavailable
-from corral.events.live_feed import Feed, wait_and_clear
+from corral.events.live_feed import Feed
 from corral.events.log import LoggedEvent
 from corral.jobs.runner import JobRunner
+from corral_core.event_log.api import EventDispatcher
 from corral_plugins.circuit_breakers.api import CircuitOpen
 from corral_plugins.notifications.api import SendResult
 from corral_plugins.notifications.service.claims import Claimed, DeliveryClaims
@@ -28,7 +28,7 @@ from corral_plugins.notifications.service.sender import ChannelSender
 
 log = logging.getLogger("corral.notifications")
 
-POLL_SECONDS, IDLE_SECONDS, RETRY_SECONDS, DRAIN_SECONDS = 1.0, 10.0, 2.0, 20.0
+POLL_SECONDS, IDLE_SECONDS, RETRY_SECONDS = 1.0, 10.0, 2.0
 LOOK_SECONDS, LOOKS_A_RENEWAL = 1.0, 15  # a lease survives three renewals that fail
 UNRECORDED = "The attempt failed, and its error could not be stored; see the log."
 ENTRY = UnitContext(label="notifications.dispatch", actor=SYSTEM, cause=(CAUSE,))
@@ -41,8 +41,10 @@ class _Outlook(msgspec.Struct, frozen=True):
     next_time: str | None
 
 
-class NotificationDispatcher:
+class NotificationDispatcher(EventDispatcher[Claimed]):
     """Runs the attempts of this process."""
+
+    what = "notifications"
 
     def __init__(
         self,
@@ -56,33 +58,10 @@ class NotificationDispatcher:
         messages: OutgoingMessages,
         metrics: NotificationMetrics,
     ) -> None:
-        self._work, self._feed, self._runner, self._fan_out, self._claims = work, feed, runner, fan_out, claims
+        super().__init__(work, feed, runner)
+        self._fan_out, self._claims = fan_out, claims
         self._sender, self._outcomes, self._messages, self._metrics = sender, outcomes, messages, metrics
-        self._wake_up = asyncio.Event()
         self._names: frozenset[str] = frozenset()
-        self._running: dict[asyncio.Task[None], Claimed] = {}
-        self._draining = False
-        self._unwatch: Callable[[], None] = lambda: None
-
-    def start(self) -> None:
-        """Follow the event feed."""
-        self._unwatch = self._feed.watch(self._on_events)
-
-    def wake(self) -> None:
-        """Look at once, because a rule changed or a delivery was written."""
-        self._wake_up.set()
-
-    async def run(self) -> None:
-        """Deliver until cancelled, in a process that runs jobs. The kernel runs this method in a supervised task."""
-        await self._runner.started.wait()
-        while not self._draining:
-            try:
-                seconds = await self.run_once()
-            except Unavailable as problem:
-                log.debug("notifications are not dispatched", extra={"detail": problem.detail})
-                seconds = POLL_SECONDS
-            await wait_and_clear(self._wake_up, seconds)
-        await asyncio.Event().wait()  # the process ends
 
     async def run_once(self) -> float:
         """Write what new events make, and start the attempts that are due. Return the seconds until the next."""
@@ -98,51 +77,11 @@ class NotificationDispatcher:
             self._start(claimed)
         return 0.0 if found.more else POLL_SECONDS
 
-    @property
-    def is_busy(self) -> bool:
-        """Whether attempts are running."""
-        return bool(self._running)
-
-    async def finish(self) -> None:
-        """Wait until the running attempts have ended."""
-        while self._running:
-            await asyncio.wait(self._running)
-
-    async def drain(self) -> None:
-        """Claim no more, and let the running attempts end."""
-        self._draining = True
-        self._wake_up.set()
-        if self._running:
-            await asyncio.wait(self._running, timeout=DRAIN_SECONDS)
-
-    async def stop(self) -> None:
-        """Break off the running attempts, and give back their deliveries."""
-        self._draining = True
-        self._unwatch()
-        for task in [*self._running]:
-            task.cancel()
-        await asyncio.gather(*self._running, return_exceptions=True)
-
-    # -- parts
-
     def _look(self) -> _Outlook:
         return _Outlook(self._fan_out.followed_names(), self._claims.next_time())
 
-    def _on_events(self, events: Sequence[LoggedEvent]) -> None:
-        """Wake up if somebody is told of one of the events. Called by the event feed."""
-        if any(event.type in self._names for event in events):
-            self._wake_up.set()
-
-    def _start(self, claimed: Claimed) -> None:
-        task = asyncio.get_running_loop().create_task(self._attempt(claimed))
-        self._running[task] = claimed
-        task.add_done_callback(self._ended)
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self._running.pop(task, None)
-        self._wake_up.set()
-        if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("an attempt to send a notification failed unexpectedly", exc_info=error)
+    def _is_followed(self, event: LoggedEvent) -> bool:
+        return event.type in self._names
 
     async def _attempt(self, claimed: Claimed) -> None:
         """Attempt a delivery and record the result. An attempt that is broken off gives the delivery back."""

@@ -6,13 +6,12 @@ providers reject calls. Claims and explanations apply the same rule.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from msgspec import UNSET, UnsetType
 
-from corral.database.unit import Unit, current
+from corral.database.unit import current
 from corral.errors import NotFound
 from corral_core.accounts.api import Accounts
 from corral_plugins.agents.api import AgentFacts
@@ -40,13 +39,6 @@ class ModelBlock(NamedTuple):
     remedy: str
 
 
-class _Asked(threading.local):
-    """What this thread asked the gateway in its last unit of work."""
-
-    unit: Unit | None = None
-    models: dict[ModelKey, list[AgentModel]]
-
-
 class AgentModels:
     """The models of agents. Every method runs in the caller's unit of work.
 
@@ -57,7 +49,7 @@ class AgentModels:
     breakers: Breakers | None
 
     def __init__(self, accounts: Accounts) -> None:
-        self._accounts, self._asked = accounts, _Asked()
+        self._accounts = accounts
 
     def model_name(self, agent: AgentFacts) -> str:
         """Return the model of the agent as `provider/model`."""
@@ -136,12 +128,10 @@ class AgentModels:
 
     def _models_of(self, llm: LLM, key: ModelKey) -> list[AgentModel]:
         """Return the models for this configuration. The gateway is asked once in each unit of work."""
-        asked = self._asked
-        if asked.unit is not current():
-            asked.unit, asked.models = current(), {}
-        if key not in asked.models:
-            asked.models[key] = llm.models_for_agent(*key)
-        return asked.models[key]
+        models: dict[ModelKey, list[AgentModel]] = current().memo.setdefault(self, {})
+        if key not in models:
+            models[key] = llm.models_for_agent(*key)
+        return models[key]
 
     def _name_of(self, user_id: str | None) -> str:
         try:

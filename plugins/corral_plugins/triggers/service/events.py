@@ -151,6 +151,13 @@ def followed_events() -> set[str]:
     return {name for pair in found.tuples() for name in pair if name is not None}
 
 
+def first_unread() -> str | None:
+    """Return the instant of the first event that has not been read yet, or None if all have been."""
+    unread = EventRow.seq > LogPosition.get_by_id(POSITION_ID).seq
+    found = event_log.select([unread], 1)
+    return found[0].ts if found else None
+
+
 def _has_position() -> bool:
     return bool(LogPosition.select().where(LogPosition.id == POSITION_ID).exists())
 

@@ -151,7 +151,8 @@ class TriggerFiring:
 
     async def prepare(self, trigger: Trigger, row: Fire) -> PreparedFire:
         """Evaluate the filters and render the action. A fire by hand ignores the filters."""
-        began, data, preview = time.monotonic(), fire_data(trigger, row), self._preview(row.payload)
+        began, data = time.monotonic(), fire_data(trigger, row)
+        preview = await asyncio.to_thread(self._preview, row.payload) if row.payload else ""
         try:
             for text in () if row.is_manual else filters_of(trigger):
                 if not await self._expressions.evaluate(text, data, boolean=True):
@@ -275,8 +276,6 @@ class TriggerFiring:
         return {row.id: "failed"}
 
     def _preview(self, payload: Any) -> str:
-        if not payload:
-            return ""
         text = msgspec.json.encode(self._redactor.redact_json(payload))[:PREVIEW_BYTES]
         return text.decode("utf-8", "ignore").replace("\0", "")
 

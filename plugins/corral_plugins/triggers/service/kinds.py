@@ -83,6 +83,10 @@ class TriggerTypeRegistry:
         """Return the kind of this type, or None if no active plugin offers it."""
         return next((kind for _, kind in self._kinds() if kind.type == type), None)
 
+    def timed_types(self) -> list[str]:
+        """Return the types of the kinds that fire at times and that an active plugin offers."""
+        return [kind.type for _, kind in self._kinds() if kind.next_time is not None]
+
     def action(self, type: Any) -> TriggerAction | None:
         """Return the action of this type, or None if no active plugin offers it."""
         return next((action for _, action in self._actions() if action.type == type), None)

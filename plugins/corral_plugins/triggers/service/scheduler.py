@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -22,6 +23,7 @@ from corral_core.accounts.api import TIMEZONE
 from corral_plugins.admin.api import KillSwitch
 from corral_plugins.triggers.api import TimeRule, TriggerKind
 from corral_plugins.triggers.models import IS_ENABLED, PENDING, Expectation, Fire, Trigger
+from corral_plugins.triggers.service.events import first_unread
 from corral_plugins.triggers.service.firing import TriggerFiring
 from corral_plugins.triggers.service.kinds import TriggerTypeRegistry
 from corral_plugins.triggers.service.slots import BATCH_SIZE, UNIT_SECONDS, TriggerSlots, enqueue_fires
@@ -33,7 +35,10 @@ from corral_plugins.triggers.service.times import (
     fire_time,
 )
 
+log = logging.getLogger("corral.triggers")
+
 LOST_SECONDS = 5.0  # after which a new slot is fired although its job did not
+UNKNOWN_SECONDS = 60.0  # after which a trigger whose times could not be computed is looked at again
 SWEPT = 50
 ENTRY = UnitContext(label="job triggers.tick", actor=SYSTEM)
 
@@ -91,14 +96,29 @@ class TriggerTimes:
             return self.next_columns(row, None)
         return self.next_columns(row, kind.next_time(self.rule(row), clock.time_s()))
 
-    def due(self, rows: Sequence[Trigger], now: float) -> list[DueTrigger]:
-        """Decide which slots of due triggers fire. May take long after a long downtime: call it in a thread."""
-        return [self._due(row, now) for row in rows]
+    def timed_types(self) -> list[str]:
+        """Return the types of triggers whose times can be computed now."""
+        return self._types.timed_types()
 
-    def _due(self, row: Trigger, now: float) -> DueTrigger:
+    def due(self, rows: Sequence[Trigger], now: float) -> list[DueTrigger]:
+        """Decide which slots of due triggers fire. May take long after a long downtime: call it in a thread.
+
+        A trigger whose times cannot be computed is left out, so that it does not stop the others.
+        """
+        found: list[DueTrigger] = []
+        for row in rows:
+            try:
+                due = self._due(row, now)
+            except Exception as error:
+                log.warning("the times of a trigger are unknown", extra={"trigger": row.id}, exc_info=error)
+            else:
+                found += [] if due is None else [due]
+        return found
+
+    def _due(self, row: Trigger, now: float) -> DueTrigger | None:
         kind = self.kind(row)
-        if kind is None or kind.next_time is None:
-            return DueTrigger(row, [], 0, now, None)
+        if kind is None or kind.next_time is None:  # its plugin has gone out of service since the row was read
+            return None
         rule, first = self.rule(row), clock.parse_instant(row.next_slot_at)
         newest, count = due_slots(kind, rule, first, now)
         while len(newest) > 1 and fire_time(row.id, row.config, newest[-1]) > now:  # the jitter is not over yet
@@ -135,6 +155,8 @@ class TriggerScheduler:
                 return
             now = clock.time_s()
             rest: Sequence[DueTrigger] = await asyncio.to_thread(self._times.due, rows, now)
+            if unknown := {row.id for row in rows} - {each.row.id for each in rest}:
+                await self._work(functools.partial(_postpone, unknown), entry=ENTRY)
             while rest:
                 rest = await self._work(functools.partial(self._record, rest), entry=ENTRY)
             if len(rows) < BATCH_SIZE:
@@ -145,7 +167,10 @@ class TriggerScheduler:
         await self._firing.fire(await self._work(_waiting_fires, entry=ENTRY, read=True))
 
     async def end_waits(self) -> None:
-        """Record the slots of absence triggers whose event did not come in time."""
+        """Record the slots of absence triggers whose event did not come in time.
+
+        The event may have come in time and not be read yet, for example because no process has run jobs for a while.
+        """
         while await self._work(self._record_absences, entry=ENTRY) == BATCH_SIZE:
             pass
 
@@ -156,6 +181,7 @@ class TriggerScheduler:
         if self._is_held():
             return []
         due = Trigger.next_fire_at.is_null(False) & (Trigger.next_fire_at <= clock.now())
+        due &= Trigger.type.in_(self._times.timed_types())  # the others wait until their plugin is back
         return list(Trigger.select().where(due & IS_ENABLED).order_by(Trigger.next_fire_at).limit(BATCH_SIZE))
 
     def _record(self, due: Sequence[DueTrigger]) -> Sequence[DueTrigger]:
@@ -187,10 +213,14 @@ class TriggerScheduler:
         self._slots.record(row, at, scheduled_for=at, status="skipped_missed", reason=reason)
 
     def _record_absences(self) -> int:
-        now = clock.now()
         if self._is_held():
             return 0
-        due = Expectation.select().where(Expectation.due_at <= now).order_by(Expectation.due_at).limit(BATCH_SIZE)
+        due = (
+            Expectation.select()
+            .where(Expectation.due_at <= min(clock.now(), first_unread() or clock.LAST))
+            .order_by(Expectation.due_at)
+            .limit(BATCH_SIZE)
+        )
         rows = list(due)
         ids = [each.trigger_id for each in rows]
         triggers = {row.id: row for row in Trigger.select().where(Trigger.id.in_(ids) & IS_ENABLED)}
@@ -205,6 +235,12 @@ class TriggerScheduler:
             fires += [] if fire is None else [fire]
         enqueue_fires(fires)
         return len(rows)
+
+
+def _postpone(trigger_ids: Collection[str]) -> None:
+    """Look at triggers later, with the same next slot, because their times are unknown at the moment."""
+    due = Trigger.id.in_(list(trigger_ids)) & (Trigger.next_fire_at <= clock.now())
+    Trigger.update(next_fire_at=clock.now(UNKNOWN_SECONDS)).where(due).execute()
 
 
 def _waiting_fires() -> list[str]:

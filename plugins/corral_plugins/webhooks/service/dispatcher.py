@@ -5,16 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from corral import clock
 from corral.database.engine import Work
 from corral.database.unit import SYSTEM, UnitContext
 from corral.errors import Problem, Unavailable
-from corral.events.live_feed import Feed, wait_and_clear
+from corral.events.live_feed import Feed
 from corral.events.log import LoggedEvent
 from corral.jobs.runner import JobRunner
+from corral_core.event_log.api import EventDispatcher
 from corral_plugins.circuit_breakers.api import CircuitOpen
 from corral_plugins.webhooks.models import Webhook
 from corral_plugins.webhooks.service.claims import Claimed, DeliveryClaims
@@ -28,7 +28,6 @@ log = logging.getLogger("corral.webhooks")
 
 POLL_SECONDS, IDLE_SECONDS = 1.0, 10.0
 RETRY_SECONDS = 2.0
-DRAIN_SECONDS = 20.0
 OWN_EVENTS = "webhook."
 ENTRY = UnitContext(label="webhooks.dispatch", actor=SYSTEM)
 
@@ -41,8 +40,10 @@ class _Outlook(NamedTuple):
     next_time: str | None
 
 
-class WebhookDispatcher:
+class WebhookDispatcher(EventDispatcher[Claimed]):
     """Runs the attempts of this process."""
+
+    what = "webhooks"
 
     def __init__(
         self,
@@ -55,29 +56,10 @@ class WebhookDispatcher:
         outcomes: DeliveryOutcomes,
         metrics: WebhookMetrics,
     ) -> None:
-        self._work, self._feed, self._runner, self._fan_out, self._claims = work, feed, runner, fan_out, claims
+        super().__init__(work, feed, runner)
+        self._fan_out, self._claims = fan_out, claims
         self._sender, self._outcomes, self._metrics = sender, outcomes, metrics
-        self._wake_up = asyncio.Event()
         self._patterns: frozenset[str] = frozenset()
-        self._running: dict[asyncio.Task[None], Claimed] = {}
-        self._draining = False
-        self._unwatch: Callable[[], None] = lambda: None
-
-    def start(self) -> None:
-        """Follow the event feed."""
-        self._unwatch = self._feed.watch(self._on_events)
-
-    async def run(self) -> None:
-        """Deliver until cancelled, in a process that runs jobs. The kernel runs this method in a supervised task."""
-        await self._runner.started.wait()
-        while not self._draining:
-            try:
-                seconds = await self.run_once()
-            except Unavailable as problem:
-                log.debug("webhooks are not dispatched", extra={"detail": problem.detail})
-                seconds = POLL_SECONDS
-            await wait_and_clear(self._wake_up, seconds)
-        await asyncio.Event().wait()  # the process ends
 
     async def run_once(self) -> float:
         """Turn new events into deliveries, and start the attempts that are due. Return the seconds until the next."""
@@ -93,55 +75,12 @@ class WebhookDispatcher:
             return POLL_SECONDS if outlook.patterns else IDLE_SECONDS
         return min(POLL_SECONDS, max(0.0, clock.parse_instant(outlook.next_time) - clock.time_s()))
 
-    @property
-    def is_busy(self) -> bool:
-        """Whether attempts are running."""
-        return bool(self._running)
-
-    async def finish(self) -> None:
-        """Wait until the running attempts have ended."""
-        while self._running:
-            await asyncio.wait(self._running)
-
-    async def drain(self) -> None:
-        """Claim no more, and let the running attempts end."""
-        self._draining = True
-        self._wake_up.set()
-        if self._running:
-            await asyncio.wait(self._running, timeout=DRAIN_SECONDS)
-
-    async def stop(self) -> None:
-        """Break off the running attempts, and give back their deliveries."""
-        self._draining = True
-        self._unwatch()
-        for task in [*self._running]:
-            task.cancel()
-        await asyncio.gather(*self._running, return_exceptions=True)
-
-    # -- parts
-
     def _look(self) -> _Outlook:
         patterns = followed_patterns()
         return _Outlook(patterns, self._fan_out.has_events(patterns), self._claims.next_time())
 
-    def _on_events(self, events: Sequence[LoggedEvent]) -> None:
-        """Wake up if a webhook follows one of the events, or if a webhook changed. Called by the event feed."""
-        if any(self._is_followed(event.type) for event in events):
-            self._wake_up.set()
-
-    def _is_followed(self, name: str) -> bool:
-        return name.startswith(OWN_EVENTS) or not self._patterns.isdisjoint(matching_patterns(name))
-
-    def _start(self, claimed: Claimed) -> None:
-        task = asyncio.get_running_loop().create_task(self._attempt(claimed))
-        self._running[task] = claimed
-        task.add_done_callback(self._ended)
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self._running.pop(task, None)
-        self._wake_up.set()
-        if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("an attempt to deliver an event failed unexpectedly", exc_info=error)
+    def _is_followed(self, event: LoggedEvent) -> bool:
+        return event.type.startswith(OWN_EVENTS) or not self._patterns.isdisjoint(matching_patterns(event.type))
 
     async def _attempt(self, claimed: Claimed) -> None:
         """Attempt a delivery and record the result. An attempt that is broken off gives the delivery back."""

@@ -64,6 +64,7 @@ class EventWaits:
         condition = (row.input.get("event") or {}).get("filter") if isinstance(row.input, dict) else None
         if condition is None:
             return True
+        await asyncio.sleep(0)  # many steps may wait for the same of many events
         about = {"event": _shown(event)}
         try:
             return bool(await self._expressions.evaluate(condition, about, boolean=True))

@@ -54,7 +54,7 @@ def queue_due_runs(limit: int) -> int:
     """Queue advances of runs whose timer has ended or whose advance was lost. Return the number of these runs."""
     found = [row[0] for row in fetch_tuples(Run.select(Run.id).where(Run.due_at <= clock.now()).limit(limit))]
     changes = {"queued_at": clock.now(), "due_at": clock.now(LOST_SECONDS)}
-    for run_id in found:
+    for run_id in sorted(found):  # the sweeps of two processes lock the runs in the same order
         if Run.update(changes).where((Run.id == run_id) & (Run.due_at <= clock.now())).execute():
             enqueue(JOB, run_id=run_id)
     return len(found)

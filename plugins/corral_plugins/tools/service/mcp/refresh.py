@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -13,7 +15,7 @@ from corral.database.unit import UnitContext
 from corral.errors import Problem
 from corral.events.event import emit
 from corral.redact.redactor import Redactor
-from corral_plugins.tools.api import McpChanged, McpFailure
+from corral_plugins.tools.api import McpChanged, McpFailure, McpTool
 from corral_plugins.tools.models import McpServerRow, McpToolRow
 from corral_plugins.tools.service.mcp.connections import McpConnections
 from corral_plugins.tools.service.mcp.definitions import ListedTools, McpDefinition, listed_tools, registry_tool
@@ -40,19 +42,37 @@ class McpRefresh:
             return
         try:
             tools = await self._connections.list_tools(name, server.url, server.headers_secret)
-        except (McpFailure, Problem) as failure:
-            detail = failure.message if isinstance(failure, McpFailure) else failure.detail
-            log.warning("the tools of an MCP server could not be listed", extra={"server": name, "detail": detail})
-            await self._work(lambda: _store_failure(server, self._redactor.redact(detail)), entry=entry)
+            listed, rows = await asyncio.to_thread(_named, name, tools)
+        except Exception as failure:  # whatever one server or the client does, the others are refreshed
+            detail = self._redactor.redact(_detail_of(failure))
+            unexpected = None if isinstance(failure, McpFailure | Problem) else failure
+            log.warning(
+                "the tools of an MCP server could not be listed",
+                extra={"server": name, "detail": detail},
+                exc_info=unexpected,
+            )
+            await self._work(lambda: _store_failure(server, detail), entry=entry)
             return
-        listed = listed_tools(name, tools)
-        rows = {tool: _row(name, tool, *found) for tool, found in listed.tools.items()}
         await self._work(lambda: _store_tools(server, rows, listed), entry=entry)
 
 
 def _enabled_servers() -> list[str]:
     query = McpServerRow.select(McpServerRow.name).where(McpServerRow.enabled == True)  # noqa: E712
     return [row.name for row in query.order_by(McpServerRow.name)]
+
+
+def _named(server: str, tools: Sequence[McpTool]) -> tuple[ListedTools, dict[str, dict[str, Any]]]:
+    """Return the tools of a server, and their rows by name. Called in a thread, because definitions may be large."""
+    listed = listed_tools(server, tools)
+    return listed, {tool: _row(server, tool, *found) for tool, found in listed.tools.items()}
+
+
+def _detail_of(failure: Exception) -> str:
+    if isinstance(failure, McpFailure):
+        return failure.message
+    if isinstance(failure, Problem):
+        return failure.detail
+    return f"{type(failure).__name__} in Corral or in the plugin that reaches MCP servers; see the log."
 
 
 def _row(server: str, name: str, remote_name: str, definition: McpDefinition) -> dict[str, Any]:

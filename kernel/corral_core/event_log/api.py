@@ -1,0 +1,202 @@
+"""The public interface of the event log for plugins that deliver events: attempts, and the credentials of receivers."""
+
+from __future__ import annotations
+
+import abc
+import asyncio
+import logging
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, ClassVar, Generic, TypeVar
+
+from corral.database.engine import Work
+from corral.database.model import Model
+from corral.database.unit import UnitContext
+from corral.errors import Unavailable
+from corral.events.live_feed import Feed, wait_and_clear
+from corral.events.log import LoggedEvent
+from corral.jobs.runner import JobRunner
+from corral.redact.redactor import Redactor
+
+log = logging.getLogger("corral.event_log")
+
+POLL_SECONDS, DRAIN_SECONDS = 1.0, 20.0
+BATCH_SIZE = 500
+RETRY_SECONDS = 0.5
+Claimed = TypeVar("Claimed")
+Row = TypeVar("Row", bound=Model)
+
+
+class EventDispatcher(abc.ABC, Generic[Claimed]):
+    """Runs the attempts of this process to deliver events.
+
+    A subclass reads new events and claims deliveries in `run_once`, and passes each to `_start`.
+    """
+
+    what: ClassVar[str]
+    """What is delivered, for log lines."""
+
+    def __init__(self, work: Work, feed: Feed, runner: JobRunner) -> None:
+        self._work, self._feed, self._runner = work, feed, runner
+        self._wake_up = asyncio.Event()
+        self._running: set[asyncio.Task[None]] = set()
+        self._draining = False
+        self._unwatch: Callable[[], None] = lambda: None
+
+    @abc.abstractmethod
+    async def run_once(self) -> float:
+        """Write the deliveries of new events, and start the attempts that are due.
+
+        Return the seconds until the next, and raise `Unavailable` if the database cannot be used.
+        """
+
+    @abc.abstractmethod
+    async def _attempt(self, claimed: Claimed) -> None:
+        """Attempt a delivery and record the result. An attempt that is broken off gives the delivery back."""
+
+    @abc.abstractmethod
+    def _is_followed(self, event: LoggedEvent) -> bool:
+        """Return whether an event may have to be delivered, or changes what is delivered."""
+
+    def start(self) -> None:
+        """Follow the event feed."""
+        self._unwatch = self._feed.watch(self._on_events)
+
+    def wake(self) -> None:
+        """Look at once, because another part of the plugin wrote what has to be delivered."""
+        self._wake_up.set()
+
+    async def run(self) -> None:
+        """Deliver until cancelled, in a process that runs jobs. The kernel runs this method in a supervised task."""
+        await self._runner.started.wait()
+        while not self._draining:
+            try:
+                seconds = await self.run_once()
+            except Unavailable as problem:
+                log.debug("nothing is dispatched", extra={"what": self.what, "detail": problem.detail})
+                seconds = POLL_SECONDS
+            await wait_and_clear(self._wake_up, seconds)
+        await asyncio.Event().wait()  # the process ends
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether attempts are running."""
+        return bool(self._running)
+
+    async def finish(self) -> None:
+        """Wait until the running attempts have ended."""
+        while self._running:
+            await asyncio.wait(self._running)
+
+    async def drain(self) -> None:
+        """Claim no more, and let the running attempts end."""
+        self._draining = True
+        self._wake_up.set()
+        if self._running:
+            await asyncio.wait(self._running, timeout=DRAIN_SECONDS)
+
+    async def stop(self) -> None:
+        """Break off the running attempts, which then give back their deliveries."""
+        self._draining = True
+        self._unwatch()
+        for task in [*self._running]:
+            task.cancel()
+        await asyncio.gather(*self._running, return_exceptions=True)
+
+    def _on_events(self, events: Sequence[LoggedEvent]) -> None:
+        """Wake up if one of the events is followed. Called by the event feed."""
+        if any(self._is_followed(event) for event in events):
+            self._wake_up.set()
+
+    def _start(self, claimed: Claimed) -> None:
+        task = asyncio.get_running_loop().create_task(self._attempt(claimed))
+        self._running.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._running.discard(task)
+        self._wake_up.set()
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("an attempt failed unexpectedly", exc_info=error, extra={"what": self.what})
+
+
+class TableRedactorValues(abc.ABC, Generic[Row]):
+    """Keeps the redactor's copy of the credentials in a table up to date, at start and after every change.
+
+    A subclass names the table, which has the columns `id` and `version`, and the events about changes of its rows.
+    """
+
+    source: ClassVar[str]
+    """The name of these values in the redactor."""
+    model: type[Row]
+    changes: ClassVar[Collection[str]]
+    entry: ClassVar[UnitContext]
+
+    def __init__(self, work: Work, redactor: Redactor) -> None:
+        self._work, self._redactor = work, redactor
+        self._changed = asyncio.Event()
+        self._opened: dict[tuple[str, int], Mapping[str, str]] = {}  # by id and version
+
+    @abc.abstractmethod
+    def _open(self, row: Row) -> Mapping[str, str]:
+        """Decrypt the credentials of a row, by names that are unique among all rows. Called in a thread.
+
+        Raise `Unavailable` if a key is not loaded. The next refresh then tries the row again: another process may have
+        rewrapped it by then. Until then, this process cannot reveal the credentials either.
+        """
+
+    def on_events(self, events: Sequence[LoggedEvent]) -> None:
+        """Wake up `run` if a row changed. Called by the event feed."""
+        if any(event.type in self.changes for event in events):
+            self._changed.set()
+
+    async def run(self) -> None:
+        """Refresh the redactor after every change. Runs as a supervised task."""
+        while True:
+            await self._changed.wait()
+            self._changed.clear()
+            try:
+                await self.refresh()
+            except Unavailable:
+                self._changed.set()
+                await asyncio.sleep(RETRY_SECONDS)
+
+    async def refresh(self) -> None:
+        """Read the rows that have changed, and pass the credentials of all to the redactor."""
+        listed = await self._list()
+        missing = [key for key in listed if key not in self._opened]
+        for start in range(0, len(missing), BATCH_SIZE):
+            ids = [row_id for row_id, _ in missing[start : start + BATCH_SIZE]]
+            rows = await self._work(lambda ids=ids: self._read(ids), entry=self.entry, read=True)  # type: ignore[misc]  # bound now
+            self._opened |= await asyncio.to_thread(self._open_all, rows)
+        self._opened = {key: values for key, values in self._opened.items() if key in listed}
+        values = {name: value for found in self._opened.values() for name, value in found.items()}
+        await asyncio.to_thread(self._redactor.set_values, self.source, values)
+
+    async def _list(self) -> set[tuple[str, int]]:
+        found: set[tuple[str, int]] = set()
+        after = ""
+        while True:
+            some = await self._work(lambda after=after: self._list_batch(after), entry=self.entry, read=True)  # type: ignore[misc]  # bound now
+            found.update(some)
+            if len(some) < BATCH_SIZE:
+                return found
+            after = some[-1][0]
+
+    def _list_batch(self, after: str) -> list[tuple[str, int]]:
+        table: Any = self.model
+        rows = table.select(table.id, table.version).where(table.id > after).order_by(table.id).limit(BATCH_SIZE)
+        return [(row.id, row.version) for row in rows]
+
+    def _read(self, ids: Sequence[str]) -> list[Row]:
+        table: Any = self.model
+        return list(table.select().where(table.id.in_(ids)))
+
+    def _open_all(self, rows: Sequence[Row]) -> dict[tuple[str, int], Mapping[str, str]]:
+        opened: dict[tuple[str, int], Mapping[str, str]] = {}
+        for row in rows:
+            key: Any = row
+            try:
+                opened[key.id, key.version] = self._open(row)
+            except Unavailable:
+                continue
+        return opened
