@@ -16,7 +16,7 @@ def _shout(context: ToolContext, arguments: Json) -> str:
 
 
 class ShoutPlugin(Plugin):
-    """A plugin with a good tool, a tool whose name has no dot, and a tool whose name is taken."""
+    """A plugin with a good tool, and tools whose names are taken."""
 
     name = "shout"
     wants = ("tools",)
@@ -24,7 +24,7 @@ class ShoutPlugin(Plugin):
     @hookimpl(optionalhook=True)
     def corral_tools(self) -> Iterable[Tool]:
         common: dict[str, Any] = {"title": "Shout", "description": "Louder.", "risk": "read", "schema": {}}
-        return [Tool(name=name, run=_shout, **common) for name in ("shout.text", "shout", "shout.text", "http.fetch")]
+        return [Tool(name=name, run=_shout, **common) for name in ("shout.text", "shout.text", "http.fetch")]
 
 
 @pytest.mark.one_engine
@@ -34,6 +34,26 @@ async def test_corral_tools(make_kit: Callable[..., Any]) -> None:
     reader = await kit.as_user("viewer")
     found = {tool["name"]: tool["source"] for tool in (await reader.get("/tools")).json()["items"]}
     assert found == {"http.fetch": "plugin:tools", "http.request": "plugin:tools", "shout.text": "plugin:shout"}
+
+
+class DotlessPlugin(Plugin):
+    """A plugin with a tool whose name has no dot."""
+
+    name = "dotless"
+    wants = ("tools",)
+
+    @hookimpl(optionalhook=True)
+    def corral_tools(self) -> Iterable[Tool]:
+        return [Tool(name="dotless", title="Dotless", description="Has no dot.", risk="read", schema={}, run=_shout)]
+
+
+@pytest.mark.one_engine
+async def test_a_tool_without_a_dot_makes_its_plugin_failed(make_kit: Callable[..., Any]) -> None:
+    kit = await make_kit(plugins=["tools", DotlessPlugin])
+    failed = kit.loaded("dotless")
+    assert failed.state == "failed"
+    assert "corral_tools has an invalid item: Expected `str` matching regex" in str(failed.reason)
+    assert kit.loaded("tools").active
 
 
 @pytest.mark.one_engine
