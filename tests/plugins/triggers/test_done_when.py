@@ -9,11 +9,13 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 from tests.plugins.triggers.conftest import PLUGINS, TASK, Alarm
 
 from corral import clock
 from corral.testing.kit import Kit
 from corral_plugins.triggers.api import TimeRule
+from corral_plugins.triggers.service.previews import TriggerPreviews
 from corral_plugins.triggers.service.scheduler import TriggerScheduler
 from corral_plugins.triggers.service.times import TIME_KINDS, next_times
 
@@ -153,7 +155,9 @@ async def test_triggers_7_an_event_that_came_in_time_but_was_not_read_yet_is_no_
     assert [task["title"] for task in await alarm.tasks()] == [f"{second.id} is gone"]
 
 
-async def test_triggers_8_the_back_test_lists_the_events_that_fire(alarm: Alarm) -> None:
+async def test_triggers_8_the_back_test_lists_the_events_that_fire(
+    alarm: Alarm, monkeypatch: pytest.MonkeyPatch
+) -> None:
     filter = "payload.title.startsWith('yes') && payload.priority != 'low'"
     made = await alarm.create("event", {"event": "task.*", "filter": filter}, filter="event.type == 'task.created'")
     for title, priority in (("yes one", "high"), ("no", "high"), ("yes two", "low"), ("yes three", "medium")):
@@ -162,6 +166,11 @@ async def test_triggers_8_the_back_test_lists_the_events_that_fire(alarm: Alarm)
     answer = await alarm.member.post(f"/triggers/{made['id']}/test", {"days": 7})
     assert answer.status == 200, answer
     listed = [event["ts"] for event in answer.json()["events"]]
+    previews, units = alarm.kit.service(TriggerPreviews), list[Any]()
+    work = previews._work
+    monkeypatch.setattr(previews, "_work", lambda fn, **given: units.append(fn) or work(fn, **given))
+    assert (await alarm.member.post(f"/triggers/{made['id']}/test", {"days": 7})).json() == answer.json()
+    assert len(units) == 3  # for the trigger, for the position in the log, and for a batch of events
     await alarm.run()
     fired = [row["scheduled_for"] for row in await alarm.history(made["id"], "fired")]
     assert listed == fired
