@@ -20,7 +20,7 @@ def main(model: str, template: str, key: str) -> None:
     params = xllamacpp.CommonParams()
     params.model.path, params.api_keys = model, [key]
     params.n_ctx, params.n_parallel, params.verbosity = 4096, 1, 0
-    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 2
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1  # more of them would spin on busy cores
     params.hostnames, params.port = ["127.0.0.1"], 0
     params.use_jinja, params.chat_template, params.ui = True, Path(template).read_text(), False
     server = xllamacpp.Server(params)

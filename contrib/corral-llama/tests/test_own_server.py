@@ -42,33 +42,40 @@ def address(demo_model: Path) -> Iterator[str]:
         server.kill()
 
 
-@pytest.fixture
-def client(address: str, demo_model: Path, tmp_path: Path) -> Iterator[Client]:
-    config = tmp_path / "corral.toml"
+@pytest.fixture(scope="module")
+def client(address: str, demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    folder = tmp_path_factory.mktemp("server")
+    config = folder / "corral.toml"
     config.write_text(
         f'[plugins.llm.providers.rack]\nkind = "openai"\nbase_url = "{address}/v1"\napi_key = "{KEY}"\n'
         f'models = [{{id = "{demo_model.stem}"}}]\n'
         f"[plugins.workers]\nembedded_allow = {TOOLS}\n"
     )
     with (
-        ServerProcess(tmp_path, arguments=(), environ={"CORRAL_CONFIG": str(config)}) as process,
+        ServerProcess(folder, arguments=(), environ={"CORRAL_CONFIG": str(config)}) as process,
         process.sign_in() as client,
     ):
         yield client
 
 
-def done(client: Client, model: str, **new: Any) -> dict[str, Any]:
-    """Let an agent that uses llama.cpp's server run a task, and return the completed task."""
+@pytest.fixture(scope="module")
+def agent_id(client: Client, demo_model: Path) -> str:
+    """The id of an agent that uses llama.cpp's server."""
     facts = {
         "name": "a",
         "llm_provider": "rack",
-        "llm_model": model,
+        "llm_model": demo_model.stem,
         "enabled_tools": TOOLS,
         "config": {"max_tokens": 150, "max_steps": 8, "temperature": 0},
     }
-    agent = client.post("/agents", json=facts).raise_for_status().json()
+    agent: dict[str, Any] = client.post("/agents", json=facts).raise_for_status().json()
     client.post(f"/agents/{agent['id']}/start", json={}).raise_for_status()
-    task: dict[str, Any] = client.post("/tasks", json={**new, "agent_id": agent["id"]}).raise_for_status().json()
+    return str(agent["id"])
+
+
+def done(client: Client, agent_id: str, **new: Any) -> dict[str, Any]:
+    """Let the agent run a task, and return the completed task."""
+    task: dict[str, Any] = client.post("/tasks", json={**new, "agent_id": agent_id}).raise_for_status().json()
     until = time.monotonic() + 600
     while task["status"] not in ("completed", "failed") and time.monotonic() < until:
         time.sleep(0.2)
@@ -77,10 +84,10 @@ def done(client: Client, model: str, **new: Any) -> dict[str, Any]:
     return task
 
 
-def test_an_agent_on_llama_cpps_own_server_calls_two_tools(client: Client, demo_model: Path) -> None:
+def test_an_agent_on_llama_cpps_own_server_calls_two_tools(client: Client, agent_id: str) -> None:
     shown = "".join(TURN.format(text=text, path=path) for text, path in SHOWN)
     asked = 'Write "hello" into hello.txt and show the files.'
-    task = done(client, demo_model.stem, title="A file", instructions=shown + asked)
+    task = done(client, agent_id, title="A file", instructions=shown + asked)
     calls = client.get(f"/tasks/{task['id']}/tool-calls").raise_for_status().json()["items"]
     calls.sort(key=lambda call: call["started_at"])
     assert [(call["tool"], call["arguments"]) for call in calls[:2]] == [
@@ -93,8 +100,8 @@ def test_an_agent_on_llama_cpps_own_server_calls_two_tools(client: Client, demo_
     assert task["result"]["text"]
 
 
-def test_an_agent_on_llama_cpps_own_server_does_a_task(client: Client, demo_model: Path) -> None:
-    task = done(client, demo_model.stem, title="Say hello.")
+def test_an_agent_on_llama_cpps_own_server_does_a_task(client: Client, agent_id: str) -> None:
+    task = done(client, agent_id, title="Say hello.")
     assert task["result"]["text"]
     assert task["cost"]["input_tokens"] > 0
     assert task["cost"]["output_tokens"] > 0
