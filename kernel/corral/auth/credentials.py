@@ -48,6 +48,7 @@ class Credentials:
         self._rereading: Sequence[RecheckingAuthenticator] = ()
         self._delegations: dict[str, Delegation] = {}
         self._cache: dict[CredentialHeaders, tuple[Principal, float]] = {}
+        self._headers_of_lease: dict[str, CredentialHeaders] = {}
 
     def set_authenticators(self, authenticators: Sequence[Authenticator]) -> None:
         """Set the authenticators. Their order does not matter, because each accepts a different credential format."""
@@ -117,11 +118,19 @@ class Credentials:
         """Cache the principal of these headers. Call this method on the event loop only."""
         if len(self._cache) >= CACHE_LIMIT:
             self._cache.clear()
+            self._headers_of_lease.clear()
         self._cache[headers] = (principal, time.monotonic())
+        if principal.lease_id is not None:
+            self._headers_of_lease[principal.lease_id] = headers
+
+    def forget_lease(self, lease_id: str) -> None:
+        """Remove the principal of a lease from the cache, without a look at the others: leases end all the time."""
+        self._cache.pop(self._headers_of_lease.pop(lease_id, (None, None)), None)
 
     def forget(self, ends: Callable[[Principal], bool]) -> None:
         """Remove the principals for which `ends` returns true from the cache, so that they are read again.
 
         Call this method from `after_commit` when permissions change.
         """
-        self._cache = {key: kept for key, kept in self._cache.items() if not ends(kept[0])}
+        for headers in [headers for headers, kept in self._cache.items() if ends(kept[0])]:
+            del self._cache[headers]
