@@ -7,7 +7,6 @@ read (docs/adr/0003).
 from __future__ import annotations
 
 import functools
-import math
 import time
 from datetime import UTC, datetime
 
@@ -53,10 +52,7 @@ def format_instant(seconds: float) -> str:
     """Format epoch seconds as an instant, clamped to the range from `FIRST` to `LAST`."""
     if not _FIRST_SECOND <= seconds < _LAST_SECOND + 0.999:
         return FIRST if seconds < 0 else LAST
-    second = math.floor(seconds)
-    micros = round((seconds - second) * 1_000_000)
-    if micros == 1_000_000:
-        second, micros = second + 1, 0
+    second, micros = divmod(round(seconds * 1_000_000), 1_000_000)
     return f"{_format_whole_second(second)}.{micros // 1000:03d}Z"
 
 

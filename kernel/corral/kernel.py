@@ -298,8 +298,7 @@ class Kernel:
         await asyncio.to_thread(self.database.close)
 
     def _runtime(self, record: PluginRecord) -> PluginRuntime:
-        rest = (self.container, self.guards, self.registry, self.supervisor, self.lifecycle)
-        return PluginRuntime(record, *rest)
+        return PluginRuntime(record, self.container, self.guards, self.registry, self.supervisor, self.lifecycle)
 
     def _committed(self, units: list[Unit]) -> None:
         emitted = [row["type"] for unit in units for row in unit.events]

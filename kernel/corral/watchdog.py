@@ -59,11 +59,8 @@ class GuardedFunction(Protocol):
     def time_limit(self, *, on_loop: bool) -> float | None:
         """Return the time limit of a call in seconds, or None if the caller of the guard limits the time."""
 
-    def count_abandoned_call(self) -> None:
-        """Count a call that was abandoned."""
-
-    def count_endless_call(self) -> None:
-        """Count a call that has not ended `ENDLESS_SECONDS` after it was abandoned."""
+    def count_lost_call(self, *, endless: bool = False) -> None:
+        """Count a call that was abandoned or, if `endless`, one that still runs `ENDLESS_SECONDS` later."""
 
 
 class RunningCall(NamedTuple):
@@ -181,7 +178,7 @@ class Watchdog:
             if not lost.checks % CHECKS_PER_SECOND:  # its code may have swallowed the exception
                 _raise_in(thread)
             if lost.guard is not None and lost.checks == ENDLESS_SECONDS * CHECKS_PER_SECOND:
-                lost.guard.count_endless_call()
+                lost.guard.count_lost_call(endless=True)
 
 
 def _raise_in(thread: threading.Thread) -> None:
@@ -226,10 +223,8 @@ class EventLoopWatchdog:
         if self._timer.call is None or over < 0:
             return
         guard = self._timer.call.guard
-        if over == 0:
-            guard.count_abandoned_call()
-        elif over == ENDLESS_SECONDS * CHECKS_PER_SECOND:
-            guard.count_endless_call()
+        if over in (0, ENDLESS_SECONDS * CHECKS_PER_SECOND):
+            guard.count_lost_call(endless=over > 0)
         elif over >= EXIT_SECONDS * CHECKS_PER_SECOND:
             log.critical("event loop blocked; process exits", extra={"plugin": guard.plugin, "where": guard.where})
             os._exit(EXIT_STATUS)

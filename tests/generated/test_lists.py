@@ -20,6 +20,7 @@ from corral.testing.kit import Client
 
 PEOPLE = ("member", "viewer", "auditor", "admin")
 MADE = 3  # of each kind
+PAGES = 40  # of the walk through a long list
 
 
 def person(world: World, role: str) -> Client:
@@ -166,7 +167,7 @@ async def test_conventions_5_every_list_is_walked_once_while_others_are_added(wo
         there = [_key(item) async for page in pages(client, path, 200) for item in page["items"]]
         kind = next((each for each in RESOURCES if each.path.rpartition("/")[0] == operation.path), None)
         walked: list[str] = []
-        async for page in pages(client, path, 2):
+        async for page in pages(client, path, max(2, len(there) // PAGES)):
             walked += [_key(item) for item in page["items"]]
             if kind is not None and len(walked) <= 6:
                 await kind.make(world, world.owner)

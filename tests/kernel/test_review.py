@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta, timezone
 
+import pytest
+
 from corral import clock
 from corral.http.idempotency import IdempotencyRow
 from corral.testing.kit import PASSWORD, Kit, run_due_jobs
@@ -54,6 +56,7 @@ def test_instants_beyond_the_calendar_are_its_ends() -> None:
     assert clock.format_instant(clock.parse_instant(clock.FIRST) - 1) == clock.FIRST
 
 
+@pytest.mark.one_engine
 async def test_a_length_that_no_body_has_is_no_bug(make_kit: Callable[..., Awaitable[Kit]]) -> None:
     kit = await make_kit(plugins=[])
     answer = await kit.client.post("/auth/login", {}, headers={"Content-Length": "9" * 5000})

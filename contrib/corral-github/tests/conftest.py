@@ -19,6 +19,7 @@ from corral_github.plugin import GitHubPlugin
 from corral.redact.redactor import Redactor
 from corral.testing.kit import PASSWORD, Answer, Client, Kit
 from corral.testing.server import ServerProcess
+from corral_core.accounts.service import passwords
 
 sys.path.insert(0, str(Path(__file__).parent))
 from recorded_github import TOKEN, WEBHOOK_SECRET, RecordedGitHub, recorded
@@ -50,6 +51,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     twice = [each for each in items if each.get_closest_marker("one_engine") and each.get_closest_marker("postgres")]
     config.hook.pytest_deselected(items=twice)
     items[:] = [each for each in items if each not in twice]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _hashes_are_cheap() -> None:
+    """Hash the passwords of this process, which guard nothing, without the cost that makes guessing slow."""
+    passwords.TIME_COST, passwords.MEMORY_KIB = 1, 8
+    passwords._argon2_hasher.cache_clear()
+    passwords.DUMMY_HASH = passwords._argon2_hasher().hash("nobody's password")
 
 
 class World:

@@ -19,6 +19,7 @@ import httpx2
 import msgspec
 
 from corral.egress.client import Egress
+from corral.egress.guard import Policy
 from corral_llama.files import LocalModel
 
 log = logging.getLogger("corral.llama")
@@ -220,7 +221,7 @@ class ModelProcesses:
 
     def _api_client(self, address: tuple[str, int], key: str) -> httpx2.AsyncClient:
         self._egress.register_child(*address)
-        client = self._egress.client("local_model", total_seconds=None, max_bytes=None, child=address)
+        client = self._egress.client("local_model", total_seconds=None, max_bytes=None, policy=Policy(child=address))
         client.base_url = httpx2.URL(f"http://{address[0]}:{address[1]}/v1/")
         client.headers["Authorization"] = f"Bearer {key}"
         return client

@@ -24,7 +24,7 @@ from werkzeug.routing import RuleFactory
 from corral.asgi.endpoint import Endpoint
 from corral.asgi.pipeline import Pipeline
 from corral.asgi.request import IncomingRequest
-from corral.asgi.router import RouteConflict, Router
+from corral.asgi.router import Router
 from corral.asgi.sockets import SocketEndpoint, websocket_handler
 from corral.asgi.unavailable import UnavailableEndpoint, unavailable_operations
 from corral.auth.permissions import Permissions
@@ -79,14 +79,7 @@ class Application:
             sockets[item.path] = SocketEndpoint(loaded, kernel.guards.wrap_route(loaded, f"WS {item.path}", serve))
         if not loaded.found.built_in:  # a shape without a schema would break the document of the whole API
             describe_shapes([(route, route.signature) for route in routes])
-        try:
-            self._router.add(endpoints)
-        except RouteConflict as conflict:
-            for other in conflict.others:
-                rival = kernel.registry.get(other.plugin)
-                if rival is not None and rival.active and not rival.found.built_in:  # both third-party plugins fail
-                    rival.fail(f"{other.label} is also declared by {loaded.name}")
-            raise
+        self._router.add(endpoints)
         if not loaded.found.built_in:
             kernel.database.plugin_by_label |= {route.label: loaded.name for route in routes}
         self.endpoints.extend(endpoints)
@@ -99,8 +92,7 @@ class Application:
             if method == "WS":
                 self.sockets.setdefault(path, SocketEndpoint(loaded))
             else:
-                # ValueError: another route gives the id a different name
-                with contextlib.suppress(RouteConflict, ValueError):
+                with contextlib.suppress(ValueError):
                     self._router.add([UnavailableEndpoint(loaded, method, path)])
 
     def _plugin_changed(self, changed: PluginRecord) -> None:

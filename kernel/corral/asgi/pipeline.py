@@ -16,7 +16,7 @@ from typing import Any
 from corral.asgi.async_handlers import AsyncHandlers
 from corral.asgi.endpoint import PEOPLE, Endpoint
 from corral.asgi.request import ClientLeft, IncomingRequest, Receive
-from corral.asgi.request_log import AccessLog, RequestAudit
+from corral.asgi.request_log import MIN_STATUS, RequestAudit, log_request
 from corral.asgi.response import ResponseSender, Send, problem_response, render
 from corral.asgi.router import Router
 from corral.asgi.streams import LongLivedConnections
@@ -41,6 +41,7 @@ from corral.http.routes import API_PREFIX
 from corral.kernel import Kernel
 from corral.metrics.requests import BODY_CODES
 from corral.plugin import Gate, RateLimiter
+from corral.settings.kernel import ACCESS_LOG
 
 log = logging.getLogger("corral.http")
 
@@ -72,7 +73,7 @@ class Pipeline:
         self.explain_by_area = {each.route.path.split("/")[1]: each.route.explain for each in newest_first}
         self.connections = LongLivedConnections(self.gates)
         self.sender = ResponseSender(kernel, self.connections)
-        self.access_log, self.audit = AccessLog(kernel), RequestAudit(kernel)
+        self.settings, self.audit = kernel.settings, RequestAudit(kernel)
         self.idempotency = Idempotency(kernel.keyring)
         self.async_handlers = AsyncHandlers(kernel.database, self.idempotency)
         self.body_timeout = server.body_timeout_seconds
@@ -120,8 +121,8 @@ class Pipeline:
         method = request.method if request.method in METHODS else "other"
         seconds = time.perf_counter() - began
         self.metrics.observe(method, endpoint.route.path if endpoint else "unmatched", status, seconds)
-        if status >= self.access_log.min_status:
-            self.access_log.write(request, status, seconds)
+        if status >= MIN_STATUS[self.settings.get(ACCESS_LOG)]:
+            log_request(request, status, seconds)
         return response
 
     async def _run(self, request: IncomingRequest) -> Response:

@@ -141,13 +141,12 @@ async def run_until_client_leaves(coroutine: Coroutine[Any, Any, T], leaving: as
 
     If the client leaves first (`leaving` is done), cancel the coroutine and raise `ClientLeft`.
     """
-    running: asyncio.Future[Any] = asyncio.ensure_future(coroutine)
+    running = asyncio.ensure_future(coroutine)
     try:
         await asyncio.wait({running, leaving}, return_when=asyncio.FIRST_COMPLETED)
         if not running.done():
             raise ClientLeft
-        result: T = running.result()
-        return result
+        return running.result()
     finally:
         leaving.cancel()
         if not running.done():

@@ -10,41 +10,26 @@ from corral.asgi.request import IncomingRequest
 from corral.errors import Problem
 from corral.kernel import Kernel
 from corral.plugin import Audit
-from corral.settings.kernel import ACCESS_LOG
 
 log, access_log = logging.getLogger("corral.http"), logging.getLogger("corral.access")
 
 MIN_STATUS = {"off": 1000, "errors": 500, "all": 0}
+"""The lowest status of the responses that are logged, by the value of the setting `http.access_log`."""
 
 
-class AccessLog:
-    """Writes the access log. Query strings are never logged.
-
-    Only responses with a status of at least `min_status` are logged. The `http.access_log` setting determines this
-    minimum.
-    """
-
-    def __init__(self, kernel: Kernel) -> None:
-        self._settings = kernel.settings
-
-    @property
-    def min_status(self) -> int:
-        """The lowest status of the responses that are logged."""
-        return MIN_STATUS[self._settings.get(ACCESS_LOG)]
-
-    def write(self, request: IncomingRequest, status: int, seconds: float) -> None:
-        """Log one request, which took `seconds`. The caller has already compared the status with `min_status`."""
-        route = request.endpoint.route if request.endpoint is not None else None
-        fields = {
-            "request_id": request.request_id,
-            "method": request.method,
-            "route": route.path if route else "unmatched",
-            "plugin": route.plugin if route else "",
-            "status": status,
-            "duration_ms": round(seconds * 1000),
-            "client_ip": request.client_ip,
-        }
-        access_log.info("request", extra=fields)
+def log_request(request: IncomingRequest, status: int, seconds: float) -> None:
+    """Write one request, which took `seconds`, to the access log. Query strings are never logged."""
+    route = request.endpoint.route if request.endpoint is not None else None
+    fields = {
+        "request_id": request.request_id,
+        "method": request.method,
+        "route": route.path if route else "unmatched",
+        "plugin": route.plugin if route else "",
+        "status": status,
+        "duration_ms": round(seconds * 1000),
+        "client_ip": request.client_ip,
+    }
+    access_log.info("request", extra=fields)
 
 
 class RequestAudit:

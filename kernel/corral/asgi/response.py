@@ -96,11 +96,6 @@ class ResponseSender:
         self._defaults = DEFAULTS | HSTS if is_https else DEFAULTS
         cross_origin_headers = [CROSS_ORIGIN_REQUEST_HEADERS, *kernel.credentials.delegation_headers]
         self._cross_origin_request_headers = ", ".join(cross_origin_headers).encode()
-        self._origins: frozenset[bytes] = frozenset()
-        kernel.settings.watch([CORS_ORIGINS], self._read_origins)
-
-    def _read_origins(self) -> None:
-        self._origins = frozenset(origin.encode() for origin in self._settings.get(CORS_ORIGINS))
 
     def headers(self, response: Response, request: IncomingRequest) -> RawHeaders:
         """Return all headers of a response, including the headers that every response contains."""
@@ -118,15 +113,15 @@ class ResponseSender:
             headers[b"ratelimit-reset"] = b"%d" % reset
         for name, value in response.headers.items():
             headers[name.lower().encode("latin1")] = value.encode("latin1")
-        if self._origins:
-            self._add_cross_origin(headers, request)
+        if origins := self._settings.get(CORS_ORIGINS):
+            self._add_cross_origin(headers, request, origins)
         return list(headers.items())
 
-    def _add_cross_origin(self, headers: dict[bytes, bytes], request: IncomingRequest) -> None:
+    def _add_cross_origin(self, headers: dict[bytes, bytes], request: IncomingRequest, origins: list[str]) -> None:
         """Add the CORS headers. A preflight response allows the methods that its `Allow` header lists."""
-        origin = request.headers.get(b"origin")
+        origin = request.headers.get(b"origin", b"")
         headers[b"vary"] = b"Origin"
-        if origin is None or origin not in self._origins:
+        if origin.decode("latin1") not in origins:
             return
         headers |= {b"access-control-allow-origin": origin, b"access-control-allow-credentials": b"true"}
         if request.method == "OPTIONS" and b"access-control-request-method" in request.headers:

@@ -32,18 +32,6 @@ class _Node:
         self.methods: dict[str, Any] = {}
 
 
-class RouteConflict(Exception):
-    """Raised when an operation (method and path) is declared twice.
-
-    `others` contains the routes that were declared first.
-    """
-
-    def __init__(self, conflicts: list[tuple[Route, Route]]) -> None:
-        self.others = [other for _, other in conflicts]
-        route, other = conflicts[0]
-        super().__init__(f"{route.label} is already declared by {other.plugin}")
-
-
 class Router:
     """Maps the path of a request to its endpoints."""
 
@@ -53,18 +41,15 @@ class Router:
     def add(self, endpoints: Iterable[RouteTarget]) -> None:
         """Add all endpoints, each at every path of its route, or none of them.
 
-        Raise `RouteConflict` if an operation is already declared.
+        Raise `ValueError` if an operation is already declared, or if a route gives a path parameter another name.
         """
         added: dict[tuple[_Node, str], RouteTarget] = {}
-        conflicts = []
         for endpoint in endpoints:
             for path in endpoint.route.paths:
                 node, method = self._node(path), endpoint.route.method
                 if other := node.methods.get(method) or added.get((node, method)):
-                    conflicts.append((endpoint.route, other.route))
+                    raise ValueError(f"{endpoint.route.label} is already declared by {other.route.plugin}")
                 added[node, method] = endpoint
-        if conflicts:
-            raise RouteConflict(conflicts)
         for (node, method), endpoint in added.items():
             node.methods[method] = endpoint
             node.is_rest = node.is_rest or endpoint.route.rest
@@ -76,7 +61,7 @@ class Router:
         """
         if "//" in path or "\\" in path or "/./" in path or "/../" in path:
             return None
-        found = self._walk(path[:-1] if path[-1:] == "/" and len(path) > 1 else path)
+        found = self._walk(self._root, path[1:].removesuffix("/").split("/"), 0, {})
         if found is None or b"%" not in raw_path:
             return found
         raw_path = raw_path.lower()
@@ -84,30 +69,24 @@ class Router:
             return None
         return None if b"%2f" in raw_path and not any(item.route.rest for item in found[0].values()) else found
 
-    def _walk(self, path: str) -> Match | None:
-        """Follow the segments of a path. If a fixed segment and a parameter both match, try the fixed segment first."""
-        segments = path[1:].split("/")
-        count = len(segments)
-        node: _Node | None = self._root
-        index, fallback = 0, None
-        values: dict[str, str] = {}
-        alternatives: list[tuple[_Node, int, dict[str, str]]] = []
-        while True:
-            while node is not None and index < count:
-                segment, parameter = segments[index], node.parameter
-                node = node.children.get(segment)
-                index += 1
-                if parameter is not None:
-                    value = parse_id(segment) if parameter.is_id else segment
-                    if value and len(segment) <= MAX_SEGMENT:
-                        alternatives.append((parameter, index, {**values, parameter.name: value}))
-                    if parameter.is_rest and len(rest := "/".join(segments[index - 1 :])) <= MAX_REST:
-                        fallback = parameter.methods, {**values, parameter.name: rest}
-            if node is not None and node.methods:
-                return node.methods, values
-            if not alternatives:
-                return fallback
-            node, index, values = alternatives.pop()
+    def _walk(self, node: _Node, segments: list[str], at: int, values: dict[str, str]) -> Match | None:
+        """Follow a path from its segment `at`. A fixed segment is tried before a parameter."""
+        if at == len(segments):
+            return (node.methods, values) if node.methods else None
+        segment, parameter = segments[at], node.parameter
+        child = node.children.get(segment)
+        if child is not None and (found := self._walk(child, segments, at + 1, values)) is not None:
+            return found
+        if parameter is None:
+            return None
+        value = parse_id(segment) if parameter.is_id else segment
+        if value and len(segment) <= MAX_SEGMENT:
+            found = self._walk(parameter, segments, at + 1, {**values, parameter.name: value})
+            if found is not None:
+                return found
+        if parameter.is_rest and len(rest := "/".join(segments[at:])) <= MAX_REST:
+            return parameter.methods, {**values, parameter.name: rest}
+        return None
 
     def _node(self, path: str) -> _Node:
         """Return the node of a path template. Create the node if necessary."""

@@ -61,12 +61,10 @@ async def send_stream(
 
 
 async def _send_chunks(chunks: Any, send: Callable[[Any], Awaitable[None]]) -> None:
-    try:
+    async with contextlib.aclosing(chunks):  # runs the handler's clean-up at once, however the stream ends
         async for chunk in chunks:
             await send({"type": "http.response.body", "body": chunk, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
-    finally:
-        await chunks.aclose()  # runs the handler's clean-up at once, however the stream ended
 
 
 async def record_stream(chunks: Any, ended: Callable[[bytes | None], Awaitable[None]]) -> AsyncIterator[bytes]:

@@ -7,6 +7,7 @@ import asyncio
 import concurrent.futures
 import logging
 import sqlite3
+import sys
 from collections.abc import Callable
 from typing import ClassVar, Protocol, TypeVar
 
@@ -19,8 +20,6 @@ from corral.watchdog import Watchdog
 
 log = logging.getLogger("corral.database")
 T = TypeVar("T")
-
-CONNECTION_ERRORS = frozenset({"OperationalError", "InterfaceError"})
 
 
 class Work(Protocol):
@@ -187,14 +186,9 @@ def translate(error: BaseException) -> BaseException:
 
 
 def _is_lost_connection(error: BaseException) -> bool:
-    """Return whether psycopg reports a lost connection with this error.
-
-    Compares the names of classes, because psycopg may not be installed.
-    """
-    kinds = type(error).__mro__
-    return kinds[0].__module__.partition(".")[0] == "psycopg" and any(
-        kind.__name__ in CONNECTION_ERRORS for kind in kinds
-    )
+    """Return whether psycopg, which may not be installed, reports a lost connection with this error."""
+    psycopg = sys.modules.get("psycopg")
+    return psycopg is not None and isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError))
 
 
 def _is_invalid_statement(error: BaseException) -> bool:

@@ -125,8 +125,7 @@ def own_connection(database: Database) -> Iterator[peewee.Database]:
         )
     else:
         engine = peewee.PostgresqlDatabase(database.engine.database, prefer_psycopg3=True, connect_timeout=2)
-    engine.connect()
-    with contextlib.closing(engine):
+    with engine.connection_context():
         yield engine
 
 

@@ -279,7 +279,7 @@ class DatabasePool:
         took = round((lost - began) * 1000)
         log.error("unit lost", extra={"unit": label, "duration_ms": took, "stack": stack, **plugin})
         if guard is not None:
-            guard.count_abandoned_call()
+            guard.count_lost_call()
         thread.sever_connection()
         self.threads[index] = replacement = self.make(self)
         for other in others:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import socket
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -14,7 +14,6 @@ from corral.egress.guard import (
     Destination,
     EgressBlocked,
     EgressGuard,
-    HostPort,
     Policy,
     Profile,
     canonical_address,
@@ -37,6 +36,7 @@ if TYPE_CHECKING:
 
 MIB = 1024 * 1024
 UNRESOLVED = "unresolved_host"
+PUBLIC = Policy()
 
 
 class Egress:
@@ -58,26 +58,23 @@ class Egress:
         self,
         sink: str,
         *,
-        operator: Iterable[str] = (),
-        child: HostPort | None = None,
+        policy: Policy = PUBLIC,
         connect_seconds: float = 5.0,
         total_seconds: float | None = 15.0,
         max_bytes: int | None = MIB,
         per_host: int = 5,
     ) -> httpx2.AsyncClient:
-        """Return a pooled client with the profile `public` for a sink, the feature that opens the connections.
+        """Return a pooled client for a sink, the feature that opens the connections.
 
-        The caller must close the client. A refused address raises `EgressBlocked`. `operator` lists `host:port` entries
-        from the configuration; their addresses may be private. `child` is the address of a registered child process;
-        the client can then reach only this address. `total_seconds` limits a call from its start to the end of the
-        response. A response is read up to `max_bytes` after decompression; `corral.egress.transport.truncated` returns
-        whether it was longer.
+        The caller must close the client. The client reaches what the policy allows: by default public addresses, or
+        only a registered child process with `Policy(child=…)`. A refused address raises `EgressBlocked`.
+        `total_seconds` limits a call from its start to the end of the response. A response is read up to `max_bytes`
+        after decompression; `corral.egress.transport.truncated` returns whether it was longer.
         """
         import httpx2
 
         from corral.egress.transport import GuardedTransport
 
-        policy = Policy("public", frozenset(map(_parse_host_port, operator)), child)
         transport = GuardedTransport(
             self.network(policy),
             self.tls_context(),
@@ -188,7 +185,7 @@ class Egress:
             self.guard.listeners.add((place.hostname, port))
 
     def register_child(self, host: str, port: int) -> None:
-        """Allow `client(child=…)` to reach the child process that listens on exactly this address."""
+        """Allow clients with `Policy(child=…)` to reach the child process that listens on exactly this address."""
         self.guard.children.add((host, port))
 
     def unregister_child(self, host: str, port: int) -> None:
@@ -200,14 +197,6 @@ class Egress:
         self.requests[sink, outcome] += 1
         if outcome == "blocked":
             self.on_refusal(sink, host[:253])
-
-
-def _parse_host_port(text: str) -> HostPort:
-    """Parse `host:port`. Raise `ValueError`."""
-    parts = urlsplit(f"//{text}")
-    if not parts.hostname or parts.port is None:
-        raise ValueError(f"{text!r} is not host:port")
-    return read_host(parts.hostname), parts.port
 
 
 def _no_cookies() -> CookieJar:

@@ -76,8 +76,7 @@ class LoggedEvent(msgspec.Struct, frozen=True):
 
     def payload(self) -> dict[str, Any]:
         """Return the decoded `data`."""
-        value: dict[str, Any] = msgspec.json.decode(self.data)
-        return value
+        return msgspec.json.decode(self.data, type=dict[str, Any])
 
     def view(self) -> EventView:
         """Return the event in the form used by lists, `/ws` and SSE."""

@@ -8,6 +8,7 @@ import socket
 from collections.abc import Iterable
 from urllib.parse import urlsplit
 
+from corral.auth.principal import is_in_networks
 from corral.egress.guard import canonical_address
 
 LOOPBACK = frozenset({"localhost", "localhost.localdomain", "ip6-localhost"})
@@ -17,7 +18,7 @@ class ClientAddress:
     """Determines the client's address: the TCP peer, or the address that trusted proxies send in `X-Forwarded-For`."""
 
     def __init__(self, trusted: Iterable[str]) -> None:
-        self._trusted = [ipaddress.ip_network(network, strict=False) for network in trusted]
+        self._trusted = tuple(trusted)
 
     def __call__(self, peer: str, forwarded_for: bytes) -> str:
         """Return the client's address in canonical form, or "" for a Unix socket.
@@ -26,20 +27,15 @@ class ClientAddress:
         header `X-Forwarded-For`, joined by commas.
         """
         address = canonical_ip(peer)
-        if not self._is_trusted(address):
-            return address
         for hop in reversed(forwarded_for.decode("latin1").split(",")):
+            if not is_in_networks(address, self._trusted):
+                break
             without_port = hop.rpartition(":")[0]  # some proxies add the port
             given = canonical_ip(hop.strip(" []")) or canonical_ip(without_port.strip(" []"))
             if not given:
-                return address
+                break
             address = given
-            if not self._is_trusted(address):
-                return address
         return address
-
-    def _is_trusted(self, address: str) -> bool:
-        return bool(address) and any(ipaddress.ip_address(address) in network for network in self._trusted)
 
 
 def canonical_ip(text: str) -> str:

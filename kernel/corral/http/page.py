@@ -34,9 +34,8 @@ class PageQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_d
 
     def fingerprint(self) -> str:
         """Return a hash of all filters and the order, without limit and position. Cursors are bound to this hash."""
-        filters = msgspec.to_builtins(self)
-        for place in ("limit", "offset", "cursor"):
-            filters.pop(place, None)
+        place = ("limit", "offset", "cursor")
+        filters = {name: value for name, value in msgspec.to_builtins(self).items() if name not in place}
         return hashlib.sha256(msgspec.json.encode(filters, order="deterministic")).hexdigest()[:16]
 
 

@@ -15,7 +15,6 @@ from corral.auth.principal import Principal
 from corral.http.answers import Answer, Encoded, IfMatch, Request, Stream, Text, Wait
 from corral.http.page import Page
 from corral.http.routes import Route
-from corral.schema.conversion import components
 
 PARTS: dict[Any, str] = {Principal: "caller", IfMatch: "if_match", Request: "request"}
 NO_SHAPES = (Wait, Text, Stream, Encoded, types.NoneType)
@@ -45,26 +44,16 @@ class Signature(msgspec.Struct, frozen=True, kw_only=True):
         return "version" in getattr(shape, "__struct_fields__", ()) and hints(shape).get("version") is int
 
 
+@functools.lru_cache(maxsize=2048)
+def _resolved(function: Any) -> dict[str, Any]:
+    return typing.get_type_hints(function, include_extras=True)
+
+
 def hints(function: Any) -> dict[str, Any]:
     """Return the resolved annotations of a function. The result is shared, so callers must not change it.
 
     Raise `TypeError` naming an annotation that cannot be resolved.
     """
-    return _annotations(function)[0]
-
-
-def optional_hints(function: Any) -> dict[str, tuple[Any, bool]]:
-    """Return the same, without the return type, as `(X, True)` for `X | None`, and as `(X, False)` for any other X."""
-    return _annotations(function)[1]
-
-
-@functools.lru_cache(maxsize=2048)
-def _resolved(function: Any) -> tuple[dict[str, Any], dict[str, tuple[Any, bool]]]:
-    found = typing.get_type_hints(function, include_extras=True)
-    return found, {name: without_none(kind) for name, kind in found.items() if name != "return"}
-
-
-def _annotations(function: Any) -> tuple[dict[str, Any], dict[str, tuple[Any, bool]]]:
     function = getattr(function, "__func__", function)
     plain = isinstance(function, type) or getattr(function, "__closure__", function) is None
     try:  # the cache would keep a closure alive with everything it refers to
@@ -72,6 +61,11 @@ def _annotations(function: Any) -> tuple[dict[str, Any], dict[str, tuple[Any, bo
     except NameError as error:
         where = f"{function.__module__}.{function.__qualname__}"
         raise TypeError(f"{where}: {error}; import it outside TYPE_CHECKING") from None
+
+
+def optional_hints(function: Any) -> dict[str, tuple[Any, bool]]:
+    """Return the same, without the return type, as `(X, True)` for `X | None`, and as `(X, False)` for any other X."""
+    return {name: without_none(kind) for name, kind in hints(function).items() if name != "return"}
 
 
 def union_parts(kind: Any) -> tuple[Any, ...]:
@@ -137,7 +131,7 @@ def describe_shapes(
     for _, signature in operations:
         kinds |= dict.fromkeys([signature.body, signature.query, *map(without_page, signature.answers)])
     try:
-        schemas, named = components(kinds)
+        schemas, named = msgspec.json.schema_components(kinds, ref_template="#/components/schemas/{name}")
     except (TypeError, KeyError) as error:
         for operation in operations if len(operations) > 1 else ():
             describe_shapes([operation], *more)  # raises the error with the route's name

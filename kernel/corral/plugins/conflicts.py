@@ -1,4 +1,4 @@
-"""Detects names that more than one plugin declares, such as the names of settings, tables, events or jobs."""
+"""Detects names that more than one plugin declares, such as the names of settings, tables, events, jobs or routes."""
 
 from __future__ import annotations
 
@@ -7,13 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from corral.plugins.record import PluginRecord
 
-NAMED = (
-    ("setting", "corral_settings"),
-    ("job", "corral_jobs"),
-    ("schedule", "corral_schedules"),
-    ("subscriber", "corral_subscribers"),
-    ("metric", "corral_metrics"),
-)
+NAMED = ("setting", "job", "schedule", "subscriber", "metric")  # contributions that have a name
 
 
 def refuse_conflicts(plugins: Iterable[PluginRecord]) -> None:
@@ -32,8 +26,9 @@ def refuse_conflicts(plugins: Iterable[PluginRecord]) -> None:
 
 
 def _claimed_names(record: PluginRecord, owners: Mapping[str, PluginRecord]) -> Iterator[str]:
-    for kind, hook in NAMED:
-        yield from (f"{kind} {item.name}" for item in record.contributions_to(hook))
+    for kind in NAMED:
+        yield from (f"{kind} {item.name}" for item in record.contributions_to(f"corral_{kind}s"))
+    yield from (route.label for group in record.contributed.routes for route in group)
     yield from (f"socket {item.path}" for item in record.contributions_to("corral_sockets"))
     yield from (f"event {event.event}" for event in record.contributions_to("corral_events"))
     prefix = f"{record.name}_"

@@ -48,10 +48,9 @@ class Container:
 
     def get(self, kind: Callable[..., T]) -> T:  # not type[T], which mypy refuses for protocols
         """Return the service of a type without access checks, for the composition root and tests."""
-        try:
-            service: T = self._instances[kind]
-        except KeyError:
-            raise WiringError(f"no plugin provides {_name(kind)}") from None
+        if kind not in self._instances:
+            raise WiringError(f"no plugin provides {_name(kind)}")
+        service: T = self._instances[kind]
         return service
 
     def get_optional(self, kind: Callable[..., T]) -> T | None:

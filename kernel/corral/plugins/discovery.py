@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import importlib.util
 import re
@@ -45,14 +44,12 @@ class Found(msgspec.Struct, kw_only=True):
         return self.module.partition(".")[0]
 
     def protection(self) -> Protection:
-        """Return the plugin's class attribute `protected`, read from its source file without importing the plugin."""
-        package, *rest = self.module.split(".")
-        spec = importlib.util.find_spec(package) if package else None  # of a submodule, it would import the parents
-        source = ""
-        for root in (spec.submodule_search_locations or ()) if spec is not None else ():
-            with contextlib.suppress(OSError):
-                source = source or Path(root, *rest).with_suffix(".py").read_text("utf-8")
-        declared = _PROTECTED.search(source)
+        """Return the class attribute `protected` of a built-in plugin, read from its source without importing it.
+
+        Only the packages that contain the module are imported. They contain no code.
+        """
+        spec = importlib.util.find_spec(self.module) if self.module else None
+        declared = _PROTECTED.search(Path(spec.origin).read_text("utf-8")) if spec and spec.origin else None
         return False if declared is None else "essential" if declared[1] == '"essential"' else True
 
 

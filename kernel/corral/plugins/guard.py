@@ -22,7 +22,7 @@ from corral.auth.principal import Authenticator
 from corral.database.engine import translate
 from corral.errors import ContributionFailed, ExpectedFailure, Unavailable
 from corral.plugin import Gate, RateLimiter
-from corral.plugins.quarantine import ENDLESS, PluginQuarantine
+from corral.plugins.quarantine import ABANDONED, ENDLESS, LostCall, PluginQuarantine
 from corral.plugins.record import PluginRecord, State
 from corral.plugins.return_types import ANYTHING, NOT_AWAITED, ExpectedReturn, expected_returns
 from corral.plugins.thread_pool import acting_plugin
@@ -177,12 +177,10 @@ class Guard:
             return self.quarantine.time_limit if self.record.found.built_in else LOOP_SECONDS
         return self.quarantine.time_limit if self.limit == 0 else self.limit
 
-    def count_abandoned_call(self) -> None:
-        self.quarantine.count_lost_call(self.record, self.where, counts=self.counts)
-
-    def count_endless_call(self) -> None:
-        # The lost thread of a route counts only now: a route that ends when it is interrupted harms nobody.
-        self.quarantine.count_lost_call(self.record, self.where, counts=not self.counts, message=ENDLESS)
+    def count_lost_call(self, *, endless: bool = False) -> None:
+        # The thread of a route counts only when it is endless: a route that ends when it is interrupted harms nobody.
+        counts = not self.counts if endless else self.counts
+        self.quarantine.count_error(self.record, self.where, LostCall(ENDLESS if endless else ABANDONED), counts=counts)
 
 
 guard_code.update(
@@ -245,15 +243,14 @@ class Guards:
         `hooks` describes the hooks that plugins offer: it maps the name of each hook to the plugin that offers it and
         to the type of a contribution.
         """
-        given = record.contributed
 
         def wrap(hook: str, **options: Any) -> None:
-            guarded = [self.wrap_item(record, hook, item, **options) for item in given.contributions_to(hook)]
-            given.replace(hook, guarded)
+            items = record.contributions_to(hook)
+            items[:] = [self.wrap_item(record, hook, item, **options) for item in items]
 
         for hook, field, limit in WORK:
-            items = given.contributions_to(hook)
-            given.replace(hook, [self._wrap_work(record, hook, item, field, limit) for item in items])
+            items = record.contributions_to(hook)
+            items[:] = [self._wrap_work(record, hook, item, field, limit) for item in items]
         down = ("down", f"The check of the plugin {record.name} failed.")
         wrap("corral_health_checks", default=down, limit=HEALTH_SECONDS)
         wrap("corral_metrics")

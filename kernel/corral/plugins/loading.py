@@ -166,4 +166,4 @@ def _contribute(record: PluginRecord, specs: Mapping[str, Any], absent: bool) ->
         if not isinstance(getattr(kind, "event", None), str):
             raise TypeError(f'the event {kind.__name__} has no name: set event = "{record.name}.happened"')
     for hook, items in staged.items():
-        record.contributed.replace(hook, items)
+        record.contributions_to(hook)[:] = items

@@ -76,19 +76,16 @@ class PluginQuarantine:
         """Return the failure tracker of one plugin."""
         return self._trackers.setdefault(name, FailureTracker())
 
-    def count_error(self, record: PluginRecord, where: str, error: BaseException) -> None:
-        """Record an error of a contributed callable, and quarantine the plugin if there are too many."""
-        log.error("a contribution failed", extra={"plugin": record.name, "where": where}, exc_info=error)
-        self._registry.add_error(record.name, where, error, current().entry.request_id if in_unit() else None)
-        self._count(record, where, error, lost=False)
+    def count_error(self, record: PluginRecord, where: str, error: BaseException, *, counts: bool = True) -> None:
+        """Record an error of a contributed callable, or a `LostCall`, and quarantine the plugin if there are too many.
 
-    def count_lost_call(self, record: PluginRecord, where: str, *, counts: bool, message: str = ABANDONED) -> None:
-        """Record a call that was abandoned. It counts towards the quarantine of the plugin only if `counts` is true."""
-        log.error("a contribution was abandoned", extra={"plugin": record.name, "where": where, "reason": message})
-        error = LostCall(message)
-        self._registry.add_error(record.name, where, error, None)
+        The error counts towards the quarantine only if `counts` is true.
+        """
+        told = {"plugin": record.name, "where": where, "reason": str(error)}
+        log.error("a contribution failed", extra=told, exc_info=error)
+        self._registry.add_error(record.name, where, error, current().entry.request_id if in_unit() else None)
         if counts:
-            self._count(record, where, error, lost=True)
+            self._count(record, where, error)
 
     def suspend(self, record: PluginRecord, reason: str) -> None:
         """Quarantine a plugin that failed too often. If the plugin is protected, only raise an alert."""
@@ -107,7 +104,8 @@ class PluginQuarantine:
             self.alerts.append(PluginAlert(record.name, reason, not record.protected))
             self.notify()
 
-    def _count(self, record: PluginRecord, where: str, error: BaseException, *, lost: bool) -> None:
+    def _count(self, record: PluginRecord, where: str, error: BaseException) -> None:
+        lost = isinstance(error, LostCall)
         last = f"the last one in {where}: {'' if lost else f'{type(error).__name__}: '}{error}"
         window = self._settings.get(QUARANTINE_WINDOW_SECONDS)
         with self._lock:

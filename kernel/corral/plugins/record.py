@@ -55,17 +55,9 @@ class PluginContributions(msgspec.Struct, kw_only=True):
     to_plugins: dict[str, list[Any]] = {}
 
     def contributions_to(self, hook: str) -> list[Any]:
-        """Return the plugin's contributions to one hook."""
+        """Return the list of the plugin's contributions to one hook, which boot fills and changes in place."""
         field = hook.removeprefix("corral_")
-        return getattr(self, field) if field in _HOOK_FIELDS else self.to_plugins.get(hook, [])
-
-    def replace(self, hook: str, items: list[Any]) -> None:
-        """Replace the plugin's contributions to one hook."""
-        field = hook.removeprefix("corral_")
-        if field in _HOOK_FIELDS:
-            setattr(self, field, items)
-        else:
-            self.to_plugins[hook] = items
+        return getattr(self, field) if field in _HOOK_FIELDS else self.to_plugins.setdefault(hook, [])
 
 
 _HOOK_FIELDS = frozenset(PluginContributions.__struct_fields__) - {"to_plugins"}

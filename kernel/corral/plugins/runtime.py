@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 from collections.abc import Awaitable, Callable
 from typing import TypeVar, get_args
@@ -10,7 +11,6 @@ from typing import TypeVar, get_args
 from corral.errors import ExpectedFailure
 from corral.plugins.container import Container
 from corral.plugins.guard import Guard, Guards
-from corral.plugins.quarantine import LostCall
 from corral.plugins.record import PluginRecord, State
 from corral.plugins.registry import PluginRegistry
 from corral.supervisor import Supervisor
@@ -39,21 +39,17 @@ class LifecycleCallbacks:
         self.draining: list[Callable[[], Awaitable[None]]] = []
 
 
+@dataclasses.dataclass(eq=False)
 class PluginRuntime:
     """The runtime interface of one plugin. Implements `corral.plugin.Runtime` and `corral.supervisor.Owner`."""
 
-    def __init__(
-        self,
-        record: PluginRecord,
-        container: Container,
-        guards: Guards,
-        registry: PluginRegistry,
-        supervisor: Supervisor,
-        lifecycle: LifecycleCallbacks,
-    ) -> None:
-        self._record, self._container, self._guards = record, container, guards
-        self._registry, self._supervisor, self._lifecycle = registry, supervisor, lifecycle
-        self._supervised: list[str] = []
+    _record: PluginRecord
+    _container: Container
+    _guards: Guards
+    _registry: PluginRegistry
+    _supervisor: Supervisor
+    _lifecycle: LifecycleCallbacks
+    _supervised: list[str] = dataclasses.field(default_factory=list)
 
     @property
     def address(self) -> str | None:
@@ -90,7 +86,8 @@ class PluginRuntime:
                 async with asyncio.timeout(seconds):
                     await guard.call_async(*arguments)
             except TimeoutError:
-                self._guards.quarantine.count_error(self._record, name, LostCall(f"it took longer than {seconds:g} s"))
+                error = TimeoutError(f"it took longer than {seconds:g} s")
+                self._guards.quarantine.count_error(self._record, name, error)
             except ExpectedFailure as failure:
                 log.warning("a callback failed", extra={"plugin": self._record.name, "reason": str(failure)})
 

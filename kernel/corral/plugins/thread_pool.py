@@ -116,7 +116,7 @@ class PluginThreads(ThreadPoolExecutor):
         """Abandon the call that a thread is running: its future fails, and a new thread replaces the old one."""
         if (task := self._running.pop(thread, None)) is None:  # it has ended meanwhile
             return
-        guard.count_abandoned_call()
+        guard.count_lost_call()
         with contextlib.suppress(InvalidStateError):
             task.future.set_exception(ContributionFailed(f"{guard.where} did not return in time"))
         self._watchdog.abandon(thread, guard)

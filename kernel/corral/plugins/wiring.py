@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -28,22 +29,18 @@ INJECTED = {
 """The fields of contributions that hold functions with services as parameters."""
 
 
+@dataclasses.dataclass(eq=False)
 class PluginWiring:
     """Wires the plugins of one kernel.
 
     A plugin that fails is marked `failed`, and its services and event types are removed.
     """
 
-    def __init__(
-        self,
-        records: Sequence[PluginRecord],
-        container: Container,
-        settings: SettingsRegistry,
-        event_types: EventTypes,
-        guards: Guards,
-    ) -> None:
-        self._records, self._container, self._guards = records, container, guards
-        self._settings, self._event_types = settings, event_types
+    _records: Sequence[PluginRecord]
+    _container: Container
+    _settings: SettingsRegistry
+    _event_types: EventTypes
+    _guards: Guards
 
     def wire(self) -> None:
         """Wire all active plugins.

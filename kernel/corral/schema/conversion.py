@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import re
-import typing
-from collections.abc import Iterable, Iterator
-from enum import EnumMeta
 from functools import cache, cached_property
 from itertools import islice
-from typing import Any, Literal, TypeVar, overload
+from typing import Any, TypeVar, overload
 
 import msgspec
 
@@ -34,14 +31,6 @@ def encode(value: Any) -> bytes:
     return _encoder.encode(value)
 
 
-def components(kinds: Iterable[Any]) -> tuple[list[dict[str, Any]], dict[str, dict[str, Any]]]:
-    """Return the schema of each type, and the components that the schemas refer to, for OpenAPI 3.1."""
-    kinds = tuple(kinds)
-    schemas, named = msgspec.json.schema_components(kinds, ref_template="#/components/schemas/{name}")
-    orders = dict(_enum_orders(kinds, set()))
-    return [_reorder(each, orders) for each in schemas], {name: _reorder(each, orders) for name, each in named.items()}
-
-
 @overload
 def convert(kind: type[T], value: Any, *, strings: bool = False, pointer_prefix: str = "") -> T: ...
 @overload
@@ -49,7 +38,7 @@ def convert(kind: Any, value: Any, *, strings: bool = False, pointer_prefix: str
 def convert(kind: Any, value: Any, *, strings: bool = False, pointer_prefix: str = "") -> Any:
     """Convert the value to the type `kind`, or raise `Invalid` with every fault.
 
-    Set `strings` for values from a query string or path, which are all strings.
+    Set `strings` for a parsed query string, whose values are all strings.
     """
     if strings:
         try:
@@ -81,7 +70,7 @@ class _Shape:
 
     def __init__(self, kind: Any) -> None:
         try:
-            self.schema: Any = _reorder(msgspec.json.schema(kind), dict(_enum_orders((kind,), set())))
+            self.schema: Any = msgspec.json.schema(kind)
         except TypeError:  # a type without a JSON Schema
             self.schema = None
 
@@ -101,19 +90,16 @@ class _Shape:
         return frozenset(named | {_JSON_TYPES[type(value)] for one in options for value in one.get("enum", ())})
 
     @cached_property
-    def fields(self) -> dict[str | None, tuple[frozenset[str], frozenset[str]]]:
-        """The JSON types of each field, and of the items of arrays. The key `None` stands for the whole value."""
+    def fields(self) -> dict[str, tuple[frozenset[str], frozenset[str]]]:
+        """The JSON types of each field, and of the items of arrays."""
         options = self.choices(self.schema or {})
-        wanted: dict[str | None, Any] = {None: self.schema or {}}
-        wanted.update((name, schema) for one in options for name, schema in one.get("properties", {}).items())
+        wanted = {name: schema for one in options for name, schema in one.get("properties", {}).items()}
         items = {key: [one["items"] for one in self.choices(each) if "items" in one] for key, each in wanted.items()}
         return {key: (self.types(each), self.types({"anyOf": items[key]})) for key, each in wanted.items()}
 
-    def read(self, value: Any) -> Any:
-        """Convert the strings in a value, such as a parsed query string, to the types that the schema declares."""
-        if isinstance(value, dict):
-            return {name: self.convert_text(item, self.fields.get(name)) for name, item in value.items()}
-        return self.convert_text(value, self.fields[None])
+    def read(self, query: dict[str, Any]) -> dict[str, Any]:
+        """Convert the strings in a parsed query string to the types that the schema declares."""
+        return {name: self.convert_text(item, self.fields.get(name)) for name, item in query.items()}
 
     def convert_text(self, value: Any, wanted: tuple[frozenset[str], frozenset[str]] | None) -> Any:
         if wanted and isinstance(value, str) and "array" in wanted[0] and "string" not in wanted[0]:
@@ -135,29 +121,3 @@ def _from_text(text: Any, types: frozenset[str]) -> Any:
     if "number" in types and re.fullmatch(r"-?[0-9]{1,18}(\.[0-9]{1,18})?([eE][+-]?[0-9]{1,2})?", text):
         return float(text)
     return {"true": True, "1": True, "false": False, "0": False}.get(text, text) if "boolean" in types else text
-
-
-def _enum_orders(kinds: Iterable[Any], seen: set[Any]) -> Iterator[tuple[frozenset[Any], list[Any]]]:
-    """Yield the values of each enumeration in the order of their declaration, because msgspec sorts them."""
-    for kind in kinds:
-        if isinstance(kind, EnumMeta):
-            members = [member.value for member in typing.cast(Iterable[Any], kind)]
-            yield frozenset(members), members
-        elif typing.get_origin(kind) is Literal:
-            yield frozenset(typing.get_args(kind)), list(typing.get_args(kind))
-        elif args := typing.get_args(kind):
-            yield from _enum_orders((typing.get_origin(kind), *args), seen)
-        elif isinstance(kind, type) and issubclass(kind, msgspec.Struct) and kind not in seen:
-            seen.add(kind)
-            yield from _enum_orders((each.type for each in msgspec.structs.fields(kind)), seen)
-
-
-def _reorder(schema: Any, orders: dict[frozenset[Any], list[Any]]) -> Any:
-    if isinstance(schema, list):
-        return [_reorder(each, orders) for each in schema]
-    if not isinstance(schema, dict):
-        return schema
-    result = {key: _reorder(each, orders) for key, each in schema.items()}
-    if isinstance(values := schema.get("enum"), list):
-        result["enum"] = orders.get(frozenset(values), values)
-    return result

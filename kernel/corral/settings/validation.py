@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import typing
 from typing import Annotated, Any
@@ -17,7 +18,6 @@ RESERVED = frozenset({"bulk", "health", "schema", "history", "test-mail"})  # pa
 _VARIABLE = re.compile("CORRAL_[A-Z0-9_]+")
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,63}\.[a-z][a-z0-9_]{0,63}")
 _CREDENTIAL = re.compile(r"(^|_)(password|passphrase|secret|token|credentials?|api_?key|private_key|key)$")
-_NUMBER = re.compile(r"-?(0|[1-9][0-9]{0,17})(\.[0-9]{1,18})?([eE][+-]?[0-9]{1,2})?")
 
 
 WebUrl = Annotated[str, msgspec.Meta(max_length=2048, extra_json_schema={"format": "uri"})]
@@ -40,11 +40,13 @@ def convert_value(setting: Setting[Any], value: Any, source: str = "") -> Any:
     if value is None and setting.default is None:
         return None
     try:
-        found = msgspec.convert(_from_text(setting.kind, value), setting.kind)
+        found = msgspec.convert(value, setting.kind, strict=not isinstance(value, str))
     except msgspec.ValidationError as error:
         raise _refusal(setting, source, "wrong_type", error) from None
     if found is None:
         return None
+    if isinstance(found, float) and not math.isfinite(found):
+        raise _refusal(setting, source, "wrong_type")
     if setting.minimum is not None or setting.maximum is not None:
         is_number = isinstance(found, (int, float))
         size = found if is_number else len(found)
@@ -71,17 +73,6 @@ def unwrap_type(kind: Any) -> tuple[Any, bool]:
     while typing.get_origin(kind) is typing.Annotated:
         kind = typing.get_args(kind)[0]
     return without_none(kind)
-
-
-def _from_text(kind: Any, value: Any) -> Any:
-    if not isinstance(value, str):
-        return value
-    options = {kind, *typing.get_args(kind)}
-    if bool in options and value in ("true", "false"):
-        return value == "true"
-    if options & {int, float} and _NUMBER.fullmatch(value):
-        return msgspec.json.decode(value)
-    return value
 
 
 def check_declaration(setting: Setting[Any]) -> None:

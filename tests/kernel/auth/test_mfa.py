@@ -131,6 +131,7 @@ async def test_five_wrong_codes_end_the_mfa_token_and_lock(make_kit: MakeKit, op
     assert (await door.login("ann@example.org")).code == "account_locked"
 
 
+@pytest.mark.one_engine
 async def test_an_mfa_token_opens_nothing_else_and_lasts_five_minutes(kit: Kit, door: Any) -> None:
     _, app, _ = await door.with_mfa(email="ann@example.org")
     pending = (await door.login("ann@example.org")).json()
@@ -154,6 +155,7 @@ async def test_a_setup_lasts_15_minutes_and_a_new_one_replaces_it(kit: Kit, door
     assert (await client.post("/auth/mfa/verify", {"code": app_of(second).code()})).code == "invalid_state"
 
 
+@pytest.mark.one_engine
 async def test_setup_needs_a_fresh_sign_in_the_password_or_a_step_up(kit: Kit, door: Any) -> None:
     client = await kit.as_user()
     clock.travel(301)

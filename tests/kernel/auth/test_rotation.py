@@ -96,6 +96,7 @@ async def test_successors_are_sealed_and_forgotten_after_the_grace(kit: Kit) -> 
     assert await work(kept, read=True) == []
 
 
+@pytest.mark.one_engine
 @pytest.mark.parametrize("token", ["unknown", "x" * 200, "é"])
 async def test_an_unknown_token_is_of_no_session(kit: Kit, token: str) -> None:
     assert (await _refresh(kit, token)).code == "session_revoked"

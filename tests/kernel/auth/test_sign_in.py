@@ -102,6 +102,7 @@ async def test_one_address_is_one_account_in_any_spelling(make_kit: MakeKit) -> 
     assert "existing_id" not in answer.json()
 
 
+@pytest.mark.one_engine
 @pytest.mark.parametrize("mode", ["closed", "invite"])
 async def test_closed_registration(make_kit: MakeKit, mode: str) -> None:
     kit = await make_kit(plugins=[], environ={} if mode == "invite" else {"CORRAL_REGISTRATION": mode})
@@ -166,6 +167,7 @@ async def test_auth_6_a_deactivated_user_is_out(kit: Kit) -> None:
     assert (await _login(kit, client.user["email"])).status == 200
 
 
+@pytest.mark.one_engine
 async def test_who_must_change_the_password_can_do_little_else(kit: Kit) -> None:
     await kit.as_user("admin")
     email = (await kit.as_user("admin")).user["email"]
@@ -251,6 +253,7 @@ async def test_a_session_that_idles_is_over(kit: Kit) -> None:
     assert (refreshed.status, refreshed.code) == (401, "token_expired")
 
 
+@pytest.mark.one_engine
 async def test_the_refresh_cookie_counts_for_own_pages_only(kit: Kit) -> None:
     answer = await _login(kit, (await kit.as_user()).user["email"], cookie=True)
     assert "refresh_token" not in answer.json()

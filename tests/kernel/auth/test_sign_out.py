@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from corral import clock
 from corral.testing.kit import Answer, Kit
 
@@ -46,6 +48,7 @@ async def test_a_refresh_token_ends_its_whole_chain(kit: Kit, door: Any) -> None
     assert (unknown.status, unknown.code) == (401, "unauthenticated")
 
 
+@pytest.mark.one_engine
 async def test_the_cookie_ends_its_session_for_pages_of_this_host(kit: Kit, door: Any) -> None:
     member = await kit.as_user()
     answer = await door.login(member.user["email"], cookie=True)
@@ -59,6 +62,7 @@ async def test_the_cookie_ends_its_session_for_pages_of_this_host(kit: Kit, door
     assert (await kit.client.get("/auth/me", headers=bearer(answer.json()["access_token"]))).code == "session_revoked"
 
 
+@pytest.mark.one_engine
 async def test_what_is_no_token_of_a_session_is_refused(kit: Kit, door: Any) -> None:
     member = await kit.as_user()
     tokens = (await door.login(member.user["email"])).json()

@@ -73,6 +73,7 @@ async def test_auth_7_forged_tokens_open_nothing(kit: Kit) -> None:
     assert await _status(kit, _forge(good, sub=other)) == (401, "session_revoked")  # another's session
 
 
+@pytest.mark.one_engine
 async def test_an_old_token_is_expired(kit: Kit) -> None:
     good = (await kit.as_user()).token
     assert good is not None
@@ -82,6 +83,7 @@ async def test_an_old_token_is_expired(kit: Kit) -> None:
     assert await _status(kit, good) == (401, "token_expired")
 
 
+@pytest.mark.one_engine
 async def test_a_short_secret_signs_nothing(kit: Kit) -> None:
     tokens = AccessTokens(kit.kernel.keyring, InstallationConfig.from_config(kit.kernel.config))
     tokens._fixed = b"short"

@@ -14,7 +14,7 @@ import pytest
 from tests.limits import within
 
 from corral.egress.client import Egress
-from corral.egress.guard import EgressBlocked
+from corral.egress.guard import EgressBlocked, Policy
 from corral.egress.transport import truncated
 from corral.testing.certificates import CertificateAuthority
 from corral.testing.server import free_port
@@ -201,7 +201,7 @@ async def test_a_child_process_has_a_client_of_its_own(make_egress: MakeEgress) 
     async with StubServer() as child, StubServer() as other:
         place = ("127.0.0.1", child.port)
         egress.register_child(*place)
-        async with egress.client("local_model", child=place) as client:
+        async with egress.client("local_model", policy=Policy(child=place)) as client:
             assert (await client.get(child.url)).status_code == 200
             with pytest.raises(EgressBlocked):
                 await client.get(other.url)
@@ -209,16 +209,20 @@ async def test_a_child_process_has_a_client_of_its_own(make_egress: MakeEgress) 
             with pytest.raises(EgressBlocked):
                 await client.get(child.url)
         egress.unregister_child(*place)
-        async with egress.client("local_model", child=place) as client:
+        async with egress.client("local_model", policy=Policy(child=place)) as client:
             with pytest.raises(EgressBlocked):
                 await client.get(child.url)
         assert (child.connections, other.connections) == (1, 0)
 
 
+def of_operator(port: int) -> Policy:
+    return Policy(operator=frozenset({("127.0.0.1", port)}))
+
+
 async def test_addresses_of_the_operator_are_exact(make_egress: MakeEgress) -> None:
     egress = make_egress({"evil.example": [["127.0.0.1"]]})
     async with StubServer() as own, StubServer() as other:
-        async with egress.client("llm", operator=[f"127.0.0.1:{own.port}"]) as client:
+        async with egress.client("llm", policy=of_operator(own.port)) as client:
             assert (await client.get(own.url)).status_code == 200
             for url in (other.url, f"http://evil.example:{own.port}/"):
                 with pytest.raises(EgressBlocked):
@@ -230,7 +234,7 @@ async def test_corral_itself_is_refused_even_to_the_operator(make_egress: MakeEg
     async with StubServer() as server:
         egress = make_egress(allow=[f"127.0.0.1:{server.port}"])
         egress.deny_own_server(f"0.0.0.0:{server.port}")
-        async with egress.client("llm", operator=[f"127.0.0.1:{server.port}"]) as client:
+        async with egress.client("llm", policy=of_operator(server.port)) as client:
             with pytest.raises(EgressBlocked) as refusal:
                 await client.get(server.url)
         assert (refusal.value.code, server.connections) == ("egress.own_listener", 0)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
 from corral.testing.kit import Kit
 
 
@@ -27,6 +29,7 @@ async def test_settings_of_a_plugin_are_changed_all_or_none(kit: Kit) -> None:
     assert (await admin.put("/plugins/nothing/config", {"settings": {}})).status == 404
 
 
+@pytest.mark.one_engine
 async def test_it_takes_an_admins_own_session(kit: Kit) -> None:
     member = await kit.as_user("member")
     assert (await member.put("/plugins/workers/config", {"settings": {}})).code == "forbidden"

@@ -185,6 +185,7 @@ async def test_query_problems(probe: Kit) -> None:
     assert (await member.get("/probe/things?title=" + "a" * 9000)).status == 414
 
 
+@pytest.mark.one_engine
 async def test_etags(probe: Kit) -> None:
     member = await probe.as_user()
     made = await member.post("/probe/things", {"title": "a"})
@@ -267,6 +268,7 @@ async def test_conventions_5_following_next_visits_each_row_once(probe: Kit) -> 
     assert seen == [f"t{index}" for index in reversed(range(60))]
 
 
+@pytest.mark.one_engine
 async def test_cursors_are_bound(probe: Kit) -> None:
     member, other = await probe.as_user(), await probe.as_user()
     for index in range(3):

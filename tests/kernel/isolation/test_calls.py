@@ -141,6 +141,7 @@ async def test_health_checks_in_threads(tmp_path: Path) -> None:
         assert await asyncio.to_thread(lambda: "others go on") == "others go on"
 
 
+@pytest.mark.one_engine
 async def test_one_metric_that_errs_keeps_the_others(make_kit: MakeKit) -> None:
     def metrics(name: str, collect: Callable[[], Any]) -> Any:
         found = [Metric(name=f"corral_{name}", help="Of a test.", collect=collect)]
@@ -176,6 +177,7 @@ class Strange:
         raise KeyError(credential[:3])
 
 
+@pytest.mark.one_engine
 async def test_an_authenticator_that_errs_is_passed_over(make_kit: MakeKit) -> None:
     kit = await make_kit(plugins=[plugin("faulty", corral_authenticators=lambda self: [Strange])])
     kit.kernel.credentials.set_authenticators([*reversed(kit.kernel.credentials._authenticators)])

@@ -49,6 +49,7 @@ async def opened(client: Client, url: str, *names: str) -> tuple[str, str]:
     return found.path, found.fragment.removeprefix("token=")
 
 
+@pytest.mark.one_engine
 async def test_a_person_resets_a_password_in_a_browser(
     mailing: Kit, mail_server: MailServer, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -72,6 +73,7 @@ async def test_a_person_resets_a_password_in_a_browser(
     assert "short" not in weak
 
 
+@pytest.mark.one_engine
 async def test_an_invited_person_creates_the_account_in_a_browser(mailing: Kit) -> None:
     admin = await mailing.as_user("admin")
     invited = (await admin.post("/admin/invitations", {"email": "ada@example.org", "role": "viewer"})).json()
@@ -84,6 +86,7 @@ async def test_an_invited_person_creates_the_account_in_a_browser(mailing: Kit) 
     assert "The link was already used" in late
 
 
+@pytest.mark.one_engine
 async def test_a_person_verifies_an_address_in_a_browser(make_kit: Callable[..., Any], mail_server: MailServer) -> None:
     config = mail_server.config(**{"security.registration": "open", "security.email_verification": True})
     kit: Kit = await make_kit(plugins=("admin",), config=config)
@@ -97,6 +100,7 @@ async def test_a_person_verifies_an_address_in_a_browser(make_kit: Callable[...,
     await kit.sign_in("ada@example.org")
 
 
+@pytest.mark.one_engine
 async def test_forms_share_the_limits_of_the_endpoints(make_kit: Callable[..., Any], mail_server: MailServer) -> None:
     kit: Kit = await make_kit(plugins=("security",), config=mail_server.config() | {"rate_limits": True})
     form = {"content-type": "application/x-www-form-urlencoded"}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import subprocess
 import sys
 from datetime import datetime
@@ -17,7 +16,7 @@ from tests.kernel.schema.cases import ID, TREES, Order, Priority, Query, Square,
 
 from corral.errors import FieldError, Invalid
 from corral.schema import fields as schema_fields
-from corral.schema.conversion import components, convert, encode
+from corral.schema.conversion import convert, encode
 from corral.schema.fields import Id, Instant, Tags
 
 
@@ -34,8 +33,8 @@ def test_every_fault_is_told_at_once() -> None:
         convert(Order, value)
     assert set(caught.value.errors) == {
         FieldError("/title", "required", "this field is required"),
-        FieldError("/priority", "not_in_enum", "one of low, medium, high, critical"),
-        FieldError("/level", "not_in_enum", "one of low, high, critical"),
+        FieldError("/priority", "not_in_enum", "one of critical, high, low, medium"),
+        FieldError("/level", "not_in_enum", "one of critical, high, low"),
         FieldError("/count", "too_small", "at least 1"),
         FieldError("/due", "bad_format", "a date and time with a zone, such as 2026-01-31T12:00:00Z"),
         FieldError("/tags/0", "too_short", "at least 1 character"),
@@ -131,7 +130,6 @@ def test_strings_of_a_query() -> None:
     query = convert(Query, value, strings=True)
     assert query == Query(limit=5, ratio=0.5, urgent=True, status=["open", "done"], q="5")
     assert convert(Query, {"status": "open", "urgent": "0", "ratio": "3"}, strings=True).status == ["open"]
-    assert convert(int, "7", strings=True) == 7
     assert convert(Query, {"q": "e\u0301"}, strings=True).q == "\u00e9"
 
 
@@ -175,24 +173,13 @@ def test_encode() -> None:
     assert json.loads(encode(view)) == {"id": ID, "created_at": "2026-01-01T00:00:00.000Z", "priority": "low"}
 
 
-def test_components() -> None:
-    schemas, named = components([Order, list[View]])
-    assert schemas == [
-        {"$ref": "#/components/schemas/Order"},
-        {"type": "array", "items": {"$ref": "#/components/schemas/View"}},
-    ]
-    assert set(named) == {"Order", "View", "Circle", "Square", "Priority"}
-    assert named["Priority"]["enum"] == ["low", "medium", "high", "critical"]
-    assert named["View"]["properties"]["created_at"] == {"type": "string", "format": "date-time"}
-    assert named["View"]["properties"]["id"]["format"] == "uuid"
-    assert not re.search(r"\$defs", json.dumps(named))
-
-
 def test_jsonschema_is_not_imported_until_it_is_needed() -> None:
     code = (
-        "import sys; from corral.schema.conversion import convert; from corral.schema.strict_json import parse_json\n"
+        "import sys, msgspec\n"
+        "from corral.schema.conversion import convert; from corral.schema.strict_json import parse_json\n"
         "convert(list[int], parse_json(b'[1]'))\n"
-        "convert(int, '1', strings=True); sys.exit('jsonschema' in sys.modules or 'referencing' in sys.modules)"
+        "convert(msgspec.defstruct('Query', [('limit', int)]), {'limit': '1'}, strings=True)\n"
+        "sys.exit('jsonschema' in sys.modules or 'referencing' in sys.modules)"
     )
     subprocess.run(
         [sys.executable, "-c", code], check=True, env={"PYTHONPATH": schema_fields.__file__.rsplit("/", 3)[0]}

@@ -125,6 +125,7 @@ async def test_expiry_and_scopes(kit: Kit, alice: Client) -> None:
     assert await kit.kernel.database.work(lambda: AgentToken.select().count(), read=True) == 1
 
 
+@pytest.mark.one_engine
 async def test_an_api_key_neither_makes_nor_ends_a_token(make_kit: Callable[..., Awaitable[Kit]]) -> None:
     kit = await make_kit(plugins=["agents", "security"])
     alice = await kit.as_user("member")
@@ -157,6 +158,7 @@ async def test_making_and_ending_a_token_is_written_down(make_kit: Callable[...,
     assert token["token"] not in answer.body.decode()
 
 
+@pytest.mark.one_engine
 @pytest.mark.parametrize("code", ["password_change_required", "mfa_required"])
 async def test_a_token_is_no_way_round_what_its_maker_must_do(
     make_kit: Callable[..., Awaitable[Kit]], code: str

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from tests.plugins.approvals.conftest import Desk
 
 from corral import clock
@@ -69,12 +70,14 @@ REFUSED: list[tuple[dict[str, Any], int]] = [
 ]
 
 
+@pytest.mark.one_engine
 async def test_what_cannot_be_asked_is_refused(desk: Desk) -> None:
     for fields, status in REFUSED:
         answer = await desk.member.post("/approvals", {"title": "x", **fields})
         assert answer.status == status, (fields, answer)
 
 
+@pytest.mark.one_engine
 async def test_a_person_asks_only_for_agents_that_they_own(desk: Desk) -> None:
     agent_id = await desk.agent()
     assert (await desk.other.post("/approvals", {"title": "x", "agent_id": agent_id})).status == 403
@@ -208,6 +211,7 @@ async def test_a_task_has_so_many_open_approvals(desk: Desk) -> None:
     assert ended.status == 422
 
 
+@pytest.mark.one_engine
 async def test_hidden_characters_are_shown(desk: Desk) -> None:
     asked = await desk.ask(title="pay\u202eyob", payload={"to\u200b": "a\u2066b", "n": 1, "text": "two\nlines"})
     view = (await desk.other.get(f"/approvals/{asked['id']}")).json()

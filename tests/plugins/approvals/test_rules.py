@@ -58,6 +58,7 @@ async def test_a_rule_for_a_tool_runs_the_call_but_never_that_of_a_tainted_run(d
     assert {"text": "tainted"} not in desk.bench.runs
 
 
+@pytest.mark.one_engine
 async def test_only_admins_write_rules(desk: Desk) -> None:
     refused = await desk.member.put("/settings/approvals/auto_approve", {"value": []})
     assert refused.status == 403
@@ -66,6 +67,7 @@ async def test_only_admins_write_rules(desk: Desk) -> None:
         assert answer.status == 422, (wrong, answer)
 
 
+@pytest.mark.one_engine
 async def test_high_risk_can_demand_a_fresh_confirmation(desk: Desk) -> None:
     changed = await desk.admin.put("/settings/approvals/require_mfa_for_high", {"value": True})
     assert changed.status == 200

@@ -50,6 +50,7 @@ async def test_an_hour_without_rows_makes_none(books: Books) -> None:
     assert made.rows == 2
 
 
+@pytest.mark.one_engine
 async def test_anybody_can_check_a_signature(books: Books) -> None:
     """With the public key alone, and by the page's words."""
     await books.write(1)
@@ -111,6 +112,7 @@ async def test_admins_are_told_of_a_broken_place_once_an_hour(books: Books) -> N
     assert len(await told()) == 3
 
 
+@pytest.mark.one_engine
 async def test_a_key_that_is_none_signs_nothing(books: Books) -> None:
     await books.write(2)
     await books.sign()
@@ -196,6 +198,7 @@ async def test_a_process_without_the_plugin_does_not_serve(make_kit: Callable[..
         await make_kit(plugins=["audit", "admin"])
 
 
+@pytest.mark.one_engine
 async def test_the_plugin_cannot_be_disabled(books: Books) -> None:
     answer = await books.admin.post("/plugins/audit/disable", {})
     assert (answer.status, answer.code) == (409, "plugin_required")

@@ -262,6 +262,7 @@ async def test_failed_sign_ins_are_recorded(books: Books) -> None:
     assert "wrong" not in json.dumps(row)
 
 
+@pytest.mark.one_engine
 async def test_addresses_are_recorded_unless_that_is_off(books: Books) -> None:
     await books.admin.get("/admin/audit/checkpoints", headers={"user-agent": "curl/8"})
     assert (await books.rows("&action=audit.log.read"))[0]["actor"]["ip"] == "127.0.0.1"

@@ -52,12 +52,14 @@ async def test_the_text_of_all_comments_on_a_review_is_bounded(desk: Desk, monke
     assert [each["body"] for each in (await desk.review(review["id"]))["comments"]] == ["x" * 4, "z" * 6]
 
 
+@pytest.mark.one_engine
 async def test_the_old_side_has_its_own_lines(desk: Desk) -> None:
     review = await desk.opened()
     comment = await desk.comment(review["id"], "Keep it.", file="x.py", line=2, side="old")
     assert (comment["side"], comment["line"], comment["anchor"]) == ("old", 2, "active")
 
 
+@pytest.mark.one_engine
 async def test_only_its_author_edits_a_comment_and_every_member_resolves_it(desk: Desk) -> None:
     review = await desk.opened()
     comment = await desk.comment(review["id"], "Whi?")
@@ -87,6 +89,7 @@ async def test_a_thread_is_resolved_as_a_whole(desk: Desk) -> None:
 # -- decisions
 
 
+@pytest.mark.one_engine
 async def test_a_viewer_and_an_api_key_decide_nothing(desk: Desk) -> None:
     review = await desk.opened()
     viewer = await desk.kit.as_user("viewer")
@@ -98,12 +101,14 @@ async def test_a_viewer_and_an_api_key_decide_nothing(desk: Desk) -> None:
             assert (await client.post(f"/code-reviews/{review['id']}/{action}", {})).status == 403
 
 
+@pytest.mark.one_engine
 async def test_an_empty_body_approves(desk: Desk) -> None:
     review = await desk.opened()
     answer = await desk.other.post(f"/code-reviews/{review['id']}/approve")
     assert (answer.status, answer.json()["decided_by"]) == (200, desk.other.user["id"])
 
 
+@pytest.mark.one_engine
 async def test_the_opener_approves_unless_a_second_person_must(desk: Desk) -> None:
     first, second = await desk.opened(), await desk.opened()
     assert (await desk.act(first["id"], "approve", by=desk.member)).status == 200
@@ -115,6 +120,7 @@ async def test_the_opener_approves_unless_a_second_person_must(desk: Desk) -> No
     assert (await desk.act(second["id"], "approve")).status == 200
 
 
+@pytest.mark.one_engine
 async def test_the_owner_of_the_task_is_no_second_person_if_somebody_else_opened_the_review(desk: Desk) -> None:
     await desk.admin.put("/settings/code_reviews/require_second_person", {"value": True})
     review = await desk.opened(desk.other, task_id=await desk.task())
@@ -123,6 +129,7 @@ async def test_the_owner_of_the_task_is_no_second_person_if_somebody_else_opened
     assert (await desk.act(review["id"], "approve", by=await desk.kit.as_user("member"))).status == 200
 
 
+@pytest.mark.one_engine
 async def test_a_failed_check_stops_an_approval(desk: Desk) -> None:
     review = await desk.opened()
     checks = [{"name": "tests", "status": "failed", "url": "https://ci.example.com/1"}, {"name": "lint"}]
@@ -168,6 +175,7 @@ async def test_reviewers_that_make_no_sense_are_refused(desk: Desk, case: str) -
 # -- tasks
 
 
+@pytest.mark.one_engine
 async def test_a_result_that_breaks_its_schema_is_not_reviewed(desk: Desk) -> None:
     task_id = await desk.task(review_policy=HUMAN, output_schema={"type": "object", "required": ["m"]})
     task = await desk.diff(await desk.worker.run())
@@ -201,6 +209,7 @@ async def test_a_patch_that_no_review_keeps_must_be_small(desk: Desk) -> None:
     assert (answer.status, answer.json()["errors"][0]["code"]) == (422, "too_long")
 
 
+@pytest.mark.one_engine
 async def test_the_policy_of_the_agent_applies_unless_the_task_has_its_own(desk: Desk) -> None:
     answer = await desk.member.patch(f"/agents/{desk.agent_id}", {"review_policy": HUMAN})
     assert answer.json()["review_policy"] == {"mode": "human", "reviewer_agent_id": None}
@@ -371,6 +380,7 @@ async def test_an_agent_opens_and_revises_reviews_of_its_own_task_only(desk: Des
     assert said.json()["author"] == {"type": "agent", "id": desk.agent_id}
 
 
+@pytest.mark.one_engine
 async def test_an_agent_reviews_but_never_decides(desk: Desk) -> None:
     reviewer = await desk.agent("reviewer")
     task_id = await desk.task(agent_id=desk.agent_id, review_policy={"mode": "agent", "reviewer_agent_id": reviewer})

@@ -90,6 +90,7 @@ async def test_a_newer_table_is_fetched_daily_and_used(books: Books) -> None:
     assert await price(books) == before
 
 
+@pytest.mark.one_engine
 @pytest.mark.parametrize("content", [b"[]", b"{}", b"no JSON", b'[{"id": 5}]'])
 async def test_a_table_that_cannot_be_read_changes_nothing(books: Books, content: bytes) -> None:
     Server.content, before = content, await price(books)
@@ -101,6 +102,7 @@ async def test_a_table_that_cannot_be_read_changes_nothing(books: Books, content
     assert await price(books) == before
 
 
+@pytest.mark.one_engine
 async def test_the_table_is_fetched_through_the_egress_guard(make_kit: Callable[..., Any], server: str) -> None:
     books = await Books().build(await make_kit(plugins=["cost", "settings"]))
     await switch(books, True)

@@ -61,6 +61,7 @@ def test_a_model_without_a_price_for_used_tokens_is_unpriced() -> None:
     )
 
 
+@pytest.mark.one_engine
 async def test_price_sources_are_tried_in_order(books: Any) -> None:
     tokens = {"input_tokens": 1_000_000}
     named = {"provider": "openai", "model": "gpt-4o", **tokens}
@@ -81,6 +82,7 @@ async def test_price_sources_are_tried_in_order(books: Any) -> None:
     assert (await books.settle(**tokens)).priced is False
 
 
+@pytest.mark.one_engine
 async def test_a_price_that_would_have_no_effect_is_refused(books: Any) -> None:
     price = {"provider": "acme", "model": "*", "input_usd": 1, "output_usd": 1}
     made = (await books.admin.post("/cost/prices", price)).json()
@@ -103,6 +105,7 @@ async def test_without_reported_prices_a_report_counts_only_where_no_table_does(
     assert (correction.price_source, correction.cost_usd) == ("reported", -9)
 
 
+@pytest.mark.one_engine
 async def test_the_most_specific_pattern_wins(books: Any) -> None:
     patterns = {("*", "*"): 1, ("acme", "*"): 2, ("*", "one*"): 3, ("a*", "one-?"): 4, ("acme", "one-1"): 5}
     for (provider, model), price in patterns.items():
@@ -131,6 +134,7 @@ async def test_a_price_holds_from_its_instant_on(books: Any) -> None:
     assert (await books.settle(input_tokens=1_000_000)).cost_usd == 2
 
 
+@pytest.mark.one_engine
 async def test_all_kinds_of_tokens_and_the_call_count(books: Any) -> None:
     used = {
         "input_tokens": 1_000_000,

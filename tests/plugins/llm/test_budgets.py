@@ -472,6 +472,7 @@ async def test_a_task_whose_call_a_budget_refused_waits_until_the_call_is_afford
     assert await counters(world) == [("global", 0, 60_000)]
 
 
+@pytest.mark.one_engine
 async def test_the_refused_call_and_the_remedy_are_told_in_figures(world: World) -> None:
     task = await world.task()
     await budget(world, monthly_limit=0.05)
@@ -515,6 +516,7 @@ async def test_another_model_of_the_agent_does_not_wait_for_the_refused_call(wor
     assert (await claim(world))["reason"] == "ok"
 
 
+@pytest.mark.one_engine
 async def test_the_budget_of_an_agent_is_told_with_the_command_that_raises_it(world: World) -> None:
     task = await world.task(agent_id=world.agent_id)
     await world.member.put(f"/agents/{world.agent_id}/budget", {"monthly_budget_usd": 0.05})

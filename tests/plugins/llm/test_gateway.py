@@ -227,6 +227,7 @@ async def test_unit_of_work_12_a_sweep_settles_orphans(kit: Any) -> None:
     assert await kit.kernel.database.work(lambda: rows.fail_abandoned(660)) == 1
 
 
+@pytest.mark.one_engine
 async def test_models_and_providers_and_their_visibility(kit: Any) -> None:
     alice, viewer = await kit.as_user("member"), await kit.as_user("viewer")
     models = (await viewer.get("/llm/models")).json()

@@ -271,6 +271,7 @@ async def test_a_lease_that_ends_ends_its_call_within_a_second(kit: Any, how: st
     assert World.spent[-1][0] > 50  # the input was sent
 
 
+@pytest.mark.one_engine
 async def test_a_failing_model_falls_back_but_a_bad_request_does_not(kit: Any) -> None:
     World.model, World.fallbacks = "broken", ["scripted/broken", "scripted/mine"]
     assert (await ask(kit))["model"] == "scripted/mine"

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import pytest
 from tests.plugins.marketplace.conftest import MANIFEST, PLUGINS, TOKEN, Market, manifest, objects, plugin_with
 
 from corral.auth.principal import Principal
@@ -110,6 +111,7 @@ async def test_corral_template_installers(make_kit: Callable[..., Any]) -> None:
     assert bells.rows == {}
 
 
+@pytest.mark.one_engine
 async def test_a_kind_without_an_installer_is_named(market: Market) -> None:
     await market.ok("POST", "/marketplace/templates", _with_bell(), by=market.admin)
     shown = await market.ok("GET", "/marketplace/templates/sorter")
@@ -120,6 +122,7 @@ async def test_a_kind_without_an_installer_is_named(market: Market) -> None:
     assert (plan["missing_plugins"], [each["key"] for each in plan["objects"]]) == (["bell"], ["sorter"])
 
 
+@pytest.mark.one_engine
 async def test_templates_of_plugins_are_refused_for_the_same_errors_as_uploads(make_kit: Callable[..., Any]) -> None:
     leaking, calling = manifest(slug="leaking"), manifest(slug="calling")
     leaking["resources"][0]["spec"]["system_prompt"] = f"Use {TOKEN}."

@@ -36,6 +36,7 @@ async def test_a_message_has_one_recipient_that_exists_and_is_not_its_sender(pos
     assert (await post.send(recipient_user_id=post.other.user["id"], body="a\u202e\tb\n"))["body"] == "a\tb\n"
 
 
+@pytest.mark.one_engine
 async def test_warnings_say_that_nobody_receives_it_now(post: Post) -> None:
     idle = await post.agent("idle", start=False)
     assert (await post.send(idle))["warnings"] == ["recipient_offline"]
@@ -61,6 +62,7 @@ async def test_a_reply_acknowledges_the_request(post: Post) -> None:
     assert [each["type"] for each in thread] == ["request", "reply"]
 
 
+@pytest.mark.one_engine
 async def test_only_messages_of_the_requester_leave_a_run_untainted(post: Post) -> None:
     own = await post.send(post.agent_id)
     lease = await post.lease_of(post.agent_id)

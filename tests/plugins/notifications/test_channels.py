@@ -26,6 +26,7 @@ from corral_plugins.notifications.shapes import ChannelPatch
 SECRET = "a secret of the channel"
 
 
+@pytest.mark.one_engine
 async def test_a_signed_webhook(world: Notified) -> None:
     async with Receiver() as receiver:
         made = await world.channel("webhook", {"url": receiver.url, "secret": SECRET, "headers": {"X-Mine": "yes"}})
@@ -45,6 +46,7 @@ async def test_a_signed_webhook(world: Notified) -> None:
         assert SECRET not in json.dumps([shown, await world.deliveries()])
 
 
+@pytest.mark.one_engine
 async def test_a_mail_has_text_html_and_links(mailing: Notified, smtp: MailServer) -> None:
     made = await mailing.channel("email", {"to": ["ops@example.org"], "subject_prefix": "[corral]"})
     await mailing.rule(made)
@@ -97,6 +99,7 @@ async def test_wrong_channels_are_422(world: Notified) -> None:
     assert (await world.member.get("/notifications/channels")).status == 403
 
 
+@pytest.mark.one_engine
 async def test_each_recipient_gets_a_mail_of_their_own(mailing: Notified, smtp: MailServer) -> None:
     made = await mailing.channel("email", {"to_recipients": True})
     await mailing.rule(made, events=("task.failed", "task.completed"), recipients={"roles": ["member"]})
@@ -108,6 +111,7 @@ async def test_each_recipient_gets_a_mail_of_their_own(mailing: Notified, smtp: 
     assert row["user_id"] == mailing.member.user["id"]
 
 
+@pytest.mark.one_engine
 async def test_one_refused_address_keeps_no_other_from_its_mail(mailing: Notified, smtp: MailServer) -> None:
     accept = smtp.box.handle_RCPT
 
@@ -129,6 +133,7 @@ async def test_one_refused_address_keeps_no_other_from_its_mail(mailing: Notifie
     assert found["status"] == "untested"  # the server works
 
 
+@pytest.mark.one_engine
 async def test_429_waits_as_long_as_the_service_says_and_loses_nothing(
     world: Notified, slack: Service, telegram: Service
 ) -> None:
@@ -163,6 +168,7 @@ async def test_a_channel_sends_one_message_a_second(world: Notified, telegram: S
     assert clock.time_s() - began >= 2.0
 
 
+@pytest.mark.one_engine
 async def test_other_4xx_are_permanent_and_can_be_repeated(world: Notified, slack: Service) -> None:
     made = await world.channel("slack", {"webhook_url": slack.url + "services/x"})
     await world.rule(made)
@@ -181,6 +187,7 @@ async def test_other_4xx_are_permanent_and_can_be_repeated(world: Notified, slac
     assert (again.status, again.code) == (409, "invalid_state")
 
 
+@pytest.mark.one_engine
 async def test_5xx_follow_the_schedule_and_then_fail(world: Notified, slack: Service) -> None:
     made = await world.channel("slack", {"webhook_url": slack.url + "services/x"})
     await world.rule(made)
@@ -323,6 +330,7 @@ async def test_changes_are_audited_without_secrets(make_kit: Callable[..., Any],
     assert TOKEN[:-1] not in found.body.decode()
 
 
+@pytest.mark.one_engine
 async def test_a_test_tells_whether_a_channel_works(world: Notified, slack: Service) -> None:
     made = await world.channel("slack", {"webhook_url": slack.url + "services/x"})
     path = f"/notifications/channels/{made['id']}"

@@ -180,6 +180,7 @@ async def test_another_attempt_waits_for_the_end_of_quiet_hours(world: Notified,
     assert len(slack.texts) == 1
 
 
+@pytest.mark.one_engine
 async def test_a_service_that_asks_to_wait_for_ever_ends_the_attempts(world: Notified, slack: Service) -> None:
     made = await slack_channel(world, slack)
     await world.ok(world.admin.put("/settings/notifications/retry_schedule", {"value": [0, 10]}))
@@ -193,6 +194,7 @@ async def test_a_service_that_asks_to_wait_for_ever_ends_the_attempts(world: Not
     assert (row["status"], row["attempts"]) == ("failed", 2)
 
 
+@pytest.mark.one_engine
 async def test_a_service_that_asks_for_no_wait_is_not_asked_all_the_time(
     world: Notified, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -37,6 +37,7 @@ async def test_the_recipient_of_a_message_is_told_of_the_message_alone(world: No
     assert await titles(world, world.stranger) == ["New message: Lunch"]
 
 
+@pytest.mark.one_engine
 async def test_nobody_is_told_of_their_own_words_or_of_what_they_muted(world: Notified) -> None:
     await say(world, f"I am @{name_of(world.member)}.")
     await world.ok(world.stranger.put("/notifications/preferences", {"mute": ["mention"]}))
@@ -44,6 +45,7 @@ async def test_nobody_is_told_of_their_own_words_or_of_what_they_muted(world: No
     assert await titles(world, world.member) == await titles(world, world.stranger) == []
 
 
+@pytest.mark.one_engine
 async def test_admins_may_switch_mentions_off(world: Notified) -> None:
     await world.ok(world.admin.put("/settings/notifications/defaults", {"value": {"mention": False}}))
     await say(world, f"You are @{name_of(world.stranger)}.")

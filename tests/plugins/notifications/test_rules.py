@@ -33,6 +33,7 @@ def hours(begin: int, end: int, **more: Any) -> dict[str, Any]:
     return {"from": at(begin), "to": at(end), **more}
 
 
+@pytest.mark.one_engine
 async def test_conditions_and_severity_choose(world: Notified, slack: Service) -> None:
     made = await slack_channel(world, slack)
     await world.rule(made, events=("things.*",), conditions="data.agent_id == 'two' && severity == 'info'")
@@ -46,6 +47,7 @@ async def test_conditions_and_severity_choose(world: Notified, slack: Service) -
     assert sorted(text.partition("\n")[0] for text in slack.texts) == ["Something happened: a thing", "a big one"]
 
 
+@pytest.mark.one_engine
 async def test_conditions_that_fail_do_not_match(world: Notified, slack: Service) -> None:
     made = await slack_channel(world, slack)
     await world.rule(made, events=("things.*",), conditions="data.absent.member == 1")
@@ -163,6 +165,7 @@ async def test_a_person_has_quiet_hours_too(mailing: Notified, smtp: MailServer)
     assert len(smtp.box.mails) == 1
 
 
+@pytest.mark.one_engine
 async def test_a_preview_tells_what_would_have_been_sent(world: Notified, slack: Service) -> None:
     made = await slack_channel(world, slack)
     rule = await world.rule(made, events=("things.*",), enabled=False, conditions="data.agent_id == 'one'")
@@ -243,6 +246,7 @@ async def test_what_admins_may_not_read_goes_through_no_channel(world: Notified,
     assert found["events"] == 0
 
 
+@pytest.mark.one_engine
 async def test_every_default_names_an_event(world: Notified) -> None:
     from corral.events.event import EventTypes
     from corral_plugins.notifications.service.catalogue import _TITLES, DEFAULTS, SEVERITY_OF

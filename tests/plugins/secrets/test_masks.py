@@ -7,11 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from tests.plugins.secrets.conftest import Safe
 
 PLUGINS = Path(__file__).parents[3] / "plugins" / "corral_plugins"
 
 
+@pytest.mark.one_engine
 async def test_no_page_takes_the_mask_for_a_credential(make_kit: Callable[..., Any]) -> None:
     safe = await Safe().build(await make_kit())
     made = await safe.create()

@@ -28,6 +28,7 @@ async def refused(safe: Safe, **asked: Any) -> str:
     return caught.value.code
 
 
+@pytest.mark.one_engine
 async def test_a_value_goes_to_listed_consumers_and_hosts_only(safe: Any) -> None:
     made = await safe.create(
         name="api", allowed_consumers=[AGENT, "tool:http.fetch"], allowed_hosts=["api.org", "*.x.org"]
@@ -99,6 +100,7 @@ async def test_a_rotated_value_is_valid_for_corrals_own_checks_while_its_grace_l
     assert await valid() == ["the second value"]
 
 
+@pytest.mark.one_engine
 async def test_a_value_that_stays_here_needs_no_host(safe: Any) -> None:
     await safe.create(name="hook", allowed_hosts=["api.example.org"])
     await safe.work(lambda: safe.service.attach("hook", SHOP, title="Acme", pointer="/x", by=None))

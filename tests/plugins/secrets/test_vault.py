@@ -20,6 +20,7 @@ from corral_core.accounts.models import SessionRow
 DAY = 86_400
 
 
+@pytest.mark.one_engine
 async def test_only_admins_and_only_metadata(safe: Any) -> None:
     made = await safe.create(category="api_key", description="for the shop", allowed_hosts=["Shop.Example.org"])
     assert made["masked"] == "********"
@@ -68,6 +69,7 @@ async def test_what_a_secret_cannot_be(safe: Any, fields: Any, pointer: str, cod
     assert (await safe.admin.get("/secrets")).json()["total"] == 0
 
 
+@pytest.mark.one_engine
 async def test_values_that_cannot_be_taken_out_of_texts_are_told_of(safe: Any) -> None:
     assert (await safe.create("hunter2"))["warnings"] == ["not_redactable"]
     made = await safe.create(VALUE)
@@ -126,6 +128,7 @@ async def test_a_keyed_reveal_tells_anew_or_no_more(safe: Any) -> None:
     assert await safe.work(lambda: IdempotencyRow.select().count(), read=True) == 0
 
 
+@pytest.mark.one_engine
 async def test_rotation_generates_what_is_asked_for(safe: Any) -> None:
     made = await safe.create()
     await safe.step_up()
@@ -321,6 +324,7 @@ async def test_a_person_is_shown_thirty_values_an_hour(make_kit: Callable[..., A
     assert len(await safe.events("secret.revealed")) == 30
 
 
+@pytest.mark.one_engine
 async def test_a_key_needs_the_scope_by_its_full_name(make_kit: Callable[..., Any]) -> None:
     safe = await Safe().build(await make_kit(plugins=(*PLUGINS, "security")))
     made = await safe.create()
@@ -346,6 +350,7 @@ async def test_a_key_needs_the_scope_by_its_full_name(make_kit: Callable[..., An
     assert (late.status, late.code) == (403, "reauth_required")
 
 
+@pytest.mark.one_engine
 async def test_an_unknown_secret_is_not_found(safe: Any) -> None:
     for method, suffix in (("GET", ""), ("PUT", ""), ("DELETE", ""), ("POST", "/rotate"), ("GET", "/versions")):
         assert (await safe.admin.request(method, f"/secrets/{new_id()}{suffix}")).status == 404

@@ -54,6 +54,7 @@ async def test_a_key_is_shown_once_and_read_by_its_owner_alone(kit: Kit) -> None
     assert (await alice.get("/security/api-keys?status=active&status=expired")).json()["total"] == 0
 
 
+@pytest.mark.one_engine
 async def test_scopes_narrow_what_the_owner_may_do(kit: Kit) -> None:
     alice = await kit.as_user("member")
     for scope in ("nothing.read", "admin.read", "tasks", "*.manage", "crl_"):
@@ -103,6 +104,7 @@ async def test_what_a_key_can_never_do(kit: Kit) -> None:
         assert (answer.status, answer.code) == (403, "insufficient_scope"), (method, path, answer)
 
 
+@pytest.mark.one_engine
 async def test_a_credential_that_is_no_key_is_401_whatever_is_wrong_with_it(kit: Kit) -> None:
     alice = await kit.as_user("member")
     key, shown = await make_key(alice)
@@ -145,6 +147,7 @@ async def test_of_rotations_at_once_one_wins(kit: Kit) -> None:
     assert len(alive) == 1
 
 
+@pytest.mark.one_engine
 async def test_a_key_says_what_it_may_do_and_no_more(kit: Kit) -> None:
     admin, other = await kit.as_user("admin"), await kit.as_user("admin")
     key, _ = await make_key(other, scopes=["security.read"])
@@ -179,6 +182,7 @@ async def test_a_user_has_so_many_keys_and_no_more(kit: Kit) -> None:
     assert "retry-after" not in next(answer for answer in answers if answer.status == 429).headers
 
 
+@pytest.mark.one_engine
 async def test_a_key_counts_only_from_its_networks(kit: Kit) -> None:
     alice = await kit.as_user("member")
     bad = await alice.post("/security/api-keys", {"name": "x", "allowed_cidrs": ["10.0.0.0/8", "10.0.0.1/8", "xy"]})

@@ -146,6 +146,7 @@ async def test_events_tell_which_setting_but_no_value(shelf: Shelf) -> None:
     assert {event.visibility for event in told} == {"admin"}
 
 
+@pytest.mark.one_engine
 async def test_urls_pass_the_egress_guard(shelf: Shelf) -> None:
     for url in ("http://169.254.169.254/latest", "http://127.0.0.1:8000", "ftp://8.8.8.8/x"):
         for answer, pointer in (
@@ -159,6 +160,7 @@ async def test_urls_pass_the_egress_guard(shelf: Shelf) -> None:
     assert (await shelf.put("shelf.shop", None)).status == 200
 
 
+@pytest.mark.one_engine
 async def test_others_than_admins_are_kept_out(shelf: Shelf) -> None:
     member = await shelf.kit.as_user("member")
     for method, path, body in (

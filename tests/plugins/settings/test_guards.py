@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 from tests.plugins.settings import conftest as it
 
 from corral.errors import Conflict
 from corral.settings.store import SettingsStore
 
 
+@pytest.mark.one_engine
 async def test_a_guard_sees_the_result_and_refuses_it(shelf: it.Shelf) -> None:
     store: SettingsStore = shelf.kit.kernel.container.get(SettingsStore)
     seen = []
@@ -29,6 +31,7 @@ async def test_a_guard_sees_the_result_and_refuses_it(shelf: it.Shelf) -> None:
     assert seen == [(50, shelf.admin.user["id"]), (99, shelf.admin.user["id"])]
 
 
+@pytest.mark.one_engine
 async def test_the_sign_in_policy_cannot_lock_out_its_author_by_this_way(make_kit: Callable[..., Any]) -> None:
     kit = await make_kit(plugins=["settings", "security"])
     admin = await kit.as_user("admin")
@@ -39,6 +42,7 @@ async def test_the_sign_in_policy_cannot_lock_out_its_author_by_this_way(make_ki
     assert (await admin.put("/settings/security/require_mfa_roles", {"value": ["admin"]})).code == "would_lock_out"
 
 
+@pytest.mark.one_engine
 async def test_a_key_may_not_change_what_can_weaken_a_guard(make_kit: Callable[..., Any]) -> None:
     kit = await make_kit()
     admin = await kit.as_user("admin")

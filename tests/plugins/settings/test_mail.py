@@ -35,6 +35,7 @@ async def checked(shelf: Shelf) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.one_engine
 async def test_a_test_mail_tells_how_it_went(make_shelf: Callable[..., Any], mail_server: MailServer) -> None:
     shelf = await named(make_shelf, mail_server)
     answer = await shelf.admin.post("/settings/test-mail", {"to": "somebody@x.example"})
@@ -50,6 +51,7 @@ async def test_a_test_mail_tells_how_it_went(make_shelf: Callable[..., Any], mai
     assert str(mail_server.port) not in down["detail"]
 
 
+@pytest.mark.one_engine
 async def test_without_a_mail_service_there_is_none_to_test(shelf: Shelf) -> None:
     answer = await shelf.admin.post("/settings/test-mail", {"to": "somebody@x.example"})
     assert (answer.status, answer.code) == (409, "invalid_state")

@@ -140,6 +140,7 @@ async def test_a_command_may_end_without_reading_its_input(
     assert (answer.json()["exit_code"], answer.json()["stdout"]) == (0, "done\n")
 
 
+@pytest.mark.one_engine
 async def test_another_place_has_another_host_key(fleet: Fleet, machine: Machine) -> None:
     made = await fleet.create(tags=["lab"])
     none_yet = await fleet.admin.post("/ssh-connections", {**BASE, "name": "Other"})
@@ -187,6 +188,7 @@ async def test_a_command_is_cancelled_here_and_from_another_process(fleet: Fleet
     assert (again.status, again.json()["code"]) == (409, "invalid_state")
 
 
+@pytest.mark.one_engine
 async def test_a_cancelled_command_that_ignores_term_is_killed(
     fleet: Fleet, machine: Machine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -252,6 +254,7 @@ async def test_banner_floods_and_tarpits_are_bounded(fleet: Fleet) -> None:
         server.close()
 
 
+@pytest.mark.one_engine
 async def test_failures_to_connect_open_the_breaker(fleet: Fleet, machine: Machine) -> None:
     connection = await fleet.trusted()
     name = f"ssh:{connection}"

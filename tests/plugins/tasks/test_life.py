@@ -240,6 +240,7 @@ async def test_waiting_for_an_approval_needs_the_plugin(world: Any) -> None:
     assert (answer.status, answer.code) == (503, "plugin_disabled")
 
 
+@pytest.mark.one_engine
 async def test_output_schema_is_checked(world: Any) -> None:
     await world.task(output_schema={"type": "object", "required": ["n"]})
     lease = await world.worker.run()

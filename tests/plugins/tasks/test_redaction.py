@@ -61,6 +61,7 @@ async def test_egress_6_nothing_that_an_agent_prints_is_stored(
     assert Hit("value", "vault", "house-key") in hits[0]
 
 
+@pytest.mark.one_engine
 async def test_what_people_write_keeps_what_only_looks_like_a_credential(world: Any, printed: str) -> None:
     task_id = await world.task()
     answer = await world.member.post(f"/tasks/{task_id}/comments", {"body": f"{SECRET} and {TOKEN}"})
@@ -68,6 +69,7 @@ async def test_what_people_write_keeps_what_only_looks_like_a_credential(world: 
     assert f"{MARK} and {TOKEN}" in answer.body.decode()
 
 
+@pytest.mark.one_engine
 async def test_a_large_result_is_redacted_without_stopping_others(world: Any, printed: str) -> None:
     task_id = await world.task()
     lease = await world.worker.run()

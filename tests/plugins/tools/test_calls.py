@@ -44,6 +44,7 @@ async def test_a_server_tool_answers_with_its_result(world: World) -> None:
     assert event.object_id == run.task_id
 
 
+@pytest.mark.one_engine
 async def test_a_worker_calls_with_its_own_token_and_names_the_lease(world: World) -> None:
     run = await world.run("test.*")
     path = f"/tasks/{run.task_id}/tools/test.write"
@@ -100,6 +101,7 @@ async def test_a_denied_call_stays_denied(world: World) -> None:
     assert [call["status"] for call in await run.calls()] == ["denied"]
 
 
+@pytest.mark.one_engine
 async def test_a_tool_that_takes_too_long_fails(world: World) -> None:
     await world.admin.patch("/tools/test.slow", {"timeout_seconds": 1})
     run = await world.run("test.*")
@@ -147,6 +149,7 @@ async def test_twenty_denials_fail_the_attempt(world: World) -> None:
     assert (await run.say("test.read")).status in (401, 409)
 
 
+@pytest.mark.one_engine
 async def test_arguments_to_mend_do_not_fail_the_attempt(world: World) -> None:
     run = await world.run("test.*")
     for n in range(25):
@@ -228,6 +231,7 @@ async def test_a_process_that_lost_its_call_writes_nothing(world: World) -> None
     assert (await slow).json()["result"] == {"by": "another process"}
 
 
+@pytest.mark.one_engine
 async def test_stopping_gives_calls_a_moment(world: World) -> None:
     run = await world.run("test.*")
     slow = asyncio.ensure_future(run.say("test.slow"))
@@ -262,6 +266,7 @@ async def test_secrets_are_kept_out_of_the_record(world: World) -> None:
     assert world.bench.runs == [{"text": f"key {key}"}]
 
 
+@pytest.mark.one_engine
 async def test_long_results_are_cut_with_a_note(world: World) -> None:
     run = await world.run("test.*")
     said = (await run.say("test.write", "word " * 30_000)).json()["result"]["said"]

@@ -121,6 +121,7 @@ async def test_an_owner_keeps_but_does_not_widen_what_an_admin_gave(grants: Worl
     assert (await grants.member.patch(path, {"tool_policy": {"http.request": rule}})).status == 403
 
 
+@pytest.mark.one_engine
 async def test_a_key_gives_no_tools_beyond_its_scopes(grants: World) -> None:
     scopes: dict[str, list[str]] = {
         "test.read": ["agents.write", "tasks.read"],
@@ -137,6 +138,7 @@ async def test_a_key_gives_no_tools_beyond_its_scopes(grants: World) -> None:
             assert answer.status == status, (tool, given, answer)
 
 
+@pytest.mark.one_engine
 async def test_nobody_else_writes_agents(grants: World) -> None:
     agent_id = await agent_of(grants, grants.member, {})
     made = await grants.member.post(f"/agents/{agent_id}/tokens", {"name": "all", "scopes": ["*"]})

@@ -91,6 +91,7 @@ async def test_a_permit_of_which_nothing_is_heard_expires(world: World, run: Run
         assert (await run.calls())[0]["status"] == status
 
 
+@pytest.mark.one_engine
 async def test_output_of_programs_taints_the_run(world: World, run: Run) -> None:
     await report(run, await permitted(run, call_id="files"), result="x")
     task = (await world.member.get(f"/tasks/{run.task_id}")).json()
@@ -101,6 +102,7 @@ async def test_output_of_programs_taints_the_run(world: World, run: Run) -> None
     assert (attempt["tainted"], attempt["taint_sources"]) == (True, ["shell.run"])
 
 
+@pytest.mark.one_engine
 async def test_a_worker_says_what_it_offers(world: World) -> None:
     client, worker_id = await world.machine("limited", tools=["workspace.read", OFFER])
     agent_id = await world.agent("workspace.*", "my.*", "test.read", worker_id=worker_id)
@@ -126,6 +128,7 @@ async def test_a_worker_says_what_it_offers(world: World) -> None:
     assert [each["name"] for each in found] == ["my.tool"]
 
 
+@pytest.mark.one_engine
 async def test_a_permit_tells_the_time_limit(world: World, run: Run) -> None:
     assert (await permitted(run, "shell.run", "one"))["timeout_seconds"] == 600
     await world.admin.patch("/tools/shell.run", {"timeout_seconds": 5})
@@ -154,12 +157,14 @@ async def test_a_worker_without_tools_offers_none(world: World) -> None:
     assert (await run.tool("workspace.read", {"path": "a"})).json()["status"] == "permitted"
 
 
+@pytest.mark.one_engine
 async def test_what_a_worker_does_not_describe_is_dangerous(world: World) -> None:
     await world.machine("other", tools=["plain.name", {"name": "read.only", "risk": "read"}, "nodot"])
     tools = {tool["name"]: tool["risk"] for tool in (await world.member.get("/tools?source=worker")).json()["items"]}
     assert tools == {"plain.name": "dangerous", "read.only": "external"}
 
 
+@pytest.mark.one_engine
 async def test_required_tools_are_those_of_server_and_worker(world: World) -> None:
     client, worker_id = await world.machine("limited", tools=["shell.run"])
     agent_id = await world.agent("shell.run", "test.read", "workspace.read", worker_id=worker_id)
@@ -188,6 +193,7 @@ async def test_a_schema_that_cannot_be_checked_here_is_the_worker_s_to_check(wor
     assert (await run.tool("my.tool", [])).status == 422
 
 
+@pytest.mark.one_engine
 async def test_people_are_warned_of_a_worker_that_lacks_a_tool_of_the_agent(world: World) -> None:
     await world.worker.post(f"/workers/{world.worker_id}/heartbeat", {"tools": ["workspace.write", "my.tool"]})
     client, worker_id = await world.machine("bare", tools=[])

@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 from tests.plugins.triggers.conftest import PLUGINS, Alarm
 
 from corral import clock
@@ -48,6 +49,7 @@ async def test_an_address_suffices_for_a_token_and_is_never_shown_again(alarm: A
     assert kept[0] == kept[1] == kept[2]
 
 
+@pytest.mark.one_engine
 async def test_a_github_signature(alarm: Alarm) -> None:
     made = await alarm.create("webhook", {"auth": "github"}, filter="event.type == 'push'")
     signed = {"X_Hub_Signature_256": f"sha256={hex_mac(made['secret'])}", "X_GitHub_Event": "push"}
@@ -58,6 +60,7 @@ async def test_a_github_signature(alarm: Alarm) -> None:
     assert "fired" in await alarm.statuses(made["id"])
 
 
+@pytest.mark.one_engine
 async def test_a_standard_webhook(alarm: Alarm) -> None:
     made = await alarm.create("webhook", {"auth": "standard"})
     key = base64.b64decode(made["secret"].removeprefix("whsec_"))
@@ -101,6 +104,7 @@ async def test_a_replaced_address_is_valid_for_a_while(alarm: Alarm) -> None:
     assert (await deliver(alarm, new)).status == 202
 
 
+@pytest.mark.one_engine
 async def test_bodies(alarm: Alarm) -> None:
     schema = {"type": "object", "properties": {"n": {"type": "string"}}, "required": ["n"]}
     made = await alarm.create(

@@ -124,6 +124,7 @@ async def test_a_deactivated_owner_disables_a_trigger(alarm: Alarm) -> None:
     assert rows[0]["error"].startswith("forbidden")
 
 
+@pytest.mark.one_engine
 async def test_a_viewer_cannot_have_triggers_and_others_cannot_change_them(alarm: Alarm) -> None:
     made = await alarm.create()
     viewer, other = await alarm.kit.as_user("viewer"), await alarm.kit.as_user("member")
@@ -245,6 +246,7 @@ async def test_a_slot_whose_job_was_lost_is_fired_by_the_sweep(alarm: Alarm) -> 
     assert await alarm.statuses(made["id"]) == ["fired"]
 
 
+@pytest.mark.one_engine
 async def test_a_test_starts_nothing(alarm: Alarm) -> None:
     made = await alarm.create(
         "cron", {"expression": "0 7 * * *"}, filter="payload.n > 1", action={**TASK, "title": "n={{ payload.n }}"}

@@ -24,6 +24,7 @@ from corral_plugins.webhooks.service.sender import AttemptResult, WebhookSender
 from corral_plugins.webhooks.service.states import cancel_batch
 
 
+@pytest.mark.one_engine
 async def test_an_event_arrives_signed(hooks: Hooks, receiver: Receiver) -> None:
     made = await hooks.create(receiver, headers={"X-Mine": "a value of mine"})
     (event_id,) = await hooks.emit("one")

@@ -124,6 +124,7 @@ async def test_none_starts_once_the_lease_is_released(fleet: Any, monkeypatch: p
     await asyncio.gather(task, return_exceptions=True)
 
 
+@pytest.mark.one_engine
 async def test_a_failing_program_is_told_to_the_supervisor(fleet: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(embedded, "RENEW_SECONDS", 0.05)
 
@@ -137,6 +138,7 @@ async def test_a_failing_program_is_told_to_the_supervisor(fleet: Any, monkeypat
             await lease.hold_lease()
 
 
+@pytest.mark.one_engine
 @pytest.mark.parametrize("on", [True, False])
 async def test_it_starts_when_the_server_serves_unless_it_is_off(
     make_fleet: Any, monkeypatch: pytest.MonkeyPatch, on: bool
@@ -165,6 +167,7 @@ async def test_it_starts_when_the_server_serves_unless_it_is_off(
     assert Program.running == 0
 
 
+@pytest.mark.one_engine
 async def test_who_must_change_the_password_first_beats_for_nobody(fleet: Any) -> None:
     from corral_core.accounts.models import UserRow
 

@@ -65,6 +65,7 @@ async def test_figures_have_bounds(fleet: Any, value: Any) -> None:
     assert (answer.status, answer.json()["errors"][0]["pointer"]) == (422, "/cpu_usage_percent")
 
 
+@pytest.mark.one_engine
 async def test_a_worker_speaks_for_itself_only(fleet: Any) -> None:
     one, two = await fleet.worker("w1"), await fleet.worker("w2")
     for call in ("/heartbeat", "/claim", "/deregister"):
@@ -111,6 +112,7 @@ async def test_a_detail_is_never_answered_from_an_old_version(fleet: Any) -> Non
     assert (again.status, again.json()["cpu_usage_percent"]) == (200, 77.0)
 
 
+@pytest.mark.one_engine
 async def test_other_tools_and_labels_are_told(fleet: Any) -> None:
     worker = await fleet.worker()
     before = (await worker.get(path(worker))).json()["version"]
@@ -121,6 +123,7 @@ async def test_other_tools_and_labels_are_told(fleet: Any) -> None:
     assert [event["changed_fields"] for event in await fleet.told("worker.updated")] == [["labels", "tools"]]
 
 
+@pytest.mark.one_engine
 async def test_no_tools_and_unknown_tools_are_told_apart(fleet: Any) -> None:
     worker, bare = await fleet.worker(), await fleet.worker("bare", tools=[], fingerprint="f")
 
@@ -198,6 +201,7 @@ async def test_a_claim_that_hangs_ends_with_its_token(fleet: Any) -> None:
     assert len(fleet.tasks.waiting) == 1
 
 
+@pytest.mark.one_engine
 async def test_heartbeats_are_asked_for_often_enough_for_the_lease(
     make_fleet: Callable[..., Awaitable[Any]],
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Awaitable, Callable
 
+import pytest
 from tests.plugins.workflows.conftest import PLUGINS, World, step, steps_of, transform
 
 from corral.testing.kit import Kit
@@ -13,6 +14,7 @@ from corral.testing.stub_servers import StubServer, http_response_bytes
 LARGE = "x" * 400_000
 
 
+@pytest.mark.one_engine
 async def test_a_large_output_becomes_a_file(make_kit: Callable[..., Awaitable[Kit]]) -> None:
     async with StubServer(http_response_bytes("200 OK", LARGE.encode())) as remote:
         config = {"egress.allow": [f"127.0.0.1:{remote.port}"]}
@@ -29,6 +31,7 @@ async def test_a_large_output_becomes_a_file(make_kit: Callable[..., Awaitable[K
         assert json.loads(kept.body)["body"] == LARGE
 
 
+@pytest.mark.one_engine
 async def test_without_files_a_large_output_fails_its_step(make_kit: Callable[..., Awaitable[Kit]]) -> None:
     async with StubServer(http_response_bytes("200 OK", LARGE.encode())) as remote:
         kit = await make_kit(plugins=PLUGINS, config={"egress.allow": [f"127.0.0.1:{remote.port}"]})

@@ -101,6 +101,7 @@ async def shop(make_kit: Callable[..., Awaitable[Kit]], tmp_path: Path) -> Shop:
     return await found.set_up(tmp_path / "worker")
 
 
+@pytest.mark.one_engine
 async def test_the_result_of_the_tool_is_the_output_of_the_step(shop: Shop) -> None:
     workflow_id = await shop.workflow(call(), transform("after", "{{ steps.call.output.said }}!"))
     run_id = await shop.start(workflow_id, {"word": "hi"})
@@ -210,6 +211,7 @@ async def test_a_call_that_an_earlier_attempt_made_is_not_made_again(shop: Shop)
     assert len(shop.bench.runs) == 1
 
 
+@pytest.mark.one_engine
 async def test_untrusted_output_taints_the_run(shop: Shop) -> None:
     steps = (call("test.page"), step("next", "tool", {"tool": "test.slow", "arguments": {"text": "x"}}))
     run_id = await shop.start(await shop.workflow(*steps), {"word": "obey me"})
@@ -218,6 +220,7 @@ async def test_untrusted_output_taints_the_run(shop: Shop) -> None:
     assert (await shop.read(run_id))["status"] == "running"
 
 
+@pytest.mark.one_engine
 async def test_code_gets_its_input_and_its_output_is_what_it_prints(shop: Shop) -> None:
     policy = {"tool_policy": {"python.run": "allow"}}
     await shop.ok("PATCH", f"/agents/{shop.agent_id}", policy, by=shop.admin)
@@ -272,6 +275,7 @@ async def test_without_the_plugin_tools_both_types_are_refused(world: World) -> 
         assert (answer.status, answer.json()["errors"][0]["code"]) == (422, code)
 
 
+@pytest.mark.one_engine
 async def test_validate_and_dry_run_name_what_is_missing(shop: Shop) -> None:
     gone = (await shop.ok("POST", "/agents", {"name": "gone"}))["id"]
     headers = {"x-key": "{{ secrets.KEY }}"}
@@ -299,6 +303,7 @@ async def test_validate_and_dry_run_name_what_is_missing(shop: Shop) -> None:
     ]
 
 
+@pytest.mark.one_engine
 async def test_validate_warns_of_a_tool_that_no_agent_may_use_for_its_step(shop: Shop) -> None:
     """The step would wait without a word. Which agent may use a tool follows from the step: its agent, or any one."""
     bare = (await shop.ok("POST", "/agents", {"name": "bare hands", "enabled_tools": ["files.read"]}))["id"]

@@ -26,6 +26,7 @@ from corral.http.routes import API_PREFIX, Route, ServedRoutes
 from corral.http.signature import Signature, describe_shapes, read_signature, without_page
 from corral.plugin import InstallationConfig
 from corral.schema.conversion import encode
+from corral_core.plugin_admin.service.enum_order import enum_orders, reorder
 from corral_core.plugin_admin.service.openapi_descriptions import FieldDescriptions, describe_field, describe_name
 from corral_core.plugin_admin.service.problem_codes import EVERY_ROUTE, problem_codes
 
@@ -92,8 +93,13 @@ class _Writer:
         self.responses: dict[str, dict[str, Any]] = {}
         self.operations = [(route, route.signature or read_signature(route)) for route in routes]
         described, named = describe_shapes(self.operations, Problem, Page)
-        self.described: dict[Any, dict[str, Any]] = {kind: completed(schema) for kind, schema in described.items()}
-        self.named: dict[str, dict[str, Any]] = {name: completed(schema) for name, schema in named.items()}
+        orders = dict(enum_orders(described, set()))
+        self.described: dict[Any, dict[str, Any]] = {
+            kind: completed(reorder(schema, orders)) for kind, schema in described.items()
+        }
+        self.named: dict[str, dict[str, Any]] = {
+            name: completed(reorder(schema, orders)) for name, schema in named.items()
+        }
         descriptions = FieldDescriptions(described)
         for name, schema in self.named.items():
             descriptions.add_to(name, schema)

@@ -1,0 +1,37 @@
+"""The order of the values of enumerations in the OpenAPI document: that of their declaration."""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Iterable, Iterator
+from enum import EnumMeta
+from typing import Any, Literal
+
+import msgspec
+
+
+def enum_orders(kinds: Iterable[Any], seen: set[Any]) -> Iterator[tuple[frozenset[Any], list[Any]]]:
+    """Yield the values of each enumeration in the order of their declaration, because msgspec sorts them."""
+    for kind in kinds:
+        if isinstance(kind, EnumMeta):
+            members = [member.value for member in typing.cast(Iterable[Any], kind)]
+            yield frozenset(members), members
+        elif typing.get_origin(kind) is Literal:
+            yield frozenset(typing.get_args(kind)), list(typing.get_args(kind))
+        elif args := typing.get_args(kind):
+            yield from enum_orders((typing.get_origin(kind), *args), seen)
+        elif isinstance(kind, type) and issubclass(kind, msgspec.Struct) and kind not in seen:
+            seen.add(kind)
+            yield from enum_orders((each.type for each in msgspec.structs.fields(kind)), seen)
+
+
+def reorder(schema: Any, orders: dict[frozenset[Any], list[Any]]) -> Any:
+    """Return the schema with the values of each enumeration in the order that `orders` gives for them."""
+    if isinstance(schema, list):
+        return [reorder(each, orders) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    result = {key: reorder(each, orders) for key, each in schema.items()}
+    if isinstance(values := schema.get("enum"), list):
+        result["enum"] = orders.get(frozenset(values), values)
+    return result
