@@ -48,7 +48,7 @@ class Credentials:
         self._rereading: Sequence[RecheckingAuthenticator] = ()
         self._delegations: dict[str, Delegation] = {}
         self._cache: dict[CredentialHeaders, tuple[Principal, float]] = {}
-        self._headers_of_lease: dict[str, CredentialHeaders] = {}
+        self._headers_of_lease: dict[str | None, CredentialHeaders] = {}
 
     def set_authenticators(self, authenticators: Sequence[Authenticator]) -> None:
         """Set the authenticators. Their order does not matter, because each accepts a different credential format."""
@@ -120,8 +120,7 @@ class Credentials:
             self._cache.clear()
             self._headers_of_lease.clear()
         self._cache[headers] = (principal, time.monotonic())
-        if principal.lease_id is not None:
-            self._headers_of_lease[principal.lease_id] = headers
+        self._headers_of_lease[principal.lease_id] = headers  # under None, those of the last caller without a lease
 
     def forget_lease(self, lease_id: str) -> None:
         """Remove the principal of a lease from the cache, without a look at the others: leases end all the time."""
@@ -132,5 +131,4 @@ class Credentials:
 
         Call this method from `after_commit` when permissions change.
         """
-        for headers in [headers for headers, kept in self._cache.items() if ends(kept[0])]:
-            del self._cache[headers]
+        self._cache = {key: kept for key, kept in self._cache.items() if not ends(kept[0])}
