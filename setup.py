@@ -186,6 +186,7 @@ setup(
             "run = corral_plugins.tasks.commands.run:run_task_command",
             "secrets = corral_plugins.secrets.command:secrets_command",
             "security = corral_plugins.security.command:security_command",
+            "settings = corral_plugins.settings.commands:settings_command_group",
             "ssh = corral_plugins.ssh.command:ssh_command_group",
             "status = corral_plugins.tasks.commands.status:status_command",
             "tasks = corral_plugins.tasks.commands.tasks:tasks_command_group",

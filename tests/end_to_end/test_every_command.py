@@ -152,6 +152,11 @@ template export team --name Team --agent Echo --output team.json
 template validate team.json
 template upload team.json
 template delete team
+settings list general
+settings show general.site_name
+settings set general.site_name Ranch
+settings history general.site_name
+settings reset general.site_name
 notifications list
 notifications show {{inbox}}
 notifications preferences -f email=important

@@ -129,6 +129,10 @@ def test_the_server_of_this_folder_is_found(terminal: Terminal, tmp_path: Path) 
     assert signed_in == f"Signed in to {terminal.address} as {EMAIL}.\n"
     invited = terminal("user", "invite", "neighbour@example.org", **environ)
     assert invited.splitlines()[-1].startswith(f"{terminal.address}/account/accept-invitation#token=")
+    lost = terminal.run("whoami", environ={**environ, "CORRAL_URL": "http://127.0.0.1:9"})
+    assert lost.stderr.endswith(
+        f"The server of this folder is at {terminal.address}: corral login {terminal.address}\n"
+    )
 
 
 def test_signing_in_with_a_second_factor(terminal: Terminal, tmp_path: Path) -> None:
@@ -490,6 +494,40 @@ def test_events_are_followed(terminal: Terminal) -> None:
     following.send_signal(signal.SIGINT)
     assert following.wait(90) == 0
     assert "Traceback" not in out.read_text()
+
+
+def test_settings_are_read_and_changed(terminal: Terminal) -> None:
+    told = terminal("settings", "set", "general.site_name", "Ranch")
+    assert told == "general.site_name is Ranch. Undo it: corral settings reset general.site_name\n"
+    assert re.search(r"^general.site_name +Ranch +database ", terminal("settings", "list", "--changed"), re.M)
+    assert re.search(rf"general.site_name +Corral +Ranch +{EMAIL}", terminal("settings", "history"))
+    undone = terminal("settings", "reset", "general.site_name")
+    assert undone == "general.site_name is Corral, the default (it was Ranch).\n"
+    assert "general.site_name" not in terminal("settings", "list", "--changed")
+    shown = terminal("settings", "show", "http.in_flight")
+    assert re.search(r"^type: +int, at least 1, at most 1000$", shown, re.M)
+    refused = terminal.run("settings", "set", "http.in_flight", "5000")
+    assert (refused.returncode, "1000" in refused.stderr) == (1, True), refused
+    terminal("settings", "set", "http.cors_origins", '["https://example.org"]')
+    assert terminal.json("settings", "show", "http.cors_origins")["value"] == ["https://example.org"]
+    no_json = terminal.run("settings", "set", "http.cors_origins", "https://example.org")
+    assert (no_json.returncode, "give it as JSON" in no_json.stderr) == (2, True), no_json
+    terminal("settings", "reset", "http.cors_origins")
+    assert terminal.run("settings", "set", "mail.password", "on the command line").returncode == 2
+    assert "mail.password is ********." in terminal("settings", "set", "mail.password", stdin="a long password\n")
+    terminal("settings", "reset", "mail.password")
+    mistyped = terminal.run("settings", "show", "general.sitename")
+    assert mistyped.stderr == "corral: there is no setting general.sitename; did you mean general.site_name?\n"
+
+
+def test_a_trigger_creates_tasks_for_an_agent(terminal: Terminal) -> None:
+    terminal("triggers", "create", "For one", "--manual", "--task", "Say it", "--agent", "Refuser")
+    terminal("triggers", "edit", "For one", "--agent", "Echo")
+    shown = terminal("triggers", "show", "For one")
+    assert re.search(r"^action: +create_task Say it for Echo$", shown, re.M)
+    wrong = terminal.run("triggers", "create", "Wrong", "--manual", "--workflow", "Any", "--agent", "Echo")
+    assert (wrong.returncode, "--agent belongs to --task" in wrong.stderr) == (2, True), wrong
+    terminal("triggers", "delete", "For one")
 
 
 def test_any_operation_can_be_called(terminal: Terminal) -> None:

@@ -70,7 +70,7 @@ def test_status_tells_only_what_needs_people(terminal: Terminal) -> None:
         database.execute("UPDATE ssh_connections SET host_key_state = 'mismatch'")
         database.execute("UPDATE notifications_channels SET failing_since = ?, last_error = 'dns'", (clock.now(),))
     told = terminal("status")
-    assert re.search(r"^ssh connections: +builder: the host key has changed\. .*corral ssh show NAME$", told, re.M)
+    assert re.search(r"^ssh connections: +builder: the host key has changed\. .*corral ssh show builder$", told, re.M)
     assert re.search(r"^channels: +on call fails: dns\. .*deliveries --channel 'on call'$", told, re.M)
     assert re.search(r"^code reviews: +1 waits for a decision: Greet\n +Read one: corral reviews diff", told, re.M)
     assert terminal.json("status")["ssh_connections"]["total"] == 1
@@ -136,7 +136,7 @@ def test_a_task_whose_cost_limit_was_too_small_says_what_helps(terminal: Termina
     until(lambda: terminal.json("dead-letter", "list")["items"])
     terminal("dead-letter", "discard", "Cost too much")
     told = until(lambda: re.search(r"^agents: +Miser: (.*)$", terminal("status"), re.M))
-    assert told[1].endswith("corral agents start NAME")
+    assert told[1].endswith("corral agents start Miser")
     terminal("tasks", "create", "--agent", "Miser", "Wait for me")
     assert "The agent is in the state error: its tasks failed in a row" in terminal("tasks", "explain", "Wait for me")
 
@@ -206,7 +206,7 @@ def test_a_workflow_that_triggers_run_is_deleted_only_with_yes(terminal: Termina
     assert terminal("workflows", "delete", "Report", "--yes").startswith("Deleted Report (")
     terminal("triggers", "fire", "Daily report")
     told = until(lambda: re.search(r"^failed triggers: +(.*)$", terminal("status"), re.M))
-    assert told[1] == "Daily report. See why: corral triggers history NAME --status failed"
+    assert told[1] == "Daily report. See why: corral triggers history 'Daily report' --status failed"
     terminal("api", "PUT", "/settings/triggers/max_failures", "-f", "value:=1")
     terminal("triggers", "fire", "Daily report")
     until(lambda: not terminal.json("triggers", "show", "Daily report")["enabled"])
@@ -216,7 +216,7 @@ def test_a_workflow_that_triggers_run_is_deleted_only_with_yes(terminal: Termina
     assert "Enable it: corral triggers toggle 'Daily report' --on" in shown
     told = re.search(r"^disabled triggers: +(.*)$", terminal("status"), re.M)
     assert told is not None
-    assert told[1] == "Daily report (max_failures). See why, and what to do: corral triggers show NAME"
+    assert told[1] == "Daily report (max_failures). See why, and what to do: corral triggers show 'Daily report'"
     workflow(terminal, "Report")
     terminal("triggers", "edit", "Daily report", "--workflow", "Report")
     assert terminal.json("triggers", "toggle", "Daily report", "--on")["enabled"] is True
@@ -285,6 +285,9 @@ def test_a_webhook_behind_an_open_breaker_says_so(terminal: Terminal) -> None:
     terminal("tasks", "create", "--agent", "Echo", "Tell them")
     rows = until(lambda: terminal.json("webhooks", "deliveries", "receiver.invalid")["items"])
     assert rows[0]["id"] in terminal("webhooks", "delivery", "receiver.invalid", "task.created")
+    listed = terminal.run("webhooks", "deliveries", "receiver.invalid")
+    assert "  waits for the breaker  " in listed.stdout
+    assert listed.stderr == f"Open deliveries wait: {open_one}\n"
     delivery = ("receiver.invalid", rows[0]["id"])
     assert open_one in terminal("webhooks", "delivery", *delivery)
     assert open_one.removesuffix(".") in terminal.run("webhooks", "redeliver", *delivery).stderr

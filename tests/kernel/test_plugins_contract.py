@@ -559,6 +559,7 @@ async def test_the_api_takes_a_built_in_plugin_out_and_back_across_restarts(make
     assert (await admin.post("/plugins/agents/enable", {})).status in (200, 202)
 
 
+@pytest.mark.one_engine
 async def test_only_admins_see_and_turn_plugins(make_kit: MakeKit) -> None:
     kit = await make_kit(plugins=[])
     member = await kit.as_user("member")

@@ -87,7 +87,8 @@ class ApiClient:
                     raise
                 if began is None:
                     began = now
-                    self._on_outage(f"{error}; waiting for the server, for up to {MAX_OUTAGE_SECONDS:g} s")
+                    why = f"{self.url} is stopping or restarting" if error.code == "shutting_down" else str(error)
+                    self._on_outage(f"{why}; waiting for the server, for up to {MAX_OUTAGE_SECONDS:g} s")
                 if now - began > MAX_OUTAGE_SECONDS:
                     raise
                 time.sleep(RETRY_SECONDS)
@@ -199,7 +200,7 @@ class ApiClient:
         """Return the object with this id or, ignoring case, this name from the list at `path`.
 
         `kind` is the noun for the error messages, such as "agent". `field` is the field that contains the name.
-        `listing` is the command that lists the objects, if it is not `corral <kind>s list`.
+        `listing` is the command that lists the objects, if it is not `corral agents list` or the like.
         """
         if parse_id(name) is not None:
             try:
@@ -213,9 +214,10 @@ class ApiClient:
             return same[0]
         if same:
             ids = ", ".join(item["id"] for item in same)
-            raise ApiClientError(f"{len(same)} {kind}s are named {name}; give the id instead: {ids}")
+            raise ApiClientError(f"{len(same)} {_plural(kind)} are named {name}; give the id instead: {ids}")
         similar = found[0][field] if found else self._similar_name(path, name, field)
-        hint = f" at {self.url}; {listing or f'corral {kind}s list'} shows all {kind}s"
+        plural = _plural(kind)
+        hint = f" at {self.url}; {listing or f'corral {plural} list'} shows all {plural}"
         raise ApiClientError(f"there is no {kind} named {name}{f'; did you mean {similar}?' if similar else hint}", 404)
 
     @contextlib.contextmanager
@@ -260,6 +262,10 @@ class ApiClient:
             yield from page["items"]
             query["after"] = page["next"]
         raise ApiClientError("waiting for the events took too long")
+
+    def absolute(self, address: str) -> str:
+        """Return an address of the server with its host, which it lacks where the server knows no public URL."""
+        return f"{self.url}{address}" if address.startswith("/") else address
 
     def _answer(
         self, method: str, path: str, query: Mapping[str, Any], content: bytes | None, headers: dict[str, str]
@@ -306,6 +312,10 @@ def _reason(error: Exception) -> str:
     if type(error).__name__.endswith("Timeout"):
         return f"no answer within {REQUEST_SECONDS:g} s; check the address and the network"
     return f"{text.rstrip('.') or type(error).__name__}; check the address and the network"
+
+
+def _plural(noun: str) -> str:
+    return f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
 
 
 class TextDeltaTracker:

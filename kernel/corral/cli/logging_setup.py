@@ -18,10 +18,13 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
-import structlog
 
 from corral import clock
+from corral.cli.optional_imports import without
 from corral.redact.redactor import Redactor
+
+with without("rich"):  # it would print tracebacks with the values of variables, and takes 4 MB
+    import structlog
 
 if TYPE_CHECKING:
     from corral.plugins.code_owners import CodeOwners

@@ -135,5 +135,5 @@ def _text(item: Any) -> str:
     if isinstance(item, str) and (found := _MOMENT.match(item)):
         return f"{found[1]} {found[2]}Z"
     if isinstance(item, (list, tuple)):
-        return ", ".join(str(part) for part in item) or "-"
+        return ", ".join(map(_text, item)) or "-"
     return str(item)

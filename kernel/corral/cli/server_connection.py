@@ -39,7 +39,7 @@ def client_command(function: Callable[..., None]) -> Callable[..., None]:
             try:
                 function(client, **options)
             except ApiClientError as error:
-                raise _with_listing(error) from None
+                raise with_server_here(client.url, _with_listing(error)) from None
 
     return call
 
@@ -56,6 +56,14 @@ def _with_listing(error: ApiClientError) -> ApiClientError:
     ):
         return error
     return ApiClientError(f"{error}; {group.command_path} list shows what there is", error.status, error.problem)
+
+
+def with_server_here(url: str, error: ApiClientError) -> ApiClientError:
+    """Add the server that runs in this folder to an error that says that the server at `url` does not answer."""
+    here = running_url() if error.status is None and "does not answer" in str(error) else None
+    if here is None or here == url:
+        return error
+    return ApiClientError(f"{error}. The server of this folder is at {here}: corral login {here}")
 
 
 def open_client(server: str | None = None) -> ApiClient:
@@ -81,6 +89,11 @@ def open_client(server: str | None = None) -> ApiClient:
 
 def default_url() -> str:
     """Return the URL of the server that runs in this folder, or `DEFAULT_URL` if none is known."""
+    return running_url() or DEFAULT_URL
+
+
+def running_url() -> str | None:
+    """Return the URL of the server that runs in this folder, or None."""
     from corral.cli.listener import loopback_url
     from corral.cli.processes import running_server_url
     from corral.config.reader import load
@@ -89,8 +102,8 @@ def default_url() -> str:
     try:
         running = running_server_url(load().data_dir)
     except (StartupError, OSError):  # the configuration or the data folder is not for this user
-        running = None
-    return DEFAULT_URL if running is None else loopback_url(running)
+        return None
+    return None if running is None else loopback_url(running)
 
 
 def valid_url(text: str, option: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -36,3 +37,9 @@ def some_names(names: Iterable[str]) -> str:
     named = list(names)
     rest = len(named) - MAX_NAMES
     return ", ".join(named[:MAX_NAMES]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def name_for_command(names: Iterable[str]) -> str:
+    """Return the argument of a command about one of some objects: the name if there is only one, else `NAME`."""
+    named = list(names)
+    return shlex.quote(named[0]) if len(named) == 1 else "NAME"

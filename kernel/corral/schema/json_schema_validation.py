@@ -248,6 +248,11 @@ def _alternative_faults(error: Any, here: str, prefix: str) -> Iterator[FieldErr
     elif not branches:
         yield FieldError(here, "not_allowed", "the value matches more than one alternative of the schema")
     elif best := min((each for each in branches if not any(map(_wanted_types, each))), key=_distance, default=None):
+        others = [name for each in branches for inner in each for name in _wanted_types(inner) if name != "null"]
+        if others and best[0].validator in ("enum", "const") and not best[0].relative_path:
+            code, words = _code_and_words(best[0].validator, best[0].validator_value)
+            yield FieldError(here, code, f"{words}, or {_type_message(others).removeprefix('must be ')}")
+            return
         for inner in best:
             yield from _faults(inner, prefix)
     else:

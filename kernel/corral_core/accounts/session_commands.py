@@ -22,6 +22,7 @@ from corral.cli.server_connection import (
     session_of,
     valid_token,
     valid_url,
+    with_server_here,
 )
 
 CODE = re.compile(r"[0-9]{6}")
@@ -127,7 +128,10 @@ def _session_of_token(client: ApiClient, token: str) -> SavedSession:
 
 
 def _sign_in(client: ApiClient, email: str | None, password_file: Path | None) -> SavedSession:
-    client.get("/auth/config")  # nobody types a password for a server that is not there
+    try:
+        client.get("/auth/config")  # nobody types a password for a server that is not there
+    except ApiClientError as error:
+        raise with_server_here(client.url, error) from None
     if not email or password_file is None:
         click.echo(f"Signing in to {client.url}.", err=True)
     email = email or click.prompt("Email", err=True)

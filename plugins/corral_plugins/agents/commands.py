@@ -25,8 +25,8 @@ WARNINGS = {
     "worker_offline": "its worker is offline; start corral worker there",
     "worker_not_approved": "its worker is not approved; run corral workers approve NAME",
     "provider_not_configured": "the provider of its model {model} is not configured; configured: {providers}. "
-    "Configure it (corral api POST /llm/providers -f name=NAME -f api_key=@FILE), or choose another model (corral "
-    "agents edit {name} --model PROVIDER/MODEL)",
+    "Configure it (corral api POST /llm/providers -f name={provider} -f api_key=@FILE), or choose another model "
+    "(corral agents edit {name} --model PROVIDER/MODEL)",
     "model_not_found": "no provider offers its model {model}; configured: {providers}. Choose another one (corral "
     "agents edit {name} --model PROVIDER/MODEL); corral api GET /llm/models lists them",
     "tool_unavailable": "no active plugin and no online worker offers the tool",
@@ -279,7 +279,8 @@ def _warnings(client: ApiClient, agent: dict[str, Any]) -> list[str]:
         kind, _, subject = code.partition(":")
         told = WARNINGS.get(kind, code)
         if "{providers}" in told:
-            named = {"model": _model(agent), "name": shlex.quote(agent["name"])}
+            model = _model(agent)
+            named = {"model": model, "name": shlex.quote(agent["name"]), "provider": model.partition("/")[0]}
             told = told.format(**named, providers=_configured_providers(client))
         found.append(f"{subject}: {told}" if subject else told)
     return found

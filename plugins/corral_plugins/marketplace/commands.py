@@ -128,7 +128,8 @@ def install_template(client: ApiClient, *, template: str, as_json: bool, **optio
     print_table(made["created"], ("kind", "name", "id"), as_json=False)
     for each in made["created"]:
         for name, value in each["once"].items():
-            click.echo(f"{each['name']}, {name.replace('_', ' ')} (shown once): {value}")
+            shown = client.absolute(value) if name.endswith("_url") else value
+            click.echo(f"{each['name']}, {name.replace('_', ' ')} (shown once): {shown}")
     _print_missing(made)
     click.echo(f"Installed {made['slug']} {made['version']} ({made['id']}).")
     click.echo(f"Remove it again: corral template uninstall {made['id']}")

@@ -372,8 +372,11 @@ def list_deliveries(
         query["channel_id"] = _id(client, CHANNELS, channel)
     if rule is not None:
         query["rule_id"] = _id(client, RULES, rule)
+    items = client.get("/notifications/deliveries", **query)["items"]
+    waiting = [] if as_json else [item for item in items if item["finished_at"] is None]
+    held = {each: text for each in {item["channel_id"] for item in waiting} if (text := _breaker_text(names, each))}
     print_table(
-        client.get("/notifications/deliveries", **query)["items"],
+        items,
         DELIVERY_COLUMNS,
         as_json=as_json,
         empty="There are no such deliveries.",
@@ -382,8 +385,15 @@ def list_deliveries(
             "title": lambda row: _title_text(row["events"][0]["title"], row["count"]) if row["events"] else "",
             "channel": lambda row: names.name(CHANNELS, row["channel_id"]),
             "rule": lambda row: names.name(RULES, row["rule_id"]),
+            "next_attempt_at": lambda row: (
+                "waits for the breaker"
+                if row["finished_at"] is None and row["channel_id"] in held
+                else row["next_attempt_at"]
+            ),
         },
     )
+    for text in sorted(set(held.values())):
+        click.echo(f"Deliveries wait: {text}", err=True)
 
 
 @notifications_command_group.command("retry")
@@ -394,6 +404,18 @@ def retry_delivery(client: ApiClient, *, delivery: str, as_json: bool) -> None:
     with client.looking_for("delivery", delivery, "corral notifications deliveries"):
         row = client.post(f"/notifications/deliveries/{delivery}/retry", {})
     print_value(row, as_json=as_json, text=f"{row['id']} is sent again.")
+
+
+def _breaker_text(names: ObjectNames, channel_id: str) -> str | None:
+    """Describe the circuit breaker of a channel and how it closes, or return None if it is closed."""
+    channel = names.read(f"{CHANNELS}/{channel_id}")
+    breaker = "smtp" if channel is not None and channel["type"] == "email" else f"notify:{channel_id}"
+    found = names.read(f"/circuit-breakers/{breaker}")
+    if found is None or found["state"] == "closed":
+        return None
+    until = f" until {found['retry_at']}" if found["state"] == "open" and not found["forced"] else ""
+    told = f"the circuit breaker {breaker} is {found['state'].replace('_', '-')}{until} ({found['reason'].rstrip('.')})"
+    return f"{told}. Close it at once: corral circuit-breakers force-close {breaker}"
 
 
 def _title_text(title: str, count: int) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from corral.auth.principal import Permission
 from corral.database.model import Model
@@ -18,6 +18,9 @@ from corral_plugins.settings.service.effective import EffectiveSettings
 from corral_plugins.settings.service.live import LiveSettings
 from corral_plugins.settings.service.store import SettingsService
 from corral_plugins.settings.service.views import SettingViews
+
+if TYPE_CHECKING:
+    import click
 
 
 class SettingsPlugin(Plugin):
@@ -57,6 +60,12 @@ class SettingsPlugin(Plugin):
     @hookimpl
     def corral_events(self) -> Iterable[type[Event]]:
         return [SettingChanged]
+
+    @hookimpl
+    def corral_commands(self) -> Iterable[click.Command]:
+        from corral_plugins.settings.commands import settings_command_group
+
+        return [settings_command_group]
 
     @hookimpl
     def corral_metrics(self) -> Iterable[Metric]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from corral.cli.api_client import ApiClient
-from corral.cli.status_parts import StatusPart, read_if_allowed, some_names
+from corral.cli.status_parts import StatusPart, name_for_command, read_if_allowed, some_names
 
 
 def connection_status(client: ApiClient) -> StatusPart:
@@ -11,5 +11,6 @@ def connection_status(client: ApiClient) -> StatusPart:
     found = read_if_allowed(client, "/ssh-connections", status="blocked")
     if found is None or not found["items"]:
         return StatusPart(found)
-    names = some_names(each["name"] for each in found["items"])
-    return StatusPart(found, f"{names}: the host key has changed. Compare the keys: corral ssh show NAME")
+    names = [each["name"] for each in found["items"]]
+    command = f"corral ssh show {name_for_command(names)}"
+    return StatusPart(found, f"{some_names(names)}: the host key has changed. Compare the keys: {command}")

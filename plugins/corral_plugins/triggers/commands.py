@@ -68,6 +68,12 @@ def _action_options(command: F) -> F:
         command,
         click.option("--filter", "condition", help="CEL expression over payload and event that must be true"),
         click.option("--task", help="create a task with this title, which may contain {{ expressions }}"),
+        click.option(
+            "--agent",
+            metavar="NAME",
+            help="agent for the task of --task (default: any that is idle)",
+            shell_complete=complete_names("/agents"),
+        ),
         click.option("--workflow", help="run this workflow", shell_complete=complete_names("/workflows")),
         click.option(
             "-i",
@@ -167,6 +173,7 @@ def create_trigger(
     input_path: Path | None,
     fields: tuple[str, ...],
     task: str | None,
+    agent: str | None,
     workflow: str | None,
     values: tuple[str, ...],
     condition: str | None,
@@ -177,7 +184,7 @@ def create_trigger(
     body = {**read_body(input_path, fields), **_kind_fields(**when), "name": name}
     if condition is not None:
         body["filter"] = condition
-    body |= _action_fields(client, body.get("action", {}), task, workflow, values)
+    body |= _action_fields(client, body.get("action", {}), task, agent, workflow, values)
     if "type" not in body or "action" not in body:
         raise click.UsageError("say when it fires, such as --cron or --event, and what it starts: --task or --workflow")
     made = client.post("/triggers", {"config": {}, **body})
@@ -185,7 +192,7 @@ def create_trigger(
     if made["next_fire_at"] is not None:
         lines.append(f"It fires next at {made['next_fire_at']}.")
     if made["ingress_url"] is not None:
-        lines.append(f"Its address, which is not shown again: {made['ingress_url']}")
+        lines.append(f"Its address, which is not shown again: {client.absolute(made['ingress_url'])}")
     if made["secret"] is not None:
         lines.append(f"Its secret, which is not shown again: {made['secret']}")
     lines += _warning_lines(made)
@@ -208,6 +215,7 @@ def edit_trigger(
     fields: tuple[str, ...],
     name: str | None,
     task: str | None,
+    agent: str | None,
     workflow: str | None,
     values: tuple[str, ...],
     condition: str | None,
@@ -216,7 +224,7 @@ def edit_trigger(
 ) -> None:
     """Change fields of a trigger. Its type cannot be changed. --filter '' removes the filter.
 
-    What --cron, --timezone, --every, --event, --task, --workflow and --value do not name stays as it is.
+    What --cron, --timezone, --every, --event, --task, --agent, --workflow and --value do not name stays as it is.
     """
     found = client.find("/triggers", trigger, kind="trigger")
     body = {**read_body(input_path, fields), **({"name": name} if name is not None else {})}
@@ -225,7 +233,7 @@ def edit_trigger(
         body["config"] = config
     if condition is not None:
         body["filter"] = condition or None
-    body |= _action_fields(client, body.get("action", found["action"]), task, workflow, values)
+    body |= _action_fields(client, body.get("action", found["action"]), task, agent, workflow, values)
     if not body:
         raise click.UsageError("nothing to change; give --input, --field or another option")
     changed = client.send("PUT", f"/triggers/{found['id']}", body=body)
@@ -342,7 +350,12 @@ def _expectation(trigger: dict[str, Any], found: dict[str, Any]) -> str:
 
 
 def _action_fields(
-    client: ApiClient, action: dict[str, Any], task: str | None, workflow: str | None, values: tuple[str, ...]
+    client: ApiClient,
+    action: dict[str, Any],
+    task: str | None,
+    agent: str | None,
+    workflow: str | None,
+    values: tuple[str, ...],
 ) -> dict[str, Any]:
     """Return the field `action` as the options change it, or nothing if they do not."""
     if task is not None and workflow is not None:
@@ -350,9 +363,14 @@ def _action_fields(
     kind = action.get("type")
     if values and workflow is None and (task is not None or kind != "run_workflow"):
         raise click.UsageError("--value belongs to --workflow")
-    if task is not None:
+    if agent is not None and (workflow is not None or (task is None and kind != "create_task")):
+        raise click.UsageError("--agent belongs to --task; the steps of a workflow name their agents")
+    if task is not None or agent is not None:
         kept = action if kind in (None, "create_task") else {}
-        return {"action": {**kept, "type": "create_task", "title": task}}
+        given = {"title": task} if task is not None else {}
+        if agent is not None:
+            given["agent_id"] = client.find("/agents", agent, kind="agent")["id"]
+        return {"action": {**kept, "type": "create_task", **given}}
     if workflow is None and not values:
         return {}
     changed = dict(action) if kind in (None, "run_workflow") else {}
@@ -395,6 +413,9 @@ def _state(trigger: Mapping[str, Any]) -> str:
 def _action_text(names: ObjectNames, trigger: Mapping[str, Any]) -> str:
     """Return for example `run_workflow Publish`. Names that come from expressions are not known."""
     action = trigger["action"]
+    if action["type"] == "create_task":
+        agent = f" for {names.name('/agents', action['agent_id'])}" if parse_id(str(action.get("agent_id"))) else ""
+        return f"create_task {action['title']}{agent}"
     for member, (path, field) in OBJECTS.items():
         if parse_id(str(action.get(member))) is not None:
             return f"{action['type']} {names.name(path, action[member], field)}"

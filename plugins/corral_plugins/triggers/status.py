@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from corral.cli.api_client import ApiClient
-from corral.cli.status_parts import StatusPart, read_if_allowed, some_names
+from corral.cli.status_parts import StatusPart, name_for_command, read_if_allowed, some_names
 
 
 def trigger_status(client: ApiClient) -> StatusPart:
@@ -13,7 +13,8 @@ def trigger_status(client: ApiClient) -> StatusPart:
     if not off:
         return StatusPart(off if found is not None else None)
     names = some_names(f"{each['name']} ({each['disabled_reason']})" for each in off)
-    return StatusPart(off, f"{names}. See why, and what to do: corral triggers show NAME")
+    command = f"corral triggers show {name_for_command(each['name'] for each in off)}"
+    return StatusPart(off, f"{names}. See why, and what to do: {command}")
 
 
 def failure_status(client: ApiClient) -> StatusPart:
@@ -22,5 +23,6 @@ def failure_status(client: ApiClient) -> StatusPart:
     failed = [each for each in found["items"] if each["consecutive_failures"]] if found is not None else []
     if not failed:
         return StatusPart(failed if found is not None else None)
-    names = some_names(each["name"] for each in failed)
-    return StatusPart(failed, f"{names}. See why: corral triggers history NAME --status failed")
+    names = [each["name"] for each in failed]
+    command = f"corral triggers history {name_for_command(names)} --status failed"
+    return StatusPart(failed, f"{some_names(names)}. See why: {command}")

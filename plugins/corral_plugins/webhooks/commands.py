@@ -231,15 +231,27 @@ def list_deliveries(
     client: ApiClient, *, webhook: str, status: tuple[str, ...], events: tuple[str, ...], limit: int, as_json: bool
 ) -> None:
     """List the deliveries to a webhook, newest first."""
-    path = f"/webhooks/{_id(client, webhook)}/deliveries"
+    row = _find(client, webhook)
+    items = client.get(f"/webhooks/{row['id']}/deliveries", status=list(status), event=list(events), limit=limit)[
+        "items"
+    ]
+    is_waiting = not as_json and any(item["finished_at"] is None for item in items)
+    held = _breaker_text(client, row["host"]) if is_waiting else None
     print_table(
-        client.get(path, status=list(status), event=list(events), limit=limit)["items"],
+        items,
         DELIVERY_COLUMNS,
         as_json=as_json,
         empty="There are no such deliveries.",
         colour_of="status",
-        computed={"result": _result},
+        computed={
+            "result": _result,
+            "next_attempt_at": lambda item: (
+                "waits for the breaker" if held and item["finished_at"] is None else item["next_attempt_at"]
+            ),
+        },
     )
+    if held:
+        click.echo(f"Open deliveries wait: {held}", err=True)
 
 
 @webhooks_command_group.command("delivery")

@@ -96,7 +96,7 @@ def create_workflow(
     """Create a workflow from a file with its configuration and its steps."""
     made = client.post("/workflows", {**read_body(input_path, fields), "name": name})
     others = _others_of_name(client, made)
-    told = f"Created {made['name']} ({made['id']}) with {made['step_count']} steps. Run it: corral workflows run "
+    told = f"Created {made['name']} ({made['id']}) with {_count(made['step_count'])}. Run it: corral workflows run "
     told += made["id"] if others else shlex.quote(made["name"])
     if others:
         told += f"\nOther workflows have this name too, so name it by its id. The others: {', '.join(others)}"
@@ -327,6 +327,10 @@ def answer_step(
     with client.looking_for(f"step {step} in the workflow run", run, "corral workflows runs"):
         changed = client.post(f"/workflow-runs/{run_id}/steps/{step}/input", given)
     print_value(changed, as_json=as_json, text=f"The step {step} has its data.")
+
+
+def _count(steps: int) -> str:
+    return "1 step" if steps == 1 else f"{steps} steps"
 
 
 def _find(client: ApiClient, name: str) -> dict[str, Any]:

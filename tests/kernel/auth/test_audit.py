@@ -84,6 +84,7 @@ async def test_a_token_that_comes_back_is_written_down(kit: Kit, door: Any) -> N
     assert [event.type for event in await kit.events()].count("system.alert") == 1
 
 
+@pytest.mark.one_engine
 async def test_an_unknown_address_is_told_apart_from_others_and_not_written_down(kit: Kit, door: Any) -> None:
     auditor = await kit.as_user("auditor")
     typed = ("  NOBODY@example.org", "nobody@EXAMPLE.org", "a password in the wrong field")
@@ -96,6 +97,7 @@ async def test_an_unknown_address_is_told_apart_from_others_and_not_written_down
     assert not any(text.strip().lower() in str(rows).lower() for text in typed)
 
 
+@pytest.mark.one_engine
 async def test_of_a_known_address_the_account_is_written_down_alone(kit: Kit, door: Any) -> None:
     auditor, ann = await kit.as_user("auditor"), await kit.as_user(email="ann@example.org")
     await door.login("ANN@example.org", WRONG)

@@ -96,6 +96,7 @@ async def test_locks_double_up_to_an_hour_and_end(kit: Kit, door: Any) -> None:
     assert round(int((await door.login("ann@example.org", WRONG)).headers["retry-after"]) / 60) == 15
 
 
+@pytest.mark.one_engine
 async def test_the_settings_rule(make_kit: MakeKit, open_door: Any) -> None:
     environ = {"CORRAL_LOCKOUT_THRESHOLD": "3", "CORRAL_LOCKOUT_SECONDS": "60", "CORRAL_LOCKOUT_WINDOW": "100"}
     door = open_door(await make_kit(plugins=[], environ=environ))
@@ -264,6 +265,7 @@ async def test_auth_4_known_and_unknown_addresses_take_the_same_time(kit: Kit, d
     assert abs(one - other) / max(one, other) < 0.5
 
 
+@pytest.mark.one_engine
 async def test_the_holder_is_told_at_the_address_as_it_is_kept(make_kit: MakeKit, open_door: Any) -> None:
     kit = await make_kit(plugins=[], config={"settings.mail.host": "mail.example.org"})
     await kit.as_user(email="ann@strasse.example")

@@ -100,6 +100,7 @@ async def test_a_code_has_six_digits_as_sent(kit: Kit, door: Any, code: str) -> 
     assert (await client.post("/auth/mfa/verify", {"code": code})).status == 422
 
 
+@pytest.mark.one_engine
 async def test_recovery_codes_have_112_bits_and_a_new_set_kills_the_old_one(kit: Kit, door: Any) -> None:
     client, app, codes = await door.with_mfa(email="ann@example.org")
     assert all(len(code.replace("-", "")) * 5 >= 112 for code in codes)
@@ -169,6 +170,7 @@ async def test_setup_needs_a_fresh_sign_in_the_password_or_a_step_up(kit: Kit, d
     assert (await client.post("/auth/mfa/setup")).status == 200
 
 
+@pytest.mark.one_engine
 async def test_disabling_needs_both_factors_and_that_the_policy_allows_it(make_kit: MakeKit, open_door: Any) -> None:
     kit = await make_kit(
         plugins=[], config={"settings.security.require_mfa": True, "settings.security.require_mfa_roles": ["admin"]}

@@ -121,6 +121,7 @@ async def test_weak_passwords_are_told_every_broken_rule(make_kit: MakeKit) -> N
     assert {each["pointer"] for each in answer.json()["errors"]} == {"/password"}
 
 
+@pytest.mark.one_engine
 async def test_wrong_address_wrong_password_and_deactivated_look_the_same(
     kit: Kit, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from corral.cli.api_client import ApiClient, ApiClientError, TextDeltaTracker, _refusal
+from corral.cli.api_client import ApiClient, ApiClientError, TextDeltaTracker, _plural, _refusal
 from corral.testing.server import free_port
 
 
@@ -47,6 +47,14 @@ def test_a_server_that_is_not_there_is_named() -> None:
     with pytest.raises(ApiClientError, match=re.escape(address)) as caught:
         ApiClient(address).get("/health/ready")
     assert caught.value.status is None
+
+
+def test_the_plural_of_a_kind() -> None:
+    assert [_plural(kind) for kind in ("agent", "repository", "SSH connection")] == [
+        "agents",
+        "repositories",
+        "SSH connections",
+    ]
 
 
 PROBLEM = {"title": "The request is not valid", "status": 422, "code": "validation_error", "request_id": "1"}

@@ -157,3 +157,9 @@ def test_a_user_schema_is_taken_or_invalid(tree: Any) -> None:
         except Invalid:
             continue
         json_schema_errors(document, tree)
+
+
+def test_a_fixed_value_beside_an_object_is_told_with_the_object() -> None:
+    schema = {"items": {"anyOf": [{"type": "object"}, {"enum": ["*"]}]}}
+    (fault,) = json_schema_errors(schema, ["gpt-4"])
+    assert (fault.pointer, fault.detail) == ("/0", "one of *, or an object")

@@ -219,6 +219,7 @@ async def test_a_copy_is_the_callers_and_offline(kit: Kit, alice: Client) -> Non
     assert (await bob.post(f"/agents/{agent['id']}/clone", {"name": "ADA"})).code == "duplicate"
 
 
+@pytest.mark.one_engine
 async def test_others_read_and_do_not_write(kit: Kit, alice: Client) -> None:
     agent = await create(alice)
     path = f"/agents/{agent['id']}"

@@ -371,6 +371,7 @@ async def test_delete_needs_force_while_it_works(
     assert (await payloads(kit, "agent.status"))[-1]["to"] == "offline"
 
 
+@pytest.mark.one_engine
 async def test_warnings(kit: Kit, alice: Client) -> None:
     async def warnings(name: str, **fields: Any) -> list[str]:
         agent = await create(alice, name, **fields)

@@ -36,6 +36,7 @@ async def test_lists_are_sorted_by_urgency_and_say_who_may_decide(desk: Desk) ->
     assert [item["title"] for item in high["items"]] == ["high 900", "low 900"]
 
 
+@pytest.mark.one_engine
 async def test_named_approvers_decide_and_others_do_not(desk: Desk) -> None:
     viewer = await desk.kit.as_user("viewer")
     asked = await desk.ask(risk="critical", approvers={"users": [desk.other.user["id"]]})

@@ -243,6 +243,7 @@ async def test_two_processes_write_one_chain(make_kit: Callable[..., Any], datab
     assert verdict.head.seq >= 200
 
 
+@pytest.mark.one_engine
 async def test_only_refusals_of_privileged_requests_are_recorded(make_kit: Callable[..., Any]) -> None:
     kit = await make_kit()
     admin, viewer = await kit.as_user("admin"), await kit.as_user("viewer")
@@ -287,6 +288,7 @@ async def test_verbose_records_every_request(books: Books) -> None:
     assert not [row for row in await books.rows("&object_type=route") if "/health" in row["object"]["id"]]
 
 
+@pytest.mark.one_engine
 async def test_ordinary_requests_add_no_row(make_kit: Callable[..., Any]) -> None:
     kit = await make_kit()
     member = await kit.as_user("member")

@@ -359,6 +359,7 @@ async def test_a_repeated_completion_gets_the_same_answer(desk: Desk) -> None:
 # -- agents
 
 
+@pytest.mark.one_engine
 async def test_an_agent_opens_and_revises_reviews_of_its_own_task_only(desk: Desk) -> None:
     task_id = await desk.task()
     lease = await desk.worker.run()
@@ -439,6 +440,7 @@ async def test_a_review_whose_task_was_deleted_is_still_commented_and_decided(de
 # -- contents
 
 
+@pytest.mark.one_engine
 async def test_a_credential_in_a_patch_is_replaced_and_stops_the_approval(desk: Desk) -> None:
     value = "correct-horse-battery-staple-42"
     assert desk.kit.kernel.redactor.set_values("vault", {"password": value}) == []
@@ -454,6 +456,7 @@ async def test_a_credential_in_a_patch_is_replaced_and_stops_the_approval(desk: 
     assert (await desk.review(task["review_id"]))["open_blockers"] == 1
 
 
+@pytest.mark.one_engine
 async def test_a_patch_comes_from_a_file_too(desk: Desk) -> None:
     form = b'--b\r\nContent-Disposition: form-data; name="file"; filename="d.patch"\r\n\r\n' + (
         patch_of("2").encode() + b"\r\n--b--\r\n"
@@ -469,6 +472,7 @@ async def test_a_patch_comes_from_a_file_too(desk: Desk) -> None:
     assert (both.status, both.json()["errors"][0]["pointer"]) == (422, "/patch")
 
 
+@pytest.mark.one_engine
 async def test_revisions_can_be_downloaded_and_compared(desk: Desk) -> None:
     review = await desk.opened()
     path = f"/code-reviews/{review['id']}"

@@ -16,6 +16,7 @@ async def market(make_kit: Callable[..., Any]) -> Market:
     return Market(kit, await kit.as_user("member"), await kit.as_user("admin"))
 
 
+@pytest.mark.one_engine
 async def test_an_exported_policy_names_the_reviewer_that_is_installed_with_it(market: Market) -> None:
     reviewer = await market.ok("POST", "/agents", {"name": "Reviewer"})
     policy = {"mode": "agent", "reviewer_agent_id": reviewer["id"]}

@@ -31,6 +31,7 @@ async def test_a_step_waits_for_the_review_of_its_task(
     assert (run["status"], steps_of(run)["change"]["status"]) == (status, status)
 
 
+@pytest.mark.one_engine
 async def test_without_the_plugin_a_workflow_cannot_ask_for_reviews(make_kit: Callable[..., Awaitable[Kit]]) -> None:
     kit = await make_kit(plugins=("admin", "agents", "workers", "tasks", "workflows", "expressions"))
     member = await kit.as_user("member")

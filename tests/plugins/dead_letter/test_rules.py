@@ -24,6 +24,7 @@ async def test_models_and_migration_agree(morgue: Morgue) -> None:
     assert await morgue.kit.work(differences) == ""
 
 
+@pytest.mark.one_engine
 async def test_the_reason_tells_why_corral_gave_up(morgue: Morgue) -> None:
     refused = await morgue.dead("refused")
     listed = await morgue.task("listed", retry_policy={"non_retryable_types": ["Fatal"]})

@@ -87,6 +87,7 @@ async def test_a_run_reads_the_inputs_of_its_task_and_stores_its_results(hall: H
     assert (left["task_id"], left["visibility"]) == (None, "private")
 
 
+@pytest.mark.one_engine
 async def test_uploads_of_machines_with_a_secret_are_refused(hall: Hall) -> None:
     await hall.admin.post("/auth/reauth", {"password": PASSWORD})
     stored = await hall.admin.post("/secrets", {"name": "DEPLOY_KEY", "value": VALUE})
@@ -134,6 +135,7 @@ def counted(kit: Kit) -> list[int]:
     return sizes
 
 
+@pytest.mark.one_engine
 async def test_agents_have_tools_for_files(make_kit: Callable[..., Any]) -> None:
     world = ToolWorld()
     await world.build(make_kit, more=["audit", "files", "settings"])  # type: ignore[list-item]  # names will do

@@ -63,6 +63,7 @@ class ParrotPlugin(Plugin):
         return [Parrot()]
 
 
+@pytest.mark.one_engine
 async def test_corral_llm_providers(make_kit: Callable[..., Any]) -> None:
     providers = {"pirate": {"kind": "parrot", "word": "ahoy"}}
     kit = await make_kit(plugins=["cost", "llm", ParrotPlugin], config={"plugins.llm": {"providers": providers}})

@@ -39,6 +39,7 @@ class PigeonsPlugin(Plugin):
         return [ChannelType(type="pigeon", title="Pigeon", schema=schema, secrets=("ring",), send=_send)]
 
 
+@pytest.mark.one_engine
 async def test_corral_notification_channels(make_kit: Callable[..., Any]) -> None:
     sent.clear()
     world = await Notified().build(await make_kit(plugins=(*PLUGINS, PigeonsPlugin), config=ALLOWED))
@@ -90,6 +91,7 @@ async def test_a_trigger_notifies_its_owner_others_and_channels(world: Notified,
     assert answer.json()["errors"][0]["pointer"] == "/action/user_ids/0"
 
 
+@pytest.mark.one_engine
 async def test_a_trigger_sends_mail_to_each_person_it_names(mailing: Notified, smtp: MailServer) -> None:
     made = await mailing.channel("email", {"to_recipients": True})
     people = [mailing.member, mailing.stranger]

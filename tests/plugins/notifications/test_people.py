@@ -14,6 +14,7 @@ from corral_plugins.dead_letter.api import TaskDeadLettered
 from corral_plugins.notifications import jobs
 from corral_plugins.notifications.service import inbox
 from corral_plugins.webhooks.api import WebhookDisabled
+from corral_plugins.workers.api import WorkerOffline, WorkerRegistered
 from corral_plugins.workflows.api import RunFailed
 
 
@@ -78,6 +79,18 @@ async def test_one_failure_is_told_once(world: Notified) -> None:
     before = await titles(world, world.member)
     await fail("three", "running")
     assert await titles(world, world.member) == before
+
+
+async def test_the_embedded_worker_comes_and_goes_with_its_server(world: Notified) -> None:
+    def unit() -> None:
+        for name in ("embedded", "laptop"):
+            worker = {"worker_id": name, "name": name, "group": None}
+            emit(WorkerRegistered(status="online", **worker), object=("worker", name))
+            gone = WorkerOffline(status="offline", last_heartbeat_at=None, leases=0, **worker)
+            emit(gone, object=("worker", name))
+
+    await world.kit.work(unit)
+    assert await titles(world, world.admin) == ["The worker laptop registered", "The worker laptop is offline"]
 
 
 async def test_approvers_are_asked_and_the_requester_learns_the_end(world: Notified) -> None:

@@ -265,6 +265,7 @@ async def test_what_is_being_restored_is_not_shredded(safe: Any, database_url: s
     assert await safe.value(made["id"]) == VALUE
 
 
+@pytest.mark.one_engine
 async def test_a_restored_secret_needs_its_name(safe: Any) -> None:
     gone = await safe.create(name="taken")
     await safe.admin.delete(f"/secrets/{gone['id']}")

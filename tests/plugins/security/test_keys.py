@@ -156,6 +156,7 @@ async def test_a_key_says_what_it_may_do_and_no_more(kit: Kit) -> None:
     assert (await key.get("/auth/me")).json()["permissions"] == []
 
 
+@pytest.mark.one_engine
 async def test_every_key_ends(kit: Kit) -> None:
     alice = await kit.as_user("member")
     _, shown = await make_key(alice)
@@ -259,6 +260,7 @@ async def test_owners_are_told_once_a_week_and_a_day_before_the_end(kit: Kit) ->
     assert [(event.payload()["key_id"], event.owner_id) for event in events] == [(shown["id"], alice.user["id"])] * 2
 
 
+@pytest.mark.one_engine
 async def test_switching_keys_off_ends_those_in_being(kit: Kit) -> None:
     admin = await kit.as_user("admin")
     key, _ = await make_key(admin)

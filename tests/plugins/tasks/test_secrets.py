@@ -63,6 +63,7 @@ async def test_the_claim_lists_the_names_that_the_group_may_have(world: World) -
     raise AssertionError("the claim does not list the secret")
 
 
+@pytest.mark.one_engine
 async def test_others_get_nothing(world: World) -> None:
     id = await secret(world)
     await secret(world, "Other", "elsewhere")
@@ -108,6 +109,7 @@ async def test_a_worker_without_a_listed_group_and_an_expired_secret(world: Worl
     assert (await lease.call("secrets/deploy")).status == 404
 
 
+@pytest.mark.one_engine
 async def test_a_value_that_a_worker_reports_is_taken_out_and_told_of(world: World) -> None:
     await secret(world)
     lease = await run(world)

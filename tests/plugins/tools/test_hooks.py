@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import pytest
+
 from corral.plugin import Plugin, hookimpl
 from corral_plugins.tools.api import Json, Tool, ToolContext
 
@@ -25,6 +27,7 @@ class ShoutPlugin(Plugin):
         return [Tool(name=name, run=_shout, **common) for name in ("shout.text", "shout", "shout.text", "http.fetch")]
 
 
+@pytest.mark.one_engine
 async def test_corral_tools(make_kit: Callable[..., Any]) -> None:
     kit = await make_kit(plugins=["tools", ShoutPlugin])
     assert kit.loaded("tools").active, kit.loaded("tools").reason
@@ -33,6 +36,7 @@ async def test_corral_tools(make_kit: Callable[..., Any]) -> None:
     assert found == {"http.fetch": "plugin:tools", "http.request": "plugin:tools", "shout.text": "plugin:shout"}
 
 
+@pytest.mark.one_engine
 async def test_a_plugin_out_of_service_takes_its_tools_along(make_kit: Callable[..., Any]) -> None:
     kit = await make_kit(plugins=["tools", ShoutPlugin])
     reader = await kit.as_user("viewer")

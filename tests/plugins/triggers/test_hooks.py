@@ -55,6 +55,7 @@ async def world(make_kit: Callable[..., Any]) -> Alarm:
     return alarm
 
 
+@pytest.mark.one_engine
 async def test_corral_trigger_kinds(make_kit: Callable[..., Any]) -> None:
     alarm = await world(make_kit)
     made = await alarm.create("moon", {"phase": 1})
@@ -95,6 +96,7 @@ async def test_a_kind_that_fails_stops_no_other_trigger(
     assert (await alarm.statuses(broken["id"]))[-1] == "fired"
 
 
+@pytest.mark.one_engine
 async def test_corral_trigger_actions(make_kit: Callable[..., Any]) -> None:
     """An action that fails for a moment is tried again in the same slot, 10 s later."""
     alarm = await world(make_kit)

@@ -81,6 +81,7 @@ async def test_a_standard_webhook(alarm: Alarm) -> None:
     assert (await deliver(alarm, made, **{**headers(now), "webhook_id": "msg_4"})).status == 401
 
 
+@pytest.mark.one_engine
 async def test_a_replaced_secret_is_valid_for_a_while(alarm: Alarm) -> None:
     made = await alarm.create("webhook", {"auth": "hmac_sha256", "signature_header": "X-Mine"})
     answer = await alarm.member.post(f"/triggers/{made['id']}/rotate-secret", {"overlap_seconds": 100})
@@ -95,6 +96,7 @@ async def test_a_replaced_secret_is_valid_for_a_while(alarm: Alarm) -> None:
     assert (await deliver(alarm, made, X_Mine=hex_mac(new))).status == 202
 
 
+@pytest.mark.one_engine
 async def test_a_replaced_address_is_valid_for_a_while(alarm: Alarm) -> None:
     made = await alarm.create("webhook")
     new = (await alarm.member.post(f"/triggers/{made['id']}/rotate-secret", {"overlap_seconds": 100})).json()
@@ -124,6 +126,7 @@ async def test_bodies(alarm: Alarm) -> None:
     assert row["input_preview"] == '{"n":"from a form"}'
 
 
+@pytest.mark.one_engine
 async def test_an_address_has_a_limit_of_its_own(make_kit: Callable[..., Any]) -> None:
     """The limit for clients without a credential, 120 a minute, does not apply to known addresses."""
     alarm = Alarm()

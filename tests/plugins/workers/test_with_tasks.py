@@ -140,6 +140,7 @@ async def test_the_overview_tells_what_waits(make_shop: Any) -> None:
     assert beat.json()["pending_tasks"] == 1
 
 
+@pytest.mark.one_engine
 async def test_the_document_describes_every_call(make_shop: Any) -> None:
     shop = await make_shop()
     document = (await shop.kit.client.get("/openapi.json")).json()

@@ -45,7 +45,7 @@ COPIED = (
     "metadata",
 )
 ECHO = "scripted/echo"  # the default model of an installation without any other
-SET_MODEL = "Set one for all agents: corral api PUT /settings/llm/default_model -f value=PROVIDER/MODEL"
+SET_MODEL = "Set one for all agents: corral settings set llm.default_model PROVIDER/MODEL"
 DEFAULTS: Json = {
     "description": "",
     "role": "general",

@@ -54,6 +54,7 @@ SEVERITY_OF: Mapping[str, Severity] = {
     "trigger.failed": "error",
     "workflow.run.failed": "error",
 }
+EMBEDDED_WORKER = "embedded"  # the name is reserved; the server starts and stops this worker itself
 _ONLY_IF: Mapping[str, Callable[[Payload], bool]] = {
     "approval.updated": lambda data: data.get("change") == "reminder",
     "code_review.updated": lambda data: data.get("change") == "reminder",
@@ -61,6 +62,8 @@ _ONLY_IF: Mapping[str, Callable[[Payload], bool]] = {
     "session.ended": lambda data: data.get("reason") in ("reuse", "revoked"),
     "system.alert": lambda data: data.get("kind") != "ssh_host_key_mismatch",  # ssh.host_key_mismatch tells it
     "task.dead_lettered": lambda data: data.get("previous") == "failed",  # otherwise task.failed tells it
+    "worker.offline": lambda data: data.get("name") != EMBEDDED_WORKER,
+    "worker.registered": lambda data: data.get("name") != EMBEDDED_WORKER,
 }
 """Conditions of events that are told only sometimes, among them those of which another event tells the same."""
 _TITLES: Mapping[str, str] = {

@@ -1,0 +1,22 @@
+"""Keeps libraries from importing optional packages that this process does not use."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+
+
+@contextlib.contextmanager
+def without(*packages: str) -> Iterator[None]:
+    """Let the modules that are imported in the block find these packages missing, unless they are imported already.
+
+    After the block, the packages can be imported as ever.
+    """
+    hidden: dict[str, None] = dict.fromkeys(name for name in packages if name not in sys.modules)
+    sys.modules.update(hidden)  # type: ignore[arg-type]  # None is how Python itself marks a module as missing
+    try:
+        yield
+    finally:
+        for name in hidden:
+            del sys.modules[name]
