@@ -48,7 +48,6 @@ class Credentials:
         self._rereading: Sequence[RecheckingAuthenticator] = ()
         self._delegations: dict[str, Delegation] = {}
         self._cache: dict[CredentialHeaders, tuple[Principal, float]] = {}
-        self._headers_of_lease: dict[str | None, CredentialHeaders] = {}
 
     def set_authenticators(self, authenticators: Sequence[Authenticator]) -> None:
         """Set the authenticators. Their order does not matter, because each accepts a different credential format."""
@@ -118,13 +117,7 @@ class Credentials:
         """Cache the principal of these headers. Call this method on the event loop only."""
         if len(self._cache) >= CACHE_LIMIT:
             self._cache.clear()
-            self._headers_of_lease.clear()
         self._cache[headers] = (principal, time.monotonic())
-        self._headers_of_lease[principal.lease_id] = headers  # under None, those of the last caller without a lease
-
-    def forget_lease(self, lease_id: str) -> None:
-        """Remove the principal of a lease from the cache, without a look at the others: leases end all the time."""
-        self._cache.pop(self._headers_of_lease.pop(lease_id, (None, None)), None)
 
     def forget(self, ends: Callable[[Principal], bool]) -> None:
         """Remove the principals for which `ends` returns true from the cache, so that they are read again.
