@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from corral.cli.data_folder import restrict_new_files
 from corral.config.model import Config
 from corral.testing import templates
-from corral.testing.kit import discover
+from corral.testing.booting import discover
 
 _databases: set[str] = set()
 _servers: set[str] = set()

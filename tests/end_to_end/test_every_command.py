@@ -345,7 +345,7 @@ def test_operations_8_the_json_output_of_every_command_parses(server: ServerProc
         if "{notice}" in line:
             names["notice"] = failed_notification(admin)
         if "{inbox}" in line:
-            names["inbox"] = admin.get("/notifications").json()["items"][0]["id"]
+            names["inbox"] = first_notification(admin)
         arguments = shlex.split(line.format(**names))
         name = max((each for each in known if f"{line} ".startswith(f"{each} ")), key=len)
         environ = server.environ | (of_copy(server, printed) if name in ON_A_COPY else {})
@@ -368,6 +368,18 @@ def first_delivery(admin: httpx2.Client) -> str:
     until = time.monotonic() + 60
     while not (found := admin.get(path).json()["items"]):
         assert time.monotonic() < until, "no delivery was written"
+        time.sleep(0.1)
+    return str(found[0]["id"])
+
+
+def first_notification(admin: httpx2.Client) -> str:
+    """The id of a notification, which a trigger sends to its owner."""
+    action = {"type": "notify", "title": "Hello"}
+    made = admin.post("/triggers", json={"name": "Greets", "type": "manual", "config": {}, "action": action})
+    assert admin.post(f"/triggers/{made.json()['id']}/fire", json={}).status_code == 202
+    until = time.monotonic() + 60
+    while not (found := admin.get("/notifications").json()["items"]):
+        assert time.monotonic() < until, "no notification was written"
         time.sleep(0.1)
     return str(found[0]["id"])
 

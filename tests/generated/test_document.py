@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from tests.generated.world import World
+from tests.generated.fixtures import PLUGINS
+from tests.generated.world import CONFIG
 
-pytestmark = pytest.mark.one_engine
+from corral.testing.kit import make_kernel
 
 
-@pytest.fixture
-async def document(world: World) -> Any:
-    return (await world.kit.client.get("/openapi.json")).json()
+@pytest.fixture(scope="module")
+def document(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    async def read() -> Any:
+        async with make_kernel(tmp_path_factory.mktemp("document"), plugins=PLUGINS, config=CONFIG) as kit:
+            return (await kit.client.get("/openapi.json")).json()
+
+    return asyncio.run(read())
 
 
 def schemas(node: Any, place: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
@@ -29,7 +35,7 @@ def schemas(node: Any, place: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
             yield from schemas(each, f"{place}/{key}")
 
 
-async def test_arrays_have_items_and_constants_a_type(document: Any) -> None:
+def test_arrays_have_items_and_constants_a_type(document: Any) -> None:
     bare = [place for place, schema in schemas(document) if schema.get("type") == "array" and "items" not in schema]
     untyped = [
         place for place, schema in schemas(document) if ("const" in schema or "enum" in schema) and "type" not in schema
@@ -37,7 +43,7 @@ async def test_arrays_have_items_and_constants_a_type(document: Any) -> None:
     assert (bare, untyped) == ([], [])
 
 
-async def test_every_field_and_parameter_has_a_description(document: Any) -> None:
+def test_every_field_and_parameter_has_a_description(document: Any) -> None:
     """Name the field in the docstring of its shape, or describe it in `field_descriptions.json` of the plugin."""
     fields = [
         f"{place}: {name}"
@@ -55,19 +61,19 @@ async def test_every_field_and_parameter_has_a_description(document: Any) -> Non
     assert (fields, parameters) == ([], [])
 
 
-async def test_no_field_has_the_name_of_its_shape(document: Any) -> None:
+def test_no_field_has_the_name_of_its_shape(document: Any) -> None:
     """Generated clients have a variable of each name in one function."""
     shapes = document["components"]["schemas"].items()
     fields = [(re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower(), shape.get("properties", {})) for name, shape in shapes]
     assert [name for name, properties in fields if name in properties] == []
 
 
-async def test_every_shape_has_a_name_of_its_own(document: Any) -> None:
+def test_every_shape_has_a_name_of_its_own(document: Any) -> None:
     """Two shapes of one name are told apart by their modules, with dots, which generators of clients do not accept."""
     assert [name for name in document["components"]["schemas"] if not re.fullmatch(r"\w+", name)] == []
 
 
-async def test_ids_of_operations_and_tags_have_one_style(document: Any) -> None:
+def test_ids_of_operations_and_tags_have_one_style(document: Any) -> None:
     operations = [operation for methods in document["paths"].values() for operation in methods.values()]
     ids = [operation["operationId"] for operation in operations]
     assert [each for each in ids if not re.fullmatch(r"[a-z]+(_[a-z]+)+", each)] == []

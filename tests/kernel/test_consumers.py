@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,11 +58,13 @@ def _follow(event: LoggedEvent) -> None:
 
 
 async def _emit(kit: Kit, *events: Event) -> None:
-    def unit() -> None:
-        for event in events:
-            emit(event, object=("patient", "1"))
+    for at in range(0, len(events), 50):  # a unit of all of them may take longer than a unit may on a busy machine
+        await kit.kernel.database.work(functools.partial(_emit_together, events[at : at + 50]))
 
-    await kit.kernel.database.work(unit)
+
+def _emit_together(events: Sequence[Event]) -> None:
+    for event in events:
+        emit(event, object=("patient", "1"))
 
 
 async def _cursor(kit: Kit) -> tuple[int, int]:

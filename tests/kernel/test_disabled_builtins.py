@@ -114,7 +114,7 @@ async def test_a_builtin_that_fails_at_import_is_told_as_failed(
             for item in discover(config)
         ]
 
-    monkeypatch.setattr("corral.testing.kit.discover", broken)
+    monkeypatch.setattr("corral.testing.booting.discover", broken)
     async with make_kernel(tmp_path) as kit:
         answer = await kit.client.get("/tasks")
         check_closed(answer, "plugin_failed")

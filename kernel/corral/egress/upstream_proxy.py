@@ -40,11 +40,9 @@ class EgressProxy:
                 context = httpcore2.default_ssl_context()
                 stream = await stream.start_tls(context, server_hostname=self.place[0], timeout=seconds)
             await stream.write(self._request(to), timeout=seconds)
-            head = b""
-            while b"\r\n\r\n" not in head and len(head) < MAX_RESPONSE_HEAD:
+            head, received = b"", b"more"
+            while received and b"\r\n\r\n" not in head and len(head) < MAX_RESPONSE_HEAD:
                 received = await stream.read(MAX_RESPONSE_HEAD, timeout=seconds)
-                if not received:
-                    break
                 head += received
             if not _is_accepted(head):
                 raise httpcore2.ProxyError(_REFUSED)

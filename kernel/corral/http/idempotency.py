@@ -96,12 +96,8 @@ class Idempotency:
             status, headers, body, digest = msgspec.msgpack.decode(whole, type=Whole)
         body_hash = bytes.fromhex(row.body_hash)
         if digest != key.body_digest and not self._keyring.verify(BODY, key.body_digest, body_hash):
-            raise Invalid.at(
-                "/header/Idempotency-Key",
-                "not_unique",
-                "This key was used with another body; choose a new key.",
-                problem="idempotency_key_reused",
-            )
+            detail = "This key was used with another body; choose a new key."
+            raise Invalid.at("/header/Idempotency-Key", "not_unique", detail, problem="idempotency_key_reused")
         media_type = headers.pop("Content-Type", "application/json")
         return Response(status, body, {**headers, "Idempotency-Replayed": "true"}, media_type)
 

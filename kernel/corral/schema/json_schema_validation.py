@@ -82,15 +82,13 @@ def _forbidden(schema: dict[str, Any], prefix: str) -> list[FieldError]:
     targets = {f"#{place}" for place in (*known, *(each["$anchor"] for each in known.values() if "$anchor" in each))}
     faults = []
     for pointer, each in known.items():
-        for word in each.keys() & {"pattern", "patternProperties", "$dynamicRef", "$dynamicAnchor"}:
-            faults.append(
-                FieldError(f"{prefix}{pointer}/{word}", "not_allowed", f"{word} is not supported in this schema")
-            )
+        words = each.keys() & {"pattern", "patternProperties", "$dynamicRef", "$dynamicAnchor"}
+        refused = {word: f"{word} is not supported in this schema" for word in words}
         if "$ref" in each and unquote(each["$ref"]) not in targets:
-            detail = "a $ref must refer to a schema within this one, such as #/$defs/name"
-            faults.append(FieldError(f"{prefix}{pointer}/$ref", "not_allowed", detail))
+            refused["$ref"] = "a $ref must refer to a schema within this one, such as #/$defs/name"
         if "$id" in each and pointer:
-            faults.append(FieldError(f"{prefix}{pointer}/$id", "not_allowed", "$id is only allowed at the top level"))
+            refused["$id"] = "$id is only allowed at the top level"
+        faults += [FieldError(f"{prefix}{pointer}/{word}", "not_allowed", why) for word, why in refused.items()]
         if each.get("$schema", _DIALECT).rstrip("#") != _DIALECT:
             faults.append(FieldError(f"{prefix}{pointer}/$schema", "not_in_enum", f"one of {_DIALECT}"))
     return faults
@@ -227,10 +225,9 @@ def _code_and_words(keyword: str | None, wanted: Any) -> tuple[str, str]:
         return "too_short", "at least one item that matches `contains` of the schema"
     if keyword == "unevaluatedProperties":
         return "unknown_field", "only fields that the schema defines"
-    return (
-        "not_allowed",
-        "no value is allowed here" if keyword is None or wanted == {} else f"not allowed by `{keyword}` of the schema",
-    )
+    if keyword is None or wanted == {}:
+        return "not_allowed", "no value is allowed here"
+    return "not_allowed", f"not allowed by `{keyword}` of the schema"
 
 
 def _alternative_faults(error: Any, here: str, prefix: str) -> Iterator[FieldError]:

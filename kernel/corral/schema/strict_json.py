@@ -137,9 +137,8 @@ def unstorable_faults(value: Any, pointer: str) -> Iterator[FieldError]:
     elif isinstance(value, int | float) and (not -MAX_INTEGER <= value <= MAX_INTEGER):
         if isinstance(value, int) or abs(value) == inf:
             bound = f"{MAX_INTEGER}" if isinstance(value, int) else "1.7976931348623157e308"
-            most = value > 0
-            detail = f"at most {bound}" if most else f"at least -{bound}"
-            yield FieldError(pointer, "too_large" if most else "too_small", detail)
+            code, detail = ("too_large", f"at most {bound}") if value > 0 else ("too_small", f"at least -{bound}")
+            yield FieldError(pointer, code, detail)
     elif isinstance(value, list):
         for index, item in enumerate(value):
             yield from unstorable_faults(item, f"{pointer}/{index}")

@@ -12,8 +12,6 @@ import asyncio
 import contextlib
 import functools
 import json
-import os
-import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -22,21 +20,15 @@ from urllib.parse import unquote
 from corral import clock
 from corral.asgi.application import Application
 from corral.auth.principal import SYSTEM_PRINCIPAL
-from corral.cli.data_folder import ensure_data_dir
-from corral.config.model import Config
-from corral.config.reader import load as load_config
 from corral.events.consumers import ConsumerRow
 from corral.jobs.job import ScheduleRow
 from corral.jobs.runner import JobRunner
-from corral.kernel import Kernel, boot
+from corral.kernel import Kernel
 from corral.plugin import Plugin
-from corral.plugins.discovery import Found
-from corral.plugins.discovery import discover as look_for
-from corral.plugins.loading import load
-from corral.plugins.record import PluginRecord, block_dependants
+from corral.plugins.record import PluginRecord
 from corral.schema.conversion import encode
-from corral.testing import templates
-from corral_core.health.service import scrape
+from corral.testing.booted_kernels import booted_kernels
+from corral.testing.booting import KernelOptions, boot_kernel
 
 if TYPE_CHECKING:
     import click
@@ -341,77 +333,6 @@ async def _hash(password: str) -> str:
     return _hashes[password]
 
 
-def discover(config: Config) -> list[Found]:
-    """Return the installed plugins.
-
-    The result is cached until a folder of the import path changes, because discovery is slow.
-    """
-    if config.plugins.dir is not None:
-        return look_for(config)
-    return list(_discover_cached(tuple((path, _modification_time(path)) for path in sys.path)))
-
-
-@functools.lru_cache(maxsize=8)
-def _discover_cached(import_path: tuple[tuple[str, int], ...]) -> list[Found]:
-    return look_for(Config())
-
-
-def _modification_time(path: str) -> int:
-    try:
-        return os.stat(path or ".").st_mtime_ns
-    except OSError:
-        return 0
-
-
-CORE_PACKAGE = "corral_core"
-
-
-def is_core(kind: type[Plugin]) -> bool:
-    """Return whether the plugin is a core plugin. Every kernel that the test kit creates contains the core plugins."""
-    return kind.__module__.partition(".")[0] == CORE_PACKAGE
-
-
-PATIENT_SECONDS = 5.0  # tests that read a scrape need all metrics, even on a busy machine
-
-
-def _test_config(
-    folder: Path,
-    plugins: Sequence[type[Plugin] | str] | None,
-    database_url: str | None,
-    config: Mapping[str, Any],
-    environ: Mapping[str, str],
-) -> Config:
-    overrides: dict[str, Any] = {
-        "data_dir": str(folder / "data"),
-        "rate_limits": False,
-        "database.migrate_on_start": True,
-        "database.pool_size": 4,
-        "database.url": database_url,
-        **config,
-    }
-    if plugins is not None:
-        overrides["plugins.enabled"] = [item if isinstance(item, str) else item.name for item in plugins]
-    return load_config(environ, path=Path(os.devnull), overrides=overrides)
-
-
-def _selected(found: list[Found], plugins: Sequence[type[Plugin] | str] | None) -> list[Found]:
-    """Return the core plugins and the given plugins, or all installed plugins if `plugins` is None."""
-    if plugins is None:
-        return found
-    classes = [item for item in plugins if not isinstance(item, str)]
-    for item in classes:
-        if item.__module__ == "__main__":
-            raise ValueError(
-                f"the plugin class {item.__name__} is defined in the script that runs; move it to a module of its own, "
-                "and import it from there"
-            )
-    selected = [item for item in found if item.name in plugins or item.package == CORE_PACKAGE]
-    return selected + [
-        Found(name=item.name, load=lambda item=item: item, module=item.__module__, distribution="test")  # type: ignore[misc]  # bound now
-        for item in classes
-    ]
-
-
 @contextlib.asynccontextmanager
 async def make_kernel(
     folder: Path,
@@ -422,6 +343,7 @@ async def make_kernel(
     environ: Mapping[str, str] | None = None,
     jobs: bool = False,
     models: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
+    reuse: bool = False,
 ) -> AsyncIterator[Kit]:
     """Boot and start a kernel in `folder`, and stop it at the end of the context.
 
@@ -432,23 +354,19 @@ async def make_kernel(
 
     `models` maps the names of scripted models to the turns that they play, for `Kit.run_task`. The kernel then includes
     the plugins that run tasks, and serves a worker.
+
+    With `reuse`, the kernel may be one that was booted before with the same options, with its memory put back to the
+    moment after that boot. This saves most of the time. Its configuration then names `folder` by a link.
     """
     if models is not None:
         scripts = {name: {"turns": list(turns)} for name, turns in models.items()}
         given = config or {}
         config = {**given, "plugins.llm": {**given.get("plugins.llm", {}), "scripts": scripts}}
         plugins = None if plugins is None else list(dict.fromkeys([*plugins, *TASK_PLUGINS]))
-    loaded_config = _test_config(folder, plugins, database_url, config or {}, environ or {})
-    ensure_data_dir(loaded_config)
-    scrape.COLLECT_SECONDS = PATIENT_SECONDS
-    found = _selected(discover(loaded_config), plugins)
-    is_migrated = bool(loaded_config.database.migrate_on_start) and templates.create_from_template(
-        loaded_config.database.url, found, loaded_config
-    )
-    with _without_migrations() if is_migrated else contextlib.nullcontext():
-        kernel = boot(loaded_config, plugins=load(found, loaded_config))
+    options = KernelOptions(plugins, database_url, config or {}, environ or {})
+    booted = booted_kernels.take(folder, options) if reuse else None
+    kernel, application = boot_kernel(folder, options) if booted is None else (booted.kernel, booted.application)
     try:
-        application = Application(kernel)
         await kernel.start(jobs=jobs)
     except BaseException:
         kernel.database.close()
@@ -461,13 +379,8 @@ async def make_kernel(
             yield kit
     finally:
         await kernel.stop()
-
-
-def _without_migrations() -> contextlib.AbstractContextManager[Any]:
-    """Let a kernel boot without asking which migrations are pending, which takes a sixth of the time."""
-    from unittest import mock
-
-    return mock.patch("corral.kernel.apply_migrations", lambda database, plugins, config: block_dependants(plugins))
+    if booted is not None:
+        await booted_kernels.keep(booted)
 
 
 @contextlib.asynccontextmanager

@@ -16,9 +16,10 @@ from corral.database.connect import connect
 from corral.database.unit import current
 from corral.ids import new_id
 from corral.plugin import Plugin
+from corral.testing.booting import is_core
 from corral.testing.contribution_rules import contribution_rules
 from corral.testing.findings import Finding, rule_findings
-from corral.testing.kit import Kit, is_core, make_kernel
+from corral.testing.kit import Kit, make_kernel
 from corral.testing.source_rules import Package
 
 

@@ -38,7 +38,7 @@ def create_from_template(url: str, found: Sequence[Found], config: Config) -> bo
     """Create the database at `url` as a copy of a template, if the database is empty or does not exist.
 
     The migrations of the built-in plugins among `found` are applied to the template. Return whether the database was
-    created and lacks no migration of `found`.
+    created.
     """
     own = [item for item in found if item.built_in]
     if url.startswith("sqlite:///"):
@@ -46,9 +46,8 @@ def create_from_template(url: str, found: Sequence[Found], config: Config) -> bo
         if path.exists():
             return False
         shutil.copyfile(_sqlite_template(*_load_plugins(own, config), config), path)
-    elif not _copy_postgres(url, *_load_plugins(own, config), config):
-        return False
-    return len(own) == len(found)
+        return True
+    return _copy_postgres(url, *_load_plugins(own, config), config)
 
 
 def _load_plugins(own: Sequence[Found], config: Config) -> tuple[list[PluginRecord], Scripts]:

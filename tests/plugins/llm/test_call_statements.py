@@ -9,7 +9,7 @@ import pytest
 
 pytestmark = pytest.mark.one_engine
 
-MAX_STATEMENTS = 16  # of both units, about calls, slots, providers and costs
+MAX_STATEMENTS = 14  # of both units, about calls, slots, providers and costs
 
 
 @pytest.fixture

@@ -17,7 +17,8 @@ from corral.plugin import Plugin, Provide, hookimpl
 from corral.testing.kit import Client
 from corral_plugins.agents.api import AgentDeleted, AgentFacts, Agents
 from corral_plugins.cost.models import CostEvent
-from corral_plugins.llm.models import LlmCall
+from corral_plugins.llm.models import LlmCall, LlmSlot
+from corral_plugins.llm.service.calls import CallRecord
 from corral_plugins.llm.service.gateway import Gateway
 from corral_plugins.tasks.api import (
     LeaseFacts,
@@ -308,6 +309,34 @@ async def test_a_stream_that_is_closed_ends_the_call(kit: Any) -> None:
     await gateway.stop()
     (row,) = await rows(kit)
     assert row.status == "cancelled"
+
+
+@pytest.mark.parametrize("method", ["complete", "begin_stream"])
+async def test_a_call_whose_caller_leaves_while_it_is_admitted_is_settled(
+    kit: Any, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    gateway = kit.kernel.container.get(Gateway)
+    admitted, proceed, work = asyncio.Event(), asyncio.Event(), kit.kernel.database.work
+
+    async def stop_after_admission(fn: Any, **options: Any) -> Any:
+        result = await work(fn, **options)
+        if isinstance(result, CallRecord):
+            admitted.set()
+            await proceed.wait()
+        return result
+
+    monkeypatch.setattr(gateway, "_work", stop_after_admission)
+    request = {"model": "agent", "messages": [{"role": "user", "content": "hi"}]}
+    asking = asyncio.ensure_future(getattr(gateway, method)(request, by=BY))
+    await admitted.wait()
+    asking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    proceed.set()
+    await gateway.stop()
+    (row,) = await rows(kit)
+    assert (row.status, row.attempts) == ("cancelled", 0)
+    assert await kit.kernel.database.work(LlmSlot.select().count, read=True) == 0
 
 
 async def test_llm_7_a_second_attempt_gets_the_stored_answer(kit: Any) -> None:

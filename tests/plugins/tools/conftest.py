@@ -52,33 +52,42 @@ class Bench:
         return str(arguments["text"])
 
 
-def bench_plugin(bench: Bench) -> type[Plugin]:
-    """A plugin with the tools of a bench."""
+class BenchPlugin(Plugin):
+    """Tools that record their calls."""
 
-    def tool(name: str, risk: Any, run: Any, **more: Any) -> Tool:
-        return Tool(name=name, title=name, description=name, risk=risk, schema=TEXT, run=run, **more)
+    name = "test"
+    wants = ("tools",)
 
-    class BenchPlugin(Plugin):
-        """Tools that record their calls."""
+    def __init__(self, settings: Any = None) -> None:
+        super().__init__(settings)
+        self.bench = Bench()
 
-        name = "test"
-        wants = ("tools",)
+    @hookimpl(optionalhook=True)
+    def corral_tools(self) -> Iterable[Tool]:
+        """Return the tools of the bench."""
+        bench = self.bench
 
-        @hookimpl(optionalhook=True)
-        def corral_tools(self) -> Iterable[Tool]:
-            return [
-                tool("test.write", "write", bench.write, permission="tasks.write"),
-                tool("test.read", "read", bench.write, permission="tasks.read", idempotent=True),
-                tool("test.fail", "write", bench.fail),
-                tool("test.broken", "write", bench.break_down),
-                tool("test.slow", "external", bench.slow, timeout_seconds=60),
-                tool("test.again", "external", bench.slow, idempotent=True),
-                tool("test.page", "external", bench.page, untrusted_output=True),
-                tool("test.danger", "dangerous", bench.write),
-                tool("locked.write", "write", bench.write, permission="tools.manage"),
-            ]
+        def tool(name: str, risk: Any, run: Any, **more: Any) -> Tool:
+            return Tool(name=name, title=name, description=name, risk=risk, schema=TEXT, run=run, **more)
 
-    return BenchPlugin
+        return [
+            tool("test.write", "write", bench.write, permission="tasks.write"),
+            tool("test.read", "read", bench.write, permission="tasks.read", idempotent=True),
+            tool("test.fail", "write", bench.fail),
+            tool("test.broken", "write", bench.break_down),
+            tool("test.slow", "external", bench.slow, timeout_seconds=60),
+            tool("test.again", "external", bench.slow, idempotent=True),
+            tool("test.page", "external", bench.page, untrusted_output=True),
+            tool("test.danger", "dangerous", bench.write),
+            tool("locked.write", "write", bench.write, permission="tools.manage"),
+        ]
+
+
+def bench_of(kit: Kit) -> Bench:
+    """Return the bench of the kit's `BenchPlugin`."""
+    plugin = kit.loaded("test").plugin
+    assert isinstance(plugin, BenchPlugin)
+    return plugin.bench
 
 
 class Run:
@@ -124,10 +133,10 @@ class World:
     async def build(
         self, make_kit: Callable[..., Awaitable[Kit]], *, more: Iterable[type[Plugin]] = (), **options: Any
     ) -> World:
-        self.bench = Bench()
-        self.kit = await make_kit(plugins=[*PLUGINS, bench_plugin(self.bench), *more], **options)
+        self.kit = await make_kit(plugins=[*PLUGINS, BenchPlugin, *more], **options)
         for name in (*PLUGINS, "test"):
             assert self.kit.loaded(name).active, (name, self.kit.loaded(name).reason)
+        self.bench = bench_of(self.kit)
         self.admin, self.member = await self.kit.as_user("admin"), await self.kit.as_user("member")
         self.worker, self.worker_id = await self.machine("worker")
         return self

@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx2
 import pytest
-from tests.plugins.tools.conftest import Bench, bench_plugin
+from tests.plugins.tools.conftest import Bench, BenchPlugin, bench_of
 from tests.plugins.workflows.conftest import PLUGINS, World, step, steps_of, transform
 
 from corral.testing.kit import Client, Kit
@@ -94,10 +94,9 @@ class Shop(World):
 @pytest.fixture
 async def shop(make_kit: Callable[..., Awaitable[Kit]], tmp_path: Path) -> Shop:
     """A shop on each engine."""
-    bench = Bench()
-    kit = await make_kit(plugins=(*PLUGINS, "tools", "approvals", bench_plugin(bench)))
+    kit = await make_kit(plugins=(*PLUGINS, "tools", "approvals", BenchPlugin))
     found = Shop(kit, await kit.as_user("member"), await kit.as_user("admin"))
-    found.bench = bench
+    found.bench = bench_of(kit)
     return await found.set_up(tmp_path / "worker")
 
 

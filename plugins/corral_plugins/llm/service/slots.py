@@ -19,7 +19,7 @@ import msgspec
 from corral import clock
 from corral.database.engine import Work
 from corral.database.statement import Statement
-from corral.database.unit import after_commit, locked
+from corral.database.unit import after_commit, current, locked
 from corral.errors import TooMany
 from corral.ids import new_id
 from corral_plugins.llm.models import HELD, IN_FLIGHT, WAITING, LlmCall, LlmProviderState, LlmSlot
@@ -140,7 +140,8 @@ class ConcurrencySlots:
         if name not in self._known_providers:
             LlmProviderState.insert(name=name).on_conflict_ignore().execute()
             after_commit(functools.partial(self._known_providers.add, name))
-        _LOCK.rows({"provider": name})
+        if not current().database.is_file:  # SQLite has one writer, so no row needs a lock
+            _LOCK.rows({"provider": name})
 
     # -- called outside a unit of work
 
