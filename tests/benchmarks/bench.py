@@ -95,14 +95,13 @@ class Bench:
             self._products[server] = self.start(self.seeds.make(10_000), "--server", server)
         return self._products[server]
 
-    @property
-    def flows(self) -> Product:
+    def flows(self, server: str = "auto") -> Product:
         """The product without tasks, for what goes through several requests; a person may have many sockets."""
-        if "flows" not in self._products:
+        if (name := f"flows on {server}") not in self._products:
             folder = self.seeds.make(0)
             (folder / "corral.toml").write_text(f'[settings]\n"realtime.max_sockets_per_user" = {SOCKETS_A_USER}\n')
-            self._products["flows"] = self.start(folder)
-        return self._products["flows"]
+            self._products[name] = self.start(folder, "--server", server)
+        return self._products[name]
 
     def product(self, name: str, size: int) -> Product:
         """The product with this many tasks."""

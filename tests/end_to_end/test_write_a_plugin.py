@@ -42,7 +42,7 @@ def run(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
         env=environ,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,  # seconds; a busy machine takes several minutes
         check=False,
     )
 

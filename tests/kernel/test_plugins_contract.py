@@ -126,7 +126,7 @@ BROKEN = {
             "@hookimpl\ndef corral_subscribers(self):\n"
             "    return [Subscriber('faulty.f', ('user.purgde',), lambda event: None)]"
         ),
-        "faulty.f: no plugin has the event user.purgde; add its plugin to wants",
+        "faulty.f: no plugin has the event user.purgde; check the spelling and wants",
     ),
     "async subscriber": (
         body(

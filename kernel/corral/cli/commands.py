@@ -195,19 +195,29 @@ def _plugin_commands(wanted: str | None = None) -> dict[str, click.Command]:
         for point in own:
             if wanted in (None, point.name):
                 commands.update((point.name, command) for command in _guarded_call(found, "commands", point.load))
-    if wanted in commands or not with_hook:
+    if wanted in commands:
         return commands
+    for found in with_hook:
+        for command in _commands_of_hook(found):
+            commands.setdefault(command.name or "", command)
+    return commands
+
+
+def _commands_of_hook(found: Found) -> list[click.Command]:
+    """Return the commands that a plugin contributes by the hook."""
     from corral.hookspecs import corral_commands
     from corral.plugins.hooks import checked_contributions
 
-    for found in with_hook:
-        for contribution in _call_hook(
-            found, "corral_commands", "commands", lambda hook: checked_contributions(corral_commands, hook())
-        ):
-            for command in contribution:
-                if command.name is not None:
-                    commands.setdefault(command.name, command)
-    return commands
+    contributed = _call_hook(
+        found, "corral_commands", "commands", lambda hook: checked_contributions(corral_commands, hook())
+    )
+    return [command for commands in contributed for command in commands if command.name is not None]
+
+
+def command_names(found: Found) -> list[str]:
+    """Return the names of the commands of a plugin, which is imported unless its commands are entry points."""
+    own = [point.name for point in _own(found, metadata.entry_points(group=COMMAND_GROUP))]
+    return sorted(own or [str(command.name) for command in _commands_of_hook(found)])
 
 
 def _own(found: Found, points: Iterable[metadata.EntryPoint]) -> list[metadata.EntryPoint]:

@@ -89,7 +89,7 @@ def enable(config_path: Path | None, name: str) -> tuple[Path, bool]:
     names_it = not item.found.built_in or name in read_disabled_plugins(config)
     lists = {"enabled": name in config.plugins.enabled or names_it, "disabled": False}
     path, text, changed = _edited(config, config_path, name, lists)
-    after = _start_on_empty_database(_parse_config(path, text), name)
+    after = start_on_empty_database(_parse_config(path, text), name)
     if not after.active:
         raise click.ClickException(
             f"{name} was not enabled, because it would be {after.state}: {after.reason}{_hint(after)}"
@@ -139,7 +139,7 @@ def _what_stops(name: str, item: PluginRecord | None, others: Iterable[PluginRec
     return "; ".join(parts) + "."
 
 
-def _start_on_empty_database(config: Config, name: str) -> PluginRecord:
+def start_on_empty_database(config: Config, name: str) -> PluginRecord:
     """Start all plugins on an empty database and return the record of the plugin with this name.
 
     This checks the plugin's imports, hooks, migrations and routes.

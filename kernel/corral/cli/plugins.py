@@ -9,6 +9,7 @@ from urllib.parse import quote
 import click
 
 from corral.cli import logging_setup, output
+from corral.cli.commands import command_names
 from corral.cli.output import config_option, json_option
 from corral.cli.processes import request_reload
 from corral.cli.server_connection import client_command
@@ -38,7 +39,10 @@ def plugins_command(ctx: click.Context, config_path: Path | None, as_json: bool)
 @config_option
 @json_option
 def list_(config_path: Path | None, as_json: bool) -> None:
-    """List all installed plugins and their states."""
+    """List all installed plugins and their states.
+
+    The plugins are imported but not started; corral doctor and corral plugins show start them.
+    """
     _list(config_path, as_json)
 
 
@@ -47,11 +51,20 @@ def list_(config_path: Path | None, as_json: bool) -> None:
 @config_option
 @json_option
 def show_plugin(name: str, config_path: Path | None, as_json: bool) -> None:
-    """Show the state of one plugin, the reason for it, and the contributions of the plugin."""
-    from corral.cli.enabled_plugins import find_plugin, installed_plugins
+    """Show the state of one plugin, the reason for it, and the contributions of the plugin.
 
-    plugins = installed_plugins(load_config(path=config_path))
-    facts = {**_facts(find_plugin(plugins, name)), **_contributed(find_plugin(plugins, name), plugins)}
+    An active plugin is started on an empty database first, so the state is the one that the server would find.
+    """
+    from corral.cli.enabled_plugins import find_plugin, installed_plugins, start_on_empty_database
+
+    config = load_config(path=config_path)
+    plugins = installed_plugins(config)
+    item = find_plugin(plugins, name)
+    contributed = _contributed(item, plugins)
+    if item.active:
+        started = start_on_empty_database(config, name)
+        item.become(started.state, started.reason)
+    facts = {**_facts(item), **contributed}
     output.print_fields(facts, {name.replace("_", " "): value for name, value in facts.items()}, as_json=as_json)
 
 
@@ -207,9 +220,28 @@ def _contributed(item: PluginRecord, plugins: list[PluginRecord]) -> dict[str, A
         "events": [each.event for each in item.contributions_to("corral_events")],
         "jobs": [each.name for each in item.contributions_to("corral_jobs")],
         "schedules": [each.name for each in item.contributions_to("corral_schedules")],
+        "subscribers": [each.name for each in item.contributions_to("corral_subscribers")],
         "settings": [each.name for each in item.contributions_to("corral_settings")],
+        "health_checks": [each.name for each in item.contributions_to("corral_health_checks")],
+        "metrics": [each.name for each in item.contributions_to("corral_metrics")],
+        "commands": command_names(item.found) if item.kind else [],
+        **_contributed_to_plugins(item),
         "migrations": sorted(path.stem for path in migrations.directory.glob("[0-9]*.py")) if migrations else [],
     }
+
+
+def _contributed_to_plugins(item: PluginRecord) -> dict[str, list[str]]:
+    """Return what a plugin contributes to the hooks of other plugins, such as its tools, by the name of the hook."""
+    return {
+        hook.removeprefix("corral_"): [_label(each) for each in items]
+        for hook, items in sorted(item.contributed.to_plugins.items())
+    }
+
+
+def _label(item: Any) -> str:
+    """Return the name of a contribution, the type of a workflow step, or the name of a class."""
+    named = getattr(item, "name", None) or getattr(item, "type", None) or getattr(item, "__name__", None)
+    return str(named or type(item).__name__)
 
 
 def _print_change(name: str, state: str, path: Path, changed: bool, as_json: bool) -> None:

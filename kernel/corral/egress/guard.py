@@ -81,7 +81,8 @@ class Policy(NamedTuple):
     """The destinations that a client may reach.
 
     If `child` is set, the client may reach only this child process. Otherwise, it may reach the destinations that
-    `profile` allows and those that the operator configured (`operator`).
+    `profile` allows and those that the operator configured (`operator`), whatever their addresses and ports are. The
+    hosts are written as `read_url` returns them.
     """
 
     profile: Profile = "public"

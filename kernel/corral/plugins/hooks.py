@@ -44,7 +44,7 @@ def check_items(where: str, items: Iterable[Any], asked: Any) -> None:
             try:
                 msgspec.convert(msgspec.structs.asdict(item), type(item))
             except msgspec.ValidationError as error:
-                raise TypeError(f"{where} has {item!r}, which is invalid: {error}") from None
+                raise TypeError(f"{where} has an invalid item: {error}; it is {item!r}") from None
 
 
 def _is_of(item: Any, asked: Any) -> bool:

@@ -49,9 +49,8 @@ class PluginRegistry:
 
     def for_hook(self, hook: str) -> list[tuple[str, Any]]:
         """Return `(plugin, item)` for each item that an active plugin contributed to a hook."""
-        return [
-            (record.name, item) for record in self._records if record.active for item in record.contributions_to(hook)
-        ]
+        found = [(each, each.contributed.contributions_to(hook)) for each in self._records]
+        return [(each.name, item) for each, items in found for item in items if each.active]
 
     def change_state(self, name: str, state: State, reason: str | None = None) -> None:
         """Change the state of a loaded plugin in this process, and notify listeners."""

@@ -126,4 +126,4 @@ class PluginWiring:
                 )
             unknown = [] if absent else [each for each in item.events if not self._event_types.is_known(each)]
             if unknown:
-                raise ValueError(f"{item.name}: no plugin has the event {unknown[0]}; add its plugin to wants")
+                raise ValueError(f"{item.name}: no plugin has the event {unknown[0]}; check the spelling and wants")

@@ -1,7 +1,8 @@
 """Conformance checks. The line `assert check_plugin(EchoPlugin).ok` verifies a plugin against the contract.
 
 `manifest_rules` checks the plugin class, and `source_rules` checks the files of its package. `contribution_rules` and
-`live_rules` check a real kernel in a temporary folder that runs the plugin and the plugins it requires.
+`live_rules` check a real kernel in a temporary folder that runs the plugin and the plugins it requires. Another kernel
+then also runs the plugins that it wants.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from corral.config.model import Config, Plugins
 from corral.plugin import Plugin
 from corral.plugins.discovery import discover
 from corral.testing.findings import Finding, Report, rule_findings
-from corral.testing.live_rules import inspect_running
+from corral.testing.live_rules import inspect_running, start_with_wants
 from corral.testing.manifest_rules import manifest_rules
 from corral.testing.source_rules import Package, source_rules
 from corral.testing.templates import is_empty
@@ -42,7 +43,7 @@ def check_plugin(
     if {"manifest.class", "manifest.name"} & set(names):  # no other rule can be checked
         return Report(getattr(kind, "name", kind.__name__), findings)
     installed = _installed(plugin_dir)
-    required, missing = _closure(kind, installed)
+    required, missing = _closure(kind.requires, kind, installed)
     findings += [Finding("manifest.requires", False, f"{name} is not installed") for name in missing]
     unknown = [name for name in kind.wants if name not in installed]
     detail = (
@@ -53,9 +54,12 @@ def check_plugin(
     findings += source_rules(kind, Package.of(kind), [*required, *wanted], installed)
     if not missing:
         urls = {"sqlite": None, **({"postgresql": postgres_url} if postgres_url else {})}
+        options: dict[str, Any] = {"section": section, "plugin_dir": plugin_dir}
         for engine, url in urls.items():
-            options: dict[str, Any] = {"url": url, "section": section, "plugin_dir": plugin_dir}
-            findings += _in_loop(functools.partial(_live, kind, required, engine, **options))
+            findings += _in_loop(functools.partial(_live, kind, required, engine, url=url, **options))
+        beside, _ = _closure([*kind.requires, *(item.name for item in wanted)], kind, installed)
+        if wanted:
+            findings += _in_loop(functools.partial(_with_wants, kind, beside, **options))
     return Report(kind.name, findings)
 
 
@@ -74,13 +78,15 @@ def _installed(plugin_dir: Path | None) -> dict[str, type[Plugin]]:
     return found
 
 
-def _closure(kind: type[Plugin], installed: dict[str, type[Plugin]]) -> tuple[list[type[Plugin]], list[str]]:
-    """Return the plugins that a plugin requires, directly or indirectly, and the names of those that are missing."""
+def _closure(
+    wanted: Iterable[str], kind: type[Plugin], installed: dict[str, type[Plugin]]
+) -> tuple[list[type[Plugin]], list[str]]:
+    """Return these plugins and those that they require, except the plugin itself, and the names of missing ones."""
     names: list[str] = []
-    waiting = [name for name in kind.requires if name != kind.name]
+    waiting = list(wanted)
     while waiting:
         name = waiting.pop()
-        if name not in names:
+        if name not in (*names, kind.name):
             names.append(name)
             waiting += installed[name].requires if name in installed else ()
     missing = [name for name in names if name not in installed]
@@ -108,3 +114,11 @@ async def _live(
             return await inspect_running(Path(folder), kind, required, engine, url=url, **options)
         except Exception as error:  # the kernel itself did not start with the plugin
             return [Finding(f"start.{engine}", False, f"{type(error).__name__}: {error}")]
+
+
+async def _with_wants(kind: type[Plugin], beside: Iterable[type[Plugin]], **options: Any) -> list[Finding]:
+    with tempfile.TemporaryDirectory(prefix="corral-check-") as folder:
+        try:
+            return await start_with_wants(Path(folder), kind, beside, **options)
+        except Exception as error:
+            return [Finding("start.wants", False, f"{type(error).__name__}: {error}")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -12,10 +13,14 @@ from playhouse.schema_diff import diff_models
 
 from corral.auth.permissions import Permissions
 from corral.cli.enabled_plugins import purge, tables_of
+from corral.config.model import Config, Plugins
 from corral.database.connect import connect
 from corral.database.unit import current
 from corral.ids import new_id
 from corral.plugin import Plugin
+from corral.plugins.discovery import discover
+from corral.plugins.loading import load
+from corral.plugins.record import PluginRecord
 from corral.testing.booting import is_core
 from corral.testing.contribution_rules import contribution_rules
 from corral.testing.findings import Finding, rule_findings
@@ -46,6 +51,7 @@ async def inspect_running(
         if loaded.active:
             if engine == "sqlite":
                 findings += contribution_rules(loaded, Package.of(kind), kit.kernel.container.get(Permissions))
+                findings += rule_findings("subscribers.events", _subscribed_events(loaded, plugin_dir))
             if not kind.protected:
                 findings += rule_findings(
                     f"disable.{engine}", [line async for line in _disabled_routes(kit, kind.name)]
@@ -63,6 +69,47 @@ async def inspect_running(
     return findings
 
 
+async def start_with_wants(
+    folder: Path,
+    kind: type[Plugin],
+    beside: Iterable[type[Plugin]],
+    *,
+    section: dict[str, Any] | None,
+    plugin_dir: Path | None,
+) -> list[Finding]:
+    """Start a plugin together with the plugins `beside` it: those that it requires or wants, and what these require.
+
+    Only then do its contributions to their hooks and its use of their services show.
+    """
+    async with make_kernel(folder, **_kernel_options(kind, beside, None, section, plugin_dir)) as kit:
+        return list(rule_findings("start.wants", _inactive(kit, kind.name)))
+
+
+def _subscribed_events(loaded: PluginRecord, plugin_dir: Path | None) -> Iterator[str]:
+    """Yield an error for each subscribed event that no plugin has, or whose plugin is in neither requires nor wants.
+
+    The kernel's own plugins are always present.
+    """
+    subscribed = [(item.name, event) for item in loaded.contributions_to("corral_subscribers") for event in item.events]
+    owners = _event_owners(plugin_dir) if subscribed else {}
+    owners |= {kind.event: loaded for kind in loaded.contributions_to("corral_events")}
+    for subscriber, event in subscribed:
+        owner = owners.get(event)
+        if owner is None:
+            near = difflib.get_close_matches(event, owners, 1)
+            hint = f"did you mean {near[0]}?" if near else "check the spelling"
+            yield f"{subscriber}: no installed plugin has the event {event}; {hint}"
+        elif owner.name not in (loaded.name, *loaded.requires, *loaded.wants) and not is_core(owner.kind or Plugin):
+            yield f"{subscriber}: {event} is an event of {owner.name}; name {owner.name} in requires or wants"
+
+
+def _event_owners(plugin_dir: Path | None) -> dict[str, PluginRecord]:
+    """Return the installed plugins by the events that they declare."""
+    found = discover(Config(plugins=Plugins(dir=plugin_dir)))
+    config = Config(plugins=Plugins(dir=plugin_dir, enabled=tuple(item.name for item in found)))
+    return {kind.event: item for item in load(found, config) for kind in item.contributions_to("corral_events")}
+
+
 def _kernel_options(
     kind: type[Plugin],
     required: Iterable[type[Plugin]],
@@ -77,9 +124,9 @@ def _kernel_options(
     return {"plugins": plugins, "database_url": url, "config": config}
 
 
-def _inactive(kit: Kit) -> Iterator[str]:
+def _inactive(kit: Kit, only: str | None = None) -> Iterator[str]:
     for item in kit.kernel.plugins:
-        if not item.active:
+        if not item.active and only in (None, item.name):
             yield f"{item.name} is {item.state}: {item.reason}"
 
 

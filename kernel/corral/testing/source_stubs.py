@@ -107,8 +107,9 @@ def render_definition(source: ModuleSource, name: str, *, constructor: bool = Tr
 def _members(source: ModuleSource, node: ast.ClassDef, *, constructor: bool) -> Iterator[str]:
     """Yield the public attributes with their docstrings, then the methods."""
     for member in node.body:
-        if any(not name.startswith("_") for name in _assigned_names(member)):
-            yield source.with_docstring(member, node.body)
+        for field in member.body if isinstance(member, ast.If) else [member]:  # under `TYPE_CHECKING`
+            if any(not name.startswith("_") for name in _assigned_names(field)):
+                yield source.with_docstring(field, node.body if field is member else [field])
     for member in node.body:
         if not isinstance(member, ast.FunctionDef | ast.AsyncFunctionDef):
             continue

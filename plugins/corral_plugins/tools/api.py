@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, Protocol, TypeVar
 
 import msgspec
 
@@ -42,6 +42,8 @@ POLICIES: tuple[ToolPolicy, ...] = ("allow", "ask", "deny")
 Json = dict[str, Any]
 MCP_PREFIX = "mcp."
 """The prefix of the names of tools of MCP servers: `mcp.<server>.<tool>`."""
+TOOL_NAME = r"^[a-z][a-z0-9_]*(\.[a-z0-9_-]+)+\Z"
+"""The pattern of the names of tools. The dot keeps them apart from the paths of other routes."""
 
 
 class ToolContext(msgspec.Struct, frozen=True, kw_only=True):
@@ -120,6 +122,7 @@ class ToolSet(Generic[Implementation]):
 class Tool(msgspec.Struct, frozen=True, kw_only=True):
     """A tool definition that a plugin contributes with the `corral_tools` hook.
 
+    The name has a dot and begins with a small letter, such as `oncall.who`; any other makes the plugin `failed`.
     `run(context, arguments)` returns JSON, `ToolOutput` or `ResultLater`, or raises `ToolFailure` or a `Problem`. A
     `def` function runs in the unit of work that stores the result. An `async def` function opens its own units of work
     with `context.work`. `run` is None for tools that run on workers. `sees(context, arguments)` returns whether the
@@ -129,7 +132,7 @@ class Tool(msgspec.Struct, frozen=True, kw_only=True):
     `asks(context, arguments)` returns whether a person must approve the call, whatever the policies say.
     """
 
-    name: str
+    name: Annotated[str, msgspec.Meta(pattern=TOOL_NAME)]
     title: str
     description: str
     risk: ToolRisk

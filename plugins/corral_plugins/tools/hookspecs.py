@@ -15,7 +15,8 @@ hookspec = pluggy.HookspecMarker("corral")
 def corral_tools() -> Iterable[Tool]:  # type: ignore[empty-body]
     """Contribute tools for agents.
 
-    The name of a tool must contain a dot. If another tool already has the same name, the tool is ignored.
+    The name of a tool must contain a dot; a plugin with another name is `failed`. If another tool already has the same
+    name, the tool is ignored.
     """
 
 

@@ -147,6 +147,20 @@ def test_the_build_of_a_new_plugin_gives_no_warning(tmp_path: Path) -> None:
     assert set(project["tool"]["setuptools"]["packages"]) == {".".join(folder.parts) for folder in folders}
 
 
+def with_hook(wants: str, hook: str, imports: str, items: str) -> str:
+    """The name of the plugin, followed by what it wants and by a hook."""
+    return f"""    name = "echo"
+    wants = ({wants!r},)
+
+    @hookimpl
+    def {hook}(self):
+        from {imports}
+
+        return [{items}]
+
+"""
+
+
 # what is changed in which file of the written plugin -> (old, new, the rule that is broken, a part of what it says)
 CHANGES = {
     "permission": (
@@ -273,6 +287,42 @@ CHANGES = {
         "Note.select()",
         "lists.visible",
         "GET /echo lists objects",
+    ),
+    "unknown event": (
+        "plugin.py",
+        '    name = "echo"\n',
+        with_hook(
+            "tasks",
+            "corral_subscribers",
+            "corral.events.consumers import Subscriber",
+            'Subscriber("echo.failures", ("task.fail",), lambda event: None)',
+        ),
+        "subscribers.events",
+        "echo.failures: no installed plugin has the event task.fail; did you mean task.failed?",
+    ),
+    "event of another plugin": (
+        "plugin.py",
+        '    name = "echo"\n',
+        with_hook(
+            "settings",
+            "corral_subscribers",
+            "corral.events.consumers import Subscriber",
+            'Subscriber("echo.failures", ("task.failed",), lambda event: None)',
+        ),
+        "subscribers.events",
+        "echo.failures: task.failed is an event of tasks; name tasks in requires or wants",
+    ),
+    "tool without a dot": (
+        "plugin.py",
+        '    name = "echo"\n',
+        with_hook(
+            "tools",
+            "corral_tools",
+            "corral_plugins.tools.api import Tool",
+            'Tool(name="who", title="Who", description="Who is on call.", risk="read", schema={})',
+        ).replace("@hookimpl", "@hookimpl(optionalhook=True)"),
+        "start.wants",
+        "corral_tools has an invalid item: Expected `str` matching regex",
     ),
     "status": ("routes.py", "status=201", "status=799", "routes.status", "799 is not a status of success"),
     "network": (

@@ -162,6 +162,62 @@ def test_show_tells_all(two: Any) -> None:
     assert "A steady." in two("plugins", "show", "steady").out
 
 
+CONTRIBUTING = """
+import click
+from corral.events.consumers import Subscriber
+from corral.plugin import HealthCheck, Metric, Plugin, hookimpl
+from corral_plugins.tools.api import Tool
+
+
+class GivingPlugin(Plugin):
+    \"\"\"A plugin that gives.\"\"\"
+
+    name = "giving"
+    wants = ("tasks", "tools")
+
+    @hookimpl
+    def corral_subscribers(self):
+        return [Subscriber("giving.failures", ("EVENT",), lambda event: None)]
+
+    @hookimpl
+    def corral_metrics(self):
+        return [Metric(name="corral_giving_things", help="Things", collect=dict)]
+
+    @hookimpl
+    def corral_health_checks(self):
+        return [HealthCheck("giving", lambda: ("ok", "It gives."))]
+
+    @hookimpl
+    def corral_commands(self):
+        return [click.Command("giving")]
+
+    @hookimpl(optionalhook=True)
+    def corral_tools(self):
+        return [Tool(name="giving.all", title="All", description="Gives.", risk="read", schema={})]
+"""
+
+
+def test_show_starts_the_plugin_and_lists_what_it_contributes(corral: Any) -> None:
+    """The state is the one that the server finds, here that of a subscriber to an event that does not exist."""
+    corral.configure(f'[plugins]\ndir = "{corral.plugins.path}"\nenabled = ["giving"]\n')
+    folder = corral.plugins.add("giving", CONTRIBUTING.replace("EVENT", "task.failed"))
+    shown = corral("plugins", "show", "giving", "--json").json()
+    assert shown["state"] == "active", shown
+    contributed = {
+        "subscribers": ["giving.failures"],
+        "metrics": ["corral_giving_things"],
+        "health_checks": ["giving"],
+        "commands": ["giving"],
+        "tools": ["giving.all"],
+    }
+    assert contributed.items() <= shown.items()
+    (folder / "plugin.py").write_text(CONTRIBUTING.replace("EVENT", "task.fail"), "utf-8")
+    shown = corral("plugins", "show", "giving", "--json").json()
+    assert shown["state"] == "failed"
+    assert "no plugin has the event task.fail; check the spelling and wants" in shown["reason"]
+    assert shown["tools"] == ["giving.all"]
+
+
 def test_purge_asks_for_the_name_and_drops_the_tables_of_a_disabled_plugin(two: Any) -> None:
     environ = {"CORRAL_DATA_DIR": str(two.home / "data")}
     assert two("migrate", environ=environ).status == 0

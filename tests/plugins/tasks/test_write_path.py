@@ -17,7 +17,7 @@ pytestmark = pytest.mark.one_engine
 
 CREATE, CLAIM = "POST /tasks", "POST /workers/{id}/claim"
 START, COMPLETE = "POST /tasks/{id}/start", "POST /tasks/{id}/complete"
-STATEMENTS = {CREATE: 4, CLAIM: 18, START: 7, COMPLETE: 17}
+STATEMENTS = {CREATE: 4, CLAIM: 17, START: 7, COMPLETE: 16}
 EVENTS = {CREATE: 1, CLAIM: 2, START: 1, COMPLETE: 2}  # the agent becomes busy, and idle again
 READ_NOW_AND_THEN = ('"workers_workers"', '"accounts_', 'SELECT "t1"."n" FROM "tasks_counters"')
 """What a request reads at most once a second, and the row of the worker, whose last contact is written now and then."""
@@ -112,8 +112,10 @@ async def test_a_task_costs_four_units_and_few_statements(world: World, costs: C
     assert {route: costs.events[route] for route in routes} == EVENTS
     for route, most in STATEMENTS.items():
         assert len(costs.statements[route]) <= most, costs.statements[route]
-    assert not costs.plans  # the condition of a partial index can make SQLite plan a statement each time
-    assert not costs.built  # building a query takes ten times as long as running it
+    # The condition of a partial index can make SQLite plan a statement each time, and building a query takes ten times
+    # as long as running it. Sweeps of the background, which run now and then, do both.
+    of_routes = tuple(f"{route}: " for route in routes)
+    assert not [each for each in (*costs.plans, *costs.built) if each.startswith(of_routes)]
 
 
 async def test_nothing_is_read_for_each_event_where_nobody_waits_for_tasks(world: World, costs: Costs) -> None:

@@ -5,6 +5,8 @@ Claims and model calls use it, so all of this code is performance-critical.
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -111,12 +113,14 @@ def _count(counter: Any) -> Statement:
     )
 
 
-def _reset(counter: Any) -> Statement:
-    return Statement(lambda p: Agent.update({counter: 0}).where((Agent.id == p("id")) & (counter > 0)))
+def _reset(*counters: Any) -> Statement:
+    is_counting = functools.reduce(operator.or_, [counter > 0 for counter in counters])
+    return Statement(lambda p: Agent.update(dict.fromkeys(counters, 0)).where((Agent.id == p("id")) & is_counting))
 
 
 _COUNT_FAILURE, _RESET_FAILURES = _count(Agent.failures_in_a_row), _reset(Agent.failures_in_a_row)
 _COUNT_STALL, _RESET_STALLS = _count(Agent.stalls_in_a_row), _reset(Agent.stalls_in_a_row)
+_RESET_BOTH = _reset(Agent.failures_in_a_row, Agent.stalls_in_a_row)
 _ROLE = Statement(lambda p: Agent.select(Agent.id).where((Agent.role == p("role")) & LIVING).limit(1).tuples())
 
 
@@ -206,12 +210,12 @@ class AgentsService:
         An attempt that ends in any other way resets the count. An attempt that did not stall resets the count of
         stalls.
         """
-        if not stalled:
-            _RESET_STALLS.run({"id": agent_id})
         if configuration_failure:
+            if not stalled:
+                _RESET_STALLS.run({"id": agent_id})
             self._suspend_after(ERROR_AFTER_FAILURES, _COUNT_FAILURE, agent_id, "error", "config_error")
         else:
-            _RESET_FAILURES.run({"id": agent_id})
+            (_RESET_FAILURES if stalled else _RESET_BOTH).run({"id": agent_id})
 
     def record_stall(self, agent_id: str) -> None:
         """Count consecutive stalled attempts. After too many of them, the state of the agent becomes `paused`."""

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import msgspec
+import peewee
 
 from corral.database.statement import Statement
 from corral.database.unit import current, in_unit
@@ -235,11 +236,14 @@ def _build_provider(
 
 # -- the registry
 
-_PROVIDER_REVISIONS = Statement(lambda p: LlmProviderRow.select(LlmProviderRow.name, LlmProviderRow.revision).tuples())
-_MODEL_REVISIONS = Statement(
+_REVISIONS = Statement(
     lambda p: (
-        LlmProviderState.select(LlmProviderState.name, LlmProviderState.revision)
-        .where(LlmProviderState.revision.is_null(False))
+        LlmProviderRow.select(peewee.Value("provider"), LlmProviderRow.name, LlmProviderRow.revision)
+        .union_all(
+            LlmProviderState.select(peewee.Value("models"), LlmProviderState.name, LlmProviderState.revision).where(
+                LlmProviderState.revision.is_null(False)
+            )
+        )
         .tuples()
     )
 )
@@ -351,10 +355,7 @@ class ProviderRegistry:
         if not in_unit() or self in current().memo:
             return True
         current().memo[self] = True
-        revisions = frozenset(
-            [("provider", name, revision) for name, revision in _PROVIDER_REVISIONS.rows({})]
-            + [("models", name, revision) for name, revision in _MODEL_REVISIONS.rows({})]
-        )
+        revisions = frozenset(_REVISIONS.rows({}))
         if revisions != self._snapshot.revisions:
             states = LlmProviderState.select().where(LlmProviderState.revision.is_null(False))
             listed = {state.name: _listed_models(state) for state in states}

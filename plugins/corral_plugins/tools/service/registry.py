@@ -16,7 +16,7 @@ import msgspec
 
 from corral.database.statement import Statement
 from corral.plugin import Contributions, Settings
-from corral_plugins.tools.api import MCP_PREFIX, RISK_POLICY, RISKS, Tool, ToolPolicy, ToolRisk
+from corral_plugins.tools.api import MCP_PREFIX, RISK_POLICY, RISKS, TOOL_NAME, Tool, ToolPolicy, ToolRisk
 from corral_plugins.tools.models import McpServerRow, McpToolRow, ToolRow
 from corral_plugins.tools.service.mcp.connections import McpConnections
 from corral_plugins.tools.service.mcp.definitions import McpDefinition, registry_tool
@@ -25,7 +25,7 @@ from corral_plugins.workers.api import Workers, WorkerTool
 
 log = logging.getLogger("corral.tools")
 
-NAME = re.compile(r"[a-z][a-z0-9_]*(\.[a-z0-9_-]+)+")
+NAME = re.compile(TOOL_NAME)
 OWN = "tools"
 ANYTHING: dict[str, Any] = {"type": "object"}
 HASHED_FIELDS = ("name", "title", "description", "risk", "runs", "schema", "output_schema")
@@ -144,19 +144,14 @@ class ToolRegistry:
         found: dict[str, tuple[Tool, str]] = {}
         contributions = self._contributions.for_hook("corral_tools")
         for plugin, tool in sorted(contributions, key=lambda each: (each[0] != OWN, each[0])):
-            if NAME.fullmatch(tool.name):
-                found.setdefault(tool.name, (tool, f"plugin:{plugin}"))
+            found.setdefault(tool.name, (tool, f"plugin:{plugin}"))
         return found
 
     def log_ignored(self) -> None:
         """Log a warning for each contributed tool that is ignored, with the reason."""
         accepted = self.contributed_tools()
         for plugin, tool in self._contributions.for_hook("corral_tools"):
-            if tool.name not in accepted:
-                log.warning(
-                    "contributed tool ignored: its name must contain a dot", extra={"plugin": plugin, "tool": tool.name}
-                )
-            elif accepted[tool.name] != (tool, f"plugin:{plugin}"):
+            if accepted[tool.name] != (tool, f"plugin:{plugin}"):
                 log.warning(
                     "contributed tool ignored: another tool has the same name",
                     extra={"plugin": plugin, "tool": tool.name},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -40,6 +41,7 @@ def body_of_event(event: LoggedEvent) -> str:
     return body_of(type=event.type, timestamp=event.ts, id=event.id, data=data, object_id=event.object_id)
 
 
+@functools.lru_cache(maxsize=1000)
 def matching_patterns(name: str) -> tuple[str, ...]:
     """Return the event name and every pattern that matches it, for example `a.b.*`, `a.*` and `*` for `a.b.c`."""
     parts = name.split(".")
