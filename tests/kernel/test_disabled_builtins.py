@@ -176,7 +176,7 @@ from corral.plugins.loading import load
 found = [item for item in discover(Config()) if item.name == "tasks"]
 loaded = load(found, Config(plugins=Plugins(disabled=("tasks",))))
 assert "GET /tasks" in built_in_operations(loaded)["tasks"]
-assert not [name for name in sys.modules if name.startswith("corral_plugins.")]
+assert not [name for name in sys.modules if name.startswith("corral_plugins.tasks.")]
 """
 
 

@@ -21,12 +21,10 @@ def can_read(caller: Principal, visibility: str, owner_id: str | None) -> bool:
     admins. An object that is *private and admin* (an account) is visible to its owner and to admins. An agent may read
     the shared objects and those that belong to its user, and nothing as an admin, even if its user is one.
     """
-    if caller.kind == "system":
+    if caller.kind == "system" or (visibility in (ADMIN, PRIVATE_AND_ADMIN) and caller.is_admin):
         return True
     if visibility == SHARED:
         return caller.role != "auditor"
-    if visibility in (ADMIN, PRIVATE_AND_ADMIN) and caller.is_admin:
-        return True
     return visibility in (PRIVATE, PRIVATE_AND_ADMIN) and owner_id is not None and caller.user_id == owner_id
 
 

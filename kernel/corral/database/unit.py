@@ -64,10 +64,7 @@ class Unit:
     __slots__ = ("after", "audit", "before", "connection", "database", "entry", "events", "jobs", "memo", "read_only")
 
     def __init__(self, database: Database, connection: Any, entry: UnitContext, *, read_only: bool) -> None:
-        self.database = database
-        self.connection = connection
-        self.entry = entry
-        self.read_only = read_only
+        self.database, self.connection, self.entry, self.read_only = database, connection, entry, read_only
         self.before: list[Callable[[], None]] = []
         self.audit: list[Any] = []
         self.jobs: list[Any] = []

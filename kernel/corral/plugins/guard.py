@@ -194,9 +194,7 @@ def is_expected_error(error: BaseException) -> bool:
     This is true for expected failures (`corral.errors.ExpectedFailure`), for failures of the database, and for errors
     that were already counted against a plugin.
     """
-    if isinstance(error, ExpectedFailure) or hasattr(error, "_corral_plugin"):
-        return True
-    return isinstance(translate(error), ExpectedFailure)
+    return hasattr(error, "_corral_plugin") or isinstance(translate(error), ExpectedFailure)
 
 
 def _is_interruption(error: BaseException) -> bool:

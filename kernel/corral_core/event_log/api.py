@@ -1,4 +1,4 @@
-"""The public interface of the event log for plugins that deliver events: attempts, and the credentials of receivers."""
+"""The public interface of the event log, for plugins that search it, and for those that deliver its events."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from corral.database.model import Model
 from corral.database.unit import UnitContext
 from corral.errors import Unavailable
 from corral.events.live_feed import Feed, wait_and_clear
-from corral.events.log import LoggedEvent
+from corral.events.log import EventRow, LoggedEvent
 from corral.jobs.runner import JobRunner
 from corral.redact.redactor import Redactor
 
@@ -24,6 +24,30 @@ BATCH_SIZE = 500
 RETRY_SECONDS = 0.5
 Claimed = TypeVar("Claimed")
 Row = TypeVar("Row", bound=Model)
+
+
+def last_seq_before(instant: str, low: int, high: int) -> int:
+    """Return the last `seq` in `low..high` whose event is older than `instant`, or `low` if there is none.
+
+    The log has no index of times, so the function searches the index of `seq` by bisection. Runs in a unit of work.
+    """
+    first = _first_after(low)
+    if first is None or first[1] >= instant:
+        return low
+    while low < high:
+        middle = (low + high) // 2
+        found = _first_after(middle)
+        if found is None or found[0] > high or found[1] >= instant:
+            high = middle
+        else:
+            low = found[0]
+    return low
+
+
+def _first_after(seq: int) -> tuple[int, str] | None:
+    query = EventRow.select(EventRow.seq, EventRow.ts).where(EventRow.seq > seq).order_by(EventRow.seq).limit(1)
+    row: tuple[int, str] | None = query.tuples().first()
+    return row
 
 
 class EventDispatcher(abc.ABC, Generic[Claimed]):

@@ -13,7 +13,7 @@ from corral.jobs.job import Job, Schedule
 from corral.plugin import Settings
 from corral_plugins.cost.service import budgets, maintenance, rollups
 from corral_plugins.cost.service.budget_counters import CANCEL_JOB
-from corral_plugins.cost.service.budget_upkeep import BudgetUpkeep
+from corral_plugins.cost.service.budget_maintenance import BudgetMaintenance
 from corral_plugins.cost.service.day_buckets import DAY, day_of
 from corral_plugins.cost.service.price_updates import PriceUpdates
 from corral_plugins.cost.settings import EVENT_RETENTION_DAYS
@@ -36,20 +36,20 @@ async def reconcile_rollups(work: Work) -> None:
                 await work(functools.partial(maintenance.correct_rollups, found), entry=entry)
 
 
-async def reconcile_budgets(work: Work, upkeep: BudgetUpkeep) -> None:
+async def reconcile_budgets(work: Work, upkeep: BudgetMaintenance) -> None:
     """Compare the counters of budgets with the costs and reservations. Correct any differences and raise an alert."""
     entry = UnitContext(label="job cost.reconcile", actor=SYSTEM)
     for limit in await work(upkeep.limits, entry=entry, read=True):
         await work(functools.partial(upkeep.reconcile, limit), entry=entry)
 
 
-async def reconcile(work: Work, upkeep: BudgetUpkeep) -> None:
+async def reconcile(work: Work, upkeep: BudgetMaintenance) -> None:
     """Compare the totals with the cost events, and the counters of budgets with the totals."""
     await reconcile_rollups(work)
     await reconcile_budgets(work, upkeep)
 
 
-async def release_expired_reservations(work: Work, upkeep: BudgetUpkeep) -> None:
+async def release_expired_reservations(work: Work, upkeep: BudgetMaintenance) -> None:
     """Release reservations whose holder gives no sign of life."""
     entry = UnitContext(label="job cost.reap", actor=SYSTEM)
     for _ in range(MAX_BATCHES):
@@ -57,7 +57,7 @@ async def release_expired_reservations(work: Work, upkeep: BudgetUpkeep) -> None
             return
 
 
-async def begin_period(work: Work, upkeep: BudgetUpkeep) -> None:
+async def begin_period(work: Work, upkeep: BudgetMaintenance) -> None:
     """Create the counters of a new period, and resume agents that are paused although their budget admits costs."""
     entry = UnitContext(label="job cost.period", actor=SYSTEM)
     for _ in range(MAX_BATCHES):
@@ -66,7 +66,7 @@ async def begin_period(work: Work, upkeep: BudgetUpkeep) -> None:
     await work(upkeep.resume_agents, entry=entry)
 
 
-def cancel_running(agent_id: str | None, upkeep: BudgetUpkeep, after: str = "") -> None:
+def cancel_running(agent_id: str | None, upkeep: BudgetMaintenance, after: str = "") -> None:
     """Cancel the attempts that hold reservations, of one agent or of all, because the budget is exceeded."""
     upkeep.cancel_running(agent_id, after)
 

@@ -19,7 +19,7 @@ from corral_plugins.cost.routes import routes
 from corral_plugins.cost.service import price_table
 from corral_plugins.cost.service.agent_limits import AgentLimits
 from corral_plugins.cost.service.budget_limits import BudgetLimitCache
-from corral_plugins.cost.service.budget_upkeep import BudgetUpkeep
+from corral_plugins.cost.service.budget_maintenance import BudgetMaintenance
 from corral_plugins.cost.service.budgets import Budgets
 from corral_plugins.cost.service.ledger import CostLedger
 from corral_plugins.cost.service.metrics import BudgetMetrics, BudgetRefusals, ProviderTotals
@@ -87,7 +87,7 @@ class CostPlugin(Plugin):
             PriceOverrides,
             Budgets,
             PriceUpdates,
-            BudgetUpkeep,
+            BudgetMaintenance,
             CostReports,
             ReportedCosts,
         )

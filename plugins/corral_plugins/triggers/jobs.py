@@ -57,7 +57,8 @@ def _prune_batch(before: str) -> int:
 
 
 def _prune_triggers(before: str) -> None:
-    Trigger.delete().where(Trigger.deleted_at < before).execute()
+    waiting = Fire.select(Fire.trigger_id).where(PENDING)  # rows without their trigger would wait for ever
+    Trigger.delete().where((Trigger.deleted_at < before) & Trigger.id.not_in(waiting)).execute()
 
 
 JOBS = (Job(FIRE_JOB, fire_slots, lease_seconds=LEASE_SECONDS),)

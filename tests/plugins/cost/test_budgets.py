@@ -14,7 +14,7 @@ from corral_plugins.cost import jobs
 from corral_plugins.cost.api import BudgetRefused, Hold, NewReservation, TokenCounts
 from corral_plugins.cost.models import BudgetCounter, Reservation
 from corral_plugins.cost.service.budget_limits import BudgetLimitCache
-from corral_plugins.cost.service.budget_upkeep import BudgetUpkeep
+from corral_plugins.cost.service.budget_maintenance import BudgetMaintenance
 
 DEFAULTS = {
     "monthly_limit": None,
@@ -228,7 +228,7 @@ async def test_a_counter_that_differs_is_corrected_and_reported(books: Any) -> N
     await put(books, monthly_limit=5)
     await spend(books, "0.5")
     await reserve(books, 0.25)
-    upkeep = books.kit.kernel.container.get(BudgetUpkeep)
+    upkeep = books.kit.kernel.container.get(BudgetMaintenance)
     await jobs.reconcile_budgets(books.kit.kernel.database.work, upkeep)
     assert await sent(books, "system.alert") == []
     await books.work(lambda: BudgetCounter.update(spent_micro=1, reserved_micro=7).execute())

@@ -17,7 +17,7 @@ from tests.plugins.workflows import conftest as workflows
 from corral import clock
 from corral.testing.kit import Answer, Client
 from corral_plugins.cost.models import BudgetCounter, CostEvent, Reservation
-from corral_plugins.cost.service import budget_upkeep
+from corral_plugins.cost.service import budget_maintenance
 
 PRICE = {"provider": "up", "model": "*", "input_usd": 0, "output_usd": 1000}
 
@@ -285,7 +285,7 @@ async def test_finish_running_lets_a_run_use_what_it_reserved(world: World) -> N
 async def test_cancel_running_goes_on_after_runs_that_are_ending_already(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(budget_upkeep, "CANCEL_BATCH", 1)
+    monkeypatch.setattr(budget_maintenance, "CANCEL_BATCH", 1)
     await budget(world, monthly_limit=0.11, on_exceeded="cancel_running")
     tasks = [await world.task() for _ in range(2)]
     leases = {lease.task_id: lease for lease in [await world.worker.run() for _ in tasks]}

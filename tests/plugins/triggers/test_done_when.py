@@ -9,11 +9,13 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 from tests.plugins.triggers.conftest import PLUGINS, TASK, Alarm
 
 from corral import clock
 from corral.testing.kit import Kit
 from corral_plugins.triggers.api import TimeRule
+from corral_plugins.triggers.service.previews import TriggerPreviews
 from corral_plugins.triggers.service.scheduler import TriggerScheduler
 from corral_plugins.triggers.service.times import TIME_KINDS, next_times
 
@@ -136,24 +138,23 @@ async def test_triggers_7_an_absence_fires_once_for_each_worker(alarm: Alarm) ->
 
 
 async def test_triggers_7_an_event_that_came_in_time_but_was_not_read_yet_is_no_absence(alarm: Alarm) -> None:
-    config = {"expect": "worker.online", "after": "worker.offline", "within_seconds": 60, "for_each": "worker_id"}
-    action = {**TASK, "title": "{{ event.key }} is gone"}
-    await alarm.create("absence", config, action=action, overlap="allow")
-    second = await alarm.machine("second")
+    config = {"expect": "task.cancelled", "after": "task.created", "within_seconds": 600, "for_each": "task_id"}
+    made = await alarm.create("absence", config)
+    first, second = await alarm.task("in time"), await alarm.task("never")
     await alarm.run()
-    clock.travel(50)  # both fall silent
-    await alarm.kit.run_schedule("workers.sweep")
-    await alarm.run()
-    await alarm.heartbeat()  # the first comes back, while no process runs jobs
+    assert (await alarm.member.post(f"/tasks/{first}/cancel", {})).status == 200  # while no process runs jobs
     await alarm.kit.events()
-    clock.travel(120)
+    clock.travel(601)
     await alarm.kit.service(TriggerScheduler).end_waits()  # before the log is read
+    assert await alarm.statuses(made["id"]) == []
     await alarm.run()
-    await alarm.run()
-    assert [task["title"] for task in await alarm.tasks()] == [f"{second.id} is gone"]
+    (row,) = await alarm.history(made["id"])
+    assert (row["status"], second in str(row)) == ("fired", True)
 
 
-async def test_triggers_8_the_back_test_lists_the_events_that_fire(alarm: Alarm) -> None:
+async def test_triggers_8_the_back_test_lists_the_events_that_fire(
+    alarm: Alarm, monkeypatch: pytest.MonkeyPatch
+) -> None:
     filter = "payload.title.startsWith('yes') && payload.priority != 'low'"
     made = await alarm.create("event", {"event": "task.*", "filter": filter}, filter="event.type == 'task.created'")
     for title, priority in (("yes one", "high"), ("no", "high"), ("yes two", "low"), ("yes three", "medium")):
@@ -162,6 +163,11 @@ async def test_triggers_8_the_back_test_lists_the_events_that_fire(alarm: Alarm)
     answer = await alarm.member.post(f"/triggers/{made['id']}/test", {"days": 7})
     assert answer.status == 200, answer
     listed = [event["ts"] for event in answer.json()["events"]]
+    previews, units = alarm.kit.service(TriggerPreviews), list[Any]()
+    work = previews._work
+    monkeypatch.setattr(previews, "_work", lambda fn, **given: units.append(fn) or work(fn, **given))
+    assert (await alarm.member.post(f"/triggers/{made['id']}/test", {"days": 7})).json() == answer.json()
+    assert len(units) == 3  # for the trigger, for the position in the log, and for a batch of events
     await alarm.run()
     fired = [row["scheduled_for"] for row in await alarm.history(made["id"], "fired")]
     assert listed == fired

@@ -70,6 +70,8 @@ async def test_a_trigger_whose_plugin_is_out_of_service_fires_when_it_is_back(ma
     alarm = await world(make_kit)
     made = await alarm.create("moon", {"phase": 1}, overlap="allow")
     alarm.kit.kernel.registry.change_state("moon", "disabled", "for a test")
+    changed = await alarm.member.put(f"/triggers/{made['id']}", {"description": "Wait for the moon."})
+    assert changed.status == 200, changed
     await alarm.run(seconds=600)
     assert await alarm.statuses(made["id"]) == []
     alarm.kit.kernel.registry.change_state("moon", "active", None)

@@ -11,7 +11,7 @@ from tests.plugins.triggers.conftest import TASK, Alarm
 from corral import clock
 from corral.events.log import EventRow
 from corral.testing.kit import PASSWORD
-from corral_plugins.triggers.models import Fire
+from corral_plugins.triggers.models import Fire, Trigger
 from corral_plugins.triggers.service import events, firing, scheduler
 from corral_plugins.triggers.service.events import TriggerLogReader
 
@@ -263,3 +263,16 @@ async def test_a_test_starts_nothing(alarm: Alarm) -> None:
     assert (await alarm.member.post(path, {"next": 1, "payload": {}})).status == 422
     assert await alarm.tasks() == []
     assert await alarm.statuses(made["id"]) == []
+
+
+async def test_a_deleted_trigger_is_kept_as_long_as_one_of_its_slots_waits(alarm: Alarm) -> None:
+    made = await alarm.create()
+    assert (await alarm.member.post(f"/triggers/{made['id']}/fire", {})).status == 202
+    assert (await alarm.member.delete(f"/triggers/{made['id']}")).status == 204
+    count = Trigger.select().count
+    await alarm.later(400 * 86_400)
+    await alarm.kit.run_schedule("triggers.prune")
+    assert await alarm.kit.work(count, read=True) == 1
+    await alarm.run()
+    await alarm.kit.run_schedule("triggers.prune")
+    assert await alarm.kit.work(count, read=True) == 0

@@ -170,10 +170,7 @@ def _table_price(provider: str, model: Any, at: str) -> TablePrice | None:
 
 
 def _lowest_tier(price: Any) -> float | None:
-    """Return a price of the table as a number. If it has several tiers, this is the price of the lowest tier.
-
-    If the price has several tiers, this is the price of the lowest tier, which applies to short requests.
-    """
+    """Return a price of the table as a number: of several tiers that of the lowest, which applies to short requests."""
     return None if price is None else float(getattr(price, "base", price))
 
 

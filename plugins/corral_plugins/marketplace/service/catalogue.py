@@ -23,6 +23,7 @@ from corral.schema.json_schema_validation import json_schema_errors
 from corral_plugins.marketplace.api import Installer
 from corral_plugins.marketplace.models import Installation, StoredTemplate
 from corral_plugins.marketplace.service.findings import text_findings, tool_findings
+from corral_plugins.marketplace.service.manifest_traversal import asks_for_reviews
 from corral_plugins.marketplace.service.manifests import (
     Manifest,
     read_manifest,
@@ -32,7 +33,6 @@ from corral_plugins.marketplace.service.manifests import (
     version_key,
 )
 from corral_plugins.marketplace.service.metrics import MarketplaceMetrics
-from corral_plugins.marketplace.service.walking import asks_for_reviews
 from corral_plugins.marketplace.shapes import (
     CategoryList,
     CategoryView,
@@ -212,7 +212,7 @@ class TemplateCatalogue:
         }
         return Parts(installers=installers, plugins=frozenset(plugins))
 
-    def described(
+    def to_template(
         self, manifest: Manifest, source: str, published_at: str | None, sha256: str | None = None
     ) -> Template:
         """Return a manifest as a template. `sha256` is the hash that its source promises.
@@ -269,7 +269,7 @@ class TemplateCatalogue:
         for plugin, source in self._template_sources():
             label = "bundled" if plugin == OWN else f"plugin:{plugin}"
             try:
-                read = [self.described(read_manifest(data), label, None) for data in source.manifests()]
+                read = [self.to_template(read_manifest(data), label, None) for data in source.manifests()]
             except ContributionFailed:
                 continue
             for template in read:
@@ -297,7 +297,7 @@ class TemplateCatalogue:
                 self._stored[slug, version, source] = await asyncio.to_thread(read)
 
     def _read(self, text: str, source: str, created_at: str, sha256: str) -> Template:
-        return self.described(read_manifest(text.encode()), source, created_at, sha256)
+        return self.to_template(read_manifest(text.encode()), source, created_at, sha256)
 
     def _views(self, templates: Sequence[Template], parts: Parts) -> Sequence[TemplateView]:
         counts = _installation_counts([template.id for template in templates])

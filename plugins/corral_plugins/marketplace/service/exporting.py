@@ -16,9 +16,9 @@ from corral.redact.redactor import Redactor
 from corral_plugins.marketplace.api import Installer
 from corral_plugins.marketplace.service.catalogue import KIND_PLUGINS, Parts, TemplateCatalogue, used_plugins
 from corral_plugins.marketplace.service.findings import text_findings
+from corral_plugins.marketplace.service.manifest_traversal import texts, uses_of
 from corral_plugins.marketplace.service.manifests import check_manifest, sha256_of
 from corral_plugins.marketplace.service.rendering import with_references
-from corral_plugins.marketplace.service.walking import texts, uses_of
 from corral_plugins.marketplace.shapes import ExportTemplate
 
 Json = dict[str, Any]

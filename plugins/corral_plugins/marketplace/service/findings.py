@@ -9,8 +9,8 @@ from typing import Any
 from corral.egress.client import Egress
 from corral.errors import Invalid
 from corral.redact.redactor import Redactor
+from corral_plugins.marketplace.service.manifest_traversal import texts
 from corral_plugins.marketplace.service.manifests import Manifest
-from corral_plugins.marketplace.service.walking import texts
 from corral_plugins.marketplace.shapes import Finding
 from corral_plugins.tools.api import includes_tools
 

@@ -21,8 +21,8 @@ from corral.errors import FieldError, Invalid, Problem
 from corral.schema.json_schema_validation import check_user_schema, json_schema_errors
 from corral.schema.strict_json import parse_json
 from corral_marketplace import catalogue
+from corral_plugins.marketplace.service.manifest_traversal import ANY_HOST, Place, Uses, references, uses_of
 from corral_plugins.marketplace.service.rendering import parameter_faults
-from corral_plugins.marketplace.service.walking import ANY_HOST, Place, Uses, references, uses_of
 from corral_plugins.tools.api import includes_tools
 
 Json = dict[str, Any]

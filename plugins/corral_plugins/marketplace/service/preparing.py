@@ -16,6 +16,7 @@ from corral.schema.json_schema_validation import json_schema_errors
 from corral_plugins.marketplace.api import Installer
 from corral_plugins.marketplace.service.catalogue import Parts, Template, TemplateCatalogue
 from corral_plugins.marketplace.service.findings import url_findings
+from corral_plugins.marketplace.service.manifest_traversal import uses_of
 from corral_plugins.marketplace.service.manifests import Manifest, permission_faults
 from corral_plugins.marketplace.service.rendering import (
     complete_parameters,
@@ -23,7 +24,6 @@ from corral_plugins.marketplace.service.rendering import (
     with_parameters,
     with_secrets,
 )
-from corral_plugins.marketplace.service.walking import uses_of
 from corral_plugins.marketplace.shapes import Finding, TemplateProblem
 
 Json = dict[str, Any]

@@ -9,7 +9,7 @@ from typing import Any
 
 from corral.errors import FieldError, Invalid
 from corral.schema.json_schema_validation import json_schema_errors
-from corral_plugins.marketplace.service.walking import SECRET, reference_key, texts
+from corral_plugins.marketplace.service.manifest_traversal import SECRET, reference_key, texts
 
 Json = dict[str, Any]
 _PARAMETER = re.compile(r"\{\{\s*params\.([A-Za-z_][A-Za-z0-9_]*)\s*\}\}")

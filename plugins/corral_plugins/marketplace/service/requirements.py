@@ -8,8 +8,8 @@ from typing import Any
 import msgspec
 
 from corral.errors import FieldError, Invalid
+from corral_plugins.marketplace.service.manifest_traversal import SECRET, texts
 from corral_plugins.marketplace.service.manifests import Manifest
-from corral_plugins.marketplace.service.walking import SECRET, texts
 from corral_plugins.marketplace.shapes import MissingGrant, MissingParts
 from corral_plugins.secrets.api import Secrets
 from corral_plugins.tools.api import Tools, includes_tools

@@ -68,7 +68,7 @@ class TemplateUploads:
 
     async def _check(self, data: Json) -> tuple[Manifest, list[FieldError], list[Finding]]:
         manifest = await asyncio.to_thread(check_manifest, data)
-        template = await asyncio.to_thread(self._catalogue.described, manifest, "uploaded", None)
+        template = await asyncio.to_thread(self._catalogue.to_template, manifest, "uploaded", None)
         if manifest.faults:
             return manifest, list(manifest.faults), list(template.findings)
         faults = await self._spec_faults(template)

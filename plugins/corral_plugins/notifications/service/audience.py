@@ -53,7 +53,7 @@ class Audience:
         """Look up the people who are told next."""
         self._persons = self._people.load(user_ids)
 
-    def of_rule(self, event: LoggedEvent, data: Mapping[str, Any], rule: Rule) -> list[Person]:
+    def recipients_of(self, event: LoggedEvent, data: Mapping[str, Any], rule: Rule) -> list[Person]:
         """Return the recipients of a rule who may be told of an event."""
         return self._told(event, data, self._named(event, rule), event.type)
 

@@ -291,7 +291,7 @@ class NotificationFanOut:
             described = self._matching.titles.describe(event, data)
             told += plan.audience.in_app(event, data, described, rules)
             for rule in rules:
-                outgoing.add(event, data, described, rule, plan.audience.of_rule(event, data, rule))
+                outgoing.add(event, data, described, rule, plan.audience.recipients_of(event, data, rule))
         self._inbox.add(told)
         write_bundles(outgoing.bundles, {rule.id: rule for rules in matched.values() for rule in rules})
 

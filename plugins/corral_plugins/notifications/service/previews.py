@@ -11,6 +11,7 @@ from corral.database.engine import Work
 from corral.database.model import PRIVATE
 from corral.events import log as event_log
 from corral.events.log import EventRow, LoggedEvent
+from corral_core.event_log.api import last_seq_before
 from corral_plugins.notifications.api import Severity
 from corral_plugins.notifications.models import Rule
 from corral_plugins.notifications.service.catalogue import severity_of
@@ -39,9 +40,10 @@ class RulePreviews:
         """Return what a rule would have sent for the events of the last days, whether it is enabled or not."""
         rule.since_seq = 0
         since, names = clock.now(-days * DAY), sorted(self._matching.titles.names(rule.events))
-        simulation, count, matched, after = _Simulation(rule), 0, 0, 0
+        simulation, count, matched = _Simulation(rule), 0, 0
+        after = await self._work(lambda: _position_before(since), read=True)
         while count < MAX_EVENTS:
-            load = functools.partial(_load, names, since, after)
+            load = functools.partial(_load, names, after)
             events = await self._work(load, read=True)
             count += len(events)
             found = await self._matching.matches([rule], events)
@@ -132,7 +134,10 @@ class _Simulation:
         self._sent.append(message)
 
 
-def _load(names: Sequence[str], since: str, after: int) -> list[LoggedEvent]:
+def _position_before(since: str) -> int:
+    return last_seq_before(since, event_log.first_seq() - 1, event_log.last_seq())
+
+
+def _load(names: Sequence[str], after: int) -> list[LoggedEvent]:
     may_read = EventRow.visibility != PRIVATE  # by an admin, who asks
-    where = [EventRow.type.in_(names), EventRow.ts >= since, EventRow.seq > after, may_read]
-    return event_log.select(where, BATCH) if names else []
+    return event_log.select([EventRow.type.in_(names), EventRow.seq > after, may_read], BATCH) if names else []

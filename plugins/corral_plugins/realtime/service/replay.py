@@ -17,6 +17,7 @@ from corral.events import log as event_log
 from corral.events.event import EventTypes
 from corral.events.log import EventRow, LoggedEvent
 from corral.plugin import Settings
+from corral_core.event_log.api import last_seq_before
 from corral_plugins.realtime.service.messages import EventFrame, NoticeFrame
 from corral_plugins.realtime.service.viewer import Subscription, Viewer
 from corral_plugins.realtime.settings import REPLAY_LIMIT
@@ -126,7 +127,7 @@ class LogReplay:
         """
         asked = event_log.seq_of(self._cursor)
         place = max(-1 if asked is None else min(asked, event_log.last_seq()), event_log.first_seq() - 1, 0)
-        return asked, max(place, _last_seq_before(clock.now(-MAX_AGE_DAYS * 86_400), place, self._until))
+        return asked, max(place, last_seq_before(clock.now(-MAX_AGE_DAYS * 86_400), place, self._until))
 
     async def _within_limit(self, place: int) -> int:
         """Return the first position at or after `place` that is followed by at most `max_events` matching events.
@@ -163,27 +164,3 @@ class LogReplay:
             where.append(EventRow.type.in_(self._names))
         records = event_log.select(where, BATCH_SIZE)
         return records, records[-1].seq if len(records) == BATCH_SIZE else end
-
-
-def _last_seq_before(instant: str, low: int, high: int) -> int:
-    """Return the last `seq` in `low..high` whose event is older than `instant`, or `low` if there is none.
-
-    The function searches the index by bisection.
-    """
-    first = _first_after(low)
-    if first is None or first[1] >= instant:
-        return low
-    while low < high:
-        middle = (low + high) // 2
-        found = _first_after(middle)
-        if found is None or found[0] > high or found[1] >= instant:
-            high = middle
-        else:
-            low = found[0]
-    return low
-
-
-def _first_after(seq: int) -> tuple[int, str] | None:
-    query = EventRow.select(EventRow.seq, EventRow.ts).where(EventRow.seq > seq).order_by(EventRow.seq).limit(1)
-    row: tuple[int, str] | None = query.tuples().first()
-    return row

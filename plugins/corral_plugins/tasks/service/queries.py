@@ -33,9 +33,9 @@ from corral_plugins.tasks.models import (
     TaskRow,
 )
 from corral_plugins.tasks.service import statistics
-from corral_plugins.tasks.service.figures import read_stats, task_stats
 from corral_plugins.tasks.service.filters import PLAIN, conditions, counted_total, is_plain
 from corral_plugins.tasks.service.rows import TaskViews, find_readable_task
+from corral_plugins.tasks.service.task_stats import read_stats, task_stats
 from corral_plugins.tasks.shapes import AttemptView, CommentView, TaskQuery, TaskStats, TaskStatsQuery
 
 MAX_MATCHES = 10_000

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -15,10 +16,11 @@ from corral.events import log as event_log
 from corral.events.event import EventTypes
 from corral.events.log import EventRow, LoggedEvent
 from corral.ids import new_id
+from corral_core.event_log.api import last_seq_before
 from corral_core.expressions.api import Expressions, TemplateError
 from corral_plugins.triggers.models import Fire, Trigger
 from corral_plugins.triggers.service.batches import HOUR, live_fires
-from corral_plugins.triggers.service.events import TriggerEvents, event_causes, event_facts
+from corral_plugins.triggers.service.events import Owners, TriggerEvents, event_causes, event_facts
 from corral_plugins.triggers.service.firing import TriggerFiring, error_text, filters_of, fire_data
 from corral_plugins.triggers.service.kinds import TriggerTypeRegistry
 from corral_plugins.triggers.service.rows import DAY, find_readable_trigger, fires_since
@@ -90,11 +92,11 @@ class TriggerPreviews:
         if trigger.type != "event":
             raise Invalid.at("/days", "not_allowed", "Only triggers of the type event are tested with past events.")
         found: list[TestedEvent] = []
-        after, read = await self._work(lambda: _first_seq(clock.now(-days * DAY)), read=True), 0
+        after, read = await self._work(lambda: _first_position(clock.now(-days * DAY)), read=True), 0
         names = self._event_types.expand([trigger.config["event"]])
         while read < MAX_READ and len(found) < MAX_FOUND:
-            batch = await self._work(functools.partial(_events_after, after, names), read=True)
-            for event in batch:
+            batch, followed = await self._work(functools.partial(self._read, trigger, after, names), read=True)
+            for event in followed:
                 if await self._matches(trigger, event):
                     found.append(TestedEvent(event_id=event.id, event=event.type, ts=event.ts))
             if len(batch) < READ_AT_ONCE:
@@ -102,10 +104,16 @@ class TriggerPreviews:
             after, read = batch[-1].seq, read + len(batch)
         return TriggerTest(events=found[:MAX_FOUND], has_more=True)
 
+    def _read(
+        self, trigger: Trigger, after: int, names: list[str]
+    ) -> tuple[Sequence[LoggedEvent], Sequence[LoggedEvent]]:
+        """Return the next events of these types, and those of them that the trigger would follow."""
+        owners: Owners = {}
+        events = event_log.select([EventRow.seq > after, EventRow.type.in_(names)], READ_AT_ONCE)
+        return events, [event for event in events if self._is_followed(trigger, event, owners)]
+
     async def _matches(self, trigger: Trigger, event: LoggedEvent) -> bool:
-        is_readable = await self._work(lambda: self._is_followed(trigger, event), read=True)
-        if not is_readable:
-            return False
+        """Return whether the filters of a trigger accept an event."""
         row = Fire(scheduled_for=event.ts, payload=event.payload(), event=event_facts(event))
         data = fire_data(trigger, row)
         try:
@@ -116,15 +124,11 @@ class TriggerPreviews:
             return False
         return True
 
-    def _is_followed(self, trigger: Trigger, event: LoggedEvent) -> bool:
-        causes = event_causes(event)
-        return self._slots.loop_reason(trigger.id, causes) is None and self._events.is_readable(trigger, event, {})
+    def _is_followed(self, trigger: Trigger, event: LoggedEvent, owners: Owners) -> bool:
+        is_loop = self._slots.loop_reason(trigger.id, event_causes(event)) is not None
+        return not is_loop and self._events.is_readable(trigger, event, owners)
 
 
-def _first_seq(since: str) -> int:
-    found = event_log.select([EventRow.ts >= since], 1)
-    return found[0].seq - 1 if found else event_log.last_seq()
-
-
-def _events_after(after: int, names: list[str]) -> list[LoggedEvent]:
-    return event_log.select([EventRow.seq > after, EventRow.type.in_(names)], READ_AT_ONCE)
+def _first_position(since: str) -> int:
+    """Return the position after which the events since an instant follow."""
+    return last_seq_before(since, event_log.first_seq() - 1, event_log.last_seq())

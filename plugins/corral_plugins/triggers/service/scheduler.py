@@ -90,8 +90,13 @@ class TriggerTimes:
         return {"next_slot_at": clock.format_instant(slot), "next_fire_at": clock.format_instant(at)}
 
     def columns_from_now(self, row: Trigger) -> dict[str, Any]:
-        """Return the columns for the first slot after now. Nothing is caught up."""
+        """Return the columns for the first slot after now. Nothing is caught up.
+
+        If no active plugin offers the kind, a trigger that is enabled keeps its slot, and is looked at when one does.
+        """
         kind = self.kind(row)
+        if kind is None and row.enabled:
+            return {"next_slot_at": row.next_slot_at, "next_fire_at": row.next_fire_at}
         if kind is None or kind.next_time is None or not row.enabled:
             return self.next_columns(row, None)
         return self.next_columns(row, kind.next_time(self.rule(row), clock.time_s()))

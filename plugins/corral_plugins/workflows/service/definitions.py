@@ -25,7 +25,7 @@ from corral_plugins.agents.api import Agents
 from corral_plugins.workflows.api import WorkflowCreated, WorkflowDeleted, WorkflowUpdated
 from corral_plugins.workflows.models import LIVING, Run, Workflow, WorkflowVersion, fetch_tuples
 from corral_plugins.workflows.service.engine import ACTIVE
-from corral_plugins.workflows.service.steps_input import step_view
+from corral_plugins.workflows.service.step_conversion import step_view
 from corral_plugins.workflows.service.validation import all_steps
 from corral_plugins.workflows.service.wakeups import wake
 from corral_plugins.workflows.settings import MAX_STEPS

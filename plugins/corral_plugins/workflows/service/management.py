@@ -28,14 +28,14 @@ from corral_plugins.workflows.service.definitions import (
 )
 from corral_plugins.workflows.service.graph import branch_targets, build_graph
 from corral_plugins.workflows.service.references import References
-from corral_plugins.workflows.service.step_types import StepTypes
-from corral_plugins.workflows.service.steps_input import (
+from corral_plugins.workflows.service.step_conversion import (
     patched_step,
     resolve_references,
     stored_config,
     stored_step,
     stored_steps,
 )
+from corral_plugins.workflows.service.step_types import StepTypes
 from corral_plugins.workflows.service.validation import Definitions, plan_of, with_steps
 from corral_plugins.workflows.shapes import (
     NewStep,

@@ -18,8 +18,8 @@ from corral_plugins.marketplace.api import InstalledObject, Installer, ObjectUse
 from corral_plugins.workflows.models import LIVING, Run, Workflow, fetch_tuples
 from corral_plugins.workflows.service.definitions import WorkflowStore, find_readable_workflow, find_writable_workflow
 from corral_plugins.workflows.service.run_state import FINAL_RUN
-from corral_plugins.workflows.service.steps_input import DEFAULTS as STEP_DEFAULTS
-from corral_plugins.workflows.service.steps_input import stored_config, stored_steps
+from corral_plugins.workflows.service.step_conversion import DEFAULTS as STEP_DEFAULTS
+from corral_plugins.workflows.service.step_conversion import stored_config, stored_steps
 from corral_plugins.workflows.service.validation import Definitions
 from corral_plugins.workflows.shapes import NewStep, NewWorkflow, WorkflowConfig
 

@@ -31,7 +31,7 @@ CANCEL_BATCH = 20
 """The number of attempts that one transaction cancels, so that it stays short."""
 
 
-class BudgetUpkeep:
+class BudgetMaintenance:
     """Does the background work of budgets. Every method runs in the caller's unit of work."""
 
     agents: Agents | None

@@ -1,4 +1,4 @@
-"""The figures of `GET /tasks/stats`: of all tasks from counters and rollups, of some tasks from indexes and samples."""
+"""The values of `GET /tasks/stats`: of all tasks from counters and rollups, of some tasks from indexes and samples."""
 
 from __future__ import annotations
 
