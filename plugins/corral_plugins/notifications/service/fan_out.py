@@ -194,8 +194,8 @@ class NotificationFanOut:
                 log.warning("an event could not be handled", exc_info=True)
                 if not batch.events:
                     return False
-                count = functools.partial(CURSOR.count_failure, batch.before, batch.events[0], str(error))
-                if not await self._work(count, entry=ENTRY):
+                skip = functools.partial(CURSOR.count_failure, batch.before, batch.events[0], str(error))
+                if not await self._work(skip, entry=ENTRY):
                     return False
         return True
 
