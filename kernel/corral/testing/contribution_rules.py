@@ -23,6 +23,8 @@ from corral.testing.source_rules import Package, undeclared_classes
 
 EVENT, MODEL = "corral.events.event.Event", "corral.database.model.Model"
 VISIBILITY_RULES = {f"corral.auth.visibility.{name}" for name in ("visible", "can_read")}
+FIXED_NAMES = ("notification",)
+"""The names of events that the contract fixes although they have another form."""
 WIRE_NAME = re.compile(r"[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)+")
 
 
@@ -110,7 +112,7 @@ def _strict(routes: list[Route]) -> Iterator[str]:
 
 def _events(events: list[Any]) -> Iterator[str]:
     for kind in events:
-        if not WIRE_NAME.fullmatch(kind.event):
+        if not WIRE_NAME.fullmatch(kind.event) and kind.event not in FIXED_NAMES:
             yield f"{kind.__name__}: {kind.event!r} is not a name of the form thing.happened"
         if not (kind.__dict__.get("__doc__") or "").strip():
             yield f"{kind.__name__} has no docstring; its first line is the event's title"

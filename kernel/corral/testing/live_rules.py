@@ -61,7 +61,7 @@ async def inspect_running(
         active = loaded.active
     if not active:
         return findings
-    findings += rule_findings(f"migrations.{engine}", _differences(address, models, folder))
+    findings += rule_findings(f"migrations.{engine}", schema_differences(address, models, folder))
     if not kind.protected:
         findings += rule_findings(f"purge.{engine}", _purged(address, kind.name, names, models))
         async with make_kernel(folder, **options) as kit:
@@ -152,8 +152,8 @@ async def _disabled_routes(kit: Kit, name: str) -> Any:
             yield f"{label} answers {answer.status} {answer.code} after the plugin was enabled again"
 
 
-def _differences(address: str, models: list[Any], folder: Path) -> Iterator[str]:
-    """Yield the differences between a migrated database and the models."""
+def schema_differences(address: str, models: list[Any], folder: Path) -> Iterator[str]:
+    """Yield the differences between a migrated database and the models. `folder` is for temporary files."""
     with contextlib.closing(connect(address)) as migrated:
         yield from migrated.run(lambda: str(diff_models(current().database.engine, models)), read=True).splitlines()
         found = migrated.run(lambda: _column_definitions(models), read=True)

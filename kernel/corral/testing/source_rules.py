@@ -53,15 +53,23 @@ CORE_PACKAGE = "corral_core"  # core plugins may import private modules of the k
 
 
 class Source(msgspec.Struct, frozen=True):
-    """One source file: its module name, path and syntax tree."""
+    """One source file: its module name, its path, and the imports and classes in it."""
 
     module: str
     path: Path
-    tree: ast.Module
+    nodes: list[ast.Import | ast.ImportFrom | ast.ClassDef]
+
+    @classmethod
+    def read(cls, module: str, path: Path) -> Source:
+        """Return the source file of a module."""
+        found = ast.walk(ast.parse(path.read_text("utf-8")))
+        return cls(
+            module, path, [node for node in found if isinstance(node, ast.Import | ast.ImportFrom | ast.ClassDef)]
+        )
 
     def imports(self) -> Iterator[tuple[str, int]]:
         """Yield (name, line) of every absolute import, even in functions. The name of `from a import b` is `a.b`."""
-        for node in ast.walk(self.tree):
+        for node in self.nodes:
             if isinstance(node, ast.Import):
                 yield from ((alias.name, node.lineno) for alias in node.names)
             elif isinstance(node, ast.ImportFrom) and node.level == 0:
@@ -80,7 +88,7 @@ class Package(msgspec.Struct, frozen=True):
         name, path = _package_location(kind)
         if path.is_dir():
             return cls.read(name, path)
-        return cls(name, [Source(name, path, ast.parse(path.read_text("utf-8")))])
+        return cls(name, [Source.read(name, path)])
 
     @classmethod
     def read(cls, name: str, folder: Path) -> Package:
@@ -138,18 +146,18 @@ def _package_location(kind: type[Plugin]) -> tuple[str, Path]:
 def _source(package: str, root: Path, path: Path) -> Source:
     parts = path.relative_to(root).with_suffix("").parts
     module = ".".join((package, *(parts[:-1] if parts[-1] == "__init__" else parts)))
-    return Source(module, path, ast.parse(path.read_text("utf-8")))
+    return Source.read(module, path)
 
 
 def _classes(source: Source) -> Iterator[tuple[ast.ClassDef, list[str]]]:
     """Yield every class with the full names of its base classes, as far as the imports of the file reveal them."""
     known: dict[str, str] = {}
-    for node in ast.walk(source.tree):
+    for node in source.nodes:
         if isinstance(node, ast.ImportFrom) and node.level == 0:
             known |= {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
         elif isinstance(node, ast.Import):
             known |= {alias.asname: alias.name for alias in node.names if alias.asname}
-    for node in ast.walk(source.tree):
+    for node in source.nodes:
         if isinstance(node, ast.ClassDef):
             yield node, [_full(base, known, source.module) for base in node.bases]
 

@@ -1,4 +1,4 @@
-"""The public interface of the event log, for plugins that search it, and for those that deliver its events."""
+"""The public interface of the event log, for plugins that search it, read all of it, or deliver its events."""
 
 from __future__ import annotations
 
@@ -8,10 +8,14 @@ import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, ClassVar, Generic, TypeVar
 
+from corral import clock
 from corral.database.engine import Work
 from corral.database.model import Model
 from corral.database.unit import UnitContext
-from corral.errors import Unavailable
+from corral.errors import ExpectedFailure, Unavailable
+from corral.events import log as event_log
+from corral.events.consumers import POISON_TRIES, ConsumerRow
+from corral.events.event import SystemAlert, emit
 from corral.events.live_feed import Feed, wait_and_clear
 from corral.events.log import EventRow, LoggedEvent
 from corral.jobs.runner import JobRunner
@@ -48,6 +52,62 @@ def _first_after(seq: int) -> tuple[int, str] | None:
     query = EventRow.select(EventRow.seq, EventRow.ts).where(EventRow.seq > seq).order_by(EventRow.seq).limit(1)
     row: tuple[int, str] | None = query.tuples().first()
     return row
+
+
+class PositionMoved(ExpectedFailure):
+    """Another process has read the same events. What this unit of work wrote is rolled back."""
+
+
+class LogCursor:
+    """The position of a reader that any number of processes run at the same time: one of them moves the position.
+
+    It is the cursor of a durable consumer, so events that are not read yet are kept, and an event that cannot be
+    handled is skipped as by other consumers. Every method runs in the caller's unit of work.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name, self._is_mine = name, ConsumerRow.name == name
+
+    def exists(self) -> bool:
+        """Return whether the position is stored."""
+        return bool(ConsumerRow.select().where(self._is_mine).exists())
+
+    def create(self) -> None:
+        """Store the end of the log as the position, unless a position is stored."""
+        end = {"name": self._name, "cursor": event_log.last_seq(), "updated_at": clock.now()}
+        ConsumerRow.insert(end).on_conflict_ignore().execute()
+
+    def position(self) -> int:
+        """Return the number of the last event that was handled."""
+        return int(ConsumerRow.get_by_id(self._name).cursor)
+
+    def move(self, before: int, after: int) -> None:
+        """Move the position, or check that it has not moved. Raise `PositionMoved` if it is not where it was read."""
+        changes: dict[str, Any] = {"cursor": after, "updated_at": clock.now()}
+        if after > before:
+            changes["failures"] = 0
+        if not ConsumerRow.update(changes).where(self._is_mine & (ConsumerRow.cursor == before)).execute():
+            raise PositionMoved
+
+    def count_failure(self, before: int, event: LoggedEvent, reason: str) -> bool:
+        """Count a failure of the first event after the position `before`. Return whether the event was skipped.
+
+        After `POISON_TRIES` failures the event is skipped, and an alert is emitted.
+        """
+        is_next = self._is_mine & (ConsumerRow.cursor == before)
+        counted = ConsumerRow.update(failures=ConsumerRow.failures + 1).where(is_next).returning(ConsumerRow.failures)
+        if not (rows := list(counted.execute())) or rows[0].failures < POISON_TRIES:
+            return False
+        self.move(before, event.seq)
+        alert = SystemAlert(
+            kind="consumer_behind",
+            severity="critical",
+            title=f"{self._name} could not handle an event",
+            detail=f"Event {event.id} ({event.type}) failed {POISON_TRIES} times: {reason[:500]}",
+            object={"type": "event", "id": event.id},
+        )
+        emit(alert, object=("consumer", self._name))
+        return True
 
 
 class EventDispatcher(abc.ABC, Generic[Claimed]):

@@ -35,9 +35,13 @@ async def add_missing_letters(work: Work, maintenance: DeadLetterMaintenance) ->
     await work(lambda: maintenance.set_complete_until(until), entry=entry)
 
 
-async def check_queue(work: Work, maintenance: DeadLetterMaintenance) -> None:
-    """Record that the queue is complete, after adding missing letters, and alert admins about its growth."""
+async def check_queue(work: Work, maintenance: DeadLetterMaintenance, batches: DeadLetterBatches) -> None:
+    """Record that the queue is complete, after adding missing letters, and alert admins about its growth.
+
+    Also end the batch whose job has given up.
+    """
     entry = UnitContext(label="job dead_letter.check", actor=SYSTEM)
+    await work(batches.end_abandoned, entry=entry)
     until: str = await work(maintenance.complete_until, entry=entry, read=True)
     if not maintenance.has_checked or until < clock.now(-1.5 * CHECK_SECONDS):  # the plugin may have been disabled
         await add_missing_letters(work, maintenance)

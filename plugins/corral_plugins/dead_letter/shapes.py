@@ -131,12 +131,13 @@ class BatchView(msgspec.Struct, kw_only=True):
     """A batch of retries.
 
     `matched` is the number of letters that were open when the batch started. `reason` says why it was cancelled:
-    `failing` if 20 of its tasks in a row failed again, or `person`. At most 1,000 letters are listed in `skipped`.
+    `failing` if 20 of its tasks in a row failed again, `error` if its job gave up, or `person`. At most 1,000 letters
+    are listed in `skipped`.
     """
 
     id: str
     status: BatchStatus
-    reason: Literal["failing", "person"] | None
+    reason: Literal["error", "failing", "person"] | None
     matched: int
     requeued: int
     skipped: list[SkippedLetter]

@@ -133,14 +133,4 @@ class Expectation(Model):
         indexes = ((("trigger_id", "key"), True),)
 
 
-class LogPosition(Model):
-    """The number of the last event that triggers have seen. The table has one row."""
-
-    id = peewee.IntegerField(primary_key=True)
-    seq = peewee.BigIntegerField()
-
-    class Meta:
-        table_name = "triggers_log_position"
-
-
-TABLES: tuple[type[Model], ...] = (Trigger, Fire, Expectation, LogPosition)
+TABLES: tuple[type[Model], ...] = (Trigger, Fire, Expectation)

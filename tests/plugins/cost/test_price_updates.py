@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import threading
+import zlib
 from collections.abc import AsyncIterator, Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -13,7 +15,7 @@ import pytest
 from tests.plugins.cost.conftest import Books
 
 from corral.errors import ExpectedFailure
-from corral_plugins.cost.service import price_table
+from corral_plugins.cost.service import price_table, price_updates
 from corral_plugins.cost.service.price_updates import PriceUpdates
 
 MODEL = {"id": "gpt-4o", "match": {"equals": "gpt-4o"}, "prices": {"input_mtok": 1000, "output_mtok": 2000}}
@@ -100,6 +102,23 @@ async def test_a_table_that_cannot_be_read_changes_nothing(books: Books, content
         await updates.fetch()
     await updates.refresh()
     assert await price(books) == before
+
+
+@pytest.mark.parametrize(
+    "data", ["no base64", base64.b64encode(zlib.compress(b'[{"id": 5}]')).decode()], ids=["broken", "other-form"]
+)
+async def test_a_stored_table_that_cannot_be_read_is_left_alone(books: Books, data: str) -> None:
+    """Another version of genai-prices may have stored it."""
+    updates, before = books.kit.service(PriceUpdates), await price(books)
+    await switch(books, True)
+    await books.kit.work(lambda: price_updates._store(data))
+    await updates.refresh()
+    await updates.refresh()
+    assert await price(books) == before
+    await books.pass_days(1.01)
+    await updates.fetch()
+    await updates.refresh()
+    assert await price(books) == 1000
 
 
 @pytest.mark.one_engine

@@ -10,7 +10,9 @@ import pytest
 from tests.plugins.dead_letter.conftest import Morgue
 
 from corral import clock
+from corral.errors import Conflict
 from corral.testing.server import ServerProcess
+from corral_plugins.dead_letter.service.batches import DeadLetterBatches
 
 SLACK_SECONDS = 15.0
 
@@ -138,6 +140,29 @@ async def test_a_batch_stops_after_20_failures_in_a_row_and_when_it_is_cancelled
     await frozen.pass_seconds(morgue, 3)
     assert (await read(morgue, other))["requeued"] == cancelled.json()["requeued"]
     assert (await morgue.admin.post(f"{other}/cancel", {})).code == "invalid_state"
+
+
+async def test_a_batch_whose_job_gave_up_makes_room_for_the_next_one(
+    morgue: Morgue, frozen: Frozen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise Conflict("a fault")  # other errors put the plugin in quarantine, as they all come within a second
+
+    monkeypatch.setattr(DeadLetterBatches, "_retry_due", fail)
+    await fill(morgue, 2)
+    batch = await start(morgue)
+    for _ in range(19):
+        await morgue.kit.run_jobs()
+        frozen.seconds += 601
+    await morgue.kit.run_schedule("dead_letter.check")
+    morgue.admin = await morgue.kit.sign_in(morgue.admin.user["email"])
+    assert (await read(morgue, batch))["status"] == "running"
+    await morgue.kit.run_jobs()
+    await morgue.kit.run_schedule("dead_letter.check")
+    found = await read(morgue, batch)
+    assert (found["status"], found["reason"]) == ("cancelled", "error")
+    monkeypatch.undo()
+    await start(morgue)
 
 
 @pytest.mark.slow

@@ -13,7 +13,8 @@ from corral.events.log import EventRow
 from corral.testing.kit import PASSWORD
 from corral_plugins.triggers.models import Fire, Trigger
 from corral_plugins.triggers.service import events, firing, scheduler
-from corral_plugins.triggers.service.events import TriggerLogReader
+from corral_plugins.triggers.service.events import Progress, TriggerLogReader
+from corral_plugins.triggers.service.slots import TriggerSlots
 
 
 async def fire(alarm: Alarm, trigger_id: str, **payload: Any) -> None:
@@ -65,10 +66,57 @@ async def test_many_triggers_on_one_event_are_recorded_in_short_units(
         assert (await alarm.member.post("/agents", {"name": name})).status == 201
     await alarm.kit.events()
     reader = alarm.kit.service(TriggerLogReader)
-    has_more = [await alarm.kit.kernel.database.work(reader._read_batch) for _ in range(4)]
-    assert has_more == [True, True, False, False]  # after each event, and then nothing is new
+    units = [await alarm.kit.work(lambda: reader._read_batch(Progress())) for _ in range(4)]
+    assert [each.has_more for each in units] == [True, True, False, False]  # after each event; then nothing is new
     for trigger in made:
         assert len(await alarm.history(trigger["id"])) == 3
+
+
+async def test_an_event_fires_all_its_triggers_in_units_of_bounded_size(
+    alarm: Alarm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(events, "TRIGGERS_AT_ONCE", 2)
+    made = [await alarm.create("event", {"event": "agent.created"}) for _ in range(5)]
+    for name in ("one", "two"):
+        assert (await alarm.member.post("/agents", {"name": name})).status == 201
+    await alarm.kit.events()
+    read, units = TriggerLogReader._read_batch, []
+
+    def observe(self: TriggerLogReader, *args: Any) -> Progress:
+        units.append(read(self, *args))
+        return units[-1]
+
+    monkeypatch.setattr(TriggerLogReader, "_read_batch", observe)
+    await alarm.run()
+    assert len(units) == 5  # two full ones for each event
+    for trigger in made:
+        assert await alarm.statuses(trigger["id"]) == ["fired"] * 2
+
+
+@pytest.mark.parametrize("page", [200, 2])
+async def test_an_event_that_cannot_be_handled_is_skipped_after_five_tries(
+    alarm: Alarm, monkeypatch: pytest.MonkeyPatch, page: int
+) -> None:
+    """Whatever it raises, even if it is an error of the database that comes back each time."""
+    monkeypatch.setattr(events, "TRIGGERS_AT_ONCE", page)
+    made = [await alarm.create("event", {"event": "agent.created"}) for _ in range(3)]
+    record = TriggerSlots.record
+
+    def break_on_poison(self: TriggerSlots, trigger: Trigger, slot: str, **fields: Any) -> Any:
+        if trigger.id == made[-1]["id"] and fields["payload"]["name"] == "poison":
+            return Fire.insert(id=slot).execute()  # columns that must not be null are missing
+        return record(self, trigger, slot, **fields)
+
+    monkeypatch.setattr(TriggerSlots, "record", break_on_poison)
+    for name in ("one", "poison", "two"):
+        assert (await alarm.member.post("/agents", {"name": name})).status == 201
+    for _ in range(5):
+        await alarm.run()
+    assert await alarm.statuses(made[-1]["id"]) == ["fired"] * 2
+    alerts = [each.payload() for each in await alarm.kit.events() if each.type == "system.alert"]
+    assert [(each["kind"], each["title"]) for each in alerts] == [
+        ("consumer_behind", "triggers.consume could not handle an event")
+    ]
 
 
 async def test_a_unit_that_takes_long_leaves_its_other_slots_to_the_next_one(

@@ -11,7 +11,7 @@ from tests.plugins.workflows.conftest import World, statuses, step, steps_of, tr
 from corral import clock
 from corral_plugins.workflows import jobs as workflow_jobs
 from corral_plugins.workflows.models import Run, StepRun, WorkflowVersion
-from corral_plugins.workflows.service import definitions
+from corral_plugins.workflows.service import containers, definitions
 
 BAD = "{{ input.absent }}"
 
@@ -370,3 +370,17 @@ async def test_runs_that_ended_long_ago_are_deleted_with_the_versions_of_deleted
     assert await world.kit.work(lambda: [row.workflow_id for row in Run.select()]) == [waiting]
     assert await world.kit.work(lambda: [row.name for row in StepRun.select()]) == ["ask"]
     assert await world.kit.work(lambda: [row.workflow_id for row in WorkflowVersion.select()]) == [waiting]
+
+
+@pytest.mark.parametrize("on_item_error", ["fail", "collect"])
+async def test_nested_loops_end_at_the_maximum_number_of_steps_of_a_run(
+    world: World, monkeypatch: pytest.MonkeyPatch, on_item_error: str
+) -> None:
+    monkeypatch.setattr(containers, "MAX_STEP_RUNS", 30)
+    items = {"items": list(range(10)), "concurrency": 3, "on_item_error": on_item_error}
+    inner = step("inner", "loop", {**items, "body": [transform("leaf", "{{ index }}")]})
+    run = await world.run(step("outer", "loop", {**items, "body": [inner]}))
+    assert run["status"] == "failed"
+    assert run["error"]["type"] == "max_steps"
+    assert "30 steps" in run["error"]["message"]
+    assert len(run["steps"]) <= 30 + items["concurrency"]  # those that had begun

@@ -9,5 +9,5 @@ import peewee
 
 def up(migrator: Any, db: peewee.Database) -> None:
     """Add the columns."""
-    for column in ("monthly_budget_micro", "max_cost_per_task_micro"):
-        db.execute_sql(f'ALTER TABLE "agents_agents" ADD COLUMN "{column}" BIGINT')
+    for name in ("monthly_budget_micro", "max_cost_per_task_micro"):
+        migrator.migrate(migrator.add_column("agents_agents", name, peewee.BigIntegerField(null=True)))

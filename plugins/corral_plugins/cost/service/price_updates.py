@@ -64,13 +64,20 @@ class PriceUpdates:
         await self._work(lambda: _store(data), entry=entry)
 
     async def refresh(self) -> None:
-        """Use the stored table if it has changed, or the table of the installed package if the setting is off."""
+        """Use the stored table if it has changed, or the table of the installed package if the setting is off.
+
+        A stored table that this version of genai-prices cannot read is left alone until another one is stored.
+        """
         fetched_at = await self._work(_stored_at, read=True) if self._settings.get(UPDATE_PRICES) else None
         if fetched_at == self._used:
             return
         data = None if fetched_at is None else await self._work(_stored_data, read=True)
-        await asyncio.to_thread(_use, data, fetched_at)
         self._used = fetched_at
+        try:
+            await asyncio.to_thread(_use, data, fetched_at)
+        except Exception:  # whatever the library raises; prices and budgets must still be refreshed
+            log.warning("the fetched price table cannot be read; the one of the package is used", exc_info=True)
+            await asyncio.to_thread(_use, None, None)
         log.info("price table changed", extra={"version": price_table.price_table_version()})
 
     async def _download(self, url: str) -> bytes:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from typing import Any
 
 import msgspec
-from peewee import SQL
+from peewee import SQL, fn
 
 from corral import clock
 from corral.auth.principal import SYSTEM_PRINCIPAL, Principal
@@ -14,7 +15,7 @@ from corral.database.dialect import savepoint
 from corral.database.unit import locked
 from corral.errors import Conflict, NotFound, Problem
 from corral.ids import new_id
-from corral.jobs.job import enqueue
+from corral.jobs.job import JobRow, enqueue
 from corral.plugin import Audit, AuditEntry, Settings
 from corral_plugins.admin.api import KillSwitch
 from corral_plugins.dead_letter import settings as declared
@@ -22,6 +23,8 @@ from corral_plugins.dead_letter.models import Batch, DeadLetter
 from corral_plugins.dead_letter.service.letters import DeadLetterQueue, chosen_by, is_open
 from corral_plugins.dead_letter.shapes import BatchView, LetterFilter, RetryAll, RetryDeadLetter, SkippedLetter
 from corral_plugins.tasks.api import Tasks
+
+log = logging.getLogger("corral.dead_letter")
 
 JOB = "dead_letter.batch"
 MAX_FAILURES = 20
@@ -84,6 +87,16 @@ class DeadLetterBatches:
             raise Conflict("The batch has ended.", current_status=self.get(batch_id).status)
         self._record_audit("cancel", Batch.get_by_id(batch_id))
         return self.get(batch_id)
+
+    def end_abandoned(self) -> None:
+        """Cancel the running batch if its job has given up, so that it does not keep others from starting.
+
+        A batch that runs always has a job: each step queues the next one in its own transaction.
+        """
+        jobs = JobRow.select(JobRow.id).where((JobRow.name == JOB) & JobRow.state.in_(("queued", "running")))
+        changes = {"status": "cancelled", "reason": "error", "finished_at": clock.now()}
+        if Batch.update(changes).where((Batch.status == "running") & ~fn.EXISTS(jobs)).execute():
+            log.error("a batch of retries was cancelled, because its job failed too often; see the log of the job")
 
     # -- running
 

@@ -19,12 +19,12 @@ from corral import clock
 from corral.database.engine import Work
 from corral.database.model import PRIVATE
 from corral.database.unit import SYSTEM, UnitContext
-from corral.errors import ExpectedFailure, Unavailable
+from corral.errors import Unavailable
 from corral.events import log as event_log
-from corral.events.consumers import ConsumerRow
-from corral.events.event import EventTypes, SystemAlert, emit
+from corral.events.event import EventTypes
 from corral.events.log import EventRow, LoggedEvent
 from corral.plugin import Settings
+from corral_core.event_log.api import LogCursor, PositionMoved
 from corral_core.expressions.api import Expressions, TemplateError
 from corral_plugins.notifications.models import Channel, Rule
 from corral_plugins.notifications.service.audience import Audience, wanted_roles
@@ -56,16 +56,12 @@ from corral_plugins.notifications.settings import DEFAULT_NOTIFICATIONS
 log = logging.getLogger("corral.notifications")
 
 CONSUMER = "notifications.fan_out"
+CURSOR = LogCursor(CONSUMER)
 CAUSE = "notifications"
 ENTRY = UnitContext(label="notifications.fan_out", actor=SYSTEM)
 EVENTS_AT_ONCE, FEW_EVENTS, WINDOW = 50, 500, 20_000
-POISON_TRIES = 5
 NO_MAIL_CHECKS = ("mail",)
 CONDITION_ROOTS = ("event", "data", "severity")
-
-
-class PositionMoved(ExpectedFailure):
-    """Another process has read the same events. What this unit of work wrote is rolled back."""
 
 
 class Batch(msgspec.Struct, frozen=True, kw_only=True):
@@ -143,8 +139,8 @@ class NotificationFanOut:
 
     async def create_cursor(self) -> None:
         """Store the end of the log as the position if none is stored, so that no later event is missed."""
-        if not await self._work(_has_cursor, entry=ENTRY, read=True):  # a start on a full disk only reads
-            await self._work(_ensure_cursor, entry=ENTRY)
+        if not await self._work(CURSOR.exists, entry=ENTRY, read=True):  # a start on a full disk only reads
+            await self._work(CURSOR.create, entry=ENTRY)
 
     async def read(self, *, pass_over: bool = False) -> None:
         """Handle all new events. Another process that reads at the same time does the rest.
@@ -196,12 +192,15 @@ class NotificationFanOut:
                 raise
             except Exception as error:
                 log.warning("an event could not be handled", exc_info=True)
-                if not await self._work(functools.partial(_count_failure, batch, str(error)), entry=ENTRY):
+                if not batch.events:
+                    return False
+                skip = functools.partial(CURSOR.count_failure, batch.before, batch.events[0], str(error))
+                if not await self._work(skip, entry=ENTRY):
                     return False
         return True
 
     def _load(self, limit: int, pass_over: bool = False) -> Batch:
-        before = int(ConsumerRow.get_by_id(CONSUMER).cursor)
+        before = CURSOR.position()
         newest = event_log.last_seq()  # read first, because later events must come after the position
         rules = _enabled_rules()
         names = self._names(each for rule in rules for each in rule.events)
@@ -276,7 +275,7 @@ class NotificationFanOut:
     ) -> None:
         """Tell a portion of the people, unless another process has told them."""
         is_last = portion is plan.portions[-1]
-        _move_cursor(batch.before, plan.reached if is_last else batch.before)
+        CURSOR.move(batch.before, plan.reached if is_last else batch.before)
         if not plan.events:
             return
         if progress_of(plan.events[0].id) != done:
@@ -412,40 +411,3 @@ def _shown(event: LoggedEvent) -> dict[str, Any]:
         "actor": {"type": event.actor_type, "id": event.actor_id},
         "object": {"type": event.object_type, "id": event.object_id},
     }
-
-
-def _has_cursor() -> bool:
-    return bool(ConsumerRow.select().where(ConsumerRow.name == CONSUMER).exists())
-
-
-def _ensure_cursor() -> None:
-    end = {"name": CONSUMER, "cursor": event_log.last_seq(), "updated_at": clock.now()}
-    ConsumerRow.insert(end).on_conflict_ignore().execute()
-
-
-def _move_cursor(before: int, cursor: int) -> None:
-    unchanged = (ConsumerRow.name == CONSUMER) & (ConsumerRow.cursor == before)
-    if not ConsumerRow.update(cursor=cursor, failures=0, updated_at=clock.now()).where(unchanged).execute():
-        raise PositionMoved
-
-
-def _count_failure(batch: Batch, reason: str) -> bool:
-    """Count a failure of the next event. Return whether it was skipped, which raises an alert."""
-    row = ConsumerRow.get_by_id(CONSUMER)
-    if row.cursor != batch.before or not batch.events:
-        return False
-    if row.failures + 1 < POISON_TRIES:
-        is_next = (ConsumerRow.name == CONSUMER) & (ConsumerRow.cursor == batch.before)
-        ConsumerRow.update(failures=ConsumerRow.failures + 1).where(is_next).execute()
-        return False
-    event = batch.events[0]
-    _move_cursor(batch.before, event.seq)
-    alert = SystemAlert(
-        kind="consumer_behind",
-        severity="critical",
-        title=f"{CONSUMER} could not handle an event",
-        detail=f"Event {event.id} ({event.type}) failed {POISON_TRIES} times: {reason[:500]}",
-        object={"type": "event", "id": event.id},
-    )
-    emit(alert, object=("consumer", CONSUMER))
-    return True

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from peewee import BigIntegerField
+
 
 def up(migrator: Any, db: Any) -> None:
     """Add the columns."""
-    for column in ("cost_limit_micro", "cost_warning_micro"):
-        db.execute_sql(f'ALTER TABLE "tasks_attempts" ADD COLUMN "{column}" BIGINT')
+    for name in ("cost_limit_micro", "cost_warning_micro"):
+        migrator.migrate(migrator.add_column("tasks_attempts", name, BigIntegerField(null=True)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from peewee import SQL, BigIntegerField, BooleanField, CharField, IntegerField, Model, ModelIndex, TextField
+from peewee import SQL, BooleanField, CharField, IntegerField, Model, ModelIndex, TextField
 
 
 def up(migrator: Any, db: Any) -> None:
@@ -103,16 +103,7 @@ def up(migrator: Any, db: Any) -> None:
             table_name = "triggers_expectations"
             indexes = ((("trigger_id", "key"), True),)
 
-    class LogPosition(Model):
-        id = IntegerField(primary_key=True)
-        seq = BigIntegerField()
-
-        class Meta:
-            database = db
-            legacy_table_names = False
-            table_name = "triggers_log_position"
-
-    db.create_tables([Trigger, Fire, Expectation, LogPosition])
+    db.create_tables([Trigger, Fire, Expectation])
     due = Trigger.next_fire_at.is_null(False)
     db.execute(ModelIndex(Trigger, (Trigger.next_fire_at,), where=due, name="triggers_triggers_due"))
     pending = SQL("status = 'pending'")

@@ -1,44 +1,59 @@
 """Reads the event log: records the slots of event triggers, and the events that absence triggers wait for.
 
-A schedule reads the log once a second, and only the events that a trigger follows. A durable consumer would be woken by
-every event of the installation, whether or not any trigger follows events.
+A schedule reads the log once a second, and only the events that a trigger follows. A subscriber would be woken by every
+event of the installation, whether or not any trigger follows events.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 from typing import Any
 
 import msgspec
-import peewee
 
 from corral import clock
 from corral.auth.principal import Principal
 from corral.auth.visibility import EventRights
-from corral.database.dialect import savepoint
 from corral.database.engine import Work
 from corral.database.unit import SYSTEM, UnitContext
-from corral.errors import ExpectedFailure
+from corral.errors import Unavailable
 from corral.events import log as event_log
 from corral.events.event import EventTypes
 from corral.events.log import EventRow, LoggedEvent
 from corral.ids import new_id
 from corral_core.accounts.api import Accounts, RightsLost
-from corral_plugins.triggers.models import IS_ENABLED, Expectation, Fire, LogPosition, Trigger
+from corral_core.event_log.api import LogCursor, PositionMoved
+from corral_plugins.triggers.models import IS_ENABLED, Expectation, Fire, Trigger
 from corral_plugins.triggers.service.slots import TriggerSlots, enqueue_fires
 
 log = logging.getLogger("corral.triggers")
 
-MAX_MATCHES = 500
+CURSOR = LogCursor("triggers.consume")
+TRIGGERS_AT_ONCE = 200
 READ_AT_ONCE = 100
 FIRES_AT_ONCE = 200
 """The number of fires after which a unit of work ends, which keeps units short when many triggers follow an event."""
-POSITION_ID = 1
 ENTRY = UnitContext(label="job triggers.consume", actor=SYSTEM)
 MAX_EXPECTATIONS = 10_000
 Owners = dict[str | None, Principal | None]
 """The owners of triggers, each with the rights of the moment; None if the account is gone or deactivated."""
+
+
+class Progress(msgspec.Struct, frozen=True, kw_only=True):
+    """How far a unit of work has come: whether more may follow, and the last trigger that an event was recorded for.
+
+    The number of this event is `seq`. It is 0 if all events before the position are recorded for all their triggers.
+    """
+
+    has_more: bool = True
+    seq: int = 0
+    trigger_id: str = ""
+
+    def after(self, event: LoggedEvent) -> str:
+        """Return the id of the trigger after which the event goes on."""
+        return self.trigger_id if event.seq == self.seq else ""
 
 
 class TriggerLogReader:
@@ -49,51 +64,72 @@ class TriggerLogReader:
 
     async def create_position(self) -> None:
         """Store the end of the log as the position if none is stored, so that no later event is missed."""
-        if not await self._work(_has_position, entry=ENTRY, read=True):  # a start on a full disk only reads
-            await self._work(_ensure_position, entry=ENTRY)
+        if not await self._work(CURSOR.exists, entry=ENTRY, read=True):  # a start on a full disk only reads
+            await self._work(CURSOR.create, entry=ENTRY)
 
     async def read(self) -> None:
         """Handle all new events. Another process that reads at the same time does the rest."""
+        progress = Progress()
         with contextlib.suppress(PositionMoved):
-            while await self._work(self._read_batch, entry=ENTRY):
-                pass
+            while progress.has_more:
+                progress = await self._handle_next(progress)
 
-    def _read_batch(self) -> bool:
-        """Handle the next events and move the position. Return whether more events may follow."""
-        position = LogPosition.get_by_id(POSITION_ID).seq
-        newest = event_log.last_seq()  # read first, because later events must come after the position
-        if newest == position:
-            return False
-        names = self._types.expand(followed_events())
-        where = [EventRow.seq > position, EventRow.seq <= newest, EventRow.type.in_(names)]
-        events = event_log.select(where, READ_AT_ONCE) if names else []
-        fires: list[Fire] = []
-        owners: Owners = {}
-        handled = 0
-        while handled < len(events) and len(fires) < FIRES_AT_ONCE:
-            fires += self._handle(events[handled], owners)
-            handled += 1
-        enqueue_fires(fires)
-        has_more = handled < len(events) or len(events) == READ_AT_ONCE
-        unchanged = (LogPosition.id == POSITION_ID) & (LogPosition.seq == position)
-        if not LogPosition.update(seq=events[handled - 1].seq if has_more else newest).where(unchanged).execute():
-            raise PositionMoved
-        return has_more
-
-    def _handle(self, event: LoggedEvent, owners: Owners) -> list[Fire]:
-        """Handle an event. One that cannot be handled is skipped, so that it does not stop all triggers."""
+    async def _handle_next(self, progress: Progress) -> Progress:
+        """Handle the next events. Those that cannot be handled together are handled one by one."""
         try:
-            with savepoint():
-                return self._events.handle(event, owners)
-        except peewee.DatabaseError:  # the unit of work runs again
+            return await self._work(functools.partial(self._read_batch, progress), entry=ENTRY)
+        except (Unavailable, PositionMoved):
             raise
         except Exception:
-            log.exception("triggers could not handle an event", extra={"event_id": event.id, "type": event.type})
-        return []
+            log.warning("a batch of events failed, retrying event by event", exc_info=True)
+        for _ in range(READ_AT_ONCE):
+            try:
+                progress = await self._work(functools.partial(self._read_batch, progress, 1), entry=ENTRY)
+            except (Unavailable, PositionMoved):
+                raise
+            except Exception as error:
+                log.warning("triggers could not handle an event", exc_info=True)
+                is_skipped = await self._work(functools.partial(self._count_failure, str(error)), entry=ENTRY)
+                progress = Progress(has_more=is_skipped)
+            if not progress.has_more:
+                break
+        return progress
 
+    def _read_batch(self, progress: Progress, limit: int = READ_AT_ONCE) -> Progress:
+        """Handle the next events and move the position."""
+        position = CURSOR.position()
+        newest = event_log.last_seq()  # read first, because later events must come after the position
+        if newest == position:
+            return Progress(has_more=False)
+        events = self._next_events(position, newest, limit)
+        fires: list[Fire] = []
+        owners: Owners = {}
+        handled, last = 0, ""
+        while handled < len(events) and len(fires) < FIRES_AT_ONCE:
+            event = events[handled]
+            found, last = self._events.handle(event, owners, after=progress.after(event))
+            fires += found
+            if last:  # the next unit records the event for further triggers
+                progress = Progress(seq=event.seq, trigger_id=last)
+                break
+            handled += 1
+        enqueue_fires(fires)
+        if not last:
+            progress = Progress(has_more=handled < len(events) or len(events) == limit)
+        reached = events[handled - 1].seq if handled else position
+        CURSOR.move(position, reached if progress.has_more else newest)
+        return progress
 
-class PositionMoved(ExpectedFailure):
-    """Another process has read the same events. What this unit of work wrote is rolled back."""
+    def _next_events(self, position: int, newest: int, limit: int) -> list[LoggedEvent]:
+        names = self._types.expand(followed_events())
+        where = [EventRow.seq > position, EventRow.seq <= newest, EventRow.type.in_(names)]
+        return event_log.select(where, limit) if names else []
+
+    def _count_failure(self, reason: str) -> bool:
+        """Count a failure of the next event. Return whether it was skipped."""
+        position = CURSOR.position()
+        events = self._next_events(position, event_log.last_seq(), 1)
+        return bool(events) and CURSOR.count_failure(position, events[0], reason)
 
 
 class TriggerEvents:
@@ -102,17 +138,20 @@ class TriggerEvents:
     def __init__(self, slots: TriggerSlots, accounts: Accounts, rights: EventRights) -> None:
         self._slots, self._accounts, self._rights = slots, accounts, rights
 
-    def handle(self, event: LoggedEvent, owners: Owners) -> list[Fire]:
-        """Record what an event means for each trigger that follows it and whose owner may read it.
+    def handle(self, event: LoggedEvent, owners: Owners, *, after: str) -> tuple[list[Fire], str]:
+        """Record what an event means for the next triggers that follow it and whose owner may read it, by id.
 
-        Return the new rows of the history. The caller enqueues the jobs that fire them. `owners` keeps the owners that
-        were read before in the same unit of work.
+        Return the new rows of the history, and the id of the trigger after which the next unit of work has to go on, or
+        an empty text. The caller enqueues the jobs that fire the rows. `owners` keeps the owners that were read before
+        in the same unit of work. An event may be recorded twice for a trigger; the second time changes nothing.
         """
         fires: list[Fire] = []
         names = [event.type, f"{event.type.partition('.')[0]}.*"]
         follows = Trigger.event_key.in_(names) | Trigger.event_after.in_(names)
         is_new = Trigger.since <= event.ts  # later than the trigger was enabled
-        for trigger in Trigger.select().where(IS_ENABLED & follows & is_new).order_by(Trigger.id).limit(MAX_MATCHES):
+        which = IS_ENABLED & follows & is_new & (Trigger.id > after)
+        triggers = list(Trigger.select().where(which).order_by(Trigger.id).limit(TRIGGERS_AT_ONCE))
+        for trigger in triggers:
             if not self.is_readable(trigger, event, owners):
                 continue
             if trigger.type == "event":
@@ -128,7 +167,7 @@ class TriggerEvents:
                 fires += [] if fire is None else [fire]
             else:
                 _follow_absence(trigger, event, names)
-        return fires
+        return fires, triggers[-1].id if len(triggers) == TRIGGERS_AT_ONCE else ""
 
     def _owner(self, user_id: str | None) -> Principal | None:
         try:
@@ -153,17 +192,8 @@ def followed_events() -> set[str]:
 
 def first_unread() -> str | None:
     """Return the instant of the first event that has not been read yet, or None if all have been."""
-    unread = EventRow.seq > LogPosition.get_by_id(POSITION_ID).seq
-    found = event_log.select([unread], 1)
+    found = event_log.select([EventRow.seq > CURSOR.position()], 1)
     return found[0].ts if found else None
-
-
-def _has_position() -> bool:
-    return bool(LogPosition.select().where(LogPosition.id == POSITION_ID).exists())
-
-
-def _ensure_position() -> None:
-    LogPosition.insert(id=POSITION_ID, seq=event_log.last_seq()).on_conflict_ignore().execute()
 
 
 def event_causes(event: LoggedEvent) -> tuple[str, ...]:

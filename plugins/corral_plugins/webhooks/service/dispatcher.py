@@ -84,12 +84,11 @@ class WebhookDispatcher(EventDispatcher[Claimed]):
 
     async def _attempt(self, claimed: Claimed) -> None:
         """Attempt a delivery and record the result. An attempt that is broken off gives the delivery back."""
-        at, due = clock.now(), clock.now()
+        at = clock.now()
         try:
             result = await self._send(claimed)
         except CircuitOpen as rejection:
-            due = rejection.retry_at
-            await self._release(claimed, due)
+            await self._release(claimed, rejection.retry_at)
         except (Problem, asyncio.CancelledError) as error:
             due = clock.now() if isinstance(error, asyncio.CancelledError) else clock.now(RETRY_SECONDS)
             await asyncio.shield(self._release(claimed, due))

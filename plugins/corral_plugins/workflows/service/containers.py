@@ -11,7 +11,7 @@ from corral_core.expressions.api import TemplateError
 from corral_plugins.workflows.service.graph import Scope, Step
 from corral_plugins.workflows.service.rendering import Rendering
 from corral_plugins.workflows.service.run_state import StepRow
-from corral_plugins.workflows.service.step_changes import BATCH, Iteration, Json, StepChanges
+from corral_plugins.workflows.service.step_changes import BATCH, MAX_STEP_RUNS, Iteration, Json, StepChanges
 
 CANCELLED = {"kind": "error", "type": "cancelled", "message": "The steps were cancelled."}
 
@@ -93,7 +93,10 @@ class Containers:
             await self._complete_loop(step, row, ends)
 
     async def _has_next(self, step: Step, row: StepRow, iteration: Iteration, items: list[Any] | None, n: int) -> bool:
-        """Return whether a loop has an iteration `n`. The loop fails if it has more iterations than it may have."""
+        """Return whether a loop has an iteration `n`.
+
+        The loop fails if it has more iterations than it may have, or if the run has no room for another iteration.
+        """
         most = step.config.get("max_iterations", 100)
         try:
             more = n < len(items) if items is not None else await self._rendering.continues(step, iteration, n)
@@ -103,6 +106,10 @@ class Containers:
         if more and n >= most:
             fault = {"type": "max_iterations", "message": f"The loop needs more than {most} iterations."}
             self._changes.fail(step, row, fault, retryable=False)
+            return False
+        if more and len(self._changes.state.rows) >= MAX_STEP_RUNS:
+            message = f"The run has reached {MAX_STEP_RUNS} steps; let its loops start other workflows."
+            self._changes.fail(step, row, {"type": "max_steps", "message": message}, retryable=False)
             return False
         return more
 

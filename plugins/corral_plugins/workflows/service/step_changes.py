@@ -22,6 +22,8 @@ Json = dict[str, Any]
 Iteration = tuple[int, ...]
 BATCH = 200
 """The maximum number of steps that one advance changes, so that its transaction stays short."""
+MAX_STEP_RUNS = 10_000
+"""Loops begin no more iterations once a run has so many steps, counting each iteration. Each advance reads them all."""
 
 
 class Plan(msgspec.Struct, kw_only=True):
