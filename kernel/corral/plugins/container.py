@@ -68,18 +68,18 @@ class Container:
 
         Raise `WiringError` if services depend on each other in a circle.
         """
-        waiting = list(provides)
+        waiting = [(item, tuple(kind for kind, _ in _parameters(item.factory).values())) for item in provides]
         made: list[Any] = []
         while waiting:
-            own = {item.kind for item in waiting}
-            ready = [item for item in waiting if own.isdisjoint(kind for kind, _ in _parameters(item.factory).values())]
+            own = {item.kind for item, _ in waiting}
+            ready = [item for item, needed in waiting if own.isdisjoint(needed)]
             if not ready:
-                raise WiringError(f"the services {sorted(_name(item.kind) for item in waiting)} need each other")
+                raise WiringError(f"the services {sorted(_name(item.kind) for item, _ in waiting)} need each other")
             for item in ready:
                 instance = self.call(item.factory, record)
                 self.add(item.kind, instance, record)
                 made.append(instance)
-                waiting.remove(item)
+            waiting = [each for each in waiting if each[0] not in ready]
         return made
 
     def call(self, factory: Callable[..., T], record: PluginRecord) -> T:
