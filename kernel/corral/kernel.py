@@ -144,18 +144,16 @@ class Kernel:
         self.wiring.wire()
         active = self.active
         self.credentials.set_authenticators([made for record in active for made in record.authenticators])
-        self.consumers = [
-            self._create_consumer(record, item) for record in active for item in record.contributed.subscribers
-        ]
-        self.database.jobs = frozenset(job.name for record in active for job in record.contributed.jobs)
+        self.database.jobs = frozenset(job.name for record in active for job in record.contributions_to("corral_jobs"))
         self.settings.watch([JOBS_CONCURRENCY], lambda: self.runner.set_concurrency(job_concurrency(self.settings)))
         for record in active:
-            given = record.contributed
-            self.runner.add(given.jobs, given.schedules, functools.partial(getattr, record, "active"))
+            given = ("corral_jobs", "corral_schedules", "corral_subscribers")
+            jobs, schedules, subscribers = map(record.contributions_to, given)
+            self.runner.add(jobs, schedules, functools.partial(getattr, record, "active"))
+            self.consumers += [self._create_consumer(record, item) for item in subscribers]
             if not record.found.built_in:  # third-party plugins share half of the database connections
-                labels = [f"consumer {item.name}" for item in given.subscribers]
-                labels += [f"job {item.name}" for item in given.jobs]
-                labels += [f"job {item.name}" for item in given.schedules]
+                labels = [f"consumer {item.name}" for item in subscribers]
+                labels += [f"job {item.name}" for item in [*jobs, *schedules]]
                 self.database.plugin_by_label |= dict.fromkeys(labels, record.name)
 
     def _services(self) -> dict[Any, Any]:

@@ -108,7 +108,7 @@ def unread_fields(shape: type[msgspec.Struct], *areas: str) -> set[str]:
 
 
 def test_every_field_of_every_request_is_read(records: list[PluginRecord]) -> None:
-    routes = [route for loaded in records for group in loaded.contributed.routes for route in group]
+    routes = [route for loaded in records for group in loaded.contributions_to("corral_routes") for route in group]
     assert len(routes) > 100
     unread = set()
     for route in routes:
@@ -119,7 +119,7 @@ def test_every_field_of_every_request_is_read(records: list[PluginRecord]) -> No
 
 
 def test_every_setting_is_read(records: list[PluginRecord]) -> None:
-    declared = {each.name for loaded in records for each in loaded.contributed.settings}
+    declared = {each.name for loaded in records for each in loaded.contributions_to("corral_settings")}
     ours = [module for name, module in sys.modules.items() if name.partition(".")[0] in SOURCES]
     constants = {
         value.name: name for module in ours for name, value in vars(module).items() if isinstance(value, Setting)

@@ -11,7 +11,9 @@ import weakref
 from pathlib import Path
 
 import psutil
+import pytest
 
+from corral.errors import Unavailable
 from corral.kernel import Kernel
 from corral.testing.kit import make_kernel
 
@@ -36,3 +38,15 @@ def test_neither_memory_nor_threads_nor_files(tmp_path: Path, database_url: str)
     assert threading.active_count() <= threads, threading.enumerate()
     assert psutil.Process().num_fds() <= files
     assert list(tmp_path.rglob("*.db-*")) == []  # the last connection that is closed takes the log along
+
+
+async def test_a_process_with_jobs_stops_although_its_database_is_closed_already(
+    tmp_path: Path, database_url: str
+) -> None:
+    async with make_kernel(tmp_path, database_url=database_url, jobs=True) as kit:
+        database = kit.kernel.database
+        await asyncio.to_thread(database.close)
+        with pytest.raises(Unavailable, match="The database is closed"):
+            await database.work(lambda: None)
+        async with asyncio.timeout(120):
+            await kit.kernel.stop()

@@ -65,7 +65,7 @@ class Application:
 
     def _add_routes(self, loaded: PluginRecord) -> None:
         kernel, container = self.kernel, self.kernel.container
-        routes = [route for group in loaded.contributed.routes for route in group]
+        routes = [route for group in loaded.contributions_to("corral_routes") for route in group]
         endpoints: list[Endpoint] = []
         for route in routes:
             route.plugin = loaded.name
@@ -74,7 +74,7 @@ class Application:
                 Endpoint(route, container, loaded, kernel.guards.wrap_route(loaded, route.label, route.handler))
             )
         sockets = {}
-        for item in loaded.contributed.sockets:
+        for item in loaded.contributions_to("corral_sockets"):
             serve = container.bind(item.serve, loaded, skip=("connection",))
             sockets[item.path] = SocketEndpoint(loaded, kernel.guards.wrap_route(loaded, f"WS {item.path}", serve))
         if not loaded.found.built_in:  # a shape without a schema would break the document of the whole API

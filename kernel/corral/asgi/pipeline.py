@@ -66,7 +66,7 @@ class Pipeline:
         self.is_own_host = functools.lru_cache(maxsize=256)(Hosts(server.public_url, server.allowed_hosts))
         exempt = [path for each in endpoints if each.route.exempt_host for path in each.route.paths]
         self.open_to_any_host = frozenset([*exempt, *(f"{path}/" for path in exempt)])
-        contributed = [gate for loaded in kernel.active for gate in loaded.contributed.gates]
+        contributed = [gate for loaded in kernel.active for gate in loaded.contributions_to("corral_gates")]
         self.gates = tuple(gate for gate in contributed if isinstance(gate, Gate))
         self.rate_limiters = tuple(gate for gate in contributed if isinstance(gate, RateLimiter))
         newest_first = reversed(tuple(endpoints))  # the routes of built-in plugins decide about their paths

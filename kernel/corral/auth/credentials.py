@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from corral.auth.principal import Authenticator, Delegation, Principal, RecheckingAuthenticator
@@ -48,6 +49,7 @@ class Credentials:
         self._rereading: Sequence[RecheckingAuthenticator] = ()
         self._delegations: dict[str, Delegation] = {}
         self._cache: dict[CredentialHeaders, tuple[Principal, float]] = {}
+        self._headers_of_lease: defaultdict[str, set[CredentialHeaders]] = defaultdict(set)
 
     def set_authenticators(self, authenticators: Sequence[Authenticator]) -> None:
         """Set the authenticators. Their order does not matter, because each accepts a different credential format."""
@@ -115,9 +117,17 @@ class Credentials:
 
     def cache(self, headers: CredentialHeaders, principal: Principal) -> None:
         """Cache the principal of these headers. Call this method on the event loop only."""
-        if len(self._cache) >= CACHE_LIMIT:
+        if max(len(self._cache), len(self._headers_of_lease)) >= CACHE_LIMIT:
             self._cache.clear()
+            self._headers_of_lease.clear()
         self._cache[headers] = (principal, time.monotonic())
+        if principal.lease_id is not None:
+            self._headers_of_lease[principal.lease_id].add(headers)
+
+    def forget_lease(self, lease_id: str) -> None:
+        """Remove the principals of a lease from the cache. Leases end all the time, so only these are looked at."""
+        for headers in self._headers_of_lease.pop(lease_id, ()):
+            self._cache.pop(headers, None)
 
     def forget(self, ends: Callable[[Principal], bool]) -> None:
         """Remove the principals for which `ends` returns true from the cache, so that they are read again.

@@ -232,9 +232,12 @@ def _contributed(item: PluginRecord, plugins: list[PluginRecord]) -> dict[str, A
 
 def _contributed_to_plugins(item: PluginRecord) -> dict[str, list[str]]:
     """Return what a plugin contributes to the hooks of other plugins, such as its tools, by the name of the hook."""
+    from corral import hookspecs
+
     return {
         hook.removeprefix("corral_"): [_label(each) for each in items]
-        for hook, items in sorted(item.contributed.to_plugins.items())
+        for hook, items in sorted(item.contributed.items())
+        if not hasattr(hookspecs, hook)
     }
 
 

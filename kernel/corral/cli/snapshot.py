@@ -29,7 +29,10 @@ Rows = tuple[list[str], Iterator[tuple[Any, ...]]]
 
 def models_of(records: Iterable[PluginRecord]) -> dict[str, type[Model]]:
     """Return the models of the kernel and of the active plugins, by the name of the table."""
-    models = [*KERNEL_MODELS, *(model for record in records if record.active for model in record.contributed.models)]
+    models = [
+        *KERNEL_MODELS,
+        *(model for record in records if record.active for model in record.contributions_to("corral_models")),
+    ]
     return {model._meta.table_name: model for model in models}
 
 

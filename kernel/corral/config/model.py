@@ -1,13 +1,14 @@
 """The configuration: `corral.toml` and `CORRAL_*` variables, read at startup into one frozen `Config`.
 
-The annotated fields of `Config` and its sections define everything that can be configured. Loading, validation,
-`rows()` and `corral config init` are derived from them. Run-time settings that the file or the command line pins
-(`Config.pinned`) and the remaining `CORRAL_*` variables (`Config.variables`) are not validated here; the settings
-registry validates both.
+`config_keys.json` lists everything that can be configured, with descriptions and variables. The fields of `Config` and
+its sections have the types and defaults. Loading, validation, `rows()` and `corral config init` are derived from both.
+Run-time settings that the file or the command line pins (`Config.pinned`) and the remaining `CORRAL_*` variables
+(`Config.variables`) are not validated here; the settings registry validates both.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -38,9 +39,9 @@ StoreUrl = Annotated[str, Meta(pattern=r"^(s3://|file:///)\S", description="s3:/
 
 
 class Key(NamedTuple):
-    """Describes one configuration key, as the annotation of its field.
+    """Describes one configuration key. `variable` is the environment variable that sets it.
 
-    `doc` documents the field, and `variable` is the environment variable that sets it.
+    `secret` means that the whole value is a credential.
     """
 
     doc: str
@@ -73,33 +74,25 @@ class _Part(msgspec.Struct, frozen=True):
 class Server(_Part, frozen=True):
     """Section `[server]`: how requests are served."""
 
-    bind: Annotated[Bind, Key("Address and port to listen on", "CORRAL_BIND")] = "127.0.0.1:8000"
-    public_url: Annotated[WebUrl | None, Key("Base URL of this installation, for links", "CORRAL_PUBLIC_URL")] = None
-    allowed_hosts: Annotated[tuple[Host, ...], Key("Additional accepted host names", "CORRAL_ALLOWED_HOSTS")] = ()
-    trusted_proxies: Annotated[
-        tuple[Network, ...], Key("Proxies whose X-Forwarded-For is trusted", "CORRAL_TRUSTED_PROXIES")
-    ] = ()
-    processes: Annotated[int, Meta(ge=1, le=256), Key("Number of server processes on this machine")] = 1
-    server: Annotated[
-        Literal["auto", "hypercorn", "uvicorn"], Key("ASGI server; auto selects uvicorn if installed")
-    ] = "auto"
-    fast_dispatch: Annotated[bool, Key("Dispatch requests with the kernel's own route table")] = True
-    body_timeout_seconds: Annotated[
-        int, Meta(ge=1, le=3600), Key("Longest pause within a request body, in seconds", "CORRAL_BODY_TIMEOUT")
-    ] = 30
-    certfile: Annotated[Path | None, Key("TLS certificate chain")] = None
-    keyfile: Annotated[Path | None, Key("TLS private key")] = None
+    bind: Bind = "127.0.0.1:8000"
+    public_url: WebUrl | None = None
+    allowed_hosts: tuple[Host, ...] = ()
+    trusted_proxies: tuple[Network, ...] = ()
+    processes: Annotated[int, Meta(ge=1, le=256)] = 1
+    server: Literal["auto", "hypercorn", "uvicorn"] = "auto"
+    fast_dispatch: bool = True
+    body_timeout_seconds: Annotated[int, Meta(ge=1, le=3600)] = 30
+    certfile: Path | None = None
+    keyfile: Path | None = None
 
 
 class Database(_Part, frozen=True):
     """Section `[database]`. `migrate_on_start=None` means on for SQLite and off for PostgreSQL."""
 
-    url: Annotated[SqlUrl, Key("Database; default: corral.db in data_dir", "CORRAL_DATABASE_URL")] = ""
-    migrate_on_start: Annotated[bool | None, Key("Migrate at start; default: only on SQLite")] = None
-    pool_size: Annotated[int, Meta(ge=1, le=512), Key("PostgreSQL connections per process")] = 16
-    synchronous: Annotated[
-        Literal["full", "normal"], Key("Durability of SQLite; normal may lose commits", "CORRAL_SQLITE_SYNCHRONOUS")
-    ] = "full"
+    url: SqlUrl = ""
+    migrate_on_start: bool | None = None
+    pool_size: Annotated[int, Meta(ge=1, le=512)] = 16
+    synchronous: Literal["full", "normal"] = "full"
 
     @property
     def is_file(self) -> bool:
@@ -110,33 +103,27 @@ class Database(_Part, frozen=True):
 class Redis(_Part, frozen=True):
     """Section `[redis]`. Without a URL, Redis is not used."""
 
-    url: Annotated[RedisUrl | None, Key("Redis server for notifications, limits and jobs", "CORRAL_REDIS_URL")] = None
+    url: RedisUrl | None = None
 
 
 class Storage(_Part, frozen=True):
     """Section `[storage]`. Without a URL, files are stored in `Config.files_dir`."""
 
-    url: Annotated[StoreUrl | None, Key("File store; default: a folder in data_dir", "CORRAL_STORAGE_URL")] = None
+    url: StoreUrl | None = None
 
 
 class Keys(_Part, frozen=True):
     """Section `[keys]`. `corral.crypto.Keyring` parses `master_key`."""
 
-    master_key: Annotated[
-        Text | None, Key("Master keys as v2:<base64>,v1:<base64>; the first is active", "CORRAL_MASTER_KEY", True)
-    ] = None
-    jwt_secret: Annotated[
-        Text | None, Key("Signs access tokens instead of the stored keys; at least 32 bytes", "CORRAL_JWT_SECRET", True)
-    ] = None
+    master_key: Text | None = None
+    jwt_secret: Text | None = None
 
 
 class Egress(_Part, frozen=True):
     """Section `[egress]`: exceptions to the egress guard, and the proxy for outgoing connections."""
 
-    allow: Annotated[
-        tuple[Exemption, ...], Key("Addresses that the egress guard also allows", "CORRAL_EGRESS_ALLOW")
-    ] = ()
-    proxy: Annotated[ProxyUrl | None, Key("Proxy for all outgoing connections", "CORRAL_EGRESS_PROXY")] = None
+    allow: tuple[Exemption, ...] = ()
+    proxy: ProxyUrl | None = None
 
 
 class Plugins(_Part, frozen=True):
@@ -145,10 +132,10 @@ class Plugins(_Part, frozen=True):
     `tables` contains each `[plugins.<name>]` table unchecked, because the plugin validates it.
     """
 
-    enabled: Annotated[tuple[Name, ...], Key("Third-party plugins to load")] = ()
-    disabled: Annotated[tuple[Name, ...], Key("Built-in plugins not to load")] = ()
-    strict: Annotated[bool, Key("Refuse to start if a plugin fails")] = False
-    dir: Annotated[Path | None, Key("Folder of plugins installed by pip install --target", "CORRAL_PLUGIN_DIR")] = None
+    enabled: tuple[Name, ...] = ()
+    disabled: tuple[Name, ...] = ()
+    strict: bool = False
+    dir: Path | None = None
     tables: Mapping[str, dict[str, Any]] = msgspec.field(default_factory=dict)
 
 
@@ -158,24 +145,16 @@ class Config(_Part, frozen=True):
     `sources` maps each configured key to its source. `path` is the configuration file, or None if none was read.
     """
 
-    data_dir: Annotated[Path, Key("Folder of the database, files and keys; its mode is 0700", "CORRAL_DATA_DIR")] = (
-        Path("corral-data")
-    )
-    safe_mode: Annotated[bool, Key("Load only protected plugins", "CORRAL_SAFE_MODE")] = False
-    log_level: Annotated[
-        Literal["debug", "info", "warning", "error"], Key("Minimum level of log lines", "CORRAL_LOG_LEVEL")
-    ] = "info"
-    log_format: Annotated[Literal["auto", "json", "console"], Key("Format of log lines", "CORRAL_LOG_FORMAT")] = "auto"
-    rate_limits: Annotated[bool, Key("Apply rate limits; off is for tests only", "CORRAL_RATE_LIMITS")] = True
-    ip_rules_disabled: Annotated[bool, Key("Ignore the IP rules, to regain access", "CORRAL_IP_RULES_DISABLED")] = False
-    metrics_token: Annotated[Text | None, Key("Bearer token required by /metrics", "CORRAL_METRICS_TOKEN", True)] = None
-    bootstrap_admin_email: Annotated[
-        Text | None, Key("Email address of the first admin", "CORRAL_BOOTSTRAP_ADMIN_EMAIL")
-    ] = None
-    bootstrap_admin_password: Annotated[
-        Text | None, Key("Password of the first admin", "CORRAL_BOOTSTRAP_ADMIN_PASSWORD", True)
-    ] = None
-    local_model: Annotated[Path | None, Key("Model file for corral-llama", "CORRAL_LOCAL_MODEL")] = None
+    data_dir: Path = Path("corral-data")
+    safe_mode: bool = False
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["auto", "json", "console"] = "auto"
+    rate_limits: bool = True
+    ip_rules_disabled: bool = False
+    metrics_token: Text | None = None
+    bootstrap_admin_email: Text | None = None
+    bootstrap_admin_password: Text | None = None
+    local_model: Path | None = None
     server: Server = Server()
     database: Database = Database()
     redis: Redis = Redis()
@@ -217,27 +196,27 @@ class Config(_Part, frozen=True):
 
 
 class ConfigField(NamedTuple):
-    """A field of the configuration: its type, annotation and default."""
+    """A field of the configuration: its type, description and default."""
 
     type: Any
     key: Key
     default: Any
 
 
-def _fields_by_name() -> dict[str, ConfigField]:
-    found = {}
-    parts: dict[str, type[_Part]] = {"": Config, **SECTIONS}
-    for section, part in parts.items():
-        for field in msgspec.structs.fields(part):
-            for key in (note for note in getattr(field.type, "__metadata__", ()) if isinstance(note, Key)):
-                found[f"{section}.{field.name}".lstrip(".")] = ConfigField(field.type, key, field.default)
-    return found
-
-
 SECTIONS: Mapping[str, type[_Part]] = {
     name: kind for name, kind in get_type_hints(Config).items() if isinstance(kind, type) and issubclass(kind, _Part)
 }
-TABLE: Mapping[str, ConfigField] = _fields_by_name()
+_PARTS: dict[str, type[_Part]] = {"": Config, **SECTIONS}
+_FIELDS = {
+    f"{section}.{field.name}".lstrip("."): field
+    for section, part in _PARTS.items()
+    for field in msgspec.structs.fields(part)
+}
+TABLE: Mapping[str, ConfigField] = {
+    name: ConfigField(_FIELDS[name].type, Key(**entry), _FIELDS[name].default)
+    for name, entry in json.loads(Path(__file__).with_name("config_keys.json").read_bytes()).items()
+}
+"""Every configuration key: its description from `config_keys.json`, and the type and default of its field."""
 CREDENTIAL_IN_URL = re.compile(
     r"://[^:@/\s]*:([^\s]*)@|[?&][^=&\s]*(?:key|secret|token|password)[^=&\s]*=([^&\s]+)", re.IGNORECASE
 )

@@ -194,19 +194,18 @@ class _Reader:
 
 def _checked(value: Any, entry: ConfigField) -> Any:
     """Return the value converted to its type. Errors never contain the value, which may be a secret."""
-    kind = get_args(entry.type)[0]
-    words = [word for word in get_args(kind) if isinstance(word, str)]  # the values of a Literal
+    words = [word for word in get_args(entry.type) if isinstance(word, str)]  # the values of a Literal
     if isinstance(value, str):
         value = value.strip()
         if isinstance(entry.default, tuple):
             value = [part.strip() for part in value.split(",") if part.strip()]
-        elif bool in (kind, *get_args(kind)):
+        elif bool in (entry.type, *get_args(entry.type)):
             value = _WORDS.get(value.lower(), value)
         elif words:
             value = value.lower()
     try:
         value = msgspec.convert(value, entry.type, strict=not isinstance(value, str), dec_hook=lambda _, raw: Path(raw))
-        if Network in get_args(kind):
+        if Network in get_args(entry.type):
             value = tuple(str(ipaddress.ip_network(network, strict=False)) for network in value)
     except (ValueError, TypeError) as error:
         hint = " or ".join(words) or next(_descriptions(entry.type), "") or str(error).replace("Expected ", "")

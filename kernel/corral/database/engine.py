@@ -59,6 +59,7 @@ class Database(abc.ABC):
         self.cursor_key = b""  # the key that signs list cursors; set at boot
         self.plugin_by_label: dict[str, str] = {}  # units of one plugin occupy at most half of the threads
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._is_closed = False
 
     def deliver_on(self, loop: asyncio.AbstractEventLoop) -> None:
         """Deliver the results and notifications of all threads on this event loop."""
@@ -119,12 +120,15 @@ class Database(abc.ABC):
 
     def close(self) -> None:
         """Finish queued units, and close the connections of the pools and of the calling thread."""
+        self._is_closed = True
         for pool in self.pools:
             pool.close()
         self.close_loop_connection()
         self.watchdog.stop()
 
     def _submit(self, queued: QueuedUnit) -> None:
+        if self._is_closed:  # no thread would run the unit
+            raise Unavailable("The database is closed.", code="shutting_down")
         self.pools[-1 if queued.read else 0].submit(queued)
 
     def deliver(self, outcomes: list[UnitOutcome]) -> None:

@@ -75,15 +75,7 @@ class Egress:
 
         from corral.egress.transport import GuardedTransport
 
-        transport = GuardedTransport(
-            self.network(policy),
-            self.tls_context(),
-            check_url=lambda url: self.check_url(url, policy),
-            total_seconds=total_seconds,
-            max_bytes=max_bytes,
-            per_host=per_host,
-            count=lambda outcome, host: self.count(sink, outcome, host),
-        )
+        transport = GuardedTransport(self, sink, policy, total_seconds, max_bytes, per_host)
         timeout = httpx2.Timeout(None, connect=connect_seconds)
         return httpx2.AsyncClient(transport=transport, timeout=timeout, trust_env=False, cookies=_no_cookies())
 

@@ -10,15 +10,18 @@ import os
 import time
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
 import httpcore2
 import httpx2
 
-from corral.egress.guard import Destination, EgressBlocked, canonical_address, check_peer
+from corral.egress.guard import Destination, EgressBlocked, Policy, canonical_address, check_peer
 from corral.egress.resolver import Unresolved
 from corral.egress.upstream_proxy import EgressProxy
+
+if TYPE_CHECKING:
+    from corral.egress.client import Egress
 
 Addresses = Callable[[str, int], Awaitable[Sequence[str]]]
 """Returns the allowed addresses of a host and port, or raises `EgressBlocked` or `Unresolved`."""
@@ -79,24 +82,16 @@ class GuardedTransport(httpx2.AsyncBaseTransport):
     """Checks each URL, and limits the connections per host and the duration and decompressed size of each response."""
 
     def __init__(
-        self,
-        network: httpcore2.AsyncNetworkBackend,
-        tls: Any,
-        *,
-        check_url: Callable[[httpx2.URL], Destination],
-        total_seconds: float | None,
-        max_bytes: int | None,
-        per_host: int,
-        count: Callable[[str, str], None],
+        self, egress: Egress, sink: str, policy: Policy, seconds: float | None, max_bytes: int | None, per_host: int
     ) -> None:
         limits = httpx2.Limits(max_connections=None, max_keepalive_connections=4 * per_host, keepalive_expiry=15.0)
-        self._inner = httpx2.AsyncHTTPTransport(verify=tls, trust_env=False, limits=limits)
+        self._inner = httpx2.AsyncHTTPTransport(verify=egress.tls_context(), trust_env=False, limits=limits)
         pool: Any = self._inner._pool
         if not isinstance(pool._network_backend, httpcore2.AsyncNetworkBackend):  # otherwise nothing would be guarded
             raise RuntimeError("this version of httpx2 has no network backend to replace; install a supported version")
-        pool._network_backend = network
-        self._check_url, self._count = check_url, count
-        self._seconds, self._max_bytes, self._per_host = total_seconds, max_bytes, per_host
+        pool._network_backend = egress.network(policy)
+        self._egress, self._sink, self._policy = egress, sink, policy
+        self._seconds, self._max_bytes, self._per_host = seconds, max_bytes, per_host
         self._slots = WeakValueDictionary[str, asyncio.Semaphore]()  # by host, kept only while a request uses them
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
@@ -104,18 +99,18 @@ class GuardedTransport(httpx2.AsyncBaseTransport):
         host = request.url.host
         deadline = None if self._seconds is None else time.monotonic() + self._seconds
         try:
-            target = self._check_url(request.url)
+            target = self._egress.check_url(request.url, self._policy)
             host = target.host
             _send_as_checked(request, target)
             return await self._send(request, host, deadline)
         except EgressBlocked:
-            self._count("blocked", host)
+            self._egress.count(self._sink, "blocked", host)
             raise
         except (httpx2.TimeoutException, TimeoutError) as error:
-            self._count("timed_out", host)
+            self._egress.count(self._sink, "timed_out", host)
             raise error if isinstance(error, httpx2.TimeoutException) else _too_slow() from None
         except httpx2.HTTPError:
-            self._count("failed", host)
+            self._egress.count(self._sink, "failed", host)
             raise
 
     async def _send(self, request: httpx2.Request, host: str, deadline: float | None) -> httpx2.Response:
@@ -136,7 +131,7 @@ class GuardedTransport(httpx2.AsyncBaseTransport):
         if coding == "gzip":
             headers.pop("content-encoding")
             headers.pop("content-length", None)
-        self._count("answered", host)
+        self._egress.count(self._sink, "answered", host)
         shown = httpx2.Response(response.status_code, headers=headers, stream=body, extensions=response.extensions)
         body.extensions = shown.extensions
         return shown

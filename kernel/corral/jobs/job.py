@@ -141,7 +141,6 @@ def enqueue(name: str, *, delay_seconds: float = 0.0, **arguments: Any) -> str:
             "id": identifier,
             "name": name,
             "arguments": arguments,
-            "state": "queued",
             "run_at": clock.now(delay_seconds),
             "created_at": clock.now(),
         }

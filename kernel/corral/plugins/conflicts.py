@@ -28,7 +28,7 @@ def refuse_conflicts(plugins: Iterable[PluginRecord]) -> None:
 def _claimed_names(record: PluginRecord, owners: Mapping[str, PluginRecord]) -> Iterator[str]:
     for kind in NAMED:
         yield from (f"{kind} {item.name}" for item in record.contributions_to(f"corral_{kind}s"))
-    yield from (route.label for group in record.contributed.routes for route in group)
+    yield from (route.label for group in record.contributions_to("corral_routes") for route in group)
     yield from (f"socket {item.path}" for item in record.contributions_to("corral_sockets"))
     yield from (f"event {event.event}" for event in record.contributions_to("corral_events"))
     prefix = f"{record.name}_"

@@ -102,7 +102,7 @@ def all_specs(records: Iterable[PluginRecord]) -> dict[str, Any]:
             if not added or specs.keys() & added:
                 raise ValueError(f"{module!r} specifies no hook, or known ones: {sorted(specs.keys() & added)}")
             specs.update(added)
-        record.contributed.hookspecs = offered
+        record.contributions_to("corral_hookspecs")[:] = offered
 
     for record in sorted(records, key=lambda record: not record.found.built_in):
         if record.active:
@@ -114,7 +114,7 @@ def offered_hooks(record: PluginRecord) -> dict[str, tuple[str, Any]]:
     """Return the hooks that a plugin offers to other plugins, as `{hook: (plugin, type of a contribution)}`."""
     return {
         name: (record.name, item_type(spec))
-        for module in record.contributed.hookspecs
+        for module in record.contributions_to("corral_hookspecs")
         for name, spec in specs_of(module).items()
     }
 

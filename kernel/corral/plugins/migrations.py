@@ -95,9 +95,8 @@ def _pending(
 
 def sealed_columns(plugins: Iterable[PluginRecord]) -> SealedColumns:
     """Return the sealed (encrypted) columns of the kernel and of active plugins."""
-    return SealedColumns(
-        [IdempotencyRow, *(model for record in plugins if record.active for model in record.contributed.models)]
-    )
+    models = (model for record in plugins if record.active for model in record.contributions_to("corral_models"))
+    return SealedColumns([IdempotencyRow, *models])
 
 
 def select_keyring(keyring: Keyring, database: Database, plugins: Iterable[PluginRecord], config: Config) -> Keyring:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal
@@ -13,12 +14,7 @@ import msgspec
 from corral import clock
 from corral.auth.principal import Authenticator
 from corral.database.migrations import PluginMigrations
-from corral.database.model import Model
-from corral.events.consumers import Subscriber
-from corral.events.event import Event
-from corral.http.routes import Routes, Socket
-from corral.jobs.job import Job, Schedule
-from corral.plugin import Gate, HealthCheck, Metric, Plugin, Protection, Provide, RateLimiter, Setting
+from corral.plugin import Plugin, Protection
 from corral.plugins.discovery import Found
 
 log = logging.getLogger("corral.plugins")
@@ -32,42 +28,12 @@ hooks, subscriptions, jobs and schedules are suspended, but its routes stay avai
 """
 
 
-class PluginContributions(msgspec.Struct, kw_only=True):
-    """The contributions of a plugin, with one field per hook of the kernel.
-
-    `to_plugins` contains the contributions to hooks that plugins offer, by the full name of the hook.
-    """
-
-    services: list[Provide] = []
-    routes: list[Routes] = []
-    sockets: list[Socket] = []
-    models: list[type[Model]] = []
-    events: list[type[Event]] = []
-    subscribers: list[Subscriber] = []
-    jobs: list[Job] = []
-    schedules: list[Schedule] = []
-    settings: list[Setting[Any]] = []
-    authenticators: list[type[Authenticator]] = []
-    gates: list[Gate | RateLimiter] = []
-    health_checks: list[HealthCheck] = []
-    metrics: list[Metric] = []
-    hookspecs: list[Any] = []
-    to_plugins: dict[str, list[Any]] = {}
-
-    def contributions_to(self, hook: str) -> list[Any]:
-        """Return the list of the plugin's contributions to one hook, which boot fills and changes in place."""
-        field = hook.removeprefix("corral_")
-        return getattr(self, field) if field in _HOOK_FIELDS else self.to_plugins.setdefault(hook, [])
-
-
-_HOOK_FIELDS = frozenset(PluginContributions.__struct_fields__) - {"to_plugins"}
-
-
 class PluginRecord(msgspec.Struct, kw_only=True, eq=False):
     """The record of one plugin in this process. Only methods of this class change `state`, `reason` and `since`.
 
-    At boot, each function in `contributed` is replaced by the function with its services bound, and then by its guard.
-    `services` and `authenticators` contain the instances of the contributed classes.
+    `contributed` maps the full name of each hook to the contributions. At boot, each function in a contribution is
+    replaced by the function with its services bound, and then by its guard. `services` and `authenticators` contain the
+    instances of the contributed classes.
     """
 
     found: Found
@@ -78,7 +44,7 @@ class PluginRecord(msgspec.Struct, kw_only=True, eq=False):
     since: str = ""
     kind: type[Plugin] | None = None
     plugin: Plugin | None = None
-    contributed: PluginContributions = msgspec.field(default_factory=PluginContributions)
+    contributed: defaultdict[str, list[Any]] = msgspec.field(default_factory=lambda: defaultdict(list))
     services: list[Any] = []
     authenticators: list[Authenticator] = []
 
@@ -120,8 +86,8 @@ class PluginRecord(msgspec.Struct, kw_only=True, eq=False):
         return self.kind.wants if self.kind else ()
 
     def contributions_to(self, hook: str) -> list[Any]:
-        """Return the plugin's contributions to the hook with this full name."""
-        return self.contributed.contributions_to(hook)
+        """Return the list of the plugin's contributions to one hook, which boot fills and changes in place."""
+        return self.contributed[hook]
 
     def migrations(self) -> PluginMigrations | None:
         """Return the plugin's migrations, or None if the plugin has no folder of migrations."""

@@ -49,7 +49,7 @@ class PluginRegistry:
 
     def for_hook(self, hook: str) -> list[tuple[str, Any]]:
         """Return `(plugin, item)` for each item that an active plugin contributed to a hook."""
-        found = [(each, each.contributed.contributions_to(hook)) for each in self._records]
+        found = [(each, each.contributions_to(hook)) for each in self._records]
         return [(each.name, item) for each, items in found for item in items if each.active]
 
     def change_state(self, name: str, state: State, reason: str | None = None) -> None:

@@ -86,21 +86,21 @@ class PluginWiring:
 
     def _make_services(self, record: PluginRecord) -> None:
         prefixes = (record.name, *(record.kind.prefixes if record.kind else ()))
-        for model in record.contributed.models:
+        for model in record.contributions_to("corral_models"):
             table = model._meta.table_name
             if not table.startswith(tuple(f"{each}_" for each in prefixes)) and table != record.name:
                 raise ValueError(f"table {table} must begin with {record.name}_")
             if model.visibility in (PRIVATE, PRIVATE_AND_ADMIN) and model.owner_field is None:
                 raise ValueError(f"{model.__name__} is {model.visibility}; set owner_field to the column of the owner")
-        kinds: list[Any] = [*record.contributed.models, *record.contributed.events]
+        kinds: list[Any] = [*record.contributions_to("corral_models"), *record.contributions_to("corral_events")]
         for kind in kinds:
             if kind.visibility not in VISIBILITIES:
                 raise ValueError(
                     f"{kind.__name__}: visibility {kind.visibility!r} is none of {', '.join(VISIBILITIES)}"
                 )
-        record.services = self._container.build(record, record.contributed.services)
-        self._event_types.declare(record.name, record.contributed.events)
-        self._settings.declare(record.contributed.settings, record.name)
+        record.services = self._container.build(record, record.contributions_to("corral_services"))
+        self._event_types.declare(record.name, record.contributions_to("corral_events"))
+        self._settings.declare(record.contributions_to("corral_settings"), record.name)
 
     def _inject(self, record: PluginRecord) -> None:
         for service in record.services:
@@ -110,16 +110,18 @@ class PluginWiring:
         """Inject optional services, and bind jobs, schedules, subscribers, authenticators and metrics to services."""
         self._inject(record)
         self._check_subscribers(record)
-        bind, given = self._container.bind, record.contributed
+        bind = self._container.bind
         for hook, field in INJECTED.items():
-            for index, item in enumerate(items := given.contributions_to(hook)):
+            for index, item in enumerate(items := record.contributions_to(hook)):
                 items[index] = msgspec.structs.replace(item, **{field: bind(getattr(item, field), record)})
-        record.authenticators = [self._container.call(kind, record) for kind in given.authenticators]
+        record.authenticators = [
+            self._container.call(kind, record) for kind in record.contributions_to("corral_authenticators")
+        ]
 
     def _check_subscribers(self, record: PluginRecord) -> None:
         """Raise an error for a subscriber that could never run. A plugin in `wants` may be absent with its events."""
         absent = not {*record.requires, *record.wants} <= {item.name for item in self._active()}
-        for item in record.contributed.subscribers:
+        for item in record.contributions_to("corral_subscribers"):
             if inspect.iscoroutinefunction(item.handle):
                 raise TypeError(
                     f"{item.name}: handle must not be async, because it runs in a unit of work; enqueue a job instead"

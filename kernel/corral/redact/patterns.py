@@ -47,17 +47,10 @@ _PART = r"[^\s/?#@\"'<>]"
 _KEY = r"PRIVATE KEY(?: BLOCK)?-----"
 _HEADERS = r"(?:(?:\s|\\[rn]){0,4}[A-Z][A-Za-z]{2,20}-[A-Z][A-Za-z]{2,20}: [\w,-]{1,100}){0,3}"
 _FORMATS = json.loads(Path(__file__).with_name("token_formats.json").read_bytes())
-"""The token formats of services: fixed prefixes, and an expression for the rest of the token."""
+"""The formats of tokens: fixed prefixes, and an expression for the rest of the token."""
 
 BUILT_IN = (
-    Pattern("corral", ("crl_", "crw_", "crg_", "cra_"), r"cr[lwga]_[\w-]{16,}", r"[\w-]*"),
     Pattern("corral", ("whsec_",), r"whsec_[\w+/=-]{16,}", r"[\w+/=-]*"),
-    Pattern(
-        "jwt",
-        ("eyJhbGci", "eyJ0eXAi", "eyJraWQi", "eyJlbmMi", "eyJjdHki", "eyJ4NXQi"),
-        r"eyJ[\w-]{5,500}\.[\w-]{2,2500}(?:\.[\w-]{0,700}){1,3}",
-        r"[\w.-]*",
-    ),
     Pattern(
         "private_key",
         ("-----BEGIN ",),
@@ -86,7 +79,7 @@ BUILT_IN = (
         nests=True,
     ),
     *(
-        Pattern("token", (prefix,), re.escape(prefix) + each["rest"], r"[\w.=-]*")
+        Pattern(each.get("kind", "token"), (prefix,), re.escape(prefix) + each["rest"], r"[\w.=-]*")
         for each in _FORMATS
         for prefix in each["prefixes"]
     ),

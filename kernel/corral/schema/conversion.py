@@ -85,28 +85,21 @@ class _Shape:
         return [each for one in schema["anyOf"] for each in self.choices(one)] if "anyOf" in schema else [schema]
 
     def types(self, schema: Any) -> frozenset[str]:
+        """Return the JSON types that the schema allows, and those of the items of arrays."""
         options = self.choices(schema)
         named = {one["type"] for one in options if isinstance(one.get("type"), str)}
-        return frozenset(named | {_JSON_TYPES[type(value)] for one in options for value in one.get("enum", ())})
+        named |= {_JSON_TYPES[type(value)] for one in options for value in one.get("enum", ())}
+        return frozenset(named).union(*(self.types(one["items"]) for one in options if "items" in one))
 
     @cached_property
-    def fields(self) -> dict[str, tuple[frozenset[str], frozenset[str]]]:
-        """The JSON types of each field, and of the items of arrays."""
+    def fields(self) -> dict[str, frozenset[str]]:
+        """The JSON types of each field."""
         options = self.choices(self.schema or {})
-        wanted = {name: schema for one in options for name, schema in one.get("properties", {}).items()}
-        items = {key: [one["items"] for one in self.choices(each) if "items" in one] for key, each in wanted.items()}
-        return {key: (self.types(each), self.types({"anyOf": items[key]})) for key, each in wanted.items()}
+        return {name: self.types(each) for one in options for name, each in one.get("properties", {}).items()}
 
     def read(self, query: dict[str, Any]) -> dict[str, Any]:
         """Convert the strings in a parsed query string to the types that the schema declares."""
-        return {name: self.convert_text(item, self.fields.get(name)) for name, item in query.items()}
-
-    def convert_text(self, value: Any, wanted: tuple[frozenset[str], frozenset[str]] | None) -> Any:
-        if wanted and isinstance(value, str) and "array" in wanted[0] and "string" not in wanted[0]:
-            value = [value]
-        if wanted and isinstance(value, list):
-            return [_from_text(item, wanted[1]) for item in value]
-        return _from_text(value, wanted[0]) if wanted else value
+        return {name: _from_text(item, self.fields.get(name, frozenset())) for name, item in query.items()}
 
 
 _JSON_TYPES = {str: "string", int: "integer", float: "number", bool: "boolean", type(None): "null"}
@@ -114,6 +107,8 @@ _shape = cache(_Shape)
 
 
 def _from_text(text: Any, types: frozenset[str]) -> Any:
+    if isinstance(text, list):
+        return [_from_text(item, types) for item in text]
     if not isinstance(text, str) or "string" in types:
         return text
     if types & {"integer", "number"} and re.fullmatch(r"-?[0-9]{1,18}", text):

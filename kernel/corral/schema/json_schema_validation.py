@@ -12,6 +12,7 @@ from contextvars import ContextVar
 from functools import cache, lru_cache
 from importlib import import_module
 from itertools import islice
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
@@ -34,20 +35,8 @@ _refs_left: ContextVar[list[int]] = ContextVar("refs_left")
 _ACCEPTED = {LINE: "one line of text without control characters", UUID: "a UUID"}
 _ACCEPTED[SLUG] = "1 to 64 characters of a-z, 0-9, - and _, beginning with a letter or digit"
 _FORMATS = {"date-time": "a date and time with a zone, such as 2026-01-31T12:00:00Z", "uuid": "a UUID"}
-_BOUNDS = {  # keyword -> code, words, unit
-    "minLength": ("too_short", "at least", "character"),
-    "maxLength": ("too_long", "at most", "character"),
-    "minItems": ("too_short", "at least", "item"),
-    "maxItems": ("too_long", "at most", "item"),
-    "minContains": ("too_short", "at least", "matching item"),
-    "maxContains": ("too_long", "at most", "matching item"),
-    "minProperties": ("too_short", "at least", "field"),
-    "maxProperties": ("too_long", "at most", "field"),
-    "minimum": ("too_small", "at least", ""),
-    "maximum": ("too_large", "at most", ""),
-    "exclusiveMinimum": ("too_small", "more than", ""),
-    "exclusiveMaximum": ("too_large", "less than", ""),
-}
+_BY_KEYWORD = json.loads(Path(__file__).with_name("faults.json").read_bytes())
+"""The fault of a value that a keyword refuses. In its detail, `{}` stands for the keyword's value, with the unit."""
 
 
 def json_schema_errors(schema: dict[str, Any], value: Any, *, pointer_prefix: str = "") -> list[FieldError]:
@@ -206,9 +195,9 @@ def _unknown(value: dict[str, Any], schema: Any) -> Iterator[str]:
 
 
 def _code_and_words(keyword: str | None, wanted: Any) -> tuple[str, str]:
-    if keyword in _BOUNDS:
-        code, words, unit = _BOUNDS[keyword]
-        return code, f"{words} {count_of(wanted, unit) if unit else wanted}"
+    if keyword in _BY_KEYWORD:
+        fault = _BY_KEYWORD[keyword]
+        return fault["code"], fault["detail"].format(count_of(wanted, fault["unit"]) if "unit" in fault else wanted)
     if keyword == "type":
         return "wrong_type", _type_message([wanted] if isinstance(wanted, str) else wanted)
     if keyword in ("enum", "const"):
@@ -217,14 +206,6 @@ def _code_and_words(keyword: str | None, wanted: Any) -> tuple[str, str]:
         return "bad_format", _ACCEPTED.get(wanted, f"text that matches {wanted}")
     if keyword == "format":
         return "bad_format", _FORMATS.get(wanted, f"text in the format {wanted}")
-    if keyword == "multipleOf":
-        return "bad_format", f"a multiple of {wanted}"
-    if keyword == "uniqueItems":
-        return "not_unique", "items must be unique"
-    if keyword == "contains":
-        return "too_short", "at least one item that matches `contains` of the schema"
-    if keyword == "unevaluatedProperties":
-        return "unknown_field", "only fields that the schema defines"
     if keyword is None or wanted == {}:
         return "not_allowed", "no value is allowed here"
     return "not_allowed", f"not allowed by `{keyword}` of the schema"

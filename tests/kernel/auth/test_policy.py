@@ -263,3 +263,19 @@ async def test_what_one_process_was_told_the_next_request_finds_in_another(make_
     app = AuthenticatorApp((await here.post("/auth/mfa/setup")).json()["secret"])
     assert (await here.post("/auth/mfa/verify", {"code": app.code()})).status == 200
     assert (await there.get("/auth/sessions")).status == 200
+
+
+def test_the_principals_of_an_ended_lease_are_forgotten_without_a_look_at_the_others() -> None:
+    credentials = Credentials()
+    for number in range(3):
+        principal = Principal(kind="agent", id="agent", lease_id=f"lease {number}")
+        credentials.cache((b"Bearer %d" % number, None), principal)
+    credentials.cache((b"bearer 1", None), Principal(kind="agent", id="agent", lease_id="lease 1"))
+    credentials.cache((None, b"key"), Principal(kind="api_key", id="key"))
+    credentials.forget_lease("lease 1")
+    credentials.forget_lease("lease 1")
+    credentials.forget_lease("another process made it")
+    kept = [*((b"Bearer %d" % n, None) for n in range(3)), (b"bearer 1", None), (None, b"key")]
+    assert [credentials.cached(headers) is not None for headers in kept] == [True, False, True, False, True]
+    credentials.forget(lambda caller: caller.kind == "agent")
+    assert [credentials.cached(headers) is not None for headers in kept] == [False, False, False, False, True]

@@ -79,7 +79,7 @@ async def test_a_gate_that_does_not_come_back_stops_the_loop_for_a_moment(tmp_pa
 async def test_many_short_calls_that_block_the_loop_together_are_nobodys_fault(tmp_path: Path) -> None:
     gate = Gate(lambda: time.sleep(0.05))
     async with make_kernel(tmp_path, plugins=[plugin("brief", corral_gates=lambda self: [gate])]) as kit:
-        (guarded,) = kit.loaded("brief").contributed.gates
+        (guarded,) = kit.loaded("brief").contributions_to("corral_gates")
         for _ in range(40):  # without a step of the event loop in between
             guarded.check("127.0.0.1", "GET", "/")
         assert gate.calls == 40

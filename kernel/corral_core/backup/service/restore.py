@@ -134,7 +134,7 @@ def _complete(kernel: Kernel, unit: Unit, manifest: Manifest, by: Principal) -> 
     Lease.delete().execute()
     JobRow.update(state="queued", lease=None, run_at=clock.now()).where(JobRow.state == "running").execute()
     _number_events()
-    steps = [step for record in kernel.active for step in record.contributed.contributions_to("corral_restore_steps")]
+    steps = [step for record in kernel.active for step in record.contributions_to("corral_restore_steps")]
     defects = [defect for step in steps if (defect := kernel.container.get(step).after_restore(by)) is not None]
     alert = SystemAlert(
         kind="restored",

@@ -143,7 +143,7 @@ class TaskTransitions:
 
         From then on, the token is refused.
         """
-        after_commit(lambda: self._credentials.forget(lambda principal: principal.lease_id == lease_id))
+        after_commit(lambda: self._credentials.forget_lease(lease_id))
 
     def stale_call(self) -> Conflict:
         """Count a call under a lease that is not the live lease of its task, and return the error of the call."""
