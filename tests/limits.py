@@ -9,7 +9,25 @@ import time
 from collections.abc import AsyncIterator
 from typing import Any, Self
 
+from corral.plugin import RateLimits
+from corral.testing.kit import Kit
+
 LOOK = 0.01
+
+
+def stop_refilling(kit: Kit) -> None:
+    """Let no time pass for the rate limits of a kernel: they give nothing back, however slow the machine is."""
+    limits: Any = kit.kernel.container.get(RateLimits)
+    now, buckets_of = time.monotonic(), limits._buckets_of
+
+    def stopped(rate: Any) -> Any:
+        buckets = buckets_of(rate)
+        buckets._now = lambda: now
+        return buckets
+
+    for buckets in limits._buckets.values():
+        buckets._now = lambda: now
+    limits._buckets_of = stopped
 
 
 class Stopwatch:

@@ -26,7 +26,7 @@ from corral_core.health.service import scrape
 
 
 class KernelOptions(NamedTuple):
-    """What distinguishes the kernels of tests. See `corral.testing.kit.make_kernel`."""
+    """The options of a kernel of a test. See `corral.testing.kit.make_kernel`."""
 
     plugins: Sequence[type[Plugin] | str] | None
     database_url: str | None
@@ -35,28 +35,16 @@ class KernelOptions(NamedTuple):
 
 
 def boot_kernel(folder: Path, options: KernelOptions) -> tuple[Kernel, Application]:
-    """Boot a kernel in this folder."""
-    config, found = prepare(folder, options)
-    return boot_prepared(config, found, is_new=create_database(config, found))
-
-
-def prepare(folder: Path, options: KernelOptions) -> tuple[Config, list[Found]]:
-    """Return the configuration of a kernel in this folder, and its plugins. Create its data folder."""
+    """Boot a kernel in this folder, with a database that has the tables of the built-in plugins."""
     config = _load_config(folder, options)
     ensure_data_dir(config)
     scrape.COLLECT_SECONDS = PATIENT_SECONDS
-    return config, _selected(discover(config), options.plugins)
-
-
-def create_database(config: Config, found: list[Found]) -> bool:
-    """Create the database from a template with the tables of the built-in plugins. Return whether it was created."""
-    return bool(config.database.migrate_on_start) and templates.create_from_template(config.database.url, found, config)
-
-
-def boot_prepared(config: Config, found: list[Found], *, is_new: bool) -> tuple[Kernel, Application]:
-    """Boot a kernel with this configuration and these plugins. `is_new` is the result of `create_database`."""
+    found = _selected(discover(config), options.plugins)
+    is_new = bool(config.database.migrate_on_start) and templates.create_from_template(
+        config.database.url, found, config
+    )
     records = load(found, config)
-    with _without_migrations() if is_new and not has_migrations(records) else contextlib.nullcontext():
+    with _without_migrations() if is_new and not _has_migrations(records) else contextlib.nullcontext():
         kernel = boot(config, plugins=records)
     try:
         return kernel, Application(kernel)
@@ -65,7 +53,7 @@ def boot_prepared(config: Config, found: list[Found], *, is_new: bool) -> tuple[
         raise
 
 
-def has_migrations(records: Sequence[PluginRecord]) -> bool:
+def _has_migrations(records: Sequence[PluginRecord]) -> bool:
     """Return whether a plugin that is not a built-in one may have migrations."""
     return any(record.kind is None or record.migrations() for record in records if not record.found.built_in)
 

@@ -27,7 +27,6 @@ from corral.kernel import Kernel
 from corral.plugin import Plugin
 from corral.plugins.record import PluginRecord
 from corral.schema.conversion import encode
-from corral.testing.booted_kernels import booted_kernels
 from corral.testing.booting import KernelOptions, boot_kernel
 
 if TYPE_CHECKING:
@@ -343,7 +342,6 @@ async def make_kernel(
     environ: Mapping[str, str] | None = None,
     jobs: bool = False,
     models: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
-    reuse: bool = False,
 ) -> AsyncIterator[Kit]:
     """Boot and start a kernel in `folder`, and stop it at the end of the context.
 
@@ -354,18 +352,13 @@ async def make_kernel(
 
     `models` maps the names of scripted models to the turns that they play, for `Kit.run_task`. The kernel then includes
     the plugins that run tasks, and serves a worker.
-
-    With `reuse`, the kernel may be one that was booted before with the same options, with its memory put back to the
-    moment after that boot. This saves most of the time. Its configuration then names `folder` by a link.
     """
     if models is not None:
         scripts = {name: {"turns": list(turns)} for name, turns in models.items()}
         given = config or {}
         config = {**given, "plugins.llm": {**given.get("plugins.llm", {}), "scripts": scripts}}
         plugins = None if plugins is None else list(dict.fromkeys([*plugins, *TASK_PLUGINS]))
-    options = KernelOptions(plugins, database_url, config or {}, environ or {})
-    booted = booted_kernels.take(folder, options) if reuse else None
-    kernel, application = boot_kernel(folder, options) if booted is None else (booted.kernel, booted.application)
+    kernel, application = boot_kernel(folder, KernelOptions(plugins, database_url, config or {}, environ or {}))
     try:
         await kernel.start(jobs=jobs)
     except BaseException:
@@ -379,8 +372,6 @@ async def make_kernel(
             yield kit
     finally:
         await kernel.stop()
-    if booted is not None:
-        await booted_kernels.keep(booted)
 
 
 @contextlib.asynccontextmanager

@@ -88,19 +88,7 @@ def database_url(request: pytest.FixtureRequest, unmade_database_url: str) -> st
 
 
 @pytest.fixture
-def reuse_kernels() -> bool:
-    """Return whether `make_kit` may use a kernel that another test has used: see `reuse` of `make_kernel`.
-
-    Override this fixture to switch it on. A test that has patched something by `monkeypatch` before it makes its kernel
-    always gets a new one, because the patches may concern the boot.
-    """
-    return False
-
-
-@pytest.fixture
-async def make_kit(
-    request: pytest.FixtureRequest, tmp_path: Path, unmade_database_url: str, reuse_kernels: bool
-) -> AsyncIterator[Callable[..., Any]]:
+async def make_kit(tmp_path: Path, unmade_database_url: str) -> AsyncIterator[Callable[..., Any]]:
     """Yield a function that starts kernels on the database engine of this test: `kit = await make_kit(**options)`.
 
     The options are those of `make_kernel`. The kernels are stopped at the end of the test.
@@ -110,22 +98,12 @@ async def make_kit(
     async with AsyncExitStack() as stack:
 
         async def make(**options: Any) -> Kit:
-            given = {
-                "database_url": unmade_database_url,
-                "reuse": reuse_kernels and not _is_patched(request),
-                **options,
-            }
-            manager: AbstractAsyncContextManager[Kit] = make_kernel(tmp_path, **given)
+            manager: AbstractAsyncContextManager[Kit] = make_kernel(
+                tmp_path, **{"database_url": unmade_database_url, **options}
+            )
             return await stack.enter_async_context(manager)
 
         yield make
-
-
-def _is_patched(request: pytest.FixtureRequest) -> bool:
-    if "monkeypatch" not in request.fixturenames:
-        return False
-    patch: Any = request.getfixturevalue("monkeypatch")
-    return bool(patch._setattr or patch._setitem)
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from urllib.parse import urlencode, urlsplit
 
 import pytest
 from tests.kernel.mail.conftest import MailServer
+from tests.limits import stop_refilling
 
 from corral.testing.kit import PASSWORD, Answer, Client, Kit
 
@@ -103,6 +104,7 @@ async def test_a_person_verifies_an_address_in_a_browser(make_kit: Callable[...,
 @pytest.mark.one_engine
 async def test_forms_share_the_limits_of_the_endpoints(make_kit: Callable[..., Any], mail_server: MailServer) -> None:
     kit: Kit = await make_kit(plugins=("security",), config=mail_server.config() | {"rate_limits": True})
+    stop_refilling(kit)
     form = {"content-type": "application/x-www-form-urlencoded"}
 
     async def reset(*, page: bool) -> int:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from tests.limits import stop_refilling
 
 from corral.errors import CODES, Problem, TooMany
 from corral_plugins.llm.service.responses import explain
@@ -59,6 +60,7 @@ async def test_bodies_that_are_refused_before_the_handler(kit: Any) -> None:
 
 async def test_limits_have_an_error_object(make_kit: Callable[..., Any]) -> None:
     kit = await make_kit(plugins=["cost", "llm", "security"], config={"rate_limits": True})
+    stop_refilling(kit)
     answers = [await kit.client.get("/llm/nowhere") for _ in range(121)]
     assert (answers[-1].status, answers[-1].json()["error"]["type"]) == (429, "rate_limit_error")
     assert "x-should-retry" not in answers[-1].headers

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from tests.limits import stop_refilling
 from tests.plugins.realtime.conftest import ear, sse
 from websockets.exceptions import InvalidStatus
 from websockets.http11 import Response
@@ -101,6 +102,7 @@ async def test_sockets_before_sign_in_are_few_and_take_no_place_of_others(
 async def test_an_empty_credential_is_an_anonymous_request(make_kit: Callable[..., Any]) -> None:
     limits = {"rate_limits": True, "settings.http.anonymous_rate_per_minute": 10}
     kit: Kit = await make_kit(plugins=("realtime", "security"), config=limits)
+    stop_refilling(kit)
     async with serving(kit) as port:
         codes = []
         for _ in range(5):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.limits import stop_refilling
 from tests.plugins.security.conftest import AWAY, HOME, PLUGINS, TRUSTING, From, make_key
 
 from corral.auth.principal import Principal
@@ -240,6 +241,7 @@ async def test_off_means_off(kit: Kit) -> None:
 async def test_conventions_8_a_forged_forwarded_for_changes_nothing(make_kit: Callable[..., Any]) -> None:
     """Limits, the audit log and the IP rules all see the peer."""
     kit: Kit = await make_kit(plugins=PLUGINS, config={"rate_limits": True})
+    stop_refilling(kit)
     admin = await kit.as_user("admin")
     forged = {"x-forwarded-for": "1.2.3.4"}
     for number in range(121):

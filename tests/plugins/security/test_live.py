@@ -8,11 +8,11 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
+from tests.limits import stop_refilling
 from tests.plugins.realtime.conftest import ear, serving
 from tests.plugins.security.conftest import AWAY, HOME, PLUGINS, TRUSTING, From, make_key
 
 from corral import clock
-from corral.plugin import RateLimits
 from corral.testing.kit import PASSWORD, Kit
 
 pytestmark = pytest.mark.one_engine
@@ -98,6 +98,7 @@ async def test_a_demoted_owner_closes_the_sockets_of_keys(kit: Kit, port: int) -
 
 async def test_handshakes_without_a_credential_are_limited_like_requests(make_kit: Callable[..., Any]) -> None:
     kit: Kit = await make_kit(plugins=PLUGINS, config={**TRUSTING, "rate_limits": True})
+    stop_refilling(kit)
     for _ in range(120):
         await From(kit.client, AWAY).get("/auth/config")
     async with serving(kit) as port:
@@ -110,8 +111,7 @@ async def test_what_opens_no_socket_counts_for_the_address(make_kit: Callable[..
     kit: Kit = await make_kit(plugins=PLUGINS, config={**TRUSTING, "rate_limits": True})
     _, shown = await make_key(await kit.as_user("member"), allowed_cidrs=[HOME])
     _, deaf = await make_key(await kit.as_user("member"), scopes=["tasks.*"])
-    limits: Any = kit.kernel.container.get(RateLimits)
-    limits._anonymous._now = lambda: 1000.0  # no time passes, so nothing is given back
+    stop_refilling(kit)
     queries = {
         "?token=nobody": UNAUTHENTICATED,
         f"?token={shown['key']}": FORBIDDEN,
@@ -150,6 +150,7 @@ async def test_a_session_refreshes_thirty_times_a_minute(make_kit: Callable[...,
 
 async def test_series_tell_of_keys_limits_and_refusals(make_kit: Callable[..., Any]) -> None:
     kit: Kit = await make_kit(plugins=PLUGINS, config={**TRUSTING, "rate_limits": True})
+    stop_refilling(kit)
     admin = From(await kit.as_user("admin"), HOME)
     key, shown = await make_key(admin)
     await key.get("/tasks")

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from tests.limits import stop_refilling
 from tests.plugins.triggers.conftest import PLUGINS, Alarm
 
 from corral import clock
@@ -131,6 +132,7 @@ async def test_an_address_has_a_limit_of_its_own(make_kit: Callable[..., Any]) -
     """The limit for clients without a credential, 120 a minute, does not apply to known addresses."""
     alarm = Alarm()
     await alarm.build(await make_kit(plugins=(*PLUGINS, "security"), config={"rate_limits": True}))
+    stop_refilling(alarm.kit)
     made = await alarm.create("webhook")
     statuses = {(await deliver(alarm, made)).status for _ in range(130)}
     assert statuses == {202}

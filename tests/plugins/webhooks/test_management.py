@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from tests.limits import stop_refilling
 from tests.plugins.webhooks.conftest import ALLOWED, PLUGINS, Hooks
 from tests.plugins.webhooks.receivers import Receiver
 
@@ -104,6 +105,7 @@ async def test_a_test_message(hooks: Hooks, receiver: Receiver) -> None:
 async def test_tests_are_limited(make_kit: Callable[..., Any], receiver: Receiver) -> None:
     config = {**ALLOWED, "rate_limits": True}
     hooks = await Hooks().build(await make_kit(plugins=(*PLUGINS, "security"), config=config))
+    stop_refilling(hooks.kit)
     made = await hooks.create(receiver)
     statuses = [(await hooks.member.post(f"/webhooks/{made['id']}/test")).status for _ in range(11)]
     assert statuses == [200] * 10 + [429]
