@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Any, ClassVar, Generic, TypeVar
 
 from corral import clock
@@ -108,6 +108,33 @@ class LogCursor:
         )
         emit(alert, object=("consumer", self._name))
         return True
+
+
+async def handle_next(
+    read: Callable[[int], Awaitable[bool]], skip: Callable[[str], Awaitable[bool]], limit: int
+) -> bool:
+    """Handle the next events together, or one by one if that fails. Return whether more events may follow.
+
+    `read` handles at most so many events, and returns whether more may follow. `skip` counts a failure of the next
+    event for a reason, and returns whether the event was skipped: see `LogCursor.count_failure`.
+    """
+    try:
+        return await read(limit)
+    except (Unavailable, PositionMoved):
+        raise
+    except Exception:
+        log.warning("a batch of events failed, retrying event by event", exc_info=True)
+    for _ in range(limit):
+        try:
+            if not await read(1):
+                return False
+        except (Unavailable, PositionMoved):
+            raise
+        except Exception as error:
+            log.warning("an event could not be handled", exc_info=True)
+            if not await skip(str(error)):
+                return False
+    return True
 
 
 class EventDispatcher(abc.ABC, Generic[Claimed]):

@@ -113,6 +113,14 @@ def test_a_call_that_counted_on_a_busy_thread_gets_another(
 
 def test_a_thread_that_has_ended_is_not_abandoned_in_the_place_of_another() -> None:
     """A new thread gets the number of one that has ended. An exception before it has begun would hang who starts it."""
+    for _ in range(20):  # a thread of an earlier test may get the number instead
+        if _numbers_meet():
+            return
+    pytest.fail("this system numbers threads in another way")
+
+
+def _numbers_meet() -> bool:
+    """Abandon a thread that has ended. Return whether one of those that started after it has its number."""
     watchdog, stop, harmed = Watchdog(), threading.Event(), list[threading.Thread]()
     ended = threading.Thread(target=int)
     ended.start()
@@ -135,7 +143,7 @@ def test_a_thread_that_has_ended_is_not_abandoned_in_the_place_of_another() -> N
         other.join()
     watchdog.stop()
     assert harmed == []
-    assert ended.ident in {other.ident for other in others}, "this system numbers threads in another way"
+    return ended.ident in {other.ident for other in others}
 
 
 def test_the_end_waits_for_nobody() -> None:

@@ -13,9 +13,10 @@ from tests.plugins.webhooks.receivers import Receiver
 
 from corral import clock
 from corral.events.consumers import ConsumerRow
+from corral.events.log import LoggedEvent
 from corral_core.accounts.api import Accounts
 from corral_plugins.webhooks.models import Delivery, Webhook
-from corral_plugins.webhooks.service import claims
+from corral_plugins.webhooks.service import claims, fan_out
 from corral_plugins.webhooks.service.claims import DeliveryClaims
 from corral_plugins.webhooks.service.fan_out import WebhookFanOut
 from corral_plugins.webhooks.service.outcomes import DeliveryOutcomes
@@ -418,6 +419,27 @@ async def test_the_limits_of_a_host_and_of_all(hooks: Hooks) -> None:
     assert await hooks.kit.work(claims.claim) == []
     for each in receivers:
         await each.stop()
+
+
+async def test_an_event_that_cannot_be_handled_is_skipped_after_five_tries(
+    hooks: Hooks, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = await hooks.create(receiver)
+    build = fan_out.body_of_event
+
+    def break_on_poison(event: LoggedEvent) -> Any:
+        if event.payload()["thing_id"] == "poison":
+            Delivery.insert(id=event.id).execute()  # columns that must not be null are missing
+        return build(event)
+
+    monkeypatch.setattr(fan_out, "body_of_event", break_on_poison)
+    await hooks.emit("one", "poison", "two")
+    await hooks.kit.events()
+    for _ in range(5):
+        await hooks.kit.service(WebhookFanOut).read()
+    assert len(await hooks.deliveries(made["id"])) == 2
+    alerts = [each.payload() for each in await hooks.kit.events() if each.type == "system.alert"]
+    assert [each["title"] for each in alerts] == ["webhooks.fan_out could not handle an event"]
 
 
 @pytest.mark.one_engine

@@ -19,12 +19,11 @@ from corral import clock
 from corral.database.engine import Work
 from corral.database.model import PRIVATE
 from corral.database.unit import SYSTEM, UnitContext
-from corral.errors import Unavailable
 from corral.events import log as event_log
 from corral.events.event import EventTypes
 from corral.events.log import EventRow, LoggedEvent
 from corral.plugin import Settings
-from corral_core.event_log.api import LogCursor, PositionMoved
+from corral_core.event_log.api import LogCursor, PositionMoved, handle_next
 from corral_core.expressions.api import Expressions, TemplateError
 from corral_plugins.notifications.models import Channel, Rule
 from corral_plugins.notifications.service.audience import Audience, wanted_roles
@@ -148,8 +147,12 @@ class NotificationFanOut:
         With `pass_over`, the position also moves past a few events of which nobody is told, so that it never falls so
         far behind that the log could not delete old events.
         """
+
+        async def skip(reason: str) -> bool:
+            return await self._work(functools.partial(self._count_failure, reason), entry=ENTRY)
+
         with contextlib.suppress(PositionMoved):
-            while await self._read_batch(pass_over):
+            while await handle_next(functools.partial(self._read_batch, pass_over), skip, EVENTS_AT_ONCE):
                 pass
 
     def followed_names(self) -> frozenset[str]:
@@ -169,35 +172,17 @@ class NotificationFanOut:
     def _is_default(self, entry: str) -> bool:
         return self._settings.get(DEFAULT_NOTIFICATIONS).get(entry, True)
 
-    async def _read_batch(self, pass_over: bool) -> bool:
-        """Handle the next events. Those that cannot be handled together are handled one by one."""
-        batch = await self._work(lambda: self._load(EVENTS_AT_ONCE, pass_over), entry=ENTRY, read=True)
+    async def _read_batch(self, pass_over: bool, limit: int) -> bool:
+        """Handle the next events. Return whether more events may follow."""
+        batch = await self._work(lambda: self._load(limit, pass_over), entry=ENTRY, read=True)
         if batch.reached == batch.before:
             return False
-        try:
-            reached = await self._handle(batch)
-        except (Unavailable, PositionMoved):
-            raise
-        except Exception:
-            log.warning("a batch of events failed, retrying event by event", exc_info=True)
-            return await self._read_one_by_one(len(batch.events))
-        return batch.more or reached < batch.reached
+        return await self._handle(batch) < batch.reached or batch.more
 
-    async def _read_one_by_one(self, count: int) -> bool:
-        for _ in range(count):
-            batch = await self._work(lambda: self._load(1), entry=ENTRY, read=True)
-            try:
-                await self._handle(batch)
-            except (Unavailable, PositionMoved):
-                raise
-            except Exception as error:
-                log.warning("an event could not be handled", exc_info=True)
-                if not batch.events:
-                    return False
-                skip = functools.partial(CURSOR.count_failure, batch.before, batch.events[0], str(error))
-                if not await self._work(skip, entry=ENTRY):
-                    return False
-        return True
+    def _count_failure(self, reason: str) -> bool:
+        """Count a failure of the next event. Return whether it was skipped."""
+        batch = self._load(1)
+        return bool(batch.events) and CURSOR.count_failure(batch.before, batch.events[0], reason)
 
     def _load(self, limit: int, pass_over: bool = False) -> Batch:
         before = CURSOR.position()

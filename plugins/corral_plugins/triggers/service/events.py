@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import logging
 from typing import Any
 
 import msgspec
@@ -18,17 +17,14 @@ from corral.auth.principal import Principal
 from corral.auth.visibility import EventRights
 from corral.database.engine import Work
 from corral.database.unit import SYSTEM, UnitContext
-from corral.errors import Unavailable
 from corral.events import log as event_log
 from corral.events.event import EventTypes
 from corral.events.log import EventRow, LoggedEvent
 from corral.ids import new_id
 from corral_core.accounts.api import Accounts, RightsLost
-from corral_core.event_log.api import LogCursor, PositionMoved
+from corral_core.event_log.api import LogCursor, PositionMoved, handle_next
 from corral_plugins.triggers.models import IS_ENABLED, Expectation, Fire, Trigger
 from corral_plugins.triggers.service.slots import TriggerSlots, enqueue_fires
-
-log = logging.getLogger("corral.triggers")
 
 CURSOR = LogCursor("triggers.consume")
 TRIGGERS_AT_ONCE = 200
@@ -70,30 +66,18 @@ class TriggerLogReader:
     async def read(self) -> None:
         """Handle all new events. Another process that reads at the same time does the rest."""
         progress = Progress()
-        with contextlib.suppress(PositionMoved):
-            while progress.has_more:
-                progress = await self._handle_next(progress)
 
-    async def _handle_next(self, progress: Progress) -> Progress:
-        """Handle the next events. Those that cannot be handled together are handled one by one."""
-        try:
-            return await self._work(functools.partial(self._read_batch, progress), entry=ENTRY)
-        except (Unavailable, PositionMoved):
-            raise
-        except Exception:
-            log.warning("a batch of events failed, retrying event by event", exc_info=True)
-        for _ in range(READ_AT_ONCE):
-            try:
-                progress = await self._work(functools.partial(self._read_batch, progress, 1), entry=ENTRY)
-            except (Unavailable, PositionMoved):
-                raise
-            except Exception as error:
-                log.warning("triggers could not handle an event", exc_info=True)
-                is_skipped = await self._work(functools.partial(self._count_failure, str(error)), entry=ENTRY)
-                progress = Progress(has_more=is_skipped)
-            if not progress.has_more:
-                break
-        return progress
+        async def read(limit: int) -> bool:
+            nonlocal progress
+            progress = await self._work(functools.partial(self._read_batch, progress, limit), entry=ENTRY)
+            return progress.has_more
+
+        async def skip(reason: str) -> bool:
+            return await self._work(functools.partial(self._count_failure, reason), entry=ENTRY)
+
+        with contextlib.suppress(PositionMoved):
+            while await handle_next(read, skip, READ_AT_ONCE):
+                pass
 
     def _read_batch(self, progress: Progress, limit: int = READ_AT_ONCE) -> Progress:
         """Handle the next events and move the position."""

@@ -8,6 +8,7 @@ subscriber would be woken by every event of the installation, and would ask for 
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -16,18 +17,19 @@ from corral.auth.principal import Principal
 from corral.auth.visibility import EventRights
 from corral.database.engine import Work
 from corral.database.unit import SYSTEM, UnitContext
-from corral.errors import ExpectedFailure
 from corral.events import log as event_log
 from corral.events.consumers import ConsumerRow
 from corral.events.event import EventTypes
 from corral.events.log import EventRow, LoggedEvent
 from corral.ids import new_id
 from corral_core.accounts.api import Accounts
+from corral_core.event_log.api import LogCursor, PositionMoved, handle_next
 from corral_plugins.webhooks.models import Delivery, Subscription, Webhook
 from corral_plugins.webhooks.service.payloads import body_of_event, matching_patterns
 from corral_plugins.webhooks.service.states import disable_webhooks
 
 CONSUMER = "webhooks.fan_out"
+CURSOR = LogCursor(CONSUMER)
 ENTRY = UnitContext(label="webhooks.fan_out", actor=SYSTEM)
 EVENTS_AT_ONCE, ROWS_AT_ONCE = 100, 500
 WINDOW = 20_000  # positions of the log that one unit searches
@@ -44,10 +46,6 @@ class _Follower(NamedTuple):
     is_active: bool
 
 
-class PositionMoved(ExpectedFailure):
-    """Another process has read the same events. What this unit of work wrote is rolled back."""
-
-
 class WebhookFanOut:
     """Turns events into deliveries."""
 
@@ -56,13 +54,20 @@ class WebhookFanOut:
 
     async def create_cursor(self) -> None:
         """Store the end of the log as the position if none is stored, so that no later event is missed."""
-        if not await self._work(_has_cursor, entry=ENTRY, read=True):  # a start on a full disk only reads
-            await self._work(_ensure_cursor, entry=ENTRY)
+        if not await self._work(CURSOR.exists, entry=ENTRY, read=True):  # a start on a full disk only reads
+            await self._work(CURSOR.create, entry=ENTRY)
 
     async def read(self) -> None:
         """Handle all new events. Another process that reads at the same time does the rest."""
+
+        async def read(limit: int) -> bool:
+            return await self._work(functools.partial(self._read_batch, limit), entry=ENTRY)
+
+        async def skip(reason: str) -> bool:
+            return await self._work(functools.partial(self._count_failure, reason), entry=ENTRY)
+
         with contextlib.suppress(PositionMoved):
-            while await self._work(self._read_batch, entry=ENTRY):
+            while await handle_next(read, skip, EVENTS_AT_ONCE):
                 pass
 
     def has_events(self, patterns: Collection[str]) -> bool:
@@ -77,23 +82,32 @@ class WebhookFanOut:
     def _is_far_behind(row: ConsumerRow) -> bool:
         return event_log.last_seq() - row.cursor >= WINDOW
 
-    def _read_batch(self) -> bool:
+    def _read_batch(self, limit: int) -> bool:
         """Handle the next events and move the position. Return whether more events may follow."""
-        position = ConsumerRow.get_by_id(CONSUMER).cursor
+        position = CURSOR.position()
         newest = event_log.last_seq()  # read first, because later events must come after the position
         until = min(newest, position + WINDOW)
-        names = self._types.expand(followed_patterns())
-        where = [EventRow.seq > position, EventRow.seq <= until, EventRow.type.in_(names)]
-        events = event_log.select(where, EVENTS_AT_ONCE) if names else []
+        events = self._next_events(position, until, limit)
         rows, handled = self._deliveries(events)
-        is_whole = handled == len(events) < EVENTS_AT_ONCE
+        is_whole = handled == len(events) < limit
         reached = until if is_whole else events[handled - 1].seq
         if reached == position:
             return False
-        _move_cursor(position, reached)
+        CURSOR.move(position, reached)
         for start in range(0, len(rows), ROWS_AT_ONCE):
             Delivery.insert_many(rows[start : start + ROWS_AT_ONCE]).on_conflict_ignore().execute()
         return reached < newest
+
+    def _next_events(self, position: int, until: int, limit: int) -> list[LoggedEvent]:
+        names = self._types.expand(followed_patterns())
+        where = [EventRow.seq > position, EventRow.seq <= until, EventRow.type.in_(names)]
+        return event_log.select(where, limit) if names else []
+
+    def _count_failure(self, reason: str) -> bool:
+        """Count a failure of the next event. Return whether it was skipped."""
+        position = CURSOR.position()
+        events = self._next_events(position, position + WINDOW, 1)
+        return bool(events) and CURSOR.count_failure(position, events[0], reason)
 
     def _deliveries(self, events: Sequence[LoggedEvent]) -> tuple[list[dict[str, Any]], int]:
         """Return the rows of new deliveries, and the number of events that they cover."""
@@ -184,18 +198,3 @@ def _followers(patterns: Collection[str]) -> dict[str, list[_Follower]]:
     for *fields, pattern in rows:
         found.setdefault(pattern, []).append(_Follower(*fields))
     return found
-
-
-def _has_cursor() -> bool:
-    return bool(ConsumerRow.select().where(ConsumerRow.name == CONSUMER).exists())
-
-
-def _ensure_cursor() -> None:
-    end = {"name": CONSUMER, "cursor": event_log.last_seq(), "updated_at": clock.now()}
-    ConsumerRow.insert(end).on_conflict_ignore().execute()
-
-
-def _move_cursor(before: int, cursor: int) -> None:
-    unchanged = (ConsumerRow.name == CONSUMER) & (ConsumerRow.cursor == before)
-    if not ConsumerRow.update(cursor=cursor, updated_at=clock.now()).where(unchanged).execute():
-        raise PositionMoved
