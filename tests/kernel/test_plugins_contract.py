@@ -93,6 +93,12 @@ BROKEN = {
         body("class C(msgspec.Struct, forbid_unknown_fields=True):\n    size: int = 1\nconfig = C"),
         "[plugins.faulty]",
     ),
+    "services in a circle": (
+        body("@hookimpl\ndef corral_services(self):\n    return [Provide(One, One), Provide(Two, Two)]")
+        + "\n\nclass One:\n    def __init__(self, two: Two) -> None: ..."
+        + "\n\n\nclass Two:\n    def __init__(self, one: One) -> None: ...\n",
+        "the services ['One', 'Two'] need each other",
+    ),
     "table of another": (
         body(
             "class T(Model):\n    class Meta:\n        table_name = 'tasks_x'\n"
