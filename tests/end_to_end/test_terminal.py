@@ -16,13 +16,17 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pyotp
 import pytest
+from click.testing import CliRunner
 from tests.end_to_end.terminal import Terminal, signed_in, until
 from tests.kernel.cli.warm import warm
 
+from corral.cli.api_client import ApiClient
 from corral.cli.output import format_ms
 from corral.cli.saved_sessions import SavedSessions
+from corral.cli.server_connection import client_command
 from corral.clock import parse_instant
 from corral.testing.server import EMAIL, PASSWORD
 
@@ -601,6 +605,26 @@ def test_what_is_wrong_is_one_line_with_the_remedy(terminal: Terminal) -> None:
         done = terminal.run("login", url, "--email", EMAIL, "--password-file", "password")
         assert done.returncode in (1, 2)
         assert words in done.stderr.splitlines()[-1], done
+
+
+def test_a_server_that_does_not_run_the_plugin_of_a_command_is_told(terminal: Terminal) -> None:
+    @click.group()
+    def root() -> None: ...
+
+    @root.group()
+    def barn() -> None: ...
+
+    @barn.command("list")
+    @client_command
+    def list_barns(client: ApiClient, *, as_json: bool) -> None:
+        client.get("/barns")
+
+    found = terminal.sessions.find(terminal.address)
+    assert found is not None
+    done = CliRunner().invoke(
+        root, ["barn", "list", "--server", terminal.address], env={"CORRAL_TOKEN": found[1].token}
+    )
+    assert "the server does not run the plugin of this command" in str(done.exception)
 
 
 def test_client_commands_import_little(terminal: Terminal) -> None:

@@ -17,6 +17,11 @@ from corral.cli.output import json_option
 from corral.cli.saved_sessions import SavedSession, SavedSessions, user_sessions
 
 DEFAULT_URL = "http://127.0.0.1:8000"
+NO_OPERATION = "There is no operation at this path"
+OTHER_PLUGINS = (
+    "the server does not run the plugin of this command. If the plugin is enabled, the last reload failed: the log of "
+    "the server says why; restart it"
+)
 EARLY_SECONDS = 10.0  # a token that expires that soon is renewed before it is sent
 server_option = click.option(
     "--server",
@@ -45,15 +50,16 @@ def client_command(function: Callable[..., None]) -> Callable[..., None]:
 
 
 def _with_listing(error: ApiClientError) -> ApiClientError:
-    """Add the command that lists the objects of the group to an error that names no command, if nothing was found."""
+    """Add the command that lists the objects of the group to an error that names no command, if nothing was found.
+
+    A server that lacks the operation itself does not run the plugin that the command belongs to.
+    """
     group = click.get_current_context().parent
-    is_bare = error.status == 404 and error.code == "not_found" and "corral " not in str(error)
-    if (
-        not is_bare
-        or group is None
-        or not isinstance(group.command, click.Group)
-        or "list" not in group.command.commands
-    ):
+    if error.status != 404 or group is None or group.parent is None or not isinstance(group.command, click.Group):
+        return error
+    if NO_OPERATION in str(error):
+        return ApiClientError(f"{error}; {OTHER_PLUGINS}", error.status, error.problem)
+    if error.code != "not_found" or "corral " in str(error) or "list" not in group.command.commands:
         return error
     return ApiClientError(f"{error}; {group.command_path} list shows what there is", error.status, error.problem)
 

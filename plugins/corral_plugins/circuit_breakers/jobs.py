@@ -10,7 +10,8 @@ from corral_plugins.circuit_breakers.service.administration import delete_old_tr
 from corral_plugins.circuit_breakers.service.transitions import BreakerTransitions
 from corral_plugins.circuit_breakers.settings import TRANSITION_DAYS
 
-SWEEP_SECONDS, HOUR = 5, 3600
+SWEEP_SECONDS = 3  # a lost probe is noticed within 5 s, with time left to decide
+HOUR = 3600
 BATCH_ROWS = 500
 SWEEP = UnitContext(label="job circuit_breakers.sweep", actor=SYSTEM)
 PRUNE = UnitContext(label="job circuit_breakers.prune", actor=SYSTEM)

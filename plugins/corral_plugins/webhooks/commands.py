@@ -170,10 +170,12 @@ def test_webhook(client: ApiClient, *, webhook: str, event: str | None, as_json:
         text = f"Delivered: the receiver answered {found['status_code']} after {format_ms(found['duration_ms'])}."
     elif found["error"] == "circuit_open":
         text = f"Not sent: {_breaker_text(client, row['host']) or _closed_by_admin(row['host'])}"
+    elif found["status_code"]:
+        text = f"Not delivered to {row['url']}: the receiver answered {found['status_code']}."
     else:
-        answer = f"the receiver answered {found['status_code']}" if found["status_code"] else found["error"]
-        text = f"Not delivered to {row['url']}: {answer}."
-    print_value(found, as_json=as_json, text="\n".join([text, *([found["response"]] if found["response"] else [])]))
+        text = f"Not delivered to {row['url']}: {(found['response'] or found['error']).removeprefix('Not sent: ')}"
+    answer = [found["response"]] if found["status_code"] and found["response"] else []
+    print_value(found, as_json=as_json, text="\n".join([text, *answer]))
     if not found["delivered"]:
         raise SystemExit(1)
 

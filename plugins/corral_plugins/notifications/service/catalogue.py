@@ -163,7 +163,7 @@ def is_at_least(severity: str, least: str) -> bool:
 def describe(event: LoggedEvent, data: Payload, title: str) -> Described:
     """Return what a notification of an event says. `title` is the title of the type of event."""
     template = _TITLES.get(event.type)
-    text = title.rstrip(".") if template is None else template.format_map(_Values(data))
+    text = title.rstrip(".") if template is None else template.format_map(_Values(data)).removesuffix(": ")
     if template is None and (named := data.get("title") or data.get("name")):
         text = f"{text}: {named}"
     return Described(
@@ -176,7 +176,7 @@ def describe(event: LoggedEvent, data: Payload, title: str) -> Described:
 
 def title_of_mention(event: LoggedEvent, data: Payload) -> str:
     """Return the title of a notification for a person whom the text of an event mentions."""
-    return one_line(_MENTION_TITLES[event.type].format_map(_Values(data)), MAX_TITLE)
+    return one_line(_MENTION_TITLES[event.type].format_map(_Values(data)).removesuffix(": "), MAX_TITLE)
 
 
 def href_of(object_type: str, object_id: str) -> str | None:

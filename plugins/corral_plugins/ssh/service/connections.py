@@ -217,9 +217,11 @@ class SshConnections:
 def mismatch_of(row: Connection) -> Conflict:
     """Return the problem of a connection that is blocked because the machine showed another host key."""
     old, new = fingerprint_of(row.host_key), fingerprint_of(row.seen_key)
-    detail = f"The machine showed the host key {new}, but the accepted one is {old}. No credential was sent."
+    accept = f"corral ssh accept-key {shlex.quote(row.name)} {new}"
+    shows = f"The machine showed the host key {new}, but the accepted one is {old}. No credential was sent."
+    detail = f"{shows} If the machine has got a new key, an admin accepts it: {accept}"
     if old == new:
-        detail = f"The machine shows the accepted host key {old} again. Accept it to end the block."
+        detail = f"The machine shows the accepted host key {old} again. Accept it to end the block: {accept}"
     key_type = key_type_of(row.seen_key or "")
     return Conflict(detail, code="host_key_mismatch", key_type=key_type, fingerprint_sha256=new)
 

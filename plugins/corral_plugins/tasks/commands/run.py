@@ -47,9 +47,9 @@ def run_task_command(
     Exits with 0 only when the task is completed. Ctrl-C and --timeout stop following the task; they do not cancel it.
     """
     until = None if timeout is None else time.monotonic() + timeout
-    printer = EventPrinter(quiet=as_json)
     named = {"required_tools": list(required_tools)} if required_tools else {}
     task = create_task(client, agent, instructions, read_input(input_path), **named)
+    printer = EventPrinter(quiet=as_json)
     printer.line("created", task["id"])
     if not as_json:
         print_warnings(task, "tool_not_offered:")  # what the others name keeps the task waiting, which is shown then
