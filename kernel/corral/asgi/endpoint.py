@@ -90,7 +90,7 @@ class Endpoint:
             return Forbidden("Sign in for this operation; API keys and tokens are not accepted.", code=code)
         if route.step_up and not principal.has_stepped_up:
             if principal.kind != "api_key":
-                detail = "Confirm your password or a one-time code with corral api POST /auth/reauth first."
+                detail = "Confirm your password or a one-time code with `corral api POST /auth/reauth` first."
                 return Forbidden(detail, code="reauth_required")
             if principal.named_scopes.isdisjoint(route.needs):
                 return Forbidden(f"The API key must list the scope {needed} explicitly.", code="insufficient_scope")

@@ -308,7 +308,7 @@ def _reason(error: Exception) -> str:
     if "SSL" in text:
         return "it does not speak TLS on this port; try http:// instead of https://"
     if "Connection refused" in text:
-        return "connection refused; check the address, or start the server with corral serve"
+        return "connection refused; check the address, or start the server with `corral serve`"
     if type(error).__name__.endswith("Timeout"):
         return f"no answer within {REQUEST_SECONDS:g} s; check the address and the network"
     return f"{text.rstrip('.') or type(error).__name__}; check the address and the network"

@@ -169,7 +169,7 @@ def _explained(error: Exception) -> tuple[int, list[str]]:
         return FAILED, [f"corral: {error}"]
     if isinstance(error, (peewee.DatabaseError, peewee.InterfaceError)):
         reason = str(error).strip().partition("\n")[0]
-        return FAILED, [f"corral: the database cannot be used: {reason}; run corral doctor for details"]
+        return FAILED, [f"corral: the database cannot be used: {reason}; run `corral doctor` for details"]
     if isinstance(error, OSError) and error.filename is not None:
         return FAILED, [f"corral: {error.filename}: {error.strerror}"]
     if isinstance(error, Problem):

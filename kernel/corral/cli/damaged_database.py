@@ -11,7 +11,7 @@ from corral.config.model import Config
 from corral.errors import StartupError
 
 DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
-REMEDY = "move it away with its -wal and -shm files, then run corral restore FILE with your last backup"
+REMEDY = "move it away with its -wal and -shm files, then run `corral restore FILE` with your last backup"
 
 
 @contextlib.contextmanager

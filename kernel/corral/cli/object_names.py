@@ -57,7 +57,7 @@ def find_user_id(client: ApiClient, path: str, user: str) -> str:
     if user.strip().casefold() == me["email"].casefold():
         return str(me["id"])
     if me["role"] != "admin":
-        raise ApiClientError(f"only admins find users by their addresses; give the id of {user} instead")
+        raise ApiClientError(f"only admins can find users by their addresses; give the id of {user} instead")
     return str(client.find(path, user, kind="user", field="email", listing="corral user list")["id"])
 
 
@@ -74,4 +74,4 @@ def newest_id(
     for item in client.get(path, limit=200)["items"]:
         if title(item).casefold() == wanted.strip().casefold():
             return str(item["id"])
-    raise ApiClientError(f"there is no {kind} {wanted} at {client.url}; {listing} shows what there is", 404)
+    raise ApiClientError(f"there is no {kind} {wanted} at {client.url}; `{listing}` shows what there is", 404)

@@ -115,7 +115,7 @@ def run_schedule(client: ApiClient, name: str, schedule: str, as_json: bool) -> 
 
 def _run_result(plugin: str, found: dict[str, Any]) -> str:
     if found["running"]:
-        return f"{found['name']} is still running; corral api GET /plugins/{plugin} shows its result."
+        return f"{found['name']} is still running; `corral api GET /plugins/{plugin}` shows its result."
     if found["error"]:
         return f"{found['name']} failed: {found['error']}"
     return f"{found['name']} ran. It runs again at {found['next_at']} ({found['timing']})."
@@ -164,7 +164,7 @@ def _purgeable(config: Config, name: str) -> list[str]:
             f"{name} is protected and cannot be purged, because the installation is not secure without it"
         )
     if item is not None and item.state != "disabled":
-        raise click.ClickException(f"{name} is {item.state}; run corral plugins disable {name} first")
+        raise click.ClickException(f"{name} is {item.state}; run `corral plugins disable {name}` first")
     return [item.name for item in plugins]
 
 

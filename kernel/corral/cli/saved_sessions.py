@@ -92,7 +92,7 @@ class SavedSessions:
         try:
             return msgspec.json.decode(content, type=_Sessions)
         except msgspec.MsgspecError as error:
-            detail = f"{self._path} is damaged ({error}); delete the file and sign in again with corral login"
+            detail = f"{self._path} is damaged ({error}); delete the file and sign in again with `corral login`"
             raise click.ClickException(detail) from None
 
     def _write(self, saved: _Sessions) -> None:

@@ -86,13 +86,13 @@ declare_codes(
         "mfa_required": (
             403,
             "A second factor is required",
-            "Set up a second factor with corral api POST /auth/mfa/setup and POST /auth/mfa/verify; the policy of "
-            "this installation requires one.",
+            "Set up a second factor with `corral api POST /auth/mfa/setup` and `corral api POST /auth/mfa/verify`; "
+            "the policy of this installation requires one.",
         ),
         "password_change_required": (
             403,
             "The password must be changed first",
-            "Choose a new password with corral login.",
+            "Choose a new password with `corral login`.",
         ),
     },
     limiting=True,
@@ -129,7 +129,7 @@ TIMEZONE = Setting(
     name="general.timezone",
     kind=str,
     default="UTC",
-    title="Time zone of emails, and of triggers that name no other",
+    title="Time zone of emails, and of triggers that do not name a time zone",
     check=_is_zone,
     minimum=1,
     maximum=64,

@@ -228,7 +228,7 @@ def restore_command(file: Path, verbose: bool, config_path: Path | None, as_json
     lines = [
         f"Restored {manifest.rows} rows and {len(manifest.files)} files of the backup of {manifest.created_at}.",
         *defects,
-        "The kill switch is engaged. Put the master key in place, and run corral kill-switch off to start the work.",
+        "The kill switch is engaged. Put the master key in place, and run `corral kill-switch off` to start the work.",
     ]
     print_value(found, as_json=as_json, text="\n".join(lines))
     sys.exit(1 if defects else 0)

@@ -23,12 +23,12 @@ STATUSES = ("offline", "idle", "busy", "draining", "paused", "error")
 COLUMNS = ("name", "status", "model", "tools", "tasks", "last_active_at", "id")
 WARNINGS = {
     "worker_offline": "its worker is offline; start corral worker there",
-    "worker_not_approved": "its worker is not approved; run corral workers approve NAME",
+    "worker_not_approved": "its worker is not approved; run `corral workers approve NAME`",
     "provider_not_configured": "the provider of its model {model} is not configured; configured: {providers}. "
     "Configure it (corral api POST /llm/providers -f name={provider} -f api_key=@FILE), or choose another model "
     "(corral agents edit {name} --model PROVIDER/MODEL)",
     "model_not_found": "no provider offers its model {model}; configured: {providers}. Choose another one (corral "
-    "agents edit {name} --model PROVIDER/MODEL); corral api GET /llm/models lists them",
+    "agents edit {name} --model PROVIDER/MODEL); `corral api GET /llm/models` lists them",
     "tool_unavailable": "no active plugin and no online worker offers the tool",
     "tool_not_offered": "not every worker that may take its tasks offers the tool; require it for a task: corral run "
     "--require-tool",

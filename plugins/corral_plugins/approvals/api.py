@@ -29,7 +29,7 @@ declare_codes(
         "self_approval": (
             403,
             "Nobody decides their own request",
-            "Ask another approver to decide. corral approvals show ID lists who may.",
+            "Ask another approver to decide. `corral approvals show ID` lists who may.",
         ),
     }
 )
@@ -141,9 +141,9 @@ class ApprovalRequest(msgspec.Struct, frozen=True, kw_only=True):
 class ApprovalFacts(msgspec.Struct, frozen=True, kw_only=True):
     """An approval as other plugins see it.
 
-    `payload` is what will run if it is approved: what was asked, or what an approver made of it if `is_edited` is true.
-    `payload_sha256` is its hash. `by` names who decided: a user id, `rule:<id>`, `timeout`, or null. `is_new` is false
-    if `open` returned an approval that existed.
+    `payload` is what will run if the approval is granted: the requested payload or, if `is_edited` is true, the version
+    that an approver edited. `payload_sha256` is its hash. `by` names who decided: a user id, `rule:<id>`, `timeout`, or
+    null. `is_new` is false if `open` returned an approval that already existed.
     """
 
     id: str

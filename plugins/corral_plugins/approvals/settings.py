@@ -33,14 +33,14 @@ DEFAULT_TTL = Setting(
     default=86_400,
     minimum=900,
     maximum=2_592_000,
-    title="Seconds in which people may decide, unless a request says otherwise",
+    title="Seconds in which people may decide, unless a request sets another time",
 )
 REQUIRE_SECOND_PERSON = Setting(
     name="approvals.require_second_person",
     kind=bool,
     default=False,
     own_session=True,
-    title="Neither the requester of a task nor the owner of its agent may decide what the agent asks",
+    title="Neither the requester of a task nor the owner of its agent may decide what the agent requests",
 )
 REQUIRE_MFA_FOR_HIGH = Setting(
     name="approvals.require_mfa_for_high",

@@ -49,7 +49,7 @@ class RevisedPayload(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class CancelApproval(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """A cancellation. Approvers read the reason."""
+    """The cancellation of an approval. The reason is shown to the approvers."""
 
     reason: ShortText | None = None
 

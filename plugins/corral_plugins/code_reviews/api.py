@@ -23,7 +23,7 @@ declare_codes(
         "self_approval": (
             403,
             "Nobody decides their own request",
-            "Ask another approver to decide. corral approvals show ID lists who may.",
+            "Ask another approver to decide. `corral approvals show ID` lists who may.",
         ),
     }
 )
@@ -73,7 +73,7 @@ class NewReview(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class ReviewFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """A review as other plugins see it. `decision_note` is what the person who decided wrote."""
+    """A review as other plugins see it. `decision_note` is the note of the person who decided it."""
 
     id: str
     title: str

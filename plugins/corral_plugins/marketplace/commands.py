@@ -29,7 +29,12 @@ manifest_argument = click.argument(
     "manifest", type=click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path)
 )
 parameter_option = click.option(
-    "-p", "--parameter", "parameters", multiple=True, metavar="KEY=VALUE", help="parameter of the template; KEY:=JSON"
+    "-p",
+    "--parameter",
+    "parameters",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="parameter of the template, KEY=TEXT or KEY:=JSON; repeatable",
 )
 version_option = click.option("--version", "version", help="version of the template instead of the latest one")
 dry_run_option = click.option("--dry-run", is_flag=True, help="show what would happen, and change nothing")
@@ -41,7 +46,13 @@ def _installation_options(command: F) -> F:
         parameter_option,
         version_option,
         click.option("--prefix", default="", help="text before the name of every object"),
-        click.option("--secret", "secrets", multiple=True, metavar="NAME=VAULT_NAME", help="secret to use; repeatable"),
+        click.option(
+            "--secret",
+            "secrets",
+            multiple=True,
+            metavar="NAME=VAULT_NAME",
+            help="secret NAME of the template, and the secret in the vault to use for it; repeatable",
+        ),
         click.option(
             "--on-conflict",
             type=click.Choice(("rename", "fail", "skip")),
@@ -341,10 +352,13 @@ def _print_missing(found: Json) -> None:
         click.echo(f"missing: the plugin {plugin}", err=True)
     for secret in missing["secrets"]:
         command = f"corral api POST /secrets -f name={secret} -f value=@-"
-        click.echo(f"missing: the secret {secret}; an admin creates it: {command}", err=True)
+        click.echo(f"missing: the secret {secret}; an admin must create it: {command}", err=True)
     for grant in missing["grants"]:
         consumer = grant["consumer"] or f"the {grant['kind']} {grant['key']}"
-        click.echo(f"missing: an admin allows {consumer} to use the secret {grant['secret']}", err=True)
+        click.echo(
+            f"missing: the permission of {consumer} to use the secret {grant['secret']}; an admin must grant it",
+            err=True,
+        )
     for warning in found["warnings"]:
         click.echo(f"warning: {warning}", err=True)
 
@@ -433,5 +447,5 @@ def _find_installation(client: ApiClient, name: str) -> str:
         return str(present[0])
     if present:
         raise ApiClientError(f"{name} is installed {len(present)} times; give the id instead: {', '.join(present)}")
-    hint = f"{client.url}; corral template installations shows all installations"
+    hint = f"{client.url}; `corral template installations` shows all installations"
     raise ApiClientError(f"there is no installation of {name} at {hint}", 404)

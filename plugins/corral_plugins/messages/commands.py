@@ -24,7 +24,9 @@ WARNINGS = {
 }
 
 for_agent = click.option(
-    "--agent", help="agent for which you act, if several recipients are yours", shell_complete=complete_names("/agents")
+    "--agent",
+    help="agent on whose behalf you act, if several recipients are yours",
+    shell_complete=complete_names("/agents"),
 )
 
 
@@ -78,10 +80,10 @@ def list_messages(
 @click.option("--to-agent", help="agent that receives the message", shell_complete=complete_names("/agents"))
 @click.option("--to-user", metavar="EMAIL|ID", help="user who receives the message")
 @click.option("--channel", help="channel whose subscribers receive the message")
-@click.option("--as-agent", help="agent for which you speak", shell_complete=complete_names("/agents"))
+@click.option("--as-agent", help="agent on whose behalf the message is sent", shell_complete=complete_names("/agents"))
 @click.option("--subject", default="", help="subject of the message")
-@click.option("--type", "kind", type=click.Choice(TYPES), help="type of the message; request asks for an answer")
-@click.option("--reply-to", help="id or subject of the message that this one answers")
+@click.option("--type", "kind", type=click.Choice(TYPES), help="type of the message; a 'request' expects an answer")
+@click.option("--reply-to", help="id or subject of the message to answer")
 @client_command
 def send_message(
     client: ApiClient,

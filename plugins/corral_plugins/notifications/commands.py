@@ -29,7 +29,7 @@ WARNINGS = {
 }
 FAILURES = {
     "blocked": "the egress guard does not allow the address of the channel; an admin may, with CORRAL_EGRESS_ALLOW",
-    "circuit_open": "the circuit breaker of the channel is open; corral circuit-breakers list says why",
+    "circuit_open": "the circuit breaker of the channel is open; `corral circuit-breakers list` says why",
 }
 STATUSES = ("pending", "retrying", "succeeded", "failed", "cancelled", "suppressed")
 
@@ -167,7 +167,9 @@ def list_channel_types(client: ApiClient, *, as_json: bool) -> None:
 
 @notifications_command_group.command("create-channel")
 @click.argument("name")
-@click.option("--type", "kind", required=True, help="type of the channel; see corral notifications channel-types")
+@click.option(
+    "--type", "kind", required=True, help="type of the channel; `corral notifications channel-types` lists the types"
+)
 @body_option
 @field_option
 @click.option(
@@ -202,7 +204,7 @@ def create_channel(
 @body_option
 @field_option
 @click.option("--name", help="new name")
-@click.option("--enable/--disable", "is_enabled", default=None, help="whether the channel is used")
+@click.option("--enable/--disable", "is_enabled", default=None, help="enable or disable the channel")
 @click.option("--secret-file", "secret_files", multiple=True, metavar="MEMBER=FILE", help="new secret; repeatable")
 @client_command
 def edit_channel(
@@ -289,7 +291,7 @@ def create_rule(
     """Create a rule. Further fields, such as group_by, are given with --field or a file."""
     body = {**read_body(input_path, fields), "name": name, **_rule_parts(client, events, channels)}
     if "events" not in body:
-        raise click.UsageError("say which events the rule follows with --event")
+        raise click.UsageError("give --event to say which events the rule follows")
     made = client.post(RULES, body)
     name = shlex.quote(made["name"])
     text = f"Created {made['name']} ({made['id']}).\nWhat it would have sent: corral notifications test-rule {name}"
@@ -298,9 +300,19 @@ def create_rule(
 
 @notifications_command_group.command("edit-rule")
 @rule_argument
-@click.option("--event", "events", multiple=True, help="event; repeatable, and replaces all former events")
-@click.option("--channel", "channels", multiple=True, help="channel; repeatable, and replaces all former channels")
-@click.option("--enable/--disable", "enabled", default=None, help="whether the rule applies")
+@click.option(
+    "--event",
+    "events",
+    multiple=True,
+    help="event that the rule follows; repeatable; the given events replace all existing ones",
+)
+@click.option(
+    "--channel",
+    "channels",
+    multiple=True,
+    help="channel of the rule; repeatable; the given channels replace all existing ones",
+)
+@click.option("--enable/--disable", "enabled", default=None, help="enable or disable the rule")
 @body_option
 @field_option
 @client_command
@@ -335,7 +347,7 @@ def delete_rule(client: ApiClient, *, rule: str, as_json: bool) -> None:
 
 @notifications_command_group.command("test-rule")
 @rule_argument
-@click.option("--days", type=click.IntRange(1, 30), default=7, show_default=True, help="number of past days")
+@click.option("--days", type=click.IntRange(1, 30), default=7, show_default=True, help="number of past days to test")
 @client_command
 def test_rule(client: ApiClient, *, rule: str, days: int, as_json: bool) -> None:
     """Tell what a rule would have sent for the events of the last days. Nothing is sent."""
@@ -474,7 +486,7 @@ def _id(client: ApiClient, path: str, name: str) -> str:
     kind = path.rpartition("/")[2]
     if not same:
         told = f"there is no {kind.removesuffix('s')} named {name} at {client.url}"
-        raise ApiClientError(f"{told}; corral notifications {kind} lists all {kind}", 404)
+        raise ApiClientError(f"{told}; `corral notifications {kind}` lists all {kind}", 404)
     if len(same) > 1:
         ids = ", ".join(row["id"] for row in same)
         raise ApiClientError(f"{len(same)} {kind} are named {name}; give the id instead: {ids}")

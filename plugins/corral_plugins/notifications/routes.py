@@ -105,7 +105,7 @@ async def update_notification_preferences(
 ) -> Preferences:
     """Change what the caller wants to be told, and when. Absent fields stay unchanged."""
     if caller.user_id is None:
-        raise Forbidden("Only people have preferences.")
+        raise Forbidden("Only people have notification preferences.")
     checks.check_preferences(body)
     return await work(lambda: preferences.update(body, by=caller), entry=request.unit_context(caller))
 

@@ -18,7 +18,7 @@ declare_codes(
         "secret_expired": (
             410,
             "The secret has expired",
-            "Give the secret a new value and a new expiry date with corral api POST /secrets/ID/rotate.",
+            "Give the secret a new value and a new expiry date with `corral api POST /secrets/ID/rotate`.",
         ),
         "secrets.destroyed": (
             410,

@@ -146,7 +146,7 @@ def _find(client: ApiClient, name: str) -> Setting:
     if name in rows:
         return dict(rows[name])
     near = difflib.get_close_matches(name, rows, n=1)
-    hint = f"; did you mean {near[0]}?" if near else f" at {client.url}; corral settings list shows all settings"
+    hint = f"; did you mean {near[0]}?" if near else f" at {client.url}; `corral settings list` shows all settings"
     raise ApiClientError(f"there is no setting {name}{hint}", 404)
 
 
@@ -161,7 +161,7 @@ def _given(setting: Setting, value: str | None) -> Any:
             return click.prompt(setting["title"], hide_input=True, err=True)
         return sys.stdin.read().rstrip("\r\n")
     if value is None:
-        raise click.UsageError(f"give the new value; corral settings show {name} describes it")
+        raise click.UsageError(f"give the new value; `corral settings show {name}` describes it")
     if value == "null" and setting["nullable"]:
         return None
     if setting["type"] not in JSON_TYPES:

@@ -31,7 +31,9 @@ def ssh_command_group() -> None:
 
 
 @ssh_command_group.command("list")
-@click.option("--status", type=click.Choice(STATUSES), multiple=True, help="list only these; repeatable")
+@click.option(
+    "--status", type=click.Choice(STATUSES), multiple=True, help="list only connections with this status; repeatable"
+)
 @click.option("--tag", "tags", multiple=True, help="list only connections with this tag; repeatable")
 @client_command
 def list_connections(client: ApiClient, *, status: tuple[str, ...], tags: tuple[str, ...], as_json: bool) -> None:
@@ -184,7 +186,7 @@ def run_command(client: ApiClient, *, connection: str, command: str, timeout: in
 
 @ssh_command_group.command("executions")
 @connection_argument
-@click.option("--limit", type=click.IntRange(1, 200), default=20, show_default=True, help="number of commands")
+@click.option("--limit", type=click.IntRange(1, 200), default=20, show_default=True, help="maximum number of commands")
 @client_command
 def list_executions(client: ApiClient, *, connection: str, limit: int, as_json: bool) -> None:
     """List the commands that were run on a machine, newest first."""

@@ -130,7 +130,7 @@ def review_policy_faults(policy: ReviewPolicy, pointer: str, *, performs_reviews
         detail = "Reviews require the plugin code_reviews, which is not active."
         return [FieldError(f"{pointer}/mode", "not_allowed", detail)]
     if policy.mode == "agent" and policy.reviewer_agent_id is None:
-        return [FieldError(f"{pointer}/reviewer_agent_id", "required", "Name the agent that reviews.")]
+        return [FieldError(f"{pointer}/reviewer_agent_id", "required", "Name the agent that reviews the results.")]
     if policy.mode != "agent" and policy.reviewer_agent_id is not None:
         detail = "Only the mode agent has a reviewer."
         return [FieldError(f"{pointer}/reviewer_agent_id", "not_allowed", detail)]

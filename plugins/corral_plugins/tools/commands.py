@@ -139,7 +139,7 @@ def refresh_mcp_server(client: ApiClient, *, name: str, as_json: bool) -> None:
 @mcp_command_group.command("accept")
 @name_argument
 @click.argument("tools", nargs=-1)
-@click.option("--all", "accept_all", is_flag=True, help="accept everything that the server says now")
+@click.option("--all", "accept_all", is_flag=True, help="accept the current definitions of all tools of the server")
 @client_command
 def accept_mcp_tools(client: ApiClient, *, name: str, tools: tuple[str, ...], accept_all: bool, as_json: bool) -> None:
     """Accept what an MCP server says about its TOOLS, so that agents may use them. corral mcp show prints it."""

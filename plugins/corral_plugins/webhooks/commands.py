@@ -35,7 +35,7 @@ delivery_argument = click.argument("delivery")
 secret_option = click.option(
     "--secret-file",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="file with the secret; without it, one is generated",
+    help="file with the secret (default: a secret is generated)",
 )
 
 
@@ -116,7 +116,7 @@ def create_webhook(
     if description is not None:
         body["description"] = description
     if "events" not in body:
-        raise click.UsageError("say what to send with --event; corral webhooks event-types lists the events")
+        raise click.UsageError("say what to send with --event; `corral webhooks event-types` lists the events")
     made = client.post("/webhooks", body)
     lines = [f"Created {made['id']}.", f"Its secret, which is not shown again: {made['secret']}"]
     lines += [f"Warning: {WARNINGS.get(warning, warning)}" for warning in made["warnings"]]
@@ -129,7 +129,9 @@ def create_webhook(
 @body_option
 @field_option
 @click.option("--url", help="the new URL")
-@click.option("--event", "events", multiple=True, help="event to send; repeatable, and replaces all former events")
+@click.option(
+    "--event", "events", multiple=True, help="event to send; repeatable; the given events replace all existing ones"
+)
 @client_command
 def edit_webhook(
     client: ApiClient,
@@ -207,7 +209,7 @@ def disable_webhook(client: ApiClient, *, webhook: str, as_json: bool) -> None:
     default=86_400,
     show_default=True,
     metavar="SECONDS",
-    help="for how long the old secret signs as well",
+    help="time during which deliveries are signed with the old secret as well",
 )
 @secret_option
 @client_command
@@ -301,8 +303,8 @@ def redeliver(client: ApiClient, *, webhook: str, delivery: str, as_json: bool) 
 
 @webhooks_command_group.command("recover")
 @webhook_argument
-@click.option("--since", metavar="INSTANT", help="from this instant on, such as 2026-01-31T09:30:00Z")
-@click.option("--hours", type=click.IntRange(1, 336), help="of the last hours; the default is 24")
+@click.option("--since", metavar="INSTANT", help="send deliveries since this time, such as 2026-01-31T09:30:00Z")
+@click.option("--hours", type=click.IntRange(1, 336), help="send deliveries of this many past hours (default: 24)")
 @client_command
 def recover(client: ApiClient, *, webhook: str, since: str | None, hours: int | None, as_json: bool) -> None:
     """Send the failed and cancelled deliveries of the last hours again."""
@@ -330,7 +332,7 @@ def _find(client: ApiClient, name: str) -> Any:
     if same:
         ids = ", ".join(row["id"] for row in same)
         raise ApiClientError(f"{len(same)} webhooks send to {name}; give the id instead: {ids}")
-    raise ApiClientError(f"there is no webhook to {name}; corral webhooks list shows all webhooks", 404)
+    raise ApiClientError(f"there is no webhook to {name}; `corral webhooks list` shows all webhooks", 404)
 
 
 def _id(client: ApiClient, name: str) -> str:

@@ -40,8 +40,13 @@ def workflows_command_group() -> None:
 
 
 @workflows_command_group.command("list")
-@click.option("--status", type=click.Choice(("draft", "active", "archived")), multiple=True, help="only in this state")
-@click.option("--search", help="only workflows whose name or description contains this text")
+@click.option(
+    "--status",
+    type=click.Choice(("draft", "active", "archived")),
+    multiple=True,
+    help="list only workflows in this state; repeatable",
+)
+@click.option("--search", help="list only workflows whose name or description contains this text")
 @client_command
 def list_workflows(client: ApiClient, *, status: tuple[str, ...], search: str | None, as_json: bool) -> None:
     """List all workflows, newest first."""
@@ -134,8 +139,8 @@ def edit_workflow(
 
 @workflows_command_group.command("delete")
 @workflow_argument
-@click.option("--force", is_flag=True, help="cancel its active runs")
-@click.option("--yes", is_flag=True, help="delete it even if triggers run it")
+@click.option("--force", is_flag=True, help="cancel the active runs of the workflow")
+@click.option("--yes", is_flag=True, help="delete the workflow even if triggers run it")
 @client_command
 def delete_workflow(client: ApiClient, *, workflow: str, force: bool, yes: bool, as_json: bool) -> None:
     """Delete a workflow. Its runs stay readable. Triggers that run it fail from then on."""
@@ -166,7 +171,14 @@ def validate_workflow(client: ApiClient, *, workflow: str, as_json: bool) -> Non
 
 @workflows_command_group.command("run")
 @workflow_argument
-@click.option("-i", "--value", "values", multiple=True, metavar="KEY=VALUE", help="member of the input; KEY:=JSON")
+@click.option(
+    "-i",
+    "--value",
+    "values",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="member of the input, KEY=TEXT or KEY:=JSON; repeatable",
+)
 @body_option
 @click.option("--dry-run", is_flag=True, help="show what would run, and run nothing")
 @click.option("--wait", is_flag=True, help="wait for the end of the run, and print its output")
@@ -195,7 +207,7 @@ def run_workflow(
 
 @workflows_command_group.command("runs")
 @click.argument("workflow", required=False)
-@click.option("--status", type=click.Choice(STATUSES), multiple=True, help="only runs in this state; repeatable")
+@click.option("--status", type=click.Choice(STATUSES), multiple=True, help="list only runs in this state; repeatable")
 @click.option("--limit", type=click.IntRange(1, 200), default=20, show_default=True, help="maximum number of runs")
 @client_command
 def list_runs(client: ApiClient, *, workflow: str | None, status: tuple[str, ...], limit: int, as_json: bool) -> None:
@@ -298,8 +310,14 @@ def resume_run(client: ApiClient, *, run: str, as_json: bool) -> None:
 
 @workflows_command_group.command("retry")
 @run_argument
-@click.option("--from", "start", default="failed", show_default=True, help="failed, start, or the name of a step")
-@click.option("--current", is_flag=True, help="use the current definition instead of that of the run")
+@click.option(
+    "--from",
+    "start",
+    default="failed",
+    show_default=True,
+    help="where to begin: 'failed' for the failed steps, 'start', or the name of a step",
+)
+@click.option("--current", is_flag=True, help="use the current definition instead of the definition of the run")
 @client_command
 def retry_run(client: ApiClient, *, run: str, start: str, current: bool, as_json: bool) -> None:
     """Repeat an ended run as a new run, which reuses the outputs of the steps before."""
@@ -391,7 +409,7 @@ def _run_id(client: ApiClient, run: str) -> str:
     if chosen is None:
         which = f"run {number}" if number else "run yet"
         told = f"there is no {which} of the workflow {found['name']} at {client.url}"
-        raise ApiClientError(f"{told}; corral workflows runs {shlex.quote(found['name'])} shows its runs", 404)
+        raise ApiClientError(f"{told}; `corral workflows runs {shlex.quote(found['name'])}` shows its runs", 404)
     return str(chosen["id"])
 
 

@@ -88,7 +88,7 @@ def _comment(facts: CommentFacts, revision: int) -> Json:
 
 
 def marker_of(post: Post) -> str:
-    """Return what identifies a post at the host. Its last characters are random, so nobody can know them before."""
+    """Return the marker that identifies a post on the host. It ends with random characters, so it cannot be predicted."""
     return f"{MARKER}{post.id} -->"
 
 

@@ -191,9 +191,9 @@ def _release(thread: Thread, **changes: Any) -> None:
 
 
 def _report(item: WorkItem, detail: str, *, is_lost: bool) -> None:
-    """Tell admins, at most once an hour for each repository."""
+    """Alert admins about failing work, at most once an hour for each repository."""
     name = item.repository.name
     title = f"A delivery or a post of {name} failed" if is_lost else f"Work about {name} keeps failing"
     kind = "github_failed" if is_lost else "github_unreachable"
-    alert = SystemAlert(kind=kind, severity="warning", title=title, detail=f"{detail} See corral github show {name}.")
+    alert = SystemAlert(kind=kind, severity="warning", title=title, detail=f"{detail} See `corral github show {name}`.")
     raise_alert(alert, object=("github_repository", item.repository.id))

@@ -151,7 +151,7 @@ class ApprovalDecisions:
         """Change what is asked. Earlier decisions are void, and approvers decide anew."""
         row = self._lock(approval_id, by)
         if not _is_requester(row, by):
-            raise Forbidden("Only whoever asked may revise the request.")
+            raise Forbidden("Only the requester may revise the request.")
         self._require_in_time(row)
         if row.status not in OPEN:
             raise rows.already_decided(row.status)
@@ -180,7 +180,7 @@ class ApprovalDecisions:
         row = self._lock(approval_id, by)
         is_owner = by.kind in ("user", "api_key") and by.user_id == row.owner_id
         if not (_is_requester(row, by) or is_owner or by.is_admin):
-            raise Forbidden("Only whoever asked, the owner of the task and admins may cancel the request.")
+            raise Forbidden("Only the requester, the owner of the task and admins may cancel the request.")
         if row.status not in OPEN or rows.is_overdue(row):
             raise rows.already_decided(rows.shown_status(row))
         match.check(row.version)

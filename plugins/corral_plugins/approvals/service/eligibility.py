@@ -77,7 +77,7 @@ class Eligibility:
             raise Forbidden(detail, code="self_approval")
         needs_proof = is_weighty(row) and self._settings.get(REQUIRE_MFA_FOR_HIGH)
         if needs_proof and not by.has_stepped_up:
-            detail = "Confirm your password or a one-time code with corral api POST /auth/reauth first."
+            detail = "Confirm your password or a one-time code with `corral api POST /auth/reauth` first."
             raise Forbidden(detail, code="reauth_required")
 
     def can_decide(self, row: Approval, by: Principal) -> bool:

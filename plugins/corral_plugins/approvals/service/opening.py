@@ -123,7 +123,7 @@ class ApprovalsService:
             raise Invalid.at("/agent_id", "unknown_reference", detail, problem="unknown_reference")
         is_own = by.agent_id == agent.id if by.kind == "agent" else by.user_id == agent.owner_id or by.is_admin
         if not is_own:
-            raise Forbidden("You can ask only for agents that you own.")
+            raise Forbidden("You can request approvals only for agents that you own.")
         return agent
 
     def open(self, request: ApprovalRequest, *, by: Principal) -> ApprovalFacts:

@@ -67,7 +67,7 @@ def update_if_open(row: Approval, **changes: Any) -> None:
 
 def already_decided(status: str) -> Conflict:
     """Return the error for a decision that comes too late."""
-    return Conflict(f"The approval is {status} already.", code="already_decided", current_status=status)
+    return Conflict(f"The approval is already {status}.", code="already_decided", current_status=status)
 
 
 def is_overdue(row: Approval) -> bool:

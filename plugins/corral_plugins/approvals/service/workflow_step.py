@@ -133,10 +133,12 @@ def check_config(config: Json) -> list[FieldError]:
     faults = []
     risk = config.get("risk", "medium")
     if config.get("on_timeout") == "approve" and risk in RISKS and RISKS.index(risk) >= HIGH:
-        detail = "Nothing of high or critical risk is approved because nobody answered."
+        detail = "An approval of high or critical risk is never granted because nobody decided."
         faults.append(FieldError("/on_timeout", "not_allowed", detail))
     if "escalate_to" in config and config.get("on_timeout") != "escalate":
-        faults.append(FieldError("/escalate_to", "not_allowed", "Set on_timeout to escalate, or leave this out."))
+        faults.append(
+            FieldError("/escalate_to", "not_allowed", "Set on_timeout to `escalate`, or leave out this field.")
+        )
     return faults
 
 

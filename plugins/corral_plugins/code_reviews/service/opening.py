@@ -77,7 +77,7 @@ class CodeReviewsService:
         agent_id = new.agent_id.lower()
         task = self._task_of(new.task_id, by) if new.task_id is not None else None
         if by.agent_id is not None and (agent_id != by.agent_id or (task and task.id != by.task_id)):
-            raise Forbidden("An agent opens reviews only of its own diffs, for the task that it works on.")
+            raise Forbidden("An agent can open reviews only of its own diffs, and only for the task that it works on.")
         if self._agents.find(agent_id) is None:
             detail = "There is no agent with this id."
             raise Invalid.at("/agent_id", "unknown_reference", detail, problem="unknown_reference")
@@ -138,7 +138,7 @@ class CodeReviewsService:
             if (each.user_id is None) == (each.agent_id is None):
                 faults.append(FieldError(at, "invalid_value", "Name either a user_id or an agent_id."))
             elif found not in people and found not in agents:
-                faults.append(FieldError(at, "unknown_reference", "There is nobody with this id."))
+                faults.append(FieldError(at, "unknown_reference", "There is no user or agent with this id."))
             elif found in seen:
                 faults.append(FieldError(at, "not_unique", "The reviewer is named twice."))
             elif found == author_id:
@@ -147,7 +147,7 @@ class CodeReviewsService:
                 faults.append(FieldError(f"{at}/required", "not_allowed", "Only people can be required reviewers."))
             seen.add(found)
         if faults:
-            raise Invalid("Reviewers are not acceptable.", errors=faults)
+            raise Invalid("Some reviewers are not valid.", errors=faults)
 
     def open_for_task(self, diff: TaskDiff) -> ReviewFacts | None:
         row = self._review_of(diff)

@@ -51,7 +51,7 @@ class DeadLetterMaintenance:
 
     @staticmethod
     def set_complete_until(instant: str) -> None:
-        """Record that every task that failed before an instant has its letter."""
+        """Record that all tasks that failed before this time have dead letters."""
         Completeness.insert(id=1, until=instant).on_conflict(
             conflict_target=[Completeness.id], update={Completeness.until: instant}
         ).execute()
@@ -70,7 +70,7 @@ class DeadLetterMaintenance:
             severity="warning",
             title="Many tasks failed for good",
             detail=f"{count} tasks failed for good within an hour, most often because of {reason}. "
-            "Look at them with corral dead-letter list.",
+            "Look at them with `corral dead-letter list`.",
             count=count,
             top_reason=reason,
         )

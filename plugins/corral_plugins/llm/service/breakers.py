@@ -23,7 +23,7 @@ class ProviderBreakers:
         self._registry = registry
 
     def declare(self) -> None:
-        """Declare the names of the breakers: those of the providers that can be called."""
+        """Declare the names of the breakers: one breaker for each provider that can be called."""
         if self.breakers is not None:
             self.breakers.declare(PREFIX, self._names, slow_call_seconds=SLOW_SECONDS)
 

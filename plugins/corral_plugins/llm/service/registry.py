@@ -274,7 +274,7 @@ class ProviderRegistry:
         kinds = self.provider_kinds()
         for name, table in self._tables.items():
             if _from_file(name, table, kinds, ()) is None:
-                raise ValueError(f"llm.providers.{name}.kind: one of {', '.join(sorted(kinds))}")
+                raise ValueError(f"llm.providers.{name}.kind: must be one of {', '.join(sorted(kinds))}")
 
     def invalidate_cache(self) -> None:
         """Invalidate the cache for the current unit of work, because it has changed a row of the provider tables."""

@@ -72,7 +72,7 @@ def refuse_missing_secrets(required: Sequence[NeededSecret]) -> None:
             FieldError(
                 f"/secrets_map/{each.declared}",
                 "marketplace.missing_secret",
-                f"The vault has no secret {each.name}; an admin creates it, or name another one in secrets_map.",
+                f"The vault has no secret {each.name}; ask an admin for it, or name another secret in secrets_map.",
             )
             for each in required
         ]

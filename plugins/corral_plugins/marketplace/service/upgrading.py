@@ -73,7 +73,9 @@ class UpgradeService:
         advisory_lock(LOCK)
         row = find_writable_installation(before.id, by)
         if (row.updated_at, row.status) != (before.updated_at, before.status):
-            raise Conflict("The installation was changed at the same time; repeat.", current_status=row.status)
+            raise Conflict(
+                "The installation was changed at the same time; repeat the request.", current_status=row.status
+            )
         refuse_critical(self._catalogue.findings(prepared.template), by)
         objects = objects_of(row.id)
         result, made, ids = _merge(row, objects, prepared, by)

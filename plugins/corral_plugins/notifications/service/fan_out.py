@@ -84,7 +84,7 @@ class TitledEvents:
         return frozenset(self._types.expand(patterns)) - {OWN_EVENT}
 
     def describe(self, event: LoggedEvent, data: Mapping[str, Any]) -> Described:
-        """Return what a notification of an event says."""
+        """Return the title and the text of the notification about an event."""
         title = next((each.title for each in self._types.all() if each.event == event.type), event.type)
         return describe(event, data, title)
 

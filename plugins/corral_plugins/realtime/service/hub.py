@@ -179,7 +179,7 @@ class ViewerHub:
     def check_subscription(self, caller: Principal, event: str) -> None:
         """Raise `Refusal` if no event matches this name or pattern, or if the caller may read no matching event."""
         if not self._types.is_known(event):
-            raise Refusal("unknown_event", f"No event is named {event}; corral api GET /events/types lists them.")
+            raise Refusal("unknown_event", f"No event is named {event}; `corral api GET /events/types` lists them.")
         if not caller.is_admin and any(kind.event == event and kind.visibility == ADMIN for kind in self._types.all()):
             raise Refusal("forbidden", f"Only admins may subscribe to {event}.")
 

@@ -81,7 +81,7 @@ class SshExecutions:
         """
         is_unchanged = (Connection.id == connection.id) & (Connection.version == connection.version)
         if not Connection.update(name=Connection.name).where(is_unchanged).execute():  # locks the row
-            raise Conflict("The connection was changed at the same time; repeat.", current_status="changed")
+            raise Conflict("The connection was changed at the same time; repeat the request.", current_status="changed")
         mine = (Execution.connection_id == connection.id) & RUNNING
         if Execution.select().where(mine).count() >= connection.max_concurrency:
             detail = f"{connection.max_concurrency} commands are already running on {connection.name}."
@@ -192,7 +192,7 @@ class SshExecutions:
         where = (Execution.id == execution_id.lower()) & (Execution.connection_id == connection_id.lower())
         row: Execution | None = Execution.get_or_none(where)
         if row is None:
-            raise NotFound("There is no execution with this id; corral ssh executions NAME lists them.")
+            raise NotFound("There is no execution with this id; `corral ssh executions NAME` lists them.")
         return row
 
 

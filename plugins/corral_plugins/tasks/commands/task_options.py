@@ -53,7 +53,7 @@ def create_task(
 def print_warnings(task: dict[str, Any], prefix: str = "") -> None:
     """Print the warnings about a new task that begin with the prefix to standard error."""
     for warning in (each for each in task["warnings"] if each.startswith(prefix)):
-        told = f": {warning}; see corral tasks explain {task['id']}"
+        told = f": {warning}; see `corral tasks explain {task['id']}`"
         click.echo(click.style("warning", fg="yellow") + told, err=True)
 
 

@@ -192,7 +192,7 @@ def show_logs(
         _print_log(client, task_id, query, follow=follow, as_json=as_json)
     if claim is None and not as_json and (last := client.get(f"/tasks/{task_id}")["fence"]) > 1:
         earlier = "--claim 1 shows" if last == 2 else f"--claim 1 to --claim {last - 1} show"
-        click.echo(f"This is the log of claim {last} of the task; {earlier} what happened earlier.", err=True)
+        click.echo(f"This is the log of claim {last} of the task; {earlier} the earlier logs.", err=True)
 
 
 @tasks_command_group.command("explain")
@@ -227,7 +227,9 @@ def cancel_task(client: ApiClient, *, task: str, reason: str | None, as_json: bo
 @task_argument
 @click.option("--from-start", is_flag=True, help="start from the beginning instead of the last checkpoint")
 @click.option("--reason", help="reason, which is kept with the task")
-@click.option("--yes", is_flag=True, help="retry it even if its cost limit, which stays the same, made it fail")
+@click.option(
+    "--yes", is_flag=True, help="retry the task even if it failed because of its cost limit, which stays the same"
+)
 @client_command
 def retry_task(client: ApiClient, *, task: str, from_start: bool, reason: str | None, yes: bool, as_json: bool) -> None:
     """Run a failed or cancelled task again."""
@@ -238,7 +240,7 @@ def retry_task(client: ApiClient, *, task: str, from_start: bool, reason: str | 
         )
         if unmet is not None:
             told = f"{unmet['detail'].rstrip('.')}, and a retry keeps the limit. {unmet['unblock']}"
-            raise ApiClientError(f"{told}. With --yes, it is retried as it is")
+            raise ApiClientError(f"{told}. Use --yes to retry the task unchanged")
     _act(client, found["id"], "retry", {"from_checkpoint": not from_start, "reason": reason}, as_json=as_json)
 
 

@@ -76,7 +76,7 @@ class EventWaits:
 
 
 def _shown(event: LoggedEvent) -> dict[str, Any]:
-    """Return an event as filters and outputs show it."""
+    """Return the form of an event that filters and outputs use."""
     return {
         "event": event.type,
         "id": event.id,

@@ -177,7 +177,9 @@ class WorkflowManagement:
             view = await self._write(row, wanted, by, entry)
             if view is not None:
                 return view
-        raise Unavailable("The workflow was changed by other requests at the same time; repeat.", code="overloaded")
+        raise Unavailable(
+            "The workflow was changed by other requests at the same time; repeat the request.", code="overloaded"
+        )
 
     async def _write(self, row: Workflow, wanted: Json, by: Principal, entry: UnitContext) -> WorkflowView | None:
         return await self._work(lambda: self._store.update(row, wanted, by=by), entry=entry)

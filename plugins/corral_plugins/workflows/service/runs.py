@@ -276,7 +276,7 @@ class RunsService:
             ended = ("failed", "cancelled")
             again = {name for name in root.by_name if name in rows and rows[name].status in ended}
             if not again and old.status == "completed":
-                raise Conflict("No step of the run failed; retry it from the start.", current_status=old.status)
+                raise Conflict("No step of the run failed; retry the run from the start.", current_status=old.status)
         elif start in root.by_name:
             again = {start}
         else:

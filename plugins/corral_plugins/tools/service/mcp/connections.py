@@ -73,7 +73,7 @@ class McpConnections:
         if self._client() is None:
             detail = (
                 "No active plugin can reach MCP servers. Install corral-mcp (pip install 'corral[mcp]') and enable it "
-                "with corral plugins enable mcp."
+                "with `corral plugins enable mcp`."
             )
             raise Invalid.at("/transport", "not_allowed", detail)
 

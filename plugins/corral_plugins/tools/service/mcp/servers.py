@@ -154,7 +154,7 @@ class McpServers:
         tools = {each.definition_sha256: each for each in _tools_of([name]).get(name, [])}
         faults = [
             FieldError(
-                f"/definition_sha256/{at}", "unknown_reference", "no tool of this server has this definition now"
+                f"/definition_sha256/{at}", "unknown_reference", "no tool of this server currently has this definition"
             )
             for at, sha256 in enumerate(accepted.definition_sha256)
             if sha256 not in tools
@@ -213,7 +213,7 @@ def _refuse_moved_secret(by: Principal) -> None:
     detail = "The stored headers_secret would be sent to a different url. Name the secret of the new url"
     if by.kind == "api_key":
         raise Forbidden(f"{detail}, or use an API key with the scope {REVEAL}.", code="insufficient_scope")
-    raise Forbidden(f"{detail}, or confirm with corral api POST /auth/reauth.", code="reauth_required")
+    raise Forbidden(f"{detail}, or confirm your identity with `corral api POST /auth/reauth`.", code="reauth_required")
 
 
 def _store_overrides(server: str, overrides: Mapping[str, ToolOverride], by: Principal) -> None:
