@@ -88,7 +88,7 @@ def _comment(facts: CommentFacts, revision: int) -> Json:
 
 
 def marker_of(post: Post) -> str:
-    """Return the marker that identifies a post on the host. It ends with random characters, so it cannot be predicted."""
+    """Return the marker that identifies a post on the host. Its random end makes it impossible to predict."""
     return f"{MARKER}{post.id} -->"
 
 
