@@ -124,7 +124,7 @@ def remove_repository(client: ApiClient, *, repository: str, as_json: bool) -> N
 )
 @client_command
 def list_deliveries(client: ApiClient, *, repository: str, limit: int, as_json: bool) -> None:
-    """List what GitHub delivered, newest first, and what became of it."""
+    """List the deliveries of GitHub, newest first, and their results."""
     found = client.get(f"{REPOSITORIES}/{_find(client, repository)['id']}/deliveries", limit=limit)["items"]
     print_table(found, DELIVERY_COLUMNS, as_json=as_json, empty="Nothing was delivered.", colour_of="status")
 
@@ -143,7 +143,7 @@ def list_posts(client: ApiClient, *, repository: str, limit: int, as_json: bool)
 @repository_argument
 @client_command
 def retry_repository(client: ApiClient, *, repository: str, as_json: bool) -> None:
-    """Try again what failed, without waiting for the end of a pause."""
+    """Try failed deliveries and posts again, without waiting for the end of a pause."""
     found = client.post(f"{REPOSITORIES}/{_find(client, repository)['id']}/retry", None)
     text = f"{found['deliveries']} deliveries and {found['posts']} posts are tried again."
     print_value(found, as_json=as_json, text=text)

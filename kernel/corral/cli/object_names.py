@@ -1,4 +1,4 @@
-"""The names of objects of which a response contains the ids."""
+"""Finds the names of objects whose ids a response contains."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class ObjectNames:
         return identifier if found is None else str(found[field])
 
     def user(self, path: str, identifier: str | None) -> str:
-        """Return the address of a user below the path, or the id. Only admins read the addresses of others."""
+        """Return the address of a user below the path, or the id. Only admins can read the addresses of others."""
         me = self.read("/auth/me")
         if me is not None and me["id"] == identifier:
             return str(me["email"])
@@ -50,7 +50,7 @@ class ObjectNames:
 
 
 def find_user_id(client: ApiClient, path: str, user: str) -> str:
-    """Return the id of the user below the path with this id or address. Only admins find others by their addresses."""
+    """Return the id of the user below the path with this id or address. Only admins can find others by address."""
     if parse_id(user) is not None:
         return user
     me = client.get("/auth/me")
@@ -64,10 +64,10 @@ def find_user_id(client: ApiClient, path: str, user: str) -> str:
 def newest_id(
     client: ApiClient, path: str, wanted: str, *, kind: str, title: Callable[[Any], str], listing: str
 ) -> str:
-    """Return the given id, or that of the newest object at the path with this title, ignoring case.
+    """Return the given id, or the id of the newest object at the path with this title, ignoring case.
 
-    This is for objects without names, such as notifications. Their titles repeat, and the newest one is meant. `kind`
-    is the noun for the error message, and `listing` the command that lists what there is.
+    This is for objects without names, such as notifications. If several have the same title, the newest is meant.
+    `kind` is the noun for the error message, and `listing` is the command that lists the objects.
     """
     if parse_id(wanted) is not None:
         return wanted

@@ -41,7 +41,7 @@ def plugins_command(ctx: click.Context, config_path: Path | None, as_json: bool)
 def list_(config_path: Path | None, as_json: bool) -> None:
     """List all installed plugins and their states.
 
-    The plugins are imported but not started; corral doctor and corral plugins show start them.
+    The plugins are imported but not started; `corral doctor` and `corral plugins show` start them.
     """
     _list(config_path, as_json)
 
@@ -102,9 +102,9 @@ def disable(name: str, config_path: Path | None, as_json: bool) -> None:
 @click.argument("schedule")
 @client_command
 def run_schedule(client: ApiClient, name: str, schedule: str, as_json: bool) -> None:
-    """Run a schedule of a plugin now, for example corral plugins run echo echo.report.
+    """Run a schedule of a plugin now, for example `corral plugins run echo echo.report`.
 
-    The server runs the schedule. This command needs the session of an admin, from corral login.
+    The server runs the schedule. This command needs the session of an admin; sign in with `corral login`.
     """
     path = f"/plugins/{quote(name, safe='')}/schedules/{quote(schedule, safe='')}/run"
     found = client.send("POST", path)

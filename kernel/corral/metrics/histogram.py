@@ -27,7 +27,7 @@ class Observed(NamedTuple):
 class Histogram:
     """Counts observations by label values since the start of the process. Safe to use from any thread.
 
-    Each combination of label values has its own buckets. At most `limit` combinations are kept; further ones are
+    Each combination of label values has its own buckets. At most `limit` combinations are kept; further combinations are
     counted together, under the label value `other`.
     """
 

@@ -189,7 +189,7 @@ class UserQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defaul
 
 
 class RightsLost(Forbidden):
-    """The person for whom something is done no longer exists, is deactivated, or lacks a permission now."""
+    """The person for whom something is done no longer exists, is deactivated, or now lacks a permission."""
 
 
 class Accounts(Protocol):
@@ -251,7 +251,7 @@ class Accounts(Protocol):
         ...
 
     def principals_of(self, user_ids: Iterable[str]) -> dict[str, Principal]:
-        """Return the principals of those of the users that are active, by id, as `principal_of` does for one user."""
+        """Return the principals of the active users among these, by id, as `principal_of` does for one user."""
         ...
 
     def list(self, query: UserQuery, caller: Principal) -> Page[UserView]:

@@ -166,7 +166,7 @@ def postpone(item: WorkItem, detail: str, pause_seconds: float | None) -> None:
 
 
 def enqueue_due() -> int:
-    """Wake threads whose work is due and that no process works on, such as those of a process that was killed."""
+    """Wake threads whose work is due and that no process works on, such as the threads of a killed process."""
     now = clock.now()
     is_free = Thread.lease_until.is_null() | (Thread.lease_until < now)
     found = Thread.select(Thread.id).where((Thread.run_at <= now) & is_free).order_by(Thread.run_at).limit(BATCH_SIZE)
