@@ -116,8 +116,8 @@ class RepeatedLines(logging.Filter):
     """A filter for a log handler that logs a repeating warning or error at most once a minute.
 
     Lines are equal if they have the same logger, message and texts in their fields; measured numbers may differ. When
-    the minute is over, the last of the lines that were left out is logged with their number in the field `repeated`. This
-    happens at the next line of any kind, or at the end of the process. `log` logs a record.
+    the minute is over, the last of the lines that were left out is logged with their number in the field `repeated`.
+    This happens at the next line of any kind, or at the end of the process. `log` logs a record.
     """
 
     def __init__(self, log: Callable[[logging.LogRecord], Any], now: Callable[[], float] = time.monotonic) -> None:

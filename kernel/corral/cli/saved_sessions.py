@@ -18,7 +18,8 @@ class SavedSession(msgspec.Struct, kw_only=True, omit_defaults=True):
     """A session with a server, or a token for it.
 
     Without `refresh_token`, the token cannot be renewed: it is the token of a session with a sealed server, or an API
-    key or another token that the user supplied. Tokens that the user supplied have no `expires_at`, which is in epoch seconds of this machine.
+    key or another token that the user supplied. Tokens that the user supplied have no `expires_at`, which is in epoch
+    seconds of this machine.
     """
 
     url: str

@@ -39,7 +39,8 @@ class UnitContext(msgspec.Struct, frozen=True):
 
     `label` names the route, job or command in logs. `actor` is the caller, and `cause` lists the ids of the events that
     led to this unit. On SQLite, a unit that is not `durable` does not wait until its rows are on the disk: they survive
-    the end of the process, but a loss of power may undo them (docs/adr/0025). Use it for changes that nobody is told about.
+    the end of the process, but a loss of power may undo them (docs/adr/0025). Use it for changes that nobody is told
+    about.
     """
 
     label: str = "work"

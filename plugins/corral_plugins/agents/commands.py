@@ -92,7 +92,7 @@ def show_agent(client: ApiClient, *, agent: str, as_json: bool) -> None:
 
 
 def _review(client: ApiClient, policy: dict[str, Any]) -> str | None:
-    """Say who reviews the results of an agent, or return None if nobody does."""
+    """Return a text that says who reviews the results of an agent, or None if nobody does."""
     if policy["mode"] == "none":
         return None
     reviewer = policy.get("reviewer_agent_id")
@@ -273,7 +273,7 @@ def _model(agent: Any) -> str:
 
 
 def _warnings(client: ApiClient, agent: dict[str, Any]) -> list[str]:
-    """Return the warnings about an agent in words. Those about its model name the providers that there are."""
+    """Return the warnings about an agent in words. Warnings about its model name the existing providers."""
     found = []
     for code in agent["warnings"]:
         kind, _, subject = code.partition(":")

@@ -75,7 +75,7 @@ def print_approvals(client: ApiClient, items: list[Any], *, as_json: bool = Fals
 @approval_argument
 @client_command
 def show_approval(client: ApiClient, *, approval: str, as_json: bool) -> None:
-    """Show what is asked for, by whom, and what was decided."""
+    """Show what an approval is about, who requested it, and what was decided."""
     found = _find(client, approval)
     held, names = found["tool_call"] or {}, ObjectNames(client)
     shown = {
@@ -141,7 +141,7 @@ def approve_request(client: ApiClient, *, approval: str, note: str | None, edit:
 @note_option
 @client_command
 def reject_request(client: ApiClient, *, approval: str, note: str | None, as_json: bool) -> None:
-    """Reject what is asked. The requester goes on and reads the note."""
+    """Reject a request. The requester continues and receives the note."""
     _act(client, _find(client, approval)["id"], "reject", {"note": note} if note else {}, as_json=as_json)
 
 
@@ -150,7 +150,7 @@ def reject_request(client: ApiClient, *, approval: str, note: str | None, as_jso
 @click.option("--note", required=True, help="what the requester should change")
 @client_command
 def request_revision(client: ApiClient, *, approval: str, note: str, as_json: bool) -> None:
-    """Ask the requester to change what is asked."""
+    """Ask the requester to revise the request."""
     _act(client, _find(client, approval)["id"], "request-revision", {"note": note}, as_json=as_json)
 
 
@@ -159,7 +159,7 @@ def request_revision(client: ApiClient, *, approval: str, note: str, as_json: bo
 @click.argument("payload", metavar="JSON")
 @client_command
 def revise_request(client: ApiClient, *, approval: str, payload: str, as_json: bool) -> None:
-    """Change what you ask for. Earlier decisions are void."""
+    """Revise your request. Earlier decisions become void."""
     try:
         body = {"payload": json.loads(payload)}
     except ValueError as error:
@@ -181,7 +181,7 @@ def cancel_request(client: ApiClient, *, approval: str, reason: str | None, as_j
 @click.argument("text")
 @client_command
 def comment_on_approval(client: ApiClient, *, approval: str, text: str, as_json: bool) -> None:
-    """Comment on an approval. The requester reads it at once."""
+    """Comment on an approval. The requester receives the comment at once."""
     made = client.post(f"/approvals/{_find(client, approval)['id']}/comments", {"body": text})
     click.echo(_json(made) if as_json else "The comment was sent to the requester.")
 

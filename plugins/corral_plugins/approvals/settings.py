@@ -16,7 +16,7 @@ class AutoApproveRule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 
     It applies to calls of `tool` (a name, or a prefix such as `tasks.*`), to requests of the agent `agent_id`, up to
     the risk `max_risk`, while the task has cost at most `max_cost_usd`, and if the CEL expression `when` over
-    `payload`, `agent` and `task` is true. What is left out does not restrict it.
+    `payload`, `agent` and `task` is true. Absent fields restrict nothing.
     """
 
     id: Slug

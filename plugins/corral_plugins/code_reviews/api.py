@@ -89,7 +89,7 @@ class ReviewFacts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ReviewPeople(msgspec.Struct, frozen=True, kw_only=True):
-    """The people whom a review concerns: its reviewers, and the owners of its task and of the agent that made it."""
+    """The people whom a review concerns: its reviewers, and the owners of its task and of the author agent."""
 
     reviewer_ids: tuple[str, ...]
     task_owner_id: str | None
@@ -196,7 +196,7 @@ class CodeReviews(Protocol):
         ...
 
     def feedback(self, review_id: str) -> dict[str, Any]:
-        """Return what the next run of a task receives: the reason and the unresolved comments."""
+        """Return the feedback for the next run of a task: the reason and the unresolved comments."""
         ...
 
     def task_ended(self, review_id: str, *, status: str) -> None:
@@ -294,7 +294,7 @@ class CodeReviewSuperseded(CodeReviewEvent, kw_only=True):
 
 
 class CodeReviewCancelled(CodeReviewEvent, kw_only=True):
-    """The opener withdrew the review, or its task ended otherwise."""
+    """The opener withdrew the review, or its task ended without a decision."""
 
     event = "code_review.cancelled"
 

@@ -28,9 +28,9 @@ patch_argument = click.argument("patch", type=click.Path(exists=True, dir_okay=F
 
 @click.group("reviews")
 def reviews_command_group() -> None:
-    """Read, comment and decide the diffs of agents. REVIEW is an id or a title.
+    """Read the diffs of agents, comment on them, and decide about them. REVIEW is an id or a title.
 
-    Of several reviews with a title, the open one is meant. Without an open one, `show` and `diff` take the newest.
+    If several reviews have the title, the open one is meant. If none is open, `show` and `diff` take the newest.
     """
 
 
@@ -71,7 +71,7 @@ def list_reviews(
 @review_argument
 @client_command
 def show_review(client: ApiClient, *, review: str, as_json: bool) -> None:
-    """Show a review, its files and the comments that are about no line. `diff` shows the lines."""
+    """Show a review, its files, and the comments that refer to no line. `diff` shows the lines."""
     found, names = _find(client, review, decided=True), ObjectNames(client)
     task = f"{names.name('/tasks', found['task_id'], 'title')} ({found['task_id']})" if found["task_id"] else None
     shown = {
@@ -274,7 +274,7 @@ def _blockers_text(client: ApiClient, review: dict[str, Any]) -> str:
 
 
 def _comment_id(review: dict[str, Any], comment: str) -> str:
-    """Return the given id, or that of the only comment of a review that begins with this text, ignoring case."""
+    """Return the given id, or the id of the only comment of a review that begins with this text, ignoring case."""
     if parse_id(comment) is not None:
         return comment
     begin = comment.strip().casefold()

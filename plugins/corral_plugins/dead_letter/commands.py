@@ -144,7 +144,7 @@ def show_stats(client: ApiClient, *, as_json: bool) -> None:
 
 
 def _id(client: ApiClient, letter: str) -> str:
-    """Return the id of the dead letter with this id, or of the newest one of the task with this title or id."""
+    """Return the id of the dead letter with this id, or of the newest dead letter of the task with this title or id."""
     if parse_id(letter) is None:
         found = _letters_of(client, letter, lambda each: each["title"].casefold() == letter.strip().casefold())
     else:
@@ -165,7 +165,7 @@ def _id(client: ApiClient, letter: str) -> str:
 
 
 def _letters_of(client: ApiClient, title: str, is_meant: Callable[[Any], bool]) -> list[Any]:
-    """Return the letters with a title that are meant, newest first: the open ones, or if there are none, all."""
+    """Return the dead letters with this title, newest first: only the open ones, or all if none is open."""
     found = [each for each in client.get(PATH, search=title, status="all", limit=200)["items"] if is_meant(each)]
     return [each for each in found if each["status"] == "open"] or found
 

@@ -90,7 +90,7 @@ class RetryDeadLetter(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class LetterFilter(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Selects open dead letters. Fields that are left out select all."""
+    """Selects open dead letters. Absent fields restrict nothing."""
 
     reason: Reason | None = None
     agent_id: Id | None = None

@@ -115,7 +115,7 @@ def show_template(client: ApiClient, *, template: str, version: str | None, is_m
 @_installation_options
 @client_command
 def plan_template(client: ApiClient, *, template: str, as_json: bool, **options: Any) -> None:
-    """Show what an installation would create and what it lacks. Creates nothing."""
+    """Show what an installation would create, and what is missing. Nothing is created."""
     with _explaining_parameters(options["parameters"]):
         plan = client.post(f"/marketplace/templates/{template}/install", {**_body(**options), "dry_run": True})
     if as_json:
@@ -176,7 +176,7 @@ def upgrade_installation(
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Upgrade an installation. What people edited stays as it is."""
+    """Upgrade an installation. Fields that people edited keep their values."""
     body: Json = {"parameters": parse_fields(parameters), "dry_run": dry_run}
     path = f"/marketplace/installations/{_find_installation(client, installation)}/upgrade"
     with _looking_for(client, installation), _explaining_parameters(parameters):
@@ -196,7 +196,7 @@ def upgrade_installation(
 @dry_run_option
 @client_command
 def uninstall_installation(client: ApiClient, *, installation: str, force: bool, dry_run: bool, as_json: bool) -> None:
-    """Remove what an installation created, except what people edited or use."""
+    """Remove the objects of an installation, except objects that people edited or use."""
     body = {"force": force, "dry_run": dry_run}
     path = f"/marketplace/installations/{_find_installation(client, installation)}/uninstall"
     with _looking_for(client, installation):
@@ -282,7 +282,7 @@ def export_template(
 
 @contextlib.contextmanager
 def _explaining_parameters(parameters: tuple[str, ...]) -> Iterator[None]:
-    """Say how numbers and other values are given, if a parameter was given as text and its value is refused."""
+    """Add to an error how to give numbers and other values, if a parameter that was given as text is refused."""
     try:
         yield
     except ApiClientError as error:
@@ -438,7 +438,7 @@ def _looking_for(client: ApiClient, installation: str) -> contextlib.AbstractCon
 
 
 def _find_installation(client: ApiClient, name: str) -> str:
-    """Return the id of the installation with this id, or of the only one of the template with this slug."""
+    """Return the id of the installation with this id, or of the only installation of the template with this slug."""
     if parse_id(name) is not None:
         return name
     found = [each for each in client.pages("/marketplace/installations") if each["slug"] == name.strip()]

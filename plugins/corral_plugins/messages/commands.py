@@ -32,7 +32,7 @@ for_agent = click.option(
 
 @click.group("messages")
 def messages_command_group() -> None:
-    """Send messages to agents, people and channels, and answer for the messages of agents."""
+    """Send messages to agents, people and channels, and read and acknowledge messages."""
 
 
 @messages_command_group.command("list")
@@ -122,7 +122,7 @@ def send_message(
 @for_agent
 @client_command
 def read_message(client: ApiClient, *, message: str, agent: str | None, as_json: bool) -> None:
-    """Mark a message as read, and show it. MESSAGE is an id or a subject, which names the newest."""
+    """Mark a message as read, and show it. MESSAGE is an id, or the subject of the newest such message."""
     body = {} if agent is None else {"agent_id": _find_agent(client, agent)}
     message = _message_id(client, message)
     with client.looking_for("message", message, "corral messages list"):
@@ -175,7 +175,7 @@ def _title_of(client: ApiClient, message_id: str | None) -> str | None:
 
 
 def _message_id(client: ApiClient, message: str) -> str:
-    """Return the given id, or that of the newest message with this subject, or without one, this beginning."""
+    """Return the given id, or the id of the newest message with this subject or, without a subject, this beginning."""
     return newest_id(client, "/messages", message, kind="message", title=_title, listing="corral messages list")
 
 

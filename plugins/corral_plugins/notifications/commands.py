@@ -1,4 +1,4 @@
-"""`corral notifications`: reads one's notifications, and manages channels and rules from a terminal."""
+"""`corral notifications`: reads the user's notifications, and manages channels and rules from a terminal."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ limit_option = click.option(
 
 @click.group("notifications")
 def notifications_command_group() -> None:
-    """Read your notifications, and manage how people are told."""
+    """Read your notifications, and manage how people are notified."""
 
 
 @notifications_command_group.command("list")
@@ -82,7 +82,7 @@ def list_notifications(client: ApiClient, *, unread: bool, limit: int, as_json: 
 @notification_argument
 @client_command
 def show_notification(client: ApiClient, *, notification: str, as_json: bool) -> None:
-    """Show a notification, without marking it as read. NOTIFICATION is an id or a title, which names the newest."""
+    """Show a notification, without marking it as read. NOTIFICATION is an id, or a title, which means the newest."""
     notification = _notification_id(client, notification)
     with _looking_for(client, notification):
         found = client.get(f"/notifications/{notification}")
@@ -106,7 +106,7 @@ def show_notification(client: ApiClient, *, notification: str, as_json: bool) ->
 @click.option("--all", "everything", is_flag=True, help="mark all notifications")
 @client_command
 def mark_read(client: ApiClient, *, notification: str | None, everything: bool, as_json: bool) -> None:
-    """Mark a notification as read, or all of them. NOTIFICATION is an id or a title, which names the newest."""
+    """Mark a notification as read, or all of them. NOTIFICATION is an id, or a title, which means the newest."""
     if everything == (notification is not None):
         raise click.UsageError("give the id of a notification, or --all")
     if everything:
@@ -256,7 +256,7 @@ def test_channel(client: ApiClient, *, channel: str, as_json: bool) -> None:
 @notifications_command_group.command("rules")
 @client_command
 def list_rules(client: ApiClient, *, as_json: bool) -> None:
-    """List the rules that say what goes through which channels."""
+    """List the rules, which decide which events go through which channels."""
     names = {row["id"]: row["name"] for row in client.pages(CHANNELS)}
     print_table(
         list(client.pages(RULES)),
@@ -350,7 +350,7 @@ def delete_rule(client: ApiClient, *, rule: str, as_json: bool) -> None:
 @click.option("--days", type=click.IntRange(1, 30), default=7, show_default=True, help="number of past days to test")
 @client_command
 def test_rule(client: ApiClient, *, rule: str, days: int, as_json: bool) -> None:
-    """Tell what a rule would have sent for the events of the last days. Nothing is sent."""
+    """Show what a rule would have sent for the events of the last days. Nothing is sent."""
     found = client.post(f"{RULES}/{_id(client, RULES, rule)}/test", {"days": days})
     if as_json:
         print_value(found, as_json=True, text="")
@@ -377,7 +377,7 @@ def test_rule(client: ApiClient, *, rule: str, days: int, as_json: bool) -> None
 def list_deliveries(
     client: ApiClient, *, channel: str | None, rule: str | None, status: tuple[str, ...], limit: int, as_json: bool
 ) -> None:
-    """List the messages that went, or go, through channels, newest first."""
+    """List the messages that were or will be sent through channels, newest first."""
     query: dict[str, Any] = {"status": list(status), "limit": limit}
     names = ObjectNames(client)
     if channel is not None:
@@ -412,7 +412,7 @@ def list_deliveries(
 @click.argument("delivery")
 @client_command
 def retry_delivery(client: ApiClient, *, delivery: str, as_json: bool) -> None:
-    """Send a delivery again that ended without success."""
+    """Repeat a delivery that ended without success."""
     with client.looking_for("delivery", delivery, "corral notifications deliveries"):
         row = client.post(f"/notifications/deliveries/{delivery}/retry", {})
     print_value(row, as_json=as_json, text=f"{row['id']} is sent again.")
@@ -444,7 +444,7 @@ def _all_titles(notification: Mapping[str, Any]) -> str | None:
 
 
 def _notification_id(client: ApiClient, notification: str) -> str:
-    """Return the given id, or that of the newest notification with this title."""
+    """Return the given id, or the id of the newest notification with this title."""
     return newest_id(
         client,
         "/notifications",

@@ -41,7 +41,7 @@ setting_argument = click.argument("setting", shell_complete=_complete)
 
 @click.group("settings")
 def settings_command_group() -> None:
-    """Read and change what the product does. SETTING is a name such as llm.default_model. For admins."""
+    """Read and change the settings of a server. SETTING is a name such as llm.default_model. For admins."""
 
 
 @settings_command_group.command("list")
@@ -98,7 +98,7 @@ def show_setting(client: ApiClient, *, setting: str, as_json: bool) -> None:
 @click.argument("value", required=False)
 @client_command
 def set_setting(client: ApiClient, *, setting: str, value: str | None, as_json: bool) -> None:
-    """Change a setting. A list or an object is given as JSON; a secret is asked for, or read from standard input."""
+    """Change a setting. Give a list or an object as JSON. A secret is read from a prompt or from standard input."""
     found = _find(client, setting)
     changed = client.send("PUT", _path(found), body={"value": _given(found, value)})
     print_value(changed, as_json=as_json, text=_changed_text(changed, found["value"]))
@@ -176,7 +176,7 @@ def _given(setting: Setting, value: str | None) -> Any:
 
 
 def _changed_text(setting: Setting, before: Any) -> str:
-    """Say what a setting is now."""
+    """Return a text with the current value of a setting."""
     name = _name(setting)
     text = f"{name} is {_value_text(setting['value'])}"
     text += f", the default (it was {_value_text(before)})." if setting["source"] == "default" else "."

@@ -131,7 +131,7 @@ def edit_connection(
 @connection_argument
 @client_command
 def delete_connection(client: ApiClient, *, connection: str, as_json: bool) -> None:
-    """Delete an SSH connection and its own credential. Its executions stay on record."""
+    """Delete an SSH connection and its own credential. The records of its commands are kept."""
     found = _find(client, connection)
     client.send("DELETE", f"{CONNECTIONS}/{found['id']}")
     print_value({"deleted": found["id"]}, as_json=as_json, text=f"{found['name']} was deleted.")

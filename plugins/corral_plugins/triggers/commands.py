@@ -180,7 +180,7 @@ def create_trigger(
     as_json: bool,
     **when: Any,
 ) -> None:
-    """Create a trigger. Other types and actions: corral api GET /triggers/types."""
+    """Create a trigger. `corral api GET /triggers/types` lists further types and actions."""
     body = {**read_body(input_path, fields), **_kind_fields(**when), "name": name}
     if condition is not None:
         body["filter"] = condition
@@ -226,7 +226,7 @@ def edit_trigger(
 ) -> None:
     """Change fields of a trigger. Its type cannot be changed. --filter '' removes the filter.
 
-    What --cron, --timezone, --every, --event, --task, --agent, --workflow and --value do not name stays as it is.
+    Parts that --cron, --timezone, --every, --event, --task, --agent, --workflow and --value do not name stay unchanged.
     """
     found = client.find("/triggers", trigger, kind="trigger")
     body = {**read_body(input_path, fields), **({"name": name} if name is not None else {})}
@@ -288,7 +288,7 @@ def delete_trigger(client: ApiClient, *, trigger: str, as_json: bool) -> None:
 @click.option("--limit", type=click.IntRange(1, 200), default=50, show_default=True, help="maximum number of slots")
 @client_command
 def list_history(client: ApiClient, *, trigger: str, status: tuple[str, ...], limit: int, as_json: bool) -> None:
-    """List what became of the slots of a trigger, newest first."""
+    """List the slots of a trigger with their outcomes, newest first."""
     rows = client.get(f"/triggers/{_find(client, trigger)}/history", status=list(status), limit=limit)["items"]
     print_table(
         rows,

@@ -186,7 +186,7 @@ def test_webhook(client: ApiClient, *, webhook: str, event: str | None, as_json:
 @webhook_argument
 @client_command
 def enable_webhook(client: ApiClient, *, webhook: str, as_json: bool) -> None:
-    """Enable a webhook. What it missed: corral webhooks recover."""
+    """Enable a webhook. `corral webhooks recover` sends what it missed."""
     changed = client.post(f"/webhooks/{_id(client, webhook)}/enable", {})
     print_value(changed, as_json=as_json, text=f"{changed['id']} is enabled.")
 
@@ -214,7 +214,7 @@ def disable_webhook(client: ApiClient, *, webhook: str, as_json: bool) -> None:
 @secret_option
 @client_command
 def rotate_secret(client: ApiClient, *, webhook: str, overlap: int, secret_file: Path | None, as_json: bool) -> None:
-    """Replace the secret of a webhook. The command prints the new one, which is not shown again."""
+    """Replace the secret of a webhook. The command prints the new secret, which is not shown again."""
     body = {"overlap_seconds": overlap, **_secret(secret_file)}
     found = client.post(f"/webhooks/{_id(client, webhook)}/rotate-secret", body)
     lines = [f"Its secret, which is not shown again: {found['secret']}"]
@@ -340,7 +340,7 @@ def _id(client: ApiClient, name: str) -> str:
 
 
 def _delivery_id(client: ApiClient, webhook: str, webhook_id: str, delivery: str) -> str:
-    """Return the given id, or that of the newest delivery of the event with this name."""
+    """Return the given id, or the id of the newest delivery of the event with this name."""
     return newest_id(
         client,
         f"/webhooks/{webhook_id}/deliveries",
@@ -358,7 +358,7 @@ def _looking_for(client: ApiClient, webhook: str, delivery: str) -> AbstractCont
 def _breaker_text(client: ApiClient, host: str) -> str | None:
     """Describe the circuit breaker of a host, and how it closes. Return None if it is closed.
 
-    It is unknown to users who are not admins, and then None, too.
+    Also return None for users who are not admins, because they cannot see the breaker.
     """
     found = read_if_allowed(client, f"/circuit-breakers/{quote(_breaker(host), safe='')}")
     if found is None or found["state"] == "closed":
@@ -387,7 +387,7 @@ def _state(row: Mapping[str, Any]) -> str:
 
 
 def _result(row: Mapping[str, Any]) -> str:
-    """Return the status of the response, or why there was none."""
+    """Return the status of the response, or the reason why there was none."""
     return str(row["status_code"] or row["error"] or "-")
 
 

@@ -21,7 +21,7 @@ worker_argument = click.argument("worker", shell_complete=complete_names(LIST))
 
 @click.group("workers")
 def workers_command_group() -> None:
-    """Manage workers: the machines that run agents. corral worker starts one."""
+    """Manage workers: the machines that run agents. `corral worker` starts a worker."""
 
 
 @workers_command_group.command("list")

@@ -124,7 +124,7 @@ def edit_workflow(
     input_path: Path | None,
     as_json: bool,
 ) -> None:
-    """Change fields of a workflow. The file may be the one of its creation: config and steps are replaced.
+    """Change fields of a workflow. The file may be the same as at its creation: config and steps are replaced.
 
     Runs keep the definition with which they started.
     """
@@ -320,7 +320,7 @@ def resume_run(client: ApiClient, *, run: str, as_json: bool) -> None:
 @click.option("--current", is_flag=True, help="use the current definition instead of the definition of the run")
 @client_command
 def retry_run(client: ApiClient, *, run: str, start: str, current: bool, as_json: bool) -> None:
-    """Repeat an ended run as a new run, which reuses the outputs of the steps before."""
+    """Repeat an ended run as a new run, which reuses the outputs of the earlier steps."""
     body = {"from": start, "definition": "current" if current else "original"}
     with _looking_for(client, run):
         made = client.post(f"/workflow-runs/{_run_id(client, run)}/retry", body)
@@ -361,7 +361,7 @@ def _print_warnings(validation: Mapping[str, Any]) -> None:
 
 
 def _others_of_name(client: ApiClient, made: dict[str, Any]) -> list[str]:
-    """Return the ids of the other workflows that have the name of this one."""
+    """Return the ids of the other workflows that have the name of this workflow."""
     same = client.get("/workflows", search=made["name"], limit=200)["items"]
     wanted = made["name"].casefold()
     return [each["id"] for each in same if each["name"].casefold() == wanted and each["id"] != made["id"]]
@@ -430,7 +430,7 @@ def _starter(names: ObjectNames, run: Mapping[str, Any]) -> str:
 
 
 def _newer_version(client: ApiClient, run: Mapping[str, Any]) -> int | None:
-    """Return the version of the workflow's definition if it is newer than that of the run, or None."""
+    """Return the version of the workflow's definition if it is newer than the version of the run, or None."""
     workflow = ObjectNames(client).read(f"/workflows/{run['workflow_id']}")
     if workflow is None or workflow["workflow_version"] <= run["workflow_version"]:
         return None

@@ -164,7 +164,8 @@ def _text(found: Json, name: str, *, limit: int) -> str:
 def _record(repository_id: str, received: Received) -> GitHubReceipt:
     """Insert the row of a delivery, unless a delivery with its id or with the same body was received before.
 
-    Rows that another unit of work deletes meanwhile (old rows, or rows of a disconnected repository) are looked up again.
+    Rows that another unit of work deletes meanwhile (old rows, or rows of a disconnected repository) are looked up
+    again.
     """
     for _ in range(TRIES):
         receipt = _insert(repository_id, received) or _duplicate(repository_id, received)

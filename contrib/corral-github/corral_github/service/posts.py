@@ -74,7 +74,7 @@ def _queue(thread: Thread, kind: str, content: Json, source: str) -> None:
 
 
 def _comment(facts: CommentFacts, revision: int) -> Json:
-    """Return the parts of a comment that are posted. `line` is set only if the decided revision shows it at this line."""
+    """Return the posted parts of a comment. `line` is set only if the decided revision shows it at this line."""
     is_placed = facts.anchor == "active" and facts.revision == revision and facts.parent_id is None
     return {
         "path": facts.file,

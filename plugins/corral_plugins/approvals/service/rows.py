@@ -81,7 +81,7 @@ def shown_status(row: Approval) -> str:
 
 
 def current_hash(row: Approval) -> str:
-    """Return the hash of what will run: of what an approver made of the payload, or else of what was asked."""
+    """Return the hash of what will run: of the edited payload if there is one, otherwise of the requested payload."""
     return str(row.edited_sha256 or row.payload_sha256)
 
 

@@ -152,7 +152,7 @@ def check_position(new: NewReviewComment) -> None:
 
 
 def _check_room(review_id: str, characters: int, added: int = 1) -> None:
-    """Raise `TooMany` if the review cannot take further comments with so many characters together.
+    """Raise `TooMany` if the review has no room for further comments with this many characters in total.
 
     A response or claim carries all comments of a review, so their number and their text are bounded.
     """

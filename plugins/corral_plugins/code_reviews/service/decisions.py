@@ -1,4 +1,4 @@
-"""What people decide: approve, reject, request changes; and what openers do: edit and withdraw.
+"""The actions of reviewers (approve, reject, request changes) and of openers (edit, withdraw).
 
 The row is locked and the update guarded, so that of many decisions at the same time exactly one counts.
 """

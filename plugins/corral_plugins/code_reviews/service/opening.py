@@ -99,7 +99,7 @@ class CodeReviewsService:
         return row
 
     def propose(self, new: NewReview, patch: PreparedPatch, *, by: Principal) -> Review:
-        """Open a review of an agent's diff, or add a revision to the one that people sent back."""
+        """Open a review of an agent's diff, or add a revision to the review that people sent back."""
         task_id = (new.task_id or "").lower()
         self._tasks.lock(task_id)
         current = next((each for each in reversed(rows.open_reviews_of(task_id)) if each.round > 0), None)
@@ -161,7 +161,7 @@ class CodeReviewsService:
         return rows.facts_of(row)
 
     def _ask_too(self, row: Review, agent_id: str) -> None:
-        """Make the agent that a policy names a reviewer, unless it is one already."""
+        """Make the agent that a policy names a reviewer, unless it already is one."""
         known = {each.reviewer_id for each in rows.reviewers_of([row.id])[row.id]}
         if agent_id not in known:
             Reviewer.insert(review_id=row.id, reviewer_id=agent_id, kind="agent", position=len(known)).execute()
@@ -274,7 +274,7 @@ class CodeReviewsService:
         return rows.facts_of(row)
 
     def withdraw_row(self, row: Review, *, by: Principal) -> None:
-        """Cancel a locked, open review. The task that waits for it fails, because nobody approved what it made."""
+        """Cancel a locked, open review. The task that waits for it fails, because nobody approved its diff."""
         self.cancel_row(row, by=by.user_id)
         if row.is_awaited and row.task_id is not None:
             self._tasks.end_review(row.task_id, row.id, approved=False, message="The review was withdrawn.")
@@ -331,7 +331,7 @@ class CodeReviewsService:
 
 
 def replace_reviewers(review_id: str, reviewers: list[NewReviewer]) -> None:
-    """Replace the reviewers of a review. Those who stay keep their state."""
+    """Replace the reviewers of a review. Reviewers who stay keep their state."""
     states = {each.reviewer_id: each.state for each in rows.reviewers_of([review_id])[review_id]}
     Reviewer.delete().where(Reviewer.review_id == review_id).execute()
     made = [

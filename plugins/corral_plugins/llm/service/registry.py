@@ -350,7 +350,7 @@ class ProviderRegistry:
     def _load_changes(self) -> bool:
         """Reload the cache if any process has changed a provider. Checks the database once per unit of work.
 
-        Return whether the providers are as a unit has found them: this unit, or outside of units the last one.
+        Return False if this call has just checked the database, and True if the cache is used as it is.
         """
         if not in_unit() or self in current().memo:
             return True

@@ -42,7 +42,7 @@ _HOLDS = {
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """A manifest and the result of its check. With faults, only `data`, `sha256` and `faults` are meaningful.
 
-    `order` lists the positions of the resources such that each one follows those to which it refers.
+    `order` lists the positions of the resources so that each resource follows the resources to which it refers.
     """
 
     data: Json

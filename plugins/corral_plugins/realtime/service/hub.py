@@ -100,9 +100,9 @@ class ViewerHub:
 
     @contextlib.contextmanager
     def pending_sign_in(self, client_ip: str) -> Iterator[None]:
-        """Count a connection that has not signed in yet. These connections take no place of those that have.
+        """Count a connection that has not signed in yet. These do not count as signed-in connections.
 
-        Raise `TooMany` or `Unavailable` if the address, or all addresses together, have too many of them.
+        Raise `TooMany` or `Unavailable` if the address, or all addresses together, have too many such connections.
         """
         key = address_key(client_ip)
         if self._pending[key] >= MAX_PENDING_OF_ADDRESS:

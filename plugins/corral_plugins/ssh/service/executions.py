@@ -77,7 +77,7 @@ class SshExecutions:
     ) -> Execution:
         """Record that a command starts. `shown_command` is redacted. Raise `TooMany` if too many are running.
 
-        Raise `Conflict` if the connection, by whose rules the command was checked, has changed or is gone.
+        Raise `Conflict` if the connection, whose rules have admitted the command, was changed or deleted.
         """
         is_unchanged = (Connection.id == connection.id) & (Connection.version == connection.version)
         if not Connection.update(name=Connection.name).where(is_unchanged).execute():  # locks the row
@@ -112,7 +112,7 @@ class SshExecutions:
         return bool(alive.execute())
 
     def finish(self, execution_id: str, connection: Connection, end: ExecutionEnd) -> bool:
-        """Record the end of a command. Return False if it was recorded as ended before; its output is kept then."""
+        """Record the end of a command. Return False if it was already recorded as ended; its output is kept then."""
         fields = msgspec.structs.asdict(end)
         finished = {"finished_at": clock.now(), "alive_until": None}
         running = (Execution.id == execution_id) & RUNNING

@@ -149,7 +149,7 @@ def create_task_command(
     instructions: str,
     as_json: bool,
 ) -> None:
-    """Create a task without following it. corral run creates and follows one."""
+    """Create a task without following it. `corral run` creates and follows a task."""
     given = {"title": title, "priority": priority, "required_tools": list(required_tools) or None}
     named = {name: value for name, value in given.items() if value is not None}
     made = create_task(client, agent, instructions, read_input(input_path), **parse_fields(fields), **named)
@@ -311,7 +311,7 @@ def _waiting_for(task: Any) -> str | None:
 
 
 def _obstacle(explained: Any) -> str | None:
-    """Return the first condition that keeps a task from being claimed, and what lifts it, or None."""
+    """Return the first condition that keeps a task from being claimed, and how to remove it, or None."""
     unmet = next((each for each in explained["conditions"] if not each["ok"]), None)
     return None if unmet is None else "\n".join(filter(None, (unmet["detail"], unmet["unblock"])))
 
@@ -339,7 +339,7 @@ def _attempt_text(attempt: Any) -> str:
 
 
 def _print_log(client: ApiClient, task_id: str, query: dict[str, Any], *, follow: bool, as_json: bool) -> None:
-    """Print the lines that match a query, and with `follow` further ones until the attempt ends."""
+    """Print the lines that match a query, and with `follow` further lines until the attempt ends."""
     while True:
         ended = not follow or client.get(f"/tasks/{task_id}")["finished_at"] is not None
         while items := client.get(f"/tasks/{task_id}/logs", **query, wait=0 if ended else 10)["items"]:

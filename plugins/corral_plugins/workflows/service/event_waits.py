@@ -41,7 +41,7 @@ class EventWaits:
             await self.look()
 
     async def look(self) -> None:
-        """Complete the steps whose event has come."""
+        """Complete the steps whose event has occurred."""
         last = ("", "")
         while True:
             rows, events, place = await self._work(functools.partial(_read, last), entry=ENTRY, read=True)

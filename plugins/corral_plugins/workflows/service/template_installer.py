@@ -57,7 +57,7 @@ class WorkflowTemplateInstaller:
         return dict(rows)
 
     def install(self, spec: Json, by: Principal) -> InstalledObject:
-        """Create a draft, which only people run."""
+        """Create a workflow as a draft, which only people can run."""
         new = convert(NewWorkflow, spec)
         values = {name: getattr(new, name) for name in COPIED}
         values |= {"is_template": False, "status": "draft"}

@@ -148,7 +148,7 @@ class McpServers:
     def accept(self, name: str, accepted: AcceptedDefinitions) -> None:
         """Accept definitions of tools by their hashes, so that agents may use these tools.
 
-        Raise `Invalid` (`unknown_reference`) for a hash that no listed tool has now.
+        Raise `Invalid` (`unknown_reference`) for a hash that no listed tool currently has.
         """
         _find(name)
         tools = {each.definition_sha256: each for each in _tools_of([name]).get(name, [])}
@@ -207,7 +207,7 @@ def _tools_of(servers: list[str]) -> dict[str, list[McpToolRow]]:
 
 
 def _refuse_moved_secret(by: Principal) -> None:
-    """Raise `Forbidden` unless the caller may reveal secrets: who operates the new address could read the secret."""
+    """Raise `Forbidden` unless the caller may reveal secrets: the operator of the new address could read the secret."""
     if by.has_stepped_up or REVEAL in by.named_scopes:
         return
     detail = "The stored headers_secret would be sent to a different url. Name the secret of the new url"
@@ -217,7 +217,7 @@ def _refuse_moved_secret(by: Principal) -> None:
 
 
 def _store_overrides(server: str, overrides: Mapping[str, ToolOverride], by: Principal) -> None:
-    """Store risk and state of tools of a server. Tools that are not named get back what the server defines."""
+    """Store risk and state of tools of a server. Tools that are not named are reset."""
     prefix = f"{MCP_PREFIX}{server}."
     others = ToolRow.name.startswith(prefix) & ToolRow.name.not_in([f"{prefix}{tool}" for tool in overrides])
     common = {"updated_at": clock.now(), "updated_by": by.user_id}
