@@ -82,8 +82,8 @@ class EventWaits:
         found: Any = Run.select(Run.id, Run.started_by).where(Run.id.in_({row.run_id for row in rows})).tuples()
         starters = dict(found) if rows else {}
         people = self._accounts.principals_of({user_id for user_id in starters.values() if user_id is not None})
-        people_or_system = {None: SYSTEM_PRINCIPAL, **people}
-        callers = {run_id: people_or_system[by] for run_id, by in starters.items() if by in people_or_system}
+        known: dict[str | None, Principal] = {None: SYSTEM_PRINCIPAL, **people}
+        callers = {run_id: known[user_id] for run_id, user_id in starters.items() if user_id in known}
         return _Batch(rows, events, place, callers)
 
     async def _has_none(self, row: Any, batch: _Batch) -> bool:
