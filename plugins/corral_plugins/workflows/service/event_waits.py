@@ -82,8 +82,11 @@ class EventWaits:
         found: Any = Run.select(Run.id, Run.started_by).where(Run.id.in_({row.run_id for row in rows})).tuples()
         starters = dict(found) if rows else {}
         people = self._accounts.principals_of({user_id for user_id in starters.values() if user_id is not None})
-        known: dict[str | None, Principal] = {None: SYSTEM_PRINCIPAL, **people}
-        callers = {run_id: known[user_id] for run_id, user_id in starters.items() if user_id in known}
+        callers = {
+            run_id: SYSTEM_PRINCIPAL if user_id is None else people[user_id]
+            for run_id, user_id in starters.items()
+            if user_id is None or user_id in people
+        }
         return _Batch(rows, events, place, callers)
 
     async def _has_none(self, row: Any, batch: _Batch) -> bool:
