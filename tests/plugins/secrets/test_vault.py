@@ -8,8 +8,10 @@ from typing import Any
 
 import psycopg
 import pytest
+import pytest_asyncio
 from tests.engines import POSTGRES
 from tests.plugins.secrets.conftest import PLUGINS, VALUE, Safe
+from tests.shared_kernels import on_the_loop_of_the_module
 
 from corral import clock
 from corral.http.idempotency import IdempotencyRow
@@ -18,6 +20,12 @@ from corral.testing.kit import Answer, Client
 from corral_core.accounts.models import SessionRow
 
 DAY = 86_400
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared_safe(make_shared_kit: Callable[..., Any]) -> Safe:
+    """A safe for the tests in which every request is refused."""
+    return await Safe().build(await make_shared_kit(plugins=PLUGINS))
 
 
 @pytest.mark.one_engine
@@ -62,11 +70,12 @@ async def test_names_are_unique_in_any_case(safe: Any) -> None:
         ({"version": 3}, "/version", "validation_error"),
     ],
 )
-async def test_what_a_secret_cannot_be(safe: Any, fields: Any, pointer: str, code: str) -> None:
-    answer = await safe.admin.post("/secrets", {"name": "x", "value": VALUE, **fields})
+@on_the_loop_of_the_module
+async def test_what_a_secret_cannot_be(shared_safe: Any, fields: Any, pointer: str, code: str) -> None:
+    answer = await shared_safe.admin.post("/secrets", {"name": "x", "value": VALUE, **fields})
     assert (answer.status, answer.code) == (422, code)
     assert [fault["pointer"] for fault in answer.json()["errors"]] == [pointer]
-    assert (await safe.admin.get("/secrets")).json()["total"] == 0
+    assert (await shared_safe.admin.get("/secrets")).json()["total"] == 0
 
 
 @pytest.mark.one_engine
