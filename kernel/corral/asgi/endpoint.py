@@ -181,7 +181,7 @@ class Endpoint:
         return converted
 
     def run_read(self, read: Callable[[], Any]) -> Any:
-        """Run a read in a thread or on the event loop, and decide by its duration where the next one runs (docs/adr/0004).
+        """Run a read in a thread or on the event loop, and decide by its duration where the next runs (docs/adr/0004).
 
         Reads move to the event loop after enough short reads in a thread, and back to a thread after a long read. Only
         the read itself counts: with many requests at once, each would be long if its wait for a thread counted too.

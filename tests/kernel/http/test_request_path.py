@@ -372,18 +372,19 @@ async def test_t17_a_slow_read_does_not_stand_on_the_loop(probe: Kit) -> None:
 @pytest.mark.one_engine
 async def test_short_reads_move_to_the_event_loop_though_they_wait_for_a_thread(probe: Kit) -> None:
     """As under load, where every read waits longer than a short read may take (docs/adr/0004)."""
-    pool, work = probe.kernel.database.pools[-1], probe.kernel.database.work
-    held = 30
+    pool, work, count = probe.kernel.database.pools[-1], probe.kernel.database.work, 30
+
+    async def waiting(reads: int) -> None:
+        while pool.busy < len(pool.threads) or pool.queue.qsize() + pool._shares.waiting("probe") < reads:  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
 
     async def read_late() -> None:
         gate = threading.Event()
         holding = [asyncio.ensure_future(work(gate.wait, read=True)) for _ in pool.threads]
         async with within(20):
-            while pool.queue.qsize() or pool.busy < len(pool.threads):
-                await asyncio.sleep(0.001)
-            reads = [asyncio.ensure_future(probe.client.get("/probe/thread")) for _ in range(held)]
-            while pool.queue.qsize() + pool._shares.waiting("probe") < held:
-                await asyncio.sleep(0.001)
+            await waiting(0)
+            reads = [asyncio.ensure_future(probe.client.get("/probe/thread")) for _ in range(count)]
+            await waiting(count)
             await asyncio.sleep(INLINE_BELOW)
             gate.set()
             await asyncio.gather(*holding, *reads)
