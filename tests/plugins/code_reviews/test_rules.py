@@ -91,6 +91,7 @@ async def test_only_its_author_edits_a_comment_and_every_member_resolves_it(shar
     assert (await shared.comment(review["id"], "Late, but readable."))["anchor"] == "none"
 
 
+@pytest.mark.one_engine
 @on_the_loop_of_the_module
 async def test_a_thread_is_resolved_as_a_whole(shared: Desk) -> None:
     review = await shared.opened()
@@ -160,6 +161,7 @@ async def test_a_failed_check_stops_an_approval(shared: Desk) -> None:
     assert (await shared.act(review["id"], "approve")).status == 200
 
 
+@pytest.mark.one_engine
 @on_the_loop_of_the_module
 async def test_a_required_reviewer_who_asked_for_changes_must_be_heard(shared: Desk) -> None:
     required = {"user_id": shared.other.user["id"], "required": True}
@@ -204,6 +206,7 @@ async def test_a_result_that_breaks_its_schema_is_not_reviewed(desk: Desk) -> No
     assert (await desk.member.get("/code-reviews")).json()["items"] == []
 
 
+@pytest.mark.one_engine
 async def test_without_a_policy_or_a_diff_a_task_completes(desk: Desk) -> None:
     await desk.task()
     assert (await desk.diff(await desk.worker.run()))["status"] == "completed"
@@ -264,6 +267,7 @@ async def test_policies_without_a_possible_reviewer_are_refused(shared: Desk, po
     assert [(each.status, each.json()["errors"][0]["pointer"]) for each in answers] == [(422, pointer)] * 2
 
 
+@pytest.mark.one_engine
 async def test_a_second_diff_of_a_task_supersedes_the_first_and_the_task_waits_for_it(desk: Desk) -> None:
     task_id, first = await desk.waiting()
     second = await desk.opened(task_id=task_id, patch=patch_of("2"))
@@ -275,6 +279,7 @@ async def test_a_second_diff_of_a_task_supersedes_the_first_and_the_task_waits_f
     assert (await desk.read(task_id))["status"] == "completed"
 
 
+@pytest.mark.one_engine
 async def test_a_withdrawn_review_fails_its_task(desk: Desk) -> None:
     task_id, review_id = await desk.waiting()
     assert (await desk.act(review_id, "cancel")).status == 403
@@ -282,6 +287,7 @@ async def test_a_withdrawn_review_fails_its_task(desk: Desk) -> None:
     assert (await desk.read(task_id))["error"]["kind"] == "rejected"
 
 
+@pytest.mark.one_engine
 @pytest.mark.parametrize("how", ["cancel", "complete", "fail"])
 async def test_a_task_that_ends_otherwise_cancels_its_review(desk: Desk, how: str) -> None:
     task_id, review_id = await desk.waiting()
@@ -300,6 +306,7 @@ async def test_a_cancelled_task_cancels_reviews_that_it_does_not_wait_for(desk: 
     assert (await desk.review(review["id"]))["status"] == "cancelled"
 
 
+@pytest.mark.one_engine
 async def test_an_agent_that_ends_without_a_new_revision_ends_the_review(desk: Desk) -> None:
     task_id, review_id = await desk.waiting()
     await desk.act(review_id, "request-changes")
@@ -344,6 +351,7 @@ async def test_people_who_send_a_diff_back_while_the_run_goes_on_are_heard(desk:
     assert (await desk.read(task_id))["status"] == "completed"
 
 
+@pytest.mark.one_engine
 async def test_a_diff_that_is_sent_back_twice_during_a_run_is_sent_back_again(desk: Desk) -> None:
     """The run was told of the first decision, and not of the second."""
     task_id, review_id = await desk.waiting()
@@ -358,6 +366,7 @@ async def test_a_diff_that_is_sent_back_twice_during_a_run_is_sent_back_again(de
     assert (await desk.read(task_id))["status"] == "running"
 
 
+@pytest.mark.one_engine
 async def test_the_run_that_follows_has_the_whole_time_limit(desk: Desk) -> None:
     await desk.task(review_policy=HUMAN, timeout_seconds=100)
     lease = await desk.worker.run()
@@ -370,6 +379,7 @@ async def test_the_run_that_follows_has_the_whole_time_limit(desk: Desk) -> None
         assert (await again.call("progress", {})).status == 200
 
 
+@pytest.mark.one_engine
 async def test_a_repeated_completion_gets_the_same_answer(desk: Desk) -> None:
     await desk.task(review_policy=HUMAN)
     lease = await desk.worker.run()
@@ -420,6 +430,7 @@ async def test_an_agent_reviews_but_never_decides(desk: Desk) -> None:
     assert (review["status"], (await desk.read(task_id))["status"]) == ("pending", "waiting")
 
 
+@pytest.mark.one_engine
 async def test_the_reviewer_of_the_policy_is_asked_for_a_diff_that_was_proposed_before_the_end(desk: Desk) -> None:
     reviewer = await desk.agent("reviewer")
     policy = {"mode": "agent", "reviewer_agent_id": reviewer}
@@ -434,6 +445,7 @@ async def test_the_reviewer_of_the_policy_is_asked_for_a_diff_that_was_proposed_
     assert [each["agent_id"] for each in (await desk.review(review_id))["reviewers"]] == [reviewer]
 
 
+@pytest.mark.one_engine
 async def test_an_agent_that_becomes_a_reviewer_is_asked_once(desk: Desk) -> None:
     reviewer, other = await desk.agent("reviewer"), {"user_id": desk.other.user["id"]}
     review = await desk.opened(reviewers=[other])
@@ -446,6 +458,7 @@ async def test_an_agent_that_becomes_a_reviewer_is_asked_once(desk: Desk) -> Non
     assert task["input"]["patch"] == patch_of("TWO")
 
 
+@pytest.mark.one_engine
 async def test_a_review_whose_task_was_deleted_is_still_commented_and_decided(desk: Desk) -> None:
     task_id = await desk.task()
     review = await desk.opened(task_id=task_id)

@@ -124,6 +124,7 @@ async def test_daily_can_be_of_an_agent_or_a_provider(books: Books) -> None:
     assert await today(f"&agent_id={new_id()}") == (0, 0)
 
 
+@pytest.mark.one_engine
 async def test_a_task_counts_once_for_each_agent(books: Books) -> None:
     agents, task = [new_id(), new_id()], new_id()
     for n in range(4):
@@ -165,6 +166,7 @@ async def test_breakdowns_name_the_most_expensive_first(books: Books) -> None:
     assert (await books.member.get("/cost/by-user")).status == 403
 
 
+@pytest.mark.one_engine
 @pytest.mark.parametrize("path", ["summary", "daily", "by-agent", "by-provider", "by-task", "by-model", "by-user"])
 @on_the_loop_of_the_module
 async def test_every_report_is_there_before_the_first_event(shared_books: Books, path: str) -> None:

@@ -52,6 +52,7 @@ async def calls(client: Client) -> list[dict[str, Any]]:
     return items
 
 
+@pytest.mark.one_engine
 async def test_a_completion_is_openais_and_is_recorded(kit: Any) -> None:
     alice = await kit.as_user("member")
     answer = await chat(alice, "hello", temperature=0.5)

@@ -166,6 +166,7 @@ async def test_429_waits_as_long_as_the_service_says_and_loses_nothing(
     assert slack.requests[0][1]["authorization"] == "Bearer xoxb-1-2"
 
 
+@pytest.mark.one_engine
 async def test_a_channel_sends_one_message_a_second(world: Notified, telegram: Service) -> None:
     made = await world.channel("telegram", {"bot_token": TOKEN, "chat_id": "-100"})
     await world.rule(made, events=("things.happened",))
@@ -215,6 +216,7 @@ async def test_5xx_follow_the_schedule_and_then_fail(world: Notified, slack: Ser
     assert (row["status"], row["attempts"]) == ("failed", 7)
 
 
+@pytest.mark.one_engine
 async def test_the_same_event_goes_through_a_channel_once(world: Notified, slack: Service) -> None:
     made = await world.channel("slack", {"webhook_url": slack.url + "services/x"})
     await world.kit.events()  # on PostgreSQL, until the creation of the channel is numbered: no rule follows it
@@ -226,6 +228,7 @@ async def test_the_same_event_goes_through_a_channel_once(world: Notified, slack
     assert len(slack.texts) == 1
 
 
+@pytest.mark.one_engine
 async def test_a_failing_channel_tells_others_once_an_hour_and_never_itself(
     world: Notified, slack: Service, telegram: Service
 ) -> None:
@@ -267,6 +270,7 @@ async def test_a_disabled_channel_delays_for_a_day_and_loses_nothing(world: Noti
     assert [row["status"] for row in rows] == ["succeeded", "failed"]
 
 
+@pytest.mark.one_engine
 async def test_an_open_breaker_uses_up_no_attempt(world: Notified, slack: Service) -> None:
     made = await world.channel("slack", {"webhook_url": slack.url + "services/x"})
     await world.rule(made)
@@ -285,6 +289,7 @@ async def test_an_open_breaker_uses_up_no_attempt(world: Notified, slack: Servic
     assert len(slack.texts) == 1
 
 
+@pytest.mark.one_engine
 async def test_the_kill_switch_holds_what_goes_out_and_nothing_in_the_app(world: Notified, slack: Service) -> None:
     made = await world.channel("slack", {"webhook_url": slack.url + "services/x"})
     await world.rule(made)

@@ -87,6 +87,7 @@ async def test_values_that_cannot_be_taken_out_of_texts_are_told_of(safe: Any) -
     assert weaker.json()["warnings"] == ["not_redactable"]
 
 
+@pytest.mark.one_engine
 async def test_values_make_versions_and_the_oldest_go(safe: Any) -> None:
     made = await safe.create("first-value-0001", max_versions=2)
     path = f"/secrets/{made['id']}"
@@ -103,6 +104,7 @@ async def test_values_make_versions_and_the_oldest_go(safe: Any) -> None:
     assert await safe.value(made["id"]) == "second-value-002"
 
 
+@pytest.mark.one_engine
 async def test_a_destroyed_version_is_gone_for_ever(safe: Any) -> None:
     made = await safe.create("first-value-0001")
     path = f"/secrets/{made['id']}"
@@ -160,6 +162,7 @@ async def test_rotation_generates_what_is_asked_for(safe: Any) -> None:
     assert (both.status, both.json()["errors"][0]["pointer"]) == (422, "/generate")
 
 
+@pytest.mark.one_engine
 async def test_the_etag_is_of_the_row_and_cas_of_the_value(safe: Any) -> None:
     made = await safe.create()
     path = f"/secrets/{made['id']}"
@@ -195,6 +198,7 @@ async def test_lists_are_by_name_and_filtered(safe: Any) -> None:
     assert (await safe.admin.get("/secrets?status=lost")).status == 422
 
 
+@pytest.mark.one_engine
 async def test_expiry_ends_use_and_reveal(safe: Any) -> None:
     soon = clock.now(3 * DAY)
     made = await safe.create(expires_at=soon)
@@ -321,6 +325,7 @@ async def test_the_environment_pins_secrets(make_kit: Callable[..., Any]) -> Non
     assert (await safe.events("secret.revealed"))[-1]["name"] == "PINNED"
 
 
+@pytest.mark.one_engine
 async def test_a_person_is_shown_thirty_values_an_hour(make_kit: Callable[..., Any]) -> None:
     plugins = (*PLUGINS, "security")
     safe = await Safe().build(await make_kit(plugins=plugins, config={"rate_limits": True}))

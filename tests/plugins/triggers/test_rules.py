@@ -56,6 +56,7 @@ async def test_work_that_overlaps(alarm: Alarm) -> None:
     assert await alarm.statuses(found["queue_one"]) == ["fired", "coalesced", "fired"]
 
 
+@pytest.mark.one_engine
 async def test_a_trigger_fires_at_most_so_often_in_an_hour(alarm: Alarm) -> None:
     made = await alarm.create(
         "event", {"event": "task.created"}, filter="payload.title == 'mine'", max_fires_per_hour=1
@@ -170,6 +171,7 @@ async def test_events_are_collected(alarm: Alarm) -> None:
     assert (await alarm.statuses(many["id"]))[-1] == "filtered"
 
 
+@pytest.mark.one_engine
 async def test_a_deactivated_owner_disables_a_trigger(alarm: Alarm) -> None:
     made = await alarm.create("interval", {"seconds": 60})
     await alarm.admin.post("/auth/reauth", {"password": PASSWORD})
@@ -199,6 +201,7 @@ async def test_a_viewer_cannot_have_triggers_and_others_cannot_change_them(share
         assert answer.status == 403
 
 
+@pytest.mark.one_engine
 async def test_the_kill_switch_holds_slots_until_it_is_released(alarm: Alarm) -> None:
     timed = await alarm.create("interval", {"seconds": 60})
     made = await alarm.create()
@@ -250,6 +253,7 @@ async def test_a_trigger_is_checked_when_it_is_saved(shared_alarm: Alarm, change
     assert [(each["pointer"], each["code"]) for each in answer.json()["errors"]] == [(pointer, code)]
 
 
+@pytest.mark.one_engine
 async def test_a_reference_that_vanishes_later_fails_the_slot(alarm: Alarm) -> None:
     agent = await alarm.agent("short-lived", start=False)
     made = await alarm.create(action={**TASK, "agent_id": agent, "title": "{{ payload.title }}"})
