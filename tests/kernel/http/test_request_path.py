@@ -383,10 +383,9 @@ async def test_t17_a_slow_read_does_not_stand_on_the_loop(probe: Kit) -> None:
         await slow
 
 
+@SQLITE
 async def test_short_reads_move_to_the_event_loop_though_they_wait_for_a_thread(probe: Kit) -> None:
     """As under load, where every read waits longer than a short read may take (docs/adr/0004)."""
-    if not probe.kernel.database.inline_reads:
-        pytest.skip("PostgreSQL reads always run in the pool")
     pool, work, count = probe.kernel.database.pools[-1], probe.kernel.database.work, 10
 
     def all_done(reads: list[Any]) -> bool:
