@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+from tests.engines import SQLITE
 from tests.kernel.http.conftest import SLOW_READ, ProbePlugin, Thing
 from tests.limits import within
 from tests.shared_kernels import on_the_loop_of_the_module
