@@ -109,6 +109,7 @@ def test_tools_6_a_killed_server_runs_nothing_twice(
 ) -> None:
     url = f"http://127.0.0.1:{slow.server_port}/"
     environ = {"CORRAL_EGRESS_ALLOW": f"127.0.0.1:{slow.server_port}"}
+    environ["CORRAL_TASK_LEASE_SECONDS"] = "3600"  # nobody renews the lease while the server starts again
     with ServerProcess(tmp_path, database_url=database_url, environ=environ) as server, ThreadPoolExecutor(8) as pool:
         attempt = Attempt(server)
         calls: dict[str, tuple[str, dict[str, Any]]] = {
