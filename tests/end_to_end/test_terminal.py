@@ -429,14 +429,18 @@ def test_status_tells_of_open_breakers_and_used_up_budgets(terminal: Terminal) -
     assert "budget:" not in quiet
     terminal("circuit-breakers", "force-open", "llm:scripted", "--reason", "The contract has ended.")
     terminal("cost", "budget", "set", "--limit", "0")
+    terminal("agents", "edit", "Asker", "-f", "monthly_budget_usd:=0")
     try:
         told = terminal("status")
         assert "llm:scripted is forced open: The contract has ended. Close it: corral circuit-breakers force-" in told
         assert re.search(r"^budget: +used up: \$0.00 of \$0.00 spent .*corral cost budget set --limit", told, re.M)
+        own = "the agent Asker has used up its own budget, $0.00 of $0.00. Raise it: corral agents edit Asker -f monthly"
+        assert own in told
         assert terminal.json("status")["budget"]["status"] == "exceeded"
     finally:
         terminal("circuit-breakers", "force-close", "llm:scripted")
         terminal("cost", "budget", "set", "--limit", "none")
+        terminal("agents", "edit", "Asker", "-f", "monthly_budget_usd:=null")
 
 
 def test_approvals_name_who_asks(terminal: Terminal) -> None:

@@ -139,6 +139,7 @@ def test_a_task_whose_cost_limit_was_too_small_says_what_helps(terminal: Termina
     assert told[1].endswith("corral agents start Miser")
     terminal("tasks", "create", "--agent", "Miser", "Wait for me")
     assert "The agent is in the state error: its tasks failed in a row" in terminal("tasks", "explain", "Wait for me")
+    assert "\nHeld up\nWait for me: The agent is in the state error: its tasks failed" in terminal("status")
 
 
 def test_runs_are_named_by_their_workflow(terminal: Terminal) -> None:

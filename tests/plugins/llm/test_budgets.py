@@ -334,6 +334,10 @@ async def test_cost_8_an_agent_over_its_budget_is_paused_until_the_month_ends(wo
     await lease.ok("complete", {"result": {}})
     waiting = await world.task(agent_id=world.agent_id, max_cost_usd=0.05)
     assert await unmet(world, waiting) == ["agent_paused", "budget_agent"]
+    explained = (await world.member.get(f"/tasks/{waiting}/explain")).json()
+    paused = next(each for each in explained["conditions"] if each["code"] == "agent_paused")
+    assert paused["detail"].startswith("The agent is paused, because the budget of the agent ")
+    assert "corral agents edit " in paused["unblock"] and "corral agents resume" not in paused["unblock"]
     assert (await world.member.post(f"/agents/{world.agent_id}/start")).code == "budget_exhausted"
     ends = clock.parse_instant((await budget(world))["period_end"])
     clock.travel(ends - clock.time_s() + 1)

@@ -229,9 +229,7 @@ class TaskExplanations:
         else:
             found.append(_met("agent_started", "The agent is started."))
         if agent.status == "paused":
-            why = agent.status_reason or "paused"
-            how = f"Resume it: corral agents resume {name}"
-            found.append(_unmet("agent_paused", f"The agent is paused ({why}).", how, f"{href}/resume"))
+            found.append(_paused_unmet(agent, name))
         else:
             found.append(_met("agent_paused", "The agent is not paused."))
         if agent.can_claim and agent.active_tasks >= agent.max_concurrent_tasks:
@@ -376,6 +374,21 @@ def _availability_condition(row: TaskRow) -> Condition:
 def _tools_unmet(tools: Sequence[str], who: str, agent: str, enabled: Sequence[str], href: str) -> Condition:
     how = f"Enable them: corral agents edit {agent} --tool {' --tool '.join(enabled)}"
     return _unmet("tools_enabled", f"{who} {', '.join(tools)}.", how, href)
+
+
+def _paused_unmet(agent: AgentFacts, name: str) -> Condition:
+    """Return the unmet condition for a paused agent. `name` is the name as an argument of a command."""
+    href = f"/agents/{agent.id}"
+    if agent.status_reason == "budget":  # nobody resumes it before the budget leaves something
+        detail = f"The agent is paused, because the budget of the agent {agent.name} is used up."
+        how = (
+            f"Raise it: corral agents edit {name} -f monthly_budget_usd:=USD, or ask an admin to start the agent "
+            f"nevertheless: corral agents start {name} --override"
+        )
+        return _unmet("agent_paused", detail, how, f"{href}/budget")
+    why = {"manual": "", "stalled": ", because its tasks stalled"}.get(agent.status_reason or "manual")
+    detail = f"The agent is paused{f' ({agent.status_reason})' if why is None else why}."
+    return _unmet("agent_paused", detail, f"Resume it: corral agents resume {name}", f"{href}/resume")
 
 
 def _more_tasks(agent: str) -> str:
