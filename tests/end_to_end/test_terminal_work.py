@@ -137,7 +137,9 @@ def test_a_task_whose_cost_limit_was_too_small_says_what_helps(terminal: Termina
     terminal("dead-letter", "discard", "Cost too much")
     told = until(lambda: re.search(r"^agents: +Miser: (.*)$", terminal("status"), re.M))
     assert told[1].endswith("corral agents start Miser")
-    terminal("tasks", "create", "--agent", "Miser", "Wait for me")
+    created = terminal.run("tasks", "create", "--agent", "Miser", "Wait for me")
+    assert "warning: The agent is in the state error: " in created.stderr
+    assert "corral agents start Miser" in created.stderr
     assert "The agent is in the state error: its tasks failed in a row" in terminal("tasks", "explain", "Wait for me")
     assert "\nHeld up\nWait for me: The agent is in the state error: its tasks failed" in terminal("status")
 
@@ -274,7 +276,7 @@ def test_files_belong_to_tasks_by_their_titles(terminal: Terminal) -> None:
 
 def test_a_webhook_behind_an_open_breaker_says_so(terminal: Terminal) -> None:
     made = terminal("webhooks", "create", "http://receiver.invalid/hook", "--event", "task.created")
-    assert "Warning: the host name of the URL does not resolve" in made
+    assert "Warning: the host name does not resolve now; check its spelling" in made
     terminal("circuit-breakers", "force-open", BREAKER, "--reason", "The contract has ended.")
     test = ("webhooks", "test", "receiver.invalid")
     until(lambda: json.loads(terminal.run(*test, "--json").stdout)["error"] == "circuit_open")
@@ -338,6 +340,11 @@ def test_a_review_names_its_blockers_and_is_found_after_its_decision(terminal: T
     assert refused.returncode == 1
     assert f"\nblocker by user {EMAIL} x.py:1: This loses data.\n(" in refused.stderr
     assert "\nResolve one: corral reviews resolve " in refused.stderr
+    wrong = terminal.run("reviews", "approve", "Count on", "--sha256", "x")
+    assert (wrong.returncode, "--sha256 x is not a SHA-256, which has 64 hexadecimal digits" in wrong.stderr) == (
+        2,
+        True,
+    )
     terminal("reviews", "resolve", "Count on", "This loses")
     terminal("reviews", "approve", "Count on")
     assert re.search(r"^status: +approved$", terminal("reviews", "show", "count on"), re.M)

@@ -91,7 +91,7 @@ def request_reload(data_dir: Path) -> dict[int, Load | None]:
 
 
 def wait_for_reload(data_dir: Path, asked: dict[int, Load | None]) -> list[Reload]:
-    """Wait until each process that `request_reload` returned has reloaded or failed to, and return what became of it."""
+    """Wait until each process that `request_reload` returned has reloaded or failed to. Return what became of it."""
     end = time.monotonic() + RELOAD_SECONDS
     return [Reload(process, _next_load(data_dir, process, before, end)) for process, before in asked.items()]
 

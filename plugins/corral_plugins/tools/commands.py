@@ -13,6 +13,7 @@ from corral.cli.api_client import ApiClient
 from corral.cli.output import print_fields, print_table
 from corral.cli.request_body import body_option, field_option, read_body
 from corral.cli.server_connection import client_command
+from corral.cli.warning_texts import warnings_in_words
 
 TOOLS, SERVERS = "/tools", "/tools/mcp-servers"
 RISKS = ("read", "write", "external", "dangerous")
@@ -184,7 +185,7 @@ def _print_server(server: dict[str, Any], *, as_json: bool) -> None:
         "last error": server["last_error"],
         "listed": server["listed_at"],
         "ignored tools": server["ignored_tools"],
-        "warnings": server.get("warnings"),
+        "warnings": "\n".join(warnings_in_words(server.get("warnings") or ())),
     }
     print_fields(server, shown, as_json=as_json)
     if not as_json and server["tools"]:

@@ -11,10 +11,10 @@ from corral.cli.api_client import ApiClient
 from corral.cli.output import COLOURS, print_fields
 from corral.cli.server_connection import client_command
 from corral.cli.status_parts import MAX_NAMES, read_if_allowed, some_names
+from corral_plugins.tasks.commands.task_options import PASSING
 from corral_plugins.tasks.commands.tasks import print_tasks
 
 RUNNING = ("assigned", "running", "cancelling")
-PASSING = ("available_at", "agent_capacity", "worker_capacity")  # conditions that are met without anybody's help
 
 
 @click.command("status")
