@@ -271,6 +271,8 @@ def test_files_belong_to_tasks_by_their_titles(terminal: Terminal) -> None:
     shown = terminal("files", "show", "notes.txt")
     assert re.search(r"^task: +Read the file \(", shown, re.M)
     assert re.search(rf"^owner: +{re.escape(EMAIL)}$", shown, re.M)
+    nowhere = terminal.run("files", "download", "notes.txt", "--to", "missing/notes.txt")
+    assert (nowhere.returncode, "the folder missing does not exist" in nowhere.stderr) == (1, True)
     terminal("files", "delete", "notes.txt")
 
 
@@ -340,6 +342,14 @@ def test_a_review_names_its_blockers_and_is_found_after_its_decision(terminal: T
     assert refused.returncode == 1
     assert f"\nblocker by user {EMAIL} x.py:1: This loses data.\n(" in refused.stderr
     assert "\nResolve one: corral reviews resolve " in refused.stderr
+    terminal("reviews", "request-changes", "Count on")
+    early = terminal.run("reviews", "approve", "Count on")
+    assert (early.returncode, "changes were requested to Count on; approve the next revision" in early.stderr) == (
+        1,
+        True,
+    )
+    (terminal.folder / "blocked.patch").write_text("--- a/x.py\n+++ b/x.py\n@@ -1 +1 @@\n-one\n+three\n")
+    assert "is pending at revision 2." in terminal("reviews", "revise", "Count on", "blocked.patch")
     wrong = terminal.run("reviews", "approve", "Count on", "--sha256", "x")
     assert (wrong.returncode, "--sha256 x is not a SHA-256, which has 64 hexadecimal digits" in wrong.stderr) == (
         2,

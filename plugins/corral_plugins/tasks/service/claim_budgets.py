@@ -10,6 +10,7 @@ import math
 from typing import Any, NamedTuple
 
 import msgspec
+from peewee import fn
 
 from corral import clock
 from corral.database.unit import after_commit
@@ -23,7 +24,7 @@ from corral_plugins.cost.api import (
     TokenCounts,
     format_micro_usd,
 )
-from corral_plugins.tasks.models import TaskRow
+from corral_plugins.tasks.models import Task, TaskRow
 from corral_plugins.tasks.service.agent_models import AgentModels
 from corral_plugins.tasks.service.usual_costs import UsualCosts
 
@@ -114,8 +115,9 @@ class ClaimBudgets:
         model = self._models.first_usable(agent) if self.cost is not None else None
         if model is None or self.cost is None:
             return 0
-        texts = (agent.system_prompt, row.instructions)
-        tokens = TokenCounts(input_tokens=sum(map(len, texts)) // CHARACTERS_PER_TOKEN, output_tokens=1)
+        instructions = Task.select(fn.LENGTH(Task.instructions)).where(Task.id == row.id).scalar() or 0
+        characters = len(agent.system_prompt) + int(instructions)
+        tokens = TokenCounts(input_tokens=characters // CHARACTERS_PER_TOKEN, output_tokens=1)
         provider, _, name = model.name.partition("/")
         return self.cost.quote(provider, name, tokens, free=model.free).cost_micro_usd or 0
 
