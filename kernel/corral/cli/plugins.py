@@ -260,10 +260,10 @@ def _print_change(name: str, state: str, path: Path, changed: bool, as_json: boo
     reloads = wait_for_reload(data_dir, asked)
     failures = [told for each in reloads if (told := _failure(each, name))]
     others = [line for each in reloads if each.load for line in each.load.plugins if not _is_about(line, name)]
-    told = {"name": name, "state": state, "file": str(path), "changed": changed, "reloading": len(asked)}
+    facts = {"name": name, "state": state, "file": str(path), "changed": changed, "reloading": len(asked)}
     when = "" if failures else RELOADED if asked else NEXT_START
     text = f"{name} is {state} in {path}. {when}" if changed else f"{name} is already {state}; {path} was not changed."
-    output.print_value({**told, "failures": failures}, as_json=as_json, text=text.rstrip())
+    output.print_value({**facts, "failures": failures}, as_json=as_json, text=text.rstrip())
     for line in dict.fromkeys(others):
         click.echo(f"{click.style('warning', fg='yellow')}: {line}", err=True)
     if failures:

@@ -196,7 +196,7 @@ async def test_a_task_that_is_too_expensive_does_not_hold_up_the_others(world: W
 
 async def test_a_cost_limit_below_the_smallest_call_is_told_at_once(world: World) -> None:
     for limit, told in ((0.000001, 1), (1, 0)):
-        task_id = await world.task(max_cost_usd=limit, instructions="Count the words. " * 500)
+        task_id = await world.task(agent_id=world.agent_id, max_cost_usd=limit, instructions="Count the words. " * 500)
         warnings = (await world.member.get(f"/tasks/{task_id}/explain")).json()["warnings"]
         assert len(warnings) == told
         if told:
