@@ -9,9 +9,11 @@ import pytest
 from tests.plugins.workflows.conftest import World, statuses, step, steps_of, transform
 
 from corral import clock
+from corral.events.consumers import POISON_TRIES
+from corral.events.log import LoggedEvent
 from corral_plugins.workflows import jobs as workflow_jobs
 from corral_plugins.workflows.models import Run, StepRun, WorkflowVersion
-from corral_plugins.workflows.service import containers, definitions
+from corral_plugins.workflows.service import containers, definitions, event_waits
 
 BAD = "{{ input.absent }}"
 
@@ -32,6 +34,7 @@ async def answer(world: World, run_id: str, name: str, given: Any = 1) -> None:
     await world.ok("POST", f"/workflow-runs/{run_id}/steps/{name}/input", {"input": given})
 
 
+@pytest.mark.one_engine
 async def test_a_failed_step_stops_the_run_and_runs_the_failure_step(world: World) -> None:
     run = await world.run(
         transform("bad", BAD),
@@ -45,6 +48,7 @@ async def test_a_failed_step_stops_the_run_and_runs_the_failure_step(world: Worl
     assert "after" not in {each["name"] for each in run["steps"]}
 
 
+@pytest.mark.one_engine
 async def test_on_error_continue_and_run_if(world: World) -> None:
     run = await world.run(
         transform("bad", BAD, on_error="continue"),
@@ -61,6 +65,7 @@ async def test_on_error_continue_and_run_if(world: World) -> None:
     assert steps_of(run)["success"]["reason"] == "upstream_failed"
 
 
+@pytest.mark.one_engine
 async def test_on_error_goto_jumps_forward(world: World) -> None:
     steps = (transform("bad", BAD, on_error="goto:last"), transform("middle", 1), transform("last", 2))
     run = await world.run(*steps)
@@ -137,6 +142,7 @@ async def test_the_time_limit_does_not_count_time_for_people(world: World) -> No
     assert (run["status"], run["error"]["kind"]) == ("failed", "timeout")
 
 
+@pytest.mark.one_engine
 async def test_an_unanswered_question_expires(world: World) -> None:
     question = step("one", "input", {"prompt": "?", "expires_in_seconds": 30}, on_error="continue")
     run_id = await world.start(await world.workflow(question, transform("after", 1, run_if="any_failed")))
@@ -171,6 +177,7 @@ async def test_the_limit_on_active_runs(world: World, on_limit: str) -> None:
         await world.until(run_id, "waiting")
 
 
+@pytest.mark.one_engine
 async def test_the_first_branch_ends_the_others(world: World) -> None:
     branches = [
         {"name": "fast", "steps": [transform("now", 1)]},
@@ -208,6 +215,7 @@ async def test_a_while_loop_and_nested_loops(world: World) -> None:
     assert found["x[0][1]"]["output"] == 20
 
 
+@pytest.mark.one_engine
 async def test_a_workflow_runs_another_one(world: World) -> None:
     child = await world.workflow(transform("double", "{{ input.n * 2 }}"))
     call = step("call", "workflow", {"workflow_id": child, "input": {"n": "{{ input.n }}"}})
@@ -230,6 +238,52 @@ async def test_a_step_waits_for_an_event(world: World) -> None:
     assert run["output"]["await"]["event"]["data"]["name"] == "second"
 
 
+async def test_a_step_waits_only_for_events_that_the_starter_may_read(world: World) -> None:
+    workflow_id = await world.workflow(step("await", "wait", {"event": {"event": "invitation.created"}}))
+    by_member = await world.start(workflow_id)
+    by_admin: str = (await world.ok("POST", f"/workflows/{workflow_id}/run", {"input": {}}, by=world.admin))["id"]
+    for run_id in (by_member, by_admin):
+        await world.until(run_id, "waiting")
+    await world.ok("POST", "/admin/invitations", {"email": "new@example.org"}, by=world.admin)
+    await world.kit.events()
+    await world.kit.run_schedule("workflows.sweep")
+    run = await world.until(by_admin)
+    assert run["output"]["await"]["event"]["event"] == "invitation.created"
+    await world.settle()
+    assert (await world.read(by_member))["status"] == "waiting"
+
+
+async def test_an_event_that_cannot_be_handled_for_a_step_is_skipped_after_five_tries(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    complete = event_waits._complete
+
+    def break_on_poison(row: Any, event: LoggedEvent) -> None:
+        if event.payload()["name"] == "poison" and row.run_id == broken:
+            raise RuntimeError("poison")
+        complete(row, event)
+
+    monkeypatch.setattr(event_waits, "_complete", break_on_poison)
+    workflow_id = await world.workflow(step("await", "wait", {"event": {"event": "agent.created"}}))
+    broken, *others = [await world.start(workflow_id) for _ in range(3)]
+    for run_id in (broken, *others):
+        await world.until(run_id, "waiting")
+    await world.ok("POST", "/agents", {"name": "poison"})
+    await world.kit.events()
+    await world.kit.run_schedule("workflows.sweep")
+    for run_id in others:
+        assert (await world.until(run_id))["output"]["await"]["event"]["data"]["name"] == "poison"
+    for _ in range(POISON_TRIES):
+        await world.kit.run_schedule("workflows.sweep")
+    assert (await world.read(broken))["status"] == "waiting"
+    await world.ok("POST", "/agents", {"name": "next"})
+    alerts = [each.payload() for each in await world.kit.events() if each.type == "system.alert"]
+    assert [(alert["kind"], alert["object"]["id"]) for alert in alerts] == [("consumer_behind", broken)]
+    await world.kit.run_schedule("workflows.sweep")
+    assert (await world.until(broken))["output"]["await"]["event"]["data"]["name"] == "next"
+
+
+@pytest.mark.one_engine
 async def test_events_of_a_run_are_listed_and_streamed(world: World) -> None:
     run = await world.run(transform("one", 1))
     await world.kit.events()
@@ -372,6 +426,7 @@ async def test_runs_that_ended_long_ago_are_deleted_with_the_versions_of_deleted
     assert await world.kit.work(lambda: [row.workflow_id for row in WorkflowVersion.select()]) == [waiting]
 
 
+@pytest.mark.one_engine
 @pytest.mark.parametrize("on_item_error", ["fail", "collect"])
 async def test_nested_loops_end_at_the_maximum_number_of_steps_of_a_run(
     world: World, monkeypatch: pytest.MonkeyPatch, on_item_error: str

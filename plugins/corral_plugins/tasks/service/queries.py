@@ -135,7 +135,7 @@ def _last_indexed() -> tuple[str, str]:
 def index_next_tasks() -> bool:
     """Add the next batch of tasks that were created more than 30 s ago to the search index.
 
-    Return whether there may be further tasks to index.
+    Return whether there may be further tasks to index. If not, merge the index a little.
     """
     created_at, task_id = _last_indexed()
     after = (Task.created_at >= created_at) & ((Task.created_at > created_at) | (Task.id > task_id))
@@ -152,7 +152,10 @@ def index_next_tasks() -> bool:
         fields = [SearchDocument.created_at, SearchDocument.task_id]
         SearchDocument.insert_many(found, fields=fields).on_conflict_ignore().execute()
         INDEX.add(f"{_TEXTS} WHERE d.n > ?", [before])
-    return len(found) == INDEX_CHUNK
+    if len(found) == INDEX_CHUNK:
+        return True
+    INDEX.merge()
+    return False
 
 
 def rebuild_search_index() -> None:
