@@ -10,10 +10,9 @@ from urllib.parse import quote
 import click
 
 from corral.cli.api_client import ApiClient
-from corral.cli.output import print_fields, print_table
+from corral.cli.output import print_fields, print_table, warnings_in_words
 from corral.cli.request_body import body_option, field_option, read_body
 from corral.cli.server_connection import client_command
-from corral.cli.warning_texts import warnings_in_words
 
 TOOLS, SERVERS = "/tools", "/tools/mcp-servers"
 RISKS = ("read", "write", "external", "dangerous")
