@@ -10,18 +10,29 @@ import time
 from typing import Any
 
 import pytest
-from tests.kernel.http.conftest import SLOW_READ, Thing
+import pytest_asyncio
+from tests.kernel.http.conftest import SLOW_READ, ProbePlugin, Thing
 from tests.limits import within
+from tests.shared_kernels import on_the_loop_of_the_module
 
 from corral.asgi.endpoint import INLINE_BELOW
 from corral.http.client_address import Hosts
 from corral.http.idempotency import IdempotencyRow
+from corral.ids import new_id
 from corral.testing.kit import PASSWORD, Kit
 from corral_core.accounts.models import UserRow
 
 BOTH_WAYS = pytest.mark.parametrize(
     "probe", [{"server.fast_dispatch": True}, {"server.fast_dispatch": False}], indirect=True, ids=["table", "quart"]
 )
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=[True, False], ids=["table", "quart"])
+async def shared_probe(make_shared_kit: Any, request: pytest.FixtureRequest) -> Kit:
+    """A kernel with the probe, for the tests in which every request is refused."""
+    kit: Kit = await make_shared_kit(plugins=[ProbePlugin], config={"server.fast_dispatch": request.param})
+    await kit.work(lambda: Thing._meta.database.create_tables([Thing]))
+    return kit
 
 
 @pytest.mark.one_engine
@@ -113,7 +124,6 @@ async def test_credentials(probe: Kit) -> None:
 
 
 @pytest.mark.one_engine
-@BOTH_WAYS
 @pytest.mark.parametrize(
     ("content", "status", "code", "pointer"),
     [
@@ -134,8 +144,11 @@ async def test_credentials(probe: Kit) -> None:
         (b"[]", 422, "validation_error", ""),
     ],
 )
-async def test_t2_to_t6_bad_bodies(probe: Kit, content: bytes, status: int, code: str, pointer: str | None) -> None:
-    member = await probe.as_user()
+@on_the_loop_of_the_module
+async def test_t2_to_t6_bad_bodies(
+    shared_probe: Kit, content: bytes, status: int, code: str, pointer: str | None
+) -> None:
+    member = await shared_probe.as_user(email=f"{new_id()}@example.org")
     answer = await member.post("/probe/things", content=content)
     assert (answer.status, answer.code) == (status, code), answer
     assert answer.headers["content-type"] == "application/problem+json"

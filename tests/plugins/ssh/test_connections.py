@@ -5,15 +5,19 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import asyncssh
 import pytest
+import pytest_asyncio
 from tests.plugins.ssh.conftest import PASSWORD, Fleet, Machine, _Gate, _Shell
+from tests.shared_kernels import on_the_loop_of_the_module
 
 from corral import clock
 from corral.errors import Forbidden
+from corral.testing.kit import Client
 from corral_plugins.secrets.service.redactor_values import RedactorValues
 from corral_plugins.ssh.jobs import reap_executions, sweep_executions
 from corral_plugins.ssh.service import session
@@ -53,6 +57,13 @@ def test_argv_is_quoted() -> None:
     assert quote_argv(["echo", "it's", "$HOME; id"]) == "echo 'it'\"'\"'s' '$HOME; id'"
 
 
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared_admin(make_shared_kit: Callable[..., Any]) -> Client:
+    """An admin for the tests in which every request is refused."""
+    kit = await make_shared_kit(plugins=("secrets", "ssh"))
+    return await kit.as_user("admin")
+
+
 @pytest.mark.one_engine
 @pytest.mark.parametrize(
     ("fields", "pointer", "code"),
@@ -68,18 +79,18 @@ def test_argv_is_quoted() -> None:
         ({"port": 25, "hostname": "bad host"}, "/hostname", "egress.address"),
     ],
 )
-async def test_refused_fields(make_kit: Any, fields: dict[str, Any], pointer: str, code: str) -> None:
-    kit = await make_kit(plugins=("secrets", "ssh"))
-    admin = await kit.as_user("admin")
-    answer = await admin.post("/ssh-connections", {**BASE, **fields})
+@on_the_loop_of_the_module
+async def test_refused_fields(shared_admin: Client, fields: dict[str, Any], pointer: str, code: str) -> None:
+    answer = await shared_admin.post("/ssh-connections", {**BASE, **fields})
     assert answer.status == 422, answer
     assert [(each["pointer"], each["code"]) for each in answer.json()["errors"]] == [(pointer, code)]
 
 
 @pytest.mark.one_engine
+@pytest.mark.filterwarnings("ignore:.*bcrypt.kdf:UserWarning")  # few rounds, because the key is that of a test
 async def test_weak_and_locked_keys_are_refused(fleet: Fleet) -> None:
     weak = asyncssh.generate_private_key("ssh-rsa", key_size=1024).export_private_key().decode()
-    locked = asyncssh.generate_private_key("ssh-ed25519").export_private_key(passphrase="right").decode()
+    locked = asyncssh.generate_private_key("ssh-ed25519").export_private_key(passphrase="right", rounds=1).decode()
     for fields, pointer in (
         ({"private_key": weak}, "/private_key"),
         ({"private_key": locked}, "/passphrase"),
