@@ -197,6 +197,18 @@ async def test_a_task_that_is_too_expensive_does_not_hold_up_the_others(world: W
     assert await unmet(world, expensive) == ["budget_global"]
 
 
+async def test_a_cost_limit_below_the_smallest_call_is_told_at_once(world: World) -> None:
+    for limit, told in ((0.000001, 1), (1, 0)):
+        task_id = await world.task(agent_id=world.agent_id, max_cost_usd=limit, instructions="Count the words. " * 500)
+        warnings = (await world.member.get(f"/tasks/{task_id}/explain")).json()["warnings"]
+        assert len(warnings) == told
+        if told:
+            assert warnings[0].startswith(
+                "The cost limit of the task leaves $0.000001, but the smallest call to its model"
+            )
+            assert warnings[0].endswith(f"corral api PATCH /tasks/{task_id} -f max_cost_usd:=USD")
+
+
 async def test_agents_with_free_models_pass_every_budget(world: World) -> None:
     await budget(world, monthly_limit=0)
     paid = await world.task(agent_id=world.agent_id, priority="critical")
@@ -340,6 +352,11 @@ async def test_cost_8_an_agent_over_its_budget_is_paused_until_the_month_ends(wo
     await lease.ok("complete", {"result": {}})
     waiting = await world.task(agent_id=world.agent_id, max_cost_usd=0.05)
     assert await unmet(world, waiting) == ["agent_paused", "budget_agent"]
+    explained = (await world.member.get(f"/tasks/{waiting}/explain")).json()
+    paused = next(each for each in explained["conditions"] if each["code"] == "agent_paused")
+    assert paused["detail"].startswith("The agent is paused, because the budget of the agent ")
+    assert "corral agents edit " in paused["unblock"]
+    assert "corral agents resume" not in paused["unblock"]
     assert (await world.member.post(f"/agents/{world.agent_id}/start")).code == "budget_exhausted"
     ends = clock.parse_instant((await budget(world))["period_end"])
     clock.travel(ends - clock.time_s() + 1)

@@ -66,8 +66,12 @@ async def test_a_mail_has_text_html_and_links(mailing: Notified, smtp: MailServe
     assert mail["Bcc"] is None
     text: Any = mail.get_body(("plain",))
     page: Any = mail.get_body(("html",))
-    assert "https://corral.example/console/tasks/one" in text.get_content()
-    assert "https://corral.example/console/notifications/preferences" in text.get_content()
+    assert "https://corral.example/api/v1/tasks/one" in text.get_content()
+    assert "https://corral.example/api/v1/notifications/preferences" in text.get_content()
+    lines = text.get_content().splitlines()
+    assert "See it: corral tasks show one" in lines
+    assert "Change what you are told: corral notifications preferences" in lines
+    assert "/console" not in text.get_content() + page.get_content()
     assert "<b>bold</b>" not in page.get_content()
     assert "&lt;b&gt;bold&lt;/b&gt;" in page.get_content()
     assert "a &amp; b" in page.get_content()

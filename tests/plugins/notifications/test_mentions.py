@@ -73,7 +73,7 @@ async def test_a_mention_in_a_comment_on_a_code_review(make_kit: Callable[..., A
     await world.ok(world.member.post(f"/code-reviews/{review['id']}/comment", comment), 201)
     assert await titles(world, world.stranger) == ["You were mentioned in a comment on a code review"]
     [row] = await world.inbox(world.stranger)
-    assert (row["type"], row["href"]) == ("mention", f"/console/code-reviews/{review['id']}")
+    assert (row["type"], row["href"]) == ("mention", f"/api/v1/code-reviews/{review['id']}")
     assert await titles(world, world.admin) == []
 
 

@@ -9,6 +9,7 @@ the tests of `corral-mcp`.
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import re
 from collections.abc import Callable
@@ -199,6 +200,18 @@ async def test_tools_9_check_and_call_agree(world: World, long_form: bool) -> No
     On PostgreSQL the short form has a fifth of them: the decision is the same, only its inputs are stored elsewhere.
     """
     whole = long_form or world.kit.kernel.config.database.url.startswith("sqlite")
+    agents: dict[str, tuple[str, dict[bool, Run]]] = {}
+    seen = set()
+    for number, case in enumerate(combinations(derandomize=not long_form)[:: 1 if whole else 5]):
+        verdict, called = await both(world, agents, case, f"c{number}")
+        assert verdict == called, case
+        seen.add(verdict)
+    assert len(seen) >= 5
+
+
+@functools.cache
+def combinations(*, derandomize: bool) -> list[dict[str, Any]]:
+    """Return 500 combinations of what a decision depends on, generated once for both engines."""
     names = ["test.write", "test.read", "test.page", "test.danger", "no.such"]
     cases: list[dict[str, Any]] = []
 
@@ -206,7 +219,7 @@ async def test_tools_9_check_and_call_agree(world: World, long_form: bool) -> No
         max_examples=500,
         database=None,
         deadline=None,
-        derandomize=not long_form,
+        derandomize=derandomize,
         suppress_health_check=list(HealthCheck),
     )
     @given(
@@ -227,13 +240,7 @@ async def test_tools_9_check_and_call_agree(world: World, long_form: bool) -> No
         cases.append(case)
 
     generate()
-    agents: dict[str, tuple[str, dict[bool, Run]]] = {}
-    seen = set()
-    for number, case in enumerate(cases[:: 1 if whole else 5]):
-        verdict, called = await both(world, agents, case, f"c{number}")
-        assert verdict == called, case
-        seen.add(verdict)
-    assert len(seen) >= 5
+    return cases
 
 
 async def both(
