@@ -92,7 +92,7 @@ async def test_uploads_of_machines_with_a_secret_are_refused(hall: Hall) -> None
     await hall.admin.post("/auth/reauth", {"password": PASSWORD})
     stored = await hall.admin.post("/secrets", {"name": "DEPLOY_KEY", "value": VALUE})
     assert stored.status == 201, stored
-    await hall.kit.service(RedactorValues).refresh_redactor()  # at the latest after 2 s, without being told
+    await hall.kit.service(RedactorValues).refresh()  # at the latest after 2 s, without being told
     task = await hall.task()
     lease = await hall.worker.run()
     agent = hall.agent_client(lease)

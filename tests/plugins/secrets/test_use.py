@@ -142,7 +142,7 @@ async def test_a_process_that_uses_a_value_tells_its_redactor_without_waiting_fo
 ) -> None:
     one = await Safe().build(await make_kit(plugins=PLUGINS))
     two = await Safe().reopen(await make_kit(plugins=PLUGINS))
-    monkeypatch.setattr(redactor_values, "CHANGES", frozenset())  # no event wakes a process
+    monkeypatch.setattr(redactor_values.RedactorValues, "changes", ())  # no event wakes a process
     await one.create(name="hook")
     await one.work(lambda: one.service.attach("hook", SHOP, title="Acme", pointer="/x", by=None))
 

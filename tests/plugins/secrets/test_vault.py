@@ -325,6 +325,16 @@ async def test_the_environment_pins_secrets(make_kit: Callable[..., Any]) -> Non
     assert (await safe.events("secret.revealed"))[-1]["name"] == "PINNED"
 
 
+async def test_the_values_of_secrets_with_the_same_name_are_all_redacted(make_kit: Callable[..., Any]) -> None:
+    values = ["the pinned value of it", "a value that is deleted", "a value that is stored"]
+    safe = await Safe().build(await make_kit(plugins=PLUGINS))
+    deleted = await safe.create(values[1], name="SAME")
+    assert (await safe.admin.delete(f"/secrets/{deleted['id']}")).status == 204
+    await safe.create(values[2], name="SAME")
+    safe = await Safe().reopen(await make_kit(plugins=PLUGINS, environ={"CORRAL_SECRET_SAME": values[0]}))
+    assert [safe.kit.kernel.redactor.redact(value) for value in values] == ["[redacted]"] * 3
+
+
 @pytest.mark.one_engine
 async def test_a_person_is_shown_thirty_values_an_hour(make_kit: Callable[..., Any]) -> None:
     plugins = (*PLUGINS, "security")

@@ -127,7 +127,7 @@ async def test_a_credential_in_the_words_of_a_machine_is_redacted(
 
     monkeypatch.setattr(_Gate, "validate_password", repeat)
     connection = await fleet.trusted()
-    await fleet.kit.service(RedactorValues).refresh_redactor()  # at the latest after 2 s, without being told
+    await fleet.kit.service(RedactorValues).refresh()  # at the latest after 2 s, without being told
     for path, body in (("test", None), ("execute", {"command": "true"})):
         answer = await fleet.post(f"{connection}/{path}", body)
         assert (answer.status, answer.code, PASSWORD in answer.body.decode()) == (502, "ssh_connect_failed", False)
@@ -238,6 +238,31 @@ async def test_commands_of_dead_processes_are_reaped_and_old_ones_removed(fleet:
 
     await sweep_executions(work, fleet.kit.service(Settings))
     assert await work(lambda: Execution.select().count(), read=True) == 0
+
+
+async def test_a_command_whose_process_tells_that_it_is_alive_in_the_meantime_is_not_reaped(
+    fleet: Fleet, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from corral_plugins.ssh.models import Execution
+    from corral_plugins.ssh.service.executions import SshExecutions
+
+    connection = await fleet.trusted()
+    await fleet.run(connection, "true")
+    work, executions, update = fleet.kit.kernel.database.work, fleet.kit.service(SshExecutions), Execution.update
+    await work(lambda: Execution.update(status="running", alive_until=clock.now(-1)).execute())
+
+    def update_after_it_was_renewed(*arguments: Any, **named: Any) -> Any:
+        with monkeypatch.context() as undisturbed:
+            undisturbed.setattr(Execution, "update", update)
+            (row,) = Execution.select()
+            assert executions.renew(row.id)
+        return update(*arguments, **named)
+
+    monkeypatch.setattr(Execution, "update", update_after_it_was_renewed)
+    await reap_executions(work, executions)
+    assert [each["status"] for each in await fleet.executions(connection)] == ["running"]
+    told = [json.loads(event.data)["status"] for event in await fleet.kit.events() if event.type == "ssh.executed"]
+    assert told == ["completed"]
 
 
 @pytest.mark.one_engine
