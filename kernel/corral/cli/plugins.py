@@ -41,7 +41,7 @@ def plugins_command(ctx: click.Context, config_path: Path | None, as_json: bool)
 def list_(config_path: Path | None, as_json: bool) -> None:
     """List all installed plugins and their states.
 
-    The plugins are imported but not started; corral doctor and corral plugins show start them.
+    The plugins are imported but not started; `corral doctor` and `corral plugins show` start them.
     """
     _list(config_path, as_json)
 
@@ -102,9 +102,9 @@ def disable(name: str, config_path: Path | None, as_json: bool) -> None:
 @click.argument("schedule")
 @client_command
 def run_schedule(client: ApiClient, name: str, schedule: str, as_json: bool) -> None:
-    """Run a schedule of a plugin now, for example corral plugins run echo echo.report.
+    """Run a schedule of a plugin now, for example `corral plugins run echo echo.report`.
 
-    The server runs the schedule. This command needs the session of an admin, from corral login.
+    The server runs the schedule. This command needs the session of an admin; sign in with `corral login`.
     """
     path = f"/plugins/{quote(name, safe='')}/schedules/{quote(schedule, safe='')}/run"
     found = client.send("POST", path)
@@ -115,7 +115,7 @@ def run_schedule(client: ApiClient, name: str, schedule: str, as_json: bool) -> 
 
 def _run_result(plugin: str, found: dict[str, Any]) -> str:
     if found["running"]:
-        return f"{found['name']} is still running; corral api GET /plugins/{plugin} shows its result."
+        return f"{found['name']} is still running; `corral api GET /plugins/{plugin}` shows its result."
     if found["error"]:
         return f"{found['name']} failed: {found['error']}"
     return f"{found['name']} ran. It runs again at {found['next_at']} ({found['timing']})."
@@ -164,7 +164,7 @@ def _purgeable(config: Config, name: str) -> list[str]:
             f"{name} is protected and cannot be purged, because the installation is not secure without it"
         )
     if item is not None and item.state != "disabled":
-        raise click.ClickException(f"{name} is {item.state}; run corral plugins disable {name} first")
+        raise click.ClickException(f"{name} is {item.state}; run `corral plugins disable {name}` first")
     return [item.name for item in plugins]
 
 
