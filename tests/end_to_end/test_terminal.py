@@ -212,7 +212,7 @@ def test_a_task_is_created_watched_answered_and_shown(terminal: Terminal) -> Non
     assert (shown["priority"], shown["tags"], shown["result"]) == ("high", ["a"], {"text": "so blue"})
     assert "Step 2: scripted/asks" in terminal("tasks", "logs", made["id"], "--follow")
     logs = terminal.run("tasks", "logs", "Paint it")
-    assert "claim 2 of the task; --claim 1 shows what happened earlier" in logs.stderr
+    assert "claim 2 of the task; --claim 1 shows the earlier logs" in logs.stderr
     assert "Step 1: scripted/asks" in terminal("tasks", "logs", "Paint it", "--claim", "1")
     assert re.search(r"^worker: +embedded$", terminal("tasks", "show", "Paint it"), re.MULTILINE)
     began = time.monotonic()

@@ -322,7 +322,7 @@ def test_config_check_tells_what_is_wrong(corral: Any) -> None:
     corral.configure('[plugins.llm.providers.mine]\nkind = "opnai"\nbase_url = "http://127.0.0.1:9/v1"\n')
     done = corral("config", "check")
     assert done.status == 1
-    assert "plugin llm is failed: ValueError: llm.providers.mine.kind: must be one of anthropic, openai, scripted" in done.out
+    assert "llm is failed: ValueError: llm.providers.mine.kind: must be one of anthropic, openai, scripted" in done.out
     corral.configure('[plugins.llm.providers.mine]\nkind = "openai"\nmodels = ["llama3.2"]\n')
     assert (
         "llm.providers.mine: Invalid enum value 'llama3.2' - at `$.models[0]` (a model is {id ="

@@ -223,7 +223,7 @@ def test_purge_asks_for_the_name_and_drops_the_tables_of_a_disabled_plugin(two: 
     environ = {"CORRAL_DATA_DIR": str(two.home / "data")}
     assert two("migrate", environ=environ).status == 0
     assert (
-        "run corral plugins disable steady first"
+        "run `corral plugins disable steady` first"
         in two("plugins", "purge", "steady", stdin="steady\n", environ=environ).err
     )
     two("plugins", "disable", "steady", environ=environ)
