@@ -149,7 +149,7 @@ async def test_a_schedule_whose_process_was_killed_is_repeated(make_kit: MakeKit
     (killed, other) = await processes(kit, "daily.tick", 2)
     await check(killed)
     clock.travel(DAY)
-    _, is_claimed = await kit.work(lambda: killed.claim_schedule("daily.tick"))
+    ((_, is_claimed),) = await kit.work(lambda: killed.claim_schedules(["daily.tick"]))
     assert is_claimed  # and the process is gone
     await check(other)
     assert runs == []
@@ -187,9 +187,9 @@ async def test_a_run_that_lost_its_lease_undoes_what_it_did(
 ) -> None:
     kit = await make_kit(plugins=[daily([], "07:30", "UTC")])
     runner = kit.kernel.runner
-    row, _ = await kit.work(lambda: runner.claim_schedule("daily.tick", due=True))
+    ((row, _),) = await kit.work(lambda: runner.claim_schedules(["daily.tick"], due=True))
     clock.travel(SCHEDULE_LEASE_SECONDS + 1)
-    _, is_claimed = await kit.work(lambda: runner.claim_schedule("daily.tick"))
+    ((_, is_claimed),) = await kit.work(lambda: runner.claim_schedules(["daily.tick"]))
     assert is_claimed
     with caplog.at_level(logging.WARNING, "corral.jobs"):
         assert type(await runner.start_schedule(row)).__name__ == "LeaseLost"

@@ -323,7 +323,7 @@ class Pipeline:
             return await self.database.work(unit, entry=entry)
         began = time.perf_counter()
         try:
-            if endpoint.inline and self.database.inline_reads:
+            if endpoint.inline:
                 try:
                     return self.database.read_now(unit, entry)
                 except InlineReadTimeout:

@@ -46,7 +46,6 @@ class Database(abc.ABC):
     kind: ClassVar[str]  # sqlite | postgresql; for this package and the event log only
     is_file: ClassVar[bool]
     """Whether the database is a file that the processes of one machine share."""
-    inline_reads: ClassVar[bool]
 
     def __init__(self, engine: peewee.Database) -> None:
         self.engine = engine
@@ -91,12 +90,10 @@ class Database(abc.ABC):
 
     async def read(self, fn: Callable[[], T], entry: UnitContext) -> T:
         """Run a short read, on the event loop if the engine supports it, otherwise in the pool."""
-        if self.inline_reads:
-            try:
-                return self.read_now(fn, entry)
-            except InlineReadTimeout:
-                pass
-        return await self.work(fn, entry=entry, read=True)
+        try:
+            return self.read_now(fn, entry)
+        except InlineReadTimeout:
+            return await self.work(fn, entry=entry, read=True)
 
     @abc.abstractmethod
     def ping(self) -> None:

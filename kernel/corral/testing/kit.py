@@ -241,7 +241,7 @@ class Kit:
         runner = self.kernel.runner
         if name not in runner.schedules:
             raise LookupError(f"no active plugin has the schedule {name}; there are {', '.join(runner.schedules)}")
-        row, is_claimed = await self.work(lambda: runner.claim_schedule(name, due=True))
+        ((row, is_claimed),) = await self.work(lambda: runner.claim_schedules([name], due=True))
         if not is_claimed:
             raise RuntimeError(f"the schedule {name} is already running")
         if failure := await runner.start_schedule(row):

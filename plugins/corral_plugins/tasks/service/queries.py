@@ -137,22 +137,26 @@ def index_next_tasks() -> bool:
 
     Return whether there may be further tasks to index.
     """
-    created_at, task_id = _last_indexed()
-    after = (Task.created_at >= created_at) & ((Task.created_at > created_at) | (Task.id > task_id))
     before = int(execute("SELECT COALESCE(MAX(n), 0) FROM tasks_documents").fetchone()[0])
-    query = (
-        Task.select(Task.created_at, Task.id)
-        .where(after & (Task.created_at <= clock.now(-SETTLED_SECONDS)))
-        .order_by(Task.created_at, Task.id)
-        .limit(INDEX_CHUNK)
-    )
     # Locked, so that the text cannot change between reading and indexing it.
-    found = list(locked(query, share=True).tuples())
+    found = list(locked(_tasks_to_index().limit(INDEX_CHUNK), share=True).tuples())
     if found:
         fields = [SearchDocument.created_at, SearchDocument.task_id]
         SearchDocument.insert_many(found, fields=fields).on_conflict_ignore().execute()
         INDEX.add(f"{_TEXTS} WHERE d.n > ?", [before])
     return len(found) == INDEX_CHUNK
+
+
+def has_tasks_to_index() -> bool:
+    """Return whether `index_next_tasks` would add tasks to the search index."""
+    return bool(_tasks_to_index().limit(1).exists())
+
+
+def _tasks_to_index() -> Any:
+    created_at, task_id = _last_indexed()
+    after = (Task.created_at >= created_at) & ((Task.created_at > created_at) | (Task.id > task_id))
+    query = Task.select(Task.created_at, Task.id).where(after & (Task.created_at <= clock.now(-SETTLED_SECONDS)))
+    return query.order_by(Task.created_at, Task.id)
 
 
 def rebuild_search_index() -> None:
@@ -268,12 +272,17 @@ def extend_anchors() -> bool:
     A page anchor saves a position in the list of all tasks, so that pages at large offsets are found quickly. A task is
     settled if it was created more than 60 s ago, because a later commit can then no longer add a task that is older.
     """
+    found = next_anchor()
+    if found is not None:
+        _INSERT.run({"created_at": found[0], "id": found[1]})
+    return found is not None
+
+
+def next_anchor() -> tuple[str, str] | None:
+    """Return the position of the page anchor that is missing, or None."""
     last = _LAST_ANCHOR.one({}) or BEFORE_ALL
     found = _NTH_AFTER.one({"created_at": last[0], "id": last[1], "offset": ANCHOR_INTERVAL - 1})
-    if found is None or found[0] > clock.now(-SETTLED_AFTER):
-        return False
-    _INSERT.run({"created_at": found[0], "id": found[1]})
-    return True
+    return None if found is None or found[0] > clock.now(-SETTLED_AFTER) else (found[0], found[1])
 
 
 def decrement_anchor(created_at: str, task_id: str) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import peewee
 
-from corral.database.engine import Work
+from corral.database.engine import Database
 from corral.database.unit import SYSTEM, UnitContext
 from corral.errors import Problem
 from corral.events import log as event_log
@@ -31,8 +31,8 @@ LOOK_SECONDS = 1.0
 class EventWaits:
     """Looks for the events that steps wait for."""
 
-    def __init__(self, work: Work, expressions: Expressions) -> None:
-        self._work, self._expressions = work, expressions
+    def __init__(self, database: Database, expressions: Expressions) -> None:
+        self._database, self._work, self._expressions = database, database.work, expressions
 
     async def run(self) -> None:
         """Look for events until cancelled."""
@@ -44,7 +44,7 @@ class EventWaits:
         """Complete the steps whose event has come."""
         last = ("", "")
         while True:
-            rows, events, place = await self._work(functools.partial(_read, last), entry=ENTRY, read=True)
+            rows, events, place = await self._database.read(functools.partial(_read, last), ENTRY)
             left = [row.id for row in rows if not await self._complete_one(row, events)]
             if left:
                 await self._work(functools.partial(_move, left, place), entry=ENTRY)
