@@ -12,6 +12,7 @@ import pytest
 from tests.kernel.isolation.misbehaving import plugin, until
 
 from corral import clock
+from corral.database.unit import after_commit
 from corral.jobs.job import Schedule, ScheduleRow, TimeOfDay
 from corral.jobs.runner import SCHEDULE_LEASE_SECONDS, JobRunner
 from corral.testing.kit import Kit
@@ -141,6 +142,46 @@ async def test_two_processes_that_claim_in_the_same_millisecond_run_it_once(
     monkeypatch.setattr(clock, "time_s", lambda: now)
     await check(*many)
     assert len(runs) == 1
+
+
+async def test_schedules_that_are_due_together_are_claimed_in_one_unit(
+    make_kit: MakeKit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs: list[str] = []
+
+    def schedule(number: int) -> Schedule:
+        async def report() -> None:
+            runs.append(f"many.tick{number}")
+
+        def write() -> None:  # may run again if its unit does, which is undone then
+            after_commit(lambda: runs.append(f"many.tick{number}"))
+
+        return Schedule(f"many.tick{number}", 5 if number < 9 else 10, write if number % 2 else report)
+
+    schedules = [schedule(number) for number in range(12)]
+    kit = await make_kit(plugins=[plugin("many", corral_schedules=lambda self: schedules)])
+    many = await processes(kit, "many.tick0")
+    for runner in many:
+        runner.add([], schedules, lambda: True)
+    await check(*many)
+    assert sorted(runs) == sorted(each.name for each in schedules)  # each at once, in one of the processes
+    now, claims = (clock.time_s() // 60 + 2) * 60, list[int]()
+    for runner in many:
+        claim = runner.claim_schedules
+        monkeypatch.setattr(
+            runner, "claim_schedules", lambda names, claim=claim: claims.append(len(names)) or claim(names)
+        )
+    monkeypatch.setattr(clock, "time_s", lambda: now)
+    await check(*many)
+    for slot in range(4):
+        now += 5
+        runs.clear()
+        claims.clear()
+        await check(*many)
+        await check(*many)
+        due = [each.name for each in schedules if slot % 2 or each.every == 5]
+        assert sorted(runs) == sorted(due), slot
+        assert len(claims) <= 6 * 3, claims  # one a check, which a conflict of two processes may repeat
 
 
 async def test_a_schedule_whose_process_was_killed_is_repeated(make_kit: MakeKit) -> None:
