@@ -13,6 +13,9 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 from tests.kernel.cli.warm import SERVERS, WORKERS, warm
+from tests.shared_kernels import make_shared_kit, shared_database_url
+
+__all__ = ["make_shared_kit", "shared_database_url"]
 
 MEMORY, MEMORY_NEEDED = Path("/dev/shm"), 8 * 2**30
 

@@ -45,6 +45,7 @@ CALLS = (
     "ServerProxy",
 )
 OF_HTTPX = frozenset({"get", "post", "put", "patch", "delete", "head", "options", "request", "stream"})
+LAST_NAMES = OF_HTTPX | {call.rpartition(".")[2] for call in CALLS}
 LIBRARIES = (
     "httpx",
     "httpcore",
@@ -108,8 +109,9 @@ def openings(tree: ast.AST) -> Iterator[tuple[int, str]]:
     """(line, what) for everything that opens a connection, or could."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Call):
-            name = ast.unparse(node.func)
-            owner, _, last = name.rpartition(".")
+            last = getattr(node.func, "attr", getattr(node.func, "id", ""))
+            name = ast.unparse(node.func) if last in LAST_NAMES else last
+            owner = name.rpartition(".")[0]
             if any(f".{name}".endswith(f".{call}") for call in CALLS) or (owner == "httpx2" and last in OF_HTTPX):
                 yield node.lineno, name
             if any(keyword.arg == "follow_redirects" and _is_true(keyword.value) for keyword in node.keywords):

@@ -8,6 +8,7 @@ There is no list of exceptions: a line that breaks a rule moves, or the rule cha
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -28,6 +29,8 @@ ROOT = Path(__file__).parents[2]
 
 # Inside a plugin. A module with another name (a provider, a parser) is a part of the service.
 RANKS = {"api": 0, "hookspecs": 1, "models": 2, "service": 3, "routes": 4, "jobs": 4, "plugin": 5}
+POSTPONED = "from __future__ import annotations"
+RELATIVE = re.compile(r"\bfrom[\s\\]*\.")  # only these texts are parsed, because parsing every module takes seconds
 VAGUE = frozenset({"utils", "util", "helpers", "helper", "common", "manager", "managers"})
 
 
@@ -62,8 +65,12 @@ class Module:
         return tuple(_imports(self.tree))
 
     @property
+    def text(self) -> str:
+        return (ROOT / self.path).read_text(encoding="utf-8")
+
+    @property
     def tree(self) -> ast.Module:
-        return _parse(self.path)
+        return ast.parse(self.text)
 
     def imported(self) -> Iterator[tuple[str, str]]:
         """(imported name, place) of each name that is imported."""
@@ -106,10 +113,6 @@ def _class_tuple(node: ast.ClassDef, attribute: str) -> tuple[str, ...]:
         if statement.value and any(isinstance(target, ast.Name) and target.id == attribute for target in targets):
             return tuple(ast.literal_eval(statement.value))
     return ()
-
-
-def _parse(path: Path) -> ast.Module:
-    return ast.parse((ROOT / path).read_text(encoding="utf-8"))
 
 
 def _modules(source_root: Path, package: str) -> tuple[Module, ...]:
@@ -223,6 +226,7 @@ def test_imports_are_absolute() -> None:
     assert [
         f"{module.path}:{node.lineno}"
         for module in EVERY_MODULE
+        if RELATIVE.search(module.text)
         for node in ast.walk(module.tree)
         if isinstance(node, ast.ImportFrom) and node.level > 0
     ] == []
@@ -235,7 +239,8 @@ def test_annotations_are_postponed_everywhere() -> None:
     def empty(tree: ast.Module) -> bool:
         return all(isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant) for n in tree.body)
 
-    assert [str(m.path) for m in EVERY_MODULE if not empty(m.tree) and not postponed(m.tree)] == []
+    unclear = [m for m in EVERY_MODULE if POSTPONED not in m.text.splitlines()]
+    assert [str(m.path) for m in unclear if not empty(m.tree) and not postponed(m.tree)] == []
 
 
 def test_no_module_has_a_name_that_says_nothing() -> None:

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import msgspec
+from tests.architecture.test_reference_pages import pages as generated_pages
 
 from corral.events.event import Event, SystemAlert
 from corral.plugin import Setting
@@ -17,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 
 def test_settings_and_events_are_as_declared() -> None:
     """After a change of either: `python -m corral.testing.reference_pages --write`."""
-    pages = reference_pages.generated_files(ROOT / reference_pages.FOLDER)
+    pages = generated_pages()
     assert (
         generator_command.outdated({path: text for path, text in pages.items() if path.stem in ("settings", "events")})
         == []

@@ -48,19 +48,19 @@ class NoopStepPlugin(Plugin):
 def w1(bench: Bench) -> Figure:
     """Steps of one run after the other, each of which is committed before the next begins."""
     product = _product(bench)
-    rounds = 1 if bench.short else 5
-    workflow = _workflow(product, LENGTH)
+    rounds, length = (1, 40) if bench.short else (5, LENGTH)
+    workflow = _workflow(product, length)
     _run(product, workflow, 1)
     ratios, rates = [], []
     for _ in range(rounds):
         hello = load(bench.hello, HELLO, seconds=bench.seconds)
-        rates.append(LENGTH / _run(product, workflow, 1))
+        rates.append(length / _run(product, workflow, 1))
         ratios.append(rates[-1] / hello.per_second)
     details: dict[str, Any] = {"per_second": rates, "ratios": ratios}
     beside = "" if bench.short else _beside(bench, details, "one", statistics.median(rates))
     return Figure(
         name="W1",
-        title=f"steps/s of a workflow of {LENGTH} steps{beside}",
+        title=f"steps/s of a workflow of {length} steps{beside}",
         value=statistics.median(ratios),
         target=0.1,
         unit="H",
@@ -70,7 +70,7 @@ def w1(bench: Bench) -> Figure:
 
 def w2(bench: Bench) -> Figure:
     """Steps of many runs that are started at once."""
-    product, runs = _product(bench), 50 if bench.short else AT_ONCE
+    product, runs = _product(bench), 20 if bench.short else AT_ONCE
     workflow = _workflow(product, SHORT_LENGTH)
     _run(product, workflow, 1)
     hello = load(bench.hello, HELLO, seconds=bench.seconds)

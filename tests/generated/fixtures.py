@@ -7,6 +7,7 @@ from importlib.metadata import distribution
 from typing import Any
 
 import pytest
+import pytest_asyncio
 from tests.generated.world import CONFIG, World
 from tests.plugins.tools.mcp_servers import InMemoryMcp, described, mcp_plugin
 
@@ -27,7 +28,7 @@ async def make_world(make_kit: Callable[..., Any]) -> Callable[..., Awaitable[Wo
     return make
 
 
-@pytest.fixture
-async def world(make_world: Callable[..., Awaitable[World]]) -> World:
-    """Every active plugin, people and machines."""
-    return await make_world()
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def world(make_shared_kit: Callable[..., Any]) -> World:
+    """Every active plugin, people and machines, for all tests of the module that do not end what they find."""
+    return await World().build(await make_shared_kit(config=CONFIG, plugins=PLUGINS))

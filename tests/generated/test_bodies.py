@@ -12,11 +12,12 @@ from tests.generated import tables
 from tests.generated.operations import Operation
 from tests.generated.resources import Names, asked, of
 from tests.generated.world import World
+from tests.shared_kernels import on_the_loop_of_the_module
 
 from corral.ids import new_id
 from corral.testing.kit import Answer, Client
 
-pytestmark = pytest.mark.one_engine
+pytestmark = [pytest.mark.one_engine, on_the_loop_of_the_module]
 
 # Set by the server unless the operation's own table says otherwise: then the document has the field.
 SERVERS = {

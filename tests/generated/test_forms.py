@@ -4,34 +4,38 @@ from __future__ import annotations
 
 import json
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
+import pytest_asyncio
+from tests.generated.fixtures import PLUGINS
 from tests.generated.operations import BASE, Operation
 from tests.generated.resources import Names, asked, of
 from tests.generated.world import CONFIG, World
+from tests.shared_kernels import on_the_loop_of_the_module
 
-from corral.testing.kit import Answer, Client
+from corral.testing.kit import Answer, Client, make_kernel
 
-pytestmark = pytest.mark.one_engine
+pytestmark = [pytest.mark.one_engine, on_the_loop_of_the_module]
 
-BOTH_WAYS = pytest.mark.parametrize("fast", [True, False], ids=["table", "quart"])
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 # What differs from one answer to the next, whatever is asked.
 MOMENT = re.compile(rb'"[0-9a-f]{8}-[0-9a-f-]{27}"|"[0-9T:.-]{19,}Z"|"(instance|[a-z_]+_ms|ticket|at)":"?[^",]*')
 OVERRIDES = ("X-HTTP-Method-Override", "X-HTTP-Method", "X-Method-Override")
 
 
-@pytest.fixture
-def unmade_database_url(tmp_path: Path) -> str:
+@pytest.fixture(scope="module")
+def shared_database_url(tmp_path_factory: pytest.TempPathFactory) -> str:
     """One engine: addresses and methods are none of the database's business."""
-    return f"sqlite:///{tmp_path}/corral.db"
+    return f"sqlite:///{tmp_path_factory.mktemp('forms')}/corral.db"
 
 
-async def build(make_world: Any, fast: bool) -> World:
-    world: World = await make_world(config={**CONFIG, "server.fast_dispatch": fast})
-    return world
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=[True, False], ids=["table", "quart"])
+async def world_both_ways(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A world whose requests are dispatched by the table of paths, and one where Quart dispatches them."""
+    config = {**CONFIG, "server.fast_dispatch": request.param}
+    async with make_kernel(tmp_path_factory.mktemp("both_ways"), config=config, plugins=PLUGINS) as kit:
+        yield await World().build(kit)
 
 
 async def names_of(world: World, made: dict[str, Names], operation: Operation) -> Names:
@@ -62,10 +66,9 @@ def essence(answer: Answer) -> tuple[int, str | None, bytes]:
     return answer.status, answer.headers.get("content-type"), body
 
 
-@BOTH_WAYS
-async def test_conventions_1_both_slash_forms_answer_the_same(make_world: Any, fast: bool) -> None:
+async def test_conventions_1_both_slash_forms_answer_the_same(world_both_ways: World) -> None:
     """Every operation, asked by an admin and by nobody; and no answer leads elsewhere."""
-    world = await build(make_world, fast)
+    world = world_both_ways
     made: dict[str, Names] = {}
     faults = []
     for operation in world.operations:
@@ -84,10 +87,9 @@ async def test_conventions_1_both_slash_forms_answer_the_same(make_world: Any, f
     assert not faults, "\n".join(faults)
 
 
-@BOTH_WAYS
-async def test_every_get_has_its_head(make_world: Any, fast: bool) -> None:
+async def test_every_get_has_its_head(world_both_ways: World) -> None:
     """The status and headers of `GET`, without a body."""
-    world = await build(make_world, fast)
+    world = world_both_ways
     made: dict[str, Names] = {}
     faults = []
     for operation in world.operations:
@@ -101,10 +103,9 @@ async def test_every_get_has_its_head(make_world: Any, fast: bool) -> None:
     assert not faults, "\n".join(faults)
 
 
-@BOTH_WAYS
-async def test_options_and_other_methods_tell_what_is_allowed(make_world: Any, fast: bool) -> None:
+async def test_options_and_other_methods_tell_what_is_allowed(world_both_ways: World) -> None:
     """`OPTIONS` 204 and every method that is not served 405, both with `Allow`; to anybody."""
-    world = await build(make_world, fast)
+    world = world_both_ways
     served: dict[str, set[str]] = {}
     example: dict[str, str] = {}
     for operation in world.operations:
@@ -124,10 +125,9 @@ async def test_options_and_other_methods_tell_what_is_allowed(make_world: Any, f
     assert not faults, "\n".join(faults)
 
 
-@BOTH_WAYS
-async def test_no_header_overrides_the_method(make_world: Any, fast: bool) -> None:
+async def test_no_header_overrides_the_method(world_both_ways: World) -> None:
     """A `GET` stays a `GET`, whatever headers and parameters say."""
-    world = await build(make_world, fast)
+    world = world_both_ways
     made: dict[str, Names] = {}
     faults = []
     reads = [each for each in world.operations if each.method == "GET" and not each.path.endswith("/stream")]
@@ -140,10 +140,9 @@ async def test_no_header_overrides_the_method(make_world: Any, fast: bool) -> No
     assert not faults, "\n".join(faults)
 
 
-@BOTH_WAYS
-async def test_crooked_paths_are_nobodys(make_world: Any, fast: bool) -> None:
+async def test_crooked_paths_are_nobodys(world_both_ways: World) -> None:
     """`//`, dots, encoded separators, backslashes, NUL: 404 for every operation, by whoever asks."""
-    world = await build(make_world, fast)
+    world = world_both_ways
     faults = []
     for operation in world.operations:
         path = operation.at()
@@ -227,6 +226,7 @@ async def test_t7_hosts(world: World) -> None:
 
 async def test_no_answer_repeats_a_forged_host(world: World) -> None:
     """Links are relative or built of the configured address, never of what the request says of itself."""
+    viewer = await world.kit.as_user("viewer")  # who signs out here
     names = ("forwarded-host", "forwarded-server", "forwarded-prefix", "original-url", "rewrite-url", "host")
     forged = {"forwarded": "host=evil.example", **{f"x-{name}": "evil.example" for name in names}}
     faults = []
@@ -235,7 +235,7 @@ async def test_no_answer_repeats_a_forged_host(world: World) -> None:
         if operation.path.endswith("/stream") or operation.method == "DELETE":
             continue
         path, body = asked(operation, await names_of(world, made, operation))
-        answer = await world.viewer.request(operation.method, path, body, headers=forged)
+        answer = await viewer.request(operation.method, path, body, headers=forged)
         if b"evil.example" in answer.body or "evil.example" in json.dumps(answer.headers):
             faults.append(f"{operation.label}: {answer}")
     assert not faults, "\n".join(faults)
@@ -243,10 +243,11 @@ async def test_no_answer_repeats_a_forged_host(world: World) -> None:
 
 async def test_every_answer_has_the_headers_of_the_contract(world: World) -> None:
     """`X-Request-ID`, `nosniff`, a policy, a rule for caches; problem documents for failures."""
+    viewer = await world.kit.as_user("viewer")  # who signs out here
     faults = []
     for operation in world.operations:
-        for client in (world.kit.client, world.viewer):
-            if operation.path.endswith("/stream") and client is world.viewer:
+        for client in (world.kit.client, viewer):
+            if operation.path.endswith("/stream") and client is viewer:
                 continue
             answer = await _answer(client, operation)
             headers = (

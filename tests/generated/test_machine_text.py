@@ -20,6 +20,14 @@ from corral.testing.kit import Answer, Client
 
 pytestmark = pytest.mark.one_engine
 
+
+@pytest.fixture
+async def world(make_world: Any) -> World:
+    """A world of its own for each test, because a stored secret is redacted everywhere."""
+    made: World = await make_world()
+    return made
+
+
 VALUE = "Tr0ub4dor-9"
 BASE64 = base64.b64encode(VALUE.encode()).decode()
 SPELLINGS = (VALUE, BASE64)

@@ -5,11 +5,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from tests.generated import rights, tables
 from tests.generated.operations import Operation
 from tests.generated.resources import RESOURCES, Names, Resource, asked, of
 from tests.generated.world import World
+from tests.shared_kernels import on_the_loop_of_the_module
 
 from corral.testing.kit import Answer, Client
 
@@ -52,6 +55,7 @@ def expected(operation: Operation, kind: Resource, role: str) -> set[int]:
     return {403}
 
 
+@on_the_loop_of_the_module
 async def test_objects_of_others(world: World) -> None:
     """Conventions, object access: what a stranger of each role may do with an object of a member."""
     faults: list[str] = []
@@ -76,6 +80,7 @@ async def test_objects_of_others(world: World) -> None:
     assert not faults, "\n".join(faults)
 
 
+@on_the_loop_of_the_module
 async def test_objects_private_to_their_owner_are_absent_for_admins(world: World) -> None:
     """404 with the body of what is not there, so that nobody learns that it exists."""
     faults = []
@@ -93,8 +98,9 @@ async def test_objects_private_to_their_owner_are_absent_for_admins(world: World
     assert not faults, "\n".join(faults)
 
 
-async def test_objects_are_their_owners(world: World) -> None:
+async def test_objects_are_their_owners(make_world: Any) -> None:
     """The same requests by who may: not one is refused, so the refusals above are not for their form."""
+    world: World = await make_world()  # whose plugins and breakers are changed
     faults: list[str] = []
     for operation in named(world):
         kind = of(operation)
@@ -105,6 +111,7 @@ async def test_objects_are_their_owners(world: World) -> None:
     assert not faults, "\n".join(faults)
 
 
+@on_the_loop_of_the_module
 async def test_objects_that_are_not_there(world: World) -> None:
     """404 `not_found` for everybody who holds the permission, whatever the verb."""
     faults: list[str] = []
@@ -122,6 +129,7 @@ async def test_objects_that_are_not_there(world: World) -> None:
     assert not faults, "\n".join(faults)
 
 
+@on_the_loop_of_the_module
 async def test_every_kind_of_object_is_served(world: World) -> None:
     """No factory is left of what is gone."""
     used = {of(operation).path for operation in world.operations if operation.route.names}

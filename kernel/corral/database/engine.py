@@ -8,6 +8,7 @@ import concurrent.futures
 import logging
 import sqlite3
 import sys
+import threading
 from collections.abc import Callable
 from typing import ClassVar, Protocol, TypeVar
 
@@ -58,7 +59,7 @@ class Database(abc.ABC):
         self.cursor_key = b""  # the key that signs list cursors; set at boot
         self.plugin_by_label: dict[str, str] = {}  # units of one plugin occupy at most half of the threads
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._is_closed = False
+        self._is_closed, self._closing = False, threading.Lock()
 
     def deliver_on(self, loop: asyncio.AbstractEventLoop) -> None:
         """Deliver the results and notifications of all threads on this event loop."""
@@ -117,16 +118,20 @@ class Database(abc.ABC):
 
     def close(self) -> None:
         """Finish queued units, and close the connections of the pools and of the calling thread."""
-        self._is_closed = True
+        with self._closing:  # units that are already submitted still run
+            if self._is_closed:
+                return
+            self._is_closed = True
         for pool in self.pools:
             pool.close()
         self.close_loop_connection()
         self.watchdog.stop()
 
     def _submit(self, queued: QueuedUnit) -> None:
-        if self._is_closed:  # no thread would run the unit
-            raise Unavailable("The database is closed.", code="shutting_down")
-        self.pools[-1 if queued.read else 0].submit(queued)
+        with self._closing:
+            if self._is_closed:  # no thread would run the unit
+                raise Unavailable("The database is closed.", code="shutting_down")
+            self.pools[-1 if queued.read else 0].submit(queued)
 
     def deliver(self, outcomes: list[UnitOutcome]) -> None:
         """Resolve the futures of a batch of units, run the units' callbacks, and announce new events.
@@ -176,12 +181,11 @@ def translate(error: BaseException) -> BaseException:
     text = str(error).lower()
     if "readonly" in text or "read-only" in text:
         return error  # a read unit that writes is a bug in its handler
+    problem = Unavailable("The database cannot be reached.", retry_after=2)
     if "full" in text or "disk i/o" in text or "no space" in text:
         problem = Unavailable("The disk of the database is full or failing.", code="storage_full", retry_after=10)
     elif "locked" in text or "busy" in text or "interrupt" in text:
         problem = Unavailable("The database is busy.", code="overloaded")
-    else:
-        problem = Unavailable("The database cannot be reached.", retry_after=2)
     problem.__cause__ = error
     return problem
 

@@ -80,8 +80,7 @@ class DatabaseThread(threading.Thread, abc.ABC):
         super().__init__(name=f"corral-{pool.name}", daemon=True)
         self.pool, self.database = pool, pool.database
         self.connection: Any = None
-        self.lock = threading.Lock()
-        self.lost = False
+        self.lock, self.lost = threading.Lock(), False
         self.running: QueuedUnit | None = None
         self.batch: list[UnitOutcome] = []  # the units that have ended in the current transaction
         self.began, self.checks = 0.0, 0
@@ -89,8 +88,11 @@ class DatabaseThread(threading.Thread, abc.ABC):
     def run(self) -> None:
         while not self.lost:
             queued = self.pool.queue.get()
-            if queued is None:
-                break
+            if queued is None:  # pass it on, behind the units that were queued after it
+                self.pool.queue.put(None)
+                if self.pool.queue.qsize() <= 1:
+                    break
+                continue
             if self.pool.refuse_quarantined(queued):
                 continue
             try:
@@ -176,9 +178,7 @@ class RouteQuarantine:
 
     def problem(self, label: str) -> Unavailable | None:
         """Return the error for units of this route while the route is quarantined, otherwise None."""
-        if label not in self._quarantined:
-            return None
-        until, plugin = self._quarantined[label]
+        until, plugin = self._quarantined.get(label, (0.0, {}))
         if (wait := until - time.monotonic()) <= 0:
             return None
         detail = f"{label} ran too long twice and is refused for {QUARANTINE_SECONDS:g} s."
@@ -233,11 +233,10 @@ class DatabasePool:
 
     def refuse_quarantined(self, queued: QueuedUnit) -> bool:
         """Refuse the unit if its route is quarantined, and return whether it was refused."""
-        if (problem := self.quarantine.problem(queued.entry.label)) is None:
-            return False
-        self.database.deliver([UnitOutcome(queued, None, error=problem)])
-        self.release(queued)
-        return True
+        if (problem := self.quarantine.problem(queued.entry.label)) is not None:
+            self.database.deliver([UnitOutcome(queued, None, error=problem)])
+            self.release(queued)
+        return problem is not None
 
     def release(self, queued: QueuedUnit) -> None:
         """Record that the unit has ended, and queue the next waiting unit of the same plugin."""
@@ -253,17 +252,15 @@ class DatabasePool:
         return sum(thread.running is not None for thread in self.threads)
 
     def close(self) -> None:
-        """Finish the queued units and stop the threads."""
-        for _ in range(self._started):
-            self.queue.put(None)
+        """Finish all units and stop the threads. Units of a plugin that wait for a thread are queued behind the end."""
+        self.queue.put(None)
         for thread in self.threads[: self._started]:
             thread.join(timeout=LOST_AFTER + 3)
 
     def _abandon_overdue_units(self) -> None:
         for index, thread in enumerate(self.threads):
             thread.checks += 1
-            queued = thread.running
-            if queued is not None and thread.checks * CHECK_SECONDS > LOST_AFTER:
+            if (queued := thread.running) is not None and thread.checks * CHECK_SECONDS > LOST_AFTER:
                 self._lose(index, thread, queued)
 
     def _lose(self, index: int, thread: DatabaseThread, queued: QueuedUnit) -> None:

@@ -59,7 +59,7 @@ class WorkflowsPlugin(Plugin):
     """
 
     name = "workflows"
-    requires = ("accounts", "agents", "expressions", "tasks")
+    requires = ("accounts", "agents", "event_log", "expressions", "tasks")
     wants = (
         "admin",
         "approvals",

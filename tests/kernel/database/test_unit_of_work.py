@@ -19,8 +19,9 @@ import pytest
 from tests.engines import SQLITE
 from tests.kernel.database.conftest import Note, Noted, events, keys, note
 
-from corral.database import sqlite
+from corral.database import pool, sqlite
 from corral.database.engine import Database
+from corral.database.pool import QueuedUnit
 from corral.database.sqlite import SqliteDatabase
 from corral.database.unit import UnitContext, after_commit, current
 from corral.errors import Conflict, NestedUnit, NoUnit, Unavailable
@@ -412,3 +413,53 @@ async def test_t14_two_processes_writing_meet_no_lock_error(
     for thread in threads:
         thread.join()
     assert len(keys(database)) == 240
+
+
+def test_a_unit_that_is_submitted_while_the_database_closes_is_answered(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closing = threading.Thread(target=database.close)
+    submit = database.pools[0].submit
+
+    def submit_late(queued: QueuedUnit) -> None:
+        closing.start()
+        closing.join(0.5)  # it must wait for the unit; otherwise it has ended by now
+        submit(queued)
+
+    monkeypatch.setattr(database.pools[0], "submit", submit_late)
+    answered = threading.Thread(target=database.run, args=(lambda: note("late"),), daemon=True)
+    answered.start()
+    answered.join(60)
+    assert not answered.is_alive()
+    closing.join(60)
+    with pytest.raises(Unavailable) as refused:
+        database.run(lambda: note("too late"))
+    assert refused.value.code == "shutting_down"
+
+
+def test_a_database_that_closes_finishes_the_units_that_wait_for_a_share_of_the_threads(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool, "LOST_AFTER", 60.0)
+    entry, proceed = UnitContext(label="route of a plugin"), threading.Event()
+    done: list[int] = []
+    database.plugin_by_label[entry.label] = "a plugin"
+
+    def read() -> None:
+        proceed.wait(60)
+        done.append(1)
+
+    units = [threading.Thread(target=lambda: database.run(read, entry=entry, read=True), daemon=True) for _ in range(5)]
+    for unit in units:
+        unit.start()
+    until = time.monotonic() + 60
+    while database.pools[-1]._shares.waiting("a plugin") < 3:
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    closing = threading.Thread(target=database.close)
+    closing.start()
+    proceed.set()
+    for thread in [*units, closing]:
+        thread.join(60)
+        assert not thread.is_alive()
+    assert len(done) == 5

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import peewee
 import pytest
 from tests.plugins.dead_letter.conftest import Morgue
 
@@ -13,6 +14,7 @@ from corral import clock
 from corral.errors import Conflict
 from corral.testing.server import ServerProcess
 from corral_plugins.dead_letter.service.batches import DeadLetterBatches
+from corral_plugins.dead_letter.service.letters import DeadLetterQueue, find_letter
 
 SLACK_SECONDS = 15.0
 
@@ -108,6 +110,47 @@ async def test_a_batch_takes_what_was_open_when_it_started(morgue: Morgue, froze
     assert (await morgue.read(tasks[2]))["status"] == "pending"
     assert {each["id"] for each in await morgue.letters()}.isdisjoint({third["id"]})
     assert len(await morgue.letters()) == 2
+
+
+async def test_a_letter_whose_retry_raises_is_skipped_and_the_others_are_retried(
+    morgue: Morgue, frozen: Frozen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tasks, retry = await fill(morgue, 3), DeadLetterQueue.retry_letter
+
+    def raise_for_one(self: DeadLetterQueue, letter_id: str, *arguments: Any, **named: Any) -> Any:
+        found = retry(self, letter_id, *arguments, **named)
+        if find_letter(letter_id).task_id == tasks[1]:
+            raise RuntimeError("a fault")
+        return found
+
+    monkeypatch.setattr(DeadLetterQueue, "retry_letter", raise_for_one)
+    broken = await morgue.letter(tasks[1])
+    batch = await start(morgue, rate_per_second=50)
+    await frozen.pass_seconds(morgue, 1)
+    found = await read(morgue, batch)
+    assert (found["status"], found["requeued"]) == ("done", 2), found
+    assert [each["id"] for each in found["skipped"]] == [broken["id"]]
+    assert found["skipped"][0]["reason"].startswith("The retry failed unexpectedly")
+    assert [(await morgue.read(task))["status"] for task in tasks] == ["pending", "failed", "pending"]
+    assert (await morgue.letter(tasks[1]))["status"] == "open"
+
+
+async def test_a_batch_whose_database_fails_goes_on_later_and_skips_nothing(
+    morgue: Morgue, frozen: Frozen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise peewee.OperationalError("database is locked")
+
+    await fill(morgue, 2)
+    batch = await start(morgue, rate_per_second=50)
+    with monkeypatch.context() as broken:
+        broken.setattr(DeadLetterQueue, "retry_letter", fail)
+        await morgue.kit.run_jobs()
+    found = await read(morgue, batch)
+    assert (found["status"], found["requeued"], found["skipped"]) == ("running", 0, [])
+    await frozen.pass_seconds(morgue, 60)
+    found = await read(morgue, batch)
+    assert (found["status"], found["requeued"], found["skipped"]) == ("done", 2, [])
 
 
 async def test_a_batch_pauses_while_the_kill_switch_is_on(morgue: Morgue, frozen: Frozen) -> None:

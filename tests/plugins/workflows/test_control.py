@@ -9,9 +9,11 @@ import pytest
 from tests.plugins.workflows.conftest import World, statuses, step, steps_of, transform
 
 from corral import clock
+from corral.events.consumers import POISON_TRIES
+from corral.events.log import LoggedEvent
 from corral_plugins.workflows import jobs as workflow_jobs
 from corral_plugins.workflows.models import Run, StepRun, WorkflowVersion
-from corral_plugins.workflows.service import containers, definitions
+from corral_plugins.workflows.service import containers, definitions, event_waits
 
 BAD = "{{ input.absent }}"
 
@@ -228,6 +230,51 @@ async def test_a_step_waits_for_an_event(world: World) -> None:
     await world.kit.run_schedule("workflows.sweep")
     run = await world.until(run_id)
     assert run["output"]["await"]["event"]["data"]["name"] == "second"
+
+
+async def test_a_step_waits_only_for_events_that_the_starter_may_read(world: World) -> None:
+    workflow_id = await world.workflow(step("await", "wait", {"event": {"event": "invitation.created"}}))
+    by_member = await world.start(workflow_id)
+    by_admin: str = (await world.ok("POST", f"/workflows/{workflow_id}/run", {"input": {}}, by=world.admin))["id"]
+    for run_id in (by_member, by_admin):
+        await world.until(run_id, "waiting")
+    await world.ok("POST", "/admin/invitations", {"email": "new@example.org"}, by=world.admin)
+    await world.kit.events()
+    await world.kit.run_schedule("workflows.sweep")
+    run = await world.until(by_admin)
+    assert run["output"]["await"]["event"]["event"] == "invitation.created"
+    await world.settle()
+    assert (await world.read(by_member))["status"] == "waiting"
+
+
+async def test_an_event_that_cannot_be_handled_for_a_step_is_skipped_after_five_tries(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    complete = event_waits._complete
+
+    def break_on_poison(row: Any, event: LoggedEvent) -> None:
+        if event.payload()["name"] == "poison" and row.run_id == broken:
+            raise RuntimeError("poison")
+        complete(row, event)
+
+    monkeypatch.setattr(event_waits, "_complete", break_on_poison)
+    workflow_id = await world.workflow(step("await", "wait", {"event": {"event": "agent.created"}}))
+    broken, *others = [await world.start(workflow_id) for _ in range(3)]
+    for run_id in (broken, *others):
+        await world.until(run_id, "waiting")
+    await world.ok("POST", "/agents", {"name": "poison"})
+    await world.kit.events()
+    await world.kit.run_schedule("workflows.sweep")
+    for run_id in others:
+        assert (await world.until(run_id))["output"]["await"]["event"]["data"]["name"] == "poison"
+    for _ in range(POISON_TRIES):
+        await world.kit.run_schedule("workflows.sweep")
+    assert (await world.read(broken))["status"] == "waiting"
+    await world.ok("POST", "/agents", {"name": "next"})
+    alerts = [each.payload() for each in await world.kit.events() if each.type == "system.alert"]
+    assert [(alert["kind"], alert["object"]["id"]) for alert in alerts] == [("consumer_behind", broken)]
+    await world.kit.run_schedule("workflows.sweep")
+    assert (await world.until(broken))["output"]["await"]["event"]["data"]["name"] == "next"
 
 
 async def test_events_of_a_run_are_listed_and_streamed(world: World) -> None:

@@ -6,7 +6,6 @@ Frequent statements compare or return this revision themselves, so that it costs
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 from zoneinfo import ZoneInfo
@@ -15,7 +14,7 @@ import msgspec
 
 from corral.database.engine import Database
 from corral.database.statement import Statement
-from corral.database.unit import SYSTEM_CONTEXT, Unit, after_commit, current
+from corral.database.unit import SYSTEM_CONTEXT, after_commit, current
 from corral_plugins.cost.models import AgentLimit, Budget
 
 BUDGET_ID = 1
@@ -79,12 +78,12 @@ class BudgetLimits:
 NO_LIMITS = BudgetLimits(0, BudgetConfiguration(), {})
 
 
-class _ReadInUnit(threading.local):
-    """What the unit of work of this thread has read."""
+class _ReadInUnit:
+    """What a unit of work has read."""
 
-    unit: Unit | None = None
-    limits: BudgetLimits = NO_LIMITS
-    states: dict[Limit, Any] = {}  # noqa: RUF012  (replaced for each unit of work)
+    def __init__(self, limits: BudgetLimits) -> None:
+        self.limits = limits
+        self.states: dict[Limit, Any] = {}
 
 
 class BudgetLimitCache:
@@ -94,7 +93,6 @@ class BudgetLimitCache:
         self._database = database
         self.cached = NO_LIMITS
         """The limits that this process read last. Changes by other processes may be missing."""
-        self._read = _ReadInUnit()
 
     def current(self) -> BudgetLimits:
         """Return the limits as the current unit of work sees them. The revision is read once per unit."""
@@ -109,7 +107,11 @@ class BudgetLimitCache:
         return limits if limits.of(agent_id) else self.current()
 
     def _limits_of_unit(self) -> BudgetLimits | None:
-        return self._read.limits if self._read.unit is current() else None
+        read = self._read_in_unit()
+        return None if read is None else read.limits
+
+    def _read_in_unit(self) -> _ReadInUnit | None:
+        return current().memo.get(self)
 
     def reload(self) -> BudgetLimits:
         """Read the limits anew, because the current unit of work may have changed them."""
@@ -128,14 +130,13 @@ class BudgetLimitCache:
 
     def adopt(self, limits: BudgetLimits) -> None:
         """Use these limits in the current unit of work, which has compared their revision."""
-        if self._read.unit is not current():
-            self._read.unit, self._read.states = current(), {}
-        self._read.limits = limits
+        current().memo.setdefault(self, _ReadInUnit(limits)).limits = limits
 
     @property
     def states(self) -> dict[Limit, Any]:
         """The states of counters as the current unit of work has left them at its end."""
-        return self._read.states if self._read.unit is current() else {}
+        read = self._read_in_unit()
+        return {} if read is None else read.states
 
     async def refresh(self) -> None:
         """Read the limits again if another process changed them."""

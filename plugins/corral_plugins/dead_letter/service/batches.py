@@ -12,8 +12,9 @@ from peewee import SQL, fn
 from corral import clock
 from corral.auth.principal import SYSTEM_PRINCIPAL, Principal
 from corral.database.dialect import savepoint
+from corral.database.engine import translate
 from corral.database.unit import locked
-from corral.errors import Conflict, NotFound, Problem
+from corral.errors import Conflict, NotFound, Problem, Unavailable
 from corral.ids import new_id
 from corral.jobs.job import JobRow, enqueue
 from corral.plugin import Audit, AuditEntry, Settings
@@ -151,6 +152,11 @@ class DeadLetterBatches:
                 self._queue.retry_letter(letter.id, RetryDeadLetter(), by=SYSTEM_PRINCIPAL, batch_id=batch_id)
         except Problem as problem:
             return problem.code if problem.code == "already_retried" else problem.detail
+        except Exception as error:
+            if isinstance(translate(error), Unavailable):  # the database: the step runs again
+                raise
+            log.exception("a dead letter could not be retried", extra={"letter": letter.id, "task": letter.task_id})
+            return "The retry failed unexpectedly; the log of the server has the reason."
         return None
 
     def _is_failing(self, batch_id: str) -> bool:

@@ -8,18 +8,25 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-from collections.abc import Sequence
-from typing import Any
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import peewee
 
+from corral.auth.principal import SYSTEM_PRINCIPAL, Principal
+from corral.auth.visibility import EventRights
 from corral.database.engine import Database
 from corral.database.unit import SYSTEM, UnitContext
-from corral.errors import Problem
+from corral.errors import Problem, Unavailable
 from corral.events import log as event_log
+from corral.events.alerts import raise_alert
+from corral.events.consumers import POISON_TRIES
+from corral.events.event import SystemAlert
 from corral.events.log import EventRow, LoggedEvent
+from corral_core.accounts.api import Accounts
 from corral_core.expressions.api import Expressions
-from corral_plugins.workflows.models import StepRun
+from corral_plugins.workflows.models import Run, StepRun
 from corral_plugins.workflows.service.wakeups import wake
 
 log = logging.getLogger("corral.workflows")
@@ -28,11 +35,30 @@ BATCH, EVENTS = 200, 500
 LOOK_SECONDS = 1.0
 
 
-class EventWaits:
-    """Looks for the events that steps wait for."""
+class _Batch(NamedTuple):
+    """Steps that wait, the new events of the types for which they wait, and the position after these events.
 
-    def __init__(self, database: Database, expressions: Expressions) -> None:
-        self._database, self._work, self._expressions = database, database.work, expressions
+    `callers` are the people with whose rights the runs act, by the id of the run. A person who is not active any more
+    is left out.
+    """
+
+    rows: list[Any]
+    events: list[LoggedEvent]
+    place: int
+    callers: Mapping[str, Principal]
+
+
+class EventWaits:
+    """Looks for the events that steps wait for.
+
+    A step gets only events that the person who started its run may read. An event that cannot be handled for a step is
+    tried again like the event of any durable consumer, and then skipped for this step. No other step waits for that.
+    """
+
+    def __init__(self, database: Database, expressions: Expressions, accounts: Accounts, rights: EventRights) -> None:
+        self._database, self._work = database, database.work
+        self._expressions, self._accounts, self._rights = expressions, accounts, rights
+        self._failures: Counter[tuple[str, str]] = Counter()  # by step and event
 
     async def run(self) -> None:
         """Look for events until cancelled."""
@@ -43,22 +69,54 @@ class EventWaits:
     async def look(self) -> None:
         """Complete the steps whose event has come."""
         last = ("", "")
-        while True:
-            rows, events, place = await self._database.read(functools.partial(_read, last), ENTRY)
-            left = [row.id for row in rows if not await self._complete_one(row, events)]
+        while await self._database.read(functools.partial(_is_awaited, last), ENTRY):
+            batch = await self._work(functools.partial(self._load, last), entry=ENTRY, read=True)
+            left = [row.id for row in batch.rows if await self._has_none(row, batch)]
             if left:
-                await self._work(functools.partial(_move, left, place), entry=ENTRY)
-            if len(rows) < BATCH:
+                await self._work(functools.partial(_move, left, batch.place), entry=ENTRY)
+            if len(batch.rows) < BATCH:
                 return
-            last = (rows[-1].event, rows[-1].id)
+            last = (batch.rows[-1].event, batch.rows[-1].id)
 
-    async def _complete_one(self, row: Any, events: Sequence[LoggedEvent]) -> bool:
-        """Complete a step with the first event that it waits for. Return whether there is one."""
-        for event in events:
-            if event.type == row.event and event.seq > row.cursor and await self._matches(row, event):
-                await self._work(functools.partial(_complete, row, event), entry=ENTRY)
-                return True
-        return False
+    def _load(self, after: tuple[str, str]) -> _Batch:
+        rows, events, place = _read(after)
+        found: Any = Run.select(Run.id, Run.started_by).where(Run.id.in_({row.run_id for row in rows})).tuples()
+        starters = dict(found) if rows else {}
+        people = self._accounts.principals_of({user_id for user_id in starters.values() if user_id is not None})
+        callers = {
+            run_id: SYSTEM_PRINCIPAL if user_id is None else people[user_id]
+            for run_id, user_id in starters.items()
+            if user_id is None or user_id in people
+        }
+        return _Batch(rows, events, place, callers)
+
+    async def _has_none(self, row: Any, batch: _Batch) -> bool:
+        """Complete a step with its event. Return True if no event is for the step, so that its position can move."""
+        caller = batch.callers.get(row.run_id)
+        for event in batch.events:
+            is_candidate = event.type == row.event and event.seq > row.cursor
+            if not is_candidate or caller is None or not self._rights.can_read(caller, event):
+                continue
+            try:
+                if await self._matches(row, event):
+                    await self._work(functools.partial(_complete, row, event), entry=ENTRY)
+                    return False
+            except Unavailable:
+                raise
+            except Exception as error:
+                if not await self._count_failure(row, event, str(error)):
+                    return False
+        return True
+
+    async def _count_failure(self, row: Any, event: LoggedEvent, reason: str) -> bool:
+        """Count a failure of an event for a step. Return whether the step skips the event."""
+        log.warning("an awaited event could not be handled", extra={"step": row.name, "run": row.run_id}, exc_info=True)
+        self._failures[row.id, event.id] += 1
+        if self._failures[row.id, event.id] < POISON_TRIES:
+            return False
+        await self._work(functools.partial(_alert, row, event, reason), entry=ENTRY)
+        del self._failures[row.id, event.id]
+        return True
 
     async def _matches(self, row: Any, event: LoggedEvent) -> bool:
         condition = (row.input.get("event") or {}).get("filter") if isinstance(row.input, dict) else None
@@ -93,15 +151,23 @@ def _read(after: tuple[str, str]) -> tuple[list[Any], list[LoggedEvent], int]:
     A step that has seen the newest event is left out. The steps come in the order of the index of steps that wait.
     """
     end = event_log.last_seq()
-    position = peewee.Tuple(StepRun.event, StepRun.id)
-    waits = StepRun.event.is_null(False) & (StepRun.status == "waiting") & (position > peewee.Tuple(*after))
-    found = StepRun.select().where(waits & StepRun.report.is_null() & (StepRun.cursor < end))
-    rows: list[Any] = list(found.order_by(StepRun.event, StepRun.id).limit(BATCH))
+    rows: list[Any] = list(_waiting(after, end).order_by(StepRun.event, StepRun.id).limit(BATCH))
     if not rows:
         return [], [], end
     first, types = min(row.cursor for row in rows), sorted({row.event for row in rows})
     events = event_log.select([EventRow.seq > first, EventRow.seq <= end, EventRow.type.in_(types)], EVENTS)
     return rows, events, events[-1].seq if len(events) == EVENTS else end
+
+
+def _is_awaited(after: tuple[str, str]) -> bool:
+    """Return whether `_read` would return a step."""
+    return bool(_waiting(after, event_log.last_seq()).limit(1).exists())
+
+
+def _waiting(after: tuple[str, str], end: int) -> Any:
+    position = peewee.Tuple(StepRun.event, StepRun.id)
+    waits = StepRun.event.is_null(False) & (StepRun.status == "waiting") & (position > peewee.Tuple(*after))
+    return StepRun.select().where(waits & StepRun.report.is_null() & (StepRun.cursor < end))
 
 
 def _move(ids: Sequence[str], place: int) -> None:
@@ -113,3 +179,14 @@ def _complete(row: Any, event: LoggedEvent) -> None:
     output = {"event": _shown(event)}
     waits = (StepRun.id == row.id) & (StepRun.status == "waiting") & StepRun.report.is_null()
     StepRun.update(report={"status": "completed"}, output=output).where(waits).execute()
+
+
+def _alert(row: Any, event: LoggedEvent, reason: str) -> None:
+    alert = SystemAlert(
+        kind="consumer_behind",
+        severity="critical",
+        title=f"The step {row.name} of a workflow run could not handle an event",
+        detail=f"Event {event.id} ({event.type}) failed {POISON_TRIES} times: {reason[:500]}",
+        object={"type": "workflow_run", "id": row.run_id},
+    )
+    raise_alert(alert, ("consumer", "workflows.awaited_events"))  # once for many steps
