@@ -78,8 +78,9 @@ class TimeOfDay(msgspec.Struct, frozen=True):
 class Schedule(msgspec.Struct, frozen=True):
     """A periodic task: one of the processes calls `run` every so many seconds, or at a time of day.
 
-    An interval of whole seconds up to a minute is due at the multiples of the interval, so that many schedules are due
-    at the same moments and are claimed together.
+    An interval of whole seconds, at most a minute, is due at the multiples of the interval, so that many schedules are
+    due at the same moments and are claimed together. Its first run is at once, as with every interval.
+
     Each run belongs to one due time. A run whose process is killed is repeated, and due times that passed while no
     process ran schedules are made up for by one run. Like the function of a job, `run` receives a service for each
     parameter that is annotated with the service's type.

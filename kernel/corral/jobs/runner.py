@@ -163,11 +163,13 @@ class JobRunner:
             at, ahead = clock.parse_instant(row.next_at), clock.parse_instant(row.next_at) - following[row.name]
             # The row is new, the clock was set back, the interval became shorter, or the time of day is another one.
             if at > now and (ahead > SKEW_SECONDS or (ahead < 0 and row.lease is None and row.name in timed)):
-                ScheduleRow.set_by_id(row.name, {"next_at": clock.format_instant(following[row.name])})
-        is_due = ScheduleRow.next_at <= clock.format_instant(now)
+                row.next_at = clock.format_instant(following[row.name])
+                row.save(only=[ScheduleRow.next_at])
+        which = is_named & (ScheduleRow.next_at <= clock.format_instant(now))
+        if due:
+            which |= is_named & ScheduleRow.lease.is_null()
         claimed = {"next_at": clock.now(SCHEDULE_LEASE_SECONDS), "lease": lease, "last_at": clock.now()}
-        which = is_due | ScheduleRow.lease.is_null() if due else is_due
-        ScheduleRow.update(claimed).where(is_named & which).execute()
+        ScheduleRow.update(claimed).where(which).execute()
         return [(row, row.lease == lease) for row in rows]
 
     def start_schedule(self, row: ScheduleRow) -> asyncio.Task[Exception | None]:
@@ -176,11 +178,8 @@ class JobRunner:
 
     async def _run_schedule(self, row: ScheduleRow) -> Exception | None:
         schedule = self.schedules[row.name]
-        # The schedules that were claimed together have the same lease.
-        began, mine = (
-            clock.parse_instant(row.last_at),
-            (ScheduleRow.name == row.name) & (ScheduleRow.lease == row.lease),
-        )
+        began = clock.parse_instant(row.last_at)
+        mine = (ScheduleRow.name == row.name) & (ScheduleRow.lease == row.lease)  # one lease for all of a claim
 
         def finish(error: str | None = None) -> None:
             following = clock.format_instant(max(schedule.next_after(began), clock.time_s()))
