@@ -85,7 +85,10 @@ def fill(path: Path, size: int) -> None:
 
 
 def _index(connection: sqlite3.Connection) -> None:
-    """Have the lists by tag and the search know all tasks, as they do soon after the tasks were created one by one."""
+    """Have the lists by tag and the search know all tasks, as they do soon after the tasks were created one by one.
+
+    The segments of the search index are merged, as they are after some minutes without new tasks.
+    """
     connection.execute("BEGIN")
     connection.execute(
         "INSERT INTO tasks_documents (created_at, task_id) SELECT created_at, id FROM tasks_tasks "
@@ -100,6 +103,10 @@ def _index(connection: sqlite3.Connection) -> None:
         "SELECT each.value, t.created_at, t.id FROM tasks_tasks t, json_each(t.tags) each"
     )
     connection.execute("COMMIT")
+    before = -2
+    while connection.total_changes - before >= 2:  # the last merge finds nothing to do
+        before = connection.total_changes
+        connection.execute("INSERT INTO tasks_search (tasks_search, rank) VALUES ('merge', 1000)")
 
 
 def _rows(pattern: dict[str, Any], size: int, counts: Counter[tuple[str, int]]) -> Iterator[list[dict[str, Any]]]:

@@ -7,6 +7,7 @@ import contextlib
 import contextvars
 import functools
 import json
+import time
 import typing
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -179,17 +180,22 @@ class Endpoint:
             converted.__dict__["undeclared"] = {key: value[key] for key in value.keys() - kind.__struct_fields__}
         return converted
 
-    def choose_thread_of_next_read(self, seconds: float) -> None:
-        """Record the duration of a read, and decide whether the endpoint's next read runs in a thread (docs/adr/0004).
+    def run_read(self, read: Callable[[], Any]) -> Any:
+        """Run a read in a thread or on the event loop, and decide by its duration where the next runs (docs/adr/0004).
 
-        Reads move to the event loop after enough short reads in a thread, and back to a thread after a long read.
+        Reads move to the event loop after enough short reads in a thread, and back to a thread after a long read. Only
+        the read itself counts: with many requests at once, each would be long if its wait for a thread counted too.
         """
-        if self.inline:
-            if seconds > INLINE_ABOVE:
+        began = time.perf_counter()
+        try:
+            return read()
+        finally:
+            seconds = time.perf_counter() - began
+            if self.inline and seconds > INLINE_ABOVE:
                 self.inline, self._short_reads = False, -INLINE_PENALTY  # temporary: the machine may have been busy
-        elif seconds < INLINE_BELOW:
-            self._short_reads += 1
-            self.inline = self._short_reads >= INLINE_AFTER
+            elif not self.inline and seconds < INLINE_BELOW:
+                self._short_reads += 1  # two threads may count one read together, which delays the move a little
+                self.inline = self._short_reads >= INLINE_AFTER
 
 
 def _holds(principal: Principal, need: str) -> bool:

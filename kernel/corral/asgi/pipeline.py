@@ -321,16 +321,13 @@ class Pipeline:
         entry = request.unit_context(request.principal)
         if not endpoint.is_read:
             return await self.database.work(unit, entry=entry)
-        began = time.perf_counter()
-        try:
-            if endpoint.inline:
-                try:
-                    return self.database.read_now(unit, entry)
-                except InlineReadTimeout:
-                    endpoint.inline = False
-            return await self.database.work(unit, entry=entry, read=True)
-        finally:
-            endpoint.choose_thread_of_next_read(time.perf_counter() - began)
+        read = functools.partial(endpoint.run_read, unit)
+        if endpoint.inline:
+            try:
+                return self.database.read_now(read, entry)
+            except InlineReadTimeout:
+                endpoint.inline = False
+        return await self.database.work(read, entry=entry, read=True)
 
     def _run_keyed(self, request: IncomingRequest, endpoint: Endpoint, key: IdempotencyKey) -> Response | Wait:
         stored = self.idempotency.claim_key(key)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import asyncio
 import concurrent.futures
+import contextlib
 import logging
 import sqlite3
 import sys
@@ -91,10 +92,9 @@ class Database(abc.ABC):
 
     async def read(self, fn: Callable[[], T], entry: UnitContext) -> T:
         """Run a short read, on the event loop if the engine supports it, otherwise in the pool."""
-        try:
+        with contextlib.suppress(InlineReadTimeout):
             return self.read_now(fn, entry)
-        except InlineReadTimeout:
-            return await self.work(fn, entry=entry, read=True)
+        return await self.work(fn, entry=entry, read=True)
 
     @abc.abstractmethod
     def ping(self) -> None:
@@ -139,9 +139,8 @@ class Database(abc.ABC):
         A thread of the pool calls this method after COMMIT.
         """
         units = [outcome.unit for outcome in outcomes if outcome.unit is not None and outcome.error is None]
-        if len(units) < len(outcomes):
-            failed = [outcome.error.code for outcome in outcomes if isinstance(outcome.error, Unavailable)]
-            self.timings.errors.update(failed)
+        errors = (outcome.error for outcome in outcomes if outcome.error is not None)
+        self.timings.errors.update(error.code for error in errors if isinstance(error, Unavailable))
         if self._loop is None or self._loop.is_closed():
             self._finish(units, [])
         else:

@@ -21,35 +21,44 @@ class FullTextIndex:
     """
 
     def __init__(self, table: str, *columns: str) -> None:
-        self._table, self._columns = table, columns
+        self._table, self._columns = table, ", ".join(columns)
 
     def create(self, database: peewee.Database) -> None:
         """Create the index table. For migrations."""
         if on_sqlite(database):  # contentless, because FTS5 would otherwise store another copy of every text
-            columns, options = ", ".join(self._columns), "tokenize='unicode61 remove_diacritics 0', prefix='1 2 3'"
-            database.execute_sql(f"CREATE VIRTUAL TABLE {self._table} USING fts5({columns}, content='', {options})")
+            options = "content='', tokenize='unicode61 remove_diacritics 0', prefix='1 2 3'"
+            database.execute_sql(f"CREATE VIRTUAL TABLE {self._table} USING fts5({self._columns}, {options})")
+            database.execute_sql(f"INSERT INTO {self._table} ({self._table}, rank) VALUES ('usermerge', 2)")  # noqa: S608
         else:
             database.execute_sql(f"CREATE TABLE {self._table} (n BIGINT PRIMARY KEY, words tsvector NOT NULL)")
             database.execute_sql(f"CREATE INDEX {self._table}_words ON {self._table} USING gin (words)")
 
     def add(self, select: str, parameters: Sequence[Any]) -> None:
         """Index the documents that the SQL query `select` returns: each row has the number, then the texts in order."""
-        columns = ", ".join(self._columns)
         if on_sqlite():
-            execute(f"INSERT INTO {self._table} (rowid, {columns}) {select}", parameters)
+            execute(f"INSERT INTO {self._table} (rowid, {self._columns}) {select}", parameters)
             return
-        words = _WORDS.format(text=" || ' ' || ".join(self._columns))
-        source = f"SELECT n, {words} FROM ({select}) AS document (n, {columns})"  # noqa: S608  (names of the schema)
+        words = _WORDS.format(text=self._columns.replace(", ", " || ' ' || "))
+        source = f"SELECT n, {words} FROM ({select}) AS document (n, {self._columns})"  # noqa: S608  (names of the schema)
         execute(f"INSERT INTO {self._table} (n, words) {source} ON CONFLICT DO NOTHING", parameters)
 
     def remove(self, number: int, texts: Sequence[str]) -> None:
         """Remove a document. Pass the texts that were indexed, because contentless FTS5 cannot look them up."""
         if on_sqlite():
-            columns, markers = ", ".join(self._columns), ", ?" * len(self._columns)
-            sql = f"INSERT INTO {self._table} ({self._table}, rowid, {columns}) VALUES ('delete', ?{markers})"  # noqa: S608
+            values = f"'delete', ?{', ?' * len(texts)}"
+            sql = f"INSERT INTO {self._table} ({self._table}, rowid, {self._columns}) VALUES ({values})"  # noqa: S608
             execute(sql, [number, *texts])
         else:
             execute(f"DELETE FROM {self._table} WHERE n = ?", [number])  # noqa: S608  (names of the schema)
+
+    def merge(self) -> None:
+        """Merge segments of the index, for some milliseconds. Does nothing once there is little left to merge.
+
+        Each transaction that adds documents adds a segment on SQLite, and a search looks through all segments. SQLite
+        itself merges segments only when there are four of about the same size.
+        """
+        if on_sqlite():
+            execute(f"INSERT INTO {self._table} ({self._table}, rank) VALUES ('merge', 50)", [])  # noqa: S608
 
     def query(self, words: Sequence[str], *, enough: int) -> str:
         """Return a query, in the engine's query language, for the documents that contain all of these words.

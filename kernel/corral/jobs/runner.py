@@ -165,9 +165,8 @@ class JobRunner:
             if at > now and (ahead > SKEW_SECONDS or (ahead < 0 and row.lease is None and row.name in timed)):
                 row.next_at = clock.format_instant(following[row.name])
                 row.save(only=[ScheduleRow.next_at])
-        which = is_named & (ScheduleRow.next_at <= clock.format_instant(now))
-        if due:
-            which |= is_named & ScheduleRow.lease.is_null()
+        is_due = ScheduleRow.next_at <= clock.format_instant(now)
+        which = is_named & (is_due | ScheduleRow.lease.is_null() if due else is_due)
         claimed = {"next_at": clock.now(SCHEDULE_LEASE_SECONDS), "lease": lease, "last_at": clock.now()}
         ScheduleRow.update(claimed).where(which).execute()
         return [(row, row.lease == lease) for row in rows]
@@ -177,8 +176,7 @@ class JobRunner:
         return self._start(self._run_schedule(row))
 
     async def _run_schedule(self, row: ScheduleRow) -> Exception | None:
-        schedule = self.schedules[row.name]
-        began = clock.parse_instant(row.last_at)
+        schedule, began = self.schedules[row.name], clock.parse_instant(row.last_at)
         mine = (ScheduleRow.name == row.name) & (ScheduleRow.lease == row.lease)  # one lease for all of a claim
 
         def finish(error: str | None = None) -> None:

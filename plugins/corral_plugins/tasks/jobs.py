@@ -68,13 +68,11 @@ async def queue_due_tasks(database: Database, timers: TaskTimers) -> None:
             break
 
 
-async def index_new_tasks(database: Database) -> None:
+async def index_new_tasks(work: Work) -> None:
     """Add new tasks to the full-text index."""
     entry = UnitContext(label="job tasks.index", actor=SYSTEM)
-    if not await database.read(queries.has_tasks_to_index, entry):
-        return
     for _ in range(ROUNDS * 10):
-        if not await database.work(queries.index_next_tasks, entry=entry):
+        if not await work(queries.index_next_tasks, entry=entry):
             break
 
 

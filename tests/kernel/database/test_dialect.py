@@ -160,3 +160,22 @@ def test_full_text_search(database: Database) -> None:
         assert found("words") == [2]
 
     database.run(run)
+
+
+def test_the_segments_of_a_full_text_index_are_merged(database: Database) -> None:
+    """Each search looks through all segments, so their number decides what a search costs in a large table."""
+    index, add = FullTextIndex("merged_words", "text"), "SELECT CAST(? AS bigint), CAST(? AS text)"
+
+    def segments() -> int:
+        sql = "SELECT COUNT(DISTINCT segid) FROM merged_words_idx" if dialect.on_sqlite() else "SELECT 1"
+        return int(dialect.execute(sql).fetchone()[0])
+
+    database.run(lambda: index.create(current().database.engine))
+    for number in range(7):
+        database.run(lambda number=number: index.add(add, [number, f"word{number} again"]))
+    before = database.run(segments)
+    for _ in range(10):
+        database.run(index.merge)
+    assert database.run(segments) == 1 <= before
+    assert before > 1 or not database.is_file
+    assert database.run(lambda: index.count(index.query(["again"], enough=100), limit=10)) == 7

@@ -142,6 +142,12 @@ def sleep_in_a_read() -> dict[str, int]:
     return {}
 
 
+@routes.get("/thread", needs=PUBLIC)
+def get_thread() -> dict[str, str]:
+    """Tell which thread reads."""
+    return {"name": threading.current_thread().name}
+
+
 @routes.post("/echo", needs=ANY_CALLER, body_limit=64 * 1024)
 async def echo_data(body: NewThing) -> NewThing:
     """Answer what was sent."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import threading
 import time
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from tests.kernel.http.conftest import SLOW_READ, Thing
 from tests.limits import within
 
+from corral.asgi.endpoint import INLINE_BELOW
 from corral.http.client_address import Hosts
 from corral.http.idempotency import IdempotencyRow
 from corral.testing.kit import PASSWORD, Kit
@@ -365,6 +367,34 @@ async def test_t17_a_slow_read_does_not_stand_on_the_loop(probe: Kit) -> None:
         assert not slow.done()
         SLOW_READ.set()
         await slow
+
+
+@pytest.mark.one_engine
+async def test_short_reads_move_to_the_event_loop_though_they_wait_for_a_thread(probe: Kit) -> None:
+    """As under load, where every read waits longer than a short read may take (docs/adr/0004)."""
+    pool, work, count = probe.kernel.database.pools[-1], probe.kernel.database.work, 30
+
+    async def waiting(reads: int) -> None:
+        while pool.busy < len(pool.threads) or pool.queue.qsize() + pool._shares.waiting("probe") < reads:  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+
+    async def read_late() -> None:
+        gate = threading.Event()
+        holding = [asyncio.ensure_future(work(gate.wait, read=True)) for _ in pool.threads]
+        async with within(20):
+            await waiting(0)
+            reads = [asyncio.ensure_future(probe.client.get("/probe/thread")) for _ in range(count)]
+            await waiting(count)
+            await asyncio.sleep(INLINE_BELOW)
+            gate.set()
+            await asyncio.gather(*holding, *reads)
+
+    for _ in range(10):  # on a busy machine, some of the reads themselves may not be short
+        await read_late()
+        if (await probe.client.get("/probe/thread")).json() == {"name": threading.current_thread().name}:
+            break
+    else:
+        pytest.fail("no read moved to the event loop")
 
 
 @pytest.mark.one_engine

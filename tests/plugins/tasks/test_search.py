@@ -21,7 +21,7 @@ async def found(world: Any, query: str) -> list[str]:
 async def index(world: Any) -> None:
     """As the schedule does, a minute later."""
     clock.travel(60)
-    await jobs.index_new_tasks(world.kit.kernel.database)
+    await jobs.index_new_tasks(world.kit.kernel.database.work)
     world.member = await world.kit.sign_in(world.member.user["email"])
 
 

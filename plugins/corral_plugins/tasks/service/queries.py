@@ -135,28 +135,27 @@ def _last_indexed() -> tuple[str, str]:
 def index_next_tasks() -> bool:
     """Add the next batch of tasks that were created more than 30 s ago to the search index.
 
-    Return whether there may be further tasks to index.
+    Return whether there may be further tasks to index. If not, merge the index a little.
     """
+    created_at, task_id = _last_indexed()
+    after = (Task.created_at >= created_at) & ((Task.created_at > created_at) | (Task.id > task_id))
     before = int(execute("SELECT COALESCE(MAX(n), 0) FROM tasks_documents").fetchone()[0])
+    query = (
+        Task.select(Task.created_at, Task.id)
+        .where(after & (Task.created_at <= clock.now(-SETTLED_SECONDS)))
+        .order_by(Task.created_at, Task.id)
+        .limit(INDEX_CHUNK)
+    )
     # Locked, so that the text cannot change between reading and indexing it.
-    found = list(locked(_tasks_to_index().limit(INDEX_CHUNK), share=True).tuples())
+    found = list(locked(query, share=True).tuples())
     if found:
         fields = [SearchDocument.created_at, SearchDocument.task_id]
         SearchDocument.insert_many(found, fields=fields).on_conflict_ignore().execute()
         INDEX.add(f"{_TEXTS} WHERE d.n > ?", [before])
-    return len(found) == INDEX_CHUNK
-
-
-def has_tasks_to_index() -> bool:
-    """Return whether `index_next_tasks` would add tasks to the search index."""
-    return bool(_tasks_to_index().limit(1).exists())
-
-
-def _tasks_to_index() -> Any:
-    created_at, task_id = _last_indexed()
-    after = (Task.created_at >= created_at) & ((Task.created_at > created_at) | (Task.id > task_id))
-    query = Task.select(Task.created_at, Task.id).where(after & (Task.created_at <= clock.now(-SETTLED_SECONDS)))
-    return query.order_by(Task.created_at, Task.id)
+    if len(found) == INDEX_CHUNK:
+        return True
+    INDEX.merge()
+    return False
 
 
 def rebuild_search_index() -> None:
