@@ -9,6 +9,9 @@ import time
 from collections.abc import AsyncIterator
 from typing import Any, Self
 
+import pytest
+
+from corral import clock
 from corral.plugin import RateLimits
 from corral.testing.kit import Kit
 
@@ -17,17 +20,27 @@ LOOK = 0.01
 
 def stop_refilling(kit: Kit) -> None:
     """Let no time pass for the rate limits of a kernel: they give nothing back, however slow the machine is."""
-    limits: Any = kit.kernel.container.get(RateLimits)
-    now, buckets_of = time.monotonic(), limits._buckets_of
+    limits: Any = kit.service(RateLimits)
+    now = limits.now()
+    limits.now = lambda: now
 
-    def stopped(rate: Any) -> Any:
-        buckets = buckets_of(rate)
-        buckets._now = lambda: now
-        return buckets
 
-    for buckets in limits._buckets.values():
-        buckets._now = lambda: now
-    limits._buckets_of = stopped
+class _StoppedTime:
+    """The time as it was."""
+
+    def __init__(self) -> None:
+        self._time, self._monotonic = time.time(), time.monotonic()
+
+    def time(self) -> float:
+        return self._time
+
+    def monotonic(self) -> float:
+        return self._monotonic
+
+
+def stop_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let only `clock.travel` move the clock of this process, so that the time which a step takes does not count."""
+    monkeypatch.setattr(clock, "time", _StoppedTime())
 
 
 class Stopwatch:

@@ -25,9 +25,9 @@ def test_llm_1_installed_clients(run: Callable[..., str], name: str) -> None:
     assert run(sys.executable, HERE / "scripts" / f"with_{name}.py")
 
 
-@pytest.fixture
-def all_clients(long_form: bool) -> None:
-    if not long_form:
+@pytest.fixture(scope="session")  # before Node's packages are fetched
+def all_clients(request: pytest.FixtureRequest) -> None:
+    if not request.config.getoption("--long"):
         pytest.skip("tox run -e clients")
 
 

@@ -7,8 +7,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +14,7 @@ from typing import Any
 
 import psutil
 import pytest
-from tests.kernel.cli.warm import warm
+from tests.kernel.cli.warm import Fork, warm
 
 from corral.testing.plugin_folder import PluginFolder
 from corral_plugins.tasks.demo.model_choice import estimate_tokens
@@ -51,23 +49,25 @@ class Demo:
         self.home = home
         self.temporary = home / "temporary"
         self.temporary.mkdir()
+        self.log = home / "demo.log"
         self.environ = {name: value for name, value in os.environ.items() if not name.startswith("CORRAL_")}
         self.environ.update(TMPDIR=str(self.temporary), XDG_CACHE_HOME=str(home / "cache"), COLUMNS="200")
 
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [sys.executable, "-m", "corral", "demo", *arguments],
-            cwd=self.home,
-            env=self.environ,
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            start_new_session=True,
-            preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # also where the tests run under nohup
-        )
+    def start(self, *arguments: str) -> Fork:
+        """It is a fork of a process that has done the imports, as its server is."""
+        return warm().start(("demo", *arguments), cwd=self.home, environ=self.environ, log=self.log)
+
+    def wait_for(self, text: str, process: Fork) -> None:
+        """Wait until it has printed a text, or has ended."""
+        until = time.monotonic() + 300
+        while not self.log.exists() or text not in self.log.read_text("utf-8"):
+            assert time.monotonic() < until, f"{text!r} was not printed"
+            if process.poll() is not None:
+                return
+            time.sleep(0.02)
 
     def run(self, *arguments: str) -> tuple[int, str, str]:
-        """Until it ends. It is a fork of a process that has done the imports."""
+        """Until it ends."""
         done = warm().run(("demo", *arguments), cwd=self.home, environ=self.environ, stdin="")
         return done.returncode, done.stdout, done.stderr
 
@@ -134,22 +134,20 @@ def test_operations_2_without_json_it_is_for_people_and_the_folder_can_be_kept(d
 
 @pytest.mark.parametrize(
     ("moment", "number"),
-    [(0.3, signal.SIGTERM), ("server", signal.SIGTERM), ("task", signal.SIGTERM), ("approval", signal.SIGHUP)],
+    [
+        pytest.param("", signal.SIGTERM, id="begin"),
+        ("server", signal.SIGTERM),
+        ("task", signal.SIGTERM),
+        ("approval", signal.SIGHUP),
+    ],
 )
-def test_operations_2_a_signal_at_any_step_leaves_nothing(
-    demo: Demo, moment: float | str, number: signal.Signals
-) -> None:
+def test_operations_2_a_signal_at_any_step_leaves_nothing(demo: Demo, moment: str, number: signal.Signals) -> None:
     process = demo.start("--once")
-    assert process.stdout is not None
-    if isinstance(moment, float):
-        time.sleep(moment)
-    else:
-        for line in process.stdout:
-            if f" {moment} " in line:
-                break
+    if moment:
+        demo.wait_for(f" {moment} ", process)
     process.send_signal(number)
     try:
-        process.communicate(timeout=60)
+        process.wait(60)
     finally:
         process.kill()
     assert process.returncode in (0, 130, -signal.SIGTERM)  # done just then; interrupted; not yet begun
@@ -158,13 +156,10 @@ def test_operations_2_a_signal_at_any_step_leaves_nothing(
 
 def test_it_stays_up_until_ctrl_c(demo: Demo) -> None:
     process = demo.start()
-    assert process.stdout is not None
-    for line in process.stdout:
-        if "until you press Ctrl-C" in line:
-            break
+    demo.wait_for("until you press Ctrl-C", process)
     assert demo.left() != []
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=60)
+    process.wait(60)
     assert process.returncode == 0
     assert demo.left() == []
 

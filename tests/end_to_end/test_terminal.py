@@ -77,6 +77,15 @@ def test_a_session_renews_itself(terminal: Terminal) -> None:
     assert terminal.json("whoami")["email"] == EMAIL
 
 
+def test_a_password_from_standard_input_is_read_without_a_warning_of_python(terminal: Terminal) -> None:
+    arguments = ("login", terminal.address, "--email", EMAIL)
+    done = terminal.run(*arguments, stdin=f"{PASSWORD}\n")
+    assert (done.returncode, "Warning" in done.stderr) == (0, False), done
+    assert "Reading the password from standard input." in done.stderr
+    nothing = terminal.run(*arguments)
+    assert (nothing.returncode, "standard input has no password" in nothing.stderr) == (2, True), nothing
+
+
 def test_who_wins(terminal: Terminal) -> None:
     """A token of the environment before the saved session; a server that is named before both."""
     made = terminal.json("whoami")
@@ -386,7 +395,7 @@ def test_a_task_that_requires_a_tool_waits_for_a_worker_that_offers_it(terminal:
     left = terminal.run("run", "--agent", "Writer", *required, "--timeout", "1", "Wait too")
     assert "the task " in left.stderr
     done = terminal.run("run", "--agent", "Writer", "Do not wait")
-    assert (done.returncode, "warning: tool_not_offered:workspace.write" in done.stderr) == (0, True)
+    assert (done.returncode, "warning: The agent may use workspace.write, but the worker" in done.stderr) == (0, True)
     assert "the worker embedded does not offer it" in terminal("tasks", "explain", "Do not wait")
 
 
@@ -429,14 +438,18 @@ def test_status_tells_of_open_breakers_and_used_up_budgets(terminal: Terminal) -
     assert "budget:" not in quiet
     terminal("circuit-breakers", "force-open", "llm:scripted", "--reason", "The contract has ended.")
     terminal("cost", "budget", "set", "--limit", "0")
+    terminal("agents", "edit", "Asker", "-f", "monthly_budget_usd:=0")
     try:
         told = terminal("status")
         assert "llm:scripted is forced open: The contract has ended. Close it: corral circuit-breakers force-" in told
         assert re.search(r"^budget: +used up: \$0.00 of \$0.00 spent .*corral cost budget set --limit", told, re.M)
+        own = "the agent Asker has used up its own budget, $0.00 of $0.00. Raise it: corral agents edit Asker "
+        assert own in told
         assert terminal.json("status")["budget"]["status"] == "exceeded"
     finally:
         terminal("circuit-breakers", "force-close", "llm:scripted")
         terminal("cost", "budget", "set", "--limit", "none")
+        terminal("agents", "edit", "Asker", "-f", "monthly_budget_usd:=null")
 
 
 def test_approvals_name_who_asks(terminal: Terminal) -> None:
@@ -520,6 +533,12 @@ def test_settings_are_read_and_changed(terminal: Terminal) -> None:
     assert terminal.run("settings", "set", "mail.password", "on the command line").returncode == 2
     assert "mail.password is ********." in terminal("settings", "set", "mail.password", stdin="a long password\n")
     terminal("settings", "reset", "mail.password")
+    unknown = terminal.run("settings", "set", "llm.default_model", "scripted/no-such")
+    assert unknown.returncode == 0
+    assert "warning: no provider lists the model scripted/no-such, so agents without a model of" in unknown.stderr
+    known = terminal.run("settings", "set", "llm.default_model", "scripted/echo")
+    assert (known.returncode, known.stderr) == (0, "")
+    terminal("settings", "reset", "llm.default_model")
     mistyped = terminal.run("settings", "show", "general.sitename")
     assert mistyped.stderr == "corral: there is no setting general.sitename; did you mean general.site_name?\n"
 

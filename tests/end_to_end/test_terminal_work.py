@@ -137,8 +137,11 @@ def test_a_task_whose_cost_limit_was_too_small_says_what_helps(terminal: Termina
     terminal("dead-letter", "discard", "Cost too much")
     told = until(lambda: re.search(r"^agents: +Miser: (.*)$", terminal("status"), re.M))
     assert told[1].endswith("corral agents start Miser")
-    terminal("tasks", "create", "--agent", "Miser", "Wait for me")
+    created = terminal.run("tasks", "create", "--agent", "Miser", "Wait for me")
+    assert "warning: The agent is in the state error: " in created.stderr
+    assert "corral agents start Miser" in created.stderr
     assert "The agent is in the state error: its tasks failed in a row" in terminal("tasks", "explain", "Wait for me")
+    assert "\nHeld up\nWait for me: The agent is in the state error: its tasks failed" in terminal("status")
 
 
 def test_runs_are_named_by_their_workflow(terminal: Terminal) -> None:
@@ -268,12 +271,14 @@ def test_files_belong_to_tasks_by_their_titles(terminal: Terminal) -> None:
     shown = terminal("files", "show", "notes.txt")
     assert re.search(r"^task: +Read the file \(", shown, re.M)
     assert re.search(rf"^owner: +{re.escape(EMAIL)}$", shown, re.M)
+    nowhere = terminal.run("files", "download", "notes.txt", "--to", "missing/notes.txt")
+    assert (nowhere.returncode, "the folder missing does not exist" in nowhere.stderr) == (1, True)
     terminal("files", "delete", "notes.txt")
 
 
 def test_a_webhook_behind_an_open_breaker_says_so(terminal: Terminal) -> None:
     made = terminal("webhooks", "create", "http://receiver.invalid/hook", "--event", "task.created")
-    assert "Warning: the host name of the URL does not resolve" in made
+    assert "Warning: the host name does not resolve now; check its spelling" in made
     terminal("circuit-breakers", "force-open", BREAKER, "--reason", "The contract has ended.")
     test = ("webhooks", "test", "receiver.invalid")
     until(lambda: json.loads(terminal.run(*test, "--json").stdout)["error"] == "circuit_open")
@@ -337,6 +342,19 @@ def test_a_review_names_its_blockers_and_is_found_after_its_decision(terminal: T
     assert refused.returncode == 1
     assert f"\nblocker by user {EMAIL} x.py:1: This loses data.\n(" in refused.stderr
     assert "\nResolve one: corral reviews resolve " in refused.stderr
+    terminal("reviews", "request-changes", "Count on")
+    early = terminal.run("reviews", "approve", "Count on")
+    assert (early.returncode, "changes were requested to Count on; approve the next revision" in early.stderr) == (
+        1,
+        True,
+    )
+    (terminal.folder / "blocked.patch").write_text("--- a/x.py\n+++ b/x.py\n@@ -1 +1 @@\n-one\n+three\n")
+    assert "is pending at revision 2." in terminal("reviews", "revise", "Count on", "blocked.patch")
+    wrong = terminal.run("reviews", "approve", "Count on", "--sha256", "x")
+    assert (wrong.returncode, "--sha256 x is not a SHA-256, which has 64 hexadecimal digits" in wrong.stderr) == (
+        2,
+        True,
+    )
     terminal("reviews", "resolve", "Count on", "This loses")
     terminal("reviews", "approve", "Count on")
     assert re.search(r"^status: +approved$", terminal("reviews", "show", "count on"), re.M)

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import pytest_asyncio
+from tests.shared_kernels import on_the_loop_of_the_module
 
 from corral.plugins.discovery import Found, discover
 from corral.testing.kit import Kit, make_kernel
@@ -43,10 +45,10 @@ class SquatPlugin(Plugin):
 ID = "01890a5d-ac96-774b-bcce-b302099a8057"  # nobody's; fixed, so that every process collects the same tests
 
 
-@pytest.fixture
-async def without_tasks(tmp_path: Path) -> AsyncIterator[Kit]:
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def without_tasks(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Kit]:
     """All built-in plugins but `tasks` and what requires it."""
-    async with make_kernel(tmp_path, config={"plugins.disabled": ["tasks"]}) as kit:
+    async with make_kernel(tmp_path_factory.mktemp("kernel"), config={"plugins.disabled": ["tasks"]}) as kit:
         yield kit
 
 
@@ -56,6 +58,7 @@ def check_closed(answer: Any, code: str = "plugin_disabled") -> None:
 
 
 @pytest.mark.parametrize("path", ["/tasks", "/tasks/", f"/tasks/{ID}", f"/tasks/{ID}/", "/tasks/stats"])
+@on_the_loop_of_the_module
 async def test_reads_of_a_disabled_builtin_are_503(without_tasks: Kit, path: str) -> None:
     assert without_tasks.loaded("tasks").plugin is None  # it was not loaded
     answer = await without_tasks.client.get(path)
@@ -66,6 +69,7 @@ async def test_reads_of_a_disabled_builtin_are_503(without_tasks: Kit, path: str
 
 
 @pytest.mark.parametrize("path", ["/tasks", "/tasks/", f"/tasks/{ID}/cancel", f"/tasks/{ID}/cancel/"])
+@on_the_loop_of_the_module
 async def test_writes_of_a_disabled_builtin_are_503(without_tasks: Kit, path: str) -> None:
     check_closed(await without_tasks.client.post(path, {"title": "x"}))
     member = await without_tasks.as_user("member")
@@ -73,10 +77,12 @@ async def test_writes_of_a_disabled_builtin_are_503(without_tasks: Kit, path: st
 
 
 @pytest.mark.parametrize("path", ["/tasks/no-id", "/tasks/stats/more", f"/tasks/{ID}/nothing", "/nothing"])
+@on_the_loop_of_the_module
 async def test_unknown_paths_are_404_as_ever(without_tasks: Kit, path: str) -> None:
     assert (await without_tasks.client.get(path)).status == 404
 
 
+@on_the_loop_of_the_module
 async def test_a_wrong_method_is_405_as_ever(without_tasks: Kit) -> None:
     answer = await without_tasks.client.put("/tasks")
     assert (answer.status, answer.code) == (405, "method_not_allowed")
@@ -84,6 +90,7 @@ async def test_a_wrong_method_is_405_as_ever(without_tasks: Kit) -> None:
     assert (await without_tasks.client.request("OPTIONS", "/tasks")).status == 204
 
 
+@on_the_loop_of_the_module
 async def test_the_document_lists_only_what_is_served(without_tasks: Kit) -> None:
     paths = (await without_tasks.client.get("/openapi.json")).json()["paths"]
     served = [path for path, item in paths.items() if any("Tasks" in operation["tags"] for operation in item.values())]

@@ -339,6 +339,7 @@ async def alerts(kit: Kit) -> list[tuple[str, str, str]]:
     return [(each["kind"], each["severity"], each["object"]["id"]) for each in found]
 
 
+@pytest.mark.one_engine
 async def test_a_plugin_that_does_not_start_raises_one_alert_an_hour(folder: PluginFolder, make_kit: MakeKit) -> None:
     folder.add("faulty", body("async def start(self, runtime):\n    raise RuntimeError('will not')"))
     folder.add("leaning", PLUGIN + LEANING)

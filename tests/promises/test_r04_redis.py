@@ -78,7 +78,7 @@ def until(condition: Callable[[], Any], seconds: float) -> float:
     with Stopwatch() as watch:
         while not condition():
             assert watch.seconds < seconds, f"not within {seconds:g} s"
-            time.sleep(0.02)
+            time.sleep(0.05)
     return watch.seconds
 
 

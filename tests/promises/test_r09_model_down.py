@@ -50,7 +50,7 @@ async def keep_using(http: httpx2.AsyncClient, answers: Counter[str], end: async
         for path in ("/tasks", "/agents", "/llm/models"):
             answers[f"{path} {(await http.get(path)).status_code}"] += 1
         answers[f"post {(await http.post('/tasks', json={'title': 'x', 'agent_role': 'none'})).status_code}"] += 1
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0.2)
 
 
 async def test_r09_a_model_provider_is_down(

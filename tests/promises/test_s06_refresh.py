@@ -1,7 +1,7 @@
 """S6: parallel refreshes over two processes leave one successor and sign nobody out; a token that comes back after the
 grace ends its session, every time.
 
-Short form: 15 rounds and 10 thefts; long form (`--long`): 1,000 rounds and 100 thefts.
+Short form: 6 rounds and 10 thefts; long form (`--long`): 1,000 rounds and 100 thefts.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def sign_in(server: ServerProcess) -> dict[str, Any]:
 
 
 def test_s6_parallel_refreshes_and_late_ones(database_url: str, tmp_path: Path, long_form: bool, figure: Any) -> None:
-    rounds, thefts = (1000, 100) if long_form else (15, 10)
+    rounds, thefts = (1000, 100) if long_form else (6, 10)
     arguments = ("--processes", "2", "--no-embedded-worker")
     environ = {"CORRAL_REFRESH_GRACE": str(GRACE)}
     with (

@@ -25,7 +25,7 @@ from corral.testing.server import ServerProcess
 
 pytestmark = pytest.mark.one_engine
 
-CLIENTS, PAUSE = 4, 0.02
+CLIENTS, PAUSE, SHORT_PAUSE = 4, 0.02, 0.06  # between two calls of a client
 HELD_WITHIN, SLACK = 10.0, 10.0  # seconds; the slack is for a machine that has other things to do
 LOG_LINES_A_SECOND = 100
 LATE = "it did not return in time and was abandoned"
@@ -35,9 +35,9 @@ ENDLESS = "it was abandoned and is still running"
 class Caller(threading.Thread):
     """Reads and writes through the core and a built-in plugin, one call after the other."""
 
-    def __init__(self, server: ServerProcess, token: str, stop: threading.Event) -> None:
+    def __init__(self, server: ServerProcess, token: str, pause: float, stop: threading.Event) -> None:
         super().__init__(daemon=True)
-        self.server, self.token, self.stop = server, token, stop
+        self.server, self.token, self.pause, self.stop = server, token, pause, stop
         self.took: list[tuple[float, float]] = []
         self.errors: list[str] = []
         self.created: set[str] = set()
@@ -51,7 +51,7 @@ class Caller(threading.Thread):
                 lambda: client.post("/tasks", json={"title": "x"}),
             ]
             number = 0
-            while not self.stop.wait(PAUSE):
+            while not self.stop.wait(self.pause):
                 began = time.monotonic()
                 try:
                     answer = calls[number % len(calls)]().raise_for_status()
@@ -66,9 +66,9 @@ class Caller(threading.Thread):
 class Load:
     """`CLIENTS` callers while it is entered."""
 
-    def __init__(self, server: ServerProcess, token: str) -> None:
+    def __init__(self, server: ServerProcess, token: str, pause: float) -> None:
         self._stop = threading.Event()
-        self.callers = [Caller(server, token, self._stop) for _ in range(CLIENTS)]
+        self.callers = [Caller(server, token, pause, self._stop) for _ in range(CLIENTS)]
 
     def __enter__(self) -> Load:
         for caller in self.callers:
@@ -120,14 +120,14 @@ def until(condition: Callable[[], bool], seconds: float) -> float:
     return watch.seconds
 
 
-def usual(folder: Path, url: str, seconds: float) -> float:
+def usual(folder: Path, url: str, pause: float) -> float:
     """The p99 of a server on which only a plugin lives that behaves."""
     with serve(folder, url, "steady") as server, server.sign_in() as admin:
         token = admin.headers["Authorization"].removeprefix("Bearer ")
-        with Load(server, token) as load:
+        with Load(server, token, pause) as load:
             time.sleep(2)
             began = time.monotonic()
-            time.sleep(seconds)
+            time.sleep(8)
         assert load.errors == []
         return load.p99(began)
 
@@ -155,14 +155,14 @@ def check_names(found: dict[str, Any]) -> None:
 
 
 def test_s11_misbehaving_plugins(tmp_path: Path, database_url: str, long_form: bool, figure: Any) -> None:
-    seconds = 60.0 if long_form else 12.0
+    seconds, pause = (60.0, PAUSE) if long_form else (12.0, SHORT_PAUSE)
     slack = 0.1 if long_form else 0.25  # the short form shares the machine with other tests
-    before = usual(tmp_path, database_url, 8.0)
+    before = usual(tmp_path, database_url, pause)
     server = serve(tmp_path, database_url, "steady", *misbehaving.ALL)
     with server, server.sign_in() as admin:
         ready = time.monotonic()
         token = admin.headers["Authorization"].removeprefix("Bearer ")
-        with Load(server, token) as load:
+        with Load(server, token, pause) as load:
             for _ in range(7):
                 assert admin.get("/raiser").status_code == 500
             for name in ("spinner", "napper"):

@@ -22,6 +22,7 @@ from corral.cli.data_folder import ensure_data_dir, restrict_new_files
 from corral.cli.kernel_start import boot_with_log
 from corral.cli.output import config_option
 from corral.cli.processes import ProcessEnvironment
+from corral.cli.registered_processes import record_load, register_for_reload
 from corral.config.reader import load as load_config
 from corral.errors import StartupError
 
@@ -57,7 +58,7 @@ def jobs_command(concurrency: int | None, config_path: Path | None) -> None:
     kernel = boot_with_log(config, environment)
     reload = RestartOnSighup(config_path, environment)
     signal.signal(signal.SIGHUP, reload)
-    processes.register_for_reload(config.data_dir)
+    register_for_reload(config.data_dir)
     if kernel.queue is None:
         asyncio.run(_run(kernel))
     else:
@@ -84,6 +85,7 @@ class RestartOnSighup:
             load_config(path=self._config_path)
         except StartupError as refused:
             log.error("reload failed; jobs continue with the old configuration", extra={"reason": str(refused)})
+            record_load(str(refused))
         else:
             log.info("reloading")
             self.asked = True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from corral.cli.api_client import ApiClient, ApiClientError
@@ -62,16 +62,17 @@ def find_user_id(client: ApiClient, path: str, user: str) -> str:
 
 
 def newest_id(
-    client: ApiClient, path: str, wanted: str, *, kind: str, title: Callable[[Any], str], listing: str
+    client: ApiClient, path: str, wanted: str, *, kind: str, titles: Callable[[Any], Iterable[str]], listing: str
 ) -> str:
     """Return the given id, or that of the newest object at the path with this title, ignoring case.
 
-    This is for objects without names, such as notifications. Their titles repeat, and the newest one is meant. `kind`
-    is the noun for the error message, and `listing` the command that lists what there is.
+    This is for objects without names, such as notifications. Their titles repeat, and the newest one is meant. An
+    object may have several `titles`. `kind` is the noun for the error message, and `listing` the command that lists
+    what there is.
     """
     if parse_id(wanted) is not None:
         return wanted
     for item in client.get(path, limit=200)["items"]:
-        if title(item).casefold() == wanted.strip().casefold():
+        if wanted.strip().casefold() in {title.casefold() for title in titles(item)}:
             return str(item["id"])
     raise ApiClientError(f"there is no {kind} {wanted} at {client.url}; {listing} shows what there is", 404)

@@ -6,11 +6,16 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
+
+WARNINGS = {
+    "unresolved_host": "the host name does not resolve now; check its spelling, and the name server that Corral uses",
+    "not_redactable": "the value is so short or common that Corral cannot hide it in logs; choose a longer one",
+}
 
 config_option = click.option(
     "--config", "config_path", type=click.Path(dir_okay=False, path_type=Path), help="configuration file to read"
@@ -103,6 +108,11 @@ def print_fields(found: Any, shown: Mapping[str, Any], *, as_json: bool) -> None
             padding = "\n" + " " * width
             name = click.style(f"{name}:".ljust(width), bold=True)
             click.echo(name + click.style(padding.join(text.splitlines()), fg=COLOURS.get(text)))
+
+
+def warnings_in_words(warnings: Iterable[str]) -> list[str]:
+    """Return a line for each warning code of a response, with what to do about it if the code is known."""
+    return [f"Warning: {WARNINGS.get(warning, warning)}." for warning in warnings]
 
 
 def format_usd(amount: float | None) -> str:

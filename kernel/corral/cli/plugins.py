@@ -11,7 +11,7 @@ import click
 from corral.cli import logging_setup, output
 from corral.cli.commands import command_names
 from corral.cli.output import config_option, json_option
-from corral.cli.processes import request_reload
+from corral.cli.registered_processes import Reload, request_reload, wait_for_reload
 from corral.cli.server_connection import client_command
 from corral.config.reader import load as load_config
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from corral.plugins.record import PluginRecord
 
 NEXT_START = "The change takes effect at the next start of the server."
-RELOADING = "The processes on this machine were told to reload; their logs show whether they did."
+RELOADED = "The server has reloaded."
 
 
 @click.group("plugins", invoke_without_command=True)
@@ -250,10 +250,37 @@ def _label(item: Any) -> str:
 def _print_change(name: str, state: str, path: Path, changed: bool, as_json: bool) -> None:
     """Print the result of a change.
 
-    If the configuration file changed, ask the server processes on this machine to reload.
+    If the configuration file changed, let the server processes on this machine reload, and wait until they have. Exit
+    with status 1 if a process could not reload, or if the plugin failed in the process that did.
     """
-    asked = request_reload(load_config(path=path).data_dir) if changed else 0
-    when = RELOADING if asked else NEXT_START
+    data_dir = load_config(path=path).data_dir
+    asked = request_reload(data_dir) if changed else {}
+    if asked:
+        click.echo("Waiting for the server to reload.", err=True)
+    reloads = wait_for_reload(data_dir, asked)
+    failures = [told for each in reloads if (told := _failure(each, name))]
+    others = [line for each in reloads if each.load for line in each.load.plugins if not _is_about(line, name)]
+    facts = {"name": name, "state": state, "file": str(path), "changed": changed, "reloading": len(asked)}
+    when = "" if failures else RELOADED if asked else NEXT_START
     text = f"{name} is {state} in {path}. {when}" if changed else f"{name} is already {state}; {path} was not changed."
-    told = {"name": name, "state": state, "file": str(path), "changed": changed, "reloading": asked}
-    output.print_value(told, as_json=as_json, text=text)
+    output.print_value({**facts, "failures": failures}, as_json=as_json, text=text.rstrip())
+    for line in dict.fromkeys(others):
+        click.echo(f"{click.style('warning', fg='yellow')}: {line}", err=True)
+    if failures:
+        undo = f"corral plugins {'disable' if state == 'enabled' else 'enable'} {name}"
+        told_once = "\n".join(dict.fromkeys(failures))
+        raise click.ClickException(f"{told_once}\nRepair the cause and reload, or undo the change: {undo}")
+
+
+def _failure(reload: Reload, name: str) -> str | None:
+    """Describe why the process does not run with the changed plugin, or return None if it does."""
+    process, load = reload
+    if load is None:
+        return f"the process {process} has ended or has not reloaded in time; its log shows why"
+    if load.error is not None:
+        return f"the server could not reload, and goes on with its old plugins: {load.error}"
+    return next((line for line in load.plugins if _is_about(line, name)), None)
+
+
+def _is_about(line: str, name: str) -> bool:
+    return line.startswith(f"plugin {name} is ")

@@ -1,4 +1,4 @@
-"""Starts, reloads and supervises server processes, and registers them for reloads by SIGHUP.
+"""Starts, reloads and supervises server processes.
 
 All child processes of a parent process serve the same listening socket.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import json
 import logging
 import os
@@ -18,13 +17,13 @@ import sys
 import threading
 import time
 from asyncio.subprocess import Process
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Self
 
 import click
 
 from corral.cli.listener import refuse_connections
+from corral.cli.registered_processes import record_load
 from corral.errors import StartupError
 
 
@@ -55,24 +54,6 @@ class ProcessEnvironment(NamedTuple):
 
 
 EXIT_SECONDS = 5.0  # time for threads and exit handlers of plugins to end
-_lock_files: list[int] = []  # open while the process runs; the locks show that it does
-
-
-def register_for_reload(data_dir: Path, url: str = "") -> None:
-    """Register this process for reloads by SIGHUP. SIGHUP is ignored until its handler is installed.
-
-    `url` is the URL of the listener of a server, which `running_server_url` returns.
-    """
-    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    path = _registration_folder(data_dir) / str(os.getpid())
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    handle = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
-    fcntl.flock(handle, fcntl.LOCK_EX)
-    os.ftruncate(handle, 0)
-    with contextlib.suppress(OSError):  # on a full disk the server starts too, and is not found by its folder
-        os.write(handle, url.encode())
-    _lock_files.append(handle)
 
 
 def force_exit_later(seconds: float = EXIT_SECONDS) -> None:
@@ -88,41 +69,6 @@ def _force_exit() -> None:
     os._exit(0)
 
 
-def request_reload(data_dir: Path) -> int:
-    """Send SIGHUP to all registered processes of the data folder, and return their number."""
-    asked = 0
-    for process in _running_processes(data_dir):
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.kill(process, signal.SIGHUP)
-            asked += 1
-    return asked
-
-
-def running_server_url(data_dir: Path) -> str | None:
-    """Return the URL of the listener of a server that runs on this data folder, or None if there is none."""
-    for process in _running_processes(data_dir):
-        with contextlib.suppress(FileNotFoundError):
-            if url := (_registration_folder(data_dir) / str(process)).read_text("utf-8"):
-                return url
-    return None
-
-
-def _running_processes(data_dir: Path) -> Iterator[int]:
-    """Yield the pids of registered processes that are running. Remove the pid files of processes that have ended."""
-    for path in _registration_folder(data_dir).glob("*"):
-        with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield int(path.name)
-            else:
-                path.unlink(missing_ok=True)
-
-
-def _registration_folder(data_dir: Path) -> Path:
-    return data_dir / "run" / "servers"
-
-
 log = logging.getLogger("corral.serve")
 
 READY_SECONDS = 60.0
@@ -132,6 +78,7 @@ FAILED_EXIT_SECONDS = 5.0  # time a failed process gets to exit after its announ
 INITIAL_DELAY, MAX_DELAY, STABLE_SECONDS = 0.5, 30.0, 60.0
 DRAIN_MESSAGE, DRAINED_MESSAGE = b"drain\n", b"drained\n"
 SECRET_BYTES = 32
+PLUGIN_LINE = "  plugin "  # how the lines about failed and blocked plugins begin in what a process announces
 _start_secret = secrets.token_bytes(SECRET_BYTES)  # the processes of one start share it, and it is never stored
 
 
@@ -429,12 +376,14 @@ class ParentProcess:
         """
         log.info("reloading")
         try:
-            await self.start()
+            announced = await self.start()
         except Exception as error:
             surprise = None if isinstance(error, (StartupError, NotReady)) else error
             log.error("reload failed; the old processes continue", extra={"reason": str(error)}, exc_info=surprise)
+            record_load(str(error))
             return False
         log.info("reloaded")
+        record_load(None, [line.strip() for line in announced.splitlines() if line.startswith(PLUGIN_LINE)])
         return True
 
 

@@ -25,6 +25,7 @@ from corral.cli.listener import listen, listener_url, loopback_url, refuse_conne
 from corral.cli.optional_imports import without
 from corral.cli.output import config_option
 from corral.cli.processes import ParentConnection, ParentProcess, ProcessEnvironment
+from corral.cli.registered_processes import register_for_reload
 from corral.cli.start_history import StartHistory
 from corral.config.model import Config
 from corral.config.reader import load as load_config
@@ -90,7 +91,7 @@ def serve_command(**options: Any) -> None:
         reserve.refill()
     else:
         listener, began = listen(config.server.bind), time.time()
-        processes.register_for_reload(config.data_dir, listener_url(listener, tls=_has_tls(config)))
+        register_for_reload(config.data_dir, listener_url(listener, tls=_has_tls(config)))
         parent = _parent(config, options, listener, environment, recovering=recovering, begins=True)
         status = asyncio.run(parent.run())
         if status == 0:  # stopped by a signal, perhaps while processes were starting
@@ -206,7 +207,7 @@ def _serve(
         starts.ready()
         DiskReserve(config.data_dir).keep_rest()
         if inherited is None:
-            processes.register_for_reload(config.data_dir, listener_url(listener, tls=_has_tls(config)))
+            register_for_reload(config.data_dir, listener_url(listener, tls=_has_tls(config)))
 
     serving = ServingProcess(kernel, application, listener, parent).run(jobs=not options["no_jobs"], ready=ready)
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
@@ -362,5 +363,5 @@ def announcement(kernel: Any, address: str, first_account: str | None) -> str:
         lines.append(f"  first admin   {first_account}")
     for loaded in kernel.plugins:
         if loaded.state in ("failed", "blocked"):
-            lines.append(f"  plugin {loaded.name} is {loaded.state}: {loaded.reason}")
+            lines.append(f"{processes.PLUGIN_LINE}{loaded.name} is {loaded.state}: {loaded.reason}")
     return "\n".join(lines)

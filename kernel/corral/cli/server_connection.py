@@ -19,8 +19,8 @@ from corral.cli.saved_sessions import SavedSession, SavedSessions, user_sessions
 DEFAULT_URL = "http://127.0.0.1:8000"
 NO_OPERATION = "There is no operation at this path"
 OTHER_PLUGINS = (
-    "the server does not run the plugin of this command. If the plugin is enabled, the last reload failed: the log of "
-    "the server says why; restart it"
+    "the server does not run the plugin of this command. If the plugin is enabled, it failed or the last reload did: "
+    "corral status says why"
 )
 EARLY_SECONDS = 10.0  # a token that expires that soon is renewed before it is sent
 server_option = click.option(
@@ -101,7 +101,7 @@ def default_url() -> str:
 def running_url() -> str | None:
     """Return the URL of the server that runs in this folder, or None."""
     from corral.cli.listener import loopback_url
-    from corral.cli.processes import running_server_url
+    from corral.cli.registered_processes import running_server_url
     from corral.config.reader import load
     from corral.errors import StartupError
 
@@ -110,6 +110,14 @@ def running_url() -> str | None:
     except (StartupError, OSError):  # the configuration or the data folder is not for this user
         return None
     return None if running is None else loopback_url(running)
+
+
+def failed_reloads_of(url: str) -> dict[int, str]:
+    """Return the error of each process whose last reload failed, by its pid, if the server at the URL runs here."""
+    from corral.cli.registered_processes import failed_reloads
+    from corral.config.reader import load
+
+    return failed_reloads(load().data_dir) if running_url() == url else {}
 
 
 def valid_url(text: str, option: str) -> str:

@@ -37,6 +37,7 @@ PRIVATE = _networks("10.0.0.0/8 100.64.0.0/10 172.16.0.0/12 192.168.0.0/16 fc00:
 METADATA = _networks("100.100.100.200 fd00:ec2::254 fd20:ce::254")  # metadata services in private ranges
 _AUTHORITY = re.compile(r"(?:\[[^\[\]]*\]|[^:\[\]\s]*)(?::[0-9]*)?")
 _NAME = re.compile(r"[a-z0-9_](?:[a-z0-9_.-]*[a-z0-9_])?")
+_DENIED = "is or resolves to an address that is not allowed. An operator can allow it with CORRAL_EGRESS_ALLOW="
 
 
 class EgressBlocked(Exception):
@@ -119,13 +120,12 @@ class EgressGuard:
 
     def check_addresses(self, host: str, port: int, addresses: Sequence[str], policy: Policy) -> None:
         """Raise `EgressBlocked` if any of the addresses is refused."""
-        for text in addresses:
-            address = canonical_address(text)
+        for address in map(canonical_address, addresses):
             if any(each.covers(host, port, address) for each in self._exempt):
                 continue
             _check_port(port, policy.profile)
             if is_denied(address, policy.profile):
-                raise EgressBlocked("egress.address", f"{host} is or resolves to an address that is not allowed.")
+                raise EgressBlocked("egress.address", f"{host} {_DENIED}{f'[{host}]' if ':' in host else host}:{port}.")
 
     def check_listeners(self, port: int, addresses: Sequence[str], is_local: Callable[[str], bool]) -> None:
         """Raise `EgressBlocked` if Corral itself listens on one of the addresses.

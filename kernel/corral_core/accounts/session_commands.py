@@ -135,8 +135,13 @@ def _sign_in(client: ApiClient, email: str | None, password_file: Path | None) -
     if not email or password_file is None:
         click.echo(f"Signing in to {client.url}.", err=True)
     email = email or click.prompt("Email", err=True)
-    if password_file is None:
+    if password_file is None and sys.stdin.isatty():
         password = click.prompt("Password", hide_input=True, err=True)
+    elif password_file is None:  # nothing is hidden without a terminal, of which click would warn
+        click.echo("Reading the password from standard input.", err=True)
+        password = sys.stdin.readline().rstrip("\r\n")
+        if not password:
+            raise click.UsageError("standard input has no password; give --password-file, or sign in from a terminal")
     else:
         text = sys.stdin.readline() if str(password_file) == "-" else password_file.read_text("utf-8", "replace")
         password = text.rstrip("\r\n")

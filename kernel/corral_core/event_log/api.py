@@ -250,6 +250,10 @@ class TableRedactorValues(abc.ABC, Generic[Row]):
         self._work, self._redactor = work, redactor
         self._changed = asyncio.Event()
         self._opened: dict[tuple[str, int], Mapping[str, str]] = {}  # by id and version
+        self.unreadable = 0
+        """The number of rows whose credentials could not be decrypted."""
+        self.known: frozenset[str] = frozenset()
+        """The names of the credentials that the redactor knows."""
 
     @abc.abstractmethod
     def _open(self, row: Row) -> Mapping[str, str]:
@@ -258,6 +262,10 @@ class TableRedactorValues(abc.ABC, Generic[Row]):
         Raise `Unavailable` if a key is not loaded. The next refresh then tries the row again: another process may have
         rewrapped it by then. Until then, this process cannot reveal the credentials either.
         """
+
+    def _fixed_values(self) -> Mapping[str, str]:
+        """Return further credentials, which are in no table and never change, by names that no row has."""
+        return {}
 
     def on_events(self, events: Sequence[LoggedEvent]) -> None:
         """Wake up `run` if a row changed. Called by the event feed."""
@@ -284,8 +292,11 @@ class TableRedactorValues(abc.ABC, Generic[Row]):
             rows = await self._work(lambda ids=ids: self._read(ids), entry=self.entry, read=True)  # type: ignore[misc]  # bound now
             self._opened |= await asyncio.to_thread(self._open_all, rows)
         self._opened = {key: values for key, values in self._opened.items() if key in listed}
-        values = {name: value for found in self._opened.values() for name, value in found.items()}
+        self.unreadable = len(listed) - len(self._opened)
+        values = dict(self._fixed_values())
+        values |= {name: value for found in self._opened.values() for name, value in found.items()}
         await asyncio.to_thread(self._redactor.set_values, self.source, values)
+        self.known = frozenset(values)
 
     async def _list(self) -> set[tuple[str, int]]:
         found: set[tuple[str, int]] = set()

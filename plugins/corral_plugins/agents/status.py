@@ -1,4 +1,4 @@
-"""The line of `corral status` about agents that stopped because their tasks failed."""
+"""The lines of `corral status` about agents that stopped because their tasks failed or stalled."""
 
 from __future__ import annotations
 
@@ -7,11 +7,17 @@ from corral.cli.status_parts import StatusPart, name_for_command, read_if_allowe
 
 
 def agent_status(client: ApiClient) -> StatusPart:
-    """Describe the agents in the state `error`, which take no tasks until somebody starts them."""
-    found = read_if_allowed(client, "/agents", status="error")
-    if found is None or not found["items"]:
-        return StatusPart(found)
-    names = [each["name"] for each in found["items"]]
-    command = f"corral agents start {name_for_command(names)}"
-    told = f"{some_names(names)}: tasks failed in a row. Correct the configuration, then: {command}"
-    return StatusPart(found, told)
+    """Describe the agents that take no tasks until somebody starts them: in the state `error`, or paused by stalls."""
+    found = read_if_allowed(client, "/agents", status=["error", "paused"], limit=200)
+    if found is None:
+        return StatusPart(None)
+    failed = [each["name"] for each in found["items"] if each["status"] == "error"]
+    stalled = [each["name"] for each in found["items"] if each["status_reason"] == "stalled"]
+    lines = []
+    if failed:
+        command = f"corral agents start {name_for_command(failed)}"
+        lines.append(f"{some_names(failed)}: tasks failed in a row. Correct the configuration, then: {command}")
+    if stalled:
+        command = f"corral agents resume {name_for_command(stalled)}"
+        lines.append(f"{some_names(stalled)}: paused, because tasks stalled in a row. Find out why, then: {command}")
+    return StatusPart(found, "\n".join(lines) or None)

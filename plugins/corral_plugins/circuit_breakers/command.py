@@ -11,12 +11,15 @@ from urllib.parse import quote
 import click
 
 from corral.cli.api_client import ApiClient, ApiClientError
+from corral.cli.object_names import ObjectNames
 from corral.cli.output import print_fields, print_table
 from corral.cli.request_body import body_option, field_option, read_body
 from corral.cli.server_connection import client_command
 
 BREAKERS = "/circuit-breakers"
-COLUMNS = ("name", "state", "failures", "slow", "rejected", "retry_at", "reason")
+COLUMNS = ("name", "of", "state", "failures", "slow", "rejected", "retry_at", "reason")
+NAMED = {"notify": "/notifications/channels", "ssh": "/ssh-connections"}
+"""The paths of the objects by whose ids circuit breakers are named, by the kind of the breaker."""
 STATES = ("closed", "open", "half_open")
 
 name_argument = click.argument("name")
@@ -35,12 +38,14 @@ def circuit_breakers_command_group() -> None:
 def list_breakers(client: ApiClient, *, state: tuple[str, ...], prefix: str | None, as_json: bool) -> None:
     """List circuit breakers by name."""
     query: dict[str, Any] = {"state": list(state), **({"prefix": prefix} if prefix else {})}
+    names = ObjectNames(client)
     print_table(
         list(client.pages(BREAKERS, **query)),
         COLUMNS,
         as_json=as_json,
         empty="There are no such circuit breakers.",
         computed={
+            "of": lambda breaker: _named_object(names, breaker["name"]),
             "state": _state,
             "failures": lambda breaker: _share(breaker, "failures"),
             "slow": lambda breaker: _share(breaker, "slow"),
@@ -159,6 +164,12 @@ def _act(client: ApiClient, name: str, action: str, body: Any, *, as_json: bool)
 
 def _print_change(breaker: dict[str, Any], *, as_json: bool) -> None:
     click.echo(json.dumps(breaker, indent=2) if as_json else f"{breaker['name']} is {_state(breaker)}.")
+
+
+def _named_object(names: ObjectNames, breaker: str) -> str:
+    """Return the name of the object by whose id a circuit breaker is named, or nothing if its name says what it is."""
+    kind, _, identifier = breaker.partition(":")
+    return names.name(NAMED[kind], identifier) if kind in NAMED else ""
 
 
 def _state(breaker: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections import defaultdict
 from pathlib import Path
@@ -20,6 +21,7 @@ from corral_plugins.code_reviews.api import OPEN, ReviewStatus
 from corral_plugins.code_reviews.shapes import Severity, Side
 
 COLUMNS = ("title", "status", "agent", "revision", "round", "changes", "created_at", "id")
+SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 COLOURS = {"+": "green", "-": "red", "@": "cyan"}
 
 review_argument = click.argument("review")
@@ -167,8 +169,13 @@ def approve_review(
     client: ApiClient, *, review: str, note: str | None, sha256: str | None, force: bool, as_json: bool
 ) -> None:
     """Approve exactly the diff that the review has now."""
+    if sha256 is not None and not SHA256.fullmatch(sha256):
+        raise click.UsageError(f"--sha256 {sha256} is not a SHA-256, which has 64 hexadecimal digits; see reviews show")
     found = _find(client, review)
-    body = {"note": note, "patch_sha256": sha256 or found["patch_sha256"], "force": force}
+    if found["status"] == "changes_requested":
+        told = f"changes were requested to {found['title']}; approve the next revision, which the agent makes, or you"
+        raise ApiClientError(f"{told}: corral reviews revise {found['id']} PATCH")
+    body = {"note": note, "patch_sha256": sha256.lower() if sha256 else found["patch_sha256"], "force": force}
     try:
         _act(client, found, "approve", body, as_json=as_json)
     except ApiClientError as error:
@@ -307,7 +314,8 @@ def _act(client: ApiClient, found: dict[str, Any], action: str, body: dict[str, 
 
 
 def _tell(review: Any, *, as_json: bool) -> None:
-    told = f"{review['title']} ({review['id']}) is {review['status']} at revision {review['revision']}."
+    status = review["status"].replace("_", " ")
+    told = f"{review['title']} ({review['id']}) is {status} at revision {review['revision']}."
     click.echo(json.dumps(review, indent=2, ensure_ascii=False) if as_json else told)
 
 

@@ -109,6 +109,8 @@ def download_file(client: ApiClient, *, file: str, target: Path | None, force: b
             sys.stdout.buffer.write(chunk)
         return
     path = Path(found["name"]) if target is None else target / found["name"] if target.is_dir() else target
+    if not path.parent.is_dir():
+        raise click.ClickException(f"the folder {path.parent} does not exist; create it, or choose another place")
     if path.exists() and not force:
         raise click.ClickException(f"{path} exists; replace it with --force, or choose another place with --to")
     _write(client, found, path)
@@ -158,7 +160,9 @@ def share_file(client: ApiClient, *, file: str, task: str | None, off: bool, as_
     if task is not None:
         body["task_id"] = _task_id(client, task)
     changed = client.send("PATCH", f"/files/{found['id']}", body=body)
-    text = f"{changed['name']} is private." if off else f"{changed['name']} is shared with its task."
+    text = (
+        f"{changed['name']} is private." if off else f"{changed['name']} is shared with everyone who may read its task."
+    )
     print_value(changed, as_json=as_json, text=text)
 
 

@@ -57,7 +57,7 @@ def _installation_options(command: F) -> F:
 
 @click.group("template")
 def template_command_group() -> None:
-    """Install templates of working teams, and make templates."""
+    """Install templates of working teams, and make templates. TEMPLATE is a slug, such as pr-reviewer."""
 
 
 @template_command_group.command("list")

@@ -174,7 +174,9 @@ def _title_of(client: ApiClient, message_id: str | None) -> str | None:
 
 def _message_id(client: ApiClient, message: str) -> str:
     """Return the given id, or that of the newest message with this subject, or without one, this beginning."""
-    return newest_id(client, "/messages", message, kind="message", title=_title, listing="corral messages list")
+    return newest_id(
+        client, "/messages", message, kind="message", titles=lambda row: [_title(row)], listing="corral messages list"
+    )
 
 
 def _head(body: str) -> str:

@@ -13,7 +13,7 @@ import click
 
 from corral.cli.api_client import ApiClient, ApiClientError
 from corral.cli.object_names import ObjectNames, newest_id
-from corral.cli.output import format_ms, print_fields, print_table, print_value
+from corral.cli.output import format_ms, print_fields, print_table, print_value, warnings_in_words
 from corral.cli.request_body import body_option, field_option, read_body
 from corral.cli.server_connection import client_command, complete_names
 from corral.ids import parse_id
@@ -23,10 +23,6 @@ CHANNEL_COLUMNS = ("name", "type", "enabled", "status", "last_success_at", "used
 RULE_COLUMNS = ("name", "events", "min_severity", "channels", "enabled", "id")
 DELIVERY_COLUMNS = ("title", "count", "channel", "rule", "status", "attempts", "next_attempt_at", "last_error", "id")
 PREVIEW_COLUMNS = ("sent_at", "channel", "severity", "count", "group_key", "titles")
-WARNINGS = {
-    "unresolved_host": "the host name of the URL does not resolve",
-    "not_redactable": "the secret is so short that Corral cannot hide it in logs",
-}
 FAILURES = {
     "blocked": "the egress guard does not allow the address of the channel; an admin may, with CORRAL_EGRESS_ALLOW",
     "circuit_open": "the circuit breaker of the channel is open; corral circuit-breakers list says why",
@@ -56,7 +52,7 @@ limit_option = click.option(
 
 @click.group("notifications")
 def notifications_command_group() -> None:
-    """Read your notifications, and manage how people are told."""
+    """Read your notifications, and manage how people are told. CHANNEL and RULE are names or ids."""
 
 
 @notifications_command_group.command("list")
@@ -108,7 +104,7 @@ def show_notification(client: ApiClient, *, notification: str, as_json: bool) ->
 def mark_read(client: ApiClient, *, notification: str | None, everything: bool, as_json: bool) -> None:
     """Mark a notification as read, or all of them. NOTIFICATION is an id or a title, which names the newest."""
     if everything == (notification is not None):
-        raise click.UsageError("give the id of a notification, or --all")
+        raise click.UsageError("give the id or the title of a notification, or --all")
     if everything:
         done = client.send("PUT", "/notifications/read-all", body={})
         print_value(done, as_json=as_json, text=f"Notifications that are read now: {done['updated']}")
@@ -123,7 +119,12 @@ def mark_read(client: ApiClient, *, notification: str | None, everything: bool, 
 @field_option
 @client_command
 def preferences(client: ApiClient, *, fields: tuple[str, ...], as_json: bool) -> None:
-    """Show your preferences, or change them, for example with --field email=important."""
+    """Show your preferences, or change them.
+
+    Which notifications are mailed, of off, important and all: --field email=important. Events of which you are not
+    told: --field 'mute:=["task.failed"]'. Hours with critical notifications only: --field
+    'quiet_hours:={"from": "22:00", "to": "07:00", "timezone": "Europe/Berlin"}'.
+    """
     body = read_body(None, fields)
     found = client.send("PUT", "/notifications/preferences", body=body) if body else None
     found = found or client.get("/notifications/preferences")
@@ -188,11 +189,14 @@ def create_channel(
     secret_files: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Create a channel. The fields are the members of its config."""
+    """Create a channel, such as --type webhook --field url=https://example.org/hook.
+
+    The fields are the members of its config, which corral notifications channel-types lists.
+    """
     config = {**read_body(input_path, fields), **_secrets(secret_files)}
     made = client.post(CHANNELS, {"name": name, "type": kind, "config": config})
     lines = [f"Created {made['name']} ({made['id']})."]
-    lines += [f"Warning: {WARNINGS.get(warning, warning)}" for warning in made["warnings"]]
+    lines += warnings_in_words(made["warnings"])
     lines.append(f"Try it: corral notifications test-channel {shlex.quote(made['name'])}")
     print_value(made, as_json=as_json, text="\n".join(lines))
 
@@ -432,13 +436,13 @@ def _all_titles(notification: Mapping[str, Any]) -> str | None:
 
 
 def _notification_id(client: ApiClient, notification: str) -> str:
-    """Return the given id, or that of the newest notification with this title."""
+    """Return the given id, or that of the newest notification with this title, or that counts an event with it."""
     return newest_id(
         client,
         "/notifications",
         notification,
         kind="notification",
-        title=lambda row: str(row["title"]),
+        titles=lambda row: [row["title"], *row["titles"], _title_text(row["title"], row["count"])],
         listing="corral notifications list",
     )
 

@@ -47,6 +47,7 @@ class SecretsPlugin(Plugin):
     """
 
     name = "secrets"
+    requires = ("event_log",)
     protected = True
     permissions = (
         Permission("secrets.read", "List secrets without their values"),
@@ -82,7 +83,7 @@ class SecretsPlugin(Plugin):
         self._remaining_rows = count_rows_to_rewrap
         redactor.on_hit(alerts.report_leaks)
         self._unwatch = runtime.service(Feed).watch(values.on_events)
-        await values.refresh_redactor()
+        await values.refresh()
         if self._sealer.sealed:
             await work(alerts.report_sealed, entry=ENTRY)
 
@@ -92,7 +93,7 @@ class SecretsPlugin(Plugin):
                 if last := self._usage.take_pending():
                     await work(lambda: write_last_used(last), entry=ENTRY)
 
-        runtime.supervise("secrets.redactor_values", values.refresh_on_change)
+        runtime.supervise("secrets.redactor_values", values.run)
         runtime.supervise("secrets.alerts", alerts.publish_regularly)
         runtime.supervise("secrets.last_used", write_usage)
 

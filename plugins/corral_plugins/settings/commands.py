@@ -21,6 +21,7 @@ from corral_core.accounts.api import USERS_PATH
 PATH = "/settings"
 COLUMNS = ("name", "value", "from", "title")
 HISTORY_COLUMNS = ("at", "name", "before", "after", "by")
+DEFAULT_MODEL, MODELS = "llm.default_model", "The models that providers list: corral api GET /llm/models"
 SHOWN = 60  # characters of a value in a table
 JSON_TYPES = ("list", "object")
 Setting = dict[str, Any]
@@ -102,6 +103,8 @@ def set_setting(client: ApiClient, *, setting: str, value: str | None, as_json: 
     found = _find(client, setting)
     changed = client.send("PUT", _path(found), body={"value": _given(found, value)})
     print_value(changed, as_json=as_json, text=_changed_text(changed, found["value"]))
+    if not as_json and _name(found) == DEFAULT_MODEL and (warning := _model_warning(client, changed["value"])):
+        click.echo(click.style("warning", fg="yellow") + f": {warning}", err=True)
 
 
 @settings_command_group.command("reset")
@@ -173,6 +176,19 @@ def _given(setting: Setting, value: str | None) -> Any:
         raise click.UsageError(
             f"{name} is of the type {setting['type']}; give it as JSON such as '{example}'"
         ) from None
+
+
+def _model_warning(client: ApiClient, model: str | None) -> str | None:
+    """Say that no provider lists the model of a setting, or that its provider cannot be called now."""
+    if model is None:
+        return None
+    try:
+        found = client.get(f"/llm/models/{model}")
+    except ApiClientError as error:
+        if error.code != "model_not_found":
+            return None
+        return f"no provider lists the model {model}, so agents without a model of their own may fail. {MODELS}"
+    return None if found["available"] else f"the provider of the model {model} cannot be called now. {MODELS}"
 
 
 def _changed_text(setting: Setting, before: Any) -> str:

@@ -39,10 +39,6 @@ declare_codes(
 )
 
 
-ALLOW = "The operator can allow it with CORRAL_EGRESS_ALLOW."
-"""What to do about an address that the egress guard refuses."""
-
-
 class ConnectFailed(Problem):
     """The machine could not be reached, or broke the connection off before the login."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import click
 
 from corral.cli.api_client import ApiClient
 from corral.cli.object_names import ObjectNames
-from corral.cli.output import format_ms, print_fields, print_table, print_value
+from corral.cli.output import format_ms, print_fields, print_table, print_value, warnings_in_words
 from corral.cli.request_body import body_option, field_option, read_body
 from corral.cli.server_connection import client_command, complete_names
 from corral_core.accounts.api import USERS_PATH
@@ -27,7 +28,7 @@ connection_argument = click.argument("connection", shell_complete=complete_names
 
 @click.group("ssh")
 def ssh_command_group() -> None:
-    """Manage SSH connections, and run commands on machines."""
+    """Manage SSH connections, and run commands on machines. CONNECTION is a name or an id. For admins."""
 
 
 @ssh_command_group.command("list")
@@ -107,8 +108,9 @@ def create_connection(
         secret = _read_password()
         body |= {"auth_method": "password", "password": secret}
     made = client.post(CONNECTIONS, body)
-    warning = " Its host name does not resolve." if made.get("warnings") else ""
-    print_value(made, as_json=as_json, text=f"{name} was created.{warning} Next: corral ssh test {name}")
+    lines = [f"{name} was created.", *warnings_in_words(made.get("warnings") or ())]
+    lines.append(f"Next, look at its host key: corral ssh test {shlex.quote(name)}")
+    print_value(made, as_json=as_json, text="\n".join(lines))
 
 
 @ssh_command_group.command("edit")

@@ -16,7 +16,7 @@ from corral.errors import Invalid
 from corral.http.answers import Answer, IfMatch, Request
 from corral.http.page import Page
 from corral.http.routes import Rate, Routes
-from corral_plugins.ssh.api import ALLOW, LoginTimeout
+from corral_plugins.ssh.api import LoginTimeout
 from corral_plugins.ssh.service.connections import SshConnections, check_policy, view_of
 from corral_plugins.ssh.service.credentials import ConnectionCredentials
 from corral_plugins.ssh.service.executions import SshExecutions
@@ -207,7 +207,7 @@ async def _check_address(egress: Egress, hostname: str, port: int) -> list[str]:
     try:
         await egress.addresses(hostname, port, Policy("internal"))
     except EgressBlocked as blocked:
-        raise Invalid.at("/hostname", blocked.code, f"{blocked.reason} {ALLOW}", problem="url_blocked") from None
+        raise Invalid.at("/hostname", blocked.code, blocked.reason, problem="url_blocked") from None
     except Unresolved:
         return ["unresolved_host"]
     return []

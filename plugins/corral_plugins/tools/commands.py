@@ -10,7 +10,7 @@ from urllib.parse import quote
 import click
 
 from corral.cli.api_client import ApiClient
-from corral.cli.output import print_fields, print_table
+from corral.cli.output import print_fields, print_table, warnings_in_words
 from corral.cli.request_body import body_option, field_option, read_body
 from corral.cli.server_connection import client_command
 
@@ -184,7 +184,7 @@ def _print_server(server: dict[str, Any], *, as_json: bool) -> None:
         "last error": server["last_error"],
         "listed": server["listed_at"],
         "ignored tools": server["ignored_tools"],
-        "warnings": server.get("warnings"),
+        "warnings": "\n".join(warnings_in_words(server.get("warnings") or ())),
     }
     print_fields(server, shown, as_json=as_json)
     if not as_json and server["tools"]:

@@ -14,7 +14,7 @@ import click
 
 from corral.cli.api_client import ApiClient, ApiClientError
 from corral.cli.object_names import ObjectNames, newest_id
-from corral.cli.output import format_ms, print_fields, print_table, print_value
+from corral.cli.output import format_ms, print_fields, print_table, print_value, warnings_in_words
 from corral.cli.request_body import body_option, field_option, read_body
 from corral.cli.server_connection import client_command, complete_names
 from corral.cli.status_parts import read_if_allowed
@@ -24,10 +24,6 @@ from corral_core.accounts.api import USERS_PATH
 COLUMNS = ("url", "events", "active", "pending_deliveries", "last_status_code", "last_success_at", "id")
 ALL_COLUMNS = ("host", "owner", "active", "pending_deliveries", "failing_since", "id")
 DELIVERY_COLUMNS = ("created_at", "event", "status", "attempt", "result", "next_attempt_at", "id")
-WARNINGS = {
-    "unresolved_host": "the host name of the URL does not resolve",
-    "not_redactable": "the secret is so short that Corral cannot hide it in logs",
-}
 STATUSES = ("pending", "retrying", "succeeded", "failed", "cancelled")
 
 webhook_argument = click.argument("webhook", shell_complete=complete_names("/webhooks", "host"))
@@ -109,7 +105,10 @@ def create_webhook(
     secret_file: Path | None,
     as_json: bool,
 ) -> None:
-    """Create a webhook. The command prints its secret, which is not shown again."""
+    """Create a webhook. The command prints its secret, which is not shown again.
+
+    Further fields, such as filter and headers, are given with --field or a file.
+    """
     body = {**read_body(input_path, fields), "url": url, **_secret(secret_file)}
     if events:
         body["events"] = list(events)
@@ -119,7 +118,7 @@ def create_webhook(
         raise click.UsageError("say what to send with --event; corral webhooks event-types lists the events")
     made = client.post("/webhooks", body)
     lines = [f"Created {made['id']}.", f"Its secret, which is not shown again: {made['secret']}"]
-    lines += [f"Warning: {WARNINGS.get(warning, warning)}" for warning in made["warnings"]]
+    lines += warnings_in_words(made["warnings"])
     lines.append(f"Try it: corral webhooks test {made['id']}")
     print_value(made, as_json=as_json, text="\n".join(lines))
 
@@ -344,7 +343,7 @@ def _delivery_id(client: ApiClient, webhook: str, webhook_id: str, delivery: str
         f"/webhooks/{webhook_id}/deliveries",
         delivery,
         kind="delivery",
-        title=lambda row: str(row["event"]),
+        titles=lambda row: [row["event"]],
         listing=f"corral webhooks deliveries {webhook}",
     )
 

@@ -63,6 +63,7 @@ async def test_admin_2_admins_who_demote_each_other_leave_one(kit: Kit) -> None:
         assert await _admins(kit) == 1
 
 
+@pytest.mark.one_engine
 async def test_the_rights_of_a_person_without_a_session_are_those_of_the_moment(kit: Kit) -> None:
     await kit.as_user("admin")
     user_id = (await kit.as_user("admin")).user["id"]
@@ -105,6 +106,7 @@ async def test_lost_rights_end_sessions_and_won_ones_do_not(kit: Kit) -> None:
     assert (await client.get("/auth/me")).code == "session_revoked"
 
 
+@pytest.mark.one_engine
 async def test_a_taken_address_is_told_to_admins_only(kit: Kit) -> None:
     first = await kit.as_user(email="ann@example.org")
     new = NewUser(email="ANN@example.org", full_name="Ann")
@@ -139,6 +141,7 @@ async def test_search_filters_and_pages(kit: Kit) -> None:
     assert (await work(lambda: emails(is_active=False)))[1] == 0
 
 
+@pytest.mark.one_engine
 async def test_a_purged_account_is_a_tombstone(kit: Kit) -> None:
     client = await kit.as_user(email="ann@example.org")
     work, accounts, user_id = kit.kernel.database.work, _accounts(kit), client.user["id"]
@@ -177,6 +180,7 @@ async def test_who_is_made_active_again_meanwhile_is_not_purged(kit: Kit) -> Non
     assert (await work(lambda: accounts.get(user_id), read=True)).full_name != "deleted user"
 
 
+@pytest.mark.one_engine
 async def test_an_admin_sets_a_password(kit: Kit) -> None:
     client = await kit.as_user(email="ann@example.org")
     accounts = _accounts(kit)

@@ -27,6 +27,7 @@ async def _rows(client: Any) -> list[dict[str, Any]]:
     return items[::-1]
 
 
+@pytest.mark.one_engine
 async def test_every_step_of_signing_in_is_written_down(kit: Kit, door: Any) -> None:
     auditor = await kit.as_user("auditor")
     user, app, codes = await door.with_mfa(email="ann@example.org")
@@ -67,6 +68,7 @@ async def test_every_step_of_signing_in_is_written_down(kit: Kit, door: Any) -> 
         assert secret not in text
 
 
+@pytest.mark.one_engine
 async def test_a_token_that_comes_back_is_written_down(kit: Kit, door: Any) -> None:
     auditor = await kit.as_user("auditor")
     await kit.as_user(email="ann@example.org")
@@ -123,6 +125,7 @@ async def test_sign_ins_of_a_locked_address_are_written_down_once_a_minute(kit: 
     assert "nobody@example.org" not in str(denied)
 
 
+@pytest.mark.one_engine
 async def test_a_right_password_of_an_address_that_is_not_verified_is_written_down(
     make_kit: MakeKit, open_door: Any
 ) -> None:

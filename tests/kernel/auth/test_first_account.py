@@ -42,6 +42,7 @@ async def test_on_loopback_the_first_to_register_becomes_the_admin(make_kit: Mak
     assert (await register(kit, "bob")).code == "registration_closed"
 
 
+@pytest.mark.one_engine
 @pytest.mark.parametrize("mode", ["open", "invite"])
 async def test_on_a_public_address_the_first_account_needs_the_token_of_the_start(make_kit: MakeKit, mode: str) -> None:
     kit = await make_kit(plugins=[], config=PUBLIC, environ={"CORRAL_REGISTRATION": mode})
@@ -63,6 +64,7 @@ async def test_on_a_public_address_the_first_account_needs_the_token_of_the_star
     assert (await register(kit, "late")).status == (201 if mode == "open" else 403)
 
 
+@pytest.mark.one_engine
 async def test_an_account_made_on_the_machine_ends_the_token(make_kit: MakeKit) -> None:
     kit = await make_kit(plugins=[], config=PUBLIC)
     assert "corral user create --admin EMAIL" in str(await instructions(kit))

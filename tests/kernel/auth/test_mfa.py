@@ -193,6 +193,7 @@ async def test_disabling_needs_both_factors_and_that_the_policy_allows_it(make_k
     assert "mfa.disabled" in await _types(kit)
 
 
+@pytest.mark.one_engine
 async def test_a_new_password_ends_sign_ins_that_wait_for_a_code(kit: Kit, door: Any) -> None:
     client, app, _ = await door.with_mfa(email="ann@example.org")
     clock.travel(60)

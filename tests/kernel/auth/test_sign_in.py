@@ -68,6 +68,7 @@ async def test_exactly_one_first_registration_becomes_admin(kit: Kit) -> None:
     assert (made, {each.code for each in answers if each.status != 201}) == (["admin"], {"registration_closed"})
 
 
+@pytest.mark.one_engine
 async def test_with_open_registration_all_others_become_members(make_kit: MakeKit) -> None:
     kit = await make_kit(plugins=[], environ={"CORRAL_REGISTRATION": "open"})
     bodies = [_registration(f"p{n}@example.org") for n in range(8)]
@@ -75,6 +76,7 @@ async def test_with_open_registration_all_others_become_members(make_kit: MakeKi
     assert sorted(each.json()["role"] for each in answers) == ["admin"] + ["member"] * 7
 
 
+@pytest.mark.one_engine
 async def test_the_bootstrap_admin_comes_first_and_once(make_kit: MakeKit) -> None:
     environ = {"CORRAL_BOOTSTRAP_ADMIN_EMAIL": "root@example.org", "CORRAL_BOOTSTRAP_ADMIN_PASSWORD": OTHER}
     kit = await make_kit(plugins=[], environ={**environ, "CORRAL_REGISTRATION": "open"})
@@ -184,6 +186,7 @@ async def test_who_must_change_the_password_can_do_little_else(kit: Kit) -> None
     assert (await free.get("/auth/me")).json()["limited"] is None
 
 
+@pytest.mark.one_engine
 async def test_changing_the_password_ends_all_other_sessions(kit: Kit) -> None:
     here_answer = await _login(kit, (await kit.as_user()).user["email"])
     here = _signed_in(kit, here_answer)
@@ -228,6 +231,7 @@ async def test_the_profile(kit: Kit) -> None:
     assert (await _login(kit, "new@example.org")).status == 200
 
 
+@pytest.mark.one_engine
 async def test_sessions_are_listed_and_ended(make_kit: MakeKit) -> None:
     kit = await make_kit(plugins=[], config={"settings.security.max_sessions_per_user": 3})
     email = (await kit.as_user()).user["email"]
@@ -247,6 +251,7 @@ async def test_sessions_are_listed_and_ended(make_kit: MakeKit) -> None:
     assert (await clients[2].get("/auth/me")).status == 401
 
 
+@pytest.mark.one_engine
 async def test_a_session_that_idles_is_over(kit: Kit) -> None:
     answer = await _login(kit, (await kit.as_user()).user["email"])
     clock.travel(7 * 86_400 + 1)
@@ -289,6 +294,7 @@ async def test_behind_a_proxy_the_refresh_cookie_counts_for_the_public_url(make_
     assert (await kit.client.post("/auth/refresh", headers={**sent, "Origin": "https://corral.example"})).status == 200
 
 
+@pytest.mark.one_engine
 async def test_events_of_people_are_for_them_and_admins(kit: Kit) -> None:
     admin, ann, bob = await kit.as_user("admin"), await kit.as_user(), await kit.as_user()
     await kit.events()  # all are numbered now

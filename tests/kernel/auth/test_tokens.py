@@ -95,6 +95,7 @@ async def test_a_short_secret_signs_nothing(kit: Kit) -> None:
     await kit.kernel.database.work(unit)
 
 
+@pytest.mark.one_engine
 async def test_a_rotated_key_verifies_until_its_last_token_is_over(make_kit: MakeKit) -> None:
     kit = await make_kit(plugins=[])
     old = await kit.as_user()

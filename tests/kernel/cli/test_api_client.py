@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import re
 from typing import Any
 
@@ -11,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from corral.cli.api_client import ApiClient, ApiClientError, TextDeltaTracker, _plural, _refusal
+from corral.cli.object_names import newest_id
 from corral.testing.server import free_port
 
 
@@ -21,6 +23,27 @@ def test_a_growing_text_is_told_once() -> None:
     assert live.add("Once upon a time") == (True, "")
     assert live.add("Step 1 of at most 25") == (False, "Step 1 of at most 25")
     assert live.add("Once more") == (False, "Once more")
+
+
+class Listed:
+    """A list of two notifications, the newest first."""
+
+    url = "http://127.0.0.1:8000"
+
+    def get(self, path: str, **query: Any) -> Any:
+        newest = {"id": "2", "titles": ["Task failed: b", "Task failed: a"]}
+        return {"items": [newest, {"id": "1", "titles": ["Task failed: a"]}]}
+
+
+def test_an_object_of_several_titles_is_found_by_each() -> None:
+    def found(wanted: str) -> str:
+        client: Any = Listed()
+        titles: Any = operator.itemgetter("titles")
+        return newest_id(client, "/notifications", wanted, kind="notification", titles=titles, listing="corral list")
+
+    assert [found("Task failed: b"), found("task failed: A ")] == ["2", "2"]
+    with pytest.raises(ApiClientError, match="there is no notification Task failed: c"):
+        found("Task failed: c")
 
 
 def test_of_a_long_text_only_the_end_is_told() -> None:

@@ -68,6 +68,7 @@ def test_the_file_is_edited_and_its_comments_stay(two: Any) -> None:
         "file": str(two.home / "corral.toml"),
         "changed": True,
         "reloading": 0,
+        "failures": [],
     }, done
     after = (two.home / "corral.toml").read_text()
     assert named(two)["enabled"] == ["steady", "leaning"]

@@ -146,6 +146,7 @@ def test_it_works_beside_a_running_server(corral: Any, running: tuple[ServerProc
     wait_until_refused(ada)
 
 
+@pytest.mark.one_engine
 def test_it_obeys_what_admins_set(corral: Any, running: tuple[ServerProcess, dict[str, str]]) -> None:
     server, environ = running
     admin = server.sign_in()

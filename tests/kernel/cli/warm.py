@@ -373,7 +373,10 @@ class _Child:
 
 
 class _ForkingPopen(subprocess.Popen[Any]):
-    """Forks the processes of `corral serve --processes N` instead of starting Python and importing everything again."""
+    """Forks the processes of `corral serve --processes N` instead of starting Python and importing everything again.
+
+    Forks the server of `corral demo` as well, which has no threads when it starts it.
+    """
 
     def __new__(cls, arguments: Any, *rest: Any, **options: Any) -> Any:
         command = [sys.executable, "-m", "corral"]
@@ -383,6 +386,39 @@ class _ForkingPopen(subprocess.Popen[Any]):
         if not pid:
             _become_server_process(arguments[3:], options["pass_fds"])
         return _Child(pid)
+
+    def _execute_child(  # type: ignore[misc]  # typeshed leaves it out
+        self,
+        arguments: Any,
+        executable: Any,
+        preexec_fn: Any,
+        close_fds: bool,
+        pass_fds: Any,
+        cwd: Any,
+        env: Any,
+        *rest: Any,
+    ) -> None:
+        command = [sys.executable, "-m", "corral", "serve"]
+        if not isinstance(arguments, Sequence) or [*arguments[:4]] != command or cwd is None or env is None:
+            super()._execute_child(  # type: ignore[misc]
+                arguments, executable, preexec_fn, close_fds, pass_fds, cwd, env, *rest
+            )
+            return
+        pipes = rest[3:9]
+        sys.stdout.flush()
+        self.pid = os.fork()
+        if not self.pid:
+            os.setsid()
+            os.chdir(cwd)
+            os.environ.clear()
+            os.environ.update(env)
+            tempfile.tempdir = None
+            sys.path[0] = str(cwd)
+            os.dup2(pipes[3], 1)
+            os.dup2(pipes[5], 2)
+            _become_server_process(arguments[3:], pass_fds)
+        self._child_created = True
+        self._close_pipe_fds(*pipes)  # type: ignore[attr-defined]
 
 
 def _become_server_process(arguments: Sequence[str], handles: Sequence[int]) -> None:

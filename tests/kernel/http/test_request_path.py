@@ -7,21 +7,34 @@ import hashlib
 import json
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-from tests.kernel.http.conftest import SLOW_READ, Thing
+import pytest_asyncio
+from tests.engines import SQLITE
+from tests.kernel.http.conftest import SLOW_READ, ProbePlugin, Thing
 from tests.limits import within
+from tests.shared_kernels import on_the_loop_of_the_module
 
 from corral.asgi.endpoint import INLINE_BELOW
 from corral.http.client_address import Hosts
 from corral.http.idempotency import IdempotencyRow
+from corral.ids import new_id
 from corral.testing.kit import PASSWORD, Kit
 from corral_core.accounts.models import UserRow
 
 BOTH_WAYS = pytest.mark.parametrize(
     "probe", [{"server.fast_dispatch": True}, {"server.fast_dispatch": False}], indirect=True, ids=["table", "quart"]
 )
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=[True, False], ids=["table", "quart"])
+async def shared_probe(make_shared_kit: Any, request: pytest.FixtureRequest) -> Kit:
+    """A kernel with the probe, for the tests in which every request is refused."""
+    kit: Kit = await make_shared_kit(plugins=[ProbePlugin], config={"server.fast_dispatch": request.param})
+    await kit.work(lambda: Thing._meta.database.create_tables([Thing]))
+    return kit
 
 
 @pytest.mark.one_engine
@@ -113,7 +126,6 @@ async def test_credentials(probe: Kit) -> None:
 
 
 @pytest.mark.one_engine
-@BOTH_WAYS
 @pytest.mark.parametrize(
     ("content", "status", "code", "pointer"),
     [
@@ -134,8 +146,11 @@ async def test_credentials(probe: Kit) -> None:
         (b"[]", 422, "validation_error", ""),
     ],
 )
-async def test_t2_to_t6_bad_bodies(probe: Kit, content: bytes, status: int, code: str, pointer: str | None) -> None:
-    member = await probe.as_user()
+@on_the_loop_of_the_module
+async def test_t2_to_t6_bad_bodies(
+    shared_probe: Kit, content: bytes, status: int, code: str, pointer: str | None
+) -> None:
+    member = await shared_probe.as_user(email=f"{new_id()}@example.org")
     answer = await member.post("/probe/things", content=content)
     assert (answer.status, answer.code) == (status, code), answer
     assert answer.headers["content-type"] == "application/problem+json"
@@ -369,25 +384,28 @@ async def test_t17_a_slow_read_does_not_stand_on_the_loop(probe: Kit) -> None:
         await slow
 
 
-@pytest.mark.one_engine
+@SQLITE
 async def test_short_reads_move_to_the_event_loop_though_they_wait_for_a_thread(probe: Kit) -> None:
     """As under load, where every read waits longer than a short read may take (docs/adr/0004)."""
-    pool, work, count = probe.kernel.database.pools[-1], probe.kernel.database.work, 30
+    pool, work, count = probe.kernel.database.pools[-1], probe.kernel.database.work, 10
 
-    async def waiting(reads: int) -> None:
-        while pool.busy < len(pool.threads) or pool.queue.qsize() + pool._shares.waiting("probe") < reads:  # noqa: ASYNC110
+    def all_done(reads: list[Any]) -> bool:
+        return all(read.done() for read in reads)
+
+    async def until(reached: Callable[[], bool]) -> None:
+        while not reached():  # noqa: ASYNC110  (nothing tells)
             await asyncio.sleep(0.001)
 
     async def read_late() -> None:
         gate = threading.Event()
         holding = [asyncio.ensure_future(work(gate.wait, read=True)) for _ in pool.threads]
         async with within(20):
-            await waiting(0)
+            await until(lambda: pool.busy == len(pool.threads))
             reads = [asyncio.ensure_future(probe.client.get("/probe/thread")) for _ in range(count)]
-            await waiting(count)
+            await until(lambda: pool.queue.qsize() + pool._shares.waiting("probe") >= count or all_done(reads))
             await asyncio.sleep(INLINE_BELOW)
             gate.set()
-            await asyncio.gather(*holding, *reads)
+            await asyncio.gather(*holding, *reads, return_exceptions=True)  # what is held for 2 s is lost
 
     for _ in range(10):  # on a busy machine, some of the reads themselves may not be short
         await read_late()

@@ -109,7 +109,7 @@ async def test_health_checks_in_threads(tmp_path: Path) -> None:
     def loop() -> tuple[str, str]:
         try:
             while True:
-                pass
+                time.sleep(0.001)  # leaves the processor to other tests
         finally:
             ended.set()
 
@@ -193,7 +193,7 @@ async def test_a_subscriber_that_hangs_holds_up_nobody_for_long(make_kit: MakeKi
 
     def hang(event: Any) -> None:
         while True:
-            pass
+            time.sleep(0.001)  # leaves the processor to other tests
 
     kit = await make_kit(
         plugins=[

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -96,6 +97,21 @@ class CountingPlugin(Plugin):
     def corral_schedules(self):
         return [Schedule("counting.tick", 0.5, tick)]
 '''
+UNLUCKY = '''
+import os
+
+from corral.plugin import Plugin
+
+
+class UnluckyPlugin(Plugin):
+    """Starts everywhere but in a server."""
+
+    name = "unlucky"
+
+    async def start(self, runtime):
+        if os.environ.get("UNLUCKY"):
+            raise RuntimeError("not in this server")
+'''
 MIGRATION = """
 from peewee import CharField, IntegerField, Model
 
@@ -127,6 +143,7 @@ class Fleet:
     def __init__(self, folder: Path, url: str) -> None:
         plugins = PluginFolder(folder / "plugins")
         plugins.add("counting", COUNTING, {"migrations/0001_initial.py": MIGRATION})
+        plugins.add("unlucky", UNLUCKY)
         self.config = folder / "corral.toml"
         self.write('enabled = ["counting"]')
         environ = {
@@ -134,6 +151,7 @@ class Fleet:
             "CORRAL_PLUGIN_DIR": str(plugins.path),
             "CORRAL_DATA_DIR": str(folder / "data"),
             "CORRAL_ACCESS_TTL": "3600",
+            "UNLUCKY": "yes",
         }
         self.servers = []
         for name, more in (("a", ()), ("b", ("--no-jobs",))):
@@ -211,21 +229,45 @@ def test_plugins_4_what_waited_is_done_after_a_restart(fleet: Fleet) -> None:
 
 
 def test_plugins_4_the_command_has_a_running_server_reload(fleet: Fleet) -> None:
+    """It waits until the server has reloaded, and tells what did not work, as `corral status` does afterwards."""
     fleet.write("enabled = []")
     server = fleet.servers[0]
     with server.start().sign_in() as admin:
-        assert admin.get("/counting").status_code == 404
-        for verb, status in (("enable", 200), ("disable", 404)):
-            command = ("plugins", verb, "counting", "--json")
-            done = warm().run(command, cwd=server.folder, environ=server.environ, stdin="")
-            assert (done.returncode, json.loads(done.stdout)["reloading"]) == (0, 1), done
+        signed_in = {"CORRAL_URL": server.address, "CORRAL_TOKEN": admin.headers["Authorization"].split()[1]}
 
-            def reloaded(status: int = status) -> bool:
-                with contextlib.suppress(httpx2.HTTPError):
-                    return admin.get("/counting").status_code == status
-                return False
+        def command(*arguments: str, **environ: str) -> tuple[int, str, str]:
+            own = {**server.environ, **signed_in, "UNLUCKY": "", "COLUMNS": "200", **environ}
+            done = warm().run(arguments, cwd=server.folder, environ=own, stdin="")
+            return done.returncode, done.stdout, done.stderr
 
-            until(reloaded, 60)
+        def answers(status: int) -> bool:
+            with contextlib.suppress(httpx2.HTTPError):
+                return admin.get("/counting").status_code == status
+            return False
+
+        assert answers(404)
+        status, out, err = command("plugins", "enable", "counting")
+        assert (status, out.endswith("The server has reloaded.\n")) == (0, True), (out, err)
+        assert "Waiting for the server to reload." in err
+        until(lambda: answers(200), 60)  # the old process may have accepted the connection
+        status, out, err = command("plugins", "enable", "unlucky", "--json")
+        assert (status, json.loads(out)["reloading"]) == (1, 1), (out, err)
+        assert "plugin unlucky is failed: RuntimeError: not in this server" in err
+        assert "undo the change: corral plugins disable unlucky" in err
+        told = command("status")[1]
+        assert re.search(r"^plugins: +unlucky is failed: .*not in this server", told, re.M), told
+        assert "last reload:" not in told
+        fleet.config.write_text('server.public_url = "${ADDRESS}"\n' + fleet.config.read_text())
+        status, out, err = command("plugins", "disable", "counting", ADDRESS="http://corral.example")
+        assert (status, "The server has reloaded" in out) == (1, False), (out, err)
+        assert "the server could not reload, and goes on with its old plugins: " in err
+        assert answers(200)
+        told = command("status", ADDRESS="http://corral.example")[1]
+        assert re.search(r"^last reload: +failed, so the server runs as before: .*ADDRESS", told, re.M), told
+        fleet.write("enabled = []")
+        assert command("plugins", "disable", "messages")[0] == 0
+        until(lambda: answers(404), 60)
+        assert "last reload:" not in command("status")[1]
 
 
 def test_plugins_3_a_faulty_plugin_is_held_everywhere_and_again_after_a_crash(fleet: Fleet) -> None:

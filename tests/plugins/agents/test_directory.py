@@ -20,6 +20,7 @@ async def create(client: Client, name: str = "Ada", **fields: Any) -> dict[str, 
     return view
 
 
+@pytest.mark.one_engine
 async def test_a_name_is_enough(alice: Client) -> None:
     answer = await alice.post("/agents", {"name": "  Ada  "})
     assert answer.status == 201, answer
@@ -105,6 +106,7 @@ async def test_names_are_unique_whatever_the_case_and_free_again_after_deletion(
     await create(alice, "strasse")
 
 
+@pytest.mark.one_engine
 async def test_the_quota_of_agents(make_kit: Any) -> None:
     kit = await make_kit(plugins=["agents"], config={"settings.agents.max_agents": 1})
     alice = await kit.as_user("member")
@@ -179,6 +181,7 @@ async def test_changes_of_configuration_make_versions(kit: Kit, alice: Client, p
     assert updates[0]["changed_fields"] == ["description", "tags"]
 
 
+@pytest.mark.one_engine
 async def test_if_match_guards_changes(alice: Client) -> None:
     agent = await create(alice)
     path = f"/agents/{agent['id']}"
@@ -245,6 +248,7 @@ async def test_others_read_and_do_not_write(kit: Kit, alice: Client) -> None:
     assert (await alice.get(f"/agents/{NOBODY}")).status == 404
 
 
+@pytest.mark.one_engine
 async def test_stats_without_anybody_who_keeps_attempts_are_unknown(alice: Client) -> None:
     agent = await create(alice)
     stats = (await alice.get(f"/agents/{agent['id']}/stats?days=7")).json()

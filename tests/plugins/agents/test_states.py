@@ -201,6 +201,7 @@ async def act(client: Client, agent: str, action: str, body: Any = None) -> tupl
     return answer.json()["status"], answer.json()["status_reason"]
 
 
+@pytest.mark.one_engine
 async def test_start_pause_resume_stop(kit: Kit, alice: Client, payloads: Any) -> None:
     agent = await create(alice)
     answer = await alice.post(f"/agents/{agent}/pause")
@@ -228,6 +229,7 @@ async def test_start_pause_resume_stop(kit: Kit, alice: Client, payloads: Any) -
     assert (changes[0]["agent_id"], changes[0]["name"]) == (agent, "Ada")
 
 
+@pytest.mark.one_engine
 async def test_leases_make_busy_and_are_capped(
     kit: Kit, alice: Client, tasks: Any, agents: Agents, unit: Any, payloads: Any
 ) -> None:
@@ -256,6 +258,7 @@ async def test_leases_make_busy_and_are_capped(
     assert figures.collect()[("idle",)] == 2
 
 
+@pytest.mark.one_engine
 async def test_a_stop_revokes_all_in_one_event(kit: Kit, alice: Client, tasks: Any, unit: Any, payloads: Any) -> None:
     agent = await create(alice, max_concurrent_tasks=3)
     await act(alice, agent, "start")
@@ -274,6 +277,7 @@ async def test_a_stop_revokes_all_in_one_event(kit: Kit, alice: Client, tasks: A
     assert tasks.released[-1] == ("d", True, "agent_stopped")
 
 
+@pytest.mark.one_engine
 async def test_drain_lets_work_end(kit: Kit, alice: Client, tasks: Any, unit: Any, payloads: Any) -> None:
     agent = await create(alice, max_concurrent_tasks=2)
     await act(alice, agent, "start")
@@ -292,6 +296,7 @@ async def test_drain_lets_work_end(kit: Kit, alice: Client, tasks: Any, unit: An
     assert (await payloads(kit, "agent.status"))[-3]["from"] == "draining"
 
 
+@pytest.mark.one_engine
 async def test_pause_lets_leases_run(alice: Client, tasks: Any, unit: Any) -> None:
     agent = await create(alice, max_concurrent_tasks=2)
     await act(alice, agent, "start")
@@ -322,6 +327,7 @@ async def test_configuration_failures_in_a_row_are_an_error(
     assert (await alice.get(f"/agents/{agent}")).json()["status"] == "idle"
 
 
+@pytest.mark.one_engine
 async def test_stalls_in_a_row_do_not_pause_where_the_setting_is_off(make_kit: Callable[..., Awaitable[Kit]]) -> None:
     kit = await make_kit(plugins=["agents"], config={"settings.agents.pause_after_stalls": 0})
     alice = await kit.as_user("member")
@@ -438,6 +444,7 @@ async def test_eligible_and_facts(alice: Client, tasks: Any, agents: Agents, uni
     assert await unit(agents.find_many, []) == {}
 
 
+@pytest.mark.one_engine
 async def test_figures_come_from_who_keeps_attempts(alice: Client) -> None:
     agent = await create(alice)
     stats = (await alice.get(f"/agents/{agent}/stats")).json()

@@ -80,6 +80,7 @@ async def test_a_ticket_ends_with_the_token_that_asked_for_it(kit: Kit, alice: C
         await work(lambda: tickets.reread(still))
 
 
+@pytest.mark.one_engine
 async def test_what_ends_a_token(kit: Kit, alice: Client) -> None:
     agent, token = await made(alice)
     ada = acting(kit, token["token"])
@@ -102,6 +103,7 @@ async def test_what_ends_a_token(kit: Kit, alice: Client) -> None:
     assert (await ada.get("/agents")).status == 401
 
 
+@pytest.mark.one_engine
 async def test_expiry_and_scopes(kit: Kit, alice: Client) -> None:
     agent, _ = await made(alice)
     path = f"/agents/{agent}/tokens"
@@ -143,6 +145,7 @@ async def test_an_api_key_neither_makes_nor_ends_a_token(make_kit: Callable[...,
     assert (await acting(kit, token["token"]).get("/agents")).status == 200
 
 
+@pytest.mark.one_engine
 async def test_making_and_ending_a_token_is_written_down(make_kit: Callable[..., Awaitable[Kit]]) -> None:
     kit = await make_kit(plugins=["agents", "audit"])
     alice, auditor = await kit.as_user("member"), await kit.as_user("auditor")
@@ -174,6 +177,7 @@ async def test_a_token_is_no_way_round_what_its_maker_must_do(
     assert (answer.status, answer.code) == (403, code)
 
 
+@pytest.mark.one_engine
 async def test_ten_tokens_at_most(alice: Client) -> None:
     agent, _ = await made(alice)
     statuses = [(await alice.post(f"/agents/{agent}/tokens", {"name": "t"})).status for _ in range(10)]

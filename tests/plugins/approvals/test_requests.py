@@ -109,6 +109,7 @@ async def test_agents_and_workers_see_what_they_asked_for(desk: Desk) -> None:
     assert (await desk.resumed(run.task_id))["decision"]["note"] == "no"
 
 
+@pytest.mark.one_engine
 async def test_a_task_cannot_wait_for_what_is_not_its_own(desk: Desk) -> None:
     foreign = await desk.ask()
     run = await desk.run()
@@ -189,6 +190,7 @@ async def test_many_are_decided_at_once_each_on_its_own(desk: Desk) -> None:
     assert (await desk.read(fine["id"]))["outcome_note"] == "all"
 
 
+@pytest.mark.one_engine
 async def test_comments_are_kept_and_told(desk: Desk) -> None:
     asked = await desk.ask()
     for n in range(3):
@@ -200,6 +202,7 @@ async def test_comments_are_kept_and_told(desk: Desk) -> None:
     assert (await viewer.post(f"/approvals/{asked['id']}/comments", {"body": "x"})).status == 403
 
 
+@pytest.mark.one_engine
 async def test_a_task_has_so_many_open_approvals(desk: Desk) -> None:
     run = await desk.run()
     for n in range(10):

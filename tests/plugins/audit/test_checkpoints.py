@@ -24,6 +24,7 @@ from corral_plugins.audit.settings import RETENTION_DAYS
 DAY = 86_400
 
 
+@pytest.mark.one_engine
 async def test_a_thousand_rows_make_a_checkpoint(books: Books) -> None:
     def some() -> None:
         for number in range(101):
@@ -39,6 +40,7 @@ async def test_a_thousand_rows_make_a_checkpoint(books: Books) -> None:
     assert (await books.auditor.get("/admin/audit/checkpoints")).json()["total"] == 1
 
 
+@pytest.mark.one_engine
 async def test_an_hour_without_rows_makes_none(books: Books) -> None:
     service: CheckpointSigner = books.service(CheckpointSigner)
     await books.write(3)
@@ -96,6 +98,7 @@ async def test_the_daily_look_tells_admins(books: Books) -> None:
     assert "3" in alert["detail"]
 
 
+@pytest.mark.one_engine
 async def test_admins_are_told_of_a_broken_place_once_an_hour(books: Books) -> None:
     async def told() -> list[str]:
         assert (await books.auditor.get("/admin/audit/verify")).json()["ok"] is False
@@ -169,6 +172,7 @@ async def test_retention_removes_a_beginning_that_ends_at_a_checkpoint(books: Bo
     assert (found.first_bad_seq, found.reason) == (old.seq + 1, "gap")
 
 
+@pytest.mark.one_engine
 async def test_a_removal_that_was_cut_short_goes_on(books: Books, monkeypatch: pytest.MonkeyPatch) -> None:
     await books.write(30)
     old = await books.sign()

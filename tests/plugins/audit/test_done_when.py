@@ -24,11 +24,13 @@ from corral_plugins.audit.service.verify import Verification
 WRITERS, EACH = 50, 200
 
 
-async def test_audit_1_fifty_writers_give_one_linear_chain(books: Books) -> None:
-    before = len(await books.rows())
+async def test_audit_1_fifty_writers_give_one_linear_chain(books: Books, long_form: bool) -> None:
+    """On PostgreSQL, where each entry is a transaction, each writer of the short form writes a fifth of the entries."""
+    is_whole = long_form or books.kit.kernel.database.kind == "sqlite"
+    each, before = EACH if is_whole else EACH // 5, len(await books.rows())
 
     async def writer(number: int) -> None:
-        for turn in range(EACH):
+        for turn in range(each):
             changes = {"value": (turn, turn + 1)}
             entry = AuditEntry(action="test.thing.change", object_type="thing", object_id=f"{number}", changes=changes)
             await books.work(lambda entry=entry: books.log.record(entry))
@@ -37,9 +39,9 @@ async def test_audit_1_fifty_writers_give_one_linear_chain(books: Books) -> None
     verdict = await books.verify()
     assert verdict.ok, verdict
     assert verdict.complete
-    assert verdict.checked == verdict.head.seq >= before + WRITERS * EACH
+    assert verdict.checked == verdict.head.seq >= before + WRITERS * each
     listed = (await books.admin.get("/admin/audit?limit=1&action=test.thing.change")).json()
-    assert listed["total"] == WRITERS * EACH
+    assert listed["total"] == WRITERS * each
 
 
 async def test_audit_2_every_altered_column_is_found(books: Books) -> None:

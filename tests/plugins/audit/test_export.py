@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
+import pytest
 from tests.plugins.audit.conftest import Books
 
 from corral_plugins.audit.service import chain
@@ -44,6 +45,7 @@ async def test_audit_6_a_large_export_streams_and_verifies_offline(
     assert (verdict.ok, verdict.checked) == (True, last), verdict
 
 
+@pytest.mark.one_engine
 async def test_a_hundred_thousand_rows_verify_in_ten_seconds(books: Books, long_form: bool) -> None:
     """The short form has a fifth of the rows, and more than a fifth of the time."""
     last = await _fill(books, 100_000 if long_form else 20_000)
@@ -66,6 +68,7 @@ async def test_many_rows_removed_in_a_row_are_a_gap(books: Books) -> None:
     assert (verdict.first_bad_seq, verdict.reason) == (101, "tail_truncated"), verdict
 
 
+@pytest.mark.one_engine
 async def test_exports_of_both_formats_verify_and_show_what_was_altered(books: Books, tmp_path: Path) -> None:
     await books.write(2, object_name="=1+1", details={"text": 'a "quoted"\nline, and ,commas,', "n": 1.5})
     await books.write(1, object_name="'=already quoted", object_id="-5")

@@ -75,6 +75,7 @@ async def test_rows_commit_with_the_change_or_not_at_all(books: Books) -> None:
     assert (await books.verify()).ok
 
 
+@pytest.mark.one_engine
 async def test_no_secret_reaches_a_row(books: Books) -> None:
     books.service(Redactor).set_values("vault", {"one": SECRET})
     fields = {"changes": {"a": (f"x {SECRET}", 1), "password": SECRET_CHANGE}, "details": {"deep": [{"b": SECRET}]}}
@@ -88,6 +89,7 @@ async def test_no_secret_reaches_a_row(books: Books) -> None:
     assert "[redacted]" in rows[1]["actor"]["user_agent"]
 
 
+@pytest.mark.one_engine
 async def test_too_large_changes_are_told_by_their_hash(books: Books) -> None:
     await books.write(1, changes={"text": ("a" * 20_000, "b")}, details={"small": 1})
     (row,) = await books.rows("&action=test.*")
@@ -169,6 +171,7 @@ async def test_pages_go_deep_and_never_overlap(books: Books) -> None:
     assert len(set(seen)) == 25
 
 
+@pytest.mark.one_engine
 async def test_a_flood_of_one_denial_is_one_row_and_a_count(books: Books) -> None:
     member = await books.kit.as_user("member")
     for _ in range(5):
@@ -207,6 +210,7 @@ async def test_a_flood_that_goes_on_is_counted_until_its_sum_is_written(books: B
     assert await counts(2) == [None, 6, None, 2, None, None], "one alone needs no sum"
 
 
+@pytest.mark.one_engine
 async def test_of_callers_whom_nobody_knows_addresses_are_told_apart(books: Books) -> None:
     denied = AuditEntry(
         action="test.gate.refuse", object_type="gate", object_id="1", outcome="denied", code="ip_blocked"
@@ -217,6 +221,7 @@ async def test_of_callers_whom_nobody_knows_addresses_are_told_apart(books: Book
     assert [row["actor"]["ip"] for row in await books.rows("&outcome=denied")] == ["192.0.2.1", "192.0.2.2"]
 
 
+@pytest.mark.one_engine
 async def test_a_count_that_cannot_be_written_is_kept(books: Books, monkeypatch: pytest.MonkeyPatch) -> None:
     denied = AuditEntry(action="test.gate.refuse", object_type="gate", object_id="1", outcome="denied", code="x")
     for _ in range(4):
@@ -254,6 +259,7 @@ async def test_only_refusals_of_privileged_requests_are_recorded(make_kit: Calla
     assert rows[0]["object"]["name"] == "/api/v1/settings/audit/record_ip"
 
 
+@pytest.mark.one_engine
 async def test_failed_sign_ins_are_recorded(books: Books) -> None:
     body = {"email": "nobody@example.org", "password": "wrong wrong wrong"}
     assert (await books.kit.client.post("/auth/login", body)).status == 401
@@ -273,6 +279,7 @@ async def test_addresses_are_recorded_unless_that_is_off(books: Books) -> None:
     assert (row["actor"]["ip"], row["actor"]["user_agent"]) == (None, None)
 
 
+@pytest.mark.one_engine
 async def test_verbose_records_every_request(books: Books) -> None:
     await books.admin.get("/admin/users")
     assert await books.rows("&object_type=route") == []
@@ -299,6 +306,7 @@ async def test_ordinary_requests_add_no_row(make_kit: Callable[..., Any]) -> Non
     assert await kit.kernel.database.work(queries.chain_ends, read=True) == before
 
 
+@pytest.mark.one_engine
 async def test_metrics(books: Books) -> None:
     await books.write(3)
     await books.write(1, outcome="failed")

@@ -29,6 +29,7 @@ async def test_circuit_breakers_7_one_field_changes_and_members_are_refused(pane
         assert (await member.request(method, f"/circuit-breakers{path}", body)).status == 403
 
 
+@pytest.mark.one_engine
 async def test_a_guarded_target_exists_before_its_first_call(panel: Panel) -> None:
     panel.breakers.declare("llm", lambda: ["llm:openai"], slow_call_seconds=120)
     found = await panel.get("llm%3Aopenai")

@@ -22,6 +22,7 @@ async def test_models_and_migration_agree(panel: Panel) -> None:
     assert await panel.kit.work(lambda: str(diff_models(engine, TABLES))) == ""
 
 
+@pytest.mark.one_engine
 async def test_a_failing_target_opens_the_breaker_and_a_probe_closes_it(panel: Panel) -> None:
     await panel.fails(9)
     assert (await panel.get())["state"] == "closed"
@@ -45,6 +46,7 @@ async def test_a_failing_target_opens_the_breaker_and_a_probe_closes_it(panel: P
     assert events == ["circuit.opened", "circuit.half_opened", "circuit.closed"]
 
 
+@pytest.mark.one_engine
 async def test_a_failing_probe_opens_the_breaker_again(panel: Panel) -> None:
     await panel.fails(10)
     await panel.sync()
@@ -278,6 +280,7 @@ async def test_probes_without_the_database_do_not_count_after_its_return(
     assert panel.breakers.state(NAME) == "closed"
 
 
+@pytest.mark.one_engine
 async def test_an_alert_after_five_minutes(panel: Panel) -> None:
     await panel.fails(10)
     await panel.sync()

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from tests.plugins.tasks.conftest import Lease, World
 
-from corral.testing.kit import Answer, Client
+from corral.testing.kit import Answer, Client, Kit
 
 PLUGINS = ("admin", "security", "agents", "workers", "tasks", "audit", "settings", "tools", "files", "code_reviews")
 HUMAN = {"mode": "human"}
@@ -68,8 +68,13 @@ class Desk(World):
 @pytest.fixture
 async def desk(make_kit: Callable[..., Any]) -> Desk:
     """A desk on each engine."""
+    return await desk_of(await make_kit(plugins=PLUGINS))
+
+
+async def desk_of(kit: Kit) -> Desk:
+    """The desk of a kernel."""
     made = Desk()
-    await made.build(await make_kit(plugins=PLUGINS))
+    await made.build(kit)
     assert made.kit.loaded("code_reviews").active, made.kit.loaded("code_reviews").reason
     made.other = await made.kit.as_user("member")
     return made

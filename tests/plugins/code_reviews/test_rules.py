@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-from tests.plugins.code_reviews.conftest import HUMAN, Desk, patch_of
+import pytest_asyncio
+from tests.plugins.code_reviews.conftest import HUMAN, PLUGINS, Desk, desk_of, patch_of
+from tests.shared_kernels import on_the_loop_of_the_module
 
 from corral import clock
 from corral.testing.kit import Client
 from corral_plugins.code_reviews.service import rows
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared(make_shared_kit: Callable[..., Any]) -> Desk:
+    """A desk for the tests that need nothing but a review of their own."""
+    return await desk_of(await make_shared_kit(plugins=PLUGINS))
+
 
 # -- comments
 
@@ -27,85 +37,94 @@ from corral_plugins.code_reviews.service import rows
         ({"parent_id": "01890000-0000-7000-8000-000000000000"}, "/parent_id"),
     ],
 )
-async def test_a_comment_is_about_what_the_current_revision_shows(desk: Desk, fields: Any, pointer: str) -> None:
-    review = await desk.opened()
-    answer = await desk.act(review["id"], "comment", {"body": "x", **fields})
+@on_the_loop_of_the_module
+async def test_a_comment_is_about_what_the_current_revision_shows(shared: Desk, fields: Any, pointer: str) -> None:
+    review = await shared.opened()
+    answer = await shared.act(review["id"], "comment", {"body": "x", **fields})
     assert (answer.status, answer.json()["errors"][0]["pointer"]) == (422, pointer), answer
 
 
-async def test_the_text_of_all_comments_on_a_review_is_bounded(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+@on_the_loop_of_the_module
+async def test_the_text_of_all_comments_on_a_review_is_bounded(shared: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rows, "MAX_CHARACTERS", 30)
-    review = await desk.opened()
-    first = await desk.comment(review["id"], "x" * 10, file="x.py", line=2, suggestion="y" * 6)  # 20 with the file
+    review = await shared.opened()
+    first = await shared.comment(review["id"], "x" * 10, file="x.py", line=2, suggestion="y" * 6)  # 20 with the file
     path = f"/code-reviews/{review['id']}/comments/{first['id']}"
     refused = [
-        await desk.act(review["id"], "comment", {"body": "z" * 11}),
-        await desk.act(review["id"], "comment", {"body": "z" * 7, "parent_id": first["id"]}),  # it takes the file, too
-        await desk.other.put(path, {"body": "x" * 21}),
+        await shared.act(review["id"], "comment", {"body": "z" * 11}),
+        # It takes the file, too.
+        await shared.act(review["id"], "comment", {"body": "z" * 7, "parent_id": first["id"]}),
+        await shared.other.put(path, {"body": "x" * 21}),
     ]
     assert [(answer.status, answer.code) for answer in refused] == [(429, "quota_exceeded")] * 3
-    assert (await desk.other.put(path, {"body": "x" * 20})).status == 200
-    assert (await desk.other.put(path, {"body": "x" * 20})).status == 200  # no longer than before
-    assert (await desk.act(review["id"], "comment", {"body": "z"})).code == "quota_exceeded"
-    assert (await desk.other.put(path, {"body": "x" * 4})).status == 200
-    await desk.comment(review["id"], "z" * 6, parent_id=first["id"])
-    assert [each["body"] for each in (await desk.review(review["id"]))["comments"]] == ["x" * 4, "z" * 6]
+    assert (await shared.other.put(path, {"body": "x" * 20})).status == 200
+    assert (await shared.other.put(path, {"body": "x" * 20})).status == 200  # no longer than before
+    assert (await shared.act(review["id"], "comment", {"body": "z"})).code == "quota_exceeded"
+    assert (await shared.other.put(path, {"body": "x" * 4})).status == 200
+    await shared.comment(review["id"], "z" * 6, parent_id=first["id"])
+    assert [each["body"] for each in (await shared.review(review["id"]))["comments"]] == ["x" * 4, "z" * 6]
 
 
 @pytest.mark.one_engine
-async def test_the_old_side_has_its_own_lines(desk: Desk) -> None:
-    review = await desk.opened()
-    comment = await desk.comment(review["id"], "Keep it.", file="x.py", line=2, side="old")
+@on_the_loop_of_the_module
+async def test_the_old_side_has_its_own_lines(shared: Desk) -> None:
+    review = await shared.opened()
+    comment = await shared.comment(review["id"], "Keep it.", file="x.py", line=2, side="old")
     assert (comment["side"], comment["line"], comment["anchor"]) == ("old", 2, "active")
 
 
 @pytest.mark.one_engine
-async def test_only_its_author_edits_a_comment_and_every_member_resolves_it(desk: Desk) -> None:
-    review = await desk.opened()
-    comment = await desk.comment(review["id"], "Whi?")
+@on_the_loop_of_the_module
+async def test_only_its_author_edits_a_comment_and_every_member_resolves_it(shared: Desk) -> None:
+    review = await shared.opened()
+    comment = await shared.comment(review["id"], "Whi?")
     path = f"/code-reviews/{review['id']}/comments/{comment['id']}"
-    assert (await desk.member.put(path, {"body": "x"})).status == 403
-    edited = (await desk.other.put(path, {"body": "Why?"})).json()
+    assert (await shared.member.put(path, {"body": "x"})).status == 403
+    edited = (await shared.other.put(path, {"body": "Why?"})).json()
     assert (edited["body"], edited["edited"]) == ("Why?", True)
     for action, resolved in (("resolve", True), ("resolve", True), ("reopen", False), ("reopen", False)):
-        answer = await desk.member.post(f"{path}/{action}", {})
+        answer = await shared.member.post(f"{path}/{action}", {})
         assert (answer.status, answer.json()["resolved"]) == (200, resolved)
-    viewer = await desk.kit.as_user("viewer")
+    viewer = await shared.kit.as_user("viewer")
     assert (await viewer.post(f"{path}/resolve", {})).status == 403
-    assert (await desk.act(review["id"], "approve")).status == 200
-    assert (await desk.comment(review["id"], "Late, but readable."))["anchor"] == "none"
+    assert (await shared.act(review["id"], "approve")).status == 200
+    assert (await shared.comment(review["id"], "Late, but readable."))["anchor"] == "none"
 
 
-async def test_a_thread_is_resolved_as_a_whole(desk: Desk) -> None:
-    review = await desk.opened()
-    first = await desk.comment(review["id"], "Why?", severity="blocker")
-    answer = await desk.comment(review["id"], "And this?", parent_id=first["id"], severity="blocker")
-    nested = await desk.comment(review["id"], "Well.", parent_id=answer["id"])
+@pytest.mark.one_engine
+@on_the_loop_of_the_module
+async def test_a_thread_is_resolved_as_a_whole(shared: Desk) -> None:
+    review = await shared.opened()
+    first = await shared.comment(review["id"], "Why?", severity="blocker")
+    answer = await shared.comment(review["id"], "And this?", parent_id=first["id"], severity="blocker")
+    nested = await shared.comment(review["id"], "Well.", parent_id=answer["id"])
     assert nested["parent_id"] == first["id"]
-    assert (await desk.member.post(f"/code-reviews/{review['id']}/comments/{answer['id']}/resolve", {})).status == 200
-    assert (await desk.review(review["id"]))["open_blockers"] == 0
+    assert (await shared.member.post(f"/code-reviews/{review['id']}/comments/{answer['id']}/resolve", {})).status == 200
+    assert (await shared.review(review["id"]))["open_blockers"] == 0
 
 
 # -- decisions
 
 
 @pytest.mark.one_engine
-async def test_a_viewer_and_an_api_key_decide_nothing(desk: Desk) -> None:
-    review = await desk.opened()
-    viewer = await desk.kit.as_user("viewer")
+@on_the_loop_of_the_module
+async def test_a_viewer_and_an_api_key_decide_nothing(shared: Desk) -> None:
+    review = await shared.opened()
+    viewer = await shared.kit.as_user("viewer")
     assert (await viewer.get(f"/code-reviews/{review['id']}")).status == 200
-    made = await desk.member.post("/security/api-keys", {"name": "k", "scopes": ["*"]})
-    key = Client(desk.kit.application.app, made.json()["key"])
+    made = await shared.member.post("/security/api-keys", {"name": "k", "scopes": ["*"]})
+    key = Client(shared.kit.application.app, made.json()["key"])
     for client in (viewer, key):
         for action in ("approve", "reject", "request-changes"):
             assert (await client.post(f"/code-reviews/{review['id']}/{action}", {})).status == 403
 
 
 @pytest.mark.one_engine
-async def test_an_empty_body_approves(desk: Desk) -> None:
-    review = await desk.opened()
-    answer = await desk.other.post(f"/code-reviews/{review['id']}/approve")
-    assert (answer.status, answer.json()["decided_by"]) == (200, desk.other.user["id"])
+@on_the_loop_of_the_module
+async def test_an_empty_body_approves(shared: Desk) -> None:
+    review = await shared.opened()
+    answer = await shared.other.post(f"/code-reviews/{review['id']}/approve")
+    assert (answer.status, answer.json()["decided_by"]) == (200, shared.other.user["id"])
 
 
 @pytest.mark.one_engine
@@ -130,45 +149,49 @@ async def test_the_owner_of_the_task_is_no_second_person_if_somebody_else_opened
 
 
 @pytest.mark.one_engine
-async def test_a_failed_check_stops_an_approval(desk: Desk) -> None:
-    review = await desk.opened()
+@on_the_loop_of_the_module
+async def test_a_failed_check_stops_an_approval(shared: Desk) -> None:
+    review = await shared.opened()
     checks = [{"name": "tests", "status": "failed", "url": "https://ci.example.com/1"}, {"name": "lint"}]
-    assert (await desk.member.patch(f"/code-reviews/{review['id']}", {"checks": checks})).status == 200
-    refused = await desk.act(review["id"], "approve", {"force": True}, desk.admin)
+    assert (await shared.member.patch(f"/code-reviews/{review['id']}", {"checks": checks})).status == 200
+    refused = await shared.act(review["id"], "approve", {"force": True}, shared.admin)
     assert (refused.code, refused.json()["failed_checks"]) == ("invalid_state", ["tests"])
     checks[0]["status"] = "passed"
-    await desk.member.patch(f"/code-reviews/{review['id']}", {"checks": checks})
-    assert (await desk.act(review["id"], "approve")).status == 200
+    await shared.member.patch(f"/code-reviews/{review['id']}", {"checks": checks})
+    assert (await shared.act(review["id"], "approve")).status == 200
 
 
-async def test_a_required_reviewer_who_asked_for_changes_must_be_heard(desk: Desk) -> None:
-    required = {"user_id": desk.other.user["id"], "required": True}
-    review = await desk.opened(reviewers=[required])
+@pytest.mark.one_engine
+@on_the_loop_of_the_module
+async def test_a_required_reviewer_who_asked_for_changes_must_be_heard(shared: Desk) -> None:
+    required = {"user_id": shared.other.user["id"], "required": True}
+    review = await shared.opened(reviewers=[required])
     assert [each["state"] for each in review["reviewers"]] == ["pending"]
-    await desk.comment(review["id"], "Hm.")
-    assert [each["state"] for each in (await desk.review(review["id"]))["reviewers"]] == ["commented"]
-    assert (await desk.act(review["id"], "request-changes")).json()["reviewers"][0]["state"] == "rejected"
-    await desk.member.post(f"/code-reviews/{review['id']}/revisions", {"patch": patch_of("2")})
-    refused = await desk.act(review["id"], "approve", by=desk.member)
-    assert (refused.code, refused.json()["rejected_by"]) == ("invalid_state", [desk.other.user["id"]])
-    approved = await desk.act(review["id"], "approve")
+    await shared.comment(review["id"], "Hm.")
+    assert [each["state"] for each in (await shared.review(review["id"]))["reviewers"]] == ["commented"]
+    assert (await shared.act(review["id"], "request-changes")).json()["reviewers"][0]["state"] == "rejected"
+    await shared.member.post(f"/code-reviews/{review['id']}/revisions", {"patch": patch_of("2")})
+    refused = await shared.act(review["id"], "approve", by=shared.member)
+    assert (refused.code, refused.json()["rejected_by"]) == ("invalid_state", [shared.other.user["id"]])
+    approved = await shared.act(review["id"], "approve")
     assert (approved.status, approved.json()["reviewers"][0]["state"]) == (200, "approved")
 
 
 @pytest.mark.one_engine
 @pytest.mark.parametrize("case", ["nobody", "both", "unknown", "twice", "author", "required agent"])
-async def test_reviewers_that_make_no_sense_are_refused(desk: Desk, case: str) -> None:
-    other, agent = {"user_id": desk.other.user["id"]}, {"agent_id": await desk.agent("second")}
+@on_the_loop_of_the_module
+async def test_reviewers_that_make_no_sense_are_refused(shared: Desk, case: str) -> None:
+    other, agent = {"user_id": shared.other.user["id"]}, {"agent_id": await shared.agent(f"second {case}")}
     cases: dict[str, list[dict[str, Any]]] = {
         "nobody": [{}],
         "both": [{**other, **agent}],
-        "unknown": [{"user_id": desk.agent_id}],
+        "unknown": [{"user_id": shared.agent_id}],
         "twice": [other, other],
-        "author": [{"agent_id": desk.agent_id}],
+        "author": [{"agent_id": shared.agent_id}],
         "required agent": [{**agent, "required": True}],
     }
-    body = {"title": "x", "agent_id": desk.agent_id, "patch": patch_of("2"), "reviewers": cases[case]}
-    answer = await desk.member.post("/code-reviews", body)
+    body = {"title": "x", "agent_id": shared.agent_id, "patch": patch_of("2"), "reviewers": cases[case]}
+    answer = await shared.member.post("/code-reviews", body)
     assert (answer.status, answer.json()["errors"][0]["pointer"].split("/")[1]) == (422, "reviewers"), answer
 
 
@@ -183,6 +206,7 @@ async def test_a_result_that_breaks_its_schema_is_not_reviewed(desk: Desk) -> No
     assert (await desk.member.get("/code-reviews")).json()["items"] == []
 
 
+@pytest.mark.one_engine
 async def test_without_a_policy_or_a_diff_a_task_completes(desk: Desk) -> None:
     await desk.task()
     assert (await desk.diff(await desk.worker.run()))["status"] == "completed"
@@ -232,16 +256,18 @@ async def test_the_policy_of_the_agent_applies_unless_the_task_has_its_own(desk:
         ),
     ],
 )
-async def test_policies_without_a_possible_reviewer_are_refused(desk: Desk, policy: Any, pointer: str) -> None:
-    given = {**policy, **({"reviewer_agent_id": desk.agent_id} if policy.get("reviewer_agent_id") == "self" else {})}
-    task = {"title": "x", "agent_id": desk.agent_id, "review_policy": given}
+@on_the_loop_of_the_module
+async def test_policies_without_a_possible_reviewer_are_refused(shared: Desk, policy: Any, pointer: str) -> None:
+    given = {**policy, **({"reviewer_agent_id": shared.agent_id} if policy.get("reviewer_agent_id") == "self" else {})}
+    task = {"title": "x", "agent_id": shared.agent_id, "review_policy": given}
     answers = [
-        await desk.member.post("/tasks", task),
-        await desk.member.patch(f"/agents/{desk.agent_id}", {"review_policy": given}),
+        await shared.member.post("/tasks", task),
+        await shared.member.patch(f"/agents/{shared.agent_id}", {"review_policy": given}),
     ]
     assert [(each.status, each.json()["errors"][0]["pointer"]) for each in answers] == [(422, pointer)] * 2
 
 
+@pytest.mark.one_engine
 async def test_a_second_diff_of_a_task_supersedes_the_first_and_the_task_waits_for_it(desk: Desk) -> None:
     task_id, first = await desk.waiting()
     second = await desk.opened(task_id=task_id, patch=patch_of("2"))
@@ -253,6 +279,7 @@ async def test_a_second_diff_of_a_task_supersedes_the_first_and_the_task_waits_f
     assert (await desk.read(task_id))["status"] == "completed"
 
 
+@pytest.mark.one_engine
 async def test_a_withdrawn_review_fails_its_task(desk: Desk) -> None:
     task_id, review_id = await desk.waiting()
     assert (await desk.act(review_id, "cancel")).status == 403
@@ -260,6 +287,7 @@ async def test_a_withdrawn_review_fails_its_task(desk: Desk) -> None:
     assert (await desk.read(task_id))["error"]["kind"] == "rejected"
 
 
+@pytest.mark.one_engine
 @pytest.mark.parametrize("how", ["cancel", "complete", "fail"])
 async def test_a_task_that_ends_otherwise_cancels_its_review(desk: Desk, how: str) -> None:
     task_id, review_id = await desk.waiting()
@@ -278,6 +306,7 @@ async def test_a_cancelled_task_cancels_reviews_that_it_does_not_wait_for(desk: 
     assert (await desk.review(review["id"]))["status"] == "cancelled"
 
 
+@pytest.mark.one_engine
 async def test_an_agent_that_ends_without_a_new_revision_ends_the_review(desk: Desk) -> None:
     task_id, review_id = await desk.waiting()
     await desk.act(review_id, "request-changes")
@@ -322,6 +351,7 @@ async def test_people_who_send_a_diff_back_while_the_run_goes_on_are_heard(desk:
     assert (await desk.read(task_id))["status"] == "completed"
 
 
+@pytest.mark.one_engine
 async def test_a_diff_that_is_sent_back_twice_during_a_run_is_sent_back_again(desk: Desk) -> None:
     """The run was told of the first decision, and not of the second."""
     task_id, review_id = await desk.waiting()
@@ -336,6 +366,7 @@ async def test_a_diff_that_is_sent_back_twice_during_a_run_is_sent_back_again(de
     assert (await desk.read(task_id))["status"] == "running"
 
 
+@pytest.mark.one_engine
 async def test_the_run_that_follows_has_the_whole_time_limit(desk: Desk) -> None:
     await desk.task(review_policy=HUMAN, timeout_seconds=100)
     lease = await desk.worker.run()
@@ -348,6 +379,7 @@ async def test_the_run_that_follows_has_the_whole_time_limit(desk: Desk) -> None
         assert (await again.call("progress", {})).status == 200
 
 
+@pytest.mark.one_engine
 async def test_a_repeated_completion_gets_the_same_answer(desk: Desk) -> None:
     await desk.task(review_policy=HUMAN)
     lease = await desk.worker.run()
@@ -398,6 +430,7 @@ async def test_an_agent_reviews_but_never_decides(desk: Desk) -> None:
     assert (review["status"], (await desk.read(task_id))["status"]) == ("pending", "waiting")
 
 
+@pytest.mark.one_engine
 async def test_the_reviewer_of_the_policy_is_asked_for_a_diff_that_was_proposed_before_the_end(desk: Desk) -> None:
     reviewer = await desk.agent("reviewer")
     policy = {"mode": "agent", "reviewer_agent_id": reviewer}
@@ -412,6 +445,7 @@ async def test_the_reviewer_of_the_policy_is_asked_for_a_diff_that_was_proposed_
     assert [each["agent_id"] for each in (await desk.review(review_id))["reviewers"]] == [reviewer]
 
 
+@pytest.mark.one_engine
 async def test_an_agent_that_becomes_a_reviewer_is_asked_once(desk: Desk) -> None:
     reviewer, other = await desk.agent("reviewer"), {"user_id": desk.other.user["id"]}
     review = await desk.opened(reviewers=[other])
@@ -424,6 +458,7 @@ async def test_an_agent_that_becomes_a_reviewer_is_asked_once(desk: Desk) -> Non
     assert task["input"]["patch"] == patch_of("TWO")
 
 
+@pytest.mark.one_engine
 async def test_a_review_whose_task_was_deleted_is_still_commented_and_decided(desk: Desk) -> None:
     task_id = await desk.task()
     review = await desk.opened(task_id=task_id)

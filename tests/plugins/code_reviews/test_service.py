@@ -16,6 +16,7 @@ async def _principal(desk: Desk, user_id: str) -> Principal:
     return await desk.kit.work(lambda: accounts.principal_of(user_id, "code_reviews.write"), read=True)
 
 
+@pytest.mark.one_engine
 async def test_a_plugin_opens_and_revises_a_review_in_its_own_unit_of_work(desk: Desk) -> None:
     reviews, by = desk.kit.service(CodeReviews), await _principal(desk, desk.member.user["id"])
     new = NewReview(title="A change", agent_id=desk.agent_id)
@@ -40,6 +41,7 @@ async def test_a_plugin_opens_and_revises_a_review_in_its_own_unit_of_work(desk:
     assert (comment.author_type, comment.author_id) == ("user", desk.other.user["id"])
 
 
+@pytest.mark.one_engine
 async def test_a_plugin_withdraws_a_review_once_and_only_with_the_rights_of_its_owner(desk: Desk) -> None:
     reviews, review_id = desk.kit.service(CodeReviews), (await desk.opened())["id"]
     owner, other = [await _principal(desk, each.user["id"]) for each in (desk.member, desk.other)]

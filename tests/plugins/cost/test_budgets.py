@@ -86,6 +86,7 @@ async def test_cost_2_a_budget_is_validated(books: Any) -> None:
     assert (await put(books, monthly_limit=None))["remaining_usd"] is None
 
 
+@pytest.mark.one_engine
 async def test_each_change_of_the_budget_is_published_once(books: Any) -> None:
     for limit, number in ((5, 1), (6, 2), (None, 3), (7, 4)):
         await put(books, monthly_limit=limit)
@@ -114,6 +115,7 @@ async def test_parallel_reservations_never_pass_the_limit(books: Any) -> None:
     assert (await books.admin.get("/cost/reservations")).json()["items"] == []
 
 
+@pytest.mark.one_engine
 async def test_calls_draw_on_the_reservation_of_their_attempt(books: Any) -> None:
     await put(books, monthly_limit=1)
     attempt = {"holder": "attempt", "holder_id": new_id(), "lease_id": new_id(), "task_id": new_id()}
@@ -134,6 +136,7 @@ async def test_calls_draw_on_the_reservation_of_their_attempt(books: Any) -> Non
     assert await counter(books) == (150_000, 0)
 
 
+@pytest.mark.one_engine
 async def test_the_cap_of_a_task_limits_its_attempt_without_any_budget(books: Any) -> None:
     capped = {"holder": "attempt", "holder_id": new_id(), "attempt_limit_micro_usd": 10_000}
     await reserve(books, 0.01, **capped)
@@ -215,6 +218,7 @@ async def test_a_new_month_begins_with_nothing_spent(books: Any) -> None:
     assert (await books.read("budget"))["spent_usd"] == 0.2
 
 
+@pytest.mark.one_engine
 async def test_reservations_without_a_sign_of_life_are_released(books: Any) -> None:
     await put(books, monthly_limit=1)
     await reserve(books, 0.5)

@@ -69,6 +69,7 @@ async def test_absurd_counts_are_refused(books: Any, count: int) -> None:
     assert (await books.read("events"))["total"] == 0
 
 
+@pytest.mark.one_engine
 async def test_admins_write_and_correct(books: Any) -> None:
     created = await books.admin.post("/cost/events", {**NEW, "note": "an invoice", "operation": "tool"})
     assert created.status == 201, created
@@ -146,6 +147,7 @@ async def test_lists_page_and_filter(books: Any) -> None:
     assert (refused.status, refused.code) == (422, "validation_error")
 
 
+@pytest.mark.one_engine
 async def test_old_events_are_deleted_and_totals_remain(books: Any) -> None:
     person = books.member.user["id"]
     for _ in range(3):

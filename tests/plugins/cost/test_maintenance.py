@@ -48,6 +48,7 @@ async def spend(books: Any) -> None:
     await books.settle("-0.5")
 
 
+@pytest.mark.one_engine
 async def test_correct_rollups_are_unchanged(books: Any) -> None:
     await spend(books)
     before = await snapshot(books)
@@ -148,6 +149,7 @@ async def test_wasted_cost_includes_deleted_events(books: Any) -> None:
     assert await fail("0.25") == 1.25
 
 
+@pytest.mark.one_engine
 async def test_metrics_show_totals_by_provider(books: Any) -> None:
     await books.settle("0.25", provider="acme")
     await books.settle(provider="acme", input_tokens=7)

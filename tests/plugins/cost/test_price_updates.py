@@ -104,6 +104,7 @@ async def test_a_table_that_cannot_be_read_changes_nothing(books: Books, content
     assert await price(books) == before
 
 
+@pytest.mark.one_engine
 @pytest.mark.parametrize(
     "data", ["no base64", base64.b64encode(zlib.compress(b'[{"id": 5}]')).decode()], ids=["broken", "other-form"]
 )

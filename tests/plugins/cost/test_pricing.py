@@ -95,6 +95,7 @@ async def test_a_price_that_would_have_no_effect_is_refused(books: Any) -> None:
     assert (await books.admin.post("/cost/prices", {**price, "provider": "loc*"})).status == 201  # "local-ai"
 
 
+@pytest.mark.one_engine
 async def test_without_reported_prices_a_report_counts_only_where_no_table_does(make_kit: Callable[..., Any]) -> None:
     books = await Books().build(await make_kit(plugins=["cost"], config={"settings.cost.reported_prices": False}))
     listed = await books.settle("9", provider="openai", model="gpt-4o", input_tokens=1_000_000)
@@ -123,6 +124,7 @@ async def test_the_most_specific_pattern_wins(books: Any) -> None:
     assert await found("local", "one-1") == 0
 
 
+@pytest.mark.one_engine
 async def test_a_price_holds_from_its_instant_on(books: Any) -> None:
     for price, since in ((1, "2020-01-01T00:00:00+02:00"), (2, "2021-01-01T00:00:00Z"), (3, "2999-01-01T00:00:00Z")):
         body = {**ONE, "input_usd": price, "valid_from": since}
@@ -179,6 +181,7 @@ async def test_of_the_same_price_written_at_once_one_is_kept(books: Any) -> None
         assert {answer.code for answer in answers} == {None, "duplicate"}
 
 
+@pytest.mark.one_engine
 async def test_the_number_of_prices_is_limited(books: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(price_overrides, "MAX_PRICES", 1)
     assert (await books.admin.post("/cost/prices", ONE)).status == 201
@@ -204,6 +207,7 @@ async def test_prices_are_checked(books: Any, change: dict[str, Any], pointer: s
     assert {fault["pointer"] for fault in incomplete.json()["errors"]} == {"/input_usd", "/output_usd"}
 
 
+@pytest.mark.one_engine
 async def test_everyone_reads_prices_and_admins_write_them(books: Any) -> None:
     viewer = await books.kit.as_user("viewer")
     auditor = await books.kit.as_user("auditor")

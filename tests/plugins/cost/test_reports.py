@@ -8,8 +8,10 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
+import pytest_asyncio
 from tests.plugins.cost.conftest import Books
 from tests.plugins.tasks.conftest import World
+from tests.shared_kernels import on_the_loop_of_the_module
 
 from corral import clock
 from corral.events.log import LoggedEvent
@@ -18,6 +20,12 @@ from corral_plugins.cost.service import rollups
 from corral_plugins.cost.service.day_buckets import QUARTER_HOUR, day_number, offset_spans
 
 ZONES = ("UTC", "Europe/Berlin", "Asia/Kathmandu", "America/St_Johns", "Australia/Lord_Howe", "Africa/Casablanca")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared_books(make_shared_kit: Callable[..., Any]) -> Books:
+    """Books for the tests without an event."""
+    return await Books().build(await make_shared_kit(plugins=["cost"]))
 
 
 def at(instant: str) -> None:
@@ -116,6 +124,7 @@ async def test_daily_can_be_of_an_agent_or_a_provider(books: Books) -> None:
     assert await today(f"&agent_id={new_id()}") == (0, 0)
 
 
+@pytest.mark.one_engine
 async def test_a_task_counts_once_for_each_agent(books: Books) -> None:
     agents, task = [new_id(), new_id()], new_id()
     for n in range(4):
@@ -157,13 +166,15 @@ async def test_breakdowns_name_the_most_expensive_first(books: Books) -> None:
     assert (await books.member.get("/cost/by-user")).status == 403
 
 
+@pytest.mark.one_engine
 @pytest.mark.parametrize("path", ["summary", "daily", "by-agent", "by-provider", "by-task", "by-model", "by-user"])
-async def test_every_report_is_there_before_the_first_event(books: Books, path: str) -> None:
-    await books.read(path, by=books.admin)
+@on_the_loop_of_the_module
+async def test_every_report_is_there_before_the_first_event(shared_books: Books, path: str) -> None:
+    await shared_books.read(path, by=shared_books.admin)
     for query in ("days=0", "days=366", "what=1"):
         if path != "summary":
-            assert (await books.admin.get(f"/cost/{path}?{query}")).status == 422
-    assert (await (await books.kit.as_user("auditor")).get(f"/cost/{path}")).status == 403
+            assert (await shared_books.admin.get(f"/cost/{path}?{query}")).status == 422
+    assert (await (await shared_books.kit.as_user("auditor")).get(f"/cost/{path}")).status == 403
 
 
 async def told(world: World, after: int = 0) -> int:

@@ -56,6 +56,7 @@ async def running(place: Place) -> Lease:
     return await place.worker.run()
 
 
+@pytest.mark.one_engine
 async def test_single_uses_count_once(place: Place) -> None:
     lease = await running(place)
     await lease.ok("progress", {"usage": [ITEM, ITEM]})
@@ -75,6 +76,7 @@ async def test_single_uses_count_once(place: Place) -> None:
     assert await place.tally(lease.task_id) == (0.5, 18, 39, 15, 3)
 
 
+@pytest.mark.one_engine
 async def test_totals_become_events_of_what_is_new(place: Place) -> None:
     lease = await running(place)
     told = {"usage": {"input_tokens": 5, "output_tokens": 1, "calls": 1, "cost_usd": 0.5}}
@@ -158,6 +160,7 @@ async def test_a_worker_and_its_agent_report_by_the_event_route(place: Place) ->
     assert await place.tally(lease.task_id) == (0.5, 0, 26, 10, 2)
 
 
+@pytest.mark.one_engine
 async def test_a_late_report_is_recorded_and_answered_409(place: Place) -> None:
     lease = await running(place)
     await place.pass_time(90)
@@ -169,6 +172,7 @@ async def test_a_late_report_is_recorded_and_answered_409(place: Place) -> None:
     assert await place.tally(lease.task_id) == (0.25, 0, 13, 5, 1)
 
 
+@pytest.mark.one_engine
 async def test_only_the_holder_reports_on_a_lease(place: Place) -> None:
     lease = await running(place)
     other = await place.machine("other")

@@ -94,6 +94,7 @@ async def test_a_delayed_batch_makes_up_for_it_in_small_units(morgue: Morgue, fr
     assert (found["status"], found["requeued"]) == ("done", 30)
 
 
+@pytest.mark.one_engine
 async def test_a_batch_takes_what_was_open_when_it_started(morgue: Morgue, frozen: Frozen) -> None:
     tasks = await fill(morgue, 4)
     first, second, third, _ = reversed(await morgue.letters())
@@ -185,6 +186,7 @@ async def test_a_batch_stops_after_20_failures_in_a_row_and_when_it_is_cancelled
     assert (await morgue.admin.post(f"{other}/cancel", {})).code == "invalid_state"
 
 
+@pytest.mark.one_engine
 async def test_a_batch_whose_job_gave_up_makes_room_for_the_next_one(
     morgue: Morgue, frozen: Frozen, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -49,6 +49,7 @@ async def test_the_reason_tells_why_corral_gave_up(morgue: Morgue) -> None:
     assert (stats["added_1h"], stats["added_24h"], stats["retry_success_rate"]) == (5, 5, None)
 
 
+@pytest.mark.one_engine
 async def test_a_failed_dependency_makes_no_letter(morgue: Morgue) -> None:
     needed = await morgue.task("needed")
     dependent = await morgue.task("dependent", depends_on=[needed])
@@ -59,6 +60,7 @@ async def test_a_failed_dependency_makes_no_letter(morgue: Morgue) -> None:
     assert (await morgue.read(dependent))["status"] == "blocked"
 
 
+@pytest.mark.one_engine
 async def test_a_task_that_fails_again_gets_a_new_letter(morgue: Morgue) -> None:
     task_id = await morgue.dead()
     first = await morgue.letter(task_id)
@@ -117,6 +119,7 @@ async def test_the_list_filters_and_discard_all_takes_what_the_filter_selects(mo
     assert [each["task_id"] for each in await morgue.letters()] == [boom]
 
 
+@pytest.mark.one_engine
 async def test_letters_of_the_time_without_the_plugin_are_made_up_for(make_kit: Callable[..., Any]) -> None:
     """A task also fails without the plugin; its letter appears when the plugin is enabled again."""
     before = Morgue()

@@ -23,6 +23,7 @@ from corral_plugins.files.service.uploads import Uploads
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(50)
 
 
+@pytest.mark.one_engine
 async def test_a_file_goes_up_and_comes_back(any_shelf: Shelf) -> None:
     shelf = any_shelf
     content = "some text, ünïcode\n".encode() * 100_000
@@ -118,6 +119,7 @@ async def test_types_are_detected_from_the_bytes(shelf: Shelf) -> None:
         assert (await shelf.send(content, "harmless.txt")).code == "blocked_file_type"
 
 
+@pytest.mark.one_engine
 async def test_a_damaged_file_is_never_sent(any_shelf: Shelf) -> None:
     shelf = any_shelf
     file = await shelf.upload(b"0123456789" * 200_000)
@@ -311,6 +313,7 @@ async def interrupted(shelf: Shelf, *messages: dict[str, Any]) -> list[Any]:
     return sent
 
 
+@pytest.mark.one_engine
 async def test_an_interrupted_upload_leaves_nothing(make_kit: Any) -> None:
     shelf = await Shelf().build(await make_kit(plugins=PLUGINS, config={"server.body_timeout_seconds": 1}))
     assert await interrupted(shelf, {"type": "http.disconnect"}) == []

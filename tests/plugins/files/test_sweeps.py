@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
+from tests.engines import POSTGRES
 from tests.plugins.files.conftest import S3Server, Shelf
 
+from corral.database import pool
 from corral.storage.blobs import BlobStore
 from corral_core.accounts.api import Accounts
 from corral_core.local_storage.service import LocalBlobs
@@ -147,3 +151,29 @@ async def test_files_move_to_a_bucket(shelf: Shelf, s3_server: S3Server) -> None
 def test_sizes_are_written_for_people() -> None:
     shown = [format_bytes(size) for size in (0, 1023, 1024, 1536 * 1024, 250 * 1024**2, 10 * 1024**3)]
     assert shown == ["0 bytes", "1023 bytes", "1.0 KiB", "1.5 MiB", "250 MiB", "10.0 GiB"]
+
+
+@POSTGRES
+@pytest.mark.parametrize("change", ["expires_at = NULL", "visibility = 'task', task_id = id"])
+async def test_a_file_that_its_owner_keeps_at_the_same_time_is_not_swept(
+    shelf: Shelf, database_url: str, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    monkeypatch.setattr(pool, "LOST_AFTER", 60.0)  # the sweep waits for the lock as long as the test needs
+    file, sweeps_of = await shelf.upload(), shelf.kit.service(FileSweeps)
+    blocked = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    async with (
+        await psycopg.AsyncConnection.connect(database_url) as owner,
+        await psycopg.AsyncConnection.connect(database_url, autocommit=True) as watcher,
+    ):
+        is_expiry = change.startswith("expires_at")
+        if is_expiry:
+            await watcher.execute("UPDATE files_files SET expires_at = '2020-01-01T00:00:00.000Z'")
+        await owner.execute(f"UPDATE files_files SET {change}")
+        sweep = sweeps_of.sweep(0) if is_expiry else sweeps_of.forget_owner(file["owner_id"])
+        sweeping = asyncio.ensure_future(sweep)
+        async with asyncio.timeout(60):
+            while (await (await watcher.execute(blocked)).fetchone()) == (0,):  # noqa: ASYNC110  (no notification exists)
+                await asyncio.sleep(0.01)
+        await owner.commit()
+        await sweeping
+    assert (await shelf.owner.get(f"/files/{file['id']}")).status == 200

@@ -92,7 +92,7 @@ async def test_uploads_of_machines_with_a_secret_are_refused(hall: Hall) -> None
     await hall.admin.post("/auth/reauth", {"password": PASSWORD})
     stored = await hall.admin.post("/secrets", {"name": "DEPLOY_KEY", "value": VALUE})
     assert stored.status == 201, stored
-    await hall.kit.service(RedactorValues).refresh_redactor()  # at the latest after 2 s, without being told
+    await hall.kit.service(RedactorValues).refresh()  # at the latest after 2 s, without being told
     task = await hall.task()
     lease = await hall.worker.run()
     agent = hall.agent_client(lease)
@@ -108,6 +108,7 @@ async def test_uploads_of_machines_with_a_secret_are_refused(hall: Hall) -> None
     assert (await hall.upload(hall.member, VALUE.encode())).status == 201  # people's uploads are stored as they are
 
 
+@pytest.mark.one_engine
 async def test_artifacts_are_shared_if_the_setting_says_so(make_kit: Callable[..., Any]) -> None:
     kit = await make_kit(plugins=PLUGINS, config={"settings.files.artifact_visibility": "task"})
     hall = await Hall().set_up(kit)
@@ -171,6 +172,7 @@ async def test_agents_have_tools_for_files(make_kit: Callable[..., Any]) -> None
     assert [(each["name"], each["file_id"]) for each in done.json()["artifacts"]] == [("answer.md", file["id"])]
 
 
+@pytest.mark.one_engine
 async def test_a_long_result_of_a_tool_becomes_a_file(make_kit: Callable[..., Any]) -> None:
     world = ToolWorld()
     await world.build(make_kit, more=["audit", "files", "settings"])  # type: ignore[list-item]  # names will do

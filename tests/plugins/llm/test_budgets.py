@@ -110,6 +110,7 @@ async def test_cost_2_zero_forbids_paid_calls_and_null_allows_all(world: World, 
     assert len(upstream.requests) == 1
 
 
+@pytest.mark.one_engine
 async def test_a_model_without_a_price_can_be_refused(world: World, upstream: Any) -> None:
     (price,) = (await world.admin.get("/cost/prices?source=override")).json()["items"]
     assert (await world.admin.delete(f"/cost/prices/{price['id']}")).status == 204
@@ -176,6 +177,7 @@ async def test_parallel_work_leaves_counters_that_are_exact(world: World) -> Non
     assert (sum(each[1] for each in of_agents), [each[2] for each in of_agents]) == (spent, [0, 0])
 
 
+@pytest.mark.one_engine
 async def test_one_claim_for_many_tasks_takes_what_the_budget_admits(world: World) -> None:
     for _ in range(4):
         await world.task()
@@ -185,6 +187,7 @@ async def test_one_claim_for_many_tasks_takes_what_the_budget_admits(world: Worl
     assert await counters(world) == [("global", 0, 100_000)]
 
 
+@pytest.mark.one_engine
 async def test_a_task_that_is_too_expensive_does_not_hold_up_the_others(world: World) -> None:
     expensive = await world.task(max_cost_usd=5, priority="high")
     cheap = await world.task(max_cost_usd=0.01)
@@ -192,6 +195,18 @@ async def test_a_task_that_is_too_expensive_does_not_hold_up_the_others(world: W
     (taken,) = (await claim(world))["tasks"]
     assert taken["task"]["id"] == cheap
     assert await unmet(world, expensive) == ["budget_global"]
+
+
+async def test_a_cost_limit_below_the_smallest_call_is_told_at_once(world: World) -> None:
+    for limit, told in ((0.000001, 1), (1, 0)):
+        task_id = await world.task(agent_id=world.agent_id, max_cost_usd=limit, instructions="Count the words. " * 500)
+        warnings = (await world.member.get(f"/tasks/{task_id}/explain")).json()["warnings"]
+        assert len(warnings) == told
+        if told:
+            assert warnings[0].startswith(
+                "The cost limit of the task leaves $0.000001, but the smallest call to its model"
+            )
+            assert warnings[0].endswith(f"corral api PATCH /tasks/{task_id} -f max_cost_usd:=USD")
 
 
 async def test_agents_with_free_models_pass_every_budget(world: World) -> None:
@@ -226,6 +241,7 @@ async def test_cost_7_a_task_ends_at_its_cost_limit(world: World, upstream: Any)
     assert await world.kit.work(lambda: Reservation.select().count(), read=True) == 0
 
 
+@pytest.mark.one_engine
 async def test_a_call_beyond_the_limit_of_its_task_is_not_sent(world: World, upstream: Any) -> None:
     task = await world.task(max_cost_usd=0.01)
     lease = await world.worker.run()
@@ -261,6 +277,7 @@ async def test_a_worker_is_warned_at_80_percent_of_the_limit(world: World) -> No
     assert (await world.heartbeat(lease))["leases"][0]["reason"] == "budget"
 
 
+@pytest.mark.one_engine
 async def test_finish_running_lets_a_run_use_what_it_reserved(world: World) -> None:
     task = await world.task()
     await budget(world, monthly_limit=0.05)
@@ -282,6 +299,7 @@ async def test_finish_running_lets_a_run_use_what_it_reserved(world: World) -> N
     assert (again["task"]["id"], again["resume"]["checkpoint"]["state"]) == (task, {"kept": True})
 
 
+@pytest.mark.one_engine
 async def test_cancel_running_goes_on_after_runs_that_are_ending_already(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -334,6 +352,11 @@ async def test_cost_8_an_agent_over_its_budget_is_paused_until_the_month_ends(wo
     await lease.ok("complete", {"result": {}})
     waiting = await world.task(agent_id=world.agent_id, max_cost_usd=0.05)
     assert await unmet(world, waiting) == ["agent_paused", "budget_agent"]
+    explained = (await world.member.get(f"/tasks/{waiting}/explain")).json()
+    paused = next(each for each in explained["conditions"] if each["code"] == "agent_paused")
+    assert paused["detail"].startswith("The agent is paused, because the budget of the agent ")
+    assert "corral agents edit " in paused["unblock"]
+    assert "corral agents resume" not in paused["unblock"]
     assert (await world.member.post(f"/agents/{world.agent_id}/start")).code == "budget_exhausted"
     ends = clock.parse_instant((await budget(world))["period_end"])
     clock.travel(ends - clock.time_s() + 1)
@@ -344,6 +367,7 @@ async def test_cost_8_an_agent_over_its_budget_is_paused_until_the_month_ends(wo
     assert (await claim(world))["reason"] == "ok"
 
 
+@pytest.mark.one_engine
 async def test_raising_the_budget_of_an_agent_resumes_it(world: World) -> None:
     await (await exceed_agent_budget(world)).ok("complete", {"result": {}})
     await world.kit.run_schedule("cost.period")
@@ -380,6 +404,7 @@ async def test_cost_5_the_budgets_of_agents_alert_at_the_same_thresholds(world: 
     assert (deleted.status, (await budget(world))["by_agent"]) == (204, [])
 
 
+@pytest.mark.one_engine
 async def test_a_fallback_reserves_anew(world: World, upstream: Any) -> None:
     agent = await world.agent("two", llm_provider="up", llm_model="m1", config={"fallback_models": ["up/m2"]})
     await world.task(agent_id=agent)
@@ -405,6 +430,7 @@ async def test_a_reservation_is_released_with_its_lease(world: World) -> None:
     assert await counters(world) == [("global", 0, 0)]
 
 
+@pytest.mark.one_engine
 async def test_a_delegated_task_gets_what_is_left_of_its_parents_limit(world: World) -> None:
     await world.task(max_cost_usd=0.5)
     lease = await world.worker.run()
@@ -454,6 +480,7 @@ async def refused_run(world: World) -> Lease:
     return lease
 
 
+@pytest.mark.one_engine
 async def test_a_task_whose_call_a_budget_refused_waits_until_the_call_is_affordable(world: World) -> None:
     """The estimate of a claim is below what the call needs, so the task was claimed and released for ever."""
     task = await world.task()
@@ -531,6 +558,7 @@ async def test_the_budget_of_an_agent_is_told_with_the_command_that_raises_it(wo
     assert condition["unblock"] == f"Raise it: corral agents edit {name} -f monthly_budget_usd:=0.06"
 
 
+@pytest.mark.one_engine
 async def test_a_cap_that_no_call_fits_in_ends_the_task_though_the_budget_is_used_up_too(world: World) -> None:
     """More money would not help, so the task must not wait for it."""
     await world.task(max_cost_usd=0.05)

@@ -10,8 +10,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import pytest_asyncio
 from tests.limits import within
 from tests.plugins.llm.conftest import shorten
+from tests.shared_kernels import on_the_loop_of_the_module
 
 from corral.testing.kit import Answer, Client
 
@@ -31,6 +33,12 @@ async def kit(make_kit: Callable[..., Any]) -> Any:
     return await make_kit(plugins=["cost", "llm"], config={"plugins.llm": {"scripts": SCRIPTS}})
 
 
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared_kit(make_shared_kit: Callable[..., Any]) -> Any:
+    """A kernel for the tests that look at nothing but answers."""
+    return await make_shared_kit(plugins=["cost", "llm"], config={"plugins.llm": {"scripts": SCRIPTS}})
+
+
 async def chat(client: Client, text: str = "hello", model: str = "scripted/echo", **more: Any) -> Answer:
     headers = more.pop("headers", None)
     body = {"model": model, "messages": [{"role": "user", "content": text}], **more}
@@ -44,6 +52,7 @@ async def calls(client: Client) -> list[dict[str, Any]]:
     return items
 
 
+@pytest.mark.one_engine
 async def test_a_completion_is_openais_and_is_recorded(kit: Any) -> None:
     alice = await kit.as_user("member")
     answer = await chat(alice, "hello", temperature=0.5)
@@ -155,8 +164,11 @@ async def test_stream_options_are_refused_without_a_stream(kit: Any) -> None:
 
 @pytest.mark.one_engine
 @pytest.mark.parametrize("given", ["red", ["red", "blue"], [17, 4], [[17, 4], [17]]])
-async def test_inputs_of_embeddings_are_texts_or_token_ids(kit: Any, given: Any) -> None:
-    answer = await (await kit.as_user("member")).post("/llm/embeddings", {"model": "scripted/words", "input": given})
+@on_the_loop_of_the_module
+async def test_inputs_of_embeddings_are_texts_or_token_ids(shared_kit: Any, given: Any) -> None:
+    answer = await (await shared_kit.as_user("member")).post(
+        "/llm/embeddings", {"model": "scripted/words", "input": given}
+    )
     assert answer.status == 200, answer
     assert len(answer.json()["data"]) == (2 if isinstance(given[0], list) or given == ["red", "blue"] else 1)
     assert answer.json()["usage"]["prompt_tokens"] > 0
@@ -164,8 +176,11 @@ async def test_inputs_of_embeddings_are_texts_or_token_ids(kit: Any, given: Any)
 
 @pytest.mark.one_engine
 @pytest.mark.parametrize("given", [[], [[]], ["red", 4], [4, "red"], ["red", [4]], [[4], 4], [-1], ["x"] * 257])
-async def test_other_inputs_are_refused(kit: Any, given: Any) -> None:
-    answer = await (await kit.as_user("member")).post("/llm/embeddings", {"model": "scripted/words", "input": given})
+@on_the_loop_of_the_module
+async def test_other_inputs_are_refused(shared_kit: Any, given: Any) -> None:
+    answer = await (await shared_kit.as_user("member")).post(
+        "/llm/embeddings", {"model": "scripted/words", "input": given}
+    )
     assert (answer.status, answer.json()["error"]["param"].split(".")[0]) == (400, "input")
 
 

@@ -185,6 +185,7 @@ async def rows(kit: Any) -> list[Any]:
     return found
 
 
+@pytest.mark.one_engine
 async def test_agent_means_the_agents_model_and_the_lease_is_renewed(kit: Any) -> None:
     assert (await ask(kit))["model"] == "scripted/mine"
     assert World.renewed == 2
@@ -192,6 +193,7 @@ async def test_agent_means_the_agents_model_and_the_lease_is_renewed(kit: Any) -
     assert (row.task_id, row.agent_id, row.user_id, row.requested_model) == (TASK, AGENT, USER, "agent")
 
 
+@pytest.mark.one_engine
 async def test_the_agents_token_limit_holds_unless_the_request_has_one(kit: Any) -> None:
     World.model, World.max_tokens = "long", 2
     assert (await ask(kit))["choices"][0]["message"]["content"] == "x" * 8
@@ -246,6 +248,7 @@ async def test_a_lost_lease_is_reported_before_and_after_the_call(kit: Any, monk
     assert (row.status, row.output_tokens) == ("completed", 1)
 
 
+@pytest.mark.one_engine
 @pytest.mark.parametrize("how", ["lost", "cancel_requested"])
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_lease_that_ends_ends_its_call_within_a_second(kit: Any, how: str, stream: bool) -> None:
@@ -288,6 +291,7 @@ async def test_a_failing_model_falls_back_but_a_bad_request_does_not(kit: Any) -
     assert broken.value.code == "provider_error"
 
 
+@pytest.mark.one_engine
 async def test_a_stream_checks_the_lease_at_its_end(kit: Any) -> None:
     World.model = "slow"
     request = {"model": "agent", "messages": [{"role": "user", "content": "hi"}]}
@@ -299,6 +303,7 @@ async def test_a_stream_checks_the_lease_at_its_end(kit: Any) -> None:
             pass
 
 
+@pytest.mark.one_engine
 async def test_a_stream_that_is_closed_ends_the_call(kit: Any) -> None:
     World.model = "slow"
     request = {"model": "agent", "messages": [{"role": "user", "content": "hi"}]}

@@ -59,6 +59,7 @@ async def test_concurrent_calls_are_limited(kit: Any, upstream: Any) -> None:
     assert await places(kit) == []
 
 
+@pytest.mark.one_engine
 async def test_waiting_for_a_slot_times_out(kit: Any, upstream: Any) -> None:
     alice = await kit.as_user("member")
     upstream.otherwise = up.hangs

@@ -47,6 +47,7 @@ async def rows(world: World) -> list[Any]:
     return found
 
 
+@pytest.mark.one_engine
 async def test_a_worker_that_names_its_lease_acts_as_the_attempt(world: World, upstream: Any) -> None:
     lease = await run(world)
     worker = world.worker.client
@@ -82,6 +83,7 @@ async def test_llm_7_answers_of_steps_are_kept_until_a_day_after_their_task(worl
     assert again.headers["idempotency-replayed"] == "true"
 
 
+@pytest.mark.one_engine
 async def test_leases_of_others_and_leases_that_ended(world: World) -> None:
     lease = await run(world)
     other = await world.machine("other")
@@ -92,6 +94,7 @@ async def test_leases_of_others_and_leases_that_ended(world: World) -> None:
     assert (answer.status, answer.code, answer.json()["error"]["code"]) == (409, "lease_lost", "lease_lost")
 
 
+@pytest.mark.one_engine
 async def test_the_cost_of_a_call_counts_for_its_task(world: World, upstream: Any) -> None:
     usage = {
         "prompt_tokens": 100,
@@ -154,6 +157,7 @@ async def test_llm_10_only_the_agents_model_and_nothing_after_stop(world: World,
     assert (await ask(agent)).status in (401, 409)
 
 
+@pytest.mark.one_engine
 async def test_a_cancelled_task_ends_its_call(world: World, upstream: Any) -> None:
     upstream.otherwise = up.hangs
     lease = await run(world)
@@ -167,6 +171,7 @@ async def test_a_cancelled_task_ends_its_call(world: World, upstream: Any) -> No
         await upstream.exchanges[0].gone.wait()
 
 
+@pytest.mark.one_engine
 async def test_the_kill_switch_stops_calls(world: World) -> None:
     assert (await ask(world.member, "up/m1")).status == 200
     await world.admin.post("/admin/kill-switch", {"engaged": True, "reason": "test"})
@@ -174,6 +179,7 @@ async def test_the_kill_switch_stops_calls(world: World) -> None:
     assert (answer.status, answer.code) == (503, "kill_switch")
 
 
+@pytest.mark.one_engine
 async def test_the_kill_switch_stops_calls_admitted_before(
     make_kit: Callable[..., Any], providers: dict[str, Any], upstream: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -269,6 +269,7 @@ async def test_the_agent_of_an_edited_workflow_stays(market: Market) -> None:
     assert (shown["status"], objects(shown)["main"]["state"]) == ("removed", "removed")
 
 
+@pytest.mark.one_engine
 async def test_an_upgrade_creates_changes_and_removes(market: Market) -> None:
     await market.upload()
     made = await market.install(parameters={"focus": "bills"})

@@ -45,6 +45,7 @@ async def test_warnings_say_that_nobody_receives_it_now(post: Post) -> None:
     assert len(received(await post.lease_of(idle))) == 1
 
 
+@pytest.mark.one_engine
 async def test_requests_come_first_and_the_oldest_first_up_to_the_limit(post: Post) -> None:
     infos = [(await post.send(post.agent_id))["id"] for _ in range(9)]
     requests = [(await post.send(post.agent_id, type="request"))["id"] for _ in range(2)]
@@ -85,6 +86,7 @@ async def test_parallel_claims_deliver_a_message_once(post: Post) -> None:
     assert sorted(each for lease in leases for each in received(lease)) == sorted(sent)
 
 
+@pytest.mark.one_engine
 @pytest.mark.parametrize("end", ["fail", "release", "cancelled", "wait"])
 async def test_an_attempt_that_does_not_complete_puts_its_messages_back(post: Post, end: str) -> None:
     sent = await post.send(post.agent_id)
@@ -99,6 +101,7 @@ async def test_an_attempt_that_does_not_complete_puts_its_messages_back(post: Po
     assert await post.status(sent["id"]) == "sent"
 
 
+@pytest.mark.one_engine
 async def test_the_inbox_delivers_to_the_agent_only(post: Post) -> None:
     sent = await post.send(post.agent_id, type="request")
     path = f"/agents/{post.agent_id}/inbox"
@@ -114,6 +117,7 @@ async def test_the_inbox_delivers_to_the_agent_only(post: Post) -> None:
     assert len((await agent.get(f"{path}?unread=false")).json()["items"]) == 1
 
 
+@pytest.mark.one_engine
 async def test_recipients_owners_and_admins_act_on_a_message(post: Post) -> None:
     sent = await post.send(post.agent_id)
     path = f"/messages/{sent['id']}/read"
@@ -182,6 +186,7 @@ async def test_a_message_can_be_deleted_until_somebody_reads_it(post: Post) -> N
     assert [each["message_id"] for each in await post.payloads("message.deleted")] == [sent["id"]]
 
 
+@pytest.mark.one_engine
 async def test_a_run_sends_messages_about_its_task(post: Post) -> None:
     caller = await post.agent("caller")
     lease = await post.lease_of(caller)

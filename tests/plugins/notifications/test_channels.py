@@ -8,11 +8,13 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import pytest_asyncio
 from tests.kernel.mail.conftest import MailServer
 from tests.plugins.notifications.conftest import ALLOWED, PLUGINS, Notified
 from tests.plugins.notifications.services import Service
 from tests.plugins.notifications.test_done_when import TOKEN
 from tests.plugins.webhooks.receivers import Receiver
+from tests.shared_kernels import on_the_loop_of_the_module
 
 from corral import clock
 from corral.errors import Conflict
@@ -24,6 +26,12 @@ from corral_plugins.notifications.service.checks import ChannelChecks
 from corral_plugins.notifications.shapes import ChannelPatch
 
 SECRET = "a secret of the channel"
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared_world(make_shared_kit: Callable[..., Any]) -> Notified:
+    """A world for the tests in which every request is refused."""
+    return await Notified().build(await make_shared_kit(plugins=PLUGINS, config=ALLOWED))
 
 
 @pytest.mark.one_engine
@@ -58,8 +66,12 @@ async def test_a_mail_has_text_html_and_links(mailing: Notified, smtp: MailServe
     assert mail["Bcc"] is None
     text: Any = mail.get_body(("plain",))
     page: Any = mail.get_body(("html",))
-    assert "https://corral.example/console/tasks/one" in text.get_content()
-    assert "https://corral.example/console/notifications/preferences" in text.get_content()
+    assert "https://corral.example/api/v1/tasks/one" in text.get_content()
+    assert "https://corral.example/api/v1/notifications/preferences" in text.get_content()
+    lines = text.get_content().splitlines()
+    assert "See it: corral tasks show one" in lines
+    assert "Change what you are told: corral notifications preferences" in lines
+    assert "/console" not in text.get_content() + page.get_content()
     assert "<b>bold</b>" not in page.get_content()
     assert "&lt;b&gt;bold&lt;/b&gt;" in page.get_content()
     assert "a &amp; b" in page.get_content()
@@ -78,13 +90,15 @@ async def test_a_mail_has_text_html_and_links(mailing: Notified, smtp: MailServe
         {},
     ],
 )
-async def test_wrong_configs_of_mail_are_422(world: Notified, config: Any) -> None:
-    answer = await world.admin.post("/notifications/channels", {"name": "x", "type": "email", "config": config})
+@on_the_loop_of_the_module
+async def test_wrong_configs_of_mail_are_422(shared_world: Notified, config: Any) -> None:
+    answer = await shared_world.admin.post("/notifications/channels", {"name": "x", "type": "email", "config": config})
     assert answer.status == 422
 
 
 @pytest.mark.one_engine
-async def test_wrong_channels_are_422(world: Notified) -> None:
+@on_the_loop_of_the_module
+async def test_wrong_channels_are_422(shared_world: Notified) -> None:
     for kind, config in (
         ("slack", {"webhook_url": "https://slack.example.org/services/x"}),
         ("slack", {"webhook_url": "https://hooks.slack.com.example.org/x"}),
@@ -94,9 +108,9 @@ async def test_wrong_channels_are_422(world: Notified) -> None:
         ("webhook", {"url": "https://example.org", "headers": {"X-A": "b\r\nc"}}),
         ("pigeon", {}),
     ):
-        answer = await world.admin.post("/notifications/channels", {"name": "x", "type": kind, "config": config})
+        answer = await shared_world.admin.post("/notifications/channels", {"name": "x", "type": kind, "config": config})
         assert answer.status == 422, (kind, config)
-    assert (await world.member.get("/notifications/channels")).status == 403
+    assert (await shared_world.member.get("/notifications/channels")).status == 403
 
 
 @pytest.mark.one_engine
@@ -156,6 +170,7 @@ async def test_429_waits_as_long_as_the_service_says_and_loses_nothing(
     assert slack.requests[0][1]["authorization"] == "Bearer xoxb-1-2"
 
 
+@pytest.mark.one_engine
 async def test_a_channel_sends_one_message_a_second(world: Notified, telegram: Service) -> None:
     made = await world.channel("telegram", {"bot_token": TOKEN, "chat_id": "-100"})
     await world.rule(made, events=("things.happened",))
@@ -205,6 +220,7 @@ async def test_5xx_follow_the_schedule_and_then_fail(world: Notified, slack: Ser
     assert (row["status"], row["attempts"]) == ("failed", 7)
 
 
+@pytest.mark.one_engine
 async def test_the_same_event_goes_through_a_channel_once(world: Notified, slack: Service) -> None:
     made = await world.channel("slack", {"webhook_url": slack.url + "services/x"})
     await world.kit.events()  # on PostgreSQL, until the creation of the channel is numbered: no rule follows it
@@ -216,6 +232,7 @@ async def test_the_same_event_goes_through_a_channel_once(world: Notified, slack
     assert len(slack.texts) == 1
 
 
+@pytest.mark.one_engine
 async def test_a_failing_channel_tells_others_once_an_hour_and_never_itself(
     world: Notified, slack: Service, telegram: Service
 ) -> None:
@@ -257,6 +274,7 @@ async def test_a_disabled_channel_delays_for_a_day_and_loses_nothing(world: Noti
     assert [row["status"] for row in rows] == ["succeeded", "failed"]
 
 
+@pytest.mark.one_engine
 async def test_an_open_breaker_uses_up_no_attempt(world: Notified, slack: Service) -> None:
     made = await world.channel("slack", {"webhook_url": slack.url + "services/x"})
     await world.rule(made)
@@ -275,6 +293,7 @@ async def test_an_open_breaker_uses_up_no_attempt(world: Notified, slack: Servic
     assert len(slack.texts) == 1
 
 
+@pytest.mark.one_engine
 async def test_the_kill_switch_holds_what_goes_out_and_nothing_in_the_app(world: Notified, slack: Service) -> None:
     made = await world.channel("slack", {"webhook_url": slack.url + "services/x"})
     await world.rule(made)

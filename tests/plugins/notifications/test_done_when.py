@@ -192,7 +192,7 @@ async def test_notifications_7_hostile_text_arrives_as_harmless_text(
     for text in (slack_text, telegram_text):
         for mark in ("<", "@", "*", "`", "evil.example"):
             assert mark not in text, mark
-        assert text.endswith("\nhttps://corral.example/console/tasks/one")
+        assert text.endswith("\nhttps://corral.example/api/v1/tasks/one")
         assert "Task failed" in text
     assert slack.requests[0][2]["unfurl_links"] is False
     assert "parse_mode" not in telegram.requests[0][2]

@@ -61,7 +61,7 @@ async def test_further_services_get_harmless_text(allowed: Service, world: Notif
         [(path, headers, body)] = allowed.requests
         text = body[member].replace("\\", "")  # Webex escapes
         assert text.startswith(f"Task failed: {kind}")
-        assert text.endswith(f"https://corral.example/console/tasks/{kind}")
+        assert text.endswith(f"https://corral.example/api/v1/tasks/{kind}")
         assert len(text) <= next(each.limit for each in SERVICES if each.type == kind)
         for mark in ("@", "users/all", "evil.example"):
             assert mark not in text, (kind, mark)

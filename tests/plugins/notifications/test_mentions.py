@@ -31,6 +31,7 @@ async def test_a_mention_in_a_message_tells_the_person_once(world: Notified) -> 
     assert await titles(world, world.member) == await titles(world, world.admin) == []
 
 
+@pytest.mark.one_engine
 async def test_the_recipient_of_a_message_is_told_of_the_message_alone(world: Notified) -> None:
     text, recipient = f"Hello @{name_of(world.stranger)}", world.stranger.user["id"]
     await say(world, text, channel=None, recipient_user_id=recipient)
@@ -72,7 +73,7 @@ async def test_a_mention_in_a_comment_on_a_code_review(make_kit: Callable[..., A
     await world.ok(world.member.post(f"/code-reviews/{review['id']}/comment", comment), 201)
     assert await titles(world, world.stranger) == ["You were mentioned in a comment on a code review"]
     [row] = await world.inbox(world.stranger)
-    assert (row["type"], row["href"]) == ("mention", f"/console/code-reviews/{review['id']}")
+    assert (row["type"], row["href"]) == ("mention", f"/api/v1/code-reviews/{review['id']}")
     assert await titles(world, world.admin) == []
 
 

@@ -56,7 +56,7 @@ async def test_corral_notification_channels(make_kit: Callable[..., Any]) -> Non
     assert config == {"loft": "on the roof", "ring": "a secret ring"}
     assert (notification.title, notification.url) == (
         "Task failed: task one",
-        "https://corral.example/console/tasks/one",
+        "https://corral.example/api/v1/tasks/one",
     )
 
 

@@ -23,6 +23,7 @@ async def titles(world: Notified, client: Any) -> list[str]:
     return [row["title"] for row in reversed(await world.inbox(client))]
 
 
+@pytest.mark.one_engine
 async def test_a_person_of_a_task_an_alert_and_a_webhook(world: Notified) -> None:
     mine = world.member.user["id"]
 
@@ -51,6 +52,7 @@ async def test_a_person_of_a_task_an_alert_and_a_webhook(world: Notified) -> Non
     assert await titles(world, world.stranger) == []
 
 
+@pytest.mark.one_engine
 async def test_one_failure_is_told_once(world: Notified) -> None:
     """A task that fails for good gets its dead letter at the same moment. Of a later one its owner is told."""
 
@@ -81,6 +83,7 @@ async def test_one_failure_is_told_once(world: Notified) -> None:
     assert await titles(world, world.member) == before
 
 
+@pytest.mark.one_engine
 async def test_the_embedded_worker_comes_and_goes_with_its_server(world: Notified) -> None:
     def unit() -> None:
         for name in ("embedded", "laptop"):
@@ -93,6 +96,7 @@ async def test_the_embedded_worker_comes_and_goes_with_its_server(world: Notifie
     assert await titles(world, world.admin) == ["The worker laptop registered", "The worker laptop is offline"]
 
 
+@pytest.mark.one_engine
 async def test_approvers_are_asked_and_the_requester_learns_the_end(world: Notified) -> None:
     body = {"title": "May I?", "payload": {"a": 1}, "risk": "low"}
     made = await world.ok(world.member.post("/approvals", body), 201)
@@ -104,6 +108,7 @@ async def test_approvers_are_asked_and_the_requester_learns_the_end(world: Notif
     assert len(await world.inbox(world.stranger)) == 1
 
 
+@pytest.mark.one_engine
 async def test_a_message_to_a_person_tells_that_person(world: Notified) -> None:
     body = {"recipient_user_id": world.stranger.user["id"], "subject": "Hello", "body": "Read this."}
     await world.ok(world.member.post("/messages/send", body), 201)
@@ -111,6 +116,7 @@ async def test_a_message_to_a_person_tells_that_person(world: Notified) -> None:
     assert await titles(world, world.member) == []
 
 
+@pytest.mark.one_engine
 async def test_people_may_mute_events(world: Notified) -> None:
     assert await world.ok(world.member.get("/notifications/preferences")) == {
         "mute": [],
@@ -124,6 +130,7 @@ async def test_people_may_mute_events(world: Notified) -> None:
     assert (refused.status, refused.code) == (422, "unknown_event")
 
 
+@pytest.mark.one_engine
 async def test_admins_choose_what_is_told_without_rules(world: Notified) -> None:
     await world.ok(world.admin.put("/settings/notifications/defaults", {"value": {"task.failed": False}}))
     await world.fail_task("one")
@@ -132,6 +139,7 @@ async def test_admins_choose_what_is_told_without_rules(world: Notified) -> None
     assert refused.status == 422
 
 
+@pytest.mark.one_engine
 async def test_a_rule_tells_further_people_once(world: Notified) -> None:
     await world.rule(
         events=("task.*", "things.happened"),
@@ -147,6 +155,7 @@ async def test_a_rule_tells_further_people_once(world: Notified) -> None:
     assert await titles(world, world.admin) == ["Task failed: task one", "Something happened: a <b>thing</b>"]
 
 
+@pytest.mark.one_engine
 async def test_nobody_is_told_of_what_they_may_not_read(world: Notified) -> None:
     await world.rule(events=("*",), in_app=True, recipients={"roles": ["member", "admin"]}, name="all")
     await world.alert("for admins only")
@@ -163,6 +172,7 @@ async def test_nobody_is_told_of_what_they_may_not_read(world: Notified) -> None
     assert await titles(world, world.admin) == ["for admins only", "The budget is used up (month)"]
 
 
+@pytest.mark.one_engine
 async def test_the_same_object_counts_up_for_five_minutes(world: Notified) -> None:
     for seconds in (0, 200, 200):
         clock.travel(seconds)
@@ -193,6 +203,7 @@ async def test_notifications_are_private(world: Notified) -> None:
     assert await world.inbox(world.member) == []
 
 
+@pytest.mark.one_engine
 async def test_old_notifications_are_deleted(world: Notified) -> None:
     await world.fail_task("read", "unread")
     await world.run()

@@ -76,6 +76,7 @@ async def test_wrong_rules_are_422(world: Notified) -> None:
     assert (answer.status, answer.code) == (409, "duplicate")
 
 
+@pytest.mark.one_engine
 async def test_a_group_waits_for_its_interval_and_is_not_repeated(world: Notified, slack: Service) -> None:
     made = await slack_channel(world, slack)
     times = {"group_wait_seconds": 30, "group_interval_seconds": 300, "repeat_interval_seconds": 3600}
@@ -103,6 +104,7 @@ async def test_a_group_waits_for_its_interval_and_is_not_repeated(world: Notifie
     assert len(slack.texts) == 3
 
 
+@pytest.mark.one_engine
 async def test_what_changed_is_told_within_the_repeat_interval(world: Notified, slack: Service) -> None:
     """A check fails, recovers and fails again, and then gets worse: each is news. The same once more is not."""
     made = await slack_channel(world, slack)
@@ -122,6 +124,7 @@ async def test_what_changed_is_told_within_the_repeat_interval(world: Notified, 
     assert len(slack.texts) == 4
 
 
+@pytest.mark.one_engine
 async def test_quiet_hours_hold_all_but_critical_and_end_with_one_summary(world: Notified, slack: Service) -> None:
     made = await slack_channel(world, slack)
     await world.rule(made, events=("things.*", "system.alert"), quiet_hours=hours(2, 60), group_wait_seconds=300)
@@ -198,6 +201,7 @@ async def test_a_rule_follows_events_from_its_creation_on(world: Notified, slack
     assert len(slack.texts) == 1
 
 
+@pytest.mark.one_engine
 @pytest.mark.parametrize("poison", [RuntimeError("poison"), Conflict("poison")], ids=["fault", "problem"])
 async def test_an_event_that_cannot_be_handled_is_skipped_after_five_tries(
     world: Notified, monkeypatch: pytest.MonkeyPatch, poison: Exception
@@ -258,6 +262,7 @@ async def test_every_default_names_an_event(world: Notified) -> None:
     }
 
 
+@pytest.mark.one_engine
 async def test_the_position_passes_events_of_which_nobody_is_told(world: Notified) -> None:
     def behind() -> int:
         return event_log.last_seq() - int(ConsumerRow.get_by_id(CONSUMER).cursor)

@@ -63,6 +63,7 @@ async def test_a_key_reads_events_of_the_areas_in_its_scopes(kit: Kit) -> None:
     assert names(await seen(kit, await key(kit, admin, "*"))) == names(await seen(kit, admin))
 
 
+@pytest.mark.one_engine
 async def test_a_socket_of_a_narrow_key_hears_no_more(kit: Kit) -> None:
     _, member = await fill(kit)
     narrow, wide = await key(kit, member, "realtime.read"), await key(kit, member, "realtime.read", "agents.read")

@@ -112,7 +112,7 @@ async def test_the_redactor_learns_what_another_process_made_readable(make_kit: 
     assert redactor.redact(said) == said
     assert (await both.admin.post("/secrets/rotate-master-key")).status == 202
     await rotated(both)
-    await alone.service(RedactorValues).refresh_redactor()
+    await alone.service(RedactorValues).refresh()
     await alone.service(WebhookRedactorValues).refresh()
     assert redactor.redact(said) == "[redacted], [redacted]"
     assert alone.service(RedactorValues).unreadable == 0

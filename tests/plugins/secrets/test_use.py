@@ -61,6 +61,7 @@ async def _last_used(safe: Safe, id: str) -> Any:
     return (await safe.admin.get(f"/secrets/{id}")).json()["last_used_at"]
 
 
+@pytest.mark.one_engine
 async def test_an_attached_object_counts_as_listed_until_it_is_detached(safe: Any) -> None:
     await safe.create(name="key")
     asked = {"name": "key", "consumer": SHOP.consumer_name, "host": "acme.org", "attached": SHOP}
@@ -76,6 +77,7 @@ async def test_an_attached_object_counts_as_listed_until_it_is_detached(safe: An
     assert (caught.value.code, caught.value.errors[0].pointer) == ("unknown_reference", "/api_key_secret")
 
 
+@pytest.mark.one_engine
 async def test_an_expired_secret_is_used_by_nobody(safe: Any) -> None:
     await safe.create(name="key", expires_at=clock.now(60))
     await safe.work(lambda: safe.service.attach("key", SHOP, title="Acme", pointer="/x", by=None))
@@ -140,7 +142,7 @@ async def test_a_process_that_uses_a_value_tells_its_redactor_without_waiting_fo
 ) -> None:
     one = await Safe().build(await make_kit(plugins=PLUGINS))
     two = await Safe().reopen(await make_kit(plugins=PLUGINS))
-    monkeypatch.setattr(redactor_values, "CHANGES", frozenset())  # no event wakes a process
+    monkeypatch.setattr(redactor_values.RedactorValues, "changes", ())  # no event wakes a process
     await one.create(name="hook")
     await one.work(lambda: one.service.attach("hook", SHOP, title="Acme", pointer="/x", by=None))
 
@@ -157,6 +159,7 @@ async def test_a_process_that_uses_a_value_tells_its_redactor_without_waiting_fo
     assert one.kit.kernel.redactor.redact(VALUE) == VALUE
 
 
+@pytest.mark.one_engine
 async def test_a_value_in_a_machines_text_is_an_alarm_that_names_the_secret(safe: Any) -> None:
     made = await safe.create(name="Shop.Key")
     redactor = safe.kit.kernel.redactor

@@ -8,8 +8,10 @@ from typing import Any
 
 import psycopg
 import pytest
+import pytest_asyncio
 from tests.engines import POSTGRES
 from tests.plugins.secrets.conftest import PLUGINS, VALUE, Safe
+from tests.shared_kernels import on_the_loop_of_the_module
 
 from corral import clock
 from corral.http.idempotency import IdempotencyRow
@@ -18,6 +20,12 @@ from corral.testing.kit import Answer, Client
 from corral_core.accounts.models import SessionRow
 
 DAY = 86_400
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared_safe(make_shared_kit: Callable[..., Any]) -> Safe:
+    """A safe for the tests in which every request is refused."""
+    return await Safe().build(await make_shared_kit(plugins=PLUGINS))
 
 
 @pytest.mark.one_engine
@@ -62,11 +70,12 @@ async def test_names_are_unique_in_any_case(safe: Any) -> None:
         ({"version": 3}, "/version", "validation_error"),
     ],
 )
-async def test_what_a_secret_cannot_be(safe: Any, fields: Any, pointer: str, code: str) -> None:
-    answer = await safe.admin.post("/secrets", {"name": "x", "value": VALUE, **fields})
+@on_the_loop_of_the_module
+async def test_what_a_secret_cannot_be(shared_safe: Any, fields: Any, pointer: str, code: str) -> None:
+    answer = await shared_safe.admin.post("/secrets", {"name": "x", "value": VALUE, **fields})
     assert (answer.status, answer.code) == (422, code)
     assert [fault["pointer"] for fault in answer.json()["errors"]] == [pointer]
-    assert (await safe.admin.get("/secrets")).json()["total"] == 0
+    assert (await shared_safe.admin.get("/secrets")).json()["total"] == 0
 
 
 @pytest.mark.one_engine
@@ -78,6 +87,7 @@ async def test_values_that_cannot_be_taken_out_of_texts_are_told_of(safe: Any) -
     assert weaker.json()["warnings"] == ["not_redactable"]
 
 
+@pytest.mark.one_engine
 async def test_values_make_versions_and_the_oldest_go(safe: Any) -> None:
     made = await safe.create("first-value-0001", max_versions=2)
     path = f"/secrets/{made['id']}"
@@ -94,6 +104,7 @@ async def test_values_make_versions_and_the_oldest_go(safe: Any) -> None:
     assert await safe.value(made["id"]) == "second-value-002"
 
 
+@pytest.mark.one_engine
 async def test_a_destroyed_version_is_gone_for_ever(safe: Any) -> None:
     made = await safe.create("first-value-0001")
     path = f"/secrets/{made['id']}"
@@ -151,6 +162,7 @@ async def test_rotation_generates_what_is_asked_for(safe: Any) -> None:
     assert (both.status, both.json()["errors"][0]["pointer"]) == (422, "/generate")
 
 
+@pytest.mark.one_engine
 async def test_the_etag_is_of_the_row_and_cas_of_the_value(safe: Any) -> None:
     made = await safe.create()
     path = f"/secrets/{made['id']}"
@@ -186,6 +198,7 @@ async def test_lists_are_by_name_and_filtered(safe: Any) -> None:
     assert (await safe.admin.get("/secrets?status=lost")).status == 422
 
 
+@pytest.mark.one_engine
 async def test_expiry_ends_use_and_reveal(safe: Any) -> None:
     soon = clock.now(3 * DAY)
     made = await safe.create(expires_at=soon)
@@ -312,6 +325,17 @@ async def test_the_environment_pins_secrets(make_kit: Callable[..., Any]) -> Non
     assert (await safe.events("secret.revealed"))[-1]["name"] == "PINNED"
 
 
+async def test_the_values_of_secrets_with_the_same_name_are_all_redacted(make_kit: Callable[..., Any]) -> None:
+    values = ["the pinned value of it", "a value that is deleted", "a value that is stored"]
+    safe = await Safe().build(await make_kit(plugins=PLUGINS))
+    deleted = await safe.create(values[1], name="SAME")
+    assert (await safe.admin.delete(f"/secrets/{deleted['id']}")).status == 204
+    await safe.create(values[2], name="SAME")
+    safe = await Safe().reopen(await make_kit(plugins=PLUGINS, environ={"CORRAL_SECRET_SAME": values[0]}))
+    assert [safe.kit.kernel.redactor.redact(value) for value in values] == ["[redacted]"] * 3
+
+
+@pytest.mark.one_engine
 async def test_a_person_is_shown_thirty_values_an_hour(make_kit: Callable[..., Any]) -> None:
     plugins = (*PLUGINS, "security")
     safe = await Safe().build(await make_kit(plugins=plugins, config={"rate_limits": True}))

@@ -119,6 +119,7 @@ async def test_a_credential_that_is_no_key_is_401_whatever_is_wrong_with_it(kit:
     assert (await key.get("/tasks")).status == 200
 
 
+@pytest.mark.one_engine
 async def test_rotation_keeps_the_key_and_the_old_text_for_the_overlap(kit: Kit) -> None:
     alice = await kit.as_user("member")
     old, shown = await make_key(alice)
@@ -172,6 +173,7 @@ async def test_every_key_ends(kit: Kit) -> None:
     assert (await soon.get("/tasks")).code == "token_expired"
 
 
+@pytest.mark.one_engine
 async def test_a_user_has_so_many_keys_and_no_more(kit: Kit) -> None:
     admin, alice = await kit.as_user("admin"), await kit.as_user("member")
     assert (await admin.put("/security", {"api_keys_per_user": 3})).status == 200
@@ -222,6 +224,7 @@ async def test_use_is_noted_without_a_write_for_each_request(kit: Kit) -> None:
     assert (await alice.get(path)).json()["last_used_ip"] == AWAY
 
 
+@pytest.mark.one_engine
 async def test_keys_go_with_the_password_unless_told_otherwise(make_kit: Callable[..., Any]) -> None:
     here, there = [await make_kit(plugins=PLUGINS) for _ in range(2)]  # neither does jobs
     alice, auditor = await here.as_user("member"), await here.as_user("auditor")
@@ -242,6 +245,7 @@ async def test_keys_go_with_the_password_unless_told_otherwise(make_kit: Callabl
     await within_two_seconds(lambda: elsewhere.get("/tasks"), 401)
 
 
+@pytest.mark.one_engine
 async def test_owners_are_told_once_a_week_and_a_day_before_the_end(kit: Kit) -> None:
     alice = await kit.as_user("member")
     end = (datetime.now(UTC) + timedelta(days=10)).isoformat()

@@ -79,6 +79,7 @@ async def test_unknown_settings_are_404_in_a_path_and_422_in_a_body(shelf: Shelf
     assert shelf.get(it.HIGH) == 10
 
 
+@pytest.mark.one_engine
 async def test_rules_across_fields_are_judged_on_the_result_of_the_whole_body(shelf: Shelf) -> None:
     assert (await shelf.put("shelf.low", 50)).code == "validation_error"
     refused = await shelf.put("shelf.high", 0)  # its neighbour would be above it
@@ -97,6 +98,7 @@ async def test_changes_that_meet_are_judged_one_after_the_other(shelf: Shelf) ->
         await shelf.admin.put("/settings/bulk", {"settings": {"shelf.low": 1, "shelf.high": 10}})
 
 
+@pytest.mark.one_engine
 async def test_a_stale_version_is_412(shelf: Shelf) -> None:
     first = await shelf.put("shelf.high", 20)
     assert first.headers["etag"] == '"1"'
@@ -135,6 +137,7 @@ async def test_the_history_tells_who_changed_what(shelf: Shelf) -> None:
     assert rest["items"][0]["to"] == 20
 
 
+@pytest.mark.one_engine
 async def test_events_tell_which_setting_but_no_value(shelf: Shelf) -> None:
     await shelf.put("shelf.high", 20)
     await shelf.admin.post("/settings/shelf/high/reset")
@@ -174,6 +177,7 @@ async def test_others_than_admins_are_kept_out(shelf: Shelf) -> None:
         assert (await member.request(method, path, body)).code == "forbidden", path
 
 
+@pytest.mark.one_engine
 async def test_settings_of_a_plugin_out_of_service_are_kept_and_hidden(shelf: Shelf) -> None:
     await shelf.put("shelf.high", 20)
     shelf.kit.kernel.registry.change_state("shelf", "disabled", "a test")
@@ -210,6 +214,7 @@ def test_what_may_not_be_declared(name: str, options: dict[str, Any], told: str)
         SettingsRegistry({}).declare([setting], "shelf")
 
 
+@pytest.mark.one_engine
 async def test_a_bulk_change_honours_if_match(shelf: it.Shelf) -> None:
     read = await shelf.admin.get("/settings")
     body = {"settings": {"shelf.width": 2}}

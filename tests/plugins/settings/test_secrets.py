@@ -35,6 +35,7 @@ async def test_a_secret_is_sealed_and_never_shown(shelf: Shelf) -> None:
     assert bytes.fromhex(row.sealed).find(CODE.encode()) < 0
 
 
+@pytest.mark.one_engine
 async def test_the_redactor_hears_of_it_soon_and_not_on_the_loop(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
     redactor = shelf.kit.kernel.redactor
     threads: list[threading.Thread] = []

@@ -5,15 +5,19 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import asyncssh
 import pytest
+import pytest_asyncio
 from tests.plugins.ssh.conftest import PASSWORD, Fleet, Machine, _Gate, _Shell
+from tests.shared_kernels import on_the_loop_of_the_module
 
 from corral import clock
 from corral.errors import Forbidden
+from corral.testing.kit import Client
 from corral_plugins.secrets.service.redactor_values import RedactorValues
 from corral_plugins.ssh.jobs import reap_executions, sweep_executions
 from corral_plugins.ssh.service import session
@@ -53,6 +57,13 @@ def test_argv_is_quoted() -> None:
     assert quote_argv(["echo", "it's", "$HOME; id"]) == "echo 'it'\"'\"'s' '$HOME; id'"
 
 
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared_admin(make_shared_kit: Callable[..., Any]) -> Client:
+    """An admin for the tests in which every request is refused."""
+    kit = await make_shared_kit(plugins=("secrets", "ssh"))
+    return await kit.as_user("admin")
+
+
 @pytest.mark.one_engine
 @pytest.mark.parametrize(
     ("fields", "pointer", "code"),
@@ -68,18 +79,18 @@ def test_argv_is_quoted() -> None:
         ({"port": 25, "hostname": "bad host"}, "/hostname", "egress.address"),
     ],
 )
-async def test_refused_fields(make_kit: Any, fields: dict[str, Any], pointer: str, code: str) -> None:
-    kit = await make_kit(plugins=("secrets", "ssh"))
-    admin = await kit.as_user("admin")
-    answer = await admin.post("/ssh-connections", {**BASE, **fields})
+@on_the_loop_of_the_module
+async def test_refused_fields(shared_admin: Client, fields: dict[str, Any], pointer: str, code: str) -> None:
+    answer = await shared_admin.post("/ssh-connections", {**BASE, **fields})
     assert answer.status == 422, answer
     assert [(each["pointer"], each["code"]) for each in answer.json()["errors"]] == [(pointer, code)]
 
 
 @pytest.mark.one_engine
+@pytest.mark.filterwarnings("ignore:.*bcrypt.kdf:UserWarning")  # few rounds, because the key is that of a test
 async def test_weak_and_locked_keys_are_refused(fleet: Fleet) -> None:
     weak = asyncssh.generate_private_key("ssh-rsa", key_size=1024).export_private_key().decode()
-    locked = asyncssh.generate_private_key("ssh-ed25519").export_private_key(passphrase="right").decode()
+    locked = asyncssh.generate_private_key("ssh-ed25519").export_private_key(passphrase="right", rounds=1).decode()
     for fields, pointer in (
         ({"private_key": weak}, "/private_key"),
         ({"private_key": locked}, "/passphrase"),
@@ -116,7 +127,7 @@ async def test_a_credential_in_the_words_of_a_machine_is_redacted(
 
     monkeypatch.setattr(_Gate, "validate_password", repeat)
     connection = await fleet.trusted()
-    await fleet.kit.service(RedactorValues).refresh_redactor()  # at the latest after 2 s, without being told
+    await fleet.kit.service(RedactorValues).refresh()  # at the latest after 2 s, without being told
     for path, body in (("test", None), ("execute", {"command": "true"})):
         answer = await fleet.post(f"{connection}/{path}", body)
         assert (answer.status, answer.code, PASSWORD in answer.body.decode()) == (502, "ssh_connect_failed", False)
@@ -227,6 +238,31 @@ async def test_commands_of_dead_processes_are_reaped_and_old_ones_removed(fleet:
 
     await sweep_executions(work, fleet.kit.service(Settings))
     assert await work(lambda: Execution.select().count(), read=True) == 0
+
+
+async def test_a_command_whose_process_tells_that_it_is_alive_in_the_meantime_is_not_reaped(
+    fleet: Fleet, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from corral_plugins.ssh.models import Execution
+    from corral_plugins.ssh.service.executions import SshExecutions
+
+    connection = await fleet.trusted()
+    await fleet.run(connection, "true")
+    work, executions, update = fleet.kit.kernel.database.work, fleet.kit.service(SshExecutions), Execution.update
+    await work(lambda: Execution.update(status="running", alive_until=clock.now(-1)).execute())
+
+    def update_after_it_was_renewed(*arguments: Any, **named: Any) -> Any:
+        with monkeypatch.context() as undisturbed:
+            undisturbed.setattr(Execution, "update", update)
+            (row,) = Execution.select()
+            assert executions.renew(row.id)
+        return update(*arguments, **named)
+
+    monkeypatch.setattr(Execution, "update", update_after_it_was_renewed)
+    await reap_executions(work, executions)
+    assert [each["status"] for each in await fleet.executions(connection)] == ["running"]
+    told = [json.loads(event.data)["status"] for event in await fleet.kit.events() if event.type == "ssh.executed"]
+    assert told == ["completed"]
 
 
 @pytest.mark.one_engine

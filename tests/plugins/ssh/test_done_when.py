@@ -160,10 +160,11 @@ async def test_ssh_7_rules_that_change_while_a_command_is_checked_hold(
     assert (await fleet.executions(connection), machine.connections) == ([], 0)
 
 
+@pytest.mark.filterwarnings("ignore:.*bcrypt.kdf:UserWarning")  # few rounds, because the key is that of a test
 async def test_ssh_8_no_credential_is_shown_anywhere(fleet: Fleet, machine: Machine, caplog: Any) -> None:
     key = asyncssh.generate_private_key("ssh-ed25519")
     machine.authorized.add(" ".join(key.export_public_key().decode().split()[:2]))
-    locked = key.export_private_key(passphrase="a-long-passphrase").decode()
+    locked = key.export_private_key(passphrase="a-long-passphrase", rounds=1).decode()
     by_key = await fleet.trusted(private_key=locked, passphrase="a-long-passphrase")
     by_password = await fleet.trusted()
     shown = []

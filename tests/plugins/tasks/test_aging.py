@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from tests.engines import SQLITE
 
 from corral.database.unit import current
@@ -46,6 +47,7 @@ async def test_raising_the_priority_of_what_has_waited_lowers_nothing(world: Any
     assert (await world.worker.claim()).task_id == old
 
 
+@pytest.mark.one_engine
 async def test_a_new_priority_counts_what_was_waited_and_goes_on_growing(world: Any) -> None:
     task_id = await world.task(priority="high")
     await wait(world, 1)

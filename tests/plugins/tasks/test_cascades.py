@@ -41,6 +41,7 @@ async def purged(world: Any) -> None:
     world.member = world.admin
 
 
+@pytest.mark.one_engine
 async def test_a_parent_is_cancelled_with_children_that_depend_on_each_other(world: Any) -> None:
     parent, lease, children = await family(world)
     answer = await world.member.post(f"/tasks/{parent}/cancel", {})
@@ -59,6 +60,7 @@ async def test_the_kill_switch_ends_a_parent_with_children_that_depend_on_each_o
     assert (await world.member.get(f"/agents/{world.agent_id}")).json()["active_tasks"] == 0
 
 
+@pytest.mark.one_engine
 @pytest.mark.parametrize("how", ["stop", "delete"])
 async def test_an_agent_with_a_parent_and_its_child_in_hand_ends_both(world: Any, how: str) -> None:
     parent = await world.task("parent")
@@ -73,6 +75,7 @@ async def test_an_agent_with_a_parent_and_its_child_in_hand_ends_both(world: Any
     assert await states(world, [parent, child]) == ["cancelled", "cancelled"]
 
 
+@pytest.mark.one_engine
 async def test_stop_cancels_what_is_ending_for_another_reason(world: Any) -> None:
     task_id = await world.task(timeout_seconds=10)
     await world.worker.run()
@@ -82,6 +85,7 @@ async def test_stop_cancels_what_is_ending_for_another_reason(world: Any) -> Non
     assert (await world.read(task_id))["status"] == "cancelled"
 
 
+@pytest.mark.one_engine
 async def test_what_a_purged_person_asked_for_ends_though_it_depends_on_each_other(world: Any) -> None:
     first = await world.task("first", available_at=LATER)
     ids = [first, await world.task("second", depends_on=[first])]
@@ -98,6 +102,7 @@ async def test_what_a_purged_person_asked_for_does_not_go_on_after_a_timeout(wor
     assert (await world.read(task_id))["status"] == "cancelled"
 
 
+@pytest.mark.one_engine
 async def test_a_child_that_is_ending_for_a_timeout_is_cancelled_with_its_parent(world: Any) -> None:
     parent = await world.task("parent")
     lease = await world.worker.run()
@@ -113,6 +118,7 @@ async def test_a_child_that_is_ending_for_a_timeout_is_cancelled_with_its_parent
     assert (await world.read(child))["status"] == "cancelled"
 
 
+@pytest.mark.one_engine
 async def test_dependents_that_still_wait_for_another_task_do_not_hold_up_the_rest(world: Any) -> None:
     needed, other = await world.task("needed", available_at=LATER), await world.task("other", available_at=LATER)
     waiting = [await world.task(f"both {n}", depends_on=[needed, other]) for n in range(outcomes.BATCH_SIZE)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 from tests.plugins.tasks.conftest import World
 
 from corral import clock
@@ -35,11 +36,13 @@ async def test_an_agent_without_a_free_slot_is_started(world: Any) -> None:
     assert await false(world, anybody) == ["agent_started"]
 
 
+@pytest.mark.one_engine
 async def test_an_agent_whose_selector_matches_no_worker_is_started(world: Any) -> None:
     await world.member.patch(f"/agents/{world.agent_id}", {"worker_selector": {"group": "nowhere"}})
     assert await false(world, await world.task()) == ["worker_selector"]
 
 
+@pytest.mark.one_engine
 async def test_a_stranger_does_not_hide_that_the_approved_worker_is_offline(make_kit: Callable[..., Any]) -> None:
     world = await World().build(await make_kit(plugins=("agents", "workers", "tasks")))
     await world.machine("stranger", approve=False)
@@ -48,5 +51,6 @@ async def test_a_stranger_does_not_hide_that_the_approved_worker_is_offline(make
     assert await false(world, await world.task(agent_id=world.agent_id)) == ["worker_online"]
 
 
+@pytest.mark.one_engine
 async def test_a_role_that_no_agent_has(world: Any) -> None:
     assert await false(world, await world.task(agent_role="nobody")) == ["agent_exists"]

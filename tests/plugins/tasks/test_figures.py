@@ -20,6 +20,7 @@ SCRIPTS = {"mine": {"turns": [{"text": "hello", "usage": {"prompt_tokens": 30, "
 CHAT = {"model": "default", "messages": [{"role": "user", "content": "hi"}]}
 
 
+@pytest.mark.one_engine
 async def test_calls_of_the_gateway_are_the_task_s(make_kit: Callable[..., Any]) -> None:
     config = {"plugins.llm": {"scripts": SCRIPTS}, "settings.llm.default_model": "scripted/mine"}
     kit = await make_kit(plugins=("admin", "agents", "workers", "tasks", "cost", "llm"), config=config)

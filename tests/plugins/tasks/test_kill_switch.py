@@ -38,6 +38,7 @@ async def test_admin_4_claims_stop_and_go_on_by_themselves(world: Any) -> None:
     assert answer["tasks"][0]["attempt"] == 1
 
 
+@pytest.mark.one_engine
 async def test_pause_leaves_what_runs(world: Any) -> None:
     task_id = await world.task()
     lease = await world.worker.run()

@@ -59,6 +59,7 @@ async def test_created_claimed_started_and_completed(world: Any) -> None:
     ]
 
 
+@pytest.mark.one_engine
 async def test_an_attempt_token_carries_its_lease_and_dies_with_it(world: Any) -> None:
     task_id = await world.task()
     lease = await world.worker.claim()
@@ -77,6 +78,7 @@ async def test_an_attempt_token_carries_its_lease_and_dies_with_it(world: Any) -
     assert (await agent.get(f"/tasks/{task_id}")).status == 401
 
 
+@pytest.mark.one_engine
 async def test_a_ticket_of_an_attempt_dies_with_its_lease_too(world: Any) -> None:
     tickets, work = world.kit.kernel.container.get(Tickets), world.kit.kernel.database.work
     task_id = await world.task()
@@ -91,6 +93,7 @@ async def test_a_ticket_of_an_attempt_dies_with_its_lease_too(world: Any) -> Non
             await work(dead)
 
 
+@pytest.mark.one_engine
 async def test_release_uses_no_attempt(world: Any) -> None:
     task_id = await world.task()
     lease = await world.worker.run()
@@ -103,6 +106,7 @@ async def test_release_uses_no_attempt(world: Any) -> None:
     assert (await lease.call("progress", {"percent": 1})).code == "lease_lost"
 
 
+@pytest.mark.one_engine
 async def test_a_task_that_is_not_started_in_time_goes_back(world: Any) -> None:
     task_id = await world.task()
     lease = await world.worker.claim()
@@ -117,6 +121,7 @@ async def test_a_task_that_is_not_started_in_time_goes_back(world: Any) -> None:
     assert (told["state"], told["reason"]) == ("lost", "complete")
 
 
+@pytest.mark.one_engine
 async def test_retry_policy_and_backoff(world: Any) -> None:
     task_id = await world.task(retry_policy={"max_attempts": 2, "jitter": 0})
     lease = await world.worker.run()
@@ -131,6 +136,7 @@ async def test_retry_policy_and_backoff(world: Any) -> None:
     assert final == []
 
 
+@pytest.mark.one_engine
 async def test_a_failure_that_is_not_retryable_is_final(world: Any) -> None:
     await world.task()
     lease = await world.worker.run()
@@ -138,6 +144,7 @@ async def test_a_failure_that_is_not_retryable_is_final(world: Any) -> None:
     assert failed["status"] == "failed"
 
 
+@pytest.mark.one_engine
 async def test_timeout_runs_through_cancelling(world: Any) -> None:
     task_id = await world.task(timeout_seconds=100)
     lease = await world.worker.run()
@@ -155,6 +162,7 @@ async def test_timeout_runs_through_cancelling(world: Any) -> None:
     assert (acknowledged["status"], acknowledged["error"]["kind"]) == ("pending", "timeout")
 
 
+@pytest.mark.one_engine
 async def test_deadline_fails_for_good(world: Any) -> None:
     from corral import clock
 
@@ -180,6 +188,7 @@ async def test_queue_timeout(world: Any) -> None:
     assert (await world.read(task_id))["error"]["kind"] == "queue_timeout"
 
 
+@pytest.mark.one_engine
 async def test_a_crash_loop_ends_the_task(world: Any) -> None:
     task_id = await world.task(retry_policy={"max_attempts": 50})
     for _ in range(3):
@@ -233,6 +242,7 @@ async def test_waiting_for_input_stops_the_clock(world: Any) -> None:
     assert (await second.ok("complete", {"result": 3}))["attempt"] == 1
 
 
+@pytest.mark.one_engine
 async def test_waiting_for_an_approval_needs_the_plugin(world: Any) -> None:
     await world.task()
     lease = await world.worker.run()
@@ -267,6 +277,7 @@ async def test_dependencies_block_and_fail(world: Any) -> None:
     assert (await world.read(third))["status"] == "blocked"
 
 
+@pytest.mark.one_engine
 async def test_reopen_starts_the_count_again(world: Any) -> None:
     task_id = await world.task(retry_policy={"max_attempts": 1})
     lease = await world.worker.run()
@@ -283,6 +294,7 @@ async def test_reopen_starts_the_count_again(world: Any) -> None:
     assert (await world.member.post(f"/tasks/{task_id}/retry")).code == "invalid_state"
 
 
+@pytest.mark.one_engine
 async def test_owner_ends_a_task_and_its_lease(world: Any) -> None:
     task_id = await world.task()
     lease = await world.worker.run()
@@ -294,6 +306,7 @@ async def test_owner_ends_a_task_and_its_lease(world: Any) -> None:
     ).code == "task_terminal"
 
 
+@pytest.mark.one_engine
 async def test_stale_calls_count_their_usage_only(world: Any) -> None:
     task_id = await world.task()
     lease = await world.worker.run()
@@ -326,6 +339,7 @@ async def test_stalls(world: Any) -> None:
     assert (await world.read(looping))["error"]["kind"] == "stalled"
 
 
+@pytest.mark.one_engine
 async def test_tools_narrow_who_may_claim(world: Any) -> None:
     task_id = await world.task(required_tools=["web.fetch"])
     assert await world.worker.claim_all() == []
@@ -334,6 +348,7 @@ async def test_tools_narrow_who_may_claim(world: Any) -> None:
     assert (lease.task_id, lease.claim["agent"]["id"]) == (task_id, able)
 
 
+@pytest.mark.one_engine
 async def test_deactivated_requesters_wait(world: Any) -> None:
     other = await world.kit.as_user("member")
     theirs = await world.task("theirs", by=other, priority="critical")
@@ -366,6 +381,7 @@ async def test_delete(world: Any) -> None:
     assert (await world.member.get("/tasks/stats")).json()["total"] == 0
 
 
+@pytest.mark.one_engine
 async def test_agent_stop_takes_the_work_back(world: Any) -> None:
     task_id = await world.task()
     lease = await world.worker.run()
@@ -375,6 +391,7 @@ async def test_agent_stop_takes_the_work_back(world: Any) -> None:
     assert (await lease.call("complete", {"result": 1})).code == "lease_lost"
 
 
+@pytest.mark.one_engine
 async def test_a_worker_reads_the_tasks_that_it_holds_and_no_others(world: Any) -> None:
     task_id = await world.task()
     other = await world.machine("other")

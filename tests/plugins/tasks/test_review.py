@@ -26,6 +26,7 @@ async def test_the_token_in_a_stored_claim_is_sealed(world: Any) -> None:
     assert again.body == answer.body
 
 
+@pytest.mark.one_engine
 async def test_deleting_a_task_leaves_no_dependent_behind_that_a_job_had_yet_to_tell(world: Any) -> None:
     for ending, expected in (({"result": None}, "pending"), (None, "failed")):
         needed = await world.task()
@@ -72,6 +73,7 @@ async def test_instants_at_the_edge_of_the_calendar(world: Any, fields: dict[str
     assert (await world.member.get(f"/tasks?since={moment}")).status == 200
 
 
+@pytest.mark.one_engine
 @pytest.mark.parametrize("how", ["cancel", "stop"])
 async def test_children_end_with_their_parent_whenever_they_were_made(world: Any, how: str) -> None:
     task_id = await world.task()
@@ -89,6 +91,7 @@ async def test_children_end_with_their_parent_whenever_they_were_made(world: Any
     assert (await world.read(child))["status"] == "cancelled"
 
 
+@pytest.mark.one_engine
 async def test_an_owner_cannot_complete_a_task_with_a_result_that_breaks_its_schema(world: Any) -> None:
     schema = {"type": "object", "required": ["n"]}
     leased, queued = [await world.task(output_schema=schema) for _ in range(2)]
@@ -104,6 +107,7 @@ async def test_an_owner_cannot_complete_a_task_with_a_result_that_breaks_its_sch
     assert (await lease.call("progress")).code == "lease_lost"
 
 
+@pytest.mark.one_engine
 async def test_what_needs_a_deleted_task_that_did_not_complete_is_not_tried_again(world: Any) -> None:
     needed = await world.task("needed")
     cancelled, failed = [await world.task(title, depends_on=[needed]) for title in ("cancelled", "failed")]
@@ -116,6 +120,7 @@ async def test_what_needs_a_deleted_task_that_did_not_complete_is_not_tried_agai
         await world.member.delete(f"/tasks/{needed}")
 
 
+@pytest.mark.one_engine
 async def test_what_needs_a_deleted_task_that_completed_is_tried_again(world: Any) -> None:
     needed = await world.task("needed")
     dependent = await world.task("dependent", depends_on=[needed])

@@ -6,8 +6,10 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
+from tests.engines import SQLITE
 
 from corral import clock
+from corral.database.dialect import execute
 from corral_plugins.tasks import jobs
 from corral_plugins.tasks.service import queries
 
@@ -49,6 +51,18 @@ async def test_words_are_found_before_and_after_they_are_indexed(world: Any) -> 
     await check(world, ids)
     await world.task("the newest needle")
     assert len(await found(world, "search=needle")) == 3
+
+
+@SQLITE
+async def test_the_index_is_merged_when_all_tasks_are_in_it(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(queries, "INDEX_CHUNK", 1)  # each makes a segment
+    ids = [await world.task(f"needle {n}") for n in range(3)]
+    await index(world)
+    database = world.kit.kernel.database
+    await jobs.index_new_tasks(database.work)
+    segments = "SELECT COUNT(DISTINCT segid) FROM tasks_search_idx"
+    assert (await database.work(lambda: execute(segments).fetchone())) == (1,)
+    assert await found(world, "search=needle") == ids[::-1]
 
 
 async def test_changed_and_deleted_texts(world: Any) -> None:

@@ -35,6 +35,7 @@ async def run(world: World) -> Lease:
     return await world.worker.run()
 
 
+@pytest.mark.one_engine
 async def test_a_worker_gets_a_value_under_its_lease_and_it_is_written_down(world: World) -> None:
     id = await secret(world)
     lease = await run(world)
@@ -47,6 +48,7 @@ async def test_a_worker_gets_a_value_under_its_lease_and_it_is_written_down(worl
     assert VALUE not in str(row)
 
 
+@pytest.mark.one_engine
 async def test_the_claim_lists_the_names_that_the_group_may_have(world: World) -> None:
     await secret(world)
     await secret(world, "Other", "elsewhere")
@@ -83,6 +85,7 @@ async def test_others_get_nothing(world: World) -> None:
     assert not any(VALUE.encode() in text for text in seen)
 
 
+@pytest.mark.one_engine
 async def test_a_keyed_delivery_is_per_use_too(world: World) -> None:
     await secret(world)
     lease = await run(world)
@@ -98,6 +101,7 @@ async def test_a_keyed_delivery_is_per_use_too(world: World) -> None:
     assert audited["total"] == 2
 
 
+@pytest.mark.one_engine
 async def test_a_worker_without_a_listed_group_and_an_expired_secret(world: World) -> None:
     from corral import clock
 

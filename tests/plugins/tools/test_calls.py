@@ -31,6 +31,7 @@ async def as_if_its_process_had_died(world: World, run: Run, **values: Any) -> N
     await world.kit.kernel.database.work(change)
 
 
+@pytest.mark.one_engine
 async def test_a_server_tool_answers_with_its_result(world: World) -> None:
     run = await world.run("test.*")
     answer = await run.say("test.write")
@@ -57,6 +58,7 @@ async def test_a_worker_calls_with_its_own_token_and_names_the_lease(world: Worl
     assert len(world.bench.runs) == 1
 
 
+@pytest.mark.one_engine
 async def test_a_task_must_be_started(world: World) -> None:
     agent_id = await world.agent("test.*")
     await world.member.post("/tasks", {"title": "t", "agent_id": agent_id})
@@ -65,6 +67,7 @@ async def test_a_task_must_be_started(world: World) -> None:
     assert (await run.say("test.write")).code == "invalid_state"
 
 
+@pytest.mark.one_engine
 @pytest.mark.parametrize(
     ("tool", "error"),
     [
@@ -83,6 +86,7 @@ async def test_what_fails_is_told_once(world: World, tool: str, error: dict[str,
     assert len(world.bench.runs) == 1
 
 
+@pytest.mark.one_engine
 async def test_a_repeat_with_other_arguments_is_refused(world: World) -> None:
     run = await world.run("test.*")
     await run.say("test.write", "one", call_id="c")
@@ -92,6 +96,7 @@ async def test_a_repeat_with_other_arguments_is_refused(world: World) -> None:
     assert len(world.bench.runs) == 1
 
 
+@pytest.mark.one_engine
 async def test_a_denied_call_stays_denied(world: World) -> None:
     run = await world.run("test.read")
     first = await run.say("test.write", call_id="c")
@@ -109,6 +114,7 @@ async def test_a_tool_that_takes_too_long_fails(world: World) -> None:
     assert (answer.json()["status"], answer.json()["error"]["type"]) == ("failed", "timeout")
 
 
+@pytest.mark.one_engine
 async def test_five_run_at_a_time(world: World) -> None:
     run = await world.run("test.*")
     slow = [asyncio.ensure_future(run.say("test.slow", f"{n}")) for n in range(5)]
@@ -120,6 +126,7 @@ async def test_five_run_at_a_time(world: World) -> None:
     assert {answer.json()["status"] for answer in await asyncio.gather(*slow, sixth)} == {"succeeded"}
 
 
+@pytest.mark.one_engine
 async def test_who_waits_in_vain_is_denied(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("corral_plugins.tools.service.calls.WAIT_SECONDS", 0.2)
     monkeypatch.setattr("corral_plugins.tools.service.calls.POLL_SECONDS", 0.05)
@@ -133,12 +140,14 @@ async def test_who_waits_in_vain_is_denied(world: World, monkeypatch: pytest.Mon
     await asyncio.gather(*slow)
 
 
+@pytest.mark.one_engine
 async def test_an_attempt_has_so_many_calls(make_kit: Any) -> None:
     world = await World().build(make_kit, config={"settings.tools.max_calls": 2})
     run = await world.run("test.*")
     assert [(await run.say("test.write")).status for _ in range(3)] == [200, 200, 403]
 
 
+@pytest.mark.one_engine
 async def test_twenty_denials_fail_the_attempt(world: World) -> None:
     run = await world.run("test.read", task={"retry_policy": {"max_attempts": 1}})
     for n in range(19):
@@ -168,6 +177,7 @@ async def test_a_call_ends_with_the_lease(world: World) -> None:
     assert (call["status"], call["error"]["type"], call["result"]) == ("failed", "outcome_unknown", None)
 
 
+@pytest.mark.one_engine
 async def test_the_next_attempt_repeats_only_what_does_no_harm(world: World) -> None:
     run = await world.run("test.*")
     cut = [asyncio.ensure_future(run.say(tool, call_id=tool)) for tool in ("test.slow", "test.again")]
@@ -183,6 +193,7 @@ async def test_the_next_attempt_repeats_only_what_does_no_harm(world: World) -> 
     assert len(world.bench.runs) == 3
 
 
+@pytest.mark.one_engine
 async def test_the_result_of_an_earlier_attempt_is_kept(world: World) -> None:
     run = await world.run("test.*")
     first = (await run.say("test.write", call_id="c")).json()
@@ -212,6 +223,7 @@ async def test_a_dead_process_leaves_no_call_running(world: World, tool: str, re
     assert len(world.bench.runs) == (2 if repeated == "succeeded" else 1)
 
 
+@pytest.mark.one_engine
 async def test_a_repeat_need_not_wait_for_the_reaper(world: World) -> None:
     world.bench.gate.set()
     run = await world.run("test.*")
@@ -243,6 +255,7 @@ async def test_stopping_gives_calls_a_moment(world: World) -> None:
     assert (await slow).json()["status"] == "succeeded"
 
 
+@pytest.mark.one_engine
 async def test_a_call_can_be_waited_for(world: World) -> None:
     run = await world.run("test.*")
     slow = asyncio.ensure_future(run.say("test.slow", call_id="c"))
@@ -257,6 +270,7 @@ async def test_a_call_can_be_waited_for(world: World) -> None:
     assert (await world.member.get(f"/tasks/{run.task_id}/tools/calls/other")).status == 404
 
 
+@pytest.mark.one_engine
 async def test_secrets_are_kept_out_of_the_record(world: World) -> None:
     run = await world.run("test.*")
     key = "crl_" + "aB3" * 14 + "x"

@@ -9,6 +9,7 @@ the tests of `corral-mcp`.
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import re
 from collections.abc import Callable
@@ -16,14 +17,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import pytest_asyncio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.plugins.tools.conftest import Run, World
 from tests.plugins.tools.receiver import receiver
+from tests.shared_kernels import on_the_loop_of_the_module
 
 from corral_plugins.tools.api import RISKS
 
 POLICIES = st.sampled_from(["allow", "ask", "deny"])
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared_world(make_shared_kit: Callable[..., Any]) -> World:
+    """A world for the tests that tell their own runs from those of others."""
+    return await World().build(make_shared_kit)
 
 
 async def test_tools_1_refused_calls_are_on_record_and_run_nothing(world: World) -> None:
@@ -95,31 +104,32 @@ POLICY_OF_RISK = {
 
 @pytest.mark.parametrize("tainted", [False, True])
 @pytest.mark.parametrize("own", [None, "allow", "ask"])
-async def test_tools_3_what_needs_an_approval_does_not_run(world: World, own: str | None, tainted: bool) -> None:
+@on_the_loop_of_the_module
+async def test_tools_3_what_needs_an_approval_does_not_run(shared_world: World, own: str | None, tainted: bool) -> None:
     """The policies are those of the page, and of the agent where it has its own: the stricter one counts."""
     assert POLICY_OF_RISK.keys() == OF_RISK.keys() == set(RISKS)
     policy = {} if own is None else dict.fromkeys(OF_RISK.values(), own)
-    agent_id = await world.agent("test.*", tool_policy=policy, by=world.admin)
-    await world.member.post("/tasks", {"title": "t", "agent_id": agent_id})
-    run = await world.claim(agent_id)
+    agent_id = await shared_world.agent("test.*", tool_policy=policy, by=shared_world.admin)
+    await shared_world.member.post("/tasks", {"title": "t", "agent_id": agent_id})
+    run = await shared_world.claim(agent_id)
     if tainted:
         path = f"/agents/{agent_id}"
-        assert (await world.admin.patch(path, {"tool_policy": {**policy, "test.page": "allow"}})).status == 200
+        assert (await shared_world.admin.patch(path, {"tool_policy": {**policy, "test.page": "allow"}})).status == 200
         assert (await run.say("test.page", "tainting")).status == 200
-        assert (await world.admin.patch(path, {"tool_policy": policy})).status == 200
+        assert (await shared_world.admin.patch(path, {"tool_policy": policy})).status == 200
     for risk, name in OF_RISK.items():
         told = POLICY_OF_RISK[risk]
-        assert (await world.admin.get(f"/tools/{name}")).json()["default_policy"] == told[False]
+        assert (await shared_world.admin.get(f"/tools/{name}")).json()["default_policy"] == told[False]
         expected = max(own or told[False], told[True] if tainted else "allow", key=("allow", "ask").index)
-        ran, call_id = len(world.bench.runs), name
+        ran, call_id = len(shared_world.bench.runs), name
         answers = [await run.say(name, f"to {name}", call_id=call_id) for _ in range(2)]
         if expected == "ask":
             assert [(each.status, each.code, each.json()["reason"]) for each in answers] == [
                 (403, "tools.denied", "policy")
             ] * 2, name
-            assert world.bench.runs[ran:] == []
+            assert shared_world.bench.runs[ran:] == []
         else:
-            assert world.bench.runs[ran:] == [{"text": f"to {name}"}]
+            assert shared_world.bench.runs[ran:] == [{"text": f"to {name}"}]
             said = f"to {name}" if risk == "external" else {"said": f"to {name}"}
             assert [each.json()["result"] for each in answers] == [said] * 2
 
@@ -190,6 +200,18 @@ async def test_tools_9_check_and_call_agree(world: World, long_form: bool) -> No
     On PostgreSQL the short form has a fifth of them: the decision is the same, only its inputs are stored elsewhere.
     """
     whole = long_form or world.kit.kernel.config.database.url.startswith("sqlite")
+    agents: dict[str, tuple[str, dict[bool, Run]]] = {}
+    seen = set()
+    for number, case in enumerate(combinations(derandomize=not long_form)[:: 1 if whole else 5]):
+        verdict, called = await both(world, agents, case, f"c{number}")
+        assert verdict == called, case
+        seen.add(verdict)
+    assert len(seen) >= 5
+
+
+@functools.cache
+def combinations(*, derandomize: bool) -> list[dict[str, Any]]:
+    """Return 500 combinations of what a decision depends on, generated once for both engines."""
     names = ["test.write", "test.read", "test.page", "test.danger", "no.such"]
     cases: list[dict[str, Any]] = []
 
@@ -197,7 +219,7 @@ async def test_tools_9_check_and_call_agree(world: World, long_form: bool) -> No
         max_examples=500,
         database=None,
         deadline=None,
-        derandomize=not long_form,
+        derandomize=derandomize,
         suppress_health_check=list(HealthCheck),
     )
     @given(
@@ -218,13 +240,7 @@ async def test_tools_9_check_and_call_agree(world: World, long_form: bool) -> No
         cases.append(case)
 
     generate()
-    agents: dict[str, tuple[str, dict[bool, Run]]] = {}
-    seen = set()
-    for number, case in enumerate(cases[:: 1 if whole else 5]):
-        verdict, called = await both(world, agents, case, f"c{number}")
-        assert verdict == called, case
-        seen.add(verdict)
-    assert len(seen) >= 5
+    return cases
 
 
 async def both(

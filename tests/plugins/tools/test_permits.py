@@ -50,12 +50,14 @@ async def test_a_permit_is_used_once(run: Run) -> None:
     assert (await run.tool("workspace.write", {"path": "a", "content": "b"}, call_id="c")).json() == told
 
 
+@pytest.mark.one_engine
 @pytest.mark.parametrize("error", ["it broke", {"type": "failed", "message": "it broke"}])
 async def test_a_worker_may_fail(run: Run, error: Any) -> None:
     told = (await report(run, await permitted(run), error=error)).json()
     assert (told["status"], told["error"]["message"], told["result"]) == ("failed", "it broke", None)
 
 
+@pytest.mark.one_engine
 async def test_a_permit_is_of_one_call(run: Run) -> None:
     one, two = await permitted(run, call_id="one"), await permitted(run, call_id="two")
     assert one["permit"] != two["permit"]
@@ -64,6 +66,7 @@ async def test_a_permit_is_of_one_call(run: Run) -> None:
     assert (await report(run, {**one, "call_id": "none"}, result=1)).status == 404
 
 
+@pytest.mark.one_engine
 async def test_a_repeat_in_time_gets_the_same_permit(run: Run) -> None:
     call = await permitted(run, "shell.run")
     assert await permitted(run, "shell.run") == call
@@ -82,6 +85,7 @@ async def test_a_new_attempt_gets_a_new_permit_where_a_repeat_does_no_harm(world
     assert (await report(again, shell, result=1)).status in (403, 409)
 
 
+@pytest.mark.one_engine
 async def test_a_permit_of_which_nothing_is_heard_expires(world: World, run: Run) -> None:
     await permitted(run)
     history = world.kit.kernel.container.get(CallHistory)

@@ -6,8 +6,10 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
+import pytest_asyncio
 from tests.plugins.tools.conftest import Run, World
 from tests.plugins.tools.receiver import Receiver, receiver
+from tests.shared_kernels import on_the_loop_of_the_module
 
 pytestmark = pytest.mark.one_engine
 
@@ -29,12 +31,29 @@ async def world(make_kit: Callable[..., Any], server: Receiver) -> World:
 @pytest.fixture
 async def run(world: World) -> Run:
     """A run that may use both tools without approval, tainted or not."""
+    return await run_of(world)
+
+
+async def run_of(world: World) -> Run:
     rule = {"policy": "allow", "when_tainted": "allow"}
     policy = {"http.fetch": rule, "http.request": rule}
     agent_id = await world.agent("http.*", tool_policy=policy, by=world.admin)
     answer = await world.member.post("/tasks", {"title": "work", "agent_id": agent_id})
     assert answer.status == 201, answer
     return await world.claim(agent_id)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared_server() -> AsyncIterator[Receiver]:
+    async with receiver() as made:
+        yield made
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared_run(make_shared_kit: Callable[..., Any], shared_server: Receiver) -> Run:
+    """A run for the tests that look only at the result of their own call."""
+    config = {"egress.allow": [f"127.0.0.1:{shared_server.port}"]}
+    return await run_of(await World().build(make_shared_kit, config=config))
 
 
 async def result(run: Run, tool: str, arguments: dict[str, Any]) -> Any:
@@ -60,25 +79,32 @@ async def test_a_page_comes_back_as_text(run: Run, server: Receiver) -> None:
 
 
 @pytest.mark.parametrize("name", ["punycode", "idna", "hex", "undefined", "zip", "unicode_escape", "utf-7", "nonsense"])
-async def test_what_is_no_encoding_of_texts_is_read_as_utf8(run: Run, server: Receiver, name: str) -> None:
+@on_the_loop_of_the_module
+async def test_what_is_no_encoding_of_texts_is_read_as_utf8(
+    shared_run: Run, shared_server: Receiver, name: str
+) -> None:
     body = f"{'a' * 300_000}-{'z' * 300_000}".encode()  # as punycode it takes minutes
-    server.pages["/odd"] = (200, {"Content-Type": f"text/plain; charset={name}"}, body)
-    told = await result(run, "http.fetch", {"url": server.url("/odd")})
+    shared_server.pages["/odd"] = (200, {"Content-Type": f"text/plain; charset={name}"}, body)
+    told = await result(shared_run, "http.fetch", {"url": shared_server.url("/odd")})
     assert told["text"].startswith("aaaa")
 
 
 @pytest.mark.parametrize("name", ["UTF-16", "iso-8859-1", "windows-1252", "shift_jis", "gb18030", "koi8-r"])
-async def test_encodings_of_texts_are_known(run: Run, server: Receiver, name: str) -> None:
+@on_the_loop_of_the_module
+async def test_encodings_of_texts_are_known(shared_run: Run, shared_server: Receiver, name: str) -> None:
     text = "abc" if name in ("shift_jis", "koi8-r") else "Grüße"
-    server.pages["/text"] = (200, {"Content-Type": f"text/plain; charset={name}"}, text.encode(name))
-    assert (await result(run, "http.fetch", {"url": server.url("/text")}))["text"] == text
+    shared_server.pages["/text"] = (200, {"Content-Type": f"text/plain; charset={name}"}, text.encode(name))
+    assert (await result(shared_run, "http.fetch", {"url": shared_server.url("/text")}))["text"] == text
 
 
 @pytest.mark.parametrize("name", ["utf-16", "UTF16", "utf_16", "utf-32"])
-async def test_text_without_a_byte_order_mark_is_little_endian(run: Run, server: Receiver, name: str) -> None:
+@on_the_loop_of_the_module
+async def test_text_without_a_byte_order_mark_is_little_endian(
+    shared_run: Run, shared_server: Receiver, name: str
+) -> None:
     body = "Grüße".encode("utf-32-le" if "32" in name else "utf-16-le")
-    server.pages["/text"] = (200, {"Content-Type": f"text/plain; charset={name}"}, body)
-    assert (await result(run, "http.fetch", {"url": server.url("/text")}))["text"] == "Grüße"
+    shared_server.pages["/text"] = (200, {"Content-Type": f"text/plain; charset={name}"}, body)
+    assert (await result(shared_run, "http.fetch", {"url": shared_server.url("/text")}))["text"] == "Grüße"
 
 
 async def test_a_redirect_to_no_address_is_told(run: Run, server: Receiver) -> None:
@@ -143,8 +169,9 @@ async def test_a_request_is_sent_once_and_its_redirect_is_told(run: Run, server:
         ("http://nowhere.invalid/", "connection_failed"),
     ],
 )
-async def test_the_guard_judges_every_address(run: Run, url: str, type: str) -> None:
-    assert (await result(run, "http.fetch", {"url": url}))["type"] == type
+@on_the_loop_of_the_module
+async def test_the_guard_judges_every_address(shared_run: Run, url: str, type: str) -> None:
+    assert (await result(shared_run, "http.fetch", {"url": url}))["type"] == type
 
 
 async def test_headers_of_the_connection_are_not_the_model_s(run: Run, server: Receiver) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from tests.limits import stop_clock
 from tests.plugins.triggers.conftest import PLUGINS, TASK, Alarm
 
 from corral import clock
@@ -122,7 +123,8 @@ async def test_triggers_6_a_trigger_on_its_own_effect_stops(alarm: Alarm) -> Non
     assert len(await alarm.tasks()) == 2
 
 
-async def test_triggers_7_an_absence_fires_once_for_each_worker(alarm: Alarm) -> None:
+async def test_triggers_7_an_absence_fires_once_for_each_worker(alarm: Alarm, monkeypatch: pytest.MonkeyPatch) -> None:
+    stop_clock(monkeypatch)
     config = {"expect": "worker.online", "after": "worker.offline", "within_seconds": 60, "for_each": "worker_id"}
     action = {**TASK, "title": "{{ event.key }} is gone"}
     made = await alarm.create("absence", config, action=action, overlap="allow")

@@ -118,6 +118,7 @@ async def test_corral_trigger_actions(make_kit: Callable[..., Any]) -> None:
     assert (await alarm.history(made["id"]))[-1]["status"] == "failed"
 
 
+@pytest.mark.one_engine
 async def test_the_actions_of_the_built_in_plugins(make_kit: Callable[..., Any]) -> None:
     """Of agents: start and stop; of messages: send. `tasks` is in every other test."""
     alarm = Alarm()

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-from tests.plugins.triggers.conftest import TASK, Alarm
+import pytest_asyncio
+from tests.plugins.triggers.conftest import PLUGINS, TASK, Alarm
+from tests.shared_kernels import on_the_loop_of_the_module
 
 from corral import clock
 from corral.events.log import EventRow
@@ -15,6 +18,14 @@ from corral_plugins.triggers.models import Fire, Trigger
 from corral_plugins.triggers.service import events, firing, scheduler
 from corral_plugins.triggers.service.events import Progress, TriggerLogReader
 from corral_plugins.triggers.service.slots import TriggerSlots
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared_alarm(make_shared_kit: Callable[..., Any]) -> Alarm:
+    """A world for the tests in which no trigger fires."""
+    world = Alarm()
+    await world.build(await make_shared_kit(plugins=PLUGINS))
+    return world
 
 
 async def fire(alarm: Alarm, trigger_id: str, **payload: Any) -> None:
@@ -45,6 +56,7 @@ async def test_work_that_overlaps(alarm: Alarm) -> None:
     assert await alarm.statuses(found["queue_one"]) == ["fired", "coalesced", "fired"]
 
 
+@pytest.mark.one_engine
 async def test_a_trigger_fires_at_most_so_often_in_an_hour(alarm: Alarm) -> None:
     made = await alarm.create(
         "event", {"event": "task.created"}, filter="payload.title == 'mine'", max_fires_per_hour=1
@@ -159,6 +171,7 @@ async def test_events_are_collected(alarm: Alarm) -> None:
     assert (await alarm.statuses(many["id"]))[-1] == "filtered"
 
 
+@pytest.mark.one_engine
 async def test_a_deactivated_owner_disables_a_trigger(alarm: Alarm) -> None:
     made = await alarm.create("interval", {"seconds": 60})
     await alarm.admin.post("/auth/reauth", {"password": PASSWORD})
@@ -173,9 +186,10 @@ async def test_a_deactivated_owner_disables_a_trigger(alarm: Alarm) -> None:
 
 
 @pytest.mark.one_engine
-async def test_a_viewer_cannot_have_triggers_and_others_cannot_change_them(alarm: Alarm) -> None:
-    made = await alarm.create()
-    viewer, other = await alarm.kit.as_user("viewer"), await alarm.kit.as_user("member")
+@on_the_loop_of_the_module
+async def test_a_viewer_cannot_have_triggers_and_others_cannot_change_them(shared_alarm: Alarm) -> None:
+    made = await shared_alarm.create()
+    viewer, other = await shared_alarm.kit.as_user("viewer"), await shared_alarm.kit.as_user("member")
     body = {"name": "x", "type": "manual", "config": {}, "action": TASK}
     assert (await viewer.post("/triggers", body)).status == 403
     assert (await other.get(f"/triggers/{made['id']}")).status == 200
@@ -187,6 +201,7 @@ async def test_a_viewer_cannot_have_triggers_and_others_cannot_change_them(alarm
         assert answer.status == 403
 
 
+@pytest.mark.one_engine
 async def test_the_kill_switch_holds_slots_until_it_is_released(alarm: Alarm) -> None:
     timed = await alarm.create("interval", {"seconds": 60})
     made = await alarm.create()
@@ -230,13 +245,15 @@ async def test_the_kill_switch_holds_slots_until_it_is_released(alarm: Alarm) ->
         ({"action": {**TASK, "depends_on": []}}, "/action/depends_on", "unknown_field"),
     ],
 )
-async def test_a_trigger_is_checked_when_it_is_saved(alarm: Alarm, change: Any, pointer: str, code: str) -> None:
+@on_the_loop_of_the_module
+async def test_a_trigger_is_checked_when_it_is_saved(shared_alarm: Alarm, change: Any, pointer: str, code: str) -> None:
     body = {"name": "x", "type": "manual", "config": {}, "action": TASK, **change}
-    answer = await alarm.member.post("/triggers", body)
+    answer = await shared_alarm.member.post("/triggers", body)
     assert answer.status == 422, answer
     assert [(each["pointer"], each["code"]) for each in answer.json()["errors"]] == [(pointer, code)]
 
 
+@pytest.mark.one_engine
 async def test_a_reference_that_vanishes_later_fails_the_slot(alarm: Alarm) -> None:
     agent = await alarm.agent("short-lived", start=False)
     made = await alarm.create(action={**TASK, "agent_id": agent, "title": "{{ payload.title }}"})

@@ -124,6 +124,7 @@ async def test_a_secret_that_cannot_be_decrypted_is_a_failed_attempt(hooks: Hook
     assert "cannot be decrypted" in delivery["attempts"][0]["response"]
 
 
+@pytest.mark.one_engine
 async def test_a_probe_uses_up_no_attempt_and_a_success_makes_all_due(hooks: Hooks, receiver: Receiver) -> None:
     await hooks.set("webhooks.retry_schedule", [0, 36_000, 36_000])
     await hooks.set("webhooks.disable_after_seconds", 0)
@@ -324,6 +325,7 @@ async def test_purged_users_leave_no_webhooks(hooks: Hooks, receiver: Receiver) 
     assert (left, made["user_id"]) == ((0, 0), user["id"])
 
 
+@pytest.mark.one_engine
 async def test_an_attempt_that_fails_in_corral_counts(
     hooks: Hooks, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:

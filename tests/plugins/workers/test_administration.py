@@ -43,6 +43,7 @@ async def test_viewers_read_and_auditors_do_not(fleet: Any) -> None:
         assert (await auditor.get(path)).status == 403
 
 
+@pytest.mark.one_engine
 async def test_approving_twice_and_rejecting_twice(fleet: Any) -> None:
     worker = await fleet.worker(approve=False)
     for _ in range(2):
@@ -58,6 +59,7 @@ async def test_approving_twice_and_rejecting_twice(fleet: Any) -> None:
     ).status == 404
 
 
+@pytest.mark.one_engine
 async def test_after_a_rejection_a_new_token_is_issued(fleet: Any) -> None:
     worker = await fleet.worker()
     await fleet.approve(worker.user["id"], is_approved=False)
@@ -85,6 +87,7 @@ async def test_a_rotated_token_lives_sixty_seconds_more(fleet: Any) -> None:
     assert (await fresh.post(beat)).status == 200
 
 
+@pytest.mark.one_engine
 async def test_drain_and_resume(fleet: Any) -> None:
     worker = await fleet.worker()
     waiting = await fleet.worker("w2", approve=False)
@@ -209,6 +212,7 @@ async def test_an_alert_when_tasks_wait_for_a_worker_told_once(fleet: Any) -> No
     assert await alerts() == 2
 
 
+@pytest.mark.one_engine
 async def test_long_silence_removes(fleet: Any) -> None:
     await fleet.worker("gone")
     kept = await fleet.worker("kept")
@@ -224,6 +228,7 @@ async def test_long_silence_removes(fleet: Any) -> None:
     assert [event["name"] for event in await fleet.told("worker.deleted")] == ["gone"]
 
 
+@pytest.mark.one_engine
 async def test_last_failures_are_kept(make_fleet: Any) -> None:
     fleet = await make_fleet(jobs=True)
     worker = await fleet.worker()
@@ -261,6 +266,7 @@ async def test_the_service_counts_places_exactly(fleet: Any) -> None:
     assert await fleet.work(lambda: workers.find("01890000-0000-7000-8000-000000000000")) is None
 
 
+@pytest.mark.one_engine
 async def test_health_and_metrics(fleet: Any) -> None:
     health = fleet.kit.kernel.container.get(Fleet).workers_health
     assert (await fleet.work(health))[0] == "ok"
@@ -279,6 +285,7 @@ async def test_health_and_metrics(fleet: Any) -> None:
     assert read["corral_claim_seconds"][()].total > 0
 
 
+@pytest.mark.one_engine
 @pytest.mark.parametrize(("holds", "wanted"), [(False, "ok"), (True, "degraded")])
 async def test_a_worker_is_missed_only_if_it_held_tasks(fleet: Any, holds: bool, wanted: str) -> None:
     """One that is stopped on purpose has released its leases."""
@@ -292,6 +299,7 @@ async def test_a_worker_is_missed_only_if_it_held_tasks(fleet: Any, holds: bool,
     assert (status, "0 online, 1 offline" in told) == (wanted, True), told
 
 
+@pytest.mark.one_engine
 async def test_a_long_wait_beside_a_worker_with_room_is_told(fleet: Any) -> None:
     health = fleet.kit.kernel.container.get(Fleet).queue_health
     await fleet.work(fleet.tasks.add)
@@ -308,6 +316,7 @@ async def test_a_long_wait_beside_a_worker_with_room_is_told(fleet: Any) -> None
     assert (await fleet.work(health))[0] == "ok"
 
 
+@pytest.mark.one_engine
 @pytest.mark.parametrize(("heartbeat", "offline", "wanted"), [(15, 45, 45), (100, 45, 300)])
 async def test_offline_is_three_heartbeats_at_least(make_fleet: Any, heartbeat: int, offline: int, wanted: int) -> None:
     from corral_plugins.workers.settings import offline_seconds

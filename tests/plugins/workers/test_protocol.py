@@ -77,6 +77,7 @@ async def test_a_worker_speaks_for_itself_only(fleet: Any) -> None:
     assert (await one.get("/workers/overview")).code == "forbidden"
 
 
+@pytest.mark.one_engine
 async def test_registrants_and_admins_beat_for_a_worker_and_read_its_tasks(fleet: Any) -> None:
     member, other = await fleet.kit.as_user("member"), await fleet.kit.as_user("member")
     worker = await fleet.worker(by=member)
@@ -104,6 +105,7 @@ async def test_leases_are_renewed_or_lost(fleet: Any) -> None:
     assert detail["active_leases"] == 1
 
 
+@pytest.mark.one_engine
 async def test_a_detail_is_never_answered_from_an_old_version(fleet: Any) -> None:
     worker = await fleet.worker()
     first = await worker.get(path(worker))
@@ -159,6 +161,7 @@ async def test_silence_takes_offline_and_any_call_brings_back(fleet: Any) -> Non
     assert await status(fleet, worker) == "online"
 
 
+@pytest.mark.one_engine
 async def test_signs_of_life_are_written_rarely(fleet: Any) -> None:
     worker = await fleet.worker()
     clock.travel(20)
@@ -172,6 +175,7 @@ async def test_signs_of_life_are_written_rarely(fleet: Any) -> None:
     assert await fleet.work(lambda: Worker.get_by_id(worker.user["id"]).last_seen_at) == seen
 
 
+@pytest.mark.one_engine
 async def test_a_claim_that_hangs_is_no_sign_of_life(fleet: Any) -> None:
     worker = await fleet.worker()
     hanging = asyncio.create_task(worker.post(path(worker, "/claim"), {"wait_seconds": 20}))
@@ -187,6 +191,7 @@ async def test_a_claim_that_hangs_is_no_sign_of_life(fleet: Any) -> None:
     hanging.cancel()
 
 
+@pytest.mark.one_engine
 async def test_a_claim_that_hangs_ends_with_its_token(fleet: Any) -> None:
     by = await fleet.key(auto_approve=True)
     worker = await fleet.worker(by=by)
@@ -245,6 +250,7 @@ async def test_commands_come_with_signals_and_heartbeats(fleet: Any) -> None:
     assert (await worker.post(path(worker, "/heartbeat"))).json()["commands"] == []
 
 
+@pytest.mark.one_engine
 async def test_a_claim_says_why_it_is_empty(fleet: Any) -> None:
     worker = await fleet.worker(max_agents=1)
     assert (await worker.post(path(worker, "/claim"))).json() == {"tasks": [], "reason": "none"}
@@ -256,6 +262,7 @@ async def test_a_claim_says_why_it_is_empty(fleet: Any) -> None:
     assert (await worker.post(path(worker, "/claim"))).json() == {"tasks": [], "reason": "draining"}
 
 
+@pytest.mark.one_engine
 async def test_an_empty_claim_waits_for_its_time(fleet: Any) -> None:
     worker = await fleet.worker()
     began = asyncio.get_running_loop().time()
@@ -264,6 +271,7 @@ async def test_an_empty_claim_waits_for_its_time(fleet: Any) -> None:
     assert 0.9 <= asyncio.get_running_loop().time() - began < 3
 
 
+@pytest.mark.one_engine
 async def test_without_tasks_a_claim_is_503(make_fleet: Callable[..., Awaitable[Any]]) -> None:
     fleet = await make_fleet(tasks=False)
     worker = await fleet.worker()
@@ -275,6 +283,7 @@ async def test_without_tasks_a_claim_is_503(make_fleet: Callable[..., Awaitable[
     assert (await worker.post(path(worker, "/deregister"))).status == 200
 
 
+@pytest.mark.one_engine
 async def test_leaving(fleet: Any) -> None:
     worker = await fleet.worker(max_agents=2)
     await fleet.work(fleet.tasks.add)

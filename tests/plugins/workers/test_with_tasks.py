@@ -130,6 +130,7 @@ async def test_a_cancellation_reaches_a_listening_worker_at_once(make_shop: Any)
     assert [each["state"] for each in beat.json()["leases"]] == ["cancel_requested"]
 
 
+@pytest.mark.one_engine
 async def test_the_overview_tells_what_waits(make_shop: Any) -> None:
     shop = await make_shop()
     await shop.task()

@@ -34,6 +34,7 @@ async def answer(world: World, run_id: str, name: str, given: Any = 1) -> None:
     await world.ok("POST", f"/workflow-runs/{run_id}/steps/{name}/input", {"input": given})
 
 
+@pytest.mark.one_engine
 async def test_a_failed_step_stops_the_run_and_runs_the_failure_step(world: World) -> None:
     run = await world.run(
         transform("bad", BAD),
@@ -47,6 +48,7 @@ async def test_a_failed_step_stops_the_run_and_runs_the_failure_step(world: Worl
     assert "after" not in {each["name"] for each in run["steps"]}
 
 
+@pytest.mark.one_engine
 async def test_on_error_continue_and_run_if(world: World) -> None:
     run = await world.run(
         transform("bad", BAD, on_error="continue"),
@@ -63,6 +65,7 @@ async def test_on_error_continue_and_run_if(world: World) -> None:
     assert steps_of(run)["success"]["reason"] == "upstream_failed"
 
 
+@pytest.mark.one_engine
 async def test_on_error_goto_jumps_forward(world: World) -> None:
     steps = (transform("bad", BAD, on_error="goto:last"), transform("middle", 1), transform("last", 2))
     run = await world.run(*steps)
@@ -139,6 +142,7 @@ async def test_the_time_limit_does_not_count_time_for_people(world: World) -> No
     assert (run["status"], run["error"]["kind"]) == ("failed", "timeout")
 
 
+@pytest.mark.one_engine
 async def test_an_unanswered_question_expires(world: World) -> None:
     question = step("one", "input", {"prompt": "?", "expires_in_seconds": 30}, on_error="continue")
     run_id = await world.start(await world.workflow(question, transform("after", 1, run_if="any_failed")))
@@ -173,6 +177,7 @@ async def test_the_limit_on_active_runs(world: World, on_limit: str) -> None:
         await world.until(run_id, "waiting")
 
 
+@pytest.mark.one_engine
 async def test_the_first_branch_ends_the_others(world: World) -> None:
     branches = [
         {"name": "fast", "steps": [transform("now", 1)]},
@@ -210,6 +215,7 @@ async def test_a_while_loop_and_nested_loops(world: World) -> None:
     assert found["x[0][1]"]["output"] == 20
 
 
+@pytest.mark.one_engine
 async def test_a_workflow_runs_another_one(world: World) -> None:
     child = await world.workflow(transform("double", "{{ input.n * 2 }}"))
     call = step("call", "workflow", {"workflow_id": child, "input": {"n": "{{ input.n }}"}})
@@ -277,6 +283,7 @@ async def test_an_event_that_cannot_be_handled_for_a_step_is_skipped_after_five_
     assert (await world.until(broken))["output"]["await"]["event"]["data"]["name"] == "next"
 
 
+@pytest.mark.one_engine
 async def test_events_of_a_run_are_listed_and_streamed(world: World) -> None:
     run = await world.run(transform("one", 1))
     await world.kit.events()
@@ -419,6 +426,7 @@ async def test_runs_that_ended_long_ago_are_deleted_with_the_versions_of_deleted
     assert await world.kit.work(lambda: [row.workflow_id for row in WorkflowVersion.select()]) == [waiting]
 
 
+@pytest.mark.one_engine
 @pytest.mark.parametrize("on_item_error", ["fail", "collect"])
 async def test_nested_loops_end_at_the_maximum_number_of_steps_of_a_run(
     world: World, monkeypatch: pytest.MonkeyPatch, on_item_error: str

@@ -9,6 +9,7 @@ from corral.database.unit import current
 from corral_plugins.workflows.service.event_waits import _read
 
 
+@pytest.mark.one_engine
 async def test_a_run_computes_its_output(world: World) -> None:
     run = await world.run(
         transform("one", "{{ input.n }}"),
@@ -20,6 +21,7 @@ async def test_a_run_computes_its_output(world: World) -> None:
     assert steps_of(run)["one"]["output"] == 5
 
 
+@pytest.mark.one_engine
 async def test_a_condition_takes_one_path_and_a_join_runs_after_it(world: World) -> None:
     run = await world.run(
         step("decide", "condition", {"expression": "input.n > 3", "if_true": ["big"], "if_false": ["small"]}),

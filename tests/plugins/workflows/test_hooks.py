@@ -115,6 +115,7 @@ async def test_a_trigger_is_refused_whose_fixed_input_the_workflow_does_not_acce
     assert await fault(input={"n": "{{ payload.n }}"}) is None
 
 
+@pytest.mark.one_engine
 async def test_an_agent_runs_a_workflow(make_kit: Callable[..., Any]) -> None:
     kit = await make_kit(plugins=(*PLUGINS, "tools"))
     world = World(kit, await kit.as_user("member"), await kit.as_user("admin"))

@@ -124,6 +124,7 @@ async def test_the_result_of_the_tool_is_the_output_of_the_step(shop: Shop) -> N
     assert told == {"call": '{"said":"hi"}', "after": "hi!"}
 
 
+@pytest.mark.one_engine
 async def test_a_dangerous_call_waits_for_an_approval_and_runs_once_with_what_was_approved(shop: Shop) -> None:
     run_id = await shop.start(await shop.workflow(call("test.danger")), {"word": "rm"})
     await shop.settle()
@@ -142,6 +143,7 @@ async def test_a_dangerous_call_waits_for_an_approval_and_runs_once_with_what_wa
     assert shop.bench.runs == [{"text": "ls"}]
 
 
+@pytest.mark.one_engine
 async def test_a_rejected_call_fails_the_step_with_the_note_and_is_not_made_again(shop: Shop) -> None:
     run_id = await shop.start(await shop.workflow(call("test.danger", on_error="continue")), {"word": "rm"})
     await shop.settle()
@@ -157,6 +159,7 @@ async def test_a_rejected_call_fails_the_step_with_the_note_and_is_not_made_agai
     assert shop.bench.runs == []
 
 
+@pytest.mark.one_engine
 async def test_calls_that_policy_or_rights_deny_do_not_run(shop: Shop) -> None:
     policy = {"tool_policy": {"test.write": "deny"}}
     await shop.ok("PATCH", f"/agents/{shop.agent_id}", policy, by=shop.admin)
@@ -175,6 +178,7 @@ async def test_calls_that_policy_or_rights_deny_do_not_run(shop: Shop) -> None:
     assert shop.bench.runs == []
 
 
+@pytest.mark.one_engine
 async def test_a_failed_call_is_made_again_as_the_retry_policy_says(shop: Shop) -> None:
     policy = {"max_attempts": 2, "initial_seconds": 0}
     run_id = await shop.start(await shop.workflow(call("test.fail", retry_policy=policy)), {"word": "hi"})
@@ -195,6 +199,7 @@ async def test_a_call_that_the_server_was_too_busy_to_make_is_made_by_the_next_a
     assert len(shop.bench.runs) == 1
 
 
+@pytest.mark.one_engine
 async def test_a_call_that_an_earlier_attempt_made_is_not_made_again(shop: Shop) -> None:
     run_id = await shop.start(await shop.workflow(call("test.write")), {"word": "hi"})
     await shop.settle()
@@ -241,6 +246,7 @@ async def test_code_gets_its_input_and_its_output_is_what_it_prints(shop: Shop) 
         assert (await shop.until(run_id))["error"]["type"] == type
 
 
+@pytest.mark.one_engine
 async def test_a_cancelled_run_cancels_the_task_of_a_person_who_was_deactivated(shop: Shop) -> None:
     run_id = await shop.start(await shop.workflow(call()), {"word": "hi"})
     await shop.settle()

@@ -66,7 +66,7 @@ async def _with_server(egress: Egress, server: MailServer, act: Callable[[smtpli
         await asyncio.get_running_loop().run_in_executor(_threads, run)
     except EgressBlocked as blocked:
         egress.count(SINK, "blocked", server.host)
-        raise MailFailed(f"{blocked.reason} Set CORRAL_EGRESS_ALLOW to allow the mail server.") from None
+        raise MailFailed(blocked.reason) from None
     except TimeoutError:
         egress.count(SINK, "timed_out", server.host)
         raise MailFailed(f"{server.host}:{server.port} did not answer in time") from None

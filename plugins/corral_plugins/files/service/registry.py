@@ -13,6 +13,7 @@ from corral.auth.visibility import NO_ROWS, visible
 from corral.database.dialect import advisory_lock
 from corral.database.model import PRIVATE, SHARED
 from corral.database.statement import Statement
+from corral.database.unit import locked
 from corral.errors import Conflict, Invalid, NotFound
 from corral.events.event import emit
 from corral.http.answers import IfMatch
@@ -139,14 +140,14 @@ class FileRegistry:
         return len(rows)
 
     def private_files(self, owner_id: str, limit: int) -> list[File]:
-        """Return files of an owner that are not shared with a task."""
+        """Lock and return files of an owner that are not shared with a task."""
         rows = File.select().where((File.owner_id == owner_id) & ~is_shared_row()).order_by(File.created_at, File.id)
-        return list(rows.limit(limit))
+        return list(locked(rows.limit(limit)))
 
     def expired(self, limit: int) -> list[File]:
-        """Return files whose time is over."""
+        """Lock and return files whose time is over."""
         rows = File.select().where(File.expires_at.is_null(False) & (File.expires_at <= clock.now()))
-        return list(rows.order_by(File.expires_at, File.id).limit(limit))
+        return list(locked(rows.order_by(File.expires_at, File.id).limit(limit)))
 
     # -- uploads
 

@@ -28,7 +28,6 @@ from corral.schema.json_schema_validation import json_schema_errors
 from corral_plugins.agents.api import Agents
 from corral_plugins.llm.api import ModelInfo, ProviderChanged, ProviderConnection, ProviderError
 from corral_plugins.llm.models import LlmProviderRow, LlmProviderState
-from corral_plugins.llm.providers.connections import host_and_port
 from corral_plugins.llm.providers.presets import PRESETS
 from corral_plugins.llm.service.breakers import ProviderBreakers
 from corral_plugins.llm.service.gateway import Gateway
@@ -245,19 +244,8 @@ class ProviderChecks:
         self._redactor, self._egress, self._breakers = redactor, egress, breakers
 
     async def url_warnings(self, url: Any) -> list[str]:
-        """Return warnings about an address that is about to be stored.
-
-        If the address is blocked, raises `url_blocked` with the setting that can allow it.
-        """
-        if not isinstance(url, str):
-            return []
-        try:
-            return await self._egress.check_saved_url(url)
-        except Invalid as problem:
-            if problem.code == "url_blocked" and problem.errors[0].code == "egress.address":
-                with contextlib.suppress(ValueError):  # not a URL, which no setting could allow
-                    problem.detail += f" An operator can allow it with CORRAL_EGRESS_ALLOW={host_and_port(url)}."
-            raise
+        """Return warnings about an address that is about to be stored. Raise `url_blocked` if it is not allowed."""
+        return await self._egress.check_saved_url(url) if isinstance(url, str) else []
 
     async def refresh_models(self, provider: Provider) -> None:
         """Fetch and store the models of a provider. Raises the same problems as a call to the provider."""

@@ -123,7 +123,8 @@ def check_manifest(data: Json) -> Manifest:
     if not faults and len(msgspec.json.encode(data)) > MAX_BYTES:
         faults = [FieldError("", "too_long", "at most 256 KiB of JSON")]
     if not faults and data.get("sha256", sha256) != sha256:
-        faults = [FieldError("/sha256", "marketplace.wrong_hash", f"The hash does not fit: the content has {sha256}.")]
+        told = f"The hash does not fit the content. After a change, remove sha256, or set it to {sha256}."
+        faults = [FieldError("/sha256", "marketplace.wrong_hash", told)]
     if faults:
         return Manifest(data=data, sha256=sha256, faults=tuple(faults))
     uses = uses_of(data["resources"])

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, cast
+from urllib.parse import quote
 
 import msgspec
 
 from corral.events.log import LoggedEvent
+from corral.http.routes import API_PREFIX
 from corral_plugins.notifications.api import SEVERITIES, Severity
 from corral_plugins.notifications.service.text import one_line, plain
 
@@ -98,34 +100,37 @@ _MENTION_TITLES: Mapping[str, str] = {
     "code_review.commented": "You were mentioned in a comment on a code review",
     "message.new": "You were mentioned in a message: {subject}",
 }
-_PAGES: Mapping[str, str] = {
+_PATHS: Mapping[str, str] = {
     "agent": "agents",
-    "api_key": "security",
     "approval": "approvals",
     "circuit_breaker": "circuit-breakers",
     "code_review": "code-reviews",
     "file": "files",
     "message": "messages",
     "secret": "secrets",
-    "session": "profile",
+    "ssh_connection": "ssh-connections",
     "task": "tasks",
     "trigger": "triggers",
     "webhook": "webhooks",
     "worker": "workers",
     "workflow": "workflows",
-    "workflow_run": "runs",
+    "workflow_run": "workflow-runs",
 }
+"""The paths of the API below which the objects of events are."""
 _COMMANDS: Mapping[str, str] = {
     "agent": "agents show",
     "approval": "approvals show",
     "circuit_breaker": "circuit-breakers show",
     "code_review": "reviews show",
+    "file": "files show",
     "message": "messages read",
+    "plugin": "plugins show",
     "ssh_connection": "ssh show",
     "task": "tasks show",
     "trigger": "triggers history",
     "webhook": "webhooks show",
     "worker": "workers show",
+    "workflow": "workflows show",
     "workflow_run": "workflows show-run",
 }
 """The commands that show the objects of events, which the id follows."""
@@ -180,15 +185,17 @@ def title_of_mention(event: LoggedEvent, data: Payload) -> str:
 
 
 def href_of(object_type: str, object_id: str) -> str | None:
-    """Return the path of an object's page in the console, or None if it has none."""
-    page = _PAGES.get(object_type)
-    return None if page is None else f"/console/{page}/{object_id}"
+    """Return the path of an object in the API, or None if it cannot be read there."""
+    path = _PATHS.get(object_type)
+    return None if path is None else f"{API_PREFIX}/{path}/{quote(object_id, safe=':')}"
 
 
 def _body_of(event: LoggedEvent, data: Payload) -> str:
     """Return the most telling text of an event, and the command that shows its object."""
     command = _COMMANDS.get(event.object_type)
     tail = "" if command is None else f"See it: corral {command} {event.object_id}"
+    if event.object_type == "budget":  # of all budgets, because one alone has no command
+        tail = "See it: corral cost budget show"
     text = plain(_text_of(data), MAX_BODY - len(tail) - 1)
     return "\n".join(part for part in (text, tail) if part)
 

@@ -11,6 +11,7 @@ from corral_plugins.notifications.api import ChannelType, Json, OutgoingNotifica
 from corral_plugins.notifications.service.text import one_line
 
 BREAKER = "smtp"
+PREFERENCES = "Change what you are told: corral notifications preferences"
 MAX_SUBJECT = 200
 _PART = r"[^\s@<>,;:\"\\()\u0000-\u001f\u007f-\u009f]"
 ADDRESS = rf"^{_PART}{{1,64}}@{_PART}{{1,190}}(?![\s\S])"  # one address, and nothing that a header would break at
@@ -90,7 +91,7 @@ def _letter(address: str, config: Mapping[str, Any], notification: OutgoingNotif
 def _text(notification: OutgoingNotification) -> str:
     parts = [notification.title, notification.body, notification.url or ""]
     if notification.preferences_url is not None:
-        parts.append(f"-- \nPreferences: {notification.preferences_url}")
+        parts.append(f"-- \n{PREFERENCES}\n{notification.preferences_url}")
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -100,7 +101,7 @@ def _html(notification: OutgoingNotification) -> str:
 
     body = html.escape(notification.body).replace("\n", "<br>\n")
     parts = [f"<h2>{html.escape(notification.title)}</h2>", f"<p>{body}</p>" if body else ""]
-    parts.append(link(notification.url, "Open in Corral") if notification.url else "")
-    parts.append(link(notification.preferences_url, "Preferences") if notification.preferences_url else "")
+    parts.append(link(notification.url, "In the API (with your token)") if notification.url else "")
+    parts.append(link(notification.preferences_url, PREFERENCES) if notification.preferences_url else "")
     head = '<!doctype html><html lang="en"><head><meta charset="utf-8"></head><body>'
     return head + "\n".join(part for part in parts if part) + "</body></html>\n"

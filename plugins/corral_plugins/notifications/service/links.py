@@ -13,7 +13,8 @@ from corral_plugins.notifications.api import OutgoingItem, OutgoingNotification,
 from corral_plugins.notifications.models import Delivery
 from corral_plugins.notifications.settings import CONSOLE_URL
 
-LIST_HREF, PREFERENCES_HREF = "/console/notifications", "/console/notifications/preferences"
+LIST_HREF, PREFERENCES_HREF = "/api/v1/notifications", "/api/v1/notifications/preferences"
+LIST_COMMAND = "See them: corral notifications list"
 
 
 class OutgoingMessages:
@@ -59,7 +60,7 @@ class OutgoingMessages:
         )
 
     def link(self, href: str | None) -> str | None:
-        """Return the URL of a page of the console, or None if the address of the installation is not configured."""
+        """Return the URL of an object, or None if the address of the installation is not configured."""
         base = self._settings.get(CONSOLE_URL) or self._public_url
         return None if base is None or href is None else base.rstrip("/") + href
 
@@ -71,4 +72,5 @@ def _summary(items: list[OutgoingItem], count: int) -> tuple[str, str]:
     lines = [f"- {each.title}" for each in items]
     if count > len(items):
         lines.append(f"and {count - len(items)} more")
+    lines.append(LIST_COMMAND)
     return f"{count} × {about}", "\n".join(lines)

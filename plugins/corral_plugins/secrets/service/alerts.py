@@ -93,13 +93,16 @@ class VaultAlerts:
             self._loop.call_soon_threadsafe(self._wake_up.set)
 
 
-def redactor_label(name: str, n: int) -> str:
-    """Return the name under which the redactor lists version `n` of a secret, such as `name@3`."""
-    return f"{name}@{n}"
+def redactor_label(name: str, id: str, n: int) -> str:
+    """Return the name under which the redactor lists version `n` of a secret, such as `name@<id>.3`.
+
+    A deleted secret, a pinned one and another one may have the same name.
+    """
+    return f"{name}@{id}.{n}"
 
 
 def secret_name_of_label(text: str) -> str:
-    """Return the name of the secret in a redactor label such as `name@3`."""
+    """Return the name of the secret in a redactor label such as `name@<id>.3`."""
     return text.rpartition("@")[0]
 
 

@@ -129,6 +129,8 @@ class RequestLimits:
         self.keys: Counter[str] = Counter()
         self.names = [IN_FLIGHT_NAME]
         """The names of the limits that can reject a request. They are the label values of the metric."""
+        self.now: Callable[[], float] = time.monotonic
+        """The clock of all buckets, which a test can stop."""
         self._on = False
         self._settings: Settings | None = None
         self._shared: SharedBuckets | None = None
@@ -262,7 +264,7 @@ class RequestLimits:
     def _buckets_of(self, rate: Rate) -> TokenBuckets:
         found = self._buckets.get(rate.name)
         if found is None:
-            found = self._buckets[rate.name] = TokenBuckets(rate)
+            found = self._buckets[rate.name] = TokenBuckets(rate, now=lambda: self.now())
             self.names.append(rate.name)
             if self._shared is not None:
                 found.unshared = {} if self._shared.is_configured else None

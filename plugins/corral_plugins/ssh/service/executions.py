@@ -135,16 +135,18 @@ class SshExecutions:
 
     def interrupt_abandoned(self) -> int:
         """Record the commands of processes that have died as interrupted. Return their number."""
-        found: Any = Execution.select().where(RUNNING & (Execution.alive_until < clock.now())).limit(BATCH_ROWS)
-        rows = list(found)
+        is_abandoned = RUNNING & (Execution.alive_until < clock.now())
+        found = Execution.select(Execution.id).where(is_abandoned).limit(BATCH_ROWS)
         error = "The process that ran the command ended; whether the command ended is unknown."
         values = {"status": "interrupted", "error": error, "finished_at": clock.now(), "alive_until": None}
-        ids = [row.id for row in rows]
-        Execution.update(values).where(Execution.id.in_(ids) & RUNNING).execute()
+        ids = [row.id for row in found]
+        # A command may have ended, or told that its process is alive, since it was read.
+        update = Execution.update(values).where(Execution.id.in_(ids) & is_abandoned)
+        rows: list[Execution] = list(update.returning(Execution).execute())
         names = _connection_names(rows)
-        for row in Execution.select().where(Execution.id.in_(ids) & (Execution.status == "interrupted")):
+        for row in rows:
             self._announce(row, names[row.connection_id])
-        return len(rows)
+        return len(ids)
 
     def _announce(self, row: Execution, name: str) -> None:
         """Emit the event about the end of a command, and write its audit row."""

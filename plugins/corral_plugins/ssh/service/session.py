@@ -23,7 +23,7 @@ from corral.egress.client import Egress
 from corral.egress.guard import EgressBlocked, Policy
 from corral.egress.resolver import Unresolved
 from corral.errors import ExpectedFailure, Invalid, Problem
-from corral_plugins.ssh.api import ALLOW, ConnectFailed, LoginFailed, LoginTimeout
+from corral_plugins.ssh.api import ConnectFailed, LoginFailed, LoginTimeout
 from corral_plugins.ssh.service.credentials import Credential
 
 logging.getLogger("asyncssh").setLevel(logging.WARNING)  # at info it logs every command as it is
@@ -255,7 +255,7 @@ async def _open_socket(egress: Egress, machine: Machine) -> socket.socket:
                 raise
     except EgressBlocked as blocked:
         egress.count(SINK, "blocked", machine.host)
-        raise Invalid.at("/hostname", blocked.code, f"{blocked.reason} {ALLOW}", problem="url_blocked") from None
+        raise Invalid.at("/hostname", blocked.code, blocked.reason, problem="url_blocked") from None
     except TimeoutError:
         egress.count(SINK, "timed_out", machine.host)
         raise LoginTimeout(f"{place} did not answer within {machine.connect_seconds:g} seconds.") from None

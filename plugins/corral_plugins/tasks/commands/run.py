@@ -52,5 +52,5 @@ def run_task_command(
     printer = EventPrinter(quiet=as_json)
     printer.line("created", task["id"])
     if not as_json:
-        print_warnings(task, "tool_not_offered:")  # what the others name keeps the task waiting, which is shown then
+        print_warnings(client, task["id"], obstacles=False)  # they are shown while they keep the task waiting
     follow_task(client, task["id"], printer, until=until, as_json=as_json)

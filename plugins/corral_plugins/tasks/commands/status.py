@@ -10,7 +10,8 @@ import click
 from corral.cli.api_client import ApiClient
 from corral.cli.output import COLOURS, print_fields
 from corral.cli.server_connection import client_command
-from corral.cli.status_parts import read_if_allowed
+from corral.cli.status_parts import MAX_NAMES, read_if_allowed, some_names
+from corral_plugins.tasks.commands.task_options import PASSING
 from corral_plugins.tasks.commands.tasks import print_tasks
 
 RUNNING = ("assigned", "running", "cancelling")
@@ -33,6 +34,7 @@ def status_command(client: ApiClient, *, as_json: bool) -> None:
         "workers": fleet,
         "running": running,
         "waiting": waiting,
+        "held_up": _held_up(client),
         **{name.replace("-", "_"): part.found for name, part in parts.items()},
     }
     if as_json:
@@ -53,6 +55,10 @@ def status_command(client: ApiClient, *, as_json: bool) -> None:
             click.echo(f"  {click.style(check['status'], fg=COLOURS[check['status']])}  {name}: {check['detail']}")
     _print_section(client, "Running", running)
     _print_section(client, "Waiting for you", waiting)
+    if report["held_up"]:
+        click.echo(f"\n{click.style('Held up', bold=True)}")
+        for each in report["held_up"]:
+            click.echo(f"{some_names(each['tasks'])}: {each['why']}")
     if fleet["pending_approval"] and me["role"] == "admin":
         told = f"{fleet['pending_approval']} registered, but not approved: corral workers list --status pending"
         click.echo(f"\n{click.style('Workers', bold=True)}\n{told}")
@@ -62,3 +68,16 @@ def _print_section(client: ApiClient, title: str, found: Any) -> None:
     if found["items"]:
         click.echo(f"\n{click.style(title, bold=True)} ({found['total']})")
         print_tasks(client, found["items"])
+
+
+def _held_up(client: ApiClient) -> list[dict[str, Any]]:
+    """Return what keeps some pending tasks from running, and their titles, unless they only wait for their turn."""
+    oldest = client.get("/tasks", status="pending")["items"][-MAX_NAMES:]
+    titles: dict[str, list[str]] = {}
+    for task in reversed(oldest):
+        explained = read_if_allowed(client, f"/tasks/{task['id']}/explain") or {"conditions": []}
+        unmet = [each for each in explained["conditions"] if not each["ok"] and each["code"] not in PASSING]
+        if unmet:
+            why = " ".join(filter(None, (unmet[0]["detail"], unmet[0]["unblock"])))
+            titles.setdefault(why, []).append(task["title"])
+    return [{"tasks": tasks, "why": why} for why, tasks in titles.items()]

@@ -11,8 +11,12 @@ import click
 
 from corral.cli.api_client import ApiClient
 from corral.cli.server_connection import complete_names
+from corral.cli.status_parts import read_if_allowed
 
 INPUT_BYTES, TITLE_LENGTH = 256 * 1024, 200
+MAX_OBSTACLES = 3
+PASSING = ("dependencies", "available_at", "agent_capacity", "worker_capacity")
+"""The conditions for a claim that are met without anybody's help."""
 
 agent_option = click.option(
     "--agent",
@@ -50,11 +54,13 @@ def create_task(
     return dict(client.post("/tasks", {**new, **fields}))
 
 
-def print_warnings(task: dict[str, Any], prefix: str = "") -> None:
-    """Print the warnings about a new task that begin with the prefix to standard error."""
-    for warning in (each for each in task["warnings"] if each.startswith(prefix)):
-        told = f": {warning}; see corral tasks explain {task['id']}"
-        click.echo(click.style("warning", fg="yellow") + told, err=True)
+def print_warnings(client: ApiClient, task_id: str, *, obstacles: bool) -> None:
+    """Print the warnings about a new task to standard error, and with `obstacles` also what keeps it from running."""
+    found = read_if_allowed(client, f"/tasks/{task_id}/explain") or {"conditions": [], "warnings": []}
+    unmet = [each for each in found["conditions"] if obstacles and not each["ok"] and each["code"] not in PASSING]
+    told = [" ".join(filter(None, (each["detail"], each["unblock"]))) for each in unmet[:MAX_OBSTACLES]]
+    for warning in [*told, *found["warnings"]]:
+        click.echo(f"{click.style('warning', fg='yellow')}: {warning}", err=True)
 
 
 def _title(instructions: str) -> str:

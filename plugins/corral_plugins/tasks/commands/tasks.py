@@ -157,7 +157,7 @@ def create_task_command(
         click.echo(json.dumps(made, indent=2, ensure_ascii=False))
         return
     click.echo(f"Created {made['id']}. Follow it: corral tasks watch {made['id']}")
-    print_warnings(made)
+    print_warnings(client, made["id"], obstacles=True)
 
 
 @tasks_command_group.command("watch")

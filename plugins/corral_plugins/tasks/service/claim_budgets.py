@@ -10,6 +10,7 @@ import math
 from typing import Any, NamedTuple
 
 import msgspec
+from peewee import fn
 
 from corral import clock
 from corral.database.unit import after_commit
@@ -23,7 +24,7 @@ from corral_plugins.cost.api import (
     TokenCounts,
     format_micro_usd,
 )
-from corral_plugins.tasks.models import TaskRow
+from corral_plugins.tasks.models import Task, TaskRow
 from corral_plugins.tasks.service.agent_models import AgentModels
 from corral_plugins.tasks.service.usual_costs import UsualCosts
 
@@ -32,6 +33,7 @@ GRACE_SECONDS = 5
 WARNING_FRACTION = 0.8
 MAX_SHORTAGES = 20
 """The maximum number of agents for which the last refused call of a task is kept."""
+CHARACTERS_PER_TOKEN = 5  # more than tokens have, so that a cost estimated with it is too low rather than too high
 _MILLION = TokenCounts(input_tokens=1_000_000, output_tokens=1_000_000)
 
 
@@ -107,6 +109,17 @@ class ClaimBudgets:
     def __init__(self, models: AgentModels, usual_costs: UsualCosts) -> None:
         self._models, self._usual_costs = models, usual_costs
         self._has_refused = False
+
+    def least_call_cost(self, row: TaskRow, agent: AgentFacts) -> int:
+        """Return what the smallest call for the task costs, in micro-USD. It is 0 if no price is known."""
+        model = self._models.first_usable(agent) if self.cost is not None else None
+        if model is None or self.cost is None:
+            return 0
+        instructions = Task.select(fn.LENGTH(Task.instructions)).where(Task.id == row.id).scalar() or 0
+        characters = len(agent.system_prompt) + int(instructions)
+        tokens = TokenCounts(input_tokens=characters // CHARACTERS_PER_TOKEN, output_tokens=1)
+        provider, _, name = model.name.partition("/")
+        return self.cost.quote(provider, name, tokens, free=model.free).cost_micro_usd or 0
 
     def plan(self, *, skip_budgets: bool = False) -> ClaimPlan:
         """Return a plan for one claim.

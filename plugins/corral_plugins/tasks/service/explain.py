@@ -74,9 +74,10 @@ class TaskExplanations:
         return f"The task is {row.status}: attempt {attempts[-1].n} on worker {where}." if attempts else "It is leased."
 
     def _warnings(self, row: TaskRow, attempts: Sequence[AttemptView]) -> list[str]:
-        """Return a sentence for each tool of the agent that the worker of the latest attempt lacks.
+        """Return a sentence about a cost limit that admits no call, and one for each tool of the agent that is lacking.
 
-        For a task that waits for a claim, these are the workers that may claim it.
+        A tool is lacking if the worker of the latest attempt does not offer it. For a task that waits for a claim,
+        these are the workers that may claim it.
         """
         is_queued = row.lease_id is None and row.status not in TERMINAL
         latest = None if is_queued or not attempts else attempts[-1]
@@ -91,10 +92,23 @@ class TaskExplanations:
             required=rows.parse_json_text(row.required_tools),
             worker_id=latest.worker_id if latest is not None else None,
         )
-        return [
+        return self._limit_warnings(row, agent) + [
             f"The agent may use {tool}, but the worker {', '.join(names[:3])} does not offer it. To give tasks only "
             f"to workers that offer the tool, require it: corral run --require-tool {tool}"
             for tool, names in found.items()
+        ]
+
+    def _limit_warnings(self, row: TaskRow, agent: AgentFacts) -> list[str]:
+        limit = cost_limit_of(row, agent) if row.status not in TERMINAL else None
+        least = self._budgets.least_call_cost(row, agent) if limit is not None else 0
+        if limit is None or least <= limit.left_micro:
+            return []
+        how = f"corral agents edit {shlex.quote(agent.name)} -f max_cost_per_task_usd:=USD"
+        if row.get("max_cost_usd") is not None:
+            how = f"corral api PATCH /tasks/{row.id} -f max_cost_usd:=USD"
+        return [
+            f"The cost limit of the task leaves {format_micro_usd(limit.left_micro)}, but the smallest call to its "
+            f"model costs {format_micro_usd(least)}, so the task will fail. Raise it: {how}"
         ]
 
     @staticmethod
@@ -229,9 +243,7 @@ class TaskExplanations:
         else:
             found.append(_met("agent_started", "The agent is started."))
         if agent.status == "paused":
-            why = agent.status_reason or "paused"
-            how = f"Resume it: corral agents resume {name}"
-            found.append(_unmet("agent_paused", f"The agent is paused ({why}).", how, f"{href}/resume"))
+            found.append(_paused_unmet(agent, name))
         else:
             found.append(_met("agent_paused", "The agent is not paused."))
         if agent.can_claim and agent.active_tasks >= agent.max_concurrent_tasks:
@@ -376,6 +388,21 @@ def _availability_condition(row: TaskRow) -> Condition:
 def _tools_unmet(tools: Sequence[str], who: str, agent: str, enabled: Sequence[str], href: str) -> Condition:
     how = f"Enable them: corral agents edit {agent} --tool {' --tool '.join(enabled)}"
     return _unmet("tools_enabled", f"{who} {', '.join(tools)}.", how, href)
+
+
+def _paused_unmet(agent: AgentFacts, name: str) -> Condition:
+    """Return the unmet condition for a paused agent. `name` is the name as an argument of a command."""
+    href = f"/agents/{agent.id}"
+    if agent.status_reason == "budget":  # nobody resumes it before the budget leaves something
+        detail = f"The agent is paused, because the budget of the agent {agent.name} is used up."
+        how = (
+            f"Raise it: corral agents edit {name} -f monthly_budget_usd:=USD, or ask an admin to start the agent "
+            f"nevertheless: corral agents start {name} --override"
+        )
+        return _unmet("agent_paused", detail, how, f"{href}/budget")
+    why = {"manual": "", "stalled": ", because its tasks stalled"}.get(agent.status_reason or "manual")
+    detail = f"The agent is paused{f' ({agent.status_reason})' if why is None else why}."
+    return _unmet("agent_paused", detail, f"Resume it: corral agents resume {name}", f"{href}/resume")
 
 
 def _more_tasks(agent: str) -> str:

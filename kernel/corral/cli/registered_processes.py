@@ -1,0 +1,144 @@
+"""The processes of a data folder that reload on SIGHUP, and what became of the last reload of each."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+RELOAD_SECONDS, POLL_SECONDS = 150.0, 0.1
+_lock_files: list[int] = []  # open while the process runs; the locks show that it does
+_registered: list[Path] = []  # the data folders in which this process is registered
+
+
+class Load(NamedTuple):
+    """The start or the last reload of a process: its error, if it failed, and a line for each plugin that did.
+
+    After a failed reload, the process runs with the configuration and the plugins from before.
+    """
+
+    at: int
+    error: str | None
+    plugins: list[str]
+
+
+class Reload(NamedTuple):
+    """What became of the request to reload. `load` is None if the process has not answered in time, or has ended."""
+
+    process: int
+    load: Load | None
+
+
+def register_for_reload(data_dir: Path, url: str = "") -> None:
+    """Register this process for reloads by SIGHUP. SIGHUP is ignored until its handler is installed.
+
+    `url` is the URL of the listener of a server, which `running_server_url` returns.
+    """
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    path = _registration_folder(data_dir) / str(os.getpid())
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _registered.append(data_dir)
+    record_load(None)
+    handle = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    os.ftruncate(handle, 0)
+    with contextlib.suppress(OSError):  # on a full disk the server starts too, and is not found by its folder
+        os.write(handle, url.encode())
+    _lock_files.append(handle)
+
+
+def record_load(error: str | None, plugins: Sequence[str] = ()) -> None:
+    """Record that this process reloaded, or why it could not, for the command that requested it and `corral status`."""
+    for data_dir in _registered:
+        path = _load_path(data_dir, os.getpid())
+        with contextlib.suppress(OSError):  # on a full disk the server reloads too, and the command does not learn it
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            new = path.with_suffix(".new")
+            new.write_text(json.dumps([time.time_ns(), error, list(plugins)]), "utf-8")
+            new.replace(path)
+
+
+def last_load(data_dir: Path, process: int) -> Load | None:
+    """Return what is known of the start or the last reload of a process."""
+    try:
+        return Load(*json.loads(_load_path(data_dir, process).read_text("utf-8")))
+    except (OSError, ValueError):
+        return None
+
+
+def failed_reloads(data_dir: Path) -> dict[int, str]:
+    """Return the error of each registered process whose last reload failed, by its pid."""
+    loads = {process: last_load(data_dir, process) for process in _running_processes(data_dir)}
+    return {process: load.error for process, load in loads.items() if load is not None and load.error is not None}
+
+
+def request_reload(data_dir: Path) -> dict[int, Load | None]:
+    """Send SIGHUP to all registered processes of the data folder. Return the last load of each, by its pid."""
+    asked: dict[int, Load | None] = {}
+    for process in _running_processes(data_dir):
+        before = last_load(data_dir, process)
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(process, signal.SIGHUP)
+            asked[process] = before
+    return asked
+
+
+def wait_for_reload(data_dir: Path, asked: dict[int, Load | None]) -> list[Reload]:
+    """Wait until each process that `request_reload` returned has reloaded or failed to. Return what became of it."""
+    end = time.monotonic() + RELOAD_SECONDS
+    return [Reload(process, _next_load(data_dir, process, before, end)) for process, before in asked.items()]
+
+
+def _next_load(data_dir: Path, process: int, before: Load | None, end: float) -> Load | None:
+    while _is_running(process) and time.monotonic() < end:
+        load = last_load(data_dir, process)
+        if load is not None and load != before:
+            return load
+        time.sleep(POLL_SECONDS)
+    return None
+
+
+def _is_running(process: int) -> bool:
+    """Return whether the process runs. `corral jobs` runs on under its pid, but without its lock, while it restarts."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def running_server_url(data_dir: Path) -> str | None:
+    """Return the URL of the listener of a server that runs on this data folder, or None if there is none."""
+    for process in _running_processes(data_dir):
+        with contextlib.suppress(FileNotFoundError):
+            if url := (_registration_folder(data_dir) / str(process)).read_text("utf-8"):
+                return url
+    return None
+
+
+def _running_processes(data_dir: Path) -> Iterator[int]:
+    """Yield the pids of registered processes that are running. Remove the files of processes that have ended."""
+    for path in _registration_folder(data_dir).glob("*"):
+        with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield int(path.name)
+            else:
+                path.unlink(missing_ok=True)
+                _load_path(data_dir, int(path.name)).unlink(missing_ok=True)
+
+
+def _registration_folder(data_dir: Path) -> Path:
+    return data_dir / "run" / "servers"
+
+
+def _load_path(data_dir: Path, process: int) -> Path:
+    return data_dir / "run" / "loads" / f"{process}.json"
