@@ -106,7 +106,7 @@ def parse_master_keys(text: str, source: str) -> list[MasterKey]:
             raise StartupError(f"{source}: entry {number} is a well-known default; use a random key")
         keys.append(MasterKey(label, derive(secret, "key-id")[:_ID].hex(), secret))
     if len({key.label for key in keys}) < len(keys) or len({key.id for key in keys}) < len(keys):
-        raise StartupError(f"{source}: two entries have the same label or key; see corral keys generate --label")
+        raise StartupError(f"{source}: two entries have the same label or key; see `corral keys generate --label`")
     return keys
 
 

@@ -326,7 +326,7 @@ class FirstAccount(Protocol):
     """Tells the operator how the first account is created. The `accounts` plugin provides this service."""
 
     async def instructions(self) -> str | None:
-        """Return what the start of the server prints about the first account, or None if an admin exists."""
+        """Return the text that the server prints at its start about the first account, or None if an admin exists."""
         ...
 
 

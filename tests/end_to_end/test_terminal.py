@@ -163,7 +163,7 @@ def test_signing_in_with_a_second_factor(terminal: Terminal, tmp_path: Path) -> 
     signed_out = terminal.run("whoami", environ={**elsewhere, "CORRAL_URL": terminal.address})
     assert (
         signed_out.stderr
-        == f"corral: you are not signed in to {terminal.address}; run corral login {terminal.address}\n"
+        == f"corral: you are not signed in to {terminal.address}; run `corral login {terminal.address}`\n"
     )
     wrong = terminal.run(*arguments, stdin="000000\n", environ=elsewhere)
     assert (wrong.returncode, "code" in wrong.stderr) == (1, True), wrong

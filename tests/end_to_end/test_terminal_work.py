@@ -359,7 +359,7 @@ def test_a_review_names_its_blockers_and_is_found_after_its_decision(terminal: T
     terminal("reviews", "approve", "Count on")
     assert re.search(r"^status: +approved$", terminal("reviews", "show", "count on"), re.M)
     again = terminal.run("reviews", "approve", "Count on")
-    assert (again.returncode, ") is approved; corral reviews show " in again.stderr) == (1, True), again
+    assert (again.returncode, ") is approved; `corral reviews show " in again.stderr) == (1, True), again
 
 
 def test_templates_say_what_to_give_and_what_to_do_next(terminal: Terminal) -> None:
@@ -390,4 +390,4 @@ def test_templates_say_what_to_give_and_what_to_do_next(terminal: Terminal) -> N
     assert activate.startswith("Make the workflow active, so that the trigger Pull request opened may run it: corral ")
     assert enable == "Enable the trigger: corral triggers toggle --on 'Pull request opened'"
     private = terminal.run("template", "plan", "pr-reviewer", "-p", "private:=true")
-    assert "missing: the secret GIT_TOKEN; an admin creates it: corral api POST /secrets" in private.stderr
+    assert "missing: the secret GIT_TOKEN; an admin must create it: corral api POST /secrets" in private.stderr

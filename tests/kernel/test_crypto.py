@@ -135,8 +135,8 @@ def test_renaming_a_label_loses_nothing() -> None:
         ("v1:%%%%", "entry 1"),
         (f"v1:{base64.b64encode(b'short').decode()}", "entry 1"),
         (f"v1:{base64.b64encode(bytes(32)).decode()}", "known default"),
-        (f"v1:{K1},v1:{K2}", "same label or key; see corral keys generate --label"),
-        (f"v1:{K1},v2:{K1}", "same label or key; see corral keys generate --label"),
+        (f"v1:{K1},v1:{K2}", "same label or key; see `corral keys generate --label`"),
+        (f"v1:{K1},v2:{K1}", "same label or key; see `corral keys generate --label`"),
         (f"v-1:{K1}", "entry 1"),
     ],
 )

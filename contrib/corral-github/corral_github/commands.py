@@ -49,7 +49,7 @@ def show_repository(client: ApiClient, *, repository: str, as_json: bool) -> Non
 
 @github_command_group.command("add")
 @click.argument("name", metavar="OWNER/NAME")
-@click.option("--agent", required=True, help="agent whose changes are reviewed, or that works on tasks: name or id")
+@click.option("--agent", required=True, help="agent that works on tasks, and whose changes are reviewed: name or id")
 @click.option("--reviewer", help="agent that comments on the changes: name or id")
 @click.option("--token-secret", default="github-token", show_default=True, help="secret with the token of GitHub")
 @click.option("--webhook-secret", default="github-webhook", show_default=True, help="secret that signs the deliveries")
@@ -59,7 +59,7 @@ def show_repository(client: ApiClient, *, repository: str, as_json: bool) -> Non
     type=click.Choice(["code_review", "task", "ignore"]),
     default="code_review",
     show_default=True,
-    help="what becomes of a pull request",
+    help="what to do with a pull request",
 )
 @click.option("--api-url", help="address of the API, if the host is not github.com")
 @client_command
@@ -119,17 +119,19 @@ def remove_repository(client: ApiClient, *, repository: str, as_json: bool) -> N
 
 @github_command_group.command("deliveries")
 @repository_argument
-@click.option("--limit", type=click.IntRange(1, 200), default=20, show_default=True, help="number of deliveries")
+@click.option(
+    "--limit", type=click.IntRange(1, 200), default=20, show_default=True, help="maximum number of deliveries"
+)
 @client_command
 def list_deliveries(client: ApiClient, *, repository: str, limit: int, as_json: bool) -> None:
-    """List what GitHub delivered, newest first, and what became of it."""
+    """List the deliveries of GitHub, newest first, and their results."""
     found = client.get(f"{REPOSITORIES}/{_find(client, repository)['id']}/deliveries", limit=limit)["items"]
     print_table(found, DELIVERY_COLUMNS, as_json=as_json, empty="Nothing was delivered.", colour_of="status")
 
 
 @github_command_group.command("posts")
 @repository_argument
-@click.option("--limit", type=click.IntRange(1, 200), default=20, show_default=True, help="number of posts")
+@click.option("--limit", type=click.IntRange(1, 200), default=20, show_default=True, help="maximum number of posts")
 @client_command
 def list_posts(client: ApiClient, *, repository: str, limit: int, as_json: bool) -> None:
     """List what Corral posted or will post, newest first."""
@@ -141,7 +143,7 @@ def list_posts(client: ApiClient, *, repository: str, limit: int, as_json: bool)
 @repository_argument
 @client_command
 def retry_repository(client: ApiClient, *, repository: str, as_json: bool) -> None:
-    """Try again what failed, without waiting for the end of a pause."""
+    """Try failed deliveries and posts again, without waiting for the end of a pause."""
     found = client.post(f"{REPOSITORIES}/{_find(client, repository)['id']}/retry", None)
     text = f"{found['deliveries']} deliveries and {found['posts']} posts are tried again."
     print_value(found, as_json=as_json, text=text)

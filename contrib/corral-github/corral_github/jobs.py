@@ -1,4 +1,4 @@
-"""What runs in the background."""
+"""The background jobs, and the handlers of events."""
 
 from __future__ import annotations
 

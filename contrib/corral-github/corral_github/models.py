@@ -40,7 +40,7 @@ class Repository(Model):
 
 
 class Thread(Model):
-    """A pull request or an issue, and what Corral made of it.
+    """A pull request or an issue, and the code review or task that Corral created for it.
 
     All work for one thread is done one after the other: whoever holds the `lease` until `lease_until` does it. `run_at`
     is when work is due, and null if there is none. `heads` maps revisions of the review to commits. `seen_at` is when
@@ -74,7 +74,7 @@ class Thread(Model):
 
 
 class Delivery(Model):
-    """A webhook that the host delivered. `facts` is what the work needs of its payload, until the work is done."""
+    """A webhook that the host delivered. Until the work is done, `facts` is what it needs of the payload."""
 
     visibility = SHARED
 
@@ -104,7 +104,7 @@ class Delivery(Model):
 
 
 class Post(Model):
-    """A comment or a review to post. `source` is what it tells of, so that nothing is told twice.
+    """A comment or a review to post. `source` identifies what it reports, so that nothing is reported twice.
 
     `attempts` is stored before each request. After the first attempt, the post is looked for before it is sent again.
     """

@@ -77,7 +77,7 @@ def disconnect_github_repository(id: str, match: IfMatch, repositories: Reposito
 
 @routes.post("/repositories/{id}/retry", needs=MANAGE)
 def retry_github_repository(id: str, repositories: Repositories, caller: Principal) -> GitHubRetry:
-    """Try again what failed, without waiting for the end of a pause."""
+    """Try failed deliveries and posts again, without waiting for the end of a pause."""
     return repositories.retry(id, by=caller)
 
 
@@ -91,7 +91,7 @@ def list_github_deliveries(
 
 @routes.get("/repositories/{id}/posts", needs=READ, raises=("invalid_cursor",))
 def list_github_posts(id: str, query: PageQuery, repositories: Repositories, caller: Principal) -> Page[GitHubPostView]:
-    """List what was posted to a repository or waits for that, newest first."""
+    """List the posts to a repository, including posts that wait to be sent, newest first."""
     return repositories.posts(id, query, by=caller)
 
 

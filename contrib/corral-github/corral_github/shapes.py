@@ -24,7 +24,7 @@ class NewGitHubRepository(msgspec.Struct, kw_only=True, forbid_unknown_fields=Tr
     """A repository to connect.
 
     `token_secret` and `webhook_secret` name secrets of the vault: the token with which Corral calls the host, and the
-    secret with which the host signs its deliveries. `pull_requests` decides what becomes of a pull request: a code
+    secret with which the host signs its deliveries. `pull_requests` decides what is created for a pull request: a code
     review, a task of the agent, or nothing. An issue becomes a task when it gets one of the `issue_labels`.
     """
 
@@ -88,7 +88,7 @@ class GitHubRepositoryQuery(PageQuery, kw_only=True, forbid_unknown_fields=True,
 
 
 class GitHubDeliveryView(msgspec.Struct, kw_only=True):
-    """A delivery of the host, and what became of it."""
+    """A delivery of the host, and its result."""
 
     id: str
     delivery_id: str
@@ -126,7 +126,7 @@ class GitHubReceipt(msgspec.Struct, kw_only=True):
 
 
 class GitHubRetry(msgspec.Struct, kw_only=True):
-    """How many failed deliveries and posts wait again."""
+    """The number of failed deliveries and posts that were queued again."""
 
     deliveries: int
     posts: int

@@ -45,7 +45,7 @@ class GuardedRelay(httpx2.AsyncBaseTransport):
         self.failure: McpFailure | None = None
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-        """Send a request. Raise what the guarded client raises."""
+        """Send a request. Raise the errors of the guarded client."""
         if request.method == "GET":
             return httpx2.Response(405, request=request)
         try:
@@ -107,7 +107,7 @@ def result_of(result: CallToolResult) -> McpResult:
 
 
 def _failure_of(error: BaseException, relay: GuardedRelay) -> McpFailure:
-    """Return why a session failed, without text of the server. What failed below the protocol is the better reason."""
+    """Return why a session failed, without text of the server. A failure below the protocol is the better reason."""
     if relay.failure is not None:
         return relay.failure
     while isinstance(error, BaseExceptionGroup):

@@ -1,4 +1,4 @@
-"""What imports the SDK, which takes seconds: loaded at the first use, in a thread."""
+"""Imports the SDK. The import takes seconds, so this module is loaded at the first use, in a thread."""
 
 from __future__ import annotations
 

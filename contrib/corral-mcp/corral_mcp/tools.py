@@ -24,7 +24,7 @@ _NAME = re.compile(r"\{([a-z_]+)\}")
 
 
 class ApiTool(msgspec.Struct, frozen=True, kw_only=True):
-    """An operation of the API as a tool. Its arguments are those of the path, of the query and of the body together."""
+    """An operation of the API as a tool. Its arguments are parameters of path and query, and fields of the body."""
 
     name: str
     description: str

@@ -86,7 +86,7 @@ class Application:
         self.sockets |= sockets
 
     def _add_unavailable(self) -> None:
-        """Add placeholders for the operations of inactive built-in plugins, except those that another plugin serves."""
+        """Add placeholders for the operations of inactive built-in plugins, unless another plugin serves them."""
         for loaded, label in unavailable_operations(self.kernel.plugins):
             method, _, path = label.partition(" ")
             if method == "WS":

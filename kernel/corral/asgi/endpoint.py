@@ -91,7 +91,7 @@ class Endpoint:
             return Forbidden("Sign in for this operation; API keys and tokens are not accepted.", code=code)
         if route.step_up and not principal.has_stepped_up:
             if principal.kind != "api_key":
-                detail = "Confirm your password or a one-time code with corral api POST /auth/reauth first."
+                detail = "Confirm your password or a one-time code with `corral api POST /auth/reauth` first."
                 return Forbidden(detail, code="reauth_required")
             if principal.named_scopes.isdisjoint(route.needs):
                 return Forbidden(f"The API key must list the scope {needed} explicitly.", code="insufficient_scope")
@@ -242,7 +242,7 @@ def _default_of(query: Any) -> Any:
 
 @functools.lru_cache(maxsize=2048)  # reading the fields of all shapes at boot takes a tenth of a start
 def _fields(shape: Any, mark: Any) -> frozenset[str]:
-    """Return the names of the fields for whose type, or for a member of whose union type, `mark` is a mark."""
+    """Return the names of the fields whose type has this mark, or is a union with a member that has it."""
     kinds = hints(shape) if isinstance(shape, type) else {}
     return frozenset(name for name, kind in kinds.items() if any(mark in _marks(part) for part in union_parts(kind)))
 

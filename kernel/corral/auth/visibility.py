@@ -19,7 +19,7 @@ def can_read(caller: Principal, visibility: str, owner_id: str | None) -> bool:
 
     A *private* object is visible to its owner, a *shared* object to everyone except auditors, and an *admin* object to
     admins. An object that is *private and admin* (an account) is visible to its owner and to admins. An agent may read
-    the shared objects and those that belong to its user, and nothing as an admin, even if its user is one.
+    shared objects and the objects of its user. It never has the rights of an admin, even if its user is an admin.
     """
     if caller.kind == "system" or (visibility in (ADMIN, PRIVATE_AND_ADMIN) and caller.is_admin):
         return True
@@ -44,7 +44,7 @@ def visible(model: type[Model], caller: Principal) -> Any:
     """Return the `where` condition that selects the rows the caller may read.
 
     Every query whose rows are returned to a caller must use this condition:
-    `Book.select().where(visible(Book, caller))`. The rule is the one of `can_read`.
+    `Book.select().where(visible(Book, caller))`. The rule is the same as in `can_read`.
     """
     if can_read(caller, model.visibility, None):
         return ALL_ROWS

@@ -37,7 +37,7 @@ def api_command(
     all_pages: bool,
     server: str | None,
 ) -> None:
-    """Call an operation of the API, for example corral api GET /tasks -f limit=5, and print the response as JSON.
+    """Call an operation of the API, for example `corral api GET /tasks -f limit=5`, and print the response as JSON.
 
     Fields are parameters of the query for GET and DELETE, and members of the body otherwise.
     """

@@ -97,8 +97,8 @@ class ApiClient:
     def waiting_out_outages(self, away: Callable[[str], None], *, until: float | None = None) -> Iterator[None]:
         """Repeat GET requests in the `with` block while the server is away, such as while it restarts.
 
-        When an outage begins, `away` is called with the reason. An outage of more than `MAX_OUTAGE_SECONDS`, and one at
-        the time `until` (in `time.monotonic` seconds), raises its error.
+        When an outage begins, `away` is called with the reason. The error of an outage is raised after
+        `MAX_OUTAGE_SECONDS`, or at the time `until` (in `time.monotonic` seconds).
         """
         before = self._on_outage, self._until
         self._on_outage, self._until = away, until
@@ -222,9 +222,9 @@ class ApiClient:
 
     @contextlib.contextmanager
     def looking_for(self, kind: str, identifier: str, listing: str) -> Iterator[None]:
-        """Say what was looked for if the server finds nothing in the `with` block.
+        """Name the object that was looked for in the error if the server finds nothing in the `with` block.
 
-        `kind` is the noun for the error message, and `listing` the command that lists what there is.
+        `kind` is the noun for the error message, and `listing` is the command that lists the objects.
         """
         try:
             yield
@@ -264,13 +264,13 @@ class ApiClient:
         raise ApiClientError("waiting for the events took too long")
 
     def absolute(self, address: str) -> str:
-        """Return an address of the server with its host, which it lacks where the server knows no public URL."""
+        """Return an address of the server with its host, which is missing if the server knows no public URL."""
         return f"{self.url}{address}" if address.startswith("/") else address
 
     def _answer(
         self, method: str, path: str, query: Mapping[str, Any], content: bytes | None, headers: dict[str, str]
     ) -> httpx2.Response:
-        """Send a request once and return the response. Raise `ApiClientError` for all others than successes."""
+        """Send a request once and return the response. Raise `ApiClientError` unless it is a success."""
         try:
             answer = self._http.request(
                 method, self._address(path), params=dict(query), content=content, headers=self._headers(headers)
@@ -287,7 +287,7 @@ class ApiClient:
         return {**headers, **({} if self.token is None else {"Authorization": f"Bearer {self.token}"})}
 
     def _checked(self, path: str, answer: httpx2.Response) -> httpx2.Response:
-        """Return the response if it is a success. Raise `ApiClientError` for all others."""
+        """Return the response if it is a success, otherwise raise `ApiClientError`."""
         if answer.is_success:
             return answer
         if "x-request-id" in answer.headers:
@@ -308,7 +308,7 @@ def _reason(error: Exception) -> str:
     if "SSL" in text:
         return "it does not speak TLS on this port; try http:// instead of https://"
     if "Connection refused" in text:
-        return "connection refused; check the address, or start the server with corral serve"
+        return "connection refused; check the address, or start the server with `corral serve`"
     if type(error).__name__.endswith("Timeout"):
         return f"no answer within {REQUEST_SECONDS:g} s; check the address and the network"
     return f"{text.rstrip('.') or type(error).__name__}; check the address and the network"

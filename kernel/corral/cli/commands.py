@@ -169,7 +169,7 @@ def _explained(error: Exception) -> tuple[int, list[str]]:
         return FAILED, [f"corral: {error}"]
     if isinstance(error, (peewee.DatabaseError, peewee.InterfaceError)):
         reason = str(error).strip().partition("\n")[0]
-        return FAILED, [f"corral: the database cannot be used: {reason}; run corral doctor for details"]
+        return FAILED, [f"corral: the database cannot be used: {reason}; run `corral doctor` for details"]
     if isinstance(error, OSError) and error.filename is not None:
         return FAILED, [f"corral: {error.filename}: {error.strerror}"]
     if isinstance(error, Problem):
@@ -221,7 +221,7 @@ def command_names(found: Found) -> list[str]:
 
 
 def _own(found: Found, points: Iterable[metadata.EntryPoint]) -> list[metadata.EntryPoint]:
-    """Return those of the entry points that are in the package of the plugin."""
+    """Return the entry points that are in the package of the plugin."""
     return [point for point in points if point.module.startswith(f"{found.module.rpartition('.')[0]}.")]
 
 
@@ -247,7 +247,7 @@ def _callable_plugins(config: Config) -> Iterator[Found]:
 def _disabled_owner(command: str) -> str | None:
     """Return the plugin that is installed but not enabled, and to which a command seems to belong, or None.
 
-    Such a plugin is not imported, so its entry points and its name must tell.
+    Such a plugin is not imported, so only its entry points and its name show to which plugin the command belongs.
     """
     config = _readable_config()
     enabled = {found.name for found in _callable_plugins(config)}

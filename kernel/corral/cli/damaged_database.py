@@ -11,7 +11,7 @@ from corral.config.model import Config
 from corral.errors import StartupError
 
 DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
-REMEDY = "move it away with its -wal and -shm files, then run corral restore FILE with your last backup"
+REMEDY = "move it away with its -wal and -shm files, then run `corral restore FILE` with your last backup"
 
 
 @contextlib.contextmanager
@@ -27,7 +27,7 @@ def damage_named(config: Config) -> Iterator[None]:
 
 
 def damage_of(error: BaseException | None) -> str | None:
-    """Return what SQLite says of the damage if the error, or a cause of it, is that the file is damaged."""
+    """Return SQLite's description of the damage if the error, or one of its causes, is a damaged file."""
     while error is not None:
         if getattr(error, "sqlite_errorcode", 0) & 0xFF in DAMAGED:  # the other bits tell what was read
             return str(error)

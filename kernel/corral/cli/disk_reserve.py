@@ -1,7 +1,7 @@
 """A file in the data folder that keeps room on the disk for a start.
 
-SQLite cannot even read a database without room for its shared memory and a few pages of its log. A server that runs
-when the disk becomes full has them and goes on reading; a server that starts then takes them from the reserve.
+SQLite cannot even read a database without room for its shared memory and a few pages of its log. A server that already
+runs when the disk becomes full has this room and goes on reading; a server that starts later needs the reserve.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ CHUNK = b"\xff" * 65536
 
 
 class DiskReserve:
-    """The reserve of one data folder. Where it cannot be written, there is none, and nothing else happens."""
+    """The reserve of disk space in one data folder. If the reserve cannot be written, there is none."""
 
     def __init__(self, data_dir: Path) -> None:
         self._folder, self._path = data_dir, data_dir / "run" / "reserve"
 
     def prepare_start(self) -> bool:
-        """Give the room to this start if the disk is full, or see to it that the next start has it.
+        """Delete the reserve to make room for this start if the disk is full, and write it if there is enough room.
 
         Return whether the disk is full.
         """
@@ -36,7 +36,7 @@ class DiskReserve:
         return room < RESERVE_BYTES
 
     def keep_rest(self) -> None:
-        """Keep for the next start what a start on a full disk did not need."""
+        """Write the reserve again for the next start, as far as this start on a full disk has left room for it."""
         if not self._path.exists():
             self.refill()
 

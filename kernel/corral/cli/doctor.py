@@ -52,7 +52,7 @@ def doctor_command(config_path: Path | None, as_json: bool) -> None:
     try:
         config = load_config(path=config_path)
     except StartupError as refused:
-        remedy = "correct it; corral config init PATH writes a sample file with every key"
+        remedy = "correct it; `corral config init PATH` writes a sample file with every key"
         findings = [Finding("configuration", "down", fault, remedy) for fault in refused.faults]
     else:
         findings = list(check_installation(config))
@@ -111,7 +111,7 @@ def check_installation(config: Config) -> Iterator[Finding]:
             name, remedy = check.__name__.removeprefix("check_").replace("_", " "), "report this as a bug of Corral"
             detail = f"{type(error).__name__}: {error}"
             if isinstance(error, OSError) and error.filename is not None:
-                detail, remedy = f"{error.filename}: {error.strerror}", "run corral doctor as the user of the server"
+                detail, remedy = f"{error.filename}: {error.strerror}", "run `corral doctor` as the user of the server"
             yield Finding(name, "down", f"the check failed: {detail}", remedy)
 
 
@@ -297,7 +297,7 @@ def check_plugins(config: Config) -> Iterator[Finding]:
         return
     for name, state, reason in states:
         if state == "failed":
-            remedy = f"repair or update it, or run corral plugins disable {name}"
+            remedy = f"repair or update it, or run `corral plugins disable {name}`"
             yield Finding("plugins", "down", f"{name} is failed: {reason}", remedy)
         elif state == "blocked":
             yield Finding("plugins", "warning", f"{name} is blocked: {reason}", "repair the plugins that it requires")
@@ -314,7 +314,7 @@ def _missing_plugins(config: Config, installed: set[str]) -> Iterator[Finding]:
         yield Finding("plugins", "warning", f"the folder {folder} does not exist", remedy)
     for name in config.plugins.enabled:
         if name not in installed:
-            remedy = f"install its distribution with pip, or run corral plugins disable {name}"
+            remedy = f"install its distribution with pip, or run `corral plugins disable {name}`"
             yield Finding("plugins", "warning", f"{name} is enabled but not installed", remedy)
 
 
@@ -333,7 +333,7 @@ def check_database(config: Config) -> Iterator[Finding]:
     path = sqlite_path(config)
     if is_database_missing(config):
         yield Finding(
-            "database", "warning", f"{path} does not exist", "run corral serve or corral migrate, which create it"
+            "database", "warning", f"{path} does not exist", "run `corral serve` or `corral migrate`, which create it"
         )
         return
     try:
@@ -377,14 +377,17 @@ def _migrations(config: Config, found: Database) -> Iterator[Finding]:
             "migrations",
             "warning",
             "the database is empty",
-            "start corral serve or run corral migrate, which create the tables",
+            "run `corral serve` or `corral migrate`, which create the tables",
         )
     elif migrates_on_start(config, found.kind):
         yield Finding(
-            "migrations", "warning", f"pending: {names}", "restart corral serve or run corral migrate, which apply them"
+            "migrations",
+            "warning",
+            f"pending: {names}",
+            "restart `corral serve` or run `corral migrate`, which apply them",
         )
     else:
-        yield Finding("migrations", "down", f"pending: {names}", "back up the database, then run corral migrate")
+        yield Finding("migrations", "down", f"pending: {names}", "back up the database, then run `corral migrate`")
 
 
 def is_vault_sealed(config: Config, keyring: Keyring) -> bool:

@@ -1,4 +1,4 @@
-"""Finds the file store of a URL, for commands that look at another store than the server's."""
+"""Finds the file store of a URL, for commands that use a store other than the server's."""
 
 from __future__ import annotations
 

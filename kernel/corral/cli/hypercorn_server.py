@@ -100,13 +100,13 @@ class IdleTimer:
 
 
 class TcpConnection(tcp_server.TCPServer):
-    """A connection that is let go as soon as the client has closed it.
+    """A connection whose memory is released as soon as the client has closed it.
 
     In Hypercorn, the idle timer keeps it for the rest of the idle time, and then reference cycles keep its objects
     until a full garbage collection.
 
-    A client that has read nothing for so long that the operating system gave the connection up has closed it as well.
-    In Hypercorn, that is an error of the application.
+    If a client reads nothing for so long that the operating system gives up the connection, the connection counts as
+    closed by the client. In Hypercorn, that is an error of the application.
     """
 
     async def _read_data(self) -> None:

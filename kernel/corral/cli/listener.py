@@ -45,7 +45,7 @@ def listen(bind: str) -> socket.socket:
 
 
 def listener_url(listener: socket.socket, *, tls: bool) -> str:
-    """Return the URL of the address that the socket is bound to, which may be the one of all interfaces."""
+    """Return the URL of the address that the socket is bound to, which may be the address of all interfaces."""
     host, port = listener.getsockname()[:2]
     return f"{'https' if tls else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
 
@@ -74,7 +74,7 @@ async def refuse_connections(listener: socket.socket, stop_accepting: Callable[[
 
 
 def _ignore_new_connections(listener: socket.socket) -> None:
-    """Accept only connections that are pending already. Clients that connect now will try again.
+    """Accept only connections that are already pending. Clients that connect now will try again.
 
     Without a packet filter, the system may still complete one connection at a time.
     """

@@ -105,7 +105,7 @@ _STANDARD_FIELDS = frozenset(vars(logging.makeLogRecord({})))
 
 
 class KnownLine(NamedTuple):
-    """A line that was logged: when, how many equal lines were left out since, and the last of those."""
+    """A line that was logged: its time, the number of equal lines that were left out since, and the last of them."""
 
     logged_at: float
     left_out: int = 0
@@ -116,8 +116,8 @@ class RepeatedLines(logging.Filter):
     """A filter for a log handler that logs a repeating warning or error at most once a minute.
 
     Lines are equal if they have the same logger, message and texts in their fields; measured numbers may differ. When
-    the minute is over, the last of the lines that were left out is logged with the `repeated` field, their number. This
-    happens at the next line of any kind, or at the end of the process. `log` logs a record.
+    the minute is over, the last of the lines that were left out is logged with their number in the field `repeated`.
+    This happens at the next line of any kind, or at the end of the process. `log` logs a record.
     """
 
     def __init__(self, log: Callable[[logging.LogRecord], Any], now: Callable[[], float] = time.monotonic) -> None:

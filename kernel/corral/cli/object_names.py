@@ -1,4 +1,4 @@
-"""The names of objects of which a response contains the ids."""
+"""Finds the names of objects whose ids a response contains."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class ObjectNames:
         return identifier if found is None else str(found[field])
 
     def user(self, path: str, identifier: str | None) -> str:
-        """Return the address of a user below the path, or the id. Only admins read the addresses of others."""
+        """Return the address of a user below the path, or the id. Only admins can read the addresses of others."""
         me = self.read("/auth/me")
         if me is not None and me["id"] == identifier:
             return str(me["email"])
@@ -50,29 +50,29 @@ class ObjectNames:
 
 
 def find_user_id(client: ApiClient, path: str, user: str) -> str:
-    """Return the id of the user below the path with this id or address. Only admins find others by their addresses."""
+    """Return the id of the user below the path with this id or address. Only admins can find others by address."""
     if parse_id(user) is not None:
         return user
     me = client.get("/auth/me")
     if user.strip().casefold() == me["email"].casefold():
         return str(me["id"])
     if me["role"] != "admin":
-        raise ApiClientError(f"only admins find users by their addresses; give the id of {user} instead")
+        raise ApiClientError(f"only admins can find users by their addresses; give the id of {user} instead")
     return str(client.find(path, user, kind="user", field="email", listing="corral user list")["id"])
 
 
 def newest_id(
     client: ApiClient, path: str, wanted: str, *, kind: str, titles: Callable[[Any], Iterable[str]], listing: str
 ) -> str:
-    """Return the given id, or that of the newest object at the path with this title, ignoring case.
+    """Return the given id, or the id of the newest object at the path with this title, ignoring case.
 
-    This is for objects without names, such as notifications. Their titles repeat, and the newest one is meant. An
-    object may have several `titles`. `kind` is the noun for the error message, and `listing` the command that lists
-    what there is.
+    This is for objects without names, such as notifications. If several have the same title, the newest is meant. An
+    object may have several `titles`. `kind` is the noun for the error message, and `listing` is the command that lists
+    the objects.
     """
     if parse_id(wanted) is not None:
         return wanted
     for item in client.get(path, limit=200)["items"]:
         if wanted.strip().casefold() in {title.casefold() for title in titles(item)}:
             return str(item["id"])
-    raise ApiClientError(f"there is no {kind} {wanted} at {client.url}; {listing} shows what there is", 404)
+    raise ApiClientError(f"there is no {kind} {wanted} at {client.url}; `{listing}` shows what there is", 404)

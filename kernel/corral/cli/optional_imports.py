@@ -9,9 +9,9 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def without(*packages: str) -> Iterator[None]:
-    """Let the modules that are imported in the block find these packages missing, unless they are imported already.
+    """Hide these packages from modules that are imported in the block, unless the packages are already imported.
 
-    After the block, the packages can be imported as ever.
+    After the block, the packages can be imported as usual.
     """
     hidden: dict[str, None] = dict.fromkeys(name for name in packages if name not in sys.modules)
     sys.modules.update(hidden)  # type: ignore[arg-type]  # None is how Python itself marks a module as missing

@@ -11,7 +11,7 @@ import click
 from corral.cli import logging_setup, output
 from corral.cli.commands import command_names
 from corral.cli.output import config_option, json_option
-from corral.cli.registered_processes import Reload, request_reload, wait_for_reload
+from corral.cli.registered_processes import Reload, failed_reloads, request_reload, wait_for_reload
 from corral.cli.server_connection import client_command
 from corral.config.reader import load as load_config
 
@@ -41,7 +41,7 @@ def plugins_command(ctx: click.Context, config_path: Path | None, as_json: bool)
 def list_(config_path: Path | None, as_json: bool) -> None:
     """List all installed plugins and their states.
 
-    The plugins are imported but not started; corral doctor and corral plugins show start them.
+    The plugins are imported but not started; `corral doctor` and `corral plugins show` start them.
     """
     _list(config_path, as_json)
 
@@ -102,9 +102,9 @@ def disable(name: str, config_path: Path | None, as_json: bool) -> None:
 @click.argument("schedule")
 @client_command
 def run_schedule(client: ApiClient, name: str, schedule: str, as_json: bool) -> None:
-    """Run a schedule of a plugin now, for example corral plugins run echo echo.report.
+    """Run a schedule of a plugin now, for example `corral plugins run echo echo.report`.
 
-    The server runs the schedule. This command needs the session of an admin, from corral login.
+    The server runs the schedule. This command needs the session of an admin; sign in with `corral login`.
     """
     path = f"/plugins/{quote(name, safe='')}/schedules/{quote(schedule, safe='')}/run"
     found = client.send("POST", path)
@@ -115,7 +115,7 @@ def run_schedule(client: ApiClient, name: str, schedule: str, as_json: bool) -> 
 
 def _run_result(plugin: str, found: dict[str, Any]) -> str:
     if found["running"]:
-        return f"{found['name']} is still running; corral api GET /plugins/{plugin} shows its result."
+        return f"{found['name']} is still running; `corral api GET /plugins/{plugin}` shows its result."
     if found["error"]:
         return f"{found['name']} failed: {found['error']}"
     return f"{found['name']} ran. It runs again at {found['next_at']} ({found['timing']})."
@@ -164,7 +164,7 @@ def _purgeable(config: Config, name: str) -> list[str]:
             f"{name} is protected and cannot be purged, because the installation is not secure without it"
         )
     if item is not None and item.state != "disabled":
-        raise click.ClickException(f"{name} is {item.state}; run corral plugins disable {name} first")
+        raise click.ClickException(f"{name} is {item.state}; run `corral plugins disable {name}` first")
     return [item.name for item in plugins]
 
 
@@ -250,11 +250,11 @@ def _label(item: Any) -> str:
 def _print_change(name: str, state: str, path: Path, changed: bool, as_json: bool) -> None:
     """Print the result of a change.
 
-    If the configuration file changed, let the server processes on this machine reload, and wait until they have. Exit
-    with status 1 if a process could not reload, or if the plugin failed in the process that did.
+    If the configuration file changed or the last reload failed, let the server processes on this machine reload, and
+    wait until they have. Exit with status 1 if one could not reload, or if the plugin failed in one that did.
     """
     data_dir = load_config(path=path).data_dir
-    asked = request_reload(data_dir) if changed else {}
+    asked = request_reload(data_dir) if changed or failed_reloads(data_dir) else {}
     if asked:
         click.echo("Waiting for the server to reload.", err=True)
     reloads = wait_for_reload(data_dir, asked)
@@ -262,7 +262,9 @@ def _print_change(name: str, state: str, path: Path, changed: bool, as_json: boo
     others = [line for each in reloads if each.load for line in each.load.plugins if not _is_about(line, name)]
     facts = {"name": name, "state": state, "file": str(path), "changed": changed, "reloading": len(asked)}
     when = "" if failures else RELOADED if asked else NEXT_START
-    text = f"{name} is {state} in {path}. {when}" if changed else f"{name} is already {state}; {path} was not changed."
+    text = f"{name} is {state} in {path}. {when}"
+    if not changed:
+        text = f"{name} is already {state}; {path} was not changed. {when if asked else ''}"
     output.print_value({**facts, "failures": failures}, as_json=as_json, text=text.rstrip())
     for line in dict.fromkeys(others):
         click.echo(f"{click.style('warning', fg='yellow')}: {line}", err=True)

@@ -18,7 +18,8 @@ class SavedSession(msgspec.Struct, kw_only=True, omit_defaults=True):
     """A session with a server, or a token for it.
 
     Without `refresh_token`, the token cannot be renewed: it is the token of a session with a sealed server, or an API
-    key or another token that the user supplied. Those have no `expires_at`, which is in epoch seconds of this machine.
+    key or another token that the user supplied. Tokens that the user supplied have no `expires_at`, which is in epoch
+    seconds of this machine.
     """
 
     url: str
@@ -66,7 +67,7 @@ class SavedSessions:
         self._write(saved)
 
     def remove(self, name: str) -> None:
-        """Remove a session. If it was the current one, the one that was current before becomes so again."""
+        """Remove a session. If it was the current session, the previous one becomes current again."""
         saved = self._read()
         saved.servers.pop(name, None)
         if saved.current not in saved.servers:
@@ -92,7 +93,7 @@ class SavedSessions:
         try:
             return msgspec.json.decode(content, type=_Sessions)
         except msgspec.MsgspecError as error:
-            detail = f"{self._path} is damaged ({error}); delete the file and sign in again with corral login"
+            detail = f"{self._path} is damaged ({error}); delete the file and sign in again with `corral login`"
             raise click.ClickException(detail) from None
 
     def _write(self, saved: _Sessions) -> None:

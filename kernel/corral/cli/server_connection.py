@@ -61,7 +61,7 @@ def _with_listing(error: ApiClientError) -> ApiClientError:
         return ApiClientError(f"{error}; {OTHER_PLUGINS}", error.status, error.problem)
     if error.code != "not_found" or "corral " in str(error) or "list" not in group.command.commands:
         return error
-    return ApiClientError(f"{error}; {group.command_path} list shows what there is", error.status, error.problem)
+    return ApiClientError(f"{error}; `{group.command_path} list` shows what there is", error.status, error.problem)
 
 
 def with_server_here(url: str, error: ApiClientError) -> ApiClientError:
@@ -84,7 +84,9 @@ def open_client(server: str | None = None) -> ApiClient:
     if server is not None and found is None:
         if "://" not in server:
             known = ", ".join(sessions.names()) or "none"
-            raise click.UsageError(f"there is no server named {server} (known: {known}); sign in with corral login URL")
+            raise click.UsageError(
+                f"there is no server named {server} (known: {known}); sign in with `corral login URL`"
+            )
         url = server
     if token is not None and (server is None or found is None):
         return _client_with_token(url or (found[1].url if found else default_url()), token)
@@ -183,7 +185,7 @@ def _client_without_token(url: str) -> ApiClient:
 
     def refused(error: ApiClientError) -> bool:
         if error.status == 401:
-            raise ApiClientError(f"you are not signed in to {client.url}; run corral login {client.url}", 401)
+            raise ApiClientError(f"you are not signed in to {client.url}; run `corral login {client.url}`", 401)
         return False
 
     client.on_refusal = refused

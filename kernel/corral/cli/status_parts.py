@@ -12,10 +12,10 @@ MAX_NAMES = 5  # objects that a line of `corral status` names
 
 
 class StatusPart(NamedTuple):
-    """What a plugin tells in `corral status`.
+    """The part of a plugin in `corral status`.
 
-    `found` is the part in the JSON, or None if it is unknown. `text` is what people read: what needs them, and the
-    command that shows it. Without a text, nothing needs them.
+    `found` is the part in the JSON, or None if it is unknown. `text` tells people what needs their attention, and the
+    command that shows it. Without a text, nothing needs their attention.
     """
 
     found: Any
@@ -33,13 +33,13 @@ def read_if_allowed(client: ApiClient, path: str, **query: Any) -> Any:
 
 
 def some_names(names: Iterable[str]) -> str:
-    """Return the names as a list in words. Of many names, only the first ones are named."""
+    """Return the names as a list in words. If there are many names, only the first few are listed."""
     named = list(names)
     rest = len(named) - MAX_NAMES
     return ", ".join(named[:MAX_NAMES]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def name_for_command(names: Iterable[str]) -> str:
-    """Return the argument of a command about one of some objects: the name if there is only one, else `NAME`."""
+    """Return the argument of a command about one of these objects: its name if it is the only one, else `NAME`."""
     named = list(names)
     return shlex.quote(named[0]) if len(named) == 1 else "NAME"

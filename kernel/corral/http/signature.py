@@ -64,7 +64,7 @@ def hints(function: Any) -> dict[str, Any]:
 
 
 def optional_hints(function: Any) -> dict[str, tuple[Any, bool]]:
-    """Return the same, without the return type, as `(X, True)` for `X | None`, and as `(X, False)` for any other X."""
+    """Return the annotations without the return type, as `(X, True)` for `X | None`, else as `(X, False)`."""
     return {name: without_none(kind) for name, kind in hints(function).items() if name != "return"}
 
 

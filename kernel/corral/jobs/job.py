@@ -32,8 +32,8 @@ class Job(msgspec.Struct, frozen=True):
     If `run` raises, it is called again after 2 s, 4 s, 8 s and so on, at most 10 minutes later, until `max_attempts`
     attempts have failed. Then the job has given up: its row keeps the error, and nothing else is called. A job does not
     learn that an attempt is its last one. A failure that is a `corral.errors.ExpectedFailure` is retried too, but does
-    not count as an error of the plugin. An attempt whose process stops is repeated at once and does not count; one
-    whose process was killed counts.
+    not count as an error of the plugin. An attempt whose process stops is repeated at once and does not count; an
+    attempt whose process was killed counts.
     """
 
     name: ItemName
@@ -81,8 +81,8 @@ class Schedule(msgspec.Struct, frozen=True):
     An interval of whole seconds, at most a minute, is due at the multiples of the interval, so that many schedules are
     due at the same moments and are claimed together. Its first run is at once, as with every interval.
 
-    Each run belongs to one due time. A run whose process is killed is repeated, and due times that passed while no
-    process ran schedules are made up for by one run. Like the function of a job, `run` receives a service for each
+    Each run belongs to one due time. A run whose process is killed is repeated, and one run makes up for all due times
+    that passed while no process ran schedules. Like the function of a job, `run` receives a service for each
     parameter that is annotated with the service's type.
     """
 

@@ -291,7 +291,7 @@ class JobRunner:
         return {"state": "queued", "run_at": clock.now(delay), "error": error}
 
     def _log_failure(self, level: int, message: str, failure: BaseException, **told: Any) -> str:
-        """Log a failure with the facts `told`, and return its redacted text. Expected ones are logged in one line."""
+        """Log a failure with the facts `told`, and return its redacted text. An expected failure takes one line."""
         error = self._redact(f"{type(failure).__name__}: {failure}")[:1000]
         traceback = None if isinstance(failure, ExpectedFailure) else failure
         log.log(level, message, extra={**told, "error": error}, exc_info=traceback)

@@ -11,7 +11,7 @@ from corral.plugins.discovery import Found
 
 
 class CodeOwners:
-    """Maps source files to plugins: those in the folder of the plugin class, or only its file if that is a module."""
+    """Maps source files to plugins: all files in the folder of the plugin class, or its only file if it is a module."""
 
     def __init__(self, plugins: Iterable[Found]) -> None:
         self._places = {place: item.name for item in plugins if (place := _place(item.module))}

@@ -198,7 +198,7 @@ def is_expected_error(error: BaseException) -> bool:
 
 
 def _is_interruption(error: BaseException) -> bool:
-    """Return whether the caller of the plugin ends the call, so that the error is not one of the plugin."""
+    """Return whether the caller of the plugin ends the call, so that the error is not the plugin's."""
     if isinstance(error, asyncio.CancelledError):
         return is_cancelled()
     if isinstance(error, KeyboardInterrupt):  # a server has a handler of its own, so there the plugin raised it
@@ -207,7 +207,7 @@ def _is_interruption(error: BaseException) -> bool:
 
 
 class GuardedObject:
-    """A proxy for a contributed object. It guards the public methods; all other attributes are those of the object."""
+    """A proxy for a contributed object. It guards the public methods; all other attributes are passed through."""
 
     def __init__(self, item: Any, guards: Mapping[str, Callable[..., Any]]) -> None:
         self.__dict__.update(guards, _item=item)

@@ -64,7 +64,7 @@ def apply_migrations(database: Database, plugins: list[PluginRecord], config: Co
         if waiting and tables:
             if not migrates_on_start(config, database.kind):
                 lines = "; ".join(f"{migrations.plugin}: {', '.join(scripts)}" for migrations, scripts in waiting)
-                raise MigrationsPending(f"migrations are pending: {lines}; run corral migrate")
+                raise MigrationsPending(f"migrations are pending: {lines}; run `corral migrate`")
             if isinstance(engine, peewee.SqliteDatabase):
                 copy_before_migration(engine)
         for migrations, _ in waiting:

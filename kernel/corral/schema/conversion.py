@@ -85,7 +85,7 @@ class _Shape:
         return [each for one in schema["anyOf"] for each in self.choices(one)] if "anyOf" in schema else [schema]
 
     def types(self, schema: Any) -> frozenset[str]:
-        """Return the JSON types that the schema allows, and those of the items of arrays."""
+        """Return the JSON types that the schema allows, and the types of the items of arrays."""
         options = self.choices(schema)
         named = {one["type"] for one in options if isinstance(one.get("type"), str)}
         named |= {_JSON_TYPES[type(value)] for one in options for value in one.get("enum", ())}

@@ -51,7 +51,7 @@ class BlobStore(Protocol):
         """Iterate over all blobs, in any order, for example to find orphaned blobs."""
 
     async def sweep(self, older_than_seconds: float) -> int:
-        """Delete what interrupted uploads of this age left behind. Return the number of deleted remains."""
+        """Delete files of this age that interrupted uploads left behind. Return the number of deleted files."""
 
     async def probe(self) -> None:
         """Write and delete a file to check that the store works. The health check calls this method."""

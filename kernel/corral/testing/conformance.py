@@ -81,7 +81,7 @@ def _installed(plugin_dir: Path | None) -> dict[str, type[Plugin]]:
 def _closure(
     wanted: Iterable[str], kind: type[Plugin], installed: dict[str, type[Plugin]]
 ) -> tuple[list[type[Plugin]], list[str]]:
-    """Return these plugins and those that they require, except the plugin itself, and the names of missing ones."""
+    """Return these plugins and all that they require, except the plugin itself, and the names of missing plugins."""
     names: list[str] = []
     waiting = list(wanted)
     while waiting:

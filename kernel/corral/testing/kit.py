@@ -240,7 +240,9 @@ class Kit:
         """Run a schedule now, whether or not it is due. An error that it raises is raised here."""
         runner = self.kernel.runner
         if name not in runner.schedules:
-            raise LookupError(f"no active plugin has the schedule {name}; there are {', '.join(runner.schedules)}")
+            raise LookupError(
+                f"no active plugin has the schedule {name}; the available schedules are: {', '.join(runner.schedules)}"
+            )
         ((row, is_claimed),) = await self.work(lambda: runner.claim_schedules([name], due=True))
         if not is_claimed:
             raise RuntimeError(f"the schedule {name} is already running")

@@ -77,9 +77,9 @@ async def start_with_wants(
     section: dict[str, Any] | None,
     plugin_dir: Path | None,
 ) -> list[Finding]:
-    """Start a plugin together with the plugins `beside` it: those that it requires or wants, and what these require.
+    """Start a plugin with the plugins `beside` it, which it requires or wants, and with the plugins that these require.
 
-    Only then do its contributions to their hooks and its use of their services show.
+    Only then can its contributions to their hooks and its use of their services be checked.
     """
     async with make_kernel(folder, **_kernel_options(kind, beside, None, section, plugin_dir)) as kit:
         return list(rule_findings("start.wants", _inactive(kit, kind.name)))

@@ -1,7 +1,7 @@
 """Creates databases for tests as copies of migrated templates, because copying is much faster than migrating.
 
 `make_kernel` uses templates for the built-in plugins. The migrations of other plugins are applied to the copy. A new
-template begins as a copy of the one that has most of its plugins.
+template begins as a copy of the template that has most of its plugins.
 """
 
 from __future__ import annotations

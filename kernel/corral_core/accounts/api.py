@@ -86,13 +86,13 @@ declare_codes(
         "mfa_required": (
             403,
             "A second factor is required",
-            "Set up a second factor with corral api POST /auth/mfa/setup and POST /auth/mfa/verify; the policy of "
-            "this installation requires one.",
+            "Set up a second factor with `corral api POST /auth/mfa/setup` and `corral api POST /auth/mfa/verify`; "
+            "the policy of this installation requires one.",
         ),
         "password_change_required": (
             403,
             "The password must be changed first",
-            "Choose a new password with corral login.",
+            "Choose a new password with `corral login`.",
         ),
     },
     limiting=True,
@@ -129,7 +129,7 @@ TIMEZONE = Setting(
     name="general.timezone",
     kind=str,
     default="UTC",
-    title="Time zone of emails, and of triggers that name no other",
+    title="Time zone of emails, and of triggers that do not name a time zone",
     check=_is_zone,
     minimum=1,
     maximum=64,
@@ -189,7 +189,7 @@ class UserQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defaul
 
 
 class RightsLost(Forbidden):
-    """The person for whom something is done no longer exists, is deactivated, or lacks a permission now."""
+    """The person for whom something is done no longer exists, is deactivated, or now lacks a permission."""
 
 
 class Accounts(Protocol):
@@ -251,7 +251,7 @@ class Accounts(Protocol):
         ...
 
     def principals_of(self, user_ids: Iterable[str]) -> dict[str, Principal]:
-        """Return the principals of those of the users that are active, by id, as `principal_of` does for one user."""
+        """Return the principals of the active users among these, by id, as `principal_of` does for one user."""
         ...
 
     def list(self, query: UserQuery, caller: Principal) -> Page[UserView]:

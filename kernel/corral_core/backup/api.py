@@ -1,4 +1,4 @@
-"""What other plugins use of `backup`: the protocol of the steps that complete a restore."""
+"""The public interface of `backup`: the protocol of the steps that complete a restore."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ class RestoreStep(Protocol):
     """Completes a restore for one plugin. The plugin provides the class as a service."""
 
     def after_restore(self, by: Principal) -> str | None:
-        """Adapt the restored rows to the new installation. For example, end what only the original may continue.
+        """Adapt the restored rows to the new installation. For example, end all sessions.
 
         Runs in the transaction of the restore, so either all steps take effect or nothing is restored. Return a message
         if the operator must know about a problem with the restored data.

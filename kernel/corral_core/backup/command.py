@@ -25,7 +25,7 @@ verbose_option = click.option("--verbose", is_flag=True, help="print the number 
 
 
 class TableProgress:
-    """Prints what is done to standard error: on a terminal in one line, which is overwritten, or all of it if verbose.
+    """Prints each step to standard error: on a terminal in one line, which is overwritten, or all lines if verbose.
 
     Elsewhere nothing is printed unless verbose.
     """
@@ -65,8 +65,8 @@ def backup_command(
 ) -> None:
     """Write all data of this installation to FILE, while the server may be running.
 
-    FILE must not exist. The backup has no keys, and secrets only in encrypted form: back up the master key apart, in
-    another place. Only the user of the server can read FILE.
+    FILE must not exist. The backup has no keys, and secrets only in encrypted form: back up the master key
+    separately, in another place. Only the user of the server can read FILE.
     """
     from corral.config.reader import load as load_config
 
@@ -189,10 +189,10 @@ def _record(session: CommandSession, manifest: Manifest, *, with_files: bool) ->
 def restore_command(file: Path, verbose: bool, config_path: Path | None, as_json: bool) -> None:
     """Restore a backup into the empty database and data folder of the configuration.
 
-    Every sum of FILE is checked first. A failed restore leaves the database empty. All sessions are ended, and the kill
-    switch is engaged, so that a copy beside the original runs nothing and sends nothing: `corral kill-switch off`
-    starts it. Put the master key in place before or afterwards. The exit status is 1 if the restored audit log is not
-    intact.
+    All checksums in FILE are verified first. A failed restore leaves the database empty. All sessions are ended, and
+    the kill switch is engaged, so that a copy beside the original runs nothing and sends nothing: `corral kill-switch
+    off` starts it. Put the master key in place before or afterwards. The exit status is 1 if the restored audit log is
+    not intact.
     """
     from corral.auth.principal import Principal
     from corral.cli import logging_setup
@@ -228,7 +228,7 @@ def restore_command(file: Path, verbose: bool, config_path: Path | None, as_json
     lines = [
         f"Restored {manifest.rows} rows and {len(manifest.files)} files of the backup of {manifest.created_at}.",
         *defects,
-        "The kill switch is engaged. Put the master key in place, and run corral kill-switch off to start the work.",
+        "The kill switch is engaged. Put the master key in place, and run `corral kill-switch off` to start the work.",
     ]
     print_value(found, as_json=as_json, text="\n".join(lines))
     sys.exit(1 if defects else 0)

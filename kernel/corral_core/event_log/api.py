@@ -59,7 +59,7 @@ class PositionMoved(ExpectedFailure):
 
 
 class LogCursor:
-    """The position of a reader that any number of processes run at the same time: one of them moves the position.
+    """The position of a reader, which any number of processes may run at the same time: one of them moves the position.
 
     It is the cursor of a durable consumer, so events that are not read yet are kept, and an event that cannot be
     handled is skipped as by other consumers. Every method runs in the caller's unit of work.
@@ -119,8 +119,8 @@ async def handle_next(
 ) -> bool:
     """Handle the next events together, or one by one if that fails. Return whether more events may follow.
 
-    `read` handles at most so many events, and returns whether more may follow. `skip` counts a failure of the next
-    event for a reason, and returns whether the event was skipped: see `LogCursor.count_failure`.
+    `read` handles at most the given number of events, and returns whether more may follow. `skip` counts a failure of
+    the next event for a reason, and returns whether the event was skipped: see `LogCursor.count_failure`.
     """
     try:
         return await read(limit)
@@ -161,12 +161,12 @@ class EventDispatcher(abc.ABC, Generic[Claimed]):
     async def run_once(self) -> float:
         """Write the deliveries of new events, and start the attempts that are due.
 
-        Return the seconds until the next, and raise `Unavailable` if the database cannot be used.
+        Return the seconds until the next attempt, and raise `Unavailable` if the database cannot be used.
         """
 
     @abc.abstractmethod
     async def _attempt(self, claimed: Claimed) -> None:
-        """Attempt a delivery and record the result. An attempt that is broken off gives the delivery back."""
+        """Attempt a delivery and record the result. An attempt that is interrupted releases the delivery."""
 
     @abc.abstractmethod
     def _is_followed(self, event: LoggedEvent) -> bool:
@@ -177,7 +177,7 @@ class EventDispatcher(abc.ABC, Generic[Claimed]):
         self._unwatch = self._feed.watch(self._on_events)
 
     def wake(self) -> None:
-        """Look at once, because another part of the plugin wrote what has to be delivered."""
+        """Look for deliveries at once, because another part of the plugin has written some."""
         self._wake_up.set()
 
     async def run(self) -> None:
@@ -203,14 +203,14 @@ class EventDispatcher(abc.ABC, Generic[Claimed]):
             await asyncio.wait(self._running)
 
     async def drain(self) -> None:
-        """Claim no more, and let the running attempts end."""
+        """Claim no more deliveries, and let the running attempts end."""
         self._draining = True
         self._wake_up.set()
         if self._running:
             await asyncio.wait(self._running, timeout=DRAIN_SECONDS)
 
     async def stop(self) -> None:
-        """Break off the running attempts, which then give back their deliveries."""
+        """Interrupt the running attempts, which then release their deliveries."""
         self._draining = True
         self._unwatch()
         for task in [*self._running]:
@@ -284,7 +284,7 @@ class TableRedactorValues(abc.ABC, Generic[Row]):
                 await asyncio.sleep(RETRY_SECONDS)
 
     async def refresh(self) -> None:
-        """Read the rows that have changed, and pass the credentials of all to the redactor."""
+        """Read the rows that have changed, and pass the credentials of all rows to the redactor."""
         listed = await self._list()
         missing = [key for key in listed if key not in self._opened]
         for start in range(0, len(missing), BATCH_SIZE):

@@ -75,7 +75,7 @@ def list_events(
     about objects that it may read. An API key can also read events about its owner's account.
     """
     if caller.kind == "worker":
-        raise Forbidden("Workers cannot read the event log; use GET /workers/{id}/signals.")
+        raise Forbidden("Workers cannot read the event log; they receive signals from GET /workers/{id}/signals.")
     names = _expand_patterns(query.types, types)
     after = _seq_after(query.after)
     newest = event_log.last_seq()  # read before the events, so that events between the two reads are not skipped

@@ -27,8 +27,8 @@ Mode = Literal["pause", "cancel"]
 class KillSwitchView(msgspec.Struct, frozen=True, kw_only=True):
     """The state of the kill switch.
 
-    While the switch is `engaged`, no task is claimed and no model is called. While `hold_deliveries` is set, whoever
-    delivers by itself, such as webhooks and notifications, keeps its deliveries pending.
+    While the switch is `engaged`, no task is claimed and no model is called. While `hold_deliveries` is set, plugins
+    that deliver on their own, such as webhooks and notifications, keep their deliveries pending.
     Emails about an account, such as a link for a new password, are sent nevertheless.
     """
 

@@ -134,7 +134,7 @@ class Agents(Protocol):
 
         A configuration failure is a `provider_error` that a retry cannot fix, for example because of an invalid key or
         an unknown model. After `agents.error_after_failures` consecutive failures, the state of the agent becomes
-        `error`. `stalled` tells whether `record_stall` was called for the attempt; if not, the row of stalls ends.
+        `error`. `stalled` tells whether `record_stall` was called for the attempt; if not, the series of stalls ends.
         """
         ...
 

@@ -23,12 +23,12 @@ STATUSES = ("offline", "idle", "busy", "draining", "paused", "error")
 COLUMNS = ("name", "status", "model", "tools", "tasks", "last_active_at", "id")
 WARNINGS = {
     "worker_offline": "its worker is offline; start corral worker there",
-    "worker_not_approved": "its worker is not approved; run corral workers approve NAME",
+    "worker_not_approved": "its worker is not approved; run `corral workers approve NAME`",
     "provider_not_configured": "the provider of its model {model} is not configured; configured: {providers}. "
     "Configure it (corral api POST /llm/providers -f name={provider} -f api_key=@FILE), or choose another model "
     "(corral agents edit {name} --model PROVIDER/MODEL)",
     "model_not_found": "no provider offers its model {model}; configured: {providers}. Choose another one (corral "
-    "agents edit {name} --model PROVIDER/MODEL); corral api GET /llm/models lists them",
+    "agents edit {name} --model PROVIDER/MODEL); `corral api GET /llm/models` lists them",
     "tool_unavailable": "no active plugin and no online worker offers the tool",
     "tool_not_offered": "not every worker that may take its tasks offers the tool; require it for a task: corral run "
     "--require-tool",
@@ -92,7 +92,7 @@ def show_agent(client: ApiClient, *, agent: str, as_json: bool) -> None:
 
 
 def _review(client: ApiClient, policy: dict[str, Any]) -> str | None:
-    """Say who reviews the results of an agent, or return None if nobody does."""
+    """Return a text that says who reviews the results of an agent, or None if nobody does."""
     if policy["mode"] == "none":
         return None
     reviewer = policy.get("reviewer_agent_id")
@@ -273,7 +273,7 @@ def _model(agent: Any) -> str:
 
 
 def _warnings(client: ApiClient, agent: dict[str, Any]) -> list[str]:
-    """Return the warnings about an agent in words. Those about its model name the providers that there are."""
+    """Return the warnings about an agent in words. Warnings about its model name the existing providers."""
     found = []
     for code in agent["warnings"]:
         kind, _, subject = code.partition(":")

@@ -29,7 +29,7 @@ declare_codes(
         "self_approval": (
             403,
             "Nobody decides their own request",
-            "Ask another approver to decide. corral approvals show ID lists who may.",
+            "Ask another approver to decide. `corral approvals show ID` lists who may.",
         ),
     }
 )
@@ -57,8 +57,8 @@ class NewApproval(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """A request for an approval.
 
     `payload` is what will run, at most 256 KiB of JSON. `confidence` and `rubric` are the requester's own view, which
-    approvers see and nothing trusts. Give either `expires_at` or `expires_in_seconds`, from 15 minutes to 30 days.
-    `run_id` is a workflow run that is about to do this, and `step` a step of the run.
+    approvers see but which decides nothing. Give either `expires_at` or `expires_in_seconds`, from 15 minutes to 30
+    days. `run_id` is the workflow run that is about to run it, and `step` a step of the run.
     """
 
     title: Title
@@ -109,8 +109,8 @@ class HeldToolCall(msgspec.Struct, frozen=True, kw_only=True):
 class ApprovalRequest(msgspec.Struct, frozen=True, kw_only=True):
     """A request of another plugin. Unlike `NewApproval`, it may be about a tool call or a step of a workflow.
 
-    `payload_sha256` is the hash of what will run; the default is the hash of `payload`. `approvers` of None are the
-    default ones of the risk. `step_policy` are the paths of a workflow step.
+    `payload_sha256` is the hash of what will run; the default is the hash of `payload`. If `approvers` is None, the
+    default approvers of the risk decide. `step_policy` contains the paths of a workflow step.
     """
 
     type: Kind
@@ -141,9 +141,9 @@ class ApprovalRequest(msgspec.Struct, frozen=True, kw_only=True):
 class ApprovalFacts(msgspec.Struct, frozen=True, kw_only=True):
     """An approval as other plugins see it.
 
-    `payload` is what will run if it is approved: what was asked, or what an approver made of it if `is_edited` is true.
-    `payload_sha256` is its hash. `by` names who decided: a user id, `rule:<id>`, `timeout`, or null. `is_new` is false
-    if `open` returned an approval that existed.
+    `payload` is what will run if the approval is granted: the requested payload or, if `is_edited` is true, the version
+    that an approver edited. `payload_sha256` is its hash. `by` names who decided: a user id, `rule:<id>`, `timeout`, or
+    null. `is_new` is false if `open` returned an approval that already existed.
     """
 
     id: str
@@ -163,7 +163,7 @@ class ApprovalFacts(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def decision(self) -> dict[str, Any]:
-        """What the requester learns: `{status, note, by, edited_payload}`."""
+        """The decision as the requester receives it: `{status, note, by, edited_payload}`."""
         edited = self.payload if self.is_edited else None
         return {"status": self.status, "note": self.note, "by": self.by, "edited_payload": edited}
 
@@ -197,7 +197,7 @@ class Approvals(Protocol):
     def request(self, new: NewApproval, *, by: Principal) -> ApprovalFacts:
         """Open an approval for the caller, as `POST /approvals` does.
 
-        Raise `Invalid` if the caller may not see what it refers to.
+        Raise `Invalid` if the caller may not see an object that the request refers to.
         """
         ...
 
@@ -210,10 +210,10 @@ class Approvals(Protocol):
         ...
 
     def consume(self, approval_id: str, *, payload_sha256: str) -> Any:
-        """Use an approval to execute what it approves, and return the approved payload. Each can be used once.
+        """Use an approval to execute what it approves, and return the approved payload. It can be used once.
 
-        A single statement compares the hash, the status, the expiry and whether it was used. Raise `Conflict`
-        (`already_decided`) if one of them does not fit.
+        A single statement checks the hash, the status, the expiry and earlier use. Raise `Conflict`
+        (`already_decided`) if one of the checks fails.
         """
         ...
 
@@ -224,7 +224,7 @@ class Approvals(Protocol):
         ...
 
     def resume_data(self, approval_id: str) -> dict[str, Any] | None:
-        """Return what a task that waited for the approval is given when it goes on.
+        """Return the data that a task which waited for the approval receives when it resumes.
 
         Return None if the task has to wait: nobody has decided yet, or the approved tool has not run yet.
         """

@@ -21,7 +21,7 @@ from corral_plugins.approvals.api import OPEN, RISKS, Kind, Status
 COLUMNS = ("title", "risk", "status", "asked_by", "expires_at", "id")
 
 approval_argument = click.argument("approval")
-note_option = click.option("--note", help="what the requester reads")
+note_option = click.option("--note", help="note for the requester")
 
 
 @click.group("approvals")
@@ -30,7 +30,12 @@ def approvals_command_group() -> None:
 
 
 @approvals_command_group.command("list")
-@click.option("--status", type=click.Choice([*get_args(Status), "all"]), multiple=True, help="only these; repeatable")
+@click.option(
+    "--status",
+    type=click.Choice([*get_args(Status), "all"]),
+    multiple=True,
+    help="list only approvals with this status; repeatable",
+)
 @click.option("--mine", is_flag=True, help="list only approvals that you may decide")
 @click.option("--type", "kind", type=click.Choice(get_args(Kind)), help="list only approvals of this type")
 @click.option("--risk", type=click.Choice(RISKS), multiple=True, help="list only approvals of this risk; repeatable")
@@ -70,7 +75,7 @@ def print_approvals(client: ApiClient, items: list[Any], *, as_json: bool = Fals
 @approval_argument
 @client_command
 def show_approval(client: ApiClient, *, approval: str, as_json: bool) -> None:
-    """Show what is asked for, by whom, and what was decided."""
+    """Show what an approval is about, who requested it, and what was decided."""
     found = _find(client, approval)
     held, names = found["tool_call"] or {}, ObjectNames(client)
     shown = {
@@ -117,7 +122,7 @@ def ask_for_approval(
 @approvals_command_group.command("approve")
 @approval_argument
 @note_option
-@click.option("--edit", metavar="JSON", help="approve this payload instead of what is asked")
+@click.option("--edit", metavar="JSON", help="approve this payload instead of the requested one")
 @client_command
 def approve_request(client: ApiClient, *, approval: str, note: str | None, edit: str | None, as_json: bool) -> None:
     """Approve exactly what the approval shows now, or an edited payload."""
@@ -136,7 +141,7 @@ def approve_request(client: ApiClient, *, approval: str, note: str | None, edit:
 @note_option
 @client_command
 def reject_request(client: ApiClient, *, approval: str, note: str | None, as_json: bool) -> None:
-    """Reject what is asked. The requester goes on and reads the note."""
+    """Reject a request. The requester continues and receives the note."""
     _act(client, _find(client, approval)["id"], "reject", {"note": note} if note else {}, as_json=as_json)
 
 
@@ -145,7 +150,7 @@ def reject_request(client: ApiClient, *, approval: str, note: str | None, as_jso
 @click.option("--note", required=True, help="what the requester should change")
 @client_command
 def request_revision(client: ApiClient, *, approval: str, note: str, as_json: bool) -> None:
-    """Ask the requester to change what is asked."""
+    """Ask the requester to revise the request."""
     _act(client, _find(client, approval)["id"], "request-revision", {"note": note}, as_json=as_json)
 
 
@@ -154,7 +159,7 @@ def request_revision(client: ApiClient, *, approval: str, note: str, as_json: bo
 @click.argument("payload", metavar="JSON")
 @client_command
 def revise_request(client: ApiClient, *, approval: str, payload: str, as_json: bool) -> None:
-    """Change what you ask for. Earlier decisions are void."""
+    """Revise your request. Earlier decisions become void."""
     try:
         body = {"payload": json.loads(payload)}
     except ValueError as error:
@@ -164,7 +169,7 @@ def revise_request(client: ApiClient, *, approval: str, payload: str, as_json: b
 
 @approvals_command_group.command("cancel")
 @approval_argument
-@click.option("--reason", help="why it is not needed any more")
+@click.option("--reason", help="why the approval is no longer needed")
 @client_command
 def cancel_request(client: ApiClient, *, approval: str, reason: str | None, as_json: bool) -> None:
     """Cancel a request that nobody has decided."""
@@ -176,9 +181,9 @@ def cancel_request(client: ApiClient, *, approval: str, reason: str | None, as_j
 @click.argument("text")
 @client_command
 def comment_on_approval(client: ApiClient, *, approval: str, text: str, as_json: bool) -> None:
-    """Comment on an approval. The requester reads it at once."""
+    """Comment on an approval. The requester receives the comment at once."""
     made = client.post(f"/approvals/{_find(client, approval)['id']}/comments", {"body": text})
-    click.echo(_json(made) if as_json else "The requester reads the comment.")
+    click.echo(_json(made) if as_json else "The comment was sent to the requester.")
 
 
 def _find(client: ApiClient, approval: str) -> dict[str, Any]:
@@ -190,7 +195,7 @@ def _find(client: ApiClient, approval: str) -> dict[str, Any]:
     found = [each for each in client.pages("/approvals", status=list(OPEN)) if each["title"].casefold() == wanted]
     if not found:
         told = f"there is no open approval with the title {approval} at {client.url}"
-        raise ApiClientError(f"{told}; corral approvals list shows the open ones, and --status all the others", 404)
+        raise ApiClientError(f"{told}; `corral approvals list --status all` shows all approvals", 404)
     if len(found) > 1:
         ids = ", ".join(each["id"] for each in found)
         raise ApiClientError(f"{len(found)} approvals have the title {approval}; give the id instead: {ids}")

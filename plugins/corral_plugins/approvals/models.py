@@ -10,8 +10,8 @@ from corral.database.model import SHARED, IdField, InstantField, JSONField, Mode
 class Approval(Model):
     """A request that people decide.
 
-    `urgency` is 0 for the highest risk; lists are sorted by it. `payload_sha256` is the hash of
-    what was asked, and `edited_sha256` that of what an approver made of it. `tool_call` holds the facts of a held tool
+    `urgency` is 0 for the highest risk; lists are sorted by it. `payload_sha256` is the hash of the requested payload,
+    and `edited_sha256` the hash of the payload that an approver edited. `tool_call` holds the facts of a held tool
     call, and `step_policy` the paths of a workflow step. `ttl_seconds` is the length of the time in which people may
     decide; an escalation starts it once more.
     """

@@ -59,7 +59,7 @@ def create_approval(
 
 @routes.get("/count", needs=READ)
 def count_approvals(listing: ApprovalListing, caller: Principal) -> ApprovalCount:
-    """Count the pending approvals, and those that the caller may decide."""
+    """Count the pending approvals, and the approvals that the caller may decide."""
     return listing.count(caller)
 
 
@@ -93,7 +93,7 @@ def get_approval(id: str, query: ApprovalWaitQuery, listing: ApprovalListing, ca
 def approve_request(
     id: str, body: ApproveRequest, decisions: ApprovalDecisions, match: IfMatch, caller: Principal
 ) -> ApprovalView:
-    """Approve what is asked, or `edited_payload` instead.
+    """Approve the requested payload, or `edited_payload` instead.
 
     If more than one approval is required, the status stays `pending` until enough people have approved.
     """
@@ -104,7 +104,7 @@ def approve_request(
 def reject_request(
     id: str, body: RejectRequest, decisions: ApprovalDecisions, match: IfMatch, caller: Principal
 ) -> ApprovalView:
-    """Reject what is asked. The requester reads the note."""
+    """Reject a request. The requester receives the note."""
     return decisions.reject(id, body, match, by=caller)
 
 
@@ -114,7 +114,7 @@ def reject_request(
 def request_revision(
     id: str, body: RevisionRequest, decisions: ApprovalDecisions, match: IfMatch, caller: Principal
 ) -> ApprovalView:
-    """Ask the requester to change what is asked."""
+    """Ask the requester to revise the request."""
     return decisions.request_revision(id, body, match, by=caller)
 
 
@@ -122,7 +122,7 @@ def request_revision(
 def revise_request(
     id: str, body: RevisedPayload, decisions: ApprovalDecisions, match: IfMatch, caller: Principal
 ) -> ApprovalView:
-    """Change what is asked, as its requester. Earlier decisions are void."""
+    """Revise a request, as its requester. Earlier decisions become void."""
     return decisions.revise(id, body, match, by=caller)
 
 
@@ -146,5 +146,5 @@ def list_approval_comments(
 def create_approval_comment(
     id: str, body: NewApprovalComment, comments: ApprovalComments, caller: Principal
 ) -> ApprovalCommentView:
-    """Comment on an approval. The requester reads the comment at once."""
+    """Comment on an approval. The requester receives the comment at once."""
     return comments.add(id, body.body, by=caller)

@@ -16,7 +16,7 @@ class AutoApproveRule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 
     It applies to calls of `tool` (a name, or a prefix such as `tasks.*`), to requests of the agent `agent_id`, up to
     the risk `max_risk`, while the task has cost at most `max_cost_usd`, and if the CEL expression `when` over
-    `payload`, `agent` and `task` is true. What is left out does not restrict it.
+    `payload`, `agent` and `task` is true. Absent fields restrict nothing.
     """
 
     id: Slug
@@ -33,14 +33,14 @@ DEFAULT_TTL = Setting(
     default=86_400,
     minimum=900,
     maximum=2_592_000,
-    title="Seconds in which people may decide, unless a request says otherwise",
+    title="Seconds in which people may decide, unless a request sets another time",
 )
 REQUIRE_SECOND_PERSON = Setting(
     name="approvals.require_second_person",
     kind=bool,
     default=False,
     own_session=True,
-    title="Neither the requester of a task nor the owner of its agent may decide what the agent asks",
+    title="Neither the requester of a task nor the owner of its agent may decide what the agent requests",
 )
 REQUIRE_MFA_FOR_HIGH = Setting(
     name="approvals.require_mfa_for_high",

@@ -19,7 +19,7 @@ CommentBody = Annotated[str, Meta(min_length=1, max_length=16384)]
 
 
 class ApproveRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """An approval of what is asked, or of `edited_payload` instead.
+    """An approval of the requested payload, or of `edited_payload` instead.
 
     With `payload_sha256`, the decision counts only for exactly this content.
     """
@@ -36,20 +36,20 @@ class RejectRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class RevisionRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """A request to change what is asked. The requester reads the note."""
+    """A request to revise the payload. The requester reads the note."""
 
     note: Annotated[str, Meta(min_length=1, max_length=4000)]
 
 
 class RevisedPayload(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """What the requester asks instead. Earlier decisions are void."""
+    """The payload that the requester asks for instead. Earlier decisions become void."""
 
     payload: Any
     description: Annotated[str, Meta(max_length=16384)] | UnsetType = UNSET
 
 
 class CancelApproval(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """A cancellation. Approvers read the reason."""
+    """The cancellation of an approval. The reason is shown to the approvers."""
 
     reason: ShortText | None = None
 
@@ -141,8 +141,8 @@ class ApprovalItem(msgspec.Struct, kw_only=True):
 class ApprovalView(ApprovalItem, kw_only=True):
     """An approval.
 
-    `payload` is what was asked, and `edited_payload` what an approver made of it; `payload_sha256` is the hash of what
-    will run. Text is plain text: invisible characters are shown as `<U+200B>`.
+    `payload` is what was requested, and `edited_payload` the version that an approver edited; `payload_sha256` is the
+    hash of what will run. Text is plain text: invisible characters are shown as `<U+200B>`.
     """
 
     description: str
@@ -165,7 +165,7 @@ class ApprovalView(ApprovalItem, kw_only=True):
 
 
 class ApprovalQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """The filters of the list of approvals. `assigned_to=me` selects those that the caller may decide."""
+    """The filters of the list of approvals. `assigned_to=me` selects the approvals that the caller may decide."""
 
     status: list[Status | Literal["all"]] = msgspec.field(default_factory=lambda: ["pending"])
     assigned_to: Literal["me", "all"] = "all"

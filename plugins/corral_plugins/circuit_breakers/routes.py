@@ -51,7 +51,7 @@ def get_circuit_breaker(name: str, administration: BreakerAdministration) -> Bre
 
 @routes.delete("/{name}", needs=WRITE, raises=CHANGES)
 def delete_circuit_breaker(name: str, administration: BreakerAdministration, match: IfMatch) -> None:
-    """Delete a circuit breaker. A guarded one returns to the defaults and is closed."""
+    """Delete a circuit breaker. A breaker that guards calls returns to the defaults and is closed."""
     administration.delete(name, match)
 
 

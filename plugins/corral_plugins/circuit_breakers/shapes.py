@@ -42,7 +42,7 @@ class ReasonBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class BreakerQuery(PageQuery, kw_only=True, forbid_unknown_fields=True):
-    """Filters of the list of circuit breakers. `guarded` selects breakers that guard calls, or those that do not."""
+    """Filters of the list of circuit breakers. `guarded` selects breakers that guard calls, or breakers that do not."""
 
     state: list[State] = msgspec.field(default_factory=list)
     prefix: Annotated[str, Meta(min_length=1, max_length=100)] | UnsetType = UNSET

@@ -23,7 +23,7 @@ declare_codes(
         "self_approval": (
             403,
             "Nobody decides their own request",
-            "Ask another approver to decide. corral approvals show ID lists who may.",
+            "Ask another approver to decide. `corral approvals show ID` lists who may.",
         ),
     }
 )
@@ -73,7 +73,7 @@ class NewReview(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class ReviewFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """A review as other plugins see it. `decision_note` is what the person who decided wrote."""
+    """A review as other plugins see it. `decision_note` is the note of the person who decided it."""
 
     id: str
     title: str
@@ -89,7 +89,7 @@ class ReviewFacts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ReviewPeople(msgspec.Struct, frozen=True, kw_only=True):
-    """The people whom a review concerns: its reviewers, and the owners of its task and of the agent that made it."""
+    """The people whom a review concerns: its reviewers, and the owners of its task and of the author agent."""
 
     reviewer_ids: tuple[str, ...]
     task_owner_id: str | None
@@ -196,7 +196,7 @@ class CodeReviews(Protocol):
         ...
 
     def feedback(self, review_id: str) -> dict[str, Any]:
-        """Return what the next run of a task receives: the reason and the unresolved comments."""
+        """Return the feedback for the next run of a task: the reason and the unresolved comments."""
         ...
 
     def task_ended(self, review_id: str, *, status: str) -> None:
@@ -294,7 +294,7 @@ class CodeReviewSuperseded(CodeReviewEvent, kw_only=True):
 
 
 class CodeReviewCancelled(CodeReviewEvent, kw_only=True):
-    """The opener withdrew the review, or its task ended otherwise."""
+    """The opener withdrew the review, or its task ended without a decision."""
 
     event = "code_review.cancelled"
 

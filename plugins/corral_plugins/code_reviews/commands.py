@@ -30,14 +30,19 @@ patch_argument = click.argument("patch", type=click.Path(exists=True, dir_okay=F
 
 @click.group("reviews")
 def reviews_command_group() -> None:
-    """Read, comment and decide the diffs of agents. REVIEW is an id or a title.
+    """Read the diffs of agents, comment on them, and decide about them. REVIEW is an id or a title.
 
-    Of several reviews with a title, the open one is meant. Without an open one, `show` and `diff` take the newest.
+    If several reviews have the title, the open one is meant. If none is open, `show` and `diff` take the newest.
     """
 
 
 @reviews_command_group.command("list")
-@click.option("--status", type=click.Choice(get_args(ReviewStatus)), multiple=True, help="only these; repeatable")
+@click.option(
+    "--status",
+    type=click.Choice(get_args(ReviewStatus)),
+    multiple=True,
+    help="list only reviews with this status; repeatable",
+)
 @click.option("--mine", is_flag=True, help="list only reviews that you were asked for")
 @click.option("--task", metavar="TASK", help="list only reviews of this task, by title or id")
 @click.option("--limit", type=click.IntRange(1, 200), default=50, show_default=True, help="maximum number of reviews")
@@ -68,7 +73,7 @@ def list_reviews(
 @review_argument
 @client_command
 def show_review(client: ApiClient, *, review: str, as_json: bool) -> None:
-    """Show a review, its files and the comments that are about no line. `diff` shows the lines."""
+    """Show a review, its files, and the comments that refer to no line. `diff` shows the lines."""
     found, names = _find(client, review, decided=True), ObjectNames(client)
     task = f"{names.name('/tasks', found['task_id'], 'title')} ({found['task_id']})" if found["task_id"] else None
     shown = {
@@ -99,7 +104,7 @@ def show_review(client: ApiClient, *, review: str, as_json: bool) -> None:
 
 @reviews_command_group.command("diff")
 @review_argument
-@click.option("--revision", type=int, help="a revision; the default is the current one")
+@click.option("--revision", type=int, help="revision to show (default: the current revision)")
 @click.option("--against", type=int, help="show what changed since this revision")
 @click.option("--raw", is_flag=True, help="print the exact bytes, for example for git apply")
 @client_command
@@ -124,10 +129,10 @@ def show_diff(
 @reviews_command_group.command("open")
 @click.argument("title")
 @patch_argument
-@click.option("--agent", required=True, help="the name or id of the agent that made the diff")
-@click.option("--task", metavar="TASK", help="its task, by title or id")
-@click.option("--description", default="", help="what reviewers should know")
-@click.option("--reviewer", multiple=True, metavar="EMAIL|ID", help="a person who is asked; repeatable")
+@click.option("--agent", required=True, help="name or id of the agent that made the diff")
+@click.option("--task", metavar="TASK", help="task in which the agent made the diff, by title or id")
+@click.option("--description", default="", help="description for the reviewers")
+@click.option("--reviewer", multiple=True, metavar="EMAIL|ID", help="person who is asked to review; repeatable")
 @client_command
 def open_review(
     client: ApiClient,
@@ -161,8 +166,8 @@ def revise_review(client: ApiClient, *, review: str, patch: Path, note: str, as_
 
 @reviews_command_group.command("approve")
 @review_argument
-@click.option("--note", help="what the requester reads")
-@click.option("--sha256", help="the hash of the diff that you read; the default is the hash of the current diff")
+@click.option("--note", help="note for the requester")
+@click.option("--sha256", help="hash of the diff that you read (default: the hash of the current diff)")
 @click.option("--force", is_flag=True, help="approve in spite of open blockers, as an admin")
 @client_command
 def approve_review(
@@ -186,7 +191,7 @@ def approve_review(
 
 @reviews_command_group.command("reject")
 @review_argument
-@click.option("--reason", help="why; the task fails with it")
+@click.option("--reason", help="reason, with which the task fails")
 @client_command
 def reject_review(client: ApiClient, *, review: str, reason: str | None, as_json: bool) -> None:
     """Reject the diff. The task that waits for it fails."""
@@ -195,7 +200,7 @@ def reject_review(client: ApiClient, *, review: str, reason: str | None, as_json
 
 @reviews_command_group.command("request-changes")
 @review_argument
-@click.option("--reason", help="what the agent reads before the comments")
+@click.option("--reason", help="text that the agent reads before the comments")
 @client_command
 def request_changes(client: ApiClient, *, review: str, reason: str | None, as_json: bool) -> None:
     """Send the diff back to the agent, with all unresolved comments."""
@@ -213,13 +218,25 @@ def cancel_review(client: ApiClient, *, review: str, as_json: bool) -> None:
 @reviews_command_group.command("comment")
 @review_argument
 @click.argument("text")
-@click.option("--at", metavar="FILE[:LINE[-LINE]]", help="a file, a line or lines that the diff shows")
-@click.option("--side", type=click.Choice(get_args(Side)), default="new", show_default=True, help="which side of it")
 @click.option(
-    "--severity", type=click.Choice(get_args(Severity)), default="info", show_default=True, help="how serious it is"
+    "--at", metavar="FILE[:LINE[-LINE]]", help="file, line or range of lines of the diff on which you comment"
 )
-@click.option("--suggestion", help="text to replace the lines with")
-@click.option("--reply-to", help="id or beginning of the comment that this one answers")
+@click.option(
+    "--side",
+    type=click.Choice(get_args(Side)),
+    default="new",
+    show_default=True,
+    help="side of the diff to which the lines belong",
+)
+@click.option(
+    "--severity",
+    type=click.Choice(get_args(Severity)),
+    default="info",
+    show_default=True,
+    help="severity of the comment",
+)
+@click.option("--suggestion", help="text that should replace the lines")
+@click.option("--reply-to", help="id or beginning of the comment to answer")
 @client_command
 def comment_on_review(
     client: ApiClient,
@@ -264,7 +281,7 @@ def _blockers_text(client: ApiClient, review: dict[str, Any]) -> str:
 
 
 def _comment_id(review: dict[str, Any], comment: str) -> str:
-    """Return the given id, or that of the only comment of a review that begins with this text, ignoring case."""
+    """Return the given id, or the id of the only comment of a review that begins with this text, ignoring case."""
     if parse_id(comment) is not None:
         return comment
     begin = comment.strip().casefold()
@@ -272,7 +289,7 @@ def _comment_id(review: dict[str, Any], comment: str) -> str:
     if len(alike) == 1:
         return str(alike[0])
     told = f"{len(alike)} comments begin" if alike else "no comment begins"
-    raise ApiClientError(f"{told} with {comment}; corral reviews show {review['id']} shows their ids")
+    raise ApiClientError(f"{told} with {comment}; `corral reviews show {review['id']}` shows their ids")
 
 
 def _find(client: ApiClient, review: str, *, decided: bool = False) -> dict[str, Any]:
@@ -288,11 +305,11 @@ def _find(client: ApiClient, review: str, *, decided: bool = False) -> dict[str,
         newest = all_of_title[0]
         if not decided:
             told = f"the code review {newest['title']} ({newest['id']}) is {newest['status']}"
-            raise ApiClientError(f"{told}; corral reviews show {newest['id']} shows the decision")
+            raise ApiClientError(f"{told}; `corral reviews show {newest['id']}` shows the decision")
         found = [newest]
     if not found:
         told = f"there is no code review with the title {review} at {client.url}"
-        raise ApiClientError(f"{told}; corral reviews list shows all", 404)
+        raise ApiClientError(f"{told}; `corral reviews list` shows all reviews", 404)
     if len(found) > 1:
         ids = ", ".join(each["id"] for each in found)
         raise ApiClientError(f"{len(found)} open code reviews have the title {review}; give the id instead: {ids}")
@@ -324,7 +341,9 @@ def _read_patch(path: Path) -> str:
     try:
         return data.decode()
     except UnicodeDecodeError:
-        raise click.ClickException(f"{path} is not UTF-8; upload it with corral files and use its file_id") from None
+        raise click.ClickException(
+            f"{path} is not UTF-8; upload it with `corral files upload` and use its file_id"
+        ) from None
 
 
 def _place(at: str) -> dict[str, Any]:

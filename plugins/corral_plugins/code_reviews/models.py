@@ -8,7 +8,7 @@ from corral.database.model import SHARED, IdField, InstantField, JSONField, Mode
 
 
 class BytesField(peewee.Field):
-    """A column for bytes. The field of peewee with this purpose asks for a database while classes are defined."""
+    """A column for bytes. Peewee's own field for bytes needs a database while classes are defined."""
 
     field_type = "BLOB"
 
@@ -19,8 +19,8 @@ class BytesField(peewee.Field):
 class Review(Model):
     """A diff that people decide on.
 
-    `owner_id` is the person who opened the review, or for whom the agent worked that did. `is_awaited` is true if
-    the task waits for the decision, or runs again because of it; otherwise, a run that goes on may not know of it.
+    `owner_id` is the person who opened the review, or for whom the agent that opened it works. `is_awaited` is true if
+    the task waits for the decision, or runs again because of it; otherwise, a current run may not know of the review.
     `is_tainted` tells that a revision came from outside. `stats` is `{files, additions, deletions}`.
     """
 

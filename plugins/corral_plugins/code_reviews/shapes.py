@@ -54,7 +54,7 @@ class RequestChanges(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 class NewReviewComment(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """A comment on a review, on one of its files, or on lines that the current revision shows.
 
-    `suggestion` is text to replace the lines with. `parent_id` is a comment that this one answers.
+    `suggestion` is text that should replace the lines. `parent_id` is the comment that this comment answers.
     """
 
     body: CommentText

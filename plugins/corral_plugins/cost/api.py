@@ -108,7 +108,7 @@ class ChargedCost(PriceQuote, frozen=True, kw_only=True):
 
 
 class BudgetShortage(msgspec.Struct, frozen=True, kw_only=True):
-    """What a use needs at most, and what the budget that refused it leaves to it, in micro-USD."""
+    """The amount that a use needs at most, and the amount that is left in the budget that refused it, in micro-USD."""
 
     needed: int
     left: int
@@ -280,7 +280,7 @@ class Costs(Protocol):
         ...
 
     def agent_budgets(self, agent_ids: Sequence[str]) -> dict[str, AgentBudget]:
-        """Return the budgets of those of the agents that have one, in the current period."""
+        """Return the budgets of the agents among these that have one, in the current period."""
         ...
 
 

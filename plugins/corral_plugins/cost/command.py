@@ -23,8 +23,12 @@ COLUMNS = {
 
 
 @click.group("cost", invoke_without_command=True)
-@click.option("--by", type=click.Choice(list(REPORTS)), default="agent", show_default=True, help="breakdown to show")
-@click.option("--days", type=click.IntRange(1, 365), default=30, show_default=True, help="days of the breakdown")
+@click.option(
+    "--by", type=click.Choice(list(REPORTS)), default="agent", show_default=True, help="how to break down the cost"
+)
+@click.option(
+    "--days", type=click.IntRange(1, 365), default=30, show_default=True, help="number of days in the breakdown"
+)
 @server_option
 @json_option
 def cost_command(*, by: str, days: int, server: str | None, as_json: bool) -> None:
@@ -96,9 +100,20 @@ def show_budget(client: ApiClient, *, as_json: bool) -> None:
 
 @budget_group.command("set")
 @click.option("--limit", metavar="USD", help="monthly limit in USD; 0 allows no paid use, and none removes the limit")
-@click.option("--threshold", type=click.IntRange(1, 200), multiple=True, help="percentage to alert at; repeatable")
-@click.option("--mode", type=click.Choice(MODES), help="hard refuses uses, soft only alerts, off ignores the limit")
-@click.option("--on-exceeded", type=click.Choice(ON_EXCEEDED), help="what happens to running attempts")
+@click.option(
+    "--threshold",
+    type=click.IntRange(1, 200),
+    multiple=True,
+    help="percentage of the limit at which to alert; repeatable",
+)
+@click.option(
+    "--mode",
+    type=click.Choice(MODES),
+    help="effect of the limit: 'hard' refuses further use, 'soft' only alerts, 'off' ignores the limit",
+)
+@click.option(
+    "--on-exceeded", type=click.Choice(ON_EXCEEDED), help="what happens to running attempts when the limit is reached"
+)
 @click.option("--timezone", help="IANA time zone in which months begin and end")
 @client_command
 def set_budget(

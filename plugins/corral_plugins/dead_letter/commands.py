@@ -95,8 +95,10 @@ def retry_letter(client: ApiClient, *, letter: str, from_start: bool, fields: tu
 
 @dead_letter_command_group.command("retry-all")
 @reason_option
-@click.option("--max", "most", type=click.IntRange(1, 10_000), default=1000, show_default=True, help="maximum number")
-@click.option("--rate", type=click.IntRange(1, 50), help="number of tasks per second")
+@click.option(
+    "--max", "most", type=click.IntRange(1, 10_000), default=1000, show_default=True, help="maximum number of tasks"
+)
+@click.option("--rate", type=click.IntRange(1, 50), help="number of tasks to retry per second")
 @click.option("--wait", is_flag=True, help="wait until the batch has ended")
 @client_command
 def retry_all_letters(
@@ -142,7 +144,7 @@ def show_stats(client: ApiClient, *, as_json: bool) -> None:
 
 
 def _id(client: ApiClient, letter: str) -> str:
-    """Return the id of the dead letter with this id, or of the newest one of the task with this title or id."""
+    """Return the id of the dead letter with this id, or of the newest dead letter of the task with this title or id."""
     if parse_id(letter) is None:
         found = _letters_of(client, letter, lambda each: each["title"].casefold() == letter.strip().casefold())
     else:
@@ -155,7 +157,7 @@ def _id(client: ApiClient, letter: str) -> str:
         found = _letters_of(client, task["title"], lambda each: each["task_id"] == letter) if task else []
     if not found:
         told = f"there is no dead letter of {letter} at {client.url}"
-        raise ApiClientError(f"{told}; corral dead-letter list --status all shows what there is", 404)
+        raise ApiClientError(f"{told}; `corral dead-letter list --status all` shows all dead letters", 404)
     if len({each["task_id"] for each in found}) > 1:
         ids = ", ".join(each["id"] for each in found)
         raise ApiClientError(f"{len(found)} dead letters have the title {letter}; give the id instead: {ids}")
@@ -163,7 +165,7 @@ def _id(client: ApiClient, letter: str) -> str:
 
 
 def _letters_of(client: ApiClient, title: str, is_meant: Callable[[Any], bool]) -> list[Any]:
-    """Return the letters with a title that are meant, newest first: the open ones, or if there are none, all."""
+    """Return the dead letters with this title, newest first: only the open ones, or all if none is open."""
     found = [each for each in client.get(PATH, search=title, status="all", limit=200)["items"] if is_meant(each)]
     return [each for each in found if each["status"] == "open"] or found
 

@@ -21,12 +21,12 @@ MARGIN_SECONDS = 5.0
 
 
 def run_batch_step(batch_id: str, batches: DeadLetterBatches) -> None:
-    """Retry the letters of a batch that are due, and queue the next step."""
+    """Retry the dead letters of a batch that are due, and queue the next step."""
     batches.run_step(batch_id)
 
 
 async def add_missing_letters(work: Work, maintenance: DeadLetterMaintenance) -> None:
-    """Add letters for the tasks that failed while the plugin was not active."""
+    """Add dead letters for the tasks that failed while the plugin was not active."""
     entry = UnitContext(label="job dead_letter.complete", actor=SYSTEM)
     until = clock.now(-MARGIN_SECONDS)
     place: str | None = await work(maintenance.complete_until, entry=entry, read=True)
@@ -36,7 +36,7 @@ async def add_missing_letters(work: Work, maintenance: DeadLetterMaintenance) ->
 
 
 async def check_queue(work: Work, maintenance: DeadLetterMaintenance, batches: DeadLetterBatches) -> None:
-    """Record that the queue is complete, after adding missing letters, and alert admins about its growth.
+    """Record that the queue is complete, after adding missing dead letters, and alert admins about its growth.
 
     Also end the batch whose job has given up.
     """
@@ -51,13 +51,13 @@ async def check_queue(work: Work, maintenance: DeadLetterMaintenance, batches: D
 
 
 def complete_after_state_change(event: LoggedEvent) -> None:
-    """Look for missing letters after the plugin was put back in service."""
+    """Look for missing dead letters after the plugin was put back in service."""
     if event.payload().get("name") == "dead_letter":
         enqueue("dead_letter.complete")
 
 
 async def delete_old_letters(work: Work, maintenance: DeadLetterMaintenance) -> None:
-    """Delete dead letters past their retention period, and those above the maximum number."""
+    """Delete dead letters past their retention period, and dead letters above the maximum number."""
     entry = UnitContext(label="job dead_letter.prune", actor=SYSTEM)
     for what, delete in (("expired", maintenance.delete_expired), ("surplus", maintenance.delete_surplus)):
         total = 0

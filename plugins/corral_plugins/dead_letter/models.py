@@ -91,7 +91,7 @@ Batch.add_index(
 
 
 class Completeness(Model):
-    """The instant until which every task that failed has got its dead letter. The table has one row."""
+    """The time until which every failed task has a dead letter. The table has one row."""
 
     id = peewee.SmallIntegerField(primary_key=True)
     until = InstantField()

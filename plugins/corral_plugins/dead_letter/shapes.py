@@ -90,7 +90,7 @@ class RetryDeadLetter(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class LetterFilter(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Selects open dead letters. Fields that are left out select all."""
+    """Selects open dead letters. Absent fields restrict nothing."""
 
     reason: Reason | None = None
     agent_id: Id | None = None
@@ -149,9 +149,10 @@ class BatchView(msgspec.Struct, kw_only=True):
 class DeadLetterStats(msgspec.Struct, kw_only=True):
     """Statistics of the open dead letters.
 
-    `by_error_type` and `by_agent` count the 20 most frequent ones; letters without an agent count as `none`.
-    `added_1h`, `added_24h` and `retried_24h` count letters of all states. `retry_success_rate` is the share of the
-    tasks retried in the last 24 hours that completed, among those that have ended.
+    `by_error_type` and `by_agent` are the numbers of dead letters for the 20 most frequent error types and agents;
+    dead letters without an agent count as `none`. `added_1h`, `added_24h` and `retried_24h` count dead letters in all
+    states. `retry_success_rate` is the share of completed tasks among the tasks that were retried in the last 24 hours
+    and have ended.
     """
 
     total: int

@@ -7,7 +7,7 @@ from corral.cli.status_parts import StatusPart, read_if_allowed
 
 
 def letter_status(client: ApiClient) -> StatusPart:
-    """Tell admins how many tasks failed for good, and wait for somebody to look at them."""
+    """Describe, for admins, the tasks that failed for good and that nobody has handled yet."""
     found = read_if_allowed(client, "/dead-letter", limit=1)
     if found is None or not found["total"]:
         return StatusPart(found)

@@ -33,7 +33,7 @@ SourceType = Literal["user", "worker", "agent", "export", "step"]
 
 
 class FileSource(msgspec.Struct, frozen=True, kw_only=True):
-    """What made a file: a person, a worker or an agent, an export, or a step of a workflow.
+    """The origin of a file: a person, a worker or an agent, an export, or a step of a workflow.
 
     `attempt_id` is the attempt of the task that made it, if there is one.
     """
@@ -84,7 +84,7 @@ class Files(Protocol):
         ...
 
     def facts(self, file_id: str) -> FileFacts | None:
-        """Return the facts about a file, whoever may read it, or None if it does not exist."""
+        """Return the facts about a file, regardless of who may read it, or None if it does not exist."""
         ...
 
     def readable(self, file_id: str, *, by: Principal) -> FileFacts | None:
@@ -94,8 +94,8 @@ class Files(Protocol):
     def made_for_task(self, task_id: str) -> list[FileFacts]:
         """Return at most 100 files that workers and agents made for a task, oldest first.
 
-        Runs in the caller's unit of work. The caller must have checked that the reader may read the task, and shows no
-        more of the files than their names and ids.
+        Runs in the caller's unit of work. The caller must have checked that the reader may read the task, and must
+        show only the names and ids of the files.
         """
         ...
 
@@ -112,7 +112,7 @@ class Files(Protocol):
 
 
 class _FileEvent(Event, kw_only=True):
-    """The fields of every event about a file. A file that is shared with its task is visible to its readers."""
+    """The fields of every event about a file. The readers of a task see the files that are shared with it."""
 
     file_id: str
     name: str

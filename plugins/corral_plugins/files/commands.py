@@ -35,7 +35,7 @@ def _task_option(help_text: str) -> Callable[[F], F]:
 
 @click.group("files")
 def files_command_group() -> None:
-    """Store, read and share files: inputs of tasks and what comes out of them. FILE is an id or a name."""
+    """Store, read and share files: the inputs and results of tasks. FILE is an id or a name."""
 
 
 @files_command_group.command("list")
@@ -179,7 +179,7 @@ def delete_file(client: ApiClient, *, file: str, as_json: bool) -> None:
 @files_command_group.command("usage")
 @client_command
 def show_usage(client: ApiClient, *, as_json: bool) -> None:
-    """Show what your files take, and your quota."""
+    """Show how much space your files take, and your quota."""
     found = client.get("/files/usage")
     quota = "unlimited" if found["quota_bytes"] is None else format_bytes(found["quota_bytes"])
     shown = {"files": found["files"], "size": format_bytes(found["bytes"]), "quota": quota}
@@ -194,8 +194,9 @@ def show_usage(client: ApiClient, *, as_json: bool) -> None:
 def move_files(open_session: OpenSession, url: str, config_path: Path | None, as_json: bool) -> None:
     """Copy all stored files to another store, and verify them. Run it again after an interruption: it continues.
 
-    The server goes on with the present store. When the copy is complete, set CORRAL_STORAGE_URL to the new URL, restart
-    the server, and run this command once more with the old CORRAL_STORAGE_URL to copy what came in between.
+    The server continues to use the present store. When the copy is complete, set CORRAL_STORAGE_URL to the new URL,
+    restart the server, and run this command once more with the old CORRAL_STORAGE_URL to copy the files that were added
+    in between.
     """
     import asyncio
 

@@ -50,7 +50,7 @@ File.add_index(File.index(File.expires_at, File.id, name="files_files_expiry", w
 class Upload(Model):
     """An upload in progress, with the bytes of the owner's quota that it has reserved.
 
-    After a crash nothing renews the row any more, and the sweep gives the reserved bytes back.
+    After a crash, nothing renews the row any more, and the sweep releases the reserved bytes.
     """
 
     visibility = ADMIN

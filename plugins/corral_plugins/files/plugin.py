@@ -34,9 +34,9 @@ if TYPE_CHECKING:
 
 
 class FilesPlugin(Plugin):
-    """Files: inputs of tasks and what comes out of them.
+    """Files: the inputs and results of tasks.
 
-    A file is complete and safe, or it is not there. Files are kept in a folder, or in a bucket of S3 or MinIO.
+    A file is stored completely and durably, or not at all. Files are kept in a folder, or in a bucket of S3 or MinIO.
     """
 
     name = "files"

@@ -44,7 +44,7 @@ routes = Routes("/files", tag="Files", explain=complete_problem)
 
 @routes.get("/", needs=READ, delegable=True)
 def list_files(query: FileQuery, registry: FileRegistry, caller: Principal) -> Page[FileView]:
-    """List the files that you may read, newest first: your own, and those that others shared with a task."""
+    """List the files that you may read, newest first: your own files, and files that others shared with a task."""
     return registry.list_files(query, caller)
 
 
@@ -123,7 +123,7 @@ def _new_file(query: UploadQuery, caller: Principal, request: Request, settings:
 
 
 def _apply_fields(new: NewFile, upload: UploadBody) -> None:
-    """Apply the text parts that have come."""
+    """Apply the text parts that have arrived."""
     fields = upload.fields
     if isinstance(fields.name, str):
         new.name = fields.name
@@ -167,7 +167,7 @@ async def download_file(
 async def create_file_link(
     id: str, registry: FileRegistry, links: FileLinks, caller: Principal, request: Request, work: Work
 ) -> FileLink:
-    """Make a link that downloads the file without a login for an hour. Making it is recorded in the audit log."""
+    """Make a link that downloads the file without a login for an hour. The audit log records the new link."""
     row = await work(lambda: registry.find(id, caller), read=True)
     link = await links.make(row)
     await work(lambda: registry.record_link(row), entry=request.unit_context(caller))

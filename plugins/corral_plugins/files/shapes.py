@@ -57,8 +57,8 @@ class FileQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defaul
 class FileView(msgspec.Struct, kw_only=True):
     """A file.
 
-    `content_type` is what the client said, and `detected_type` is what the bytes are; `type_mismatch` says that they
-    differ. Downloads are served as `detected_type`.
+    `content_type` is the type that the client declared, and `detected_type` is the type of the bytes; `type_mismatch`
+    is true if they differ. Downloads are served as `detected_type`.
     """
 
     id: str
@@ -94,7 +94,7 @@ class LinkQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class FileUsage(msgspec.Struct, kw_only=True):
-    """The number and the bytes of one's own files, and the quota, or null without a limit."""
+    """The number and the bytes of the caller's files, and the quota, or null without a limit."""
 
     files: int
     bytes: int

@@ -27,7 +27,7 @@ declare_codes(
         "llm.provider_not_configured": (
             422,
             "The provider of the model is not configured",
-            "Configure the provider's key with corral api PUT /llm/providers/NAME, or name another model.",
+            "Configure the provider's key with `corral api PUT /llm/providers/NAME`, or name another model.",
         ),
     }
 )

@@ -21,7 +21,7 @@ EMBEDDING_MODEL: Setting[str | None] = Setting(
     name="llm.embedding_model",
     kind=str,
     default=None,
-    title="Default model for embeddings (unset: the built-in one if installed)",
+    title="Default model for embeddings (unset: the built-in model if installed)",
 )
 DEFAULT_MAX_TOKENS = Setting(
     name="llm.default_max_tokens",

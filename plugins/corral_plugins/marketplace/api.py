@@ -60,14 +60,14 @@ class Installer(msgspec.Struct, frozen=True, kw_only=True):
     object.
 
     `plan(spec)` raises `Invalid`, with pointers relative to the spec, if an object with this spec could not be created.
-    It runs outside of units of work, in a thread, with other ids than those of the objects. All other functions run in
-    the caller's unit of work.
+    It runs outside of units of work, in a thread, with ids other than the ids of the objects. All other functions run
+    in the caller's unit of work.
 
-    `existing(names)` returns the ids of living objects by name. `install(spec, by)` creates an object that does nothing
-    by itself. `fingerprint(ids)` returns the present values of the fields that a spec may have, by id; objects that are
-    gone are left out. `update(id, fields, by)` changes these fields. `users(ids)` returns the objects of the kind that
-    refer to objects with these ids. `running(ids)` returns the ids of objects that are at work. `remove(id, by)`
-    deletes an object. `export(id, by)` returns the spec of an object, and raises `NotFound`.
+    `existing(names)` returns the ids of existing objects by name. `install(spec, by)` creates an object that does
+    nothing by itself. `fingerprint(ids)` returns the present values of the fields that a spec may have, by id; objects
+    that are gone are left out. `update(id, fields, by)` changes these fields. `users(ids)` returns the objects of the
+    kind that refer to objects with these ids. `running(ids)` returns the ids of objects that are at work. `remove(id,
+    by)` deletes an object. `export(id, by)` returns the spec of an object, and raises `NotFound`.
     """
 
     kind: str

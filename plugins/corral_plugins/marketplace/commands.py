@@ -29,7 +29,12 @@ manifest_argument = click.argument(
     "manifest", type=click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path)
 )
 parameter_option = click.option(
-    "-p", "--parameter", "parameters", multiple=True, metavar="KEY=VALUE", help="parameter of the template; KEY:=JSON"
+    "-p",
+    "--parameter",
+    "parameters",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="parameter of the template, KEY=TEXT or KEY:=JSON; repeatable",
 )
 version_option = click.option("--version", "version", help="version of the template instead of the latest one")
 dry_run_option = click.option("--dry-run", is_flag=True, help="show what would happen, and change nothing")
@@ -41,7 +46,13 @@ def _installation_options(command: F) -> F:
         parameter_option,
         version_option,
         click.option("--prefix", default="", help="text before the name of every object"),
-        click.option("--secret", "secrets", multiple=True, metavar="NAME=VAULT_NAME", help="secret to use; repeatable"),
+        click.option(
+            "--secret",
+            "secrets",
+            multiple=True,
+            metavar="NAME=VAULT_NAME",
+            help="secret NAME of the template, and the secret in the vault to use for it; repeatable",
+        ),
         click.option(
             "--on-conflict",
             type=click.Choice(("rename", "fail", "skip")),
@@ -104,7 +115,7 @@ def show_template(client: ApiClient, *, template: str, version: str | None, is_m
 @_installation_options
 @client_command
 def plan_template(client: ApiClient, *, template: str, as_json: bool, **options: Any) -> None:
-    """Show what an installation would create and what it lacks. Creates nothing."""
+    """Show what an installation would create, and what is missing. Nothing is created."""
     with _explaining_parameters(options["parameters"]):
         plan = client.post(f"/marketplace/templates/{template}/install", {**_body(**options), "dry_run": True})
     if as_json:
@@ -165,7 +176,7 @@ def upgrade_installation(
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Upgrade an installation. What people edited stays as it is."""
+    """Upgrade an installation. Fields that people edited keep their values."""
     body: Json = {"parameters": parse_fields(parameters), "dry_run": dry_run}
     path = f"/marketplace/installations/{_find_installation(client, installation)}/upgrade"
     with _looking_for(client, installation), _explaining_parameters(parameters):
@@ -185,7 +196,7 @@ def upgrade_installation(
 @dry_run_option
 @client_command
 def uninstall_installation(client: ApiClient, *, installation: str, force: bool, dry_run: bool, as_json: bool) -> None:
-    """Remove what an installation created, except what people edited or use."""
+    """Remove the objects of an installation, except objects that people edited or use."""
     body = {"force": force, "dry_run": dry_run}
     path = f"/marketplace/installations/{_find_installation(client, installation)}/uninstall"
     with _looking_for(client, installation):
@@ -271,7 +282,7 @@ def export_template(
 
 @contextlib.contextmanager
 def _explaining_parameters(parameters: tuple[str, ...]) -> Iterator[None]:
-    """Say how numbers and other values are given, if a parameter was given as text and its value is refused."""
+    """Add to an error how to give numbers and other values, if a parameter that was given as text is refused."""
     try:
         yield
     except ApiClientError as error:
@@ -341,10 +352,13 @@ def _print_missing(found: Json) -> None:
         click.echo(f"missing: the plugin {plugin}", err=True)
     for secret in missing["secrets"]:
         command = f"corral api POST /secrets -f name={secret} -f value=@-"
-        click.echo(f"missing: the secret {secret}; an admin creates it: {command}", err=True)
+        click.echo(f"missing: the secret {secret}; an admin must create it: {command}", err=True)
     for grant in missing["grants"]:
         consumer = grant["consumer"] or f"the {grant['kind']} {grant['key']}"
-        click.echo(f"missing: an admin allows {consumer} to use the secret {grant['secret']}", err=True)
+        click.echo(
+            f"missing: the permission of {consumer} to use the secret {grant['secret']}; an admin must grant it",
+            err=True,
+        )
     for warning in found["warnings"]:
         click.echo(f"warning: {warning}", err=True)
 
@@ -424,7 +438,7 @@ def _looking_for(client: ApiClient, installation: str) -> contextlib.AbstractCon
 
 
 def _find_installation(client: ApiClient, name: str) -> str:
-    """Return the id of the installation with this id, or of the only one of the template with this slug."""
+    """Return the id of the installation with this id, or of the only installation of the template with this slug."""
     if parse_id(name) is not None:
         return name
     found = [each for each in client.pages("/marketplace/installations") if each["slug"] == name.strip()]
@@ -433,5 +447,5 @@ def _find_installation(client: ApiClient, name: str) -> str:
         return str(present[0])
     if present:
         raise ApiClientError(f"{name} is installed {len(present)} times; give the id instead: {', '.join(present)}")
-    hint = f"{client.url}; corral template installations shows all installations"
+    hint = f"{client.url}; `corral template installations` shows all installations"
     raise ApiClientError(f"there is no installation of {name} at {hint}", 404)

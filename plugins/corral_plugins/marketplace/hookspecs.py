@@ -13,7 +13,7 @@ hookspec = pluggy.HookspecMarker("corral")
 
 @hookspec
 def corral_template_sources() -> Iterable[TemplateSource]:  # type: ignore[empty-body]
-    """Contribute sources of templates. A template with the slug and version of another one is ignored."""
+    """Contribute sources of templates. A template with the slug and version of another template is ignored."""
 
 
 @hookspec

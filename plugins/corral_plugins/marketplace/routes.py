@@ -71,7 +71,7 @@ async def upload_template(
 
 @routes.post("/templates/validate", needs=WRITE, body_limit=MANIFEST_LIMIT)
 async def validate_template(body: ManifestBody, uploads: TemplateUploads) -> ManifestValidation:
-    """Check a manifest, and look for what a person should know. Nothing is stored."""
+    """Check a manifest, and report what people should know before they install it. Nothing is stored."""
     return await uploads.validate(body.data())
 
 

@@ -18,5 +18,5 @@ INDEX_URL = Setting(
     maximum=2000,
     check=_is_https,
     own_session=True,
-    title="URL of an index of further templates; null: none",
+    title="URL of an index of further templates (null: no index)",
 )

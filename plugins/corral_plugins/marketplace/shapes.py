@@ -58,7 +58,7 @@ class TemplateQuery(PageQuery, kw_only=True):
 
 
 class VersionQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The version to return. The default is the latest one."""
+    """The version to return. The default is the latest version."""
 
     version: Version | UnsetType = UNSET
 
@@ -181,8 +181,8 @@ class InstallTemplate(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """The options of an installation.
 
     `secrets_map` maps the names of secrets in the template to names in the vault. `on_conflict` tells what happens if
-    an object with the name of a resource exists: the new one gets another name, the installation fails, or the existing
-    object is used. With `dry_run`, nothing is created, and the response is the plan.
+    an object with the name of a resource exists: the new object gets another name, the installation fails, or the
+    existing object is used. With `dry_run`, nothing is created, and the response is the plan.
     """
 
     version: Version | UnsetType = UNSET
@@ -206,7 +206,7 @@ class MissingGrant(msgspec.Struct, kw_only=True):
 
 
 class MissingParts(msgspec.Struct, kw_only=True):
-    """What an installation needs and did not find: secrets, tools that nobody offers, and grants of secrets."""
+    """What an installation needs and what is missing: secrets, tools that nobody offers, and grants of secrets."""
 
     secrets: list[str] = []
     tools: list[str] = []
@@ -224,7 +224,7 @@ class PlannedObject(msgspec.Struct, kw_only=True):
 
 
 class ToolPlan(msgspec.Struct, kw_only=True):
-    """The tools that agents get, and those that the person who installs may not give to them."""
+    """The tools that agents get, and the tools that the installing person may not give to them."""
 
     granted: list[str]
     refused: list[str]
@@ -251,9 +251,9 @@ class InstallationPlan(msgspec.Struct, kw_only=True):
 class CreatedObject(msgspec.Struct, kw_only=True):
     """An object of an installation.
 
-    `edited` means that a person changed it after the installation, or null in a list. A `reused` object existed before.
-    `state` is `present`, `removed` by the marketplace, or `deleted` by a person. `once` contains values that only the
-    response to the installation shows, such as the address of a webhook trigger.
+    `edited` is true if a person changed it after the installation, and null in a list. A `reused` object existed
+    before. `state` is `present`, `removed` by the marketplace, or `deleted` by a person. `once` contains values that
+    only the response to the installation shows, such as the address of a webhook trigger.
     """
 
     kind: str
@@ -306,7 +306,7 @@ class InstallationQuery(PageQuery, kw_only=True):
 class UpgradeInstallation(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """The options of an upgrade.
 
-    The default of `version` is the latest one. Parameters that are left out keep their values.
+    The default of `version` is the latest version. Parameters that are left out keep their values.
     """
 
     version: Version | UnsetType = UNSET
@@ -315,7 +315,7 @@ class UpgradeInstallation(msgspec.Struct, kw_only=True, forbid_unknown_fields=Tr
 
 
 class ChangedObject(msgspec.Struct, kw_only=True):
-    """An object and those of its fields that the upgrade changes, or keeps because a person edited them."""
+    """An object, and the fields that the upgrade changes, or keeps because a person edited them."""
 
     kind: str
     key: str
@@ -356,14 +356,14 @@ class UpgradeResult(msgspec.Struct, kw_only=True):
 
 
 class UninstallInstallation(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The options of an uninstallation. `force` removes edited objects too, but none that is running or in use."""
+    """The options of an uninstallation. `force` removes edited objects too, but no object that is running or in use."""
 
     dry_run: bool = False
     force: bool = False
 
 
 class UninstallResult(msgspec.Struct, kw_only=True):
-    """What was removed, or would be, and what is kept with the reason."""
+    """The objects that were or would be removed, and the objects that are kept, with the reasons."""
 
     removed: list[ObjectRef]
     kept: list[KeptObject]

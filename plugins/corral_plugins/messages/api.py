@@ -42,9 +42,9 @@ class Correlation(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit
 class NewMessage(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """A message to send. It has exactly one recipient: an agent, a user or a channel.
 
-    `sender_agent_id` names the agent for which the caller speaks. If it is null, the caller is the sender. `type` is
-    `reply` by default if `in_reply_to` is set, or else `info`. `correlation` is by default the task of the caller's
-    lease.
+    `sender_agent_id` names the agent on whose behalf the caller sends the message. If it is null, the caller is the
+    sender. `type` is `reply` by default if `in_reply_to` is set, or else `info`. `correlation` is by default the task
+    of the caller's lease.
     """
 
     body: Annotated[str, Meta(min_length=1, max_length=BODY_BYTES)]
@@ -87,7 +87,7 @@ class Messages(Protocol):
 
         `trusted` states whether a person wrote the message; by default this is true if `by` is a person. `cause` is the
         chain of causes of the message, by default that of the caller's task. Raises a `Problem` with the code
-        `unknown_reference`, `hop_limit` or `rate_limited`, or `Forbidden` if the caller may not speak for the sender.
+        `unknown_reference`, `hop_limit` or `rate_limited`, or `Forbidden` if the caller may not send for the sender.
         """
         ...
 

@@ -24,13 +24,15 @@ WARNINGS = {
 }
 
 for_agent = click.option(
-    "--agent", help="agent for which you act, if several recipients are yours", shell_complete=complete_names("/agents")
+    "--agent",
+    help="agent on whose behalf you act, if several recipients are yours",
+    shell_complete=complete_names("/agents"),
 )
 
 
 @click.group("messages")
 def messages_command_group() -> None:
-    """Send messages to agents, people and channels, and answer for the messages of agents."""
+    """Send messages to agents, people and channels, and read and acknowledge messages."""
 
 
 @messages_command_group.command("list")
@@ -78,10 +80,10 @@ def list_messages(
 @click.option("--to-agent", help="agent that receives the message", shell_complete=complete_names("/agents"))
 @click.option("--to-user", metavar="EMAIL|ID", help="user who receives the message")
 @click.option("--channel", help="channel whose subscribers receive the message")
-@click.option("--as-agent", help="agent for which you speak", shell_complete=complete_names("/agents"))
+@click.option("--as-agent", help="agent on whose behalf the message is sent", shell_complete=complete_names("/agents"))
 @click.option("--subject", default="", help="subject of the message")
-@click.option("--type", "kind", type=click.Choice(TYPES), help="type of the message; request asks for an answer")
-@click.option("--reply-to", help="id or subject of the message that this one answers")
+@click.option("--type", "kind", type=click.Choice(TYPES), help="type of the message; a 'request' expects an answer")
+@click.option("--reply-to", help="id or subject of the message to answer")
 @client_command
 def send_message(
     client: ApiClient,
@@ -120,7 +122,7 @@ def send_message(
 @for_agent
 @client_command
 def read_message(client: ApiClient, *, message: str, agent: str | None, as_json: bool) -> None:
-    """Mark a message as read, and show it. MESSAGE is an id or a subject, which names the newest."""
+    """Mark a message as read, and show it. MESSAGE is an id, or the subject of the newest such message."""
     body = {} if agent is None else {"agent_id": _find_agent(client, agent)}
     message = _message_id(client, message)
     with client.looking_for("message", message, "corral messages list"):
@@ -173,7 +175,7 @@ def _title_of(client: ApiClient, message_id: str | None) -> str | None:
 
 
 def _message_id(client: ApiClient, message: str) -> str:
-    """Return the given id, or that of the newest message with this subject, or without one, this beginning."""
+    """Return the given id, or the id of the newest message with this subject or, without a subject, this beginning."""
     return newest_id(
         client, "/messages", message, kind="message", titles=lambda row: [_title(row)], listing="corral messages list"
     )

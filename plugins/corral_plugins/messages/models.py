@@ -59,7 +59,7 @@ class Message(Model):
 
 
 class Receipt(Model):
-    """What became of a message at one recipient, an agent or a user.
+    """The state of a message for one recipient, an agent or a user.
 
     `due_at` is when the message is delivered next, or null if it is not delivered again. After the last redelivery, it
     is when the receipt expires. `rank` is 0 for requests, which are delivered before other messages. `lease_id` is the

@@ -16,7 +16,7 @@ Result = Literal["done", "rejected"]
 
 
 class ReceiptView(msgspec.Struct, kw_only=True):
-    """What became of a message at one recipient.
+    """The state of a message for one recipient.
 
     Either `agent_id` or `user_id` is set. `redeliveries` is how often an unacknowledged request was delivered again.
     """

@@ -7,7 +7,7 @@ from corral.cli.status_parts import StatusPart, read_if_allowed, some_names
 
 
 def message_status(client: ApiClient) -> StatusPart:
-    """Tell who sent the messages to the user that are unread."""
+    """Describe the unread messages of the user, and who sent them."""
     found = read_if_allowed(client, "/messages", unread="true")
     if found is None or not found["total"]:
         return StatusPart(found)

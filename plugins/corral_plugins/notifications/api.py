@@ -16,7 +16,7 @@ SEVERITIES: tuple[Severity, ...] = ("info", "warning", "error", "critical")
 
 
 class OutgoingItem(msgspec.Struct, frozen=True, kw_only=True):
-    """One of the events that an outgoing notification tells of. `href` is the address of the object, or null."""
+    """One of the events that an outgoing notification reports. `href` is the address of the object, or null."""
 
     event_id: str | None
     event: str
@@ -31,8 +31,9 @@ class OutgoingNotification(msgspec.Struct, frozen=True, kw_only=True):
 
     `items` contains at most 10 of the `count` events. The texts are plain, and their values come from people and
     agents: a channel type escapes them for its service. `url` leads to the object, and `preferences_url` to the
-    preferences. `to` is the address of the person whom a channel with `to_recipients` tells. `served` lists the
-    receivers that an earlier attempt has reached. A channel type with several receivers adds those that it reaches.
+    preferences. `to` is the address of the person who is the recipient of a channel with `to_recipients`. `served`
+    lists the receivers that an earlier attempt has reached. A channel type with several receivers adds the receivers
+    that it reaches.
     """
 
     id: str
@@ -88,8 +89,9 @@ class ChannelType(msgspec.Struct, frozen=True, kw_only=True):
 class NotificationView(msgspec.Struct, kw_only=True):
     """A notification of the caller.
 
-    `count` is the number of events that it tells of. `title` is that of the latest one, and `titles` are the first 10
-    different ones. `event_id` is the id of the latest event, and null if a workflow or a trigger sent the notification.
+    `count` is the number of events that it reports. `title` is the title of the latest event, and `titles` are the
+    first 10 different titles. `event_id` is the id of the latest event, and null if a workflow or a trigger sent the
+    notification.
     """
 
     id: str

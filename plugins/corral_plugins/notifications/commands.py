@@ -1,4 +1,4 @@
-"""`corral notifications`: reads one's notifications, and manages channels and rules from a terminal."""
+"""`corral notifications`: reads the user's notifications, and manages channels and rules from a terminal."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ DELIVERY_COLUMNS = ("title", "count", "channel", "rule", "status", "attempts", "
 PREVIEW_COLUMNS = ("sent_at", "channel", "severity", "count", "group_key", "titles")
 FAILURES = {
     "blocked": "the egress guard does not allow the address of the channel; an admin may, with CORRAL_EGRESS_ALLOW",
-    "circuit_open": "the circuit breaker of the channel is open; corral circuit-breakers list says why",
+    "circuit_open": "the circuit breaker of the channel is open; `corral circuit-breakers list` says why",
 }
 STATUSES = ("pending", "retrying", "succeeded", "failed", "cancelled", "suppressed")
 
@@ -52,7 +52,7 @@ limit_option = click.option(
 
 @click.group("notifications")
 def notifications_command_group() -> None:
-    """Read your notifications, and manage how people are told. CHANNEL and RULE are names or ids."""
+    """Read your notifications, and manage how people are notified. CHANNEL and RULE are names or ids."""
 
 
 @notifications_command_group.command("list")
@@ -78,7 +78,7 @@ def list_notifications(client: ApiClient, *, unread: bool, limit: int, as_json: 
 @notification_argument
 @client_command
 def show_notification(client: ApiClient, *, notification: str, as_json: bool) -> None:
-    """Show a notification, without marking it as read. NOTIFICATION is an id or a title, which names the newest."""
+    """Show a notification, without marking it as read. NOTIFICATION is an id, or a title, which means the newest."""
     notification = _notification_id(client, notification)
     with _looking_for(client, notification):
         found = client.get(f"/notifications/{notification}")
@@ -102,7 +102,7 @@ def show_notification(client: ApiClient, *, notification: str, as_json: bool) ->
 @click.option("--all", "everything", is_flag=True, help="mark all notifications")
 @client_command
 def mark_read(client: ApiClient, *, notification: str | None, everything: bool, as_json: bool) -> None:
-    """Mark a notification as read, or all of them. NOTIFICATION is an id or a title, which names the newest."""
+    """Mark a notification as read, or all of them. NOTIFICATION is an id, or a title, which means the newest."""
     if everything == (notification is not None):
         raise click.UsageError("give the id or the title of a notification, or --all")
     if everything:
@@ -168,7 +168,9 @@ def list_channel_types(client: ApiClient, *, as_json: bool) -> None:
 
 @notifications_command_group.command("create-channel")
 @click.argument("name")
-@click.option("--type", "kind", required=True, help="type of the channel; see corral notifications channel-types")
+@click.option(
+    "--type", "kind", required=True, help="type of the channel; `corral notifications channel-types` lists the types"
+)
 @body_option
 @field_option
 @click.option(
@@ -206,7 +208,7 @@ def create_channel(
 @body_option
 @field_option
 @click.option("--name", help="new name")
-@click.option("--enable/--disable", "is_enabled", default=None, help="whether the channel is used")
+@click.option("--enable/--disable", "is_enabled", default=None, help="enable or disable the channel")
 @click.option("--secret-file", "secret_files", multiple=True, metavar="MEMBER=FILE", help="new secret; repeatable")
 @client_command
 def edit_channel(
@@ -258,7 +260,7 @@ def test_channel(client: ApiClient, *, channel: str, as_json: bool) -> None:
 @notifications_command_group.command("rules")
 @client_command
 def list_rules(client: ApiClient, *, as_json: bool) -> None:
-    """List the rules that say what goes through which channels."""
+    """List the rules, which decide which events go through which channels."""
     names = {row["id"]: row["name"] for row in client.pages(CHANNELS)}
     print_table(
         list(client.pages(RULES)),
@@ -293,7 +295,7 @@ def create_rule(
     """Create a rule. Further fields, such as group_by, are given with --field or a file."""
     body = {**read_body(input_path, fields), "name": name, **_rule_parts(client, events, channels)}
     if "events" not in body:
-        raise click.UsageError("say which events the rule follows with --event")
+        raise click.UsageError("give --event to say which events the rule follows")
     made = client.post(RULES, body)
     name = shlex.quote(made["name"])
     text = f"Created {made['name']} ({made['id']}).\nWhat it would have sent: corral notifications test-rule {name}"
@@ -302,9 +304,19 @@ def create_rule(
 
 @notifications_command_group.command("edit-rule")
 @rule_argument
-@click.option("--event", "events", multiple=True, help="event; repeatable, and replaces all former events")
-@click.option("--channel", "channels", multiple=True, help="channel; repeatable, and replaces all former channels")
-@click.option("--enable/--disable", "enabled", default=None, help="whether the rule applies")
+@click.option(
+    "--event",
+    "events",
+    multiple=True,
+    help="event that the rule follows; repeatable; the given events replace all existing ones",
+)
+@click.option(
+    "--channel",
+    "channels",
+    multiple=True,
+    help="channel of the rule; repeatable; the given channels replace all existing ones",
+)
+@click.option("--enable/--disable", "enabled", default=None, help="enable or disable the rule")
 @body_option
 @field_option
 @client_command
@@ -339,10 +351,10 @@ def delete_rule(client: ApiClient, *, rule: str, as_json: bool) -> None:
 
 @notifications_command_group.command("test-rule")
 @rule_argument
-@click.option("--days", type=click.IntRange(1, 30), default=7, show_default=True, help="number of past days")
+@click.option("--days", type=click.IntRange(1, 30), default=7, show_default=True, help="number of past days to test")
 @client_command
 def test_rule(client: ApiClient, *, rule: str, days: int, as_json: bool) -> None:
-    """Tell what a rule would have sent for the events of the last days. Nothing is sent."""
+    """Show what a rule would have sent for the events of the last days. Nothing is sent."""
     found = client.post(f"{RULES}/{_id(client, RULES, rule)}/test", {"days": days})
     if as_json:
         print_value(found, as_json=True, text="")
@@ -369,7 +381,7 @@ def test_rule(client: ApiClient, *, rule: str, days: int, as_json: bool) -> None
 def list_deliveries(
     client: ApiClient, *, channel: str | None, rule: str | None, status: tuple[str, ...], limit: int, as_json: bool
 ) -> None:
-    """List the messages that went, or go, through channels, newest first."""
+    """List the messages that were or will be sent through channels, newest first."""
     query: dict[str, Any] = {"status": list(status), "limit": limit}
     names = ObjectNames(client)
     if channel is not None:
@@ -404,7 +416,7 @@ def list_deliveries(
 @click.argument("delivery")
 @client_command
 def retry_delivery(client: ApiClient, *, delivery: str, as_json: bool) -> None:
-    """Send a delivery again that ended without success."""
+    """Repeat a delivery that ended without success."""
     with client.looking_for("delivery", delivery, "corral notifications deliveries"):
         row = client.post(f"/notifications/deliveries/{delivery}/retry", {})
     print_value(row, as_json=as_json, text=f"{row['id']} is sent again.")
@@ -436,7 +448,7 @@ def _all_titles(notification: Mapping[str, Any]) -> str | None:
 
 
 def _notification_id(client: ApiClient, notification: str) -> str:
-    """Return the given id, or that of the newest notification with this title, or that counts an event with it."""
+    """Return the given id, or the id of the newest notification that has this title or counts an event with it."""
     return newest_id(
         client,
         "/notifications",
@@ -478,7 +490,7 @@ def _id(client: ApiClient, path: str, name: str) -> str:
     kind = path.rpartition("/")[2]
     if not same:
         told = f"there is no {kind.removesuffix('s')} named {name} at {client.url}"
-        raise ApiClientError(f"{told}; corral notifications {kind} lists all {kind}", 404)
+        raise ApiClientError(f"{told}; `corral notifications {kind}` lists all {kind}", 404)
     if len(same) > 1:
         ids = ", ".join(row["id"] for row in same)
         raise ApiClientError(f"{len(same)} {kind} are named {name}; give the id instead: {ids}")

@@ -35,7 +35,7 @@ ENTRY = UnitContext(label="job notifications.group", actor=SYSTEM)
 async def group(
     database: Database, claims: DeliveryClaims, fan_out: NotificationFanOut, dispatcher: NotificationDispatcher
 ) -> None:
-    """Give back the deliveries of dead processes, give up late ones, and gather events that no process has seen."""
+    """Release the deliveries of dead processes, give up late deliveries, and gather events that no process has seen."""
     if await database.read(claims.has_late, ENTRY):
         await database.work(claims.release_expired, entry=ENTRY)
         await database.work(claims.cancel_orphans, entry=ENTRY)
@@ -45,7 +45,7 @@ async def group(
 
 
 async def purge(work: Work, settings: Settings, fan_out: NotificationFanOut) -> None:
-    """Delete old notifications, surplus ones, and deliveries that ended long ago."""
+    """Delete old and surplus notifications, and deliveries that ended long ago."""
     await fan_out.read(pass_over=True)
     read_before = clock.now(-settings.get(RETENTION_DAYS) * DAY)
     unread_before = clock.now(-settings.get(UNREAD_RETENTION_DAYS) * DAY)

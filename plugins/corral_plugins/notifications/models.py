@@ -11,9 +11,9 @@ from corral.database.sealed_columns import SealedField
 
 
 class Notification(Model):
-    """What a person is told in the app. `last_at` is the time of the latest event that it counts.
+    """A notification of a person in the app. `last_at` is the time of the latest event that it counts.
 
-    `title` is that of the latest event, and `titles` are the first different ones.
+    `title` is the title of the latest event, and `titles` are the first different titles.
     """
 
     visibility = PRIVATE
@@ -47,7 +47,7 @@ class Notification(Model):
 
 
 class Preference(Model):
-    """What a person wants to be told, and when."""
+    """The preferences of a person: what to be notified of, and when."""
 
     user_id = IdField(primary_key=True)
     mute: Any = JSONField(default=list)
@@ -59,7 +59,7 @@ class Preference(Model):
 
 
 class Channel(Model):
-    """A way out of Corral. `secrets` is a sealed JSON object with the secret members of the config.
+    """A channel of notifications. `secrets` is a sealed JSON object with the secret members of the config.
 
     `next_send_at` is the time before which the service wants no further message.
     """
@@ -87,7 +87,7 @@ class Channel(Model):
 
 
 class Rule(Model):
-    """Which events go through which channels, and to whom. Only events after `since_seq` count."""
+    """A rule: which events go through which channels, and to whom. Only events after `since_seq` count."""
 
     visibility = ADMIN
 
@@ -128,9 +128,9 @@ class RuleChannel(Model):
 
 
 class Progress(Model):
-    """How far an event has been told that concerns more people than one unit of work may tell.
+    """The progress of an event that concerns more people than one unit of work can notify.
 
-    All people up to `user_id` know of it.
+    All people up to `user_id` have been notified.
     """
 
     event_id = IdField(primary_key=True)
@@ -144,7 +144,7 @@ class Group(Model):
     """The events of a rule that go through a channel as one message.
 
     `id` is a hash of the rule, the channel, the person and the values by which events are grouped. `objects` contains
-    hashes of what the last message told of, or null if there were too many.
+    hashes of what the last message reported, or null if there were too many.
     """
 
     id = peewee.CharField(primary_key=True, max_length=64)
@@ -161,7 +161,7 @@ class Delivery(Model):
     While `is_collecting`, further events of the group join the message. `due_at` is set while the delivery waits; it
     then equals `next_attempt_at`, which is shown. While an attempt runs, `lease` is its fencing token, and the process
     has to record its result before `lease_until`. `ready_at` is the time of the first attempt. `served` lists the
-    addresses that have the message already.
+    addresses that already have the message.
     """
 
     visibility = ADMIN

@@ -83,10 +83,10 @@ PARTS: tuple[type[Any], ...] = (
 
 
 class NotificationsPlugin(Plugin):
-    """Notifications: the right person learns of what needs them, once, where they look.
+    """Notifications: people learn what needs their attention, once, and in the place where they look.
 
     People see notifications in the app at once. Rules of admins send them by mail, Slack, Telegram or a webhook as
-    well. A storm of events becomes one message, and a channel that is down loses none.
+    well. A burst of events becomes one message, and no message is lost while a channel is down.
     """
 
     name = "notifications"

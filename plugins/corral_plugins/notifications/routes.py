@@ -90,7 +90,7 @@ def delete_notification(id: str, inbox: Inbox, caller: Principal) -> None:
 
 @routes.get("/preferences", needs=READ)
 def get_notification_preferences(preferences: PreferenceManagement, caller: Principal) -> Preferences:
-    """Get what the caller wants to be told, and when."""
+    """Get the notification preferences of the caller."""
     return preferences.get(by=caller)
 
 
@@ -103,9 +103,9 @@ async def update_notification_preferences(
     request: Request,
     work: Work,
 ) -> Preferences:
-    """Change what the caller wants to be told, and when. Absent fields stay unchanged."""
+    """Change the notification preferences of the caller. Absent fields stay unchanged."""
     if caller.user_id is None:
-        raise Forbidden("Only people have preferences.")
+        raise Forbidden("Only people have notification preferences.")
     checks.check_preferences(body)
     return await work(lambda: preferences.update(body, by=caller), entry=request.unit_context(caller))
 
@@ -203,7 +203,7 @@ async def create_notification_rule(
     request: Request,
     work: Work,
 ) -> Answer[NotificationRuleView]:
-    """Create a rule. It follows the events that come from now on."""
+    """Create a rule. It applies to events from now on."""
     checks.check_rule(body)
     made = await work(lambda: rules.create(body), entry=request.unit_context(caller))
     return Answer(body=made, headers={"Location": f"/api/v1/notifications/rules/{made.id}"})
@@ -241,7 +241,7 @@ def delete_notification_rule(id: str, match: IfMatch, rules: RuleManagement) -> 
 async def test_notification_rule(
     id: str, body: TestRule, rules: RuleManagement, previews: RulePreviews, work: Work
 ) -> RulePreview:
-    """Tell what a rule would have sent for the events of the last days. Nothing is sent."""
+    """Return what a rule would have sent for the events of the last days. Nothing is sent."""
     row = await work(lambda: rules.row(id), read=True)
     return await previews.preview(row, body.days)
 
@@ -259,6 +259,6 @@ def list_notification_deliveries(
 
 @routes.post("/deliveries/{id}/retry", needs=MANAGE, status=202, raises=("not_found", "invalid_state"))
 def retry_notification_delivery(id: str, deliveries: NotificationDeliveries) -> Answer[NotificationDeliveryView]:
-    """Send a delivery again that ended without success, with fresh attempts."""
+    """Repeat a delivery that ended without success, with fresh attempts."""
     row = deliveries.retry(id)
     return Answer(body=row, headers={"Location": f"/api/v1/notifications/deliveries?channel_id={row.channel_id}"})

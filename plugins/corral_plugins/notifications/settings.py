@@ -66,6 +66,6 @@ CONSOLE_URL = Setting(
     maximum=MAX_URL,
     check=_is_url,
     title="Base URL of the links in notifications",
-    description="null: CORRAL_PUBLIC_URL.",
+    description="If null, CORRAL_PUBLIC_URL is used.",
 )
 ALL = (RETENTION_DAYS, UNREAD_RETENTION_DAYS, RETRY_SCHEDULE, DEFAULT_NOTIFICATIONS, CONSOLE_URL)

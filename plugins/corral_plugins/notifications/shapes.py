@@ -35,7 +35,7 @@ class MarkRead(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class MarkAllRead(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The instant before which notifications are marked as read. Without it, it is the time of the request."""
+    """The instant before which notifications are marked as read. The default is the time of the request."""
 
     before: MomentIn | UnsetType = UNSET
 
@@ -73,10 +73,10 @@ class QuietHours(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, renam
 
 
 class Preferences(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """What the caller wants to be told, and when.
+    """The notification preferences of the caller.
 
-    `mute` contains the names of events of which the caller is not told. `important` emails are those about errors and
-    critical events.
+    `mute` contains the names of events of which the caller is not notified. If `email` is `important`, emails report
+    only errors and critical events.
     """
 
     mute: Annotated[list[Pattern], Meta(max_length=100)] = []
@@ -164,7 +164,7 @@ class ChannelTypes(msgspec.Struct, kw_only=True):
 
 
 class RuleRecipients(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """Who is told: people by id, everyone with one of the roles, and the owner of the object."""
+    """Who is notified: people by id, everyone with one of the roles, and the owner of the object."""
 
     users: Annotated[list[Id], Meta(max_length=50)] = []
     roles: Annotated[list[Literal["admin", "member", "viewer", "auditor"]], Meta(max_length=4)] = []
@@ -191,8 +191,8 @@ class NewNotificationRule(RuleFields, kw_only=True, forbid_unknown_fields=True):
     """The fields for creating a rule.
 
     `events` are names of events, prefixes such as `task.*`, or `*`. `conditions` is an expression over `event`, `data`
-    and `severity`. Events with equal values of the keys in `group_by` are sent as one message; without keys, those of
-    the same event and object.
+    and `severity`. Events with equal values of the keys in `group_by` are sent as one message; without keys,
+    events with the same name and object are.
     """
 
     name: Name
@@ -259,7 +259,7 @@ class PreviewedMessage(msgspec.Struct, kw_only=True):
 class RulePreview(msgspec.Struct, kw_only=True):
     """What the rule would have sent.
 
-    `events` is the number of events that the rule follows, and `matched` the number of those that meet its conditions.
+    `events` is the number of events that the rule follows, and `matched` the number of events that meet its conditions.
     `messages` is the number of messages, of which `items` contains the first 100. `truncated` is true if there were too
     many events to look at.
     """
@@ -280,7 +280,7 @@ class NotificationDeliveryQuery(PageQuery, kw_only=True):
 
 
 class DeliveredEvent(msgspec.Struct, kw_only=True):
-    """An event of which a delivery tells."""
+    """An event that a delivery reports."""
 
     event_id: str | None
     event: str

@@ -11,7 +11,7 @@ SEVERITIES = ("critical", "error", "warning", "info")
 
 
 def unread_status(client: ApiClient) -> StatusPart:
-    """Tell how many notifications the user has not read, the worst first."""
+    """Describe how many notifications the user has not read, the most severe first."""
     found = read_if_allowed(client, "/notifications/unread-count")
     if found is None or not found["unread"]:
         return StatusPart(found)

@@ -18,7 +18,7 @@ declare_codes(
         "secret_expired": (
             410,
             "The secret has expired",
-            "Give the secret a new value and a new expiry date with corral api POST /secrets/ID/rotate.",
+            "Give the secret a new value and a new expiry date with `corral api POST /secrets/ID/rotate`.",
         ),
         "secrets.destroyed": (
             410,
@@ -138,7 +138,7 @@ class Secrets(Protocol):
     def delete_value(self, secret_id: str, *, by: Principal) -> None:
         """Delete a secret that `store_value` stored for an object, together with the object.
 
-        Do nothing if the secret has been deleted already. Detach the object before.
+        Do nothing if the secret has been deleted already. Detach the object first.
         """
         ...
 

@@ -146,11 +146,11 @@ class SecretsPlugin(Plugin):
         if self._redactor_values.unreadable:
             return (
                 "degraded",
-                f"{self._redactor_values.unreadable} stored values cannot be decrypted; run corral secrets verify.",
+                f"{self._redactor_values.unreadable} stored values cannot be decrypted; run `corral secrets verify`.",
             )
         if remaining := self._remaining_rows():
             return "degraded", (
-                f"{remaining} rows are encrypted under an old master key; run corral secrets rotate-master-key."
+                f"{remaining} rows are encrypted under an old master key; run `corral secrets rotate-master-key`."
             )
         return "ok", "All stored values can be decrypted."
 

@@ -42,7 +42,7 @@ setting_argument = click.argument("setting", shell_complete=_complete)
 
 @click.group("settings")
 def settings_command_group() -> None:
-    """Read and change what the product does. SETTING is a name such as llm.default_model. For admins."""
+    """Read and change the settings of a server. SETTING is a name such as llm.default_model. For admins."""
 
 
 @settings_command_group.command("list")
@@ -99,7 +99,7 @@ def show_setting(client: ApiClient, *, setting: str, as_json: bool) -> None:
 @click.argument("value", required=False)
 @client_command
 def set_setting(client: ApiClient, *, setting: str, value: str | None, as_json: bool) -> None:
-    """Change a setting. A list or an object is given as JSON; a secret is asked for, or read from standard input."""
+    """Change a setting. Give a list or an object as JSON. A secret is read from a prompt or from standard input."""
     found = _find(client, setting)
     changed = client.send("PUT", _path(found), body={"value": _given(found, value)})
     print_value(changed, as_json=as_json, text=_changed_text(changed, found["value"]))
@@ -149,7 +149,7 @@ def _find(client: ApiClient, name: str) -> Setting:
     if name in rows:
         return dict(rows[name])
     near = difflib.get_close_matches(name, rows, n=1)
-    hint = f"; did you mean {near[0]}?" if near else f" at {client.url}; corral settings list shows all settings"
+    hint = f"; did you mean {near[0]}?" if near else f" at {client.url}; `corral settings list` shows all settings"
     raise ApiClientError(f"there is no setting {name}{hint}", 404)
 
 
@@ -164,7 +164,7 @@ def _given(setting: Setting, value: str | None) -> Any:
             return click.prompt(setting["title"], hide_input=True, err=True)
         return sys.stdin.read().rstrip("\r\n")
     if value is None:
-        raise click.UsageError(f"give the new value; corral settings show {name} describes it")
+        raise click.UsageError(f"give the new value; `corral settings show {name}` describes it")
     if value == "null" and setting["nullable"]:
         return None
     if setting["type"] not in JSON_TYPES:
@@ -192,7 +192,7 @@ def _model_warning(client: ApiClient, model: str | None) -> str | None:
 
 
 def _changed_text(setting: Setting, before: Any) -> str:
-    """Say what a setting is now."""
+    """Return a text with the current value of a setting."""
     name = _name(setting)
     text = f"{name} is {_value_text(setting['value'])}"
     text += f", the default (it was {_value_text(before)})." if setting["source"] == "default" else "."

@@ -40,7 +40,7 @@ declare_codes(
 
 
 class ConnectFailed(Problem):
-    """The machine could not be reached, or broke the connection off before the login."""
+    """The machine could not be reached, or closed the connection before the login."""
 
     default = "ssh_connect_failed"
 
@@ -60,7 +60,7 @@ class LoginTimeout(Problem):
 class SshHostKeyMismatch(Event, kw_only=True):
     """A machine showed another host key than the accepted one. `old` and `new` are fingerprints.
 
-    `name` is that of the connection, and `reason` tells people what happened and what to do.
+    `name` is the name of the connection, and `reason` tells people what happened and what to do.
     """
 
     event = "ssh.host_key_mismatch"

@@ -32,7 +32,9 @@ def ssh_command_group() -> None:
 
 
 @ssh_command_group.command("list")
-@click.option("--status", type=click.Choice(STATUSES), multiple=True, help="list only these; repeatable")
+@click.option(
+    "--status", type=click.Choice(STATUSES), multiple=True, help="list only connections with this status; repeatable"
+)
 @click.option("--tag", "tags", multiple=True, help="list only connections with this tag; repeatable")
 @client_command
 def list_connections(client: ApiClient, *, status: tuple[str, ...], tags: tuple[str, ...], as_json: bool) -> None:
@@ -131,7 +133,7 @@ def edit_connection(
 @connection_argument
 @client_command
 def delete_connection(client: ApiClient, *, connection: str, as_json: bool) -> None:
-    """Delete an SSH connection and its own credential. Its executions stay on record."""
+    """Delete an SSH connection and its own credential. The records of its commands are kept."""
     found = _find(client, connection)
     client.send("DELETE", f"{CONNECTIONS}/{found['id']}")
     print_value({"deleted": found["id"]}, as_json=as_json, text=f"{found['name']} was deleted.")
@@ -186,7 +188,7 @@ def run_command(client: ApiClient, *, connection: str, command: str, timeout: in
 
 @ssh_command_group.command("executions")
 @connection_argument
-@click.option("--limit", type=click.IntRange(1, 200), default=20, show_default=True, help="number of commands")
+@click.option("--limit", type=click.IntRange(1, 200), default=20, show_default=True, help="maximum number of commands")
 @client_command
 def list_executions(client: ApiClient, *, connection: str, limit: int, as_json: bool) -> None:
     """List the commands that were run on a machine, newest first."""

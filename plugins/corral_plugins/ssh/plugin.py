@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 class SshPlugin(Plugin):
     """SSH connections: run commands on machines whose host keys admins have accepted.
 
-    Agents run commands by the tool `ssh.execute`. Each command, its output and its end are on record.
+    Agents run commands with the tool `ssh.execute`. Each command is recorded with its output and how it ended.
     """
 
     name = "ssh"

@@ -130,7 +130,7 @@ async def update_connection(
 
 @routes.delete("/{id}", needs=WRITE, raises=(*CHANGES, "in_use"))
 def delete_connection(id: str, match: IfMatch, connections: SshConnections, caller: Principal) -> None:
-    """Delete an SSH connection and the credential that was submitted with it. Its executions stay on record."""
+    """Delete an SSH connection and the credential that was submitted with it. The records of its commands are kept."""
     connections.delete(id, match, by=caller)
 
 

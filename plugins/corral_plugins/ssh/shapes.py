@@ -90,7 +90,7 @@ class ConnectionPatch(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class ConnectionView(msgspec.Struct, kw_only=True):
-    """A connection. `host_key_fingerprint` is that of the accepted key, `seen_fingerprint` that of the last key seen.
+    """A connection. `host_key_fingerprint` belongs to the accepted key, and `seen_fingerprint` to the last key seen.
 
     `status` is `blocked` while the machine shows another host key than the accepted one. `warnings` may contain
     `unresolved_host`.
@@ -150,7 +150,7 @@ class AcceptedHostKey(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class CommandRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The command to run: a command line for the shell of the machine, or the words of one in `argv`.
+    """The command to run: a command line for the shell of the machine, or the words of a command in `argv`.
 
     The words of `argv` are quoted for a POSIX shell. The machine ignores variables in `env` that its `AcceptEnv` does
     not name.

@@ -130,7 +130,7 @@ def review_policy_faults(policy: ReviewPolicy, pointer: str, *, performs_reviews
         detail = "Reviews require the plugin code_reviews, which is not active."
         return [FieldError(f"{pointer}/mode", "not_allowed", detail)]
     if policy.mode == "agent" and policy.reviewer_agent_id is None:
-        return [FieldError(f"{pointer}/reviewer_agent_id", "required", "Name the agent that reviews.")]
+        return [FieldError(f"{pointer}/reviewer_agent_id", "required", "Name the agent that reviews the results.")]
     if policy.mode != "agent" and policy.reviewer_agent_id is not None:
         detail = "Only the mode agent has a reviewer."
         return [FieldError(f"{pointer}/reviewer_agent_id", "not_allowed", detail)]
@@ -374,7 +374,7 @@ class Tasks(Protocol):
         ...
 
     def give_up(self, task_id: str, *, by: Principal, message: str) -> str:
-        """Give up a task: fail it, unless it has failed already, and add a dead letter. Return the id of the letter.
+        """Give up a task: fail it, unless it has failed already, and add a dead letter, whose id is returned.
 
         Raise `Conflict` if the task is leased, being cancelled, completed or cancelled.
         """
@@ -383,7 +383,7 @@ class Tasks(Protocol):
     def add_missing_dead_letters(self, after: str) -> str | None:
         """Add dead letters to tasks that failed after an instant while the `dead_letter` plugin was not active.
 
-        Handle one batch. Return what to pass as `after` to go on, or None if all tasks are handled.
+        Handle one batch. Return the value of `after` for the next batch, or None if all tasks are handled.
         """
         ...
 

@@ -167,7 +167,7 @@ class AttemptView(msgspec.Struct, kw_only=True):
     """An attempt, which is one claim of a task.
 
     `counted` is true if the attempt counts towards the limit of the retry policy. `result` is a result that arrived
-    while the task was being cancelled; any other result is that of the task. A `tainted` attempt has received
+    while the task was being cancelled; any other result is stored with the task. A `tainted` attempt has received
     untrusted content from `taint_sources`.
     """
 

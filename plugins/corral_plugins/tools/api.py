@@ -222,7 +222,7 @@ def mcp_tool_name(server: str, remote_name: str) -> str:
 
 
 def mcp_result_for_model(server: str, result: McpResult) -> Json:
-    """Convert a result. Text is joined; of other content, such as images, only the kind is told."""
+    """Convert a result. Text is joined; other content, such as an image, is only named."""
     texts, other = [], []
     for block in result.content:
         text = block.get("text")
@@ -269,7 +269,7 @@ class Tools(Protocol):
         ...
 
     def unavailable_tools(self, names: Iterable[str]) -> list[str]:
-        """Return those of these tools that neither the server nor an online worker offers, or that are disabled.
+        """Return the tools among these that neither the server nor an online worker offers, or that are disabled.
 
         A name may be a pattern such as `prefix.*`.
         """
@@ -291,7 +291,7 @@ class Tools(Protocol):
         ...
 
     def approval_changed(self, call_row_id: str, *, status: str, note: str | None) -> None:
-        """Go on with a held call after people decided, in the transaction of their decision.
+        """Continue a held call after people have decided, in the transaction of their decision.
 
         An approved call runs soon. Every other outcome ends the call, and its task goes on with the outcome.
         """

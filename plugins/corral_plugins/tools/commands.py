@@ -22,7 +22,7 @@ name_argument = click.argument("name")
 
 @click.group("tools")
 def tools_command_group() -> None:
-    """Show the tools that agents may use. corral mcp adds those of MCP servers."""
+    """Show the tools that agents may use. `corral mcp` adds the tools of MCP servers."""
 
 
 @tools_command_group.command("list")
@@ -67,7 +67,7 @@ def show_tool(client: ApiClient, *, name: str, as_json: bool) -> None:
 
 @click.group("mcp")
 def mcp_command_group() -> None:
-    """Manage MCP servers that are reached over HTTP. corral worker --mcp starts servers as commands."""
+    """Manage MCP servers that are reached over HTTP. `corral worker --mcp` starts servers as commands."""
 
 
 @mcp_command_group.command("list")
@@ -109,7 +109,7 @@ def add_mcp_server(
     input_path: Path | None,
     as_json: bool,
 ) -> None:
-    """Add an MCP server and list its tools. Agents can use them after corral mcp accept."""
+    """Add an MCP server and list its tools. Agents can use them after `corral mcp accept`."""
     body = {**read_body(input_path, fields), "name": name, "url": url}
     if headers_secret is not None:
         body["headers_secret"] = headers_secret
@@ -132,17 +132,17 @@ def edit_mcp_server(
 @name_argument
 @client_command
 def refresh_mcp_server(client: ApiClient, *, name: str, as_json: bool) -> None:
-    """List the tools of an MCP server now. This happens every hour by itself."""
+    """List the tools of an MCP server now. This also happens every hour by itself."""
     _print_server(_send(client, "POST", name, "/refresh"), as_json=as_json)
 
 
 @mcp_command_group.command("accept")
 @name_argument
 @click.argument("tools", nargs=-1)
-@click.option("--all", "accept_all", is_flag=True, help="accept everything that the server says now")
+@click.option("--all", "accept_all", is_flag=True, help="accept the current definitions of all tools of the server")
 @client_command
 def accept_mcp_tools(client: ApiClient, *, name: str, tools: tuple[str, ...], accept_all: bool, as_json: bool) -> None:
-    """Accept what an MCP server says about its TOOLS, so that agents may use them. corral mcp show prints it."""
+    """Accept the definitions of TOOLS, which `corral mcp show` prints, so that agents may use the tools."""
     if bool(tools) == accept_all:
         raise click.UsageError("Name the tools to accept, or give --all.")
     listed = {tool["name"]: tool for tool in _send(client, "GET", name)["tools"]}

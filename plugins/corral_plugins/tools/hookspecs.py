@@ -24,6 +24,6 @@ def corral_tools() -> Iterable[Tool]:  # type: ignore[empty-body]
 def corral_mcp_clients() -> Iterable[McpClient]:  # type: ignore[empty-body]
     """Contribute the client with which the `tools` plugin reaches MCP servers.
 
-    The client of the plugin whose name comes first in alphabetical order is used. Without one, no MCP server can be
-    added.
+    The client of the plugin whose name comes first in alphabetical order is used. Without a client, no MCP server can
+    be added.
     """

@@ -24,7 +24,7 @@ async def run_approved(call_row_id: str, held: HeldCalls) -> None:
 
 
 async def reap_calls(database: Database, history: CallHistory, held: HeldCalls) -> None:
-    """Run the approved calls that could not run at once, and end the calls that nobody will end."""
+    """Run the approved calls that could not run at once, and end the calls that would never end by themselves."""
     for row_id in await database.read(held.approved_rows, REAP):
         await held.run_approved(row_id)
     await end_abandoned_calls(database, history)

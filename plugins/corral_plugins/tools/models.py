@@ -35,7 +35,7 @@ class ToolCallRow(Model):
     person. `executions` is the number of the current execution. It prevents a process that ran an earlier execution
     from changing the row. A call that needs an approval is `pending_approval` until people have decided and the tool
     runs; `approved_at` is when they approved it. `held_arguments` is the sealed JSON of the original arguments, if they
-    differ from the redacted ones.
+    differ from the redacted arguments.
     """
 
     id = IdField(primary_key=True)
@@ -97,8 +97,8 @@ ToolCallRow.add_index(
 class McpServerRow(Model):
     """An MCP server that is reached over HTTP.
 
-    `last_error` is why the tools could not be listed at the last try, or null. `listed_at` is when they were last
-    listed. `headers_secret` is the name of the secret that is sent to the server.
+    `last_error` is the reason why the last attempt to list the tools failed, or null. `listed_at` is when they were
+    last listed. `headers_secret` is the name of the secret that is sent to the server.
     """
 
     name = peewee.CharField(max_length=64, primary_key=True)

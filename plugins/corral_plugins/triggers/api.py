@@ -43,7 +43,7 @@ class FireContext(msgspec.Struct, frozen=True, kw_only=True):
 class TriggerAction(msgspec.Struct, frozen=True, kw_only=True):
     """What a trigger can start. Plugins contribute actions with the hook `corral_trigger_actions`.
 
-    `schema` describes the fields beside `type`; `example` is one that it accepts. Strings in the fields may hold
+    `schema` describes the fields beside `type`; `example` is an example that it accepts. Strings in the fields may hold
     templates, which are rendered before `run`. Both the owner and whoever creates or enables the trigger need
     `permission`.
 
@@ -81,10 +81,10 @@ class TimeRule(msgspec.Struct, frozen=True, kw_only=True):
 class TriggerKind(msgspec.Struct, frozen=True, kw_only=True):
     """A kind of trigger. Plugins contribute kinds with the hook `corral_trigger_kinds`.
 
-    `schema` describes `config`; `example` is one that it accepts. A kind that fires at times has `next_time(rule,
-    after)`, which returns the first time after an instant, or None if there is none, and `describe(config, zone)`,
-    which returns a sentence. `check(config)` returns the faults that the schema cannot express, with pointers relative
-    to the config.
+    `schema` describes `config`; `example` is an example that it accepts. A kind that fires at times has
+    `next_time(rule, after)`, which returns the first time after an instant, or None if there is none, and
+    `describe(config, zone)`, which returns a sentence. `check(config)` returns the faults that the schema cannot
+    express, with pointers relative to the config.
     """
 
     type: str

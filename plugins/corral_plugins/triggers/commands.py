@@ -57,7 +57,7 @@ def _when_options(command: F) -> F:
         command,
         click.option("--cron", help="fire at the times of this cron expression, such as '0 7 * * mon-fri' or @daily"),
         click.option("--timezone", help="time zone of --cron, such as Europe/Berlin"),
-        click.option("--every", type=click.IntRange(10), metavar="SECONDS", help="fire every so many seconds"),
+        click.option("--every", type=click.IntRange(10), metavar="SECONDS", help="fire at this interval"),
         click.option("--event", help="fire on this event, such as task.failed or task.*"),
     )
 
@@ -71,7 +71,7 @@ def _action_options(command: F) -> F:
         click.option(
             "--agent",
             metavar="NAME",
-            help="agent for the task of --task (default: any that is idle)",
+            help="agent for the task of --task (default: any idle agent)",
             shell_complete=complete_names("/agents"),
         ),
         click.option("--workflow", help="run this workflow", shell_complete=complete_names("/workflows")),
@@ -81,7 +81,7 @@ def _action_options(command: F) -> F:
             "values",
             multiple=True,
             metavar="KEY=VALUE",
-            help="member of the input of --workflow, which may contain {{ expressions }}; KEY:=JSON; repeatable",
+            help="input of --workflow: KEY=TEXT or KEY:=JSON, which may contain {{ expressions }}; repeatable",
         ),
     )
 
@@ -163,7 +163,7 @@ def show_trigger(client: ApiClient, *, trigger: str, as_json: bool) -> None:
 @field_option
 @_when_options
 @click.option("--webhook", is_flag=True, help="fire on calls to an address that this command prints")
-@click.option("--manual", is_flag=True, help="fire only by corral triggers fire")
+@click.option("--manual", is_flag=True, help="fire only when `corral triggers fire` is called")
 @_action_options
 @client_command
 def create_trigger(
@@ -180,13 +180,15 @@ def create_trigger(
     as_json: bool,
     **when: Any,
 ) -> None:
-    """Create a trigger. Other types and actions: corral api GET /triggers/types."""
+    """Create a trigger. `corral api GET /triggers/types` lists further types and actions."""
     body = {**read_body(input_path, fields), **_kind_fields(**when), "name": name}
     if condition is not None:
         body["filter"] = condition
     body |= _action_fields(client, body.get("action", {}), task, agent, workflow, values)
     if "type" not in body or "action" not in body:
-        raise click.UsageError("say when it fires, such as --cron or --event, and what it starts: --task or --workflow")
+        raise click.UsageError(
+            "say when the trigger fires, such as with --cron or --event, and what it starts: --task or --workflow"
+        )
     made = client.post("/triggers", {"config": {}, **body})
     lines = [f"Created {made['name']} ({made['id']})."]
     if made["next_fire_at"] is not None:
@@ -224,7 +226,7 @@ def edit_trigger(
 ) -> None:
     """Change fields of a trigger. Its type cannot be changed. --filter '' removes the filter.
 
-    What --cron, --timezone, --every, --event, --task, --agent, --workflow and --value do not name stays as it is.
+    Parts that --cron, --timezone, --every, --event, --task, --agent, --workflow and --value do not name stay unchanged.
     """
     found = client.find("/triggers", trigger, kind="trigger")
     body = {**read_body(input_path, fields), **({"name": name} if name is not None else {})}
@@ -260,7 +262,7 @@ def fire_trigger(client: ApiClient, *, trigger: str, payload: tuple[str, ...], a
 
 @triggers_command_group.command("toggle")
 @trigger_argument
-@click.option("--on/--off", "enabled", default=None, help="enable or disable it; without this option, the other state")
+@click.option("--on/--off", "enabled", default=None, help="enable or disable the trigger (default: change its state)")
 @client_command
 def toggle_trigger(client: ApiClient, *, trigger: str, enabled: bool | None, as_json: bool) -> None:
     """Enable or disable a trigger."""
@@ -286,7 +288,7 @@ def delete_trigger(client: ApiClient, *, trigger: str, as_json: bool) -> None:
 @click.option("--limit", type=click.IntRange(1, 200), default=50, show_default=True, help="maximum number of slots")
 @client_command
 def list_history(client: ApiClient, *, trigger: str, status: tuple[str, ...], limit: int, as_json: bool) -> None:
-    """List what became of the slots of a trigger, newest first."""
+    """List the slots of a trigger with their outcomes, newest first."""
     rows = client.get(f"/triggers/{_find(client, trigger)}/history", status=list(status), limit=limit)["items"]
     print_table(
         rows,
@@ -305,8 +307,12 @@ def list_history(client: ApiClient, *, trigger: str, status: tuple[str, ...], li
 @triggers_command_group.command("test")
 @trigger_argument
 @payload_option
-@click.option("--days", type=click.IntRange(1, 30), help="list the events of so many days on which it would fire")
-@click.option("--next", "count", type=click.IntRange(1, 100), help="list so many next times")
+@click.option(
+    "--days",
+    type=click.IntRange(1, 30),
+    help="list the events of this many past days on which the trigger would have fired",
+)
+@click.option("--next", "count", type=click.IntRange(1, 100), help="number of next times to list")
 @client_command
 def test_trigger(
     client: ApiClient, *, trigger: str, payload: tuple[str, ...], days: int | None, count: int | None, as_json: bool
@@ -344,7 +350,7 @@ def _expectation(trigger: dict[str, Any], found: dict[str, Any]) -> str:
     else:
         text = f"It would not start anything: {reasons[found['would']]}."
     if not trigger["enabled"]:
-        text += "\nIt is disabled, so only corral triggers fire fires it."
+        text += "\nIt is disabled, so only `corral triggers fire` fires it."
     text = "\n".join([text, *_warning_lines(trigger)])
     return text + "\nThis was a test: nothing was started."
 

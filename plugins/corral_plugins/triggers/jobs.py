@@ -44,7 +44,7 @@ async def end_waits(scheduler: TriggerScheduler) -> None:
 
 
 async def prune_history(work: Work, settings: Settings) -> None:
-    """Delete old rows of the history, and the deleted triggers that have none left."""
+    """Delete old rows of the history, and deleted triggers without remaining history."""
     before = clock.now(-settings.get(HISTORY_DAYS) * DAY)
     while await work(lambda: _prune_batch(before)) == BATCH_SIZE:
         pass

@@ -102,7 +102,7 @@ class TriggerView(msgspec.Struct, kw_only=True):
 
 
 class TriggerDetails(TriggerView, kw_only=True):
-    """A trigger with its next times, at most five, and what would make its action fail now."""
+    """A trigger with at most five next times, and with warnings about what would make its action fail now."""
 
     next_fires: list[Instant]
     warnings: list[str]
@@ -125,7 +125,7 @@ class TriggerQuery(PageQuery, kw_only=True):
 
 
 class ToggleTrigger(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """Whether the trigger shall be enabled. If the field is absent, the trigger changes to the other state."""
+    """Whether to enable the trigger. If the field is absent, the trigger changes to the other state."""
 
     enabled: bool | UnsetType = UNSET
 
@@ -144,7 +144,7 @@ class HistoryQuery(PageQuery, kw_only=True):
 
 
 class HistoryView(msgspec.Struct, kw_only=True):
-    """A slot of a trigger, and what became of it.
+    """A slot of a trigger, and its outcome.
 
     A `pending` slot is being evaluated, or waits: for a retry, for the end of earlier work, or for silence. `result`
     names what was started.

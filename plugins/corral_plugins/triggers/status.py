@@ -7,7 +7,7 @@ from corral.cli.status_parts import StatusPart, name_for_command, read_if_allowe
 
 
 def trigger_status(client: ApiClient) -> StatusPart:
-    """Describe the triggers that Corral disabled. Those that people disabled need nobody."""
+    """Describe the triggers that Corral disabled. Triggers that people disabled are left out."""
     found = read_if_allowed(client, "/triggers", enabled="false", limit=200)
     off = [each for each in found["items"] if each["disabled_reason"]] if found is not None else []
     if not off:

@@ -31,7 +31,7 @@ delivery_argument = click.argument("delivery")
 secret_option = click.option(
     "--secret-file",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="file with the secret; without it, one is generated",
+    help="file with the secret (default: a secret is generated)",
 )
 
 
@@ -115,7 +115,7 @@ def create_webhook(
     if description is not None:
         body["description"] = description
     if "events" not in body:
-        raise click.UsageError("say what to send with --event; corral webhooks event-types lists the events")
+        raise click.UsageError("say what to send with --event; `corral webhooks event-types` lists the events")
     made = client.post("/webhooks", body)
     lines = [f"Created {made['id']}.", f"Its secret, which is not shown again: {made['secret']}"]
     lines += warnings_in_words(made["warnings"])
@@ -128,7 +128,9 @@ def create_webhook(
 @body_option
 @field_option
 @click.option("--url", help="the new URL")
-@click.option("--event", "events", multiple=True, help="event to send; repeatable, and replaces all former events")
+@click.option(
+    "--event", "events", multiple=True, help="event to send; repeatable; the given events replace all existing ones"
+)
 @client_command
 def edit_webhook(
     client: ApiClient,
@@ -183,7 +185,7 @@ def test_webhook(client: ApiClient, *, webhook: str, event: str | None, as_json:
 @webhook_argument
 @client_command
 def enable_webhook(client: ApiClient, *, webhook: str, as_json: bool) -> None:
-    """Enable a webhook. What it missed: corral webhooks recover."""
+    """Enable a webhook. `corral webhooks recover` sends what it missed."""
     changed = client.post(f"/webhooks/{_id(client, webhook)}/enable", {})
     print_value(changed, as_json=as_json, text=f"{changed['id']} is enabled.")
 
@@ -206,12 +208,12 @@ def disable_webhook(client: ApiClient, *, webhook: str, as_json: bool) -> None:
     default=86_400,
     show_default=True,
     metavar="SECONDS",
-    help="for how long the old secret signs as well",
+    help="time during which deliveries are signed with the old secret as well",
 )
 @secret_option
 @client_command
 def rotate_secret(client: ApiClient, *, webhook: str, overlap: int, secret_file: Path | None, as_json: bool) -> None:
-    """Replace the secret of a webhook. The command prints the new one, which is not shown again."""
+    """Replace the secret of a webhook. The command prints the new secret, which is not shown again."""
     body = {"overlap_seconds": overlap, **_secret(secret_file)}
     found = client.post(f"/webhooks/{_id(client, webhook)}/rotate-secret", body)
     lines = [f"Its secret, which is not shown again: {found['secret']}"]
@@ -300,8 +302,8 @@ def redeliver(client: ApiClient, *, webhook: str, delivery: str, as_json: bool) 
 
 @webhooks_command_group.command("recover")
 @webhook_argument
-@click.option("--since", metavar="INSTANT", help="from this instant on, such as 2026-01-31T09:30:00Z")
-@click.option("--hours", type=click.IntRange(1, 336), help="of the last hours; the default is 24")
+@click.option("--since", metavar="INSTANT", help="send deliveries since this time, such as 2026-01-31T09:30:00Z")
+@click.option("--hours", type=click.IntRange(1, 336), help="send deliveries of this many past hours (default: 24)")
 @client_command
 def recover(client: ApiClient, *, webhook: str, since: str | None, hours: int | None, as_json: bool) -> None:
     """Send the failed and cancelled deliveries of the last hours again."""
@@ -329,7 +331,7 @@ def _find(client: ApiClient, name: str) -> Any:
     if same:
         ids = ", ".join(row["id"] for row in same)
         raise ApiClientError(f"{len(same)} webhooks send to {name}; give the id instead: {ids}")
-    raise ApiClientError(f"there is no webhook to {name}; corral webhooks list shows all webhooks", 404)
+    raise ApiClientError(f"there is no webhook to {name}; `corral webhooks list` shows all webhooks", 404)
 
 
 def _id(client: ApiClient, name: str) -> str:
@@ -337,7 +339,7 @@ def _id(client: ApiClient, name: str) -> str:
 
 
 def _delivery_id(client: ApiClient, webhook: str, webhook_id: str, delivery: str) -> str:
-    """Return the given id, or that of the newest delivery of the event with this name."""
+    """Return the given id, or the id of the newest delivery of the event with this name."""
     return newest_id(
         client,
         f"/webhooks/{webhook_id}/deliveries",
@@ -355,7 +357,7 @@ def _looking_for(client: ApiClient, webhook: str, delivery: str) -> AbstractCont
 def _breaker_text(client: ApiClient, host: str) -> str | None:
     """Describe the circuit breaker of a host, and how it closes. Return None if it is closed.
 
-    It is unknown to users who are not admins, and then None, too.
+    Also return None for users who are not admins, because they cannot see the breaker.
     """
     found = read_if_allowed(client, f"/circuit-breakers/{quote(_breaker(host), safe='')}")
     if found is None or found["state"] == "closed":
@@ -384,7 +386,7 @@ def _state(row: Mapping[str, Any]) -> str:
 
 
 def _result(row: Mapping[str, Any]) -> str:
-    """Return the status of the response, or why there was none."""
+    """Return the status of the response, or the reason why there was none."""
     return str(row["status_code"] or row["error"] or "-")
 
 

@@ -28,7 +28,7 @@ DELETE_JOB = "webhooks.delete_deliveries"
 
 
 async def reap(database: Database, claims: DeliveryClaims, fan_out: WebhookFanOut) -> None:
-    """Give back the deliveries of dead processes, and move the position in the log past events that nobody follows."""
+    """Release the deliveries of dead processes, and move the position in the log past events that nobody follows."""
     entry = UnitContext(label="job webhooks.reap", actor=SYSTEM)
     if await database.read(claims.has_expired, entry):
         await database.work(claims.release_expired, entry=entry)
@@ -36,7 +36,7 @@ async def reap(database: Database, claims: DeliveryClaims, fan_out: WebhookFanOu
 
 
 async def purge_deliveries(work: Work, settings: Settings) -> None:
-    """Delete the deliveries that ended long ago, and cancel those that nobody would send."""
+    """Delete the deliveries that ended long ago, and cancel deliveries that nobody would send."""
     while await work(cancel_stranded) == AT_ONCE:
         continue
     before = clock.now(-settings.get(RETENTION_DAYS) * DAY)

@@ -16,7 +16,7 @@ class Webhook(Model):
     `since_seq` is the end of the event log when the webhook was created or enabled: only later events are delivered.
     `old_secret` signs beside `secret` until `old_until`. `headers` is a sealed JSON object. `failures` counts the
     failed attempts since `failing_since`. `claimed_at` is the time of the last claim, by which webhooks take turns.
-    `recovering_at` is the time at which a recovery began that is not finished yet.
+    `recovering_at` is the time at which an unfinished recovery began.
     """
 
     visibility = PRIVATE
@@ -75,8 +75,8 @@ class Delivery(Model):
 
     `due_at` is set while the delivery waits: it then equals `next_attempt_at`, which is shown. While an attempt runs,
     `lease` is its fencing token, and the process has to record its result before `lease_until`. `subject` tells who may
-    read the event. `attempts` contains the last attempts; `tries` counts all of them, and `attempt` those of the retry
-    schedule. `error` and `status_code` are those of the last attempt.
+    read the event. `attempts` contains the last attempts; `tries` counts all attempts, and `attempt` those of the
+    retry schedule. `error` and `status_code` belong to the last attempt.
     """
 
     id = IdField(primary_key=True)

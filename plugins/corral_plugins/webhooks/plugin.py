@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 class WebhooksPlugin(Plugin):
     """Webhooks: signed deliveries of events to the systems of users.
 
-    A delivery is attempted for days. Owners see each attempt, and can send again what was missed.
+    A delivery is attempted for days. Owners see each attempt, and can repeat missed deliveries.
     """
 
     name = "webhooks"

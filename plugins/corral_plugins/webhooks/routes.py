@@ -84,7 +84,7 @@ async def update_webhook(
     request: Request,
     work: Work,
 ) -> WebhookView:
-    """Change a webhook. Absent fields stay unchanged. A new secret replaces the old one at once."""
+    """Change a webhook. Absent fields stay unchanged. A new secret replaces the old secret at once."""
     await work(lambda: webhooks.get(id, by=caller), read=True)
     checked = await checks.check(body)
     return await work(lambda: webhooks.update(id, body, checked, match, by=caller), entry=request.unit_context(caller))
@@ -111,7 +111,7 @@ async def test_webhook(
 def rotate_webhook_secret(
     id: str, body: RotateWebhookSecret, match: IfMatch, webhooks: WebhookManagement, caller: Principal
 ) -> RotatedWebhookSecret:
-    """Replace the secret of a webhook. For `overlap_seconds`, the old one signs as well."""
+    """Replace the secret of a webhook. For `overlap_seconds`, the old secret signs as well."""
     secret = check_new_secret(body.secret) or new_secret()
     return webhooks.rotate_secret(id, secret, body.overlap_seconds, match, by=caller)
 
@@ -157,6 +157,6 @@ def redeliver_webhook_delivery(
 def recover_webhook_deliveries(
     id: str, body: RecoverDeliveries, deliveries: WebhookDeliveries, caller: Principal
 ) -> Answer[RecoveredDeliveries]:
-    """Send the failed and cancelled deliveries since an instant again."""
+    """Repeat the deliveries that have failed or were cancelled since the given time."""
     found = deliveries.recover(id, body, by=caller)
     return Answer(body=found, headers={"Location": f"/api/v1/webhooks/{id}/deliveries"})

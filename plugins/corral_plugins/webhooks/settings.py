@@ -43,7 +43,7 @@ DISABLE_AFTER_SECONDS = Setting(
     maximum=2_592_000,
     check=_is_off_or_a_minute,
     title="Seconds without a success after which a failing webhook is disabled",
-    description="0: failing webhooks are never disabled. At least 10 attempts must have failed as well.",
+    description="0: failing webhooks are never disabled. In addition, at least 10 attempts must have failed.",
     env="CORRAL_WEBHOOK_DISABLE_AFTER",
 )
 MAX_PER_USER = Setting(

@@ -30,8 +30,8 @@ Description = Annotated[str, Meta(max_length=500)]
 class NewWebhook(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """The fields for creating a webhook.
 
-    `events` are names of events, prefixes such as `task.*`, or `*`. Without `secret`, one is generated. The webhook
-    receives only events whose data has all the values in `filter`.
+    `events` are names of events, prefixes such as `task.*`, or `*`. Without `secret`, a secret is generated. The
+    webhook receives only events whose data has all the values in `filter`.
     """
 
     url: Url
@@ -128,7 +128,7 @@ class WebhookEventTypes(msgspec.Struct, kw_only=True):
 
 
 class RotateWebhookSecret(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The new secret, and the time for which the old one signs as well. Without `secret`, one is generated."""
+    """The new secret, and the time for which the old secret signs as well. By default, a secret is generated."""
 
     secret: Secret | UnsetType = UNSET
     overlap_seconds: Annotated[int, Meta(ge=0, le=259_200)] = 86_400
@@ -160,7 +160,7 @@ class DeliveryAttemptView(msgspec.Struct, kw_only=True):
 
 
 class DeliveryView(msgspec.Struct, kw_only=True):
-    """A delivery of an event. `id` is sent as `webhook-id`. `error` and `status_code` are those of the last attempt."""
+    """A delivery of an event. `id` is sent as `webhook-id`. `error` and `status_code` belong to the last attempt."""
 
     id: str
     webhook_id: str
@@ -183,12 +183,12 @@ class DeliveryDetails(DeliveryView, kw_only=True):
 
 
 class RecoverDeliveries(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The instant from which failed and cancelled deliveries are sent again, at most 14 days ago."""
+    """The time since which failed and cancelled deliveries are repeated, at most 14 days ago."""
 
     since: MomentIn
 
 
 class RecoveredDeliveries(msgspec.Struct, kw_only=True):
-    """The number of deliveries that are sent again."""
+    """The number of deliveries that are repeated."""
 
     queued: int

@@ -21,7 +21,7 @@ worker_argument = click.argument("worker", shell_complete=complete_names(LIST))
 
 @click.group("workers")
 def workers_command_group() -> None:
-    """Manage workers: the machines that run agents. corral worker starts one."""
+    """Manage workers: the machines that run agents. `corral worker` starts a worker."""
 
 
 @workers_command_group.command("list")
@@ -54,7 +54,7 @@ def show_worker(client: ApiClient, *, worker: str, as_json: bool) -> None:
         "name": found["name"],
         "id": found["id"],
         "status": found["status"],
-        "approved": "yes" if found["is_approved"] else f"no; run corral workers approve {shlex.quote(found['name'])}",
+        "approved": "yes" if found["is_approved"] else f"no; run `corral workers approve {shlex.quote(found['name'])}`",
         "group": found["group"],
         "host": found["hostname"],
         "address": found["ip_address"],

@@ -85,8 +85,8 @@ class StepWait(msgspec.Struct, frozen=True, kw_only=True):
 
     `waits_for` is the id of an object, such as a task. The final events about a task, an approval or a run are passed
     to `resolve`; the plugin of another object calls `Workflows.end_step`. A step that waits for a person, for time or
-    for an event has the status `waiting`; one whose work is done elsewhere is `running`. The time for which a run waits
-    for a `person` does not count against its time limit. At the instant `until` the step fails.
+    for an event has the status `waiting`; a step whose work is done elsewhere is `running`. The time for which a run
+    waits for a `person` does not count against its time limit. At the instant `until` the step fails.
     """
 
     waits_for: str
@@ -163,7 +163,7 @@ class StepTasks(Protocol):
 
 
 class RunRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """What a run is started with.
+    """The data with which a run is started.
 
     `tainted` means that the input comes from an untrusted source. `cause_chain` lists the causes of the run, and goes
     to everything that the run starts.

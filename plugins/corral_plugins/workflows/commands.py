@@ -40,8 +40,13 @@ def workflows_command_group() -> None:
 
 
 @workflows_command_group.command("list")
-@click.option("--status", type=click.Choice(("draft", "active", "archived")), multiple=True, help="only in this state")
-@click.option("--search", help="only workflows whose name or description contains this text")
+@click.option(
+    "--status",
+    type=click.Choice(("draft", "active", "archived")),
+    multiple=True,
+    help="list only workflows in this state; repeatable",
+)
+@click.option("--search", help="list only workflows whose name or description contains this text")
 @client_command
 def list_workflows(client: ApiClient, *, status: tuple[str, ...], search: str | None, as_json: bool) -> None:
     """List all workflows, newest first."""
@@ -119,7 +124,7 @@ def edit_workflow(
     input_path: Path | None,
     as_json: bool,
 ) -> None:
-    """Change fields of a workflow. The file may be the one of its creation: config and steps are replaced.
+    """Change fields of a workflow. The file may be the same as at its creation: config and steps are replaced.
 
     Runs keep the definition with which they started.
     """
@@ -134,8 +139,8 @@ def edit_workflow(
 
 @workflows_command_group.command("delete")
 @workflow_argument
-@click.option("--force", is_flag=True, help="cancel its active runs")
-@click.option("--yes", is_flag=True, help="delete it even if triggers run it")
+@click.option("--force", is_flag=True, help="cancel the active runs of the workflow")
+@click.option("--yes", is_flag=True, help="delete the workflow even if triggers run it")
 @client_command
 def delete_workflow(client: ApiClient, *, workflow: str, force: bool, yes: bool, as_json: bool) -> None:
     """Delete a workflow. Its runs stay readable. Triggers that run it fail from then on."""
@@ -166,7 +171,14 @@ def validate_workflow(client: ApiClient, *, workflow: str, as_json: bool) -> Non
 
 @workflows_command_group.command("run")
 @workflow_argument
-@click.option("-i", "--value", "values", multiple=True, metavar="KEY=VALUE", help="member of the input; KEY:=JSON")
+@click.option(
+    "-i",
+    "--value",
+    "values",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="member of the input, KEY=TEXT or KEY:=JSON; repeatable",
+)
 @body_option
 @click.option("--dry-run", is_flag=True, help="show what would run, and run nothing")
 @click.option("--wait", is_flag=True, help="wait for the end of the run, and print its output")
@@ -195,7 +207,7 @@ def run_workflow(
 
 @workflows_command_group.command("runs")
 @click.argument("workflow", required=False)
-@click.option("--status", type=click.Choice(STATUSES), multiple=True, help="only runs in this state; repeatable")
+@click.option("--status", type=click.Choice(STATUSES), multiple=True, help="list only runs in this state; repeatable")
 @click.option("--limit", type=click.IntRange(1, 200), default=20, show_default=True, help="maximum number of runs")
 @client_command
 def list_runs(client: ApiClient, *, workflow: str | None, status: tuple[str, ...], limit: int, as_json: bool) -> None:
@@ -298,11 +310,17 @@ def resume_run(client: ApiClient, *, run: str, as_json: bool) -> None:
 
 @workflows_command_group.command("retry")
 @run_argument
-@click.option("--from", "start", default="failed", show_default=True, help="failed, start, or the name of a step")
-@click.option("--current", is_flag=True, help="use the current definition instead of that of the run")
+@click.option(
+    "--from",
+    "start",
+    default="failed",
+    show_default=True,
+    help="where to begin: 'failed' for the failed steps, 'start', or the name of a step",
+)
+@click.option("--current", is_flag=True, help="use the current definition instead of the definition of the run")
 @client_command
 def retry_run(client: ApiClient, *, run: str, start: str, current: bool, as_json: bool) -> None:
-    """Repeat an ended run as a new run, which reuses the outputs of the steps before."""
+    """Repeat an ended run as a new run, which reuses the outputs of the earlier steps."""
     body = {"from": start, "definition": "current" if current else "original"}
     with _looking_for(client, run):
         made = client.post(f"/workflow-runs/{_run_id(client, run)}/retry", body)
@@ -343,7 +361,7 @@ def _print_warnings(validation: Mapping[str, Any]) -> None:
 
 
 def _others_of_name(client: ApiClient, made: dict[str, Any]) -> list[str]:
-    """Return the ids of the other workflows that have the name of this one."""
+    """Return the ids of the other workflows that have the name of this workflow."""
     same = client.get("/workflows", search=made["name"], limit=200)["items"]
     wanted = made["name"].casefold()
     return [each["id"] for each in same if each["name"].casefold() == wanted and each["id"] != made["id"]]
@@ -391,7 +409,7 @@ def _run_id(client: ApiClient, run: str) -> str:
     if chosen is None:
         which = f"run {number}" if number else "run yet"
         told = f"there is no {which} of the workflow {found['name']} at {client.url}"
-        raise ApiClientError(f"{told}; corral workflows runs {shlex.quote(found['name'])} shows its runs", 404)
+        raise ApiClientError(f"{told}; `corral workflows runs {shlex.quote(found['name'])}` shows its runs", 404)
     return str(chosen["id"])
 
 
@@ -412,7 +430,7 @@ def _starter(names: ObjectNames, run: Mapping[str, Any]) -> str:
 
 
 def _newer_version(client: ApiClient, run: Mapping[str, Any]) -> int | None:
-    """Return the version of the workflow's definition if it is newer than that of the run, or None."""
+    """Return the version of the workflow's definition if it is newer than the version of the run, or None."""
     workflow = ObjectNames(client).read(f"/workflows/{run['workflow_id']}")
     if workflow is None or workflow["workflow_version"] <= run["workflow_version"]:
         return None

@@ -66,7 +66,7 @@ class Run(Model):
     """A run of a workflow.
 
     Every change of a run or of one of its steps increments `revision`, so an advance that was computed from older rows
-    is not written. `queued_at` is the time at which an advance was queued that has not read the run yet, or an empty
+    is not written. `queued_at` is the time at which the advance was queued that has yet to read the run, or an empty
     string. At `due_at` the sweep queues an advance: a timer ends then, or an advance was lost. `failure` is the first
     failure that ends the run, and `stop` is a cancellation or the end of a limit; the run goes on until its running
     steps have ended.

@@ -30,7 +30,7 @@ Iteration = Annotated[list[Annotated[int, Meta(ge=0, le=1000)]], Meta(max_length
 
 
 class Concurrency(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """How many runs of the workflow may be active, and what happens to further ones."""
+    """How many runs of the workflow may be active, and what happens to further runs."""
 
     limit: Annotated[int, Meta(ge=1, le=1000)] | None = None
     on_limit: Literal["queue", "skip", "cancel_running"] = "queue"
@@ -276,7 +276,7 @@ class RunWorkflow(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class Missing(msgspec.Struct, kw_only=True):
-    """What a workflow refers to that does not exist or is not available."""
+    """The objects that a workflow refers to and that do not exist or are not available."""
 
     secrets: list[str]
     tools: list[str]
@@ -284,7 +284,7 @@ class Missing(msgspec.Struct, kw_only=True):
 
 
 class DryRun(msgspec.Struct, kw_only=True):
-    """What a run would do.
+    """The plan of a run: what it would do.
 
     `estimated_cost_usd` is the average cost of the newest completed runs, or null if there are none.
     """
@@ -417,7 +417,7 @@ class CancelRun(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class RetryRun(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """From where to repeat a run: from the failed steps, from the start, or from a step, and with which definition."""
+    """Where to begin when a run is repeated (the failed steps, the start, or a step), and with which definition."""
 
     start: Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_]{0,62}(?![\s\S])")] = msgspec.field(
         name="from", default="failed"
@@ -426,7 +426,7 @@ class RetryRun(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class ResolveStep(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """What a person decides about a step that waits after a failure. `output` is the output of a skipped step."""
+    """The decision of a person about a step that waits after a failure. `output` is the output of a skipped step."""
 
     action: Literal["retry", "skip", "abort"]
     output: Any = None

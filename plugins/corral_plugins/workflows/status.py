@@ -10,7 +10,7 @@ PERIOD_SECONDS = 86_400.0
 
 
 def run_status(client: ApiClient) -> StatusPart:
-    """Tell how many runs failed within the last day."""
+    """Describe how many runs failed within the last day."""
     found = read_if_allowed(client, "/workflow-runs", status="failed", since=clock.now(-PERIOD_SECONDS), limit=1)
     if found is None or not found["total"]:
         return StatusPart(found)

@@ -84,16 +84,16 @@ def test_operations_7_pending_migration(served: Any) -> None:
     served.plugins.add("steady", PLUGIN, up)
     served.configure(f'[plugins]\ndir = "{served.plugins.path}"\nenabled = ["steady"]\n')
     assert told(served, "migrations") == [
-        ("warning", "pending: steady: 0001_initial", "restart corral serve or run corral migrate, which apply them")
+        ("warning", "pending: steady: 0001_initial", "restart `corral serve` or run `corral migrate`, which apply them")
     ]
     served.configure(
         f'[database]\nmigrate_on_start = false\n[plugins]\ndir = "{served.plugins.path}"\nenabled = ["steady"]\n'
     )
     assert told(served, "migrations") == [
-        ("down", "pending: steady: 0001_initial", "back up the database, then run corral migrate")
+        ("down", "pending: steady: 0001_initial", "back up the database, then run `corral migrate`")
     ]
     refused = served("user", "list")
-    assert (refused.status, "run corral migrate" in refused.err) == (4, True)
+    assert (refused.status, "run `corral migrate`" in refused.err) == (4, True)
 
 
 class Usage(NamedTuple):

@@ -160,7 +160,7 @@ def test_what_is_pending_later_is_left_to_the_operator(database_url: str, folder
     script = next(folder.rglob("0002_more.py"))
     script.with_name("0003_later.py").write_text(script.read_text())
     for process in start(database_url, folder, [threading.Barrier(STARTS).wait] * STARTS):
-        assert process.refused == "migrations are pending: slow: 0003_later; run corral migrate"
+        assert process.refused == "migrations are pending: slow: 0003_later; run `corral migrate`"
 
 
 @POSTGRES  # SQLite has no schemas

@@ -156,7 +156,10 @@ async def test_ssh_7_rules_that_change_while_a_command_is_checked_hold(
 
     monkeypatch.setattr(runner, "_check_rules", changed)
     refused = await fleet.run(connection, "rm -rf x")
-    assert (refused.status, refused.json()["detail"]) == (409, "The connection was changed at the same time; repeat.")
+    assert (refused.status, refused.json()["detail"]) == (
+        409,
+        "The connection was changed at the same time; repeat the request.",
+    )
     assert (await fleet.executions(connection), machine.connections) == ([], 0)
 
 

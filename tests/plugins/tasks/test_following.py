@@ -71,7 +71,7 @@ def cut(answer: Answer) -> None:
 
 CASES: dict[str, tuple[Callable[[Answer], None], str]] = {
     "not signed in": (lambda it: it.refuse(401, "unauthenticated", "The session has ended."), "The session has ended"),
-    "no such task": (lambda it: it.refuse(404, "not_found", "No task."), "was deleted; corral tasks list shows all"),
+    "no such task": (lambda it: it.refuse(404, "not_found", "No task."), "was deleted; `corral tasks list` shows all"),
     "server is stopping": (lambda it: it.refuse(503, "shutting_down", "The server stops."), "The server stops"),
     "connection is cut": (cut, "does not answer: "),
     "no JSON": (lambda it: it.send_error(200, "hello"), "is not a Corral server; check the address"),

@@ -228,7 +228,7 @@ def test_what_is_wrong_is_one_line(run: Run) -> None:
         (("--agent", "Echo Three", "--input", "/dev/zero", "Do it"), {}, 2, "more than 262144 bytes"),
         (("--agent", "Echo Thre", "Do it"), {}, 1, "did you mean Echo Three?"),
         (("--agent", "Echo Three", " "), {}, 2, "INSTRUCTIONS is empty"),
-        (("--agent", "Echo Three", "Do it"), {"CORRAL_TOKEN": ""}, 1, "run corral login"),
+        (("--agent", "Echo Three", "Do it"), {"CORRAL_TOKEN": ""}, 1, "run `corral login"),
         (("--agent", "Echo Three", "Do it"), {"CORRAL_TOKEN": "wrong"}, 1, "a valid API key or access token into"),
         (("--agent", "Echo Three", "Do it"), {"CORRAL_TOKEN": "\u00fc"}, 2, "CORRAL_TOKEN: not a token"),
         (("--agent", "Echo Three", "--server", "ftp://x", "Do it"), {}, 2, "must begin with http"),

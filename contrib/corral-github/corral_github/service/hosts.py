@@ -34,7 +34,7 @@ LATER = frozenset({301, 302, 307, 308, 401, 403, 404, 408, 423, 425, 429})
 
 
 class HostFailure(ExpectedFailure):
-    """The host did not do now what it may do later. `pause_seconds` is how long it asked to be left alone."""
+    """The request failed, but may succeed later. `pause_seconds` is the time for which the host wants no requests."""
 
     def __init__(self, detail: str, pause_seconds: float | None = None) -> None:
         self.detail, self.pause_seconds = detail, pause_seconds
@@ -60,7 +60,7 @@ class Hosts:
         self._egress, self._work, self._secrets, self._redactor = egress, work, secrets, redactor
 
     async def open(self, repository: Repository) -> Host:
-        """Return the API of a repository's host. The caller closes it. Raise `HostFailure` without a usable token."""
+        """Return the API of a repository's host. The caller closes it. Raise `HostFailure` if no token is usable."""
         try:
             token = await self._work(lambda: self._secrets.token(repository), read=True)
         except Problem as problem:
@@ -109,7 +109,7 @@ class Host:
         return await self._find(f"/pulls/{number}/reviews", marker)
 
     async def find_comment(self, number: int, marker: str, since: str) -> str | None:
-        """Return the address of the comment since an instant that contains the marker, or None."""
+        """Return the address of the comment that contains the marker and is newer than this time, or None."""
         return await self._find(f"/issues/{number}/comments", marker, since=since)
 
     async def _find(self, path: str, marker: str, **query: Any) -> str | None:
@@ -198,7 +198,7 @@ def _address(found: Json) -> str:
 
 
 def _pause_seconds(answer: httpx2.Response) -> float | None:
-    """Return how long the host wants to be left alone: by `Retry-After`, or until its rate limit ends."""
+    """Return for how long the host wants no requests: the time in `Retry-After`, or until its rate limit ends."""
     after = answer.headers.get("retry-after", "")
     if after.isdecimal():
         return min(float(after), MAX_PAUSE_SECONDS)

@@ -101,7 +101,7 @@ def _is_signed(body: bytes, header: str | None, values: list[str]) -> bool:
 def _read(repository: Repository, body: bytes, request: Request) -> Received:
     media = (request.header("content-type") or "").partition(";")[0].strip().lower()
     if media != "application/json":
-        raise Problem("Choose the content type application/json at the webhook.", code="unsupported_media_type")
+        raise Problem("Set the content type of the webhook to application/json.", code="unsupported_media_type")
     event, delivery_id = request.header("x-github-event") or "", request.header("x-github-delivery") or ""
     if not 1 <= len(event) <= 50 or not 1 <= len(delivery_id) <= 100 or not f"{event}{delivery_id}".isprintable():
         raise Malformed("The headers X-GitHub-Event and X-GitHub-Delivery are missing or unusable.")
@@ -164,13 +164,16 @@ def _text(found: Json, name: str, *, limit: int) -> str:
 def _record(repository_id: str, received: Received) -> GitHubReceipt:
     """Insert the row of a delivery, unless a delivery with its id or with the same body was received before.
 
-    What another unit of work deletes meanwhile, being old or of a disconnected repository, is looked up again.
+    Rows that another unit of work deletes meanwhile (old rows, or rows of a disconnected repository) are looked up
+    again.
     """
     for _ in range(TRIES):
         receipt = _insert(repository_id, received) or _duplicate(repository_id, received)
         if receipt is not None:
             return receipt
-    raise Unavailable("The rows of the repository are being deleted just now; deliver again.", code="overloaded")
+    raise Unavailable(
+        "The rows of the repository are being deleted at the moment; send the delivery again.", code="overloaded"
+    )
 
 
 def _insert(repository_id: str, received: Received) -> GitHubReceipt | None:

@@ -74,7 +74,7 @@ def _queue(thread: Thread, kind: str, content: Json, source: str) -> None:
 
 
 def _comment(facts: CommentFacts, revision: int) -> Json:
-    """Return what is posted of a comment. `line` is set only if the decided revision shows it at this line."""
+    """Return the posted parts of a comment. `line` is set only if the decided revision shows it at this line."""
     is_placed = facts.anchor == "active" and facts.revision == revision and facts.parent_id is None
     return {
         "path": facts.file,
@@ -88,7 +88,7 @@ def _comment(facts: CommentFacts, revision: int) -> Json:
 
 
 def marker_of(post: Post) -> str:
-    """Return what identifies a post at the host. Its last characters are random, so nobody can know them before."""
+    """Return the marker that identifies a post on the host. Its random end makes it impossible to predict."""
     return f"{MARKER}{post.id} -->"
 
 
@@ -119,7 +119,7 @@ def comment_text(post: Post, text: str) -> str:
 
 
 def result_text(task: Any) -> str:
-    """Return what is told of a task that ended: the text of its result."""
+    """Return the text that reports the end of a task: the text of its result."""
     if task.status != "completed":
         return "The agent could not complete the task."
     result = task.result

@@ -64,8 +64,8 @@ class Pull(msgspec.Struct, frozen=True, kw_only=True):
 class PullRequests:
     """Handles the deliveries of pull requests.
 
-    A delivery says only that something happened. What is done follows from the state in which the host shows the pull
-    request afterwards, so deliveries that come late, twice or in another order do no harm.
+    A delivery says only that something happened. What is done depends on the state of the pull request that the host
+    reports afterwards, so deliveries that come late, twice or in another order do no harm.
     """
 
     def __init__(self, work: Work, hosts: Hosts, accounts: Accounts, reviews: CodeReviews, tasks: Tasks) -> None:

@@ -127,7 +127,7 @@ class Repositories:
         self._record("disconnect", row, {})
 
     def retry(self, repository_id: str, *, by: Principal) -> GitHubRetry:
-        """Let the newest failed deliveries and posts wait again, and end a pause that the host asked for."""
+        """Queue the newest failed deliveries and posts again, and end a pause that the host asked for."""
         row = _find(repository_id, by)
         counts, woken = {}, set()
         models: tuple[Any, ...] = (Delivery, Post)
@@ -188,9 +188,9 @@ def _find(repository_id: str, by: Principal) -> Repository:
 
 
 def _end_pauses(repository_id: str, thread_ids: set[str]) -> None:
-    """Wake threads, and those of a repository that wait, without waiting for the end of their pauses.
+    """Wake these threads, and the waiting threads of a repository, before the end of their pauses.
 
-    The row of the repository is changed after those of its threads, as in `threads`, so that nobody waits in a circle.
+    The row of the repository is changed after the rows of its threads, as in `threads`, to avoid deadlocks.
     """
     waiting = (Thread.repository_id == repository_id) & Thread.run_at.is_null(False)
     woken = thread_ids | {each.id for each in Thread.select(Thread.id).where(waiting).limit(BATCH_SIZE)}

@@ -166,7 +166,7 @@ def postpone(item: WorkItem, detail: str, pause_seconds: float | None) -> None:
 
 
 def enqueue_due() -> int:
-    """Wake threads whose work is due and that no process works on, such as those of a process that was killed."""
+    """Wake threads whose work is due and that no process works on, such as the threads of a killed process."""
     now = clock.now()
     is_free = Thread.lease_until.is_null() | (Thread.lease_until < now)
     found = Thread.select(Thread.id).where((Thread.run_at <= now) & is_free).order_by(Thread.run_at).limit(BATCH_SIZE)
@@ -191,9 +191,9 @@ def _release(thread: Thread, **changes: Any) -> None:
 
 
 def _report(item: WorkItem, detail: str, *, is_lost: bool) -> None:
-    """Tell admins, at most once an hour for each repository."""
+    """Alert admins about failing work, at most once an hour for each repository."""
     name = item.repository.name
     title = f"A delivery or a post of {name} failed" if is_lost else f"Work about {name} keeps failing"
     kind = "github_failed" if is_lost else "github_unreachable"
-    alert = SystemAlert(kind=kind, severity="warning", title=title, detail=f"{detail} See corral github show {name}.")
+    alert = SystemAlert(kind=kind, severity="warning", title=title, detail=f"{detail} See `corral github show {name}`.")
     raise_alert(alert, object=("github_repository", item.repository.id))

@@ -161,5 +161,5 @@ def _record_posted(item: WorkItem, url: str) -> None:
 
 
 def _earlier(instant: str) -> str:
-    """Return an instant some minutes earlier, because the clock of the host may be behind."""
+    """Return a time some minutes earlier, because the clock of the host may be behind."""
     return clock.format_instant(clock.parse_instant(instant) - CLOCK_SECONDS)[:19] + "Z"

@@ -25,8 +25,8 @@ BY_MAIL = Rate("mail", 5, 3600, per="client")
 class NewRegistration(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """A new account. The settings or the invitation determine its role.
 
-    `setup_token`: the token that the start of the server printed. The first account of an installation needs it if the
-    server listens on more than the loopback interface.
+    `setup_token`: the token that the server printed when it started. The first account of an installation needs it if
+    the server listens on more than the loopback interface.
     """
 
     email: Address

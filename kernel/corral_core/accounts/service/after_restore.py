@@ -10,7 +10,7 @@ from corral_core.accounts.service.mail import JOB
 
 
 class AccountsAfterRestore:
-    """Ends what only the original of a restored installation may continue. See `RestoreStep`."""
+    """Ends sessions and gives up mails, which only the original of a restored installation may continue."""
 
     def after_restore(self, by: Principal) -> None:
         """End all sessions, and give up queued mails, because the original sends them."""

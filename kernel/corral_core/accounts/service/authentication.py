@@ -217,7 +217,7 @@ def _jwt_codec() -> Any:
 
 
 class SigningKeys:
-    """Rotates the signing keys, and registers all keys with the redactor, including those of other processes."""
+    """Rotates the signing keys, and registers the keys of this and other processes with the redactor."""
 
     audit: Audit | None = None
 

@@ -54,8 +54,9 @@ class FirstAccountSetup:
             return
         if token is None or not self._sealer.verify(PURPOSE, _installation_id(), _decoded(token)):
             raise Forbidden(
-                "The first account needs the set-up token that the start of the server printed; the file setup.token "
-                f"in its data folder contains it. Without it, run on the server's machine: {CREATE}",
+                "The first account needs the set-up token that the server printed when it started; the file "
+                "setup.token in the data folder also contains it. Without the token, run this command on the server's "
+                f"machine: {CREATE}",
                 code="registration_closed",
             )
 

@@ -80,7 +80,9 @@ class AccountRegistration:
 
     def _refuse_unless_open(self, setup_token: str | None) -> None:
         if setup_token is not None:
-            raise Forbidden("The set-up token is for the first account, which exists.", code="registration_closed")
+            raise Forbidden(
+                "The set-up token is for the first account, which already exists.", code="registration_closed"
+            )
         if self._settings.get(REGISTRATION) != "open":
             raise Forbidden(
                 "Registration needs an invitation; ask an admin for one.",

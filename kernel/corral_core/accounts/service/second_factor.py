@@ -78,7 +78,8 @@ class SecondFactor:
         if row is None:
             status = "enabled" if user.mfa_enabled else "disabled"
             raise Conflict(
-                "No setup is waiting for a code; start one with corral api POST /auth/mfa/setup.", current_status=status
+                "No setup is waiting for a code; start one with `corral api POST /auth/mfa/setup`.",
+                current_status=status,
             )
         step = self._matching_step(row, code)
         if step is None:
@@ -227,7 +228,7 @@ def _usable_challenge(token: str) -> Any:
 
 def _damaged_error(row: SecondFactorRow) -> Conflict:
     if row.confirmed_at is None:
-        told = "The stored setup was modified; start another one with corral api POST /auth/mfa/setup."
+        told = "The stored setup was modified; start another one with `corral api POST /auth/mfa/setup`."
     else:
         told = (
             "The stored second factor of this account was modified, so no code can be checked. Use a "

@@ -138,9 +138,9 @@ def _syntax_fault(text: str, message: str) -> Fault:
 
 
 def _evaluation_error(found: Analysis, error: Exception) -> EvaluationError:
-    """Translate an error of the library, which does not tell where in the expression it happened.
+    """Translate an error of the library, which does not say where in the expression it occurred.
 
-    The offset is that of the first token that can be the cause, or that of the beginning.
+    The offset is the beginning of the first token that can be the cause, or the beginning of the expression.
     """
     text = str(error)
     if isinstance(error, KeyError):

@@ -133,8 +133,8 @@ def _needed_data(found: Analysis, data: Mapping[str, Any]) -> dict[str, Any]:
 def _is_short_work(found: Analysis, data_bytes: int) -> bool:
     """Return whether an expression with this data takes at most a few milliseconds.
 
-    Macros take time that grows with the square of a list, and regular expressions with the size of the expression times
-    that of the text.
+    The time of a macro grows with the square of the length of a list. The time of a regular expression grows with its
+    size times the size of the text.
     """
     enlarging = sum(found.functions[name] for name in ENLARGING)
     if found.has_macros or "matches" in found.functions or data_bytes > IN_PROCESS_BYTES or enlarging > 1:

@@ -128,7 +128,7 @@ def greatest(*items: Any) -> Any:
 
 
 def rounded(number: Any, digits: int = 0) -> Any:
-    """Return a number rounded half away from zero: an integer, or with `digits` a number with so many decimals."""
+    """Return a number rounded half away from zero: an integer, or with `digits` a number with this many decimals."""
     if not _is_number(number) or not math.isfinite(number):
         raise ValueError(f"round() needs a finite number, not {_kind(number)}")
     if not 0 <= digits <= 15:

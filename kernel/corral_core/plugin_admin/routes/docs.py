@@ -67,7 +67,7 @@ async def read_docs_style() -> Text:
 async def read_problem(code: str) -> Text:
     """Explain a problem code in plain text, with what to do about it."""
     if code not in CODES:
-        raise NotFound(f"There is no problem with the code {code}.")
+        raise NotFound(f"No problem type has the code {code}.")
     status, title, remedy = CODES[code]
     what_to_do = f"\n{textwrap.fill(remedy, PAGE_WIDTH)}\n" if remedy else ""
     return Text(f"{code}\n\n{title}. Sent with HTTP status {status}.\n{what_to_do}")

@@ -1,4 +1,4 @@
-"""The order of the values of enumerations in the OpenAPI document: that of their declaration."""
+"""The order of the values of enumerations in the OpenAPI document: the order of their declaration."""
 
 from __future__ import annotations
 

@@ -259,7 +259,7 @@ def _media_types(route: Route, signature: Signature) -> tuple[str, ...]:
 
 
 def completed(schema: Any) -> Any:
-    """Return the schema with what JSON Schema does not need but generators of clients do.
+    """Return the schema with additions that client generators need, although JSON Schema does not.
 
     Arrays have `items`, free objects `additionalProperties`, and constants and enumerations a `type`.
     """

@@ -5,7 +5,7 @@ A field is described by the first of these sources:
 - `Meta(description=…)`;
 - the sentence of its class's docstring that names the field in backticks; classes that inherit the field inherit it;
 - the glossary of its package, which describes fields by name: the file `field_descriptions.json` of the plugin, then
-  that of this plugin. An entry may also have the form `Shape.field`.
+  the file of this plugin. An entry may also have the form `Shape.field`.
 """
 
 from __future__ import annotations

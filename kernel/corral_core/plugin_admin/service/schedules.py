@@ -57,7 +57,7 @@ class ScheduleAdministration:
     def _claim(self, plugin: str, name: str) -> ScheduleRow:
         record = self._registry.get(plugin)
         if record is None:
-            raise NotFound(f"There is no plugin named {plugin}; corral plugins list shows all plugins.")
+            raise NotFound(f"There is no plugin named {plugin}; `corral plugins list` shows all plugins.")
         if not record.active:
             detail = f"The plugin {plugin} is {record.state}, so its schedules do not run."
             raise Conflict(detail, current_status=record.state)

@@ -103,7 +103,7 @@ class KillSwitchService:
         return after
 
     def after_restore(self, by: Principal) -> None:
-        """Engage the switch, so that a copy of a living installation runs nothing and sends nothing."""
+        """Engage the switch, so that a copy of a running installation runs nothing and sends nothing."""
         self.change(KillSwitchChange(engaged=True, hold_deliveries=True, reason=RESTORED), by=by)
 
     @staticmethod

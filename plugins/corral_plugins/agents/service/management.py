@@ -296,7 +296,7 @@ class AgentManagement:
             raise _unknown_reference("/worker_id", "No worker has this id.")
         if provider is not None and self.llm is not None and not self.llm.is_known(provider):
             raise _unknown_reference(
-                "/llm_provider", "No provider has this name; corral api GET /llm/providers lists them."
+                "/llm_provider", "No provider has this name; `corral api GET /llm/providers` lists them."
             )
 
     def _release_tasks(self, agent_id: str, *, force: bool) -> int:

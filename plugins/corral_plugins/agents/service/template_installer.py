@@ -104,7 +104,7 @@ class AgentTemplateInstaller:
         return InstalledObject(id=view.id, refused_tools=refused, warnings=self._model_warnings(view))
 
     def fingerprint(self, ids: Sequence[str]) -> Mapping[str, Json]:
-        """Return what the owner of an agent may set, by id."""
+        """Return the fields that the owner of an agent may set, by the id of the agent."""
         return {row.id: _values(row) for row in Agent.select().where(LIVING & Agent.id.in_(list(ids)))}
 
     def update(self, agent_id: str, fields: Json, by: Principal) -> None:
@@ -113,7 +113,7 @@ class AgentTemplateInstaller:
         self._service().update(agent_id, convert(AgentPatch, given), ANY_VERSION, by=by)
 
     def users(self, ids: Sequence[str]) -> Sequence[ObjectUse]:
-        """Return the agents whose diffs agents with these ids review."""
+        """Return the agents whose diffs are reviewed by the agents with these ids."""
         found: Any = Agent.select(Agent.id, Agent.name, Agent.review_policy)
         rows = found.where(LIVING & Agent.review_policy.is_null(False)).tuples()
         reviewers = ((agent_id, name, policy["reviewer_agent_id"]) for agent_id, name, policy in rows)
@@ -137,7 +137,7 @@ class AgentTemplateInstaller:
         return {name: value for name, value in values.items() if name == "name" or value != DEFAULTS[name]}
 
     def _model_warnings(self, agent: AgentView) -> list[str]:
-        """Return what is missing so that the agent has a model that answers."""
+        """Return warnings about what the agent still needs to have a model that answers."""
         llm = self._service().llm
         if llm is None:
             return []

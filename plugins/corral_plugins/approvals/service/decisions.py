@@ -1,4 +1,4 @@
-"""What people decide: approve, reject, ask for a revision; and what requesters do: revise and cancel.
+"""The actions of approvers (approve, reject, ask for a revision) and of requesters (revise, cancel).
 
 The row is locked, so that of many decisions at the same time exactly one counts, and the others learn its outcome.
 """
@@ -43,7 +43,7 @@ class ApprovalDecisions:
     # -- decisions of approvers
 
     def approve(self, approval_id: str, body: ApproveRequest, match: IfMatch, *, by: Principal) -> ApprovalView:
-        """Approve what is asked, or what the approver made of it. It may run once enough people have approved."""
+        """Approve the requested payload or an edited one. It may run once enough people have approved."""
         row = self._lock_to_decide(approval_id, match, body.payload_sha256, by)
         changes = self._edit(row, body.edited_payload)
         content = changes.get("edited_sha256") or rows.current_hash(row)
@@ -64,7 +64,7 @@ class ApprovalDecisions:
         return self._listing.view_of(row, by)
 
     def reject(self, approval_id: str, body: RejectRequest, match: IfMatch, *, by: Principal) -> ApprovalView:
-        """Reject what is asked. One rejection suffices, however many approvals are required."""
+        """Reject a request. One rejection suffices, however many approvals are required."""
         row = self._lock_to_decide(approval_id, match, None, by)
         made = [*row.decisions, _decision(by.user_id or "", "reject", body.note, rows.current_hash(row))]
         self._outcomes.resolve(row, "rejected", by=by.user_id, note=body.note, decisions=made)
@@ -74,7 +74,7 @@ class ApprovalDecisions:
     def request_revision(
         self, approval_id: str, body: RevisionRequest, match: IfMatch, *, by: Principal
     ) -> ApprovalView:
-        """Ask the requester to change what is asked."""
+        """Ask the requester to revise the request."""
         row = self._lock_to_decide(approval_id, match, None, by)
         if row.type == "workflow_step":
             detail = "A workflow cannot revise its request; reject it with a note instead."
@@ -148,10 +148,10 @@ class ApprovalDecisions:
     # -- actions of requesters
 
     def revise(self, approval_id: str, body: RevisedPayload, match: IfMatch, *, by: Principal) -> ApprovalView:
-        """Change what is asked. Earlier decisions are void, and approvers decide anew."""
+        """Revise a request. Earlier decisions become void, and approvers decide again."""
         row = self._lock(approval_id, by)
         if not _is_requester(row, by):
-            raise Forbidden("Only whoever asked may revise the request.")
+            raise Forbidden("Only the requester may revise the request.")
         self._require_in_time(row)
         if row.status not in OPEN:
             raise rows.already_decided(row.status)
@@ -176,11 +176,11 @@ class ApprovalDecisions:
         return self._listing.view_of(row, by)
 
     def cancel(self, approval_id: str, reason: str | None, match: IfMatch, *, by: Principal) -> ApprovalView:
-        """Cancel a request that nobody has decided. Whoever asked and the owner of the task may do this."""
+        """Cancel a request that nobody has decided. The requester and the owner of the task may do this."""
         row = self._lock(approval_id, by)
         is_owner = by.kind in ("user", "api_key") and by.user_id == row.owner_id
         if not (_is_requester(row, by) or is_owner or by.is_admin):
-            raise Forbidden("Only whoever asked, the owner of the task and admins may cancel the request.")
+            raise Forbidden("Only the requester, the owner of the task and admins may cancel the request.")
         if row.status not in OPEN or rows.is_overdue(row):
             raise rows.already_decided(rows.shown_status(row))
         match.check(row.version)

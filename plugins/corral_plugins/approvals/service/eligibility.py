@@ -1,4 +1,4 @@
-"""Decides who may decide: the named approvers and admins, but not whoever asks."""
+"""Decides who may decide: the named approvers and admins, but not the requester."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ class Eligibility:
     # -- the approvers of a new approval
 
     def default_approvers(self, risk: str, task_owner: str | None, needs: Sequence[str] = ()) -> Approvers:
-        """Return the approvers of a request that names none: any member, but of high risk admins and the task's owner.
+        """Return the approvers of a request that names none: any member, or admins and the task's owner at high risk.
 
-        The owner of the task is `task_owner`. Members without one of the permissions in `needs` are no approvers.
+        The owner of the task is `task_owner`. Members without one of the permissions in `needs` are not approvers.
         """
         if RISKS.index(risk) < HIGH and self._permissions.held_by("member").issuperset(needs):
             return Approvers(roles=["admin", "member"])
@@ -77,7 +77,7 @@ class Eligibility:
             raise Forbidden(detail, code="self_approval")
         needs_proof = is_weighty(row) and self._settings.get(REQUIRE_MFA_FOR_HIGH)
         if needs_proof and not by.has_stepped_up:
-            detail = "Confirm your password or a one-time code with corral api POST /auth/reauth first."
+            detail = "Confirm your password or a one-time code with `corral api POST /auth/reauth` first."
             raise Forbidden(detail, code="reauth_required")
 
     def can_decide(self, row: Approval, by: Principal) -> bool:
@@ -87,7 +87,7 @@ class Eligibility:
         return not self._is_own(row, by.user_id) and _needs_of(row) <= by.permissions
 
     def may_still_decide(self, row: Approval, user_ids: Sequence[str]) -> set[str]:
-        """Return those of the people who may still decide: active, with the right, and named."""
+        """Return the people among these who may still decide: who are active, have the right, and are named."""
         found = self._accounts.get_many(user_ids)
         return {
             each
@@ -121,7 +121,7 @@ class Eligibility:
         return self._settings.get(REQUIRE_SECOND_PERSON) and user_id in (row.on_behalf_of, row.agent_owner_id)
 
     def assigned_to(self, by: Principal) -> Any:
-        """Return the SQL condition for the approvals that the caller may decide, as `can_decide` tells it."""
+        """Return the SQL condition for the approvals that the caller may decide, as `can_decide` does."""
         if by.kind != "user" or not by.may(DECIDE):
             return NO_ROWS
         own = (Approval.requester_type == "user") & (Approval.requester_id == by.user_id) & ~Approval.allow_self

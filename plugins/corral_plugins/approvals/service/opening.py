@@ -113,7 +113,7 @@ class ApprovalsService:
             raise Invalid.at("/run_id", "not_allowed", f"The run is {run.status}; nothing waits for a decision.")
 
     def _named_agent(self, agent_id: str | None, by: Principal) -> AgentFacts | None:
-        """Return the agent for which the caller asks: one that they own, or themselves."""
+        """Return the agent for which the caller requests: an agent of the caller, or the calling agent itself."""
         wanted = agent_id.lower() if agent_id is not None else by.agent_id if by.kind == "agent" else None
         if wanted is None or self.agents is None:
             return None
@@ -123,7 +123,7 @@ class ApprovalsService:
             raise Invalid.at("/agent_id", "unknown_reference", detail, problem="unknown_reference")
         is_own = by.agent_id == agent.id if by.kind == "agent" else by.user_id == agent.owner_id or by.is_admin
         if not is_own:
-            raise Forbidden("You can ask only for agents that you own.")
+            raise Forbidden("You can request approvals only for agents that you own.")
         return agent
 
     def open(self, request: ApprovalRequest, *, by: Principal) -> ApprovalFacts:
@@ -296,7 +296,7 @@ def _seconds_left(new: NewApproval) -> float | None:
 
 
 def _requester(by: Principal, task_owner: str | None) -> Requester:
-    """Return who asks, as the credential tells it. Workers ask on behalf of the owner of their task."""
+    """Return the requester, according to the credential. Workers ask on behalf of the owner of their task."""
     if by.kind == "agent":
         return Requester(type="agent", id=by.agent_id or by.id, on_behalf_of=by.user_id)
     if by.kind == "worker":

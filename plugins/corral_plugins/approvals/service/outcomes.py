@@ -1,4 +1,4 @@
-"""Resolves approvals, and wakes whoever asked, in the transaction of the outcome."""
+"""Resolves approvals, and wakes the requester, in the transaction of the outcome."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ def update_if_open(row: Approval, **changes: Any) -> None:
 
 def already_decided(status: str) -> Conflict:
     """Return the error for a decision that comes too late."""
-    return Conflict(f"The approval is {status} already.", code="already_decided", current_status=status)
+    return Conflict(f"The approval is already {status}.", code="already_decided", current_status=status)
 
 
 def is_overdue(row: Approval) -> bool:
@@ -81,7 +81,7 @@ def shown_status(row: Approval) -> str:
 
 
 def current_hash(row: Approval) -> str:
-    """Return the hash of what will run: of what an approver made of the payload, or else of what was asked."""
+    """Return the hash of what will run: of the edited payload if there is one, otherwise of the requested payload."""
     return str(row.edited_sha256 or row.payload_sha256)
 
 

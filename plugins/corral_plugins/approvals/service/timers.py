@@ -31,7 +31,7 @@ class ApprovalTimers:
         return list(found.order_by(Approval.expires_at).limit(BATCH_SIZE).tuples())
 
     def expire(self, approval_id: str, task_id: str | None) -> None:
-        """End an overdue approval, or ask more people once if it says so."""
+        """End an overdue approval or, if it is to be escalated, ask more people once."""
         row = self._outcomes.lock(approval_id, task_id)
         if row is None or not rows.is_overdue(row):
             return

@@ -78,7 +78,7 @@ class ApprovalStep:
         self._approvals, self._eligibility, self._outcomes = approvals, eligibility, outcomes
 
     def dispatch(self, context: StepContext) -> StepWait:
-        """Ask people, and wait for what they decide."""
+        """Ask people, and wait for their decision."""
         config, risk = context.config, context.config.get("risk", "medium")
         approvers = config.get("approvers")
         escalate = config.get("on_timeout") == "escalate"
@@ -102,7 +102,7 @@ class ApprovalStep:
         return StepWait(waits_for=asked.id, status="waiting", person=True)
 
     def resolve(self, context: StepContext, event: LoggedEvent) -> StepResult | None:
-        """End the step with the outcome. What was not approved takes the path of `on_reject` or `on_timeout`."""
+        """End the step with the outcome. If people did not approve, follow the path of `on_reject` or `on_timeout`."""
         row = rows.lock(event.object_id)
         if row is None or row.status in OPEN:
             return None
@@ -129,14 +129,16 @@ class ApprovalStep:
 
 
 def check_config(config: Json) -> list[FieldError]:
-    """Return the faults of a configuration that its schema cannot tell."""
+    """Return the faults of a configuration that its schema cannot detect."""
     faults = []
     risk = config.get("risk", "medium")
     if config.get("on_timeout") == "approve" and risk in RISKS and RISKS.index(risk) >= HIGH:
-        detail = "Nothing of high or critical risk is approved because nobody answered."
+        detail = "An approval of high or critical risk is never granted because nobody decided."
         faults.append(FieldError("/on_timeout", "not_allowed", detail))
     if "escalate_to" in config and config.get("on_timeout") != "escalate":
-        faults.append(FieldError("/escalate_to", "not_allowed", "Set on_timeout to escalate, or leave this out."))
+        faults.append(
+            FieldError("/escalate_to", "not_allowed", "Set on_timeout to `escalate`, or leave out this field.")
+        )
     return faults
 
 

@@ -43,7 +43,7 @@ class BreakerAdministration:
     # -- reading
 
     def list_breakers(self, query: BreakerQuery, by: Principal) -> Page[BreakerView]:
-        """Return a page of breakers by name, including the guarded ones that have made no call yet."""
+        """Return a page of breakers by name, including breakers that have guarded no call yet."""
         listed = self._names.listed()
         stored: Any = BreakerRow.select(BreakerRow.name, BreakerRow.state).tuples()
         states: dict[str, str] = dict.fromkeys(listed, "closed") | dict(stored)
@@ -148,7 +148,7 @@ class BreakerAdministration:
         return self._view(row, listed)
 
     def delete(self, name: str, match: IfMatch) -> None:
-        """Delete a breaker. A guarded one returns to the defaults and is closed. Raise `NotFound`."""
+        """Delete a breaker. A breaker that guards calls returns to the defaults and is closed. Raise `NotFound`."""
         rows = self._transitions.lock([name])
         if not rows and not self._names.is_guarded(name, self._names.listed()):
             raise _not_found()
@@ -196,7 +196,7 @@ def _exists(name: str) -> bool:
 
 
 def _not_found() -> NotFound:
-    return NotFound("There is no circuit breaker with this name; corral circuit-breakers list shows all.")
+    return NotFound("There is no circuit breaker with this name; `corral circuit-breakers list` shows all.")
 
 
 def _new_row(name: str) -> BreakerRow:

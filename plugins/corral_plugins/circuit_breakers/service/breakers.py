@@ -1,4 +1,4 @@
-"""The `Breakers` service: guards calls by the states in memory, and keeps these in step with the rows."""
+"""The `Breakers` service: guards calls by the states in memory, and keeps the states in step with the rows."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ class BreakersService:
     # -- calls
 
     def _breaker(self, name: str) -> LocalBreaker:
-        """Return the breaker with this name. Invalid names, and those beyond the maximum, share `<prefix>:other`."""
+        """Return the breaker with this name. Invalid names, and names beyond the maximum, share `<prefix>:other`."""
         breaker = self._breakers.get(name)
         if breaker is None:
             if len(self._breakers) >= MAX_BREAKERS or not _VALID_NAME.match(name):
@@ -159,7 +159,7 @@ class BreakersService:
     async def _take_permit(self, breaker: LocalBreaker) -> str | None:
         """Return the id of a permit for a probe, or None if the breaker has closed. Raise `CircuitOpen`.
 
-        A rejection without I/O is the rule: at most as many calls as there are permits ask the database.
+        Most calls are rejected without I/O: at most as many calls as there are permits ask the database.
         """
         if breaker.blocked_until(clock.time_s()) is not None or breaker.probing >= breaker.config.half_open_permits:
             self._reject(breaker)

@@ -256,7 +256,7 @@ class BreakerTransitions:
     def _count_probes(self, row: BreakerRow, returned: int, outcome: Outcome | None) -> None:
         """Count probes that have ended, and decide whether the breaker opens or closes.
 
-        It opens as soon as a rate among them reaches its threshold, and closes when none is left in flight.
+        It opens as soon as one of their rates reaches its threshold, and closes when no probe is left in flight.
         """
         counted = 0 if outcome is None else returned
         calls = row.probe_calls + counted

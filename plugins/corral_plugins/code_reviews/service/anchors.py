@@ -29,7 +29,7 @@ Numbers = dict[str | None, list[int]]
 class Context(msgspec.Struct, frozen=True):
     """The lines of a comment, and up to three lines that the patch shows before and after them.
 
-    Each is the text of a line, with one character a byte, or the SHA-256 of a line with 64 bytes or more.
+    Each is the text of a line, with one character per byte, or the SHA-256 of a line with 64 bytes or more.
     """
 
     before: list[str]
@@ -116,7 +116,7 @@ class _Search:
         return found
 
     def _file(self, file: str, side: str) -> PatchedFile | None:
-        """Return the file of a comment, also if the new revision renames it, although the earlier one did not."""
+        """Return the file of a comment, even if only the new revision renames it."""
         renamed = (each for each in self.patch.files if side == "new" and each.old_path == file)
         return self.patch.find(file, side) or next(renamed, None)
 
@@ -141,14 +141,14 @@ def _numbers(shown: dict[int, bytes], texts: Iterable[str]) -> dict[str, Numbers
 
 
 def _candidates(numbers: Numbers, context: Context) -> Iterable[int]:
-    """Return where the first line of a comment occurs after the same line as before, or after one that is not shown."""
+    """Return where the first line of a comment follows the same line as before, or a line that is not shown."""
     if not context.before:
         return itertools.chain.from_iterable(numbers.values())
     return [*numbers.get(context.before[-1], ()), *numbers.get(None, ())]
 
 
 def _fits(shown: dict[int, bytes], number: int, context: Context) -> bool:
-    """Return whether the lines from a number on are those of a comment, as far as the patch shows the ones around."""
+    """Return whether a comment fits the lines from a number on, as far as the patch shows the lines around them."""
     if not all(_is(shown, number + index, text) for index, text in enumerate(context.lines)):
         return False
     end = number + len(context.lines)
@@ -182,5 +182,5 @@ def _run(shown: dict[int, bytes], start: int, step: int) -> list[bytes]:
 
 
 def _key(line: bytes) -> str:
-    """Return what a context keeps of a line. A line may have 2 MiB, and a review 1000 comments on it."""
+    """Return the form in which a context keeps a line. A line may have 2 MiB, and a review 1000 comments on it."""
     return line.decode("latin-1") if len(line) < DIGEST_LENGTH else hashlib.sha256(line).hexdigest()

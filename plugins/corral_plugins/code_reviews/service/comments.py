@@ -54,7 +54,7 @@ class ReviewComments:
             made = await self._work(functools.partial(self._insert, review_id, new, place, by=by), entry=entry)
             if made is not None:
                 return made
-        raise Unavailable("The review receives new revisions just now; repeat the request.", code="overloaded")
+        raise Unavailable("The review is receiving new revisions at the moment; repeat the request.", code="overloaded")
 
     def _insert(
         self, review_id: str, new: NewReviewComment, place: dict[str, Any], *, by: Principal
@@ -107,7 +107,7 @@ class ReviewComments:
         row, comment = self._lock(review_id, comment_id, by)
         author = rows.author_of(by)
         if author[0] == "agent" and author != (comment.author_type, comment.author_id):
-            raise Forbidden("An agent resolves only its own comments.")
+            raise Forbidden("An agent can resolve only its own comments.")
         first = comment.parent_id or comment.id
         thread = (ReviewComment.id == first) | (ReviewComment.parent_id == first)
         now = clock.now()
@@ -152,7 +152,7 @@ def check_position(new: NewReviewComment) -> None:
 
 
 def _check_room(review_id: str, characters: int, added: int = 1) -> None:
-    """Raise `TooMany` if the review cannot take further comments with so many characters together.
+    """Raise `TooMany` if the review has no room for further comments with this many characters in total.
 
     A response or claim carries all comments of a review, so their number and their text are bounded.
     """

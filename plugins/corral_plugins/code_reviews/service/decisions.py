@@ -1,4 +1,4 @@
-"""What people decide: approve, reject, request changes; and what openers do: edit and withdraw.
+"""The actions of reviewers (approve, reject, request changes) and of openers (edit, withdraw).
 
 The row is locked and the update guarded, so that of many decisions at the same time exactly one counts.
 """
@@ -104,7 +104,7 @@ class ReviewDecisions:
     def _lock_to_decide(self, review_id: str, match: IfMatch, by: Principal) -> Review:
         row = self._reviews.lock_readable(review_id, by)
         if by.kind != "user":
-            raise Forbidden("Only people who signed in decide code reviews.")
+            raise Forbidden("Only people who are signed in can decide code reviews.")
         if row.status != "pending":
             raise rows.already_decided(row.status)
         match.check(row.version)

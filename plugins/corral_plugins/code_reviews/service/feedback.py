@@ -1,4 +1,4 @@
-"""What an agent receives of a review that people sent back."""
+"""The feedback that an agent receives from a review that people sent back."""
 
 from __future__ import annotations
 

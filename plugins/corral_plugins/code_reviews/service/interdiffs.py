@@ -21,7 +21,7 @@ Opcode = tuple[str, int, int, int, int]
 
 
 def interdiff(before: Patch, after: Patch) -> bytes:
-    """Return the unified diff from what one patch makes of the files to what another patch makes of them.
+    """Return the unified diff from the files as one patch leaves them to the files as another patch leaves them.
 
     Only lines that at least one of the patches shows are compared. Where the patches show different parts of a file,
     the lines that only one of them shows are taken as unchanged in the other, if both start from the same lines.
@@ -43,7 +43,7 @@ def _file_diff(path: str, before: PatchedFile | None, after: PatchedFile | None,
 
 
 def _quoted(path: str) -> bytes:
-    """Return a path as git writes it: one with a line break in quotes, or its end would look like another line."""
+    """Return a path as git writes it: in quotes if it has a line break, because its end would look like a new line."""
     data = path.encode()
     if not _SPECIAL.search(data):
         return data
@@ -65,7 +65,7 @@ def _sorted_side(file: PatchedFile | None) -> list[Line]:
 
 
 def _applied(base: dict[int, bytes], file: PatchedFile | None) -> list[Line]:
-    """Return the known lines of a file after a patch: those of its hunks, and the other known lines, shifted."""
+    """Return the known lines of a file after a patch: the lines of its hunks, and the other known lines, shifted."""
     hunks = [] if file is None else file.hunks
     covered: set[int] = set()
     found: list[Line] = []

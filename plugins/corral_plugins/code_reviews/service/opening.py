@@ -77,7 +77,7 @@ class CodeReviewsService:
         agent_id = new.agent_id.lower()
         task = self._task_of(new.task_id, by) if new.task_id is not None else None
         if by.agent_id is not None and (agent_id != by.agent_id or (task and task.id != by.task_id)):
-            raise Forbidden("An agent opens reviews only of its own diffs, for the task that it works on.")
+            raise Forbidden("An agent can open reviews only of its own diffs, and only for the task that it works on.")
         if self._agents.find(agent_id) is None:
             detail = "There is no agent with this id."
             raise Invalid.at("/agent_id", "unknown_reference", detail, problem="unknown_reference")
@@ -99,7 +99,7 @@ class CodeReviewsService:
         return row
 
     def propose(self, new: NewReview, patch: PreparedPatch, *, by: Principal) -> Review:
-        """Open a review of an agent's diff, or add a revision to the one that people sent back."""
+        """Open a review of an agent's diff, or add a revision to the review that people sent back."""
         task_id = (new.task_id or "").lower()
         self._tasks.lock(task_id)
         current = next((each for each in reversed(rows.open_reviews_of(task_id)) if each.round > 0), None)
@@ -138,7 +138,7 @@ class CodeReviewsService:
             if (each.user_id is None) == (each.agent_id is None):
                 faults.append(FieldError(at, "invalid_value", "Name either a user_id or an agent_id."))
             elif found not in people and found not in agents:
-                faults.append(FieldError(at, "unknown_reference", "There is nobody with this id."))
+                faults.append(FieldError(at, "unknown_reference", "There is no user or agent with this id."))
             elif found in seen:
                 faults.append(FieldError(at, "not_unique", "The reviewer is named twice."))
             elif found == author_id:
@@ -147,7 +147,7 @@ class CodeReviewsService:
                 faults.append(FieldError(f"{at}/required", "not_allowed", "Only people can be required reviewers."))
             seen.add(found)
         if faults:
-            raise Invalid("Reviewers are not acceptable.", errors=faults)
+            raise Invalid("Some reviewers are not valid.", errors=faults)
 
     def open_for_task(self, diff: TaskDiff) -> ReviewFacts | None:
         row = self._review_of(diff)
@@ -161,7 +161,7 @@ class CodeReviewsService:
         return rows.facts_of(row)
 
     def _ask_too(self, row: Review, agent_id: str) -> None:
-        """Make the agent that a policy names a reviewer, unless it is one already."""
+        """Make the agent that a policy names a reviewer, unless it already is one."""
         known = {each.reviewer_id for each in rows.reviewers_of([row.id])[row.id]}
         if agent_id not in known:
             Reviewer.insert(review_id=row.id, reviewer_id=agent_id, kind="agent", position=len(known)).execute()
@@ -274,7 +274,7 @@ class CodeReviewsService:
         return rows.facts_of(row)
 
     def withdraw_row(self, row: Review, *, by: Principal) -> None:
-        """Cancel a locked, open review. The task that waits for it fails, because nobody approved what it made."""
+        """Cancel a locked, open review. The task that waits for it fails, because nobody approved its diff."""
         self.cancel_row(row, by=by.user_id)
         if row.is_awaited and row.task_id is not None:
             self._tasks.end_review(row.task_id, row.id, approved=False, message="The review was withdrawn.")
@@ -331,7 +331,7 @@ class CodeReviewsService:
 
 
 def replace_reviewers(review_id: str, reviewers: list[NewReviewer]) -> None:
-    """Replace the reviewers of a review. Those who stay keep their state."""
+    """Replace the reviewers of a review. Reviewers who stay keep their state."""
     states = {each.reviewer_id: each.state for each in rows.reviewers_of([review_id])[review_id]}
     Reviewer.delete().where(Reviewer.review_id == review_id).execute()
     made = [

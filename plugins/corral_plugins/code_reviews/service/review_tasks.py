@@ -28,7 +28,7 @@ class ReviewTasks:
         self._accounts, self._tasks = accounts, tasks
 
     def ask(self, row: Review, patch: bytes, *, known: Collection[str] = ()) -> None:
-        """Create a task for each agent that was asked to review. The person who owns the review requests it.
+        """Create a task for each agent that was asked to review. The owner of the review is the requester.
 
         The agents in `known` have been asked before.
         """

@@ -117,7 +117,7 @@ def ensure(limits: BudgetLimits, limit: Limit, period: Period) -> bool:
 
 
 def _is_current(limits: BudgetLimits) -> bool:
-    """Return whether limits are those in force. They stay in force until the unit of work ends."""
+    """Return whether these limits are in force. They stay in force until the unit of work ends."""
     row = locked(REVISION, share=True).tuples().first()
     return (0 if row is None else int(row[0])) == limits.revision
 

@@ -1,7 +1,7 @@
 """The limits that budgets set, and a cache of them.
 
 Inside a unit of work the cached limits are current, because a revision that changes with every limit is read first.
-Frequent statements compare or return this revision themselves, so that it costs them no statement of its own.
+Frequent statements compare or return this revision themselves, so that reading it needs no statement of its own.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class BudgetLimits:
         return self.overall is None and not self.agents
 
     def of(self, agent_id: str | None) -> list[Limit]:
-        """Return the limits that apply to a use by the agent: that of the installation first."""
+        """Return the limits that apply to a use by the agent: the limit of the installation first."""
         found = [] if self.overall is None else [self.overall]
         if agent_id is not None and agent_id in self.agents:
             found.append(Limit(AGENT, agent_id, self.agents[agent_id], True))

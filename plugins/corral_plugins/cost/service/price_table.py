@@ -82,7 +82,7 @@ def parse_providers(raw: Any) -> list[Any]:
 
 
 def use_providers(providers: Sequence[Any] | None, fetched_at: str | None) -> None:
-    """Use the providers of a fetched table from now on, or without them those of the package."""
+    """Use the providers of a fetched table from now on, or the providers of the package if none are given."""
     global _fetched
     from genai_prices.data_snapshot import DataSnapshot, set_custom_snapshot
 
@@ -170,7 +170,7 @@ def _table_price(provider: str, model: Any, at: str) -> TablePrice | None:
 
 
 def _lowest_tier(price: Any) -> float | None:
-    """Return a price of the table as a number: of several tiers that of the lowest, which applies to short requests."""
+    """Return a price of the table as a number. If it has tiers, this is the price of the lowest, for short requests."""
     return None if price is None else float(getattr(price, "base", price))
 
 

@@ -76,7 +76,9 @@ class PriceUpdates:
         try:
             await asyncio.to_thread(_use, data, fetched_at)
         except Exception:  # whatever the library raises; prices and budgets must still be refreshed
-            log.warning("the fetched price table cannot be read; the one of the package is used", exc_info=True)
+            log.warning(
+                "the fetched price table cannot be read; the table in the package is used instead", exc_info=True
+            )
             await asyncio.to_thread(_use, None, None)
         log.info("price table changed", extra={"version": price_table.price_table_version()})
 

@@ -49,7 +49,7 @@ class DeadLetterBatches:
         self._settings, self._queue, self._tasks = settings, queue, tasks
 
     def start(self, asked: RetryAll, *, by: Principal) -> BatchView:
-        """Start a batch of the letters that are open now. Raise `Conflict` if another batch is running."""
+        """Start a batch of the dead letters that are open now. Raise `Conflict` if another batch is running."""
         now, batch_id = clock.now(), new_id()
         matched = DeadLetter.select(DeadLetter.id).where(is_open(), *chosen_by(asked.filter)).limit(asked.max).count()
         Batch.insert(
@@ -102,7 +102,7 @@ class DeadLetterBatches:
     # -- running
 
     def run_step(self, batch_id: str) -> None:
-        """Retry the letters that are due, and queue the next step.
+        """Retry the dead letters that are due, and queue the next step.
 
         The position of the batch is stored in the same transaction as the retries, so no letter is lost or retried
         twice when the process is killed.
@@ -135,7 +135,7 @@ class DeadLetterBatches:
         self._continue(row, next_at=clock.format_instant(since + len(letters) / row.rate))
 
     def _next_letters(self, row: Batch, limit: int) -> list[DeadLetter]:
-        """Return the next letters that were open when the batch started, even if they were closed since then."""
+        """Return the next dead letters that were open when the batch started, even if they were closed since then."""
         after = (DeadLetter.created_at > row.seen_at) | (
             (DeadLetter.created_at == row.seen_at) & (DeadLetter.id > row.seen_id)
         )
@@ -146,7 +146,7 @@ class DeadLetterBatches:
         return list(found.order_by(DeadLetter.created_at, DeadLetter.id).limit(limit))
 
     def _retry(self, letter: DeadLetter, batch_id: str) -> str | None:
-        """Retry the task of a letter. Return why the letter was skipped, or None."""
+        """Retry the task of a dead letter. Return why the dead letter was skipped, or None."""
         try:
             with savepoint():
                 self._queue.retry_letter(letter.id, RetryDeadLetter(), by=SYSTEM_PRINCIPAL, batch_id=batch_id)

@@ -155,7 +155,7 @@ class DeadLetterQueue:
         closed = find_letter(letter_id)
         if closed.status != "retried":
             refuse_closed(closed)
-            raise Conflict("The task has another dead letter now.", current_status=closed.status)
+            raise Conflict("The task now has another dead letter.", current_status=closed.status)
         if batch_id is not None:
             DeadLetter.update(batch_id=batch_id).where(DeadLetter.id == letter_id).execute()
         return task

@@ -1,4 +1,4 @@
-"""Keeps the queue complete and small: adds missing letters, deletes old ones, and alerts about growth."""
+"""Keeps the queue complete and small: adds missing dead letters, deletes old ones, and alerts about growth."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class DeadLettersGrowing(SystemAlert, kw_only=True):
 class DeadLetterMaintenance:
     """Maintains the queue. Every method runs in the caller's unit of work.
 
-    `has_checked` is true after this process has looked for missing letters once.
+    `has_checked` is true after this process has looked for missing dead letters once.
     """
 
     def __init__(self, settings: Settings, tasks: Tasks) -> None:
@@ -38,20 +38,20 @@ class DeadLetterMaintenance:
     # -- completeness
 
     def complete_until(self) -> str:
-        """Return the instant until which every failed task has its letter.
+        """Return the time until which every failed task has a dead letter.
 
-        On an installation that never had the plugin, this is the retention period before now.
+        On an installation that never had the plugin, this is the current time minus the retention period.
         """
         row: Completeness | None = Completeness.get_or_none(Completeness.id == 1)
         return row.until if row is not None else clock.now(-self._settings.get(declared.RETENTION_DAYS) * DAY)
 
     def add_missing(self, after: str) -> str | None:
-        """Add the missing letters of one batch of tasks. Return where to go on, or None at the end."""
+        """Add the missing dead letters of one batch of tasks. Return where to continue, or None at the end."""
         return self._tasks.add_missing_dead_letters(after)
 
     @staticmethod
     def set_complete_until(instant: str) -> None:
-        """Record that every task that failed before an instant has its letter."""
+        """Record that all tasks that failed before this time have dead letters."""
         Completeness.insert(id=1, until=instant).on_conflict(
             conflict_target=[Completeness.id], update={Completeness.until: instant}
         ).execute()
@@ -70,7 +70,7 @@ class DeadLetterMaintenance:
             severity="warning",
             title="Many tasks failed for good",
             detail=f"{count} tasks failed for good within an hour, most often because of {reason}. "
-            "Look at them with corral dead-letter list.",
+            "Look at them with `corral dead-letter list`.",
             count=count,
             top_reason=reason,
         )

@@ -104,7 +104,7 @@ class AgentFiles:
         return self._registry.find(file_id.lower(), context.caller)
 
     async def _text(self, row: File, start: int) -> tuple[str, int]:
-        """Return text from a byte on, and the byte behind its last whole character."""
+        """Return the text that begins at a byte, and the position after its last whole character."""
         part = ByteRange(min(start, row.size_bytes), min(start + READ_BYTES, row.size_bytes))
         is_whole = part == ByteRange(0, row.size_bytes)
         chunks = await (self._downloads.checked_chunks(row) if is_whole else self._downloads.range_chunks(row, part))

@@ -46,7 +46,7 @@ class TypeDetector:
 
     @property
     def is_head_complete(self) -> bool:
-        """Whether enough bytes have come to recognise types by their first bytes."""
+        """Whether enough bytes have arrived to recognise types by their first bytes."""
         return len(self._head) >= HEAD_BYTES
 
     def signature(self) -> str | None:

@@ -22,7 +22,7 @@ PURPOSE = "files.link"
 
 
 class FileLinks:
-    """Makes and checks links. A link of an object store is one that the store itself serves."""
+    """Makes and checks links. The links of an object store are served by the store itself."""
 
     def __init__(
         self, storage: FileStorage, registry: FileRegistry, sealer: Sealer, installation: InstallationConfig

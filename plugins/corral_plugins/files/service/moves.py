@@ -15,7 +15,7 @@ from corral_plugins.files.models import File
 
 
 class MoveReport(msgspec.Struct):
-    """What a move did: copied files and their bytes, files that were there before, and keys of damaged files."""
+    """The result of a move: copied files and their bytes, files that existed before, and keys of damaged files."""
 
     copied: int = 0
     bytes: int = 0
@@ -26,7 +26,7 @@ class MoveReport(msgspec.Struct):
 class FileMove:
     """Copies blobs one by one. A blob is complete or absent in the other store, so an interrupted move goes on.
 
-    `service` and `run` are those of a command's session.
+    `service` and `run` are the methods of a command's session.
     """
 
     def __init__(self, service: Callable[[Any], Any], run: Callable[..., Any]) -> None:
@@ -65,7 +65,7 @@ class FileMove:
         return False
 
     async def _is_same(self, key: str, target: BlobStore) -> bool:
-        """Return whether the other store has the bytes that belong to a file, or else those that this store has."""
+        """Return whether the other store has the right bytes: those of the file, or else the same as this store."""
         try:
             return await _measured(target, key) == (self._expected(key) or await _measured(self._source, key))
         except (BlobMissing, Unavailable):

@@ -16,7 +16,7 @@ class FileQuota:
     """Counts the files of each owner. All methods run in the caller's unit of work.
 
     One guarded update compares and reserves, so parallel uploads cannot pass the quota together. Every method changes
-    the row of the upload before that of its owner, so that no two of them wait for each other.
+    the row of the upload before the row of its owner, to avoid deadlocks.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -53,7 +53,7 @@ class FileQuota:
         Usage.update(counted).where(Usage.owner_id == owner_id).execute()
 
     def end(self, upload_id: str) -> bool:
-        """Give back what an upload has reserved. Return False if this was done before."""
+        """Release the bytes that an upload has reserved. Return False if this was done before."""
         ended: list[Upload] = list(Upload.delete().where(Upload.id == upload_id).returning(Upload).execute())
         if not ended:
             return False
@@ -68,7 +68,7 @@ class FileQuota:
         Usage.update(counted).where(Usage.owner_id == owner_id).execute()
 
     def end_abandoned(self, limit: int) -> int:
-        """Give back what abandoned uploads have reserved. Return the number of uploads, at most `limit`."""
+        """Release the bytes that abandoned uploads have reserved. Return the number of uploads, at most `limit`."""
         found = Upload.select(Upload.id).where(Upload.renewed_at < clock.now(-ABANDONED_SECONDS)).limit(limit)
         return sum(self.end(upload.id) for upload in list(found))
 

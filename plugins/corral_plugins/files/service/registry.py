@@ -47,7 +47,7 @@ class FileRegistry:
     def readable(self, caller: Principal) -> Any:
         """Return the condition for the files that the caller may read.
 
-        These are the caller's own files, those that were shared with a task that the caller may read, and those of the
+        These are the caller's own files, files that were shared with a task that the caller may read, and files of the
         task whose lease the caller holds.
         """
         is_shared = (File.shared_with == "task") & File.task_id.is_null(False)
@@ -65,7 +65,7 @@ class FileRegistry:
         return row
 
     def find_any(self, file_id: str) -> File | None:
-        """Return a file, whoever may read it, or None."""
+        """Return a file, regardless of who may read it, or None."""
         row: File | None = File.get_or_none((File.id == file_id) & is_current())
         return row
 
@@ -133,7 +133,7 @@ class FileRegistry:
         return True
 
     def leave_task(self, task_id: str, limit: int) -> int:
-        """Give files of a deleted task back to their owners. Return how many they were, at most `limit`."""
+        """Give files of a deleted task back to their owners. Return their number, at most `limit`."""
         rows = list(File.select().where(File.task_id == task_id).limit(limit))
         for row in rows:
             self._emit(FileUpdated, self._change(row, {"task_id": None, "shared_with": "private"}))
@@ -145,7 +145,7 @@ class FileRegistry:
         return list(locked(rows.limit(limit)))
 
     def expired(self, limit: int) -> list[File]:
-        """Lock and return files whose time is over."""
+        """Lock and return files that have expired."""
         rows = File.select().where(File.expires_at.is_null(False) & (File.expires_at <= clock.now()))
         return list(locked(rows.order_by(File.expires_at, File.id).limit(limit)))
 
@@ -154,7 +154,7 @@ class FileRegistry:
     def earlier_upload(self, upload_key: str | None, *, sha256: str, name: str) -> File | None:
         """Return the file that an earlier upload with the same idempotency key made, or None.
 
-        Raise `idempotency_key_reused` if that upload was another one.
+        Raise `idempotency_key_reused` if that upload was different.
         """
         if upload_key is None:
             return None
@@ -191,7 +191,7 @@ class FileRegistry:
         return task_id.lower()
 
     def emit_uploaded(self, row: File) -> None:
-        """Tell the readers of a new file about it."""
+        """Emit the event that a file was stored."""
         self._emit(FileUploaded, row)
 
     def record_link(self, row: File) -> None:
@@ -260,7 +260,7 @@ def future_instant(moment: Any, pointer: str) -> str | None:
 
 
 def source_of(row: File) -> FileSource:
-    """Return what made a file."""
+    """Return the origin of a file."""
     return msgspec.convert(row.source, FileSource)
 
 
@@ -300,7 +300,7 @@ def view_of(row: Any) -> FileView:
 
 
 def types_differ(said: str | None, detected: str) -> bool:
-    """Return whether the type that a client said contradicts the bytes.
+    """Return whether the type that the client declared contradicts the bytes.
 
     Nothing contradicts `application/octet-stream`. All kinds of text, such as CSV or JSON, are detected as text.
     """

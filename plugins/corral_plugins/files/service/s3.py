@@ -63,7 +63,7 @@ class S3Blobs:
     async def put(self, key: str, stream: AsyncIterable[bytes], *, limit: int | None = None) -> Blob:
         """Store the stream durably. See `BlobStore.put`.
 
-        A blob that is larger than one part is uploaded in parts, and appears only when all are there.
+        A blob that is larger than one part is uploaded in parts, and appears only when all parts are there.
         """
         upload = _PutObject(self, self._full(key))
         digest, size = hashlib.sha256(), 0

@@ -1,4 +1,4 @@
-"""Sweeps: what interrupted uploads, expired files, purged accounts and deleted tasks leave behind."""
+"""Sweeps, which delete what interrupted uploads, expired files, purged accounts and deleted tasks leave behind."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class FileSweeps:
             await self._discard(rows)
 
     async def _delete_orphans(self, older_than_seconds: float) -> set[int]:
-        """Delete stored bytes without a row. Young ones may belong to an upload whose row is written next.
+        """Delete stored bytes without a row. Young bytes may belong to an upload whose row is written next.
 
         Return the hashes of all stored keys.
         """

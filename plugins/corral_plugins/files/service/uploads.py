@@ -78,7 +78,7 @@ class Uploads:
     async def store(
         self, new: NewFile, stream: AsyncIterable[bytes], *, entry: UnitContext = SYSTEM_CONTEXT
     ) -> tuple[File, bool]:
-        """Store a stream. Return its row, and whether it is new: a repeated upload returns the first one's row."""
+        """Store a stream. Return its row, and whether it is new: a repeated upload returns the row of the first."""
         try:
             row, is_new = await self._store(new, stream, entry)
         except Problem as problem:
@@ -108,7 +108,7 @@ class Uploads:
                 await asyncio.shield(self._undo(upload_id, key, entry))
 
     async def _undo(self, upload_id: str, key: str, entry: UnitContext) -> None:
-        """Give back the reserved bytes and delete the stored ones, unless the row of the file was committed after all.
+        """Release the reserved bytes and delete the stored bytes, unless the row of the file was committed after all.
 
         A commit may succeed although its caller was cancelled or the answer of the database was lost.
         """
@@ -169,7 +169,7 @@ def refuse_larger(size: int | None, limit: int) -> None:
 
 
 class _CheckedStream:
-    """Checks the bytes of one upload while they pass: size, quota, type, and secrets in those of machines."""
+    """Checks the bytes of one upload while they pass: size, quota, type and, if a machine uploads, secrets."""
 
     def __init__(
         self, uploads: Uploads, new: NewFile, upload_id: str, limit: int, reserved: int, entry: UnitContext
@@ -201,7 +201,7 @@ class _CheckedStream:
         self._uploads.refuse_blocked(self.detector.type())
 
     async def _reserve(self) -> None:
-        """Reserve what has come, and some more if the size is unknown and the quota has room for it."""
+        """Reserve the bytes that have arrived, and some more if the size is unknown and the quota has room for it."""
         missing = max(0, self._size - self._reserved)
         if self._new.size is None and 0 < missing < GROWTH_BYTES:
             with contextlib.suppress(Problem):

@@ -1,7 +1,7 @@
 """TCP connections of `httpcore2` on asyncio itself.
 
-Its own, on anyio, take a third of the processor time of a request, and ask the system whether a connection was closed,
-which asyncio knows.
+The connections of `httpcore2` itself, on anyio, take a third of the processor time of a request, and ask the system
+whether a connection was closed, although asyncio knows it.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def _time_limit(seconds: float | None) -> contextlib.AbstractAsyncContextManager
 
 @contextlib.contextmanager
 def _raised_as(on_timeout: type[Exception], otherwise: type[Exception]) -> Iterator[None]:
-    """Raise the errors of asyncio as those of `httpcore2`."""
+    """Raise the errors of asyncio as errors of `httpcore2`."""
     try:
         yield
     except TimeoutError as error:  # also that of the operating system

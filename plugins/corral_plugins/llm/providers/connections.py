@@ -60,7 +60,7 @@ class ProviderConnections:
         self._is_closed = False
 
     def serves(self, provider: ProviderConnection) -> bool:
-        """Return whether the connections are still those of the provider, because its configuration has not changed."""
+        """Return whether the connections are still valid for the provider: its configuration has not changed."""
         own = self._provider
         return (own.version, own.base_url, own.timeouts) == (provider.version, provider.base_url, provider.timeouts)
 
@@ -95,7 +95,7 @@ class ProviderConnections:
 
     @functools.cached_property
     def _policy(self) -> Policy:
-        """What the requests may reach: the address in the operator's configuration even if it is private."""
+        """Return what the requests may reach: the address in the operator's configuration, even if it is private."""
         if not self._provider.operator:
             return Policy()
         base = read_url(self._provider.base_url or "")
@@ -124,7 +124,7 @@ class ProviderConnections:
         return Http1Connection(stream)
 
     async def _give_back(self, connection: Http1Connection) -> None:
-        """Keep the connection if it can serve a further request, and close one that was idle for too long."""
+        """Keep the connection if it can serve a further request, and close a connection that was idle too long."""
         if self._is_closed or len(self._idle) >= MAX_IDLE or not connection.finish():
             await connection.close()
             return

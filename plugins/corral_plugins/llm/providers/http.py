@@ -26,7 +26,7 @@ DONE: dict[str, Any] = {}
 
 
 class ProviderHttp:
-    """Keeps connections to each provider. When the configuration of a provider changes, they are replaced."""
+    """Keeps connections to each provider. They are replaced when the configuration changes."""
 
     def __init__(self) -> None:
         self._egress: Egress | None = None

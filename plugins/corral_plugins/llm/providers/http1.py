@@ -53,7 +53,7 @@ class Http1Connection:
         return event  # type: ignore[return-value]  # mypy does not narrow the type
 
     def finish(self) -> bool:
-        """End the request. Return whether the connection can serve a further one."""
+        """End the request. Return whether the connection can serve another request."""
         if self._http.our_state is not h11.DONE or self._http.their_state is not h11.DONE:
             return False
         self._http.start_next_cycle()

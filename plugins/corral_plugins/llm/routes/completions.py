@@ -106,7 +106,7 @@ def get_model(model: str, models: ModelListing) -> ModelView:
     """Return a model by its name, `provider/model`."""
     found = models.get_model(model)
     if found is None:
-        raise Problem("No provider lists this model; corral api GET /llm/models lists all.", code="model_not_found")
+        raise Problem("No provider lists this model; `corral api GET /llm/models` lists all.", code="model_not_found")
     return found
 
 

@@ -67,7 +67,7 @@ class ModelResolver:
         self._settings, self._registry, self._breakers = settings, registry, breakers
 
     def default_model(self) -> str:
-        """Return the default `provider/model`: the configured one, or else the local model, or else `scripted/echo`."""
+        """Return the default `provider/model`: the configured model, else the local model, else `scripted/echo`."""
         return self._settings.get(DEFAULT_MODEL) or self._default_of(LOCAL) or f"{SCRIPTED}/{ECHO}"
 
     def resolve(self, kind: str, requested: str, agent: AgentFacts | None) -> list[ModelTarget]:

@@ -23,7 +23,7 @@ class ProviderBreakers:
         self._registry = registry
 
     def declare(self) -> None:
-        """Declare the names of the breakers: those of the providers that can be called."""
+        """Declare the names of the breakers: one breaker for each provider that can be called."""
         if self.breakers is not None:
             self.breakers.declare(PREFIX, self._names, slow_call_seconds=SLOW_SECONDS)
 
@@ -59,7 +59,7 @@ class ProviderBreakers:
     def admitted(self, targets: list[ModelTarget]) -> list[ModelTarget]:
         """Return the targets whose breakers may admit a call. Raise `CircuitOpen` if there are none.
 
-        The breakers of the others are open, so they are not even queued.
+        The breakers of the other targets are open, so calls to these are not even queued.
         """
         blocked = {target.provider.name: self.blocked_until(target.provider.name) for target in targets}
         admitted = [target for target in targets if blocked[target.provider.name] is None]

@@ -81,7 +81,7 @@ class CallBudgets:
     def report_refusal(self, by: Principal, refused: BudgetRefused) -> None:
         """Tell the task of the caller's lease that a budget refused a call.
 
-        The task is cancelled if it was its own cost limit that refused the call. Otherwise it waits for the money.
+        The task is cancelled if its own cost limit refused the call. Otherwise it waits for the money.
         """
         if refused.scope == "task":
             self._leases.stop_run(by, kind="budget")

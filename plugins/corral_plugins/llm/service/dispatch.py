@@ -138,7 +138,7 @@ class CallDispatcher:
             raise
 
     async def _change_hold(self, call: CallRecord, target: ModelTarget) -> None:
-        """Hold the cost of a fallback target instead of that of the previous target.
+        """Hold the cost of a fallback target instead of the cost of the previous target.
 
         Raise `BudgetRefused` if a budget forbids it. The previous hold is released first, in a unit of its own.
         """

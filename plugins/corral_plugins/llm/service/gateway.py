@@ -371,7 +371,7 @@ class Gateway:
     # -- the unit of work that settles a call
 
     async def _settle_call(self, task: CallTask[Any], call: CallRecord, outcome: CallOutcome) -> bool:
-        """Store the outcome of a call, which its task cannot be cancelled before.
+        """Store the outcome of a call. The task of the call cannot be cancelled before that.
 
         Return whether the caller's lease is still live.
         """

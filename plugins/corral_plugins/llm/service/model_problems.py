@@ -1,4 +1,4 @@
-"""Says what keeps the model of an agent from being called, and what helps."""
+"""Finds out why the model of an agent cannot be called, and what helps."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class ModelProblem(NamedTuple):
 
 
 def problem_of(registry: ProviderRegistry, target: ModelTarget) -> ModelProblem | None:
-    """Return what keeps a model from being called, or None. Names what is unknown, and the providers that there are."""
+    """Return why a model cannot be called, or None. The text names what is unknown, and the existing providers."""
     if target.problem is None:
         return None
     if not target.provider.usable:

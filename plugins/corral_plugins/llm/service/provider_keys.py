@@ -90,7 +90,9 @@ class ProviderKeys:
         detail = "The stored API key would be sent to a different base_url. Send the key again as api_key"
         if by.kind == "api_key":
             raise Forbidden(f"{detail}, or use an API key with the scope {REVEAL}.", code="insufficient_scope")
-        raise Forbidden(f"{detail}, or confirm with corral api POST /auth/reauth.", code="reauth_required")
+        raise Forbidden(
+            f"{detail}, or confirm your identity with `corral api POST /auth/reauth`.", code="reauth_required"
+        )
 
     def store_key(self, provider: str, body: Body, by: Principal) -> tuple[dict[str, Any], list[str]]:
         """Store the API key from a request body in the vault, or attach the secret that the body names.

@@ -274,7 +274,7 @@ class ProviderRegistry:
         kinds = self.provider_kinds()
         for name, table in self._tables.items():
             if _from_file(name, table, kinds, ()) is None:
-                raise ValueError(f"llm.providers.{name}.kind: one of {', '.join(sorted(kinds))}")
+                raise ValueError(f"llm.providers.{name}.kind: must be one of {', '.join(sorted(kinds))}")
 
     def invalidate_cache(self) -> None:
         """Invalidate the cache for the current unit of work, because it has changed a row of the provider tables."""
@@ -350,7 +350,7 @@ class ProviderRegistry:
     def _load_changes(self) -> bool:
         """Reload the cache if any process has changed a provider. Checks the database once per unit of work.
 
-        Return whether the providers are as a unit has found them: this unit, or outside of units the last one.
+        Return False if this call has just checked the database, and True if the cache is used as it is.
         """
         if not in_unit() or self in current().memo:
             return True

@@ -50,7 +50,7 @@ class CallLeases:
             self.tasks.stop_run(by.task_id, by.lease_id, kind=kind, reason=None)
 
     def record_shortage(self, by: Principal, scope: BudgetScope, shortage: BudgetShortage) -> None:
-        """Store with the task of the caller's lease that a budget left too little for a call."""
+        """Record, for the task of the caller's lease, that a budget left too little for a call."""
         if self.tasks is not None and by.task_id is not None and by.lease_id is not None:
             self.tasks.record_shortage(
                 by.task_id, by.lease_id, scope=scope, needed_micro=shortage.needed, left_micro=shortage.left

@@ -1,4 +1,4 @@
-"""The maximum number of output tokens of a call: the one that the request sets, or a default."""
+"""The maximum number of output tokens of a call: the number that the request sets, or a default."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ _COLUMNS = ("slug", "template_version", "source", "sha256", "created_at")
 
 
 class Template(msgspec.Struct, frozen=True, kw_only=True):
-    """A version of a template. `findings` are those that do not depend on the tools that exist now."""
+    """A version of a template. `findings` contains the findings that do not depend on the current tools."""
 
     manifest: Manifest
     source: str
@@ -100,7 +100,7 @@ class Parts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def used_plugins(resources: Sequence[Json]) -> set[str]:
-    """Return the plugins that resources use, besides those to which the kinds of resources belong."""
+    """Return the plugins that resources use, besides the plugins that the kinds of resources belong to."""
     return {"code_reviews"} if asks_for_reviews(resources) else set()
 
 

@@ -32,7 +32,7 @@ class TemplateExport:
         self._work, self._catalogue, self._redactor = work, catalogue, redactor
 
     async def export(self, body: ExportTemplate, *, by: Principal) -> Json:
-        """Return the manifest. Raise `Invalid` if a text contains a credential, or an object refers to another one."""
+        """Return the manifest. Raise `Invalid` if a text contains a credential, or a referenced object is missing."""
         parts = self._catalogue.parts()
         resources = await self._work(lambda: _resources(body, parts, by), read=True)
         manifest = _manifest(body, resources, parts)

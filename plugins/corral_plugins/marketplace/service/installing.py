@@ -1,6 +1,6 @@
 """Installs templates: everything in one transaction, or nothing.
 
-A plan is an installation that is taken back, so it names exactly what an installation makes.
+A plan is an installation that is rolled back, so it names exactly what an installation would create.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class MadeObject(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class OnlyPlanned(ExpectedFailure):
-    """Ends the unit of work of a plan, so that nothing of it stays."""
+    """Ends the unit of work of a plan, so that nothing of the plan is stored."""
 
     def __init__(self, plan: Any) -> None:
         self.plan = plan

@@ -63,7 +63,7 @@ def asks_for_reviews(value: Any) -> bool:
 
 
 def references(value: Any, pointer: str = "") -> Iterator[Place]:
-    """Yield the key of each reference `{"$ref": "<key>"}` to a resource. Those of JSON Schemas begin with #."""
+    """Yield the key of each reference `{"$ref": "<key>"}` to a resource. Those in JSON Schemas begin with `#`."""
     key = reference_key(value)
     if key is not None:
         yield Place(pointer, key)
@@ -107,7 +107,7 @@ def _uses(value: Any, pointer: str) -> Iterator[tuple[str, Place]]:
 
 
 def _fetched_hosts(spec: Json, pointer: str) -> Iterator[tuple[str, Place]]:
-    """Yield the hosts that an agent may reach with tools: those of its tool policy, or any host."""
+    """Yield the hosts that an agent may reach with tools: the hosts in its tool policy, or any host."""
     policy, enabled = spec.get("tool_policy"), spec.get("enabled_tools")
     for tool in FETCHING_TOOLS:
         if isinstance(enabled, list) and tool in enabled:

@@ -42,7 +42,7 @@ _HOLDS = {
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """A manifest and the result of its check. With faults, only `data`, `sha256` and `faults` are meaningful.
 
-    `order` lists the positions of the resources such that each one follows those to which it refers.
+    `order` lists the positions of the resources so that each resource follows the resources to which it refers.
     """
 
     data: Json
@@ -123,7 +123,7 @@ def check_manifest(data: Json) -> Manifest:
     if not faults and len(msgspec.json.encode(data)) > MAX_BYTES:
         faults = [FieldError("", "too_long", "at most 256 KiB of JSON")]
     if not faults and data.get("sha256", sha256) != sha256:
-        told = f"The hash does not fit the content. After a change, remove sha256, or set it to {sha256}."
+        told = f"The hash does not match the content. After a change, remove sha256, or set it to {sha256}."
         faults = [FieldError("/sha256", "marketplace.wrong_hash", told)]
     if faults:
         return Manifest(data=data, sha256=sha256, faults=tuple(faults))

@@ -28,7 +28,7 @@ def existing_ids(wanted: Sequence[WantedName], installers: Mapping[str, Installe
 
 
 def free_names(wanted: Sequence[WantedName], installers: Mapping[str, Installer]) -> list[str]:
-    """Return a name for each wanted name that no other object has: the name itself, or one such as `name (2)`."""
+    """Return an unused name for each wanted name: the name itself, or a name such as `name (2)`."""
     chosen: dict[int, str] = {}
     taken: set[WantedName] = set()
     candidates = {index: _candidates(each.name, installers[each.kind].name_length) for index, each in enumerate(wanted)}

@@ -1,7 +1,7 @@
 """Fetches the index of further templates.
 
-The index is a JSON document: `{"templates": [{"sha256": "…", "manifest": {…}}]}`. Each hash must fit its manifest; a
-template whose hash does not fit is shown, and cannot be installed.
+The index is a JSON document: `{"templates": [{"sha256": "…", "manifest": {…}}]}`. Each hash must match its manifest; a
+template whose hash does not match is shown, but cannot be installed.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class RemoteIndex:
         return entries
 
     async def _rows(self, entries: list[Json]) -> list[Json]:
-        """Return the columns of the templates that can be stored: those with a free slug and a valid manifest."""
+        """Return the columns of the templates that can be stored: they have a free slug and a valid manifest."""
         others, rows = await self._catalogue.contributed(), {}
         for entry in entries:
             manifest = await asyncio.to_thread(check_manifest, entry["manifest"])

@@ -20,8 +20,8 @@ def reasons_to_keep(
 ) -> tuple[dict[str, str], set[str]]:
     """Return the reasons why objects must stay, by object id, and the ids of the objects that still exist.
 
-    An object stays if a person edited it, if it is at work, or if an object that stays, or one outside of the
-    installation, refers to it.
+    An object stays if a person edited it, if it is running, or if another object refers to it that stays or does not
+    belong to the installation.
     """
     now = fingerprints(objects, installers)
     reasons: dict[str, str] = {}
@@ -70,7 +70,7 @@ def remove_objects(
 
 
 def _add_used(present: set[str], reasons: dict[str, str], installers: Mapping[str, Installer]) -> None:
-    """Add the objects to which others refer that stay."""
+    """Add the objects to which objects that stay refer."""
     uses = [use for installer in installers.values() for use in installer.users(sorted(present))] if present else []
     while True:
         added = {

@@ -25,7 +25,7 @@ class NeededSecret(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Requirements:
-    """Compares what a template needs with what there is. Every method runs in the caller's unit of work."""
+    """Compares what a template needs with what exists. Every method runs in the caller's unit of work."""
 
     secrets: Secrets | None
     tools: Tools | None
@@ -33,7 +33,7 @@ class Requirements:
     def missing(
         self, manifest: Manifest, parameters: Mapping[str, Any], names: Mapping[str, str], objects: Mapping[int, str]
     ) -> tuple[MissingParts, list[NeededSecret]]:
-        """Return what is missing, and the required secrets among it.
+        """Return what is missing, and which of the missing secrets are required.
 
         `names` maps the names of secrets to names in the vault, and `objects` the positions of resources to the ids of
         created objects.
@@ -72,7 +72,7 @@ def refuse_missing_secrets(required: Sequence[NeededSecret]) -> None:
             FieldError(
                 f"/secrets_map/{each.declared}",
                 "marketplace.missing_secret",
-                f"The vault has no secret {each.name}; an admin creates it, or name another one in secrets_map.",
+                f"The vault has no secret {each.name}; ask an admin for it, or name another secret in secrets_map.",
             )
             for each in required
         ]
@@ -80,7 +80,7 @@ def refuse_missing_secrets(required: Sequence[NeededSecret]) -> None:
 
 
 def _needed_secrets(manifest: Manifest, parameters: Mapping[str, Any], names: Mapping[str, str]) -> list[NeededSecret]:
-    """Return the secrets of a template, without those that the parameters make needless."""
+    """Return the secrets of a template, without secrets that the parameters make unnecessary."""
     users: dict[str, set[int]] = {}
     for index, resource in enumerate(manifest.resources):
         for place in texts(resource["spec"]):

@@ -49,7 +49,7 @@ class UpgradeService:
     async def upgrade(
         self, installation_id: str, body: UpgradeInstallation, *, by: Principal, entry: UnitContext
     ) -> UpgradeResult:
-        """Upgrade an installation, or tell what an upgrade would do."""
+        """Upgrade an installation, or return what an upgrade would do."""
         row = await self._work(lambda: find_writable_installation(installation_id, by), read=True)
         if row.status == "removed":
             raise Conflict("The installation has been removed.", current_status=row.status)
@@ -73,7 +73,9 @@ class UpgradeService:
         advisory_lock(LOCK)
         row = find_writable_installation(before.id, by)
         if (row.updated_at, row.status) != (before.updated_at, before.status):
-            raise Conflict("The installation was changed at the same time; repeat.", current_status=row.status)
+            raise Conflict(
+                "The installation was changed at the same time; repeat the request.", current_status=row.status
+            )
         refuse_critical(self._catalogue.findings(prepared.template), by)
         objects = objects_of(row.id)
         result, made, ids = _merge(row, objects, prepared, by)
@@ -167,7 +169,7 @@ def _merge(
 def _merge_object(
     row: InstalledResource, resource: PreparedResource, installer: Installer, ids: Mapping[str, str], by: Principal
 ) -> tuple[ChangedObject, ChangedObject]:
-    """Change the fields that the template changed and nobody edited. Return these fields, and those that stay."""
+    """Change the fields that the template changed and nobody edited. Return these fields, and the unchanged fields."""
     fields = {"kind": row.kind, "key": row.key, "id": row.object_id, "name": row.name}
     now = installer.fingerprint([row.object_id]).get(row.object_id)
     if now is None:  # a person deleted the object

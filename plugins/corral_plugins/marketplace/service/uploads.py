@@ -34,7 +34,7 @@ class TemplateUploads:
         self._work, self._catalogue, self._egress = work, catalogue, egress
 
     async def validate(self, data: Json) -> ManifestValidation:
-        """Check a manifest, and look for what a person should know."""
+        """Check a manifest, and report what people should know before they install it."""
         _, faults, findings = await self._check(data)
         return ManifestValidation(
             valid=not faults and all(each.severity != "error" for each in findings),

@@ -84,7 +84,7 @@ class MessageSending:
     # -- sender
 
     def _sender_of(self, new: NewMessage, by: Principal, trusted: bool | None) -> Sender:
-        """Return the sender. Raise `Forbidden` if the caller may not speak for the agent that the message names."""
+        """Return the sender. Raise `Forbidden` if the caller may not send for the agent that the message names."""
         is_person = by.kind in ("user", "api_key")
         agent_id = (new.sender_agent_id or by.agent_id or "").lower() or None
         trust = is_person if trusted is None else trusted
@@ -98,14 +98,14 @@ class MessageSending:
         return Sender(agent_id=agent_id, user_id=by.user_id if is_person else None, name=agent.name, trusted=trust)
 
     def _find_sending_agent(self, agent_id: str, by: Principal) -> AgentFacts:
-        """Return the agent for which the caller may speak. Raise `Forbidden` if the caller may not."""
+        """Return the agent that sends the message. Raise `Forbidden` if the caller may not send for it."""
         agent = self._find_agent(agent_id, "/sender_agent_id")
         if by.agent_id is None and by.kind != "system" and not by.is_admin and agent.owner_id != by.user_id:
             raise Forbidden("Only the owner of an agent or an admin may send messages as the agent.")
         return agent
 
     def check_agents(self, fields: Mapping[str, Any], *, by: Principal) -> None:
-        """Raise a `Problem` if a future message names agents that do not exist or that the caller may not speak for."""
+        """Raise a `Problem` if a future message names agents that do not exist or that the caller may not send for."""
         if (sender := fields.get("sender_agent_id")) is not None:
             self._find_sending_agent(sender, by)
         if (recipient := fields.get("recipient_agent_id")) is not None:

@@ -59,7 +59,7 @@ class MessageTriggerAction:
         return {"message_id": row.id}
 
     def _check(self, caller: Principal, fields: Json) -> None:
-        """Raise a `Problem` if the action names agents that do not exist, or that the caller may not speak for."""
+        """Raise a `Problem` if the action names agents that do not exist, or that the caller may not send for."""
         sending, _ = self._connected()
         sending.check_agents(fields, by=caller)
 

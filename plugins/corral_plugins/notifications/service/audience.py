@@ -1,4 +1,4 @@
-"""Finds out whom the events of a batch concern, and what each person is told in the app."""
+"""Determines whom the events of a batch concern, and which notifications each person gets in the app."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from corral_plugins.notifications.service.people import People, Person
 
 
 class Audience:
-    """The people whom the events of a batch concern. `matched` are the rules that tell people one by one.
+    """The people whom the events of a batch concern. `matched` are the rules that notify people one by one.
 
-    `roles` maps roles to the ids of people. Who may be told is looked up for a portion of them at a time.
+    `roles` maps roles to the ids of people. The rights of people are looked up one portion at a time.
     """
 
     def __init__(
@@ -41,26 +41,26 @@ class Audience:
         self._concerned = {event.id: people.concerned(event, event.payload(), roles) for event in told}
 
     def of(self, event: LoggedEvent) -> set[str]:
-        """Return the ids of the people whom an event concerns. Not all of them may be told of it."""
+        """Return the ids of the people whom an event concerns. Not all of them may be notified of it."""
         found = self._concerned.get(event.id, set()) | self._mentioned.get(event.id, set())
         return found.union(*(self._named(event, rule) for rule in self._matched.get(event.id, ())))
 
     def rows(self, event: LoggedEvent) -> int:
-        """Return how many rows an event makes at most for each person."""
+        """Return the maximum number of rows that an event creates for each person."""
         return 1 + sum(len(rule.channel_ids) for rule in self._matched.get(event.id, ()))
 
     def load(self, user_ids: Collection[str]) -> None:
-        """Look up the people who are told next."""
+        """Look up the people who are notified next."""
         self._persons = self._people.load(user_ids)
 
     def recipients_of(self, event: LoggedEvent, data: Mapping[str, Any], rule: Rule) -> list[Person]:
-        """Return the recipients of a rule who may be told of an event."""
+        """Return the recipients of a rule who may be notified of an event."""
         return self._told(event, data, self._named(event, rule), event.type)
 
     def in_app(
         self, event: LoggedEvent, data: Mapping[str, Any], described: Described, rules: Sequence[Rule]
     ) -> list[NewNotification]:
-        """Return what each person is told of an event in the app: one notification, whoever wants it."""
+        """Return the notifications of an event in the app: one for each person, however many rules apply."""
         groups: dict[str, str] = {}
         for rule in rules:
             if rule.in_app:
@@ -90,7 +90,7 @@ class Audience:
         ]
 
     def _told(self, event: LoggedEvent, data: Mapping[str, Any], user_ids: Iterable[str], type: str) -> list[Person]:
-        """Return the people among these who may be told of an event, as a notification of a type."""
+        """Return the people among these who may get a notification of this type about an event."""
         found = [self._persons[each] for each in sorted(self._persons.keys() & set(user_ids))]
         return [person for person in found if self._people.may_be_told(person, event, data, type)]
 

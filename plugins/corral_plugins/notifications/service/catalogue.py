@@ -1,4 +1,4 @@
-"""Who is told of which events without any rule, how severe events are, and what a notification of them says."""
+"""Who is notified of which events without any rule, the severity of events, and the texts of notifications."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ MAX_TITLE, MAX_BODY = 200, 2000
 
 
 class Described(msgspec.Struct, frozen=True, kw_only=True):
-    """What a notification of an event says."""
+    """The content of a notification about an event."""
 
     title: str
     body: str
@@ -147,13 +147,13 @@ class Described(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def is_told(event: LoggedEvent, data: Payload) -> bool:
-    """Return whether an event of the table is one of which people are told."""
+    """Return whether people are notified of this event, whose type is in the table."""
     only_if = _ONLY_IF.get(event.type)
     return event.type in DEFAULTS and (only_if is None or only_if(data))
 
 
 def severity_of(event: LoggedEvent, data: Payload) -> Severity:
-    """Return the severity of an event. An alert carries its own."""
+    """Return the severity of an event. An alert carries its own severity."""
     if event.type == "system.alert":
         told = data.get("severity")
         return cast(Severity, told) if told in SEVERITIES else "warning"
@@ -166,7 +166,7 @@ def is_at_least(severity: str, least: str) -> bool:
 
 
 def describe(event: LoggedEvent, data: Payload, title: str) -> Described:
-    """Return what a notification of an event says. `title` is the title of the type of event."""
+    """Return the content of a notification about an event. `title` is the title of the type of event."""
     template = _TITLES.get(event.type)
     text = title.rstrip(".") if template is None else template.format_map(_Values(data)).removesuffix(": ")
     if template is None and (named := data.get("title") or data.get("name")):
@@ -209,7 +209,7 @@ def _text_of(data: Payload) -> str:
 
 
 class _Values(dict[str, Any]):
-    """The values of a title. One that is absent leaves a dash."""
+    """The values of a title. An absent value leaves a dash."""
 
     def __missing__(self, name: str) -> str:
         return "-"

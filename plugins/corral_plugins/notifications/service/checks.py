@@ -36,7 +36,7 @@ LEAST_REPEAT = 300
 class CheckedConfig(msgspec.Struct, frozen=True, kw_only=True):
     """A config that was checked: its open members, its secret members, and warnings.
 
-    `version` is that of the channel into whose config it was merged.
+    `version` is the version of the channel into whose config it was merged.
     """
 
     config: dict[str, Any]
@@ -56,7 +56,7 @@ class ChannelChecks:
         return await self._check(new.type, new.config)
 
     async def changed(self, row: Channel, patch: ChannelPatch) -> CheckedConfig | None:
-        """Check a config that is merged into that of a channel. Return None if the config stays as it is."""
+        """Check a config that is merged into the config of a channel. Return None if the config stays as it is."""
         if patch.type is not UNSET and patch.type != row.type:
             raise Invalid.at("/type", "not_allowed", "The type of a channel cannot be changed; create another channel.")
         if patch.config is UNSET:
@@ -109,7 +109,9 @@ class RuleChecks:
     def _check_events(self, patterns: list[str], pointer: str, *, besides: tuple[str, ...] = ()) -> None:
         for index, pattern in enumerate(patterns):
             if pattern == OWN_EVENT or not (pattern in besides or self._types.is_known(pattern)):
-                detail = f"No event that can be told is named {pattern}; corral webhooks event-types lists them."
+                detail = (
+                    f"No event that can be notified has the name {pattern}; `corral webhooks event-types` lists them."
+                )
                 raise Invalid.at(f"{pointer}/{index}", "not_in_enum", detail, problem="unknown_event")
 
 

@@ -43,7 +43,7 @@ IS_DUE = Delivery.due_at.is_null(False)
 
 
 class Claimed(msgspec.Struct, frozen=True, kw_only=True):
-    """A delivery that this process may attempt until its lease ends. `to` is the address of its person."""
+    """A delivery that this process may attempt until its lease ends. `to` is the address of the recipient."""
 
     channel: Channel
     kind: ChannelType
@@ -108,7 +108,7 @@ class DeliveryClaims:
         Delivery.update(changes).where(holds(claimed.delivery)).execute()
 
     def release(self, claimed: Claimed, due_at: str) -> None:
-        """Give back a delivery that was not attempted. It is due at an instant, and collects events again."""
+        """Release a delivery that was not attempted. It is due at this time, and collects events again."""
         changes = {**waiting_until(due_at), "is_collecting": claimed.delivery.is_collecting}
         changes |= {"served": claimed.delivery.served}
         Delivery.update(changes).where(holds(claimed.delivery)).execute()
@@ -120,7 +120,7 @@ class DeliveryClaims:
         return expired.exists() or late.exists() or Delivery.select().where(_is_orphaned()).limit(1).exists()
 
     def release_expired(self) -> int:
-        """Give back the deliveries of processes that ended without recording a result. Return their number."""
+        """Release the deliveries of processes that ended without recording a result. Return their number."""
         now = clock.now()
         return int(Delivery.update(waiting_until(now)).where(Delivery.lease_until <= now).execute())
 
@@ -130,10 +130,10 @@ class DeliveryClaims:
         return int(Delivery.update(ended("cancelled")).where(Delivery.id.in_(some) & IS_DUE).execute())
 
     def give_up(self) -> int:
-        """Let deliveries fail whose channel could not be used for a day. Return their number.
+        """Mark deliveries as failed whose channel could not be used for a day. Return their number.
 
-        Another process may have the type or the key of a channel that this one lacks. It sends what is due, so only
-        what has been due for a day fails because of them.
+        Another process may have the type or the key of a channel that this process lacks, and send the due deliveries.
+        Therefore a delivery fails for this reason only when it has been due for a day.
         """
         if self.holds_deliveries():
             return 0
@@ -169,7 +169,7 @@ class DeliveryClaims:
         return self.breakers is not None and self.breakers.blocked_until(self._types.breaker_of(row)) is not None
 
     def _is_still_wanted(self, row: Delivery, person: Person, logged: Mapping[str, LoggedEvent]) -> bool:
-        """Return whether a message may go to a person, or end it.
+        """Return whether a message may still go to a person. If not, end it.
 
         The person may have lost rights since the events were collected, or muted them.
         """
@@ -223,7 +223,7 @@ def _first_due(channel_ids: Iterable[str]) -> Sequence[Delivery]:
 
 
 def _logged(rows: Iterable[Delivery]) -> dict[str, LoggedEvent]:
-    """Return the events that deliveries tell of, by id, as far as the log still has them."""
+    """Return the events that deliveries report, by id, as far as the log still has them."""
     ids = {item["event_id"] for row in rows for item in row.items if item["event_id"] is not None}
     return {event.id: event for event in event_log.select([EventRow.id.in_(ids)], len(ids))} if ids else {}
 

@@ -37,7 +37,7 @@ SCHEMA: Json = {
 
 
 class DirectNotifications:
-    """Sends notifications that name their text, and those who get them."""
+    """Sends notifications that name their text and their recipients."""
 
     def __init__(
         self, accounts: Accounts, people: People, inbox: Inbox, redactor: Redactor, dispatcher: NotificationDispatcher
@@ -58,7 +58,7 @@ class DirectNotifications:
     def send(self, fields: Json, *, by: Principal, object: tuple[str, str], pointer: str = "") -> str:
         """Send a notification to the named people and channels, or to the caller if it names neither.
 
-        Return the id that all messages about it share.
+        Return the id that all of its messages share.
         """
         fields = self._redactor.redact_json(fields)
         self.check(fields, by=by, pointer=pointer)
@@ -89,7 +89,7 @@ class DirectNotifications:
     def _write_deliveries(
         self, channel_ids: list[str], recipients: list[str], key: str, severity: str, item: dict[str, Any]
     ) -> None:
-        """Write what goes through channels. Those with `to_recipients` tell the recipients one by one."""
+        """Write the deliveries. Channels with `to_recipients` notify the recipients one by one."""
         channels = list(Channel.select().where(Channel.id.in_(channel_ids)).order_by(Channel.id)) if channel_ids else []
         people = self._people.load(recipients).values() if channels else ()
         if channels:

@@ -1,4 +1,4 @@
-"""Sends: in each process that runs jobs, reads new events, claims deliveries, and attempts them."""
+"""Sends notifications: in each process that runs jobs, reads new events, claims deliveries, and attempts them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ ENTRY = UnitContext(label="notifications.dispatch", actor=SYSTEM, cause=(CAUSE,)
 
 
 class _Outlook(msgspec.Struct, frozen=True):
-    """The events of which somebody is told, and when the next delivery is due."""
+    """The events of which somebody is notified, and the time when the next delivery is due."""
 
     names: frozenset[str]
     next_time: str | None
@@ -64,7 +64,7 @@ class NotificationDispatcher(EventDispatcher[Claimed]):
         self._names: frozenset[str] = frozenset()
 
     async def run_once(self) -> float:
-        """Write what new events make, and start the attempts that are due. Return the seconds until the next."""
+        """Write the messages of new events, and start due attempts. Return the seconds until the next attempt."""
         await self._fan_out.read()
         outlook = await self._work(self._look, entry=ENTRY, read=True)
         self._names = outlook.names
@@ -84,7 +84,7 @@ class NotificationDispatcher(EventDispatcher[Claimed]):
         return event.type in self._names
 
     async def _attempt(self, claimed: Claimed) -> None:
-        """Attempt a delivery and record the result. An attempt that is broken off gives the delivery back."""
+        """Attempt a delivery and record the result. An attempt that is interrupted releases the delivery."""
         try:
             result = await self._send(claimed)
         except CircuitOpen as rejection:
@@ -100,7 +100,7 @@ class NotificationDispatcher(EventDispatcher[Claimed]):
             await asyncio.shield(self._record(claimed, result))
 
     async def _send(self, claimed: Claimed) -> SendResult:
-        """Send a delivery, and keep its lease in the meantime. What fails unexpectedly is a failed attempt."""
+        """Send a delivery, and keep its lease in the meantime. An unexpected error counts as a failed attempt."""
         renewal = asyncio.get_running_loop().create_task(self._renew(claimed))
         try:
             notification = self._messages.of_delivery(claimed.delivery, to=claimed.to)
@@ -114,7 +114,7 @@ class NotificationDispatcher(EventDispatcher[Claimed]):
             renewal.cancel()
 
     async def _renew(self, claimed: Claimed) -> None:
-        """Keep the lease of an attempt, and store whom it has served, so that a process that is killed repeats few."""
+        """Keep the lease of an attempt, and store whom it has served, so that few are sent twice after a crash."""
         served = claimed.delivery.served
         while True:
             before = len(served)
@@ -128,7 +128,8 @@ class NotificationDispatcher(EventDispatcher[Claimed]):
     async def _record(self, claimed: Claimed, result: SendResult) -> None:
         """Record a result, even if the database is unavailable for a moment.
 
-        One that cannot be recorded would be attempted again for ever, so a fixed text takes its place.
+        A delivery whose result cannot be recorded would be attempted again forever, so a fixed text replaces the
+        result.
         """
         told = result
         while True:

@@ -54,10 +54,10 @@ class EmailChannel:
         return ChannelType(type="email", title="Email", schema=SCHEMA, secrets=(), send=self.send, breaker=BREAKER)
 
     async def send(self, config: Mapping[str, Any], notification: OutgoingNotification) -> SendResult:
-        """Send a mail to each address that has none yet. A refused address keeps no other from its mail.
+        """Send a mail to each address that has none yet. If one address is refused, the others still get theirs.
 
-        The addresses that have theirs are in the list of the notification, so that they are known if the attempt is
-        broken off.
+        The addresses that have received the mail are listed in the notification, so that they are known if the attempt
+        is interrupted.
         """
         addresses = [notification.to] if notification.to is not None else config.get("to", [])
         served, refused = notification.served, ""

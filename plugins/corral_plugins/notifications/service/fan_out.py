@@ -1,7 +1,7 @@
-"""Reads the event log, and writes what people are told in the app and the messages that go out.
+"""Reads the event log, and writes the notifications in the app and the messages that go out.
 
 The position in the log is the cursor of a durable consumer. It moves in the transaction that writes the notifications,
-so each event is told once. The conditions of rules are evaluated between reading and writing, because no expression
+so each event is handled once. The conditions of rules are evaluated between reading and writing, because no expression
 may be evaluated in a unit of work. Any number of processes may read at the same time: one of them wins.
 """
 
@@ -84,7 +84,7 @@ class TitledEvents:
         return frozenset(self._types.expand(patterns)) - {OWN_EVENT}
 
     def describe(self, event: LoggedEvent, data: Mapping[str, Any]) -> Described:
-        """Return what a notification of an event says."""
+        """Return the title and the text of the notification about an event."""
         title = next((each.title for each in self._types.all() if each.event == event.type), event.type)
         return describe(event, data, title)
 
@@ -96,7 +96,7 @@ class RuleMatching:
         self._expressions, self.titles = expressions, TitledEvents(types)
 
     async def matches(self, rules: Sequence[Rule], events: Sequence[LoggedEvent]) -> dict[str, list[Rule]]:
-        """Return the rules that each event meets, by the id of the event."""
+        """Return the rules that each event matches, by the id of the event."""
         names = {rule.id: self.titles.names(rule.events) for rule in rules}
         found: dict[str, list[Rule]] = {}
         for event in events:
@@ -145,8 +145,8 @@ class NotificationFanOut:
     async def read(self, *, pass_over: bool = False) -> None:
         """Handle all new events. Another process that reads at the same time does the rest.
 
-        With `pass_over`, the position also moves past a few events of which nobody is told, so that it never falls so
-        far behind that the log could not delete old events.
+        With `pass_over`, the position also moves past a few events of which nobody is notified, so that it never falls
+        so far behind that the log could not delete old events.
         """
 
         async def skip(reason: str) -> bool:
@@ -159,7 +159,7 @@ class NotificationFanOut:
                 pass
 
     def followed_names(self) -> frozenset[str]:
-        """Return the names of the events of which somebody is told. Runs in a unit of work."""
+        """Return the names of the events of which somebody is notified. Runs in a unit of work."""
         patterns = {pattern for rule in _enabled_rules() for pattern in rule.events}
         return self._names(patterns)
 
@@ -202,7 +202,7 @@ class NotificationFanOut:
         return Batch(events=events, rules=rules, before=before, reached=reached, more=reached < newest)
 
     async def _handle(self, batch: Batch) -> int:
-        """Write what the first events of a batch make, and return the new position."""
+        """Write the notifications of the first events of a batch, and return the new position."""
         events = [event for event in batch.events if not _is_about_itself(event)]
         matched = await self._matching.matches(batch.rules, events)
         texts: dict[str, str] = {}
@@ -237,9 +237,9 @@ class NotificationFanOut:
         names: Mapping[str, set[str]],
         roles: Mapping[str, Sequence[str]],
     ) -> _Plan:
-        """Choose the first of some events, at least one, and no more than one unit of work may write.
+        """Choose the first events: at least one, and no more than one unit of work may write.
 
-        If one event is too much, its people are told in several units.
+        If one event concerns too many people, they are notified in several units.
         """
         outgoing = _Outgoing(self._channel_types, events, matched)
         personal = {key: [rule for rule in rules if outgoing.needs_people(rule)] for key, rules in matched.items()}
@@ -261,7 +261,7 @@ class NotificationFanOut:
     def _write(
         self, batch: Batch, plan: _Plan, portion: list[str], done: str | None, matched: Mapping[str, Sequence[Rule]]
     ) -> None:
-        """Tell a portion of the people, unless another process has told them."""
+        """Notify a portion of the people, unless another process has notified them."""
         is_last = portion is plan.portions[-1]
         CURSOR.move(batch.before, plan.reached if is_last else batch.before)
         if not plan.events:
@@ -284,7 +284,7 @@ class NotificationFanOut:
 
 
 class _Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """The events to tell, to which portions of people, the position after them, and who knows of the first already."""
+    """The events to report, the portions of people, the position after the events, and who already knows the first."""
 
     events: list[LoggedEvent]
     audience: Audience
@@ -296,8 +296,8 @@ class _Plan(msgspec.Struct, frozen=True, kw_only=True):
 class _Outgoing:
     """The messages that the events of a batch add to. Each event goes through a channel to a person once.
 
-    Nobody knows who reads a channel that has its own receivers, so no event goes there that admins may not read. It is
-    left out unless `to_all`, because its message is written with the first portion of people.
+    Nobody knows who reads a channel that has its own receivers, so no event goes there that admins may not read. Such
+    a channel is left out unless `to_all`, because its message is written with the first portion of people.
     """
 
     def __init__(
@@ -319,7 +319,7 @@ class _Outgoing:
         self.bundles: dict[Target, Bundle] = {}
 
     def needs_people(self, rule: Rule) -> bool:
-        """Return whether a rule tells its recipients one by one."""
+        """Return whether a rule notifies its recipients one by one."""
         channels = [self._channels[each] for each in rule.channel_ids if each in self._channels]
         return rule.in_app or any(channel.config.get("to_recipients") for channel in channels)
 
@@ -370,13 +370,13 @@ def _target(rule: Rule, channel_id: str, person: Person | None, key: str, severi
 
 
 def _is_about_itself(event: LoggedEvent) -> bool:
-    """Return whether a notification caused an event. The alert about a failing channel is told all the same."""
+    """Return whether a notification caused an event. The alert about a failing channel is sent nevertheless."""
     causes = msgspec.json.decode(event.cause, type=list[str])
     return event.type == OWN_EVENT or (CAUSE in causes and event.payload().get("kind") != CHANNEL_FAILING)
 
 
 def _silenced_breakers(event: LoggedEvent, data: Mapping[str, Any]) -> set[str]:
-    """Return the breakers of the channels that an event says are failing, so that they are not told of it."""
+    """Return the breakers of the channels that an event says are failing, which must not report this."""
     if event.type.startswith("circuit."):
         return {str(data.get("name"))}
     if event.type != "system.alert":
@@ -391,7 +391,7 @@ def _enabled_rules() -> list[Rule]:
 
 
 def _shown(event: LoggedEvent) -> dict[str, Any]:
-    """Return an event as conditions see it."""
+    """Return the form of an event that conditions use."""
     return {
         "event": event.type,
         "id": event.id,

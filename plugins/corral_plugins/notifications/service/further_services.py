@@ -1,4 +1,4 @@
-"""Types of channels for further services: an allow-list of those that Apprise knows, with the extra `notify`.
+"""Types of channels for further services: an allow-list of services that Apprise supports, with the extra `notify`.
 
 Apprise sends with the blocking library `requests`, which knows no egress guard. Each module of Apprise that is used
 here therefore gets a `GuardedRequests` in the place of that library. It hands a request to the guarded client of Corral
@@ -31,7 +31,7 @@ def _token(description: str, pattern: str = r"[A-Za-z0-9_-]{10,200}") -> Json:
 
 
 class FurtherService(msgspec.Struct, frozen=True, kw_only=True):
-    """A service that Apprise knows. `address` is what each of its URLs begins with.
+    """A service that Apprise knows. `address` is the beginning of each of its URLs.
 
     `fixed` are the arguments of the class of Apprise besides the members of the config. The service takes texts of at
     most `limit` UTF-16 units.
@@ -143,7 +143,7 @@ class FurtherServices:
     async def _send(
         self, service: FurtherService, config: Mapping[str, Any], notification: OutgoingNotification
     ) -> SendResult:
-        """Send a notification. The response of the service decides about the result, not what Apprise makes of it."""
+        """Send a notification. The response of the service decides about the result, not the result of Apprise."""
         assert self.http is not None
         call = _Call(http=self.http, loop=asyncio.get_running_loop(), address=service.address)
         is_sent = await asyncio.to_thread(_notify, service, dict(config), text_for(service, notification), call)

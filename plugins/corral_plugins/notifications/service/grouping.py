@@ -1,4 +1,4 @@
-"""Gathers events into the messages that go out: one message for a storm.
+"""Gathers events into the messages that go out: a burst of events becomes one message.
 
 Every function runs in the caller's unit of work, except those that only compute.
 """
@@ -25,7 +25,7 @@ LOCK = "notifications.collect"
 
 
 class Target(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a message goes: the channel, the person if the channel tells people, and the group of events."""
+    """Where a message goes: the channel, the person if the channel notifies people, and the group of events."""
 
     rule_id: str
     channel_id: str
@@ -107,7 +107,7 @@ def write_bundles(bundles: Mapping[Target, Bundle], rules: Mapping[str, Rule]) -
 
 
 def join_or_begin(target: Target, bundle: Bundle, due_at: str) -> None:
-    """Add events to the message of a target that collects them, or begin one that is due at an instant.
+    """Add events to the message of a target that collects them, or begin a message that is due at this time.
 
     The caller holds the lock.
     """
@@ -117,7 +117,7 @@ def join_or_begin(target: Target, bundle: Bundle, due_at: str) -> None:
 
 
 def remember_sent(row: Delivery) -> None:
-    """Remember what the message of a group told of, and when, because it was sent."""
+    """Remember what the message of a group reported, and when, because it was sent."""
     if row.group_id is not None:
         now = clock.now()
         sent = {Group.last_sent_at: now, Group.objects: row.objects}
@@ -131,7 +131,7 @@ def next_of(group: Group, rule: Rule) -> str:
 
 
 def is_unchanged(row: Delivery, group: Group | None, repeat_seconds: int) -> bool:
-    """Return whether the last message of a group told the same of the same objects, too recently to be repeated."""
+    """Return whether the last message of a group was the same, and was sent too recently to be repeated."""
     if group is None or row.objects is None or group.objects is None or not set(row.objects) <= set(group.objects):
         return False
     return repeat_seconds == 0 or group.last_sent_at > clock.now(-repeat_seconds)
@@ -155,7 +155,7 @@ def _due_at(target: Target, rule: Rule, group: Group | None) -> str:
 
 
 def _join(row: Delivery, bundle: Bundle) -> bool:
-    """Add events to a message. Return False if it is being sent by now."""
+    """Add events to a message. Return False if it is already being sent."""
     changes = {
         "severity": highest(cast(Severity, row.severity), bundle.severity),
         "count": row.count + bundle.count,

@@ -1,4 +1,4 @@
-"""Writes and lists what people are told in the app. Every method runs in the caller's unit of work."""
+"""Writes and lists the notifications of people in the app. Every method runs in the caller's unit of work."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Position = tuple[str, str]
 
 
 class NewNotification(msgspec.Struct, frozen=True, kw_only=True):
-    """What one person is told of one event."""
+    """The notification of one person about one event."""
 
     user_id: str
     type: str
@@ -48,7 +48,7 @@ class Inbox:
     """The notifications of people in the app."""
 
     def add(self, new: Iterable[NewNotification]) -> None:
-        """Write notifications. Those of the same person and group count up an unread one of the last 5 minutes."""
+        """Write notifications. An unread one of the same person and group is counted up for 5 minutes."""
         groups: dict[tuple[str, str], list[NewNotification]] = {}
         for each in new:
             groups.setdefault((each.user_id, _hash(each.group)), []).append(each)
@@ -102,7 +102,7 @@ class Inbox:
         return notification_view(row)
 
     def mark_all(self, body: MarkAllRead, *, by: Principal) -> MarkedRead:
-        """Mark the caller's notifications as read, but none that counts an event after the call or `before`."""
+        """Mark the caller's notifications as read, except those that count an event after the call or `before`."""
         before = clock.now() if body.before is UNSET else clock.from_datetime(body.before)
         mine = visible(Notification, by) & UNREAD & (Notification.last_at < before)
         return MarkedRead(updated=int(Notification.update(read_at=clock.now()).where(mine).execute()))
@@ -116,7 +116,7 @@ class Inbox:
 def delete_old(read_before: str, unread_before: str, after: Position) -> Position | None:
     """Delete the old ones among the notifications that follow `after`. Return the last position, or None at the end.
 
-    One call looks at a batch, because most of the old ones may be unread, and stay.
+    One call looks at a batch, because most old notifications may be unread, and stay.
     """
     columns = (Notification.created_at, Notification.id, Notification.read_at)
     follows = (Notification.created_at >= after[0]) & (peewee.Tuple(*columns[:2]) > peewee.Tuple(*after))
@@ -137,14 +137,14 @@ def delete_of_user(user_id: str) -> int:
 
 
 def crowded_users() -> list[tuple[str, int]]:
-    """Return people with more than 10,000 notifications, and how many too many they have."""
+    """Return people with more than 10,000 notifications, and the number of surplus notifications of each."""
     number = peewee.fn.COUNT(Notification.id)
     rows: Any = Notification.select(Notification.user_id, number).group_by(Notification.user_id)
     return [(user_id, count - MAX_A_USER) for user_id, count in rows.having(number > MAX_A_USER).tuples()]
 
 
 def delete_surplus(user_id: str, surplus: int) -> int:
-    """Delete a batch of a person's surplus notifications, oldest read ones first. Return their number."""
+    """Delete a batch of a person's surplus notifications, the oldest that were read first. Return their number."""
     order = (Notification.read_at.is_null(), Notification.created_at)
     mine = Notification.select(Notification.id).where(Notification.user_id == user_id).order_by(*order)
     return int(Notification.delete().where(Notification.id.in_(mine.limit(min(surplus, AT_ONCE)))).execute())
@@ -192,7 +192,7 @@ def _new_row(key: str, items: list[NewNotification]) -> Notification:
 
 
 def _titles(known: list[str], items: Iterable[NewNotification]) -> list[str]:
-    """Return the first different titles, of those that are known and of further events."""
+    """Return the first different titles, of the known titles and of further events."""
     return list(dict.fromkeys([*known, *(item.title for item in items)]))[:SHOWN_TITLES]
 
 

@@ -24,7 +24,7 @@ class OutgoingMessages:
         self._settings, self._public_url, self._redactor = settings, installation.public_url, redactor
 
     def of_delivery(self, row: Delivery, *, to: str | None = None) -> OutgoingNotification:
-        """Return the notification of a delivery, for the person with the address `to` if it is for one."""
+        """Return the notification of a delivery, addressed to `to` if it is for one person."""
         items = [msgspec.convert(self._redactor.redact_json(each), OutgoingItem) for each in row.items]
         return self.build(
             {"id": row.id, "severity": row.severity, "count": row.count, "created_at": row.created_at},

@@ -19,7 +19,7 @@ class NotifyTypes:
         self._direct: DirectNotifications | None = None
 
     def set_implementation(self, direct: DirectNotifications) -> None:
-        """Connect them to the service that they use."""
+        """Connect the action and the step to the service that they use."""
         self._direct = direct
 
     def action(self) -> TriggerAction:

@@ -85,9 +85,10 @@ def _record_channel(row: Channel, kind: ChannelType, result: SendResult) -> bool
 
 
 def _make_due(channel_id: str) -> None:
-    """Make the deliveries due soon that wait for another attempt or for an earlier message, because the channel works.
+    """Make waiting deliveries due soon, because the channel works.
 
-    A receiver that is overloaded accepts some messages too. At once, the others would use up their attempts in seconds.
+    These wait for another attempt or for an earlier message. They do not become due at once, because an overloaded
+        receiver accepts some messages too, and the others would use up their attempts in seconds.
     """
     now, soon = clock.now(), clock.now(PAUSE_SECONDS)
     waiting = Delivery.select(Delivery.id).where(

@@ -22,7 +22,7 @@ FAILURE = "error"
 
 
 class Person(msgspec.Struct, frozen=True, kw_only=True):
-    """A person who may be told: their rights, their address, and their preferences."""
+    """A person who may be notified: their rights, their address, and their preferences."""
 
     principal: Principal
     email: str
@@ -69,7 +69,7 @@ class People:
         }
 
     def concerned(self, event: LoggedEvent, data: Mapping[str, Any], roles: Mapping[str, Sequence[str]]) -> set[str]:
-        """Return the ids of the people who are told of an event without any rule. `roles` maps roles to people."""
+        """Return the ids of the people who are notified of an event without any rule. `roles` maps roles to people."""
         match DEFAULTS[event.type]:
             case "owner":
                 found = {event.owner_id}
@@ -87,9 +87,9 @@ class People:
         return {each for each in found if each is not None}
 
     def may_be_told(self, person: Person, event: LoggedEvent, data: Mapping[str, Any], type: str) -> bool:
-        """Return whether a person may read an event and wants to know of it, as a notification of a type.
+        """Return whether a person may read an event and wants notifications of this type.
 
-        People are told of what they did themselves only if it failed.
+        People are notified of their own actions only if these failed.
         """
         if type in person.mute or not self._rights.can_read(person.principal, event):
             return False
@@ -97,7 +97,7 @@ class People:
         return not is_own or is_at_least(severity_of(event, data), FAILURE)
 
     def still_wants(self, person: Person, events: Collection[str], logged: Iterable[LoggedEvent]) -> bool:
-        """Return whether a person still wants a mail about events of some types, and may read those in the log."""
+        """Return whether a person still wants a mail about events of some types, and may read the events in the log."""
         if person.email_preference == "off" or person.mute.issuperset(events):
             return False
         return all(self._rights.can_read(person.principal, event) for event in logged)
@@ -120,7 +120,7 @@ class People:
 
 
 def receivers_of(channel: Channel, people: Iterable[Person], severity: str) -> Sequence[Person | None]:
-    """Return the people whom a channel tells one by one, or no person if it has its own receivers."""
+    """Return the people whom a channel notifies one by one, or no person if it has its own receivers."""
     if not channel.config.get("to_recipients"):
         return (None,)
     wanted = {"all": True, "important": is_at_least(severity, FAILURE), "off": False}

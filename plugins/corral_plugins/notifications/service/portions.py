@@ -1,7 +1,7 @@
-"""Divides the people whom an event concerns into portions that one unit of work can tell.
+"""Divides the people whom an event concerns into portions that one unit of work can notify.
 
-An event may concern thousands of people. They are then told in the order of their ids, in several units of work. Each
-of them stores how far it came, so that nobody is told twice if the process ends in between.
+An event may concern thousands of people. They are then notified in the order of their ids, in several units of work.
+Each unit stores how far it came, so that nobody is notified twice if the process ends in between.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ def divide(user_ids: Iterable[str], at_once: int, *, after: str | None) -> list[
 
 
 def progress_of(event_id: str) -> str | None:
-    """Return the id of the person up to whom an event has been told, or None. Runs in a unit of work."""
+    """Return the id of the last person who was notified of an event, or None. Runs in a unit of work."""
     row: Progress | None = Progress.get_or_none(Progress.event_id == event_id)
     return None if row is None else row.user_id
 
 
 def store_progress(event_id: str, done: str | None) -> None:
-    """Store how far an event has been told, or None if it is done. Runs in a unit of work."""
+    """Store the last person who was notified of an event, or None after the last portion. Runs in a unit of work."""
     Progress.delete().execute()
     if done is not None:
         Progress.create(event_id=event_id, user_id=done)

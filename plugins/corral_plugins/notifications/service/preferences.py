@@ -1,4 +1,4 @@
-"""Reads and changes what people want to be told. Every method runs in the caller's unit of work."""
+"""Reads and changes the preferences of people. Every method runs in the caller's unit of work."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tells what a rule would have sent, from the event log. Runs outside units of work."""
+"""Shows what a rule would have sent, from the event log. Runs outside units of work."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class _Message:
 
 
 class _Simulation:
-    """Groups past events as the rule would have grouped them when they came."""
+    """Groups past events as the rule would have grouped them when they occurred."""
 
     def __init__(self, rule: Rule) -> None:
         self._rule = rule

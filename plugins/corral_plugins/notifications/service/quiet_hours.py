@@ -14,7 +14,7 @@ DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 
 
 def end_of_quiet_hours(hours: Mapping[str, Any] | None, now: float) -> str | None:
-    """Return the instant at which the quiet hours end that a moment lies in, or None if it lies in none.
+    """Return the end of the quiet hours that contain a moment, or None if no quiet hours contain it.
 
     Quiet hours from 22:00 to 07:00 belong to the day on which they begin. If both times are equal, they last a day.
     """

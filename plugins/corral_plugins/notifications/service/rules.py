@@ -48,7 +48,7 @@ class RuleManagement:
         return find_rule(rule_id)
 
     def create(self, new: NewNotificationRule) -> NotificationRuleView:
-        """Create a rule whose events and conditions have been checked. It follows the events that come from now on."""
+        """Create a rule whose events and conditions have been checked. It applies to events from now on."""
         _require_free_name(new.name)
         values = self._values(new)
         now = clock.now()

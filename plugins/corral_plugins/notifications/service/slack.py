@@ -49,7 +49,7 @@ class SlackChannel:
         )
 
     async def check(self, config: Mapping[str, Any]) -> Sequence[str]:
-        """Raise `Invalid` unless the webhook is one of Slack."""
+        """Raise `Invalid` unless the webhook belongs to Slack."""
         url = config.get("webhook_url")
         if url is None:
             return ()
@@ -86,7 +86,7 @@ def _escape(text: str) -> str:
 
 
 def _judge_api(text: str) -> SendResult:
-    """Return the result that the Web API tells in the body of a response with the status 200."""
+    """Return the result that the Web API reports in the body of a response with the status 200."""
     try:
         told = msgspec.json.decode(text, type=dict[str, Any])
     except msgspec.DecodeError:

@@ -54,7 +54,7 @@ class RuleTemplateInstaller:
         return InstalledObject(id=self._service().create(convert(NewNotificationRule, {**spec, "enabled": False})).id)
 
     def fingerprint(self, ids: Sequence[str]) -> Mapping[str, Json]:
-        """Return what an admin may set, by id. Whether the rule is enabled does not count."""
+        """Return the fields that an admin may set, by the id of the rule, except whether it is enabled."""
         return {row.id: _values(row) for row in Rule.select().where(Rule.id.in_(list(ids)))}
 
     def update(self, rule_id: str, fields: Json, by: Principal) -> None:
@@ -74,7 +74,7 @@ class RuleTemplateInstaller:
         self._service().delete(rule_id, ANY_VERSION)
 
     def export(self, rule_id: str, by: Principal) -> Json:
-        """Return what an admin may set, without people and channels, which belong to this installation."""
+        """Return the fields that an admin may set, without people and channels, which belong to this installation."""
         row = self._service().row(rule_id)
         values = {name: value for name, value in _values(row).items() if value is not None and name != "channel_ids"}
         values["recipients"] = {**values["recipients"], "users": []}

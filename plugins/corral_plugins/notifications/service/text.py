@@ -30,7 +30,7 @@ def plain(text: str, limit: int) -> str:
 
 
 def cut(text: str, limit: int, tail: str = "") -> str:
-    """Return a text of at most `limit` characters. One that is longer ends with an ellipsis and `tail`."""
+    """Return a text of at most `limit` characters. A longer text ends with an ellipsis and `tail`."""
     if len(text) + len(tail) <= limit:
         return text + tail
     return text[: max(0, limit - len(tail) - len(CUT))].rstrip() + CUT + tail
@@ -48,12 +48,12 @@ def harmless(text: str) -> str:
 
 
 def length_utf16(text: str) -> int:
-    """Return the length of a text as services count it that use UTF-16."""
+    """Return the length of a text in UTF-16 units, as some services count it."""
     return len(text.encode("utf-16-le")) // 2
 
 
 def cut_utf16(text: str, limit: int, tail: str = "") -> str:
-    """Return a text of at most `limit` UTF-16 units. One that is longer ends with an ellipsis and `tail`."""
+    """Return a text of at most `limit` UTF-16 units. A longer text ends with an ellipsis and `tail`."""
     if length_utf16(text) + length_utf16(tail) <= limit:
         return text + tail
     room = limit - length_utf16(tail) - 1

@@ -100,9 +100,9 @@ class ViewerHub:
 
     @contextlib.contextmanager
     def pending_sign_in(self, client_ip: str) -> Iterator[None]:
-        """Count a connection that has not signed in yet. These connections take no place of those that have.
+        """Count a connection that has not signed in yet. These do not count as signed-in connections.
 
-        Raise `TooMany` or `Unavailable` if the address, or all addresses together, have too many of them.
+        Raise `TooMany` or `Unavailable` if the address, or all addresses together, have too many such connections.
         """
         key = address_key(client_ip)
         if self._pending[key] >= MAX_PENDING_OF_ADDRESS:
@@ -179,7 +179,7 @@ class ViewerHub:
     def check_subscription(self, caller: Principal, event: str) -> None:
         """Raise `Refusal` if no event matches this name or pattern, or if the caller may read no matching event."""
         if not self._types.is_known(event):
-            raise Refusal("unknown_event", f"No event is named {event}; corral api GET /events/types lists them.")
+            raise Refusal("unknown_event", f"No event is named {event}; `corral api GET /events/types` lists them.")
         if not caller.is_admin and any(kind.event == event and kind.visibility == ADMIN for kind in self._types.all()):
             raise Refusal("forbidden", f"Only admins may subscribe to {event}.")
 

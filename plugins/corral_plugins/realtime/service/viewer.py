@@ -174,8 +174,8 @@ class Viewer:
     def stop_sending(self) -> None:
         """Stop sending, because the client disconnected or the connection ended.
 
-        What a client leaves unread for longer than a moment counts as dropped: it had stopped reading, and the server
-        disconnected it because it answered no ping.
+        Events that a client leaves unread for longer than a moment count as dropped: the client had stopped reading,
+        and the server disconnected it because it answered no ping.
         """
         self.left = True
         if not self.ended:

@@ -33,11 +33,10 @@ class _PendingAlert(msgspec.Struct, frozen=True):
 
 
 class VaultAlerts:
-    """Reports leaked values, damaged values and a sealed vault to admins:
+    """Reports leaked values, damaged values and a sealed vault to admins.
 
-    collects the alerts of all threads for publication.
-
-    `publish_regularly` publishes them, at most once an hour for each kind of alert and object.
+    Collects the alerts of all threads. `publish_regularly` publishes them, at most once an hour for each kind of alert
+    and object.
     """
 
     def __init__(self, work: Work) -> None:

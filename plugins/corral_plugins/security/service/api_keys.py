@@ -207,7 +207,7 @@ class ApiKeys:
         """
         named = [item.name for item in self._permissions.all() if item.step_up and item.name in scopes]
         if named and not by.has_stepped_up:
-            detail = f"To issue a key with {named[0]}, re-authenticate first (corral api POST /auth/reauth)."
+            detail = f"To issue a key with {named[0]}, re-authenticate first with `corral api POST /auth/reauth`."
             raise Forbidden(detail, code="reauth_required")
 
     def revoke(self, key_id: str, *, by: Principal) -> None:
@@ -264,7 +264,7 @@ class ApiKeys:
             FieldError(
                 f"/scopes/{index}",
                 "not_allowed",
-                f"{scope} matches no permission of your role; corral api GET /security/scopes lists the scopes.",
+                f"{scope} matches no permission of your role; `corral api GET /security/scopes` lists the scopes.",
             )
             for index, scope in enumerate(scopes)
             if not within_scopes(held, (scope,))

@@ -93,7 +93,9 @@ class SecurityPolicies:
         if not values.get(REQUIRE_MFA) or by.role not in values.get(REQUIRE_MFA_ROLES) or by.user_id is None:
             return
         if not self._accounts.get(by.user_id).mfa_enabled:
-            detail = "You have no second factor and would lock yourself out; first run corral api POST /auth/mfa/setup."
+            detail = (
+                "You have no second factor and would lock yourself out; first run `corral api POST /auth/mfa/setup`."
+            )
             raise Conflict(detail, code="would_lock_out")
 
     def _section_values(self, section: str) -> dict[str, Any]:

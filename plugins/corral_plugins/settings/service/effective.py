@@ -1,4 +1,4 @@
-"""The effective values of settings: what the stored values make of the declared settings in this process."""
+"""The effective values of settings in this process, computed from the declared settings and the stored values."""
 
 from __future__ import annotations
 

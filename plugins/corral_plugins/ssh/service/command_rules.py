@@ -23,7 +23,7 @@ def check_command(command: str, *, allowed: Sequence[str], denied: Sequence[str]
 
     Each part between `;`, `&&`, `||`, `|`, `&` and line breaks is matched on its own, with runs of white space as one
     space. A denied pattern wins. If there are allowed patterns, each part must match one, and command substitution and
-    redirections are refused, because they would run or write what no pattern has seen.
+    redirections are refused, because they would run or write things that no pattern has matched.
     """
     parts = [" ".join(part.split()) for part in _SEPARATORS.split(command)]
     parts = [part for part in parts if part]

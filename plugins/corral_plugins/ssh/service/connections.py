@@ -1,4 +1,4 @@
-"""Lists, creates, changes and deletes connections, and keeps what is known of their host keys.
+"""Lists, creates, changes and deletes connections, and stores their host keys.
 
 All methods run in the caller's unit of work.
 """
@@ -75,7 +75,7 @@ class SshConnections:
         """Return the row of a connection. Raise `NotFound`."""
         row: Connection | None = Connection.get_or_none(Connection.id == connection_id.lower())
         if row is None:
-            raise NotFound("There is no SSH connection with this id; corral ssh list shows all.")
+            raise NotFound("There is no SSH connection with this id; `corral ssh list` shows all.")
         return row
 
     # -- writing
@@ -134,7 +134,7 @@ class SshConnections:
         return self.find(row.id)
 
     def delete(self, connection_id: str, match: IfMatch, *, by: Principal) -> None:
-        """Delete a connection and its own secrets. Its executions stay on record. Raise `Conflict` (`in_use`)."""
+        """Delete a connection and its own secrets, but not the records of its commands. Raise `Conflict` (`in_use`)."""
         row = self.find(connection_id)
         match.check(row.version)
         self._write(row, {})  # locks the row, so that no command starts meanwhile
@@ -149,7 +149,7 @@ class SshConnections:
         self._record("delete", row, {}, {})
 
     def accept_host_key(self, connection_id: str, fingerprint: str, match: IfMatch) -> Connection:
-        """Accept the last host key that the machine showed. Raise `Conflict` if that is another one, or none."""
+        """Accept the last host key that the machine showed. Raise `Conflict` if that is a different key, or none."""
         row = self.find(connection_id)
         match.check(row.version)
         if row.seen_key is None:
@@ -168,10 +168,10 @@ class SshConnections:
     # -- what a connection to the machine showed
 
     def record_seen_key(self, tried: Connection, key_line: str) -> Conflict:
-        """Keep a host key that is not the accepted one, and return the problem that this is.
+        """Store a host key that is not the accepted one, and return the problem to raise.
 
-        `tried` is the connection as it was before the machine showed the key. The key says nothing about a connection
-        that leads to another place by now, or whose accepted key it has become meanwhile.
+        `tried` is the connection as it was before the machine showed the key. The key is ignored
+        if the connection leads to another address now, or if the key has been accepted in the meantime.
         """
         row = self.find(tried.id)
         is_accepted = row.host_key_state == "trusted" and row.host_key == key_line
@@ -191,7 +191,7 @@ class SshConnections:
         return mismatch_of(row)
 
     def record_test(self, connection_id: str, error: str | None) -> None:
-        """Keep the outcome of a test. Does nothing if the connection was deleted meanwhile."""
+        """Store the outcome of a test. Does nothing if the connection was deleted meanwhile."""
         outcome = {"last_tested_at": clock.now(), "last_error": error}
         Connection.update(outcome).where(Connection.id == connection_id).execute()
 
@@ -258,7 +258,7 @@ def check_policy(policy: str, host_key: str | None, *, has_key: bool) -> None:
 
 
 def _host_key_columns(row: Connection, changed: dict[str, Any], host_key: str | None) -> dict[str, Any]:
-    """Return the columns of the host key after a change: another place has another key, until it is accepted."""
+    """Return the columns of the host key after a change. A new address needs a newly accepted key."""
     if host_key is not None:
         return {"host_key": host_key, "host_key_state": "trusted", "seen_key": None}
     if changed.keys() & {"hostname", "port"}:

@@ -68,7 +68,7 @@ class ConnectionCredentials:
         return columns | self._store_part(row, "passphrase", passphrase, passphrase_id, by)
 
     def read(self, row: Connection) -> Credential:
-        """Return the credential of a connection. Raise `Conflict` if there is none, and what `Secrets` raises."""
+        """Return the credential of a connection. Raise `Conflict` if there is none, and the errors of `Secrets`."""
         if row.secret_id is None:
             raise Conflict("The connection has no credential yet.", current_status="no_credential")
         value = self._read_part(row, "credential", row.secret_id)
@@ -78,7 +78,7 @@ class ConnectionCredentials:
         )
 
     def forget(self, row: Connection, by: Principal) -> dict[str, Any]:
-        """Detach the secrets of a connection, and delete those that were submitted with it. Return the columns."""
+        """Detach the secrets of a connection, and delete submitted secrets. Return the columns."""
         changed: dict[str, Any] = {}
         for part in COLUMNS:
             changed |= self._forget_part(row, part, by)

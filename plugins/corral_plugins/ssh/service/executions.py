@@ -77,11 +77,11 @@ class SshExecutions:
     ) -> Execution:
         """Record that a command starts. `shown_command` is redacted. Raise `TooMany` if too many are running.
 
-        Raise `Conflict` if the connection, by whose rules the command was checked, has changed or is gone.
+        Raise `Conflict` if the connection, whose rules have admitted the command, was changed or deleted.
         """
         is_unchanged = (Connection.id == connection.id) & (Connection.version == connection.version)
         if not Connection.update(name=Connection.name).where(is_unchanged).execute():  # locks the row
-            raise Conflict("The connection was changed at the same time; repeat.", current_status="changed")
+            raise Conflict("The connection was changed at the same time; repeat the request.", current_status="changed")
         mine = (Execution.connection_id == connection.id) & RUNNING
         if Execution.select().where(mine).count() >= connection.max_concurrency:
             detail = f"{connection.max_concurrency} commands are already running on {connection.name}."
@@ -112,7 +112,7 @@ class SshExecutions:
         return bool(alive.execute())
 
     def finish(self, execution_id: str, connection: Connection, end: ExecutionEnd) -> bool:
-        """Record the end of a command. Return False if it was recorded as ended before; its output is kept then."""
+        """Record the end of a command. Return False if it was already recorded as ended; its output is kept then."""
         fields = msgspec.structs.asdict(end)
         finished = {"finished_at": clock.now(), "alive_until": None}
         running = (Execution.id == execution_id) & RUNNING
@@ -194,7 +194,7 @@ class SshExecutions:
         where = (Execution.id == execution_id.lower()) & (Execution.connection_id == connection_id.lower())
         row: Execution | None = Execution.get_or_none(where)
         if row is None:
-            raise NotFound("There is no execution with this id; corral ssh executions NAME lists them.")
+            raise NotFound("There is no execution with this id; `corral ssh executions NAME` lists them.")
         return row
 
 

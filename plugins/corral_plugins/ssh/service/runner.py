@@ -45,7 +45,7 @@ class RunContext(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """What a connection needs to know, read in one unit of work."""
+    """The facts that are needed to connect, read in one unit of work."""
 
     row: Connection
     machine: dict[str, Any]
@@ -89,7 +89,7 @@ class SshRunner:
     # -- the test of a connection
 
     async def test(self, connection_id: str, context: RunContext) -> ConnectionTest:
-        """Connect and log in, without a command. Raise why that failed."""
+        """Connect and log in, without a command. Raise an error that says why that failed."""
         plan = await self._work(lambda: self._plan(connection_id), entry=context.entry, read=True)
         began = time.monotonic()
         try:
@@ -108,9 +108,9 @@ class SshRunner:
     # -- commands
 
     async def execute(self, connection_id: str, request: CommandRequest, context: RunContext) -> CommandResult:
-        """Run a command and wait for its end. Raise why it did not run. If the caller is cancelled, so is the command.
+        """Run a command and wait for its end. If the caller is cancelled, so is the command.
 
-        Raise `Forbidden` (`command_denied`), `TooMany` (`concurrency_limit`), and what `test` raises.
+        Raise `Forbidden` (`command_denied`), `TooMany` (`concurrency_limit`), and the errors of `test`.
         """
         command = _command_of(request)
         shown = await asyncio.to_thread(self._redactor.redact, command)

@@ -311,14 +311,14 @@ async def _private_key(credential: Credential) -> asyncssh.SSHKey:
 
 
 def _algorithms_for(host_key: str | None) -> list[str]:
-    """Return the host key algorithms to offer, that of the accepted key first: machines have several host keys."""
+    """Return the host key algorithms to offer. That of the accepted key comes first: machines have several keys."""
     accepted = (host_key or "").partition(" ")[0]
     first = ["rsa-sha2-512", "rsa-sha2-256"] if accepted == "ssh-rsa" else [accepted]
     return sorted(HOST_KEY_ALGORITHMS, key=lambda name: name not in first)
 
 
 def _result_of(opening: asyncio.Future[Any], client: _Client, place: str) -> Any:
-    """Return the connection, or raise why there is none."""
+    """Return the connection, or raise the error that says why there is none."""
     if client.other_key is not None:
         opening.exception()  # retrieved, so that asyncio does not log it
         raise OtherHostKey(client.other_key)

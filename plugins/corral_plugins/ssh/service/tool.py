@@ -1,4 +1,4 @@
-"""The tool `ssh.execute`, by which agents and workflows run commands on machines."""
+"""The tool `ssh.execute`, with which agents and workflows run commands on machines."""
 
 from __future__ import annotations
 

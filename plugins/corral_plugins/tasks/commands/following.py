@@ -119,7 +119,7 @@ def follow_task(
         sys.exit(130)
     except ApiClientError as error:
         if error.status == 404:
-            raise ApiClientError(f"the task {task_id} was deleted; corral tasks list shows all tasks", 404) from None
+            raise ApiClientError(f"the task {task_id} was deleted; `corral tasks list` shows all tasks", 404) from None
         told = f"{str(error).rstrip('.')}; the task {task_id} continues: corral tasks watch {task_id}"
         raise ApiClientError(told, error.status, error.problem) from None
     finally:

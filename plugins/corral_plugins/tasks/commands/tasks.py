@@ -149,7 +149,7 @@ def create_task_command(
     instructions: str,
     as_json: bool,
 ) -> None:
-    """Create a task without following it. corral run creates and follows one."""
+    """Create a task without following it. `corral run` creates and follows a task."""
     given = {"title": title, "priority": priority, "required_tools": list(required_tools) or None}
     named = {name: value for name, value in given.items() if value is not None}
     made = create_task(client, agent, instructions, read_input(input_path), **parse_fields(fields), **named)
@@ -192,7 +192,7 @@ def show_logs(
         _print_log(client, task_id, query, follow=follow, as_json=as_json)
     if claim is None and not as_json and (last := client.get(f"/tasks/{task_id}")["fence"]) > 1:
         earlier = "--claim 1 shows" if last == 2 else f"--claim 1 to --claim {last - 1} show"
-        click.echo(f"This is the log of claim {last} of the task; {earlier} what happened earlier.", err=True)
+        click.echo(f"This is the log of claim {last} of the task; {earlier} the earlier logs.", err=True)
 
 
 @tasks_command_group.command("explain")
@@ -227,7 +227,9 @@ def cancel_task(client: ApiClient, *, task: str, reason: str | None, as_json: bo
 @task_argument
 @click.option("--from-start", is_flag=True, help="start from the beginning instead of the last checkpoint")
 @click.option("--reason", help="reason, which is kept with the task")
-@click.option("--yes", is_flag=True, help="retry it even if its cost limit, which stays the same, made it fail")
+@click.option(
+    "--yes", is_flag=True, help="retry the task even if it failed because of its cost limit, which stays the same"
+)
 @client_command
 def retry_task(client: ApiClient, *, task: str, from_start: bool, reason: str | None, yes: bool, as_json: bool) -> None:
     """Run a failed or cancelled task again."""
@@ -238,7 +240,7 @@ def retry_task(client: ApiClient, *, task: str, from_start: bool, reason: str | 
         )
         if unmet is not None:
             told = f"{unmet['detail'].rstrip('.')}, and a retry keeps the limit. {unmet['unblock']}"
-            raise ApiClientError(f"{told}. With --yes, it is retried as it is")
+            raise ApiClientError(f"{told}. Use --yes to retry the task unchanged")
     _act(client, found["id"], "retry", {"from_checkpoint": not from_start, "reason": reason}, as_json=as_json)
 
 
@@ -309,7 +311,7 @@ def _waiting_for(task: Any) -> str | None:
 
 
 def _obstacle(explained: Any) -> str | None:
-    """Return the first condition that keeps a task from being claimed, and what lifts it, or None."""
+    """Return the first condition that keeps a task from being claimed, and how to remove it, or None."""
     unmet = next((each for each in explained["conditions"] if not each["ok"]), None)
     return None if unmet is None else "\n".join(filter(None, (unmet["detail"], unmet["unblock"])))
 
@@ -337,7 +339,7 @@ def _attempt_text(attempt: Any) -> str:
 
 
 def _print_log(client: ApiClient, task_id: str, query: dict[str, Any], *, follow: bool, as_json: bool) -> None:
-    """Print the lines that match a query, and with `follow` further ones until the attempt ends."""
+    """Print the lines that match a query, and with `follow` further lines until the attempt ends."""
     while True:
         ended = not follow or client.get(f"/tasks/{task_id}")["finished_at"] is not None
         while items := client.get(f"/tasks/{task_id}/logs", **query, wait=0 if ended else 10)["items"]:

@@ -58,7 +58,7 @@ class AgentModels:
         return self._models_of(self.llm, _key_of(agent))[0].name
 
     def served(self, agents: Sequence[AgentFacts]) -> ServedAgents:
-        """Return those of the agents that have a model which the gateway can call and whose breaker admits a call.
+        """Return the agents among these that have a model which the gateway can call and whose breaker admits a call.
 
         The gateway is asked once for each different configuration, because many agents use the same model.
         """

@@ -166,7 +166,7 @@ def first_task_ids(names: Iterable[str], *, limit: int) -> list[str]:
 
 
 def find_queued_tasks(task_ids: Sequence[str]) -> list[TaskRow]:
-    """Return the rows of those of these tasks that are in a queue."""
+    """Return the rows of the tasks among these that are in a queue."""
     query = Task.select(*TASK_COLUMNS).where(Task.id.in_(list(task_ids)) & Task.queue.is_null(False))
     return [TaskRow(*row) for row in Statement(lambda p: query.tuples()).rows({})] if task_ids else []
 
@@ -277,7 +277,7 @@ class TaskClaims:
     def claimable(self, worker_id: str, *, limit: int) -> list[str]:
         """Return the ids of the tasks that a claim would lease now, in claim order.
 
-        These are those of the first tasks of the queues that the worker may serve whose attempts the budgets admit.
+        These are the first tasks of the queues that the worker may serve, without tasks that the budgets do not admit.
         """
         worker = self._workers.find(worker_id)
         if worker is None:
@@ -291,7 +291,7 @@ class TaskClaims:
         return self._affordable(first_task_ids(served_queues, limit=limit), served_queues)
 
     def _affordable(self, task_ids: Sequence[str], served_queues: Mapping[str, Sequence[AgentFacts]]) -> list[str]:
-        """Return the tasks whose attempts the budgets admit besides those of the tasks before them."""
+        """Return the tasks whose attempts the budgets admit in addition to the attempts of the tasks before them."""
         plan, slots = self._budgets.plan(), Counter[str]()
         found = {row.id: row for row in find_queued_tasks(task_ids)}
         affordable = []

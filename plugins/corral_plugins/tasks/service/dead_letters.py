@@ -1,4 +1,4 @@
-"""Dead letters of tasks: which failures have one, and what the `dead_letter` plugin asks about tasks."""
+"""Dead letters of tasks: which failures get a dead letter, and what the `dead_letter` plugin asks about tasks."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ _ATTEMPTS = Statement(
 
 
 def reason_of(row: TaskRow, error: dict[str, Any]) -> Reason:
-    """Return why a task failed for good, which its error tells."""
+    """Return the reason why a task failed for good, taken from its error."""
     kind, type_ = error["kind"], error["type"]
     if type_ in ("crash_loop", "manual"):
         return "crash_loop" if type_ == "crash_loop" else "manual"
@@ -115,7 +115,7 @@ class TaskDeadLetters:
     def add_missing(self, after: str) -> str | None:
         """Add dead letters to tasks that failed after an instant while the `dead_letter` plugin was not active.
 
-        Handle one batch of ended tasks. Return the place after which to go on, or None at the end.
+        Handle one batch of ended tasks. Return the place after which to continue, or None at the end.
         """
         instant, _, last_id = after.partition(" ")
         later = (Task.finished_at > instant) | ((Task.finished_at == instant) & (Task.id > last_id))

@@ -37,8 +37,8 @@ def is_plain(query: TaskQuery, *, but: str = "sort") -> bool:
 def conditions(query: TaskQuery, *, matches: int | None = None) -> list[Any]:
     """Return the filters, but for the search, as SQL conditions. `matches` is the number of matching tasks, if known.
 
-    It decides whether the engine starts with the tasks that match and sorts them, or goes through the list in its order
-    and skips the tasks that do not match. SQLite would always do the former, for the whole table if need be.
+    The number decides whether the engine starts with the tasks that match and sorts them, or goes through the list in
+    its order and skips the tasks that do not match. SQLite would always do the former, for the whole table if need be.
     """
     is_long = matches is not None and matches > FEW
     column = without_index if is_long and query.sort != "created" else as_it_is

@@ -90,7 +90,7 @@ class TaskLeases:
         self._transitions, self._outcomes = transitions, outcomes
 
     def renew_leases(self, worker_id: str, leases: Sequence[LeaseRef]) -> list[LeaseState]:
-        """Renew those of the given leases that are live, and return the state of every given lease.
+        """Renew the given leases that are live, and return the state of every given lease.
 
         Leases that are not live have the state `lost`, with a `reason` if a report of the run itself ended the lease.
         """
@@ -226,7 +226,7 @@ class TaskLeases:
         return self._end_leases(Attempt.agent_id == agent_id, reason, end)
 
     def after_restore(self, by: Principal) -> None:
-        """End all leases without consuming an attempt, because the original goes on with them.
+        """End all leases without consuming an attempt, because the original installation continues them.
 
         The search index is not a part of backups, so it is built anew.
         """

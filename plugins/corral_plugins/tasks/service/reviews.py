@@ -1,4 +1,4 @@
-"""Reviews of what runs make: a run that ends with a diff waits for people, if its review policy says so."""
+"""Reviews of the results of runs: a run that ends with a diff waits for people if its review policy says so."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ INLINE_CHARACTERS = 65_536
 
 
 class TaskReviews:
-    """Lets tasks wait for code reviews, and ends them by the decision."""
+    """Lets tasks wait for code reviews, and ends the tasks when the reviews are decided."""
 
     code_reviews: CodeReviews | None
 
@@ -60,7 +60,7 @@ class TaskReviews:
         return row is not None and self._policy_of(row)["mode"] != NO_REVIEW
 
     def _policy_of(self, row: TaskRow) -> dict[str, Any]:
-        """Return the review policy of a task: its own, or else that of the agent that runs it."""
+        """Return the review policy of a task: its own policy, or else the policy of the agent that runs it."""
         own: dict[str, Any] | None = row.get("review_policy")
         if own is not None:
             return own

@@ -142,7 +142,7 @@ def find_live_attempt(task_id: str) -> AttemptRow | None:
 
 
 def output_schema(row: TaskRow, attempt: AttemptRow | None) -> Any:
-    """Return the JSON Schema of the result: the task's own, or else that of the agent of the attempt, or None."""
+    """Return the JSON Schema of the result: the schema of the task, or else of the attempt's agent, or None."""
     own = row.get("output_schema")
     return own if own is not None or attempt is None else parse_json_text(attempt.output_schema)
 

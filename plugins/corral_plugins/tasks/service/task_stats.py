@@ -117,7 +117,7 @@ def _count_each(statement: Statement, values: Iterable[Any], since: str) -> Coun
 def _oldest_ms(where: list[Any], *, is_few: bool) -> int:
     """Return how long the oldest pending task that matches the conditions `where` has been waiting for a worker.
 
-    Of few matching tasks all are read. Of many, some are near the beginning of the index of what waits.
+    If few tasks match, all are read. If many match, some are near the beginning of the index of waiting tasks.
     """
     if is_few:
         queries = [Task.select(peewee.fn.MIN(Task.queued_at)).where(rows.PENDING, *where)]
@@ -133,8 +133,8 @@ def _sampled_sums(where: list[Any], *, is_few: bool) -> Counter[str]:
     """Return the sums that `sums_of_last_day` returns, but only for tasks that match the conditions `where`.
 
     The sums are computed from the last start and end of each task: of the tasks that ended last, and of those that have
-    started and not ended. Of few matching tasks all are read; otherwise, the engine would read everything that ended in
-    search of them.
+    started and not ended. If few tasks match, all are read; otherwise, the engine would read all ended tasks to find
+    them.
     """
     began = statistics.start_of_last_day()
     columns = (Task.status, Task.queued_at, Task.started_at, Task.finished_at)

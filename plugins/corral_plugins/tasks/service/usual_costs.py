@@ -46,7 +46,7 @@ class UsualCosts:
         return usual
 
     def forget(self, agent_id: str) -> None:
-        """Read the costs of an agent anew after the current unit of work, which ends an attempt of it."""
+        """Read the costs of an agent anew after the current unit of work, which ends an attempt of the agent."""
         after_commit(functools.partial(self._drop, agent_id))
 
     def _drop(self, agent_id: str) -> None:

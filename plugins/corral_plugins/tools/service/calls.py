@@ -56,7 +56,7 @@ POLL_SECONDS = 2.0
 class CallRequest(msgspec.Struct, frozen=True, kw_only=True):
     """A requested tool call.
 
-    `shown` contains the redacted arguments, and `redacted` the redacted and truncated ones, which are stored.
+    `shown` contains the redacted arguments, and `redacted` the redacted and truncated arguments, which are stored.
     """
 
     task_id: str

@@ -1,7 +1,7 @@
 """Tool calls that people must approve before they run.
 
-A held call is bound to its approval by the hash of agent, task, tool, arguments and target. The decision about the call
-is taken again right before it runs, and the approval is used in the transaction that starts it.
+A held call is bound to its approval by the hash of agent, task, tool, arguments and target. The call is
+checked again right before it runs, and the approval is used in the transaction that starts it.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ RISKS: dict[ToolRisk, Risk] = {"read": "low", "write": "low", "external": "mediu
 
 
 class HeldCalls:
-    """Holds calls until people decide, and runs the approved ones."""
+    """Holds calls until people decide, and runs the approved calls."""
 
     agents: Agents | None
     approvals: Approvals | None
@@ -86,7 +86,7 @@ class HeldCalls:
     def hold(
         self, columns: dict[str, Any], arguments: Any, shown: Any, tool: RegisteredTool, run: Run, by: Principal
     ) -> ToolCallView:
-        """Store a call and ask people to approve it. `shown` is what they see: the redacted arguments.
+        """Store a call and ask people to approve it. `shown` is what people see: the redacted arguments.
 
         If people rejected the same call of the task a short while ago, deny the call.
         """
@@ -165,7 +165,7 @@ class HeldCalls:
     # -- after the decision
 
     def approval_changed(self, row_id: str, status: str, note: str | None) -> None:
-        """Go on with a held call. Implements `Tools.approval_changed`."""
+        """Continue a held call. Implements `Tools.approval_changed`."""
         row = ToolCallRow.get_or_none(ToolCallRow.id == row_id)
         if row is None or row.status != "pending_approval":
             return
@@ -180,7 +180,7 @@ class HeldCalls:
             enqueue(JOB, call_row_id=row.id)
 
     def results_of(self, row_id: str) -> list[Json] | None:
-        """Return what a task learns about its held call. Implements `Tools.results_of_held_call`."""
+        """Return what a task receives about its held call. Implements `Tools.results_of_held_call`."""
         row = ToolCallRow.get_or_none(ToolCallRow.id == row_id)
         if row is None or row.status == "permitted":
             return []
@@ -256,7 +256,7 @@ class HeldCalls:
     def _start(
         self, row: ToolCallRow, run: Run, facts: ApprovalFacts, entry: UnitContext
     ) -> ToolExecution | ToolCallView:
-        """Take the decision about an approved call again, and start it.
+        """Check an approved call again, and start it.
 
         An `async def` tool uses the approval here, and a `def` tool in the unit of work in which it runs.
         """

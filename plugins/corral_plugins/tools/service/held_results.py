@@ -34,5 +34,5 @@ class HeldResults:
 
 
 def result_item(row: ToolCallRow) -> Json:
-    """Return how a call ended, as the claim of its task tells it."""
+    """Return how a call ended, in the form that the claim of its task contains."""
     return {"call_id": row.call_id, "status": row.status, "result": row.result, "error": row.error}

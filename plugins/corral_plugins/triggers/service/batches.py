@@ -31,7 +31,7 @@ OVERLAPS_WITHOUT_WORK = "allow"
 
 
 class PreparedFire(msgspec.Struct, frozen=True, kw_only=True):
-    """A slot whose filter was evaluated and whose action was rendered. `outcome` is set if it shall not fire.
+    """A slot whose filter was evaluated and whose action was rendered. `outcome` is set if it must not fire.
 
     `seconds` is the time that this took.
     """
@@ -91,7 +91,7 @@ def lock_triggers(ids: Sequence[str]) -> dict[str, Trigger]:
 
 
 def claim(batch: Sequence[PendingFire]) -> set[str]:
-    """Count an attempt of each slot that nobody has decided or postponed since it was read. Return the ids of those."""
+    """Count an attempt of each slot that nobody has decided or postponed since it was read. Return their ids."""
     claimed: set[str] = set()
     stages: dict[tuple[int, str], list[str]] = {}
     for fire in batch:

@@ -125,7 +125,7 @@ class TriggerEvents:
         self._slots, self._accounts, self._rights = slots, accounts, rights
 
     def handle(self, event: LoggedEvent, owners: Owners, *, after: str) -> tuple[list[Fire], str]:
-        """Record what an event means for the next triggers that follow it and whose owner may read it, by id.
+        """Record an event for the next triggers, in the order of their ids, that follow it and whose owner may read it.
 
         Return the new rows of the history, and the id of the trigger after which the next unit of work has to go on, or
         an empty text. The caller enqueues the jobs that fire the rows. `owners` keeps the owners that were read before
@@ -162,7 +162,7 @@ class TriggerEvents:
             return None
 
     def is_readable(self, trigger: Trigger, event: LoggedEvent, owners: Owners) -> bool:
-        """Return whether the owner of a trigger may read an event. What a deactivated owner follows fires and fails."""
+        """Return whether the owner of a trigger may read an event. If the owner is deactivated, the trigger fails."""
         if trigger.created_by not in owners:
             owners[trigger.created_by] = self._owner(trigger.created_by)
         owner = owners[trigger.created_by]
@@ -189,7 +189,7 @@ def event_causes(event: LoggedEvent) -> tuple[str, ...]:
 
 
 def event_facts(event: LoggedEvent) -> dict[str, Any]:
-    """Return what expressions see of an event as `event`."""
+    """Return the data about an event that expressions see as `event`."""
     return {
         "id": event.id,
         "type": event.type,

@@ -374,5 +374,5 @@ def is_transient(error: Exception) -> bool:
 
 
 def error_text(error: Exception) -> str:
-    """Return an error as the history shows it."""
+    """Return the text of an error for the history."""
     return f"{error.code}: {error.detail}" if isinstance(error, Problem) else f"{type(error).__name__}: {error}"

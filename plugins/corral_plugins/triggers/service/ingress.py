@@ -38,7 +38,7 @@ _DELIVERY_HEADERS = ("x-github-delivery", "webhook-id", "idempotency-key")
 
 
 class Delivery(msgspec.Struct, frozen=True, kw_only=True):
-    """A verified delivery. `id` is the sender's id of it, or None."""
+    """A verified delivery. `id` is the id that the sender gave it, or None."""
 
     payload: Any
     facts: dict[str, Any]
@@ -73,7 +73,7 @@ class TriggerIngress:
         return await self._work(lambda: self._record(trigger, delivery), entry=entry)
 
     def _record(self, trigger: Trigger, delivery: Delivery) -> DeliveryAnswer:
-        """Insert the row of a delivery. Return that of the first delivery with this id if there is one."""
+        """Insert the row of a delivery. Return the row of the first delivery with this id, if there is one."""
         slot = f"delivery:{delivery.id or new_id()}"
         fields = {"payload": delivery.payload, "event": delivery.facts, "is_tainted": True}
         made = self._slots.record(trigger, slot, body_sha256=delivery.sha256, **fields)

@@ -277,9 +277,9 @@ class TriggerManagement:
             raise Invalid(error.detail, code=error.code, errors=faults) from None
 
     def _find_warnings(self, row: Trigger, by: Principal) -> Sequence[str]:
-        """Return what would make the action of a trigger fail now, such as an object that is gone.
+        """Return warnings about what would make the action of a trigger fail now, such as a deleted object.
 
-        What the action names may be private to the owner, so its absence is told to the owner only.
+        Objects that the action names may be private to the owner, so only the owner is told that they are missing.
         """
         found = self._types.action(row.action["type"])
         if found is None:

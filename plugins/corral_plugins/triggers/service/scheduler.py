@@ -92,7 +92,8 @@ class TriggerTimes:
     def columns_from_now(self, row: Trigger) -> dict[str, Any]:
         """Return the columns for the first slot after now. Nothing is caught up.
 
-        If no active plugin offers the kind, a trigger that is enabled keeps its slot, and is looked at when one does.
+        If no active plugin offers the kind, a trigger that is enabled keeps its slot, and is looked at again when a
+        plugin does.
         """
         kind = self.kind(row)
         if kind is None and row.enabled:
@@ -192,7 +193,7 @@ class TriggerScheduler:
         return Trigger.select().where(due & IS_ENABLED).order_by(Trigger.next_fire_at).limit(BATCH_SIZE)
 
     def _record(self, due: Sequence[DueTrigger]) -> Sequence[DueTrigger]:
-        """Record due slots, until the unit of work has taken long enough. Return those that are left."""
+        """Record due slots, until the unit of work has taken long enough. Return the slots that are left."""
         until, fires = time.monotonic() + UNIT_SECONDS, list[Fire]()
         # Triggers are locked in the order of their ids here and where slots are fired, so that no deadlock arises.
         due = sorted(due, key=lambda each: each.row.id)

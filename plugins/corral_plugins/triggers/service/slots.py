@@ -85,7 +85,7 @@ class TriggerSlots:
 
 
 def enqueue_fires(rows: Sequence[Fire]) -> None:
-    """Enqueue jobs that fire the pending ones of these slots."""
+    """Enqueue jobs that fire the pending slots among these."""
     ids = [row.id for row in rows if row.status == "pending"]
     for begin in range(0, len(ids), BATCH_SIZE):
         enqueue(FIRE_JOB, ids=ids[begin : begin + BATCH_SIZE])

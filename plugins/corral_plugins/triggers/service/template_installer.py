@@ -74,7 +74,7 @@ class TriggerTemplateInstaller:
         return InstalledObject(id=made.id, once={name: value for name, value in shown.items() if value is not None})
 
     def fingerprint(self, ids: Sequence[str]) -> Mapping[str, Json]:
-        """Return what the owner of a trigger may set, by id. Whether it is enabled does not count."""
+        """Return the fields that the owner of a trigger may set, by its id, except whether it is enabled."""
         return {row.id: _values(row) for row in Trigger.select().where(LIVING & Trigger.id.in_(list(ids)))}
 
     def update(self, trigger_id: str, fields: Json, by: Principal) -> None:
@@ -106,7 +106,7 @@ class TriggerTemplateInstaller:
         self._service().delete(trigger_id, ANY_VERSION, by=by)
 
     def export(self, trigger_id: str, by: Principal) -> Json:
-        """Return what the owner of a trigger may set."""
+        """Return the fields that the owner of a trigger may set."""
         return {name: value for name, value in _values(find_readable_trigger(trigger_id, by)).items() if value}
 
     def _service(self) -> TriggerManagement:

@@ -22,7 +22,7 @@ _RESERVED = re.compile(r"(?i)webhook-.*|content-.*|host|connection|transfer-enco
 
 
 class CheckedWebhook(msgspec.Struct, frozen=True, kw_only=True):
-    """What the checks found out: the host of the URL, the events without duplicates, and the warnings."""
+    """The results of the checks: the host of the URL, the events without duplicates, and the warnings."""
 
     host: str = ""
     events: list[str] = []
@@ -36,7 +36,7 @@ class WebhookChecks:
         self._egress, self._events = egress, events
 
     async def check(self, given: NewWebhook | WebhookPatch) -> CheckedWebhook:
-        """Check the given fields. Raise `Invalid` for the first that cannot be accepted."""
+        """Check the given fields. Raise `Invalid` for the first field that cannot be accepted."""
         warnings: list[str] = []
         if given.secret is not UNSET:
             check_secret(given.secret, "/secret")

@@ -65,8 +65,9 @@ class _Load:
     def admits(self, row: Webhook) -> bool:
         """Return whether a webhook may have one more attempt.
 
-        A webhook whose last attempt failed, or that has never succeeded, has one at a time. A second attempt to a host
-        leaves slots free for other hosts. So hosts that do not answer delay the others only if there are very many.
+        A webhook whose last attempt failed, or that has never succeeded, gets one attempt at a time. A second attempt
+        to a host leaves slots free for other hosts. So hosts that do not answer delay the others only if there are very
+        many.
         """
         running = self.hosts[row.host]
         limit = self.limit if running == 0 else self.limit - self.limit // RESERVED
@@ -92,7 +93,7 @@ class DeliveryClaims:
         return str(min(due, probe) if probe and self._settings.get(PROBE_SECONDS) else due)
 
     def claim(self) -> list[Claimed]:
-        """Claim as many deliveries as may be attempted now. Those that their owner may not read are cancelled."""
+        """Claim as many deliveries as may be attempted now. Deliveries that their owner may not read are cancelled."""
         if self.switch is not None and (state := self.switch.state()).engaged and state.hold_deliveries:
             return []
         advisory_lock("webhooks.claim")  # so that the limits hold for all processes together
@@ -105,7 +106,7 @@ class DeliveryClaims:
         return self._lease(chosen, webhooks)
 
     def release(self, claimed: Claimed, due_at: str) -> None:
-        """Give back a delivery that was not attempted. It, or the next probe of its webhook, is due at an instant."""
+        """Release a delivery that was not attempted. It, or the next probe of its webhook, is due at this time."""
         next_attempt_at = claimed.delivery.next_attempt_at if claimed.is_probe else due_at
         waits = {"next_attempt_at": next_attempt_at, "due_at": next_attempt_at, "lease": None, "lease_until": None}
         Delivery.update(waits).where(holds(claimed.delivery)).execute()
@@ -118,7 +119,7 @@ class DeliveryClaims:
         return bool(Delivery.select().where(Delivery.lease_until <= clock.now()).limit(1).exists())
 
     def release_expired(self) -> int:
-        """Give back the deliveries of processes that ended without recording a result. Return their number.
+        """Release the deliveries of processes that ended without recording a result. Return their number.
 
         The next attempt of a probed delivery stays where it was, and the probe itself is still due.
         """
@@ -203,7 +204,7 @@ def _running() -> list[tuple[str, str | None]]:
 
 
 def _first_waiting(webhooks: Iterable[Webhook], with_probes: bool) -> list[Delivery]:
-    """Return the first due deliveries of each webhook, oldest first; of one to be probed, the oldest that waits."""
+    """Return the first due deliveries of each webhook, oldest first, or the oldest of a webhook to be probed."""
     now = clock.now()
     queries = []
     for row in webhooks:

@@ -28,7 +28,7 @@ class WebhookCredentials:
         return self._sealer.encrypt(data, aad=_place(webhook_id, "headers")).hex() if headers else None
 
     def secrets(self, row: Webhook) -> list[str]:
-        """Return the secrets that sign at the moment: the current one, and during a rotation the old one."""
+        """Return the secrets that sign at the moment: the current secret, and during a rotation the old secret."""
         is_old_valid = row.old_until is not None and row.old_until > clock.now()
         sealed = [row.secret, row.old_secret if is_old_valid else None]
         return [self._open(row.id, each, "secret").decode() for each in sealed if each is not None]

@@ -52,11 +52,11 @@ class WebhookDeliveries:
         _require_active(row)
         again = (Delivery.id == delivery.id) & (Delivery.status != "pending") & Delivery.lease.is_null()
         if not Delivery.update(_fresh()).where(again).execute():
-            raise Conflict("The delivery is being sent already.", current_status=delivery.status)
+            raise Conflict("The delivery is already being sent.", current_status=delivery.status)
         return delivery_view(Delivery.get_by_id(delivery.id))
 
     def recover(self, webhook_id: str, body: RecoverDeliveries, *, by: Principal) -> RecoveredDeliveries:
-        """Send the failed and cancelled deliveries since an instant again. If there are many, a job sends the rest."""
+        """Repeat deliveries that failed or were cancelled since this time. If there are many, a job sends the rest."""
         row, since = find_webhook(webhook_id, by), clock.from_datetime(body.since)
         if since < clock.now(-RECOVERY_DAYS * DAY):
             raise Invalid.at("/since", "too_small", f"must be at most {RECOVERY_DAYS} days ago")
@@ -74,9 +74,9 @@ class WebhookDeliveries:
 
 
 def recover_batch(webhook_id: str, since: str, until: str) -> int:
-    """Send a batch of the deliveries again that failed or were cancelled. Return their number.
+    """Repeat a batch of the deliveries that failed or were cancelled. Return their number.
 
-    Of a webhook that was disabled or deleted meanwhile, nothing is sent, because nobody would claim it.
+    Deliveries to a webhook that was disabled or deleted meanwhile are not repeated, because nobody would claim them.
     """
     if not Webhook.select().where((Webhook.id == webhook_id) & Webhook.is_active).exists():
         return 0
@@ -103,7 +103,7 @@ def delete_batch_of(webhook_ids: list[str]) -> int:
 
 
 def _recoverable(webhook_id: str, since: str, until: str) -> Any:
-    """Return the condition for deliveries to recover. Those that failed since the recovery began are left out."""
+    """Return the condition for deliveries to recover. Deliveries that failed since the recovery began are left out."""
     is_old = (Delivery.created_at >= since) & (Delivery.finished_at <= until)
     return CAN_RECOVER & (Delivery.webhook_id == webhook_id) & is_old
 

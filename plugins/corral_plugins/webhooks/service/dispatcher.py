@@ -1,4 +1,4 @@
-"""Delivers: in each process that runs jobs, reads new events, claims deliveries, and attempts them."""
+"""Delivers events: in each process that runs jobs, reads new events, claims deliveries, and attempts them."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class WebhookDispatcher(EventDispatcher[Claimed]):
         self._patterns: frozenset[str] = frozenset()
 
     async def run_once(self) -> float:
-        """Turn new events into deliveries, and start the attempts that are due. Return the seconds until the next."""
+        """Turn new events into deliveries, and start due attempts. Return the seconds until the next attempt."""
         outlook = await self._work(self._look, entry=ENTRY, read=True)
         self._patterns = outlook.patterns
         if outlook.has_events:
@@ -83,7 +83,7 @@ class WebhookDispatcher(EventDispatcher[Claimed]):
         return event.type.startswith(OWN_EVENTS) or not self._patterns.isdisjoint(matching_patterns(event.type))
 
     async def _attempt(self, claimed: Claimed) -> None:
-        """Attempt a delivery and record the result. An attempt that is broken off gives the delivery back."""
+        """Attempt a delivery and record the result. An attempt that is interrupted releases the delivery."""
         at = clock.now()
         try:
             result = await self._send(claimed)
@@ -100,7 +100,7 @@ class WebhookDispatcher(EventDispatcher[Claimed]):
             await asyncio.shield(self._record(claimed, result, at))
 
     async def _send(self, claimed: Claimed) -> AttemptResult:
-        """Send a delivery. What fails unexpectedly is a failed attempt, or it would be tried again for ever."""
+        """Send a delivery. An unexpected error counts as a failed attempt, so that it is not tried forever."""
         delivery = claimed.delivery
         try:
             return await self._sender.send(

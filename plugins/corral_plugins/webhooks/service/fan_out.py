@@ -171,7 +171,7 @@ def followed_patterns() -> frozenset[str]:
 
 
 def subject_of(event: LoggedEvent) -> dict[str, Any]:
-    """Return what the visibility rule has to know of an event, to be asked again before each attempt."""
+    """Return the data about an event with which the visibility rule is applied again before each attempt."""
     return {
         "object_type": event.object_type,
         "object_id": event.object_id,

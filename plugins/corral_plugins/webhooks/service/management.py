@@ -117,7 +117,7 @@ class WebhookManagement:
         return msgspec.structs.replace(webhook_view(row), warnings=checked.warnings)
 
     def set_active(self, webhook_id: str, is_active: bool, match: IfMatch, *, by: Principal) -> WebhookView:
-        """Enable or disable a webhook. An admin may disable those of others, and then sees no details."""
+        """Enable or disable a webhook. An admin may disable webhooks of others, and then sees no details."""
         try:
             row = find_webhook(webhook_id, by)
         except NotFound:
@@ -138,7 +138,7 @@ class WebhookManagement:
     def rotate_secret(
         self, webhook_id: str, secret: str, seconds: int, match: IfMatch, *, by: Principal
     ) -> RotatedWebhookSecret:
-        """Replace the secret. For some seconds, the old one signs as well."""
+        """Replace the secret. For some seconds, the old secret signs as well."""
         row = find_webhook(webhook_id, by)
         match.check(row.version)
         until = clock.now(seconds) if seconds else None

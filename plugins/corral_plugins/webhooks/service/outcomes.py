@@ -32,9 +32,9 @@ class DeliveryOutcomes:
         self._settings = settings
 
     def record(self, claimed: Claimed, result: AttemptResult, at: str) -> bool:
-        """Record the result of an attempt that began at an instant. Return False if the claim is not valid any more.
+        """Record the result of an attempt that began at this time. Return False if the claim is no longer valid.
 
-        Rows are locked in the same order as by a claim: first that of the webhook, then those of deliveries.
+        Rows are locked in the same order as by a claim: first the row of the webhook, then the rows of deliveries.
         """
         row: Webhook | None = locked(Webhook.select().where(Webhook.id == claimed.webhook.id)).first()
         if not self._end_attempt(claimed, result, at):

@@ -58,7 +58,7 @@ class WebhookEvents:
         """Return the names and patterns without duplicates. Raise `Invalid` if one of them matches no event."""
         for index, pattern in enumerate(patterns):
             if not self._types.is_known(pattern):
-                detail = f"No event is named {pattern}; corral webhooks event-types lists them."
+                detail = f"No event is named {pattern}; `corral webhooks event-types` lists them."
                 raise Invalid.at(f"/events/{index}", "not_in_enum", detail, problem="unknown_event")
         return list(dict.fromkeys(patterns))
 
@@ -70,7 +70,7 @@ class WebhookEvents:
         """Return an example of the data of an event. Raise `Invalid` if there is no such event."""
         found = next((each for each in self._types.all() if each.event == name), None)
         if found is None:
-            detail = f"No event is named {name}; corral webhooks event-types lists them."
+            detail = f"No event is named {name}; `corral webhooks event-types` lists them."
             raise Invalid.at("/event", "not_in_enum", detail, problem="unknown_event")
         return _describe(found).example
 

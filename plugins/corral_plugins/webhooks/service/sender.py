@@ -1,4 +1,4 @@
-"""Sends a signed request to a receiver, and tells what became of it. Nothing here runs in a unit of work."""
+"""Sends a signed request to a receiver, and returns the result. Nothing here runs in a unit of work."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ class WebhookSender:
         return headers
 
     async def _connection_error(self, url: str, error: BaseException) -> AttemptError:
-        """Return why a connection failed. Only a second look-up tells whether the name has no address."""
+        """Return why a connection failed. Only a second look-up shows whether the name has no address."""
         cause: BaseException | None = error
         while cause is not None:
             if isinstance(cause, ssl.SSLError):

@@ -1,4 +1,4 @@
-"""What changes when a webhook is disabled: its state, its open deliveries, and who is told.
+"""What changes when a webhook is disabled: its state, its open deliveries, and the events about it.
 
 Every function runs in the caller's unit of work.
 """
@@ -50,7 +50,7 @@ def cancel_deliveries(webhook_id: str) -> None:
 
 
 def cancel_batch(webhook_id: str, until: str) -> int:
-    """Cancel a batch of the open deliveries that were created until an instant, and return their number."""
+    """Cancel a batch of the open deliveries that were created up to this time, and return their number."""
     mine = IS_OPEN & (Delivery.webhook_id == webhook_id) & (Delivery.created_at <= until)
     some = Delivery.select(Delivery.id).where(mine).limit(AT_ONCE)
     return int(Delivery.update(**ended("cancelled")).where(Delivery.id.in_(some) & IS_OPEN).execute())

@@ -50,7 +50,7 @@ class WebhookTriggerAction:
         )
 
     def _call(self, context: FireContext, fields: Json) -> Json:
-        """Write a delivery, which is sent like that of an event."""
+        """Write a delivery, which is sent like the delivery of an event."""
         row, now, delivery_id = _find(fields["webhook_id"], context.owner), clock.now(), new_id()
         data = fields.get("data", {})
         data = data if self._redactor is None else self._redactor.redact_json(data)

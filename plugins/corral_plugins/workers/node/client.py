@@ -294,7 +294,7 @@ class WorkerApiClient:
 
 
 def _trusted_authorities(url: str) -> ssl.SSLContext | bool:
-    """Return whom TLS connections trust: the usual authorities for `https`, and nobody for `http`.
+    """Return the authorities that TLS connections trust: the usual ones for `https`, and none for `http`.
 
     Reading their certificates takes longer than most requests, and every task process makes a client.
     """

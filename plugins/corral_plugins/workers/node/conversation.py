@@ -60,7 +60,7 @@ def received_ids(claim: Mapping[str, Any]) -> list[str]:
 
 
 def output_schema(claim: Mapping[str, Any]) -> Any:
-    """Return the JSON Schema of the result: the task's own, or else that of the agent, or None."""
+    """Return the JSON Schema of the result: the task's own schema, or else the schema of the agent, or None."""
     own = claim["task"].get("output_schema")
     return own if own is not None else (claim["agent"].get("config") or {}).get("output_schema")
 

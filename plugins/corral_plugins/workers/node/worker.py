@@ -334,7 +334,7 @@ def _registration_refusal(error: ApiError) -> str:
     if error.status == 401 and not error.is_foreign:
         return (
             "The server does not accept the registration key: it is wrong, expired or used up. An admin creates "
-            "another one with corral api POST /admin/registration-keys -f name=NAME."
+            "another one with `corral api POST /admin/registration-keys -f name=NAME`."
         )
     return f"The server refused to register this worker: {error.detail}"
 

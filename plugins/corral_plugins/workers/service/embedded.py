@@ -96,8 +96,8 @@ class EmbeddedLease:
         """Log once that this server has no embedded worker, because another one runs it."""
         if not held and not self._closed and not self._is_standby_logged:
             log.info(
-                "another server of this database runs the embedded worker, so this one has none until that one stops; "
-                "start it with --no-embedded-worker to have no embedded worker at all"
+                "another server of this database runs the embedded worker, so this server has none until the other "
+                "server stops; to have no embedded worker at all, start this server with --no-embedded-worker"
             )
         self._is_standby_logged = not held
 

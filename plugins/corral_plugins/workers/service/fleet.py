@@ -145,7 +145,7 @@ class Fleet:
     def workers_health(self) -> tuple[str, str]:
         """Return the result of the health check `workers`: a status and a sentence that explains it.
 
-        A worker that was stopped is offline as well, but has released its leases, so only leases tell a failure.
+        A worker that was stopped is offline as well, but has released its leases, so only leases show a failure.
         """
         totals = list(fleet_totals())
         count, lost = _count_by_status(totals), sum(part.leases for part in totals if part.status == "offline")

@@ -85,7 +85,7 @@ def retry_workflow_run(id: str, body: RetryRun, runs: RunsService, caller: Princ
     """Repeat an ended run as a new run.
 
     From `failed` or from a step, the new run reuses the outputs of the steps before it. `definition` is the definition
-    of the ended run or the current one.
+    of the ended run or the current definition.
     """
     run = view_of(runs.retry_run(id, body, by=caller))
     return Answer(body=run, headers={"Location": f"/api/v1/workflow-runs/{run.id}"})
@@ -93,7 +93,7 @@ def retry_workflow_run(id: str, body: RetryRun, runs: RunsService, caller: Princ
 
 @routes.post("/{id}/steps/{name}/resolve", needs="workflows.run", raises=ACTION)
 def resolve_workflow_step(id: str, name: str, body: ResolveStep, runs: RunsService, caller: Principal) -> RunView:
-    """Decide how a run goes on that was paused by a failed step: repeat the step, skip it, or end the run."""
+    """Decide how to continue a run that a failed step has paused: repeat the step, skip it, or end the run."""
     return view_of(runs.resolve_step(id, name, body, by=caller))
 
 

@@ -104,7 +104,7 @@ EXECUTORS: Mapping[str, Callable[[Json], Json]] = {"code": _code, "tool": _tool}
 
 
 class ToolTasks:
-    """The task executor of these steps: tells the worker which tool call a task makes. Runs in units of work."""
+    """The task executor of these steps, which gives the worker the tool call of a task. Runs in units of work."""
 
     def handles(self, task: Json) -> bool:
         """Return whether a task does the work of a step of the type `code` or `tool`."""

@@ -17,7 +17,7 @@ CANCELLED = {"kind": "error", "type": "cancelled", "message": "The steps were ca
 
 
 class ScopeEnd(msgspec.Struct, kw_only=True):
-    """The end of a scope. `error` is that of the first step that failed; `last` is the last step that completed."""
+    """The end of a scope. `error` is the error of the first step that failed; `last` is the last completed step."""
 
     error: Json | None = None
     last: StepRow | None = None
@@ -42,7 +42,7 @@ class Containers:
         self._changes, self._rendering, self._scopes, self._run = changes, rendering, scopes, changes.state.run
 
     async def advance(self, step: Step, row: StepRow, iteration: Iteration, *, is_ending: bool) -> None:
-        """Advance the parts of a container. If it `is_ending`, its result is not needed any more."""
+        """Advance the parts of a container. If `is_ending`, its result is no longer needed."""
         if step.type == "loop":
             if row.cursor is None:
                 row.set(cursor=0)

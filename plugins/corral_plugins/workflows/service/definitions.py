@@ -145,7 +145,7 @@ class WorkflowStore:
     def delete(self, workflow_id: str, match: IfMatch, *, force: bool, by: Principal) -> int:
         """Delete a workflow, and return the number of runs that are cancelled.
 
-        Further runs than those of the first batch are cancelled by a job. Raise `Conflict` (`in_use`) if runs are
+        A job cancels the runs that do not fit into the first batch. Raise `Conflict` (`in_use`) if runs are
         active and `force` is not set.
         """
         row = find_writable_workflow(workflow_id, by)

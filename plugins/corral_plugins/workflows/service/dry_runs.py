@@ -1,4 +1,4 @@
-"""Tells what a run of a workflow would do, without running anything."""
+"""Shows what a run of a workflow would do, without running anything."""
 
 from __future__ import annotations
 

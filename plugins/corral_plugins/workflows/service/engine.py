@@ -183,7 +183,7 @@ class Engine:
     def context(
         self, state: RunState, step: Step, row: StepRow, config: Json, *, waits_for: str | None = None
     ) -> StepContext:
-        """Return what a step type learns about a step. Runs in a unit of work.
+        """Return the data about a step that its step type receives. Runs in a unit of work.
 
         Raise `RightsLost` if the step begins its work, and the person who started the run is not active any more.
         """

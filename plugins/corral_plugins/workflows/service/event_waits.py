@@ -67,7 +67,7 @@ class EventWaits:
             await self.look()
 
     async def look(self) -> None:
-        """Complete the steps whose event has come."""
+        """Complete the steps whose event has occurred."""
         last = ("", "")
         while await self._database.read(functools.partial(_is_awaited, last), ENTRY):
             batch = await self._work(functools.partial(self._load, last), entry=ENTRY, read=True)
@@ -134,7 +134,7 @@ class EventWaits:
 
 
 def _shown(event: LoggedEvent) -> dict[str, Any]:
-    """Return an event as filters and outputs show it."""
+    """Return the form of an event that filters and outputs use."""
     return {
         "event": event.type,
         "id": event.id,

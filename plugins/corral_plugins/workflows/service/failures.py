@@ -1,4 +1,4 @@
-"""What follows when an attempt of a step fails: another attempt, or what `on_error` says."""
+"""Handles failed attempts of steps: another attempt follows, or what `on_error` specifies."""
 
 from __future__ import annotations
 

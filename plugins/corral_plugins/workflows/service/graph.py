@@ -1,8 +1,8 @@
 """The graph of a workflow: which steps depend on which, in scopes.
 
-The steps of a workflow are one scope; the body of a loop and each branch of a parallel step are further ones. A
+The steps of a workflow are one scope; the body of a loop and each branch of a parallel step are further scopes. A
 definition is a list of steps in the form in which `definitions` stores them. Building the graph of a valid definition
-cannot fail; `GraphError` lists the faults of an invalid one.
+cannot fail; `GraphError` lists the faults of an invalid definition.
 """
 
 from __future__ import annotations
@@ -243,7 +243,7 @@ class _Builder:
 
 
 def _cycle_among(steps: Mapping[str, Step]) -> list[str]:
-    """Return the names along a cycle, the first one again at the end. Each step waits for another one of them."""
+    """Return the names along a cycle, the first one again at the end. Each step waits for another of them."""
     path = [next(iter(steps))]
     while True:
         name = next(name for name in steps[path[-1]].predecessors if name in steps)

@@ -29,7 +29,7 @@ class LargeOutputs:
     files: Files | None
 
     async def store(self, run: Run, row: StepRow, output: Any) -> dict[str, Any]:
-        """Store a large output of a step, and return what refers to it.
+        """Store a large output of a step, and return the reference to the file.
 
         Raise `StepFailure` if there is nobody to own the file, or no file can be stored.
         """

@@ -1,7 +1,7 @@
 """Changes definitions of workflows.
 
 Parsing the expressions of a definition takes time, so a definition is checked in a thread between the unit of work that
-reads it and the one that writes it.
+reads it and the unit that writes it.
 """
 
 from __future__ import annotations
@@ -177,7 +177,9 @@ class WorkflowManagement:
             view = await self._write(row, wanted, by, entry)
             if view is not None:
                 return view
-        raise Unavailable("The workflow was changed by other requests at the same time; repeat.", code="overloaded")
+        raise Unavailable(
+            "The workflow was changed by other requests at the same time; repeat the request.", code="overloaded"
+        )
 
     async def _write(self, row: Workflow, wanted: Json, by: Principal, entry: UnitContext) -> WorkflowView | None:
         return await self._work(lambda: self._store.update(row, wanted, by=by), entry=entry)
@@ -203,7 +205,7 @@ class WorkflowManagement:
 
 
 def _names_step(row: Workflow, user: str, name: str) -> bool:
-    """Return whether a step depends on another one explicitly, jumps to it, or uses its output."""
+    """Return whether a step explicitly depends on another step, jumps to it, or uses its output."""
     step = next((each for each in row.steps if each["name"] == user), None)
     if step is None:
         return False

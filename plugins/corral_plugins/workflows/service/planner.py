@@ -1,4 +1,4 @@
-"""Computes one advance of a run: applies the steps that have ended, and starts those that are ready.
+"""Computes one advance of a run: applies the steps that have ended, and starts the steps that are ready.
 
 Nothing is written here. Control-plane steps such as conditions end at once, so that one advance can pass many of them.
 Steps that do work elsewhere are collected: `dispatch` and `cancel` are called in the transaction of the advance, and
@@ -204,7 +204,7 @@ class Planner:
             self._exceed_budget()
 
     def _exceed_budget(self) -> None:
-        """Stop a run that has used up its limit, or one of whose steps would have."""
+        """Stop a run that has used up its limit, or that would exceed it with its next step."""
         limit = self._graph.config.get("max_cost_usd")
         if limit is not None and self._state.run.stop is None:
             message = f"The run would cost more than its limit of {limit:g} USD."

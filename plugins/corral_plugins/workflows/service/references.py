@@ -1,7 +1,8 @@
 """Finds what keeps the steps of a workflow from running: agents, tools and secrets that do not exist, and tools that no
 agent may use.
 
-A workflow may be saved before these exist, so this is told by `validate` as warnings, and by a dry run as missing.
+A workflow may be saved before these exist, so `validate` reports them as warnings, and a dry run reports them as
+missing.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class Reference(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Obstacle(msgspec.Struct, frozen=True, kw_only=True):
-    """Why a step with a reference cannot run now."""
+    """The reason why a step with a reference cannot run now."""
 
     reference: Reference
     code: str
@@ -110,7 +111,7 @@ class References:
 
 
 def _refusal(reference: Reference, known: dict[str, AgentFacts], started: Sequence[AgentFacts]) -> str | None:
-    """Return why no agent may use a tool for its step, and what to do, or None if one may."""
+    """Return why no agent may use a tool for its step, and what to do, or None if an agent may."""
     tool, role = reference.name, reference.agent_role
     if reference.agent_id is not None:
         agent = known.get(reference.agent_id)

@@ -1,6 +1,6 @@
 """The rows of one run in memory, while an advance of the run is computed, and how the changes are written.
 
-Rows are read without their inputs and outputs, which may be large; those are read when an expression needs them. They
+Rows are read without their inputs and outputs, which may be large and are read when an expression needs them. The rows
 cannot change in the meantime, because the changes are written only if the revision of the run is still the same.
 """
 
@@ -174,7 +174,7 @@ def claim_revision(state: RunState) -> bool:
 
 
 def write_rows(state: RunState) -> None:
-    """Insert the new rows and update the changed ones. Call `claim_revision` first, which locks the run."""
+    """Insert the new rows and update the changed rows. Call `claim_revision` first, which locks the run."""
     for row in state.rows.values():
         if row.is_new:
             _INSERT.run(_encoded(StepRun, _columns(state.run.id, row)))

@@ -1,4 +1,4 @@
-"""Starts runs, and carries out what people ask of them: cancel, pause, resume, retry, resolve and input."""
+"""Starts runs, and implements the actions of people on them: cancel, pause, resume, retry, resolve and input."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ class RunsService:
         raise Conflict(detail, current_status="template" if workflow.is_template else workflow.status)
 
     def _apply_limit(self, workflow: Workflow) -> None:
-        """Refuse the run, or cancel the oldest one, if the workflow has as many active runs as it may have."""
+        """Refuse the run, or cancel the oldest run, if the workflow has as many active runs as it may have."""
         concurrency = workflow.config.get("concurrency") or {}
         limit, on_limit = concurrency.get("limit"), concurrency.get("on_limit", "queue")
         if limit is None or on_limit == "queue":
@@ -190,7 +190,7 @@ class RunsService:
         return found
 
     def resolve_step(self, run_id: str, name: str, body: ResolveStep, *, by: Principal) -> Run:
-        """Decide how a run goes on after a step failed whose `on_error` is `pause`."""
+        """Decide how to continue a run after the failure of a step whose `on_error` is `pause`."""
         run = find_controllable_run(run_id, by)
         reports: dict[str, Json] = {
             "retry": {"status": "ready"},
@@ -240,7 +240,7 @@ class RunsService:
     # -- retry
 
     def retry_run(self, run_id: str, body: RetryRun, *, by: Principal) -> Run:
-        """Start a new run that repeats an ended one, and reuses the outputs of the steps that need not run again."""
+        """Start a new run that repeats an ended run, and reuses the outputs of the steps that need not run again."""
         if self.switch is not None:
             self.switch.refuse_if_engaged()
         old = find_readable_run(run_id, by)
@@ -276,7 +276,7 @@ class RunsService:
             ended = ("failed", "cancelled")
             again = {name for name in root.by_name if name in rows and rows[name].status in ended}
             if not again and old.status == "completed":
-                raise Conflict("No step of the run failed; retry it from the start.", current_status=old.status)
+                raise Conflict("No step of the run failed; retry the run from the start.", current_status=old.status)
         elif start in root.by_name:
             again = {start}
         else:

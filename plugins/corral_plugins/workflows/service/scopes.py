@@ -1,4 +1,4 @@
-"""Advances scopes: starts the steps that are ready, and advances those that have started."""
+"""Advances scopes: starts the steps that are ready, and advances the steps that have started."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class ScopePlanner:
     async def settle(self, scope: Scope, iteration: Iteration, *, closing: bool = False) -> ScopeEnd | None:
         """Advance the steps of a scope. Return how the scope ended, or None if it goes on.
 
-        After a step has failed no further step starts, and running steps end; with `fail_fast` they are cancelled.
+        After a step has failed, no further step starts, and running steps end; with `fail_fast` they are cancelled.
         While a scope is `closing`, its result is not needed any more.
         """
         failed = self.first_failure(scope, iteration)

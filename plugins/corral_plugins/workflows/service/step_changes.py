@@ -81,7 +81,7 @@ class StepChanges:
             self.plan.events.append((status, row))
 
     async def complete(self, step: Step, row: StepRow, output: Any, *, goto: str | None = None) -> None:
-        """Complete a step with an output. A large output becomes a file; if it cannot, the step fails."""
+        """Complete a step with an output. A large output becomes a file; if that is not possible, the step fails."""
         if is_too_large(output):
             try:
                 output = await self._outputs.store(self.state.run, row, output)
@@ -95,7 +95,7 @@ class StepChanges:
         self.finish(row, "completed", goto=goto, error=None)
 
     def fail(self, step: Step, row: StepRow, error: Json, *, retryable: bool, is_final: bool = False) -> None:
-        """End an attempt of a step that failed. If it `is_final`, `on_error` does not apply."""
+        """End an attempt of a step that failed. If `is_final`, `on_error` does not apply."""
         if is_final:
             step = msgspec.structs.replace(step, on_error="fail")
         kind = self.kinds.get(row.type)

@@ -57,7 +57,7 @@ class WorkflowTemplateInstaller:
         return dict(rows)
 
     def install(self, spec: Json, by: Principal) -> InstalledObject:
-        """Create a draft, which only people run."""
+        """Create a workflow as a draft, which only people can run."""
         new = convert(NewWorkflow, spec)
         values = {name: getattr(new, name) for name in COPIED}
         values |= {"is_template": False, "status": "draft"}
@@ -77,7 +77,7 @@ class WorkflowTemplateInstaller:
             changes["steps"] = stored_steps(convert(list[NewStep], fields["steps"] or []))
         row = find_writable_workflow(workflow_id, by)
         if self._store().update(row, changes, by=by) is None:
-            raise Conflict("The workflow was changed at the same time; repeat.", current_status=row.status)
+            raise Conflict("The workflow was changed at the same time; repeat the request.", current_status=row.status)
 
     def users(self, ids: Sequence[str]) -> Sequence[ObjectUse]:
         """Return the workflows whose steps or review policies name agents or workflows with these ids."""

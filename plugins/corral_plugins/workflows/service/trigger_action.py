@@ -46,7 +46,8 @@ class WorkflowTriggerAction:
     def check(self, caller: Principal, fields: Json) -> Sequence[str]:
         """Raise `Invalid` if the workflow does not exist or is a template, or if it does not accept a fixed input.
 
-        Return a warning if no trigger can run it as it is now: a draft, an archived workflow, or one without steps.
+        Return a warning if no trigger can run it as it is now: a draft, an archived workflow, or a workflow without
+        steps.
         """
         if "workflow_id" not in fields:
             return ()

@@ -148,7 +148,7 @@ def inner_steps(step: Json) -> Iterator[tuple[str, Json]]:
 
 
 def all_steps(steps: Sequence[Json], pointer: str = "/steps") -> Iterator[tuple[str, Json]]:
-    """Yield all steps of a definition with their pointers, those inside other steps too."""
+    """Yield all steps of a definition with their pointers, including steps inside other steps."""
     for n, step in enumerate(steps):
         here = f"{pointer}/{n}"
         yield here, step

@@ -66,7 +66,7 @@ def queue_due_runs(limit: int) -> int:
 
 
 def wake_queued_runs(workflow_id: str, limit: int = 1) -> None:
-    """Queue advances of the oldest queued runs of a workflow, and of the oldest one of all workflows."""
+    """Queue advances of the oldest queued runs of a workflow, and of the oldest queued run of all workflows."""
     oldest = fetch_tuples(Run.select(Run.id).where(Run.status == "queued").order_by(Run.id).limit(1))
     same = (Run.status == "queued") & (Run.workflow_id == workflow_id)
     of_workflow = fetch_tuples(Run.select(Run.id).where(same).order_by(Run.id).limit(limit))

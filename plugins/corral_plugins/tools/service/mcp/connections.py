@@ -59,7 +59,7 @@ class McpConnections:
         self._http: httpx2.AsyncClient | None = None
 
     def declare_breakers(self) -> None:
-        """Declare the names of the breakers: those of the servers that are enabled."""
+        """Declare the names of the breakers: one breaker for each enabled server."""
         if self.breakers is not None:
             self.breakers.declare(BREAKER, lambda: [breaker_name(name) for (name,) in _NAMES.rows({})])
 
@@ -73,12 +73,12 @@ class McpConnections:
         if self._client() is None:
             detail = (
                 "No active plugin can reach MCP servers. Install corral-mcp (pip install 'corral[mcp]') and enable it "
-                "with corral plugins enable mcp."
+                "with `corral plugins enable mcp`."
             )
             raise Invalid.at("/transport", "not_allowed", detail)
 
     async def list_tools(self, name: str, url: str, headers_secret: str | None) -> Sequence[McpTool]:
-        """List the tools of a stored server. Raise `McpFailure`, or the problem for which the secret cannot be used."""
+        """List the tools of a stored server. Raise `McpFailure`, or the problem with the secret."""
         client = self._client()
         if client is None:
             raise McpFailure("unavailable", "The plugin that reaches MCP servers is not active.", neutral=True)

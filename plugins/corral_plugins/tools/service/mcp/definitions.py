@@ -30,7 +30,7 @@ class McpDefinition(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ListedTools(msgspec.Struct, frozen=True):
-    """The tools of a server by their names in Corral, each with its name at the server, and the names of the others."""
+    """The tools of a server by their names in Corral, with their names at the server, and the ignored names."""
 
     tools: dict[str, tuple[str, McpDefinition]]
     ignored: list[str]
@@ -39,8 +39,8 @@ class ListedTools(msgspec.Struct, frozen=True):
 def listed_tools(server: str, tools: Iterable[McpTool]) -> ListedTools:
     """Name and shorten the tools of a server.
 
-    Ignored are tools without a usable name or schema, those whose name another tool has, and those beyond the first
-    200.
+    A tool is ignored if it has no usable name or schema, if another tool has its name, or if it comes after the first
+    200 tools.
     """
     found, ignored = ListedTools({}, []), set[str]()
     for tool in tools:
@@ -63,7 +63,7 @@ def listed_tools(server: str, tools: Iterable[McpTool]) -> ListedTools:
 def registry_tool(
     name: str, server: str, remote_name: str, definition: McpDefinition, call: CallMcpTool | None = None
 ) -> Tool:
-    """Return the tool of a server for the registry. Whether a call can be repeated is not known, so it cannot."""
+    """Return the tool of a server for the registry. Its calls are not repeated, because that might do harm."""
     return Tool(
         name=name,
         title=definition.title,

@@ -36,7 +36,7 @@ class McpRefresh:
             await self.refresh_server(name, entry)
 
     async def refresh_server(self, name: str, entry: UnitContext) -> None:
-        """List the tools of a server and store them, or why they could not be listed. Do nothing if it was deleted."""
+        """List the tools of a server, and store them or the reason for a failure. Do nothing for a deleted server."""
         server = await self._work(lambda: McpServerRow.get_or_none(McpServerRow.name == name), read=True)
         if server is None:
             return
@@ -119,7 +119,7 @@ def _alert(server: str, tools: list[str]) -> None:
         kind="mcp_changed",
         severity="warning",
         title=f"The MCP server {server} changed or added {len(tools)} tools",
-        detail=f"Agents cannot use them until an admin compares and accepts them: corral mcp show {server}.",
+        detail=f"Agents cannot use them until an admin compares and accepts them; see `corral mcp show {server}`.",
         object={"type": "mcp_server", "id": server},
         server=server,
         tools=tools,

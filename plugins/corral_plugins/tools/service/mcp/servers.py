@@ -148,13 +148,13 @@ class McpServers:
     def accept(self, name: str, accepted: AcceptedDefinitions) -> None:
         """Accept definitions of tools by their hashes, so that agents may use these tools.
 
-        Raise `Invalid` (`unknown_reference`) for a hash that no listed tool has now.
+        Raise `Invalid` (`unknown_reference`) for a hash that no listed tool currently has.
         """
         _find(name)
         tools = {each.definition_sha256: each for each in _tools_of([name]).get(name, [])}
         faults = [
             FieldError(
-                f"/definition_sha256/{at}", "unknown_reference", "no tool of this server has this definition now"
+                f"/definition_sha256/{at}", "unknown_reference", "no tool of this server currently has this definition"
             )
             for at, sha256 in enumerate(accepted.definition_sha256)
             if sha256 not in tools
@@ -207,17 +207,17 @@ def _tools_of(servers: list[str]) -> dict[str, list[McpToolRow]]:
 
 
 def _refuse_moved_secret(by: Principal) -> None:
-    """Raise `Forbidden` unless the caller may reveal secrets: who operates the new address could read the secret."""
+    """Raise `Forbidden` unless the caller may reveal secrets: the operator of the new address could read the secret."""
     if by.has_stepped_up or REVEAL in by.named_scopes:
         return
     detail = "The stored headers_secret would be sent to a different url. Name the secret of the new url"
     if by.kind == "api_key":
         raise Forbidden(f"{detail}, or use an API key with the scope {REVEAL}.", code="insufficient_scope")
-    raise Forbidden(f"{detail}, or confirm with corral api POST /auth/reauth.", code="reauth_required")
+    raise Forbidden(f"{detail}, or confirm your identity with `corral api POST /auth/reauth`.", code="reauth_required")
 
 
 def _store_overrides(server: str, overrides: Mapping[str, ToolOverride], by: Principal) -> None:
-    """Store risk and state of tools of a server. Tools that are not named get back what the server defines."""
+    """Store risk and state of tools of a server. Tools that are not named are reset."""
     prefix = f"{MCP_PREFIX}{server}."
     others = ToolRow.name.startswith(prefix) & ToolRow.name.not_in([f"{prefix}{tool}" for tool in overrides])
     common = {"updated_at": clock.now(), "updated_by": by.user_id}

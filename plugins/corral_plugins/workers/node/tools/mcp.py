@@ -79,7 +79,7 @@ def read_mcp_file(path: Path) -> dict[str, McpCommand]:
     except msgspec.DecodeError as error:
         detail = (
             f'{path} is not {{"mcpServers": {{"name": {{"command": "…", "args": […]}}}}}}: {error}. Servers that are '
-            "reached over HTTP are added with corral mcp add."
+            "reached over HTTP are added with `corral mcp add`."
         )
         raise McpUnusable(detail) from None
 
