@@ -12,6 +12,7 @@ import pytest
 from tests.kernel.isolation.misbehaving import plugin, until
 
 from corral import clock
+from corral.database.unit import after_commit
 from corral.jobs.job import Schedule, ScheduleRow, TimeOfDay
 from corral.jobs.runner import SCHEDULE_LEASE_SECONDS, JobRunner
 from corral.testing.kit import Kit
@@ -143,13 +144,53 @@ async def test_two_processes_that_claim_in_the_same_millisecond_run_it_once(
     assert len(runs) == 1
 
 
+async def test_schedules_that_are_due_together_are_claimed_in_one_unit(
+    make_kit: MakeKit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs: list[str] = []
+
+    def schedule(number: int) -> Schedule:
+        async def report() -> None:
+            runs.append(f"many.tick{number}")
+
+        def write() -> None:  # may run again if its unit does, which is undone then
+            after_commit(lambda: runs.append(f"many.tick{number}"))
+
+        return Schedule(f"many.tick{number}", 5 if number < 9 else 10, write if number % 2 else report)
+
+    schedules = [schedule(number) for number in range(12)]
+    kit = await make_kit(plugins=[plugin("many", corral_schedules=lambda self: schedules)])
+    many = await processes(kit, "many.tick0")
+    for runner in many:
+        runner.add([], schedules, lambda: True)
+    await check(*many)
+    assert sorted(runs) == sorted(each.name for each in schedules)  # each at once, in one of the processes
+    now, claims = (clock.time_s() // 60 + 2) * 60, list[int]()
+    for runner in many:
+        claim = runner.claim_schedules
+        monkeypatch.setattr(
+            runner, "claim_schedules", lambda names, claim=claim: claims.append(len(names)) or claim(names)
+        )
+    monkeypatch.setattr(clock, "time_s", lambda: now)
+    await check(*many)
+    for slot in range(4):
+        now += 5
+        runs.clear()
+        claims.clear()
+        await check(*many)
+        await check(*many)
+        due = [each.name for each in schedules if slot % 2 or each.every == 5]
+        assert sorted(runs) == sorted(due), slot
+        assert len(claims) <= 6 * 3, claims  # one a check, which a conflict of two processes may repeat
+
+
 async def test_a_schedule_whose_process_was_killed_is_repeated(make_kit: MakeKit) -> None:
     runs: list[float] = []
     kit = await make_kit(plugins=[daily(runs, "07:30", "UTC")])
     (killed, other) = await processes(kit, "daily.tick", 2)
     await check(killed)
     clock.travel(DAY)
-    _, is_claimed = await kit.work(lambda: killed.claim_schedule("daily.tick"))
+    ((_, is_claimed),) = await kit.work(lambda: killed.claim_schedules(["daily.tick"]))
     assert is_claimed  # and the process is gone
     await check(other)
     assert runs == []
@@ -187,9 +228,9 @@ async def test_a_run_that_lost_its_lease_undoes_what_it_did(
 ) -> None:
     kit = await make_kit(plugins=[daily([], "07:30", "UTC")])
     runner = kit.kernel.runner
-    row, _ = await kit.work(lambda: runner.claim_schedule("daily.tick", due=True))
+    ((row, _),) = await kit.work(lambda: runner.claim_schedules(["daily.tick"], due=True))
     clock.travel(SCHEDULE_LEASE_SECONDS + 1)
-    _, is_claimed = await kit.work(lambda: runner.claim_schedule("daily.tick"))
+    ((_, is_claimed),) = await kit.work(lambda: runner.claim_schedules(["daily.tick"]))
     assert is_claimed
     with caplog.at_level(logging.WARNING, "corral.jobs"):
         assert type(await runner.start_schedule(row)).__name__ == "LeaseLost"

@@ -322,7 +322,7 @@ class Pipeline:
         if not endpoint.is_read:
             return await self.database.work(unit, entry=entry)
         read = functools.partial(endpoint.run_read, unit)
-        if endpoint.inline and self.database.inline_reads:
+        if endpoint.inline:
             try:
                 return self.database.read_now(read, entry)
             except InlineReadTimeout:

@@ -48,7 +48,6 @@ class Database(abc.ABC):
     kind: ClassVar[str]  # sqlite | postgresql; for this package and the event log only
     is_file: ClassVar[bool]
     """Whether the database is a file that the processes of one machine share."""
-    inline_reads: ClassVar[bool]
 
     def __init__(self, engine: peewee.Database) -> None:
         self.engine = engine

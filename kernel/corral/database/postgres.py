@@ -28,7 +28,6 @@ class PostgresDatabase(Database):
 
     kind = "postgresql"
     is_file = False
-    inline_reads = False
 
     def __init__(self, url: str, *, pool_size: int = 16) -> None:
         options = f"-c statement_timeout={int(LOST_AFTER * 1000)} -c idle_in_transaction_session_timeout=10000"

@@ -37,7 +37,6 @@ class SqliteDatabase(Database):
 
     kind = "sqlite"
     is_file = True
-    inline_reads = True
 
     def __init__(self, path: str, *, synchronous: str = "full") -> None:
         pragmas = {

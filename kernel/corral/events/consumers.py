@@ -78,6 +78,7 @@ class Consumer:
     ) -> None:
         self._database, self._feed, self.name, self._types = feed.database, feed, subscriber.name, types
         self._handle: Any = subscriber.handle
+        self._seen: int | None = None  # the position of the feed when there was nothing to handle
         self._following = event_log.of_types(types)
         self._lease, self._holder, self._is_open = f"consumer:{self.name}", holder, is_open
         self._entry = UnitContext(label=f"consumer {self.name}", actor=SYSTEM)
@@ -86,14 +87,16 @@ class Consumer:
         """Handle events as they are logged, until cancelled. The kernel runs this method in a supervised task."""
         with self._feed.subscribe(self._types) as notified:
             while True:
-                while await self._handle_next_batch():
+                while self._seen != self._feed.position and await self._handle_next_batch():
                     notified.clear()
                 await wait_and_clear(notified, POLL_SECONDS)
 
     async def _handle_next_batch(self) -> bool:
         """Handle the next batch, or its events one by one if the batch fails. Return whether more events may follow."""
         work = functools.partial(self._database.work, entry=self._entry)
-        if not self._is_open() or not await self._database.read(self._has_pending_work, self._entry):
+        position, is_open = self._feed.position, self._is_open()
+        if not is_open or not await self._database.read(self._has_pending_work, self._entry):
+            self._seen = position if is_open else None
             return False
         try:
             return await work(lambda: self._handle_next(BATCH, self._handle.call_uncounted))

@@ -18,6 +18,7 @@ from corral.ids import new_id
 
 ItemName = Annotated[str, msgspec.Meta(max_length=100)]
 PositiveInt = Annotated[int, msgspec.Meta(ge=1)]
+COMMON_SECONDS = range(1, 61)  # intervals that are due at common moments
 WEEKDAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 
 
@@ -77,6 +78,9 @@ class TimeOfDay(msgspec.Struct, frozen=True):
 class Schedule(msgspec.Struct, frozen=True):
     """A periodic task: one of the processes calls `run` every so many seconds, or at a time of day.
 
+    An interval of whole seconds, at most a minute, is due at the multiples of the interval, so that many schedules are
+    due at the same moments and are claimed together. Its first run is at once, as with every interval.
+
     Each run belongs to one due time. A run whose process is killed is repeated, and one run makes up for all due times
     that passed while no process ran schedules. Like the function of a job, `run` receives a service for each
     parameter that is annotated with the service's type.
@@ -88,7 +92,10 @@ class Schedule(msgspec.Struct, frozen=True):
 
     def next_after(self, seconds: float) -> float:
         """Return the due time that follows a run at an instant. Both are in epoch seconds."""
-        return self.every.next_after(seconds) if isinstance(self.every, TimeOfDay) else seconds + self.every
+        if isinstance(self.every, TimeOfDay):
+            return self.every.next_after(seconds)
+        is_common = self.every in COMMON_SECONDS
+        return (seconds // self.every + 1) * self.every if is_common else seconds + self.every
 
 
 class JobRow(Model):
@@ -136,15 +143,8 @@ def enqueue(name: str, *, delay_seconds: float = 0.0, **arguments: Any) -> str:
     unit, identifier = current(), new_id()
     if unit.database.jobs is not None and name not in unit.database.jobs:
         raise LookupError(f"no active plugin declares the job {name}; return it from corral_jobs")
-    unit.jobs.append(
-        {
-            "id": identifier,
-            "name": name,
-            "arguments": arguments,
-            "run_at": clock.now(delay_seconds),
-            "created_at": clock.now(),
-        }
-    )
+    times = {"run_at": clock.now(delay_seconds), "created_at": clock.now()}
+    unit.jobs.append({"id": identifier, "name": name, "arguments": arguments, **times})
     return identifier
 
 

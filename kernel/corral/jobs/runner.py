@@ -10,11 +10,12 @@ import math
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 
+import msgspec
 import peewee
 
 from corral import clock
 from corral.database.engine import Database
-from corral.database.unit import SYSTEM_CONTEXT, UnitContext
+from corral.database.unit import SYSTEM_CONTEXT, UnitContext, locked
 from corral.errors import ExpectedFailure, Unavailable
 from corral.events.live_feed import wait_and_clear
 from corral.ids import new_id
@@ -29,6 +30,7 @@ POLL_SECONDS = 1.0
 BACKOFF_SECONDS, BACKOFF_CAP_SECONDS = 2.0, 600.0
 SCHEDULE_LEASE_SECONDS = 15.0  # renewed while the schedule runs; a schedule whose process was killed is due after it
 SKEW_SECONDS = 60.0  # largest clock difference; a due time further ahead was written before a clock was set back
+CLAIM = UnitContext("schedules", durable=False)  # after a loss of power, they run again
 QUEUE_GRACE_SECONDS = 2.0  # a job that the shared queue has not delivered by then is claimed from the table
 
 
@@ -126,12 +128,16 @@ class JobRunner:
         now = clock.time_s()
         if self._draining:
             return POLL_SECONDS
-        for name, schedule in self.schedules.items():
-            if not now < self._next_checks.get(name, now) <= schedule.next_after(now) and self.is_open(name):
-                self._next_checks[name] = await self._start_if_due(schedule)
+        checks = {name: self._next_checks.get(name, now) for name in self.schedules if self.is_open(name)}
+        if names := [name for name, at in checks.items() if not now < at <= self.schedules[name].next_after(now)]:
+            for row, is_claimed in await self._database.work(lambda: self.claim_schedules(names), entry=CLAIM):
+                if is_claimed:
+                    self.start_schedule(row)
+                following = self.schedules[row.name].next_after(clock.time_s())
+                self._next_checks[row.name] = min(clock.parse_instant(row.next_at), following)
         while self._taken_slots < self._concurrency and await self.start_job():
             continue
-        due = min((at for name, at in self._next_checks.items() if self.is_open(name)), default=math.inf)
+        due = min((self._next_checks[name] for name in checks), default=math.inf)
         return min(max(0.02, due - clock.time_s()), POLL_SECONDS)  # also when the clock was set back during this tick
 
     def _start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
@@ -142,41 +148,36 @@ class JobRunner:
 
     # Schedules
 
-    async def _start_if_due(self, schedule: Schedule) -> float:
-        """Start the schedule if it is due and not running. Return the time of the next check in epoch seconds."""
-        row, is_claimed = await self._database.work(lambda: self.claim_schedule(schedule.name))
-        if is_claimed:
-            self.start_schedule(row)
-        return min(clock.parse_instant(row.next_at), schedule.next_after(clock.time_s()))
+    def claim_schedules(self, names: Sequence[str], *, due: bool = False) -> list[tuple[ScheduleRow, bool]]:
+        """Claim those of the schedules that are due and not running. With `due`, claim them before their time, too.
 
-    def claim_schedule(self, name: str, *, due: bool = False) -> tuple[ScheduleRow, bool]:
-        """Claim the schedule if it is due and not running. With `due`, claim it before its time, too.
-
-        Return its row, and whether this call claimed it. Runs in the caller's unit of work.
+        Return their rows, and whether this call claimed each. Runs in the caller's unit of work.
         """
-        schedule, now = self.schedules[name], clock.time_s()
-        following, lease = schedule.next_after(now), {"next_at": clock.now(SCHEDULE_LEASE_SECONDS), "lease": new_id()}
-        first = following if isinstance(schedule.every, TimeOfDay) else now
-        ScheduleRow.insert(name=name, next_at=clock.format_instant(first)).on_conflict_ignore().execute()
-        row: ScheduleRow = ScheduleRow.get_by_id(name)
-        is_due = row.next_at <= clock.format_instant(now) or (due and row.lease is None)
-        ahead = clock.parse_instant(row.next_at) - following
-        # The clock was set back or the interval became shorter, or the plugin names another time of day.
-        is_stale = ahead > SKEW_SECONDS or (ahead < 0 and row.lease is None and isinstance(schedule.every, TimeOfDay))
-        if not is_due and not is_stale:
-            return row, False
-        changes = {**lease, "last_at": clock.now()} if is_due else {"next_at": clock.format_instant(following)}
-        unchanged = (ScheduleRow.name == name) & (ScheduleRow.next_at == row.next_at) & (ScheduleRow.lease == row.lease)
-        is_changed = ScheduleRow.update(changes).where(unchanged).execute()
-        return ScheduleRow.get_by_id(name), bool(is_due and is_changed)
+        now, lease, is_named = clock.time_s(), new_id(), ScheduleRow.name.in_(names)
+        following = {name: self.schedules[name].next_after(now) for name in names}
+        timed = {name for name in names if isinstance(self.schedules[name].every, TimeOfDay)}
+        new = [{"name": name, "next_at": clock.LAST if name in timed else clock.FIRST} for name in names]
+        ScheduleRow.insert_many(new).on_conflict_ignore().execute()
+        rows = ScheduleRow.select().where(is_named).order_by(ScheduleRow.name)
+        for row in list(locked(rows.clone())):  # locked in this order, so that no deadlock arises
+            at, ahead = clock.parse_instant(row.next_at), clock.parse_instant(row.next_at) - following[row.name]
+            # The row is new, the clock was set back, the interval became shorter, or the time of day is another one.
+            if at > now and (ahead > SKEW_SECONDS or (ahead < 0 and row.lease is None and row.name in timed)):
+                row.next_at = clock.format_instant(following[row.name])
+                row.save(only=[ScheduleRow.next_at])
+        is_due = ScheduleRow.next_at <= clock.format_instant(now)
+        which = is_named & (is_due | ScheduleRow.lease.is_null() if due else is_due)
+        claimed = {"next_at": clock.now(SCHEDULE_LEASE_SECONDS), "lease": lease, "last_at": clock.now()}
+        ScheduleRow.update(claimed).where(which).execute()
+        return [(row, row.lease == lease) for row in rows]
 
     def start_schedule(self, row: ScheduleRow) -> asyncio.Task[Exception | None]:
         """Start a claimed schedule. The task returns the error of the run, or None."""
         return self._start(self._run_schedule(row))
 
     async def _run_schedule(self, row: ScheduleRow) -> Exception | None:
-        schedule = self.schedules[row.name]
-        began, mine = clock.parse_instant(row.last_at), ScheduleRow.lease == row.lease
+        schedule, began = self.schedules[row.name], clock.parse_instant(row.last_at)
+        mine = (ScheduleRow.name == row.name) & (ScheduleRow.lease == row.lease)  # one lease for all of a claim
 
         def finish(error: str | None = None) -> None:
             following = clock.format_instant(max(schedule.next_after(began), clock.time_s()))
@@ -214,7 +215,7 @@ class JobRunner:
 
     async def _claim_job(self, only: str | None = None) -> JobRow | None:
         """Return a due job with the lease under which this process may run it, or None."""
-        row = await self._database.work(lambda: self._due_job(only), read=True)
+        row = await self._database.read(lambda: self._due_job(only), SYSTEM_CONTEXT)
         return row if row is not None and await self._database.work(lambda: self._lease_job(row)) else None
 
     def _due_job(self, only: str | None) -> JobRow | None:
@@ -305,7 +306,8 @@ class JobRunner:
         entry = UnitContext(f"job {item.name}")
         if inspect.iscoroutinefunction(item.run):
             await item.run(**arguments)
-            await self._write(finish, entry)
+            await asyncio.sleep(0)  # schedules that start together and find nothing to do end together, in one COMMIT
+            await self._write(finish, entry if isinstance(item, Job) else msgspec.structs.replace(entry, durable=False))
         else:
 
             def both() -> None:

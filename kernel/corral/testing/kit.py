@@ -243,7 +243,7 @@ class Kit:
             raise LookupError(
                 f"no active plugin has the schedule {name}; the available schedules are: {', '.join(runner.schedules)}"
             )
-        row, is_claimed = await self.work(lambda: runner.claim_schedule(name, due=True))
+        ((row, is_claimed),) = await self.work(lambda: runner.claim_schedules([name], due=True))
         if not is_claimed:
             raise RuntimeError(f"the schedule {name} is already running")
         if failure := await runner.start_schedule(row):

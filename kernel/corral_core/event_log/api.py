@@ -81,6 +81,10 @@ class LogCursor:
         """Return the number of the last event that was handled."""
         return int(ConsumerRow.get_by_id(self._name).cursor)
 
+    def is_behind(self) -> bool:
+        """Return whether the log has events after the position."""
+        return event_log.last_seq() > self.position()
+
     def move(self, before: int, after: int) -> None:
         """Move the position, or check that it has not moved. Raise `PositionMoved` if it is not where it was read."""
         changes: dict[str, Any] = {"cursor": after, "updated_at": clock.now()}

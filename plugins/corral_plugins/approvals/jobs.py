@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 
-from corral.database.engine import Work
+from corral.database.engine import Database, Work
 from corral.database.unit import SYSTEM, UnitContext
 from corral.events.log import LoggedEvent
 from corral.jobs.job import Job, Schedule
@@ -17,12 +17,12 @@ SWEEP = UnitContext(label="job approvals.sweep", actor=SYSTEM)
 REMIND = UnitContext(label="job approvals.remind", actor=SYSTEM)
 
 
-async def end_overdue_approvals(work: Work, timers: ApprovalTimers) -> None:
+async def end_overdue_approvals(database: Database, timers: ApprovalTimers) -> None:
     """End or escalate the approvals that nobody decided in time, each in a unit of work of its own."""
     while True:
-        found = await work(timers.overdue, entry=SWEEP, read=True)
+        found = await database.read(timers.overdue, SWEEP)
         for approval_id, task_id in found:
-            await work(functools.partial(timers.expire, approval_id, task_id), entry=SWEEP)
+            await database.work(functools.partial(timers.expire, approval_id, task_id), entry=SWEEP)
         if len(found) < BATCH_SIZE:
             return
 

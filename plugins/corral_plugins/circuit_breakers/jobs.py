@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from corral.database.engine import Work
+from corral.database.engine import Database, Work
 from corral.database.unit import SYSTEM, UnitContext
 from corral.jobs.job import Schedule
 from corral.plugin import Settings
@@ -17,12 +17,12 @@ SWEEP = UnitContext(label="job circuit_breakers.sweep", actor=SYSTEM)
 PRUNE = UnitContext(label="job circuit_breakers.prune", actor=SYSTEM)
 
 
-async def end_overdue_breakers(work: Work, transitions: BreakerTransitions) -> None:
+async def end_overdue_breakers(database: Database, transitions: BreakerTransitions) -> None:
     """Count lost probes as failures, end half-open phases that take too long, and raise alerts."""
-    for name in await work(transitions.find_overdue, entry=SWEEP, read=True):
-        await work(lambda name=name: transitions.end_overdue(name), entry=SWEEP)  # type: ignore[misc]  # bound now
-    if await work(transitions.find_unalerted, entry=SWEEP, read=True):
-        await work(transitions.raise_alerts, entry=SWEEP)
+    for name in await database.read(transitions.find_overdue, SWEEP):
+        await database.work(lambda name=name: transitions.end_overdue(name), entry=SWEEP)  # type: ignore[misc]  # bound now
+    if await database.read(transitions.find_unalerted, SWEEP):
+        await database.work(transitions.raise_alerts, entry=SWEEP)
 
 
 async def prune_transitions(work: Work, settings: Settings) -> None:

@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable
 
 from corral import clock
-from corral.database.engine import Work
+from corral.database.engine import Database, Work
 from corral.database.unit import SYSTEM, UnitContext
 from corral.events.consumers import Subscriber
 from corral.jobs.job import Job, Schedule
@@ -49,21 +49,25 @@ async def reconcile(work: Work, upkeep: BudgetMaintenance) -> None:
     await reconcile_budgets(work, upkeep)
 
 
-async def release_expired_reservations(work: Work, upkeep: BudgetMaintenance) -> None:
+async def release_expired_reservations(database: Database, upkeep: BudgetMaintenance) -> None:
     """Release reservations whose holder gives no sign of life."""
     entry = UnitContext(label="job cost.reap", actor=SYSTEM)
     for _ in range(MAX_BATCHES):
-        if await work(upkeep.release_expired, entry=entry) < maintenance.BATCH_ROWS:
+        if not await database.read(upkeep.has_expiring, entry):
+            return
+        if await database.work(upkeep.release_expired, entry=entry) < maintenance.BATCH_ROWS:
             return
 
 
-async def begin_period(work: Work, upkeep: BudgetMaintenance) -> None:
+async def begin_period(database: Database, upkeep: BudgetMaintenance) -> None:
     """Create the counters of a new period, and resume agents that are paused although their budget admits costs."""
     entry = UnitContext(label="job cost.period", actor=SYSTEM)
-    for _ in range(MAX_BATCHES):
-        if await work(upkeep.create_counters, entry=entry) < maintenance.BATCH_ROWS:
-            break
-    await work(upkeep.resume_agents, entry=entry)
+    if await database.read(upkeep.lacks_counters, entry):
+        for _ in range(MAX_BATCHES):
+            if await database.work(upkeep.create_counters, entry=entry) < maintenance.BATCH_ROWS:
+                break
+    if await database.read(upkeep.has_paused_agents, entry):
+        await database.work(upkeep.resume_agents, entry=entry)
 
 
 def cancel_running(agent_id: str | None, upkeep: BudgetMaintenance, after: str = "") -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 
 from corral import clock
-from corral.database.engine import Work
+from corral.database.engine import Database, Work
 from corral.database.unit import SYSTEM, UnitContext
 from corral.events.consumers import Subscriber
 from corral.events.log import LoggedEvent
@@ -33,13 +33,13 @@ ENTRY = UnitContext(label="job notifications.group", actor=SYSTEM)
 
 
 async def group(
-    work: Work, claims: DeliveryClaims, fan_out: NotificationFanOut, dispatcher: NotificationDispatcher
+    database: Database, claims: DeliveryClaims, fan_out: NotificationFanOut, dispatcher: NotificationDispatcher
 ) -> None:
     """Release the deliveries of dead processes, give up late deliveries, and gather events that no process has seen."""
-    if await work(claims.has_late, read=True):
-        await work(claims.release_expired, entry=ENTRY)
-        await work(claims.cancel_orphans, entry=ENTRY)
-        await work(claims.give_up, entry=ENTRY)
+    if await database.read(claims.has_late, ENTRY):
+        await database.work(claims.release_expired, entry=ENTRY)
+        await database.work(claims.cancel_orphans, entry=ENTRY)
+        await database.work(claims.give_up, entry=ENTRY)
         dispatcher.wake()
     await fan_out.read()
 

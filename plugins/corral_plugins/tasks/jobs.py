@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
-from corral.database.engine import Work
+from corral.database.engine import Database, Work
 from corral.database.unit import SYSTEM, UnitContext
 from corral.errors import Problem
 from corral.events.log import LoggedEvent
@@ -25,42 +25,46 @@ ROUNDS = 20
 """The maximum number of batches that one run of a job handles. The next scheduled run handles the rest."""
 
 
-async def end_overdue_tasks(work: Work, timers: TaskTimers) -> None:
+async def end_overdue_tasks(database: Database, timers: TaskTimers) -> None:
     """End every task, lease or question whose time limit has passed."""
-    await _handle_each(work, "job tasks.reap", timers.find_overdue_tasks, timers.end_overdue_task)
+    await _handle_each(database, "job tasks.reap", timers.find_overdue_tasks, timers.end_overdue_task)
 
 
-async def report_idle_runs(work: Work, timers: TaskTimers) -> None:
+async def report_idle_runs(database: Database, timers: TaskTimers) -> None:
     """Report runs that have been inactive for longer than their stall policy allows."""
-    await _handle_each(work, "job tasks.watchdog", timers.find_idle_runs, timers.report_idle_run)
+    await _handle_each(database, "job tasks.watchdog", timers.find_idle_runs, timers.report_idle_run)
 
 
-async def _handle_each(work: Work, label: str, find: Callable[[], list[str]], act: Callable[[str], None]) -> None:
+async def _handle_each(
+    database: Database, label: str, find: Callable[[], list[str]], act: Callable[[str], None]
+) -> None:
     entry = UnitContext(label=label, actor=SYSTEM)
     for _ in range(ROUNDS):
-        found = await work(find, entry=entry, read=True)
+        found = await database.read(find, entry)
         for task_id in found:
             try:
-                await work(lambda task_id=task_id: act(task_id), entry=entry)  # type: ignore[misc]  # bound per iteration
+                await database.work(lambda task_id=task_id: act(task_id), entry=entry)  # type: ignore[misc]  # bound per iteration
             except Problem:
                 log.warning("overdue task skipped", extra={"task": task_id}, exc_info=True)
         if len(found) < BATCH_SIZE:
             return
 
 
-async def queue_due_tasks(work: Work, timers: TaskTimers) -> None:
+async def queue_due_tasks(database: Database, timers: TaskTimers) -> None:
     """Queue tasks that have become available, raise the ranks of waiting tasks, and add page anchors.
 
     A task becomes available when it is due, or when its requester is active again. Page anchors are saved positions for
     paging by offset.
     """
     entry = UnitContext(label="job tasks.announce", actor=SYSTEM)
+    if not await database.read(timers.has_waiting_work, entry):
+        return
     for step in (timers.queue_available_tasks, timers.queue_tasks_of_active_requesters, timers.raise_ranks):
         for _ in range(ROUNDS):
-            if await work(step, entry=entry) < BATCH_SIZE:
+            if await database.work(step, entry=entry) < BATCH_SIZE:
                 break
     for _ in range(ROUNDS * 10):
-        if not await work(queries.extend_anchors, entry=entry):
+        if not await database.work(queries.extend_anchors, entry=entry):
             break
 
 

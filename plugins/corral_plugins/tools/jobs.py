@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from corral.database.engine import Work
+from corral.database.engine import Database, Work
 from corral.database.unit import SYSTEM, UnitContext
 from corral.events.log import LoggedEvent
 from corral.jobs.job import Schedule, enqueue
@@ -23,17 +23,19 @@ async def run_approved(call_row_id: str, held: HeldCalls) -> None:
     await held.run_approved(call_row_id)
 
 
-async def reap_calls(work: Work, history: CallHistory, held: HeldCalls) -> None:
+async def reap_calls(database: Database, history: CallHistory, held: HeldCalls) -> None:
     """Run the approved calls that could not run at once, and end the calls that would never end by themselves."""
-    for row_id in await work(held.approved_rows, entry=REAP, read=True):
+    for row_id in await database.read(held.approved_rows, REAP):
         await held.run_approved(row_id)
-    await end_abandoned_calls(work, history)
+    await end_abandoned_calls(database, history)
 
 
-async def end_abandoned_calls(work: Work, history: CallHistory) -> None:
+async def end_abandoned_calls(database: Database, history: CallHistory) -> None:
     """End running tool calls whose process has stopped, and permitted calls whose outcome was never reported."""
+    if not await database.read(call_store.has_abandoned_calls, REAP):
+        return
     for _ in range(MAX_CHUNKS):
-        if await work(history.end_abandoned_calls, entry=REAP) < call_store.ABANDONED_LIMIT:
+        if await database.work(history.end_abandoned_calls, entry=REAP) < call_store.ABANDONED_LIMIT:
             return
 
 

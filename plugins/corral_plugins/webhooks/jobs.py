@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from corral import clock
-from corral.database.engine import Work
+from corral.database.engine import Database, Work
 from corral.database.unit import SYSTEM, UnitContext
 from corral.events.consumers import Subscriber
 from corral.events.log import LoggedEvent
@@ -27,9 +27,11 @@ DAY = 86_400
 DELETE_JOB = "webhooks.delete_deliveries"
 
 
-async def reap(work: Work, claims: DeliveryClaims, fan_out: WebhookFanOut) -> None:
+async def reap(database: Database, claims: DeliveryClaims, fan_out: WebhookFanOut) -> None:
     """Release the deliveries of dead processes, and move the position in the log past events that nobody follows."""
-    await work(claims.release_expired, entry=UnitContext(label="job webhooks.reap", actor=SYSTEM))
+    entry = UnitContext(label="job webhooks.reap", actor=SYSTEM)
+    if await database.read(claims.has_expired, entry):
+        await database.work(claims.release_expired, entry=entry)
     await fan_out.read()
 
 

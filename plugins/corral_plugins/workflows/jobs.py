@@ -5,7 +5,7 @@ from __future__ import annotations
 import peewee
 
 from corral import clock
-from corral.database.engine import Work
+from corral.database.engine import Database, Work
 from corral.database.unit import SYSTEM, UnitContext
 from corral.events.log import LoggedEvent
 from corral.plugin import Settings
@@ -15,7 +15,7 @@ from corral_plugins.workflows.service.engine import Engine
 from corral_plugins.workflows.service.event_waits import EventWaits
 from corral_plugins.workflows.service.executors import StepExecutors
 from corral_plugins.workflows.service.step_events import StepEvents
-from corral_plugins.workflows.service.wakeups import queue_due_runs
+from corral_plugins.workflows.service.wakeups import has_due_runs, queue_due_runs
 from corral_plugins.workflows.settings import RUN_RETENTION_DAYS
 
 BATCH = 200
@@ -29,12 +29,12 @@ async def advance_run(run_id: str, engine: Engine) -> None:
     await engine.advance(run_id)
 
 
-async def sweep(work: Work, executors: StepExecutors, waits: EventWaits) -> None:
+async def sweep(database: Database, executors: StepExecutors, waits: EventWaits) -> None:
     """Take over the steps of dead processes, queue runs whose timers have ended, and look for awaited events."""
     entry = UnitContext(label="job workflows.sweep", actor=SYSTEM)
     await executors.take_over()
-    while await work(lambda: queue_due_runs(BATCH), entry=entry) == BATCH:
-        continue
+    while await database.read(has_due_runs, entry):
+        await database.work(lambda: queue_due_runs(BATCH), entry=entry)
     await waits.look()
 
 

@@ -17,7 +17,7 @@ from corral_plugins.approvals.service.timers import ApprovalTimers
 
 async def sweep(desk: Desk) -> None:
     """What the schedule does every 15 s."""
-    await jobs.end_overdue_approvals(desk.kit.kernel.database.work, desk.kit.service(ApprovalTimers))
+    await jobs.end_overdue_approvals(desk.kit.kernel.database, desk.kit.service(ApprovalTimers))
 
 
 async def test_approvals_1_nobody_decides_their_own_request_but_the_one_of_their_agent(desk: Desk) -> None:

@@ -116,9 +116,9 @@ class World:
 
     async def tick(self) -> None:
         """Run the schedules of tasks once."""
-        work, timers = self.kit.kernel.database.work, self.kit.kernel.container.get(TaskTimers)
+        database, timers = self.kit.kernel.database, self.kit.kernel.container.get(TaskTimers)
         for run in (jobs.queue_due_tasks, jobs.end_overdue_tasks, jobs.report_idle_runs):
-            await run(work, timers)
+            await run(database, timers)
 
     async def heartbeat(self, *leases: Lease) -> Any:
         """The worker says that it lives; the answer."""

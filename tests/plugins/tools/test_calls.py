@@ -18,7 +18,7 @@ from corral_plugins.tools.service.executions import ToolExecutions
 async def reap(world: World) -> None:
     """Run the schedule."""
     container = world.kit.kernel.container
-    await jobs.end_abandoned_calls(world.kit.kernel.database.work, container.get(CallHistory))
+    await jobs.end_abandoned_calls(world.kit.kernel.database, container.get(CallHistory))
 
 
 async def as_if_its_process_had_died(world: World, run: Run, **values: Any) -> None:

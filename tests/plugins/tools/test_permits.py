@@ -91,7 +91,7 @@ async def test_a_permit_of_which_nothing_is_heard_expires(world: World, run: Run
     history = world.kit.kernel.container.get(CallHistory)
     for seconds, status in ((100, "permitted"), (60, "expired")):
         clock.travel(seconds)
-        await jobs.end_abandoned_calls(world.kit.kernel.database.work, history)
+        await jobs.end_abandoned_calls(world.kit.kernel.database, history)
         assert (await run.calls())[0]["status"] == status
 
 

@@ -163,8 +163,8 @@ async def test_a_question_with_a_deadline_fails_with_it(world: World) -> None:
     run = await world.run("human.ask", task={"deadline": deadline})
     await run.tool("human.ask", QUESTION, call_id="q")
     clock.travel(3700)
-    work, timers = world.kit.kernel.database.work, world.kit.kernel.container.get(TaskTimers)
-    await task_jobs.end_overdue_tasks(work, timers)
+    database, timers = world.kit.kernel.database, world.kit.kernel.container.get(TaskTimers)
+    await task_jobs.end_overdue_tasks(database, timers)
     world.member = await world.kit.sign_in(world.member.user["email"])
     assert (await read(world, run.task_id))["status"] == "failed"
     assert (await run.calls())[0]["error"]["type"] == "expired"

@@ -65,7 +65,7 @@ class ScheduleAdministration:
         if name not in names:
             known = f"its schedules are {', '.join(names)}" if names else "it has no schedules"
             raise NotFound(f"The plugin {plugin} has no schedule {name}; {known}.")
-        row, is_claimed = self._runner.claim_schedule(name, due=True)
+        ((row, is_claimed),) = self._runner.claim_schedules([name], due=True)
         if not is_claimed:
             raise Conflict(f"The schedule {name} is already running.", current_status="running")
         if self.audit is not None:

@@ -12,9 +12,9 @@ from zoneinfo import ZoneInfo
 
 import msgspec
 
-from corral.database.engine import Work
+from corral.database.engine import Database
 from corral.database.statement import Statement
-from corral.database.unit import after_commit, current
+from corral.database.unit import SYSTEM_CONTEXT, after_commit, current
 from corral_plugins.cost.models import AgentLimit, Budget
 
 BUDGET_ID = 1
@@ -89,8 +89,8 @@ class _ReadInUnit:
 class BudgetLimitCache:
     """The limits in force. There is one instance per kernel."""
 
-    def __init__(self, work: Work) -> None:
-        self._work = work
+    def __init__(self, database: Database) -> None:
+        self._database = database
         self.cached = NO_LIMITS
         """The limits that this process read last. Changes by other processes may be missing."""
 
@@ -140,7 +140,7 @@ class BudgetLimitCache:
 
     async def refresh(self) -> None:
         """Read the limits again if another process changed them."""
-        await self._work(self.current, read=True)
+        self._replace(await self._database.read(self.current, SYSTEM_CONTEXT))
 
     def _replace(self, limits: BudgetLimits) -> None:
         if limits.revision > self.cached.revision:

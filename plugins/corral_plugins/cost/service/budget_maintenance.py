@@ -45,6 +45,11 @@ class BudgetMaintenance:
 
     # -- reservations
 
+    @staticmethod
+    def has_expiring() -> bool:
+        """Return whether there is a reservation that has expired or is to be extended."""
+        return bool(reservations.find_expiring(clock.now(GRACE_SECONDS), 1))
+
     def release_expired(self) -> int:
         """Release expired reservations, at most one batch. Return the number of reservations that were changed.
 
@@ -74,9 +79,17 @@ class BudgetMaintenance:
 
     # -- periods and agents
 
+    def lacks_counters(self) -> bool:
+        """Return whether this process does not know the counter of a limit in the current period."""
+        return self._budgets.lacks_counters()
+
     def create_counters(self) -> int:
         """Create the counters that a new period lacks. Return the number of checked limits, at most a batch."""
         return self._budgets.create_counters(BATCH_ROWS)
+
+    def has_paused_agents(self) -> bool:
+        """Return whether an agent is paused because of its budget."""
+        return self.agents is not None and bool(self.agents.find_paused(PAUSE_REASON))
 
     def resume_agents(self) -> None:
         """Resume the agents that are paused because of their budget, but have not exceeded it any more."""

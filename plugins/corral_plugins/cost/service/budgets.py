@@ -124,6 +124,11 @@ class Budgets:
             entry = AuditEntry(action="cost.budget.update", object_type="budget", object_id=GLOBAL, changes=changes)
             self.audit.record(entry)
 
+    def lacks_counters(self) -> bool:
+        """Return whether `create_counters` would check a limit."""
+        limits = self._limits.current()
+        return bool(_without_counter(limits, current_period(limits.zone)))
+
     def create_counters(self, limit: int) -> int:
         """Create the counters that a new period lacks. Return the number of checked limits, at most `limit`."""
         limits = self._limits.current()

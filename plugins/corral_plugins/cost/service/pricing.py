@@ -14,9 +14,9 @@ from decimal import Decimal
 from typing import Any, NamedTuple
 
 from corral import clock
-from corral.database.engine import Work
+from corral.database.engine import Database
 from corral.database.statement import Statement
-from corral.database.unit import after_commit, in_unit
+from corral.database.unit import SYSTEM_CONTEXT, after_commit, in_unit
 from corral.plugin import Settings
 from corral_plugins.cost.api import FREE_PROVIDERS, PriceQuote, TokenCounts
 from corral_plugins.cost.models import PriceOverrideRow, PriceRevision
@@ -104,8 +104,8 @@ class Pricing:
     Price overrides are cached in memory. Inside a unit of work, the cache is reloaded if an override was changed.
     """
 
-    def __init__(self, settings: Settings, work: Work) -> None:
-        self._settings, self._work = settings, work
+    def __init__(self, settings: Settings, database: Database) -> None:
+        self._settings, self._database = settings, database
         self._overrides = PriceOverrideSet(-1, ())
 
     def current_overrides(self) -> PriceOverrideSet:
@@ -132,7 +132,7 @@ class Pricing:
 
     async def refresh_overrides(self) -> None:
         """Reload the cached price overrides if another process changed them."""
-        self._replace_overrides(await self._work(self.current_overrides, read=True))
+        self._replace_overrides(await self._database.read(self.current_overrides, SYSTEM_CONTEXT))
 
     def quote(
         self, provider: str, model: str, tokens: TokenCounts, *, free: bool = False, reported: Decimal | None = None

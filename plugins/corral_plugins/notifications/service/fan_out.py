@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from corral import clock
-from corral.database.engine import Work
+from corral.database.engine import Database
 from corral.database.model import PRIVATE
 from corral.database.unit import SYSTEM, UnitContext
 from corral.events import log as event_log
@@ -125,7 +125,7 @@ class NotificationFanOut:
 
     def __init__(
         self,
-        work: Work,
+        database: Database,
         settings: Settings,
         matching: RuleMatching,
         people: People,
@@ -133,7 +133,8 @@ class NotificationFanOut:
         inbox: Inbox,
         channel_types: ChannelTypeRegistry,
     ) -> None:
-        self._work, self._settings, self._matching = work, settings, matching
+        self._database, self._work = database, database.work
+        self._settings, self._matching = settings, matching
         self._people, self._mentions, self._inbox, self._channel_types = people, mentions, inbox, channel_types
 
     async def create_cursor(self) -> None:
@@ -151,6 +152,8 @@ class NotificationFanOut:
         async def skip(reason: str) -> bool:
             return await self._work(functools.partial(self._count_failure, reason), entry=ENTRY)
 
+        if not await self._database.read(CURSOR.is_behind, ENTRY):
+            return
         with contextlib.suppress(PositionMoved):
             while await handle_next(functools.partial(self._read_batch, pass_over), skip, EVENTS_AT_ONCE):
                 pass

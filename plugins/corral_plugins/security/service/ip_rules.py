@@ -13,8 +13,8 @@ import msgspec
 
 from corral import clock
 from corral.auth.principal import Principal
-from corral.database.engine import Work
-from corral.database.unit import ANONYMOUS, UnitContext
+from corral.database.engine import Database
+from corral.database.unit import ANONYMOUS, SYSTEM_CONTEXT, UnitContext
 from corral.errors import Conflict, FieldError, Forbidden, Invalid, PreconditionFailed, Problem
 from corral.events.event import emit
 from corral.events.log import LoggedEvent
@@ -344,8 +344,8 @@ class IpGate:
 class IpGateUpdater:
     """Keeps the rules in the gate of this process up to date: reloads changed rules after an event, or when polling."""
 
-    def __init__(self, work: Work, rules: IpRules, gate: IpGate) -> None:
-        self._work, self._rules, self._gate = work, rules, gate
+    def __init__(self, database: Database, rules: IpRules, gate: IpGate) -> None:
+        self._database, self._work, self._rules, self._gate = database, database.work, rules, gate
         self._changed = asyncio.Event()
 
     async def load_rules(self) -> None:
@@ -365,11 +365,14 @@ class IpGateUpdater:
                     await self._changed.wait()
             self._changed.clear()
             try:
-                if self._gate.is_stale or await self._work(self._rules.version, read=True) != self._gate.version:
+                if self._gate.is_stale or await self._stored_version() != self._gate.version:
                     await self.load_rules()
                 await self._record_refusals()
             except Problem as problem:  # the database is unreachable; the loaded rules stay in force
                 log.warning("the IP rules could not be read", extra={"reason": problem.detail})
+
+    async def _stored_version(self) -> int:
+        return await self._database.read(self._rules.version, SYSTEM_CONTEXT)
 
     async def _record_refusals(self) -> None:
         """Record each rejection in its own unit of work, because a unit of work has only one client address."""

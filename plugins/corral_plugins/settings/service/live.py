@@ -8,7 +8,8 @@ import logging
 import time
 
 from corral import clock
-from corral.database.engine import Work
+from corral.database.engine import Database
+from corral.database.unit import SYSTEM_CONTEXT
 from corral.events.live_feed import Feed
 from corral.ids import new_id
 from corral_plugins.settings.api import SettingChanged
@@ -27,15 +28,21 @@ PROPAGATION_SECONDS = 3.0
 class LiveSettings:
     """Applies stored values as they change, and records which settings of this process need a restart."""
 
-    def __init__(self, work: Work, feed: Feed, effective: EffectiveSettings, service: SettingsService) -> None:
-        self._work, self._feed, self._effective, self._service = work, feed, effective, service
+    def __init__(self, database: Database, feed: Feed, effective: EffectiveSettings, service: SettingsService) -> None:
+        self._database, self._work, self._feed, self._effective, self._service = (
+            database,
+            database.work,
+            feed,
+            effective,
+            service,
+        )
         self._process = new_id()
         self._published: tuple[list[str], float] = ([], 0.0)
         self._failing = self._leaving = False
 
     async def apply_newer_values(self) -> None:
         """Apply the stored values if they are newer than the values in effect in this process."""
-        found = await self._work(self._newer_values, read=True)
+        found = await self._database.read(self._newer_values, SYSTEM_CONTEXT)
         if found is not None:
             self._service.apply_values(*found)
         await self._service.update_redactor()

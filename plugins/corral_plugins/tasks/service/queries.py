@@ -271,12 +271,17 @@ def extend_anchors() -> bool:
     A page anchor saves a position in the list of all tasks, so that pages at large offsets are found quickly. A task is
     settled if it was created more than 60 s ago, because a later commit can then no longer add a task that is older.
     """
+    found = next_anchor()
+    if found is not None:
+        _INSERT.run({"created_at": found[0], "id": found[1]})
+    return found is not None
+
+
+def next_anchor() -> tuple[str, str] | None:
+    """Return the position of the page anchor that is missing, or None."""
     last = _LAST_ANCHOR.one({}) or BEFORE_ALL
     found = _NTH_AFTER.one({"created_at": last[0], "id": last[1], "offset": ANCHOR_INTERVAL - 1})
-    if found is None or found[0] > clock.now(-SETTLED_AFTER):
-        return False
-    _INSERT.run({"created_at": found[0], "id": found[1]})
-    return True
+    return None if found is None or found[0] > clock.now(-SETTLED_AFTER) else (found[0], found[1])
 
 
 def decrement_anchor(created_at: str, task_id: str) -> None:

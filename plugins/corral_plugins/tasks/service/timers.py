@@ -9,7 +9,7 @@ import peewee
 from peewee import SQL
 
 from corral import clock
-from corral.database.engine import Work
+from corral.database.engine import Database
 from corral.database.statement import Statement
 from corral.database.unit import SYSTEM, UnitContext
 from corral.errors import NotFound
@@ -17,7 +17,7 @@ from corral_core.accounts.api import Accounts
 from corral_plugins.tasks import settings as declared
 from corral_plugins.tasks.api import TaskUpdated
 from corral_plugins.tasks.models import PRIORITIES, Attempt, Task, TaskRow
-from corral_plugins.tasks.service import rows
+from corral_plugins.tasks.service import queries, rows
 from corral_plugins.tasks.service.actions import OwnerActions
 from corral_plugins.tasks.service.outcomes import TaskOutcomes
 from corral_plugins.tasks.service.runs import TaskRuns
@@ -166,6 +166,17 @@ class TaskTimers:
 
     # -- waiting tasks
 
+    def has_waiting_work(self) -> bool:
+        """Return whether a task is to be queued or its rank to be raised, or a page anchor is missing."""
+        due = self.next_available_at()
+        held = Task.select().where(SQL("status = 'pending' AND queue = 'held'")).limit(1)
+        return (
+            (due is not None and due <= clock.now())
+            or bool(held.exists())
+            or bool(self._due_to_rise(limit=1))
+            or queries.next_anchor() is not None
+        )
+
     def next_available_at(self) -> str | None:
         """Return the earliest instant at which a delayed task becomes available, or None if no task is delayed."""
         parked = SQL("status = 'pending' AND queue IS NULL")
@@ -206,24 +217,25 @@ class TaskTimers:
 
         The rank rises by one for each `tasks.aging_seconds` of waiting. Return the number of these tasks.
         """
-        aging = self._settings.get(declared.AGING_SECONDS)
-        if not aging:
-            return 0
         risen: dict[int, list[str]] = {}
-        found = 0
-        for priority, rank in RISING:
-            due = clock.now(-aging * (rank - priority + 1))
-            limit = BATCH_SIZE - found
-            for task_id, queued_at in _DUE_TO_RISE.rows(
-                {"rank": rank, "priority": priority, "due": due, "limit": limit}
-            ):
-                to = aged_rank(self._settings, priority=priority, queued_at=queued_at)
-                risen.setdefault(to, []).append(task_id)
-                found += 1
-            if found >= BATCH_SIZE:
-                break
+        found = self._due_to_rise(limit=BATCH_SIZE)
+        for task_id, priority, queued_at in found:
+            to = aged_rank(self._settings, priority=priority, queued_at=queued_at)
+            risen.setdefault(to, []).append(task_id)
         for rank, ids in risen.items():
             self._set_queue(ids, rank=rank)
+        return len(found)
+
+    def _due_to_rise(self, *, limit: int) -> list[tuple[str, int, str]]:
+        """Return the id, the priority and the time of queueing of at most `limit` tasks whose rank is to be raised."""
+        aging = self._settings.get(declared.AGING_SECONDS)
+        found: list[tuple[str, int, str]] = []
+        for priority, rank in RISING if aging else ():
+            if len(found) >= limit:
+                break
+            due = clock.now(-aging * (rank - priority + 1))
+            which = {"rank": rank, "priority": priority, "due": due, "limit": limit - len(found)}
+            found += [(task_id, priority, queued_at) for task_id, queued_at in _DUE_TO_RISE.rows(which)]
         return found
 
     @staticmethod
@@ -247,17 +259,17 @@ class DueTaskNotifier:
     does the same with a longer delay.
     """
 
-    def __init__(self, work: Work, timers: TaskTimers) -> None:
-        self._work, self._timers = work, timers
+    def __init__(self, database: Database, timers: TaskTimers) -> None:
+        self._database, self._timers = database, timers
 
     async def run(self) -> None:
         """Poll until cancelled. The kernel restarts this method if it fails."""
         while True:
-            due = await self._work(self._timers.next_available_at, entry=ENTRY, read=True)
+            due = await self._database.read(self._timers.next_available_at, ENTRY)
             while (
                 due is not None
                 and due <= clock.now()
-                and await self._work(self._timers.queue_available_tasks, entry=ENTRY) == BATCH_SIZE
+                and await self._database.work(self._timers.queue_available_tasks, entry=ENTRY) == BATCH_SIZE
             ):
                 continue
             await asyncio.sleep(POLL_SECONDS)

@@ -200,6 +200,11 @@ def count_denials(task_id: str, fence: int) -> int:
     )
 
 
+def has_abandoned_calls() -> bool:
+    """Return whether the process of a call stopped, or a permit expired."""
+    return bool(ToolCallRow.select().where(OPEN & (ToolCallRow.alive_until < clock.now())).limit(1).exists())
+
+
 def abandoned_calls() -> list[ToolCallRow]:
     """List the calls whose process stopped or whose permit expired, oldest first, at most 200."""
     is_abandoned = OPEN & (ToolCallRow.alive_until < clock.now())

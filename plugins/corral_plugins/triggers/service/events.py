@@ -15,7 +15,7 @@ import msgspec
 from corral import clock
 from corral.auth.principal import Principal
 from corral.auth.visibility import EventRights
-from corral.database.engine import Work
+from corral.database.engine import Database
 from corral.database.unit import SYSTEM, UnitContext
 from corral.events import log as event_log
 from corral.events.event import EventTypes
@@ -55,8 +55,8 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
 class TriggerLogReader:
     """Reads the event log from the stored position on. Any number of processes may do it at the same time."""
 
-    def __init__(self, work: Work, events: TriggerEvents, types: EventTypes) -> None:
-        self._work, self._events, self._types = work, events, types
+    def __init__(self, database: Database, events: TriggerEvents, types: EventTypes) -> None:
+        self._database, self._work, self._events, self._types = database, database.work, events, types
 
     async def create_position(self) -> None:
         """Store the end of the log as the position if none is stored, so that no later event is missed."""
@@ -75,6 +75,8 @@ class TriggerLogReader:
         async def skip(reason: str) -> bool:
             return await self._work(functools.partial(self._count_failure, reason), entry=ENTRY)
 
+        if not await self._database.read(CURSOR.is_behind, ENTRY):
+            return
         with contextlib.suppress(PositionMoved):
             while await handle_next(read, skip, READ_AT_ONCE):
                 pass

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from corral import clock
-from corral.database.engine import Work
+from corral.database.engine import Database
 from corral.database.statement import Statement
 from corral.database.unit import SYSTEM, UnitContext
 from corral.plugin import Settings
@@ -150,15 +150,14 @@ class TriggerScheduler:
 
     kill_switch: KillSwitch | None
 
-    def __init__(self, work: Work, times: TriggerTimes, slots: TriggerSlots, firing: TriggerFiring) -> None:
-        self._work, self._times, self._slots, self._firing = work, times, slots, firing
+    def __init__(self, database: Database, times: TriggerTimes, slots: TriggerSlots, firing: TriggerFiring) -> None:
+        self._database, self._work = database, database.work
+        self._times, self._slots, self._firing = times, slots, firing
 
     async def tick(self) -> None:
         """Record the slots of all triggers whose time has come."""
-        while True:
-            rows = await self._work(self._due_triggers, entry=ENTRY, read=True)
-            if not rows:
-                return
+        while await self._database.read(self._has_due_triggers, ENTRY):
+            rows = await self._work(lambda: list(self._due_triggers()), entry=ENTRY, read=True)
             now = clock.time_s()
             rest: Sequence[DueTrigger] = await asyncio.to_thread(self._times.due, rows, now)
             if unknown := {row.id for row in rows} - {each.row.id for each in rest}:
@@ -170,25 +169,28 @@ class TriggerScheduler:
 
     async def sweep(self) -> None:
         """Fire pending rows whose wait is over, and new rows whose job was lost."""
-        await self._firing.fire(await self._work(_waiting_fires, entry=ENTRY, read=True))
+        if waiting := await self._database.read(_waiting_fires, ENTRY):
+            await self._firing.fire(waiting)
 
     async def end_waits(self) -> None:
         """Record the slots of absence triggers whose event did not come in time.
 
         The event may have come in time and not be read yet, for example because no process has run jobs for a while.
         """
-        while await self._work(self._record_absences, entry=ENTRY) == BATCH_SIZE:
-            pass
+        while await self._database.read(_has_ended_waits, ENTRY):
+            if await self._work(self._record_absences, entry=ENTRY) < BATCH_SIZE:
+                return
 
     def _is_held(self) -> bool:
         return self.kill_switch is not None and self.kill_switch.state().engaged
 
-    def _due_triggers(self) -> list[Trigger]:
-        if self._is_held():
-            return []
+    def _has_due_triggers(self) -> bool:
+        return not self._is_held() and bool(self._due_triggers().limit(1).exists())
+
+    def _due_triggers(self) -> Any:
         due = Trigger.next_fire_at.is_null(False) & (Trigger.next_fire_at <= clock.now())
         due &= Trigger.type.in_(self._times.timed_types())  # the others wait until their plugin is back
-        return list(Trigger.select().where(due & IS_ENABLED).order_by(Trigger.next_fire_at).limit(BATCH_SIZE))
+        return Trigger.select().where(due & IS_ENABLED).order_by(Trigger.next_fire_at).limit(BATCH_SIZE)
 
     def _record(self, due: Sequence[DueTrigger]) -> Sequence[DueTrigger]:
         """Record due slots, until the unit of work has taken long enough. Return the slots that are left."""
@@ -247,6 +249,10 @@ def _postpone(trigger_ids: Collection[str]) -> None:
     """Look at triggers later, with the same next slot, because their times are unknown at the moment."""
     due = Trigger.id.in_(list(trigger_ids)) & (Trigger.next_fire_at <= clock.now())
     Trigger.update(next_fire_at=clock.now(UNKNOWN_SECONDS)).where(due).execute()
+
+
+def _has_ended_waits() -> bool:
+    return bool(Expectation.select().where(Expectation.due_at <= clock.now()).limit(1).exists())
 
 
 def _waiting_fires() -> list[str]:

@@ -113,6 +113,11 @@ class DeliveryClaims:
         if claimed.is_probe:
             Webhook.update(next_probe_at=due_at).where(Webhook.id == claimed.webhook.id).execute()
 
+    @staticmethod
+    def has_expired() -> bool:
+        """Return whether a process ended without recording the result of a delivery."""
+        return bool(Delivery.select().where(Delivery.lease_until <= clock.now()).limit(1).exists())
+
     def release_expired(self) -> int:
         """Release the deliveries of processes that ended without recording a result. Return their number.
 

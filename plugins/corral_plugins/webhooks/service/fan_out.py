@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from corral import clock
 from corral.auth.principal import Principal
 from corral.auth.visibility import EventRights
-from corral.database.engine import Work
+from corral.database.engine import Database
 from corral.database.unit import SYSTEM, UnitContext
 from corral.events import log as event_log
 from corral.events.consumers import ConsumerRow
@@ -49,8 +49,9 @@ class _Follower(NamedTuple):
 class WebhookFanOut:
     """Turns events into deliveries."""
 
-    def __init__(self, work: Work, types: EventTypes, rights: EventRights, accounts: Accounts) -> None:
-        self._work, self._types, self._rights, self._accounts = work, types, rights, accounts
+    def __init__(self, database: Database, types: EventTypes, rights: EventRights, accounts: Accounts) -> None:
+        self._database, self._work = database, database.work
+        self._types, self._rights, self._accounts = types, rights, accounts
 
     async def create_cursor(self) -> None:
         """Store the end of the log as the position if none is stored, so that no later event is missed."""
@@ -66,6 +67,8 @@ class WebhookFanOut:
         async def skip(reason: str) -> bool:
             return await self._work(functools.partial(self._count_failure, reason), entry=ENTRY)
 
+        if not await self._database.read(CURSOR.is_behind, ENTRY):
+            return
         with contextlib.suppress(PositionMoved):
             while await handle_next(read, skip, EVENTS_AT_ONCE):
                 pass

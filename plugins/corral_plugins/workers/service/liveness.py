@@ -14,7 +14,7 @@ from typing import Any
 
 from corral import clock
 from corral.auth.credentials import Credentials
-from corral.database.engine import Work
+from corral.database.engine import Database, Work
 from corral.database.statement import Statement
 from corral.database.unit import UnitContext, before_commit, current
 from corral.events.event import SystemAlert, emit
@@ -131,13 +131,14 @@ class WorkerSweeps:
 
     tasks: Tasks | None
 
-    def __init__(self, settings: Settings, credentials: Credentials, work: Work) -> None:
-        self._settings, self._credentials, self._work = settings, credentials, work
+    def __init__(self, settings: Settings, credentials: Credentials, database: Database) -> None:
+        self._settings, self._credentials = settings, credentials
+        self._database, self._work = database, database.work
 
     async def sweep_silent_workers(self) -> None:
         """Set silent workers to `offline`, and alert admins when tasks wait while no worker is online."""
         entry = UnitContext("job workers.sweep")
-        if await self._work(self._is_sweep_needed, entry=entry, read=True):
+        if await self._database.read(self._is_sweep_needed, entry):
             await self._work(self.sweep_in_unit, entry=entry)
 
     def sweep_in_unit(self) -> None:

@@ -16,7 +16,7 @@ import peewee
 
 from corral.auth.principal import SYSTEM_PRINCIPAL, Principal
 from corral.auth.visibility import EventRights
-from corral.database.engine import Work
+from corral.database.engine import Database
 from corral.database.unit import SYSTEM, UnitContext
 from corral.errors import Problem, Unavailable
 from corral.events import log as event_log
@@ -55,8 +55,9 @@ class EventWaits:
     tried again like the event of any durable consumer, and then skipped for this step. No other step waits for that.
     """
 
-    def __init__(self, work: Work, expressions: Expressions, accounts: Accounts, rights: EventRights) -> None:
-        self._work, self._expressions, self._accounts, self._rights = work, expressions, accounts, rights
+    def __init__(self, database: Database, expressions: Expressions, accounts: Accounts, rights: EventRights) -> None:
+        self._database, self._work = database, database.work
+        self._expressions, self._accounts, self._rights = expressions, accounts, rights
         self._failures: Counter[tuple[str, str]] = Counter()  # by step and event
 
     async def run(self) -> None:
@@ -68,7 +69,7 @@ class EventWaits:
     async def look(self) -> None:
         """Complete the steps whose event has occurred."""
         last = ("", "")
-        while True:
+        while await self._database.read(functools.partial(_is_awaited, last), ENTRY):
             batch = await self._work(functools.partial(self._load, last), entry=ENTRY, read=True)
             left = [row.id for row in batch.rows if await self._has_none(row, batch)]
             if left:
@@ -150,15 +151,23 @@ def _read(after: tuple[str, str]) -> tuple[list[Any], list[LoggedEvent], int]:
     A step that has seen the newest event is left out. The steps come in the order of the index of steps that wait.
     """
     end = event_log.last_seq()
-    position = peewee.Tuple(StepRun.event, StepRun.id)
-    waits = StepRun.event.is_null(False) & (StepRun.status == "waiting") & (position > peewee.Tuple(*after))
-    found = StepRun.select().where(waits & StepRun.report.is_null() & (StepRun.cursor < end))
-    rows: list[Any] = list(found.order_by(StepRun.event, StepRun.id).limit(BATCH))
+    rows: list[Any] = list(_waiting(after, end).order_by(StepRun.event, StepRun.id).limit(BATCH))
     if not rows:
         return [], [], end
     first, types = min(row.cursor for row in rows), sorted({row.event for row in rows})
     events = event_log.select([EventRow.seq > first, EventRow.seq <= end, EventRow.type.in_(types)], EVENTS)
     return rows, events, events[-1].seq if len(events) == EVENTS else end
+
+
+def _is_awaited(after: tuple[str, str]) -> bool:
+    """Return whether `_read` would return a step."""
+    return bool(_waiting(after, event_log.last_seq()).limit(1).exists())
+
+
+def _waiting(after: tuple[str, str], end: int) -> Any:
+    position = peewee.Tuple(StepRun.event, StepRun.id)
+    waits = StepRun.event.is_null(False) & (StepRun.status == "waiting") & (position > peewee.Tuple(*after))
+    return StepRun.select().where(waits & StepRun.report.is_null() & (StepRun.cursor < end))
 
 
 def _move(ids: Sequence[str], place: int) -> None:

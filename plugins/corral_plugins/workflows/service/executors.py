@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from corral import clock
-from corral.database.engine import Work
+from corral.database.engine import Database
 from corral.database.unit import SYSTEM, UnitContext, after_commit
 from corral.errors import ExpectedFailure, Unavailable
 from corral.ids import new_id
@@ -58,14 +58,15 @@ class StepExecutors:
 
     def __init__(
         self,
-        work: Work,
+        database: Database,
         engine: Engine,
         starter: StepStarter,
         types: StepTypes,
         redactor: Redactor,
         outputs: LargeOutputs,
     ) -> None:
-        self._work, self._engine, self._types, self._redactor = work, engine, types, redactor
+        self._database, self._work = database, database.work
+        self._engine, self._types, self._redactor = engine, types, redactor
         self._outputs = outputs
         self._tasks: dict[str, tuple[str, asyncio.Task[None]]] = {}
         self._advances: set[asyncio.Task[None]] = set()
@@ -116,7 +117,7 @@ class StepExecutors:
 
     async def take_over(self) -> None:
         """Execute the steps of processes that have died."""
-        if not self._is_stopping:
+        if not self._is_stopping and await self._database.read(_abandoned().exists, ENTRY):
             await self._work(self._claim_abandoned, entry=ENTRY)
 
     def _advance(self, run_id: str) -> None:
@@ -149,12 +150,11 @@ class StepExecutors:
             self.abort(held[lease])
 
     def _claim_abandoned(self) -> None:
-        is_abandoned = StepRun.lease.is_null(False) & (StepRun.lease_until < clock.now())
-        found = fetch_tuples(StepRun.select(StepRun.id, StepRun.run_id, StepRun.lease).where(is_abandoned).limit(BATCH))
-        for row_id, run_id, before in found:
+        for row_id, run_id, before in fetch_tuples(_abandoned().limit(BATCH)):
             lease = new_id()
             mine = {"lease": lease, "lease_until": clock.now(LEASE_SECONDS)}
-            if StepRun.update(mine).where(is_abandoned & (StepRun.id == row_id) & (StepRun.lease == before)).execute():
+            is_same = (StepRun.id == row_id) & (StepRun.lease == before) & (StepRun.lease_until < clock.now())
+            if StepRun.update(mine).where(is_same).execute():
                 after_commit(functools.partial(self.start, run_id, row_id, lease))
 
     def _forget(self, row_id: str, lease: str, task: asyncio.Task[None]) -> None:
@@ -265,3 +265,9 @@ class StepExecutors:
                 return
             except Unavailable:
                 await asyncio.sleep(1.0)
+
+
+def _abandoned() -> Any:
+    """Return the query for the steps of processes that have died."""
+    is_abandoned = StepRun.lease.is_null(False) & (StepRun.lease_until < clock.now())
+    return StepRun.select(StepRun.id, StepRun.run_id, StepRun.lease).where(is_abandoned)

@@ -50,6 +50,11 @@ def claim_advance(run_id: str) -> bool | None:
     return None if row is None else bool(row[0] == mark)
 
 
+def has_due_runs() -> bool:
+    """Return whether the timer of a run has ended, or its advance was lost."""
+    return bool(Run.select().where(Run.due_at <= clock.now()).limit(1).exists())
+
+
 def queue_due_runs(limit: int) -> int:
     """Queue advances of runs whose timer has ended or whose advance was lost. Return the number of these runs."""
     found = [row[0] for row in fetch_tuples(Run.select(Run.id).where(Run.due_at <= clock.now()).limit(limit))]
