@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.one_engine, on_the_loop_of_the_module]
 
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 # What differs from one answer to the next, whatever is asked.
-MOMENT = re.compile(rb'"[0-9a-f]{8}-[0-9a-f-]{27}"|"[0-9T:.-]{19,}Z"|"(instance|[a-z_]+_ms|ticket|at)":"?[^",]*')
+MOMENT = re.compile(rb'"[0-9a-f]{8}-[0-9a-f-]{27}"|"[0-9T:.-]{19,}Z"|"(instance|[a-z_]+_ms|ticket|at|next)":"?[^",]*')
 OVERRIDES = ("X-HTTP-Method-Override", "X-HTTP-Method", "X-Method-Override")
 
 
