@@ -88,7 +88,8 @@ async def test_ssh_3_a_command_is_ended_with_its_process_group(fleet: Fleet, mac
 
 async def test_ssh_4_endless_output_is_cut_and_the_memory_stays(fleet: Fleet, machine: Machine) -> None:
     connection = await fleet.trusted()
-    await fleet.run(connection, "head -c 900000 /dev/zero")
+    zeros = await fleet.run(connection, "head -c 900000 /dev/zero")
+    assert (zeros.status, zeros.json()["stdout"]) == (200, "\N{REPLACEMENT CHARACTER}" * 900_000), zeros.status
     before = psutil.Process().memory_info().rss
     answer = await fleet.run(connection, "yes")
     assert answer.status == 200, answer

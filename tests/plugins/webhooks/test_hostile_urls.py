@@ -38,7 +38,10 @@ async def test_s3_hostile_urls_of_webhooks(
                 assert answer.json()["warnings"] == ["unresolved_host"], (url, answer)
                 accepted.append(url)
     errors = set()
+    no_text_has_nul = hooks.kit.kernel.database.kind == "postgresql"
     for url in urls:  # as if it had been stored before the guard knew it
+        if "\0" in url and no_text_has_nul:
+            continue
         await hooks.kit.work(lambda url=url: Webhook.update(url=url).where(Webhook.id == made["id"]).execute())
         errors.add((await hooks.ok(hooks.member.post(f"{path}/test")))["error"])
     assert errors <= {"blocked", "dns", "connect"}

@@ -220,9 +220,12 @@ class SshRunner:
         )
 
     def _texts(self, output: Any) -> tuple[str, str]:
-        """Return the redacted texts of both streams. Takes long for long output, so it runs in a thread."""
+        """Return the redacted texts of both streams. Takes long for long output, so it runs in a thread.
+
+        U+FFFD stands for what is not UTF-8, and for NUL, which PostgreSQL cannot store in a text.
+        """
         texts = (bytes(stream).decode(errors="replace") for stream in (output.stdout, output.stderr))
-        stdout, stderr = (self._redactor.redact(text) for text in texts)
+        stdout, stderr = (self._redactor.redact(text.replace("\0", "\N{REPLACEMENT CHARACTER}")) for text in texts)
         return stdout, stderr
 
     async def _watch(self, execution_id: str, task: asyncio.Task[Any] | None, context: RunContext) -> None:
