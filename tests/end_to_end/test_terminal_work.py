@@ -142,6 +142,10 @@ def test_a_task_whose_cost_limit_was_too_small_says_what_helps(terminal: Termina
     assert "corral agents start Miser" in created.stderr
     assert "The agent is in the state error: its tasks failed in a row" in terminal("tasks", "explain", "Wait for me")
     assert "\nHeld up\nWait for me: The agent is in the state error: its tasks failed" in terminal("status")
+    for number in range(5):
+        terminal.run("tasks", "create", "--agent", "Miser", f"Later {number}")
+    (held,) = terminal.json("status")["held_up"]  # the oldest five of six
+    assert held["tasks"] == ["Wait for me", "Later 0", "Later 1", "Later 2", "Later 3"]
 
 
 def test_runs_are_named_by_their_workflow(terminal: Terminal) -> None:

@@ -167,16 +167,19 @@ class Consumer:
             return False
         if poison := self._events_after(position[0], 1):
             self._move_cursor(position[0], poison[0].seq)
-            alert = SystemAlert(
-                kind="consumer_behind",
-                severity="critical",
-                title=f"{self.name} could not handle an event",
-                detail=f"Event {poison[0].id} ({poison[0].type}) failed {POISON_TRIES} times: {reason[:500]}",
-                object={"type": "event", "id": poison[0].id},
-            )
-            emit(alert, object=("consumer", self.name))
+            emit(poison_alert(self.name, poison[0], reason), object=("consumer", self.name))
         return True
 
     def _move_cursor(self, before: int, cursor: int) -> None:
         if not _MOVE.run({"name": self.name, "before": before, "cursor": cursor, "now": clock.now()}):
             raise RuntimeError(f"consumer {self.name}: another process moved the cursor")
+
+
+def poison_alert(who: str, event: Any, reason: str, about: dict[str, str] | None = None) -> SystemAlert:
+    """Return the alert that `who` skips an event, which has failed `POISON_TRIES` times, the last time for `reason`.
+
+    `about` is the object of the alert, with its `type` and `id`; by default the event.
+    """
+    detail = f"Event {event.id} ({event.type}) failed {POISON_TRIES} times: {reason[:500]}"
+    title, about = f"{who} could not handle an event", about or {"type": "event", "id": event.id}
+    return SystemAlert(kind="consumer_behind", severity="critical", title=title, detail=detail, object=about)

@@ -14,8 +14,8 @@ from corral.database.model import Model
 from corral.database.unit import UnitContext
 from corral.errors import ExpectedFailure, Unavailable
 from corral.events import log as event_log
-from corral.events.consumers import POISON_TRIES, ConsumerRow
-from corral.events.event import SystemAlert, emit
+from corral.events.consumers import POISON_TRIES, ConsumerRow, poison_alert
+from corral.events.event import emit
 from corral.events.live_feed import Feed, wait_and_clear
 from corral.events.log import EventRow, LoggedEvent
 from corral.jobs.runner import JobRunner
@@ -103,14 +103,7 @@ class LogCursor:
         if not (rows := list(counted.execute())) or rows[0].failures < POISON_TRIES:
             return False
         self.move(before, event.seq)
-        alert = SystemAlert(
-            kind="consumer_behind",
-            severity="critical",
-            title=f"{self._name} could not handle an event",
-            detail=f"Event {event.id} ({event.type}) failed {POISON_TRIES} times: {reason[:500]}",
-            object={"type": "event", "id": event.id},
-        )
-        emit(alert, object=("consumer", self._name))
+        emit(poison_alert(self._name, event, reason), object=("consumer", self._name))
         return True
 
 

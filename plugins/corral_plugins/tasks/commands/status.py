@@ -15,6 +15,7 @@ from corral_plugins.tasks.commands.task_options import PASSING
 from corral_plugins.tasks.commands.tasks import print_tasks
 
 RUNNING = ("assigned", "running", "cancelling")
+LAST_PLACE = 1_000_000  # the largest offset of a list
 
 
 @click.command("status")
@@ -71,10 +72,13 @@ def _print_section(client: ApiClient, title: str, found: Any) -> None:
 
 
 def _held_up(client: ApiClient) -> list[dict[str, Any]]:
-    """Return what keeps some pending tasks from running, and their titles, unless they only wait for their turn."""
-    oldest = client.get("/tasks", status="pending")["items"][-MAX_NAMES:]
+    """Return what keeps the oldest pending tasks from running, and their titles, unless they wait for their turn."""
+    oldest = client.get("/tasks", status="pending", limit=MAX_NAMES)
+    if oldest["next"] is not None:
+        place = min((oldest["total"] or 0) - MAX_NAMES, LAST_PLACE)
+        oldest = client.get("/tasks", status="pending", limit=MAX_NAMES, offset=max(place, 0))
     titles: dict[str, list[str]] = {}
-    for task in reversed(oldest):
+    for task in reversed(oldest["items"]):
         explained = read_if_allowed(client, f"/tasks/{task['id']}/explain") or {"conditions": []}
         unmet = [each for each in explained["conditions"] if not each["ok"] and each["code"] not in PASSING]
         if unmet:

@@ -21,8 +21,7 @@ from corral.database.unit import SYSTEM, UnitContext
 from corral.errors import Problem, Unavailable
 from corral.events import log as event_log
 from corral.events.alerts import raise_alert
-from corral.events.consumers import POISON_TRIES
-from corral.events.event import SystemAlert
+from corral.events.consumers import POISON_TRIES, poison_alert
 from corral.events.log import EventRow, LoggedEvent
 from corral_core.accounts.api import Accounts
 from corral_core.expressions.api import Expressions
@@ -100,6 +99,7 @@ class EventWaits:
             try:
                 if await self._matches(row, event):
                     await self._work(functools.partial(_complete, row, event), entry=ENTRY)
+                    self._failures.pop((row.id, event.id), None)
                     return False
             except Unavailable:
                 raise
@@ -182,11 +182,6 @@ def _complete(row: Any, event: LoggedEvent) -> None:
 
 
 def _alert(row: Any, event: LoggedEvent, reason: str) -> None:
-    alert = SystemAlert(
-        kind="consumer_behind",
-        severity="critical",
-        title=f"The step {row.name} of a workflow run could not handle an event",
-        detail=f"Event {event.id} ({event.type}) failed {POISON_TRIES} times: {reason[:500]}",
-        object={"type": "workflow_run", "id": row.run_id},
-    )
+    about = {"type": "workflow_run", "id": row.run_id}
+    alert = poison_alert(f"The step {row.name} of a workflow run", event, reason, about)
     raise_alert(alert, ("consumer", "workflows.awaited_events"))  # once for many steps

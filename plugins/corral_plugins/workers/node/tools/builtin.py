@@ -35,7 +35,8 @@ class BuiltinTool(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
     async def run(self, workspace: Workspace, limit: float = MAX_SECONDS) -> Any:
         """Run the tool for at most `limit` seconds and return the result. Raise `ToolFailed` if the tool fails."""
-        raise NotImplementedError(f"the tool {self.name} must define run()")  # no `abc`: structs have a metaclass
+        # An abstract method is not possible here: shapes have a metaclass of their own.
+        raise NotImplementedError(f"the tool {self.name} must define run()")
 
     @classmethod
     @functools.cache
