@@ -65,7 +65,8 @@ class Installer(msgspec.Struct, frozen=True, kw_only=True):
 
     `existing(names)` returns the ids of existing objects by name. `install(spec, by)` creates an object that does
     nothing by itself. `fingerprint(ids)` returns the present values of the fields that a spec may have, by id; objects
-    that are gone are left out. `update(id, fields, by)` changes these fields. `users(ids)` returns the objects of the
+    that are gone are left out. `lock(ids)` locks the objects until the unit ends, so that nobody changes them after
+    their fingerprints were read. `update(id, fields, by)` changes these fields. `users(ids)` returns the objects of the
     kind that refer to objects with these ids. `running(ids)` returns the ids of objects that are at work. `remove(id,
     by)` deletes an object. `export(id, by)` returns the spec of an object, and raises `NotFound`.
     """
@@ -79,6 +80,7 @@ class Installer(msgspec.Struct, frozen=True, kw_only=True):
     existing: Callable[[Sequence[str]], Mapping[str, str]]
     install: Callable[[Json, Principal], InstalledObject]
     fingerprint: Callable[[Sequence[str]], Mapping[str, Json]]
+    lock: Callable[[Sequence[str]], None]
     update: Callable[[str, Json, Principal], None]
     users: Callable[[Sequence[str]], Sequence[ObjectUse]]
     running: Callable[[Sequence[str]], Sequence[str]]
@@ -98,6 +100,8 @@ class InstallerFunctions(Protocol):
 
     def fingerprint(self, ids: Sequence[str], /) -> Mapping[str, Json]: ...
 
+    def lock(self, ids: Sequence[str], /) -> None: ...
+
     def update(self, id: str, fields: Json, by: Principal, /) -> None: ...
 
     def users(self, ids: Sequence[str], /) -> Sequence[ObjectUse]: ...
@@ -109,7 +113,7 @@ class InstallerFunctions(Protocol):
     def export(self, id: str, by: Principal, /) -> Json: ...
 
 
-_FUNCTIONS = ("plan", "existing", "install", "fingerprint", "update", "users", "running", "remove", "export")
+_FUNCTIONS = ("plan", "existing", "install", "fingerprint", "lock", "update", "users", "running", "remove", "export")
 
 
 def functions_of(implementation: InstallerFunctions) -> dict[str, Any]:

@@ -71,6 +71,7 @@ class BellsPlugin(Plugin):
                 existing=bells.existing,
                 install=bells.install,
                 fingerprint=bells.fingerprint,
+                lock=lambda ids: None,
                 update=lambda bell, fields, by: bells.rows[bell].update(fields),
                 users=bells.users,
                 running=lambda ids: [],
