@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
+import functools
 import re
-import time
 from collections.abc import Iterator
 from typing import Any
 
-import psycopg
+import peewee
 import pytest
 from tests.generated.operations import Operation
 from tests.generated.resources import asked, of
 from tests.generated.world import World
+from tests.rival import Rival
 from tests.shared_kernels import on_the_loop_of_the_module
 
 from corral.database.model import Model
@@ -20,8 +20,7 @@ from corral.database.unit import current
 
 pytestmark = pytest.mark.postgres
 
-WAITING = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
-VERSIONS = ("version", "revision")
+VERSIONS = ("revision", "version")
 
 
 @pytest.fixture(scope="module")
@@ -36,21 +35,26 @@ def deletions(world: World) -> list[Operation]:
     return [
         each
         for each in world.operations
-        if each.method == "DELETE" and any(one["name"] == "If-Match" for one in each.spec["parameters"])
+        if each.method == "DELETE" and each.route.signature is not None and each.route.signature.if_match is not None
     ]
 
 
-def find_row(id: str) -> tuple[str, str, str, int]:
-    """Return the table, the key, the column of the version and the version of the object with this id or name."""
+def find_row(ids: list[str]) -> tuple[str, str, str, str, int]:
+    """Return the table, the key, its value, the column of the version and the version of the last of the objects."""
     tables = current().database.engine.get_tables()
     for model in _models(Model):
-        key, version = model._meta.primary_key, next((each for each in VERSIONS if each in model._meta.fields), None)
-        if version is None or not hasattr(key, "column_name") or model._meta.table_name not in tables:
+        key, version = model._meta.primary_key, next((each for each in VERSIONS if _is_number(model, each)), None)
+        if version is None or not isinstance(key, peewee.CharField) or model._meta.table_name not in tables:
             continue
-        row = model.get_or_none(key == id)
-        if row is not None:
-            return model._meta.table_name, key.column_name, version, getattr(row, version)
-    raise AssertionError(f"no table has a version of {id}")
+        for id in reversed(ids):
+            row = model.get_or_none(key == id)
+            if row is not None:
+                return model._meta.table_name, key.column_name, id, version, getattr(row, version)
+    raise AssertionError(f"no table has a version of one of {ids}")
+
+
+def _is_number(model: type[Model], column: str) -> bool:
+    return isinstance(model._meta.fields.get(column), peewee.IntegerField)
 
 
 def _models(parent: type[Model]) -> Iterator[type[Model]]:
@@ -61,28 +65,21 @@ def _models(parent: type[Model]) -> Iterator[type[Model]]:
 
 @on_the_loop_of_the_module
 async def test_a_deletion_meets_a_change_that_comes_first(world: World, shared_database_url: str) -> None:
-    """Conventions, concurrency: a stale `If-Match` is 412, whenever the other change was committed."""
-    other, watcher = psycopg.connect(shared_database_url), psycopg.connect(shared_database_url, autocommit=True)
+    """Conventions, concurrency: whoever names the version that was read deletes nothing that has changed since."""
+    rival = Rival(shared_database_url)
     faults: list[str] = []
     for operation in deletions(world):
         kind = of(operation)
         names = await kind.make(world, world.owner)
-        id = names[re.findall(r"\{([a-z_]+)\}", operation.path)[-1]]
-        table, key, column, version = await world.kit.work(lambda id=id: find_row(id), read=True)  # type: ignore[misc]  # bound per round
-        other.execute(f"UPDATE {table} SET {column} = {column} + 1 WHERE {key} = %s", (id,))
+        ids = [names[each] for each in re.findall(r"\{([a-z_]+)\}", operation.path)]
+        table, key, id, column, version = await world.kit.work(functools.partial(find_row, ids), read=True)
+        change = f"UPDATE {table} SET {column} = {column} + 1 WHERE {key} = %s"
         client = world.admin if kind.kind in ("admin", "managed", "account") else world.owner
         path, _ = asked(operation, names)
-        request = client.request("DELETE", path, headers={"If-Match": f'"{version}"'})
-        deletion = asyncio.ensure_future(request)
-        ends = time.monotonic() + 60
-        while watcher.execute(WAITING).fetchone()[0] == 0 and not deletion.done():  # type: ignore[index]  # a count is one row
-            assert time.monotonic() < ends
-            await asyncio.sleep(0.005)
-        other.commit()
-        answer = await deletion
-        if answer.status != 412:
+        deletion = client.request("DELETE", path, headers={"If-Match": f'"{version}"'})
+        answer = await rival.before(deletion, change, id)
+        if answer.status not in (409, 412):
             faults.append(f"{operation.label} answers {answer}")
-    other.close()
-    watcher.close()
+    rival.close()
     assert len(deletions(world)) > 5
     assert not faults, "\n".join(faults)
