@@ -59,8 +59,8 @@ class MessageDelivery:
     def deliver_now(self, agent_id: str, message_ids: Sequence[str], *, lease_id: str | None) -> None:
         """Deliver those of these messages that are due."""
         of_agent = (Receipt.agent_id == agent_id) & Receipt.message_id.in_(list(message_ids))
-        due = Receipt.select(Receipt.id, Receipt.message_id).where(of_agent & (Receipt.due_at <= clock.now())).tuples()
-        self._deliver(list(due), lease_id)
+        due: Any = Receipt.select(Receipt.id, Receipt.message_id).where(of_agent & (Receipt.due_at <= clock.now()))
+        self._deliver(list(due.tuples()), lease_id)
 
     def _deliver(self, due: list[tuple[str, str]], lease_id: str | None) -> list[tuple[Message, Receipt]]:
         """Deliver receipts, each given with its message. Receipts that are not due any more are left out."""
