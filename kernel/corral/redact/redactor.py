@@ -74,6 +74,13 @@ class Redactor:
             return value
         return map_strings(value, functools.partial(self.redact, patterns=patterns))
 
+    def is_clean(self, json: bytes) -> bool:
+        """Return True if the strings of a JSON text contain no credential. This takes a third of `redact_json`.
+
+        A text whose strings contain escape sequences, or may change when they are normalized, is not called clean.
+        """
+        return json.isascii() and b"\\" not in json and not self._matcher.may_hold(json.decode())
+
     def stream(self, *, patterns: bool = True) -> RedactorStream:
         """Return a stream that redacts text arriving in pieces as if it had arrived at once."""
         return RedactorStream(self, patterns)
