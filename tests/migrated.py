@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from corral.cli.data_folder import restrict_new_files
 from corral.config.model import Config
-from corral.testing import templates
+from corral.testing import database_templates
 from corral.testing.booting import discover
 
 _databases: set[str] = set()
@@ -37,7 +37,7 @@ def migrate_by_copy(environ: Mapping[str, str]) -> None:
 
 def _copy(url: str) -> None:
     config = Config()
-    templates.create_from_template(url, discover(config), config)
+    database_templates.create_from_template(url, discover(config), config)
 
 
 def _is_shared(url: str) -> bool:

@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
-from corral_llama.files import user_cache
 from corral_llama.install import install_demo_model
+from corral_llama.model_file import user_cache
 from corral_llama.process import ModelProcesses
 from corral_llama.provider import LocalProvider
 from corral_llama.settings import ALL

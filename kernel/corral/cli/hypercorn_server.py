@@ -61,7 +61,7 @@ class IdleTimer:
         self._server: Any = None
 
     async def restart(self, task_group: Any, action: Callable[[], Any]) -> None:
-        """Start the idle period of a connection. `action` is a bound method of the object that serves it."""
+        """Start the timer of an idle connection again. `action` is a bound method of the object that serves it."""
         if self._watching is None or self._watching.done():
             self._server = action.__self__  # type: ignore[attr-defined]  # a bound method
             self._watching = task_group._task_group.create_task(self._watch())
@@ -69,13 +69,13 @@ class IdleTimer:
         self._deadline = server.loop.time() + server.config.keep_alive_timeout
 
     async def stop(self) -> None:
-        """End the idle period, because a request arrived or the connection was closed."""
+        """Stop the timer until the next `restart`, because a request arrived or the connection was closed."""
         self._deadline = None
         if self._watching is not None and self._server.writer.is_closing():
             await self.end()
 
     async def end(self) -> None:
-        """End the timer, because the client sends no more requests."""
+        """End the timer for good, because the client sends no more requests."""
         watching, self._watching = self._watching, None
         if watching is not None:
             watching.cancel()
@@ -275,7 +275,7 @@ class ByteBuffer(WebsocketBuffer):
 
 
 class SocketStream(WSStream):
-    """A WebSocket stream that limits messages, detects peers that are gone, and always closes the connection.
+    """A WebSocket stream that limits messages, detects peers that have disconnected, and always closes the connection.
 
     The stream accepts no WebSocket extensions such as compression, because the size of a compressed message is known
     only after the message was decompressed in memory.

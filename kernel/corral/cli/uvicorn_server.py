@@ -147,8 +147,8 @@ class Http1(HttpToolsProtocol):
 class WebSocket(WSProtocol):
     """A WebSocket connection that sends a close code after an invalid frame.
 
-    uvicorn's own class closes the connection without a close code. If the client is gone, it also raises an error that
-    is not a `ConnectionError`.
+    uvicorn's own class closes the connection without a close code. If the client has disconnected, it also raises an
+    error that is not a `ConnectionError`.
     """
 
     async def send(self, message: Any) -> None:

@@ -106,7 +106,7 @@ class Redactor:
         return [name for name in values if Hit("value", source, name) not in now]
 
     def on_hit(self, listener: OnHit) -> None:
-        """Call `listener` whenever credentials are found in a text, in the thread that redacts the text.
+        """Call `listener` whenever credentials are found in text, in the thread that redacts the text.
 
         The listener must return quickly and must not log.
         """

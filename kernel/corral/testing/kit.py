@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     import click
     from click.testing import Result
 
-    from corral.cli.command_sessions import Session
+    from corral.cli.command_kernels import Session
 
 T = TypeVar("T")
 TASK_SECONDS = 60.0
@@ -232,7 +232,7 @@ class Kit:
 
     @contextlib.contextmanager
     def _open_session(self, config_path: Path | None, label: str) -> Iterator[Session]:
-        from corral.cli.command_sessions import Session
+        from corral.cli.command_kernels import Session
 
         yield Session(self.kernel, label)
 

@@ -128,7 +128,7 @@ class FileRegistry:
         """Delete a row. Return False if it was deleted at the same time."""
         if not File.delete().where(File.id == row.id).execute():
             return False
-        self._quota.forget(row.owner_id, row.size_bytes)
+        self._quota.subtract_file(row.owner_id, row.size_bytes)
         self._emit(FileDeleted, row)
         return True
 

@@ -1,4 +1,4 @@
-"""Looks for what a person should know before installing a template."""
+"""Finds risks that a person should know before installing a template: credentials, dangerous tools, refused URLs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _URL = re.compile(r"https?://[^\s\"'<>)\]]+", re.IGNORECASE)
 
 
 def text_findings(data: Json, redactor: Redactor) -> Iterator[Finding]:
-    """Yield findings about texts: credentials, and phrases that try to redirect a model."""
+    """Yield findings about strings: credentials, and phrases that try to redirect a model."""
     for place in texts(data):
         if place.pointer != "/sha256" and redactor.redact(place.value) != place.value:
             detail = "The text contains something that looks like a credential; use a secret instead."

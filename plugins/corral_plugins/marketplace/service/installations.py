@@ -18,7 +18,7 @@ from corral.http.page import Page, newest_first, paginate
 from corral.plugin import Audit, AuditEntry
 from corral_plugins.marketplace.api import TemplateUninstalled
 from corral_plugins.marketplace.models import Installation, InstalledResource
-from corral_plugins.marketplace.service.catalogue import Parts, TemplateCatalogue, latest
+from corral_plugins.marketplace.service.catalogue import ActiveParts, TemplateCatalogue, latest
 from corral_plugins.marketplace.service.installing import LOCK
 from corral_plugins.marketplace.service.manifests import version_key
 from corral_plugins.marketplace.service.removal import remove_objects
@@ -102,7 +102,7 @@ class Installations:
         return await self._work(remove, entry=entry)
 
     def _uninstall(
-        self, installation_id: str, body: UninstallInstallation, parts: Parts, by: Principal
+        self, installation_id: str, body: UninstallInstallation, parts: ActiveParts, by: Principal
     ) -> UninstallResult:
         advisory_lock(LOCK)  # before the status is read, so that two uninstalls remove it once
         row = find_writable_installation(installation_id, by)

@@ -1,4 +1,4 @@
-"""Walks the resources of a manifest: its texts, the tools, secrets and hosts that it uses, and its references."""
+"""Walks the resources of a manifest: its strings, the tools, secrets and hosts that it uses, and its references."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Uses(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def texts(value: Any, pointer: str = "") -> Iterator[Place]:
-    """Yield every text in a value."""
+    """Yield every string in a value."""
     if isinstance(value, str):
         yield Place(pointer, value)
     for name, item in _items(value):

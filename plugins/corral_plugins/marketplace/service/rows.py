@@ -41,7 +41,7 @@ def objects_of(installation_id: str) -> list[InstalledResource]:
 
 
 def fingerprints(objects: Sequence[InstalledResource], installers: Mapping[str, Installer]) -> dict[str, Json]:
-    """Return the present values of the objects, by their ids. Objects that are gone are left out.
+    """Return the present values of the objects, by their ids. Deleted objects are left out.
 
     An object whose kind no active plugin knows counts as unchanged.
     """
@@ -49,7 +49,7 @@ def fingerprints(objects: Sequence[InstalledResource], installers: Mapping[str, 
     for kind in {each.kind for each in objects}:
         of_kind = [each for each in objects if each.kind == kind]
         if kind in installers:
-            found |= installers[kind].fingerprint([each.object_id for each in of_kind])
+            found |= installers[kind].read_fields([each.object_id for each in of_kind])
         else:
             found |= {each.object_id: each.fingerprint for each in of_kind}
     return found

@@ -19,7 +19,7 @@ from corral.plugin import Audit, AuditEntry
 from corral_plugins.marketplace.api import Installer, TemplateInstalled
 from corral_plugins.marketplace.models import Installation, InstalledResource
 from corral_plugins.marketplace.service.catalogue import TemplateCatalogue
-from corral_plugins.marketplace.service.installing import LOCK, MadeObject, OnlyPlanned, create_objects, store_objects
+from corral_plugins.marketplace.service.installing import LOCK, MadeObject, PlanRollback, create_objects, store_objects
 from corral_plugins.marketplace.service.naming import WantedName, free_names
 from corral_plugins.marketplace.service.preparing import (
     PreparedResource,
@@ -65,7 +65,7 @@ class UpgradeService:
         require_permissions(prepared.resources, prepared.installers, by)
         try:
             return await self._work(lambda: self._perform(row, prepared, body.dry_run, by), entry=entry)
-        except OnlyPlanned as planned:
+        except PlanRollback as planned:
             result: UpgradeResult = planned.plan
             return result
 
@@ -82,7 +82,7 @@ class UpgradeService:
         store_objects(row.id, made, len(objects))
         self._store(row, prepared, result, ids, by)
         if dry_run:
-            raise OnlyPlanned(result)
+            raise PlanRollback(result)
         return result
 
     def _store(
@@ -171,7 +171,7 @@ def _merge_object(
 ) -> tuple[ChangedObject, ChangedObject]:
     """Change the fields that the template changed and nobody edited. Return these fields, and the unchanged fields."""
     fields = {"kind": row.kind, "key": row.key, "id": row.object_id, "name": row.name}
-    now = installer.fingerprint([row.object_id]).get(row.object_id)
+    now = installer.read_fields([row.object_id]).get(row.object_id)
     if now is None:  # a person deleted the object
         return ChangedObject(**fields, fields=[]), ChangedObject(**fields, fields=["id"])
     defaults = {name: each.get("default") for name, each in _properties(installer.schema).items()}
@@ -183,7 +183,7 @@ def _merge_object(
         wanted["name"] = free_names([WantedName(row.kind, resource.title)], {row.kind: installer})[0]
     if wanted:
         installer.update(row.object_id, with_ids(wanted, ids), by)
-    after = installer.fingerprint([row.object_id])[row.object_id]
+    after = installer.read_fields([row.object_id])[row.object_id]
     stored = {name: row.fingerprint.get(name) if name in edited else value for name, value in after.items()}
     InstalledResource.update(spec=resource.spec, fingerprint=stored, name=str(after.get("name", row.name))).where(
         InstalledResource.id == row.id

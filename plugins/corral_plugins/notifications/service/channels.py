@@ -19,9 +19,9 @@ from corral.ids import new_id
 from corral.plugin import SECRET_CHANGE, Audit, AuditEntry
 from corral_plugins.notifications.api import NotificationChannelChanged
 from corral_plugins.notifications.models import Channel
-from corral_plugins.notifications.service.checks import CheckedConfig
 from corral_plugins.notifications.service.credentials import ChannelCredentials
 from corral_plugins.notifications.service.rows import channel_view, find_channel, used_by
+from corral_plugins.notifications.service.validation import CheckedConfig
 from corral_plugins.notifications.shapes import ChannelPatch, NewChannel, NotificationChannelView
 
 

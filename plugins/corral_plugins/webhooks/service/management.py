@@ -19,11 +19,11 @@ from corral.ids import new_id
 from corral.plugin import SECRET_CHANGE, Audit, AuditEntry, Settings
 from corral_plugins.webhooks.api import WebhookCreated, WebhookDeleted, WebhookUpdated
 from corral_plugins.webhooks.models import Subscription, Webhook
-from corral_plugins.webhooks.service.checks import CheckedWebhook
 from corral_plugins.webhooks.service.credentials import WebhookCredentials
+from corral_plugins.webhooks.service.disabling import cancel_deliveries, disable_webhook, publish
 from corral_plugins.webhooks.service.fan_out import RECORDED_REASONS
 from corral_plugins.webhooks.service.rows import count_open, find_webhook, view_fields, webhook_view
-from corral_plugins.webhooks.service.states import cancel_deliveries, disable_webhook, publish
+from corral_plugins.webhooks.service.validation import CheckedWebhook
 from corral_plugins.webhooks.settings import MAX_PER_USER
 from corral_plugins.webhooks.shapes import (
     CreatedWebhook,

@@ -1,4 +1,4 @@
-"""Lists, creates, reads, changes, copies and deletes workflows and their versions."""
+"""Reads and writes the rows of workflows and of their versions, which contain the definitions."""
 
 from __future__ import annotations
 

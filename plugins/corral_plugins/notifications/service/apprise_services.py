@@ -20,7 +20,7 @@ import msgspec
 from corral.errors import Invalid
 from corral_plugins.notifications.api import ChannelType, Json, OutgoingNotification, SendResult
 from corral_plugins.notifications.service.http import TOTAL_SECONDS, ChannelHttp, HttpAnswer, judge_answer
-from corral_plugins.notifications.service.text import cut_utf16, harmless
+from corral_plugins.notifications.service.plain_text import truncate_utf16, without_markup
 
 LIBRARY = "apprise"
 NOT_CONFIGURED = "Apprise does not accept these values. Compare them with those that the service shows."
@@ -33,8 +33,8 @@ def _token(description: str, pattern: str = r"[A-Za-z0-9_-]{10,200}") -> Json:
 class FurtherService(msgspec.Struct, frozen=True, kw_only=True):
     """A service that Apprise knows. `address` is the beginning of each of its URLs.
 
-    `fixed` are the arguments of the class of Apprise besides the members of the config. The service takes texts of at
-    most `limit` UTF-16 units.
+    `fixed` are the arguments of the class of Apprise besides the members of the config. The service takes messages of
+    at most `limit` UTF-16 units.
     """
 
     type: str
@@ -118,7 +118,7 @@ SERVICES: tuple[FurtherService, ...] = (
 )
 
 
-class FurtherServices:
+class AppriseServices:
     """The types of channels for further services. The plugin connects them to the client with `http`."""
 
     http: ChannelHttp | None = None
@@ -155,7 +155,7 @@ class FurtherServices:
 def text_for(service: FurtherService, notification: OutgoingNotification) -> str:
     """Return the text of a message, in which nothing that people or agents wrote is a mention or a link."""
     text = "\n".join(part for part in (notification.title, notification.body) if part)
-    return cut_utf16(harmless(text), service.limit, f"\n{notification.url}" if notification.url else "")
+    return truncate_utf16(without_markup(text), service.limit, f"\n{notification.url}" if notification.url else "")
 
 
 class _Call:
@@ -190,7 +190,7 @@ class GuardedRequests:
         taken = {name: options.get(name) for name in ("params", "data", "json", "headers", "auth")}
         call = _current.get()
         if call is None or options.get("files"):
-            raise self.RequestException("Corral sends texts only, and only in a call of its own.")
+            raise self.RequestException("Corral sends text messages only, and each in its own call.")
         request = self._library.Request("POST", url, **taken).prepare()
         body = request.body.encode() if isinstance(request.body, str) else request.body or b""
         headers = {
@@ -205,7 +205,7 @@ class GuardedRequests:
 
 
 def _notify(service: FurtherService, config: dict[str, Any], text: str, call: _Call) -> bool:
-    """Send a text with Apprise. Runs in a thread of its own."""
+    """Send a message with Apprise. Runs in a thread of its own."""
     plain = importlib.import_module(LIBRARY).NotifyFormat.TEXT
     _current.set(call)
     return bool(_sender_of(service, config).notify(body=text, title="", body_format=plain))

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from corral_llama import files
-from corral_llama.files import DEMO_FILE, NoModel, find_model
+from corral_llama import model_file
 from corral_llama.gguf import read_header
+from corral_llama.model_file import DEMO_FILE, NoModel, find_model
 
 from corral.plugin import InstallationConfig
 
@@ -60,7 +60,7 @@ def test_a_configured_file_that_is_missing_is_no_reason_to_take_another(
 
 def test_an_old_cpu_is_told(demo_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
-    monkeypatch.setattr(files, "_cpu_flags", lambda: frozenset({"sse4_2"}))
+    monkeypatch.setattr(model_file, "_cpu_flags", lambda: frozenset({"sse4_2"}))
     with pytest.raises(NoModel, match="AVX2"):
         find_model(InstallationConfig(data_dir=tmp_path, local_model=demo_model))
 

@@ -14,8 +14,8 @@ from corral.storage.blobs import Blob, BlobMissing, BlobStore
 from corral_plugins.files.models import File
 
 
-class MoveReport(msgspec.Struct):
-    """The result of a move: copied files and their bytes, files that existed before, and keys of damaged files."""
+class TransferReport(msgspec.Struct):
+    """The result of a transfer: copied files and their bytes, files that existed before, and keys of damaged files."""
 
     copied: int = 0
     bytes: int = 0
@@ -23,8 +23,8 @@ class MoveReport(msgspec.Struct):
     failed: list[str] = []
 
 
-class FileMove:
-    """Copies blobs one by one. A blob is complete or absent in the other store, so an interrupted move goes on.
+class StoreTransfer:
+    """Copies blobs one by one. A blob is complete or absent in the other store, so an interrupted transfer can resume.
 
     `service` and `run` are the methods of a command's session.
     """
@@ -33,9 +33,9 @@ class FileMove:
         self._source: BlobStore = service(BlobStore)
         self._run = run
 
-    async def run(self, target: BlobStore) -> MoveReport:
+    async def run(self, target: BlobStore) -> TransferReport:
         """Copy every blob that the other store lacks or has with other bytes, and compare it with its file's hash."""
-        report = MoveReport()
+        report = TransferReport()
         there = {blob.key: blob.size async for blob in target.scan()}
         async for blob in self._source.scan():
             if blob.key.startswith("."):

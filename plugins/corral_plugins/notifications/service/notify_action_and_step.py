@@ -12,7 +12,7 @@ from corral_plugins.workflows.api import StepContext, StepFailure, StepResult, S
 NAME = "notify"
 
 
-class NotifyTypes:
+class NotifyActionAndStep:
     """The action and the step `notify`. The plugin connects them to the service with `set_implementation`."""
 
     def __init__(self) -> None:

@@ -20,26 +20,26 @@ CUT = "…"
 
 
 def one_line(text: str, limit: int) -> str:
-    """Return a text without control characters as one line of at most `limit` characters."""
-    return cut(_SPACES.sub(" ", _CONTROLS.sub(" ", text)).strip(), limit)
+    """Return a string without control characters as one line of at most `limit` characters."""
+    return truncate(_SPACES.sub(" ", _CONTROLS.sub(" ", text)).strip(), limit)
 
 
-def plain(text: str, limit: int) -> str:
-    """Return a text without control characters, except line breaks, of at most `limit` characters."""
-    return cut(_CONTROLS.sub(" ", text.replace("\r\n", "\n")).strip(), limit)
+def without_control_characters(text: str, limit: int) -> str:
+    """Return a string without control characters, except line breaks, of at most `limit` characters."""
+    return truncate(_CONTROLS.sub(" ", text.replace("\r\n", "\n")).strip(), limit)
 
 
-def cut(text: str, limit: int, tail: str = "") -> str:
-    """Return a text of at most `limit` characters. A longer text ends with an ellipsis and `tail`."""
+def truncate(text: str, limit: int, tail: str = "") -> str:
+    """Return a string of at most `limit` characters. A longer string is cut and ends with an ellipsis and `tail`."""
     if len(text) + len(tail) <= limit:
         return text + tail
     return text[: max(0, limit - len(tail) - len(CUT))].rstrip() + CUT + tail
 
 
-def harmless(text: str) -> str:
-    """Return a text without markup and mentions, for services that interpret them.
+def without_markup(text: str) -> str:
+    """Return a string without markup and mentions, for services that interpret them.
 
-    It contains no `@channel`, `@here` or `@name`, no links with other texts, and no marks for bold or code.
+    It contains no `@channel`, `@here` or `@name`, no links with another label, and no marks for bold or code.
     """
     text = unicodedata.normalize("NFC", text)
     text = _ANGLES.sub("", text)
@@ -48,12 +48,12 @@ def harmless(text: str) -> str:
 
 
 def length_utf16(text: str) -> int:
-    """Return the length of a text in UTF-16 units, as some services count it."""
+    """Return the length of a string in UTF-16 units, as some services count it."""
     return len(text.encode("utf-16-le")) // 2
 
 
-def cut_utf16(text: str, limit: int, tail: str = "") -> str:
-    """Return a text of at most `limit` UTF-16 units. A longer text ends with an ellipsis and `tail`."""
+def truncate_utf16(text: str, limit: int, tail: str = "") -> str:
+    """Return a string of at most `limit` UTF-16 units. A longer string is cut and ends with an ellipsis and `tail`."""
     if length_utf16(text) + length_utf16(tail) <= limit:
         return text + tail
     room = limit - length_utf16(tail) - 1

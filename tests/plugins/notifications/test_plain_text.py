@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from corral_plugins.notifications.service.text import harmless
+from corral_plugins.notifications.service.plain_text import without_markup
 
 pytestmark = pytest.mark.one_engine
 
@@ -29,10 +29,10 @@ pytestmark = pytest.mark.one_engine
     ],
 )
 def test_nothing_is_a_mention(text: str) -> None:
-    assert "@" not in harmless(text)
-    assert "＠" not in harmless(text)
+    assert "@" not in without_markup(text)
+    assert "＠" not in without_markup(text)
 
 
 @pytest.mark.parametrize("text", ["ada@example.org", "a+b@example.org", "snake_case_name", "5 @ 3"])
 def test_other_text_stays(text: str) -> None:
-    assert harmless(text) == text
+    assert without_markup(text) == text

@@ -15,7 +15,12 @@ from corral.errors import Conflict, Invalid
 from corral.http.answers import Encoded, Request
 from corral.http.routes import MIB, Routes
 from corral_plugins.secrets.api import SecretDelivery
-from corral_plugins.tasks.report_shapes import (
+from corral_plugins.tasks.service.actions import OwnerActions
+from corral_plugins.tasks.service.reviews import TaskReviews
+from corral_plugins.tasks.service.run_reports import TaskLogs
+from corral_plugins.tasks.service.runs import TaskRuns
+from corral_plugins.tasks.shapes import TaskView
+from corral_plugins.tasks.worker_protocol_shapes import (
     CancellationReport,
     CheckpointAccepted,
     CheckpointReport,
@@ -32,11 +37,6 @@ from corral_plugins.tasks.report_shapes import (
     UsageReport,
     WaitReport,
 )
-from corral_plugins.tasks.service.actions import OwnerActions
-from corral_plugins.tasks.service.reviews import TaskReviews
-from corral_plugins.tasks.service.run_reports import TaskLogs
-from corral_plugins.tasks.service.runs import TaskRuns
-from corral_plugins.tasks.shapes import TaskView
 
 ACT, WRITE = "tasks.act", "tasks.write"
 LOST = ("lease_lost", "invalid_state")
@@ -214,7 +214,7 @@ async def acknowledge_cancel(
     return await _run_keeping_usage(
         work,
         request.unit_context(caller),
-        lambda: runs.cancelled(id, lease, body, caller),
+        lambda: runs.confirm_cancellation(id, lease, body, caller),
         lambda usage: runs.record_stale_usage(id, lease, usage, caller),
         body.usage,
     )

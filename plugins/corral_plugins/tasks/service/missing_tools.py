@@ -1,4 +1,4 @@
-"""The tools that an agent may use and a worker does not offer.
+"""Finds the tools that an agent may use and that a worker does not offer.
 
 An agent's tools do not decide which worker may claim its tasks; only `required_tools` of the task do. A worker that
 lacks a tool runs the agent without it. These functions find such tools, so that people are warned.
@@ -25,7 +25,7 @@ def matches_selector(agent: AgentFacts, worker: WorkerFacts) -> bool:
     return all(worker.labels.get(name) == value for name, value in agent.worker_labels.items())
 
 
-def lacking_tools(
+def find_missing_tools(
     agent: AgentFacts, workers: Workers, service: Tools | None, *, required: Sequence[str], worker_id: str | None = None
 ) -> dict[str, list[str]]:
     """Return the tools of the agent that a worker lacks, each with the names of these workers.

@@ -1,4 +1,4 @@
-"""Builds the links in outgoing notifications, and the notifications themselves. No method needs a unit of work."""
+"""Builds outgoing notifications, with links to the objects that they are about. No method needs a unit of work."""
 
 from __future__ import annotations
 

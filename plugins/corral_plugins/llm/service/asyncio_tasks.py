@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 class CallTask(Generic[T]):
-    """A task that cannot be cancelled while it is `protected`. It is cancelled when the protection ends."""
+    """An asyncio task that cannot be cancelled while it is `protected`. It is cancelled when the protection ends."""
 
     def __init__(self, run: Callable[[CallTask[T]], Coroutine[Any, Any, T]]) -> None:
         self._is_protected = self._is_cancelled = False
@@ -37,7 +37,7 @@ class CallTask(Generic[T]):
 
 
 class CallTasks:
-    """The tasks of the calls of this process."""
+    """The asyncio tasks of the calls of this process."""
 
     def __init__(self) -> None:
         self._tasks: set[CallTask[Any]] = set()

@@ -1,4 +1,4 @@
-"""What changes when a webhook is disabled: its state, its open deliveries, and the events about it.
+"""Disables webhooks: changes their state, cancels their open deliveries, and emits the events about them.
 
 Every function runs in the caller's unit of work.
 """

@@ -8,7 +8,7 @@ import pytest
 
 from corral.errors import Invalid
 from corral.redact.redactor import Redactor
-from corral_plugins.code_reviews.service.contents import ReviewContents
+from corral_plugins.code_reviews.service.patch_preparation import ReviewContents
 
 pytestmark = pytest.mark.one_engine
 

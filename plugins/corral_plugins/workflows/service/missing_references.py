@@ -1,5 +1,4 @@
-"""Finds what keeps the steps of a workflow from running: agents, tools and secrets that do not exist, and tools that no
-agent may use.
+"""Finds references that keep steps from running: agents, tools and secrets that do not exist, and unusable tools.
 
 A workflow may be saved before these exist, so `validate` reports them as warnings, and a dry run reports them as
 missing.
@@ -57,7 +56,7 @@ DETAILS = {
 }
 
 
-class References:
+class ReferenceChecker:
     """Finds references. `obstacles` runs in the caller's unit of work, and `all` needs none."""
 
     secrets: Secrets | None

@@ -1,4 +1,4 @@
-"""Reads the event log: records the slots of event triggers, and the events that absence triggers wait for.
+"""Reads the event log, and records the slots of event triggers and the events that absence triggers wait for.
 
 A schedule reads the log once a second, and only the events that a trigger follows. A subscriber would be woken by every
 event of the installation, whether or not any trigger follows events.
@@ -48,7 +48,7 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     trigger_id: str = ""
 
     def after(self, event: LoggedEvent) -> str:
-        """Return the id of the trigger after which the event goes on."""
+        """Return the id of the trigger after which the handling of the event continues."""
         return self.trigger_id if event.seq == self.seq else ""
 
 
@@ -127,9 +127,9 @@ class TriggerEvents:
     def handle(self, event: LoggedEvent, owners: Owners, *, after: str) -> tuple[list[Fire], str]:
         """Record an event for the next triggers, in the order of their ids, that follow it and whose owner may read it.
 
-        Return the new rows of the history, and the id of the trigger after which the next unit of work has to go on, or
-        an empty text. The caller enqueues the jobs that fire the rows. `owners` keeps the owners that were read before
-        in the same unit of work. An event may be recorded twice for a trigger; the second time changes nothing.
+        Return the new rows of the history, and the id of the trigger after which the next unit of work has to continue,
+        or an empty string. The caller enqueues the jobs that fire the rows. `owners` keeps the owners that were read
+        before in the same unit of work. An event may be recorded twice for a trigger; the second time changes nothing.
         """
         fires: list[Fire] = []
         names = [event.type, f"{event.type.partition('.')[0]}.*"]
@@ -199,7 +199,7 @@ def event_facts(event: LoggedEvent) -> dict[str, Any]:
     }
 
 
-def expect(trigger: Trigger, *, key: str, since: str, payload: Any) -> None:
+def begin_absence_wait(trigger: Trigger, *, key: str, since: str, payload: Any) -> None:
     """Begin the wait of an absence trigger for one key, unless it waits already."""
     if Expectation.select().where(Expectation.trigger_id == trigger.id).count() >= MAX_EXPECTATIONS:
         return
@@ -215,9 +215,9 @@ def _follow_absence(trigger: Trigger, event: LoggedEvent, names: list[str]) -> N
         mine = (Expectation.trigger_id == trigger.id) & (Expectation.key == key)
         Expectation.delete().where(mine).execute()
         if trigger.event_after is None:
-            expect(trigger, key=key, since=event.ts, payload=payload)
+            begin_absence_wait(trigger, key=key, since=event.ts, payload=payload)
     elif trigger.event_after in names:
-        expect(trigger, key=key, since=event.ts, payload=payload)
+        begin_absence_wait(trigger, key=key, since=event.ts, payload=payload)
 
 
 def _key_of(payload: Any, path: str | None) -> str:

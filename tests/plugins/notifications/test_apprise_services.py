@@ -12,8 +12,8 @@ from tests.plugins.notifications.conftest import Notified
 from tests.plugins.notifications.services import Service
 from tests.promises.test_s03_egress import connections
 
-from corral_plugins.notifications.service import further_services
-from corral_plugins.notifications.service.further_services import SERVICES, FurtherServices
+from corral_plugins.notifications.service import apprise_services
+from corral_plugins.notifications.service.apprise_services import SERVICES, AppriseServices
 
 __all__ = ["connections"]
 
@@ -45,7 +45,7 @@ async def receiver(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Service]:
 def allowed(receiver: Service, monkeypatch: pytest.MonkeyPatch) -> Service:
     """The same, and Corral takes its address for that of all services. Use it before `world`."""
     moved = [msgspec.structs.replace(each, address=receiver.url.rstrip("/")) for each in SERVICES]
-    monkeypatch.setattr(further_services, "SERVICES", tuple(moved))
+    monkeypatch.setattr(apprise_services, "SERVICES", tuple(moved))
     return receiver
 
 
@@ -113,5 +113,5 @@ async def test_wrong_configs_of_further_services_are_422(world: Notified) -> Non
 
 
 def test_without_the_extra_there_are_no_further_services(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(further_services, "LIBRARY", "a_library_that_is_not_installed")
-    assert FurtherServices().definitions() == []
+    monkeypatch.setattr(apprise_services, "LIBRARY", "a_library_that_is_not_installed")
+    assert AppriseServices().definitions() == []

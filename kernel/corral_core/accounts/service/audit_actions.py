@@ -1,4 +1,4 @@
-"""Distinguishes changes that users make to their own accounts from changes that admins make."""
+"""The audit actions of account changes, which differ for changes by the user and changes by an admin."""
 
 from __future__ import annotations
 

@@ -13,8 +13,8 @@ from corral_plugins.notifications.api import OutgoingItem, SendResult
 from corral_plugins.notifications.models import Channel
 from corral_plugins.notifications.service.channel_types import ChannelTypeRegistry
 from corral_plugins.notifications.service.fan_out import CAUSE
-from corral_plugins.notifications.service.links import OutgoingMessages
 from corral_plugins.notifications.service.outcomes import DeliveryOutcomes
+from corral_plugins.notifications.service.outgoing_messages import OutgoingMessages
 from corral_plugins.notifications.service.sender import ChannelSender
 from corral_plugins.notifications.shapes import ChannelTest
 
@@ -22,7 +22,7 @@ TEST_EVENT = "notification.test"
 ENTRY = UnitContext(label="notifications.test", actor=SYSTEM, cause=(CAUSE,))
 
 
-class ChannelTrials:
+class ChannelTester:
     """Sends test notifications. They are not repeated. The state of the channel follows from the result."""
 
     def __init__(

@@ -72,7 +72,7 @@ def _sqlite_template(plugins: list[PluginRecord], scripts: Scripts, config: Conf
             _folders.append(Path(tempfile.mkdtemp(prefix="corral-templates-")))
             atexit.register(shutil.rmtree, _folders[0], ignore_errors=True)
         path = _folders[0] / f"{secrets.token_hex(6)}.db"
-        if base := _largest_part(*key):
+        if base := _nearest_template(*key):
             shutil.copyfile(base, path)
         _migrate(f"sqlite:///{path}", plugins, config)
         _made[key] = str(path)
@@ -90,7 +90,7 @@ def _copy_postgres(url: str, plugins: list[PluginRecord], scripts: Scripts, conf
     key = (server, scripts)
     if key not in _made:
         name = f"corral_template_{secrets.token_hex(6)}"
-        execute(server, _creation(name, _largest_part(*key)))
+        execute(server, _creation(name, _nearest_template(*key)))
         _migrate(url.replace(_database_name(url), name, 1), plugins, config)
         _made[key] = name
     copy = _creation(_database_name(url), _made[key])
@@ -109,7 +109,7 @@ def _creation(name: str, template: str | None) -> str:
     return f'CREATE DATABASE "{name}"{copied}'
 
 
-def _largest_part(place: str, scripts: Scripts) -> str | None:
+def _nearest_template(place: str, scripts: Scripts) -> str | None:
     """Return the template in this place that has most of these scripts and no other, or None."""
     parts = [made for where, made in _made if where == place and made < scripts]
     return _made[place, max(parts, key=len)] if parts else None

@@ -1,4 +1,4 @@
-"""Calls the REST API of GitHub, or of a host that offers the same API, through the egress guard."""
+"""The client of the REST API of GitHub, or of a host that offers the same API, behind the egress guard."""
 
 from __future__ import annotations
 
@@ -53,24 +53,24 @@ class DiffTooLarge(ExpectedFailure):
     """The diff is larger than a code review may be, or than the host sends."""
 
 
-class Hosts:
-    """Opens connections to hosts."""
+class RepositoryClients:
+    """Opens the clients of repositories."""
 
     def __init__(self, egress: Egress, work: Work, secrets: RepositorySecrets, redactor: Redactor) -> None:
         self._egress, self._work, self._secrets, self._redactor = egress, work, secrets, redactor
 
-    async def open(self, repository: Repository) -> Host:
-        """Return the API of a repository's host. The caller closes it. Raise `HostFailure` if no token is usable."""
+    async def open(self, repository: Repository) -> RepositoryClient:
+        """Return the client of a repository. The caller closes it. Raise `HostFailure` if no token is usable."""
         try:
             token = await self._work(lambda: self._secrets.token(repository), read=True)
         except Problem as problem:
             raise HostFailure(f"The token cannot be used: {problem.detail}") from None
         client = self._egress.client("github", total_seconds=CALL_SECONDS, max_bytes=DIFF_BYTES + 1)
-        return Host(client, f"{repository.api_url}/repos/{repository.name}", token, self._redactor)
+        return RepositoryClient(client, f"{repository.api_url}/repos/{repository.name}", token, self._redactor)
 
 
-class Host:
-    """The part of the API that concerns one repository."""
+class RepositoryClient:
+    """The part of the host's API that concerns one repository."""
 
     def __init__(self, client: httpx2.AsyncClient, base: str, token: str, redactor: Redactor) -> None:
         self._client, self._base, self._redactor = client, base, redactor
@@ -161,7 +161,7 @@ class Host:
         raise self._failure(answer)
 
     def _failure(self, answer: httpx2.Response) -> HostFailure | HostRefusal:
-        status, told = answer.status_code, self._told(answer)
+        status, told = answer.status_code, self._error_detail(answer)
         detail = f"The host answered with the status {status}" + (f": {told}" if told else ".")
         pause = _pause_seconds(answer)
         if status == 429 or (status == 403 and pause is not None):
@@ -170,8 +170,8 @@ class Host:
             return HostFailure(detail, pause)
         return HostRefusal(status, detail)
 
-    def _told(self, answer: httpx2.Response) -> str:
-        """Return what the host says about an error, in one short line."""
+    def _error_detail(self, answer: httpx2.Response) -> str:
+        """Return the host's description of an error in one short line."""
         try:
             found = parse_json(answer.content[:10_000], lenient=True)
         except Problem:

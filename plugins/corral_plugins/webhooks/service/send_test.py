@@ -15,7 +15,7 @@ from corral_plugins.webhooks.settings import TIMEOUT_SECONDS
 from corral_plugins.webhooks.shapes import TestWebhook, WebhookTest
 
 
-class WebhookTrials:
+class WebhookTester:
     """Sends test messages. They are not recorded, not repeated, and do not count for disabling the webhook."""
 
     def __init__(self, settings: Settings, sender: WebhookSender, events: WebhookEvents) -> None:

@@ -1,4 +1,4 @@
-"""What the steps of a run wait for, as `corral workflows` shows it."""
+"""Describes why the steps of a run wait, for the output of `corral workflows`."""
 
 from __future__ import annotations
 

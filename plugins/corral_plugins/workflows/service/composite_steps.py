@@ -1,4 +1,4 @@
-"""Advances loops and parallel steps, which consist of other steps."""
+"""Advances composite steps: loops and parallel steps, which consist of other steps."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Scopes(Protocol):
     """Advances the scopes inside a container."""
 
     async def settle(self, scope: Scope, iteration: Iteration, *, closing: bool = False) -> ScopeEnd | None:
-        """Advance the steps of a scope. Return how the scope ended, or None if it goes on."""
+        """Advance the steps of a scope. Return how the scope ended, or None if it is still running."""
         ...
 
     def first_failure(self, scope: Scope, iteration: Iteration) -> StepRow | None:
@@ -35,7 +35,7 @@ class Scopes(Protocol):
         ...
 
 
-class Containers:
+class CompositeSteps:
     """Advances the containers of a run."""
 
     def __init__(self, changes: StepChanges, rendering: Rendering, scopes: Scopes) -> None:
@@ -99,7 +99,7 @@ class Containers:
         """
         most = step.config.get("max_iterations", 100)
         try:
-            more = n < len(items) if items is not None else await self._rendering.continues(step, iteration, n)
+            more = n < len(items) if items is not None else await self._rendering.loop_continues(step, iteration, n)
         except TemplateError as error:
             self._changes.fail_template(step, row, error)
             return False

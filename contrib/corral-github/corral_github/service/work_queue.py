@@ -1,4 +1,4 @@
-"""The queue: which process works on a pull request or an issue, and on which delivery or post.
+"""The work queue: which process works on a pull request or an issue, and on which delivery or post.
 
 All work of one thread is done in order, by the holder of its lease. New work wakes the thread in the unit of work that
 writes it. The holder looks for more work while it holds the lock on the row, so work that arrives at the last moment is
@@ -37,7 +37,7 @@ class LeaseLost(ExpectedFailure):
     """Another process works on the thread now."""
 
 
-class Claimed(msgspec.Struct, frozen=True):
+class ThreadLease(msgspec.Struct, frozen=True):
     """The lease on a thread."""
 
     thread_id: str
@@ -47,7 +47,7 @@ class Claimed(msgspec.Struct, frozen=True):
 class WorkItem(msgspec.Struct, frozen=True):
     """A delivery or a post that waits, with its thread and repository. Exactly one of the two is set."""
 
-    claimed: Claimed
+    claimed: ThreadLease
     repository: Repository
     thread: Thread
     delivery: Delivery | None
@@ -69,16 +69,16 @@ def wake(thread_id: str) -> bool:
     return True
 
 
-def claim(thread_id: str) -> Claimed | None:
+def claim(thread_id: str) -> ThreadLease | None:
     """Take the lease on a thread. Return None if no work is due, or another process holds the lease."""
-    now, claimed = clock.now(), Claimed(thread_id, new_id())
+    now, claimed = clock.now(), ThreadLease(thread_id, new_id())
     is_free = Thread.lease_until.is_null() | (Thread.lease_until < now)
     taken = Thread.update(lease=claimed.lease, lease_until=clock.now(LEASE_SECONDS))
     is_mine = taken.where((Thread.id == thread_id) & (Thread.run_at <= now) & is_free).execute()
     return claimed if is_mine else None
 
 
-def hold(claimed: Claimed) -> Thread:
+def hold(claimed: ThreadLease) -> Thread:
     """Lock the thread, and return it. Raise `LeaseLost` if another process took it."""
     mine = (Thread.id == claimed.thread_id) & (Thread.lease == claimed.lease)
     row: Thread | None = locked(Thread.select().where(mine)).first()
@@ -87,7 +87,7 @@ def hold(claimed: Claimed) -> Thread:
     return row
 
 
-def next_work(claimed: Claimed, *, holds_posts: bool) -> WorkItem | None:
+def next_work(claimed: ThreadLease, *, holds_posts: bool) -> WorkItem | None:
     """Return what to do next, and renew the lease. Return None, and release the thread, if nothing is to be done now.
 
     All work of a disabled repository waits. With `holds_posts`, posts wait.

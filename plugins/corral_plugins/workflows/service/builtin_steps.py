@@ -1,4 +1,4 @@
-"""The step types that create tasks, call models and HTTP services, ask people, and start other workflows."""
+"""The built-in step types, which create tasks, call models and HTTP services, ask people, or start other workflows."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ HTTP_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 RESERVED_HEADERS = frozenset({"connection", "content-length", "host", "te", "trailer", "transfer-encoding", "upgrade"})
 
 
-def _set(service: T | None) -> T:
+def _require_set(service: T | None) -> T:
     """Return a service of a plugin that this plugin requires, which is set when the first step runs."""
     assert service is not None
     return service
@@ -83,15 +83,15 @@ class AgentSteps:
 
     def dispatch(self, context: StepContext) -> StepWait:
         """Create the task."""
-        return _set(self.tasks).create(context, {"instructions": context.title, **context.config})
+        return _require_set(self.tasks).create(context, {"instructions": context.title, **context.config})
 
     def resolve(self, context: StepContext, event: LoggedEvent) -> StepResult | None:
         """End the step with its task."""
-        return _set(self.tasks).resolve(context, event)
+        return _require_set(self.tasks).resolve(context, event)
 
     def cancel(self, context: StepContext, reason: str | None) -> bool:
         """Cancel the task."""
-        return _set(self.tasks).cancel(context, reason)
+        return _require_set(self.tasks).cancel(context, reason)
 
 
 class ModelSteps:
@@ -363,14 +363,14 @@ class ChildSteps:
             parent_run_id=context.run_id,
             depth=context.depth + 1,
         )
-        run = _set(self.workflows).start(request, by=context.caller)
+        run = _require_set(self.workflows).start(request, by=context.caller)
         if context.config.get("wait", True):
             return StepWait(waits_for=run.id)
         return StepResult(output={"run_id": run.id})
 
     def resolve(self, context: StepContext, event: LoggedEvent) -> StepResult | None:
         """End the step with its run."""
-        run = _set(self.workflows).find(event.object_id)
+        run = _require_set(self.workflows).find(event.object_id)
         if run is None or run.status not in ("completed", "failed", "cancelled"):
             return None
         if run.status == "completed":
@@ -382,8 +382,8 @@ class ChildSteps:
     def cancel(self, context: StepContext, reason: str | None) -> bool:
         """Cancel the run."""
         assert context.waits_for is not None
-        _set(self.workflows).cancel(context.waits_for, reason=reason)
-        run = _set(self.workflows).find(context.waits_for)
+        _require_set(self.workflows).cancel(context.waits_for, reason=reason)
+        run = _require_set(self.workflows).find(context.waits_for)
         return run is None or run.status in ("completed", "failed", "cancelled")
 
 
@@ -400,7 +400,7 @@ class BuiltInSteps:
         self.agent, self.model, self.http, self.child = AgentSteps(), ModelSteps(), HttpSteps(), ChildSteps()
         self.input, self.code = InputSteps(), CodeSteps()
 
-    def provided(self) -> list[Provide]:
+    def services(self) -> list[Provide]:
         """Return the objects as services, so that the services that they use are set."""
         return [
             Provide(AgentSteps, lambda: self.agent),

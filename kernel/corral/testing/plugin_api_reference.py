@@ -135,7 +135,7 @@ class Service(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def api_pages(kernel: Kernel, root: Path, folder: Path) -> dict[Path, str]:
-    """Return the texts of the index, the pages of the packages, and the page of services, by path."""
+    """Return the content of the index, the pages of the packages, and the page of services, by path."""
     listed = _listed_names(root)
     services = _services(kernel, listed)
     pages, rows = {folder / "services.md": services_page(services)}, []

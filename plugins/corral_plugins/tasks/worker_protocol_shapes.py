@@ -1,4 +1,4 @@
-"""The request and response bodies of the calls that workers make about their runs."""
+"""The request and response bodies of the worker protocol: the calls that workers make about their runs."""
 
 from __future__ import annotations
 

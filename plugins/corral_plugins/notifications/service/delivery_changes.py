@@ -1,4 +1,4 @@
-"""How a delivery ends. The functions only compute."""
+"""The changes to the row of a delivery that ends or waits. The functions only compute."""
 
 from __future__ import annotations
 
