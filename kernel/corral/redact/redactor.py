@@ -61,8 +61,7 @@ class Redactor:
         """
         matcher, parts = self._matcher, text.split(MARK)
         for index, part in enumerate(parts):
-            spans, _ = matcher.scan(part, patterns=patterns)
-            if spans:
+            if spans := matcher.scan(part, patterns=patterns)[0]:
                 self._notify(spans)
                 parts[index] = replaced(part, spans)
         return MARK.join(parts)
@@ -173,8 +172,7 @@ class RedactorStream:
         spans, cut = self._redactor._matcher.scan(text, patterns=self._patterns, final=final)
         while open_spans := [span.since for span in spans if span.since < cut <= span.start]:
             cut = min(open_spans)
-        reached = [span for span in spans if span.start < cut]
-        if reached:
+        if reached := [span for span in spans if span.start < cut]:
             self._redactor._notify(reached)
         shown, covered = [], self._covered
         for span in reached:
