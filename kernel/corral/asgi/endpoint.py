@@ -229,6 +229,7 @@ def check_media_type(content_type: bytes, encoding: bytes | None, wanted: bytes)
         raise Problem(detail, code="unsupported_media_type")
 
 
+@functools.cache
 def _default_of(query: Any) -> Any:
     """Return the parsed query of a request that has no query parameters.
 

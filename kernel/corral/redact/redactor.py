@@ -20,6 +20,7 @@ log = logging.getLogger("corral.redact")
 
 JOINED_CHARACTERS = 16 * 1024  # the texts of a JSON value below this size are searched together first
 _NO_TEXT = frozenset((int, float, bool, type(None)))  # common types without text; isinstance(…, Mapping) would be slow
+_PATTERNS_ONLY = Matcher((), BUILT_IN)
 OnHit = Callable[[Collection[Hit]], None]
 _MAKER: contextvars.ContextVar[tuple[str, str] | None] = contextvars.ContextVar("corral.redact.maker", default=None)
 
@@ -51,7 +52,7 @@ class Redactor:
         self._encodings: dict[str, dict[Hit, tuple[str, set[str]]]] = {}  # by source: value and encodings of each hit
         self._listeners: list[OnHit] = []
         self._changing = threading.Lock()
-        self._matcher = self._compiled()
+        self._matcher = _PATTERNS_ONLY
 
     def redact(self, text: str, *, patterns: bool = True) -> str:
         """Return the text with each known credential, in any encoding, replaced by `[redacted]`.
@@ -101,7 +102,8 @@ class Redactor:
             if now != before:
                 self._encodings[source] = now
                 self.values = sum(map(len, self._encodings.values()))
-                self._matcher = self._compiled()
+                found = [(hit, texts) for each in self._encodings.values() for hit, (_, texts) in each.items()]
+                self._matcher = Matcher(found, BUILT_IN)
         return [name for name in values if Hit("value", source, name) not in now]
 
     def on_hit(self, listener: OnHit) -> None:
@@ -110,10 +112,6 @@ class Redactor:
         The listener must return quickly and must not log.
         """
         self._listeners.append(listener)
-
-    def _compiled(self) -> Matcher:
-        values = [(hit, found) for each in self._encodings.values() for hit, (_, found) in each.items()]
-        return Matcher(values, BUILT_IN)
 
     def _notify(self, spans: list[Span]) -> None:
         for span in spans:
