@@ -12,7 +12,7 @@ from corral.cli.data_folder import restrict_new_files
 from corral.config.model import Config
 from corral.config.reader import load
 from corral.errors import StartupError
-from corral.testing import templates
+from corral.testing import database_templates
 from corral.testing.booting import discover
 
 _databases: set[str] = set()
@@ -55,7 +55,7 @@ def _read_config(environ: Mapping[str, str], folder: Path) -> Config | None:
 
 def _copy(url: str) -> None:
     config = Config()
-    templates.create_from_template(url, discover(config), config)
+    database_templates.create_from_template(url, discover(config), config)
 
 
 def _is_shared(url: str) -> bool:

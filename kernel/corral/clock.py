@@ -22,9 +22,9 @@ _anchor = (0.0, 0.0)  # a monotonic time, and the difference between this clock 
 def time_s() -> float:
     """Return the seconds since the epoch, shifted by `travel`.
 
-    If the system clock is set back, this clock goes on, so that leases, delays and tokens end when they should. It runs
-    5 % slower until the system clock has caught up. If the system clock is set back by more than a day, this clock
-    follows it.
+    If the system clock is set back, this clock keeps running, so that leases, delays and tokens end when they should.
+    It runs 5 % slower until the system clock has caught up. If the system clock is set back by more than a day, this
+    clock follows it.
     """
     global _anchor
     monotonic = time.monotonic()

@@ -53,7 +53,7 @@ def refuse_mask(value: str | None, pointer: str) -> None:
 
 
 def key_encodings(name: str, key: bytes) -> dict[str, str]:
-    """Return the text encodings of a binary key by name. The redactor removes them from texts."""
+    """Return the text encodings of a binary key by name. The redactor removes them from text."""
     return {name: base64.b64encode(key).decode(), f"{name}.hex": key.hex()}
 
 
@@ -205,7 +205,7 @@ class Keyring:
         return cls(parse_master_keys(text, str(path)), source=str(path), created=created)
 
     def encoded_keys(self) -> dict[str, str]:
-        """Return the text encodings of all keys by name, so that the redactor can remove them from texts."""
+        """Return the text encodings of all keys by name, so that the redactor can remove them from text."""
         return {
             name: text for key in self.keys for name, text in key_encodings(f"keys.{key.label}", key.secret).items()
         }

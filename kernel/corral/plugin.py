@@ -240,7 +240,7 @@ class Settings(Protocol):
 class Setting(msgspec.Struct, Generic[T], frozen=True, kw_only=True):
     """A declared run-time setting `category.key`. `kind` is the Python type; `null` is allowed if the default is None.
 
-    `minimum` and `maximum` limit a number, or the length of a text or list. `check(value, settings)` validates more
+    `minimum` and `maximum` limit a number, or the length of a string or list. `check(value, settings)` validates more
     than the type of a value, for example its relation to other settings. It returns None for a valid value. Otherwise
     it describes the problem as the end of a sentence that begins with `category.key`. `own_session`: only a person who
     signed in may change the setting, not an API key, because it can weaken a guard.

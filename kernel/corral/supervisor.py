@@ -57,7 +57,7 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         delay, restarts = INITIAL_DELAY, 0
         while True:
-            began, error = loop.time(), await self._once(name, run)
+            began, error = loop.time(), await self._run_once(name, run)
             if isinstance(error, Unavailable):  # a dependency failed, not the task
                 await asyncio.sleep(UNAVAILABLE_DELAY)
                 continue
@@ -73,7 +73,7 @@ class Supervisor:
             await asyncio.sleep(delay)
             delay = min(MAX_DELAY, delay * GROWTH)
 
-    async def _once(self, name: str, run: Callable[[], Awaitable[None]]) -> BaseException | None:
+    async def _run_once(self, name: str, run: Callable[[], Awaitable[None]]) -> BaseException | None:
         """Run the task once and return its error, or None if it returned. `SystemExit` does not end the process."""
         try:
             await run()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from corral.testing import api_pages, generator_command, reference_pages
+from corral.testing import generator_command, plugin_api_reference, reference_pages
 from corral.testing.source_stubs import ModuleSource, render_definition, render_names
 
 ROOT = Path(__file__).parents[2]
@@ -88,7 +88,7 @@ def test_no_page_of_the_api_is_left_over() -> None:
 
 def test_plugins_use_only_what_the_pages_list() -> None:
     index = (FOLDER / "api.md").read_text("utf-8")
-    for module, names in api_pages.kernel_names_used_by_plugins(ROOT).items():
+    for module, names in plugin_api_reference.kernel_names_used_by_plugins(ROOT).items():
         row = re.search(rf"^\| \[`{re.escape(module)}`\].*", index, re.MULTILINE)
         assert row, f"{module} is not part of the API for plugins"
         assert [name for name in names if f"`{name}`" not in row[0]] == [], module

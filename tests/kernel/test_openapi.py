@@ -18,9 +18,9 @@ from corral.auth.principal import ANY_CALLER, PUBLIC, SIGNED_IN, Principal
 from corral.cli.commands import group
 from corral.config.model import Config
 from corral.http.answers import Answer, IfMatch, Stream, Text, Wait
+from corral.http.handler_signature import read_signature
 from corral.http.page import Page, PageQuery
 from corral.http.routes import Route, Routes
-from corral.http.signature import read_signature
 from corral.plugins.discovery import discover
 from corral.schema.fields import Id, Name
 from corral_core.plugin_admin.service.openapi import document

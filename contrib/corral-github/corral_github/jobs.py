@@ -8,7 +8,7 @@ from corral.events.log import LoggedEvent
 from corral.jobs.job import Job, Schedule
 from corral_core.accounts.api import Accounts
 from corral_github.models import Delivery, Post
-from corral_github.service import posts, threads
+from corral_github.service import posts, work_queue
 from corral_github.service.worker import ThreadWorker
 from corral_plugins.code_reviews.api import CodeReviews
 
@@ -24,7 +24,7 @@ async def work_on_thread(thread_id: str, worker: ThreadWorker) -> None:
 
 def resume_threads() -> None:
     """Wake the threads whose process was killed, or whose job was lost."""
-    threads.enqueue_due()
+    work_queue.enqueue_due()
 
 
 async def delete_old_rows(work: Work) -> None:
@@ -50,7 +50,7 @@ def on_task_ended(event: LoggedEvent) -> None:
     posts.queue_result(event)
 
 
-JOBS = (Job(threads.WORK_JOB, work_on_thread, lease_seconds=3600),)
+JOBS = (Job(work_queue.WORK_JOB, work_on_thread, lease_seconds=3600),)
 SCHEDULES = (
     Schedule("github.resume", 30.0, resume_threads),
     Schedule("github.prune", DAY, delete_old_rows),

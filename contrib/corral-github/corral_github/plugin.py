@@ -13,18 +13,18 @@ from corral.jobs.job import Job, Schedule
 from corral.plugin import Metric, Plugin, Provide, hookimpl
 from corral_github import jobs, models
 from corral_github.routes import routes
-from corral_github.service.hosts import Hosts
 from corral_github.service.ingress import GitHubIngress
 from corral_github.service.issues import Issues
 from corral_github.service.pulls import PullRequests
 from corral_github.service.repositories import Repositories
+from corral_github.service.rest_client import RepositoryClients
 from corral_github.service.secrets import RepositorySecrets
 from corral_github.service.worker import ThreadWorker
 
 if TYPE_CHECKING:
     import click
 
-PARTS = (RepositorySecrets, Repositories, GitHubIngress, Hosts, PullRequests, Issues, ThreadWorker)
+PARTS = (RepositorySecrets, Repositories, GitHubIngress, RepositoryClients, PullRequests, Issues, ThreadWorker)
 DECISIONS = ("code_review.approved", "code_review.changes_requested", "code_review.rejected")
 
 

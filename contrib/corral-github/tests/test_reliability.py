@@ -14,7 +14,7 @@ from conftest import ALLOWED, PLUGINS, World, serving, signature
 from corral_github.models import Delivery, Repository, Thread
 from corral_github.plugin import GitHubPlugin
 from corral_github.service import pulls, repositories
-from corral_github.service.threads import LEASE_SECONDS, WORK_JOB
+from corral_github.service.work_queue import LEASE_SECONDS, WORK_JOB
 from recorded_github import TOKEN, WEBHOOK_SECRET, RecordedGitHub, recorded
 
 from corral import clock

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from corral.plugin import InstallationConfig
-from corral_llama.files import LocalModel, NoModel, find_model, model_folders, user_cache
+from corral_llama.model_file import LocalModel, NoModel, find_model, model_folders, user_cache
 
 json_option = click.option("--json", "as_json", is_flag=True, help="print JSON")
 

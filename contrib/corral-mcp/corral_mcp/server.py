@@ -25,7 +25,7 @@ KEPT = (b"mcp-protocol-version", b"mcp-method", b"mcp-name", b"accept", b"conten
 
 
 class CorralServer:
-    """Answers the messages of MCP clients. Each message is answered by itself, so every process can answer it."""
+    """Answers the messages of MCP clients. Messages are independent, so any process can answer them."""
 
     document: ApiDocument | None
 
@@ -46,7 +46,7 @@ class CorralServer:
         return found
 
     async def tools(self) -> dict[str, ApiTool]:
-        """Return the tools by name. The document of the API is read once, because it does not change."""
+        """Return the tools by name. The OpenAPI document is read once, because it does not change."""
         if self._tools is None:
             assert self.document is not None
             document = await asyncio.to_thread(self.document.render)

@@ -1,4 +1,4 @@
-"""The tools that Corral offers to MCP clients: operations of the API, described as the document of the API does."""
+"""The tools that Corral offers to MCP clients: operations of the API, described as in the OpenAPI document."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class ApiTool(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def api_tools(document: Json) -> dict[str, ApiTool]:
-    """Return the tools that the document of the API describes."""
+    """Return the tools that the OpenAPI document describes."""
     operations = {
         operation["operationId"]: (method, path.removeprefix(API), operation)
         for path, methods in document["paths"].items()
@@ -84,7 +84,7 @@ def _tool(document: Json, name: str, method: str, path: str, operation: Json) ->
     return ApiTool(
         name=name,
         description="\n\n".join(filter(None, (operation["summary"], operation["description"]))),
-        schema=_with_definitions(document, schema),
+        schema=_with_components(document, schema),
         method=method.upper(),
         path=path,
         query_names=tuple(each["name"] for each in given if each["in"] == "query"),
@@ -98,7 +98,7 @@ def _resolved(document: Json, schema: Json) -> Json:
     return schema
 
 
-def _with_definitions(document: Json, schema: Json) -> Json:
+def _with_components(document: Json, schema: Json) -> Json:
     """Return a schema that contains the components to which it refers."""
     definitions: Json = {}
     new = set(_references(schema))

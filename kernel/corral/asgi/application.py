@@ -25,13 +25,13 @@ from corral.asgi.endpoint import Endpoint
 from corral.asgi.pipeline import Pipeline
 from corral.asgi.request import IncomingRequest
 from corral.asgi.router import Router
-from corral.asgi.sockets import SocketEndpoint, websocket_handler
 from corral.asgi.unavailable import UnavailableEndpoint, unavailable_operations
+from corral.asgi.websockets import SocketEndpoint, websocket_handler
 from corral.auth.permissions import Permissions
 from corral.config.model import Server
 from corral.errors import Problem
+from corral.http.handler_signature import describe_shapes
 from corral.http.routes import API_PREFIX, Route, ServedRoutes
-from corral.http.signature import describe_shapes
 from corral.kernel import Kernel
 from corral.plugins.record import PluginRecord
 

@@ -20,8 +20,8 @@ from corral.asgi.request import IncomingRequest
 from corral.auth.permissions import Permissions
 from corral.auth.principal import ANY_CALLER, PUBLIC, SIGNED_IN, Principal
 from corral.errors import CODES, FieldError, Forbidden, Invalid, Malformed, Problem
+from corral.http.handler_signature import hints, read_signature, union_parts
 from corral.http.routes import Route
-from corral.http.signature import hints, read_signature, union_parts
 from corral.plugins.container import Container
 from corral.plugins.record import PluginRecord
 from corral.redact.redactor import Redactor, machine_text
@@ -122,7 +122,7 @@ class Endpoint:
                 faults = [FieldError(f"/query/{name}", "unknown_field", "Unknown parameter.") for name in given]
                 raise Invalid(f"This operation takes no query parameters; found {len(faults)}.", errors=faults)
             return None
-        lists = _fields(self.signature.query, list)
+        lists = _marked_fields(self.signature.query, list)
         for name, values in given.items():
             if len(values) > 1 and name not in lists:
                 raise Invalid.at(f"/query/{name}", "not_allowed", "Send this parameter once.")
@@ -168,10 +168,10 @@ class Endpoint:
                 raise Invalid.at("", "unknown_field", "This operation takes no fields.")
             return None
         value = parse_json(body, lenient=self.route.lenient) if body else {}
-        for name in _fields(kind, IDENTIFIER) & (value.keys() if isinstance(value, dict) else set()):
+        for name in _marked_fields(kind, IDENTIFIER) & (value.keys() if isinstance(value, dict) else set()):
             if self._redactor.redact_json(value[name], patterns=machine) != value[name]:
                 raise Invalid.at(f"/{name}", "not_allowed", "must not contain a credential")
-        if machine if self.route.redacted is None else self.route.redacted:
+        if (machine if self.route.redacted is None else self.route.redacted) and not self._redactor.is_clean(body):
             if len(body) > INLINE_BODY:
                 convert(kind, value)  # reject an invalid large body before the expensive search for credentials
             value = self._redactor.redact_json(value, patterns=machine)
@@ -229,6 +229,7 @@ def check_media_type(content_type: bytes, encoding: bytes | None, wanted: bytes)
         raise Problem(detail, code="unsupported_media_type")
 
 
+@functools.cache
 def _default_of(query: Any) -> Any:
     """Return the parsed query of a request that has no query parameters.
 
@@ -241,7 +242,7 @@ def _default_of(query: Any) -> Any:
 
 
 @functools.lru_cache(maxsize=2048)  # reading the fields of all shapes at boot takes a tenth of a start
-def _fields(shape: Any, mark: Any) -> frozenset[str]:
+def _marked_fields(shape: Any, mark: Any) -> frozenset[str]:
     """Return the names of the fields whose type has this mark, or is a union with a member that has it."""
     kinds = hints(shape) if isinstance(shape, type) else {}
     return frozenset(name for name, kind in kinds.items() if any(mark in _marks(part) for part in union_parts(kind)))

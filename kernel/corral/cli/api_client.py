@@ -253,7 +253,7 @@ class ApiClient:
     def follow_events(self, *, until: float | None = None, **query: Any) -> Iterator[dict[str, Any]]:
         """Yield each event that matches the query of `GET /events`, and then each new event as it happens.
 
-        The iterator never ends by itself. At the time `until` (in `time.monotonic` seconds), it raises
+        The iterator never ends on its own. At the time `until` (in `time.monotonic` seconds), it raises
         `ApiClientError`.
         """
         while until is None or time.monotonic() < until:

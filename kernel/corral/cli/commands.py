@@ -25,7 +25,7 @@ from corral.plugins.discovery import Found
 
 if TYPE_CHECKING:
     from corral.cli.api_client import ApiClient
-    from corral.cli.command_sessions import Session
+    from corral.cli.command_kernels import Session
     from corral.cli.status_parts import StatusPart
 
 T = TypeVar("T")
@@ -100,7 +100,7 @@ class CommandContext:
 
     def __call__(self, config_path: Path | None, label: str) -> AbstractContextManager[Session]:
         """Open a session with a kernel on the installation's own database. `label` names the command."""
-        from corral.cli.command_sessions import open_session
+        from corral.cli.command_kernels import open_session
 
         return open_session(config_path, label)
 
@@ -118,7 +118,11 @@ class CommandContext:
     def status_functions(self) -> Iterator[tuple[str, Callable[[ApiClient], StatusPart]]]:
         """Yield the name and the function of each part that a plugin adds to `corral status`, sorted by name."""
         points = tuple(metadata.entry_points(group=STATUS_GROUP))
-        own = [(found, point) for found in _callable_plugins(_readable_config()) for point in _own(found, points)]
+        own = [
+            (found, point)
+            for found in _callable_plugins(_readable_config())
+            for point in _own_entry_points(found, points)
+        ]
         for found, point in sorted(own, key=lambda item: item[1].name):
             yield from ((point.name, function) for function in _guarded_call(found, "lines of the status", point.load))
 
@@ -142,7 +146,7 @@ def run() -> NoReturn:
     except click.exceptions.Exit as error:
         sys.exit(error.exit_code)
     except Exception as error:
-        status, lines = _explained(error)
+        status, lines = _error_message(error)
         if not lines:
             raise
         click.echo("\n".join(lines), err=True)
@@ -150,7 +154,7 @@ def run() -> NoReturn:
     sys.exit(0)
 
 
-def _explained(error: Exception) -> tuple[int, list[str]]:
+def _error_message(error: Exception) -> tuple[int, list[str]]:
     """Return the exit status and the lines of the error message for an exception, or no lines if it is unexpected."""
     from corral.cli.api_client import ApiClientError, lines_of_faults
 
@@ -189,7 +193,7 @@ def _plugin_commands(wanted: str | None = None) -> dict[str, click.Command]:
     commands: dict[str, click.Command] = {}
     points, with_hook = tuple(metadata.entry_points(group=COMMAND_GROUP)), []
     for found in _callable_plugins(_readable_config()):
-        own = _own(found, points)
+        own = _own_entry_points(found, points)
         if not own:
             with_hook.append(found)
         for point in own:
@@ -216,11 +220,11 @@ def _commands_of_hook(found: Found) -> list[click.Command]:
 
 def command_names(found: Found) -> list[str]:
     """Return the names of the commands of a plugin, which is imported unless its commands are entry points."""
-    own = [point.name for point in _own(found, metadata.entry_points(group=COMMAND_GROUP))]
+    own = [point.name for point in _own_entry_points(found, metadata.entry_points(group=COMMAND_GROUP))]
     return sorted(own or [str(command.name) for command in _commands_of_hook(found)])
 
 
-def _own(found: Found, points: Iterable[metadata.EntryPoint]) -> list[metadata.EntryPoint]:
+def _own_entry_points(found: Found, points: Iterable[metadata.EntryPoint]) -> list[metadata.EntryPoint]:
     """Return the entry points that are in the package of the plugin."""
     return [point for point in points if point.module.startswith(f"{found.module.rpartition('.')[0]}.")]
 

@@ -56,7 +56,7 @@ def check(config_path: Path | None, as_json: bool) -> None:
     The command changes nothing. The exit status is 3 if the server would not start, and 1 if it would start without one
     of its plugins.
     """
-    from corral.cli.command_sessions import temporary_kernel
+    from corral.cli.command_kernels import temporary_kernel
 
     config = load_config(path=config_path)
     rows: list[dict[str, Any]] = [{"status": "warning", "detail": warning} for warning in config.warnings]

@@ -1,7 +1,7 @@
 """A file in the data folder that keeps room on the disk for a start.
 
 SQLite cannot even read a database without room for its shared memory and a few pages of its log. A server that already
-runs when the disk becomes full has this room and goes on reading; a server that starts later needs the reserve.
+runs when the disk becomes full has this room and keeps reading; a server that starts later needs the reserve.
 """
 
 from __future__ import annotations

@@ -235,7 +235,7 @@ def check_mail(config: Config) -> Iterator[Finding]:
 
     To test the mail settings that admins stored, use `POST /settings/test-mail`.
     """
-    from corral.cli.command_sessions import temporary_kernel
+    from corral.cli.command_kernels import temporary_kernel
     from corral.plugin import MailProbe
 
     host = config.pinned.get("mail.host")
@@ -261,7 +261,7 @@ def check_clock(config: Config) -> Iterator[Finding]:
         detail = f"the clock is {abs(skew):.0f} s {'behind' if skew > 0 else 'ahead of'} the clock of the database"
         status = "down" if abs(skew) > SKEW_DOWN else "warning"
         yield Finding("clock", status, detail, "synchronise both clocks with chrony or systemd-timesyncd")
-    elif not _synchronised():
+    elif not _is_clock_synchronised():
         detail = f"{clock.now()}; no service synchronises the clock"
         yield Finding(
             "clock", "warning", detail, "start chrony or systemd-timesyncd, on the host if this is a container"
@@ -270,7 +270,7 @@ def check_clock(config: Config) -> Iterator[Finding]:
         yield Finding("clock", "ok", clock.now())
 
 
-def _synchronised() -> bool:
+def _is_clock_synchronised() -> bool:
     """Return whether the operating system reports a synchronised clock, or True if it reports nothing."""
     if not sys.platform.startswith("linux"):
         return True
@@ -282,7 +282,7 @@ def _synchronised() -> bool:
 
 def check_plugins(config: Config) -> Iterator[Finding]:
     from corral.asgi.application import Application
-    from corral.cli.command_sessions import temporary_kernel
+    from corral.cli.command_kernels import temporary_kernel
 
     began = time.monotonic()
     try:

@@ -14,7 +14,7 @@ import click
 import peewee
 import tomlkit
 
-from corral.cli.command_sessions import temporary_kernel
+from corral.cli.command_kernels import temporary_kernel
 from corral.cli.commands import COMMAND_GROUP
 from corral.config.model import Config
 from corral.config.reader import load as load_config
@@ -88,7 +88,7 @@ def enable(config_path: Path | None, name: str) -> tuple[Path, bool]:
     # A plugin that an admin disabled through the API stays disabled unless the file names it.
     names_it = not item.found.built_in or name in read_disabled_plugins(config)
     lists = {"enabled": name in config.plugins.enabled or names_it, "disabled": False}
-    path, text, changed = _edited(config, config_path, name, lists)
+    path, text, changed = _edit_config(config, config_path, name, lists)
     after = start_on_empty_database(_parse_config(path, text), name)
     if not after.active:
         raise click.ClickException(
@@ -116,7 +116,7 @@ def disable(config_path: Path | None, name: str) -> tuple[Path, bool, str]:
             f"{name} is protected and cannot be disabled, because the installation is not secure without it"
         )
     lists = {"enabled": False, "disabled": item is not None and item.found.built_in}
-    path, text, changed = _edited(config, config_path, name, lists)
+    path, text, changed = _edit_config(config, config_path, name, lists)
     after = [] if item is None else installed_plugins(_parse_config(path, text))
     dependants = [other.name for other in after if other.state == "blocked" and name in other.requires]
     if dependants:
@@ -156,7 +156,9 @@ def _hint(item: PluginRecord) -> str:
     return f"; enable {', '.join(missing)} first" if missing else ""
 
 
-def _edited(config: Config, config_path: Path | None, name: str, lists: Mapping[str, bool]) -> tuple[Path, str, bool]:
+def _edit_config(
+    config: Config, config_path: Path | None, name: str, lists: Mapping[str, bool]
+) -> tuple[Path, str, bool]:
     """Return the path of the configuration file, its new text, and whether the text changed.
 
     `lists` maps keys of `[plugins]` (`enabled`, `disabled`) to True if the list under this key must contain the plugin,

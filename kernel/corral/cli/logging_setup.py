@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 
 from corral import clock
-from corral.cli.optional_imports import without
+from corral.cli.optional_imports import hide_packages
 from corral.redact.redactor import Redactor
 
-with without("rich"):  # it would print tracebacks with the values of variables, and takes 4 MB
+with hide_packages("rich"):  # it would print tracebacks with the values of variables, and takes 4 MB
     import structlog
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ class KnownLine(NamedTuple):
 class RepeatedLines(logging.Filter):
     """A filter for a log handler that logs a repeating warning or error at most once a minute.
 
-    Lines are equal if they have the same logger, message and texts in their fields; measured numbers may differ. When
+    Lines are equal if they have the same logger, message and strings in their fields; measured numbers may differ. When
     the minute is over, the last of the lines that were left out is logged with their number in the field `repeated`.
     This happens at the next line of any kind, or at the end of the process. `log` logs a record.
     """

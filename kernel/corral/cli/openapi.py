@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from corral.cli.command_sessions import temporary_kernel
+from corral.cli.command_kernels import temporary_kernel
 from corral.cli.output import config_option
 from corral.config.reader import load as load_config
 

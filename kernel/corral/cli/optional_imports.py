@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 
 @contextlib.contextmanager
-def without(*packages: str) -> Iterator[None]:
+def hide_packages(*packages: str) -> Iterator[None]:
     """Hide these packages from modules that are imported in the block, unless the packages are already imported.
 
     After the block, the packages can be imported as usual.

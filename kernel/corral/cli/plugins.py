@@ -11,7 +11,7 @@ import click
 from corral.cli import logging_setup, output
 from corral.cli.commands import command_names
 from corral.cli.output import config_option, json_option
-from corral.cli.registered_processes import Reload, failed_reloads, request_reload, wait_for_reload
+from corral.cli.registered_processes import ReloadResult, failed_reloads, request_reload, wait_for_reload
 from corral.cli.server_connection import client_command
 from corral.config.reader import load as load_config
 
@@ -132,7 +132,7 @@ def purge(name: str, config_path: Path | None, as_json: bool) -> None:
     from corral.database.connect import connect
 
     config = load_config(path=config_path)
-    known = _purgeable(config, name)
+    known = _check_purge(config, name)
     database = connect(config.database.url)
     try:
         tables = tables_of(database, name, known)
@@ -150,7 +150,7 @@ def purge(name: str, config_path: Path | None, as_json: bool) -> None:
     )
 
 
-def _purgeable(config: Config, name: str) -> list[str]:
+def _check_purge(config: Config, name: str) -> list[str]:
     """Check that the plugin can be purged, and return the names of all known plugins.
 
     Raise `ClickException` if the plugin is protected or not disabled.
@@ -258,7 +258,7 @@ def _print_change(name: str, state: str, path: Path, changed: bool, as_json: boo
     if asked:
         click.echo("Waiting for the server to reload.", err=True)
     reloads = wait_for_reload(data_dir, asked)
-    failures = [told for each in reloads if (told := _failure(each, name))]
+    failures = [told for each in reloads if (told := _failed_reload(each, name))]
     others = [line for each in reloads if each.load for line in each.load.plugins if not _is_about(line, name)]
     facts = {"name": name, "state": state, "file": str(path), "changed": changed, "reloading": len(asked)}
     when = "" if failures else RELOADED if asked else NEXT_START
@@ -274,7 +274,7 @@ def _print_change(name: str, state: str, path: Path, changed: bool, as_json: boo
         raise click.ClickException(f"{told_once}\nRepair the cause and reload, or undo the change: {undo}")
 
 
-def _failure(reload: Reload, name: str) -> str | None:
+def _failed_reload(reload: ReloadResult, name: str) -> str | None:
     """Describe why the process does not run with the changed plugin, or return None if it does."""
     process, load = reload
     if load is None:

@@ -17,7 +17,7 @@ _lock_files: list[int] = []  # open while the process runs; the locks show that 
 _registered: list[Path] = []  # the data folders in which this process is registered
 
 
-class Load(NamedTuple):
+class LoadResult(NamedTuple):
     """The start or the last reload of a process: its error, if it failed, and a line for each plugin that did.
 
     After a failed reload, the process runs with the configuration and the plugins from before.
@@ -28,11 +28,11 @@ class Load(NamedTuple):
     plugins: list[str]
 
 
-class Reload(NamedTuple):
+class ReloadResult(NamedTuple):
     """What became of the request to reload. `load` is None if the process has not answered in time, or has ended."""
 
     process: int
-    load: Load | None
+    load: LoadResult | None
 
 
 def register_for_reload(data_dir: Path, url: str = "") -> None:
@@ -65,10 +65,10 @@ def record_load(error: str | None, plugins: Sequence[str] = ()) -> None:
             new.replace(path)
 
 
-def last_load(data_dir: Path, process: int) -> Load | None:
+def last_load(data_dir: Path, process: int) -> LoadResult | None:
     """Return what is known of the start or the last reload of a process."""
     try:
-        return Load(*json.loads(_load_path(data_dir, process).read_text("utf-8")))
+        return LoadResult(*json.loads(_load_path(data_dir, process).read_text("utf-8")))
     except (OSError, ValueError):
         return None
 
@@ -79,9 +79,9 @@ def failed_reloads(data_dir: Path) -> dict[int, str]:
     return {process: load.error for process, load in loads.items() if load is not None and load.error is not None}
 
 
-def request_reload(data_dir: Path) -> dict[int, Load | None]:
+def request_reload(data_dir: Path) -> dict[int, LoadResult | None]:
     """Send SIGHUP to all registered processes of the data folder. Return the last load of each, by its pid."""
-    asked: dict[int, Load | None] = {}
+    asked: dict[int, LoadResult | None] = {}
     for process in _running_processes(data_dir):
         before = last_load(data_dir, process)
         with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -90,13 +90,13 @@ def request_reload(data_dir: Path) -> dict[int, Load | None]:
     return asked
 
 
-def wait_for_reload(data_dir: Path, asked: dict[int, Load | None]) -> list[Reload]:
+def wait_for_reload(data_dir: Path, asked: dict[int, LoadResult | None]) -> list[ReloadResult]:
     """Wait until each process that `request_reload` returned has reloaded or failed to. Return what became of it."""
     end = time.monotonic() + RELOAD_SECONDS
-    return [Reload(process, _next_load(data_dir, process, before, end)) for process, before in asked.items()]
+    return [ReloadResult(process, _next_load(data_dir, process, before, end)) for process, before in asked.items()]
 
 
-def _next_load(data_dir: Path, process: int, before: Load | None, end: float) -> Load | None:
+def _next_load(data_dir: Path, process: int, before: LoadResult | None, end: float) -> LoadResult | None:
     while _is_running(process) and time.monotonic() < end:
         load = last_load(data_dir, process)
         if load is not None and load != before:

@@ -33,8 +33,8 @@ body_option = click.option(
 def parse_fields(fields: tuple[str, ...]) -> dict[str, Any]:
     """Convert `KEY=VALUE`, `KEY=@FILE` and `KEY:=JSON` to a dictionary. A repeated key becomes a list.
 
-    A text from a file is kept as it is. Only a secret loses the line break at its end, which editors add. On a
-    terminal, `KEY=@-` prompts for one line and hides it, because passwords and codes are given in this way.
+    Text from a file is kept as it is. Only a secret loses the line break at its end, which editors add. On a terminal,
+    `KEY=@-` prompts for one line and hides it, because passwords and codes are given in this way.
     """
     values: dict[str, Any] = {}
     for item in fields:

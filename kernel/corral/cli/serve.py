@@ -22,7 +22,7 @@ from corral.cli.asgi_servers import Shutdown, chosen_server, loop_factory, serve
 from corral.cli.data_folder import ensure_data_dir, restrict_new_files
 from corral.cli.disk_reserve import DiskReserve
 from corral.cli.listener import listen, listener_url, loopback_url, refuse_connections
-from corral.cli.optional_imports import without
+from corral.cli.optional_imports import hide_packages
 from corral.cli.output import config_option
 from corral.cli.processes import ParentConnection, ParentProcess, ProcessEnvironment
 from corral.cli.registered_processes import register_for_reload
@@ -161,7 +161,7 @@ def serve(
 ) -> None:
     """Boot a kernel and serve until a signal. Raise `StartupError` or `MigrationsPending` if the boot fails."""
     gc.disable()  # nearly all that a start creates stays, and looking for the rest took a fifth of its time
-    with without(*POSTGRES_DRIVERS if config.database.is_file else ()):  # peewee imports what it finds: 12 MB
+    with hide_packages(*POSTGRES_DRIVERS if config.database.is_file else ()):  # peewee imports what it finds: 12 MB
         importlib.import_module("peewee")
     from corral.plugins.migrations import MigrationsPending
 
@@ -199,7 +199,7 @@ def _serve(
     gc.enable()
     parent = inherited or _parent(config, options, listener, environment, recovering=recovering)
 
-    is_slow_enough = SlowUnitsOfStart()
+    is_slow_enough = SlowStartFilter()
     logging.getLogger("corral.database").addFilter(is_slow_enough)
 
     def ready() -> None:
@@ -214,7 +214,7 @@ def _serve(
         runner.run(serving)
 
 
-class SlowUnitsOfStart(logging.Filter):
+class SlowStartFilter(logging.Filter):
     """Suppresses the warnings of slow units that took less than 500 ms, while a server starts.
 
     Each start runs many units of work for the first time and at once, so that some take longer than they will later.

@@ -44,12 +44,12 @@ def client_command(function: Callable[..., None]) -> Callable[..., None]:
             try:
                 function(client, **options)
             except ApiClientError as error:
-                raise with_server_here(client.url, _with_listing(error)) from None
+                raise with_server_here(client.url, _name_list_command(error)) from None
 
     return call
 
 
-def _with_listing(error: ApiClientError) -> ApiClientError:
+def _name_list_command(error: ApiClientError) -> ApiClientError:
     """Add the command that lists the objects of the group to an error that names no command, if nothing was found.
 
     A server that lacks the operation itself does not run the plugin that the command belongs to.

@@ -1,4 +1,4 @@
-"""Reads all tables in one snapshot while other processes go on writing, and fills the tables of a new database."""
+"""Reads all tables in one snapshot while other processes keep writing, and fills the tables of a new database."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def insert_rows(engine: peewee.Database, table: str, rows: Iterator[list[Any]]) 
 
 
 def continue_numbering(engine: peewee.Database, model: type[Model]) -> None:
-    """Let the automatic key of a table continue after its highest value. SQLite does so by itself."""
+    """Let the automatic key of a table continue after its highest value. SQLite does this automatically."""
     key = model._meta.primary_key
     if isinstance(key, peewee.AutoField) and not isinstance(engine, peewee.SqliteDatabase):
         table, column = model._meta.table_name, key.column_name

@@ -34,7 +34,7 @@ class FullTextIndex:
             database.execute_sql(f"CREATE INDEX {self._table}_words ON {self._table} USING gin (words)")
 
     def add(self, select: str, parameters: Sequence[Any]) -> None:
-        """Index the documents that the SQL query `select` returns: each row has the number, then the texts in order."""
+        """Index the documents that the SQL query `select` returns: rows of the number, then the strings."""
         if on_sqlite():
             execute(f"INSERT INTO {self._table} (rowid, {self._columns}) {select}", parameters)
             return
@@ -43,7 +43,7 @@ class FullTextIndex:
         execute(f"INSERT INTO {self._table} (n, words) {source} ON CONFLICT DO NOTHING", parameters)
 
     def remove(self, number: int, texts: Sequence[str]) -> None:
-        """Remove a document. Pass the texts that were indexed, because contentless FTS5 cannot look them up."""
+        """Remove a document. Pass the strings that were indexed, because contentless FTS5 cannot look them up."""
         if on_sqlite():
             values = f"'delete', ?{', ?' * len(texts)}"
             sql = f"INSERT INTO {self._table} ({self._table}, rowid, {self._columns}) VALUES ({values})"  # noqa: S608

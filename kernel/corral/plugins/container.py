@@ -12,7 +12,7 @@ import inspect
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, TypeVar
 
-from corral.http.signature import optional_hints
+from corral.http.handler_signature import optional_hints
 from corral.plugin import Provide
 from corral.plugins.record import PluginRecord
 

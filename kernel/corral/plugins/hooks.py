@@ -12,7 +12,7 @@ import pluggy
 
 from corral import hookspecs
 from corral.errors import StartupError
-from corral.http.signature import hints, union_parts
+from corral.http.handler_signature import hints, union_parts
 from corral.plugins.record import PluginRecord, block_dependants
 
 URL_KEYS = {"corral_blob_store": "[storage] url"}  # the configuration key that holds the URL of a first-result hook
@@ -38,7 +38,7 @@ def checked_contributions(spec: Callable[..., Any], returned: Any) -> list[Any]:
 def check_items(where: str, items: Iterable[Any], asked: Any) -> None:
     """Raise `TypeError` unless all items have the type `asked` and all structs among them are valid."""
     for item in items:
-        if type(item) is not asked and not any(_is_of(item, option) for option in union_parts(asked)):
+        if type(item) is not asked and not any(_has_type(item, option) for option in union_parts(asked)):
             raise TypeError(f"{where} has {item!r}, which is not of the type {getattr(asked, '__name__', asked)}")
         if isinstance(item, msgspec.Struct):
             try:
@@ -47,7 +47,7 @@ def check_items(where: str, items: Iterable[Any], asked: Any) -> None:
                 raise TypeError(f"{where} has an invalid item: {error}; it is {item!r}") from None
 
 
-def _is_of(item: Any, asked: Any) -> bool:
+def _has_type(item: Any, asked: Any) -> bool:
     """Return whether an item has the type. A protocol that cannot be checked at run time matches every item."""
     kind = typing.get_origin(asked) or asked
     base = typing.get_args(asked)[0] if kind is type else kind

@@ -44,7 +44,7 @@ def load(found: Iterable[Found], config: Config, *, off: Mapping[str, str] | Non
     for record in ordered:
         if record.active:
             absent = not {*record.requires, *record.wants} <= {item.name for item in ordered if item.active}
-            record.run_boot_step(_contribute, record, specs, absent)
+            record.run_boot_step(_collect_contributions, record, specs, absent)
     block_dependants(ordered)
     return ordered
 
@@ -147,7 +147,7 @@ def _section(record: PluginRecord, kind: type[Plugin], config: Config) -> Any:
         raise ValueError(f"[plugins.{record.name}]: {error}") from None
 
 
-def _contribute(record: PluginRecord, specs: Mapping[str, Any], absent: bool) -> None:
+def _collect_contributions(record: PluginRecord, specs: Mapping[str, Any], absent: bool) -> None:
     """Call all hooks of one plugin that take no arguments, and store the contributions in the plugin's record.
 
     An unknown hook raises `TypeError`, unless the implementation is optional and its owner may be `absent`. Hooks that

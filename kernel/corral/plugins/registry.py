@@ -65,7 +65,7 @@ class PluginRegistry:
             listener(record)
 
     def redacted(self, text: str) -> str:
-        """Return a text as admins may see it: redacted, and cut to 500 characters."""
+        """Return text in the form that admins may see: redacted, and cut to 500 characters."""
         return self._redactor.redact(text)[:500]
 
     def add_error(self, name: str, where: str, error: BaseException, request_id: str | None) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from corral.http.signature import hints, union_parts
+from corral.http.handler_signature import hints, union_parts
 
 AWAITABLES = (collections.abc.Awaitable, collections.abc.Coroutine)
 

@@ -71,9 +71,9 @@ def _html_form(data: bytes) -> str:
 def _base64(data: bytes) -> Iterator[str]:
     """Yield the base64 encodings of the data, for each of the three byte offsets at which longer data may contain it.
 
-    For each offset, the first text contains only the characters that the data alone determines. Two more texts extend
-    to the end of the encoding, with and without padding. At offset 0, the lines of the wrapped encoding are yielded
-    too.
+    For each offset, the first string contains only the characters that the data alone determines. Two more strings
+    extend to the end of the encoding, with and without padding. At offset 0, the lines of the wrapped encoding are
+    yielded too.
     """
     for before in range(3):
         padded = b"\0" * before + data

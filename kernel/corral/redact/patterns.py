@@ -1,8 +1,8 @@
 """Patterns that recognize credentials by their format, to redact unknown credentials in machine-generated text.
 
 The regular expression of a pattern is tried wherever one of its anchors, which are fixed strings, occurs. It examines
-nothing before the anchor or after its own match, so its result does not depend on the surrounding text. Redacting a
-text again therefore changes nothing, and a stream gives the same result as the whole text.
+nothing before the anchor or after its own match, so its result does not depend on the surrounding text. Redacting text
+again therefore changes nothing, and a stream gives the same result as the whole text.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class Pattern:
     """A pattern that matches one kind of credential.
 
     `expression` begins with one of the `anchors`. Its group `secret`, or else the whole match, is redacted.
-    `unfinished` matches everything that may follow the anchor in a text that is cut off inside a match. Neither
+    `unfinished` matches everything that may follow the anchor in text that is cut off inside a match. Neither
     expression may use lookbehind, word boundaries or negative lookahead. At most 4096 characters are matched. Set
     `nests` if a match that begins inside another match may end after that match.
     """

@@ -1,4 +1,4 @@
-"""Types for the fields of request and response bodies, such as names, texts and ids, with their limits."""
+"""Types for the fields of request and response bodies, such as names, strings and ids, with their limits."""
 
 from __future__ import annotations
 

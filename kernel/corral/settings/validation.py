@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import msgspec
 
 from corral.config.reader import VARIABLES
-from corral.http.signature import without_none
+from corral.http.handler_signature import without_none
 from corral.plugin import Setting
 
 LONGEST_NAME = 80

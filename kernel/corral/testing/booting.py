@@ -21,7 +21,7 @@ from corral.plugins.discovery import Found
 from corral.plugins.discovery import discover as look_for
 from corral.plugins.loading import load
 from corral.plugins.record import PluginRecord, block_dependants
-from corral.testing import templates
+from corral.testing import database_templates
 from corral_core.health.service import scrape
 
 
@@ -40,7 +40,7 @@ def boot_kernel(folder: Path, options: KernelOptions) -> tuple[Kernel, Applicati
     ensure_data_dir(config)
     scrape.COLLECT_SECONDS = PATIENT_SECONDS
     found = _selected(discover(config), options.plugins)
-    is_new = bool(config.database.migrate_on_start) and templates.create_from_template(
+    is_new = bool(config.database.migrate_on_start) and database_templates.create_from_template(
         config.database.url, found, config
     )
     records = load(found, config)

@@ -18,11 +18,11 @@ from typing import Any
 from corral.config.model import Config, Plugins
 from corral.plugin import Plugin
 from corral.plugins.discovery import discover
+from corral.testing.database_templates import is_empty
 from corral.testing.findings import Finding, Report, rule_findings
 from corral.testing.live_rules import inspect_running, start_with_wants
 from corral.testing.manifest_rules import manifest_rules
 from corral.testing.source_rules import Package, source_rules
-from corral.testing.templates import is_empty
 
 
 def check_plugin(
@@ -43,7 +43,7 @@ def check_plugin(
     if {"manifest.class", "manifest.name"} & set(names):  # no other rule can be checked
         return Report(getattr(kind, "name", kind.__name__), findings)
     installed = _installed(plugin_dir)
-    required, missing = _closure(kind.requires, kind, installed)
+    required, missing = _with_requirements(kind.requires, kind, installed)
     findings += [Finding("manifest.requires", False, f"{name} is not installed") for name in missing]
     unknown = [name for name in kind.wants if name not in installed]
     detail = (
@@ -57,7 +57,7 @@ def check_plugin(
         options: dict[str, Any] = {"section": section, "plugin_dir": plugin_dir}
         for engine, url in urls.items():
             findings += _in_loop(functools.partial(_live, kind, required, engine, url=url, **options))
-        beside, _ = _closure([*kind.requires, *(item.name for item in wanted)], kind, installed)
+        beside, _ = _with_requirements([*kind.requires, *(item.name for item in wanted)], kind, installed)
         if wanted:
             findings += _in_loop(functools.partial(_with_wants, kind, beside, **options))
     return Report(kind.name, findings)
@@ -78,7 +78,7 @@ def _installed(plugin_dir: Path | None) -> dict[str, type[Plugin]]:
     return found
 
 
-def _closure(
+def _with_requirements(
     wanted: Iterable[str], kind: type[Plugin], installed: dict[str, type[Plugin]]
 ) -> tuple[list[type[Plugin]], list[str]]:
     """Return these plugins and all that they require, except the plugin itself, and the names of missing plugins."""

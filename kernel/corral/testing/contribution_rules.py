@@ -13,9 +13,9 @@ import msgspec
 from corral.auth.permissions import Permissions
 from corral.database.model import ADMIN
 from corral.errors import CODES
+from corral.http.handler_signature import hints, read_signature
 from corral.http.page import Page
 from corral.http.routes import Route
-from corral.http.signature import hints, read_signature
 from corral.plugins.record import PluginRecord
 from corral.settings.validation import convert_value
 from corral.testing.findings import Finding, rule_findings

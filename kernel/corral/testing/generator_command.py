@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from corral.asgi.application import Application
-from corral.cli.command_sessions import temporary_kernel
+from corral.cli.command_kernels import temporary_kernel
 from corral.config.reader import load as load_config
 
 

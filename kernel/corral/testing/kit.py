@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     import click
     from click.testing import Result
 
-    from corral.cli.command_sessions import Session
+    from corral.cli.command_kernels import Session
 
 T = TypeVar("T")
 TASK_SECONDS = 60.0
@@ -187,7 +187,7 @@ class Kit:
 
         def unit() -> tuple[Any, str]:
             user = accounts.create(new, password_hash=hashed, by=SYSTEM_PRINCIPAL)
-            return user, sessions.create(UserRow.get_by_id(user.id), Device("127.0.0.1", "")).access
+            return user, sessions.create(UserRow(id=user.id), Device("127.0.0.1", "")).access
 
         user, token = await self.kernel.database.work(unit)
         return Client(self.application.app, token, json.loads(encode(user)))
@@ -232,7 +232,7 @@ class Kit:
 
     @contextlib.contextmanager
     def _open_session(self, config_path: Path | None, label: str) -> Iterator[Session]:
-        from corral.cli.command_sessions import Session
+        from corral.cli.command_kernels import Session
 
         yield Session(self.kernel, label)
 

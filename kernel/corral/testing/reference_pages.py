@@ -27,9 +27,9 @@ from corral.events.event import EventType
 from corral.metrics.requests import RequestMetrics
 from corral.plugin import Metric, Plugin, Setting
 from corral.settings.validation import type_of_setting, unwrap_type
-from corral.testing.api_pages import api_pages
 from corral.testing.generator_command import main, temporary_application
 from corral.testing.markdown import table
+from corral.testing.plugin_api_reference import api_pages
 
 FOLDER = Path("docs", "reference")
 _NAMES: dict[Any, str] = {
@@ -101,7 +101,7 @@ Every metric of `/metrics` with its labels.
 
 
 def generated_files(folder: Path = FOLDER) -> dict[Path, str]:
-    """Return the texts of all generated pages by path."""
+    """Return the content of all generated pages by path."""
     root = folder.resolve().parents[1]
     with temporary_application() as application:
         kernel = application.kernel
@@ -226,7 +226,7 @@ def metrics_page(application: Application) -> str:
 
     kernel = application.kernel
     scrape = kernel.container.get(MetricsRenderer)
-    _count_once(kernel.metrics)
+    _record_sample_values(kernel.metrics)
     registries = (scrape._process, scrape._installation)
     text = "\n".join([*scrape.plugin_lines(), *(generate_latest(each).decode() for each in registries)])
     found = {_full_name(family): _family(family) for family in text_string_to_metric_families(text)}
@@ -237,7 +237,7 @@ def metrics_page(application: Application) -> str:
     return METRICS + "\n" + table(("Metric", "Type", "Labels", "Meaning"), rows)
 
 
-def _count_once(metrics: RequestMetrics) -> None:
+def _record_sample_values(metrics: RequestMetrics) -> None:
     """Record one value per metric, because the labels of a metric are visible only after it has a value."""
     metrics.observe("GET", "/", 200, 0.0)
     for counter in (metrics.body_rejected, metrics.plugin_errors, metrics.events):

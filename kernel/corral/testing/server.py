@@ -114,7 +114,7 @@ class ServerProcess:
         return (self.folder / "server.log").read_text("utf-8", "replace")
 
     def wait_for_log(self, text: str, *, seconds: float = 60.0) -> str:
-        """Wait until the log contains a text, and return the log.
+        """Wait until the log contains this text, and return the log.
 
         A server may answer requests before it has printed that it is ready.
         """

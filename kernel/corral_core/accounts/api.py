@@ -245,13 +245,13 @@ class Accounts(Protocol):
     def principal_of(self, user_id: str | None, *needs: str) -> Principal:
         """Return the principal of a user with the rights that the user has now.
 
-        Work that goes on without a session, such as a task or a workflow run, acts with these rights. Raise
+        Work that continues without a session, such as a task or a workflow run, acts with these rights. Raise
         `RightsLost` if the user no longer exists, is deactivated, or lacks one of the permissions in `needs`.
         """
         ...
 
     def principals_of(self, user_ids: Iterable[str]) -> dict[str, Principal]:
-        """Return the principals of the active users among these, by id, as `principal_of` does for one user."""
+        """Return the principals of those users that are active, by id, as `principal_of` does for one user."""
         ...
 
     def list(self, query: UserQuery, caller: Principal) -> Page[UserView]:
@@ -298,7 +298,7 @@ class MailRefused(MailFailed):
     """Raised when the server rejected the mail permanently, because of its recipient or content."""
 
 
-class Letter(msgspec.Struct, frozen=True, kw_only=True):
+class PluginEmail(msgspec.Struct, frozen=True, kw_only=True):
     """An email that a plugin wrote, as text and as HTML. The name of the installation precedes the subject."""
 
     to: str
@@ -324,7 +324,7 @@ class Mail(Protocol):
         """
         ...
 
-    async def send_letter(self, letter: Letter) -> None:
+    async def send_plugin_email(self, email: PluginEmail) -> None:
         """Send an email now. Raise `MailFailed` or `MailRefused`, or `ValueError` for an invalid address.
 
         Call this function outside a unit of work. Whoever calls it repeats it if the server is unavailable.

@@ -19,7 +19,7 @@ import msgspec
 
 from corral.auth.principal import ROLES
 from corral.cli import output
-from corral.cli.command_sessions import Session, has_installation, open_session
+from corral.cli.command_kernels import Session, has_installation, open_session
 from corral.cli.output import config_option, json_option
 from corral.cli.server_connection import open_client, server_option
 from corral.config.reader import load as load_config

@@ -79,7 +79,7 @@ def backup_command(
     with open_session(config_path, "backup") as session:
         progress = TableProgress(verbose=verbose)
         manifest = _write(session, file, progress, with_files=with_files, config_path=config_path)
-        _record(session, manifest, with_files=with_files)
+        _record_backup(session, manifest, with_files=with_files)
     found = {
         "file": str(file),
         "bytes": file.stat().st_size,
@@ -161,7 +161,7 @@ async def _write_files(writer: ArchiveWriter, store: BlobStore) -> None:
         await writer.write_file(blob.key, chunks)
 
 
-def _record(session: CommandSession, manifest: Manifest, *, with_files: bool) -> None:
+def _record_backup(session: CommandSession, manifest: Manifest, *, with_files: bool) -> None:
     """Record the time of the backup for the metric, and the access to all data in the audit log."""
     from corral import clock
     from corral.plugin import Audit, AuditEntry
@@ -196,7 +196,7 @@ def restore_command(file: Path, verbose: bool, config_path: Path | None, as_json
     """
     from corral.auth.principal import Principal
     from corral.cli import logging_setup
-    from corral.cli.command_sessions import operator_name
+    from corral.cli.command_kernels import operator_name
     from corral.cli.data_folder import ensure_data_dir, restrict_new_files
     from corral.config.reader import load as load_config
     from corral.database.unit import Actor, UnitContext

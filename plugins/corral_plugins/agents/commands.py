@@ -79,7 +79,7 @@ def show_agent(client: ApiClient, *, agent: str, as_json: bool) -> None:
         "system prompt": found["system_prompt"],
         "tools": found["enabled_tools"],
         "role": found["role"],
-        "review of results": _review(client, found["review_policy"]),
+        "review of results": _reviewer_text(client, found["review_policy"]),
         "description": found["description"],
         "tasks": found["current_task_ids"],
         "slots": f"{found['active_tasks']} of {found['max_concurrent_tasks']} in use",
@@ -91,7 +91,7 @@ def show_agent(client: ApiClient, *, agent: str, as_json: bool) -> None:
     print_fields(found, shown, as_json=as_json)
 
 
-def _review(client: ApiClient, policy: dict[str, Any]) -> str | None:
+def _reviewer_text(client: ApiClient, policy: dict[str, Any]) -> str | None:
     """Return a text that says who reviews the results of an agent, or None if nobody does."""
     if policy["mode"] == "none":
         return None

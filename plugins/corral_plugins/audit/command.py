@@ -54,7 +54,7 @@ def verify_log(
     intact.
     """
     from corral_plugins.audit.service.signing import ExternalCheckpoints
-    from corral_plugins.audit.service.verify import Unreadable, read_checkpoints
+    from corral_plugins.audit.service.verify import UnreadableFile, read_checkpoints
 
     try:
         external = ExternalCheckpoints() if checkpoints_path is None else read_checkpoints(checkpoints_path, public_key)
@@ -63,7 +63,7 @@ def verify_log(
         else:
             with open_session(config_path, "audit verify") as session:
                 verdict = _verify_installation(session, external)
-    except Unreadable as error:
+    except UnreadableFile as error:
         raise click.ClickException(str(error)) from None
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(verdict)).decode())
@@ -121,13 +121,13 @@ def _verify_installation(session: CommandSession, external: ExternalCheckpoints)
 
 
 def _verify_source(source: str, external: ExternalCheckpoints, *, filtered: bool) -> VerificationResult:
-    from corral_plugins.audit.service.verify import Unreadable, verify_export
+    from corral_plugins.audit.service.verify import UnreadableFile, verify_export
 
     if (url := _database_url(source)) is not None:
         return _verify_copy(url, external)
     path = Path(source)
     if not path.is_file():
-        raise Unreadable(f"{source}: no such file")
+        raise UnreadableFile(f"{source}: no such file")
     return verify_export(path, external, sparse=filtered)
 
 

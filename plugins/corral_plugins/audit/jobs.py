@@ -21,7 +21,7 @@ async def sign_hourly_checkpoint(checkpoints: CheckpointSigner) -> None:
 
 async def verify_recent_rows(verification: Verification) -> None:
     """Verify the newest rows. Raise an alert for admins if they are not intact."""
-    await verification.recent()
+    await verification.verify_recent()
 
 
 async def remove_expired_rows(retention: AuditRetention) -> None:

@@ -103,14 +103,14 @@ class Breakers(Protocol):
 
 
 def judge_status(status: int) -> Verdict:
-    """Judge a call by its HTTP status: 5xx, 408, 425 and 429 are failures, other errors are the caller's fault."""
+    """Classify a call by its HTTP status: 5xx, 408, 425 and 429 are failures, other errors are the caller's fault."""
     if status >= 500 or status in FAILURE_STATUSES:
         return "failure"
     return "neutral" if status >= 400 else "success"
 
 
 def judge_outcome(outcome: Any) -> Verdict:
-    """Judge a call by its outcome: problems by their status, other exceptions as failures, results as successes."""
+    """Classify a call by its outcome: problems by their status, other exceptions as failures, results as successes."""
     if isinstance(outcome, Problem):
         return judge_status(outcome.status)
     return "failure" if isinstance(outcome, Exception) else "success"

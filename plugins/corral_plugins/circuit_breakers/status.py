@@ -16,5 +16,5 @@ def breaker_status(client: ApiClient) -> StatusPart:
             lines.append(f"{each['name']} is forced open: {each['reason'].rstrip('.')}. Close it: {close}")
         else:
             state = each["state"].replace("_", "-")
-            lines.append(f"{each['name']} is {state}: {each['reason'].rstrip('.')}. It tries again by itself.")
+            lines.append(f"{each['name']} is {state}: {each['reason'].rstrip('.')}. It tries again automatically.")
     return StatusPart(found, "\n".join(lines) or None)

@@ -358,7 +358,7 @@ def _place(at: str) -> dict[str, Any]:
 def _print_diff(names: ObjectNames, text: str, review: dict[str, Any]) -> None:
     """Print a diff with the comments on its lines. Comments on no line come first."""
     at_line: dict[int, list[Any]] = defaultdict(list)
-    places = _places(review["files"], text)
+    places = _diff_lines(review["files"], text)
     for comment in review["comments"]:
         where = places.get((comment["file"], comment["side"], comment["end_line"]))
         if comment["anchor"] == "active" and where is not None:
@@ -372,7 +372,7 @@ def _print_diff(names: ObjectNames, text: str, review: dict[str, Any]) -> None:
             click.echo(click.style("    | " + _comment_text(names, comment).replace("\n", "\n    | "), fg="yellow"))
 
 
-def _places(files: list[Any], text: str) -> dict[tuple[str, str, int], int]:
+def _diff_lines(files: list[Any], text: str) -> dict[tuple[str, str, int], int]:
     """Return the line of the diff for each line of a file that it shows."""
     lines, found = text.split("\n"), {}
     for file in files:
@@ -400,12 +400,12 @@ def _comment_text(names: ObjectNames, comment: Any) -> str:
     )
     state = "resolved " if comment["resolved"] else ""
     suggestion = f"\nsuggestion: {comment['suggestion']}" if comment["suggestion"] else ""
-    who = _who(names, comment["author"]["type"], comment["author"]["id"])
+    who = _author_text(names, comment["author"]["type"], comment["author"]["id"])
     return _printable(f"{state}{comment['severity']} by {who}{place}: {comment['body']}{suggestion}\n({comment['id']})")
 
 
 def _printable(text: str) -> str:
-    """Return a text in which control characters cannot reach the terminal."""
+    """Return text in which control characters cannot reach the terminal."""
     return "".join(each if each.isprintable() or each in "\t\n" else f"<U+{ord(each):04X}>" for each in text)
 
 
@@ -420,12 +420,12 @@ def _file_text(file: Any) -> str:
     return f"{file['status']} {path} ({size})"
 
 
-def _who(names: ObjectNames, kind: str, identifier: str) -> str:
+def _author_text(names: ObjectNames, kind: str, identifier: str) -> str:
     """Return the kind and the name of a person or an agent."""
     return f"{kind} {names.user(USERS_PATH, identifier) if kind == 'user' else names.name('/agents', identifier)}"
 
 
 def _reviewer_text(names: ObjectNames, reviewer: Any) -> str:
     kind = "user" if reviewer["user_id"] else "agent"
-    who = _who(names, kind, reviewer[f"{kind}_id"])
+    who = _author_text(names, kind, reviewer[f"{kind}_id"])
     return f"{who}: {reviewer['state']}{' (required)' if reviewer['required'] else ''}"

@@ -17,11 +17,11 @@ from corral_plugins.code_reviews.api import EVENTS, CodeReviews
 from corral_plugins.code_reviews.routes import routes
 from corral_plugins.code_reviews.service.agent_tools import AgentReviews, ReviewTools
 from corral_plugins.code_reviews.service.comments import ReviewComments
-from corral_plugins.code_reviews.service.contents import ReviewContents
 from corral_plugins.code_reviews.service.decisions import ReviewDecisions
 from corral_plugins.code_reviews.service.listing import ReviewListing
 from corral_plugins.code_reviews.service.metrics import ReviewMetrics
 from corral_plugins.code_reviews.service.opening import CodeReviewsService
+from corral_plugins.code_reviews.service.patch_preparation import ReviewContents
 from corral_plugins.code_reviews.service.review_tasks import ReviewTasks
 from corral_plugins.tools.api import Tool
 

@@ -17,11 +17,11 @@ from corral.http.routes import MIB, Routes
 from corral_plugins.code_reviews.api import NewReview
 from corral_plugins.code_reviews.service import rows
 from corral_plugins.code_reviews.service.comments import ReviewComments
-from corral_plugins.code_reviews.service.contents import ReviewContents, patch_of
 from corral_plugins.code_reviews.service.decisions import ReviewDecisions
 from corral_plugins.code_reviews.service.interdiffs import interdiff
 from corral_plugins.code_reviews.service.listing import ReviewListing
 from corral_plugins.code_reviews.service.opening import CodeReviewsService
+from corral_plugins.code_reviews.service.patch_preparation import ReviewContents, patch_of
 from corral_plugins.code_reviews.shapes import (
     ApproveReview,
     DiffQuery,

@@ -280,7 +280,7 @@ class Costs(Protocol):
         ...
 
     def agent_budgets(self, agent_ids: Sequence[str]) -> dict[str, AgentBudget]:
-        """Return the budgets of the agents among these that have one, in the current period."""
+        """Return the budgets of those agents that have one, in the current period."""
         ...
 
 

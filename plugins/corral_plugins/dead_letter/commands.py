@@ -60,7 +60,7 @@ def list_letters(client: ApiClient, *, status: str, reason: str | None, limit: i
 @client_command
 def show_letter(client: ApiClient, *, letter: str, as_json: bool) -> None:
     """Show a dead letter with the errors of its attempts."""
-    found, names = client.get(f"{PATH}/{_id(client, letter)}"), ObjectNames(client)
+    found, names = client.get(f"{PATH}/{_letter_id(client, letter)}"), ObjectNames(client)
     shown = {
         "title": found["title"],
         "id": found["id"],
@@ -88,7 +88,7 @@ def retry_letter(client: ApiClient, *, letter: str, from_start: bool, fields: tu
     body: dict[str, Any] = {"from_checkpoint": not from_start}
     if fields:
         body["overrides"] = parse_fields(fields)
-    retried = client.post(f"{PATH}/{_id(client, letter)}/retry", body)
+    retried = client.post(f"{PATH}/{_letter_id(client, letter)}/retry", body)
     text = f"The task {retried['title']} ({retried['task_id']}) is {retried['task']['status']}."
     print_value(retried, as_json=as_json, text=text)
 
@@ -120,7 +120,7 @@ def retry_all_letters(
 @client_command
 def discard_letter(client: ApiClient, *, letter: str, as_json: bool) -> None:
     """Discard a dead letter. Its task stays failed."""
-    found = _id(client, letter)
+    found = _letter_id(client, letter)
     client.send("DELETE", f"{PATH}/{found}")
     print_value({"id": found, "status": "discarded"}, as_json=as_json, text=f"Discarded {letter}.")
 
@@ -143,7 +143,7 @@ def show_stats(client: ApiClient, *, as_json: bool) -> None:
     print_fields(found, shown, as_json=as_json)
 
 
-def _id(client: ApiClient, letter: str) -> str:
+def _letter_id(client: ApiClient, letter: str) -> str:
     """Return the id of the dead letter with this id, or of the newest dead letter of the task with this title or id."""
     if parse_id(letter) is None:
         found = _letters_of(client, letter, lambda each: each["title"].casefold() == letter.strip().casefold())

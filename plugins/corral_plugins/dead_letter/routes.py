@@ -57,7 +57,7 @@ def get_dead_letter_stats(statistics: DeadLetterStatistics) -> DeadLetterStats:
 def retry_dead_letters(body: RetryAll, batches: DeadLetterBatches, caller: Principal) -> Answer[BatchView]:
     """Retry the dead letters that are open now, oldest first, at a rate.
 
-    The batch goes on after a restart. It pauses while the kill switch is engaged, and is cancelled after 20 of its
+    The batch continues after a restart. It pauses while the kill switch is engaged, and is cancelled after 20 of its
     tasks in a row failed again.
     """
     started = batches.start(body, by=caller)

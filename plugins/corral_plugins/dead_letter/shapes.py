@@ -76,7 +76,7 @@ class DeadLetterQuery(PageQuery, kw_only=True):
 
 
 class NewDeadLetter(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """A task to give up. `reason` is a text, which is kept as the note of the dead letter."""
+    """A task to give up. `reason` is kept as the note of the dead letter."""
 
     task_id: Id
     reason: Annotated[str, Meta(max_length=4000)] | None = None

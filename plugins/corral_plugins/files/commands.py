@@ -201,13 +201,13 @@ def move_files(open_session: OpenSession, url: str, config_path: Path | None, as
     import asyncio
 
     from corral.cli.file_stores import open_file_store
-    from corral_plugins.files.service.moves import FileMove
+    from corral_plugins.files.service.store_transfer import StoreTransfer
 
     target = open_file_store(url, config_path)
     if target is None:
         raise click.ClickException("no active plugin supports this URL; use s3://bucket?endpoint=… or file:///…")
     with open_session(config_path, "files move") as session:
-        move = FileMove(session.service, session.run)
+        move = StoreTransfer(session.service, session.run)
         told = asyncio.run(move.run(target))
     if told.failed:
         names = ", ".join(told.failed[:5])

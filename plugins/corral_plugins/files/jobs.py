@@ -20,9 +20,9 @@ async def verify_files(sweeps: FileSweeps) -> None:
     await sweeps.verify()
 
 
-async def forget_owner(user_id: str, sweeps: FileSweeps) -> None:
+async def delete_private_files(user_id: str, sweeps: FileSweeps) -> None:
     """Delete the private files of a purged user."""
-    await sweeps.forget_owner(user_id)
+    await sweeps.delete_private_files(user_id)
 
 
 async def leave_task(task_id: str, sweeps: FileSweeps) -> None:
@@ -40,5 +40,5 @@ def on_task_deleted(event: LoggedEvent) -> None:
     enqueue(LEAVE_JOB, task_id=event.object_id)
 
 
-JOBS = (Job(FORGET_JOB, forget_owner), Job(LEAVE_JOB, leave_task))
+JOBS = (Job(FORGET_JOB, delete_private_files), Job(LEAVE_JOB, leave_task))
 SCHEDULES = (Schedule("files.sweep", HOUR, sweep_files), Schedule("files.verify", WEEK, verify_files))

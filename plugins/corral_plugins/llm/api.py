@@ -173,7 +173,7 @@ class LLMProvider(Protocol):
         ...
 
     async def embed(self, request: dict[str, Any], connection: ProviderConnection) -> dict[str, Any]:
-        """Return embeddings. `input` is a list of texts, or of lists of token ids; the vectors are lists of floats."""
+        """Return embeddings. `input` is a list of strings or of lists of token ids; the vectors are lists of floats."""
         ...
 
 
@@ -242,7 +242,7 @@ class LLM(Protocol):
     async def embed(self, request: dict[str, Any], *, by: Principal) -> dict[str, Any]:
         """Return the embeddings of `input` as OpenAI's list of float vectors.
 
-        `input` is a text, or a list of up to 256 texts; each text may also be a list of token ids.
+        `input` is a string, or a list of up to 256 strings; each string may also be a list of token ids.
         """
         ...
 

@@ -170,9 +170,9 @@ class Completion(msgspec.Struct, kw_only=True):
 
 
 class EmbeddingRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """A request to embed texts. The `encoding_format` `base64` encodes each vector as little-endian 32-bit floats.
+    """A request to embed strings. The `encoding_format` `base64` encodes each vector as little-endian 32-bit floats.
 
-    `input` is a text or up to 256 texts. Each text may be given as a list of token ids.
+    `input` is a string or a list of up to 256 strings. Each string may be given as a list of token ids.
     """
 
     model: RequestedModel

@@ -59,14 +59,15 @@ class Installer(msgspec.Struct, frozen=True, kw_only=True):
     the permission `write` to install and `read` to export. `name_length` is the maximum length of the name of an
     object.
 
-    `plan(spec)` raises `Invalid`, with pointers relative to the spec, if an object with this spec could not be created.
-    It runs outside of units of work, in a thread, with ids other than the ids of the objects. All other functions run
-    in the caller's unit of work.
+    `check_spec(spec)` raises `Invalid`, with pointers relative to the spec, if an object with this spec could not be
+    created. It runs outside of units of work, in a thread, with ids other than the ids of the objects. All other
+    functions run in the caller's unit of work.
 
-    `existing(names)` returns the ids of existing objects by name. `install(spec, by)` creates an object that does
-    nothing by itself. `fingerprint(ids)` returns the present values of the fields that a spec may have, by id; objects
-    that are gone are left out. `update(id, fields, by)` changes these fields. `users(ids)` returns the objects of the
-    kind that refer to objects with these ids. `running(ids)` returns the ids of objects that are at work. `remove(id,
+    `find_existing(names)` returns the ids of existing objects by name. `install(spec, by)` creates an object that does
+    nothing by itself. `read_fields(ids)` returns the present values of the fields that a spec may have, by id; deleted
+    objects are left out. `lock(ids)` locks the objects until the unit ends, so that nobody changes them after their
+    fields were read. `update(id, fields, by)` changes these fields. `find_uses(ids)` returns the objects of the kind
+    that refer to objects with these ids. `find_running(ids)` returns the ids of objects that are running. `remove(id,
     by)` deletes an object. `export(id, by)` returns the spec of an object, and raises `NotFound`.
     """
 
@@ -75,13 +76,14 @@ class Installer(msgspec.Struct, frozen=True, kw_only=True):
     schema: Json
     write: str
     read: str
-    plan: Callable[[Json], None]
-    existing: Callable[[Sequence[str]], Mapping[str, str]]
+    check_spec: Callable[[Json], None]
+    find_existing: Callable[[Sequence[str]], Mapping[str, str]]
     install: Callable[[Json, Principal], InstalledObject]
-    fingerprint: Callable[[Sequence[str]], Mapping[str, Json]]
+    read_fields: Callable[[Sequence[str]], Mapping[str, Json]]
+    lock: Callable[[Sequence[str]], None]
     update: Callable[[str, Json, Principal], None]
-    users: Callable[[Sequence[str]], Sequence[ObjectUse]]
-    running: Callable[[Sequence[str]], Sequence[str]]
+    find_uses: Callable[[Sequence[str]], Sequence[ObjectUse]]
+    find_running: Callable[[Sequence[str]], Sequence[str]]
     remove: Callable[[str, Principal], None]
     export: Callable[[str, Principal], Json]
     name_length: int = 100
@@ -90,26 +92,39 @@ class Installer(msgspec.Struct, frozen=True, kw_only=True):
 class InstallerFunctions(Protocol):
     """The functions of an installer, as the methods of one object."""
 
-    def plan(self, spec: Json, /) -> None: ...
+    def check_spec(self, spec: Json, /) -> None: ...
 
-    def existing(self, names: Sequence[str], /) -> Mapping[str, str]: ...
+    def find_existing(self, names: Sequence[str], /) -> Mapping[str, str]: ...
 
     def install(self, spec: Json, by: Principal, /) -> InstalledObject: ...
 
-    def fingerprint(self, ids: Sequence[str], /) -> Mapping[str, Json]: ...
+    def read_fields(self, ids: Sequence[str], /) -> Mapping[str, Json]: ...
+
+    def lock(self, ids: Sequence[str], /) -> None: ...
 
     def update(self, id: str, fields: Json, by: Principal, /) -> None: ...
 
-    def users(self, ids: Sequence[str], /) -> Sequence[ObjectUse]: ...
+    def find_uses(self, ids: Sequence[str], /) -> Sequence[ObjectUse]: ...
 
-    def running(self, ids: Sequence[str], /) -> Sequence[str]: ...
+    def find_running(self, ids: Sequence[str], /) -> Sequence[str]: ...
 
     def remove(self, id: str, by: Principal, /) -> None: ...
 
     def export(self, id: str, by: Principal, /) -> Json: ...
 
 
-_FUNCTIONS = ("plan", "existing", "install", "fingerprint", "update", "users", "running", "remove", "export")
+_FUNCTIONS = (
+    "check_spec",
+    "find_existing",
+    "install",
+    "read_fields",
+    "lock",
+    "update",
+    "find_uses",
+    "find_running",
+    "remove",
+    "export",
+)
 
 
 def functions_of(implementation: InstallerFunctions) -> dict[str, Any]:

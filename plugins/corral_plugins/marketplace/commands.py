@@ -342,7 +342,7 @@ def _parameter_text(name: str, schema: Json, required: Collection[str]) -> str:
 
 
 def _value_text(value: Any) -> str:
-    """Return a value as `--parameter` takes it: a text as it is, and everything else as JSON."""
+    """Return a value in the form that `--parameter` takes: a string as it is, and any other value as JSON."""
     return (value or '""') if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 

@@ -68,7 +68,7 @@ class SentMessage(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ClaimedMessages(msgspec.Struct, frozen=True, kw_only=True):
-    """The messages that a claim delivers, as JSON objects, and the untrusted sources among them."""
+    """The messages that a claim delivers, as JSON objects, and those sources that are untrusted."""
 
     items: list[dict[str, Any]]
     untrusted: tuple[str, ...]

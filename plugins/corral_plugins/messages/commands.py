@@ -182,7 +182,7 @@ def _message_id(client: ApiClient, message: str) -> str:
 
 
 def _head(body: str) -> str:
-    """Return the beginning of a text in one line."""
+    """Return the beginning of a string in one line."""
     line = " ".join(body.split())
     return line if len(line) <= HEAD_LENGTH else f"{line[: HEAD_LENGTH - 1]}…"
 

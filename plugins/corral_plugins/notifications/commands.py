@@ -226,7 +226,7 @@ def edit_channel(
     config = {**read_body(input_path, fields), **_secrets(secret_files)}
     given = {"name": name, "is_enabled": is_enabled, "config": config or None}
     body = {key: value for key, value in given.items() if value is not None}
-    changed = client.send("PUT", f"{CHANNELS}/{_id(client, CHANNELS, channel)}", body=body)
+    changed = client.send("PUT", f"{CHANNELS}/{_find_id(client, CHANNELS, channel)}", body=body)
     print_value(changed, as_json=as_json, text=f"Changed {changed['name']}.")
 
 
@@ -235,7 +235,7 @@ def edit_channel(
 @client_command
 def delete_channel(client: ApiClient, *, channel: str, as_json: bool) -> None:
     """Delete a channel that no rule uses."""
-    found = _id(client, CHANNELS, channel)
+    found = _find_id(client, CHANNELS, channel)
     client.send("DELETE", f"{CHANNELS}/{found}")
     print_value({"id": found}, as_json=as_json, text=f"Deleted {channel}.")
 
@@ -245,7 +245,7 @@ def delete_channel(client: ApiClient, *, channel: str, as_json: bool) -> None:
 @client_command
 def test_channel(client: ApiClient, *, channel: str, as_json: bool) -> None:
     """Send a test notification through a channel, and wait. Ends with status 1 if it was not delivered."""
-    found = client.post(f"{CHANNELS}/{_id(client, CHANNELS, channel)}/test", {})
+    found = client.post(f"{CHANNELS}/{_find_id(client, CHANNELS, channel)}/test", {})
     took = format_ms(found["duration_ms"])
     why = FAILURES.get(found["error"], found["error"])
     text = f"Delivered after {took}." if found["delivered"] else f"Not delivered: {why}"
@@ -335,7 +335,7 @@ def edit_rule(
     body = {**read_body(input_path, fields), **_rule_parts(client, events, channels)}
     if enabled is not None:
         body["enabled"] = enabled
-    changed = client.send("PUT", f"{RULES}/{_id(client, RULES, rule)}", body=body)
+    changed = client.send("PUT", f"{RULES}/{_find_id(client, RULES, rule)}", body=body)
     print_value(changed, as_json=as_json, text=f"Changed {changed['name']}.")
 
 
@@ -344,7 +344,7 @@ def edit_rule(
 @client_command
 def delete_rule(client: ApiClient, *, rule: str, as_json: bool) -> None:
     """Delete a rule. Messages that it has begun are still sent."""
-    found = _id(client, RULES, rule)
+    found = _find_id(client, RULES, rule)
     client.send("DELETE", f"{RULES}/{found}")
     print_value({"id": found}, as_json=as_json, text=f"Deleted {rule}.")
 
@@ -355,7 +355,7 @@ def delete_rule(client: ApiClient, *, rule: str, as_json: bool) -> None:
 @client_command
 def test_rule(client: ApiClient, *, rule: str, days: int, as_json: bool) -> None:
     """Show what a rule would have sent for the events of the last days. Nothing is sent."""
-    found = client.post(f"{RULES}/{_id(client, RULES, rule)}/test", {"days": days})
+    found = client.post(f"{RULES}/{_find_id(client, RULES, rule)}/test", {"days": days})
     if as_json:
         print_value(found, as_json=True, text="")
         return
@@ -385,9 +385,9 @@ def list_deliveries(
     query: dict[str, Any] = {"status": list(status), "limit": limit}
     names = ObjectNames(client)
     if channel is not None:
-        query["channel_id"] = _id(client, CHANNELS, channel)
+        query["channel_id"] = _find_id(client, CHANNELS, channel)
     if rule is not None:
-        query["rule_id"] = _id(client, RULES, rule)
+        query["rule_id"] = _find_id(client, RULES, rule)
     items = client.get("/notifications/deliveries", **query)["items"]
     waiting = [] if as_json else [item for item in items if item["finished_at"] is None]
     held = {each: text for each in {item["channel_id"] for item in waiting} if (text := _breaker_text(names, each))}
@@ -476,11 +476,11 @@ def _looking_for(client: ApiClient, notification: str) -> AbstractContextManager
 def _rule_parts(client: ApiClient, events: tuple[str, ...], channels: tuple[str, ...]) -> dict[str, Any]:
     parts: dict[str, Any] = {"events": list(events)} if events else {}
     if channels:
-        parts["channel_ids"] = [_id(client, CHANNELS, each) for each in channels]
+        parts["channel_ids"] = [_find_id(client, CHANNELS, each) for each in channels]
     return parts
 
 
-def _id(client: ApiClient, path: str, name: str) -> str:
+def _find_id(client: ApiClient, path: str, name: str) -> str:
     """Return the id of the channel or rule with this id or name."""
     if (found := parse_id(name)) is not None:
         return found

@@ -19,10 +19,10 @@ from corral_plugins.notifications.service.fan_out import NotificationFanOut
 from corral_plugins.notifications.service.inbox import (
     AT_ONCE,
     Position,
-    crowded_users,
     delete_of_user,
     delete_old,
     delete_surplus,
+    users_with_surplus,
 )
 from corral_plugins.notifications.settings import RETENTION_DAYS, UNREAD_RETENTION_DAYS
 
@@ -32,7 +32,7 @@ DELETE_JOB = "notifications.delete_of_user"
 ENTRY = UnitContext(label="job notifications.group", actor=SYSTEM)
 
 
-async def group(
+async def maintain_deliveries(
     database: Database, claims: DeliveryClaims, fan_out: NotificationFanOut, dispatcher: NotificationDispatcher
 ) -> None:
     """Release the deliveries of dead processes, give up late deliveries, and gather events that no process has seen."""
@@ -52,7 +52,7 @@ async def purge(work: Work, settings: Settings, fan_out: NotificationFanOut) -> 
     position: Position | None = ("", "")
     while position is not None:
         position = await work(functools.partial(delete_old, read_before, unread_before, position))
-    for user_id, surplus in await work(crowded_users, read=True):
+    for user_id, surplus in await work(users_with_surplus, read=True):
         left = surplus
         while left > 0 and (gone := await work(functools.partial(delete_surplus, user_id, left))):
             left -= gone
@@ -76,5 +76,5 @@ def forget_purged_user(event: LoggedEvent) -> None:
 
 
 JOBS = (Job(DELETE_JOB, delete_notifications),)
-SCHEDULES = (Schedule("notifications.group", 5.0, group), Schedule("notifications.purge", DAY, purge))
+SCHEDULES = (Schedule("notifications.group", 5.0, maintain_deliveries), Schedule("notifications.purge", DAY, purge))
 SUBSCRIBERS = (Subscriber("notifications.purged_users", ("user.purged",), forget_purged_user),)

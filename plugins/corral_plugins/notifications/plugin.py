@@ -16,9 +16,9 @@ from corral.plugin import Metric, Plugin, Provide, Runtime, Setting, hookimpl
 from corral_plugins.marketplace.api import Installer
 from corral_plugins.notifications import hookspecs, jobs, models, routes, settings
 from corral_plugins.notifications.api import EVENTS, ChannelType
+from corral_plugins.notifications.service.apprise_services import AppriseServices
 from corral_plugins.notifications.service.channel_types import ChannelTypeRegistry
 from corral_plugins.notifications.service.channels import ChannelManagement
-from corral_plugins.notifications.service.checks import ChannelChecks, RuleChecks
 from corral_plugins.notifications.service.claims import DeliveryClaims
 from corral_plugins.notifications.service.credentials import ChannelCredentials
 from corral_plugins.notifications.service.deliveries import NotificationDeliveries
@@ -26,24 +26,24 @@ from corral_plugins.notifications.service.direct import DirectNotifications
 from corral_plugins.notifications.service.dispatcher import NotificationDispatcher
 from corral_plugins.notifications.service.email import EmailChannel
 from corral_plugins.notifications.service.fan_out import NotificationFanOut, RuleMatching
-from corral_plugins.notifications.service.further_services import FurtherServices
 from corral_plugins.notifications.service.http import ChannelHttp
 from corral_plugins.notifications.service.inbox import Inbox
-from corral_plugins.notifications.service.links import OutgoingMessages
 from corral_plugins.notifications.service.mentions import Mentions
 from corral_plugins.notifications.service.metrics import NotificationMetrics
-from corral_plugins.notifications.service.notify_types import NotifyTypes
+from corral_plugins.notifications.service.notify_action_and_step import NotifyActionAndStep
 from corral_plugins.notifications.service.outcomes import DeliveryOutcomes
+from corral_plugins.notifications.service.outgoing_messages import OutgoingMessages
 from corral_plugins.notifications.service.people import People
 from corral_plugins.notifications.service.preferences import PreferenceManagement
 from corral_plugins.notifications.service.previews import RulePreviews
 from corral_plugins.notifications.service.redactor_values import ChannelRedactorValues
 from corral_plugins.notifications.service.rules import RuleManagement
+from corral_plugins.notifications.service.send_test import ChannelTester
 from corral_plugins.notifications.service.sender import ChannelSender
 from corral_plugins.notifications.service.slack import SlackChannel
 from corral_plugins.notifications.service.telegram import TelegramChannel
 from corral_plugins.notifications.service.template_installer import RuleTemplateInstaller
-from corral_plugins.notifications.service.trials import ChannelTrials
+from corral_plugins.notifications.service.validation import ChannelChecks, RuleChecks
 from corral_plugins.notifications.service.webhook import WebhookChannel
 from corral_plugins.triggers.api import TriggerAction
 from corral_plugins.workflows.api import StepType
@@ -74,7 +74,7 @@ PARTS: tuple[type[Any], ...] = (
     NotificationFanOut,
     OutgoingMessages,
     ChannelSender,
-    ChannelTrials,
+    ChannelTester,
     DeliveryClaims,
     DeliveryOutcomes,
     NotificationDispatcher,
@@ -109,8 +109,12 @@ class NotificationsPlugin(Plugin):
 
     def __init__(self, section: Any = None) -> None:
         super().__init__(section)
-        self._metrics, self._notify, self._installer = NotificationMetrics(), NotifyTypes(), RuleTemplateInstaller()
-        self._further = FurtherServices()
+        self._metrics, self._notify, self._installer = (
+            NotificationMetrics(),
+            NotifyActionAndStep(),
+            RuleTemplateInstaller(),
+        )
+        self._apprise = AppriseServices()
         self._unwatch: Callable[[], None] = lambda: None
         self._dispatcher: NotificationDispatcher | None = None
 
@@ -121,7 +125,7 @@ class NotificationsPlugin(Plugin):
         self._notify.set_implementation(runtime.service(DirectNotifications))
         self._installer.management = runtime.service(RuleManagement)
         self._installer.checks = runtime.service(RuleChecks)
-        self._further.http = runtime.service(ChannelHttp)
+        self._apprise.http = runtime.service(ChannelHttp)
         await runtime.service(NotificationFanOut).create_cursor()
         runtime.service(ChannelSender).declare()
         self._dispatcher = runtime.service(NotificationDispatcher)
@@ -183,7 +187,7 @@ class NotificationsPlugin(Plugin):
 
     @hookimpl
     def corral_notification_channels(self) -> Iterable[ChannelType]:
-        return self._further.definitions()
+        return self._apprise.definitions()
 
     @hookimpl(optionalhook=True)
     def corral_trigger_actions(self) -> Iterable[TriggerAction]:

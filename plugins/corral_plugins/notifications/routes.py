@@ -12,13 +12,13 @@ from corral_core.accounts.api import Accounts
 from corral_plugins.notifications.api import NotificationView
 from corral_plugins.notifications.service.channel_types import ChannelTypeRegistry
 from corral_plugins.notifications.service.channels import ChannelManagement
-from corral_plugins.notifications.service.checks import ChannelChecks, RuleChecks
 from corral_plugins.notifications.service.deliveries import NotificationDeliveries
 from corral_plugins.notifications.service.inbox import Inbox
 from corral_plugins.notifications.service.preferences import PreferenceManagement
 from corral_plugins.notifications.service.previews import RulePreviews
 from corral_plugins.notifications.service.rules import RuleManagement
-from corral_plugins.notifications.service.trials import ChannelTrials
+from corral_plugins.notifications.service.send_test import ChannelTester
+from corral_plugins.notifications.service.validation import ChannelChecks, RuleChecks
 from corral_plugins.notifications.shapes import (
     ChannelPatch,
     ChannelTest,
@@ -177,7 +177,7 @@ def delete_notification_channel(id: str, match: IfMatch, channels: ChannelManage
     "/channels/{id}/test", needs=MANAGE, rate=TESTS, seconds=TEST_SECONDS, raises=("not_found", "vault_sealed")
 )
 async def test_notification_channel(
-    id: str, trials: ChannelTrials, channels: ChannelManagement, accounts: Accounts, caller: Principal, work: Work
+    id: str, trials: ChannelTester, channels: ChannelManagement, accounts: Accounts, caller: Principal, work: Work
 ) -> ChannelTest:
     """Send a test notification through a channel, even if it is disabled, and wait for the result."""
     row = await work(lambda: channels.row(id), read=True)

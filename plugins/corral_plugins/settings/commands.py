@@ -101,7 +101,7 @@ def show_setting(client: ApiClient, *, setting: str, as_json: bool) -> None:
 def set_setting(client: ApiClient, *, setting: str, value: str | None, as_json: bool) -> None:
     """Change a setting. Give a list or an object as JSON. A secret is read from a prompt or from standard input."""
     found = _find(client, setting)
-    changed = client.send("PUT", _path(found), body={"value": _given(found, value)})
+    changed = client.send("PUT", _path(found), body={"value": _new_value(found, value)})
     print_value(changed, as_json=as_json, text=_changed_text(changed, found["value"]))
     if not as_json and _name(found) == DEFAULT_MODEL and (warning := _model_warning(client, changed["value"])):
         click.echo(click.style("warning", fg="yellow") + f": {warning}", err=True)
@@ -153,7 +153,7 @@ def _find(client: ApiClient, name: str) -> Setting:
     raise ApiClientError(f"there is no setting {name}{hint}", 404)
 
 
-def _given(setting: Setting, value: str | None) -> Any:
+def _new_value(setting: Setting, value: str | None) -> Any:
     """Return the new value. The server reads a number or a boolean from its text."""
     name = _name(setting)
     if setting["type"] == "secret":
@@ -192,7 +192,7 @@ def _model_warning(client: ApiClient, model: str | None) -> str | None:
 
 
 def _changed_text(setting: Setting, before: Any) -> str:
-    """Return a text with the current value of a setting."""
+    """Return a sentence with the current value of a setting."""
     name = _name(setting)
     text = f"{name} is {_value_text(setting['value'])}"
     text += f", the default (it was {_value_text(before)})." if setting["source"] == "default" else "."

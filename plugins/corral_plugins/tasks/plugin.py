@@ -17,8 +17,8 @@ from corral_core.backup.api import RestoreStep
 from corral_plugins.agents.api import Agents, AgentStatistics
 from corral_plugins.tasks import hookspecs, jobs, models, settings
 from corral_plugins.tasks.api import EVENTS, Tasks
-from corral_plugins.tasks.routes import protocol
 from corral_plugins.tasks.routes import tasks as task_routes
+from corral_plugins.tasks.routes import worker_protocol
 from corral_plugins.tasks.service.actions import OwnerActions
 from corral_plugins.tasks.service.agent_models import AgentModels
 from corral_plugins.tasks.service.agent_tools import AgentTools, TaskTools
@@ -127,7 +127,7 @@ class TasksPlugin(Plugin):
 
     @hookimpl
     def corral_routes(self) -> Iterable[Routes]:
-        return [task_routes.routes, protocol.routes]
+        return [task_routes.routes, worker_protocol.routes]
 
     @hookimpl
     def corral_models(self) -> Iterable[type[Model]]:

@@ -125,8 +125,8 @@ class Tool(msgspec.Struct, frozen=True, kw_only=True):
     The name has a dot and begins with a small letter, such as `oncall.who`; any other makes the plugin `failed`.
     `run(context, arguments)` returns JSON, `ToolOutput` or `ResultLater`, or raises `ToolFailure` or a `Problem`. A
     `def` function runs in the unit of work that stores the result. An `async def` function opens its own units of work
-    with `context.work`. `run` is None for tools that run on workers. `sees(context, arguments)` returns whether the
-    requester may see the objects named in the arguments. The function is called in a unit of work. `admits(config,
+    with `context.work`. `run` is None for tools that run on workers. `is_visible(context, arguments)` returns whether
+    the requester may see the objects named in the arguments. The function is called in a unit of work. `admits(config,
     arguments)` returns whether a configuration, of the tool or of the agent, allows the arguments. `trusts(config,
     arguments)` returns whether the configuration of the tool exempts the call from approval in tainted runs.
     `asks(context, arguments)` returns whether a person must approve the call, whatever the policies say.
@@ -147,7 +147,7 @@ class Tool(msgspec.Struct, frozen=True, kw_only=True):
     config_schema: Json | None = None  # None: the tool has no configuration
     target: Callable[[Json], CallTarget | None] | None = None
     asks: Callable[[ToolContext, Json], bool] | None = None
-    sees: Callable[[ToolContext, Json], bool] | None = None
+    is_visible: Callable[[ToolContext, Json], bool] | None = None
     admits: Callable[[Mapping[str, Any], Json], bool] | None = None
     trusts: Callable[[Mapping[str, Any], Json], bool] | None = None
 
@@ -269,7 +269,7 @@ class Tools(Protocol):
         ...
 
     def unavailable_tools(self, names: Iterable[str]) -> list[str]:
-        """Return the tools among these that neither the server nor an online worker offers, or that are disabled.
+        """Return those tools that neither the server nor an online worker offers, or that are disabled.
 
         A name may be a pattern such as `prefix.*`.
         """
@@ -293,12 +293,12 @@ class Tools(Protocol):
     def approval_changed(self, call_row_id: str, *, status: str, note: str | None) -> None:
         """Continue a held call after people have decided, in the transaction of their decision.
 
-        An approved call runs soon. Every other outcome ends the call, and its task goes on with the outcome.
+        An approved call runs soon. Every other outcome ends the call, and its task continues with the outcome.
         """
         ...
 
     def results_of_held_call(self, call_row_id: str) -> list[Json] | None:
-        """Return the `tool_results` with which the task of a decided call goes on.
+        """Return the `tool_results` with which the task of a decided call continues.
 
         Return None if the tool has to run first. The list is empty if the worker has to make the call again, to run the
         approved tool itself.

@@ -132,7 +132,7 @@ def edit_mcp_server(
 @name_argument
 @client_command
 def refresh_mcp_server(client: ApiClient, *, name: str, as_json: bool) -> None:
-    """List the tools of an MCP server now. This also happens every hour by itself."""
+    """List the tools of an MCP server now. This also happens automatically every hour."""
     _print_server(_send(client, "POST", name, "/refresh"), as_json=as_json)
 
 

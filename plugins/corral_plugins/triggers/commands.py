@@ -328,7 +328,7 @@ def test_trigger(
         lines = [f"{event['ts']}  {event['event']}  {event['event_id']}" for event in found["events"]]
         text = "\n".join([*lines, *(["There are more."] if found["has_more"] else [])]) or "There are no such events."
     else:
-        text = _expectation(tested, found)
+        text = _test_result_text(tested, found)
     print_value(found, as_json=as_json, text=text)
 
 
@@ -336,7 +336,7 @@ def _warning_lines(trigger: Mapping[str, Any]) -> list[str]:
     return [f"Warning: {each}" for each in trigger["warnings"]]
 
 
-def _expectation(trigger: dict[str, Any], found: dict[str, Any]) -> str:
+def _test_result_text(trigger: dict[str, Any], found: dict[str, Any]) -> str:
     """Return sentences that say what a trigger would do with a payload. Nothing was started."""
     reasons = {
         "filtered": "its filter is false for this payload",

@@ -7,7 +7,7 @@ from corral.database.engine import Work
 from corral.jobs.job import Job, Schedule
 from corral.plugin import Settings
 from corral_plugins.triggers.models import PENDING, Fire, Trigger
-from corral_plugins.triggers.service.events import TriggerLogReader
+from corral_plugins.triggers.service.event_reader import TriggerLogReader
 from corral_plugins.triggers.service.firing import TriggerFiring
 from corral_plugins.triggers.service.rows import DAY
 from corral_plugins.triggers.service.scheduler import TriggerScheduler

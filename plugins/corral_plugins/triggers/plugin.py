@@ -15,8 +15,7 @@ from corral.plugin import Metric, Plugin, Provide, Runtime, Setting, hookimpl
 from corral_plugins.marketplace.api import Installer
 from corral_plugins.triggers import hookspecs, jobs, models, routes, settings
 from corral_plugins.triggers.api import EVENTS
-from corral_plugins.triggers.service.checks import TriggerChecks
-from corral_plugins.triggers.service.events import TriggerEvents, TriggerLogReader
+from corral_plugins.triggers.service.event_reader import TriggerEvents, TriggerLogReader
 from corral_plugins.triggers.service.firing import TriggerFiring
 from corral_plugins.triggers.service.ingress import TriggerIngress
 from corral_plugins.triggers.service.kinds import TriggerTypeRegistry
@@ -26,6 +25,7 @@ from corral_plugins.triggers.service.previews import TriggerPreviews
 from corral_plugins.triggers.service.scheduler import TriggerScheduler, TriggerTimes
 from corral_plugins.triggers.service.slots import TriggerSlots
 from corral_plugins.triggers.service.template_installer import TriggerTemplateInstaller
+from corral_plugins.triggers.service.validation import TriggerChecks
 
 if TYPE_CHECKING:
     import click

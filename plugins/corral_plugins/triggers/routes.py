@@ -9,11 +9,11 @@ from corral.database.engine import Work
 from corral.http.answers import Answer, IfMatch, Request
 from corral.http.page import Page
 from corral.http.routes import Routes
-from corral_plugins.triggers.service.checks import TriggerChecks
 from corral_plugins.triggers.service.ingress import DELIVERIES, TriggerIngress
 from corral_plugins.triggers.service.kinds import TriggerTypeRegistry
 from corral_plugins.triggers.service.management import TriggerManagement, new_ingress_secrets
 from corral_plugins.triggers.service.previews import TriggerPreviews
+from corral_plugins.triggers.service.validation import TriggerChecks
 from corral_plugins.triggers.shapes import (
     CreatedTrigger,
     DeliveryAnswer,

@@ -18,9 +18,9 @@ from corral_plugins.webhooks.service.deliveries import (
     end_recovery,
     recover_batch,
 )
+from corral_plugins.webhooks.service.disabling import AT_ONCE, CANCEL_JOB, cancel_batch, cancel_stranded
 from corral_plugins.webhooks.service.fan_out import WebhookFanOut
 from corral_plugins.webhooks.service.management import delete_webhooks
-from corral_plugins.webhooks.service.states import AT_ONCE, CANCEL_JOB, cancel_batch, cancel_stranded
 from corral_plugins.webhooks.settings import RETENTION_DAYS
 
 DAY = 86_400

@@ -17,7 +17,6 @@ from corral.redact.redactor import Redactor
 from corral_plugins.triggers.api import TriggerAction
 from corral_plugins.webhooks import jobs, models, routes, settings
 from corral_plugins.webhooks.api import EVENTS, Signer
-from corral_plugins.webhooks.service.checks import WebhookChecks
 from corral_plugins.webhooks.service.claims import DeliveryClaims
 from corral_plugins.webhooks.service.credentials import WebhookCredentials
 from corral_plugins.webhooks.service.deliveries import WebhookDeliveries
@@ -28,10 +27,11 @@ from corral_plugins.webhooks.service.metrics import WebhookMetrics
 from corral_plugins.webhooks.service.outcomes import DeliveryOutcomes
 from corral_plugins.webhooks.service.payloads import WebhookEvents
 from corral_plugins.webhooks.service.redactor_values import WebhookRedactorValues
+from corral_plugins.webhooks.service.send_test import WebhookTester
 from corral_plugins.webhooks.service.sender import WebhookSender
 from corral_plugins.webhooks.service.signing import StandardSigner
-from corral_plugins.webhooks.service.trials import WebhookTrials
 from corral_plugins.webhooks.service.trigger_actions import WebhookTriggerAction
+from corral_plugins.webhooks.service.validation import WebhookChecks
 
 if TYPE_CHECKING:
     import click
@@ -89,7 +89,7 @@ class WebhooksPlugin(Plugin):
             DeliveryClaims,
             DeliveryOutcomes,
             WebhookSender,
-            WebhookTrials,
+            WebhookTester,
             WebhookDispatcher,
             WebhookRedactorValues,
         )

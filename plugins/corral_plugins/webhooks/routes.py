@@ -7,12 +7,12 @@ from corral.database.engine import Work
 from corral.http.answers import Answer, IfMatch, Request
 from corral.http.page import Page
 from corral.http.routes import Rate, Routes
-from corral_plugins.webhooks.service.checks import WebhookChecks, check_new_secret
 from corral_plugins.webhooks.service.deliveries import WebhookDeliveries
 from corral_plugins.webhooks.service.management import WebhookManagement
 from corral_plugins.webhooks.service.payloads import WebhookEvents
+from corral_plugins.webhooks.service.send_test import WebhookTester
 from corral_plugins.webhooks.service.signing import new_secret
-from corral_plugins.webhooks.service.trials import WebhookTrials
+from corral_plugins.webhooks.service.validation import WebhookChecks, check_new_secret
 from corral_plugins.webhooks.shapes import (
     CreatedWebhook,
     DeliveryDetails,
@@ -100,7 +100,7 @@ def delete_webhook(id: str, match: IfMatch, webhooks: WebhookManagement, caller:
     "/{id}/test", needs=WRITE, rate=TESTS, seconds=TEST_SECONDS, raises=("not_found", "unknown_event", "vault_sealed")
 )
 async def test_webhook(
-    id: str, body: TestWebhook, trials: WebhookTrials, webhooks: WebhookManagement, caller: Principal, work: Work
+    id: str, body: TestWebhook, trials: WebhookTester, webhooks: WebhookManagement, caller: Principal, work: Work
 ) -> WebhookTest:
     """Send a test message, even if the webhook is disabled, and wait for the result. It is sent once."""
     row = await work(lambda: webhooks.row(id, by=caller), read=True)

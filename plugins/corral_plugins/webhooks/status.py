@@ -18,7 +18,7 @@ def webhook_status(client: ApiClient) -> StatusPart:
         return StatusPart(None)
     bad = [each for each in found["items"] if _is_failing(each)]
     hosts = Counter(each["host"] for each in found["items"])
-    lines = [_text_of(each, is_named=hosts[each["host"]] == 1) for each in bad[:MAX_NAMES]]
+    lines = [_describe(each, is_named=hosts[each["host"]] == 1) for each in bad[:MAX_NAMES]]
     if len(bad) > MAX_NAMES:
         lines.append(f"{len(bad) - MAX_NAMES} more: corral webhooks list")
     return StatusPart(bad, "\n".join(lines) or None)
@@ -30,7 +30,7 @@ def _is_failing(webhook: Any) -> bool:
     return webhook["failing_since"] is not None
 
 
-def _text_of(webhook: Any, *, is_named: bool) -> str:
+def _describe(webhook: Any, *, is_named: bool) -> str:
     """Describe a webhook. `is_named` means that its host names it, because no other webhook has this host."""
     host = webhook["host"]
     name = host if is_named else webhook["id"]

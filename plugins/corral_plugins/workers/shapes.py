@@ -202,7 +202,7 @@ class WorkerToken(WorkerView, kw_only=True):
 class WorkerListQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """Filters of the list of workers.
 
-    `label` is `key` or `key=value`. `search` is a text to find in the name or the host name.
+    `label` is `key` or `key=value`. `search` is a string to find in the name or the host name.
     """
 
     status: list[Status] = msgspec.field(default_factory=list)

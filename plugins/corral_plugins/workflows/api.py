@@ -294,7 +294,7 @@ class RunPaused(RunEvent, kw_only=True):
 
 
 class RunResumed(RunEvent, kw_only=True):
-    """A workflow run goes on after a pause, or after it had failed."""
+    """A workflow run continues after a pause, or after it had failed."""
 
     event = "workflow.run.resumed"
 

@@ -21,7 +21,7 @@ from corral.cli.server_connection import client_command, complete_names
 from corral.ids import parse_id
 from corral_core.accounts.api import USERS_PATH
 from corral_plugins.workflows.following import follow_run
-from corral_plugins.workflows.waiting_steps import step_name, task_obstacles, waited_for
+from corral_plugins.workflows.wait_reasons import step_name, task_obstacles, waited_for
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from corral.cli.api_client import ApiClient, ApiClientError
-from corral_plugins.workflows.waiting_steps import task_obstacles
+from corral_plugins.workflows.wait_reasons import task_obstacles
 
 ENDED = ("completed", "failed", "cancelled")
 

@@ -35,7 +35,7 @@ async def sweep(database: Database, executors: StepExecutors, waits: EventWaits)
     await executors.take_over()
     while await database.read(has_due_runs, entry):
         await database.work(lambda: queue_due_runs(BATCH), entry=entry)
-    await waits.look()
+    await waits.complete_waiting_steps()
 
 
 async def prune(work: Work, settings: Settings) -> None:

@@ -23,6 +23,7 @@ from corral_plugins.workflows.models import Run, StepRun, Workflow, WorkflowVers
 from corral_plugins.workflows.routes import runs as run_routes
 from corral_plugins.workflows.routes import workflows as workflow_routes
 from corral_plugins.workflows.service import metrics
+from corral_plugins.workflows.service.builtin_steps import BuiltInSteps
 from corral_plugins.workflows.service.code_steps import ToolTasks
 from corral_plugins.workflows.service.definitions import CANCEL_JOB, WorkflowStore
 from corral_plugins.workflows.service.dry_runs import DryRuns
@@ -32,7 +33,7 @@ from corral_plugins.workflows.service.executors import StepExecutors
 from corral_plugins.workflows.service.large_outputs import LargeOutputs
 from corral_plugins.workflows.service.management import WorkflowManagement
 from corral_plugins.workflows.service.metrics import WorkflowMetrics
-from corral_plugins.workflows.service.references import References
+from corral_plugins.workflows.service.missing_references import ReferenceChecker
 from corral_plugins.workflows.service.run_events import RunEvents
 from corral_plugins.workflows.service.run_views import RunViews
 from corral_plugins.workflows.service.runs import RunsService
@@ -40,11 +41,10 @@ from corral_plugins.workflows.service.step_events import EVENTS as AWAITED
 from corral_plugins.workflows.service.step_events import StepEvents
 from corral_plugins.workflows.service.step_tasks import TasksOfSteps
 from corral_plugins.workflows.service.step_types import StepTypes
-from corral_plugins.workflows.service.steps import BuiltInSteps
 from corral_plugins.workflows.service.template_installer import WorkflowTemplateInstaller
 from corral_plugins.workflows.service.tool import WorkflowTool
 from corral_plugins.workflows.service.trigger_action import WorkflowTriggerAction
-from corral_plugins.workflows.service.validation import Definitions
+from corral_plugins.workflows.service.validation import DefinitionValidator
 from corral_plugins.workflows.settings import SETTINGS
 
 if TYPE_CHECKING:
@@ -112,12 +112,12 @@ class WorkflowsPlugin(Plugin):
             StepExecutors,
             StepEvents,
             EventWaits,
-            Definitions,
+            DefinitionValidator,
             WorkflowStore,
             WorkflowManagement,
             RunsService,
             RunViews,
-            References,
+            ReferenceChecker,
             DryRuns,
             RunEvents,
         )
@@ -126,7 +126,7 @@ class WorkflowsPlugin(Plugin):
             *(Provide(part, part) for part in parts),
             Provide(Workflows, _provide_workflows),
             Provide(StepTasks, TasksOfSteps),
-            *self._steps.provided(),
+            *self._steps.services(),
             Provide(WorkflowTriggerAction, lambda: self._trigger_action),
             Provide(WorkflowTool, lambda: self._tool),
             Provide(WorkflowTemplateInstaller, lambda: self._template_installer),

@@ -120,7 +120,7 @@ def test_operations_7_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pos
         found = next(doctor.check_clock(config))
         assert (found.status, word in found.detail, "synchronise" in found.remedy) == (status, True, True)
     monkeypatch.setattr(doctor, "database_clock_skew", lambda config: 0.0)
-    monkeypatch.setattr(doctor, "_synchronised", lambda: False)
+    monkeypatch.setattr(doctor, "_is_clock_synchronised", lambda: False)
     found = next(doctor.check_clock(config))
     assert (found.status, "chrony" in found.remedy) == ("warning", True)
 

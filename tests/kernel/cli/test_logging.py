@@ -121,9 +121,9 @@ def test_lines_are_for_people_on_a_terminal_and_json_elsewhere() -> None:
 
 
 def test_a_slow_unit_below_half_a_second_is_not_logged_during_the_start(caplog: pytest.LogCaptureFixture) -> None:
-    from corral.cli.serve import SlowUnitsOfStart
+    from corral.cli.serve import SlowStartFilter
 
-    log, starting = logging.getLogger("corral.database"), SlowUnitsOfStart()
+    log, starting = logging.getLogger("corral.database"), SlowStartFilter()
     log.addFilter(starting)
     try:
         for took in (51, 499, 500):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from corral.cli.optional_imports import without
+from corral.cli.optional_imports import hide_packages
 
 pytestmark = pytest.mark.one_engine
 
@@ -41,9 +41,9 @@ def test_a_server_on_sqlite_imports_neither_postgres_drivers_nor_rich(tmp_path: 
 def test_a_package_is_missing_in_the_block_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "optional_of_test.py").write_text("value = 1\n")
     monkeypatch.syspath_prepend(tmp_path)
-    with without("optional_of_test"), pytest.raises(ImportError):
+    with hide_packages("optional_of_test"), pytest.raises(ImportError):
         importlib.import_module("optional_of_test")
     assert importlib.import_module("optional_of_test").value == 1
-    with without("optional_of_test"):  # what is imported already stays
+    with hide_packages("optional_of_test"):  # what is imported already stays
         assert importlib.import_module("optional_of_test").value == 1
     del sys.modules["optional_of_test"]

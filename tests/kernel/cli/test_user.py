@@ -11,7 +11,7 @@ import httpx2
 import pytest
 from tests.kernel.auth.authenticator import AuthenticatorApp
 
-from corral.cli.command_sessions import operator_name
+from corral.cli.command_kernels import operator_name
 from corral.testing.server import ServerProcess
 
 PASSWORD = "a rather long phrase"

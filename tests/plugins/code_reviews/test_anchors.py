@@ -9,7 +9,7 @@ import time
 import msgspec
 import pytest
 
-from corral_plugins.code_reviews.service.anchors import Context, Found, Place, context_of, find_again
+from corral_plugins.code_reviews.service.anchors import Context, NewPlace, Place, context_of, find_again
 from corral_plugins.code_reviews.service.interdiffs import interdiff
 from corral_plugins.code_reviews.service.patches import Patch, parse_patch
 
@@ -46,7 +46,7 @@ def moved(new: Patch, line: int = 20, end: int | None = None) -> tuple[str, int 
     return found.anchor, found.line
 
 
-def again(new: Patch, line: int, context: Context | None) -> Found:
+def again(new: Patch, line: int, context: Context | None) -> NewPlace:
     """Where a comment on x.py is in a revision."""
     return find_again(new, [Place(file="x.py", side="new", line=line, context=context)])[0]
 

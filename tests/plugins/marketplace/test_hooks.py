@@ -25,11 +25,11 @@ class Bells:
     def __init__(self) -> None:
         self.rows: dict[str, Json] = {}
 
-    def plan(self, spec: Json) -> None:
+    def check_spec(self, spec: Json) -> None:
         if spec["tone"] == "z":
             raise Invalid.at("/tone", "not_allowed", "No bell has this tone.")
 
-    def existing(self, names: Sequence[str]) -> Mapping[str, str]:
+    def find_existing(self, names: Sequence[str]) -> Mapping[str, str]:
         return {row["name"]: bell for bell, row in self.rows.items() if row["name"] in names}
 
     def install(self, spec: Json, by: Principal) -> InstalledObject:
@@ -37,13 +37,13 @@ class Bells:
         self.rows[bell] = dict(spec)
         return InstalledObject(id=bell)
 
-    def fingerprint(self, ids: Sequence[str]) -> Mapping[str, Json]:
+    def read_fields(self, ids: Sequence[str]) -> Mapping[str, Json]:
         return {each: dict(self.rows[each]) for each in ids if each in self.rows}
 
     def remove(self, bell: str, by: Principal) -> None:
         del self.rows[bell]
 
-    def users(self, ids: Sequence[str]) -> Sequence[ObjectUse]:
+    def find_uses(self, ids: Sequence[str]) -> Sequence[ObjectUse]:
         return [ObjectUse(id=bell, name=row["name"], uses=row["agent_id"]) for bell, row in self.rows.items()]
 
 
@@ -67,13 +67,14 @@ class BellsPlugin(Plugin):
                 schema=schema,
                 write="agents.write",
                 read="agents.read",
-                plan=bells.plan,
-                existing=bells.existing,
+                check_spec=bells.check_spec,
+                find_existing=bells.find_existing,
                 install=bells.install,
-                fingerprint=bells.fingerprint,
+                read_fields=bells.read_fields,
+                lock=lambda ids: None,
                 update=lambda bell, fields, by: bells.rows[bell].update(fields),
-                users=bells.users,
-                running=lambda ids: [],
+                find_uses=bells.find_uses,
+                find_running=lambda ids: [],
                 remove=bells.remove,
                 export=lambda bell, by: bells.rows[bell],
             )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from playhouse.schema_diff import diff_models
 from tests.plugins.messages.conftest import Post
 
-from corral_plugins.messages.service.metrics import undelivered
+from corral_plugins.messages.service.metrics import count_undelivered
 
 
 async def test_models_and_migration_agree_and_metrics_count(post: Post) -> None:
@@ -17,4 +17,4 @@ async def test_models_and_migration_agree_and_metrics_count(post: Post) -> None:
     assert await post.kit.work(differences) == ""
     await post.send(post.agent_id)
     await post.send(channel="empty")
-    assert await post.kit.work(undelivered, read=True) == {(): 1.0}
+    assert await post.kit.work(count_undelivered, read=True) == {(): 1.0}

@@ -22,7 +22,7 @@ from corral.http.answers import ANY_VERSION
 from corral.redact.redactor import Redactor
 from corral_plugins.circuit_breakers.service.breakers import BreakersService
 from corral_plugins.notifications.service.channels import ChannelManagement
-from corral_plugins.notifications.service.checks import ChannelChecks
+from corral_plugins.notifications.service.validation import ChannelChecks
 from corral_plugins.notifications.shapes import ChannelPatch
 
 SECRET = "a secret of the channel"

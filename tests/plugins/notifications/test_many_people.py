@@ -12,7 +12,7 @@ from corral.ids import new_id
 from corral_core.accounts.models import UserRow
 from corral_plugins.notifications.models import Delivery, Notification, Progress
 from corral_plugins.notifications.service import fan_out as fan_out_module
-from corral_plugins.notifications.service import portions
+from corral_plugins.notifications.service import recipient_chunks
 from corral_plugins.notifications.service.inbox import Inbox
 
 EVERYBODY: dict[str, Any] = {"events": ("things.*",), "recipients": {"roles": ["member"]}, "in_app": True}
@@ -48,7 +48,7 @@ async def test_a_unit_of_work_tells_a_bounded_number_of_people(
     mailing: Notified, smtp: MailServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every event goes to every member, in the app and by mail: no unit writes more than its number of rows."""
-    for module in (portions, fan_out_module):
+    for module in (recipient_chunks, fan_out_module):
         monkeypatch.setattr(module, "ROWS_AT_ONCE", 10)
     written: list[int] = []
     add = Inbox.add
@@ -74,7 +74,7 @@ async def test_an_event_that_is_half_told_is_told_to_the_others(
     world: Notified, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The process ends between two units of work. The next one goes on where it stopped."""
-    for module in (portions, fan_out_module):
+    for module in (recipient_chunks, fan_out_module):
         monkeypatch.setattr(module, "ROWS_AT_ONCE", 4)
     await add_members(world, 10)
     await world.rule(**EVERYBODY)
@@ -85,8 +85,8 @@ async def test_an_event_that_is_half_told_is_told_to_the_others(
     matched = await fan_out._matching.matches(batch.rules, batch.events)
     roles = {"member": await fan_out._members("member")}
     plan = await world.kit.work(lambda: fan_out._plan(batch, batch.events, matched, {}, roles), read=True)
-    assert len(plan.portions) == 3
-    first = plan.portions[0]
+    assert len(plan.chunks) == 3
+    first = plan.chunks[0]
     await world.kit.work(lambda: fan_out._write(batch, plan, first, None, matched))
     with pytest.raises(fan_out_module.PositionMoved):  # another process read the same
         await world.kit.work(lambda: fan_out._write(batch, plan, first, None, matched))

@@ -67,7 +67,7 @@ def test_the_first_refusal_is_the_reason(first: int) -> None:
     "against",
     [
         {"requester_is_active": False},
-        {"sees": False},
+        {"is_visible": False},
         {"permissions": frozenset({"tools.use_external"})},
         {"risk": "dangerous"},
     ],

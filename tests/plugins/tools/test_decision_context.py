@@ -32,7 +32,7 @@ class OddPlugin(Plugin):
     def corral_tools(self) -> Iterable[Tool]:
         common: dict[str, Any] = {"title": "t", "description": "d", "risk": "write", "schema": TEXT, "run": _run}
         return [
-            Tool(name="odd.sees", **common | {"sees": _raise}),
+            Tool(name="odd.sees", **common | {"is_visible": _raise}),
             Tool(name="odd.admits", **common | {"admits": _raise}),
             Tool(name="odd.target", **common | {"target": _raise}),
             Tool(name="odd.asks", **common | {"asks": lambda context, arguments: True}),

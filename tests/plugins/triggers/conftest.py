@@ -10,7 +10,7 @@ from tests.plugins.tasks.conftest import World
 
 from corral import clock
 from corral.testing.kit import Client, Kit
-from corral_plugins.triggers.service.events import TriggerLogReader
+from corral_plugins.triggers.service.event_reader import TriggerLogReader
 from corral_plugins.triggers.service.scheduler import TriggerScheduler
 
 PLUGINS = ("admin", "agents", "workers", "tasks", "triggers")

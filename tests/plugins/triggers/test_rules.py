@@ -15,8 +15,8 @@ from corral import clock
 from corral.events.log import EventRow
 from corral.testing.kit import PASSWORD
 from corral_plugins.triggers.models import Fire, Trigger
-from corral_plugins.triggers.service import events, firing, scheduler
-from corral_plugins.triggers.service.events import Progress, TriggerLogReader
+from corral_plugins.triggers.service import event_reader, firing, scheduler
+from corral_plugins.triggers.service.event_reader import Progress, TriggerLogReader
 from corral_plugins.triggers.service.slots import TriggerSlots
 
 
@@ -72,7 +72,7 @@ async def test_a_trigger_fires_at_most_so_often_in_an_hour(alarm: Alarm) -> None
 async def test_many_triggers_on_one_event_are_recorded_in_short_units(
     alarm: Alarm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(events, "FIRES_AT_ONCE", 3)
+    monkeypatch.setattr(event_reader, "FIRES_AT_ONCE", 3)
     made = [await alarm.create("event", {"event": "agent.created"}) for _ in range(4)]
     for name in ("one", "two", "three"):
         assert (await alarm.member.post("/agents", {"name": name})).status == 201
@@ -87,7 +87,7 @@ async def test_many_triggers_on_one_event_are_recorded_in_short_units(
 async def test_an_event_fires_all_its_triggers_in_units_of_bounded_size(
     alarm: Alarm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(events, "TRIGGERS_AT_ONCE", 2)
+    monkeypatch.setattr(event_reader, "TRIGGERS_AT_ONCE", 2)
     made = [await alarm.create("event", {"event": "agent.created"}) for _ in range(5)]
     for name in ("one", "two"):
         assert (await alarm.member.post("/agents", {"name": name})).status == 201
@@ -110,7 +110,7 @@ async def test_an_event_that_cannot_be_handled_is_skipped_after_five_tries(
     alarm: Alarm, monkeypatch: pytest.MonkeyPatch, page: int
 ) -> None:
     """Whatever it raises, even if it is an error of the database that comes back each time."""
-    monkeypatch.setattr(events, "TRIGGERS_AT_ONCE", page)
+    monkeypatch.setattr(event_reader, "TRIGGERS_AT_ONCE", page)
     made = [await alarm.create("event", {"event": "agent.created"}) for _ in range(3)]
     record = TriggerSlots.record
 

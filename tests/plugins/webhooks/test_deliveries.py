@@ -18,11 +18,11 @@ from corral_core.accounts.api import Accounts
 from corral_plugins.webhooks.models import Delivery, Webhook
 from corral_plugins.webhooks.service import claims, fan_out
 from corral_plugins.webhooks.service.claims import DeliveryClaims
+from corral_plugins.webhooks.service.disabling import cancel_batch
 from corral_plugins.webhooks.service.fan_out import WebhookFanOut
 from corral_plugins.webhooks.service.outcomes import DeliveryOutcomes
 from corral_plugins.webhooks.service.redactor_values import WebhookRedactorValues
 from corral_plugins.webhooks.service.sender import AttemptResult, WebhookSender
-from corral_plugins.webhooks.service.states import cancel_batch
 
 
 @pytest.mark.one_engine

@@ -13,7 +13,7 @@ from corral.events.consumers import POISON_TRIES
 from corral.events.log import LoggedEvent
 from corral_plugins.workflows import jobs as workflow_jobs
 from corral_plugins.workflows.models import Run, StepRun, WorkflowVersion
-from corral_plugins.workflows.service import containers, definitions, event_waits
+from corral_plugins.workflows.service import composite_steps, definitions, event_waits
 
 BAD = "{{ input.absent }}"
 
@@ -431,7 +431,7 @@ async def test_runs_that_ended_long_ago_are_deleted_with_the_versions_of_deleted
 async def test_nested_loops_end_at_the_maximum_number_of_steps_of_a_run(
     world: World, monkeypatch: pytest.MonkeyPatch, on_item_error: str
 ) -> None:
-    monkeypatch.setattr(containers, "MAX_STEP_RUNS", 30)
+    monkeypatch.setattr(composite_steps, "MAX_STEP_RUNS", 30)
     items = {"items": list(range(10)), "concurrency": 3, "on_item_error": on_item_error}
     inner = step("inner", "loop", {**items, "body": [transform("leaf", "{{ index }}")]})
     run = await world.run(step("outer", "loop", {**items, "body": [inner]}))

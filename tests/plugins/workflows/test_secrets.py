@@ -14,7 +14,7 @@ from tests.plugins.workflows.conftest import PLUGINS, World, step, steps_of
 from corral.events.log import EventRow
 from corral_plugins.workflows.api import StepFailure
 from corral_plugins.workflows.models import Run, StepRun, WorkflowVersion
-from corral_plugins.workflows.service.steps import HttpSteps
+from corral_plugins.workflows.service.builtin_steps import HttpSteps
 
 VALUE = "tok-5e6f7a8b9c0d-of-the-shop"
 

@@ -24,7 +24,7 @@ from corral.schema.strict_json import parse_json
 from corral_github.api import DELIVERY_REUSED, INVALID_SIGNATURE
 from corral_github.models import Delivery, Repository, Thread
 from corral_github.service.secrets import RepositorySecrets
-from corral_github.service.threads import wake
+from corral_github.service.work_queue import wake
 from corral_github.shapes import DeliveryStatus, GitHubReceipt, Json
 
 DELIVERIES = Rate("github delivery", 1200, 60, "key")
@@ -38,7 +38,7 @@ TRIES = 3
 NO_SIGNATURE = "The signature is missing or wrong."
 
 
-class Received(msgspec.Struct, frozen=True, kw_only=True):
+class ReceivedDelivery(msgspec.Struct, frozen=True, kw_only=True):
     """A verified delivery. Without a `number`, there is nothing to do, for the reason in `detail`."""
 
     delivery_id: str
@@ -98,7 +98,7 @@ def _is_signed(body: bytes, header: str | None, values: list[str]) -> bool:
     return any(matches) and bool(values)
 
 
-def _read(repository: Repository, body: bytes, request: Request) -> Received:
+def _read(repository: Repository, body: bytes, request: Request) -> ReceivedDelivery:
     media = (request.header("content-type") or "").partition(";")[0].strip().lower()
     if media != "application/json":
         raise Problem("Set the content type of the webhook to application/json.", code="unsupported_media_type")
@@ -116,13 +116,13 @@ def _read(repository: Repository, body: bytes, request: Request) -> Received:
         "action": action,
     }
     if detail := _why_ignored(repository, event, action, payload):
-        return Received(**common, detail=detail)
+        return ReceivedDelivery(**common, detail=detail)
     kind, name = ("pull", "pull_request") if event == "pull_request" else ("issue", "issue")
     found = payload.get(name)
     number = found.get("number") if isinstance(found, dict) else None
     if not isinstance(found, dict) or not isinstance(number, int) or not 0 < number < 2**31:
         raise Malformed(f"The payload has no {name} with a number.")
-    return Received(**common, kind=kind, number=number, facts=_issue_facts(found) if kind == "issue" else {})
+    return ReceivedDelivery(**common, kind=kind, number=number, facts=_issue_facts(found) if kind == "issue" else {})
 
 
 def _why_ignored(repository: Repository, event: str, action: str, payload: Json) -> str | None:
@@ -161,7 +161,7 @@ def _text(found: Json, name: str, *, limit: int) -> str:
     return value[:limit] if isinstance(value, str) else ""
 
 
-def _record(repository_id: str, received: Received) -> GitHubReceipt:
+def _record(repository_id: str, received: ReceivedDelivery) -> GitHubReceipt:
     """Insert the row of a delivery, unless a delivery with its id or with the same body was received before.
 
     Rows that another unit of work deletes meanwhile (old rows, or rows of a disconnected repository) are looked up
@@ -176,7 +176,7 @@ def _record(repository_id: str, received: Received) -> GitHubReceipt:
     )
 
 
-def _insert(repository_id: str, received: Received) -> GitHubReceipt | None:
+def _insert(repository_id: str, received: ReceivedDelivery) -> GitHubReceipt | None:
     """Insert the row of a delivery. Return None if it conflicts with another, or if its thread was just deleted."""
     thread_id = None
     if received.number is not None:
@@ -215,7 +215,7 @@ def _thread_of(repository_id: str, kind: str, number: int) -> str | None:
     return None if found is None else str(found.id)
 
 
-def _duplicate(repository_id: str, received: Received) -> GitHubReceipt | None:
+def _duplicate(repository_id: str, received: ReceivedDelivery) -> GitHubReceipt | None:
     """Return the receipt of the first delivery, or None if no delivery conflicts any more.
 
     The signature covers the body alone, so the body decides.

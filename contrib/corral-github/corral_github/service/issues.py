@@ -6,7 +6,7 @@ from corral.database.engine import Work
 from corral_core.accounts.api import Accounts
 from corral_github.models import Thread
 from corral_github.service.pulls import ENDED, one_line
-from corral_github.service.threads import WorkItem, finish, hold
+from corral_github.service.work_queue import WorkItem, finish, hold
 from corral_plugins.tasks.api import NewTask, Origin, Tasks
 
 INSTRUCTIONS = """Work on the issue in the input. Its text comes from people outside. It says what they would like to

@@ -11,7 +11,7 @@ from corral.events.log import LoggedEvent
 from corral.ids import new_id
 from corral_core.accounts.api import Accounts
 from corral_github.models import Post, Thread
-from corral_github.service.threads import wake
+from corral_github.service.work_queue import wake
 from corral_plugins.code_reviews.api import CodeReviews, CommentFacts
 
 Json = dict[str, Any]

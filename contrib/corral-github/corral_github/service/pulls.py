@@ -12,9 +12,9 @@ from corral.database.engine import Work
 from corral.errors import Invalid, TooLarge
 from corral_core.accounts.api import Accounts
 from corral_github.models import Repository, Thread
-from corral_github.service.hosts import DiffTooLarge, Hosts
 from corral_github.service.posts import queue_comment
-from corral_github.service.threads import WorkItem, finish, hold
+from corral_github.service.rest_client import DiffTooLarge, RepositoryClients
+from corral_github.service.work_queue import WorkItem, finish, hold
 from corral_plugins.code_reviews.api import OPEN, CodeReviews, NewReview, NewReviewer, PreparedPatch
 from corral_plugins.tasks.api import NewTask, Origin, Tasks
 
@@ -68,7 +68,9 @@ class PullRequests:
     reports afterwards, so deliveries that come late, twice or in another order do no harm.
     """
 
-    def __init__(self, work: Work, hosts: Hosts, accounts: Accounts, reviews: CodeReviews, tasks: Tasks) -> None:
+    def __init__(
+        self, work: Work, hosts: RepositoryClients, accounts: Accounts, reviews: CodeReviews, tasks: Tasks
+    ) -> None:
         self._work, self._hosts = work, hosts
         self._accounts, self._reviews, self._tasks = accounts, reviews, tasks
 
@@ -78,7 +80,7 @@ class PullRequests:
         try:
             pull = Pull.of(await host.pull(item.thread.number))
             if (reason := await self._why_nothing(item, pull)) is not None:
-                await self._work(functools.partial(self._end, item, pull, reason))
+                await self._work(functools.partial(self._record_nothing_to_do, item, pull, reason))
                 return
             try:
                 diff = await host.diff(item.thread.number)
@@ -107,7 +109,7 @@ class PullRequests:
         facts = self._reviews.find(thread.review_id) if thread.review_id is not None else None
         return facts is not None and facts.status == "cancelled"
 
-    def _end(self, item: WorkItem, pull: Pull, reason: str) -> None:
+    def _record_nothing_to_do(self, item: WorkItem, pull: Pull, reason: str) -> None:
         """Record that nothing is to be done. The review or the task of a closed pull request ends."""
         thread = hold(item.claimed)
         if not pull.is_open:
@@ -123,7 +125,7 @@ class PullRequests:
 
     def _apply(self, item: WorkItem, pull: Pull, patch: PreparedPatch | None) -> None:
         if patch is None:
-            self._end(item, pull, "The diff is empty.")
+            self._record_nothing_to_do(item, pull, "The diff is empty.")
         elif item.repository.pull_requests == "task":
             self._create_task(item, pull, patch)
         else:
@@ -203,5 +205,5 @@ def _new_review(repository: Repository, pull: Pull) -> NewReview:
 
 
 def one_line(value: Any, limit: int) -> str:
-    """Return a text of the host as one line without control characters."""
+    """Return text from the host as one line without control characters."""
     return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+", " ", str(value or "")).strip()[:limit]

@@ -11,6 +11,7 @@ from peewee import Case
 from corral import clock
 from corral.auth.principal import Principal
 from corral.auth.visibility import visible
+from corral.database.unit import locked
 from corral.errors import Conflict, Invalid, NotFound
 from corral.http.answers import IfMatch
 from corral.http.page import Page, PageQuery, newest_first, paginate
@@ -18,7 +19,7 @@ from corral.ids import new_id
 from corral.plugin import Audit, AuditEntry
 from corral_github.models import Delivery, Post, Repository, Thread
 from corral_github.service.secrets import RepositorySecrets
-from corral_github.service.threads import BATCH_SIZE, wake
+from corral_github.service.work_queue import BATCH_SIZE, wake
 from corral_github.shapes import (
     GitHubDeliveryView,
     GitHubPostView,
@@ -59,14 +60,14 @@ class Repositories:
             rows, query, by, scope="github.repositories", order=newest_first(Repository), make=lambda row: row
         )
         ids = [row.id for row in page.items]
-        waiting, tried = _waiting(ids), _tried(ids)
+        waiting, tried = _count_waiting_threads(ids), _have_answered(ids)
         shown = [_view(row, waiting.get(row.id, 0), row.id in tried) for row in page.items]
         return Page(items=shown, total=page.total, limit=page.limit, offset=page.offset, next=page.next)
 
     def get(self, repository_id: str, *, by: Principal) -> GitHubRepositoryView:
         """Return a repository. Raise `NotFound`."""
         row = _find(repository_id, by)
-        return _view(row, _waiting([row.id]).get(row.id, 0), bool(_tried([row.id])))
+        return _view(row, _count_waiting_threads([row.id]).get(row.id, 0), bool(_have_answered([row.id])))
 
     def create(self, new: NewGitHubRepository, *, by: Principal) -> GitHubRepositoryView:
         """Connect a repository. Raise `Conflict` (`duplicate`) if it is connected already."""
@@ -114,10 +115,12 @@ class Repositories:
             if f"{part}_secret" in changes:
                 self._secrets.attach(row, part, by=by)
         self._record("update", row, changes)
-        return _view(row, _waiting([row.id]).get(row.id, 0), bool(_tried([row.id])))
+        return _view(row, _count_waiting_threads([row.id]).get(row.id, 0), bool(_have_answered([row.id])))
 
     def delete(self, repository_id: str, match: IfMatch, *, by: Principal) -> None:
         """Disconnect a repository. Its code reviews and tasks stay; what was not posted yet is not posted."""
+        same = Repository.id == repository_id.lower()
+        locked(Repository.select(Repository.id).where(same)).first()  # keeps the version as it is
         row = _find(repository_id, by)
         match.check(row.version)
         for model in (Thread, Delivery, Post):  # waits for what wakes a thread, so that its rows are deleted as well
@@ -201,7 +204,7 @@ def _end_pauses(repository_id: str, thread_ids: set[str]) -> None:
         wake(thread_id)
 
 
-def _waiting(repository_ids: list[str]) -> dict[str, int]:
+def _count_waiting_threads(repository_ids: list[str]) -> dict[str, int]:
     """Return for each repository how many threads wait, with a single query."""
     from peewee import fn
 
@@ -210,7 +213,7 @@ def _waiting(repository_ids: list[str]) -> dict[str, int]:
     return dict(list(found.tuples())) if repository_ids else {}
 
 
-def _tried(repository_ids: list[str]) -> set[str]:
+def _have_answered(repository_ids: list[str]) -> set[str]:
     """Return the repositories whose host has answered: a pull request was read, or something was posted."""
     if not repository_ids:
         return set()

@@ -13,11 +13,11 @@ from corral.errors import NotFound, Problem
 from corral.redact.redactor import Redactor
 from corral_core.accounts.api import Accounts
 from corral_github.models import Post
-from corral_github.service import posts, threads
-from corral_github.service.hosts import Host, HostFailure, HostRefusal, Hosts, Json
+from corral_github.service import posts, work_queue
 from corral_github.service.issues import Issues
 from corral_github.service.pulls import PullRequests
-from corral_github.service.threads import ATTEMPT_SECONDS, Claimed, LeaseLost, WorkItem
+from corral_github.service.rest_client import HostFailure, HostRefusal, Json, RepositoryClient, RepositoryClients
+from corral_github.service.work_queue import ATTEMPT_SECONDS, LeaseLost, ThreadLease, WorkItem
 from corral_plugins.admin.api import KillSwitch
 from corral_plugins.tasks.api import Tasks
 
@@ -34,7 +34,7 @@ class ThreadWorker:
     def __init__(
         self,
         work: Work,
-        hosts: Hosts,
+        hosts: RepositoryClients,
         redactor: Redactor,
         accounts: Accounts,
         tasks: Tasks,
@@ -46,21 +46,21 @@ class ThreadWorker:
 
     async def run(self, thread_id: str) -> None:
         """Do all the work of a thread that is due, if no other process does."""
-        claimed = await self._work(lambda: threads.claim(thread_id))
+        claimed = await self._work(lambda: work_queue.claim(thread_id))
         if claimed is None:
             return
         try:
             while (item := await self._work(lambda: self._next(claimed))) is not None:
-                if not await self._do(item):
+                if not await self._process(item):
                     return
         except LeaseLost as lost:
             log.warning("lease lost", extra={"reason": str(lost)})
 
-    def _next(self, claimed: Claimed) -> WorkItem | None:
+    def _next(self, claimed: ThreadLease) -> WorkItem | None:
         holds = self.switch is not None and (state := self.switch.state()).engaged and state.hold_deliveries
-        return threads.next_work(claimed, holds_posts=holds)
+        return work_queue.next_work(claimed, holds_posts=holds)
 
-    async def _do(self, item: WorkItem) -> bool:
+    async def _process(self, item: WorkItem) -> bool:
         """Do one piece of work. Return False if the thread has to wait for its host."""
         try:
             async with asyncio.timeout(ATTEMPT_SECONDS):
@@ -69,24 +69,24 @@ class ThreadWorker:
         except (HostFailure, TimeoutError) as failure:
             detail = str(failure) or "The attempt took too long."
             pause = failure.pause_seconds if isinstance(failure, HostFailure) else None
-            await self._work(lambda: threads.postpone(item, detail, pause))
+            await self._work(lambda: work_queue.postpone(item, detail, pause))
             return False
         except LeaseLost:
             raise
         except Problem as problem:
             if problem.status >= 500:  # such as a database that is busy, or a sealed vault
                 detail = problem.detail
-                await self._work(lambda: threads.postpone(item, detail, None))
+                await self._work(lambda: work_queue.postpone(item, detail, None))
                 return False
             detail = self._redactor.redact(problem.detail)
-            await self._work(lambda: threads.fail(item, detail))
+            await self._work(lambda: work_queue.fail(item, detail))
         except HostRefusal as refusal:
             detail = refusal.detail
-            await self._work(lambda: threads.fail(item, detail))
+            await self._work(lambda: work_queue.fail(item, detail))
         except Exception as error:
             log.exception("a delivery or a post failed", extra={"thread_id": item.thread.id})
             detail = f"An unexpected error: {type(error).__name__}. The log says more."
-            await self._work(lambda: threads.postpone(item, detail, None))
+            await self._work(lambda: work_queue.postpone(item, detail, None))
             return False
         return True
 
@@ -107,7 +107,7 @@ class ThreadWorker:
         """
         post = item.post
         assert post is not None
-        forms = await self._forms(item, post)
+        forms = await self._bodies_to_send(item, post)
         host = await self._hosts.open(item.repository)
         try:
             url = await self._find(host, item, post) if post.attempts > 0 else None
@@ -117,7 +117,7 @@ class ThreadWorker:
             await host.close()
         await self._work(functools.partial(_record_posted, item, url))
 
-    async def _forms(self, item: WorkItem, post: Post) -> list[Json]:
+    async def _bodies_to_send(self, item: WorkItem, post: Post) -> list[Json]:
         """Return the bodies to send, best first. Credentials that became known meanwhile are removed."""
         if post.kind == "review":
             made = posts.review_forms(post)
@@ -134,14 +134,14 @@ class ThreadWorker:
         except NotFound:
             return "The task was deleted."
 
-    async def _find(self, host: Host, item: WorkItem, post: Post) -> str | None:
+    async def _find(self, host: RepositoryClient, item: WorkItem, post: Post) -> str | None:
         marker = posts.marker_of(post)
         if post.kind == "review":
             return await host.find_review(item.thread.number, marker)
         return await host.find_comment(item.thread.number, marker, _earlier(post.created_at))
 
     @staticmethod
-    async def _first_accepted(host: Host, item: WorkItem, post: Post, forms: list[Json]) -> str:
+    async def _first_accepted(host: RepositoryClient, item: WorkItem, post: Post, forms: list[Json]) -> str:
         number = item.thread.number
         if post.kind == "comment":
             return await host.post_comment(number, forms[0]["body"])
@@ -156,8 +156,8 @@ class ThreadWorker:
 
 
 def _record_posted(item: WorkItem, url: str) -> None:
-    threads.hold(item.claimed)
-    threads.finish(item, "posted", None, url=url)
+    work_queue.hold(item.claimed)
+    work_queue.finish(item, "posted", None, url=url)
 
 
 def _earlier(instant: str) -> str:

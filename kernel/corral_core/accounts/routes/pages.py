@@ -60,7 +60,7 @@ class InvitationForm(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     password: Password
 
 
-class Input(NamedTuple):
+class FormInput(NamedTuple):
     """An input of a form."""
 
     name: str
@@ -73,18 +73,18 @@ class Page(NamedTuple):
     """A page with one form. `done` is the text that the page shows after the form was accepted."""
 
     title: str
-    inputs: Sequence[Input]
+    inputs: Sequence[FormInput]
     button: str
     done: str
 
 
-TOKEN = Input(
+TOKEN = FormInput(
     "token",
     "Link",
     'autocomplete="off" spellcheck="false"',
     "Paste the link that you opened. With scripts, the browser fills it in.",
 )
-NEW_PASSWORD = Input("new_password", "New password", 'type="password" autocomplete="new-password" maxlength="128"')
+NEW_PASSWORD = FormInput("new_password", "New password", 'type="password" autocomplete="new-password" maxlength="128"')
 SET_PASSWORD = Page(
     "Choose a password", (TOKEN, NEW_PASSWORD), "Save", "Your password was saved. You can sign in with it now."
 )
@@ -93,8 +93,8 @@ ACCEPT = Page(
     "Create your account",
     (
         TOKEN,
-        Input("full_name", "Your name", 'autocomplete="name" maxlength="200"'),
-        Input("password", "Password", 'type="password" autocomplete="new-password" maxlength="128"'),
+        FormInput("full_name", "Your name", 'autocomplete="name" maxlength="200"'),
+        FormInput("password", "Password", 'type="password" autocomplete="new-password" maxlength="128"'),
     ),
     "Create account",
     "Your account was created. You can sign in now.",
@@ -196,7 +196,7 @@ def _form(page: Page, faults: Sequence[str] = (), entered: Mapping[str, str] = {
     )
 
 
-def _input(each: Input, value: str) -> str:
+def _input(each: FormInput, value: str) -> str:
     hint = f'<p class="soft" id="{each.name}-hint">{html.escape(each.hint)}</p>' if each.hint else ""
     described = f' aria-describedby="{each.name}-hint"' if each.hint else ""
     filled = f' value="{html.escape(value)}"' if value else ""

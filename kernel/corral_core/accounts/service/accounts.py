@@ -38,14 +38,14 @@ from corral_core.accounts.api import (
     UserView,
 )
 from corral_core.accounts.models import UserRow, set_installation_value_once
+from corral_core.accounts.service.audit_actions import audit_action, is_own_change
 from corral_core.accounts.service.email_addresses import normalize_address, validate_email
 from corral_core.accounts.service.first_account import FirstAccountSetup
 from corral_core.accounts.service.invitations import InvitationsService
 from corral_core.accounts.service.links import EMAIL_LINKS, PASSWORD_LINKS, SingleUseLinks
 from corral_core.accounts.service.mail import MailService
-from corral_core.accounts.service.own_changes import audit_action, is_own_change
 from corral_core.accounts.service.passwords import PasswordHistory, PasswordPolicy, Passwords
-from corral_core.accounts.service.second_factor import SecondFactor, forget_second_factor
+from corral_core.accounts.service.second_factor import SecondFactor, delete_second_factor
 from corral_core.accounts.service.sessions import Sessions
 
 DELETED_NAME = "deleted user"
@@ -356,7 +356,7 @@ class AccountsService:
             self._links.delete_links_of(subject_id)
         self._mail.delete_mail_jobs(row.email_key)
         self._life.delete_of_user(row.id)
-        forget_second_factor(row.id)
+        delete_second_factor(row.id)
         emit(UserPurged(user_id=row.id), object=("user", row.id), owner=row.id)
         self._record_audit(audit_action("purge", row.id), row.id, {})
 

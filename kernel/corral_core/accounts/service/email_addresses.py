@@ -14,7 +14,7 @@ _FORM = re.compile(r"[^\s@]+@[^\s@]+")
 def normalize_address(address: str) -> str:
     """Return the normal form of an address (NFKC, stripped, case-folded), which is equal for all its spellings.
 
-    This function never raises: a text that is not an address has a normal form too, but matches no account.
+    This function never raises: a string that is not an address has a normal form too, but matches no account.
     """
     return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", address).strip().casefold())
 

@@ -27,8 +27,8 @@ from corral.events.event import emit
 from corral.plugin import Audit, AuditEntry, Settings
 from corral_core.accounts.api import Mail, UserLocked
 from corral_core.accounts.models import LockoutRow, UserRow
+from corral_core.accounts.service.audit_actions import audit_action
 from corral_core.accounts.service.email_addresses import normalize_address
-from corral_core.accounts.service.own_changes import audit_action
 from corral_core.accounts.settings import DAY, HOUR, LOCKOUT_SECONDS, LOCKOUT_THRESHOLD, LOCKOUT_WINDOW
 
 WAIT_SECONDS, POLL_SECONDS = 5.0, 0.05

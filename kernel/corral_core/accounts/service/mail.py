@@ -23,7 +23,7 @@ from corral.egress.client import Egress
 from corral.errors import Conflict
 from corral.jobs.job import JobRow, enqueue
 from corral.plugin import InstallationConfig, Settings
-from corral_core.accounts.api import TIMEZONE, Letter, MailFailed, MailTestResult
+from corral_core.accounts.api import TIMEZONE, MailFailed, MailTestResult, PluginEmail
 from corral_core.accounts.service.email_addresses import normalize_address
 from corral_core.accounts.service.links import SingleUseLinks
 from corral_core.accounts.settings import (
@@ -131,13 +131,13 @@ def render_mail(kind: str, *, sender: str, to: str, name: str, address: str, fac
     return message
 
 
-def render_letter(letter: Letter, *, sender: str, name: str) -> EmailMessage:
+def render_plugin_email(email: PluginEmail, *, sender: str, name: str) -> EmailMessage:
     """Return the message for an email that a plugin wrote. Raise `ValueError` for an invalid address or header."""
-    message = _new_message(sender, letter.to, f"{name}: {letter.subject}")
-    for header, value in letter.headers.items():
+    message = _new_message(sender, email.to, f"{name}: {email.subject}")
+    for header, value in email.headers.items():
         message[header] = value
-    message.set_content(letter.text)
-    message.add_alternative(letter.html, subtype="html")
+    message.set_content(email.text)
+    message.add_alternative(email.html, subtype="html")
     return message
 
 
@@ -215,10 +215,10 @@ class MailService:
         name, sender = self._settings.get(SITE_NAME), self._sender()
         await self._deliver(render_mail(kind, sender=sender, to=to, name=name, address=self._site, facts=facts))
 
-    async def send_letter(self, letter: Letter) -> None:
+    async def send_plugin_email(self, email: PluginEmail) -> None:
         if not self.is_configured:
             raise MailFailed("No mail server is configured; set mail.host first.")
-        await self._deliver(render_letter(letter, sender=self._sender(), name=self._settings.get(SITE_NAME)))
+        await self._deliver(render_plugin_email(email, sender=self._sender(), name=self._settings.get(SITE_NAME)))
 
     def _sender(self) -> str:
         return self._settings.get(MAIL_FROM) or f"corral@{self._server().host}"

@@ -23,7 +23,7 @@ from corral.events.event import emit
 from corral.plugin import Audit, AuditEntry, Settings
 from corral_core.accounts.api import MfaDisabled, MfaEnabled
 from corral_core.accounts.models import ChallengeRow, RecoveryCodeRow, SecondFactorRow, SessionRow, UserRow
-from corral_core.accounts.service.own_changes import is_own_change
+from corral_core.accounts.service.audit_actions import is_own_change
 from corral_core.accounts.settings import REQUIRE_MFA, REQUIRE_MFA_ROLES, SITE_NAME
 
 STEP_SECONDS, WINDOW = 30, 1
@@ -123,7 +123,7 @@ class SecondFactor:
 
     def disable(self, user_id: str) -> bool:
         """Disable the second factor without further checks. Return False if it was not enabled."""
-        forget_second_factor(user_id)
+        delete_second_factor(user_id)
         if not self._mark_user(user_id, enabled=False):
             return False
         emit(MfaDisabled(user_id=user_id), object=("user", user_id), owner=user_id)
@@ -163,7 +163,7 @@ class SecondFactor:
         return None if row is None else str(row.user_id)
 
     @staticmethod
-    def count_try(token: str) -> bool:
+    def consume_attempt(token: str) -> bool:
         """Consume one attempt of an `mfa_token`. Return False if no attempt is left."""
         return bool(ChallengeRow.update(tries=ChallengeRow.tries + 1).where(_usable_challenge(token)).execute())
 
@@ -201,7 +201,7 @@ class SecondFactor:
             self.audit.record(entry)
 
 
-def forget_second_factor(user_id: str) -> None:
+def delete_second_factor(user_id: str) -> None:
     """Delete the seed, the recovery codes and the challenges of a user. Runs in the caller's unit of work."""
     for table in (SecondFactorRow, RecoveryCodeRow, ChallengeRow):
         table.delete().where(table.user_id == user_id).execute()

@@ -237,7 +237,7 @@ class SignIn:
 
         def unit(key: str) -> SignedIn | Problem:
             row = self._accounts.get_row(user.id)
-            if not row.is_active or not self._second.count_try(token):
+            if not row.is_active or not self._second.consume_attempt(token):
                 raise _challenge_expired_error()
             if not self.consume_factor(row, proof):
                 return self.settle_failure(key, row.email, row.id, action=SIGN_IN)

@@ -22,7 +22,7 @@ class ArchiveError(Exception):
     """Raised when a file is not an intact archive."""
 
 
-class Entry(msgspec.Struct, frozen=True):
+class ArchiveMember(msgspec.Struct, frozen=True):
     """A member of the archive. `rows` is the number of lines after the line with the column names; 0 for a file."""
 
     size: int
@@ -38,15 +38,15 @@ class Manifest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     created_at: str
     engine: str
     schemas: dict[str, list[str]]
-    tables: dict[str, Entry]
-    files: dict[str, Entry]
+    tables: dict[str, ArchiveMember]
+    files: dict[str, ArchiveMember]
 
     @property
     def rows(self) -> int:
         return sum(entry.rows for entry in self.tables.values())
 
 
-class _Measured:
+class _HashingStream:
     """A stream into the archive that counts and hashes what is written."""
 
     def __init__(self, stream: IO[bytes]) -> None:
@@ -57,8 +57,8 @@ class _Measured:
         self._digest.update(data)
         self._size += len(data)
 
-    def entry(self, rows: int = 0) -> Entry:
-        return Entry(self._size, self._digest.hexdigest(), rows)
+    def entry(self, rows: int = 0) -> ArchiveMember:
+        return ArchiveMember(self._size, self._digest.hexdigest(), rows)
 
 
 class ArchiveWriter:
@@ -70,8 +70,8 @@ class ArchiveWriter:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-        self.tables: dict[str, Entry] = {}
-        self.files: dict[str, Entry] = {}
+        self.tables: dict[str, ArchiveMember] = {}
+        self.files: dict[str, ArchiveMember] = {}
 
     def __enter__(self) -> Self:
         self._file = os.fdopen(os.open(self._part, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600), "w+b")
@@ -82,7 +82,7 @@ class ArchiveWriter:
         """Write a table: the first line has the names of the columns, and each other line has the values of a row."""
         encoder, count = msgspec.json.Encoder(), 0
         with self._zip.open(_table_member(table), "w", force_zip64=True) as stream:
-            out = _Measured(stream)
+            out = _HashingStream(stream)
             out.write(encoder.encode(columns) + b"\n")
             for row in rows:
                 out.write(encoder.encode(row) + b"\n")
@@ -92,7 +92,7 @@ class ArchiveWriter:
     async def write_file(self, key: str, chunks: AsyncIterable[bytes]) -> None:
         """Write a stored file."""
         with self._zip.open(_file_member(key), "w", force_zip64=True) as stream:
-            out = _Measured(stream)
+            out = _HashingStream(stream)
             async for chunk in chunks:
                 out.write(chunk)
         self.files[key] = out.entry()

@@ -66,7 +66,7 @@ def restore(archive: Archive, config: Config, entry: UnitContext, by: Principal,
             with long_transaction(database) as engine:
                 _restore_tables(archive, engine, migrations, records, tell)
                 unit = Unit(database, engine.connection(), entry, read_only=False)
-                defects: list[str] = run_in_unit(unit, lambda: _complete(kernel, unit, archive.manifest, by))
+                defects: list[str] = run_in_unit(unit, lambda: _adapt_and_record(kernel, unit, archive.manifest, by))
             return defects
     finally:
         database.close()
@@ -129,7 +129,7 @@ def _restore_tables(
         continue_numbering(engine, model)
 
 
-def _complete(kernel: Kernel, unit: Unit, manifest: Manifest, by: Principal) -> list[str]:
+def _adapt_and_record(kernel: Kernel, unit: Unit, manifest: Manifest, by: Principal) -> list[str]:
     """Adapt the restored rows, and record the restore. Runs in the unit of work of the restore."""
     Lease.delete().execute()
     JobRow.update(state="queued", lease=None, run_at=clock.now()).where(JobRow.state == "running").execute()

@@ -81,7 +81,7 @@ def parse_json(text: str) -> Any:
 
 
 def split(text: str, separator: str) -> list[str]:
-    """Return the parts of a text between separators."""
+    """Return the parts of a string between separators."""
     if not separator:
         raise ValueError("split() needs a separator that is not empty")
     return text.split(separator)
@@ -128,7 +128,7 @@ def greatest(*items: Any) -> Any:
 
 
 def rounded(number: Any, digits: int = 0) -> Any:
-    """Return a number rounded half away from zero: an integer, or with `digits` a number with this many decimals."""
+    """Return a number rounded half away from zero: an integer, or a number with `digits` decimals."""
     if not _is_number(number) or not math.isfinite(number):
         raise ValueError(f"round() needs a finite number, not {_kind(number)}")
     if not 0 <= digits <= 15:

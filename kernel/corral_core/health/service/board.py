@@ -26,7 +26,7 @@ from corral.schema.fields import Instant
 from corral.settings.registry import SettingsRegistry
 from corral_core.accounts.api import REGISTRATION
 from corral_core.health.models import HealthRow
-from corral_core.health.service.checks import KernelChecks, Told
+from corral_core.health.service.checks import CheckResult, KernelChecks
 
 log = logging.getLogger("corral.health")
 
@@ -34,7 +34,7 @@ Status = Literal["ok", "degraded", "down", "disabled"]
 WORST_LAST: tuple[Status, ...] = ("disabled", "ok", "degraded", "down")
 ALWAYS = ("database", "redis", "storage", "mail", "vault", "queue", "plugins", "workers", "clock", "disk")
 CHECK_SECONDS, KEEP_SECONDS = 2.0, 5.0
-ABSENT: Told = ("disabled", "No active plugin uses it.")
+ABSENT: CheckResult = ("disabled", "No active plugin uses it.")
 
 
 class CheckView(msgspec.Struct, kw_only=True):
@@ -72,7 +72,7 @@ class HealthBoard:
         self._installation, self._settings = installation, settings
         self._began = time.monotonic()
         self._views: dict[str, CheckView] = {}
-        self._waiting: dict[str, asyncio.Task[Told]] = {}
+        self._waiting: dict[str, asyncio.Task[CheckResult]] = {}
         self._wrong_statuses: set[str] = set()  # the checks whose unknown status was logged
         self._asked: tuple[float, asyncio.Task[str]] | None = None
 
@@ -116,7 +116,7 @@ class HealthBoard:
         return [name for name, holds in found.items() if holds] + [f"invalid_setting: {name}" for name in ignored]
 
     async def _run_all_checks(self) -> str:
-        checks: list[tuple[str, str, Callable[[], Awaitable[Told]]]] = [
+        checks: list[tuple[str, str, Callable[[], Awaitable[CheckResult]]]] = [
             (name, name, check) for name, check in self._own.all_checks().items()
         ]
         checks += [
@@ -135,7 +135,7 @@ class HealthBoard:
     def _contributed_checks(self) -> Iterable[tuple[str, HealthCheck]]:
         return self._contributions.for_hook("corral_health_checks")
 
-    async def _run_check(self, key: str, check: Callable[[], Awaitable[Told]]) -> tuple[Status, str, int]:
+    async def _run_check(self, key: str, check: Callable[[], Awaitable[CheckResult]]) -> tuple[Status, str, int]:
         """Run one check. A check that times out counts as `down`, and is not started again until it has returned."""
         began = time.monotonic()
         task = self._waiting.get(key)
@@ -149,13 +149,13 @@ class HealthBoard:
         status, detail = self._result_of(key, task)
         return status, self._redactor.redact(detail)[:500], latency
 
-    def _discard_late_result(self, key: str, task: asyncio.Task[Told]) -> None:
+    def _discard_late_result(self, key: str, task: asyncio.Task[CheckResult]) -> None:
         """Discard the result of a check that returned after its timeout."""
         self._waiting.pop(key, None)
         if not task.cancelled():
             task.exception()
 
-    def _result_of(self, key: str, task: asyncio.Task[Told]) -> tuple[Status, str]:
+    def _result_of(self, key: str, task: asyncio.Task[CheckResult]) -> tuple[Status, str]:
         try:
             status, detail = task.result()
         except Problem as problem:
@@ -171,7 +171,7 @@ class HealthBoard:
         return known or "down", str(detail)
 
 
-def _check_in_thread(item: HealthCheck) -> Callable[[], Awaitable[Told]]:
+def _check_in_thread(item: HealthCheck) -> Callable[[], Awaitable[CheckResult]]:
     return lambda: asyncio.to_thread(item.check)
 
 

@@ -21,7 +21,7 @@ from corral.plugins.registry import PluginRegistry
 from corral.storage.blobs import BlobStore
 from corral_core.accounts.api import Mail
 
-Told = tuple[str, str]
+CheckResult = tuple[str, str]
 
 PROBE = "health.probe"  # the lease that proves that the database accepts writes
 SLOW_WRITE, SLOW_PROBE = 0.25, 1.0
@@ -54,7 +54,7 @@ class KernelChecks:
         self._began = time.monotonic()
         self._disk_is_full = False
 
-    def all_checks(self) -> Mapping[str, Callable[[], Awaitable[Told]]]:
+    def all_checks(self) -> Mapping[str, Callable[[], Awaitable[CheckResult]]]:
         """Return all checks, keyed by name."""
         checks = {
             "database": self.check_database,
@@ -66,7 +66,7 @@ class KernelChecks:
         }
         return checks if self.mail is None else {**checks, "mail": self.mail.check_connection}
 
-    async def check_database(self) -> Told:
+    async def check_database(self) -> CheckResult:
         """Check that the database accepts writes, and check the load of the connection pool."""
         began = time.monotonic()
         try:
@@ -82,7 +82,7 @@ class KernelChecks:
             return "degraded", f"{used / size:.0%} of the connections are in use."
         return "ok", "The database accepts writes."
 
-    async def check_storage(self) -> Told:
+    async def check_storage(self) -> CheckResult:
         """Check the file storage: store, read and delete a probe file."""
         began = time.monotonic()
         await self._blobs.probe()
@@ -91,7 +91,7 @@ class KernelChecks:
             return "degraded", f"The file store took {took * 1000:.0f} ms to store a test file."
         return "ok", "The file store accepts files."
 
-    async def check_schedules(self) -> Told:
+    async def check_schedules(self) -> CheckResult:
         """Check whether any process runs the schedules."""
         names = [item.name for _, item in self._contributions.for_hook("corral_schedules")]
         due, last = await self._database.work(lambda: (_earliest_due_time(names), last_recorded_time()), read=True)
@@ -108,7 +108,7 @@ class KernelChecks:
         told = f"No schedule has run for {idle:.0f} s: no process runs jobs, or those that do are blocked."
         return "down", f"{told} Start one: corral jobs"
 
-    async def check_plugins(self) -> Told:
+    async def check_plugins(self) -> CheckResult:
         """Check whether all enabled plugins are active."""
         amiss = [item for item in self._registry.all() if item.state in ("failed", "blocked", "quarantined")]
         if not amiss:
@@ -117,7 +117,7 @@ class KernelChecks:
         protected = any(item.protected for item in amiss if item.state != "quarantined")
         return "down" if protected else "degraded", f"{told}."
 
-    async def check_clock_skew(self) -> Told:
+    async def check_clock_skew(self) -> CheckResult:
         """Compare the clock with the clock of the database server, or of this machine if the database is a file."""
         if self._database.is_file:
             ahead = clock.time_s() - clock.system_time_s()
@@ -131,7 +131,7 @@ class KernelChecks:
         status = "down" if skew > WRONG_CLOCK else "degraded" if skew > SKEW else "ok"
         return status, f"The clock of this machine differs from the clock of the database by {skew:.1f} s."
 
-    async def check_disk_space(self) -> Told:
+    async def check_disk_space(self) -> CheckResult:
         """Check the free space of the disk that contains the data folder."""
         usage = await asyncio.to_thread(shutil.disk_usage, self._installation.data_dir)
         free = usage.free / usage.total

@@ -29,12 +29,12 @@ async def judge(
             _, host, port = read_url(url)
         return Verdict(True, None, tuple(await egress.addresses(host, port, Policy(profile))))
     except EgressBlocked as blocked:
-        return Verdict(False, blocked.code, await _resolved(egress, host, port))
+        return Verdict(False, blocked.code, await _resolve_unguarded(egress, host, port))
     except Unresolved:
         return Verdict(False, UNRESOLVED, ())
 
 
-async def _resolved(egress: Egress, host: str, port: int) -> tuple[str, ...]:
+async def _resolve_unguarded(egress: Egress, host: str, port: int) -> tuple[str, ...]:
     """Return all addresses of a host, including those that the guard refuses."""
     try:
         return tuple(await egress.resolve(read_host(host), port)) if host else ()

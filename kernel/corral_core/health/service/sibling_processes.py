@@ -116,7 +116,7 @@ def _remove_socket(path: Path) -> None:
 
 
 def sum_metrics(texts: list[str]) -> str:
-    """Merge Prometheus texts: sum the values of equal series, but take the earliest process start time."""
+    """Merge metrics in Prometheus text: sum the values of equal series, but take the earliest process start time."""
     if len(texts) == 1:
         return texts[0]
     families: dict[str, dict[str, float | None]] = {}  # the value of a comment line is None

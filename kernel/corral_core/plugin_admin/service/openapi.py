@@ -21,9 +21,9 @@ import msgspec
 from corral.auth.principal import ANY_CALLER, PUBLIC, SIGNED_IN
 from corral.errors import CODES, FieldError
 from corral.http.answers import Answer, Stream, Text
+from corral.http.handler_signature import Signature, describe_shapes, read_signature, without_page
 from corral.http.page import Page
 from corral.http.routes import API_PREFIX, Route, ServedRoutes
-from corral.http.signature import Signature, describe_shapes, read_signature, without_page
 from corral.plugin import InstallationConfig
 from corral.schema.conversion import encode
 from corral_core.plugin_admin.service.enum_order import enum_orders, reorder
@@ -108,7 +108,7 @@ class _Writer:
         """Return all operations by path and method. A route with two paths appears at both."""
         found: dict[str, dict[str, Any]] = {}
         for name, (route, signature) in zip(
-            _ids([route for route, _ in self.operations]), self.operations, strict=True
+            _operation_ids([route for route, _ in self.operations]), self.operations, strict=True
         ):
             written = self._operation(route, signature)
             for path in route.paths:
@@ -151,7 +151,7 @@ class _Writer:
         for status, codes in problem_codes(route, signature).items():
             refusal = self._refusal(status, sorted(codes))
             own = responses.get(str(status))  # such as 503 of the check of readiness, which is no problem document
-            responses[str(status)] = refusal if own is None else self._either(own, refusal)
+            responses[str(status)] = refusal if own is None else self._body_or_problem(own, refusal)
         written["responses"] = dict(sorted(responses.items()))
         is_public = PUBLIC in route.needs
         is_open = is_public and "unauthenticated" not in route.raises  # the others read a credential if there is one
@@ -195,7 +195,7 @@ class _Writer:
 
         Texts and streams are listed as `text/*` and `*/*`, because their media types are known only when they are sent.
         """
-        schemas = [self._answer(kind) for kind in signature.answers]
+        schemas = [self._result_schema(kind) for kind in signature.answers]
         schemas += [{"type": "null"}] if types.NoneType in signature.returned else []
         content: dict[str, Any] = {}
         if schemas:
@@ -206,7 +206,7 @@ class _Writer:
             content |= {"text/event-stream": {"schema": {"type": "string"}}, "*/*": {}}
         return content
 
-    def _answer(self, kind: Any) -> dict[str, Any]:
+    def _result_schema(self, kind: Any) -> dict[str, Any]:
         """Return the schema of a type that a handler returns.
 
         The schema of a page is the component `Page_<name>`, if the schema of its items has a name.
@@ -235,7 +235,7 @@ class _Writer:
         }
         return {"$ref": f"#/components/responses/{name}"}
 
-    def _either(self, own: dict[str, Any], refusal: dict[str, str]) -> dict[str, Any]:
+    def _body_or_problem(self, own: dict[str, Any], refusal: dict[str, str]) -> dict[str, Any]:
         """Return a response that has either its own body or a problem document."""
         other = self.responses[refusal["$ref"].removeprefix("#/components/responses/")]
         return {**own, "description": other["description"], "content": {**own["content"], **other["content"]}}
@@ -291,7 +291,7 @@ def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
     return {**rest, **(options[0] if len(options) == 1 else {"anyOf": options} if options else {})}
 
 
-def _ids(routes: list[Route]) -> list[str]:
+def _operation_ids(routes: list[Route]) -> list[str]:
     """Return one operation id per route: `<plugin>_<handler>`, with the method or path appended to make ids unique.
 
     Ids contain the plugin's name, so that installing a plugin does not change the ids of other plugins.

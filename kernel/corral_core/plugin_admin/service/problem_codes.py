@@ -7,9 +7,9 @@ import typing
 
 from corral.auth.principal import ANY_CALLER, PUBLIC
 from corral.errors import CODES, LIMITING_CODES, Problem
+from corral.http.handler_signature import Signature
 from corral.http.page import PageQuery
 from corral.http.routes import Route
-from corral.http.signature import Signature
 
 # Problem codes that every route may return. Every route reads an announced body, even if its handler takes none, and
 # refuses unknown query parameters.

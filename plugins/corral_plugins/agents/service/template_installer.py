@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from corral.auth.principal import Principal
+from corral.database.unit import locked
 from corral.errors import Forbidden
 from corral.http.answers import ANY_VERSION
 from corral.schema.conversion import convert
@@ -84,11 +85,11 @@ class AgentTemplateInstaller:
             **functions_of(self),
         )
 
-    def plan(self, spec: Json) -> None:
+    def check_spec(self, spec: Json) -> None:
         """Raise `Invalid` if no agent could have this configuration."""
         to_columns(convert(NewAgent, spec), DEFAULTS["config"], enforces_budgets=True, performs_reviews=True)
 
-    def existing(self, names: Sequence[str]) -> Mapping[str, str]:
+    def find_existing(self, names: Sequence[str]) -> Mapping[str, str]:
         """Return the ids of the agents with these names, which ignore case."""
         keys = {name.strip().casefold(): name for name in names}
         rows: Any = Agent.select(Agent.name_key, Agent.id).where(LIVING & Agent.name_key.in_(list(keys))).tuples()
@@ -103,23 +104,27 @@ class AgentTemplateInstaller:
         view = self._service().create(convert(NewAgent, limited), by=by)
         return InstalledObject(id=view.id, refused_tools=refused, warnings=self._model_warnings(view))
 
-    def fingerprint(self, ids: Sequence[str]) -> Mapping[str, Json]:
+    def read_fields(self, ids: Sequence[str]) -> Mapping[str, Json]:
         """Return the fields that the owner of an agent may set, by the id of the agent."""
         return {row.id: _values(row) for row in Agent.select().where(LIVING & Agent.id.in_(list(ids)))}
+
+    def lock(self, ids: Sequence[str]) -> None:
+        """Lock the agents until the unit of work ends."""
+        list(locked(Agent.select(Agent.id).where(Agent.id.in_(list(ids))).order_by(Agent.id)))
 
     def update(self, agent_id: str, fields: Json, by: Principal) -> None:
         """Change an agent."""
         given = {name: DEFAULTS.get(name) if value is None else value for name, value in fields.items()}
         self._service().update(agent_id, convert(AgentPatch, given), ANY_VERSION, by=by)
 
-    def users(self, ids: Sequence[str]) -> Sequence[ObjectUse]:
+    def find_uses(self, ids: Sequence[str]) -> Sequence[ObjectUse]:
         """Return the agents whose diffs are reviewed by the agents with these ids."""
         found: Any = Agent.select(Agent.id, Agent.name, Agent.review_policy)
         rows = found.where(LIVING & Agent.review_policy.is_null(False)).tuples()
         reviewers = ((agent_id, name, policy["reviewer_agent_id"]) for agent_id, name, policy in rows)
         return [ObjectUse(id=agent_id, name=name, uses=uses) for agent_id, name, uses in reviewers if uses in ids]
 
-    def running(self, ids: Sequence[str]) -> Sequence[str]:
+    def find_running(self, ids: Sequence[str]) -> Sequence[str]:
         """Return the ids of the agents that are started."""
         rows: Any = (
             Agent.select(Agent.id).where(LIVING & Agent.id.in_(list(ids)) & (Agent.status != "offline")).tuples()

@@ -87,7 +87,7 @@ class Eligibility:
         return not self._is_own(row, by.user_id) and _needs_of(row) <= by.permissions
 
     def may_still_decide(self, row: Approval, user_ids: Sequence[str]) -> set[str]:
-        """Return the people among these who may still decide: who are active, have the right, and are named."""
+        """Return the given people who may still decide: those who are active, have the right, and are named."""
         found = self._accounts.get_many(user_ids)
         return {
             each

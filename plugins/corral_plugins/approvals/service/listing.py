@@ -132,7 +132,7 @@ def comment_view(row: CommentRow) -> ApprovalCommentView:
 
 
 def visible_text(value: Any) -> Any:
-    """Return a JSON value whose texts show invisible and bidirectional characters, such as `<U+202E>`."""
+    """Return a JSON value whose strings show invisible and bidirectional characters, such as `<U+202E>`."""
     if isinstance(value, str):
         return value if value.isprintable() else "".join(map(_visible_character, value))
     if isinstance(value, dict):

@@ -86,9 +86,13 @@ class ApprovalsService:
         return self.open(request, by=by)
 
     def _check_task(self, task_id: str, by: Principal) -> str | None:
-        """Return the owner of a task that the caller may see and that has not ended. Raise `Invalid` otherwise."""
+        """Lock a task that the caller may see and that has not ended. Return its owner. Raise `Invalid` otherwise.
+
+        The lock lets a task that ends at the same time find the approval, or lets this method find the end.
+        """
         try:
-            task = self.tasks.get(task_id.lower(), by=by) if self.tasks is not None else None
+            found = self.tasks is not None and self.tasks.lock(task_id.lower())
+            task = self.tasks.get(task_id.lower(), by=by) if found and self.tasks is not None else None
         except NotFound:
             task = None
         if task is None:
@@ -135,18 +139,18 @@ class ApprovalsService:
         if request.task_id is not None:
             if self.tasks is not None:
                 self.tasks.lock(request.task_id)
-            known = self._known(request.task_id, sha256)
+            known = self._find_same_request(request.task_id, sha256)
             if known is not None:
-                self._hand_over(known, request)
+                self._take_over_repeated_call(known, request)
                 return rows.facts_of(known)
-            self._check_number(request)
+            self._check_open_count(request)
         row = self._insert(request, sha256)
         rows.publish(ApprovalCreated, row, by.id)
         if RISKS.index(request.risk) < HIGH and self._settings.get(AUTO_APPROVE):
             enqueue(AUTO_APPROVE_JOB, approval_id=row.id)
         return rows.facts_of(row, is_new=True)
 
-    def _known(self, task_id: str, sha256: str) -> Approval | None:
+    def _find_same_request(self, task_id: str, sha256: str) -> Approval | None:
         """Return an open approval of the same content, or one that was rejected a short while ago."""
         cooled = clock.now(-self._settings.get(REJECT_COOLDOWN))
         is_rejected = (Approval.status == "rejected") & (Approval.resolved_at > cooled)
@@ -156,13 +160,13 @@ class ApprovalsService:
         return found
 
     @staticmethod
-    def _hand_over(row: Approval, request: ApprovalRequest) -> None:
+    def _take_over_repeated_call(row: Approval, request: ApprovalRequest) -> None:
         """Let an open approval of a tool call decide the call that repeats it under another id."""
         held = request.tool_call
         if held is not None and row.status in OPEN and row.tool_call["id"] != held.id:
             rows.update_if_open(row, tool_call=msgspec.to_builtins(held))
 
-    def _check_number(self, request: ApprovalRequest) -> None:
+    def _check_open_count(self, request: ApprovalRequest) -> None:
         """Raise `Problem` (`quota_exceeded`) if the task has too many open approvals.
 
         A call that repeats a tool after a request for a revision takes the place of the call that is to be revised.

@@ -38,7 +38,7 @@ class ApprovalOutcomes:
         self.wake(row)
 
     def wake(self, row: Approval) -> None:
-        """Let the requester go on after an outcome or a request for a revision."""
+        """Let the requester continue after an outcome or a request for a revision."""
         if row.type == "tool_call" and self.tools is not None:
             self.tools.approval_changed(row.tool_call["id"], status=row.status, note=row.outcome_note)
         else:

@@ -129,9 +129,9 @@ def _without_surrogates(value: Any) -> Any:
 
 
 def _truncate_text(text: str | None, length: int) -> str | None:
-    """Truncate a text and replace characters that a database cannot store.
+    """Truncate a string and replace characters that a database cannot store.
 
-    An empty text becomes None, because a CSV export cannot distinguish an empty text from None.
+    An empty string becomes None, because a CSV export cannot distinguish an empty string from None.
     """
     return text.encode("utf-8", "replace").decode().replace("\0", "�")[:length] if text else None
 

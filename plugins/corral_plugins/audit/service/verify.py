@@ -105,7 +105,7 @@ class Verification:
             return None
         return f"The audit log is NOT intact: row {verdict.first_bad_seq}: {verdict.reason}."
 
-    async def recent(self) -> VerificationResult:
+    async def verify_recent(self) -> VerificationResult:
         """Verify the newest 10,000 rows up to the head, and alert admins if they are not intact."""
         head = (await self._work(queries.chain_ends, read=True)).head
         return await self.run(max(1, head.seq - RECENT + 1))
@@ -198,11 +198,11 @@ def _verdict(checker: ChainChecker, span: _Range, *, is_over: bool) -> Verificat
 # -- exported files
 
 
-class Unreadable(ValueError):
+class UnreadableFile(ValueError):
     """Raised if a file is neither an export nor a list of checkpoints. The message contains the file and the reason."""
 
 
-class _Listed(msgspec.Struct):
+class _CheckpointList(msgspec.Struct):
     """A saved list of checkpoints.
 
     The list is the response of `GET /admin/audit/checkpoints` or the output of `corral audit checkpoints`.
@@ -213,7 +213,7 @@ class _Listed(msgspec.Struct):
 
 
 def verify_export(path: Path, external: ExternalCheckpoints, *, sparse: bool) -> VerificationResult:
-    """Verify an export. Raise `Unreadable`.
+    """Verify an export. Raise `UnreadableFile`.
 
     If `sparse` is true, missing rows are accepted, as in a filtered export. The `prev_hash` of the first row is
     trusted, unless that row is the first of the log or follows a saved checkpoint.
@@ -245,23 +245,23 @@ def verify_export(path: Path, external: ExternalCheckpoints, *, sparse: bool) ->
 def read_checkpoints(path: Path, public_key: str | None) -> ExternalCheckpoints:
     """Read checkpoints from a file that contains a saved list, or one checkpoint per line.
 
-    `public_key` is required if the file contains no public key. Raise `Unreadable`.
+    `public_key` is required if the file contains no public key. Raise `UnreadableFile`.
     """
     text = path.read_bytes()
     try:
-        listed = msgspec.json.decode(text, type=_Listed)
+        listed = msgspec.json.decode(text, type=_CheckpointList)
     except msgspec.DecodeError:
         try:
             items = [msgspec.json.decode(line, type=SignedCheckpoint) for line in text.splitlines() if line.strip()]
         except msgspec.DecodeError as error:
-            raise Unreadable(f"{path}: not a list of checkpoints: {error}") from None
-        listed = _Listed(items)
+            raise UnreadableFile(f"{path}: not a list of checkpoints: {error}") from None
+        listed = _CheckpointList(items)
     key = public_key or listed.public_key
     if key is None:
-        raise Unreadable(f"{path} contains no public key; pass it with --public-key")
+        raise UnreadableFile(f"{path} contains no public key; pass it with --public-key")
     if decode_public_key(key) is None:
         source = "--public-key" if public_key else f"{path}: public_key"
-        raise Unreadable(f"{source} must be 32 bytes in base64")
+        raise UnreadableFile(f"{source} must be 32 bytes in base64")
     return ExternalCheckpoints(listed.items, [key])
 
 
@@ -279,7 +279,7 @@ def _lines(path: Path) -> Iterator[HashedRow]:
             try:
                 yield decoder.decode(line)
             except msgspec.DecodeError as error:
-                raise Unreadable(f"{path}: line {number} is not a row of an audit log: {error}") from None
+                raise UnreadableFile(f"{path}: line {number} is not a row of an audit log: {error}") from None
 
 
 def _read_csv_rows(path: Path) -> Iterator[HashedRow]:
@@ -288,14 +288,14 @@ def _read_csv_rows(path: Path) -> Iterator[HashedRow]:
         reader = csv.reader(file)
         try:
             if next(reader, None) != list(chain.COLUMNS):
-                raise Unreadable(f"{path}: the first line is not the header of an audit log export")
+                raise UnreadableFile(f"{path}: the first line is not the header of an audit log export")
             for cells in reader:
                 pairs = zip(chain.COLUMNS, cells, strict=True)
                 yield chain.hashed_row(
                     [int(cell) if name in NUMBERS else unescape_cell(cell) if cell else None for name, cell in pairs]
                 )
-        except Unreadable:
+        except UnreadableFile:
             raise
         except (TypeError, ValueError, csv.Error) as error:  # also raised for bytes that are not UTF-8
             message = f"{path}: the record after line {reader.line_num} is not a row of an audit log: {error}"
-            raise Unreadable(message) from None
+            raise UnreadableFile(message) from None

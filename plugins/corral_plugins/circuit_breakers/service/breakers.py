@@ -168,7 +168,7 @@ class BreakersService:
         try:
             permit = await asyncio.shield(asking)
         except asyncio.CancelledError:
-            self._start(self._return_unused(breaker, asking))
+            self._start(self._return_unused_permit(breaker, asking))
             raise
         if permit is None and not breaker.passes:
             self._reject(breaker)
@@ -193,7 +193,7 @@ class BreakersService:
             breaker.full_until = clock.time_s() + SYNC_SECONDS
         return permit
 
-    async def _return_unused(self, breaker: LocalBreaker, asking: asyncio.Task[str | None]) -> None:
+    async def _return_unused_permit(self, breaker: LocalBreaker, asking: asyncio.Task[str | None]) -> None:
         """Give back a permit whose caller was cancelled while it asked for it."""
         if (permit := await asking) is not None:
             await self._return_permit(breaker, permit, None, None)

@@ -11,8 +11,8 @@ from corral.schema.conversion import convert
 from corral_plugins.code_reviews.api import NewReview
 from corral_plugins.code_reviews.service import rows
 from corral_plugins.code_reviews.service.comments import ReviewComments
-from corral_plugins.code_reviews.service.contents import ReviewContents
 from corral_plugins.code_reviews.service.opening import CodeReviewsService
+from corral_plugins.code_reviews.service.patch_preparation import ReviewContents
 from corral_plugins.code_reviews.shapes import NewReviewComment
 from corral_plugins.tools.api import Json, Tool, ToolContext, ToolFailure
 
@@ -76,7 +76,7 @@ class AgentReviews:
         found: Json = msgspec.to_builtins({"comment_id": made.id, "anchor": made.anchor})
         return found
 
-    def sees(self, context: ToolContext, arguments: Json) -> bool:
+    def is_visible(self, context: ToolContext, arguments: Json) -> bool:
         """Return whether the requester may read the review that the arguments name."""
         try:
             rows.find_readable(arguments["review_id"], context.caller)
@@ -110,7 +110,7 @@ class ReviewTools:
                 risk="write",
                 schema=COMMENT_SCHEMA,
                 permission="code_reviews.write",
-                sees=lambda context, arguments: self._connected().sees(context, arguments),
+                is_visible=lambda context, arguments: self._connected().is_visible(context, arguments),
                 run=comment,
             ),
             Tool(

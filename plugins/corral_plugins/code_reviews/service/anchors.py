@@ -46,7 +46,7 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
     context: Context | None = None
 
 
-class Found(msgspec.Struct, frozen=True):
+class NewPlace(msgspec.Struct, frozen=True):
     """Where a comment is in another revision. `line` is None unless it is active."""
 
     anchor: str
@@ -61,12 +61,12 @@ def context_of(patch: Patch, file: str, side: str, line: int, end_line: int) -> 
     numbers = range(line, end_line + 1)
     if not all(number in shown for number in numbers):
         return None
-    before = _run(shown, line - 1, -1)
-    after = _run(shown, end_line + 1, 1)
+    before = _lines_from(shown, line - 1, -1)
+    after = _lines_from(shown, end_line + 1, 1)
     return Context([*map(_key, before[::-1])], [_key(shown[n]) for n in numbers], [*map(_key, after)])
 
 
-def find_again(patch: Patch, places: Sequence[Place]) -> list[Found]:
+def find_again(patch: Patch, places: Sequence[Place]) -> list[NewPlace]:
     """Find comments in another revision.
 
     Where the contexts differ in length, because one hunk begins or ends nearer to the lines, the lines that both show
@@ -88,16 +88,16 @@ class _Search:
         self.shown = {key: self._lines(*key) for key in wanted}
         self.numbers = {key: _numbers(self.shown[key], texts) for key, texts in wanted.items()}
 
-    def find(self, place: Place) -> Found:
+    def find(self, place: Place) -> NewPlace:
         """Return where a comment is now."""
         patched = self._file(place.file, place.side)
         if patched is None or (place.side == "new" and patched.status == "deleted"):
-            return Found("orphaned")
+            return NewPlace("orphaned")
         path = patched.path if place.side == "new" else patched.old_path or patched.path
         if place.line is None or place.context is None:
-            return Found("active", None, path)
+            return NewPlace("active", None, path)
         line = self._line(place, place.line, place.context)
-        return Found("outdated") if line is None else Found("active", line, path)
+        return NewPlace("outdated") if line is None else NewPlace("active", line, path)
 
     def _line(self, place: Place, line: int, context: Context) -> int | None:
         """Return the old number if the lines are still there, or else the number of the only place that fits."""
@@ -126,7 +126,7 @@ class _Search:
 
 
 def _numbers(shown: dict[int, bytes], texts: Iterable[str]) -> dict[str, Numbers]:
-    """Return the numbers of the lines that have one of these texts, by the line before, which is None if not shown."""
+    """Return the numbers of the lines with one of these contents, by the preceding line, which is None if not shown."""
     short = {text.encode("latin-1"): text for text in texts if len(text) < DIGEST_LENGTH}
     long = {text for text in texts if len(text) == DIGEST_LENGTH}
     found: dict[str, Numbers] = {text: defaultdict(list) for text in texts}
@@ -154,10 +154,10 @@ def _fits(shown: dict[int, bytes], number: int, context: Context) -> bool:
     end = number + len(context.lines)
     before = zip(range(number - 1, number - 1 - AROUND, -1), reversed(context.before), strict=False)
     after = zip(range(end, end + AROUND), context.after, strict=False)
-    return all(_same_run(shown, pairs) for pairs in (before, after))
+    return all(_has_same_neighbours(shown, pairs) for pairs in (before, after))
 
 
-def _same_run(shown: dict[int, bytes], pairs: Iterable[tuple[int, str]]) -> bool:
+def _has_same_neighbours(shown: dict[int, bytes], pairs: Iterable[tuple[int, str]]) -> bool:
     """Return whether the lines next to a comment are equal, as far as the patch shows them."""
     for number, text in pairs:
         if number not in shown:
@@ -172,7 +172,7 @@ def _is(shown: dict[int, bytes], number: int, text: str) -> bool:
     return line is not None and _key(line) == text
 
 
-def _run(shown: dict[int, bytes], start: int, step: int) -> list[bytes]:
+def _lines_from(shown: dict[int, bytes], start: int, step: int) -> list[bytes]:
     """Return up to three lines from a line on, as far as the patch shows them without a gap."""
     found: list[bytes] = []
     while len(found) < AROUND and start in shown:

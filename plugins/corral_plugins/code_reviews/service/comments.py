@@ -19,9 +19,9 @@ from corral_plugins.code_reviews.api import CodeReviewCommented, CodeReviewUpdat
 from corral_plugins.code_reviews.models import Review, ReviewComment
 from corral_plugins.code_reviews.service import rows
 from corral_plugins.code_reviews.service.anchors import MAX_LINES, Context, context_of
-from corral_plugins.code_reviews.service.contents import ReviewContents
 from corral_plugins.code_reviews.service.listing import comment_view
 from corral_plugins.code_reviews.service.opening import CodeReviewsService
+from corral_plugins.code_reviews.service.patch_preparation import ReviewContents
 from corral_plugins.code_reviews.service.patches import Patch
 from corral_plugins.code_reviews.shapes import NewReviewComment, ReviewCommentView
 

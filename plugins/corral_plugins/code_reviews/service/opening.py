@@ -34,10 +34,10 @@ from corral_plugins.code_reviews.api import (
 )
 from corral_plugins.code_reviews.models import Review, ReviewComment, Reviewer, Revision
 from corral_plugins.code_reviews.service import rows
-from corral_plugins.code_reviews.service.contents import ReviewContents, patch_of
 from corral_plugins.code_reviews.service.feedback import feedback_of
+from corral_plugins.code_reviews.service.patch_preparation import ReviewContents, patch_of
 from corral_plugins.code_reviews.service.review_tasks import ReviewTasks
-from corral_plugins.code_reviews.service.threads import anchor_again
+from corral_plugins.code_reviews.service.threads import reanchor_comments
 from corral_plugins.tasks.api import Tasks
 
 MAX_CHECKS = 50
@@ -157,10 +157,10 @@ class CodeReviewsService:
             rows.update(row, OPEN, is_awaited=True)
         reviewer = (diff.reviewer_agent_id or row.agent_id).lower()
         if row.status == "pending" and reviewer != row.agent_id:
-            self._ask_too(row, reviewer)
+            self._add_policy_reviewer(row, reviewer)
         return rows.facts_of(row)
 
-    def _ask_too(self, row: Review, agent_id: str) -> None:
+    def _add_policy_reviewer(self, row: Review, agent_id: str) -> None:
         """Make the agent that a policy names a reviewer, unless it already is one."""
         known = {each.reviewer_id for each in rows.reviewers_of([row.id])[row.id]}
         if agent_id not in known:
@@ -231,7 +231,7 @@ class CodeReviewsService:
             reminded_at=clock.now(),
         )
         _insert_revision(row, patch, note=note, by=by)
-        anchor_again(row, patch.parsed.patch)
+        reanchor_comments(row, patch.parsed.patch)
         is_approved = (Reviewer.review_id == row.id) & (Reviewer.state == "approved")
         Reviewer.update(state="pending").where(is_approved).execute()
         rows.publish(CodeReviewRevised, row, by)

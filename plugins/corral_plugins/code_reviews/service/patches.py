@@ -297,7 +297,7 @@ class _Parser:
             raise self._error("The hunk has more lines than its header announces.")
 
     def _hunk_lines(self, old: int, new: int) -> list[bytes]:
-        """Return the lines of a hunk that has this many lines on both sides."""
+        """Return the lines of a hunk. Its header gives the number of lines on each side."""
         began, found = self.at - 1, []
         while old > 0 or new > 0:
             if self.at >= len(self.lines):

@@ -6,7 +6,7 @@ from collections import defaultdict
 from typing import Any
 
 from corral_plugins.code_reviews.models import Review, ReviewComment
-from corral_plugins.code_reviews.service.anchors import Context, Found, Place, find_again
+from corral_plugins.code_reviews.service.anchors import Context, NewPlace, Place, find_again
 from corral_plugins.code_reviews.service.patches import Patch
 
 _COLUMNS = (
@@ -19,19 +19,19 @@ _COLUMNS = (
 )
 
 
-def anchor_again(row: Review, patch: Patch) -> None:
+def reanchor_comments(row: Review, patch: Patch) -> None:
     """Find the lines of all comments in the current revision. Answers follow the first comment of their thread."""
     is_anchored = (ReviewComment.review_id == row.id) & ReviewComment.file.is_null(False)
     comments: list[Any] = list(ReviewComment.select(*_COLUMNS).where(is_anchored))
     first = [comment for comment in comments if comment.parent_id is None]
     found = dict(zip([comment.id for comment in first], find_again(patch, [*map(_place, first)]), strict=True))
-    ids: defaultdict[tuple[Found, int], list[str]] = defaultdict(list)
+    ids: defaultdict[tuple[NewPlace, int], list[str]] = defaultdict(list)
     for comment in comments:
         where = found[comment.parent_id or comment.id]
         shift = 0 if where.line is None else where.line - comment.line
-        ids[Found(where.anchor, None, where.file), shift].append(comment.id)
+        ids[NewPlace(where.anchor, None, where.file), shift].append(comment.id)
     for (where, shift), moved in ids.items():
-        ReviewComment.update(_changes(where, shift, row.revision)).where(ReviewComment.id.in_(moved)).execute()
+        ReviewComment.update(_moved_columns(where, shift, row.revision)).where(ReviewComment.id.in_(moved)).execute()
 
 
 def _place(comment: Any) -> Place:
@@ -39,7 +39,7 @@ def _place(comment: Any) -> Place:
     return Place(file=comment.file, side=comment.side, line=comment.line, context=context)
 
 
-def _changes(where: Found, shift: int, revision: int) -> dict[str, Any]:
+def _moved_columns(where: NewPlace, shift: int, revision: int) -> dict[str, Any]:
     """Return the columns that change for all comments that moved by the same number of lines."""
     if where.anchor != "active":
         return {"anchor": where.anchor}

@@ -1,4 +1,4 @@
-"""The monthly budgets of agents."""
+"""The monthly limits of agents: their budgets."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class AgentLimits:
                 BudgetCounter.update(lifted=True).where(budget_counters.condition(limit, period)).execute()
 
     def budgets_of(self, agent_ids: Sequence[str]) -> dict[str, AgentBudget]:
-        """Return the budgets of the agents among these that have one. Implements `Costs.agent_budgets`."""
+        """Return the budgets of those agents that have one. Implements `Costs.agent_budgets`."""
         limits = self._limits.current()
         limited = [agent_id for agent_id in agent_ids if agent_id in limits.agents]
         if not limited:

@@ -114,7 +114,7 @@ class BudgetLimitCache:
         return current().memo.get(self)
 
     def reload(self) -> BudgetLimits:
-        """Read the limits anew, because the current unit of work may have changed them."""
+        """Read the limits again, because the current unit of work may have changed them."""
         row = _REVISION.one({})
         return self.confirm(None if row is None else row[0])
 
@@ -167,7 +167,7 @@ def configuration_of(row: Budget | None) -> BudgetConfiguration:
 
 
 def increment_revision() -> None:
-    """Increment the revision of the limits, so that every process reads them anew.
+    """Increment the revision of the limits, so that every process reads them again.
 
     Call this function in the unit of work that changes a limit. It locks the row of the budget.
     """

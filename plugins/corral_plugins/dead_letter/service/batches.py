@@ -1,4 +1,4 @@
-"""Batches, which retry many dead letters at a rate. A batch is durable: it goes on after a restart."""
+"""Batches, which retry many dead letters at a rate. A batch is durable: it continues after a restart."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from corral.plugin import Audit, AuditEntry, Settings
 from corral_plugins.admin.api import KillSwitch
 from corral_plugins.dead_letter import settings as declared
 from corral_plugins.dead_letter.models import Batch, DeadLetter
-from corral_plugins.dead_letter.service.letters import DeadLetterQueue, chosen_by, is_open
+from corral_plugins.dead_letter.service.letters import DeadLetterQueue, filter_conditions, is_open
 from corral_plugins.dead_letter.shapes import BatchView, LetterFilter, RetryAll, RetryDeadLetter, SkippedLetter
 from corral_plugins.tasks.api import Tasks
 
@@ -51,7 +51,9 @@ class DeadLetterBatches:
     def start(self, asked: RetryAll, *, by: Principal) -> BatchView:
         """Start a batch of the dead letters that are open now. Raise `Conflict` if another batch is running."""
         now, batch_id = clock.now(), new_id()
-        matched = DeadLetter.select(DeadLetter.id).where(is_open(), *chosen_by(asked.filter)).limit(asked.max).count()
+        matched = (
+            DeadLetter.select(DeadLetter.id).where(is_open(), *filter_conditions(asked.filter)).limit(asked.max).count()
+        )
         Batch.insert(
             id=batch_id,
             filter=msgspec.to_builtins(asked.filter),
@@ -141,7 +143,7 @@ class DeadLetterBatches:
         )
         was_open = is_open() | (DeadLetter.resolved_at > row.started_at)
         members = (DeadLetter.created_at >= row.seen_at) & (DeadLetter.created_at <= row.started_at)
-        chosen = chosen_by(msgspec.convert(row.filter, LetterFilter))
+        chosen = filter_conditions(msgspec.convert(row.filter, LetterFilter))
         found = DeadLetter.select().where(members & after & was_open, *chosen)
         return list(found.order_by(DeadLetter.created_at, DeadLetter.id).limit(limit))
 

@@ -171,7 +171,7 @@ class DeadLetterQueue:
 
     def discard_batch(self, chosen: LetterFilter, limit: int, *, by: Principal) -> int:
         """Discard at most 500 open dead letters, oldest first. Return their number."""
-        found: Any = DeadLetter.select(DeadLetter.id).where(is_open(), *chosen_by(chosen))
+        found: Any = DeadLetter.select(DeadLetter.id).where(is_open(), *filter_conditions(chosen))
         some = found.order_by(DeadLetter.created_at, DeadLetter.id).limit(min(limit, DISCARD_BATCH_SIZE))
         ids = [row.id for row in some]
         count = close_letters(DeadLetter.id.in_(ids), "discarded", by.user_id) if ids else 0
@@ -234,7 +234,7 @@ def close_letters(which: Any, status: str, by: str | None) -> int:
     return int(DeadLetter.update(changes).where(which & is_open()).execute())
 
 
-def chosen_by(chosen: LetterFilter) -> list[Any]:
+def filter_conditions(chosen: LetterFilter) -> list[Any]:
     """Return the conditions of a filter."""
     found: list[Any] = []
     for name in ("reason", "error_type"):

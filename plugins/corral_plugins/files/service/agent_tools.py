@@ -77,7 +77,7 @@ class AgentFiles:
         return ToolOutput(value=value, untrusted=() if is_own else (f"file:{row.id}",))
 
     async def write_file(self, context: ToolContext, arguments: Json) -> Json:
-        """Store a text as a new file of the task."""
+        """Store text as a new file of the task."""
         caller = context.caller
         visibility = self._uploads.settings.get(ARTIFACT_VISIBILITY)
         new = NewFile(
@@ -92,7 +92,7 @@ class AgentFiles:
         row, _ = await self._uploads.store(new, _one(arguments["content"].encode()))
         return {"file_id": row.id, "name": row.name, "size_bytes": row.size_bytes}
 
-    def sees(self, context: ToolContext, arguments: Json) -> bool:
+    def is_visible(self, context: ToolContext, arguments: Json) -> bool:
         """Return whether the requester may read the file that the arguments name."""
         try:
             self._find(context, arguments["file_id"])
@@ -144,13 +144,13 @@ class FileTools(ToolSet[AgentFiles]):
                 schema=READ_SCHEMA,
                 permission="files.read",
                 idempotent=True,
-                sees=lambda context, arguments: self.implementation.sees(context, arguments),
+                is_visible=lambda context, arguments: self.implementation.is_visible(context, arguments),
                 run=read,
             ),
             Tool(
                 name="files.write",
                 title="Write a file",
-                description="Store a text as a new file, which becomes an artifact of the task.",
+                description="Store text as a new file, which becomes an artifact of the task.",
                 risk="write",
                 schema=WRITE_SCHEMA,
                 permission="files.write",

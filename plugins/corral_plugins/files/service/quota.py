@@ -62,7 +62,7 @@ class FileQuota:
         Usage.update(reserved).where(Usage.owner_id == upload.owner_id).execute()
         return True
 
-    def forget(self, owner_id: str, size: int) -> None:
+    def subtract_file(self, owner_id: str, size: int) -> None:
         """Stop counting a deleted file."""
         counted = {Usage.files: Usage.files - 1, Usage.bytes: Usage.bytes - size}
         Usage.update(counted).where(Usage.owner_id == owner_id).execute()

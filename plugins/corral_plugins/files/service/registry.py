@@ -128,7 +128,7 @@ class FileRegistry:
         """Delete a row. Return False if it was deleted at the same time."""
         if not File.delete().where(File.id == row.id).execute():
             return False
-        self._quota.forget(row.owner_id, row.size_bytes)
+        self._quota.subtract_file(row.owner_id, row.size_bytes)
         self._emit(FileDeleted, row)
         return True
 
@@ -201,6 +201,7 @@ class FileRegistry:
             self.audit.record(entry)
 
     def _find_own(self, file_id: str, match: IfMatch, caller: Principal) -> File:
+        locked(File.select(File.id).where(File.id == file_id)).first()  # keeps the version as it is
         row = self.find(file_id, caller)
         require_owner(caller, row.owner_id, what="file")
         match.check(row.version)

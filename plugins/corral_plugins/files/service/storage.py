@@ -65,7 +65,7 @@ class FileStorage:
         if self.breakers is not None and self.object_store is not None:
             until = self.breakers.blocked_until(BREAKER)
         if until is not None:
-            raise _not_asked(CircuitOpen(BREAKER, retry_at=until))
+            raise _store_unavailable(CircuitOpen(BREAKER, retry_at=until))
         return await self._measured("put", self._blobs.put(key, stream))
 
     async def read(self, key: str, start: int = 0, stop: int | None = None) -> AsyncGenerator[bytes, None]:
@@ -77,7 +77,7 @@ class FileStorage:
         await self._measured("delete", self._blobs.delete(key))
 
     async def discard(self, key: str) -> None:
-        """Delete the bytes of a file whose row is gone. If the store is down, the sweep deletes them later."""
+        """Delete the bytes of a file whose row was deleted. If the store is down, the sweep deletes them later."""
         with contextlib.suppress(Problem):
             await self.delete(key)
 
@@ -86,7 +86,7 @@ class FileStorage:
         try:
             return await call
         except CircuitOpen as problem:
-            raise _not_asked(problem) from problem
+            raise _store_unavailable(problem) from problem
         except Unavailable as problem:
             problem.headers["Retry-After"] = str(RETRY_SECONDS)
             raise
@@ -94,7 +94,7 @@ class FileStorage:
             self._metrics.observe_storage(op, time.perf_counter() - began)
 
 
-def _not_asked(problem: CircuitOpen) -> Unavailable:
+def _store_unavailable(problem: CircuitOpen) -> Unavailable:
     """Return the problem of a request that needs the store while its circuit breaker is open."""
     detail = "The file store failed repeatedly and is not asked for now; try again later."
     return Unavailable(detail, retry_after=problem.retry_after, code="dependency_unavailable")

@@ -39,7 +39,7 @@ class FileSweeps:
         started = clock.now()
         await self._report_missing(await self._delete_orphans(older_than_seconds), started)
 
-    async def forget_owner(self, owner_id: str) -> None:
+    async def delete_private_files(self, owner_id: str) -> None:
         """Delete the private files of a purged user. Files that are shared with a task stay with it."""
         while rows := await self._work(lambda: self._remove(self._registry.private_files(owner_id, BATCH))):
             await self._discard(rows)

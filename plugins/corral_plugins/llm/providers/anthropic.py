@@ -178,7 +178,7 @@ def _to_blocks(message: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _to_content_blocks(content: Any) -> list[dict[str, Any]]:
-    """Convert message content to text and image blocks. Empty texts are omitted, because Anthropic rejects them."""
+    """Convert message content to text and image blocks. Empty strings are omitted, because Anthropic rejects them."""
     if isinstance(content, str):
         return [{"type": "text", "text": content}] if content else []
     return [_to_content_block(part) for part in content or () if part.get("type") != "text" or part["text"]]

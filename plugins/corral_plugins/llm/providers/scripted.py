@@ -239,7 +239,7 @@ def _text_of(message: Mapping[str, Any]) -> str:
 
 
 def estimate_tokens(text: str) -> int:
-    """Estimate the number of tokens in a text, at 4 bytes per token. The estimate tends to be too high."""
+    """Estimate the number of tokens in a string, at 4 bytes per token. The estimate tends to be too high."""
     return math.ceil(len(text.encode()) / 4)
 
 
@@ -248,9 +248,9 @@ def _embed_all(texts: Sequence[str], size: int) -> list[list[float]]:
 
 
 def embed_text(text: str, size: int) -> list[float]:
-    """Return the vector of a text. Each word of the text is hashed to one dimension of the vector.
+    """Return the vector of a string. Each word of the string is hashed to one dimension of the vector.
 
-    Vectors have length 1, so texts that share words are close to each other.
+    Vectors have length 1, so strings that share words are close to each other.
     """
     vector = [0.0] * size
     for word in re.finditer(r"\w+", text.lower()):  # an iterator instead of a list, so that other threads can run

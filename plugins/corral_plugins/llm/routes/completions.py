@@ -84,7 +84,7 @@ async def create_chat_completion(body: ChatRequest, llm: Gateway, caller: Princi
 
 @routes.post("/embeddings", **CALL)
 async def create_embeddings(body: EmbeddingRequest, llm: Gateway, caller: Principal) -> Answer[EmbeddingList]:
-    """Create embeddings of texts (OpenAI's API). All vectors of a model have the same dimension."""
+    """Create embeddings of strings (OpenAI's API). All vectors of a model have the same dimension."""
     request = _without_nulls(body)
     encoding = request.pop("encoding_format", "float")
     result = await llm.create_embeddings(request, by=caller)

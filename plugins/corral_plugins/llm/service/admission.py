@@ -251,7 +251,7 @@ class CallAdmission:
         targets = self._resolver.resolve(kind, requested_model, agent)
         usable = [target for target in targets if target.provider.usable]
         if not usable:
-            raise _not_configured(targets)
+            raise _no_provider_problem(targets)
         admitted = self._breakers.admitted(usable)
         first = admitted[0]
         for skipped in usable[: usable.index(first)]:
@@ -297,7 +297,7 @@ class CallAdmission:
         return facts
 
 
-def _not_configured(targets: list[ModelTarget]) -> Invalid:
+def _no_provider_problem(targets: list[ModelTarget]) -> Invalid:
     """Return the problem for a call without a usable provider.
 
     The problem is not a 503, because clients would repeat the call, some of them for minutes.

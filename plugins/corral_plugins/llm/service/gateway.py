@@ -28,9 +28,9 @@ from corral_plugins.llm.service.admission import (
     ConfiguredModels,
     ModelResolver,
 )
+from corral_plugins.llm.service.asyncio_tasks import CallTask, CallTasks
 from corral_plugins.llm.service.breakers import ProviderBreakers
 from corral_plugins.llm.service.call_budgets import CallBudgets
-from corral_plugins.llm.service.call_tasks import CallTask, CallTasks
 from corral_plugins.llm.service.calls import (
     UNPRICED,
     CallOutcome,

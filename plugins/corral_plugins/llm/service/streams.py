@@ -1,4 +1,4 @@
-"""Removes credentials from requests and responses, and reads streamed responses from providers.
+"""Reads streamed responses from providers, and removes credentials from requests and responses.
 
 Timeouts limit the duration of each stream. The chunks are normalized and redacted, even if a credential is split across
 chunks, and the last chunk contains the token usage.
@@ -102,7 +102,7 @@ class StreamRedaction:
                 yield {**self._last_chunk, "choices": [{"index": index, "delta": rest, "finish_reason": None}]}
 
     def _redact_delta(self, index: int, delta: dict[str, Any]) -> bool:
-        """Redact a delta in place. Return whether one of its texts changed."""
+        """Redact a delta in place. Return whether one of its strings changed."""
         is_changed = False
         for name, value in delta.items():
             if name in TEXT_FIELDS and isinstance(value, str):

@@ -33,6 +33,7 @@ from corral_plugins.marketplace.service.manifests import (
     version_key,
 )
 from corral_plugins.marketplace.service.metrics import MarketplaceMetrics
+from corral_plugins.marketplace.service.rendering import default_parameters
 from corral_plugins.marketplace.shapes import (
     CategoryList,
     CategoryView,
@@ -86,7 +87,7 @@ class Template(msgspec.Struct, frozen=True, kw_only=True):
 Templates = list[Template]
 
 
-class Parts(msgspec.Struct, frozen=True, kw_only=True):
+class ActiveParts(msgspec.Struct, frozen=True, kw_only=True):
     """The active installers by kind, and the names of the active plugins."""
 
     installers: Mapping[str, Installer]
@@ -202,7 +203,7 @@ class TemplateCatalogue:
 
     # -- facts
 
-    def parts(self) -> Parts:
+    def parts(self) -> ActiveParts:
         """Return the installers and plugins that are active now."""
         installers: dict[str, Installer] = {}
         for _, installer in self._contributions.for_hook("corral_template_installers"):
@@ -210,14 +211,14 @@ class TemplateCatalogue:
         plugins = {
             plugin for hook in ("corral_services", "corral_routes") for plugin, _ in self._contributions.for_hook(hook)
         }
-        return Parts(installers=installers, plugins=frozenset(plugins))
+        return ActiveParts(installers=installers, plugins=frozenset(plugins))
 
     def to_template(
         self, manifest: Manifest, source: str, published_at: str | None, sha256: str | None = None
     ) -> Template:
         """Return a manifest as a template. `sha256` is the hash that its source promises.
 
-        Looks for credentials in all texts, which takes long for a large manifest, so call it in a thread.
+        Looks for credentials in all strings, which takes long for a large manifest, so call it in a thread.
         """
         if sha256 is not None and sha256 != manifest.sha256:
             detail = f"The source promises the hash {sha256}, and the content has {manifest.sha256}."
@@ -226,7 +227,7 @@ class TemplateCatalogue:
         findings = tuple(text_findings(manifest.data, self._redactor))
         return Template(manifest=manifest, source=source, published_at=published_at, findings=findings)
 
-    def problems(self, template: Template, parts: Parts) -> Sequence[TemplateProblem]:
+    def problems(self, template: Template, parts: ActiveParts) -> Sequence[TemplateProblem]:
         """Return the reasons why a template cannot be installed now."""
         manifest = template.manifest
         found = [TemplateProblem(code=each.code, pointer=each.pointer, detail=each.detail) for each in manifest.faults]
@@ -249,12 +250,17 @@ class TemplateCatalogue:
         ]
         return found
 
-    def findings(self, template: Template) -> Sequence[Finding]:
-        """Return all findings about a template. Runs in the caller's unit of work."""
-        if template.manifest.faults:
+    def findings(self, template: Template, parameters: Json | None = None) -> Sequence[Finding]:
+        """Return all findings about a template with these parameters, or else with the defaults.
+
+        Runs in the caller's unit of work.
+        """
+        manifest = template.manifest
+        if manifest.faults:
             return list(template.findings)
         risks = self.tools.risks() if self.tools is not None else {}
-        return [*template.findings, *tool_findings(template.manifest, risks)]
+        given = default_parameters(manifest.data.get("parameters", {})) if parameters is None else parameters
+        return [*template.findings, *tool_findings(manifest, given, risks)]
 
     # -- parts
 
@@ -299,11 +305,11 @@ class TemplateCatalogue:
     def _read(self, text: str, source: str, created_at: str, sha256: str) -> Template:
         return self.to_template(read_manifest(text.encode()), source, created_at, sha256)
 
-    def _views(self, templates: Sequence[Template], parts: Parts) -> Sequence[TemplateView]:
+    def _views(self, templates: Sequence[Template], parts: ActiveParts) -> Sequence[TemplateView]:
         counts = _installation_counts([template.id for template in templates])
         return [self._view(template, parts, counts.get(template.id, 0)) for template in templates]
 
-    def _view(self, template: Template, parts: Parts, installations: int) -> TemplateView:
+    def _view(self, template: Template, parts: ActiveParts, installations: int) -> TemplateView:
         data, problems = template.manifest.data, self.problems(template, parts)
         permissions = _mapping(data.get("permissions"))
         return TemplateView(

@@ -14,7 +14,7 @@ from corral.errors import FieldError, Forbidden, Invalid, NotFound
 from corral.ids import ID_PATTERN
 from corral.redact.redactor import Redactor
 from corral_plugins.marketplace.api import Installer
-from corral_plugins.marketplace.service.catalogue import KIND_PLUGINS, Parts, TemplateCatalogue, used_plugins
+from corral_plugins.marketplace.service.catalogue import KIND_PLUGINS, ActiveParts, TemplateCatalogue, used_plugins
 from corral_plugins.marketplace.service.findings import text_findings
 from corral_plugins.marketplace.service.manifest_traversal import texts, uses_of
 from corral_plugins.marketplace.service.manifests import check_manifest, sha256_of
@@ -32,7 +32,7 @@ class TemplateExport:
         self._work, self._catalogue, self._redactor = work, catalogue, redactor
 
     async def export(self, body: ExportTemplate, *, by: Principal) -> Json:
-        """Return the manifest. Raise `Invalid` if a text contains a credential, or a referenced object is missing."""
+        """Return the manifest. Raise `Invalid` if a string contains a credential, or a referenced object is missing."""
         parts = self._catalogue.parts()
         resources = await self._work(lambda: _resources(body, parts, by), read=True)
         manifest = _manifest(body, resources, parts)
@@ -49,7 +49,7 @@ class TemplateExport:
         return manifest
 
 
-def _resources(body: ExportTemplate, parts: Parts, by: Principal) -> list[Json]:
+def _resources(body: ExportTemplate, parts: ActiveParts, by: Principal) -> list[Json]:
     """Return the resources of all objects, with references instead of ids."""
     exported: list[tuple[str, str, Json]] = []
     for kind, field in FIELDS.items():
@@ -87,7 +87,7 @@ def _keys(exported: Sequence[tuple[str, str, Json]]) -> dict[str, str]:
     return keys
 
 
-def _manifest(body: ExportTemplate, resources: list[Json], parts: Parts) -> Json:
+def _manifest(body: ExportTemplate, resources: list[Json], parts: ActiveParts) -> Json:
     meta, uses = body.meta, uses_of(resources)
     secrets = sorted({place.value for place in uses.secrets})
     plugins = {KIND_PLUGINS.get(each["kind"], each["kind"]) for each in resources} | used_plugins(resources)

@@ -1,4 +1,4 @@
-"""Looks for what a person should know before installing a template."""
+"""Finds risks that a person should know before installing a template: credentials, dangerous tools, refused URLs."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from corral.errors import Invalid
 from corral.redact.redactor import Redactor
 from corral_plugins.marketplace.service.manifest_traversal import texts
 from corral_plugins.marketplace.service.manifests import Manifest
+from corral_plugins.marketplace.service.rendering import with_parameters
 from corral_plugins.marketplace.shapes import Finding
 from corral_plugins.tools.api import includes_tools
 
@@ -28,7 +29,7 @@ _URL = re.compile(r"https?://[^\s\"'<>)\]]+", re.IGNORECASE)
 
 
 def text_findings(data: Json, redactor: Redactor) -> Iterator[Finding]:
-    """Yield findings about texts: credentials, and phrases that try to redirect a model."""
+    """Yield findings about strings: credentials, and phrases that try to redirect a model."""
     for place in texts(data):
         if place.pointer != "/sha256" and redactor.redact(place.value) != place.value:
             detail = "The text contains something that looks like a credential; use a secret instead."
@@ -38,13 +39,13 @@ def text_findings(data: Json, redactor: Redactor) -> Iterator[Finding]:
             yield Finding(severity="warning", code="marketplace.injection", pointer=place.pointer, detail=detail)
 
 
-def tool_findings(manifest: Manifest, risks: Mapping[str, str]) -> Iterator[Finding]:
-    """Yield a finding for each dangerous tool that agents could use without asking a person.
+def tool_findings(manifest: Manifest, parameters: Mapping[str, Any], risks: Mapping[str, str]) -> Iterator[Finding]:
+    """Yield a finding for each dangerous tool that agents could use, with these parameters, without asking a person.
 
     A tool that does not exist counts as dangerous, because it may be added later.
     """
     for index, resource in enumerate(manifest.resources):
-        policy = resource["spec"].get("tool_policy")
+        policy = with_parameters(resource["spec"].get("tool_policy"), parameters)
         for name, rule in policy.items() if isinstance(policy, dict) else ():
             chosen = rule if isinstance(rule, str) else rule.get("policy") if isinstance(rule, dict) else None
             untrusted = isinstance(rule, dict) and rule.get("when_tainted") == "allow"

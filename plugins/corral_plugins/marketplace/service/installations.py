@@ -18,7 +18,7 @@ from corral.http.page import Page, newest_first, paginate
 from corral.plugin import Audit, AuditEntry
 from corral_plugins.marketplace.api import TemplateUninstalled
 from corral_plugins.marketplace.models import Installation, InstalledResource
-from corral_plugins.marketplace.service.catalogue import Parts, TemplateCatalogue, latest
+from corral_plugins.marketplace.service.catalogue import ActiveParts, TemplateCatalogue, latest
 from corral_plugins.marketplace.service.installing import LOCK
 from corral_plugins.marketplace.service.manifests import version_key
 from corral_plugins.marketplace.service.removal import remove_objects
@@ -29,6 +29,7 @@ from corral_plugins.marketplace.service.rows import (
     find_writable_installation,
     fingerprints,
     installation_fields,
+    lock_objects,
     objects_of,
 )
 from corral_plugins.marketplace.shapes import (
@@ -102,11 +103,12 @@ class Installations:
         return await self._work(remove, entry=entry)
 
     def _uninstall(
-        self, installation_id: str, body: UninstallInstallation, parts: Parts, by: Principal
+        self, installation_id: str, body: UninstallInstallation, parts: ActiveParts, by: Principal
     ) -> UninstallResult:
         advisory_lock(LOCK)  # before the status is read, so that two uninstalls remove it once
         row = find_writable_installation(installation_id, by)
         objects = [each for each in objects_of(row.id) if each.removed_at is None]
+        lock_objects(objects, parts.installers)
         removed, kept = remove_objects(objects, parts.installers, force=body.force, dry_run=body.dry_run, by=by)
         if not body.dry_run and row.status != "removed":
             self._record(row, removed=removed, kept=kept, by=by)

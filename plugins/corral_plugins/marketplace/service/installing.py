@@ -22,7 +22,7 @@ from corral.ids import new_id
 from corral.plugin import Audit, AuditEntry
 from corral_plugins.marketplace.api import InstalledObject, Installer, TemplateInstalled
 from corral_plugins.marketplace.models import Installation, InstalledResource
-from corral_plugins.marketplace.service.catalogue import Parts, TemplateCatalogue
+from corral_plugins.marketplace.service.catalogue import ActiveParts, TemplateCatalogue
 from corral_plugins.marketplace.service.metrics import MarketplaceMetrics
 from corral_plugins.marketplace.service.naming import WantedName, existing_ids, free_names
 from corral_plugins.marketplace.service.preparing import (
@@ -64,7 +64,7 @@ class MadeObject(msgspec.Struct, frozen=True, kw_only=True):
     fingerprint: Json
 
 
-class OnlyPlanned(ExpectedFailure):
+class PlanRollback(ExpectedFailure):
     """Ends the unit of work of a plan, so that nothing of the plan is stored."""
 
     def __init__(self, plan: Any) -> None:
@@ -113,7 +113,7 @@ class InstallationService:
         for attempt in range(TRIES):
             try:
                 return await self._work(lambda: self._perform(prepared, parts, body, by), entry=entry)
-            except OnlyPlanned as planned:
+            except PlanRollback as planned:
                 plan: InstallationPlan = planned.plan
                 return plan
             except Conflict as conflict:
@@ -124,9 +124,9 @@ class InstallationService:
     # -- in the unit of work
 
     def _perform(
-        self, prepared: PreparedTemplate, parts: Parts, body: InstallTemplate, by: Principal
+        self, prepared: PreparedTemplate, parts: ActiveParts, body: InstallTemplate, by: Principal
     ) -> NewInstallation:
-        findings = self._catalogue.findings(prepared.template)
+        findings = self._catalogue.findings(prepared.template, prepared.parameters)
         refuse_critical(findings, by)
         advisory_lock(LOCK)
         made = create_objects(prepared, prepared.resources, {}, body.on_conflict, by)
@@ -136,7 +136,7 @@ class InstallationService:
         )
         warnings = _warnings(made, missing)
         if body.dry_run:
-            raise OnlyPlanned(_plan(prepared, parts, made, missing, findings, warnings))
+            raise PlanRollback(_plan(prepared, parts, made, missing, findings, warnings))
         refuse_missing_secrets(required)
         row = self._store(prepared, made, missing, body, by)
         created = [_created_view(each) for each in made]
@@ -245,7 +245,7 @@ def _create_object(installer: Installer, resource: PreparedResource, name: str, 
     except Invalid as invalid:
         faults = faults_below(invalid, f"/resources/{resource.position}/spec")
         raise Invalid(invalid.detail, code=invalid.code, errors=faults) from None
-    fingerprint = installer.fingerprint([made.id])[made.id]
+    fingerprint = installer.read_fields([made.id])[made.id]
     return MadeObject(resource=resource, name=name, made=made, reused=False, fingerprint=fingerprint)
 
 
@@ -275,7 +275,7 @@ def _created_view(each: MadeObject) -> CreatedObject:
 
 def _plan(
     prepared: PreparedTemplate,
-    parts: Parts,
+    parts: ActiveParts,
     made: Sequence[MadeObject],
     missing: MissingParts,
     findings: Sequence[Finding],

@@ -1,4 +1,4 @@
-"""Walks the resources of a manifest: its texts, the tools, secrets and hosts that it uses, and its references."""
+"""Walks the resources of a manifest: its strings, the tools, secrets and hosts that it uses, and its references."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ TOOL_LISTS = ("enabled_tools", "required_tools", "allowed_tools")
 SCHEMAS = ("input_schema", "output_schema", "payload_schema", "schema")
 FETCHING_TOOLS = ("http.fetch", "http.request")
 ANY_HOST = "*"
-SECRET = re.compile(r"\{\{\s*secrets\.([A-Za-z_][A-Za-z0-9_]*)\s*\}\}")
+SECRET = re.compile(r"\{\{\s*secrets\.([A-Za-z_][A-Za-z0-9_.-]*)\s*\}\}")  # all names that the vault allows
 _URL = re.compile(r"https?://(?:[^/?#@]*@)?([^/?#:]*)", re.IGNORECASE)
 
 
@@ -33,7 +33,7 @@ class Uses(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def texts(value: Any, pointer: str = "") -> Iterator[Place]:
-    """Yield every text in a value."""
+    """Yield every string in a value."""
     if isinstance(value, str):
         yield Place(pointer, value)
     for name, item in _items(value):

@@ -106,7 +106,7 @@ def _padded(text: str) -> tuple[int, ...]:
 
 
 def read_manifest(data: bytes) -> Manifest:
-    """Parse and check a manifest. A text that is not JSON is a fault, too."""
+    """Parse and check a manifest. Text that is not JSON is a fault, too."""
     try:
         parsed = parse_json(data)
     except Problem as problem:

@@ -23,7 +23,7 @@ def existing_ids(wanted: Sequence[WantedName], installers: Mapping[str, Installe
     found: dict[WantedName, str] = {}
     for kind in {each.kind for each in wanted}:
         names = [each.name for each in wanted if each.kind == kind]
-        found |= {WantedName(kind, name): id for name, id in installers[kind].existing(names).items()}
+        found |= {WantedName(kind, name): id for name, id in installers[kind].find_existing(names).items()}
     return found
 
 

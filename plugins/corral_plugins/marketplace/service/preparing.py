@@ -14,7 +14,7 @@ from corral.errors import Conflict, FieldError, Forbidden, Invalid
 from corral.ids import new_id
 from corral.schema.json_schema_validation import json_schema_errors
 from corral_plugins.marketplace.api import Installer
-from corral_plugins.marketplace.service.catalogue import Parts, Template, TemplateCatalogue
+from corral_plugins.marketplace.service.catalogue import ActiveParts, Template, TemplateCatalogue
 from corral_plugins.marketplace.service.findings import url_findings
 from corral_plugins.marketplace.service.manifest_traversal import uses_of
 from corral_plugins.marketplace.service.manifests import Manifest, permission_faults
@@ -62,7 +62,7 @@ CHECKED_SOURCES = ("bundled", "uploaded")  # their URLs were checked before they
 
 
 async def require_installable(
-    catalogue: TemplateCatalogue, template: Template, parts: Parts, egress: Egress, *, dry_run: bool = False
+    catalogue: TemplateCatalogue, template: Template, parts: ActiveParts, egress: Egress, *, dry_run: bool = False
 ) -> None:
     """Raise `Conflict` (`plugin_required`) or `Invalid` unless the template can be installed.
 
@@ -84,7 +84,7 @@ async def require_installable(
 
 
 async def prepare(
-    template: Template, parts: Parts, given: Json, secrets_map: Mapping[str, str], prefix: str
+    template: Template, parts: ActiveParts, given: Json, secrets_map: Mapping[str, str], prefix: str
 ) -> PreparedTemplate:
     """Return the resources with their parameters. Raise `Invalid` if the parameters or the specs are not valid.
 
@@ -125,7 +125,7 @@ def check_specs(
         found = json_schema_errors(installer.schema, spec, pointer_prefix=prefix)
         if not found:
             try:
-                installer.plan(spec)
+                installer.check_spec(spec)
             except Invalid as invalid:
                 found = faults_below(invalid, prefix)
         faults += found

@@ -33,7 +33,9 @@ def reasons_to_keep(
         elif row.object_id in now and not force and is_edited(row, now[row.object_id]):
             reasons[row.object_id] = "edited"
     for kind, installer in installers.items():
-        for object_id in installer.running([row.object_id for row in objects if row.kind == kind and not row.reused]):
+        for object_id in installer.find_running(
+            [row.object_id for row in objects if row.kind == kind and not row.reused]
+        ):
             reasons[object_id] = "running"
     present = {row.object_id for row in objects if row.object_id in now}
     _add_used(present, reasons, installers)
@@ -71,7 +73,7 @@ def remove_objects(
 
 def _add_used(present: set[str], reasons: dict[str, str], installers: Mapping[str, Installer]) -> None:
     """Add the objects to which objects that stay refer."""
-    uses = [use for installer in installers.values() for use in installer.users(sorted(present))] if present else []
+    uses = [use for installer in installers.values() for use in installer.find_uses(sorted(present))] if present else []
     while True:
         added = {
             use.uses: "in_use"

@@ -17,13 +17,18 @@ _TEMPLATE = re.compile(r"\{\{(.*?)\}\}", re.DOTALL)
 _MENTIONS = re.compile(r"(?<![\w.\"'])params\s*[.\[]")
 
 
+def default_parameters(schema: Json) -> Json:
+    """Return the default values of the parameters that have one."""
+    return {name: each["default"] for name, each in schema.get("properties", {}).items() if "default" in each}
+
+
 def complete_parameters(schema: Json, given: Json) -> Json:
     """Return the parameters with the defaults of the schema. Raise `Invalid` if they do not match the schema.
 
-    A text with braces is refused, because the resources would evaluate it as an expression later.
+    A string with braces is refused, because the resources would later evaluate it as an expression.
     """
     properties: Json = schema.get("properties", {})
-    found = {name: each["default"] for name, each in properties.items() if "default" in each} | given
+    found = default_parameters(schema) | given
     faults = json_schema_errors(schema, found, pointer_prefix="/parameters")
     faults += [
         FieldError(f"/parameters/{name}", "unknown_field", "unknown parameter") for name in given.keys() - properties
@@ -51,7 +56,7 @@ def parameter_faults(value: Any, known: set[str], pointer: str) -> Iterator[Fiel
 
 
 def with_parameters(value: Any, parameters: Mapping[str, Any]) -> Any:
-    """Return a value with its parameters filled in. A text that is exactly one parameter keeps the type."""
+    """Return a value with its parameters filled in. A string that consists of exactly one parameter keeps the type."""
     if isinstance(value, str):
         exact = _PARAMETER.fullmatch(value)
         if exact is not None:

@@ -40,8 +40,14 @@ def objects_of(installation_id: str) -> list[InstalledResource]:
     return list(rows.order_by(InstalledResource.position, InstalledResource.id))
 
 
+def lock_objects(objects: Sequence[InstalledResource], installers: Mapping[str, Installer]) -> None:
+    """Lock the objects until the unit of work ends, so that no edit comes between their comparison and their change."""
+    for kind in sorted({each.kind for each in objects} & installers.keys()):
+        installers[kind].lock([each.object_id for each in objects if each.kind == kind])
+
+
 def fingerprints(objects: Sequence[InstalledResource], installers: Mapping[str, Installer]) -> dict[str, Json]:
-    """Return the present values of the objects, by their ids. Objects that are gone are left out.
+    """Return the present values of the objects, by their ids. Deleted objects are left out.
 
     An object whose kind no active plugin knows counts as unchanged.
     """
@@ -49,7 +55,7 @@ def fingerprints(objects: Sequence[InstalledResource], installers: Mapping[str, 
     for kind in {each.kind for each in objects}:
         of_kind = [each for each in objects if each.kind == kind]
         if kind in installers:
-            found |= installers[kind].fingerprint([each.object_id for each in of_kind])
+            found |= installers[kind].read_fields([each.object_id for each in of_kind])
         else:
             found |= {each.object_id: each.fingerprint for each in of_kind}
     return found

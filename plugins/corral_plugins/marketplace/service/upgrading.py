@@ -19,7 +19,7 @@ from corral.plugin import Audit, AuditEntry
 from corral_plugins.marketplace.api import Installer, TemplateInstalled
 from corral_plugins.marketplace.models import Installation, InstalledResource
 from corral_plugins.marketplace.service.catalogue import TemplateCatalogue
-from corral_plugins.marketplace.service.installing import LOCK, MadeObject, OnlyPlanned, create_objects, store_objects
+from corral_plugins.marketplace.service.installing import LOCK, MadeObject, PlanRollback, create_objects, store_objects
 from corral_plugins.marketplace.service.naming import WantedName, free_names
 from corral_plugins.marketplace.service.preparing import (
     PreparedResource,
@@ -32,7 +32,7 @@ from corral_plugins.marketplace.service.preparing import (
 from corral_plugins.marketplace.service.removal import remove_objects
 from corral_plugins.marketplace.service.rendering import with_ids
 from corral_plugins.marketplace.service.requirements import Requirements, refuse_missing_secrets
-from corral_plugins.marketplace.service.rows import event_objects, find_writable_installation, objects_of
+from corral_plugins.marketplace.service.rows import event_objects, find_writable_installation, lock_objects, objects_of
 from corral_plugins.marketplace.shapes import ChangedObject, ObjectRef, UpgradeInstallation, UpgradeResult
 
 Json = dict[str, Any]
@@ -65,7 +65,7 @@ class UpgradeService:
         require_permissions(prepared.resources, prepared.installers, by)
         try:
             return await self._work(lambda: self._perform(row, prepared, body.dry_run, by), entry=entry)
-        except OnlyPlanned as planned:
+        except PlanRollback as planned:
             result: UpgradeResult = planned.plan
             return result
 
@@ -76,13 +76,14 @@ class UpgradeService:
             raise Conflict(
                 "The installation was changed at the same time; repeat the request.", current_status=row.status
             )
-        refuse_critical(self._catalogue.findings(prepared.template), by)
+        refuse_critical(self._catalogue.findings(prepared.template, prepared.parameters), by)
         objects = objects_of(row.id)
+        lock_objects(objects, prepared.installers)
         result, made, ids = _merge(row, objects, prepared, by)
         store_objects(row.id, made, len(objects))
         self._store(row, prepared, result, ids, by)
         if dry_run:
-            raise OnlyPlanned(result)
+            raise PlanRollback(result)
         return result
 
     def _store(
@@ -171,7 +172,7 @@ def _merge_object(
 ) -> tuple[ChangedObject, ChangedObject]:
     """Change the fields that the template changed and nobody edited. Return these fields, and the unchanged fields."""
     fields = {"kind": row.kind, "key": row.key, "id": row.object_id, "name": row.name}
-    now = installer.fingerprint([row.object_id]).get(row.object_id)
+    now = installer.read_fields([row.object_id]).get(row.object_id)
     if now is None:  # a person deleted the object
         return ChangedObject(**fields, fields=[]), ChangedObject(**fields, fields=["id"])
     defaults = {name: each.get("default") for name, each in _properties(installer.schema).items()}
@@ -183,7 +184,7 @@ def _merge_object(
         wanted["name"] = free_names([WantedName(row.kind, resource.title)], {row.kind: installer})[0]
     if wanted:
         installer.update(row.object_id, with_ids(wanted, ids), by)
-    after = installer.fingerprint([row.object_id])[row.object_id]
+    after = installer.read_fields([row.object_id])[row.object_id]
     stored = {name: row.fingerprint.get(name) if name in edited else value for name, value in after.items()}
     InstalledResource.update(spec=resource.spec, fingerprint=stored, name=str(after.get("name", row.name))).where(
         InstalledResource.id == row.id

@@ -47,7 +47,7 @@ class MessageMetrics:
             Metric(
                 name="corral_messages_undelivered",
                 help="Number of recipients to which a message has not been delivered yet.",
-                collect=undelivered,
+                collect=count_undelivered,
             ),
             Metric(
                 name="corral_message_delivery_seconds",
@@ -58,7 +58,7 @@ class MessageMetrics:
         ]
 
 
-def undelivered() -> dict[tuple[str, ...], float]:
-    """Return the number of undelivered receipts that have not expired."""
+def count_undelivered() -> dict[tuple[str, ...], float]:
+    """Return the number of count_undelivered receipts that have not expired."""
     waiting = SQL("status = 'sent'") & (Receipt.expires_at > clock.now())
     return {(): float(Receipt.select().where(waiting).count())}

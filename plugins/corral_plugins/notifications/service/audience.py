@@ -9,7 +9,7 @@ from corral.events.log import LoggedEvent
 from corral_plugins.notifications.models import Rule
 from corral_plugins.notifications.service.catalogue import (
     DEFAULTS,
-    Described,
+    NotificationContent,
     is_told,
     title_of_mention,
 )
@@ -22,7 +22,7 @@ from corral_plugins.notifications.service.people import People, Person
 class Audience:
     """The people whom the events of a batch concern. `matched` are the rules that notify people one by one.
 
-    `roles` maps roles to the ids of people. The rights of people are looked up one portion at a time.
+    `roles` maps roles to the ids of people. The rights of people are looked up one chunk at a time.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class Audience:
         found = self._concerned.get(event.id, set()) | self._mentioned.get(event.id, set())
         return found.union(*(self._named(event, rule) for rule in self._matched.get(event.id, ())))
 
-    def rows(self, event: LoggedEvent) -> int:
+    def max_rows_per_person(self, event: LoggedEvent) -> int:
         """Return the maximum number of rows that an event creates for each person."""
         return 1 + sum(len(rule.channel_ids) for rule in self._matched.get(event.id, ()))
 
@@ -55,10 +55,10 @@ class Audience:
 
     def recipients_of(self, event: LoggedEvent, data: Mapping[str, Any], rule: Rule) -> list[Person]:
         """Return the recipients of a rule who may be notified of an event."""
-        return self._told(event, data, self._named(event, rule), event.type)
+        return self._may_be_notified(event, data, self._named(event, rule), event.type)
 
     def in_app(
-        self, event: LoggedEvent, data: Mapping[str, Any], described: Described, rules: Sequence[Rule]
+        self, event: LoggedEvent, data: Mapping[str, Any], described: NotificationContent, rules: Sequence[Rule]
     ) -> list[NewNotification]:
         """Return the notifications of an event in the app: one for each person, however many rules apply."""
         groups: dict[str, str] = {}
@@ -71,9 +71,9 @@ class Audience:
                     groups[user_id] = groups.get(user_id) or key
         for user_id in self._concerned.get(event.id, set()):
             groups.setdefault(user_id, "")
-        told = {person.id: event.type for person in self._told(event, data, groups, event.type)}
+        told = {person.id: event.type for person in self._may_be_notified(event, data, groups, event.type)}
         mentioned = self._mentioned.get(event.id, set()) - told.keys()
-        told |= {person.id: MENTION for person in self._told(event, data, mentioned, MENTION)}
+        told |= {person.id: MENTION for person in self._may_be_notified(event, data, mentioned, MENTION)}
         return [
             NewNotification(
                 user_id=user_id,
@@ -89,8 +89,10 @@ class Audience:
             for user_id, type in told.items()
         ]
 
-    def _told(self, event: LoggedEvent, data: Mapping[str, Any], user_ids: Iterable[str], type: str) -> list[Person]:
-        """Return the people among these who may get a notification of this type about an event."""
+    def _may_be_notified(
+        self, event: LoggedEvent, data: Mapping[str, Any], user_ids: Iterable[str], type: str
+    ) -> list[Person]:
+        """Return those users who may get a notification of this type about an event."""
         found = [self._persons[each] for each in sorted(self._persons.keys() & set(user_ids))]
         return [person for person in found if self._people.may_be_told(person, event, data, type)]
 

@@ -1,4 +1,4 @@
-"""Who is notified of which events without any rule, the severity of events, and the texts of notifications."""
+"""Who is notified of which events without any rule, the severity of events, and the text of notifications."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import msgspec
 from corral.events.log import LoggedEvent
 from corral.http.routes import API_PREFIX
 from corral_plugins.notifications.api import SEVERITIES, Severity
-from corral_plugins.notifications.service.text import one_line, plain
+from corral_plugins.notifications.service.plain_text import one_line, without_control_characters
 
 Audience = Literal["owner", "admins", "approvers", "requester", "recipient", "reviewers", "author"]
 Payload = Mapping[str, Any]
@@ -137,7 +137,7 @@ _COMMANDS: Mapping[str, str] = {
 MAX_TITLE, MAX_BODY = 200, 2000
 
 
-class Described(msgspec.Struct, frozen=True, kw_only=True):
+class NotificationContent(msgspec.Struct, frozen=True, kw_only=True):
     """The content of a notification about an event."""
 
     title: str
@@ -165,13 +165,13 @@ def is_at_least(severity: str, least: str) -> bool:
     return SEVERITIES.index(cast(Severity, severity)) >= SEVERITIES.index(cast(Severity, least))
 
 
-def describe(event: LoggedEvent, data: Payload, title: str) -> Described:
+def describe(event: LoggedEvent, data: Payload, title: str) -> NotificationContent:
     """Return the content of a notification about an event. `title` is the title of the type of event."""
     template = _TITLES.get(event.type)
     text = title.rstrip(".") if template is None else template.format_map(_Values(data)).removesuffix(": ")
     if template is None and (named := data.get("title") or data.get("name")):
         text = f"{text}: {named}"
-    return Described(
+    return NotificationContent(
         title=one_line(text, MAX_TITLE),
         body=_body_of(event, data),
         severity=severity_of(event, data),
@@ -196,7 +196,7 @@ def _body_of(event: LoggedEvent, data: Payload) -> str:
     tail = "" if command is None else f"See it: corral {command} {event.object_id}"
     if event.object_type == "budget":  # of all budgets, because one alone has no command
         tail = "See it: corral cost budget show"
-    text = plain(_text_of(data), MAX_BODY - len(tail) - 1)
+    text = without_control_characters(_text_of(data), MAX_BODY - len(tail) - 1)
     return "\n".join(part for part in (text, tail) if part)
 
 

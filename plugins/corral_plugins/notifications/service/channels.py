@@ -19,9 +19,9 @@ from corral.ids import new_id
 from corral.plugin import SECRET_CHANGE, Audit, AuditEntry
 from corral_plugins.notifications.api import NotificationChannelChanged
 from corral_plugins.notifications.models import Channel
-from corral_plugins.notifications.service.checks import CheckedConfig
 from corral_plugins.notifications.service.credentials import ChannelCredentials
 from corral_plugins.notifications.service.rows import channel_view, find_channel, used_by
+from corral_plugins.notifications.service.validation import CheckedConfig
 from corral_plugins.notifications.shapes import ChannelPatch, NewChannel, NotificationChannelView
 
 
@@ -95,9 +95,10 @@ class ChannelManagement:
 
     def delete(self, channel_id: str, match: IfMatch) -> None:
         """Delete a channel that no rule uses. Its open deliveries are cancelled when they are due."""
+        same = Channel.id == channel_id.lower()
+        locked(Channel.select(Channel.id).where(same)).first()  # keeps its version, and the rules that use it
         row = find_channel(channel_id)
         match.check(row.version)
-        locked(Channel.select(Channel.id).where(Channel.id == row.id)).first()  # rules that begin to use it come before
         if rules := used_by([row.id]).get(row.id):
             names = ", ".join(rule.name for rule in rules)
             detail = f"Notification rules use this channel: {names}. Remove it from them first."

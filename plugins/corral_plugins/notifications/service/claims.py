@@ -22,6 +22,7 @@ from corral_plugins.notifications.api import ChannelType, Severity
 from corral_plugins.notifications.models import IS_OPEN, Channel, Delivery, Group, Rule
 from corral_plugins.notifications.service.channel_types import ChannelTypeRegistry
 from corral_plugins.notifications.service.credentials import ChannelCredentials
+from corral_plugins.notifications.service.delivery_changes import ended, waiting_until
 from corral_plugins.notifications.service.grouping import (
     CRITICAL,
     LOCK,
@@ -34,7 +35,6 @@ from corral_plugins.notifications.service.grouping import (
 )
 from corral_plugins.notifications.service.people import People, Person
 from corral_plugins.notifications.service.quiet_hours import end_of_quiet_hours
-from corral_plugins.notifications.service.states import ended, waiting_until
 
 LEASE_SECONDS = 60  # the process renews it as long as the attempt runs
 MAX_DUE, MAX_CHANNELS, AT_ONCE = 1000, 100, 500
@@ -105,13 +105,13 @@ class DeliveryClaims:
     def renew(self, claimed: Claimed) -> None:
         """Extend the lease of an attempt that is still running, and store whom it has served."""
         changes = {"lease_until": clock.now(LEASE_SECONDS), "served": [*claimed.delivery.served]}
-        Delivery.update(changes).where(holds(claimed.delivery)).execute()
+        Delivery.update(changes).where(has_valid_claim(claimed.delivery)).execute()
 
     def release(self, claimed: Claimed, due_at: str) -> None:
         """Release a delivery that was not attempted. It is due at this time, and collects events again."""
         changes = {**waiting_until(due_at), "is_collecting": claimed.delivery.is_collecting}
         changes |= {"served": claimed.delivery.served}
-        Delivery.update(changes).where(holds(claimed.delivery)).execute()
+        Delivery.update(changes).where(has_valid_claim(claimed.delivery)).execute()
 
     def has_late(self) -> bool:
         """Return whether a lease has ended, a delivery has been due for a day, or its channel was deleted."""
@@ -193,7 +193,7 @@ class DeliveryClaims:
         )
 
 
-def holds(delivery: Delivery) -> Any:
+def has_valid_claim(delivery: Delivery) -> Any:
     """Return the condition that the claim of a delivery is still valid."""
     return (Delivery.id == delivery.id) & (Delivery.lease == delivery.lease)
 
@@ -251,7 +251,7 @@ def _is_to_be_sent(row: Delivery, rule: Rule | None, people: Mapping[str, Person
 
 
 def _is_next(row: Delivery, rule: Rule, group: Group | None, earlier: str | None) -> bool:
-    """Return whether it is the turn of a message that still collects events. Otherwise, it ends or goes on collecting.
+    """Return whether it is the turn of a message that still collects events. Otherwise, it ends or keeps collecting.
 
     It waits for an earlier message of its group, and then for the interval of the group.
     """

@@ -13,9 +13,9 @@ from corral.errors import Conflict
 from corral.http.page import Page, newest_first, paginate
 from corral.plugin import Audit, AuditEntry
 from corral_plugins.notifications.models import IS_OPEN, Channel, Delivery, Group
+from corral_plugins.notifications.service.delivery_changes import waiting_until
 from corral_plugins.notifications.service.dispatcher import NotificationDispatcher
 from corral_plugins.notifications.service.rows import delivery_view, find_delivery
-from corral_plugins.notifications.service.states import waiting_until
 from corral_plugins.notifications.shapes import NotificationDeliveryQuery, NotificationDeliveryView
 
 AT_ONCE = 500

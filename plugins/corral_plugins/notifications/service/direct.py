@@ -1,4 +1,4 @@
-"""Notifications that workflows and triggers send themselves. Every method runs in the caller's unit of work."""
+"""Sends the notifications of workflows and triggers, without a rule. Every method runs in the caller's unit of work."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from corral_plugins.notifications.service.catalogue import MAX_BODY, MAX_TITLE, 
 from corral_plugins.notifications.service.dispatcher import NotificationDispatcher
 from corral_plugins.notifications.service.inbox import Inbox, NewNotification
 from corral_plugins.notifications.service.people import People, receivers_of
-from corral_plugins.notifications.service.text import one_line, plain
+from corral_plugins.notifications.service.plain_text import one_line, without_control_characters
 
 ID: Json = {"type": "string", "format": "uuid"}
 SENT_EVENT = "notification.sent"
@@ -66,7 +66,7 @@ class DirectNotifications:
         recipients = users or ([by.user_id] if by.user_id is not None else [])
         users = users if channels else recipients
         notification_id, severity = new_id(), fields.get("severity", "info")
-        title, body = one_line(fields["title"], MAX_TITLE), plain(fields.get("body", ""), MAX_BODY)
+        title, body = one_line(fields["title"], MAX_TITLE), without_control_characters(fields.get("body", ""), MAX_BODY)
         href = href_of(*object)
         self._inbox.add(
             NewNotification(

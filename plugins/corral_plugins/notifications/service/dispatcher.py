@@ -21,9 +21,9 @@ from corral_plugins.circuit_breakers.api import CircuitOpen
 from corral_plugins.notifications.api import SendResult
 from corral_plugins.notifications.service.claims import Claimed, DeliveryClaims
 from corral_plugins.notifications.service.fan_out import CAUSE, NotificationFanOut
-from corral_plugins.notifications.service.links import OutgoingMessages
 from corral_plugins.notifications.service.metrics import NotificationMetrics
 from corral_plugins.notifications.service.outcomes import DeliveryOutcomes
+from corral_plugins.notifications.service.outgoing_messages import OutgoingMessages
 from corral_plugins.notifications.service.sender import ChannelSender
 
 log = logging.getLogger("corral.notifications")
@@ -34,7 +34,7 @@ UNRECORDED = "The attempt failed, and its error could not be stored; see the log
 ENTRY = UnitContext(label="notifications.dispatch", actor=SYSTEM, cause=(CAUSE,))
 
 
-class _Outlook(msgspec.Struct, frozen=True):
+class _DueWork(msgspec.Struct, frozen=True):
     """The events of which somebody is notified, and the time when the next delivery is due."""
 
     names: frozenset[str]
@@ -77,8 +77,8 @@ class NotificationDispatcher(EventDispatcher[Claimed]):
             self._start(claimed)
         return 0.0 if found.more else POLL_SECONDS
 
-    def _look(self) -> _Outlook:
-        return _Outlook(self._fan_out.followed_names(), self._claims.next_time())
+    def _look(self) -> _DueWork:
+        return _DueWork(self._fan_out.followed_names(), self._claims.next_time())
 
     def _is_followed(self, event: LoggedEvent) -> bool:
         return event.type in self._names

@@ -6,9 +6,9 @@ import html
 from collections.abc import Mapping
 from typing import Any
 
-from corral_core.accounts.api import Letter, Mail, MailFailed, MailRefused
+from corral_core.accounts.api import Mail, MailFailed, MailRefused, PluginEmail
 from corral_plugins.notifications.api import ChannelType, Json, OutgoingNotification, SendResult
-from corral_plugins.notifications.service.text import one_line
+from corral_plugins.notifications.service.plain_text import one_line
 
 BREAKER = "smtp"
 PREFERENCES = "Change what you are told: corral notifications preferences"
@@ -65,7 +65,7 @@ class EmailChannel:
             if address in served:
                 continue
             try:
-                await self._mail.send_letter(_letter(address, config, notification))
+                await self._mail.send_plugin_email(_plugin_email(address, config, notification))
             except (MailRefused, ValueError) as error:
                 refused = f"{address}: {error}"
             except MailFailed as error:
@@ -77,9 +77,9 @@ class EmailChannel:
         return SendResult(served=served)
 
 
-def _letter(address: str, config: Mapping[str, Any], notification: OutgoingNotification) -> Letter:
+def _plugin_email(address: str, config: Mapping[str, Any], notification: OutgoingNotification) -> PluginEmail:
     prefix = config.get("subject_prefix", "")
-    return Letter(
+    return PluginEmail(
         to=address,
         subject=one_line(f"{prefix} {notification.title}", MAX_SUBJECT),
         text=_text(notification),

@@ -31,7 +31,7 @@ from corral_plugins.notifications.service.catalogue import (
     CHANNEL_FAILING,
     DEFAULTS,
     OWN_EVENT,
-    Described,
+    NotificationContent,
     describe,
     is_at_least,
     severity_of,
@@ -48,8 +48,13 @@ from corral_plugins.notifications.service.grouping import (
 from corral_plugins.notifications.service.inbox import Inbox, NewNotification
 from corral_plugins.notifications.service.mentions import MENTION, MENTIONING, Mentions, names_in
 from corral_plugins.notifications.service.people import MAX_PEOPLE, People, Person, receivers_of
-from corral_plugins.notifications.service.portions import ROWS_AT_ONCE, divide, progress_of, store_progress
 from corral_plugins.notifications.service.quiet_hours import end_of_quiet_hours
+from corral_plugins.notifications.service.recipient_chunks import (
+    ROWS_AT_ONCE,
+    divide_into_chunks,
+    progress_of,
+    store_progress,
+)
 from corral_plugins.notifications.settings import DEFAULT_NOTIFICATIONS
 
 log = logging.getLogger("corral.notifications")
@@ -83,7 +88,7 @@ class TitledEvents:
         """Return the names of the events that patterns stand for, without the event about notifications itself."""
         return frozenset(self._types.expand(patterns)) - {OWN_EVENT}
 
-    def describe(self, event: LoggedEvent, data: Mapping[str, Any]) -> Described:
+    def describe(self, event: LoggedEvent, data: Mapping[str, Any]) -> NotificationContent:
         """Return the title and the text of the notification about an event."""
         title = next((each.title for each in self._types.all() if each.event == event.type), event.type)
         return describe(event, data, title)
@@ -112,7 +117,7 @@ class RuleMatching:
             return False
         if rule.conditions is None:
             return True
-        values = {"event": _shown(event), "data": data, "severity": severity}
+        values = {"event": _condition_data(event), "data": data, "severity": severity}
         try:
             return bool(await self._expressions.evaluate(rule.conditions, values, boolean=True))
         except TemplateError as error:
@@ -214,9 +219,9 @@ class NotificationFanOut:
         }
         plan = await self._work(lambda: self._plan(batch, events, matched, names, roles), entry=ENTRY, read=True)
         done = plan.done
-        for portion in plan.portions:
-            await self._work(functools.partial(self._write, batch, plan, portion, done, matched), entry=ENTRY)
-            done = portion[-1] if portion else done
+        for chunk in plan.chunks:
+            await self._work(functools.partial(self._write, batch, plan, chunk, done, matched), entry=ENTRY)
+            done = chunk[-1] if chunk else done
         return plan.reached
 
     async def _members(self, role: str) -> list[str]:
@@ -248,29 +253,31 @@ class NotificationFanOut:
         done, reached, size = progress_of(events[0].id) if events else None, batch.reached, 0
         chosen: list[LoggedEvent] = []
         for event in events:
-            size += len(audience.of(event)) * audience.rows(event)
+            size += len(audience.of(event)) * audience.max_rows_per_person(event)
             if chosen and (size > ROWS_AT_ONCE or done is not None):
                 reached = event.seq - 1
                 break
             chosen.append(event)
-        rows = sum(audience.rows(event) for event in chosen)
+        rows = sum(audience.max_rows_per_person(event) for event in chosen)
         ids = {each for event in chosen for each in audience.of(event)}
-        portions = divide(ids, max(1, ROWS_AT_ONCE // max(1, rows)) if len(chosen) == 1 else len(ids) or 1, after=done)
-        return _Plan(events=chosen, audience=audience, portions=portions, reached=reached, done=done)
+        chunks = divide_into_chunks(
+            ids, max(1, ROWS_AT_ONCE // max(1, rows)) if len(chosen) == 1 else len(ids) or 1, after=done
+        )
+        return _Plan(events=chosen, audience=audience, chunks=chunks, reached=reached, done=done)
 
     def _write(
-        self, batch: Batch, plan: _Plan, portion: list[str], done: str | None, matched: Mapping[str, Sequence[Rule]]
+        self, batch: Batch, plan: _Plan, chunk: list[str], done: str | None, matched: Mapping[str, Sequence[Rule]]
     ) -> None:
-        """Notify a portion of the people, unless another process has notified them."""
-        is_last = portion is plan.portions[-1]
+        """Notify a chunk of the people, unless another process has notified them."""
+        is_last = chunk is plan.chunks[-1]
         CURSOR.move(batch.before, plan.reached if is_last else batch.before)
         if not plan.events:
             return
         if progress_of(plan.events[0].id) != done:
             raise PositionMoved
         if not is_last or done is not None:
-            store_progress(plan.events[0].id, None if is_last else portion[-1])
-        plan.audience.load(portion)
+            store_progress(plan.events[0].id, None if is_last else chunk[-1])
+        plan.audience.load(chunk)
         outgoing = _Outgoing(self._channel_types, plan.events, matched, to_all=done is None)
         told: list[NewNotification] = []
         for event in plan.events:
@@ -284,11 +291,11 @@ class NotificationFanOut:
 
 
 class _Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """The events to report, the portions of people, the position after the events, and who already knows the first."""
+    """The events to report, the chunks of people, the position after the events, and who already knows the first."""
 
     events: list[LoggedEvent]
     audience: Audience
-    portions: list[list[str]]
+    chunks: list[list[str]]
     reached: int
     done: str | None
 
@@ -297,7 +304,7 @@ class _Outgoing:
     """The messages that the events of a batch add to. Each event goes through a channel to a person once.
 
     Nobody knows who reads a channel that has its own receivers, so no event goes there that admins may not read. Such
-    a channel is left out unless `to_all`, because its message is written with the first portion of people.
+    a channel is left out unless `to_all`, because its message is written with the first chunk of people.
     """
 
     def __init__(
@@ -324,7 +331,12 @@ class _Outgoing:
         return rule.in_app or any(channel.config.get("to_recipients") for channel in channels)
 
     def add(
-        self, event: LoggedEvent, data: Mapping[str, Any], described: Described, rule: Rule, people: Sequence[Person]
+        self,
+        event: LoggedEvent,
+        data: Mapping[str, Any],
+        described: NotificationContent,
+        rule: Rule,
+        people: Sequence[Person],
     ) -> None:
         """Add an event to the messages of a rule."""
         object = (event.object_type, event.object_id)
@@ -349,11 +361,11 @@ class _Outgoing:
                 told = (event.id, channel_id, None if person is None else person.id)
                 if told not in self._sent and (person is not None or (self._to_all and event.visibility != PRIVATE)):
                     self._sent.add(told)
-                    target = _target(rule, channel_id, person, key, described.severity)
+                    target = _event_target(rule, channel_id, person, key, described.severity)
                     self.bundles.setdefault(target, Bundle()).add(item, described.severity, object, state)
 
 
-def _target(rule: Rule, channel_id: str, person: Person | None, key: str, severity: str) -> Target:
+def _event_target(rule: Rule, channel_id: str, person: Person | None, key: str, severity: str) -> Target:
     """Return where an event goes. In quiet hours, all but critical events go into one summary at their end."""
     hold = None
     if severity != CRITICAL:
@@ -390,7 +402,7 @@ def _enabled_rules() -> list[Rule]:
     return list(Rule.select().where(Rule.enabled).order_by(Rule.created_at, Rule.id))
 
 
-def _shown(event: LoggedEvent) -> dict[str, Any]:
+def _condition_data(event: LoggedEvent) -> dict[str, Any]:
     """Return the form of an event that conditions use."""
     return {
         "event": event.type,

@@ -1,4 +1,4 @@
-"""Sends HTTP requests for channels, and judges the responses. Nothing here runs in a unit of work."""
+"""Sends HTTP requests for channels, and classifies the responses. Nothing here runs in a unit of work."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class HttpAnswer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ChannelHttp:
-    """Posts messages through the egress guard. The texts of responses are redacted."""
+    """Posts messages through the egress guard. The text of each response is redacted."""
 
     def __init__(self, egress: Egress, redactor: Redactor) -> None:
         self._egress, self._redactor = egress, redactor

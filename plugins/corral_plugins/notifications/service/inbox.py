@@ -136,7 +136,7 @@ def delete_of_user(user_id: str) -> int:
     return int(Notification.delete().where(Notification.id.in_(some)).execute())
 
 
-def crowded_users() -> list[tuple[str, int]]:
+def users_with_surplus() -> list[tuple[str, int]]:
     """Return people with more than 10,000 notifications, and the number of surplus notifications of each."""
     number = peewee.fn.COUNT(Notification.id)
     rows: Any = Notification.select(Notification.user_id, number).group_by(Notification.user_id)

@@ -1,4 +1,4 @@
-"""Finds the people whom the texts of messages and of comments on code reviews mention as `@name`."""
+"""Finds the people whom messages and comments on code reviews mention as `@name`."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Mentions:
 
 
 def names_in(text: str) -> set[str]:
-    """Return the names that a text mentions, at most 20."""
+    """Return the names that are mentioned, at most 20."""
     found: set[str] = set()
     for match in _NAME.finditer(text):
         found.add(match[1].rstrip(".+-").lower())

@@ -15,10 +15,10 @@ from corral.plugin import Settings
 from corral_plugins.notifications.api import ChannelType, SendResult
 from corral_plugins.notifications.models import Channel, Delivery
 from corral_plugins.notifications.service.catalogue import CHANNEL_FAILING
-from corral_plugins.notifications.service.claims import GIVE_UP_SECONDS, Claimed, holds
+from corral_plugins.notifications.service.claims import GIVE_UP_SECONDS, Claimed, has_valid_claim
+from corral_plugins.notifications.service.delivery_changes import ended, waiting_until
 from corral_plugins.notifications.service.grouping import remember_sent
-from corral_plugins.notifications.service.states import ended, waiting_until
-from corral_plugins.notifications.service.text import one_line
+from corral_plugins.notifications.service.plain_text import one_line
 from corral_plugins.notifications.settings import RETRY_SCHEDULE
 
 AT_ONCE = 500
@@ -38,7 +38,7 @@ class DeliveryOutcomes:
         row: Channel | None = locked(Channel.select().where(Channel.id == claimed.channel.id)).first()
         served = list(result.served) or claimed.delivery.served
         changes = {"last_error": _error(result), "served": served, **self._next_state(claimed, result)}
-        if not Delivery.update(changes).where(holds(claimed.delivery)).execute():
+        if not Delivery.update(changes).where(has_valid_claim(claimed.delivery)).execute():
             return False
         if result.error is None:
             remember_sent(claimed.delivery)

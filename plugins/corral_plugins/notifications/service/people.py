@@ -53,7 +53,7 @@ class People:
         return [user.id for user in page.items], page.next
 
     def load(self, user_ids: Collection[str]) -> dict[str, Person]:
-        """Return the active people among these, by id."""
+        """Return those users who are active, by id."""
         principals = self._accounts.principals_of(user_ids)
         users = {key: user for key, user in self._accounts.get_many(principals).items() if key in principals}
         wishes = {row.user_id: row for row in Preference.select().where(Preference.user_id.in_(list(users)))}

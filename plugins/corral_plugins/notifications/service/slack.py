@@ -11,7 +11,7 @@ from corral.egress.client import Egress
 from corral.errors import Invalid
 from corral_plugins.notifications.api import ChannelType, Json, OutgoingNotification, SendResult
 from corral_plugins.notifications.service.http import ChannelHttp, judge_answer
-from corral_plugins.notifications.service.text import cut, harmless
+from corral_plugins.notifications.service.plain_text import truncate, without_markup
 
 WEBHOOKS = "https://hooks.slack.com/"
 API = "https://slack.com/api/chat.postMessage"
@@ -73,12 +73,12 @@ def slack_text(notification: OutgoingNotification) -> str:
     """Return the text of a message, in which nothing that people or agents wrote is markup or a mention."""
     text = "\n".join(part for part in (notification.title, notification.body) if part)
     tail = f"\n{notification.url}" if notification.url else ""
-    shown = harmless(text)
+    shown = without_markup(text)
     escaped = _escape(shown)
     if len(escaped) + len(tail) <= LIMIT:
         return escaped + tail
     spare = len(escaped) - len(shown)  # an escape must not be cut, so the text is cut before it is escaped
-    return _escape(cut(shown, max(1000, LIMIT - len(tail) - spare))) + tail
+    return _escape(truncate(shown, max(1000, LIMIT - len(tail) - spare))) + tail
 
 
 def _escape(text: str) -> str:

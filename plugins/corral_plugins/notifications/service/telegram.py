@@ -9,7 +9,7 @@ import msgspec
 
 from corral_plugins.notifications.api import ChannelType, Json, OutgoingNotification, SendResult
 from corral_plugins.notifications.service.http import MAX_RETRY_AFTER, ChannelHttp, HttpAnswer, judge_answer
-from corral_plugins.notifications.service.text import cut_utf16, harmless
+from corral_plugins.notifications.service.plain_text import truncate_utf16, without_markup
 
 API = "https://api.telegram.org"
 LIMIT = 4096  # UTF-16 units
@@ -71,7 +71,7 @@ class TelegramChannel:
 def telegram_text(notification: OutgoingNotification) -> str:
     """Return the text of a message, in which nothing that people or agents wrote is a mention."""
     text = "\n".join(part for part in (notification.title, notification.body) if part)
-    return cut_utf16(harmless(text), LIMIT, f"\n{notification.url}" if notification.url else "")
+    return truncate_utf16(without_markup(text), LIMIT, f"\n{notification.url}" if notification.url else "")
 
 
 def _told_wait(answer: HttpAnswer) -> float | None:

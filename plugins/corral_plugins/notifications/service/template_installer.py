@@ -9,14 +9,15 @@ from typing import Any
 import msgspec
 
 from corral.auth.principal import Principal
+from corral.database.unit import locked
 from corral.http.answers import ANY_VERSION
 from corral.schema.conversion import convert
 from corral_plugins.marketplace.api import InstalledObject, Installer, ObjectUse, functions_of
 from corral_plugins.notifications.api import Json
 from corral_plugins.notifications.models import Rule
-from corral_plugins.notifications.service.checks import RuleChecks
 from corral_plugins.notifications.service.rows import rule_view
 from corral_plugins.notifications.service.rules import RuleManagement
+from corral_plugins.notifications.service.validation import RuleChecks
 from corral_plugins.notifications.shapes import NewNotificationRule, RulePatch
 
 PERMISSION = "notifications.manage"
@@ -39,12 +40,12 @@ class RuleTemplateInstaller:
             **functions_of(self),
         )
 
-    def plan(self, spec: Json) -> None:
+    def check_spec(self, spec: Json) -> None:
         """Raise `Invalid` if the events or the conditions are not valid."""
         assert self.checks is not None
         self.checks.check_rule(convert(NewNotificationRule, {**spec, "enabled": False}))
 
-    def existing(self, names: Sequence[str]) -> Mapping[str, str]:
+    def find_existing(self, names: Sequence[str]) -> Mapping[str, str]:
         """Return the ids of the rules with these names."""
         rows: Any = Rule.select(Rule.name, Rule.id).where(Rule.name.in_(list(names))).tuples()
         return {str(name): str(rule_id) for name, rule_id in rows}
@@ -53,20 +54,24 @@ class RuleTemplateInstaller:
         """Create a rule that is disabled."""
         return InstalledObject(id=self._service().create(convert(NewNotificationRule, {**spec, "enabled": False})).id)
 
-    def fingerprint(self, ids: Sequence[str]) -> Mapping[str, Json]:
+    def read_fields(self, ids: Sequence[str]) -> Mapping[str, Json]:
         """Return the fields that an admin may set, by the id of the rule, except whether it is enabled."""
         return {row.id: _values(row) for row in Rule.select().where(Rule.id.in_(list(ids)))}
+
+    def lock(self, ids: Sequence[str]) -> None:
+        """Lock the rules until the unit of work ends."""
+        list(locked(Rule.select(Rule.id).where(Rule.id.in_(list(ids))).order_by(Rule.id)))
 
     def update(self, rule_id: str, fields: Json, by: Principal) -> None:
         """Change a rule. The new values have been checked."""
         self._service().update(rule_id, convert(RulePatch, fields), ANY_VERSION)
 
-    def users(self, ids: Sequence[str]) -> Sequence[ObjectUse]:
+    def find_uses(self, ids: Sequence[str]) -> Sequence[ObjectUse]:
         """Return no rules, because rules refer to people and channels only, which templates do not create."""
         return []
 
-    def running(self, ids: Sequence[str]) -> Sequence[str]:
-        """Return no rules, because a rule is never at work by itself."""
+    def find_running(self, ids: Sequence[str]) -> Sequence[str]:
+        """Return no rules, because a rule does nothing on its own."""
         return []
 
     def remove(self, rule_id: str, by: Principal) -> None:

@@ -82,7 +82,7 @@ class SecretValues:
             SecretVersion.update(grace_until=clock.now(grace_seconds)).where(now_old).execute()
         return n
 
-    def forget_old(self, row: SecretRow) -> None:
+    def delete_old_versions(self, row: SecretRow) -> None:
         """Delete the oldest versions beyond `max_versions`, except versions in their grace period."""
         over = SecretVersion.grace_until.is_null() | (SecretVersion.grace_until <= clock.now())
         beyond = SecretVersion.n <= row.version - row.max_versions

@@ -218,7 +218,7 @@ class Vault:
             if not rows.is_duplicate(error):
                 raise
             raise Conflict("A secret with this name already exists; choose another name.", code="duplicate") from None
-        self._values.forget_old(row)
+        self._values.delete_old_versions(row)
 
 
 def require_allowed_hosts(consumers: list[str], hosts: list[str]) -> None:

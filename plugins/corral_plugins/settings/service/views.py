@@ -31,7 +31,7 @@ _TITLES = {"http": "HTTP", "llm": "Models", "ssh": "SSH"}
 class SettingDeclaration(msgspec.Struct, kw_only=True):
     """The declaration of a setting.
 
-    `min` and `max` bound a number, or the length of a text or list. `schema` is the JSON Schema of the value.
+    `min` and `max` bound a number, or the length of a string or list. `schema` is the JSON Schema of the value.
     `own_session`: whether only a person who signed in may change the setting, not an API key.
     """
 

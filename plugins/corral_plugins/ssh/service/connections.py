@@ -124,7 +124,7 @@ class SshConnections:
         if "name" in changed:
             columns["name_key"] = changed["name"].lower()
         if "auth_method" in changed:
-            columns |= self._credentials.forget(row, by)
+            columns |= self._credentials.remove_secrets(row, by)
             row.secret_id = row.passphrase_secret_id = None
         secrets = self._credentials.store(row, patch, by)
         columns |= secrets
@@ -144,7 +144,7 @@ class SshConnections:
         if ids := [each.id for each in running.limit(100)]:
             detail = "Commands are running on this machine; wait for their end or cancel them."
             raise Conflict(detail, code="in_use", references=[{"kind": "execution", "id": each} for each in ids])
-        self._credentials.forget(row, by)
+        self._credentials.remove_secrets(row, by)
         Connection.delete().where(Connection.id == row.id).execute()
         self._record("delete", row, {}, {})
 

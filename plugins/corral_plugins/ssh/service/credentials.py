@@ -77,7 +77,7 @@ class ConnectionCredentials:
             value=value, passphrase=None if passphrase is None else self._read_part(row, "passphrase", passphrase)
         )
 
-    def forget(self, row: Connection, by: Principal) -> dict[str, Any]:
+    def remove_secrets(self, row: Connection, by: Principal) -> dict[str, Any]:
         """Detach the secrets of a connection, and delete submitted secrets. Return the columns."""
         changed: dict[str, Any] = {}
         for part in COLUMNS:

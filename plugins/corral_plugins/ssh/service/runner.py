@@ -44,7 +44,7 @@ class RunContext(msgspec.Struct, frozen=True, kw_only=True):
     approval_id: str | None = None
 
 
-class _Plan(msgspec.Struct, frozen=True, kw_only=True):
+class _ConnectionPlan(msgspec.Struct, frozen=True, kw_only=True):
     """The facts that are needed to connect, read in one unit of work."""
 
     row: Connection
@@ -130,7 +130,7 @@ class SshRunner:
             )
             return str(started.id)
 
-        await _session()  # before the start is recorded, so that its end is recorded whatever happens
+        await _session_module()  # before the start is recorded, so that its end is recorded whatever happens
         execution_id = await self._work(start, entry=context.entry)
         run = self._run(execution_id, plan, command, request, context)
         task = asyncio.get_running_loop().create_task(run, name=f"ssh {execution_id}")
@@ -139,7 +139,7 @@ class SshRunner:
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
-            task.add_done_callback(_ignore)
+            task.add_done_callback(_retrieve_exception)
             _cancel_once(task)
             raise
 
@@ -149,7 +149,7 @@ class SshRunner:
             _cancel_once(task)
 
     async def _run(
-        self, execution_id: str, plan: _Plan, command: str, request: CommandRequest, context: RunContext
+        self, execution_id: str, plan: _ConnectionPlan, command: str, request: CommandRequest, context: RunContext
     ) -> CommandResult:
         from corral_plugins.ssh.service import session  # `execute` has loaded it
 
@@ -193,7 +193,7 @@ class SshRunner:
         context: RunContext,
     ) -> CommandResult:
         status, problem = ended
-        stdout, stderr = await asyncio.to_thread(self._texts, output)
+        stdout, stderr = await asyncio.to_thread(self._redacted_output, output)
         duration = round(seconds * 1000)
         end = ExecutionEnd(
             status=status,
@@ -219,7 +219,7 @@ class SshRunner:
             duration_ms=duration,
         )
 
-    def _texts(self, output: Any) -> tuple[str, str]:
+    def _redacted_output(self, output: Any) -> tuple[str, str]:
         """Return the redacted texts of both streams. Takes long for long output, so it runs in a thread.
 
         U+FFFD stands for what is not UTF-8, and for NUL, which PostgreSQL cannot store in a text.
@@ -240,7 +240,7 @@ class SshRunner:
 
     # -- connecting
 
-    def _plan(self, connection_id: str) -> _Plan:
+    def _plan(self, connection_id: str) -> _ConnectionPlan:
         """Read a connection, and its credential only if the host key is accepted."""
         row = self._connections.find(connection_id)
         is_trusted = row.host_key_state == "trusted"
@@ -254,10 +254,12 @@ class SshRunner:
             "login_seconds": float(self._settings.get(LOGIN_SECONDS)),
         }
         credential = self._credentials.read(row) if is_trusted else None
-        return _Plan(row=row, machine=machine, credential=credential, max_bytes=self._settings.get(MAX_OUTPUT_BYTES))
+        return _ConnectionPlan(
+            row=row, machine=machine, credential=credential, max_bytes=self._settings.get(MAX_OUTPUT_BYTES)
+        )
 
     @contextlib.asynccontextmanager
-    async def _connected(self, plan: _Plan, context: RunContext) -> AsyncIterator[Any]:
+    async def _connected(self, plan: _ConnectionPlan, context: RunContext) -> AsyncIterator[Any]:
         """Connect and log in through the breaker. Raise the problem of the host key after it was recorded.
 
         The detail of a problem may contain words of the machine, which knows the credential, so it is redacted.
@@ -270,8 +272,8 @@ class SshRunner:
             raise
 
     @contextlib.asynccontextmanager
-    async def _opened(self, plan: _Plan, context: RunContext) -> AsyncIterator[Any]:
-        session = await _session()
+    async def _opened(self, plan: _ConnectionPlan, context: RunContext) -> AsyncIterator[Any]:
+        session = await _session_module()
         machine = session.Machine(**plan.machine)
 
         async def connect() -> Any:
@@ -308,13 +310,13 @@ def _cancel_once(task: asyncio.Task[Any]) -> None:
         task.cancel()
 
 
-def _ignore(task: asyncio.Task[Any]) -> None:
-    """Retrieve the exception of a command whose caller is gone, so that asyncio does not log it."""
+def _retrieve_exception(task: asyncio.Task[Any]) -> None:
+    """Retrieve the exception of a command whose caller was cancelled, so that asyncio does not log it."""
     if not task.cancelled():
         task.exception()
 
 
-async def _session() -> Any:
+async def _session_module() -> Any:
     """Return the module `session`. It imports asyncssh, which takes 0.3 s, so a thread does that at the first use."""
     return await asyncio.to_thread(importlib.import_module, "corral_plugins.ssh.service.session")
 
@@ -337,5 +339,5 @@ def _command_of(request: CommandRequest) -> str:
 
 
 def _head(text: str) -> str:
-    """Return the first 64 KiB of a text."""
+    """Return the first 64 KiB of a string."""
     return text.encode()[:STORED_BYTES].decode(errors="ignore")

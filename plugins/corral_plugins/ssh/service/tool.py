@@ -67,8 +67,8 @@ class SshTool:
             timeout_seconds=SECONDS,
             config_schema=CONFIG_SCHEMA,
             target=_target_of,
-            asks=_asks,
-            admits=_admits,
+            asks=_needs_approval,
+            admits=_is_connection_allowed,
         )
 
     async def run(self, context: ToolContext, arguments: Json) -> Json:
@@ -95,12 +95,12 @@ def _target_of(arguments: Json) -> CallTarget:
     return CallTarget(kind="ssh_connection", id=str(arguments["connection_id"]))
 
 
-def _asks(context: ToolContext, arguments: Json) -> bool:
+def _needs_approval(context: ToolContext, arguments: Json) -> bool:
     """Ask a person if the connection demands it, or if the task was requested by somebody who is not an admin."""
     row: Connection | None = Connection.get_or_none(Connection.id == str(arguments["connection_id"]).lower())
     return row is None or row.require_approval or context.caller.role != "admin"
 
 
-def _admits(config: Mapping[str, Any], arguments: Json) -> bool:
+def _is_connection_allowed(config: Mapping[str, Any], arguments: Json) -> bool:
     """Without `connection_ids`, no machine is admitted."""
     return arguments["connection_id"] in config.get("connection_ids", ())

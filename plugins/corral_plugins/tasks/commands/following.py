@@ -219,7 +219,7 @@ def cost_text(cost: dict[str, Any]) -> str:
 
 
 def result_text(result: Any) -> str:
-    """Return the text of a result, or its JSON if it is not a text."""
+    """Return the text of a result, or its JSON if it is not text."""
     if isinstance(result, dict) and isinstance(result.get("text"), str):
         return str(result["text"])
     return json.dumps(result, indent=2, ensure_ascii=False)

@@ -35,7 +35,7 @@ def status_command(client: ApiClient, *, as_json: bool) -> None:
         "workers": fleet,
         "running": running,
         "waiting": waiting,
-        "held_up": _held_up(client),
+        "held_up": _explain_pending(client),
         **{name.replace("-", "_"): part.found for name, part in parts.items()},
     }
     if as_json:
@@ -71,7 +71,7 @@ def _print_section(client: ApiClient, title: str, found: Any) -> None:
         print_tasks(client, found["items"])
 
 
-def _held_up(client: ApiClient) -> list[dict[str, Any]]:
+def _explain_pending(client: ApiClient) -> list[dict[str, Any]]:
     """Return what keeps the oldest pending tasks from running, and their titles, unless they wait for their turn."""
     oldest = client.get("/tasks", status="pending", limit=MAX_NAMES)
     if oldest["next"] is not None:

@@ -250,7 +250,7 @@ def retry_task(client: ApiClient, *, task: str, from_start: bool, reason: str | 
 @field_option
 @client_command
 def answer_task(client: ApiClient, *, task: str, answer: str | None, fields: tuple[str, ...], as_json: bool) -> None:
-    """Answer the question that a task waits for. Give a text or fields."""
+    """Answer the question that a task waits for. Give text or fields."""
     if (answer is None) != bool(fields):
         raise click.UsageError("give either an ANSWER or --field")
     found = _find(client, task)

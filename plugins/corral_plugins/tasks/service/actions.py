@@ -29,7 +29,6 @@ from corral_plugins.tasks.models import (
     Task,
     TaskRow,
 )
-from corral_plugins.tasks.report_shapes import ReportedError
 from corral_plugins.tasks.service import outcomes, queries, retention, rows, statistics, tags
 from corral_plugins.tasks.service.creation import (
     add_dependencies,
@@ -60,6 +59,7 @@ from corral_plugins.tasks.service.transitions import (
     transition,
 )
 from corral_plugins.tasks.shapes import CommentView, NewComment, TaskPatch
+from corral_plugins.tasks.worker_protocol_shapes import ReportedError
 from corral_plugins.tools.api import Tools
 
 ALWAYS = frozenset({"tags", "metadata"})

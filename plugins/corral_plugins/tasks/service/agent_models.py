@@ -57,8 +57,8 @@ class AgentModels:
             return f"{agent.llm_provider or 'default'}/{agent.llm_model or 'default'}"
         return self._models_of(self.llm, _key_of(agent))[0].name
 
-    def served(self, agents: Sequence[AgentFacts]) -> ServedAgents:
-        """Return the agents among these that have a model which the gateway can call and whose breaker admits a call.
+    def with_callable_model(self, agents: Sequence[AgentFacts]) -> ServedAgents:
+        """Return those agents that have a model which the gateway can call and whose breaker admits a call.
 
         The gateway is asked once for each different configuration, because many agents use the same model.
         """

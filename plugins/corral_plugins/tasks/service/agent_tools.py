@@ -12,12 +12,12 @@ from corral.errors import NotFound
 from corral.schema.conversion import convert
 from corral_plugins.tasks.api import NewTask, Origin
 from corral_plugins.tasks.models import PRIORITIES
-from corral_plugins.tasks.report_shapes import AskedInput
 from corral_plugins.tasks.service.creation import TaskCreation
 from corral_plugins.tasks.service.queries import TaskQueries
 from corral_plugins.tasks.service.rows import TaskViews, find_readable_task
 from corral_plugins.tasks.service.runs import TaskRuns
 from corral_plugins.tasks.shapes import TaskQuery, TaskView
+from corral_plugins.tasks.worker_protocol_shapes import AskedInput
 from corral_plugins.tools.api import Json, ResultLater, Tool, ToolContext, ToolOutput, ToolSet
 
 SHOWN = (
@@ -156,7 +156,7 @@ class TaskTools(ToolSet[AgentTools]):
                 schema=GET_SCHEMA,
                 permission="tasks.read",
                 idempotent=True,
-                sees=_can_see_task,
+                is_visible=_can_see_task,
                 run=lambda context, arguments: self.implementation.read_task(context, arguments),
             ),
             Tool(

@@ -131,7 +131,7 @@ class ClaimBudgets:
             self.cost, self._models, self._usual_costs, reads_budgets=self._has_refused or not skip_budgets
         )
 
-    def remember(self, plan: ClaimPlan) -> None:
+    def remember_refusal(self, plan: ClaimPlan) -> None:
         """Remember after the commit whether budgets refused something to this claim."""
         if plan.has_refused != self._has_refused:
             after_commit(lambda: setattr(self, "_has_refused", plan.has_refused))

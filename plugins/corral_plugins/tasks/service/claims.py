@@ -166,7 +166,7 @@ def first_task_ids(names: Iterable[str], *, limit: int) -> list[str]:
 
 
 def find_queued_tasks(task_ids: Sequence[str]) -> list[TaskRow]:
-    """Return the rows of the tasks among these that are in a queue."""
+    """Return the rows of those tasks that are in a queue."""
     query = Task.select(*TASK_COLUMNS).where(Task.id.in_(list(task_ids)) & Task.queue.is_null(False))
     return [TaskRow(*row) for row in Statement(lambda p: query.tuples()).rows({})] if task_ids else []
 
@@ -271,7 +271,7 @@ class TaskClaims:
             statistics.restore_deltas(counted)
             if tries > 1:
                 return self.claim(worker_id, max_tasks=max_tasks, agent_ids=agent_ids, tries=tries - 1)
-        self._budgets.remember(plan)
+        self._budgets.remember_refusal(plan)
         return ClaimResponse(tasks=claims, reason="ok" if claims else plan.reason, retry_at=retry_at)
 
     def claimable(self, worker_id: str, *, limit: int) -> list[str]:
@@ -307,7 +307,7 @@ class TaskClaims:
         eligible = self._agents.eligible_agents(
             worker_id=worker.id, group=worker.group, labels=worker.labels, agent_ids=agent_ids
         )
-        return self._models.served(eligible)
+        return self._models.with_callable_model(eligible)
 
     def _is_kill_switch_engaged(self) -> bool:
         return self.switch is not None and self.switch.state().engaged

@@ -28,7 +28,7 @@ from corral_plugins.tasks import settings as declared
 from corral_plugins.tasks.api import NewTask, Origin, RetryPolicy, ReviewPolicy, TaskCreated, refuse_unenforced
 from corral_plugins.tasks.models import EXTRA_DEFAULTS, NO_DEADLINE, PRIORITIES, Dependency, Task, TaskRow
 from corral_plugins.tasks.service import rows, statistics
-from corral_plugins.tasks.service.lacking_tools import lacking_tools
+from corral_plugins.tasks.service.missing_tools import find_missing_tools
 from corral_plugins.tasks.service.tags import add_tags
 from corral_plugins.tasks.service.transitions import TaskTransitions, publish_task_event, queue_columns, queue_key
 from corral_plugins.tools.api import Tools, includes_tools, missing_tools
@@ -263,7 +263,7 @@ class TaskCreation:
         """Return a warning for each tool of the agent that a worker which may claim the task does not offer."""
         if agent is None or not agent.enabled_tools:
             return []
-        found = lacking_tools(agent, self._workers, self.tools, required=required)
+        found = find_missing_tools(agent, self._workers, self.tools, required=required)
         return [f"tool_not_offered:{tool}" for tool in found]
 
     def _columns(self, new: NewTask, fields: Mapping[str, Any], source: Mapping[str, Any]) -> dict[str, Any]:

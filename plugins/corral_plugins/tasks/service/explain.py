@@ -17,7 +17,7 @@ from corral_plugins.tasks.models import TERMINAL, Attempt, Dependency, Task, Tas
 from corral_plugins.tasks.service import claims, rows
 from corral_plugins.tasks.service.agent_models import AgentModels
 from corral_plugins.tasks.service.claim_budgets import BudgetObstacle, ClaimBudgets, cost_limit_of
-from corral_plugins.tasks.service.lacking_tools import lacking_tools, matches_selector
+from corral_plugins.tasks.service.missing_tools import find_missing_tools, matches_selector
 from corral_plugins.tasks.service.queries import ATTEMPT_VIEW_COLUMNS, attempt_view
 from corral_plugins.tasks.service.rows import find_readable_task
 from corral_plugins.tasks.shapes import AttemptView, Condition, Explanation
@@ -85,7 +85,7 @@ class TaskExplanations:
         agent = self._agents.find(agent_id) if agent_id is not None else None
         if agent is None or (latest is None and not is_queued):
             return []
-        found = lacking_tools(
+        found = find_missing_tools(
             agent,
             self._workers,
             self.tools,
@@ -218,7 +218,7 @@ class TaskExplanations:
         able = [each for each in started if includes_tools(each.enabled_tools, tools)]
         if not able:
             return [], [_tools_unmet(tools, "None of the started agents may use", "NAME", tools, "/agents")]
-        served = self._models.served(able).agents
+        served = self._models.with_callable_model(able).agents
         if not served:
             return [], [self._no_model(able)]
         fitting = [each for each in served if any(matches_selector(each, worker) for worker in fleet)] or served

@@ -26,7 +26,7 @@ _IDS = ("agent_id", "worker_id", "parent_task_id", "workflow_run_id", "created_b
 _FREE = frozenset({"limit", "offset", "cursor"})
 
 
-def is_plain(query: TaskQuery, *, but: str = "sort") -> bool:
+def is_unfiltered(query: TaskQuery, *, but: str = "sort") -> bool:
     """Return whether the query uses the default order and no filters.
 
     The field that `but` names is not checked.

@@ -228,7 +228,7 @@ class TaskLeases:
     def after_restore(self, by: Principal) -> None:
         """End all leases without consuming an attempt, because the original installation continues them.
 
-        The search index is not a part of backups, so it is built anew.
+        The search index is not a part of backups, so it is built again.
         """
         while self._end_leases(Attempt.finished_at.is_null(), "restored", lambda row, attempt: None):
             pass

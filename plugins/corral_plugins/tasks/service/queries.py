@@ -33,7 +33,7 @@ from corral_plugins.tasks.models import (
     TaskRow,
 )
 from corral_plugins.tasks.service import statistics
-from corral_plugins.tasks.service.filters import PLAIN, conditions, counted_total, is_plain
+from corral_plugins.tasks.service.filters import PLAIN, conditions, counted_total, is_unfiltered
 from corral_plugins.tasks.service.rows import TaskViews, find_readable_task
 from corral_plugins.tasks.service.task_stats import read_stats, task_stats
 from corral_plugins.tasks.shapes import AttemptView, CommentView, TaskQuery, TaskStats, TaskStatsQuery
@@ -57,7 +57,7 @@ Matches = list[tuple[str, int, str]]
 
 
 def search_words(text: str) -> list[str]:
-    """Return the words of a text in lower case. Any text is a valid search; a text without words matches nothing."""
+    """Return the words of a string in lower case. Any string is valid; a string without words matches nothing."""
     return [word.lower() for word in _WORD.findall(text)]
 
 
@@ -342,9 +342,9 @@ class TaskQueries:
     def list_tasks(self, query: TaskQuery, caller: Principal) -> Page[Any]:
         """Return a page of the list of tasks."""
         refuse_cursor_with_offset(query)
-        if query.__class__ is TaskQuery and is_plain(query):
+        if query.__class__ is TaskQuery and is_unfiltered(query):
             return self._plain_page(query, caller)
-        if isinstance(query.search, str) and is_plain(query, but="search") and can_read(caller, SHARED, None):
+        if isinstance(query.search, str) and is_unfiltered(query, but="search") and can_read(caller, SHARED, None):
             return self._search_page(query, search_words(query.search), caller)
         return self._filtered_page(query, caller)
 

@@ -15,7 +15,6 @@ from corral.errors import FieldError, Invalid, NotFound, Unavailable
 from corral_plugins.code_reviews.api import CodeReviews, PreparedPatch, TaskDiff
 from corral_plugins.tasks.api import TaskUpdated, TaskWaiting
 from corral_plugins.tasks.models import AttemptRow, Task, TaskRow
-from corral_plugins.tasks.report_shapes import Artifact, CompletionReport
 from corral_plugins.tasks.service import rows
 from corral_plugins.tasks.service.outcomes import TaskOutcomes
 from corral_plugins.tasks.service.transitions import (
@@ -24,6 +23,7 @@ from corral_plugins.tasks.service.transitions import (
     publish_task_event,
     requeue_waiting,
 )
+from corral_plugins.tasks.worker_protocol_shapes import Artifact, CompletionReport
 
 NO_REVIEW = "none"
 INLINE_CHARACTERS = 65_536

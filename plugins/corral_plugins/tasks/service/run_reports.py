@@ -17,10 +17,17 @@ from corral.database.statement import Statement
 from corral.errors import NotFound
 from corral_plugins.cost.api import BillableUsage, ChargedCost, Costs
 from corral_plugins.tasks.models import Attempt, AttemptRow, LogLine, TaskRow
-from corral_plugins.tasks.report_shapes import LogEntry, LogReport, LogsAccepted, UsageItem, UsageReport, UsageTotals
 from corral_plugins.tasks.service import rows
 from corral_plugins.tasks.service.transitions import TaskTransitions
 from corral_plugins.tasks.shapes import LogQuery, LogView
+from corral_plugins.tasks.worker_protocol_shapes import (
+    LogEntry,
+    LogReport,
+    LogsAccepted,
+    UsageItem,
+    UsageReport,
+    UsageTotals,
+)
 
 LOG_BYTES = 5 * 1024 * 1024
 TRUNCATED = "The log of this attempt has reached 5 MiB; further lines are discarded."

@@ -25,7 +25,21 @@ from corral_plugins.secrets.api import SecretDelivery, Secrets
 from corral_plugins.tasks import settings as declared
 from corral_plugins.tasks.api import Run, TaskProgressed, TaskStalled, TaskStarted, TaskWaiting
 from corral_plugins.tasks.models import Attempt, AttemptRow, TaskRow
-from corral_plugins.tasks.report_shapes import (
+from corral_plugins.tasks.service import rows, statistics
+from corral_plugins.tasks.service.agent_models import AgentModels
+from corral_plugins.tasks.service.claim_budgets import Shortage, find_shortage, with_shortage
+from corral_plugins.tasks.service.outcomes import TaskOutcomes
+from corral_plugins.tasks.service.reviews import TaskReviews
+from corral_plugins.tasks.service.run_reports import UsageReports, has_reached_cost_limit
+from corral_plugins.tasks.service.transitions import (
+    NOT_CANCELLED,
+    TaskTransitions,
+    publish_task_event,
+    requeue_columns,
+    task_error,
+    transition,
+)
+from corral_plugins.tasks.worker_protocol_shapes import (
     MAX_ARTIFACTS,
     Artifact,
     AskedInput,
@@ -40,20 +54,6 @@ from corral_plugins.tasks.report_shapes import (
     StartedResponse,
     UsageReport,
     WaitReport,
-)
-from corral_plugins.tasks.service import rows, statistics
-from corral_plugins.tasks.service.agent_models import AgentModels
-from corral_plugins.tasks.service.claim_budgets import Shortage, find_shortage, with_shortage
-from corral_plugins.tasks.service.outcomes import TaskOutcomes
-from corral_plugins.tasks.service.reviews import TaskReviews
-from corral_plugins.tasks.service.run_reports import UsageReports, has_reached_cost_limit
-from corral_plugins.tasks.service.transitions import (
-    NOT_CANCELLED,
-    TaskTransitions,
-    publish_task_event,
-    requeue_columns,
-    task_error,
-    transition,
 )
 
 STATE_LIMIT, RESULT_LIMIT = 1024 * 1024, 256 * 1024
@@ -438,7 +438,9 @@ class TaskRuns:
             return None, {}
         return task_error("error", reason, message, retryable=True, attempt=row.attempt), columns
 
-    def cancelled(self, task_id: str, lease_id: str | None, report: CancellationReport, by: Principal) -> Encoded:
+    def confirm_cancellation(
+        self, task_id: str, lease_id: str | None, report: CancellationReport, by: Principal
+    ) -> Encoded:
         """Confirm that the run of a task with the status `cancelling` has ended."""
         row, attempt, again = self._lock_for_end_report(task_id, lease_id, by, "cancelled")
         if not again:

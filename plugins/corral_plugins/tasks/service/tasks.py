@@ -28,7 +28,6 @@ from corral_plugins.tasks.api import (
     TaskUpdated,
 )
 from corral_plugins.tasks.models import Task
-from corral_plugins.tasks.report_shapes import UsageTotals
 from corral_plugins.tasks.service import dead_letters, rows, run_reports
 from corral_plugins.tasks.service.actions import OwnerActions
 from corral_plugins.tasks.service.claims import TaskClaims
@@ -40,6 +39,7 @@ from corral_plugins.tasks.service.rows import TaskViews, find_readable_task
 from corral_plugins.tasks.service.runs import TaskRuns, is_held_for
 from corral_plugins.tasks.service.transitions import publish_task_event, queue_key, requeue_waiting
 from corral_plugins.tasks.shapes import TaskView
+from corral_plugins.tasks.worker_protocol_shapes import UsageTotals
 
 
 class TasksService:

@@ -136,7 +136,7 @@ class TaskTransitions:
         self.workers.release_slot(attempt.worker_id)
         if self.cost is not None:
             self.cost.release_attempt(attempt.id, is_capped=attempt.cost_limit_micro is not None)
-            self._usual_costs.forget(attempt.agent_id)
+            self._usual_costs.invalidate(attempt.agent_id)
 
     def _evict_cached_token(self, lease_id: str) -> None:
         """Remove the attempt's token from the credential cache after the commit.

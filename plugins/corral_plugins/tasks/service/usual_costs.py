@@ -45,8 +45,8 @@ class UsualCosts:
         self._cached[agent_id] = (usual, time.monotonic() + CACHED_SECONDS)
         return usual
 
-    def forget(self, agent_id: str) -> None:
-        """Read the costs of an agent anew after the current unit of work, which ends an attempt of the agent."""
+    def invalidate(self, agent_id: str) -> None:
+        """Read the costs of an agent again after the current unit of work, which ends an attempt of the agent."""
         after_commit(functools.partial(self._drop, agent_id))
 
     def _drop(self, agent_id: str) -> None:

@@ -64,7 +64,7 @@ def truncate_output(value: Any, limit: int = LIMIT, *, file_id: str | None = Non
 
 
 def _truncate_text(text: str, limit: int, size: int, wording: str) -> str:
-    """Truncate a text and append a note about the truncation. The JSON of both together has at most `limit` bytes."""
+    """Truncate a string and append a note about the truncation. The JSON of both together has at most `limit` bytes."""
     note = wording.format(omitted=size, size=size, file="")
     kept = text.encode()[: max(0, limit - len(note) - 2)].decode(errors="ignore")
     while len(_encode(kept)) > max(2, limit - len(note)):  # escape sequences make the JSON longer than the text

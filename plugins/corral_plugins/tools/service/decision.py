@@ -84,7 +84,7 @@ class DecisionContext(msgspec.Struct, frozen=True, kw_only=True):
     requester_is_active: bool = True
     permissions: frozenset[str] = frozenset()  # the permissions of the requester's current role
     permission: str | None = None  # required by the tool, in addition to the permission for its risk
-    sees: bool = True
+    is_visible: bool = True
     offered: bool = True
     faults: tuple[FieldError, ...] = ()
     admitted: bool = True
@@ -189,7 +189,7 @@ _RULES: tuple[tuple[str, Callable[[DecisionContext, ToolPolicy], bool]], ...] = 
         lambda context, policy: (
             not context.requester_is_active
             or not required_permissions(context) <= context.permissions
-            or not context.sees
+            or not context.is_visible
         ),
     ),
     ("not_offered", lambda context, policy: not context.offered),
@@ -271,7 +271,7 @@ class ContextBuilder:
             requester_is_active=caller is not None,
             permissions=caller.permissions if caller is not None else frozenset(),
             permission=definition.permission,
-            sees=checks.sees,
+            is_visible=checks.is_visible,
             offered=definition.runs == "server" or self._is_offered(name, subject.worker_id),
             faults=checks.faults,
             admitted=checks.admitted,
@@ -344,7 +344,7 @@ class _ToolChecks(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     faults: tuple[FieldError, ...] = ()
-    sees: bool = True
+    is_visible: bool = True
     admitted: bool = True
     is_trusted: bool = False
     target_asks: bool = False
@@ -361,7 +361,8 @@ def _run_tool_checks(tool: RegisteredTool, rule: ToolPolicyRule, arguments: Any,
     target = None if definition.target is None else _call_guarded(definition, definition.target, arguments)
     asks = definition.asks is not None and _call_guarded(definition, definition.asks, context, arguments) is not False
     return _ToolChecks(
-        sees=definition.sees is None or _call_guarded(definition, definition.sees, context, arguments) is True,
+        is_visible=definition.is_visible is None
+        or _call_guarded(definition, definition.is_visible, context, arguments) is True,
         admitted=_allows_arguments(tool, rule, arguments),
         is_trusted=definition.trusts is not None
         and _call_guarded(definition, definition.trusts, tool.config, arguments) is True,

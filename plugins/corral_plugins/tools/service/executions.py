@@ -136,7 +136,7 @@ class ToolExecutions:
     def _lock_call(self, execution: ToolExecution) -> ToolCallRow:
         """Lock the task and return the row of the call.
 
-        Raise `Conflict` if the lease has ended or this execution no longer owns the row. An approved call may go on
+        Raise `Conflict` if the lease has ended or this execution no longer owns the row. An approved call may continue
         while its task waits, and uses its approval here unless it has used it before.
         """
         assert self.tasks is not None

@@ -17,14 +17,14 @@ class HeldResults:
     tasks: Tasks | None
 
     def deliver(self, row: ToolCallRow) -> None:
-        """Record how a held call ended, and let its task go on. Do nothing for a call that nobody held."""
+        """Record how a held call ended, and let its task continue. Do nothing for a call that was not held."""
         if row.approval_id is None or self.approvals is None:
             return
         self.approvals.record_execution(row.approval_id, status=row.status, tool_call_id=row.id, error=row.error)
         self.resume(row, [result_item(row)])
 
     def resume(self, row: ToolCallRow, results: Sequence[Json]) -> None:
-        """Let the task of a decided call go on with these results, if it waits for the decision."""
+        """Let the task of a decided call continue with these results, if it waits for the decision."""
         if self.approvals is None or self.tasks is None or row.approval_id is None:
             return
         facts = self.approvals.find(row.approval_id)

@@ -181,7 +181,7 @@ _ANY_SECRET = re.compile(r"\{\{[^{}]*\bsecrets\b[^{}]*\}\}")
 
 
 def refuse_secret_placeholders(*texts: Any) -> None:
-    """Raise `ToolFailure` if a text outside the values of headers contains a placeholder for a secret.
+    """Raise `ToolFailure` if a string other than a header value contains a placeholder for a secret.
 
     URLs and bodies are logged and echoed, which would reveal the secret.
     """

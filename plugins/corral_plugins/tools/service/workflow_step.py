@@ -80,7 +80,7 @@ def check_config(config: Json) -> list[FieldError]:
 
 
 def _texts(value: Any, pointer: str = "") -> Iterator[tuple[str, str]]:
-    """Yield the texts in a JSON value with their pointers."""
+    """Yield the strings in a JSON value with their pointers."""
     if isinstance(value, str):
         yield pointer, value
     elif isinstance(value, dict):

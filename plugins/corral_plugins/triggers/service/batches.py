@@ -22,7 +22,7 @@ from corral_core.accounts.api import Accounts, RightsLost
 from corral_plugins.triggers.api import Json, TriggerAction
 from corral_plugins.triggers.models import PENDING, Fire, Trigger
 from corral_plugins.triggers.service.kinds import TriggerTypeRegistry
-from corral_plugins.triggers.service.rows import fires_since
+from corral_plugins.triggers.service.rows import count_fires_since
 from corral_plugins.triggers.service.slots import BATCH_SIZE
 
 HOUR = 3600.0
@@ -120,7 +120,7 @@ def read_facts(
     return BatchFacts(
         triggers=triggers,
         owners={user_id: _owner(accounts, user_id) for user_id in {row.created_by for row in triggers.values()}},
-        fires_of_hour=fires_since([*triggers], HOUR),
+        fires_of_hour=count_fires_since([*triggers], HOUR),
         live=live_fires(watched),
         is_held=is_held,
     )

@@ -49,10 +49,10 @@ from corral_plugins.triggers.service.batches import (
     read_facts,
     unclaim,
 )
-from corral_plugins.triggers.service.checks import TriggerChecks, action_fields, require_action_permission
 from corral_plugins.triggers.service.kinds import TriggerTypeRegistry
 from corral_plugins.triggers.service.metrics import TriggerMetrics
 from corral_plugins.triggers.service.slots import UNIT_SECONDS
+from corral_plugins.triggers.service.validation import TriggerChecks, action_fields, require_action_permission
 from corral_plugins.triggers.settings import MAX_FAILURES
 
 log = logging.getLogger("corral.triggers")

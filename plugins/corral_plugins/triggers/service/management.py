@@ -13,6 +13,7 @@ from corral import clock
 from corral.auth.principal import Principal
 from corral.auth.visibility import visible
 from corral.crypto import Sealer, associated_data, digest
+from corral.database.unit import locked
 from corral.errors import Conflict, Invalid, Problem, TooMany
 from corral.http.answers import IfMatch
 from corral.http.page import Page, newest_first, paginate
@@ -21,26 +22,26 @@ from corral.plugin import InstallationConfig, Settings
 from corral_plugins.triggers.api import TriggerAction, TriggerCreated, TriggerDeleted, TriggerUpdated
 from corral_plugins.triggers.models import LIVING, Expectation, Fire, Trigger
 from corral_plugins.triggers.service.batches import HOUR
-from corral_plugins.triggers.service.checks import (
-    action_fields,
-    constant_fields,
-    default_fields,
-    require_action_permission,
-)
-from corral_plugins.triggers.service.events import expect
+from corral_plugins.triggers.service.event_reader import begin_absence_wait
 from corral_plugins.triggers.service.firing import publish
 from corral_plugins.triggers.service.kinds import TriggerTypeRegistry, event_names
 from corral_plugins.triggers.service.rows import (
     DAY,
+    count_fires_since,
     find_readable_trigger,
     find_writable_trigger,
-    fires_since,
     history_view,
     view_fields,
 )
 from corral_plugins.triggers.service.scheduler import TriggerTimes
 from corral_plugins.triggers.service.slots import TriggerSlots
 from corral_plugins.triggers.service.times import next_times
+from corral_plugins.triggers.service.validation import (
+    action_fields,
+    constant_fields,
+    default_fields,
+    require_action_permission,
+)
 from corral_plugins.triggers.settings import MAX_PER_USER
 from corral_plugins.triggers.shapes import (
     CreatedTrigger,
@@ -107,7 +108,7 @@ class TriggerManagement:
         found = paginate(
             Trigger.select().where(where), query, by, scope="triggers", order=newest_first(Trigger), make=_same
         )
-        fires = fires_since([row.id for row in found.items], DAY)
+        fires = count_fires_since([row.id for row in found.items], DAY)
         items = [TriggerView(**self._fields(row, fires.get(row.id, 0))) for row in found.items]
         return Page(items=items, total=found.total, limit=found.limit, offset=found.offset, next=found.next)
 
@@ -191,6 +192,7 @@ class TriggerManagement:
 
     def delete(self, trigger_id: str, match: IfMatch, *, by: Principal) -> None:
         """Delete a trigger. Its history stays readable."""
+        locked(Trigger.select(Trigger.id).where(Trigger.id == trigger_id.lower())).first()  # keeps the version as it is
         row = find_writable_trigger(trigger_id, by)
         match.check(row.version)
         gone = {"deleted_at": clock.now(), "enabled": False, "next_slot_at": None, "next_fire_at": None}
@@ -204,7 +206,7 @@ class TriggerManagement:
         row = find_writable_trigger(trigger_id, by)
         if row.disabled_reason == "owner_inactive":
             raise Conflict("The owner of this trigger lacks the rights for its action.", current_status="disabled")
-        if fires_since([row.id], HOUR).get(row.id, 0) >= row.max_fires_per_hour:
+        if count_fires_since([row.id], HOUR).get(row.id, 0) >= row.max_fires_per_hour:
             raise TooMany(f"The trigger fired {row.max_fires_per_hour} times within the last hour.")
         fire = self._slots.record(row, f"manual:{new_id()}", payload=body.payload, event={}, is_manual=True)
         assert fire is not None
@@ -264,7 +266,7 @@ class TriggerManagement:
     def _begin_waits(self, row: Trigger) -> None:
         """Begin the wait of an absence trigger that waits since it was enabled."""
         if row.type == "absence" and row.enabled and row.event_after is None and row.config.get("for_each") is None:
-            expect(row, key="", since=clock.now(), payload=None)
+            begin_absence_wait(row, key="", since=clock.now(), payload=None)
 
     def _check_action(self, action: dict[str, Any], by: Principal) -> Sequence[str]:
         """Check that the caller may do what the action does, and that the objects it names exist. Return warnings."""
@@ -306,7 +308,7 @@ class TriggerManagement:
         if kind is not None and row.next_slot_at is not None:
             first = clock.parse_instant(row.next_slot_at)
             times = [first, *next_times(kind, self._times.rule(row), first, SHOWN_TIMES - 1)]
-        fires = fires_since([row.id], DAY).get(row.id, 0)
+        fires = count_fires_since([row.id], DAY).get(row.id, 0)
         shown = [clock.format_instant(at) for at in times]
         return TriggerDetails(**self._fields(row, fires), next_fires=shown, warnings=[*self._find_warnings(row, by)])
 

@@ -20,10 +20,10 @@ from corral_core.event_log.api import last_seq_before
 from corral_core.expressions.api import Expressions, TemplateError
 from corral_plugins.triggers.models import Fire, Trigger
 from corral_plugins.triggers.service.batches import HOUR, live_fires
-from corral_plugins.triggers.service.events import Owners, TriggerEvents, event_causes, event_facts
+from corral_plugins.triggers.service.event_reader import Owners, TriggerEvents, event_causes, event_facts
 from corral_plugins.triggers.service.firing import TriggerFiring, error_text, filters_of, fire_data
 from corral_plugins.triggers.service.kinds import TriggerTypeRegistry
-from corral_plugins.triggers.service.rows import DAY, find_readable_trigger, fires_since
+from corral_plugins.triggers.service.rows import DAY, count_fires_since, find_readable_trigger
 from corral_plugins.triggers.service.scheduler import TriggerTimes
 from corral_plugins.triggers.service.slots import TriggerSlots
 from corral_plugins.triggers.service.times import next_times
@@ -81,7 +81,7 @@ class TriggerPreviews:
         return TriggerTest(would=would, action=action)
 
     def _outcome(self, trigger: Trigger) -> Any:
-        if fires_since([trigger.id], HOUR).get(trigger.id, 0) >= trigger.max_fires_per_hour:
+        if count_fires_since([trigger.id], HOUR).get(trigger.id, 0) >= trigger.max_fires_per_hour:
             return "rate_limited"
         action = self._types.require_action(trigger.action["type"])
         is_blocked = trigger.overlap == "skip" and bool(live_fires({trigger.id: action}, mark=False))
@@ -107,7 +107,7 @@ class TriggerPreviews:
     def _read(
         self, trigger: Trigger, after: int, names: list[str]
     ) -> tuple[Sequence[LoggedEvent], Sequence[LoggedEvent]]:
-        """Return the next events of these types, and the events among them that the trigger would follow."""
+        """Return the next events of these types, and those that the trigger would follow."""
         owners: Owners = {}
         events = event_log.select([EventRow.seq > after, EventRow.type.in_(names)], READ_AT_ONCE)
         return events, [event for event in events if self._is_followed(trigger, event, owners)]

@@ -23,7 +23,7 @@ from corral_core.accounts.api import TIMEZONE
 from corral_plugins.admin.api import KillSwitch
 from corral_plugins.triggers.api import TimeRule, TriggerKind
 from corral_plugins.triggers.models import IS_ENABLED, PENDING, Expectation, Fire, Trigger
-from corral_plugins.triggers.service.events import first_unread
+from corral_plugins.triggers.service.event_reader import first_unread
 from corral_plugins.triggers.service.firing import TriggerFiring
 from corral_plugins.triggers.service.kinds import TriggerTypeRegistry
 from corral_plugins.triggers.service.slots import BATCH_SIZE, UNIT_SECONDS, TriggerSlots, enqueue_fires

@@ -67,7 +67,7 @@ class TriggerSlots:
             cause=list(cause),
             **fields,
         )
-        if _INSERT.one({name: _stored(name, getattr(row, name)) for name in COLUMNS}) is None:
+        if _INSERT.one({name: _stored_form(name, getattr(row, name)) for name in COLUMNS}) is None:
             return None
         if status == "pending":
             if announce:
@@ -85,12 +85,12 @@ class TriggerSlots:
 
 
 def enqueue_fires(rows: Sequence[Fire]) -> None:
-    """Enqueue jobs that fire the pending slots among these."""
+    """Enqueue jobs that fire those slots that are pending."""
     ids = [row.id for row in rows if row.status == "pending"]
     for begin in range(0, len(ids), BATCH_SIZE):
         enqueue(FIRE_JOB, ids=ids[begin : begin + BATCH_SIZE])
 
 
-def _stored(column: str, value: Any) -> Any:
+def _stored_form(column: str, value: Any) -> Any:
     """Return a value as the database stores it."""
     return msgspec.json.encode(value).decode() if column in JSON_COLUMNS and value is not None else value

@@ -11,14 +11,15 @@ import msgspec
 import peewee
 
 from corral.auth.principal import Principal
+from corral.database.unit import locked
 from corral.errors import Invalid
 from corral.http.answers import ANY_VERSION
 from corral.schema.conversion import convert
 from corral_plugins.marketplace.api import InstalledObject, Installer, ObjectUse, functions_of
 from corral_plugins.triggers.models import LIVING, PENDING, Fire, Trigger
-from corral_plugins.triggers.service.checks import TriggerChecks
 from corral_plugins.triggers.service.management import TriggerManagement, new_ingress_secrets
 from corral_plugins.triggers.service.rows import find_readable_trigger
+from corral_plugins.triggers.service.validation import TriggerChecks
 from corral_plugins.triggers.settings import MIN_INTERVAL_SECONDS
 from corral_plugins.triggers.shapes import NewTrigger, TriggerPatch
 
@@ -53,7 +54,7 @@ class TriggerTemplateInstaller:
             **functions_of(self),
         )
 
-    def plan(self, spec: Json) -> None:
+    def check_spec(self, spec: Json) -> None:
         """Raise `Invalid` if the configuration, the filter or the action is not valid."""
         assert self.checks is not None
         new = convert(NewTrigger, {**spec, "enabled": False})
@@ -61,7 +62,7 @@ class TriggerTemplateInstaller:
         self.checks.check_filter(new.filter)
         self.checks.check_action(new.action)
 
-    def existing(self, names: Sequence[str]) -> Mapping[str, str]:
+    def find_existing(self, names: Sequence[str]) -> Mapping[str, str]:
         """Return the ids of the triggers with these names."""
         rows: Any = Trigger.select(Trigger.name, Trigger.id).where(LIVING & Trigger.name.in_(list(names))).tuples()
         return {str(name): str(trigger_id) for name, trigger_id in rows}
@@ -73,9 +74,13 @@ class TriggerTemplateInstaller:
         shown = {"ingress_url": made.ingress_url, "secret": made.secret}
         return InstalledObject(id=made.id, once={name: value for name, value in shown.items() if value is not None})
 
-    def fingerprint(self, ids: Sequence[str]) -> Mapping[str, Json]:
+    def read_fields(self, ids: Sequence[str]) -> Mapping[str, Json]:
         """Return the fields that the owner of a trigger may set, by its id, except whether it is enabled."""
         return {row.id: _values(row) for row in Trigger.select().where(LIVING & Trigger.id.in_(list(ids)))}
+
+    def lock(self, ids: Sequence[str]) -> None:
+        """Lock the triggers until the unit of work ends."""
+        list(locked(Trigger.select(Trigger.id).where(Trigger.id.in_(list(ids))).order_by(Trigger.id)))
 
     def update(self, trigger_id: str, fields: Json, by: Principal) -> None:
         """Change a trigger. The new values have been checked."""
@@ -84,9 +89,9 @@ class TriggerTemplateInstaller:
         kept = {name: value for name, value in fields.items() if value is not None or name == "filter"}
         self._service().update(trigger_id, convert(TriggerPatch, kept), ANY_VERSION, by=by)
 
-    def users(self, ids: Sequence[str]) -> Sequence[ObjectUse]:
+    def find_uses(self, ids: Sequence[str]) -> Sequence[ObjectUse]:
         """Return the triggers whose actions name objects with these ids."""
-        names = functools.reduce(operator.or_, [_holds(Trigger.action, each) for each in ids])
+        names = functools.reduce(operator.or_, [_text_contains(Trigger.action, each) for each in ids])
         return [
             ObjectUse(id=row.id, name=row.name, uses=each)
             for row in Trigger.select(Trigger.id, Trigger.name, Trigger.action).where(LIVING & names)
@@ -95,7 +100,7 @@ class TriggerTemplateInstaller:
             if each in text
         ]
 
-    def running(self, ids: Sequence[str]) -> Sequence[str]:
+    def find_running(self, ids: Sequence[str]) -> Sequence[str]:
         """Return the ids of the triggers that have slots which are not decided."""
         active = Fire.trigger_id.in_(list(ids)) & PENDING
         rows: Any = Fire.select(Fire.trigger_id).where(active).distinct().tuples()
@@ -114,8 +119,8 @@ class TriggerTemplateInstaller:
         return self.management
 
 
-def _holds(column: Any, text: str) -> Any:
-    """Return the SQL condition that the JSON text of a column contains a text."""
+def _text_contains(column: Any, text: str) -> Any:
+    """Return the SQL condition that the JSON text of a column contains a string."""
     return peewee.Expression(column, peewee.OP.ILIKE, peewee.Value(f"%{text}%", converter=False))
 
 

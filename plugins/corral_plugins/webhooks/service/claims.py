@@ -23,8 +23,8 @@ from corral_core.accounts.api import Accounts
 from corral_plugins.admin.api import KillSwitch
 from corral_plugins.circuit_breakers.api import Breakers
 from corral_plugins.webhooks.models import IS_OPEN, Delivery, Webhook
+from corral_plugins.webhooks.service.disabling import disable_webhooks, ended
 from corral_plugins.webhooks.service.fan_out import event_of
-from corral_plugins.webhooks.service.states import disable_webhooks, ended
 from corral_plugins.webhooks.settings import CONCURRENCY, PROBE_SECONDS, TIMEOUT_SECONDS
 
 PER_HOST = 5
@@ -109,7 +109,7 @@ class DeliveryClaims:
         """Release a delivery that was not attempted. It, or the next probe of its webhook, is due at this time."""
         next_attempt_at = claimed.delivery.next_attempt_at if claimed.is_probe else due_at
         waits = {"next_attempt_at": next_attempt_at, "due_at": next_attempt_at, "lease": None, "lease_until": None}
-        Delivery.update(waits).where(holds(claimed.delivery)).execute()
+        Delivery.update(waits).where(has_valid_claim(claimed.delivery)).execute()
         if claimed.is_probe:
             Webhook.update(next_probe_at=due_at).where(Webhook.id == claimed.webhook.id).execute()
 
@@ -189,7 +189,7 @@ def _is_healthy(row: Webhook) -> bool:
     return row.failing_since is None and row.last_success_at is not None
 
 
-def holds(delivery: Delivery) -> Any:
+def has_valid_claim(delivery: Delivery) -> Any:
     """Return the condition that the claim of a delivery is still valid."""
     return (Delivery.id == delivery.id) & (Delivery.lease == delivery.lease)
 

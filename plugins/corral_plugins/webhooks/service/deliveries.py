@@ -12,8 +12,8 @@ from corral.errors import Conflict, Invalid
 from corral.http.page import Page, newest_first, paginate
 from corral.jobs.job import enqueue
 from corral_plugins.webhooks.models import IS_OPEN, Delivery, Webhook
+from corral_plugins.webhooks.service.disabling import AT_ONCE
 from corral_plugins.webhooks.service.rows import delivery_details, delivery_view, find_delivery, find_webhook
-from corral_plugins.webhooks.service.states import AT_ONCE
 from corral_plugins.webhooks.shapes import (
     DeliveryDetails,
     DeliveryQuery,
@@ -97,7 +97,7 @@ def delete_batch(before: str) -> int:
 
 
 def delete_batch_of(webhook_ids: list[str]) -> int:
-    """Delete a batch of the deliveries to webhooks that are gone, and return their number."""
+    """Delete a batch of the deliveries to deleted webhooks, and return their number."""
     some = Delivery.select(Delivery.id).where(Delivery.webhook_id.in_(webhook_ids)).limit(AT_ONCE)
     return int(Delivery.delete().where(Delivery.id.in_(some)).execute())
 

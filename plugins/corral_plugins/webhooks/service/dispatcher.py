@@ -32,7 +32,7 @@ OWN_EVENTS = "webhook."
 ENTRY = UnitContext(label="webhooks.dispatch", actor=SYSTEM)
 
 
-class _Outlook(NamedTuple):
+class _DueWork(NamedTuple):
     """What there is to do: the events that are followed, whether there are new ones, and when an attempt is due."""
 
     patterns: frozenset[str]
@@ -75,9 +75,9 @@ class WebhookDispatcher(EventDispatcher[Claimed]):
             return POLL_SECONDS if outlook.patterns else IDLE_SECONDS
         return min(POLL_SECONDS, max(0.0, clock.parse_instant(outlook.next_time) - clock.time_s()))
 
-    def _look(self) -> _Outlook:
+    def _look(self) -> _DueWork:
         patterns = followed_patterns()
-        return _Outlook(patterns, self._fan_out.has_events(patterns), self._claims.next_time())
+        return _DueWork(patterns, self._fan_out.has_events(patterns), self._claims.next_time())
 
     def _is_followed(self, event: LoggedEvent) -> bool:
         return event.type.startswith(OWN_EVENTS) or not self._patterns.isdisjoint(matching_patterns(event.type))

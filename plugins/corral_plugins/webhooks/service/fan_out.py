@@ -25,8 +25,8 @@ from corral.ids import new_id
 from corral_core.accounts.api import Accounts
 from corral_core.event_log.api import LogCursor, PositionMoved, handle_next
 from corral_plugins.webhooks.models import Delivery, Subscription, Webhook
+from corral_plugins.webhooks.service.disabling import disable_webhooks
 from corral_plugins.webhooks.service.payloads import body_of_event, matching_patterns
-from corral_plugins.webhooks.service.states import disable_webhooks
 
 CONSUMER = "webhooks.fan_out"
 CURSOR = LogCursor(CONSUMER)

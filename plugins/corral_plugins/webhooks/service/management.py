@@ -11,6 +11,7 @@ from msgspec import UNSET
 from corral import clock
 from corral.auth.principal import Principal
 from corral.auth.visibility import visible
+from corral.database.unit import locked
 from corral.errors import Conflict, NotFound, Problem
 from corral.events import log as event_log
 from corral.http.answers import IfMatch
@@ -19,11 +20,11 @@ from corral.ids import new_id
 from corral.plugin import SECRET_CHANGE, Audit, AuditEntry, Settings
 from corral_plugins.webhooks.api import WebhookCreated, WebhookDeleted, WebhookUpdated
 from corral_plugins.webhooks.models import Subscription, Webhook
-from corral_plugins.webhooks.service.checks import CheckedWebhook
 from corral_plugins.webhooks.service.credentials import WebhookCredentials
+from corral_plugins.webhooks.service.disabling import cancel_deliveries, disable_webhook, publish
 from corral_plugins.webhooks.service.fan_out import RECORDED_REASONS
 from corral_plugins.webhooks.service.rows import count_open, find_webhook, view_fields, webhook_view
-from corral_plugins.webhooks.service.states import cancel_deliveries, disable_webhook, publish
+from corral_plugins.webhooks.service.validation import CheckedWebhook
 from corral_plugins.webhooks.settings import MAX_PER_USER
 from corral_plugins.webhooks.shapes import (
     CreatedWebhook,
@@ -130,6 +131,7 @@ class WebhookManagement:
 
     def delete(self, webhook_id: str, match: IfMatch, *, by: Principal) -> None:
         """Delete a webhook, and cancel its open deliveries."""
+        locked(Webhook.select(Webhook.id).where(Webhook.id == webhook_id.lower())).first()  # keeps the version as it is
         row = find_webhook(webhook_id, by)
         match.check(row.version)
         delete_webhooks([row])

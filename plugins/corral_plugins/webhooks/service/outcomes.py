@@ -12,9 +12,9 @@ from corral import clock
 from corral.database.unit import locked
 from corral.plugin import Settings
 from corral_plugins.webhooks.models import Delivery, Webhook
-from corral_plugins.webhooks.service.claims import Claimed, holds
+from corral_plugins.webhooks.service.claims import Claimed, has_valid_claim
+from corral_plugins.webhooks.service.disabling import AT_ONCE, disable_webhook, ended
 from corral_plugins.webhooks.service.sender import AttemptResult
-from corral_plugins.webhooks.service.states import AT_ONCE, disable_webhook, ended
 from corral_plugins.webhooks.settings import DISABLE_AFTER_SECONDS, PROBE_SECONDS, RETRY_SCHEDULE
 
 JITTER = 0.1
@@ -64,7 +64,7 @@ class DeliveryOutcomes:
             "status_code": result.status_code,
             **self._next_state(claimed, result),
         }
-        return bool(Delivery.update(changes).where(holds(delivery)).execute())
+        return bool(Delivery.update(changes).where(has_valid_claim(delivery)).execute())
 
     def _next_state(self, claimed: Claimed, result: AttemptResult) -> dict[str, Any]:
         """Return the changes to the state of a delivery. A probe that fails leaves its next attempt where it was."""

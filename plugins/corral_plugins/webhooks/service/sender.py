@@ -105,7 +105,7 @@ class WebhookSender:
         return AttemptResult(
             status_code=response.status_code,
             error=None if response.is_success else "status",
-            response=self._redactor.redact(_beginning(response.content)),
+            response=self._redactor.redact(_response_start(response.content)),
             retry_after=_retry_after(response),
         )
 
@@ -149,7 +149,7 @@ def _judge(outcome: Any) -> Verdict:
     return "failure"
 
 
-def _beginning(content: bytes) -> str:
+def _response_start(content: bytes) -> str:
     """Return the beginning of a response as UTF-8, without NUL, which PostgreSQL does not store.
 
     Its declared character set may be any codec, and so is ignored.

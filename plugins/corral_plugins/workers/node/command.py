@@ -126,11 +126,11 @@ def _list_mcp_tools(path: Path) -> WorkerMcp:
     """Start the MCP servers of a file once to list their tools. Exit with status 1 if this fails."""
     import asyncio
 
-    from corral_plugins.workers.node.tools.mcp import McpUnusable, list_mcp_tools, read_mcp_file
+    from corral_plugins.workers.node.tools.mcp import McpConfigurationError, list_mcp_tools, read_mcp_file
 
     try:
         return asyncio.run(list_mcp_tools(read_mcp_file(path)))
-    except McpUnusable as error:
+    except McpConfigurationError as error:
         click.echo(f"corral: {error}", err=True)
         sys.exit(EXIT_REFUSED)
 

@@ -14,8 +14,8 @@ from corral.errors import Invalid
 from corral.schema.json_schema_validation import json_schema_errors
 from corral_plugins.workflows.models import Run
 from corral_plugins.workflows.service.definitions import find_readable_workflow
-from corral_plugins.workflows.service.references import DETAILS, Obstacle, References
-from corral_plugins.workflows.service.validation import Definitions, plan_of
+from corral_plugins.workflows.service.missing_references import DETAILS, Obstacle, ReferenceChecker
+from corral_plugins.workflows.service.validation import DefinitionValidator, plan_of
 from corral_plugins.workflows.shapes import DryRun, Missing
 
 Json = dict[str, Any]
@@ -25,7 +25,7 @@ NEWEST = 20
 class DryRuns:
     """Plans runs."""
 
-    def __init__(self, work: Work, definitions: Definitions, references: References) -> None:
+    def __init__(self, work: Work, definitions: DefinitionValidator, references: ReferenceChecker) -> None:
         self._work, self._definitions, self._references = work, definitions, references
 
     async def plan(self, workflow_id: str, input: Any, *, by: Principal) -> DryRun:

@@ -236,7 +236,7 @@ class Engine:
         return found
 
     def _admit(self, state: RunState) -> bool:
-        """Start a queued run if the limits on active runs allow it. Return whether to go on with the run."""
+        """Start a queued run if the limits on active runs allow it. Return whether to continue with the run."""
         run = state.run
         advisory_lock("workflows.admit")
         config = self._graphs.read(run.workflow_id, run.n).config

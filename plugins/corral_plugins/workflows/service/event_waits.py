@@ -63,9 +63,9 @@ class EventWaits:
         """Look for events until cancelled."""
         while True:
             await asyncio.sleep(LOOK_SECONDS)
-            await self.look()
+            await self.complete_waiting_steps()
 
-    async def look(self) -> None:
+    async def complete_waiting_steps(self) -> None:
         """Complete the steps whose event has occurred."""
         last = ("", "")
         while await self._database.read(functools.partial(_is_awaited, last), ENTRY):
@@ -123,7 +123,7 @@ class EventWaits:
         if condition is None:
             return True
         await asyncio.sleep(0)  # many steps may wait for the same of many events
-        about = {"event": _shown(event)}
+        about = {"event": _event_data(event)}
         try:
             return bool(await self._expressions.evaluate(condition, about, boolean=True))
         except Problem as error:
@@ -133,7 +133,7 @@ class EventWaits:
             return False
 
 
-def _shown(event: LoggedEvent) -> dict[str, Any]:
+def _event_data(event: LoggedEvent) -> dict[str, Any]:
     """Return the form of an event that filters and outputs use."""
     return {
         "event": event.type,
@@ -176,7 +176,7 @@ def _move(ids: Sequence[str], place: int) -> None:
 
 def _complete(row: Any, event: LoggedEvent) -> None:
     wake(row.run_id)
-    output = {"event": _shown(event)}
+    output = {"event": _event_data(event)}
     waits = (StepRun.id == row.id) & (StepRun.status == "waiting") & StepRun.report.is_null()
     StepRun.update(report={"status": "completed"}, output=output).where(waits).execute()
 

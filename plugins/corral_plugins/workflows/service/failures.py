@@ -44,7 +44,7 @@ def end_attempt(step: Step, row: StepRow, error: Json, *, retryable: bool) -> No
 
 
 def is_handled(step: Step, row: StepRow) -> bool:
-    """Return whether the steps around a failed step go on."""
+    """Return whether the steps around a failed step continue."""
     return row.goto is not None or step.on_error == "continue"
 
 

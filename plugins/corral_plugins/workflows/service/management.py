@@ -1,4 +1,4 @@
-"""Changes definitions of workflows.
+"""Creates and changes workflows, and checks their definitions.
 
 Parsing the expressions of a definition takes time, so a definition is checked in a thread between the unit of work that
 reads it and the unit that writes it.
@@ -27,7 +27,7 @@ from corral_plugins.workflows.service.definitions import (
     find_writable_workflow,
 )
 from corral_plugins.workflows.service.graph import branch_targets, build_graph
-from corral_plugins.workflows.service.references import References
+from corral_plugins.workflows.service.missing_references import ReferenceChecker
 from corral_plugins.workflows.service.step_conversion import (
     patched_step,
     resolve_references,
@@ -36,7 +36,7 @@ from corral_plugins.workflows.service.step_conversion import (
     stored_steps,
 )
 from corral_plugins.workflows.service.step_types import StepTypes
-from corral_plugins.workflows.service.validation import Definitions, plan_of, with_steps
+from corral_plugins.workflows.service.validation import DefinitionValidator, plan_of, with_steps
 from corral_plugins.workflows.shapes import (
     NewStep,
     NewWorkflow,
@@ -56,7 +56,12 @@ class WorkflowManagement:
     """Changes workflows. The methods open their own units of work, with `entry`."""
 
     def __init__(
-        self, work: Work, store: WorkflowStore, definitions: Definitions, types: StepTypes, references: References
+        self,
+        work: Work,
+        store: WorkflowStore,
+        definitions: DefinitionValidator,
+        types: StepTypes,
+        references: ReferenceChecker,
     ) -> None:
         self._work, self._store, self._definitions, self._types = work, store, definitions, types
         self._references = references

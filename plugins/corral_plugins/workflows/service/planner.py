@@ -11,7 +11,7 @@ from typing import Any
 
 from corral import clock
 from corral_core.expressions.api import TemplateError
-from corral_plugins.workflows.service.containers import output_of
+from corral_plugins.workflows.service.composite_steps import output_of
 from corral_plugins.workflows.service.failures import error_of
 from corral_plugins.workflows.service.graph import Graph, Step
 from corral_plugins.workflows.service.large_outputs import LargeOutputs
@@ -120,7 +120,7 @@ class Planner:
         self._state.set(status=status, output=output, error=error, finished_at=self._changes.now, paused=False)
 
     def _set_status(self) -> None:
-        """Set the status of a run that goes on, and stop the clock of its time limit while it waits for people."""
+        """Set the status of a run that continues, and stop the clock of its time limit while it waits for people."""
         run, rows = self._state.run, [row for row in self._state.rows.values() if row.is_open]
         rows = [row for row in rows if not is_container(row)]
         is_running = any(row.status == "running" for row in rows) or not rows or self._changes.plan.is_partial

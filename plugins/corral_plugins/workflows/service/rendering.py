@@ -55,7 +55,7 @@ class Rendering:
         data = await self._data(self._expressions.expression_references(expression), iteration, step.loop)
         return bool(await self._expressions.evaluate(expression, data, boolean=True))
 
-    async def continues(self, loop: Step, iteration: tuple[int, ...], done: int) -> bool:
+    async def loop_continues(self, loop: Step, iteration: tuple[int, ...], done: int) -> bool:
         """Evaluate the condition of a loop after `done` iterations. It may refer to the steps of the last iteration."""
         expression = loop.config["while"]
         data = await self._data(self._expressions.expression_references(expression), (*iteration, done - 1), None)

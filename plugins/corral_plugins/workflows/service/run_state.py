@@ -71,7 +71,7 @@ class StepRow(msgspec.Struct, kw_only=True):
     def succeeded(self) -> bool:
         """Whether steps that need this one may run.
 
-        A person may let the run go on after a failed step. After a jump, only the target runs.
+        A person may let the run continue after a failed step. After a jump, only the target runs.
         """
         return (self.status == "completed" and self.goto is None) or (
             self.status == "skipped" and self.reason == "resolved"

@@ -249,7 +249,7 @@ class RunsService:
         workflow = find_readable_workflow(old.workflow_id, by)
         n = old.n if body.definition == "original" else workflow.n
         graph = self._graphs.read(workflow.id, n)
-        kept = [] if body.start == "start" else self._reusable(old, graph, body.start)
+        kept = [] if body.start == "start" else self._reusable_outputs(old, graph, body.start)
         request = RunRequest(
             workflow_id=workflow.id,
             input=old.input,
@@ -267,7 +267,7 @@ class RunsService:
             StepRun.insert_many([_reused(row, run.id) for row in kept]).execute()
         return run
 
-    def _reusable(self, old: Run, graph: Graph, start: str) -> list[StepRun]:
+    def _reusable_outputs(self, old: Run, graph: Graph, start: str) -> list[StepRun]:
         """Return the steps of an ended run whose outputs a retry uses."""
         same = (StepRun.run_id == old.id) & StepRun.key.in_([*graph.root.by_name])
         rows = {row.name: row for row in StepRun.select().where(same)}

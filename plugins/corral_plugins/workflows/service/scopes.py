@@ -9,7 +9,7 @@ from corral.errors import FieldError
 from corral.ids import new_id
 from corral.schema.json_schema_validation import json_schema_errors
 from corral_core.expressions.api import TemplateError
-from corral_plugins.workflows.service.containers import CANCELLED, Containers, ScopeEnd
+from corral_plugins.workflows.service.composite_steps import CANCELLED, CompositeSteps, ScopeEnd
 from corral_plugins.workflows.service.failures import is_handled
 from corral_plugins.workflows.service.graph import Scope, Step, taken_targets
 from corral_plugins.workflows.service.rendering import RAW, Rendering
@@ -25,10 +25,10 @@ class ScopePlanner:
 
     def __init__(self, changes: StepChanges, rendering: Rendering) -> None:
         self._changes, self._rendering, self._state = changes, rendering, changes.state
-        self._containers = Containers(changes, rendering, self)
+        self._containers = CompositeSteps(changes, rendering, self)
 
     async def settle(self, scope: Scope, iteration: Iteration, *, closing: bool = False) -> ScopeEnd | None:
-        """Advance the steps of a scope. Return how the scope ended, or None if it goes on.
+        """Advance the steps of a scope. Return how the scope ended, or None if it is still running.
 
         After a step has failed, no further step starts, and running steps end; with `fail_fast` they are cancelled.
         While a scope is `closing`, its result is not needed any more.
@@ -161,7 +161,7 @@ class ScopePlanner:
                     await self._changes.complete(step, row, {"result": result})
                 case "switch":
                     cases = [case["equals"] for case in config["cases"]]
-                    chosen = (n for n, each in enumerate(cases) if _same(each, config["value"]))
+                    chosen = (n for n, each in enumerate(cases) if _equal_json(each, config["value"]))
                     await self._changes.complete(step, row, {"case": next(chosen, None)})
                 case "wait":
                     self._wait(row, config)
@@ -217,7 +217,7 @@ class ScopePlanner:
         self._changes.fail(step, row, error, retryable=not row.person)
 
 
-def _same(one: Any, other: Any) -> bool:
+def _equal_json(one: Any, other: Any) -> bool:
     """Return whether two JSON values are equal. Unlike in Python, a number never equals a boolean."""
     return bool(one == other) and isinstance(one, bool) == isinstance(other, bool)
 

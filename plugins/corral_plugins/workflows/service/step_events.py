@@ -84,7 +84,7 @@ class StepEvents:
             return failure_report(error), None
 
     def _revive(self, row: Any, event: LoggedEvent) -> None:
-        """Let a failed run go on, because the task of its failed step was retried."""
+        """Let a failed run continue, because the task of its failed step was retried."""
         run = Run.get_or_none(Run.id == row.run_id)
         if row.status != "failed" or run is None or run.status != "failed" or run.stop is not None:
             return

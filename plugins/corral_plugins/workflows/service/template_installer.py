@@ -11,6 +11,7 @@ import msgspec
 import peewee
 
 from corral.auth.principal import Principal
+from corral.database.unit import locked
 from corral.errors import Conflict
 from corral.http.answers import ANY_VERSION
 from corral.schema.conversion import convert
@@ -20,7 +21,7 @@ from corral_plugins.workflows.service.definitions import WorkflowStore, find_rea
 from corral_plugins.workflows.service.run_state import FINAL_RUN
 from corral_plugins.workflows.service.step_conversion import DEFAULTS as STEP_DEFAULTS
 from corral_plugins.workflows.service.step_conversion import stored_config, stored_steps
-from corral_plugins.workflows.service.validation import Definitions
+from corral_plugins.workflows.service.validation import DefinitionValidator
 from corral_plugins.workflows.shapes import NewStep, NewWorkflow, WorkflowConfig
 
 Json = dict[str, Any]
@@ -31,7 +32,7 @@ class WorkflowTemplateInstaller:
     """The installer of the kind `workflow`. The services are set after the boot."""
 
     store: WorkflowStore | None
-    definitions: Definitions | None
+    definitions: DefinitionValidator | None
 
     def definition(self) -> Installer:
         """Return the installer."""
@@ -45,13 +46,13 @@ class WorkflowTemplateInstaller:
             name_length=200,
         )
 
-    def plan(self, spec: Json) -> None:
+    def check_spec(self, spec: Json) -> None:
         """Raise `Invalid` if the definition is not valid."""
         assert self.definitions is not None
         new = convert(NewWorkflow, spec)
         self.definitions.check(stored_steps(new.steps), stored_config(new.config))
 
-    def existing(self, names: Sequence[str]) -> Mapping[str, str]:
+    def find_existing(self, names: Sequence[str]) -> Mapping[str, str]:
         """Return the ids of the workflows with these names."""
         rows = fetch_tuples(Workflow.select(Workflow.name, Workflow.id).where(LIVING & Workflow.name.in_(list(names))))
         return dict(rows)
@@ -64,9 +65,13 @@ class WorkflowTemplateInstaller:
         values |= {"config": stored_config(new.config), "steps": stored_steps(new.steps)}
         return InstalledObject(id=self._store().insert(values, by=by).id)
 
-    def fingerprint(self, ids: Sequence[str]) -> Mapping[str, Json]:
+    def read_fields(self, ids: Sequence[str]) -> Mapping[str, Json]:
         """Return the definitions by id. The configuration and the steps are one value, since each needs the other."""
         return {row.id: _fingerprint(row) for row in Workflow.select().where(LIVING & Workflow.id.in_(list(ids)))}
+
+    def lock(self, ids: Sequence[str]) -> None:
+        """Lock the workflows until the unit of work ends."""
+        list(locked(Workflow.select(Workflow.id).where(Workflow.id.in_(list(ids))).order_by(Workflow.id)))
 
     def update(self, workflow_id: str, fields: Json, by: Principal) -> None:
         """Change a workflow. The new definition has been checked."""
@@ -79,10 +84,10 @@ class WorkflowTemplateInstaller:
         if self._store().update(row, changes, by=by) is None:
             raise Conflict("The workflow was changed at the same time; repeat the request.", current_status=row.status)
 
-    def users(self, ids: Sequence[str]) -> Sequence[ObjectUse]:
+    def find_uses(self, ids: Sequence[str]) -> Sequence[ObjectUse]:
         """Return the workflows whose steps or review policies name agents or workflows with these ids."""
         columns = (Workflow.steps, Workflow.config)
-        names = functools.reduce(operator.or_, [_holds(column, each) for column in columns for each in ids])
+        names = functools.reduce(operator.or_, [_text_contains(column, each) for column in columns for each in ids])
         return [
             ObjectUse(id=row.id, name=row.name, uses=each)
             for row in Workflow.select(Workflow.id, Workflow.name, *columns).where(LIVING & names)
@@ -91,7 +96,7 @@ class WorkflowTemplateInstaller:
             if each in text
         ]
 
-    def running(self, ids: Sequence[str]) -> Sequence[str]:
+    def find_running(self, ids: Sequence[str]) -> Sequence[str]:
         """Return the ids of the workflows with runs that have not ended."""
         active = Run.workflow_id.in_(list(ids)) & Run.status.not_in(FINAL_RUN)
         return [row[0] for row in fetch_tuples(Run.select(Run.workflow_id).where(active).distinct())]
@@ -110,8 +115,8 @@ class WorkflowTemplateInstaller:
         return self.store
 
 
-def _holds(column: Any, text: str) -> Any:
-    """Return the SQL condition that the JSON text of a column contains a text."""
+def _text_contains(column: Any, text: str) -> Any:
+    """Return the SQL condition that the JSON text of a column contains a string."""
     return peewee.Expression(column, peewee.OP.ILIKE, peewee.Value(f"%{text}%", converter=False))
 
 

@@ -23,7 +23,7 @@ _STEP = re.compile(r"^/steps/(\d+)(/|$)")
 _TEMPLATE = "{{"
 
 
-class Definitions:
+class DefinitionValidator:
     """Checks definitions. Parsing expressions takes time, so the methods run outside of units of work, in a thread."""
 
     code_reviews: CodeReviews | None
@@ -186,7 +186,7 @@ def plan_of(graph: Graph) -> list[PlannedStep]:
 
 
 def _is_computed(config: Json, pointer: str) -> bool:
-    """Return whether the value at a pointer, or a value around it, is a text with expressions."""
+    """Return whether the value at a pointer, or a value around it, is a string with expressions."""
     value: Any = config
     for part in pointer.split("/")[1:]:
         name = part.replace("~1", "/").replace("~0", "~")

@@ -66,35 +66,37 @@ Connector = Callable[[str, Sequence[str], Mapping[str, str]], AbstractAsyncConte
 """Starts a command with arguments and variables, opens a session with it, and stops it at the end."""
 
 
-class McpUnusable(Exception):
+class McpConfigurationError(Exception):
     """Raised if the worker cannot use the servers of its configuration."""
 
 
 def read_mcp_file(path: Path) -> dict[str, McpCommand]:
-    """Read the commands in a file. Raise `McpUnusable`."""
+    """Read the commands in a file. Raise `McpConfigurationError`."""
     try:
         return msgspec.json.decode(path.read_bytes(), type=McpFile).mcp_servers
     except OSError as error:
-        raise McpUnusable(f"{path} cannot be read: {error.strerror}.") from None
+        raise McpConfigurationError(f"{path} cannot be read: {error.strerror}.") from None
     except msgspec.DecodeError as error:
         detail = (
             f'{path} is not {{"mcpServers": {{"name": {{"command": "…", "args": […]}}}}}}: {error}. Servers that are '
             "reached over HTTP are added with `corral mcp add`."
         )
-        raise McpUnusable(detail) from None
+        raise McpConfigurationError(detail) from None
 
 
 def find_connector() -> Connector:
-    """Return the connector of the installed library. Raise `McpUnusable` if there is none."""
+    """Return the connector of the installed library. Raise `McpConfigurationError` if there is none."""
     found = sorted(entry_points(group=CONNECTORS), key=lambda each: each.name)
     if not found:
-        raise McpUnusable("Nothing here can start MCP servers; install corral-mcp (pip install 'corral[mcp]').")
+        raise McpConfigurationError(
+            "Nothing here can start MCP servers; install corral-mcp (pip install 'corral[mcp]')."
+        )
     connector: Connector = found[0].load()
     return connector
 
 
 async def list_mcp_tools(commands: Mapping[str, McpCommand]) -> WorkerMcp:
-    """Start each server once, and return the tools of all of them. Raise `McpUnusable` if a server does not start."""
+    """Start each server once, and return all tools. Raise `McpConfigurationError` if a server does not start."""
     connector = find_connector()
     tools: dict[str, tuple[str, str]] = {}
     offers: list[dict[str, Any]] = []
@@ -114,7 +116,9 @@ async def _tools_of_command(connector: Connector, server: str, command: McpComma
         async with asyncio.timeout(START_SECONDS), connector(command.command, command.args, command.env) as session:
             return await session.list_tools()
     except Exception as error:
-        raise McpUnusable(f"The MCP server {server} ({command.command}) does not start: {_reason(error)}.") from None
+        raise McpConfigurationError(
+            f"The MCP server {server} ({command.command}) does not start: {_reason(error)}."
+        ) from None
 
 
 class McpToolbox:

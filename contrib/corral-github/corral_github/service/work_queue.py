@@ -1,0 +1,199 @@
+"""The work queue: which process works on a pull request or an issue, and on which delivery or post.
+
+All work of one thread is done in order, by the holder of its lease. New work wakes the thread in the unit of work that
+writes it. The holder looks for more work while it holds the lock on the row, so work that arrives at the last moment is
+either seen by the holder, or wakes the thread again.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from peewee import fn
+
+from corral import clock
+from corral.database.unit import locked
+from corral.errors import ExpectedFailure
+from corral.events.alerts import raise_alert
+from corral.events.event import SystemAlert
+from corral.ids import new_id
+from corral.jobs.job import enqueue
+from corral_github.models import Delivery, Post, Repository, Thread
+
+WORK_JOB = "github.work"
+ATTEMPT_SECONDS = 90.0
+"""The time limit of one delivery or post. It ends well before the lease, so that two attempts never overlap."""
+LEASE_SECONDS = ATTEMPT_SECONDS + 30
+FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 10.0, 900.0
+HELD_SECONDS = 60.0
+"""How long a thread waits at a time while the kill switch holds its posts."""
+ALARMING_FAILURES = 3
+GIVE_UP_SECONDS = 7 * 86_400.0
+BATCH_SIZE = 200
+
+
+class LeaseLost(ExpectedFailure):
+    """Another process works on the thread now."""
+
+
+class ThreadLease(msgspec.Struct, frozen=True):
+    """The lease on a thread."""
+
+    thread_id: str
+    lease: str
+
+
+class WorkItem(msgspec.Struct, frozen=True):
+    """A delivery or a post that waits, with its thread and repository. Exactly one of the two is set."""
+
+    claimed: ThreadLease
+    repository: Repository
+    thread: Thread
+    delivery: Delivery | None
+    post: Post | None
+
+
+def wake(thread_id: str) -> bool:
+    """Let a process work on a thread soon, unless it waits for its host. Runs in the caller's unit of work.
+
+    Return False if the thread was deleted. Otherwise it is not deleted before the unit of work ends.
+
+    The row is locked whether or not it changes, so that the holder's last look for work comes either after this unit
+    of work, or before it. A condition on `run_at` would not wait for a holder that is about to release the thread.
+    """
+    due = Thread.update(run_at=fn.COALESCE(Thread.run_at, clock.now()))
+    if not due.where(Thread.id == thread_id).execute():
+        return False
+    enqueue(WORK_JOB, thread_id=thread_id)
+    return True
+
+
+def claim(thread_id: str) -> ThreadLease | None:
+    """Take the lease on a thread. Return None if no work is due, or another process holds the lease."""
+    now, claimed = clock.now(), ThreadLease(thread_id, new_id())
+    is_free = Thread.lease_until.is_null() | (Thread.lease_until < now)
+    taken = Thread.update(lease=claimed.lease, lease_until=clock.now(LEASE_SECONDS))
+    is_mine = taken.where((Thread.id == thread_id) & (Thread.run_at <= now) & is_free).execute()
+    return claimed if is_mine else None
+
+
+def hold(claimed: ThreadLease) -> Thread:
+    """Lock the thread, and return it. Raise `LeaseLost` if another process took it."""
+    mine = (Thread.id == claimed.thread_id) & (Thread.lease == claimed.lease)
+    row: Thread | None = locked(Thread.select().where(mine)).first()
+    if row is None:
+        raise LeaseLost(f"Another process works on the thread {claimed.thread_id}.")
+    return row
+
+
+def next_work(claimed: ThreadLease, *, holds_posts: bool) -> WorkItem | None:
+    """Return what to do next, and renew the lease. Return None, and release the thread, if nothing is to be done now.
+
+    All work of a disabled repository waits. With `holds_posts`, posts wait.
+    """
+    thread = hold(claimed)
+    repository: Repository | None = Repository.get_or_none(Repository.id == thread.repository_id)
+    if repository is None:  # it was disconnected while the first delivery about the thread was stored
+        Thread.delete().where(Thread.id == thread.id).execute()
+        Delivery.delete().where(Delivery.thread_id == thread.id).execute()
+        return None
+    delivery = _oldest(Delivery, thread.id)
+    post = None if delivery is not None else _oldest(Post, thread.id)
+    if delivery is None and post is None:
+        _release(thread, run_at=None, failures=0)
+        return None
+    if not repository.enabled:
+        _wait(thread, LONGEST_PAUSE_SECONDS)
+        return None
+    if post is not None and holds_posts:
+        _wait(thread, HELD_SECONDS)
+        return None
+    if repository.paused_until is not None and repository.paused_until > clock.now():
+        _wait(thread, clock.parse_instant(repository.paused_until) - clock.time_s())
+        return None
+    Thread.update(lease_until=clock.now(LEASE_SECONDS)).where(Thread.id == thread.id).execute()
+    if post is not None:
+        Post.update(attempts=Post.attempts + 1).where(Post.id == post.id).execute()
+    return WorkItem(claimed, repository, thread, delivery, post)
+
+
+def finish(item: WorkItem, status: str, detail: str | None, **changes: Any) -> None:
+    """Record how a delivery or a post ended. Runs in the unit of work of its effect, which holds the thread."""
+    ended = {"status": status, "detail": detail, "finished_at": clock.now(), **changes}
+    if item.delivery is not None:
+        is_mine = (Delivery.id == item.delivery.id) & (Delivery.status == "pending")
+        Delivery.update(facts=None, **ended).where(is_mine).execute()
+    elif item.post is not None:
+        Post.update(ended).where((Post.id == item.post.id) & (Post.status == "pending")).execute()
+    if status != "failed":
+        Thread.update(failures=0).where(Thread.id == item.thread.id).execute()
+        Repository.update(last_error=None).where(
+            (Repository.id == item.repository.id) & Repository.last_error.is_null(False)
+        ).execute()
+
+
+def fail(item: WorkItem, detail: str) -> None:
+    """Record that a delivery or a post failed for good, in a unit of work of its own. A retry keeps the facts."""
+    hold(item.claimed)
+    ended = {"status": "failed", "detail": detail, "finished_at": clock.now()}
+    if item.delivery is not None:
+        Delivery.update(ended).where(Delivery.id == item.delivery.id).execute()
+    elif item.post is not None:
+        Post.update(ended).where(Post.id == item.post.id).execute()
+    _report(item, detail, is_lost=True)
+
+
+def postpone(item: WorkItem, detail: str, pause_seconds: float | None) -> None:
+    """Let a delivery or a post wait for its host, longer after each failure. Give up after a week."""
+    thread = hold(item.claimed)
+    began = (item.delivery or item.post).waiting_since  # type: ignore[union-attr]  # one of the two is set
+    if began < clock.now(-GIVE_UP_SECONDS):
+        fail(item, f"Given up after {GIVE_UP_SECONDS / 86_400:.0f} days. {detail}")
+        _wait(thread, 0.0)
+        return
+    failures = thread.failures + 1
+    pause = min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2.0 ** min(failures - 1, 10))
+    changes: dict[str, Any] = {"last_error": detail}
+    if pause_seconds is not None:
+        pause = max(pause_seconds, 1.0)
+        changes["paused_until"] = clock.now(pause)
+    Repository.update(changes).where(Repository.id == item.repository.id).execute()
+    Thread.update(failures=failures).where(Thread.id == thread.id).execute()
+    if failures >= ALARMING_FAILURES and pause_seconds is None:
+        _report(item, detail, is_lost=False)
+    _wait(thread, pause)
+
+
+def enqueue_due() -> int:
+    """Wake threads whose work is due and that no process works on, such as the threads of a killed process."""
+    now = clock.now()
+    is_free = Thread.lease_until.is_null() | (Thread.lease_until < now)
+    found = Thread.select(Thread.id).where((Thread.run_at <= now) & is_free).order_by(Thread.run_at).limit(BATCH_SIZE)
+    ids = [row.id for row in found]
+    for thread_id in ids:
+        enqueue(WORK_JOB, thread_id=thread_id)
+    return len(ids)
+
+
+def _oldest(model: Any, thread_id: str) -> Any:
+    waiting = (model.thread_id == thread_id) & (model.status == "pending")
+    return model.select().where(waiting).order_by(model.id).first()
+
+
+def _wait(thread: Thread, seconds: float) -> None:
+    _release(thread, run_at=clock.now(seconds))
+    enqueue(WORK_JOB, delay_seconds=seconds, thread_id=thread.id)
+
+
+def _release(thread: Thread, **changes: Any) -> None:
+    Thread.update(lease=None, lease_until=None, **changes).where(Thread.id == thread.id).execute()
+
+
+def _report(item: WorkItem, detail: str, *, is_lost: bool) -> None:
+    """Alert admins about failing work, at most once an hour for each repository."""
+    name = item.repository.name
+    title = f"A delivery or a post of {name} failed" if is_lost else f"Work about {name} keeps failing"
+    kind = "github_failed" if is_lost else "github_unreachable"
+    alert = SystemAlert(kind=kind, severity="warning", title=title, detail=f"{detail} See `corral github show {name}`.")
+    raise_alert(alert, object=("github_repository", item.repository.id))

@@ -1,0 +1,85 @@
+"""Copies all stored files to another store."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from corral.errors import Unavailable
+from corral.storage.blobs import Blob, BlobMissing, BlobStore
+from corral_plugins.files.models import File
+
+
+class TransferReport(msgspec.Struct):
+    """The result of a transfer: copied files and their bytes, files that existed before, and keys of damaged files."""
+
+    copied: int = 0
+    bytes: int = 0
+    present: int = 0
+    failed: list[str] = []
+
+
+class StoreTransfer:
+    """Copies blobs one by one. A blob is complete or absent in the other store, so an interrupted transfer can resume.
+
+    `service` and `run` are the methods of a command's session.
+    """
+
+    def __init__(self, service: Callable[[Any], Any], run: Callable[..., Any]) -> None:
+        self._source: BlobStore = service(BlobStore)
+        self._run = run
+
+    async def run(self, target: BlobStore) -> TransferReport:
+        """Copy every blob that the other store lacks or has with other bytes, and compare it with its file's hash."""
+        report = TransferReport()
+        there = {blob.key: blob.size async for blob in target.scan()}
+        async for blob in self._source.scan():
+            if blob.key.startswith("."):
+                continue
+            if there.get(blob.key) == blob.size and await self._is_same(blob.key, target):
+                report.present += 1
+            elif await self._copy(blob.key, target):
+                report.copied += 1
+                report.bytes += blob.size
+            else:
+                report.failed.append(blob.key)
+        return report
+
+    async def _copy(self, key: str, target: BlobStore) -> bool:
+        """Copy a blob. Return False if it is damaged; then it is not kept in the other store."""
+        try:
+            chunks = await self._source.read(key)
+        except BlobMissing:  # deleted since the scan
+            return True
+        except Unavailable:
+            return False
+        copied = await target.put(key, chunks)
+        expected = self._expected(key)
+        if expected in (None, copied):
+            return True
+        await target.delete(key)
+        return False
+
+    async def _is_same(self, key: str, target: BlobStore) -> bool:
+        """Return whether the other store has the right bytes: those of the file, or else the same as this store."""
+        try:
+            return await _measured(target, key) == (self._expected(key) or await _measured(self._source, key))
+        except (BlobMissing, Unavailable):
+            return False
+
+    def _expected(self, key: str) -> Blob | None:
+        """Return the size and the hash of the file that is kept under a key, or None if it belongs to no file."""
+        row = self._run(lambda: File.get_or_none(File.key == key), read=True)
+        return None if row is None else Blob(row.size_bytes, row.sha256)
+
+
+async def _measured(store: BlobStore, key: str) -> Blob:
+    digest, size = hashlib.sha256(), 0
+    async for chunk in await store.read(key):
+        await asyncio.to_thread(digest.update, chunk)
+        size += len(chunk)
+    return Blob(size, digest.hexdigest())

@@ -1,0 +1,246 @@
+"""Types of channels for further services: an allow-list of services that Apprise supports, with the extra `notify`.
+
+Apprise sends with the blocking library `requests`, which knows no egress guard. Each module of Apprise that is used
+here therefore gets a `GuardedRequests` in the place of that library. It hands a request to the guarded client of Corral
+if it goes to the one address of the service, and refuses every other. Nothing here runs in a unit of work.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import importlib
+import importlib.util
+from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
+from typing import Any
+
+import msgspec
+
+from corral.errors import Invalid
+from corral_plugins.notifications.api import ChannelType, Json, OutgoingNotification, SendResult
+from corral_plugins.notifications.service.http import TOTAL_SECONDS, ChannelHttp, HttpAnswer, judge_answer
+from corral_plugins.notifications.service.plain_text import truncate_utf16, without_markup
+
+LIBRARY = "apprise"
+NOT_CONFIGURED = "Apprise does not accept these values. Compare them with those that the service shows."
+
+
+def _token(description: str, pattern: str = r"[A-Za-z0-9_-]{10,200}") -> Json:
+    return {"type": "string", "pattern": rf"^{pattern}(?![\s\S])", "maxLength": 200, "description": description}
+
+
+class FurtherService(msgspec.Struct, frozen=True, kw_only=True):
+    """A service that Apprise knows. `address` is the beginning of each of its URLs.
+
+    `fixed` are the arguments of the class of Apprise besides the members of the config. The service takes messages of
+    at most `limit` UTF-16 units.
+    """
+
+    type: str
+    title: str
+    module: str
+    name: str
+    address: str
+    members: Mapping[str, Json]
+    secrets: tuple[str, ...]
+    limit: int
+    fixed: Mapping[str, Any] = {}
+
+
+SERVICES: tuple[FurtherService, ...] = (
+    FurtherService(
+        type="discord",
+        title="Discord",
+        module="discord",
+        name="NotifyDiscord",
+        address="https://discord.com/api/webhooks/",
+        members={
+            "webhook_id": _token("The number in the URL of the webhook.", r"[0-9]{5,30}"),
+            "webhook_token": _token("What follows the number in the URL of the webhook."),
+        },
+        secrets=("webhook_token",),
+        limit=2000,
+        fixed={"avatar": False},
+    ),
+    FurtherService(
+        type="google_chat",
+        title="Google Chat",
+        module="google_chat",
+        name="NotifyGoogleChat",
+        address="https://chat.googleapis.com/v1/spaces/",
+        members={
+            "workspace": _token("The space: what follows spaces/ in the URL of the webhook.", r"[A-Za-z0-9_-]{2,100}"),
+            "webhook_key": _token("The key in the URL of the webhook."),
+            "webhook_token": _token("The token in the URL of the webhook.", r"[A-Za-z0-9_%=-]{10,200}"),
+        },
+        secrets=("webhook_key", "webhook_token"),
+        limit=4000,
+    ),
+    FurtherService(
+        type="ntfy",
+        title="ntfy.sh",
+        module="ntfy",
+        name="NotifyNtfy",
+        address="https://ntfy.sh",
+        members={"targets": _token("The topic. Whoever knows it can read what it gets.", r"[A-Za-z0-9_-]{1,64}")},
+        secrets=("targets",),
+        limit=4000,
+        fixed={"mode": "cloud", "include_image": False},
+    ),
+    FurtherService(
+        type="pushover",
+        title="Pushover",
+        module="pushover",
+        name="NotifyPushover",
+        address="https://api.pushover.net/1/messages.json",
+        members={
+            "user_key": _token("The key of the user or group.", r"[A-Za-z0-9]{30}"),
+            "token": _token("The token of the application.", r"[A-Za-z0-9]{30}"),
+        },
+        secrets=("user_key", "token"),
+        limit=1024,
+    ),
+    FurtherService(
+        type="webex",
+        title="Webex",
+        module="webexteams",
+        name="NotifyWebexTeams",
+        address="https://webexapis.com/v1/messages",
+        members={
+            "access_token": _token("The access token of the bot."),
+            "targets": _token("The id of the room."),
+        },
+        secrets=("access_token",),
+        limit=7000,
+        fixed={"mode": "bot"},
+    ),
+)
+
+
+class AppriseServices:
+    """The types of channels for further services. The plugin connects them to the client with `http`."""
+
+    http: ChannelHttp | None = None
+
+    def definitions(self) -> list[ChannelType]:
+        """Return the definitions of all types, or none if the extra `notify` is not installed."""
+        if importlib.util.find_spec(LIBRARY) is None:
+            return []
+        return [
+            ChannelType(
+                type=service.type,
+                title=service.title,
+                schema=_schema_of(service),
+                secrets=service.secrets,
+                send=functools.partial(self._send, service),
+                check=functools.partial(_check, service),
+                pace_seconds=1.0,
+            )
+            for service in SERVICES
+        ]
+
+    async def _send(
+        self, service: FurtherService, config: Mapping[str, Any], notification: OutgoingNotification
+    ) -> SendResult:
+        """Send a notification. The response of the service decides about the result, not the result of Apprise."""
+        assert self.http is not None
+        call = _Call(http=self.http, loop=asyncio.get_running_loop(), address=service.address)
+        is_sent = await asyncio.to_thread(_notify, service, dict(config), text_for(service, notification), call)
+        if call.answer is not None:
+            return judge_answer(call.answer)
+        return SendResult() if is_sent else SendResult(error="Apprise could not send the message; see the log.")
+
+
+def text_for(service: FurtherService, notification: OutgoingNotification) -> str:
+    """Return the text of a message, in which nothing that people or agents wrote is a mention or a link."""
+    text = "\n".join(part for part in (notification.title, notification.body) if part)
+    return truncate_utf16(without_markup(text), service.limit, f"\n{notification.url}" if notification.url else "")
+
+
+class _Call:
+    """One notification on its way through Apprise, and the latest response of the service."""
+
+    def __init__(self, *, http: ChannelHttp, loop: asyncio.AbstractEventLoop, address: str) -> None:
+        self._http, self._loop, self._address = http, loop, address
+        self.answer: HttpAnswer | None = None
+
+    def post(self, url: str, body: bytes, headers: Mapping[str, str]) -> HttpAnswer:
+        """Send a request from the thread of Apprise, and wait for the response."""
+        if url.startswith(self._address):
+            sending = self._http.post(url, body, headers, content_type=headers.get("Content-Type"))
+            self.answer = asyncio.run_coroutine_threadsafe(sending, self._loop).result(TOTAL_SECONDS * 2)
+        else:
+            self.answer = HttpAnswer(failure=SendResult(error="blocked", says_nothing=True))
+        return self.answer
+
+
+_current: ContextVar[_Call | None] = ContextVar("notification_call", default=None)
+
+
+class GuardedRequests:
+    """Stands in for the library `requests` in a module of Apprise. It can do nothing but post, through the guard."""
+
+    def __init__(self, library: Any) -> None:
+        self._library = library
+        self.codes, self.RequestException = library.codes, library.RequestException
+
+    def post(self, url: str, **options: Any) -> Any:
+        """Post a request, and return the response. Raise `RequestException` unless it is a success."""
+        taken = {name: options.get(name) for name in ("params", "data", "json", "headers", "auth")}
+        call = _current.get()
+        if call is None or options.get("files"):
+            raise self.RequestException("Corral sends text messages only, and each in its own call.")
+        request = self._library.Request("POST", url, **taken).prepare()
+        body = request.body.encode() if isinstance(request.body, str) else request.body or b""
+        headers = {
+            name: value for name, value in request.headers.items() if name not in ("Content-Length", "User-Agent")
+        }
+        answer = call.post(str(request.url), body, headers)
+        if answer.failure is not None or not 200 <= answer.status < 300:
+            raise self.RequestException("The service did not accept the message.")
+        response = self._library.Response()
+        response.status_code, response._content, response.url = answer.status, answer.text.encode(), request.url
+        return response
+
+
+def _notify(service: FurtherService, config: dict[str, Any], text: str, call: _Call) -> bool:
+    """Send a message with Apprise. Runs in a thread of its own."""
+    plain = importlib.import_module(LIBRARY).NotifyFormat.TEXT
+    _current.set(call)
+    return bool(_sender_of(service, config).notify(body=text, title="", body_format=plain))
+
+
+def _sender_of(service: FurtherService, config: Mapping[str, Any]) -> Any:
+    """Return the object of Apprise for a config. Raise `TypeError` if Apprise does not accept the values."""
+    library = importlib.import_module(LIBRARY)
+    module = importlib.import_module(f"{LIBRARY}.plugins.{service.module}")
+    if not isinstance(module.requests, GuardedRequests):
+        vars(module)["requests"] = GuardedRequests(module.requests)
+    asset = library.AppriseAsset(
+        app_id="Corral",
+        app_desc="Corral",
+        secure_logging=True,
+        async_mode=False,
+        storage_mode=library.PersistentStoreMode.MEMORY,
+    )
+    make: Callable[..., Any] = getattr(module, service.name)
+    return make(asset=asset, **service.fixed, **config)
+
+
+async def _check(service: FurtherService, config: Mapping[str, Any]) -> Sequence[str]:
+    """Raise `Invalid` if Apprise does not accept the config. Nothing is sent."""
+    try:
+        await asyncio.to_thread(_sender_of, service, config)
+    except TypeError:
+        raise Invalid.at("/config", "invalid_value", NOT_CONFIGURED) from None
+    return ()
+
+
+def _schema_of(service: FurtherService) -> Json:
+    return {
+        "type": "object",
+        "properties": dict(service.members),
+        "required": list(service.members),
+        "additionalProperties": False,
+    }

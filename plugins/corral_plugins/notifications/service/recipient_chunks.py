@@ -1,0 +1,32 @@
+"""Divides the people whom an event concerns into chunks that one unit of work can notify.
+
+An event may concern thousands of people. They are then notified in the order of their ids, in several units of work.
+Each unit stores how far it came, so that nobody is notified twice if the process ends in between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from corral_plugins.notifications.models import Progress
+
+ROWS_AT_ONCE = 500
+
+
+def divide_into_chunks(user_ids: Iterable[str], at_once: int, *, after: str | None) -> list[list[str]]:
+    """Return chunks of people, without those up to `after`: at least one, which may be empty."""
+    ids = sorted(each for each in user_ids if after is None or each > after)
+    return [ids[start : start + at_once] for start in range(0, len(ids), at_once)] or [[]]
+
+
+def progress_of(event_id: str) -> str | None:
+    """Return the id of the last person who was notified of an event, or None. Runs in a unit of work."""
+    row: Progress | None = Progress.get_or_none(Progress.event_id == event_id)
+    return None if row is None else row.user_id
+
+
+def store_progress(event_id: str, done: str | None) -> None:
+    """Store the last person who was notified of an event, or None after the last chunk. Runs in a unit of work."""
+    Progress.delete().execute()
+    if done is not None:
+        Progress.create(event_id=event_id, user_id=done)
