@@ -114,7 +114,7 @@ class PatchedFileView(msgspec.Struct, kw_only=True):
 
 
 class PatchStats(msgspec.Struct, kw_only=True):
-    """How much a diff changes."""
+    """The number of files and lines that a diff changes."""
 
     files: int
     additions: int
@@ -122,7 +122,7 @@ class PatchStats(msgspec.Struct, kw_only=True):
 
 
 class ReviewerView(msgspec.Struct, kw_only=True):
-    """A reviewer, and what they have done so far. An agent never approves or rejects."""
+    """A reviewer and their state. An agent never approves or rejects."""
 
     user_id: str | None
     agent_id: str | None
@@ -131,7 +131,7 @@ class ReviewerView(msgspec.Struct, kw_only=True):
 
 
 class ReviewAuthor(msgspec.Struct, kw_only=True):
-    """Who wrote a comment."""
+    """The author of a comment."""
 
     type: Literal["user", "agent", "system"]
     id: str

@@ -159,7 +159,7 @@ def delete_workflow(client: ApiClient, *, workflow: str, force: bool, yes: bool,
 def validate_workflow(client: ApiClient, *, workflow: str, as_json: bool) -> None:
     """Check a workflow with the plugins that are active now. Ends with status 1 if it has faults.
 
-    Warnings tell what would keep a step from running now, such as a tool that no agent may use.
+    Warnings say what would keep a step from running now, such as a tool that no agent may use.
     """
     found = client.post(f"/workflows/{_find(client, workflow)['id']}/validate", {})
     lines = [f"{each['pointer']}: {each['detail']}" for each in found["errors"]]

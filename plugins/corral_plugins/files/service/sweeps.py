@@ -22,7 +22,7 @@ VERIFIED_SHARE = 100  # one file of so many is verified by each run
 
 
 class FileSweeps:
-    """Deletes what nobody can reach any more. A sweep may stop at any point; the next one goes on."""
+    """Deletes data that nobody can reach any more. A sweep may stop at any point; the next one continues."""
 
     def __init__(
         self, storage: FileStorage, registry: FileRegistry, quota: FileQuota, downloads: Downloads, work: Work

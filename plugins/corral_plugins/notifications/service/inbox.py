@@ -114,9 +114,9 @@ class Inbox:
 
 
 def delete_old(read_before: str, unread_before: str, after: Position) -> Position | None:
-    """Delete the old ones among the notifications that follow `after`. Return the last position, or None at the end.
+    """Delete old notifications that follow `after`. Return the last position, or None at the end.
 
-    One call looks at a batch, because most old notifications may be unread, and stay.
+    One call examines one batch, because most old notifications may be unread, and are kept.
     """
     columns = (Notification.created_at, Notification.id, Notification.read_at)
     follows = (Notification.created_at >= after[0]) & (peewee.Tuple(*columns[:2]) > peewee.Tuple(*after))
