@@ -221,7 +221,7 @@ class ReviewQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defa
 
 
 class DiffQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """`revision` is the revision to return, by default the current one. With `against`, return what changed since."""
+    """`revision` is the revision to return, by default the current one, and `against` a revision to compare it with."""
 
     revision: Annotated[int, Meta(ge=1, le=100_000)] | UnsetType = UNSET
     against: Annotated[int, Meta(ge=1, le=100_000)] | UnsetType = UNSET

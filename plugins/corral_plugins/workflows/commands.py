@@ -124,7 +124,7 @@ def edit_workflow(
     input_path: Path | None,
     as_json: bool,
 ) -> None:
-    """Change fields of a workflow. The file may be the same as at its creation: config and steps are replaced.
+    """Change fields of a workflow. The file has the same format as for its creation: config and steps are replaced.
 
     Runs keep the definition with which they started.
     """

@@ -1,6 +1,6 @@
 """Pages for people who open a link: they choose a password, verify an address or accept an invitation in a browser.
 
-The token of a link stands in its fragment, which browsers do not send, so that it appears in no log and no referrer. A
+The token of a link is in its fragment, which browsers do not send, so that it appears in no log and no referrer. A
 script copies it into the form; without scripts, the person pastes the link. The forms use the services of the JSON
 endpoints and share their rate limits. A form that cannot be accepted is shown again with the reason.
 """

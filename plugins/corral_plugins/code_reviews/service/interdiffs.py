@@ -88,7 +88,7 @@ def _ends_before(hunk: Hunk, number: int) -> bool:
 
 
 class _Comparison:
-    """Compares the lines of one file after the other, as long as there are not too many."""
+    """Compares the lines of one file after the other, up to a maximum number of lines."""
 
     def __init__(self) -> None:
         self.lines_left = MAX_COMPARED_IN_ALL

@@ -47,7 +47,7 @@ class ReviewContents:
     ) -> PreparedPatch:
         """Prepare the patch of a request, which is its text or a file.
 
-        `is_marked`: the credentials in the request were replaced before it came here.
+        `is_marked`: the credentials in the request have already been replaced.
         """
         if (patch is UNSET) == (file_id is UNSET):
             code = "required" if patch is UNSET else "not_allowed"

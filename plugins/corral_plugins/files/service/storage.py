@@ -35,7 +35,7 @@ class FileStorage:
         self._blobs, self._metrics = blobs, metrics
 
     @property
-    def blobs(self) -> BlobStore:
+    def blob_store(self) -> BlobStore:
         """The store itself, for sweeps."""
         return self._blobs
 

@@ -35,7 +35,7 @@ class FileSweeps:
         while await self._work(lambda: self._quota.end_abandoned(BATCH)) == BATCH:
             pass
         await self._delete_expired()
-        await self._storage.blobs.sweep(older_than_seconds)
+        await self._storage.blob_store.sweep(older_than_seconds)
         started = clock.now()
         await self._report_missing(await self._delete_orphans(older_than_seconds), started)
 
@@ -75,7 +75,7 @@ class FileSweeps:
         before = time.time() - older_than_seconds  # the times of stored bytes do not follow `clock.travel`
         keys: list[str] = []
         stored: set[int] = set()
-        async for blob in self._storage.blobs.scan():
+        async for blob in self._storage.blob_store.scan():
             stored.add(hash(blob.key))
             if blob.modified < before and blob.key.startswith(f"{PREFIX}/"):
                 keys.append(blob.key)

@@ -155,7 +155,7 @@ def _hash(text: str) -> str:
 
 
 def _unread_rows(groups: Collection[tuple[str, str]]) -> dict[tuple[str, str], Notification]:
-    """Return the newest unread notification of each person and group that still counts up."""
+    """Return the newest unread notification of each person and group to which further events can still be added."""
     people, keys = {user_id for user_id, _ in groups}, {key for _, key in groups}
     is_recent = UNREAD & (Notification.created_at > clock.now(-COUNTING_SECONDS))
     mine = Notification.user_id.in_(people) & Notification.group_key.in_(keys)
