@@ -171,7 +171,7 @@ class Endpoint:
         for name in _marked_fields(kind, IDENTIFIER) & (value.keys() if isinstance(value, dict) else set()):
             if self._redactor.redact_json(value[name], patterns=machine) != value[name]:
                 raise Invalid.at(f"/{name}", "not_allowed", "must not contain a credential")
-        if machine if self.route.redacted is None else self.route.redacted:
+        if (machine if self.route.redacted is None else self.route.redacted) and not self._redactor.is_clean(body):
             if len(body) > INLINE_BODY:
                 convert(kind, value)  # reject an invalid large body before the expensive search for credentials
             value = self._redactor.redact_json(value, patterns=machine)
@@ -229,6 +229,7 @@ def check_media_type(content_type: bytes, encoding: bytes | None, wanted: bytes)
         raise Problem(detail, code="unsupported_media_type")
 
 
+@functools.cache
 def _default_of(query: Any) -> Any:
     """Return the parsed query of a request that has no query parameters.
 

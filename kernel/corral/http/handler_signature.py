@@ -44,16 +44,14 @@ class Signature(msgspec.Struct, frozen=True, kw_only=True):
         return "version" in getattr(shape, "__struct_fields__", ()) and hints(shape).get("version") is int
 
 
-@functools.lru_cache(maxsize=2048)
-def _resolved(function: Any) -> dict[str, Any]:
-    return typing.get_type_hints(function, include_extras=True)
+@functools.lru_cache(maxsize=4096)
+def _resolved(function: Any) -> tuple[dict[str, Any], dict[str, tuple[Any, bool]]]:
+    kinds = typing.get_type_hints(function, include_extras=True)
+    return kinds, {name: without_none(kind) for name, kind in kinds.items() if name != "return"}
 
 
-def hints(function: Any) -> dict[str, Any]:
-    """Return the resolved annotations of a function. The result is shared, so callers must not change it.
-
-    Raise `TypeError` naming an annotation that cannot be resolved.
-    """
+def _all_hints(function: Any) -> tuple[dict[str, Any], dict[str, tuple[Any, bool]]]:
+    """Return the results of `hints` and of `optional_hints`."""
     function = getattr(function, "__func__", function)
     plain = isinstance(function, type) or getattr(function, "__closure__", function) is None
     try:  # the cache would keep a closure alive with everything it refers to
@@ -63,9 +61,20 @@ def hints(function: Any) -> dict[str, Any]:
         raise TypeError(f"{where}: {error}; import it outside TYPE_CHECKING") from None
 
 
+def hints(function: Any) -> dict[str, Any]:
+    """Return the resolved annotations of a function. The result is shared, so callers must not change it.
+
+    Raise `TypeError` naming an annotation that cannot be resolved.
+    """
+    return _all_hints(function)[0]
+
+
 def optional_hints(function: Any) -> dict[str, tuple[Any, bool]]:
-    """Return the annotations without the return type, as `(X, True)` for `X | None`, else as `(X, False)`."""
-    return {name: without_none(kind) for name, kind in hints(function).items() if name != "return"}
+    """Return the annotations without the return type, as `(X, True)` for `X | None`, else as `(X, False)`.
+
+    The result is shared, like that of `hints`.
+    """
+    return _all_hints(function)[1]
 
 
 def union_parts(kind: Any) -> tuple[Any, ...]:

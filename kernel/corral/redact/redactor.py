@@ -20,6 +20,7 @@ log = logging.getLogger("corral.redact")
 
 JOINED_CHARACTERS = 16 * 1024  # the texts of a JSON value below this size are searched together first
 _NO_TEXT = frozenset((int, float, bool, type(None)))  # common types without text; isinstance(…, Mapping) would be slow
+_PATTERNS_ONLY = Matcher((), BUILT_IN)
 OnHit = Callable[[Collection[Hit]], None]
 _MAKER: contextvars.ContextVar[tuple[str, str] | None] = contextvars.ContextVar("corral.redact.maker", default=None)
 
@@ -51,7 +52,7 @@ class Redactor:
         self._encodings: dict[str, dict[Hit, tuple[str, set[str]]]] = {}  # by source: value and encodings of each hit
         self._listeners: list[OnHit] = []
         self._changing = threading.Lock()
-        self._matcher = self._compiled()
+        self._matcher = _PATTERNS_ONLY
 
     def redact(self, text: str, *, patterns: bool = True) -> str:
         """Return the text with each known credential, in any encoding, replaced by `[redacted]`.
@@ -61,8 +62,7 @@ class Redactor:
         """
         matcher, parts = self._matcher, text.split(MARK)
         for index, part in enumerate(parts):
-            spans, _ = matcher.scan(part, patterns=patterns)
-            if spans:
+            if spans := matcher.scan(part, patterns=patterns)[0]:
                 self._notify(spans)
                 parts[index] = replaced(part, spans)
         return MARK.join(parts)
@@ -73,6 +73,13 @@ class Redactor:
         if _collect_strings(value, texts, JOINED_CHARACTERS) >= 0 and not self._matcher.may_hold("\n".join(texts)):
             return value
         return map_strings(value, functools.partial(self.redact, patterns=patterns))
+
+    def is_clean(self, json: bytes) -> bool:
+        """Return True if the strings of a JSON text contain no credential. This takes a third of `redact_json`.
+
+        A text whose strings contain escape sequences, or may change when they are normalized, is not called clean.
+        """
+        return json.isascii() and b"\\" not in json and not self._matcher.may_hold(json.decode())
 
     def stream(self, *, patterns: bool = True) -> RedactorStream:
         """Return a stream that redacts text arriving in pieces as if it had arrived at once."""
@@ -95,7 +102,8 @@ class Redactor:
             if now != before:
                 self._encodings[source] = now
                 self.values = sum(map(len, self._encodings.values()))
-                self._matcher = self._compiled()
+                found = [(hit, texts) for each in self._encodings.values() for hit, (_, texts) in each.items()]
+                self._matcher = Matcher(found, BUILT_IN)
         return [name for name in values if Hit("value", source, name) not in now]
 
     def on_hit(self, listener: OnHit) -> None:
@@ -104,10 +112,6 @@ class Redactor:
         The listener must return quickly and must not log.
         """
         self._listeners.append(listener)
-
-    def _compiled(self) -> Matcher:
-        values = [(hit, found) for each in self._encodings.values() for hit, (_, found) in each.items()]
-        return Matcher(values, BUILT_IN)
 
     def _notify(self, spans: list[Span]) -> None:
         for span in spans:
@@ -166,8 +170,7 @@ class RedactorStream:
         spans, cut = self._redactor._matcher.scan(text, patterns=self._patterns, final=final)
         while open_spans := [span.since for span in spans if span.since < cut <= span.start]:
             cut = min(open_spans)
-        reached = [span for span in spans if span.start < cut]
-        if reached:
+        if reached := [span for span in spans if span.start < cut]:
             self._redactor._notify(reached)
         shown, covered = [], self._covered
         for span in reached:

@@ -187,7 +187,7 @@ class Kit:
 
         def unit() -> tuple[Any, str]:
             user = accounts.create(new, password_hash=hashed, by=SYSTEM_PRINCIPAL)
-            return user, sessions.create(UserRow.get_by_id(user.id), Device("127.0.0.1", "")).access
+            return user, sessions.create(UserRow(id=user.id), Device("127.0.0.1", "")).access
 
         user, token = await self.kernel.database.work(unit)
         return Client(self.application.app, token, json.loads(encode(user)))
