@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from corral.auth.principal import Principal
+from corral.database.unit import locked
 from corral.errors import Forbidden
 from corral.http.answers import ANY_VERSION
 from corral.schema.conversion import convert
@@ -106,6 +107,10 @@ class AgentTemplateInstaller:
     def read_fields(self, ids: Sequence[str]) -> Mapping[str, Json]:
         """Return the fields that the owner of an agent may set, by the id of the agent."""
         return {row.id: _values(row) for row in Agent.select().where(LIVING & Agent.id.in_(list(ids)))}
+
+    def lock(self, ids: Sequence[str]) -> None:
+        """Lock the agents until the unit of work ends."""
+        list(locked(Agent.select(Agent.id).where(Agent.id.in_(list(ids))).order_by(Agent.id)))
 
     def update(self, agent_id: str, fields: Json, by: Principal) -> None:
         """Change an agent."""

@@ -126,7 +126,7 @@ class InstallationService:
     def _perform(
         self, prepared: PreparedTemplate, parts: ActiveParts, body: InstallTemplate, by: Principal
     ) -> NewInstallation:
-        findings = self._catalogue.findings(prepared.template)
+        findings = self._catalogue.findings(prepared.template, prepared.parameters)
         refuse_critical(findings, by)
         advisory_lock(LOCK)
         made = create_objects(prepared, prepared.resources, {}, body.on_conflict, by)

@@ -13,7 +13,7 @@ TOOL_LISTS = ("enabled_tools", "required_tools", "allowed_tools")
 SCHEMAS = ("input_schema", "output_schema", "payload_schema", "schema")
 FETCHING_TOOLS = ("http.fetch", "http.request")
 ANY_HOST = "*"
-SECRET = re.compile(r"\{\{\s*secrets\.([A-Za-z_][A-Za-z0-9_]*)\s*\}\}")
+SECRET = re.compile(r"\{\{\s*secrets\.([A-Za-z_][A-Za-z0-9_.-]*)\s*\}\}")  # all names that the vault allows
 _URL = re.compile(r"https?://(?:[^/?#@]*@)?([^/?#:]*)", re.IGNORECASE)
 
 
