@@ -2,8 +2,9 @@
 
 Reads a job as JSON on standard input, prints the result as JSON:
 `{"port", "paths": [path…], "say": text | null, "emit": base64 request, "events": events a request, "burst": requests,
-"single": rounds}` -> `{"clients", "per_second", "last_ms"}`: frames a second in a burst; the median of how long after
-the answer to one request the last client had its event. Each client says `say` first.
+"bursts": rounds, "single": rounds}` -> `{"clients", "per_second", "rates", "last_ms"}`: frames a second, the median of
+the bursts and each of them; the median of how long after the request the last client had its event. Each client says
+`say` first.
 """
 
 from __future__ import annotations
@@ -132,12 +133,19 @@ async def run(job: dict[str, Any]) -> dict[str, Any]:
         await emitter.emit()
         await asyncio.wait_for(count.reached.wait(), PATIENCE_SECONDS)
         waits.append(time.perf_counter() - began)
-    count.expect(clients * job["events"] * job["burst"])
-    began = time.perf_counter()
-    await asyncio.gather(*[emitter.emit() for _ in range(job["burst"])])
-    await asyncio.wait_for(count.reached.wait(), PATIENCE_SECONDS)
-    took = time.perf_counter() - began
-    return {"clients": clients, "per_second": count.frames / took, "last_ms": statistics.median(waits) * 1000}
+    rates = []
+    for _ in range(job["bursts"]):
+        count.expect(clients * job["events"] * job["burst"])
+        began = time.perf_counter()
+        await asyncio.gather(*[emitter.emit() for _ in range(job["burst"])])
+        await asyncio.wait_for(count.reached.wait(), PATIENCE_SECONDS)
+        rates.append(count.frames / (time.perf_counter() - began))
+    return {
+        "clients": clients,
+        "per_second": statistics.median(rates),
+        "rates": rates,
+        "last_ms": statistics.median(waits) * 1000,
+    }
 
 
 if __name__ == "__main__":

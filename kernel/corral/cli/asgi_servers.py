@@ -14,6 +14,7 @@ HEADER_LIMIT = 16 * 1024  # maximum size of a request head in bytes
 KEEP_ALIVE_SECONDS = 5  # idle time without a complete request head
 MESSAGE_LIMIT = 64 * 1024  # maximum size of a WebSocket message in bytes
 PING_SECONDS = 20.0
+PRINTABLE = bytes(byte for byte in range(256) if byte in b"\t" or (byte >= 0x20 and byte != 0x7F))  # in headers
 
 
 def chosen_server(config: Config) -> Literal["hypercorn", "uvicorn"]:

@@ -12,7 +12,7 @@ import math
 import socket
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 from wsgiref.handlers import format_date_time
 
 import hypercorn.config
@@ -27,6 +27,7 @@ from hypercorn.events import Closed, RawData
 from hypercorn.events import Event as ConnectionEvent
 from hypercorn.protocol import h2, h11
 from hypercorn.protocol.events import Body, Data, EndData, Event, StreamClosed
+from hypercorn.protocol.events import Response as ResponseHead
 from hypercorn.protocol.h2 import H2Protocol
 from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.protocol.ws_stream import FrameTooLargeError, WebsocketBuffer, WSStream
@@ -43,6 +44,7 @@ log = logging.getLogger("corral.http")
 
 CLOSING_SECONDS = 2.0  # time to drain: unread bytes would reset the connection, and the close code would be lost
 MAX_RESETS, RESETS_PER_SECOND = 100, 20  # streams that a client may reset on a connection: at once, and then
+FRAMING = frozenset({b"content-length", b"transfer-encoding", b"connection"})  # headers of responses that h11 acts on
 MISSED_PINGS = 2.5  # ping intervals without data after which a peer is considered gone
 
 
@@ -195,11 +197,24 @@ class Http2(H2Protocol):
         self.keep_alive_requests = 0  # at its limit, Hypercorn would close the connection with all its streams
 
 
+class RequestHead(NamedTuple):
+    """The head of a request as Hypercorn reads it. The names of the headers are in lower case.
+
+    Hypercorn looks at all headers twice, which takes five times as long with those of h11 as with a list.
+    """
+
+    method: bytes
+    headers: list[tuple[bytes, bytes]]
+    target: bytes
+    http_version: bytes
+
+
 class Http1(H11Protocol):
     """An HTTP/1 connection that ignores `Upgrade: h2c` and refuses `Content-Length` with `Transfer-Encoding`.
 
     The head and the body of a response are written together if the length of the body is known: Hypercorn's own class
-    writes three times, and each write is a system call and a packet.
+    writes three times, and each write is a system call and a packet. h11 is given only the headers of a response that
+    it acts on, because it checks and copies each header several times.
 
     After an upgrade to `h2c`, a proxy that supports WebSockets forwards all further bytes unread, so it does not add
     `X-Forwarded-For` to the requests in them. If a request contains both `Content-Length` and `Transfer-Encoding`, a
@@ -208,13 +223,28 @@ class Http1(H11Protocol):
 
     _unsent = b""
 
-    async def _send_h11_event(self, event: Any) -> None:
+    async def stream_send(self, event: Event) -> None:
+        if not isinstance(event, ResponseHead) or event.status_code < 200:
+            await super().stream_send(event)
+            return
+        headers = [*event.headers, *self.config.response_headers("h11")]
+        if self.keep_alive_requests >= self.config.keep_alive_max_requests:
+            headers.append((b"connection", b"close"))
+        framing = [item for item in headers if item[0].lower() in FRAMING]
+        lines = b"".join([b"%b: %b\r\n" % item for item in headers if item[0].lower() not in FRAMING])
+        if lines.translate(None, asgi_servers.PRINTABLE) != b"\r\n" * (len(headers) - len(framing)):
+            raise LocalProtocolError("A header of the response contains a control character.")
+        await self._send_h11_event(Response(headers=framing, status_code=event.status_code), lines)
+
+    async def _send_h11_event(self, event: Any, lines: bytes = b"") -> None:
+        """Send what h11 writes for an event. `lines` are further headers of a response."""
         try:
-            self._unsent += self.connection.send(event) or b""
+            data = self.connection.send(event) or b""
         except LocalProtocolError:
             if self.connection.their_state is not ERROR:
                 raise
             return
+        self._unsent += b"%b%b\r\n" % (data[:-2], lines) if lines else data
         is_head = isinstance(event, Response)  # its raw items, because iterating over the headers of h11 is slow
         waits_for_body = is_head and any(name == b"content-length" for name, _ in event.headers.raw_items())
         if self._unsent and not waits_for_body:
@@ -225,12 +255,14 @@ class Http1(H11Protocol):
         if event.http_version == b"2.0":
             await super()._check_protocol(event)
 
-    async def _create_stream(self, request: Request) -> None:
-        if {b"content-length", b"transfer-encoding"} <= {name.lower() for name, _ in request.headers.raw_items()}:
+    async def _create_stream(self, request: Any) -> None:
+        headers = [(name.lower(), value) for name, value in request.headers.raw_items()]
+        if {b"content-length", b"transfer-encoding"} <= dict(headers).keys():
             await self._send_error_response(400)
             await self.send(Closed())
             return
-        await super()._create_stream(request)
+        head: Any = RequestHead(request.method, headers, request.target, request.http_version)
+        await super()._create_stream(head)
 
 
 class ByteBuffer(WebsocketBuffer):

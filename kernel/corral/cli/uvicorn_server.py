@@ -21,8 +21,6 @@ from wsproto.events import CloseConnection
 from corral.cli import asgi_servers
 from corral.config.model import Config
 
-PRINTABLE = bytes(byte for byte in range(256) if byte in b"\t" or (byte >= 0x20 and byte != 0x7F))
-
 
 class Response(RequestResponseCycle):
     """A response whose head and body are written together if the length of the body is known.
@@ -52,7 +50,7 @@ class Response(RequestResponseCycle):
         if self.response_started or not self.keep_alive or b"connection" in by_name:
             return False
         lines = b"\r\n".join(map(b": ".join, headers))
-        has_control_characters = lines.translate(None, PRINTABLE) != b"\r\n" * (len(headers) - 1)
+        has_control_characters = lines.translate(None, asgi_servers.PRINTABLE) != b"\r\n" * (len(headers) - 1)
         if has_control_characters or int(by_name[b"content-length"]) != len(body):
             return False
         self.transport.write(b"%b%b\r\n\r\n%b" % (STATUS_LINE[head["status"]], lines, body))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import queue
 import sqlite3
 import threading
 import time
@@ -25,7 +24,7 @@ from corral.watchdog import ThreadAbandoned
 
 T = TypeVar("T")
 
-BATCH_UNITS, BATCH_SECONDS, GATHER_SECONDS = 64, 0.010, 0.004
+BATCH_UNITS, BATCH_SECONDS, GATHER_SECONDS = 64, 0.010, 0.0003
 BUSY_TIMEOUT_MS, BUSY_POLL_SECONDS = 5000, 0.001
 CUT_SECONDS = 0.1
 READERS = 4
@@ -178,6 +177,7 @@ class _WriterThread(_SqliteThread):
 
     def run_units(self, queued: QueuedUnit, *, alone: bool = False) -> list[UnitOutcome]:
         self.batch = []
+        self._gather()
         try:
             self._begin(queued.entry)
         except (peewee.DatabaseError, sqlite3.Error) as error:
@@ -193,6 +193,17 @@ class _WriterThread(_SqliteThread):
             following = None if alone else self._next_of_batch(began)
         self._expected = len(self.batch)
         return self._commit()
+
+    def _gather(self) -> None:
+        """Wait until as many units are queued as the previous batch had, or for a moment no unit arrives.
+
+        Units that are committed together cost less, and also if they run in a row: while the event loop queues further
+        units, it and this thread take the interpreter from each other at every statement.
+        """
+        until, seen, queued = time.perf_counter() + BATCH_SECONDS, -1, self.pool.queue.qsize()
+        while seen < queued < self._expected - 1 and time.perf_counter() < until:
+            time.sleep(GATHER_SECONDS)
+            seen, queued = queued, self.pool.queue.qsize()
 
     def _begin(self, entry: UnitContext) -> None:
         """Begin a write transaction.
@@ -214,19 +225,10 @@ class _WriterThread(_SqliteThread):
                 time.sleep(BUSY_POLL_SECONDS)
 
     def _next_of_batch(self, began: float) -> QueuedUnit | None:
-        """Return the next unit of the batch, or None if the batch is complete.
-
-        While the batch is smaller than the previous one, wait a little for further units, because a COMMIT costs more
-        than the wait.
-        """
-        spent = time.perf_counter() - began
-        if len(self.batch) >= BATCH_UNITS or spent >= BATCH_SECONDS:
+        """Return the next unit of the batch, or None if the batch is complete."""
+        if len(self.batch) >= BATCH_UNITS or time.perf_counter() - began >= BATCH_SECONDS or self.pool.queue.empty():
             return None
-        patience = GATHER_SECONDS - spent if len(self.batch) < self._expected else 0.0
-        try:
-            queued = self.pool.queue.get(timeout=patience) if patience > 0 else self.pool.queue.get_nowait()
-        except queue.Empty:
-            return None
+        queued = self.pool.queue.get()  # which no other thread does, so it does not block
         if queued is None:  # the pool is closing: the thread must see this after the batch
             self.pool.queue.put(None)
         return None if queued is not None and self.pool.refuse_quarantined(queued) else queued

@@ -16,6 +16,7 @@ from corral.crypto import Keyring
 from corral.database.model import IdField, InstantField, JSONField, Model
 from corral.database.sealed_columns import SealedField
 from corral.database.statement import Statement
+from corral.database.unit import locked
 from corral.errors import Conflict, Invalid
 from corral.http.answers import Response
 
@@ -116,7 +117,8 @@ class Idempotency:
         else:
             done = {"status": response.status, "headers": headers, "body": body.decode(), "sealed": False}
         has_task = IdempotencyRow.task_id.is_null(False)  # false after the end of the task
-        is_open = key.task_id is not None and IdempotencyRow.select().where(_in_flight(key) & has_task).exists()
+        # locked, because the task may be ending
+        is_open = key.task_id is not None and locked(IdempotencyRow.select().where(_in_flight(key) & has_task)).exists()
         seconds = TASK_KEEP_SECONDS if is_open else KEEP_SECONDS
         self._insert(key, IdempotencyRow.state == "in_flight", "done", seconds, **done)
 

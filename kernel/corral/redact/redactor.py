@@ -62,8 +62,7 @@ class Redactor:
         """
         matcher, parts = self._matcher, text.split(MARK)
         for index, part in enumerate(parts):
-            spans, _ = matcher.scan(part, patterns=patterns)
-            if spans:
+            if spans := matcher.scan(part, patterns=patterns)[0]:
                 self._notify(spans)
                 parts[index] = replaced(part, spans)
         return MARK.join(parts)
@@ -74,6 +73,13 @@ class Redactor:
         if _collect_strings(value, texts, JOINED_CHARACTERS) >= 0 and not self._matcher.may_hold("\n".join(texts)):
             return value
         return map_strings(value, functools.partial(self.redact, patterns=patterns))
+
+    def is_clean(self, json: bytes) -> bool:
+        """Return True if the strings of a JSON text contain no credential. This takes a third of `redact_json`.
+
+        A text whose strings contain escape sequences, or may change when they are normalized, is not called clean.
+        """
+        return json.isascii() and b"\\" not in json and not self._matcher.may_hold(json.decode())
 
     def stream(self, *, patterns: bool = True) -> RedactorStream:
         """Return a stream that redacts text arriving in pieces as if it had arrived at once."""
@@ -164,8 +170,7 @@ class RedactorStream:
         spans, cut = self._redactor._matcher.scan(text, patterns=self._patterns, final=final)
         while open_spans := [span.since for span in spans if span.since < cut <= span.start]:
             cut = min(open_spans)
-        reached = [span for span in spans if span.start < cut]
-        if reached:
+        if reached := [span for span in spans if span.start < cut]:
             self._redactor._notify(reached)
         shown, covered = [], self._covered
         for span in reached:

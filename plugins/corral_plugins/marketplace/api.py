@@ -65,9 +65,10 @@ class Installer(msgspec.Struct, frozen=True, kw_only=True):
 
     `find_existing(names)` returns the ids of existing objects by name. `install(spec, by)` creates an object that does
     nothing by itself. `read_fields(ids)` returns the present values of the fields that a spec may have, by id; deleted
-    objects are left out. `update(id, fields, by)` changes these fields. `find_uses(ids)` returns the objects of the
-    kind that refer to objects with these ids. `find_running(ids)` returns the ids of objects that are running.
-    `remove(id, by)` deletes an object. `export(id, by)` returns the spec of an object, and raises `NotFound`.
+    objects are left out. `lock(ids)` locks the objects until the unit ends, so that nobody changes them after their
+    fields were read. `update(id, fields, by)` changes these fields. `find_uses(ids)` returns the objects of the kind
+    that refer to objects with these ids. `find_running(ids)` returns the ids of objects that are running. `remove(id,
+    by)` deletes an object. `export(id, by)` returns the spec of an object, and raises `NotFound`.
     """
 
     kind: str
@@ -79,6 +80,7 @@ class Installer(msgspec.Struct, frozen=True, kw_only=True):
     find_existing: Callable[[Sequence[str]], Mapping[str, str]]
     install: Callable[[Json, Principal], InstalledObject]
     read_fields: Callable[[Sequence[str]], Mapping[str, Json]]
+    lock: Callable[[Sequence[str]], None]
     update: Callable[[str, Json, Principal], None]
     find_uses: Callable[[Sequence[str]], Sequence[ObjectUse]]
     find_running: Callable[[Sequence[str]], Sequence[str]]
@@ -98,6 +100,8 @@ class InstallerFunctions(Protocol):
 
     def read_fields(self, ids: Sequence[str], /) -> Mapping[str, Json]: ...
 
+    def lock(self, ids: Sequence[str], /) -> None: ...
+
     def update(self, id: str, fields: Json, by: Principal, /) -> None: ...
 
     def find_uses(self, ids: Sequence[str], /) -> Sequence[ObjectUse]: ...
@@ -114,6 +118,7 @@ _FUNCTIONS = (
     "find_existing",
     "install",
     "read_fields",
+    "lock",
     "update",
     "find_uses",
     "find_running",

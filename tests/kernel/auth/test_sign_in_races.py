@@ -8,6 +8,8 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
+from tests.engines import POSTGRES
+from tests.rival import Rival
 
 from corral.testing.kit import PASSWORD, Answer, Kit
 from corral_core.accounts.api import Accounts, PasswordLinks, UserPatch
@@ -100,3 +102,17 @@ async def test_no_move_to_another_address_outlives_what_it_proved(
     await meeting.of(moving, _changes(kit, client.user["id"])["reset"], kit)
     live = (LinkRow.kind == CHANGE_EMAIL) & LinkRow.used_at.is_null()
     assert not await kit.kernel.database.work(LinkRow.select().where(live).exists, read=True)
+
+
+@POSTGRES
+async def test_a_link_signs_nobody_in_who_is_deactivated_meanwhile(
+    make_kit: Callable[..., Any], database_url: str
+) -> None:
+    kit = await make_kit(plugins=["admin"])
+    admin, ada = await kit.as_user("admin"), await kit.as_user("member", "ada@example.org")
+    url = (await admin.post(f"/admin/users/{ada.user['id']}/reset-password")).json()["reset_url"]
+    rival, end = Rival(database_url), "UPDATE accounts_users SET is_active = false, version = version + 1 WHERE id = %s"
+    body = {"token": url.partition("#token=")[2], "new_password": "another rather long phrase"}
+    answer = await rival.before(kit.client.post("/auth/reset-password", body), end, ada.user["id"])
+    rival.close()
+    assert (answer.status, answer.code) == (410, "link_expired"), answer

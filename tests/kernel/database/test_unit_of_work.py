@@ -12,6 +12,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import peewee
@@ -178,6 +179,28 @@ async def test_unit_of_work_5_a_batch_is_at_most_64_units_or_10_ms(
     await asyncio.gather(first, *others)
     assert sum(sizes) == units + 1
     assert max(sizes) <= largest
+
+
+@SQLITE
+async def test_unit_of_work_5_a_writer_that_waits_for_further_units_locks_nothing(
+    database: SqliteDatabase, open_database: Callable[[], Database], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other, waits = open_database(), 0
+    writer: Any = database.pools[0].threads[0]
+    await database.work(lambda: note("first"))
+
+    def write_elsewhere(seconds: float) -> None:
+        nonlocal waits
+        waits += 1
+        assert waits == 1  # no unit arrives, so it waits no longer
+        other.run(lambda: note("other"))
+
+    clock = SimpleNamespace(perf_counter=time.perf_counter, monotonic=time.monotonic, sleep=write_elsewhere)
+    monkeypatch.setattr(sqlite, "time", clock)
+    writer._expected = 3
+    await database.work(lambda: note("second"))
+    assert waits == 1
+    assert keys(database) == {"first", "other", "second"}
 
 
 @SQLITE

@@ -24,6 +24,8 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
     headers = [LENGTH] if path == "whole" else []
     if kind == "injected":
         headers.append((b"x-name", b"a\r\nset-cookie: b"))
+    if kind == "named":
+        headers += [(b"x-name", b"a"), (b"Connection", b"close"), (b"x-name", b"b")]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     if kind == "failing":
         raise RuntimeError("the handler failed before the body")
@@ -69,9 +71,19 @@ async def test_the_response_to_head_has_no_body(server_name: str) -> None:
     assert whole.endswith(b"\r\n\r\n")
 
 
-async def test_a_header_with_a_line_break_is_never_sent() -> None:
-    whole = b"".join(await parts_of_response("uvicorn", "/whole/injected"))
+async def test_a_header_with_a_line_break_is_never_sent(server_name: str) -> None:
+    whole = b"".join(await parts_of_response(server_name, "/whole/injected"))
+    assert whole.startswith(b"HTTP/1.1 500 ") or not whole
     assert b"set-cookie" not in whole
+
+
+async def test_every_header_of_a_response_is_sent_once(server_name: str) -> None:
+    whole = b"".join(await parts_of_response(server_name, "/whole/named"))
+    head, _, body = whole.partition(b"\r\n\r\n")
+    status, *lines = head.split(b"\r\n")
+    names = [line.partition(b": ")[0].lower() for line in lines]
+    assert status.startswith(b"HTTP/1.1 200 ")
+    assert (sorted(names), body) == ([b"connection", b"content-length", b"date", b"x-name", b"x-name"], b"ok")
 
 
 async def test_a_failure_before_the_body_is_an_error() -> None:

@@ -157,6 +157,16 @@ def test_json_is_redacted_in_strings_and_keys_at_any_depth() -> None:
     assert "s3cr3t-v4lue" in value
 
 
+@pytest.mark.parametrize("hidden", ["s3cr3t-v4lue", "s3cr3t\\u002dv4lue", "crl_0123456789abcdefghij", "é s3cr3t-v4lue"])
+def test_json_is_clean_only_without_credentials_and_escape_sequences(hidden: str) -> None:
+    redactor = knowing(a="s3cr3t-v4lue")
+    assert redactor.is_clean(b'{"a": ["plain", 12345678, null]}')
+    for text in (f'{{"a": ["x {hidden}"]}}', f'{{"{hidden}": 1}}'):
+        assert redactor.redact_json(json.loads(text)) != json.loads(text)
+        assert not redactor.is_clean(text.encode())
+    assert not redactor.is_clean('{"a": "\u00e9"}'.encode())
+
+
 def test_lone_surrogates_are_no_hiding_place() -> None:
     assert knowing(a="s3cr3t-v4lue").redact("\ud800 s3cr3t-v4lue \udfff") == f"\ud800 {MARK} \udfff"
 

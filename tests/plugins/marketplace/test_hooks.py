@@ -71,6 +71,7 @@ class BellsPlugin(Plugin):
                 find_existing=bells.find_existing,
                 install=bells.install,
                 read_fields=bells.read_fields,
+                lock=lambda ids: None,
                 update=lambda bell, fields, by: bells.rows[bell].update(fields),
                 find_uses=bells.find_uses,
                 find_running=lambda ids: [],

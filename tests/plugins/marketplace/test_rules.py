@@ -145,6 +145,44 @@ async def test_a_parameter_does_not_widen_the_permissions(market: Market) -> Non
 
 
 @pytest.mark.one_engine
+async def test_a_parameter_does_not_hide_a_dangerous_tool_from_the_rules(market: Market) -> None:
+    """What counts is the policy with the parameters, so that a default of `allow` stays an admin's decision."""
+    bold = manifest(permissions={"tools": ["danger.now"], "secrets": [], "egress": []})
+    bold["parameters"]["properties"]["mode"] = {"type": "string", "enum": ["ask", "allow"], "default": "allow"}
+    bold["resources"][0]["spec"] |= {
+        "enabled_tools": ["danger.now"],
+        "tool_policy": {"danger.now": "{{ params.mode }}"},
+    }
+    await market.ok("POST", "/marketplace/templates", bold, by=market.admin)
+    shown = await market.ok("GET", "/marketplace/templates/sorter")
+    assert [(each["severity"], each["code"]) for each in shown["findings"]] == [
+        ("critical", "marketplace.unasked_tool")
+    ]
+    assert (await market.refused()).code == "forbidden"
+    made = await market.install(parameters={"mode": "ask"})
+    newer = {**bold, "version": "1.1.0"}
+    await market.ok("POST", "/marketplace/templates", newer, by=market.admin)
+    upgrade = f"/marketplace/installations/{made['id']}/upgrade"
+    assert (await market.member.post(upgrade, {"parameters": {"mode": "allow"}})).code == "forbidden"
+    assert (await market.member.post(upgrade, {})).status == 200
+
+
+@pytest.mark.one_engine
+async def test_a_secret_with_any_name_of_the_vault_has_to_be_declared(market: Market) -> None:
+    template = _with_secret(required=False)
+    headers = template["resources"][0]["spec"]["steps"][0]["config"]["headers"]
+    headers["X-Other"] = "{{ secrets.prod-key.v2 }}"
+    refused = await market.admin.post("/marketplace/templates", template)
+    pointer = "/resources/0/spec/steps/0/config/headers/X-Other"
+    assert [(each["pointer"], each["code"]) for each in refused.json()["errors"]] == [(pointer, "not_allowed")]
+    template["permissions"]["secrets"].append("prod-key.v2")
+    template["secrets"].append({"name": "prod-key.v2"})
+    await market.ok("POST", "/marketplace/templates", template, by=market.admin)
+    made = await market.install(secrets_map={"API_KEY": "team.api-key"})
+    assert made["missing"]["secrets"] == ["team.api-key", "prod-key.v2"]
+
+
+@pytest.mark.one_engine
 async def test_a_secret_is_not_asked_for_if_the_parameters_make_it_needless(market: Market) -> None:
     template = _with_secret(required=True)
     template["parameters"] = {"type": "object", "properties": {"private": {"type": "boolean", "default": False}}}

@@ -10,6 +10,7 @@ from tests.plugins.messages.conftest import Post, attempt, received
 
 from corral import clock
 from corral.ids import new_id
+from corral_plugins.messages.service import listing
 
 
 @pytest.mark.one_engine
@@ -118,6 +119,29 @@ async def test_the_inbox_delivers_to_the_agent_only(post: Post) -> None:
 
 
 @pytest.mark.one_engine
+async def test_the_inbox_delivers_exactly_the_messages_of_its_page(post: Post) -> None:
+    """A message that no reply contained is still undelivered, and the next claim carries it."""
+    agent, path = await post.token(post.agent_id), f"/agents/{post.agent_id}/inbox"
+    old, new, urgent = [(await post.send(post.agent_id, type=each))["id"] for each in ("info", "info", "request")]
+    (shown,) = (await agent.get(f"{path}?limit=1")).json()["items"]
+    assert (shown["id"], shown["status"]) == (old, "delivered")
+    assert [await post.status(each) for each in (old, new, urgent)] == ["delivered", "sent", "sent"]
+    second = (await agent.get(f"{path}?limit=1&offset=1")).json()["items"]
+    assert [(each["id"], each["status"]) for each in second] == [(new, "delivered")]
+    assert received(await post.lease_of(post.agent_id)) == [urgent]
+
+
+async def test_the_reply_of_a_person_acknowledges_the_request(post: Post) -> None:
+    """A recipient who replies has answered, so that the sender does not hear later that nobody did."""
+    asked = await post.send(recipient_user_id=post.other.user["id"], sender_agent_id=post.agent_id, type="request")
+    await post.send(post.agent_id, in_reply_to=asked["id"])  # by somebody else
+    assert await post.status(asked["id"]) == "sent"
+    await post.send(post.agent_id, by=post.other, in_reply_to=asked["id"])
+    (receipt,) = (await post.message(asked["id"]))["receipts"]
+    assert (receipt["status"], receipt["result"]) == ("acked", "done")
+
+
+@pytest.mark.one_engine
 async def test_recipients_owners_and_admins_act_on_a_message(post: Post) -> None:
     sent = await post.send(post.agent_id)
     path = f"/messages/{sent['id']}/read"
@@ -174,6 +198,15 @@ async def test_channels_tell_their_subscribers_and_deleted_agents_leave(post: Po
     assert (await post.member.get("/messages/channels")).json()["items"][0]["subscribers"] == [agents[1]]
     assert [each["agent_id"] for each in (await post.send(channel="news"))["receipts"]] == [agents[1]]
     assert await post.status(sent["id"]) == "sent"
+
+
+async def test_the_first_channels_are_listed_by_name(post: Post, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listing, "MAX_CHANNELS", 2)
+    for name in ("d", "b", "c"):
+        await post.send(channel=name)
+    await post.member.put(f"/agents/{post.agent_id}/channels", {"channels": ["a"]})
+    shown = (await post.member.get("/messages/channels")).json()["items"]
+    assert [each["channel"] for each in shown] == ["a", "b"]
 
 
 async def test_a_message_can_be_deleted_until_somebody_reads_it(post: Post) -> None:

@@ -1,4 +1,4 @@
-"""Connects repositories, and lists what happened to them."""
+"""Connects repositories, and lists their deliveries and posts."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from peewee import Case
 from corral import clock
 from corral.auth.principal import Principal
 from corral.auth.visibility import visible
+from corral.database.unit import locked
 from corral.errors import Conflict, Invalid, NotFound
 from corral.http.answers import IfMatch
 from corral.http.page import Page, PageQuery, newest_first, paginate
@@ -117,7 +118,9 @@ class Repositories:
         return _view(row, _count_waiting_threads([row.id]).get(row.id, 0), bool(_have_answered([row.id])))
 
     def delete(self, repository_id: str, match: IfMatch, *, by: Principal) -> None:
-        """Disconnect a repository. Its code reviews and tasks stay; what was not posted yet is not posted."""
+        """Disconnect a repository. Its code reviews and tasks stay; waiting posts are not sent."""
+        same = Repository.id == repository_id.lower()
+        locked(Repository.select(Repository.id).where(same)).first()  # keeps the version as it is
         row = _find(repository_id, by)
         match.check(row.version)
         for model in (Thread, Delivery, Post):  # waits for what wakes a thread, so that its rows are deleted as well

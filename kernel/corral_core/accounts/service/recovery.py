@@ -64,7 +64,7 @@ class PasswordRecovery:
 
     def _redeem(self, token: str, hashed: str) -> UserRow:
         link = self._links.redeem_link(PASSWORD_LINKS, token)
-        row = self._accounts.get_row(link.subject_id)
+        row = self._accounts.get_row(link.subject_id, hold=True)
         if not row.is_active:
             raise self._links.link_expired_error()
         self._accounts.set_password_by_link(row, hashed, proves=link.email)

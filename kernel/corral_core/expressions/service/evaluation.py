@@ -84,7 +84,10 @@ def evaluate(text: str, data: Mapping[str, Any], now: float) -> Any:
         raise EvaluationError(0, "The evaluation needs more memory than allowed.") from None
     except Exception as error:
         raise _evaluation_error(found, error) from None
-    result = _json_value(result)
+    try:
+        result = _json_value(result)
+    except OverflowError:
+        raise EvaluationError(0, "The result contains a time outside of the years 1 to 9999 in UTC.") from None
     if len(msgspec.json.encode(result)) > MAX_RESULT_BYTES:
         raise EvaluationError(0, f"The result is larger than {MAX_RESULT_BYTES // 1024} KiB.")
     return result

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from corral.auth.principal import Principal
+from corral.database.unit import locked
 from corral.errors import Forbidden
 from corral.http.answers import ANY_VERSION
 from corral.schema.conversion import convert
@@ -107,6 +108,10 @@ class AgentTemplateInstaller:
         """Return the fields that the owner of an agent may set, by the id of the agent."""
         return {row.id: _values(row) for row in Agent.select().where(LIVING & Agent.id.in_(list(ids)))}
 
+    def lock(self, ids: Sequence[str]) -> None:
+        """Lock the agents until the unit of work ends."""
+        list(locked(Agent.select(Agent.id).where(Agent.id.in_(list(ids))).order_by(Agent.id)))
+
     def update(self, agent_id: str, fields: Json, by: Principal) -> None:
         """Change an agent."""
         given = {name: DEFAULTS.get(name) if value is None else value for name, value in fields.items()}
@@ -131,13 +136,13 @@ class AgentTemplateInstaller:
         self._service().delete(agent_id, ANY_VERSION, force=False, by=by)
 
     def export(self, agent_id: str, by: Principal) -> Json:
-        """Return the configuration of an agent, without what belongs to this installation: workers."""
+        """Return the configuration of an agent, without its worker, which belongs to this installation."""
         values = _values(find_readable_agent(agent_id, by))
         del values["worker_selector"]
         return {name: value for name, value in values.items() if name == "name" or value != DEFAULTS[name]}
 
     def _model_warnings(self, agent: AgentView) -> list[str]:
-        """Return warnings about what the agent still needs to have a model that answers."""
+        """Return warnings about the requirements that a model of the agent still lacks."""
         llm = self._service().llm
         if llm is None:
             return []

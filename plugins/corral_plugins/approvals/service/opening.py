@@ -86,9 +86,13 @@ class ApprovalsService:
         return self.open(request, by=by)
 
     def _check_task(self, task_id: str, by: Principal) -> str | None:
-        """Return the owner of a task that the caller may see and that has not ended. Raise `Invalid` otherwise."""
+        """Lock a task that the caller may see and that has not ended. Return its owner. Raise `Invalid` otherwise.
+
+        The lock lets a task that ends at the same time find the approval, or lets this method find the end.
+        """
         try:
-            task = self.tasks.get(task_id.lower(), by=by) if self.tasks is not None else None
+            found = self.tasks is not None and self.tasks.lock(task_id.lower())
+            task = self.tasks.get(task_id.lower(), by=by) if found and self.tasks is not None else None
         except NotFound:
             task = None
         if task is None:
@@ -283,7 +287,7 @@ def _check_size(value: Any, limit: int, pointer: str) -> None:
 
 
 def _seconds_left(new: NewApproval) -> float | None:
-    """Return the time to decide that a request names, in seconds. Raise `Invalid` if it is out of bounds."""
+    """Return the time for a decision that the request specifies, in seconds. Raise `Invalid` if it is out of bounds."""
     if not isinstance(new.expires_at, datetime):
         return float(new.expires_in_seconds) if isinstance(new.expires_in_seconds, int) else None
     if isinstance(new.expires_in_seconds, int):

@@ -201,6 +201,7 @@ class FileRegistry:
             self.audit.record(entry)
 
     def _find_own(self, file_id: str, match: IfMatch, caller: Principal) -> File:
+        locked(File.select(File.id).where(File.id == file_id)).first()  # keeps the version as it is
         row = self.find(file_id, caller)
         require_owner(caller, row.owner_id, what="file")
         match.check(row.version)

@@ -15,6 +15,7 @@ from msgspec import UNSET
 from corral import clock
 from corral.auth.principal import Principal
 from corral.database.engine import Work
+from corral.database.unit import locked
 from corral.egress.client import Egress
 from corral.errors import Conflict, Invalid, NotFound, Problem, Unavailable
 from corral.events.event import emit
@@ -177,6 +178,7 @@ class ProviderAdmin:
     def delete(self, name: str, match: IfMatch) -> None:
         """Delete a provider that was created through the API. Raise `in_use` if agents refer to it."""
         self._refuse_file_provider(name)
+        locked(Row.select(Row.name).where(Row.name == name)).first()  # keeps the version as it is
         provider = self.get(name)
         match.check(provider.version)
         if provider.source != "api":

@@ -33,6 +33,7 @@ from corral_plugins.marketplace.service.manifests import (
     version_key,
 )
 from corral_plugins.marketplace.service.metrics import MarketplaceMetrics
+from corral_plugins.marketplace.service.rendering import default_parameters
 from corral_plugins.marketplace.shapes import (
     CategoryList,
     CategoryView,
@@ -249,12 +250,17 @@ class TemplateCatalogue:
         ]
         return found
 
-    def findings(self, template: Template) -> Sequence[Finding]:
-        """Return all findings about a template. Runs in the caller's unit of work."""
-        if template.manifest.faults:
+    def findings(self, template: Template, parameters: Json | None = None) -> Sequence[Finding]:
+        """Return all findings about a template with these parameters, or else with the defaults.
+
+        Runs in the caller's unit of work.
+        """
+        manifest = template.manifest
+        if manifest.faults:
             return list(template.findings)
         risks = self.tools.risks() if self.tools is not None else {}
-        return [*template.findings, *tool_findings(template.manifest, risks)]
+        given = default_parameters(manifest.data.get("parameters", {})) if parameters is None else parameters
+        return [*template.findings, *tool_findings(manifest, given, risks)]
 
     # -- parts
 

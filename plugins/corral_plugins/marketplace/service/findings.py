@@ -11,6 +11,7 @@ from corral.errors import Invalid
 from corral.redact.redactor import Redactor
 from corral_plugins.marketplace.service.manifest_traversal import texts
 from corral_plugins.marketplace.service.manifests import Manifest
+from corral_plugins.marketplace.service.rendering import with_parameters
 from corral_plugins.marketplace.shapes import Finding
 from corral_plugins.tools.api import includes_tools
 
@@ -38,13 +39,13 @@ def text_findings(data: Json, redactor: Redactor) -> Iterator[Finding]:
             yield Finding(severity="warning", code="marketplace.injection", pointer=place.pointer, detail=detail)
 
 
-def tool_findings(manifest: Manifest, risks: Mapping[str, str]) -> Iterator[Finding]:
-    """Yield a finding for each dangerous tool that agents could use without asking a person.
+def tool_findings(manifest: Manifest, parameters: Mapping[str, Any], risks: Mapping[str, str]) -> Iterator[Finding]:
+    """Yield a finding for each dangerous tool that agents could use, with these parameters, without asking a person.
 
     A tool that does not exist counts as dangerous, because it may be added later.
     """
     for index, resource in enumerate(manifest.resources):
-        policy = resource["spec"].get("tool_policy")
+        policy = with_parameters(resource["spec"].get("tool_policy"), parameters)
         for name, rule in policy.items() if isinstance(policy, dict) else ():
             chosen = rule if isinstance(rule, str) else rule.get("policy") if isinstance(rule, dict) else None
             untrusted = isinstance(rule, dict) and rule.get("when_tainted") == "allow"

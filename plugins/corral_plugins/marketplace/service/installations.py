@@ -29,6 +29,7 @@ from corral_plugins.marketplace.service.rows import (
     find_writable_installation,
     fingerprints,
     installation_fields,
+    lock_objects,
     objects_of,
 )
 from corral_plugins.marketplace.shapes import (
@@ -107,6 +108,7 @@ class Installations:
         advisory_lock(LOCK)  # before the status is read, so that two uninstalls remove it once
         row = find_writable_installation(installation_id, by)
         objects = [each for each in objects_of(row.id) if each.removed_at is None]
+        lock_objects(objects, parts.installers)
         removed, kept = remove_objects(objects, parts.installers, force=body.force, dry_run=body.dry_run, by=by)
         if not body.dry_run and row.status != "removed":
             self._record(row, removed=removed, kept=kept, by=by)

@@ -55,7 +55,7 @@ LOCK = "marketplace.install"
 
 
 class MadeObject(msgspec.Struct, frozen=True, kw_only=True):
-    """An object of an installation: what was created, or found."""
+    """An object of an installation, which was created or already existed."""
 
     resource: PreparedResource
     name: str
@@ -126,7 +126,7 @@ class InstallationService:
     def _perform(
         self, prepared: PreparedTemplate, parts: ActiveParts, body: InstallTemplate, by: Principal
     ) -> NewInstallation:
-        findings = self._catalogue.findings(prepared.template)
+        findings = self._catalogue.findings(prepared.template, prepared.parameters)
         refuse_critical(findings, by)
         advisory_lock(LOCK)
         made = create_objects(prepared, prepared.resources, {}, body.on_conflict, by)

@@ -13,7 +13,7 @@ TOOL_LISTS = ("enabled_tools", "required_tools", "allowed_tools")
 SCHEMAS = ("input_schema", "output_schema", "payload_schema", "schema")
 FETCHING_TOOLS = ("http.fetch", "http.request")
 ANY_HOST = "*"
-SECRET = re.compile(r"\{\{\s*secrets\.([A-Za-z_][A-Za-z0-9_]*)\s*\}\}")
+SECRET = re.compile(r"\{\{\s*secrets\.([A-Za-z_][A-Za-z0-9_.-]*)\s*\}\}")  # all names that the vault allows
 _URL = re.compile(r"https?://(?:[^/?#@]*@)?([^/?#:]*)", re.IGNORECASE)
 
 
@@ -25,7 +25,7 @@ class Place(NamedTuple):
 
 
 class Uses(msgspec.Struct, frozen=True, kw_only=True):
-    """What the resources use, with the place of each use."""
+    """The objects that the resources use, with the place of each use."""
 
     tools: tuple[Place, ...]
     secrets: tuple[Place, ...]
@@ -41,7 +41,7 @@ def texts(value: Any, pointer: str = "") -> Iterator[Place]:
 
 
 def uses_of(resources: list[Json], pointer: str = "/resources") -> Uses:
-    """Return what the resources use."""
+    """Return the objects that the resources use."""
     found: list[tuple[str, Place]] = []
     for index, resource in enumerate(resources):
         found += _uses(resource["spec"], f"{pointer}/{index}/spec")

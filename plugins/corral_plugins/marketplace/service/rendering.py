@@ -17,13 +17,18 @@ _TEMPLATE = re.compile(r"\{\{(.*?)\}\}", re.DOTALL)
 _MENTIONS = re.compile(r"(?<![\w.\"'])params\s*[.\[]")
 
 
+def default_parameters(schema: Json) -> Json:
+    """Return the default values of the parameters that have one."""
+    return {name: each["default"] for name, each in schema.get("properties", {}).items() if "default" in each}
+
+
 def complete_parameters(schema: Json, given: Json) -> Json:
     """Return the parameters with the defaults of the schema. Raise `Invalid` if they do not match the schema.
 
     A string with braces is refused, because the resources would later evaluate it as an expression.
     """
     properties: Json = schema.get("properties", {})
-    found = {name: each["default"] for name, each in properties.items() if "default" in each} | given
+    found = default_parameters(schema) | given
     faults = json_schema_errors(schema, found, pointer_prefix="/parameters")
     faults += [
         FieldError(f"/parameters/{name}", "unknown_field", "unknown parameter") for name in given.keys() - properties

@@ -40,6 +40,12 @@ def objects_of(installation_id: str) -> list[InstalledResource]:
     return list(rows.order_by(InstalledResource.position, InstalledResource.id))
 
 
+def lock_objects(objects: Sequence[InstalledResource], installers: Mapping[str, Installer]) -> None:
+    """Lock the objects until the unit of work ends, so that no edit comes between their comparison and their change."""
+    for kind in sorted({each.kind for each in objects} & installers.keys()):
+        installers[kind].lock([each.object_id for each in objects if each.kind == kind])
+
+
 def fingerprints(objects: Sequence[InstalledResource], installers: Mapping[str, Installer]) -> dict[str, Json]:
     """Return the present values of the objects, by their ids. Deleted objects are left out.
 

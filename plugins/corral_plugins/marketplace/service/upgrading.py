@@ -32,7 +32,7 @@ from corral_plugins.marketplace.service.preparing import (
 from corral_plugins.marketplace.service.removal import remove_objects
 from corral_plugins.marketplace.service.rendering import with_ids
 from corral_plugins.marketplace.service.requirements import Requirements, refuse_missing_secrets
-from corral_plugins.marketplace.service.rows import event_objects, find_writable_installation, objects_of
+from corral_plugins.marketplace.service.rows import event_objects, find_writable_installation, lock_objects, objects_of
 from corral_plugins.marketplace.shapes import ChangedObject, ObjectRef, UpgradeInstallation, UpgradeResult
 
 Json = dict[str, Any]
@@ -76,8 +76,9 @@ class UpgradeService:
             raise Conflict(
                 "The installation was changed at the same time; repeat the request.", current_status=row.status
             )
-        refuse_critical(self._catalogue.findings(prepared.template), by)
+        refuse_critical(self._catalogue.findings(prepared.template, prepared.parameters), by)
         objects = objects_of(row.id)
+        lock_objects(objects, prepared.installers)
         result, made, ids = _merge(row, objects, prepared, by)
         store_objects(row.id, made, len(objects))
         self._store(row, prepared, result, ids, by)

@@ -5,6 +5,7 @@ A request that nobody acknowledges is delivered again a few times. Expired messa
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import peewee
@@ -53,6 +54,16 @@ class MessageDelivery:
         `lease_id` is the lease of the attempt that receives the messages, if there is one.
         """
         due = _DUE.rows({"agent": agent_id, "now": clock.now(), "limit": limit}) if limit else []
+        return self._deliver(due, lease_id)
+
+    def deliver_now(self, agent_id: str, message_ids: Sequence[str], *, lease_id: str | None) -> None:
+        """Deliver those of these messages that are due."""
+        of_agent = (Receipt.agent_id == agent_id) & Receipt.message_id.in_(list(message_ids))
+        due: Any = Receipt.select(Receipt.id, Receipt.message_id).where(of_agent & (Receipt.due_at <= clock.now()))
+        self._deliver(list(due.tuples()), lease_id)
+
+    def _deliver(self, due: list[tuple[str, str]], lease_id: str | None) -> list[tuple[Message, Receipt]]:
+        """Deliver receipts, each given with its message. Receipts that are not due any more are left out."""
         if not due:
             return []
         messages = rows.lock_messages(message_id for _, message_id in due)

@@ -7,6 +7,7 @@ from typing import Any
 
 import peewee
 from msgspec import UNSET
+from peewee import SQL
 
 from corral import clock
 from corral.auth.principal import Principal, require_owner
@@ -61,13 +62,11 @@ class MessageListing:
     def inbox(self, agent_id: str, query: InboxQuery, *, by: Principal) -> Page[MessageItem]:
         """Return a page of an agent's inbox, oldest first.
 
-        If the agent itself reads its inbox, and does not only peek, the undelivered messages of the page are delivered.
+        If the agent itself reads its inbox, and does not only peek, the messages of the page are delivered.
         """
         self._find_agent(agent_id)
         if by.agent_id is not None and by.agent_id != agent_id and not query.peek:
             raise Forbidden("An agent can read only its own inbox; another agent's inbox can be read with peek=true.")
-        if by.agent_id == agent_id and not query.peek and query.cursor is UNSET and not query.offset:
-            self._delivery.deliver(agent_id, limit=query.limit, lease_id=by.lease_id)
         states = UNREAD if query.unread else (*OPEN, "acked")
         shown = (
             (Receipt.agent_id == agent_id)
@@ -77,14 +76,18 @@ class MessageListing:
         found = Message.select().where(
             Message.id.in_(Receipt.select(Receipt.message_id).where(shown)) & visible(Message, by)
         )
-        return paginate(found, query, by, scope=f"inbox:{agent_id}", order=_OLDEST_FIRST, make=rows.item_of)
+        scope = f"inbox:{agent_id}"
+        if by.agent_id == agent_id and not query.peek:
+            page = paginate(found, query, by, scope=scope, order=_OLDEST_FIRST, make=lambda row: str(row.id))
+            self._delivery.deliver_now(agent_id, page.items, lease_id=by.lease_id)
+        return paginate(found, query, by, scope=scope, order=_OLDEST_FIRST, make=rows.item_of)
 
     # -- channels
 
     def channels(self) -> ChannelList:
-        """Return the channels that have subscribers or messages, by name."""
+        """Return the first 1,000 channels, by name, that have subscribers or messages."""
         names: Any = ChannelRow.select(ChannelRow.name).union(Subscription.select(Subscription.channel))
-        found = sorted(name for (name,) in list(names.limit(MAX_CHANNELS).tuples()))
+        found = sorted(name for (name,) in list(names.order_by(SQL("1")).limit(MAX_CHANNELS).tuples()))
         last = {row.name: row.last_message_at for row in ChannelRow.select().where(ChannelRow.name.in_(found))}
         subscribers: dict[str, list[str]] = defaultdict(list)
         of_channels = Subscription.select().where(Subscription.channel.in_(found)).order_by(Subscription.agent_id)

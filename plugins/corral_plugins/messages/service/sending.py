@@ -75,7 +75,7 @@ class MessageSending:
         self._insert_receipts(row, recipients)
         if row.channel is not None:
             _record_channel(row.channel, row.created_at)
-        if parent is not None and row.sender_agent_id is not None:
+        if parent is not None:
             acknowledge_by_reply(row)
         self._metrics.count_sent(row.type)
         rows.publish_message_event(MessageSent, row, cause if cause is not None else self._cause_of(by))
@@ -257,9 +257,10 @@ class MessageSending:
 
 def acknowledge_by_reply(reply: Message) -> None:
     """Acknowledge the requests of a thread as done, because the recipient replied in the thread."""
+    by_agent = reply.sender_agent_id is not None
     asked = (
         (Receipt.thread_id == reply.thread_id)
-        & (Receipt.agent_id == reply.sender_agent_id)
+        & (Receipt.agent_id == reply.sender_agent_id if by_agent else Receipt.user_id == reply.sender_user_id)
         & Receipt.expects_ack
         & Receipt.status.in_(OPEN)
         & (Receipt.expires_at > clock.now())

@@ -95,9 +95,10 @@ class ChannelManagement:
 
     def delete(self, channel_id: str, match: IfMatch) -> None:
         """Delete a channel that no rule uses. Its open deliveries are cancelled when they are due."""
+        same = Channel.id == channel_id.lower()
+        locked(Channel.select(Channel.id).where(same)).first()  # keeps its version, and the rules that use it
         row = find_channel(channel_id)
         match.check(row.version)
-        locked(Channel.select(Channel.id).where(Channel.id == row.id)).first()  # rules that begin to use it come before
         if rules := used_by([row.id]).get(row.id):
             names = ", ".join(rule.name for rule in rules)
             detail = f"Notification rules use this channel: {names}. Remove it from them first."

@@ -82,6 +82,7 @@ class RuleManagement:
 
     def delete(self, rule_id: str, match: IfMatch) -> None:
         """Delete a rule. Messages that it has begun are still sent."""
+        locked(Rule.select(Rule.id).where(Rule.id == rule_id.lower())).first()  # keeps the version as it is
         row = find_rule(rule_id)
         match.check(row.version)
         RuleChannel.delete().where(RuleChannel.rule_id == row.id).execute()

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from corral.auth.principal import Principal
+from corral.database.unit import locked
 from corral.http.answers import ANY_VERSION
 from corral.schema.conversion import convert
 from corral_plugins.marketplace.api import InstalledObject, Installer, ObjectUse, functions_of
@@ -56,6 +57,10 @@ class RuleTemplateInstaller:
     def read_fields(self, ids: Sequence[str]) -> Mapping[str, Json]:
         """Return the fields that an admin may set, by the id of the rule, except whether it is enabled."""
         return {row.id: _values(row) for row in Rule.select().where(Rule.id.in_(list(ids)))}
+
+    def lock(self, ids: Sequence[str]) -> None:
+        """Lock the rules until the unit of work ends."""
+        list(locked(Rule.select(Rule.id).where(Rule.id.in_(list(ids))).order_by(Rule.id)))
 
     def update(self, rule_id: str, fields: Json, by: Principal) -> None:
         """Change a rule. The new values have been checked."""

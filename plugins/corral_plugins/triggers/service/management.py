@@ -13,6 +13,7 @@ from corral import clock
 from corral.auth.principal import Principal
 from corral.auth.visibility import visible
 from corral.crypto import Sealer, associated_data, digest
+from corral.database.unit import locked
 from corral.errors import Conflict, Invalid, Problem, TooMany
 from corral.http.answers import IfMatch
 from corral.http.page import Page, newest_first, paginate
@@ -191,6 +192,7 @@ class TriggerManagement:
 
     def delete(self, trigger_id: str, match: IfMatch, *, by: Principal) -> None:
         """Delete a trigger. Its history stays readable."""
+        locked(Trigger.select(Trigger.id).where(Trigger.id == trigger_id.lower())).first()  # keeps the version as it is
         row = find_writable_trigger(trigger_id, by)
         match.check(row.version)
         gone = {"deleted_at": clock.now(), "enabled": False, "next_slot_at": None, "next_fire_at": None}
@@ -262,7 +264,7 @@ class TriggerManagement:
             setattr(row, column, value)
 
     def _begin_waits(self, row: Trigger) -> None:
-        """Begin the wait of an absence trigger that waits since it was enabled."""
+        """Begin the wait of an absence trigger, counted from the time when it was enabled."""
         if row.type == "absence" and row.enabled and row.event_after is None and row.config.get("for_each") is None:
             begin_absence_wait(row, key="", since=clock.now(), payload=None)
 

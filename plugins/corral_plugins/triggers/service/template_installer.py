@@ -11,6 +11,7 @@ import msgspec
 import peewee
 
 from corral.auth.principal import Principal
+from corral.database.unit import locked
 from corral.errors import Invalid
 from corral.http.answers import ANY_VERSION
 from corral.schema.conversion import convert
@@ -76,6 +77,10 @@ class TriggerTemplateInstaller:
     def read_fields(self, ids: Sequence[str]) -> Mapping[str, Json]:
         """Return the fields that the owner of a trigger may set, by its id, except whether it is enabled."""
         return {row.id: _values(row) for row in Trigger.select().where(LIVING & Trigger.id.in_(list(ids)))}
+
+    def lock(self, ids: Sequence[str]) -> None:
+        """Lock the triggers until the unit of work ends."""
+        list(locked(Trigger.select(Trigger.id).where(Trigger.id.in_(list(ids))).order_by(Trigger.id)))
 
     def update(self, trigger_id: str, fields: Json, by: Principal) -> None:
         """Change a trigger. The new values have been checked."""

@@ -11,6 +11,7 @@ from msgspec import UNSET
 from corral import clock
 from corral.auth.principal import Principal
 from corral.auth.visibility import visible
+from corral.database.unit import locked
 from corral.errors import Conflict, NotFound, Problem
 from corral.events import log as event_log
 from corral.http.answers import IfMatch
@@ -130,6 +131,7 @@ class WebhookManagement:
 
     def delete(self, webhook_id: str, match: IfMatch, *, by: Principal) -> None:
         """Delete a webhook, and cancel its open deliveries."""
+        locked(Webhook.select(Webhook.id).where(Webhook.id == webhook_id.lower())).first()  # keeps the version as it is
         row = find_webhook(webhook_id, by)
         match.check(row.version)
         delete_webhooks([row])

@@ -113,7 +113,7 @@ class WorkerAdministration:
 
         Raise `Conflict(in_use)` while the worker holds leases, unless `force` is set.
         """
-        return self._remove_row(_get_row(worker_id, match), force=force)
+        return self._remove_row(_get_row(worker_id, match), match, force=force)
 
     def deregister(self, worker_id: str, *, caller: Principal) -> WorkerView:
         """Release the leases of a worker and delete the worker. Return the worker as it was before.
@@ -125,7 +125,7 @@ class WorkerAdministration:
             repository.require_own_token(worker_id, caller)
         elif not caller.is_admin:
             raise Forbidden("Only the worker itself or an admin may deregister this worker.")
-        self._remove_row(row, force=True)
+        self._remove_row(row, ANY_VERSION, force=True)
         return repository.worker_view(row, WorkerView)
 
     # -- transitions
@@ -150,7 +150,7 @@ class WorkerAdministration:
         self._record_audit("reject", row, is_approved=(was.is_approved, False), status=(was.status, row.status))
         return repository.worker_view(repository.get_worker(row.id), WorkerView)
 
-    def _remove_row(self, row: Worker, *, force: bool) -> int:
+    def _remove_row(self, row: Worker, match: IfMatch, *, force: bool) -> int:
         if row.active_leases and not force:
             raise Conflict(
                 f"The worker holds {row.active_leases} leases; drain it first or delete it with ?force=true.",
@@ -160,6 +160,7 @@ class WorkerAdministration:
         released = repository.release_leases_of(self.tasks, row.id, "deleted") if force else 0
         where = Worker.id == row.id if force else (Worker.id == row.id) & (Worker.active_leases == 0)
         row = repository.lock_worker(row.id) or row
+        match.check(row.version)  # again, because the row may have changed before it was locked
         if force:  # a rejected worker cannot claim, so the second release is complete
             repository.change_worker(where, status="rejected", is_approved=False)
             released += repository.release_leases_of(self.tasks, row.id, "deleted")

@@ -14,6 +14,7 @@ from msgspec import UNSET
 from corral import clock
 from corral.auth.principal import Principal, require_owner
 from corral.auth.visibility import visible
+from corral.database.unit import locked
 from corral.errors import Conflict, FieldError, Invalid, NotFound
 from corral.events.event import emit
 from corral.http.answers import IfMatch
@@ -148,6 +149,7 @@ class WorkflowStore:
         A job cancels the runs that do not fit into the first batch. Raise `Conflict` (`in_use`) if runs are
         active and `force` is not set.
         """
+        locked(Workflow.select(Workflow.id).where(Workflow.id == workflow_id)).first()  # keeps the version as it is
         row = find_writable_workflow(workflow_id, by)
         match.check(row.version)
         active = [found[0] for found in fetch_tuples(_active_runs(row.id).limit(SHOWN_RUNS))]

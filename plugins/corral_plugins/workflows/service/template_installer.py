@@ -11,6 +11,7 @@ import msgspec
 import peewee
 
 from corral.auth.principal import Principal
+from corral.database.unit import locked
 from corral.errors import Conflict
 from corral.http.answers import ANY_VERSION
 from corral.schema.conversion import convert
@@ -67,6 +68,10 @@ class WorkflowTemplateInstaller:
     def read_fields(self, ids: Sequence[str]) -> Mapping[str, Json]:
         """Return the definitions by id. The configuration and the steps are one value, since each needs the other."""
         return {row.id: _fingerprint(row) for row in Workflow.select().where(LIVING & Workflow.id.in_(list(ids)))}
+
+    def lock(self, ids: Sequence[str]) -> None:
+        """Lock the workflows until the unit of work ends."""
+        list(locked(Workflow.select(Workflow.id).where(Workflow.id.in_(list(ids))).order_by(Workflow.id)))
 
     def update(self, workflow_id: str, fields: Json, by: Principal) -> None:
         """Change a workflow. The new definition has been checked."""

@@ -56,7 +56,7 @@ class WorkflowTool:
             trigger_type="agent",
             trigger_id=context.caller.agent_id,
             tainted=task is not None and task.tainted,
-            cause_chain=(context.task_id,),
+            cause_chain=(*(task.cause_chain if task is not None else ()), context.task_id),
         )
         try:
             run = self.runs.start_run(request, by=caller)

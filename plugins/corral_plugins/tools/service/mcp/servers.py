@@ -9,6 +9,7 @@ from msgspec import UNSET
 
 from corral import clock
 from corral.auth.principal import Principal
+from corral.database.unit import locked
 from corral.errors import Conflict, FieldError, Forbidden, Invalid, NotFound, Unavailable
 from corral.http.answers import IfMatch
 from corral.http.page import Page, PageQuery, paginate_names
@@ -131,6 +132,7 @@ class McpServers:
 
     def delete(self, name: str, match: IfMatch) -> None:
         """Delete a server, its tools and their overrides. Raise `NotFound`."""
+        locked(McpServerRow.select(McpServerRow.name).where(McpServerRow.name == name)).first()  # keeps the version
         row = _find(name)
         match.check(row.version)
         if (
