@@ -21,14 +21,17 @@ __all__ = ["make_shared_kit", "shared_database_url"]
 
 MEMORY, MEMORY_NEEDED = Path("/dev/shm"), 8 * 2**30
 
-# These tests mostly wait for servers and timers, so they run beside the tests that compute, not after them.
+# These tests mostly wait for servers and timers, so they run beside the tests that compute, not after them. So do those
+# of all modules that start one of these processes.
 WAITING = (
     "tests/benchmarks/",
     "tests/promises/",
     "tests/end_to_end/",
     "tests/kernel/redis/",
+    "tests/kernel/isolation/",
     "tests/plugins/workers/node/",
 )
+PROCESSES = ("ServerProcess", "JobsProcess", "WorkerProcess")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -86,13 +89,20 @@ def waiting_first(items: Sequence[pytest.Item], processes: int) -> list[pytest.I
     has done its own. The files of the tests that wait are divided between the first two shares and come first in both.
     """
     waiting = [item for path in WAITING for item in items if item.nodeid.startswith(path)]
-    others = [item for item in items if not item.nodeid.startswith(WAITING)]
+    waiting += [item for item in items if not item.nodeid.startswith(WAITING) and starts_processes(item)]
+    known = {*waiting}
+    others = [item for item in items if item not in known]
     if processes < 3:
         return [*waiting, *others]
     files = list(dict.fromkeys(item.path for item in waiting))
-    one, two = ([item for item in waiting if item.path in half] for half in (files[::2], files[1::2]))
-    share = len(items) // processes - len(one)
+    one, two = ([item for item in waiting if item.path in half] for half in ({*files[::2]}, {*files[1::2]}))
+    share = max(len(items) // processes - len(one), 0)
     return [*one, *others[:share], *two, *others[share:]]
+
+
+def starts_processes(item: pytest.Item) -> bool:
+    """Return whether the module of a test starts servers or workers."""
+    return any(hasattr(getattr(item, "module", None), name) for name in PROCESSES)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -126,7 +136,7 @@ def _servers_are_forked(request: pytest.FixtureRequest) -> Iterator[None]:
         if any(name.startswith("PYTHON") and os.environ.get(name) != value for name, value in environ.items()):
             return plain(arguments, environ=environ, folder=folder, log=log)  # for another interpreter than this one
         if arguments[0] == "serve":
-            migrate_by_copy(environ)
+            migrate_by_copy(environ, folder)
         modules = WORKERS if arguments[0] == "worker" else SERVERS
         return warm(*modules).start(arguments, cwd=folder, environ=environ, log=log)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,6 +10,8 @@ from urllib.parse import urlsplit
 
 from corral.cli.data_folder import restrict_new_files
 from corral.config.model import Config
+from corral.config.reader import load
+from corral.errors import StartupError
 from corral.testing import database_templates
 from corral.testing.booting import discover
 
@@ -16,23 +19,38 @@ _databases: set[str] = set()
 _servers: set[str] = set()
 
 
-def migrate_by_copy(environ: Mapping[str, str]) -> None:
-    """Give the server that starts with this environment a copy of a migrated database, if it has none yet.
+def migrate_by_copy(environ: Mapping[str, str], folder: Path) -> None:
+    """Give the server that starts with this environment, in this folder, a copy of a migrated database.
 
-    A server with a configuration file of its own migrates its database itself.
+    It gets none if it has a database, if its configuration is faulty, or if the environment names no data folder. The
+    copy has the tables of the built-in plugins. Others are added when the server starts, but on PostgreSQL only if an
+    administrator asks for it.
     """
-    folder, url = environ.get("CORRAL_DATA_DIR"), environ.get("CORRAL_DATABASE_URL")
-    if folder is None or environ.get("CORRAL_CONFIG") != os.devnull:
+    config = _read_config(environ, folder)
+    if config is None:
         return
-    if url is None and not Path(folder, "corral.db").exists():
+    url = config.database.url
+    if url.startswith("postgresql:"):
+        if not config.plugins.enabled and _is_shared(url):
+            _copy(url)
+    elif not Path(url.removeprefix("sqlite:///")).exists():
         before = restrict_new_files()
         try:
-            Path(folder).mkdir(parents=True, exist_ok=True)
-            _copy(f"sqlite:///{folder}/corral.db")
+            config.data_dir.mkdir(parents=True, exist_ok=True)
+            _copy(url)
         finally:
             os.umask(before)
-    elif url is not None and url.startswith("postgresql:") and _is_shared(url):
-        _copy(url)
+
+
+def _read_config(environ: Mapping[str, str], folder: Path) -> Config | None:
+    """Return the configuration as the server reads it that starts in this folder."""
+    if "CORRAL_DATA_DIR" not in environ:
+        return None
+    names = {"CORRAL_CONFIG": "corral.toml", **environ}
+    paths = {name: str(folder / names[name]) for name in ("CORRAL_CONFIG", "CORRAL_DATA_DIR")}
+    with contextlib.suppress(StartupError):
+        return load({**environ, **paths})
+    return None
 
 
 def _copy(url: str) -> None:

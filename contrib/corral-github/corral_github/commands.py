@@ -1,4 +1,4 @@
-"""`corral github`: connects repositories, and shows what happened to them."""
+"""`corral github`: connects repositories, and shows their deliveries and posts."""
 
 from __future__ import annotations
 

@@ -74,7 +74,7 @@ class Thread(Model):
 
 
 class Delivery(Model):
-    """A webhook that the host delivered. Until the work is done, `facts` is what it needs of the payload."""
+    """A webhook that the host delivered. Until it is handled, `facts` contains the necessary parts of the payload."""
 
     visibility = SHARED
 
@@ -104,7 +104,7 @@ class Delivery(Model):
 
 
 class Post(Model):
-    """A comment or a review to post. `source` identifies what it reports, so that nothing is reported twice.
+    """A comment or a review to post. `source` identifies the reported event, so that nothing is reported twice.
 
     `attempts` is stored before each request. After the first attempt, the post is looked for before it is sent again.
     """

@@ -1,4 +1,4 @@
-"""The routes: repositories, what happened to them, and the address that the webhooks of GitHub call."""
+"""The routes: repositories, their deliveries and posts, and the address that GitHub's webhooks call."""
 
 from __future__ import annotations
 

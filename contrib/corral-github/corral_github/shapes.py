@@ -55,7 +55,7 @@ class GitHubRepositoryView(msgspec.Struct, kw_only=True):
     """A connected repository.
 
     `hook_path` is the path of the address that the webhook at the host calls. `waiting` is the number of pull requests
-    and issues for which work waits. `is_token_tried` tells whether the host has accepted the token: nothing is asked of
+    and issues for which work waits. `is_token_tried` says whether the host has accepted the token: nothing is asked of
     the host before the first delivery.
     """
 
@@ -118,7 +118,7 @@ class GitHubPostView(msgspec.Struct, kw_only=True):
 
 
 class GitHubReceipt(msgspec.Struct, kw_only=True):
-    """The answer to a delivery. `duplicate` tells that the same delivery was received before."""
+    """The answer to a delivery. `duplicate` means that the same delivery was received before."""
 
     id: str
     status: DeliveryStatus

@@ -9,15 +9,16 @@ import hmac
 import json
 import sys
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import pytest_asyncio
 from corral_github.plugin import GitHubPlugin
 
 from corral.redact.redactor import Redactor
-from corral.testing.kit import PASSWORD, Answer, Client, Kit
+from corral.testing.kit import PASSWORD, Answer, Client, Kit, make_kernel
 from corral.testing.server import ServerProcess
 from corral_core.accounts.service import passwords
 
@@ -72,17 +73,20 @@ class World:
     async def build(self, **fields: Any) -> World:
         self.admin, self.member = await self.kit.as_user("admin"), await self.kit.as_user("member")
         await self.admin.post("/auth/reauth", {"password": PASSWORD})
-        for name, value in (("github-token", TOKEN), ("github-webhook", WEBHOOK_SECRET)):
+        number = self.admin.user["id"][-12:]
+        self.token, webhook = f"github-token-{number}", f"github-webhook-{number}"
+        for name, value in ((self.token, TOKEN), (webhook, WEBHOOK_SECRET)):
             answer = await self.admin.post("/secrets", {"name": name, "value": value})
             assert answer.status == 201, answer
-        agents = [await self.member.post("/agents", {"name": name}) for name in ("author", "reviewer")]
+        names = (f"author {number}", f"reviewer {number}")
+        agents = [await self.member.post("/agents", {"name": name}) for name in names]
         self.author, self.reviewer = [answer.json()["id"] for answer in agents]
         body = {
             "name": "octo/hello",
             "api_url": self.github.url,
             "agent_id": self.author,
-            "token_secret": "github-token",
-            "webhook_secret": "github-webhook",
+            "token_secret": self.token,
+            "webhook_secret": webhook,
             "issue_labels": ["corral"],
         }
         answer = await self.admin.post("/github/repositories", {**body, **fields})
@@ -127,7 +131,19 @@ class World:
         """The review of the pull request that was just opened."""
         await self.pull()
         await self.settle()
-        (found,) = (await self.member.get("/code-reviews")).json()["items"]
+        (found,) = await self.reviews()
+        return found
+
+    async def reviews(self, agent_id: str | None = None) -> list[Any]:
+        """The reviews of what an agent has done, usually the author, newest first."""
+        answer = await self.member.get(f"/code-reviews?agent_id={agent_id or self.author}")
+        found: list[Any] = answer.json()["items"]
+        return found
+
+    async def tasks(self) -> list[Any]:
+        """The tasks of the author, newest first."""
+        answer = await self.member.get(f"/tasks?limit=200&agent_id={self.author}")
+        found: list[Any] = answer.json()["items"]
         return found
 
     async def decide(self, review_id: str, action: str, **body: Any) -> None:
@@ -175,8 +191,31 @@ def github() -> Iterator[RecordedGitHub]:
         yield server
 
 
-@pytest.fixture
-async def world(make_kit: Callable[..., Any], github: RecordedGitHub) -> World:
-    kit = await make_kit(plugins=[*PLUGINS, GitHubPlugin], config=ALLOWED)
-    assert kit.loaded("github").active, kit.loaded("github").reason
-    return await World(kit, github).build()
+on_the_loop_of_the_module = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest_asyncio.fixture(
+    scope="module",
+    loop_scope="module",
+    params=[pytest.param("sqlite", marks=pytest.mark.sqlite), pytest.param("postgres", marks=pytest.mark.postgres)],
+)
+async def kit_with_github(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Kit]:
+    folder = tmp_path_factory.mktemp("kernel")
+    url = f"sqlite:///{folder}/corral.db"
+    if request.param == "postgres":
+        url = request.getfixturevalue("postgres_server").unused_database_url()
+    async with make_kernel(folder, database_url=url, plugins=[*PLUGINS, GitHubPlugin], config=ALLOWED) as kit:
+        assert kit.loaded("github").active, kit.loaded("github").reason
+        yield kit
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def world(kit_with_github: Kit, github: RecordedGitHub) -> AsyncIterator[World]:
+    """Yield a world of its own on a kernel that the tests of a module share. Afterwards nothing of it is left to do."""
+    world = await World(kit_with_github, github).build()
+    yield world
+    answer = await world.admin.delete(f"/github/repositories/{world.repository_id}")
+    assert answer.status == 204, answer
+    await world.settle()

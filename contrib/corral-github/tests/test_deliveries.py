@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from conftest import ALLOWED, PLUGINS, World, signature
+from conftest import ALLOWED, PLUGINS, World, on_the_loop_of_the_module, signature
 from corral_github.models import Delivery
 from corral_github.plugin import GitHubPlugin
 from corral_github.service import ingress
@@ -19,6 +19,7 @@ from corral.http.routes import Rate
 UNKNOWN = "01890a5d-ac96-774b-bcce-b302099a8057"
 
 
+@on_the_loop_of_the_module
 @pytest.mark.one_engine
 async def test_a_delivery_without_the_right_signature_is_refused_and_leaves_nothing(world: World) -> None:
     payload = recorded("issues_labeled")
@@ -54,6 +55,7 @@ async def test_deliveries_without_the_right_signature_do_not_use_up_the_limit(
     assert [answer.status for answer in (*forged, *signed)] == [401, 401, 401, 429, 202, 202, 429]
 
 
+@on_the_loop_of_the_module
 async def test_a_replayed_delivery_does_nothing_whatever_its_id(world: World) -> None:
     payload = recorded("issues_labeled")
     first = await world.deliver("issues", payload, id="d-1")
@@ -65,9 +67,10 @@ async def test_a_replayed_delivery_does_nothing_whatever_its_id(world: World) ->
     reused = await world.deliver("issues", payload | {"action": "opened"}, id="d-1")
     assert (reused.status, reused.code) == (409, "github.delivery_reused")
     await world.settle()
-    assert len((await world.member.get("/tasks")).json()["items"]) == 1
+    assert len(await world.tasks()) == 1
 
 
+@on_the_loop_of_the_module
 async def test_a_delivery_whose_first_copy_is_deleted_meanwhile_is_stored(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -85,15 +88,17 @@ async def test_a_delivery_whose_first_copy_is_deleted_meanwhile_is_stored(
     assert [each["id"] for each in await world.listed("deliveries")] == [again.json()["id"]] != [first.json()["id"]]
 
 
+@on_the_loop_of_the_module
 async def test_100_deliveries_at_once_are_all_accepted_and_each_is_handled_once(world: World) -> None:
     answers = await asyncio.gather(*[world.issue(number) for number in range(1, 101)])
     assert {answer.status for answer in answers} == {202}
     await world.settle()
-    tasks = (await world.member.get("/tasks?limit=200")).json()["items"]
+    tasks = await world.tasks()
     assert len({task["title"] for task in tasks}) == len(tasks) == 100
     assert (await world.repository())["waiting"] == 0
 
 
+@on_the_loop_of_the_module
 @pytest.mark.one_engine
 async def test_what_starts_no_work_is_accepted_and_ignored(world: World) -> None:
     other = recorded("issues_labeled")
@@ -108,10 +113,11 @@ async def test_what_starts_no_work_is_accepted_and_ignored(world: World) -> None
     ]
     assert {(answer.status, answer.json()["status"]) for answer in answers} == {(202, "ignored")}
     await world.settle()
-    assert (await world.member.get("/tasks")).json()["items"] == []
+    assert await world.tasks() == []
     assert world.github.requests == []
 
 
+@on_the_loop_of_the_module
 @pytest.mark.one_engine
 async def test_unusable_deliveries_are_refused(world: World) -> None:
     payload = recorded("issues_labeled")
@@ -126,6 +132,7 @@ async def test_unusable_deliveries_are_refused(world: World) -> None:
     assert large.status == 413
 
 
+@on_the_loop_of_the_module
 async def test_only_members_see_repositories_and_what_was_delivered(world: World) -> None:
     await world.review()
     paths = ["/github/repositories", *(f"/github/repositories/{world.repository_id}{each}" for each in ("", "/posts"))]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from conftest import World
+from conftest import World, on_the_loop_of_the_module
+
+pytestmark = on_the_loop_of_the_module
 
 
 async def test_a_labelled_issue_becomes_a_tainted_task_whose_result_is_posted(world: World) -> None:
     assert (await world.issue()).status == 202
     await world.settle()
-    (task,) = (await world.member.get("/tasks")).json()["items"]
+    (task,) = await world.tasks()
     assert (task["title"], task["agent_id"], task["tainted"]) == (
         "octo/hello#12: The greeting is wrong",
         world.author,
@@ -31,16 +33,16 @@ async def test_an_issue_has_one_unfinished_task_and_older_deliveries_start_none(
     await world.issue()
     await world.issue(updated_at="2026-01-26T20:00:00Z")
     await world.settle()
-    assert len((await world.member.get("/tasks")).json()["items"]) == 1
+    assert len(await world.tasks()) == 1
     await world.finish_task(world.author, {"n": 1})
     assert '```json\n{\n  "n": 1\n}\n```' in world.github.comments[0]["body"]
     await world.issue(updated_at="2026-01-25T00:00:00Z")
     await world.issue(updated_at="2026-01-26T21:00:00Z", state="closed")
     await world.settle()
-    assert len((await world.member.get("/tasks")).json()["items"]) == 1
+    assert len(await world.tasks()) == 1
     await world.issue(updated_at="2026-01-26T22:00:00Z")
     await world.settle()
-    assert len((await world.member.get("/tasks")).json()["items"]) == 2
+    assert len(await world.tasks()) == 2
     details = {each["detail"] for each in await world.listed("deliveries")}
     assert details == {
         "A task was created.",

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import pytest
-from conftest import ALLOWED, PLUGINS, World
-from corral_github.plugin import GitHubPlugin
-from recorded_github import RecordedGitHub
+from conftest import World, on_the_loop_of_the_module
+
+pytestmark = on_the_loop_of_the_module
 
 SECOND_HEAD = "a" * 40
 MORE = b"""diff --git a/hello.py b/hello.py
@@ -44,7 +41,7 @@ async def test_a_pull_request_becomes_a_review_and_new_commits_become_revisions(
     world.github.head_sha, world.github.diff = SECOND_HEAD, MORE
     await world.pull("synchronize")
     await world.settle()
-    (found,) = (await world.member.get("/code-reviews")).json()["items"]
+    (found,) = await world.reviews()
     assert (found["id"], found["revision"]) == (review["id"], 2)
     details = [each["detail"] for each in await world.listed("deliveries")]
     assert sorted(details) == sorted(
@@ -53,11 +50,7 @@ async def test_a_pull_request_becomes_a_review_and_new_commits_become_revisions(
 
 
 @pytest.mark.one_engine
-async def test_the_reviewing_agent_works_in_a_tainted_task(
-    make_kit: Callable[..., Any], github: RecordedGitHub
-) -> None:
-    kit = await make_kit(plugins=[*PLUGINS, GitHubPlugin], config=ALLOWED)
-    world = await World(kit, github).build()
+async def test_the_reviewing_agent_works_in_a_tainted_task(world: World) -> None:
     path = f"/github/repositories/{world.repository_id}"
     changed = await world.admin.patch(path, {"reviewer_agent_id": world.reviewer})
     assert (changed.status, changed.json()["version"]) == (200, 2)
@@ -76,11 +69,11 @@ async def test_a_closed_pull_request_withdraws_its_review_and_an_open_one_gets_a
     world.github.pull = {"draft": True}
     await world.pull("reopened")
     await world.settle()
-    assert len((await world.member.get("/code-reviews")).json()["items"]) == 1
+    assert len(await world.reviews()) == 1
     world.github.pull = {}
     await world.pull("ready_for_review")
     await world.settle()
-    second = (await world.member.get("/code-reviews")).json()["items"][0]
+    second = (await world.reviews())[0]
     assert (second["status"], second["id"] != first["id"]) == ("pending", True)
     assert world.github.posts == []
 
@@ -147,7 +140,7 @@ async def test_a_rejection_is_posted_and_nothing_is_posted_about_other_reviews(w
     assert world.github.posts == []
     await world.pull()
     await world.settle()
-    review = (await world.member.get("/code-reviews")).json()["items"][0]
+    review = (await world.reviews())[0]
     await world.decide(review["id"], "reject", reason="No.")
     (posted,) = world.github.reviews
     assert (posted["event"], "**Rejected** by" in posted["body"], "No." in posted["body"]) == (
@@ -193,7 +186,7 @@ async def test_a_diff_that_cannot_be_reviewed_is_answered_with_a_comment(world: 
         world.github.diff = b"diff --git a/x b/x\n--- a/x\n+++ b/x\n@@ -1,9 +1,9 @@\n one\n"
     await world.pull()
     await world.settle()
-    assert (await world.member.get("/code-reviews")).json()["items"] == []
+    assert await world.reviews() == []
     (comment,) = world.github.comments
     told = {"bytes": "larger than 2 MiB", "status": "maximum number of lines", "format": "cannot be parsed at line"}
     assert comment["number"] == 7
@@ -204,23 +197,21 @@ async def test_a_diff_that_cannot_be_reviewed_is_answered_with_a_comment(world: 
     assert len(world.github.comments) == 1
 
 
-async def test_pull_requests_can_become_tasks_whose_results_are_posted(
-    make_kit: Callable[..., Any], github: RecordedGitHub
-) -> None:
-    kit = await make_kit(plugins=[*PLUGINS, GitHubPlugin], config=ALLOWED)
-    world = await World(kit, github).build(pull_requests="task")
+async def test_pull_requests_can_become_tasks_whose_results_are_posted(world: World) -> None:
+    changed = await world.admin.patch(f"/github/repositories/{world.repository_id}", {"pull_requests": "task"})
+    assert changed.status == 200, changed
     await world.pull()
     await world.settle()
-    (old,) = (await world.member.get("/tasks")).json()["items"]
+    (old,) = await world.tasks()
     world.github.head_sha, world.github.diff = SECOND_HEAD, MORE
     await world.pull("synchronize")
     await world.settle()
-    (task, cancelled) = (await world.member.get("/tasks")).json()["items"]
+    (task, cancelled) = await world.tasks()
     assert (cancelled["id"], cancelled["status"], task["tainted"]) == (old["id"], "cancelled", True)
     assert task["source"]["type"] == "github"
     claim = await world.finish_task(world.author, {"text": "Well done."})
     assert claim["task"]["input"]["patch"] == MORE.decode()
-    (comment,) = github.comments
+    (comment,) = world.github.comments
     assert (comment["number"], comment["body"].splitlines()[0]) == (7, "Well done.")
 
 
@@ -237,5 +228,5 @@ async def test_what_is_wrong_in_corral_is_not_told_at_the_pull_request(world: Wo
     assert (await world.admin.patch(path, {"agent_id": agent})).status == 200
     assert (await world.admin.post(f"{path}/retry")).json() == {"deliveries": 1, "posts": 0}
     await world.settle()
-    (review,) = (await world.member.get("/code-reviews")).json()["items"]
+    (review,) = await world.reviews(agent)
     assert review["agent_id"] == agent

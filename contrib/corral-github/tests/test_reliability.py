@@ -23,6 +23,12 @@ from corral.testing.kit import Client, Kit, make_kernel
 from corral.testing.server import PASSWORD
 
 
+@pytest.fixture
+async def world(make_kit: Callable[..., Any], github: RecordedGitHub) -> World:
+    """A world on a kernel of its own: these tests move the clock far, and leave work behind."""
+    return await World(await make_kit(plugins=[*PLUGINS, GitHubPlugin], config=ALLOWED), github).build()
+
+
 async def test_a_host_that_is_down_for_an_hour_gets_everything_once(world: World) -> None:
     review = await world.review()
     world.github.is_down = True
@@ -122,7 +128,7 @@ async def test_two_processes_post_and_handle_everything_once(
         payload["pull_request"] = payload["pull_request"] | {"number": number}
         assert (await world.deliver("pull_request", payload)).status == 202
     await _work_on_all_threads_twice(first, second)
-    reviews = (await world.member.get("/code-reviews")).json()["items"]
+    reviews = await world.reviews()
     assert len(reviews) == 10
     for review in reviews:
         assert (await world.member.post(f"/code-reviews/{review['id']}/approve", {})).status == 200
@@ -154,7 +160,7 @@ async def test_without_the_rights_of_the_admin_nothing_happens_until_another_adm
     await world.pull("synchronize")
     await world.settle()
     assert len(world.github.requests) == asked
-    assert (await world.member.get("/tasks")).json()["items"] == []
+    assert await world.tasks() == []
     listed = [*await world.listed("deliveries"), *await world.listed("posts")]
     assert sorted(each["status"] for each in listed) == ["done", "failed", "failed", "failed"]
     path = f"/github/repositories/{world.repository_id}"
@@ -162,12 +168,12 @@ async def test_without_the_rights_of_the_admin_nothing_happens_until_another_adm
     assert (await other.post(f"{path}/retry")).json() == {"deliveries": 2, "posts": 1}
     await world.settle()
     assert [each["event"] for each in world.github.reviews] == ["APPROVE"]
-    assert len((await world.member.get("/tasks")).json()["items"]) == 1
+    assert len(await world.tasks()) == 1
 
 
 @pytest.mark.one_engine
 async def test_a_token_that_is_replaced_in_the_vault_is_used_for_what_waits(world: World) -> None:
-    (token,) = (await world.admin.get("/secrets?search=github-token")).json()["items"]
+    (token,) = (await world.admin.get(f"/secrets?search={world.token}")).json()["items"]
     changed = await world.admin.post(f"/secrets/{token['id']}/rotate", {"value": "another-token"})
     assert changed.status == 200, changed
     await world.pull()
@@ -177,7 +183,7 @@ async def test_a_token_that_is_replaced_in_the_vault_is_used_for_what_waits(worl
     answer = await world.admin.post(f"/github/repositories/{world.repository_id}/retry")
     assert answer.status == 200, answer
     await world.settle()
-    assert len((await world.member.get("/code-reviews")).json()["items"]) == 1
+    assert len(await world.reviews()) == 1
 
 
 async def test_a_disconnected_repository_receives_and_posts_nothing(world: World) -> None:
@@ -188,7 +194,7 @@ async def test_a_disconnected_repository_receives_and_posts_nothing(world: World
     asked = len(world.github.requests)
     await world.decide(review["id"], "approve")
     assert len(world.github.requests) == asked
-    secret = (await world.admin.get("/secrets?search=github-token")).json()["items"][0]
+    secret = (await world.admin.get(f"/secrets?search={world.token}")).json()["items"][0]
     assert (await world.admin.delete(f"/secrets/{secret['id']}")).status == 204  # nothing uses it any more
 
 

@@ -78,7 +78,7 @@ def test_llm_2_the_local_model_answers_and_costs_nothing(server: Server, demo_mo
     assert answer.json()["usage"]["completion_tokens"] > 0
     assert float(answer.headers["Corral-Cost-Usd"]) == 0
     chunks = list(server.stream("Tell me about the sea.", max_tokens=20))
-    assert next(seconds for seconds, chunk in chunks if content(chunk)) <= 2.0
+    assert next(seconds for seconds, chunk in chunks if content(chunk)) <= 2.0 + crowd()
     assert chunks[-1][1]["usage"]["completion_tokens"] == 20
     listed = {item["id"]: item for item in server.client.get("/llm/models").json()["data"]}
     facts = listed[name]["capabilities"]
@@ -131,6 +131,13 @@ class Health:
         self._thread.join()
 
 
+def computes(process: psutil.Process) -> None:
+    """Wait until a process has computed for a moment, which takes longer on a busy machine."""
+    before = sum(process.cpu_times()[:2])
+    while sum(process.cpu_times()[:2]) < before + 0.3:
+        time.sleep(0.02)
+
+
 @pytest.mark.parametrize("streaming", [True, False])
 def test_llm_8_a_killed_model_fails_its_call_and_nothing_else(server: Server, streaming: bool) -> None:
     server.ask("Say hello.")
@@ -142,13 +149,15 @@ def test_llm_8_a_killed_model_fails_its_call_and_nothing_else(server: Server, st
         child.kill()
 
     with Health(server) as health:
-        timer = threading.Timer(1.0, kill)
-        timer.start()
         if streaming:
-            chunks = [chunk for _, chunk in server.stream("Tell a very long story.", max_tokens=3000)]
-            assert content(chunks[0]) or content(chunks[1])
+            chunks = []
+            for _, chunk in server.stream("Tell a very long story.", max_tokens=3000):
+                chunks.append(chunk)
+                if not killed and content(chunk):
+                    kill()
             problem = chunks[-1]["error"]
         else:
+            threading.Thread(target=lambda: (computes(child), kill())).start()
             answer = server.ask("Tell a very long story.", max_tokens=3000)
             assert answer.status_code == 503, answer.text
             problem = answer.json()

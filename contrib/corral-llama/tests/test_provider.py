@@ -18,6 +18,7 @@ from typing import Any
 import httpx2
 import psutil
 import pytest
+from conftest import on_the_loop_of_the_module
 from corral_llama.model_file import DEMO_FILE, user_cache
 from corral_llama.process import ModelProcesses
 from corral_llama.provider import LocalProvider, remove_extensions, stream_lines, translate_request
@@ -58,8 +59,9 @@ async def gone(pid: int, seconds: float = 60.0) -> bool:
     return await asyncio.to_thread(wait)
 
 
-async def test_it_answers_with_usage(provider: LocalProvider) -> None:
-    answer = await provider.complete(ask("Say hello."), LOCAL)
+@on_the_loop_of_the_module
+async def test_it_answers_with_usage(shared_provider: LocalProvider) -> None:
+    answer = await shared_provider.complete(ask("Say hello."), LOCAL)
     assert answer["object"] == "chat.completion"
     assert answer["choices"][0]["message"]["content"].strip()
     assert answer["usage"]["prompt_tokens"] > 10
@@ -67,9 +69,10 @@ async def test_it_answers_with_usage(provider: LocalProvider) -> None:
     assert "timings" not in answer
 
 
-async def test_the_same_request_has_the_same_answer_as_a_stream(provider: LocalProvider) -> None:
-    whole = await provider.complete(ask("Name three colours."), LOCAL)
-    chunks = [chunk async for chunk in provider.stream(ask("Name three colours."), LOCAL)]
+@on_the_loop_of_the_module
+async def test_the_same_request_has_the_same_answer_as_a_stream(shared_provider: LocalProvider) -> None:
+    whole = await shared_provider.complete(ask("Name three colours."), LOCAL)
+    chunks = [chunk async for chunk in shared_provider.stream(ask("Name three colours."), LOCAL)]
     text = "".join(
         choice["delta"].get("content") or "" for chunk in chunks for choice in chunk["choices"] if choice["delta"]
     )
@@ -78,7 +81,8 @@ async def test_the_same_request_has_the_same_answer_as_a_stream(provider: LocalP
     assert len(chunks) > 5
 
 
-async def test_json_follows_a_schema(provider: LocalProvider) -> None:
+@on_the_loop_of_the_module
+async def test_json_follows_a_schema(shared_provider: LocalProvider) -> None:
     schema = {
         "type": "object",
         "additionalProperties": False,
@@ -86,21 +90,22 @@ async def test_json_follows_a_schema(provider: LocalProvider) -> None:
         "properties": {"name": {"type": "string", "maxLength": 12}, "adult": {"type": "boolean"}},
     }
     wanted = {"type": "json_schema", "json_schema": {"name": "person", "schema": schema}}
-    answer = await provider.complete(ask("Invent a person.", response_format=wanted, max_tokens=64), LOCAL)
+    answer = await shared_provider.complete(ask("Invent a person.", response_format=wanted, max_tokens=64), LOCAL)
     person = json.loads(answer["choices"][0]["message"]["content"])
     assert set(person) == {"name", "adult"}
     assert isinstance(person["adult"], bool)
 
 
-async def test_what_is_too_long_is_the_callers_fault(provider: LocalProvider) -> None:
+@on_the_loop_of_the_module
+async def test_what_is_too_long_is_the_callers_fault(shared_provider: LocalProvider) -> None:
     with pytest.raises(ProviderError, match="4096") as caught:
-        await provider.complete(ask("word " * 6000), LOCAL)
+        await shared_provider.complete(ask("word " * 6000), LOCAL)
     assert (caught.value.status, caught.value.code) == (400, None)
     with pytest.raises(ProviderError, match="4096"):
-        [chunk async for chunk in provider.stream(ask("word " * 6000), LOCAL)]
+        [chunk async for chunk in shared_provider.stream(ask("word " * 6000), LOCAL)]
 
 
-async def test_images_and_embeddings_are_refused(provider: LocalProvider, children: ModelProcesses) -> None:
+async def test_images_and_embeddings_are_refused(provider: LocalProvider) -> None:
     image = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}]}
     with pytest.raises(ProviderError, match="no images"):
         await provider.complete({**ask(""), "messages": [image]}, LOCAL)
@@ -108,13 +113,14 @@ async def test_images_and_embeddings_are_refused(provider: LocalProvider, childr
         await provider.embed({"model": "any", "input": ["text"]}, LOCAL)
 
 
-async def test_closing_a_stream_frees_the_model_at_once(provider: LocalProvider) -> None:
-    long = provider.stream(ask("Tell a very long story.", max_tokens=2000), LOCAL)
+@on_the_loop_of_the_module
+async def test_closing_a_stream_frees_the_model_at_once(shared_provider: LocalProvider) -> None:
+    long = shared_provider.stream(ask("Tell a very long story.", max_tokens=2000), LOCAL)
     await anext(long)
     await anext(long)
     await long.aclose()
     began = time.monotonic()
-    await provider.complete(ask("Say hello.", max_tokens=1), LOCAL)
+    await shared_provider.complete(ask("Say hello.", max_tokens=1), LOCAL)
     assert time.monotonic() - began < 2.0 + os.getloadavg()[0]  # 2000 tokens would take 20 s and more
 
 
@@ -183,9 +189,10 @@ async def test_a_model_that_loads_is_stopped_too(provider: LocalProvider, childr
     assert children.child is None
 
 
-async def test_another_model_is_not_served_by_this_one(provider: LocalProvider) -> None:
+@on_the_loop_of_the_module
+async def test_another_model_is_not_served_by_this_one(shared_provider: LocalProvider) -> None:
     with pytest.raises(ProviderError, match="there is no model other") as caught:
-        await provider.complete({**ask("Say hello."), "model": "other"}, LOCAL)
+        await shared_provider.complete({**ask("Say hello."), "model": "other"}, LOCAL)
     assert caught.value.status == 404
 
 

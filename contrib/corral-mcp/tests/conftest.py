@@ -10,15 +10,17 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import pytest_asyncio
 import uvicorn
 from corral_mcp.plugin import McpPlugin
 
-from corral.testing.kit import Client, Kit
+from corral.testing.kit import Client, Kit, make_kernel
 from corral.testing.server import ServerProcess, free_port
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -84,7 +86,10 @@ class DocsServer:
             yield self
 
 
-@pytest.fixture
+on_the_loop_of_the_module = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest_asyncio.fixture(loop_scope="module")
 async def docs() -> AsyncIterator[DocsServer]:
     async with DocsServer().running() as server:
         yield server
@@ -101,7 +106,8 @@ class World:
 
     async def build(self) -> World:
         self.admin, self.member = await self.kit.as_user("admin"), await self.kit.as_user("member")
-        made = (await self.admin.post("/workers/register", {"name": "worker", "max_agents": 100})).json()
+        new = {"name": f"worker {self.admin.user['id']}", "max_agents": 100}
+        made = (await self.admin.post("/workers/register", new)).json()
         await self.admin.patch(f"/admin/workers/{made['id']}/approve", {"is_approved": True})
         self.worker, self.worker_id = Client(self.kit.application.app, made["token"]), made["id"]
         await self.worker.post(f"/workers/{self.worker_id}/heartbeat", {})
@@ -109,8 +115,7 @@ class World:
 
     async def run(self, *tools: str) -> Callable[..., Any]:
         """Start a task of a new agent with these tools. Return a function that calls a tool as the agent."""
-        self.count = getattr(self, "count", 0) + 1
-        body = {"name": f"agent {self.count}", "enabled_tools": list(tools)}
+        body = {"name": uuid.uuid4().hex, "enabled_tools": list(tools)}
         agent_id = (await self.member.post("/agents", body)).json()["id"]
         await self.member.post(f"/agents/{agent_id}/start")
         await self.member.post("/tasks", {"title": "work", "agent_id": agent_id})
@@ -142,11 +147,30 @@ class World:
         return answer.json()
 
 
-@pytest.fixture
-async def world(make_kit: Callable[..., Any]) -> World:
-    kit = await make_kit(plugins=[*PLUGINS, McpPlugin], config={"egress.allow": ["127.0.0.1"]})
-    assert kit.loaded("mcp").active, kit.loaded("mcp").reason
-    return await World(kit).build()
+@pytest_asyncio.fixture(
+    scope="module",
+    loop_scope="module",
+    params=[pytest.param("sqlite", marks=pytest.mark.sqlite), pytest.param("postgres", marks=pytest.mark.postgres)],
+)
+async def kit_with_mcp(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Kit]:
+    folder = tmp_path_factory.mktemp("kernel")
+    url = f"sqlite:///{folder}/corral.db"
+    if request.param == "postgres":
+        url = request.getfixturevalue("postgres_server").unused_database_url()
+    config = {"egress.allow": ["127.0.0.1"]}
+    async with make_kernel(folder, database_url=url, plugins=[*PLUGINS, McpPlugin], config=config) as kit:
+        assert kit.loaded("mcp").active, kit.loaded("mcp").reason
+        yield kit
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def world(kit_with_mcp: Kit) -> AsyncIterator[World]:
+    """A world of its own on a kernel that the tests of a module share. Afterwards no MCP server is left."""
+    world = await World(kit_with_mcp).build()
+    yield world
+    for server in (await world.admin.get("/tools/mcp-servers")).json()["items"]:
+        answer = await world.admin.delete(f"/tools/mcp-servers/{server['name']}")
+        assert answer.status == 204, answer
 
 
 def run_agent(folder: Path, servers: dict[str, Any], tool: str, arguments: dict[str, Any]) -> Any:

@@ -8,11 +8,13 @@ from typing import Any
 
 import httpx2
 import pytest
-from conftest import World, serving
+from conftest import World, on_the_loop_of_the_module, serving
 from mcp import Client
 from mcp.client.streamable_http import streamable_http_client
 
 from corral.testing.kit import PASSWORD
+
+pytestmark = on_the_loop_of_the_module
 
 
 @contextlib.asynccontextmanager
@@ -30,7 +32,7 @@ async def test_a_stock_client_runs_a_task(world: World, mode: str) -> None:
         tools = {tool.name: tool for tool in (await client.list_tools()).tools}
         assert {"list_agents", "create_task", "get_task", "approve_request"} <= tools.keys()
         assert tools["create_task"].input_schema["required"] == ["title"]
-        agent = await client.call_tool("create_agent", {"name": "writer"})
+        agent = await client.call_tool("create_agent", {"name": f"writer {mode}"})
         agent_id = agent.structured_content["id"]
         await client.call_tool("start_agent", {"id": agent_id})
         made = await client.call_tool("create_task", {"title": "Write", "agent_id": agent_id, "priority": "high"})

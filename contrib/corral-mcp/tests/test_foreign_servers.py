@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import World, run_agent
+from conftest import World, on_the_loop_of_the_module, run_agent
 
 from corral.testing.server import free_port
 
@@ -68,6 +68,7 @@ def everything(folder: Path) -> Iterator[str]:
         process.wait()
 
 
+@on_the_loop_of_the_module
 async def test_a_server_from_npm_over_http(world: World, tmp_path: Path) -> None:
     with everything(tmp_path) as url:
         view = await world.add(url, "everything")

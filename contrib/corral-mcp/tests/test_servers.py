@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from conftest import PLUGINS, DocsServer, World, serving
+from conftest import PLUGINS, DocsServer, World, on_the_loop_of_the_module, serving
 from corral_mcp.plugin import McpPlugin
 
 from corral.egress.client import Egress
@@ -14,6 +14,7 @@ from corral.testing.kit import PASSWORD
 from corral.testing.stub_servers import PUBLIC, FakeResolver
 
 
+@on_the_loop_of_the_module
 async def test_tools_7_a_changed_tool_is_refused_until_accepted_and_others_go_on(
     world: World, docs: DocsServer
 ) -> None:
@@ -37,6 +38,7 @@ async def test_tools_7_a_changed_tool_is_refused_until_accepted_and_others_go_on
     assert found["result"]["text"] == "found x"
 
 
+@on_the_loop_of_the_module
 async def test_errors_of_a_tool_are_results(world: World, docs: DocsServer) -> None:
     await world.accept(await world.add(docs.url))
     call = await world.run("mcp.docs.*")
@@ -44,16 +46,18 @@ async def test_errors_of_a_tool_are_results(world: World, docs: DocsServer) -> N
     assert (found["status"], found["result"]["is_error"]) == ("succeeded", True)
 
 
-async def test_the_guarded_client_is_the_only_way_out(make_kit: Callable[..., Any], docs: DocsServer) -> None:
+async def test_the_guarded_client_is_the_only_way_out(make_kit: Callable[..., Any]) -> None:
     """A name that is public when the server is added, and leads into this machine when it is called."""
     world = await World(await make_kit(plugins=[*PLUGINS, McpPlugin])).build()
     world.kit.service(Egress).resolve = FakeResolver({"docs.example": [[PUBLIC], ["127.0.0.1"]]})
-    view = await world.add(f"http://docs.example:{docs.port}/mcp")
+    async with DocsServer().running() as docs:
+        view = await world.add(f"http://docs.example:{docs.port}/mcp")
     assert view["status"] == "down"
     assert "not allowed" in view["last_error"]
     assert docs.headers == []
 
 
+@on_the_loop_of_the_module
 async def test_headers_of_the_secret_are_sent(world: World, docs: DocsServer) -> None:
     await world.admin.post("/auth/reauth", {"password": PASSWORD})
     await world.admin.post("/secrets", {"name": "docs", "value": "token-of-the-docs"})
@@ -61,11 +65,14 @@ async def test_headers_of_the_secret_are_sent(world: World, docs: DocsServer) ->
     assert {each["authorization"] for each in docs.headers} == {"Bearer token-of-the-docs"}
 
 
+@on_the_loop_of_the_module
 async def test_a_server_that_is_not_there(world: World) -> None:
     view = await world.add("http://127.0.0.1:9/mcp")
     assert (view["status"], view["last_error"]) == ("down", "The server could not be reached: ConnectError.")
 
 
+@on_the_loop_of_the_module
+@pytest.mark.one_engine
 @pytest.mark.parametrize(
     ("status", "body"), [(404, b"not here"), (500, b"broken"), (200, b"<p>hello</p>"), (200, b"{")]
 )
@@ -83,6 +90,7 @@ async def test_a_server_that_does_not_speak_the_protocol(world: World, status: i
     assert not any(word in view["last_error"] for word in ("hello", "broken", "not here"))
 
 
+@on_the_loop_of_the_module
 async def test_a_redirect_to_another_host_is_not_followed(world: World, docs: DocsServer) -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "http":

@@ -72,7 +72,7 @@ class IncomingRequest(Request):
         return UnitContext(self.label, actor, (), self.request_id, self.client_ip, user_agent)
 
     def keep_strictest_quota(self, quota: RateLimitQuota) -> None:
-        """Note that the request counts against this rate limit.
+        """Record that the request counts against this rate limit.
 
         If several limits apply, only the one with the fewest remaining requests is kept for the `RateLimit-*` headers.
         """

@@ -7,7 +7,7 @@ from click.shell_completion import BashComplete, FishComplete, ZshComplete
 
 
 class QuotingBashComplete(BashComplete):
-    """Tab completion for bash that quotes names with spaces. The other shells do this by themselves."""
+    """Tab completion for bash that quotes names with spaces. The other shells do this automatically."""
 
     source_template = BashComplete.source_template.replace(
         "COMPREPLY+=($value)", 'COMPREPLY+=("$(printf %%q "$value")")'

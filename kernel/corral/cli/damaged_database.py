@@ -27,7 +27,7 @@ def damage_named(config: Config) -> Iterator[None]:
 
 
 def damage_of(error: BaseException | None) -> str | None:
-    """Return SQLite's description of the damage if the error, or one of its causes, is a damaged file."""
+    """Return SQLite's description of the damage if the error, or one of its causes, reports a damaged file."""
     while error is not None:
         if getattr(error, "sqlite_errorcode", 0) & 0xFF in DAMAGED:  # the other bits tell what was read
             return str(error)

@@ -1,4 +1,4 @@
-"""The processes of a data folder that reload on SIGHUP, and what became of the last reload of each."""
+"""The processes of a data folder that reload on SIGHUP, and the result of the last reload of each."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class LoadResult(NamedTuple):
 
 
 class ReloadResult(NamedTuple):
-    """What became of the request to reload. `load` is None if the process has not answered in time, or has ended."""
+    """The result of a request to reload. `load` is None if the process has not answered in time, or has ended."""
 
     process: int
     load: LoadResult | None
@@ -91,7 +91,7 @@ def request_reload(data_dir: Path) -> dict[int, LoadResult | None]:
 
 
 def wait_for_reload(data_dir: Path, asked: dict[int, LoadResult | None]) -> list[ReloadResult]:
-    """Wait until each process that `request_reload` returned has reloaded or failed to. Return what became of it."""
+    """Wait until each process that `request_reload` returned has reloaded or failed to. Return the results."""
     end = time.monotonic() + RELOAD_SECONDS
     return [ReloadResult(process, _next_load(data_dir, process, before, end)) for process, before in asked.items()]
 

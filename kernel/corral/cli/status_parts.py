@@ -1,4 +1,4 @@
-"""What plugins add to `corral status`: the entry points of the group `corral.status`."""
+"""The parts that plugins add to `corral status`, with entry points of the group `corral.status`."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ MAX_NAMES = 5  # objects that a line of `corral status` names
 class StatusPart(NamedTuple):
     """The part of a plugin in `corral status`.
 
-    `found` is the part in the JSON, or None if it is unknown. `text` tells people what needs their attention, and the
-    command that shows it. Without a text, nothing needs their attention.
+    `found` is the part in the JSON, or None if it is unknown. `text` says what needs attention, and names the command
+    that shows it. If `text` is missing, nothing needs attention.
     """
 
     found: Any

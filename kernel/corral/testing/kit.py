@@ -274,9 +274,9 @@ class Kit:
 
         Only for kernels with `models`, one of which `model` names. A worker runs the task as in an installation. The
         user of `by`, such as `await kit.as_user("member")`, creates the task, so tools act with the rights of this
-        user. Without `by`, each call creates a new admin for it. The agent always belongs to another admin.
-        `fields` are further fields of the new task. `tool_calls` of the result contains its tool calls. Returns as well
-        when the task waits for a person. Raise `TimeoutError` after a minute.
+        user. Without `by`, each call creates a new admin for it. The agent always belongs to another admin. `fields`
+        are further fields of the new task. `tool_calls` of the result contains its tool calls. It also returns when the
+        task waits for a person. Raise `TimeoutError` after a minute.
         """
         admin = await self.as_user("admin")
         agent = {"name": f"{model}-{self._people}", "llm_model": f"scripted/{model}", "enabled_tools": list(tools)}

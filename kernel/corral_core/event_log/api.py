@@ -55,7 +55,7 @@ def _first_after(seq: int) -> tuple[int, str] | None:
 
 
 class PositionMoved(ExpectedFailure):
-    """Another process has read the same events. What this unit of work wrote is rolled back."""
+    """Another process has read the same events. The changes of this unit of work are rolled back."""
 
 
 class LogCursor:

@@ -122,7 +122,7 @@ class Agents(Protocol):
         ...
 
     def pause_started(self, agent_id: str, reason: str) -> None:
-        """Pause an agent for a reason that does not come from a person. Does nothing if the agent is not started."""
+        """Pause an agent for a reason other than the decision of a person. Does nothing if the agent is not started."""
         ...
 
     def resume_paused(self, agent_id: str, reason: str) -> None:
@@ -134,7 +134,7 @@ class Agents(Protocol):
 
         A configuration failure is a `provider_error` that a retry cannot fix, for example because of an invalid key or
         an unknown model. After `agents.error_after_failures` consecutive failures, the state of the agent becomes
-        `error`. `stalled` tells whether `record_stall` was called for the attempt; if not, the series of stalls ends.
+        `error`. `stalled` says whether `record_stall` was called for the attempt; if not, the series of stalls ends.
         """
         ...
 

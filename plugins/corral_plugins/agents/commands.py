@@ -92,7 +92,7 @@ def show_agent(client: ApiClient, *, agent: str, as_json: bool) -> None:
 
 
 def _reviewer_text(client: ApiClient, policy: dict[str, Any]) -> str | None:
-    """Return a text that says who reviews the results of an agent, or None if nobody does."""
+    """Return a sentence that says who reviews the results of an agent, or None if nobody does."""
     if policy["mode"] == "none":
         return None
     reviewer = policy.get("reviewer_agent_id")

@@ -47,7 +47,7 @@ OPEN: tuple[Status, ...] = ("pending", "revision_requested")
 
 
 class Approvers(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """Who may decide: people by id, and everyone with one of the roles. Admins may always decide."""
+    """The people who may decide: people by id, and everyone with one of the roles. Admins may always decide."""
 
     users: Annotated[list[Id], Meta(max_length=50)] = []
     roles: Annotated[list[DecidingRole], Meta(max_length=2)] = []
@@ -83,7 +83,7 @@ class NewApproval(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class Requester(msgspec.Struct, frozen=True, kw_only=True):
-    """Who asks. `on_behalf_of` is the id of the person for whom an agent, worker or workflow works."""
+    """The requester. `on_behalf_of` is the id of the person for whom an agent, worker or workflow works."""
 
     type: Literal["user", "agent", "worker", "workflow"]
     id: str

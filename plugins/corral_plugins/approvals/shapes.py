@@ -103,7 +103,7 @@ class ApprovalCommentView(msgspec.Struct, kw_only=True):
 
 
 class ExecutionView(msgspec.Struct, kw_only=True):
-    """How the approved tool call ended."""
+    """The outcome of the approved tool call."""
 
     status: str
     tool_call_id: str
@@ -113,7 +113,7 @@ class ExecutionView(msgspec.Struct, kw_only=True):
 class ApprovalItem(msgspec.Struct, kw_only=True):
     """An approval in a list, without its payload.
 
-    `can_decide` tells whether the caller may decide it now. `approvals` is the number of people who have approved.
+    `can_decide` says whether the caller may decide it now. `approvals` is the number of people who have approved.
     """
 
     id: str

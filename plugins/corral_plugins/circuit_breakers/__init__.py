@@ -1,1 +1,1 @@
-"""Circuit breakers: stop calling a system that fails, so that its failure costs seconds."""
+"""Circuit breakers: stop calls to a failing system, so that callers do not wait for it again and again."""

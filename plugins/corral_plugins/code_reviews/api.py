@@ -99,7 +99,7 @@ class ReviewPeople(msgspec.Struct, frozen=True, kw_only=True):
 class PreparedPatch(msgspec.Struct, frozen=True, kw_only=True):
     """A patch that was checked, redacted, hashed and parsed. `parsed` belongs to the plugin.
 
-    `redacted_lines` are the numbers of the lines in which a credential was replaced. `tainted` tells that the patch
+    `redacted_lines` are the numbers of the lines in which a credential was replaced. `tainted` means that the patch
     comes from outside; the tasks of agents that review it are then tainted.
     """
 

@@ -21,7 +21,7 @@ class Review(Model):
 
     `owner_id` is the person who opened the review, or for whom the agent that opened it works. `is_awaited` is true if
     the task waits for the decision, or runs again because of it; otherwise, a current run may not know of the review.
-    `is_tainted` tells that a revision came from outside. `stats` is `{files, additions, deletions}`.
+    `is_tainted` means that a revision came from outside. `stats` is `{files, additions, deletions}`.
     """
 
     visibility = SHARED

@@ -114,7 +114,7 @@ class PatchedFileView(msgspec.Struct, kw_only=True):
 
 
 class PatchStats(msgspec.Struct, kw_only=True):
-    """How much a diff changes."""
+    """The number of files and lines that a diff changes."""
 
     files: int
     additions: int
@@ -122,7 +122,7 @@ class PatchStats(msgspec.Struct, kw_only=True):
 
 
 class ReviewerView(msgspec.Struct, kw_only=True):
-    """A reviewer, and what they have done so far. An agent never approves or rejects."""
+    """A reviewer and their state. An agent never approves or rejects."""
 
     user_id: str | None
     agent_id: str | None
@@ -131,7 +131,7 @@ class ReviewerView(msgspec.Struct, kw_only=True):
 
 
 class ReviewAuthor(msgspec.Struct, kw_only=True):
-    """Who wrote a comment."""
+    """The author of a comment."""
 
     type: Literal["user", "agent", "system"]
     id: str
@@ -221,7 +221,7 @@ class ReviewQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defa
 
 
 class DiffQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """`revision` is the revision to return, by default the current one. With `against`, return what changed since."""
+    """`revision` is the revision to return, by default the current one, and `against` a revision to compare it with."""
 
     revision: Annotated[int, Meta(ge=1, le=100_000)] | UnsetType = UNSET
     against: Annotated[int, Meta(ge=1, le=100_000)] | UnsetType = UNSET

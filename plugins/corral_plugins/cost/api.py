@@ -223,7 +223,7 @@ class Costs(Protocol):
         ...
 
     def headroom(self, agent_id: str | None) -> Headroom:
-        """Return what the budgets of the installation and of the agent leave. The amounts may change at any time."""
+        """Return the amounts that the budgets of installation and agent leave. The amounts may change at any time."""
         ...
 
     def reserve(self, wanted: NewReservation) -> Hold | None:
@@ -236,8 +236,8 @@ class Costs(Protocol):
     def draw(self, wanted: NewReservation) -> Hold | None:
         """Hold an amount for a call under a lease, as a part of the reservation of the attempt.
 
-        `wanted` describes the attempt and the amount of the call. What the reservation lacks is reserved first. Raises
-        `BudgetRefused` like `reserve`.
+        `wanted` describes the attempt and the amount of the call. Any amount that the reservation lacks is reserved
+        first. Raises `BudgetRefused` like `reserve`.
         """
         ...
 
@@ -254,9 +254,9 @@ class Costs(Protocol):
         ...
 
     def release_attempt(self, attempt_id: str, *, is_capped: bool) -> None:
-        """Release what the reservation of an attempt has left. Does nothing if the attempt has no reservation.
+        """Release the rest of the reservation of an attempt. Does nothing if the attempt has no reservation.
 
-        `is_capped` tells whether the task of the attempt has a cap.
+        `is_capped` is true if the task of the attempt has a cap.
         """
         ...
 

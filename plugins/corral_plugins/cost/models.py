@@ -192,10 +192,10 @@ class AgentLimit(Model):
 
 
 class BudgetCounter(Model):
-    """What is spent and reserved in one period within a limit. `scope` is `global` or `agent`; `key` is the agent.
+    """The amounts spent and reserved in one period within a limit. `scope` is `global` or `agent`; `key` is the agent.
 
-    `spent_micro` is the sum of the cost events of the period, and `reserved_micro` is the sum of what the reservations
-    have left. `alerted` is the highest threshold that was reported, and `exceeded` tells whether `budget.exceeded` was
+    `spent_micro` is the sum of the cost events of the period, and `reserved_micro` is the sum of the rests of the
+    reservations. `alerted` is the highest threshold that was reported, and `exceeded` is true if `budget.exceeded` was
     published. While `lifted` is true, the limit refuses nothing.
     """
 

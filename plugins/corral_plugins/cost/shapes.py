@@ -344,7 +344,7 @@ class BudgetChange(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class AgentBudgetView(msgspec.Struct, kw_only=True):
-    """The own budget of an agent, and what the agent has spent and reserved in the current period, in USD."""
+    """The budget of an agent, and the amounts that it has spent and reserved in the current period, in USD."""
 
     agent_id: str
     limit: float
@@ -364,8 +364,9 @@ class BudgetAlertView(msgspec.Struct, kw_only=True):
 class BudgetView(msgspec.Struct, kw_only=True):
     """The budget of the installation, and its state in the current period.
 
-    `percent` is the spent part of the limit. `remaining_usd` is what is neither spent nor reserved. `projected_usd`
-    extrapolates the mean of the last 7 days. `by_agent` contains the agents with a budget of their own, at most 200.
+    `percent` is the spent part of the limit. `remaining_usd` is the amount that is neither spent nor reserved.
+    `projected_usd` extrapolates the mean of the last 7 days. `by_agent` contains the agents with a budget of their own,
+    at most 200.
     """
 
     version: int

@@ -1,1 +1,1 @@
-"""Files: inputs of tasks and what comes out of them."""
+"""Files: the inputs and outputs of tasks."""

@@ -146,7 +146,7 @@ class FileDeleted(_FileEvent):
 
 
 class FileDamaged(SystemAlert, kw_only=True):
-    """Alerts admins that the stored bytes of a file are missing or differ from what was uploaded."""
+    """Alerts admins that the stored bytes of a file are missing or differ from the uploaded bytes."""
 
     file_id: str
 

@@ -93,7 +93,7 @@ async def upload_file(
 
 
 def _new_file(query: UploadQuery, caller: Principal, request: Request, settings: Settings) -> NewFile:
-    """Return what is known about an upload before its body is read."""
+    """Return the facts about an upload that are known before its body is read."""
     task_id = query.task_id.lower() if isinstance(query.task_id, str) else None
     visibility: FileVisibility = "private"
     lease = None

@@ -1,1 +1,1 @@
-"""Marketplace: templates of working teams, which people install, upgrade, remove, and make of their own work."""
+"""Marketplace: people install, upgrade and remove templates of working teams, and create their own templates."""

@@ -228,7 +228,7 @@ def validate_manifest(client: ApiClient, *, manifest: Path, as_json: bool) -> No
 @manifest_argument
 @client_command
 def upload_manifest(client: ApiClient, *, manifest: Path, as_json: bool) -> None:
-    """Upload a manifest, so that everyone can install it. Needs an admin."""
+    """Upload a manifest, so that everyone can install it. Only admins may do this."""
     made = client.post("/marketplace/templates", read_body(manifest, ()))
     told = f"Uploaded {made['slug']} {made['version']}. Install it: corral template install {made['slug']}"
     print_value(made, as_json=as_json, text=told)

@@ -1,4 +1,4 @@
-"""The schedule that keeps the templates of the remote index."""
+"""The schedule that refreshes the templates of the remote index."""
 
 from __future__ import annotations
 

@@ -33,8 +33,8 @@ class StoredTemplate(Model):
 class Installation(Model):
     """An installation of a template.
 
-    `manifest` is the text of the installed version, which an upgrade compares with the new one. `missing` is what the
-    installation needs and did not find.
+    `manifest` is the text of the installed version, which an upgrade compares with the new one. `missing` lists the
+    requirements that the installation did not find.
     """
 
     visibility = SHARED

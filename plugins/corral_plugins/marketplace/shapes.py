@@ -88,7 +88,7 @@ class TemplateProblem(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TemplatePermissions(msgspec.Struct, kw_only=True):
-    """What the resources of a template may use at most. The egress `*` stands for any public host."""
+    """The permissions that the resources of a template may use at most. The egress `*` stands for any public host."""
 
     tools: list[str]
     secrets: list[str]
@@ -180,7 +180,7 @@ class ManifestValidation(msgspec.Struct, kw_only=True):
 class InstallTemplate(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """The options of an installation.
 
-    `secrets_map` maps the names of secrets in the template to names in the vault. `on_conflict` tells what happens if
+    `secrets_map` maps the names of secrets in the template to names in the vault. `on_conflict` decides what happens if
     an object with the name of a resource exists: the new object gets another name, the installation fails, or the
     existing object is used. With `dry_run`, nothing is created, and the response is the plan.
     """
@@ -206,7 +206,7 @@ class MissingGrant(msgspec.Struct, kw_only=True):
 
 
 class MissingParts(msgspec.Struct, kw_only=True):
-    """What an installation needs and what is missing: secrets, tools that nobody offers, and grants of secrets."""
+    """The missing requirements of an installation: secrets, tools that nobody offers, and grants of secrets."""
 
     secrets: list[str] = []
     tools: list[str] = []
@@ -231,7 +231,7 @@ class ToolPlan(msgspec.Struct, kw_only=True):
 
 
 class InstallationPlan(msgspec.Struct, kw_only=True):
-    """What an installation would create. Nothing was created.
+    """The objects that an installation would create. Nothing was created.
 
     `missing_plugins` lists plugins without which the installation fails.
     """
@@ -344,7 +344,7 @@ class ObjectRef(msgspec.Struct, kw_only=True):
 
 
 class UpgradeResult(msgspec.Struct, kw_only=True):
-    """What an upgrade did, or would do. `kept_local` lists edited fields, which keep their local values."""
+    """The changes of an upgrade, made or planned. `kept_local` lists edited fields, which keep their local values."""
 
     version: str
     upgraded_from: str

@@ -1,1 +1,1 @@
-"""Notifications: tells people in the app, by mail, Slack, Telegram or a webhook what needs them."""
+"""Notifications: tells people what needs their attention, in the app, by mail, Slack, Telegram or a webhook."""

@@ -47,7 +47,7 @@ class Notification(Model):
 
 
 class Preference(Model):
-    """The preferences of a person: what to be notified of, and when."""
+    """The preferences of a person: which events to be notified of, and when."""
 
     user_id = IdField(primary_key=True)
     mute: Any = JSONField(default=list)
@@ -144,7 +144,7 @@ class Group(Model):
     """The events of a rule that go through a channel as one message.
 
     `id` is a hash of the rule, the channel, the person and the values by which events are grouped. `objects` contains
-    hashes of what the last message reported, or null if there were too many.
+    hashes of the objects and states that the last message reported, or null if there were too many.
     """
 
     id = peewee.CharField(primary_key=True, max_length=64)

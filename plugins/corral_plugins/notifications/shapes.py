@@ -164,7 +164,7 @@ class ChannelTypes(msgspec.Struct, kw_only=True):
 
 
 class RuleRecipients(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """Who is notified: people by id, everyone with one of the roles, and the owner of the object."""
+    """The recipients of a rule: people by id, everyone with one of the roles, and the owner of the object."""
 
     users: Annotated[list[Id], Meta(max_length=50)] = []
     roles: Annotated[list[Literal["admin", "member", "viewer", "auditor"]], Meta(max_length=4)] = []
@@ -191,8 +191,8 @@ class NewNotificationRule(RuleFields, kw_only=True, forbid_unknown_fields=True):
     """The fields for creating a rule.
 
     `events` are names of events, prefixes such as `task.*`, or `*`. `conditions` is an expression over `event`, `data`
-    and `severity`. Events with equal values of the keys in `group_by` are sent as one message; without keys,
-    events with the same name and object are.
+    and `severity`. Events with equal values of the keys in `group_by` are sent as one message; without keys, events
+    with the same name and object are grouped.
     """
 
     name: Name
@@ -257,7 +257,7 @@ class PreviewedMessage(msgspec.Struct, kw_only=True):
 
 
 class RulePreview(msgspec.Struct, kw_only=True):
-    """What the rule would have sent.
+    """The messages that the rule would have sent.
 
     `events` is the number of events that the rule follows, and `matched` the number of events that meet its conditions.
     `messages` is the number of messages, of which `items` contains the first 100. `truncated` is true if there were too

@@ -13,7 +13,7 @@ from corral.database.model import IdField, InstantField, JSONField, Model
 class Connection(Model):
     """A machine that commands can be run on.
 
-    `secret_id` and `passphrase_secret_id` name secrets of the vault; `owns_secret` and `owns_passphrase` tell whether
+    `secret_id` and `passphrase_secret_id` name secrets of the vault; `owns_secret` and `owns_passphrase` say whether
     the secret was submitted with the connection and is deleted with it. `host_key` is the accepted public key, and
     `seen_key` the last one that the machine showed, both as OpenSSH public key lines.
     """

@@ -181,7 +181,7 @@ class CommandResult(msgspec.Struct, kw_only=True):
 
 
 class ExecutionItem(msgspec.Struct, kw_only=True):
-    """A command that was run. `actor` is the user, API key or agent that ran it; `error` tells why it did not run."""
+    """A command that was run. `actor` is the user, API key or agent that ran it; `error` says why it did not run."""
 
     id: str
     connection_id: str

@@ -309,7 +309,7 @@ class ClaimResponse(msgspec.Struct, frozen=True, kw_only=True):
 class Run(msgspec.Struct, frozen=True, kw_only=True):
     """A task and its run under a live lease, if there is one. `allowed_tools` is null if all tools are allowed.
 
-    `cause_chain` names what led to the task, so that triggers recognise loops.
+    `cause_chain` lists the causes of the task, so that triggers recognise loops.
 
     If the task is not leased, `lease_id` and `worker_id` are empty. `agent_id` is then also empty, unless the task
     names an agent.

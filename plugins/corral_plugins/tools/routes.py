@@ -145,7 +145,7 @@ def delete_mcp_server(name: str, servers: McpServers, match: IfMatch) -> None:
 async def refresh_mcp_server(
     name: str, servers: McpServers, refresh: McpRefresh, work: Work, caller: Principal, request: Request
 ) -> McpServerView:
-    """List the tools of an MCP server now. The `status` in the response tells whether this succeeded."""
+    """List the tools of an MCP server now. The `status` in the response says whether this succeeded."""
     await work(lambda: servers.get(name), read=True)
     await refresh.refresh_server(name, request.unit_context(caller))
     return await work(lambda: servers.get(name), read=True)

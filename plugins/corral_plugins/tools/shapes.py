@@ -199,7 +199,7 @@ Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}(?![\s\S])")]
 
 
 class ToolOverride(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """What an admin sets for a tool of an MCP server. A `risk` of null means `external`."""
+    """The values that an admin sets for a tool of an MCP server. A `risk` of null means `external`."""
 
     risk: ToolRisk | None = None
     enabled: bool = True

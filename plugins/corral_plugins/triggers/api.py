@@ -29,7 +29,7 @@ class FireContext(msgspec.Struct, frozen=True, kw_only=True):
     """The circumstances under which an action runs.
 
     `owner` is the owner of the trigger, with their present rights. `cause_chain` goes to everything that the action
-    starts, so that a trigger recognises what it caused itself. `tainted` tells that the input is untrusted.
+    starts, so that a trigger recognises what it caused itself. `tainted` means that the input is untrusted.
     """
 
     trigger_id: str
@@ -43,8 +43,8 @@ class FireContext(msgspec.Struct, frozen=True, kw_only=True):
 class TriggerAction(msgspec.Struct, frozen=True, kw_only=True):
     """What a trigger can start. Plugins contribute actions with the hook `corral_trigger_actions`.
 
-    `schema` describes the fields beside `type`; `example` is an example that it accepts. Strings in the fields may hold
-    templates, which are rendered before `run`. Both the owner and whoever creates or enables the trigger need
+    `schema` describes the fields other than `type`; `example` is an example that it accepts. Strings in the fields may
+    hold templates, which are rendered before `run`. Both the owner and whoever creates or enables the trigger need
     `permission`.
 
     `run(context, fields)` starts the work in the current unit of work and returns its ids, such as `{"task_id": …}`. It

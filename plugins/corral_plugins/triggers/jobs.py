@@ -39,7 +39,7 @@ async def fire_waiting_slots(scheduler: TriggerScheduler) -> None:
 
 
 async def end_waits(scheduler: TriggerScheduler) -> None:
-    """Record the slots of absence triggers whose event did not come."""
+    """Record the slots of absence triggers whose event did not arrive."""
     await scheduler.end_waits()
 
 

@@ -77,7 +77,7 @@ class Fire(Model):
     """A row of the history: one slot of a trigger.
 
     The unique slot is the lock of a fire: a time, the id of an event, or the id of a delivery. A row is `pending` until
-    a job has evaluated the filter and run the action. `stage` tells what a pending row waits for, and `due_at` until
+    a job has evaluated the filter and run the action. `stage` says what a pending row waits for, and `due_at` until
     when. `payload`, `event` and `cause` are kept until the row is decided.
     """
 

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 class TriggersPlugin(Plugin):
     """Triggers: start work at a time, on an event, on a call from outside, or when something expected does not happen.
 
-    Each slot of a trigger fires once, however many processes run. The history contains each fire, skip and failure.
+    Each slot of a trigger fires once, even if several processes run. The history contains each fire, skip and failure.
     """
 
     name = "triggers"

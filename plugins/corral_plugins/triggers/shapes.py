@@ -73,7 +73,7 @@ class TriggerView(msgspec.Struct, kw_only=True):
     """A trigger.
 
     `schedule_text` describes the times of the trigger. `fires_24h` is the number of times it fired in the last 24
-    hours. `disabled_reason` tells why Corral disabled it.
+    hours. `disabled_reason` says why Corral disabled it.
     """
 
     id: str
@@ -164,7 +164,7 @@ class HistoryView(msgspec.Struct, kw_only=True):
 
 
 class TestTrigger(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """What to test: a payload, or the events of the last days, or the next times. At most one field is given."""
+    """The input of a test: a payload, or the events of the last days, or the next times. At most one field is given."""
 
     payload: dict[str, Any] | UnsetType = UNSET
     days: Annotated[int, Meta(ge=1, le=30)] | UnsetType = UNSET

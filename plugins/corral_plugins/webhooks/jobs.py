@@ -36,7 +36,7 @@ async def reap(database: Database, claims: DeliveryClaims, fan_out: WebhookFanOu
 
 
 async def purge_deliveries(work: Work, settings: Settings) -> None:
-    """Delete the deliveries that ended long ago, and cancel deliveries that nobody would send."""
+    """Delete the deliveries that ended long ago, and cancel deliveries that would never be sent."""
     while await work(cancel_stranded) == AT_ONCE:
         continue
     before = clock.now(-settings.get(RETENTION_DAYS) * DAY)

@@ -14,8 +14,8 @@ class Webhook(Model):
     """A webhook.
 
     `since_seq` is the end of the event log when the webhook was created or enabled: only later events are delivered.
-    `old_secret` signs beside `secret` until `old_until`. `headers` is a sealed JSON object. `failures` counts the
-    failed attempts since `failing_since`. `claimed_at` is the time of the last claim, by which webhooks take turns.
+    `old_secret` signs in addition to `secret` until `old_until`. `headers` is a sealed JSON object. `failures` counts
+    the failed attempts since `failing_since`. `claimed_at` is the time of the last claim, by which webhooks take turns.
     `recovering_at` is the time at which an unfinished recovery began.
     """
 

@@ -1,1 +1,1 @@
-"""Workflows: graphs of steps that run to the end whatever crashes."""
+"""Workflows: graphs of steps that run to the end in spite of crashes."""

@@ -124,7 +124,7 @@ def edit_workflow(
     input_path: Path | None,
     as_json: bool,
 ) -> None:
-    """Change fields of a workflow. The file may be the same as at its creation: config and steps are replaced.
+    """Change fields of a workflow. The file has the same format as for its creation: config and steps are replaced.
 
     Runs keep the definition with which they started.
     """
@@ -159,7 +159,7 @@ def delete_workflow(client: ApiClient, *, workflow: str, force: bool, yes: bool,
 def validate_workflow(client: ApiClient, *, workflow: str, as_json: bool) -> None:
     """Check a workflow with the plugins that are active now. Ends with status 1 if it has faults.
 
-    Warnings tell what would keep a step from running now, such as a tool that no agent may use.
+    Warnings say what would keep a step from running now, such as a tool that no agent may use.
     """
     found = client.post(f"/workflows/{_find(client, workflow)['id']}/validate", {})
     lines = [f"{each['pointer']}: {each['detail']}" for each in found["errors"]]

@@ -31,13 +31,16 @@ def allowance(figure: float) -> float:
 
 @pytest.mark.sqlite
 def test_health_metrics_2_nothing_but_the_package(tmp_path: Path) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    is_roomy = usage.free / usage.total >= 0.10
     with ServerProcess(tmp_path) as server, server.sign_in() as admin:
-        found = admin.get("/settings/health").json()
+        until = time.monotonic() + 60  # a busy machine may be degraded at first
+        while (found := admin.get("/settings/health").json())["status"] != "ok" and is_roomy:
+            assert time.monotonic() < until, found
+            time.sleep(0.5)
     checks = {name: check["status"] for name, check in found["checks"].items()}
     assert checks["database"] == checks["storage"] == checks["queue"] == checks["plugins"] == checks["vault"] == "ok"
     assert checks["redis"] == checks["mail"] == "disabled"
-    usage = shutil.disk_usage(tmp_path)
-    is_roomy = usage.free / usage.total >= 0.10
     assert found["status"] == ("ok" if is_roomy else checks["disk"])
 
 

@@ -119,6 +119,20 @@ async def test_forms_share_the_limits_of_the_endpoints(make_kit: Callable[..., A
 
 
 @pytest.mark.one_engine
+async def test_many_people_behind_one_address_accept_invitations(
+    make_kit: Callable[..., Any], mail_server: MailServer
+) -> None:
+    kit: Kit = await make_kit(plugins=("admin", "security"), config=mail_server.config() | {"rate_limits": True})
+    stop_refilling(kit)
+    admin = await kit.as_user("admin")
+    for number in range(7):
+        email = f"colleague{number}@example.org"
+        url = (await admin.post("/admin/invitations", {"email": email, "role": "member"})).json()["url"]
+        fields = {"token": url, "full_name": "Colleague", "password": PASSWORD}
+        assert 'role="status"' in await submit(kit.client, "/account/accept-invitation", **fields)
+
+
+@pytest.mark.one_engine
 @pytest.mark.parametrize(
     ("content", "media", "status"),
     [

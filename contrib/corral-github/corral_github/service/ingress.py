@@ -1,4 +1,4 @@
-"""Receives the deliveries of webhooks: verifies the signature over the raw bytes, and stores what the work needs.
+"""Receives the deliveries of webhooks: verifies the signature over the raw bytes, and stores the data for the work.
 
 A delivery is answered only after its row is committed. The host is called later, by a job.
 """

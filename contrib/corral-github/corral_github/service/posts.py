@@ -32,7 +32,7 @@ def queue_comment(thread: Thread, content: Json, *, source: str) -> None:
 
 
 def queue_decision(event: LoggedEvent, reviews: CodeReviews, accounts: Accounts) -> None:
-    """Queue the review that tells the host of a decision, with the comments as they are now."""
+    """Queue the review that informs the host of a decision, with the comments as they are now."""
     found: Thread | None = Thread.get_or_none(Thread.review_id == event.object_id)
     if found is None:
         return
@@ -50,7 +50,7 @@ def queue_decision(event: LoggedEvent, reviews: CodeReviews, accounts: Accounts)
 
 
 def queue_result(event: LoggedEvent) -> None:
-    """Queue the comment that tells the host of the end of a task."""
+    """Queue the comment that informs the host of the end of a task."""
     found: Thread | None = Thread.get_or_none(Thread.task_id == event.object_id)
     if found is not None:
         _queue(found, "comment", {"task_id": event.object_id, "status": event.payload()["status"]}, event.id)

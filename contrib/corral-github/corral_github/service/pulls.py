@@ -28,7 +28,7 @@ End with the text of your review, in Markdown. It is posted as a comment on the 
 
 
 class Pull(msgspec.Struct, frozen=True, kw_only=True):
-    """What the host says about a pull request now."""
+    """The current state of a pull request, as the host reports it."""
 
     number: int
     title: str
@@ -65,7 +65,7 @@ class PullRequests:
     """Handles the deliveries of pull requests.
 
     A delivery says only that something happened. What is done depends on the state of the pull request that the host
-    reports afterwards, so deliveries that come late, twice or in another order do no harm.
+    reports afterwards, so late, duplicate or reordered deliveries do no harm.
     """
 
     def __init__(

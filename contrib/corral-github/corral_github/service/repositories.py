@@ -1,4 +1,4 @@
-"""Connects repositories, and lists what happened to them."""
+"""Connects repositories, and lists their deliveries and posts."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ class Repositories:
         return _view(row, _count_waiting_threads([row.id]).get(row.id, 0), bool(_have_answered([row.id])))
 
     def delete(self, repository_id: str, match: IfMatch, *, by: Principal) -> None:
-        """Disconnect a repository. Its code reviews and tasks stay; what was not posted yet is not posted."""
+        """Disconnect a repository. Its code reviews and tasks stay; waiting posts are not sent."""
         same = Repository.id == repository_id.lower()
         locked(Repository.select(Repository.id).where(same)).first()  # keeps the version as it is
         row = _find(repository_id, by)

@@ -34,7 +34,7 @@ BATCH_SIZE = 200
 
 
 class LeaseLost(ExpectedFailure):
-    """Another process works on the thread now."""
+    """Another process is now working on the thread."""
 
 
 class ThreadLease(msgspec.Struct, frozen=True):
@@ -83,7 +83,7 @@ def hold(claimed: ThreadLease) -> Thread:
     mine = (Thread.id == claimed.thread_id) & (Thread.lease == claimed.lease)
     row: Thread | None = locked(Thread.select().where(mine)).first()
     if row is None:
-        raise LeaseLost(f"Another process works on the thread {claimed.thread_id}.")
+        raise LeaseLost(f"Another process is working on the thread {claimed.thread_id}.")
     return row
 
 

@@ -1,8 +1,9 @@
 """Pages for people who open a link: they choose a password, verify an address or accept an invitation in a browser.
 
-The token of a link stands in its fragment, which browsers do not send, so that it appears in no log and no referrer. A
+The token of a link is in its fragment, which browsers do not send, so that it appears in no log and no referrer. A
 script copies it into the form; without scripts, the person pastes the link. The forms use the services of the JSON
-endpoints and share their rate limits. A form that cannot be accepted is shown again with the reason.
+endpoints, and those that take a password count towards the rate limit of signing in. A form that cannot be accepted is
+shown again with the reason.
 """
 
 from __future__ import annotations
@@ -24,7 +25,6 @@ from corral.http.answers import Request, Text
 from corral.http.routes import Routes
 from corral_core.accounts.api import FullName, Password
 from corral_core.accounts.routes.auth import SIGN_IN_RATE
-from corral_core.accounts.routes.registration import BY_MAIL
 from corral_core.accounts.service.links import SingleUseLinks
 from corral_core.accounts.service.recovery import PasswordRecovery
 from corral_core.accounts.service.registration import AccountRegistration
@@ -145,7 +145,8 @@ async def show_invitation() -> Text:
     return _form(ACCEPT)
 
 
-@routes.post("/accept-invitation", needs=PUBLIC, rate=BY_MAIL, form=True, keyed=False, body_limit=BODY_LIMIT)
+# Unlike registration, it sends no mail and needs the token of a link, so an office behind one address accepts many.
+@routes.post("/accept-invitation", needs=PUBLIC, rate=SIGN_IN_RATE, form=True, keyed=False, body_limit=BODY_LIMIT)
 async def submit_invitation(
     body: InvitationForm, request: Request, registrations: AccountRegistration, links: SingleUseLinks
 ) -> Text:

@@ -1,4 +1,4 @@
-"""What a restore from a backup does to sessions and queued mails."""
+"""Ends sessions and gives up queued mails after a restore from a backup."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ def with_all_plugins(config: Config) -> Config:
 
 
 def restore(archive: Archive, config: Config, entry: UnitContext, by: Principal, tell: Progress) -> list[str]:
-    """Restore an archive whose sums are verified. Return what the operator must know about the restored data.
+    """Restore an archive whose sums are verified. Return notes for the operator about the restored data.
 
     Raise `StartupError` if the database is not empty or a plugin is missing, and `SchemaTooNew` if a newer release
     wrote the archive.

@@ -1,4 +1,4 @@
-"""The functions that expressions have beside those of the library. They raise `ValueError` with a sentence for people.
+"""The functions of expressions in addition to those of the library. They raise `ValueError` with a message for people.
 
 The library passes and receives JSON values, and datetimes and timedeltas for timestamps and durations.
 """

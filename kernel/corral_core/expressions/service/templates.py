@@ -1,6 +1,6 @@
 """The scanner of templates: it divides a string into text and `{{ expression }}` parts.
 
-The tokens of an expression tell where it ends, so braces in its strings and objects do not close it.
+The tokens of an expression show where it ends, so braces in its strings and objects do not close it.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Reads CEL expressions token by token: which names and functions they use, and what they must not contain.
 
-The library parses the syntax. It does not tell where a name stands, which variables a macro binds and whether macros
+The library parses the syntax. It does not report where a name stands, which variables a macro binds and whether macros
 are nested, all of which is known from the tokens.
 """
 

@@ -39,7 +39,7 @@ class SiblingProcesses:
         self._server: asyncio.Server | None = None
 
     async def serve_metrics(self, address: str, text: Text) -> None:
-        """Start to serve the metrics of this process to the sibling processes. `text()` returns the metrics.
+        """Start serving the metrics of this process to the sibling processes. `text()` returns the metrics.
 
         If the socket cannot be created, this process logs a warning and exchanges no metrics.
         """

@@ -278,7 +278,7 @@ def safe_mode_alert() -> None:
 
 
 class _StoredFacts:
-    """What the database knows about all plugins, read once in the current unit of work."""
+    """The stored facts about all plugins, read once in the current unit of work."""
 
     def __init__(self) -> None:
         self.tables = frozenset(current().database.engine.get_tables())

@@ -136,13 +136,13 @@ class AgentTemplateInstaller:
         self._service().delete(agent_id, ANY_VERSION, force=False, by=by)
 
     def export(self, agent_id: str, by: Principal) -> Json:
-        """Return the configuration of an agent, without what belongs to this installation: workers."""
+        """Return the configuration of an agent, without its worker, which belongs to this installation."""
         values = _values(find_readable_agent(agent_id, by))
         del values["worker_selector"]
         return {name: value for name, value in values.items() if name == "name" or value != DEFAULTS[name]}
 
     def _model_warnings(self, agent: AgentView) -> list[str]:
-        """Return warnings about what the agent still needs to have a model that answers."""
+        """Return warnings about the requirements that a model of the agent still lacks."""
         llm = self._service().llm
         if llm is None:
             return []

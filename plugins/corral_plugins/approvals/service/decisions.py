@@ -64,7 +64,7 @@ class ApprovalDecisions:
         return self._listing.view_of(row, by)
 
     def reject(self, approval_id: str, body: RejectRequest, match: IfMatch, *, by: Principal) -> ApprovalView:
-        """Reject a request. One rejection suffices, however many approvals are required."""
+        """Reject a request. One rejection suffices, even if several approvals are required."""
         row = self._lock_to_decide(approval_id, match, None, by)
         made = [*row.decisions, _decision(by.user_id or "", "reject", body.note, rows.current_hash(row))]
         self._outcomes.resolve(row, "rejected", by=by.user_id, note=body.note, decisions=made)

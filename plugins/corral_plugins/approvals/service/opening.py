@@ -292,7 +292,7 @@ def _check_size(value: Any, limit: int, pointer: str) -> None:
 
 
 def _seconds_left(new: NewApproval) -> float | None:
-    """Return the time to decide that a request names, in seconds. Raise `Invalid` if it is out of bounds."""
+    """Return the time for a decision that the request specifies, in seconds. Raise `Invalid` if it is out of bounds."""
     if not isinstance(new.expires_at, datetime):
         return float(new.expires_in_seconds) if isinstance(new.expires_in_seconds, int) else None
     if isinstance(new.expires_in_seconds, int):

@@ -66,7 +66,7 @@ def update_if_open(row: Approval, **changes: Any) -> None:
 
 
 def already_decided(status: str) -> Conflict:
-    """Return the error for a decision that comes too late."""
+    """Return the error for a decision that is too late."""
     return Conflict(f"The approval is already {status}.", code="already_decided", current_status=status)
 
 

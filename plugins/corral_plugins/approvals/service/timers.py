@@ -1,4 +1,4 @@
-"""What happens when nobody decides: reminders, escalation and expiry."""
+"""Reminders, escalation and expiry of approvals that nobody has decided."""
 
 from __future__ import annotations
 

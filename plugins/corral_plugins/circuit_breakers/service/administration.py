@@ -1,4 +1,4 @@
-"""What admins do with breakers: list, configure, force, reset and delete them. Runs in the caller's unit of work."""
+"""The actions of admins on breakers: list, configure, force, reset and delete. Runs in the caller's unit of work."""
 
 from __future__ import annotations
 

@@ -175,7 +175,7 @@ class BreakersService:
         return permit
 
     async def _ask_for_permit(self, breaker: LocalBreaker) -> str | None:
-        """Return a permit, or None without one; the call then no longer counts as a probe."""
+        """Return a permit, or None if there is none; the call then no longer counts as a probe."""
         permit: str | None = None
         try:
             admission = await self._database.work(lambda: self._transitions.take_permit(breaker.name), entry=ENTRY)

@@ -1,4 +1,4 @@
-"""The configuration of breakers: what an admin has configured, completed by the settings.
+"""The configuration of breakers: the fields that an admin has configured, completed by the settings.
 
 `GuardedNames` knows which names the plugins guard.
 """

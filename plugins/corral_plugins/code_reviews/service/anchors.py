@@ -38,7 +38,7 @@ class Context(msgspec.Struct, frozen=True):
 
 
 class Place(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a comment is in the revision that it was made on, or in which it was last found."""
+    """The place of a comment in the revision that it was made on, or in which it was last found."""
 
     file: str
     side: str
@@ -47,7 +47,7 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class NewPlace(msgspec.Struct, frozen=True):
-    """Where a comment is in another revision. `line` is None unless it is active."""
+    """The place of a comment in another revision. `line` is None unless it is active."""
 
     anchor: str
     line: int | None = None
@@ -77,7 +77,7 @@ def find_again(patch: Patch, places: Sequence[Place]) -> list[NewPlace]:
 
 
 class _Search:
-    """Looks at the lines of each file once, however many comments it has."""
+    """Examines the lines of each file only once, even if it has many comments."""
 
     def __init__(self, patch: Patch, places: Sequence[Place]) -> None:
         self.patch, self.checks_left = patch, MAX_CHECKS
@@ -148,7 +148,7 @@ def _candidates(numbers: Numbers, context: Context) -> Iterable[int]:
 
 
 def _fits(shown: dict[int, bytes], number: int, context: Context) -> bool:
-    """Return whether a comment fits the lines from a number on, as far as the patch shows the lines around them."""
+    """Return whether a comment fits the lines that begin at a number, as far as the patch shows their surroundings."""
     if not all(_is(shown, number + index, text) for index, text in enumerate(context.lines)):
         return False
     end = number + len(context.lines)
@@ -173,7 +173,7 @@ def _is(shown: dict[int, bytes], number: int, text: str) -> bool:
 
 
 def _lines_from(shown: dict[int, bytes], start: int, step: int) -> list[bytes]:
-    """Return up to three lines from a line on, as far as the patch shows them without a gap."""
+    """Return up to three lines that begin at a line, as far as the patch shows them without a gap."""
     found: list[bytes] = []
     while len(found) < AROUND and start in shown:
         found.append(shown[start])

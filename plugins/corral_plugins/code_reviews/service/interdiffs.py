@@ -88,13 +88,13 @@ def _ends_before(hunk: Hunk, number: int) -> bool:
 
 
 class _Comparison:
-    """Compares the lines of one file after the other, as long as there are not too many."""
+    """Compares the lines of one file after the other, up to a maximum number of lines."""
 
     def __init__(self) -> None:
         self.lines_left = MAX_COMPARED_IN_ALL
 
     def groups(self, old: list[bytes], new: list[bytes]) -> list[list[Opcode]]:
-        """Return the groups of changes with the lines around them. What is equal at both ends is not compared."""
+        """Return the groups of changes with the lines around them. Equal lines at both ends are not compared."""
         head = _equal_lines(old, new)
         tail = _equal_lines(old[head:][::-1], new[head:][::-1])
         size = len(old) + len(new) - 2 * (head + tail)

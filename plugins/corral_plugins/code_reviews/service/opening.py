@@ -161,7 +161,7 @@ class CodeReviewsService:
         return rows.facts_of(row)
 
     def _add_policy_reviewer(self, row: Review, agent_id: str) -> None:
-        """Make the agent that a policy names a reviewer, unless it already is one."""
+        """Add the agent that a policy names as a reviewer, unless it already is one."""
         known = {each.reviewer_id for each in rows.reviewers_of([row.id])[row.id]}
         if agent_id not in known:
             Reviewer.insert(review_id=row.id, reviewer_id=agent_id, kind="agent", position=len(known)).execute()

@@ -24,7 +24,7 @@ Json = dict[str, Any]
 
 
 class ParsedPatch(msgspec.Struct, frozen=True):
-    """What a `PreparedPatch` carries in `parsed`: everything about a patch that takes long to compute.
+    """The content of `PreparedPatch.parsed`: all facts about a patch that take long to compute.
 
     `files` is the JSON text that is stored.
     """
@@ -47,7 +47,7 @@ class ReviewContents:
     ) -> PreparedPatch:
         """Prepare the patch of a request, which is its text or a file.
 
-        `is_marked`: the credentials in the request were replaced before it came here.
+        `is_marked`: the credentials in the request have already been replaced.
         """
         if (patch is UNSET) == (file_id is UNSET):
             code = "required" if patch is UNSET else "not_allowed"
@@ -138,7 +138,7 @@ def _files_of(patch: Patch) -> list[Json]:
 
 
 def _stats_of(patch: Patch) -> Json:
-    """Return how much a patch changes."""
+    """Return the number of files and lines that a patch changes."""
     return {
         "files": len(patch.files),
         "additions": sum(file.additions for file in patch.files),

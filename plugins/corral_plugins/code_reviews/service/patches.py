@@ -58,7 +58,7 @@ class Hunk(msgspec.Struct):
 
 
 class PatchedFile(msgspec.Struct):
-    """What a patch does to a file."""
+    """The changes that a patch makes to one file."""
 
     path: str
     old_path: str | None

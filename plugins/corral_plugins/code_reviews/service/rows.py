@@ -59,7 +59,7 @@ def touch(row: Review) -> None:
 
 
 def already_decided(status: str) -> Conflict:
-    """Return the error for an action that comes too late."""
+    """Return the error for an action that is too late."""
     shown = status.replace("_", " ")
     return Conflict(f"The status of the review is {shown}.", code="already_decided", current_status=status)
 
@@ -83,7 +83,7 @@ def reviewers_of(review_ids: Sequence[str]) -> dict[str, list[Reviewer]]:
 
 
 def set_reviewer_state(review_id: str, reviewer_id: str | None, state: str, *, only: Sequence[str] = ()) -> None:
-    """Store what a reviewer has done. Do nothing if the caller is no reviewer, or in another state than `only`."""
+    """Store the state of a reviewer. Do nothing if the caller is not a reviewer, or has a state other than `only`."""
     mine = (Reviewer.review_id == review_id) & (Reviewer.reviewer_id == reviewer_id)
     if only:
         mine &= Reviewer.state.in_(only)

@@ -35,7 +35,7 @@ class AgentLimits:
         budget_counters.apply_limit(self._limits.reload(), Limit(AGENT, agent_id, limit_micro_usd, is_hard=True))
 
     def lift(self, agent_id: str) -> None:
-        """Let the budget of an agent refuse nothing until the current period ends."""
+        """Keep the budget of an agent from refusing anything until the current period ends."""
         limits = self._limits.current()
         for limit in limits.of(agent_id):
             if limit.scope == AGENT:

@@ -1,4 +1,4 @@
-"""The counters of budgets: what is spent and reserved in each period within each limit.
+"""The counters of budgets: the amounts spent and reserved in each period within each limit.
 
 A counter is created when its limit or its period is first used, from the rollups and the reservations. From then on it
 changes in the unit of work that changes them, so it stays equal to their sums.
@@ -85,7 +85,7 @@ def find(limit: Limit, period: Period) -> CounterState | None:
 
 
 def sums(limit: Limit, period: Period) -> dict[str, int]:
-    """Return what the counter must be: the sums of the rollups of the period and of all reservations."""
+    """Return the correct values of the counter: the sums of the rollups of the period and of all reservations."""
     left: Any = Reservation.select(fn.SUM(Reservation.amount_micro - Reservation.used_micro))
     if limit.scope == AGENT:
         left = left.where(Reservation.agent_id == limit.key)
@@ -129,7 +129,7 @@ def publish_change(limits: BudgetLimits) -> None:
 
 
 def reserve(limits: BudgetLimits, applicable: list[Limit], amount: int) -> Limit | None:
-    """Add an amount to what is reserved within each limit. Return the first limit that does not admit the amount.
+    """Add an amount to the reserved amount within each limit. Return the first limit that does not admit the amount.
 
     The first limit does not admit it either if the limits are outdated.
     """
@@ -147,7 +147,7 @@ def reserve(limits: BudgetLimits, applicable: list[Limit], amount: int) -> Limit
 
 
 def add(limits: BudgetLimits, limit: Limit, *, spent: int, reserved: int) -> CounterState | None:
-    """Add to a counter what was spent, reserved or released, and publish the thresholds that this reached.
+    """Add spent, reserved or released amounts to a counter, and publish the thresholds that it has reached.
 
     Return the new state of the counter, or None if the counter was not created yet.
     """

@@ -79,7 +79,7 @@ NO_LIMITS = BudgetLimits(0, BudgetConfiguration(), {})
 
 
 class _ReadInUnit:
-    """What a unit of work has read."""
+    """The values that a unit of work has read."""
 
     def __init__(self, limits: BudgetLimits) -> None:
         self.limits = limits

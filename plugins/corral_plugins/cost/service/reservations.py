@@ -2,7 +2,7 @@
 
 The reservation of an attempt is made when its task is claimed. Calls of the gateway under its lease draw on it, and a
 call that needs more than is left extends it. A call without a task has a reservation of its own. A settled cost
-replaces what was reserved for it.
+replaces the amount that was reserved for it.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ class Reservations:
         self._limits.confirm(revision)
 
     def headroom(self, agent_id: str | None) -> Headroom:
-        """Return what the limits leave. Creates no counter, so that it can be called in a read-only unit of work."""
+        """Return the amounts that the limits leave. Creates no counter, and so can run in a read-only unit of work."""
         limits = self._limits.current()
         if limits.is_unlimited:
             return Headroom()
@@ -236,7 +236,7 @@ class Reservations:
     ) -> None:
         """Replace the amount that is held for a use by its cost, at the end of the unit of work.
 
-        `is_call` tells that the holder is a call, whose reservation ends with it.
+        `is_call` means that the holder is a call, whose reservation ends with it.
         """
         if cost:
             self._ensure_counters(agent_id)
@@ -322,7 +322,7 @@ class _BudgetChange:
         return agent_id, amount - used - (after - spent_after)
 
     def _end(self, holder_id: str) -> tuple[str | None, int]:
-        """Delete a reservation. Return its agent, and what was left of it."""
+        """Delete a reservation. Return its agent and its remaining amount."""
         row = _DELETE.one({"holder_id": holder_id})
         if row is None:
             return None, 0

@@ -121,7 +121,7 @@ class Downloads:
                 kind="file_damaged",
                 severity="critical",
                 title="A stored file is damaged",
-                detail=f"The stored bytes of the file {file_id} are missing or differ from what was uploaded.",
+                detail=f"The stored bytes of the file {file_id} are missing or differ from the uploaded bytes.",
                 object={"type": "file", "id": file_id},
                 file_id=file_id,
             )

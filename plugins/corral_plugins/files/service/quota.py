@@ -43,7 +43,7 @@ class FileQuota:
             raise Problem(detail, code="quota_exceeded")
 
     def commit(self, upload_id: str, owner_id: str, size: int) -> None:
-        """Count a stored file instead of what its upload has reserved.
+        """Count a stored file instead of the bytes that its upload has reserved.
 
         Raise `Unavailable` if the upload was ended in the meantime, because its bytes are then deleted.
         """
@@ -73,7 +73,7 @@ class FileQuota:
         return sum(self.end(upload.id) for upload in list(found))
 
     def usage(self, owner_id: str) -> FileUsage:
-        """Return what the files of an owner take."""
+        """Return the number of an owner's files and the space that they use."""
         row = Usage.get_or_none(Usage.owner_id == owner_id)
         return FileUsage(
             files=row.files if row is not None else 0,

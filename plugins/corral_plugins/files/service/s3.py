@@ -38,7 +38,7 @@ class CallGuard(Protocol):
 
 
 async def unguarded(call: Callable[[], Awaitable[Any]]) -> Any:
-    """Make a call."""
+    """Make a call without a circuit breaker."""
     return await call()
 
 
@@ -123,7 +123,7 @@ class S3Blobs:
         await self._call(write_and_delete)
 
     def check(self) -> None:
-        """Ask the store whether the bucket is there. Blocks; raises what boto3 raises."""
+        """Ask the store whether the bucket is there. Blocks, and raises the errors of boto3."""
         self._client().head_bucket(Bucket=self.bucket)
 
     async def link(self, key: str, seconds: int, *, disposition: str, media_type: str) -> str:

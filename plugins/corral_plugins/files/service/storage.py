@@ -35,7 +35,7 @@ class FileStorage:
         self._blobs, self._metrics = blobs, metrics
 
     @property
-    def blobs(self) -> BlobStore:
+    def blob_store(self) -> BlobStore:
         """The store itself, for sweeps."""
         return self._blobs
 
@@ -57,7 +57,7 @@ class FileStorage:
         store.guard = guard
 
     async def put(self, key: str, stream: AsyncIterable[bytes]) -> Blob:
-        """Store a stream durably. Raises what the stream raises, and `Unavailable` for failures of the store.
+        """Store a stream durably. Raises the errors of the stream, and `Unavailable` for failures of the store.
 
         While the breaker is open, nothing of the stream is read.
         """

@@ -22,7 +22,7 @@ VERIFIED_SHARE = 100  # one file of so many is verified by each run
 
 
 class FileSweeps:
-    """Deletes what nobody can reach any more. A sweep may stop at any point; the next one goes on."""
+    """Deletes data that nobody can reach any more. A sweep may stop at any point; the next one continues."""
 
     def __init__(
         self, storage: FileStorage, registry: FileRegistry, quota: FileQuota, downloads: Downloads, work: Work
@@ -35,7 +35,7 @@ class FileSweeps:
         while await self._work(lambda: self._quota.end_abandoned(BATCH)) == BATCH:
             pass
         await self._delete_expired()
-        await self._storage.blobs.sweep(older_than_seconds)
+        await self._storage.blob_store.sweep(older_than_seconds)
         started = clock.now()
         await self._report_missing(await self._delete_orphans(older_than_seconds), started)
 
@@ -75,7 +75,7 @@ class FileSweeps:
         before = time.time() - older_than_seconds  # the times of stored bytes do not follow `clock.travel`
         keys: list[str] = []
         stored: set[int] = set()
-        async for blob in self._storage.blobs.scan():
+        async for blob in self._storage.blob_store.scan():
             stored.add(hash(blob.key))
             if blob.modified < before and blob.key.startswith(f"{PREFIX}/"):
                 keys.append(blob.key)

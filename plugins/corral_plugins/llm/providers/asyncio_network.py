@@ -38,7 +38,7 @@ class AsyncioNetwork(httpcore2.AsyncNetworkBackend):
 
 
 class _Reader(asyncio.StreamReader):
-    """`unread` is the number of bytes that have arrived and were not read yet."""
+    """A stream reader. `unread` is the number of bytes that have arrived and were not read yet."""
 
     unread = 0
 

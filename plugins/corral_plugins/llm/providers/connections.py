@@ -95,7 +95,7 @@ class ProviderConnections:
 
     @functools.cached_property
     def _policy(self) -> Policy:
-        """Return what the requests may reach: the address in the operator's configuration, even if it is private."""
+        """Return the egress policy: requests may reach the operator's configured address, even if it is private."""
         if not self._provider.operator:
             return Policy()
         base = read_url(self._provider.base_url or "")

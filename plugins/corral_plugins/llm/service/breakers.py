@@ -75,7 +75,7 @@ def breaker_name(provider: str) -> str:
 
 
 def _judge(outcome: Any) -> Verdict:
-    """Judge a call: only the status of the provider's response counts, not the faults of the request."""
+    """Classify a call for the breaker: only the status of the provider's response counts, not faults of the request."""
     if isinstance(outcome, ProviderError):
         return judge_status(outcome.status)
     return "neutral" if isinstance(outcome, Exception) else "success"

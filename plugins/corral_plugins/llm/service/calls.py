@@ -201,7 +201,8 @@ class CallRecord(msgspec.Struct, kw_only=True):
 class CallResult(msgspec.Struct, frozen=True):
     """The response of a call and its response headers.
 
-    `cost` is an amount in USD as text, or `unpriced`. `budget_left` is what the tightest budget leaves in USD, or None.
+    `cost` is an amount in USD as text, or `unpriced`. `budget_left` is the amount in USD that the tightest budget
+    leaves, or None.
     """
 
     response: dict[str, Any]

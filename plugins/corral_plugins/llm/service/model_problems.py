@@ -1,4 +1,4 @@
-"""Finds out why the model of an agent cannot be called, and what helps."""
+"""Finds the reason why the model of an agent cannot be called, and the remedy."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ MAX_NAMES = 20
 
 
 class ModelProblem(NamedTuple):
-    """What is wrong with a model, and the command that helps, or None if only another model helps.
+    """A problem of a model, and the command that solves it, or None if only another model helps.
 
-    `name` is the model as it was meant, which may begin with a provider that does not exist.
+    `name` is the intended model, which may begin with a provider that does not exist.
     """
 
     name: str

@@ -157,6 +157,6 @@ class CallSettlement:
             before_commit(functools.partial(self._read_budget_left, call, outcome))
 
     def _read_budget_left(self, call: CallRecord, outcome: CallOutcome) -> None:
-        """Set what the tightest budget leaves after the call in micro-USD, or None if no budget applies to it."""
+        """Set the amount that the tightest budget leaves, in micro-USD, or None if no budget applies to it."""
         room = self._cost.headroom(call.by.agent_id)
         outcome.budget_left_micro_usd = min((e for e in (room.overall, room.agent) if e is not None), default=None)

@@ -55,7 +55,7 @@ LOCK = "marketplace.install"
 
 
 class MadeObject(msgspec.Struct, frozen=True, kw_only=True):
-    """An object of an installation: what was created, or found."""
+    """An object of an installation, which was created or already existed."""
 
     resource: PreparedResource
     name: str

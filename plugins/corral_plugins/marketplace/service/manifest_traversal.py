@@ -25,7 +25,7 @@ class Place(NamedTuple):
 
 
 class Uses(msgspec.Struct, frozen=True, kw_only=True):
-    """What the resources use, with the place of each use."""
+    """The objects that the resources use, with the place of each use."""
 
     tools: tuple[Place, ...]
     secrets: tuple[Place, ...]
@@ -41,7 +41,7 @@ def texts(value: Any, pointer: str = "") -> Iterator[Place]:
 
 
 def uses_of(resources: list[Json], pointer: str = "/resources") -> Uses:
-    """Return what the resources use."""
+    """Return the objects that the resources use."""
     found: list[tuple[str, Place]] = []
     for index, resource in enumerate(resources):
         found += _uses(resource["spec"], f"{pointer}/{index}/spec")

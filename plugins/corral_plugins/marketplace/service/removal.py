@@ -72,7 +72,7 @@ def remove_objects(
 
 
 def _add_used(present: set[str], reasons: dict[str, str], installers: Mapping[str, Installer]) -> None:
-    """Add the objects to which objects that stay refer."""
+    """Add the objects that are still used by objects that stay."""
     uses = [use for installer in installers.values() for use in installer.find_uses(sorted(present))] if present else []
     while True:
         added = {

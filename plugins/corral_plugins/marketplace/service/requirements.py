@@ -1,4 +1,4 @@
-"""Finds out what an installation needs and lacks: secrets, tools, and grants of secrets."""
+"""Finds the missing requirements of an installation: secrets, tools, and grants of secrets."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class NeededSecret(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Requirements:
-    """Compares what a template needs with what exists. Every method runs in the caller's unit of work."""
+    """Compares the requirements of a template with existing objects. Every method runs in the caller's unit of work."""
 
     secrets: Secrets | None
     tools: Tools | None
@@ -33,7 +33,7 @@ class Requirements:
     def missing(
         self, manifest: Manifest, parameters: Mapping[str, Any], names: Mapping[str, str], objects: Mapping[int, str]
     ) -> tuple[MissingParts, list[NeededSecret]]:
-        """Return what is missing, and which of the missing secrets are required.
+        """Return the missing requirements, and which of the missing secrets are required.
 
         `names` maps the names of secrets to names in the vault, and `objects` the positions of resources to the ids of
         created objects.

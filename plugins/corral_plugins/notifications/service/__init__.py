@@ -1,1 +1,1 @@
-"""The rules of notifications: who is told of what, when, by which channel, and what becomes of the deliveries."""
+"""The rules of notifications: who is notified of which events, when and by which channel, and how deliveries end."""

@@ -57,7 +57,7 @@ SERVICES: tuple[FurtherService, ...] = (
         address="https://discord.com/api/webhooks/",
         members={
             "webhook_id": _token("The number in the URL of the webhook.", r"[0-9]{5,30}"),
-            "webhook_token": _token("What follows the number in the URL of the webhook."),
+            "webhook_token": _token("The part of the webhook's URL after the number."),
         },
         secrets=("webhook_token",),
         limit=2000,
@@ -70,7 +70,7 @@ SERVICES: tuple[FurtherService, ...] = (
         name="NotifyGoogleChat",
         address="https://chat.googleapis.com/v1/spaces/",
         members={
-            "workspace": _token("The space: what follows spaces/ in the URL of the webhook.", r"[A-Za-z0-9_-]{2,100}"),
+            "workspace": _token("The space: the part of the webhook's URL after spaces/.", r"[A-Za-z0-9_-]{2,100}"),
             "webhook_key": _token("The key in the URL of the webhook."),
             "webhook_token": _token("The token in the URL of the webhook.", r"[A-Za-z0-9_%=-]{10,200}"),
         },
@@ -83,7 +83,7 @@ SERVICES: tuple[FurtherService, ...] = (
         module="ntfy",
         name="NotifyNtfy",
         address="https://ntfy.sh",
-        members={"targets": _token("The topic. Whoever knows it can read what it gets.", r"[A-Za-z0-9_-]{1,64}")},
+        members={"targets": _token("The topic. Whoever knows it can read its messages.", r"[A-Za-z0-9_-]{1,64}")},
         secrets=("targets",),
         limit=4000,
         fixed={"mode": "cloud", "include_image": False},

@@ -10,7 +10,7 @@ from corral_plugins.notifications.models import Rule
 from corral_plugins.notifications.service.catalogue import (
     DEFAULTS,
     NotificationContent,
-    is_told,
+    notifies_by_default,
     title_of_mention,
 )
 from corral_plugins.notifications.service.grouping import group_key_of
@@ -37,7 +37,7 @@ class Audience:
         self._people, self._matched, self._mentioned = people, matched, mentioned
         self._persons: dict[str, Person] = {}
         self._roles = roles
-        told = [event for event in events if event.type in defaults and is_told(event, event.payload())]
+        told = [event for event in events if event.type in defaults and notifies_by_default(event, event.payload())]
         self._concerned = {event.id: people.concerned(event, event.payload(), roles) for event in told}
 
     def of(self, event: LoggedEvent) -> set[str]:

@@ -146,7 +146,7 @@ class NotificationContent(msgspec.Struct, frozen=True, kw_only=True):
     href: str | None
 
 
-def is_told(event: LoggedEvent, data: Payload) -> bool:
+def notifies_by_default(event: LoggedEvent, data: Payload) -> bool:
     """Return whether people are notified of this event, whose type is in the table."""
     only_if = _ONLY_IF.get(event.type)
     return event.type in DEFAULTS and (only_if is None or only_if(data))

@@ -199,7 +199,7 @@ def has_valid_claim(delivery: Delivery) -> Any:
 
 
 def _due_channels() -> list[Channel]:
-    """Return the enabled channels with due deliveries that may send now and send nothing else."""
+    """Return the enabled channels that have due deliveries, may send now, and are not sending another delivery."""
     now = clock.now()
     due = Delivery.select(peewee.SQL("1")).where((Delivery.channel_id == Channel.id) & (Delivery.due_at <= now))
     running = Delivery.select(Delivery.channel_id).where(Delivery.lease_until.is_null(False))

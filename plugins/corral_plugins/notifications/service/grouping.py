@@ -25,7 +25,7 @@ LOCK = "notifications.collect"
 
 
 class Target(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a message goes: the channel, the person if the channel notifies people, and the group of events."""
+    """The destination of a message: the channel, the person if the channel notifies people, and the group of events."""
 
     rule_id: str
     channel_id: str
@@ -49,7 +49,7 @@ class Bundle(msgspec.Struct, kw_only=True):
     objects: list[str] | None = []
 
     def add(self, item: Json, severity: Severity, object: tuple[str, str], state: Iterable[Any]) -> None:
-        """Add an event. `state` is what it says about the object."""
+        """Add an event. `state` is the state of the object that it reports."""
         mark = mark_of(item["event"], object, severity, item["title"], *state)
         objects = merge_marks(self.objects, [mark])
         self.merge(severity, 1, [item], objects)
@@ -62,7 +62,7 @@ class Bundle(msgspec.Struct, kw_only=True):
 
 
 def mark_of(event: str, object: tuple[str, str], *state: Any) -> str:
-    """Return a short hash of what an event is about and what it says, by which an unchanged group is recognised."""
+    """Return a short hash of the object and the state that an event reports, to recognise an unchanged group."""
     return hashlib.sha256(msgspec.json.encode([event, *object, *state])).hexdigest()[:16]
 
 
@@ -80,7 +80,7 @@ def highest(one: Severity, other: Severity) -> Severity:
 
 
 def group_key_of(group_by: Iterable[str], event: str, object: tuple[str, str], data: Mapping[str, Any]) -> str:
-    """Return the text that identifies the group of an event: the values by which it is grouped, or what it is about."""
+    """Return the text that identifies the group of an event: the values by which it is grouped, or its object."""
     keys = list(group_by)
     if not keys:
         return f"{event} {object[0]} {object[1]}"[:200]
@@ -117,7 +117,7 @@ def join_or_begin(target: Target, bundle: Bundle, due_at: str) -> None:
 
 
 def remember_sent(row: Delivery) -> None:
-    """Remember what the message of a group reported, and when, because it was sent."""
+    """Store what the message of a group reported and when it was sent."""
     if row.group_id is not None:
         now = clock.now()
         sent = {Group.last_sent_at: now, Group.objects: row.objects}

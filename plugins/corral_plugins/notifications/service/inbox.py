@@ -123,9 +123,9 @@ def mark_requests(user_id: str, object_type: str, object_id: str) -> None:
 
 
 def delete_old(read_before: str, unread_before: str, after: Position) -> Position | None:
-    """Delete the old ones among the notifications that follow `after`. Return the last position, or None at the end.
+    """Delete old notifications that follow `after`. Return the last position, or None at the end.
 
-    One call looks at a batch, because most old notifications may be unread, and stay.
+    One call examines one batch, because most old notifications may be unread, and are kept.
     """
     columns = (Notification.created_at, Notification.id, Notification.read_at)
     follows = (Notification.created_at >= after[0]) & (peewee.Tuple(*columns[:2]) > peewee.Tuple(*after))
@@ -164,7 +164,7 @@ def _hash(text: str) -> str:
 
 
 def _unread_rows(groups: Collection[tuple[str, str]]) -> dict[tuple[str, str], Notification]:
-    """Return the newest unread notification of each person and group that still counts up."""
+    """Return the newest unread notification of each person and group to which further events can still be added."""
     people, keys = {user_id for user_id, _ in groups}, {key for _, key in groups}
     is_recent = UNREAD & (Notification.created_at > clock.now(-COUNTING_SECONDS))
     mine = Notification.user_id.in_(people) & Notification.group_key.in_(keys)

@@ -1,4 +1,4 @@
-"""Records the results of attempts, and what follows from them: retries, and the state of the channel.
+"""Records the results of attempts and their consequences: retries, and the state of the channel.
 
 Every method runs in the caller's unit of work.
 """
@@ -66,7 +66,7 @@ class DeliveryOutcomes:
 
 
 def _record_channel(row: Channel, kind: ChannelType, result: SendResult) -> bool:
-    """Record what an attempt says about a channel. Return whether the channel is failing."""
+    """Record the consequence of an attempt for the channel. Return whether the channel is failing."""
     mine = Channel.id == row.id
     if result.error is None:
         well = {"last_success_at": clock.now(), "last_error": None, "failing_since": None}

@@ -1,4 +1,4 @@
-"""When quiet hours end. No function needs a unit of work."""
+"""Computes when quiet hours end. No function needs a unit of work."""
 
 from __future__ import annotations
 

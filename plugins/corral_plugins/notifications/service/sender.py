@@ -69,7 +69,7 @@ def _names_of_channels() -> list[str]:
 
 
 def _judge(outcome: Any) -> Verdict:
-    """Judge an attempt for the circuit breaker."""
+    """Classify an attempt for the circuit breaker."""
     if isinstance(outcome, SendResult):
         return "success" if outcome.error is None else "neutral" if outcome.says_nothing else "failure"
     return "neutral" if isinstance(outcome, Problem) else "failure"

@@ -222,7 +222,7 @@ class ViewerHub:
                 if subscriptions[0].filter and not any(each.passes_filter(item) for each in subscriptions):
                     continue
                 viewer.seen = seq
-                if not viewer.offer_event(item):
+                if not viewer.queue_event(item):
                     slow.append(viewer)
         for viewer in slow:
             viewer.end_lagging()

@@ -60,7 +60,7 @@ class Replay(Protocol):
 class Viewer:
     """A connected client. Every method runs on the event loop.
 
-    `queue_entry` and `offer_event` never block. Only the sending task calls `pop_sendable_entry` and `wait_for_entry`.
+    `queue_entry` and `queue_event` never block. Only the sending task calls `pop_sendable_entry` and `wait_for_entry`.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class Viewer:
 
     # -- queueing
 
-    def offer_event(self, item: EventFrame) -> bool:
+    def queue_event(self, item: EventFrame) -> bool:
         """Queue a live event.
 
         Return False if the queue is full; the caller must then call `end_lagging`.

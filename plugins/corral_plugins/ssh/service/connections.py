@@ -248,7 +248,7 @@ def view_of(row: Connection, warnings: Sequence[str] = ()) -> ConnectionView:
 def check_policy(policy: str, host_key: str | None, *, has_key: bool) -> None:
     """Raise `Invalid` unless a host key is given exactly if the policy is `strict`.
 
-    `has_key` tells whether the connection has an accepted key already.
+    `has_key` says whether the connection has an accepted key already.
     """
     if policy == "strict" and host_key is None and not has_key:
         detail = "The policy strict needs the host key: the line in /etc/ssh/ssh_host_ed25519_key.pub of the machine."

@@ -27,7 +27,7 @@ RUNNING = Execution.status == "running"
 
 
 class ExecutionEnd(msgspec.Struct, frozen=True, kw_only=True):
-    """How a command ended. All strings are redacted."""
+    """The outcome of a command. All strings are redacted."""
 
     status: ExecutionStatus
     exit_code: int | None = None

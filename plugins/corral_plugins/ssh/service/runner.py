@@ -36,7 +36,7 @@ PREFIX = "ssh"
 
 
 class RunContext(msgspec.Struct, frozen=True, kw_only=True):
-    """Who runs a command, and for which task under which approval if it is an agent."""
+    """The caller that runs a command and, for an agent, its task and its approval."""
 
     by: Principal
     entry: UnitContext
@@ -222,7 +222,7 @@ class SshRunner:
     def _redacted_output(self, output: Any) -> tuple[str, str]:
         """Return the redacted texts of both streams. Takes long for long output, so it runs in a thread.
 
-        U+FFFD stands for what is not UTF-8, and for NUL, which PostgreSQL cannot store in a text.
+        U+FFFD replaces invalid UTF-8, and NUL, which PostgreSQL cannot store in text.
         """
         texts = (bytes(stream).decode(errors="replace") for stream in (output.stdout, output.stderr))
         stdout, stderr = (self._redactor.redact(text.replace("\0", "\N{REPLACEMENT CHARACTER}")) for text in texts)
@@ -322,7 +322,7 @@ async def _session_module() -> Any:
 
 
 def _judge(outcome: Any) -> Verdict:
-    """Judge an attempt to connect: only failures to connect count, neither refused logins nor host keys."""
+    """Classify an attempt to connect: only failures to connect count, neither refused logins nor host keys."""
     if isinstance(outcome, (ConnectFailed, LoginTimeout)):
         return "failure"
     return "neutral" if isinstance(outcome, Exception) else "success"

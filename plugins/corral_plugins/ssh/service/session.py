@@ -47,7 +47,7 @@ HOST_KEY_ALGORITHMS = (
 
 
 class Machine(msgspec.Struct, frozen=True, kw_only=True):
-    """Where to connect and as whom. Without `host_key`, the connection ends after the machine has shown its key."""
+    """The address and user of a connection. Without `host_key`, it ends after the machine has shown its key."""
 
     host: str
     port: int
@@ -67,7 +67,7 @@ class OtherHostKey(ExpectedFailure):
 
 
 class Output(msgspec.Struct, kw_only=True):
-    """What a command wrote, and how it ended. The bytes are limited, `total` counts all that was read."""
+    """The output of a command, and how it ended. The bytes are limited; `total` counts all bytes that were read."""
 
     stdout: bytearray = msgspec.field(default_factory=bytearray)
     stderr: bytearray = msgspec.field(default_factory=bytearray)
@@ -79,7 +79,7 @@ class Output(msgspec.Struct, kw_only=True):
 
 
 class _Client(asyncssh.SSHClient):
-    """Checks the host key during the key exchange, and limits what the machine sends before the login."""
+    """Checks the host key during the key exchange, and limits the bytes that the machine sends before the login."""
 
     def __init__(self, host_key: str | None) -> None:
         self._host_key = host_key

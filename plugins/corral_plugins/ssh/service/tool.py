@@ -96,11 +96,11 @@ def _target_of(arguments: Json) -> CallTarget:
 
 
 def _needs_approval(context: ToolContext, arguments: Json) -> bool:
-    """Ask a person if the connection demands it, or if the task was requested by somebody who is not an admin."""
+    """Return whether the connection demands approval, or the requester of the task is not an admin."""
     row: Connection | None = Connection.get_or_none(Connection.id == str(arguments["connection_id"]).lower())
     return row is None or row.require_approval or context.caller.role != "admin"
 
 
 def _is_connection_allowed(config: Mapping[str, Any], arguments: Json) -> bool:
-    """Without `connection_ids`, no machine is admitted."""
+    """Return whether the configuration allows the connection. Without `connection_ids`, it allows none."""
     return arguments["connection_id"] in config.get("connection_ids", ())

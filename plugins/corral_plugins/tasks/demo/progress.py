@@ -1,4 +1,4 @@
-"""How the parts of `corral demo` report their progress and their failure."""
+"""The interface with which the parts of `corral demo` report their progress and failure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A template of the marketplace in `corral demo`: it is installed, its agents are started, and its workflow runs."""
+"""Installs a template of the marketplace for `corral demo`, starts its agents, and runs its workflow."""
 
 from __future__ import annotations
 

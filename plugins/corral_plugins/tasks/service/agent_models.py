@@ -32,7 +32,7 @@ class ServedAgents(NamedTuple):
 
 
 class ModelBlock(NamedTuple):
-    """Why the circuit breaker of a model rejects calls, and what a person can do about it."""
+    """The reason why the circuit breaker of a model rejects calls, and the remedy."""
 
     breaker: str
     detail: str

@@ -46,7 +46,7 @@ class CostLimit(msgspec.Struct, frozen=True):
 
 
 def cost_limit_of(row: TaskRow, agent: AgentFacts) -> CostLimit | None:
-    """Return what is left of the cost limit of the task, or else of the agent's limit for each task."""
+    """Return the rest of the cost limit of the task, or else of the agent's limit for each task."""
     usd = row.get("max_cost_usd")
     limit = agent.max_cost_per_task_micro if usd is None else round(usd * 1e6)
     if limit is None:
@@ -111,7 +111,7 @@ class ClaimBudgets:
         self._has_refused = False
 
     def least_call_cost(self, row: TaskRow, agent: AgentFacts) -> int:
-        """Return what the smallest call for the task costs, in micro-USD. It is 0 if no price is known."""
+        """Return the cost of the smallest call for the task, in micro-USD. It is 0 if no price is known."""
         model = self._models.first_usable(agent) if self.cost is not None else None
         if model is None or self.cost is None:
             return 0

@@ -109,7 +109,7 @@ class TaskReviews:
         result: str | None,
         artifacts: Sequence[Artifact] | None,
     ) -> None:
-        """Put a run that is done into the status `waiting`. The run that may follow has the whole time limit again."""
+        """Set the status of a finished run to `waiting`. The run that may follow has the whole time limit again."""
         waiting_for = {"kind": "review", "id": review_id, "since": clock.now()}
         kept: dict[str, Any] = {} if artifacts is None else {"artifacts": list(artifacts)}
         self._transitions.end_lease(

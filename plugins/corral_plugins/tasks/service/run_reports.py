@@ -203,7 +203,7 @@ _PRICES = ("cost_micro", "unpriced_tokens")
 
 
 def _store_reported(attempt: AttemptRow, reported: dict[str, Any]) -> None:
-    """Store on the attempt what the worker has reported so far, so that a repeated report adds nothing."""
+    """Store on the attempt the usage that the worker has reported so far, so that a repeated report adds nothing."""
     attempt.reported_usage = rows.to_json_text(reported)
     Attempt.update(reported_usage=msgspec.Raw(attempt.reported_usage.encode())).where(
         Attempt.id == attempt.id

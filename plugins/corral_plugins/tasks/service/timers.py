@@ -88,7 +88,7 @@ class TaskTimers:
         return list(dict.fromkeys(found))
 
     def end_overdue_task(self, task_id: str) -> None:
-        """End what is overdue: the task itself, its lease, or its wait for an answer.
+        """End whatever is overdue: the task itself, its lease, or its wait for an answer.
 
         Does nothing if nothing is overdue any more.
         """

@@ -253,7 +253,7 @@ class ContextBuilder:
     ) -> DecisionContext:
         """Collect everything that the decision on a tool call depends on.
 
-        `approved` tells whether people have approved the call.
+        `approved` says whether people have approved the call.
         """
         if tool is None:
             return DecisionContext(tool=name)

@@ -86,7 +86,7 @@ class HeldCalls:
     def hold(
         self, columns: dict[str, Any], arguments: Any, shown: Any, tool: RegisteredTool, run: Run, by: Principal
     ) -> ToolCallView:
-        """Store a call and ask people to approve it. `shown` is what people see: the redacted arguments.
+        """Store a call and ask people to approve it. `shown` contains the redacted arguments, which people see.
 
         If people rejected the same call of the task a short while ago, deny the call.
         """

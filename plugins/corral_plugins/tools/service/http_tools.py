@@ -241,7 +241,7 @@ class HostBreakers:
 
 
 def _judge(outcome: Any) -> Verdict:
-    """Judge a request by the status of the response. Requests that were not sent count for nothing."""
+    """Classify a request by the status of the response. Requests that were not sent do not count."""
     import httpx2
 
     if isinstance(outcome, Exception):

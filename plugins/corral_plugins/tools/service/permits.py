@@ -145,5 +145,5 @@ class ToolPermits:
 
 
 def _signed_data(row: ToolCallRow) -> bytes:
-    """Return what a permit's signature covers: the call, the lease, the execution number and the arguments' hash."""
+    """Return the data that a permit signs: the call, the lease, the execution number and the arguments' hash."""
     return msgspec.json.encode([row.id, row.lease_id, row.executions, row.arguments_sha256])

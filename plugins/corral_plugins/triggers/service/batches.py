@@ -1,4 +1,4 @@
-"""Batches of pending slots, and what their units of work read once for all slots of a batch.
+"""Batches of pending slots, and the facts that a unit of work reads once for all slots of a batch.
 
 A batch contains slots of different triggers of one owner. Its unit of work locks the triggers, so that the slots of a
 trigger are decided one after the other: two could otherwise find that no earlier work is unfinished. The triggers are
@@ -104,14 +104,14 @@ def claim(batch: Sequence[PendingFire]) -> set[str]:
 
 
 def unclaim(fires: Sequence[PendingFire]) -> None:
-    """Take the attempts back that the current unit of work has counted for slots which it leaves to the next one."""
+    """Undo the attempts that the current unit of work has counted for slots that it leaves to the next unit."""
     Fire.update(attempt=Fire.attempt - 1).where(Fire.id.in_([fire.row.id for fire in fires])).execute()
 
 
 def read_facts(
     triggers: Mapping[str, Trigger], types: TriggerTypeRegistry, accounts: Accounts, *, is_held: bool
 ) -> BatchFacts:
-    """Read what decides whether slots of these locked triggers fire."""
+    """Read the facts that decide whether slots of these locked triggers fire."""
     watched = {
         row.id: action
         for row in triggers.values()

@@ -38,7 +38,7 @@ Owners = dict[str | None, Principal | None]
 
 
 class Progress(msgspec.Struct, frozen=True, kw_only=True):
-    """How far a unit of work has come: whether more may follow, and the last trigger that an event was recorded for.
+    """The progress of a unit of work: whether more may follow, and the last trigger that an event was recorded for.
 
     The number of this event is `seq`. It is 0 if all events before the position are recorded for all their triggers.
     """

@@ -236,7 +236,7 @@ class TriggerFiring:
         if prepared.outcome is not None:
             raise FireOutcome(prepared.outcome)
         if row.stage == "counted":
-            raise FireOutcome("filtered", "Fewer events than the threshold came in time.")
+            raise FireOutcome("filtered", "Fewer events than the threshold arrived in time.")
         action = self._types.require_action(trigger.action["type"])
         require_action_permission(owner, action.permission, problem=RightsLost)
         if not row.is_manual and row.stage == "new":
@@ -345,7 +345,7 @@ def collect_events(trigger: Trigger, row: Fire) -> None:
         coalesce(counted, "They were counted towards the threshold.")
     silence = trigger.config.get("debounce_seconds") if trigger.type == "event" else None
     if silence is not None:
-        coalesce(mine & (Fire.stage == "debounced"), "Another event came before the silence.")
+        coalesce(mine & (Fire.stage == "debounced"), "Another event arrived before the silence.")
         raise Postponed("debounced", silence, f"It waits for {silence} s without another event.")
 
 

@@ -89,7 +89,7 @@ class TriggerIngress:
         return DeliveryAnswer(execution_id=first.id, duplicate=True)
 
     def _verify(self, trigger: Trigger, body: bytes, request: Request) -> None:
-        """Raise `Unauthorized` unless one of the valid secrets signed the body. It never tells what was wrong."""
+        """Raise `Unauthorized` unless one of the valid secrets signed the body. The error never says what was wrong."""
         auth = trigger.config.get("auth", "token")
         if auth == "token":
             return

@@ -264,7 +264,7 @@ class TriggerManagement:
             setattr(row, column, value)
 
     def _begin_waits(self, row: Trigger) -> None:
-        """Begin the wait of an absence trigger that waits since it was enabled."""
+        """Begin the wait of an absence trigger, counted from the time when it was enabled."""
         if row.type == "absence" and row.enabled and row.event_after is None and row.config.get("for_each") is None:
             begin_absence_wait(row, key="", since=clock.now(), payload=None)
 

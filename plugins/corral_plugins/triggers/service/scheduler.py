@@ -146,7 +146,7 @@ class TriggerTimes:
 
 
 class TriggerScheduler:
-    """Records due slots, and fires the pending rows that waited long enough."""
+    """Records due slots, and fires pending rows that have waited long enough."""
 
     kill_switch: KillSwitch | None
 
@@ -173,9 +173,10 @@ class TriggerScheduler:
             await self._firing.fire(waiting)
 
     async def end_waits(self) -> None:
-        """Record the slots of absence triggers whose event did not come in time.
+        """Record the slots of absence triggers whose event did not arrive in time.
 
-        The event may have come in time and not be read yet, for example because no process has run jobs for a while.
+        The event may have arrived in time without being read yet, for example because no process has run jobs for a
+        while.
         """
         while await self._database.read(_has_ended_waits, ENTRY):
             if await self._work(self._record_absences, entry=ENTRY) < BATCH_SIZE:
@@ -246,7 +247,7 @@ class TriggerScheduler:
 
 
 def _postpone(trigger_ids: Collection[str]) -> None:
-    """Look at triggers later, with the same next slot, because their times are unknown at the moment."""
+    """Postpone triggers, with the same next slot, because their times are unknown at the moment."""
     due = Trigger.id.in_(list(trigger_ids)) & (Trigger.next_fire_at <= clock.now())
     Trigger.update(next_fire_at=clock.now(UNKNOWN_SECONDS)).where(due).execute()
 

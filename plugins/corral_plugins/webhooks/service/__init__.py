@@ -1,1 +1,1 @@
-"""The rules of webhooks: whom an event is delivered to, when, how often, and what becomes of the attempts."""
+"""The rules of webhooks: to whom, when and how often an event is delivered, and how the attempts end."""

@@ -31,7 +31,7 @@ def disable_webhooks(which: Any, reason: str) -> None:
 
 
 def disable_webhook(row: Webhook, reason: str) -> bool:
-    """Disable a webhook for a reason that is not its owner's wish. Return False if it is not active any more."""
+    """Disable a webhook for a reason other than its owner's request. Return False if it is no longer active."""
     changes = {"is_active": False, "disabled_reason": reason, "version": Webhook.version + 1, "updated_at": clock.now()}
     if not Webhook.update(changes).where((Webhook.id == row.id) & Webhook.is_active).execute():
         return False

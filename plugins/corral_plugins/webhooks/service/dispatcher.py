@@ -33,7 +33,7 @@ ENTRY = UnitContext(label="webhooks.dispatch", actor=SYSTEM)
 
 
 class _DueWork(NamedTuple):
-    """What there is to do: the events that are followed, whether there are new ones, and when an attempt is due."""
+    """The work that is due: the events that are followed, whether there are new ones, and when an attempt is due."""
 
     patterns: frozenset[str]
     has_events: bool

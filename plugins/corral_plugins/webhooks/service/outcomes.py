@@ -1,4 +1,4 @@
-"""Records the results of attempts, and what follows from them: retries, recovery, and the end of dead webhooks.
+"""Records the results of attempts and their consequences: retries, recovery, and the end of dead webhooks.
 
 Every method runs in the caller's unit of work.
 """

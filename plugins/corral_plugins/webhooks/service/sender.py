@@ -141,7 +141,7 @@ def _user_agent() -> str:
 
 
 def _judge(outcome: Any) -> Verdict:
-    """Judge an attempt for the circuit breaker. What Corral itself refuses says nothing about the receiver."""
+    """Classify an attempt for the circuit breaker. Requests that Corral itself refuses do not count."""
     if isinstance(outcome, Problem) or (isinstance(outcome, AttemptResult) and outcome.error == "blocked"):
         return "neutral"
     if isinstance(outcome, AttemptResult):

@@ -1,4 +1,4 @@
-"""Checks what people submit, before anything is stored. Runs outside units of work."""
+"""Checks the fields that people submit, before anything is stored. Runs outside units of work."""
 
 from __future__ import annotations
 

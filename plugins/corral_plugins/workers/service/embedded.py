@@ -263,7 +263,7 @@ def _own_folder() -> Iterator[str]:
 async def _terminate_process(process: asyncio.subprocess.Process) -> None:
     """Send SIGTERM to the process, wait up to ten seconds, then send SIGKILL to its whole process group.
 
-    Task processes are not in this group. They notice by themselves that the worker has exited.
+    Task processes are not in this group. They detect that the worker has exited.
     """
     if process.returncode is None:
         with contextlib.suppress(ProcessLookupError):

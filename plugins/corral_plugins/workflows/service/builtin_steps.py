@@ -270,7 +270,7 @@ class HttpSteps:
 
 
 def _judge(outcome: Any) -> Verdict:
-    """Judge a request for the breaker of its host. A request that the egress guard refuses says nothing about it."""
+    """Classify a request for the breaker of its host. A request that the egress guard refuses does not count."""
     if isinstance(outcome, EgressBlocked | ValueError):
         return "neutral"
     status = getattr(outcome, "status_code", None)

@@ -1,6 +1,6 @@
 """Completes the steps of the type `wait` that wait for an event.
 
-A step remembers its position in the event log, so no event is missed, whatever process looks for it and whenever.
+A step remembers its position in the event log, so no event is missed, no matter which process looks for it and when.
 """
 
 from __future__ import annotations

@@ -214,7 +214,7 @@ class StepExecutors:
         return kind
 
     async def _report(self, state: RunState, row: StepRow, found: Any) -> Json:
-        """Return the report about what a step type returned, redacted. A large output becomes a file."""
+        """Return the redacted report about the result of a step type. A large output becomes a file."""
         result = found if isinstance(found, StepResult) else StepResult(output=found)
         encoded = msgspec.json.encode(result.output)
 

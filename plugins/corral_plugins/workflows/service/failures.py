@@ -1,4 +1,4 @@
-"""Handles failed attempts of steps: another attempt follows, or what `on_error` specifies."""
+"""Handles failed attempts of steps: starts another attempt, or does what `on_error` specifies."""
 
 from __future__ import annotations
 

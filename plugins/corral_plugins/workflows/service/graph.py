@@ -206,7 +206,7 @@ class _Builder:
         if name == step.name:
             self._fault(pointer, "cycle", f"The steps form a cycle: {name} -> {name}.")
         elif name not in found:
-            self._fault(pointer, "unknown_reference", f"There is no step named {name} beside this step.")
+            self._fault(pointer, "unknown_reference", f"There is no step named {name} next to this step.")
         else:
             return found[name]
         return None

@@ -70,7 +70,7 @@ class ReferenceChecker:
         return [found for pointer, step in all_steps(steps) for found in self._of_step(step, pointer)]
 
     def obstacles(self, references: Sequence[Reference]) -> list[Obstacle]:
-        """Return what does not exist or is not available, and the tools that no agent may use for their steps."""
+        """Return missing or unavailable objects, and the tools that no agent may use for their steps."""
         names = {kind: sorted({each.name for each in references if each.kind == kind}) for kind in DETAILS}
         agents = names["agent"]
         known = self._agents.find_many(agents) if agents else {}

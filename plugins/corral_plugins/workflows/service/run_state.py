@@ -200,7 +200,7 @@ def _update_statement(model: Any, columns: tuple[str, ...], guards: tuple[str, .
 
 
 def _encoded(model: Any, values: Json) -> Json:
-    """Return the values as the driver takes them."""
+    """Return the values in the form that the database driver expects."""
     fields = model._meta.fields
     return {name: fields[name].db_value(value) for name, value in values.items()}
 

@@ -1,6 +1,6 @@
 """The changes of single steps in one advance of a run: how they end, fail, are skipped and are cancelled.
 
-Nothing is written here. What the transaction of the advance must do besides writing the rows is collected in a `Plan`.
+Nothing is written here. A `Plan` collects the further work of the advance's transaction.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ MAX_STEP_RUNS = 10_000
 
 
 class Plan(msgspec.Struct, kw_only=True):
-    """What the transaction of an advance must do besides writing the rows.
+    """The work of an advance's transaction besides writing the rows.
 
     `events` are pairs of an event and a row, and `stored` are the outputs that became files. `is_partial` means that
     more steps could advance at once.

@@ -95,7 +95,7 @@ class McpConnections:
             raise McpFailure("timeout", message) from None
 
     async def call_tool(self, server: str, tool: str, context: ToolContext, arguments: Json) -> Json:
-        """Call a tool of a server, and return what the model gets. Raise `ToolFailure`.
+        """Call a tool of a server, and return the result for the model. Raise `ToolFailure`.
 
         An error that the tool reports is a result, because its text is untrusted.
         """

@@ -21,7 +21,7 @@ CallMcpTool = Callable[[str, str, ToolContext, Json], Awaitable[Json]]
 
 
 class McpDefinition(msgspec.Struct, frozen=True, kw_only=True):
-    """What a server says about a tool, as it is pinned, shown to admins and given to models."""
+    """A server's definition of a tool, as it is pinned, shown to admins and given to models."""
 
     title: str
     description: str

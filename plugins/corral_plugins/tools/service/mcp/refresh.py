@@ -91,7 +91,7 @@ def _store_failure(server: McpServerRow, detail: str) -> None:
 
 
 def _store_tools(server: McpServerRow, rows: dict[str, dict[str, Any]], listed: ListedTools) -> None:
-    """Store what a server listed, and alert admins to tools that are new or changed since the last list.
+    """Store the tools that a server listed, and alert admins to tools that are new or changed since the last list.
 
     Do nothing if the server was changed or deleted in the meantime.
     """
