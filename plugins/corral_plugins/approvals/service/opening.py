@@ -145,10 +145,15 @@ class ApprovalsService:
                 return rows.facts_of(known)
             self._check_open_count(request)
         row = self._insert(request, sha256)
-        rows.publish(ApprovalCreated, row, by.id)
+        rows.publish(ApprovalCreated, row, by.id, self._causes_of(by))
         if RISKS.index(request.risk) < HIGH and self._settings.get(AUTO_APPROVE):
             enqueue(AUTO_APPROVE_JOB, approval_id=row.id)
         return rows.facts_of(row, is_new=True)
+
+    def _causes_of(self, by: Principal) -> tuple[str, ...] | None:
+        """Return the causes of the caller's task, so that triggers recognise loops through approvals."""
+        run = self.tasks.find_run(by.task_id) if self.tasks is not None and by.task_id is not None else None
+        return None if run is None else run.cause_chain or None
 
     def _find_same_request(self, task_id: str, sha256: str) -> Approval | None:
         """Return an open approval of the same content, or one that was rejected a short while ago."""
