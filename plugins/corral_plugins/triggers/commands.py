@@ -458,7 +458,7 @@ def _with_kind(
     manual: bool,
 ) -> dict[str, Any]:
     """Return the body with the type and the config that the options name. Further members of its config stay."""
-    given = [
+    given: list[tuple[str, dict[str, Any], bool]] = [
         ("cron", {"expression": cron, **({"timezone": timezone} if timezone else {})}, cron is not None),
         ("interval", {"seconds": every}, every is not None),
         ("event", {"event": event}, event is not None),
