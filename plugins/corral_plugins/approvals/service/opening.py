@@ -300,7 +300,7 @@ def _seconds_left(new: NewApproval) -> float | None:
     seconds = new.expires_at.timestamp() - clock.time_s()
     if not SHORTEST <= seconds <= LONGEST:
         code = "in_the_past" if seconds <= 0 else "too_small" if seconds < SHORTEST else "too_large"
-        raise Invalid.at("/expires_at", code, "The time to decide is between 15 minutes and 30 days.")
+        raise Invalid.at("/expires_at", code, "The time to decide must be between 15 minutes and 30 days.")
     return seconds
 
 
