@@ -11,7 +11,7 @@ import logging
 import math
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 from wsgiref.handlers import format_date_time
 
@@ -19,7 +19,8 @@ import hypercorn.config
 from h2.errors import ErrorCodes
 from h2.events import StreamReset
 from h2.exceptions import ProtocolError
-from h11 import ERROR, LocalProtocolError, Request, Response
+from h11 import ERROR, EndOfMessage, LocalProtocolError, Request, Response
+from h11 import Data as ResponseBody
 from hypercorn import protocol
 from hypercorn.asyncio import tcp_server
 from hypercorn.asyncio.worker_context import WorkerContext
@@ -30,12 +31,14 @@ from hypercorn.protocol.events import Body, Data, EndData, Event, StreamClosed
 from hypercorn.protocol.events import Response as ResponseHead
 from hypercorn.protocol.h2 import H2Protocol
 from hypercorn.protocol.h11 import H11Protocol
+from hypercorn.protocol.http_stream import ASGIHTTPState, HTTPStream
 from hypercorn.protocol.ws_stream import FrameTooLargeError, WebsocketBuffer, WSStream
 from hypercorn.typing import LifespanState, WebsocketAcceptEvent
-from hypercorn.utils import wrap_app
+from hypercorn.utils import suppress_body, wrap_app
 from wsproto.events import CloseConnection, Message, Ping, TextMessage
 from wsproto.frame_protocol import CloseReason
 
+from corral.asgi.request import RECEIVED
 from corral.cli import asgi_servers
 from corral.cli.listener import BACKLOG
 from corral.config.model import Config
@@ -45,6 +48,7 @@ log = logging.getLogger("corral.http")
 CLOSING_SECONDS = 2.0  # time to drain: unread bytes would reset the connection, and the close code would be lost
 MAX_RESETS, RESETS_PER_SECOND = 100, 20  # streams that a client may reset on a connection: at once, and then
 FRAMING = frozenset({b"content-length", b"transfer-encoding", b"connection"})  # headers of responses that h11 acts on
+Header = tuple[bytes, bytes]
 MISSED_PINGS = 2.5  # ping intervals without data after which a peer is considered gone
 
 
@@ -197,6 +201,48 @@ class Http2(H2Protocol):
         self.keep_alive_requests = 0  # at its limit, Hypercorn would close the connection with all its streams
 
 
+class WholeResponse(NamedTuple):
+    """A response of known length that has a body."""
+
+    status: int
+    headers: list[Header]
+    body: bytes
+
+
+class RequestStream(HTTPStream):
+    """A request over HTTP/1 whose response is passed on whole if its length is known.
+
+    Hypercorn's own class passes on the head, the body and the end one after the other.
+    """
+
+    _head: Any = None
+    """The first message of a response of known length, until the body follows."""
+
+    async def app_send(self, message: Any) -> None:
+        head, self._head = self._head, None
+        kind = None if message is None else message["type"]
+        if kind == "http.response.start" and self.state is ASGIHTTPState.REQUEST and _has_length(message):
+            self._head = message
+        elif head is None or kind != "http.response.body" or not self._is_whole(head, message):
+            if head is not None and message is not None:
+                await super().app_send(head)
+            await super().app_send(message)
+        else:
+            self.state = ASGIHTTPState.CLOSED
+            whole: Any = WholeResponse(head["status"], head["headers"], message["body"])
+            await self.send(whole)
+            await self.send(StreamClosed(stream_id=self.stream_id))
+
+    def _is_whole(self, head: Any, message: Any) -> bool:
+        """Return whether the message contains the whole body of a response."""
+        has_body = bool(message.get("body")) and not suppress_body(self.scope["method"], head["status"])
+        return has_body and not message.get("more_body")
+
+
+def _has_length(message: Any) -> bool:
+    return any(name == b"content-length" for name, _ in message["headers"])
+
+
 class RequestHead(NamedTuple):
     """The head of a request as Hypercorn reads it. The names of the headers are in lower case.
 
@@ -204,7 +250,7 @@ class RequestHead(NamedTuple):
     """
 
     method: bytes
-    headers: list[tuple[bytes, bytes]]
+    headers: list[Header]
     target: bytes
     http_version: bytes
 
@@ -223,29 +269,41 @@ class Http1(H11Protocol):
 
     _unsent = b""
 
-    async def stream_send(self, event: Event) -> None:
-        if not isinstance(event, ResponseHead) or event.status_code < 200:
+    async def stream_send(self, event: Any) -> None:
+        if isinstance(event, WholeResponse):
+            head, lines = self._head(event.status, event.headers)
+            await self._send_h11_event(head, ResponseBody(data=event.body), EndOfMessage(), lines=lines)
+        elif isinstance(event, ResponseHead) and event.status_code >= 200:
+            head, lines = self._head(event.status_code, event.headers)
+            await self._send_h11_event(head, lines=lines)
+        else:
             await super().stream_send(event)
-            return
-        headers = [*event.headers, *self.config.response_headers("h11")]
+
+    def _head(self, status: int, headers: Iterable[Header]) -> tuple[Response, bytes]:
+        """Return the head of a response with the headers that h11 acts on, and the lines of all others."""
+        headers = [*headers, *self.config.response_headers("h11")]
         if self.keep_alive_requests >= self.config.keep_alive_max_requests:
             headers.append((b"connection", b"close"))
         framing = [item for item in headers if item[0].lower() in FRAMING]
         lines = b"".join([b"%b: %b\r\n" % item for item in headers if item[0].lower() not in FRAMING])
         if lines.translate(None, asgi_servers.PRINTABLE) != b"\r\n" * (len(headers) - len(framing)):
             raise LocalProtocolError("A header of the response contains a control character.")
-        await self._send_h11_event(Response(headers=framing, status_code=event.status_code), lines)
+        return Response(headers=framing, status_code=status), lines
 
-    async def _send_h11_event(self, event: Any, lines: bytes = b"") -> None:
-        """Send what h11 writes for an event. `lines` are further headers of a response."""
+    async def _send_h11_event(self, event: Any, *following: Any, lines: bytes = b"") -> None:
+        """Send what h11 writes for an event and those that follow. `lines` are further headers of a response."""
         try:
             data = self.connection.send(event) or b""
+            if lines:
+                data = b"%b%b\r\n" % (data[:-2], lines)
+            for each in following:
+                data += self.connection.send(each) or b""
         except LocalProtocolError:
             if self.connection.their_state is not ERROR:
                 raise
             return
-        self._unsent += b"%b%b\r\n" % (data[:-2], lines) if lines else data
-        is_head = isinstance(event, Response)  # its raw items, because iterating over the headers of h11 is slow
+        self._unsent += data
+        is_head = isinstance(event, Response) and not following
         waits_for_body = is_head and any(name == b"content-length" for name, _ in event.headers.raw_items())
         if self._unsent and not waits_for_body:
             data, self._unsent = self._unsent, b""
@@ -263,6 +321,10 @@ class Http1(H11Protocol):
             return
         head: Any = RequestHead(request.method, headers, request.target, request.http_version)
         await super()._create_stream(head)
+        stream: Any = self.stream
+        if isinstance(self.stream, RequestStream):
+            messages = stream.app_put.__self__  # a queue
+            stream.scope["extensions"][RECEIVED] = lambda: not messages.empty()
 
 
 class ByteBuffer(WebsocketBuffer):
@@ -356,6 +418,7 @@ def patch_hypercorn() -> None:
     """
     protocol.H2Protocol = Http2  # type: ignore[attr-defined]
     protocol.H11Protocol = Http1  # type: ignore[attr-defined]
+    h11.HTTPStream = RequestStream  # type: ignore[attr-defined]
     h11.WSStream = h2.WSStream = SocketStream  # type: ignore[assignment,attr-defined]
     if hasattr(tcp_server, "AsyncioSingleTask"):
         tcp_server.AsyncioSingleTask = IdleTimer

@@ -18,6 +18,7 @@ from uvicorn.protocols.websockets.wsproto_impl import WSProtocol
 from wsproto.connection import ConnectionState
 from wsproto.events import CloseConnection
 
+from corral.asgi.request import RECEIVED
 from corral.cli import asgi_servers
 from corral.config.model import Config
 
@@ -109,8 +110,9 @@ class Http1(HttpToolsProtocol):
             self.transport.write(STATUS_LINE[431] + b"content-length: 0\r\nconnection: close\r\n\r\n")
         self.transport.close()
 
-    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+    def _start_asgi_task(self, cycle: Any, app: Any) -> None:
         cycle.__class__ = Response
+        cycle.scope["extensions"] = {RECEIVED: cycle.message_event.is_set}
         super()._start_asgi_task(cycle, app)
 
     def on_response_complete(self) -> None:

@@ -17,7 +17,7 @@ class _UnitProxy(peewee.DatabaseProxy):
     __slots__ = ()
 
     def __init__(self) -> None:
-        """Skip peewee's initialization, which would store the engine. This proxy looks the engine up at each use."""
+        """Skip peewee's initialisation, which would store the engine. This proxy looks the engine up at each use."""
 
     @property
     def obj(self) -> Any:

@@ -1,6 +1,6 @@
 """PostgreSQL: a pool of threads, each with its own connection, and one transaction per unit.
 
-A unit is tried up to 3 times after serialization failures, deadlocks and connections lost before COMMIT. If the
+A unit is tried up to 3 times after serialisation failures, deadlocks and connections lost before COMMIT. If the
 connection is lost during COMMIT, the unit is not retried, because it may have taken effect.
 """
 

@@ -1,4 +1,4 @@
-"""Special return values of handlers, and the parts of a request that handlers can take as parameters."""
+"""The responses that handlers can return, and the parts of a request that handlers can take as parameters."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Patterns that recognize credentials by their format, to redact unknown credentials in machine-generated text.
+"""Patterns that recognise credentials by their format, to redact unknown credentials in machine-generated text.
 
 The regular expression of a pattern is tried wherever one of its anchors, which are fixed strings, occurs. It examines
 nothing before the anchor or after its own match, so its result does not depend on the surrounding text. Redacting text

@@ -77,7 +77,7 @@ class Redactor:
     def is_clean(self, json: bytes) -> bool:
         """Return True if the strings of a JSON text contain no credential. This takes a third of `redact_json`.
 
-        A text whose strings contain escape sequences, or may change when they are normalized, is not called clean.
+        A text whose strings contain escape sequences, or may change when they are normalised, is not called clean.
         """
         return json.isascii() and b"\\" not in json and not self._matcher.may_hold(json.decode())
 

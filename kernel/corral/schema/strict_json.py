@@ -66,7 +66,7 @@ _lenient = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant,
 
 
 def parse_json(data: bytes, *, lenient: bool = False) -> Any:
-    """Parse JSON and normalize its strings to NFC. Raise `Malformed` or `Invalid` for anything but valid strict JSON.
+    """Parse JSON and normalise its strings to NFC. Raise `Malformed` or `Invalid` for anything but valid strict JSON.
 
     With `lenient`, U+FFFD replaces each character that the databases cannot store. Routes that receive the output of
     agents set `lenient`.

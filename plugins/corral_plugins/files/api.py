@@ -75,9 +75,11 @@ class Files(Protocol):
         content_type: str | None = None,
         expires_at: str | None = None,
         limit: int | None = None,
+        cause: tuple[str, ...] = (),
     ) -> FileFacts:
         """Store a stream as a new file of a user. The file exists completely or not at all.
 
+        `cause` lists what led to the file, so that triggers recognise loops. A file of a task has the task's causes.
         Raise `TooLarge` beyond `limit` bytes (by default, the setting `files.max_upload_bytes`), and `TooMany`
         (`quota_exceeded`) if the owner's files would become larger than the quota.
         """

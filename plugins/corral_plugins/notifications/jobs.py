@@ -22,6 +22,7 @@ from corral_plugins.notifications.service.inbox import (
     delete_of_user,
     delete_old,
     delete_surplus,
+    mark_requests,
     users_with_surplus,
 )
 from corral_plugins.notifications.settings import RETENTION_DAYS, UNREAD_RETENTION_DAYS
@@ -75,6 +76,19 @@ def forget_purged_user(event: LoggedEvent) -> None:
     enqueue(DELETE_JOB, user_id=event.object_id)
 
 
+def read_decided_requests(event: LoggedEvent) -> None:
+    """Mark the notifications that asked for a decision as read for the person who has decided."""
+    if event.actor_type == "user" and event.actor_id and event.payload().get("change", "decision") == "decision":
+        mark_requests(event.actor_id, event.object_type, event.object_id)
+
+
 JOBS = (Job(DELETE_JOB, delete_notifications),)
 SCHEDULES = (Schedule("notifications.group", 5.0, maintain_deliveries), Schedule("notifications.purge", DAY, purge))
-SUBSCRIBERS = (Subscriber("notifications.purged_users", ("user.purged",), forget_purged_user),)
+DECISIONS = (
+    *("approval.resolved", "approval.updated"),
+    *("code_review.approved", "code_review.rejected", "code_review.changes_requested"),
+)
+SUBSCRIBERS = (
+    Subscriber("notifications.decisions", DECISIONS, read_decided_requests),
+    Subscriber("notifications.purged_users", ("user.purged",), forget_purged_user),
+)

@@ -50,7 +50,7 @@ DEFAULT_NOTIFICATIONS = Setting[dict[str, bool]](
     kind=dict[str, bool],
     default={},
     check=_are_entries,
-    title="Events of which people are told without any rule",
+    title="Events of which people are notified without any rule",
     description="Entries that are absent are true.",
 )
 

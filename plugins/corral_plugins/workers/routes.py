@@ -69,7 +69,7 @@ def list_fleet(query: WorkerListQuery, fleet: Fleet, caller: Principal) -> Page[
 
 @fleet_routes.get("/overview", needs=READ)
 def get_fleet_overview(fleet: Fleet) -> FleetOverview:
-    """Summarize the fleet: the number of workers, their capacity and utilization, and the queue."""
+    """Summarise the fleet: the number of workers, their capacity and utilisation, and the queue."""
     return fleet.get_overview()
 
 

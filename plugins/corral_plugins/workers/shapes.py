@@ -243,7 +243,7 @@ class GroupTotals(msgspec.Struct, kw_only=True):
 
 
 class FleetOverview(msgspec.Struct, kw_only=True):
-    """Totals of the fleet. Capacity, utilization and averages cover only online workers. Null means no data."""
+    """Totals of the fleet. Capacity, utilisation and averages cover only online workers. Null means no data."""
 
     total: int
     online: int

@@ -86,6 +86,6 @@ async def test_every_header_of_a_response_is_sent_once(server_name: str) -> None
     assert (sorted(names), body) == ([b"connection", b"content-length", b"date", b"x-name", b"x-name"], b"ok")
 
 
-async def test_a_failure_before_the_body_is_an_error() -> None:
-    whole = b"".join(await parts_of_response("uvicorn", "/whole/failing"))
+async def test_a_failure_before_the_body_is_an_error(server_name: str) -> None:
+    whole = b"".join(await parts_of_response(server_name, "/whole/failing"))
     assert whole.startswith(b"HTTP/1.1 500 ")

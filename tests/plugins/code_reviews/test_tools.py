@@ -49,5 +49,7 @@ async def test_an_agent_comments_by_a_tool(bench: World) -> None:
     assert called.json()["result"]["anchor"] == "active", called
     (comment,) = (await bench.member.get(f"/code-reviews/{review['id']}")).json()["comments"]
     assert (comment["author"]["type"], comment["author"]["id"], comment["line"]) == ("agent", agent_id, 2)
+    told = [each for each in await bench.kit.events() if each.type == "code_review.commented"]
+    assert [(each.actor_type, each.actor_id) for each in told] == [("agent", agent_id)]
     wrong = await run.tool("code_review.propose", {"title": "x", "patch": "no diff"})
     assert wrong.json()["error"] is not None or wrong.status == 422

@@ -168,6 +168,7 @@ async def test_agents_have_tools_for_files(make_kit: Callable[..., Any]) -> None
     written = (await run.tool("files.write", {"name": "../answer.md", "content": "# Answer"})).json()["result"]
     file = (await world.member.get(f"/files/{written['file_id']}")).json()
     assert (file["name"], file["task_id"], file["source"]["type"]) == ("answer.md", run.task_id, "agent")
+    assert [each.actor_type for each in await world.kit.events() if each.type == "file.uploaded"][-1] == "agent"
     done = await run.agent.post(f"/tasks/{run.task_id}/complete", {"result": {}})
     assert [(each["name"], each["file_id"]) for each in done.json()["artifacts"]] == [("answer.md", file["id"])]
 

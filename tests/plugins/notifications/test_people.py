@@ -105,6 +105,9 @@ async def test_approvers_are_asked_and_the_requester_learns_the_end(world: Notif
     assert await titles(world, world.member) == []
     await world.ok(world.admin.post(f"/approvals/{made['id']}/approve", {"payload_sha256": made["payload_sha256"]}))
     assert await titles(world, world.member) == ["Approval approved: May I?"]
+    await world.kit.run_consumers()  # who has decided has read the request; the others learn of it later
+    for person, unread in ((world.admin, 0), (world.stranger, 1), (world.member, 1)):
+        assert (await world.ok(person.get("/notifications/unread-count")))["unread"] == unread
     assert len(await world.inbox(world.stranger)) == 1
 
 

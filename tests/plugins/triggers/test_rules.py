@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import pytest_asyncio
+from tests.plugins.files.conftest import form_headers, multipart
 from tests.plugins.triggers.conftest import PLUGINS, TASK, Alarm
 from tests.shared_kernels import on_the_loop_of_the_module
 
 from corral import clock
 from corral.events.log import EventRow
-from corral.testing.kit import PASSWORD
+from corral.testing.kit import PASSWORD, Client
 from corral_plugins.triggers.models import Fire, Trigger
 from corral_plugins.triggers.service import event_reader, firing, scheduler
 from corral_plugins.triggers.service.event_reader import Progress, TriggerLogReader
@@ -341,3 +343,33 @@ async def test_a_deleted_trigger_is_kept_as_long_as_one_of_its_slots_waits(alarm
     await alarm.run()
     await alarm.kit.run_schedule("triggers.prune")
     assert await alarm.kit.work(count, read=True) == 0
+
+
+@pytest.mark.one_engine
+async def test_a_trigger_on_what_its_own_task_does_stops(make_kit: Callable[..., Any]) -> None:
+    """Files, code reviews, approvals and runs that the task of a trigger makes carry the trigger in their causes."""
+    alarm = Alarm()
+    names = ("approvals", "code_reviews", "expressions", "files", "tools", "workflows")
+    await alarm.build(await make_kit(plugins=(*PLUGINS, *names)))
+    action = {**TASK, "agent_id": alarm.agent_id}
+    events = ("file.uploaded", "code_review.created", "code_review.commented", "approval.created")
+    made = {each: await alarm.create("event", {"event": each}, action=action, name=each) for each in events}
+    upload = {"content": multipart(b"some text"), "headers": form_headers()}
+    assert (await alarm.member.post("/files/upload", **upload)).status == 201
+    await alarm.run()
+    lease = await alarm.worker.run()
+    agent, review = Client(alarm.kit.application.app, lease.claim["agent_token"]), {"agent_id": alarm.agent_id}
+    assert (await agent.post(f"/files/upload?task_id={lease.task_id}", **upload)).status == 201
+    patch = "--- a/a\n+++ b/a\n@@ -1 +1 @@\n-a\n+b\n"
+    opened = await agent.post("/code-reviews", {**review, "title": "t", "task_id": lease.task_id, "patch": patch})
+    assert opened.status == 201, opened
+    commented = await agent.post(f"/code-reviews/{opened.json()['id']}/comment", {"body": "Look."})
+    assert commented.status == 201, commented
+    asked = await agent.post("/approvals", {"title": "May I?", "task_id": lease.task_id})
+    assert asked.status == 201, asked
+    found = [each for each in await alarm.kit.events() if each.type in events]
+    chain = [made["file.uploaded"]["id"]]
+    causes = {each.type: json.loads(each.cause) for each in found if each.actor_type == "agent"}
+    assert causes == dict.fromkeys(events, chain)
+    await alarm.run()
+    assert await alarm.statuses(made["file.uploaded"]["id"]) == ["fired", "loop"]

@@ -12,8 +12,11 @@ from tests.plugins.workflows.conftest import PLUGINS, World, step, steps_of, tra
 from corral.auth.principal import Principal
 from corral.ids import new_id
 from corral.plugin import Plugin, hookimpl
+from corral_core.accounts.api import Accounts
+from corral_plugins.tasks.api import NewTask, Origin, Tasks
 from corral_plugins.tools.api import ToolContext, ToolFailure
 from corral_plugins.workflows.api import StepContext, StepFailure, StepResult, StepType, StepWait, Workflows
+from corral_plugins.workflows.models import Run
 from corral_plugins.workflows.service.tool import WorkflowTool
 
 SCHEMA = {"type": "object", "properties": {"word": {"type": "string"}}, "required": ["word"]}
@@ -120,13 +123,20 @@ async def test_an_agent_runs_a_workflow(make_kit: Callable[..., Any]) -> None:
     kit = await make_kit(plugins=(*PLUGINS, "tools"))
     world = World(kit, await kit.as_user("member"), await kit.as_user("admin"))
     workflow_id = await world.workflow(transform("out", "{{ input.n }}"))
-    tool = kit.service(WorkflowTool)
+    tool, trigger_id = kit.service(WorkflowTool), new_id()
+
+    def create_task() -> str:
+        by = kit.service(Accounts).principal_of(world.member.user["id"])
+        origin = Origin(cause_chain=(trigger_id,))
+        return str(kit.service(Tasks).create(NewTask(title="task"), by=by, origin=origin).id)
+
+    task_id = await kit.work(create_task)
 
     def call(user_id: str) -> Any:
         caller = Principal(kind="agent", id=new_id(), agent_id=new_id(), user_id=user_id, role="member")
         context = ToolContext(
             caller=caller,
-            task_id=new_id(),
+            task_id=task_id,
             lease_id=new_id(),
             call_id="1",
             config={},
@@ -138,6 +148,8 @@ async def test_an_agent_runs_a_workflow(make_kit: Callable[..., Any]) -> None:
     started = await kit.work(lambda: call(world.member.user["id"]))
     run = await world.until(started["run_id"])
     assert (run["output"], run["started_by"]) == ({"out": 3}, world.member.user["id"])
+    causes = await kit.work(lambda: Run.get_by_id(run["id"]).cause, read=True)
+    assert causes == [trigger_id, task_id]  # the trigger of the task does not fire again because of the run
     viewer = await kit.as_user("viewer")
     with pytest.raises(ToolFailure, match="does not hold the permission"):
         await kit.work(lambda: call(viewer.user["id"]))

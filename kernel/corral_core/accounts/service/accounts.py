@@ -458,7 +458,7 @@ def translate_duplicate_address() -> Iterator[None]:
 
 
 def _lock_admins() -> None:
-    """Acquire a lock that serializes changes that could remove the last admin."""
+    """Acquire a lock that serialises changes that could remove the last admin."""
     advisory_lock("accounts.admins")
 
 

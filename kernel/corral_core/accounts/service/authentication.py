@@ -106,7 +106,7 @@ class AccessTokens:
             self.rotate_key()  # processes that start together may create two keys: both verify, and the newer one signs
 
     def encoded_keys(self) -> dict[str, str]:
-        """Return the signing keys in their encoded forms, so that the redactor can recognize them in text."""
+        """Return the signing keys in their encoded forms, so that the redactor can recognise them in text."""
         found: dict[str, str] = {}
         for kid, key in self._read_keys(0.0).secrets.items():
             found |= key_encodings(kid, key)

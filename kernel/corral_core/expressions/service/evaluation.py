@@ -114,7 +114,7 @@ def _json_value(value: Any, depth: int = 0) -> Any:
             return timestamp_text(value)
         case timedelta():
             return duration_text(value)
-    raise EvaluationError(0, f"The result contains {_no_json(value)}, which JSON cannot hold.")
+    raise EvaluationError(0, f"The result contains {_no_json(value)}, which JSON cannot represent.")
 
 
 def _no_json(value: Any) -> str:

@@ -167,7 +167,7 @@ class _Walk:
         if is_macro:
             self._found.has_macros = True
             if any(macro for _, macro, _ in self._open):
-                self._fault(token, "A macro such as map or filter must not stand inside another macro.")
+                self._fault(token, "A macro such as map or filter must not be used inside another macro.")
         variable = self._text(index + 1) if is_macro and self._text(index + 2) == "," else None
         self._open.append((_OPENING[token.text], is_macro, variable))
         if len(self._open) == MAX_DEPTH + 1:

@@ -145,10 +145,15 @@ class ApprovalsService:
                 return rows.facts_of(known)
             self._check_open_count(request)
         row = self._insert(request, sha256)
-        rows.publish(ApprovalCreated, row, by.id)
+        rows.publish(ApprovalCreated, row, by.id, self._causes_of(by))
         if RISKS.index(request.risk) < HIGH and self._settings.get(AUTO_APPROVE):
             enqueue(AUTO_APPROVE_JOB, approval_id=row.id)
         return rows.facts_of(row, is_new=True)
+
+    def _causes_of(self, by: Principal) -> tuple[str, ...] | None:
+        """Return the causes of the caller's task, so that triggers recognise loops through approvals."""
+        run = self.tasks.find_run(by.task_id) if self.tasks is not None and by.task_id is not None else None
+        return None if run is None else run.cause_chain or None
 
     def _find_same_request(self, task_id: str, sha256: str) -> Approval | None:
         """Return an open approval of the same content, or one that was rejected a short while ago."""
@@ -295,7 +300,7 @@ def _seconds_left(new: NewApproval) -> float | None:
     seconds = new.expires_at.timestamp() - clock.time_s()
     if not SHORTEST <= seconds <= LONGEST:
         code = "in_the_past" if seconds <= 0 else "too_small" if seconds < SHORTEST else "too_large"
-        raise Invalid.at("/expires_at", code, "The time to decide is between 15 minutes and 30 days.")
+        raise Invalid.at("/expires_at", code, "The time to decide must be between 15 minutes and 30 days.")
     return seconds
 
 

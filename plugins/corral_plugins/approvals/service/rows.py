@@ -114,7 +114,10 @@ def facts_of(row: Approval, *, is_new: bool = False) -> ApprovalFacts:
     )
 
 
-def publish(kind: type[ApprovalEvent], row: Approval, by: str | None, **fields: Any) -> None:
-    """Emit an event about an approval in its current state."""
+def publish(
+    kind: type[ApprovalEvent], row: Approval, by: str | None, /, cause: tuple[str, ...] | None = None, **fields: Any
+) -> None:
+    """Emit an event about an approval in its current state. `cause` are the causes of the task whose run did it."""
     same = {name: getattr(row, name) for name in ApprovalEvent.__struct_fields__ if name not in ("approval_id", "by")}
-    emit(kind(approval_id=row.id, by=by, **same, **fields), object=("approval", row.id), owner=row.owner_id)
+    event = kind(approval_id=row.id, by=by, **same, **fields)
+    emit(event, object=("approval", row.id), owner=row.owner_id, cause=cause)

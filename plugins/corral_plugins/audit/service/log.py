@@ -223,7 +223,7 @@ DEDUPLICATED = frozenset({"audit.log.read"})
 
 
 def _head_query(p: Any) -> Any:
-    """Return the query that selects the head row. Locking this row serializes all appends."""
+    """Return the query that selects the head row. Locking this row serialises all appends."""
     return locked(ChainHead.select(ChainHead.seq, ChainHead.hash).where(ChainHead.id == p("id")))
 
 

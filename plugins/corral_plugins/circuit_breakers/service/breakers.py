@@ -238,7 +238,7 @@ class BreakersService:
             try:
                 await self.sync()
             except Unavailable as problem:
-                log.debug("circuit breakers not synchronized", extra={"detail": problem.detail})
+                log.debug("circuit breakers not synchronised", extra={"detail": problem.detail})
 
     async def stop(self) -> None:
         """Wait until all permits are given back, and report the calls that are not reported yet."""

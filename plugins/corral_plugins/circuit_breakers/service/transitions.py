@@ -274,7 +274,9 @@ class BreakerTransitions:
         if reason is not None:
             self.transition(row, "open", f"Probe: {reason}", **columns)
         elif calls and not columns["permits_out"]:
-            self.transition(row, "closed", f"{calls} probes ended, {calls - failures - slow} of them well.", **columns)
+            self.transition(
+                row, "closed", f"{calls} probes ended, {calls - failures - slow} of them successfully.", **columns
+            )
         else:
             self.update(row, **columns)
 
@@ -294,7 +296,7 @@ class BreakerTransitions:
             self._expire_permits(row)
             if row.state == "half_open" and row.half_open_until < clock.now():
                 seconds = self.config_of(row).half_open_max_seconds
-                self.transition(row, "open", f"The probes did not decide within {seconds} seconds.")
+                self.transition(row, "open", f"The probes had no clear result within {seconds} seconds.")
 
     def find_unalerted(self) -> list[str]:
         """Return the names of breakers that have not been closed for 5 minutes, and about which no alert was raised."""

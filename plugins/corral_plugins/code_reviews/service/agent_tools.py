@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from corral.database.unit import UnitContext
 from corral.errors import NotFound
 from corral.schema.conversion import convert
 from corral_plugins.code_reviews.api import NewReview
@@ -65,14 +66,16 @@ class AgentReviews:
         given = {**arguments, "agent_id": caller.agent_id, "task_id": context.task_id}
         new = convert(NewReview, given, pointer_prefix="")
         patch = await self._contents.of_request(new.patch, new.file_id, by=caller, is_marked=True)
-        row = await context.work(lambda: self._reviews.propose(new, patch, by=caller))
+        entry = UnitContext(label="tool code_review.propose", actor=caller.actor)
+        row = await context.work(lambda: self._reviews.propose(new, patch, by=caller), entry=entry)
         return {"review_id": row.id, "revision": row.revision, "status": row.status, "stats": row.stats}
 
     async def comment(self, context: ToolContext, arguments: Json) -> Json:
         """Add a comment of the agent."""
         given = {name: value for name, value in arguments.items() if name != "review_id"}
         new = convert(NewReviewComment, given, pointer_prefix="")
-        made = await self._comments.add(arguments["review_id"], new, by=context.caller)
+        entry = UnitContext(label="tool code_review.comment", actor=context.caller.actor)
+        made = await self._comments.add(arguments["review_id"], new, by=context.caller, entry=entry)
         found: Json = msgspec.to_builtins({"comment_id": made.id, "anchor": made.anchor})
         return found
 

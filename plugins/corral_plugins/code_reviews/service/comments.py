@@ -82,7 +82,7 @@ class ReviewComments:
         ReviewComment.insert(made.__data__).execute()
         rows.set_reviewer_state(row.id, author, "commented", only=("pending",))
         rows.touch(row)
-        rows.publish(CodeReviewCommented, row, author, comment_id=made.id)
+        rows.publish(CodeReviewCommented, row, author, self._reviews.causes_of(by.task_id), comment_id=made.id)
         return comment_view(made)
 
     @staticmethod

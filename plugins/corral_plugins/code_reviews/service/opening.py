@@ -201,7 +201,7 @@ class CodeReviewsService:
         for each in older:
             rows.update(each, OPEN, status="superseded")
             rows.publish(CodeReviewSuperseded, each, by)
-        rows.publish(CodeReviewCreated, row, by)
+        rows.publish(CodeReviewCreated, row, by, self.causes_of(row.task_id if by == row.agent_id else None))
         _report_credentials(row, patch)
 
     # -- revisions
@@ -234,10 +234,15 @@ class CodeReviewsService:
         reanchor_comments(row, patch.parsed.patch)
         is_approved = (Reviewer.review_id == row.id) & (Reviewer.state == "approved")
         Reviewer.update(state="pending").where(is_approved).execute()
-        rows.publish(CodeReviewRevised, row, by)
+        rows.publish(CodeReviewRevised, row, by, self.causes_of(row.task_id if by == row.agent_id else None))
         _report_credentials(row, patch)
         if any(each.kind == "agent" for each in rows.reviewers_of([row.id])[row.id]):
             self._review_tasks.ask(row, patch.data)
+
+    def causes_of(self, task_id: str | None) -> tuple[str, ...]:
+        """Return the causes of a task, so that triggers recognise loops through what its run does."""
+        run = None if task_id is None else self._tasks.find_run(task_id)
+        return () if run is None else run.cause_chain
 
     def _lock_open(self, review_id: str, by: Principal, *, is_author: bool = False) -> Review:
         """Lock an open review of the caller. With `is_author`, the agent that made the diff may change it, too."""

@@ -121,7 +121,7 @@ class _Parser:
             elif line.startswith(b"--- ") and self._peek(1).startswith(b"+++ "):
                 files.append(self._plain_file())
             elif line.startswith(b"@@ "):
-                raise self._error("A hunk follows no file header.")
+                raise self._error("A hunk has no file header before it.")
             else:
                 self.at += 1
             if len(files) > known:

@@ -64,10 +64,13 @@ def already_decided(status: str) -> Conflict:
     return Conflict(f"The status of the review is {shown}.", code="already_decided", current_status=status)
 
 
-def publish(kind: type[CodeReviewEvent], row: Review, by: str | None, **fields: Any) -> None:
-    """Emit an event about a review in its current state."""
+def publish(
+    kind: type[CodeReviewEvent], row: Review, by: str | None, /, cause: tuple[str, ...] | None = None, **fields: Any
+) -> None:
+    """Emit an event about a review in its current state. `cause` are the causes of the task whose run did it."""
     same = {name: getattr(row, name) for name in ("agent_id", "task_id", "revision", "status")}
-    emit(kind(review_id=row.id, by=by, **same, **fields), object=("code_review", row.id), owner=row.owner_id)
+    event = kind(review_id=row.id, by=by, **same, **fields)
+    emit(event, object=("code_review", row.id), owner=row.owner_id, cause=cause or None)
 
 
 def reviewers_of(review_ids: Sequence[str]) -> dict[str, list[Reviewer]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
+from corral.database.unit import UnitContext
 from corral.errors import NotFound
 from corral_plugins.files.api import FileSource
 from corral_plugins.files.models import File
@@ -89,7 +90,8 @@ class AgentFiles:
             content_type="text/plain",
             lease=(context.task_id, context.lease_id),
         )
-        row, _ = await self._uploads.store(new, _one(arguments["content"].encode()))
+        entry = UnitContext(label="tool files.write", actor=caller.actor)
+        row, _ = await self._uploads.store(new, _one(arguments["content"].encode()), entry=entry)
         return {"file_id": row.id, "name": row.name, "size_bytes": row.size_bytes}
 
     def is_visible(self, context: ToolContext, arguments: Json) -> bool:

@@ -35,6 +35,7 @@ class FilesService:
         content_type: str | None = None,
         expires_at: str | None = None,
         limit: int | None = None,
+        cause: tuple[str, ...] = (),
     ) -> FileFacts:
         new = NewFile(
             name=name,
@@ -45,6 +46,7 @@ class FilesService:
             content_type=content_type,
             expires_at=expires_at,
             limit=limit,
+            cause=cause,
         )
         row, _ = await self._uploads.store(new, stream)
         return facts_of(row)

@@ -190,9 +190,12 @@ class FileRegistry:
             raise Invalid.at(pointer, "unknown_reference", detail, problem="unknown_reference")
         return task_id.lower()
 
-    def emit_uploaded(self, row: File) -> None:
-        """Emit the event that a file was stored."""
-        self._emit(FileUploaded, row)
+    def emit_uploaded(self, row: File, cause: tuple[str, ...]) -> None:
+        """Emit the event that a file was stored. What a run uploads has the causes of its task."""
+        if row.source_type in ("worker", "agent") and row.task_id is not None and self.tasks is not None:
+            run = self.tasks.find_run(row.task_id)
+            cause = run.cause_chain if run is not None else ()
+        self._emit(FileUploaded, row, cause or None)
 
     def record_link(self, row: File) -> None:
         """Record in the audit log that a link to a file was made."""
@@ -215,7 +218,7 @@ class FileRegistry:
         return found
 
     @staticmethod
-    def _emit(kind: Any, row: File) -> None:
+    def _emit(kind: Any, row: File, cause: tuple[str, ...] | None = None) -> None:
         """Emit an event for those who may read the file now."""
         event = kind(
             file_id=row.id,
@@ -226,7 +229,7 @@ class FileRegistry:
             owner_id=row.owner_id,
         )
         visibility = SHARED if is_shared(row) else PRIVATE
-        emit(event, object=("file", str(row.id)), owner=str(row.owner_id), visibility=visibility)
+        emit(event, object=("file", str(row.id)), owner=str(row.owner_id), visibility=visibility, cause=cause)
 
 
 def is_current() -> Any:

@@ -43,7 +43,8 @@ OUTCOMES = {
 class NewFile(msgspec.Struct, kw_only=True):
     """A file to store. `size` is its size if it is known before the bytes arrive.
 
-    `lease` is the task and lease under which a run uploads. `upload_key` identifies the upload for repetitions.
+    `lease` is the task and lease under which a run uploads. `upload_key` identifies the upload for repetitions. `cause`
+    lists what led to the file, if no task does.
     """
 
     name: str
@@ -57,6 +58,7 @@ class NewFile(msgspec.Struct, kw_only=True):
     limit: int | None = None
     lease: tuple[str, str] | None = None
     upload_key: str | None = None
+    cause: tuple[str, ...] = ()
 
 
 class Uploads:
@@ -145,7 +147,7 @@ class Uploads:
             version=1,
         )
         self._quota.commit(upload_id, new.owner_id, blob.size)
-        self._registry.emit_uploaded(row)
+        self._registry.emit_uploaded(row, new.cause)
         return row, True
 
     def refuse_blocked(self, detected: str) -> None:

@@ -1,4 +1,4 @@
-"""Normalizes provider responses to OpenAI's format, and maps provider errors to problems.
+"""Normalises provider responses to OpenAI's format, and maps provider errors to problems.
 
 Only OpenAI's fields and the two fields in which servers return a model's reasoning are kept. The text of other fields
 would be missing from the token estimate, and a credential that is split across chunks would not be redacted.
@@ -33,7 +33,7 @@ REQUIRED_USAGE = ("prompt_tokens", "completion_tokens", "cost")  # usage without
 
 
 def normalize_completion(response: Any) -> dict[str, Any]:
-    """Normalize a chat completion or a chunk. Raise `ProviderError` if the response is neither."""
+    """Normalise a chat completion or a chunk. Raise `ProviderError` if the response is neither."""
     usage = response.get("usage") if isinstance(response, dict) else None
     choices = response.get("choices") or [] if isinstance(response, dict) else None
     if not isinstance(choices, list) or not all(isinstance(choice, dict) for choice in choices):
@@ -46,7 +46,7 @@ def normalize_completion(response: Any) -> dict[str, Any]:
 
 
 def normalize_embeddings(response: Any) -> dict[str, Any]:
-    """Normalize a list of embeddings. Raise `ProviderError` if the response is not such a list."""
+    """Normalise a list of embeddings. Raise `ProviderError` if the response is not such a list."""
     usage = response.get("usage") if isinstance(response, dict) else None
     try:
         for item in response["data"]:
@@ -102,7 +102,7 @@ def _normalize_choice(choice: dict[str, Any], position: int, usage: Any) -> dict
 
 
 def _normalize_message(message: Any, usage: Any, *, in_chunk: bool) -> dict[str, Any]:
-    """Normalize a message or a delta.
+    """Normalise a message or a delta.
 
     Content parts become one text, and reasoning becomes a separate text.
     """
@@ -134,7 +134,7 @@ def _join_texts(parts: list[Any]) -> str:
 
 
 def _normalize_tool_call(call: dict[str, Any], position: int | None) -> dict[str, Any]:
-    """Normalize a tool call. `position` replaces a missing index.
+    """Normalise a tool call. `position` replaces a missing index.
 
     `position` is None for tool calls in whole messages, which contain no index.
     """

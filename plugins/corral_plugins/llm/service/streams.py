@@ -1,6 +1,6 @@
 """Reads streamed responses from providers, and removes credentials from requests and responses.
 
-Timeouts limit the duration of each stream. The chunks are normalized and redacted, even if a credential is split across
+Timeouts limit the duration of each stream. The chunks are normalised and redacted, even if a credential is split across
 chunks, and the last chunk contains the token usage.
 """
 
@@ -218,7 +218,7 @@ async def _remaining_chunks(target: ModelTarget, iterator: AsyncGenerator[Chunk,
 
 
 async def _next_chunk(target: ModelTarget, iterator: AsyncGenerator[Chunk, None]) -> Chunk | None:
-    """Return the next normalized chunk, or None at the end of the stream."""
+    """Return the next normalised chunk, or None at the end of the stream."""
     with convert_provider_errors(target.provider.name):
         chunk = await anext(iterator, None)
         return None if chunk is None else normalize_completion(chunk)

@@ -36,7 +36,7 @@ from corral_plugins.marketplace.service.preparing import (
 )
 from corral_plugins.marketplace.service.rendering import with_ids
 from corral_plugins.marketplace.service.requirements import Requirements, refuse_missing_secrets
-from corral_plugins.marketplace.service.rows import event_objects, installation_fields
+from corral_plugins.marketplace.service.rows import event_objects, installation_fields, upgrade_hint
 from corral_plugins.marketplace.shapes import (
     CreatedObject,
     Finding,
@@ -135,6 +135,10 @@ class InstallationService:
             prepared.manifest, prepared.parameters, body.secrets_map, {} if body.dry_run else ids
         )
         warnings = _warnings(made, missing)
+        if any(each.name != each.resource.title for each in made) and (
+            hint := upgrade_hint(prepared.manifest.slug, by)
+        ):
+            warnings.append(f"{prepared.manifest.slug} is installed already, so this is a copy. {hint}")
         if body.dry_run:
             raise PlanRollback(_plan(prepared, parts, made, missing, findings, warnings))
         refuse_missing_secrets(required)
@@ -203,6 +207,7 @@ def create_objects(
     if existing and on_conflict == "fail":
         (first, object_id) = next(iter(existing.items()))
         detail = f"There is already an object of the kind {first.kind} with the name {first.name}."
+        detail = f"{detail} {upgrade_hint(prepared.manifest.slug, by)}".rstrip()
         raise Conflict(detail, code="duplicate", existing_id=object_id)
     names = free_names(wanted, prepared.installers)
     ids, made = dict(known), list[MadeObject]()

@@ -34,6 +34,13 @@ def find_writable_installation(installation_id: str, by: Principal) -> Installat
     return row
 
 
+def upgrade_hint(slug: str, by: Principal) -> str:
+    """Return how the caller upgrades their earlier installation of a template, or an empty text if there is none."""
+    mine = (Installation.slug == slug) & (Installation.installed_by == by.user_id) & (Installation.status != "removed")
+    row = Installation.select(Installation.id).where(mine).order_by(Installation.created_at.desc()).first()
+    return "" if row is None else f"Upgrade the earlier installation instead: corral template upgrade {row.id}"
+
+
 def objects_of(installation_id: str) -> list[InstalledResource]:
     """Return the objects of an installation, in the order of their creation."""
     rows = InstalledResource.select().where(InstalledResource.installation_id == installation_id)

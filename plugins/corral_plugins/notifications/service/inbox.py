@@ -26,6 +26,8 @@ from corral_plugins.notifications.shapes import MarkAllRead, MarkedRead, Notific
 COUNTING_SECONDS = 300.0  # for which further events of a group count up a notification
 MAX_A_USER, AT_ONCE, SHOWN_TITLES = 10_000, 500, 10
 UNREAD = Notification.read_at.is_null()
+REQUESTS = ("approval.created", "approval.updated", "code_review.created", "code_review.updated")
+"""The events that ask people for a decision, and remind them of it."""
 Position = tuple[str, str]
 """A place in the notifications of all people: the time and the id of one."""
 
@@ -111,6 +113,13 @@ class Inbox:
         """Delete a notification of the caller."""
         row = find_notification(notification_id, by)
         Notification.delete().where(Notification.id == row.id).execute()
+
+
+def mark_requests(user_id: str, object_type: str, object_id: str) -> None:
+    """Mark the notifications that asked a person for a decision on an object as read."""
+    about = (Notification.object_type == object_type) & (Notification.object_id == object_id)
+    mine = (Notification.user_id == user_id) & UNREAD & Notification.type.in_(REQUESTS)
+    Notification.update(read_at=clock.now()).where(mine & about).execute()
 
 
 def delete_old(read_before: str, unread_before: str, after: Position) -> Position | None:

@@ -170,7 +170,7 @@ class SecretsService:
         row = rows.find_by_name(name) if pinned is None else None
         if pinned is None and row is None:
             raise Invalid.at(
-                pointer, "unknown_reference", "There is no secret of this name.", problem="unknown_reference"
+                pointer, "unknown_reference", "There is no secret with this name.", problem="unknown_reference"
             )
         reference = {"name_key": name.lower(), "title": title[:200]}
         insert = SecretReference.insert(

@@ -50,7 +50,9 @@ class ConnectionCredentials:
         else:
             unfit = ["password"] if "password" in given else []
         for field in unfit:
-            raise Invalid.at(f"/{field}", "not_allowed", f"This does not go with auth_method {auth_method}.")
+            raise Invalid.at(
+                f"/{field}", "not_allowed", f"This field cannot be combined with auth_method {auth_method}."
+            )
         submitted = "password" if auth_method == "password" else "private_key"
         for field, secret in ((submitted, "secret_id"), ("passphrase", "passphrase_secret_id")):
             if field in given and secret in given:

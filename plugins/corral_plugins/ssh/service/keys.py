@@ -26,7 +26,7 @@ def _check_private_key(private_key: str, passphrase: str | None) -> None:
     try:
         key = asyncssh.import_private_key(private_key, passphrase)
     except asyncssh.KeyEncryptionError:
-        raise Invalid.at("/passphrase", "invalid_value", "The passphrase does not fit the private key.") from None
+        raise Invalid.at("/passphrase", "invalid_value", "The passphrase does not match the private key.") from None
     except (asyncssh.KeyImportError, ValueError) as error:
         if passphrase is None and "assphrase" in str(error):
             raise Invalid.at("/passphrase", "required", "The private key is encrypted; send its passphrase.") from None

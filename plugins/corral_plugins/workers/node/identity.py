@@ -81,7 +81,7 @@ class WorkerFolder:
             yield
 
     def fingerprint(self) -> str:
-        """Return the random fingerprint by which the server recognizes this worker. Create it on first use."""
+        """Return the random fingerprint by which the server recognises this worker. Create it on first use."""
         path = self.path / "fingerprint"
         with contextlib.suppress(OSError):
             if stored := path.read_text(encoding="ascii").strip():

@@ -55,7 +55,7 @@ class ToolRun(Attempt):
             await self._complete_task(result)
         output = str(result["output"]).strip()
         if result.get("timed_out"):
-            await self._fail_attempt("timeout", "The code ran longer than it may.", retryable=False)
+            await self._fail_attempt("timeout", "The code exceeded its time limit.", retryable=False)
         if result.get("exit_code"):
             message = f"The code ended with the exit code {result['exit_code']}: {output[-SHOWN:]}"
             await self._fail_attempt("exit_code", message, retryable=True)

@@ -37,9 +37,9 @@ class LargeOutputs:
         if self.files is None or owner is None:
             raise StepFailure("output_too_large", "The output of the step is larger than 256 KiB.", retryable=False)
         source = FileSource(type="step", id=row.id)
-        content = _in_one_chunk(msgspec.json.encode(output))
+        content, cause = _in_one_chunk(msgspec.json.encode(output)), tuple(run.cause)
         try:
-            stored = await self.files.put(content, name=f"{row.name}.json", owner_id=owner, source=source)
+            stored = await self.files.put(content, name=f"{row.name}.json", owner_id=owner, source=source, cause=cause)
         except Problem as problem:
             detail = (
                 f"The output of the step is larger than 256 KiB and could not be stored as a file: {problem.detail}"
