@@ -553,6 +553,21 @@ def test_a_trigger_creates_tasks_for_an_agent(terminal: Terminal) -> None:
     terminal("triggers", "delete", "For one")
 
 
+def test_options_of_a_trigger_keep_the_rest_of_its_config(terminal: Terminal) -> None:
+    signed = ("-f", 'config:={"auth": "hmac_sha256"}')
+    task = ("--task", "Say it", "--agent", "Echo")
+    made = json.loads(terminal("triggers", "create", "Signed", "--webhook", *task, *signed, "--json"))
+    assert (made["config"]["auth"], made["secret"] is not None) == ("hmac_sha256", True), made
+    wrong = terminal.run("triggers", "create", "Wrong", "--webhook", *task, "-f", "type=manual")
+    assert (wrong.returncode, "the type is manual according to --field" in wrong.stderr) == (2, True), wrong
+    terminal("triggers", "create", "At dawn", "--cron", "0 7 * * *", *task)
+    zone = 'config:={"expression": "0 7 * * *", "timezone": "Asia/Tokyo"}'
+    edited = json.loads(terminal("triggers", "edit", "At dawn", "-f", zone, "--cron", "0 8 * * *", "--json"))
+    assert edited["config"] == {"expression": "0 8 * * *", "timezone": "Asia/Tokyo"}
+    for name in ("Signed", "At dawn"):
+        terminal("triggers", "delete", name)
+
+
 def test_any_operation_can_be_called(terminal: Terminal) -> None:
     assert len(json.loads(terminal("api", "get", "/agents", "-f", "limit=2"))["items"]) == 2
     assert len(json.loads(terminal("api", "GET", "/api/v1/agents?limit=1"))["items"]) == 1

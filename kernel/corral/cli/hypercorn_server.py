@@ -240,7 +240,7 @@ class RequestStream(HTTPStream):
 
 
 def _has_length(message: Any) -> bool:
-    return any(name == b"content-length" for name, _ in message["headers"])
+    return any(name == b"content-length" for name, _ in message.get("headers", ()))
 
 
 class RequestHead(NamedTuple):

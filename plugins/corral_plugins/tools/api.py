@@ -141,6 +141,7 @@ class Tool(msgspec.Struct, frozen=True, kw_only=True):
     runs: RunLocation = "server"
     output_schema: Json | None = None
     permission: str | None = None  # required in addition to the permission for the risk
+    approver_permission: str | None = None  # whoever approves a call needs this one as well
     untrusted_output: bool = False
     idempotent: bool = False
     timeout_seconds: int | None = None  # None: `tools.timeout_seconds`

@@ -181,7 +181,7 @@ def create_trigger(
     **when: Any,
 ) -> None:
     """Create a trigger. `corral api GET /triggers/types` lists further types and actions."""
-    body = {**read_body(input_path, fields), **_kind_fields(**when), "name": name}
+    body = _with_kind(read_body(input_path, fields), **when) | {"name": name}
     if condition is not None:
         body["filter"] = condition
     body |= _action_fields(client, body.get("action", {}), task, agent, workflow, values)
@@ -230,9 +230,9 @@ def edit_trigger(
     """
     found = client.find("/triggers", trigger, kind="trigger")
     body = {**read_body(input_path, fields), **({"name": name} if name is not None else {})}
-    config = _changed_config(found, **when)
-    if config is not None:
-        body["config"] = config
+    changes = _config_changes(found, **when)
+    if changes:
+        body["config"] = {**body.get("config", found["config"]), **changes}
     if condition is not None:
         body["filter"] = condition or None
     body |= _action_fields(client, body.get("action", found["action"]), task, agent, workflow, values)
@@ -389,10 +389,10 @@ def _action_fields(
     return {"action": changed}
 
 
-def _changed_config(
+def _config_changes(
     trigger: dict[str, Any], *, cron: str | None, timezone: str | None, every: int | None, event: str | None
-) -> dict[str, Any] | None:
-    """Return the config of a trigger as the options change it, or None if they do not."""
+) -> dict[str, Any]:
+    """Return the members of the config of a trigger that the options change."""
     given = {
         "expression": ("cron", "--cron", cron),
         "timezone": ("cron", "--timezone", timezone),
@@ -405,7 +405,7 @@ def _changed_config(
         if trigger["type"] != kind:
             told = f"{option} belongs to triggers of the type {kind}, and {trigger['name']} has the type"
             raise click.UsageError(f"{told} {trigger['type']}, which cannot be changed; create another trigger")
-    return {**trigger["config"], **changes} if changes else None
+    return changes
 
 
 def _state(trigger: Mapping[str, Any]) -> str:
@@ -447,11 +447,18 @@ def _find(client: ApiClient, name: str) -> str:
     return str(client.find("/triggers", name, kind="trigger")["id"])
 
 
-def _kind_fields(
-    cron: str | None, timezone: str | None, every: int | None, event: str | None, webhook: bool, manual: bool
+def _with_kind(
+    body: dict[str, Any],
+    *,
+    cron: str | None,
+    timezone: str | None,
+    every: int | None,
+    event: str | None,
+    webhook: bool,
+    manual: bool,
 ) -> dict[str, Any]:
-    """Return the type and the config that the options name."""
-    given = [
+    """Return the body with the type and the config that the options name. Further members of its config stay."""
+    given: list[tuple[str, dict[str, Any], bool]] = [
         ("cron", {"expression": cron, **({"timezone": timezone} if timezone else {})}, cron is not None),
         ("interval", {"seconds": every}, every is not None),
         ("event", {"event": event}, event is not None),
@@ -463,4 +470,9 @@ def _kind_fields(
         raise click.UsageError("give one of --cron, --every, --event, --webhook and --manual")
     if timezone is not None and cron is None:
         raise click.UsageError("--timezone belongs to --cron")
-    return {"type": named[0][0], "config": named[0][1]} if named else {}
+    if not named:
+        return body
+    kind, config = named[0]
+    if body.get("type", kind) != kind:
+        raise click.UsageError(f"the type is {body['type']} according to --field or --input, and {kind} by an option")
+    return {**body, "type": kind, "config": {**body.get("config", {}), **config}}

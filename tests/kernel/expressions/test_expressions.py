@@ -85,6 +85,8 @@ async def test_an_expression_gives_its_value(expressions: ExpressionsService, te
         ("input.n + 1.5", 1, "types"),
         ("input.l[7]", 8, "not in the list"),
         ("1 / 0", 3, "Division by zero"),
+        ("string(1.0 / 0.0)", 1, "a number that is infinite"),
+        ("json({'a': [0.0 / 0.0]})", 1, "a number that is infinite"),
         ("timestamp('9999-12-31T23:59:59-14:00')", 1, "outside of the years 1 to 9999"),
         ("[1].map(x, timestamp('0001-01-01T00:00:00+14:00'))", 1, "outside of the years 1 to 9999"),
         ("1.0 / 0.0", 1, "infinite"),

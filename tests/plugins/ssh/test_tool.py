@@ -90,6 +90,8 @@ async def test_a_person_is_asked_if_the_connection_or_the_requester_demands_it(
     assert answer.status == 202, answer
     assert machine.connections == 0
     (approval,) = (await world.admin.get("/approvals?status=pending")).json()["items"]
+    by_member = await world.member.post(f"/approvals/{approval['id']}/approve", {})
+    assert (by_member.status, machine.connections) == (403, 0), by_member
     assert (await world.admin.post(f"/approvals/{approval['id']}/approve", {})).status == 200
     await world.kit.run_jobs()
     rows: Any = []

@@ -69,6 +69,8 @@ def to_json(value: Any) -> str:
     """Return a value as JSON text."""
     text = msgspec.json.encode(value).decode()
     _check_length(len(text))
+    if "null" in text and not _is_finite(value):
+        raise ValueError("the value contains a number that is infinite, for example from a division by zero")
     return text
 
 
@@ -178,6 +180,14 @@ def _kind(value: Any) -> str:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_finite(value: Any) -> bool:
+    """Return whether a value contains no number that is infinite or not a number, which JSON would write as null."""
+    if isinstance(value, float):
+        return math.isfinite(value)
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return all(map(_is_finite, items))
 
 
 def _text(value: Any, function: str) -> str:

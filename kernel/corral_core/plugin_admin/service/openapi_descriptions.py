@@ -14,7 +14,7 @@ import inspect
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from functools import cache
+from functools import cache, lru_cache
 from importlib.resources import files
 from typing import Any, get_args, get_origin
 
@@ -85,6 +85,12 @@ def _glossary_of(module: str) -> Mapping[str, str]:
     return found
 
 
+@lru_cache(maxsize=4096)  # evaluating the annotations of all shapes takes a sixth of the time of a document
+def field_types(shape: type[msgspec.Struct]) -> list[Any]:
+    """Return the types of the fields of a shape. The result is shared, so callers must not change it."""
+    return [each.type for each in msgspec.structs.fields(shape)]
+
+
 def _reachable_shapes(kinds: Iterable[Any], seen: set[Any]) -> Iterator[type]:
     for kind in kinds:
         if args := get_args(kind):
@@ -92,4 +98,4 @@ def _reachable_shapes(kinds: Iterable[Any], seen: set[Any]) -> Iterator[type]:
         elif isinstance(kind, type) and issubclass(kind, msgspec.Struct) and kind not in seen:
             seen.add(kind)
             yield kind
-            yield from _reachable_shapes((each.type for each in msgspec.structs.fields(kind)), seen)
+            yield from _reachable_shapes(field_types(kind), seen)

@@ -162,6 +162,12 @@ def permissions_for(tool: RegisteredTool) -> frozenset[str]:
     return frozenset(name for name in (risk, tool.definition.permission) if name is not None)
 
 
+def approver_permissions_for(tool: RegisteredTool) -> frozenset[str]:
+    """Return the permissions that people need to approve a call of a tool."""
+    more = tool.definition.approver_permission
+    return permissions_for(tool) | ({more} if more is not None else frozenset())
+
+
 def rule_of(policy: Mapping[str, Any], tool: str) -> ToolPolicyRule:
     """Return the rule for a tool from the `tool_policy` of an agent.
 

@@ -39,8 +39,8 @@ from corral_plugins.tools.service.decision import (
     SENTENCES,
     CallSubject,
     ContextBuilder,
+    approver_permissions_for,
     decide_call,
-    permissions_for,
     schema_faults,
     target_of,
 )
@@ -116,7 +116,7 @@ class HeldCalls:
                 target=target,
                 tainted=run.tainted,
                 taint_sources=run.taint_sources,
-                required_permissions=sorted(permissions_for(tool)),
+                required_permissions=sorted(approver_permissions_for(tool)),
             ),
         )
         asked = self.approvals.open(request, by=by)

@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 import msgspec
 
+from corral_core.plugin_admin.service.openapi_descriptions import field_types
+
 
 def enum_orders(kinds: Iterable[Any], seen: set[Any]) -> Iterator[tuple[frozenset[Any], list[Any]]]:
     """Yield the values of each enumeration in the order of their declaration, because msgspec sorts them."""
@@ -22,7 +24,7 @@ def enum_orders(kinds: Iterable[Any], seen: set[Any]) -> Iterator[tuple[frozense
             yield from enum_orders((typing.get_origin(kind), *args), seen)
         elif isinstance(kind, type) and issubclass(kind, msgspec.Struct) and kind not in seen:
             seen.add(kind)
-            yield from enum_orders((each.type for each in msgspec.structs.fields(kind)), seen)
+            yield from enum_orders(field_types(kind), seen)
 
 
 def reorder(schema: Any, orders: dict[frozenset[Any], list[Any]]) -> Any:
