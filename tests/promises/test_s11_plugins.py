@@ -8,6 +8,7 @@ after they are held; long form (`--long`): 60 s.
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -156,7 +157,8 @@ def check_names(found: dict[str, Any]) -> None:
 
 def test_s11_misbehaving_plugins(tmp_path: Path, database_url: str, long_form: bool, figure: Any) -> None:
     seconds, pause = (60.0, PAUSE) if long_form else (12.0, SHORT_PAUSE)
-    slack = 0.1 if long_form else 0.25  # the short form shares the machine with other tests
+    # The short form shares the machine with other tests, and a crowded machine is slow by itself.
+    slack = 0.1 if long_form else 0.25 + os.getloadavg()[0] / 50
     before = usual(tmp_path, database_url, pause)
     server = serve(tmp_path, database_url, "steady", *misbehaving.ALL)
     with server, server.sign_in() as admin:
