@@ -83,7 +83,9 @@ class ToolsService:
                 and rule_of({name: rule}, name).policy == "allow"
                 and _is_dangerous(tools, name)
             ):
-                raise Forbidden(f"To set the policy allow for the dangerous tool {name}, you need the permission agents.manage.")
+                raise Forbidden(
+                    f"The policy allow for the dangerous tool {name} requires the permission agents.manage."
+                )
         for tool in tools:
             was, now = [rule_of(rules, tool.name).policy or tool.default_policy for rules in (before, policy)]
             bound = min(was, tool.default_policy, key=POLICIES.index)
