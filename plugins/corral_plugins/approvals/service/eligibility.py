@@ -40,7 +40,10 @@ class Eligibility:
         return Approvers(users=[task_owner] if task_owner is not None else [], roles=["admin"])
 
     def check_approvers(self, request: ApprovalRequest, approvers: Approvers) -> None:
-        """Raise `Invalid` if a named approver may not decide, or if too few people may decide for the required approvals."""
+        """Raise `Invalid` if a named approver may not decide, or if too few people may decide.
+
+        At least as many people as the required approvals must be able to decide.
+        """
         named = {each.lower() for each in approvers.users}
         found = self._accounts.get_many(named)
         able = {each for each, user in found.items() if user.is_active and self._role_decides(user.role)}
