@@ -163,8 +163,8 @@ def start_agent(client: ApiClient, *, agent: str, override: bool, as_json: bool)
     _act(client, found["id"], "start", {"override": override}, as_json=as_json)
     if override and (found["status"], found["status_reason"]) != ("paused", "budget"):
         told = (
-            f"nothing was lifted: {found['name']} was not paused by its budget. If a task needs more than is left, raise "
-            f"the budget: corral agents edit {shlex.quote(found['name'])} -f monthly_budget_usd:=AMOUNT"
+            f"nothing was lifted: {found['name']} was not paused by its budget. If a task needs more than is left, "
+            f"raise the budget: corral agents edit {shlex.quote(found['name'])} -f monthly_budget_usd:=AMOUNT"
         )
         click.echo(click.style("warning", fg="yellow") + f": {told}", err=True)
 
