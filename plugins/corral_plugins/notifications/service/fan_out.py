@@ -400,7 +400,7 @@ def _is_about_itself(event: LoggedEvent) -> bool:
 
 
 def _silenced_breakers(event: LoggedEvent, data: Mapping[str, Any]) -> set[str]:
-    """Return the circuit breakers that an event reports as open. Their channels must not send this event."""
+    """Return the circuit breakers that an event is about. The channels that they guard must not send the event."""
     if event.type.startswith("circuit."):
         return {str(data.get("name"))}
     if event.type != "system.alert":

@@ -21,10 +21,10 @@ def quote_argv(argv: Sequence[str]) -> str:
 def check_command(command: str, *, allowed: Sequence[str], denied: Sequence[str]) -> None:
     """Raise `Forbidden` (`command_denied`) if the rules forbid a command line.
 
-    Each part between `;`, `&&`, `||`, `|`, `&` and line breaks is matched separately, and several white space characters
-    count as one space. Denied patterns take precedence over allowed patterns. If there are allowed patterns, each part
-    must match an allowed pattern. Command substitution and redirections are then refused, because they would run or
-    write things that no pattern has matched.
+    Each part between `;`, `&&`, `||`, `|`, `&` and line breaks is matched separately, and several spaces or tabs
+    count as one space. Denied patterns take precedence over allowed patterns. If there are allowed patterns, each
+    part must match an allowed pattern. Command substitution and redirections are then refused, because they would run
+    or write things that no pattern has matched.
     """
     parts = [" ".join(part.split()) for part in _SEPARATORS.split(command)]
     parts = [part for part in parts if part]
