@@ -257,9 +257,8 @@ def _is_to_be_sent(row: Delivery, rule: Rule | None, people: Mapping[str, Person
 def _is_next(row: Delivery, rule: Rule, group: Group | None, earlier: str | None) -> bool:
     """Return whether a message that still collects events may be sent now.
 
-    If not, end it or let it collect further events.
-
-    The message waits for an earlier message of its group, and then for the interval of the group.
+    If not, end the message or let it collect further events. The message waits for an earlier message of its group,
+    and then for the interval of the group.
     """
     if row.group_key == QUIET_KEY:
         return True
