@@ -86,7 +86,7 @@ def elapsed_ms(since: str, until: str) -> int:
 
 
 def travel(seconds: float) -> None:
-    """Shift the clock of this process by `seconds`. For tests."""
+    """Shift the clock of this process by `seconds`. Only tests call this function."""
     global _shift
     _shift += seconds
 

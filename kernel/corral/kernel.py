@@ -137,7 +137,7 @@ class Kernel:
         return [record for record in self.plugins if record.active]
 
     def wire(self) -> None:
-        """Register the kernel's services, wire the plugins, and pass consumers and jobs to their runners."""
+        """Register the kernel's services, connect plugins to services, and pass consumers and jobs to their runners."""
         for kind, service in self._services().items():
             self.container.add(kind, service)
         self.settings.declare(KERNEL_SETTINGS, KERNEL)
@@ -191,7 +191,7 @@ class Kernel:
         return Consumer(self.feed, subscriber, types, self._holder, lambda: record.active)
 
     def block_dependants(self, before: list[PluginRecord]) -> None:
-        """Block the dependants of plugins that failed.
+        """Block the plugins that require a plugin that failed.
 
         `before` contains the plugins that were active before the failure. Listeners are notified of each of them that
         is no longer active.

@@ -168,7 +168,7 @@ class InstallationConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     @classmethod
     def from_config(cls, config: Config) -> Self:
-        """Return the part of the configuration that plugins may read."""
+        """Return the part of the operator's configuration that plugins may read."""
         email, password = config.bootstrap_admin_email, config.bootstrap_admin_password
         same = ("data_dir", "local_model", "secrets", "metrics_token", "safe_mode", "rate_limits", "ip_rules_disabled")
         return cls(
@@ -430,7 +430,7 @@ class RateLimits(Protocol):
     """
 
     def take(self, rate: Rate, key: str) -> None:
-        """Count one request towards the limit for `key`. Raise `TooMany` if the limit is exceeded.
+        """Count one request towards the limit for `key`. Raise `TooMany` if the request exceeds the limit.
 
         Call this method on the event loop, before the unit of work.
         """

@@ -23,7 +23,10 @@ class ThreadShares(Generic[T]):
         return len(self._waiting[plugin])
 
     def acquire(self, plugin: str, call: T) -> bool:
-        """Take a thread of the plugin's share for a call. Return False, and let the call wait, if none is free."""
+        """Take a thread of the plugin's share for a call.
+
+        If no thread of the share is free, let the call wait and return False.
+        """
         with self._lock:
             if self._running[plugin] >= self.limit:
                 self._waiting[plugin].append(call)

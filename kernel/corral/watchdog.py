@@ -38,7 +38,7 @@ the call has ended, they also include `value` or `error`.
 
 
 class CallAbandoned(BaseException):
-    """Raised in a call that blocks the event loop. Not an `Exception`, so that `except Exception` does not catch it."""
+    """Raised in a call that blocks the event loop. It is no `Exception`, so `except Exception` does not catch it."""
 
 
 class ThreadAbandoned(BaseException):

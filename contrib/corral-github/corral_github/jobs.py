@@ -18,7 +18,7 @@ BATCH_SIZE = 500
 
 
 async def work_on_thread(thread_id: str, worker: ThreadWorker) -> None:
-    """Do the work of a pull request or an issue that is due."""
+    """Do the work that is due for a pull request or an issue."""
     await worker.run(thread_id)
 
 

@@ -42,9 +42,9 @@ class Repository(Model):
 class Thread(Model):
     """A pull request or an issue, and the code review or task that Corral created for it.
 
-    All work for one thread is done one after the other: whoever holds the `lease` until `lease_until` does it. `run_at`
-    is when work is due, and null if there is none. `heads` maps revisions of the review to commits. `seen_at` is when
-    the issue last changed, by the clock of the host.
+    All work for one thread is done in order, by the process that holds the `lease`, which expires at `lease_until`.
+    `run_at` is when work is due, and null if there is none. `heads` maps revisions of the review to commits. `seen_at`
+    is when the issue last changed, by the clock of the host.
     """
 
     visibility = SHARED

@@ -65,7 +65,7 @@ class GuardedRelay(httpx2.AsyncBaseTransport):
 
 
 async def _in_session(endpoint: McpEndpoint, use: Callable[[Client], Awaitable[T]]) -> T:
-    """Open a session, use it, and close it. Raise `McpFailure` for everything that goes wrong."""
+    """Open a session, use it, and close it. Convert every error to `McpFailure`."""
     sdk: Any = await asyncio.to_thread(importlib.import_module, "corral_mcp.sdk")
     relay = GuardedRelay(endpoint.http)
     try:
@@ -98,7 +98,7 @@ async def list_tools(client: Client) -> list[McpTool]:
 
 
 def result_of(result: CallToolResult) -> McpResult:
-    """Convert the result of a call."""
+    """Convert the SDK's result of a tool call to Corral's."""
     return McpResult(
         content=[block.model_dump(mode="json", by_alias=True, exclude_none=True) for block in result.content],
         structured=result.structured_content,
@@ -107,7 +107,10 @@ def result_of(result: CallToolResult) -> McpResult:
 
 
 def _failure_of(error: BaseException, relay: GuardedRelay) -> McpFailure:
-    """Return why a session failed, without text of the server. A failure below the protocol is the better reason."""
+    """Return why a session failed, without text from the server.
+
+    An error of the connection is preferred, because it explains more.
+    """
     if relay.failure is not None:
         return relay.failure
     while isinstance(error, BaseExceptionGroup):

@@ -24,7 +24,7 @@ _NAME = re.compile(r"\{([a-z_]+)\}")
 
 
 class ApiTool(msgspec.Struct, frozen=True, kw_only=True):
-    """An operation of the API as a tool. Its arguments are parameters of path and query, and fields of the body."""
+    """An operation of the API as a tool. Its arguments are the path and query parameters and the fields of the body."""
 
     name: str
     description: str

@@ -34,7 +34,7 @@ async def start_command(
 ) -> AsyncIterator[CommandSession]:
     """Start a server, open a session with it, and stop it at the end.
 
-    The server gets the given variables and a few of this process, such as PATH and HOME.
+    The server gets the given environment variables, and a few from this process, such as PATH and HOME.
     """
     parameters = StdioServerParameters(command=command, args=list(arguments), env=dict(variables))
     async with Client(parameters, client_info=CORRAL, cache=None) as client:

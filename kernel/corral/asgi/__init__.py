@@ -1,1 +1,1 @@
-"""The kernel as a Quart application: the request pipeline, and the router that finds the endpoint of a request."""
+"""Serves the kernel as a Quart application. Contains the request pipeline and the router that finds endpoints."""

@@ -86,7 +86,7 @@ class Application:
         self.sockets |= sockets
 
     def _add_unavailable(self) -> None:
-        """Add placeholders for the operations of inactive built-in plugins, unless another plugin serves them."""
+        """Add placeholders for operations of inactive built-in plugins, unless another plugin serves the operation."""
         for loaded, label in unavailable_operations(self.kernel.plugins):
             method, _, path = label.partition(" ")
             if method == "WS":
@@ -165,7 +165,7 @@ def quart_application(pipeline: Pipeline, endpoints: Iterable[Endpoint], server:
 
 
 async def _respond(pipeline: Pipeline, problem: Problem | None = None) -> QuartResponse:
-    """Run Quart's current request through the pipeline. If `problem` is given, respond with it instead."""
+    """Run Quart's current request through the pipeline. If `problem` is given, respond with this problem instead."""
     is_read = False
 
     async def receive() -> Any:

@@ -1,4 +1,4 @@
-"""Endpoints: routes bound to their services. Everything that can be decided at boot is computed here once."""
+"""Endpoints are routes bound to their services. This module computes all that can be decided about them at boot."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ class Endpoint:
             return self._parse_json(body, machine)
 
     def _subject(self, request: IncomingRequest) -> tuple[str, str]:
-        """Return (type, id) of the object that a request concerns.
+        """Return the type and id of the object that a request concerns.
 
         This is the object that the path names, such as the task of `/tasks/{id}/…`. For other paths, it is the caller,
         or the route if there is no caller.
@@ -220,7 +220,10 @@ def form_as_json(body: bytes) -> bytes:
 
 
 def check_media_type(content_type: bytes, encoding: bytes | None, wanted: bytes) -> None:
-    """Raise `unsupported_media_type` unless the body is uncompressed, in UTF-8 and of the media type `wanted`."""
+    """Return the fields of a submitted HTML form as JSON, so that the strict JSON parser can read them.
+
+    Raise `Malformed` if a field occurs twice, or if the form has too many fields or is not UTF-8.
+    """
     if encoding not in (None, b"identity"):
         raise Problem("Send the body without Content-Encoding.", code="unsupported_media_type")
     media, _, parameters = content_type.lower().partition(b";")

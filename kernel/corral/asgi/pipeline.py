@@ -186,7 +186,10 @@ class Pipeline:
         return endpoint
 
     def count_arrival(self, request: IncomingRequest, endpoint: Endpoint | None, *, anonymous: bool) -> None:
-        """Count a request or WebSocket handshake against the rate limits of its client. Raise `TooMany`."""
+        """Count a request or WebSocket handshake against the rate limits of its client.
+
+        Raise `TooMany` if the client exceeds a limit.
+        """
         route = None if endpoint is None else endpoint.route
         for limiter in self.rate_limiters:
             if (quota := limiter.arrive(request.client_ip, route, anonymous=anonymous)) is not None:

@@ -128,7 +128,8 @@ class IncomingRequest(Request):
     async def discard_body(self) -> None:
         """Read and discard the rest of a refused body, for at most `LINGER_SECONDS`.
 
-        Closing the connection at once would reset it, and the client would lose the response.
+        If the server closed the connection at once, the connection would be reset, and the client would lose the
+        response.
         """
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(LINGER_SECONDS):

@@ -39,8 +39,8 @@ CROSS_ORIGIN_RESPONSE_HEADERS = (
 def render(value: Any, endpoint: Endpoint, request: IncomingRequest) -> Response:
     """Return the response for a value that a handler returned.
 
-    Response bodies are encoded as JSON. A body with a version gets an `ETag`, or the response is 304 if the client
-    already has this version. The response to the creation of a resource gets a `Location`.
+    Response bodies are encoded as JSON. If the body has a version, the response gets an `ETag`; if the client already
+    has this version, the status is 304. The response to a request that created a resource gets a `Location`.
     """
     status = endpoint.route.status
     headers: dict[str, str] = {}

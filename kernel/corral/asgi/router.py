@@ -41,7 +41,8 @@ class Router:
     def add(self, endpoints: Iterable[RouteTarget]) -> None:
         """Add all endpoints, each at every path of its route, or none of them.
 
-        Raise `ValueError` if an operation is already declared, or if a route gives a path parameter another name.
+        Raise `ValueError` if an operation is already declared, or if two routes use different names for the same path
+        parameter.
         """
         added: dict[tuple[_Node, str], RouteTarget] = {}
         for endpoint in endpoints:

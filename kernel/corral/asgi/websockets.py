@@ -80,7 +80,8 @@ class Connection:
     async def discard_messages(self, seconds: float) -> None:
         """Read and discard messages for up to `seconds`, or until the client disconnects.
 
-        Unread data would reset the connection, and the client would lose the close code.
+        If the server closed the connection before it has read all data, the connection would be reset, and the client
+        would lose the close code.
         """
         with contextlib.suppress(TimeoutError, ConnectionError):
             async with asyncio.timeout(seconds):

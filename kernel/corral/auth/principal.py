@@ -93,7 +93,7 @@ class Principal(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def is_admin(self) -> bool:
-        """Whether the caller is a person with the role admin, not a machine that acts for one."""
+        """Whether the caller is a person with the role admin. False for a machine that acts for an admin."""
         return self.role == "admin" and self.kind in ("user", "api_key")
 
 

@@ -67,7 +67,10 @@ def api_command(
 
 
 def shorten_data(value: Any) -> Any:
-    """Return the value with all long `data:` URLs shortened, such as images, which nobody reads on a terminal."""
+    """Return the value with long `data:` URLs shortened.
+
+    They contain, for example, images, which nobody reads as text.
+    """
     if isinstance(value, dict):
         return {name: shorten_data(item) for name, item in value.items()}
     if isinstance(value, list):

@@ -95,7 +95,7 @@ class ApiClient:
 
     @contextlib.contextmanager
     def waiting_out_outages(self, away: Callable[[str], None], *, until: float | None = None) -> Iterator[None]:
-        """Repeat GET requests in the `with` block while the server is away, such as while it restarts.
+        """Repeat GET requests in the `with` block while the server does not answer, for example because it restarts.
 
         When an outage begins, `away` is called with the reason. The error of an outage is raised after
         `MAX_OUTAGE_SECONDS`, or at the time `until` (in `time.monotonic` seconds).
@@ -222,7 +222,7 @@ class ApiClient:
 
     @contextlib.contextmanager
     def looking_for(self, kind: str, identifier: str, listing: str) -> Iterator[None]:
-        """Name the object that was looked for in the error if the server finds nothing in the `with` block.
+        """If the server answers in the `with` block that nothing was found, name the requested object in the error.
 
         `kind` is the noun for the error message, and `listing` is the command that lists the objects.
         """
@@ -264,7 +264,10 @@ class ApiClient:
         raise ApiClientError("waiting for the events took too long")
 
     def absolute(self, address: str) -> str:
-        """Return an address of the server with its host, which is missing if the server knows no public URL."""
+        """Return a URL that includes the host of the server.
+
+        A server without a public URL returns URLs that lack the host.
+        """
         return f"{self.url}{address}" if address.startswith("/") else address
 
     def _answer(
@@ -325,7 +328,10 @@ class TextDeltaTracker:
         self._shown = ""
 
     def add(self, end: str) -> tuple[bool, str]:
-        """Add the end of the text, as the server sent it. Return whether it overlaps the old text, and the new part."""
+        """Add the end of the text, as the server sent it.
+
+        Return whether it overlaps the text so far, and the part that is new.
+        """
         if self._shown and end.startswith(self._shown):
             overlap = len(self._shown)
         else:
@@ -337,7 +343,10 @@ class TextDeltaTracker:
 
 
 def _refusal(path: str, status: int, content: bytes) -> ApiClientError:
-    """Return the error for a problem document. Its message has a line for each fault, and names what was not found."""
+    """Return the error for a problem document.
+
+    Its message has one line for each fault, and names an object not found.
+    """
     try:
         problem = msgspec.json.decode(content)
         faults = [(each["pointer"], each["detail"]) for each in problem.get("errors") or ()]

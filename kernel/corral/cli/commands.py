@@ -186,7 +186,7 @@ def _plugin_commands(wanted: str | None = None) -> dict[str, click.Command]:
     """Return the commands of the plugins that the configuration loads, by name.
 
     A plugin whose commands are entry points of the group `corral.commands` is not imported, only its commands are: all
-    of them, or only `wanted`. Other plugins contribute commands by the hook. A plugin that fails to import contributes
+    of them, or only `wanted`. Other plugins contribute commands with a hook. A plugin that fails to import contributes
     no commands. If the configuration is invalid, only the commands of built-in plugins are returned; when called, they
     report what is wrong with the configuration.
     """
@@ -208,7 +208,7 @@ def _plugin_commands(wanted: str | None = None) -> dict[str, click.Command]:
 
 
 def _commands_of_hook(found: Found) -> list[click.Command]:
-    """Return the commands that a plugin contributes by the hook."""
+    """Return the commands that a plugin contributes with the hook."""
     from corral.hookspecs import corral_commands
     from corral.plugins.hooks import checked_contributions
 
@@ -286,7 +286,10 @@ def _call_hook(found: Found, hook: str, what: str, call: Callable[[Any], T]) -> 
 
 
 def _guarded_call(found: Found, what: str, function: Callable[[], T]) -> list[T]:
-    """Return the result in a list, or an empty list and a message if the plugin fails."""
+    """Call a function of a plugin.
+
+    Return its result in a list, or print a message and return an empty list if it fails.
+    """
     try:
         return [function()]
     except KeyboardInterrupt:

@@ -16,7 +16,7 @@ REMEDY = "move it away with its -wal and -shm files, then run `corral restore FI
 
 @contextlib.contextmanager
 def damage_named(config: Config) -> Iterator[None]:
-    """Raise `StartupError`, with the remedy, for an error that a damaged database caused."""
+    """Raise `StartupError`, with the remedy, if a damaged database file caused an error in the `with` block."""
     try:
         yield
     except Exception as error:
@@ -36,6 +36,6 @@ def damage_of(error: BaseException | None) -> str | None:
 
 
 def sqlite_path(config: Config) -> Path | None:
-    """Return the path of the database, or None if it is on a server."""
+    """Return the path of the SQLite file, or None if the database is on a server."""
     url = config.database.url
     return Path(url.removeprefix("sqlite:///")) if url.startswith("sqlite:///") else None

@@ -1,7 +1,8 @@
-"""A file in the data folder that keeps room on the disk for a start.
+"""Reserves disk space with a file in the data folder, so that the server can start even if the disk is full.
 
-SQLite cannot even read a database without room for its shared memory and a few pages of its log. A server that already
-runs when the disk becomes full has this room and keeps reading; a server that starts later needs the reserve.
+SQLite cannot even read a database without disk space for its shared memory and a few pages of its log. A server that is
+already running when the disk becomes full has this space and can still read. A server that starts later gets the space
+by deleting the file.
 """
 
 from __future__ import annotations
@@ -17,13 +18,13 @@ CHUNK = b"\xff" * 65536
 
 
 class DiskReserve:
-    """The reserve of disk space in one data folder. If the reserve cannot be written, there is none."""
+    """The file that reserves disk space in one data folder. If the file cannot be written, no space is reserved."""
 
     def __init__(self, data_dir: Path) -> None:
         self._folder, self._path = data_dir, data_dir / "run" / "reserve"
 
     def prepare_start(self) -> bool:
-        """Delete the reserve to make room for this start if the disk is full, and write it if there is enough room.
+        """Delete the file if the disk is full, to make space for this start. Write it if there is plenty of free space.
 
         Return whether the disk is full.
         """
@@ -36,12 +37,12 @@ class DiskReserve:
         return room < RESERVE_BYTES
 
     def keep_rest(self) -> None:
-        """Write the reserve again for the next start, as far as this start on a full disk has left room for it."""
+        """If the file was deleted for this start, write it again, as large as the remaining free space allows."""
         if not self._path.exists():
             self.refill()
 
     def refill(self) -> None:
-        """Write the reserve, or as much of it as there is room for."""
+        """Write the file that reserves disk space, or as much of it as there is free space for."""
         with contextlib.suppress(OSError):
             self._path.parent.mkdir(mode=0o700, exist_ok=True)
             with self._path.open("ab", buffering=0) as file:

@@ -108,8 +108,8 @@ class IdleTimer:
 class TcpConnection(tcp_server.TCPServer):
     """A connection whose memory is released as soon as the client has closed it.
 
-    In Hypercorn, the idle timer keeps it for the rest of the idle time, and then reference cycles keep its objects
-    until a full garbage collection.
+    In Hypercorn, the idle timer keeps the connection in memory for the rest of the idle time, and then reference cycles
+    keep its objects until a full garbage collection.
 
     If a client reads nothing for so long that the operating system gives up the connection, the connection counts as
     closed by the client. In Hypercorn, that is an error of the application.
@@ -137,7 +137,7 @@ class TcpConnection(tcp_server.TCPServer):
 
 
 class Http2(H2Protocol):
-    """An HTTP/2 connection that resets single streams and stays open, and bounds the streams that the client resets.
+    """An HTTP/2 connection that can reset one stream and stay open, and limits how often the client may reset streams.
 
     A stream is reset if its response is interrupted, or if its response ends before the request has been received.
     """
@@ -146,10 +146,10 @@ class Http2(H2Protocol):
     _last_reset = 0.0
 
     async def _handle_events(self, events: list[Any]) -> None:
-        """Serve the requests of a piece of data, or close the connection if it contains too many resets.
+        """Serve the requests in received data, or close the connection if the client resets too many streams.
 
-        The work for a request that is reset at once is done nevertheless, so a client could otherwise cause any amount
-        of it beyond the number of concurrent streams.
+        The server does the work for a request even if the client resets its stream at once. Without this limit, a
+        client could cause any amount of work, whatever the limit of concurrent streams.
         """
         if resets := sum(isinstance(event, StreamReset) for event in events):
             now = time.monotonic()
@@ -210,7 +210,7 @@ class WholeResponse(NamedTuple):
 
 
 class RequestStream(HTTPStream):
-    """A request over HTTP/1 whose response is passed on whole if its length is known.
+    """An HTTP/1 request whose response is passed on in one piece if the length of the response is known.
 
     Hypercorn's own class passes on the head, the body and the end one after the other.
     """
@@ -246,7 +246,8 @@ def _has_length(message: Any) -> bool:
 class RequestHead(NamedTuple):
     """The head of a request as Hypercorn reads it. The names of the headers are in lower case.
 
-    Hypercorn looks at all headers twice, which takes five times as long with those of h11 as with a list.
+    Hypercorn iterates over all headers twice, which takes five times as long with h11's type for headers as with a
+    list.
     """
 
     method: bytes
@@ -280,7 +281,7 @@ class Http1(H11Protocol):
             await super().stream_send(event)
 
     def _head(self, status: int, headers: Iterable[Header]) -> tuple[Response, bytes]:
-        """Return the head of a response with the headers that h11 acts on, and the lines of all others."""
+        """Return the head of a response with the headers that h11 acts on, and all other headers as encoded lines."""
         headers = [*headers, *self.config.response_headers("h11")]
         if self.keep_alive_requests >= self.config.keep_alive_max_requests:
             headers.append((b"connection", b"close"))
@@ -291,7 +292,10 @@ class Http1(H11Protocol):
         return Response(headers=framing, status_code=status), lines
 
     async def _send_h11_event(self, event: Any, *following: Any, lines: bytes = b"") -> None:
-        """Send what h11 writes for an event and those that follow. `lines` are further headers of a response."""
+        """Send the bytes that h11 produces for an event and for the events in `following`.
+
+        `lines` contains the encoded lines of further response headers.
+        """
         try:
             data = self.connection.send(event) or b""
             if lines:
@@ -444,8 +448,8 @@ class HypercornConfig(hypercorn.config.Config):
 async def serve(config: Config, app: Any, accepting: int, shutdown: asgi_servers.Shutdown) -> None:
     """Serve `app` until `shutdown` closes the server.
 
-    Hypercorn's own function cannot stop accepting connections before it closes the idle ones. `accepting` is the file
-    descriptor of the listening socket; it is closed here.
+    Hypercorn's own function cannot stop accepting connections before it closes the idle connections. `accepting` is the
+    file descriptor of the listening socket; it is closed here.
     """
     patch_hypercorn()
     settings, loop, context = _settings(config), asyncio.get_running_loop(), WorkerContext(None)

@@ -19,7 +19,7 @@ log = logging.getLogger("corral.serve")
 
 
 def boot_with_log(config: Config, environment: ProcessEnvironment, *, start_secret: bytes = b"") -> Kernel:
-    """Boot a kernel whose plugins have a limited share of the log, from their import on.
+    """Boot a kernel, and limit how much each plugin may log, even while the plugin is being imported.
 
     Plugins may change the environment and the logging while they are loaded, so both are restored afterwards.
     """

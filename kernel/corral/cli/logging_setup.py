@@ -155,7 +155,7 @@ class RepeatedLines(logging.Filter):
         return True
 
     def report_left_out(self, *, before: float = math.inf) -> None:
-        """Log the number of lines that were left out since a line that was logged at or before this time."""
+        """Log how many equal lines were left out since each line that was logged at or before this time."""
         with self._lock:
             over = {key: known for key, known in self._known.items() if known.left_out and known.logged_at <= before}
             now = self._now()

@@ -22,21 +22,27 @@ class ObjectNames:
         self._found: dict[str, Any] = {}
 
     def name(self, path: str, identifier: str | None, field: str = "name") -> str:
-        """Return the name of an object below the path, such as `/agents`, or its id. Return `-` without an id."""
+        """Return the name of an object, or its id if the name cannot be read, or `-` if there is no id.
+
+        `path` is the path of the objects in the API, such as `/agents`.
+        """
         if identifier is None:
             return "-"
         found = self.read(f"{path}/{identifier}")
         return identifier if found is None else str(found[field])
 
     def user(self, path: str, identifier: str | None) -> str:
-        """Return the address of a user below the path, or the id. Only admins can read the addresses of others."""
+        """Return the email address of a user, or the user's id if the address cannot be read.
+
+        `path` is the path of users in the API. Only admins can read the addresses of other users.
+        """
         me = self.read("/auth/me")
         if me is not None and me["id"] == identifier:
             return str(me["email"])
         return self.name(path, identifier, "email")
 
     def read(self, path: str) -> Any:
-        """Return what is at the path, or None if it was deleted or the user may not read it."""
+        """Return the object at the path, or None if it was deleted or the user may not read it."""
         if path not in self._found:
             if len(self._found) >= MAX_REQUESTS:
                 return None
@@ -50,7 +56,10 @@ class ObjectNames:
 
 
 def find_user_id(client: ApiClient, path: str, user: str) -> str:
-    """Return the id of the user below the path with this id or address. Only admins can find others by address."""
+    """Return the id of the user with this id or email address. `path` is the path of users in the API.
+
+    Only admins can find other users by their addresses.
+    """
     if parse_id(user) is not None:
         return user
     me = client.get("/auth/me")
@@ -66,9 +75,8 @@ def newest_id(
 ) -> str:
     """Return the given id, or the id of the newest object at the path with this title, ignoring case.
 
-    This is for objects without names, such as notifications. If several have the same title, the newest is meant. An
-    object may have several `titles`. `kind` is the noun for the error message, and `listing` is the command that lists
-    the objects.
+    Use this function for objects without names, such as notifications. `titles` returns the titles of an object. `kind`
+    is the noun for the error message, and `listing` is the command that lists the objects.
     """
     if parse_id(wanted) is not None:
         return wanted

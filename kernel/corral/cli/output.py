@@ -109,7 +109,7 @@ def print_value(found: Any, *, as_json: bool, text: str) -> None:
 
 
 def print_fields(found: Any, shown: Mapping[str, Any], *, as_json: bool) -> None:
-    """Print the fields `shown` one per line, without those that are empty, or `found` as JSON.
+    """Print the fields in `shown` that are not empty, one per line, or print `found` as JSON.
 
     The values of `COLOURS` are coloured. The lines of a longer text are indented like its first line.
     """
@@ -131,7 +131,7 @@ def warnings_in_words(warnings: Iterable[str]) -> list[str]:
 
 
 def format_usd(amount: float | None) -> str:
-    """Format an amount of money: whole cents from $1 on, and as many digits as it needs below."""
+    """Format an amount in USD: with whole cents from $1 on, and with as many digits as needed below $1."""
     if amount is None:
         return "unknown"
     digits = 2 if abs(amount) >= 1 or amount == 0 else 4 if abs(amount) >= 0.01 else 6

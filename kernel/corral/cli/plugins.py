@@ -242,7 +242,7 @@ def _contributed_to_plugins(item: PluginRecord) -> dict[str, list[str]]:
 
 
 def _label(item: Any) -> str:
-    """Return the name of a contribution, the type of a workflow step, or the name of a class."""
+    """Return the label of a contribution: its name, the type of a workflow step, or the name of its class."""
     named = getattr(item, "name", None) or getattr(item, "type", None) or getattr(item, "__name__", None)
     return str(named or type(item).__name__)
 
@@ -251,7 +251,8 @@ def _print_change(name: str, state: str, path: Path, changed: bool, as_json: boo
     """Print the result of a change.
 
     If the configuration file changed or the last reload failed, let the server processes on this machine reload, and
-    wait until they have. Exit with status 1 if one could not reload, or if the plugin failed in one that did.
+    wait until they have. Exit with status 1 if a process could not reload, or if the plugin failed in a process that
+    reloaded.
     """
     data_dir = load_config(path=path).data_dir
     asked = request_reload(data_dir) if changed or failed_reloads(data_dir) else {}

@@ -150,7 +150,10 @@ class ChildProcess:
                     break
 
     def drain(self) -> None:
-        """Tell the process to stop accepting connections and to drain. Other processes serve the socket, or none."""
+        """Tell the process to stop accepting connections and to drain.
+
+        Afterwards, other processes serve the socket, or no process does.
+        """
         with contextlib.suppress(OSError):
             self._control.send(DRAIN_MESSAGE)
 
@@ -218,7 +221,7 @@ class ProcessGroup:
     async def _spawn_after(self, delay: float) -> ChildProcess:
         """Start a process after a delay, and retry while the system cannot start it.
 
-        If the parent gave up, it would keep the address open without a process that serves it.
+        If the parent gave up, the address would stay open although no process serves it.
         """
         while True:
             await asyncio.sleep(delay)
@@ -230,7 +233,7 @@ class ProcessGroup:
                 log.error("server process could not be started; retrying", extra=details)
 
     async def stop(self) -> None:
-        """Stop all processes, and let no more connections in as soon as none of the processes needs them."""
+        """Stop all processes. Refuse new connections as soon as no process needs any more of them in order to drain."""
         await self._stop_restarting()
         ending = asyncio.create_task(self._end(ChildProcess.terminate))
         draining = [asyncio.create_task(child.wait_until_drained()) for child in self._children]

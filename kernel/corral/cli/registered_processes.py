@@ -55,7 +55,10 @@ def register_for_reload(data_dir: Path, url: str = "") -> None:
 
 
 def record_load(error: str | None, plugins: Sequence[str] = ()) -> None:
-    """Record that this process reloaded, or why it could not, for the command that requested it and `corral status`."""
+    """Record that this process reloaded, or the error that prevented the reload.
+
+    The command that requested the reload reads this record, and so does `corral status`.
+    """
     for data_dir in _registered:
         path = _load_path(data_dir, os.getpid())
         with contextlib.suppress(OSError):  # on a full disk the server reloads too, and the command does not learn it
@@ -66,7 +69,7 @@ def record_load(error: str | None, plugins: Sequence[str] = ()) -> None:
 
 
 def last_load(data_dir: Path, process: int) -> LoadResult | None:
-    """Return what is known of the start or the last reload of a process."""
+    """Return the recorded result of the start or the last reload of a process, or None if there is no record."""
     try:
         return LoadResult(*json.loads(_load_path(data_dir, process).read_text("utf-8")))
     except (OSError, ValueError):
@@ -74,13 +77,16 @@ def last_load(data_dir: Path, process: int) -> LoadResult | None:
 
 
 def failed_reloads(data_dir: Path) -> dict[int, str]:
-    """Return the error of each registered process whose last reload failed, by its pid."""
+    """Return the errors of the registered processes whose last reload failed, keyed by pid."""
     loads = {process: last_load(data_dir, process) for process in _running_processes(data_dir)}
     return {process: load.error for process, load in loads.items() if load is not None and load.error is not None}
 
 
 def request_reload(data_dir: Path) -> dict[int, LoadResult | None]:
-    """Send SIGHUP to all registered processes of the data folder. Return the last load of each, by its pid."""
+    """Send SIGHUP to all registered processes of the data folder.
+
+    Return the last load of each before it, keyed by pid.
+    """
     asked: dict[int, LoadResult | None] = {}
     for process in _running_processes(data_dir):
         before = last_load(data_dir, process)
@@ -91,7 +97,10 @@ def request_reload(data_dir: Path) -> dict[int, LoadResult | None]:
 
 
 def wait_for_reload(data_dir: Path, asked: dict[int, LoadResult | None]) -> list[ReloadResult]:
-    """Wait until each process that `request_reload` returned has reloaded or failed to. Return the results."""
+    """Wait until each process that `request_reload` returned has reloaded, has failed to reload, or takes too long.
+
+    Return the results.
+    """
     end = time.monotonic() + RELOAD_SECONDS
     return [ReloadResult(process, _next_load(data_dir, process, before, end)) for process, before in asked.items()]
 
@@ -106,7 +115,10 @@ def _next_load(data_dir: Path, process: int, before: LoadResult | None, end: flo
 
 
 def _is_running(process: int) -> bool:
-    """Return whether the process runs. `corral jobs` runs on under its pid, but without its lock, while it restarts."""
+    """Return whether a process is running.
+
+    While `corral jobs` restarts, it keeps its pid, but does not hold its lock.
+    """
     try:
         os.kill(process, 0)
     except ProcessLookupError:

@@ -43,7 +43,7 @@ class SavedSessions:
     def find(self, server: str | None = None) -> tuple[str, SavedSession] | None:
         """Return the name and the session of a server, given its name or URL. The default is the current server.
 
-        Of several names with the same URL, the current one counts, otherwise the first.
+        If several servers are saved with the same URL, return the current one, otherwise the first.
         """
         saved = self._read()
         wanted = server or saved.current

@@ -215,13 +215,14 @@ def _serve(
 
 
 class SlowStartFilter(logging.Filter):
-    """Suppresses the warnings of slow units that took less than 500 ms, while a server starts.
+    """While a server starts, suppresses the warnings about slow units of work that took less than 500 ms.
 
-    Each start runs many units of work for the first time and at once, so that some take longer than they will later.
+    During a start, many units of work run for the first time and at the same time, so some take longer than they will
+    later.
     """
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Return whether the record is logged."""
+        """Return whether the record should be logged."""
         return record.msg != "slow unit" or getattr(record, "duration_ms", 0) >= SLOW_AT_START_MS
 
 

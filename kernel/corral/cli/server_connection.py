@@ -50,9 +50,9 @@ def client_command(function: Callable[..., None]) -> Callable[..., None]:
 
 
 def _name_list_command(error: ApiClientError) -> ApiClientError:
-    """Add the command that lists the objects of the group to an error that names no command, if nothing was found.
+    """If an object was not found, add the command that lists such objects to an error that names no command.
 
-    A server that lacks the operation itself does not run the plugin that the command belongs to.
+    If the server lacks the operation itself, say that it does not run the plugin to which the command belongs.
     """
     group = click.get_current_context().parent
     if error.status != 404 or group is None or group.parent is None or not isinstance(group.command, click.Group):
@@ -65,7 +65,7 @@ def _name_list_command(error: ApiClientError) -> ApiClientError:
 
 
 def with_server_here(url: str, error: ApiClientError) -> ApiClientError:
-    """Add the server that runs in this folder to an error that says that the server at `url` does not answer."""
+    """If the error says that the server at `url` does not answer, name the server that runs in this folder."""
     here = running_url() if error.status is None and "does not answer" in str(error) else None
     if here is None or here == url:
         return error
@@ -115,7 +115,7 @@ def running_url() -> str | None:
 
 
 def failed_reloads_of(url: str) -> dict[int, str]:
-    """Return the error of each process whose last reload failed, by its pid, if the server at the URL runs here."""
+    """If the server at the URL runs here, return the errors of its processes whose last reload failed, keyed by pid."""
     from corral.cli.registered_processes import failed_reloads
     from corral.config.reader import load
 

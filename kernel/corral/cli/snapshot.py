@@ -28,7 +28,7 @@ Rows = tuple[list[str], Iterator[tuple[Any, ...]]]
 
 
 def models_of(records: Iterable[PluginRecord]) -> dict[str, type[Model]]:
-    """Return the models of the kernel and of the active plugins, by the name of the table."""
+    """Return the models of the kernel and of the active plugins, keyed by table name."""
     models = [
         *KERNEL_MODELS,
         *(model for record in records if record.active for model in record.contributions_to("corral_models")),
@@ -86,7 +86,7 @@ def open_snapshot(database: Database) -> Iterator[Snapshot]:
 def insert_rows(engine: peewee.Database, table: str, rows: Iterator[list[Any]]) -> None:
     """Fill a table with the rows of `Archive.read_table`.
 
-    Rows that migrations have inserted are replaced. Truth values are numbers on SQLite and a type of their own on
+    Rows that migrations have inserted are replaced. Booleans are numbers on SQLite and a type of their own on
     PostgreSQL.
     """
     is_sqlite = isinstance(engine, peewee.SqliteDatabase)

@@ -12,10 +12,10 @@ MAX_NAMES = 5  # objects that a line of `corral status` names
 
 
 class StatusPart(NamedTuple):
-    """The part of a plugin in `corral status`.
+    """What a plugin adds to `corral status`.
 
-    `found` is the part in the JSON, or None if it is unknown. `text` says what needs attention, and names the command
-    that shows it. If `text` is missing, nothing needs attention.
+    `found` is its value in the JSON output, or None if the value is unknown. `text` says what needs attention, and
+    names the command that shows it. If `text` is missing, nothing needs attention.
     """
 
     found: Any
@@ -23,7 +23,7 @@ class StatusPart(NamedTuple):
 
 
 def read_if_allowed(client: ApiClient, path: str, **query: Any) -> Any:
-    """Return what is at the path, or None if the user may not read it or its plugin is not active."""
+    """Return what the API returns for a path, or None if the user may not read it or its plugin is not active."""
     try:
         return client.get(path, **query)
     except ApiClientError as error:

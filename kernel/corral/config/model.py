@@ -178,7 +178,10 @@ class Config(_Part, frozen=True):
         return Path(self.storage.url[7:]) if self.storage.url.startswith("file://") else None
 
     def credentials(self) -> dict[str, str]:
-        """Return every configured credential, passwords in URLs included, by the name of its key, for the redactor."""
+        """Return every configured credential by the name of its configuration key, for the redactor.
+
+        Passwords in URLs are included.
+        """
         return {name: text for row in self.rows() for name, text in _secrets(row.key, row.value, row.secret)}
 
     def rows(self) -> Iterator[Row]:

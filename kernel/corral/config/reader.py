@@ -109,7 +109,7 @@ class _Reader:
                 self.faults.append(f"{place}: {name}: {error}")
 
     def expand(self, value: Any, name: str) -> Any:
-        """Replace `${NAME}` and `file:/path` at any depth.
+        """Replace `${NAME}` with the value of the variable and `file:/path` with the content of the file, at any depth.
 
         `$${` stands for a literal `${`, and `file:///…` remains a URL.
         """

@@ -27,7 +27,10 @@ def on_sqlite(database: peewee.Database | None = None) -> bool:
 
 
 def stores_rows_in_primary_key(database: peewee.Database) -> bool:
-    """Return whether the engine can store a table in its primary key (`without_rowid`). For migrations."""
+    """Return whether the engine can store a table in its primary key (`without_rowid`).
+
+    Migrations use this function.
+    """
     return on_sqlite(database)
 
 
@@ -128,11 +131,11 @@ def transaction_is_open() -> bool:
 
 
 def append_only(database: peewee.Database, table: str, *, unique: Sequence[str], deletable: str) -> None:
-    """Add triggers that prevent rows of a table from being changed, replaced or deleted. For migrations.
+    """Add triggers that prevent rows of a table from being changed, replaced or deleted. Migrations use this function.
 
     Rows may be deleted if the SQL condition `deletable` is true for `OLD`. `unique` names the columns with unique
-    values. On SQLite, a trigger refuses to insert a row if one of these values already exists, because
-    `INSERT OR REPLACE` would delete the existing row without calling the trigger for deletions.
+    values. On SQLite, a trigger refuses to insert a row if one of these values already exists, because `INSERT OR
+    REPLACE` would delete the existing row without calling the trigger for deletions.
     """
     refused = f"these rows of {table} cannot be changed or deleted"
     if on_sqlite(database):

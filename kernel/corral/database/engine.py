@@ -36,7 +36,7 @@ class Work(Protocol):
 
 
 class InlineReadTimeout(Exception):
-    """Raised when a read on the event loop exceeds its time limit. Run the read in the pool instead."""
+    """Raised when a read on the event loop exceeds its time limit. The caller should then run the read in the pool."""
 
 
 class Database(abc.ABC):
@@ -77,7 +77,7 @@ class Database(abc.ABC):
         return await future
 
     def run(self, fn: Callable[[], T], *, entry: UnitContext = SYSTEM_CONTEXT, read: bool = False) -> T:
-        """Run `fn` as one unit of work and block until its COMMIT. For threads without an event loop."""
+        """Run `fn` as one unit of work and block until its COMMIT. Use this method in threads without an event loop."""
         refuse_nesting()
         future: concurrent.futures.Future[T] = concurrent.futures.Future()
         self._submit(QueuedUnit(fn, entry, future, read=read))

@@ -24,7 +24,7 @@ class FullTextIndex:
         self._table, self._columns = table, ", ".join(columns)
 
     def create(self, database: peewee.Database) -> None:
-        """Create the index table. For migrations."""
+        """Create the index table. Migrations call this method."""
         if on_sqlite(database):  # contentless, because FTS5 would otherwise store another copy of every text
             options = "content='', tokenize='unicode61 remove_diacritics 0', prefix='1 2 3'"
             database.execute_sql(f"CREATE VIRTUAL TABLE {self._table} USING fts5({self._columns}, {options})")

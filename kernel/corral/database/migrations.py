@@ -47,7 +47,10 @@ class SchemaTooNew(Exception):
 
 
 def pending_migrations(database: Database, all_migrations: Iterable[PluginMigrations]) -> dict[str, list[str]]:
-    """Return the names of the scripts that are not yet applied, by plugin. Raise `SchemaTooNew`."""
+    """Return the names of the scripts that are not yet applied, by plugin.
+
+    Raise `SchemaTooNew` if the database contains migrations that this release does not know.
+    """
     with own_connection(database) as engine:
         tables = existing_tables(engine)
         return {each.plugin: names for each in all_migrations if (names := pending_scripts(engine, each, tables))}
@@ -83,7 +86,7 @@ def existing_tables(engine: peewee.Database) -> list[str]:
 def pending_scripts(engine: peewee.Database, migrations: PluginMigrations, tables: Collection[str]) -> list[str]:
     """Return the names of one plugin's scripts that are not yet applied to a database with the given tables.
 
-    Raise `SchemaTooNew`.
+    Raise `SchemaTooNew` if the database contains migrations of the plugin that this release does not know.
     """
     table = f"{migrations.plugin}_migrations"
     # `Path.glob` is ten times as slow.

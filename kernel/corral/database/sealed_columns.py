@@ -29,8 +29,8 @@ class SealedField(peewee.TextField):
 class SealedColumn:
     """One sealed column of a table with a single-column primary key. Every method runs in the caller's unit of work.
 
-    `is_sealed` is the condition for rows with a sealed value, and `key_id` the expression for the id of its master key.
-    `key_ids` is the statement that selects the id for each of these rows.
+    `is_sealed` is the SQL condition for rows with a sealed value, and `key_id` is the SQL expression for the id of the
+    master key that sealed the value. `key_ids` is the statement that selects this id for each of these rows.
     """
 
     def __init__(self, model: type[Model], field: SealedField) -> None:

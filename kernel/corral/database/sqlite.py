@@ -134,8 +134,8 @@ class _SqliteThread(DatabaseThread):
     def sever_connection(self) -> None:
         """Roll back and refuse further writes.
 
-        The thread may be executing in SQLite at this moment, so the thread itself closes the connection later. Closing
-        the connection from here could leave the database locked or crash the process.
+        The thread may be executing in SQLite at this moment, so the thread itself closes the connection later. If
+        another thread closed the connection, the database could stay locked, or the process could crash.
         """
         with self._ending:
             if self.connection is None:

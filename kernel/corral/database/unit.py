@@ -126,7 +126,7 @@ def run_in_unit(unit: Unit, fn: Callable[[], Any]) -> Any:
 
 
 def after_commit(fn: Callable[[], None]) -> None:
-    """Call `fn` on the event loop after the current unit has committed. Change caches only in such a function."""
+    """Call `fn` on the event loop after the current unit has committed. Only such functions may change caches."""
     current().after.append(fn)
 
 

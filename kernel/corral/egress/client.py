@@ -40,10 +40,7 @@ PUBLIC = Policy()
 
 
 class Egress:
-    """Creates clients for all outgoing connections.
-
-    `requests` counts requests by sink (the feature that opens the connection) and outcome. Tests may replace `resolve`.
-    """
+    """The egress guard. Corral connects to user-supplied addresses only through this guard."""
 
     def __init__(self, config: Config, resolve: Resolver = resolve) -> None:
         self.guard = EgressGuard(config.egress.allow)
@@ -110,7 +107,10 @@ class Egress:
         return self._proxy_url and re.sub(r"://[^/]*@", "://", self._proxy_url)
 
     def check_url(self, url: str | httpx2.URL, policy: Policy) -> Destination:
-        """Parse the URL and apply the checks that are possible before its host is resolved. Raise `EgressBlocked`."""
+        """Parse the URL and apply the checks that are possible before its host is resolved.
+
+        Raise `EgressBlocked` if a check fails.
+        """
         target = read_url(str(url))
         self.guard.check_destination(target.host, target.port, policy)
         return target
@@ -118,7 +118,8 @@ class Egress:
     async def addresses(self, host: str, port: int, policy: Policy) -> list[str]:
         """Return the allowed addresses of a host, in the order in which they should be tried.
 
-        Raise `EgressBlocked`, or `Unresolved` if there is no address.
+        Raise `EgressBlocked` if the egress guard refuses the host or one of its addresses, and `Unresolved` if the host
+        has no address.
         """
         host = read_host(host)
         is_open = self.guard.check_destination(host, port, policy)
@@ -146,8 +147,9 @@ class Egress:
     def open_socket(self, addresses: Sequence[str], port: int, seconds: float) -> socket.socket:
         """Connect to the first of the allowed `addresses` that answers, and return the blocking socket.
 
-        For libraries that need a socket, such as those of SMTP. `addresses` is the result of the method `addresses`.
-        Raise `OSError`, or `EgressBlocked`.
+        Use this method for libraries that need a socket, such as those of SMTP. `addresses` is the result of the method
+        `addresses`. Raise `OSError` if no address answers, or `EgressBlocked` if the peer is not the address that was
+        checked.
         """
         proxy, failure = self.proxy(), OSError("the host has no address")
         for address in addresses:

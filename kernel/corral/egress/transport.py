@@ -95,7 +95,10 @@ class GuardedTransport(httpx2.AsyncBaseTransport):
         self._slots = WeakValueDictionary[str, asyncio.Semaphore]()  # by host, kept only while a request uses them
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-        """Check, send and count a request. Raise `EgressBlocked` or an exception of httpx2."""
+        """Check, send and count a request.
+
+        Raise `EgressBlocked` if the egress guard refuses the request, or an exception of httpx2 if the request fails.
+        """
         host = request.url.host
         deadline = None if self._seconds is None else time.monotonic() + self._seconds
         try:

@@ -17,7 +17,7 @@ _REFUSED = "the egress proxy did not open a tunnel"
 
 
 class EgressProxy:
-    """Opens tunnels with `CONNECT`. The proxy receives the checked address instead of the name, so it resolves nothing.
+    """Opens tunnels with `CONNECT`. The proxy receives the checked address instead of the name, so it resolves no name.
 
     Connections to loopback addresses bypass the proxy, because the proxy may run on another machine.
     """
@@ -52,7 +52,10 @@ class EgressProxy:
         return stream
 
     def open_socket(self, to: HostPort, seconds: float) -> socket.socket:
-        """Connect to the host and port `to` through the proxy and return the blocking socket. Raise `OSError`."""
+        """Connect to the host and port `to` through the proxy and return the blocking socket.
+
+        Raise `OSError` if the connection fails or the proxy refuses it.
+        """
         if self.is_tls:  # sockets of `ssl` cannot run TLS inside TLS
             raise OSError("mail cannot be sent through an https:// proxy; set CORRAL_EGRESS_PROXY to an http:// URL")
         opened = socket.create_connection(self.place, seconds)

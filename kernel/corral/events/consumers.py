@@ -135,7 +135,7 @@ class Consumer:
         return self._position()
 
     def _leased_position(self) -> Any:
-        """Return the position if this process holds the consumer's lease, otherwise None."""
+        """Return the consumer's position if this process holds the consumer's lease, otherwise None."""
         is_ours = acquire_lease(self._lease, self._holder, LEASE_SECONDS)
         return (self._position() or self.create_cursor()) if is_ours else None
 

@@ -63,9 +63,9 @@ class MemoryBus:
 
 
 class Feed:
-    """Passes every new event to viewers in order, on the event loop, and wakes the tasks that wait for its topics.
+    """Passes every new event to viewers in order, on the event loop, and wakes tasks that wait for one of its topics.
 
-    Topics are event names and the ids of objects and actors.
+    The topics of an event are its name and the ids of its object and its actor.
     """
 
     def __init__(self, database: Database, bus: Bus) -> None:
@@ -145,7 +145,7 @@ class Feed:
     async def run_sequencer(self) -> None:
         """Assign sequence numbers to committed events, at most every 10 ms, until cancelled.
 
-        Used on PostgreSQL only. The kernel runs this method in a supervised task.
+        The kernel runs this method in a supervised task, but only on PostgreSQL.
         """
         while True:
             await wait_and_clear(self._unnumbered, IDLE_SEQUENCE_SECONDS)

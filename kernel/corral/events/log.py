@@ -1,4 +1,4 @@
-"""The durable event log: one table, written in the transaction of the change and numbered in a fixed order.
+"""The durable event log: one table, in which events are written in the same transaction as the change they report.
 
 The `ins` column numbers the insertions. The `seq` column is the order that readers see. On SQLite the writer assigns
 `seq` before COMMIT. On PostgreSQL the sequencer assigns it to committed rows, so a later number never becomes visible
@@ -127,7 +127,7 @@ def write_events(unit: Unit) -> None:
 def number_committed() -> int:
     """Assign sequence numbers to committed rows in insertion order, and return the number of these rows.
 
-    PostgreSQL only. Call this function in a unit of its own. Returns 0 while another process assigns numbers.
+    Call this function only on PostgreSQL, in a unit of its own. It returns 0 while another process assigns numbers.
     """
     connection = current().connection
     if not connection.execute("SELECT pg_try_advisory_xact_lock(%s)", (SEQUENCER_LOCK,)).fetchone()[0]:
@@ -168,7 +168,10 @@ def first_seq() -> int:
 
 
 def seq_of(cursor: str) -> int | None:
-    """Return the `seq` of a client's cursor (a number or an event id), or None if it is invalid or no longer kept."""
+    """Return the `seq` to which a client's cursor (a number or an event id) refers.
+
+    Return None if the cursor is invalid or the log no longer contains the event with this id.
+    """
     if cursor.isascii() and cursor.isdigit():
         return int(cursor) if len(cursor) < 19 else None
     row = EventRow.select(EventRow.seq).where(EventRow.id == cursor.lower()).tuples().first()

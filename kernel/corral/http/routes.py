@@ -186,7 +186,7 @@ class SocketConnection(Protocol):
         """Refuse the handshake and respond with the problem document."""
 
     def count_anonymous(self) -> None:
-        """Count the connection against the rate limits for anonymous clients. Raise `TooMany`.
+        """Count the connection against the rate limits for anonymous clients. Raise `TooMany` if a limit is exceeded.
 
         Call this method after the client has sent an invalid credential.
         """

@@ -26,14 +26,14 @@ class Job(msgspec.Struct, frozen=True):
     """A background job named `<plugin>.<verb>`.
 
     `run` receives the keyword arguments that were passed to `enqueue` (usually ids), and a service for each parameter
-    that is annotated with the service's type. A `def` runs as one unit of work; an `async def` opens its own units with
-    `Work`. Either may run more than once. Another process may claim the job after `lease_seconds`.
+    that is annotated with the service's type. A `def` function runs as one unit of work; an `async def` function opens
+    its own units with `Work`. Either may run more than once. Another process may claim the job after `lease_seconds`.
 
     If `run` raises, it is called again after 2 s, 4 s, 8 s and so on, at most 10 minutes later, until `max_attempts`
-    attempts have failed. Then the job has given up: its row keeps the error, and nothing else is called. A job does not
-    learn that an attempt is its last one. A failure that is a `corral.errors.ExpectedFailure` is retried too, but does
-    not count as an error of the plugin. An attempt whose process stops is repeated at once and does not count; an
-    attempt whose process was killed counts.
+    attempts have failed. Then the job has failed for good: its row keeps the error, and no other function is called.
+    `run` is not told that an attempt is its last one. A failure that is a `corral.errors.ExpectedFailure` is retried
+    too, but does not count as an error of the plugin. If a process stops during an attempt, the attempt is repeated at
+    once and does not count; if the process was killed, the attempt counts.
     """
 
     name: ItemName

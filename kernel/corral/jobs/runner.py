@@ -209,7 +209,7 @@ class JobRunner:
         self._slot_freed.set()
 
     async def _claim_job(self, only: str | None = None) -> JobRow | None:
-        """Return a due job with the lease under which this process may run it, or None."""
+        """Claim a due job and return its row, which contains the lease of this process. Otherwise return None."""
         row = await self._database.read(lambda: self._due_job(only), SYSTEM_CONTEXT)
         return row if row is not None and await self._database.work(lambda: self._lease_job(row)) else None
 
@@ -298,8 +298,8 @@ class JobRunner:
     async def _call(self, item: Job | Schedule, arguments: Mapping[str, Any], finish: Callable[[], None]) -> None:
         """Call the function of a job or schedule.
 
-        `finish` is called afterwards to record the success. For a `def`, it runs in the same unit, so that either both
-        commit or neither does.
+        `finish` is called afterwards to record the success. If the function is a `def` function, `finish` runs in the
+        same unit of work, so that either both commit or neither does.
         """
         entry = UnitContext(f"job {item.name}")
         if inspect.iscoroutinefunction(item.run):

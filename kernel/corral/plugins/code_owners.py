@@ -11,7 +11,7 @@ from corral.plugins.discovery import Found
 
 
 class CodeOwners:
-    """Maps source files to plugins: all files in the folder of the plugin class, or its only file if it is a module."""
+    """Maps source files to plugins: all files in the folder of the plugin class, or the single module of the plugin."""
 
     def __init__(self, plugins: Iterable[Found]) -> None:
         self._places = {place: item.name for item in plugins if (place := _place(item.module))}
@@ -19,7 +19,7 @@ class CodeOwners:
         self._known: dict[str, str | None] = {}
 
     def owner(self, path: str) -> str | None:
-        """Return the name of the plugin to which the file belongs, or None."""
+        """Return the name of the plugin to which the file belongs, or None if it belongs to no plugin."""
         if path not in self._known:
             self._known[path] = next((name for place, name in self._places.items() if path.startswith(place)), None)
         return self._known[path]

@@ -47,7 +47,7 @@ class Container:
         self._owners[kind] = owner
 
     def get(self, kind: Callable[..., T]) -> T:  # not type[T], which mypy refuses for protocols
-        """Return the service of a type without access checks, for the composition root and tests."""
+        """Return the service of a type without access checks. The kernel, commands and tests use this method."""
         if kind not in self._instances:
             raise WiringError(f"no plugin provides {_name(kind)}")
         service: T = self._instances[kind]

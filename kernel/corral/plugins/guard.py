@@ -113,7 +113,7 @@ class Guard:
             self.seconds += _now() - began
 
     async def await_result(self, result: Awaitable[Any]) -> Any:
-        """Await the awaitable that the function returned. The state of the plugin is not checked."""
+        """Await the awaitable that the function returned. This method does not check the state of the plugin."""
         began = _now()  # noqa: F841  (read by the watchdog)
         token = acting_plugin.set(self.plugin)
         try:
@@ -267,7 +267,7 @@ class Guards:
                 wrap(hook, protocol=protocol, limit=None)
 
     def _wrap_work(self, record: PluginRecord, hook: str, item: Any, field: str, limit: float | None) -> Any:
-        """Return a job, schedule or subscriber with a guarded function. Jobs have their own time limit."""
+        """Return a job, schedule or subscriber whose function is guarded. Jobs have a time limit of their own."""
         function = getattr(item, field)
         expected = ANYTHING if inspect.iscoroutinefunction(function) else NOT_AWAITED
         guard = Guard(self, record, hook, item.name, function, limit=limit, expected=expected)

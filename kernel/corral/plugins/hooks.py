@@ -91,7 +91,8 @@ def _marked_methods(kind: Any) -> list[tuple[str, pluggy.HookImpl]]:
 def all_specs(records: Iterable[PluginRecord]) -> dict[str, Any]:
     """Return the specifications of all hooks: the kernel's and those of active plugins.
 
-    A plugin is marked `failed` if its module is invalid, or specifies a hook that another module specifies already.
+    A plugin is marked `failed` if one of its modules of specifications specifies no hook, or a hook that is already
+    specified.
     """
     specs = {**specs_of(hookspecs)}
 
@@ -122,8 +123,8 @@ def offered_hooks(record: PluginRecord) -> dict[str, tuple[str, Any]]:
 def first_result(records: Sequence[PluginRecord], hook: str, url: str, *, required: bool = True) -> Any:
     """Call the hook with a URL and return the first result. Built-in plugins are called after all others.
 
-    A plugin whose hook raises an error is marked `failed`. If no active plugin supports the URL, raises `StartupError`,
-    or returns None if no result is required.
+    A plugin whose hook raises an error is marked `failed`. If no active plugin supports the URL, raise `StartupError`,
+    or return None if `required` is false.
     """
     made: list[Any] = []
 

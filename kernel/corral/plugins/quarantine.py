@@ -43,14 +43,17 @@ class PluginAlert(NamedTuple):
 
 
 class FailureTracker:
-    """The recent failures of one plugin: monotonic timestamps, and whether a call was abandoned."""
+    """The recent failures of one plugin: the monotonic time of each failure, and whether it was an abandoned call."""
 
     def __init__(self) -> None:
         self.failures: deque[tuple[float, bool]] = deque()
         self.on_probation = False
 
     def count_since(self, moment: float) -> tuple[int, int]:
-        """Return the number of failures and of abandoned calls among them since `moment`, and forget earlier ones."""
+        """Return the number of failures since `moment`, and how many of these were abandoned calls.
+
+        Earlier failures are forgotten.
+        """
         while self.failures and self.failures[0][0] < moment:
             self.failures.popleft()
         return len(self.failures), sum(lost for _, lost in self.failures)
@@ -69,7 +72,7 @@ class PluginQuarantine:
 
     @property
     def time_limit(self) -> float:
-        """The time limit in seconds that the settings define for calls of plugins."""
+        """The time limit in seconds that the settings define for calls to plugins."""
         return self._settings.get(CALL_BUDGET_SECONDS)
 
     def tracker(self, name: str) -> FailureTracker:

@@ -17,8 +17,8 @@ LIMIT = 4096
 class Pattern:
     """A pattern that matches one kind of credential.
 
-    `expression` begins with one of the `anchors`. Its group `secret`, or else the whole match, is redacted.
-    `unfinished` matches everything that may follow the anchor in text that is cut off inside a match. Neither
+    `expression` begins with one of the `anchors`. Its group `secret`, or the whole match if there is no such group, is
+    redacted. `unfinished` matches everything that may follow the anchor in text that is cut off inside a match. Neither
     expression may use lookbehind, word boundaries or negative lookahead. At most 4096 characters are matched. Set
     `nests` if a match that begins inside another match may end after that match.
     """

@@ -15,7 +15,7 @@ SUFFIX = ".tmpl"
 
 
 class InvalidPluginName(ValueError):
-    """The name is not a valid plugin name. The message states the reason."""
+    """Raised if a name is not a valid plugin name. The message states the reason."""
 
 
 def placeholder_values(name: str) -> dict[str, str]:

@@ -13,7 +13,7 @@ from corral.plugin import Setting, Settings
 
 
 class SettingsChange(msgspec.Struct, frozen=True, kw_only=True):
-    """The result of a change of settings.
+    """The result of changing settings.
 
     `updated` contains the names of the changed settings. `unchanged` contains the names of the settings that already
     had the requested value.

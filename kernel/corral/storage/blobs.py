@@ -17,7 +17,7 @@ class Blob(NamedTuple):
 
 
 class BlobInfo(NamedTuple):
-    """A blob found by `scan`: key, size in bytes, and modification time in epoch seconds."""
+    """Information about a blob that `scan` found: key, size in bytes, and modification time in epoch seconds."""
 
     key: str
     size: int
@@ -39,7 +39,7 @@ class BlobStore(Protocol):
         """Store the stream durably. If the stream exceeds `limit` bytes, store nothing and raise `TooLarge`."""
 
     async def read(self, key: str, start: int = 0, stop: int | None = None) -> AsyncGenerator[bytes, None]:
-        """Return the bytes from `start` up to `stop` (exclusive) in chunks. Raise `BlobMissing`.
+        """Return the bytes from `start` up to `stop` (exclusive) in chunks. Raise `BlobMissing` if the blob is missing.
 
         `aclose()` ends the iteration early.
         """
@@ -57,4 +57,4 @@ class BlobStore(Protocol):
         """
 
     async def probe(self) -> None:
-        """Write and delete a file to check that the store works. The health check calls this method."""
+        """Write and delete a file to check that the store works. The health check of the store calls this method."""

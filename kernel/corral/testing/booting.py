@@ -1,4 +1,4 @@
-"""Boots the kernels of tests: with a copy of a migrated database, and with the plugins that a test asks for."""
+"""Boots kernels for tests: with a copy of a migrated database, and with the plugins that a test requests."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from corral_core.health.service import scrape
 
 
 class KernelOptions(NamedTuple):
-    """The options of a kernel of a test. See `corral.testing.kit.make_kernel`."""
+    """The options of a test kernel. See `corral.testing.kit.make_kernel`."""
 
     plugins: Sequence[type[Plugin] | str] | None
     database_url: str | None

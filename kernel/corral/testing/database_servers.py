@@ -164,7 +164,7 @@ def _database_name(url: str) -> str:
 
 @functools.cache
 def _postgres_binaries() -> Path:
-    """Return the folder of PostgreSQL's programs.
+    """Return the folder that contains PostgreSQL's programs.
 
     If the user account of the server cannot read the installed programs, they are copied first.
     """

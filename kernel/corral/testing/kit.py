@@ -351,8 +351,8 @@ async def make_kernel(
 
     `plugins` are names of installed plugins or plugin classes; None means all built-in plugins. Plugins of
     `corral_core` are always included. `config` contains configuration overrides by "section.key". Set `jobs` to also
-    run jobs, schedules and consumers. The due times of all schedules are then set when the kernel is ready, so that
-    `clock.travel` leads to them.
+    run jobs, schedules and consumers. The due times of all schedules are then stored before the context begins, so that
+    a test can reach them with `clock.travel`.
 
     `models` maps the names of scripted models to the turns that they play, for `Kit.run_task`. The kernel then includes
     the plugins that run tasks, and serves a worker.

@@ -75,7 +75,8 @@ def unmade_database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Itera
 def database_url(request: pytest.FixtureRequest, unmade_database_url: str) -> str:
     """Return the URL of a database that exists. The test runs once for each database engine.
 
-    The database is empty unless the test requested the fixture `kit` before. Then it is the database of the kit.
+    The database is empty, unless the test requested the fixture `kit` first: the URL is then that of the kit's
+    database.
     """
     if unmade_database_url.startswith("sqlite:"):
         return unmade_database_url

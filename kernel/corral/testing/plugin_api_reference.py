@@ -188,7 +188,7 @@ def _index_row(module: str, path: Path, names: Sequence[str], services: Sequence
 
 
 def kernel_names_used_by_plugins(root: Path) -> dict[str, set[str]]:
-    """Return the names that the plugins of the source tree use from the kernel, by module."""
+    """Return the names of the kernel that the plugins of the source tree use, by module."""
     found: dict[str, set[str]] = defaultdict(set)
     for file in sorted(path for folder in SOURCES for path in (root / folder).rglob("*.py")):
         if "tests" not in file.relative_to(root).parts:
@@ -232,7 +232,7 @@ def _in_source_order(module: str, names: Iterable[str]) -> list[str]:
 
 
 def _api_names(module: str) -> list[str]:
-    """Return the documented names of the `api` of a plugin, or nothing if the plugin has none."""
+    """Return the documented names of a plugin's `api` module, or nothing if the plugin has no such module."""
     if importlib.util.find_spec(module) is None:
         return []
     source = module_source(module)
@@ -241,7 +241,7 @@ def _api_names(module: str) -> list[str]:
 
 
 def _page(package: str, modules: Mapping[str, Sequence[str]], services: Sequence[Service]) -> str:
-    """Return the page of a package, with one section per module. Services have only a link."""
+    """Return the page of a package, with one section per module. Services are only linked."""
     linked = {(each.module, each.name) for each in services}
     up = "../" if package.startswith("corral.") else "../../"
     parts = [f"# The API of {package}\n"]

@@ -167,7 +167,7 @@ class ServerProcess:
             time.sleep(0.02)
 
     def stop(self, *, seconds: float = 120.0) -> int:
-        """Send SIGTERM, wait up to `seconds` until the server exits, and return its exit status."""
+        """Send SIGTERM, wait for up to `seconds` until the server exits, and return its exit status."""
         assert self.process is not None
         self.process.terminate()
         status = self.process.wait(seconds)
@@ -237,7 +237,7 @@ class JobsProcess:
             self.process.wait()
 
     def stop(self, *, seconds: float = 120.0) -> int:
-        """Send SIGTERM, wait up to `seconds` until the process exits, and return its exit status."""
+        """Send SIGTERM, wait for up to `seconds` until the process exits, and return its exit status."""
         assert self.process is not None
         self.process.terminate()
         return self.process.wait(seconds)

@@ -29,7 +29,10 @@ class ModuleSource:
                 self.constants |= dict.fromkeys(_assigned_names(node), node)
 
     def doc(self, name: str = "") -> str:
-        """Return the docstring of a class or function, by default that of the module. It is empty for constants."""
+        """Return the docstring of a class or function, or of the module if `name` is empty.
+
+        Return an empty string for a constant.
+        """
         nodes: Sequence[Definition | ast.Module] = self.definitions.get(name, ()) if name else [self.tree]
         return (ast.get_docstring(nodes[-1]) or "") if nodes else ""
 

@@ -189,7 +189,7 @@ class UserQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defaul
 
 
 class RightsLost(Forbidden):
-    """The person for whom something is done no longer exists, is deactivated, or now lacks a permission."""
+    """Raised when the user for whom work is done no longer exists, is deactivated, or lacks a necessary permission."""
 
 
 class Accounts(Protocol):
@@ -217,11 +217,11 @@ class Accounts(Protocol):
         ...
 
     def get_many(self, user_ids: Iterable[str]) -> dict[str, UserView]:
-        """Return accounts by id. Unknown ids are omitted."""
+        """Return the accounts with these ids, keyed by id. Unknown ids are omitted."""
         ...
 
     def get_details(self, user_ids: Iterable[str]) -> dict[str, AccountDetails]:
-        """Return further details of accounts for admins, by id. Unknown ids are omitted."""
+        """Return the details of accounts that only admins may see, keyed by account id. Unknown ids are omitted."""
         ...
 
     def find(self, email: str) -> UserView | None:
@@ -229,9 +229,9 @@ class Accounts(Protocol):
         ...
 
     def find_named(self, names: Iterable[str]) -> dict[str, list[str]]:
-        """Return the ids of the active users whom each name stands for, by name. There may be several.
+        """Return the ids of the active users to whom each name refers, keyed by name.
 
-        A name is an address, or the part of one before the `@`.
+        A name may refer to several users. A name is an email address, or the part of an address before the `@`.
         """
         ...
 
@@ -251,7 +251,7 @@ class Accounts(Protocol):
         ...
 
     def principals_of(self, user_ids: Iterable[str]) -> dict[str, Principal]:
-        """Return the principals of those users that are active, by id, as `principal_of` does for one user."""
+        """Return the principals of the given users who are active, keyed by user id. See `principal_of`."""
         ...
 
     def list(self, query: UserQuery, caller: Principal) -> Page[UserView]:
@@ -299,7 +299,7 @@ class MailRefused(MailFailed):
 
 
 class PluginEmail(msgspec.Struct, frozen=True, kw_only=True):
-    """An email that a plugin wrote, as text and as HTML. The name of the installation precedes the subject."""
+    """An email that a plugin wrote, as text and as HTML. The name of the installation is put before the subject."""
 
     to: str
     subject: str
@@ -327,7 +327,7 @@ class Mail(Protocol):
     async def send_plugin_email(self, email: PluginEmail) -> None:
         """Send an email now. Raise `MailFailed` or `MailRefused`, or `ValueError` for an invalid address.
 
-        Call this function outside a unit of work. Whoever calls it repeats it if the server is unavailable.
+        Call this function outside a unit of work. If the mail server is unavailable, the caller must try again later.
         """
         ...
 

@@ -110,7 +110,7 @@ def invite_user(email: str, role: Role, server: str | None, config_path: Path | 
 
 
 def _prepare_links(found: Session) -> str:
-    """Let links begin with the address of the running server. Return a message if that address is unknown."""
+    """Make new links begin with the address of the running server. Return a message if that address is unknown."""
     from corral.cli.registered_processes import running_server_url
     from corral_core.accounts.service.links import SingleUseLinks
 

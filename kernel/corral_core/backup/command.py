@@ -25,9 +25,10 @@ verbose_option = click.option("--verbose", is_flag=True, help="print the number 
 
 
 class TableProgress:
-    """Prints each step to standard error: on a terminal in one line, which is overwritten, or all lines if verbose.
+    """Prints the steps of a backup or restore to standard error.
 
-    Elsewhere nothing is printed unless verbose.
+    On a terminal, each step overwrites the line of the previous step. In verbose mode, each step has a line of its own.
+    Without a terminal, steps are printed only in verbose mode.
     """
 
     def __init__(self, *, verbose: bool) -> None:
@@ -41,7 +42,7 @@ class TableProgress:
             _tell(text)
 
     def end(self) -> None:
-        """Erase the line."""
+        """Erase the line that shows the current step."""
         if self._one_line:
             click.echo(ERASE_LINE, nl=False, err=True)
 
@@ -135,7 +136,10 @@ def _write(
 
 
 def _plugins_of(schemas: dict[str, list[str]], config_path: Path | None) -> list[PluginRecord]:
-    """Return the installed plugins, disabled ones too. Data of a plugin that is missing is left out, with a warning."""
+    """Return the installed plugins, including disabled ones. Warn about each plugin whose data the backup omits.
+
+    The data of a plugin that is not installed is omitted: the plugin is removed from `schemas`.
+    """
     from corral.config.reader import load as load_config
     from corral.plugins.discovery import discover
     from corral.plugins.loading import load
@@ -162,7 +166,7 @@ async def _write_files(writer: ArchiveWriter, store: BlobStore) -> None:
 
 
 def _record_backup(session: CommandSession, manifest: Manifest, *, with_files: bool) -> None:
-    """Record the time of the backup for the metric, and the access to all data in the audit log."""
+    """Record the time of the backup for the metric, and record in the audit log that all data was read."""
     from corral import clock
     from corral.plugin import Audit, AuditEntry
     from corral_core.backup.models import ROW, LastBackupRow

@@ -55,25 +55,26 @@ def _first_after(seq: int) -> tuple[int, str] | None:
 
 
 class PositionMoved(ExpectedFailure):
-    """Another process has read the same events. The changes of this unit of work are rolled back."""
+    """Raised when another process has read the same events. The changes of this unit of work are rolled back."""
 
 
 class LogCursor:
-    """The position of a reader, which any number of processes may run at the same time: one of them moves the position.
+    """The stored position of a reader of the event log.
 
-    It is the cursor of a durable consumer, so events that are not read yet are kept, and an event that cannot be
-    handled is skipped as by other consumers. Every method runs in the caller's unit of work.
+    If several processes run the reader, only one moves the position. The position is stored as the cursor of a durable
+    consumer. Events that have not been read are therefore kept, and an event that repeatedly cannot be handled is
+    skipped. Every method runs in the caller's unit of work.
     """
 
     def __init__(self, name: str) -> None:
         self._name, self._is_mine = name, ConsumerRow.name == name
 
     def exists(self) -> bool:
-        """Return whether the position is stored."""
+        """Return whether a position is stored."""
         return bool(ConsumerRow.select().where(self._is_mine).exists())
 
     def create(self) -> None:
-        """Store the end of the log as the position, unless a position is stored."""
+        """Store the current end of the event log as the position, unless a position is already stored."""
         end = {"name": self._name, "cursor": event_log.last_seq(), "updated_at": clock.now()}
         ConsumerRow.insert(end).on_conflict_ignore().execute()
 
@@ -82,11 +83,14 @@ class LogCursor:
         return int(ConsumerRow.get_by_id(self._name).cursor)
 
     def is_behind(self) -> bool:
-        """Return whether the log has events after the position."""
+        """Return whether the event log has events after the position."""
         return event_log.last_seq() > self.position()
 
     def move(self, before: int, after: int) -> None:
-        """Move the position, or check that it has not moved. Raise `PositionMoved` if it is not where it was read."""
+        """Move the position from `before` to `after`. Raise `PositionMoved` if the stored position is not `before`.
+
+        If `after` equals `before`, this method only checks the stored position.
+        """
         changes: dict[str, Any] = {"cursor": after, "updated_at": clock.now()}
         if after > before:
             changes["failures"] = 0
@@ -110,10 +114,10 @@ class LogCursor:
 async def handle_next(
     read: Callable[[int], Awaitable[bool]], skip: Callable[[str], Awaitable[bool]], limit: int
 ) -> bool:
-    """Handle the next events together, or one by one if that fails. Return whether more events may follow.
+    """Handle the next events in one batch, or one by one if the batch fails. Return whether more events may follow.
 
     `read` handles at most the given number of events, and returns whether more may follow. `skip` counts a failure of
-    the next event for a reason, and returns whether the event was skipped: see `LogCursor.count_failure`.
+    the next event with the given reason, and returns whether the event was skipped (see `LogCursor.count_failure`).
     """
     try:
         return await read(limit)
@@ -135,9 +139,9 @@ async def handle_next(
 
 
 class EventDispatcher(abc.ABC, Generic[Claimed]):
-    """Runs the attempts of this process to deliver events.
+    """Delivers events from this process: finds the deliveries that are due, and attempts each in a task of its own.
 
-    A subclass reads new events and claims deliveries in `run_once`, and passes each to `_start`.
+    A subclass reads new events and claims deliveries in `run_once`, and passes each claimed delivery to `_start`.
     """
 
     what: ClassVar[str]
@@ -152,25 +156,28 @@ class EventDispatcher(abc.ABC, Generic[Claimed]):
 
     @abc.abstractmethod
     async def run_once(self) -> float:
-        """Write the deliveries of new events, and start the attempts that are due.
+        """Store the deliveries that new events require, and start the attempts that are due.
 
-        Return the seconds until the next attempt, and raise `Unavailable` if the database cannot be used.
+        Return the seconds until the next attempt. Raise `Unavailable` if the database cannot be used.
         """
 
     @abc.abstractmethod
     async def _attempt(self, claimed: Claimed) -> None:
-        """Attempt a delivery and record the result. An attempt that is interrupted releases the delivery."""
+        """Attempt a delivery and record the result.
+
+        If the attempt is interrupted, release the delivery for another attempt.
+        """
 
     @abc.abstractmethod
     def _is_followed(self, event: LoggedEvent) -> bool:
-        """Return whether an event may have to be delivered, or changes what is delivered."""
+        """Return whether the dispatcher must react to an event, which may have to be delivered or affect deliveries."""
 
     def start(self) -> None:
-        """Follow the event feed."""
+        """Start to watch the event feed."""
         self._unwatch = self._feed.watch(self._on_events)
 
     def wake(self) -> None:
-        """Look for deliveries at once, because another part of the plugin has written some."""
+        """Look for deliveries immediately. Call this method when another part of the plugin has stored some."""
         self._wake_up.set()
 
     async def run(self) -> None:
@@ -196,7 +203,7 @@ class EventDispatcher(abc.ABC, Generic[Claimed]):
             await asyncio.wait(self._running)
 
     async def drain(self) -> None:
-        """Claim no more deliveries, and let the running attempts end."""
+        """Claim no more deliveries, and wait until the running attempts end, for at most `DRAIN_SECONDS`."""
         self._draining = True
         self._wake_up.set()
         if self._running:
@@ -211,7 +218,7 @@ class EventDispatcher(abc.ABC, Generic[Claimed]):
         await asyncio.gather(*self._running, return_exceptions=True)
 
     def _on_events(self, events: Sequence[LoggedEvent]) -> None:
-        """Wake up if one of the events is followed. Called by the event feed."""
+        """Wake up if the dispatcher must react to one of the events. Called by the event feed."""
         if any(self._is_followed(event) for event in events):
             self._wake_up.set()
 
@@ -230,7 +237,8 @@ class EventDispatcher(abc.ABC, Generic[Claimed]):
 class TableRedactorValues(abc.ABC, Generic[Row]):
     """Keeps the redactor's copy of the credentials in a table up to date, at start and after every change.
 
-    A subclass names the table, which has the columns `id` and `version`, and the events about changes of its rows.
+    A subclass specifies the table, which must have the columns `id` and `version`, and the events that announce changes
+    of its rows.
     """
 
     source: ClassVar[str]
@@ -250,14 +258,14 @@ class TableRedactorValues(abc.ABC, Generic[Row]):
 
     @abc.abstractmethod
     def _open(self, row: Row) -> Mapping[str, str]:
-        """Decrypt the credentials of a row, by names that are unique among all rows. Called in a thread.
+        """Return the decrypted credentials of a row, keyed by names that are unique among all rows. Called in a thread.
 
         Raise `Unavailable` if a key is not loaded. The next refresh then tries the row again: another process may have
         rewrapped it by then. Until then, this process cannot reveal the credentials either.
         """
 
     def _fixed_values(self) -> Mapping[str, str]:
-        """Return further credentials, which are in no table and never change, by names that no row has."""
+        """Return additional credentials that are in no table and never change, keyed by names that no row uses."""
         return {}
 
     def on_events(self, events: Sequence[LoggedEvent]) -> None:

@@ -51,7 +51,7 @@ def consumer_lag(contributions: Contributions, types: EventTypes) -> dict[tuple[
     """Return the number of events that each consumer has not processed yet, keyed by the consumer's name.
 
     Events that the consumer does not subscribe to are not counted, because its cursor passes over many of them at once.
-    Consumers that no active plugin declares are left out, because it is not known what they follow.
+    Consumers that no active plugin declares are left out, because it is unknown which events they subscribe to.
     """
     followed = {each.name: types.expand(each.events) for _, each in contributions.for_hook("corral_subscribers")}
     last = event_log.last_seq()
@@ -60,7 +60,10 @@ def consumer_lag(contributions: Contributions, types: EventTypes) -> dict[tuple[
 
 
 def _count_unread(cursor: int, last: int, types: Sequence[str]) -> int:
-    """Return the number of events after the cursor. Far behind the log, events of other types are counted as well."""
+    """Return the number of events after the cursor that the consumer subscribes to.
+
+    If the cursor is far behind the end of the log, events of other types are counted as well.
+    """
     if not 0 < last - cursor <= MAX_COUNTED:
         return max(0, last - cursor)
     return int(EventRow.select().where((EventRow.seq > cursor) & EventRow.type.in_(types)).count())
@@ -81,7 +84,8 @@ def _first_unread_seq(followed: Mapping[str, Sequence[str]]) -> int:
     """Return the `seq` of the oldest event that a consumer still needs. Earlier events may be deleted.
 
     A consumer that is more than `LAGGARD_DAYS` behind is ignored, and an alert is raised for it. `followed` maps each
-    active consumer to the names of its events. An inactive consumer needs every event after its cursor.
+    active consumer to the names of the events that it subscribes to. An inactive consumer needs every event after its
+    cursor.
     """
     long_ago, oldest, passed = clock.now(-LAGGARD_DAYS * DAY), event_log.first_seq(), [2**62]
     rows: Any = ConsumerRow.select(ConsumerRow.name, ConsumerRow.cursor).tuples()

@@ -22,7 +22,7 @@ declare_codes(
 class TemplateError(Problem):
     """422: an expression is invalid, or its evaluation failed. Repeating it with the same data fails again.
 
-    `position` is the number of a character in `expression`, from 1.
+    `position` is the position of the error in `expression`, as the number of a character, counted from 1.
     """
 
     default = "template_error"
@@ -54,21 +54,21 @@ class Expressions(Protocol):
         ...
 
     def references(self, value: Any) -> set[str]:
-        """Return the names of the steps that the templates in a JSON value refer to, as `steps.NAME`."""
+        """Return the names of the steps to which the templates in a JSON value refer in the form `steps.NAME`."""
         ...
 
     def expression_references(self, text: str) -> set[str]:
-        """Return the names of the steps that a bare expression refers to, as `steps.NAME`."""
+        """Return the names of the steps to which a bare expression refers in the form `steps.NAME`."""
         ...
 
     def secret_names(self, value: Any) -> set[str]:
-        """Return the names of the secrets that the templates in a JSON value refer to, as `secrets.NAME`."""
+        """Return the names of the secrets to which the templates in a JSON value refer in the form `secrets.NAME`."""
         ...
 
     async def evaluate(self, text: str, data: Mapping[str, Any], *, boolean: bool = False) -> Any:
         """Return the value of a bare expression, as JSON. `data` maps roots to their values.
 
-        Raise `TemplateError`, with `boolean` also if the value is not a boolean.
+        Raise `TemplateError` if the evaluation fails or, when `boolean` is set, if the value is not a boolean.
         """
         ...
 

@@ -21,7 +21,7 @@ def plugin_status(client: ApiClient) -> StatusPart:
 
 
 def reload_status(client: ApiClient) -> StatusPart:
-    """Tell why the last reload failed, if the server runs on this machine and in this folder."""
+    """Report why the last reload failed, if the server runs on this machine and in this folder."""
     from corral.cli.server_connection import failed_reloads_of
 
     found = failed_reloads_of(client.url)

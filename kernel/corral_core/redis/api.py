@@ -22,7 +22,7 @@ class SharedBuckets(Protocol):
         ...
 
     async def add(self, seconds: Mapping[str, float]) -> Mapping[str, float] | None:
-        """Charge requests, in seconds, to rate-limit buckets. Return the seconds until each is empty.
+        """Add the costs of requests, in seconds, to rate-limit buckets. Return the seconds until each bucket is empty.
 
         Return None if Redis cannot be reached.
 

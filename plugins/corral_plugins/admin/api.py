@@ -43,9 +43,9 @@ class KillSwitchView(msgspec.Struct, frozen=True, kw_only=True):
 class KillSwitch(Protocol):
     """Reads the stored state of the kill switch in the caller's unit of work, so that the answer is never stale.
 
-    This is the one place to ask before anything is sent: a plugin that delivers calls `state()` in the unit that takes
-    a delivery from its queue, and takes none while `hold_deliveries` is set. `corral restore` sets it, so that a copy
-    sends nothing beside its original.
+    Before a plugin sends anything, it must ask here: it calls `state()` in the unit of work that takes a delivery from
+    the queue, and takes none while `hold_deliveries` is set. `corral restore` sets `hold_deliveries`, so that a
+    restored copy sends nothing while its original still runs.
     """
 
     def state(self) -> KillSwitchView:

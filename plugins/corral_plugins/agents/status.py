@@ -7,7 +7,7 @@ from corral.cli.status_parts import StatusPart, name_for_command, read_if_allowe
 
 
 def agent_status(client: ApiClient) -> StatusPart:
-    """Describe the agents that take no tasks until somebody starts them: in the state `error`, or paused by stalls."""
+    """Describe the agents that take no tasks until somebody starts them, because they failed or stalled."""
     found = read_if_allowed(client, "/agents", status=["error", "paused"], limit=200)
     if found is None:
         return StatusPart(None)

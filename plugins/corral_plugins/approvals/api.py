@@ -56,9 +56,10 @@ class Approvers(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 class NewApproval(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """A request for an approval.
 
-    `payload` is what will run, at most 256 KiB of JSON. `confidence` and `rubric` are the requester's own view, which
-    approvers see but which decides nothing. Give either `expires_at` or `expires_in_seconds`, from 15 minutes to 30
-    days. `run_id` is the workflow run that is about to run it, and `step` a step of the run.
+    `payload` is the content that will be executed, at most 256 KiB of JSON. `confidence` and `rubric` are the
+    requester's own assessment: approvers see it, but it does not affect the outcome. Give either `expires_at` or
+    `expires_in_seconds`, from 15 minutes to 30 days. `run_id` is the workflow run that will execute the payload, and
+    `step` is a step of that run.
     """
 
     title: Title
@@ -83,7 +84,10 @@ class NewApproval(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class Requester(msgspec.Struct, frozen=True, kw_only=True):
-    """The requester. `on_behalf_of` is the id of the person for whom an agent, worker or workflow works."""
+    """The user, agent, worker or workflow that asks for an approval.
+
+    `on_behalf_of` is the id of the person for whom an agent, worker or workflow works.
+    """
 
     type: Literal["user", "agent", "worker", "workflow"]
     id: str
@@ -91,7 +95,7 @@ class Requester(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class HeldToolCall(msgspec.Struct, frozen=True, kw_only=True):
-    """The tool call that an approval is about.
+    """The tool call that waits for an approval.
 
     `target` names the object on which the call acts. `taint_sources` are the untrusted sources that the run has read;
     `tainted` is true if there are any. Only people who hold the `required_permissions` of the tool may decide.
@@ -107,10 +111,11 @@ class HeldToolCall(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ApprovalRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """A request of another plugin. Unlike `NewApproval`, it may be about a tool call or a step of a workflow.
+    """A request for an approval from another plugin.
 
-    `payload_sha256` is the hash of what will run; the default is the hash of `payload`. If `approvers` is None, the
-    default approvers of the risk decide. `step_policy` contains the paths of a workflow step.
+    Unlike `NewApproval`, it may be about a tool call or a step of a workflow. `payload_sha256` is the hash of the
+    content that will be executed; the default is the hash of `payload`. If `approvers` is None, the default approvers
+    for this risk decide. `step_policy` contains the paths of a workflow step.
     """
 
     type: Kind
@@ -189,8 +194,9 @@ class Approvals(Protocol):
     def open(self, request: ApprovalRequest, *, by: Principal) -> ApprovalFacts:
         """Open an approval, and return it.
 
-        Return the existing approval instead if one with the same hash is open for the same task, or was rejected within
-        `approvals.reject_cooldown_seconds`. Raise `TooMany` (`quota_exceeded`) if the task has too many open approvals.
+        Return the existing approval instead if an approval with the same hash is open for the same task, or was
+        rejected within `approvals.reject_cooldown_seconds`. Raise `TooMany` (`quota_exceeded`) if the task has too many
+        open approvals.
         """
         ...
 
@@ -202,11 +208,11 @@ class Approvals(Protocol):
         ...
 
     def find(self, approval_id: str) -> ApprovalFacts | None:
-        """Return an approval, or None if there is none with this id."""
+        """Return an approval, or None if it does not exist."""
         ...
 
     def involved(self, approval_id: str) -> InvolvedPeople | None:
-        """Return the people whom an approval concerns, or None if there is no such approval."""
+        """Return the people whom an approval concerns, or None if the approval does not exist."""
         ...
 
     def consume(self, approval_id: str, *, payload_sha256: str) -> Any:
@@ -224,9 +230,9 @@ class Approvals(Protocol):
         ...
 
     def resume_data(self, approval_id: str) -> dict[str, Any] | None:
-        """Return the data that a task which waited for the approval receives when it resumes.
+        """Return the data that a task receives when it resumes after it waited for the approval.
 
-        Return None if the task has to wait: nobody has decided yet, or the approved tool has not run yet.
+        Return None if the task must still wait, because nobody has decided or the approved tool has not run yet.
         """
         ...
 
@@ -241,7 +247,10 @@ def canonical_hash(value: Any) -> str:
 
 
 def tool_call_hash(*, agent_id: str, task_id: str, tool: str, arguments: Any, target: str | None) -> str:
-    """Return the hash to which the approval of a tool call is bound."""
+    """Return the hash that identifies a tool call and its arguments.
+
+    An approval is valid only for a call with this hash.
+    """
     return canonical_hash([agent_id, task_id, tool, arguments, target])
 
 

@@ -234,7 +234,7 @@ def _requester(names: ObjectNames, approval: Any) -> str:
 
 
 def _approvers(names: ObjectNames, approvers: Any) -> str:
-    """Return who may decide: each role in the plural, and users."""
+    """Return the names of those who may decide, as text: each role in the plural, and each user."""
     users = (f"user {names.user(USERS_PATH, each)}" for each in approvers["users"])
     return ", ".join([*(f"{role}s" for role in approvers["roles"]), *users])
 

@@ -34,7 +34,7 @@ async def remind_of_open_approvals(work: Work, timers: ApprovalTimers) -> None:
 
 
 async def apply_rules(approval_id: str, rules: AutoApproval) -> None:
-    """Approve a request without a person if a rule says so."""
+    """If an automatic approval rule matches a request, approve the request without a person."""
     await rules.apply_rules(approval_id)
 
 

@@ -13,7 +13,7 @@ class Approval(Model):
     `urgency` is 0 for the highest risk; lists are sorted by it. `payload_sha256` is the hash of the requested payload,
     and `edited_sha256` the hash of the payload that an approver edited. `tool_call` holds the facts of a held tool
     call, and `step_policy` the paths of a workflow step. `ttl_seconds` is the length of the time in which people may
-    decide; an escalation starts it once more.
+    decide; an escalation starts this time again.
     """
 
     visibility = SHARED
@@ -85,7 +85,10 @@ Approval.add_index(Approval.index(Approval.task_id, name="approvals_approvals_op
 
 
 class ApproverRow(Model):
-    """A person (`kind` is `user`, `name` an id) or a role (`role`) that may decide an approval."""
+    """A person or a role that may decide an approval.
+
+    `kind` is `user` or `role`. `name` is the id of the user or the name of the role.
+    """
 
     approval_id = IdField()
     kind = peewee.CharField(max_length=4)

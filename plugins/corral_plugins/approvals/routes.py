@@ -67,7 +67,7 @@ def count_approvals(listing: ApprovalListing, caller: Principal) -> ApprovalCoun
 async def decide_many(
     body: BulkDecision, decisions: ApprovalDecisions, caller: Principal, request: Request, work: Work
 ) -> BulkResult:
-    """Decide many approvals at once, each on its own. Approvals of high and critical risk are skipped."""
+    """Decide many approvals with one request, each independently. Approvals of high and critical risk are skipped."""
     entry = request.unit_context(caller)
     items = [
         await work(functools.partial(decisions.decide_one_of_many, each.lower(), body, by=caller), entry=entry)
@@ -122,7 +122,7 @@ def request_revision(
 def revise_request(
     id: str, body: RevisedPayload, decisions: ApprovalDecisions, match: IfMatch, caller: Principal
 ) -> ApprovalView:
-    """Revise a request, as its requester. Earlier decisions become void."""
+    """Revise a request. Only its requester may do this. Earlier decisions become void."""
     return decisions.revise(id, body, match, by=caller)
 
 
@@ -130,7 +130,7 @@ def revise_request(
 def cancel_request(
     id: str, body: CancelApproval, decisions: ApprovalDecisions, match: IfMatch, caller: Principal
 ) -> ApprovalView:
-    """Cancel a request that nobody has decided, as its requester or the owner of the task."""
+    """Cancel a request that nobody has decided. The requester and the owner of the task may do this."""
     return decisions.cancel(id, body.reason, match, by=caller)
 
 

@@ -90,7 +90,7 @@ class GitHubIngress:
 
 
 def _is_signed(body: bytes, header: str | None, values: list[str]) -> bool:
-    """Return whether one of the secrets signed the body. All are compared, each in constant time."""
+    """Return whether the body was signed with one of the secrets. Each secret is tried, in constant time."""
     given = (header or "").strip().lower().encode("utf-8", "replace")
     keys = values or [secrets.token_hex()]  # an unknown repository takes as long as a wrong signature
     wanted = [b"sha256=" + hmac.new(key.encode(), body, hashlib.sha256).hexdigest().encode() for key in keys]
@@ -164,7 +164,7 @@ def _text(found: Json, name: str, *, limit: int) -> str:
 def _record(repository_id: str, received: ReceivedDelivery) -> GitHubReceipt:
     """Insert the row of a delivery, unless a delivery with its id or with the same body was received before.
 
-    Rows that another unit of work deletes meanwhile (old rows, or rows of a disconnected repository) are looked up
+    If another unit of work deletes rows meanwhile (old rows, or rows of a disconnected repository), this function tries
     again.
     """
     for _ in range(TRIES):
@@ -218,7 +218,7 @@ def _thread_of(repository_id: str, kind: str, number: int) -> str | None:
 def _duplicate(repository_id: str, received: ReceivedDelivery) -> GitHubReceipt | None:
     """Return the receipt of the first delivery, or None if no delivery conflicts any more.
 
-    The signature covers the body alone, so the body decides.
+    Two deliveries are the same if their bodies are equal, because the signature covers only the body.
     """
     mine = Delivery.repository_id == repository_id
     first: Delivery | None = Delivery.get_or_none(mine & (Delivery.body_sha256 == received.sha256))

@@ -16,7 +16,7 @@ End with the text of your answer, in Markdown. It is posted as a comment on the 
 
 
 class Issues:
-    """Handles the deliveries of issues. All that it needs is in the signed delivery."""
+    """Handles deliveries about issues. The signed delivery contains everything that is needed."""
 
     def __init__(self, work: Work, accounts: Accounts, tasks: Tasks) -> None:
         self._work, self._accounts, self._tasks = work, accounts, tasks

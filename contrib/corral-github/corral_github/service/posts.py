@@ -32,7 +32,7 @@ def queue_comment(thread: Thread, content: Json, *, source: str) -> None:
 
 
 def queue_decision(event: LoggedEvent, reviews: CodeReviews, accounts: Accounts) -> None:
-    """Queue the review that informs the host of a decision, with the comments as they are now."""
+    """Queue the review that informs the host of a decision, with the current comments."""
     found: Thread | None = Thread.get_or_none(Thread.review_id == event.object_id)
     if found is None:
         return
@@ -93,10 +93,10 @@ def marker_of(post: Post) -> str:
 
 
 def review_forms(post: Post) -> list[Json]:
-    """Return the review in up to three forms, best first: the host may refuse line comments, and its own approval.
+    """Return the review in up to three forms, best first, because the host may refuse line comments or an approval.
 
-    A host refuses lines that its own diff does not show, and reviews of pull requests that the token's own user opened,
-    unless they are plain comments.
+    A host refuses comments on lines that its own diff does not show. If the user of the token opened the pull request,
+    the host accepts only plain comments as a review.
     """
     content = post.content
     event, title = SHOWN_LINES[content["decision"]]
@@ -152,7 +152,7 @@ def _text(comment: Json) -> str:
 
 
 def _quoted(comment: Json) -> str:
-    """Return a comment as a part of the body, with its place."""
+    """Return a comment as text for the body of the review, with the file and the line to which it belongs."""
     place = f"`{comment['path']}`" if comment["path"] else ""
     if place and comment["line"] is not None:
         place += f" line {comment['line']}"

@@ -43,7 +43,10 @@ class Pull(msgspec.Struct, frozen=True, kw_only=True):
 
     @classmethod
     def of(cls, found: dict[str, Any]) -> Pull:
-        """Read the answer of the host. Text is cleaned, because it becomes titles and lines."""
+        """Build the pull request from the host's response.
+
+        Text is cleaned, because it is used in titles and single lines.
+        """
         base, head, author = [
             each if isinstance(each := found.get(name), dict) else {} for name in ("base", "head", "user")
         ]
@@ -110,7 +113,7 @@ class PullRequests:
         return facts is not None and facts.status == "cancelled"
 
     def _record_nothing_to_do(self, item: WorkItem, pull: Pull, reason: str) -> None:
-        """Record that nothing is to be done. The review or the task of a closed pull request ends."""
+        """Record that a delivery requires no work. If the pull request is closed, also end its review or task."""
         thread = hold(item.claimed)
         if not pull.is_open:
             self._withdraw(item.repository, thread)
@@ -132,7 +135,7 @@ class PullRequests:
             self._open_review(item, pull, patch)
 
     def _open_review(self, item: WorkItem, pull: Pull, patch: PreparedPatch) -> None:
-        """Open the review, or add a revision to it. The row of the thread is written in the same unit of work."""
+        """Open the code review, or add a revision to it. The row of the thread is written in the same unit of work."""
         thread, repository = hold(item.claimed), item.repository
         by = self._accounts.principal_of(repository.owner_id, "code_reviews.write")
         facts = self._reviews.find(thread.review_id) if thread.review_id is not None else None
@@ -182,7 +185,10 @@ class PullRequests:
             self._tasks.cancel(thread.task_id, by=by, reason=reason)
 
     def _refuse(self, item: WorkItem, pull: Pull, reason: str) -> None:
-        """Record that the diff cannot be reviewed, and say so at the pull request. Its review stays as it was."""
+        """Record that the diff cannot be reviewed, and say so in a comment on the pull request.
+
+        An existing review does not change.
+        """
         thread = hold(item.claimed)
         text = f"Corral cannot review the commit {pull.head_sha[:12]}. {reason}"
         queue_comment(thread, {"text": text}, source=f"refused:{thread.id}:{pull.head_sha[:24]}")

@@ -50,7 +50,7 @@ class HostRefusal(ExpectedFailure):
 
 
 class DiffTooLarge(ExpectedFailure):
-    """The diff is larger than a code review may be, or than the host sends."""
+    """The diff is too large for a code review, or too large for the host to send."""
 
 
 class RepositoryClients:

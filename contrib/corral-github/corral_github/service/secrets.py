@@ -22,17 +22,17 @@ class RepositorySecrets:
         return self._secrets.use_value(repository.token_secret, attached.consumer_name, host, attached=attached)
 
     def webhook_values(self, repository: Repository) -> list[str]:
-        """Return all values with which the host may sign now."""
+        """Return all values of the webhook secret with which the host may currently sign."""
         return self._secrets.valid_values(repository.webhook_secret, attached=_attached(repository.id, "webhook"))
 
     def attach(self, repository: Repository, part: str, *, by: Principal) -> None:
-        """Attach the secret that `token_secret` or `webhook_secret` names (`part` is `token` or `webhook`)."""
+        """Attach the secret in `token_secret` (if `part` is `token`) or `webhook_secret` (if `part` is `webhook`)."""
         name = repository.token_secret if part == "token" else repository.webhook_secret
         attached, pointer = _attached(repository.id, part), f"/{part}_secret"
         self._secrets.attach(name, attached, title=repository.name, pointer=pointer, by=by)
 
     def detach(self, repository_id: str) -> None:
-        """Record that a removed repository uses no secrets."""
+        """Record that a repository that was disconnected uses no secrets any more."""
         for part in ("token", "webhook"):
             self._secrets.detach(_attached(repository_id, part))
 

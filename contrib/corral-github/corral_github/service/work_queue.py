@@ -45,7 +45,7 @@ class ThreadLease(msgspec.Struct, frozen=True):
 
 
 class WorkItem(msgspec.Struct, frozen=True):
-    """A delivery or a post that waits, with its thread and repository. Exactly one of the two is set."""
+    """A waiting delivery or post, with its thread and repository. Either `delivery` or `post` is set."""
 
     claimed: ThreadLease
     repository: Repository
@@ -79,7 +79,7 @@ def claim(thread_id: str) -> ThreadLease | None:
 
 
 def hold(claimed: ThreadLease) -> Thread:
-    """Lock the thread, and return it. Raise `LeaseLost` if another process took it."""
+    """Lock the thread, and return it. Raise `LeaseLost` if another process has taken the lease on it."""
     mine = (Thread.id == claimed.thread_id) & (Thread.lease == claimed.lease)
     row: Thread | None = locked(Thread.select().where(mine)).first()
     if row is None:
@@ -88,9 +88,10 @@ def hold(claimed: ThreadLease) -> Thread:
 
 
 def next_work(claimed: ThreadLease, *, holds_posts: bool) -> WorkItem | None:
-    """Return what to do next, and renew the lease. Return None, and release the thread, if nothing is to be done now.
+    """Return the next work of a thread, and renew the lease.
 
-    All work of a disabled repository waits. With `holds_posts`, posts wait.
+    If there is nothing to do now, release the thread and return None. While a repository is disabled, all its work
+    waits. If `holds_posts` is set, posts wait.
     """
     thread = hold(claimed)
     repository: Repository | None = Repository.get_or_none(Repository.id == thread.repository_id)
@@ -119,7 +120,10 @@ def next_work(claimed: ThreadLease, *, holds_posts: bool) -> WorkItem | None:
 
 
 def finish(item: WorkItem, status: str, detail: str | None, **changes: Any) -> None:
-    """Record how a delivery or a post ended. Runs in the unit of work of its effect, which holds the thread."""
+    """Record how a delivery or a post ended.
+
+    Runs in the unit of work that made the changes, in which the thread is locked.
+    """
     ended = {"status": status, "detail": detail, "finished_at": clock.now(), **changes}
     if item.delivery is not None:
         is_mine = (Delivery.id == item.delivery.id) & (Delivery.status == "pending")
@@ -134,7 +138,10 @@ def finish(item: WorkItem, status: str, detail: str | None, **changes: Any) -> N
 
 
 def fail(item: WorkItem, detail: str) -> None:
-    """Record that a delivery or a post failed for good, in a unit of work of its own. A retry keeps the facts."""
+    """Record that a delivery or a post failed for good, in a unit of work of its own.
+
+    The facts of a delivery are kept, so that it can be retried.
+    """
     hold(item.claimed)
     ended = {"status": "failed", "detail": detail, "finished_at": clock.now()}
     if item.delivery is not None:
@@ -145,7 +152,10 @@ def fail(item: WorkItem, detail: str) -> None:
 
 
 def postpone(item: WorkItem, detail: str, pause_seconds: float | None) -> None:
-    """Let a delivery or a post wait for its host, longer after each failure. Give up after a week."""
+    """Let a delivery or a post wait, because the host did not accept it. The wait grows with each failure.
+
+    Give up after a week.
+    """
     thread = hold(item.claimed)
     began = (item.delivery or item.post).waiting_since  # type: ignore[union-attr]  # one of the two is set
     if began < clock.now(-GIVE_UP_SECONDS):

@@ -45,7 +45,7 @@ class ThreadWorker:
         self._accounts, self._tasks, self._pulls, self._issues = accounts, tasks, pulls, issues
 
     async def run(self, thread_id: str) -> None:
-        """Do all the work of a thread that is due, if no other process does."""
+        """Do all work of a thread that is due, unless another process is doing it."""
         claimed = await self._work(lambda: work_queue.claim(thread_id))
         if claimed is None:
             return
@@ -91,7 +91,7 @@ class ThreadWorker:
         return True
 
     def _check_rights(self, item: WorkItem) -> None:
-        """Raise `RightsLost` if the admin who connected the repository may not do so any more."""
+        """Raise `RightsLost` if the admin with whose rights the work is done may not manage repositories any more."""
         self._accounts.principal_of(item.repository.owner_id, "github.manage")
 
     def _handler(self, item: WorkItem) -> Callable[[WorkItem], Awaitable[None]]:
@@ -118,7 +118,10 @@ class ThreadWorker:
         await self._work(functools.partial(_record_posted, item, url))
 
     async def _bodies_to_send(self, item: WorkItem, post: Post) -> list[Json]:
-        """Return the bodies to send, best first. Credentials that became known meanwhile are removed."""
+        """Return the bodies to send, best first.
+
+        Credentials that Corral has learned since the post was queued are removed.
+        """
         if post.kind == "review":
             made = posts.review_forms(post)
         else:

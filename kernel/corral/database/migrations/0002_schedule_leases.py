@@ -1,4 +1,4 @@
-"""Schedules have a lease while they run, so that no two processes can hold the same one."""
+"""Adds a lease to each schedule while it runs, so that no two processes run the same schedule at the same time."""
 
 from __future__ import annotations
 

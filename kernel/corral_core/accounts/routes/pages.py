@@ -213,7 +213,7 @@ def _page(title: str, content: str) -> Text:
 
 
 def _token_of(pasted: str) -> str:
-    """Return the token of a link, which people may paste as a whole."""
+    """Return the token from what a person entered, which may be the token or the whole link."""
     return pasted.strip().rpartition("token=")[2]
 
 

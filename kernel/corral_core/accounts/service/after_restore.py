@@ -1,4 +1,4 @@
-"""Ends sessions and gives up queued mails after a restore from a backup."""
+"""Ends sessions and abandons queued emails after a restore from a backup."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from corral_core.accounts.service.mail import JOB
 
 
 class AccountsAfterRestore:
-    """Ends sessions and gives up mails, which only the original of a restored installation may continue."""
+    """Ends sessions and abandons queued emails after a restore: only the original installation continues them."""
 
     def after_restore(self, by: Principal) -> None:
-        """End all sessions, and give up queued mails, because the original sends them."""
+        """End all sessions, and abandon the queued emails, because the original installation sends them."""
         now = clock.now()
         SessionRow.update(ended_at=now, end_reason="restored").where(SessionRow.ended_at.is_null()).execute()
         queued = (JobRow.name == JOB) & JobRow.state.in_(("queued", "running"))

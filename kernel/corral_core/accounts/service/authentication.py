@@ -87,14 +87,14 @@ class AccessTokens:
     def _temporary_key(self) -> bytes | None:
         """Return the signing key to use while the stored keys cannot be decrypted, or None if they can.
 
-        With it, admins can sign in to a sealed installation. It is never stored.
+        This key lets admins sign in to a sealed installation. The key is never stored.
         """
         return self._sealer.mac("accounts.temporary_signing_key", b"v1") if self._sealer.sealed else None
 
     def _is_sealed_key(self, kid: str) -> bool:
         """Return whether a stored key has this id but cannot be decrypted, because the vault of this process is sealed.
 
-        Other machines of the installation accept the tokens of this key, so they are not invalid.
+        Other machines of the installation accept tokens that were signed with this key, so such tokens are not invalid.
         """
         sealed = self._fixed is None and self._sealer.sealed
         return sealed and bool(SigningKeyRow.select().where(SigningKeyRow.id == kid).exists())

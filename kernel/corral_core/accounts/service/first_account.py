@@ -66,7 +66,7 @@ class FirstAccountSetup:
         return bool(UserRow.select().exists())
 
     def claim(self) -> bool:
-        """Return whether the caller's unit of work creates the first account, which is true for one unit only."""
+        """Return whether the caller's unit of work may create the first account. Only one unit of work gets True."""
         return not self.exists() and set_installation_value_once("first_admin", "registration")
 
     def discard_token(self) -> None:

@@ -49,11 +49,14 @@ class SingleUseLinks:
         self._port: int | None = None
 
     def serve_at(self, address: str) -> None:
-        """Set the address at which the server accepts connections, because `server.bind` may leave the port open."""
+        """Set the address at which the server accepts connections. `server.bind` may let the system choose the port."""
         self._port = urlsplit(address).port
 
     def bind_to(self, place: str) -> None:
-        """Set `host:port` of the running server, for a command in another process. It may differ from `server.bind`."""
+        """Set the `host:port` of a server that runs in another process. It may differ from `server.bind`.
+
+        Used by commands.
+        """
         self._bind = place
 
     def create_link(self, kind: str, subject_id: str, email: str | None = None) -> str | None:
@@ -142,7 +145,7 @@ class SingleUseLinks:
 
     @property
     def base_url(self) -> str:
-        """The URL of the server for people, without a slash at its end."""
+        """The URL at which people reach the server, without a trailing slash."""
         return (self._public or self._own_address()).rstrip("/")
 
     def link_url(self, kind: str, token: str) -> str:

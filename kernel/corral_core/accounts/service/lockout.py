@@ -179,7 +179,10 @@ class Lockout:
         return bool(insert.as_rowcount().execute()) or self._raise_if_locked(row.get_by_id(key), now, threshold)
 
     def _raise_if_locked(self, row: LockoutRow, now: str, threshold: int) -> bool:
-        """Raise `TooMany` if the address is locked. Otherwise, return False: the attempt must wait until others end."""
+        """Raise `TooMany` if the address is locked.
+
+        Otherwise, return False: this attempt must wait until other attempts end.
+        """
         if row.locked_until is not None and row.locked_until > now:
             raise _locked(row.locked_until)
         failures = self._failures_within_window(row.failed)

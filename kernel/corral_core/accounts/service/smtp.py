@@ -95,7 +95,10 @@ def _talk(
 
 
 class _GuardedSmtp(smtplib.SMTP):
-    """An SMTP client on a socket that the egress guard opened. TLS verifies the certificate for the requested name."""
+    """An SMTP client on a socket that the egress guard opened.
+
+    TLS checks that the certificate is valid for the host.
+    """
 
     def __init__(self, server: MailServer, connect: Callable[[], socket.socket], context: ssl.SSLContext) -> None:
         self._open_socket, self._implicit = connect, context if server.security == "tls" else None

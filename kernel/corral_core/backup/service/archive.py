@@ -90,7 +90,7 @@ class ArchiveWriter:
         self.tables[table] = out.entry(count)
 
     async def write_file(self, key: str, chunks: AsyncIterable[bytes]) -> None:
-        """Write a stored file."""
+        """Copy one file of the installation into the archive."""
         with self._zip.open(_file_member(key), "w", force_zip64=True) as stream:
             out = _HashingStream(stream)
             async for chunk in chunks:
@@ -136,7 +136,7 @@ class Archive:
         self._zip.close()
 
     def verify(self) -> None:
-        """Compare every member with its sum in the manifest. Raise `ArchiveError` at the first difference."""
+        """Compare every member with its checksum in the manifest. Raise `ArchiveError` at the first difference."""
         members = {_table_member(name): entry for name, entry in self.manifest.tables.items()}
         members |= {_file_member(key): entry for key, entry in self.manifest.files.items()}
         for name, entry in members.items():

@@ -42,12 +42,12 @@ Progress = Callable[[str], None]
 
 
 def with_all_plugins(config: Config) -> Config:
-    """Return the configuration with the disabled plugins too, because their data belongs to the installation."""
+    """Return the configuration with no plugin disabled, because the installation's data includes theirs."""
     return msgspec.structs.replace(config, plugins=msgspec.structs.replace(config.plugins, disabled=()))
 
 
 def restore(archive: Archive, config: Config, entry: UnitContext, by: Principal, tell: Progress) -> list[str]:
-    """Restore an archive whose sums are verified. Return notes for the operator about the restored data.
+    """Restore an archive whose checksums have been verified. Return notes for the operator about the restored data.
 
     Raise `StartupError` if the database is not empty or a plugin is missing, and `SchemaTooNew` if a newer release
     wrote the archive.
@@ -75,7 +75,10 @@ def restore(archive: Archive, config: Config, entry: UnitContext, by: Principal,
 def _check_schemas(
     manifest: Manifest, engine: peewee.Database, records: list[PluginRecord]
 ) -> dict[str, PluginMigrations]:
-    """Return the migrations of the active plugins, by plugin, in the order in which they are applied."""
+    """Check that this release can restore the data of each plugin. Return the migrations of the active plugins.
+
+    The migrations are keyed by plugin, in the order in which they are applied.
+    """
     migrations = {each.plugin: each for each in migrations_of(records)}
     if missing := sorted({*manifest.schemas} - {*migrations}):
         raise StartupError(
@@ -91,7 +94,7 @@ def _check_schemas(
 
 
 def _restore_files(archive: Archive, store: BlobStore, tell: Progress) -> None:
-    """Store the files before the rows that refer to them."""
+    """Store the files of the archive. This happens before the rows that refer to them are inserted."""
 
     async def put_all() -> None:
         for key in archive.manifest.files:
@@ -114,7 +117,7 @@ def _restore_tables(
     records: list[PluginRecord],
     tell: Progress,
 ) -> None:
-    """Create the tables as the archive has them, fill them, and then apply the migrations of this release."""
+    """Create the tables with the schema of the archive, fill them, and then apply the migrations of this release."""
     manifest, models = archive.manifest, models_of(records)
     for name, each in migrations.items():
         for script in manifest.schemas.get(name, ()):
@@ -156,7 +159,7 @@ def _adapt_and_record(kernel: Kernel, unit: Unit, manifest: Manifest, by: Princi
 
 
 def _number_events() -> None:
-    """Number the events that the original had not numbered yet, because this engine may have no sequencer."""
+    """Number the events that had no number in the original yet, because this database engine may have no sequencer."""
     last = execute("SELECT COALESCE(MAX(seq), 0) FROM kernel_events").fetchone()[0]
     waiting = execute("SELECT ins FROM kernel_events WHERE seq IS NULL ORDER BY ins").fetchall()
     for seq, (ins,) in enumerate(waiting, last + 1):

@@ -63,7 +63,10 @@ def _library() -> Any:
 
 @functools.lru_cache(maxsize=1024)
 def compile_expression(text: str) -> tuple[Analysis, Any]:
-    """Return the facts about an expression and its program. The program is None if the facts contain faults."""
+    """Return the analysis of an expression and its compiled program.
+
+    The program is None if the analysis found faults.
+    """
     found = analyse(text)
     if not found.faults:
         try:

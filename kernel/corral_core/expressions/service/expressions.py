@@ -123,7 +123,7 @@ class ExpressionsService(Expressions):
 
 
 def _needed_data(found: Analysis, data: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the part of the data that an expression can reach."""
+    """Return the part of the data to which an expression can refer."""
     needed = {name: data[name] for name in found.roots if name in data}
     if "steps" in needed and not found.uses_all_steps:
         needed["steps"] = {name: step for name, step in needed["steps"].items() if name in found.steps}

@@ -113,7 +113,7 @@ def values(value: dict[str, Any]) -> list[Any]:
 
 
 def total(items: list[Any]) -> Any:
-    """Return the sum of a list of numbers, 0 if it is empty."""
+    """Return the sum of a list of numbers, or 0 if the list is empty."""
     if not all(_is_number(item) for item in items):
         raise ValueError("sum() needs a list of numbers")
     return sum(items)

@@ -21,7 +21,7 @@ STOP_SECONDS = 2.0
 
 
 class HelperProcess:
-    """The helper process of this process. Requests wait for each other."""
+    """The helper process that belongs to this process. It handles one request at a time."""
 
     def __init__(self) -> None:
         self._lock = asyncio.Lock()
@@ -46,7 +46,7 @@ class HelperProcess:
         return answer["value"]
 
     async def stop(self) -> None:
-        """End the process."""
+        """End the helper process."""
         if self._process is not None:
             await self._discard(self._process)
 
@@ -79,7 +79,7 @@ class HelperProcess:
             return answer
 
     async def _failure(self, process: asyncio.subprocess.Process) -> EvaluationError:
-        """End the process if it still runs. Return the reason why it gave no answer."""
+        """End the helper process if it is still running. Return the reason why it did not answer."""
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(process.wait(), 0.05)
         timed_out = process.returncode in (None, -signal.SIGALRM)

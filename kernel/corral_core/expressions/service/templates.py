@@ -42,7 +42,7 @@ def split_template(text: str) -> tuple[Part, ...]:
 def _end_of_expression(text: str, start: int) -> int | None:
     """Return the offset of the braces that close an expression, or None.
 
-    A character that no token begins with makes the expression invalid; it then ends at the next pair of braces.
+    If a character cannot begin a token, the expression is invalid and ends at the next pair of closing braces.
     """
     depth = 0
     for token in scan(text, start):

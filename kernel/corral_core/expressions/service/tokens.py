@@ -140,7 +140,7 @@ class _Walk:
         self._open: list[tuple[str, bool, str | None]] = []  # the closing bracket, is it a macro, its variable
 
     def run(self) -> None:
-        """Collect the facts."""
+        """Walk over all tokens and collect the facts about the expression."""
         for index, token in enumerate(self._tokens):
             if token.text in _OPENING:
                 self._enter(index, token)

@@ -52,7 +52,10 @@ class EgressAudit:
                 self._bell.set()
 
     def _queue_refusal(self, sink: str, host: str) -> None:
-        """Log a refusal and queue its entry, at most once per sink, host and minute."""
+        """Log a refused connection and queue its audit entry, at most once a minute for each `sink` and host.
+
+        `sink` names the feature of Corral that wanted to connect.
+        """
         now = time.monotonic()
         if now - self._reported.get((sink, host), -REPORT_SECONDS) < REPORT_SECONDS:
             return

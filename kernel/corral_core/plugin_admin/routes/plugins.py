@@ -87,7 +87,7 @@ async def run_schedule(
 ) -> Answer[ScheduleView]:
     """Run a schedule of a plugin now. The response has status 202 if the schedule still runs after 20 seconds.
 
-    The schedule runs as it does at its time, so it does not run twice at once.
+    The schedule runs in the same way as at its scheduled time, so it never runs twice at the same time.
     """
     view = await schedules.run(name, schedule, entry=request.unit_context(caller))
     return Answer(body=view, status=202 if view.running else 200)

@@ -1,4 +1,4 @@
-"""Raises an alert for each plugin that failed in this process, at its boot, its start or later."""
+"""Raises an alert for each plugin that failed in this process: during the boot, at its start, or later."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from corral.plugins.registry import PluginRegistry
 
 
 class FailureAlerts:
-    """Looks for failed plugins. Several processes raise one alert for the same plugin within an hour."""
+    """Raises alerts for failed plugins. All processes together raise at most one alert an hour for each plugin."""
 
     def __init__(self, registry: PluginRegistry, work: Work) -> None:
         self._registry, self._work = registry, work

@@ -53,12 +53,12 @@ def describe_field(shape: type | None, field: str) -> str | None:
 
 
 def describe_name(name: str, module: str) -> str | None:
-    """Return the description of a name in the package of the module, or else in general."""
+    """Return the description of a name from the glossary of the module's package, or else from the general glossary."""
     return _glossary_of(module).get(name) or _glossary_of(__name__).get(name)
 
 
 def _sentence_about(shape: type, field: str) -> str | None:
-    """Return the sentence of the docstring about the field, preferably one that begins with its name.
+    """Return the sentence of the docstring about the field, preferably one that begins with the field's name.
 
     The first sentence is about the shape itself, unless it begins with the name.
     """

@@ -222,7 +222,10 @@ class AgentsService:
         self._suspend_after(PAUSE_AFTER_STALLS, _COUNT_STALL, agent_id, "paused", "stalled")
 
     def _suspend_after(self, limit: Setting[int], count: Statement, agent_id: str, after: str, reason: str) -> None:
-        """Count an incident of an agent that may claim tasks. At the limit (0: never), change its state to `after`."""
+        """Count a failure or stall of an agent that may claim tasks.
+
+        When `limit` is reached, change its state to `after`. If the setting `limit` is 0, the state never changes.
+        """
         most = self._settings.get(limit)
         for incidents, _, before, name, owner in count.rows({"id": agent_id}):
             if most and incidents >= most and before in CLAIMING:

@@ -138,9 +138,9 @@ class AgentViews:
 
 
 class _AgentWarnings:
-    """Determines the warnings about the agents of one response, and which of them circuit breakers stop.
+    """Determines the warnings about the agents in one response, and which of these agents circuit breakers stop.
 
-    Facts that several agents share are read once.
+    Facts that several agents share are read only once.
     """
 
     def __init__(self, llm: LLM | None, tools: Tools | None, workers: Workers | None, bound: Collection[str]) -> None:
@@ -164,7 +164,8 @@ class _AgentWarnings:
     def is_blocked(self, row: Agent) -> bool:
         """Return whether open circuit breakers reject the calls to all models that the gateway could call.
 
-        When a breaker may admit a call again, the agent is not blocked any more, so that a task of it can try.
+        As soon as one of the circuit breakers may admit a call again, the agent is no longer blocked, so that its next
+        task can try.
         """
         usable = [model for model in self._models_of(row) if model.problem is None]
         return bool(usable) and not any(model.is_callable for model in usable)

@@ -69,13 +69,13 @@ DEFAULTS: Json = {
 
 
 class AgentTemplateInstaller:
-    """The installer of the kind `agent`. The services are set after the boot."""
+    """Installs marketplace templates of the kind `agent`. The services that it uses are set after the boot."""
 
     management: AgentManagement | None
     tools: Tools | None
 
     def definition(self) -> Installer:
-        """Return the installer."""
+        """Return the installer as the marketplace expects it."""
         return Installer(
             kind="agent",
             title="Agent",
@@ -86,17 +86,17 @@ class AgentTemplateInstaller:
         )
 
     def check_spec(self, spec: Json) -> None:
-        """Raise `Invalid` if no agent could have this configuration."""
+        """Raise `Invalid` if no agent could have the configuration in the template."""
         to_columns(convert(NewAgent, spec), DEFAULTS["config"], enforces_budgets=True, performs_reviews=True)
 
     def find_existing(self, names: Sequence[str]) -> Mapping[str, str]:
-        """Return the ids of the agents with these names, which ignore case."""
+        """Return the ids of the agents with these names, keyed by name. The case of names is ignored."""
         keys = {name.strip().casefold(): name for name in names}
         rows: Any = Agent.select(Agent.name_key, Agent.id).where(LIVING & Agent.name_key.in_(list(keys))).tuples()
         return {keys[key]: str(agent_id) for key, agent_id in rows}
 
     def install(self, spec: Json, by: Principal) -> InstalledObject:
-        """Create an agent, without the tools that the caller may not give to it."""
+        """Create an agent, without the tools that the caller may not grant."""
         refused = self._refused_tools(spec, by)
         kept = [tool for tool in spec.get("enabled_tools", ()) if tool not in refused]
         policy = {tool: rule for tool, rule in spec.get("tool_policy", {}).items() if tool not in refused}
@@ -105,7 +105,7 @@ class AgentTemplateInstaller:
         return InstalledObject(id=view.id, refused_tools=refused, warnings=self._model_warnings(view))
 
     def read_fields(self, ids: Sequence[str]) -> Mapping[str, Json]:
-        """Return the fields that the owner of an agent may set, by the id of the agent."""
+        """Return the fields that the owner of an agent may set, keyed by agent id."""
         return {row.id: _values(row) for row in Agent.select().where(LIVING & Agent.id.in_(list(ids)))}
 
     def lock(self, ids: Sequence[str]) -> None:
@@ -118,7 +118,7 @@ class AgentTemplateInstaller:
         self._service().update(agent_id, convert(AgentPatch, given), ANY_VERSION, by=by)
 
     def find_uses(self, ids: Sequence[str]) -> Sequence[ObjectUse]:
-        """Return the agents whose diffs are reviewed by the agents with these ids."""
+        """Return the agents that use one of these agents as the reviewer of their diffs."""
         found: Any = Agent.select(Agent.id, Agent.name, Agent.review_policy)
         rows = found.where(LIVING & Agent.review_policy.is_null(False)).tuples()
         reviewers = ((agent_id, name, policy["reviewer_agent_id"]) for agent_id, name, policy in rows)
@@ -136,7 +136,10 @@ class AgentTemplateInstaller:
         self._service().delete(agent_id, ANY_VERSION, force=False, by=by)
 
     def export(self, agent_id: str, by: Principal) -> Json:
-        """Return the configuration of an agent, without its worker, which belongs to this installation."""
+        """Return the configuration of an agent as a template.
+
+        It omits the worker, which belongs to this installation.
+        """
         values = _values(find_readable_agent(agent_id, by))
         del values["worker_selector"]
         return {name: value for name, value in values.items() if name == "name" or value != DEFAULTS[name]}
@@ -181,7 +184,7 @@ def _values(row: Agent) -> Json:
 
 @functools.cache
 def _schema() -> Json:
-    """Return the schema of a new agent without the worker, which belongs to an installation."""
+    """Return the schema of a new agent, without the worker, which belongs to one installation only."""
     schema = msgspec.json.schema(NewAgent)
     fields: Json = schema["$defs"]["NewAgent"]["properties"]
     del fields["worker_id"]

@@ -19,7 +19,7 @@ AGENT = {"type": "string", "format": "uuid"}
 
 
 class AgentTriggerActions:
-    """Starts and stops agents for triggers. The plugin connects them to their service with `set_service`."""
+    """Starts and stops agents for triggers. The plugin sets the service that it uses with `set_service`."""
 
     def __init__(self) -> None:
         self._states: AgentStates | None = None
@@ -78,7 +78,7 @@ def check_agent(caller: Principal, fields: Json) -> None:
 
 @contextlib.contextmanager
 def _as_reference() -> Iterator[None]:
-    """Turn a missing agent into a fault of the field that names it."""
+    """If the agent does not exist, raise `Invalid` for the field that contains its id."""
     try:
         yield
     except NotFound as error:

@@ -102,7 +102,7 @@ class ApprovalDecisions:
     def _lock_to_decide(self, approval_id: str, match: IfMatch, sha256: str | None, by: Principal) -> Approval:
         """Lock an approval that the caller may decide now.
 
-        The problems come in the order of the contract: who, expired, already decided, content.
+        The checks run in the order of the contract: permission of the caller, expiry, earlier decisions, content.
         """
         row = self._lock(approval_id, by)
         self._eligibility.require_decider(row, by)
@@ -130,7 +130,10 @@ class ApprovalDecisions:
             raise Gone(f"The approval expired at {row.expires_at}.", code="approval_expired")
 
     def _edit(self, row: Approval, payload: Any) -> dict[str, Any]:
-        """Return the columns of an edited payload, which gets its own hash. Raise `Invalid` if it may not be edited."""
+        """Return the column values for an edited payload and its hash.
+
+        Raise `Invalid` if the payload may not be edited.
+        """
         if payload is UNSET:
             return {}
         if not row.editable:

@@ -30,16 +30,20 @@ class Eligibility:
     # -- the approvers of a new approval
 
     def default_approvers(self, risk: str, task_owner: str | None, needs: Sequence[str] = ()) -> Approvers:
-        """Return the approvers of a request that names none: any member, or admins and the task's owner at high risk.
+        """Return the approvers of a request that names none: all members, or at high risk admins and the task's owner.
 
-        The owner of the task is `task_owner`. Members without one of the permissions in `needs` are not approvers.
+        `task_owner` is the owner of the task. If members lack one of the permissions in `needs`, admins and the owner
+        decide at any risk.
         """
         if RISKS.index(risk) < HIGH and self._permissions.held_by("member").issuperset(needs):
             return Approvers(roles=["admin", "member"])
         return Approvers(users=[task_owner] if task_owner is not None else [], roles=["admin"])
 
     def check_approvers(self, request: ApprovalRequest, approvers: Approvers) -> None:
-        """Raise `Invalid` if a named approver may not decide, or fewer people may decide than must approve."""
+        """Raise `Invalid` if a named approver may not decide, or if too few people may decide.
+
+        At least as many people as the required approvals must be able to decide.
+        """
         named = {each.lower() for each in approvers.users}
         found = self._accounts.get_many(named)
         able = {each for each, user in found.items() if user.is_active and self._role_decides(user.role)}
@@ -67,7 +71,10 @@ class Eligibility:
     # -- decisions
 
     def require_decider(self, row: Approval, by: Principal) -> None:
-        """Raise `Forbidden` unless the caller may decide: `forbidden`, `self_approval`, then `reauth_required`."""
+        """Raise `Forbidden` unless the caller may decide.
+
+        The code is `forbidden`, `self_approval` or `reauth_required`; the conditions are checked in this order.
+        """
         if by.kind != "user" or not by.may(DECIDE) or not self._is_named(row, by.user_id, by.role):
             raise Forbidden("Only the approvers of this request and admins may decide it.")
         if missing := sorted(_needs_of(row) - by.permissions):
@@ -81,13 +88,17 @@ class Eligibility:
             raise Forbidden(detail, code="reauth_required")
 
     def can_decide(self, row: Approval, by: Principal) -> bool:
-        """Return whether the caller may decide. A missing confirmation of the password does not count."""
+        """Return whether the caller may decide, whether or not the caller has confirmed the password recently."""
         if by.kind != "user" or not by.may(DECIDE) or not self._is_named(row, by.user_id, by.role):
             return False
         return not self._is_own(row, by.user_id) and _needs_of(row) <= by.permissions
 
     def may_still_decide(self, row: Approval, user_ids: Sequence[str]) -> set[str]:
-        """Return the given people who may still decide: those who are active, have the right, and are named."""
+        """Return those of the given people who may still decide an approval.
+
+        They are active, hold the necessary permissions and are among the approvers, and the request is not their own
+        (see `_is_own`).
+        """
         found = self._accounts.get_many(user_ids)
         return {
             each
@@ -115,7 +126,7 @@ class Eligibility:
         return any(user_id in each["users"] or role in each["roles"] for each in _approver_lists(row))
 
     def _is_own(self, row: Approval, user_id: str | None) -> bool:
-        """Return whether the person is excluded, because the request is theirs."""
+        """Return whether the person may not decide, because the request is their own or was made on their behalf."""
         if row.requester_type == "user":
             return bool(row.requester_id == user_id and not row.allow_self)
         return self._settings.get(REQUIRE_SECOND_PERSON) and user_id in (row.on_behalf_of, row.agent_owner_id)
@@ -138,7 +149,7 @@ class Eligibility:
 
 
 def _needs_of(row: Approval) -> frozenset[str]:
-    """Return the permissions that the tool of a held call demands."""
+    """Return the permissions that approvers must hold, because the tool of a held call requires them."""
     return frozenset(() if row.tool_call is None else row.tool_call.get("required_permissions", ()))
 
 

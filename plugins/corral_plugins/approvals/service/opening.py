@@ -88,7 +88,7 @@ class ApprovalsService:
     def _check_task(self, task_id: str, by: Principal) -> str | None:
         """Lock a task that the caller may see and that has not ended. Return its owner. Raise `Invalid` otherwise.
 
-        The lock lets a task that ends at the same time find the approval, or lets this method find the end.
+        Because of the lock, a task that ends at the same time either cancels the approval, or has visibly ended here.
         """
         try:
             found = self.tasks is not None and self.tasks.lock(task_id.lower())
@@ -117,7 +117,7 @@ class ApprovalsService:
             raise Invalid.at("/run_id", "not_allowed", f"The run is {run.status}; nothing waits for a decision.")
 
     def _named_agent(self, agent_id: str | None, by: Principal) -> AgentFacts | None:
-        """Return the agent for which the caller requests: an agent of the caller, or the calling agent itself."""
+        """Return the agent for which the caller asks for an approval: an agent of the caller, or the calling agent."""
         wanted = agent_id.lower() if agent_id is not None else by.agent_id if by.kind == "agent" else None
         if wanted is None or self.agents is None:
             return None
@@ -151,12 +151,12 @@ class ApprovalsService:
         return rows.facts_of(row, is_new=True)
 
     def _causes_of(self, by: Principal) -> tuple[str, ...] | None:
-        """Return the causes of the caller's task, so that triggers recognise loops through approvals."""
+        """Return the cause chain of the caller's task, with which triggers detect loops that include approvals."""
         run = self.tasks.find_run(by.task_id) if self.tasks is not None and by.task_id is not None else None
         return None if run is None else run.cause_chain or None
 
     def _find_same_request(self, task_id: str, sha256: str) -> Approval | None:
-        """Return an open approval of the same content, or one that was rejected a short while ago."""
+        """Return an approval of the same content for this task that is open, or that was rejected a short while ago."""
         cooled = clock.now(-self._settings.get(REJECT_COOLDOWN))
         is_rejected = (Approval.status == "rejected") & (Approval.resolved_at > cooled)
         is_waiting = Approval.status.in_(OPEN) & (Approval.expires_at > clock.now())
@@ -166,7 +166,7 @@ class ApprovalsService:
 
     @staticmethod
     def _take_over_repeated_call(row: Approval, request: ApprovalRequest) -> None:
-        """Let an open approval of a tool call decide the call that repeats it under another id."""
+        """If a request repeats a held tool call under another id, make the open approval apply to the repeated call."""
         held = request.tool_call
         if held is not None and row.status in OPEN and row.tool_call["id"] != held.id:
             rows.update_if_open(row, tool_call=msgspec.to_builtins(held))
@@ -174,7 +174,8 @@ class ApprovalsService:
     def _check_open_count(self, request: ApprovalRequest) -> None:
         """Raise `Problem` (`quota_exceeded`) if the task has too many open approvals.
 
-        A call that repeats a tool after a request for a revision takes the place of the call that is to be revised.
+        If an approver has asked to revise a tool call and the task calls the same tool again, the earlier approval is
+        cancelled.
         """
         assert request.task_id is not None
         waiting = list(Approval.select().where((Approval.task_id == request.task_id) & IS_OPEN))
@@ -273,7 +274,7 @@ class ApprovalsService:
 
 
 def add_approvers(approval_id: str, approvers: Approvers) -> None:
-    """Store who may decide, for the lists of approvals that a person may decide."""
+    """Store who may decide an approval, so that lists can select the approvals that a person may decide."""
     named = [("user", each.lower()) for each in approvers.users] + [("role", each) for each in approvers.roles]
     items = [{"approval_id": approval_id, "kind": kind, "name": name} for kind, name in dict.fromkeys(named)]
     if items:
@@ -292,7 +293,7 @@ def _check_size(value: Any, limit: int, pointer: str) -> None:
 
 
 def _seconds_left(new: NewApproval) -> float | None:
-    """Return the time for a decision that the request specifies, in seconds. Raise `Invalid` if it is out of bounds."""
+    """Return how many seconds a request allows for the decision. Raise `Invalid` if the time is out of bounds."""
     if not isinstance(new.expires_at, datetime):
         return float(new.expires_in_seconds) if isinstance(new.expires_in_seconds, int) else None
     if isinstance(new.expires_in_seconds, int):

@@ -1,4 +1,4 @@
-"""Resolves approvals, and wakes the requester, in the transaction of the outcome."""
+"""Resolves approvals, and wakes the requester in the same transaction."""
 
 from __future__ import annotations
 

@@ -27,7 +27,10 @@ _OPEN_OF_TASK = Statement(
 
 
 def readable(by: Principal) -> Any:
-    """Return the condition that selects the approvals the caller may read. Agents and workers read their own."""
+    """Return the SQL condition for the approvals that the caller may read.
+
+    Agents and workers may read only their own.
+    """
     found = visible(Approval, by)
     if by.kind == "agent":
         return found & (Approval.agent_id == by.agent_id)
@@ -81,12 +84,12 @@ def shown_status(row: Approval) -> str:
 
 
 def current_hash(row: Approval) -> str:
-    """Return the hash of what will run: of the edited payload if there is one, otherwise of the requested payload."""
+    """Return the hash of the content that will be executed: the edited payload or else the requested payload."""
     return str(row.edited_sha256 or row.payload_sha256)
 
 
 def approvals_of(row: Approval) -> list[dict[str, Any]]:
-    """Return the decisions that approve what will run. Approvals of other content do not count."""
+    """Return the decisions that approve the current content. Approvals of earlier content do not count."""
     content = current_hash(row)
     return [each for each in row.decisions if each["decision"] == "approve" and each["payload_sha256"] == content]
 
@@ -117,7 +120,10 @@ def facts_of(row: Approval, *, is_new: bool = False) -> ApprovalFacts:
 def publish(
     kind: type[ApprovalEvent], row: Approval, by: str | None, /, cause: tuple[str, ...] | None = None, **fields: Any
 ) -> None:
-    """Emit an event about an approval in its current state. `cause` are the causes of the task whose run did it."""
+    """Emit an event about an approval in its current state.
+
+    `cause` is the cause chain of the task whose run led to the event.
+    """
     same = {name: getattr(row, name) for name in ApprovalEvent.__struct_fields__ if name not in ("approval_id", "by")}
     event = kind(approval_id=row.id, by=by, **same, **fields)
     emit(event, object=("approval", row.id), owner=row.owner_id, cause=cause)

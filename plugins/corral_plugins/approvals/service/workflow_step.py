@@ -102,7 +102,10 @@ class ApprovalStep:
         return StepWait(waits_for=asked.id, status="waiting", person=True)
 
     def resolve(self, context: StepContext, event: LoggedEvent) -> StepResult | None:
-        """End the step with the outcome. If people did not approve, follow the path of `on_reject` or `on_timeout`."""
+        """Return the result of the step when its approval is resolved, or None while the approval is open.
+
+        If people did not approve, follow the path of `on_reject` or `on_timeout`.
+        """
         row = rows.lock(event.object_id)
         if row is None or row.status in OPEN:
             return None
@@ -143,7 +146,7 @@ def check_config(config: Json) -> list[FieldError]:
 
 
 def gotos_of(config: Json) -> Mapping[str, str]:
-    """Return the later step to which a rejection jumps."""
+    """Return the later step to which a run jumps after a rejection, keyed by the JSON pointer of `on_reject`."""
     found = GOTO.fullmatch(str(config.get("on_reject", "")))
     return {"/on_reject": found[1]} if found else {}
 

@@ -53,8 +53,8 @@ _NAMES = (
 class ChainEnds(msgspec.Struct, frozen=True):
     """The head of the log, which is its newest row, and the anchor, which is the newest row that retention removed.
 
-        Both are read in one snapshot. `stored` is the `seq` of the newest row in the table, which is
-    lower than that of the head if rows are missing.
+    Both are read in one snapshot. `stored` is the `seq` of the newest row in the table, which is lower than that of the
+    head if rows are missing.
     """
 
     head: ChainLink
