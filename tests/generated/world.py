@@ -9,6 +9,7 @@ from tests.generated.operations import Operation, operations
 
 from corral.events.log import EventRow
 from corral.testing.kit import PASSWORD, Client, Kit
+from corral_plugins.cost.service import price_table
 
 # Known to the tests, so that they can forge as well as one could who had it.
 JWT_SECRET = "of-the-tests-and-long-enough-for-every-algorithm-0123456789abcdef-0123456789"
@@ -30,6 +31,7 @@ class World:
 
     async def build(self, kit: Kit) -> World:
         self.kit = kit
+        await asyncio.to_thread(price_table.load_price_table)  # as a server does when it starts; not in the first unit
         down = {each.name: each.reason for each in kit.kernel.plugins if each.state in ("failed", "blocked")}
         assert down == {}
         self.operations = await operations(kit)
