@@ -14,6 +14,7 @@ import signal
 import sqlite3
 import sys
 import threading
+import time
 from typing import Any
 
 from hypercorn.asyncio import serve
@@ -21,7 +22,7 @@ from hypercorn.config import Config
 
 from corral.ids import new_id
 
-BATCH_UNITS, GATHER_SECONDS = 64, 0.004
+BATCH_UNITS, GATHER_SECONDS = 64, 0.0003
 BODY = b'"%s"' % (b"x" * 1900)  # as long as the product's answer
 HEADERS = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(BODY))]
 PRAGMAS = "PRAGMA journal_mode=wal; PRAGMA synchronous=full; PRAGMA foreign_keys=1; PRAGMA cache_size=-4000; "
@@ -63,20 +64,22 @@ class Writer(threading.Thread):
         before = 0
         while True:
             batch = [self.waiting.get()]
+            self._gather(before)
             self._connection.execute("BEGIN IMMEDIATE")
             self._unit()
-            while len(batch) < BATCH_UNITS and (following := self._next(gather=len(batch) < before)) is not None:
-                batch.append(following)
+            while len(batch) < BATCH_UNITS and not self.waiting.empty():
+                batch.append(self.waiting.get())
                 self._unit()
             self._connection.execute("COMMIT")
             before = len(batch)
             self._loop.call_soon_threadsafe(_resolve, batch)
 
-    def _next(self, *, gather: bool) -> asyncio.Future[None] | None:
-        try:
-            return self.waiting.get(timeout=GATHER_SECONDS) if gather else self.waiting.get_nowait()
-        except queue.Empty:
-            return None
+    def _gather(self, before: int) -> None:
+        """Wait as the product does: while units arrive, until there are as many as in the batch before."""
+        seen, waiting = -1, self.waiting.qsize()
+        while seen < waiting < before - 1:
+            time.sleep(GATHER_SECONDS)
+            seen, waiting = waiting, self.waiting.qsize()
 
     def _unit(self) -> None:
         execute, task, event = self._connection.execute, self._task, self._event

@@ -33,6 +33,7 @@ COLOURS = {
 }
 
 GAP = 2  # characters between columns
+LONG_WORD = 16  # a longer word, such as a URL, may be broken
 _MOMENT = re.compile(r"(\d{4}-\d\d-\d\d)T(\d\d:\d\d)(?::\d\d(?:\.\d+)?)?Z$")
 
 
@@ -64,27 +65,41 @@ def print_table(
     shown = computed or {}
     cells = [[_text(shown[column](row) if column in shown else row.get(column)) for column in columns] for row in rows]
     needs = [max(map(len, texts)) for texts in zip(titles, *cells, strict=True)]
-    terminal = sys.stdout.isatty() or "COLUMNS" in os.environ
-    console = Console(width=None if terminal else sum(needs) + GAP * len(needs), markup=False, emoji=False)
+    gaps = GAP * (len(needs) - 1)
+    widths = needs
+    if sys.stdout.isatty() or "COLUMNS" in os.environ:
+        floors = [_floor(name, [title, *texts]) for name, title, *texts in zip(columns, titles, *cells, strict=True)]
+        widths = _widths(needs, floors, Console().width - gaps)
+    console = Console(width=sum(widths) + gaps, markup=False, emoji=False)
     view = Table(box=None, pad_edge=False, header_style="bold", title=title, title_justify="left")
-    for heading, width in zip(titles, _widths(needs, console.width), strict=True):
+    for heading, width in zip(titles, widths, strict=True):
         view.add_column(heading, overflow="fold", width=width)
     for row, texts in zip(rows, cells, strict=True):
         view.add_row(*texts, style=COLOURS.get(str(row.get(colour_of, ""))) if colour_of else None)
     console.print(view)
 
 
-def _widths(needs: Sequence[int], width: int) -> list[int]:
-    """Return the width of each column.
+def _floor(column: str, texts: Sequence[str]) -> int:
+    """Return the smallest width of a column: its longest word, so that no word is broken, unless it is very long.
 
-    The first column, which identifies the rows, gets up to 3/5 of the width. Then narrow columns get the width they
-    need, and wide columns share the rest.
+    Ids and states are read and copied as a whole, however long they are.
     """
-    left, widths = width - GAP * (len(needs) - 1), [0] * len(needs)
-    for done, index in enumerate(sorted(range(len(needs)), key=lambda index: (index > 0, needs[index]))):
-        share = left * 3 // 5 if index == 0 and len(needs) > 1 else left // (len(needs) - done)
-        widths[index] = max(1, min(needs[index], share))
-        left -= widths[index]
+    if column == "status" or column == "id" or column.endswith("_id"):
+        return max(map(len, texts))
+    return min(LONG_WORD, max((len(word) for text in texts for word in text.split()), default=0))
+
+
+def _widths(needs: Sequence[int], floors: Sequence[int], width: int) -> list[int]:
+    """Return the width of each column, so that all together have `width` if the floors allow that.
+
+    The widest column gives way first. The first column, which identifies the rows, keeps up to half of the width.
+    """
+    widths, least = [min(need, max(width, floor)) for need, floor in zip(needs, floors, strict=True)], list(floors)
+    least[0] = max(least[0], min(needs[0], width // 2))
+    for bounds in (least, floors):
+        while sum(widths) > width and any(each > bound for each, bound in zip(widths, bounds, strict=True)):
+            index = max(range(len(widths)), key=lambda index: (widths[index] > bounds[index], widths[index]))
+            widths[index] -= 1
     return widths
 
 

@@ -87,7 +87,7 @@ class SettingsRegistry(SettingValues):
         """Return every declared setting, sorted by name."""
         return [self._declared[name] for name in sorted(self._declared)]
 
-    def in_service(self) -> list[DeclaredSetting]:
+    def settings_in_service(self) -> list[DeclaredSetting]:
         """Return the settings of plugins that are in service, sorted by name."""
         return [item for item in self.all() if self._is_shown(item.plugin)]
 

@@ -149,7 +149,13 @@ class FileDeleted(_FileEvent):
 
 
 class FileDamaged(SystemAlert, kw_only=True):
-    """Alerts admins that the stored bytes of a file are missing or differ from the uploaded bytes."""
+    """Alerts admins that the stored bytes of a file differ from the uploaded bytes."""
+
+    file_id: str
+
+
+class FileMissing(SystemAlert, kw_only=True):
+    """Alerts admins that the file store of a machine does not have the bytes of a file."""
 
     file_id: str
 

@@ -243,7 +243,7 @@ async def test_notification_rule(
 ) -> RulePreview:
     """Return what a rule would have sent for the events of the last days. Nothing is sent."""
     row = await work(lambda: rules.row(id), read=True)
-    return await previews.preview(row, body.days)
+    return await previews.simulate(row, body.days)
 
 
 # -- deliveries

@@ -32,6 +32,33 @@ def test_on_a_narrow_terminal_names_and_short_words_stay_whole(
     assert any("yes" in line for line in lines)
 
 
+AGENT = {
+    "name": "Postmaster",
+    "status": "completed",
+    "model": "scripted/echo",
+    "detail": "a sentence that goes on " * 4,
+    "url": "https://example.org/" + "x" * 100,
+    "at": "2026-11-26T14:14:51.351Z",
+    "task_id": "01a22881-e652-7494-8b93-272f77f8be0a",
+    "id": "01a22890-b2fe-76e2-b75c-24218c5ebbc2",
+}
+
+
+@pytest.mark.parametrize("width", [80, 100, 160])
+def test_a_narrow_terminal_breaks_no_id_and_no_word(
+    width: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    output.print_table([AGENT], ("name", "status", "detail", "id"), as_json=False)
+    few = capsys.readouterr().out
+    assert max(map(len, few.splitlines())) <= width
+    output.print_table([AGENT], tuple(AGENT), as_json=False)
+    everything = capsys.readouterr().out
+    assert {"2026-11-26", "14:14Z", AGENT["task_id"]} <= {*everything.split()}
+    for shown in (few, everything):
+        assert {"Postmaster", "completed", "sentence", AGENT["id"]} <= {*shown.split()}
+
+
 def test_what_goes_to_a_file_is_a_line_a_row(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,6 +14,7 @@ from tests.plugins.files.conftest import BOUNDARY, PLUGINS, Shelf, form_headers,
 from corral import clock
 from corral.errors import Unavailable
 from corral.storage.blobs import BlobStore
+from corral_core.local_storage.service import LocalBlobs
 from corral_plugins.files.api import Files, FileSource
 from corral_plugins.files.models import Upload, Usage
 from corral_plugins.files.service import uploads
@@ -138,9 +139,19 @@ async def test_a_damaged_file_is_never_sent(any_shelf: Shelf) -> None:
     ranged = await shelf.owner.get(f"/files/{file['id']}/download", headers={"Range": "bytes=0-3"})
     assert (ranged.status, ranged.code) == (503, "dependency_unavailable")
     await store.delete(key)
-    assert (await shelf.owner.get(f"/files/{file['id']}/download")).status == 503
+    missing = await shelf.owner.get(f"/files/{file['id']}/download")
+    is_folder = isinstance(store, LocalBlobs)
+    assert (missing.status, missing.code) == (503, "dependency_unavailable")
+    detail = missing.json()["detail"]
+    assert ("damaged" in detail, "does not have the bytes" in detail, "CORRAL_STORAGE_URL" in detail) == (
+        False,
+        True,
+        is_folder,
+    )
     alerts = [event for event in await shelf.kit.events() if event.type == "system.alert"]
-    assert [(each.payload()["kind"], each.payload()["file_id"]) for each in alerts] == [("file_damaged", file["id"])]
+    assert [each.payload()["file_id"] for each in alerts] == [file["id"]] * 2
+    assert [each.payload()["kind"] for each in alerts] == ["file_damaged", "file_missing"]
+    assert ("CORRAL_STORAGE_URL" in alerts[1].payload()["detail"]) == is_folder
 
 
 async def test_a_patch_changes_what_the_owner_may_change(shelf: Shelf) -> None:

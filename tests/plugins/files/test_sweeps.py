@@ -169,7 +169,7 @@ async def test_a_file_that_its_owner_keeps_at_the_same_time_is_not_swept(
         if is_expiry:
             await watcher.execute("UPDATE files_files SET expires_at = '2020-01-01T00:00:00.000Z'")
         await owner.execute(f"UPDATE files_files SET {change}")
-        sweep = sweeps_of.sweep(0) if is_expiry else sweeps_of.forget_owner(file["owner_id"])
+        sweep = sweeps_of.sweep(0) if is_expiry else sweeps_of.delete_private_files(file["owner_id"])
         sweeping = asyncio.ensure_future(sweep)
         async with asyncio.timeout(60):
             while (await (await watcher.execute(blocked)).fetchone()) == (0,):  # noqa: ASYNC110  (no notification exists)

@@ -98,6 +98,20 @@ async def test_a_replaced_secret_is_valid_for_a_while(alarm: Alarm) -> None:
 
 
 @pytest.mark.one_engine
+async def test_a_trigger_whose_calls_must_now_be_signed_says_that_it_has_no_secret(alarm: Alarm) -> None:
+    made = await alarm.create("webhook")
+    path = f"/triggers/{made['id']}"
+    changed = (await alarm.member.put(path, {"config": {"auth": "hmac_sha256"}})).json()
+    rotate = f"{path}/rotate-secret"
+    assert [each.rpartition("POST ")[2] for each in changed["warnings"]] == [rotate]
+    assert (await alarm.get(made["id"]))["warnings"] == changed["warnings"]
+    assert (await deliver(alarm, made, X_Signature_256=hex_mac("any"))).status == 401
+    new = (await alarm.member.post(rotate, {})).json()["secret"]
+    assert (await alarm.get(made["id"]))["warnings"] == []
+    assert (await deliver(alarm, made, X_Signature_256=hex_mac(new))).status == 202
+
+
+@pytest.mark.one_engine
 async def test_a_replaced_address_is_valid_for_a_while(alarm: Alarm) -> None:
     made = await alarm.create("webhook")
     new = (await alarm.member.post(f"/triggers/{made['id']}/rotate-secret", {"overlap_seconds": 100})).json()

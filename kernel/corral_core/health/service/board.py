@@ -103,7 +103,7 @@ class HealthBoard:
     def configuration_warnings(self) -> list[str]:
         """Return warnings about configuration that is unsuitable for production."""
         here = self._installation
-        names = (item.setting.name for item in self._settings.in_service())
+        names = (item.setting.name for item in self._settings.settings_in_service())
         ignored = [name for name in names if name in self._settings.problems]
         found = {
             "rate_limits_off": not here.rate_limits,

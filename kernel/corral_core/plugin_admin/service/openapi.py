@@ -26,8 +26,8 @@ from corral.http.page import Page
 from corral.http.routes import API_PREFIX, Route, ServedRoutes
 from corral.plugin import InstallationConfig
 from corral.schema.conversion import encode
-from corral_core.plugin_admin.service.enum_order import enum_orders, reorder
 from corral_core.plugin_admin.service.openapi_descriptions import FieldDescriptions, describe_field, describe_name
+from corral_core.plugin_admin.service.openapi_enum_order import enum_orders, reorder
 from corral_core.plugin_admin.service.problem_codes import EVERY_ROUTE, problem_codes
 
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")

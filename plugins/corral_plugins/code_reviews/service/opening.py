@@ -36,8 +36,8 @@ from corral_plugins.code_reviews.models import Review, ReviewComment, Reviewer, 
 from corral_plugins.code_reviews.service import rows
 from corral_plugins.code_reviews.service.feedback import feedback_of
 from corral_plugins.code_reviews.service.patch_preparation import ReviewContents, patch_of
+from corral_plugins.code_reviews.service.reanchoring import reanchor_comments
 from corral_plugins.code_reviews.service.review_tasks import ReviewTasks
-from corral_plugins.code_reviews.service.threads import reanchor_comments
 from corral_plugins.tasks.api import Tasks
 
 MAX_CHECKS = 50

@@ -82,7 +82,7 @@ def _specificity(pattern: str) -> tuple[bool, int]:
     return literals == len(pattern), literals
 
 
-class PriceOverrideSet:
+class PriceOverrideSnapshot:
     """All price overrides at one revision of the `cost_prices` table. Instances are immutable."""
 
     def __init__(self, revision: int, overrides: Sequence[PriceOverride]) -> None:
@@ -106,9 +106,9 @@ class Pricing:
 
     def __init__(self, settings: Settings, database: Database) -> None:
         self._settings, self._database = settings, database
-        self._overrides = PriceOverrideSet(-1, ())
+        self._overrides = PriceOverrideSnapshot(-1, ())
 
-    def current_overrides(self) -> PriceOverrideSet:
+    def current_overrides(self) -> PriceOverrideSnapshot:
         """Return the price overrides.
 
         Inside a unit of work, the overrides are current. Outside a unit of work, they are at most 2 seconds old.
@@ -122,11 +122,11 @@ class Pricing:
         rows: Any = PriceOverrideRow.select(
             *[getattr(PriceOverrideRow, name) for name in PriceOverride._fields]
         ).tuples()
-        overrides = PriceOverrideSet(revision, [PriceOverride(*row) for row in rows])
+        overrides = PriceOverrideSnapshot(revision, [PriceOverride(*row) for row in rows])
         after_commit(lambda: self._replace_overrides(overrides))
         return overrides
 
-    def _replace_overrides(self, overrides: PriceOverrideSet) -> None:
+    def _replace_overrides(self, overrides: PriceOverrideSnapshot) -> None:
         if overrides.revision > self._overrides.revision:
             self._overrides = overrides
 

@@ -13,7 +13,7 @@ from corral.errors import NotFound, Problem, Unavailable
 from corral.events.alerts import raise_alert
 from corral.http.answers import Request, Stream
 from corral.storage.blobs import BlobMissing
-from corral_plugins.files.api import FileDamaged
+from corral_plugins.files.api import FileDamaged, FileMissing
 from corral_plugins.files.models import File
 from corral_plugins.files.service.detection import served_type
 from corral_plugins.files.service.names import content_disposition
@@ -108,39 +108,51 @@ class Downloads:
         try:
             return await self._storage.read(str(row.key), start, stop)
         except BlobMissing:
-            raise await self.report_damage(row) from None
+            raise await self.report_missing(row) from None
 
     async def report_damage(self, row: File) -> Problem:
-        """Alert admins about a damaged file, and return the problem to raise instead of sending the file.
+        """Alert admins, and return the problem: a damaged file is never sent."""
+        alert = FileDamaged(
+            kind="file_damaged",
+            severity="critical",
+            title="A stored file is damaged",
+            detail=f"The stored bytes of the file {row.id} differ from the uploaded bytes.",
+            object={"type": "file", "id": str(row.id)},
+            file_id=str(row.id),
+        )
+        return await self._report(alert, "The stored bytes of this file are damaged; the admins have been told.")
 
-        Return `NotFound` if the file was deleted meanwhile.
-        """
-        file_id = str(row.id)
+    async def report_missing(self, row: File) -> Problem:
+        """Alert admins, and return the problem of a file whose bytes are not in the store of this machine."""
+        place, remedy = "The object store does not have", ""
+        if self._storage.object_store is None:  # the folder may be one that the other machines do not see
+            place = "This machine does not have"
+            remedy = " If several machines share the database, set CORRAL_STORAGE_URL on each to a store for all."
+        alert = FileMissing(
+            kind="file_missing",
+            severity="critical",
+            title="The bytes of a file are missing",
+            detail=f"{place} the bytes of the file {row.id}.{remedy} Otherwise, restore them from a backup.",
+            object={"type": "file", "id": str(row.id)},
+            file_id=str(row.id),
+        )
+        return await self._report(alert, f"{place} the bytes of this file; the admins have been told.{remedy}")
+
+    async def _report(self, alert: FileDamaged | FileMissing, detail: str) -> Problem:
+        """Emit an alert, and return the problem: `NotFound` if the file was deleted meanwhile."""
 
         def unit() -> bool:
-            if self._registry.find_any(file_id) is None:
+            if self._registry.find_any(alert.file_id) is None:
                 return False
-            alert = FileDamaged(
-                kind="file_damaged",
-                severity="critical",
-                title="A stored file is damaged",
-                detail=f"The stored bytes of the file {file_id} are missing or differ from the uploaded bytes.",
-                object={"type": "file", "id": file_id},
-                file_id=file_id,
-            )
-            raise_alert(alert, ("file", file_id))
+            raise_alert(alert, ("file", alert.file_id))
             return True
 
         if not await self._work(unit):
             return NotFound()
-        detail = "The stored bytes of this file are damaged; the admins have been told."
         return Unavailable(detail, retry_after=RETRY_SECONDS, code="dependency_unavailable")
 
     async def verify(self, row: File) -> None:
-        """Compare a file with its stored size and hash, for the job `files.verify`.
-
-        Raise `Unavailable` if the file is damaged or the store is down.
-        """
+        """Check one file for `files.verify`. Raise `Unavailable` if it is damaged or missing, or the store is down."""
         chunks = await self.checked_chunks(row)
         if isinstance(chunks, AsyncGenerator):
             await chunks.aclose()

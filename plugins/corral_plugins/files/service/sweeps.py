@@ -50,7 +50,7 @@ class FileSweeps:
             pass
 
     async def verify(self) -> None:
-        """Compare a random sample of the files with their hashes. A damaged file raises an alert."""
+        """Compare a random sample of the files with their hashes. A damaged or missing file raises an alert."""
         after = ""
         while hashes := await self._work(lambda after=after: _hashes_of(after), read=True):  # type: ignore[misc]  # bound per round
             after = max(hashes)
@@ -97,7 +97,7 @@ class FileSweeps:
             after = rows[-1].id
             for row in rows:
                 if hash(row.key) not in stored:
-                    await self._downloads.report_damage(row)
+                    await self._downloads.report_missing(row)
 
     async def _delete_unknown(self, keys: list[str]) -> None:
         found = File.select(File.key).where(File.key.in_(keys))

@@ -36,7 +36,7 @@ class RulePreviews:
     def __init__(self, work: Work, matching: RuleMatching) -> None:
         self._work, self._matching = work, matching
 
-    async def preview(self, rule: Rule, days: int) -> RulePreview:
+    async def simulate(self, rule: Rule, days: int) -> RulePreview:
         """Return what a rule would have sent for the events of the last days, whether it is enabled or not."""
         rule.since_seq = 0
         since, names = clock.now(-days * DAY), sorted(self._matching.titles.names(rule.events))

@@ -107,7 +107,7 @@ class SettingsService:
     def read_all(self) -> list[EffectiveSetting]:
         """Return the settings of active plugins sorted by name, including changes made in this unit of work."""
         stored = self.rows.all_rows()
-        return [self._effective.preview(item, stored) for item in self._registry.in_service()]
+        return [self._effective.preview(item, stored) for item in self._registry.settings_in_service()]
 
     def refuse_locked(self, name: str) -> None:
         """Raise an error if the setting cannot be changed.
@@ -238,7 +238,7 @@ class SettingsService:
 
     def _check_values(self, values: Settings) -> dict[str, str]:
         """Return the problems that the checks of settings find in these values, by setting name."""
-        checks = [(item.setting, item.setting.check) for item in self._registry.in_service()]
+        checks = [(item.setting, item.setting.check) for item in self._registry.settings_in_service()]
         problems = {each.name: check(values.get(each), values) for each, check in checks if check is not None}
         return {name: f"{name} {sentence}" for name, sentence in problems.items() if sentence is not None}
 

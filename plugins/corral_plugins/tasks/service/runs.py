@@ -414,11 +414,11 @@ class TaskRuns:
             if row.status == "cancelling":
                 self._outcomes.end_cancelling(row, attempt, by="release")
             else:
-                why, changes = self._obstacle_of(report.reason, row, attempt)
+                why, changes = self._error_and_delay_of(report.reason, row, attempt)
                 self._outcomes.requeue(row, attempt, attempt_status="released", by="release", why=why, **changes)
         return rows.encoded_response(row.id, row.version)
 
-    def _obstacle_of(
+    def _error_and_delay_of(
         self, reason: str, row: TaskRow, attempt: AttemptRow
     ) -> tuple[dict[str, Any] | None, dict[str, Any]]:
         """Return the error of a released attempt that met an obstacle, and the columns that delay the next claim."""

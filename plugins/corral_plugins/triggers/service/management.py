@@ -279,10 +279,13 @@ class TriggerManagement:
             raise Invalid(error.detail, code=error.code, errors=faults) from None
 
     def _find_warnings(self, row: Trigger, by: Principal) -> Sequence[str]:
-        """Return warnings about what would make the action of a trigger fail now, such as a deleted object.
+        """Return warnings about what would make a trigger fail now: a missing secret, or a deleted object.
 
         Objects that the action names may be private to the owner, so only the owner is told that they are missing.
         """
+        return [*_secret_warnings(row), *self._find_action_warnings(row, by)]
+
+    def _find_action_warnings(self, row: Trigger, by: Principal) -> Sequence[str]:
         found = self._types.action(row.action["type"])
         if found is None:
             return [f"No active plugin provides the action {row.action['type']}."]
@@ -316,6 +319,13 @@ class TriggerManagement:
         kind = self._times.kind(row)
         text = None if kind is None or kind.describe is None else kind.describe(row.config, self._times.zone)
         return view_fields(row, fires_24h, text)
+
+
+def _secret_warnings(row: Trigger) -> list[str]:
+    """Return a warning if deliveries must be signed and the trigger has no secret: its `auth` was changed."""
+    if row.type != "webhook" or row.config.get("auth", "token") == "token" or row.secret is not None:
+        return []
+    return [f"The trigger has no secret and refuses every call. Create one: POST /triggers/{row.id}/rotate-secret"]
 
 
 def _warnings(action: TriggerAction, fields: dict[str, Any], by: Principal) -> list[str]:
