@@ -131,7 +131,7 @@ def _merge(
 ) -> tuple[UpgradeResult, list[MadeObject], dict[int, str]]:
     """Create, change and remove objects.
 
-    Return what was done, the created objects, and the ids of the installation's own objects by position.
+    Return the result of the upgrade, the created objects, and the ids of the installation's own objects by position.
     """
     living = {each.key: each for each in objects if each.removed_at is None}
     matched = {
@@ -170,7 +170,10 @@ def _merge(
 def _merge_object(
     row: InstalledResource, resource: PreparedResource, installer: Installer, ids: Mapping[str, str], by: Principal
 ) -> tuple[ChangedObject, ChangedObject]:
-    """Change the fields that the template changed and nobody edited. Return these fields, and the unchanged fields."""
+    """Change the fields that the new template changes and nobody has edited.
+
+    Return the changed fields, and the fields that keep their values because a person edited them.
+    """
     fields = {"kind": row.kind, "key": row.key, "id": row.object_id, "name": row.name}
     now = installer.read_fields([row.object_id]).get(row.object_id)
     if now is None:  # a person deleted the object
@@ -194,7 +197,7 @@ def _merge_object(
 
 
 def _properties(schema: Json) -> Json:
-    """Return the properties of an installer's schema, which may be behind a reference."""
+    """Return those properties in an installer's schema that have a default value. The schema may be a reference."""
     name = str(schema.get("$ref", "")).rpartition("/")[2]
     found: Json = (schema["$defs"][name] if name else schema).get("properties", {})
     return {key: each for key, each in found.items() if "default" in each}
