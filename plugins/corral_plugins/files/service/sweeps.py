@@ -31,7 +31,7 @@ class FileSweeps:
         self._work = work
 
     async def sweep(self, older_than_seconds: float = ORPHAN_SECONDS) -> None:
-        """Delete expired files, remains of interrupted uploads, and stored bytes without a row of this age."""
+        """Delete expired files, remains of interrupted uploads, and old stored bytes that belong to no file."""
         while await self._work(lambda: self._quota.end_abandoned(BATCH)) == BATCH:
             pass
         await self._delete_expired()
