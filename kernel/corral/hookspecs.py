@@ -1,8 +1,8 @@
 """All hook specifications of the kernel. A plugin contributes to Corral only through these hooks.
 
 Each hook is called once at boot, for one plugin at a time. A hook with a plural name returns a list. The results of a
-plugin are used only if all of its hooks succeed. The order in which plugins are called and return their results never
-matters.
+plugin are used only if all of its hooks succeed. Neither the order in which plugins are called nor the order of the
+results matters.
 """
 
 from __future__ import annotations

@@ -242,8 +242,8 @@ class Setting(msgspec.Struct, Generic[T], frozen=True, kw_only=True):
 
     `minimum` and `maximum` limit a number, or the length of a string or list. `check(value, settings)` validates more
     than the type of a value, for example its relation to other settings. It returns None for a valid value. Otherwise
-    it describes the problem as the end of a sentence that begins with `category.key`. `own_session`: only a person who
-    signed in may change the setting, not an API key, because it can weaken a guard.
+    it describes the problem as the end of a sentence that begins with `category.key`. With `own_session`, only a person
+    who signed in may change the setting, not an API key, because the setting can weaken a safeguard.
     """
 
     name: str
@@ -302,7 +302,10 @@ class Audit(Protocol):
         ...
 
     def record_request(self, route: Route, path: str, status: int, code: str | None) -> None:
-        """Add the audit row of a request that was answered with this status and, if it failed, problem code."""
+        """Add the audit row of a request that was answered with `status`.
+
+        `code` is the problem code of a failed request.
+        """
         ...
 
 

@@ -36,7 +36,7 @@ class Supervisor:
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
     def start(self, name: str, run: Callable[[], Awaitable[None]], owner: Owner | None = None) -> None:
-        """Run a background task until `stop` or `end` is called.
+        """Run a background task until `stop_task` or `stop` is called.
 
         After five restarts in a row, a task with an owner is restarted only when `owner.restarts_exhausted` returns. A
         task that raises `Unavailable` is restarted after a short delay, which is not counted as a restart.
@@ -90,7 +90,7 @@ class Supervisor:
 
 
 def is_cancelled() -> bool:
-    """Return whether the current task itself is being cancelled. Outside the event loop there is no such task."""
+    """Return whether the current task itself is being cancelled. Outside the event loop, return False."""
     try:
         task = asyncio.current_task()
     except RuntimeError:

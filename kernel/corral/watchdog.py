@@ -42,7 +42,7 @@ class CallAbandoned(BaseException):
 
 
 class ThreadAbandoned(BaseException):
-    """Raised in a thread that nobody waits for any more. The thread must end."""
+    """Raised in a thread whose result nobody waits for any more. The thread must end."""
 
 
 class GuardedFunction(Protocol):
@@ -60,7 +60,7 @@ class GuardedFunction(Protocol):
         """Return the time limit of a call in seconds, or None if the caller of the guard limits the time."""
 
     def count_lost_call(self, *, endless: bool = False) -> None:
-        """Count a call that was abandoned or, if `endless`, one that still runs `ENDLESS_SECONDS` later."""
+        """Count an abandoned call. With `endless`, count one that still runs `ENDLESS_SECONDS` after that."""
 
 
 class RunningCall(NamedTuple):
@@ -73,8 +73,9 @@ class RunningCall(NamedTuple):
 def frame_of(thread: int) -> FrameType | None:
     """Return the frame that a thread is executing, or None.
 
-    No garbage is collected meanwhile: before Python 3.11.9, the process hangs forever if `sys._current_frames`, which
-    holds a lock of the interpreter, collects a `threading.local`, which waits for the same lock.
+    Garbage collection is switched off meanwhile. Before Python 3.11.9, `sys._current_frames` holds a lock of the
+    interpreter. If a garbage collection in this function deletes a `threading.local`, which waits for the same lock,
+    the process hangs forever.
     """
     gc.disable()
     frame = sys._current_frames().get(thread)
@@ -182,7 +183,10 @@ class Watchdog:
 
 
 def _raise_in(thread: threading.Thread) -> None:
-    """Raise the exception, unless the thread has ended: a new thread may have its number, and would never start."""
+    """Raise `ThreadAbandoned` in the thread, unless the thread has ended.
+
+    A new thread may have the same number as a thread that has ended, and the exception would prevent it from starting.
+    """
     if thread.is_alive():
         ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(ThreadAbandoned))
 

@@ -366,6 +366,13 @@ def test_a_review_names_its_blockers_and_is_found_after_its_decision(terminal: T
     assert (again.returncode, ") is approved; `corral reviews show " in again.stderr) == (1, True), again
 
 
+def test_an_override_that_lifts_nothing_says_so(terminal: Terminal) -> None:
+    told = terminal.run("agents", "start", "Echo", "--override")
+    assert told.returncode == 0, told
+    assert "nothing was lifted: Echo was not paused by its budget." in told.stderr
+    assert "nothing was lifted" not in terminal.run("agents", "start", "Echo").stderr
+
+
 def test_templates_say_what_to_give_and_what_to_do_next(terminal: Terminal) -> None:
     shown = terminal("template", "show", "research-assistant")
     assert "depth: integer, at least 1, at most 8, default 4 (Greatest number of parts of a question)" in shown
@@ -381,11 +388,19 @@ def test_templates_say_what_to_give_and_what_to_do_next(terminal: Terminal) -> N
     assert "Start the agent: corral agents start Greeter" in installed
     assert "Run the workflow, which is a draft: corral workflows run 'Hello fleet'\n" in installed
     terminal("agents", "start", "Greeter")
+    terminal("agents", "edit", "Greeter", "-f", "system_prompt=Mine.")
+    conflicts = terminal("template", "upgrade", "hello-fleet", "-p", "language=French", "--dry-run")
+    assert "would keep agent Greeter: system_prompt\n" in conflicts
+    assert re.search(r'installed: .*English.*\n +new: .*French.*\n +current, kept: "Mine."\n', conflicts), conflicts
+    assert "there is no template nobody-has-it at " in terminal.run("template", "install", "nobody-has-it").stderr
+    planned = terminal("template", "uninstall", "hello-fleet", "--dry-run")
+    assert "would remove workflow Hello fleet\nwould keep agent Greeter: running." in planned
     told = terminal("template", "uninstall", "hello-fleet")
+    assert "removed workflow Hello fleet\n" in told
     assert "kept agent Greeter: running. Stop it: corral agents stop Greeter\n" in told
     assert told.endswith("Then remove the rest: corral template uninstall hello-fleet\n")
     terminal("agents", "stop", "Greeter")
-    assert terminal("template", "uninstall", "hello-fleet") == "removed agent Greeter\n"
+    assert terminal("template", "uninstall", "hello-fleet", "--force") == "removed agent Greeter\n"
     assert " -i transcript=TRANSCRIPT\n" in terminal("template", "install", "meeting-minutes")
     reviewing = terminal.run("template", "install", "pr-reviewer")
     assert "missing: the secret" not in reviewing.stderr

@@ -202,12 +202,12 @@ def run_agent(folder: Path, servers: dict[str, Any], tool: str, arguments: dict[
             return found
         finally:
             os.killpg(worker.pid, signal.SIGTERM)
-            worker.wait(30)
+            worker.wait(120)
 
 
 def wait_for(folder: Path, condition: Callable[[], Any]) -> None:
     """Wait until a condition holds, and show the log of the worker if it does not."""
-    until = time.monotonic() + 60
+    until = time.monotonic() + 200
     while not condition():
         assert time.monotonic() < until, (folder / "worker.log").read_text()
         time.sleep(0.1)

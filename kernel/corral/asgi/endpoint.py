@@ -40,8 +40,8 @@ INLINE_AFTER, INLINE_BELOW, INLINE_ABOVE, INLINE_PENALTY = 20, 0.005, 0.050, 100
 class Endpoint:
     """A route that can serve requests: the handler, its services and its access rules.
 
-    `handler` is the route's handler; the handler of a third-party plugin is wrapped in a guard. While the plugin is
-    out of service, `unavailable` is the plugin's record; otherwise it is None.
+    `handler` is the function that handles requests; for a third-party plugin, it is wrapped in a guard. While the
+    plugin is out of service, `unavailable` is the record of the plugin; otherwise it is None.
     """
 
     def __init__(self, route: Route, container: Container, record: PluginRecord, handler: Callable[..., Any]) -> None:
@@ -132,9 +132,9 @@ class Endpoint:
     async def parse_body(self, request: IncomingRequest, body: bytes) -> Any:
         """Parse the body and convert it to the type that the handler declares. A missing body is read as `{}`.
 
-        Everything that looks like a credential is removed from bodies that machines send, unless `redacted` is False.
-        From bodies that people send, the values of stored secrets are removed if `redacted` is True. Identifiers are
-        refused instead, whoever sends them.
+        From a body that a machine sends, stored secrets and everything that looks like a credential are removed, unless
+        `redacted` is False. From a body that a person sends, only stored secrets are removed, and only if `redacted` is
+        True. An identifier that contains a credential is refused, whoever sends it.
         """
         if body:
             media = FORM if self.route.form else JSON
@@ -181,10 +181,11 @@ class Endpoint:
         return converted
 
     def run_read(self, read: Callable[[], Any]) -> Any:
-        """Run a read in a thread or on the event loop, and decide by its duration where the next runs (docs/adr/0004).
+        """Run a read in a thread or on the event loop. Its duration decides where the next read runs (docs/adr/0004).
 
         Reads move to the event loop after enough short reads in a thread, and back to a thread after a long read. Only
-        the read itself counts: with many requests at once, each would be long if its wait for a thread counted too.
+        the duration of the read itself is measured: if the wait for a thread counted too, every read would seem long
+        when many requests arrive at once.
         """
         began = time.perf_counter()
         try:
@@ -243,11 +244,11 @@ def _default_of(query: Any) -> Any:
 
 @functools.lru_cache(maxsize=2048)  # reading the fields of all shapes at boot takes a tenth of a start
 def _marked_fields(shape: Any, mark: Any) -> frozenset[str]:
-    """Return the names of the fields whose type has this mark, or is a union with a member that has it."""
+    """Return the names of the fields whose type has the given mark. In a union, one member with the mark is enough."""
     kinds = hints(shape) if isinstance(shape, type) else {}
     return frozenset(name for name, kind in kinds.items() if any(mark in _marks(part) for part in union_parts(kind)))
 
 
 def _marks(kind: Any) -> tuple[Any, ...]:
-    """Return the unsubscripted forms of a type and of the type that it annotates, and its annotations."""
+    """Return the possible marks of a type: its generic origin, that of the type it annotates, and its annotations."""
     return *map(typing.get_origin, (kind, getattr(kind, "__origin__", None))), *getattr(kind, "__metadata__", ())

@@ -386,7 +386,7 @@ class Pipeline:
     # -- failures
 
     def refusal(self, problem: Problem, request: IncomingRequest) -> Response:
-        """Return the problem document of a failure.
+        """Return the problem document that describes a failure.
 
         Details of server errors are redacted, because error texts of dependencies may contain credentials.
         """

@@ -70,7 +70,7 @@ class Router:
         return None if b"%2f" in raw_path and not any(item.route.rest for item in found[0].values()) else found
 
     def _walk(self, node: _Node, segments: list[str], at: int, values: dict[str, str]) -> Match | None:
-        """Follow a path from its segment `at`. A fixed segment is tried before a parameter."""
+        """Match the path from segment number `at` against this node. A fixed segment is tried before a parameter."""
         if at == len(segments):
             return (node.methods, values) if node.methods else None
         segment, parameter = segments[at], node.parameter

@@ -75,7 +75,7 @@ class Credentials:
         return caller
 
     def cached(self, headers: CredentialHeaders, seconds: float = KEEP_SECONDS) -> Principal | None:
-        """Return the cached principal of these headers if it is at most `seconds` old, otherwise None."""
+        """Return the principal cached for these credential headers in the last `seconds`, or None."""
         kept = self._cache.get(headers)
         return None if kept is None or time.monotonic() - kept[1] > seconds else kept[0]
 
@@ -116,7 +116,7 @@ class Credentials:
         raise Unauthorized("This credential can no longer be checked. Authenticate again.", headers=CHALLENGE)
 
     def cache(self, headers: CredentialHeaders, principal: Principal) -> None:
-        """Cache the principal of these headers. Call this method on the event loop only."""
+        """Cache the principal that these credential headers authenticate. Call this method on the event loop only."""
         if max(len(self._cache), len(self._headers_of_lease)) >= CACHE_LIMIT:
             self._cache.clear()
             self._headers_of_lease.clear()
@@ -125,12 +125,16 @@ class Credentials:
             self._headers_of_lease[principal.lease_id].add(headers)
 
     def forget_lease(self, lease_id: str) -> None:
-        """Remove the principals of a lease from the cache. Leases end all the time, so only these are looked at."""
+        """Remove the principals that belong to a lease from the cache.
+
+        Leases end very often, so this method looks only at the entries of this lease instead of searching the whole
+        cache.
+        """
         for headers in self._headers_of_lease.pop(lease_id, ()):
             self._cache.pop(headers, None)
 
     def forget(self, ends: Callable[[Principal], bool]) -> None:
-        """Remove the principals for which `ends` returns true from the cache, so that they are read again.
+        """Remove the cached principals for which `ends` returns true, so that they are read from the database again.
 
         Call this method from `after_commit` when permissions change.
         """

@@ -39,7 +39,7 @@ class Permissions:
         return self._held[role_or_kind]
 
     def are_privileged(self, needs: Iterable[str]) -> bool:
-        """Return whether only admins and auditors hold these permissions, so that a refusal is audited."""
+        """Return whether only admins and auditors hold these permissions. If so, refused requests are audited."""
         found = [self._declared.get(need) for need in needs]
         return all(item is not None and set(item.holders) <= {"admin", "auditor"} for item in found)
 

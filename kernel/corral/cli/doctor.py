@@ -240,7 +240,8 @@ def check_mail(config: Config) -> Iterator[Finding]:
 
     host = config.pinned.get("mail.host")
     if host is None or not host.value:
-        yield Finding("mail", "ok", "not configured")
+        where = "not configured in the file or the environment"
+        yield Finding("mail", "ok", f"{where}; `corral settings show mail.host` shows whether admins set it")
         return
     try:
         with temporary_kernel(config) as kernel:

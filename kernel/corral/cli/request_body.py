@@ -40,14 +40,14 @@ def parse_fields(fields: tuple[str, ...]) -> dict[str, Any]:
     for item in fields:
         key, mark, text = item.partition("=")
         if not mark or not key.rstrip(":"):
-            raise click.BadParameter(f"{item!r} is not KEY=VALUE or KEY:=VALUE", param_hint="--field")
+            raise click.BadParameter(f"{item!r} is not KEY=VALUE or KEY:=VALUE")
         value: Any = text
         if key.endswith(":"):
             key = key[:-1]
             try:
                 value = json.loads(text)
             except ValueError as error:
-                raise click.BadParameter(f"{item!r}: the value is not JSON: {error}", param_hint="--field") from None
+                raise click.BadParameter(f"{item!r}: the value is not JSON: {error}") from None
         elif text == "@-" and sys.stdin.isatty():
             value = click.prompt(key.replace("_", " ").capitalize(), hide_input=True, err=True)
         elif text.startswith("@"):

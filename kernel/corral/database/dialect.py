@@ -19,7 +19,10 @@ from corral.database.unit import current
 
 
 def on_sqlite(database: peewee.Database | None = None) -> bool:
-    """Return whether the given database, or else the database of the current unit, is SQLite. For this package only."""
+    """Return whether the given database, by default the database of the current unit, is SQLite.
+
+    Only modules of this package may call this function.
+    """
     return current().database.kind == "sqlite" if database is None else isinstance(database, peewee.SqliteDatabase)
 
 

@@ -34,7 +34,10 @@ class FullTextIndex:
             database.execute_sql(f"CREATE INDEX {self._table}_words ON {self._table} USING gin (words)")
 
     def add(self, select: str, parameters: Sequence[Any]) -> None:
-        """Index the documents that the SQL query `select` returns: rows of the number, then the strings."""
+        """Index the documents that the SQL query `select` returns.
+
+        Each row of the query consists of the number of a document, followed by its text columns.
+        """
         if on_sqlite():
             execute(f"INSERT INTO {self._table} (rowid, {self._columns}) {select}", parameters)
             return
@@ -52,9 +55,9 @@ class FullTextIndex:
             execute(f"DELETE FROM {self._table} WHERE n = ?", [number])  # noqa: S608  (names of the schema)
 
     def merge(self) -> None:
-        """Merge segments of the index, for some milliseconds. Does nothing once there is little left to merge.
+        """Merge segments of the index for a few milliseconds. Does nothing if little is left to merge.
 
-        Each transaction that adds documents adds a segment on SQLite, and a search looks through all segments. SQLite
+        On SQLite, each transaction that adds documents adds a segment, and a search has to read all segments. SQLite
         itself merges segments only when there are four of about the same size.
         """
         if on_sqlite():

@@ -43,7 +43,7 @@ class MigrationFailed(Exception):
 
 
 class SchemaTooNew(Exception):
-    """Raised when a newer release has applied migrations to the database that this release does not know."""
+    """Raised when a newer release has migrated the database with scripts that this release does not know."""
 
 
 def pending_migrations(database: Database, all_migrations: Iterable[PluginMigrations]) -> dict[str, list[str]]:

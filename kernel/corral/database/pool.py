@@ -252,7 +252,11 @@ class DatabasePool:
         return sum(thread.running is not None for thread in self.threads)
 
     def close(self) -> None:
-        """Finish all units and stop the threads. Units of a plugin that wait for a thread are queued behind the end."""
+        """Finish all units and stop the threads.
+
+        Units that still wait because their plugin occupies its share of the threads are finished, too: they are queued
+        later, and the threads stop only after the last of them.
+        """
         self.queue.put(None)
         for thread in self.threads[: self._started]:
             thread.join(timeout=LOST_AFTER + 3)

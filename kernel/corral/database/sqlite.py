@@ -195,10 +195,11 @@ class _WriterThread(_SqliteThread):
         return self._commit()
 
     def _gather(self) -> None:
-        """Wait until as many units are queued as the previous batch had, or for a moment no unit arrives.
+        """Wait until as many units are queued as in the previous batch, or until no new unit arrives for a moment.
 
-        Units that are committed together cost less, and also if they run in a row: while the event loop queues further
-        units, it and this thread take the interpreter from each other at every statement.
+        A large batch is cheaper, because its units share one COMMIT. It also runs faster than units that arrive one by
+        one: while the event loop is still queueing units, it and this thread compete for the interpreter at every
+        statement.
         """
         until, seen, queued = time.perf_counter() + BATCH_SECONDS, -1, self.pool.queue.qsize()
         while seen < queued < self._expected - 1 and time.perf_counter() < until:
@@ -206,10 +207,10 @@ class _WriterThread(_SqliteThread):
             seen, queued = queued, self.pool.queue.qsize()
 
     def _begin(self, entry: UnitContext) -> None:
-        """Begin a write transaction.
+        """Begin a write transaction, and retry at short intervals while another process is writing.
 
-        SQLite itself would sleep for up to 100 ms between its tries, and miss the moments between the transactions of
-        another process that writes without a pause.
+        SQLite's own retries would wait for up to 100 ms. They would miss the short gaps between the transactions of a
+        process that writes without a pause.
         """
         until, connection = time.monotonic() + BUSY_TIMEOUT_MS / 1000, self.ensure_connection()
         if entry.durable is not self._is_durable:
@@ -234,7 +235,7 @@ class _WriterThread(_SqliteThread):
         return None if queued is not None and self.pool.refuse_quarantined(queued) else queued
 
     def _run_in_batch(self, queued: QueuedUnit) -> bool:
-        """Run one unit in its savepoint. Return False if the whole transaction had to end."""
+        """Run one unit in its savepoint. Return False if the unit ended the transaction of the whole batch."""
         if queued.future.cancelled():
             return True
         queued.tries += 1
@@ -272,9 +273,10 @@ class _WriterThread(_SqliteThread):
         return batch
 
     def _recover_from_rollback(self, culprit: UnitOutcome) -> None:
-        """Handle a transaction that SQLite rolled back (disk full, I/O error), or that cannot go on without the unit.
+        """Roll back a transaction that cannot continue after one of its units failed.
 
-        Queue the other units of the batch again and run the failed unit alone.
+        Either SQLite has rolled the transaction back (disk full, I/O error), or a statement of the failed unit is still
+        open. Queue the other units of the batch again, and run the failed unit alone.
         """
         self.connection.rollback()
         self.close()  # a statement that is still open would prevent further savepoints

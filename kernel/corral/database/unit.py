@@ -38,9 +38,11 @@ class UnitContext(msgspec.Struct, frozen=True):
     """The context in which a unit was started.
 
     `label` names the route, job or command in logs. `actor` is the caller, and `cause` lists the ids of the events that
-    led to this unit. On SQLite, a unit that is not `durable` does not wait until its rows are on the disk: they survive
-    the end of the process, but a loss of power may undo them (docs/adr/0025). Use it for changes that nobody is told
-    about.
+    led to this unit.
+
+    On SQLite, a unit with `durable=False` does not wait until its rows are on the disk. The rows survive a crash of the
+    process, but possibly not a power failure (docs/adr/0025). Set it only for changes whose success is reported to
+    nobody.
     """
 
     label: str = "work"
@@ -58,8 +60,8 @@ SYSTEM_CONTEXT = UnitContext()
 class Unit:
     """The running unit of work. `before` callbacks run at its end, before the unit writes audit rows, jobs and events.
 
-    `after` callbacks run once on the event loop after COMMIT. They must neither fail nor block. `memo` holds what
-    services have read in the unit and use again; each service uses itself as the key.
+    `after` callbacks run once on the event loop after COMMIT. They must neither fail nor block. In `memo`, services
+    cache what they have read in the unit; each service uses itself as the key.
     """
 
     __slots__ = ("after", "audit", "before", "connection", "database", "entry", "events", "jobs", "memo", "read_only")

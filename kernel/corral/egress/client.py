@@ -66,10 +66,10 @@ class Egress:
     ) -> httpx2.AsyncClient:
         """Return a pooled client for a sink, the feature that opens the connections.
 
-        The caller must close the client. The client reaches what the policy allows: by default public addresses, or
-        only a registered child process with `Policy(child=…)`. A refused address raises `EgressBlocked`.
-        `total_seconds` limits a call from its start to the end of the response. A response is read up to `max_bytes`
-        after decompression; `corral.egress.transport.truncated` returns whether it was longer.
+        The caller must close the client. The client may connect to what the policy allows: by default to public
+        addresses, or with `Policy(child=…)` only to a registered child process. A refused address raises
+        `EgressBlocked`. `total_seconds` limits a call from its start to the end of the response. A response is read up
+        to `max_bytes` after decompression; `corral.egress.transport.truncated` returns whether it was longer.
         """
         import httpx2
 
@@ -80,7 +80,7 @@ class Egress:
         return httpx2.AsyncClient(transport=transport, timeout=timeout, trust_env=False, cookies=_no_cookies())
 
     def network(self, policy: Policy, tcp: httpcore2.AsyncNetworkBackend | None = None) -> GuardedNetwork:
-        """Return the network for connections of `httpcore2`, which reach what the policy allows and nothing else.
+        """Return the network backend with which `httpcore2` connects only to destinations that the policy allows.
 
         `tcp` opens the connections to the addresses that the guard has checked.
         """
@@ -185,7 +185,7 @@ class Egress:
         self.guard.children.discard((host, port))
 
     def count(self, sink: str, outcome: str, host: str) -> None:
-        """Count a request, and report it if it was refused."""
+        """Count a request by its sink and outcome. If the egress guard blocked the request, also report the refusal."""
         self.requests[sink, outcome] += 1
         if outcome == "blocked":
             self.on_refusal(sink, host[:253])

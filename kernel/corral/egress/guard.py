@@ -70,7 +70,7 @@ class Exemption(NamedTuple):
     port: int | None
 
     def covers(self, host: str, port: int, address: Address | None) -> bool:
-        """Return whether the exception covers this port of the host, or of the address if one is given."""
+        """Return whether the exception applies to this port of the host or, if an address is given, of the address."""
         if self.port not in (None, port):
             return False
         if self.network is None:

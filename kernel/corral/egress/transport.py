@@ -211,7 +211,7 @@ class _Body(httpx2.AsyncByteStream):
 
 
 def _send_as_checked(request: httpx2.Request, target: Destination) -> None:
-    """Have the request sent to the URL that was checked. The `Host` header names the host of this URL."""
+    """Change the request so that it is sent to the URL that was checked, with the host of this URL as `Host` header."""
     request.url, request.headers["Host"] = target.url, target.url.netloc.decode("ascii")
     if request.headers.get("Accept-Encoding") != "identity":  # callers may request identity for undelayed streams
         request.headers["Accept-Encoding"] = "gzip"

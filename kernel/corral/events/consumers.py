@@ -68,9 +68,10 @@ class Subscriber(msgspec.Struct, frozen=True):
 
 
 class Consumer:
-    """Runs one subscriber, whose guarded `handle` is bound to its services, for the event names in `types`.
+    """Passes events to one subscriber. `types` contains the names of these events.
 
-    While `is_open` returns false, because the plugin is out of service, the cursor does not advance.
+    The `handle` function of the subscriber is already guarded and bound to its services. While `is_open` returns false,
+    because the plugin is out of service, the cursor does not advance.
     """
 
     def __init__(
@@ -112,10 +113,10 @@ class Consumer:
         return True
 
     def _has_pending_work(self) -> bool:
-        """Return whether there is something to write.
+        """Return whether this consumer must write to the database.
 
-        This is the case if the cursor must be created, if there are events to handle, or if the cursor lags behind the
-        log. With a lagging cursor, every poll scans the events of other types again.
+        This is the case if its cursor must be created, if there are events to handle, or if the cursor lags far behind
+        the end of the log. While the cursor lags, every poll scans the events of other types again.
         """
         found = self._position()
         return found is None or found[1] - found[0] > LAG or bool(self._events_after(found[0], 1))
@@ -176,9 +177,10 @@ class Consumer:
 
 
 def poison_alert(who: str, event: Any, reason: str, about: dict[str, str] | None = None) -> SystemAlert:
-    """Return the alert that `who` skips an event, which has failed `POISON_TRIES` times, the last time for `reason`.
+    """Return the alert that says that `who` skips an event, because it could not handle the event `POISON_TRIES` times.
 
-    `about` is the object of the alert, with its `type` and `id`; by default the event.
+    `reason` is the error of the last attempt. `about` is the object of the alert, with its `type` and `id`; by default
+    the event.
     """
     detail = f"Event {event.id} ({event.type}) failed {POISON_TRIES} times: {reason[:500]}"
     title, about = f"{who} could not handle an event", about or {"type": "event", "id": event.id}

@@ -77,7 +77,7 @@ class Feed:
         self.position = 0
 
     def on_commit(self, emitted: bool) -> None:
-        """Announce committed units of this process. `emitted` is true if they wrote events."""
+        """Announce that units of this process were committed. `emitted` is true if these units wrote events."""
         if emitted:
             if self.database.kind == "postgresql":
                 self._unnumbered.set()

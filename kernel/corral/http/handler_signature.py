@@ -51,7 +51,7 @@ def _resolved(function: Any) -> tuple[dict[str, Any], dict[str, tuple[Any, bool]
 
 
 def _all_hints(function: Any) -> tuple[dict[str, Any], dict[str, tuple[Any, bool]]]:
-    """Return the results of `hints` and of `optional_hints`."""
+    """Return the annotations of a function in two forms: as `hints` returns them, and as `optional_hints` does."""
     function = getattr(function, "__func__", function)
     plain = isinstance(function, type) or getattr(function, "__closure__", function) is None
     try:  # the cache would keep a closure alive with everything it refers to
@@ -132,9 +132,10 @@ def without_page(kind: Any) -> Any:
 def describe_shapes(
     operations: Sequence[tuple[Route, Signature]], *more: Any
 ) -> tuple[dict[Any, dict[str, Any]], dict[str, dict[str, Any]]]:
-    """Return the schemas of all request and response types, and of `more`, by type, and the components they refer to.
+    """Return the JSON Schemas of all request and response types, and the components to which the schemas refer.
 
-    Raise `TypeError` naming the route if a type of its requests or responses cannot be described.
+    The schemas are returned by type, and include those of the types in `more`. Raise `TypeError` naming the route if a
+    type of its requests or responses cannot be described.
     """
     kinds = dict.fromkeys(more)
     for _, signature in operations:

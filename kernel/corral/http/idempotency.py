@@ -31,7 +31,7 @@ Whole = tuple[int, dict[str, str], bytes, bytes]  # a response, and the hash of 
 class IdempotencyRow(Model):
     """A request that was sent with an idempotency key. `state` is in_flight or done. The row expires at `until`.
 
-    The response to a request of a task is kept until `KEEP_SECONDS` after the end of the task.
+    If the request was sent on behalf of a task, the response is kept until `KEEP_SECONDS` after the end of the task.
     """
 
     key = peewee.CharField(primary_key=True, max_length=64)
@@ -131,7 +131,10 @@ class Idempotency:
         IdempotencyRow.delete().where(_in_flight(key)).execute()
 
     def _insert(self, key: IdempotencyKey, replacing: Any, state: str, seconds: float, **values: Any) -> bool:
-        """Insert the row, or overwrite a row for which `replacing` is true. Return whether the row was written."""
+        """Insert the row, or overwrite an existing row that meets the condition `replacing`.
+
+        Return whether the row was written.
+        """
         body_hash = self._keyring.mac(BODY, key.body_digest).hex()
         row = {"body_hash": body_hash, "state": state, "until": clock.now(seconds), "created_at": clock.now(), **values}
         insert = IdempotencyRow.insert(key=key.scope_hash, **row)
@@ -153,7 +156,7 @@ _OF_TASK = Statement(
 
 
 def expire_with_task(task_id: str) -> None:
-    """Keep the responses to the requests of a task that has ended for another `KEEP_SECONDS`."""
+    """Keep the responses to requests of a task for another `KEEP_SECONDS`, now that the task has ended."""
     if _OF_TASK.one({"task_id": task_id}):  # few tasks have any, and an update of no rows takes three times as long
         of_task = IdempotencyRow.task_id == task_id
         IdempotencyRow.update(until=clock.now(KEEP_SECONDS), task_id=None).where(of_task).execute()

@@ -39,8 +39,7 @@ class Rate(msgspec.Struct, frozen=True):
     """An additional rate limit: `count` requests in `seconds`, per client address, person or caller.
 
     With `key`, the handler counts the requests itself with `RateLimits`, and the limit for anonymous clients does not
-    apply.
-    Routes whose rates have the same name share one limit.
+    apply. Routes whose rates have the same name share one limit.
     """
 
     name: str

@@ -66,7 +66,7 @@ class TimeOfDay(msgspec.Struct, frozen=True):
             raise ValueError(f"{self.zone!r} is not an IANA time zone; {remedy}") from None
 
     def next_after(self, seconds: float) -> float:
-        """Return the first of these times after an instant. Both are in epoch seconds."""
+        """Return the first instant after `seconds` at which this time of day occurs. Both are in epoch seconds."""
         from cronsim import CronSim
 
         hour, minute = self.time.split(":")
@@ -76,14 +76,15 @@ class TimeOfDay(msgspec.Struct, frozen=True):
 
 
 class Schedule(msgspec.Struct, frozen=True):
-    """A periodic task: one of the processes calls `run` every so many seconds, or at a time of day.
+    """A periodic task: one of the processes calls `run` at a fixed interval, or at a time of day.
 
-    An interval of whole seconds, at most a minute, is due at the multiples of the interval, so that many schedules are
-    due at the same moments and are claimed together. Its first run is at once, as with every interval.
+    The first run of a schedule with an interval starts at once. If the interval is a number of whole seconds, at most a
+    minute, the later runs are due at multiples of the interval, so that many schedules are due at the same moments and
+    are claimed together.
 
     Each run belongs to one due time. A run whose process is killed is repeated, and one run makes up for all due times
-    that passed while no process ran schedules. Like the function of a job, `run` receives a service for each
-    parameter that is annotated with the service's type.
+    that passed while no process ran schedules. Like the function of a job, `run` receives a service for each parameter
+    that is annotated with the service's type.
     """
 
     name: ItemName
@@ -91,7 +92,7 @@ class Schedule(msgspec.Struct, frozen=True):
     run: Callable[..., Any]
 
     def next_after(self, seconds: float) -> float:
-        """Return the due time that follows a run at an instant. Both are in epoch seconds."""
+        """Return the next due time after a run that started at `seconds`. Both are in epoch seconds."""
         if isinstance(self.every, TimeOfDay):
             return self.every.next_after(seconds)
         is_common = self.every in COMMON_SECONDS

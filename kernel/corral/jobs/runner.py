@@ -39,12 +39,7 @@ class LeaseLost(ExpectedFailure):
 
 
 class JobRunner:
-    """Runs the jobs and schedules of this process. Their functions are already bound to services.
-
-    Jobs and schedules of a plugin that is out of service wait until it is in service again. With a `queue`, new jobs
-    are announced there, and the process that receives an id calls `start_job`. Without a queue, this process runs new
-    jobs itself. `started` is set in a process that runs jobs; plugins do other background work only there.
-    """
+    """The protocol of shared job queues, which pass the ids of new jobs to job processes. A queue may lose ids."""
 
     def __init__(self, database: Database, redact: Callable[[str], str]) -> None:
         self._database = database
@@ -60,7 +55,7 @@ class JobRunner:
         self._next_checks: dict[str, float] = {}  # of the schedules, in epoch seconds
 
     def add(self, jobs: Sequence[Job], schedules: Sequence[Schedule], is_open: Callable[[], bool]) -> None:
-        """Add jobs and schedules. They wait while `is_open` returns false."""
+        """Add jobs and schedules. They wait while `is_open` returns false, because their plugin is out of service."""
         self._jobs |= {job.name: job for job in jobs}
         self.schedules |= {schedule.name: schedule for schedule in schedules}
         self._is_open |= dict.fromkeys([*(job.name for job in jobs), *(each.name for each in schedules)], is_open)
@@ -149,9 +144,9 @@ class JobRunner:
     # Schedules
 
     def claim_schedules(self, names: Sequence[str], *, due: bool = False) -> list[tuple[ScheduleRow, bool]]:
-        """Claim those of the schedules that are due and not running. With `due`, claim them before their time, too.
+        """Claim the named schedules that are due and not running. With `due`, also claim those that are not due yet.
 
-        Return their rows, and whether this call claimed each. Runs in the caller's unit of work.
+        Return the row of each schedule, and whether this call claimed the schedule. Runs in the caller's unit of work.
         """
         now, lease, is_named = clock.time_s(), new_id(), ScheduleRow.name.in_(names)
         following = {name: self.schedules[name].next_after(now) for name in names}
@@ -172,7 +167,7 @@ class JobRunner:
         return [(row, row.lease == lease) for row in rows]
 
     def start_schedule(self, row: ScheduleRow) -> asyncio.Task[Exception | None]:
-        """Start a claimed schedule. The task returns the error of the run, or None."""
+        """Start a claimed schedule. The returned asyncio task ends with the error of the run, or with None."""
         return self._start(self._run_schedule(row))
 
     async def _run_schedule(self, row: ScheduleRow) -> Exception | None:
@@ -291,7 +286,10 @@ class JobRunner:
         return {"state": "queued", "run_at": clock.now(delay), "error": error}
 
     def _log_failure(self, level: int, message: str, failure: BaseException, **told: Any) -> str:
-        """Log a failure with the facts `told`, and return its redacted text. An expected failure takes one line."""
+        """Log a failure together with the values in `told`. Return the redacted text of the error.
+
+        An expected failure is logged without a traceback.
+        """
         error = self._redact(f"{type(failure).__name__}: {failure}")[:1000]
         traceback = None if isinstance(failure, ExpectedFailure) else failure
         log.log(level, message, extra={**told, "error": error}, exc_info=traceback)
@@ -317,9 +315,9 @@ class JobRunner:
             await self._database.work(both, entry=entry)
 
     async def _write(self, end: Callable[[], None], entry: UnitContext = SYSTEM_CONTEXT) -> None:
-        """Record a result, retrying while the database is unavailable.
+        """Record a result by running `end` as a unit of work. Retry while the database is unavailable.
 
-        `end` checks that this process still owns the row.
+        `end` must check that this process still owns the row.
         """
         while True:
             try:

@@ -26,7 +26,10 @@ class CodeOwners:
 
 
 def _place(module: str) -> str | None:
-    """Return the folder or file of a module, without importing it: it may be about to be imported."""
+    """Return the folder or file of a module.
+
+    The module is not imported, because the files of a plugin must be known before the plugin is imported.
+    """
     package, *rest = module.split(".")
     spec = importlib.util.find_spec(package) if package else None
     folders = spec.submodule_search_locations if spec is not None else None

@@ -198,7 +198,7 @@ def is_expected_error(error: BaseException) -> bool:
 
 
 def _is_interruption(error: BaseException) -> bool:
-    """Return whether the caller of the plugin ends the call, so that the error is not the plugin's."""
+    """Return whether the error only ends the call for the plugin's caller, so that it is not an error of the plugin."""
     if isinstance(error, asyncio.CancelledError):
         return is_cancelled()
     if isinstance(error, KeyboardInterrupt):  # a server has a handler of its own, so there the plugin raised it

@@ -48,9 +48,10 @@ NOT_AWAITED = ExpectedReturn(None, False)
 
 @functools.lru_cache(maxsize=1024)
 def expected_returns(kind: Any, protocol: Any) -> dict[str, ExpectedReturn]:
-    """Return the expected results of the callables in objects of a class: fields of structs, and public methods.
+    """Return the expected result of each callable that the objects of a class contain, by name.
 
-    For methods, the annotations of the protocol count. The result is shared, so callers must not change it.
+    The callables are the fields of a struct, or the public methods of any other class. The expected results of methods
+    are read from the annotations of `protocol`. The result is shared, so callers must not change it.
     """
     if issubclass(kind, msgspec.Struct):
         fields = {field: of_field(annotation) for field, annotation in hints(kind).items()}
@@ -60,7 +61,10 @@ def expected_returns(kind: Any, protocol: Any) -> dict[str, ExpectedReturn]:
 
 
 def expected_return(protocol: Any, name: str) -> ExpectedReturn:
-    """Return the expected return type of a method, according to the protocol that declares it, or one of a union."""
+    """Return the expected result of a method, as its annotation in the protocol declares it.
+
+    If `protocol` is a union, its first member that has the method is used.
+    """
     method = next((getattr(each, name) for each in union_parts(protocol) if hasattr(each, name)), None)
     try:
         returned = hints(method).get("return", Any) if inspect.isfunction(method) else Any

@@ -119,7 +119,11 @@ class PluginWiring:
         ]
 
     def _check_subscribers(self, record: PluginRecord) -> None:
-        """Raise an error for a subscriber that could never run. A plugin in `wants` may be absent with its events."""
+        """Raise an error if one of the plugin's subscribers could never run.
+
+        While a plugin in `requires` or `wants` is not active, unknown event names are accepted, because they may be
+        events of that plugin.
+        """
         absent = not {*record.requires, *record.wants} <= {item.name for item in self._active()}
         for item in record.contributions_to("corral_subscribers"):
             if inspect.iscoroutinefunction(item.handle):

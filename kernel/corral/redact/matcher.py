@@ -31,7 +31,7 @@ class Hit(NamedTuple):
 
 
 class Span(NamedTuple):
-    """A part of the text to replace, and the hits in it.
+    """A part of the text to replace, and the credentials (`hits`) that were found in it.
 
     `since` is the position at which the match starts. It may be before `start`.
     """
@@ -71,7 +71,7 @@ class Matcher:
         self._detector = BytesAhoCorasick([anchor.encode("utf-8", "replace") for anchor in self._anchors])
 
     def may_hold(self, text: str) -> bool:
-        """Return whether a match may begin in the text. This takes a fraction of the time of `scan`."""
+        """Return whether a match may begin in the text. This check takes a fraction of the time of `scan`."""
         return bool(self._detector.find_matches_as_indexes(text.encode("utf-8", "replace")))
 
     def scan(self, text: str, *, patterns: bool, final: bool = True) -> tuple[list[Span], int]:

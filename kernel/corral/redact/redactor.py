@@ -75,9 +75,10 @@ class Redactor:
         return map_strings(value, functools.partial(self.redact, patterns=patterns))
 
     def is_clean(self, json: bytes) -> bool:
-        """Return True if the strings of a JSON text contain no credential. This takes a third of `redact_json`.
+        """Return True only if the strings of a JSON text contain no credential. This takes a third of `redact_json`.
 
-        A text whose strings contain escape sequences, or may change when they are normalised, is not called clean.
+        Return False as well if the text contains escape sequences or non-ASCII characters, because their normalised
+        form might contain a credential.
         """
         return json.isascii() and b"\\" not in json and not self._matcher.may_hold(json.decode())
 

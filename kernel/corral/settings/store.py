@@ -47,9 +47,10 @@ class SettingsStore(Protocol):
     ) -> SettingsChange:
         """Store all values, or none if one is invalid. They are validated together with the unchanged settings.
 
-        The change takes effect within 2 s in every process. `if_match` is compared with the version of the settings in
-        `version_of`, by default of those in `values`. `pointer` returns the JSON pointer of a setting in the request
-        body. Raise `Invalid` with every fault, `Conflict(setting_locked)` or `PreconditionFailed`.
+        The change takes effect within 2 s in every process. `if_match` is compared with the common version of the
+        settings in `version_of`, by default of the settings in `values`. `pointer` returns the JSON pointer of a
+        setting in the request body. Raise `Invalid` with every fault, `Conflict(setting_locked)` or
+        `PreconditionFailed`.
         """
         ...
 
@@ -62,7 +63,10 @@ class SettingsStore(Protocol):
         ...
 
     def apply_stored(self) -> None:
-        """Apply the stored values in this process. Commands call this, because they are not notified of changes."""
+        """Apply the stored values in this process.
+
+        Commands call this method, because they are not notified of changes.
+        """
         ...
 
     def add_check(self, settings: Iterable[Setting[Any]], check: Callable[[Settings, Principal], None]) -> None:

@@ -36,7 +36,7 @@ class BlobStore(Protocol):
     """
 
     async def put(self, key: str, stream: AsyncIterable[bytes], *, limit: int | None = None) -> Blob:
-        """Store the stream durably. Raise `TooLarge`, and stores nothing, if the stream exceeds `limit` bytes."""
+        """Store the stream durably. If the stream exceeds `limit` bytes, store nothing and raise `TooLarge`."""
 
     async def read(self, key: str, start: int = 0, stop: int | None = None) -> AsyncGenerator[bytes, None]:
         """Return the bytes from `start` up to `stop` (exclusive) in chunks. Raise `BlobMissing`.
@@ -51,7 +51,10 @@ class BlobStore(Protocol):
         """Iterate over all blobs, in any order, for example to find orphaned blobs."""
 
     async def sweep(self, older_than_seconds: float) -> int:
-        """Delete files of this age that interrupted uploads left behind. Return the number of deleted files."""
+        """Delete files that interrupted uploads left behind, if the files are more than `older_than_seconds` old.
+
+        Return the number of deleted files.
+        """
 
     async def probe(self) -> None:
         """Write and delete a file to check that the store works. The health check calls this method."""

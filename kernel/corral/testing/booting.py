@@ -35,7 +35,10 @@ class KernelOptions(NamedTuple):
 
 
 def boot_kernel(folder: Path, options: KernelOptions) -> tuple[Kernel, Application]:
-    """Boot a kernel in this folder, with a database that has the tables of the built-in plugins."""
+    """Boot a kernel in this folder. Return the kernel and its ASGI application.
+
+    A database that is empty or does not exist is created with the tables of the built-in plugins.
+    """
     config = _load_config(folder, options)
     ensure_data_dir(config)
     scrape.COLLECT_SECONDS = PATIENT_SECONDS
@@ -59,7 +62,10 @@ def _has_migrations(records: Sequence[PluginRecord]) -> bool:
 
 
 def _without_migrations() -> contextlib.AbstractContextManager[Any]:
-    """Let a kernel boot without checking for pending migrations. The check takes a sixth of the time of a boot."""
+    """Return a context in which a kernel boots without checking for pending migrations.
+
+    The check takes a sixth of the time of a boot.
+    """
     return mock.patch("corral.kernel.apply_migrations", lambda database, plugins, config: block_dependants(plugins))
 
 

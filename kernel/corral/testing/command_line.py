@@ -1,4 +1,4 @@
-"""The `corral` program in the process of a test, which saves the second that a process takes to start."""
+"""Runs the `corral` program inside the process of a test, which saves the second that a new process takes to start."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from corral.cli.commands import run
 def run_corral(*arguments: str, environ: Mapping[str, str], folder: Path) -> Result:
     """Run `corral` with these arguments in a folder, and return its `exit_code`, `stdout`, `stderr` and `output`.
 
-    Only for commands that open no session, such as those that call a server. `environ` is added to the environment. An
-    error that the program does not explain is raised here.
+    Use this function only for commands that open no session, such as those that call a server. `environ` is added to
+    the environment. An exception that the program itself does not handle is raised to the caller.
     """
     with patch.object(sys, "argv", ["corral", *arguments]), contextlib.chdir(folder):
         return CliRunner().invoke(click.command()(run), [], env=environ, catch_exceptions=False)

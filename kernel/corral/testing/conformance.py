@@ -81,7 +81,10 @@ def _installed(plugin_dir: Path | None) -> dict[str, type[Plugin]]:
 def _with_requirements(
     wanted: Iterable[str], kind: type[Plugin], installed: dict[str, type[Plugin]]
 ) -> tuple[list[type[Plugin]], list[str]]:
-    """Return these plugins and all that they require, except the plugin itself, and the names of missing plugins."""
+    """Return the `wanted` plugins with all plugins that they require, and the names of those that are not installed.
+
+    The plugin `kind` itself is left out.
+    """
     names: list[str] = []
     waiting = list(wanted)
     while waiting:

@@ -150,7 +150,7 @@ _connections: dict[str, Any] = {}
 
 
 def execute(url: str, statement: str) -> None:
-    """Execute a statement on a connection that is kept until the server ends, because a new one takes longer."""
+    """Execute a statement on a connection that stays open until the server ends, because connecting takes longer."""
     import psycopg
 
     if url not in _connections or _connections[url].closed:

@@ -51,9 +51,10 @@ def create_from_template(url: str, found: Sequence[Found], config: Config) -> bo
 
 
 def _load_plugins(own: Sequence[Found], config: Config) -> tuple[list[PluginRecord], Scripts]:
-    """Load a set of plugins. Return their records, for their migrations only, and their scripts.
+    """Load a set of plugins. Return their records, which may be used only for migrations, and their migration scripts.
 
-    A set is loaded once per process, unless a plugin fails: the next test may load the plugin that this one has broken.
+    The result is cached for the process, unless a plugin fails to load: a test may break a plugin that the next test
+    loads successfully.
     """
     key = (tuple(item.name for item in own), repr(msgspec.structs.asdict(config.plugins)))
     if key in _loaded:
@@ -110,7 +111,7 @@ def _creation(name: str, template: str | None) -> str:
 
 
 def _nearest_template(place: str, scripts: Scripts) -> str | None:
-    """Return the template in this place that has most of these scripts and no other, or None."""
+    """Return the template in `place` that contains most of these migration scripts and no others, or None."""
     parts = [made for where, made in _made if where == place and made < scripts]
     return _made[place, max(parts, key=len)] if parts else None
 

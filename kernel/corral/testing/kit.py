@@ -223,7 +223,8 @@ class Kit:
     async def run_command(self, command: click.Command, *arguments: str) -> Result:
         """Run a command of a plugin on this kernel, and return its `exit_code`, `stdout` and `stderr`.
 
-        Only for commands that open a session. An error other than a `ClickException` is raised here.
+        Use this method only for commands that open a session. Exceptions other than `ClickException` are raised to the
+        caller.
         """
         from click.testing import CliRunner
 
@@ -237,7 +238,7 @@ class Kit:
         yield Session(self.kernel, label)
 
     async def run_schedule(self, name: str) -> None:
-        """Run a schedule now, whether or not it is due. An error that it raises is raised here."""
+        """Run a schedule now, whether or not it is due. If the run fails, raise its error."""
         runner = self.kernel.runner
         if name not in runner.schedules:
             raise LookupError(
@@ -252,8 +253,8 @@ class Kit:
     async def run_consumers(self) -> None:
         """Let every subscriber handle all logged events that it has not handled yet.
 
-        Only for kernels without `jobs`, which run no consumers themselves. A subscriber that raises is retried at the
-        next call, as after a failure in the server.
+        Use this method only with kernels without `jobs`, which run no consumers themselves. A subscriber that raises is
+        called again at the next call of this method, just as the server retries it after a failure.
         """
         await self.events()  # on PostgreSQL, until all events are numbered
 
@@ -270,13 +271,14 @@ class Kit:
     async def run_task(
         self, title: str, *, model: str, tools: Sequence[str] = (), by: Client | None = None, **fields: Any
     ) -> dict[str, Any]:
-        """Let an agent with a scripted model and these tools work on a task, and return the task when it has ended.
+        """Let an agent with a scripted model and these tools work on a new task, and return the task when it has ended.
 
-        Only for kernels with `models`, one of which `model` names. A worker runs the task as in an installation. The
-        user of `by`, such as `await kit.as_user("member")`, creates the task, so tools act with the rights of this
-        user. Without `by`, each call creates a new admin for it. The agent always belongs to another admin. `fields`
-        are further fields of the new task. `tool_calls` of the result contains its tool calls. It also returns when the
-        task waits for a person. Raise `TimeoutError` after a minute.
+        The kernel must be created with `models`, and `model` must be one of their names. A worker runs the task as in
+        an installation. The method also returns when the task waits for a person. Raise `TimeoutError` after a minute.
+
+        Each call creates an admin, to whom the agent belongs. The user of `by`, such as `await kit.as_user("member")`,
+        creates the task, so tools act with the rights of this user. Without `by`, the new admin creates the task.
+        `fields` are further fields of the task. `tool_calls` of the result contains the tool calls of the task.
         """
         admin = await self.as_user("admin")
         agent = {"name": f"{model}-{self._people}", "llm_model": f"scripted/{model}", "enabled_tools": list(tools)}

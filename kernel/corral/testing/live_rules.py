@@ -77,18 +77,20 @@ async def start_with_wants(
     section: dict[str, Any] | None,
     plugin_dir: Path | None,
 ) -> list[Finding]:
-    """Start a plugin with the plugins `beside` it, which it requires or wants, and with the plugins that these require.
+    """Start a plugin together with the plugins in `beside`, which it requires or wants.
 
-    Only then can its contributions to their hooks and its use of their services be checked.
+    The plugins that these require are started, too. Only in such a kernel can the plugin contribute to the hooks of all
+    these plugins and use their services.
     """
     async with make_kernel(folder, **_kernel_options(kind, beside, None, section, plugin_dir)) as kit:
         return list(rule_findings("start.wants", _inactive(kit, kind.name)))
 
 
 def _subscribed_events(loaded: PluginRecord, plugin_dir: Path | None) -> Iterator[str]:
-    """Yield an error for each subscribed event that no plugin has, or whose plugin is in neither requires nor wants.
+    """Yield an error for each subscribed event whose plugin is named in neither `requires` nor `wants`.
 
-    The kernel's own plugins are always present.
+    Also yield an error for each subscribed event that no installed plugin declares. Core plugins need not be named,
+    because they are always present.
     """
     subscribed = [(item.name, event) for item in loaded.contributions_to("corral_subscribers") for event in item.events]
     owners = _event_owners(plugin_dir) if subscribed else {}
@@ -104,7 +106,7 @@ def _subscribed_events(loaded: PluginRecord, plugin_dir: Path | None) -> Iterato
 
 
 def _event_owners(plugin_dir: Path | None) -> dict[str, PluginRecord]:
-    """Return the installed plugins by the events that they declare."""
+    """Return the record of the plugin that declares each event, by event name."""
     found = discover(Config(plugins=Plugins(dir=plugin_dir)))
     config = Config(plugins=Plugins(dir=plugin_dir, enabled=tuple(item.name for item in found)))
     return {kind.event: item for item in load(found, config) for kind in item.contributions_to("corral_events")}

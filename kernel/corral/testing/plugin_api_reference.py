@@ -121,7 +121,7 @@ class Service(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def how_to_ask(self) -> str:
-        """A sentence that says who provides the service, and how a plugin names it."""
+        """A sentence that says who provides the service, and what a plugin must declare to use the service."""
         if not self.provider:
             return f"The kernel provides it: ask for `{self.name}`."
         if not self.entries:

@@ -34,7 +34,10 @@ _numbers = itertools.count(secrets.randbelow(_SHARE))
 
 @contextlib.asynccontextmanager
 async def serving_app(app: Any, config: Config, server: str) -> AsyncIterator[tuple[int, Shutdown]]:
-    """Serve an ASGI application in this process like `corral serve`. Yield the port and its shutdown."""
+    """Serve an ASGI application in this process like `corral serve`.
+
+    Yield the port, and the object that shuts the server down.
+    """
     from corral.cli.asgi_servers import Shutdown, serve_with
     from corral.cli.listener import listen
 
@@ -58,7 +61,7 @@ async def serving(kit: Kit, server: str = "uvicorn") -> AsyncIterator[int]:
 
 @functools.cache
 def _tls_context() -> ssl.SSLContext:
-    """Return the TLS settings of all HTTP clients. Each client would otherwise read the certificates of the system."""
+    """Return the TLS settings that all HTTP clients share. Otherwise each would read the system's certificates."""
     return ssl.create_default_context()
 
 
@@ -155,7 +158,7 @@ class ServerProcess:
             self._wait_for_port()
 
     def _wait_for_port(self) -> None:
-        """Wait until the last process of the server has let go of the port, so that it can start there again."""
+        """Wait until all processes of the server have released the port, so that the server can start there again."""
         for _ in range(1000):
             with contextlib.suppress(OSError), socket.socket() as probe:
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -219,7 +219,10 @@ def private_kernel_imports(package: Package) -> Iterator[str]:
 
 
 def network_imports(package: Package) -> Iterator[str]:
-    """Yield a message for each import of a module that opens connections past the egress guard, perhaps in a unit."""
+    """Yield a message for each import of a module that can open network connections without the egress guard.
+
+    Code that uses such a module may also access the network inside a unit of work.
+    """
     for source in package.sources:
         for name, line in source.imports():
             if any(is_under(name, each) for each in NETWORK):

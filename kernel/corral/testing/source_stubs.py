@@ -66,7 +66,7 @@ def module_source(module: str) -> ModuleSource:
 
 
 def defining_source(module: str, name: str) -> ModuleSource:
-    """Return the source of the module that defines a name, which `module` may only import."""
+    """Return the source of the module that defines a name. `module` either defines the name itself or imports it."""
     source = module_source(module)
     if name in source.definitions or name in source.constants:
         return source
@@ -105,7 +105,7 @@ def render_definition(source: ModuleSource, name: str, *, constructor: bool = Tr
 
 
 def _members(source: ModuleSource, node: ast.ClassDef, *, constructor: bool) -> Iterator[str]:
-    """Yield the public attributes with their docstrings, then the methods."""
+    """Yield the public attributes of a class with their docstrings, then its methods."""
     for member in node.body:
         for field in member.body if isinstance(member, ast.If) else [member]:  # under `TYPE_CHECKING`
             if any(not name.startswith("_") for name in _assigned_names(field)):

@@ -159,7 +159,14 @@ def edit_agent(client: ApiClient, *, agent: str, name: str | None, as_json: bool
 @client_command
 def start_agent(client: ApiClient, *, agent: str, override: bool, as_json: bool) -> None:
     """Start an agent, so that it takes tasks."""
-    _act(client, agent, "start", {"override": override}, as_json=as_json)
+    found = _find(client, agent)
+    _act(client, found["id"], "start", {"override": override}, as_json=as_json)
+    if override and (found["status"], found["status_reason"]) != ("paused", "budget"):
+        told = (
+            f"nothing was lifted: {found['name']} was not paused by its budget. If a task needs more than is left, "
+            f"raise the budget: corral agents edit {shlex.quote(found['name'])} -f monthly_budget_usd:=AMOUNT"
+        )
+        click.echo(click.style("warning", fg="yellow") + f": {told}", err=True)
 
 
 @agents_command_group.command("stop")

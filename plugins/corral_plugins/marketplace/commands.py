@@ -88,7 +88,8 @@ def list_templates(client: ApiClient, *, category: str | None, search: str | Non
 @client_command
 def show_template(client: ApiClient, *, template: str, version: str | None, is_manifest: bool, as_json: bool) -> None:
     """Show a template, what it would create and what it may use."""
-    found = client.get(f"/marketplace/templates/{template}", **({"version": version} if version else {}))
+    with _looking_for_template(client, template, version):
+        found = client.get(f"/marketplace/templates/{template}", **({"version": version} if version else {}))
     if is_manifest:
         click.echo(json.dumps(found["manifest"], indent=2, ensure_ascii=False))
         return
@@ -116,7 +117,7 @@ def show_template(client: ApiClient, *, template: str, version: str | None, is_m
 @client_command
 def plan_template(client: ApiClient, *, template: str, as_json: bool, **options: Any) -> None:
     """Show what an installation would create, and what is missing. Nothing is created."""
-    with _explaining_parameters(options["parameters"]):
+    with _looking_for_template(client, template, options["version"]), _explaining_parameters(options["parameters"]):
         plan = client.post(f"/marketplace/templates/{template}/install", {**_body(**options), "dry_run": True})
     if as_json:
         print_value(plan, as_json=True, text="")
@@ -131,7 +132,7 @@ def plan_template(client: ApiClient, *, template: str, as_json: bool, **options:
 @client_command
 def install_template(client: ApiClient, *, template: str, as_json: bool, **options: Any) -> None:
     """Install a template. Everything that it creates is switched off."""
-    with _explaining_parameters(options["parameters"]):
+    with _looking_for_template(client, template, options["version"]), _explaining_parameters(options["parameters"]):
         made = client.post(f"/marketplace/templates/{template}/install", _body(**options))
     if as_json:
         print_value(made, as_json=True, text="")
@@ -181,11 +182,16 @@ def upgrade_installation(
     path = f"/marketplace/installations/{_find_installation(client, installation)}/upgrade"
     with _looking_for(client, installation), _explaining_parameters(parameters):
         result = client.post(path, {**body, **({"version": version} if version else {})})
-    lines = [f"changed {each['kind']} {each['name']}: {', '.join(each['fields'])}" for each in result["updated"]]
-    lines += [f"kept {each['kind']} {each['name']}: {', '.join(each['fields'])}" for each in result["kept_local"]]
-    lines += [f"created {each['kind']} {each['name']}" for each in result["created"]]
-    lines += _removal_lines(result)
-    done = "Would upgrade" if dry_run else "Upgraded"
+    change, create = ("would change", "would create") if dry_run else ("changed", "created")
+    lines = [f"{change} {each['kind']} {each['name']}: {', '.join(each['fields'])}" for each in result["updated"]]
+    for each in result["kept_local"]:
+        lines.append(f"{_keep(dry_run)} {each['kind']} {each['name']}: {', '.join(each['fields'])}")
+        lines += [line for field in each["values"] for line in _conflict_lines(field)]
+    lines += [f"{create} {each['kind']} {each['name']}" for each in result["created"]]
+    lines += _removal_lines(result, dry_run=dry_run)
+    done = "Would change" if dry_run else "Changed"
+    if _version_order(result["version"]) > _version_order(result["upgraded_from"]):
+        done = "Would upgrade" if dry_run else "Upgraded"
     lines.append(f"{done} from {result['upgraded_from']} to {result['version']}.")
     print_value(result, as_json=as_json, text="\n".join(lines))
 
@@ -201,7 +207,7 @@ def uninstall_installation(client: ApiClient, *, installation: str, force: bool,
     path = f"/marketplace/installations/{_find_installation(client, installation)}/uninstall"
     with _looking_for(client, installation):
         result = client.post(path, body)
-    lines = _removal_lines(result)
+    lines = _removal_lines(result, dry_run=dry_run)
     if {each["reason"] for each in result["kept"]} & REPEATABLE and not dry_run:
         again = "corral template uninstall " + installation + (" --force" if force else "")
         lines.append(f"Then remove the rest: {again}")
@@ -239,7 +245,8 @@ def upload_manifest(client: ApiClient, *, manifest: Path, as_json: bool) -> None
 @client_command
 def delete_template(client: ApiClient, *, template: str, as_json: bool) -> None:
     """Delete all versions of an uploaded template. Its installations stay. Needs an admin."""
-    client.send("DELETE", f"/marketplace/templates/{template}")
+    with _looking_for_template(client, template):
+        client.send("DELETE", f"/marketplace/templates/{template}")
     print_value({"deleted": template}, as_json=as_json, text=f"Deleted {template}.")
 
 
@@ -363,9 +370,32 @@ def _print_missing(found: Json) -> None:
         click.echo(f"warning: {warning}", err=True)
 
 
-def _removal_lines(result: Json) -> list[str]:
-    lines = [f"removed {each['kind']} {each['name']}" for each in result["removed"]]
-    return lines + [f"kept {each['kind']} {each['name']}: {_reason_text(each)}" for each in result["kept"]]
+def _removal_lines(result: Json, *, dry_run: bool) -> list[str]:
+    remove = "would remove" if dry_run else "removed"
+    lines = [f"{remove} {each['kind']} {each['name']}" for each in result["removed"]]
+    return lines + [f"{_keep(dry_run)} {each['kind']} {each['name']}: {_reason_text(each)}" for each in result["kept"]]
+
+
+def _keep(dry_run: bool) -> str:
+    return "would keep" if dry_run else "kept"
+
+
+SHOWN_VALUE = 200  # characters of a value in a list of kept fields
+
+
+def _conflict_lines(kept: Json) -> list[str]:
+    """Return the values of a field that people edited and the new template changes."""
+    values = (("installed", kept["installed"]), ("new", kept["new"]), ("current, kept", kept["current"]))
+    return [f"  {kept['field']}:", *(f"    {name + ':':<15}{_short_text(value)}" for name, value in values)]
+
+
+def _short_text(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= SHOWN_VALUE else f"{text[: SHOWN_VALUE - 1]}…"
+
+
+def _version_order(version: str) -> list[int]:
+    return [int(part) for part in version.split(".")]
 
 
 REASONS = {
@@ -435,6 +465,12 @@ def _reason_text(kept: Json) -> str:
 
 def _looking_for(client: ApiClient, installation: str) -> contextlib.AbstractContextManager[None]:
     return client.looking_for("installation", installation, "corral template installations")
+
+
+def _looking_for_template(
+    client: ApiClient, template: str, version: str | None = None
+) -> contextlib.AbstractContextManager[None]:
+    return client.looking_for("template", f"{template} {version}" if version else template, "corral template list")
 
 
 def _find_installation(client: ApiClient, name: str) -> str:

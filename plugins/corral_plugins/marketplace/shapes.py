@@ -315,13 +315,31 @@ class UpgradeInstallation(msgspec.Struct, kw_only=True, forbid_unknown_fields=Tr
 
 
 class ChangedObject(msgspec.Struct, kw_only=True):
-    """An object, and the fields that the upgrade changes, or keeps because a person edited them."""
+    """An object, and the fields that the upgrade changes."""
 
     kind: str
     key: str
     id: str
     name: str
     fields: list[str]
+
+
+class KeptField(msgspec.Struct, kw_only=True):
+    """A field that a person edited and the new template changes. An upgrade keeps the `current` value."""
+
+    field: str
+    installed: Any
+    new: Any
+    current: Any
+
+
+class EditedObject(ChangedObject, kw_only=True):
+    """An object, and the fields that the upgrade keeps because a person edited them.
+
+    The only field is `id`, without values, if a person deleted the object.
+    """
+
+    values: list[KeptField]
 
 
 class KeptObject(msgspec.Struct, kw_only=True):
@@ -352,7 +370,7 @@ class UpgradeResult(msgspec.Struct, kw_only=True):
     version: str
     upgraded_from: str
     updated: list[ChangedObject]
-    kept_local: list[ChangedObject]
+    kept_local: list[EditedObject]
     created: list[ObjectRef]
     removed: list[ObjectRef]
     kept: list[KeptObject]

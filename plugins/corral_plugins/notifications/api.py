@@ -1,4 +1,4 @@
-"""The public interface of notifications: types of channels, which other plugins contribute, and the event."""
+"""The public interface of notifications: the channel types that other plugins can contribute, and the events."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SEVERITIES: tuple[Severity, ...] = ("info", "warning", "error", "critical")
 
 
 class OutgoingItem(msgspec.Struct, frozen=True, kw_only=True):
-    """One of the events that an outgoing notification reports. `href` is the address of the object, or null."""
+    """One of the events that an outgoing notification reports. `href` is the address of the event's object, or null."""
 
     event_id: str | None
     event: str
@@ -51,11 +51,11 @@ class OutgoingNotification(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SendResult(msgspec.Struct, frozen=True, kw_only=True):
-    """The result of an attempt. `error` is null if the service accepted the notification.
+    """The result of an attempt to send a notification. `error` is null if the service accepted the notification.
 
-    A `permanent` failure is not repeated. `retry_after` is the number of seconds for which the service asked to wait.
-    With `says_nothing`, the failure does not count for the circuit breaker. `served` lists the receivers that have the
-    notification now, if there are several.
+    A `permanent` failure is not repeated. `retry_after` is the number of seconds for which the service asked to
+    wait. A failure with `says_nothing` does not count for the circuit breaker. If the channel has several
+    receivers, `served` lists the receivers that have the notification now.
     """
 
     error: str | None = None
@@ -68,12 +68,13 @@ class SendResult(msgspec.Struct, frozen=True, kw_only=True):
 class ChannelType(msgspec.Struct, frozen=True, kw_only=True):
     """A type of channel. Plugins contribute types with the hook `corral_notification_channels`.
 
-    `schema` describes `config`. `secrets` names its members that are stored encrypted. `pace_seconds` is the shortest
-    time between two messages of a channel. `breaker` is the name of the circuit breaker that all channels of the type
-    share; without it, each channel has its own.
+    `schema` describes `config`. `secrets` names the members of `config` that are stored encrypted. `pace_seconds`
+    is the shortest time between two messages of a channel. `breaker` is the name of the circuit breaker that all
+    channels of the type share; without a name, each channel has its own circuit breaker.
 
-    `send(config, notification)` sends a notification, outside of units of work, and returns the result. `check(config)`
-    runs when a channel is saved. It returns warnings, and raises `Invalid` with pointers that begin with `/config`.
+    `send(config, notification)` sends a notification, outside of units of work, and returns the result.
+    `check(config)` runs when a channel is saved. The function returns warnings, and raises `Invalid` with pointers
+    that begin with `/config`.
     """
 
     type: str
@@ -87,11 +88,11 @@ class ChannelType(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class NotificationView(msgspec.Struct, kw_only=True):
-    """A notification of the caller.
+    """A notification addressed to the caller.
 
-    `count` is the number of events that it reports. `title` is the title of the latest event, and `titles` are the
-    first 10 different titles. `event_id` is the id of the latest event, and null if a workflow or a trigger sent the
-    notification.
+    `count` is the number of events that the notification reports. `title` is the title of the latest event, and
+    `titles` are the first 10 different titles. `event_id` is the id of the latest event, or null if a workflow or a
+    trigger sent the notification.
     """
 
     id: str
@@ -111,7 +112,10 @@ class NotificationView(msgspec.Struct, kw_only=True):
 
 
 class NotificationArrived(Event, kw_only=True):
-    """A notification arrived, or counts one more event. `unread` is the number of unread notifications."""
+    """A notification arrived, or an unread notification counts one more event.
+
+    `unread` is the number of unread notifications.
+    """
 
     event = "notification"
     visibility = PRIVATE

@@ -435,7 +435,7 @@ def _breaker_text(names: ObjectNames, channel_id: str) -> str | None:
 
 
 def _title_text(title: str, count: int) -> str:
-    """Return the title of one of several events, and how many others there are."""
+    """Return the title of a notification, and the number of other events that the notification counts."""
     return f"{title} and {count - 1} more" if count > 1 else title
 
 
@@ -448,7 +448,10 @@ def _all_titles(notification: Mapping[str, Any]) -> str | None:
 
 
 def _notification_id(client: ApiClient, notification: str) -> str:
-    """Return the given id, or the id of the newest notification that has this title or counts an event with it."""
+    """Return the given id, or the id of the newest notification to which the given title belongs.
+
+    The title may be that of any event that the notification counts.
+    """
     return newest_id(
         client,
         "/notifications",
@@ -498,7 +501,7 @@ def _find_id(client: ApiClient, path: str, name: str) -> str:
 
 
 def _secrets(given: tuple[str, ...]) -> dict[str, str]:
-    """Return the secret members of a config, which are read from files."""
+    """Read the secret members of a channel's config from files, and return them."""
     found = {}
     for each in given:
         member, separator, path = each.partition("=")

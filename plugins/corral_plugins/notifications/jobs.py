@@ -36,7 +36,7 @@ ENTRY = UnitContext(label="job notifications.group", actor=SYSTEM)
 async def maintain_deliveries(
     database: Database, claims: DeliveryClaims, fan_out: NotificationFanOut, dispatcher: NotificationDispatcher
 ) -> None:
-    """Release the deliveries of dead processes, give up late deliveries, and gather events that no process has seen."""
+    """Release the deliveries of dead processes, give up late deliveries, and handle new events."""
     if await database.read(claims.has_late, ENTRY):
         await database.work(claims.release_expired, entry=ENTRY)
         await database.work(claims.cancel_orphans, entry=ENTRY)

@@ -11,7 +11,7 @@ from corral.database.sealed_columns import SealedField
 
 
 class Notification(Model):
-    """A notification of a person in the app. `last_at` is the time of the latest event that it counts.
+    """A notification of a person in the app. `last_at` is the time of the latest event that the notification counts.
 
     `title` is the title of the latest event, and `titles` are the first different titles.
     """
@@ -47,7 +47,7 @@ class Notification(Model):
 
 
 class Preference(Model):
-    """The preferences of a person: which events to be notified of, and when."""
+    """The notification preferences of a person: which events to be notified of, and when."""
 
     user_id = IdField(primary_key=True)
     mute: Any = JSONField(default=list)
@@ -59,9 +59,10 @@ class Preference(Model):
 
 
 class Channel(Model):
-    """A channel of notifications. `secrets` is a sealed JSON object with the secret members of the config.
+    """A channel through which notifications are sent.
 
-    `next_send_at` is the time before which the service wants no further message.
+    `secrets` is a sealed JSON object with the secret members of the config. `next_send_at` is the time before which
+    no further message may be sent, because the service asked to wait or limits the rate.
     """
 
     visibility = ADMIN
@@ -128,9 +129,9 @@ class RuleChannel(Model):
 
 
 class Progress(Model):
-    """The progress of an event that concerns more people than one unit of work can notify.
+    """How far the people whom an event concerns have been notified, if one unit of work cannot notify them all.
 
-    All people up to `user_id` have been notified.
+    All people whose ids are not greater than `user_id` have been notified.
     """
 
     event_id = IdField(primary_key=True)
@@ -143,8 +144,9 @@ class Progress(Model):
 class Group(Model):
     """The events of a rule that go through a channel as one message.
 
-    `id` is a hash of the rule, the channel, the person and the values by which events are grouped. `objects` contains
-    hashes of the objects and states that the last message reported, or null if there were too many.
+    `id` is a hash of the rule, the channel, the person and the values by which events are grouped. `objects`
+    contains hashes of the objects and states that the last message reported, or is null if there were too many of
+    them.
     """
 
     id = peewee.CharField(primary_key=True, max_length=64)
@@ -158,10 +160,10 @@ class Group(Model):
 class Delivery(Model):
     """A message on its way through a channel.
 
-    While `is_collecting`, further events of the group join the message. `due_at` is set while the delivery waits; it
-    then equals `next_attempt_at`, which is shown. While an attempt runs, `lease` is its fencing token, and the process
-    has to record its result before `lease_until`. `ready_at` is the time of the first attempt. `served` lists the
-    addresses that already have the message.
+    While `is_collecting` is true, further events of the group join the message. `due_at` is set while the delivery
+    waits; it then equals `next_attempt_at`, which the API shows. While an attempt runs, `lease` is its fencing
+    token, and the process has to record the result of the attempt before `lease_until`. `ready_at` is the time of
+    the first attempt. `served` lists the addresses that already have the message.
     """
 
     visibility = ADMIN

@@ -66,7 +66,7 @@ def count_unread_notifications(inbox: Inbox, caller: Principal) -> UnreadCount:
 
 @routes.get("/{id}", needs=READ, live=True, raises=("not_found",))
 def get_notification(id: str, inbox: Inbox, caller: Principal) -> NotificationView:
-    """Get a notification of the caller, without marking it as read."""
+    """Get a notification addressed to the caller, without marking it as read."""
     return inbox.get(id, by=caller)
 
 
@@ -241,7 +241,7 @@ def delete_notification_rule(id: str, match: IfMatch, rules: RuleManagement) -> 
 async def test_notification_rule(
     id: str, body: TestRule, rules: RuleManagement, previews: RulePreviews, work: Work
 ) -> RulePreview:
-    """Return what a rule would have sent for the events of the last days. Nothing is sent."""
+    """Return the messages that a rule would have sent for the events of the last days. Nothing is sent."""
     row = await work(lambda: rules.row(id), read=True)
     return await previews.simulate(row, body.days)
 
@@ -253,12 +253,12 @@ async def test_notification_rule(
 def list_notification_deliveries(
     query: NotificationDeliveryQuery, deliveries: NotificationDeliveries, caller: Principal
 ) -> Page[NotificationDeliveryView]:
-    """List the deliveries of channels, newest first."""
+    """List the deliveries of notifications through channels, newest first."""
     return deliveries.list(query, by=caller)
 
 
 @routes.post("/deliveries/{id}/retry", needs=MANAGE, status=202, raises=("not_found", "invalid_state"))
 def retry_notification_delivery(id: str, deliveries: NotificationDeliveries) -> Answer[NotificationDeliveryView]:
-    """Repeat a delivery that ended without success, with fresh attempts."""
+    """Repeat a delivery that ended without success, with the full number of attempts."""
     row = deliveries.retry(id)
     return Answer(body=row, headers={"Location": f"/api/v1/notifications/deliveries?channel_id={row.channel_id}"})

@@ -47,7 +47,7 @@ class MarkedRead(msgspec.Struct, kw_only=True):
 
 
 class UnreadCount(msgspec.Struct, kw_only=True):
-    """The number of unread notifications, and how many have each severity."""
+    """The number of unread notifications, in total and by severity."""
 
     unread: int
     by_severity: dict[str, int]
@@ -62,7 +62,7 @@ class NotificationQuery(PageQuery, kw_only=True):
 
 
 class QuietHours(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, rename={"from_": "from"}):
-    """The hours in which only critical notifications are sent. They belong to the day on which they begin."""
+    """The hours in which only critical notifications are sent. Quiet hours belong to the day on which they begin."""
 
     from_: ClockTime
     to: ClockTime
@@ -102,9 +102,9 @@ class NewChannel(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class ChannelPatch(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The fields of a channel to change. Absent fields stay unchanged.
+    """The fields to change in a channel. Absent fields stay unchanged.
 
-    `config` is merged by member: absent members stay unchanged, and members that are null are removed.
+    `config` is merged member by member: absent members stay unchanged, and members that are null are removed.
     """
 
     name: Name | UnsetType = UNSET
@@ -142,7 +142,7 @@ class NotificationChannelView(msgspec.Struct, kw_only=True):
 
 
 class ChannelTest(msgspec.Struct, kw_only=True):
-    """The result of a test."""
+    """The result of sending a test notification through a channel."""
 
     delivered: bool
     duration_ms: int
@@ -200,7 +200,7 @@ class NewNotificationRule(RuleFields, kw_only=True, forbid_unknown_fields=True):
 
 
 class RulePatch(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The fields of a rule to change. Absent fields stay unchanged."""
+    """The fields to change in a rule. Absent fields stay unchanged."""
 
     name: Name | UnsetType = UNSET
     events: Patterns | UnsetType = UNSET
@@ -240,13 +240,13 @@ class NotificationRuleView(msgspec.Struct, kw_only=True):
 
 
 class TestRule(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The number of past days whose events the rule is applied to."""
+    """The number of past days to whose events the rule is applied."""
 
     days: Annotated[int, Meta(ge=1, le=30)] = 7
 
 
 class PreviewedMessage(msgspec.Struct, kw_only=True):
-    """A message that the rule would have sent. `titles` contains the first 10 titles."""
+    """A message that the rule would have sent. `titles` contains the titles of its first 10 events."""
 
     sent_at: Instant
     channel_id: str
@@ -259,9 +259,9 @@ class PreviewedMessage(msgspec.Struct, kw_only=True):
 class RulePreview(msgspec.Struct, kw_only=True):
     """The messages that the rule would have sent.
 
-    `events` is the number of events that the rule follows, and `matched` the number of events that meet its conditions.
-    `messages` is the number of messages, of which `items` contains the first 100. `truncated` is true if there were too
-    many events to look at.
+    `events` is the number of events whose names match the rule, and `matched` is the number of events that also
+    meet the conditions of the rule. `messages` is the number of messages, of which `items` contains the first 100.
+    `truncated` is true if there were too many events to examine all of them.
     """
 
     events: int

@@ -20,7 +20,7 @@ def unread_status(client: ApiClient) -> StatusPart:
 
 
 def channel_status(client: ApiClient) -> StatusPart:
-    """Describe the channels through which no notification goes at the moment."""
+    """Describe the channels that cannot send notifications at the moment."""
     found = read_if_allowed(client, "/notifications/channels", limit=200)
     if found is None:
         return StatusPart(None)

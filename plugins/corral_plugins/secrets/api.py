@@ -1,4 +1,4 @@
-"""The public API of the vault for other plugins: the `Secrets` service and the events."""
+"""The public API of the vault for other plugins: the `Secrets` service, the error codes and the events."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class AttachedObject(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def consumer_name(self) -> str:
-        """The consumer of the secret as `allowed_consumers` names it: the plugin, such as `plugin:llm`."""
+        """The name of the consumer in `allowed_consumers`: the plugin of the object, such as `plugin:llm`."""
         return f"plugin:{self.plugin}"
 
 
@@ -70,23 +70,23 @@ class Secrets(Protocol):
     def use_value(
         self, name: str, consumer: str | Sequence[str], host: str | None, *, attached: AttachedObject | None = None
     ) -> str:
-        """Return the value to send to `host`.
+        """Return the value of a secret, so that the caller can send it to `host`.
 
-        At least one of the consumers (such as `tool:http.fetch`) must be allowed.
+        At least one of the consumers (such as `tool:http.fetch`) must be allowed to use the secret.
         """
         ...
 
     def valid_values(self, name: str, *, attached: AttachedObject) -> list[str]:
-        """Return all values that are valid now, for verifying incoming signatures.
+        """Return all values of a secret that are valid now, for verifying incoming signatures.
 
-        These are the current value, and replaced values in their grace period.
+        These values are the current value, and replaced values whose grace period has not ended.
         """
         ...
 
     def deliver_to_worker(
         self, name: str, worker_group: str, *, worker_id: str, task_id: str, purpose: str | None
     ) -> SecretDelivery:
-        """Return the value for a worker of an allowed group, and audit the delivery.
+        """Return the value of a secret for a worker whose group is allowed, and audit the delivery.
 
         Raise `NotFound` if the group is not allowed.
         """
@@ -95,24 +95,24 @@ class Secrets(Protocol):
     def names_for_group(self, worker_group: str) -> list[str]:
         """Return the names of the secrets that a worker group may receive.
 
-        The list is at most 2 seconds out of date.
+        The returned list may be up to 2 seconds out of date.
         """
         ...
 
     def consumers(self, names: Sequence[str]) -> Mapping[str, Sequence[str]]:
-        """Return the allowed consumers of the secrets with these names, by name.
+        """Return the allowed consumers of each of the named secrets, by the name of the secret.
 
         Secrets that do not exist or have expired are left out.
         """
         ...
 
     def attach(self, name: str, to: AttachedObject, *, title: str, pointer: str, by: Principal | None) -> None:
-        """Record that an object uses the secret `name` instead of the secret that it used before.
+        """Record that an object uses the secret `name` instead of the secret that the object used before.
 
-        Raise `Invalid` (`unknown_reference`) at `pointer` if there is no secret with this name. Raise `Forbidden`
-        (`insufficient_scope`) if `by` lacks the `secrets.write` permission, because a user who decides where an object
-        sends its secret could read the value there. If the value was submitted with the object and stored by
-        `store_value`, pass None for `by`.
+        Raise `Invalid` (`unknown_reference`) at `pointer` if there is no secret with this name. Raise
+        `Forbidden` (`insufficient_scope`) if `by` lacks the `secrets.write` permission, because a user who
+        decides where an object sends its secret could read the value there. If the value was submitted with the
+        object and stored by `store_value`, pass None for `by`.
         """
         ...
 
@@ -144,7 +144,7 @@ class Secrets(Protocol):
 
 
 class _SecretEvent(Event, kw_only=True):
-    """The fields of every secret event. `by` is the id of the acting user; null means Corral itself."""
+    """The fields of every secret event. `by` is the id of the user who acted, or null if Corral itself acted."""
 
     secret_id: str
     name: str

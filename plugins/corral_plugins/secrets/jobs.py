@@ -1,4 +1,7 @@
-"""Background jobs of the vault: expiry reminders, deletion of expired data, and rewrapping under a new master key."""
+"""Background jobs of the vault.
+
+The jobs send expiry reminders, delete expired data, and rewrap encrypted rows under a new master key.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,10 @@ BATCH_SIZE = 50  # each item writes an audit row or an event
 
 
 async def remind_of_expiry(work: Work, settings: Settings) -> None:
-    """Publish reminders of expiring secrets: one on each of the configured days before expiry, and one at expiry."""
+    """Publish reminders of expiring secrets.
+
+    A secret gets one reminder on each of the configured days before it expires, and one when it expires.
+    """
     days = sorted({*settings.get(REMINDER_DAYS), 0})
     await _repeat_in_batches(work, "remind", lambda: _remind_batch(days))
 

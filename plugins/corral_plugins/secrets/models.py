@@ -58,10 +58,10 @@ SecretRow.add_index(
 
 
 class SecretVersion(Model):
-    """One version of a secret's value, encrypted for this secret and version number.
+    """One version of a secret's value. It is encrypted for this secret and version number only.
 
-    `sealed` is the encrypted value, or null after the value was destroyed. Until `grace_until`, Corral still accepts a
-    replaced value in signatures.
+    `sealed` is the encrypted value, or null after the value was destroyed. After the value was replaced, Corral
+    still accepts it in signatures until `grace_until`.
     """
 
     id = IdField(primary_key=True)
@@ -98,7 +98,7 @@ class SecretReference(Model):
 
 
 class LastSecretAlert(Model):
-    """The time of the last alert of one kind about an object. It limits such alerts to one per hour."""
+    """The time of the last alert of one kind about an object. Such alerts are limited to one per hour."""
 
     id = peewee.CharField(primary_key=True, max_length=300)
     raised_at = InstantField(index=True)

@@ -42,8 +42,8 @@ ENTRY = UnitContext(label="secrets.last_used", actor=SYSTEM)
 class SecretsPlugin(Plugin):
     """The secrets vault.
 
-    The vault encrypts credentials, keeps their earlier versions and audits changes. Consumers refer to credentials by
-    name, and their values are redacted from all text.
+    The vault encrypts credentials, keeps their earlier versions and audits changes. Consumers refer to credentials
+    by name, and Corral redacts the values of credentials from all text.
     """
 
     name = "secrets"

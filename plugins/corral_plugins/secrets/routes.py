@@ -67,7 +67,7 @@ def create_secret(body: NewSecret, vault: Vault, listing: SecretListing, caller:
 
 @routes.get("/expiring", needs=READ)
 def list_expiring_secrets(query: ExpiringQuery, listing: SecretListing, caller: Principal) -> Page[SecretView]:
-    """List expired secrets and secrets that expire within `days`, earliest expiry first."""
+    """List secrets that have expired or expire within `days`, earliest expiry first."""
     return listing.list_expiring(query, caller)
 
 

@@ -98,7 +98,7 @@ class SecretQuery(PageQuery, kw_only=True, forbid_unknown_fields=True):
 
 
 class ExpiringQuery(PageQuery, kw_only=True, forbid_unknown_fields=True):
-    """Query parameters of the list of expired secrets and secrets that expire within `days`."""
+    """Query parameters of the list of secrets that have expired or expire within `days`."""
 
     days: Annotated[int, Meta(ge=1, le=365)] = 30
 
@@ -118,7 +118,10 @@ class SecretUser(msgspec.Struct, kw_only=True):
 
 
 class SecretView(msgspec.Struct, kw_only=True):
-    """A secret without its value. `read_only` means that the `CORRAL_SECRET_<NAME>` variable sets the secret."""
+    """A secret without its value.
+
+    `read_only` means that the `CORRAL_SECRET_<NAME>` variable sets the secret.
+    """
 
     id: str
     name: str

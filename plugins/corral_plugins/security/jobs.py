@@ -37,7 +37,7 @@ async def expire_rules_and_keys(work: Work, rules: IpRules) -> None:
 def remind_of_expiring_keys(days: int) -> int:
     """Notify the owners of keys that expire within `days`. Return the number of notifications.
 
-    Each owner is notified once for each key and value of `days`.
+    Each owner is notified only once for the same key and the same value of `days`.
     """
     now = clock.now()
     soon = (

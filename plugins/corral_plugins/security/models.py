@@ -10,8 +10,8 @@ from corral.database.model import PRIVATE, IdField, InstantField, JSONField, Mod
 class ApiKeyRow(Model):
     """An API key, stored as the SHA-256 hash of its token.
 
-    After a rotation, the old token is valid until `old_until`. `reminded` is the number of days before expiry for which
-    the owner was last notified.
+    After a rotation, the old token is valid until `old_until`. `reminded` is the number of days before expiry for
+    which the last reminder was sent to the owner.
     """
 
     visibility = PRIVATE

@@ -50,8 +50,8 @@ if TYPE_CHECKING:
 class SecurityPlugin(Plugin):
     """Security: the sign-in policy, IP rules, rate limits and API keys.
 
-    Each change is validated as a whole, rejected if it would lock out its author, and applied in all processes within 2
-    seconds.
+    Each change of a policy or of the IP rules is validated as a whole, rejected if it would lock out its author,
+    and applied in all processes within 2 seconds.
     """
 
     name = "security"

@@ -130,7 +130,7 @@ class AddressToCheck(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class AddressVerdict(msgspec.Struct, kw_only=True):
-    """Whether an address is allowed, and the rule that applies to it.
+    """Whether an address is allowed, and the rule that applies to the address.
 
     `rule` is null if no rule matches the address; the mode then determines the result.
     """

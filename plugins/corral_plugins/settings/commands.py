@@ -143,7 +143,7 @@ def list_history(client: ApiClient, *, setting: str | None, limit: int, as_json:
 
 
 def _find(client: ApiClient, name: str) -> Setting:
-    """Return the setting with this name."""
+    """Return the setting with this name, or raise an error that suggests a similar name."""
     found = client.get(f"{PATH}/", details="true")
     rows = {_name(row): row for keys in found.values() for row in keys.values()}
     if name in rows:
@@ -154,7 +154,10 @@ def _find(client: ApiClient, name: str) -> Setting:
 
 
 def _new_value(setting: Setting, value: str | None) -> Any:
-    """Return the new value. The server reads a number or a boolean from its text."""
+    """Return the new value from the command line or standard input.
+
+    Numbers and booleans stay text, which the server converts.
+    """
     name = _name(setting)
     if setting["type"] == "secret":
         if value is not None:
@@ -179,7 +182,7 @@ def _new_value(setting: Setting, value: str | None) -> Any:
 
 
 def _model_warning(client: ApiClient, model: str | None) -> str | None:
-    """Say that no provider lists the model of a setting, or that its provider cannot be called now."""
+    """Return a warning if no provider lists a model or its provider cannot be called now, or None otherwise."""
     if model is None:
         return None
     try:
@@ -215,5 +218,8 @@ def _value_text(value: Any, *, limit: int | None = None) -> str:
 
 
 def _person(names: ObjectNames, by: str | None) -> str:
-    """Return the address of a user, or the text as it is, for example of an operator on the machine."""
+    """Return the email address of a user.
+
+    Return the text unchanged if it names no user, such as an operator on the machine.
+    """
     return names.user(USERS_PATH, by)

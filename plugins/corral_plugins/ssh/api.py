@@ -58,9 +58,10 @@ class LoginTimeout(Problem):
 
 
 class SshHostKeyMismatch(Event, kw_only=True):
-    """A machine showed another host key than the accepted one. `old` and `new` are fingerprints.
+    """A machine showed a host key that differs from the accepted host key.
 
-    `name` is the name of the connection, and `reason` tells people what happened and what to do.
+    `old` is the fingerprint of the accepted key, and `new` that of the other key. `name` is the name of the
+    connection, and `reason` tells people what happened and what to do.
     """
 
     event = "ssh.host_key_mismatch"
@@ -74,7 +75,7 @@ class SshHostKeyMismatch(Event, kw_only=True):
 
 
 class SshExecuted(Event, kw_only=True):
-    """A command on a machine ended. `actor` is the user, API key or agent that ran it."""
+    """A command that ran on a machine has ended. `actor` is the user, API key or agent that ran the command."""
 
     event = "ssh.executed"
     visibility = ADMIN

@@ -213,7 +213,7 @@ def _read_password() -> str:
 
 
 def _actor(names: ObjectNames, row: Any) -> str:
-    """Return who ran a command, for example `agent Operator`."""
+    """Return the kind and the name of the actor that ran a command, such as `agent Operator`."""
     kind, _, identifier = row["actor"].partition(":")
     if kind == "user":
         return f"user {names.user(USERS_PATH, identifier)}"
@@ -229,7 +229,7 @@ def _machine(connection: Any) -> str:
 
 
 def _machine_fields(machine: str) -> dict[str, Any]:
-    """Parse `USER@HOST` or `USER@HOST:PORT`. The address of a host in IPv6 stands in brackets."""
+    """Parse `USER@HOST` or `USER@HOST:PORT`. An IPv6 address must be in brackets."""
     username, mark, place = machine.rpartition("@")
     host, colon, port = place, "", ""
     if place.startswith("["):

@@ -1,4 +1,4 @@
-"""The schedules of SSH: abandoned commands, and retention."""
+"""The scheduled jobs of SSH: they mark abandoned commands as interrupted, and delete old commands."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ SWEEP = UnitContext(label="job ssh.sweep", actor=SYSTEM)
 
 
 async def reap_executions(work: Work, executions: SshExecutions) -> None:
-    """Record the commands of processes that have died as interrupted."""
+    """Mark running commands as interrupted if the process that ran them has died."""
     while await work(executions.interrupt_abandoned, entry=REAP) == BATCH_ROWS:
         continue
 
 
 async def sweep_executions(work: Work, settings: Settings) -> None:
-    """Delete commands whose retention period has ended."""
+    """Delete the records of commands whose retention period has ended."""
     days = settings.get(RETENTION_DAYS)
     while await work(lambda: delete_old_executions(days, BATCH_ROWS), entry=SWEEP) == BATCH_ROWS:
         continue

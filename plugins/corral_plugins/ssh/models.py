@@ -11,11 +11,12 @@ from corral.database.model import IdField, InstantField, JSONField, Model
 
 
 class Connection(Model):
-    """A machine that commands can be run on.
+    """A machine on which commands can be run.
 
-    `secret_id` and `passphrase_secret_id` name secrets of the vault; `owns_secret` and `owns_passphrase` say whether
-    the secret was submitted with the connection and is deleted with it. `host_key` is the accepted public key, and
-    `seen_key` the last one that the machine showed, both as OpenSSH public key lines.
+    `secret_id` and `passphrase_secret_id` name secrets of the vault. `owns_secret` and `owns_passphrase` say
+    whether the secret was submitted with the connection, and is deleted together with the connection. `host_key` is
+    the accepted public key, and `seen_key` is the last public key that the machine showed, both as OpenSSH public
+    key lines.
     """
 
     id = IdField(primary_key=True)
@@ -51,7 +52,10 @@ class Connection(Model):
 
 
 class Execution(Model):
-    """A command that was run. `alive_until` is when a running command counts as abandoned by its process."""
+    """A command that was run.
+
+    A running command counts as abandoned by its process after `alive_until`.
+    """
 
     id = IdField(primary_key=True)
     connection_id = IdField()

@@ -138,7 +138,8 @@ def delete_connection(id: str, match: IfMatch, connections: SshConnections, call
 async def test_connection(id: str, runner: SshRunner, caller: Principal, request: Request) -> ConnectionTest:
     """Test an SSH connection: check the host key and log in.
 
-    If the host key has not been accepted, no credential is sent, and the problem names the fingerprint of the key.
+    If the host key has not been accepted, no credential is sent, and the error response contains the fingerprint of
+    the key.
     """
     return await runner.test(id, RunContext(by=caller, entry=request.unit_context(caller)))
 
@@ -176,13 +177,16 @@ def accept_host_key(id: str, body: AcceptedHostKey, match: IfMatch, connections:
 def list_executions(
     id: str, query: ExecutionQuery, executions: SshExecutions, caller: Principal
 ) -> Page[ExecutionItem]:
-    """List the commands that were run on a machine, newest first, even after the connection was deleted."""
+    """List the commands that were run on a machine, newest first.
+
+    The commands are listed even after the connection was deleted.
+    """
     return executions.list(id, query, by=caller)
 
 
 @routes.get("/{id}/executions/{execution_id}", needs=READ, raises=("not_found",))
 def get_execution(id: str, execution_id: str, executions: SshExecutions) -> CommandExecutionView:
-    """Get a command with the beginning of its output."""
+    """Get a command that was run, with the beginning of its output."""
     return executions.get(id, execution_id)
 
 
@@ -196,7 +200,7 @@ async def cancel_execution(
     request: Request,
     work: Work,
 ) -> Answer[CommandExecutionView]:
-    """Cancel a running command. It is ended on the machine within seconds."""
+    """Cancel a running command. The command ends on the machine within seconds."""
     view = await work(lambda: executions.cancel(id, execution_id), entry=request.unit_context(caller))
     runner.cancel_here(view.id)
     return Answer(body=view)

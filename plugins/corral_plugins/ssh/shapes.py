@@ -64,7 +64,7 @@ class NewConnection(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class ConnectionPatch(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The fields of a connection to change. Absent fields stay unchanged.
+    """The fields to change in a connection. Absent fields stay unchanged.
 
     After a change of `hostname` or `port`, the host key of the machine has to be accepted again.
     """
@@ -90,10 +90,11 @@ class ConnectionPatch(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class ConnectionView(msgspec.Struct, kw_only=True):
-    """A connection. `host_key_fingerprint` belongs to the accepted key, and `seen_fingerprint` to the last key seen.
+    """A connection.
 
-    `status` is `blocked` while the machine shows another host key than the accepted one. `warnings` may contain
-    `unresolved_host`.
+    `host_key_fingerprint` is the fingerprint of the accepted host key, and `seen_fingerprint` that of the last host
+    key that the machine showed. `status` is `blocked` while the machine shows a host key that differs from the
+    accepted key. `warnings` may contain `unresolved_host`.
     """
 
     id: str
@@ -134,7 +135,7 @@ class ConnectionQuery(PageQuery, kw_only=True):
 
 
 class ConnectionTest(msgspec.Struct, kw_only=True):
-    """The result of a successful test. `auth` is `ok`, because a refused login is a problem."""
+    """The result of a successful test. `auth` is always `ok`, because a refused login returns an error response."""
 
     ok: Literal[True] = True
     fingerprint: str
@@ -150,10 +151,10 @@ class AcceptedHostKey(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class CommandRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The command to run: a command line for the shell of the machine, or the words of a command in `argv`.
+    """The command to run: a command line for the shell of the machine in `command`, or its words in `argv`.
 
-    The words of `argv` are quoted for a POSIX shell. The machine ignores variables in `env` that its `AcceptEnv` does
-    not name.
+    The words in `argv` are quoted for a POSIX shell. The machine ignores variables in `env` that the `AcceptEnv`
+    option of its SSH server does not name.
     """
 
     command: Command | UnsetType = UNSET
@@ -166,8 +167,8 @@ class CommandRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 class CommandResult(msgspec.Struct, kw_only=True):
     """The result of a command. Credentials are removed from the output.
 
-    `exit_code` is null if a signal ended the command. `truncated` means that the command was stopped because its output
-    was too long, and `timed_out` that its time was over.
+    `exit_code` is null if a signal ended the command. `truncated` means that the command was stopped because its
+    output was too long, and `timed_out` means that it was stopped because its time limit passed.
     """
 
     execution_id: str
@@ -181,7 +182,11 @@ class CommandResult(msgspec.Struct, kw_only=True):
 
 
 class ExecutionItem(msgspec.Struct, kw_only=True):
-    """A command that was run. `actor` is the user, API key or agent that ran it; `error` says why it did not run."""
+    """A command that was run.
+
+    `actor` is the user, API key or agent that ran the command. `error` is the reason why the command did not run or
+    was interrupted.
+    """
 
     id: str
     connection_id: str
@@ -208,6 +213,6 @@ class CommandExecutionView(ExecutionItem, kw_only=True):
 
 
 class ExecutionQuery(PageQuery, kw_only=True):
-    """The filter of the list of executions."""
+    """The filter of the list of commands that were run."""
 
     status: list[ExecutionStatus] | UnsetType = UNSET

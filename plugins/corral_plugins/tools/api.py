@@ -50,7 +50,7 @@ class ToolContext(msgspec.Struct, frozen=True, kw_only=True):
     """The context in which a tool runs.
 
     `caller` is the agent, with the current permissions of the person who requested the task. `config` is the
-    configuration of the tool. `work` opens units of work, for `async def` tools.
+    configuration of the tool. `work` opens units of work for `async def` tools.
     """
 
     caller: Principal
@@ -101,7 +101,7 @@ Implementation = TypeVar("Implementation")
 class ToolSet(Generic[Implementation]):
     """Base class of the tools that a plugin contributes.
 
-    The plugin creates them before the services exist, and calls `set_implementation` when it starts.
+    The plugin creates the tools before the services exist, and calls `set_implementation` when the plugin starts.
     """
 
     def __init__(self) -> None:
@@ -122,14 +122,15 @@ class ToolSet(Generic[Implementation]):
 class Tool(msgspec.Struct, frozen=True, kw_only=True):
     """A tool definition that a plugin contributes with the `corral_tools` hook.
 
-    The name has a dot and begins with a small letter, such as `oncall.who`; any other makes the plugin `failed`.
-    `run(context, arguments)` returns JSON, `ToolOutput` or `ResultLater`, or raises `ToolFailure` or a `Problem`. A
-    `def` function runs in the unit of work that stores the result. An `async def` function opens its own units of work
-    with `context.work`. `run` is None for tools that run on workers. `is_visible(context, arguments)` returns whether
-    the requester may see the objects named in the arguments. The function is called in a unit of work. `admits(config,
-    arguments)` returns whether a configuration, of the tool or of the agent, allows the arguments. `trusts(config,
-    arguments)` returns whether the configuration of the tool exempts the call from approval in tainted runs.
-    `asks(context, arguments)` returns whether a person must approve the call, whatever the policies say.
+    The name contains a dot and begins with a small letter, such as `oncall.who`. A plugin that contributes a tool
+    with any other name is `failed`. `run(context, arguments)` returns JSON, `ToolOutput` or `ResultLater`, or
+    raises `ToolFailure` or a `Problem`. A `def` function runs in the unit of work that stores the result. An `async
+    def` function opens its own units of work with `context.work`. `run` is None for tools that run on workers.
+    `is_visible(context, arguments)` returns whether the requester may see the objects named in the arguments. The
+    function is called in a unit of work. `admits(config, arguments)` returns whether a configuration, of the tool
+    or of the agent, allows the arguments. `trusts(config, arguments)` returns whether the configuration of the tool
+    exempts the call from approval in tainted runs. `asks(context, arguments)` returns whether a person must approve
+    the call, whatever the policies say.
     """
 
     name: Annotated[str, msgspec.Meta(pattern=TOOL_NAME)]
@@ -156,8 +157,9 @@ class Tool(msgspec.Struct, frozen=True, kw_only=True):
 class McpEndpoint(msgspec.Struct, frozen=True, kw_only=True):
     """An MCP server that is reached over HTTP.
 
-    `http` is the only HTTP client through which the server may be reached: its connections pass the egress guard. It
-    has no time limit of its own, because the caller sets one. `headers` are sent with every request.
+    `http` is the only HTTP client through which the server may be reached, because its connections pass the egress
+    guard. The client has no time limit of its own; the caller sets a time limit. `headers` are sent with every
+    request.
     """
 
     name: str
@@ -170,7 +172,7 @@ class McpEndpoint(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class McpTool(msgspec.Struct, frozen=True, kw_only=True):
-    """A tool as an MCP server describes it. All of it is untrusted text."""
+    """A tool as an MCP server describes it. All fields contain untrusted text."""
 
     name: str
     title: str = ""
@@ -190,8 +192,9 @@ class McpResult(msgspec.Struct, frozen=True, kw_only=True):
 class McpFailure(ExpectedFailure):
     """An MCP server could not be reached, did not follow the protocol, or refused a request.
 
-    `type` is a stable identifier; `message` must not contain text of the server. `status` is the status of its HTTP
-    response, if that is the failure. `neutral` is true if the failure says nothing about the health of the server.
+    `type` is a stable identifier; `message` must not contain text of the server. `status` is the status of the
+    server's HTTP response, if the response is the failure. `neutral` is true if the failure says nothing about the
+    health of the server.
     """
 
     def __init__(self, type: str, message: str, *, status: int | None = None, neutral: bool = False) -> None:
@@ -200,7 +203,9 @@ class McpFailure(ExpectedFailure):
 
 
 class McpClient(Protocol):
-    """Speaks the Model Context Protocol with servers. A plugin contributes it with the `corral_mcp_clients` hook.
+    """Speaks the Model Context Protocol with servers.
+
+    A plugin contributes the client with the `corral_mcp_clients` hook.
 
     Both methods raise `McpFailure` for everything that goes wrong.
     """
@@ -215,15 +220,18 @@ class McpClient(Protocol):
 
 
 def mcp_tool_name(server: str, remote_name: str) -> str:
-    """Return the name in Corral of a tool of an MCP server.
+    """Return the name that Corral gives to a tool of an MCP server.
 
-    Other characters than lower-case letters, digits, `_` and `-` become `_`.
+    Characters other than lower-case letters, digits, `_` and `-` become `_`.
     """
     return f"{MCP_PREFIX}{server}.{re.sub(r'[^a-z0-9_-]', '_', remote_name.lower())}"
 
 
 def mcp_result_for_model(server: str, result: McpResult) -> Json:
-    """Convert a result. Text is joined; other content, such as an image, is only named."""
+    """Convert the result of an MCP tool into JSON for the model.
+
+    Texts are joined. Of other content, such as an image, only the type is named.
+    """
     texts, other = [], []
     for block in result.content:
         text = block.get("text")
@@ -259,7 +267,7 @@ class Tools(Protocol):
     def tools_for_run(
         self, *, enabled: Sequence[str], policy: Mapping[str, Any], allowed: Sequence[str] | None, worker_id: str
     ) -> list[ClaimTool]:
-        """List the tools of a run, sorted by name.
+        """List the tools that an agent can use in a run, sorted by name.
 
         A tool is listed if the agent and the task allow the tool, and the server or the worker offers the tool.
         """
@@ -270,7 +278,7 @@ class Tools(Protocol):
         ...
 
     def unavailable_tools(self, names: Iterable[str]) -> list[str]:
-        """Return those tools that neither the server nor an online worker offers, or that are disabled.
+        """Return those of the named tools that are disabled, or that neither the server nor an online worker offers.
 
         A name may be a pattern such as `prefix.*`.
         """
@@ -292,17 +300,18 @@ class Tools(Protocol):
         ...
 
     def approval_changed(self, call_row_id: str, *, status: str, note: str | None) -> None:
-        """Continue a held call after people have decided, in the transaction of their decision.
+        """Continue a held call after people have decided, in the transaction that stores their decision.
 
-        An approved call runs soon. Every other outcome ends the call, and its task continues with the outcome.
+        An approved call runs soon. Every other outcome ends the call, and the task of the call continues with
+        the outcome.
         """
         ...
 
     def results_of_held_call(self, call_row_id: str) -> list[Json] | None:
-        """Return the `tool_results` with which the task of a decided call continues.
+        """Return the `tool_results` with which a task continues after people decided about its held call.
 
-        Return None if the tool has to run first. The list is empty if the worker has to make the call again, to run the
-        approved tool itself.
+        Return None if the tool has to run first. The list is empty if the worker has to repeat the call, so
+        that it can run the approved tool itself.
         """
         ...
 
@@ -329,14 +338,15 @@ def includes_tools(offered: Iterable[str], wanted: Iterable[str]) -> bool:
 
 
 def missing_tools(offered: Sequence[str], wanted: Iterable[str]) -> list[str]:
-    """Return the wanted tools that are not offered."""
+    """Return those of the wanted tools that are not offered."""
     return [tool for tool in wanted if not includes_tools(offered, [tool])]
 
 
 def unserved_tools(enabled: Iterable[str], of_worker: Iterable[str] | None, of_server: Iterable[str]) -> list[str]:
-    """Return the tools of an agent that neither the worker nor the server offers. None stands for every tool.
+    """Return the tools of an agent that neither the worker nor the server offers.
 
-    `prefix.*` is offered if a tool whose name starts with `prefix.` is offered.
+    If the worker's tools are None, the worker offers every tool. `prefix.*` is offered if a tool whose name starts
+    with `prefix.` is offered.
     """
     if of_worker is None:
         return []
@@ -370,7 +380,10 @@ class ToolCalled(Event, kw_only=True):
 
 
 class McpChanged(SystemAlert, kw_only=True):
-    """Alerts admins that an MCP server changed or added tools, which agents cannot use until an admin accepts them."""
+    """Alerts admins that an MCP server changed or added tools.
+
+    Agents cannot use these tools until an admin accepts their definitions.
+    """
 
     server: str
     tools: list[str]

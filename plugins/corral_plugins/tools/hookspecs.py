@@ -15,8 +15,8 @@ hookspec = pluggy.HookspecMarker("corral")
 def corral_tools() -> Iterable[Tool]:  # type: ignore[empty-body]
     """Contribute tools for agents.
 
-    The name of a tool must contain a dot; a plugin with another name is `failed`. If another tool already has the same
-    name, the tool is ignored.
+    The name of a tool must contain a dot and begin with a small letter; a plugin that contributes another name is
+    `failed`. If another tool already has the same name, the tool is ignored.
     """
 
 
@@ -24,6 +24,6 @@ def corral_tools() -> Iterable[Tool]:  # type: ignore[empty-body]
 def corral_mcp_clients() -> Iterable[McpClient]:  # type: ignore[empty-body]
     """Contribute the client with which the `tools` plugin reaches MCP servers.
 
-    The client of the plugin whose name comes first in alphabetical order is used. Without a client, no MCP server can
-    be added.
+    If several plugins contribute a client, the plugin whose name comes first in alphabetical order wins. Without a
+    client, no MCP server can be added.
     """

@@ -24,7 +24,7 @@ async def run_approved(call_row_id: str, held: HeldCalls) -> None:
 
 
 async def reap_calls(database: Database, history: CallHistory, held: HeldCalls) -> None:
-    """Run the approved calls that could not run at once, and end the calls that would otherwise never end."""
+    """Run the approved calls that could not run at once, and end abandoned calls."""
     for row_id in await database.read(held.approved_rows, REAP):
         await held.run_approved(row_id)
     await end_abandoned_calls(database, history)
@@ -50,7 +50,7 @@ async def delete_old_calls(work: Work, settings: Settings) -> None:
 
 
 def on_task_deleted(event: LoggedEvent) -> None:
-    """Delete the tool calls of a task after the `task.deleted` event."""
+    """Delete the tool calls of a task after a `task.deleted` event."""
     delete_calls(event.object_id)
 
 

@@ -1,4 +1,4 @@
-"""HTTP routes of the `tools` plugin: tools, MCP servers, tool calls under a lease, and the stored tool calls."""
+"""HTTP routes of the `tools` plugin: tools, MCP servers, tool calls under a lease, and the history of tool calls."""
 
 from __future__ import annotations
 
@@ -88,7 +88,10 @@ async def create_mcp_server(
     caller: Principal,
     request: Request,
 ) -> Answer[McpServerView]:
-    """Add an MCP server and list its tools, which agents can use once an admin has accepted their definitions."""
+    """Add an MCP server and list its tools.
+
+    Agents can use a tool of the server after an admin has accepted its definition.
+    """
     connections.refuse_without_client()
     warnings = await egress.check_saved_url(body.url, pointer="/url")
     entry = request.unit_context(caller)
@@ -153,7 +156,7 @@ async def refresh_mcp_server(
 
 @mcp.post("/{name}/accept", needs=MANAGE, raises=("unknown_reference",))
 def accept_mcp_tools(name: str, body: AcceptedDefinitions, servers: McpServers) -> McpServerView:
-    """Accept the definitions of tools by their hashes, so that agents may use these tools."""
+    """Accept the definitions of tools of an MCP server by their hashes, so that agents may use these tools."""
     servers.accept(name, body)
     return servers.get(name)
 
@@ -184,8 +187,9 @@ async def call_tool(
 ) -> Answer[ToolCallView]:
     """Call a tool.
 
-    A tool on the server runs before the response is sent. For a tool on a worker, the response contains a permit to run
-    the tool. The response 202 means that people must approve the call first; its `Location` is the approval.
+    A tool on the server runs before the response is sent. For a tool on a worker, the response contains a permit to
+    run the tool. The response 202 means that people must approve the call first; its `Location` is the address of
+    the approval.
 
     Repeating the request with the same `call_id` returns the same response and does not run the tool again.
     """

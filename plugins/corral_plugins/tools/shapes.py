@@ -24,8 +24,9 @@ ToolName = Annotated[str, Meta(min_length=1, max_length=200)]
 class ToolView(msgspec.Struct, kw_only=True):
     """A tool.
 
-    `policy` is the policy of the tool for the requested agent. `workers` lists the online workers that offer the tool.
-    `accepted` is false while an admin has to accept what an MCP server changed or added; agents cannot use it then.
+    `policy` is the policy of the tool for the requested agent. `workers` lists the online workers that offer the
+    tool. `accepted` is false while an admin has to accept the definition that an MCP server added or changed;
+    agents cannot use the tool until then.
     """
 
     name: str
@@ -66,7 +67,7 @@ class ToolAgentQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class ToolPatch(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """Overrides of a tool. Null restores the value of the tool definition.
+    """The overrides to change in a tool. Null restores the value from the tool definition.
 
     The risk of a tool from a plugin can only be raised.
     """
@@ -79,7 +80,10 @@ class ToolPatch(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class NewToolCall(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """A tool call under a lease. Without `lease_id`, the `Corral-Lease` header or the token identifies the lease."""
+    """A tool call under a lease.
+
+    Without `lease_id`, the `Corral-Lease` header or the token identifies the lease.
+    """
 
     call_id: CallId
     arguments: Any = {}
@@ -109,11 +113,11 @@ class ToolCallReport(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 class ToolCallView(msgspec.Struct, kw_only=True):
     """A tool call.
 
-    `attempt` is the fencing number of the attempt, which each claim of the task increases. `permit` allows the worker
-    to run the tool for at most `timeout_seconds`; only the worker receives these fields. If the task waits for a person
-    while a call is `running`, the result is stored when the task continues. A call that needs an approval is
-    `pending_approval` until people have decided; `approved_arguments` are what the worker must run instead of its own
-    arguments, because an approver changed them.
+    `attempt` is the fencing number of the attempt, which each claim of the task increases. `permit` allows the
+    worker to run the tool for at most `timeout_seconds`; only the worker receives these fields. If the task waits
+    for a person while a call is `running`, the result is stored when the task continues. A call that needs an
+    approval is `pending_approval` until people have decided. If an approver changed the arguments, the worker must
+    run the tool with `approved_arguments` instead of its own arguments.
     """
 
     id: str
@@ -180,7 +184,7 @@ class UncheckedToolCall(msgspec.Struct, kw_only=True, forbid_unknown_fields=True
 
 
 class CallCheckResult(msgspec.Struct, kw_only=True):
-    """The result of a check.
+    """The result of checking whether a tool call would be allowed.
 
     `reasons` lists every rule that denies the call, in order. `errors` lists the parts of the arguments that do not
     match the schema.
@@ -199,7 +203,7 @@ Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}(?![\s\S])")]
 
 
 class ToolOverride(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The values that an admin sets for a tool of an MCP server. A `risk` of null means `external`."""
+    """The values that an admin sets for a tool of an MCP server. If `risk` is null, the risk is `external`."""
 
     risk: ToolRisk | None = None
     enabled: bool = True
@@ -211,8 +215,9 @@ ToolOverrides = Annotated[dict[OverriddenTool, ToolOverride], Meta(max_length=20
 class NewMcpServer(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """An MCP server that Corral reaches over HTTP.
 
-    `headers_secret` is the name of a secret: a token, which is sent as `Authorization: Bearer …`, or a JSON object with
-    headers. `tool_overrides` maps the last part of the name of a tool to the risk and state that an admin sets.
+    `headers_secret` is the name of a secret. The secret contains a token, which is sent as `Authorization: Bearer
+    …`, or a JSON object with headers. `tool_overrides` maps the last part of a tool's name to the risk and state
+    that an admin sets.
     """
 
     name: McpName
@@ -249,8 +254,8 @@ class McpToolItem(msgspec.Struct, kw_only=True):
 class McpToolView(McpToolItem, kw_only=True):
     """A tool as the MCP server describes it.
 
-    `remote_name` is the name at the server. The title, the description and the schemas are untrusted text.
-    `accepted_sha256` is the hash of the definition that an admin accepted.
+    `remote_name` is the name that the server gives to the tool. The title, the description and the schemas are
+    untrusted text. `accepted_sha256` is the hash of the definition that an admin accepted.
     """
 
     remote_name: str
@@ -265,7 +270,8 @@ class McpToolView(McpToolItem, kw_only=True):
 class McpServerItem(msgspec.Struct, kw_only=True):
     """An MCP server in a list.
 
-    `status` is `down` if the tools could not be listed at the last try, else `changed` if an admin has to accept tools.
+    `status` is `down` if the last attempt to list the tools failed, or else `changed` if an admin has to accept
+    tools.
     """
 
     name: str
@@ -283,8 +289,9 @@ class McpServerItem(msgspec.Struct, kw_only=True):
 class McpServerView(msgspec.Struct, kw_only=True):
     """An MCP server with its tools.
 
-    `status` is `down` if the tools could not be listed at the last try, else `changed` if an admin has to accept tools.
-    `ignored_tools` names the tools that Corral cannot offer, because of their names or schemas or their number.
+    `status` is `down` if the last attempt to list the tools failed, or else `changed` if an admin has to accept
+    tools. `ignored_tools` names the tools that Corral cannot offer, because their names or schemas are unusable or
+    there are too many tools.
     """
 
     name: str

@@ -39,6 +39,7 @@ def test_a_sound_installation_has_nothing_down_but_what_is_broken_itself(served:
     for check in ("configuration", "data folder", "keys", "disk", "database", "migrations", "redis", "storage", "mail"):
         assert any(line[9:].startswith(check) for line in lines), check
     assert "not configured" in done.out
+    assert "mail           not configured in the file or the environment; `corral settings show mail.host`" in done.out
     assert told(served, "keys")[0][0] == "warning"  # key and data share a folder
 
 

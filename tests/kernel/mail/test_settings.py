@@ -77,4 +77,4 @@ def test_doctor_asks_the_mail_server(mail_server: MailServer) -> None:
     mail_server.stop()
     down = found(**mail_server.config())
     assert (down.status, "127.0.0.1" in down.detail) == ("warning", True)
-    assert found().detail == "not configured"
+    assert "not configured in the file or the environment" in found().detail

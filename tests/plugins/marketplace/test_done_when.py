@@ -143,6 +143,9 @@ async def test_marketplace_6_an_edited_prompt_survives(market: Market) -> None:
     assert result == plan
     assert [(each["key"], each["fields"]) for each in result["updated"]] == [("sorter", ["description"])]
     assert [(each["key"], each["fields"]) for each in result["kept_local"]] == [("sorter", ["system_prompt"])]
+    installed = "You sort. Look for: urgent mail."
+    values = {"field": "system_prompt", "installed": installed, "new": "You sort better.", "current": "Mine."}
+    assert result["kept_local"][0]["values"] == [values]
     agent = await market.ok("GET", f"/agents/{agent_id}")
     assert (agent["system_prompt"], agent["description"]) == ("Mine.", "Sorts better.")
     assert (await market.member.post(f"{path}/upgrade", {})).code == "invalid_state"

@@ -33,7 +33,14 @@ from corral_plugins.marketplace.service.removal import remove_objects
 from corral_plugins.marketplace.service.rendering import with_ids
 from corral_plugins.marketplace.service.requirements import Requirements, refuse_missing_secrets
 from corral_plugins.marketplace.service.rows import event_objects, find_writable_installation, lock_objects, objects_of
-from corral_plugins.marketplace.shapes import ChangedObject, ObjectRef, UpgradeInstallation, UpgradeResult
+from corral_plugins.marketplace.shapes import (
+    ChangedObject,
+    EditedObject,
+    KeptField,
+    ObjectRef,
+    UpgradeInstallation,
+    UpgradeResult,
+)
 
 Json = dict[str, Any]
 
@@ -169,15 +176,12 @@ def _merge(
 
 def _merge_object(
     row: InstalledResource, resource: PreparedResource, installer: Installer, ids: Mapping[str, str], by: Principal
-) -> tuple[ChangedObject, ChangedObject]:
-    """Change the fields that the new template changes and nobody has edited.
-
-    Return the changed fields, and the fields that keep their values because a person edited them.
-    """
+) -> tuple[ChangedObject, EditedObject]:
+    """Change the fields that the template changed and nobody edited. Return these fields, and the unchanged fields."""
     fields = {"kind": row.kind, "key": row.key, "id": row.object_id, "name": row.name}
     now = installer.read_fields([row.object_id]).get(row.object_id)
     if now is None:  # a person deleted the object
-        return ChangedObject(**fields, fields=[]), ChangedObject(**fields, fields=["id"])
+        return ChangedObject(**fields, fields=[]), EditedObject(**fields, fields=["id"], values=[])
     defaults = {name: each.get("default") for name, each in _properties(installer.schema).items()}
     old, new = {**defaults, **row.spec}, {**defaults, **resource.spec}
     changed = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
@@ -192,8 +196,12 @@ def _merge_object(
     InstalledResource.update(spec=resource.spec, fingerprint=stored, name=str(after.get("name", row.name))).where(
         InstalledResource.id == row.id
     ).execute()
-    kept = [name for name in changed if name in edited]
-    return ChangedObject(**fields, fields=sorted(wanted)), ChangedObject(**fields, fields=kept)
+    offered = with_ids({name: new.get(name) for name in changed if name in edited}, ids)
+    values = [
+        KeptField(field=name, installed=row.fingerprint.get(name), new=value, current=now.get(name))
+        for name, value in offered.items()
+    ]
+    return ChangedObject(**fields, fields=sorted(wanted)), EditedObject(**fields, fields=[*offered], values=values)
 
 
 def _properties(schema: Json) -> Json:

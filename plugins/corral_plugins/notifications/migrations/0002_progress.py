@@ -1,4 +1,4 @@
-"""Events that concern more people than one unit of work may tell."""
+"""The progress of events that concern more people than one unit of work can notify."""
 
 from __future__ import annotations
 

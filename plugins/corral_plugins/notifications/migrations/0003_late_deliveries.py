@@ -1,4 +1,4 @@
-"""An index for deliveries that have waited too long, so that looking for them does not read all that wait."""
+"""An index for deliveries that have waited too long, so that finding them does not read all waiting deliveries."""
 
 from __future__ import annotations
 

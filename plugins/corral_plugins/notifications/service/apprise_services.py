@@ -1,8 +1,9 @@
-"""Types of channels for further services: an allow-list of services that Apprise supports, with the extra `notify`.
+"""Channel types for further services: a fixed list of services that Apprise supports, with the extra `notify`.
 
-Apprise sends with the blocking library `requests`, which knows no egress guard. Each module of Apprise that is used
-here therefore gets a `GuardedRequests` in the place of that library. It hands a request to the guarded client of Corral
-if it goes to the one address of the service, and refuses every other. Nothing here runs in a unit of work.
+Apprise sends with the blocking library `requests`, which does not use the egress guard. Each module of Apprise that is
+used here therefore gets a `GuardedRequests` in place of that library. `GuardedRequests` passes a request to the guarded
+client of Corral if the request goes to the address of the service, and refuses every other request. Nothing here runs
+in a unit of work.
 """
 
 from __future__ import annotations
@@ -31,10 +32,10 @@ def _token(description: str, pattern: str = r"[A-Za-z0-9_-]{10,200}") -> Json:
 
 
 class FurtherService(msgspec.Struct, frozen=True, kw_only=True):
-    """A service that Apprise knows. `address` is the beginning of each of its URLs.
+    """A service that Apprise supports. `address` is the beginning of every URL of the service.
 
-    `fixed` are the arguments of the class of Apprise besides the members of the config. The service takes messages of
-    at most `limit` UTF-16 units.
+    `fixed` contains constructor arguments of the Apprise class that are not members of the config. The service
+    accepts messages of at most `limit` UTF-16 units.
     """
 
     type: str
@@ -119,7 +120,7 @@ SERVICES: tuple[FurtherService, ...] = (
 
 
 class AppriseServices:
-    """The types of channels for further services. The plugin connects them to the client with `http`."""
+    """The channel types for further services. The plugin sets `http`, the client that sends their requests."""
 
     http: ChannelHttp | None = None
 
@@ -143,7 +144,10 @@ class AppriseServices:
     async def _send(
         self, service: FurtherService, config: Mapping[str, Any], notification: OutgoingNotification
     ) -> SendResult:
-        """Send a notification. The response of the service decides about the result, not the result of Apprise."""
+        """Send a notification.
+
+        The result depends on the response of the service; if there is none, on what Apprise reports.
+        """
         assert self.http is not None
         call = _Call(http=self.http, loop=asyncio.get_running_loop(), address=service.address)
         is_sent = await asyncio.to_thread(_notify, service, dict(config), text_for(service, notification), call)
@@ -153,20 +157,20 @@ class AppriseServices:
 
 
 def text_for(service: FurtherService, notification: OutgoingNotification) -> str:
-    """Return the text of a message, in which nothing that people or agents wrote is a mention or a link."""
+    """Return the text of a message. Nothing that people or agents wrote in it can act as a mention or a link."""
     text = "\n".join(part for part in (notification.title, notification.body) if part)
     return truncate_utf16(without_markup(text), service.limit, f"\n{notification.url}" if notification.url else "")
 
 
 class _Call:
-    """One notification on its way through Apprise, and the latest response of the service."""
+    """One notification that Apprise is sending, and the latest response of the service."""
 
     def __init__(self, *, http: ChannelHttp, loop: asyncio.AbstractEventLoop, address: str) -> None:
         self._http, self._loop, self._address = http, loop, address
         self.answer: HttpAnswer | None = None
 
     def post(self, url: str, body: bytes, headers: Mapping[str, str]) -> HttpAnswer:
-        """Send a request from the thread of Apprise, and wait for the response."""
+        """Send a request from the thread in which Apprise runs, and wait for the response."""
         if url.startswith(self._address):
             sending = self._http.post(url, body, headers, content_type=headers.get("Content-Type"))
             self.answer = asyncio.run_coroutine_threadsafe(sending, self._loop).result(TOTAL_SECONDS * 2)
@@ -179,14 +183,17 @@ _current: ContextVar[_Call | None] = ContextVar("notification_call", default=Non
 
 
 class GuardedRequests:
-    """Stands in for the library `requests` in a module of Apprise. It can do nothing but post, through the guard."""
+    """Replaces the library `requests` in a module of Apprise.
+
+    It can only send POST requests, through the egress guard.
+    """
 
     def __init__(self, library: Any) -> None:
         self._library = library
         self.codes, self.RequestException = library.codes, library.RequestException
 
     def post(self, url: str, **options: Any) -> Any:
-        """Post a request, and return the response. Raise `RequestException` unless it is a success."""
+        """Post a request, and return the response. Raise `RequestException` unless the request succeeds."""
         taken = {name: options.get(name) for name in ("params", "data", "json", "headers", "auth")}
         call = _current.get()
         if call is None or options.get("files"):
@@ -205,14 +212,14 @@ class GuardedRequests:
 
 
 def _notify(service: FurtherService, config: dict[str, Any], text: str, call: _Call) -> bool:
-    """Send a message with Apprise. Runs in a thread of its own."""
+    """Send a message with Apprise. Runs in a separate thread."""
     plain = importlib.import_module(LIBRARY).NotifyFormat.TEXT
     _current.set(call)
     return bool(_sender_of(service, config).notify(body=text, title="", body_format=plain))
 
 
 def _sender_of(service: FurtherService, config: Mapping[str, Any]) -> Any:
-    """Return the object of Apprise for a config. Raise `TypeError` if Apprise does not accept the values."""
+    """Return the Apprise object that sends with a config. Raise `TypeError` if Apprise does not accept the values."""
     library = importlib.import_module(LIBRARY)
     module = importlib.import_module(f"{LIBRARY}.plugins.{service.module}")
     if not isinstance(module.requests, GuardedRequests):

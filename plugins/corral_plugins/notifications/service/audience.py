@@ -20,9 +20,10 @@ from corral_plugins.notifications.service.people import People, Person
 
 
 class Audience:
-    """The people whom the events of a batch concern. `matched` are the rules that notify people one by one.
+    """The people whom the events of a batch concern. `matched` contains the rules that notify people one by one.
 
-    `roles` maps roles to the ids of people. The rights of people are looked up one chunk at a time.
+    `roles` maps each role to the ids of the people who have it. The rights of people are looked up one chunk of
+    people at a time.
     """
 
     def __init__(
@@ -50,7 +51,7 @@ class Audience:
         return 1 + sum(len(rule.channel_ids) for rule in self._matched.get(event.id, ()))
 
     def load(self, user_ids: Collection[str]) -> None:
-        """Look up the people who are notified next."""
+        """Look up the people who are notified in the next chunk."""
         self._persons = self._people.load(user_ids)
 
     def recipients_of(self, event: LoggedEvent, data: Mapping[str, Any], rule: Rule) -> list[Person]:
@@ -60,7 +61,7 @@ class Audience:
     def in_app(
         self, event: LoggedEvent, data: Mapping[str, Any], described: NotificationContent, rules: Sequence[Rule]
     ) -> list[NewNotification]:
-        """Return the notifications of an event in the app: one for each person, however many rules apply."""
+        """Return the notifications about an event to show in the app: one for each person, however many rules apply."""
         groups: dict[str, str] = {}
         for rule in rules:
             if rule.in_app:
@@ -105,7 +106,7 @@ class Audience:
 def wanted_roles(
     events: Sequence[LoggedEvent], matched: Mapping[str, Sequence[Rule]], defaults: Collection[str]
 ) -> list[str]:
-    """Return the roles whose people the events concern."""
+    """Return the roles whose members the events concern."""
     wanted = {role for rules in matched.values() for rule in rules for role in rule.recipients["roles"]}
     audiences = {DEFAULTS[event.type] for event in events if event.type in defaults}
     wanted |= {"admin"} if audiences & {"admins", "approvers"} else set()

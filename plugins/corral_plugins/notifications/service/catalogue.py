@@ -1,4 +1,4 @@
-"""Who is notified of which events without any rule, the severity of events, and the text of notifications."""
+"""Defines who is notified of which events without a rule, the severity of events, and the text of notifications."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ class NotificationContent(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def notifies_by_default(event: LoggedEvent, data: Payload) -> bool:
-    """Return whether people are notified of this event, whose type is in the table."""
+    """Return whether people are notified of this event without a rule."""
     only_if = _ONLY_IF.get(event.type)
     return event.type in DEFAULTS and (only_if is None or only_if(data))
 
@@ -166,7 +166,7 @@ def is_at_least(severity: str, least: str) -> bool:
 
 
 def describe(event: LoggedEvent, data: Payload, title: str) -> NotificationContent:
-    """Return the content of a notification about an event. `title` is the title of the type of event."""
+    """Return the content of a notification about an event. `title` is the title of the event type."""
     template = _TITLES.get(event.type)
     text = title.rstrip(".") if template is None else template.format_map(_Values(data)).removesuffix(": ")
     if template is None and (named := data.get("title") or data.get("name")):
@@ -185,13 +185,13 @@ def title_of_mention(event: LoggedEvent, data: Payload) -> str:
 
 
 def href_of(object_type: str, object_id: str) -> str | None:
-    """Return the path of an object in the API, or None if it cannot be read there."""
+    """Return the API path of an object, or None if the API has no path for this type of object."""
     path = _PATHS.get(object_type)
     return None if path is None else f"{API_PREFIX}/{path}/{quote(object_id, safe=':')}"
 
 
 def _body_of(event: LoggedEvent, data: Payload) -> str:
-    """Return the most telling text of an event, and the command that shows its object."""
+    """Return the text of an event that explains it best, and the command that shows the event's object."""
     command = _COMMANDS.get(event.object_type)
     tail = "" if command is None else f"See it: corral {command} {event.object_id}"
     if event.object_type == "budget":  # of all budgets, because one alone has no command
@@ -209,7 +209,7 @@ def _text_of(data: Payload) -> str:
 
 
 class _Values(dict[str, Any]):
-    """The values of a title. An absent value leaves a dash."""
+    """The values that are inserted into a title. A dash stands for an absent value."""
 
     def __missing__(self, name: str) -> str:
         return "-"

@@ -1,4 +1,4 @@
-"""The types of channels: those of this plugin, and those that other plugins contribute."""
+"""The channel types of this plugin, and those that other plugins contribute."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ class ChannelManagement:
     def update(
         self, channel_id: str, patch: ChannelPatch, checked: CheckedConfig | None, match: IfMatch
     ) -> NotificationChannelView:
-        """Change a channel. `checked` is its whole new config, or None if the config stays."""
+        """Change a channel. `checked` is the complete new config, or None if the config stays unchanged."""
         row = find_channel(channel_id)
         match.check(row.version)
         changes: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""Claims deliveries for attempts: one at a time for each channel, as fast as its service allows.
+"""Claims deliveries for attempts: one at a time for each channel, and no faster than its service allows.
 
 A claim is a lease with a fencing token. Every method runs in the caller's unit of work.
 """
@@ -43,7 +43,7 @@ IS_DUE = Delivery.due_at.is_null(False)
 
 
 class Claimed(msgspec.Struct, frozen=True, kw_only=True):
-    """A delivery that this process may attempt until its lease ends. `to` is the address of the recipient."""
+    """A delivery that this process may attempt until its lease ends. `to` is the recipient's email address, or None."""
 
     channel: Channel
     kind: ChannelType
@@ -52,7 +52,7 @@ class Claimed(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Claims(msgspec.Struct, frozen=True, kw_only=True):
-    """The claimed deliveries, and whether there may be more."""
+    """The claimed deliveries, and whether more deliveries may be due."""
 
     claimed: list[Claimed]
     more: bool
@@ -68,7 +68,7 @@ class DeliveryClaims:
         self._types, self._people, self._credentials = types, people, credentials
 
     def next_time(self) -> str | None:
-        """Return the instant at which the next delivery through an enabled channel is due, or None if none waits."""
+        """Return the instant at which the next delivery through an enabled channel is due, or None."""
         first = Delivery.select(Delivery.due_at).where((Delivery.channel_id == Channel.id) & IS_DUE)
         earliest = first.order_by(Delivery.due_at).limit(1)
         times: Any = Channel.select(earliest.alias("due_at")).where(Channel.is_enabled)
@@ -103,18 +103,18 @@ class DeliveryClaims:
         return Claims(claimed=claimed, more=True)
 
     def renew(self, claimed: Claimed) -> None:
-        """Extend the lease of an attempt that is still running, and store whom it has served."""
+        """Extend the lease of an attempt that is still running, and store which receivers already have the message."""
         changes = {"lease_until": clock.now(LEASE_SECONDS), "served": [*claimed.delivery.served]}
         Delivery.update(changes).where(has_valid_claim(claimed.delivery)).execute()
 
     def release(self, claimed: Claimed, due_at: str) -> None:
-        """Release a delivery that was not attempted. It is due at this time, and collects events again."""
+        """Release a delivery that was not attempted, so that it is due at `due_at` and can collect events again."""
         changes = {**waiting_until(due_at), "is_collecting": claimed.delivery.is_collecting}
         changes |= {"served": claimed.delivery.served}
         Delivery.update(changes).where(has_valid_claim(claimed.delivery)).execute()
 
     def has_late(self) -> bool:
-        """Return whether a lease has ended, a delivery has been due for a day, or its channel was deleted."""
+        """Return whether any delivery has an expired lease, has been due for a day, or belongs to a deleted channel."""
         expired = Delivery.select().where(Delivery.lease_until <= clock.now()).limit(1)
         late = Delivery.select().where(IS_DUE & (Delivery.ready_at < clock.now(-GIVE_UP_SECONDS))).limit(1)
         return expired.exists() or late.exists() or Delivery.select().where(_is_orphaned()).limit(1).exists()
@@ -130,10 +130,10 @@ class DeliveryClaims:
         return int(Delivery.update(ended("cancelled")).where(Delivery.id.in_(some) & IS_DUE).execute())
 
     def give_up(self) -> int:
-        """Mark deliveries as failed whose channel could not be used for a day. Return their number.
+        """Mark deliveries as failed if their channel could not be used for a day. Return their number.
 
-        Another process may have the type or the key of a channel that this process lacks, and send the due deliveries.
-        Therefore a delivery fails for this reason only when it has been due for a day.
+        Another process may have the channel type or the master key that this process lacks, and may send the
+        due deliveries. Therefore a delivery fails for this reason only when it has been due for a day.
         """
         if self.holds_deliveries():
             return 0
@@ -153,13 +153,17 @@ class DeliveryClaims:
         return int(Delivery.update(failed).where(Delivery.id.in_(some) & IS_DUE).execute())
 
     def holds_deliveries(self) -> bool:
-        """Return whether the kill switch holds deliveries."""
+        """Return whether the kill switch currently stops deliveries."""
         return self.switch is not None and (state := self.switch.state()).engaged and state.hold_deliveries
 
     # -- parts
 
     def _is_ready(self, row: Channel) -> bool:
-        """Return whether a channel is enabled, its type active, its key loaded, and its circuit breaker not open."""
+        """Return whether a channel can send now.
+
+        A channel can send if it is enabled, its channel type is active, its master key is loaded, and its
+        circuit breaker is not open.
+        """
         if not row.is_enabled or self._types.find(row.type) is None or not self._credentials.has_key(row):
             return False
         return not self._is_blocked(row)
@@ -169,9 +173,9 @@ class DeliveryClaims:
         return self.breakers is not None and self.breakers.blocked_until(self._types.breaker_of(row)) is not None
 
     def _is_still_wanted(self, row: Delivery, person: Person, logged: Mapping[str, LoggedEvent]) -> bool:
-        """Return whether a message may still go to a person. If not, end it.
+        """Return whether a message may still go to a person. If not, cancel the message.
 
-        The person may have lost rights since the events were collected, or muted them.
+        The person may have lost rights since the events were collected, or may have muted the events.
         """
         events = [logged[item["event_id"]] for item in row.items if item["event_id"] in logged]
         if self._people.still_wants(person, {item["event"] for item in row.items}, events):
@@ -194,7 +198,7 @@ class DeliveryClaims:
 
 
 def has_valid_claim(delivery: Delivery) -> Any:
-    """Return the condition that the claim of a delivery is still valid."""
+    """Return the SQL condition that the claim of a delivery is still valid."""
     return (Delivery.id == delivery.id) & (Delivery.lease == delivery.lease)
 
 
@@ -209,12 +213,12 @@ def _due_channels() -> list[Channel]:
 
 
 def _is_orphaned() -> Any:
-    """Return the condition that a delivery is due, and its channel was deleted."""
+    """Return the SQL condition that a delivery is due and its channel was deleted."""
     return (Delivery.due_at <= clock.now()) & Delivery.channel_id.not_in(Channel.select(Channel.id))
 
 
 def _first_due(channel_ids: Iterable[str]) -> Sequence[Delivery]:
-    """Return the delivery of each channel that has been due for longest. Reads no others, however many wait."""
+    """Return, for each channel, the delivery that has been due for the longest time. Does not read other deliveries."""
     is_due = (Delivery.channel_id == Channel.id) & (Delivery.due_at <= clock.now())
     first = Delivery.select(Delivery.id).where(is_due).order_by(Delivery.due_at, Delivery.id).limit(1)
     found: Any = Channel.select(first.alias("first_due")).where(Channel.id.in_(list(channel_ids))).tuples()
@@ -223,20 +227,20 @@ def _first_due(channel_ids: Iterable[str]) -> Sequence[Delivery]:
 
 
 def _logged(rows: Iterable[Delivery]) -> dict[str, LoggedEvent]:
-    """Return the events that deliveries report, by id, as far as the log still has them."""
+    """Return the events that deliveries report, by id. Events that the log no longer holds are left out."""
     ids = {item["event_id"] for row in rows for item in row.items if item["event_id"] is not None}
     return {event.id: event for event in event_log.select([EventRow.id.in_(ids)], len(ids))} if ids else {}
 
 
 def _earlier_attempts(rows: Sequence[Delivery]) -> dict[str, str]:
-    """Return when an earlier message of each group is attempted again, for the groups that have one."""
+    """Return when an earlier message of each group is attempted again. Groups without such a message are left out."""
     waits = Delivery.group_id.in_({row.group_id for row in rows}) & IS_DUE & ~Delivery.is_collecting
     found = Delivery.select(Delivery.group_id, Delivery.due_at).where(waits & (Delivery.status == "retrying"))
     return {str(row.group_id): str(row.due_at) for row in found}
 
 
 def _is_to_be_sent(row: Delivery, rule: Rule | None, people: Mapping[str, Person]) -> bool:
-    """Return whether a due delivery may be sent now. Otherwise, it ends, or quiet hours hold it."""
+    """Return whether a due delivery may be sent now. If not, end the delivery or hold it until quiet hours end."""
     if row.user_id is not None and row.user_id not in people:
         _end(row, "cancelled", "The person is not active.")
         return False
@@ -251,9 +255,10 @@ def _is_to_be_sent(row: Delivery, rule: Rule | None, people: Mapping[str, Person
 
 
 def _is_next(row: Delivery, rule: Rule, group: Group | None, earlier: str | None) -> bool:
-    """Return whether it is the turn of a message that still collects events. Otherwise, it ends or keeps collecting.
+    """Return whether a message that still collects events may be sent now.
 
-    It waits for an earlier message of its group, and then for the interval of the group.
+    If not, end the message or let it collect further events. The message waits for an earlier message of its group,
+    and then for the interval of the group.
     """
     if row.group_key == QUIET_KEY:
         return True
@@ -274,9 +279,9 @@ def _end(row: Delivery, status: str, reason: str) -> None:
 
 
 def _hold(row: Delivery, until: str) -> None:
-    """Let the events of a delivery join the summary at the end of the quiet hours.
+    """Move the events of a delivery into the summary that is sent when the quiet hours end.
 
-    The summary itself, and a message that was attempted, wait as they are.
+    The summary itself, and a message that was already attempted, wait unchanged.
     """
     if row.group_key == QUIET_KEY or not row.is_collecting:
         Delivery.update({**waiting_until(until), "ready_at": until}).where((Delivery.id == row.id) & IS_DUE).execute()

@@ -13,13 +13,16 @@ from corral_plugins.notifications.models import Channel
 
 
 class ChannelCredentials:
-    """Encrypts and decrypts. No method needs a unit of work. While the vault is sealed, all raise `Unavailable`."""
+    """Encrypts and decrypts the secrets of channels.
+
+    No method needs a unit of work. All methods raise `Unavailable` while the vault is sealed.
+    """
 
     def __init__(self, sealer: Sealer, keys: KeyRotation) -> None:
         self._sealer, self._keys = sealer, keys
 
     def has_key(self, row: Channel) -> bool:
-        """Return whether the master key of a channel's secrets is loaded, if it has any."""
+        """Return whether the master key of a channel's secrets is loaded. A channel without secrets needs no key."""
         if row.secrets is None:
             return True
         with contextlib.suppress(SealedWrong):
@@ -27,7 +30,7 @@ class ChannelCredentials:
         return True  # damaged: the attempt says so
 
     def seal(self, channel_id: str, secrets: Mapping[str, str]) -> str | None:
-        """Return secret members in the form in which they are stored, or None if there are none."""
+        """Return the secret members in the encrypted form that is stored, or None if there are none."""
         data = msgspec.json.encode(secrets)
         return self._sealer.encrypt(data, aad=_place(channel_id)).hex() if secrets else None
 
@@ -46,7 +49,7 @@ class ChannelCredentials:
             return None
 
     def config(self, row: Channel) -> dict[str, Any]:
-        """Return the whole config of a channel."""
+        """Return the complete config of a channel, with its secret members."""
         return {**row.config, **self.secrets(row)}
 
 

@@ -22,7 +22,7 @@ AT_ONCE = 500
 
 
 class NotificationDeliveries:
-    """Reads and repeats deliveries."""
+    """Lists deliveries and sends them again."""
 
     audit: Audit | None = None
 
@@ -42,7 +42,7 @@ class NotificationDeliveries:
         return paginate(rows, query, by, scope="notifications.deliveries", order=order, make=delivery_view)
 
     def retry(self, delivery_id: str) -> NotificationDeliveryView:
-        """Send a delivery that ended without success again, with fresh attempts."""
+        """Send a delivery that ended without success again, with the full number of attempts."""
         row = find_delivery(delivery_id)
         if not Channel.select().where(Channel.id == row.channel_id).exists():
             raise Conflict("The channel of this delivery was deleted.", current_status=row.status)
@@ -64,12 +64,12 @@ class NotificationDeliveries:
 
 
 def delete_ended(before: str) -> int:
-    """Delete a batch of the deliveries that ended before an instant, and return their number."""
+    """Delete a batch of the deliveries that ended before an instant. Return the number of deleted deliveries."""
     old = Delivery.select(Delivery.id).where(Delivery.finished_at < before).order_by(Delivery.finished_at)
     return int(Delivery.delete().where(Delivery.id.in_(old.limit(AT_ONCE)) & ~IS_OPEN).execute())
 
 
 def forget_groups(before: str) -> int:
-    """Forget a batch of the groups whose last message is older than an instant, and return their number."""
+    """Delete a batch of the groups whose last message is older than an instant. Return the number of deleted groups."""
     old = Group.select(Group.id).where(Group.last_sent_at < before).limit(AT_ONCE)
     return int(Group.delete().where(Group.id.in_(old)).execute())

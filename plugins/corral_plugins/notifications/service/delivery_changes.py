@@ -1,4 +1,4 @@
-"""The changes to the row of a delivery that ends or waits. The functions only compute."""
+"""Computes the changes to the row of a delivery that ends or waits. No function accesses the database."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from corral import clock
 
 
 def ended(status: str) -> dict[str, Any]:
-    """Return the changes to a delivery that ends with a status. A running attempt loses its lease."""
+    """Return the changes to a delivery that ends with a status. A running attempt of the delivery loses its lease."""
     waiting = dict.fromkeys(("next_attempt_at", "due_at", "lease", "lease_until"))
     return {"status": status, "finished_at": clock.now(), "is_collecting": False, **waiting}
 

@@ -37,7 +37,7 @@ SCHEMA: Json = {
 
 
 class DirectNotifications:
-    """Sends notifications that name their text and their recipients."""
+    """Sends notifications whose sender gives the text and the recipients."""
 
     def __init__(
         self, accounts: Accounts, people: People, inbox: Inbox, redactor: Redactor, dispatcher: NotificationDispatcher

@@ -1,4 +1,4 @@
-"""Sends notifications: in each process that runs jobs, reads new events, claims deliveries, and attempts them."""
+"""Sends notifications. Each process that runs jobs reads new events, claims deliveries, and attempts them."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ ENTRY = UnitContext(label="notifications.dispatch", actor=SYSTEM, cause=(CAUSE,)
 
 
 class _DueWork(msgspec.Struct, frozen=True):
-    """The events of which somebody is notified, and the time when the next delivery is due."""
+    """The names of the events that someone is notified of, and the time when the next delivery is due."""
 
     names: frozenset[str]
     next_time: str | None
 
 
 class NotificationDispatcher(EventDispatcher[Claimed]):
-    """Runs the attempts of this process."""
+    """Runs the delivery attempts of this process."""
 
     what = "notifications"
 
@@ -64,7 +64,7 @@ class NotificationDispatcher(EventDispatcher[Claimed]):
         self._names: frozenset[str] = frozenset()
 
     async def run_once(self) -> float:
-        """Write the messages of new events, and start due attempts. Return the seconds until the next attempt."""
+        """Write messages about new events, and start due attempts. Return the seconds until the next attempt."""
         await self._fan_out.read()
         outlook = await self._work(self._look, entry=ENTRY, read=True)
         self._names = outlook.names
@@ -84,7 +84,7 @@ class NotificationDispatcher(EventDispatcher[Claimed]):
         return event.type in self._names
 
     async def _attempt(self, claimed: Claimed) -> None:
-        """Attempt a delivery and record the result. An attempt that is interrupted releases the delivery."""
+        """Attempt a delivery and record the result. If the attempt is interrupted, release the delivery."""
         try:
             result = await self._send(claimed)
         except CircuitOpen as rejection:
@@ -100,7 +100,7 @@ class NotificationDispatcher(EventDispatcher[Claimed]):
             await asyncio.shield(self._record(claimed, result))
 
     async def _send(self, claimed: Claimed) -> SendResult:
-        """Send a delivery, and keep its lease in the meantime. An unexpected error counts as a failed attempt."""
+        """Send a delivery, and renew its lease while sending. An unexpected error counts as a failed attempt."""
         renewal = asyncio.get_running_loop().create_task(self._renew(claimed))
         try:
             notification = self._messages.of_delivery(claimed.delivery, to=claimed.to)
@@ -114,7 +114,10 @@ class NotificationDispatcher(EventDispatcher[Claimed]):
             renewal.cancel()
 
     async def _renew(self, claimed: Claimed) -> None:
-        """Keep the lease of an attempt, and store whom it has served, so that few are sent twice after a crash."""
+        """Renew the lease of an attempt, and store which receivers have the message.
+
+        After a crash, the message is then sent twice to few receivers only.
+        """
         served = claimed.delivery.served
         while True:
             before = len(served)
@@ -126,10 +129,10 @@ class NotificationDispatcher(EventDispatcher[Claimed]):
                 await self._work(lambda: self._claims.renew(claimed), entry=ENTRY)
 
     async def _record(self, claimed: Claimed, result: SendResult) -> None:
-        """Record a result, even if the database is unavailable for a moment.
+        """Record a result, and try again while the database is unavailable.
 
-        A delivery whose result cannot be recorded would be attempted again forever, so a fixed text replaces the
-        result.
+        A delivery whose result cannot be recorded would be attempted again forever. If recording fails for
+        another reason, a fixed text replaces the result.
         """
         told = result
         while True:

@@ -44,7 +44,7 @@ SCHEMA: Json = {
 
 
 class EmailChannel:
-    """Sends notifications by mail, through the server of the settings `mail.*`."""
+    """Sends notifications by mail, through the mail server that the settings `mail.*` name."""
 
     def __init__(self, mail: Mail) -> None:
         self._mail = mail
@@ -54,10 +54,10 @@ class EmailChannel:
         return ChannelType(type="email", title="Email", schema=SCHEMA, secrets=(), send=self.send, breaker=BREAKER)
 
     async def send(self, config: Mapping[str, Any], notification: OutgoingNotification) -> SendResult:
-        """Send a mail to each address that has none yet. If one address is refused, the others still get theirs.
+        """Send a mail to each address that has not received it yet, even if another address is refused.
 
-        The addresses that have received the mail are listed in the notification, so that they are known if the attempt
-        is interrupted.
+        The addresses that have received the mail are listed in the notification, so that they are known if the
+        attempt is interrupted.
         """
         addresses = [notification.to] if notification.to is not None else config.get("to", [])
         served, refused = notification.served, ""

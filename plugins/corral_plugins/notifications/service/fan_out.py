@@ -1,8 +1,9 @@
-"""Reads the event log, and writes the notifications in the app and the messages that go out.
+"""Reads the event log, and writes the notifications in the app and the outgoing messages.
 
-The position in the log is the cursor of a durable consumer. It moves in the transaction that writes the notifications,
-so each event is handled once. The conditions of rules are evaluated between reading and writing, because no expression
-may be evaluated in a unit of work. Any number of processes may read at the same time: one of them wins.
+The position in the log is the cursor of a durable consumer. The cursor moves in the transaction that writes the
+notifications, so each event is handled once. The conditions of rules are evaluated between reading and writing, because
+no expression may be evaluated in a unit of work. Several processes may read the same events at the same time; only one
+of them writes.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ CONDITION_ROOTS = ("event", "data", "severity")
 
 
 class Batch(msgspec.Struct, frozen=True, kw_only=True):
-    """Events to handle, the rules that may follow them, and the positions in the log before and after them."""
+    """Events to handle, the rules that may apply to them, and the positions in the log before and after the events."""
 
     events: list[LoggedEvent]
     rules: list[Rule]
@@ -79,13 +80,13 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TitledEvents:
-    """The names that patterns stand for, and the titles of events."""
+    """Expands patterns into names of events, and gives events their titles."""
 
     def __init__(self, types: EventTypes) -> None:
         self._types = types
 
     def names(self, patterns: Iterable[str]) -> frozenset[str]:
-        """Return the names of the events that patterns stand for, without the event about notifications itself."""
+        """Return the names of the events that match the patterns, except the event that reports a new notification."""
         return frozenset(self._types.expand(patterns)) - {OWN_EVENT}
 
     def describe(self, event: LoggedEvent, data: Mapping[str, Any]) -> NotificationContent:
@@ -95,13 +96,13 @@ class TitledEvents:
 
 
 class RuleMatching:
-    """Finds the events that rules follow. No method may be called in a unit of work."""
+    """Finds the rules that apply to events. No method may be called in a unit of work."""
 
     def __init__(self, expressions: Expressions, types: EventTypes) -> None:
         self._expressions, self.titles = expressions, TitledEvents(types)
 
     async def matches(self, rules: Sequence[Rule], events: Sequence[LoggedEvent]) -> dict[str, list[Rule]]:
-        """Return the rules that each event matches, by the id of the event."""
+        """Return the rules that apply to each event, by the id of the event."""
         names = {rule.id: self.titles.names(rule.events) for rule in rules}
         found: dict[str, list[Rule]] = {}
         for event in events:
@@ -143,15 +144,16 @@ class NotificationFanOut:
         self._people, self._mentions, self._inbox, self._channel_types = people, mentions, inbox, channel_types
 
     async def create_cursor(self) -> None:
-        """Store the end of the log as the position if none is stored, so that no later event is missed."""
+        """Start at the end of the log if no position is stored, so that no later event is missed."""
         if not await self._work(CURSOR.exists, entry=ENTRY, read=True):  # a start on a full disk only reads
             await self._work(CURSOR.create, entry=ENTRY)
 
     async def read(self, *, pass_over: bool = False) -> None:
-        """Handle all new events. Another process that reads at the same time does the rest.
+        """Handle all new events. If another process handles them at the same time, leave the rest to that process.
 
-        With `pass_over`, the position also moves past a few events of which nobody is notified, so that it never falls
-        so far behind that the log could not delete old events.
+        With `pass_over`, the position also moves past events of which nobody is notified, even if there are
+        only a few of them. Otherwise the position could fall so far behind that old events could not be deleted
+        from the log.
         """
 
         async def skip(reason: str) -> bool:
@@ -164,7 +166,7 @@ class NotificationFanOut:
                 pass
 
     def followed_names(self) -> frozenset[str]:
-        """Return the names of the events of which somebody is notified. Runs in a unit of work."""
+        """Return the names of the events that someone is notified of. Runs in a unit of work."""
         patterns = {pattern for rule in _enabled_rules() for pattern in rule.events}
         return self._names(patterns)
 
@@ -188,7 +190,7 @@ class NotificationFanOut:
         return await self._handle(batch) < batch.reached or batch.more
 
     def _count_failure(self, reason: str) -> bool:
-        """Count a failure of the next event. Return whether it was skipped."""
+        """Count a failure to handle the next event. Return whether the event was skipped."""
         batch = self._load(1)
         return bool(batch.events) and CURSOR.count_failure(batch.before, batch.events[0], reason)
 
@@ -225,7 +227,10 @@ class NotificationFanOut:
         return plan.reached
 
     async def _members(self, role: str) -> list[str]:
-        """Return the ids of the active users with a role, at most 10,000. Each page is read in a unit of its own."""
+        """Return the ids of the active users with a role, at most 10,000.
+
+        Each page is read in a separate unit of work.
+        """
         found: list[str] = []
         cursor: str | None = ""
         while cursor is not None and len(found) < MAX_PEOPLE:
@@ -242,9 +247,9 @@ class NotificationFanOut:
         names: Mapping[str, set[str]],
         roles: Mapping[str, Sequence[str]],
     ) -> _Plan:
-        """Choose the first events: at least one, and no more than one unit of work may write.
+        """Choose how many of the first events one unit of work can handle, at least one.
 
-        If one event concerns too many people, they are notified in several units.
+        If a single event concerns too many people, they are notified in several units of work.
         """
         outgoing = _Outgoing(self._channel_types, events, matched)
         personal = {key: [rule for rule in rules if outgoing.needs_people(rule)] for key, rules in matched.items()}
@@ -268,7 +273,7 @@ class NotificationFanOut:
     def _write(
         self, batch: Batch, plan: _Plan, chunk: list[str], done: str | None, matched: Mapping[str, Sequence[Rule]]
     ) -> None:
-        """Notify a chunk of the people, unless another process has notified them."""
+        """Notify a chunk of people, unless another process has already notified them."""
         is_last = chunk is plan.chunks[-1]
         CURSOR.move(batch.before, plan.reached if is_last else batch.before)
         if not plan.events:
@@ -291,7 +296,10 @@ class NotificationFanOut:
 
 
 class _Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """The events to report, the chunks of people, the position after the events, and who already knows the first."""
+    """The events to handle, the people to notify, and the position in the log after the events.
+
+    `done` is the id of the last person who was already notified of the first event, or None.
+    """
 
     events: list[LoggedEvent]
     audience: Audience
@@ -301,10 +309,11 @@ class _Plan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Outgoing:
-    """The messages that the events of a batch add to. Each event goes through a channel to a person once.
+    """The outgoing messages to which the events of a batch are added.
 
-    Nobody knows who reads a channel that has its own receivers, so no event goes there that admins may not read. Such
-    a channel is left out unless `to_all`, because its message is written with the first chunk of people.
+    Each event goes through a channel to a person only once. A channel with receivers of its own gets only events
+    that all admins may read, because nobody knows who reads the channel. Such a channel is left out unless `to_all`
+    is set, because its message is written with the first chunk of people.
     """
 
     def __init__(
@@ -366,7 +375,10 @@ class _Outgoing:
 
 
 def _event_target(rule: Rule, channel_id: str, person: Person | None, key: str, severity: str) -> Target:
-    """Return where an event goes. In quiet hours, all but critical events go into one summary at their end."""
+    """Return the target of an event.
+
+    In quiet hours, all except critical events go into one summary when the hours end.
+    """
     hold = None
     if severity != CRITICAL:
         ends = [end_of_quiet_hours(rule.quiet_hours, clock.time_s())]
@@ -382,13 +394,13 @@ def _event_target(rule: Rule, channel_id: str, person: Person | None, key: str, 
 
 
 def _is_about_itself(event: LoggedEvent) -> bool:
-    """Return whether a notification caused an event. The alert about a failing channel is sent nevertheless."""
+    """Return whether a notification caused an event. The alert about a failing channel does not count."""
     causes = msgspec.json.decode(event.cause, type=list[str])
     return event.type == OWN_EVENT or (CAUSE in causes and event.payload().get("kind") != CHANNEL_FAILING)
 
 
 def _silenced_breakers(event: LoggedEvent, data: Mapping[str, Any]) -> set[str]:
-    """Return the breakers of the channels that an event says are failing, which must not report this."""
+    """Return the circuit breakers that an event is about. The channels that they guard must not send the event."""
     if event.type.startswith("circuit."):
         return {str(data.get("name"))}
     if event.type != "system.alert":
@@ -403,7 +415,7 @@ def _enabled_rules() -> list[Rule]:
 
 
 def _condition_data(event: LoggedEvent) -> dict[str, Any]:
-    """Return the form of an event that conditions use."""
+    """Return the value of `event` that the conditions of rules use."""
     return {
         "event": event.type,
         "id": event.id,

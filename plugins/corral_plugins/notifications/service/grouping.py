@@ -1,6 +1,6 @@
-"""Gathers events into the messages that go out: a burst of events becomes one message.
+"""Groups events into outgoing messages: a burst of events becomes one message.
 
-Every function runs in the caller's unit of work, except those that only compute.
+Functions that access the database run in the caller's unit of work.
 """
 
 from __future__ import annotations
@@ -49,13 +49,16 @@ class Bundle(msgspec.Struct, kw_only=True):
     objects: list[str] | None = []
 
     def add(self, item: Json, severity: Severity, object: tuple[str, str], state: Iterable[Any]) -> None:
-        """Add an event. `state` is the state of the object that it reports."""
+        """Add an event. `state` is the state of the object that the event reports."""
         mark = mark_of(item["event"], object, severity, item["title"], *state)
         objects = merge_marks(self.objects, [mark])
         self.merge(severity, 1, [item], objects)
 
     def merge(self, severity: Severity, count: int, items: list[Json], objects: list[str] | None) -> None:
-        """Add events. `objects` are the marks of all objects together."""
+        """Add several events.
+
+        `objects` contains the marks of all events in the bundle, or is None if there are too many.
+        """
         self.severity, self.count = highest(self.severity, severity), self.count + count
         self.items = [*self.items, *items][:SHOWN_ITEMS]
         self.objects = objects
@@ -67,7 +70,7 @@ def mark_of(event: str, object: tuple[str, str], *state: Any) -> str:
 
 
 def merge_marks(known: list[str] | None, more: list[str] | None) -> list[str] | None:
-    """Return the marks of two lists, or None if there are too many to remember."""
+    """Return the marks of both lists without duplicates, or None if there are too many to store."""
     if known is None or more is None:
         return None
     merged = list(dict.fromkeys([*known, *more]))
@@ -80,7 +83,7 @@ def highest(one: Severity, other: Severity) -> Severity:
 
 
 def group_key_of(group_by: Iterable[str], event: str, object: tuple[str, str], data: Mapping[str, Any]) -> str:
-    """Return the text that identifies the group of an event: the values by which it is grouped, or its object."""
+    """Return the text that identifies the group of an event: the values that the event is grouped by, or its object."""
     keys = list(group_by)
     if not keys:
         return f"{event} {object[0]} {object[1]}"[:200]
@@ -90,7 +93,7 @@ def group_key_of(group_by: Iterable[str], event: str, object: tuple[str, str], d
 
 
 def write_bundles(bundles: Mapping[Target, Bundle], rules: Mapping[str, Rule]) -> None:
-    """Add events to the messages that collect them, or begin new ones."""
+    """Add events to the messages that still collect events, or create new messages."""
     if not bundles:
         return
     advisory_lock(LOCK)
@@ -107,7 +110,7 @@ def write_bundles(bundles: Mapping[Target, Bundle], rules: Mapping[str, Rule]) -
 
 
 def join_or_begin(target: Target, bundle: Bundle, due_at: str) -> None:
-    """Add events to the message of a target that collects them, or begin a message that is due at this time.
+    """Add events to the target's message that still collects events, or create a message that is due at `due_at`.
 
     The caller holds the lock.
     """
@@ -131,7 +134,7 @@ def next_of(group: Group, rule: Rule) -> str:
 
 
 def is_unchanged(row: Delivery, group: Group | None, repeat_seconds: int) -> bool:
-    """Return whether the last message of a group was the same, and was sent too recently to be repeated."""
+    """Return whether the group's last message reported the same, and was sent too recently to repeat it."""
     if group is None or row.objects is None or group.objects is None or not set(row.objects) <= set(group.objects):
         return False
     return repeat_seconds == 0 or group.last_sent_at > clock.now(-repeat_seconds)
@@ -155,7 +158,7 @@ def _due_at(target: Target, rule: Rule, group: Group | None) -> str:
 
 
 def _join(row: Delivery, bundle: Bundle) -> bool:
-    """Add events to a message. Return False if it is already being sent."""
+    """Add events to a message. Return False if the message no longer collects events."""
     changes = {
         "severity": highest(cast(Severity, row.severity), bundle.severity),
         "count": row.count + bundle.count,

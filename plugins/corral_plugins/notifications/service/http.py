@@ -27,7 +27,7 @@ REPEATED_STATUSES = frozenset({408, 425, 429})
 
 
 class HttpAnswer(msgspec.Struct, frozen=True, kw_only=True):
-    """The response of a service, or why there was none."""
+    """The response of a service, or the reason why there was none."""
 
     status: int = 0
     text: str = ""
@@ -44,7 +44,7 @@ class ChannelHttp:
     async def post(
         self, url: str, body: bytes, headers: Mapping[str, str], *, content_type: str | None = None
     ) -> HttpAnswer:
-        """Post a body, by default of JSON, and return the response."""
+        """Post a body, as JSON by default, and return the response."""
         import httpx2
 
         sent = httpx2.Headers({"User-Agent": _user_agent()})
@@ -67,7 +67,7 @@ class ChannelHttp:
 
 
 def judge_answer(answer: HttpAnswer) -> SendResult:
-    """Return the result of an attempt by the status of the response."""
+    """Return the result of an attempt, which depends on the status of the response."""
     if answer.failure is not None:
         return answer.failure
     if 200 <= answer.status < 300:

@@ -50,7 +50,10 @@ class Inbox:
     """The notifications of people in the app."""
 
     def add(self, new: Iterable[NewNotification]) -> None:
-        """Write notifications. An unread one of the same person and group is counted up for 5 minutes."""
+        """Write notifications, or count further events in an unread notification of the same person and group.
+
+        A notification counts further events for 5 minutes.
+        """
         groups: dict[tuple[str, str], list[NewNotification]] = {}
         for each in new:
             groups.setdefault((each.user_id, _hash(each.group)), []).append(each)
@@ -123,9 +126,10 @@ def mark_requests(user_id: str, object_type: str, object_id: str) -> None:
 
 
 def delete_old(read_before: str, unread_before: str, after: Position) -> Position | None:
-    """Delete old notifications that follow `after`. Return the last position, or None at the end.
+    """Delete a batch of old notifications after the position `after`. Return the last position, or None at the end.
 
-    One call examines one batch, because most old notifications may be unread, and are kept.
+    One call examines only one batch, because most old notifications may be unread, and unread notifications are
+    kept.
     """
     columns = (Notification.created_at, Notification.id, Notification.read_at)
     follows = (Notification.created_at >= after[0]) & (peewee.Tuple(*columns[:2]) > peewee.Tuple(*after))
@@ -140,7 +144,7 @@ def delete_old(read_before: str, unread_before: str, after: Position) -> Positio
 
 
 def delete_of_user(user_id: str) -> int:
-    """Delete a batch of a person's notifications, and return their number."""
+    """Delete a batch of a person's notifications. Return the number of deleted notifications."""
     some = Notification.select(Notification.id).where(Notification.user_id == user_id).limit(AT_ONCE)
     return int(Notification.delete().where(Notification.id.in_(some)).execute())
 
@@ -153,7 +157,10 @@ def users_with_surplus() -> list[tuple[str, int]]:
 
 
 def delete_surplus(user_id: str, surplus: int) -> int:
-    """Delete a batch of a person's surplus notifications, the oldest that were read first. Return their number."""
+    """Delete a batch of a person's surplus notifications. Return the number of deleted notifications.
+
+    Notifications that were read are deleted first, the oldest before the others.
+    """
     order = (Notification.read_at.is_null(), Notification.created_at)
     mine = Notification.select(Notification.id).where(Notification.user_id == user_id).order_by(*order)
     return int(Notification.delete().where(Notification.id.in_(mine.limit(min(surplus, AT_ONCE)))).execute())
@@ -179,7 +186,7 @@ def _count_unread(people: Collection[str]) -> dict[str, int]:
 
 
 def _count_up(row: Notification, items: list[NewNotification]) -> bool:
-    """Let a notification count further events. Return False if it has been read in the meantime."""
+    """Count further events in a notification. Return False if the notification has been read in the meantime."""
     changes = {**_newest(items[-1]), "titles": _titles(row.titles or [row.title], items), "last_at": clock.now()}
     counted = {**changes, "count": Notification.count + len(items)}
     if not Notification.update(counted).where((Notification.id == row.id) & UNREAD).execute():
@@ -201,7 +208,7 @@ def _new_row(key: str, items: list[NewNotification]) -> Notification:
 
 
 def _titles(known: list[str], items: Iterable[NewNotification]) -> list[str]:
-    """Return the first different titles, of the known titles and of further events."""
+    """Return the first different titles, out of the titles that are already stored and the titles of further events."""
     return list(dict.fromkeys([*known, *(item.title for item in items)]))[:SHOWN_TITLES]
 
 

@@ -18,7 +18,7 @@ _NAME = re.compile(r"(?<![\w@.+-])@([A-Za-z0-9][\w.+-]{0,63}(?:@[A-Za-z0-9][A-Za
 
 
 class Mentions:
-    """Finds mentions. The methods run in the caller's unit of work; `names_in` needs none."""
+    """Finds mentions. The methods run in the caller's unit of work."""
 
     messages: Messages | None
     code_reviews: CodeReviews | None
@@ -42,7 +42,7 @@ class Mentions:
         return found
 
     def people(self, names: Mapping[str, set[str]]) -> dict[str, set[str]]:
-        """Return the ids of the people with these names, by the same keys."""
+        """Return the ids of the people with these names, by the same keys as `names`."""
         wanted = {name for some in names.values() for name in some}
         found = self._accounts.find_named(wanted) if wanted else {}
         return {key: {each for name in some for each in found.get(name, ())} for key, some in names.items()}

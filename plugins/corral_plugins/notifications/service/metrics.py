@@ -17,13 +17,13 @@ OUTCOMES = ("success", "failure")
 
 
 class NotificationMetrics:
-    """Counts the attempts of this process."""
+    """Counts the delivery attempts of this process."""
 
     def __init__(self) -> None:
         self._attempts: Counter[tuple[str, ...]] = Counter()
 
     def count(self, channel_type: str, outcome: str) -> None:
-        """Count an attempt. Called on the event loop."""
+        """Count a delivery attempt. Called on the event loop."""
         self._attempts[channel_type if channel_type in CHANNEL_TYPES else OTHER, outcome] += 1
 
     def definitions(self) -> list[Metric]:
@@ -48,6 +48,6 @@ class NotificationMetrics:
 
 
 def longest_lag() -> Mapping[tuple[str, ...], float]:
-    """Return the seconds for which the first delivery has been due."""
+    """Return how many seconds the delivery that has waited longest is overdue."""
     due: Any = Delivery.select(peewee.fn.MIN(Delivery.due_at)).where(Delivery.due_at.is_null(False)).scalar()
     return {(): 0.0 if due is None else max(0.0, clock.time_s() - clock.parse_instant(due))}

@@ -1,4 +1,4 @@
-"""Records the results of attempts and their consequences: retries, and the state of the channel.
+"""Records the results of delivery attempts and their consequences: retries, and the state of the channel.
 
 Every method runs in the caller's unit of work.
 """
@@ -28,13 +28,13 @@ LEAST_WAIT_SECONDS = 5.0  # a service may ask to wait for 0 seconds, again and a
 
 
 class DeliveryOutcomes:
-    """Records results."""
+    """Records the results of delivery attempts."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
 
     def record(self, claimed: Claimed, result: SendResult) -> bool:
-        """Record the result of an attempt. Return False if the claim is not valid any more."""
+        """Record the result of an attempt. Return False if the claim is no longer valid."""
         row: Channel | None = locked(Channel.select().where(Channel.id == claimed.channel.id)).first()
         served = list(result.served) or claimed.delivery.served
         changes = {"last_error": _error(result), "served": served, **self._next_state(claimed, result)}
@@ -47,13 +47,19 @@ class DeliveryOutcomes:
         return True
 
     def record_test(self, channel_id: str, kind: ChannelType, result: SendResult) -> None:
-        """Record the result of a test. Nobody is alerted, because an admin waits for it."""
+        """Record the result of a test notification.
+
+        Admins are not alerted, because one of them waits for the result.
+        """
         row: Channel | None = locked(Channel.select().where(Channel.id == channel_id)).first()
         if row is not None:
             _record_channel(row, kind, result)
 
     def _next_state(self, claimed: Claimed, result: SendResult) -> dict[str, Any]:
-        """Return the changes to the state of a delivery. For a day, waiting as the service asks uses up no attempt."""
+        """Return the changes to the state of a delivery.
+
+        If the service asks to wait, the attempt does not count during the first day.
+        """
         schedule, attempts = self._settings.get(RETRY_SCHEDULE), claimed.delivery.attempts + 1
         if result.error is None:
             return {**ended("succeeded"), "attempts": attempts}
@@ -66,7 +72,7 @@ class DeliveryOutcomes:
 
 
 def _record_channel(row: Channel, kind: ChannelType, result: SendResult) -> bool:
-    """Record the consequence of an attempt for the channel. Return whether the channel is failing."""
+    """Record in the row of the channel how an attempt ended. Return whether the channel is failing."""
     mine = Channel.id == row.id
     if result.error is None:
         well = {"last_success_at": clock.now(), "last_error": None, "failing_since": None}
@@ -87,8 +93,8 @@ def _record_channel(row: Channel, kind: ChannelType, result: SendResult) -> bool
 def _make_due(channel_id: str) -> None:
     """Make waiting deliveries due soon, because the channel works.
 
-    These wait for another attempt or for an earlier message. They do not become due at once, because an overloaded
-        receiver accepts some messages too, and the others would use up their attempts in seconds.
+    The deliveries wait for another attempt or for an earlier message. They do not become due at once: an overloaded
+    receiver may accept a few messages, and the others would then use up their attempts within seconds.
     """
     now, soon = clock.now(), clock.now(PAUSE_SECONDS)
     waiting = Delivery.select(Delivery.id).where(

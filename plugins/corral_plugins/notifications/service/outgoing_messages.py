@@ -18,13 +18,13 @@ LIST_COMMAND = "See them: corral notifications list"
 
 
 class OutgoingMessages:
-    """Turns deliveries into notifications for channels. Known credentials are removed once more."""
+    """Turns deliveries into notifications for channels, and redacts known credentials once more."""
 
     def __init__(self, settings: Settings, installation: InstallationConfig, redactor: Redactor) -> None:
         self._settings, self._public_url, self._redactor = settings, installation.public_url, redactor
 
     def of_delivery(self, row: Delivery, *, to: str | None = None) -> OutgoingNotification:
-        """Return the notification of a delivery, addressed to `to` if it is for one person."""
+        """Return the notification of a delivery. `to` is the person's address if it is for one person."""
         items = [msgspec.convert(self._redactor.redact_json(each), OutgoingItem) for each in row.items]
         return self.build(
             {"id": row.id, "severity": row.severity, "count": row.count, "created_at": row.created_at},
@@ -41,7 +41,10 @@ class OutgoingMessages:
         to: str | None = None,
         served: list[str] | None = None,
     ) -> OutgoingNotification:
-        """Return the notification of some events. `facts` contains its id, severity, count and time."""
+        """Return a notification about some events.
+
+        `facts` contains the id, severity, count and time of the notification.
+        """
         first, count = items[0], facts["count"]
         title, body = (first.title, first.body) if count == 1 else _summary(items, count)
         return OutgoingNotification(
@@ -66,7 +69,10 @@ class OutgoingMessages:
 
 
 def _summary(items: list[OutgoingItem], count: int) -> tuple[str, str]:
-    """Return the title and the body of a message about several events: their number and the first titles."""
+    """Return the title and body of a message about several events.
+
+    They contain the number of events and the first titles.
+    """
     names = {each.event for each in items}
     about = items[0].event if len(names) == 1 else "events"
     lines = [f"- {each.title}" for each in items]

@@ -37,7 +37,7 @@ class Person(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class People:
-    """The people whom the events of one batch concern. Roles and people are looked up once."""
+    """The people whom the events of one batch concern."""
 
     approvals: Approvals | None
     code_reviews: CodeReviews | None
@@ -46,14 +46,14 @@ class People:
         self._accounts, self._rights = accounts, rights
 
     def with_role(self, role: str, cursor: str = "") -> tuple[list[str], str | None]:
-        """Return the ids of a page of the active users with a role, and the cursor of the next page, or None."""
+        """Return one page of the ids of active users with a role, and the cursor of the next page or None."""
         page = self._accounts.list(
             UserQuery(role=[cast(Role, role)], is_active=True, limit=200, cursor=cursor or UNSET), SYSTEM_PRINCIPAL
         )
         return [user.id for user in page.items], page.next
 
     def load(self, user_ids: Collection[str]) -> dict[str, Person]:
-        """Return those users who are active, by id."""
+        """Return the active users among these users, by id."""
         principals = self._accounts.principals_of(user_ids)
         users = {key: user for key, user in self._accounts.get_many(principals).items() if key in principals}
         wishes = {row.user_id: row for row in Preference.select().where(Preference.user_id.in_(list(users)))}
@@ -89,7 +89,7 @@ class People:
     def may_be_told(self, person: Person, event: LoggedEvent, data: Mapping[str, Any], type: str) -> bool:
         """Return whether a person may read an event and wants notifications of this type.
 
-        People are notified of their own actions only if these failed.
+        People are notified of their own actions only if the actions failed.
         """
         if type in person.mute or not self._rights.can_read(person.principal, event):
             return False
@@ -97,7 +97,7 @@ class People:
         return not is_own or is_at_least(severity_of(event, data), FAILURE)
 
     def still_wants(self, person: Person, events: Collection[str], logged: Iterable[LoggedEvent]) -> bool:
-        """Return whether a person still wants a mail about events of some types, and may read the events in the log."""
+        """Return whether a person still wants a mail about these types of events, and may read all logged events."""
         if person.email_preference == "off" or person.mute.issuperset(events):
             return False
         return all(self._rights.can_read(person.principal, event) for event in logged)
@@ -120,7 +120,7 @@ class People:
 
 
 def receivers_of(channel: Channel, people: Iterable[Person], severity: str) -> Sequence[Person | None]:
-    """Return the people whom a channel notifies one by one, or no person if it has its own receivers."""
+    """Return the people whom a channel notifies one by one, or only None if the channel has receivers of its own."""
     if not channel.config.get("to_recipients"):
         return (None,)
     wanted = {"all": True, "important": is_at_least(severity, FAILURE), "off": False}

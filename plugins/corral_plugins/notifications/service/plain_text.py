@@ -1,4 +1,4 @@
-"""Turns text that people and agents wrote into plain text that no service takes for markup or mentions.
+"""Turns text that people and agents wrote into plain text that no service interprets as markup or mentions.
 
 No function needs a unit of work.
 """
@@ -39,7 +39,8 @@ def truncate(text: str, limit: int, tail: str = "") -> str:
 def without_markup(text: str) -> str:
     """Return a string without markup and mentions, for services that interpret them.
 
-    It contains no `@channel`, `@here` or `@name`, no links with another label, and no marks for bold or code.
+    The string contains no `@channel`, `@here` or `@name`, no links whose label hides the address, and no marks for
+    bold or code.
     """
     text = unicodedata.normalize("NFC", text)
     text = _ANGLES.sub("", text)
@@ -48,7 +49,7 @@ def without_markup(text: str) -> str:
 
 
 def length_utf16(text: str) -> int:
-    """Return the length of a string in UTF-16 units, as some services count it."""
+    """Return the length of a string in UTF-16 units, which some services count."""
     return len(text.encode("utf-16-le")) // 2
 
 

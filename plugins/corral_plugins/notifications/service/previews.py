@@ -1,4 +1,4 @@
-"""Shows what a rule would have sent, from the event log. Runs outside units of work."""
+"""Shows what a rule would have sent, based on the event log. Runs outside units of work."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class RulePreviews:
         self._work, self._matching = work, matching
 
     async def simulate(self, rule: Rule, days: int) -> RulePreview:
-        """Return what a rule would have sent for the events of the last days, whether it is enabled or not."""
+        """Return what a rule would have sent for the events of the last days, even if the rule is disabled."""
         rule.since_seq = 0
         since, names = clock.now(-days * DAY), sorted(self._matching.titles.names(rule.events))
         simulation, count, matched = _Simulation(rule), 0, 0
@@ -77,7 +77,7 @@ class _Message:
 
 
 class _Simulation:
-    """Groups past events as the rule would have grouped them when they occurred."""
+    """Groups past events in the way in which the rule would have grouped them when they occurred."""
 
     def __init__(self, rule: Rule) -> None:
         self._rule = rule
@@ -86,7 +86,7 @@ class _Simulation:
         self._sent: list[_Message] = []
 
     def add(self, event: LoggedEvent, data: Mapping[str, Any], title: str) -> None:
-        """Add the next event."""
+        """Add the next event. Events must be added in order of time."""
         rule, at, object = self._rule, clock.parse_instant(event.ts), (event.object_type, event.object_id)
         severity = severity_of(event, data)
         ends = None if severity == CRITICAL else end_of_quiet_hours(rule.quiet_hours, at)

@@ -16,7 +16,8 @@ DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 def end_of_quiet_hours(hours: Mapping[str, Any] | None, now: float) -> str | None:
     """Return the end of the quiet hours that contain a moment, or None if no quiet hours contain it.
 
-    Quiet hours from 22:00 to 07:00 belong to the day on which they begin. If both times are equal, they last a day.
+    Quiet hours from 22:00 to 07:00 belong to the day on which they begin. If both times are equal, the quiet hours
+    last a day.
     """
     if not hours:
         return None
@@ -34,7 +35,7 @@ def end_of_quiet_hours(hours: Mapping[str, Any] | None, now: float) -> str | Non
 
 
 def quiet_hours_faults(timezone: str, pointer: str) -> list[FieldError]:
-    """Return a fault if a time zone does not exist."""
+    """Return a validation error if the time zone of quiet hours does not exist."""
     try:
         ZoneInfo(timezone)
     except (ZoneInfoNotFoundError, ValueError, OSError):

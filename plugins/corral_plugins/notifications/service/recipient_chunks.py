@@ -1,7 +1,8 @@
-"""Divides the people whom an event concerns into chunks that one unit of work can notify.
+"""Divides the people whom an event concerns into chunks, each of which one unit of work can notify.
 
 An event may concern thousands of people. They are then notified in the order of their ids, in several units of work.
-Each unit stores how far it came, so that nobody is notified twice if the process ends in between.
+Each unit of work stores the last person whom it notified, so that nobody is notified twice if the process ends in
+between.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ ROWS_AT_ONCE = 500
 
 
 def divide_into_chunks(user_ids: Iterable[str], at_once: int, *, after: str | None) -> list[list[str]]:
-    """Return chunks of people, without those up to `after`: at least one, which may be empty."""
+    """Divide the people whose ids follow `after` into chunks. Return at least one chunk, which may be empty."""
     ids = sorted(each for each in user_ids if after is None or each > after)
     return [ids[start : start + at_once] for start in range(0, len(ids), at_once)] or [[]]
 

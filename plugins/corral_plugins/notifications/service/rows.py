@@ -71,7 +71,7 @@ def notification_view(row: Notification) -> NotificationView:
 
 
 def used_by(channel_ids: Collection[str]) -> dict[str, list[RuleRef]]:
-    """Return the rules that use each of the channels, at most 100 for each."""
+    """Return the rules that use each of the channels, at most 100 rules for each channel."""
     joined = Rule.select(RuleChannel.channel_id, Rule.id, Rule.name).join(
         RuleChannel, on=RuleChannel.rule_id == Rule.id
     )
@@ -85,7 +85,7 @@ def used_by(channel_ids: Collection[str]) -> dict[str, list[RuleRef]]:
 
 
 def status_of(row: Channel) -> ChannelStatus:
-    """Return the state of a channel by its last attempt."""
+    """Return the state of a channel, which depends on its last attempt."""
     if row.failing_since is not None:
         return "failing"
     return "untested" if row.last_success_at is None else "ok"

@@ -48,7 +48,7 @@ class RuleManagement:
         return find_rule(rule_id)
 
     def create(self, new: NewNotificationRule) -> NotificationRuleView:
-        """Create a rule whose events and conditions have been checked. It applies to events from now on."""
+        """Create a rule whose events and conditions have already been checked. It applies to events from now on."""
         _require_free_name(new.name)
         values = self._values(new)
         now = clock.now()
@@ -59,7 +59,7 @@ class RuleManagement:
         return rule_view(row)
 
     def update(self, rule_id: str, patch: RulePatch, match: IfMatch) -> NotificationRuleView:
-        """Change a rule whose new events and conditions have been checked."""
+        """Change a rule. Its new events and conditions have already been checked."""
         row = find_rule(rule_id)
         match.check(row.version)
         changes = self._values(patch)
@@ -92,7 +92,7 @@ class RuleManagement:
     # -- parts
 
     def _values(self, given: NewNotificationRule | RulePatch) -> dict[str, Any]:
-        """Return the columns of the given fields. Raise `Invalid` for people and channels that do not exist."""
+        """Convert the given fields to database columns. Raise `Invalid` for people and channels that do not exist."""
         values = {name: getattr(given, name) for name in FIELDS if getattr(given, name) is not UNSET}
         for name in ("events", "group_by", "channel_ids"):
             if name in values:

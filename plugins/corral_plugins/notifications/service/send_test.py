@@ -23,7 +23,7 @@ ENTRY = UnitContext(label="notifications.test", actor=SYSTEM, cause=(CAUSE,))
 
 
 class ChannelTester:
-    """Sends test notifications. They are not repeated. The state of the channel follows from the result."""
+    """Sends test notifications, each only once, and records the result in the state of the channel."""
 
     def __init__(
         self,
@@ -37,7 +37,10 @@ class ChannelTester:
         self._outcomes = outcomes
 
     async def send(self, row: Channel, address: str) -> ChannelTest:
-        """Send a test notification, and return the result. A channel with `to_recipients` sends it to `address`."""
+        """Send a test notification, and return the result.
+
+        If the channel has `to_recipients`, the test notification goes to `address`.
+        """
         began = time.monotonic()
         result = await self._send(row, address if row.config.get("to_recipients") else None)
         return ChannelTest(

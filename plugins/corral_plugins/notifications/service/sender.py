@@ -24,7 +24,7 @@ ATTEMPT_SECONDS = 900.0  # no type of channel takes so long by itself: a mail to
 
 
 class ChannelSender:
-    """Sends notifications. Raises `CircuitOpen` instead of an attempt while the circuit breaker is open."""
+    """Sends notifications. While the circuit breaker is open, raises `CircuitOpen` and sends nothing."""
 
     breakers: Breakers | None
 
@@ -34,7 +34,7 @@ class ChannelSender:
         self._work, self._types, self._credentials, self._redactor = work, types, credentials, redactor
 
     def declare(self) -> None:
-        """Declare the names of the circuit breakers."""
+        """Declare the circuit breakers that guard channels."""
         if self.breakers is not None:
             self.breakers.declare(CHANNEL_BREAKER, _names_of_channels)
             self.breakers.declare(MAIL_BREAKER, lambda: [MAIL_BREAKER])
@@ -69,7 +69,7 @@ def _names_of_channels() -> list[str]:
 
 
 def _judge(outcome: Any) -> Verdict:
-    """Classify an attempt for the circuit breaker."""
+    """Classify the outcome of an attempt for the circuit breaker."""
     if isinstance(outcome, SendResult):
         return "success" if outcome.error is None else "neutral" if outcome.says_nothing else "failure"
     return "neutral" if isinstance(outcome, Problem) else "failure"

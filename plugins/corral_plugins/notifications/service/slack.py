@@ -70,7 +70,7 @@ class SlackChannel:
 
 
 def slack_text(notification: OutgoingNotification) -> str:
-    """Return the text of a message, in which nothing that people or agents wrote is markup or a mention."""
+    """Return the text of a message. Nothing that people or agents wrote in it can act as markup or a mention."""
     text = "\n".join(part for part in (notification.title, notification.body) if part)
     tail = f"\n{notification.url}" if notification.url else ""
     shown = without_markup(text)
@@ -86,7 +86,7 @@ def _escape(text: str) -> str:
 
 
 def _judge_api(text: str) -> SendResult:
-    """Return the result that the Web API reports in the body of a response with the status 200."""
+    """Return the result that the Slack Web API reports in the body of a response with the status 200."""
     try:
         told = msgspec.json.decode(text, type=dict[str, Any])
     except msgspec.DecodeError:

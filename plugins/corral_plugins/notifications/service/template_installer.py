@@ -24,13 +24,13 @@ PERMISSION = "notifications.manage"
 
 
 class RuleTemplateInstaller:
-    """The installer of the kind `notification_rule`. The services are set after the boot."""
+    """The installer for templates of the kind `notification_rule`. The services are set after the boot."""
 
     management: RuleManagement | None = None
     checks: RuleChecks | None = None
 
     def definition(self) -> Installer:
-        """Return the installer."""
+        """Return the definition of the installer."""
         return Installer(
             kind="notification_rule",
             title="Notification rule",
@@ -55,7 +55,7 @@ class RuleTemplateInstaller:
         return InstalledObject(id=self._service().create(convert(NewNotificationRule, {**spec, "enabled": False})).id)
 
     def read_fields(self, ids: Sequence[str]) -> Mapping[str, Json]:
-        """Return the fields that an admin may set, by the id of the rule, except whether it is enabled."""
+        """Return the fields of each rule that an admin may set, by rule id. The field `enabled` is left out."""
         return {row.id: _values(row) for row in Rule.select().where(Rule.id.in_(list(ids)))}
 
     def lock(self, ids: Sequence[str]) -> None:
@@ -63,7 +63,7 @@ class RuleTemplateInstaller:
         list(locked(Rule.select(Rule.id).where(Rule.id.in_(list(ids))).order_by(Rule.id)))
 
     def update(self, rule_id: str, fields: Json, by: Principal) -> None:
-        """Change a rule. The new values have been checked."""
+        """Change a rule. The new values have already been checked."""
         self._service().update(rule_id, convert(RulePatch, fields), ANY_VERSION)
 
     def find_uses(self, ids: Sequence[str]) -> Sequence[ObjectUse]:
@@ -79,7 +79,10 @@ class RuleTemplateInstaller:
         self._service().delete(rule_id, ANY_VERSION)
 
     def export(self, rule_id: str, by: Principal) -> Json:
-        """Return the fields that an admin may set, without people and channels, which belong to this installation."""
+        """Return the fields that an admin may set.
+
+        People and channels are left out, as they belong to this installation.
+        """
         row = self._service().row(rule_id)
         values = {name: value for name, value in _values(row).items() if value is not None and name != "channel_ids"}
         values["recipients"] = {**values["recipients"], "users": []}
@@ -97,7 +100,7 @@ def _values(row: Rule) -> Json:
 
 @functools.cache
 def _schema() -> Json:
-    """Return the schema of a new rule. Rules of templates are always created disabled."""
+    """Return the schema of a new rule for templates. Rules of templates are always created disabled."""
     schema = msgspec.json.schema(NewNotificationRule)
     fields: Json = schema["$defs"]["NewNotificationRule"]["properties"]
     del fields["enabled"]

@@ -36,7 +36,7 @@ LEAST_REPEAT = 300
 class CheckedConfig(msgspec.Struct, frozen=True, kw_only=True):
     """A config that was checked: its open members, its secret members, and warnings.
 
-    `version` is the version of the channel into whose config it was merged.
+    `version` is the version of the channel with whose config the new members were merged.
     """
 
     config: dict[str, Any]
@@ -56,7 +56,10 @@ class ChannelChecks:
         return await self._check(new.type, new.config)
 
     async def changed(self, row: Channel, patch: ChannelPatch) -> CheckedConfig | None:
-        """Check a config that is merged into the config of a channel. Return None if the config stays as it is."""
+        """Merge the submitted config into the config of a channel, and check the result.
+
+        Return None if the config stays as it is.
+        """
         if patch.type is not UNSET and patch.type != row.type:
             raise Invalid.at("/type", "not_allowed", "The type of a channel cannot be changed; create another channel.")
         if patch.config is UNSET:
@@ -86,7 +89,7 @@ class RuleChecks:
         self._types, self._expressions = types, expressions
 
     def check_rule(self, given: NewNotificationRule | RulePatch) -> None:
-        """Raise `Invalid` for events that do not exist, wrong conditions, and times that are not allowed."""
+        """Raise `Invalid` for events that do not exist, conditions that are wrong, and times that are not allowed."""
         if given.events is not UNSET:
             self._check_events(given.events, "/events")
         if given.conditions is not UNSET and given.conditions is not None:

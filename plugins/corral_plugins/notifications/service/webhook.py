@@ -1,4 +1,7 @@
-"""Channels of the type `webhook`: requests as Standard Webhooks specifies. Nothing here runs in a unit of work."""
+"""Channels of the type `webhook`, which send requests as Standard Webhooks specifies.
+
+No code here runs in a unit of work.
+"""
 
 from __future__ import annotations
 
@@ -65,7 +68,7 @@ class WebhookChannel:
         )
 
     async def check(self, config: Mapping[str, Any]) -> Sequence[str]:
-        """Raise `Invalid` unless the URL may be reached, the headers may be set and the secret can sign."""
+        """Raise `Invalid` if the URL may not be reached, a header may not be set, or the secret cannot sign."""
         for name in config.get("headers", {}):
             if _RESERVED.fullmatch(name):
                 detail = "This header is set by Corral or by HTTP."

@@ -89,7 +89,7 @@ class ViewerHub:
     # -- connections
 
     def connection_refusal(self) -> Problem | None:
-        """Return the error if this process accepts no further connection, else None."""
+        """Return an error if this process accepts no further connection, or None if it does."""
         if self.stopping:
             return Unavailable("The server is shutting down.", code="shutting_down")
         if len(self.viewers) >= MAX_CLIENTS:
@@ -100,9 +100,10 @@ class ViewerHub:
 
     @contextlib.contextmanager
     def pending_sign_in(self, client_ip: str) -> Iterator[None]:
-        """Count a connection that has not signed in yet. These do not count as signed-in connections.
+        """Count a connection that has not signed in yet. Such a connection does not count as signed-in.
 
-        Raise `TooMany` or `Unavailable` if the address, or all addresses together, have too many such connections.
+        Raise `TooMany` or `Unavailable` if one address, or all addresses together, have too many such
+        connections.
         """
         key = address_key(client_ip)
         if self._pending[key] >= MAX_PENDING_OF_ADDRESS:
@@ -156,8 +157,8 @@ class ViewerHub:
     def subscribe(self, viewer: Viewer, event: str, wanted: frozenset[tuple[str, str]] = frozenset()) -> Subscription:
         """Subscribe the viewer to events from now on.
 
-        A repeated call returns the same subscription. Raise `Refusal` in the same cases as `check_subscription`, and
-        if the viewer has too many subscriptions.
+        A repeated call returns the same subscription. Raise `Refusal` in the same cases as
+        `check_subscription`, and also if the viewer has too many subscriptions.
         """
         self.check_subscription(viewer.principal, event)
         key: Key = (event, wanted)

@@ -1,4 +1,4 @@
-"""The messages of `/ws` in both directions, and the encoding of events."""
+"""The messages that clients and the server send over `/ws`, and the encoding of events."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class MessageBase(msgspec.Struct, tag_field="type", tag=str.lower, kw_only=True,
 
 
 class AuthMessage(MessageBase, tag="auth"):
-    """Signs in, or continues the connection with a new token of the same user."""
+    """Signs the client in, or continues the connection with a new token of the same user."""
 
     token: Annotated[str, Meta(min_length=1, max_length=8192)]
 
@@ -65,7 +65,7 @@ ClientMessage = AuthMessage | PingMessage | SubscribeMessage | UnsubscribeMessag
 
 
 class Refusal(Exception):
-    """Raised for a client message that is answered with an `error` frame."""
+    """Raised if a client message cannot be accepted. The server answers the message with an `error` frame."""
 
     def __init__(self, code: str, detail: str) -> None:
         self.code, self.detail = code, detail
@@ -90,7 +90,10 @@ def parse_message(message: str | bytes) -> ClientMessage:
 
 
 def read_cursor(cursor: str | int) -> str:
-    """Validate a cursor, a `seq` or the id of an event, and return it as text. Raise `Refusal` for any other value."""
+    """Validate a cursor, which is the `seq` or the id of an event, and return it as text.
+
+    Raise `Refusal` for any other value.
+    """
     text = str(cursor)
     if (text.isascii() and text.isdigit() and len(text) < 19) or ID_PATTERN.fullmatch(text):
         return text

@@ -75,7 +75,7 @@ class LogReplay:
         self._over = False
 
     async def next_part(self) -> Sequence[EventFrame | NoticeFrame] | None:
-        """Return the next part of the replay, which may be empty, or None at the end."""
+        """Return the next part of the replay, which may be empty, or None at the end of the replay."""
         if self._place is None:
             return await self._find_start()
         if self._over:
@@ -89,9 +89,10 @@ class LogReplay:
     async def _find_start(self) -> Sequence[NoticeFrame]:
         """Find the position at which the replay starts.
 
-        Return a `gap` notice if events between the cursor and this position are skipped. The subscriptions are marked
-        as served from this position on, so that a later replay repeats no event. If the client was previously connected
-        to a process that was further ahead, it may already have events that this process has not seen.
+        Return a `gap` notice if events between the cursor and the start are skipped. The subscriptions are
+        marked as served from the start on, so that a later replay repeats no event. If the client was
+        previously connected to a process that had read more of the log, it may already have events that this
+        process has not seen.
         """
         self._served = [(each, each.since) for each in self._viewer.subscriptions.values()]
         self._until = max((each.since for each in self._wanted), default=0)
@@ -110,7 +111,7 @@ class LogReplay:
     def _is_due(self, item: EventFrame) -> bool:
         """Return whether the replay must send the event.
 
-        This is the case if the event matches one of the replay's subscriptions and was not already sent for another
+        The event must match one of the replay's subscriptions, and must not have been sent for another
         subscription.
         """
         if not any(each.live and each.matches(item) for each in self._wanted):

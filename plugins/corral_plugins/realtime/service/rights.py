@@ -152,7 +152,7 @@ def _check_may_follow(principal: Principal) -> None:
 def _read_principals(viewers: Sequence[Viewer]) -> list[Principal | Problem]:
     """Return the current principal of each viewer, or the error that occurred while reading the principal.
 
-    Raises only errors that affect all viewers.
+    Raise only errors that affect all viewers.
     """
     found: list[Principal | Problem] = []
     for viewer in viewers:

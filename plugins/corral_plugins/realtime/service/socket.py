@@ -97,7 +97,7 @@ class WebSocketServer:
     # -- signing in
 
     async def _sign_in(self, connection: SocketConnection) -> Viewer:
-        """Sign in with a credential in the handshake or in the first message."""
+        """Sign the client in with a credential from the handshake or from the first message."""
         try:
             async with asyncio.timeout(SIGN_IN_SECONDS):
                 return await self._by_handshake(connection) or await self._by_message(connection)

@@ -25,8 +25,8 @@ ENTRIES = (EventFrame, NoticeFrame, CloseFrame)
 class Subscription:
     """A subscription to an event name or pattern with a filter.
 
-    All matching events after the position `since` were sent to the client or are queued. The client already has every
-    matching event up to the position `known`, possibly from another process that was further ahead.
+    All matching events after the position `since` were sent to the client or are queued. The client already has
+    every matching event up to the position `known`, possibly from another process that had read more of the log.
     """
 
     __slots__ = ("event", "filter", "known", "live", "prefix", "since")
@@ -50,7 +50,10 @@ class Subscription:
 
 
 class Replay(Protocol):
-    """A replay of the event log in the send queue. All of its events are sent before the next entry of the queue."""
+    """A replay of the event log in the send queue.
+
+    All events of the replay are sent before the next entry of the queue.
+    """
 
     async def next_part(self) -> Sequence[EventFrame | NoticeFrame] | None:
         """Return the next part of the replay, or None at the end."""
@@ -146,10 +149,10 @@ class Viewer:
         return [entry for entry in (*self._backlog, *self.queue) if isinstance(entry, EventFrame)]
 
     def end_connection(self, code: int, reason: str, last: NoticeFrame | None = None, *, keep: bool = False) -> None:
-        """End the connection. Later calls do nothing.
+        """End the connection, unless it has already ended.
 
-        If `last` is given, it is sent before the connection is closed. If `keep` is set, the queued entries are sent
-        before `last`; otherwise they are discarded.
+        If `last` is given, it is sent before the connection is closed. If `keep` is set, the queued entries are
+        sent before `last`; otherwise they are discarded.
         """
         if self.ended:
             return
@@ -174,8 +177,8 @@ class Viewer:
     def stop_sending(self) -> None:
         """Stop sending, because the client disconnected or the connection ended.
 
-        Events that a client leaves unread for longer than a moment count as dropped: the client had stopped reading,
-        and the server disconnected it because it answered no ping.
+        Events that a client leaves unread for longer than a moment count as dropped. Such a client had stopped
+        reading, and the server disconnected it because it answered no ping.
         """
         self.left = True
         if not self.ended:

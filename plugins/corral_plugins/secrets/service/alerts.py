@@ -95,7 +95,7 @@ class VaultAlerts:
 def redactor_label(name: str, id: str, n: int) -> str:
     """Return the name under which the redactor lists version `n` of a secret, such as `name@<id>.3`.
 
-    A deleted secret, a pinned one and another one may have the same name.
+    The label contains the id of the secret, because a deleted, a pinned and a stored secret may have the same name.
     """
     return f"{name}@{id}.{n}"
 

@@ -31,7 +31,7 @@ class SecretListing:
         self._pinned_secrets, self._settings = pinned_secrets, settings
 
     def get_secret(self, id: str) -> tuple[SecretView, int]:
-        """Return a secret, even a deleted one, with the revision for its ETag. Raise `NotFound`."""
+        """Return a secret, even a deleted secret, with the revision for its ETag. Raise `NotFound`."""
         pinned = self._pinned_secrets.find_by_id(id)
         if pinned is not None:
             return self._views_of([pinned])[0], 1
@@ -72,7 +72,7 @@ class SecretListing:
         return Page(items=self._views_of(shown), total=total, limit=query.limit, offset=offset, next=following_cursor)
 
     def list_expiring(self, query: ExpiringQuery, by: Principal) -> Page[SecretView]:
-        """Return a page of expired secrets and secrets that expire within `days`, earliest expiry first."""
+        """Return a page of secrets that have expired or expire within `days`, earliest expiry first."""
         soon = SecretRow.deleted_at.is_null() & (SecretRow.expires_at <= rows.reminder_period_end([query.days]))
         found: Page[Any] = paginate(
             SecretRow.select().where(SecretRow.expires_at.is_null(False) & soon),

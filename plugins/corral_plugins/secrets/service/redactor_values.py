@@ -21,10 +21,11 @@ GROUP, MAX_GROUP_SECRETS = "worker_group:", 1000
 
 
 class RedactorValues(TableRedactorValues[SecretVersion]):
-    """Keeps the redactor's copy of all secret values up to date: of every version that is not destroyed.
+    """Keeps the redactor's copy of secret values up to date.
 
-    These include the versions of deleted secrets. What the base class calls the version of a row is here the revision
-    of its secret, which also changes when the secret gets another name.
+    The copy contains every version of a secret that is not destroyed, including the versions of deleted secrets.
+    The base class compares versions of rows; here these are the revisions of secrets, which also change when a
+    secret is renamed.
     """
 
     source = SOURCE
@@ -42,9 +43,10 @@ class RedactorValues(TableRedactorValues[SecretVersion]):
         """The names of the secrets that each worker group may receive."""
 
     def expect(self, row: SecretRow) -> None:
-        """Refresh at once if the value of a secret that is used now is not known yet. Runs in a unit of work.
+        """Refresh the copy at once if the redactor does not know the current value of this secret yet.
 
-        The event about the value may reach this process up to two seconds after the value can be used.
+        Runs in a unit of work. The event about the value may reach this process up to two seconds after the
+        value can be used.
         """
         if self._loop is not None and redactor_label(row.name, row.id, row.version) not in self.known:
             self._loop.call_soon_threadsafe(self._changed.set)

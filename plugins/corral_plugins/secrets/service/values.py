@@ -96,10 +96,10 @@ class SecretValues:
         return found
 
     def decrypt(self, row: SecretRow, n: int | None = None) -> str:
-        """Decrypt and return the value of a version, by default the current one.
+        """Decrypt and return the value of a version, by default the current version.
 
-        Raise `Problem` (`secrets.destroyed`) if the version was destroyed. If the value is damaged, reports an alert
-        and raises `Conflict` (`secrets.damaged`).
+        Raise `Problem` (`secrets.destroyed`) if the version was destroyed. If the value is damaged, report an
+        alert and raise `Conflict` (`secrets.damaged`).
         """
         version = self.get_version(row, row.version if n is None else n)
         if version.sealed is None:

@@ -79,7 +79,7 @@ class Vault:
         return made
 
     def update(self, id: str, patch: SecretPatch, match: IfMatch, by: Principal) -> SecretRow:
-        """Change the given fields of a secret. A new value creates a version.
+        """Change the given fields of a secret. A new value creates a new version.
 
         Raise `precondition_failed` if the ETag or `cas` is stale.
         """
@@ -128,7 +128,7 @@ class Vault:
         return row, value
 
     def reveal(self, id: str, asked: RevealRequest, by: Principal) -> RevealedSecret:
-        """Return the value of a secret. The audit row commits with the unit of work, before the response is sent."""
+        """Return the value of a secret. The audit row is committed before the response is sent."""
         rows.require_audit_log(self.audit)
         pinned = self._pinned_secrets.find_by_id(id)
         if pinned is not None:

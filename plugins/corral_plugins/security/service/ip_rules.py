@@ -76,9 +76,9 @@ class IpRuleset:
             self._tables[version].append(((32 if version == 4 else 128) - length, table))
 
     def evaluate(self, address: str) -> tuple[bool, IpRule | None]:
-        """Return whether an address is allowed, and the matching rule if any.
+        """Return whether an address is allowed, and the matching rule or None.
 
-        Performs one lookup per prefix length in use.
+        Performs one lookup for each prefix length in use.
         """
         rule = self._find_rule(address)
         if self.mode == "off":
@@ -178,7 +178,7 @@ class IpRules:
         return self.get_rules(client_ip)
 
     def turn_off(self) -> None:
-        """Set the mode to `off` to recover from a lockout. The rules are kept."""
+        """Set the mode of the IP rules to `off` to recover from a lockout. The rules are kept."""
         before = self.get_rules("")
         update = IpModeRow.update(mode=MODE_OFF, version=IpModeRow.version + 1, updated_at=clock.now())
         if update.where((IpModeRow.id == ROW) & (IpModeRow.mode != MODE_OFF)).execute():
@@ -342,7 +342,10 @@ class IpGate:
 
 
 class IpGateUpdater:
-    """Keeps the rules in the gate of this process up to date: reloads changed rules after an event, or when polling."""
+    """Keeps the IP rules in the gate of this process up to date.
+
+    Changed rules are reloaded after an event about the change, or when polling finds the change.
+    """
 
     def __init__(self, database: Database, rules: IpRules, gate: IpGate) -> None:
         self._database, self._work, self._rules, self._gate = database, database.work, rules, gate
@@ -375,7 +378,7 @@ class IpGateUpdater:
         return await self._database.read(self._rules.version, SYSTEM_CONTEXT)
 
     async def _record_refusals(self) -> None:
-        """Record each rejection in its own unit of work, because a unit of work has only one client address."""
+        """Record each rejected request in its own unit of work, because a unit of work has only one client address."""
         for client_ip in self._gate.take_rejected_addresses():
             entry = UnitContext("ip rules", ANONYMOUS, client_ip=client_ip)
             with contextlib.suppress(Problem):  # the request was rejected anyway; the audit plugin reports failures

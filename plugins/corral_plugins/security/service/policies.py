@@ -81,7 +81,7 @@ class SecurityPolicies:
             emit(SecurityChanged(section=section, changed=fields), object=("security", section))
 
     def register_checks(self) -> None:
-        """Register the check that keeps authors of policy changes from locking themselves out.
+        """Register the check that prevents authors of policy changes from locking themselves out.
 
         The check also runs when the settings are changed with `/settings`.
         """

@@ -29,7 +29,7 @@ ROUNDING = 1e-6
 
 
 class BucketFull(Exception):
-    """Raised if a bucket is full. The bucket accepts another request after `seconds`."""
+    """Raised if a bucket is full. The bucket accepts another request after `seconds` seconds."""
 
     def __init__(self, limit: int, seconds: float, reset: float) -> None:
         self.limit, self.seconds, self.reset = limit, seconds, reset
@@ -83,7 +83,7 @@ class TokenBuckets:
     def apply_shared_level(self, key: str, ahead: float) -> None:
         """Apply the fill level of a bucket, in seconds, that was received from the other processes.
 
-        Requests that this process has counted but not yet sent are added to the level.
+        Requests that this process has counted but not yet sent to the other processes are added to the level.
         """
         more = (self.unshared or {}).get(key, 0) * self.rate.seconds / self.count
         empty = self._now() + ahead + more
@@ -239,7 +239,7 @@ class RequestLimits:
     async def exchange_counts(self) -> None:
         """Send the request counts of this process once, and receive the totals of all processes.
 
-        Counts that cannot be sent still apply in this process.
+        Counts that cannot be sent still count towards the limits of this process.
         """
         assert self._shared is not None
         for part in self._count_batches():

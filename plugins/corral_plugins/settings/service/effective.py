@@ -69,7 +69,7 @@ class EffectiveSettings:
         self._registry.set_values({item.setting.name: item.value for item in self.current if not item.pending})
 
     def preview(self, item: DeclaredSetting, stored: Stored) -> EffectiveSetting:
-        """Return the setting as it would be with these stored values. An invalid stored value is ignored."""
+        """Return the setting as it would be if these values were stored. An invalid stored value is ignored."""
         setting, now = item.setting, self._registry.get(item.setting)
         kept = stored.get(setting.name)
         found = EffectiveSetting(setting=setting, plugin=item.plugin, value=setting.default, stored=kept)

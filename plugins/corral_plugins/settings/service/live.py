@@ -80,7 +80,7 @@ class LiveSettings:
         return None if version <= self._effective.version else (version, self._service.rows.all_rows())
 
     async def _publish_outdated(self) -> None:
-        """Store which settings of this process are outdated.
+        """Store the names of the settings that are outdated in this process.
 
         The row exists only while at least one setting is outdated, and is renewed regularly.
         """

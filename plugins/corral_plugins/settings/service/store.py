@@ -119,7 +119,7 @@ class SettingsService:
         self._refuse_locked([name])
 
     def all_names(self) -> list[str]:
-        """Return the names of all declared settings, also of plugins that are out of service."""
+        """Return the names of all declared settings, including those of plugins that are not active."""
         return [item.setting.name for item in self._registry.all()]
 
     def version(self, names: Iterable[str]) -> int:
@@ -162,7 +162,7 @@ class SettingsService:
         return item
 
     def _convert_values(self, values: Mapping[str, Any], pointer: Callable[[str], str]) -> dict[str, Any]:
-        """Convert the values to their types. Raises one `Invalid` that lists every invalid value."""
+        """Convert the values to their types. Raise one `Invalid` that lists every invalid value."""
         faults: list[FieldError] = []
         found: dict[str, Any] = {}
         code: str | None = None
@@ -232,7 +232,7 @@ class SettingsService:
             raise Invalid(" ".join(fault.detail for fault in faults[:3]), errors=faults)
 
     def _preview_values(self, stored: Stored) -> SettingValues:
-        """Return all effective values as they would be with these stored values."""
+        """Return all effective values as they would be if these values were stored."""
         found = [self._effective.preview(item, stored) for item in self._registry.all()]
         return SettingValues({item.setting.name: item.value for item in found})
 

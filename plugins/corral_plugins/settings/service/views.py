@@ -32,7 +32,7 @@ class SettingDeclaration(msgspec.Struct, kw_only=True):
     """The declaration of a setting.
 
     `min` and `max` bound a number, or the length of a string or list. `schema` is the JSON Schema of the value.
-    `own_session`: whether only a person who signed in may change the setting, not an API key.
+    `own_session` says whether only a person who signed in may change the setting, and not an API key.
     """
 
     category: str
@@ -56,8 +56,8 @@ class SettingDeclaration(msgspec.Struct, kw_only=True):
 class SettingView(SettingDeclaration, kw_only=True):
     """A setting with its value.
 
-    `pinned_by` names the environment variable or the file that fixes the value and makes it `locked`. `invalid` says
-    why the stored value is ignored.
+    `pinned_by` names the environment variable or the file that fixes the value and makes the setting `locked`.
+    `invalid` is the reason why the stored value is ignored.
     """
 
     value: Any
@@ -241,7 +241,7 @@ def _declaration_fields(item: EffectiveSetting) -> dict[str, Any]:
 
 
 def kind_of(setting: Setting[Any]) -> Kind:
-    """Return the name that the API uses for the type of a setting."""
+    """Return the name of a setting's type as the API shows it."""
     kind, _ = type_of_setting(setting)
     if setting.secret:
         return "secret"

@@ -112,7 +112,10 @@ class SshConnections:
         checked_version: int,
         by: Principal,
     ) -> Connection:
-        """Change a connection. The new fields have been checked against `checked_version` of the connection."""
+        """Change a connection.
+
+        The new fields have already been checked against the version `checked_version` of the connection.
+        """
         row = self.find(connection_id)
         match.check(row.version)
         if row.version != checked_version:
@@ -134,7 +137,10 @@ class SshConnections:
         return self.find(row.id)
 
     def delete(self, connection_id: str, match: IfMatch, *, by: Principal) -> None:
-        """Delete a connection and its own secrets, but not the records of its commands. Raise `Conflict` (`in_use`)."""
+        """Delete a connection and the secrets that were submitted with it. The records of its commands are kept.
+
+        Raise `Conflict` (`in_use`) while commands are running.
+        """
         row = self.find(connection_id)
         match.check(row.version)
         self._write(row, {})  # locks the row, so that no command starts meanwhile
@@ -149,7 +155,10 @@ class SshConnections:
         self._record("delete", row, {}, {})
 
     def accept_host_key(self, connection_id: str, fingerprint: str, match: IfMatch) -> Connection:
-        """Accept the last host key that the machine showed. Raise `Conflict` if that is a different key, or none."""
+        """Accept the last host key that the machine showed.
+
+        Raise `Conflict` if that key has another fingerprint, or if the machine has not shown a key yet.
+        """
         row = self.find(connection_id)
         match.check(row.version)
         if row.seen_key is None:
@@ -168,10 +177,10 @@ class SshConnections:
     # -- what a connection to the machine showed
 
     def record_seen_key(self, tried: Connection, key_line: str) -> Conflict:
-        """Store a host key that is not the accepted one, and return the problem to raise.
+        """Store a host key that has not been accepted, and return the problem to raise.
 
-        `tried` is the connection as it was before the machine showed the key. The key is ignored
-        if the connection leads to another address now, or if the key has been accepted in the meantime.
+        `tried` is the connection as it was before the machine showed the key. The key is not stored if the
+        connection leads to another address now, or if the key has been accepted in the meantime.
         """
         row = self.find(tried.id)
         is_accepted = row.host_key_state == "trusted" and row.host_key == key_line
@@ -191,7 +200,7 @@ class SshConnections:
         return mismatch_of(row)
 
     def record_test(self, connection_id: str, error: str | None) -> None:
-        """Store the outcome of a test. Does nothing if the connection was deleted meanwhile."""
+        """Store the outcome of a test. Do nothing if the connection has been deleted meanwhile."""
         outcome = {"last_tested_at": clock.now(), "last_error": error}
         Connection.update(outcome).where(Connection.id == connection_id).execute()
 
@@ -215,7 +224,7 @@ class SshConnections:
 
 
 def mismatch_of(row: Connection) -> Conflict:
-    """Return the problem of a connection that is blocked because the machine showed another host key."""
+    """Return the problem to raise for a connection whose machine showed another host key than the accepted key."""
     old, new = fingerprint_of(row.host_key), fingerprint_of(row.seen_key)
     accept = f"corral ssh accept-key {shlex.quote(row.name)} {new}"
     shows = f"The machine showed the host key {new}, but the accepted one is {old}. No credential was sent."
@@ -246,9 +255,10 @@ def view_of(row: Connection, warnings: Sequence[str] = ()) -> ConnectionView:
 
 
 def check_policy(policy: str, host_key: str | None, *, has_key: bool) -> None:
-    """Raise `Invalid` unless a host key is given exactly if the policy is `strict`.
+    """Raise `Invalid` if the policy does not fit the host key.
 
-    `has_key` says whether the connection has an accepted key already.
+    The policy `strict` requires a host key, unless `has_key` says that the connection already has an accepted one.
+    The policy `tofu` does not allow a host key in the request.
     """
     if policy == "strict" and host_key is None and not has_key:
         detail = "The policy strict needs the host key: the line in /etc/ssh/ssh_host_ed25519_key.pub of the machine."
@@ -258,7 +268,7 @@ def check_policy(policy: str, host_key: str | None, *, has_key: bool) -> None:
 
 
 def _host_key_columns(row: Connection, changed: dict[str, Any], host_key: str | None) -> dict[str, Any]:
-    """Return the columns of the host key after a change. A new address needs a newly accepted key."""
+    """Return the host key columns to change. A new address requires that a host key is accepted again."""
     if host_key is not None:
         return {"host_key": host_key, "host_key_state": "trusted", "seen_key": None}
     if changed.keys() & {"hostname", "port"}:

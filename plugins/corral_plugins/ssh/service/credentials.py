@@ -61,7 +61,10 @@ class ConnectionCredentials:
             await check_private_key(given["private_key"], given.get("passphrase"))
 
     def store(self, row: Connection, body: Body, by: Principal) -> dict[str, Any]:
-        """Store a submitted credential, or attach the secret that the body names. Return the changed columns."""
+        """Store a submitted credential, or attach the secret that the request body names.
+
+        Return the changed columns of the connection.
+        """
         submitted = body.password if isinstance(body.password, str) else body.private_key
         columns = self._store_part(row, "credential", submitted, body.secret_id, by)
         passphrase, passphrase_id = body.passphrase, body.passphrase_secret_id
@@ -70,7 +73,10 @@ class ConnectionCredentials:
         return columns | self._store_part(row, "passphrase", passphrase, passphrase_id, by)
 
     def read(self, row: Connection) -> Credential:
-        """Return the credential of a connection. Raise `Conflict` if there is none, and the errors of `Secrets`."""
+        """Return the credential of a connection.
+
+        Raise `Conflict` if there is no credential, and the errors of the `Secrets` service.
+        """
         if row.secret_id is None:
             raise Conflict("The connection has no credential yet.", current_status="no_credential")
         value = self._read_part(row, "credential", row.secret_id)
@@ -80,7 +86,10 @@ class ConnectionCredentials:
         )
 
     def remove_secrets(self, row: Connection, by: Principal) -> dict[str, Any]:
-        """Detach the secrets of a connection, and delete submitted secrets. Return the columns."""
+        """Detach the secrets of a connection, and delete secrets that were submitted with it.
+
+        Return the changed columns of the connection.
+        """
         changed: dict[str, Any] = {}
         for part in COLUMNS:
             changed |= self._forget_part(row, part, by)

@@ -75,9 +75,10 @@ class SshExecutions:
         task_id: str | None = None,
         approval_id: str | None = None,
     ) -> Execution:
-        """Record that a command starts. `shown_command` is redacted. Raise `TooMany` if too many are running.
+        """Record that a command starts. `shown_command` is the redacted command.
 
-        Raise `Conflict` if the connection, whose rules have admitted the command, was changed or deleted.
+        Raise `TooMany` if too many commands are running, and `Conflict` if the connection was changed or
+        deleted after its rules allowed the command.
         """
         is_unchanged = (Connection.id == connection.id) & (Connection.version == connection.version)
         if not Connection.update(name=Connection.name).where(is_unchanged).execute():  # locks the row
@@ -107,12 +108,15 @@ class SshExecutions:
         self._record("start", connection, details, outcome="denied", code=code)
 
     def renew(self, execution_id: str) -> bool:
-        """Record that the process of a command is alive. Return False if the command was cancelled."""
+        """Record that the process that runs a command is alive. Return False if the command was cancelled."""
         alive = Execution.update(alive_until=clock.now(ALIVE_SECONDS)).where((Execution.id == execution_id) & RUNNING)
         return bool(alive.execute())
 
     def finish(self, execution_id: str, connection: Connection, end: ExecutionEnd) -> bool:
-        """Record the end of a command. Return False if it was already recorded as ended; its output is kept then."""
+        """Record the end of a command.
+
+        Return False if the command was already recorded as ended. In this case, only its output is stored.
+        """
         fields = msgspec.structs.asdict(end)
         finished = {"finished_at": clock.now(), "alive_until": None}
         running = (Execution.id == execution_id) & RUNNING
@@ -124,7 +128,10 @@ class SshExecutions:
         return True
 
     def cancel(self, connection_id: str, execution_id: str) -> CommandExecutionView:
-        """Record that a running command is cancelled. Its process ends it on the machine within seconds."""
+        """Record that a running command is cancelled.
+
+        The process that runs it ends it on the machine within seconds.
+        """
         row = self._find(connection_id, execution_id)
         values = {"status": "cancelled", "finished_at": clock.now(), "alive_until": None}
         if not Execution.update(values).where((Execution.id == row.id) & RUNNING).execute():
@@ -134,7 +141,7 @@ class SshExecutions:
         return self.get(connection_id, execution_id)
 
     def interrupt_abandoned(self) -> int:
-        """Record the commands of processes that have died as interrupted. Return their number."""
+        """Mark running commands as interrupted if their process has died. Return the number of commands examined."""
         is_abandoned = RUNNING & (Execution.alive_until < clock.now())
         found = Execution.select(Execution.id).where(is_abandoned).limit(BATCH_ROWS)
         error = "The process that ran the command ended; whether the command ended is unknown."
@@ -199,14 +206,17 @@ class SshExecutions:
 
 
 def _connection_names(rows: Sequence[Execution]) -> dict[str, str]:
-    """Return the name of the connection of each command by its id, or the id if the connection was deleted."""
+    """Return the name of the connection of each command, by connection id.
+
+    The id replaces the name of a deleted connection.
+    """
     ids = {row.connection_id for row in rows}
     found: Any = Connection.select(Connection.id, Connection.name).where(Connection.id.in_(ids)).tuples()
     return {**{each: each for each in ids}, **dict(found)}
 
 
 def delete_old_executions(days: int, limit: int) -> int:
-    """Delete up to `limit` ended commands that are older than `days`. Return their number."""
+    """Delete up to `limit` ended commands that are older than `days` days. Return the number of deleted commands."""
     before = clock.now(-days * 86_400)
     old = Execution.select(Execution.id).where((Execution.started_at < before) & ~RUNNING).limit(limit)
     return int(Execution.delete().where(Execution.id.in_(old)).execute())

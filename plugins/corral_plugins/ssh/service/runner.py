@@ -1,4 +1,7 @@
-"""Tests connections and runs commands. Each command runs in an asyncio task, whose end is always recorded."""
+"""Tests connections and runs commands.
+
+Each command runs in its own asyncio task, and its end is always recorded.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +39,7 @@ PREFIX = "ssh"
 
 
 class RunContext(msgspec.Struct, frozen=True, kw_only=True):
-    """The caller that runs a command and, for an agent, its task and its approval."""
+    """The caller that runs a command. If an agent is the caller, also its task and its approval."""
 
     by: Principal
     entry: UnitContext
@@ -45,7 +48,7 @@ class RunContext(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _ConnectionPlan(msgspec.Struct, frozen=True, kw_only=True):
-    """The facts that are needed to connect, read in one unit of work."""
+    """The data needed to connect to a machine, read in one unit of work."""
 
     row: Connection
     machine: dict[str, Any]
@@ -75,7 +78,7 @@ class SshRunner:
         self._running: dict[str, asyncio.Task[Any]] = {}
 
     def declare_breakers(self) -> None:
-        """Declare that the connections to every machine are guarded."""
+        """Declare the circuit breakers that guard the connections to machines."""
         if self.breakers is not None:
             self.breakers.declare(PREFIX)
 
@@ -89,7 +92,7 @@ class SshRunner:
     # -- the test of a connection
 
     async def test(self, connection_id: str, context: RunContext) -> ConnectionTest:
-        """Connect and log in, without a command. Raise an error that says why that failed."""
+        """Connect to a machine and log in, without running a command. Raise an error that says why this failed."""
         plan = await self._work(lambda: self._plan(connection_id), entry=context.entry, read=True)
         began = time.monotonic()
         try:
@@ -144,7 +147,10 @@ class SshRunner:
             raise
 
     def cancel_here(self, execution_id: str) -> None:
-        """End a command at once if it runs in this process. Other processes notice within two seconds."""
+        """End a command at once if it runs in this process.
+
+        Other processes notice the cancellation within two seconds.
+        """
         if task := self._running.get(execution_id):
             _cancel_once(task)
 
@@ -220,16 +226,17 @@ class SshRunner:
         )
 
     def _redacted_output(self, output: Any) -> tuple[str, str]:
-        """Return the redacted texts of both streams. Takes long for long output, so it runs in a thread.
+        """Return the redacted texts of both streams.
 
-        U+FFFD replaces invalid UTF-8, and NUL, which PostgreSQL cannot store in text.
+        Redacting long output is slow, so this method runs in a thread. U+FFFD replaces invalid UTF-8, and NUL,
+        which PostgreSQL cannot store in text.
         """
         texts = (bytes(stream).decode(errors="replace") for stream in (output.stdout, output.stderr))
         stdout, stderr = (self._redactor.redact(text.replace("\0", "\N{REPLACEMENT CHARACTER}")) for text in texts)
         return stdout, stderr
 
     async def _watch(self, execution_id: str, task: asyncio.Task[Any] | None, context: RunContext) -> None:
-        """Report that the command is alive, and end it when it was cancelled through another process."""
+        """Record regularly that the command is alive, and end it if it was cancelled through another process."""
         while True:
             await asyncio.sleep(RENEW_SECONDS)
             with contextlib.suppress(Unavailable):  # an overloaded database does not end a command
@@ -241,7 +248,7 @@ class SshRunner:
     # -- connecting
 
     def _plan(self, connection_id: str) -> _ConnectionPlan:
-        """Read a connection, and its credential only if the host key is accepted."""
+        """Read a connection. Its credential is read only if the host key is accepted."""
         row = self._connections.find(connection_id)
         is_trusted = row.host_key_state == "trusted"
         machine = {
@@ -260,9 +267,10 @@ class SshRunner:
 
     @contextlib.asynccontextmanager
     async def _connected(self, plan: _ConnectionPlan, context: RunContext) -> AsyncIterator[Any]:
-        """Connect and log in through the breaker. Raise the problem of the host key after it was recorded.
+        """Connect and log in, guarded by the circuit breaker.
 
-        The detail of a problem may contain words of the machine, which knows the credential, so it is redacted.
+        Raise the problem of a host key that is not accepted, after the key was recorded. The detail of a
+        problem is redacted, because it may contain text from the machine, which knows the credential.
         """
         try:
             async with self._opened(plan, context) as opened:
@@ -305,24 +313,33 @@ class SshRunner:
 
 
 def _cancel_once(task: asyncio.Task[Any]) -> None:
-    """Cancel a command, unless it is being ended already: a second cancellation would end the wait before KILL."""
+    """Cancel a command, unless it is already being cancelled.
+
+    A second cancellation would end the wait between the signals TERM and KILL.
+    """
     if not task.cancelling():
         task.cancel()
 
 
 def _retrieve_exception(task: asyncio.Task[Any]) -> None:
-    """Retrieve the exception of a command whose caller was cancelled, so that asyncio does not log it."""
+    """Retrieve the exception of a command whose caller was cancelled, so that asyncio does not log the exception."""
     if not task.cancelled():
         task.exception()
 
 
 async def _session_module() -> Any:
-    """Return the module `session`. It imports asyncssh, which takes 0.3 s, so a thread does that at the first use."""
+    """Import and return the module `session`.
+
+    The module imports asyncssh, which takes 0.3 s, so the import runs in a thread.
+    """
     return await asyncio.to_thread(importlib.import_module, "corral_plugins.ssh.service.session")
 
 
 def _judge(outcome: Any) -> Verdict:
-    """Classify an attempt to connect: only failures to connect count, neither refused logins nor host keys."""
+    """Classify an attempt to connect for the circuit breaker.
+
+    Only failures to connect count. Refused logins and host keys that are not accepted do not count.
+    """
     if isinstance(outcome, (ConnectFailed, LoginTimeout)):
         return "failure"
     return "neutral" if isinstance(outcome, Exception) else "success"

@@ -1,7 +1,7 @@
-"""One SSH connection: the host key, the login, and a command, each with limits on time and size.
+"""One SSH connection: checks the host key, logs in, and runs a command, each with limits on time and size.
 
-The configuration of the server, such as SSH configuration files, agents and known hosts, has no influence. asyncssh is
-imported with this module, so callers import it on first use.
+The SSH configuration of the server on which Corral runs, such as its configuration files, agents and known hosts, has
+no influence. This module imports asyncssh, so callers import this module on first use.
 """
 
 from __future__ import annotations
@@ -47,7 +47,10 @@ HOST_KEY_ALGORITHMS = (
 
 
 class Machine(msgspec.Struct, frozen=True, kw_only=True):
-    """The address and user of a connection. Without `host_key`, it ends after the machine has shown its key."""
+    """The address and user of a connection.
+
+    Without `host_key`, the connection ends as soon as the machine has shown its host key.
+    """
 
     host: str
     port: int
@@ -59,7 +62,10 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class OtherHostKey(ExpectedFailure):
-    """The machine showed another host key than the accepted one, or there is no accepted one. Nothing was sent."""
+    """The machine showed a host key that is not the accepted key, or no key has been accepted.
+
+    No credential was sent.
+    """
 
     def __init__(self, key_line: str) -> None:
         self.key_line = key_line
@@ -67,7 +73,10 @@ class OtherHostKey(ExpectedFailure):
 
 
 class Output(msgspec.Struct, kw_only=True):
-    """The output of a command, and how it ended. The bytes are limited; `total` counts all bytes that were read."""
+    """The output of a command, and how the command ended.
+
+    `stdout` and `stderr` contain a limited number of bytes; `total` counts all bytes that were read.
+    """
 
     stdout: bytearray = msgspec.field(default_factory=bytearray)
     stderr: bytearray = msgspec.field(default_factory=bytearray)
@@ -95,7 +104,7 @@ class _Client(asyncssh.SSHClient):
             self._conn.abort()
 
     def connection_made(self, conn: asyncssh.SSHClientConnection) -> None:
-        """Count the bytes before the version of the server, which asyncssh reads without a limit on their sum."""
+        """Limit the bytes that the machine sends before its version, because asyncssh does not limit their sum."""
         receive: Any = conn.data_received
 
         def receive_limited(data: bytes, datatype: Any = None) -> None:
@@ -108,7 +117,7 @@ class _Client(asyncssh.SSHClient):
         self._conn = conn
 
     def validate_host_public_key(self, host: str, addr: str, port: int, key: asyncssh.SSHKey) -> bool:
-        """Return whether the key is the accepted one. asyncssh ends the connection if it is not."""
+        """Return whether the key is the accepted host key. If not, asyncssh ends the connection."""
         line = " ".join(key.export_public_key().decode().split()[:2])
         if line != self._host_key:
             self.other_key = line
@@ -116,7 +125,7 @@ class _Client(asyncssh.SSHClient):
         return line == self._host_key
 
     def auth_banner_received(self, msg: str, lang: str) -> None:
-        """Drop a banner that the machine sends during the login, and count it."""
+        """Discard a banner that the machine sends during the login, and count its bytes."""
         self._count(len(msg), MAX_BANNER_BYTES)
 
     def _count(self, size: int, limit: int) -> None:
@@ -127,7 +136,7 @@ class _Client(asyncssh.SSHClient):
 
 
 async def connect(egress: Egress, machine: Machine, credential: Credential | None) -> Any:
-    """Connect, check the host key, log in, and return the connection of asyncssh, which the caller must abort.
+    """Connect, check the host key, log in, and return the asyncssh connection, which the caller must abort.
 
     Raise `OtherHostKey`, `ConnectFailed`, `LoginFailed`, `LoginTimeout`, or `Invalid` (`url_blocked`).
     """
@@ -164,12 +173,12 @@ async def run(
     seconds: float,
     limit: int,
 ) -> None:
-    """Run a command until it ends, its time is over, or one of its streams is longer than `limit` bytes.
+    """Run a command until it ends, its time limit passes, or one of its streams is longer than `limit` bytes.
 
-    `output` is filled meanwhile, so that it is kept if the call is cancelled.
+    `output` is filled while the command runs, so that it is kept if the call is cancelled.
 
-    In the last two cases the process group of the command is terminated, and killed after 5 seconds. If the call is
-    cancelled, the process group is terminated as well. Raise `ConnectFailed` if the connection is lost.
+    If the time limit passes, a stream is too long, or the call is cancelled, the process group of the command is
+    terminated, and killed after 5 seconds. Raise `ConnectFailed` if the connection is lost.
     """
     options: dict[str, Any] = {"env": dict(env), "request_pty": False, "x11_forwarding": False}
     try:
@@ -214,7 +223,7 @@ async def _wait_for_end(
 
 
 async def _stop(process: Any, ended: asyncio.Future[Any]) -> None:
-    """End the process group of the command: TERM, and KILL after 5 seconds."""
+    """End the process group of the command: send TERM, and send KILL if the group still runs after 5 seconds."""
     for signal, seconds in (("TERM", STOP_SECONDS), ("KILL", 1.0)):
         with contextlib.suppress(asyncssh.Error, OSError):
             process.send_signal(signal)
@@ -224,7 +233,10 @@ async def _stop(process: Any, ended: asyncio.Future[Any]) -> None:
 
 
 async def _read(stream: Any, kept: bytearray, output: Output, limit: int, too_long: asyncio.Event) -> None:
-    """Read a stream to its end. Bytes beyond the limit are dropped, so that the end of the command is seen."""
+    """Read a stream to its end.
+
+    Bytes beyond the limit are read and dropped, so that the end of the command is noticed.
+    """
     while chunk := await stream.read(CHUNK_BYTES):
         output.total += len(chunk)
         if len(kept) + len(chunk) > limit:
@@ -268,7 +280,7 @@ async def _open_socket(egress: Egress, machine: Machine) -> socket.socket:
 
 
 def _close_late(connecting: asyncio.Future[socket.socket]) -> None:
-    """Close a socket that was opened after its time limit."""
+    """Close a socket that was opened after the caller had stopped waiting for it."""
     if not connecting.cancelled() and connecting.exception() is None:
         connecting.result().close()
 
@@ -311,14 +323,17 @@ async def _private_key(credential: Credential) -> asyncssh.SSHKey:
 
 
 def _algorithms_for(host_key: str | None) -> list[str]:
-    """Return the host key algorithms to offer. That of the accepted key comes first: machines have several keys."""
+    """Return the host key algorithms to offer, the algorithm of the accepted key first.
+
+    A machine may have several keys, and the order decides which key it shows.
+    """
     accepted = (host_key or "").partition(" ")[0]
     first = ["rsa-sha2-512", "rsa-sha2-256"] if accepted == "ssh-rsa" else [accepted]
     return sorted(HOST_KEY_ALGORITHMS, key=lambda name: name not in first)
 
 
 def _result_of(opening: asyncio.Future[Any], client: _Client, place: str) -> Any:
-    """Return the connection, or raise the error that says why there is none."""
+    """Return the opened connection, or raise the error that explains why there is none."""
     if client.other_key is not None:
         opening.exception()  # retrieved, so that asyncio does not log it
         raise OtherHostKey(client.other_key)

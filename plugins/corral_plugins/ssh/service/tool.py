@@ -45,7 +45,7 @@ CONFIG_SCHEMA: Json = {
 
 
 class SshTool:
-    """The tool. `set_runner` must be called before the first call of the tool."""
+    """The tool `ssh.execute`. `set_runner` must be called before the first call of the tool."""
 
     def __init__(self) -> None:
         self._runner: SshRunner | None = None
@@ -98,11 +98,15 @@ def _target_of(arguments: Json) -> CallTarget:
 
 
 def _needs_approval(context: ToolContext, arguments: Json) -> bool:
-    """Return whether the connection demands approval, or the requester of the task is not an admin."""
+    """Return whether a person must approve the command.
+
+    An approval is needed if the connection requires it, if the connection does not exist, or if the requester of
+    the task is not an admin.
+    """
     row: Connection | None = Connection.get_or_none(Connection.id == str(arguments["connection_id"]).lower())
     return row is None or row.require_approval or context.caller.role != "admin"
 
 
 def _is_connection_allowed(config: Mapping[str, Any], arguments: Json) -> bool:
-    """Return whether the configuration allows the connection. Without `connection_ids`, it allows none."""
+    """Return whether the configuration allows the connection. Without `connection_ids`, no connection is allowed."""
     return arguments["connection_id"] in config.get("connection_ids", ())

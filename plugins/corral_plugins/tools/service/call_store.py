@@ -1,4 +1,4 @@
-"""Reads and writes of the rows of tool calls.
+"""Reads and writes the rows of tool calls.
 
 Every status change is a single conditional UPDATE, which changes nothing if another process changed the row first.
 Results are stored as JSON of at most 64 KiB.
@@ -38,9 +38,9 @@ def is_long_output(value: Any) -> bool:
 def truncate_output(value: Any, limit: int = LIMIT, *, file_id: str | None = None) -> Any:
     """Truncate a value so that its JSON has at most `limit` bytes.
 
-    If the value is an object, its longest strings are truncated. If that is not enough, or if the value is a list, the
-    whole JSON becomes one truncated string. The note in its place names the file that contains the whole value, if
-    there is one.
+    If the value is an object, its longest strings are truncated. If that is not enough, or if the value is a list,
+    the whole JSON becomes one truncated string. A note replaces the removed text, and names the file that contains
+    the whole value, if there is such a file.
     """
     size = len(_encode(value))
     if size <= limit:
@@ -136,9 +136,10 @@ def end_call(
     tainted: bool = False,
     reason: str | None = None,
 ) -> bool:
-    """End a call and publish the `tool.called` event. `reason` is why an approved or held call did not run.
+    """End a call and publish the `tool.called` event.
 
-    Return False if the call has already ended or another process has taken over the call.
+    `reason` is the reason why an approved or held call did not run. Return False if the call has already ended or
+    another process has taken over the call.
     """
     now = clock.now()
     duration = duration_ms if duration_ms is not None else clock.elapsed_ms(row.created_at, now)
@@ -201,18 +202,24 @@ def count_denials(task_id: str, fence: int) -> int:
 
 
 def has_abandoned_calls() -> bool:
-    """Return whether the process of a call stopped, or a permit expired."""
+    """Return whether there are abandoned calls.
+
+    A call is abandoned if the process that ran it has stopped, or if the worker did not report its outcome in time.
+    """
     return bool(ToolCallRow.select().where(OPEN & (ToolCallRow.alive_until < clock.now())).limit(1).exists())
 
 
 def abandoned_calls() -> list[ToolCallRow]:
-    """List the calls whose process stopped or whose permit expired, oldest first, at most 200."""
+    """List the abandoned calls, oldest first, at most 200.
+
+    A call is abandoned if the process that ran it has stopped, or if the worker did not report its outcome in time.
+    """
     is_abandoned = OPEN & (ToolCallRow.alive_until < clock.now())
     return list(ToolCallRow.select().where(is_abandoned).order_by(ToolCallRow.alive_until).limit(ABANDONED_LIMIT))
 
 
 def delete_older_calls(days: int, limit: int) -> int:
-    """Delete at most `limit` calls that are older than `days`. Return the number of deleted calls."""
+    """Delete at most `limit` calls that are older than `days` days. Return the number of deleted calls."""
     old = ToolCallRow.select(ToolCallRow.id).where(ToolCallRow.created_at < clock.now(-days * 86_400)).limit(limit)
     return int(ToolCallRow.delete().where(ToolCallRow.id.in_(old)).execute())
 

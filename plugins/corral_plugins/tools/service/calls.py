@@ -73,7 +73,7 @@ class CallRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CallInProgress(msgspec.Struct, frozen=True):
-    """Returned when a call cannot start yet and must wait.
+    """Returned if a call cannot start yet and must wait.
 
     Either the same call is already running, in this or another process, or too many calls of the task are running.
     """
@@ -82,8 +82,8 @@ class CallInProgress(msgspec.Struct, frozen=True):
 class ToolCalls:
     """The service that makes tool calls.
 
-    Repeating a `call_id` does not run the tool twice, because the row of the call is stored before the tool runs. Only
-    an interrupted call runs again, and only if that is harmless.
+    Repeating a `call_id` does not run the tool twice, because the row of the call is stored before the tool runs.
+    Only an interrupted call runs again, and only if running it again is harmless.
     """
 
     agents: Agents | None
@@ -325,8 +325,9 @@ class ToolCalls:
     ) -> ToolExecution | ToolCallView | CallInProgress:
         """Run an interrupted call again, under the current lease.
 
-        First decide again whether the call is allowed, because permissions may have changed. Raise `Forbidden` if the
-        call is now denied or needs an approval; the agent can make it again under a new id, and people are asked then.
+        First decide again whether the call is allowed, because permissions may have changed. Raise `Forbidden`
+        if the call is now denied or needs an approval. The agent can then make the call under a new id, and
+        people are asked to approve it.
         """
         tool, subject, verdict = self._decide_call(request, run)
         if verdict.is_temporary:
@@ -452,7 +453,7 @@ class CallHistory:
         self.tasks.get(task_id, by=by)
 
     def end_abandoned_calls(self) -> int:
-        """End calls whose process stopped, and permitted calls whose outcome was not reported.
+        """End calls whose process has stopped, and permitted calls whose outcome was not reported.
 
         Return the number of ended calls.
         """

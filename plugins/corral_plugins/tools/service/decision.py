@@ -104,8 +104,9 @@ class DecisionContext(msgspec.Struct, frozen=True, kw_only=True):
 class ToolDecision(msgspec.Struct, frozen=True, kw_only=True):
     """The decision on a tool call.
 
-    `asked` means that people must approve the call first. `reasons` lists every rule that denies the call, in order;
-    the first is the main reason. `is_temporary` is true if the call is denied only because too many calls are running.
+    `asked` means that people must approve the call first. `reasons` lists every rule that denies the call, in
+    order; the first is the main reason. `is_temporary` is true if too many running calls are the only reason for
+    the denial.
     """
 
     decision: Literal["allowed", "asked", "denied"]
@@ -122,8 +123,8 @@ class ToolDecision(msgspec.Struct, frozen=True, kw_only=True):
 def decide_call(context: DecisionContext) -> ToolDecision:
     """Decide whether a tool call is allowed.
 
-    For an unknown tool, `unknown_tool` is the only reason. The policy `ask` denies the call if nobody can be asked,
-    because the plugin `approvals` is not active.
+    For an unknown tool, `unknown_tool` is the only reason. If the policy is `ask` but the plugin `approvals` is not
+    active, the call is denied, because nobody can be asked.
     """
     if context.risk is None:
         return ToolDecision(decision="denied", reasons=("unknown_tool",))
@@ -171,7 +172,7 @@ def approver_permissions_for(tool: RegisteredTool) -> frozenset[str]:
 def rule_of(policy: Mapping[str, Any], tool: str) -> ToolPolicyRule:
     """Return the rule for a tool from the `tool_policy` of an agent.
 
-    A rule with the exact name wins over a `prefix.*` pattern; among patterns, the longest wins.
+    A rule with the exact name of the tool wins over a `prefix.*` pattern; among patterns, the longest wins.
     """
     found = policy.get(tool)
     if found is None:
@@ -238,7 +239,7 @@ class CallSubject(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ContextBuilder:
-    """Builds the context for a decision, and the context in which a tool runs."""
+    """Builds the context for the decision on a call, and the context in which the tool runs."""
 
     approvals: Approvals | None
     workers: Workers | None
@@ -377,7 +378,10 @@ def _run_tool_checks(tool: RegisteredTool, rule: ToolPolicyRule, arguments: Any,
 
 
 def target_of(tool: RegisteredTool, arguments: Any) -> str | None:
-    """Return the object on which a call acts, such as `ssh_connection:<id>`, or None if the tool names none."""
+    """Return the object on which a call acts, such as `ssh_connection:<id>`.
+
+    Return None if the tool does not name the object.
+    """
     definition = tool.definition
     found = None if definition.target is None else _call_guarded(definition, definition.target, arguments)
     return f"{found.kind}:{found.id}" if isinstance(found, CallTarget) else None

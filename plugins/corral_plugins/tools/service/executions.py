@@ -51,8 +51,8 @@ class ToolExecution(msgspec.Struct, frozen=True, kw_only=True):
     """A tool call that runs in this process.
 
     The process may write to the row of the call only while the `executions` column has the same value as the field
-    `executions` of this object. For a call that people approved, `approval_id` is the approval and `payload_sha256` the
-    hash of what they approved.
+    `executions` of this object. For a call that people approved, `approval_id` is the id of the approval, and
+    `payload_sha256` is the hash of what people approved.
     """
 
     row_id: str
@@ -66,7 +66,7 @@ class ToolExecution(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ToolOutcome(msgspec.Struct, frozen=True, kw_only=True):
-    """The outcome of a tool call, redacted. `untrusted` lists the untrusted sources in the result."""
+    """The redacted outcome of a tool call. `untrusted` lists the untrusted sources in the result."""
 
     result: Any = None
     error: dict[str, Any] | None = None
@@ -74,7 +74,7 @@ class ToolOutcome(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ToolExecutions:
-    """Runs the tools of the server, and stores the outcomes of the calls."""
+    """Runs the tools that run on the server, and stores the outcomes of the calls."""
 
     approvals: Approvals | None
     files: Files | None
@@ -90,7 +90,7 @@ class ToolExecutions:
         return await asyncio.shield(self._start_task(execution))
 
     async def run_approved(self, execution: ToolExecution) -> None:
-        """Run a tool for a job, which does not wait for an `async def` tool to end."""
+        """Run an approved tool for a job. The job waits for the end of a `def` tool, but not of an `async def` tool."""
         task = self._start_task(execution)
         if not inspect.iscoroutinefunction(execution.tool.definition.run):
             await asyncio.shield(task)
@@ -122,7 +122,10 @@ class ToolExecutions:
     # -- `def` tools
 
     def _run_in_unit(self, execution: ToolExecution) -> ToolCallView:
-        """Run a tool and store the outcome in one unit of work. If an exception is raised, both are rolled back."""
+        """Run a tool and store the outcome in one unit of work.
+
+        If an exception is raised, the effects of the tool and the outcome are both rolled back.
+        """
         row = self._lock_call(execution)
         assert execution.tool.definition.run is not None
         value = execution.tool.definition.run(execution.context, execution.arguments)
@@ -136,8 +139,8 @@ class ToolExecutions:
     def _lock_call(self, execution: ToolExecution) -> ToolCallRow:
         """Lock the task and return the row of the call.
 
-        Raise `Conflict` if the lease has ended or this execution no longer owns the row. An approved call may continue
-        while its task waits, and uses its approval here unless it has used it before.
+        Raise `Conflict` if the lease has ended or this execution no longer owns the row. An approved call may
+        continue while its task waits. Its approval is marked as used here, unless that has already happened.
         """
         assert self.tasks is not None
         context, approval_id = execution.context, execution.approval_id
@@ -251,7 +254,11 @@ class ToolExecutions:
             return ToolOutcome(result=self._redactor.redact_json(found), untrusted=untrusted)
 
     async def _truncated(self, execution: ToolExecution, outcome: ToolOutcome) -> ToolOutcome:
-        """Truncate a long result. The whole result becomes a file of the task, if the requester's quota has room."""
+        """Truncate a long result.
+
+        The whole result becomes a file of the task, if the file can be stored; it cannot if, for example, the
+        requester's quota is used up.
+        """
         file_id = None
         if self.files is not None and is_long_output(outcome.result):
             text = isinstance(outcome.result, str)
@@ -269,7 +276,10 @@ class ToolExecutions:
         return msgspec.structs.replace(outcome, result=truncate_output(outcome.result, file_id=file_id))
 
     def _error_outcome(self, execution: ToolExecution, error: Exception) -> ToolOutcome:
-        """Convert an exception into an error for the model. Details of unexpected exceptions are only logged."""
+        """Convert an exception into an error for the model.
+
+        Details of an unexpected exception are only logged.
+        """
         if isinstance(error, ToolFailure):
             error_data = {"type": error.type, "message": error.message}
         elif isinstance(error, Problem):
@@ -307,7 +317,7 @@ def can_repeat(tool: RegisteredTool | None) -> bool:
 
 
 def _interrupted_error(execution: ToolExecution) -> dict[str, Any]:
-    """Return the error of an interrupted call. An approved call runs at most once."""
+    """Return the error of an interrupted call. An approved call counts as not repeatable."""
     return interrupted_error(execution.approval_id is None and can_repeat(execution.tool))
 
 

@@ -1,7 +1,7 @@
 """Tool calls that people must approve before they run.
 
-A held call is bound to its approval by the hash of agent, task, tool, arguments and target. The call is
-checked again right before it runs, and the approval is used in the transaction that starts it.
+A held call is bound to its approval by the hash of agent, task, tool, arguments and target. The call is checked again
+right before it runs, and the approval is marked as used in the transaction that starts the call.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ RISKS: dict[ToolRisk, Risk] = {"read": "low", "write": "low", "external": "mediu
 
 
 class HeldCalls:
-    """Holds calls until people decide, and runs the approved calls."""
+    """Holds calls until people decide about them, and runs the approved calls."""
 
     agents: Agents | None
     approvals: Approvals | None
@@ -138,7 +138,7 @@ class HeldCalls:
 
     @staticmethod
     def _refuse(row_id: str, columns: dict[str, Any], asked: ApprovalFacts) -> ToolCallView:
-        """Store a call that people refused a short while ago."""
+        """Store, as denied, a call that people rejected a short while ago."""
         error = _outcome_error(asked.status, asked.note)
         ended = {"status": "denied", "finished_at": clock.now(), "duration_ms": 0, "approval_id": asked.id}
         row = call_store.insert_call(
@@ -149,7 +149,10 @@ class HeldCalls:
 
     @staticmethod
     def _end_repeated(approval_id: str) -> None:
-        """End the earlier call that the same approval held, because the agent made the same call under a new id."""
+        """End the earlier call that waits for the same approval.
+
+        The agent has made the same call again under a new id.
+        """
         held = (ToolCallRow.approval_id == approval_id) & (ToolCallRow.status == "pending_approval")
         for row in ToolCallRow.select().where(held):
             error = _outcome_error("superseded", None)
@@ -165,7 +168,7 @@ class HeldCalls:
     # -- after the decision
 
     def approval_changed(self, row_id: str, status: str, note: str | None) -> None:
-        """Continue a held call. Implements `Tools.approval_changed`."""
+        """Continue a held call after people have decided. Implements `Tools.approval_changed`."""
         row = ToolCallRow.get_or_none(ToolCallRow.id == row_id)
         if row is None or row.status != "pending_approval":
             return
@@ -180,7 +183,7 @@ class HeldCalls:
             enqueue(JOB, call_row_id=row.id)
 
     def results_of(self, row_id: str) -> list[Json] | None:
-        """Return what a task receives about its held call. Implements `Tools.results_of_held_call`."""
+        """Return the results with which a task continues. Implements `Tools.results_of_held_call`."""
         row = ToolCallRow.get_or_none(ToolCallRow.id == row_id)
         if row is None or row.status == "permitted":
             return []
@@ -189,7 +192,7 @@ class HeldCalls:
         return None if row.status == "running" else [result_item(row)]
 
     def target_of(self, row_id: str, arguments: Any, pointer: str) -> str | None:
-        """Return the object on which edited arguments act. Implements `Tools.target_of_held_call`."""
+        """Return the object on which a call with edited arguments would act. Implements `Tools.target_of_held_call`."""
         row = ToolCallRow.get_or_none(ToolCallRow.id == row_id)
         tool = None if row is None else self._registry.find_tool(row.tool, worker_id=row.worker_id)
         if tool is None:
@@ -208,7 +211,10 @@ class HeldCalls:
     # -- running
 
     async def run_approved(self, row_id: str) -> None:
-        """Run an approved tool of the server, unless it has run. A call that cannot run now is tried again later."""
+        """Run an approved tool on the server, unless it has already run.
+
+        A call that cannot run now is tried again later.
+        """
         try:
             execution = await self._work(lambda: self._begin(row_id), entry=ENTRY)
         except (Conflict, Unavailable):  # the task does not wait yet, or the kill switch is engaged
@@ -241,7 +247,10 @@ class HeldCalls:
         return None
 
     def repeat(self, row: ToolCallRow, run: Run, entry: UnitContext) -> ToolExecution | ToolCallView:
-        """Answer a request that repeats a held call: run it if people have approved it, else return it as it is."""
+        """Answer a request that repeats a held call.
+
+        If people have approved the call, start it; otherwise return the call as it is.
+        """
         assert self.approvals is not None
         facts = self.approvals.find(row.approval_id or "")
         lease = {"lease_id": run.lease_id, "fence": run.fence, "worker_id": run.worker_id}
@@ -258,7 +267,8 @@ class HeldCalls:
     ) -> ToolExecution | ToolCallView:
         """Check an approved call again, and start it.
 
-        An `async def` tool uses the approval here, and a `def` tool in the unit of work in which it runs.
+        The approval is marked as used here for an `async def` tool or a tool on a worker. For a `def` tool,
+        this happens in the unit of work in which the tool runs.
         """
         assert self.approvals is not None
         tool = self._registry.find_tool(row.tool, worker_id=row.worker_id)
@@ -301,7 +311,7 @@ class HeldCalls:
         )
 
     def _end(self, row: ToolCallRow, status: str, reason: str) -> ToolCallView:
-        """End an approved call that may not run any more, and tell the task."""
+        """End an approved call that is no longer allowed to run, and let its task continue."""
         call_store.end_call(row, status, error=_outcome_error(reason, None), reason=reason)
         self._results.deliver(row)
         return call_store.call_view(row)
@@ -326,6 +336,6 @@ def _hash_of(agent_id: str, task_id: str, tool: str, arguments: Any, target: str
 
 
 def _outcome_error(outcome: str, note: str | None) -> dict[str, Any]:
-    """Return the error of a call that people did not approve, with their note for the model."""
+    """Return the error of a call that people did not approve. The error contains their note for the model."""
     message = SENTENCES[outcome] + (f" They wrote: {note}" if note else "")
     return {"type": outcome, "message": message}

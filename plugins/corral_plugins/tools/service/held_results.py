@@ -1,4 +1,4 @@
-"""Tells the approval and the waiting task how a held call ended, in the transaction that ends the call."""
+"""Reports how a held call ended to the approval and to the waiting task, in the transaction that ends the call."""
 
 from __future__ import annotations
 
@@ -17,14 +17,17 @@ class HeldResults:
     tasks: Tasks | None
 
     def deliver(self, row: ToolCallRow) -> None:
-        """Record how a held call ended, and let its task continue. Do nothing for a call that was not held."""
+        """Record how a held call ended, and let its task continue.
+
+        Do nothing for a call that needed no approval.
+        """
         if row.approval_id is None or self.approvals is None:
             return
         self.approvals.record_execution(row.approval_id, status=row.status, tool_call_id=row.id, error=row.error)
         self.resume(row, [result_item(row)])
 
     def resume(self, row: ToolCallRow, results: Sequence[Json]) -> None:
-        """Let the task of a decided call continue with these results, if it waits for the decision."""
+        """Let a task continue with these results, if it still waits for the decision about its call."""
         if self.approvals is None or self.tasks is None or row.approval_id is None:
             return
         facts = self.approvals.find(row.approval_id)
@@ -34,5 +37,5 @@ class HeldResults:
 
 
 def result_item(row: ToolCallRow) -> Json:
-    """Return how a call ended, in the form that the claim of its task contains."""
+    """Return the outcome of a call in the form in which the task's next claim contains it."""
     return {"call_id": row.call_id, "status": row.status, "result": row.result, "error": row.error}

@@ -226,22 +226,25 @@ class HeaderSecrets:
 
 
 class HostBreakers:
-    """The circuit breakers of hosts: `http:<host>` guards every request to the host."""
+    """The circuit breakers for hosts. The circuit breaker `http:<host>` guards every request to the host."""
 
     breakers: Breakers | None
 
     def declare(self) -> None:
-        """Declare that requests to any host are guarded."""
+        """Declare the circuit breakers that guard requests to hosts."""
         if self.breakers is not None:
             self.breakers.declare("http")
 
     async def guard(self, host: str, send: Callable[[], Awaitable[httpx2.Response]]) -> httpx2.Response:
-        """Send a request and return the response. Raise `CircuitOpen` if the breaker of the host is open."""
+        """Send a request and return the response. Raise `CircuitOpen` if the circuit breaker of the host is open."""
         return await send() if self.breakers is None else await self.breakers.guard(f"http:{host}", send, judge=_judge)
 
 
 def _judge(outcome: Any) -> Verdict:
-    """Classify a request by the status of the response. Requests that were not sent do not count."""
+    """Classify a request for the circuit breaker by the status of the response.
+
+    Requests that were not sent do not count.
+    """
     import httpx2
 
     if isinstance(outcome, Exception):
@@ -262,7 +265,7 @@ class HttpTools:
         self._client: httpx2.AsyncClient | None = None
 
     def set_services(self, egress: Egress, secrets: HeaderSecrets, breakers: HostBreakers) -> None:
-        """Set the egress guard, the secrets and the circuit breakers that the tools use."""
+        """Set the egress guard, the secrets and the circuit breakers that the HTTP tools use."""
         self._egress, self._secrets, self._breakers = egress, secrets, breakers
 
     async def close(self) -> None:
@@ -444,7 +447,7 @@ def _target_of(arguments: Json) -> CallTarget | None:
 def _allows_host(config: Mapping[str, Any], arguments: Json) -> bool:
     """Return whether the configuration allows the host.
 
-    If the configuration does not list any hosts, every host is allowed.
+    If the configuration lists no hosts, every host is allowed.
     """
     hosts = config.get("hosts")
     return hosts is None or matches_host(hosts, _host_of(arguments["url"]))

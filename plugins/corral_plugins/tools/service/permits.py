@@ -1,4 +1,4 @@
-"""One-time permits with which workers run allowed tool calls, and the results that workers report.
+"""One-time permits that let workers run allowed tool calls, and the results that workers report.
 
 A permit is valid for 60 s.
 """
@@ -55,7 +55,11 @@ class ToolPermits:
 
     @staticmethod
     def permit_columns(tool: RegisteredTool) -> dict[str, Any]:
-        """Return the columns of a new permit: when it expires, and when its call is considered abandoned."""
+        """Return the columns of a new permit.
+
+        They contain the time when the permit expires, and the time after which its call is considered
+        abandoned.
+        """
         return {
             "permit_until": clock.now(PERMIT_SECONDS),
             "alive_until": clock.now(PERMIT_SECONDS + tool.timeout_seconds + REPORT_GRACE_SECONDS),
@@ -84,9 +88,10 @@ class ToolPermits:
         by: Principal,
         entry: UnitContext,
     ) -> ToolCallView:
-        """Store the outcome of a permitted call and return the call. Repeating the same report has no effect.
+        """Store the outcome of a permitted call and return the call.
 
-        Raise `Conflict(already_decided)` if a different outcome is stored, and `Forbidden` for a wrong permit.
+        Repeating the same report has no effect. Raise `Conflict(already_decided)` if a different outcome is
+        stored, and `Forbidden` for a wrong permit.
         """
         result, error = await asyncio.to_thread(self._redact_report, report)
         return await self._work(

@@ -78,9 +78,10 @@ NO_OVERRIDES = ToolOverrides()
 
 
 class RegisteredTool(msgspec.Struct, frozen=True, kw_only=True):
-    """A tool definition with the overrides of admins. `workers` lists the online workers that offer the tool.
+    """A tool definition with the overrides of admins.
 
-    `accepted` is false while an admin has to accept the definition that an MCP server gives of the tool.
+    `workers` lists the online workers that offer the tool. `accepted` is false while an admin has to accept the
+    definition that an MCP server gives of the tool.
     """
 
     definition: Tool
@@ -158,10 +159,10 @@ class ToolRegistry:
                 )
 
     def find_tool(self, name: str, *, worker_id: str | None = None) -> RegisteredTool | None:
-        """Return a tool by name, or None.
+        """Return the tool with this name, or None.
 
-        If neither a plugin nor an MCP server defines the tool, the definition comes from the given worker, or from any
-        online worker if `worker_id` is None or the given worker does not offer the tool.
+        If neither a plugin nor an MCP server defines the tool, the definition comes from the given worker, or
+        from any online worker if `worker_id` is None or the given worker does not offer the tool.
         """
         contributed = self.contributed_tools().get(name)
         if contributed is None and name.startswith(MCP_PREFIX):
@@ -245,7 +246,7 @@ def _overrides_of_row(row: tuple[Any, ...]) -> ToolOverrides:
 def _from_worker(offered: WorkerTool) -> Tool:
     """Return the definition of a tool that only workers offer.
 
-    The risk of the tool is at least `external`, and `dangerous` by default.
+    The risk of the tool is at least `external`; the default is `dangerous`.
     """
     risk = offered.risk if offered.risk in RISKS else "dangerous"
     return Tool(

@@ -1,7 +1,7 @@
 """The workflow step `tool`: a task whose worker makes one tool call instead of asking a model.
 
-The call is made under the lease of the task, by the agent that gets the task. So it passes the same decision as every
-call of that agent, is held until people approve it, and is recorded.
+The agent that gets the task makes the call under the lease of the task. The call is therefore decided on, held for
+approval and recorded like every other call of that agent.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ SCHEMA: Json = {
 
 
 class ToolStep:
-    """The step type. The service is set after the boot."""
+    """The workflow step `tool`. The service `tasks` is set after the boot."""
 
     tasks: StepTasks | None
 
     def definition(self) -> StepType:
-        """Return the step type."""
+        """Return the definition of the workflow step."""
         return StepType(
             type="tool",
             title="Call a tool",
@@ -48,25 +48,25 @@ class ToolStep:
         )
 
     def dispatch(self, context: StepContext) -> StepWait:
-        """Create the task, for an agent that may use the tool."""
+        """Create the task of the step. Only an agent that may use the tool can get the task."""
         assert self.tasks is not None
         name, arguments = context.config["tool"], context.config.get("arguments", {})
         fields = {"input": {"tool": name, "arguments": arguments}, "required_tools": [name], "allowed_tools": [name]}
         return self.tasks.create(context, fields)
 
     def resolve(self, context: StepContext, event: LoggedEvent) -> StepResult | None:
-        """End the step with its task, whose result is the result of the tool."""
+        """End the step if its task has ended. The tool's result becomes the result of the step."""
         assert self.tasks is not None
         return self.tasks.resolve(context, event)
 
     def cancel(self, context: StepContext, reason: str | None) -> bool:
-        """Cancel the task."""
+        """Cancel the task of the step."""
         assert self.tasks is not None
         return self.tasks.cancel(context, reason)
 
 
 def check_config(config: Json) -> list[FieldError]:
-    """Return the places of secrets that the tool would not resolve."""
+    """Return an error for each place in the arguments where a secret is not allowed."""
     arguments = config.get("arguments")
     is_sender = config.get("tool") in SENDERS
     if not isinstance(arguments, dict):

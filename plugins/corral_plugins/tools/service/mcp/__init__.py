@@ -1,1 +1,1 @@
-"""MCP servers: their registration, the pinned definitions of their tools, and the calls to them."""
+"""MCP servers: their registration, the accepted definitions of their tools, and the calls to the tools."""

@@ -1,4 +1,4 @@
-"""Connections to MCP servers: through the egress guard, with the server's credentials, guarded by its breaker."""
+"""Connects to MCP servers through the egress guard, with each server's credentials and circuit breaker."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ _NAMES = Statement(
 
 
 class McpConnections:
-    """Connects to MCP servers. Its `async` methods open units of work of their own."""
+    """Connects to MCP servers. The `async` methods open their own units of work."""
 
     breakers: Breakers | None
     secrets: Secrets | None
@@ -59,7 +59,7 @@ class McpConnections:
         self._http: httpx2.AsyncClient | None = None
 
     def declare_breakers(self) -> None:
-        """Declare the names of the breakers: one breaker for each enabled server."""
+        """Declare the names of the circuit breakers: one for each enabled server."""
         if self.breakers is not None:
             self.breakers.declare(BREAKER, lambda: [breaker_name(name) for (name,) in _NAMES.rows({})])
 
@@ -69,7 +69,7 @@ class McpConnections:
             await self._http.aclose()
 
     def refuse_without_client(self) -> None:
-        """Raise `Invalid` if no plugin can speak the protocol."""
+        """Raise `Invalid` if no active plugin contributes an MCP client."""
         if self._client() is None:
             detail = (
                 "No active plugin can reach MCP servers. Install corral-mcp (pip install 'corral[mcp]') and enable it "
@@ -78,7 +78,10 @@ class McpConnections:
             raise Invalid.at("/transport", "not_allowed", detail)
 
     async def list_tools(self, name: str, url: str, headers_secret: str | None) -> Sequence[McpTool]:
-        """List the tools of a stored server. Raise `McpFailure`, or the problem with the secret."""
+        """List the tools of a stored server.
+
+        Raise `McpFailure`, or the problem that occurred while reading the secret.
+        """
         client = self._client()
         if client is None:
             raise McpFailure("unavailable", "The plugin that reaches MCP servers is not active.", neutral=True)
@@ -97,7 +100,7 @@ class McpConnections:
     async def call_tool(self, server: str, tool: str, context: ToolContext, arguments: Json) -> Json:
         """Call a tool of a server, and return the result for the model. Raise `ToolFailure`.
 
-        An error that the tool reports is a result, because its text is untrusted.
+        An error that the tool itself reports is returned as a result, because its text is untrusted.
         """
         client = self._client()
         row = await self._work(lambda: _SERVER.one({"name": server}), read=True)
@@ -143,14 +146,15 @@ def attached_server(name: str) -> AttachedObject:
 
 
 def breaker_name(server: str) -> str:
-    """Return the name of the breaker of a server."""
+    """Return the name of a server's circuit breaker."""
     return f"{BREAKER}:{server}"
 
 
 def parse_headers(value: str) -> dict[str, str]:
-    """Return the headers in a secret: a JSON object of headers, or else a bearer token.
+    """Return the HTTP headers that a secret contains.
 
-    Raise `McpFailure` for a value that cannot be sent.
+    The secret is a JSON object of headers, or else a bearer token. Raise `McpFailure` for a value that cannot be
+    sent.
     """
     headers = {"Authorization": f"Bearer {value.strip()}"}
     if value.lstrip().startswith("{"):

@@ -1,4 +1,4 @@
-"""The tools of MCP servers as the registry knows them. Everything that a server says about its tools is untrusted."""
+"""Converts the tools of MCP servers for the registry. Everything that a server says about its tools is untrusted."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CallMcpTool = Callable[[str, str, ToolContext, Json], Awaitable[Json]]
 
 
 class McpDefinition(msgspec.Struct, frozen=True, kw_only=True):
-    """A server's definition of a tool, as it is pinned, shown to admins and given to models."""
+    """A server's definition of a tool, as Corral stores it, shows it to admins and gives it to models."""
 
     title: str
     description: str
@@ -30,17 +30,21 @@ class McpDefinition(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ListedTools(msgspec.Struct, frozen=True):
-    """The tools of a server by their names in Corral, with their names at the server, and the ignored names."""
+    """The tools that a server listed.
+
+    `tools` maps the name in Corral to the server's name of the tool and the definition. `ignored` contains the
+    names of ignored tools.
+    """
 
     tools: dict[str, tuple[str, McpDefinition]]
     ignored: list[str]
 
 
 def listed_tools(server: str, tools: Iterable[McpTool]) -> ListedTools:
-    """Name and shorten the tools of a server.
+    """Give the tools of a server their names in Corral, and shorten long texts in their definitions.
 
-    A tool is ignored if it has no usable name or schema, if another tool has its name, or if it comes after the first
-    200 tools.
+    A tool is ignored if it has no usable name or schema, if another tool already has the same name, or if the
+    server has already listed 200 usable tools.
     """
     found, ignored = ListedTools({}, []), set[str]()
     for tool in tools:
@@ -63,7 +67,10 @@ def listed_tools(server: str, tools: Iterable[McpTool]) -> ListedTools:
 def registry_tool(
     name: str, server: str, remote_name: str, definition: McpDefinition, call: CallMcpTool | None = None
 ) -> Tool:
-    """Return the tool of a server for the registry. Its calls are not repeated, because that might do harm."""
+    """Return the registry's definition of a server's tool.
+
+    Interrupted calls of the tool are not repeated, because repeating a call might do harm.
+    """
     return Tool(
         name=name,
         title=definition.title,

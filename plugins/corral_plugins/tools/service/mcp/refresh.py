@@ -25,7 +25,7 @@ log = logging.getLogger("corral.tools")
 
 
 class McpRefresh:
-    """Refreshes the tools of MCP servers. Its methods open units of work of their own."""
+    """Refreshes the tools of MCP servers. The methods open their own units of work."""
 
     def __init__(self, work: Work, redactor: Redactor, connections: McpConnections) -> None:
         self._work, self._redactor, self._connections = work, redactor, connections
@@ -36,7 +36,10 @@ class McpRefresh:
             await self.refresh_server(name, entry)
 
     async def refresh_server(self, name: str, entry: UnitContext) -> None:
-        """List the tools of a server, and store them or the reason for a failure. Do nothing for a deleted server."""
+        """List the tools of a server, and store them, or the reason why listing them failed.
+
+        Do nothing if the server was deleted.
+        """
         server = await self._work(lambda: McpServerRow.get_or_none(McpServerRow.name == name), read=True)
         if server is None:
             return
@@ -62,7 +65,10 @@ def _enabled_servers() -> list[str]:
 
 
 def _named(server: str, tools: Sequence[McpTool]) -> tuple[ListedTools, dict[str, dict[str, Any]]]:
-    """Return the tools of a server, and their rows by name. Called in a thread, because definitions may be large."""
+    """Return the tools of a server and their database rows by name.
+
+    Called in a thread, because definitions may be large.
+    """
     listed = listed_tools(server, tools)
     return listed, {tool: _row(server, tool, *found) for tool, found in listed.tools.items()}
 
@@ -91,7 +97,7 @@ def _store_failure(server: McpServerRow, detail: str) -> None:
 
 
 def _store_tools(server: McpServerRow, rows: dict[str, dict[str, Any]], listed: ListedTools) -> None:
-    """Store the tools that a server listed, and alert admins to tools that are new or changed since the last list.
+    """Store the tools that a server listed, and alert admins to new or changed tools, except on the first listing.
 
     Do nothing if the server was changed or deleted in the meantime.
     """

@@ -1,4 +1,4 @@
-"""The registration of MCP servers by admins, who also accept the definitions of their tools."""
+"""The registration of MCP servers by admins, who also accept the definitions of the servers' tools."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class McpServers:
         )
 
     def create(self, new: NewMcpServer, *, by: Principal) -> None:
-        """Store a server. Raise `Conflict` (`duplicate`) if there is one with this name."""
+        """Store a server. Raise `Conflict` (`duplicate`) if there already is a server with this name."""
         self._check_number()
         now = clock.now()
         columns = {
@@ -101,7 +101,8 @@ class McpServers:
     def update(self, name: str, patch: McpServerPatch, match: IfMatch, *, by: Principal) -> bool:
         """Change a server. Return whether its tools have to be listed again.
 
-        Raise `NotFound`, and `Forbidden` if the caller may not let the stored secret be sent to a new address.
+        Raise `NotFound`, and `Forbidden` if the stored secret would be sent to a new address but the caller may
+        not decide that.
         """
         row = _find(name)
         match.check(row.version)
@@ -209,7 +210,10 @@ def _tools_of(servers: list[str]) -> dict[str, list[McpToolRow]]:
 
 
 def _refuse_moved_secret(by: Principal) -> None:
-    """Raise `Forbidden` unless the caller may reveal secrets: the operator of the new address could read the secret."""
+    """Raise `Forbidden` if the caller may not reveal secrets.
+
+    The operator of the server's new address could read the stored secret.
+    """
     if by.has_stepped_up or REVEAL in by.named_scopes:
         return
     detail = "The stored headers_secret would be sent to a different url. Name the secret of the new url"
@@ -219,7 +223,7 @@ def _refuse_moved_secret(by: Principal) -> None:
 
 
 def _store_overrides(server: str, overrides: Mapping[str, ToolOverride], by: Principal) -> None:
-    """Store risk and state of tools of a server. Tools that are not named are reset."""
+    """Store the risk and the state that an admin sets for tools of a server. Tools that are not named are reset."""
     prefix = f"{MCP_PREFIX}{server}."
     others = ToolRow.name.startswith(prefix) & ToolRow.name.not_in([f"{prefix}{tool}" for tool in overrides])
     common = {"updated_at": clock.now(), "updated_by": by.user_id}
