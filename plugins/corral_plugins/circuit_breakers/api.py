@@ -49,7 +49,10 @@ class CircuitOpen(Unavailable):
 
 
 class ForcedOpen(msgspec.Struct, frozen=True, kw_only=True):
-    """An admin's decision that a breaker rejects every call. `by` is the id of the user or key, or None if unknown."""
+    """An admin's decision that a circuit breaker rejects every call.
+
+    `by` is the id of the user or API key that made the decision, or None if it is unknown.
+    """
 
     by: str | None
     reason: str
@@ -57,10 +60,10 @@ class ForcedOpen(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Breakers(Protocol):
-    """Guards calls to other systems. The state of a breaker is shared by all processes.
+    """Guards calls to other systems. The state of a circuit breaker is shared by all processes.
 
-    A breaker exists as soon as a plugin guards calls under its name, such as `llm:openai`. `state` and `blocked_until`
-    read memory; they may be called anywhere.
+    A circuit breaker exists as soon as a plugin guards calls under its name, such as `llm:openai`. `state` and
+    `blocked_until` only read memory, so they may be called anywhere.
     """
 
     def declare(
@@ -68,13 +71,16 @@ class Breakers(Protocol):
     ) -> None:
         """Declare that the plugin guards calls under names that begin with `<prefix>:`. Call this method in `start`.
 
-        `names()` returns the guarded names; it runs in a unit of work. Without it, every name with the prefix is
-        guarded. `slow_call_seconds` replaces the default of `slow_call_duration_seconds` for these breakers.
+        `names()` returns the guarded names; it runs in a unit of work. Without `names`, every name with the prefix is
+        guarded. `slow_call_seconds` replaces the default of `slow_call_duration_seconds` for the circuit breakers with
+        this prefix.
         """
         ...
 
     async def guard(self, name: str, call: Callable[[], Awaitable[T]], *, judge: Judge = ...) -> T:
-        """Make a call and return its result, or raise what it raises. Raise `CircuitOpen` without calling.
+        """Make a call and return its result, or raise what it raises.
+
+        While calls are rejected, raise `CircuitOpen` instead.
 
         `judge` decides whether a result or an exception counts as a success, as a failure or not at all; without it,
         `judge_outcome` does. A cancelled call does not count, unless it had become slow before. Call this method
@@ -83,43 +89,50 @@ class Breakers(Protocol):
         ...
 
     def state(self, name: str) -> State:
-        """Return the state of a breaker as this process knows it."""
+        """Return the state of a circuit breaker as this process knows it."""
         ...
 
     def blocked_until(self, name: str) -> str | None:
-        """Return the instant until which the breaker rejects calls, or None if it may admit a call now.
+        """Return the instant until which the circuit breaker rejects calls, or None if it may admit a call now.
 
-        A breaker that an admin forced open rejects calls until an admin closes it; the instant is then in 60 seconds.
+        A circuit breaker that an admin forced open rejects calls until an admin closes it. For such a breaker, this
+        method returns the instant 60 seconds from now.
         """
         ...
 
     def is_forced(self, name: str) -> bool:
-        """Return whether an admin forced the breaker open, as this process knows it. Reads memory."""
+        """Return whether an admin forced the circuit breaker open, as this process knows it. Reads memory."""
         ...
 
     def find_forced(self, name: str) -> ForcedOpen | None:
-        """Return who forced the breaker open and why, or None if it is not forced open. Runs in a unit of work."""
+        """Return who forced the circuit breaker open and why, or None if it is not forced open.
+
+        Runs in a unit of work.
+        """
         ...
 
 
 def judge_status(status: int) -> Verdict:
-    """Classify a call by its HTTP status: 5xx, 408, 425 and 429 are failures, other errors are the caller's fault."""
+    """Classify a call by its HTTP status: 5xx, 408, 425 and 429 are failures; other errors are the caller's fault."""
     if status >= 500 or status in FAILURE_STATUSES:
         return "failure"
     return "neutral" if status >= 400 else "success"
 
 
 def judge_outcome(outcome: Any) -> Verdict:
-    """Classify a call by its outcome: problems by their status, other exceptions as failures, results as successes."""
+    """Classify a call by its outcome: a `Problem` by its status, other exceptions as failures, results as successes."""
     if isinstance(outcome, Problem):
         return judge_status(outcome.status)
     return "failure" if isinstance(outcome, Exception) else "success"
 
 
 class BreakerCounts(msgspec.Struct, frozen=True, kw_only=True):
-    """The calls in the window of a breaker, or its probes while it is half open. The rates are percentages.
+    """The recent calls that a circuit breaker has counted, or its probes while it is half open.
 
-    `rejected` and `neutral` are counted since the breaker last closed. `permits_out` is the number of probes in flight.
+    The rates are percentages.
+
+    `rejected` and `neutral` count calls since the circuit breaker last closed. `permits_out` is the number of probes in
+    flight.
     """
 
     calls: int = 0

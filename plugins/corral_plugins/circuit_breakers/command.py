@@ -167,7 +167,7 @@ def _print_change(breaker: dict[str, Any], *, as_json: bool) -> None:
 
 
 def _named_object(names: ObjectNames, breaker: str) -> str:
-    """Return the name of the object by whose id a circuit breaker is named, or nothing if its name says what it is."""
+    """Return the name of the object whose id is in a circuit breaker's name, or nothing if the name contains no id."""
     kind, _, identifier = breaker.partition(":")
     return names.name(NAMED[kind], identifier) if kind in NAMED else ""
 

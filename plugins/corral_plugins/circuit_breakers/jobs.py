@@ -1,4 +1,4 @@
-"""Schedules of circuit breakers: lost probes, half-open phases that take too long, alerts, and retention."""
+"""Schedules that handle lost probes, half-open phases that take too long, alerts, and the retention of transitions."""
 
 from __future__ import annotations
 

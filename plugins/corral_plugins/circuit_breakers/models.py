@@ -12,11 +12,11 @@ from corral.database.model import IdField, InstantField, JSONField, Model
 class BreakerRow(Model):
     """A circuit breaker, whose state all processes share.
 
-    `config` holds the fields that an admin has configured, or null. `version` grows with each change by an admin,
-    `generation` with each transition, and `revision` with each change of the row, by which processes notice changes.
-    The first revision is the time of creation in milliseconds, so that a new row never looks older than a deleted one.
-    `window` holds the counted calls in the format of `window_shape`. `opened_at` is the time when the breaker last
-    ceased to be closed. The `probe_` columns count the probes of the current half-open phase.
+    `config` holds the fields that an admin has configured, or null. `version` grows with each change by an admin, and
+    `generation` with each transition. `revision` grows with each change of the row, so that all processes notice the
+    change. The first revision is the time of creation in milliseconds, so that a new row never looks older than a
+    deleted one. `window` holds the counted calls in the format of `window_shape`. `opened_at` is the time when the
+    breaker last ceased to be closed. The `probe_` columns count the probes of the current half-open phase.
     """
 
     name = peewee.CharField(primary_key=True, max_length=100)
@@ -48,7 +48,10 @@ class BreakerRow(Model):
 
 
 class PermitRow(Model):
-    """A permit for a probe of a half-open breaker. The process that makes the probe renews it until the call ends."""
+    """A permit for a probe of a half-open circuit breaker.
+
+    The process that makes the probe renews it until the call ends.
+    """
 
     id = IdField(primary_key=True)
     name = peewee.CharField(max_length=100, index=True)

@@ -30,8 +30,8 @@ SHOWN = 3  # breakers in the sentence of the health check
 class CircuitBreakersPlugin(Plugin):
     """Circuit breakers.
 
-    A breaker stops the calls to a system that fails, tries a few calls after a while, and closes when they succeed. All
-    processes share its state. Admins see why a breaker is open, configure it and force it.
+    A circuit breaker stops the calls to a system that fails, tries a few calls after a while, and closes when they
+    succeed. All processes share its state. Admins see why a breaker is open, configure it and force it.
     """
 
     name = "circuit_breakers"
@@ -47,7 +47,7 @@ class CircuitBreakersPlugin(Plugin):
         self._unwatch: Callable[[], None] = lambda: None
 
     async def start(self, runtime: Runtime) -> None:
-        """Read the states of all breakers before the first call."""
+        """Load the states of all circuit breakers before the first guarded call is made."""
         self._breakers = runtime.service(BreakersService)
         await self._breakers.sync()
         self._unwatch = runtime.service(Feed).watch(self._breakers.on_events)

@@ -36,8 +36,9 @@ def configure_circuit_breaker(
 ) -> Answer[BreakerView]:
     """Create a circuit breaker, or change its configuration. Absent fields keep their values.
 
-    The response has the status 201 for a new breaker and 200 for one that existed, as the breaker of every guarded
-    target does. The configuration applies from the next call on. `enabled: false` closes the breaker.
+    The response has the status 201 for a new circuit breaker, and 200 for one that existed. Every target that a plugin
+    guards already has a circuit breaker. The configuration applies from the next call on. `enabled: false` closes the
+    breaker.
     """
     view, is_new = administration.configure(body, match)
     return Answer(body=view, status=201 if is_new else 200)
@@ -51,7 +52,10 @@ def get_circuit_breaker(name: str, administration: BreakerAdministration) -> Bre
 
 @routes.delete("/{name}", needs=WRITE, raises=CHANGES)
 def delete_circuit_breaker(name: str, administration: BreakerAdministration, match: IfMatch) -> None:
-    """Delete a circuit breaker. A breaker that guards calls returns to the defaults and is closed."""
+    """Delete a circuit breaker.
+
+    If a plugin still guards calls with it, the breaker is closed and uses the defaults again.
+    """
     administration.delete(name, match)
 
 
@@ -67,7 +71,7 @@ def force_open_circuit_breaker(
 def force_close_circuit_breaker(
     name: str, body: ReasonBody, administration: BreakerAdministration, match: IfMatch
 ) -> BreakerView:
-    """Close a circuit breaker and empty its window. Real failures open it again."""
+    """Close a circuit breaker and forget the calls that it has counted. It opens again if further calls fail."""
     return administration.close(name, "force_close", body.reason, match)
 
 

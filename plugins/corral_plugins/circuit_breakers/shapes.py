@@ -19,7 +19,7 @@ UpTo1000 = Annotated[int, Meta(ge=1, le=1000)]
 
 
 class BreakerConfiguration(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """The configuration of a circuit breaker. A breaker that exists keeps the values of absent fields."""
+    """The configuration of a circuit breaker. An existing circuit breaker keeps the values of absent fields."""
 
     name: Annotated[str, Meta(pattern=NAME, examples=["llm:openai"])]
     description: Annotated[str, Meta(max_length=500)] | UnsetType = UNSET
@@ -42,7 +42,10 @@ class ReasonBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class BreakerQuery(PageQuery, kw_only=True, forbid_unknown_fields=True):
-    """Filters of the list of circuit breakers. `guarded` selects breakers that guard calls, or breakers that do not."""
+    """Filters of the list of circuit breakers.
+
+    `guarded` selects breakers with which a plugin guards calls, or all others.
+    """
 
     state: list[State] = msgspec.field(default_factory=list)
     prefix: Annotated[str, Meta(min_length=1, max_length=100)] | UnsetType = UNSET
@@ -60,8 +63,8 @@ class LastError(msgspec.Struct, kw_only=True):
 class BreakerView(msgspec.Struct, kw_only=True):
     """A circuit breaker. `source` is `configured` if an admin has configured it.
 
-    `opened_at` is the time when the breaker last ceased to be closed. From `retry_at`, the next call makes it half
-    open; null means never, because an admin forced it open.
+    `opened_at` is the time when the breaker last ceased to be closed. The first call after `retry_at` makes it half
+    open; null means that an admin forced it open until an admin closes it.
     """
 
     name: str

@@ -1,1 +1,1 @@
-"""Code reviews: people read diffs of agents, comment on lines, and decide on exactly what they have read."""
+"""Code reviews: people read the diffs of agents, comment on lines, and decide about exactly the diff that they read."""

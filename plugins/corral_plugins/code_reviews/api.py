@@ -50,7 +50,7 @@ class NewReviewer(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class ReviewCheck(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """A check that a worker or a plugin ran on the diff, such as a test suite."""
+    """The outcome of a check that a worker or a plugin ran on the diff, such as a test suite."""
 
     name: Annotated[str, line(100)]
     status: CheckStatus = "pending"
@@ -73,7 +73,10 @@ class NewReview(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class ReviewFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """A review as other plugins see it. `decision_note` is the note of the person who decided it."""
+    """The facts about a review that other plugins may read.
+
+    `decision_note` is the note of the person who decided it.
+    """
 
     id: str
     title: str
@@ -97,10 +100,10 @@ class ReviewPeople(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PreparedPatch(msgspec.Struct, frozen=True, kw_only=True):
-    """A patch that was checked, redacted, hashed and parsed. `parsed` belongs to the plugin.
+    """A patch that was checked, redacted, hashed and parsed. Only this plugin reads `parsed`.
 
     `redacted_lines` are the numbers of the lines in which a credential was replaced. `tainted` means that the patch
-    comes from outside; the tasks of agents that review it are then tainted.
+    comes from outside the installation; the tasks in which agents review the patch are then tainted, too.
     """
 
     data: bytes
@@ -111,9 +114,10 @@ class PreparedPatch(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TaskDiff(msgspec.Struct, frozen=True, kw_only=True):
-    """The diff with which a run of a task ended, and the task that it belongs to.
+    """The diff that a run of a task produced, and the task.
 
-    `patch` is None if the run sent no diff; then the review that the run proposed counts, if there is one.
+    `patch` is None if the run sent no diff at its end. In that case, the review that the run proposed earlier is used,
+    if there is one.
     """
 
     task_id: str
@@ -129,7 +133,7 @@ class TaskDiff(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CommentFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """A comment on a review as other plugins see it.
+    """The facts about a comment on a review that other plugins may read.
 
     `line` and `end_line` refer to the lines of `revision`; they are current only if `anchor` is `active`. A comment of
     Corral itself has the `author_type` `system`.
@@ -154,9 +158,10 @@ class CommentFacts(msgspec.Struct, frozen=True, kw_only=True):
 class CodeReviews(Protocol):
     """The service for code reviews.
 
-    `open` and `prepare` open their own units of work; the other methods run in the caller's unit. Lock the task first
-    if a review belongs to one. A plugin that stores which review belongs to an object of its own calls `prepare`, and
-    then `add` or `revise` in the unit of work that writes its row, so that a crash leaves both or neither.
+    `open` and `prepare` open their own units of work; the other methods run in the caller's unit. If a review belongs
+    to a task, lock the task first. A plugin that stores the id of a review in a row of its own calls `prepare`, and
+    then `add` or `revise` in the unit of work that writes this row, so that a crash leaves both the review and the row,
+    or neither.
     """
 
     async def open(self, new: NewReview, *, by: Principal) -> ReviewFacts:
@@ -164,11 +169,11 @@ class CodeReviews(Protocol):
         ...
 
     async def prepare(self, patch: str, *, pointer: str, tainted: bool = False) -> PreparedPatch:
-        """Check and parse a patch. Raise `Invalid` at the JSON pointer, with the line of the fault, or `TooLarge`."""
+        """Check and parse a patch. Raise `TooLarge`, or `Invalid` with this JSON pointer and the line of the fault."""
         ...
 
     def add(self, new: NewReview, patch: PreparedPatch, *, by: Principal) -> ReviewFacts:
-        """Open a review of a prepared patch, as `open` does. `new.patch` and `new.file_id` are not read."""
+        """Open a review of a prepared patch, as `open` does. `new.patch` and `new.file_id` are ignored."""
         ...
 
     def revise(self, review_id: str, patch: PreparedPatch, *, by: Principal, note: str = "") -> ReviewFacts:
@@ -180,7 +185,7 @@ class CodeReviews(Protocol):
         ...
 
     def withdraw(self, review_id: str, *, by: Principal) -> ReviewFacts:
-        """Cancel an open review, as `POST /code-reviews/{id}/cancel` does. Raises what `revise` raises."""
+        """Cancel an open review, as `POST /code-reviews/{id}/cancel` does. Raises the same errors as `revise`."""
         ...
 
     def comments(self, review_id: str) -> list[CommentFacts]:
@@ -200,11 +205,11 @@ class CodeReviews(Protocol):
         ...
 
     def task_ended(self, review_id: str, *, status: str) -> None:
-        """Cancel the open review of a task that ended without its decision."""
+        """Cancel the open review of a task that ended before anyone decided the review."""
         ...
 
     def set_check(self, review_id: str, check: ReviewCheck) -> ReviewFacts:
-        """Store the outcome of a check. It replaces the check of the same name."""
+        """Store the outcome of a check. It replaces an earlier outcome with the same name."""
         ...
 
     def involved(self, review_id: str) -> ReviewPeople | None:
@@ -216,7 +221,7 @@ class CodeReviews(Protocol):
         ...
 
     def comment_texts(self, comment_ids: Iterable[str]) -> dict[str, str]:
-        """Return the texts of comments by id, without any check of rights. Unknown ids are omitted."""
+        """Return the texts of comments by id, without checking permissions. Unknown ids are omitted."""
         ...
 
 
@@ -294,7 +299,7 @@ class CodeReviewSuperseded(CodeReviewEvent, kw_only=True):
 
 
 class CodeReviewCancelled(CodeReviewEvent, kw_only=True):
-    """The opener withdrew the review, or its task ended without a decision."""
+    """The person or agent that opened the review withdrew it, or its task ended without a decision."""
 
     event = "code_review.cancelled"
 

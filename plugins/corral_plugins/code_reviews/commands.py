@@ -273,7 +273,7 @@ def resolve_comment(client: ApiClient, *, review: str, comment: str, reopen: boo
 
 
 def _blockers_text(client: ApiClient, review: dict[str, Any]) -> str:
-    """Return the open blockers of a review as it is now, and the command that resolves one."""
+    """Return a text with the current open blockers of a review, and the command that resolves a blocker."""
     names, now = ObjectNames(client), client.get(f"/code-reviews/{review['id']}")
     blockers = [each for each in now["comments"] if each["severity"] == "blocker" and not each["resolved"]]
     shown = "\n".join(_comment_text(names, each) for each in blockers)
@@ -281,7 +281,7 @@ def _blockers_text(client: ApiClient, review: dict[str, Any]) -> str:
 
 
 def _comment_id(review: dict[str, Any], comment: str) -> str:
-    """Return the given id, or the id of the only comment of a review that begins with this text, ignoring case."""
+    """Return the id of a comment, given as the id itself or as the beginning of the text of only one comment."""
     if parse_id(comment) is not None:
         return comment
     begin = comment.strip().casefold()
@@ -293,7 +293,10 @@ def _comment_id(review: dict[str, Any], comment: str) -> str:
 
 
 def _find(client: ApiClient, review: str, *, decided: bool = False) -> dict[str, Any]:
-    """Return the review with this id, or the open one with this title. With `decided`, else the newest one."""
+    """Return the review with this id, or the open review with this title.
+
+    With `decided`, return the newest review with this title if none is open.
+    """
     if parse_id(review) is not None:
         with client.looking_for("code review", review, "corral reviews list"):
             return dict(client.get(f"/code-reviews/{review}"))
@@ -347,7 +350,7 @@ def _read_patch(path: Path) -> str:
 
 
 def _place(at: str) -> dict[str, Any]:
-    """Return the fields of `FILE`, `FILE:LINE` or `FILE:LINE-LINE`."""
+    """Parse `FILE`, `FILE:LINE` or `FILE:LINE-LINE` into the fields of a comment."""
     file, _, lines = at.rpartition(":")
     first, _, last = lines.partition("-")
     if not file or not first.isdigit() or not (last.isdigit() or not last):
@@ -356,7 +359,7 @@ def _place(at: str) -> dict[str, Any]:
 
 
 def _print_diff(names: ObjectNames, text: str, review: dict[str, Any]) -> None:
-    """Print a diff with the comments on its lines. Comments on no line come first."""
+    """Print a diff with the comments on its lines. Comments that refer to no line are printed first."""
     at_line: dict[int, list[Any]] = defaultdict(list)
     places = _diff_lines(review["files"], text)
     for comment in review["comments"]:
@@ -373,7 +376,7 @@ def _print_diff(names: ObjectNames, text: str, review: dict[str, Any]) -> None:
 
 
 def _diff_lines(files: list[Any], text: str) -> dict[tuple[str, str, int], int]:
-    """Return the line of the diff for each line of a file that it shows."""
+    """Return, for each line of a file that the diff shows, the number of the line in the diff."""
     lines, found = text.split("\n"), {}
     for file in files:
         for hunk in file["hunks"]:
@@ -405,7 +408,7 @@ def _comment_text(names: ObjectNames, comment: Any) -> str:
 
 
 def _printable(text: str) -> str:
-    """Return text in which control characters cannot reach the terminal."""
+    """Return the text without characters that control the terminal."""
     return "".join(each if each.isprintable() or each in "\t\n" else f"<U+{ord(each):04X}>" for each in text)
 
 

@@ -17,11 +17,12 @@ class BytesField(peewee.Field):
 
 
 class Review(Model):
-    """A diff that people decide on.
+    """A review: a diff about which people decide.
 
-    `owner_id` is the person who opened the review, or for whom the agent that opened it works. `is_awaited` is true if
-    the task waits for the decision, or runs again because of it; otherwise, a current run may not know of the review.
-    `is_tainted` means that a revision came from outside. `stats` is `{files, additions, deletions}`.
+    `owner_id` is the person who opened the review, or for whom the agent works that opened it. `is_awaited` is true if
+    the task waits for the decision, or runs again because of the decision. If it is false, a current run of the task
+    may not know of the review. `is_tainted` means that a revision came from outside the installation. `stats` is
+    `{files, additions, deletions}`.
     """
 
     visibility = SHARED
@@ -73,7 +74,10 @@ Review.add_index(Review.index(Review.reminded_at, name="code_reviews_reviews_rem
 
 
 class Revision(Model):
-    """One version of the diff. `patch` is stored byte for byte, and `files` is what the parser found in it."""
+    """One version of the diff of a review.
+
+    `patch` is stored byte for byte, and `files` is what the parser found in it.
+    """
 
     review_id = IdField()
     number = peewee.IntegerField()
@@ -108,8 +112,7 @@ class Reviewer(Model):
 class ReviewComment(Model):
     """A comment on a review. A comment with a `parent_id` answers the first comment of its thread.
 
-    `revision` is the revision to whose lines `line` and `end_line` refer, and `context` the text of the lines and of
-    their neighbours.
+    `line` and `end_line` are line numbers in `revision`. `context` is the text of these lines and of their neighbours.
     """
 
     visibility = SHARED

@@ -124,7 +124,10 @@ async def create_code_review_revision(
     request: Request,
     work: Work,
 ) -> ReviewView:
-    """Add a revision to an open review, which becomes pending. The lines of comments are found again."""
+    """Add a revision to an open review, which becomes pending again.
+
+    Comments move to the same lines in the new revision.
+    """
     patch = await contents.of_request(body.patch, body.file_id, by=caller, is_marked=True)
     return await work(
         lambda: listing.view_of(reviews.revise_prepared(id, patch, body.note, match, by=caller)),

@@ -29,8 +29,8 @@ Anchor = Literal["active", "outdated", "orphaned", "none"]
 class ApproveReview(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """An approval of the diff.
 
-    With `patch_sha256`, the decision counts only for exactly this diff. `force` lets admins approve in spite of open
-    blockers, which the audit log records.
+    With `patch_sha256`, the approval succeeds only if the review still has exactly this diff. With `force`, admins
+    approve in spite of open blockers; the audit log records this.
     """
 
     note: Note | None = None
@@ -82,7 +82,7 @@ class NewRevision(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class ReviewPatch(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """Changes to a review. Absent fields stay unchanged. Reviewers that stay keep their state."""
+    """Changes to a review. Absent fields stay unchanged. Reviewers who remain on the list keep their state."""
 
     title: Title | UnsetType = UNSET
     description: Annotated[str, Meta(max_length=16384)] | UnsetType = UNSET
@@ -91,7 +91,10 @@ class ReviewPatch(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class HunkView(msgspec.Struct, kw_only=True):
-    """Which lines of a file a hunk shows. `patch_line` is the line of the diff that follows the hunk's header."""
+    """The lines of a file that a hunk shows.
+
+    `patch_line` is the number of the line in the diff after the hunk's header.
+    """
 
     old_start: int
     old_lines: int
@@ -138,7 +141,7 @@ class ReviewAuthor(msgspec.Struct, kw_only=True):
 
 
 class ReviewCommentView(msgspec.Struct, kw_only=True):
-    """A comment. `revision` is the revision to whose lines `line` and `end_line` refer."""
+    """A comment on a review. `line` and `end_line` are line numbers in `revision`."""
 
     id: str
     review_id: str

@@ -87,7 +87,7 @@ class PriceQuote(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def priced(self) -> bool:
-        """Whether a price is known."""
+        """Whether the price of the use is known."""
         return self.cost_micro_usd is not None
 
     @property
@@ -108,16 +108,18 @@ class ChargedCost(PriceQuote, frozen=True, kw_only=True):
 
 
 class BudgetShortage(msgspec.Struct, frozen=True, kw_only=True):
-    """The amount that a use needs at most, and the amount that is left in the budget that refused it, in micro-USD."""
+    """The maximum cost of a refused use, and the amount left in the budget that refused it, both in micro-USD."""
 
     needed: int
     left: int
 
 
 class BudgetRefused(Problem):
-    """A budget does not admit a use: the problem `budget_exceeded` with the member `scope`.
+    """Raised if a budget does not admit a use.
 
-    The members `needed_usd` and `left_usd` are present if an amount was refused.
+    In responses, it is the problem `budget_exceeded` with the member `scope`.
+
+    The members `needed_usd` and `left_usd` are present if a specific amount was refused.
     """
 
     def __init__(self, scope: BudgetScope, detail: str, shortage: BudgetShortage | None = None) -> None:
@@ -138,9 +140,9 @@ class NewReservation(msgspec.Struct, frozen=True, kw_only=True):
     """A request to reserve money.
 
     `holder_id` is the id of an attempt or of a call of the gateway. The reservation of an attempt names its task and
-    its lease, and calls under this lease draw on it. `attempt_limit_micro_usd` is what the cap of the task leaves to
-    the attempt, or None if the task has no cap. If the holder gives no sign of life, the reservation is released after
-    `expires_at`.
+    its lease, and calls under this lease use money from it. `attempt_limit_micro_usd` is what the cost limit of the
+    task leaves for the attempt, or None if the task has no such limit. The reservation is released after `expires_at`,
+    unless the holder is known to be still running.
     """
 
     holder: Literal["attempt", "call"]
@@ -154,14 +156,17 @@ class NewReservation(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Hold(msgspec.Struct, frozen=True, kw_only=True):
-    """The part of a reservation that one call of the gateway holds until it is settled or released."""
+    """The part of a reservation that is set aside for one call of the LLM gateway until the call ends."""
 
     holder_id: str
     amount_micro_usd: int
 
 
 class Headroom(msgspec.Struct, frozen=True, kw_only=True):
-    """The amounts in micro-USD that budgets leave, and their limits. None means that there is no limit."""
+    """The amounts that are left in the budgets, and the limits of the budgets, in micro-USD.
+
+    None means that there is no limit.
+    """
 
     overall: int | None = None
     agent: int | None = None
@@ -170,7 +175,7 @@ class Headroom(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AgentBudget(msgspec.Struct, frozen=True, kw_only=True):
-    """The own budget of an agent in the current period, in micro-USD.
+    """The budget that an agent has for itself in the current period, in micro-USD.
 
     `is_exceeded` is true if the agent has spent its limit and no admin has lifted the limit for this period.
     """
@@ -185,8 +190,9 @@ class Costs(Protocol):
     """Quotes prices, reserves money, and records cost events.
 
     Budgets limit the costs of the installation and of single agents in a calendar month. Money is reserved before it is
-    spent, and a reservation is admitted only if the amounts that are spent and reserved stay within every limit. The
-    guarded updates of the counters come last in a unit of work, so callers reserve after they have locked other rows.
+    spent, and a reservation is admitted only if the amounts that are spent and reserved stay within every limit.
+    Reserving locks the counters of the budgets. To avoid deadlocks, callers reserve money only after they have locked
+    all other rows.
     """
 
     def quote(self, provider: str, model: str, tokens: TokenCounts, *, free: bool = False) -> PriceQuote:
@@ -198,23 +204,26 @@ class Costs(Protocol):
         ...
 
     def has_limits(self) -> bool:
-        """Return whether this process knows of any limit. Reads nothing.
+        """Return whether this process knows of any budget limit, without reading the database.
 
-        The first limit that another process sets is known after at most 2 seconds. Calls are checked with the limits in
-        force in any case.
+        If another process sets the first limit, this process knows of it after at most 2 seconds. Calls are always
+        checked against the limits in force.
         """
         ...
 
     def is_limited(self, agent_id: str | None) -> bool:
-        """Return whether uses by the agent need a reservation. The cap of a task needs one in any case."""
+        """Return whether a budget requires that money for the agent's calls is reserved first.
+
+        A task with a cost limit of its own always needs a reservation.
+        """
         ...
 
     def amount_to_reserve(self, quote: PriceQuote, estimate_micro_usd: int | None = None) -> int:
-        """Return the amount to reserve for a use with this quote: by default its cost, or else the estimate.
+        """Return the amount to reserve for a use: the estimate if one is given, or else the cost in the quote.
 
-        The amount is 0 for free uses, which pass every budget. For uses without a known price it is the smallest
-        possible amount, so that they pass while a budget has anything left. Raise `BudgetRefused` for them if the
-        setting `cost.unpriced` refuses them.
+        The amount is 0 for free uses, so every budget admits them. For uses without a known price, it is the smallest
+        possible amount, so budgets admit such uses until they are spent completely. If the setting `cost.unpriced`
+        refuses uses without a price, raise `BudgetRefused`.
         """
         ...
 
@@ -223,7 +232,7 @@ class Costs(Protocol):
         ...
 
     def headroom(self, agent_id: str | None) -> Headroom:
-        """Return the amounts that the budgets of installation and agent leave. The amounts may change at any time."""
+        """Return the amounts left in the budgets of the installation and of the agent. They may change at any time."""
         ...
 
     def reserve(self, wanted: NewReservation) -> Hold | None:
@@ -234,29 +243,30 @@ class Costs(Protocol):
         ...
 
     def draw(self, wanted: NewReservation) -> Hold | None:
-        """Hold an amount for a call under a lease, as a part of the reservation of the attempt.
+        """Set aside an amount for a call under a lease, as a part of the attempt's reservation.
 
-        `wanted` describes the attempt and the amount of the call. Any amount that the reservation lacks is reserved
-        first. Raises `BudgetRefused` like `reserve`.
+        `wanted` contains the attempt and the amount for the call. If the reservation is too small, it is enlarged
+        first, which may raise `BudgetRefused` as in `reserve`.
         """
         ...
 
     def record_cost(self, spent: BillableUsage, *, free: bool = False, hold: Hold | None = None) -> ChargedCost:
         """Store a cost event and update its rollups and counters, in the caller's unit of work.
 
-        The cost replaces the amount of the hold. Raise `Invalid` for token counts below 0 or above `MAX_TOKENS`. The
-        caller must update the counters of the task (`Tasks.record_usage`) with the returned `cost_usd`.
+        The cost replaces the amount that `hold` has set aside. Raise `Invalid` for token counts below 0 or above
+        `MAX_TOKENS`. The caller must update the counters of the task (`Tasks.record_usage`) with the returned
+        `cost_usd`.
         """
         ...
 
     def release(self, hold: Hold | None) -> None:
-        """End a hold of a call that cost nothing."""
+        """Release the amount that was set aside for a call, because the call cost nothing."""
         ...
 
     def release_attempt(self, attempt_id: str, *, is_capped: bool) -> None:
-        """Release the rest of the reservation of an attempt. Does nothing if the attempt has no reservation.
+        """Release what is left of an attempt's reservation. Does nothing if the attempt has no reservation.
 
-        `is_capped` is true if the task of the attempt has a cap.
+        `is_capped` is true if the task of the attempt has a cost limit.
         """
         ...
 
@@ -276,11 +286,11 @@ class Costs(Protocol):
         ...
 
     def lift_agent_limit(self, agent_id: str) -> None:
-        """Ignore the budget of an agent until the period ends."""
+        """Ignore the budget of an agent until the current budget period ends."""
         ...
 
     def agent_budgets(self, agent_ids: Sequence[str]) -> dict[str, AgentBudget]:
-        """Return the budgets of those agents that have one, in the current period."""
+        """Return the budgets in the current period, for those of the agents that have a budget."""
         ...
 
 

@@ -50,7 +50,7 @@ async def reconcile(work: Work, upkeep: BudgetMaintenance) -> None:
 
 
 async def release_expired_reservations(database: Database, upkeep: BudgetMaintenance) -> None:
-    """Release reservations whose holder gives no sign of life."""
+    """Release expired reservations, because the attempts or calls that held them have probably died."""
     entry = UnitContext(label="job cost.reap", actor=SYSTEM)
     for _ in range(MAX_BATCHES):
         if not await database.read(upkeep.has_expiring, entry):
@@ -60,7 +60,7 @@ async def release_expired_reservations(database: Database, upkeep: BudgetMainten
 
 
 async def begin_period(database: Database, upkeep: BudgetMaintenance) -> None:
-    """Create the counters of a new period, and resume agents that are paused although their budget admits costs."""
+    """Create the counters of a new budget period, and resume paused agents whose budget admits costs again."""
     entry = UnitContext(label="job cost.period", actor=SYSTEM)
     if await database.read(upkeep.lacks_counters, entry):
         for _ in range(MAX_BATCHES):
@@ -71,7 +71,7 @@ async def begin_period(database: Database, upkeep: BudgetMaintenance) -> None:
 
 
 def cancel_running(agent_id: str | None, upkeep: BudgetMaintenance, after: str = "") -> None:
-    """Cancel the attempts that hold reservations, of one agent or of all, because the budget is exceeded."""
+    """Cancel the attempts of one agent or of all agents that hold reservations, because the budget is exceeded."""
     upkeep.cancel_running(agent_id, after)
 
 

@@ -97,7 +97,7 @@ class PriceRevision(Model):
 
 
 class FetchedPriceTable(Model):
-    """The newest price table that was fetched, in a single row: JSON, compressed and encoded as Base64."""
+    """A single row with the price table that was fetched last, as JSON that is compressed and encoded in Base64."""
 
     id = peewee.IntegerField(primary_key=True)
     fetched_at = InstantField()
@@ -194,9 +194,9 @@ class AgentLimit(Model):
 class BudgetCounter(Model):
     """The amounts spent and reserved in one period within a limit. `scope` is `global` or `agent`; `key` is the agent.
 
-    `spent_micro` is the sum of the cost events of the period, and `reserved_micro` is the sum of the rests of the
-    reservations. `alerted` is the highest threshold that was reported, and `exceeded` is true if `budget.exceeded` was
-    published. While `lifted` is true, the limit refuses nothing.
+    `spent_micro` is the sum of the cost events of the period, and `reserved_micro` is the sum of what reservations have
+    not used yet. `alerted` is the highest threshold that was reported, and `exceeded` is true if `budget.exceeded` was
+    published. While `lifted` is true, the limit is ignored.
     """
 
     scope = peewee.CharField(max_length=8)
@@ -231,8 +231,8 @@ class BudgetAlert(Model):
 class Reservation(Model):
     """Money that is reserved for an attempt, or for a call without a task.
 
-    `used_micro` is the settled cost, and `drawn_micro` is what calls in flight hold. `limit_micro` is what the cap of
-    the task leaves to the attempt, or null.
+    `used_micro` is the cost of calls that have ended, and `drawn_micro` is the amount set aside for calls that are
+    running. `limit_micro` is what the cost limit of the task leaves for the attempt, or null if there is no such limit.
     """
 
     id = IdField(primary_key=True)

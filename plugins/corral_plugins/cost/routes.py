@@ -96,7 +96,7 @@ def get_cost_by_user(query: RankedQuery, reports: CostReports) -> Page[UserCost]
 
 @routes.get("/budget", needs=READ)
 def get_budget(budgets: Budgets) -> BudgetView:
-    """Return the budget, and what is spent and reserved in the current month."""
+    """Return the budget, and the amounts that are spent and reserved in the current month."""
     return budgets.get()
 
 
@@ -133,8 +133,8 @@ async def create_cost_event(
 ) -> Answer[CostEventView]:
     """Record costs that arose outside the gateway, or correct recorded costs.
 
-    If an event with the same `usage_key` exists, nothing is added and the response is 200 with the existing event. If
-    the lease has ended, the event is still recorded, but the response is 409 `lease_lost`.
+    If an event with the same `usage_key` exists, nothing is added, and the response is 200 with the existing event. If
+    the caller's lease has ended, the event is still recorded, but the response is 409 `lease_lost`.
     """
     requested = body.lease_id or request.header("corral-lease")
     lease_id = requested.lower() if requested is not None else caller.lease_id

@@ -99,7 +99,7 @@ class DaysQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 class AgentCost(CostTotals, kw_only=True):
     """The costs of an agent. If `agent_id` is null, these are the costs that no agent caused.
 
-    `tasks` counts each task once, on the day of its first cost. `budget` is the budget of the agent itself.
+    `tasks` counts each task once, on the day of its first cost. `budget` is the agent's own budget.
     """
 
     agent_id: str | None
@@ -138,7 +138,7 @@ class CostsByProvider(msgspec.Struct, kw_only=True):
 
 
 class RankedQuery(DaysQuery, kw_only=True, forbid_unknown_fields=True):
-    """The options of a paginated report on the last `days` days in UTC, including today."""
+    """The options of a report with several pages on the last `days` days in UTC, including today."""
 
     limit: Annotated[int, Meta(ge=1, le=200)] = 50
     offset: Annotated[int, Meta(ge=0, le=1_000_000)] = 0
@@ -290,7 +290,7 @@ class PriceView(msgspec.Struct, kw_only=True):
 
 
 class PriceQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Filters for the list of prices: the source of the price, and text that the provider or the model must contain."""
+    """Filters for the list of prices: the source of the price, and a text that the provider or model must contain."""
 
     source: Literal["builtin", "override"] | UnsetType = UNSET
     provider: Annotated[str, line(64, 0)] = ""
@@ -332,8 +332,8 @@ class BudgetChange(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """Changes to the budget. Absent fields keep their values.
 
     A `monthly_limit` of null means that there is no limit, and 0 allows no use that costs money. The mode `soft` sends
-    alerts but refuses nothing, and `off` ignores the limit. `on_exceeded` decides whether running attempts may use what
-    is reserved for them, or are cancelled. Months begin and end in `timezone`.
+    alerts but refuses nothing, and `off` ignores the limit. `on_exceeded` decides whether running attempts may still
+    use the money that is reserved for them, or are cancelled. Months begin and end in `timezone`.
     """
 
     monthly_limit: Limit | UnsetType | None = UNSET
@@ -392,7 +392,7 @@ class ReservationQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit
 
 
 class ReservationView(msgspec.Struct, kw_only=True):
-    """Money that is reserved for an attempt, or for a call without a task. `used_usd` is the settled part."""
+    """Money that is reserved for an attempt, or for a call without a task. `used_usd` is what has been spent of it."""
 
     id: str
     holder: str

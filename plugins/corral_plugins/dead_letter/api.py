@@ -25,10 +25,11 @@ REASONS: tuple[Reason, ...] = ("max_attempts", "crash_loop", "non_retryable", "e
 
 
 class DeadTask(msgspec.Struct, frozen=True, kw_only=True):
-    """A task that failed for good, as its dead letter keeps it.
+    """The facts about a task that failed for good, as its dead letter stores them.
 
-    `error` is the `error` of the task, and `snapshot` its title, instructions, input, priority and policies as JSON
-    text. `fence` is the number of its claims so far. `first_failed_at` is when an attempt first failed.
+    `error` is the `error` of the task. `snapshot` contains the title, instructions, input, priority and policies of the
+    task as JSON text. `fence` is how often workers have claimed the task so far. `first_failed_at` is when an attempt
+    first failed.
     """
 
     task_id: str
@@ -55,13 +56,15 @@ class DeadLetters(Protocol):
     """
 
     def add(self, letter_id: str, dead: DeadTask) -> None:
-        """Add an open dead letter with this id, in the transaction that fails the task."""
+        """Add an open dead letter with this id. Must run in the transaction that marks the task as failed."""
         ...
 
     def resolve(self, task_id: str, *, status: Literal["retried", "discarded"], by: str | None) -> bool:
-        """Close the open dead letter of a task that is retried or deleted. Return whether there was one.
+        """Close the open dead letter of a task that is retried or deleted.
 
-        `by` is the user who did it.
+        Return whether the task had an open dead letter.
+
+        `by` is the user who retried or deleted the task.
         """
         ...
 

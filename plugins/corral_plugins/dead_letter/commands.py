@@ -144,7 +144,10 @@ def show_stats(client: ApiClient, *, as_json: bool) -> None:
 
 
 def _letter_id(client: ApiClient, letter: str) -> str:
-    """Return the id of the dead letter with this id, or of the newest dead letter of the task with this title or id."""
+    """Find a dead letter by its own id, or the newest dead letter of a task by the title or id of the task.
+
+    Return its id.
+    """
     if parse_id(letter) is None:
         found = _letters_of(client, letter, lambda each: each["title"].casefold() == letter.strip().casefold())
     else:
@@ -165,7 +168,7 @@ def _letter_id(client: ApiClient, letter: str) -> str:
 
 
 def _letters_of(client: ApiClient, title: str, is_meant: Callable[[Any], bool]) -> list[Any]:
-    """Return the dead letters with this title, newest first: only the open ones, or all if none is open."""
+    """Return the open dead letters with this title, newest first. If none is open, return the closed dead letters."""
     found = [each for each in client.get(PATH, search=title, status="all", limit=200)["items"] if is_meant(each)]
     return [each for each in found if each["status"] == "open"] or found
 

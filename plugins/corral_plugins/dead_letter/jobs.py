@@ -1,4 +1,4 @@
-"""Background jobs of the dead letter queue: batches of retries, completeness, alerts and retention."""
+"""Background jobs of the dead letter queue: they retry, add missing letters, raise alerts and delete old letters."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MARGIN_SECONDS = 5.0
 
 
 def run_batch_step(batch_id: str, batches: DeadLetterBatches) -> None:
-    """Retry the dead letters of a batch that are due, and queue the next step."""
+    """Retry those dead letters of a batch that are due, and enqueue the next step of the batch."""
     batches.run_step(batch_id)
 
 
@@ -36,9 +36,9 @@ async def add_missing_letters(work: Work, maintenance: DeadLetterMaintenance) ->
 
 
 async def check_queue(work: Work, maintenance: DeadLetterMaintenance, batches: DeadLetterBatches) -> None:
-    """Record that the queue is complete, after adding missing dead letters, and alert admins about its growth.
+    """Add missing dead letters, record that the queue is complete, and alert admins if the queue grows fast.
 
-    Also end the batch whose job has given up.
+    Also cancel a running batch if its job has failed too often.
     """
     entry = UnitContext(label="job dead_letter.check", actor=SYSTEM)
     await work(batches.end_abandoned, entry=entry)
@@ -51,7 +51,7 @@ async def check_queue(work: Work, maintenance: DeadLetterMaintenance, batches: D
 
 
 def complete_after_state_change(event: LoggedEvent) -> None:
-    """Look for missing dead letters after the plugin was put back in service."""
+    """Add missing dead letters after the plugin was activated again."""
     if event.payload().get("name") == "dead_letter":
         enqueue("dead_letter.complete")
 

@@ -13,8 +13,8 @@ from corral.database.model import IdField, InstantField, JSONField, Model
 class DeadLetter(Model):
     """A dead letter, which points at a failed task.
 
-    The attempts of the letter are those of the task whose fences are greater than `after_fence` and at most `fence`.
-    `batch_id` is the batch that retried the task. `snapshot` is JSON text.
+    The letter covers those attempts of the task whose fence (the number of the claim) is greater than `after_fence` and
+    at most `fence`. `batch_id` is the batch that retried the task. `snapshot` is JSON text.
     """
 
     id = IdField(primary_key=True)
@@ -59,7 +59,7 @@ _add_partial_index("retried", DeadLetter.resolved_at, where="status = 'retried'"
 
 
 class Batch(Model):
-    """A batch that retries the dead letters which were open when it started, oldest first, at a rate.
+    """A batch that retries the dead letters which were open when it started, oldest first, at a limited rate.
 
     `seen_at` and `seen_id` are the position of the last letter that the batch handled. `next_at` is when the next
     letter is due. `skipped` lists at most 1,000 letters.

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class DeadLetterPlugin(Plugin):
-    """The dead letter queue: tasks that Corral gave up on.
+    """The dead letter queue, which contains the tasks that failed for good.
 
     Each task that fails for good stays visible with the reason and the errors of its attempts. Admins retry such tasks
     one by one, or in batches at a rate that the workers can bear.

@@ -42,7 +42,7 @@ def list_dead_letters(query: DeadLetterQuery, queue: DeadLetterQueue, caller: Pr
     raises=("duplicate", "invalid_state", "task_terminal", "unknown_reference"),
 )
 def add_dead_letter(body: NewDeadLetter, queue: DeadLetterQueue, caller: Principal) -> Answer[DeadLetterView]:
-    """Give up a task: fail it, unless it has failed already, and add a dead letter."""
+    """Give up a task: mark the task as failed, unless it has failed already, and add a dead letter for it."""
     added = queue.add(body, by=caller)
     return Answer(body=added, headers={"Location": f"/api/v1/dead-letter/{added.id}"})
 
@@ -55,10 +55,10 @@ def get_dead_letter_stats(statistics: DeadLetterStatistics) -> DeadLetterStats:
 
 @routes.post("/retry-all", needs=WRITE, status=202, raises=("batch_in_progress",))
 def retry_dead_letters(body: RetryAll, batches: DeadLetterBatches, caller: Principal) -> Answer[BatchView]:
-    """Retry the dead letters that are open now, oldest first, at a rate.
+    """Retry the dead letters that are open now, oldest first, at a limited rate.
 
-    The batch continues after a restart. It pauses while the kill switch is engaged, and is cancelled after 20 of its
-    tasks in a row failed again.
+    The batch continues after a restart. It pauses while the kill switch is engaged, and it is cancelled if 20
+    consecutive tasks of the batch fail again.
     """
     started = batches.start(body, by=caller)
     return Answer(body=started, headers={"Location": f"/api/v1/dead-letter/batches/{started.id}"})
@@ -93,7 +93,7 @@ async def discard_dead_letters(
 
 @routes.get("/{id}", needs=READ, raises=("not_found",))
 def get_dead_letter(id: str, queue: DeadLetterQueue) -> DeadLetterView:
-    """Get a dead letter with its attempts, and the task as it was when it failed."""
+    """Get a dead letter with its attempts, and with the state of the task at the time of its failure."""
     return queue.get(id)
 
 

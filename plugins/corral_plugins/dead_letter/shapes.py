@@ -19,7 +19,7 @@ BatchStatus = Literal["running", "done", "cancelled"]
 class DeadLetterItem(msgspec.Struct, kw_only=True):
     """A dead letter in a list. `created_at` is when the task failed for good.
 
-    `retry_count` is how often the task left the queue by a retry.
+    `retry_count` is how often the task was retried from the dead letter queue.
     """
 
     id: str
@@ -41,7 +41,7 @@ class DeadLetterItem(msgspec.Struct, kw_only=True):
 
 
 class DeadAttempt(msgspec.Struct, kw_only=True):
-    """An attempt of the task. `n` is its number, and `error` is how it failed."""
+    """An attempt to run the task. `n` is the number of the attempt, and `error` says how it failed."""
 
     n: int
     worker_id: str
@@ -52,7 +52,7 @@ class DeadAttempt(msgspec.Struct, kw_only=True):
 
 
 class DeadLetterView(DeadLetterItem, kw_only=True):
-    """A dead letter with the attempts since the last retry, and the task as it was when it failed."""
+    """A dead letter with the attempts since the last retry, and the state that the task had when it failed."""
 
     attempts: list[DeadAttempt]
     task_snapshot: dict[str, Any]
@@ -90,7 +90,7 @@ class RetryDeadLetter(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class LetterFilter(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Selects open dead letters. Absent fields restrict nothing."""
+    """A filter that selects open dead letters. Absent fields do not restrict the selection."""
 
     reason: Reason | None = None
     agent_id: Id | None = None
@@ -121,7 +121,7 @@ class DiscardedLetters(msgspec.Struct, kw_only=True):
 
 
 class SkippedLetter(msgspec.Struct, kw_only=True):
-    """A dead letter that a batch did not retry, and why."""
+    """A dead letter that a batch did not retry, and the reason."""
 
     id: str
     reason: str
@@ -130,9 +130,9 @@ class SkippedLetter(msgspec.Struct, kw_only=True):
 class BatchView(msgspec.Struct, kw_only=True):
     """A batch of retries.
 
-    `matched` is the number of letters that were open when the batch started. `reason` says why it was cancelled:
-    `failing` if 20 of its tasks in a row failed again, `error` if its job gave up, or `person`. At most 1,000 letters
-    are listed in `skipped`.
+    `matched` is the number of letters that were open when the batch started. `reason` says why the batch was cancelled:
+    `failing` if 20 consecutive tasks of the batch failed again, `error` if the job of the batch failed too often, or
+    `person` if a person cancelled it. At most 1,000 letters are listed in `skipped`.
     """
 
     id: str

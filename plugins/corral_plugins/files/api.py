@@ -1,4 +1,4 @@
-"""The public API of files: the `Files` service, the facts about a file, the events and the error codes."""
+"""The public API of the `files` plugin: the `Files` service, the facts about a file, the events and the error codes."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ SourceType = Literal["user", "worker", "agent", "export", "step"]
 class FileSource(msgspec.Struct, frozen=True, kw_only=True):
     """The origin of a file: a person, a worker or an agent, an export, or a step of a workflow.
 
-    `attempt_id` is the attempt of the task that made it, if there is one.
+    `attempt_id` is the attempt of a task that made the file, or None if no task made it.
     """
 
     type: SourceType
@@ -79,18 +79,18 @@ class Files(Protocol):
     ) -> FileFacts:
         """Store a stream as a new file of a user. The file exists completely or not at all.
 
-        `cause` lists what led to the file, so that triggers recognise loops. A file of a task has the task's causes.
-        Raise `TooLarge` beyond `limit` bytes (by default, the setting `files.max_upload_bytes`), and `TooMany`
-        (`quota_exceeded`) if the owner's files would become larger than the quota.
+        `cause` is the chain of causes of the upload, with which triggers recognise loops. A file of a task has the
+        causes of the task. Raise `TooLarge` beyond `limit` bytes (by default, the setting `files.max_upload_bytes`),
+        and `TooMany` (`quota_exceeded`) if the owner's files would become larger than the quota.
         """
         ...
 
     def facts(self, file_id: str) -> FileFacts | None:
-        """Return the facts about a file, regardless of who may read it, or None if it does not exist."""
+        """Return the facts about a file without checking permissions, or None if the file does not exist."""
         ...
 
     def readable(self, file_id: str, *, by: Principal) -> FileFacts | None:
-        """Return the facts about a file, or None if the caller may not read it or it does not exist."""
+        """Return the facts about a file, or None if the file does not exist or the caller may not read it."""
         ...
 
     def made_for_task(self, task_id: str) -> list[FileFacts]:
@@ -114,7 +114,10 @@ class Files(Protocol):
 
 
 class _FileEvent(Event, kw_only=True):
-    """The fields of every event about a file. The readers of a task see the files that are shared with it."""
+    """The fields of every event about a file.
+
+    Whoever may read a task may see the files that are shared with the task.
+    """
 
     file_id: str
     name: str

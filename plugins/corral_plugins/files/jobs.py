@@ -11,7 +11,7 @@ HOUR, WEEK = 3600.0, 7 * 86_400.0
 
 
 async def sweep_files(sweeps: FileSweeps) -> None:
-    """Delete expired files, and the remains of interrupted uploads."""
+    """Delete expired files, and what interrupted uploads have left behind."""
     await sweeps.sweep()
 
 
@@ -26,7 +26,7 @@ async def delete_private_files(user_id: str, sweeps: FileSweeps) -> None:
 
 
 async def leave_task(task_id: str, sweeps: FileSweeps) -> None:
-    """Give the files of a deleted task back to their owners."""
+    """Detach files from a deleted task. They become private files of their owners."""
     await sweeps.leave_task(task_id)
 
 

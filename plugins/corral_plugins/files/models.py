@@ -1,4 +1,4 @@
-"""The tables of files. Only the storage key of a row leads to its bytes; it is random and never shown."""
+"""The tables of files. The bytes of a file can be found only by its storage key, which is random and never shown."""
 
 from __future__ import annotations
 
@@ -48,9 +48,9 @@ File.add_index(File.index(File.expires_at, File.id, name="files_files_expiry", w
 
 
 class Upload(Model):
-    """An upload in progress, with the bytes of the owner's quota that it has reserved.
+    """An upload in progress, with the bytes that it has reserved in the owner's quota.
 
-    After a crash, nothing renews the row any more, and the sweep releases the reserved bytes.
+    After a crash, nobody renews the row any more, so the sweep releases the reserved bytes.
     """
 
     visibility = ADMIN
@@ -65,7 +65,7 @@ class Upload(Model):
 
 
 class Usage(Model):
-    """The stored files and bytes of an owner, and the bytes that uploads in progress have reserved."""
+    """The number and the bytes of an owner's stored files, and the bytes that uploads in progress have reserved."""
 
     visibility = ADMIN
 

@@ -69,8 +69,8 @@ async def upload_file(
 ) -> Answer[FileView]:
     """Upload a file as the part `file` of a multipart/form-data body. The file exists completely or not at all.
 
-    Workers and agents upload for the task whose lease they hold; if such a file contains the value of a stored secret,
-    nothing is stored.
+    Workers and agents upload files for the task whose lease they hold. A file from them that contains the value of a
+    stored secret is refused.
     """
     upload = UploadBody(request, body)
     new = _new_file(query, caller, request, settings)
@@ -93,7 +93,7 @@ async def upload_file(
 
 
 def _new_file(query: UploadQuery, caller: Principal, request: Request, settings: Settings) -> NewFile:
-    """Return the facts about an upload that are known before its body is read."""
+    """Return what is known about the uploaded file before the body of the request is read."""
     task_id = query.task_id.lower() if isinstance(query.task_id, str) else None
     visibility: FileVisibility = "private"
     lease = None
@@ -123,7 +123,7 @@ def _new_file(query: UploadQuery, caller: Principal, request: Request, settings:
 
 
 def _apply_fields(new: NewFile, upload: UploadBody) -> None:
-    """Apply the text parts that have arrived."""
+    """Apply the text parts of the upload, such as the name, to the new file."""
     fields = upload.fields
     if isinstance(fields.name, str):
         new.name = fields.name
@@ -184,7 +184,7 @@ async def create_file_link(
 async def open_file_link(
     id: str, query: LinkQuery, links: FileLinks, downloads: Downloads, request: Request, work: Work
 ) -> Stream:
-    """Download a file by a link. The link is the permission; no credential is read."""
+    """Download a file with a link. Whoever has the link may download the file; no login or API key is needed."""
     row = await work(lambda: links.open(id, query), read=True)
     return await downloads.respond(row, request)
 
@@ -195,7 +195,7 @@ async def open_file_link(
 def update_file(id: str, body: FilePatch, match: IfMatch, registry: FileRegistry, caller: Principal) -> FileView:
     """Change the name, the task, the visibility or the expiry of a file. Absent fields stay unchanged.
 
-    With the visibility `task`, whoever may read the task may read and download the file. A file without a task is
+    If the visibility is `task`, everyone who may read the task may read and download the file. A file without a task is
     private.
     """
     return registry.update(id, body, match, caller)

@@ -17,7 +17,7 @@ FileName = Annotated[str, line(255)]
 class UploadFields(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """The text parts of an upload.
 
-    The name of the file is `name`, or else the file name of the part `file`. At `expires_at`, the file is deleted.
+    If `name` is missing, the file name of the part `file` becomes the name. The file is deleted at `expires_at`.
     """
 
     name: FileName | UnsetType = UNSET
@@ -26,19 +26,19 @@ class UploadFields(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class FileUpload(UploadFields, kw_only=True, forbid_unknown_fields=True):
-    """The parts of an upload. `file` is the file, with its file name; the other parts are text."""
+    """The parts of an upload. `file` contains the file and its file name; the other parts are text."""
 
     file: Annotated[str, Meta(extra_json_schema={"format": "binary"})]
 
 
 class UploadQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """The query of an upload: the task that the file belongs to."""
+    """The query parameters of an upload: the task to which the file belongs."""
 
     task_id: Id | UnsetType = UNSET
 
 
 class FilePatch(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The fields of a file to change. Absent fields stay unchanged."""
+    """The fields to change in a file. Absent fields stay unchanged."""
 
     name: FileName | UnsetType = UNSET
     task_id: Id | UnsetType | None = UNSET
@@ -87,14 +87,17 @@ class FileLink(msgspec.Struct, kw_only=True):
 
 
 class LinkQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The query of a link: its expiry in epoch seconds, and its signature."""
+    """The query parameters of a link: its expiry in epoch seconds, and its signature."""
 
     expires: Annotated[str, Meta(max_length=20)] = ""
     signature: Annotated[str, Meta(max_length=200)] = ""
 
 
 class FileUsage(msgspec.Struct, kw_only=True):
-    """The number and the bytes of the caller's files, and the quota, or null without a limit."""
+    """The number of the caller's files and the bytes that they take.
+
+    `quota_bytes` is the quota, or null if there is none.
+    """
 
     files: int
     bytes: int

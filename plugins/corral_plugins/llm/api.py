@@ -59,11 +59,11 @@ class ProviderTimeouts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
 
 
 class ProviderConnection(msgspec.Struct, frozen=True, kw_only=True):
-    """The configuration of a provider, which the gateway passes to the provider's kind with every call.
+    """The configuration of a provider. The gateway passes it to the code for this kind of provider with every call.
 
     `config` contains the fields that only this kind of provider has, validated against the kind's `config_schema`. If
-    `operator` is true, the address comes from the operator's configuration file and may be private. `models` are the
-    configured models and the models that the provider listed most recently. `version` changes whenever the
+    `operator` is true, the address comes from the operator's configuration file and may be private. `models` contains
+    the configured models, and the models that the provider itself listed most recently. `version` changes whenever the
     configuration changes.
     """
 
@@ -155,9 +155,9 @@ class LLMProvider(Protocol):
     """The optional request fields that this kind supports. Other fields are dropped and listed in `Corral-Ignored`."""
 
     def list_models(self, connection: ProviderConnection) -> Sequence[ModelInfo]:
-        """Return the models, the default model first. This method must not perform I/O.
+        """Return the models of the provider, the default model first. This method must not perform I/O.
 
-        Kinds with `fetch_models` return `connection.models`.
+        A kind that defines `fetch_models` returns `connection.models`.
         """
         ...
 
@@ -173,7 +173,10 @@ class LLMProvider(Protocol):
         ...
 
     async def embed(self, request: dict[str, Any], connection: ProviderConnection) -> dict[str, Any]:
-        """Return embeddings. `input` is a list of strings or of lists of token ids; the vectors are lists of floats."""
+        """Return embeddings.
+
+        `input` is a list whose items are strings or lists of token ids; each vector is a list of floats.
+        """
         ...
 
 
@@ -209,7 +212,7 @@ class LLM(Protocol):
     """Calls language models. Requests, responses and chunks are JSON in OpenAI's format."""
 
     def models_for_agent(self, provider: str | None, model: str | None, fallbacks: Sequence[str]) -> list[AgentModel]:
-        """Return the models that the gateway tries, in order, for an agent with this configuration.
+        """Return the models that the gateway tries, one after another, for an agent with this configuration.
 
         The list contains at least one model. The first one is the agent's own model, or the default model.
         """
@@ -226,10 +229,12 @@ class LLM(Protocol):
     async def complete(
         self, request: dict[str, Any], *, by: Principal, run_id: str | None = None, max_cost_usd: float | None = None
     ) -> dict[str, Any]:
-        """Return a chat completion, with its cost as `corral: {cost_usd}`, which is null without a known price.
+        """Return a chat completion.
+
+        Its field `corral: {cost_usd}` contains the cost, or null if the price is not known.
 
         `run_id` is the id of the workflow run to which the cost belongs. A call that might cost more than
-        `max_cost_usd` is refused with `BudgetRefused` of the scope `task`.
+        `max_cost_usd` is refused: `BudgetRefused` with the scope `task` is raised.
 
         This method opens its own units of work. It raises the same problems as `POST /llm/chat/completions`.
         """

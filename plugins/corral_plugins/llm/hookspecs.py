@@ -14,9 +14,12 @@ hookspec = pluggy.HookspecMarker("corral")
 
 @hookspec
 def corral_llm_providers() -> Iterable[LLMProvider]:  # type: ignore[empty-body]  # a specification has no body
-    """Contribute kinds of model providers. `[plugins.llm.providers.<name>]` configures a provider of such a kind."""
+    """Contribute kinds of model providers.
+
+    The section `[plugins.llm.providers.<name>]` configures a provider of a kind.
+    """
 
 
 @hookspec
 def corral_demo_models(installation: InstallationConfig) -> Iterable[DemoModel]:  # type: ignore[empty-body]  # a specification has no body
-    """Contribute models that `corral demo` may use, the best one first. Called without a running kernel."""
+    """Contribute models that `corral demo` may use, the best model first. Called without a running kernel."""

@@ -17,13 +17,13 @@ MINUTE, HOUR, DAY = 60, 3600, 86_400
 
 
 def fail_abandoned_calls(settings: Settings) -> None:
-    """Mark calls as failed if the process that made them died, and delete expired concurrency slots."""
+    """Mark calls as failed if the process that made them has died, and delete expired slots of concurrent calls."""
     calls.fail_abandoned(settings.get(TOTAL_TIMEOUT_SECONDS) + GRACE_SECONDS)
     slots.delete_expired()
 
 
 def delete_expired_payloads(payloads: PayloadStore) -> None:
-    """Delete payloads whose retention period has ended."""
+    """Delete the stored requests and responses of calls whose retention period has ended."""
     payloads.delete_expired()
 
 
@@ -38,7 +38,7 @@ async def refresh_provider(provider: str, checks: ProviderChecks) -> None:
 
 
 def on_user_purged(event: LoggedEvent) -> None:
-    """Enqueue the deletion of a purged user's payloads.
+    """Enqueue the deletion of the requests and responses that are stored for a purged user.
 
     The calls themselves are kept, because usage totals include them.
     """
@@ -46,7 +46,10 @@ def on_user_purged(event: LoggedEvent) -> None:
 
 
 def delete_payloads_of_purged_user(user_id: str, payloads: PayloadStore) -> None:
-    """Delete one batch of a purged user's payloads, and enqueue another job if more may remain."""
+    """Delete a batch of the requests and responses that are stored for a purged user.
+
+    If more may remain, enqueue another job.
+    """
     if payloads.delete_of_user(user_id):
         enqueue(DELETE_PAYLOADS_JOB, user_id=user_id)
 

@@ -113,9 +113,9 @@ class LlmPlugin(Plugin):
         loop = asyncio.get_running_loop()
 
         def open_providers() -> list[str]:
-            """Return the providers with an open breaker. Runs outside the event loop.
+            """Return the providers whose circuit breakers are open. Runs outside the event loop.
 
-            Returns none if the database is unreachable, because another health check reports this.
+            Returns an empty list if the database is unreachable, because another health check reports this.
             """
             reading = asyncio.run_coroutine_threadsafe(database.work(breakers.open_providers, read=True), loop)
             with contextlib.suppress(Problem, TimeoutError):

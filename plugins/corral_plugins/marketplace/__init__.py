@@ -1,1 +1,1 @@
-"""Marketplace: people install, upgrade and remove templates of working teams, and create their own templates."""
+"""Marketplace: people install, upgrade and remove templates of agent teams, and create their own templates."""

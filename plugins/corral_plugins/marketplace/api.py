@@ -20,7 +20,7 @@ Json = dict[str, Any]
 class TemplateSource(msgspec.Struct, frozen=True, kw_only=True):
     """A source of templates that a plugin contributes with the hook `corral_template_sources`.
 
-    `manifests()` returns the manifests as JSON. It is called once in a process, outside of units of work.
+    `manifests()` returns the manifests of the templates as JSON. Each process calls it once, outside of units of work.
     """
 
     name: str
@@ -31,8 +31,8 @@ class InstalledObject(msgspec.Struct, frozen=True, kw_only=True):
     """An object that an installer created.
 
     `once` contains values that only the response to the installation shows, such as the address of a webhook.
-    `refused_tools` are the tools of the template that the person who installs may not give to an agent; the object was
-    created without them. `warnings` are sentences about what the object needs before it works.
+    `refused_tools` are the tools in the template that the installing person may not give to an agent; the object was
+    created without these tools. `warnings` are sentences about what the object needs before it works.
     """
 
     id: str
@@ -42,7 +42,7 @@ class InstalledObject(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ObjectUse(msgspec.Struct, frozen=True, kw_only=True):
-    """An object of the kind that refers to another object."""
+    """An object of the installer's kind that refers to another object."""
 
     id: str
     name: str
@@ -90,7 +90,7 @@ class Installer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class InstallerFunctions(Protocol):
-    """The functions of an installer, as the methods of one object."""
+    """The functions of an installer as methods, so that a single object can implement them."""
 
     def check_spec(self, spec: Json, /) -> None: ...
 
@@ -128,7 +128,7 @@ _FUNCTIONS = (
 
 
 def functions_of(implementation: InstallerFunctions) -> dict[str, Any]:
-    """Return the functions of an installer, by the names of its fields, from an object that implements them."""
+    """Return the methods of an object that implements an installer, keyed by the names of fields of `Installer`."""
     return {name: getattr(implementation, name) for name in _FUNCTIONS}
 
 
@@ -151,7 +151,7 @@ class TemplateInstalled(_TemplateEvent, kw_only=True):
 
 
 class TemplateUninstalled(_TemplateEvent, kw_only=True):
-    """The objects of an installation were removed. `kept` lists the objects that stay."""
+    """The objects of an installation were removed. `kept` lists the objects that were not removed."""
 
     event = "template.uninstalled"
 

@@ -289,7 +289,7 @@ def export_template(
 
 @contextlib.contextmanager
 def _explaining_parameters(parameters: tuple[str, ...]) -> Iterator[None]:
-    """Add to an error how to give numbers and other values, if a parameter that was given as text is refused."""
+    """If the server refuses a parameter that was given as text, add to the error how to give other values."""
     try:
         yield
     except ApiClientError as error:
@@ -349,7 +349,7 @@ def _parameter_text(name: str, schema: Json, required: Collection[str]) -> str:
 
 
 def _value_text(value: Any) -> str:
-    """Return a value in the form that `--parameter` takes: a string as it is, and any other value as JSON."""
+    """Return a value in the form that `--parameter` accepts: a string unchanged, and any other value as JSON."""
     return (value or '""') if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
@@ -424,7 +424,7 @@ BEGINNINGS = {
 
 
 def _beginning_lines(client: ApiClient, created: list[Json]) -> list[str]:
-    """Return the commands that begin the work of installed objects, in the order in which a person types them."""
+    """Return the commands that a person types, in this order, to put the installed objects to work."""
     triggers = [client.get(f"/triggers/{each['id']}") for each in created if each["kind"] == "trigger"]
     triggered = {trigger["action"].get("workflow_id"): trigger["name"] for trigger in triggers}
     lines = []
@@ -442,7 +442,7 @@ def _beginning_lines(client: ApiClient, created: list[Json]) -> list[str]:
 
 
 def _required_input(workflow: Json) -> str:
-    """Return the options for the input that a workflow requires, with the names of the values in capitals."""
+    """Return the command-line options for the required input of a workflow, with capital letters for values."""
     schema: Json = workflow["config"].get("input_schema") or {}
     choices = [*schema.get("anyOf", ()), *schema.get("oneOf", ())][:1]  # the first alternative is enough
     names = [name for part in (schema, *choices) for name in part.get("required", ())]
@@ -456,7 +456,7 @@ def _is_text(schema: Json, name: str) -> bool:
 
 
 def _reason_text(kept: Json) -> str:
-    """Return why an object stays, and the command after which it can be removed."""
+    """Return why an object was not removed, and the command after which it can be removed."""
     reason = REASONS.get(kept["reason"], str(kept["reason"]))
     if kept["reason"] == "running" and kept["kind"] in ENDS:
         reason += f". {ENDS[kept['kind']]} {shlex.quote(kept['name'])}"

@@ -6,5 +6,5 @@ from corral_plugins.marketplace.service.remote_index import RemoteIndex
 
 
 async def refresh_index(index: RemoteIndex) -> None:
-    """Fetch the index of further templates."""
+    """Fetch the remote index, which lists further templates."""
     await index.refresh()

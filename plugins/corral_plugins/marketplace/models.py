@@ -34,7 +34,7 @@ class Installation(Model):
     """An installation of a template.
 
     `manifest` is the text of the installed version, which an upgrade compares with the new one. `missing` lists the
-    requirements that the installation did not find.
+    required secrets, tools and grants that did not exist at the time of the installation.
     """
 
     visibility = SHARED
@@ -61,11 +61,11 @@ class Installation(Model):
 
 
 class InstalledResource(Model):
-    """An object that belongs to an installation: the provenance of the object, which nobody can edit.
+    """An object that belongs to an installation. Nobody can edit this row, so it shows where the object came from.
 
-    `position` is the order of creation. `spec` is the spec with which the object was created or last upgraded, with
-    references instead of ids, and `fingerprint` contains the values that the object had afterwards. An object that the
-    installation found and did not create is `reused`; it is never changed or removed.
+    `position` is the object's position in the order of creation. `spec` is the spec with which the object was created
+    or last upgraded, with references instead of ids, and `fingerprint` contains the values that the object had
+    afterwards. An object that the installation found and did not create is `reused`; it is never changed or removed.
     """
 
     visibility = SHARED

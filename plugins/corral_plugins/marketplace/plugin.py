@@ -42,7 +42,7 @@ PARTS = (
 
 
 class MarketplacePlugin(Plugin):
-    """Marketplace: templates of working teams.
+    """Marketplace: templates of agent teams.
 
     People see exactly what a template would create and what it may touch, and install it in one transaction. They can
     upgrade and remove it later, and make a template of their own work.

@@ -155,7 +155,7 @@ async def upgrade_installation(
 async def uninstall_installation(
     id: str, body: UninstallInstallation, installations: Installations, caller: Principal, request: Request
 ) -> UninstallResult:
-    """Remove the objects of an installation that nobody edited, that nothing else uses and that are not running."""
+    """Remove the objects of an installation, except those that a person edited, that are running or in use."""
     return await installations.uninstall(id, body, by=caller, entry=request.unit_context(caller))
 
 

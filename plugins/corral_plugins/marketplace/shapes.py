@@ -194,7 +194,7 @@ class InstallTemplate(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class MissingGrant(msgspec.Struct, kw_only=True):
-    """A secret that exists, and that an object of the installation may not use.
+    """A secret that exists but that an object of the installation may not use.
 
     An admin adds `consumer` to the `allowed_consumers` of the secret. In a plan, it is null.
     """
@@ -206,7 +206,7 @@ class MissingGrant(msgspec.Struct, kw_only=True):
 
 
 class MissingParts(msgspec.Struct, kw_only=True):
-    """The missing requirements of an installation: secrets, tools that nobody offers, and grants of secrets."""
+    """The missing requirements of an installation: secrets, tools that nobody offers, and rights to use secrets."""
 
     secrets: list[str] = []
     tools: list[str] = []
@@ -233,7 +233,7 @@ class ToolPlan(msgspec.Struct, kw_only=True):
 class InstallationPlan(msgspec.Struct, kw_only=True):
     """The objects that an installation would create. Nothing was created.
 
-    `missing_plugins` lists plugins without which the installation fails.
+    `missing_plugins` lists plugins that are not active and without which the installation fails.
     """
 
     slug: str
@@ -251,9 +251,9 @@ class InstallationPlan(msgspec.Struct, kw_only=True):
 class CreatedObject(msgspec.Struct, kw_only=True):
     """An object of an installation.
 
-    `edited` is true if a person changed it after the installation, and null in a list. A `reused` object existed
-    before. `state` is `present`, `removed` by the marketplace, or `deleted` by a person. `once` contains values that
-    only the response to the installation shows, such as the address of a webhook trigger.
+    `edited` is true if a person changed the object after the installation. In a list, it is null. A `reused` object
+    existed before. `state` is `present`, `removed` by the marketplace, or `deleted` by a person. `once` contains values
+    that only the response to the installation shows, such as the address of a webhook trigger.
     """
 
     kind: str
@@ -343,7 +343,7 @@ class EditedObject(ChangedObject, kw_only=True):
 
 
 class KeptObject(msgspec.Struct, kw_only=True):
-    """An object that stays, and the reason: `edited`, `running`, `in_use` or `reused`."""
+    """An object that is not removed, and the reason: `edited`, `running`, `in_use` or `reused`."""
 
     kind: str
     key: str
@@ -362,7 +362,10 @@ class ObjectRef(msgspec.Struct, kw_only=True):
 
 
 class UpgradeResult(msgspec.Struct, kw_only=True):
-    """The changes of an upgrade, made or planned. `kept_local` lists edited fields, which keep their local values."""
+    """The changes that an upgrade made, or would make.
+
+    `kept_local` lists edited fields, which keep their local values.
+    """
 
     version: str
     upgraded_from: str
@@ -403,7 +406,7 @@ class ExportMeta(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class ExportTemplate(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The objects to make a template of. At least one is needed."""
+    """The objects from which to make a template. At least one object is needed."""
 
     meta: Annotated[ExportMeta, Meta(examples=[{"slug": "my-team", "name": "My team"}])]
     agent_ids: Ids = []

@@ -68,7 +68,7 @@ class SentMessage(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ClaimedMessages(msgspec.Struct, frozen=True, kw_only=True):
-    """The messages that a claim delivers, as JSON objects, and those sources that are untrusted."""
+    """The messages for an agent that claims a task, as JSON objects, and those of their sources that are untrusted."""
 
     items: list[dict[str, Any]]
     untrusted: tuple[str, ...]
@@ -85,14 +85,17 @@ class Messages(Protocol):
     ) -> SentMessage:
         """Send a message. The caller must have redacted its subject and body.
 
-        `trusted` states whether a person wrote the message; by default this is true if `by` is a person. `cause` is the
+        `trusted` states whether a person wrote the message; by default, it is true if `by` is a person. `cause` is the
         chain of causes of the message, by default that of the caller's task. Raises a `Problem` with the code
-        `unknown_reference`, `hop_limit` or `rate_limited`, or `Forbidden` if the caller may not send for the sender.
+        `unknown_reference`, `hop_limit` or `rate_limited`, or `Forbidden` if the caller may not send on behalf of the
+        sender.
         """
         ...
 
     def for_claim(self, agent_id: str, *, lease_id: str, requester_id: str | None) -> ClaimedMessages:
-        """Deliver the waiting messages of an agent to the attempt with this lease, requests first and oldest first.
+        """Deliver the waiting messages of an agent to the attempt with this lease.
+
+        Requests are delivered first, and older messages before newer ones.
 
         Messages that the requester of the task did not write are untrusted.
         """
@@ -106,7 +109,7 @@ class Messages(Protocol):
         ...
 
     def texts(self, message_ids: Iterable[str]) -> dict[str, str]:
-        """Return the subjects and bodies of messages by id, without any check of rights. Unknown ids are omitted."""
+        """Return the subjects and bodies of messages by id, without checking permissions. Unknown ids are omitted."""
         ...
 
 

@@ -169,13 +169,16 @@ def _title(message: Any) -> str:
 
 
 def _title_of(client: ApiClient, message_id: str | None) -> str | None:
-    """Return the subject of a message, or its beginning, or its id if the user may not read it."""
+    """Return the subject of a message or, without a subject, its beginning.
+
+    Return its id if the user may not read it.
+    """
     found = read_if_allowed(client, f"/messages/{message_id}") if message_id is not None else None
     return message_id if found is None else _title(found)
 
 
 def _message_id(client: ApiClient, message: str) -> str:
-    """Return the given id, or the id of the newest message with this subject or, without a subject, this beginning."""
+    """Return the given id, or the id of the newest message with this subject or, if it has none, this beginning."""
     return newest_id(
         client, "/messages", message, kind="message", titles=lambda row: [_title(row)], listing="corral messages list"
     )

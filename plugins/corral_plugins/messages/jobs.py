@@ -20,7 +20,7 @@ BATCH_SIZE = 500
 
 
 async def expire_messages(work: Work, receipts: MessageReceipts) -> None:
-    """Expire the messages whose time has passed, and the requests that nobody acknowledged."""
+    """Mark as expired the messages whose time of expiry has passed, and the requests that nobody acknowledged."""
     entry = UnitContext(label="job messages.sweep", actor=SYSTEM)
     for _ in range(ROUNDS):
         if not await work(receipts.expire_batch, entry=entry):

@@ -18,8 +18,9 @@ OPEN = ("sent", "delivered", "read")
 class Message(Model):
     """A message. `sender` and `recipient` are `agent:<id>`, `user:<id>` or `channel:<name>`.
 
-    `status` is the least advanced status of the receipts. Whoever changes a receipt first locks the row of the message,
-    and then updates `status`. `reported_expiry` is true after the sender was told that an acknowledgement is missing.
+    `status` is the least advanced status among the receipts of the message. Whoever changes a receipt first locks the
+    row of the message, and then updates `status`. `reported_expiry` is true after the sender was told that an
+    acknowledgement is missing.
     """
 
     visibility = SHARED

@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 class MessagesPlugin(Plugin):
     """Messages between agents, and between people and agents.
 
-    A message goes to one agent or person, or to a channel. The next claim of a recipient delivers it. It is read once,
-    answered or acknowledged, and expires.
+    A message goes to one agent or person, or to a channel. An agent receives it with the next task that it claims. A
+    recipient reads, answers or acknowledges a message, and a message that nobody handles expires.
     """
 
     name = "messages"

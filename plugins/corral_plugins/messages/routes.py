@@ -83,7 +83,7 @@ def get_message(id: str, messages: MessageListing, caller: Principal) -> Message
 def mark_message_read(id: str, body: ReadMessage, receipts: MessageReceipts, caller: Principal) -> MessageView:
     """Mark a message as read. Marking it again changes nothing.
 
-    The owner of a recipient agent, and an admin, may do this for the agent.
+    The owner of a recipient agent, or an admin, may do this on behalf of the agent.
     """
     return receipts.mark_read(id, body.agent_id, by=caller)
 
@@ -114,7 +114,8 @@ async def list_inbox(
 ) -> Page[MessageItem]:
     """List the messages in an agent's inbox, oldest first.
 
-    If the agent itself reads its inbox, this delivers the messages. With `peek`, and for people, it does not.
+    If the agent itself reads its inbox without `peek`, the messages count as delivered. Reading by a person delivers
+    nothing.
     """
     return await work(lambda: messages.inbox(id, query, by=caller), entry=request.unit_context(caller))
 

@@ -35,8 +35,8 @@ class ReceiptView(msgspec.Struct, kw_only=True):
 class MessageItem(msgspec.Struct, kw_only=True):
     """A message in a list.
 
-    `status` is the least advanced status of its recipients. `trust` is `trusted` if a person wrote the message. `hops`
-    is the number of replies that led to the message.
+    `status` is the least advanced status among the recipients. `trust` is `trusted` if a person wrote the message.
+    `hops` is the number of replies that led to the message.
     """
 
     id: str
@@ -79,8 +79,8 @@ class SentMessageView(MessageView, kw_only=True):
 class MessageQuery(PageQuery, kw_only=True):
     """The filters of the list of messages.
 
-    `agent_id` selects the messages that an agent sent or received. `unread` selects by whether the caller, or the agent
-    that `agent_id` names, has read them. `search` matches text in subjects and bodies.
+    `agent_id` selects the messages that an agent sent or received. `unread` selects messages that the caller, or the
+    agent that `agent_id` names, has not read (true) or has read (false). `search` matches text in subjects and bodies.
     """
 
     agent_id: Id | UnsetType = UNSET

@@ -1,4 +1,7 @@
-"""The actions of admins on breakers: list, configure, force, reset and delete. Runs in the caller's unit of work."""
+"""The actions of admins on circuit breakers: list, configure, force, reset and delete.
+
+Runs in the caller's unit of work.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,7 @@ FIELDS = BreakerConfig.__struct_fields__
 
 
 class BreakerAdministration:
-    """Manages breakers for admins."""
+    """Manages circuit breakers for admins."""
 
     audit: Audit | None
 
@@ -43,7 +46,7 @@ class BreakerAdministration:
     # -- reading
 
     def list_breakers(self, query: BreakerQuery, by: Principal) -> Page[BreakerView]:
-        """Return a page of breakers by name, including breakers that have guarded no call yet."""
+        """Return a page of circuit breakers by name, including breakers that have guarded no call yet."""
         listed = self._names.listed()
         stored: Any = BreakerRow.select(BreakerRow.name, BreakerRow.state).tuples()
         states: dict[str, str] = dict.fromkeys(listed, "closed") | dict(stored)
@@ -63,7 +66,7 @@ class BreakerAdministration:
         )
 
     def get(self, name: str) -> BreakerDetail:
-        """Return a breaker with its last transitions. Raise `NotFound`."""
+        """Return a circuit breaker with its last transitions. Raise `NotFound`."""
         listed = self._names.listed()
         row = BreakerRow.get_or_none(BreakerRow.name == name)
         if row is None:
@@ -97,7 +100,10 @@ class BreakerAdministration:
     # -- writing
 
     def configure(self, body: BreakerConfiguration, match: IfMatch) -> tuple[BreakerView, bool]:
-        """Create a breaker or change the given fields of one. Return it, and whether it is new."""
+        """Create a circuit breaker, or change the given fields of an existing one.
+
+        Return the breaker, and whether it is new.
+        """
         listed, name = self._names.listed(), body.name
         is_new = not self._names.is_guarded(name, listed) and not _exists(name)
         row = self._lock_or_create(name)
@@ -121,9 +127,9 @@ class BreakerAdministration:
         return self._view(row, listed), is_new
 
     def force_open(self, name: str, reason: str, match: IfMatch) -> BreakerView:
-        """Open a breaker until an admin closes it. Raise `NotFound`, or `Conflict` if the breaker is disabled.
+        """Open a circuit breaker until an admin closes it. Raise `NotFound`, or `Conflict` if the breaker is disabled.
 
-        If the breaker is forced open already, a given reason replaces the earlier one.
+        If an admin has already forced the breaker open, a given reason replaces the earlier one.
         """
         row, listed = self._lock_known(name, match)
         if not self._transitions.config_of(row).enabled:
@@ -137,9 +143,11 @@ class BreakerAdministration:
         return self._view(row, listed)
 
     def close(self, name: str, action: str, reason: str, match: IfMatch) -> BreakerView:
-        """Close a breaker and empty its window; from then on it works automatically. Raise `NotFound`.
+        """Close a circuit breaker and forget its counted calls. It then opens and closes automatically.
 
-        `action` is `force_close` or `reset`.
+        Raise `NotFound`.
+
+        `action`, which is `force_close` or `reset`, is the name of the action in the audit log.
         """
         row, listed = self._lock_known(name, match)
         usual = "An admin closed it." if action == "force_close" else "An admin reset it."
@@ -148,7 +156,10 @@ class BreakerAdministration:
         return self._view(row, listed)
 
     def delete(self, name: str, match: IfMatch) -> None:
-        """Delete a breaker. A breaker that guards calls returns to the defaults and is closed. Raise `NotFound`."""
+        """Delete a circuit breaker. Raise `NotFound`.
+
+        If a plugin still guards calls with it, the breaker is closed and uses the defaults again.
+        """
         rows = self._transitions.lock([name])
         if not rows and not self._names.is_guarded(name, self._names.listed()):
             raise _not_found()
@@ -200,12 +211,12 @@ def _not_found() -> NotFound:
 
 
 def _new_row(name: str) -> BreakerRow:
-    """Return the row that a guarded breaker without a row would have."""
+    """Return the row that a circuit breaker without a stored row would have."""
     return BreakerRow(name=name)
 
 
 def _check_window(config: BreakerConfig, configured: dict[str, Any], given: dict[str, Any]) -> None:
-    """Raise `Invalid` if a window that counts calls is too large, or cannot hold the minimum number of calls."""
+    """Raise `Invalid` if a window of the type `count` is too large, or smaller than the minimum number of calls."""
     if config.window_type != "count":
         return
     if config.window_size > MAX_COUNT_WINDOW:

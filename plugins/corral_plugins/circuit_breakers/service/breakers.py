@@ -1,4 +1,4 @@
-"""The `Breakers` service: guards calls by the states in memory, and keeps the states in step with the rows."""
+"""The `Breakers` service: guards calls with circuit breakers in memory, and synchronises these with the database."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class BreakersService:
         return self._transitions.find_forced(name)
 
     def open_breakers(self) -> dict[str, str]:
-        """Return the breakers that are not closed, each with its reason."""
+        """Return the circuit breakers that are not closed, each with its reason."""
         return {name: each.reason for name, each in sorted(self._breakers.items()) if not each.passes}
 
     async def guard(self, name: str, call: Callable[[], Awaitable[T]], *, judge: Judge = judge_outcome) -> T:
@@ -110,7 +110,10 @@ class BreakersService:
     # -- calls
 
     def _breaker(self, name: str) -> LocalBreaker:
-        """Return the breaker with this name. Invalid names, and names beyond the maximum, share `<prefix>:other`."""
+        """Return the circuit breaker with this name.
+
+        Invalid names, and new names above the maximum number of circuit breakers, share the breaker `<prefix>:other`.
+        """
         breaker = self._breakers.get(name)
         if breaker is None:
             if len(self._breakers) >= MAX_BREAKERS or not _VALID_NAME.match(name):
@@ -157,9 +160,10 @@ class BreakersService:
     # -- permits
 
     async def _take_permit(self, breaker: LocalBreaker) -> str | None:
-        """Return the id of a permit for a probe, or None if the breaker has closed. Raise `CircuitOpen`.
+        """Return the id of a permit for a probe, or None if the circuit breaker has closed. Raise `CircuitOpen`.
 
-        Most calls are rejected without I/O: at most as many calls as there are permits ask the database.
+        Most calls are rejected without I/O, because only as many calls as there are permits ask the database at the
+        same time.
         """
         if breaker.blocked_until(clock.time_s()) is not None or breaker.probing >= breaker.config.half_open_permits:
             self._reject(breaker)
@@ -175,7 +179,10 @@ class BreakersService:
         return permit
 
     async def _ask_for_permit(self, breaker: LocalBreaker) -> str | None:
-        """Return a permit, or None if there is none; the call then no longer counts as a probe."""
+        """Ask the database for a permit.
+
+        Return None if no permit is available; the call then no longer counts as a probe.
+        """
         permit: str | None = None
         try:
             admission = await self._database.work(lambda: self._transitions.take_permit(breaker.name), entry=ENTRY)
@@ -194,7 +201,7 @@ class BreakersService:
         return permit
 
     async def _return_unused_permit(self, breaker: LocalBreaker, asking: asyncio.Task[str | None]) -> None:
-        """Give back a permit whose caller was cancelled while it asked for it."""
+        """Give back the permit of a caller that was cancelled while its request for the permit was running."""
         if (permit := await asking) is not None:
             await self._return_permit(breaker, permit, None, None)
 
@@ -232,7 +239,10 @@ class BreakersService:
     # -- keeping in step with the rows
 
     async def run(self) -> None:
-        """Report calls and read changed rows every 0.5 s, and at once after a transition. Runs until cancelled."""
+        """Report calls and read changed rows every 0.5 s, and immediately after a circuit breaker changes its state.
+
+        Runs until cancelled.
+        """
         while True:
             await wait_and_clear(self._transitions.changed, SYNC_SECONDS)
             try:
@@ -241,19 +251,19 @@ class BreakersService:
                 log.debug("circuit breakers not synchronised", extra={"detail": problem.detail})
 
     async def stop(self) -> None:
-        """Wait until all permits are given back, and report the calls that are not reported yet."""
+        """Wait until all permits have been given back, and store the counts of calls that have not been stored yet."""
         while self._tasks:
             await asyncio.gather(*self._tasks, return_exceptions=True)
         with contextlib.suppress(Unavailable):
             await self._report()
 
     def on_events(self, events: Iterable[LoggedEvent]) -> None:
-        """Read the rows at once after a transition in another process."""
+        """Read the stored states immediately after a circuit breaker has changed its state in another process."""
         if any(event.type.startswith("circuit.") for event in events):
             self._transitions.changed.set()
 
     async def sync(self) -> None:
-        """Report the calls of this process, renew its permits, and read the rows that have changed."""
+        """Store the call counts of this process, renew its permits, and read the circuit breakers that have changed."""
         async with self._syncing:  # a row that is read while its report is on the way lacks these calls
             await self._report()
             await self._renew_permits()
@@ -289,7 +299,7 @@ class BreakersService:
         self._apply_defaults()
 
     def _apply_defaults(self) -> None:
-        """Apply the settings to all breakers if they have changed."""
+        """Apply the settings to all circuit breakers if the settings have changed."""
         if (defaults := self._defaults.values()) != self._known_defaults:
             self._known_defaults = defaults
             for name, breaker in self._breakers.items():

@@ -1,6 +1,6 @@
-"""The configuration of breakers: the fields that an admin has configured, completed by the settings.
+"""The configuration of circuit breakers: the fields that an admin has configured, completed by the settings.
 
-`GuardedNames` knows which names the plugins guard.
+`GuardedNames` knows under which names the plugins guard calls.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ OTHER = "other"  # breakers beyond the maximum number share `<prefix>:other`
 
 
 class BreakerConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """The effective configuration of a breaker."""
+    """The effective configuration of a circuit breaker."""
 
     failure_rate_threshold: int
     slow_call_rate_threshold: int
@@ -37,7 +37,7 @@ class _Guarded(msgspec.Struct, frozen=True):
 
 
 class GuardedNames:
-    """The names that active plugins guard, by prefix."""
+    """The names under which active plugins guard calls, by prefix."""
 
     def __init__(self) -> None:
         self._prefixes: dict[str, _Guarded] = {}
@@ -45,7 +45,7 @@ class GuardedNames:
     def declare(
         self, prefix: str, names: Callable[[], Iterable[str]] | None = None, *, slow_call_seconds: int | None = None
     ) -> None:
-        """Declare names with a prefix. See `Breakers.declare`."""
+        """Declare that a plugin guards calls under names with a prefix. See `Breakers.declare`."""
         self._prefixes[prefix] = _Guarded(names, slow_call_seconds)
 
     def slow_call_seconds(self, name: str) -> int | None:
@@ -54,7 +54,7 @@ class GuardedNames:
         return None if declared is None else declared.slow_call_seconds
 
     def listed(self) -> set[str]:
-        """Return the guarded names of all prefixes that have a known list of names. Runs in a unit of work."""
+        """Return the guarded names of those prefixes whose names are listed. Runs in a unit of work."""
         return {name for declared in self._prefixes.values() if declared.names is not None for name in declared.names()}
 
     def is_guarded(self, name: str, listed: set[str]) -> bool:
@@ -65,17 +65,17 @@ class GuardedNames:
 
 
 class BreakerDefaults:
-    """Completes the configuration of breakers with the settings. Reads no database."""
+    """Completes the configuration of circuit breakers with the settings. Reads no database."""
 
     def __init__(self, settings: Settings, names: GuardedNames) -> None:
         self._settings, self._names = settings, names
 
     def values(self) -> dict[str, Any]:
-        """Return the defaults that the settings contain now."""
+        """Return the current defaults from the settings."""
         return {field: self._settings.get(setting) for field, setting in DEFAULTS.items()}
 
     def config_of(self, name: str, configured: Mapping[str, Any] | None) -> BreakerConfig:
-        """Return the effective configuration of a breaker."""
+        """Return the effective configuration of a circuit breaker: the defaults, unless an admin configured a field."""
         values = self.values()
         if (slow := self._names.slow_call_seconds(name)) is not None:
             values["slow_call_duration_seconds"] = slow

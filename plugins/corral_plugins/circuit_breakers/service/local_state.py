@@ -1,4 +1,7 @@
-"""The state of a breaker in the memory of one process. A closed breaker admits and counts calls without any I/O."""
+"""The state of a circuit breaker in the memory of one process.
+
+A closed circuit breaker admits and counts calls without any I/O.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,9 @@ NEVER_READ = 0  # the revision of a breaker whose row is not known
 
 
 class LocalBreaker:
-    """A breaker as this process knows it, with the calls that it has not reported yet. Used on the event loop only.
+    """A circuit breaker as this process knows it, with the calls that the process has not stored yet.
+
+    Instances may be used only on the event loop.
 
     `probing` counts the probes of this process, including those that are asking for a permit.
     """
@@ -63,9 +68,10 @@ class LocalBreaker:
     # -- counting
 
     def count(self, outcome: Outcome | None, generation: int, last_error: dict[str, str] | None) -> bool:
-        """Count a call that began in a generation; None is a neutral call. Return whether the breaker has opened.
+        """Count a call. Return whether the circuit breaker has opened.
 
-        A call of an earlier generation is ignored.
+        `outcome` is None for a neutral call. `generation` is the generation of the breaker in which the call began;
+        calls of earlier generations are ignored.
         """
         if generation != self.generation:
             return False
@@ -94,7 +100,7 @@ class LocalBreaker:
         self._rejected += 1
 
     def take_report(self) -> CallReport | None:
-        """Return the calls that were counted since the last report, or None if there were none."""
+        """Return a report of the calls that were counted since the last report, or None if there were no calls."""
         if not (self._pending or self._rejected or self._neutral):
             return None
         report = CallReport(
@@ -111,7 +117,7 @@ class LocalBreaker:
         return report
 
     def restore_report(self, report: CallReport) -> None:
-        """Take back a report that could not be stored."""
+        """Count the calls of a report again, because it could not be stored."""
         if report.generation == self.generation:
             self._pending = deque((*report.outcomes, *self._pending), maxlen=MAX_PENDING)  # the newest are kept
             self._rejected += report.rejected
@@ -121,7 +127,10 @@ class LocalBreaker:
     # -- the row
 
     def apply(self, row: BreakerRow, config: BreakerConfig) -> bool:
-        """Take over the state of the row. Return whether calls that are not yet reported open the breaker."""
+        """Adopt the state in the database row.
+
+        Return whether calls that are not stored yet open the circuit breaker.
+        """
         if row.revision < self.revision:  # an older picture of the row
             return False
         if row.generation != self.generation:
@@ -140,14 +149,14 @@ class LocalBreaker:
         return self._open_if_due(clock.time_s())
 
     def configure(self, config: BreakerConfig) -> None:
-        """Take over a configuration that the settings have changed."""
+        """Adopt the new configuration after a change of the settings."""
         if config != self.config:
             if shape_of(config) != shape_of(self.config):
                 self.window = new_window(config)
             self.config = config
 
     def forget_row(self) -> None:
-        """Close the breaker, because its row was deleted."""
+        """Close the circuit breaker, because its row was deleted."""
         self._close()
         self.configured, self.forced, self.revision, self.permits_out = None, False, NEVER_READ, 0
         self.generation += 1
@@ -160,16 +169,19 @@ class LocalBreaker:
     # -- probes while the database cannot be reached
 
     def admit_alone(self) -> bool:
-        """Decide about a probe without the database. Return whether the call is admitted."""
+        """Decide whether to admit a call as a probe while the database cannot be reached.
+
+        Return whether it is admitted.
+        """
         if self.state == "open":
             self.state, self._probes = "half_open", [0, 0, 0]
         self.permits_out = 0
         return self.probing <= self.config.half_open_permits
 
     def decide_alone(self, outcome: Outcome | None) -> None:
-        """Count a probe without the database, and open or close the breaker for this process.
+        """Count a probe while the database cannot be reached. Open or close the circuit breaker for this process only.
 
-        The row will be read again, and decides as soon as the database can be reached.
+        As soon as the database can be reached, the row is read again and determines the state.
         """
         self.revision = NEVER_READ
         if outcome is None or self.state != "half_open":

@@ -16,7 +16,7 @@ MAX_HOSTS = 50
 
 
 class BreakerMetrics:
-    """Counts calls, rejections and transitions by the kind of the breaker, for hosts by kind and host."""
+    """Counts calls, rejections and transitions by the kind of the circuit breaker, and for hosts also by the host."""
 
     def __init__(self) -> None:
         self.labels: list[str] = []
@@ -26,13 +26,19 @@ class BreakerMetrics:
         self._transitions: Counter[tuple[str, ...]] = Counter()
 
     def allow_kind(self, kind: str) -> None:
-        """Allow a kind, or `<kind>:other` for a kind of hosts, as a value of the label `breaker`."""
+        """Allow a kind as a value of the label `breaker`.
+
+        A kind whose circuit breakers guard hosts uses `<kind>:other` instead.
+        """
         label = f"{kind}:{OTHER}" if kind in HOST_KINDS else kind
         if label not in self.labels:
             self.labels.append(label)
 
     def label(self, name: str) -> str:
-        """Return the label of a breaker. The first 50 hosts have labels of their own."""
+        """Return the metric label of a circuit breaker.
+
+        The first 50 hosts have labels of their own; further hosts share one.
+        """
         kind = name.partition(":")[0]
         if kind not in HOST_KINDS or name in self.labels:
             return name if kind in HOST_KINDS else kind
@@ -43,19 +49,19 @@ class BreakerMetrics:
         return name
 
     def count_call(self, name: str, outcome: str) -> None:
-        """Count a call that was made."""
+        """Count a call that a circuit breaker admitted."""
         self._calls[(self.label(name), outcome)] += 1
 
     def count_rejection(self, name: str) -> None:
-        """Count a call that was not made."""
+        """Count a call that a circuit breaker rejected."""
         self._rejected[(self.label(name),)] += 1
 
     def count_transition(self, name: str, to: str) -> None:
-        """Count a transition that this process caused."""
+        """Count a change of a circuit breaker's state that this process caused."""
         self._transitions[(self.label(name), to)] += 1
 
     def _read_states(self) -> dict[tuple[str, ...], float]:
-        """Return the state of each label: the highest of its breakers."""
+        """Return the state of each label, which is the highest state number among its circuit breakers."""
         found: dict[tuple[str, ...], float] = {}
         rows: Any = BreakerRow.select(BreakerRow.name, BreakerRow.state).tuples()
         for name, state in rows:

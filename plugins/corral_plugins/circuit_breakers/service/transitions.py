@@ -1,6 +1,9 @@
-"""The state machine of breakers. The rows decide: every transition is one guarded update of the breaker's generation.
+"""The state machine of circuit breakers, whose states are stored in rows of the database.
 
-Every method runs in the caller's unit of work. A row is locked before its permits, so that units do not deadlock.
+Every transition is one guarded update of a row: it fails if the generation of the breaker has changed meanwhile.
+
+Every method runs in the caller's unit of work. A circuit breaker's row is locked before its permits, so that units of
+work do not deadlock.
 """
 
 from __future__ import annotations
@@ -45,7 +48,7 @@ EMPTY: dict[str, Any] = {"window": "", "rejected": 0, "neutral": 0}
 
 
 class CallReport(msgspec.Struct, kw_only=True):
-    """The calls that a process has counted for one breaker since its last report."""
+    """The calls that a process has counted for one circuit breaker since its last report."""
 
     name: str
     generation: int
@@ -56,7 +59,7 @@ class CallReport(msgspec.Struct, kw_only=True):
 
 
 class Admission(msgspec.Struct, frozen=True):
-    """The decision about a call that a breaker did not admit in memory.
+    """The decision of the database about a call that the state in memory did not admit.
 
     `permit` is the id of the permit, if the call is a probe. Without a permit, the call is admitted only if `row` is
     closed.
@@ -67,7 +70,10 @@ class Admission(msgspec.Struct, frozen=True):
 
 
 class BreakerTransitions:
-    """Changes the rows of breakers. `changed` is set whenever a unit of this process has changed one."""
+    """Changes the rows of circuit breakers.
+
+    `changed` is set whenever a unit of work of this process has changed a row.
+    """
 
     def __init__(self, defaults: BreakerDefaults, metrics: BreakerMetrics) -> None:
         self.defaults, self._metrics = defaults, metrics
@@ -76,17 +82,17 @@ class BreakerTransitions:
     # -- rows
 
     def config_of(self, row: BreakerRow) -> BreakerConfig:
-        """Return the effective configuration of the breaker."""
+        """Return the effective configuration of the circuit breaker."""
         return self.defaults.config_of(row.name, row.config)
 
     def window_of(self, row: BreakerRow, config: BreakerConfig) -> Window:
-        """Return the calls that are counted now. The window is empty if its type or size has changed."""
+        """Return the window of recent calls of a circuit breaker. It is empty if its type or size was reconfigured."""
         window = new_window(config, row.window if row.window_shape == shape_of(config) else "")
         window.expire(clock.time_s())
         return window
 
     def counts_of(self, row: BreakerRow) -> BreakerCounts:
-        """Return the counts of the breaker: of its probes while it is half open, otherwise of its window."""
+        """Return the counts of a circuit breaker: of its probes while it is half open, or else of its recent calls."""
         if row.state == "half_open":
             calls, failures, slow = row.probe_calls, row.probe_failures, row.probe_slow
         else:
@@ -104,7 +110,7 @@ class BreakerTransitions:
         )
 
     def lock(self, names: Collection[str], *, create: bool = False) -> list[BreakerRow]:
-        """Lock the breakers with these names, in the order of their names.
+        """Lock the circuit breakers with these names, in the order of their names.
 
         With `create`, breakers that do not exist yet are created, up to the maximum number of breakers.
         """
@@ -118,7 +124,7 @@ class BreakerTransitions:
         return found
 
     def find_forced(self, name: str) -> ForcedOpen | None:
-        """Return the last decision to force the breaker open, or None if it is not forced open."""
+        """Return who forced the circuit breaker open, why and when, or None if it is not forced open."""
         row = BreakerRow.get_or_none((BreakerRow.name == name) & (BreakerRow.forced == True))  # noqa: E712
         if row is None or not self.config_of(row).enabled:
             return None
@@ -127,7 +133,10 @@ class BreakerTransitions:
         return ForcedOpen(by=last and last.by, reason=row.reason, at=last.at if last else row.opened_at)
 
     def update(self, row: BreakerRow, **columns: Any) -> bool:
-        """Change columns of a breaker, unless its state has changed meanwhile. Return whether the row was changed."""
+        """Change columns of a circuit breaker, unless its state has changed meanwhile.
+
+        Return whether the row was changed.
+        """
         unchanged = (BreakerRow.name == row.name) & (BreakerRow.generation == row.generation)
         values = {**columns, "revision": BreakerRow.revision + 1}
         if not BreakerRow.update(values).where(unchanged).execute():
@@ -139,9 +148,11 @@ class BreakerTransitions:
         return True
 
     def transition(self, row: BreakerRow, to: State, reason: str, *, forced: bool = False, **columns: Any) -> bool:
-        """Change the state of a breaker, and record the transition. Return False if the state has changed meanwhile.
+        """Change the state of a circuit breaker, and record the transition.
 
-        Calls that began before do not count any more, because they belong to the former generation.
+        Return False if the state has changed meanwhile.
+
+        Calls that began before the transition are no longer counted, because they belong to the previous generation.
         """
         for name, value in columns.items():
             setattr(row, name, value)
@@ -179,7 +190,7 @@ class BreakerTransitions:
     # -- counted calls
 
     def merge(self, reports: Sequence[CallReport]) -> None:
-        """Add the calls that a process has counted, and open breakers whose rates have reached their thresholds."""
+        """Store the call counts of a process, and open circuit breakers whose rates have reached their thresholds."""
         by_name = {report.name: report for report in reports}
         for row in self.lock(by_name, create=True):
             self._merge_report(row, by_name[row.name])
@@ -209,7 +220,10 @@ class BreakerTransitions:
     # -- probes
 
     def take_permit(self, name: str) -> Admission:
-        """Decide about a call that finds the breaker not closed. The first call after `retry_at` makes it half open."""
+        """Decide whether to admit a call while the circuit breaker is not closed.
+
+        The first call after `retry_at` makes the circuit breaker half open.
+        """
         found = self.lock([name], create=True)
         if not found:
             raise Unavailable(f"There are more than {MAX_BREAKERS} circuit breakers.")
@@ -232,9 +246,9 @@ class BreakerTransitions:
         return Admission(row, permit)
 
     def return_permit(self, name: str, permit: str, outcome: Outcome | None, last_error: dict[str, str] | None) -> None:
-        """Give a permit back, and count the probe unless `outcome` is None.
+        """Give a permit back, and count its probe unless `outcome` is None.
 
-        A permit of a former generation, or one that has expired, no longer exists and changes nothing.
+        A permit that has expired, or that belongs to an earlier generation, no longer exists, so nothing changes.
         """
         for row in self.lock([name]):
             if PermitRow.delete().where(PermitRow.id == permit).execute():
@@ -243,7 +257,10 @@ class BreakerTransitions:
                 self._count_probes(row, 1, outcome)
 
     def renew_permits(self, permits: Collection[tuple[str, int]]) -> None:
-        """Renew permits whose probes are still running. Each is an id with the seconds for which it is valid."""
+        """Renew permits whose probes are still running.
+
+        `permits` contains the id and the validity in seconds of each permit.
+        """
         for seconds in {each for _, each in permits}:
             ids = [permit for permit, each in permits if each == seconds]
             PermitRow.update(expires_at=clock.now(seconds)).where(PermitRow.id.in_(ids)).execute()
@@ -254,9 +271,10 @@ class BreakerTransitions:
             self._count_probes(row, lost, "failure")
 
     def _count_probes(self, row: BreakerRow, returned: int, outcome: Outcome | None) -> None:
-        """Count probes that have ended, and decide whether the breaker opens or closes.
+        """Count probes that have ended, and open or close the circuit breaker if they decide so.
 
-        It opens as soon as one of their rates reaches its threshold, and closes when no probe is left in flight.
+        The breaker opens as soon as the failure rate or the slow call rate of the probes reaches its threshold.
+        Otherwise, it closes when no probe is in flight any more.
         """
         counted = 0 if outcome is None else returned
         calls = row.probe_calls + counted
@@ -283,7 +301,7 @@ class BreakerTransitions:
     # -- timers
 
     def find_overdue(self) -> list[str]:
-        """Return the names of half-open breakers with an expired permit, or that have been half open for too long."""
+        """Return the names of circuit breakers that have an expired permit or have been half open for too long."""
         now = clock.now()
         is_overdue = (BreakerRow.state == "half_open") & (BreakerRow.half_open_until < now)
         lost: Any = PermitRow.select(PermitRow.name).where(PermitRow.expires_at < now).distinct()
@@ -291,7 +309,7 @@ class BreakerTransitions:
         return sorted({name for query in (lost, overdue) for (name,) in query.limit(BATCH_SIZE).tuples()})
 
     def end_overdue(self, name: str) -> None:
-        """Count the lost probes of a breaker as failures, and open it if it has been half open for too long."""
+        """Count the lost probes of a circuit breaker as failures, and open it if it has been half open for too long."""
         for row in self.lock([name]):
             self._expire_permits(row)
             if row.state == "half_open" and row.half_open_until < clock.now():
@@ -299,7 +317,7 @@ class BreakerTransitions:
                 self.transition(row, "open", f"The probes had no clear result within {seconds} seconds.")
 
     def find_unalerted(self) -> list[str]:
-        """Return the names of breakers that have not been closed for 5 minutes, and about which no alert was raised."""
+        """Return the names of circuit breakers that have not been closed for 5 minutes and have raised no alert yet."""
         due = (
             (BreakerRow.state != "closed")
             & (BreakerRow.alerted == False)  # noqa: E712
@@ -309,7 +327,7 @@ class BreakerTransitions:
         return [name for (name,) in found]
 
     def raise_alerts(self) -> None:
-        """Alert admins once about each breaker that has not been closed for 5 minutes."""
+        """Alert admins once about each circuit breaker that has not been closed for 5 minutes."""
         for row in self.lock(self.find_unalerted()):
             if row.state != "closed" and not row.alerted and self.update(row, alerted=True):
                 last = f" Last error: {row.last_error['type']}: {row.last_error['message']}" if row.last_error else ""

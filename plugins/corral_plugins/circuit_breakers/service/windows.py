@@ -1,4 +1,7 @@
-"""Windows: the recent calls of a breaker, by which its rates are computed. Counting a call takes constant time."""
+"""Windows: the recent calls of a circuit breaker, from which its rates are computed.
+
+Counting a call takes constant time.
+"""
 
 from __future__ import annotations
 
@@ -57,14 +60,14 @@ class CountWindow:
             self.slow += change
 
     def expire(self, now: float) -> None:
-        """Do nothing, because calls leave this window only when others enter it."""
+        """Do nothing, because a call leaves this window only when a newer call takes its place."""
 
     def encode(self) -> str:
         return "".join(_LETTERS[outcome] for outcome in self._outcomes)
 
 
 class _Bucket(msgspec.Struct, array_like=True):
-    """The calls of a part of the window that begins at `start`."""
+    """The counts of calls in one part of a time window. The part begins at `start`."""
 
     start: int
     calls: int = 0
@@ -73,7 +76,7 @@ class _Bucket(msgspec.Struct, array_like=True):
 
 
 class TimeWindow:
-    """The calls of the last `seconds`, in at most 60 buckets."""
+    """The counts of calls in the last `seconds` seconds, kept in at most 60 buckets."""
 
     def __init__(self, seconds: int, text: str = "") -> None:
         self.calls = self.failures = self.slow = 0
@@ -108,18 +111,18 @@ class TimeWindow:
 
 
 def shape_of(config: BreakerConfig) -> str:
-    """Return the format of the window, such as `count:20`. A window with another format is empty."""
+    """Return the format of the window, such as `count:20`. Stored calls in another format are not used."""
     return f"{config.window_type}:{config.window_size}"
 
 
 def new_window(config: BreakerConfig, text: str = "") -> Window:
-    """Return a window with the calls in `text`, which `Window.encode` returned."""
+    """Return a window with the calls that `text`, a result of `Window.encode`, contains."""
     make = CountWindow if config.window_type == "count" else TimeWindow
     return make(config.window_size, text)
 
 
 def exceeded_rate(config: BreakerConfig, calls: int, failures: int, slow: int) -> str | None:
-    """Return a sentence about the rate that reached its threshold, or None if no rate did."""
+    """Return a sentence that names the rate that reached its threshold, or None if no rate reached it."""
     if failures * 100 >= config.failure_rate_threshold * calls:
         return f"{failures} of {calls} calls failed."
     if slow * 100 >= config.slow_call_rate_threshold * calls:
@@ -128,7 +131,7 @@ def exceeded_rate(config: BreakerConfig, calls: int, failures: int, slow: int) -
 
 
 def reason_to_open(config: BreakerConfig, window: Window) -> str | None:
-    """Return why a closed breaker with this window must open, or None if it must not."""
+    """Return why a closed circuit breaker with this window must open, or None if it must not."""
     if not config.enabled or window.calls < config.minimum_calls:
         return None
     return exceeded_rate(config, window.calls, window.failures, window.slow)

@@ -1,4 +1,4 @@
-"""The tools with which agents propose diffs and comment on the diffs of others."""
+"""The tools with which agents propose diffs and comment on the diffs of other agents."""
 
 from __future__ import annotations
 

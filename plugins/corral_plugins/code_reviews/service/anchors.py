@@ -29,7 +29,7 @@ Numbers = dict[str | None, list[int]]
 class Context(msgspec.Struct, frozen=True):
     """The lines of a comment, and up to three lines that the patch shows before and after them.
 
-    Each is the text of a line, with one character per byte, or the SHA-256 of a line with 64 bytes or more.
+    Each item is the text of a line, with one character per byte, or the SHA-256 hash of a line with 64 bytes or more.
     """
 
     before: list[str]
@@ -38,7 +38,7 @@ class Context(msgspec.Struct, frozen=True):
 
 
 class Place(msgspec.Struct, frozen=True, kw_only=True):
-    """The place of a comment in the revision that it was made on, or in which it was last found."""
+    """The place of a comment in the revision for which it was written, or in which it was last found."""
 
     file: str
     side: str
@@ -67,17 +67,17 @@ def context_of(patch: Patch, file: str, side: str, line: int, end_line: int) -> 
 
 
 def find_again(patch: Patch, places: Sequence[Place]) -> list[NewPlace]:
-    """Find comments in another revision.
+    """Find the places of comments in another revision.
 
-    Where the contexts differ in length, because one hunk begins or ends nearer to the lines, the lines that both show
-    must be equal. If the lines occur more than once, they are found only at their old numbers.
+    A hunk may show fewer lines around a comment than before; then only the lines that both revisions show must be
+    equal. If the lines of a comment occur more than once, they are found only at their old line numbers.
     """
     search = _Search(patch, places)
     return [search.find(place) for place in places]
 
 
 class _Search:
-    """Examines the lines of each file only once, even if it has many comments."""
+    """Searches a patch for the lines of comments. Examines the lines of each file only once, even for many comments."""
 
     def __init__(self, patch: Patch, places: Sequence[Place]) -> None:
         self.patch, self.checks_left = patch, MAX_CHECKS
@@ -89,7 +89,7 @@ class _Search:
         self.numbers = {key: _numbers(self.shown[key], texts) for key, texts in wanted.items()}
 
     def find(self, place: Place) -> NewPlace:
-        """Return where a comment is now."""
+        """Return the place of a comment in the new revision."""
         patched = self._file(place.file, place.side)
         if patched is None or (place.side == "new" and patched.status == "deleted"):
             return NewPlace("orphaned")
@@ -100,7 +100,10 @@ class _Search:
         return NewPlace("outdated") if line is None else NewPlace("active", line, path)
 
     def _line(self, place: Place, line: int, context: Context) -> int | None:
-        """Return the old number if the lines are still there, or else the number of the only place that fits."""
+        """Return the old line number if the lines are still there, or else the number of the only place that fits.
+
+        Return None if no place or more than one place fits.
+        """
         shown = self.shown[place.file, place.side]
         if _fits(shown, line, context):
             return line
@@ -116,7 +119,7 @@ class _Search:
         return found
 
     def _file(self, file: str, side: str) -> PatchedFile | None:
-        """Return the file of a comment, even if only the new revision renames it."""
+        """Return the patched file to which a comment refers, even if only the new revision renames the file."""
         renamed = (each for each in self.patch.files if side == "new" and each.old_path == file)
         return self.patch.find(file, side) or next(renamed, None)
 
@@ -126,7 +129,10 @@ class _Search:
 
 
 def _numbers(shown: dict[int, bytes], texts: Iterable[str]) -> dict[str, Numbers]:
-    """Return the numbers of the lines with one of these contents, by the preceding line, which is None if not shown."""
+    """Return, for each of these texts, the numbers of the lines that contain it.
+
+    The numbers are grouped by the text of the preceding line, or by None if the patch does not show the preceding line.
+    """
     short = {text.encode("latin-1"): text for text in texts if len(text) < DIGEST_LENGTH}
     long = {text for text in texts if len(text) == DIGEST_LENGTH}
     found: dict[str, Numbers] = {text: defaultdict(list) for text in texts}
@@ -141,14 +147,17 @@ def _numbers(shown: dict[int, bytes], texts: Iterable[str]) -> dict[str, Numbers
 
 
 def _candidates(numbers: Numbers, context: Context) -> Iterable[int]:
-    """Return where the first line of a comment follows the same line as before, or a line that is not shown."""
+    """Return the line numbers at which a comment may begin now.
+
+    There, the preceding line is the same as before, or the patch does not show it.
+    """
     if not context.before:
         return itertools.chain.from_iterable(numbers.values())
     return [*numbers.get(context.before[-1], ()), *numbers.get(None, ())]
 
 
 def _fits(shown: dict[int, bytes], number: int, context: Context) -> bool:
-    """Return whether a comment fits the lines that begin at a number, as far as the patch shows their surroundings."""
+    """Return whether the lines that begin at a number, and their neighbours in the patch, are those of a comment."""
     if not all(_is(shown, number + index, text) for index, text in enumerate(context.lines)):
         return False
     end = number + len(context.lines)
@@ -158,7 +167,7 @@ def _fits(shown: dict[int, bytes], number: int, context: Context) -> bool:
 
 
 def _has_same_neighbours(shown: dict[int, bytes], pairs: Iterable[tuple[int, str]]) -> bool:
-    """Return whether the lines next to a comment are equal, as far as the patch shows them."""
+    """Return whether the lines next to a comment are the same as before, as far as the patch shows these lines."""
     for number, text in pairs:
         if number not in shown:
             return True
@@ -173,7 +182,7 @@ def _is(shown: dict[int, bytes], number: int, text: str) -> bool:
 
 
 def _lines_from(shown: dict[int, bytes], start: int, step: int) -> list[bytes]:
-    """Return up to three lines that begin at a line, as far as the patch shows them without a gap."""
+    """Return up to three consecutive lines, counted from a line in a direction, as far as the patch shows them."""
     found: list[bytes] = []
     while len(found) < AROUND and start in shown:
         found.append(shown[start])
@@ -182,5 +191,8 @@ def _lines_from(shown: dict[int, bytes], start: int, step: int) -> list[bytes]:
 
 
 def _key(line: bytes) -> str:
-    """Return the form in which a context keeps a line. A line may have 2 MiB, and a review 1000 comments on it."""
+    """Return a line in the form in which a context stores it.
+
+    Long lines are hashed, because each of 1000 comments may refer to a line of 2 MiB.
+    """
     return line.decode("latin-1") if len(line) < DIGEST_LENGTH else hashlib.sha256(line).hexdigest()

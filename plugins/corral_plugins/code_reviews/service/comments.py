@@ -42,7 +42,10 @@ class ReviewComments:
     async def add(
         self, review_id: str, new: NewReviewComment, *, by: Principal, entry: UnitContext = SYSTEM_CONTEXT
     ) -> ReviewCommentView:
-        """Add a comment. The patch is parsed outside of units of work, so a new revision may come in between."""
+        """Add a comment.
+
+        The patch is parsed outside of units of work, so this is repeated if a new revision arrives meanwhile.
+        """
         check_position(new)
         for _ in range(TRIES):
             revision = await self._work(lambda: rows.find_readable(review_id, by).revision, read=True)
@@ -59,7 +62,7 @@ class ReviewComments:
     def _insert(
         self, review_id: str, new: NewReviewComment, place: dict[str, Any], *, by: Principal
     ) -> ReviewCommentView | None:
-        """Insert a comment. Return None if a new revision came after the patch was parsed."""
+        """Insert a comment. Return None if a new revision arrived after the patch was parsed."""
         row = self._reviews.lock_readable(review_id, by)
         if row.revision != place["revision"]:
             return None
@@ -139,7 +142,7 @@ class ReviewComments:
 
 
 def check_position(new: NewReviewComment) -> None:
-    """Raise `Invalid` if the fields that say what a comment is about contradict each other."""
+    """Raise `Invalid` if the fields that say to which lines a comment refers contradict each other."""
     given = [name for name in ("file", "line", "end_line") if getattr(new, name) is not None]
     if new.parent_id is not None and given:
         raise Invalid.at(f"/{given[0]}", "not_allowed", "An answer is about the lines of its thread.")
@@ -152,9 +155,10 @@ def check_position(new: NewReviewComment) -> None:
 
 
 def _check_room(review_id: str, characters: int, added: int = 1) -> None:
-    """Raise `TooMany` if the review has no room for further comments with this many characters in total.
+    """Raise `TooMany` if the review cannot take further comments with this many characters in total.
 
-    A response or claim carries all comments of a review, so their number and their text are bounded.
+    The response to a request or to the claim of a task contains all comments of a review, so the number and the length
+    of the comments are limited.
     """
     length: Any = sum((fn.LENGTH(fn.COALESCE(getattr(ReviewComment, name), "")) for name in TEXTS), start=Value(0))
     found: Any = ReviewComment.select(fn.COUNT(ReviewComment.id), fn.COALESCE(fn.SUM(length), 0))

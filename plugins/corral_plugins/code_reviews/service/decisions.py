@@ -1,6 +1,6 @@
-"""The actions of reviewers (approve, reject, request changes) and of openers (edit, withdraw).
+"""The actions of reviewers (approve, reject, request changes) and of the people who open reviews (edit, withdraw).
 
-The row is locked and the update guarded, so that of many decisions at the same time exactly one counts.
+The review is locked and its update is guarded, so exactly one of several simultaneous decisions takes effect.
 """
 
 from __future__ import annotations
@@ -84,7 +84,10 @@ class ReviewDecisions:
         return self._listing.view_of(row)
 
     def request_changes(self, review_id: str, reason: str | None, match: IfMatch, *, by: Principal) -> ReviewView:
-        """Send the diff back. The next claim of the task carries the reason and all unresolved comments."""
+        """Send the diff back to the agent.
+
+        The worker that claims the task next receives the reason and all unresolved comments.
+        """
         row = self._lock_to_decide(review_id, match, by)
         limit = self._settings.get(MAX_ROUNDS)
         if row.round >= limit:
@@ -111,7 +114,7 @@ class ReviewDecisions:
         return row
 
     def _refuse_own(self, row: Review, by: Principal) -> None:
-        """Raise `Forbidden` if a second person must decide, and the caller opened the review or owns its task."""
+        """Raise `Forbidden` if a second person must approve, but the caller opened the review or requested its task."""
         if not self._settings.get(REQUIRE_SECOND_PERSON):
             return
         run = None if row.task_id is None else self._tasks.find_run(row.task_id)

@@ -9,7 +9,7 @@ from corral_plugins.code_reviews.service import rows
 
 
 def feedback_of(row: Review) -> dict[str, Any]:
-    """Return the reason and all unresolved comments, oldest first, as the next claim of the task carries them."""
+    """Return the reason and all unresolved comments, oldest first, for the next run of the task."""
     return {
         "id": row.id,
         "revision": row.revision,

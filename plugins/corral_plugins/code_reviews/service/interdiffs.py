@@ -1,4 +1,4 @@
-"""Compares two revisions of a patch: the diff between the files as either revision leaves them."""
+"""Compares two revisions of a patch: computes the diff between the files after the one revision and after the other."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Opcode = tuple[str, int, int, int, int]
 
 
 def interdiff(before: Patch, after: Patch) -> bytes:
-    """Return the unified diff from the files as one patch leaves them to the files as another patch leaves them.
+    """Return the unified diff between the files after the patch `before` and the same files after the patch `after`.
 
     Only lines that at least one of the patches shows are compared. Where the patches show different parts of a file,
     the lines that only one of them shows are taken as unchanged in the other, if both start from the same lines.
@@ -43,7 +43,7 @@ def _file_diff(path: str, before: PatchedFile | None, after: PatchedFile | None,
 
 
 def _quoted(path: str) -> bytes:
-    """Return a path as git writes it: in quotes if it has a line break, because its end would look like a new line."""
+    """Return a path as git writes it: in quotes if it contains special characters, such as a line break."""
     data = path.encode()
     if not _SPECIAL.search(data):
         return data
@@ -51,7 +51,11 @@ def _quoted(path: str) -> bytes:
 
 
 def _results(before: PatchedFile | None, after: PatchedFile | None) -> tuple[list[Line], list[Line]]:
-    """Return the lines of a file after each patch, with their numbers, in the same parts of the file."""
+    """Return the lines of a file after each of two patches, with their numbers.
+
+    The result covers the parts of the file that at least one of the patches shows, if both patches start from the same
+    lines.
+    """
     bases = [{} if file is None else file.side("old") for file in (before, after)]
     shared = bases[0].keys() & bases[1].keys()
     if any(bases[0][number] != bases[1][number] for number in shared):  # the patches start from different files
@@ -65,7 +69,7 @@ def _sorted_side(file: PatchedFile | None) -> list[Line]:
 
 
 def _applied(base: dict[int, bytes], file: PatchedFile | None) -> list[Line]:
-    """Return the known lines of a file after a patch: the lines of its hunks, and the other known lines, shifted."""
+    """Return the known lines of a file after a patch: the lines in hunks, and the other lines with new numbers."""
     hunks = [] if file is None else file.hunks
     covered: set[int] = set()
     found: list[Line] = []
@@ -83,18 +87,24 @@ def _applied(base: dict[int, bytes], file: PatchedFile | None) -> list[Line]:
 
 
 def _ends_before(hunk: Hunk, number: int) -> bool:
-    """Return whether a hunk is above a line. A hunk without old lines is below the line that it names."""
+    """Return whether a hunk ends before a line.
+
+    A hunk without old lines begins after the line that its header names.
+    """
     return hunk.old_start + max(hunk.old_lines, 1) <= number or (hunk.old_lines == 0 and hunk.old_start < number)
 
 
 class _Comparison:
-    """Compares the lines of one file after the other, up to a maximum number of lines."""
+    """Compares the lines of one file after another, up to a maximum number of lines in total."""
 
     def __init__(self) -> None:
         self.lines_left = MAX_COMPARED_IN_ALL
 
     def groups(self, old: list[bytes], new: list[bytes]) -> list[list[Opcode]]:
-        """Return the groups of changes with the lines around them. Equal lines at both ends are not compared."""
+        """Return the groups of changes between two lists of lines, with the lines around each group.
+
+        Equal lines at both ends are skipped first, to save time.
+        """
         head = _equal_lines(old, new)
         tail = _equal_lines(old[head:][::-1], new[head:][::-1])
         size = len(old) + len(new) - 2 * (head + tail)
@@ -110,7 +120,7 @@ class _Comparison:
 
 
 def _equal_lines(old: list[bytes], new: list[bytes]) -> int:
-    """Return how many lines are equal at the start."""
+    """Return the number of equal lines at the start of both lists."""
     pairs = enumerate(zip(old, new, strict=False))
     return next((index for index, (before, after) in pairs if before != after), min(len(old), len(new)))
 

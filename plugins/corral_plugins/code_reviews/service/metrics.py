@@ -20,7 +20,7 @@ ROUNDS = (0.0, 1.0, 2.0, 3.0, 5.0, 10.0, 20.0)
 
 
 class ReviewMetrics:
-    """Measures how long people took to decide, and after how many rounds."""
+    """Measures how long people took to decide about reviews, and how often they sent the diff back before."""
 
     def __init__(self) -> None:
         self._seconds, self._rounds = Histogram(WAITS), Histogram(ROUNDS)

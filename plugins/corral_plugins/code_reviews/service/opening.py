@@ -121,7 +121,7 @@ class CodeReviewsService:
         return task
 
     def change_reviewers(self, row: Review, reviewers: list[NewReviewer]) -> None:
-        """Replace the reviewers of a review, and ask the agents that were not among them."""
+        """Replace the reviewers of a review, and ask the agents among the new reviewers to review the diff."""
         self.check_reviewers(reviewers, row.agent_id)
         known = {each.reviewer_id for each in rows.reviewers_of([row.id])[row.id]}
         replace_reviewers(row.id, reviewers)
@@ -129,7 +129,7 @@ class CodeReviewsService:
             self._review_tasks.ask(row, patch_of(row.id, row.revision) or b"", known=known)
 
     def check_reviewers(self, reviewers: list[NewReviewer], author_id: str) -> None:
-        """Raise `Invalid` if a reviewer does not exist, is named twice, or is the author."""
+        """Raise `Invalid` if a reviewer does not exist, is named twice, or is the author of the diff."""
         faults, seen = [], set()
         people = self._accounts.get_many([each.user_id.lower() for each in reviewers if each.user_id is not None])
         agents = self._agents.find_many([each.agent_id.lower() for each in reviewers if each.agent_id is not None])
@@ -161,14 +161,14 @@ class CodeReviewsService:
         return rows.facts_of(row)
 
     def _add_policy_reviewer(self, row: Review, agent_id: str) -> None:
-        """Add the agent that a policy names as a reviewer, unless it already is one."""
+        """Add the agent that the review policy of the task names to the reviewers, unless it is already a reviewer."""
         known = {each.reviewer_id for each in rows.reviewers_of([row.id])[row.id]}
         if agent_id not in known:
             Reviewer.insert(review_id=row.id, reviewer_id=agent_id, kind="agent", position=len(known)).execute()
             self._review_tasks.ask(row, patch_of(row.id, row.revision) or b"", known=known)
 
     def _review_of(self, diff: TaskDiff) -> Review | None:
-        """Return the review that a completed run waits for: an open one of the same diff, or a new one."""
+        """Return the review that must approve the diff of a completed run, or None if there is nothing to review."""
         current = next(iter(reversed(rows.open_reviews_of(diff.task_id))), None)
         is_same = current is not None and (diff.patch is None or current.patch_sha256 == diff.patch.sha256)
         if current is not None and is_same and (current.status == "pending" or not current.is_awaited):
@@ -219,7 +219,7 @@ class CodeReviewsService:
         return row
 
     def add_revision(self, row: Review, patch: PreparedPatch, *, note: str, by: str | None) -> None:
-        """Add a revision to a locked review, and find the lines of its comments again."""
+        """Add a revision to a locked review, and move its comments to their lines in this revision."""
         rows.update(
             row,
             OPEN,
@@ -240,12 +240,15 @@ class CodeReviewsService:
             self._review_tasks.ask(row, patch.data)
 
     def causes_of(self, task_id: str | None) -> tuple[str, ...]:
-        """Return the causes of a task, so that triggers recognise loops through what its run does."""
+        """Return the chain of causes of a task, with which triggers recognise loops."""
         run = None if task_id is None else self._tasks.find_run(task_id)
         return () if run is None else run.cause_chain
 
     def _lock_open(self, review_id: str, by: Principal, *, is_author: bool = False) -> Review:
-        """Lock an open review of the caller. With `is_author`, the agent that made the diff may change it, too."""
+        """Lock an open review that the caller may change.
+
+        With `is_author`, the agent that made the diff may also change it.
+        """
         row = self.lock_readable(review_id, by)
         if not is_author or by.agent_id is None or by.agent_id != row.agent_id:
             require_owner(by, row.owner_id, what="review", manage="code_reviews.manage")
@@ -254,7 +257,7 @@ class CodeReviewsService:
         return row
 
     def lock_readable(self, review_id: str, by: Principal) -> Review:
-        """Lock the task, and then the review. Raise `NotFound` if the caller may not read it."""
+        """Lock the task of a review, and then the review. Raise `NotFound` if the caller may not read the review."""
         found = rows.find_readable(review_id, by)
         if found.task_id is not None:
             self._tasks.lock(found.task_id)
@@ -336,7 +339,7 @@ class CodeReviewsService:
 
 
 def replace_reviewers(review_id: str, reviewers: list[NewReviewer]) -> None:
-    """Replace the reviewers of a review. Reviewers who stay keep their state."""
+    """Replace the reviewers of a review. Reviewers who remain keep their state."""
     states = {each.reviewer_id: each.state for each in rows.reviewers_of([review_id])[review_id]}
     Reviewer.delete().where(Reviewer.review_id == review_id).execute()
     made = [
@@ -368,7 +371,7 @@ def _insert_revision(row: Review, patch: PreparedPatch, *, note: str, by: str | 
 
 
 def _report_credentials(row: Review, patch: PreparedPatch) -> None:
-    """Add a comment that stops the approval if credentials were replaced in the patch."""
+    """If credentials were replaced in the patch, add a comment that prevents the approval of the review."""
     if not patch.redacted_lines:
         return
     shown = ", ".join(map(str, patch.redacted_lines[:20]))

@@ -24,9 +24,9 @@ Json = dict[str, Any]
 
 
 class ParsedPatch(msgspec.Struct, frozen=True):
-    """The content of `PreparedPatch.parsed`: all facts about a patch that take long to compute.
+    """The content of `PreparedPatch.parsed`: everything about a patch that takes long to compute.
 
-    `files` is the JSON text that is stored.
+    `files` is the JSON text of the files in the form in which the database stores it.
     """
 
     patch: Patch
@@ -45,9 +45,9 @@ class ReviewContents:
     async def of_request(
         self, patch: str | UnsetType, file_id: str | UnsetType, *, by: Principal, is_marked: bool = False
     ) -> PreparedPatch:
-        """Prepare the patch of a request, which is its text or a file.
+        """Prepare the patch of a request, which contains the text of the patch or the id of a file.
 
-        `is_marked`: the credentials in the request have already been replaced.
+        `is_marked` means that the credentials in the request have already been replaced.
         """
         if (patch is UNSET) == (file_id is UNSET):
             code = "required" if patch is UNSET else "not_allowed"
@@ -58,11 +58,11 @@ class ReviewContents:
         return await self._prepare(await self._read_file(file_id.lower(), by), "/file_id", is_marked=False)
 
     async def prepare(self, patch: str, *, pointer: str) -> PreparedPatch:
-        """Check, hash and parse a patch of a machine. Implements `CodeReviews.prepare`."""
+        """Check, hash and parse a patch that a machine sent. Implements `CodeReviews.prepare`."""
         return await self._prepare(patch.encode(), pointer, is_marked=True)
 
     async def parsed(self, review_id: str, number: int) -> Patch | None:
-        """Return a stored revision, parsed, or None if there is none with this number."""
+        """Return the parsed patch of a stored revision, or None if there is no revision with this number."""
         data = await self._work(functools.partial(patch_of, review_id, number), read=True)
         return None if data is None else await asyncio.to_thread(parse_patch, data)
 
@@ -83,7 +83,10 @@ class ReviewContents:
         return PreparedPatch(data=redacted, sha256=digest, parsed=parsed, redacted_lines=tuple(lines))
 
     def _redacted(self, data: bytes, pointer: str, is_marked: bool) -> tuple[bytes, list[int]]:
-        """Replace credentials. The lines stay apart, so that their numbers in the headers of hunks stay right."""
+        """Replace credentials in a patch.
+
+        The number of lines must stay the same, so that the headers of hunks remain correct.
+        """
         text = data.decode(errors="surrogateescape")
         lines = text.split("\n")
         marked = [index for index, line in enumerate(lines, 1) if MARK in line] if is_marked and MARK in text else []

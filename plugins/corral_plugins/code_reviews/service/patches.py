@@ -38,7 +38,7 @@ _EXTENDED = (
 
 
 class PatchError(Exception):
-    """A patch cannot be parsed. `line` is the number of the line, from 1."""
+    """Raised if a patch cannot be parsed. `line` is the number of the faulty line, counted from 1."""
 
     def __init__(self, line: int, detail: str) -> None:
         self.line, self.detail = line, detail
@@ -69,7 +69,7 @@ class PatchedFile(msgspec.Struct):
     hunks: list[Hunk] = []
 
     def side(self, side: str) -> dict[int, bytes]:
-        """Return the lines of one side that the patch shows, by their number."""
+        """Return the lines that the patch shows of the old or the new side of the file, by line number."""
         skipped, found = (b"+" if side == "old" else b"-"), {}
         for hunk in self.hunks:
             number = hunk.old_start if side == "old" else hunk.new_start
@@ -88,7 +88,7 @@ class Patch(msgspec.Struct):
     def find(self, path: str, side: str) -> PatchedFile | None:
         """Return the file that has this path on a side, or None if the patch does not touch it.
 
-        A change of the type, such as from a file to a link, is a deletion and an addition of one path.
+        If a file changes its type, such as to a link, the patch contains a deletion and an addition of the same path.
         """
         absent = "deleted" if side == "new" else "added"
         found = [file for file in self.files if path == (file.path if side == "new" else file.old_path or file.path)]
@@ -191,7 +191,7 @@ class _Parser:
         return None
 
     def _paths_of_header(self, header: bytes, line: int) -> tuple[bytes, bytes]:
-        """Return the paths of a `diff --git` line. Both are equal but for their prefixes."""
+        """Return the old and the new path of a `diff --git` line. Both paths are equal except for their prefixes."""
         if header.startswith(b'"'):
             end = re.match(rb'"(?:[^"\\]|\\.)*"', header)
             if end is None:
@@ -208,7 +208,7 @@ class _Parser:
         raise self._error("The paths of the file cannot be told apart.", line)
 
     def _check_same_paths(self, old: bytes, new: bytes) -> None:
-        """Raise `PatchError` if the lines `---` and `+++` name other files than the header of git."""
+        """Raise `PatchError` if the lines `---` and `+++` name other files than the `diff --git` line."""
         named = [self._unquote(_without_time(self._peek(n)[4:])) for n in (0, 1)]
         shown = [
             each if each in (NO_FILE, kept) else _PREFIXES.sub(b"", each, count=1)
@@ -240,7 +240,7 @@ class _Parser:
         return file
 
     def _stripped(self, old: bytes, new: bytes) -> tuple[bytes, bytes]:
-        """Return the paths without the prefixes `a/` and `b/`, if they have such prefixes."""
+        """Return the paths without the prefixes `a/` and `b/`, if both paths have such prefixes."""
         has_both = _PREFIXES.match(old) is not None and _PREFIXES.match(new) is not None
         return (old[2:], new[2:]) if has_both and old[:2] != new[:2] else (old, new)
 
@@ -266,7 +266,7 @@ class _Parser:
     # -- contents
 
     def _skip_binary(self) -> None:
-        """Pass over exactly the lines of a binary change: what follows may be the next file."""
+        """Skip exactly the lines of a binary change, because the next file may follow immediately."""
         self.at += 1
         while _BINARY_PART.fullmatch(self._peek(0)):
             while self._peek(0):
@@ -297,7 +297,7 @@ class _Parser:
             raise self._error("The hunk has more lines than its header announces.")
 
     def _hunk_lines(self, old: int, new: int) -> list[bytes]:
-        """Return the lines of a hunk. Its header gives the number of lines on each side."""
+        """Read the lines of a hunk, which must have the given numbers of old and new lines."""
         began, found = self.at - 1, []
         while old > 0 or new > 0:
             if self.at >= len(self.lines):
@@ -319,11 +319,11 @@ class _Parser:
 
 
 def _spaces(text: bytes) -> list[int]:
-    """Return the positions of spaces, nearest to the middle first: two equal paths meet there."""
+    """Return the positions of spaces, nearest to the middle first. Two equal paths are separated in the middle."""
     found = [index for index, byte in enumerate(text) if byte == 0x20]
     return sorted(found, key=lambda index: abs(2 * index - len(text)))[:64]
 
 
 def _without_time(text: bytes) -> bytes:
-    """Return the path of a `---` or `+++` line: a tab ends a path with spaces, and precedes the time of a file."""
+    """Return the path of a `---` or `+++` line, without the tab and the time that may follow the path."""
     return text if text.startswith(b'"') else text.split(b"\t")[0]

@@ -11,7 +11,10 @@ BATCH_SIZE = 100
 
 
 def remind(before: str) -> int:
-    """Publish reminders of a batch of pending reviews that have had none since `before`. Return their number."""
+    """Publish reminders for a batch of pending reviews that had no reminder since `before`.
+
+    Return the number of reminders.
+    """
     now = clock.now()
     is_due = IS_PENDING & (Review.reminded_at <= before)
     found = list(Review.select().where(is_due).order_by(Review.reminded_at).limit(BATCH_SIZE))

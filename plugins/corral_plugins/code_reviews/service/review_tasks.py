@@ -22,13 +22,13 @@ person decides. End with a summary of your findings."""
 
 
 class ReviewTasks:
-    """Asks the agents among the reviewers of a review. Every method runs in the caller's unit of work."""
+    """Asks the agents among the reviewers of a diff to review it. Every method runs in the caller's unit of work."""
 
     def __init__(self, accounts: Accounts, tasks: Tasks) -> None:
         self._accounts, self._tasks = accounts, tasks
 
     def ask(self, row: Review, patch: bytes, *, known: Collection[str] = ()) -> None:
-        """Create a task for each agent that was asked to review. The owner of the review is the requester.
+        """Create a task for each agent that was asked to review. The requester of each task is the owner of the review.
 
         The agents in `known` have been asked before.
         """

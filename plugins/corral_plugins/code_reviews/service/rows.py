@@ -54,12 +54,15 @@ def update(row: Review, statuses: Sequence[str], **changes: Any) -> None:
 
 
 def touch(row: Review) -> None:
-    """Give a review a new version because its comments or reviewers changed, whatever its status."""
+    """Increment the version of a review, because its comments or reviewers changed.
+
+    The status of the review is irrelevant.
+    """
     update(row, (row.status,))
 
 
 def already_decided(status: str) -> Conflict:
-    """Return the error for an action that is too late."""
+    """Return the error for an action on a review whose status no longer allows it."""
     shown = status.replace("_", " ")
     return Conflict(f"The status of the review is {shown}.", code="already_decided", current_status=status)
 
@@ -67,14 +70,17 @@ def already_decided(status: str) -> Conflict:
 def publish(
     kind: type[CodeReviewEvent], row: Review, by: str | None, /, cause: tuple[str, ...] | None = None, **fields: Any
 ) -> None:
-    """Emit an event about a review in its current state. `cause` are the causes of the task whose run did it."""
+    """Emit an event about a review in its current state.
+
+    `cause` is the chain of causes of the task whose run changed the review.
+    """
     same = {name: getattr(row, name) for name in ("agent_id", "task_id", "revision", "status")}
     event = kind(review_id=row.id, by=by, **same, **fields)
     emit(event, object=("code_review", row.id), owner=row.owner_id, cause=cause or None)
 
 
 def reviewers_of(review_ids: Sequence[str]) -> dict[str, list[Reviewer]]:
-    """Return the reviewers of reviews, with a single query."""
+    """Return the reviewers of each review, in order. The function uses a single query."""
     found: dict[str, list[Reviewer]] = {review_id: [] for review_id in review_ids}
     if found:
         for row in Reviewer.select().where(Reviewer.review_id.in_(list(found))).order_by(Reviewer.position):
@@ -83,7 +89,10 @@ def reviewers_of(review_ids: Sequence[str]) -> dict[str, list[Reviewer]]:
 
 
 def set_reviewer_state(review_id: str, reviewer_id: str | None, state: str, *, only: Sequence[str] = ()) -> None:
-    """Store the state of a reviewer. Do nothing if the caller is not a reviewer, or has a state other than `only`."""
+    """Store the state of a reviewer.
+
+    Do nothing if there is no such reviewer, or if `only` does not contain its state.
+    """
     mine = (Reviewer.review_id == review_id) & (Reviewer.reviewer_id == reviewer_id)
     if only:
         mine &= Reviewer.state.in_(only)
@@ -91,12 +100,12 @@ def set_reviewer_state(review_id: str, reviewer_id: str | None, state: str, *, o
 
 
 def facts_of(row: Review) -> ReviewFacts:
-    """Return a review as other plugins see it."""
+    """Return the facts about a review that other plugins may read."""
     return ReviewFacts(**{name: getattr(row, name) for name in ReviewFacts.__struct_fields__})
 
 
 def author_of(by: Principal) -> tuple[str, str]:
-    """Return the type and id of the caller as the author of a comment."""
+    """Return the type and the id with which the caller is stored as the author of a comment."""
     return ("agent", by.agent_id) if by.agent_id is not None else ("user", by.user_id or by.id)
 
 

@@ -1,4 +1,4 @@
-"""The monthly limits of agents: their budgets."""
+"""The budgets of agents, which limit their monthly costs."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class AgentLimits:
         budget_counters.apply_limit(self._limits.reload(), Limit(AGENT, agent_id, limit_micro_usd, is_hard=True))
 
     def lift(self, agent_id: str) -> None:
-        """Keep the budget of an agent from refusing anything until the current period ends."""
+        """Ignore the budget of an agent until the current budget period ends."""
         limits = self._limits.current()
         for limit in limits.of(agent_id):
             if limit.scope == AGENT:
@@ -44,7 +44,7 @@ class AgentLimits:
                 BudgetCounter.update(lifted=True).where(budget_counters.condition(limit, period)).execute()
 
     def budgets_of(self, agent_ids: Sequence[str]) -> dict[str, AgentBudget]:
-        """Return the budgets of those agents that have one. Implements `Costs.agent_budgets`."""
+        """Return the budgets of those of the agents that have a budget. Implements `Costs.agent_budgets`."""
         limits = self._limits.current()
         limited = [agent_id for agent_id in agent_ids if agent_id in limits.agents]
         if not limited:
@@ -53,7 +53,7 @@ class AgentLimits:
         return {agent_id: _budget_of(limits.agents[agent_id], states.get(agent_id)) for agent_id in limited}
 
     def budgets(self) -> dict[str, AgentBudget]:
-        """Return the budgets of all agents that have one."""
+        """Return the budgets of all agents that have a budget."""
         return self.budgets_of(sorted(self._limits.current().agents))
 
     @staticmethod

@@ -1,7 +1,8 @@
 """The counters of budgets: the amounts spent and reserved in each period within each limit.
 
-A counter is created when its limit or its period is first used, from the rollups and the reservations. From then on it
-changes in the unit of work that changes them, so it stays equal to their sums.
+A counter is created from the rollups and the reservations when its limit is first used in a period. From then on, each
+unit of work that changes a rollup or a reservation also changes the counter, so the counter remains equal to their
+sums.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ CANCEL_JOB = "cost.cancel_running"
 
 
 class CounterState(NamedTuple):
-    """The columns of a counter."""
+    """The state of a budget counter: the values of its columns."""
 
     spent_micro: int
     reserved_micro: int
@@ -85,7 +86,7 @@ def find(limit: Limit, period: Period) -> CounterState | None:
 
 
 def sums(limit: Limit, period: Period) -> dict[str, int]:
-    """Return the correct values of the counter: the sums of the rollups of the period and of all reservations."""
+    """Compute the values that a counter must have: the costs of the period, and what is left of reservations."""
     left: Any = Reservation.select(fn.SUM(Reservation.amount_micro - Reservation.used_micro))
     if limit.scope == AGENT:
         left = left.where(Reservation.agent_id == limit.key)
@@ -95,10 +96,10 @@ def sums(limit: Limit, period: Period) -> dict[str, int]:
 def ensure(limits: BudgetLimits, limit: Limit, period: Period) -> bool:
     """Create the counter of a limit in a period, unless it exists. Return whether it was created.
 
-    Limits that another process has changed in the meantime create none: nobody would keep the counter of a limit that
-    was removed, and it would have wrong sums when the limit is set again.
+    No counter is created if another process has changed the limits in the meantime. Nobody would update the counter of
+    a limit that was removed, so it would be wrong when the limit is set again.
 
-    Call this function before the rollups of the current unit of work are written, which is at its end.
+    Call this function before the current unit of work writes its rollups, which it does at its end.
     """
     name = (limit.scope, limit.key, period.name)
     if name in limits.known:
@@ -117,13 +118,13 @@ def ensure(limits: BudgetLimits, limit: Limit, period: Period) -> bool:
 
 
 def _is_current(limits: BudgetLimits) -> bool:
-    """Return whether these limits are in force. They stay in force until the unit of work ends."""
+    """Return whether these limits are still in force. If so, they stay in force until the unit of work ends."""
     row = locked(REVISION, share=True).tuples().first()
     return (0 if row is None else int(row[0])) == limits.revision
 
 
 def publish_change(limits: BudgetLimits) -> None:
-    """Publish that the budget was changed or a new period began, which wakes waiting claims."""
+    """Publish an event that the budget was changed or a new period began. It wakes workers that wait for tasks."""
     limit = limits.configuration.monthly_limit_micro
     emit(BudgetChanged(monthly_limit_usd=None if limit is None else to_usd(limit)), object=("budget", GLOBAL))
 
@@ -131,7 +132,7 @@ def publish_change(limits: BudgetLimits) -> None:
 def reserve(limits: BudgetLimits, applicable: list[Limit], amount: int) -> Limit | None:
     """Add an amount to the reserved amount within each limit. Return the first limit that does not admit the amount.
 
-    The first limit does not admit it either if the limits are outdated.
+    If `limits` is outdated, the first limit is returned as well.
     """
     period = current_period(limits.zone)
     for limit in applicable:
@@ -164,7 +165,10 @@ def add(limits: BudgetLimits, limit: Limit, *, spent: int, reserved: int) -> Cou
 
 
 def publish_thresholds(limits: BudgetLimits, limit: Limit, period: Period, state: CounterState) -> None:
-    """Publish each threshold that the costs have reached, and that the budget is exceeded, once per period."""
+    """Publish an event for each threshold that the costs have reached, and one if the budget is exceeded.
+
+    Each event is published once per period.
+    """
     reached = [n for n in limits.configuration.alert_thresholds if n > state.alerted and _has_reached(state, n)]
     exceeds = is_exceeded(state) and not state.exceeded
     if not reached and not exceeds:
@@ -219,12 +223,12 @@ def _has_reached(state: CounterState, threshold: int) -> bool:
 
 
 def is_exceeded(state: CounterState) -> bool:
-    """Return whether the limit is spent. A limit of 0 is not exceeded before something is spent."""
+    """Return whether the limit is used up. A limit of 0 is exceeded as soon as any money is spent."""
     return 0 < state.spent_micro >= state.limit_micro
 
 
 def percent_of(spent_micro: int, limit_micro: int) -> float:
-    """Return how many percent of a limit are spent. Any cost is at least 100 % of a limit of 0."""
+    """Return the spent percentage of a limit. If the limit is 0, any cost counts as at least 100 percent."""
     if limit_micro == 0:
         return 100.0 if spent_micro > 0 else 0.0
     return round(spent_micro * 100 / limit_micro, 2)

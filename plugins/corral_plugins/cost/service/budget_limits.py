@@ -1,7 +1,7 @@
 """The limits that budgets set, and a cache of them.
 
-Inside a unit of work the cached limits are current, because a revision that changes with every limit is read first.
-Frequent statements compare or return this revision themselves, so that reading it needs no statement of its own.
+Inside a unit of work, the cached limits are current, because a revision number that changes with every limit is read
+first. Frequent SQL statements compare or return this revision themselves, so that no additional statement is needed.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ class BudgetConfiguration(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Limit(NamedTuple):
-    """A limit of the costs in a period. `key` is the id of the agent, or empty for the installation.
+    """A limit on the costs in a period. `key` is the id of the agent, or empty for the installation.
 
-    A limit that is not hard refuses nothing.
+    A limit with `is_hard` false raises alerts, but refuses nothing.
     """
 
     scope: str
@@ -79,7 +79,7 @@ NO_LIMITS = BudgetLimits(0, BudgetConfiguration(), {})
 
 
 class _ReadInUnit:
-    """The values that a unit of work has read."""
+    """The limits and counter states that a unit of work has read."""
 
     def __init__(self, limits: BudgetLimits) -> None:
         self.limits = limits
@@ -95,13 +95,14 @@ class BudgetLimitCache:
         """The limits that this process read last. Changes by other processes may be missing."""
 
     def current(self) -> BudgetLimits:
-        """Return the limits as the current unit of work sees them. The revision is read once per unit."""
+        """Return the limits that apply in the current unit of work. Each unit of work reads their revision once."""
         return self._limits_of_unit() or self.reload()
 
     def expected(self, agent_id: str | None) -> BudgetLimits:
-        """Return limits of uses by an agent. They may be outdated, unless none applies to the agent.
+        """Return the limits for an agent from memory. They may be outdated, unless no limit applies to the agent.
 
-        The caller must compare their revision, or depend on something that exists only because of a limit.
+        The caller must compare the revision of the limits with the database, or rely on a row that exists only because
+        of a limit.
         """
         limits = self._limits_of_unit() or self.cached
         return limits if limits.of(agent_id) else self.current()
@@ -119,7 +120,7 @@ class BudgetLimitCache:
         return self.confirm(None if row is None else row[0])
 
     def confirm(self, read: int | None) -> BudgetLimits:
-        """Return the limits at the revision that the current unit of work has just read."""
+        """Return the limits with the revision that the current unit of work has just read from the database."""
         revision = 0 if read is None else int(read)
         limits = self._limits_of_unit() or self.cached
         if revision != limits.revision:
@@ -129,12 +130,15 @@ class BudgetLimitCache:
         return limits
 
     def adopt(self, limits: BudgetLimits) -> None:
-        """Use these limits in the current unit of work, which has compared their revision."""
+        """Use these limits in the current unit of work.
+
+        The unit must have compared their revision with the database.
+        """
         current().memo.setdefault(self, _ReadInUnit(limits)).limits = limits
 
     @property
     def states(self) -> dict[Limit, Any]:
-        """The states of counters as the current unit of work has left them at its end."""
+        """The states of the counters after the changes that the current unit of work makes at its end."""
         read = self._read_in_unit()
         return {} if read is None else read.states
 

@@ -1,4 +1,4 @@
-"""The background work of budgets: expired reservations, new periods, paused agents, and the comparison of counters."""
+"""The background work of budgets: ends expired reservations, begins periods, resumes agents, and checks counters."""
 
 from __future__ import annotations
 
@@ -47,14 +47,13 @@ class BudgetMaintenance:
 
     @staticmethod
     def has_expiring() -> bool:
-        """Return whether there is a reservation that has expired or is to be extended."""
+        """Return whether any reservation has expired or must be extended."""
         return bool(reservations.find_expiring(clock.now(GRACE_SECONDS), 1))
 
     def release_expired(self) -> int:
-        """Release expired reservations, at most one batch. Return the number of reservations that were changed.
+        """Release at most one batch of expired reservations. Return the number of reservations that were changed.
 
-        The reservation of an attempt whose lease was renewed is extended instead, as soon as the lease that it knows of
-        has ended.
+        If the lease of an attempt was renewed, the reservation of the attempt is extended instead of released.
         """
         now = clock.now()
         found = reservations.find_expiring(clock.now(GRACE_SECONDS), BATCH_ROWS)
@@ -80,11 +79,14 @@ class BudgetMaintenance:
     # -- periods and agents
 
     def lacks_counters(self) -> bool:
-        """Return whether this process does not know the counter of a limit in the current period."""
+        """Return whether a limit may lack its counter for the current period, as far as this process knows."""
         return self._budgets.lacks_counters()
 
     def create_counters(self) -> int:
-        """Create the counters that a new period lacks. Return the number of checked limits, at most a batch."""
+        """Create the missing counters of a new period, for at most one batch of limits.
+
+        Return the number of checked limits.
+        """
         return self._budgets.create_counters(BATCH_ROWS)
 
     def has_paused_agents(self) -> bool:
@@ -92,7 +94,7 @@ class BudgetMaintenance:
         return self.agents is not None and bool(self.agents.find_paused(PAUSE_REASON))
 
     def resume_agents(self) -> None:
-        """Resume the agents that are paused because of their budget, but have not exceeded it any more."""
+        """Resume the agents that are paused because of their budget but no longer exceed the budget."""
         if self.agents is None:
             return
         paused = self.agents.find_paused(PAUSE_REASON)
@@ -102,9 +104,9 @@ class BudgetMaintenance:
                 self.agents.resume_paused(agent_id, PAUSE_REASON)
 
     def cancel_running(self, agent_id: str | None, after: str) -> None:
-        """Cancel the attempts that hold reservations, of tasks whose id is greater than `after`.
+        """Cancel a batch of attempts that hold reservations, for tasks whose id is greater than `after`.
 
-        A batch that is full is followed by another job.
+        If the batch is full, another job is enqueued for the next batch.
         """
         if self.tasks is None:
             return
@@ -126,7 +128,7 @@ class BudgetMaintenance:
         return self._limits.current().all()
 
     def reconcile(self, limit: Limit) -> None:
-        """Set a counter to the sums of the costs and the reservations. Raise an alert if they differed.
+        """Set a counter to the sums of the costs and the reservations. Raise an alert if the counter was wrong.
 
         The counter is locked first. Costs and reservations change together with it, so the sums cannot change.
         """

@@ -125,12 +125,15 @@ class Budgets:
             self.audit.record(entry)
 
     def lacks_counters(self) -> bool:
-        """Return whether `create_counters` would check a limit."""
+        """Return whether a limit may lack its counter for the current period, as far as this process knows."""
         limits = self._limits.current()
         return bool(_without_counter(limits, current_period(limits.zone)))
 
     def create_counters(self, limit: int) -> int:
-        """Create the counters that a new period lacks. Return the number of checked limits, at most `limit`."""
+        """Create the missing counters of a new period, for at most `limit` limits.
+
+        Return the number of checked limits.
+        """
         limits = self._limits.current()
         period = current_period(limits.zone)
         checked = _without_counter(limits, period)[:limit]
@@ -153,7 +156,7 @@ class Budgets:
 
 
 def _without_counter(limits: BudgetLimits, period: Period) -> list[Any]:
-    """Return the limits whose counters are not known to exist in a period."""
+    """Return the limits that may lack a counter for a period."""
     return [each for each in limits.all() if (each.scope, each.key, period.name) not in limits.known]
 
 
@@ -192,7 +195,7 @@ def _reserved_micro() -> int:
 
 
 def _projected_rest_micro(period: Period) -> int:
-    """Return the expected costs of the rest of the period: the mean of the last 7 days times the days left."""
+    """Return the expected costs of the rest of the period: the mean daily cost of the last week times the days left."""
     today = current_day(period.zone)
     spans = offset_spans(today - timedelta(days=PROJECTED_DAYS - 1), today, period.zone)
     recent = sum(totals.cost_micro for totals in rollups.totals_by_local_day(spans).values())
@@ -238,7 +241,7 @@ def _reservation_view(row: Reservation) -> ReservationView:
 
 
 def delete_old_periods(before: str) -> None:
-    """Delete the counters and alerts of periods before the month of an instant."""
+    """Delete the counters and alerts of periods that ended before the month of an instant."""
     month = before[:7]
     BudgetCounter.delete().where(BudgetCounter.period < month).execute()
     BudgetAlert.delete().where(BudgetAlert.period < month).execute()

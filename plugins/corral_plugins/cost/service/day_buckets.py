@@ -75,9 +75,10 @@ def current_day(tz: ZoneInfo) -> date:
 
 
 def offset_spans(first: date, last: date, tz: ZoneInfo) -> list[OffsetSpan]:
-    """Return the days from `first` to `last` as spans of quarter hours, split where the UTC offset changes.
+    """Return the days from `first` to `last` as time ranges counted in quarter hours.
 
-    The result has few spans, because the offset rarely changes more than twice a year.
+    A new range begins where the UTC offset of the time zone changes. There are few ranges, because the offset rarely
+    changes more than twice a year.
     """
     return list(_split_span(_midnight_of(first, tz), _midnight_of(last + timedelta(days=1), tz), tz))
 
@@ -95,7 +96,7 @@ def _split_span(begin: int, end: int, tz: ZoneInfo) -> Iterator[OffsetSpan]:
 
 
 def _offset_change(low: int, high: int, offset: int, tz: ZoneInfo) -> int:
-    """Find the first quarter hour after `low` whose UTC offset is not `offset`. It is at most `high`.
+    """Find the first quarter hour after `low` whose UTC offset is not `offset`, but at most `high`.
 
     The function uses a binary search.
     """

@@ -132,9 +132,12 @@ class CostLedger:
         return ChargedCost(event_id=event["id"], **msgspec.structs.asdict(quote))
 
     def _settle(self, spent: BillableUsage, cost: int, hold: Hold | None) -> None:
-        """Replace the hold of a call by its cost. Usage that a worker reports draws on the reservation of its attempt.
+        """Replace the amount that is set aside for a call by its cost.
 
-        Called before the rollups contain the event, because a new counter is the sum of the rollups.
+        Costs that a worker reports use the reservation of its attempt.
+
+        Must be called before the event is added to the rollups, because a new counter starts with the sum of the
+        rollups.
         """
         if hold is None and not cost:
             return
@@ -230,7 +233,7 @@ def _sees_all(by: Principal) -> bool:
 
 
 def _count_visible(by: Principal) -> int:
-    """Return the number of events that the caller may see, taken from the rollups.
+    """Return the number of events that the caller may see. The number is taken from the rollups.
 
     Counting the rows would become slower as events accumulate.
     """
@@ -259,7 +262,7 @@ def _event_row(spent: BillableUsage, quote: PriceQuote) -> dict[str, Any]:
 
 
 def _private_to(spent: BillableUsage) -> str | None:
-    """Return the only user besides admins who may see the event, or None if all readers of costs may see it.
+    """Return the only user who may see the event besides admins, or None if everybody who may read costs may see it.
 
     Costs of tasks, runs and agents are visible to all readers. Costs of conversations and direct calls are private to
     their user.

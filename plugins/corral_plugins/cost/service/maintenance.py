@@ -189,7 +189,10 @@ def delete_quarter_hours() -> int:
 
 
 def delete_task_days() -> int:
-    """Delete at most `BATCH_ROWS` rollups by task and day, and return their number. The total of each task is kept."""
+    """Delete at most `BATCH_ROWS` rollups that count by task and day, and return their number.
+
+    Totals per task are kept.
+    """
     return _delete_rollups((Rollup.series == TASK) & (Rollup.period < _first_detailed_day()))
 
 

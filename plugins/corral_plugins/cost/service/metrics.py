@@ -60,13 +60,13 @@ SCOPES = ("global", "agent", "task")
 
 
 class BudgetRefusals:
-    """Counts the uses that budgets refused, by scope. There is one instance per kernel."""
+    """Counts the paid uses that budgets refused, by the scope of the budget. There is one instance per kernel."""
 
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()
 
     def count(self, scope: str) -> None:
-        """Count a refusal. The unit of work that is refused is rolled back, so the count is kept at once."""
+        """Count a refusal immediately, because the unit of work that was refused never commits."""
         self._counts[scope] += 1
 
     def by_scope(self) -> Values:
@@ -104,7 +104,7 @@ class BudgetMetrics:
 
 
 def _spent_ratio() -> Values:
-    """Return the ratio of the newest period. There is no value without a budget."""
+    """Return the spent share of the installation's budget in the newest period, or no value if there is no budget."""
     newest = (
         BudgetCounter.select(BudgetCounter.spent_micro, BudgetCounter.limit_micro)
         .where(BudgetCounter.scope == "global")

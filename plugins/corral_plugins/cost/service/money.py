@@ -1,4 +1,7 @@
-"""Converts amounts of money. They are stored in whole micro-USD and shown in USD with six decimals. Halves round up."""
+"""Converts amounts of money, which are stored in whole micro-USD and shown in USD with six decimals.
+
+Halves are rounded up.
+"""
 
 from __future__ import annotations
 

@@ -228,7 +228,7 @@ def _price_view(row: PriceOverrideRow) -> PriceView:
 
 @functools.lru_cache(maxsize=1)
 def _builtin_views(version: str) -> tuple[PriceView, ...]:
-    """Return the prices of the built-in table that has this version."""
+    """Return the views of all prices in the built-in table, which has this version."""
     return tuple(_builtin_view(price) for price in price_table.all_prices())
 
 

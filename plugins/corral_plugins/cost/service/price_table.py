@@ -75,14 +75,14 @@ def update_url() -> str:
 
 
 def parse_providers(raw: Any) -> list[Any]:
-    """Return the providers of a fetched table. Raise `ValueError` if the table has another form."""
+    """Return the providers in a fetched table. Raise `ValueError` if the table does not have the expected format."""
     from genai_prices.types import _providers_from_raw  # as `genai_prices.UpdatePrices`, which fetches by itself
 
     return list(_providers_from_raw(raw))
 
 
 def use_providers(providers: Sequence[Any] | None, fetched_at: str | None) -> None:
-    """Use the providers of a fetched table from now on, or the providers of the package if none are given."""
+    """Use the providers of a fetched table from now on. If none are given, use those of the installed package."""
     global _fetched
     from genai_prices.data_snapshot import DataSnapshot, set_custom_snapshot
 

@@ -38,7 +38,7 @@ _FETCHED_AT = Statement(
 
 
 class PriceTableNotFetched(ExpectedFailure):
-    """Raised when the newer price table cannot be fetched. The table that is in use stays in use."""
+    """Raised when the newest price table cannot be fetched. The current table stays in use."""
 
 
 class PriceUpdates:
@@ -49,7 +49,7 @@ class PriceUpdates:
         self._used: str | None = None
 
     async def fetch(self) -> None:
-        """Fetch and store the newest table, if the setting is on and the stored one is older than a day."""
+        """Fetch and store the newest table, if the setting is on and the stored table is older than a day."""
         if not self._settings.get(UPDATE_PRICES):
             return
         stored_at = await self._work(_stored_at, read=True)
@@ -66,7 +66,7 @@ class PriceUpdates:
     async def refresh(self) -> None:
         """Use the stored table if it has changed, or the table of the installed package if the setting is off.
 
-        A stored table that this version of genai-prices cannot read is left alone until another one is stored.
+        A stored table that this version of genai-prices cannot read is ignored until another table is stored.
         """
         fetched_at = await self._work(_stored_at, read=True) if self._settings.get(UPDATE_PRICES) else None
         if fetched_at == self._used:
@@ -117,7 +117,7 @@ def _stored_data() -> str:
 
 
 def _checked(content: bytes) -> str:
-    """Return a table as it is stored. Raise `ValueError` if genai-prices cannot read it."""
+    """Return a table in the form in which it is stored. Raise `ValueError` if genai-prices cannot read the table."""
     raw: Any = json.loads(content)
     if not isinstance(raw, list) or not price_table.parse_providers(raw):
         raise ValueError("it is not a list of providers")

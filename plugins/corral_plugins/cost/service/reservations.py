@@ -1,8 +1,8 @@
 """Reservations: money that is set aside before it is spent.
 
-The reservation of an attempt is made when its task is claimed. Calls of the gateway under its lease draw on it, and a
-call that needs more than is left extends it. A call without a task has a reservation of its own. A settled cost
-replaces the amount that was reserved for it.
+The reservation of an attempt is made when its task is claimed. Calls of the LLM gateway under the attempt's lease use
+money from this reservation, and a call that needs more than is left enlarges it. A call without a task has a
+reservation of its own. A settled cost replaces the amount that was reserved for it.
 """
 
 from __future__ import annotations
@@ -113,23 +113,27 @@ class Reservations:
         self._limits, self._refusals = limits, refusals
 
     def is_limited(self, agent_id: str | None) -> bool:
-        """Return whether any limit applies to uses by the agent."""
+        """Return whether any budget limit applies to the costs of the agent."""
         return bool(self._limits.expected(agent_id).of(agent_id))
 
     @property
     def may_exist(self) -> bool:
-        """Whether this process knows of a limit of the installation or of an agent. Reads nothing.
+        """Whether reservations may exist: this process knows of a limit of the installation or of an agent.
 
-        A reservation that is left because another process has just set a limit is released when it expires.
+        Nothing is read from the database. If another process has just set the first limit, a reservation may be missed;
+        it is released when it expires.
         """
         return not self._limits.cached.is_unlimited
 
     def confirm_limits(self, revision: int | None) -> None:
-        """Use the limits at the revision that the current unit of work has just read."""
+        """Use the limits with the revision that the current unit of work has just read from the database."""
         self._limits.confirm(revision)
 
     def headroom(self, agent_id: str | None) -> Headroom:
-        """Return the amounts that the limits leave. Creates no counter, and so can run in a read-only unit of work."""
+        """Return the amounts that are left within the limits.
+
+        Creates no counters, so it can run in a read-only unit of work.
+        """
         limits = self._limits.current()
         if limits.is_unlimited:
             return Headroom()
@@ -177,7 +181,7 @@ class Reservations:
         return Hold(holder_id=wanted.holder_id, amount_micro_usd=wanted.amount_micro_usd)
 
     def draw(self, wanted: NewReservation) -> Hold | None:
-        """Hold a part of the reservation of an attempt. Implements `Costs.draw`."""
+        """Set aside a part of an attempt's reservation for a call. Implements `Costs.draw`."""
         amount = wanted.amount_micro_usd
         if amount <= 0:
             return None
@@ -200,9 +204,9 @@ class Reservations:
         return hold
 
     def _admit(self, agent_id: str | None, amount: int, *, needed: int) -> bool:
-        """Reserve an amount for a call that needs `needed`. The attempt of the call has already reserved the rest.
+        """Reserve `amount` within the limits. Return whether any limit applies.
 
-        Return whether any limit applies.
+        `needed` is what the call needs in total; the attempt of the call has already reserved the difference.
         """
         while applicable := (limits := self._limits.expected(agent_id)).of(agent_id):
             refused_by = budget_counters.reserve(limits, applicable, amount)
@@ -227,16 +231,16 @@ class Reservations:
         return self.refusal(scope, detail, BudgetShortage(needed=needed, left=left))
 
     def refusal(self, scope: BudgetScope, detail: str, shortage: BudgetShortage | None = None) -> BudgetRefused:
-        """Count a refused reservation, and return the problem."""
+        """Count a refused reservation, and return the `BudgetRefused` problem to raise."""
         self._refusals.count(scope)
         return BudgetRefused(scope, detail, shortage)
 
     def settle(
         self, holder_id: str | None, *, held: int, cost: int, agent_id: str | None, is_call: bool = False
     ) -> None:
-        """Replace the amount that is held for a use by its cost, at the end of the unit of work.
+        """Replace the amount that is set aside for a use by the cost of the use, at the end of the unit of work.
 
-        `is_call` means that the holder is a call, whose reservation ends with it.
+        `is_call` means that the reservation belongs to a single call, so it ends with the call.
         """
         if cost:
             self._ensure_counters(agent_id)
@@ -251,16 +255,19 @@ class Reservations:
             budget_counters.ensure(limits, limit, period)
 
     def release(self, holder_id: str) -> None:
-        """Delete a reservation at the end of the unit of work. Does nothing if there is none."""
+        """Delete the reservation of a holder at the end of the unit of work.
+
+        Does nothing if the holder has no reservation.
+        """
         before_commit(_BudgetChange(self._limits, holder_id, ends=True))
 
 
 class _BudgetChange:
-    """A change of a reservation and of counters, made at the end of the unit of work.
+    """A change of a reservation and of budget counters, which is applied at the end of the unit of work.
 
-    The last instance of a unit makes the changes of all instances, in a fixed order: the reservations, and then the
-    counters of the installation and of the agents. Concurrent units therefore cannot deadlock, and hold the locks of
-    the counters only briefly. Rolling back a savepoint drops the instances that were created after it.
+    A unit of work may collect several changes. The last one applies them all in a fixed order: first the reservations,
+    then the counters of the installation and of the agents. Concurrent units of work therefore cannot deadlock, and
+    they lock the counters only briefly. Rolling back to a savepoint discards the changes that were collected after it.
     """
 
     def __init__(
@@ -303,7 +310,7 @@ class _BudgetChange:
                     self.limits.states[limit] = state
 
     def _change_reservation(self, holder_id: str, changes: Sequence[_BudgetChange]) -> tuple[str | None, int]:
-        """Apply changes to a reservation. Return its agent, and by how much the rest of the reservation was reduced."""
+        """Apply changes to a reservation. Return its agent, and the amount by which its unused part became smaller."""
         held, cost = sum(each.held for each in changes), sum(each.cost for each in changes)
         if any(each.ends for each in changes):
             return self._end(holder_id)
@@ -322,7 +329,7 @@ class _BudgetChange:
         return agent_id, amount - used - (after - spent_after)
 
     def _end(self, holder_id: str) -> tuple[str | None, int]:
-        """Delete a reservation. Return its agent and its remaining amount."""
+        """Delete a reservation. Return the agent of the reservation, and the amount that was left in it."""
         row = _DELETE.one({"holder_id": holder_id})
         if row is None:
             return None, 0
@@ -341,6 +348,6 @@ def find_expiring(before: str, limit: int) -> list[Reservation]:
 
 
 def extend(expiries: dict[str, str]) -> None:
-    """Set the expiry of reservations, by their ids."""
+    """Set new expiry times of reservations. `expiries` maps the ids of reservations to the times."""
     for reservation_id, expires_at in sorted(expiries.items()):
         Reservation.update(expires_at=expires_at).where(Reservation.id == reservation_id).execute()

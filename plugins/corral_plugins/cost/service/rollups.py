@@ -1,8 +1,8 @@
 """Rollups: totals that are updated together with the cost events, so that no report needs to sum up events.
 
-A unit of work writes all its increments in one statement at its end, sorted by key, so that row locks are short and
-cannot deadlock. The order of increments does not affect the result. The increments of busy rows are spread over several
-shards, so that concurrent units of work do not wait for each other.
+At its end, a unit of work writes all its increments in one statement, sorted by key, so that rows are locked only
+briefly and deadlocks cannot occur. The order of increments does not affect the result. The increments of rows that
+change often are spread over several rows (shards), so that concurrent units of work do not wait for each other.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ Increments = Mapping[str, int]
 
 
 def quarter_hour_series_name(agent_id: str = "", provider: str = "") -> str:
-    """Return the name of the series of quarter-hour totals for all events, or for one agent, one provider, or both."""
+    """Return the name of the quarter-hour series for all events, or for those of one agent, one provider, or both."""
     return f"{QUARTER_HOURLY}{agent_id}:{provider}"
 
 
@@ -129,7 +129,8 @@ _INSERT_TASK = Statement(
 def add_event(event: Row, workflow_id: str | None = None) -> None:
     """Add a new event to all its rollups at the end of the unit of work.
 
-    The events themselves contain only the run of a workflow, and not the workflow.
+    If a workflow run caused the event, the caller passes `workflow_id`, because the event itself contains only the id
+    of the run.
     """
     keys = keys_of(event)
     if workflow_id is not None:
@@ -141,10 +142,10 @@ def add_event(event: Row, workflow_id: str | None = None) -> None:
 
 
 class _PendingIncrement:
-    """The increments of one event, added at the end of the unit of work.
+    """The increments of one event, which are written at the end of the unit of work.
 
-    The last instance of a unit of work writes the increments of all instances. Rolling back a savepoint drops the
-    instances that were created after it.
+    A unit of work may collect the increments of several events. The last instance writes the increments of all
+    instances. Rolling back to a savepoint discards the instances that were created after it.
     """
 
     def __init__(self, keys: Iterable[RollupKey], increments: Increments) -> None:
@@ -197,10 +198,9 @@ OUTCOME_EVENTS = ("task.completed", "task.failed", "task.cancelled", "task.retri
 
 
 def record_outcome_event(event: LoggedEvent) -> None:
-    """Update the outcome counters from the end of a task, or store the name of a deleted agent.
+    """Update the outcome counters for a task event, or store the name of a deleted agent.
 
-    Count a completed task, count the costs of a failed, cancelled or retried task as wasted, or store the name of a
-    deleted agent.
+    A completed task is counted. The costs of a failed, cancelled or retried task are counted as wasted.
     """
     payload = event.payload()
     if event.type == "agent.deleted":
@@ -213,7 +213,7 @@ def record_outcome_event(event: LoggedEvent) -> None:
 
 
 def _add_waste(event: LoggedEvent, payload: dict[str, Any]) -> None:
-    """Count the costs that the task had caused up to the event as wasted, unless they were counted before."""
+    """Count as wasted the costs that the task had caused before the event, unless they were already counted."""
     task_id = payload["task_id"]
     total = all_time_total(TASK_TOTAL, task_id)  # old events may already be deleted
     later = CostEvent.select(fn.SUM(CostEvent.cost_micro)).where(CostEvent.task_id == task_id, CostEvent.ts > event.ts)
@@ -306,7 +306,7 @@ def _counters_of_row(values: Iterable[Any]) -> RollupCounters:
 def totals_by_local_day(
     spans: Iterable[OffsetSpan], *, agent_id: str = "", provider: str = ""
 ) -> dict[int, RollupCounters]:
-    """Return the totals of each local day in the spans, keyed by day number.
+    """Return the totals of each local day in the given time ranges, keyed by day number.
 
     The totals cover all events, or only those of one agent, one provider, or both. Days without rows are absent.
     """
@@ -318,9 +318,10 @@ def totals_by_local_day(
 
 
 def _totals_of_days(span: OffsetSpan, agent_id: str, provider: str) -> list[tuple[Any, ...]]:
-    """Return the totals of each day in a span.
+    """Return the totals of each day in a time range with a constant UTC offset.
 
-    UTC days have their own rollups. The totals of days in other zones are summed up from the rollups of quarter hours.
+    Days in UTC have their own rollups. The totals of days in other time zones are summed up from the rollups of quarter
+    hours.
     """
     first, first_rest = divmod(span.first, QUARTER_HOURS_PER_DAY)
     end, end_rest = divmod(span.end, QUARTER_HOURS_PER_DAY)

@@ -1,4 +1,4 @@
-"""Batches, which retry many dead letters at a rate. A batch is durable: it continues after a restart."""
+"""Batches, which retry many dead letters at a limited rate. A batch continues after a restart."""
 
 from __future__ import annotations
 
@@ -49,7 +49,10 @@ class DeadLetterBatches:
         self._settings, self._queue, self._tasks = settings, queue, tasks
 
     def start(self, asked: RetryAll, *, by: Principal) -> BatchView:
-        """Start a batch of the dead letters that are open now. Raise `Conflict` if another batch is running."""
+        """Start a batch that retries the dead letters that are open now.
+
+        Raise `Conflict` if another batch is running.
+        """
         now, batch_id = clock.now(), new_id()
         matched = (
             DeadLetter.select(DeadLetter.id).where(is_open(), *filter_conditions(asked.filter)).limit(asked.max).count()
@@ -92,9 +95,9 @@ class DeadLetterBatches:
         return self.get(batch_id)
 
     def end_abandoned(self) -> None:
-        """Cancel the running batch if its job has given up, so that it does not keep others from starting.
+        """Cancel the running batch if its job has failed too often, so that another batch can start.
 
-        A batch that runs always has a job: each step queues the next one in its own transaction.
+        A batch that runs always has a job, because each step enqueues the next step in its own transaction.
         """
         jobs = JobRow.select(JobRow.id).where((JobRow.name == JOB) & JobRow.state.in_(("queued", "running")))
         changes = {"status": "cancelled", "reason": "error", "finished_at": clock.now()}
@@ -104,7 +107,7 @@ class DeadLetterBatches:
     # -- running
 
     def run_step(self, batch_id: str) -> None:
-        """Retry the dead letters that are due, and queue the next step.
+        """Retry the dead letters of a batch that are due, and enqueue the next step.
 
         The position of the batch is stored in the same transaction as the retries, so no letter is lost or retried
         twice when the process is killed.
@@ -137,7 +140,7 @@ class DeadLetterBatches:
         self._continue(row, next_at=clock.format_instant(since + len(letters) / row.rate))
 
     def _next_letters(self, row: Batch, limit: int) -> list[DeadLetter]:
-        """Return the next dead letters that were open when the batch started, even if they were closed since then."""
+        """Return the next dead letters of a batch: those that were open when it started, even if closed since then."""
         after = (DeadLetter.created_at > row.seen_at) | (
             (DeadLetter.created_at == row.seen_at) & (DeadLetter.id > row.seen_id)
         )
@@ -148,7 +151,7 @@ class DeadLetterBatches:
         return list(found.order_by(DeadLetter.created_at, DeadLetter.id).limit(limit))
 
     def _retry(self, letter: DeadLetter, batch_id: str) -> str | None:
-        """Retry the task of a dead letter. Return why the dead letter was skipped, or None."""
+        """Retry the task of a dead letter. Return the reason if the dead letter was skipped, or else None."""
         try:
             with savepoint():
                 self._queue.retry_letter(letter.id, RetryDeadLetter(), by=SYSTEM_PRINCIPAL, batch_id=batch_id)

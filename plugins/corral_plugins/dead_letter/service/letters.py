@@ -113,7 +113,7 @@ class DeadLetterQueue:
     # -- writing
 
     def add(self, new: NewDeadLetter, *, by: Principal) -> DeadLetterView:
-        """Give up a task that no worker holds. The reason is kept as the note of its dead letter."""
+        """Give up a task that no worker is running. The reason is stored as the note of the dead letter."""
         task_id = new.task_id.lower()
         try:
             letter_id = self._tasks.give_up(task_id, by=by, message=new.reason or MANUAL)
@@ -204,7 +204,7 @@ def find_letter(letter_id: str) -> DeadLetter:
 
 
 def is_open() -> Any:
-    """Return the condition that a dead letter is open."""
+    """Return the SQL condition that selects open dead letters."""
     return DeadLetter.status == "open"
 
 
@@ -217,7 +217,7 @@ def refuse_closed(row: DeadLetter) -> None:
 
 
 def already_retried() -> Conflict:
-    """Return the error for a dead letter that was retried before."""
+    """Return the error to raise for a dead letter whose task was already retried."""
     return Conflict("The dead letter was already retried.", code="already_retried", current_status="retried")
 
 
@@ -235,7 +235,7 @@ def close_letters(which: Any, status: str, by: str | None) -> int:
 
 
 def filter_conditions(chosen: LetterFilter) -> list[Any]:
-    """Return the conditions of a filter."""
+    """Return the SQL conditions for a filter of dead letters."""
     found: list[Any] = []
     for name in ("reason", "error_type"):
         if (value := getattr(chosen, name)) is not None:

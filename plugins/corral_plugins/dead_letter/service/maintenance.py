@@ -19,7 +19,7 @@ DAY = 86_400
 
 
 class DeadLettersGrowing(SystemAlert, kw_only=True):
-    """Alerts admins that many tasks failed for good within an hour."""
+    """The alert for admins that many tasks failed for good within an hour."""
 
     count: int
     top_reason: str
@@ -46,7 +46,10 @@ class DeadLetterMaintenance:
         return row.until if row is not None else clock.now(-self._settings.get(declared.RETENTION_DAYS) * DAY)
 
     def add_missing(self, after: str) -> str | None:
-        """Add the missing dead letters of one batch of tasks. Return where to continue, or None at the end."""
+        """Add the missing dead letters for one batch of tasks.
+
+        Return the position after the batch, or None at the end.
+        """
         return self._tasks.add_missing_dead_letters(after)
 
     @staticmethod

@@ -61,7 +61,7 @@ class DeadLetterStatistics:
         self._tasks = tasks
 
     def read(self) -> DeadLetterStats:
-        """Return the statistics. Unknown values are null, and every reason is counted."""
+        """Return the statistics. Unknown values are null. Every reason is included, even if no dead letter has it."""
         counts = _count_by(DeadLetter.reason, limit=len(REASONS))
         return DeadLetterStats(
             total=sum(counts.values()),
@@ -84,12 +84,12 @@ class DeadLetterStatistics:
 
 
 def added_since(seconds: int) -> int:
-    """Return the number of dead letters that were added in the last `seconds`."""
+    """Return the number of dead letters that were added in the last `seconds` seconds."""
     return int(DeadLetter.select().where(DeadLetter.created_at > clock.now(-seconds)).count())
 
 
 def top_reason(seconds: int) -> str:
-    """Return the most frequent reason of the dead letters that were added in the last `seconds`."""
+    """Return the most frequent reason among the dead letters that were added in the last `seconds` seconds."""
     recent = DeadLetter.created_at > clock.now(-seconds)
     return next(iter(_count_by(DeadLetter.reason, limit=1, where=recent)), "none")
 
@@ -107,7 +107,10 @@ def _retried_in_a_day() -> Any:
 
 
 def _count_by(field: Any, *, limit: int, where: Any = None) -> dict[str, int]:
-    """Count dead letters, by default the open ones, by the values of a field, the most frequent first."""
+    """Count dead letters by the values of a field, the most frequent value first.
+
+    By default, count only open dead letters.
+    """
     chosen = DeadLetter.status == "open" if where is None else where
     count = peewee.fn.COUNT(DeadLetter.id)
     found: Any = (

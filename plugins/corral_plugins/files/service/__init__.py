@@ -1,1 +1,1 @@
-"""The rules about files, and where their bytes are kept."""
+"""The business logic of files, and the stores for their bytes."""

@@ -50,13 +50,13 @@ WRITE_SCHEMA: Json = {
 
 
 class AgentFiles:
-    """Implements the file tools. The agent reads what the requester of its task may read."""
+    """Implements the file tools. An agent may read the files that the requester of its task may read."""
 
     def __init__(self, registry: FileRegistry, downloads: Downloads, uploads: Uploads) -> None:
         self._registry, self._downloads, self._uploads = registry, downloads, uploads
 
     def list_files(self, context: ToolContext, arguments: Json) -> Json:
-        """List files, newest first. Runs in the unit of work of the call."""
+        """List files, newest first. Runs in the unit of work of the tool call."""
         filters: Json = {name: arguments[name] for name in ("task_id", "search") if name in arguments}
         query = FileQuery(limit=arguments.get("limit", 20), **filters)
         page = self._registry.list_files(query, context.caller)
@@ -95,7 +95,7 @@ class AgentFiles:
         return {"file_id": row.id, "name": row.name, "size_bytes": row.size_bytes}
 
     def is_visible(self, context: ToolContext, arguments: Json) -> bool:
-        """Return whether the requester may read the file that the arguments name."""
+        """Return whether the requester of the task may read the file that the arguments of the tool call name."""
         try:
             self._find(context, arguments["file_id"])
         except NotFound:
@@ -106,7 +106,10 @@ class AgentFiles:
         return self._registry.find(file_id.lower(), context.caller)
 
     async def _text(self, row: File, start: int) -> tuple[str, int]:
-        """Return the text that begins at a byte, and the position after its last whole character."""
+        """Decode the text that begins at a byte position.
+
+        Return it, and the position after its last complete character.
+        """
         part = ByteRange(min(start, row.size_bytes), min(start + READ_BYTES, row.size_bytes))
         is_whole = part == ByteRange(0, row.size_bytes)
         chunks = await (self._downloads.checked_chunks(row) if is_whole else self._downloads.range_chunks(row, part))

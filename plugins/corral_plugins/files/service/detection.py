@@ -1,4 +1,4 @@
-"""Detects the media type of a file from its bytes. The extension of its name never decides."""
+"""Detects the media type of a file from its bytes. The extension of the file name is ignored."""
 
 from __future__ import annotations
 
@@ -50,11 +50,11 @@ class TypeDetector:
         return len(self._head) >= HEAD_BYTES
 
     def signature(self) -> str | None:
-        """Return the type by the first bytes, or None if they are no known signature."""
+        """Return the type that the first bytes indicate, or None if they are not a known signature."""
         return _by_signature(self._head)
 
     def type(self) -> str:
-        """Return the type after the whole stream was fed."""
+        """Return the type. Must be called after the detector has received the whole stream."""
         if self._is_text and self._decodes(b"", final=True):
             found = self.signature()
             return found if found is not None and _is_text_type(found) else TEXT
@@ -70,7 +70,7 @@ class TypeDetector:
 
 
 def served_type(detected: str) -> str:
-    """Return the media type under which a file of this detected type is served."""
+    """Return the media type that a download of a file with this detected type declares."""
     return f"{TEXT}; charset=utf-8" if detected in MARKUP or detected.startswith("text/") else detected
 
 
@@ -96,7 +96,10 @@ def _by_signature(head: bytes) -> str | None:
 
 
 def _is_portable_executable(head: bytes) -> bool:
-    """Return whether an MZ file is a program for Windows or DOS: text may begin with the same two letters."""
+    """Return whether a file that begins with `MZ` is a program for Windows or DOS.
+
+    Text may begin with these letters, too.
+    """
     return b"\0" in head[:64]
 
 

@@ -48,8 +48,8 @@ class Downloads:
     async def respond(self, row: File, request: Request) -> Stream:
         """Return the response to a `GET` or `HEAD` request for a file.
 
-        It is the whole file (200), a range of it (206), or nothing if the client has it already (304). Raise
-        `range_not_satisfiable` for a range beyond the end of the file.
+        The response contains the whole file (200), a range of it (206), or no content if the client already has the
+        file (304). Raise `range_not_satisfiable` for a range beyond the end of the file.
         """
         tag, size = f'"{row.sha256}"', int(row.size_bytes)
         headers = {
@@ -75,7 +75,7 @@ class Downloads:
         return Stream(chunks, media_type, headers, status)
 
     async def checked_chunks(self, row: File) -> AsyncIterator[bytes]:
-        """Compare all bytes with the size and hash in the row, then return them in chunks."""
+        """Compare all bytes of a file with the stored size and hash, and then return the bytes in chunks."""
         digest, size, kept = hashlib.sha256(), 0, []
         chunks = await self._opened(row, 0, None)
         try:
@@ -91,7 +91,10 @@ class Downloads:
         return _each(kept) if size <= IN_MEMORY_BYTES else await self._opened(row, 0, None)
 
     async def range_chunks(self, row: File, part: ByteRange) -> AsyncIterator[bytes]:
-        """Return a part of a file. Only its size is checked, because the hash is that of the whole file."""
+        """Return a part of a file in chunks.
+
+        Only the size of the file is checked, because the hash covers the whole file.
+        """
         beyond = await self._opened(row, row.size_bytes - 1, row.size_bytes + 1)
         try:
             last = b"".join([chunk async for chunk in beyond])

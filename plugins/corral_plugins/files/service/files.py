@@ -1,4 +1,4 @@
-"""The service of files for other plugins."""
+"""The service with which other plugins store and read files."""
 
 from __future__ import annotations
 

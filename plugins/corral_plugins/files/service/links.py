@@ -22,7 +22,7 @@ PURPOSE = "files.link"
 
 
 class FileLinks:
-    """Makes and checks links. The links of an object store are served by the store itself."""
+    """Makes and checks download links. If files are in an object store, the store itself serves the links."""
 
     def __init__(
         self, storage: FileStorage, registry: FileRegistry, sealer: Sealer, installation: InstallationConfig
@@ -56,7 +56,7 @@ class FileLinks:
 
 
 def complete_problem(problem: Problem) -> None:
-    """Give a wrong signature of a link the status 403: the link is the permission, not a credential of a caller."""
+    """Give a link with a wrong signature the status 403 and not 401, because a link is not a credential of a caller."""
     if problem.code == "invalid_signature":
         problem.status = 403
 
@@ -70,7 +70,7 @@ def _encode(mac: bytes) -> str:
 
 
 def _decode(signature: str) -> bytes:
-    """Return the bytes of a signature, or nothing if it is not written as `_encode` writes it."""
+    """Decode a signature. Return no bytes unless the signature is written exactly as `_encode` writes it."""
     try:
         mac = base64.b64decode(signature + "=" * (-len(signature) % 4), altchars=b"-_", validate=True)
     except (binascii.Error, ValueError):

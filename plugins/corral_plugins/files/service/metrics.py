@@ -55,5 +55,5 @@ class FileMetrics:
 
 
 def stored_bytes() -> Mapping[tuple[str, ...], float]:
-    """Return the bytes that the files of all users take."""
+    """Return the number of bytes that the files of all users take."""
     return {(): float(Usage.select(peewee.fn.SUM(Usage.bytes)).scalar() or 0)}

@@ -22,8 +22,8 @@ _HEADERS_END = b"\r\n\r\n"
 class UploadBody:
     """The body of an upload: call `begin`, then read `file_chunks` to its end, then read `fields`.
 
-    `size` is the size of the file as the `Content-Length` header tells it, or None. If text parts follow the file, it
-    is a little too large.
+    `size` is the size of the file as the `Content-Length` header tells it, or None. If text parts follow the file, the
+    value is a little too large.
     """
 
     def __init__(self, request: Request, chunks: AsyncIterator[bytes]) -> None:
@@ -55,7 +55,7 @@ class UploadBody:
         raise Invalid.at("/file", "required", "Send the file as the part `file`.")
 
     async def file_chunks(self) -> AsyncGenerator[bytes, None]:
-        """Return the bytes of the file in chunks. At their end, the rest of the body is read and checked."""
+        """Yield the bytes of the file in chunks. After the last chunk, the rest of the body is read and checked."""
         async for event in self._events:
             if event is None:
                 break
@@ -67,11 +67,11 @@ class UploadBody:
 
     @property
     def fields(self) -> UploadFields:
-        """The text parts. Raise `Invalid` naming each part that is not valid."""
+        """The text parts of the upload. Raise `Invalid`, with an error for each part that is not valid."""
         return convert(UploadFields, {name: _text(name, value) for name, value in self._texts.items()})
 
     async def _is_file(self, event: Any) -> bool:
-        """Handle the start of a part. Return whether it is the file; the content of other parts is read."""
+        """Handle the start of a part. Return whether the part is the file. If it is not, read the whole part."""
         if event.name == "file":
             if not event.filename:
                 raise Invalid.at("/file", "required", "The part `file` needs a file name.")
@@ -104,7 +104,10 @@ class UploadBody:
             raise Malformed(f"The body cannot be parsed: {error}.", code="malformed_multipart") from None
 
     def _pieces(self, chunk: bytes) -> Iterator[bytes]:
-        """Cut a chunk after each end of headers, until the file begins: then the size of the file is known."""
+        """Split a chunk after the headers of each part until the file begins.
+
+        The size of the file can then be computed.
+        """
         start = 0
         while not self._in_file and (end := chunk.find(_HEADERS_END, start)) >= 0:
             yield chunk[start : end + len(_HEADERS_END)]

@@ -12,7 +12,7 @@ _HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})  # control, form
 def clean_name(given: str) -> str:
     """Return a harmless display name: the last segment of the given path, in NFC, without invisible characters.
 
-    At most 255 characters are kept; of a longer name the middle is cut, so that its extension stays.
+    A name with more than 255 characters is shortened in the middle, so that it keeps its extension.
     """
     base = given.replace("\\", "/").rstrip("/").rpartition("/")[2]
     text = unicodedata.normalize("NFC", "".join(sign for sign in base if unicodedata.category(sign) not in _HIDDEN))

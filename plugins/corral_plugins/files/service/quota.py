@@ -1,4 +1,4 @@
-"""The quota of each owner: stored bytes, and bytes that uploads in progress have reserved."""
+"""The quota of each owner, which limits the sum of stored bytes and bytes that uploads in progress have reserved."""
 
 from __future__ import annotations
 
@@ -15,21 +15,24 @@ ABANDONED_SECONDS = 3600.0  # an upload that was not renewed for this long has e
 class FileQuota:
     """Counts the files of each owner. All methods run in the caller's unit of work.
 
-    One guarded update compares and reserves, so parallel uploads cannot pass the quota together. Every method changes
-    the row of the upload before the row of its owner, to avoid deadlocks.
+    A single guarded update compares the sum with the quota and reserves the bytes, so parallel uploads cannot exceed
+    the quota together. Every method changes the row of the upload before the row of its owner, to avoid deadlocks.
     """
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
 
     def begin(self, upload_id: str, owner_id: str, size: int) -> None:
-        """Reserve the bytes of a new upload. Raise `quota_exceeded`."""
+        """Reserve the bytes of a new upload. Raise `quota_exceeded` if the owner's quota is too small."""
         Usage.insert(owner_id=owner_id).on_conflict_ignore().execute()
         Upload.create(id=upload_id, owner_id=owner_id, reserved=0, renewed_at=clock.now())
         self.grow(upload_id, owner_id, size)
 
     def grow(self, upload_id: str, owner_id: str, more: int) -> None:
-        """Reserve more bytes for an upload, and show that it is still running. Raise `quota_exceeded`."""
+        """Reserve more bytes for an upload, and record that it is still running.
+
+        Raise `quota_exceeded` if the owner's quota is too small.
+        """
         renewed = Upload.update(reserved=Upload.reserved + more, renewed_at=clock.now())
         if not renewed.where(Upload.id == upload_id).execute():
             raise _interrupted()
@@ -43,9 +46,9 @@ class FileQuota:
             raise Problem(detail, code="quota_exceeded")
 
     def commit(self, upload_id: str, owner_id: str, size: int) -> None:
-        """Count a stored file instead of the bytes that its upload has reserved.
+        """Replace the bytes that an upload has reserved by the size of the stored file.
 
-        Raise `Unavailable` if the upload was ended in the meantime, because its bytes are then deleted.
+        Raise `Unavailable` if the upload was declared abandoned in the meantime, because its bytes are then deleted.
         """
         if not self.end(upload_id):
             raise _interrupted()
@@ -53,7 +56,7 @@ class FileQuota:
         Usage.update(counted).where(Usage.owner_id == owner_id).execute()
 
     def end(self, upload_id: str) -> bool:
-        """Release the bytes that an upload has reserved. Return False if this was done before."""
+        """Release the bytes that an upload has reserved. Return False if they had already been released."""
         ended: list[Upload] = list(Upload.delete().where(Upload.id == upload_id).returning(Upload).execute())
         if not ended:
             return False
@@ -68,7 +71,10 @@ class FileQuota:
         Usage.update(counted).where(Usage.owner_id == owner_id).execute()
 
     def end_abandoned(self, limit: int) -> int:
-        """Release the bytes that abandoned uploads have reserved. Return the number of uploads, at most `limit`."""
+        """Release the bytes that at most `limit` abandoned uploads have reserved.
+
+        Return the number of these uploads.
+        """
         found = Upload.select(Upload.id).where(Upload.renewed_at < clock.now(-ABANDONED_SECONDS)).limit(limit)
         return sum(self.end(upload.id) for upload in list(found))
 

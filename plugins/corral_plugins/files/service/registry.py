@@ -1,4 +1,7 @@
-"""The rows of files: who may read and change them. This module and `uploads` are the only writers of the table."""
+"""The database rows of files, and the rules about who may read and change them.
+
+Only this module and `uploads` write to the table.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +48,7 @@ class FileRegistry:
     # -- reading
 
     def readable(self, caller: Principal) -> Any:
-        """Return the condition for the files that the caller may read.
+        """Return the SQL condition that selects the files that the caller may read.
 
         These are the caller's own files, files that were shared with a task that the caller may read, and files of the
         task whose lease the caller holds.
@@ -58,14 +61,14 @@ class FileRegistry:
         return condition & is_current()
 
     def find(self, file_id: str, caller: Principal) -> File:
-        """Return a file. Raise `NotFound` if the caller may not read it or it does not exist."""
+        """Return a file. Raise `NotFound` if the file does not exist or the caller may not read it."""
         row: File | None = File.get_or_none((File.id == file_id) & self.readable(caller))
         if row is None:
             raise NotFound()
         return row
 
     def find_any(self, file_id: str) -> File | None:
-        """Return a file, regardless of who may read it, or None."""
+        """Return a file without checking permissions, or None if it does not exist."""
         row: File | None = File.get_or_none((File.id == file_id) & is_current())
         return row
 
@@ -125,7 +128,7 @@ class FileRegistry:
         return str(row.key)
 
     def remove(self, row: File) -> bool:
-        """Delete a row. Return False if it was deleted at the same time."""
+        """Delete the row of a file. Return False if another unit of work has already deleted it."""
         if not File.delete().where(File.id == row.id).execute():
             return False
         self._quota.subtract_file(row.owner_id, row.size_bytes)
@@ -133,7 +136,10 @@ class FileRegistry:
         return True
 
     def leave_task(self, task_id: str, limit: int) -> int:
-        """Give files of a deleted task back to their owners. Return their number, at most `limit`."""
+        """Detach at most `limit` files from a deleted task, so that they become private.
+
+        Return the number of these files.
+        """
         rows = list(File.select().where(File.task_id == task_id).limit(limit))
         for row in rows:
             self._emit(FileUpdated, self._change(row, {"task_id": None, "shared_with": "private"}))
@@ -154,7 +160,7 @@ class FileRegistry:
     def earlier_upload(self, upload_key: str | None, *, sha256: str, name: str) -> File | None:
         """Return the file that an earlier upload with the same idempotency key made, or None.
 
-        Raise `idempotency_key_reused` if that upload was different.
+        Raise `idempotency_key_reused` if the earlier upload had other content or another name.
         """
         if upload_key is None:
             return None
@@ -172,7 +178,7 @@ class FileRegistry:
         return row
 
     def attempt_of_lease(self, task_id: str, lease_id: str) -> str:
-        """Return the id of the attempt that holds a lease. Raise `Conflict` (`lease_lost`) unless the lease is live."""
+        """Return the id of the attempt that holds a lease. Raise `Conflict` (`lease_lost`) if the lease has ended."""
         attempt = None if self.tasks is None else self.tasks.live_attempt(task_id, lease_id)
         if attempt is None:
             raise lease_lost()
@@ -181,7 +187,8 @@ class FileRegistry:
     def checked_task(self, task_id: str | UnsetType | None, pointer: str) -> str | None:
         """Return the id of a task. Raise `unknown_reference` if there is no such task.
 
-        The lock lets a deletion of the task wait for the row of the file, so that it finds the file afterwards.
+        The task is locked, so that a simultaneous deletion of the task waits until the row of the file exists, and then
+        finds it.
         """
         if not isinstance(task_id, str):
             return None
@@ -191,7 +198,10 @@ class FileRegistry:
         return task_id.lower()
 
     def emit_uploaded(self, row: File, cause: tuple[str, ...]) -> None:
-        """Emit the event that a file was stored. What a run uploads has the causes of its task."""
+        """Emit the event that a file was stored.
+
+        If a run uploaded the file, the event has the causes of the run's task.
+        """
         if row.source_type in ("worker", "agent") and row.task_id is not None and self.tasks is not None:
             run = self.tasks.find_run(row.task_id)
             cause = run.cause_chain if run is not None else ()
@@ -233,12 +243,12 @@ class FileRegistry:
 
 
 def is_current() -> Any:
-    """Return the condition for files that have not expired."""
+    """Return the SQL condition that selects files that have not expired."""
     return File.expires_at.is_null() | (File.expires_at > clock.now())
 
 
 def is_shared_row() -> Any:
-    """Return the condition for files that are shared with their task."""
+    """Return the SQL condition that selects files that are shared with their task."""
     return (File.shared_with == "task") & File.task_id.is_null(False)
 
 
@@ -248,13 +258,13 @@ def is_shared(row: File) -> bool:
 
 
 def lease_lost() -> Conflict:
-    """Return the error for an upload without the live lease of its task."""
+    """Return the error for an upload by a run whose lease has ended."""
     detail = "Workers and agents upload files for the task whose lease they hold; this lease is not live."
     return Conflict(detail, code="lease_lost")
 
 
 def future_instant(moment: Any, pointer: str) -> str | None:
-    """Return the instant of an expiry. Raise `Invalid` if it is not in the future."""
+    """Return the time of expiry. Raise `Invalid` if it is not in the future."""
     if moment is None or moment is UNSET:
         return None
     instant = clock.from_datetime(moment)
@@ -283,7 +293,7 @@ def facts_of(row: File) -> FileFacts:
 
 
 def view_of(row: Any) -> FileView:
-    """Return a file as responses show it."""
+    """Return a file in the form in which responses show it."""
     return FileView(
         id=row.id,
         name=row.name,
@@ -306,7 +316,8 @@ def view_of(row: Any) -> FileView:
 def types_differ(said: str | None, detected: str) -> bool:
     """Return whether the type that the client declared contradicts the bytes.
 
-    Nothing contradicts `application/octet-stream`. All kinds of text, such as CSV or JSON, are detected as text.
+    The type `application/octet-stream`, whether declared or detected, contradicts nothing. Formats such as CSV and JSON
+    do not contradict the detected type of text.
     """
     media = (said or UNKNOWN).partition(";")[0].strip().lower()
     if UNKNOWN in (media, detected) or media == detected:

@@ -32,20 +32,21 @@ T = TypeVar("T")
 
 
 class CallGuard(Protocol):
-    """Makes a call of the store, or refuses to make it, like a circuit breaker."""
+    """Makes a call to the object store, or refuses to make it, like a circuit breaker."""
 
     async def __call__(self, call: Callable[[], Awaitable[Any]]) -> Any: ...
 
 
 async def unguarded(call: Callable[[], Awaitable[Any]]) -> Any:
-    """Make a call without a circuit breaker."""
+    """Make a call to the object store without a circuit breaker."""
     return await call()
 
 
 class S3Blobs:
     """Stores blobs as objects of one bucket. All calls run in threads of its own; boto3 is imported on first use.
 
-    Each call passes `guard`, which does not wait for the clients of uploads and downloads.
+    Each call to the store is made through `guard`. The time for which uploads and downloads wait for their clients is
+    not part of a call.
     """
 
     guard: CallGuard = staticmethod(unguarded)
@@ -109,11 +110,11 @@ class S3Blobs:
             wanted["ContinuationToken"] = page["NextContinuationToken"]
 
     async def sweep(self, older_than_seconds: float) -> int:
-        """Abort interrupted uploads in parts. See `BlobStore.sweep`."""
+        """Abort interrupted multipart uploads. See `BlobStore.sweep`."""
         return await self._call(self._sweep, time.time() - older_than_seconds)  # the store has its own clock
 
     async def probe(self) -> None:
-        """Write and delete an object. See `BlobStore.probe`."""
+        """Check that the store works by writing and deleting an object. See `BlobStore.probe`."""
         key = self._full(f"{PROBE}-{new_id()}")
 
         def write_and_delete() -> None:
@@ -123,11 +124,11 @@ class S3Blobs:
         await self._call(write_and_delete)
 
     def check(self) -> None:
-        """Ask the store whether the bucket is there. Blocks, and raises the errors of boto3."""
+        """Check that the bucket exists. This method blocks the thread, and raises the errors of boto3."""
         self._client().head_bucket(Bucket=self.bucket)
 
     async def link(self, key: str, seconds: int, *, disposition: str, media_type: str) -> str:
-        """Return a presigned URL (signature version 4) that downloads the blob. The store is not asked."""
+        """Return a presigned URL (signature version 4) that downloads the blob. No request is sent to the store."""
         wanted = {"ResponseContentDisposition": disposition, "ResponseContentType": media_type}
         named = {"Bucket": self.bucket, "Key": self._full(key), **wanted}
 
@@ -238,7 +239,7 @@ class _PutObject:
         self._parts: list[dict[str, Any]] = []
 
     def send_part(self, digest: Any, part: bytes) -> None:
-        """Send a whole part. The store compares the bytes with their checksum."""
+        """Upload one complete part. The store compares the bytes with their checksum."""
         client = self._store._client()
         digest.update(part)
         if self._upload_id is None:
@@ -249,7 +250,7 @@ class _PutObject:
         self._parts.append({"PartNumber": number, "ETag": sent["ETag"]})
 
     def finish(self, digest: Any, rest: bytes) -> None:
-        """Send the rest, and let the object appear."""
+        """Upload the remaining bytes, and complete the object, which only then becomes visible."""
         client = self._store._client()
         if self._upload_id is None:
             digest.update(rest)

@@ -1,4 +1,4 @@
-"""Access to the file store: measured, through its circuit breaker, and with keys that no client chooses."""
+"""Access to the file store. Calls are measured and guarded by a circuit breaker, and storage keys are random."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class FileStorage:
 
     @property
     def blob_store(self) -> BlobStore:
-        """The store itself, for sweeps."""
+        """The file store itself, which sweeps access directly."""
         return self._blobs
 
     @property
@@ -45,7 +45,7 @@ class FileStorage:
         return self._blobs if isinstance(self._blobs, S3Blobs) else None
 
     def guard_object_store(self) -> None:
-        """Let the circuit breaker guard the calls of an object store, if there are both."""
+        """Guard calls to the object store with the circuit breaker. Do nothing if either does not exist."""
         breakers, store = self.breakers, self.object_store
         if breakers is None or store is None:
             return
@@ -59,7 +59,7 @@ class FileStorage:
     async def put(self, key: str, stream: AsyncIterable[bytes]) -> Blob:
         """Store a stream durably. Raises the errors of the stream, and `Unavailable` for failures of the store.
 
-        While the breaker is open, nothing of the stream is read.
+        While the circuit breaker is open, the stream is not read at all.
         """
         until = None
         if self.breakers is not None and self.object_store is not None:
@@ -95,7 +95,7 @@ class FileStorage:
 
 
 def _store_unavailable(problem: CircuitOpen) -> Unavailable:
-    """Return the problem of a request that needs the store while its circuit breaker is open."""
+    """Return the problem for a request that needs the file store while the circuit breaker of the store is open."""
     detail = "The file store failed repeatedly and is not asked for now; try again later."
     return Unavailable(detail, retry_after=problem.retry_after, code="dependency_unavailable")
 

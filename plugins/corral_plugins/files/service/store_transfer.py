@@ -34,7 +34,10 @@ class StoreTransfer:
         self._run = run
 
     async def run(self, target: BlobStore) -> TransferReport:
-        """Copy every blob that the other store lacks or has with other bytes, and compare it with its file's hash."""
+        """Copy every blob that is missing or different in the other store.
+
+        Compare each blob with the hash of its file.
+        """
         report = TransferReport()
         there = {blob.key: blob.size async for blob in target.scan()}
         async for blob in self._source.scan():
@@ -50,7 +53,7 @@ class StoreTransfer:
         return report
 
     async def _copy(self, key: str, target: BlobStore) -> bool:
-        """Copy a blob. Return False if it is damaged; then it is not kept in the other store."""
+        """Copy a blob. Return False if the blob is damaged; in this case, the other store does not keep it."""
         try:
             chunks = await self._source.read(key)
         except BlobMissing:  # deleted since the scan
@@ -65,7 +68,11 @@ class StoreTransfer:
         return False
 
     async def _is_same(self, key: str, target: BlobStore) -> bool:
-        """Return whether the other store has the right bytes: those of the file, or else the same as this store."""
+        """Return whether the other store has the correct bytes of a blob.
+
+        If the blob belongs to a file, its size and hash are compared with the file. Otherwise, the bytes are compared
+        with those in this store.
+        """
         try:
             return await _measured(target, key) == (self._expected(key) or await _measured(self._source, key))
         except (BlobMissing, Unavailable):

@@ -22,7 +22,7 @@ VERIFIED_SHARE = 100  # one file of so many is verified by each run
 
 
 class FileSweeps:
-    """Deletes data that nobody can reach any more. A sweep may stop at any point; the next one continues."""
+    """Deletes data that is no longer needed. If a sweep is interrupted at any point, the next sweep continues."""
 
     def __init__(
         self, storage: FileStorage, registry: FileRegistry, quota: FileQuota, downloads: Downloads, work: Work
@@ -31,7 +31,7 @@ class FileSweeps:
         self._work = work
 
     async def sweep(self, older_than_seconds: float = ORPHAN_SECONDS) -> None:
-        """Delete expired files, remains of interrupted uploads, and stored bytes without a row of this age."""
+        """Delete expired files, remains of interrupted uploads, and old stored bytes that belong to no file."""
         while await self._work(lambda: self._quota.end_abandoned(BATCH)) == BATCH:
             pass
         await self._delete_expired()
@@ -45,7 +45,7 @@ class FileSweeps:
             await self._discard(rows)
 
     async def leave_task(self, task_id: str) -> None:
-        """Give the files of a deleted task back to their owners."""
+        """Detach files from a deleted task. They become private files of their owners."""
         while await self._work(lambda: self._registry.leave_task(task_id, BATCH)) == BATCH:
             pass
 
@@ -68,7 +68,9 @@ class FileSweeps:
             await self._discard(rows)
 
     async def _delete_orphans(self, older_than_seconds: float) -> set[int]:
-        """Delete stored bytes without a row. Young bytes may belong to an upload whose row is written next.
+        """Delete old stored bytes that belong to no file.
+
+        Newer bytes may belong to an upload that has not written its row yet.
 
         Return the hashes of all stored keys.
         """
@@ -86,7 +88,10 @@ class FileSweeps:
         return stored
 
     async def _report_missing(self, stored: set[int], started: str) -> None:
-        """Alert admins about files without bytes. Files that are younger than the sweep are left out."""
+        """Alert admins about files whose bytes are missing.
+
+        Files that were added after the sweep began are left out.
+        """
         after = ""
         while rows := await self._work(lambda after=after: _older_files(after, started), read=True):  # type: ignore[misc]  # bound per round
             after = rows[-1].id
@@ -122,5 +127,5 @@ def _hashes_of(after: str) -> dict[str, str]:
 
 
 def _is_in_sample(sha256: str) -> bool:
-    """Return whether files with this hash are verified this week."""
+    """Return whether files with this hash belong to the sample that is verified this week."""
     return int(sha256[:8], 16) % VERIFIED_SHARE == int(time.time() // (7 * 86_400)) % VERIFIED_SHARE

@@ -1,4 +1,7 @@
-"""Uploads: the bytes first, then the row. A crash in between leaves an orphan that the sweep deletes, never a row."""
+"""Uploads, which store the bytes of a file first and its row afterwards.
+
+After a crash in between, the sweep deletes the bytes. A row without bytes cannot occur.
+"""
 
 from __future__ import annotations
 
@@ -43,8 +46,8 @@ OUTCOMES = {
 class NewFile(msgspec.Struct, kw_only=True):
     """A file to store. `size` is its size if it is known before the bytes arrive.
 
-    `lease` is the task and lease under which a run uploads. `upload_key` identifies the upload for repetitions. `cause`
-    lists what led to the file, if no task does.
+    `lease` is the task and the lease of a run that uploads. `upload_key` identifies the upload, so that a repeated
+    upload is recognised. `cause` is the chain of causes of the upload, if the file belongs to no task.
     """
 
     name: str
@@ -80,7 +83,10 @@ class Uploads:
     async def store(
         self, new: NewFile, stream: AsyncIterable[bytes], *, entry: UnitContext = SYSTEM_CONTEXT
     ) -> tuple[File, bool]:
-        """Store a stream. Return its row, and whether it is new: a repeated upload returns the row of the first."""
+        """Store a stream. Return the row of the file, and whether it is new.
+
+        A repeated upload returns the row of the first upload.
+        """
         try:
             row, is_new = await self._store(new, stream, entry)
         except Problem as problem:
@@ -110,9 +116,10 @@ class Uploads:
                 await asyncio.shield(self._undo(upload_id, key, entry))
 
     async def _undo(self, upload_id: str, key: str, entry: UnitContext) -> None:
-        """Release the reserved bytes and delete the stored bytes, unless the row of the file was committed after all.
+        """Undo a failed upload: release the reserved bytes and delete the stored bytes.
 
-        A commit may succeed although its caller was cancelled or the answer of the database was lost.
+        Nothing is undone if the row of the file was committed after all, which may happen although the caller was
+        cancelled or the response of the database was lost.
         """
         with contextlib.suppress(Problem):  # the sweep does what is left undone here
             if await self._work(lambda: self._quota.end(upload_id), entry=entry):
@@ -156,11 +163,11 @@ class Uploads:
             raise Problem(f"Files of the type {detected} are not accepted here.", code="blocked_file_type")
 
     async def grow(self, upload_id: str, owner_id: str, more: int, entry: UnitContext) -> None:
-        """Reserve more bytes for a running upload, or only show that it is running."""
+        """Reserve more bytes for an upload, and record that the upload is still running. `more` may be 0."""
         await self._work(lambda: self._quota.grow(upload_id, owner_id, more), entry=entry)
 
     def secret_scan(self) -> RedactorStream:
-        """Return a stream that finds the values of stored secrets."""
+        """Return a redactor stream that finds the values of stored secrets."""
         return self._redactor.stream(patterns=False)
 
 
@@ -182,7 +189,7 @@ class _CheckedStream:
         self._scan = _SecretScan(uploads.secret_scan(), new) if new.source.type in ("worker", "agent") else None
 
     async def chunks(self, stream: AsyncIterable[bytes]) -> AsyncGenerator[bytes, None]:
-        """Pass the stream on. Raise the problem of the first chunk that is refused."""
+        """Yield the chunks of the stream unchanged. Raise a problem at the first chunk that is refused."""
         loop = asyncio.get_running_loop()
         renewed, was_judged = loop.time(), False
         async for chunk in stream:
@@ -223,7 +230,7 @@ class _SecretScan:
         self._object = ("task", new.task_id) if new.task_id is not None else (new.source.type, new.source.id or "")
 
     def feed(self, chunk: bytes) -> None:
-        """Add bytes. Raise `Invalid` if they complete a secret."""
+        """Check further bytes. Raise `Invalid` if a secret ends in them."""
         text = self._decoder.decode(chunk)
         self._pending += text
         with machine_text(*self._object):

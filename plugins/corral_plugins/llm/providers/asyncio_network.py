@@ -1,7 +1,7 @@
-"""TCP connections of `httpcore2` on asyncio itself.
+"""TCP connections for `httpcore2` that use asyncio directly.
 
-The connections of `httpcore2` itself, on anyio, take a third of the processor time of a request, and ask the system
-whether a connection was closed, although asyncio knows it.
+The connections that `httpcore2` provides use anyio. They take a third of the processor time of a request, and ask the
+operating system whether a connection was closed, although asyncio already knows this.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class AsyncioNetwork(httpcore2.AsyncNetworkBackend):
 
 
 class _Reader(asyncio.StreamReader):
-    """A stream reader. `unread` is the number of bytes that have arrived and were not read yet."""
+    """A stream reader that counts in `unread` the bytes that have arrived but have not been read yet."""
 
     unread = 0
 
@@ -48,7 +48,7 @@ class _Reader(asyncio.StreamReader):
 
 
 class _Stream(httpcore2.AsyncNetworkStream):
-    """A connection. Only one task reads it at a time, and only one writes it."""
+    """A connection. Only one task at a time may read from it, and only one may write to it."""
 
     def __init__(self, reader: _Reader, writer: asyncio.StreamWriter, beneath: _Stream | None = None) -> None:
         self._reader, self._writer = reader, writer
@@ -110,7 +110,7 @@ def _time_limit(seconds: float | None) -> contextlib.AbstractAsyncContextManager
 
 @contextlib.contextmanager
 def _raised_as(on_timeout: type[Exception], otherwise: type[Exception]) -> Iterator[None]:
-    """Raise the errors of asyncio as errors of `httpcore2`."""
+    """Convert errors of asyncio in the `with` block to the corresponding errors of `httpcore2`."""
     try:
         yield
     except TimeoutError as error:  # also that of the operating system

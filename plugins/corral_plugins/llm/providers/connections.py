@@ -1,7 +1,7 @@
-"""Connections to a provider: HTTP/1.1 on the guarded network, each for one request at a time.
+"""HTTP/1.1 connections to a provider, each for one request at a time, which the egress guard checks.
 
-A client of `httpx2` takes twice the processor time for a request, and its pool looks at all of its connections, with a
-system call each, whenever a request begins or ends.
+A client of `httpx2` would take twice the processor time for a request. Whenever a request begins or ends, its pool
+examines all connections, with one system call for each.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ HEADERS = {"accept": "*/*", "accept-encoding": "identity", "user-agent": "corral
 
 
 class ProviderResponse:
-    """The response of a provider: its status, and its headers by their names in lower case."""
+    """The response of a provider. The names of the headers are in lower case."""
 
     def __init__(self, head: h11.Response, connection: Http1Connection) -> None:
         self.status: int = head.status_code
@@ -38,7 +38,10 @@ class ProviderResponse:
         self._connection = connection
 
     async def body(self) -> AsyncIterator[bytes]:
-        """Yield the body. Raise `ProviderError` if it is too large, or encoded although that was refused."""
+        """Yield the body.
+
+        Raise `ProviderError` if it is too large, or if it is compressed although the request forbids this.
+        """
         encoding = self.headers.get(b"content-encoding", "identity")
         if encoding not in ("", "identity"):
             detail = f"The response has the content encoding {encoding[:40]}, which was not requested."
@@ -52,7 +55,7 @@ class ProviderResponse:
 
 
 class ProviderConnections:
-    """Sends requests to one provider, and keeps the connections for further requests."""
+    """Sends requests to one provider, and keeps connections open for further requests."""
 
     def __init__(self, egress: Egress, provider: ProviderConnection) -> None:
         self._egress, self._provider = egress, provider
@@ -60,7 +63,7 @@ class ProviderConnections:
         self._is_closed = False
 
     def serves(self, provider: ProviderConnection) -> bool:
-        """Return whether the connections are still valid for the provider: its configuration has not changed."""
+        """Return whether the connections can still be used, because the provider's configuration has not changed."""
         own = self._provider
         return (own.version, own.base_url, own.timeouts) == (provider.version, provider.base_url, provider.timeouts)
 
@@ -95,14 +98,17 @@ class ProviderConnections:
 
     @functools.cached_property
     def _policy(self) -> Policy:
-        """Return the egress policy: requests may reach the operator's configured address, even if it is private."""
+        """Return the egress policy.
+
+        It allows requests to an address that the operator configured, even a private address.
+        """
         if not self._provider.operator:
             return Policy()
         base = read_url(self._provider.base_url or "")
         return Policy(operator=frozenset({(base.host, base.port)}))
 
     async def _take(self, target: Destination) -> Http1Connection:
-        """Return the connection that was used last, which is the most likely one to be still open, or a new one."""
+        """Return the connection that was used last, because it is most likely still open, or else a new connection."""
         while self._idle:
             connection = self._idle.pop()
             if connection.is_usable(IDLE_SECONDS):
@@ -124,7 +130,7 @@ class ProviderConnections:
         return Http1Connection(stream)
 
     async def _give_back(self, connection: Http1Connection) -> None:
-        """Keep the connection if it can serve a further request, and close a connection that was idle too long."""
+        """Keep the connection if it can serve another request. Close a connection that has been idle for too long."""
         if self._is_closed or len(self._idle) >= MAX_IDLE or not connection.finish():
             await connection.close()
             return
@@ -133,7 +139,7 @@ class ProviderConnections:
             await self._idle.popleft().close()
 
     async def close(self) -> None:
-        """Close the idle connections. The others are closed after their request."""
+        """Close the idle connections. Connections that are in use are closed after their current request."""
         self._is_closed = True
         while self._idle:
             await self._idle.pop().close()
@@ -148,7 +154,10 @@ def _raw_headers(target: Destination, headers: Mapping[str, str], content: bytes
 
 
 def _converted(error: Exception, provider: ProviderConnection) -> tuple[str, ProviderError | None]:
-    """Return the outcome of a failed request, for the metrics, and the error of the provider, if it is one."""
+    """Return the outcome of a failed request for the metrics, and the `ProviderError` to raise.
+
+    The error is None if the exception is not a failure of the network or of the provider.
+    """
     import h11
     import httpcore2
 

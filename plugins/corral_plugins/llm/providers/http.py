@@ -1,4 +1,6 @@
-"""HTTP for providers: JSON, server-sent events and HTTP errors, on connections behind the egress guard.
+"""The HTTP client of providers: it sends JSON, reads JSON and server-sent events, and converts HTTP errors.
+
+All connections are checked by the egress guard.
 
 Only the connection timeout is applied here. The gateway applies the other timeouts and cancels slow requests.
 """
@@ -142,7 +144,10 @@ async def _raise_for_status(response: ProviderResponse) -> None:
 
 
 def _error_of(body: bytes, status: int, retry_after: int | None) -> ProviderError:
-    """Read an error response in OpenAI's or Anthropic's format. The message of any other response is its text."""
+    """Read an error response in OpenAI's or Anthropic's format.
+
+    For any other format, the text becomes the error message.
+    """
     try:
         response = json.loads(body)
     except (ValueError, RecursionError):
@@ -177,5 +182,5 @@ def _decode_json(data: bytes) -> Any:
 
 
 def positive_or_none(value: Any) -> int | None:
-    """Return the value if it is a positive integer, or else None. Used for model sizes that a server reports."""
+    """Return the value if it is a positive integer, or else None. Used for limits of models that a server reports."""
     return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None

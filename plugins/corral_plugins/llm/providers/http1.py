@@ -1,6 +1,7 @@
-"""HTTP/1.1 on one connection, which serves one request at a time: h11 on a stream of the guarded network.
+"""HTTP/1.1 on a connection that serves one request at a time, implemented with h11.
 
-The connections of `httpcore2` take twice the processor time, for locks, traces and timeouts that are not used here.
+The connections of `httpcore2` would take twice the processor time, for locks, traces and timeouts that are not needed
+here.
 """
 
 from __future__ import annotations
@@ -27,7 +28,10 @@ class Http1Connection:
         self._idle_since = 0.0
 
     async def send(self, method: str, path: bytes, headers: Headers, content: bytes | None) -> h11.Response:
-        """Send a request in one piece, and return the head of its response, whose body `chunks` yields."""
+        """Send a request in one piece, and return the status and the headers of the response.
+
+        `chunks` yields the body.
+        """
         send = self._http.send
         parts = [send(h11.Request(method=method, target=path, headers=headers))]
         if content:
@@ -61,10 +65,10 @@ class Http1Connection:
         return True
 
     def is_usable(self, idle_seconds: float) -> bool:
-        """Return whether the idle connection is still open, and was not idle for longer than `idle_seconds`."""
+        """Return whether the idle connection is still open and has not been idle for longer than `idle_seconds`."""
         is_recent = time.monotonic() - self._idle_since <= idle_seconds
         return is_recent and not self._stream.get_extra_info("is_readable")
 
     async def close(self) -> None:
-        """Close the connection, whatever its state."""
+        """Close the connection, even in the middle of a request."""
         await self._stream.aclose()

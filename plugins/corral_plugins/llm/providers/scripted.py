@@ -47,7 +47,7 @@ class ScriptedError(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class ScriptedUsage(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """Token counts that a script sets, and that are reported instead of estimates."""
+    """Token counts that a script contains. They are reported instead of estimates."""
 
     prompt_tokens: Annotated[int, Meta(ge=0)] = 0
     completion_tokens: Annotated[int, Meta(ge=0)] = 0
@@ -231,7 +231,7 @@ def _completion_of_turn(turn: ScriptedTurn, request: Mapping[str, Any], position
 
 
 def _text_of(message: Mapping[str, Any]) -> str:
-    """Return the text of a message. If the message has several text parts, they are joined."""
+    """Return the text of a message. Several text parts are joined."""
     content = message.get("content")
     if isinstance(content, list):
         return "".join(part.get("text", "") for part in content if part.get("type") == "text")

@@ -65,9 +65,9 @@ async def create_chat_completion(body: ChatRequest, llm: Gateway, caller: Princi
 
     `model` is `provider/model`, a bare name that one provider lists, `default`, or, for agents, `agent`. With `stream:
     true` the response is a stream of server-sent events; `stream_options.include_usage` adds the usage and the cost as
-    the last chunk before `[DONE]`. Response headers: `Corral-Call-Id`, `Corral-Model`, `Corral-Cost-Usd` and, if a
-    budget applies, `Corral-Budget-Remaining-Usd` (both not for streams), and `Corral-Ignored` with the fields that the
-    provider does not support.
+    the last chunk before `[DONE]`. The response has the headers `Corral-Call-Id`, `Corral-Model`, and `Corral-Ignored`
+    with the fields that the provider does not support. Unless it is a stream, it also has the headers `Corral-Cost-Usd`
+    and, if a budget applies, `Corral-Budget-Remaining-Usd`.
     """
     request = {**_without_nulls(body), **body.undeclared}
     request["messages"] = [_supported_message(message) for message in request["messages"]]
@@ -159,8 +159,9 @@ async def _stream_response(request: dict[str, Any], llm: Gateway, caller: Princi
 class _ServerSentEvents:
     """The server-sent events of a stream. A comment is sent whenever 15 seconds pass without a chunk.
 
-    The chunk with the usage has no choices, which many clients do not expect; it is sent only with `include_usage`. An
-    error is sent as the last chunk, without a `[DONE]` after it. `is_whole` is true after the whole response was sent.
+    The chunk with the usage has no choices, and many clients do not expect such a chunk, so it is sent only with
+    `include_usage`. An error is sent as the last chunk, without a `[DONE]` after it. `is_whole` is true after the whole
+    response was sent.
     """
 
     def __init__(
@@ -193,9 +194,9 @@ class _ServerSentEvents:
 
 
 def _problem_of(error: Exception) -> Problem:
-    """Return the problem that reports this error in the stream.
+    """Convert an error to the problem that is sent as a part of the stream.
 
-    After the response has begun, an error can be reported only in the stream.
+    After the response has begun, an error can only be reported in the stream itself.
     """
     if isinstance(error, Problem):
         return error
@@ -204,7 +205,10 @@ def _problem_of(error: Exception) -> Problem:
 
 
 async def _close_generator(pending: asyncio.Future[Any], chunks: AsyncGenerator[dict[str, Any], None]) -> None:
-    """Close the generator. Its pending step is cancelled first, because a running generator cannot be closed."""
+    """Close the generator.
+
+    If it is still computing its next item, this is cancelled first, because a running generator cannot be closed.
+    """
     pending.cancel()
     await asyncio.wait({pending})
     if not pending.cancelled():

@@ -82,8 +82,8 @@ async def update_provider(
 ) -> ProviderView:
     """Change a provider. Absent fields keep their values.
 
-    Providers in `corral.toml` cannot be changed through the API. A new `base_url` without a new key requires
-    re-authentication, or an API key with the scope `secrets.reveal`.
+    Providers in `corral.toml` cannot be changed through the API. To change `base_url` without submitting the provider's
+    key again, a person must re-authenticate, and an API key of Corral needs the scope `secrets.reveal`.
     """
     keys.validate_key(body)
     warnings = await checks.url_warnings(body.base_url)

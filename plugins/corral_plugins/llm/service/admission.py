@@ -1,6 +1,7 @@
 """Decides whether a call may run: checks the caller, the model and the length, and queues the call for a slot.
 
-All of this happens in the first unit of work of a call.
+The slot is one of the concurrent calls that the provider allows. All of this happens in the first unit of work of a
+call.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ class _DefaultModels(NamedTuple):
 
 
 class ConfiguredModels(NamedTuple):
-    """The part of an agent's configuration that determines its models."""
+    """The part of an agent's configuration that says which models it uses."""
 
     provider: str | None
     model: str | None
@@ -67,7 +68,7 @@ class ModelResolver:
         self._settings, self._registry, self._breakers = settings, registry, breakers
 
     def default_model(self) -> str:
-        """Return the default `provider/model`: the configured model, else the local model, else `scripted/echo`."""
+        """Return the default model: the configured model, or else the local model, or else `scripted/echo`."""
         return self._settings.get(DEFAULT_MODEL) or self._default_of(LOCAL) or f"{SCRIPTED}/{ECHO}"
 
     def resolve(self, kind: str, requested: str, agent: AgentFacts | None) -> list[ModelTarget]:
@@ -240,7 +241,7 @@ class CallAdmission:
         started: float,
         limit_micro: int | None = None,
     ) -> CallRecord:
-        """Check a call and insert its row with the status `in_flight`. `limit_micro` is what it may cost at most.
+        """Check a call and insert its row with the status `in_flight`. `limit_micro` is the maximum cost in micro-USD.
 
         If the call is rejected, raise the problem that the client receives.
         """
@@ -280,7 +281,10 @@ class CallAdmission:
         return call
 
     def _attempt_of_caller(self, by: Principal) -> LiveAttempt | None:
-        """Return the attempt of the caller's lease, or None for callers without a lease. Renews the lease."""
+        """Return the attempt to which the caller's lease belongs, and renew the lease.
+
+        Return None for callers without a lease.
+        """
         attempt = self._leases.renew(by)
         if attempt is None and by.lease_id is not None:
             raise lease_lost()

@@ -1,4 +1,4 @@
-"""The asyncio tasks of calls, which are cancelled only where no outcome is lost."""
+"""The asyncio tasks that make model calls. They can be cancelled only while the outcome of a call cannot be lost."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 class CallTask(Generic[T]):
-    """An asyncio task that cannot be cancelled while it is `protected`. It is cancelled when the protection ends."""
+    """An asyncio task that is not cancelled while it is `protected`, but only when the protection ends."""
 
     def __init__(self, run: Callable[[CallTask[T]], Coroutine[Any, Any, T]]) -> None:
         self._is_protected = self._is_cancelled = False
@@ -26,7 +26,10 @@ class CallTask(Generic[T]):
 
     @contextlib.contextmanager
     def protected(self) -> Iterator[None]:
-        """Run the block to its end. Raise `CancelledError` after it if the task was cancelled meanwhile."""
+        """Protect the `with` block from cancellation.
+
+        If the task is cancelled meanwhile, raise `CancelledError` after the block.
+        """
         self._is_protected = True
         try:
             yield
@@ -37,13 +40,13 @@ class CallTask(Generic[T]):
 
 
 class CallTasks:
-    """The asyncio tasks of the calls of this process."""
+    """The asyncio tasks that make the model calls of this process."""
 
     def __init__(self) -> None:
         self._tasks: set[CallTask[Any]] = set()
 
     def start(self, run: Callable[[CallTask[T]], Coroutine[Any, Any, T]]) -> CallTask[T]:
-        """Start a task, which receives itself."""
+        """Start an asyncio task. The function that it runs receives the task as an argument."""
         started = CallTask(run)
         self._tasks.add(started)
         started.task.add_done_callback(lambda _: self._forget(started))

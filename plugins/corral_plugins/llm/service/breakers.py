@@ -23,7 +23,7 @@ class ProviderBreakers:
         self._registry = registry
 
     def declare(self) -> None:
-        """Declare the names of the breakers: one breaker for each provider that can be called."""
+        """Declare the names of the circuit breakers: one for each provider that can be called."""
         if self.breakers is not None:
             self.breakers.declare(PREFIX, self._names, slow_call_seconds=SLOW_SECONDS)
 
@@ -31,7 +31,10 @@ class ProviderBreakers:
         return [breaker_name(each.name) for each in self._registry.all_providers() if each.usable]
 
     async def guard(self, provider: Provider, call: Callable[[], Awaitable[T]]) -> T:
-        """Make a call to a provider. Raise `ProviderError` with the code `circuit_open` if its breaker is open."""
+        """Make a call to a provider.
+
+        If the provider's circuit breaker is open, raise `ProviderError` (`circuit_open`).
+        """
         if self.breakers is None:
             return await call()
         try:
@@ -40,26 +43,26 @@ class ProviderBreakers:
             raise ProviderError(503, error.detail, code=error.code, retry_after=error.retry_after) from None
 
     def state(self, provider: str) -> State | None:
-        """Return the state of a provider's breaker, or None without the `circuit_breakers` plugin."""
+        """Return the state of a provider's circuit breaker, or None if the `circuit_breakers` plugin is not active."""
         return None if self.breakers is None else self.breakers.state(breaker_name(provider))
 
     def blocked_until(self, provider: str) -> str | None:
-        """Return the instant until which a provider's breaker rejects calls, or None if it may admit a call."""
+        """Return the instant until which a provider's circuit breaker rejects calls, or None if it may admit a call."""
         return None if self.breakers is None else self.breakers.blocked_until(breaker_name(provider))
 
     def is_forced_open(self, provider: str) -> bool:
-        """Return whether an admin forced a provider's breaker open."""
+        """Return whether an admin forced a provider's circuit breaker open."""
         return self.breakers is not None and self.breakers.is_forced(breaker_name(provider))
 
     def open_providers(self) -> list[str]:
-        """Return the names of the enabled providers whose breakers are not closed. Runs in a unit of work."""
+        """Return the names of enabled providers whose circuit breakers are not closed. Runs in a unit of work."""
         usable = [each.name for each in self._registry.all_providers() if each.usable]
         return [name for name in usable if self.state(name) not in (None, "closed")]
 
     def admitted(self, targets: list[ModelTarget]) -> list[ModelTarget]:
-        """Return the targets whose breakers may admit a call. Raise `CircuitOpen` if there are none.
+        """Return the targets whose circuit breakers may admit a call. Raise `CircuitOpen` if there are no such targets.
 
-        The breakers of the other targets are open, so calls to these are not even queued.
+        The circuit breakers of the other targets are open, so calls to them are not even queued.
         """
         blocked = {target.provider.name: self.blocked_until(target.provider.name) for target in targets}
         admitted = [target for target in targets if blocked[target.provider.name] is None]
@@ -70,12 +73,15 @@ class ProviderBreakers:
 
 
 def breaker_name(provider: str) -> str:
-    """Return the name of the breaker of a provider."""
+    """Return the name of a provider's circuit breaker."""
     return f"{PREFIX}:{provider}"
 
 
 def _judge(outcome: Any) -> Verdict:
-    """Classify a call for the breaker: only the status of the provider's response counts, not faults of the request."""
+    """Classify a call for the circuit breaker by the status of the provider's response.
+
+    Faulty requests are not counted.
+    """
     if isinstance(outcome, ProviderError):
         return judge_status(outcome.status)
     return "neutral" if isinstance(outcome, Exception) else "success"

@@ -1,7 +1,7 @@
 """Reserves the estimated costs of calls before they are sent.
 
-A call under a lease draws on the reservation of its attempt. Any other call has a reservation of its own. The estimate
-is the price of the estimated input tokens and of the maximum number of output tokens.
+A call under a lease uses money from the reservation of its attempt. Any other call has a reservation of its own. The
+estimate is the price of the estimated input tokens and of the maximum number of output tokens.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ GRACE_SECONDS = 60
 
 
 class CallBudgets:
-    """Holds money for calls. Every method runs in the caller's unit of work."""
+    """Reserves money for calls and releases it. Every method runs in the caller's unit of work."""
 
     def __init__(self, settings: Settings, cost: Costs, registry: ProviderRegistry, leases: CallLeases) -> None:
         self._settings, self._cost, self._registry, self._leases = settings, cost, registry, leases
 
     def hold_cost(self, call: CallRecord, target: ModelTarget, attempt: LiveAttempt | None) -> Hold | None:
-        """Hold the estimated cost of sending the call to the target. Return None if nothing limits it.
+        """Reserve the estimated cost of sending the call to the target. Return None if no budget limits it.
 
-        Raise `BudgetRefused` if a budget forbids the call. Calls that cost nothing pass every budget. `attempt` is the
-        attempt of the caller's lease.
+        Raise `BudgetRefused` if a budget does not allow the call. Calls that cost nothing are always allowed. `attempt`
+        is the attempt to which the caller's lease belongs.
         """
         provider, agent_id = target.provider, call.by.agent_id
         if provider.free or provider.name in FREE_PROVIDERS:
@@ -67,21 +67,22 @@ class CallBudgets:
         return TokenCounts(input_tokens=min(call.input_tokens, MAX_TOKENS), output_tokens=min(output, MAX_TOKENS))
 
     def _expiry(self) -> str:
-        """Return the instant after which the call cannot be running any more, unless its process was killed."""
+        """Return the instant at which the call must have ended, because its time limit has passed."""
         return clock.now(self._settings.get(TOTAL_TIMEOUT_SECONDS) + GRACE_SECONDS)
 
     def release(self, call: CallRecord) -> None:
-        """Release the money that is held for the call."""
+        """Release the money that is reserved for the call."""
         self._cost.release(call.hold)
 
     def hold_cost_of_fallback(self, call: CallRecord, target: ModelTarget) -> Hold | None:
-        """Hold the estimated cost of sending the call to another target. Return the hold."""
+        """Reserve the estimated cost of sending the call to another target. Return None if no budget limits it."""
         return self.hold_cost(call, target, self._leases.live_attempt(call.by))
 
     def report_refusal(self, by: Principal, refused: BudgetRefused) -> None:
-        """Tell the task of the caller's lease that a budget refused a call.
+        """Report to the caller's task that a budget refused a call.
 
-        The task is cancelled if its own cost limit refused the call. Otherwise it waits for the money.
+        If the task's own cost limit refused the call, the task is cancelled. Otherwise, the task waits until the budget
+        admits it.
         """
         if refused.scope == "task":
             self._leases.stop_run(by, kind="budget")

@@ -106,7 +106,7 @@ class CallOutcome(msgspec.Struct, kw_only=True):
 
     @property
     def estimated(self) -> bool:
-        """Whether the token counts are estimates."""
+        """Whether the token counts are estimates, because the provider reported none."""
         return self.billable and self.reported_usage is None
 
     @property
@@ -158,11 +158,11 @@ class CallOutcome(msgspec.Struct, kw_only=True):
 
 
 class CallRecord(msgspec.Struct, kw_only=True):
-    """A call in progress: the id of its row, the targets to try in order, and its slot with the current provider.
+    """A call in progress: the id of its row, the targets to try, in order, and its slot at the current provider.
 
-    `max_tokens` limits the response if the request sets no limit. `hold` is the money that is held for the call, or
-    None if no budget applies to it. `run_id` is the workflow run whose step makes the call itself, without a task, and
-    `limit_micro` is what the run may still spend in micro-USD, or None if the run has no limit.
+    `max_tokens` limits the response if the request sets no limit. `hold` is the money that is reserved for the call, or
+    None if no budget applies to the call. `run_id` is the workflow run whose step makes the call itself, without a
+    task, and `limit_micro` is what the run may still spend in micro-USD, or None if the run has no limit.
     """
 
     id: str
@@ -184,14 +184,14 @@ class CallRecord(msgspec.Struct, kw_only=True):
         return CallOutcome(target=self.targets[0], input_estimate=self.input_tokens)
 
     def fields_for(self, target: ModelTarget) -> dict[str, Any]:
-        """Return the request fields that the target supports. Vendor fields are sent to providers with passthrough."""
+        """Return the request fields that the target supports, and vendor fields if the provider has `passthrough`."""
         supported = target.provider.supported_fields | {"messages", "input"}
         if target.provider.fields.passthrough:
             supported |= vendor_fields(self.request)
         return {name: value for name, value in self.request.items() if name in supported}
 
     def ignored_fields(self, target: ModelTarget) -> list[str]:
-        """Return the request fields that the target does not honour."""
+        """Return the names of the request fields that the target ignores."""
         ignored = self.request.keys() - GATEWAY_FIELDS - self.fields_for(target).keys()
         if self.request.get("store"):  # no provider may store requests, so the field is sent as false
             ignored.add("store")
@@ -354,7 +354,7 @@ class PayloadStore:
         return self._settings.get(STORE_PAYLOADS) == "all"
 
     def store_payload(self, call_id: str, request: dict[str, Any], outcome: CallOutcome) -> None:
-        """Store the payload of a call if the `llm.store_payloads` setting requires it."""
+        """Store the request and the response of a call if the `llm.store_payloads` setting requires it."""
         which = self._settings.get(STORE_PAYLOADS)
         if which == "all" or (which == "errors" and outcome.status == "failed"):
             LlmPayload.insert(

@@ -138,9 +138,10 @@ class CallDispatcher:
             raise
 
     async def _change_hold(self, call: CallRecord, target: ModelTarget) -> None:
-        """Hold the cost of a fallback target instead of the cost of the previous target.
+        """Reserve the cost of calling a fallback target instead of the cost of calling the previous target.
 
-        Raise `BudgetRefused` if a budget forbids it. The previous hold is released first, in a unit of its own.
+        Raise `BudgetRefused` if a budget does not allow this. The previous reservation is released first, in its own
+        unit of work.
         """
         if call.hold is not None:
             await self._work(lambda: self._budgets.release(call), entry=call.entry)
@@ -154,7 +155,7 @@ class CallDispatcher:
 
 
 def retry_delay(retries: int, error: ProviderError) -> float | None:
-    """Return the seconds before the next retry: 1, 2, 4 and so on with jitter, or longer if the provider demands it.
+    """Return how many seconds to wait before a retry: 1, 2, 4 and so on with jitter, or what the provider demands.
 
     Returns None if the provider demands more than `MAX_RETRY_AFTER` seconds.
     """

@@ -184,7 +184,10 @@ class Gateway:
     async def _admit_call(
         self, task: CallTask[Any], kind: str, request: dict[str, Any], by: Principal, limit_micro: int | None = None
     ) -> CallRecord:
-        """Admit a call and return its record. A call whose task is cancelled meanwhile is settled."""
+        """Admit a call and return its record.
+
+        If the asyncio task is cancelled meanwhile, store the outcome of the call.
+        """
         started = time.monotonic()
         tokens = estimate_input(request)
         with attribute_request_text(by):
@@ -278,8 +281,8 @@ class Gateway:
     async def _stream_into(self, task: CallTask[None], queue: ChunkQueue, call: CallRecord) -> None:
         """Put the chunks of a response into the queue.
 
-        The last item is the chunk with the usage, or a problem. It is put into the queue after the outcome of the call
-        is stored.
+        After the outcome of the call is stored, the chunk with the usage or, after a failure, a problem is put into the
+        queue.
         """
         outcome = call.new_outcome()
         redaction = StreamRedaction(
@@ -371,7 +374,7 @@ class Gateway:
     # -- the unit of work that settles a call
 
     async def _settle_call(self, task: CallTask[Any], call: CallRecord, outcome: CallOutcome) -> bool:
-        """Store the outcome of a call. The task of the call cannot be cancelled before that.
+        """Store the outcome of a call. Until it is stored, the asyncio task of the call cannot be cancelled.
 
         Return whether the caller's lease is still live.
         """

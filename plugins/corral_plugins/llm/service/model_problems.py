@@ -1,4 +1,4 @@
-"""Finds the reason why the model of an agent cannot be called, and the remedy."""
+"""Finds the reason why the model of an agent cannot be called, and the command that helps."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ class ModelProblem(NamedTuple):
 
 
 def problem_of(registry: ProviderRegistry, target: ModelTarget) -> ModelProblem | None:
-    """Return why a model cannot be called, or None. The text names what is unknown, and the existing providers."""
+    """Return why a model cannot be called, or None if it can.
+
+    If a name is unknown, the text lists the existing providers.
+    """
     if target.problem is None:
         return None
     if not target.provider.usable:

@@ -292,7 +292,10 @@ class ProviderChecks:
             await self._try_refresh(provider)
 
     async def refresh_models_by_name(self, name: str) -> None:
-        """Refresh the model list of a provider if it still exists. Keep the stored list if none can be fetched."""
+        """Refresh the model list of a provider that still exists.
+
+        If the list cannot be fetched, keep the stored list.
+        """
         provider = await self._work(lambda: self._registry.get_provider(name), read=True)
         if provider is not None:
             await self._try_refresh(provider)
@@ -326,7 +329,7 @@ class ProviderChecks:
 
 
 def enqueue_refresh(name: str) -> None:
-    """Enqueue a job that fetches a provider's models after the current unit of work commits."""
+    """Enqueue a job that fetches a provider's models. It runs after the current unit of work has committed."""
     enqueue(REFRESH_JOB, provider=name)
 
 

@@ -73,7 +73,7 @@ class Provider(msgspec.Struct, frozen=True, kw_only=True):
         return self.name == SCRIPTED or self._fetches_models
 
     def lists(self, model: str) -> bool:
-        """Return whether the provider lists the model, or its list is unknown."""
+        """Return whether the provider lists the model. Return True also if the provider's list of models is unknown."""
         models = self.models()
         return not models or any(each.id == model for each in models)
 
@@ -350,7 +350,7 @@ class ProviderRegistry:
     def _load_changes(self) -> bool:
         """Reload the cache if any process has changed a provider. Checks the database once per unit of work.
 
-        Return False if this call has just checked the database, and True if the cache is used as it is.
+        Return False if this call has checked the database. Return True if no check was necessary.
         """
         if not in_unit() or self in current().memo:
             return True

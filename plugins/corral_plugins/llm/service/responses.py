@@ -186,7 +186,7 @@ def convert_provider_errors(provider: str) -> Iterator[None]:
 
 
 def timed_out(name: str, seconds: float, what: str) -> ProviderError:
-    """Return the error for a call in which a timeout of the gateway has expired.
+    """Return the error for a call that exceeded a timeout of the gateway.
 
     Such an error is not retried, because a retry would probably take just as long.
     """
@@ -223,7 +223,10 @@ def allows_fallback(error: ProviderError) -> bool:
 
 
 def problem_of(error: ProviderError, provider: str, redactor: Redactor) -> Problem:
-    """Return the problem for the caller. It contains the provider's own message, redacted and limited to 1 KiB."""
+    """Convert a provider error to the problem for the caller.
+
+    The problem contains the provider's own message, redacted and limited to 1 KiB.
+    """
     message = redactor.redact(error.message[: 4 * MAX_MESSAGE_BYTES])
     detail = f"{provider}: {message.encode()[:MAX_MESSAGE_BYTES].decode(errors='ignore')}"
     if error.code is not None:

@@ -113,7 +113,10 @@ class CallSettlement:
         return is_live
 
     def settle_without_details(self, call: CallRecord, outcome: CallOutcome) -> None:
-        """Charge a call, store its outcome without details, and release its slot. Called if `settle_call` fails."""
+        """Record the cost of a call, store its outcome without details, and release its slot.
+
+        Called if `settle_call` fails.
+        """
         reduced = outcome.without_details()
         self._record_cost(call, reduced)
         calls.settle_call(call.id, reduced)
@@ -122,7 +125,8 @@ class CallSettlement:
     def _record_cost(self, call: CallRecord, outcome: CallOutcome) -> None:
         """Record the cost of a call, even if the caller's lease has ended.
 
-        The cost replaces the money that is held for the call. Nothing is recorded if no provider can charge for it.
+        The cost replaces the money that is reserved for the call. Nothing is recorded if no provider can charge for the
+        call.
         """
         if not outcome.billable:
             self._cost.release(call.hold)
@@ -157,6 +161,6 @@ class CallSettlement:
             before_commit(functools.partial(self._read_budget_left, call, outcome))
 
     def _read_budget_left(self, call: CallRecord, outcome: CallOutcome) -> None:
-        """Set the amount that the tightest budget leaves, in micro-USD, or None if no budget applies to it."""
+        """Store in the outcome the amount left in the tightest budget, in micro-USD, or None if no budget applies."""
         room = self._cost.headroom(call.by.agent_id)
         outcome.budget_left_micro_usd = min((e for e in (room.overall, room.agent) if e is not None), default=None)

@@ -92,7 +92,7 @@ class ConcurrencySlots:
     # -- called inside a unit of work, as its last step
 
     def enter_queue(self, call_id: str, provider: Provider) -> ConcurrencySlot | None:
-        """Enter the provider's queue and return the slot, or None if the provider has no limit."""
+        """Add a call to the provider's queue and return its slot, or None if the provider has no concurrency limit."""
         if provider.concurrency is None and provider.fields.requests_per_minute is None:
             return None
         self._lock_provider(provider.name)
@@ -110,7 +110,7 @@ class ConcurrencySlots:
         return ConcurrencySlot(slot_id, provider, held=slot_id in self._assign_slots(provider))
 
     def leave_queue(self, slot: ConcurrencySlot | None) -> None:
-        """Release the slot, or leave the queue if the slot is not yet assigned."""
+        """Release the slot of a call. If no slot is assigned to the call yet, remove the call from the queue."""
         if slot is not None:
             self._lock_provider(slot.provider.name)
             if _LEAVE.run({"id": slot.id}):
@@ -118,7 +118,7 @@ class ConcurrencySlots:
             after_commit(functools.partial(self._own.discard, slot.id))
 
     def _assign_slots(self, provider: Provider) -> list[str]:
-        """Assign free slots to the calls that have waited longest. Return the ids of these slots."""
+        """Assign free slots to the calls that have waited longest. Return the ids of the assigned slots."""
         per_minute, most = provider.fields.requests_per_minute, provider.concurrency or UNLIMITED
         values = {"provider": provider.name, "now": clock.now()}
         waiting = _WAITING_LONGEST.rows({**values, "most": min(most, per_minute or UNLIMITED)})

@@ -28,29 +28,29 @@ class CallLeases:
     # -- called inside a unit of work
 
     def live_attempt(self, by: Principal) -> LiveAttempt | None:
-        """Return the attempt of the caller's lease, or None if the lease has ended or the caller has none."""
+        """Return the attempt to which the caller's lease belongs, or None if there is no lease or it has ended."""
         if self.tasks is None or by.lease_id is None or by.task_id is None:
             return None
         return self.tasks.live_attempt(by.task_id, by.lease_id)
 
     def renew(self, by: Principal) -> LiveAttempt | None:
-        """Renew the caller's lease if it is live, and return its attempt."""
+        """Renew the caller's lease if it has not ended, and return the attempt to which it belongs."""
         attempt = self.live_attempt(by)
         if attempt is not None and self.tasks is not None and by.task_id is not None and by.lease_id is not None:
             self.tasks.renew_lease(by.task_id, by.lease_id)
         return attempt
 
     def is_live(self, by: Principal) -> bool:
-        """Return whether the caller's lease is live, and renew it. Return True for callers without a lease."""
+        """Renew the caller's lease. Return whether the lease was still live, or True if the caller has no lease."""
         return by.lease_id is None or by.task_id is None or self.renew(by) is not None
 
     def stop_run(self, by: Principal, *, kind: str) -> None:
-        """Ask the worker to stop the run of the caller's lease."""
+        """Ask the worker to stop the run to which the caller's lease belongs."""
         if self.tasks is not None and by.task_id is not None and by.lease_id is not None:
             self.tasks.stop_run(by.task_id, by.lease_id, kind=kind, reason=None)
 
     def record_shortage(self, by: Principal, scope: BudgetScope, shortage: BudgetShortage) -> None:
-        """Record, for the task of the caller's lease, that a budget left too little for a call."""
+        """Record, for the caller's task, that a budget did not leave enough money for a call."""
         if self.tasks is not None and by.task_id is not None and by.lease_id is not None:
             self.tasks.record_shortage(
                 by.task_id, by.lease_id, scope=scope, needed_micro=shortage.needed, left_micro=shortage.left

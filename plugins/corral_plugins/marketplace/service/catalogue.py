@@ -66,7 +66,7 @@ _COLUMNS = ("slug", "template_version", "source", "sha256", "created_at")
 
 
 class Template(msgspec.Struct, frozen=True, kw_only=True):
-    """A version of a template. `findings` contains the findings that do not depend on the current tools."""
+    """A version of a template. `findings` contains those findings that do not depend on which tools currently exist."""
 
     manifest: Manifest
     source: str
@@ -94,14 +94,14 @@ class ActiveParts(msgspec.Struct, frozen=True, kw_only=True):
     plugins: frozenset[str]
 
     def missing_plugins(self, data: Json) -> list[str]:
-        """Return the plugins that a manifest needs and that are not active."""
+        """Return the plugins that a manifest needs but that are not active."""
         kinds = {resource["kind"] for resource in data["resources"]} - self.installers.keys()
         needed = {*data.get("requires", {}).get("plugins", ()), *used_plugins(data["resources"])}
         return sorted(needed - self.plugins | {KIND_PLUGINS.get(kind, kind) for kind in kinds})
 
 
 def used_plugins(resources: Sequence[Json]) -> set[str]:
-    """Return the plugins that resources use, besides the plugins that the kinds of resources belong to."""
+    """Return the plugins that resources need in addition to the plugins that define the kinds of these resources."""
     return {"code_reviews"} if asks_for_reviews(resources) else set()
 
 
@@ -122,7 +122,7 @@ class TemplateCatalogue:
     # -- finding
 
     async def all(self) -> list[Template]:
-        """Return every version of every template that can be described, by slug, newest first."""
+        """Return the versions of all templates, sorted by slug, newest first. Unreadable manifests are left out."""
         contributed = await self.contributed()
         rows = await self._work(_stored_rows, read=True)
         known = [row for row in rows if row[0] not in contributed]
@@ -133,7 +133,7 @@ class TemplateCatalogue:
         return sorted(found, key=lambda each: (each.slug, [-n for n in version_key(each.manifest.version)]))
 
     async def contributed(self) -> dict[str, Templates]:
-        """Return the templates of this release and of plugins by slug."""
+        """Return the templates that this release and the plugins contain, by slug."""
         async with self._loading:
             sources = tuple((plugin, source.name) for plugin, source in self._template_sources())
             if sources != self._sources:
@@ -141,7 +141,7 @@ class TemplateCatalogue:
         return self._contributed
 
     async def find(self, name: str, version: str | None = None) -> Template:
-        """Return a version of a template by the slug or the id, or the latest version. Raise `NotFound`."""
+        """Find a template by its slug or id. Return the given version, or else the latest version. Raise `NotFound`."""
         for template in await self.all():
             if name.lower() in (template.slug, template.id) and version in (None, template.manifest.version):
                 return template
@@ -195,7 +195,7 @@ class TemplateCatalogue:
         return await self._work(page, read=True)
 
     async def categories(self) -> CategoryList:
-        """Return the categories and how many templates each has."""
+        """Return all categories, with the number of templates in each."""
         counts = Counter(str(each.manifest.data.get("category", "")) for each in latest(await self.all()))
         return CategoryList(
             items=[CategoryView(category=name, templates=n) for name, n in sorted(counts.items()) if name]
@@ -216,7 +216,7 @@ class TemplateCatalogue:
     def to_template(
         self, manifest: Manifest, source: str, published_at: str | None, sha256: str | None = None
     ) -> Template:
-        """Return a manifest as a template. `sha256` is the hash that its source promises.
+        """Convert a manifest to a template. `sha256` is the hash that the source of the manifest states.
 
         Looks for credentials in all strings, which takes long for a large manifest, so call it in a thread.
         """
@@ -367,7 +367,7 @@ def _installation_counts(template_ids: Sequence[str]) -> dict[str, int]:
 
 
 def _can_be_shown(manifest: Manifest) -> bool:
-    """Return whether a manifest has a slug and a version, however wrong the rest is."""
+    """Return whether a manifest has a slug and a version. The rest of the manifest may be faulty."""
     return not json_schema_errors(
         {
             "type": "object",

@@ -32,7 +32,10 @@ class TemplateExport:
         self._work, self._catalogue, self._redactor = work, catalogue, redactor
 
     async def export(self, body: ExportTemplate, *, by: Principal) -> Json:
-        """Return the manifest. Raise `Invalid` if a string contains a credential, or a referenced object is missing."""
+        """Return a manifest of the objects.
+
+        Raise `Invalid` if a string contains a credential, or if an object refers to one that is not exported.
+        """
         parts = self._catalogue.parts()
         resources = await self._work(lambda: _resources(body, parts, by), read=True)
         manifest = _manifest(body, resources, parts)
@@ -75,7 +78,7 @@ def _spec(installer: Installer, object_id: str, pointer: str, by: Principal) -> 
 
 
 def _keys(exported: Sequence[tuple[str, str, Json]]) -> dict[str, str]:
-    """Return a key for each object, made of its name."""
+    """Return a key for each object, derived from the name of the object."""
     keys: dict[str, str] = {}
     for kind, object_id, spec in exported:
         word = re.sub(r"[^a-z0-9]+", "_", str(spec.get("name", kind)).lower()).strip("_")[:50]
@@ -119,7 +122,7 @@ def _manifest(body: ExportTemplate, resources: list[Json], parts: ActiveParts) -
 
 
 def _foreign_ids(resources: list[Json]) -> Iterator[FieldError]:
-    """Yield a fault for each id: the object that it names must be exported, too."""
+    """Yield a fault for each id of an object that must be exported, too, because an exported object refers to it."""
     for index, resource in enumerate(resources):
         for place in texts(resource["spec"], f"/resources/{index}/spec"):
             if ID_PATTERN.fullmatch(place.value):

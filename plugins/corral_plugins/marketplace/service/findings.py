@@ -40,7 +40,9 @@ def text_findings(data: Json, redactor: Redactor) -> Iterator[Finding]:
 
 
 def tool_findings(manifest: Manifest, parameters: Mapping[str, Any], risks: Mapping[str, str]) -> Iterator[Finding]:
-    """Yield a finding for each dangerous tool that agents could use, with these parameters, without asking a person.
+    """Yield a finding for each dangerous tool that agents could use without asking a person.
+
+    `parameters` are the parameters of the template, which may determine the tools.
 
     A tool that does not exist counts as dangerous, because it may be added later.
     """
@@ -57,7 +59,10 @@ def tool_findings(manifest: Manifest, parameters: Mapping[str, Any], risks: Mapp
 
 
 async def url_findings(manifest: Manifest, egress: Egress) -> list[Finding]:
-    """Return a finding for each literal URL that the egress guard refuses. Resolves names, and connects to nothing."""
+    """Return a finding for each literal URL that the egress guard refuses.
+
+    Host names are resolved, but no connection is made.
+    """
     found: dict[str, Finding] = {}
     places = {
         match: place.pointer

@@ -87,12 +87,12 @@ class Installations:
     async def uninstall(
         self, installation_id: str, body: UninstallInstallation, *, by: Principal, entry: UnitContext
     ) -> UninstallResult:
-        """Remove the objects of an installation that are unedited, unused and not running."""
+        """Remove those objects of an installation that are not edited, not used and not running."""
         parts = self._catalogue.parts()
         return await self._work(lambda: self._uninstall(installation_id, body, parts, by), entry=entry)
 
     async def delete(self, installation_id: str, *, by: Principal, entry: UnitContext) -> UninstallResult:
-        """Uninstall without force. Raise `NotFound` if nothing of the installation is left."""
+        """Remove an installation without `force`. Raise `NotFound` if no object of the installation is left."""
         parts = self._catalogue.parts()
 
         def remove() -> UninstallResult:

@@ -1,6 +1,6 @@
-"""Installs templates: everything in one transaction, or nothing.
+"""Installs templates. All objects of a template are created in one transaction, or none is created.
 
-A plan is an installation that is rolled back, so it names exactly what an installation would create.
+A plan is made by an installation that is rolled back, so it shows exactly what an installation would create.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class MadeObject(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PlanRollback(ExpectedFailure):
-    """Ends the unit of work of a plan, so that nothing of the plan is stored."""
+    """Raised to roll back the unit of work in which a plan was made, so that nothing is stored."""
 
     def __init__(self, plan: Any) -> None:
         self.plan = plan
@@ -201,7 +201,10 @@ class InstallationService:
 def create_objects(
     prepared: PreparedTemplate, resources: Sequence[PreparedResource], known: Json, on_conflict: str, by: Principal
 ) -> list[MadeObject]:
-    """Create the objects of resources, in this order. `known` maps the keys of other resources to ids."""
+    """Create the objects for these resources, in this order.
+
+    `known` maps the keys of other resources to the ids of their objects.
+    """
     wanted = [WantedName(each.kind, each.title) for each in resources]
     existing = existing_ids(wanted, prepared.installers) if on_conflict != "rename" else {}
     if existing and on_conflict == "fail":

@@ -1,4 +1,4 @@
-"""Walks the resources of a manifest: its strings, the tools, secrets and hosts that it uses, and its references."""
+"""Walks the resources of a manifest: finds strings, the tools, secrets and hosts that are used, and references."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def uses_of(resources: list[Json], pointer: str = "/resources") -> Uses:
 
 
 def asks_for_reviews(value: Any) -> bool:
-    """Return whether a review policy in a value lets tasks wait for code reviews."""
+    """Return whether the value contains a review policy that makes tasks wait for code reviews."""
     policy = value.get("review_policy") if isinstance(value, dict) else None
     if isinstance(policy, dict) and policy.get("mode", "none") != "none":
         return True

@@ -85,18 +85,18 @@ def sha256_of(data: Json) -> str:
 
 
 def version_key(text: str) -> tuple[int, ...]:
-    """Return a version as a tuple that sorts correctly."""
+    """Return a sort key for a version, a tuple that orders versions correctly."""
     return tuple(int(part) for part in text.split("."))
 
 
 @functools.cache
 def release() -> tuple[int, ...]:
-    """Return this release of Corral. The first call reads a file."""
+    """Return the version number of this release of Corral. The first call reads a file."""
     return _padded(re.split("[^0-9.]", version("corral"))[0].strip("."))
 
 
 def release_fits(requirement: str) -> bool:
-    """Return whether this release of Corral meets a requirement such as `>=1.0,<2`."""
+    """Return whether this release of Corral satisfies a version requirement such as `>=1.0,<2`."""
     have = release()
     return all(_HOLDS[operator](have, _padded(want)) for operator, want in _COMPARISON.findall(requirement))
 
@@ -134,7 +134,7 @@ def check_manifest(data: Json) -> Manifest:
 
 
 def _order(resources: list[Json]) -> tuple[tuple[int, ...], list[FieldError]]:
-    """Return the order of creation, and the faults of the references."""
+    """Return the order in which the resources must be created, and the faults in their references."""
     faults: list[FieldError] = []
     places: dict[str, int] = {}
     for index, resource in enumerate(resources):
@@ -174,7 +174,7 @@ def _parameter_faults(data: Json) -> Iterator[FieldError]:
 
 
 def permission_faults(data: Json, uses: Uses) -> Iterator[FieldError]:
-    """Yield a fault for each tool, secret and host that the resources use and the permissions do not name."""
+    """Yield a fault for each tool, secret and host that the resources use but that the permissions do not name."""
     allowed = data.get("permissions", {})
     tools, secrets, hosts = (allowed.get(name, ()) for name in ("tools", "secrets", "egress"))
     declared = {secret["name"] for secret in data.get("secrets", ())}

@@ -17,7 +17,7 @@ OUTCOMES = ("installed", "failed")
 
 
 class MarketplaceMetrics:
-    """Counts installations since the start of this process, and templates of plugins when they have been read."""
+    """Counts the installations since the start of this process, and the available templates."""
 
     def __init__(self) -> None:
         self._installs: Counter[tuple[str, ...]] = Counter()

@@ -1,4 +1,4 @@
-"""Chooses the names of new objects, so that none has the name of another object of its kind."""
+"""Chooses names for new objects, so that no two objects of a kind have the same name."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class WantedName(NamedTuple):
 
 
 def existing_ids(wanted: Sequence[WantedName], installers: Mapping[str, Installer]) -> dict[WantedName, str]:
-    """Return the ids of the objects that have one of the names now."""
+    """Return the ids of the existing objects that have one of the wanted names."""
     found: dict[WantedName, str] = {}
     for kind in {each.kind for each in wanted}:
         names = [each.name for each in wanted if each.kind == kind]

@@ -66,7 +66,7 @@ async def require_installable(
 ) -> None:
     """Raise `Conflict` (`plugin_required`) or `Invalid` unless the template can be installed.
 
-    With `dry_run`, plugins may be missing. The plan names them.
+    With `dry_run`, required plugins may be missing. The plan then names the missing plugins.
     """
     problems = catalogue.problems(template, parts)
     others: list[TemplateProblem | Finding] = [each for each in problems if each.code != "plugin_required"]
@@ -116,7 +116,10 @@ async def prepare(
 def check_specs(
     resources: Iterable[PreparedResource], installers: Mapping[str, Installer], keys: Iterable[str]
 ) -> None:
-    """Raise `Invalid` with the faults of all specs. References are replaced by ids of objects that do not exist."""
+    """Raise `Invalid` with the faults of all specs.
+
+    For this check, references are replaced by ids of objects that do not exist.
+    """
     ids = {key: new_id() for key in keys}
     faults: list[FieldError] = []
     for resource in resources:
@@ -134,7 +137,7 @@ def check_specs(
 
 
 def faults_below(invalid: Invalid, prefix: str) -> list[FieldError]:
-    """Return the faults of a spec with pointers into the manifest."""
+    """Convert the faults of a spec, so that their pointers refer to the whole manifest."""
     if not invalid.errors:
         return [FieldError(prefix, "not_allowed", invalid.detail)]
     return [msgspec.structs.replace(each, pointer=f"{prefix}{each.pointer}") for each in invalid.errors]
@@ -143,14 +146,14 @@ def faults_below(invalid: Invalid, prefix: str) -> list[FieldError]:
 def require_permissions(
     resources: Iterable[PreparedResource], installers: Mapping[str, Installer], by: Principal
 ) -> None:
-    """Raise `Forbidden` unless the caller may create every object."""
+    """Raise `Forbidden` unless the caller may create objects of all kinds in the template."""
     for needed in sorted({installers[each.kind].write for each in resources}):
         if not by.may(needed):
             raise Forbidden(f"Installing this template needs the permission {needed}.")
 
 
 def refuse_critical(findings: Iterable[Finding], by: Principal) -> None:
-    """Raise `Forbidden` if there are critical findings, unless the caller is an admin."""
+    """Raise `Forbidden` if the template has critical findings and the caller is not an admin."""
     critical = [each for each in findings if each.severity == "critical"]
     if critical and not by.may("marketplace.manage"):
         raise Forbidden(

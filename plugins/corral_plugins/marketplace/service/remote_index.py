@@ -1,4 +1,4 @@
-"""Fetches the index of further templates.
+"""Fetches the remote index, which lists further templates.
 
 The index is a JSON document: `{"templates": [{"sha256": "…", "manifest": {…}}]}`. Each hash must match its manifest; a
 template whose hash does not match is shown, but cannot be installed.
@@ -37,13 +37,13 @@ SCHEMA = {
 
 
 class RemoteIndex:
-    """Keeps the templates of the index."""
+    """Fetches the remote index, and stores its templates."""
 
     def __init__(self, work: Work, settings: Settings, egress: Egress, catalogue: TemplateCatalogue) -> None:
         self._work, self._settings, self._egress, self._catalogue = work, settings, egress, catalogue
 
     async def refresh(self) -> None:
-        """Replace the stored templates of the index. If the index cannot be read, they stay."""
+        """Replace the stored templates of the remote index. If the index cannot be read, the stored templates stay."""
         url = await self._work(lambda: self._settings.get(INDEX_URL), read=True)
         if url is None:
             await self._work(lambda: store_remote([]))

@@ -20,8 +20,8 @@ def reasons_to_keep(
 ) -> tuple[dict[str, str], set[str]]:
     """Return the reasons why objects must stay, by object id, and the ids of the objects that still exist.
 
-    An object stays if a person edited it, if it is running, or if another object refers to it that stays or does not
-    belong to the installation.
+    An object stays if a person edited it, or if it is running. It also stays if another object refers to it, unless
+    that object belongs to the installation and does not stay.
     """
     now = fingerprints(objects, installers)
     reasons: dict[str, str] = {}
@@ -50,7 +50,7 @@ def remove_objects(
     dry_run: bool,
     by: Principal,
 ) -> tuple[list[ObjectRef], list[KeptObject]]:
-    """Remove the objects that need not stay, in the reverse order of their creation.
+    """Remove the objects for which there is no reason to stay, in the reverse order of their creation.
 
     Return the removed and the kept objects. Objects that a person deleted before are in neither list.
     """
@@ -72,7 +72,7 @@ def remove_objects(
 
 
 def _add_used(present: set[str], reasons: dict[str, str], installers: Mapping[str, Installer]) -> None:
-    """Add the objects that are still used by objects that stay."""
+    """Add to `reasons` those objects that are used by objects that stay."""
     uses = [use for installer in installers.values() for use in installer.find_uses(sorted(present))] if present else []
     while True:
         added = {

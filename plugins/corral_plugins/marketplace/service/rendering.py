@@ -18,7 +18,7 @@ _MENTIONS = re.compile(r"(?<![\w.\"'])params\s*[.\[]")
 
 
 def default_parameters(schema: Json) -> Json:
-    """Return the default values of the parameters that have one."""
+    """Return the default values of those parameters that have a default value."""
     return {name: each["default"] for name, each in schema.get("properties", {}).items() if "default" in each}
 
 
@@ -44,7 +44,7 @@ def complete_parameters(schema: Json, given: Json) -> Json:
 
 
 def parameter_faults(value: Any, known: set[str], pointer: str) -> Iterator[FieldError]:
-    """Yield the faults of the expressions that name parameters."""
+    """Yield a fault for each expression that refers to a parameter in a wrong way."""
     for place in texts(value, pointer):
         for match in _TEMPLATE.finditer(place.value):
             exact = _PARAMETER.fullmatch(match[0])
@@ -56,7 +56,10 @@ def parameter_faults(value: Any, known: set[str], pointer: str) -> Iterator[Fiel
 
 
 def with_parameters(value: Any, parameters: Mapping[str, Any]) -> Any:
-    """Return a value with its parameters filled in. A string that consists of exactly one parameter keeps the type."""
+    """Return a value with its parameters filled in.
+
+    A string that is exactly one parameter becomes a value of its type.
+    """
     if isinstance(value, str):
         exact = _PARAMETER.fullmatch(value)
         if exact is not None:
@@ -68,7 +71,7 @@ def with_parameters(value: Any, parameters: Mapping[str, Any]) -> Any:
 
 
 def with_secrets(value: Any, names: Mapping[str, str]) -> Any:
-    """Return a value whose secrets have the names that they have in the vault."""
+    """Return a value in which the names of secrets are replaced by their names in the vault."""
     if isinstance(value, str):
         return SECRET.sub(lambda match: f"{{{{ secrets.{names.get(match[1], match[1])} }}}}", value)
     if isinstance(value, dict):
@@ -77,7 +80,7 @@ def with_secrets(value: Any, names: Mapping[str, str]) -> Any:
 
 
 def with_ids(value: Any, ids: Mapping[str, str]) -> Any:
-    """Return a value with ids in the place of references."""
+    """Return a value in which references to resources are replaced by the ids of their objects."""
     key = reference_key(value)
     if key is not None:
         return ids[key]
@@ -87,7 +90,7 @@ def with_ids(value: Any, ids: Mapping[str, str]) -> Any:
 
 
 def with_references(value: Any, keys: Mapping[str, str]) -> Any:
-    """Return a value with references in the place of ids: the opposite of `with_ids`."""
+    """Return a value in which ids of objects are replaced by references to resources: the opposite of `with_ids`."""
     if isinstance(value, str):
         return {"$ref": keys[value]} if value in keys else value
     if isinstance(value, dict):

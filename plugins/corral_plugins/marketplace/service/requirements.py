@@ -1,4 +1,4 @@
-"""Finds the missing requirements of an installation: secrets, tools, and grants of secrets."""
+"""Finds what an installation requires but does not have: secrets, tools, and permissions to use secrets."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ class Requirements:
     def missing(
         self, manifest: Manifest, parameters: Mapping[str, Any], names: Mapping[str, str], objects: Mapping[int, str]
     ) -> tuple[MissingParts, list[NeededSecret]]:
-        """Return the missing requirements, and which of the missing secrets are required.
+        """Return the missing requirements, and those missing secrets without which the template cannot be installed.
 
-        `names` maps the names of secrets to names in the vault, and `objects` the positions of resources to the ids of
-        created objects.
+        `names` maps the names of secrets in the template to names in the vault. `objects` maps the positions of
+        resources to the ids of created objects.
         """
         needed = _needed_secrets(manifest, parameters, names)
         consumers = self._consumers([each.name for each in needed])

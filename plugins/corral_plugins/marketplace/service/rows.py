@@ -35,7 +35,7 @@ def find_writable_installation(installation_id: str, by: Principal) -> Installat
 
 
 def upgrade_hint(slug: str, by: Principal) -> str:
-    """Return how the caller upgrades their earlier installation of a template, or an empty text if there is none."""
+    """Return how to upgrade the caller's earlier installation of a template, or an empty text if there is none."""
     mine = (Installation.slug == slug) & (Installation.installed_by == by.user_id) & (Installation.status != "removed")
     row = Installation.select(Installation.id).where(mine).order_by(Installation.created_at.desc()).first()
     return "" if row is None else f"Upgrade the earlier installation instead: corral template upgrade {row.id}"
@@ -48,13 +48,13 @@ def objects_of(installation_id: str) -> list[InstalledResource]:
 
 
 def lock_objects(objects: Sequence[InstalledResource], installers: Mapping[str, Installer]) -> None:
-    """Lock the objects until the unit of work ends, so that no edit comes between their comparison and their change."""
+    """Lock the objects until the unit of work ends, so that nobody can edit them after they were compared."""
     for kind in sorted({each.kind for each in objects} & installers.keys()):
         installers[kind].lock([each.object_id for each in objects if each.kind == kind])
 
 
 def fingerprints(objects: Sequence[InstalledResource], installers: Mapping[str, Installer]) -> dict[str, Json]:
-    """Return the present values of the objects, by their ids. Deleted objects are left out.
+    """Return the current field values of the objects, by object id. Deleted objects are left out.
 
     An object whose kind no active plugin knows counts as unchanged.
     """

@@ -138,7 +138,7 @@ def _merge(
 ) -> tuple[UpgradeResult, list[MadeObject], dict[int, str]]:
     """Create, change and remove objects.
 
-    Return what was done, the created objects, and the ids of the installation's own objects by position.
+    Return the result of the upgrade, the created objects, and the ids of the installation's own objects by position.
     """
     living = {each.key: each for each in objects if each.removed_at is None}
     matched = {
@@ -205,7 +205,7 @@ def _merge_object(
 
 
 def _properties(schema: Json) -> Json:
-    """Return the properties of an installer's schema, which may be behind a reference."""
+    """Return those properties in an installer's schema that have a default value. The schema may be a reference."""
     name = str(schema.get("$ref", "")).rpartition("/")[2]
     found: Json = (schema["$defs"][name] if name else schema).get("properties", {})
     return {key: each for key, each in found.items() if "default" in each}

@@ -77,7 +77,7 @@ class TemplateUploads:
         return manifest, faults, [*findings, *await url_findings(manifest, self._egress)]
 
     async def _spec_faults(self, template: Template) -> list[FieldError]:
-        """Return the faults of the specs with the defaults of the parameters."""
+        """Return the faults that the specs have if all parameters have their default values."""
         schema = template.manifest.data.get("parameters", {})
         if set(schema.get("required", ())) - {
             n for n, each in schema.get("properties", {}).items() if "default" in each
@@ -137,7 +137,7 @@ def stored_row(manifest: Manifest, source: str, sha256: str, user_id: str | None
 
 
 def store_remote(rows: Sequence[Json]) -> None:
-    """Replace the templates of the index."""
+    """Replace the stored templates of the remote index."""
     StoredTemplate.delete().where(StoredTemplate.source == "remote").execute()
     known: Any = StoredTemplate.select(StoredTemplate.slug).where(StoredTemplate.source == "uploaded").tuples()
     taken = {row[0] for row in known}

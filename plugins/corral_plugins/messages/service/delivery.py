@@ -49,7 +49,7 @@ class MessageDelivery:
         self._settings, self._metrics = settings, metrics
 
     def deliver(self, agent_id: str, *, limit: int, lease_id: str | None) -> list[tuple[Message, Receipt]]:
-        """Deliver at most `limit` messages that are due: requests first, and the oldest first.
+        """Deliver at most `limit` messages of an agent that are due: requests first, each kind oldest first.
 
         `lease_id` is the lease of the attempt that receives the messages, if there is one.
         """
@@ -57,13 +57,16 @@ class MessageDelivery:
         return self._deliver(due, lease_id)
 
     def deliver_now(self, agent_id: str, message_ids: Sequence[str], *, lease_id: str | None) -> None:
-        """Deliver those of these messages that are due."""
+        """Deliver those of the given messages that are due."""
         of_agent = (Receipt.agent_id == agent_id) & Receipt.message_id.in_(list(message_ids))
         due: Any = Receipt.select(Receipt.id, Receipt.message_id).where(of_agent & (Receipt.due_at <= clock.now()))
         self._deliver(list(due.tuples()), lease_id)
 
     def _deliver(self, due: list[tuple[str, str]], lease_id: str | None) -> list[tuple[Message, Receipt]]:
-        """Deliver receipts, each given with its message. Receipts that are not due any more are left out."""
+        """Deliver messages, given as pairs of the ids of a receipt and its message.
+
+        Receipts that are no longer due are left out.
+        """
         if not due:
             return []
         messages = rows.lock_messages(message_id for _, message_id in due)
@@ -91,7 +94,7 @@ class MessageDelivery:
         return delivered
 
     def for_claim(self, agent_id: str, *, lease_id: str, requester_id: str | None) -> ClaimedMessages:
-        """Deliver messages in a claim. Implements `Messages.for_claim`."""
+        """Deliver messages to an agent that claims a task. Implements `Messages.for_claim`."""
         limit = self._settings.get(declared.CONTEXT_LIMIT)
         delivered = self.deliver(agent_id, limit=limit, lease_id=lease_id)
         if not delivered:
@@ -104,9 +107,9 @@ class MessageDelivery:
         return ClaimedMessages(items=[_quoted(row, each) for row, each in delivered], untrusted=tuple(untrusted))
 
     def put_back(self, lease_id: str) -> None:
-        """Make the messages of a lease available again. Implements `Messages.put_back`.
+        """Make the messages that were delivered under a lease available again. Implements `Messages.put_back`.
 
-        The delivery does not count: a message that was delivered for the first time becomes `sent` again.
+        The delivery is not counted: a message that was delivered for the first time gets the status `sent` again.
         """
         found = _OF_LEASE.rows({"lease": lease_id})
         if not found:
@@ -122,7 +125,7 @@ class MessageDelivery:
 
 
 def _quoted(row: Message, receipt: Receipt) -> dict[str, Any]:
-    """Return a message as the model reads it: as data, with its sender and whether a person wrote it."""
+    """Return a message in the form in which a model reads it: as data, with its sender and its trustworthiness."""
     sender = {"type": "agent", "id": row.sender_agent_id} if row.sender_agent_id else _user_reference(row)
     return {
         "id": row.id,

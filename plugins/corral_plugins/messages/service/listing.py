@@ -112,7 +112,7 @@ class MessageListing:
         )
 
     def subscribe(self, agent_id: str, wanted: AgentChannels, *, by: Principal) -> AgentChannels:
-        """Replace the channels to which an agent subscribes. Only its owner, an admin and the agent itself may."""
+        """Replace the channels to which an agent subscribes. Only the agent, its owner and admins may do this."""
         agent = self._find_agent(agent_id)
         if by.agent_id is None:
             require_owner(by, agent.owner_id, what="agent")
@@ -164,7 +164,10 @@ def _receipts_of(agent_id: str | None, user_id: str | None) -> Any:
 
 
 def _has_status(wanted: set[str]) -> Any:
-    """Return the condition that the status is one of these. A message expires before the sweep has recorded it."""
+    """Return the SQL condition that selects messages with one of these statuses.
+
+    A message counts as expired when its time has passed, even if its stored status was not updated yet.
+    """
     condition: Any = Message.status.in_(sorted(wanted - set(OPEN)))
     condition |= Message.status.in_(sorted(wanted & set(OPEN))) & (Message.expires_at > clock.now())
     if "expired" in wanted:

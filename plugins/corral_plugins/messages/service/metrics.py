@@ -59,6 +59,6 @@ class MessageMetrics:
 
 
 def count_undelivered() -> dict[tuple[str, ...], float]:
-    """Return the number of count_undelivered receipts that have not expired."""
+    """Return the number of receipts that were not delivered yet and have not expired."""
     waiting = SQL("status = 'sent'") & (Receipt.expires_at > clock.now())
     return {(): float(Receipt.select().where(waiting).count())}

@@ -99,7 +99,11 @@ class MessageReceipts:
         return own[0]
 
     def _own_receipts(self, receipts: list[Receipt], by: Principal) -> list[Receipt]:
-        """Return the receipts of the caller and of the agents that the caller owns, or all for an admin."""
+        """Return the receipts for which the caller may act.
+
+        These are the caller's own receipts. If there are none, an admin may act for all recipients, and other people
+        for the agents that they own.
+        """
         if by.agent_id is not None:
             return [each for each in receipts if each.agent_id == by.agent_id]
         own = [each for each in receipts if each.user_id is not None and each.user_id == by.user_id]
@@ -129,9 +133,10 @@ class MessageReceipts:
     # -- expiry
 
     def expire_batch(self) -> int:
-        """Expire at most 200 receipts whose time has passed, or that nobody acknowledged after the last redelivery.
+        """Mark at most 200 receipts as expired: their time has passed, or nobody acknowledged the last redelivery.
 
-        Tell the sender of a request once that it expired without an acknowledgement. Return the number of receipts.
+        Tell the sender of each request once that the request expired without an acknowledgement. Return the number of
+        receipts.
         """
         now = clock.now()
         passed = SQL("status IN ('sent', 'delivered', 'read')") & (Receipt.expires_at <= now)

@@ -61,7 +61,7 @@ def refresh_status(message_ids: Collection[str]) -> None:
 
 
 def receipts_of(message_id: str) -> list[Receipt]:
-    """Return the receipts of a message. There are at most 500."""
+    """Return the receipts of a message, which has at most 500 receipts."""
     return list(Receipt.select().where(Receipt.message_id == message_id).order_by(Receipt.id))
 
 
@@ -95,12 +95,15 @@ def publish_message_event(
 
 
 def current_status(status: str, expires_at: str) -> str:
-    """Return the status of a message or a receipt, which expires before the sweep has recorded it."""
+    """Return the current status of a message or a receipt.
+
+    The status is `expired` as soon as the time of expiry has passed, even if the stored status was not updated yet.
+    """
     return "expired" if status in OPEN and expires_at <= clock.now() else status
 
 
 def item_of(row: Message) -> MessageItem:
-    """Return a message as an item of a list."""
+    """Return a message in the form in which a list shows it."""
     return MessageItem(**_item_fields(row))
 
 
@@ -118,7 +121,7 @@ def _item_fields(row: Message) -> dict[str, Any]:
 
 
 def receipt_views(receipts: Sequence[Receipt]) -> list[ReceiptView]:
-    """Return receipts as parts of a message."""
+    """Return receipts in the form in which the response about a message shows them."""
     return [
         ReceiptView(
             **{name: getattr(each, name) for name in _RECEIPT_FIELDS},

@@ -39,7 +39,7 @@ _REMOVED = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u061c\u200e\u200f\u2
 
 
 class Sender(msgspec.Struct, frozen=True, kw_only=True):
-    """The sender of a message: an agent, or the person who called."""
+    """The sender of a message: an agent, or the person who sends it."""
 
     agent_id: str | None
     user_id: str | None
@@ -48,7 +48,7 @@ class Sender(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def key(self) -> str:
-        """The sender as one text, which the limits count by."""
+        """The sender as a string, which identifies the sender when the limits count messages."""
         return f"agent:{self.agent_id}" if self.agent_id is not None else f"user:{self.user_id}"
 
 
@@ -84,7 +84,10 @@ class MessageSending:
     # -- sender
 
     def _sender_of(self, new: NewMessage, by: Principal, trusted: bool | None) -> Sender:
-        """Return the sender. Raise `Forbidden` if the caller may not send for the agent that the message names."""
+        """Return the sender of a message.
+
+        Raise `Forbidden` if the caller may not send on behalf of the agent that the message names.
+        """
         is_person = by.kind in ("user", "api_key")
         agent_id = (new.sender_agent_id or by.agent_id or "").lower() or None
         trust = is_person if trusted is None else trusted
@@ -98,14 +101,14 @@ class MessageSending:
         return Sender(agent_id=agent_id, user_id=by.user_id if is_person else None, name=agent.name, trusted=trust)
 
     def _find_sending_agent(self, agent_id: str, by: Principal) -> AgentFacts:
-        """Return the agent that sends the message. Raise `Forbidden` if the caller may not send for it."""
+        """Return the agent that sends the message. Raise `Forbidden` if the caller may not send on its behalf."""
         agent = self._find_agent(agent_id, "/sender_agent_id")
         if by.agent_id is None and by.kind != "system" and not by.is_admin and agent.owner_id != by.user_id:
             raise Forbidden("Only the owner of an agent or an admin may send messages as the agent.")
         return agent
 
     def check_agents(self, fields: Mapping[str, Any], *, by: Principal) -> None:
-        """Raise a `Problem` if a future message names agents that do not exist or that the caller may not send for."""
+        """Raise a `Problem` if a future message names unknown agents, or agents for which the caller may not send."""
         if (sender := fields.get("sender_agent_id")) is not None:
             self._find_sending_agent(sender, by)
         if (recipient := fields.get("recipient_agent_id")) is not None:
@@ -171,14 +174,14 @@ class MessageSending:
         return Correlation(task_id=task_id, run_id=run_id)
 
     def _cause_of(self, by: Principal) -> tuple[str, ...] | None:
-        """Return the chain of causes of the caller's task, so that triggers recognise loops through messages."""
+        """Return the chain of causes of the caller's task, with which triggers recognise loops through messages."""
         run = self.tasks.find_run(by.task_id) if self.tasks is not None and by.task_id is not None else None
         return None if run is None else run.cause_chain or None
 
     # -- recipients
 
     def _recipients_of(self, new: NewMessage, sender: Sender, row: Message) -> tuple[list[dict[str, Any]], list[str]]:
-        """Return the recipients, each as the columns of its receipt, and the warnings.
+        """Return the recipients of a message, each as the columns of its receipt, and warnings about them.
 
         Raise `Invalid` unless the message has exactly one recipient, which exists and is not the sender.
         """
@@ -256,7 +259,7 @@ class MessageSending:
 
 
 def acknowledge_by_reply(reply: Message) -> None:
-    """Acknowledge the requests of a thread as done, because the recipient replied in the thread."""
+    """Acknowledge as done the requests to the sender of a reply that belong to the same thread."""
     by_agent = reply.sender_agent_id is not None
     asked = (
         (Receipt.thread_id == reply.thread_id)
@@ -339,6 +342,9 @@ def _unknown_reference(pointer: str, detail: str) -> Invalid:
 
 
 def _too_many(sentence: str, oldest: str) -> TooMany:
-    """Return the error for a limit per minute. `oldest` is the message that leaves the minute next."""
+    """Return the error for a sender that exceeds a limit per minute.
+
+    `oldest` is the time of the oldest message in that minute.
+    """
     wait = max(1, math.ceil(clock.parse_instant(oldest) + 60 - clock.time_s()))
     return TooMany(f"{sentence}; wait {wait} s.", retry_after=wait)

@@ -52,14 +52,14 @@ class MessageTriggerAction:
         )
 
     def _send(self, context: FireContext, fields: Json) -> Json:
-        """Send a message as the owner of the trigger, or as the agent that it names."""
+        """Send a message on behalf of the owner of the trigger, or of the agent that the action names."""
         sending, redactor = self._connected()
         new = convert(NewMessage, redactor.redact_json(fields), pointer_prefix="/action")
         row, _ = sending.send(new, by=context.owner, trusted=not context.tainted, cause=context.cause_chain)
         return {"message_id": row.id}
 
     def _check(self, caller: Principal, fields: Json) -> None:
-        """Raise a `Problem` if the action names agents that do not exist, or that the caller may not send for."""
+        """Raise a `Problem` if the action names unknown agents, or agents on whose behalf the caller may not send."""
         sending, _ = self._connected()
         sending.check_agents(fields, by=caller)
 
