@@ -106,7 +106,8 @@ class Delivery(Model):
 class Post(Model):
     """A comment or a review to post. `source` identifies the reported event, so that nothing is reported twice.
 
-    `attempts` is stored before each request. After the first attempt, the post is looked for before it is sent again.
+    `attempts` is stored before each request. Before each further attempt, Corral checks whether the host already has
+    the post.
     """
 
     visibility = SHARED

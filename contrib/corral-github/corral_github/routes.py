@@ -49,7 +49,7 @@ async def connect_github_repository(
     request: Request,
     work: Work,
 ) -> GitHubRepositoryView:
-    """Connect a repository. Work is done with the rights of the caller."""
+    """Connect a repository. Corral does all work for it with the rights of the caller."""
     warnings = await egress.check_saved_url(body.api_url, pointer="/api_url")
     made = await work(lambda: repositories.create(body, by=caller), entry=request.unit_context(caller))
     return msgspec.structs.replace(made, warnings=warnings) if warnings else made
@@ -65,7 +65,7 @@ def get_github_repository(id: str, repositories: Repositories, caller: Principal
 def update_github_repository(
     id: str, body: GitHubRepositoryPatch, match: IfMatch, repositories: Repositories, caller: Principal
 ) -> GitHubRepositoryView:
-    """Change a repository. From then on, work is done with the rights of the caller."""
+    """Change a repository. From then on, Corral does all work for it with the rights of the caller."""
     return repositories.update(id, body, match, by=caller)
 
 

@@ -55,8 +55,8 @@ class GitHubRepositoryView(msgspec.Struct, kw_only=True):
     """A connected repository.
 
     `hook_path` is the path of the address that the webhook at the host calls. `waiting` is the number of pull requests
-    and issues for which work waits. `is_token_tried` says whether the host has accepted the token: nothing is asked of
-    the host before the first delivery.
+    and issues for which work waits. `is_token_tried` says whether the host has accepted the token: Corral sends the
+    host no request before the first delivery.
     """
 
     id: str

@@ -34,7 +34,7 @@ class CorralServer:
         self._tools: dict[str, ApiTool] | None = None
 
     async def answer(self, message: bytes, request: Request) -> Json | None:
-        """Return the response to a message, or None to a notification."""
+        """Return the response to a message, or None for a notification."""
         sdk: Any = await asyncio.to_thread(importlib.import_module, "corral_mcp.server_sdk")
         headers = [(name, value) for name, value in request.headers.items() if name in KEPT]
         tools = await self.tools()

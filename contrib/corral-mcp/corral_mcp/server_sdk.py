@@ -31,7 +31,7 @@ INSTRUCTIONS = (
 async def answer(
     message: bytes, headers: list[tuple[bytes, bytes]], tools: Mapping[str, ApiTool], call: Call
 ) -> dict[str, Any] | None:
-    """Answer one message. Return the response, or None to a notification.
+    """Answer one message. Return the response, or None for a notification.
 
     The HTTP statuses of the SDK are left out, because the response contains the errors of the protocol.
     """

@@ -200,7 +200,8 @@ class ApiClient:
         """Return the object with this id or, ignoring case, this name from the list at `path`.
 
         `kind` is the noun for the error messages, such as "agent". `field` is the field that contains the name.
-        `listing` is the command that lists the objects, if it is not `corral agents list` or the like.
+        `listing` is the command that lists the objects, which by default is, for the kind `agent`, `corral agents
+        list`.
         """
         if parse_id(name) is not None:
             try:

@@ -183,7 +183,7 @@ def _error_message(error: Exception) -> tuple[int, list[str]]:
 
 
 def _plugin_commands(wanted: str | None = None) -> dict[str, click.Command]:
-    """Return the commands of the plugins that the configuration loads, by name.
+    """Return the commands of the plugins that the configuration loads, keyed by name.
 
     A plugin whose commands are entry points of the group `corral.commands` is not imported, only its commands are: all
     of them, or only `wanted`. Other plugins contribute commands with a hook. A plugin that fails to import contributes

@@ -231,7 +231,7 @@ def _contributed(item: PluginRecord, plugins: list[PluginRecord]) -> dict[str, A
 
 
 def _contributed_to_plugins(item: PluginRecord) -> dict[str, list[str]]:
-    """Return what a plugin contributes to the hooks of other plugins, such as its tools, by the name of the hook."""
+    """Return the names of a plugin's contributions to hooks of other plugins, such as its tools, keyed by hook."""
     from corral import hookspecs
 
     return {

@@ -18,7 +18,7 @@ _registered: list[Path] = []  # the data folders in which this process is regist
 
 
 class LoadResult(NamedTuple):
-    """The start or the last reload of a process: its error, if it failed, and a line for each plugin that did.
+    """The result of the start or the last reload of a process: its error, if any, and a line for each failed plugin.
 
     After a failed reload, the process runs with the configuration and the plugins from before.
     """
@@ -38,7 +38,8 @@ class ReloadResult(NamedTuple):
 def register_for_reload(data_dir: Path, url: str = "") -> None:
     """Register this process for reloads by SIGHUP. SIGHUP is ignored until its handler is installed.
 
-    `url` is the URL of the listener of a server, which `running_server_url` returns.
+    If this process is a server, `url` is the URL of its listener, which `running_server_url` returns to other
+    processes.
     """
     if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -127,7 +128,7 @@ def _is_running(process: int) -> bool:
 
 
 def running_server_url(data_dir: Path) -> str | None:
-    """Return the URL of the listener of a server that runs on this data folder, or None if there is none."""
+    """Return the URL of the listener of a server that uses this data folder, or None if no server does."""
     for process in _running_processes(data_dir):
         with contextlib.suppress(FileNotFoundError):
             if url := (_registration_folder(data_dir) / str(process)).read_text("utf-8"):

@@ -44,7 +44,7 @@ class Snapshot:
         self._tables = existing_tables(engine)
 
     def tables(self, known: Iterable[str]) -> list[str]:
-        """Return the `known` tables that exist."""
+        """Return those of the tables in `known` that exist."""
         return sorted({*known} & {*self._tables})
 
     def schemas(self) -> dict[str, list[str]]:

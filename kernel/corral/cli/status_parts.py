@@ -33,7 +33,7 @@ def read_if_allowed(client: ApiClient, path: str, **query: Any) -> Any:
 
 
 def some_names(names: Iterable[str]) -> str:
-    """Return the names as a list in words. If there are many names, only the first few are listed."""
+    """Return the names as text, separated by commas. If there are many names, only the first few are listed."""
     named = list(names)
     rest = len(named) - MAX_NAMES
     return ", ".join(named[:MAX_NAMES]) + (f" and {rest} more" if rest > 0 else "")

@@ -347,7 +347,7 @@ class Mail(Protocol):
 
 
 class UserApiKeys(Protocol):
-    """The API keys of users, which are revoked when an account changes. The `security` plugin provides this service."""
+    """Revokes the API keys of users when their accounts change. The `security` plugin provides this service."""
 
     def revoke_keys_of(self, user_id: str) -> int:
         """Revoke all API keys of a user and return their number. Runs in the caller's unit of work."""

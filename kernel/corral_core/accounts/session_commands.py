@@ -169,7 +169,7 @@ def _ask_for_code() -> str:
 
 
 def _change_password(client: ApiClient, answer: Any, password: str) -> Any:
-    """Replace a password that the server accepts only for this purpose."""
+    """Ask for a new password and set it. The server accepts the old password only to set a new one."""
     client.set_token(answer["access_token"])
     new = click.prompt(
         "The password must be changed. New password", hide_input=True, confirmation_prompt=True, err=True
@@ -178,7 +178,7 @@ def _change_password(client: ApiClient, answer: Any, password: str) -> Any:
 
 
 def _end_session(name: str) -> None:
-    """End the session on the server. A session that has ended already is no failure."""
+    """End the session on the server. It is no error if the session has already ended."""
     try:
         with open_client(name) as client:
             client.send("POST", "/auth/logout")

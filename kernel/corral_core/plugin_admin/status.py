@@ -9,7 +9,7 @@ STATES = ("failed", "blocked", "quarantined")
 
 
 def plugin_status(client: ApiClient) -> StatusPart:
-    """Tell admins which plugins are enabled and do not run, and why."""
+    """Report to admins which enabled plugins do not run, and why."""
     found = read_if_allowed(client, "/plugins", state=list(STATES))
     if found is None or not found["items"]:
         return StatusPart(found)

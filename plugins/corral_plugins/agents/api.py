@@ -27,7 +27,7 @@ declare_codes(
 
 
 class AgentFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """The facts about an agent that claims and model calls need: its state, slots and configuration.
+    """What Corral must know about an agent to assign tasks to it and to call its model: state, slots and configuration.
 
     `version` is the version of the configuration. `max_cost_per_task_micro` limits the cost of tasks that have no limit
     of their own, in micro-USD.

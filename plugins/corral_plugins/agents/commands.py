@@ -280,7 +280,7 @@ def _model(agent: Any) -> str:
 
 
 def _warnings(client: ApiClient, agent: dict[str, Any]) -> list[str]:
-    """Return the warnings about an agent in words. Warnings about its model name the existing providers."""
+    """Describe the warnings about an agent in sentences. A warning about its model names the existing providers."""
     found = []
     for code in agent["warnings"]:
         kind, _, subject = code.partition(":")

@@ -47,7 +47,10 @@ OPEN: tuple[Status, ...] = ("pending", "revision_requested")
 
 
 class Approvers(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The people who may decide: people by id, and everyone with one of the roles. Admins may always decide."""
+    """The people who may decide: the users with these ids, and everyone who has one of the roles.
+
+    Admins may always decide.
+    """
 
     users: Annotated[list[Id], Meta(max_length=50)] = []
     roles: Annotated[list[DecidingRole], Meta(max_length=2)] = []
@@ -216,10 +219,10 @@ class Approvals(Protocol):
         ...
 
     def consume(self, approval_id: str, *, payload_sha256: str) -> Any:
-        """Use an approval to execute what it approves, and return the approved payload. It can be used once.
+        """Use an approval to execute what it approves, and return the approved payload.
 
-        A single statement checks the hash, the status, the expiry and earlier use. Raise `Conflict`
-        (`already_decided`) if one of the checks fails.
+        An approval can be used only once. A single statement checks the hash, the status, the expiry and earlier use.
+        Raise `Conflict` (`already_decided`) if one of the checks fails.
         """
         ...
 

@@ -40,7 +40,7 @@ routes = Routes("/approvals", tag="Approvals")
 
 @routes.get("/", needs=READ, live=True, raises=("invalid_cursor",))
 def list_approvals(query: ApprovalQuery, listing: ApprovalListing, caller: Principal) -> Page[ApprovalItem]:
-    """List approvals, most urgent first: by risk, then by expiry. Agents and workers see their own."""
+    """List approvals, most urgent first: by risk, then by expiry. Agents and workers see only their own."""
     return listing.list_approvals(query, caller)
 
 

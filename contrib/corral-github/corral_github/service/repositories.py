@@ -96,7 +96,7 @@ class Repositories:
     def update(
         self, repository_id: str, patch: GitHubRepositoryPatch, match: IfMatch, *, by: Principal
     ) -> GitHubRepositoryView:
-        """Change a repository. From then on, work is done with the rights of the caller."""
+        """Change a repository. From then on, Corral does all work for it with the rights of the caller."""
         row = _find(repository_id, by)
         match.check(row.version)
         given = {name: value for name in FIELDS if (value := getattr(patch, name)) is not UNSET}
@@ -193,7 +193,7 @@ def _find(repository_id: str, by: Principal) -> Repository:
 def _end_pauses(repository_id: str, thread_ids: set[str]) -> None:
     """Wake these threads, and the waiting threads of a repository, before the end of their pauses.
 
-    The row of the repository is changed after the rows of its threads, as in `threads`, to avoid deadlocks.
+    The row of the repository is changed after the rows of its threads, as everywhere, to avoid deadlocks.
     """
     waiting = (Thread.repository_id == repository_id) & Thread.run_at.is_null(False)
     woken = thread_ids | {each.id for each in Thread.select(Thread.id).where(waiting).limit(BATCH_SIZE)}

@@ -55,12 +55,13 @@ class WorkItem(msgspec.Struct, frozen=True):
 
 
 def wake(thread_id: str) -> bool:
-    """Let a process work on a thread soon, unless it waits for its host. Runs in the caller's unit of work.
+    """Make a process work on a thread soon, unless the thread is waiting for its host.
 
-    Return False if the thread was deleted. Otherwise it is not deleted before the unit of work ends.
+    Runs in the caller's unit of work. Return False if the thread was deleted. Otherwise, nobody can delete the thread
+    before the unit of work ends.
 
-    The row is locked whether or not it changes, so that the holder's last look for work comes either after this unit
-    of work, or before it. A condition on `run_at` would not wait for a holder that is about to release the thread.
+    The row is locked whether or not it changes, so that the holder's last look for work comes either after this unit of
+    work, or before it. A condition on `run_at` would not wait for a holder that is about to release the thread.
     """
     due = Thread.update(run_at=fn.COALESCE(Thread.run_at, clock.now()))
     if not due.where(Thread.id == thread_id).execute():

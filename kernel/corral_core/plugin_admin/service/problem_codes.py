@@ -21,7 +21,10 @@ EVERY_ROUTE = frozenset(EVERYWHERE.split())
 
 
 def problem_codes(route: Route, signature: Signature) -> dict[int, set[str]]:
-    """Return the problem codes that the route may return, by status. Codes that no plugin declares are left out."""
+    """Return the problem codes that the route may return, keyed by status.
+
+    Codes that no plugin declares are left out.
+    """
     codes = {*EVERY_ROUTE, *route.raises}
     if not route.exempt_host:
         codes.add("invalid_host")

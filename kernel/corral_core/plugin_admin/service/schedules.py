@@ -75,7 +75,7 @@ class ScheduleAdministration:
 
 
 def stored_schedules() -> dict[str, ScheduleRow]:
-    """Return the stored states of all schedules, by name. Runs in the caller's unit of work."""
+    """Return the stored states of all schedules, keyed by name. Runs in the caller's unit of work."""
     return {row.name: row for row in ScheduleRow.select()}
 
 

@@ -282,7 +282,10 @@ class AgentManagement:
             self.tools.refuse_missing_permissions(by, enabled=added, policy=after, before=before)
 
     def _columns_of(self, fields: AgentFields, config: dict[str, Any]) -> dict[str, Any]:
-        """Return the column values of the fields that are set. Raise `Invalid` for values that have no effect here."""
+        """Return the column values of the fields that are set.
+
+        Raise `Invalid` for values that have no effect because the plugin that they need is not active.
+        """
         budgets, reviews = self.cost is not None, self.code_reviews is not None
         return to_columns(fields, config, enforces_budgets=budgets, performs_reviews=reviews)
 

@@ -146,7 +146,7 @@ def _visible_character(character: str) -> str:
 
 
 def _status_is_any(statuses: list[Any]) -> Any:
-    """Return the condition for the statuses that `rows.shown_status` shows."""
+    """Return the SQL condition for approvals for which `rows.shown_status` returns one of the given statuses."""
     overdue = (Approval.expires_at <= clock.now()) & (Approval.on_timeout == "reject")
     found: Any = Approval.status.in_(sorted({*statuses} - {*OPEN}))
     for status in {*statuses} & {*OPEN}:

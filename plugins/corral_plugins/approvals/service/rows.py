@@ -79,7 +79,10 @@ def is_overdue(row: Approval) -> bool:
 
 
 def shown_status(row: Approval) -> str:
-    """Return the status for readers: an overdue approval counts as expired before the sweep has found it."""
+    """Return the status that callers see.
+
+    An overdue approval is shown as expired even before a scheduled job has ended it.
+    """
     return "expired" if is_overdue(row) and row.on_timeout == "reject" else str(row.status)
 
 

@@ -102,7 +102,7 @@ class AutoApproval:
 
 
 def _may_apply(rule: AutoApproveRule, row: Approval, data: dict[str, Any]) -> bool:
-    """Return whether the rule applies, apart from its condition."""
+    """Return whether the rule may apply to the approval. The condition of the rule is not evaluated."""
     tool = None if row.tool_call is None else row.tool_call["tool"]
     if _is_tainted(row, data["task"]) or row.required_approvals > 1:
         return False

@@ -24,7 +24,7 @@ class ApprovalTimers:
 
     @staticmethod
     def overdue() -> list[tuple[str, str | None]]:
-        """Return the ids and tasks of at most `BATCH_SIZE` overdue approvals, the longest overdue first."""
+        """Return the ids and task ids of at most `BATCH_SIZE` overdue approvals, the longest overdue first."""
         found: Any = Approval.select(Approval.id, Approval.task_id).where(
             IS_OPEN & (Approval.expires_at <= clock.now())
         )
