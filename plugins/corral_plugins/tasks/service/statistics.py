@@ -1,8 +1,8 @@
-"""Statistics of tasks and agents: counters and hourly rollups in the database, and the metrics of this process.
+"""Statistics about tasks and agents: counters and hourly rollups in the database, and the metrics of this process.
 
 The counters and rollups change together with the rows that they count, so that no read has to count tasks. They are
-sharded, so that concurrent units of work rarely wait for each other. Each unit of work writes its changes at its end
-and in a fixed order, so that it holds the locks only briefly and causes no deadlock.
+sharded, so that concurrent units of work rarely wait for each other. Each unit of work writes its changes to them at
+its end and in a fixed order, so that it holds the locks only briefly and causes no deadlock.
 """
 
 from __future__ import annotations
@@ -151,14 +151,14 @@ def count_ended_task(*, completed: bool, duration_ms: int | None) -> None:
 
 
 def count_started_attempt(queue_ms: int) -> None:
-    """Count the start of an attempt, and add the milliseconds that the attempt waited in the queue."""
+    """Count the start of an attempt, and add the time in milliseconds that the attempt waited in the queue."""
     hour = _current_deltas().hour
     hour["queued"] += 1
     hour["queue_ms"] += queue_ms
 
 
 def save_deltas() -> CounterDeltas:
-    """Save the counter changes of the unit of work, so that `restore_deltas` can return to them."""
+    """Return a copy of the counter changes of the unit of work, to which `restore_deltas` can reset them."""
     deltas, copy = _current_deltas(), CounterDeltas()
     copy.counters, copy.hour = deltas.counters.copy(), deltas.hour.copy()
     return copy
@@ -351,7 +351,7 @@ class TaskMetrics:
         return {(): self._reclaims}
 
     def stale_calls(self) -> Values:
-        """Return the number of calls under a lease that had ended, by call."""
+        """Return the number of calls that arrived after their lease had ended, by call."""
         return self._stale_calls
 
     def stalls_by_kind(self) -> Values:

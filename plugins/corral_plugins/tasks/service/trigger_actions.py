@@ -95,7 +95,7 @@ class TaskTriggerAction:
 
 
 def are_unfinished(results: Sequence[Json]) -> list[bool]:
-    """Return for each result of the action whether its task has not ended."""
+    """Return, for each result of the action, whether the task that the action created is unfinished."""
     ids = [result["task_id"] for result in results]
     found: Any = Task.select(Task.id).where(Task.id.in_(ids) & Task.status.not_in(TERMINAL)).tuples()
     live = {row[0] for row in found}
