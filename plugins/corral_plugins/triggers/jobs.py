@@ -19,12 +19,12 @@ LEASE_SECONDS = 60  # after a crash, the sweep fires the slots of the job much e
 
 
 async def fire_slots(ids: list[str], firing: TriggerFiring) -> None:
-    """Fire pending slots."""
+    """Fire pending slots of triggers."""
     await firing.fire(ids)
 
 
 async def read_events(reader: TriggerLogReader) -> None:
-    """Record the events that triggers follow."""
+    """Record the events for which triggers wait."""
     await reader.read()
 
 
@@ -34,7 +34,7 @@ async def record_due_slots(scheduler: TriggerScheduler) -> None:
 
 
 async def fire_waiting_slots(scheduler: TriggerScheduler) -> None:
-    """Fire the slots whose wait is over."""
+    """Fire the slots of triggers whose waiting time is over."""
     await scheduler.sweep()
 
 
