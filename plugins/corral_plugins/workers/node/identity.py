@@ -47,9 +47,9 @@ class DuplicateWorkerDetector:
         self._times: deque[float] = deque(maxlen=self.TIMES)
 
     def record_revoked_token(self) -> bool:
-        """Record a revoked token. Return whether three tokens were revoked within 300 s.
+        """Record that a token was revoked. Return whether three tokens were revoked within 300 s.
 
-        Three revoked tokens in this time indicate that another worker has the same fingerprint.
+        If three tokens are revoked in this time, another worker probably has the same fingerprint.
         """
         self._times.append(time.monotonic())
         return len(self._times) == self.TIMES and self._times[-1] - self._times[0] < self.SECONDS

@@ -143,7 +143,7 @@ class ToolClient:
     async def _run_recorded(
         self, run: Callable[[], Awaitable[Any]], call_id: str, *, idempotent: bool
     ) -> dict[str, Any]:
-        """Run a tool unless an earlier attempt may have run it. Return the outcome."""
+        """Run a tool and return the outcome. If an earlier attempt may have run it, return an error instead."""
         if not await self._record_start(call_id, idempotent=idempotent):
             return {"error": UNKNOWN}
         try:
@@ -152,9 +152,9 @@ class ToolClient:
             return {"error": {"type": "failed", "message": str(error)}}
 
     async def _record_start(self, call_id: str, *, idempotent: bool) -> bool:
-        """Record the start of a tool in a checkpoint, unless the tool is idempotent.
+        """Record in a checkpoint that a tool starts, unless the tool is idempotent.
 
-        Return False if an earlier attempt already started the tool, which must not run twice.
+        Return False if an earlier attempt has already started the tool, because the tool must not run twice.
         """
         if idempotent:
             return True
