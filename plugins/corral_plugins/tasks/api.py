@@ -1,6 +1,6 @@
 """The public interface of tasks for other plugins: data types, the `Tasks` service and the events.
 
-One event exists for each transition of a task, in the order in which a task can reach the states.
+Each transition of a task has an event. The events are declared in the order in which a task can reach the states.
 """
 
 from __future__ import annotations
@@ -418,7 +418,10 @@ class Tasks(Protocol):
         ...
 
     def replace_review(self, task_id: str, review_id: str, new_id: str) -> bool:
-        """Let a task that waits for a review wait for a newer one. Return False if it does not wait for the review."""
+        """Let a task wait for a newer review instead of its current one.
+
+        Return False if the task does not wait for the current review.
+        """
         ...
 
     def lock_held_run(self, task_id: str, lease_id: str, *, approval_id: str) -> Run:

@@ -1,7 +1,7 @@
 """Background jobs of tasks.
 
-To keep units of work short, a job finds tasks in one unit of work, and then checks and changes each task in another
-one.
+To keep units of work short, a job finds tasks in one unit of work, and then checks and changes each task in a unit of
+work of its own.
 """
 
 from __future__ import annotations

@@ -342,7 +342,7 @@ class HourlyRollup(Model):
 class PageAnchor(Model):
     """A saved position in the list of all tasks, for paging by offset.
 
-    The row contains the sort key of a task, and the number of tasks between the previous anchor and this one.
+    The row contains the sort key of a task, and the number of tasks between the previous anchor and this anchor.
     """
 
     created_at = InstantField()

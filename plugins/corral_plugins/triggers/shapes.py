@@ -196,7 +196,7 @@ class TriggerTest(msgspec.Struct, kw_only=True):
 
 
 class RotateSecret(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The time for which the old secret stays valid."""
+    """How long the old secret or address stays valid."""
 
     overlap_seconds: Annotated[int, Meta(ge=0, le=259_200)] = 86_400
 

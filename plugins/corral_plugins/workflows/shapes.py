@@ -30,7 +30,7 @@ Iteration = Annotated[list[Annotated[int, Meta(ge=0, le=1000)]], Meta(max_length
 
 
 class Concurrency(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """How many runs of the workflow may be active, and what happens to further runs."""
+    """How many runs of the workflow may be active, and what happens to further runs after this number is reached."""
 
     limit: Annotated[int, Meta(ge=1, le=1000)] | None = None
     on_limit: Literal["queue", "skip", "cancel_running"] = "queue"
@@ -296,7 +296,7 @@ class DryRun(msgspec.Struct, kw_only=True):
 
 
 class Trigger(msgspec.Struct, kw_only=True):
-    """What started a run: `manual`, `workflow` or the type of a trigger, and its id."""
+    """What started a run: `manual`, `workflow` or the type of a trigger, and the id of the trigger if there is one."""
 
     type: str
     id: str | None

@@ -151,7 +151,7 @@ def _print_events(client: ApiClient, task_id: str, printer: EventPrinter, until:
 
 
 def _reopened_after(client: ApiClient, task_id: str, seq: int) -> bool:
-    """Return whether the task was retried after the event with this position in the event log."""
+    """Return whether the task was retried after the event that has this position in the event log."""
     found = client.get("/events", types=[REOPENED], object_type="task", object_id=task_id, after=seq, limit=1)
     return bool(found["items"])
 

@@ -278,7 +278,7 @@ def extend_anchors() -> bool:
 
 
 def next_anchor() -> tuple[str, str] | None:
-    """Return the position of the page anchor that is missing, or None."""
+    """Return the position of the next page anchor to write, or None if no anchor is missing."""
     last = _LAST_ANCHOR.one({}) or BEFORE_ALL
     found = _NTH_AFTER.one({"created_at": last[0], "id": last[1], "offset": ANCHOR_INTERVAL - 1})
     return None if found is None or found[0] > clock.now(-SETTLED_AFTER) else (found[0], found[1])
@@ -372,7 +372,7 @@ class TaskQueries:
     def _rows_from_offset(offset: int, limit: int, total: int) -> list[tuple[Any, ...]]:
         """Return at most `limit` rows, starting at `offset`.
 
-        Page anchors, which count from the oldest task, make large offsets fast.
+        Page anchors, whose positions count from the oldest task, make large offsets fast.
         """
         if offset == 0:
             return _NEWEST.rows({"limit": limit})

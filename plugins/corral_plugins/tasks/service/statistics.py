@@ -188,7 +188,7 @@ def count_pending_tasks() -> int:
 
 
 def count_open_tasks(user_id: str) -> int:
-    """Return the number of unfinished tasks of a person."""
+    """Return the number of unfinished tasks that a person has."""
     return sum(n for (n,) in _COUNTER.rows({"name": f"open:{user_id}"}))
 
 
@@ -207,7 +207,7 @@ def sums_of_last_day() -> Counter[str]:
 
 
 def oldest_pending() -> tuple[str, str] | None:
-    """Return when the oldest pending task was queued, and its id, or None if no pending task is in a queue."""
+    """Return the queueing time and the id of the oldest pending task, or None if no pending task is in a queue."""
     found = [_OLDEST.one({"rank": rank, "priority": priority}) for rank, priority in RANKS]
     return min(((row[0], row[1]) for row in found if row is not None), default=None)
 
@@ -244,7 +244,7 @@ Values = Mapping[tuple[str, ...], float]
 class TaskMetrics:
     """Records metrics of ended attempts, reclaimed leases, stalled runs and durations.
 
-    A value is recorded only if and when the unit of work commits.
+    A value is recorded only when the unit of work commits, and not at all if it is rolled back.
     """
 
     def __init__(self) -> None:
@@ -282,7 +282,7 @@ class TaskMetrics:
         after_commit(lambda: self._stalls.update([(kind,)]))
 
     def definitions(self) -> list[Metric]:
-        """Return the definitions of all metrics of tasks."""
+        """Return the definitions of all task metrics."""
         return [*_gauges(), *self._counters(), *self._histograms()]
 
     def _counters(self) -> list[Metric]:

@@ -84,7 +84,7 @@ class TaskTriggerAction:
         find_named_agent(agents, fields.get("agent_id"), fields.get("agent_role"))
 
     def cancel_task(self, context: FireContext, result: Json) -> None:
-        """Cancel the task that the trigger created before."""
+        """Cancel the task that an earlier fire of the trigger has created."""
         _, actions, _ = self._connected()
         actions.cancel(result["task_id"], by=context.owner, reason=f"Replaced by trigger {context.trigger_name}.")
 

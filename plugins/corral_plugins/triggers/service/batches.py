@@ -45,7 +45,7 @@ class PreparedFire(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PendingFire(msgspec.Struct, frozen=True):
-    """A pending slot, its trigger, and the prepared action."""
+    """A pending slot, the trigger to which it belongs, and the prepared action."""
 
     row: Fire
     trigger: Trigger
@@ -67,7 +67,10 @@ class BatchFacts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def batches_of(fires: Sequence[PendingFire]) -> list[list[PendingFire]]:
-    """Return the slots in batches of different triggers of one owner. The slots of a trigger stay in their order."""
+    """Group the slots into batches. The slots of a batch belong to different triggers of one owner.
+
+    The slots of each trigger stay in order.
+    """
     turns: dict[str, Iterator[int]] = {}
     groups: dict[tuple[str, int], list[PendingFire]] = {}
     for fire in fires:

@@ -60,7 +60,7 @@ class TriggerLogReader:
         self._database, self._work, self._events, self._types = database, database.work, events, types
 
     async def create_position(self) -> None:
-        """Store the end of the log as the position if none is stored, so that no later event is missed."""
+        """Store the end of the log as the position if no position is stored, so that no later event is missed."""
         if not await self._work(CURSOR.exists, entry=ENTRY, read=True):  # a start on a full disk only reads
             await self._work(CURSOR.create, entry=ENTRY)
 

@@ -194,7 +194,7 @@ class TriggerFiring:
         return statuses, rest
 
     def _conclude_one(self, fire: PendingFire, facts: BatchFacts) -> str | None:
-        """Decide a slot. Return its new status, or None if it is still pending."""
+        """Decide the outcome of a slot. Return the new status of the slot, or None if the slot is still pending."""
         began, row, trigger = time.monotonic(), fire.row, facts.triggers[fire.row.trigger_id]
         try:
             result = self._start(trigger, fire, facts)
@@ -222,9 +222,9 @@ class TriggerFiring:
         return "fired"
 
     def _start(self, trigger: Trigger, fire: PendingFire, facts: BatchFacts) -> Json:
-        """Run the action, and return what it started.
+        """Run the action of a slot, and return what it started.
 
-        Raises `Postponed` or `FireOutcome` if the slot does not fire now, and a `Problem` if the action failed.
+        Raise `Postponed` or `FireOutcome` if the slot does not fire now, and a `Problem` if the action failed.
         """
         row, prepared = fire.row, fire.prepared
         _refuse_unwanted(trigger, row, is_held=facts.is_held)

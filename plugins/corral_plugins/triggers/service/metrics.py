@@ -40,7 +40,7 @@ class TriggerMetrics:
             self._lag.observe(max(0.0, lag_seconds))
 
     def definitions(self) -> list[Metric]:
-        """Return the definitions of all metrics of triggers."""
+        """Return the definitions of all trigger metrics."""
         return [
             Metric(
                 name="corral_trigger_fires_total",
@@ -68,6 +68,6 @@ class TriggerMetrics:
 
 
 def count_triggers() -> Mapping[tuple[str, ...], float]:
-    """Return the number of enabled and of disabled triggers."""
+    """Return the number of enabled triggers and the number of disabled triggers."""
     rows: Any = Trigger.select(Trigger.enabled, peewee.fn.COUNT(Trigger.id)).where(LIVING).group_by(Trigger.enabled)
     return {("true" if enabled else "false",): float(count) for enabled, count in rows.tuples()}

@@ -147,7 +147,7 @@ class TriggerTimes:
 
 
 class TriggerScheduler:
-    """Records due slots, and fires pending rows that have waited long enough."""
+    """Records the slots of due triggers, and fires pending slots that have waited long enough."""
 
     kill_switch: KillSwitch | None
 
@@ -156,7 +156,7 @@ class TriggerScheduler:
         self._times, self._slots, self._firing = times, slots, firing
 
     async def tick(self) -> None:
-        """Record the slots of all triggers that are due."""
+        """Record a slot for each trigger that is due, so that the trigger fires."""
         while await self._database.read(self._has_due_triggers, ENTRY):
             rows = await self._work(lambda: list(self._due_triggers()), entry=ENTRY, read=True)
             now = clock.time_s()

@@ -44,7 +44,7 @@ class TriggerTemplateInstaller:
     checks: TriggerChecks | None
 
     def definition(self) -> Installer:
-        """Return the installer."""
+        """Return the definition of this installer."""
         return Installer(
             kind="trigger",
             title="Trigger",

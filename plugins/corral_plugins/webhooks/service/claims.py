@@ -96,7 +96,10 @@ class DeliveryClaims:
         return str(min(due, probe) if probe and self._settings.get(PROBE_SECONDS) else due)
 
     def claim(self) -> list[Claimed]:
-        """Claim as many deliveries as may be attempted now. Deliveries that their owner may not read are cancelled."""
+        """Claim as many deliveries as may be attempted now.
+
+        Deliveries about objects that the owner of the webhook may no longer read are cancelled.
+        """
         if self.switch is not None and (state := self.switch.state()).engaged and state.hold_deliveries:
             return []
         advisory_lock("webhooks.claim")  # so that the limits hold for all processes together

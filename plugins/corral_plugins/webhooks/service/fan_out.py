@@ -55,7 +55,7 @@ class WebhookFanOut:
         self._types, self._rights, self._accounts = types, rights, accounts
 
     async def create_cursor(self) -> None:
-        """Store the end of the log as the position if none is stored, so that no later event is missed."""
+        """Store the end of the log as the position if no position is stored, so that no later event is missed."""
         if not await self._work(CURSOR.exists, entry=ENTRY, read=True):  # a start on a full disk only reads
             await self._work(CURSOR.create, entry=ENTRY)
 
@@ -194,7 +194,7 @@ def _is_following() -> Any:
 
 
 def _followers(patterns: Collection[str]) -> dict[str, list[_Follower]]:
-    """Return the webhooks that follow each of the patterns."""
+    """Return, for each of the patterns, the webhooks that follow it."""
     columns = (Webhook.id, Webhook.user_id, Webhook.filter, Webhook.since_seq, Webhook.is_active, Subscription.pattern)
     joined = Webhook.select(*columns).join(Subscription, on=Webhook.id == Subscription.webhook_id)
     rows: Any = joined.where(Subscription.pattern.in_(patterns) & _is_following()).tuples() if patterns else ()

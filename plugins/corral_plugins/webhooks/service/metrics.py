@@ -17,7 +17,7 @@ STATUSES = ("pending", "retrying", "succeeded", "failed", "cancelled")
 
 
 class WebhookMetrics:
-    """Counts the attempts of this process."""
+    """Counts the delivery attempts of this process."""
 
     def __init__(self) -> None:
         self._attempts: Counter[tuple[str, ...]] = Counter()
@@ -27,7 +27,7 @@ class WebhookMetrics:
         self._attempts[(outcome,)] += 1
 
     def definitions(self) -> list[Metric]:
-        """Return the definitions of all metrics of webhooks."""
+        """Return the definitions of all webhook metrics."""
         return [
             Metric(
                 name="corral_webhook_attempts_total",

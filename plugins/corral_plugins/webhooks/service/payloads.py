@@ -36,7 +36,7 @@ def body_of(*, type: str, timestamp: str, id: str, data: Any, object_id: str, hr
 
 
 def body_of_event(event: LoggedEvent) -> str:
-    """Return the body of a delivery of an event."""
+    """Return the body of a delivery that reports an event."""
     data = msgspec.Raw(event.data.encode())
     return body_of(type=event.type, timestamp=event.ts, id=event.id, data=data, object_id=event.object_id)
 

@@ -129,7 +129,8 @@ class Attempt(abc.ABC):
     async def _store_checkpoint(self) -> None:
         """Store a checkpoint.
 
-        If the checkpoint is too large, the previous checkpoint stays, and the next attempt resumes from that one.
+        If the checkpoint is too large, the server keeps the previous checkpoint, and the next attempt resumes from
+        there.
         """
         try:
             await self._client.store_checkpoint(self._id, self._state.step, self._state.to_checkpoint())

@@ -63,7 +63,11 @@ class WorkerFolder:
 
     @contextlib.contextmanager
     def lock_folder(self) -> Iterator[None]:
-        """Create the folder and lock it until the `with` block ends. Raise `FolderInUse` or `FolderUnusable`."""
+        """Create the folder and lock it until the `with` block ends.
+
+        Raise `FolderInUse` if another worker uses the folder, or `FolderUnusable` if the folder cannot be created or
+        written.
+        """
         try:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
             lock = (self.path / "lock").open("w")

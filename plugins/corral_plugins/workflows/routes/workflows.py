@@ -169,7 +169,7 @@ async def validate_workflow(
 
 @routes.post("/{id}/clone", needs="workflows.write", status=201, raises=("not_found", "unknown_reference"))
 def clone_workflow(id: str, body: CloneWorkflow, workflows: WorkflowStore, caller: Principal) -> Answer[WorkflowView]:
-    """Copy a workflow or a template. The caller owns the copy."""
+    """Copy a workflow or a workflow template. The caller owns the copy."""
     copy = workflows.clone(id, body, by=caller)
     return Answer(body=copy, headers={"Location": f"/api/v1/workflows/{copy.id}"})
 

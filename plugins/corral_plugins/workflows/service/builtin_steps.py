@@ -59,7 +59,7 @@ class AgentSteps:
     tasks: StepTasks | None
 
     def definition(self) -> StepType:
-        """Return the step type."""
+        """Return the definition of the step type."""
         return StepType(
             type="agent",
             title="Let an agent work on a task",
@@ -82,7 +82,7 @@ class AgentSteps:
         )
 
     def dispatch(self, context: StepContext) -> StepWait:
-        """Create the task."""
+        """Create the task that does the work of the step."""
         return _require_set(self.tasks).create(context, {"instructions": context.title, **context.config})
 
     def resolve(self, context: StepContext, event: LoggedEvent) -> StepResult | None:
@@ -90,7 +90,7 @@ class AgentSteps:
         return _require_set(self.tasks).resolve(context, event)
 
     def cancel(self, context: StepContext, reason: str | None) -> bool:
-        """Cancel the task."""
+        """Cancel the task of the step."""
         return _require_set(self.tasks).cancel(context, reason)
 
 
@@ -100,7 +100,7 @@ class ModelSteps:
     llm: LLM | None
 
     def definition(self) -> StepType:
-        """Return the step type."""
+        """Return the definition of the step type."""
         return StepType(
             type="llm",
             title="Ask a language model",
@@ -118,7 +118,7 @@ class ModelSteps:
         )
 
     async def execute(self, context: StepContext) -> StepResult:
-        """Call the model."""
+        """Call the model, and return its answer as the output of the step."""
         if self.llm is None:
             raise StepFailure("plugin_disabled", "The plugin llm is not active.", retryable=False)
         if not context.caller.may("llm.use"):
@@ -182,7 +182,7 @@ class HttpSteps:
             await self._client.aclose()
 
     def definition(self) -> StepType:
-        """Return the step type."""
+        """Return the definition of the step type."""
         return StepType(
             type="http",
             title="Send an HTTP request",
@@ -308,7 +308,7 @@ class InputSteps:
     """Steps of the type `input`: the step waits until a person submits data."""
 
     def definition(self) -> StepType:
-        """Return the step type."""
+        """Return the definition of the step type."""
         return StepType(
             type="input",
             title="Ask a person for data",
@@ -341,7 +341,7 @@ class ChildSteps:
     workflows: Workflows | None
 
     def definition(self) -> StepType:
-        """Return the step type."""
+        """Return the definition of the step type."""
         return StepType(
             type="workflow",
             title="Run another workflow",
@@ -414,5 +414,5 @@ class BuiltInSteps:
         ]
 
     def definitions(self) -> list[StepType]:
-        """Return the step types."""
+        """Return the definitions of these step types."""
         return [each.definition() for each in (self.agent, self.model, self.http, self.input, self.child, self.code)]

@@ -30,7 +30,7 @@ class CodeSteps:
     tools: Tools | None
 
     def definition(self) -> StepType:
-        """Return the step type."""
+        """Return the definition of the step type."""
         return StepType(
             type="code",
             title="Run code on a worker",
@@ -69,7 +69,7 @@ class CodeSteps:
         return self.tasks.resolve(context, event)
 
     def cancel(self, context: StepContext, reason: str | None) -> bool:
-        """Cancel the task."""
+        """Cancel the task of the step."""
         assert self.tasks is not None
         return self.tasks.cancel(context, reason)
 

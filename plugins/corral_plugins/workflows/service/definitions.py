@@ -49,7 +49,7 @@ CANCEL_JOB = "workflows.cancel_runs"
 
 
 def find_readable_workflow(workflow_id: str, caller: Principal) -> Workflow:
-    """Return a workflow that is not deleted and that the caller may read. Raise `NotFound`."""
+    """Return a workflow if it is not deleted and the caller may read it. Otherwise, raise `NotFound`."""
     row: Workflow | None = Workflow.get_or_none((Workflow.id == workflow_id) & LIVING & visible(Workflow, caller))
     if row is None:
         raise NotFound("There is no workflow with this id.")
@@ -57,7 +57,7 @@ def find_readable_workflow(workflow_id: str, caller: Principal) -> Workflow:
 
 
 def find_writable_workflow(workflow_id: str, caller: Principal) -> Workflow:
-    """Return a workflow that the caller may change. Raise `NotFound` or `Forbidden`."""
+    """Return a workflow if the caller may change it. Otherwise, raise `NotFound` or `Forbidden`."""
     row = find_readable_workflow(workflow_id, caller)
     require_owner(caller, row.created_by, what="workflow", manage="workflows.manage")
     return row

@@ -98,7 +98,7 @@ class StepChanges:
         self.finish(row, "completed", goto=goto, error=None)
 
     def fail(self, step: Step, row: StepRow, error: Json, *, retryable: bool, is_final: bool = False) -> None:
-        """End an attempt of a step that failed. If `is_final`, `on_error` does not apply."""
+        """End an attempt of a step that failed. If `is_final`, the step fails without applying `on_error`."""
         if is_final:
             step = msgspec.structs.replace(step, on_error="fail")
         kind = self.kinds.get(row.type)
@@ -139,7 +139,7 @@ class StepChanges:
                 self.cancel_scope(step.body, (*iteration, n))
 
     def cancel_scope(self, scope: Scope, iteration: Iteration) -> None:
-        """Cancel the steps of a scope."""
+        """Cancel all steps of a scope."""
         for step in scope.steps:
             row = self.state.row(step, iteration)
             if row is not None and row.is_open:

@@ -35,7 +35,7 @@ class WorkflowTemplateInstaller:
     definitions: DefinitionValidator | None
 
     def definition(self) -> Installer:
-        """Return the installer."""
+        """Return the definition of this installer."""
         return Installer(
             kind="workflow",
             title="Workflow",

@@ -27,7 +27,7 @@ class WorkflowTool:
     tasks: Tasks | None
 
     def definition(self) -> Tool:
-        """Return the tool."""
+        """Return the definition of the tool."""
         return Tool(
             name="workflows.run",
             title="Run a workflow",
