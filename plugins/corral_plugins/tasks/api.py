@@ -196,7 +196,7 @@ class TaskOverrides(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, om
 
 
 class AttemptSummary(msgspec.Struct, frozen=True, kw_only=True):
-    """An attempt of a task, as its dead letter shows it."""
+    """An attempt of a task, in the form in which the dead letter of the task shows it."""
 
     n: int
     worker_id: str

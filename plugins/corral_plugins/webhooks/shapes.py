@@ -183,7 +183,7 @@ class DeliveryDetails(DeliveryView, kw_only=True):
 
 
 class RecoverDeliveries(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The time since when failed and cancelled deliveries are sent again, at most 14 days ago."""
+    """The beginning of the time whose failed and cancelled deliveries are sent again, at most 14 days ago."""
 
     since: MomentIn
 

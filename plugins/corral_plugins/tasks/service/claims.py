@@ -166,7 +166,7 @@ def first_task_ids(names: Iterable[str], *, limit: int) -> list[str]:
 
 
 def find_queued_tasks(task_ids: Sequence[str]) -> list[TaskRow]:
-    """Return the rows of those of the given tasks that are in a queue."""
+    """Return the rows of the given tasks, without those that are not in a queue."""
     query = Task.select(*TASK_COLUMNS).where(Task.id.in_(list(task_ids)) & Task.queue.is_null(False))
     return [TaskRow(*row) for row in Statement(lambda p: query.tuples()).rows({})] if task_ids else []
 
@@ -425,7 +425,7 @@ class TaskClaims:
         return [claim for *_, (_, claim) in attempts]
 
     def _start_attempt(self, worker: WorkerFacts, row: TaskRow, agent: AgentFacts) -> tuple[str, Claim]:
-        """Insert the attempt of an assigned task. Return the id of the attempt and the claim."""
+        """Insert the attempt of an assigned task. Return the id of the attempt, and the claim for the worker."""
         token, model = TOKEN_PREFIX + secrets.token_urlsafe(32), self._models.model_name(agent)
         max_attempts = declared.max_attempts(self._settings, agent, row.get("retry_policy"))
         executor = self._payloads.find_executor(row)

@@ -1,4 +1,4 @@
-"""Dead letters of tasks: decides which failures get a dead letter, and answers the `dead_letter` plugin."""
+"""Dead letters of tasks: decides which failures get a dead letter, and informs the `dead_letter` plugin about tasks."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ _ATTEMPTS = Statement(
 
 
 def reason_of(row: TaskRow, error: dict[str, Any]) -> Reason:
-    """Return the reason why a task failed for good, taken from its error."""
+    """Return the reason why a task failed permanently, taken from its error."""
     kind, type_ = error["kind"], error["type"]
     if type_ in ("crash_loop", "manual"):
         return "crash_loop" if type_ == "crash_loop" else "manual"
@@ -102,7 +102,7 @@ class TaskDeadLetters:
         self.dead_letters.add(letter_id, dead)
 
     def add_to_failed(self, row: TaskRow, *, reason: Reason | None = None) -> str | None:
-        """Add a dead letter to a locked task that failed before. Return its id."""
+        """Add a dead letter to a locked task that failed before. Return the id of the dead letter."""
         if self.dead_letters is None:
             return None
         letter_id = new_id()

@@ -391,7 +391,7 @@ def _tools_unmet(tools: Sequence[str], who: str, agent: str, enabled: Sequence[s
 
 
 def _paused_unmet(agent: AgentFacts, name: str) -> Condition:
-    """Return the unmet condition for a paused agent. `name` is the name as an argument of a command."""
+    """Return the unmet condition for a paused agent. `name` is the agent's name in the form that commands accept."""
     href = f"/agents/{agent.id}"
     if agent.status_reason == "budget":  # nobody resumes it before the budget leaves something
         detail = f"The agent is paused, because the budget of the agent {agent.name} is used up."
@@ -436,7 +436,7 @@ def _budget_unmet(row: TaskRow, agent: AgentFacts, obstacle: BudgetObstacle) -> 
 
 
 def _amount(micro_usd: int) -> str:
-    """Return an amount as commands accept it."""
+    """Return an amount in the form that commands accept."""
     return format_micro_usd(micro_usd).removeprefix("$")
 
 

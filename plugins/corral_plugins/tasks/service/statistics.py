@@ -351,7 +351,7 @@ class TaskMetrics:
         return {(): self._reclaims}
 
     def stale_calls(self) -> Values:
-        """Return the number of calls that arrived after their lease had ended, by call."""
+        """Return the number of calls that arrived after their lease had ended, by the name of the call."""
         return self._stale_calls
 
     def stalls_by_kind(self) -> Values:

@@ -162,7 +162,7 @@ class TaskTransitions:
         ).execute()
 
     def new_lease_expiry(self) -> str:
-        """Return the time at which a lease expires that is renewed now."""
+        """Return the time at which a lease expires if it is renewed now."""
         return clock.now(self.settings.get(declared.LEASE_SECONDS))
 
 

@@ -55,8 +55,8 @@ class PendingFire(msgspec.Struct, frozen=True):
 class BatchFacts(msgspec.Struct, frozen=True, kw_only=True):
     """The state that decides whether the slots of a batch fire. Most members are keyed by the ids of the triggers.
 
-    `owners` is keyed by the ids of the users. It contains the principal of each owner, or the reason why an owner has
-    lost their rights. `live` contains the earlier fires of each trigger whose work is unfinished.
+    `owners` is keyed by the ids of the users. It contains the principal of each owner, or the reason why the owner has
+    lost their rights. `live` contains, for each trigger, the earlier fires with unfinished work.
     """
 
     triggers: Mapping[str, Trigger]
@@ -95,7 +95,10 @@ def lock_triggers(ids: Sequence[str]) -> dict[str, Trigger]:
 
 
 def claim(batch: Sequence[PendingFire]) -> set[str]:
-    """Count one more attempt for each slot that nobody has decided or postponed since it was read. Return their ids."""
+    """Count one more attempt for each slot, unless the slot was decided or postponed since it was read.
+
+    Return the ids of the counted slots.
+    """
     claimed: set[str] = set()
     stages: dict[tuple[int, str], list[str]] = {}
     for fire in batch:
@@ -108,7 +111,10 @@ def claim(batch: Sequence[PendingFire]) -> set[str]:
 
 
 def unclaim(fires: Sequence[PendingFire]) -> None:
-    """Undo the attempts that this unit of work has counted for slots that it leaves to the next unit of work."""
+    """Undo the attempts that this unit of work has counted for slots that it does not handle.
+
+    The next unit of work handles these slots.
+    """
     Fire.update(attempt=Fire.attempt - 1).where(Fire.id.in_([fire.row.id for fire in fires])).execute()
 
 
@@ -138,7 +144,7 @@ def _owner(accounts: Accounts, user_id: str | None) -> Principal | RightsLost:
 
 
 def live_fires(actions: Mapping[str, TriggerAction], *, mark: bool = True) -> dict[str, list[Fire]]:
-    """Return the newest fires of each trigger whose work is unfinished. `actions` contains the action of each trigger.
+    """Return, for each trigger, the newest fires with unfinished work. `actions` contains the action of each trigger.
 
     With `mark`, mark the other fires as finished, so that they are not read again.
     """

@@ -82,7 +82,7 @@ _RECORD_FIRED = Statement(
 
 
 class FireOutcome(Exception):
-    """Raised to decide a slot, with a status and a reason, without running the action."""
+    """Raised to end a slot with a status and a reason, without running the action."""
 
     def __init__(self, status: str, reason: str | None = None) -> None:
         self.status, self.reason = status, reason
@@ -337,7 +337,7 @@ def filters_of(trigger: Trigger) -> list[str]:
 
 
 def collect_events(trigger: Trigger, row: Fire) -> None:
-    """Apply the threshold of an event trigger, and the silence for which it waits. Raise `Postponed` to wait."""
+    """Check the threshold of an event trigger and its wait for silence. Raise `Postponed` if it has to wait."""
     mine: Any = (Fire.trigger_id == trigger.id) & PENDING & (Fire.id != row.id)
     threshold = trigger.config.get("threshold") if trigger.type == "event" else None
     if threshold is not None:

@@ -56,7 +56,7 @@ class WebhookDeliveries:
         return delivery_view(Delivery.get_by_id(delivery.id))
 
     def recover(self, webhook_id: str, body: RecoverDeliveries, *, by: Principal) -> RecoveredDeliveries:
-        """Send deliveries again that failed or were cancelled since this time.
+        """Send again the deliveries that failed or were cancelled since this time.
 
         The caller's unit of work queues the first batch of deliveries, and a job queues the rest.
         """

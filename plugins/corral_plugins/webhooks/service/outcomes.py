@@ -1,4 +1,4 @@
-"""Records the results of attempts and what follows from them: retries, recovery, or the end of a dead webhook.
+"""Records the results of attempts and what follows from them: retries, recovery, or disabling a webhook that fails.
 
 Every method runs in the caller's unit of work.
 """

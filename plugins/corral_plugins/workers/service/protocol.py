@@ -139,7 +139,7 @@ class WorkerProtocol:
     def _store_heartbeat(self, row: Worker, body: Heartbeat) -> Worker:
         """Store the contents of a heartbeat, and set an offline worker to `online`.
 
-        Return the row of the worker. It is reread only if an event was published.
+        Return the row of the worker. The row is read again only if an event was published.
         """
         now = clock.now()
         usage = {name: value for name in USAGE if (value := getattr(body, name)) is not UNSET}

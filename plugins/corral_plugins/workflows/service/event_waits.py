@@ -92,7 +92,10 @@ class EventWaits:
         return _Batch(rows, events, place, callers)
 
     async def _has_none(self, row: Any, batch: _Batch) -> bool:
-        """Complete a step if one of the events matches it. Return True if none does, so that its position can move."""
+        """Complete a step if one of the events matches it.
+
+        Return True if no event matches, so that the position of the step can move.
+        """
         caller = batch.callers.get(row.run_id)
         for event in batch.events:
             is_candidate = event.type == row.event and event.seq > row.cursor

@@ -60,7 +60,7 @@ class StepRow(msgspec.Struct, kw_only=True):
     changes: Json = {}
 
     def set(self, **changes: Any) -> None:
-        """Change columns. The changes are written to the database at the end of the advance."""
+        """Change columns. The changes are written to the database when the computation of the advance has ended."""
         for name, value in changes.items():
             setattr(self, name, value)
         self.changes = {**self.changes, **changes}
@@ -101,7 +101,7 @@ _CONVERTED: Mapping[str, Any] = {
 
 
 class RunState:
-    """The run and its steps by key. `changes` are the changed columns of the run."""
+    """A run, and its steps by key. `changes` contains the changed columns of the run."""
 
     def __init__(self, run: Run, rows: Iterable[StepRow]) -> None:
         self.run = run
@@ -165,7 +165,7 @@ def _row_of(values: tuple[Any, ...]) -> StepRow:
 
 
 def read_values(ids: list[str]) -> dict[str, tuple[Any, Any]]:
-    """Return the inputs and outputs of steps by id."""
+    """Return the inputs and outputs of steps, keyed by the id of the step."""
     found: Any = StepRun.select(StepRun.id, StepRun.input, StepRun.output).where(StepRun.id.in_(ids)).tuples()
     return {row[0]: (row[1], row[2]) for row in found}
 

@@ -60,7 +60,7 @@ class StepChanges:
         return bool(self._graph.config.get("fail_fast"))
 
     def has_room(self) -> bool:
-        """Return whether this advance may change more steps. If not, the run is advanced again at once."""
+        """Return whether this advance of the run may change more steps. If not, the run is advanced again at once."""
         if self.changed < BATCH:
             return True
         self.plan.is_partial = True

@@ -62,7 +62,7 @@ def given_fields(given: StepFields, depth: int = 0) -> Json:
 
 
 def patched_step(step: Json, patch: StepPatch) -> Json:
-    """Return a changed step."""
+    """Return a step with the changes of a request applied."""
     names = {} if patch.name is UNSET else _names(patch.name, patch.title)
     if patch.name is UNSET and patch.title is not UNSET:
         names = {"title": patch.title}

@@ -146,7 +146,7 @@ def _step_values(step: Json) -> Json:
 
 @functools.cache
 def _schema() -> Json:
-    """Return the schema of a workflow that a template creates. It cannot be active or a template itself at first."""
+    """Return the schema of a new workflow without `is_template` and `status`, which a template cannot set."""
     schema = msgspec.json.schema(NewWorkflow)
     fields: Json = schema["$defs"]["NewWorkflow"]["properties"]
     del fields["is_template"], fields["status"]

@@ -30,7 +30,7 @@ class WorkflowTriggerAction:
     runs: RunsService | None
 
     def definition(self) -> TriggerAction:
-        """Return the action."""
+        """Return the definition of the action."""
         return TriggerAction(
             type="run_workflow",
             title="Run a workflow",

@@ -41,10 +41,11 @@ def wake(run_id: str) -> bool:
 
 
 def claim_advance(run_id: str) -> bool | None:
-    """Lock a run and mark it as changed. Return whether the caller has to advance it, as no job is queued.
+    """Lock a run and mark it as changed. Return whether the caller has to advance the run.
 
-    The caller advances the run after the commit. If its process dies before, the sweep queues a job that does so.
-    Return None if the run does not exist.
+    If a job that advances the run is already queued, the caller has nothing to do. Otherwise, the caller advances the
+    run after the commit. If its process dies before that, the sweep queues a job. Return None if the run does not
+    exist.
     """
     mark = clock.now()
     row = _QUEUE.one({"id": run_id, "mark": mark, "due_at": clock.now(LOST_SECONDS)})
