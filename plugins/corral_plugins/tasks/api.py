@@ -1,6 +1,6 @@
 """The public interface of tasks for other plugins: data types, the `Tasks` service and the events.
 
-One event exists for each transition of a task, in the order in which a task can reach the states.
+Each transition of a task has an event. The events are declared in the order in which a task can reach the states.
 """
 
 from __future__ import annotations
@@ -108,9 +108,9 @@ BUDGETS = ("max_cost_usd", "monthly_budget_usd", "max_cost_per_task_usd")
 
 
 def refuse_unenforced(fields: Mapping[str, Any], *, enforces_budgets: bool, performs_reviews: bool) -> None:
-    """Raise `Invalid` if the fields of a task or an agent set a budget or require reviews without effect.
+    """Raise `Invalid` if a task or an agent sets a budget or requires a review that no active plugin enforces.
 
-    Budgets need the `cost` plugin, and reviews the `code_reviews` plugin.
+    The `cost` plugin enforces budgets, and the `code_reviews` plugin performs reviews.
     """
     faults = [
         FieldError(f"/{name}", "not_allowed", "Budgets require the plugin cost, which is not active.")
@@ -171,7 +171,7 @@ class NewTask(TaskFields, kw_only=True, forbid_unknown_fields=True):
 class Origin(msgspec.Struct, frozen=True, kw_only=True):
     """The origin of a task that another task or a workflow created.
 
-    The origin consists of the parent task, the workflow and the chain of causes.
+    The origin consists of the parent task, the workflow, and the list of causes that led to the task.
     """
 
     parent_task_id: str | None = None
@@ -196,7 +196,7 @@ class TaskOverrides(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, om
 
 
 class AttemptSummary(msgspec.Struct, frozen=True, kw_only=True):
-    """An attempt of a task, as its dead letter shows it."""
+    """An attempt of a task, in the form in which the dead letter of the task shows it."""
 
     n: int
     worker_id: str
@@ -247,7 +247,8 @@ class LeaseFacts(msgspec.Struct, frozen=True, kw_only=True):
 class LiveAttempt(msgspec.Struct, frozen=True, kw_only=True):
     """The attempt of a live lease.
 
-    `cost_left_micro` is what the cost limit of the task leaves to the attempt, in micro-USD, or None without a limit.
+    `cost_left_micro` is the amount in micro-USD that the cost limit of the task leaves for the attempt, or None if the
+    task has no limit.
     """
 
     attempt_id: str
@@ -297,8 +298,8 @@ class ClaimResponse(msgspec.Struct, frozen=True, kw_only=True):
     """The response to a claim.
 
     `reason` is `ok` if tasks were leased. Otherwise, it states why no task was leased: `none`, `at_capacity`,
-    `draining`, `budget_exhausted` or `kill_switch`. If open circuit breakers stop agents, `retry_at` is the
-    time from which a claim may lease tasks to them.
+    `draining`, `budget_exhausted` or `kill_switch`. If open circuit breakers block some agents, `retry_at` is the
+    earliest time at which a claim may lease tasks to these agents.
     """
 
     tasks: list[Claim]
@@ -309,7 +310,7 @@ class ClaimResponse(msgspec.Struct, frozen=True, kw_only=True):
 class Run(msgspec.Struct, frozen=True, kw_only=True):
     """A task and its run under a live lease, if there is one. `allowed_tools` is null if all tools are allowed.
 
-    `cause_chain` lists the causes of the task, so that triggers recognise loops.
+    `cause_chain` lists the causes of the task, so that a trigger recognises a task that it has caused itself.
 
     If the task is not leased, `lease_id` and `worker_id` are empty. `agent_id` is then also empty, unless the task
     names an agent.
@@ -374,7 +375,7 @@ class Tasks(Protocol):
         ...
 
     def give_up(self, task_id: str, *, by: Principal, message: str) -> str:
-        """Give up a task: fail it, unless it has failed already, and add a dead letter, whose id is returned.
+        """Fail a task, unless it has failed already, and add a dead letter for it. Return the id of the dead letter.
 
         Raise `Conflict` if the task is leased, being cancelled, completed or cancelled.
         """
@@ -388,17 +389,17 @@ class Tasks(Protocol):
         ...
 
     def attempts_between(self, task_id: str, *, after_fence: int, until_fence: int) -> list[AttemptSummary]:
-        """Return the attempts of a task with these fences, oldest first. At most 200 are returned."""
+        """Return the attempts of a task whose fencing numbers lie in this range, oldest first, at most 200."""
         ...
 
     def statuses(self, task_ids: Sequence[str]) -> dict[str, tuple[str, str | None]]:
-        """Return the status of each of these tasks, and when it ended. Unknown ids are omitted."""
+        """Return the status of each of these tasks, and the time at which the task ended. Unknown ids are omitted."""
         ...
 
     def lock(self, task_id: str) -> bool:
-        """Lock a task until the unit of work ends. Return False if it does not exist.
+        """Lock a task until the unit of work ends. Return False if the task does not exist.
 
-        A unit of work locks tasks before the objects of other plugins that belong to them.
+        A unit of work locks tasks before it locks objects of other plugins that belong to these tasks.
         """
         ...
 
@@ -417,7 +418,10 @@ class Tasks(Protocol):
         ...
 
     def replace_review(self, task_id: str, review_id: str, new_id: str) -> bool:
-        """Let a task that waits for a review wait for a newer one. Return False if it does not wait for the review."""
+        """Let a task wait for a newer review instead of its current one.
+
+        Return False if the task does not wait for the current review.
+        """
         ...
 
     def lock_held_run(self, task_id: str, lease_id: str, *, approval_id: str) -> Run:
@@ -463,9 +467,10 @@ class Tasks(Protocol):
         ...
 
     def cancel_all_leased(self, *, reason: str) -> int:
-        """Request the cancellation of all leased tasks, for the mode `cancel` of the kill switch. Return their number.
+        """Request the cancellation of all leased tasks, and return their number.
 
-        The caller's unit of work handles the first batch of tasks, and a background job handles the rest.
+        The kill switch calls this method in the mode `cancel`. The caller's unit of work handles the first batch of
+        tasks, and a background job handles the rest.
         """
         ...
 
@@ -493,9 +498,9 @@ class Tasks(Protocol):
         ...
 
     def record_shortage(self, task_id: str, lease_id: str, *, scope: str, needed_micro: int, left_micro: int) -> None:
-        """Store that a budget left too little for a call under this lease. `scope` is `global` or `agent`.
+        """Record that a budget left too little money for a call under this lease. `scope` is `global` or `agent`.
 
-        Until the budget leaves the needed amount, the task is not claimed again for the same agent and model. Does
+        The task is not claimed again for the same agent and model until the budget leaves enough for the call. Does
         nothing if the lease has ended.
         """
         ...
@@ -557,7 +562,7 @@ class Tasks(Protocol):
 
 
 class TaskExecutor(Protocol):
-    """Decides, for the tasks that it handles, what the worker runs instead of the agent loop.
+    """Decides what the worker runs instead of the agent loop for the tasks that this executor handles.
 
     Both methods run in the claim's unit of work. They may read and write rows, but must not do any other I/O.
     """

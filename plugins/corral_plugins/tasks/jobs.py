@@ -1,7 +1,7 @@
 """Background jobs of tasks.
 
-To keep units of work short, a job finds tasks in one unit of work, and then checks and changes each task in another
-one.
+To keep units of work short, a job finds tasks in one unit of work, and then checks and changes each task in a unit of
+work of its own.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ async def _handle_each(
 async def queue_due_tasks(database: Database, timers: TaskTimers) -> None:
     """Queue tasks that have become available, raise the ranks of waiting tasks, and add page anchors.
 
-    A task becomes available when it is due, or when its requester is active again. Page anchors are saved positions for
-    paging by offset.
+    A task becomes available when its time has come, or when its requester is active again. A page anchor is a saved
+    position in the list of tasks, which makes paging by offset fast.
     """
     entry = UnitContext(label="job tasks.announce", actor=SYSTEM)
     if not await database.read(timers.has_waiting_work, entry):
@@ -90,7 +90,7 @@ def purge_deleted_task(task_id: str) -> None:
 
 
 def unblock_dependents(task_id: str, after: str) -> None:
-    """Queue the next batch of tasks that depended on a completed task."""
+    """Queue the next batch of tasks that were blocked only by a task that is now completed."""
     outcomes.unblock_dependents(task_id, after)
 
 
@@ -100,12 +100,12 @@ def fail_dependents(task_id: str) -> None:
 
 
 def reblock_dependents(task_id: str) -> None:
-    """Block the next batch of tasks that depend on a reopened task."""
+    """Block the next batch of tasks that failed because of a task that is now retried."""
     outcomes.reblock_dependents(task_id)
 
 
 def cancel_children(task_id: str, outcomes: TaskOutcomes) -> None:
-    """Cancel the next batch of children of a cancelled task."""
+    """Cancel the next batch of tasks that a cancelled task has created."""
     outcomes.cancel_children(task_id)
 
 

@@ -146,10 +146,10 @@ class AttemptRow(msgspec.Struct):
 
     An attempt is one claim of a task. It is live until it finishes. `n` is the attempt number for the retry policy; a
     resumed run keeps its number. `ended_by` names the call that ended the attempt, so that a repeated call is
-    recognised. `cost_limit_micro` is what the cost limit of the task leaves to the attempt, and `cost_warning_micro` is
-    the cost of the attempt at which the task has used 80 % of its limit. `output_schema` is the schema of the agent's
-    configuration, if the task has none of its own. `reported_usage` contains the totals that the worker reported last.
-    The counts of tokens and calls include these totals and the calls through the gateway.
+    recognised. `cost_limit_micro` is the amount that the cost limit of the task leaves for the attempt, and
+    `cost_warning_micro` is the cost of the attempt at which the task has used 80 % of its limit. `output_schema` is the
+    schema of the agent's configuration, if the task has no schema of its own. `reported_usage` contains the totals that
+    the worker reported last. The counts of tokens and calls include these totals and the calls through the gateway.
     """
 
     id: Annotated[str, ColumnDeclaration(IdField, primary_key=True)]
@@ -342,7 +342,7 @@ class HourlyRollup(Model):
 class PageAnchor(Model):
     """A saved position in the list of all tasks, for paging by offset.
 
-    The row contains the sort key of a task, and the number of tasks between the previous anchor and this one.
+    The row contains the sort key of a task, and the number of tasks between the previous anchor and this anchor.
     """
 
     created_at = InstantField()
@@ -367,7 +367,7 @@ class SearchDocument(Model):
 
 
 class TaskTag(Model):
-    """A tag of a task. The `tags` column of the task has the same tags, in the order in which its owner wrote them."""
+    """A tag of a task. The `tags` column of the task holds the same tags in the order in which the owner wrote them."""
 
     tag = peewee.CharField(max_length=64)
     created_at = InstantField()

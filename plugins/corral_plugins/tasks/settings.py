@@ -180,7 +180,7 @@ class AppliedStallPolicy(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def retry_policy(settings: Settings, agent: AgentFacts | None, own: dict[str, Any] | None) -> AppliedRetryPolicy:
-    """Merge the policies of a task, its agent and the settings. The task takes precedence, then the agent."""
+    """Merge the retry policies of a task, its agent and the settings. The task takes precedence, then the agent."""
     of_settings = {
         "max_attempts": settings.get(MAX_ATTEMPTS),
         "initial_seconds": settings.get(BACKOFF_INITIAL),

@@ -91,7 +91,7 @@ class TaskGetQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, dic
 
 
 class TaskStatsQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """Filters for the statistics: tasks created since an instant, and tasks of one agent."""
+    """Filters for the statistics: tasks created since an instant, or tasks of one agent."""
 
     since: MomentIn | UnsetType = UNSET
     agent_id: Id | UnsetType = UNSET
@@ -116,7 +116,7 @@ class LogQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, dict=Tr
 
 
 class TaskStats(msgspec.Struct, kw_only=True):
-    """Statistics of tasks. The rate and the averages cover the last 24 hours, in whole hours."""
+    """Task statistics. The rate and the averages cover the last 24 hours, in whole hours."""
 
     total: int
     by_status: dict[str, int]

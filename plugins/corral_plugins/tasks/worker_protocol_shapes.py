@@ -117,7 +117,7 @@ class CheckpointReport(LeaseReport, kw_only=True, forbid_unknown_fields=True):
 
 
 class SecretAccessReport(LeaseReport, kw_only=True, forbid_unknown_fields=True):
-    """The purpose of reading a secret, for the audit log."""
+    """The purpose for which a secret is read. It is recorded in the audit log."""
 
     purpose: Annotated[str, line(500, 0)] | None = None
 
@@ -177,7 +177,7 @@ class CancellationReport(LeaseReport, kw_only=True, forbid_unknown_fields=True):
 
 
 class StartedResponse(msgspec.Struct, kw_only=True):
-    """The response to a start. `status` is `running`, or `cancelling` if the run must stop immediately."""
+    """The response to the start of a task. `status` is `running`, or `cancelling` if the run must stop immediately."""
 
     status: str
     attempt: int

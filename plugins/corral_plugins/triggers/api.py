@@ -1,4 +1,4 @@
-"""The public interface of triggers: their kinds and actions, which other plugins contribute, and the events."""
+"""The public interface of triggers: the kinds and actions that other plugins contribute, and the events."""
 
 from __future__ import annotations
 
@@ -28,8 +28,9 @@ Json = dict[str, Any]
 class FireContext(msgspec.Struct, frozen=True, kw_only=True):
     """The circumstances under which an action runs.
 
-    `owner` is the owner of the trigger, with their present rights. `cause_chain` goes to everything that the action
-    starts, so that a trigger recognises what it caused itself. `tainted` means that the input is untrusted.
+    `owner` is the owner of the trigger, with their present rights. `cause_chain` lists the causes of the fire. It is
+    passed on to everything that the action starts, so that a trigger recognises what it has caused itself. `tainted`
+    means that the input is untrusted.
     """
 
     trigger_id: str
@@ -44,15 +45,16 @@ class TriggerAction(msgspec.Struct, frozen=True, kw_only=True):
     """What a trigger can start. Plugins contribute actions with the hook `corral_trigger_actions`.
 
     `schema` describes the fields other than `type`; `example` is an example that it accepts. Strings in the fields may
-    hold templates, which are rendered before `run`. Both the owner and whoever creates or enables the trigger need
-    `permission`.
+    contain templates, which are rendered before `run` is called. `permission` is required of the owner of the trigger
+    and of the person who creates or enables it.
 
-    `run(context, fields)` starts the work in the current unit of work and returns its ids, such as `{"task_id": …}`. It
-    raises a `Problem` if it cannot. `check(caller, fields)` runs in a read-only unit when a trigger is saved, with the
-    defaults that the schema names, and without the fields that hold templates. It raises `Invalid` with pointers
-    relative to the fields, and may return warnings: sentences about what would make the action fail now, and the
-    command that corrects it. `are_live(results)` returns for each result of `run` whether the work is unfinished, and
-    `cancel(context, result)` cancels it. Without them, the work counts as finished at once.
+    `run(context, fields)` starts the work in the current unit of work and returns the ids of what it started, such as
+    `{"task_id": …}`. It raises a `Problem` if the work cannot start. `check(caller, fields)` runs in a read-only unit
+    of work when a trigger is saved. Its `fields` include the defaults of the schema, but no fields with templates. It
+    raises `Invalid` with pointers relative to the fields. It may also return warnings: sentences that say what would
+    make the action fail now, and which command corrects this. `are_live(results)` returns for each result of `run`
+    whether the work is unfinished, and `cancel(context, result)` cancels the work. Without these two functions, the
+    work counts as finished as soon as it has started.
     """
 
     type: str
@@ -67,10 +69,10 @@ class TriggerAction(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TimeRule(msgspec.Struct, frozen=True, kw_only=True):
-    """The facts by which a kind computes the next time. Times are in epoch seconds.
+    """The facts from which a kind of trigger computes its next time. Times are in epoch seconds.
 
-    `since` is the last slot of the trigger, or the time from which it counts if it has none. `zone` is the time zone of
-    the installation.
+    `since` is the last time at which the trigger was due, or the time from which the trigger counts if it was never
+    due. `zone` is the time zone of the installation.
     """
 
     config: Mapping[str, Any]
@@ -81,10 +83,10 @@ class TimeRule(msgspec.Struct, frozen=True, kw_only=True):
 class TriggerKind(msgspec.Struct, frozen=True, kw_only=True):
     """A kind of trigger. Plugins contribute kinds with the hook `corral_trigger_kinds`.
 
-    `schema` describes `config`; `example` is an example that it accepts. A kind that fires at times has
-    `next_time(rule, after)`, which returns the first time after an instant, or None if there is none, and
-    `describe(config, zone)`, which returns a sentence. `check(config)` returns the faults that the schema cannot
-    express, with pointers relative to the config.
+    `schema` describes the `config` of a trigger; `example` is an example that it accepts. A kind that fires at set
+    times has two functions: `next_time(rule, after)` returns the first time after an instant, or None if there is none,
+    and `describe(config, zone)` describes the times in a sentence. `check(config)` returns the faults that the schema
+    cannot express, with pointers relative to the config.
     """
 
     type: str
@@ -132,7 +134,7 @@ class TriggerFired(TriggerEvent, kw_only=True):
 
 
 class TriggerFailed(TriggerEvent, kw_only=True):
-    """The action of a trigger failed for good. The failure of the work that it starts does not count."""
+    """The action of a trigger failed permanently. Later failures of work that the action started do not count."""
 
     event = "trigger.failed"
 

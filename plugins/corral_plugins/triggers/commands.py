@@ -52,7 +52,7 @@ payload_option = click.option(
 
 
 def _when_options(command: F) -> F:
-    """Add the options about times and events that `create` and `edit` share."""
+    """Add the options for times and events, which `create` and `edit` share."""
     return _with_options(
         command,
         click.option("--cron", help="fire at the times of this cron expression, such as '0 7 * * mon-fri' or @daily"),
@@ -63,7 +63,7 @@ def _when_options(command: F) -> F:
 
 
 def _action_options(command: F) -> F:
-    """Add the options about the filter and the action that `create` and `edit` share."""
+    """Add the options for the filter and the action, which `create` and `edit` share."""
     return _with_options(
         command,
         click.option("--filter", "condition", help="CEL expression over payload and event that must be true"),
@@ -337,7 +337,7 @@ def _warning_lines(trigger: Mapping[str, Any]) -> list[str]:
 
 
 def _test_result_text(trigger: dict[str, Any], found: dict[str, Any]) -> str:
-    """Return sentences that say what a trigger would do with a payload. Nothing was started."""
+    """Return sentences that say what a trigger would do with a payload. The test itself has started nothing."""
     reasons = {
         "filtered": "its filter is false for this payload",
         "skipped_overlap": "the work that it started before is unfinished",
@@ -363,7 +363,7 @@ def _action_fields(
     workflow: str | None,
     values: tuple[str, ...],
 ) -> dict[str, Any]:
-    """Return the field `action` as the options change it, or nothing if they do not."""
+    """Return `{"action": …}` with the changes that the options make, or an empty dictionary if they change nothing."""
     if task is not None and workflow is not None:
         raise click.UsageError("give one of --task and --workflow")
     kind = action.get("type")
@@ -392,7 +392,7 @@ def _action_fields(
 def _config_changes(
     trigger: dict[str, Any], *, cron: str | None, timezone: str | None, every: int | None, event: str | None
 ) -> dict[str, Any]:
-    """Return the members of the config of a trigger that the options change."""
+    """Return those members of a trigger's config that the options change."""
     given = {
         "expression": ("cron", "--cron", cron),
         "timezone": ("cron", "--timezone", timezone),
@@ -409,7 +409,7 @@ def _config_changes(
 
 
 def _state(trigger: Mapping[str, Any]) -> str:
-    """Return whether a trigger is enabled, and if Corral disabled it, why."""
+    """Return whether a trigger is enabled and, if Corral disabled it, the reason."""
     if trigger["enabled"]:
         return "yes"
     reason = trigger["disabled_reason"]
@@ -417,7 +417,7 @@ def _state(trigger: Mapping[str, Any]) -> str:
 
 
 def _action_text(names: ObjectNames, trigger: Mapping[str, Any]) -> str:
-    """Return for example `run_workflow Publish`. Names that come from expressions are not known."""
+    """Return the action in words, such as `run_workflow Publish`. Names that expressions compute are not shown."""
     action = trigger["action"]
     if action["type"] == "create_task":
         agent = f" for {names.name('/agents', action['agent_id'])}" if parse_id(str(action.get("agent_id"))) else ""
@@ -429,7 +429,7 @@ def _action_text(names: ObjectNames, trigger: Mapping[str, Any]) -> str:
 
 
 def _result_text(names: ObjectNames, row: Mapping[str, Any]) -> str:
-    """Return what was started, with its name and its id."""
+    """Describe what the trigger started, with its name and its id."""
     told = []
     for member, identifier in (row["result"] or {}).items():
         if member == "run_id" and (run := names.read(f"/workflow-runs/{identifier}")) is not None:
@@ -457,7 +457,7 @@ def _with_kind(
     webhook: bool,
     manual: bool,
 ) -> dict[str, Any]:
-    """Return the body with the type and the config that the options name. Further members of its config stay."""
+    """Return the body with the type and the config that the options name. Other members of its config are kept."""
     given: list[tuple[str, dict[str, Any], bool]] = [
         ("cron", {"expression": cron, **({"timezone": timezone} if timezone else {})}, cron is not None),
         ("interval", {"seconds": every}, every is not None),

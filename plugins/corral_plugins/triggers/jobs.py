@@ -19,22 +19,22 @@ LEASE_SECONDS = 60  # after a crash, the sweep fires the slots of the job much e
 
 
 async def fire_slots(ids: list[str], firing: TriggerFiring) -> None:
-    """Fire pending slots."""
+    """Run the actions of triggers for slots that are pending. A slot is one occasion on which a trigger fires."""
     await firing.fire(ids)
 
 
 async def read_events(reader: TriggerLogReader) -> None:
-    """Record the events that triggers follow."""
+    """Record the events for which triggers wait."""
     await reader.read()
 
 
 async def record_due_slots(scheduler: TriggerScheduler) -> None:
-    """Record the slots of the triggers whose time has come."""
+    """Record the slots of the triggers that are due. A slot is one occasion on which a trigger fires."""
     await scheduler.tick()
 
 
 async def fire_waiting_slots(scheduler: TriggerScheduler) -> None:
-    """Fire the slots whose wait is over."""
+    """Fire the slots of triggers whose waiting time is over."""
     await scheduler.sweep()
 
 
@@ -44,7 +44,7 @@ async def end_waits(scheduler: TriggerScheduler) -> None:
 
 
 async def prune_history(work: Work, settings: Settings) -> None:
-    """Delete old rows of the history, and deleted triggers without remaining history."""
+    """Delete old rows of the history, and deleted triggers that have no history left."""
     before = clock.now(-settings.get(HISTORY_DAYS) * DAY)
     while await work(lambda: _prune_batch(before)) == BATCH_SIZE:
         pass

@@ -13,10 +13,11 @@ from corral.database.sealed_columns import SealedField
 class Trigger(Model):
     """A trigger.
 
-    `next_slot_at` is the next slot, and `next_fire_at` is the slot with its jitter. `since` is the time from which an
-    interval counts, its last slot or the creation; events before it do not fire the trigger. `event_key` is the event
-    that fires the trigger, or that an absence trigger expects; `event_after` is the event that begins the wait of an
-    absence trigger. Tokens are stored hashed; the old token and the old secret are valid until `old_until`.
+    `next_slot_at` is the next time at which the trigger is due, and `next_fire_at` is this time with its jitter.
+    `since` is the time from which an interval counts: the last time at which the trigger was due, or its creation.
+    Events before `since` do not fire the trigger. `event_key` is the event that fires the trigger, or that an absence
+    trigger expects; `event_after` is the event with which the wait of an absence trigger begins. Tokens are stored
+    hashed. The old token and the old secret are valid until `old_until`.
     """
 
     visibility = SHARED
@@ -74,11 +75,11 @@ Trigger.add_index(
 
 
 class Fire(Model):
-    """A row of the history: one slot of a trigger.
+    """A row of a trigger's history. It records one slot: a time, an event or a delivery for which the trigger fires.
 
-    The unique slot is the lock of a fire: a time, the id of an event, or the id of a delivery. A row is `pending` until
-    a job has evaluated the filter and run the action. `stage` says what a pending row waits for, and `due_at` until
-    when. `payload`, `event` and `cause` are kept until the row is decided.
+    A trigger can have only one row for each value of `slot`, so it fires at most once for the slot. A row is `pending`
+    until a job has evaluated the filter and run the action. `stage` states what a pending row waits for, and `due_at`
+    when the wait ends. `payload`, `event` and `cause` are kept until the outcome of the slot is decided.
     """
 
     id = IdField(primary_key=True)
@@ -119,7 +120,7 @@ Fire.add_index(Fire.index(Fire.due_at, name="triggers_history_pending", where=pe
 
 
 class Expectation(Model):
-    """An event that an absence trigger expects until `due_at`, for one value of `for_each`."""
+    """An event that an absence trigger expects before `due_at`, for one value of the field that `for_each` names."""
 
     id = IdField(primary_key=True)
     trigger_id = IdField()

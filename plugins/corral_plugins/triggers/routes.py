@@ -119,7 +119,7 @@ def delete_trigger(id: str, match: IfMatch, triggers: TriggerManagement, caller:
 def toggle_trigger(
     id: str, body: ToggleTrigger, match: IfMatch, triggers: TriggerManagement, caller: Principal
 ) -> TriggerDetails:
-    """Enable or disable a trigger. Enabling it computes its next time from now, and nothing is caught up."""
+    """Enable or disable a trigger. Enabling it computes its next time from now; missed times are not made up."""
     return triggers.toggle(id, None if body.enabled is UNSET else body.enabled, match, by=caller)
 
 
@@ -135,8 +135,8 @@ def list_trigger_history(
 def fire_trigger(id: str, body: FireTrigger, triggers: TriggerManagement, caller: Principal) -> Answer[HistoryView]:
     """Fire a trigger by hand.
 
-    The fire ignores whether the trigger is enabled and its filter, but not the rights of its owner, its limit of fires
-    per hour, or the policy for overlapping work.
+    The trigger fires even if it is disabled or its filter does not match. The rights of its owner, its limit of fires
+    per hour and its policy for overlapping work still apply.
     """
     row = triggers.fire(id, body, by=caller)
     return Answer(body=row, headers={"Location": f"/api/v1/triggers/{row.trigger_id}/history"})
@@ -144,9 +144,10 @@ def fire_trigger(id: str, body: FireTrigger, triggers: TriggerManagement, caller
 
 @routes.post("/{id}/test", needs=READ, redacted=True, raises=("not_found",))
 async def test_trigger(id: str, body: TestTrigger, previews: TriggerPreviews, caller: Principal) -> TriggerTest:
-    """Test a trigger: see what it would do with a payload, on the events of the last days, or its next times.
+    """Test a trigger without starting anything.
 
-    Nothing is started.
+    The response shows what the trigger would do with a payload, for which events of the last days it would have fired,
+    or its next times.
     """
     return await previews.test(id, body, by=caller)
 
@@ -155,9 +156,9 @@ async def test_trigger(id: str, body: TestTrigger, previews: TriggerPreviews, ca
 def rotate_trigger_secret(
     id: str, body: RotateSecret, match: IfMatch, triggers: TriggerManagement, caller: Principal
 ) -> RotatedSecret:
-    """Replace the secret of a webhook trigger, or its address if the address is all that it checks.
+    """Replace the secret of a webhook trigger, or its address if deliveries to the trigger are not signed.
 
-    The old one stays valid for `overlap_seconds`.
+    The old secret or address stays valid for `overlap_seconds`.
     """
     return triggers.rotate_secret(id, new_ingress_secrets(), body.overlap_seconds, match, by=caller)
 
@@ -176,7 +177,7 @@ async def receive_delivery(
 ) -> Answer[DeliveryAnswer]:
     """Receive a delivery for a webhook trigger, as JSON or as a form.
 
-    The response is sent after the delivery has been stored. A delivery that was received before is answered with 200.
+    The response is sent after the delivery has been stored. The status is 200 if the same delivery was received before.
     """
     answer = await ingress.receive(token, body, request)
     return Answer(body=answer, status=200 if answer.duplicate else 202)

@@ -55,7 +55,7 @@ class NewTrigger(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class TriggerPatch(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The fields of a trigger to change. Absent fields stay unchanged. The type cannot be changed."""
+    """The fields to change in a trigger. Absent fields stay unchanged. The type cannot be changed."""
 
     name: Name | UnsetType = UNSET
     description: Annotated[str, Meta(max_length=4000)] | UnsetType = UNSET
@@ -102,7 +102,7 @@ class TriggerView(msgspec.Struct, kw_only=True):
 
 
 class TriggerDetails(TriggerView, kw_only=True):
-    """A trigger with at most five next times, and with warnings about what would make its action fail now."""
+    """A trigger with its next times, at most five, and with warnings about what would make its action fail now."""
 
     next_fires: list[Instant]
     warnings: list[str]
@@ -125,7 +125,7 @@ class TriggerQuery(PageQuery, kw_only=True):
 
 
 class ToggleTrigger(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """Whether to enable the trigger. If the field is absent, the trigger changes to the other state."""
+    """Whether to enable the trigger. If the field is absent, the trigger switches between enabled and disabled."""
 
     enabled: bool | UnsetType = UNSET
 
@@ -146,8 +146,8 @@ class HistoryQuery(PageQuery, kw_only=True):
 class HistoryView(msgspec.Struct, kw_only=True):
     """A slot of a trigger, and its outcome.
 
-    A `pending` slot is being evaluated, or waits: for a retry, for the end of earlier work, or for silence. `result`
-    names what was started.
+    A `pending` slot is being evaluated, or waits for a retry, for the end of earlier work, or for silence. `result`
+    names what the trigger started.
     """
 
     id: str
@@ -164,7 +164,7 @@ class HistoryView(msgspec.Struct, kw_only=True):
 
 
 class TestTrigger(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The input of a test: a payload, or the events of the last days, or the next times. At most one field is given."""
+    """The input of a test: a payload, a number of past days to search, or a number of next times. Give at most one."""
 
     payload: dict[str, Any] | UnsetType = UNSET
     days: Annotated[int, Meta(ge=1, le=30)] | UnsetType = UNSET
@@ -172,7 +172,7 @@ class TestTrigger(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class TestedEvent(msgspec.Struct, kw_only=True):
-    """An event of the log on which the trigger would have fired."""
+    """An event of the event log for which the trigger would have fired."""
 
     event_id: str
     event: str
@@ -180,10 +180,11 @@ class TestedEvent(msgspec.Struct, kw_only=True):
 
 
 class TriggerTest(msgspec.Struct, kw_only=True):
-    """What the trigger would do. Nothing was started.
+    """What the trigger would do. The test itself starts nothing.
 
-    With a payload: `would` is `fired`, `filtered`, `skipped_overlap`, `rate_limited` or `failed`, and `action` is the
-    rendered action. With `days`: `events`, and whether there are more of them. With `next`: `times`.
+    With a payload, `would` is `fired`, `filtered`, `skipped_overlap`, `rate_limited` or `failed`, and `action` is the
+    rendered action. With `days`, the result contains `events`, and states whether there are more of them. With `next`,
+    it contains `times`.
     """
 
     would: Status | None = None
@@ -195,13 +196,13 @@ class TriggerTest(msgspec.Struct, kw_only=True):
 
 
 class RotateSecret(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The time for which the old secret stays valid."""
+    """How long the old secret or address stays valid."""
 
     overlap_seconds: Annotated[int, Meta(ge=0, le=259_200)] = 86_400
 
 
 class RotatedSecret(msgspec.Struct, kw_only=True):
-    """The new secret, or the new address of a webhook trigger that is called by its address alone."""
+    """The new secret, or the new address of a webhook trigger whose deliveries are not signed."""
 
     ingress_url: str | None
     secret: str | None
@@ -225,7 +226,7 @@ class TriggerTypes(msgspec.Struct, kw_only=True):
 
 
 class DeliveryAnswer(msgspec.Struct, kw_only=True):
-    """The answer to a delivery: the row of the history, and whether the delivery was known already."""
+    """The response to a delivery: the id of its row in the history, and whether the delivery was received before."""
 
     execution_id: str
     duplicate: bool = False

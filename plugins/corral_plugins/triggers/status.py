@@ -18,7 +18,7 @@ def trigger_status(client: ApiClient) -> StatusPart:
 
 
 def failure_status(client: ApiClient) -> StatusPart:
-    """Describe the enabled triggers whose action failed the last time."""
+    """Describe the enabled triggers whose latest action failed."""
     found = read_if_allowed(client, "/triggers", enabled="true", limit=200)
     failed = [each for each in found["items"] if each["consecutive_failures"]] if found is not None else []
     if not failed:

@@ -17,9 +17,10 @@ class Signer(Protocol):
     def sign(self, secret: str, *further: str, message_id: str, timestamp: int, body: bytes) -> dict[str, str]:
         """Return the headers `webhook-id`, `webhook-timestamp` and `webhook-signature` of a request.
 
-        `secret` is `whsec_` and Base64, or any other text, whose bytes are the key. With `further` secrets, the header
-        contains one signature per secret, so that receivers accept the request while a secret is being replaced.
-        `timestamp` is the time of the attempt in epoch seconds, and `body` is the exact body of the request.
+        `secret` is `whsec_` followed by Base64, or any other text, whose bytes are then the key. With `further`
+        secrets, the header contains one signature per secret, so that receivers accept the request while a secret is
+        being replaced. `timestamp` is the time of the attempt in epoch seconds, and `body` is the exact body of the
+        request.
         """
         ...
 

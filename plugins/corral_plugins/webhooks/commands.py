@@ -355,9 +355,9 @@ def _looking_for(client: ApiClient, webhook: str, delivery: str) -> AbstractCont
 
 
 def _breaker_text(client: ApiClient, host: str) -> str | None:
-    """Describe the circuit breaker of a host, and how it closes. Return None if it is closed.
+    """Describe the open circuit breaker of a host, and how it closes. Return None if the circuit breaker is closed.
 
-    Also return None for users who are not admins, because they cannot see the breaker.
+    Also return None for users who are not admins, because they cannot see the circuit breaker.
     """
     found = read_if_allowed(client, f"/circuit-breakers/{quote(_breaker(host), safe='')}")
     if found is None or found["state"] == "closed":
@@ -386,7 +386,7 @@ def _state(row: Mapping[str, Any]) -> str:
 
 
 def _result(row: Mapping[str, Any]) -> str:
-    """Return the status of the response, or the reason why there was none."""
+    """Return the status of the response, or the reason why there was no response."""
     return str(row["status_code"] or row["error"] or "-")
 
 

@@ -28,7 +28,7 @@ DELETE_JOB = "webhooks.delete_deliveries"
 
 
 async def reap(database: Database, claims: DeliveryClaims, fan_out: WebhookFanOut) -> None:
-    """Release the deliveries of dead processes, and move the position in the log past events that nobody follows."""
+    """Release the deliveries of dead processes, and move the event log position past events that nobody follows."""
     entry = UnitContext(label="job webhooks.reap", actor=SYSTEM)
     if await database.read(claims.has_expired, entry):
         await database.work(claims.release_expired, entry=entry)
@@ -36,7 +36,7 @@ async def reap(database: Database, claims: DeliveryClaims, fan_out: WebhookFanOu
 
 
 async def purge_deliveries(work: Work, settings: Settings) -> None:
-    """Delete the deliveries that ended long ago, and cancel deliveries that would never be sent."""
+    """Delete the deliveries that ended long ago, and cancel the deliveries that would otherwise stay open forever."""
     while await work(cancel_stranded) == AT_ONCE:
         continue
     before = clock.now(-settings.get(RETENTION_DAYS) * DAY)
@@ -45,13 +45,13 @@ async def purge_deliveries(work: Work, settings: Settings) -> None:
 
 
 async def cancel_deliveries(webhook_id: str, until: str, work: Work) -> None:
-    """Cancel the remaining open deliveries of a webhook that was disabled or deleted at an instant."""
+    """Cancel the remaining open deliveries of a webhook that was disabled or deleted at the time `until`."""
     while await work(lambda: cancel_batch(webhook_id, until)) == AT_ONCE:
         continue
 
 
 async def recover_deliveries(webhook_id: str, since: str, until: str, work: Work) -> None:
-    """Send the remaining deliveries of a recovery again."""
+    """Send again the rest of the deliveries that a person asked to recover."""
     while await work(lambda: recover_batch(webhook_id, since, until)) == AT_ONCE:
         continue
     await work(lambda: end_recovery(webhook_id))

@@ -14,9 +14,9 @@ class Webhook(Model):
     """A webhook.
 
     `since_seq` is the end of the event log when the webhook was created or enabled: only later events are delivered.
-    `old_secret` signs in addition to `secret` until `old_until`. `headers` is a sealed JSON object. `failures` counts
-    the failed attempts since `failing_since`. `claimed_at` is the time of the last claim, by which webhooks take turns.
-    `recovering_at` is the time at which an unfinished recovery began.
+    `old_secret` signs in addition to `secret` until `old_until`. `headers` is an encrypted JSON object. `failures`
+    counts the failed attempts since `failing_since`. `claimed_at` is the time at which a delivery to the webhook was
+    last claimed; it decides which webhook is next. `recovering_at` is the time at which an unfinished recovery began.
     """
 
     visibility = PRIVATE
@@ -59,7 +59,7 @@ Webhook.add_index(
 
 
 class Subscription(Model):
-    """A name of an event, or a pattern such as `task.*` or `*`, that a webhook follows."""
+    """The name of an event, or a pattern such as `task.*` or `*`, that a webhook follows."""
 
     webhook_id = IdField()
     pattern = peewee.CharField(max_length=100)
@@ -73,10 +73,11 @@ class Subscription(Model):
 class Delivery(Model):
     """An event on its way to a webhook. `id` is the id of the message, which is the same in all attempts.
 
-    `due_at` is set while the delivery waits: it then equals `next_attempt_at`, which is shown. While an attempt runs,
-    `lease` is its fencing token, and the process has to record its result before `lease_until`. `subject` tells who may
-    read the event. `attempts` contains the last attempts; `tries` counts all attempts, and `attempt` those of the
-    retry schedule. `error` and `status_code` belong to the last attempt.
+    While the delivery waits, `due_at` equals `next_attempt_at`, which is the time that users see; otherwise, `due_at`
+    is null. While an attempt runs, `lease` is its fencing token, and the process must record the result before
+    `lease_until`. `subject` determines who may read the event. `attempts` contains the last attempts; `tries` counts
+    all attempts, and `attempt` counts those that belong to the retry schedule. `error` and `status_code` belong to the
+    last attempt.
     """
 
     id = IdField(primary_key=True)

@@ -102,7 +102,7 @@ def delete_webhook(id: str, match: IfMatch, webhooks: WebhookManagement, caller:
 async def test_webhook(
     id: str, body: TestWebhook, trials: WebhookTester, webhooks: WebhookManagement, caller: Principal, work: Work
 ) -> WebhookTest:
-    """Send a test message, even if the webhook is disabled, and wait for the result. It is sent once."""
+    """Send a test message and wait for the result. The message is sent once, even if the webhook is disabled."""
     row = await work(lambda: webhooks.row(id, by=caller), read=True)
     return await trials.send(row, body)
 
@@ -111,7 +111,7 @@ async def test_webhook(
 def rotate_webhook_secret(
     id: str, body: RotateWebhookSecret, match: IfMatch, webhooks: WebhookManagement, caller: Principal
 ) -> RotatedWebhookSecret:
-    """Replace the secret of a webhook. For `overlap_seconds`, the old secret signs as well."""
+    """Replace the secret of a webhook. For `overlap_seconds`, messages are signed with the old secret as well."""
     secret = check_new_secret(body.secret) or new_secret()
     return webhooks.rotate_secret(id, secret, body.overlap_seconds, match, by=caller)
 
@@ -148,7 +148,7 @@ def get_webhook_delivery(
 def redeliver_webhook_delivery(
     id: str, delivery_id: str, deliveries: WebhookDeliveries, caller: Principal
 ) -> Answer[DeliveryView]:
-    """Send a delivery again, under the same id and with fresh attempts."""
+    """Send a delivery again under the same id. Its retry schedule starts again."""
     row = deliveries.redeliver(id, delivery_id, by=caller)
     return Answer(body=row, headers={"Location": f"/api/v1/webhooks/{row.webhook_id}/deliveries/{row.id}"})
 
@@ -157,6 +157,6 @@ def redeliver_webhook_delivery(
 def recover_webhook_deliveries(
     id: str, body: RecoverDeliveries, deliveries: WebhookDeliveries, caller: Principal
 ) -> Answer[RecoveredDeliveries]:
-    """Repeat the deliveries that have failed or were cancelled since the given time."""
+    """Send again the deliveries that have failed or were cancelled since the given time."""
     found = deliveries.recover(id, body, by=caller)
     return Answer(body=found, headers={"Location": f"/api/v1/webhooks/{id}/deliveries"})

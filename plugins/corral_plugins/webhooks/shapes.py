@@ -44,7 +44,7 @@ class NewWebhook(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class WebhookPatch(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The fields of a webhook to change. Absent fields stay unchanged; `headers` is replaced as a whole."""
+    """The fields to change in a webhook. Absent fields stay unchanged; `headers` is replaced as a whole."""
 
     url: Url | UnsetType = UNSET
     events: Patterns | UnsetType = UNSET
@@ -97,7 +97,7 @@ class WebhookQuery(PageQuery, kw_only=True):
 
 
 class TestWebhook(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The event whose example is sent. Without it, the type of the message is `webhook.test`."""
+    """The event of which an example is sent. Without `event`, the type of the message is `webhook.test`."""
 
     event: Pattern | UnsetType = UNSET
 
@@ -128,14 +128,14 @@ class WebhookEventTypes(msgspec.Struct, kw_only=True):
 
 
 class RotateWebhookSecret(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The new secret, and the time for which the old secret signs as well. By default, a secret is generated."""
+    """The new secret, and how long the old secret signs as well. By default, a new secret is generated."""
 
     secret: Secret | UnsetType = UNSET
     overlap_seconds: Annotated[int, Meta(ge=0, le=259_200)] = 86_400
 
 
 class RotatedWebhookSecret(msgspec.Struct, kw_only=True):
-    """The new secret. Only this response contains it. Until `old_until`, the old secret signs as well."""
+    """The new secret, which only this response contains. Until `old_until`, the old secret signs as well."""
 
     secret: str
     old_until: Instant | None
@@ -183,12 +183,12 @@ class DeliveryDetails(DeliveryView, kw_only=True):
 
 
 class RecoverDeliveries(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The time since which failed and cancelled deliveries are repeated, at most 14 days ago."""
+    """The beginning of the time whose failed and cancelled deliveries are sent again, at most 14 days ago."""
 
     since: MomentIn
 
 
 class RecoveredDeliveries(msgspec.Struct, kw_only=True):
-    """The number of deliveries that are repeated."""
+    """The number of deliveries that are sent again."""
 
     queued: int

@@ -31,7 +31,7 @@ def _is_failing(webhook: Any) -> bool:
 
 
 def _describe(webhook: Any, *, is_named: bool) -> str:
-    """Describe a webhook. `is_named` means that its host names it, because no other webhook has this host."""
+    """Describe a webhook. `is_named` means that its host identifies it, because no other webhook has this host."""
     host = webhook["host"]
     name = host if is_named else webhook["id"]
     if webhook["is_active"]:

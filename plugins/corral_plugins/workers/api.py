@@ -59,7 +59,7 @@ class WorkerTool(msgspec.Struct, frozen=True, kw_only=True):
 class Workers(Protocol):
     """The service of the `workers` plugin for other plugins. Its methods run in the caller's unit of work.
 
-    Locks are acquired in the order task, agent, worker.
+    Locks are acquired in the order: task, agent, worker.
     """
 
     def find(self, worker_id: str) -> WorkerFacts | None:
@@ -67,7 +67,7 @@ class Workers(Protocol):
         ...
 
     def find_many(self, worker_ids: Sequence[str]) -> dict[str, WorkerFacts]:
-        """Return the workers with the given ids as a dictionary keyed by id. Runs one query."""
+        """Return the workers with the given ids as a dictionary keyed by id. All workers are read in one query."""
         ...
 
     def online_workers(self) -> list[WorkerFacts]:
@@ -75,14 +75,14 @@ class Workers(Protocol):
         ...
 
     def tools_of_workers(self, worker_id: str | None = None) -> list[WorkerTool]:
-        """List the tools of an approved worker, or, without `worker_id`, the tools of at most 200 online workers.
+        """List the tools of an approved worker. Without `worker_id`, list the tools of at most 200 online workers.
 
-        Workers that did not report their tools are omitted, although they are assumed to offer every tool.
+        Workers that did not report their tools are omitted, although Corral assumes that they offer every tool.
         """
         ...
 
     def awaits_first_approval(self) -> bool:
-        """Return whether a worker waits for approval and no worker is approved."""
+        """Return whether a worker waits for approval while no worker is approved yet."""
         ...
 
     def take_slot(self, worker_id: str) -> bool:
@@ -97,7 +97,7 @@ class Workers(Protocol):
         ...
 
     def record_contact(self, worker_id: str) -> None:
-        """Record that the worker made a call, at most once every 5 s. Set an `offline` worker to `online`."""
+        """Record that the worker made a call, at most once every 5 s. An `offline` worker becomes `online`."""
         ...
 
 
@@ -137,7 +137,7 @@ class WorkerOnline(WorkerEvent, kw_only=True):
 class WorkerOffline(WorkerEvent, kw_only=True):
     """A worker went offline because it made no call for `workers.offline_after_seconds`.
 
-    The leases of the worker stay until they expire.
+    The worker keeps its leases until they expire.
     """
 
     event = "worker.offline"

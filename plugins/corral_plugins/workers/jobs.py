@@ -13,7 +13,7 @@ SWEEP_SECONDS, DAY = 5, 86_400
 
 
 async def sweep_silent_workers(sweeps: WorkerSweeps) -> None:
-    """Set silent workers to `offline`, and alert admins when tasks wait while no worker is online."""
+    """Set silent workers to `offline`, and alert admins if tasks wait while no worker is online."""
     await sweeps.sweep_silent_workers()
 
 

@@ -13,9 +13,9 @@ NEVER = "0000-01-01T00:00:00.000Z"
 class Worker(Model):
     """A worker. Tokens and the fingerprint are stored as SHA-256 hashes.
 
-    `tools` is null if the worker did not report its tools, and empty if it offers none. `tool_names` contains the names
-    of the tools. Updates of the usage, of the lease count and of the last
-    contact do not change `version`.
+    `tools` is null if the worker did not report its tools, and empty if it offers none. `tool_names` contains only the
+    names of the tools. Changes of the usage, of the lease count and of the time of the last contact do not change
+    `version`.
     """
 
     visibility = SHARED
@@ -63,7 +63,7 @@ class Worker(Model):
 
 
 class RegistrationKey(Model):
-    """A key with which workers register, stored as a SHA-256 hash.
+    """A key with which workers register. Only the SHA-256 hash of the key is stored.
 
     If `embedded` is true, the key is for the embedded worker only and is never listed.
     """

@@ -1,4 +1,4 @@
-"""HTTP routes of the `workers` plugin: registration, the fleet, the worker protocol and administration."""
+"""HTTP routes of the `workers` plugin: registration, lists of workers, the worker protocol and administration."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def list_fleet(query: WorkerListQuery, fleet: Fleet, caller: Principal) -> Page[
 
 @fleet_routes.get("/overview", needs=READ)
 def get_fleet_overview(fleet: Fleet) -> FleetOverview:
-    """Summarise the fleet: the number of workers, their capacity and utilisation, and the queue."""
+    """Summarise all workers: their number, their capacity and utilisation, and the queue."""
     return fleet.get_overview()
 
 
@@ -81,9 +81,9 @@ def get_worker(id: str, fleet: Fleet, caller: Principal) -> WorkerDetail:
 
 @protocol_routes.post("/{id}/heartbeat", needs=(ACT, REGISTER), raises=("invalid_state",), limited=True)
 def send_heartbeat(id: str, body: Heartbeat, protocol: WorkerProtocol, caller: Principal) -> HeartbeatReply:
-    """Report the usage and the leases of a worker. The listed leases are renewed; the response contains commands.
+    """Report the usage and the leases of a worker. The server renews the listed leases; the response contains commands.
 
-    A worker that is not yet approved may make no other call. The person who registered the worker and admins may make
+    A worker that is not yet approved may make no other call. The person who registered the worker, and admins, may make
     this call on behalf of the worker.
     """
     return protocol.heartbeat(id, body, caller=caller)
@@ -115,7 +115,7 @@ def claim_tasks(id: str, body: ClaimBody, protocol: WorkerProtocol, caller: Prin
 
 @protocol_routes.get("/{id}/signals", needs=ACT, raises=("worker_not_approved",), seconds=60.0)
 def list_signals(id: str, query: SignalsQuery, protocol: WorkerProtocol, caller: Principal) -> WorkerSignals | Wait:
-    """Wait for cancellations, lost leases and commands. The response is sent as soon as one of them occurs."""
+    """Wait for cancellations, lost leases and commands. The response is sent as soon as one of them arrives."""
     return protocol.read_signals(id, after=query.after, began=query.began, wait=query.wait, caller=caller)
 
 

@@ -55,7 +55,8 @@ class NewWorker(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 class Heartbeat(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """The usage of a worker, and the leases that the worker holds. The server renews these leases.
 
-    Absent `tools` keep their value; an empty list means none, null means unknown.
+    If `tools` is absent, the stored tools stay unchanged. An empty list means that the worker offers no tools; null
+    means that its tools are unknown.
     """
 
     cpu_usage_percent: Percent | UnsetType | None = UNSET
@@ -69,8 +70,8 @@ class Heartbeat(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 class HeartbeatReply(msgspec.Struct, kw_only=True):
     """The response to a heartbeat.
 
-    `commands` may contain drain, resume, config_changed and reregister. The worker must stop the task of a `lost` lease
-    immediately.
+    `commands` may contain `drain`, `resume`, `config_changed` and `reregister`. If a lease has the state `lost`, the
+    worker must stop the task immediately.
     """
 
     server_time: Instant
@@ -96,7 +97,7 @@ class ClaimBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, dict=T
     def until(self) -> float:
         """The time at which the long poll ends, in epoch seconds.
 
-        The value is fixed on first use, because the handler runs again on every event.
+        The value is set on first use and then kept, because the handler runs again on every event.
         """
         return clock.time_s() + self.wait_seconds
 
@@ -115,7 +116,7 @@ class SignalsQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, dic
     def began(self) -> float:
         """The time at which the request arrived, in epoch seconds.
 
-        The value is fixed on first use, because the handler runs again on every event.
+        The value is set on first use and then kept, because the handler runs again on every event.
         """
         return clock.time_s()
 
@@ -219,7 +220,7 @@ class ApproveWorker(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class WorkerPatch(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The fields of a worker to change. Absent fields keep their values."""
+    """The fields to change in a worker. Absent fields keep their values."""
 
     name: Name | UnsetType = UNSET
     group: Slug | UnsetType | None = UNSET
@@ -243,7 +244,7 @@ class GroupTotals(msgspec.Struct, kw_only=True):
 
 
 class FleetOverview(msgspec.Struct, kw_only=True):
-    """Totals of the fleet. Capacity, utilisation and averages cover only online workers. Null means no data."""
+    """Totals of all workers. Capacity, utilisation and averages cover only online workers. Null means no data."""
 
     total: int
     online: int

@@ -1,7 +1,7 @@
 """The public API of the `workflows` plugin: step types, the `Workflows` service, events and error codes.
 
-A step type is either executed or dispatched. `execute` does the work of the step in an asyncio task outside units of
-work, under a lease. `dispatch` runs in the transaction that starts the step, and returns a result, or says what the
+A step type is either executed or dispatched. `execute` does the work of the step in an asyncio task, outside units of
+work and under a lease. `dispatch` runs in the transaction that starts the step. It returns either a result or what the
 step waits for.
 """
 
@@ -30,13 +30,13 @@ RunStatus = Literal["queued", "running", "waiting", "paused", "completed", "fail
 
 
 class StepContext(msgspec.Struct, frozen=True, kw_only=True):
-    """The step that a step type works on.
+    """The step on which a step type works.
 
-    `config` is the configuration of the step with all expressions evaluated. `caller` acts with the current rights of
-    the person who started the run. `idempotency_key` is the same for every attempt of the step. `remaining_usd` is the
+    `config` is the configuration of the step with all expressions evaluated. `caller` has the current rights of the
+    person who started the run. `idempotency_key` is the same for every attempt of the step. `remaining_usd` is the
     amount that the run may still spend, or None if the run has no limit. `work` opens units of work, for `execute`.
-    `with_secrets(host)` returns the configuration with the values of its secrets, to send to a host. `waits_for` is the
-    id of the object that the step waits for, in `resolve` and `cancel`.
+    `with_secrets(host)` returns the configuration with the values of its secrets, which may be sent to this host. In
+    `resolve` and `cancel`, `waits_for` is the id of the object that the step waits for.
     """
 
     run_id: str
@@ -63,11 +63,12 @@ class StepContext(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StepResult(msgspec.Struct, frozen=True, kw_only=True):
-    """The end of a step.
+    """The result with which a step ends.
 
-    `status` may be `skipped`, with a `reason`. `goto` is the name of a later step that runs next, whatever happened to
-    the steps before it. `error` has the members `kind`, `type` and `message`; a failed step is tried again if its retry
-    policy allows it and `retryable` is true. `tainted` marks output that comes from an untrusted source.
+    `status` may be `skipped`, with a `reason`. `goto` is the name of a later step that runs next, even if the steps
+    before it were skipped or have failed. `error` has the members `kind`, `type` and `message`. A failed step is tried
+    again if its retry policy allows another attempt and `retryable` is true. `tainted` marks output that comes from an
+    untrusted source.
     """
 
     status: Literal["completed", "failed", "skipped", "cancelled"] = "completed"
@@ -84,9 +85,10 @@ class StepWait(msgspec.Struct, frozen=True, kw_only=True):
     """What a dispatched step waits for.
 
     `waits_for` is the id of an object, such as a task. The final events about a task, an approval or a run are passed
-    to `resolve`; the plugin of another object calls `Workflows.end_step`. A step that waits for a person, for time or
-    for an event has the status `waiting`; a step whose work is done elsewhere is `running`. The time for which a run
-    waits for a `person` does not count against its time limit. At the instant `until` the step fails.
+    to `resolve`. For any other object, the plugin that owns the object calls `Workflows.end_step`. A step that waits
+    for a person, for a time or for an event has the status `waiting`; a step whose work is done elsewhere, such as by a
+    task, has the status `running`. If `person` is set, the time of waiting does not count against the time limit of the
+    run. If the step has not ended by `until`, it fails.
     """
 
     waits_for: str
@@ -109,18 +111,19 @@ class StepType(msgspec.Struct, frozen=True, kw_only=True):
     `schema` is the JSON Schema of the configuration with all expressions evaluated. Exactly one of `execute` and
     `dispatch` is set.
 
-    `execute(context)` returns the output or a `StepResult`, and raises `StepFailure` or a `Problem` if the step fails.
-    It is called again if the process dies, so it must pass `context.idempotency_key` on.
+    `execute(context)` returns the output or a `StepResult`. It raises `StepFailure` or a `Problem` if the step fails.
+    It is called again if the process dies, so it must send `context.idempotency_key` with each request.
 
-    `dispatch(context)` runs in the unit of work that starts the step. `resolve(context, event)` receives an event about
-    the object that the step waits for, in a unit of work, and returns the end of the step, or None if the step goes on.
-    `cancel(context, reason)` ends the work elsewhere, in a unit of work, and returns whether it has already ended; if
-    not, `resolve` receives an event about the end.
+    `dispatch(context)` runs in the unit of work that starts the step. `resolve(context, event)` receives, in a unit of
+    work, an event about the object that the step waits for. It returns the result of the step, or None if the step has
+    not ended. `cancel(context, reason)` cancels, in a unit of work, the work that is done elsewhere. It returns whether
+    that work has already ended; if not, `resolve` later receives the event about its end.
 
-    `check(config)` returns further faults of a configuration when a workflow is saved; its pointers start at the
-    configuration. `gotos(config)` returns the names of the later steps to which a result of the step may jump, by
-    pointer. `own_retries` means that the work elsewhere follows the retry policy itself. `secrets` allows
-    `{{ secrets.NAME }}` in the configuration, which stays as it is written until `execute` resolves it.
+    `check(config)` returns further faults of a configuration when a workflow is saved. The pointers of the faults are
+    relative to the configuration. `gotos(config)` returns the names of the later steps to which a result of the step
+    may jump, keyed by pointer. `own_retries` means that the retry policy is followed where the work is done, and not by
+    the workflow. `secrets` allows `{{ secrets.NAME }}` in the configuration. Such a reference is kept as text until
+    `execute` asks for the value.
     """
 
     type: str
@@ -141,32 +144,35 @@ class StepType(msgspec.Struct, frozen=True, kw_only=True):
 class StepTasks(Protocol):
     """Creates the tasks that do the work of steps. Every method runs in the caller's unit of work.
 
-    A step type whose work is a task passes `resolve` and `cancel` on. It sets `own_retries`, because the task follows
-    the retry policy of the step.
+    If the work of a step type is a task, its `resolve` and `cancel` call the methods of the same names here. The step
+    type also sets `own_retries`, because the task follows the retry policy of the step.
     """
 
     def create(self, context: StepContext, fields: Json) -> StepWait:
-        """Create a task with these fields for a step, and wait for it.
+        """Create a task with these fields for a step. Return a `StepWait` with which the step waits for the task.
 
-        The task belongs to the person who started the run, and may spend what the run may still spend. Raise
-        `StepFailure` if the person may not create tasks.
+        The task belongs to the person who started the run. Its cost limit is at most the amount that the run may still
+        spend. Raise `StepFailure` if the person may not create tasks.
         """
         ...
 
     def resolve(self, context: StepContext, event: LoggedEvent) -> StepResult | None:
-        """End the step with its task."""
+        """End the step if its task has ended. The result of the task becomes the result of the step.
+
+        Return None if the event does not end the task.
+        """
         ...
 
     def cancel(self, context: StepContext, reason: str | None) -> bool:
-        """Cancel the task, and return whether it has ended. A running task ends when its worker has stopped."""
+        """Cancel the task, and return whether it has ended. A running task ends only when its worker has stopped."""
         ...
 
 
 class RunRequest(msgspec.Struct, frozen=True, kw_only=True):
     """The data with which a run is started.
 
-    `tainted` means that the input comes from an untrusted source. `cause_chain` lists the causes of the run, and goes
-    to everything that the run starts.
+    `tainted` means that the input comes from an untrusted source. `cause_chain` lists the causes of the run, and is
+    passed on to everything that the run starts.
     """
 
     workflow_id: str
@@ -200,10 +206,11 @@ class Workflows(Protocol):
     """The service for workflow runs. Every method runs in the caller's unit of work."""
 
     def start(self, request: RunRequest, *, by: Principal) -> RunFacts:
-        """Start a run with the rights of the person `by` stands for.
+        """Start a run with the rights of the person whom `by` represents.
 
-        Raise `NotFound`, `Conflict` if the workflow cannot run, `Invalid` (`schema_mismatch`) if the input does not
-        match the input schema, or `TooMany` (`concurrency_limit`) if the workflow skips further runs.
+        Raise `NotFound` if there is no such workflow, `Conflict` if the workflow cannot run, `Invalid`
+        (`schema_mismatch`) if the input does not match the input schema, or `TooMany` (`concurrency_limit`) if the
+        workflow has reached its limit and skips further runs.
         """
         ...
 
@@ -282,7 +289,7 @@ class RunStarted(RunEvent, kw_only=True):
 
 
 class RunWaiting(RunEvent, kw_only=True):
-    """A workflow run waits for a person, time or an event."""
+    """A workflow run waits for a person, for a time or for an event."""
 
     event = "workflow.run.waiting"
 
@@ -344,7 +351,7 @@ class StepStarted(StepEvent, kw_only=True):
 
 
 class StepWaiting(StepEvent, kw_only=True):
-    """A step of a workflow run waits for a person, time or an event."""
+    """A step of a workflow run waits for a person, for a time or for an event."""
 
     event = "step.waiting"
 

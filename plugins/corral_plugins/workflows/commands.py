@@ -375,7 +375,7 @@ def _duration(item: Mapping[str, Any]) -> str:
 
 
 def _result_of_step(names: ObjectNames, step: Mapping[str, Any]) -> str:
-    """Return what a step waits for, its error, the beginning of its output, or why it was skipped."""
+    """Return what a step waits for, or its error, or the beginning of its output, or the reason why it was skipped."""
     if (waits := waited_for(names, step)) is not None:
         return waits
     if step["error"] is not None:
@@ -384,7 +384,7 @@ def _result_of_step(names: ObjectNames, step: Mapping[str, Any]) -> str:
 
 
 def _head(value: Any) -> str:
-    """Return the beginning of a JSON value in one line. Text is shown without quotation marks."""
+    """Return the beginning of a JSON value on one line. Text is shown without quotation marks."""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     line = " ".join(text.split())
     return line if len(line) <= HEAD_LENGTH else f"{line[: HEAD_LENGTH - 1]}…"
@@ -419,7 +419,7 @@ def _looking_for(client: ApiClient, run: str) -> contextlib.AbstractContextManag
 
 
 def _starter(names: ObjectNames, run: Mapping[str, Any]) -> str:
-    """Return who or what started a run, such as `trigger Daily` or the address of a user."""
+    """Return who or what started a run, such as `trigger Daily` or the e-mail address of a user."""
     trigger = run["trigger"]
     if trigger["type"] == "manual":
         return names.user(USERS_PATH, run["started_by"])

@@ -14,7 +14,7 @@ ENDED = ("completed", "failed", "cancelled")
 
 
 def follow_run(client: ApiClient, run: dict[str, Any], *, quiet: bool) -> dict[str, Any]:
-    """Print the events of a run to standard error until it has ended, and return it. Ctrl-C ends only the printing."""
+    """Print the events of a run to standard error until it has ended, and return it. Ctrl-C ends only this output."""
     goes_on = f"he run goes on: corral workflows watch {run['id']}"
     try:
         with client.waiting_out_outages(lambda reason: click.echo(f"  {reason}", err=True)):
@@ -31,8 +31,8 @@ def follow_run(client: ApiClient, run: dict[str, Any], *, quiet: bool) -> dict[s
 def _print_events(client: ApiClient, run: dict[str, Any], *, quiet: bool) -> dict[str, Any]:
     """Print the events of a run until it has ended.
 
-    While nothing happens, print why tasks of its steps do not run: each reason once, and only if it still applies at
-    the next look, because a task that was just created waits for a moment in any case.
+    While nothing happens, print why tasks of the run's steps do not run. Each reason is printed once, and only if it
+    still applies at the next look, because every new task waits for a moment.
     """
     after, run_id = "0", run["id"]
     told: set[tuple[str, str]] = set()

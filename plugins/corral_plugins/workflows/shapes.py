@@ -30,7 +30,7 @@ Iteration = Annotated[list[Annotated[int, Meta(ge=0, le=1000)]], Meta(max_length
 
 
 class Concurrency(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """How many runs of the workflow may be active, and what happens to further runs."""
+    """How many runs of the workflow may be active, and what happens to further runs after this number is reached."""
 
     limit: Annotated[int, Meta(ge=1, le=1000)] | None = None
     on_limit: Literal["queue", "skip", "cancel_running"] = "queue"
@@ -39,8 +39,8 @@ class Concurrency(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 class WorkflowConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """The configuration of a workflow.
 
-    `output` is a JSON value with expressions. The step `on_failure_step` runs when a run fails, and only then. With
-    `fail_fast`, a failed step cancels the steps that are still running.
+    `output` is a JSON value with expressions. The step `on_failure_step` runs only if a run fails. With `fail_fast`, a
+    failed step cancels the steps that are still running.
     """
 
     input_schema: Json | None = None
@@ -72,7 +72,7 @@ class StepFields(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_
 
 
 class NewStep(StepFields, kw_only=True):
-    """The fields for creating a step. A `name` with other characters than a-z, 0-9 and _ becomes the title."""
+    """The fields for creating a step. If `name` contains characters other than a-z, 0-9 and _, it becomes the title."""
 
     name: StepTitle
     step_type: StepTypeName
@@ -80,7 +80,7 @@ class NewStep(StepFields, kw_only=True):
 
 
 class StepPatch(StepFields, kw_only=True):
-    """The fields of a step to change. Absent fields stay unchanged."""
+    """The fields to change in a step. Absent fields stay unchanged."""
 
     name: StepTitle | UnsetType = UNSET
     title: StepTitle | UnsetType = UNSET
@@ -118,7 +118,7 @@ class NewWorkflow(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class WorkflowPatch(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The fields of a workflow to change. Absent fields stay unchanged; `config` and `steps` are replaced."""
+    """The fields to change in a workflow. Absent fields stay unchanged; `config` and `steps` are replaced."""
 
     name: WorkflowName | UnsetType = UNSET
     description: Description | UnsetType = UNSET
@@ -158,7 +158,7 @@ class WorkflowItem(msgspec.Struct, kw_only=True):
 
 
 class WorkflowView(WorkflowItem, kw_only=True):
-    """A workflow with all of its steps, in their order."""
+    """A workflow with all of its steps, in order."""
 
     steps: list[StepView]
 
@@ -240,7 +240,8 @@ class PlannedStep(msgspec.Struct, kw_only=True):
 class Validation(msgspec.Struct, kw_only=True):
     """The result of validating a workflow.
 
-    `warnings` name agents, tools and secrets that do not exist now, and tools that no agent may use for their steps.
+    `warnings` name agents, tools and secrets that do not exist now, and tools that no agent may use for the step that
+    needs them.
     """
 
     valid: bool
@@ -250,7 +251,7 @@ class Validation(msgspec.Struct, kw_only=True):
 
 
 class StepTypeView(msgspec.Struct, kw_only=True):
-    """A step type. `waits` means that steps of this type wait for a person, time or an event."""
+    """A step type. `waits` means that steps of this type wait for a person, for a time or for an event."""
 
     type: str
     title: str
@@ -276,7 +277,7 @@ class RunWorkflow(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class Missing(msgspec.Struct, kw_only=True):
-    """The objects that a workflow refers to and that do not exist or are not available."""
+    """The objects to which a workflow refers and that do not exist or are not available."""
 
     secrets: list[str]
     tools: list[str]
@@ -295,7 +296,7 @@ class DryRun(msgspec.Struct, kw_only=True):
 
 
 class Trigger(msgspec.Struct, kw_only=True):
-    """What started a run: `manual`, `workflow` or the type of a trigger, and its id."""
+    """What started a run: `manual`, `workflow` or the type of a trigger, and the id of the trigger if there is one."""
 
     type: str
     id: str | None
@@ -379,7 +380,7 @@ class RunView(RunItem, kw_only=True):
 
 
 class RunQuery(PageQuery, kw_only=True):
-    """The filters for listing runs. `since` is the earliest time of creation."""
+    """The filters for listing runs. `since` is the earliest creation time."""
 
     status: list[RunStatus] | UnsetType = UNSET
     trigger_id: list[Id] | UnsetType = UNSET
@@ -399,7 +400,10 @@ class GetRunQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, dict
 
     @functools.cached_property
     def poll_deadline(self) -> float:
-        """The deadline of the long poll, in seconds since 1970. The handler runs again at every notification."""
+        """The time at which the long poll ends, in seconds since 1970.
+
+        The value is set on first use and then kept, because the handler runs again at every notification.
+        """
         return clock.time_s() + self.wait
 
 
@@ -417,7 +421,7 @@ class CancelRun(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class RetryRun(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """Where to begin when a run is repeated (the failed steps, the start, or a step), and with which definition."""
+    """Where a repeated run begins (at the failed steps, at the start, or at a step), and which definition it uses."""
 
     start: Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_]{0,62}(?![\s\S])")] = msgspec.field(
         name="from", default="failed"
@@ -426,7 +430,7 @@ class RetryRun(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class ResolveStep(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The decision of a person about a step that waits after a failure. `output` is the output of a skipped step."""
+    """A person's decision about a step that waits after a failure. `output` becomes the output of a skipped step."""
 
     action: Literal["retry", "skip", "abort"]
     output: Any = None

@@ -25,7 +25,7 @@ def step_name(step: Mapping[str, Any]) -> str:
 
 
 def waited_for(names: ObjectNames, step: Mapping[str, Any]) -> str | None:
-    """Return the object that a step waits for, such as `task Sort the mail (…)`, or None."""
+    """Return in words the object that a step waits for, such as `task Sort the mail (…)`, or None."""
     for kind, (path, field) in WAITS_FOR.items():
         identifier = step[f"{kind}_id"]
         if identifier is not None and step["status"] not in ENDED:
@@ -35,9 +35,9 @@ def waited_for(names: ObjectNames, step: Mapping[str, Any]) -> str | None:
 
 
 def task_obstacles(client: ApiClient, run: Mapping[str, Any]) -> dict[str, str]:
-    """Return why the tasks of steps are not running, by the names of the steps.
+    """Return why the tasks of steps are not running, keyed by the name of the step.
 
-    These are the first unmet conditions of `corral tasks explain`, with the commands that remove them.
+    The reason is the first unmet condition of `corral tasks explain`, with the command that removes it.
     """
     waiting = [step for step in run["steps"] if step["task_id"] is not None and step["status"] not in ENDED]
     found = {}

@@ -27,7 +27,7 @@ EVENT_COLOURS = {**COLOURS, "tool": "magenta", "retried": "yellow", "stalled": "
 class EventPrinter:
     """Prints the events of a task to standard error. Standard output is reserved for the result.
 
-    The times of the lines count from the first event of the task.
+    Each line shows the time that has passed since the first event of the task.
     """
 
     def __init__(self, *, quiet: bool) -> None:
@@ -39,7 +39,7 @@ class EventPrinter:
         self.taken = False  # whether a worker holds the task now
 
     def set_time(self, ts: str) -> None:
-        """Set the time of the following lines to that of an event, which may have happened long ago."""
+        """Let the following lines show the time of this event, which may have happened long ago."""
         at = clock.parse_instant(ts)
         if self._first is None:
             self._first = at
@@ -151,13 +151,13 @@ def _print_events(client: ApiClient, task_id: str, printer: EventPrinter, until:
 
 
 def _reopened_after(client: ApiClient, task_id: str, seq: int) -> bool:
-    """Return whether the task was retried after the event with this position in the event log."""
+    """Return whether the task was retried after the event that has this position in the event log."""
     found = client.get("/events", types=[REOPENED], object_type="task", object_id=task_id, after=seq, limit=1)
     return bool(found["items"])
 
 
 def _print_obstacles(client: ApiClient, task_id: str, printer: EventPrinter, ended: threading.Event) -> None:
-    """While no worker holds the task, print the condition that blocks it, whenever this condition changes."""
+    """While no worker holds the task, print the condition that blocks the task, whenever this condition changes."""
     printed = ""
     while not ended.wait(OBSTACLES_SECONDS):
         if printer.taken:
@@ -173,7 +173,7 @@ def _print_obstacles(client: ApiClient, task_id: str, printer: EventPrinter, end
 def outcome_of(task: dict[str, Any]) -> dict[str, Any]:
     """Return the summary of an ended task. `result` is the agent's result, unchanged.
 
-    `duration_ms` is the time from the creation of the task to its end, with all attempts and waits.
+    `duration_ms` is the time from the creation of the task to its end, including all attempts and waits.
     """
     seconds = clock.parse_instant(task["finished_at"]) - clock.parse_instant(task["created_at"])
     cost = task["cost"]
@@ -193,7 +193,7 @@ def outcome_of(task: dict[str, Any]) -> dict[str, Any]:
 
 
 def print_outcome(outcome: dict[str, Any], *, as_json: bool) -> None:
-    """Print the result to standard output, and the status with the cost to standard error."""
+    """Print the result to standard output, and the status and the cost to standard error."""
     if as_json:
         click.echo(json.dumps(outcome, indent=2))
         return

@@ -72,7 +72,7 @@ def _print_section(client: ApiClient, title: str, found: Any) -> None:
 
 
 def _explain_pending(client: ApiClient) -> list[dict[str, Any]]:
-    """Return why the oldest pending tasks do not run, with their titles, unless they wait for their turn."""
+    """Describe why the oldest pending tasks do not run, except those that only wait for their turn."""
     oldest = client.get("/tasks", status="pending", limit=MAX_NAMES)
     if oldest["next"] is not None:
         place = min((oldest["total"] or 0) - MAX_NAMES, LAST_PLACE)

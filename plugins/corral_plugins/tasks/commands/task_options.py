@@ -1,4 +1,4 @@
-"""Options and arguments from which commands create a task."""
+"""The options and arguments of commands that create a task."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ require_tool_option = click.option(
 def create_task(
     client: ApiClient, agent: str, instructions: str, task_input: dict[str, Any], **fields: Any
 ) -> dict[str, Any]:
-    """Create a task for the agent with this name or id. Without `title`, the title is the first line."""
+    """Create a task for the agent with this name or id. The default `title` is the first line of the instructions."""
     for name, text in (("--agent", agent), ("INSTRUCTIONS", instructions)):
         if not text.strip():
             raise click.UsageError(f"{name} is empty")
@@ -55,7 +55,10 @@ def create_task(
 
 
 def print_warnings(client: ApiClient, task_id: str, *, obstacles: bool) -> None:
-    """Print the warnings about a new task to standard error, and with `obstacles` also what keeps it from running."""
+    """Print the warnings about a new task to standard error.
+
+    With `obstacles`, also print the conditions that keep the task from running.
+    """
     found = read_if_allowed(client, f"/tasks/{task_id}/explain") or {"conditions": [], "warnings": []}
     unmet = [each for each in found["conditions"] if obstacles and not each["ok"] and each["code"] not in PASSING]
     told = [" ".join(filter(None, (each["detail"], each["unblock"]))) for each in unmet[:MAX_OBSTACLES]]
@@ -69,7 +72,7 @@ def _title(instructions: str) -> str:
 
 
 def read_input(path: Path | None) -> dict[str, Any]:
-    """Return the JSON object in the file. Return any other content as `{"text": …}`."""
+    """Return the JSON object that the file contains. Return any other content as `{"text": …}`."""
     if path is None:
         return {}
     with path.open("rb") as file:

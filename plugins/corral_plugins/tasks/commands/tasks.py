@@ -317,7 +317,7 @@ def _obstacle(explained: Any) -> str | None:
 
 
 def _failed_calls(client: ApiClient, task_id: str) -> str:
-    """Describe the tool calls of a task that failed or were refused, also of a task that completed."""
+    """Describe the tool calls of a task that failed or were refused. A completed task may have such calls as well."""
     found = read_if_allowed(client, f"/tasks/{task_id}/tool-calls", limit=200)
     calls = [call for call in found["items"] if call["status"] in BAD_CALLS] if found is not None else []
     lines = [f"{call['tool']}: {call['status']}{_reason_of(call)}" for call in calls[:MAX_CALLS]]
@@ -339,7 +339,7 @@ def _attempt_text(attempt: Any) -> str:
 
 
 def _print_log(client: ApiClient, task_id: str, query: dict[str, Any], *, follow: bool, as_json: bool) -> None:
-    """Print the lines that match a query, and with `follow` further lines until the attempt ends."""
+    """Print the log lines that match a query. With `follow`, also print new lines until the attempt ends."""
     while True:
         ended = not follow or client.get(f"/tasks/{task_id}")["finished_at"] is not None
         while items := client.get(f"/tasks/{task_id}/logs", **query, wait=0 if ended else 10)["items"]:

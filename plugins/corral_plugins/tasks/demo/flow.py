@@ -81,7 +81,7 @@ class DemoFlow:
         }
 
     def _wait_for_fire(self, until: float) -> str:
-        """Return the id of the run that the trigger starts."""
+        """Wait until the trigger fires, and return the id of the run that it starts."""
         for event, data in self._remote.events("trigger", self._trigger_id, until=until):
             if event == "trigger.fired":
                 self._teller.step("trigger", f"{data['name']} has fired and started the workflow")

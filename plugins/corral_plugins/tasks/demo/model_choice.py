@@ -30,8 +30,8 @@ class CommandContext(Protocol):
     def call_plugin_hooks(self, hook: str, what: str, *arguments: Any) -> Iterator[tuple[str, list[Any]]]:
         """Call a hook of all installed plugins without a kernel, and yield `(plugin, result)` for each implementation.
 
-        If a plugin fails, a message on standard error says that the plugin's `what` (for example "models") are missing.
-        The other plugins are still called.
+        If a plugin fails, a message on standard error says what the plugin would have contributed: `what`, for example
+        "models". The other plugins are still called.
         """
         ...
 
@@ -83,9 +83,9 @@ def check_input_length(text: str, choice: ModelChoice) -> None:
 
 
 def estimate_tokens(text: str) -> int:
-    """Return a conservative (high) estimate of the number of tokens in the text.
+    """Return an estimate of the number of tokens in the text, which is rather too high than too low.
 
-    Digits and non-ASCII characters count as one token each, all other characters as a quarter of a token.
+    Each digit and each non-ASCII character counts as one token, any other character as a quarter of a token.
     """
     dear = len(_DEAR.findall(text))
     return math.ceil((len(text) - dear) / 4) + dear

@@ -1,4 +1,4 @@
-"""The interface with which the parts of `corral demo` report their progress and failure."""
+"""The interface through which the parts of `corral demo` report their progress and their failures."""
 
 from __future__ import annotations
 

@@ -19,7 +19,8 @@ class DemoTemplate:
     def run(self, slug: str, until: float) -> dict[str, Any]:
         """Install the template without parameters, run its workflow, and return a summary of the run.
 
-        The workflow gets no input, and nobody answers what it asks, so not every template completes.
+        The workflow gets no input, and nobody answers its questions, so the workflows of some templates do not
+        complete.
         """
         made = self._remote.post(f"/marketplace/templates/{slug}/install", {})
         names = ", ".join(f"{each['kind']} {each['name']}" for each in made["created"])

@@ -60,7 +60,7 @@ def create_task(body: NewTask, creation: TaskCreation, caller: Principal) -> Tas
 
 @routes.get("/stats", needs=READ)
 def get_task_stats(query: TaskStatsQuery, queries: TaskQueries, caller: Principal) -> TaskStats:
-    """Get statistics of tasks. The response always contains every field."""
+    """Get task statistics. The response always contains every field."""
     return queries.stats(query, caller)
 
 

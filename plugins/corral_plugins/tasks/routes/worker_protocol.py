@@ -62,9 +62,9 @@ def requested_lease(body: LeaseReport, request: Request, caller: Principal) -> s
 async def _run_keeping_usage(
     work: Work, entry: UnitContext, act: Callable[[], T], late: Callable[[UsageReport], None], usage: UsageReport | None
 ) -> T:
-    """Run `act` in a unit of work, and record the reported usage even if the lease has been lost.
+    """Run `act` in a unit of work. If the lease has been lost, still record the reported usage.
 
-    If the lease is lost, the reported usage is still recorded, in another unit of work, because the money was spent.
+    The usage is then recorded in another unit of work, because the money was spent.
     """
     try:
         return await work(act, entry=entry)
@@ -143,8 +143,8 @@ async def complete_task(
 ) -> TaskView | Encoded:
     """Complete a run with its result.
 
-    If the review policy requires it, the task waits until a person has approved the diff of the run. To complete a
-    task without a run, the owner of the task sends the same request without a lease.
+    If the review policy requires a review, the task waits until a person has approved the diff of the run. To complete
+    a task without a run, the owner of the task sends the same request without a lease.
     """
     lease, entry = requested_lease(body, request, caller), request.unit_context(caller)
     if _is_owner(caller, lease):

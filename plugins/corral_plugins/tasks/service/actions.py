@@ -71,7 +71,7 @@ WHILE_LEASED = ALWAYS | {"title", "description", "deadline", "priority"}
 class OwnerActions:
     """The actions of people on tasks. Every method runs in the caller's unit of work.
 
-    The methods that change a task return it as it is after the change.
+    A method that changes a task returns the changed task.
     """
 
     audit: Audit | None
@@ -142,7 +142,7 @@ class OwnerActions:
         return warnings
 
     def _max_attempts(self, row: TaskRow, changes: Mapping[str, Any]) -> int:
-        """Return the maximum number of attempts of a task after a change."""
+        """Return the maximum number of attempts that a task has after a change."""
         agent_id = changes.get("agent_id", row.agent_id)
         agent = None if agent_id is None else self._agents.find(agent_id)
         own = given_members(changes["retry_policy"]) if "retry_policy" in changes else row.get("retry_policy")

@@ -1,7 +1,7 @@
 """Determines which model an agent uses, and whether the LLM gateway can call it.
 
-A task waits while the gateway can call none of the models of its agent, and while the circuit breakers of all of their
-providers reject calls. Claims and explanations apply the same rule.
+A task waits while the gateway can call none of its agent's models, or while the circuit breakers of the providers of
+all these models reject calls. Claims and explanations apply the same rule.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ ModelKey = tuple[str | None, str | None, tuple[str, ...]]
 class ServedAgents(NamedTuple):
     """Agents with a model that can be called now.
 
-    If open circuit breakers stop other agents, `retry_at` is the instant at which one of them may admit a call again.
+    If open circuit breakers block other agents, `retry_at` is the earliest time at which one of these breakers may
+    allow a call again.
     """
 
     agents: list[AgentFacts]
@@ -42,7 +43,7 @@ class ModelBlock(NamedTuple):
 class AgentModels:
     """The models of agents. Every method runs in the caller's unit of work.
 
-    If the `llm` plugin is not active, workers use models of their own, so every agent counts as served.
+    If the `llm` plugin is not active, workers use their own models, so every agent is assumed to have a callable model.
     """
 
     llm: LLM | None
@@ -58,7 +59,7 @@ class AgentModels:
         return self._models_of(self.llm, _key_of(agent))[0].name
 
     def with_callable_model(self, agents: Sequence[AgentFacts]) -> ServedAgents:
-        """Return those agents that have a model which the gateway can call and whose breaker admits a call.
+        """Return the agents with a model that the gateway can call and whose circuit breaker allows calls.
 
         The gateway is asked once for each different configuration, because many agents use the same model.
         """
@@ -89,17 +90,17 @@ class AgentModels:
         return next((model for model in models if model.problem is None), models[0])
 
     def unusable_model(self, agent: AgentFacts) -> AgentModel | None:
-        """Return the first model of the agent if the gateway can call none of its models, or None if it can call one.
+        """Return the first model of the agent if the gateway can call none of its models. Otherwise, return None.
 
-        The `problem` of the returned model says why.
+        The `problem` of the returned model states the reason.
         """
         models = [] if self.llm is None else self._models_of(self.llm, _key_of(agent))
         return None if any(model.problem is None for model in models) or not models else models[0]
 
     def blocked_model(self, agent: AgentFacts) -> AgentModel | None:
-        """Return the model of the agent whose breaker is the first to admit a call again without an admin.
+        """Return the agent's model whose circuit breaker will be the first to allow calls again without an admin.
 
-        Return None if the gateway can call a model now, or if it can call none for another reason.
+        Return None if the gateway can call a model now, or if no model is blocked by a circuit breaker.
         """
         models = [] if self.llm is None else self._models_of(self.llm, _key_of(agent))
         if any(model.is_callable for model in models):
@@ -108,7 +109,7 @@ class AgentModels:
         return min(blocked, key=lambda model: (model.is_forced_open, model.blocked_until or ""), default=None)
 
     def describe_block(self, model: AgentModel) -> ModelBlock:
-        """Return why the breaker of a blocked model rejects calls."""
+        """Return why the circuit breaker of a blocked model rejects calls."""
         name = model.breaker
         if not model.is_forced_open:
             return ModelBlock(
@@ -127,7 +128,7 @@ class AgentModels:
         )
 
     def _models_of(self, llm: LLM, key: ModelKey) -> list[AgentModel]:
-        """Return the models for this configuration. The gateway is asked once in each unit of work."""
+        """Return the models for this configuration. Each unit of work asks the gateway only once."""
         models: dict[ModelKey, list[AgentModel]] = current().memo.setdefault(self, {})
         if key not in models:
             models[key] = llm.models_for_agent(*key)

@@ -201,9 +201,9 @@ def _can_see_task(context: ToolContext, arguments: Json) -> bool:
 
 
 def _allows_agent(config: Mapping[str, Any], arguments: Json) -> bool:
-    """Return whether the tool's configuration allows the agent to create this task.
+    """Return whether the tool's configuration allows the calling agent to create this task.
 
-    If the configuration lists agents, the task must be assigned to one of them.
+    If the configuration lists agents, the task must be assigned to one of these agents.
     """
     agents = config.get("agent_ids")
     return agents is None or str(arguments.get("agent_id")).lower() in [each.lower() for each in agents]

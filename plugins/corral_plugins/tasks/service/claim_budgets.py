@@ -1,4 +1,4 @@
-"""Reserves money for claims. A claim reserves an estimate of the cost of each attempt.
+"""Reserves money for claims. A claim reserves the estimated cost of each attempt.
 
 The estimate is the cost limit of the task, or else the 90th percentile of the costs of the agent's last 20 attempts, or
 else the setting `cost.default_attempt_usd`. Models that cost nothing need no reservation.
@@ -38,7 +38,7 @@ _MILLION = TokenCounts(input_tokens=1_000_000, output_tokens=1_000_000)
 
 
 class CostLimit(msgspec.Struct, frozen=True):
-    """The cost limit of a task, what it leaves to the next attempt, and the cost at which the attempt is warned."""
+    """The cost limit of a task, what remains of it for the next attempt, and the cost at which the worker is warned."""
 
     limit_micro: int
     left_micro: int
@@ -46,7 +46,10 @@ class CostLimit(msgspec.Struct, frozen=True):
 
 
 def cost_limit_of(row: TaskRow, agent: AgentFacts) -> CostLimit | None:
-    """Return the rest of the cost limit of the task, or else of the agent's limit for each task."""
+    """Return the cost limit of a task and what remains of it, or None if the cost is not limited.
+
+    A task without a limit of its own has the limit that its agent sets for each task.
+    """
     usd = row.get("max_cost_usd")
     limit = agent.max_cost_per_task_micro if usd is None else round(usd * 1e6)
     if limit is None:
@@ -56,14 +59,14 @@ def cost_limit_of(row: TaskRow, agent: AgentFacts) -> CostLimit | None:
 
 
 class Shortage(NamedTuple):
-    """A call of an earlier attempt that a budget refused. `scope` and `left_micro` describe the budget at that time."""
+    """A call that a budget refused in an earlier attempt. `scope` and `left_micro` describe the budget at that time."""
 
     scope: str
     needed_micro: int
     left_micro: int
 
     def describe(self) -> str:
-        """Return a sentence about the refused call."""
+        """Return a sentence about the call that the budget refused."""
         whose = "the installation" if self.scope == "global" else "the agent"
         return (
             f"The budget of {whose} did not admit a model call, which may cost {format_micro_usd(self.needed_micro)}: "
@@ -72,7 +75,7 @@ class Shortage(NamedTuple):
 
 
 def find_shortage(row: TaskRow, agent: AgentFacts, model: str) -> Shortage | None:
-    """Return the last refused call of the task for this configuration of the agent, or None."""
+    """Return the last refused call of the task under the agent's current version and model, or None."""
     stored = row.get("budget_shortages").get(agent.id)
     if stored is None or stored["configuration"] != [agent.version, model]:
         return None
@@ -80,17 +83,17 @@ def find_shortage(row: TaskRow, agent: AgentFacts, model: str) -> Shortage | Non
 
 
 def with_shortage(row: TaskRow, agent: AgentFacts, model: str, shortage: Shortage) -> dict[str, Any]:
-    """Return the shortages of the task together with this one, for the column of the task."""
+    """Return the refused calls to store with the task: those of other agents, and this new call of the agent."""
     others = {key: each for key, each in row.get("budget_shortages").items() if key != agent.id}
     newest = dict(list(others.items())[1 - MAX_SHORTAGES :])
     return {**newest, agent.id: {"configuration": [agent.version, model], **shortage._asdict()}}
 
 
 class BudgetObstacle(NamedTuple):
-    """A budget or cost limit that does not admit an attempt. The amounts are in micro-USD.
+    """A budget or cost limit that does not allow an attempt. The amounts are in micro-USD.
 
-    If `is_known_call` is set, `needed` is what a refused call needs, and not an estimate of the costs of an attempt. If
-    `detail` is set, it replaces the amounts.
+    If `is_known_call` is set, `needed` is the cost of a call that was refused before. Otherwise, it is an estimate of
+    the cost of an attempt. If `detail` is set, it replaces the amounts.
     """
 
     scope: BudgetScope
@@ -124,20 +127,21 @@ class ClaimBudgets:
     def plan(self, *, skip_budgets: bool = False) -> ClaimPlan:
         """Return a plan for one claim.
 
-        With `skip_budgets`, the plan does not read what the budgets leave, unless they refused something to the last
-        claim of this process. The reservations decide in any case, and a claim that they refuse is planned again.
+        With `skip_budgets`, the plan does not read how much the budgets leave, unless a budget refused an attempt in
+        the last claim of this process. This is safe, because the reservations check the budgets in any case. If a
+        reservation is refused, the claim is planned again.
         """
         return ClaimPlan(
             self.cost, self._models, self._usual_costs, reads_budgets=self._has_refused or not skip_budgets
         )
 
     def remember_refusal(self, plan: ClaimPlan) -> None:
-        """Remember after the commit whether budgets refused something to this claim."""
+        """Remember, once the claim is committed, whether a budget refused one of its attempts."""
         if plan.has_refused != self._has_refused:
             after_commit(lambda: setattr(self, "_has_refused", plan.has_refused))
 
     def reserve(self, row: TaskRow, agent: AgentFacts, *, attempt_id: str, lease_until: str, amount: int) -> None:
-        """Reserve the estimated cost of an attempt. Raise `BudgetRefused` if a budget does not admit it."""
+        """Reserve the estimated cost of an attempt. Raise `BudgetRefused` if a budget does not allow the attempt."""
         if self.cost is None or not amount:
             return
         limit = cost_limit_of(row, agent)
@@ -158,8 +162,8 @@ class ClaimBudgets:
 class ClaimPlan:
     """The estimated costs of the tasks that one claim chooses.
 
-    A plan compares the estimates with what the budgets leave, without locking anything. The reservations at the end of
-    the claim decide. A plan that does not read the budgets assumes that they admit everything.
+    A plan compares the estimates with what remains of the budgets, without locking anything. The reservations at the
+    end of the claim decide. A plan that does not read the budgets assumes that they allow everything.
     """
 
     def __init__(
@@ -174,13 +178,13 @@ class ClaimPlan:
 
     @property
     def reason(self) -> str:
-        """The reason for a claim without tasks."""
+        """The reason to report if the claim leases no task."""
         return "budget_exhausted" if self.has_refused else "none"
 
     def amount_of(self, row: TaskRow, agent: AgentFacts) -> int:
-        """Return the amount to reserve for an attempt, which is 0 if nothing limits its cost.
+        """Return the amount to reserve for an attempt. It is 0 if nothing limits the cost of the attempt.
 
-        Raise `BudgetRefused` if the agent's model has no price and such models are refused.
+        Raise `BudgetRefused` if the agent's model has no price and the settings refuse such models.
         """
         limit = cost_limit_of(row, agent)
         if self._cost is None:
@@ -205,7 +209,7 @@ class ClaimPlan:
         return self._needs[agent.id]
 
     def _amount(self, cost: Costs, agent: AgentFacts, estimate: int) -> int:
-        """Return the amount to reserve if the costs of the attempt are estimated at `estimate`."""
+        """Return the amount to reserve for an attempt that is estimated to cost `estimate`."""
         model = self._models.first_usable(agent)
         if model is None:  # the worker calls models of its own, and reports what they cost
             return max(1, estimate)
@@ -213,7 +217,7 @@ class ClaimPlan:
         return cost.amount_to_reserve(cost.quote(provider, name, _MILLION, free=model.free), estimate)
 
     def find_obstacle(self, row: TaskRow, agent: AgentFacts) -> BudgetObstacle | None:
-        """Return the budget that does not admit an attempt, besides the attempts already planned, or None."""
+        """Return the budget that does not allow this attempt in addition to the attempts already planned, or None."""
         try:
             amount = self.amount_of(row, agent)
         except BudgetRefused as refused:
@@ -236,7 +240,7 @@ class ClaimPlan:
         return None
 
     def is_used_up(self, agent: AgentFacts) -> bool:
-        """Return whether a budget leaves nothing to the agent, after a task of the agent was refused."""
+        """Return whether a budget of the agent is used up. Called after a task of the agent was refused."""
         room = self._headrooms.get(agent.id, Headroom())
         return any(left is not None and left <= 0 for left in (room.overall, room.agent))
 

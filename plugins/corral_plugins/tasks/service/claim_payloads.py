@@ -118,8 +118,8 @@ class ClaimPayloads:
     def _offered_tools(self, row: TaskRow, agent: AgentFacts, model: str) -> list[ClaimTool]:
         """Return the tools of the run.
 
-            These are the agent's tools, limited to those that the task allows. A model that does not support tool
-        calls gets no tools.
+        These are the agent's tools, limited to those that the task allows. A model that does not support tool calls
+        gets no tools.
         """
         if self.tools is None or not agent.enabled_tools or row.worker_id is None:
             return []

@@ -93,7 +93,7 @@ def _queues_with_tools() -> list[tuple[str, str]]:
 
 
 def worker_has_tools(worker: WorkerFacts, tools: Sequence[str], of_server: Iterable[str]) -> bool:
-    """Return whether the worker and the server, with its tools `of_server`, together provide these tools."""
+    """Return whether all `tools` are offered by the worker or are among the tools of the server, `of_server`."""
     return worker.tools is None or includes_tools([*worker.tools, *of_server], tools)
 
 
@@ -128,7 +128,7 @@ def first_task_of_each_queue(
 ) -> list[tuple[str, str]]:
     """Return the first task of each queue as `(task id, queue)`, in claim order, and at most `limit` tasks in total.
 
-    Tasks of the requesters in `without`, and the tasks `skipped`, are left out.
+    Tasks whose requester is in `without`, and tasks in `skipped`, are left out.
     """
     others, parameters = "", [rows.to_json_text(list(queues)), limit]
     if skipped:
@@ -166,7 +166,7 @@ def first_task_ids(names: Iterable[str], *, limit: int) -> list[str]:
 
 
 def find_queued_tasks(task_ids: Sequence[str]) -> list[TaskRow]:
-    """Return the rows of those tasks that are in a queue."""
+    """Return the rows of the given tasks, without those that are not in a queue."""
     query = Task.select(*TASK_COLUMNS).where(Task.id.in_(list(task_ids)) & Task.queue.is_null(False))
     return [TaskRow(*row) for row in Statement(lambda p: query.tuples()).rows({})] if task_ids else []
 
@@ -245,8 +245,8 @@ class TaskClaims:
     ) -> ClaimResponse:
         """Lease tasks to a worker. Implements `Tasks.claim`.
 
-        If a concurrent claim takes the last free slot of the worker or of a chosen agent, or what a budget has left,
-        the claim is repeated. It is tried at most `tries` times in total.
+        The claim is repeated if a concurrent claim takes the last free slot of the worker or of a chosen agent, or the
+        rest of a budget. It is tried at most `tries` times in total.
         """
         worker = self._workers.find(worker_id)
         if worker is None:
@@ -277,7 +277,8 @@ class TaskClaims:
     def claimable(self, worker_id: str, *, limit: int) -> list[str]:
         """Return the ids of the tasks that a claim would lease now, in claim order.
 
-        These are the first tasks of the queues that the worker may serve, without tasks that the budgets do not admit.
+        These are the first tasks of the queues that the worker may serve. Tasks that the budgets do not allow are left
+        out.
         """
         worker = self._workers.find(worker_id)
         if worker is None:
@@ -291,7 +292,7 @@ class TaskClaims:
         return self._affordable(first_task_ids(served_queues, limit=limit), served_queues)
 
     def _affordable(self, task_ids: Sequence[str], served_queues: Mapping[str, Sequence[AgentFacts]]) -> list[str]:
-        """Return the tasks whose attempts the budgets admit in addition to the attempts of the tasks before them."""
+        """Return the tasks whose attempts the budgets allow in addition to the attempts of the tasks before them."""
         plan, slots = self._budgets.plan(), Counter[str]()
         found = {row.id: row for row in find_queued_tasks(task_ids)}
         affordable = []
@@ -348,9 +349,9 @@ class TaskClaims:
     def _affordable_agent(
         row: TaskRow, able: list[AgentFacts], slots: Counter[str], plan: ClaimPlan
     ) -> AgentFacts | None:
-        """Return the agent with the fewest leases whose attempt the budgets admit, or None.
+        """Return the agent with the fewest leases for which the budgets allow an attempt, or None.
 
-        Agents to which a budget leaves nothing get no other task in this claim.
+        An agent whose budget is used up gets no other task in this claim.
         """
         for agent in sorted(able, key=lambda each: each.max_concurrent_tasks - slots[each.id]):
             if plan.find_obstacle(row, agent) is None:
@@ -424,7 +425,7 @@ class TaskClaims:
         return [claim for *_, (_, claim) in attempts]
 
     def _start_attempt(self, worker: WorkerFacts, row: TaskRow, agent: AgentFacts) -> tuple[str, Claim]:
-        """Insert the attempt of an assigned task. Return the id of the attempt and the claim."""
+        """Insert the attempt of an assigned task. Return the id of the attempt, and the claim for the worker."""
         token, model = TOKEN_PREFIX + secrets.token_urlsafe(32), self._models.model_name(agent)
         max_attempts = declared.max_attempts(self._settings, agent, row.get("retry_policy"))
         executor = self._payloads.find_executor(row)
@@ -448,7 +449,7 @@ class TaskClaims:
         )
 
     def _receive_messages(self, row: TaskRow, agent: AgentFacts) -> ClaimedMessages:
-        """Deliver the waiting messages of the agent to this run, which untrusted messages taint."""
+        """Deliver the agent's waiting messages to this run. Messages from untrusted sources taint the run."""
         if self.messages is None or row.lease_id is None:
             return NO_MESSAGES
         received = self.messages.for_claim(agent.id, lease_id=row.lease_id, requester_id=row.created_by)
@@ -487,7 +488,10 @@ class TaskClaims:
 
 
 def _schema_of_agent(row: TaskRow, agent: AgentFacts) -> str | None:
-    """Return the output schema of the agent as JSON text, or None if it has none or the task has one of its own."""
+    """Return the output schema of the agent as JSON text.
+
+    Return None if the agent has no schema, or if the task has a schema of its own.
+    """
     schema = agent.config.get("output_schema")
     return None if schema is None or row.get("output_schema") is not None else rows.to_json_text(schema)
 

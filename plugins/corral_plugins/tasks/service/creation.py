@@ -79,7 +79,7 @@ def checked_title(text: str) -> str:
 
 
 def given_members(policy: RetryPolicy | None) -> dict[str, Any] | None:
-    """Return the members that a retry policy sets."""
+    """Return the members of a retry policy that were set."""
     return None if policy is None else msgspec.to_builtins(policy)
 
 
@@ -260,7 +260,7 @@ class TaskCreation:
         return Encoded(body, row.id, 1)
 
     def _tool_warnings(self, agent: AgentFacts | None, required: Sequence[str]) -> list[str]:
-        """Return a warning for each tool of the agent that a worker which may claim the task does not offer."""
+        """Return a warning for each of the agent's tools that is missing on a worker that may claim the task."""
         if agent is None or not agent.enabled_tools:
             return []
         found = find_missing_tools(agent, self._workers, self.tools, required=required)

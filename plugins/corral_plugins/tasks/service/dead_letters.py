@@ -1,4 +1,4 @@
-"""Dead letters of tasks: which failures get a dead letter, and what the `dead_letter` plugin asks about tasks."""
+"""Dead letters of tasks: decides which failures get a dead letter, and informs the `dead_letter` plugin about tasks."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ _ATTEMPTS = Statement(
 
 
 def reason_of(row: TaskRow, error: dict[str, Any]) -> Reason:
-    """Return the reason why a task failed for good, taken from its error."""
+    """Return the reason why a task failed permanently, taken from its error."""
     kind, type_ = error["kind"], error["type"]
     if type_ in ("crash_loop", "manual"):
         return "crash_loop" if type_ == "crash_loop" else "manual"
@@ -70,7 +70,10 @@ class TaskDeadLetters:
     dead_letters: DeadLetters | None
 
     def id_for(self, error: dict[str, Any]) -> str | None:
-        """Return a new id for the dead letter of a task that fails with this error, or None if it gets none."""
+        """Return a new id for the dead letter of a task that fails with this error.
+
+        Return None if such a failure gets no dead letter.
+        """
         return new_id() if self.dead_letters is not None and error["kind"] in FAILURES else None
 
     def add(self, row: TaskRow, letter_id: str | None, *, previous: str, reason: Reason | None = None) -> None:
@@ -99,7 +102,7 @@ class TaskDeadLetters:
         self.dead_letters.add(letter_id, dead)
 
     def add_to_failed(self, row: TaskRow, *, reason: Reason | None = None) -> str | None:
-        """Add a dead letter to a locked task that failed before. Return its id."""
+        """Add a dead letter to a locked task that failed before. Return the id of the dead letter."""
         if self.dead_letters is None:
             return None
         letter_id = new_id()
@@ -115,7 +118,8 @@ class TaskDeadLetters:
     def add_missing(self, after: str) -> str | None:
         """Add dead letters to tasks that failed after an instant while the `dead_letter` plugin was not active.
 
-        Handle one batch of ended tasks. Return the place after which to continue, or None at the end.
+        Handle one batch of ended tasks. Return the value of `after` for the next batch, or None if all tasks are
+        handled.
         """
         instant, _, last_id = after.partition(" ")
         later = (Task.finished_at > instant) | ((Task.finished_at == instant) & (Task.id > last_id))
@@ -131,7 +135,7 @@ class TaskDeadLetters:
 
 
 def attempts_between(task_id: str, *, after_fence: int, until_fence: int) -> list[AttemptSummary]:
-    """Return the attempts of a task with these fences, oldest first. At most 200 are returned."""
+    """Return the attempts of a task whose fencing numbers lie in this range, oldest first, at most 200."""
     found = _ATTEMPTS.rows({"id": task_id, "after": after_fence, "until": until_fence})
     return [
         AttemptSummary(
@@ -148,7 +152,7 @@ def attempts_between(task_id: str, *, after_fence: int, until_fence: int) -> lis
 
 
 def statuses_of(task_ids: Sequence[str]) -> dict[str, tuple[str, str | None]]:
-    """Return the status of each of these tasks, and when it ended. Unknown ids are omitted."""
+    """Return the status of each of these tasks, and the time at which the task ended. Unknown ids are omitted."""
     found = Task.select(Task.id, Task.status, Task.finished_at).where(Task.id.in_(list(task_ids)))
     return {task_id: (status, finished_at) for task_id, status, finished_at in rows.fetch_tuples(found)}
 

@@ -74,10 +74,10 @@ class TaskExplanations:
         return f"The task is {row.status}: attempt {attempts[-1].n} on worker {where}." if attempts else "It is leased."
 
     def _warnings(self, row: TaskRow, attempts: Sequence[AttemptView]) -> list[str]:
-        """Return a sentence about a cost limit that admits no call, and one for each tool of the agent that is lacking.
+        """Return warnings about a cost limit that allows no call, and about each tool of the agent that a worker lacks.
 
-        A tool is lacking if the worker of the latest attempt does not offer it. For a task that waits for a claim,
-        these are the workers that may claim it.
+        If the task waits for a claim, the workers that may claim it are checked. Otherwise, the worker of the latest
+        attempt is checked.
         """
         is_queued = row.lease_id is None and row.status not in TERMINAL
         latest = None if is_queued or not attempts else attempts[-1]
@@ -261,7 +261,7 @@ class TaskExplanations:
         return found
 
     def _no_model(self, agents: Sequence[AgentFacts]) -> Condition:
-        """Return the unmet condition for agents none of which has a model that can be called now."""
+        """Return the unmet condition for the case that none of these agents has a model that can be called now."""
         blocked = [model for each in agents if (model := self._models.blocked_model(each)) is not None]
         if not blocked:
             return self._provider_condition(agents[0])
@@ -285,7 +285,7 @@ class TaskExplanations:
         return _provider_unmet(agent, unusable)
 
     def _budget_conditions(self, row: TaskRow, candidates: Sequence[AgentFacts]) -> list[Condition]:
-        """Return whether the budgets admit an attempt by one of the agents that may run the task."""
+        """Return whether the budgets allow an attempt by one of the agents that may run the task, as conditions."""
         found = [(agent, self._budgets.plan().find_obstacle(row, agent)) for agent in candidates[:MAX_CANDIDATES]]
         refused = [(agent, obstacle) for agent, obstacle in found if obstacle is not None]
         if not refused or len(refused) < len(found):
@@ -299,7 +299,7 @@ class TaskExplanations:
     ) -> list[Condition]:
         """Return the conditions that concern workers, up to the first condition that no worker meets.
 
-        The order is: approved, online, selector, tools, capacity.
+        The conditions come in this order: approved, online, selector, tools, capacity.
         """
         if agent is not None and agent.worker_id is not None:
             bound = self._workers.find(agent.worker_id)
@@ -349,7 +349,7 @@ class TaskExplanations:
     def _no_worker_conditions(self) -> list[Condition]:
         """Return the unmet condition for the case that no approved worker is online.
 
-        Either no worker is online at all, or a registered worker awaits approval.
+        Either no worker is online at all, or a registered worker waits for approval.
         """
         if self._workers.awaits_first_approval():
             message, how = "A worker has registered, but none is approved.", "Approve it: corral workers approve NAME"
@@ -391,7 +391,7 @@ def _tools_unmet(tools: Sequence[str], who: str, agent: str, enabled: Sequence[s
 
 
 def _paused_unmet(agent: AgentFacts, name: str) -> Condition:
-    """Return the unmet condition for a paused agent. `name` is the name as an argument of a command."""
+    """Return the unmet condition for a paused agent. `name` is the agent's name in the form that commands accept."""
     href = f"/agents/{agent.id}"
     if agent.status_reason == "budget":  # nobody resumes it before the budget leaves something
         detail = f"The agent is paused, because the budget of the agent {agent.name} is used up."
@@ -436,7 +436,7 @@ def _budget_unmet(row: TaskRow, agent: AgentFacts, obstacle: BudgetObstacle) -> 
 
 
 def _amount(micro_usd: int) -> str:
-    """Return an amount as commands accept it."""
+    """Return an amount in the form that commands accept."""
     return format_micro_usd(micro_usd).removeprefix("$")
 
 

@@ -1,4 +1,4 @@
-"""The filters of the list of tasks, as SQL conditions, and the number of tasks that they leave."""
+"""The filters of the list of tasks as SQL conditions, and the number of tasks that match them."""
 
 from __future__ import annotations
 
@@ -29,16 +29,17 @@ _FREE = frozenset({"limit", "offset", "cursor"})
 def is_unfiltered(query: TaskQuery, *, but: str = "sort") -> bool:
     """Return whether the query uses the default order and no filters.
 
-    The field that `but` names is not checked.
+    The field that `but` names is ignored.
     """
     return query.sort == "created" and _has_only(query, {"sort", but})
 
 
 def conditions(query: TaskQuery, *, matches: int | None = None) -> list[Any]:
-    """Return the filters, but for the search, as SQL conditions. `matches` is the number of matching tasks, if known.
+    """Return all filters except the search as SQL conditions. `matches` is the number of matching tasks, if known.
 
-    The number decides whether the engine starts with the tasks that match and sorts them, or goes through the list in
-    its order and skips the tasks that do not match. SQLite would always do the former, for the whole table if need be.
+    The number decides how the database engine works: either it starts with the matching tasks and sorts them, or it
+    goes through the list in order and skips the other tasks. SQLite would always do the former, even if that means
+    sorting the whole table.
     """
     is_long = matches is not None and matches > FEW
     column = without_index if is_long and query.sort != "created" else as_it_is
@@ -92,5 +93,5 @@ def as_it_is(field: peewee.Field) -> Any:
 
 
 def without_index(field: peewee.Field) -> Any:
-    """Return the column as an expression for which the engine uses no index."""
+    """Return an expression for the column for which the database engine uses no index."""
     return field + 0 if isinstance(field, peewee.IntegerField) else field.concat("")

@@ -28,7 +28,7 @@ def matches_selector(agent: AgentFacts, worker: WorkerFacts) -> bool:
 def find_missing_tools(
     agent: AgentFacts, workers: Workers, service: Tools | None, *, required: Sequence[str], worker_id: str | None = None
 ) -> dict[str, list[str]]:
-    """Return the tools of the agent that a worker lacks, each with the names of these workers.
+    """Return the agent's tools that a worker lacks, each with the names of the workers that lack it.
 
     The workers are the given worker, or all online workers that may run the agent and offer the required tools.
     """

@@ -146,7 +146,10 @@ def fail_dependents(task_id: str) -> None:
 
 
 def reblock_dependents(task_id: str) -> None:
-    """Block the tasks that failed only because of a task that is now retried, and their failed dependents in turn."""
+    """Block again the tasks that failed only because of a task that is now retried.
+
+    Their dependents that failed for the same reason are blocked again in turn.
+    """
     waiting, count = [task_id], 0
     while waiting:
         needed = waiting.pop()
@@ -424,7 +427,7 @@ class TaskOutcomes:
     ) -> None:
         """Return a task to its queue without consuming an attempt. The checkpoint is kept.
 
-        `why` is the error of the attempt, if an obstacle ended it.
+        `why` is the error of the attempt, if the attempt ended because of an obstacle such as a budget.
         """
         if attempt.counted:
             attempt.counted = False

@@ -135,7 +135,7 @@ def _last_indexed() -> tuple[str, str]:
 def index_next_tasks() -> bool:
     """Add the next batch of tasks that were created more than 30 s ago to the search index.
 
-    Return whether there may be further tasks to index. If not, merge the index a little.
+    Return whether there may be further tasks to index. If there are none, also merge a part of the index.
     """
     created_at, task_id = _last_indexed()
     after = (Task.created_at >= created_at) & ((Task.created_at > created_at) | (Task.id > task_id))
@@ -159,7 +159,7 @@ def index_next_tasks() -> bool:
 
 
 def rebuild_search_index() -> None:
-    """Index the tasks again. The index table must be empty."""
+    """Build the search index of all tasks. The index table must be empty."""
     SearchDocument.delete().execute()
     while index_next_tasks():
         pass
@@ -278,14 +278,14 @@ def extend_anchors() -> bool:
 
 
 def next_anchor() -> tuple[str, str] | None:
-    """Return the position of the page anchor that is missing, or None."""
+    """Return the position of the next page anchor to write, or None if no anchor is missing."""
     last = _LAST_ANCHOR.one({}) or BEFORE_ALL
     found = _NTH_AFTER.one({"created_at": last[0], "id": last[1], "offset": ANCHOR_INTERVAL - 1})
     return None if found is None or found[0] > clock.now(-SETTLED_AFTER) else (found[0], found[1])
 
 
 def decrement_anchor(created_at: str, task_id: str) -> None:
-    """Subtract a deleted task from the count of the page anchor that covers its position."""
+    """Subtract one, for a deleted task, from the count of the page anchor that covers the position of the task."""
     anchor = _COVERING.one({"created_at": created_at, "id": task_id})
     if anchor is not None:
         _LESS.run({"anchor_at": anchor[0], "anchor_id": anchor[1]})
@@ -372,7 +372,7 @@ class TaskQueries:
     def _rows_from_offset(offset: int, limit: int, total: int) -> list[tuple[Any, ...]]:
         """Return at most `limit` rows, starting at `offset`.
 
-        Page anchors, which count from the oldest task, make large offsets fast.
+        Page anchors, whose positions count from the oldest task, make large offsets fast.
         """
         if offset == 0:
             return _NEWEST.rows({"limit": limit})
@@ -506,7 +506,7 @@ class TaskQueries:
     # -- statistics
 
     def stats(self, query: TaskStatsQuery, caller: Principal) -> TaskStats:
-        """Return statistics of all tasks.
+        """Return task statistics.
 
         The query can limit the statistics to the tasks of one agent, or to tasks created since an instant.
         """

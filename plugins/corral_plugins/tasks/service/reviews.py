@@ -1,4 +1,4 @@
-"""Reviews of the results of runs: a run that ends with a diff waits for people if its review policy says so."""
+"""Reviews of results: if the review policy requires it, a run that ends with a diff waits for a review by people."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class TaskReviews:
         self._transitions, self._outcomes, self._agents = transitions, outcomes, transitions.agents
 
     async def prepare(self, task_id: str, report: CompletionReport, work: Work) -> PreparedPatch | None:
-        """Parse the diff that a run ends with, if a review is due. Opens its own unit of work.
+        """If a review is due, parse the diff with which a run ends. Opens its own unit of work.
 
         Raise `Invalid` if the diff cannot be parsed.
         """
@@ -109,7 +109,7 @@ class TaskReviews:
         result: str | None,
         artifacts: Sequence[Artifact] | None,
     ) -> None:
-        """Set the status of a finished run to `waiting`. The run that may follow has the whole time limit again."""
+        """Let the task of a finished run wait for a review. A later run of the task gets the full time limit again."""
         waiting_for = {"kind": "review", "id": review_id, "since": clock.now()}
         kept: dict[str, Any] = {} if artifacts is None else {"artifacts": list(artifacts)}
         self._transitions.end_lease(
@@ -133,7 +133,7 @@ class TaskReviews:
         self._agents.record_attempt_end(attempt.agent_id, configuration_failure=False, stalled=attempt.stalls > 0)
 
     def end(self, task_id: str, review_id: str, *, approved: bool, message: str) -> bool:
-        """Complete or fail a task by the decision. Implements `Tasks.end_review`."""
+        """Complete or fail a task according to the decision of its review. Implements `Tasks.end_review`."""
         row = self._lock_waiting(task_id, review_id)
         if row is None:
             return False
@@ -146,7 +146,7 @@ class TaskReviews:
         return True
 
     def replace(self, task_id: str, review_id: str, new_id: str) -> bool:
-        """Let a task wait for a newer review. Implements `Tasks.replace_review`."""
+        """Let a task wait for a newer review instead of the current one. Implements `Tasks.replace_review`."""
         row = self._lock_waiting(task_id, review_id)
         if row is None:
             return False
@@ -165,7 +165,7 @@ class TaskReviews:
 
 
 def _diffs_of(artifacts: Any) -> list[tuple[int, Artifact]]:
-    """Return the artifacts that are diffs, with their indexes."""
+    """Return the artifacts that are diffs, each with its index in the list of artifacts."""
     return [
         (index, each)
         for index, each in enumerate(artifacts or ())
@@ -178,7 +178,7 @@ def _text_of(diff: Artifact) -> str:
 
 
 def _refuse_large_patches(diffs: Sequence[tuple[int, Artifact]]) -> None:
-    """Raise `Invalid` if no review keeps a patch that is too large for the artifacts of a task."""
+    """Raise `Invalid` if a patch is too large for an artifact. Called if no review keeps the patch."""
     detail = "No review is due for this diff, so it may have at most 64 Ki characters; upload it as a file."
     large = [index for index, diff in diffs if len(_text_of(diff)) > INLINE_CHARACTERS]
     if large:

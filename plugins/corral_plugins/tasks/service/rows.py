@@ -122,7 +122,7 @@ def is_held_by(row: TaskRow, worker_id: str | None) -> bool:
 
 
 def lock_task(task_id: str) -> TaskRow:
-    """Lock the task until the unit of work ends, and return it. Raise `NotFound`."""
+    """Lock the task until the unit of work ends, and return it. Raise `NotFound` if the task does not exist."""
     found = _LOCK_TASK.one({"id": task_id})
     if found is None:
         raise NotFound("There is no task with this id.")
@@ -400,7 +400,7 @@ class EncodingCache:
 
 
 def read_encoded_task(task_id: str, warnings: Sequence[str] | None = None) -> bytes:
-    """Return the task, encoded for clients. Raise `NotFound`."""
+    """Return the task, encoded for clients. Raise `NotFound` if the task does not exist."""
     values = _ONE.one({"id": task_id})
     if values is None:
         raise NotFound("There is no task with this id.")
@@ -427,7 +427,10 @@ class TaskViews:
         self._tasks, self._items = EncodingCache(), EncodingCache()
 
     def encoded_task(self, task_id: str) -> Encoded:
-        """Return the task, encoded for clients, from the cache if possible. Raise `NotFound`."""
+        """Return the task, encoded for clients, from the cache if possible.
+
+        Raise `NotFound` if the task does not exist.
+        """
         found = _VERSION.one({"id": task_id})
         if found is None:
             raise NotFound("There is no task with this id.")
@@ -444,7 +447,7 @@ class TaskViews:
 
     @staticmethod
     def has_ended(task_id: str) -> bool:
-        """Return whether the task has ended. Raise `NotFound`."""
+        """Return whether the task has ended. Raise `NotFound` if the task does not exist."""
         found = _STATUS.one({"id": task_id})
         if found is None:
             raise NotFound("There is no task with this id.")

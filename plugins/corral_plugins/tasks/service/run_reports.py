@@ -131,7 +131,7 @@ OUTSIDE = "worker"
 
 
 class UsageReports:
-    """Records the tokens that runs use, and their cost. Every method runs in the caller's unit of work."""
+    """Records the tokens that runs use and their cost. Every method runs in the caller's unit of work."""
 
     cost: Costs | None
 
@@ -240,7 +240,7 @@ def _attribution(row: TaskRow, attempt: AttemptRow) -> dict[str, Any]:
 
 
 def _price_columns(charged: ChargedCost, tokens: int) -> dict[str, int]:
-    """Return the added cost, or the added tokens if their price is unknown, by column name."""
+    """Return the cost to add, or the tokens to add if their price is unknown, by column name."""
     return {"unpriced_tokens": tokens} if charged.cost_micro_usd is None else {"cost_micro": charged.cost_micro_usd}
 
 
@@ -265,7 +265,7 @@ def add_gateway_usage(task_id: str, lease_id: str, used: UsageTotals) -> bool:
 
 
 def has_reached_cost_limit(attempt: AttemptRow) -> bool:
-    """Return whether the attempt has spent what the cost limit of the task left to it."""
+    """Return whether the attempt has spent all the money that the cost limit of the task left for it."""
     return attempt.cost_limit_micro is not None and 0 < attempt.cost_micro >= attempt.cost_limit_micro
 
 

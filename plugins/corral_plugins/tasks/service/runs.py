@@ -293,10 +293,10 @@ class TaskRuns:
         return rows.encoded_response(row.id, row.version)
 
     def _artifacts_of(self, row: TaskRow, report: CompletionReport) -> list[Artifact] | None:
-        """Return the artifacts that a run reports, and the files that it stored without reporting them.
+        """Return the artifacts that a run reports, and further files that the run stored without reporting them.
 
-        Raise `unknown_reference` for a file that is neither the task's nor its requester's. Return None if there are
-        no artifacts.
+        Raise `Invalid` (`unknown_reference`) for a file that belongs neither to the task nor to its requester. Return
+        None if there are no artifacts.
         """
         reported = [] if isinstance(report.artifacts, msgspec.UnsetType) else report.artifacts
         named = {item.file_id.lower(): index for index, item in enumerate(reported) if isinstance(item.file_id, str)}
@@ -421,7 +421,7 @@ class TaskRuns:
     def _error_and_delay_of(
         self, reason: str, row: TaskRow, attempt: AttemptRow
     ) -> tuple[dict[str, Any] | None, dict[str, Any]]:
-        """Return the error of a released attempt that met an obstacle, and the columns that delay the next claim."""
+        """Return the error of an attempt that an obstacle ended, and the columns that delay the next claim."""
         agent = self._transitions.agents.find(attempt.agent_id)
         message, columns = "", {}
         if reason == BUDGET_EXCEEDED:
@@ -478,7 +478,7 @@ class TaskRuns:
         return _run_of_rows(row, attempt)
 
     def record_shortage(self, task_id: str, lease_id: str, *, scope: str, needed_micro: int, left_micro: int) -> None:
-        """Store that a budget refused a call of the run. Implements `Tasks.record_shortage`."""
+        """Record that a budget refused a call of the run. Implements `Tasks.record_shortage`."""
         found = self._lock_live_lease(task_id, lease_id)
         agent = None if found is None else self._transitions.agents.find(found[1].agent_id)
         if found is not None and agent is not None:
@@ -486,7 +486,7 @@ class TaskRuns:
             rows.change_task(found[0], {"budget_shortages": with_shortage(found[0], agent, model, shortage)})
 
     def lock_held_run(self, task_id: str, lease_id: str, approval_id: str) -> Run:
-        """Lock the task of a held tool call. Implements `Tasks.lock_held_run`."""
+        """Lock the task whose tool call is held for an approval. Implements `Tasks.lock_held_run`."""
         row = rows.lock_task(task_id)
         if not is_held_for(row, lease_id, approval_id):
             raise rows.lease_lost()
@@ -629,7 +629,7 @@ def begin_wait(
     by: str,
     **changes: Any,
 ) -> None:
-    """Put a running task into the status `waiting`, and end its lease. The clocks of the task stop."""
+    """Put a running task into the status `waiting`, and end its lease. Its timeout and stall detection pause."""
     transitions.end_lease(
         row,
         attempt,
@@ -646,7 +646,7 @@ def begin_wait(
 
 
 def _paused_columns(row: TaskRow) -> dict[str, Any]:
-    """Return the columns of a run that pauses: its next claim continues the attempt and its clock."""
+    """Return the columns to set when a run pauses. The next claim continues the same attempt and its remaining time."""
     now = clock.now()
     used = row.get("used_ms") + clock.elapsed_ms(row.started_at or now, now)
     return {"resuming": True, "used_ms": used, **NOT_CANCELLED}

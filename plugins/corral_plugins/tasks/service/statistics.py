@@ -1,8 +1,8 @@
-"""Statistics of tasks and agents: counters and hourly rollups in the database, and the metrics of this process.
+"""Statistics about tasks and agents: counters and hourly rollups in the database, and the metrics of this process.
 
 The counters and rollups change together with the rows that they count, so that no read has to count tasks. They are
-sharded, so that concurrent units of work rarely wait for each other. Each unit of work writes its changes at its end
-and in a fixed order, so that it holds the locks only briefly and causes no deadlock.
+sharded, so that concurrent units of work rarely wait for each other. Each unit of work writes its changes to them at
+its end and in a fixed order, so that it holds the locks only briefly and causes no deadlock.
 """
 
 from __future__ import annotations
@@ -151,14 +151,14 @@ def count_ended_task(*, completed: bool, duration_ms: int | None) -> None:
 
 
 def count_started_attempt(queue_ms: int) -> None:
-    """Count the start of an attempt, and add the milliseconds that the attempt waited in the queue."""
+    """Count the start of an attempt, and add the time in milliseconds that the attempt waited in the queue."""
     hour = _current_deltas().hour
     hour["queued"] += 1
     hour["queue_ms"] += queue_ms
 
 
 def save_deltas() -> CounterDeltas:
-    """Save the counter changes of the unit of work, so that `restore_deltas` can return to them."""
+    """Return a copy of the counter changes of the unit of work, to which `restore_deltas` can reset them."""
     deltas, copy = _current_deltas(), CounterDeltas()
     copy.counters, copy.hour = deltas.counters.copy(), deltas.hour.copy()
     return copy
@@ -188,7 +188,7 @@ def count_pending_tasks() -> int:
 
 
 def count_open_tasks(user_id: str) -> int:
-    """Return the number of unfinished tasks of a person."""
+    """Return the number of unfinished tasks that a person has."""
     return sum(n for (n,) in _COUNTER.rows({"name": f"open:{user_id}"}))
 
 
@@ -207,7 +207,7 @@ def sums_of_last_day() -> Counter[str]:
 
 
 def oldest_pending() -> tuple[str, str] | None:
-    """Return when the oldest pending task was queued, and its id, or None if no pending task is in a queue."""
+    """Return the queueing time and the id of the oldest pending task, or None if no pending task is in a queue."""
     found = [_OLDEST.one({"rank": rank, "priority": priority}) for rank, priority in RANKS]
     return min(((row[0], row[1]) for row in found if row is not None), default=None)
 
@@ -244,7 +244,7 @@ Values = Mapping[tuple[str, ...], float]
 class TaskMetrics:
     """Records metrics of ended attempts, reclaimed leases, stalled runs and durations.
 
-    A value is recorded only if and when the unit of work commits.
+    A value is recorded only when the unit of work commits, and not at all if it is rolled back.
     """
 
     def __init__(self) -> None:
@@ -282,7 +282,7 @@ class TaskMetrics:
         after_commit(lambda: self._stalls.update([(kind,)]))
 
     def definitions(self) -> list[Metric]:
-        """Return the definitions of all metrics of tasks."""
+        """Return the definitions of all task metrics."""
         return [*_gauges(), *self._counters(), *self._histograms()]
 
     def _counters(self) -> list[Metric]:
@@ -351,7 +351,7 @@ class TaskMetrics:
         return {(): self._reclaims}
 
     def stale_calls(self) -> Values:
-        """Return the number of calls under a lease that had ended, by call."""
+        """Return the number of calls that arrived after their lease had ended, by the name of the call."""
         return self._stale_calls
 
     def stalls_by_kind(self) -> Values:

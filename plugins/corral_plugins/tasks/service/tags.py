@@ -1,4 +1,4 @@
-"""The tags of tasks, one row each, by which lists of tasks are filtered."""
+"""Stores each tag of a task in a row of its own, so that lists of tasks can be filtered by tag."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ def count_tagged(tags: Sequence[str]) -> int:
 def has_tag(tags: Sequence[str], *, in_order: bool) -> Any:
     """Return the condition that a task has at least one of the tags.
 
-    With `in_order`, the engine looks the tags up for each task that it meets in the order of the list; otherwise it
-    starts with the tasks that have the tags.
+    With `in_order`, the database engine goes through the list in order and looks up the tags of each task. Otherwise,
+    it starts with the tasks that have the tags.
     """
     tagged = TaskTag.select(TaskTag.task_id).where(TaskTag.tag.in_(list(tags)))
     if not in_order:

@@ -1,4 +1,8 @@
-"""The values of `GET /tasks/stats`: of all tasks from counters and rollups, of some tasks from indexes and samples."""
+"""The values of `GET /tasks/stats`.
+
+The values for all tasks come from counters and rollups. The values for a part of the tasks come from indexes and
+samples.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +38,10 @@ _WAITING = Statement(
 
 
 def _count_since(column: peewee.Field) -> Statement:
-    """Return the statement that counts the tasks with a value since an instant, in the index of the column alone."""
+    """Return the statement that counts the tasks with a given value in the column.
+
+    It counts only tasks that were created since an instant, and reads only the index of the column.
+    """
     count = Task.select(peewee.fn.COUNT(peewee.SQL("*")))
     return Statement(lambda p: count.where((column == p("value")) & (Task.created_at >= p("since"))).tuples())
 
@@ -76,7 +83,7 @@ def task_stats(
     day: Mapping[str, int] = MappingProxyType({}),
     oldest: int | None = None,
 ) -> TaskStats:
-    """Return the statistics with every key. `day` has the sums of `HOUR_FIELDS` of the last day."""
+    """Return the statistics with every field set. `day` contains the sums of `HOUR_FIELDS` over the last 24 hours."""
     completed, failed, queued = [day.get(name, 0) for name in ("completed", "failed", "queued")]
     ended = completed + failed
     return TaskStats(
@@ -132,9 +139,9 @@ def _oldest_ms(where: list[Any], *, is_few: bool) -> int:
 def _sampled_sums(where: list[Any], *, is_few: bool) -> Counter[str]:
     """Return the sums that `sums_of_last_day` returns, but only for tasks that match the conditions `where`.
 
-    The sums are computed from the last start and end of each task: of the tasks that ended last, and of those that have
-    started and not ended. If few tasks match, all are read; otherwise, the engine would read all ended tasks to find
-    them.
+    The sums are computed from the last start and the end of each task. The tasks are a sample: those that ended most
+    recently, and those that have started and not ended. If few tasks match, the database engine does not use the index
+    of `finished_at`, because it would read all ended tasks to find the few.
     """
     began = statistics.start_of_last_day()
     columns = (Task.status, Task.queued_at, Task.started_at, Task.finished_at)

@@ -167,7 +167,7 @@ class TaskTimers:
     # -- waiting tasks
 
     def has_waiting_work(self) -> bool:
-        """Return whether a task is to be queued or its rank to be raised, or a page anchor is missing."""
+        """Return whether there is a task to queue, a task whose rank is to be raised, or a page anchor to add."""
         due = self.next_available_at()
         held = Task.select().where(SQL("status = 'pending' AND queue = 'held'")).limit(1)
         return (
@@ -227,7 +227,7 @@ class TaskTimers:
         return len(found)
 
     def _due_to_rise(self, *, limit: int) -> list[tuple[str, int, str]]:
-        """Return the id, the priority and the time of queueing of at most `limit` tasks whose rank is to be raised."""
+        """Return the id, the priority and the queueing time of at most `limit` tasks whose rank must be raised."""
         aging = self._settings.get(declared.AGING_SECONDS)
         found: list[tuple[str, int, str]] = []
         for priority, rank in RISING if aging else ():
@@ -253,7 +253,7 @@ ENTRY = UnitContext(label="tasks: due tasks", actor=SYSTEM)
 
 
 class DueTaskNotifier:
-    """Queues delayed tasks as soon as they become available, and so wakes the claims that wait for tasks.
+    """Queues delayed tasks as soon as they become available. This wakes the claims that wait for tasks.
 
     Polling the database costs two index lookups per second. If this service fails, the scheduled job `tasks.announce`
     does the same with a longer delay.

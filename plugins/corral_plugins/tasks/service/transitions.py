@@ -146,7 +146,7 @@ class TaskTransitions:
         after_commit(lambda: self._credentials.forget_lease(lease_id))
 
     def stale_call(self) -> Conflict:
-        """Count a call under a lease that is not the live lease of its task, and return the error of the call."""
+        """Count a call whose lease is not the live lease of its task, and return the error for the call."""
         self.metrics.count_stale_call(current().entry.label)
         return rows.lease_lost()
 
@@ -162,7 +162,7 @@ class TaskTransitions:
         ).execute()
 
     def new_lease_expiry(self) -> str:
-        """Return the expiry of a lease that is renewed now."""
+        """Return the time at which a lease expires if it is renewed now."""
         return clock.now(self.settings.get(declared.LEASE_SECONDS))
 
 

@@ -84,7 +84,7 @@ class TaskTriggerAction:
         find_named_agent(agents, fields.get("agent_id"), fields.get("agent_role"))
 
     def cancel_task(self, context: FireContext, result: Json) -> None:
-        """Cancel the task that the trigger created before."""
+        """Cancel the task that an earlier fire of the trigger has created."""
         _, actions, _ = self._connected()
         actions.cancel(result["task_id"], by=context.owner, reason=f"Replaced by trigger {context.trigger_name}.")
 
@@ -95,7 +95,7 @@ class TaskTriggerAction:
 
 
 def are_unfinished(results: Sequence[Json]) -> list[bool]:
-    """Return for each result of the action whether its task has not ended."""
+    """Return, for each result of the action, whether the task that the action created is unfinished."""
     ids = [result["task_id"] for result in results]
     found: Any = Task.select(Task.id).where(Task.id.in_(ids) & Task.status.not_in(TERMINAL)).tuples()
     live = {row[0] for row in found}

@@ -1,4 +1,4 @@
-"""The usual costs of the attempts of agents, which claims reserve if nothing else limits an attempt."""
+"""The usual cost of an agent's attempts. Claims reserve this amount if nothing else limits the cost of an attempt."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ _RECENT_COSTS = Statement(
 
 
 class UsualCosts:
-    """Caches the usual costs of agents. Attempts that another process ended count after at most 2 seconds."""
+    """Caches the usual cost of each agent. An attempt that ended in another process counts after at most 2 seconds."""
 
     def __init__(self) -> None:
         self._cached: dict[str, tuple[int | None, float]] = {}
 
     def of_agent(self, agent_id: str) -> int | None:
-        """Return the 90th percentile of the costs of the agent's last 20 attempts in micro-USD, or None if it has none.
+        """Return the 90th percentile of the costs of the agent's last 20 attempts, in micro-USD.
 
-        Runs in the caller's unit of work.
+        Return None if the agent has no attempts. Runs in the caller's unit of work.
         """
         cached = self._cached.get(agent_id)
         if cached is not None and cached[1] > time.monotonic():
@@ -46,7 +46,7 @@ class UsualCosts:
         return usual
 
     def invalidate(self, agent_id: str) -> None:
-        """Read the costs of an agent again after the current unit of work, which ends an attempt of the agent."""
+        """Drop the cached cost of an agent after the commit of the unit of work that ends one of its attempts."""
         after_commit(functools.partial(self._drop, agent_id))
 
     def _drop(self, agent_id: str) -> None:

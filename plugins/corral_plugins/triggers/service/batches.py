@@ -1,8 +1,9 @@
 """Batches of pending slots, and the facts that a unit of work reads once for all slots of a batch.
 
-A batch contains slots of different triggers of one owner. Its unit of work locks the triggers, so that the slots of a
-trigger are decided one after the other: two could otherwise find that no earlier work is unfinished. The triggers are
-locked before the rows of their history, and in the order of their ids.
+The slots of a batch belong to different triggers of one owner. The unit of work locks these triggers, so that the slots
+of a trigger are decided one after the other: otherwise, two slots could be decided at the same time, and neither would
+see the work that the other one starts. Triggers are locked in the order of their ids, and before the rows of their
+history.
 """
 
 from __future__ import annotations
@@ -31,9 +32,9 @@ OVERLAPS_WITHOUT_WORK = "allow"
 
 
 class PreparedFire(msgspec.Struct, frozen=True, kw_only=True):
-    """A slot whose filter was evaluated and whose action was rendered. `outcome` is set if it must not fire.
+    """A slot whose filter was evaluated and whose action was rendered. `outcome` is set if the slot must not fire.
 
-    `seconds` is the time that this took.
+    `seconds` is the duration of this preparation.
     """
 
     fields: Json
@@ -44,7 +45,7 @@ class PreparedFire(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PendingFire(msgspec.Struct, frozen=True):
-    """A pending slot, its trigger, and the prepared action."""
+    """A pending slot, the trigger to which it belongs, and the prepared action."""
 
     row: Fire
     trigger: Trigger
@@ -52,10 +53,10 @@ class PendingFire(msgspec.Struct, frozen=True):
 
 
 class BatchFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """The state that decides whether the slots of a batch fire, by the ids of their triggers.
+    """The state that decides whether the slots of a batch fire. Most members are keyed by the ids of the triggers.
 
-    `owners` contains the principals of the owners by the ids of the users, or the reason why they have no rights.
-    `live` contains the earlier fires whose work is unfinished.
+    `owners` is keyed by the ids of the users. It contains the principal of each owner, or the reason why the owner has
+    lost their rights. `live` contains, for each trigger, the earlier fires with unfinished work.
     """
 
     triggers: Mapping[str, Trigger]
@@ -66,7 +67,10 @@ class BatchFacts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def batches_of(fires: Sequence[PendingFire]) -> list[list[PendingFire]]:
-    """Return the slots in batches of different triggers of one owner. The slots of a trigger stay in their order."""
+    """Group the slots into batches. The slots of a batch belong to different triggers of one owner.
+
+    The slots of each trigger stay in order.
+    """
     turns: dict[str, Iterator[int]] = {}
     groups: dict[tuple[str, int], list[PendingFire]] = {}
     for fire in fires:
@@ -91,7 +95,10 @@ def lock_triggers(ids: Sequence[str]) -> dict[str, Trigger]:
 
 
 def claim(batch: Sequence[PendingFire]) -> set[str]:
-    """Count an attempt of each slot that nobody has decided or postponed since it was read. Return their ids."""
+    """Count one more attempt for each slot, unless the slot was decided or postponed since it was read.
+
+    Return the ids of the counted slots.
+    """
     claimed: set[str] = set()
     stages: dict[tuple[int, str], list[str]] = {}
     for fire in batch:
@@ -104,14 +111,17 @@ def claim(batch: Sequence[PendingFire]) -> set[str]:
 
 
 def unclaim(fires: Sequence[PendingFire]) -> None:
-    """Undo the attempts that the current unit of work has counted for slots that it leaves to the next unit."""
+    """Undo the attempts that this unit of work has counted for slots that it does not handle.
+
+    The next unit of work handles these slots.
+    """
     Fire.update(attempt=Fire.attempt - 1).where(Fire.id.in_([fire.row.id for fire in fires])).execute()
 
 
 def read_facts(
     triggers: Mapping[str, Trigger], types: TriggerTypeRegistry, accounts: Accounts, *, is_held: bool
 ) -> BatchFacts:
-    """Read the facts that decide whether slots of these locked triggers fire."""
+    """Read the facts that decide whether the slots of these locked triggers fire."""
     watched = {
         row.id: action
         for row in triggers.values()
@@ -134,9 +144,9 @@ def _owner(accounts: Accounts, user_id: str | None) -> Principal | RightsLost:
 
 
 def live_fires(actions: Mapping[str, TriggerAction], *, mark: bool = True) -> dict[str, list[Fire]]:
-    """Return for each trigger, given with its action, the newest fires whose work is unfinished.
+    """Return, for each trigger, the newest fires with unfinished work. `actions` contains the action of each trigger.
 
-    With `mark`, mark the others as finished, so that they are not read again.
+    With `mark`, mark the other fires as finished, so that they are not read again.
     """
     watched = {trigger_id: action for trigger_id, action in actions.items() if action.are_live is not None}
     if not watched:
@@ -164,7 +174,7 @@ def live_fires(actions: Mapping[str, TriggerAction], *, mark: bool = True) -> di
 
 @contextlib.contextmanager
 def caused_by(cause: tuple[str, ...]) -> Iterator[None]:
-    """Give the events of a part of the current unit of work these causes."""
+    """Record these causes for the events that the current unit of work emits inside the `with` block."""
     unit: Any = current()
     before = unit.entry
     unit.entry = msgspec.structs.replace(before, cause=cause)

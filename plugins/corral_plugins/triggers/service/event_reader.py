@@ -1,7 +1,7 @@
 """Reads the event log, and records the slots of event triggers and the events that absence triggers wait for.
 
-A schedule reads the log once a second, and only the events that a trigger follows. A subscriber would be woken by every
-event of the installation, whether or not any trigger follows events.
+A scheduled job reads the log once a second, and reads only the events that some trigger follows. A subscriber would be
+woken by every event of the installation, whether or not any trigger follows the event.
 """
 
 from __future__ import annotations
@@ -38,9 +38,10 @@ Owners = dict[str | None, Principal | None]
 
 
 class Progress(msgspec.Struct, frozen=True, kw_only=True):
-    """The progress of a unit of work: whether more may follow, and the last trigger that an event was recorded for.
+    """The progress of a unit of work that reads the log. `has_more` is true if more events may follow.
 
-    The number of this event is `seq`. It is 0 if all events before the position are recorded for all their triggers.
+    `seq` is the number of an event that is not yet recorded for all of its triggers, and `trigger_id` is the last
+    trigger for which it is recorded. `seq` is 0 if there is no such event.
     """
 
     has_more: bool = True
@@ -48,23 +49,23 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     trigger_id: str = ""
 
     def after(self, event: LoggedEvent) -> str:
-        """Return the id of the trigger after which the handling of the event continues."""
+        """Return the id of the last trigger for which the event is already recorded, or an empty string."""
         return self.trigger_id if event.seq == self.seq else ""
 
 
 class TriggerLogReader:
-    """Reads the event log from the stored position on. Any number of processes may do it at the same time."""
+    """Reads the event log, starting at the stored position. Any number of processes may do so at the same time."""
 
     def __init__(self, database: Database, events: TriggerEvents, types: EventTypes) -> None:
         self._database, self._work, self._events, self._types = database, database.work, events, types
 
     async def create_position(self) -> None:
-        """Store the end of the log as the position if none is stored, so that no later event is missed."""
+        """Store the end of the log as the position if no position is stored, so that no later event is missed."""
         if not await self._work(CURSOR.exists, entry=ENTRY, read=True):  # a start on a full disk only reads
             await self._work(CURSOR.create, entry=ENTRY)
 
     async def read(self) -> None:
-        """Handle all new events. Another process that reads at the same time does the rest."""
+        """Handle all new events. If another process has read the same events first, leave the rest to that process."""
         progress = Progress()
 
         async def read(limit: int) -> bool:
@@ -112,7 +113,7 @@ class TriggerLogReader:
         return event_log.select(where, limit) if names else []
 
     def _count_failure(self, reason: str) -> bool:
-        """Count a failure of the next event. Return whether it was skipped."""
+        """Count a failure of the next event. Return whether the event was skipped because it failed too often."""
         position = CURSOR.position()
         events = self._next_events(position, event_log.last_seq(), 1)
         return bool(events) and CURSOR.count_failure(position, events[0], reason)
@@ -125,11 +126,12 @@ class TriggerEvents:
         self._slots, self._accounts, self._rights = slots, accounts, rights
 
     def handle(self, event: LoggedEvent, owners: Owners, *, after: str) -> tuple[list[Fire], str]:
-        """Record an event for the next triggers, in the order of their ids, that follow it and whose owner may read it.
+        """Record an event for the next triggers that follow it and whose owners may read it, in the order of their ids.
 
-        Return the new rows of the history, and the id of the trigger after which the next unit of work has to continue,
-        or an empty string. The caller enqueues the jobs that fire the rows. `owners` keeps the owners that were read
-        before in the same unit of work. An event may be recorded twice for a trigger; the second time changes nothing.
+        Return the new rows of the history. Also return the id of the trigger after which the next unit of work has to
+        continue, or an empty string if the event is recorded for all triggers. The caller enqueues the jobs that fire
+        the rows. `owners` caches the owners that this unit of work has already read. If an event is recorded twice for
+        a trigger, the second time changes nothing.
         """
         fires: list[Fire] = []
         names = [event.type, f"{event.type.partition('.')[0]}.*"]
@@ -162,7 +164,11 @@ class TriggerEvents:
             return None
 
     def is_readable(self, trigger: Trigger, event: LoggedEvent, owners: Owners) -> bool:
-        """Return whether the owner of a trigger may read an event. If the owner is deactivated, the trigger fails."""
+        """Return whether the owner of a trigger may read an event.
+
+        If the owner is deactivated, shared events count as readable, so that the trigger fires and its failure is
+        recorded.
+        """
         if trigger.created_by not in owners:
             owners[trigger.created_by] = self._owner(trigger.created_by)
         owner = owners[trigger.created_by]
@@ -177,7 +183,7 @@ def followed_events() -> set[str]:
 
 
 def first_unread() -> str | None:
-    """Return the instant of the first event that has not been read yet, or None if all have been."""
+    """Return the time of the first event that has not been read yet, or None if all events have been read."""
     found = event_log.select([EventRow.seq > CURSOR.position()], 1)
     return found[0].ts if found else None
 
@@ -200,7 +206,7 @@ def event_facts(event: LoggedEvent) -> dict[str, Any]:
 
 
 def begin_absence_wait(trigger: Trigger, *, key: str, since: str, payload: Any) -> None:
-    """Begin the wait of an absence trigger for one key, unless it waits already."""
+    """Begin the wait of an absence trigger for one key, unless the trigger already waits for this key."""
     if Expectation.select().where(Expectation.trigger_id == trigger.id).count() >= MAX_EXPECTATIONS:
         return
     due = clock.format_instant(clock.parse_instant(since) + trigger.config["within_seconds"])
@@ -221,7 +227,7 @@ def _follow_absence(trigger: Trigger, event: LoggedEvent, names: list[str]) -> N
 
 
 def _key_of(payload: Any, path: str | None) -> str:
-    """Return the value at a path such as `object.id`, as text. Empty without a path."""
+    """Return the value at a path such as `object.id` as text. Return an empty string if there is no path."""
     if path is None:
         return ""
     for name in path.split("."):

@@ -1,8 +1,8 @@
 """Fires pending slots: evaluates filters and renders actions outside units of work, and runs actions in units of work.
 
 The effect of an action and the row of the history are written in one transaction, so that a crash leaves both or
-neither. A row that stays pending after a crash is fired again by the sweep. Slots are fired in batches; if an action of
-a batch fails, nothing of the batch is kept, and each of its slots is fired by itself.
+neither. A slot that is still pending after a crash is fired again by the job that sweeps waiting slots. Slots are fired
+in batches. If an action of a batch fails, the whole batch is rolled back, and each of its slots is fired by itself.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ _RECORD_FIRED = Statement(
 
 
 class FireOutcome(Exception):
-    """Ends a fire without running the action, with a status and a reason."""
+    """Raised to end a slot with a status and a reason, without running the action."""
 
     def __init__(self, status: str, reason: str | None = None) -> None:
         self.status, self.reason = status, reason
@@ -90,7 +90,7 @@ class FireOutcome(Exception):
 
 
 class Postponed(Exception):
-    """Keeps a slot pending for some seconds, in a stage."""
+    """Raised to keep a slot pending for some seconds. `stage` states what the slot waits for."""
 
     def __init__(self, stage: str, seconds: float, reason: str) -> None:
         self.stage, self.seconds, self.reason = stage, seconds, reason
@@ -118,7 +118,7 @@ class TriggerFiring:
         self._metrics = metrics
 
     async def fire(self, ids: Sequence[str]) -> None:
-        """Fire the slots that are pending and due. Slots that are decided, or not due yet, are left as they are."""
+        """Fire the slots that are pending and due. Other slots are left unchanged."""
         found = await self._work(lambda: load_batch(ids), read=True)
         prepared = await asyncio.gather(*(self.prepare(trigger, row) for trigger, row in found))
         fires = [PendingFire(row, trigger, one) for (trigger, row), one in zip(found, prepared, strict=True)]
@@ -150,7 +150,7 @@ class TriggerFiring:
         return await self._work(lambda: self._record_failure(fire, error), entry=entry)
 
     async def prepare(self, trigger: Trigger, row: Fire) -> PreparedFire:
-        """Evaluate the filters and render the action. A fire by hand ignores the filters."""
+        """Evaluate the filters of a trigger and render its action. A fire by a person ignores the filters."""
         began, data = time.monotonic(), fire_data(trigger, row)
         preview = await asyncio.to_thread(self._preview, row.payload) if row.payload else ""
         try:
@@ -169,8 +169,8 @@ class TriggerFiring:
     def _conclude(self, batch: Sequence[PendingFire]) -> tuple[dict[str, str], Sequence[PendingFire]]:
         """Decide the pending slots of a batch, until the unit of work has taken long enough.
 
-        Return the new status of each slot by id, without slots that are still pending or were decided elsewhere; and
-        the slots that are left.
+        Return the new status of each decided slot by id, and the slots that the unit of work did not reach. Slots that
+        are still pending, or that another process has decided, have no status.
         """
         until = time.monotonic() + UNIT_SECONDS
         triggers, claimed = lock_triggers([fire.trigger.id for fire in batch]), claim(batch)
@@ -194,7 +194,7 @@ class TriggerFiring:
         return statuses, rest
 
     def _conclude_one(self, fire: PendingFire, facts: BatchFacts) -> str | None:
-        """Decide a slot. Return its new status, or None if it is still pending."""
+        """Decide the outcome of a slot. Return the new status of the slot, or None if the slot is still pending."""
         began, row, trigger = time.monotonic(), fire.row, facts.triggers[fire.row.trigger_id]
         try:
             result = self._start(trigger, fire, facts)
@@ -222,9 +222,9 @@ class TriggerFiring:
         return "fired"
 
     def _start(self, trigger: Trigger, fire: PendingFire, facts: BatchFacts) -> Json:
-        """Run the action, and return what it started.
+        """Run the action of a slot, and return what it started.
 
-        Raises `Postponed` or `FireOutcome` if the slot does not fire now, and a `Problem` if the action failed.
+        Raise `Postponed` or `FireOutcome` if the slot does not fire now, and a `Problem` if the action failed.
         """
         row, prepared = fire.row, fire.prepared
         _refuse_unwanted(trigger, row, is_held=facts.is_held)
@@ -255,7 +255,10 @@ class TriggerFiring:
         return action.run(context, prepared.fields)
 
     def _record_failure(self, fire: PendingFire, error: Exception) -> dict[str, str]:
-        """Record that the action failed: plan another attempt, or fail the slot. Return its new status by id."""
+        """Record that the action failed: either plan another attempt, or decide the slot as `failed`.
+
+        Return the new status by the id of the slot, or an empty dictionary if the slot is still pending.
+        """
         row, trigger = fire.row, lock_triggers([fire.trigger.id])[fire.trigger.id]
         if not claim([fire]):
             return {}
@@ -298,7 +301,7 @@ def _refuse_unwanted(trigger: Trigger, row: Fire, *, is_held: bool) -> None:
 def _apply_overlap(
     trigger: Trigger, row: Fire, action: TriggerAction, context: FireContext, live: Sequence[Fire]
 ) -> None:
-    """Apply the policy for the case that the work which the trigger started before is unfinished."""
+    """Apply the overlap policy of a trigger if work that it started before is unfinished."""
     if not live:
         return
     if trigger.overlap == "skip":
@@ -317,7 +320,7 @@ def _apply_overlap(
 
 
 def fire_data(trigger: Trigger, row: Fire) -> Json:
-    """Return the data that the expressions of a trigger see."""
+    """Return the data that the expressions of a trigger can use."""
     return {
         "payload": row.payload if row.payload is not None else {},
         "event": row.event if row.event is not None else {},
@@ -334,7 +337,7 @@ def filters_of(trigger: Trigger) -> list[str]:
 
 
 def collect_events(trigger: Trigger, row: Fire) -> None:
-    """Apply the threshold and the silence that an event trigger waits for. Raises `Postponed` to wait."""
+    """Check the threshold of an event trigger and its wait for silence. Raise `Postponed` if it has to wait."""
     mine: Any = (Fire.trigger_id == trigger.id) & PENDING & (Fire.id != row.id)
     threshold = trigger.config.get("threshold") if trigger.type == "event" else None
     if threshold is not None:
@@ -350,12 +353,12 @@ def collect_events(trigger: Trigger, row: Fire) -> None:
 
 
 def coalesce(where: Any, reason: str) -> None:
-    """Decide pending rows as `coalesced`: another row fires for them."""
+    """Decide pending rows as `coalesced`, because another row fires in their place."""
     Fire.update(status="coalesced", stage="decided", reason=reason, payload=None, event=None).where(where).execute()
 
 
 def disable(trigger: Trigger, reason: str) -> None:
-    """Disable a trigger, and tell its owner by an event."""
+    """Disable a trigger, and emit an event that tells its owner."""
     off = {"enabled": False, "disabled_reason": reason, "next_slot_at": None, "next_fire_at": None}
     changes = {**off, "version": Trigger.version + 1, "updated_at": clock.now()}
     if Trigger.update(changes).where((Trigger.id == trigger.id) & IS_ENABLED).execute():
@@ -363,16 +366,16 @@ def disable(trigger: Trigger, reason: str) -> None:
 
 
 def publish(kind: type[TriggerEvent], trigger: Trigger, **fields: Any) -> None:
-    """Emit an event of a trigger."""
+    """Emit an event about a trigger."""
     event = kind(trigger_id=trigger.id, name=trigger.name, type=trigger.type, **fields)
     emit(event, object=("trigger", trigger.id), owner=trigger.created_by)
 
 
 def is_transient(error: Exception) -> bool:
-    """Return whether another attempt may succeed. Faults of the trigger itself and lacking rights are permanent."""
+    """Return whether another attempt may succeed. Faults of the trigger itself and missing rights are permanent."""
     return not isinstance(error, Problem) or error.status >= 500 or error.status in (409, 429)
 
 
 def error_text(error: Exception) -> str:
-    """Return the text of an error for the history."""
+    """Return the text of an error as the history shows it."""
     return f"{error.code}: {error.detail}" if isinstance(error, Problem) else f"{type(error).__name__}: {error}"

@@ -38,7 +38,7 @@ _DELIVERY_HEADERS = ("x-github-delivery", "webhook-id", "idempotency-key")
 
 
 class Delivery(msgspec.Struct, frozen=True, kw_only=True):
-    """A verified delivery. `id` is the id that the sender gave it, or None."""
+    """A verified delivery. `id` is the id that the sender gave to the delivery, or None."""
 
     payload: Any
     facts: dict[str, Any]
@@ -55,7 +55,7 @@ class TriggerIngress:
         self._work, self._sealer, self._slots = work, sealer, slots
 
     async def receive(self, token: str, body: bytes, request: Request) -> DeliveryAnswer:
-        """Record a delivery. Raises `NotFound` for an unknown token, and `Unauthorized` for a wrong signature."""
+        """Record a delivery. Raise `NotFound` for an unknown token, and `Unauthorized` for a wrong signature."""
         hashed = digest(token)
         trigger = await self._work(lambda: _find_trigger(hashed), read=True)
         if self.limits is not None:
@@ -73,7 +73,7 @@ class TriggerIngress:
         return await self._work(lambda: self._record(trigger, delivery), entry=entry)
 
     def _record(self, trigger: Trigger, delivery: Delivery) -> DeliveryAnswer:
-        """Insert the row of a delivery. Return the row of the first delivery with this id, if there is one."""
+        """Insert a row for a delivery, and return its id, or the id of an earlier row for the same delivery."""
         slot = f"delivery:{delivery.id or new_id()}"
         fields = {"payload": delivery.payload, "event": delivery.facts, "is_tainted": True}
         made = self._slots.record(trigger, slot, body_sha256=delivery.sha256, **fields)
@@ -89,7 +89,7 @@ class TriggerIngress:
         return DeliveryAnswer(execution_id=first.id, duplicate=True)
 
     def _verify(self, trigger: Trigger, body: bytes, request: Request) -> None:
-        """Raise `Unauthorized` unless one of the valid secrets signed the body. The error never says what was wrong."""
+        """Raise `Unauthorized` unless one of the valid secrets signed the body. The error does not tell the reason."""
         auth = trigger.config.get("auth", "token")
         if auth == "token":
             return
@@ -163,7 +163,7 @@ def _is_hex_hmac(given: str | None, body: bytes, secret: str) -> bool:
 
 
 def _has_standard_one(trigger: Trigger, body: bytes, request: Request, secret: str) -> bool:
-    """Verify the headers of Standard Webhooks."""
+    """Return whether the request has a valid and recent signature according to Standard Webhooks."""
     identifier, moment = request.header("webhook-id") or "", request.header("webhook-timestamp") or ""
     key = base64.b64decode(secret.partition("_")[2])
     signed = f"{identifier}.{moment}.".encode("utf-8", "replace") + body

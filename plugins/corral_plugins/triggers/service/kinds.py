@@ -84,7 +84,7 @@ class TriggerTypeRegistry:
         return next((kind for _, kind in self._kinds() if kind.type == type), None)
 
     def timed_types(self) -> list[str]:
-        """Return the types of the kinds that fire at times and that an active plugin offers."""
+        """Return the types of those kinds that fire at set times and that an active plugin offers."""
         return [kind.type for _, kind in self._kinds() if kind.next_time is not None]
 
     def action(self, type: Any) -> TriggerAction | None:
@@ -105,7 +105,7 @@ class TriggerTypeRegistry:
         return found
 
     def is_event(self, name: str) -> bool:
-        """Return whether an event with this name, or one that matches the pattern, is declared."""
+        """Return whether a plugin declares an event with this name, or an event that matches this pattern."""
         return self._events.is_known(name)
 
     def describe(self) -> TriggerTypes:
@@ -124,14 +124,14 @@ class TriggerTypeRegistry:
 
 
 def event_names(type: str, config: Mapping[str, Any]) -> tuple[str | None, str | None]:
-    """Return the event that fires a trigger, or that it expects, and the event that begins the wait."""
+    """Return the event that a trigger follows or expects, and the event that begins the wait of an absence trigger."""
     if type == "event":
         return config["event"], None
     return (config["expect"], config.get("after")) if type == "absence" else (None, None)
 
 
 def event_faults(types: TriggerTypeRegistry, type: str, config: Mapping[str, Any]) -> list[FieldError]:
-    """Return a fault for each event in a config that no active plugin declares."""
+    """Return a fault for each event that a config names and that no active plugin declares."""
     names = {"event": ("event",), "absence": ("expect", "after")}.get(type, ())
     return [
         FieldError(f"/config/{name}", "unknown_reference", "There is no event with this name.")

@@ -62,7 +62,10 @@ CAUSED_BY_HAND = ("webhook", "event")
 
 
 class IngressSecrets(msgspec.Struct, frozen=True, kw_only=True):
-    """The new token and secret of a webhook trigger, made before the unit of work, because sealing takes time."""
+    """The new token and the new secret of a webhook trigger.
+
+    They are made before the unit of work, because encrypting the secret takes time.
+    """
 
     token: str
     secret: str
@@ -182,7 +185,7 @@ class TriggerManagement:
         return self._details(row, by)
 
     def toggle(self, trigger_id: str, enabled: bool | None, match: IfMatch, *, by: Principal) -> TriggerDetails:
-        """Enable or disable a trigger, or change it to the other state. Enabling resets the count of failures."""
+        """Enable or disable a trigger, or switch its current state. Enabling it resets the count of failures."""
         row = find_writable_trigger(trigger_id, by)
         match.check(row.version)
         wanted = not row.enabled if enabled is None else enabled
@@ -202,7 +205,7 @@ class TriggerManagement:
         publish(TriggerDeleted, row)
 
     def fire(self, trigger_id: str, body: FireTrigger, *, by: Principal) -> HistoryView:
-        """Record a fire by hand. It ignores whether the trigger is enabled, and its filter."""
+        """Record a fire by a person. The trigger fires even if it is disabled or its filter does not match."""
         row = find_writable_trigger(trigger_id, by)
         if row.disabled_reason == "owner_inactive":
             raise Conflict("The owner of this trigger lacks the rights for its action.", current_status="disabled")
@@ -215,7 +218,7 @@ class TriggerManagement:
     def rotate_secret(
         self, trigger_id: str, made: IngressSecrets, seconds: int, match: IfMatch, *, by: Principal
     ) -> RotatedSecret:
-        """Replace the secret of a webhook trigger, or its token if the token is all that it checks."""
+        """Replace the secret of a webhook trigger, or its token if deliveries to the trigger are not signed."""
         row = find_writable_trigger(trigger_id, by)
         match.check(row.version)
         if row.type != "webhook":
@@ -234,7 +237,7 @@ class TriggerManagement:
     # -- parts
 
     def _apply(self, row: Trigger, changes: dict[str, Any], by: Principal) -> None:
-        """Write changes of a trigger, with everything that follows from them."""
+        """Write changes of a trigger, together with everything that depends on them, such as its next time."""
         after = {**row.__data__, **changes}
         if "action" in changes or changes.get("enabled"):
             self._check_action(after["action"], by)
@@ -264,7 +267,7 @@ class TriggerManagement:
             setattr(row, column, value)
 
     def _begin_waits(self, row: Trigger) -> None:
-        """Begin the wait of an absence trigger, counted from the time when it was enabled."""
+        """Begin the wait of an absence trigger that starts when the trigger is enabled, and not with an event."""
         if row.type == "absence" and row.enabled and row.event_after is None and row.config.get("for_each") is None:
             begin_absence_wait(row, key="", since=clock.now(), payload=None)
 
@@ -281,7 +284,7 @@ class TriggerManagement:
     def _find_warnings(self, row: Trigger, by: Principal) -> Sequence[str]:
         """Return warnings about what would make a trigger fail now: a missing secret, or a deleted object.
 
-        Objects that the action names may be private to the owner, so only the owner is told that they are missing.
+        The objects that the action names may be private to the owner, so only the owner is told that one is missing.
         """
         return [*_secret_warnings(row), *self._find_action_warnings(row, by)]
 
@@ -322,14 +325,14 @@ class TriggerManagement:
 
 
 def _secret_warnings(row: Trigger) -> list[str]:
-    """Return a warning if deliveries must be signed and the trigger has no secret: its `auth` was changed."""
+    """Return a warning if deliveries must be signed but the trigger has no secret, because its `auth` was changed."""
     if row.type != "webhook" or row.config.get("auth", "token") == "token" or row.secret is not None:
         return []
     return [f"The trigger has no secret and refuses every call. Create one: POST /triggers/{row.id}/rotate-secret"]
 
 
 def _warnings(action: TriggerAction, fields: dict[str, Any], by: Principal) -> list[str]:
-    """Return the warnings of an action. Raise `Invalid` if an object that it names does not exist."""
+    """Return the warnings about an action. Raise `Invalid` if the action names an object that does not exist."""
     if action.check is None:
         return []
     return list(action.check(by, constant_fields({**default_fields(action), **action_fields(fields)})) or ())

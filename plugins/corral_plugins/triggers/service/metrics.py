@@ -27,20 +27,20 @@ STATUSES = (
 
 
 class TriggerMetrics:
-    """Counts decided slots, and measures how late they fire."""
+    """Counts the slots whose outcome is decided, and measures how late they fire."""
 
     def __init__(self) -> None:
         self._decided: Counter[tuple[str, str]] = Counter()
         self._lag = Histogram(LONG_SECONDS)
 
     def observe(self, type: str, status: str, lag_seconds: float) -> None:
-        """Record a decided slot. Call this method after its unit of work has committed."""
+        """Record a slot whose outcome is decided. Call this method after its unit of work has committed."""
         self._decided[type, status] += 1
         if status == "fired":
             self._lag.observe(max(0.0, lag_seconds))
 
     def definitions(self) -> list[Metric]:
-        """Return the definitions of all metrics of triggers."""
+        """Return the definitions of all trigger metrics."""
         return [
             Metric(
                 name="corral_trigger_fires_total",
@@ -68,6 +68,6 @@ class TriggerMetrics:
 
 
 def count_triggers() -> Mapping[tuple[str, ...], float]:
-    """Return the number of enabled and of disabled triggers."""
+    """Return the number of enabled triggers and the number of disabled triggers."""
     rows: Any = Trigger.select(Trigger.enabled, peewee.fn.COUNT(Trigger.id)).where(LIVING).group_by(Trigger.enabled)
     return {("true" if enabled else "false",): float(count) for enabled, count in rows.tuples()}

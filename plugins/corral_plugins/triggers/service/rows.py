@@ -18,7 +18,10 @@ DAY = 86_400.0
 
 
 def find_readable_trigger(trigger_id: str, caller: Principal, *, deleted: bool = False) -> Trigger:
-    """Return a trigger if the caller may read it, with `deleted` even if it is deleted. Raise `NotFound`."""
+    """Return a trigger if the caller may read it. Otherwise, raise `NotFound`.
+
+    With `deleted`, deleted triggers are found as well.
+    """
     where: Any = (Trigger.id == trigger_id.lower()) & visible(Trigger, caller)
     row: Trigger | None = Trigger.get_or_none(where if deleted else where & LIVING)
     if row is None:
@@ -27,14 +30,14 @@ def find_readable_trigger(trigger_id: str, caller: Principal, *, deleted: bool =
 
 
 def find_writable_trigger(trigger_id: str, caller: Principal) -> Trigger:
-    """Return a trigger if the caller owns it or is an admin. Raise `NotFound` or `Forbidden`."""
+    """Return a trigger if the caller owns it or is an admin. Otherwise, raise `NotFound` or `Forbidden`."""
     row = find_readable_trigger(trigger_id, caller)
     require_owner(caller, row.created_by, what="trigger", manage="triggers.manage")
     return row
 
 
 def count_fires_since(trigger_ids: Sequence[str], seconds: float) -> dict[str, int]:
-    """Return how often each trigger fired in the last seconds. Triggers that did not fire are left out."""
+    """Return how often each trigger fired within the last `seconds`. Triggers that did not fire are left out."""
     where = Fire.trigger_id.in_(list(trigger_ids)) & (Fire.status == "fired") & (Fire.fired_at > clock.now(-seconds))
     found: Any = Fire.select(Fire.trigger_id, peewee.fn.COUNT(Fire.id)).where(where).group_by(Fire.trigger_id)
     return {str(trigger_id): int(count) for trigger_id, count in found.tuples()}

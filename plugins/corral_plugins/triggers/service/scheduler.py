@@ -1,6 +1,7 @@
-"""Turns due times into slots: records the slots of triggers that fire at times, and computes their next times.
+"""Records the slots of triggers that fire at set times when they are due, and computes the next times.
 
-Each step is guarded by the next slot that it read, so any number of processes may do it at the same time.
+Each change applies only if the next slot of the trigger is still the one that was read, so any number of processes may
+do this at the same time.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ _MOVE_ON = Statement(
 
 
 class DueTrigger(NamedTuple):
-    """A trigger with the slots that it shall record, its next slot, and the number of slots that it missed."""
+    """A due trigger, with the slots to record, the number of slots that it missed, and its next slot."""
 
     row: Trigger
     slots: list[float]
@@ -75,7 +76,7 @@ class TriggerTimes:
         return self._settings.get(TIMEZONE)
 
     def rule(self, row: Trigger) -> TimeRule:
-        """Return the facts by which the kind of a trigger computes its times."""
+        """Return the facts from which the kind of a trigger computes its times."""
         return TimeRule(config=row.config, since=clock.parse_instant(row.since), zone=self.zone)
 
     def kind(self, row: Trigger) -> TriggerKind | None:
@@ -90,10 +91,10 @@ class TriggerTimes:
         return {"next_slot_at": clock.format_instant(slot), "next_fire_at": clock.format_instant(at)}
 
     def columns_from_now(self, row: Trigger) -> dict[str, Any]:
-        """Return the columns for the first slot after now. Nothing is caught up.
+        """Return the columns for the first slot after now. Missed slots are not made up.
 
-        If no active plugin offers the kind, a trigger that is enabled keeps its slot, and is looked at again when a
-        plugin does.
+        If no active plugin offers the kind, an enabled trigger keeps its next slot until a plugin offers the kind
+        again.
         """
         kind = self.kind(row)
         if kind is None and row.enabled:
@@ -107,7 +108,7 @@ class TriggerTimes:
         return self._types.timed_types()
 
     def due(self, rows: Sequence[Trigger], now: float) -> list[DueTrigger]:
-        """Decide which slots of due triggers fire. May take long after a long downtime: call it in a thread.
+        """Decide which slots of due triggers fire. Call this in a thread: it may take long after a long downtime.
 
         A trigger whose times cannot be computed is left out, so that it does not stop the others.
         """
@@ -146,7 +147,7 @@ class TriggerTimes:
 
 
 class TriggerScheduler:
-    """Records due slots, and fires pending rows that have waited long enough."""
+    """Records the slots of due triggers, and fires pending slots that have waited long enough."""
 
     kill_switch: KillSwitch | None
 
@@ -155,7 +156,7 @@ class TriggerScheduler:
         self._times, self._slots, self._firing = times, slots, firing
 
     async def tick(self) -> None:
-        """Record the slots of all triggers whose time has come."""
+        """Record a slot for each trigger that is due, so that the trigger fires."""
         while await self._database.read(self._has_due_triggers, ENTRY):
             rows = await self._work(lambda: list(self._due_triggers()), entry=ENTRY, read=True)
             now = clock.time_s()
@@ -168,15 +169,14 @@ class TriggerScheduler:
                 return
 
     async def sweep(self) -> None:
-        """Fire pending rows whose wait is over, and new rows whose job was lost."""
+        """Fire pending slots whose waiting time is over, and new slots whose job was lost."""
         if waiting := await self._database.read(_waiting_fires, ENTRY):
             await self._firing.fire(waiting)
 
     async def end_waits(self) -> None:
-        """Record the slots of absence triggers whose event did not arrive in time.
+        """Record the slots of absence triggers whose expected event did not arrive in time.
 
-        The event may have arrived in time without being read yet, for example because no process has run jobs for a
-        while.
+        A wait ends only after all earlier events have been read, because no process may have run jobs for a while.
         """
         while await self._database.read(_has_ended_waits, ENTRY):
             if await self._work(self._record_absences, entry=ENTRY) < BATCH_SIZE:
@@ -194,7 +194,7 @@ class TriggerScheduler:
         return Trigger.select().where(due & IS_ENABLED).order_by(Trigger.next_fire_at).limit(BATCH_SIZE)
 
     def _record(self, due: Sequence[DueTrigger]) -> Sequence[DueTrigger]:
-        """Record due slots, until the unit of work has taken long enough. Return the slots that are left."""
+        """Record due slots until the unit of work has taken long enough. Return the triggers that are left."""
         until, fires = time.monotonic() + UNIT_SECONDS, list[Fire]()
         # Triggers are locked in the order of their ids here and where slots are fired, so that no deadlock arises.
         due = sorted(due, key=lambda each: each.row.id)
@@ -247,7 +247,7 @@ class TriggerScheduler:
 
 
 def _postpone(trigger_ids: Collection[str]) -> None:
-    """Postpone triggers, with the same next slot, because their times are unknown at the moment."""
+    """Look at triggers again later, because their times cannot be computed now. Their next slots stay the same."""
     due = Trigger.id.in_(list(trigger_ids)) & (Trigger.next_fire_at <= clock.now())
     Trigger.update(next_fire_at=clock.now(UNKNOWN_SECONDS)).where(due).execute()
 

@@ -1,4 +1,7 @@
-"""Records the slots of triggers: inserts a pending row of the history, which is the lock of the slot, and a job."""
+"""Records the slots of triggers. Each slot gets a pending row of the history and a job that fires it.
+
+The row also acts as the lock of the slot, because a slot can have only one row.
+"""
 
 from __future__ import annotations
 
@@ -47,10 +50,10 @@ class TriggerSlots:
         announce: bool = True,
         **fields: Any,
     ) -> Fire | None:
-        """Insert a row for a slot, and a job that fires it if it is pending. Return None if the slot has a row already.
+        """Insert a row for a slot, and a job if the row is pending. Return None if the slot already has a row.
 
-        Without `announce`, the caller calls `enqueue_fires` with all rows of its unit. A cause that contains this
-        trigger, or that is too long, makes the row a `loop` row.
+        Without `announce`, no job is inserted, and the caller calls `enqueue_fires` with all rows of its unit of work.
+        If `cause` contains this trigger or is too long, the row gets the status `loop` and does not fire.
         """
         now = clock.now()
         if status == "pending" and (why := self.loop_reason(trigger.id, cause)) is not None:
@@ -77,7 +80,7 @@ class TriggerSlots:
         return row
 
     def loop_reason(self, trigger_id: str, cause: Sequence[str]) -> str | None:
-        """Return why an event with these causes must not fire a trigger, or None if it may."""
+        """Return why an event with these causes must not fire a trigger, or None if the event may fire it."""
         if trigger_id in cause:
             return "The event was caused by this trigger."
         most = self._settings.get(MAX_CHAIN)
@@ -85,12 +88,12 @@ class TriggerSlots:
 
 
 def enqueue_fires(rows: Sequence[Fire]) -> None:
-    """Enqueue jobs that fire those slots that are pending."""
+    """Enqueue jobs that fire the pending slots among these."""
     ids = [row.id for row in rows if row.status == "pending"]
     for begin in range(0, len(ids), BATCH_SIZE):
         enqueue(FIRE_JOB, ids=ids[begin : begin + BATCH_SIZE])
 
 
 def _stored_form(column: str, value: Any) -> Any:
-    """Return a value as the database stores it."""
+    """Return a value in the form in which the database stores it."""
     return msgspec.json.encode(value).decode() if column in JSON_COLUMNS and value is not None else value

@@ -38,13 +38,13 @@ COPIED = (
 
 
 class TriggerTemplateInstaller:
-    """The installer of the kind `trigger`. The services are set after the boot."""
+    """The installer of the kind `trigger`. Its services are set after the kernel has booted."""
 
     management: TriggerManagement | None
     checks: TriggerChecks | None
 
     def definition(self) -> Installer:
-        """Return the installer."""
+        """Return the definition of this installer."""
         return Installer(
             kind="trigger",
             title="Trigger",
@@ -68,14 +68,14 @@ class TriggerTemplateInstaller:
         return {str(name): str(trigger_id) for name, trigger_id in rows}
 
     def install(self, spec: Json, by: Principal) -> InstalledObject:
-        """Create a trigger that is disabled."""
+        """Create a trigger, which is disabled at first."""
         new = convert(NewTrigger, {**spec, "enabled": False})
         made = self._service().create(new, new_ingress_secrets(), by=by)
         shown = {"ingress_url": made.ingress_url, "secret": made.secret}
         return InstalledObject(id=made.id, once={name: value for name, value in shown.items() if value is not None})
 
     def read_fields(self, ids: Sequence[str]) -> Mapping[str, Json]:
-        """Return the fields that the owner of a trigger may set, by its id, except whether it is enabled."""
+        """Return, by trigger id, the fields that the owner may set, except whether the trigger is enabled."""
         return {row.id: _values(row) for row in Trigger.select().where(LIVING & Trigger.id.in_(list(ids)))}
 
     def lock(self, ids: Sequence[str]) -> None:
@@ -101,7 +101,7 @@ class TriggerTemplateInstaller:
         ]
 
     def find_running(self, ids: Sequence[str]) -> Sequence[str]:
-        """Return the ids of the triggers that have slots which are not decided."""
+        """Return the ids of the triggers that have slots whose outcome is not decided."""
         active = Fire.trigger_id.in_(list(ids)) & PENDING
         rows: Any = Fire.select(Fire.trigger_id).where(active).distinct().tuples()
         return [str(row[0]) for row in rows]

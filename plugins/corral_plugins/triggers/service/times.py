@@ -1,4 +1,4 @@
-"""The kinds of triggers that fire at times, and the computation of their slots. Nothing here reads the database."""
+"""The kinds of triggers that fire at set times, and the computation of their slots. Nothing here reads the database."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ TIME_KINDS = (
 
 
 def fire_time(trigger_id: str, config: Mapping[str, Any], slot: float) -> float:
-    """Return the slot with its jitter, which is the same whenever it is computed."""
+    """Return the time of a slot with its jitter added. The jitter of a slot is always the same."""
     jitter = config.get("jitter_seconds") or 0
     if not jitter:
         return slot
@@ -157,7 +157,7 @@ def fire_time(trigger_id: str, config: Mapping[str, Any], slot: float) -> float:
 
 
 def next_times(kind: TriggerKind, rule: TimeRule, after: float, count: int) -> list[float]:
-    """Return the next slots after an instant, at most `count`."""
+    """Return the next times after an instant at which a trigger is due, at most `count`."""
     found: list[float] = []
     while kind.next_time is not None and len(found) < count:
         at = kind.next_time(rule, found[-1] if found else after)
@@ -168,9 +168,9 @@ def next_times(kind: TriggerKind, rule: TimeRule, after: float, count: int) -> l
 
 
 def due_slots(kind: TriggerKind, rule: TimeRule, first: float, now: float) -> tuple[list[float], int]:
-    """Return the newest slots from `first` to `now`, oldest first, and the number of all of them.
+    """Return the newest slots from `first` to `now`, oldest first, and the total number of slots in this time.
 
-    At most `RUN_ALL` slots are returned, and at most `MAX_COUNTED` are counted.
+    At most `RUN_ALL` slots are returned, and at most `MAX_COUNTED` slots are counted.
     """
     assert kind.next_time is not None
     count, newest, slot = 0, [first], first

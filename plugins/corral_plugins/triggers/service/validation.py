@@ -27,7 +27,7 @@ CHECKED_TIMES = 20
 
 
 def require_action_permission(caller: Principal, permission: str, *, problem: type[Forbidden] = Forbidden) -> None:
-    """Raise a `problem` unless the caller may do what the action does, and may have triggers."""
+    """Raise a `problem` unless the caller may do what the action does, and may create triggers."""
     for needed in ("triggers.write", permission):
         if not caller.may(needed):
             raise problem(f"The action of this trigger needs the permission {needed}.")
@@ -40,11 +40,11 @@ class TriggerChecks:
         self._types, self._expressions, self._settings = types, expressions, settings
 
     def limits(self) -> tuple[str, int]:
-        """Return the time zone of the installation, and the shortest time between two times. Runs in a unit of work."""
+        """Return the time zone of the installation and the shortest allowed interval. Runs in a unit of work."""
         return self._settings.get(TIMEZONE), self._settings.get(MIN_INTERVAL_SECONDS)
 
     def check_config(self, type: str, config: Json, *, zone: str, min_seconds: int) -> TriggerKind:
-        """Check the config of a kind, and return the kind."""
+        """Check the config of a trigger, and return the kind of the trigger."""
         kind = self._types.require_kind(type)
         faults = json_schema_errors(kind.schema, config, pointer_prefix="/config")
         if not faults:
@@ -93,13 +93,13 @@ def action_fields(action: Mapping[str, Any]) -> Json:
 
 
 def default_fields(action: TriggerAction) -> Json:
-    """Return the values that the schema of an action gives to fields which a trigger leaves out."""
+    """Return the defaults of an action's schema for the fields that a trigger leaves out."""
     fields = action.schema.get("properties", {})
     return {name: each["default"] for name, each in fields.items() if "default" in each}
 
 
 def constant_fields(fields: Mapping[str, Any]) -> Json:
-    """Return the fields of an action that hold no templates."""
+    """Return the fields of an action that contain no templates."""
     return {name: value for name, value in fields.items() if not _template_pointers(value, "")}
 
 

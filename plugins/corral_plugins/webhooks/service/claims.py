@@ -40,7 +40,10 @@ def breaker_name(host: str) -> str:
 
 
 class Claimed(msgspec.Struct, frozen=True, kw_only=True):
-    """A delivery that this process may attempt until its lease ends. A probe uses up no attempt of the schedule."""
+    """A delivery that this process may attempt until its lease ends.
+
+    A probe is an extra attempt that tests a failing webhook. It does not count as an attempt of the retry schedule.
+    """
 
     webhook: Webhook
     delivery: Delivery
@@ -49,7 +52,7 @@ class Claimed(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Load:
-    """The attempts that run at the moment in the whole installation."""
+    """The attempts that are running now in the whole installation."""
 
     def __init__(self, limit: int, webhooks: Iterable[tuple[str, str | None]]) -> None:
         self.limit, self.total = limit, 0
@@ -63,11 +66,11 @@ class _Load:
         self.hosts[host] += 1
 
     def admits(self, row: Webhook) -> bool:
-        """Return whether a webhook may have one more attempt.
+        """Return whether one more attempt may be made for a webhook now.
 
-        A webhook whose last attempt failed, or that has never succeeded, gets one attempt at a time. A second attempt
-        to a host leaves slots free for other hosts. So hosts that do not answer delay the others only if there are very
-        many.
+        If the last attempt of a webhook failed, or none has ever succeeded, only one attempt runs at a time. A second
+        attempt to the same host starts only if enough slots stay free for other hosts. Therefore, hosts that do not
+        answer delay other hosts only if there are very many of them.
         """
         running = self.hosts[row.host]
         limit = self.limit if running == 0 else self.limit - self.limit // RESERVED
@@ -85,7 +88,7 @@ class DeliveryClaims:
         self._settings, self._accounts, self._rights = settings, accounts, rights
 
     def next_time(self) -> str | None:
-        """Return the instant of the next attempt or probe, or None if no delivery waits."""
+        """Return the time of the next attempt or probe, or None if no delivery waits."""
         due: Any = Delivery.select(peewee.fn.MIN(Delivery.due_at)).where(Delivery.due_at.is_null(False)).scalar()
         if due is None:
             return None
@@ -93,7 +96,10 @@ class DeliveryClaims:
         return str(min(due, probe) if probe and self._settings.get(PROBE_SECONDS) else due)
 
     def claim(self) -> list[Claimed]:
-        """Claim as many deliveries as may be attempted now. Deliveries that their owner may not read are cancelled."""
+        """Claim as many deliveries as may be attempted now.
+
+        Deliveries about objects that the owner of the webhook may no longer read are cancelled.
+        """
         if self.switch is not None and (state := self.switch.state()).engaged and state.hold_deliveries:
             return []
         advisory_lock("webhooks.claim")  # so that the limits hold for all processes together
@@ -106,7 +112,10 @@ class DeliveryClaims:
         return self._lease(chosen, webhooks)
 
     def release(self, claimed: Claimed, due_at: str) -> None:
-        """Release a delivery that was not attempted. It, or the next probe of its webhook, is due at this time."""
+        """Release a delivery that was not attempted.
+
+        At `due_at`, the delivery is due again or, if the attempt was a probe, the next probe of the webhook.
+        """
         next_attempt_at = claimed.delivery.next_attempt_at if claimed.is_probe else due_at
         waits = {"next_attempt_at": next_attempt_at, "due_at": next_attempt_at, "lease": None, "lease_until": None}
         Delivery.update(waits).where(has_valid_claim(claimed.delivery)).execute()
@@ -119,15 +128,18 @@ class DeliveryClaims:
         return bool(Delivery.select().where(Delivery.lease_until <= clock.now()).limit(1).exists())
 
     def release_expired(self) -> int:
-        """Release the deliveries of processes that ended without recording a result. Return their number.
+        """Release the deliveries of processes that ended without recording a result. Return the number of deliveries.
 
-        The next attempt of a probed delivery stays where it was, and the probe itself is still due.
+        If the attempt was a probe, the delivery keeps the time of its next regular attempt, and the probe is still due.
         """
         waits = {"due_at": Delivery.next_attempt_at, "lease": None, "lease_until": None}
         return int(Delivery.update(waits).where(Delivery.lease_until <= clock.now()).execute())
 
     def _candidates(self) -> list[Webhook]:
-        """Return the webhooks with deliveries that are due, or that are to be probed, longest unclaimed first."""
+        """Return the webhooks that have due deliveries or a due probe.
+
+        The webhooks that have waited longest for a claim come first.
+        """
         now = clock.now()
         waiting = Delivery.select(peewee.SQL("1")).where(Delivery.webhook_id == Webhook.id)
         is_due = peewee.fn.EXISTS(waiting.where(Delivery.due_at <= now))
@@ -137,7 +149,7 @@ class DeliveryClaims:
         return list(rows.order_by(Webhook.claimed_at, Webhook.id).limit(MAX_CANDIDATES))
 
     def _admitted(self, load: _Load) -> list[Webhook]:
-        """Return the candidates that may be sent to now, at most as many as there are free slots."""
+        """Return the webhooks to which a message may be sent now, at most as many as there are free slots."""
         found = self._candidates()
         admitted = [row for row in found if load.admits(row) and not self._is_blocked(row.host)]
         if len(found) == MAX_CANDIDATES:  # the others have to wait, so the next claim looks beyond them
@@ -149,7 +161,7 @@ class DeliveryClaims:
         return self.breakers is not None and self.breakers.blocked_until(breaker_name(host)) is not None
 
     def _readable(self, rows: list[Delivery], webhooks: Mapping[str, Webhook]) -> list[Delivery]:
-        """Return the deliveries about objects that the owners may still read, and cancel the others."""
+        """Return the deliveries about objects that the owners of the webhooks may still read, and cancel the others."""
         owners = self._accounts.principals_of(row.user_id for row in webhooks.values())
         gone = {row.user_id for row in webhooks.values()} - owners.keys()
         if gone:
@@ -190,12 +202,12 @@ def _is_healthy(row: Webhook) -> bool:
 
 
 def has_valid_claim(delivery: Delivery) -> Any:
-    """Return the condition that the claim of a delivery is still valid."""
+    """Return the SQL condition that the claim of a delivery is still valid."""
     return (Delivery.id == delivery.id) & (Delivery.lease == delivery.lease)
 
 
 def _running() -> list[tuple[str, str | None]]:
-    """Return the webhook and the host of every attempt that runs."""
+    """Return the webhook and the host of every running attempt."""
     joined = Delivery.select(Delivery.webhook_id, Webhook.host).join(
         Webhook, peewee.JOIN.LEFT_OUTER, on=Webhook.id == Delivery.webhook_id
     )
@@ -204,7 +216,7 @@ def _running() -> list[tuple[str, str | None]]:
 
 
 def _first_waiting(webhooks: Iterable[Webhook], with_probes: bool) -> list[Delivery]:
-    """Return the first due deliveries of each webhook, oldest first, or the oldest of a webhook to be probed."""
+    """Return the first due deliveries of each webhook, or its oldest delivery if a probe of the webhook is due."""
     now = clock.now()
     queries = []
     for row in webhooks:
@@ -219,7 +231,7 @@ def _first_waiting(webhooks: Iterable[Webhook], with_probes: bool) -> list[Deliv
 
 
 def _take_turns(webhooks: Mapping[str, Webhook], rows: list[Delivery], load: _Load) -> list[Delivery]:
-    """Choose deliveries round by round, one of each webhook, until the limits are reached."""
+    """Choose deliveries in rounds, one delivery of each webhook in a round, until the limits are reached."""
     queues: dict[str, list[Delivery]] = {webhook_id: [] for webhook_id in webhooks}
     for row in reversed(rows):
         queues[row.webhook_id].append(row)

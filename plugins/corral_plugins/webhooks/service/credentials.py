@@ -1,4 +1,4 @@
-"""Seals and opens the secrets and the headers of webhooks."""
+"""Encrypts and decrypts the secrets and the headers of webhooks."""
 
 from __future__ import annotations
 
@@ -13,28 +13,31 @@ from corral_plugins.webhooks.models import Webhook
 
 
 class WebhookCredentials:
-    """Encrypts and decrypts. No method needs a unit of work. While the vault is sealed, all raise `Unavailable`."""
+    """Encrypts and decrypts credentials. While the vault is sealed, all methods raise `Unavailable`.
+
+    No method needs a unit of work.
+    """
 
     def __init__(self, sealer: Sealer) -> None:
         self._sealer = sealer
 
     def seal_secret(self, webhook_id: str, secret: str) -> str:
-        """Return a secret in the form in which it is stored."""
+        """Return a secret in encrypted form, as it is stored."""
         return self._sealer.encrypt(secret.encode(), aad=_place(webhook_id, "secret")).hex()
 
     def seal_headers(self, webhook_id: str, headers: Mapping[str, str]) -> str | None:
-        """Return headers in the form in which they are stored, or None if there are none."""
+        """Return headers in encrypted form, as they are stored, or None if there are none."""
         data = msgspec.json.encode(headers)
         return self._sealer.encrypt(data, aad=_place(webhook_id, "headers")).hex() if headers else None
 
     def secrets(self, row: Webhook) -> list[str]:
-        """Return the secrets that sign at the moment: the current secret, and during a rotation the old secret."""
+        """Return the secrets to sign with now: the current secret and, while it is being replaced, the old secret."""
         is_old_valid = row.old_until is not None and row.old_until > clock.now()
         sealed = [row.secret, row.old_secret if is_old_valid else None]
         return [self._open(row.id, each, "secret").decode() for each in sealed if each is not None]
 
     def headers(self, row: Webhook) -> dict[str, str]:
-        """Return the headers of a webhook."""
+        """Return the decrypted headers of a webhook."""
         found: dict[str, Any] = msgspec.json.decode(self._open(row.id, row.headers, "headers")) if row.headers else {}
         return found
 

@@ -19,19 +19,19 @@ AT_ONCE = 500
 
 
 def publish(kind: type[WebhookEvent], row: Webhook, **facts: Any) -> None:
-    """Emit an event about a webhook, which only its owner sees."""
+    """Emit an event about a webhook. Only the owner of the webhook sees the event."""
     emit(kind(webhook_id=row.id, **facts), object=("webhook", row.id), owner=row.user_id)
 
 
 def disable_webhooks(which: Any, reason: str) -> None:
-    """Disable the active webhooks that the condition selects, cancel their open deliveries, and tell their owners."""
+    """Disable the active webhooks that match the condition, cancel their open deliveries, and notify their owners."""
     rows = list(Webhook.select().where(which & Webhook.is_active))
     for row in rows:
         disable_webhook(row, reason)
 
 
 def disable_webhook(row: Webhook, reason: str) -> bool:
-    """Disable a webhook for a reason other than its owner's request. Return False if it is no longer active."""
+    """Disable a webhook, but not at the request of its owner. Return False if the webhook is no longer active."""
     changes = {"is_active": False, "disabled_reason": reason, "version": Webhook.version + 1, "updated_at": clock.now()}
     if not Webhook.update(changes).where((Webhook.id == row.id) & Webhook.is_active).execute():
         return False
@@ -50,16 +50,16 @@ def cancel_deliveries(webhook_id: str) -> None:
 
 
 def cancel_batch(webhook_id: str, until: str) -> int:
-    """Cancel a batch of the open deliveries that were created up to this time, and return their number."""
+    """Cancel a batch of the open deliveries that were created up to `until`. Return the number of deliveries."""
     mine = IS_OPEN & (Delivery.webhook_id == webhook_id) & (Delivery.created_at <= until)
     some = Delivery.select(Delivery.id).where(mine).limit(AT_ONCE)
     return int(Delivery.update(**ended("cancelled")).where(Delivery.id.in_(some) & IS_OPEN).execute())
 
 
 def cancel_stranded() -> int:
-    """Cancel a batch of the open deliveries whose webhook is disabled or gone, and return their number.
+    """Cancel a batch of the open deliveries whose webhook is disabled or deleted. Return the number of deliveries.
 
-    They were written in a unit of work that did not see yet that the webhook was disabled or deleted.
+    Such a delivery was written by a unit of work that did not see yet that the webhook was disabled or deleted.
     """
     active = Webhook.select(Webhook.id).where(Webhook.is_active)
     some = Delivery.select(Delivery.id).where(Delivery.due_at.is_null(False) & Delivery.webhook_id.not_in(active))
@@ -67,7 +67,7 @@ def cancel_stranded() -> int:
 
 
 def ended(status: str) -> dict[str, Any]:
-    """Return the changes to a delivery that ends with a status. A running attempt loses its lease."""
+    """Return the changes that end a delivery with this status. A running attempt loses its lease."""
     waiting = dict.fromkeys(("next_attempt_at", "due_at", "lease", "lease_until"))
     return {"status": status, "finished_at": clock.now(), **waiting}
 

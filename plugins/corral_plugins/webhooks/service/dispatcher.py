@@ -1,4 +1,4 @@
-"""Delivers events: in each process that runs jobs, reads new events, claims deliveries, and attempts them."""
+"""Delivers events. Each process that runs jobs reads new events, claims deliveries, and attempts them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ ENTRY = UnitContext(label="webhooks.dispatch", actor=SYSTEM)
 
 
 class _DueWork(NamedTuple):
-    """The work that is due: the events that are followed, whether there are new ones, and when an attempt is due."""
+    """The work that is due: the followed events, whether there are new events, and when the next attempt is due."""
 
     patterns: frozenset[str]
     has_events: bool
@@ -41,7 +41,7 @@ class _DueWork(NamedTuple):
 
 
 class WebhookDispatcher(EventDispatcher[Claimed]):
-    """Runs the attempts of this process."""
+    """Runs the delivery attempts of this process."""
 
     what = "webhooks"
 
@@ -62,7 +62,7 @@ class WebhookDispatcher(EventDispatcher[Claimed]):
         self._patterns: frozenset[str] = frozenset()
 
     async def run_once(self) -> float:
-        """Turn new events into deliveries, and start due attempts. Return the seconds until the next attempt."""
+        """Turn new events into deliveries, and start due attempts. Return the seconds to wait before the next call."""
         outlook = await self._work(self._look, entry=ENTRY, read=True)
         self._patterns = outlook.patterns
         if outlook.has_events:
@@ -83,7 +83,7 @@ class WebhookDispatcher(EventDispatcher[Claimed]):
         return event.type.startswith(OWN_EVENTS) or not self._patterns.isdisjoint(matching_patterns(event.type))
 
     async def _attempt(self, claimed: Claimed) -> None:
-        """Attempt a delivery and record the result. An attempt that is interrupted releases the delivery."""
+        """Attempt a delivery and record the result. If the attempt is interrupted, the delivery is released."""
         at = clock.now()
         try:
             result = await self._send(claimed)
@@ -100,7 +100,7 @@ class WebhookDispatcher(EventDispatcher[Claimed]):
             await asyncio.shield(self._record(claimed, result, at))
 
     async def _send(self, claimed: Claimed) -> AttemptResult:
-        """Send a delivery. An unexpected error counts as a failed attempt, so that it is not tried forever."""
+        """Send a delivery. An unexpected error counts as a failed attempt, so that retries come to an end."""
         delivery = claimed.delivery
         try:
             return await self._sender.send(

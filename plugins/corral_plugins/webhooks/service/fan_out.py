@@ -1,8 +1,9 @@
 """Reads the event log, and writes a delivery for each webhook that follows an event and whose owner may read it.
 
-The position in the log is the cursor of a durable consumer, so events that are not read yet are kept. It moves in the
-transaction that writes the deliveries. Any number of processes may read at the same time: one of them wins. A
-subscriber would be woken by every event of the installation, and would ask for the webhooks once per event.
+The position in the log is the cursor of a durable consumer, so events that are not read yet are kept. The position
+moves in the transaction that writes the deliveries. If several processes read the same events, only one of them can
+move the position, and the others discard their work. A subscriber would be woken by every event of the installation,
+and would look up the webhooks once per event.
 """
 
 from __future__ import annotations
@@ -54,12 +55,12 @@ class WebhookFanOut:
         self._types, self._rights, self._accounts = types, rights, accounts
 
     async def create_cursor(self) -> None:
-        """Store the end of the log as the position if none is stored, so that no later event is missed."""
+        """Store the end of the log as the position if no position is stored, so that no later event is missed."""
         if not await self._work(CURSOR.exists, entry=ENTRY, read=True):  # a start on a full disk only reads
             await self._work(CURSOR.create, entry=ENTRY)
 
     async def read(self) -> None:
-        """Handle all new events. Another process that reads at the same time does the rest."""
+        """Handle all new events. If another process has read the same events first, leave the rest to that process."""
 
         async def read(limit: int) -> bool:
             return await self._work(functools.partial(self._read_batch, limit), entry=ENTRY)
@@ -107,13 +108,13 @@ class WebhookFanOut:
         return event_log.select(where, limit) if names else []
 
     def _count_failure(self, reason: str) -> bool:
-        """Count a failure of the next event. Return whether it was skipped."""
+        """Count a failure of the next event. Return whether the event was skipped because it failed too often."""
         position = CURSOR.position()
         events = self._next_events(position, position + WINDOW, 1)
         return bool(events) and CURSOR.count_failure(position, events[0], reason)
 
     def _deliveries(self, events: Sequence[LoggedEvent]) -> tuple[list[dict[str, Any]], int]:
-        """Return the rows of new deliveries, and the number of events that they cover."""
+        """Return the rows of new deliveries, and the number of events for which they are complete."""
         followers = _followers({pattern for event in events for pattern in matching_patterns(event.type)})
         people = {each.user_id for found in followers.values() for each in found}
         owners = self._accounts.principals_of(people) if people else {}
@@ -171,7 +172,7 @@ def followed_patterns() -> frozenset[str]:
 
 
 def subject_of(event: LoggedEvent) -> dict[str, Any]:
-    """Return the data about an event with which the visibility rule is applied again before each attempt."""
+    """Return the data with which each attempt checks again whether the owner of the webhook may read the event."""
     return {
         "object_type": event.object_type,
         "object_id": event.object_id,
@@ -181,7 +182,7 @@ def subject_of(event: LoggedEvent) -> dict[str, Any]:
 
 
 def event_of(row: Delivery) -> LoggedEvent:
-    """Return the event of a delivery, for the visibility rule."""
+    """Return the event of a delivery in the form that the visibility check expects."""
     return LoggedEvent(
         seq=0, id=row.event_id, type=row.event, ts="", actor_type="", actor_id=None, data="", cause="", **row.subject
     )
@@ -193,7 +194,7 @@ def _is_following() -> Any:
 
 
 def _followers(patterns: Collection[str]) -> dict[str, list[_Follower]]:
-    """Return the webhooks that follow each of the patterns."""
+    """Return, for each of the patterns, the webhooks that follow it."""
     columns = (Webhook.id, Webhook.user_id, Webhook.filter, Webhook.since_seq, Webhook.is_active, Subscription.pattern)
     joined = Webhook.select(*columns).join(Subscription, on=Webhook.id == Subscription.webhook_id)
     rows: Any = joined.where(Subscription.pattern.in_(patterns) & _is_following()).tuples() if patterns else ()

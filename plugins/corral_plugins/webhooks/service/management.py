@@ -48,7 +48,7 @@ class WebhookManagement:
         self._settings, self._credentials = settings, credentials
 
     def list(self, query: WebhookQuery, *, by: Principal) -> Page[WebhookView]:
-        """Return a page of the caller's webhooks, or of all webhooks without their details."""
+        """Return a page of the caller's webhooks, or of the webhooks of all users without their details."""
         if query.all and not by.may("webhooks.manage"):
             raise Problem("Only admins may list the webhooks of all users.", code="forbidden")
         rows = Webhook.select() if query.all else Webhook.select().where(visible(Webhook, by))
@@ -118,7 +118,7 @@ class WebhookManagement:
         return msgspec.structs.replace(webhook_view(row), warnings=checked.warnings)
 
     def set_active(self, webhook_id: str, is_active: bool, match: IfMatch, *, by: Principal) -> WebhookView:
-        """Enable or disable a webhook. An admin may disable webhooks of others, and then sees no details."""
+        """Enable or disable a webhook. An admin may disable other users' webhooks, but then sees no details of them."""
         try:
             row = find_webhook(webhook_id, by)
         except NotFound:
@@ -140,7 +140,7 @@ class WebhookManagement:
     def rotate_secret(
         self, webhook_id: str, secret: str, seconds: int, match: IfMatch, *, by: Principal
     ) -> RotatedWebhookSecret:
-        """Replace the secret. For some seconds, the old secret signs as well."""
+        """Replace the secret. For some seconds, messages are signed with the old secret as well."""
         row = find_webhook(webhook_id, by)
         match.check(row.version)
         until = clock.now(seconds) if seconds else None
@@ -160,7 +160,7 @@ class WebhookManagement:
         return webhook_view(Webhook.get_by_id(row.id), is_whole=False)
 
     def _change(self, row: Webhook, changes: dict[str, Any]) -> None:
-        """Write changes of a webhook, with everything that follows from them."""
+        """Write changes of a webhook, together with everything that depends on them."""
         if not changes:
             return
         before = dict(row.__data__)
@@ -213,7 +213,7 @@ class WebhookManagement:
 
 
 def delete_webhooks(rows: Iterable[Webhook]) -> None:
-    """Delete webhooks, cancel their open deliveries, and tell their owners. Ended deliveries are kept for a while."""
+    """Delete webhooks, cancel their open deliveries, and notify their owners. Ended deliveries are kept for a while."""
     for row in rows:
         cancel_deliveries(row.id)
         Subscription.delete().where(Subscription.webhook_id == row.id).execute()

@@ -17,17 +17,17 @@ STATUSES = ("pending", "retrying", "succeeded", "failed", "cancelled")
 
 
 class WebhookMetrics:
-    """Counts the attempts of this process."""
+    """Counts the delivery attempts of this process."""
 
     def __init__(self) -> None:
         self._attempts: Counter[tuple[str, ...]] = Counter()
 
     def count(self, outcome: str) -> None:
-        """Count an attempt. Called on the event loop."""
+        """Count an attempt. Must be called on the event loop."""
         self._attempts[(outcome,)] += 1
 
     def definitions(self) -> list[Metric]:
-        """Return the definitions of all metrics of webhooks."""
+        """Return the definitions of all webhook metrics."""
         return [
             Metric(
                 name="corral_webhook_attempts_total",
@@ -54,7 +54,7 @@ class WebhookMetrics:
 
 
 def longest_lag() -> Mapping[tuple[str, ...], float]:
-    """Return the seconds for which the first delivery has been due."""
+    """Return for how many seconds the delivery that is most overdue has been due."""
     due: Any = Delivery.select(peewee.fn.MIN(Delivery.due_at)).where(Delivery.due_at.is_null(False)).scalar()
     return {(): 0.0 if due is None else max(0.0, clock.time_s() - clock.parse_instant(due))}
 

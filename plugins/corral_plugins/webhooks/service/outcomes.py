@@ -1,4 +1,4 @@
-"""Records the results of attempts and their consequences: retries, recovery, and the end of dead webhooks.
+"""Records the results of attempts and what follows from them: retries, recovery, or disabling a webhook that fails.
 
 Every method runs in the caller's unit of work.
 """
@@ -26,7 +26,7 @@ DAY_PROBE_SECONDS, LATER_PROBE_SECONDS = 300, 900
 
 
 class DeliveryOutcomes:
-    """Records results."""
+    """Records the results of delivery attempts."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -67,7 +67,7 @@ class DeliveryOutcomes:
         return bool(Delivery.update(changes).where(has_valid_claim(delivery)).execute())
 
     def _next_state(self, claimed: Claimed, result: AttemptResult) -> dict[str, Any]:
-        """Return the changes to the state of a delivery. A probe that fails leaves its next attempt where it was."""
+        """Return the changes to the state of a delivery. A failed probe does not move the next regular attempt."""
         delivery, schedule = claimed.delivery, self._settings.get(RETRY_SCHEDULE)
         attempt = delivery.attempt + (0 if claimed.is_probe and not result.is_success else 1)
         if result.is_success:
@@ -79,9 +79,9 @@ class DeliveryOutcomes:
         return {"status": "retrying", "attempt": attempt, **waits}
 
     def _on_success(self, row: Webhook, result: AttemptResult) -> None:
-        """End the streak of failures, and make the deliveries that wait for a retry due, oldest first.
+        """Record that the webhook no longer fails, and make the deliveries that wait for a retry due, oldest first.
 
-        With each success another batch becomes due, long before the batch before it is sent.
+        Each success makes another batch of deliveries due, long before the previous batch is sent.
         """
         recovered = {"failing_since": None, "failures": 0, "next_probe_at": None}
         told = {"last_success_at": clock.now(), "last_status_code": result.status_code}

@@ -25,8 +25,8 @@ MAX_DEPTH = 6
 def body_of(*, type: str, timestamp: str, id: str, data: Any, object_id: str, href: str | None = None) -> str:
     """Return the body of a delivery as JSON text.
 
-    Data that is too large is replaced by the id and the API address of its object. The data of an event never is,
-    because the event log allows half of that size.
+    If the data is too large, it is replaced by the id and the API address of its object. The data of an event is never
+    too large, because the event log allows only half of that size.
     """
     message = {"type": type, "timestamp": timestamp, "id": id, "data": data}
     body = encode(message)
@@ -36,7 +36,7 @@ def body_of(*, type: str, timestamp: str, id: str, data: Any, object_id: str, hr
 
 
 def body_of_event(event: LoggedEvent) -> str:
-    """Return the body of a delivery of an event."""
+    """Return the body of a delivery that reports an event."""
     data = msgspec.Raw(event.data.encode())
     return body_of(type=event.type, timestamp=event.ts, id=event.id, data=data, object_id=event.object_id)
 
@@ -83,7 +83,7 @@ def _describe(kind: EventType) -> WebhookEventType:
 
 
 def _example(schema: Mapping[str, Any], shared: Mapping[str, Any], depth: int) -> Any:
-    """Return a value that a schema of `msgspec` accepts, with all members of objects down to a certain depth."""
+    """Return a value that a `msgspec` JSON schema accepts. Objects contain all of their members down to this depth."""
     while "$ref" in schema:
         schema = shared[schema["$ref"].rpartition("/")[2]]
     if "anyOf" in schema:

@@ -15,7 +15,7 @@ from corral_plugins.webhooks.service.credentials import WebhookCredentials
 
 
 class WebhookRedactorValues(TableRedactorValues[Webhook]):
-    """Keeps the redactor's copy of the credentials of webhooks up to date."""
+    """Keeps the redactor's copy of the secrets and headers of all webhooks up to date."""
 
     source = "webhooks"
     model = Webhook

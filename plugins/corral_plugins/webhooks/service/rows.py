@@ -27,7 +27,7 @@ PRIVATE_FIELDS = ("url", "events", "description", "headers", "filter")
 
 
 def find_webhook(webhook_id: str, caller: Principal) -> Webhook:
-    """Return a webhook of the caller. Raise `NotFound`."""
+    """Return a webhook of the caller. Raise `NotFound` if the caller has no such webhook."""
     row: Webhook | None = Webhook.get_or_none((Webhook.id == webhook_id.lower()) & visible(Webhook, caller))
     if row is None:
         raise NotFound("There is no webhook with this id.")
@@ -35,7 +35,7 @@ def find_webhook(webhook_id: str, caller: Principal) -> Webhook:
 
 
 def find_delivery(webhook_id: str, delivery_id: str, caller: Principal) -> tuple[Webhook, Delivery]:
-    """Return a delivery to a webhook of the caller, and the webhook. Raise `NotFound`."""
+    """Return a delivery to a webhook of the caller, and the webhook. Raise `NotFound` if there is no such delivery."""
     row = find_webhook(webhook_id, caller)
     mine = (Delivery.id == delivery_id.lower()) & (Delivery.webhook_id == row.id)
     delivery: Delivery | None = Delivery.get_or_none(mine)
@@ -45,14 +45,14 @@ def find_delivery(webhook_id: str, delivery_id: str, caller: Principal) -> tuple
 
 
 def count_open(webhook_ids: Collection[str]) -> dict[str, int]:
-    """Return the number of open deliveries of each webhook. Webhooks without any are left out."""
+    """Return the number of open deliveries of each webhook. Webhooks without open deliveries are left out."""
     mine = IS_OPEN & Delivery.webhook_id.in_(list(webhook_ids))
     found: Any = Delivery.select(Delivery.webhook_id, peewee.fn.COUNT(Delivery.id)).where(mine)
     return {str(key): int(count) for key, count in found.group_by(Delivery.webhook_id).tuples()}
 
 
 def view_fields(row: Webhook, pending: int, *, is_whole: bool = True) -> dict[str, Any]:
-    """Return the fields of a `WebhookView`, without private ones unless `is_whole`."""
+    """Return the fields of a `WebhookView`. Private fields are included only if `is_whole` is set."""
     names = {*WebhookView.__struct_fields__} - {"warnings", "has_secret", "headers", "pending_deliveries"}
     fields = {
         **{name: getattr(row, name) for name in names},
@@ -75,7 +75,7 @@ def delivery_view(row: Delivery) -> DeliveryView:
 
 
 def delivery_details(row: Delivery) -> DeliveryDetails:
-    """Return the API representation of a delivery."""
+    """Return the API representation of a delivery with its payload."""
     attempts = [DeliveryAttemptView(**each) for each in row.attempts]
     return DeliveryDetails(**_delivery_fields(row), payload=msgspec.json.decode(row.payload), attempts=attempts)
 

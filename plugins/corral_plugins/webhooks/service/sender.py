@@ -54,7 +54,7 @@ class AttemptResult(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class WebhookSender:
-    """Sends messages. Raises `CircuitOpen` instead of an attempt while the circuit breaker of the host is open."""
+    """Sends messages. If the circuit breaker of the host is open, raises `CircuitOpen` and sends nothing."""
 
     breakers: Breakers | None
 
@@ -64,7 +64,7 @@ class WebhookSender:
         self._egress, self._redactor, self._credentials, self._signer = egress, redactor, credentials, signer
 
     def declare(self, hosts: Any) -> None:
-        """Declare the names of the circuit breakers. `hosts()` returns the hosts and runs in a unit of work."""
+        """Declare the circuit breakers of the hosts. `hosts()` returns the hosts and runs in a unit of work."""
         if self.breakers is not None:
             self.breakers.declare(BREAKER, lambda: [breaker_name(host) for host in hosts()])
 
@@ -120,7 +120,7 @@ class WebhookSender:
         return headers
 
     async def _connection_error(self, url: str, error: BaseException) -> AttemptError:
-        """Return why a connection failed. Only a second look-up shows whether the name has no address."""
+        """Return why a connection failed. Look up the host name again to find out whether it has no address."""
         cause: BaseException | None = error
         while cause is not None:
             if isinstance(cause, ssl.SSLError):
@@ -150,15 +150,15 @@ def _judge(outcome: Any) -> Verdict:
 
 
 def _response_start(content: bytes) -> str:
-    """Return the beginning of a response as UTF-8, without NUL, which PostgreSQL does not store.
+    """Return the beginning of a response as UTF-8 text, without NUL, which PostgreSQL cannot store.
 
-    Its declared character set may be any codec, and so is ignored.
+    The declared character set of the response is ignored, because it may be any codec.
     """
     return content[: 4 * SHOWN_RESPONSE].decode(errors="replace").replace("\0", "\ufffd")[:SHOWN_RESPONSE]
 
 
 def _retry_after(response: httpx2.Response) -> float | None:
-    """Return the seconds that a receiver asks to wait, at most a day."""
+    """Return how many seconds the receiver asks to wait, at most a day."""
     told = response.headers.get("retry-after", "").strip()
     if response.status_code not in RETRY_AFTER_STATUSES or not told:
         return None

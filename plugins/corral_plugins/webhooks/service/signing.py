@@ -1,4 +1,4 @@
-"""Signs requests as Standard Webhooks 1.0.0 specifies, and makes and reads secrets."""
+"""Signs requests as Standard Webhooks 1.0.0 specifies, creates secrets, and derives their keys."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def new_secret() -> str:
 
 
 def key_of(secret: str) -> bytes:
-    """Return the key that a secret stands for. Raise `ValueError` if the Base64 of a `whsec_` secret is not valid."""
+    """Return the signing key of a secret. Raise `ValueError` if the Base64 of a `whsec_` secret is not valid."""
     if not secret.startswith(PREFIX):
         return secret.encode()
     return base64.b64decode(secret.removeprefix(PREFIX), validate=True)

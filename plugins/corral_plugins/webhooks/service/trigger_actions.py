@@ -25,7 +25,7 @@ SCHEMA: Json = {
 
 
 class WebhookTriggerAction:
-    """Sends data for triggers. The plugin connects it to the redactor with `set_implementation`."""
+    """Sends data for triggers. The plugin connects the action to the redactor with `set_implementation`."""
 
     def __init__(self) -> None:
         self._redactor: Redactor | None = None
@@ -50,7 +50,7 @@ class WebhookTriggerAction:
         )
 
     def _call(self, context: FireContext, fields: Json) -> Json:
-        """Write a delivery, which is sent like the delivery of an event."""
+        """Write a delivery, which is then sent like the delivery of an event."""
         row, now, delivery_id = _find(fields["webhook_id"], context.owner), clock.now(), new_id()
         data = fields.get("data", {})
         data = data if self._redactor is None else self._redactor.redact_json(data)

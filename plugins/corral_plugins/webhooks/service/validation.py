@@ -52,7 +52,7 @@ class WebhookChecks:
 
 
 def check_new_secret(secret: str | UnsetType) -> str | None:
-    """Check a submitted secret, and return it, or None if there is none."""
+    """Check a submitted secret and return it. Return None if no secret was submitted."""
     if secret is UNSET:
         return None
     check_secret(secret, "/secret")
@@ -60,7 +60,10 @@ def check_new_secret(secret: str | UnsetType) -> str | None:
 
 
 def _check_headers(headers: Mapping[str, str]) -> list[str]:
-    """Return warnings. Raise `Invalid` for headers that Corral sets itself, for masks and for equal names."""
+    """Check headers and return warnings about them.
+
+    Raise `Invalid` for headers that Corral sets itself, for masked values, and for repeated names.
+    """
     reserved = [name for name in headers if _RESERVED.fullmatch(name)]
     if reserved:
         faults = [

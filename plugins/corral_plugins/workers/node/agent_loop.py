@@ -1,7 +1,8 @@
 """The agent loop, which runs one attempt of one task in a separate process with the attempt token.
 
 The loop calls the model once in each step. After each step, the loop stores a checkpoint, from which the next attempt
-resumes. Between steps, and while the model responds, the attempt can be cancelled or drained, or can lose its lease.
+resumes. Between steps, and while the model responds, the attempt can be cancelled or asked to stop, or it can lose its
+lease.
 """
 
 from __future__ import annotations
@@ -144,7 +145,7 @@ class AgentLoop(Attempt):
         return await call_with_retries(send_call, unless=is_final_response)
 
     async def _handle_model_error(self, error: ApiError) -> None:
-        """Handle an error of the model call: release the task if waiting helps, or else fail the attempt."""
+        """Handle an error of the model call: release the task if waiting may help, or else fail the attempt."""
         own_cap = error.members.get("scope") == "task"
         if error.code in RELEASE_CODES or (error.status == 402 and not own_cap):
             await self._release_blocked_task(error)
@@ -189,7 +190,7 @@ class AgentLoop(Attempt):
 
 
 def _is_temporary(error: ApiError) -> bool:
-    """Return whether the same call to the model may succeed within a short time."""
+    """Return whether the same call to the model is likely to succeed if it is repeated soon."""
     permanent = error.code in RELEASE_CODES or error.members.get("kind") in NEEDS_PEOPLE
     return error.status in (429, 503) and not permanent
 

@@ -117,7 +117,7 @@ class Attempt(abc.ABC):
         raise AttemptEnded(f"was released: {reason}")
 
     async def _release_blocked_task(self, error: ApiError) -> NoReturn:
-        """Release the task because of a refusal that does not concern the task itself, and log the refusal."""
+        """Release the task because the server refused a call for a reason outside the task, and log this reason."""
         await self._append_log(f"The task returns to its queue: {error.detail}", level="warning")
         await self._release_task(error.code)
 
@@ -129,7 +129,8 @@ class Attempt(abc.ABC):
     async def _store_checkpoint(self) -> None:
         """Store a checkpoint.
 
-        If the checkpoint is too large, the previous checkpoint stays, and the next attempt resumes from that one.
+        If the checkpoint is too large, the server keeps the previous checkpoint, and the next attempt resumes from
+        there.
         """
         try:
             await self._client.store_checkpoint(self._id, self._state.step, self._state.to_checkpoint())

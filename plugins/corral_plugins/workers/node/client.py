@@ -63,13 +63,13 @@ class ApiError(Exception):
 
     @property
     def is_temporary(self) -> bool:
-        """Whether the same call may succeed later."""
+        """Whether the same call may succeed if it is repeated later."""
         no_server = self.is_foreign and (self.status < 400 or self.status in (401, 404))  # only a proxy responded
         return no_server or self.status in (429, 500, 502, 503, 504) or self.code == "idempotency_in_progress"
 
     @property
     def is_lease_lost(self) -> bool:
-        """Whether the lease has ended, its token was revoked, or the task was deleted."""
+        """Whether the error means that the lease has ended, its token was revoked, or the task was deleted."""
         return self.code in ("lease_lost", "task_terminal") or (self.status == 401 and not self.is_foreign)
 
 
@@ -90,10 +90,10 @@ def raise_for_lease_state(reply: Mapping[str, Any]) -> None:
 
 
 def retry_delay(tries: int, error: Exception | None = None) -> float:
-    """Return the seconds to wait before the next try.
+    """Return the number of seconds to wait before the next try.
 
-    The time doubles with each try up to 10 s, with jitter. The time is at least the `Retry-After` of the server, up
-    to 60 s.
+    The delay doubles with each try up to 10 s, with jitter. It is at least as long as the `Retry-After` of the server
+    demands, up to 60 s.
     """
     wait = min(MAX_PAUSE, FIRST_PAUSE * 2 ** min(tries, 10)) * (0.75 + random.random() / 2)  # noqa: S311
     asked = error.retry_after if isinstance(error, ApiError) else None
@@ -116,7 +116,7 @@ async def call_with_retries(
     """Make a call and repeat it after temporary failures.
 
     `tries` is the maximum number of calls. If it is None, the call is repeated until the caller is cancelled. `unless`
-    is a function that returns True for the errors that must not be retried.
+    is a function that returns True for errors after which the call must not be repeated.
     """
     failures = 0
     while True:
@@ -201,7 +201,7 @@ class WorkerApiClient:
         return await self.send_request("POST", path, body, seconds=wait_seconds + POLL_SLACK_SECONDS)
 
     async def wait_for_signals(self, worker_id: str, *, after: int, wait: int) -> dict[str, Any]:
-        """Wait up to `wait` seconds for signals and commands."""
+        """Wait up to `wait` seconds for signals about leases and for commands."""
         path, query = f"/workers/{worker_id}/signals", {"after": after, "wait": wait}
         return await self.send_request("GET", path, query=query, seconds=wait + POLL_SLACK_SECONDS)
 
@@ -244,7 +244,7 @@ class WorkerApiClient:
         await self._post_task_call(task_id, "fail", body, lease, tries=tries)
 
     async def wait_for_person(self, task_id: str, body: Mapping[str, Any]) -> dict[str, Any]:
-        """Release the lease while the task waits for a decision or an input."""
+        """Release the lease while the task waits for a person's decision or input."""
         return await self._post_task_call(task_id, "wait", body)
 
     async def release_task(
@@ -294,9 +294,9 @@ class WorkerApiClient:
 
 
 def _trusted_authorities(url: str) -> ssl.SSLContext | bool:
-    """Return the authorities that TLS connections trust: the usual ones for `https`, and none for `http`.
+    """Return the certificate authorities that TLS connections trust: the usual ones for `https`, and none for `http`.
 
-    Reading their certificates takes longer than most requests, and every task process makes a client.
+    Reading their certificates takes longer than most requests, and every task process creates a client.
     """
     return urllib.parse.urlsplit(url).scheme != "http" or ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
@@ -304,7 +304,7 @@ def _trusted_authorities(url: str) -> ssl.SSLContext | bool:
 def _is_direct(url: str) -> bool:
     """Return whether requests to the URL use no proxy.
 
-    Only then can the client use a custom transport, because a custom transport ignores proxies.
+    The client uses a custom transport only in this case, because a custom transport ignores proxies.
     """
     parts = urllib.parse.urlsplit(url)
     host, proxies = parts.hostname or "", urllib.request.getproxies()

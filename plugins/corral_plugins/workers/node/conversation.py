@@ -45,9 +45,9 @@ def initial_messages(claim: Mapping[str, Any]) -> list[Message]:
 
 
 def new_message_contents(claim: Mapping[str, Any], seen: Iterable[str]) -> list[Message]:
-    """Return the message that quotes the mail of a claim that the conversation does not contain yet.
+    """Return the message that quotes those messages of a claim that the conversation does not contain yet.
 
-    `seen` are the ids of the mail in the conversation. Return an empty list if there is no other mail.
+    `seen` contains the ids of the messages that are in the conversation. Return an empty list if there are no others.
     """
     known = set(seen)
     items = [each for each in (claim.get("context") or {}).get("messages") or () if each.get("id") not in known]
@@ -55,7 +55,7 @@ def new_message_contents(claim: Mapping[str, Any], seen: Iterable[str]) -> list[
 
 
 def received_ids(claim: Mapping[str, Any]) -> list[str]:
-    """Return the ids of the mail that a claim delivers."""
+    """Return the ids of the messages from other agents or people that a claim delivers."""
     return [str(each["id"]) for each in (claim.get("context") or {}).get("messages") or () if each.get("id")]
 
 
@@ -72,7 +72,7 @@ def _task_instructions(task: Mapping[str, Any]) -> str:
 
 
 def human_response_messages(resume: Mapping[str, Any]) -> list[Message]:
-    """Return the message with the decision, input or review that the task waited for.
+    """Return the message that contains the decision, the input or the review for which the task waited.
 
     Return an empty list if the task waited for none of these.
     """
@@ -139,9 +139,9 @@ def repair_message(problems: Iterable[str]) -> Message:
 
 
 def calls_signature(calls: Iterable[Mapping[str, Any]]) -> str | None:
-    """Return a hash of the tool names and arguments of calls, or None if there are no calls.
+    """Return a hash of the names and arguments of the tool calls, or None if there are no calls.
 
-    The server detects loops by this hash.
+    The server uses this hash to detect loops.
     """
     pairs = [[call["function"]["name"], call["function"]["arguments"]] for call in calls]
     return hashlib.sha256(json.dumps(pairs).encode()).hexdigest() if pairs else None
@@ -150,7 +150,7 @@ def calls_signature(calls: Iterable[Mapping[str, Any]]) -> str | None:
 def parse_json(text: str, subject: str) -> Any:
     """Parse a JSON text as strictly as the server does. The text may be inside a code fence.
 
-    Raise `ValueError` if the text is not valid JSON. The message names the text as `subject`, such as `answer`.
+    Raise `ValueError` if the text is not valid JSON. The error message calls the text `subject`, for example `answer`.
     """
     bare = text.strip()
     if bare.startswith("```") and bare.endswith("```") and "\n" in bare:
@@ -196,8 +196,9 @@ class AttemptState:
     `step` is the number of the last model step. `repairs` is the number of times that the answer was requested again.
     `warned` is true if the model was notified of the budget warning. `running` is the id of the call whose tool was
     started on this machine. `invalid` is the reason why the checkpoint cannot be read, or None. `received` contains the
-    ids of the mail in the conversation. `unread` is the mail, and what people decided, that the next model step adds:
-    models accept other messages only after the results of all calls.
+    ids of the received messages that are in the conversation. `unread` contains received messages and people's
+    decisions that the next model step adds to the conversation. They have to wait because models accept other messages
+    only after the results of all calls.
     """
 
     def __init__(self, claim: Mapping[str, Any]) -> None:

@@ -24,7 +24,7 @@ def host_facts() -> dict[str, Any]:
 
 
 def host_usage(folder: str) -> dict[str, float]:
-    """Return the usage for heartbeats, in percent.
+    """Return the current usage of this machine in percent, for heartbeats.
 
     The values are the processor (load average divided by cores), the memory, and the disk that contains `folder`.
     """

@@ -47,9 +47,9 @@ class DuplicateWorkerDetector:
         self._times: deque[float] = deque(maxlen=self.TIMES)
 
     def record_revoked_token(self) -> bool:
-        """Record a revoked token. Return whether three tokens were revoked within 300 s.
+        """Record that a token was revoked. Return whether three tokens were revoked within 300 s.
 
-        Three revoked tokens in this time indicate that another worker has the same fingerprint.
+        If three tokens are revoked in this time, another worker probably has the same fingerprint.
         """
         self._times.append(time.monotonic())
         return len(self._times) == self.TIMES and self._times[-1] - self._times[0] < self.SECONDS
@@ -63,7 +63,11 @@ class WorkerFolder:
 
     @contextlib.contextmanager
     def lock_folder(self) -> Iterator[None]:
-        """Create the folder and lock it until the `with` block ends. Raise `FolderInUse` or `FolderUnusable`."""
+        """Create the folder and lock it until the `with` block ends.
+
+        Raise `FolderInUse` if another worker uses the folder, or `FolderUnusable` if the folder cannot be created or
+        written.
+        """
         try:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
             lock = (self.path / "lock").open("w")

@@ -59,9 +59,9 @@ class TaskLease:
             self.seconds, self.deadline = seconds, sent + seconds
 
     def apply_state(self, state: str, reason: str | None = None) -> None:
-        """Apply a lease state of the protocol: ok | lost | cancel_requested | budget_warning.
+        """Apply the lease state from a response: `ok`, `lost`, `cancel_requested` or `budget_warning`.
 
-        A lost lease with a `reason` was ended by a report of its own process, which is about to exit.
+        If a lost lease has a `reason`, a report of its own process ended the lease. This process is about to exit.
         """
         if state == "lost" and reason is not None:
             return
@@ -176,7 +176,7 @@ class TaskLease:
         )
 
     async def _send_report(self, call: Any) -> None:
-        """Send a report. Retries end at the deadline, because the server then ends the lease itself."""
+        """Send a report. Retries end at the deadline, because the server then ends the lease in any case."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(max(0.0, self.deadline - time.monotonic())):
                 try:

@@ -90,7 +90,7 @@ class ModelReply(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class GatewayModel:
-    """The model `agent` of the gateway, which stands for the model of the agent in the claim.
+    """The model named `agent` at the gateway. The gateway calls the model of the agent to which the claim belongs.
 
     `gateway_url` is a URL, or a path on the server.
     """

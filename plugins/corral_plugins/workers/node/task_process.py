@@ -58,8 +58,8 @@ class ProcessNotStarted(Exception):
 def run_task_process(settings: TaskProcessSettings, claim: Mapping[str, Any], inbox: Any) -> None:
     """Run the task of a claim. This is the main function of a task process.
 
-    `inbox` is the pipe that delivers controls (`attempt.Control`) from the worker, and the outcome in words to it.
-    The pipe closes when the worker exits.
+    `inbox` is the pipe that delivers controls (`attempt.Control`) from the worker, and that takes the outcome in words
+    to the worker. The pipe closes when the worker exits.
     """
     os.setsid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -177,7 +177,7 @@ class TaskProcess:
 class TaskProcesses:
     """The service that starts a process for each claim.
 
-    `folder` is the folder of the worker. No other worker uses the folder at the same time.
+    `folder` is the folder of the worker, which no other worker uses at the same time.
     """
 
     def __init__(self, settings: TaskProcessSettings, folder: Path) -> None:
@@ -220,9 +220,10 @@ class TaskProcesses:
 
 
 def _start_uninterrupted(process: Any) -> None:
-    """Start a process. If this starts the fork server, SIGINT stays blocked in it.
+    """Start a process. If this also starts the fork server, SIGINT stays blocked in the fork server.
 
-    Ctrl-C in a terminal reaches all processes of the worker, and Python would print a traceback while it loads modules.
+    Ctrl-C in a terminal reaches all processes of the worker, and Python would print a traceback if SIGINT interrupted
+    the loading of modules.
     """
     resource_tracker.ensure_running()  # its own start would unblock the signal
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})

@@ -1,4 +1,4 @@
-"""The client with which the agent loop calls tools on the server or, with a permit, on this machine.
+"""The client with which the agent loop calls tools on the server or, if the server permits it, on this machine.
 
 Each call is sent to the server. The server runs the tool, permits this worker to run the tool, or denies the call.
 Before this worker runs a tool that is not idempotent, it stores a checkpoint that records the call. An attempt that
@@ -113,7 +113,7 @@ class ToolClient:
     async def _run_permitted(
         self, name: str, call_id: str, arguments: Any, reply: Mapping[str, Any]
     ) -> Mapping[str, Any]:
-        """Run a permitted tool on this machine, report the outcome to the server, and return it."""
+        """Run a tool on this machine, as the server permits. Report the outcome to the server, and return it."""
         began = time.monotonic()
         limit = float(reply.get("timeout_seconds") or MAX_SECONDS)
         outcome = await self._run_local_tool(name, call_id, arguments, limit)
@@ -143,7 +143,7 @@ class ToolClient:
     async def _run_recorded(
         self, run: Callable[[], Awaitable[Any]], call_id: str, *, idempotent: bool
     ) -> dict[str, Any]:
-        """Run a tool unless an earlier attempt may have run it. Return the outcome."""
+        """Run a tool and return the outcome. If an earlier attempt may have run it, return an error instead."""
         if not await self._record_start(call_id, idempotent=idempotent):
             return {"error": UNKNOWN}
         try:
@@ -152,9 +152,9 @@ class ToolClient:
             return {"error": {"type": "failed", "message": str(error)}}
 
     async def _record_start(self, call_id: str, *, idempotent: bool) -> bool:
-        """Record the start of a tool in a checkpoint, unless the tool is idempotent.
+        """Record in a checkpoint that a tool starts, unless the tool is idempotent.
 
-        Return False if an earlier attempt already started the tool, which must not run twice.
+        Return False if an earlier attempt has already started the tool, because the tool must not run twice.
         """
         if idempotent:
             return True

@@ -1,4 +1,4 @@
-"""Runs a task whose claim names a tool call instead of work for a model, such as a step of a workflow."""
+"""Runs a task whose claim names a tool call, such as a step of a workflow. No model takes part."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ SHOWN = 1000  # characters of the output of failed code
 class ToolRun(Attempt):
     """Makes the tool call of one claim.
 
-    The call has the same id in every attempt until it has failed, so that a call that an earlier attempt made is not
-    repeated. A call whose outcome is unknown is never repeated.
+    The call keeps the same id in every attempt until it has failed. Therefore, a call that an earlier attempt made is
+    not repeated. A call whose outcome is unknown is never repeated.
     """
 
     async def _run_steps(self) -> NoReturn:
@@ -50,7 +50,7 @@ class ToolRun(Attempt):
             await self._fail_attempt(reason, " ".join([error.detail, *faults]), retryable=is_temporary)
 
     async def _complete(self, executor: Mapping[str, Any], result: Any) -> NoReturn:
-        """Complete the task with the result of the tool, or with the JSON that the code printed."""
+        """Complete the task with the result of the tool, or with the JSON value that the code printed."""
         if executor.get("returns") != "json" or not isinstance(result, dict) or "output" not in result:
             await self._complete_task(result)
         output = str(result["output"]).strip()
@@ -71,7 +71,7 @@ class ToolRun(Attempt):
     async def _fail(
         self, executor: Mapping[str, Any], outcome: Mapping[str, Any], error: Mapping[str, Any]
     ) -> NoReturn:
-        """Fail the attempt. A call that nobody allowed, or that may have had an effect, is not made again."""
+        """Fail the attempt. If the call was not allowed, or may have had an effect, the task is not retried."""
         risks = {tool["name"]: tool.get("risk") for tool in self._agent.get("tools") or ()}
         is_unknown = error["type"] == UNKNOWN or (
             error["type"] == "timeout" and risks.get(executor["tool"], "dangerous") == "dangerous"
@@ -81,7 +81,7 @@ class ToolRun(Attempt):
 
 
 def _error_of(outcome: Mapping[str, Any]) -> dict[str, str] | None:
-    """Return the type and the message of the error of a call that failed or did not run, or None."""
+    """Return the type and the message of the error if a call failed or did not run. Otherwise, return None."""
     error, status = outcome.get("error"), outcome.get("status")
     if error is None and status not in ("denied", "expired"):
         return None

@@ -272,7 +272,7 @@ class ReferenceWorker:
         self._apply_reply({"leases": reply.get("signals"), "commands": reply.get("commands")}, None)
 
     async def _repeat_step(self, step: Callable[[WorkerIdentity], Awaitable[None]]) -> None:
-        """Call `step` repeatedly until cancelled, and recover from failed calls.
+        """Call `step` repeatedly until cancelled. Recover if a call fails.
 
         Failed calls do not end the leases, which last until their deadlines.
         """
@@ -340,7 +340,7 @@ def _registration_refusal(error: ApiError) -> str:
 
 
 def _lease_seconds(server_time: str | None, expires_at: str | None) -> float | None:
-    """Return the remaining seconds of a lease by the server's clock, or None if one of the times is missing."""
+    """Return how many seconds of a lease remain by the server's clock, or None if one of the times is missing."""
     if server_time is None or expires_at is None:
         return None
     return max(0.0, (datetime.fromisoformat(expires_at) - datetime.fromisoformat(server_time)).total_seconds())

@@ -81,7 +81,7 @@ class WorkerTokenAuthenticator:
         )
 
     def reread(self, caller: Principal) -> Principal | None:
-        """Return a worker as it is. The permission check of a live connection refuses every worker."""
+        """Return a worker as it is now. The permission check of a live connection refuses every worker."""
         return caller if caller.kind == "worker" else None
 
 

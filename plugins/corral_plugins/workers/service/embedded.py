@@ -51,7 +51,7 @@ class RunnableWorker(Protocol):
 
 
 def start_embedded(runtime: Runtime, address: str, *, max_agents: int, allow: Sequence[str]) -> None:
-    """Run the embedded worker whenever this process holds the lease. `address` is the URL of the server."""
+    """Run the embedded worker whenever this process holds its lease. `address` is the URL of the server."""
     work, keys = runtime.service(Database).work, runtime.service(RegistrationKeys)
 
     def make_key() -> Awaitable[str]:
@@ -63,7 +63,7 @@ def start_embedded(runtime: Runtime, address: str, *, max_agents: int, allow: Se
 
 
 class EmbeddedLease:
-    """The lease of the embedded worker. While this process holds it, this process runs the worker."""
+    """The lease of the embedded worker. The process that holds the lease runs the worker."""
 
     def __init__(self, work: Work, start: Callable[[], RunnableWorker]) -> None:
         self._work, self._start = work, start
@@ -75,7 +75,7 @@ class EmbeddedLease:
         self._held_until = 0.0  # monotonic time before which no other process can hold the lease
 
     async def hold_lease(self) -> None:
-        """Acquire and renew the lease, and run the worker while the lease is held, until cancelled.
+        """Acquire and renew the lease until cancelled. Run the worker while the lease is held.
 
         Failures of the worker are raised, so that the supervisor handles them.
         """
@@ -93,7 +93,7 @@ class EmbeddedLease:
             await self._stop_worker()
 
     def _log_standby(self, held: bool) -> None:
-        """Log once that this server has no embedded worker, because another one runs it."""
+        """Log once that this server starts no embedded worker, because another server runs it."""
         if not held and not self._closed and not self._is_standby_logged:
             log.info(
                 "another server of this database runs the embedded worker, so this server has none until the other "

@@ -73,7 +73,7 @@ class WorkerTotals(msgspec.Struct, frozen=True):
 
 
 class Fleet:
-    """The queries on the fleet. The methods run in the caller's unit of work."""
+    """Queries about all workers. The methods run in the caller's unit of work."""
 
     tasks: Tasks | None
 
@@ -100,7 +100,7 @@ class Fleet:
 
     @staticmethod
     def _matching(query: WorkerListQuery, caller: Principal) -> Any:
-        """Return the query of the workers that match the filters."""
+        """Return the query for the workers that match the filters."""
         found = Worker.select().where(visible(Worker, caller))
         if query.status:
             found = found.where(Worker.status.in_(query.status))
@@ -113,7 +113,7 @@ class Fleet:
         return found
 
     def get_overview(self) -> FleetOverview:
-        """Return the totals of the whole fleet."""
+        """Return the totals of all workers."""
         parts = list(fleet_totals())
         count = _count_by_status(parts)
         online = [part for part in parts if part.status == "online"]
@@ -145,7 +145,8 @@ class Fleet:
     def workers_health(self) -> tuple[str, str]:
         """Return the result of the health check `workers`: a status and a sentence that explains it.
 
-        A worker that was stopped is offline as well, but has released its leases, so only leases show a failure.
+        A worker that was stopped is offline as well, but it has released its leases. Therefore, only an offline worker
+        with leases counts as a failure.
         """
         totals = list(fleet_totals())
         count, lost = _count_by_status(totals), sum(part.leases for part in totals if part.status == "offline")
@@ -175,7 +176,7 @@ class Fleet:
 
 
 def fleet_totals() -> Iterable[WorkerTotals]:
-    """Read the totals of the fleet by group and status, in one query."""
+    """Read the totals of all workers by group and status, in one query."""
     for group, status, count, capacity, leases, *sums in _TOTALS.rows({}):
         cpu, memory, disk = [(float(sums[at] or 0.0), int(sums[at + 1])) for at in (0, 2, 4)]
         yield WorkerTotals(group, status, int(count), int(capacity or 0), int(leases or 0), cpu, memory, disk)

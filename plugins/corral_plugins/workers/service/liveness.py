@@ -1,6 +1,6 @@
-"""The liveness of workers: the time when each worker was last seen, and the sweeps over silent workers.
+"""The liveness of workers: the time when each worker was last seen, and the sweeps that look for silent workers.
 
-Contacts are noted in memory and written to the database in batches, so that a call of a worker needs no write.
+Calls of workers are noted in memory and written to the database in batches, so that a call needs no write of its own.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ class WorkerSweeps:
         self._database, self._work = database, database.work
 
     async def sweep_silent_workers(self) -> None:
-        """Set silent workers to `offline`, and alert admins when tasks wait while no worker is online."""
+        """Set silent workers to `offline`, and alert admins if tasks wait while no worker is online."""
         entry = UnitContext("job workers.sweep")
         if await self._database.read(self._is_sweep_needed, entry):
             await self._work(self.sweep_in_unit, entry=entry)
@@ -156,7 +156,7 @@ class WorkerSweeps:
             pass
 
     def _is_sweep_needed(self) -> bool:
-        """Return whether a sweep would write anything. Runs in a read-only unit of work, because that is cheaper."""
+        """Return whether a sweep would write anything. Runs in a read-only unit of work, which is cheaper."""
         return bool(Worker.select().where(self._silent_workers()).exists()) or self._lacks_worker() != _is_alerted()
 
     def _silent_workers(self) -> Any:

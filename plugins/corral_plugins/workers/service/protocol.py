@@ -130,7 +130,7 @@ class WorkerProtocol:
         return Wait(self._signal_topics(worker_id), began + wait)
 
     def _signal_topics(self, worker_id: str) -> tuple[str, ...]:
-        """Return the topics whose events a request waits for: the worker (including its claims) and its tasks."""
+        """Return the topics of the events that end the wait of a request: the worker and the tasks that it holds."""
         if self.tasks is None:
             return (worker_id,)
         held = sorted(lease.task_id for lease in self.tasks.leases_of_worker(worker_id))
@@ -139,7 +139,7 @@ class WorkerProtocol:
     def _store_heartbeat(self, row: Worker, body: Heartbeat) -> Worker:
         """Store the contents of a heartbeat, and set an offline worker to `online`.
 
-        Return the row, which is as it was given unless an event was published.
+        Return the row of the worker. The row is read again only if an event was published.
         """
         now = clock.now()
         usage = {name: value for name in USAGE if (value := getattr(body, name)) is not UNSET}

@@ -1,4 +1,4 @@
-"""The registration of workers, and the registration keys with which workers register."""
+"""The registration of workers, and the keys with which workers register."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ KEEP_EXPIRED_DAYS = 30
 class RegistrationKeys:
     """The service that manages registration keys. Its methods run in the caller's unit of work.
 
-    Keys of the embedded worker are never listed.
+    The keys of the embedded worker are never listed.
     """
 
     audit: Audit | None
@@ -182,7 +182,7 @@ class WorkerRegistration:
     def _create_worker(
         self, new: NewWorker, reported: dict[str, Any], key: RegistrationKey | None, caller: Principal
     ) -> tuple[Worker | None, str]:
-        """Insert a worker. Return the row and the token.
+        """Insert a worker. Return its row and its token.
 
         Return None and an empty string if another worker has just taken the name.
         """
@@ -295,7 +295,7 @@ def _check_name(name: str, key: RegistrationKey | None) -> None:
 
 
 def _reported_columns(new: NewWorker, client_ip: str) -> dict[str, Any]:
-    """Return the columns with the values that the worker reports. Raise `Invalid` for values that are not valid."""
+    """Return the columns with the values that the worker reports. Raise `Invalid` if a value is not valid."""
     columns: dict[str, Any] = {name: value for name in REPORTED if (value := getattr(new, name)) is not UNSET}
     if len(msgspec.json.encode(columns.get("os_info"))) > OS_INFO_LIMIT:
         raise Invalid.at("/os_info", "too_long", "os_info must not exceed 4 KiB of JSON.")
@@ -316,7 +316,7 @@ def _fingerprint_hash(new: NewWorker) -> str | None:
 def _is_same_registrant(
     row: Worker, new: NewWorker, reported: dict[str, Any], key: RegistrationKey | None, caller: Principal
 ) -> bool:
-    """Return whether a registration comes from the same registrant and machine as the row.
+    """Return whether a registration comes from the registrant and the machine that the row names.
 
     The machine is identified by its fingerprint, or by its host name if there are no fingerprints.
     """

@@ -111,7 +111,7 @@ class WorkersService:
 def _facts_of_row(row: tuple[object, ...]) -> WorkerFacts:
     """Convert a row into `WorkerFacts`.
 
-    This function also decodes values, because compiled statements return JSON columns as text and some database engines
+    The values are decoded here, because compiled statements return JSON columns as text and some database engines
     return booleans as numbers.
     """
     values: dict[str, Any] = dict(zip(_FIELDS, row, strict=True))

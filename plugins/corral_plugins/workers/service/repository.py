@@ -70,7 +70,7 @@ def bring_online(worker_id: str, **values: Any) -> Worker | None:
 
 
 def publish_worker_event(kind: type[WorkerEvent], row: Worker, **fields: Any) -> None:
-    """Emit a worker event of class `kind` with the state of `row`, which must be locked."""
+    """Emit a worker event of class `kind` with the state of the worker in `row`. The row must be locked."""
     event = kind(worker_id=row.id, name=row.name, group=row.group, status=row.status, **fields)
     emit(event, object=("worker", row.id), owner=row.created_by)
 
@@ -103,7 +103,7 @@ def wrong_status_error(row: Worker, action: str) -> Conflict:
 
 
 def changed_error(row: Worker) -> Conflict:
-    """Return the error for an update of a worker that another request changed first."""
+    """Return the error for an update that failed because another request changed the worker first."""
     return Conflict(
         "The worker was changed in the meantime; read it again and repeat the change.", current_status=row.status
     )
@@ -121,7 +121,7 @@ def release_leases_of(tasks: Tasks | None, worker_id: str, reason: str) -> int:
 
 
 def forget_credentials(credentials: Credentials, worker_id: str) -> None:
-    """Remove the cached principals of a worker after the commit, so that tokens and approval are read again."""
+    """Remove a worker's cached principals after the commit, so that its tokens and approval are read again."""
     after_commit(lambda: credentials.forget(lambda principal: principal.worker_id == worker_id))
 
 
@@ -134,7 +134,7 @@ MESSAGE_LENGTH = 500
 
 
 def record_task_failure(event: LoggedEvent) -> None:
-    """Store the failure of a task with the worker on which the failure happened.
+    """Store the failure of a task with the worker that ran the task.
 
     A retry that a person requested does not count as a failure.
     """

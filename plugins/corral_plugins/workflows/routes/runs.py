@@ -36,7 +36,10 @@ def list_workflow_runs(query: AllRunsQuery, runs: RunViews, caller: Principal) -
 
 @routes.get("/{id}", needs="workflows.read", live=True, seconds=60.0, raises=("not_found",))
 def get_workflow_run(id: str, query: GetRunQuery, runs: RunViews, caller: Principal) -> RunView | Wait:
-    """Get a run with its steps. With `wait`, the response is sent when the run has ended, or after these seconds."""
+    """Get a run with its steps.
+
+    With `wait`, the response is sent when the run has ended, or after `wait` seconds.
+    """
     run = runs.get(id, by=caller)
     if query.wait and run.status not in FINAL_RUN and clock.time_s() < query.poll_deadline:
         return Wait((run.id,), query.poll_deadline)
@@ -49,8 +52,9 @@ async def list_workflow_run_events(
 ) -> Page[EventView] | Stream:
     """List the events of a run, oldest first, or stream them as server-sent events.
 
-    Send `Accept: text/event-stream` for a stream. It ends with the run, and after 30 seconds at the latest: reconnect
-    with the last `id` as `Last-Event-ID` to receive the events that follow. `next` is the position to continue from.
+    For a stream, send `Accept: text/event-stream`. The stream ends when the run ends, and after 30 seconds at the
+    latest. To receive the events that follow, reconnect with the last `id` as `Last-Event-ID`. `next` is the position
+    from which to continue.
     """
     cursor = request.header("last-event-id") or (query.after if isinstance(query.after, str) else None)
     if "text/event-stream" in (request.header("accept") or ""):
@@ -61,14 +65,17 @@ async def list_workflow_run_events(
 
 @routes.post("/{id}/cancel", needs="workflows.run", also=(202,), raises=ACTION)
 def cancel_workflow_run(id: str, body: CancelRun, runs: RunsService, caller: Principal) -> Answer[RunView]:
-    """Cancel a run. No step starts after the response. The status is 202 while running steps end."""
+    """Cancel a run. No further step starts after the response.
+
+    The status is 202 while running steps are being stopped.
+    """
     run = view_of(runs.cancel_run(id, body.reason, by=caller))
     return Answer(body=run, status=200 if run.status in FINAL_RUN else 202)
 
 
 @routes.post("/{id}/pause", needs="workflows.run", raises=ACTION)
 def pause_workflow_run(id: str, runs: RunsService, caller: Principal) -> RunView:
-    """Pause a run. Running steps end, and nothing new starts."""
+    """Pause a run. Steps that are already running may finish, but no new step starts."""
     return view_of(runs.pause_run(id, by=caller))
 
 
@@ -84,8 +91,8 @@ def resume_workflow_run(id: str, runs: RunsService, caller: Principal) -> RunVie
 def retry_workflow_run(id: str, body: RetryRun, runs: RunsService, caller: Principal) -> Answer[RunView]:
     """Repeat an ended run as a new run.
 
-    From `failed` or from a step, the new run reuses the outputs of the steps before it. `definition` is the definition
-    of the ended run or the current definition.
+    If the new run begins at the failed steps or at a certain step, it reuses the outputs of all steps that need not run
+    again. `definition` selects the definition of the ended run or the current definition.
     """
     run = view_of(runs.retry_run(id, body, by=caller))
     return Answer(body=run, headers={"Location": f"/api/v1/workflow-runs/{run.id}"})

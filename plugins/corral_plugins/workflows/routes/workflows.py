@@ -55,7 +55,7 @@ def list_workflows(query: WorkflowQuery, workflows: WorkflowStore, caller: Princ
 async def create_workflow(
     body: NewWorkflow, workflows: WorkflowManagement, caller: Principal, request: Request
 ) -> Answer[WorkflowView]:
-    """Create a workflow. All faults of its steps and expressions are reported."""
+    """Create a workflow. If it is not valid, the response reports all faults of its steps and expressions."""
     view = await workflows.create(body, by=caller, entry=request.unit_context(caller))
     return Answer(body=view, headers={"Location": f"/api/v1/workflows/{view.id}"})
 
@@ -100,7 +100,10 @@ async def update_workflow(
 def delete_workflow(
     id: str, query: DeleteWorkflowQuery, match: IfMatch, workflows: WorkflowStore, caller: Principal
 ) -> Answer[None]:
-    """Delete a workflow. Its runs stay readable. The `Corral-Affected` header contains the number of cancelled runs."""
+    """Delete a workflow. Its runs stay readable.
+
+    The `Corral-Affected` header contains the number of cancelled runs.
+    """
     cancelled = workflows.delete(id, match, force=query.force, by=caller)
     return Answer(body=None, status=204, headers={"Corral-Affected": f"runs={cancelled}"})
 
@@ -117,7 +120,7 @@ async def create_workflow_step(
     """Add a step to a workflow.
 
     Without `depends_on`, the step runs after all steps of the next lower `order`; steps of the same order run at the
-    same time. Without an `order`, it follows all other steps.
+    same time. Without `order`, the step follows all other steps.
     """
     step = await workflows.add_step(id, body, by=caller, entry=request.unit_context(caller))
     return Answer(body=step, headers={"Location": f"/api/v1/workflows/{id}"})
@@ -157,13 +160,16 @@ async def delete_workflow_step(
 async def validate_workflow(
     id: str, body: ValidateWorkflow, workflows: WorkflowManagement, caller: Principal
 ) -> Validation:
-    """Check a workflow with the plugins that are active now, and an input for it."""
+    """Check a workflow with the plugins that are active now.
+
+    If an input is given, also check whether the workflow accepts it.
+    """
     return await workflows.validate(id, body, by=caller)
 
 
 @routes.post("/{id}/clone", needs="workflows.write", status=201, raises=("not_found", "unknown_reference"))
 def clone_workflow(id: str, body: CloneWorkflow, workflows: WorkflowStore, caller: Principal) -> Answer[WorkflowView]:
-    """Copy a workflow or a template. The caller owns the copy."""
+    """Copy a workflow or a workflow template. The caller owns the copy."""
     copy = workflows.clone(id, body, by=caller)
     return Answer(body=copy, headers={"Location": f"/api/v1/workflows/{copy.id}"})
 
@@ -212,7 +218,7 @@ async def run_workflow(
     caller: Principal,
     request: Request,
 ) -> Answer[RunView | DryRun]:
-    """Run a workflow. With `dry_run`, nothing runs, and the response contains the plan."""
+    """Run a workflow. With `dry_run`, nothing runs, and the response contains the plan of the run."""
     if body.dry_run:
         return Answer(body=await dry.plan(id, body.input, by=caller), status=200)
     wanted = RunRequest(workflow_id=id.lower(), input=body.input, context=body.context, tags=body.tags)

@@ -48,18 +48,18 @@ RESERVED_HEADERS = frozenset({"connection", "content-length", "host", "te", "tra
 
 
 def _require_set(service: T | None) -> T:
-    """Return a service of a plugin that this plugin requires, which is set when the first step runs."""
+    """Return a service of a plugin that this plugin requires. The service is always set before the first step runs."""
     assert service is not None
     return service
 
 
 class AgentSteps:
-    """Steps of the type `agent`: a task, whose result is the output of the step."""
+    """Steps of the type `agent`: the step creates a task, and the result of the task is the output of the step."""
 
     tasks: StepTasks | None
 
     def definition(self) -> StepType:
-        """Return the step type."""
+        """Return the definition of the step type."""
         return StepType(
             type="agent",
             title="Let an agent work on a task",
@@ -82,25 +82,25 @@ class AgentSteps:
         )
 
     def dispatch(self, context: StepContext) -> StepWait:
-        """Create the task."""
+        """Create the task that does the work of the step."""
         return _require_set(self.tasks).create(context, {"instructions": context.title, **context.config})
 
     def resolve(self, context: StepContext, event: LoggedEvent) -> StepResult | None:
-        """End the step with its task."""
+        """End the step if its task has ended. The result of the task becomes the output of the step."""
         return _require_set(self.tasks).resolve(context, event)
 
     def cancel(self, context: StepContext, reason: str | None) -> bool:
-        """Cancel the task."""
+        """Cancel the task of the step."""
         return _require_set(self.tasks).cancel(context, reason)
 
 
 class ModelSteps:
-    """Steps of the type `llm`: one call of a model, without tools and without a worker."""
+    """Steps of the type `llm`: the step calls a model once, without tools and without a worker."""
 
     llm: LLM | None
 
     def definition(self) -> StepType:
-        """Return the step type."""
+        """Return the definition of the step type."""
         return StepType(
             type="llm",
             title="Ask a language model",
@@ -118,7 +118,7 @@ class ModelSteps:
         )
 
     async def execute(self, context: StepContext) -> StepResult:
-        """Call the model."""
+        """Call the model, and return its answer as the output of the step."""
         if self.llm is None:
             raise StepFailure("plugin_disabled", "The plugin llm is not active.", retryable=False)
         if not context.caller.may("llm.use"):
@@ -150,7 +150,7 @@ class ModelSteps:
 
 
 def _structured(text: str, schema: Json | None) -> Any:
-    """Return the output of a model: an object that matches the schema, or the text."""
+    """Return the output of a model: an object that matches the schema or, without a schema, the text."""
     if schema is None:
         return {"text": text}
     try:
@@ -163,7 +163,7 @@ def _structured(text: str, schema: Json | None) -> Any:
 
 
 class HttpSteps:
-    """Steps of the type `http`: a request through the egress guard and the circuit breaker of the host."""
+    """Steps of the type `http`: the step sends a request through the egress guard and the host's circuit breaker."""
 
     egress: Egress | None
     breakers: Breakers | None
@@ -172,7 +172,7 @@ class HttpSteps:
         self._client: httpx2.AsyncClient | None = None
 
     def declare_breakers(self) -> None:
-        """Declare that requests are guarded by the breakers of their hosts."""
+        """Declare that the circuit breakers of the hosts guard the requests."""
         if self.breakers is not None:
             self.breakers.declare("http")
 
@@ -182,7 +182,7 @@ class HttpSteps:
             await self._client.aclose()
 
     def definition(self) -> StepType:
-        """Return the step type."""
+        """Return the definition of the step type."""
         return StepType(
             type="http",
             title="Send an HTTP request",
@@ -214,7 +214,7 @@ class HttpSteps:
         )
 
     async def execute(self, context: StepContext) -> StepResult:
-        """Send the request. It has the same `Idempotency-Key` in every attempt."""
+        """Send the request. All attempts send the same `Idempotency-Key`."""
         import httpx2
 
         from corral.egress.transport import truncated
@@ -270,7 +270,7 @@ class HttpSteps:
 
 
 def _judge(outcome: Any) -> Verdict:
-    """Classify a request for the breaker of its host. A request that the egress guard refuses does not count."""
+    """Classify a request for the circuit breaker of its host. Requests that the egress guard refuses do not count."""
     if isinstance(outcome, EgressBlocked | ValueError):
         return "neutral"
     status = getattr(outcome, "status_code", None)
@@ -284,7 +284,7 @@ def _check_headers(config: Json) -> list[FieldError]:
 
 
 def _encoded_body(body: Any, headers: dict[str, str]) -> bytes | None:
-    """Return the bytes of a body. Anything but text is sent as JSON."""
+    """Return the bytes of a body. A body that is not text is sent as JSON."""
     if body is None:
         return None
     if isinstance(body, str):
@@ -295,7 +295,7 @@ def _encoded_body(body: Any, headers: dict[str, str]) -> bytes | None:
 
 
 def _decoded_body(response: httpx2.Response) -> Any:
-    """Return the body of a response: parsed JSON, or text."""
+    """Return the body of a response: the parsed JSON, or the text if it is not JSON."""
     if "json" in response.headers.get("content-type", ""):
         try:
             return json.loads(response.content)
@@ -305,10 +305,10 @@ def _decoded_body(response: httpx2.Response) -> Any:
 
 
 class InputSteps:
-    """Steps of the type `input`: a person submits data."""
+    """Steps of the type `input`: the step waits until a person submits data."""
 
     def definition(self) -> StepType:
-        """Return the step type."""
+        """Return the definition of the step type."""
         return StepType(
             type="input",
             title="Ask a person for data",
@@ -326,19 +326,22 @@ class InputSteps:
         )
 
     def dispatch(self, context: StepContext) -> StepWait:
-        """Wait for a person. The step waits for an event about itself, which never comes."""
+        """Wait for a person.
+
+        `waits_for` is the step itself, about which no final event arrives. Only a person or a timer ends the step.
+        """
         seconds = context.config.get("expires_in_seconds")
         until = clock.now(seconds) if seconds is not None else None
         return StepWait(waits_for=context.step_run_id, status="waiting", person=True, until=until)
 
 
 class ChildSteps:
-    """Steps of the type `workflow`: a run of another workflow."""
+    """Steps of the type `workflow`: the step starts a run of another workflow."""
 
     workflows: Workflows | None
 
     def definition(self) -> StepType:
-        """Return the step type."""
+        """Return the definition of the step type."""
         return StepType(
             type="workflow",
             title="Run another workflow",
@@ -352,7 +355,7 @@ class ChildSteps:
         )
 
     def dispatch(self, context: StepContext) -> StepWait | StepResult:
-        """Start the run with the rights of the person who started this one."""
+        """Start the run with the rights of the person who started the run of this step."""
         request = RunRequest(
             workflow_id=context.config["workflow_id"].lower(),
             input=context.config.get("input", {}),
@@ -369,7 +372,7 @@ class ChildSteps:
         return StepResult(output={"run_id": run.id})
 
     def resolve(self, context: StepContext, event: LoggedEvent) -> StepResult | None:
-        """End the step with its run."""
+        """End the step if the run that it started has ended. The output of that run becomes the step's output."""
         run = _require_set(self.workflows).find(event.object_id)
         if run is None or run.status not in ("completed", "failed", "cancelled"):
             return None
@@ -380,7 +383,7 @@ class ChildSteps:
         return StepResult(status="failed", error=_error_of_child(run.error), cost_usd=run.cost_usd)
 
     def cancel(self, context: StepContext, reason: str | None) -> bool:
-        """Cancel the run."""
+        """Cancel the run that the step has started."""
         assert context.waits_for is not None
         _require_set(self.workflows).cancel(context.waits_for, reason=reason)
         run = _require_set(self.workflows).find(context.waits_for)
@@ -394,14 +397,14 @@ def _error_of_child(error: Mapping[str, Any] | None) -> Json:
 
 
 class BuiltInSteps:
-    """The step types above, as this plugin contributes them to the hook. Their services are set after the boot."""
+    """The step types above, which this plugin contributes to the hook. Their services are set after the boot."""
 
     def __init__(self) -> None:
         self.agent, self.model, self.http, self.child = AgentSteps(), ModelSteps(), HttpSteps(), ChildSteps()
         self.input, self.code = InputSteps(), CodeSteps()
 
     def services(self) -> list[Provide]:
-        """Return the objects as services, so that the services that they use are set."""
+        """Return the step types as services, so that the kernel sets the services that they use."""
         return [
             Provide(AgentSteps, lambda: self.agent),
             Provide(ModelSteps, lambda: self.model),
@@ -411,5 +414,5 @@ class BuiltInSteps:
         ]
 
     def definitions(self) -> list[StepType]:
-        """Return the step types."""
+        """Return the definitions of these step types."""
         return [each.definition() for each in (self.agent, self.model, self.http, self.input, self.child, self.code)]

@@ -1,7 +1,7 @@
 """Steps of the types `code` and `tool`: a task for which the worker makes one tool call instead of asking a model.
 
-The step type `code` is defined here, and the plugin `tools` contributes `tool`. The tool call passes the same decision
-as a call of an agent, because it is made under the lease of a task of an agent.
+The step type `code` is defined here; the `tools` plugin contributes the step type `tool`. The tool call needs the same
+permission as a call by an agent, because it is made under the lease of an agent's task.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ DISABLED = "The plugin tools is not active."
 
 
 class CodeSteps:
-    """Steps of the type `code`: a worker runs code with the tool `<language>.run`."""
+    """Steps of the type `code`: a worker runs the code with the tool `<language>.run`."""
 
     tasks: StepTasks | None
     tools: Tools | None
 
     def definition(self) -> StepType:
-        """Return the step type."""
+        """Return the definition of the step type."""
         return StepType(
             type="code",
             title="Run code on a worker",
@@ -51,11 +51,11 @@ class CodeSteps:
         )
 
     def check(self, config: Json) -> list[FieldError]:
-        """Refuse code while no plugin decides about tool calls."""
+        """Refuse code if no active plugin decides about tool calls."""
         return [] if self.tools is not None else [FieldError("/language", "not_allowed", DISABLED)]
 
     def dispatch(self, context: StepContext) -> StepWait:
-        """Create the task, for an agent that may use the tool and a worker that offers it."""
+        """Create the task for an agent that may use the tool and a worker that offers the tool."""
         if self.tools is None:
             raise StepFailure("plugin_disabled", DISABLED, retryable=False)
         assert self.tasks is not None
@@ -64,12 +64,12 @@ class CodeSteps:
         return self.tasks.create(context, fields)
 
     def resolve(self, context: StepContext, event: LoggedEvent) -> StepResult | None:
-        """End the step with its task."""
+        """End the step if its task has ended. The result of the task becomes the output of the step."""
         assert self.tasks is not None
         return self.tasks.resolve(context, event)
 
     def cancel(self, context: StepContext, reason: str | None) -> bool:
-        """Cancel the task."""
+        """Cancel the task of the step."""
         assert self.tasks is not None
         return self.tasks.cancel(context, reason)
 
@@ -77,8 +77,9 @@ class CodeSteps:
 def code_call(config: Json) -> tuple[str, Json]:
     """Return the tool that runs the code of a step, and the arguments of the call.
 
-    Python finds the input as the variable `input`, and the shell as the variable `INPUT` with JSON. The input is a part
-    of the code, so that people who have to approve the call see it. Other languages get it as the argument `input`.
+    Python code finds the input in the variable `input`, and shell code finds it as JSON in the variable `INPUT`. In
+    both cases, the input is a part of the code, so that people who have to approve the call see it. Other languages get
+    the input as the argument `input`.
     """
     language, source = config["language"], config["source"]
     if "input" not in config:
@@ -104,14 +105,17 @@ EXECUTORS: Mapping[str, Callable[[Json], Json]] = {"code": _code, "tool": _tool}
 
 
 class ToolTasks:
-    """The task executor of these steps, which gives the worker the tool call of a task. Runs in units of work."""
+    """The task executor of `code` and `tool` steps, which tells the worker what tool call to make.
+
+    The methods run in units of work.
+    """
 
     def handles(self, task: Json) -> bool:
-        """Return whether a task does the work of a step of the type `code` or `tool`."""
+        """Return whether a task does the work of a `code` or `tool` step."""
         return task["step_run_id"] is not None and _step_of(task).type in EXECUTORS
 
     def prepare(self, task: Json) -> Json:
-        """Return the tool call of a task."""
+        """Return the tool call that a task makes."""
         row = _step_of(task)
         return EXECUTORS[row.type](row.input)
 

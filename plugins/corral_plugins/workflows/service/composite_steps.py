@@ -17,14 +17,14 @@ CANCELLED = {"kind": "error", "type": "cancelled", "message": "The steps were ca
 
 
 class ScopeEnd(msgspec.Struct, kw_only=True):
-    """The end of a scope. `error` is the error of the first step that failed; `last` is the last completed step."""
+    """The result of a scope. `error` is the error of the first step that failed; `last` is the last completed step."""
 
     error: Json | None = None
     last: StepRow | None = None
 
 
 class Scopes(Protocol):
-    """Advances the scopes inside a container."""
+    """Advances the scopes inside a container, which is a loop or a parallel step."""
 
     async def settle(self, scope: Scope, iteration: Iteration, *, closing: bool = False) -> ScopeEnd | None:
         """Advance the steps of a scope. Return how the scope ended, or None if it is still running."""
@@ -36,13 +36,13 @@ class Scopes(Protocol):
 
 
 class CompositeSteps:
-    """Advances the containers of a run."""
+    """Advances the loops and the parallel steps of a run."""
 
     def __init__(self, changes: StepChanges, rendering: Rendering, scopes: Scopes) -> None:
         self._changes, self._rendering, self._scopes, self._run = changes, rendering, scopes, changes.state.run
 
     async def advance(self, step: Step, row: StepRow, iteration: Iteration, *, is_ending: bool) -> None:
-        """Advance the parts of a container. If `is_ending`, its result is no longer needed."""
+        """Advance the steps inside a loop or a parallel step. If `is_ending`, their result is no longer needed."""
         if step.type == "loop":
             if row.cursor is None:
                 row.set(cursor=0)
@@ -95,7 +95,8 @@ class CompositeSteps:
     async def _has_next(self, step: Step, row: StepRow, iteration: Iteration, items: list[Any] | None, n: int) -> bool:
         """Return whether a loop has an iteration `n`.
 
-        The loop fails if it has more iterations than it may have, or if the run has no room for another iteration.
+        The loop fails if it needs more iterations than its limit allows, or if the run has reached the maximum number
+        of steps.
         """
         most = step.config.get("max_iterations", 100)
         try:
@@ -159,5 +160,5 @@ class CompositeSteps:
 
 
 def output_of(row: StepRow) -> Any:
-    """Return the output of a step whose values have been read."""
+    """Return the output of a step. The inputs and outputs of the step must have been read before."""
     return None if row.output is UNSET else row.output

@@ -49,7 +49,7 @@ CANCEL_JOB = "workflows.cancel_runs"
 
 
 def find_readable_workflow(workflow_id: str, caller: Principal) -> Workflow:
-    """Return a workflow that is not deleted and that the caller may read. Raise `NotFound`."""
+    """Return a workflow if it is not deleted and the caller may read it. Otherwise, raise `NotFound`."""
     row: Workflow | None = Workflow.get_or_none((Workflow.id == workflow_id) & LIVING & visible(Workflow, caller))
     if row is None:
         raise NotFound("There is no workflow with this id.")
@@ -57,7 +57,7 @@ def find_readable_workflow(workflow_id: str, caller: Principal) -> Workflow:
 
 
 def find_writable_workflow(workflow_id: str, caller: Principal) -> Workflow:
-    """Return a workflow that the caller may change. Raise `NotFound` or `Forbidden`."""
+    """Return a workflow if the caller may change it. Otherwise, raise `NotFound` or `Forbidden`."""
     row = find_readable_workflow(workflow_id, caller)
     require_owner(caller, row.created_by, what="workflow", manage="workflows.manage")
     return row
@@ -72,7 +72,7 @@ class WorkflowStore:
     # -- reading
 
     def get(self, workflow_id: str, *, by: Principal) -> WorkflowView:
-        """Return a workflow with its steps. Raise `NotFound`."""
+        """Return a workflow with its steps. Raise `NotFound` if the caller may not read it."""
         return view_of(find_readable_workflow(workflow_id, by))
 
     def list(self, query: WorkflowQuery, *, by: Principal) -> Page[WorkflowItem]:
@@ -91,7 +91,7 @@ class WorkflowStore:
         return paginate(rows, query, by, scope=scope, order=(Order(WorkflowVersion.n),), make=_version_item)
 
     def version(self, workflow_id: str, n: int, *, by: Principal) -> WorkflowVersionView:
-        """Return one version of a workflow. Raise `NotFound`."""
+        """Return one version of a workflow. Raise `NotFound` if there is no such version."""
         find_readable_workflow(workflow_id, by)
         row = find_version(workflow_id, n)
         item = msgspec.structs.asdict(_version_item(row))
@@ -111,9 +111,9 @@ class WorkflowStore:
         return view_of(row)
 
     def update(self, before: Workflow, changes: Json, *, by: Principal) -> WorkflowView | None:
-        """Change a workflow. Return None if somebody else has changed it since it was read.
+        """Change a workflow. Return None if somebody else has changed the workflow since it was read.
 
-        A change of the configuration or the steps creates a new version.
+        A change of the configuration or of the steps creates a new version.
         """
         row = find_writable_workflow(before.id, by)
         changes = {name: value for name, value in changes.items() if getattr(row, name) != value}
@@ -144,10 +144,10 @@ class WorkflowStore:
         return self.insert(values, by=by)
 
     def delete(self, workflow_id: str, match: IfMatch, *, force: bool, by: Principal) -> int:
-        """Delete a workflow, and return the number of runs that are cancelled.
+        """Delete a workflow and cancel its active runs. Return the number of runs to cancel.
 
-        A job cancels the runs that do not fit into the first batch. Raise `Conflict` (`in_use`) if runs are
-        active and `force` is not set.
+        A job cancels the runs that do not fit into the first batch. Raise `Conflict` (`in_use`) if runs are active and
+        `force` is not set.
         """
         locked(Workflow.select(Workflow.id).where(Workflow.id == workflow_id)).first()  # keeps the version as it is
         row = find_writable_workflow(workflow_id, by)
@@ -183,7 +183,7 @@ class WorkflowStore:
 
 
 def cancel_runs_of_deleted(workflow_id: str) -> int:
-    """Cancel one batch of the active runs of a deleted workflow, and return their number."""
+    """Cancel one batch of the active runs of a deleted workflow. Return the number of runs in the batch."""
     stop = {"kind": "cancel", "type": "cancelled", "message": "The workflow was deleted."}
     found = [row[0] for row in fetch_tuples(_active_runs(workflow_id).where(Run.stop.is_null()).limit(CANCEL_BATCH))]
     Run.update(stop=stop, cancel_requested_at=clock.now()).where(Run.id.in_(found) & Run.stop.is_null()).execute()
@@ -193,13 +193,13 @@ def cancel_runs_of_deleted(workflow_id: str) -> int:
 
 
 def _active_runs(workflow_id: str) -> Any:
-    """Return the query of the ids of the runs of a workflow that have not ended, oldest first."""
+    """Return the query for the ids of a workflow's runs that have not ended, oldest first."""
     is_active = (Run.workflow_id == workflow_id) & Run.status.in_(("queued", *ACTIVE))
     return Run.select(Run.id).where(is_active).order_by(Run.id)
 
 
 def find_version(workflow_id: str, n: int) -> WorkflowVersion:
-    """Return a version of a workflow. Raise `NotFound`."""
+    """Return a version of a workflow. Raise `NotFound` if there is no such version."""
     same = (WorkflowVersion.workflow_id == workflow_id) & (WorkflowVersion.n == n)
     row: WorkflowVersion | None = WorkflowVersion.get_or_none(same)
     if row is None:
@@ -222,13 +222,13 @@ def add_version(row: Workflow, by: Principal) -> None:
 
 
 def view_of(row: Workflow) -> WorkflowView:
-    """Return a workflow as responses show it."""
+    """Return a workflow in the form in which responses show it."""
     last = _last_runs([row.last_run_id]).get(row.last_run_id) if row.last_run_id is not None else None
     return WorkflowView(**_item_fields(row, last), steps=step_views(row.steps))
 
 
 def step_views(steps: Sequence[Json]) -> list[StepView]:
-    """Return stored steps as responses show them, in their order."""
+    """Return stored steps in the form in which responses show them, in order."""
     return [step_view(step) for step in steps]
 
 
@@ -267,6 +267,6 @@ def _filters(query: WorkflowQuery) -> list[Any]:
 
 
 def _has_tag(tag: str) -> Any:
-    """Return an SQL condition that selects the workflows with this tag, exactly, on both database engines."""
+    """Return an SQL condition that selects the workflows with exactly this tag. It works on both database engines."""
     quoted = peewee.Value(msgspec.json.encode(tag).decode(), converter=False)
     return peewee.fn.REPLACE(Workflow.tags, quoted, "") != Workflow.tags

@@ -23,7 +23,7 @@ NEWEST = 20
 
 
 class DryRuns:
-    """Plans runs."""
+    """Plans runs without running anything."""
 
     def __init__(self, work: Work, definitions: DefinitionValidator, references: ReferenceChecker) -> None:
         self._work, self._definitions, self._references = work, definitions, references

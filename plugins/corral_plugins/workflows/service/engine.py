@@ -1,8 +1,9 @@
-"""The engine: advances runs.
+"""The engine, which advances runs.
 
-An advance reads the rows of a run in one unit of work, evaluates expressions outside of units, and writes the changes
-in another unit, if nobody has changed the run in between; otherwise it starts again. So a process may die at any
-moment: what it has not written has not happened, and another process computes it again.
+To advance a run, the engine reads the rows of the run in one unit of work, evaluates expressions outside units of work,
+and writes the changes in another unit of work. If somebody has changed the run in between, the engine starts again.
+Therefore, a process may die at any moment: changes that it has not written have no effect, and another process computes
+them again.
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ STEP_EVENTS: dict[str, type[api.StepEvent]] = {
 
 
 class Graphs:
-    """Reads definitions and caches their graphs. A definition never changes, so entries never become stale."""
+    """Reads definitions and caches their graphs. A definition never changes, so a cached graph never becomes stale."""
 
     def __init__(self, types: StepTypes) -> None:
         self._types = types
@@ -96,25 +97,25 @@ class Graphs:
 
 
 class StepProcess(Protocol):
-    """Executes steps in this process. Its methods are called on the event loop."""
+    """Executes steps in this process. The methods are called on the event loop."""
 
     def start(self, run_id: str, row_id: str, lease: str, loaded: tuple[RunState, Graph] | None = None) -> None:
-        """Start to execute a step under a lease. `loaded` is the run as the advance has written it."""
+        """Start to execute a step under a lease. `loaded` is the run in the state that the engine has just written."""
         ...
 
     def abort(self, row_id: str) -> None:
-        """Stop executing a step, if this process executes it."""
+        """Stop executing a step. Does nothing if this process does not execute the step."""
         ...
 
 
 class StepStarter:
-    """Starts the steps that a process executes, and stops them. `StepExecutors` registers itself here."""
+    """Starts and stops the steps that this process executes. `StepExecutors` registers itself here."""
 
     def __init__(self) -> None:
         self.executors: StepProcess | None = None
 
     def start(self, run_id: str, row_id: str, lease: str, loaded: tuple[RunState, Graph]) -> None:
-        """Start to execute a step under a lease. `loaded` is the run as the advance has written it."""
+        """Start to execute a step under a lease. `loaded` is the run in the state that the engine has just written."""
         if self.executors is not None:
             self.executors.start(run_id, row_id, lease, loaded)
 
@@ -170,7 +171,7 @@ class Engine:
                 return
 
     def rendering(self, state: RunState, graph: Graph) -> Rendering:
-        """Return the evaluation of expressions for a run."""
+        """Return the object that evaluates the expressions of a run."""
         return Rendering(self._expressions, self._work, state, graph)
 
     def load(self, run_id: str) -> tuple[RunState, Graph] | None:
@@ -185,7 +186,7 @@ class Engine:
     ) -> StepContext:
         """Return the data about a step that its step type receives. Runs in a unit of work.
 
-        Raise `RightsLost` if the step begins its work, and the person who started the run is not active any more.
+        Raise `RightsLost` if the step begins its work although the person who started the run is no longer active.
         """
         run, settings = state.run, self._graphs.read(state.run.workflow_id, state.run.n).config
         limit = settings.get("max_cost_usd")
@@ -216,7 +217,8 @@ class Engine:
     def _caller_of(self, run: Run, *, may_be_inactive: bool) -> Principal:
         """Return the principal with whose rights the steps of a run act.
 
-        A person who is not active any more has no rights, but the work that was begun for them still ends.
+        A person who is no longer active has no rights. With `may_be_inactive`, a principal without rights is returned,
+        so that work can end that was begun for this person.
         """
         if run.started_by is None:
             return Principal(kind="system", id="system", role="admin", permissions=self._permissions.held_by("admin"))
@@ -236,7 +238,7 @@ class Engine:
         return found
 
     def _admit(self, state: RunState) -> bool:
-        """Start a queued run if the limits on active runs allow it. Return whether to continue with the run."""
+        """Start a queued run if the limits on active runs allow this. Return whether to continue with the run."""
         run = state.run
         advisory_lock("workflows.admit")
         config = self._graphs.read(run.workflow_id, run.n).config
@@ -277,7 +279,7 @@ class Engine:
         return await planner.run()
 
     def _apply(self, state: RunState, plan: Plan) -> bool:
-        """Write an advance. Return False if the run has changed since it was read."""
+        """Write the changes of one advance of a run. Return False if the run has changed since it was read."""
         state.set(queued_at="")
         if not claim_revision(state):
             return False
@@ -314,7 +316,7 @@ class Engine:
     # -- steps whose work is done elsewhere
 
     def _dispatch(self, state: RunState, step: Step, row: StepRow, config: Json, waiting: list[StepRow]) -> bool:
-        """Dispatch a step. Return whether it has ended at once, so that the run can advance further."""
+        """Dispatch a step. Return whether the step has ended at once, so that the run can advance further."""
         if not row.is_open:  # cancelled in the same advance
             return False
         row.set(report=None, waits_for=None)  # the unit of work may run again
@@ -341,7 +343,7 @@ class Engine:
         return False
 
     def _cancel(self, state: RunState, step: Step, row: StepRow, waits_for: str) -> bool:
-        """Cancel the work of a step elsewhere. Return whether it has ended at once."""
+        """Cancel work of a step that is done elsewhere. Return whether the step has ended at once."""
         reason = (state.run.stop or {}).get("message")
         try:
             kind = self._kind(step)
@@ -416,7 +418,7 @@ def _workflow_name(run: Run) -> str:
 
 
 def summary_of(output: Any) -> str | None:
-    """Return at most 1 KiB of the output of a step, for events: the text, or else JSON."""
+    """Return at most 1 KiB of the output of a step, for events: the text itself, or the JSON of any other value."""
     if output is None or output is UNSET:
         return None
     text = output["text"] if isinstance(output, dict) and isinstance(output.get("text"), str) else output
@@ -425,7 +427,7 @@ def summary_of(output: Any) -> str | None:
 
 
 def active_runs(workflow_id: str | None, limit: int) -> int:
-    """Return the number of active runs, of a workflow or of all, but at most `limit`."""
+    """Return the number of active runs of a workflow, or of all workflows, but at most `limit`."""
     where = Run.status.in_(ACTIVE)
     if workflow_id is not None:
         where &= Run.workflow_id == workflow_id
@@ -433,14 +435,14 @@ def active_runs(workflow_id: str | None, limit: int) -> int:
 
 
 def report_of(result: StepResult) -> Json:
-    """Return the report about the end of a step. With `is_large`, the next advance stores its output as a file."""
+    """Return the report about the result of a step. If it `is_large`, the next advance stores the output as a file."""
     report: Json = {"status": result.status, "cost_micro": round(result.cost_usd * 1e6), "error": result.error}
     report |= {"retryable": result.retryable, "reason": result.reason and result.reason[:500], "goto": result.goto}
     return {**report, "tainted": result.tainted, "is_large": is_too_large(result.output)}
 
 
 def log_unexpected(error: Exception, step: Step) -> None:
-    """Log an exception of a step type that is not an expected failure."""
+    """Log an exception of a step type, unless it is an expected failure."""
     if not isinstance(error, ExpectedFailure):
         log.error("a step type raised an exception", exc_info=error, extra={"step": step.name, "type": step.type})
 

@@ -1,6 +1,7 @@
 """Completes the steps of the type `wait` that wait for an event.
 
-A step remembers its position in the event log, so no event is missed, no matter which process looks for it and when.
+Each step stores its position in the event log. Therefore, no event is missed, no matter which process looks for the
+event and when.
 """
 
 from __future__ import annotations
@@ -35,10 +36,10 @@ LOOK_SECONDS = 1.0
 
 
 class _Batch(NamedTuple):
-    """Steps that wait, the new events of the types for which they wait, and the position after these events.
+    """Waiting steps, the new events of the types for which they wait, and the position after these events.
 
-    `callers` are the people with whose rights the runs act, by the id of the run. A person who is not active any more
-    is left out.
+    `callers` contains the person with whose rights each run acts, keyed by the id of the run. A person who is no longer
+    active is left out.
     """
 
     rows: list[Any]
@@ -48,10 +49,11 @@ class _Batch(NamedTuple):
 
 
 class EventWaits:
-    """Looks for the events that steps wait for.
+    """Looks for the events for which steps wait.
 
-    A step gets only events that the person who started its run may read. An event that cannot be handled for a step is
-    tried again like the event of any durable consumer, and then skipped for this step. No other step waits for that.
+    A step gets only events that the person who started its run may read. If an event cannot be handled for a step, the
+    event is tried again, as for any durable consumer, and is then skipped for this step. Other steps are not delayed by
+    that.
     """
 
     def __init__(self, database: Database, expressions: Expressions, accounts: Accounts, rights: EventRights) -> None:
@@ -90,7 +92,10 @@ class EventWaits:
         return _Batch(rows, events, place, callers)
 
     async def _has_none(self, row: Any, batch: _Batch) -> bool:
-        """Complete a step with its event. Return True if no event is for the step, so that its position can move."""
+        """Complete a step if one of the events matches it.
+
+        Return True if no event matches, so that the position of the step can move.
+        """
         caller = batch.callers.get(row.run_id)
         for event in batch.events:
             is_candidate = event.type == row.event and event.seq > row.cursor
@@ -109,7 +114,7 @@ class EventWaits:
         return True
 
     async def _count_failure(self, row: Any, event: LoggedEvent, reason: str) -> bool:
-        """Count a failure of an event for a step. Return whether the step skips the event."""
+        """Count a failure to handle an event for a step. Return whether the step now skips the event."""
         log.warning("an awaited event could not be handled", extra={"step": row.name, "run": row.run_id}, exc_info=True)
         self._failures[row.id, event.id] += 1
         if self._failures[row.id, event.id] < POISON_TRIES:
@@ -134,7 +139,7 @@ class EventWaits:
 
 
 def _event_data(event: LoggedEvent) -> dict[str, Any]:
-    """Return the form of an event that filters and outputs use."""
+    """Return an event in the form that filters and outputs use."""
     return {
         "event": event.type,
         "id": event.id,
@@ -146,9 +151,9 @@ def _event_data(event: LoggedEvent) -> dict[str, Any]:
 
 
 def _read(after: tuple[str, str]) -> tuple[list[Any], list[LoggedEvent], int]:
-    """Return a batch of waiting steps, the new events of the types for which they wait, and the position after these.
+    """Return some waiting steps, the new events of the types for which they wait, and the position after these events.
 
-    A step that has seen the newest event is left out. The steps come in the order of the index of steps that wait.
+    Steps that have already seen the newest event are left out. The steps are ordered by event type and id.
     """
     end = event_log.last_seq()
     rows: list[Any] = list(_waiting(after, end).order_by(StepRun.event, StepRun.id).limit(BATCH))
@@ -160,7 +165,7 @@ def _read(after: tuple[str, str]) -> tuple[list[Any], list[LoggedEvent], int]:
 
 
 def _is_awaited(after: tuple[str, str]) -> bool:
-    """Return whether `_read` would return a step."""
+    """Return whether `_read` would return any step."""
     return bool(_waiting(after, event_log.last_seq()).limit(1).exists())
 
 

@@ -1,8 +1,8 @@
 """Executes the steps that do their work in this process: calls of models, HTTP services and tools.
 
-A step is executed under a lease, which this process renews. If the process dies, the sweep of another process takes the
-step over after the lease has ended, and executes it again with the same idempotency key. Only the holder of the lease
-can report the end of the step.
+A step is executed under a lease, which this process renews. If the process dies, another process takes the step over
+after the lease has ended, and executes it again with the same idempotency key. Only the holder of the lease can report
+the result of the step.
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ ENTRY = UnitContext(label="workflows: steps", actor=SYSTEM)
 
 
 class LeaseLost(ExpectedFailure):
-    """Raised to undo a report of a step whose lease has ended."""
+    """Raised to undo the report about a step if the lease of the step has ended."""
 
 
 class StepExecutors:
-    """Executes steps in asyncio tasks, by the id of the step. `run` renews their leases."""
+    """Executes steps in asyncio tasks, which are keyed by the id of the step. `run` renews the leases of the steps."""
 
     secrets: Secrets | None
 
@@ -76,9 +76,9 @@ class StepExecutors:
         starter.executors = self
 
     def start(self, run_id: str, row_id: str, lease: str, loaded: Loaded | None = None) -> None:
-        """Execute a step. Called on the event loop when the lease is committed.
+        """Execute a step. Called on the event loop when the lease of the step is committed.
 
-        `loaded` is the run as the advance that started the step has written it.
+        `loaded` is the run in the state that the engine has just written.
         """
         if self._is_stopping:
             self._refused.append(lease)
@@ -101,7 +101,7 @@ class StepExecutors:
                 await self._renew()
 
     async def stop(self) -> None:
-        """Stop all steps, and end their leases, so that another process takes them over at once."""
+        """Stop all steps and end their leases, so that another process can take the steps over at once."""
         self._is_stopping = True
         leases = [lease for lease, _ in self._tasks.values()]
         tasks = [*(task for _, task in self._tasks.values()), *self._advances]
@@ -121,7 +121,7 @@ class StepExecutors:
             await self._work(self._claim_abandoned, entry=ENTRY)
 
     def _advance(self, run_id: str) -> None:
-        """Advance a run soon. If this fails, the sweep queues the advance again."""
+        """Advance a run soon. If this fails, the sweep later queues a job that advances the run."""
         task = asyncio.get_running_loop().create_task(self._engine.advance(run_id), name=f"advance {run_id}")
         self._advances.add(task)
         task.add_done_callback(self._advanced)
@@ -182,7 +182,7 @@ class StepExecutors:
             await self._store(run_id, row_id, lease, given, output, result)
 
     async def _call(self, state: RunState, step: Step, row: StepRow, rendering: Rendering) -> tuple[Any, Json]:
-        """Call the step type. Return the input of the step as it is shown, and the report with the `output`."""
+        """Call the step type. Return the input of the step as users see it, and the report with the `output`."""
         given: Any = None
         try:
             kind = self._kind(step)
@@ -214,7 +214,7 @@ class StepExecutors:
         return kind
 
     async def _report(self, state: RunState, row: StepRow, found: Any) -> Json:
-        """Return the redacted report about the result of a step type. A large output becomes a file."""
+        """Return the report about the result of a step type, without secrets. A large output is stored as a file."""
         result = found if isinstance(found, StepResult) else StepResult(output=found)
         encoded = msgspec.json.encode(result.output)
 
@@ -244,9 +244,10 @@ class StepExecutors:
         return with_secrets
 
     async def _store(self, run_id: str, row_id: str, lease: str, given: Any, output: Any, report: Json) -> None:
-        """Report the end of a step, unless its lease has ended. Retries while the database is unavailable.
+        """Report the result of a step, unless its lease has ended. Retry while the database is unavailable.
 
-        Then advance the run, unless an advance is queued already. A job would need three more transactions.
+        Then advance the run directly, unless a job that does so is already queued. Another job would need three more
+        transactions.
         """
 
         def store() -> None:
@@ -268,6 +269,6 @@ class StepExecutors:
 
 
 def _abandoned() -> Any:
-    """Return the query for the steps of processes that have died."""
+    """Return the query for the steps whose processes have died."""
     is_abandoned = StepRun.lease.is_null(False) & (StepRun.lease_until < clock.now())
     return StepRun.select(StepRun.id, StepRun.run_id, StepRun.lease).where(is_abandoned)

@@ -23,8 +23,8 @@ def error_of(step: str, kind: str, type: str, message: str) -> Json:
 def end_attempt(step: Step, row: StepRow, error: Json, *, retryable: bool) -> None:
     """End an attempt of a step that failed.
 
-    The step gets another attempt if its retry policy allows it. Otherwise it fails, jumps to another step or waits for
-    a person, as `on_error` says.
+    The step gets another attempt if its retry policy allows it. Otherwise `on_error` decides whether the step fails,
+    jumps to another step or waits for a person.
     """
     error = {"step": step.name, "kind": "error", "type": "error", "message": "", **error}
     attempts = [*row.attempts, {"attempt": row.attempt, "started_at": row.started_at, "ended_at": clock.now()}]
@@ -44,7 +44,7 @@ def end_attempt(step: Step, row: StepRow, error: Json, *, retryable: bool) -> No
 
 
 def is_handled(step: Step, row: StepRow) -> bool:
-    """Return whether the steps around a failed step continue."""
+    """Return whether a run may continue although this step has failed."""
     return row.goto is not None or step.on_error == "continue"
 
 

@@ -1,8 +1,8 @@
-"""The graph of a workflow: which steps depend on which, in scopes.
+"""The graph of a workflow: which steps depend on which other steps. The graph consists of scopes.
 
-The steps of a workflow are one scope; the body of a loop and each branch of a parallel step are further scopes. A
-definition is a list of steps in the form in which `definitions` stores them. Building the graph of a valid definition
-cannot fail; `GraphError` lists the faults of an invalid definition.
+The steps of a workflow are one scope. The body of a loop, and each branch of a parallel step, are further scopes. A
+definition is a list of steps in the form in which `definitions` stores them. The graph of a valid definition can always
+be built; `GraphError` lists the faults of an invalid definition.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ Gotos = Callable[[str, Json], Mapping[str, str]]
 class Step(msgspec.Struct, kw_only=True):
     """A step with its dependencies.
 
-    The step waits for `depends_on` and, as the target of a condition, for its `deciders`; `jumps_from` are the steps
-    that may jump to it. `is_jump_only` means that the step runs only after a jump.
+    The step waits for the steps in `depends_on`. If the step is the target of a condition or a switch, it also waits
+    for these `deciders`. `jumps_from` are the steps that may jump to this step. `is_jump_only` means that the step runs
+    only after a jump.
     """
 
     name: str
@@ -71,7 +72,7 @@ class Scope(msgspec.Struct, kw_only=True):
     leaves: list[str]
 
     def descendants(self, names: Iterable[str]) -> set[str]:
-        """Return these steps and all steps of the scope that depend on them, directly or indirectly."""
+        """Return the given steps and all steps of the scope that depend on them, directly or indirectly."""
         found = {*names}
         for step in self.steps:
             if found & {*step.predecessors}:
@@ -88,7 +89,7 @@ class Scope(msgspec.Struct, kw_only=True):
 
 
 class Graph(msgspec.Struct, kw_only=True):
-    """The graph of a definition. `failure_step` runs when the run fails, and is no part of the `root` scope."""
+    """The graph of a definition. `failure_step` runs when the run fails, and is not part of the scope `root`."""
 
     root: Scope
     config: Json
@@ -105,12 +106,12 @@ class GraphError(Exception):
 
 
 def no_gotos(type: str, config: Json) -> Mapping[str, str]:
-    """Return no targets, for callers that do not know the step types."""
+    """Return no targets of jumps. Used by callers that do not know the step types."""
     return {}
 
 
 def build_graph(steps: Sequence[Json], config: Json, gotos: Gotos = no_gotos) -> Graph:
-    """Return the graph of a definition. `gotos` returns the targets to which the configuration of a step may jump.
+    """Return the graph of a definition. `gotos` returns the steps to which the configuration of a step may jump.
 
     Raise `GraphError` if a name is used twice, if a step refers to an unknown step, or if steps form a cycle.
     """
@@ -216,8 +217,8 @@ class _Builder:
     ) -> tuple[str, ...]:
         """Return the dependencies of a step.
 
-        Without a list they are the steps of the next lower order. The target of a condition depends only on this
-        condition, because the other target may have a lower order and is then skipped.
+        Without `depends_on`, a step depends on the steps of the next lower order. The target of a condition depends
+        only on this condition, because the other target, which is skipped, may have a lower order.
         """
         if given["depends_on"] is None:
             lower = [order for order in by_order if order < given["order"]]
@@ -227,7 +228,7 @@ class _Builder:
         return tuple(dict.fromkeys(name for name in given["depends_on"] if name in found and name != step.name))
 
     def _sorted(self, found: Mapping[str, Step], order: Mapping[str, int]) -> list[Step]:
-        """Return the steps so that each follows its predecessors. Steps of a cycle are reported, and left out."""
+        """Return the steps so that each step follows its predecessors. Steps of a cycle are reported and left out."""
         waiting = sorted(found.values(), key=lambda step: order[step.name])
         done: dict[str, Step] = {}
         while waiting:
@@ -243,7 +244,10 @@ class _Builder:
 
 
 def _cycle_among(steps: Mapping[str, Step]) -> list[str]:
-    """Return the names along a cycle, the first one again at the end. Each step waits for another of them."""
+    """Return the names of the steps of a cycle in order, with the first name repeated at the end.
+
+    Each of these steps waits for another one of them.
+    """
     path = [next(iter(steps))]
     while True:
         name = next(name for name in steps[path[-1]].predecessors if name in steps)
@@ -253,7 +257,7 @@ def _cycle_among(steps: Mapping[str, Step]) -> list[str]:
 
 
 def branch_targets(step: Step) -> Iterator[tuple[str, str]]:
-    """Yield the names of the steps among which a condition or a switch decides, with their pointers."""
+    """Yield the names of the steps between which a condition or a switch chooses, with their pointers."""
     if step.type == "condition":
         for key in ("if_true", "if_false"):
             yield from ((f"/{key}/{n}", name) for n, name in enumerate(step.config.get(key) or ()))
@@ -264,7 +268,7 @@ def branch_targets(step: Step) -> Iterator[tuple[str, str]]:
 
 
 def taken_targets(step: Step, output: Any) -> list[str]:
-    """Return the targets that a completed condition or switch has chosen."""
+    """Return the names of the steps that a completed condition or switch has chosen."""
     if step.type == "condition":
         return list(step.config.get("if_true" if output["result"] else "if_false") or ())
     case = output["case"]

@@ -1,4 +1,4 @@
-"""Outputs of steps that are too large for a row. They become files of the person who started the run."""
+"""Stores outputs of steps that are too large for a row as files of the person who started the run."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ class LargeOutputs:
     files: Files | None
 
     async def store(self, run: Run, row: StepRow, output: Any) -> dict[str, Any]:
-        """Store a large output of a step, and return the reference to the file.
+        """Store a large output of a step as a file, and return the reference to the file.
 
-        Raise `StepFailure` if there is nobody to own the file, or no file can be stored.
+        Raise `StepFailure` if there is no person to own the file, or if no file can be stored.
         """
         owner = run.started_by
         if self.files is None or owner is None:
@@ -48,7 +48,7 @@ class LargeOutputs:
         return {MARK: stored.id, "size": stored.size_bytes}
 
     async def remove(self, outputs: Iterable[dict[str, Any]]) -> None:
-        """Remove files of outputs whose steps were not written."""
+        """Remove the files of outputs, because the changes of their steps were not written."""
         for output in outputs:
             if self.files is not None:
                 await self.files.remove(output[MARK])

@@ -53,7 +53,7 @@ TRIES = 5
 
 
 class WorkflowManagement:
-    """Changes workflows. The methods open their own units of work, with `entry`."""
+    """Changes workflows. The methods open their own units of work, with the context `entry`."""
 
     def __init__(
         self,
@@ -76,7 +76,7 @@ class WorkflowManagement:
     async def update(
         self, workflow_id: str, patch: WorkflowPatch, match: IfMatch, *, by: Principal, entry: UnitContext
     ) -> WorkflowView:
-        """Change a workflow. Its running runs keep the definition with which they started."""
+        """Change a workflow. Active runs keep the definition with which they started."""
         simple = ("name", "description", "is_template", "status", "tags")
         changes = {name: getattr(patch, name) for name in simple if getattr(patch, name) is not UNSET}
         if patch.config is not UNSET:
@@ -143,7 +143,7 @@ class WorkflowManagement:
         await self._change(workflow_id, changes, match, by=by, entry=entry)
 
     async def validate(self, workflow_id: str, body: ValidateWorkflow, *, by: Principal) -> Validation:
-        """Check a workflow, and an input for it."""
+        """Check a workflow. If an input is given, check whether the workflow accepts it."""
         row = await self._work(lambda: find_readable_workflow(workflow_id, by), read=True)
         faults, graph = await asyncio.to_thread(self._definitions.faults, row.steps, row.config)
         schema = row.config.get("input_schema")
@@ -172,7 +172,7 @@ class WorkflowManagement:
         by: Principal,
         entry: UnitContext,
     ) -> WorkflowView:
-        """Check and write the changes that `changes` derives from the current workflow."""
+        """Check and write the changes that the function `changes` derives from the current workflow."""
         for _ in range(TRIES):
             row = await self._work(lambda: find_writable_workflow(workflow_id, by), entry=entry, read=True)
             match.check(row.version)
@@ -195,7 +195,7 @@ class WorkflowManagement:
         return {"config": row.config, "steps": row.steps}
 
     def _refuse_referenced(self, row: Workflow, name: str) -> None:
-        """Raise `Conflict` if another step, or the configuration, refers to a step by its name."""
+        """Raise `Conflict` if another step, or the configuration of the workflow, refers to this step by its name."""
         graph = build_graph(row.steps, row.config, self._types.gotos)
         users = [
             step.name
@@ -210,7 +210,7 @@ class WorkflowManagement:
 
 
 def _names_step(row: Workflow, user: str, name: str) -> bool:
-    """Return whether a step explicitly depends on another step, jumps to it, or uses its output."""
+    """Return whether a step names another step: as a dependency, as the target of a jump, or in an expression."""
     step = next((each for each in row.steps if each["name"] == user), None)
     if step is None:
         return False

@@ -1,8 +1,8 @@
 """Computes one advance of a run: applies the steps that have ended, and starts the steps that are ready.
 
-Nothing is written here. Control-plane steps such as conditions end at once, so that one advance can pass many of them.
-Steps that do work elsewhere are collected: `dispatch` and `cancel` are called in the transaction of the advance, and
-steps with `execute` start after it.
+Nothing is written here. The engine itself carries out control steps such as conditions. They end at once, so that one
+advance can pass many of them. Steps whose work is done elsewhere are collected: `dispatch` and `cancel` are called in
+the transaction that writes the advance, and steps with `execute` start after it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from corral_plugins.workflows.service.step_types import StepTypes
 
 
 class Planner:
-    """Computes one advance of a run. `run` changes the `state` and returns the plan."""
+    """Computes one advance of a run. The method `run` changes `state` and returns the plan."""
 
     def __init__(
         self,
@@ -40,7 +40,7 @@ class Planner:
         self._scopes = ScopePlanner(self._changes, rendering)
 
     async def run(self) -> Plan:
-        """Compute the advance."""
+        """Compute the advance of the run, and return its plan."""
         state, run = self._state, self._state.run
         await self._apply_reports()
         is_late = run.deadline_at is not None and run.deadline_at <= self._changes.now and run.people_since is None
@@ -120,7 +120,7 @@ class Planner:
         self._state.set(status=status, output=output, error=error, finished_at=self._changes.now, paused=False)
 
     def _set_status(self) -> None:
-        """Set the status of a run that continues, and stop the clock of its time limit while it waits for people."""
+        """Set the status of a run that continues. While the run waits for people, its time limit is paused."""
         run, rows = self._state.run, [row for row in self._state.rows.values() if row.is_open]
         rows = [row for row in rows if not is_container(row)]
         is_running = any(row.status == "running" for row in rows) or not rows or self._changes.plan.is_partial
@@ -139,7 +139,7 @@ class Planner:
             self._state.set(people_since=None, deadline_at=deadline)
 
     def _set_due(self) -> None:
-        """Set the time of the next timer of the run."""
+        """Set `due_at` of the run to the time at which its next timer ends."""
         run = self._state.run
         if run.finished_at is not None:
             self._state.set(due_at=clock.LAST)
@@ -153,7 +153,7 @@ class Planner:
             self._state.set(due_at=due)
 
     def _is_held_back(self, row: StepRow) -> bool:
-        """Return whether the next attempt of a step waits for the end of a pause or of another step, not for time."""
+        """Return whether the next attempt of a step waits for a pause or another step to end, not for a timer."""
         return row.status == "ready" and (self._state.run.paused or (row.wake_at or "") <= self._changes.now)
 
     # -- steps that have ended
@@ -204,7 +204,7 @@ class Planner:
             self._exceed_budget()
 
     def _exceed_budget(self) -> None:
-        """Stop a run that has used up its limit, or that would exceed it with its next step."""
+        """Stop a run that has used up its cost limit, or whose next step would exceed this limit."""
         limit = self._graph.config.get("max_cost_usd")
         if limit is not None and self._state.run.stop is None:
             message = f"The run would cost more than its limit of {limit:g} USD."

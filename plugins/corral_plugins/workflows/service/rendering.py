@@ -25,7 +25,10 @@ LOOP_ROOTS = frozenset({"item", "index"})
 
 
 class Rendering:
-    """Evaluates expressions for one run. Values of steps are read in units of work when they are first needed."""
+    """Evaluates expressions for one run. Inputs and outputs of steps are read when they are first needed.
+
+    They are read in units of work that this class opens.
+    """
 
     def __init__(self, expressions: Expressions, work: Work, state: RunState, graph: Graph) -> None:
         self._expressions, self._work, self._state, self._graph = expressions, work, state, graph
@@ -33,7 +36,7 @@ class Rendering:
     async def render(self, step: Step, iteration: tuple[int, ...], secrets: Mapping[str, str] | None = None) -> Json:
         """Return the configuration of a step with all expressions evaluated.
 
-        Without `secrets`, references to secrets stay as they are written. Raise `TemplateError`.
+        Without `secrets`, references to secrets stay as they are written. Raise `TemplateError` if an evaluation fails.
         """
         raw = RAW.get(step.type, frozenset())
         given = {key: value for key, value in step.config.items() if key not in raw}
@@ -47,23 +50,26 @@ class Rendering:
         return await self._expressions.render(value, data)
 
     def secret_names(self, step: Step) -> set[str]:
-        """Return the names of the secrets in the configuration of a step."""
+        """Return the names of the secrets to which the configuration of a step refers."""
         return self._expressions.secret_names(step.config)
 
     async def boolean(self, expression: str, step: Step, iteration: tuple[int, ...]) -> bool:
-        """Evaluate an expression of a step that must give a boolean."""
+        """Evaluate an expression of a step that must return a boolean."""
         data = await self._data(self._expressions.expression_references(expression), iteration, step.loop)
         return bool(await self._expressions.evaluate(expression, data, boolean=True))
 
     async def loop_continues(self, loop: Step, iteration: tuple[int, ...], done: int) -> bool:
-        """Evaluate the condition of a loop after `done` iterations. It may refer to the steps of the last iteration."""
+        """Evaluate the condition of a loop after `done` iterations.
+
+        The condition may refer to the steps of the last iteration.
+        """
         expression = loop.config["while"]
         data = await self._data(self._expressions.expression_references(expression), (*iteration, done - 1), None)
         data |= {**await self._loop_data(iteration, loop.loop), "index": done}
         return bool(await self._expressions.evaluate(expression, data, boolean=True))
 
     async def _data(self, names: Iterable[str], iteration: tuple[int, ...], loop: str | None) -> Json:
-        """Return the data that expressions see: the steps of these names, and the item of the innermost loop."""
+        """Return the data that expressions can use, with the steps of these names and the innermost loop's item."""
         rows = {name: self._row(name, iteration) for name in names if name in self._graph.steps}
         await self.load(row for row in rows.values() if row is not None)
         steps = {name: _step_data(row) for name, row in rows.items()}
@@ -74,7 +80,7 @@ class Rendering:
         return self._state.row(self._graph.steps[name], iteration)
 
     async def _loop_data(self, iteration: tuple[int, ...], loop: str | None) -> Json:
-        """Return the item and the index of the innermost loop."""
+        """Return the current item and its index in the innermost loop."""
         if loop is None:
             return {}
         index = iteration[-1]

@@ -32,13 +32,19 @@ class RunEvents:
         self._work, self._feed = work, feed
 
     async def list(self, run_id: str, cursor: str | None, limit: int, *, by: Principal) -> Page[EventView]:
-        """Return the events of a run after a position, oldest first. Raise `NotFound`."""
+        """Return the events of a run after a position, oldest first.
+
+        Raise `NotFound` if the caller may not read the run.
+        """
         records, place, _ = await self._work(lambda: _read(run_id, cursor, limit, by), read=True)
         items = [record.view() for record in records]
         return Page(items=items, total=None, limit=limit, offset=None, next=str(place))
 
     async def stream(self, run_id: str, cursor: str | None, *, by: Principal) -> AsyncIterator[bytes]:
-        """Return the chunks of a stream of the events of a run after a position. Raise `NotFound`."""
+        """Return the chunks of a stream of the run's events after a position.
+
+        Raise `NotFound` if the caller may not read the run.
+        """
         await self._work(lambda: _read(run_id, cursor, 1, by), read=True)
         return self._chunks(run_id.lower(), cursor, by)
 

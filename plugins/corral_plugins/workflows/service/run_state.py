@@ -1,7 +1,7 @@
-"""The rows of one run in memory, while an advance of the run is computed, and how the changes are written.
+"""The rows of one run in memory while the run is being advanced, and the functions that write the changes.
 
-Rows are read without their inputs and outputs, which may be large and are read when an expression needs them. The rows
-cannot change in the meantime, because the changes are written only if the revision of the run is still the same.
+Rows are read without their inputs and outputs. These may be large, and are read only when an expression needs them.
+They cannot have changed by then, because the changes are written only if the revision of the run is still the same.
 """
 
 from __future__ import annotations
@@ -25,7 +25,10 @@ Json = dict[str, Any]
 
 
 class StepRow(msgspec.Struct, kw_only=True):
-    """A step of a run. `input` and `output` are `UNSET` until they are read. Assign with `set`, which keeps track."""
+    """A step of a run. `input` and `output` are `UNSET` until they are read.
+
+    To change columns, call `set`, which records what has changed.
+    """
 
     id: str
     key: str
@@ -57,7 +60,7 @@ class StepRow(msgspec.Struct, kw_only=True):
     changes: Json = {}
 
     def set(self, **changes: Any) -> None:
-        """Change columns. The changes are written at the end of the advance."""
+        """Change columns. The changes are written to the database when the computation of the advance has ended."""
         for name, value in changes.items():
             setattr(self, name, value)
         self.changes = {**self.changes, **changes}
@@ -69,9 +72,10 @@ class StepRow(msgspec.Struct, kw_only=True):
 
     @property
     def succeeded(self) -> bool:
-        """Whether steps that need this one may run.
+        """Whether the steps that depend on this step may run.
 
-        A person may let the run continue after a failed step. After a jump, only the target runs.
+        They may also run if the step failed and a person let the run continue. After a jump, only the target of the
+        jump runs.
         """
         return (self.status == "completed" and self.goto is None) or (
             self.status == "skipped" and self.reason == "resolved"
@@ -97,7 +101,7 @@ _CONVERTED: Mapping[str, Any] = {
 
 
 class RunState:
-    """The run and its steps by key. `changes` are the changed columns of the run."""
+    """A run, and its steps by key. `changes` contains the changed columns of the run."""
 
     def __init__(self, run: Run, rows: Iterable[StepRow]) -> None:
         self.run = run
@@ -111,11 +115,11 @@ class RunState:
         self.changes |= changes
 
     def row(self, step: Step, iteration: tuple[int, ...]) -> StepRow | None:
-        """Return the row of a step that is visible from an iteration, or None if the step has not been reached."""
+        """Return the row of a step, as seen from an iteration of a loop, or None if the step has not been reached."""
         return self.rows.get(row_key(step.name, iteration[: step.loops]))
 
     def add(self, step: Step, iteration: tuple[int, ...], status: str) -> StepRow:
-        """Add a row for a step that has been reached."""
+        """Add a row for a step that the run has reached."""
         row = StepRow(
             id=new_id(),
             key=row_key(step.name, iteration[: step.loops]),
@@ -161,13 +165,13 @@ def _row_of(values: tuple[Any, ...]) -> StepRow:
 
 
 def read_values(ids: list[str]) -> dict[str, tuple[Any, Any]]:
-    """Return the inputs and outputs of steps by id."""
+    """Return the inputs and outputs of steps, keyed by the id of the step."""
     found: Any = StepRun.select(StepRun.id, StepRun.input, StepRun.output).where(StepRun.id.in_(ids)).tuples()
     return {row[0]: (row[1], row[2]) for row in found}
 
 
 def claim_revision(state: RunState) -> bool:
-    """Write the changed columns of the run if nobody has changed the run since it was read. Return whether it was."""
+    """Write the changed columns of the run. Return False, without writing, if the run has changed since it was read."""
     changes = {**state.changes, "revision": state.run.revision + 1}
     guards = {"id": state.run.id, "revision": state.run.revision}
     return bool(update_row(Run, changes, guards))
@@ -183,14 +187,17 @@ def write_rows(state: RunState) -> None:
 
 
 def update_row(model: type[Run | StepRun], changes: Json, guards: Json) -> int:
-    """Change columns of the row that has the values of `guards`. Return the number of changed rows."""
+    """Change columns of the row whose columns have the values in `guards`. Return the number of changed rows."""
     statement = _update_statement(model, tuple(changes), tuple(guards))
     return statement.run(_encoded(model, changes) | {f"old {name}": value for name, value in guards.items()})
 
 
 @functools.lru_cache(maxsize=500)
 def _update_statement(model: Any, columns: tuple[str, ...], guards: tuple[str, ...]) -> Statement:
-    """Return the compiled update of these columns. Advances change the same few sets of columns again and again."""
+    """Return the compiled UPDATE statement for these columns.
+
+    It is cached, because advancing a run updates the same few sets of columns again and again.
+    """
 
     def build(p: Any) -> Any:
         where = [getattr(model, name) == p(f"old {name}") for name in guards]

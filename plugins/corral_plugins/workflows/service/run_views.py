@@ -78,12 +78,12 @@ class RunViews:
         return paginate(rows, query, by, scope=scope, order=newest_first(Run), make=_item)
 
     def get(self, run_id: str, *, by: Principal) -> RunView:
-        """Return a run with its steps. Raise `NotFound`."""
+        """Return a run with its steps. Raise `NotFound` if the caller may not read the run."""
         return view_of(find_readable_run(run_id, by))
 
 
 def view_of(run: Run) -> RunView:
-    """Return a run as responses show it. Steps that have not been reached are `pending`."""
+    """Return a run in the form in which responses show it. Steps that have not been reached are `pending`."""
     version = find_version(run.workflow_id, run.n)
     same = StepRun.run_id == run.id
     rows = list(StepRun.select().where(same).order_by(StepRun.id).limit(MAX_STEPS))

@@ -31,7 +31,7 @@ OPEN = ("queued", *ACTIVE)
 
 
 def find_readable_run(run_id: str, caller: Principal) -> Run:
-    """Return a run that the caller may read. Raise `NotFound`."""
+    """Return a run that the caller may read. Otherwise, raise `NotFound`."""
     row: Run | None = Run.get_or_none((Run.id == run_id) & visible(Run, caller))
     if row is None:
         raise NotFound("There is no run with this id.")
@@ -39,7 +39,7 @@ def find_readable_run(run_id: str, caller: Principal) -> Run:
 
 
 def find_controllable_run(run_id: str, caller: Principal) -> Run:
-    """Return a run that the caller started, or whose workflow the caller owns. Raise `NotFound` or `Forbidden`."""
+    """Return a run if the caller started it or owns its workflow. Otherwise, raise `NotFound` or `Forbidden`."""
     run = find_readable_run(run_id, caller)
     owner = Workflow.select(Workflow.created_by).where(Workflow.id == run.workflow_id).tuples().first()
     is_starter = run.started_by is not None and caller.user_id == run.started_by and caller.kind in ("user", "api_key")
@@ -114,7 +114,7 @@ class RunsService:
         raise Conflict(detail, current_status="template" if workflow.is_template else workflow.status)
 
     def _apply_limit(self, workflow: Workflow) -> None:
-        """Refuse the run, or cancel the oldest run, if the workflow has as many active runs as it may have."""
+        """If the workflow has reached its limit of active runs, refuse the new run or cancel the oldest run."""
         concurrency = workflow.config.get("concurrency") or {}
         limit, on_limit = concurrency.get("limit"), concurrency.get("on_limit", "queue")
         if limit is None or on_limit == "queue":
@@ -159,14 +159,14 @@ class RunsService:
     # -- actions
 
     def cancel_run(self, run_id: str, reason: str | None, *, by: Principal) -> Run:
-        """Cancel a run. Nothing new starts after the commit, and running steps end."""
+        """Cancel a run. After the commit, no further step starts, and running steps are stopped."""
         run = find_controllable_run(run_id, by)
         if not request_cancel(run.id, reason):
             raise _wrong_state(run_id, "The run has ended.")
         return find_readable_run(run_id, by)
 
     def pause_run(self, run_id: str, *, by: Principal) -> Run:
-        """Pause a run: running steps end, and nothing new starts."""
+        """Pause a run: steps that are already running may finish, but no new step starts."""
         run = find_controllable_run(run_id, by)
         may_pause = (Run.id == run.id) & Run.status.in_(("running", "waiting")) & (Run.paused == False)  # noqa: E712  (SQL)
         may_pause &= Run.stop.is_null()
@@ -205,7 +205,10 @@ class RunsService:
         return find_readable_run(run_id, by)
 
     def submit_input(self, run_id: str, name: str, body: SubmitInput, *, by: Principal) -> Run:
-        """Give a step of the type `input` its data. Raise `Invalid` (`schema_mismatch`)."""
+        """Submit the data for which a step of the type `input` waits.
+
+        Raise `Invalid` (`schema_mismatch`) if the data does not match the schema of the step.
+        """
         run = find_readable_run(run_id, by)
         row = self._find_step(run, name, body.iteration)
         if row.type != "input":
@@ -268,7 +271,7 @@ class RunsService:
         return run
 
     def _reusable_outputs(self, old: Run, graph: Graph, start: str) -> list[StepRun]:
-        """Return the steps of an ended run whose outputs a retry uses."""
+        """Return the steps of an ended run whose outputs a repeated run can use."""
         same = (StepRun.run_id == old.id) & StepRun.key.in_([*graph.root.by_name])
         rows = {row.name: row for row in StepRun.select().where(same)}
         root = graph.root
@@ -291,7 +294,7 @@ class RunsService:
 
 
 def request_cancel(run_id: str, reason: str | None) -> bool:
-    """Request the cancellation of a run. Return False if it has ended."""
+    """Request the cancellation of a run. Return False if the run has ended."""
     stop = {"kind": "cancel", "type": "cancelled", "message": reason}
     is_open = (Run.id == run_id) & Run.status.in_(OPEN) & Run.stop.is_null()
     if Run.update(stop=stop, cancel_requested_at=clock.now()).where(is_open).execute():
@@ -300,7 +303,7 @@ def request_cancel(run_id: str, reason: str | None) -> bool:
 
 
 def facts_of(run: Run) -> RunFacts:
-    """Return the state of a run for other plugins."""
+    """Return the state of a run in the form that other plugins receive."""
     return RunFacts(
         id=run.id,
         workflow_id=run.workflow_id,

@@ -30,8 +30,8 @@ class ScopePlanner:
     async def settle(self, scope: Scope, iteration: Iteration, *, closing: bool = False) -> ScopeEnd | None:
         """Advance the steps of a scope. Return how the scope ended, or None if it is still running.
 
-        After a step has failed, no further step starts, and running steps end; with `fail_fast` they are cancelled.
-        While a scope is `closing`, its result is not needed any more.
+        After a step has failed, no further step starts, and running steps may finish. With `fail_fast`, running steps
+        are cancelled. If `closing` is set, the result of the scope is no longer needed.
         """
         failed = self.first_failure(scope, iteration)
         is_complete = True
@@ -67,7 +67,7 @@ class ScopePlanner:
         return next((row for step, row in rows if row and row.status == "failed" and not is_handled(step, row)), None)
 
     async def _try_begin(self, step: Step, scope: Scope, iteration: Iteration) -> StepRow | None:
-        """Start or skip a step if its predecessors have ended. Return its row, or None if it has to wait."""
+        """Start or skip a step if its predecessors have ended. Return its row, or None if the step has to wait."""
         if self._state.run.paused or not self._changes.has_room():
             return None
         rows = [self._state.row(scope.by_name[name], iteration) for name in step.predecessors]
@@ -102,7 +102,7 @@ class ScopePlanner:
     # -- starting
 
     async def begin(self, step: Step, iteration: Iteration) -> StepRow | None:
-        """Start a step, or skip it because of `when`. Return None if too many steps are running."""
+        """Start a step, or skip it if its condition `when` is false. Return None if too many steps are running."""
         if not self._changes.is_instant(step) and self._changes.slots <= 0:
             return None
         try:
@@ -188,7 +188,7 @@ class ScopePlanner:
     # -- steps that have started
 
     async def progress(self, step: Step, row: StepRow, iteration: Iteration, *, is_ending: bool = False) -> None:
-        """Advance a step that has started: its parts, its timers and its next attempt."""
+        """Advance a step that has started, including the steps inside it, its timers and its next attempt."""
         if not row.is_open:
             return
         if row.status == "ready":
@@ -207,7 +207,7 @@ class ScopePlanner:
         return is_due and has_slot and not self._state.run.paused and changes.has_room()
 
     async def _end_timer(self, step: Step, row: StepRow) -> None:
-        """End a step whose time has come. A step that waits for time or an event completes; others fail."""
+        """End a step whose timer has ended. A step of the type `wait` completes; any other step fails."""
         if step.type == "wait":
             await self._changes.complete(step, row, None)
             return
@@ -223,7 +223,7 @@ def _equal_json(one: Any, other: Any) -> bool:
 
 
 def _may_run(run_if: str, needed: list[StepRow]) -> bool:
-    """Return whether `run_if` holds for the ended steps that a step needs."""
+    """Return whether the ended steps on which a step depends satisfy its `run_if`."""
     completed = sum(row.succeeded for row in needed)
     failed = sum(row.status == "failed" for row in needed)
     match run_if:

@@ -1,6 +1,6 @@
-"""The changes of single steps in one advance of a run: how they end, fail, are skipped and are cancelled.
+"""The changes of single steps while a run is advanced: how steps end, fail, are skipped or are cancelled.
 
-Nothing is written here. A `Plan` collects the further work of the advance's transaction.
+Nothing is written here. A `Plan` collects what else the transaction that writes the changes has to do.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ MAX_STEP_RUNS = 10_000
 
 
 class Plan(msgspec.Struct, kw_only=True):
-    """The work of an advance's transaction besides writing the rows.
+    """What the transaction that writes an advance has to do besides writing the rows.
 
-    `events` are pairs of an event and a row, and `stored` are the outputs that became files. `is_partial` means that
-    more steps could advance at once.
+    `events` are pairs of an event and a row, and `stored` are the outputs that were stored as files. `is_partial` means
+    that more steps could be advanced at once.
     """
 
     dispatched: list[tuple[Step, StepRow, Json]] = []
@@ -43,7 +43,7 @@ class Plan(msgspec.Struct, kw_only=True):
 
 
 class StepChanges:
-    """Changes steps of a run in memory, and collects the plan. `slots` is how many more steps may run."""
+    """Changes steps of a run in memory, and collects the plan. `slots` is the number of further steps that may run."""
 
     def __init__(
         self, state: RunState, graph: Graph, types: StepTypes, outputs: LargeOutputs, *, max_parallel: int
@@ -60,28 +60,31 @@ class StepChanges:
         return bool(self._graph.config.get("fail_fast"))
 
     def has_room(self) -> bool:
-        """Return whether this advance may change more steps. If not, the run advances again at once."""
+        """Return whether this advance of the run may change more steps. If not, the run is advanced again at once."""
         if self.changed < BATCH:
             return True
         self.plan.is_partial = True
         return False
 
     def is_instant(self, step: Step) -> bool:
-        """Return whether a step takes none of the slots, because the engine runs it or because it waits."""
+        """Return whether a step takes none of the slots, because the engine carries it out or because it only waits."""
         kind = self.kinds.get(step.type)
         return kind is None or (kind.execute is None and kind.dispatch is None) or kind.waits
 
     # -- ends
 
     def finish(self, row: StepRow, status: str, **changes: Any) -> None:
-        """End a step. `changes` are further columns."""
+        """End a step with this status. `changes` are further columns to change."""
         ended: Json = {"lease": None, "lease_until": None, "event": None, "wake_at": None, "report": None}
         row.set(**ended | {"status": status, "person": False, "finished_at": self.now} | changes)
         if status != "cancelled":
             self.plan.events.append((status, row))
 
     async def complete(self, step: Step, row: StepRow, output: Any, *, goto: str | None = None) -> None:
-        """Complete a step with an output. A large output becomes a file; if that is not possible, the step fails."""
+        """Complete a step with an output.
+
+        A large output is stored as a file. If that is not possible, the step fails.
+        """
         if is_too_large(output):
             try:
                 output = await self._outputs.store(self.state.run, row, output)
@@ -95,7 +98,7 @@ class StepChanges:
         self.finish(row, "completed", goto=goto, error=None)
 
     def fail(self, step: Step, row: StepRow, error: Json, *, retryable: bool, is_final: bool = False) -> None:
-        """End an attempt of a step that failed. If `is_final`, `on_error` does not apply."""
+        """End an attempt of a step that failed. If `is_final`, the step fails without applying `on_error`."""
         if is_final:
             step = msgspec.structs.replace(step, on_error="fail")
         kind = self.kinds.get(row.type)
@@ -136,14 +139,14 @@ class StepChanges:
                 self.cancel_scope(step.body, (*iteration, n))
 
     def cancel_scope(self, scope: Scope, iteration: Iteration) -> None:
-        """Cancel the steps of a scope."""
+        """Cancel all steps of a scope."""
         for step in scope.steps:
             row = self.state.row(step, iteration)
             if row is not None and row.is_open:
                 self.cancel_with_parts(step, row, iteration)
 
     def cancel(self, step: Step, row: StepRow) -> None:
-        """Cancel a step. If its work is done elsewhere, the step ends when that work has ended."""
+        """Cancel a step. If its work is done elsewhere, the step ends only when that work has ended."""
         if row.reason == "cancelling":
             return
         self.changed += 1
@@ -153,7 +156,7 @@ class StepChanges:
             self.finish(row, "cancelled")
 
     def cancel_elsewhere(self, step: Step, row: StepRow) -> bool:
-        """Cancel the work of a step elsewhere. Return whether there is such work."""
+        """Cancel work of a step that is done elsewhere. Return whether there is such work."""
         kind = self.kinds.get(step.type)
         if kind is None or kind.cancel is None or row.waits_for is None or row.reason == "error":
             return False

@@ -28,7 +28,7 @@ MAX_DEPTH = 6
 
 
 def slug_of(name: str) -> str:
-    """Return the name of a step in the form that expressions can use."""
+    """Return the name of a step in a form that expressions can use."""
     slug = re.sub(r"[^a-z0-9]+", "_", name.strip().lower()).strip("_")
     slug = slug if slug[:1].isalpha() else f"step_{slug}"
     return slug[:63].rstrip("_")
@@ -43,14 +43,14 @@ def stored_steps(given: Sequence[NewStep]) -> list[Json]:
 
 
 def stored_step(new: NewStep, others: Sequence[Json], depth: int = 0) -> Json:
-    """Return a step in the form in which it is stored. Without an order, it follows all `others`."""
+    """Return a step in the form in which it is stored. Without an order, the step follows all steps in `others`."""
     step: Json = {"id": new_id(), **_names(new.name, new.title), "step_type": new.step_type}
     step["order"] = max((each["order"] for each in others), default=0) + 1
     return {**step, **DEFAULTS, **given_fields(new, depth)}
 
 
 def given_fields(given: StepFields, depth: int = 0) -> Json:
-    """Return the fields that a request sets, except names and the type."""
+    """Return the fields that a request sets, except the names and the type."""
     fields = {name: getattr(given, name) for name in ("order", *DEFAULTS) if getattr(given, name) is not UNSET}
     if fields.get("retry_policy") is not None:
         fields["retry_policy"] = msgspec.to_builtins(fields["retry_policy"])
@@ -62,7 +62,7 @@ def given_fields(given: StepFields, depth: int = 0) -> Json:
 
 
 def patched_step(step: Json, patch: StepPatch) -> Json:
-    """Return a changed step."""
+    """Return a step with the changes of a request applied."""
     names = {} if patch.name is UNSET else _names(patch.name, patch.title)
     if patch.name is UNSET and patch.title is not UNSET:
         names = {"title": patch.title}
@@ -71,7 +71,7 @@ def patched_step(step: Json, patch: StepPatch) -> Json:
 
 
 def resolve_references(steps: Sequence[Json]) -> list[Json]:
-    """Return the steps with names in `depends_on`, where requests may also use ids and titles."""
+    """Return the steps with their `depends_on` converted to names. Requests may also use ids and titles there."""
     known = {step["id"]: step["name"] for step in steps}
     found = []
     for step in steps:
@@ -90,7 +90,7 @@ def stored_config(config: WorkflowConfig) -> Json:
 
 
 def step_view(step: Json) -> StepView:
-    """Return a stored step as responses show it."""
+    """Return a stored step in the form in which responses show it."""
     return msgspec.convert(step, StepView)
 
 
@@ -99,10 +99,10 @@ def _names(name: str, title: Any) -> Json:
 
 
 def _with_inner_steps(config: Json, depth: int) -> Json:
-    """Return a configuration whose inner steps have the form in which steps are stored.
+    """Return a configuration with its inner steps in the form in which steps are stored.
 
-    A configuration in which they do not have the form of steps is returned unchanged, because the schema of the step
-    type reports that.
+    If the inner steps do not have the form of steps, the configuration is returned unchanged, because the schema of the
+    step type reports the fault.
     """
     if depth >= MAX_DEPTH:
         return config
@@ -134,5 +134,5 @@ def _inner(given: list[Any], pointer: str, depth: int) -> list[Any]:
 
 
 def _without_stored_names(step: Any) -> Any:
-    """Return an inner step without its id, so that a stored step can be sent back."""
+    """Return an inner step without its id, so that clients may send a step back as they received it."""
     return {key: value for key, value in step.items() if key != "id"} if isinstance(step, dict) else step

@@ -36,7 +36,7 @@ _WAITS = Statement(lambda p: StepRun.select(StepRun.id).where(StepRun.waits_for 
 
 
 class StepEvents:
-    """Handles events about the objects that steps wait for. Runs in the unit of work of the consumer."""
+    """Handles events about the objects for which steps wait. Runs in the unit of work of the event consumer."""
 
     def __init__(self, engine: Engine, types: StepTypes) -> None:
         self._engine, self._types = engine, types
@@ -84,7 +84,7 @@ class StepEvents:
             return failure_report(error), None
 
     def _revive(self, row: Any, event: LoggedEvent) -> None:
-        """Let a failed run continue, because the task of its failed step was retried."""
+        """Let a failed run continue, because the task of its failed step is being retried."""
         run = Run.get_or_none(Run.id == row.run_id)
         if row.status != "failed" or run is None or run.status != "failed" or run.stop is not None:
             return

@@ -29,13 +29,13 @@ COPIED = ("name", "description", "tags")
 
 
 class WorkflowTemplateInstaller:
-    """The installer of the kind `workflow`. The services are set after the boot."""
+    """The installer of the kind `workflow`. Its services are set after the kernel has booted."""
 
     store: WorkflowStore | None
     definitions: DefinitionValidator | None
 
     def definition(self) -> Installer:
-        """Return the installer."""
+        """Return the definition of this installer."""
         return Installer(
             kind="workflow",
             title="Workflow",
@@ -66,7 +66,7 @@ class WorkflowTemplateInstaller:
         return InstalledObject(id=self._store().insert(values, by=by).id)
 
     def read_fields(self, ids: Sequence[str]) -> Mapping[str, Json]:
-        """Return the definitions by id. The configuration and the steps are one value, since each needs the other."""
+        """Return the definitions by workflow id. Configuration and steps form one value: each needs the other."""
         return {row.id: _fingerprint(row) for row in Workflow.select().where(LIVING & Workflow.id.in_(list(ids)))}
 
     def lock(self, ids: Sequence[str]) -> None:
@@ -97,7 +97,7 @@ class WorkflowTemplateInstaller:
         ]
 
     def find_running(self, ids: Sequence[str]) -> Sequence[str]:
-        """Return the ids of the workflows with runs that have not ended."""
+        """Return the ids of those workflows that have runs which have not ended."""
         active = Run.workflow_id.in_(list(ids)) & Run.status.not_in(FINAL_RUN)
         return [row[0] for row in fetch_tuples(Run.select(Run.workflow_id).where(active).distinct())]
 
@@ -146,7 +146,7 @@ def _step_values(step: Json) -> Json:
 
 @functools.cache
 def _schema() -> Json:
-    """Return the schema of a new workflow. Drafts of templates are neither templates nor active."""
+    """Return the schema of a new workflow without `is_template` and `status`, which a template cannot set."""
     schema = msgspec.json.schema(NewWorkflow)
     fields: Json = schema["$defs"]["NewWorkflow"]["properties"]
     del fields["is_template"], fields["status"]

@@ -20,14 +20,14 @@ CONFIG = object_schema({"workflow_ids": {"type": "array", "items": UUID, "maxIte
 
 
 class WorkflowTool:
-    """Starts runs for agents, with the rights of the person who requested the task of the agent."""
+    """Starts runs for agents, with the rights of the person who requested the agent's task."""
 
     runs: RunsService | None
     accounts: Accounts | None
     tasks: Tasks | None
 
     def definition(self) -> Tool:
-        """Return the tool."""
+        """Return the definition of the tool."""
         return Tool(
             name="workflows.run",
             title="Run a workflow",
@@ -41,7 +41,7 @@ class WorkflowTool:
         )
 
     def run(self, context: ToolContext, arguments: Json) -> Json:
-        """Start a run. Runs in the unit of work that stores the result."""
+        """Start a run. Runs in the unit of work that stores the result of the tool call."""
         assert self.runs is not None
         assert self.accounts is not None
         assert self.tasks is not None
@@ -66,6 +66,6 @@ class WorkflowTool:
 
 
 def _is_admitted(config: Mapping[str, Any], arguments: Json) -> bool:
-    """Return whether the configuration of the tool or of the agent allows this workflow."""
+    """Return whether the configuration of the tool allows the agent to run this workflow."""
     allowed = config.get("workflow_ids")
     return allowed is None or arguments["workflow_id"].lower() in [each.lower() for each in allowed]

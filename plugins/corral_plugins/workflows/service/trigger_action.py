@@ -25,12 +25,12 @@ SCHEMA = object_schema(
 
 
 class WorkflowTriggerAction:
-    """Starts runs for triggers. The service is set after the boot."""
+    """Starts runs for triggers. Its service is set after the kernel has booted."""
 
     runs: RunsService | None
 
     def definition(self) -> TriggerAction:
-        """Return the action."""
+        """Return the definition of the action."""
         return TriggerAction(
             type="run_workflow",
             title="Run a workflow",
@@ -44,9 +44,9 @@ class WorkflowTriggerAction:
         )
 
     def check(self, caller: Principal, fields: Json) -> Sequence[str]:
-        """Raise `Invalid` if the workflow does not exist or is a template, or if it does not accept a fixed input.
+        """Raise `Invalid` if the workflow does not exist, is a template, or does not accept a constant input.
 
-        Return a warning if no trigger can run it as it is now: a draft, an archived workflow, or a workflow without
+        Return a warning if no trigger can run the workflow as it is now, because it is a draft, is archived, or has no
         steps.
         """
         if "workflow_id" not in fields:
@@ -72,7 +72,7 @@ class WorkflowTriggerAction:
         return (f"The workflow {workflow.name} has {state}, so the trigger fails. Correct it: {remedy}",)
 
     def run(self, context: FireContext, fields: Json) -> Json:
-        """Start a run with the rights of the owner of the trigger."""
+        """Start a run with the rights of the trigger's owner."""
         assert self.runs is not None
         request = RunRequest(
             workflow_id=fields["workflow_id"].lower(),
@@ -86,7 +86,7 @@ class WorkflowTriggerAction:
         return {"run_id": self.runs.start_run(request, by=context.owner).id}
 
     def are_live(self, results: Sequence[Json]) -> Sequence[bool]:
-        """Return for each started run whether it has not ended."""
+        """Return, for each started run, whether the run has not ended."""
         ids = [result["run_id"] for result in results if "run_id" in result]
         open_runs = Run.select(Run.id).where(Run.id.in_(ids) & Run.status.not_in(FINAL_RUN))
         live = {row[0] for row in fetch_tuples(open_runs)} if ids else set()

@@ -24,7 +24,7 @@ _TEMPLATE = "{{"
 
 
 class DefinitionValidator:
-    """Checks definitions. Parsing expressions takes time, so the methods run outside of units of work, in a thread."""
+    """Checks definitions. The methods run in a thread, outside units of work, because parsing takes time."""
 
     code_reviews: CodeReviews | None
 
@@ -126,7 +126,7 @@ class DefinitionValidator:
         return found or self._check_names(self._expressions.references(value), pointer, names)
 
     def _check_bare(self, text: str, pointer: str, roots: frozenset[str], names: frozenset[str]) -> list[FieldError]:
-        """Check a bare expression."""
+        """Check an expression that is not part of a template."""
         found = self._expressions.check_expression(text, roots=roots, pointer=pointer)
         return found or self._check_names(self._expressions.expression_references(text), pointer, names)
 
@@ -159,7 +159,7 @@ def all_steps(steps: Sequence[Json], pointer: str = "/steps") -> Iterator[tuple[
 
 
 def with_steps(faults: Sequence[FieldError], steps: Sequence[Json]) -> list[StepFault]:
-    """Return faults with the names of the steps that they are in."""
+    """Return faults, each with the name of the step in which it was found."""
     found = []
     for fault in faults:
         match = _STEP.match(fault.pointer)
@@ -186,7 +186,7 @@ def plan_of(graph: Graph) -> list[PlannedStep]:
 
 
 def _is_computed(config: Json, pointer: str) -> bool:
-    """Return whether the value at a pointer, or a value around it, is a string with expressions."""
+    """Return whether expressions compute the value at a pointer, or a value that contains it."""
     value: Any = config
     for part in pointer.split("/")[1:]:
         name = part.replace("~1", "/").replace("~0", "~")

@@ -1,4 +1,4 @@
-"""Queues advances of runs. Every change of a run or of its steps from outside goes through `wake`."""
+"""Queues jobs that advance runs. Whatever changes a run or its steps from outside must call `wake`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _QUEUE = Statement(
 
 
 def wake(run_id: str) -> bool:
-    """Lock a run, mark it as changed, and queue an advance. Call this before changing a step of the run.
+    """Lock a run, mark it as changed, and queue a job that advances it. Call this before changing a step of the run.
 
     Return False if the run does not exist.
     """
@@ -41,9 +41,11 @@ def wake(run_id: str) -> bool:
 
 
 def claim_advance(run_id: str) -> bool | None:
-    """Lock a run and mark it as changed. Return whether no advance is queued already, or None if it does not exist.
+    """Lock a run and mark it as changed. Return whether the caller has to advance the run.
 
-    Then the caller advances the run itself after the commit. If its process dies before, the sweep queues the advance.
+    If a job that advances the run is already queued, the caller has nothing to do. Otherwise, the caller advances the
+    run after the commit. If its process dies before that, the sweep queues a job. Return None if the run does not
+    exist.
     """
     mark = clock.now()
     row = _QUEUE.one({"id": run_id, "mark": mark, "due_at": clock.now(LOST_SECONDS)})
@@ -51,12 +53,12 @@ def claim_advance(run_id: str) -> bool | None:
 
 
 def has_due_runs() -> bool:
-    """Return whether the timer of a run has ended, or its advance was lost."""
+    """Return whether there is a run whose timer has ended, or whose queued job was lost."""
     return bool(Run.select().where(Run.due_at <= clock.now()).limit(1).exists())
 
 
 def queue_due_runs(limit: int) -> int:
-    """Queue advances of runs whose timer has ended or whose advance was lost. Return the number of these runs."""
+    """Queue jobs for the runs whose timer has ended or whose queued job was lost. Return the number of these runs."""
     found = [row[0] for row in fetch_tuples(Run.select(Run.id).where(Run.due_at <= clock.now()).limit(limit))]
     changes = {"queued_at": clock.now(), "due_at": clock.now(LOST_SECONDS)}
     for run_id in sorted(found):  # the sweeps of two processes lock the runs in the same order
@@ -66,7 +68,7 @@ def queue_due_runs(limit: int) -> int:
 
 
 def wake_queued_runs(workflow_id: str, limit: int = 1) -> None:
-    """Queue advances of the oldest queued runs of a workflow, and of the oldest queued run of all workflows."""
+    """Queue jobs that try to start the oldest queued runs of a workflow, and the oldest queued run of all workflows."""
     oldest = fetch_tuples(Run.select(Run.id).where(Run.status == "queued").order_by(Run.id).limit(1))
     same = (Run.status == "queued") & (Run.workflow_id == workflow_id)
     of_workflow = fetch_tuples(Run.select(Run.id).where(same).order_by(Run.id).limit(limit))

@@ -1,7 +1,7 @@
 """MCP servers that this worker starts as commands, and their tools.
 
-Only the configuration of the worker names commands; the server of Corral never does. A library that speaks the protocol
-is found by the entry point group `corral.worker_mcp`.
+Only the configuration of the worker names these commands; the server of Corral never does. A library that speaks the
+MCP protocol is found by the entry point group `corral.worker_mcp`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ ServerName = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}(?![\s\S])")
 
 
 class McpCommand(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How a server is started. `env` is added to the few variables that every server gets, such as PATH."""
+    """The command that starts an MCP server. `env` is added to the few variables that every server gets."""
 
     command: Annotated[str, Meta(min_length=1)]
     args: tuple[str, ...] = ()
@@ -43,7 +43,10 @@ class McpFile(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 
 
 class WorkerMcp(msgspec.Struct, frozen=True, kw_only=True):
-    """The MCP servers of a worker, and their tools: the name in Corral, with the server and the name there."""
+    """The MCP servers of a worker, and their tools.
+
+    `tools` maps the name of each tool in Corral to its MCP server and its name on that server.
+    """
 
     commands: dict[str, McpCommand] = {}
     tools: dict[str, tuple[str, str]] = {}
@@ -51,14 +54,14 @@ class WorkerMcp(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class McpSession(Protocol):
-    """A session with a server that runs."""
+    """A session with a running MCP server."""
 
     async def list_tools(self) -> Sequence[McpTool]:
-        """Return all tools of the server."""
+        """Return all tools of the MCP server."""
         ...
 
     async def call_tool(self, tool: str, arguments: Mapping[str, Any]) -> McpResult:
-        """Call a tool of the server."""
+        """Call a tool of the MCP server."""
         ...
 
 
@@ -67,11 +70,11 @@ Connector = Callable[[str, Sequence[str], Mapping[str, str]], AbstractAsyncConte
 
 
 class McpConfigurationError(Exception):
-    """Raised if the worker cannot use the servers of its configuration."""
+    """Raised if the worker cannot use the MCP servers in its configuration."""
 
 
 def read_mcp_file(path: Path) -> dict[str, McpCommand]:
-    """Read the commands in a file. Raise `McpConfigurationError`."""
+    """Read the commands in a file. Raise `McpConfigurationError` if the file is not valid."""
     try:
         return msgspec.json.decode(path.read_bytes(), type=McpFile).mcp_servers
     except OSError as error:
@@ -85,7 +88,7 @@ def read_mcp_file(path: Path) -> dict[str, McpCommand]:
 
 
 def find_connector() -> Connector:
-    """Return the connector of the installed library. Raise `McpConfigurationError` if there is none."""
+    """Return the connector of the installed MCP library. Raise `McpConfigurationError` if there is none."""
     found = sorted(entry_points(group=CONNECTORS), key=lambda each: each.name)
     if not found:
         raise McpConfigurationError(
@@ -96,7 +99,7 @@ def find_connector() -> Connector:
 
 
 async def list_mcp_tools(commands: Mapping[str, McpCommand]) -> WorkerMcp:
-    """Start each server once, and return all tools. Raise `McpConfigurationError` if a server does not start."""
+    """Start each MCP server once and return all tools. Raise `McpConfigurationError` if one does not start."""
     connector = find_connector()
     tools: dict[str, tuple[str, str]] = {}
     offers: list[dict[str, Any]] = []
@@ -122,7 +125,7 @@ async def _tools_of_command(connector: Connector, server: str, command: McpComma
 
 
 class McpToolbox:
-    """Calls the tools of the MCP servers of a worker, for one task. Each server is started at its first call."""
+    """Calls the tools of a worker's MCP servers for one task. Each MCP server is started when it is first called."""
 
     def __init__(self, mcp: WorkerMcp) -> None:
         self._mcp = mcp
@@ -134,7 +137,7 @@ class McpToolbox:
         return name in self._mcp.tools
 
     async def call_tool(self, name: str, arguments: Any, limit: float) -> dict[str, Any]:
-        """Call a tool for at most `limit` seconds. Raise `ToolFailed`."""
+        """Call a tool for at most `limit` seconds. Raise `ToolFailed` if the call fails."""
         server, tool = self._mcp.tools[name]
         try:
             async with asyncio.timeout(limit):
@@ -146,7 +149,7 @@ class McpToolbox:
             raise ToolFailed(f"The MCP server {server} failed: {_reason(error)}.") from None
 
     async def close(self) -> None:
-        """Stop the servers that were started."""
+        """Stop the MCP servers that were started."""
         self._closing.set()
         for task in self._running:
             with contextlib.suppress(Exception):
@@ -160,7 +163,7 @@ class McpToolbox:
         return found
 
     async def _serve(self, server: str, opened: asyncio.Future[McpSession]) -> None:
-        """Keep a server running. One task opens and closes the session, which the library demands."""
+        """Keep an MCP server running. The same asyncio task opens and closes the session, as the library demands."""
         command = self._mcp.commands[server]
         try:
             async with find_connector()(command.command, command.args, command.env) as session:
@@ -172,7 +175,7 @@ class McpToolbox:
 
 
 def _reason(error: BaseException) -> str:
-    """Return the kind of an error, without its text, which may come from the server."""
+    """Return the kind of an error without its text, because the text may come from the MCP server."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return type(error).__name__

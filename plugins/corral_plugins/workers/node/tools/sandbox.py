@@ -37,8 +37,9 @@ async def run_command(argv: Sequence[str], workspace: Workspace, seconds: float)
     """Run a command and return `{exit_code, output, timed_out}`.
 
     `output` contains stdout and stderr. If the output is too long, its middle part is omitted. Every process that the
-    command started is stopped when this function returns or is cancelled, or when this process is killed. A command
-    that kills the runner leaves its processes to this process, which stops them if it has called `adopt_orphans`.
+    command started is stopped when this function returns or is cancelled, or when this process is killed. If a command
+    kills the runner, the processes of the command become children of this process. This process stops them if it has
+    called `adopt_orphans`.
     """
     home = str(workspace.path)
     process = await asyncio.create_subprocess_exec(
