@@ -63,7 +63,7 @@ class PluginWiring:
         self._each(lambda record: self._guards.wrap_contributions(record, hooks))
 
     def refresh(self, changed: PluginRecord) -> None:
-        """Inject the optional services again after the state of a plugin changed.
+        """Inject the optional services again after the state of a plugin has changed.
 
         Each attribute for an optional service is set to the service, or to None while the plugin that provides the
         service is out of service.

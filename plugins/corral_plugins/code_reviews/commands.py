@@ -43,7 +43,7 @@ def reviews_command_group() -> None:
     multiple=True,
     help="list only reviews with this status; repeatable",
 )
-@click.option("--mine", is_flag=True, help="list only reviews that you were asked for")
+@click.option("--mine", is_flag=True, help="list only reviews that you were asked to do")
 @click.option("--task", metavar="TASK", help="list only reviews of this task, by title or id")
 @click.option("--limit", type=click.IntRange(1, 200), default=50, show_default=True, help="maximum number of reviews")
 @client_command

@@ -97,7 +97,7 @@ def upload_file(
     "--to",
     "target",
     type=click.Path(allow_dash=True, path_type=Path),
-    help="file or folder to write to, or - for standard output (default: the name of the file)",
+    help="file or folder to write to, or - for standard output (default: the name under which the file is stored)",
 )
 @click.option("--force", is_flag=True, help="replace a file that exists")
 @client_command

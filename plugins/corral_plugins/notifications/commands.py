@@ -99,7 +99,7 @@ def show_notification(client: ApiClient, *, notification: str, as_json: bool) ->
 
 @notifications_command_group.command("read")
 @click.argument("notification", required=False)
-@click.option("--all", "everything", is_flag=True, help="mark all notifications")
+@click.option("--all", "everything", is_flag=True, help="mark all notifications as read")
 @client_command
 def mark_read(client: ApiClient, *, notification: str | None, everything: bool, as_json: bool) -> None:
     """Mark a notification as read, or all of them. NOTIFICATION is an id, or a title, which means the newest."""

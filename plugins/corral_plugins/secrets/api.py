@@ -46,7 +46,7 @@ class AttachedObject(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def consumer_name(self) -> str:
-        """The name of the consumer in `allowed_consumers`: the plugin of the object, such as `plugin:llm`."""
+        """The name of the consumer in `allowed_consumers`: the plugin that uses the secret, such as `plugin:llm`."""
         return f"plugin:{self.plugin}"
 
 

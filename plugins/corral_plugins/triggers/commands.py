@@ -66,7 +66,11 @@ def _action_options(command: F) -> F:
     """Add the options for the filter and the action, which `create` and `edit` share."""
     return _with_options(
         command,
-        click.option("--filter", "condition", help="CEL expression over payload and event that must be true"),
+        click.option(
+            "--filter",
+            "condition",
+            help="CEL expression that uses `payload` and `event`; the trigger fires only if it is true",
+        ),
         click.option("--task", help="create a task with this title, which may contain {{ expressions }}"),
         click.option(
             "--agent",
@@ -187,7 +191,7 @@ def create_trigger(
     body |= _action_fields(client, body.get("action", {}), task, agent, workflow, values)
     if "type" not in body or "action" not in body:
         raise click.UsageError(
-            "say when the trigger fires, such as with --cron or --event, and what it starts: --task or --workflow"
+            "say when the trigger fires, for example with --cron, and what it starts, with --task or --workflow"
         )
     made = client.post("/triggers", {"config": {}, **body})
     lines = [f"Created {made['name']} ({made['id']})."]
@@ -469,7 +473,7 @@ def _with_kind(
     if len(named) > 1:
         raise click.UsageError("give one of --cron, --every, --event, --webhook and --manual")
     if timezone is not None and cron is None:
-        raise click.UsageError("--timezone belongs to --cron")
+        raise click.UsageError("--timezone can be used only with --cron")
     if not named:
         return body
     kind, config = named[0]

@@ -15,5 +15,5 @@ hookspec = pluggy.HookspecMarker("corral")
 def corral_workflow_steps() -> Iterable[StepType]:  # type: ignore[empty-body]
     """Contribute step types for workflows.
 
-    A step type that already exists under the same name is ignored.
+    A contributed step type is ignored if a step type with the same name already exists.
     """

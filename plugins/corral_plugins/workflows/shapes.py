@@ -200,7 +200,7 @@ class WorkflowVersionItem(msgspec.Struct, kw_only=True):
 
 
 class WorkflowVersionView(WorkflowVersionItem, kw_only=True):
-    """A version of a workflow: its definition."""
+    """A version of a workflow, with its definition."""
 
     config: Json
     steps: list[StepView]

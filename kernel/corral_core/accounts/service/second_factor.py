@@ -146,7 +146,7 @@ class SecondFactor:
     def refuse_if_required(self, role: str) -> None:
         """Raise `Forbidden` if the policy requires a second factor for this role."""
         if self.is_required(role):
-            raise Forbidden("This installation requires a second factor; it cannot be removed.")
+            raise Forbidden("This installation requires a second factor, so you cannot remove yours.")
 
     # -- challenges
 

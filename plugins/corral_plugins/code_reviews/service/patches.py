@@ -219,7 +219,7 @@ class _Parser:
                 raise self._error("The path differs from the one in the header of the file.", self.at + index)
 
     def _plain_file(self) -> PatchedFile:
-        """Parse a file without a header of git."""
+        """Parse the part of a patch for one file that has no `diff --git` header."""
         began = self.at
         old, new = (self._unquote(_without_time(self._peek(n)[4:])) for n in (0, 1))
         self.at += 2

@@ -22,7 +22,7 @@ PURPOSE = "files.link"
 
 
 class FileLinks:
-    """Makes and checks download links. If files are in an object store, the store itself serves the links."""
+    """Makes and checks download links. If files are in an object store, the links lead directly to the store."""
 
     def __init__(
         self, storage: FileStorage, registry: FileRegistry, sealer: Sealer, installation: InstallationConfig

@@ -61,7 +61,7 @@ class Audience:
     def in_app(
         self, event: LoggedEvent, data: Mapping[str, Any], described: NotificationContent, rules: Sequence[Rule]
     ) -> list[NewNotification]:
-        """Return the notifications about an event to show in the app: one for each person, however many rules apply."""
+        """Return the in-app notifications about an event: one for each person, however many rules apply."""
         groups: dict[str, str] = {}
         for rule in rules:
             if rule.in_app:

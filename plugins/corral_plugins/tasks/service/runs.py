@@ -478,7 +478,7 @@ class TaskRuns:
         return _run_of_rows(row, attempt)
 
     def record_shortage(self, task_id: str, lease_id: str, *, scope: str, needed_micro: int, left_micro: int) -> None:
-        """Record that a budget refused a call of the run. Implements `Tasks.record_shortage`."""
+        """Record that a budget refused a call to a model that the run made. Implements `Tasks.record_shortage`."""
         found = self._lock_live_lease(task_id, lease_id)
         agent = None if found is None else self._transitions.agents.find(found[1].agent_id)
         if found is not None and agent is not None:

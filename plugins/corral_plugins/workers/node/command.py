@@ -58,7 +58,7 @@ EXIT_REFUSED, EXIT_IN_USE = 1, 3
     "mcp_file",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help='file with MCP servers that are started on this machine, {"mcpServers": {"NAME": {"command": "…", "args": '
-    "[…]}}}; agents may use all of their tools",
+    "[…]}}}; agents may use all tools of these servers",
 )
 @click.option(
     "--log-level",

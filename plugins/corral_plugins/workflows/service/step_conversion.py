@@ -43,7 +43,7 @@ def stored_steps(given: Sequence[NewStep]) -> list[Json]:
 
 
 def stored_step(new: NewStep, others: Sequence[Json], depth: int = 0) -> Json:
-    """Return a step in the form in which it is stored. Without an order, the step follows all steps in `others`."""
+    """Return a step in the form in which it is stored. A step without `order` is placed after all steps in `others`."""
     step: Json = {"id": new_id(), **_names(new.name, new.title), "step_type": new.step_type}
     step["order"] = max((each["order"] for each in others), default=0) + 1
     return {**step, **DEFAULTS, **given_fields(new, depth)}
