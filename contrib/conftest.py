@@ -1,4 +1,4 @@
-"""Run all together, the tests of these plugins start their servers as those of the product do, and so save time."""
+"""The fixtures and hooks of the product's tests, with which the tests of all these plugins start servers as forks."""
 
 from __future__ import annotations
 
