@@ -93,6 +93,8 @@ class Fuzz:
     # -- in a thread beside the loop of the kernel
 
     def _operation(self, operation: Operation, described: Any, made: Cases, count: int) -> None:
+        if operation.route.names:
+            self._ask_for_nothing(operation)
         for mode in (GenerationMode.POSITIVE, GenerationMode.NEGATIVE):
             for case in made.of(described, mode, count):
                 self._case(operation, case)
@@ -109,6 +111,15 @@ class Fuzz:
             self.count[answer.status] += 1
             self._judge(operation, case, prepared, answer, name)
             self._remember(operation, case, answer)
+
+    def _ask_for_nothing(self, operation: Operation) -> None:
+        """Ask for an object that never existed, which generated ids reach only by chance: it is not found."""
+        name = self._who(operation)[0]
+        path = operation.at() + operation.sample_query()
+        answer = self._ask(self.callers[name].request(operation.method, path, operation.sample_body()))
+        self.count[answer.status] += 1
+        if not 400 <= answer.status < 500:
+            self._fault(operation.label, f"an object that never existed: {answer}", f"{path} by {name}")
 
     def _who(self, operation: Operation) -> list[str]:
         """Somebody who may, mostly, and somebody else."""
