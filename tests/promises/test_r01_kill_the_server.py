@@ -164,7 +164,9 @@ def test_r01_an_acknowledged_write_survives_sigkill(
     server.start()
     own_ms: list[float] = []
     try:
-        token = server.sign_in().headers["Authorization"].removeprefix("Bearer ")
+        with server.sign_in() as admin:
+            admin.put("/settings/tasks/max_open_per_user", json={"value": 1_000_000}).raise_for_status()
+            token = admin.headers["Authorization"].removeprefix("Bearer ")
         writers = [Writer(server, token, f"w{index}", tmp_path, stop) for index in range(clients)]
         for writer in writers:
             writer.start()
