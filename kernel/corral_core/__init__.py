@@ -1,1 +1,1 @@
-"""The built-in plugins of the kernel: accounts, health, plugin administration, event log, and Redis."""
+"""The kernel's built-in plugins: accounts, health, plugin administration, event log, Redis and others."""

@@ -19,7 +19,7 @@ from corral.plugin import Setting, Settings
 from corral.schema.fields import Instant, line
 
 USERS_PATH = "/admin/users"
-"""Where commands read the addresses of users."""
+"""The API path at which commands look up users' email addresses."""
 
 declare_codes(
     {
@@ -114,7 +114,7 @@ REGISTRATION = Setting(
     description="The first account of an installation can always be registered. If the server listens on more than "
     "the loopback interface, its registration needs the set-up token that the start prints.",
 )
-"""The setting that decides who may register. The `health` plugin warns if registration is open on a public address."""
+"""The setting that controls who may register. The `health` plugin warns if registration is open on a public address."""
 
 
 def _is_zone(value: str, settings: Settings) -> str | None:
@@ -134,7 +134,7 @@ TIMEZONE = Setting(
     minimum=1,
     maximum=64,
 )
-"""The time zone of the installation, for emails and for triggers that name no zone."""
+"""The time zone used in emails, and by triggers that do not specify a time zone."""
 
 
 class UserView(msgspec.Struct, kw_only=True):
@@ -159,7 +159,7 @@ class UserView(msgspec.Struct, kw_only=True):
 
 
 class NewUser(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The data of a new account. It omits the password, which is hashed separately (`hash_password`)."""
+    """The data for a new account, except the password, which is hashed separately (`hash_password`)."""
 
     email: Address
     full_name: FullName
@@ -181,7 +181,7 @@ class UserPatch(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class UserQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Filters of the list of accounts. `search` matches parts of the address and the name, ignoring case."""
+    """Filters for listing accounts. `search` matches substrings of the address and the name, ignoring case."""
 
     role: list[Role] = msgspec.field(default_factory=list)
     is_active: bool | UnsetType = UNSET
@@ -189,7 +189,7 @@ class UserQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defaul
 
 
 class RightsLost(Forbidden):
-    """Raised when the user for whom work is done no longer exists, is deactivated, or lacks a necessary permission."""
+    """Raised when the user for whom work runs no longer exists, is deactivated, or lacks a required permission."""
 
 
 class Accounts(Protocol):
@@ -200,8 +200,8 @@ class Accounts(Protocol):
     ) -> str:
         """Check a new password against the policy and hash it. Raise `Invalid` (`weak_password`) if it breaks a rule.
 
-        Call this function before the unit of work. If `user_id` is given, former passwords of this user are rejected
-        too; pass it only if the caller is authenticated as this user.
+        Call this function before the unit of work begins. If `user_id` is given, the user's previous passwords are
+        rejected too; pass it only if the caller is authenticated as this user.
         """
         ...
 
@@ -243,7 +243,7 @@ class Accounts(Protocol):
         ...
 
     def principal_of(self, user_id: str | None, *needs: str) -> Principal:
-        """Return the principal of a user with the rights that the user has now.
+        """Return a principal with the user's current rights.
 
         Work that continues without a session, such as a task or a workflow run, acts with these rights. Raise
         `RightsLost` if the user no longer exists, is deactivated, or lacks one of the permissions in `needs`.
@@ -251,11 +251,14 @@ class Accounts(Protocol):
         ...
 
     def principals_of(self, user_ids: Iterable[str]) -> dict[str, Principal]:
-        """Return the principals of the given users who are active, keyed by user id. See `principal_of`."""
+        """Return a principal for each of the given users who is active, keyed by user id. See `principal_of`."""
         ...
 
     def list(self, query: UserQuery, caller: Principal) -> Page[UserView]:
-        """Return a page of accounts, newest first, without purged ones. The caller's route checks permissions."""
+        """Return a page of accounts, newest first. Purged accounts are omitted.
+
+        The route must check permissions itself.
+        """
         ...
 
     def count_by_role(self) -> dict[tuple[str, bool], int]:
@@ -263,7 +266,7 @@ class Accounts(Protocol):
         ...
 
     def update(self, user_id: str, patch: UserPatch, *, if_match: IfMatch = ANY_VERSION) -> UserView:
-        """Change an account. End its sessions if the account loses rights.
+        """Change an account. If the change removes rights, end the account's sessions.
 
         Raise `Conflict` (`last_admin`) if the change would remove the last active admin.
         """
@@ -291,15 +294,18 @@ class MailTestResult(msgspec.Struct, kw_only=True):
 
 
 class MailFailed(Exception):
-    """Raised when the server did not accept the mail. A later attempt may succeed. The message is for admins only."""
+    """Raised when the mail server did not accept an email. Sending it again later may succeed.
+
+    Only admins may see the exception message.
+    """
 
 
 class MailRefused(MailFailed):
-    """Raised when the server rejected the mail permanently, because of its recipient or content."""
+    """Raised when the mail server permanently rejected an email because of its recipient or content."""
 
 
 class PluginEmail(msgspec.Struct, frozen=True, kw_only=True):
-    """An email that a plugin wrote, as text and as HTML. The name of the installation is put before the subject."""
+    """An email composed by a plugin, as text and as HTML. The installation's name is prepended to the subject."""
 
     to: str
     subject: str
@@ -309,11 +315,14 @@ class PluginEmail(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Mail(Protocol):
-    """Sends emails to users. Jobs send the emails, so nothing else waits if the mail server is unavailable."""
+    """Sends emails to users.
+
+    `notify` leaves the sending to a job, so an unavailable mail server does not delay the caller.
+    """
 
     @property
     def is_configured(self) -> bool:
-        """Whether a mail server is configured: whether the `mail.host` setting has a value."""
+        """Whether a mail server is configured, that is, whether the `mail.host` setting has a value."""
         ...
 
     def notify(self, to: str, kind: Notice, **facts: str | int) -> None:
@@ -355,10 +364,10 @@ class UserApiKeys(Protocol):
 
 
 class PasswordLinks(Protocol):
-    """Links with which users set a password. Every function runs in the caller's unit of work."""
+    """Links that let users set a password. Every function runs in the caller's unit of work."""
 
     def send_welcome_link(self, user_id: str) -> str | None:
-        """Create a link with which a new user sets the first password, and email the link to the user.
+        """Create a link that lets a new user set their first password, and email the link to the user.
 
         Return None if the email was enqueued, otherwise the URL of the link.
         """
@@ -444,7 +453,7 @@ class AllSessions(Protocol):
     """The live sessions of all users. Every function runs in the caller's unit of work."""
 
     def list(self, query: UserSessionQuery, caller: Principal) -> Page[UserSessionView]:
-        """Return a page of live sessions, newest first. The caller's route checks permissions."""
+        """Return a page of live sessions, newest first. The route must check permissions itself."""
         ...
 
     def end(self, session_id: str, reason: str) -> None:
@@ -459,7 +468,7 @@ class AccountRecovery(Protocol):
     """
 
     def unlock(self, user_id: str, *, if_match: IfMatch = ANY_VERSION) -> UserView:
-        """Immediately end a lockout that failed sign-ins caused."""
+        """End a lockout that was caused by failed sign-ins."""
         ...
 
     def reset_mfa(self, user_id: str, *, if_match: IfMatch = ANY_VERSION) -> UserView:
@@ -467,14 +476,18 @@ class AccountRecovery(Protocol):
         ...
 
     def failed_attempts(self, emails: Iterable[str]) -> dict[str, int]:
-        """Return the number of failed sign-ins within the lockout window for each address that has any."""
+        """Return the number of failed sign-ins within the lockout window, keyed by address.
+
+        Addresses without failed sign-ins are omitted.
+        """
         ...
 
 
 class Tickets(Protocol):
-    """Single-use tickets that authenticate WebSockets, for which browsers cannot send an `Authorization` header.
+    """Single-use tickets that authenticate WebSocket connections.
 
-    Every function runs in the caller's unit of work.
+    Tickets are needed because browsers cannot send an `Authorization` header with a WebSocket. Every function runs in
+    the caller's unit of work.
     """
 
     def issue(self, caller: Principal) -> str:
@@ -482,14 +495,14 @@ class Tickets(Protocol):
         ...
 
     def reread(self, caller: Principal) -> Principal:
-        """Return the principal of a long-lived connection, with the rights that the principal has now.
+        """Return the principal of a long-lived connection with its current rights.
 
         Raise `Unauthorized` if the session has ended.
         """
         ...
 
     def redeem(self, ticket: str) -> Principal:
-        """Consume a ticket and return the principal that requested it, with the rights that the principal has now.
+        """Consume a ticket and return the principal that requested it, with its current rights.
 
         Raise `Unauthorized` for an invalid ticket.
         """
@@ -551,7 +564,7 @@ class UserReactivated(Event, kw_only=True):
 
 
 class UserPurged(Event, kw_only=True):
-    """An account was purged; plugins delete the private objects of its user."""
+    """An account was purged. Plugins must delete the user's private objects."""
 
     event = "user.purged"
     visibility = PRIVATE_AND_ADMIN

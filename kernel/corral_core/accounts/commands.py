@@ -88,8 +88,8 @@ def create_user(
 def invite_user(email: str, role: Role, server: str | None, config_path: Path | None, as_json: bool) -> None:
     """Invite a person to create an account, and print the link to send to them.
 
-    If a mail server is configured, the server also mails the link. The invitation is made in the installation of this
-    folder. If there is none, or with --server, the signed-in user makes it on the server.
+    If a mail server is configured, the server also emails a link. The command creates the invitation in the local
+    installation. If there is none, or with --server, it sends the request to the server as the signed-in user.
     """
     from corral_core.accounts.api import Invitations, Mail
 
@@ -110,7 +110,10 @@ def invite_user(email: str, role: Role, server: str | None, config_path: Path | 
 
 
 def _prepare_links(found: Session) -> str:
-    """Make new links begin with the address of the running server. Return a message if that address is unknown."""
+    """Make new links use the address of the running server.
+
+    Return a note for the user if no running server is found.
+    """
     from corral.cli.registered_processes import running_server_url
     from corral_core.accounts.service.links import SingleUseLinks
 
@@ -167,7 +170,7 @@ def activate_user(email: str, config_path: Path | None, as_json: bool) -> None:
 @config_option
 @json_option
 def set_user_role(email: str, role: str, config_path: Path | None, as_json: bool) -> None:
-    """Change the role of an account. The last active admin keeps the role admin."""
+    """Change the role of an account. The last active admin must remain an admin."""
     _patch_user(config_path, "user role", email, {"role": role}, f"{{}} is now {role}.", as_json)
 
 
@@ -248,7 +251,7 @@ def reset_mfa(email: str, config_path: Path | None, as_json: bool) -> None:
 def purge_user(email: str, yes: bool, config_path: Path | None, as_json: bool) -> None:
     """Permanently erase the personal data of a deactivated account, and free its address.
 
-    Shared objects stay and belong to "deleted user". A running server deletes private objects within a minute.
+    Shared objects remain and belong to "deleted user". A running server deletes private objects within a minute.
     """
     from corral_core.accounts.api import Accounts
 
@@ -314,9 +317,9 @@ def _all_users(found: Session, query: Any) -> Iterator[Any]:
 
 
 def _read_password(path: Path | None) -> str:
-    """Read a password from a file, from standard input (`-`) or, if `path` is None, from a prompt.
+    """Read a password from a file, from standard input if `path` is `-`, or from a prompt if `path` is None.
 
-    A trailing line end is not part of the password.
+    A trailing newline is not part of the password.
     """
     if path is None:
         if not sys.stdin.isatty():
@@ -356,7 +359,7 @@ def crypto_key_command_group() -> None:
 )
 @json_option
 def generate_master_key(label: str, as_json: bool) -> None:
-    """Generate a new master key and print it. The command changes nothing.
+    """Generate a new master key and print it. This command does not change the installation.
 
     To use the new key, add it to CORRAL_MASTER_KEY before the existing keys.
     """
@@ -370,9 +373,9 @@ def generate_master_key(label: str, as_json: bool) -> None:
 @config_option
 @json_option
 def rotate_jwt(config_path: Path | None, as_json: bool) -> None:
-    """Create a new key that signs access tokens.
+    """Create a new key for signing access tokens.
 
-    The old key stays valid for verification until its last token expires, so no user is signed out.
+    The old key still verifies tokens until its last token expires, so no user is signed out.
     """
     from corral_core.accounts.service.authentication import SigningKeys
 

@@ -39,9 +39,9 @@ async def send_mail(
     links: SingleUseLinks,
     link_id: str | None = None,
 ) -> None:
-    """Send one email. If the email contains a link, generate its token and store the token's hash.
+    """Send one email. If it contains a link, generate the link's token and store the token's hash.
 
-    The lifetime of the link begins when the email is sent, because the token is generated only then.
+    The link's lifetime begins when the email is sent, because the token does not exist before.
     """
     if not mail.is_configured:
         log.warning("mail dropped because mail.host is no longer set", extra={"kind": kind})
@@ -64,14 +64,14 @@ async def send_mail(
 
 
 def forgot_password(email: str, accounts: AccountsService, mail: MailService) -> None:
-    """If an active account has this address, enqueue an email with a link that resets the password."""
+    """Enqueue an email with a password-reset link if an active account has this address."""
     row = accounts.row_of(email)
     if row is not None and row.is_active:
         mail.send_link(row.email, RESET, row.id)
 
 
 def resend_verification(email: str, accounts: AccountsService, mail: MailService) -> None:
-    """If an active account has this address and the address is not verified, email another verification link."""
+    """Email another verification link if an active account has this address and has not verified it."""
     row = accounts.row_of(email)
     if row is not None and row.is_active and not row.email_verified:
         send_verification(row, mail)
@@ -80,8 +80,8 @@ def resend_verification(email: str, accounts: AccountsService, mail: MailService
 async def purge_sessions(work: Work, sessions: Sessions) -> None:
     """End expired sessions and delete old rows.
 
-    Sessions are deleted 30 days after they ended. Expired tickets, links and challenges, unfinished setups of second
-    factors, old lockouts and retired signing keys are deleted too.
+    Sessions are deleted 30 days after their end. Expired tickets, links and challenges, unfinished second-factor
+    setups, old lockouts and retired signing keys are deleted too.
     """
     await _repeat_in_batches(work, sessions.end_expired)
     await _repeat_in_batches(work, _delete_sessions)

@@ -9,7 +9,10 @@ from corral.database.sealed_columns import SealedField
 
 
 class UserRow(Model):
-    """A user account. `email`: the address as entered; `email_key`: its normal form, unique and used for look-ups."""
+    """A user account. `email` is the address as entered.
+
+    `email_key` is its normal form, which is unique and used for lookups.
+    """
 
     visibility = PRIVATE_AND_ADMIN
     owner_field = "id"
@@ -74,8 +77,8 @@ SessionRow.add_index(SessionRow.user_id, SessionRow.created_at, where=SessionRow
 class RefreshRow(Model):
     """A refresh token, identified by its SHA-256.
 
-    `successor` is the encrypted next token. It is kept for the grace period, so that a repeated request receives the
-    same token again.
+    `successor` is the next token, encrypted. It is kept during the grace period, so that a repeated request receives
+    the same token again.
     """
 
     hash = peewee.CharField(primary_key=True, max_length=64)
@@ -118,9 +121,9 @@ class TicketRow(Model):
 class LockoutRow(Model):
     """The sign-in attempts for one address, which need not belong to an account.
 
-    `key`: the SHA-256 of the normal form of the address. `failed`: the times of the last failures, newest first,
-    concatenated. `in_flight`: the number of reserved attempts. This number is valid until `reserved_until`, so the
-    reservations of a crashed process expire. `locks`: the number of consecutive lockouts.
+    `key` is the SHA-256 of the address in normal form. `failed` contains the times of the last failures, newest first,
+    concatenated. `in_flight` is the number of reserved attempts; it is ignored after `reserved_until`, so the
+    reservations of a crashed process expire. `locks` is the number of consecutive lockouts.
     """
 
     key = peewee.CharField(primary_key=True, max_length=64)
@@ -135,9 +138,9 @@ class LockoutRow(Model):
 
 
 class SecondFactorRow(Model):
-    """The TOTP seed of a user. A row without `confirmed_at` is a setup that awaits its first code.
+    """The TOTP seed of a user. If `confirmed_at` is null, the setup still awaits its first code.
 
-    `last_step`: the newest time step whose code was accepted. Only codes of later steps are valid.
+    `last_step` is the newest time step whose code was accepted. Only codes for later steps are valid.
     """
 
     user_id = IdField(primary_key=True)
@@ -186,8 +189,9 @@ class FormerPasswordRow(Model):
 class LinkRow(Model):
     """A single-use link that resets a password, verifies an address or accepts an invitation.
 
-    `hash`: the SHA-256 of the token, or null until the email with the link is sent. `subject_id`: the account or the
-    invitation. `email`: the address that the link verifies. `used_at`: the time when the link was used or invalidated.
+    `hash` is the SHA-256 of the token, or null until the email with the link is sent. `subject_id` identifies the
+    account or the invitation. `email` is the address that the link verifies. `used_at` is the time at which the link
+    was used or invalidated.
     """
 
     id = IdField(primary_key=True)
@@ -235,7 +239,7 @@ InvitationRow.add_index(
 
 
 class InstallationValueRow(Model):
-    """A named value for the whole installation. The first process that inserts the row determines the value."""
+    """A named value of the installation. The first process to insert the row determines the value."""
 
     name = peewee.CharField(primary_key=True, max_length=40)
     value = peewee.TextField()
@@ -245,7 +249,7 @@ class InstallationValueRow(Model):
 
 
 def set_installation_value_once(name: str, value: str) -> bool:
-    """Set a named value for the whole installation unless it is set already. Return whether this call set it."""
+    """Set a named value of the installation unless it is already set. Return whether this call set it."""
     insert = InstallationValueRow.insert(name=name, value=value).on_conflict_ignore()
     return bool(insert.as_rowcount().execute())
 

@@ -157,7 +157,7 @@ class AccountsPlugin(Plugin):
         return METRICS
 
     async def start(self, runtime: Runtime) -> None:
-        """Create or read the keys that sign access tokens, and create the admin defined by environment variables."""
+        """Create or read the keys that sign access tokens, and create the admin that environment variables define."""
         work, signing_keys = runtime.service(Work), runtime.service(SigningKeys)
         await work(runtime.service(AccessTokens).create_first_key)
         await signing_keys.register_with_redactor()

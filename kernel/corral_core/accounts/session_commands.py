@@ -43,9 +43,10 @@ LOOPBACK = re.compile(r"(localhost|127\.[0-9.]+|\[::1\])(:[0-9]+)?(/|$)")
 def login_command(
     url: str | None, email: str | None, password_file: Path | None, with_token: bool, server: str | None, as_json: bool
 ) -> None:
-    """Sign in to a server, and keep the session for the commands that follow.
+    """Sign in to a server, and keep the session for later commands.
 
-    The session is renewed automatically. It is kept in the user's configuration folder, readable by this user only.
+    The session is renewed automatically. It is stored in the user's configuration folder, and only this user can read
+    it.
     """
     if with_token and (email or password_file):
         raise click.UsageError("--with-token cannot be used with --email or --password-file")
@@ -72,7 +73,7 @@ def login_command(
 @server_option
 @json_option
 def logout_command(server: str | None, as_json: bool) -> None:
-    """Sign out of a server: end the session there and forget it here. API keys are forgotten, but stay valid."""
+    """Sign out of a server: end the session and delete it locally. API keys are deleted locally, but stay valid."""
     sessions = user_sessions()
     found = sessions.find(server or os.environ.get("CORRAL_URL") or None)
     if found is None:
@@ -169,7 +170,7 @@ def _ask_for_code() -> str:
 
 
 def _change_password(client: ApiClient, answer: Any, password: str) -> Any:
-    """Ask for a new password and set it. The server accepts the old password only to set a new one."""
+    """Ask for a new password and set it. The server accepts the old password only for setting a new one."""
     client.set_token(answer["access_token"])
     new = click.prompt(
         "The password must be changed. New password", hide_input=True, confirmation_prompt=True, err=True
@@ -178,7 +179,7 @@ def _change_password(client: ApiClient, answer: Any, password: str) -> Any:
 
 
 def _end_session(name: str) -> None:
-    """End the session on the server. It is no error if the session has already ended."""
+    """End the session on the server. Do nothing if the session has already ended."""
     try:
         with open_client(name) as client:
             client.send("POST", "/auth/logout")

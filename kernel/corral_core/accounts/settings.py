@@ -1,4 +1,4 @@
-"""Run-time settings of the `accounts` plugin: sign-in, API keys, passwords, mail, and the name of the installation."""
+"""Run-time settings of the `accounts` plugin: sign-in, API keys, passwords, mail, and the installation's name."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Backups: one archive with all data of an installation, for either database engine."""
+"""Backups of all data of an installation in one archive, for either database engine."""

@@ -1,4 +1,4 @@
-"""The public interface of `backup`: the protocol of the steps that complete a restore."""
+"""The public interface of the `backup` plugin: the protocol for steps that complete a restore."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class RestoreStep(Protocol):
     def after_restore(self, by: Principal) -> str | None:
         """Adapt the restored rows to the new installation. For example, end all sessions.
 
-        Runs in the transaction of the restore, so either all steps take effect or nothing is restored. Return a message
-        if the operator must know about a problem with the restored data.
+        This method runs in the transaction of the restore, so either all steps take effect or nothing is restored.
+        Return a message if the operator must know about a problem with the restored data, otherwise None.
         """
         ...

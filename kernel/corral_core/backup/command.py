@@ -27,7 +27,7 @@ verbose_option = click.option("--verbose", is_flag=True, help="print the number 
 class TableProgress:
     """Prints the steps of a backup or restore to standard error.
 
-    On a terminal, each step overwrites the line of the previous step. In verbose mode, each step has a line of its own.
+    On a terminal, each step overwrites the line of the previous step; in verbose mode, each step has its own line.
     Without a terminal, steps are printed only in verbose mode.
     """
 
@@ -64,10 +64,10 @@ def backup_command(
     config_path: Path | None,
     as_json: bool,
 ) -> None:
-    """Write all data of this installation to FILE, while the server may be running.
+    """Write all data of this installation to FILE. The server may be running.
 
-    FILE must not exist. The backup has no keys, and secrets only in encrypted form: back up the master key
-    separately, in another place. Only the user of the server can read FILE.
+    FILE must not exist. The backup contains secrets only in encrypted form, and no keys: back up the master key
+    separately, in another place. Only the server's user can read FILE.
     """
     from corral.config.reader import load as load_config
 
@@ -136,9 +136,9 @@ def _write(
 
 
 def _plugins_of(schemas: dict[str, list[str]], config_path: Path | None) -> list[PluginRecord]:
-    """Return the installed plugins, including disabled ones. Warn about each plugin whose data the backup omits.
+    """Return the installed plugins, including disabled ones, and warn about plugins whose data the backup omits.
 
-    The data of a plugin that is not installed is omitted: the plugin is removed from `schemas`.
+    The data of plugins that are not installed is omitted: these plugins are removed from `schemas`.
     """
     from corral.config.reader import load as load_config
     from corral.plugins.discovery import discover
@@ -166,7 +166,7 @@ async def _write_files(writer: ArchiveWriter, store: BlobStore) -> None:
 
 
 def _record_backup(session: CommandSession, manifest: Manifest, *, with_files: bool) -> None:
-    """Record the time of the backup for the metric, and record in the audit log that all data was read."""
+    """Record the time of the backup for the metric, and record in the audit log that all data was exported."""
     from corral import clock
     from corral.plugin import Audit, AuditEntry
     from corral_core.backup.models import ROW, LastBackupRow
@@ -191,12 +191,12 @@ def _record_backup(session: CommandSession, manifest: Manifest, *, with_files: b
 @config_option
 @json_option
 def restore_command(file: Path, verbose: bool, config_path: Path | None, as_json: bool) -> None:
-    """Restore a backup into the empty database and data folder of the configuration.
+    """Restore a backup into the configured database and data folder, which must be empty.
 
-    All checksums in FILE are verified first. A failed restore leaves the database empty. All sessions are ended, and
-    the kill switch is engaged, so that a copy beside the original runs nothing and sends nothing: `corral kill-switch
-    off` starts it. Put the master key in place before or afterwards. The exit status is 1 if the restored audit log is
-    not intact.
+    All checksums in FILE are verified first. A failed restore leaves the database empty. All sessions are ended and the
+    kill switch is engaged, so that a copy started beside the original runs nothing and sends nothing until `corral
+    kill-switch off`. Put the master key in place before or after the restore. The exit status is 1 if the restored
+    audit log is not intact.
     """
     from corral.auth.principal import Principal
     from corral.cli import logging_setup

@@ -1,4 +1,4 @@
-"""The table of `backup`: when the last backup was made."""
+"""The table of the `backup` plugin, which stores the time of the last backup."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ ROW = 1
 
 
 class LastBackupRow(Model):
-    """The last backup of this installation. The table has at most one row, with the id 1."""
+    """The last backup of this installation. The table has at most one row, whose id is 1."""
 
     id = peewee.IntegerField(primary_key=True)
     finished_at = InstantField()

@@ -1,1 +1,1 @@
-"""The `event_log` plugin: reading and retention of the event log."""
+"""The `event_log` plugin: access to the event log, and its retention."""

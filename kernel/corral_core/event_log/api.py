@@ -1,4 +1,4 @@
-"""The public interface of the event log, for plugins that search it, read all of it, or deliver its events."""
+"""The public interface of the event log, for plugins that search the log, read it as a whole, or deliver its events."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Row = TypeVar("Row", bound=Model)
 def last_seq_before(instant: str, low: int, high: int) -> int:
     """Return the last `seq` in `low..high` whose event is older than `instant`, or `low` if there is none.
 
-    The log has no index of times, so the function searches the index of `seq` by bisection. Runs in a unit of work.
+    Event times are not indexed, so the function performs a binary search over `seq`. Runs in a unit of work.
     """
     first = _first_after(low)
     if first is None or first[1] >= instant:
@@ -61,8 +61,8 @@ class PositionMoved(ExpectedFailure):
 class LogCursor:
     """The stored position of a reader of the event log.
 
-    If several processes run the reader, only one moves the position. The position is stored as the cursor of a durable
-    consumer. Events that have not been read are therefore kept, and an event that repeatedly cannot be handled is
+    If the reader runs in several processes, only one of them can move the position. The position is stored as the
+    cursor of a durable consumer, so events that have not been read are kept, and an event that fails repeatedly is
     skipped. Every method runs in the caller's unit of work.
     """
 
@@ -79,11 +79,11 @@ class LogCursor:
         ConsumerRow.insert(end).on_conflict_ignore().execute()
 
     def position(self) -> int:
-        """Return the number of the last event that was handled."""
+        """Return the sequence number of the last handled event."""
         return int(ConsumerRow.get_by_id(self._name).cursor)
 
     def is_behind(self) -> bool:
-        """Return whether the event log has events after the position."""
+        """Return whether the event log contains events after the stored position."""
         return event_log.last_seq() > self.position()
 
     def move(self, before: int, after: int) -> None:
@@ -100,7 +100,7 @@ class LogCursor:
     def count_failure(self, before: int, event: LoggedEvent, reason: str) -> bool:
         """Count a failure of the first event after the position `before`. Return whether the event was skipped.
 
-        After `POISON_TRIES` failures the event is skipped, and an alert is emitted.
+        After `POISON_TRIES` failures, the event is skipped and an alert is raised.
         """
         is_next = self._is_mine & (ConsumerRow.cursor == before)
         counted = ConsumerRow.update(failures=ConsumerRow.failures + 1).where(is_next).returning(ConsumerRow.failures)
@@ -114,9 +114,9 @@ class LogCursor:
 async def handle_next(
     read: Callable[[int], Awaitable[bool]], skip: Callable[[str], Awaitable[bool]], limit: int
 ) -> bool:
-    """Handle the next events in one batch, or one by one if the batch fails. Return whether more events may follow.
+    """Handle the next events in one batch, or one by one if the batch fails. Return whether there may be more events.
 
-    `read` handles at most the given number of events, and returns whether more may follow. `skip` counts a failure of
+    `read` handles at most the given number of events, and returns whether there may be more. `skip` counts a failure of
     the next event with the given reason, and returns whether the event was skipped (see `LogCursor.count_failure`).
     """
     try:
@@ -139,13 +139,13 @@ async def handle_next(
 
 
 class EventDispatcher(abc.ABC, Generic[Claimed]):
-    """Delivers events from this process: finds the deliveries that are due, and attempts each in a task of its own.
+    """Delivers events from this process: finds pending deliveries, and attempts each one in its own task.
 
     A subclass reads new events and claims deliveries in `run_once`, and passes each claimed delivery to `_start`.
     """
 
     what: ClassVar[str]
-    """What is delivered, for log lines."""
+    """The name of the delivered objects in log lines."""
 
     def __init__(self, work: Work, feed: Feed, runner: JobRunner) -> None:
         self._work, self._feed, self._runner = work, feed, runner
@@ -156,9 +156,9 @@ class EventDispatcher(abc.ABC, Generic[Claimed]):
 
     @abc.abstractmethod
     async def run_once(self) -> float:
-        """Store the deliveries that new events require, and start the attempts that are due.
+        """Store the deliveries that new events require, and start attempts for pending deliveries.
 
-        Return the seconds until the next attempt. Raise `Unavailable` if the database cannot be used.
+        Return the number of seconds until the next attempt. Raise `Unavailable` if the database cannot be used.
         """
 
     @abc.abstractmethod
@@ -170,18 +170,21 @@ class EventDispatcher(abc.ABC, Generic[Claimed]):
 
     @abc.abstractmethod
     def _is_followed(self, event: LoggedEvent) -> bool:
-        """Return whether the dispatcher must react to an event, which may have to be delivered or affect deliveries."""
+        """Return whether the dispatcher must react to an event, by delivering it or by changing other deliveries."""
 
     def start(self) -> None:
-        """Start to watch the event feed."""
+        """Start watching the event feed."""
         self._unwatch = self._feed.watch(self._on_events)
 
     def wake(self) -> None:
-        """Look for deliveries immediately. Call this method when another part of the plugin has stored some."""
+        """Look for deliveries immediately. Call this method after storing deliveries elsewhere in the plugin."""
         self._wake_up.set()
 
     async def run(self) -> None:
-        """Deliver until cancelled, in a process that runs jobs. The kernel runs this method in a supervised task."""
+        """Deliver events until cancelled. Deliveries start once this process runs jobs.
+
+        The kernel supervises this task.
+        """
         await self._runner.started.wait()
         while not self._draining:
             try:
@@ -194,7 +197,7 @@ class EventDispatcher(abc.ABC, Generic[Claimed]):
 
     @property
     def is_busy(self) -> bool:
-        """Whether attempts are running."""
+        """Whether any attempts are running."""
         return bool(self._running)
 
     async def finish(self) -> None:
@@ -203,14 +206,14 @@ class EventDispatcher(abc.ABC, Generic[Claimed]):
             await asyncio.wait(self._running)
 
     async def drain(self) -> None:
-        """Claim no more deliveries, and wait until the running attempts end, for at most `DRAIN_SECONDS`."""
+        """Stop claiming deliveries, and wait at most `DRAIN_SECONDS` until the running attempts end."""
         self._draining = True
         self._wake_up.set()
         if self._running:
             await asyncio.wait(self._running, timeout=DRAIN_SECONDS)
 
     async def stop(self) -> None:
-        """Interrupt the running attempts, which then release their deliveries."""
+        """Cancel the running attempts, which then release their deliveries."""
         self._draining = True
         self._unwatch()
         for task in [*self._running]:
@@ -235,14 +238,14 @@ class EventDispatcher(abc.ABC, Generic[Claimed]):
 
 
 class TableRedactorValues(abc.ABC, Generic[Row]):
-    """Keeps the redactor's copy of the credentials in a table up to date, at start and after every change.
+    """Registers the credentials in a table with the redactor, at start and after every change.
 
     A subclass specifies the table, which must have the columns `id` and `version`, and the events that announce changes
-    of its rows.
+    to its rows.
     """
 
     source: ClassVar[str]
-    """The name of these values in the redactor."""
+    """The name under which the values are registered with the redactor."""
     model: type[Row]
     changes: ClassVar[Collection[str]]
     entry: ClassVar[UnitContext]
@@ -260,12 +263,15 @@ class TableRedactorValues(abc.ABC, Generic[Row]):
     def _open(self, row: Row) -> Mapping[str, str]:
         """Return the decrypted credentials of a row, keyed by names that are unique among all rows. Called in a thread.
 
-        Raise `Unavailable` if a key is not loaded. The next refresh then tries the row again: another process may have
-        rewrapped it by then. Until then, this process cannot reveal the credentials either.
+        Raise `Unavailable` if a key is not loaded. The next refresh tries the row again, because another process may
+        have re-encrypted it. Until a refresh succeeds, this process cannot reveal the credentials either.
         """
 
     def _fixed_values(self) -> Mapping[str, str]:
-        """Return additional credentials that are in no table and never change, keyed by names that no row uses."""
+        """Return additional credentials that are in no table and never change.
+
+        The keys must differ from those of all rows.
+        """
         return {}
 
     def on_events(self, events: Sequence[LoggedEvent]) -> None:

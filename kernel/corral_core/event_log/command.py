@@ -1,4 +1,4 @@
-"""`corral events`: prints the events of a server, and follows them."""
+"""The command `corral events`, which prints a server's events and follows new ones."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def events_command(client: ApiClient, *, follow: bool, types: tuple[str, ...], l
 
 
 def _last_events(client: ApiClient, query: Mapping[str, Any], end: int, limit: int) -> deque[Any]:
-    """Return the last events that match, from the last positions of the log up to `end`."""
+    """Return the last `limit` matching events up to the position `end`."""
     found: deque[Any] = deque(maxlen=limit)
     after = max(0, end - (SPAN if query else limit))
     while limit and after < end:

@@ -1,4 +1,4 @@
-"""Scheduled jobs that delete old events and ended jobs. Each unit of work deletes at most `AT_ONCE` rows."""
+"""Scheduled jobs that delete old events and finished jobs. Each unit of work deletes at most `AT_ONCE` rows."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ async def prune_events(work: Work, settings: Settings, contributions: Contributi
 
 
 async def delete_old_jobs(work: Work, settings: Settings) -> None:
-    """Delete old jobs that have ended, and expired responses that were stored for idempotent requests."""
+    """Delete old finished jobs, and expired responses to idempotent requests."""
     before = clock.now(-settings.get(JOBS_RETENTION_DAYS) * DAY)
     await _repeat_in_batches(work, lambda: _delete_jobs(before))
     await _repeat_in_batches(work, _delete_expired_keys)
@@ -50,8 +50,8 @@ SCHEDULES = (
 def consumer_lag(contributions: Contributions, types: EventTypes) -> dict[tuple[str, ...], float]:
     """Return the number of events that each consumer has not processed yet, keyed by the consumer's name.
 
-    Events that the consumer does not subscribe to are not counted, because its cursor passes over many of them at once.
-    Consumers that no active plugin declares are left out, because it is unknown which events they subscribe to.
+    Events to which the consumer does not subscribe are not counted, because its cursor skips many of them at once.
+    Consumers that no active plugin declares are omitted, because their subscriptions are unknown.
     """
     followed = {each.name: types.expand(each.events) for _, each in contributions.for_hook("corral_subscribers")}
     last = event_log.last_seq()
@@ -60,9 +60,9 @@ def consumer_lag(contributions: Contributions, types: EventTypes) -> dict[tuple[
 
 
 def _count_unread(cursor: int, last: int, types: Sequence[str]) -> int:
-    """Return the number of events after the cursor that the consumer subscribes to.
+    """Return the number of events after the cursor to which the consumer subscribes.
 
-    If the cursor is far behind the end of the log, events of other types are counted as well.
+    If the cursor is far behind the end of the log, events of all types are counted.
     """
     if not 0 < last - cursor <= MAX_COUNTED:
         return max(0, last - cursor)
@@ -84,7 +84,7 @@ def _first_unread_seq(followed: Mapping[str, Sequence[str]]) -> int:
     """Return the `seq` of the oldest event that a consumer still needs. Earlier events may be deleted.
 
     A consumer that is more than `LAGGARD_DAYS` behind is ignored, and an alert is raised for it. `followed` maps each
-    active consumer to the names of the events that it subscribes to. An inactive consumer needs every event after its
+    active consumer to the names of the events to which it subscribes. An inactive consumer needs every event after its
     cursor.
     """
     long_ago, oldest, passed = clock.now(-LAGGARD_DAYS * DAY), event_log.first_seq(), [2**62]
@@ -111,9 +111,10 @@ def _first_unread_seq(followed: Mapping[str, Sequence[str]]) -> int:
 
 
 def _delete_events(before_ts: str, keep_from: int, max_rows: int) -> int:
-    """Delete old events, and events beyond `max_rows`. Keep the newest event, and all events from `keep_from` on.
+    """Delete events older than `before_ts` and events beyond `max_rows`.
 
-    Return the number of deleted events, at most `AT_ONCE`.
+    The newest event and all events from `keep_from` on are kept. Return the number of deleted events, at most
+    `AT_ONCE`.
     """
     newest = event_log.last_seq()
     bound = max(event_log.first_seq() - 1, newest - max_rows)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class EventLogPlugin(Plugin):
-    """Event log: reads events, decides who may read them, and deletes old events and jobs."""
+    """Event log: provides read access to events, decides who may read them, and deletes old events and jobs."""
 
     name = "event_log"
     protected = True
@@ -67,7 +67,7 @@ class EventLogPlugin(Plugin):
         return [lag]
 
     async def start(self, runtime: Runtime) -> None:
-        """Collect the names of all event consumers, which are the values of the metric label `consumer`."""
+        """Collect the names of all event consumers, which become the values of the metric label `consumer`."""
         self._consumers[:] = [item.name for _, item in runtime.service(Contributions).for_hook("corral_subscribers")]
 
 

@@ -1,4 +1,4 @@
-"""Routes under `/events`: read the event log in pages or by long polling."""
+"""Routes under `/events`, which read the event log in pages or by long polling."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ WINDOW = 20_000  # positions of the log searched for one response, because event
 
 
 class EventQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, dict=True):
-    """Filters of the event log.
+    """Filters for reading the event log.
 
     `after` is the `seq` or the id of an event: only later events are returned. If there are none yet, the server waits
-    for at most `wait` seconds before it sends an empty response (long polling).
+    at most `wait` seconds before it sends an empty response (long polling).
     """
 
     after: Annotated[str, Meta(max_length=64)] | UnsetType = UNSET
@@ -41,9 +41,9 @@ class EventQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, dict=
 
     @functools.cached_property
     def poll_deadline(self) -> float:
-        """The deadline of the long poll, in seconds since 1970.
+        """The deadline of the long poll, in seconds since the epoch.
 
-        It is computed only once, because the handler runs again at every notification.
+        It is computed only once, because the handler runs again after every notification.
         """
         return clock.time_s() + self.wait
 
@@ -70,9 +70,9 @@ def list_events(
 ) -> Page[EventView] | Wait:
     """List events that the caller may read, oldest first. `next` is always the position to continue from.
 
-    Without the filter `object_id`, one request searches at most 20,000 positions of the log, so a page before the end
-    of the log may contain fewer events than `limit`, or none. Continue from `next`. An API key or token can read events
-    about objects that it may read. An API key can also read events about its owner's account.
+    Without the `object_id` filter, one request searches at most 20,000 positions of the log, so a page may contain
+    fewer events than `limit`, or none, although the log contains more. Continue from `next`. An API key or token can
+    read events about objects that it may read. An API key can also read events about its owner's account.
     """
     if caller.kind == "worker":
         raise Forbidden("Workers cannot read the event log; they receive signals from GET /workers/{id}/signals.")
@@ -118,7 +118,10 @@ def _event_type_view(kind: EventType) -> EventTypeView:
 
 
 def _expand_patterns(patterns: list[str], types: EventTypes) -> list[str] | None:
-    """Return the requested event names, or None for all. Raise `Invalid` (`unknown_event`) for an unknown pattern."""
+    """Return the names of the requested event types, or None for all.
+
+    Raise `Invalid` (`unknown_event`) for an unknown pattern.
+    """
     wanted = [name for pattern in patterns for name in pattern.split(",") if name]
     for pattern in wanted:
         if not types.is_known(pattern):

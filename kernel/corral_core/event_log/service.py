@@ -1,6 +1,6 @@
-"""The service of the event log: decides which events a caller may read.
+"""The service of the event log, which decides which events a caller may read.
 
-The visibility, the owner and the permission area of each event decide. For example, the permission
+The decision depends on the visibility, the owner and the permission area of each event. For example, the permission
 `tasks.read` allows reading the objects in the permission area `tasks`.
 """
 
@@ -21,10 +21,10 @@ CACHE_LIMIT = 1000
 
 
 class ReadableNames(NamedTuple):
-    """The names of the events that a caller may read, in one set for each reason to read an event.
+    """The names of the events that a caller may read, in one set for each reason.
 
-    `shared` applies to events that are visible to all users, `admin` to events that the caller reads as an admin, and
-    `own` to events about objects that the caller owns.
+    `shared` contains events that are visible to all users, `admin` contains events that the caller may read as an
+    admin, and `own` contains events that the caller may read about objects that the caller owns.
     """
 
     shared: frozenset[str]
@@ -36,8 +36,8 @@ class EventRightsService:
     """Decides which events a caller may read. Implements `corral.auth.visibility.EventRights`.
 
     For users, only the visibility and the owner of the event matter. A machine, or an API key with fewer permissions
-    than its owner, must also have the read permission of the event's permission area. An API key may read events about
-    its owner's account regardless of its scopes, as it may read the account through `/auth`.
+    than its owner, must also have the read permission for the event's permission area. An API key may read events about
+    its owner's account regardless of its scopes, because it may also read the account through `/auth`.
     """
 
     def __init__(self, types: EventTypes, permissions: Permissions) -> None:

@@ -1,1 +1,1 @@
-"""Expressions and templates in CEL, for the configurations that people write."""
+"""CEL expressions and templates for user-written configuration."""

@@ -20,9 +20,9 @@ declare_codes(
 
 
 class TemplateError(Problem):
-    """422: an expression is invalid, or its evaluation failed. Repeating it with the same data fails again.
+    """422: an expression is invalid, or its evaluation failed. Evaluating it again with the same data also fails.
 
-    `position` is the position of the error in `expression`, as the number of a character, counted from 1.
+    `position` is the 1-based character position of the error in `expression`.
     """
 
     default = "template_error"
@@ -38,35 +38,38 @@ class TemplateError(Problem):
 class Expressions(Protocol):
     """Checks and evaluates CEL expressions, and templates with `{{ expression }}` in their strings.
 
-    No method may be called inside a unit of work, because an evaluation takes time. `roots` are the names that an
-    expression may begin with, such as `input` and `steps`. `pointer` is the JSON pointer of the checked value.
+    Call no method inside a unit of work, because evaluation takes time. `roots` contains the names with which a
+    reference may begin, such as `input` and `steps`. `pointer` is the JSON pointer of the checked value.
 
-    A secret is written `{{ secrets.NAME }}`, with nothing else in the braces. It is allowed in templates whose `roots`
-    contain `secrets`.
+    A secret is written `{{ secrets.NAME }}`, with nothing else in the braces. It is allowed only in templates whose
+    `roots` contain `secrets`.
     """
 
     def check_expression(self, text: str, *, roots: Collection[str], pointer: str) -> list[FieldError]:
-        """Return the faults of a bare expression: its syntax, roots, functions and size. Empty if there are none."""
+        """Return the errors in a bare expression: in its syntax, roots, functions or size.
+
+        An empty list means it is valid.
+        """
         ...
 
     def check_template(self, value: Any, *, roots: Collection[str], pointer: str) -> list[FieldError]:
-        """Return the faults of all expressions in the strings of a JSON value."""
+        """Return the errors in all expressions in the strings of a JSON value."""
         ...
 
     def references(self, value: Any) -> set[str]:
-        """Return the names of the steps to which the templates in a JSON value refer in the form `steps.NAME`."""
+        """Return the names of the steps that the templates in a JSON value reference as `steps.NAME`."""
         ...
 
     def expression_references(self, text: str) -> set[str]:
-        """Return the names of the steps to which a bare expression refers in the form `steps.NAME`."""
+        """Return the names of the steps that a bare expression references as `steps.NAME`."""
         ...
 
     def secret_names(self, value: Any) -> set[str]:
-        """Return the names of the secrets to which the templates in a JSON value refer in the form `secrets.NAME`."""
+        """Return the names of the secrets that the templates in a JSON value reference as `secrets.NAME`."""
         ...
 
     async def evaluate(self, text: str, data: Mapping[str, Any], *, boolean: bool = False) -> Any:
-        """Return the value of a bare expression, as JSON. `data` maps roots to their values.
+        """Return the value of a bare expression as JSON. `data` maps roots to their values.
 
         Raise `TemplateError` if the evaluation fails or, when `boolean` is set, if the value is not a boolean.
         """
@@ -75,11 +78,11 @@ class Expressions(Protocol):
     async def render(self, value: Any, data: Mapping[str, Any], *, secrets: Mapping[str, str] | None = None) -> Any:
         """Return a JSON value with the expressions in its strings replaced by their values.
 
-        A string that is exactly one `{{ expression }}` becomes the value and keeps its type. In all other strings the
-        value is inserted as text. The result is never parsed again. References to secrets are replaced by the values in
-        `secrets`. Without `secrets` they stay as written, so that the result can be stored and shown; never render such
-        a result again, because it contains data.
+        A string that consists of exactly one `{{ expression }}` becomes the expression's value and keeps its type. In
+        all other strings, values are inserted as text. The result is never parsed again. References to secrets are
+        replaced by the values in `secrets`. Without `secrets`, they remain unchanged, so that the result can be stored
+        and shown. Never render such a result again, because the inserted data may contain expressions.
 
-        Raise `TemplateError`.
+        Raise `TemplateError` if an expression is invalid or cannot be evaluated.
         """
         ...

@@ -32,7 +32,7 @@ Code = Annotated[str, Meta(pattern="^[0-9]{6}$", min_length=6, max_length=6)]
 
 
 class LoginRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The credentials for a sign-in. `mfa_code`: a second-factor code, to sign in with a single request.
+    """The credentials for a sign-in. With a second-factor code in `mfa_code`, a single request completes the sign-in.
 
     `cookie`: whether to return the refresh token in a cookie instead of the body.
     """
@@ -44,7 +44,7 @@ class LoginRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class RefreshRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The refresh token to exchange. Omit the token if the refresh cookie contains it."""
+    """The refresh token to exchange. Omit it if the refresh cookie contains the token."""
 
     refresh_token: RefreshToken | UnsetType = UNSET
 
@@ -81,7 +81,7 @@ class MfaChallenge(msgspec.Struct, kw_only=True):
 class MeView(UserView, kw_only=True):
     """The user's own account, its permissions and the current session.
 
-    `limited`: the problem code of an action that the user must take first, or null.
+    `limited` is the problem code of an action that the user must take first, or null.
     """
 
     permissions: list[str]
@@ -122,9 +122,9 @@ class AuthConfig(msgspec.Struct, kw_only=True):
 async def login(
     body: LoginRequest, request: Request, sign_in: SignIn, installation: InstallationConfig
 ) -> Answer[SignInResponse] | Answer[MfaChallenge]:
-    """Sign in with address and password.
+    """Sign in with an email address and a password.
 
-    If a second factor is required and no code is sent, the response contains an `mfa_token` for `/auth/mfa/challenge`.
+    If a second factor is required but no code is sent, the response contains an `mfa_token` for `/auth/mfa/challenge`.
     """
     code = None if isinstance(body.mfa_code, UnsetType) else body.mfa_code
     found = await sign_in.login(body.email, body.password, device_of(request), request.unit_context(), code=code)
@@ -139,7 +139,7 @@ async def login(
 async def refresh(
     body: RefreshRequest, request: Request, sign_in: SignIn, installation: InstallationConfig, settings: Settings
 ) -> Answer[SignInResponse]:
-    """Exchange a refresh token, from the body or from the cookie, for new tokens."""
+    """Exchange a refresh token from the body or the cookie for new tokens."""
     token = body.refresh_token
     cookie = isinstance(token, UnsetType)
     if isinstance(token, UnsetType):
@@ -180,7 +180,7 @@ def read_me(caller: Principal, accounts: AccountsService, sessions: Sessions) ->
 async def update_me(
     body: ProfilePatch, caller: Principal, request: Request, if_match: IfMatch, profile: ProfileChanges
 ) -> UserView:
-    """Change the user's own profile. A new address requires the password."""
+    """Change the user's own profile. Changing the address requires the password."""
     return await profile.update_profile(require_user_id(caller), body, if_match, request.unit_context(caller))
 
 
@@ -203,7 +203,7 @@ async def update_me(
 async def change_password(
     body: PasswordChange, caller: Principal, request: Request, sign_in: SignIn, installation: InstallationConfig
 ) -> Answer[SignInResponse]:
-    """Change the user's own password. Every other session ends, and the current session gets new tokens."""
+    """Change the user's own password. All other sessions end, and the current session gets new tokens."""
     tokens, user = await sign_in.change_password(
         require_user_id(caller),
         caller.session_id or "",
@@ -233,12 +233,12 @@ async def read_config(settings: Settings, policy: PasswordPolicy) -> AuthConfig:
 
 
 def device_of(request: Request) -> Device:
-    """Return the IP address and the user agent of the request's client."""
+    """Return the IP address and the user agent of the client."""
     return Device(request.client_ip, request.header("user-agent") or "")
 
 
 def require_user_id(caller: Principal) -> str:
-    """Return the id of the calling user. Raise `Forbidden` if the caller is a machine, which has no account."""
+    """Return the id of the calling user. Raise `Forbidden` if the caller is a machine and thus has no account."""
     if caller.user_id is None:
         raise Forbidden("This operation needs a user account; sign in as a user.")
     return caller.user_id
@@ -247,7 +247,10 @@ def require_user_id(caller: Principal) -> str:
 def sign_in_response(
     tokens: SessionTokens, user: UserView, request: Request, installation: InstallationConfig, *, cookie: bool
 ) -> Answer[SignInResponse]:
-    """Return the response with the tokens. `cookie`: whether the refresh token is in the cookie, not in the body."""
+    """Return the response with the tokens.
+
+    `cookie`: whether to return the refresh token in the cookie instead of the body.
+    """
     view = SignInResponse(access_token=tokens.access, expires_in=tokens.expires_in, user=user)
     if tokens.refresh is None:
         return Answer(body=view)
@@ -265,7 +268,10 @@ def login_response(
     *,
     cookie: bool,
 ) -> Answer[SignInResponse] | Answer[MfaChallenge]:
-    """Return the response to a sign-in: the tokens, or the `mfa_token` if a second factor is required."""
+    """Return the response to a sign-in: the tokens, or an `mfa_token` if a second factor is required.
+
+    `cookie`: whether to return the refresh token in the cookie instead of the body.
+    """
     if isinstance(found, PendingSignIn):
         return Answer(body=MfaChallenge(mfa_token=found.mfa_token))
     return sign_in_response(*found, request, installation, cookie=cookie)

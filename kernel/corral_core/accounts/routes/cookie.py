@@ -1,4 +1,4 @@
-"""The refresh cookie, which contains the refresh token for `/auth/refresh`. Scripts in the browser cannot read it."""
+"""The refresh cookie, which contains the refresh token for `/auth/refresh`. Browser scripts cannot read it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def check_origin(request: Request, installation: InstallationConfig, allowed: It
 
 
 def _origin_of_url(url: str) -> str:
-    """Return the origin of a URL as browsers write it: in lower case and without a default port."""
+    """Return the origin of a URL in the form that browsers send: lower-case and without a default port."""
     scheme, place = urlsplit(url)[:2]
     return f"{scheme}://{place.lower().removesuffix({'http': ':80', 'https': ':443'}.get(scheme, ''))}"
 

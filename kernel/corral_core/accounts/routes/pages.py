@@ -1,9 +1,9 @@
-"""Pages for people who open a link: they choose a password, verify an address or accept an invitation in a browser.
+"""Web pages for people who open a link, on which they choose a password, verify an address or accept an invitation.
 
-The token of a link is in its fragment, which browsers do not send, so that it appears in no log and no referrer. A
-script copies it into the form; without scripts, the person pastes the link. The forms use the services of the JSON
-endpoints, and those that take a password count towards the rate limit of signing in. A form that cannot be accepted is
-shown again with the reason.
+The token is in the fragment of the link. Browsers do not send fragments, so the token appears in no log and in no
+`Referer` header. A script copies the token into the form; without scripts, the person pastes the link. The forms use
+the same services as the JSON endpoints. Forms that contain a password count towards the rate limit for sign-ins. A
+rejected form is shown again with the reason.
 """
 
 from __future__ import annotations
@@ -40,20 +40,20 @@ PastedLink = Annotated[str, Meta(min_length=1, max_length=2000)]
 
 
 class PasswordForm(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """A new password, and the token of the link or the whole link."""
+    """A new password, and either the token of the link or the whole link."""
 
     token: PastedLink
     new_password: Password
 
 
 class TokenForm(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The token of the link, or the whole link."""
+    """Either the token of the link or the whole link."""
 
     token: PastedLink
 
 
 class InvitationForm(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The name and the password of a new account, and the token of the link or the whole link."""
+    """The name and the password for a new account, and either the token of the link or the whole link."""
 
     token: PastedLink
     full_name: FullName
@@ -61,7 +61,7 @@ class InvitationForm(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class FormInput(NamedTuple):
-    """An input of a form."""
+    """An input field of a form."""
 
     name: str
     label: str
@@ -70,7 +70,7 @@ class FormInput(NamedTuple):
 
 
 class Page(NamedTuple):
-    """A page with one form. `done` is the text that the page shows after the form was accepted."""
+    """A page with one form. `done` is the text that the page shows after accepting the form."""
 
     title: str
     inputs: Sequence[FormInput]
@@ -103,7 +103,7 @@ ACCEPT = Page(
 
 @routes.get("/reset-password", needs=PUBLIC)
 async def show_password_reset() -> Text:
-    """Show the form that sets a new password with a link."""
+    """Show the form for setting a new password with a link."""
     return _form(SET_PASSWORD)
 
 
@@ -123,7 +123,7 @@ async def submit_password_reset(
 
 @routes.get("/verify-email", needs=PUBLIC)
 async def show_verification() -> Text:
-    """Show the form that verifies an address with a link."""
+    """Show the form for verifying an address with a link."""
     return _form(VERIFY)
 
 
@@ -141,7 +141,7 @@ async def submit_verification(
 
 @routes.get("/accept-invitation", needs=PUBLIC)
 async def show_invitation() -> Text:
-    """Show the form that creates an account with an invitation."""
+    """Show the form for creating an account with an invitation."""
     return _form(ACCEPT)
 
 
@@ -173,9 +173,9 @@ async def read_page_script() -> Text:
 
 
 async def _result(page: Page, body: msgspec.Struct, url: str, submit: Callable[[], Awaitable[object]]) -> Text:
-    """Return the page after its form was submitted: with the result, or with the form again and the reason.
+    """Submit the form and return the page with the result, or with the form again and the reason for its rejection.
 
-    The form then still contains what the person entered, except the password.
+    A form that is shown again contains the entered values, except the password.
     """
     try:
         await submit()
@@ -213,7 +213,7 @@ def _page(title: str, content: str) -> Text:
 
 
 def _token_of(pasted: str) -> str:
-    """Return the token from what a person entered, which may be the token or the whole link."""
+    """Return the token from the entered text, which may be the token or the whole link."""
     return pasted.strip().rpartition("token=")[2]
 
 

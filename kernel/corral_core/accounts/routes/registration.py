@@ -23,10 +23,10 @@ BY_MAIL = Rate("mail", 5, 3600, per="client")
 
 
 class NewRegistration(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """A new account. The settings or the invitation determine its role.
+    """A request to create an account. The settings or the invitation determine its role.
 
-    `setup_token`: the token that the server printed when it started. The first account of an installation needs it if
-    the server listens on more than the loopback interface.
+    `setup_token` is the token that the server printed when it started. It is required for the first account of an
+    installation if the server does not listen on the loopback interface only.
     """
 
     email: Address
@@ -37,13 +37,13 @@ class NewRegistration(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class VerificationSent(msgspec.Struct, kw_only=True):
-    """The response if registration requires verification. It is the same whether the address is free or taken."""
+    """The response if registration requires verification. It is the same whether or not the address is taken."""
 
     status: Literal["verification_sent"] = "verification_sent"
 
 
 class MailRequested(msgspec.Struct, kw_only=True):
-    """The response to a request for an email. It is the same for every address, with or without an account."""
+    """The response to a request for an email. It is the same for every address, whether or not it has an account."""
 
     status: Literal["accepted"] = "accepted"
 
@@ -78,7 +78,7 @@ class PasswordReset(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 async def register_account(
     body: NewRegistration, request: Request, registrations: AccountRegistration
 ) -> Answer[UserView] | Answer[VerificationSent]:
-    """Create an account. The first account becomes the admin, whatever the settings say about registration.
+    """Create an account. The first account becomes the admin, regardless of the registration settings.
 
     If addresses must be verified, the response has status 202, and an email with a link is sent.
     """
@@ -113,7 +113,7 @@ async def reset_password(
 ) -> Answer[SignInResponse] | Answer[MfaChallenge]:
     """Set a new password with the token of a link, and sign in.
 
-    All other links and sessions of the user become invalid, and a lockout ends. The second factor is still required.
+    All other links and sessions of the user become invalid, and any lockout ends. A second factor is still required.
     """
     found = await recovery.reset_password(body.token, body.new_password, device_of(request), request.unit_context())
     return login_response(found, request, installation, cookie=body.cookie)
@@ -121,7 +121,10 @@ async def reset_password(
 
 @routes.post("/verify-email", needs=PUBLIC, raises=("link_expired", "duplicate", "invalid_state"))
 def verify_email(body: TokenOnly, registrations: AccountRegistration) -> UserView:
-    """Verify an address with the token of a link. If the user changed their address, the new one takes effect."""
+    """Verify an address with the token of a link.
+
+    If the user is changing their address, the new address takes effect.
+    """
     return registrations.verify_address(body.token)
 
 

@@ -33,7 +33,7 @@ class SetupRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class SeedView(msgspec.Struct, kw_only=True):
-    """The secret for an authenticator app, which is shown only once. `qr_code`: an SVG image as a data URI."""
+    """The secret for an authenticator app, which is shown only once. `qr_code` is an SVG image as a data URI."""
 
     secret: str
     otpauth_uri: str
@@ -41,14 +41,14 @@ class SeedView(msgspec.Struct, kw_only=True):
 
 
 class ActivationRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The first code of the authenticator app; `token` is an alias of `code`."""
+    """The first code from the authenticator app. `token` is an alias of `code`."""
 
     code: Code | UnsetType = UNSET
     token: Code | UnsetType = UNSET
 
 
 class ActivationResponse(msgspec.Struct, kw_only=True):
-    """The response when the second factor is enabled. The recovery codes are shown only once."""
+    """The response after the second factor is enabled. The recovery codes are shown only once."""
 
     mfa_enabled: bool
     recovery_codes: list[str]
@@ -63,7 +63,7 @@ class DisableMfaRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True
 
 
 class ChallengeAnswer(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The `mfa_token` of a sign-in, and a code or recovery code to complete it. `cookie`: see `/auth/login`."""
+    """The `mfa_token` of a sign-in, and a code or recovery code that completes it. `cookie`: see `/auth/login`."""
 
     mfa_token: Annotated[str, Meta(min_length=1, max_length=200)]
     code: Code | UnsetType = UNSET
@@ -92,7 +92,7 @@ class ReauthenticationRequest(msgspec.Struct, kw_only=True, forbid_unknown_field
 
 
 class SteppedUp(msgspec.Struct, kw_only=True):
-    """The result of a re-authentication. `reauth_until`: the time until which sensitive actions are allowed."""
+    """The result of a re-authentication. Sensitive actions are allowed until `reauth_until`."""
 
     reauth_until: Instant
 
@@ -105,7 +105,7 @@ class SteppedUp(msgspec.Struct, kw_only=True):
     raises=("reauth_required", "invalid_state", "vault_sealed", *WRONG),
 )
 async def set_up_mfa(body: SetupRequest, caller: Principal, request: Request, protection: OwnSecondFactor) -> SeedView:
-    """Begin the setup of a second factor. To enable it, send a code to `/auth/mfa/verify` within 15 minutes."""
+    """Begin setting up a second factor. To enable it, send a code to `/auth/mfa/verify` within 15 minutes."""
     seed = await protection.start_setup(caller, _is_given(body.password), request.unit_context(caller))
     return SeedView(secret=seed.secret, otpauth_uri=seed.uri, qr_code=await asyncio.to_thread(_qr_code, seed.uri))
 

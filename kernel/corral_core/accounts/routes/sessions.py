@@ -25,7 +25,10 @@ AUDITED = ("audit_unavailable",)
 
 
 class LogoutRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The refresh token of the session to end. Without it, the access token or the refresh cookie names the session."""
+    """The refresh token of the session to end.
+
+    Without it, the access token or the refresh cookie identifies the session.
+    """
 
     refresh_token: RefreshToken | UnsetType = UNSET
 
@@ -59,8 +62,8 @@ async def logout(
 ) -> Answer[None]:
     """Sign out: end the session, revoke its tokens and close its WebSockets.
 
-    The refresh token in the body, the access token or the refresh cookie names the session. The token may have expired,
-    and the session may have ended before.
+    The refresh token in the body, the access token or the refresh cookie identifies the session. Signing out also
+    succeeds if the token has expired or the session has already ended.
     """
     access = read_credential(request.header("authorization"), request.header("x-api-key"))
     refresh = None if isinstance(body.refresh_token, UnsetType) else body.refresh_token

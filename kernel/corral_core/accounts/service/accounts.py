@@ -79,7 +79,10 @@ class AccountsService:
     async def hash_password(
         self, password: str, *, email: str, full_name: str, pointer: str = "/password", user_id: str | None = None
     ) -> str:
-        """Check a new password against the policy and hash it. Raise `Invalid` (`weak_password`)."""
+        """Check a new password against the policy and hash it.
+
+        Raise `Invalid` (`weak_password`) if it breaks a rule.
+        """
         self._policy.check_password(password, email=email, full_name=full_name, pointer=pointer)
         if user_id is not None:
             await self._life.refuse_former(user_id, password, pointer=pointer)
@@ -119,11 +122,11 @@ class AccountsService:
     def register(
         self, new: NewUser, password_hash: str, *, how: str = "registration", verified: bool = False
     ) -> UserView:
-        """Create an account by registration. `verified`: whether the address needs no verification."""
+        """Create an account through registration. `verified`: whether the address counts as verified."""
         return self.create(new, password_hash=password_hash, by=SYSTEM_PRINCIPAL, how=how, verified=verified)
 
     def create_bootstrap_admin(self, new: NewUser, password_hash: str) -> UserView | None:
-        """Create the admin defined by environment variables. Return None if an admin exists or existed before."""
+        """Create the admin that environment variables define. Return None if an admin exists or has ever existed."""
         if self.has_admin() or not set_installation_value_once("first_admin", "bootstrap"):
             return None
         return self.create(new, password_hash=password_hash, by=SYSTEM_PRINCIPAL, how="bootstrap")
@@ -137,7 +140,7 @@ class AccountsService:
         return user_view(self.get_row(user_id))
 
     def get_row(self, user_id: str, *, hold: bool = False) -> UserRow:
-        """Return the row of an account. Raise `NotFound` for an unknown id. `hold`: see `row_of`."""
+        """Return the row of an account. Raise `NotFound` for an unknown id. For `hold`, see `row_of`."""
         query: Any = UserRow.select().where(UserRow.id == user_id)
         row: UserRow | None = (locked(query) if hold else query).first()
         if row is None:
@@ -145,7 +148,10 @@ class AccountsService:
         return row
 
     def row_of(self, email: str, *, hold: bool = False) -> UserRow | None:
-        """Return the row with this address, ignoring case. `hold`: lock the row until the unit of work ends."""
+        """Return the row with this address, ignoring case, or None.
+
+        `hold`: lock the row until the unit of work ends.
+        """
         query: Any = UserRow.select().where(UserRow.email_key == normalize_address(email))
         row: UserRow | None = (locked(query) if hold else query).first()
         return row
@@ -298,7 +304,7 @@ class AccountsService:
     def set_password_by_link(self, row: UserRow, password_hash: str, *, proves: str | None) -> None:
         """Store a new password hash for a user who opened a link, and end all sessions of the user.
 
-        `proves`: the address to which the link was sent. Because the user opened the link, the address is verified.
+        `proves` is the address to which the link was sent. It becomes verified, because the user opened the link.
         """
         self.replace_password(row, password_hash, must_change=False, revoke_api_keys=False)
         self.end_sessions(row.id, "password_changed")
@@ -306,7 +312,7 @@ class AccountsService:
             self.prove_email(row, proves)
 
     def prove_email(self, row: UserRow, email: str) -> UserView:
-        """Mark `email` as verified. If `email` differs from the address of the account, it becomes the new address."""
+        """Mark `email` as verified. If the account has a different address, `email` replaces it."""
         key = validate_email(email)
         if UserRow.select().where((UserRow.email_key == key) & (UserRow.id != row.id)).exists():
             raise address_taken_error()
@@ -321,7 +327,7 @@ class AccountsService:
         return self.get(row.id)
 
     def store_new_hash(self, row: UserRow, password_hash: str) -> None:
-        """Store a new hash of an unchanged password. Do nothing if the password was changed in the meantime."""
+        """Store a new hash of the same password. Do nothing if the password was changed in the meantime."""
         same = (UserRow.id == row.id) & (UserRow.password_hash == row.password_hash)
         UserRow.update(password_hash=password_hash).where(same).execute()
 
@@ -400,7 +406,7 @@ class AccountsService:
             self.end_sessions(row.id, "revoked")
 
     def _forget_cached_rights(self, user_id: str) -> None:
-        """Remove the user's cached rights after the commit, so that the next request reads them again."""
+        """Remove the user's cached rights after the commit, so that the next request reads them from the database."""
         after_commit(lambda: self._credentials.forget(lambda caller: caller.user_id == user_id))
 
     def _record_audit(
@@ -413,7 +419,7 @@ class AccountsService:
 
 
 def user_view(row: UserRow) -> UserView:
-    """Convert a row to the account as the API returns it. An expired lockout is omitted."""
+    """Convert a row to the account view that the API returns. An expired lockout is omitted."""
     fields = {name: getattr(row, name) for name in UserView.__struct_fields__}
     if row.locked_until is not None and row.locked_until <= clock.now():
         fields["locked_until"] = None
@@ -444,7 +450,7 @@ def update_row(row: UserRow, changes: Mapping[str, Any]) -> None:
 
 
 def address_taken_error() -> Conflict:
-    """Return the problem to raise for an address that another account already uses."""
+    """Return the problem to raise if another account already uses the address."""
     return Conflict("Another account already has this email address.", code="duplicate")
 
 

@@ -85,22 +85,23 @@ class AccessTokens:
         return self._fixed is not None
 
     def _temporary_key(self) -> bytes | None:
-        """Return the signing key to use while the stored keys cannot be decrypted, or None if they can.
+        """Return the signing key to use while the stored keys cannot be decrypted.
 
-        This key lets admins sign in to a sealed installation. The key is never stored.
+        Return None if they can be decrypted. With this key, admins can sign in to a sealed installation. The key is
+        never stored.
         """
         return self._sealer.mac("accounts.temporary_signing_key", b"v1") if self._sealer.sealed else None
 
     def _is_sealed_key(self, kid: str) -> bool:
         """Return whether a stored key has this id but cannot be decrypted, because the vault of this process is sealed.
 
-        Other machines of the installation accept tokens that were signed with this key, so such tokens are not invalid.
+        Tokens signed with this key are not invalid: other machines of the installation can still verify them.
         """
         sealed = self._fixed is None and self._sealer.sealed
         return sealed and bool(SigningKeyRow.select().where(SigningKeyRow.id == kid).exists())
 
     def create_first_key(self) -> None:
-        """Create the id of the installation and the first signing key if they do not exist."""
+        """Create the installation's id and the first signing key if they do not exist."""
         set_installation_value_once("installation_id", new_id())
         if self._fixed is None and not self._sealer.sealed and not SigningKeyRow.select().exists():
             self.rotate_key()  # processes that start together may create two keys: both verify, and the newer one signs
@@ -113,7 +114,10 @@ class AccessTokens:
         return found
 
     def rotate_key(self) -> str:
-        """Create a new signing key and return its id. The old key verifies tokens until its last token expires."""
+        """Create a new signing key and return its id.
+
+        The old key still verifies tokens until its last token expires.
+        """
         kid = new_id()
         SigningKeyRow.update(retired_at=clock.now()).where(SigningKeyRow.retired_at.is_null()).execute()
         sealed = self._sealer.encrypt(
@@ -123,7 +127,7 @@ class AccessTokens:
         return kid
 
     def issue(self, user_id: str, session_id: str, seconds: int) -> str:
-        """Return a new access token for this session, valid for `seconds`."""
+        """Return a new access token for this session, valid for `seconds` seconds."""
         keys = self._current_keys()
         now = int(clock.time_s())
         claims = TokenClaims(
@@ -170,7 +174,7 @@ class AccessTokens:
         return claims
 
     def _current_keys(self, kid: str | None = None) -> _CachedKeys:
-        """Return the cached keys. The cache expires after a minute, or after a second if it does not contain `kid`."""
+        """Return the signing keys, which are cached for a minute, or for a second if `kid` is not among them."""
         kept, now = self._kept, time.monotonic()
         age = CACHE_SECONDS if kept is None or kid is None or kid in kept.secrets else 1.0
         if kept is None or now - kept.read_at > age:
@@ -228,7 +232,7 @@ class SigningKeys:
     def rotate_key(self) -> str:
         """Replace the signing key and return the id of the new key. Runs in the caller's unit of work.
 
-        The old key verifies tokens until its last token expires. Raise `Conflict` if `CORRAL_JWT_SECRET` is set.
+        The old key still verifies tokens until its last token expires. Raise `Conflict` if `CORRAL_JWT_SECRET` is set.
         """
         if self._tokens.is_fixed:
             raise Conflict(
@@ -244,7 +248,7 @@ class SigningKeys:
     async def register_with_redactor(self) -> None:
         """Register the current keys with the redactor.
 
-        While the vault is sealed, this does nothing: no key can be read, so no key can leak.
+        While the vault is sealed, this method does nothing: the keys cannot be decrypted, so they cannot leak.
         """
         with contextlib.suppress(Unavailable):
             keys = await self._work(self._tokens.encoded_keys, read=True)
@@ -253,7 +257,7 @@ class SigningKeys:
                 self._told = keys
 
     async def register_new_keys(self) -> None:
-        """Every minute until cancelled, register new keys with the redactor. The kernel supervises this task."""
+        """Register new keys with the redactor every minute until cancelled. The kernel supervises this task."""
         while True:
             await asyncio.sleep(CACHE_SECONDS)
             await self.register_with_redactor()
@@ -283,7 +287,7 @@ _SESSION = Statement(
 
 
 class SessionPrincipals:
-    """Creates the principals of signed-in users. Runs in the caller's unit of work."""
+    """Creates the principals of signed-in users. Every function runs in the caller's unit of work."""
 
     def __init__(self, permissions: Permissions, settings: Settings, second: SecondFactor) -> None:
         self._permissions, self._settings, self._second = permissions, settings, second
@@ -311,7 +315,10 @@ class SessionPrincipals:
         )
 
     def _check_session(self, ended_at: str | None, expires_at: str, created_at: str, last_seen_at: str) -> bool:
-        """Return whether the session is live. A shorter lifetime in the settings applies to existing sessions too."""
+        """Return whether the session is live.
+
+        If the lifetime in the settings was shortened, existing sessions expire earlier.
+        """
         get = self._settings.get
         in_time = created_at > clock.now(-get(REFRESH_ABSOLUTE)) and last_seen_at > clock.now(-get(REFRESH_IDLE))
         return ended_at is None and expires_at > clock.now() and in_time
@@ -323,7 +330,10 @@ def is_access_token(credential: str) -> bool:
 
 
 class AccessTokenAuthenticator:
-    """Implements `corral.auth.principal.Authenticator` and `RecheckingAuthenticator` for the access tokens of users."""
+    """Authenticates users by access token.
+
+    Implements `corral.auth.principal.Authenticator` and `RecheckingAuthenticator`.
+    """
 
     def __init__(self, tokens: AccessTokens, principals: SessionPrincipals, settings: Settings) -> None:
         self._tokens, self._principals, self._settings = tokens, principals, settings
@@ -376,6 +386,6 @@ class TicketsService:
 
 
 def delete_expired_tickets(at_once: int = 500) -> int:
-    """Delete at most `at_once` expired tickets. Return their number."""
+    """Delete at most `at_once` expired tickets. Return the number of deleted tickets."""
     old = TicketRow.select(TicketRow.hash).where(TicketRow.expires_at <= clock.now()).limit(at_once)
     return int(TicketRow.delete().where(TicketRow.hash.in_(old)).execute())

@@ -1,4 +1,4 @@
-"""The normal form of email addresses, which is used to find accounts, to compare addresses and to count attempts."""
+"""The normal form of email addresses, used to find accounts, to compare addresses and to count attempts."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ _FORM = re.compile(r"[^\s@]+@[^\s@]+")
 
 
 def normalize_address(address: str) -> str:
-    """Return the normal form of an address (NFKC, stripped, case-folded), which is equal for all its spellings.
+    """Return the normal form of an address (NFKC, stripped, case-folded).
 
-    This function never raises: a string that is not an address has a normal form too, but matches no account.
+    All spellings of an address have the same form. This function never raises: it also normalizes strings that are not
+    addresses, but the result matches no account.
     """
     return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", address).strip().casefold())
 
 
 def validate_email(address: str, pointer: str = "/email") -> str:
-    """Return the normal form of an address that is to be stored. Raise `Invalid` if the text is not an address."""
+    """Return the normal form of an address before it is stored. Raise `Invalid` if the text is not an address."""
     key = normalize_address(address)
     if not _FORM.fullmatch(key) or len(key) > MAX_LENGTH or any(not letter.isprintable() for letter in key):
         raise Invalid.at(pointer, "bad_format", "Give an email address such as name@example.org.")

@@ -1,8 +1,8 @@
 """The first account of an installation, which becomes its admin.
 
-If the server can be reached from other machines, the registration of the first account needs the set-up token, so that
-no stranger becomes the admin. The token is derived from the master key and the id of the installation: every process
-knows it, and it is stored nowhere but in the file for the operator.
+If the server can be reached from other machines, registering the first account requires the set-up token, so that no
+stranger becomes the admin. The token is derived from the master key and the installation's id, so every process can
+compute it. It is stored only in a file for the operator.
 """
 
 from __future__ import annotations

@@ -82,7 +82,10 @@ class InvitationsService:
         return self._get_pending(self._links.find_link((INVITATION,), token).subject_id)
 
     def accept(self, token: str, user_id: str) -> None:
-        """Accept the invitation for the new account. Raise `Gone` (`link_expired`) if it is no longer pending."""
+        """Accept the invitation for the new account.
+
+        Raise `Gone` (`link_expired`) if the invitation is no longer pending.
+        """
         link = self._links.redeem_link((INVITATION,), token)
         row = self._get_pending(link.subject_id)
         mine = (InvitationRow.id == row.id) & PENDING
@@ -94,7 +97,7 @@ class InvitationsService:
 
     @staticmethod
     def delete_of_user(user_id: str, email_key: str) -> tuple[str, ...]:
-        """Delete the invitations of a purged account. Return the ids of the invitations."""
+        """Delete the invitations of a purged account. Return the ids of the deleted invitations."""
         named = (InvitationRow.accepted_by == user_id) | (InvitationRow.email_key == email_key)
         return tuple(row.id for row in InvitationRow.delete().where(named).returning(InvitationRow).execute())
 
@@ -125,7 +128,7 @@ class InvitationsService:
 
 
 def invitation_view(row: InvitationRow) -> InvitationView:
-    """Convert a row to the invitation as admins see it. A pending invitation past its expiry is shown as `expired`."""
+    """Convert a row to the view for admins. A pending invitation past its expiry is shown as `expired`."""
     fields: dict[str, Any] = {name: getattr(row, name) for name in InvitationView.__struct_fields__}
     if row.status == "pending" and row.expires_at <= clock.now():
         fields["status"] = "expired"

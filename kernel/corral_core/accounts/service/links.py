@@ -1,7 +1,7 @@
 """Single-use links that reset a password, verify an address or accept an invitation.
 
-Every function runs in the caller's unit of work. The token of a link consists of 256 random bits. Only the SHA-256 of
-the token is stored. The token is in the fragment of the URL, which servers do not receive and so cannot log.
+Every function runs in the caller's unit of work. The token of a link has 256 random bits, and only its SHA-256 is
+stored. The token is in the fragment of the URL, which browsers do not send to servers, so servers cannot log it.
 """
 
 from __future__ import annotations
@@ -49,13 +49,16 @@ class SingleUseLinks:
         self._port: int | None = None
 
     def serve_at(self, address: str) -> None:
-        """Set the address at which the server accepts connections. `server.bind` may let the system choose the port."""
+        """Set the address at which the server accepts connections. Its port may differ from `server.bind`.
+
+        The port differs if `server.bind` lets the operating system choose one.
+        """
         self._port = urlsplit(address).port
 
     def bind_to(self, place: str) -> None:
         """Set the `host:port` of a server that runs in another process. It may differ from `server.bind`.
 
-        Used by commands.
+        Commands use this method.
         """
         self._bind = place
 
@@ -79,9 +82,9 @@ class SingleUseLinks:
         return str(row.id)
 
     def generate_token(self, link_id: str) -> str | None:
-        """Generate and return a token for a link from `create_link`. An earlier token of the link becomes invalid.
+        """Generate and return a token for a link created with `create_link`.
 
-        Return None if the link was used or invalidated.
+        Any earlier token of the link becomes invalid. Return None if the link was used or invalidated.
         """
         row: LinkRow | None = LinkRow.get_or_none(LinkRow.id == link_id)
         if row is None:
@@ -92,7 +95,7 @@ class SingleUseLinks:
         return token if armed else None
 
     def invalidate_token(self, link_id: str) -> None:
-        """Invalidate the token of a link that could not be emailed. The next attempt generates a new token."""
+        """Invalidate the token of a link whose email was not sent. The next attempt generates a new token."""
         mine = (LinkRow.id == link_id) & LinkRow.used_at.is_null()
         LinkRow.update(hash=None, expires_at=clock.now(UNSENT_SECONDS)).where(mine).execute()
 
@@ -117,7 +120,7 @@ class SingleUseLinks:
         return self.link_url(kind, token)
 
     def find_link(self, kinds: tuple[str, ...], token: str) -> LinkRow:
-        """Return the live link that has this token. Raise `Gone` (`link_expired`) if there is none."""
+        """Return the live link with this token. Raise `Gone` (`link_expired`) if there is none."""
         row: LinkRow | None = LinkRow.get_or_none(_redeemable_links(kinds, token))
         if row is None:
             raise self.link_expired_error()
@@ -145,13 +148,13 @@ class SingleUseLinks:
 
     @property
     def base_url(self) -> str:
-        """The URL at which people reach the server, without a trailing slash."""
+        """The URL at which users reach the server, without a trailing slash."""
         return (self._public or self._own_address()).rstrip("/")
 
     def link_url(self, kind: str, token: str) -> str:
-        """Return the absolute URL of a link. Its fragment contains the token.
+        """Return the absolute URL of a link, with the token in its fragment.
 
-        The URL begins with `CORRAL_PUBLIC_URL` or, if that is not set, with the address of this server.
+        The URL begins with `CORRAL_PUBLIC_URL` or, if this variable is not set, with the address of this server.
         """
         return f"{self.base_url}/account/{PAGES[kind]}#token={quote(token)}"
 
@@ -168,7 +171,10 @@ class SingleUseLinks:
 
 
 def delete_expired_links(at_once: int = 500) -> int:
-    """Delete at most `at_once` links that expired more than `KEEP_DAYS` days ago. Return their number."""
+    """Delete at most `at_once` links that expired more than `KEEP_DAYS` days ago.
+
+    Return the number of deleted links.
+    """
     old = LinkRow.select(LinkRow.id).where(LinkRow.expires_at <= clock.now(-KEEP_DAYS * DAY)).limit(at_once)
     return int(LinkRow.delete().where(LinkRow.id.in_(old)).execute())
 

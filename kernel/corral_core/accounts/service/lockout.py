@@ -1,8 +1,8 @@
 """Account lockout: after too many failed sign-ins with one address, the address is locked for some time.
 
-Before a password or code is verified, a single conditional UPDATE reserves the attempt. The reservation succeeds if the
-failures within the window and the attempts in flight together stay below the threshold. Parallel guesses therefore get
-no more attempts than sequential ones. Parallel attempts with the correct password wait for each other and cause no
+Before a password or code is verified, a single conditional UPDATE reserves the attempt. The reservation succeeds only
+if the number of recent failures plus the number of attempts in flight is below the threshold. An attacker therefore
+gains nothing by guessing in parallel. Parallel attempts with the correct password wait for each other and cause no
 lockout.
 """
 
@@ -40,7 +40,7 @@ INSTANT, KEPT = 24, 20  # characters of an instant; number of failures that are 
 class _AddressGate(msgspec.Struct):
     """Limits the concurrent attempts on one address in this process.
 
-    Excess attempts wait here and do not query the database. `users`: the number of attempts that use this object.
+    Excess attempts wait here without querying the database. `users` is the number of attempts that use this object.
     """
 
     room: asyncio.Semaphore
@@ -93,15 +93,15 @@ class Lockout:
         LockoutRow.update(in_flight=_decrement_in_flight()).where(LockoutRow.key == key).execute()
 
     def settle_success(self, key: str, user_id: str) -> None:
-        """Record that an attempt succeeded: release the reservation and reset earlier failures."""
+        """Record that an attempt succeeded: release its reservation and reset earlier failures."""
         LockoutRow.update(in_flight=_decrement_in_flight(), failed="", locks=0).where(LockoutRow.key == key).execute()
         self._clear_locked_until(user_id)
 
     def settle_failure(self, key: str, user_id: str | None) -> None:
-        """Record that an attempt failed. If the failures reach the threshold, lock the address.
+        """Record that an attempt failed. If the number of failures reaches the threshold, lock the address.
 
-        A lockout lasts twice as long as the previous one, but at most an hour. If the previous lockout ended at least a
-        day ago, the lockout lasts `security.lockout_seconds` again.
+        Each lockout lasts twice as long as the previous one, but at most an hour. If the previous lockout ended at
+        least a day ago, the duration is reset to `security.lockout_seconds`.
         """
         now = clock.now()
         failed: Any = peewee.fn.SUBSTR(peewee.Value(now).concat(LockoutRow.failed), 1, KEPT * INSTANT)
@@ -129,7 +129,7 @@ class Lockout:
             self._record_audit(audit_action("unlock", user_id), user_id, {})
 
     def count_failures(self, emails: Iterable[str]) -> dict[str, int]:
-        """Return the number of failures within the window for each address in `emails` that has any."""
+        """Return the number of failures within the window, keyed by address. Addresses without failures are omitted."""
         keys = {digest(normalize_address(email)): email for email in emails}
         rows = LockoutRow.select().where(LockoutRow.key.in_(list(keys)) & (LockoutRow.failed != ""))
         counts = {keys[row.key]: len(self._failures_within_window(row.failed)) for row in rows}
@@ -208,7 +208,10 @@ class Lockout:
 
 
 def delete_old_lockouts(at_once: int = 500) -> int:
-    """Delete at most `at_once` rows of addresses without an attempt for two days. Return their number."""
+    """Delete at most `at_once` lockouts of addresses without an attempt in the last two days.
+
+    Return the number of deleted rows.
+    """
     old = LockoutRow.select(LockoutRow.key).where(LockoutRow.reserved_until < clock.now(-KEEP_SECONDS)).limit(at_once)
     return int(LockoutRow.delete().where(LockoutRow.key.in_(old)).execute())
 

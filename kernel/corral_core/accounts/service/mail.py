@@ -1,6 +1,6 @@
-"""Emails to users: a short plain text for each kind of email, and the service that sends them.
+"""Emails to users: a short plain-text template for each kind of email, and the service that sends emails.
 
-The current unit of work enqueues each email as a job, so nothing else waits if the mail server is unavailable.
+Each email is enqueued as a job in the current unit of work, so an unavailable mail server does not delay the caller.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _CHANGE = "change your password immediately and tell an admin"
 
 
 class MailTemplate(NamedTuple):
-    """The subject and the text of an email. Placeholders such as `{name}` are replaced by values."""
+    """The subject and the text of an email, with placeholders such as `{name}`."""
 
     subject: str
     text: str
@@ -119,9 +119,9 @@ TEMPLATES: Mapping[str, MailTemplate] = {
 
 
 def render_mail(kind: str, *, sender: str, to: str, name: str, address: str, facts: Mapping[str, Any]) -> EmailMessage:
-    """Return the message for a kind of email from the installation with this name and address.
+    """Return the message for this kind of email. `name` and `address` are those of the installation.
 
-    `facts` are the values of placeholders. Raise `ValueError` for an invalid email address.
+    `facts` contains the values of the placeholders. Raise `ValueError` for an invalid email address.
     """
     template = TEMPLATES[kind]
     message = _new_message(sender, to, f"{name}: {template.subject}")
@@ -132,7 +132,7 @@ def render_mail(kind: str, *, sender: str, to: str, name: str, address: str, fac
 
 
 def render_plugin_email(email: PluginEmail, *, sender: str, name: str) -> EmailMessage:
-    """Return the message for an email that a plugin wrote. Raise `ValueError` for an invalid address or header."""
+    """Return the message for an email composed by a plugin. Raise `ValueError` for an invalid address or header."""
     message = _new_message(sender, email.to, f"{name}: {email.subject}")
     for header, value in email.headers.items():
         message[header] = value
@@ -153,7 +153,7 @@ def _new_message(sender: str, to: str, subject: str) -> EmailMessage:
 
 
 def _sender_address(text: str) -> Address:
-    """Return an address split at the last `@`, so that no part is parsed as another address or as a display name."""
+    """Split an address at the last `@`, so that no part of it is parsed as another address or as a display name."""
     name, _, domain = text.rpartition("@")
     return Address(username=name, domain=domain)
 
@@ -209,7 +209,7 @@ class MailService:
         )
 
     async def send_now(self, kind: str, to: str, facts: dict[str, Any]) -> None:
-        """Send an email now. Raise `MailFailed` on failure, or `ValueError` for an invalid address."""
+        """Send an email now. Raise `MailFailed` if sending fails, or `ValueError` for an invalid address."""
         if "until" in facts:
             facts = {**facts, "until": self._local_time(facts["until"])}
         name, sender = self._settings.get(SITE_NAME), self._sender()

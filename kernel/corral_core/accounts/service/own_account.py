@@ -1,4 +1,4 @@
-"""Actions of users on their own account: re-authentication, setup of the second factor, and profile changes."""
+"""Actions of users on their own account: re-authentication, second-factor setup, and profile changes."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ class OwnSecondFactor:
         return await self._work(lambda: self._accounts.get_row(_require_person(caller)), read=True)
 
     def _is_session_recent(self, caller: Principal) -> bool:
-        """Return whether the session began within the last `STEP_UP_SECONDS`."""
+        """Return whether the session began within the step-up period (`STEP_UP_SECONDS`)."""
         begun = SessionRow.created_at > clock.now(-self._settings.get(STEP_UP_SECONDS))
         return bool(SessionRow.select().where((SessionRow.id == caller.session_id) & begun).exists())
 
@@ -154,7 +154,7 @@ PREFERENCES_BYTES = 8 * 1024
 
 
 class ProfilePatch(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """Changes to the user's own profile. A change of `email` requires `current_password`."""
+    """Changes to the user's own profile. Changing `email` requires `current_password`."""
 
     full_name: FullName | UnsetType = UNSET
     timezone: Annotated[str, Meta(min_length=1, max_length=64)] | UnsetType = UNSET
@@ -182,9 +182,9 @@ class ProfileChanges:
     async def update_profile(
         self, user_id: str, patch: ProfilePatch, if_match: IfMatch, entry: UnitContext
     ) -> UserView:
-        """Apply a patch to the user's own profile. A new address requires the password.
+        """Apply a patch to the user's own profile. Changing the address requires the password.
 
-        If addresses must be verified, a new address takes effect when the user opens the link that is sent to it.
+        If addresses must be verified, a new address takes effect when the user opens the link sent to it.
         """
         _check_patch(patch)
         user = await self._work(lambda: self._accounts.get(user_id), read=True)

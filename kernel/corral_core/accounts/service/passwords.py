@@ -73,7 +73,7 @@ class Passwords:
         """The times in which this process computed hashes, without the time in the queue."""
 
     async def hash_password(self, password: str, *, pointer: str = "/password") -> str:
-        """Check the length of a password and hash it. The caller must apply the password policy."""
+        """Hash a password after checking only its length. The caller must apply the password policy."""
         _check_length(password, pointer)
         return await self._run_in_pool(lambda: _argon2_hasher().hash(password))
 
@@ -84,7 +84,7 @@ class Passwords:
 
     @staticmethod
     def needs_rehash(hashed: str) -> bool:
-        """Return whether the hash was computed with parameters other than the current ones."""
+        """Return whether the hash was computed with outdated parameters."""
         return _argon2_hasher().check_needs_rehash(hashed)
 
     async def _run_in_pool(self, work: Callable[[], T]) -> T:
@@ -140,13 +140,13 @@ _CLASSES = (
 
 
 class PasswordPolicy:
-    """Checks new passwords. A change of the policy does not affect existing passwords."""
+    """Checks new passwords. Policy changes do not affect existing passwords."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
 
     def check_password(self, password: str, *, email: str, full_name: str, pointer: str) -> None:
-        """Raise `Invalid` (`weak_password`) with one fault for each rule that the password breaks."""
+        """Raise `Invalid` (`weak_password`) with one field error for each rule that the password breaks."""
         faults = [FieldError(pointer, code, detail) for code, detail in self._broken_rules(password, email, full_name)]
         if faults:
             raise Invalid(
@@ -156,7 +156,7 @@ class PasswordPolicy:
             )
 
     def current_rules(self) -> dict[str, int | bool]:
-        """Return the rules of the policy, for screens on which users choose a new password."""
+        """Return the rules of the policy, for display where users choose a new password."""
         rules: dict[str, int | bool] = {"min_length": self._settings.get(MIN_LENGTH), "max_length": 128}
         rules["breached_check"] = self._settings.get(BREACHED_CHECK)
         for setting, _, _, _ in _CLASSES:
@@ -188,8 +188,8 @@ _SPELLED = str.maketrans("@4310!$57", "aaeioisst")
 def is_breached(password: str) -> bool:
     """Return whether the password is on the list of breached passwords, or is a simple variant of a listed one.
 
-    Variants add digits or symbols at the start or the end, replace letters with similar symbols, or repeat the whole
-    password. Sequences along the keyboard, and repetitions of one or two characters, count as breached too.
+    Variants add digits or symbols at the start or end, replace letters with similar symbols, or repeat the whole
+    password. Keyboard sequences and repetitions of one or two characters also count as breached.
     """
     folded = password.casefold()
     if len(_repeating_unit(folded)) <= SHORTEST or any(folded in run for run in _RUNS):
@@ -207,7 +207,7 @@ def _spellings(folded: str) -> set[str]:
 
 
 def _repeating_unit(text: str) -> str:
-    """Return the shortest text that yields the whole text when repeated, such as `ab` for `ababab`."""
+    """Return the shortest text whose repetition yields `text`, such as `ab` for `ababab`."""
     again = (text + text).find(text, 1)
     return text[:again]
 
@@ -226,7 +226,7 @@ def _breached_passwords() -> bytes:
 
 
 class PasswordHistory:
-    """Stores hashes of former passwords, and enforces the expiry of passwords. Only this class writes these hashes.
+    """Stores hashes of previous passwords, and enforces password expiry. Only this class writes these hashes.
 
     Every function except `refuse_former` runs in the caller's unit of work.
     """
@@ -235,9 +235,9 @@ class PasswordHistory:
         self._work, self._passwords, self._settings = work, passwords, settings
 
     async def refuse_former(self, user_id: str, password: str, *, pointer: str) -> None:
-        """Raise `Invalid` (`weak_password`) for the current password or a former one, if the policy forbids reuse.
+        """Raise `Invalid` (`weak_password`) for the current or a previous password, if the policy forbids reuse.
 
-        Authenticate the caller first, because the result reveals former passwords. Runs outside a unit of work.
+        Authenticate the caller first, because the result reveals previous passwords. Runs outside a unit of work.
         """
         kept = self._settings.get(HISTORY)
         if not kept:
@@ -248,7 +248,7 @@ class PasswordHistory:
                 raise Invalid.at(pointer, "core.reused", detail, problem="weak_password")
 
     def add_password(self, user_id: str, hashed: str | None) -> None:
-        """Store the hash of a replaced password, and delete the hashes that the policy no longer keeps."""
+        """Store the hash of a replaced password, and delete hashes that the policy no longer requires."""
         kept = self._settings.get(HISTORY)
         mine = FormerPasswordRow.user_id == user_id
         if kept and hashed is not None:
@@ -258,7 +258,7 @@ class PasswordHistory:
         FormerPasswordRow.delete().where(mine & FormerPasswordRow.id.not_in(keep)).execute()
 
     def require_change_of_expired(self, user: UserRow) -> None:
-        """Require the user to change a password that is older than the policy allows. Called at each sign-in."""
+        """Require the user to change a password that has expired under the policy. Called at each sign-in."""
         days = self._settings.get(MAX_AGE_DAYS)
         if days is not None and (user.password_changed_at or "") <= clock.now(-days * DAY):
             due = (UserRow.id == user.id) & (UserRow.password_hash == user.password_hash)
@@ -266,7 +266,7 @@ class PasswordHistory:
 
     @staticmethod
     def delete_of_user(user_id: str) -> None:
-        """Delete the hashes of the former passwords of a purged account."""
+        """Delete the hashes of a purged account's previous passwords."""
         FormerPasswordRow.delete().where(FormerPasswordRow.user_id == user_id).execute()
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""Account recovery by users who forgot their password, and by admins for users who cannot sign in."""
+"""Account recovery: users reset a forgotten password, and admins help users who cannot sign in."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FORGOT = "accounts.forgot_password"
 
 
 class PasswordRecovery:
-    """Lets users reset a forgotten password with a link that is sent by email."""
+    """Lets users reset a forgotten password through an emailed link."""
 
     def __init__(
         self,
@@ -46,13 +46,14 @@ class PasswordRecovery:
     ) -> SignedIn | PendingSignIn:
         """Set a new password with the token of a link, and sign in.
 
-        All other links and sessions of the user become invalid, and a lockout ends. A second factor is still required.
+        All other links and sessions of the user become invalid, and any lockout ends. A second factor is still
+        required.
         """
         hashed = await self._hash_password(token, password)
         return await self._work(lambda: self._sign_in.create_session(self._redeem(token, hashed), device), entry=entry)
 
     async def set_password(self, token: str, password: str, entry: UnitContext) -> None:
-        """Set a new password with the token of a link, as `reset_password` does, without signing in."""
+        """Set a new password with the token of a link, like `reset_password`, but do not sign in."""
         hashed = await self._hash_password(token, password)
         await self._work(lambda: self._redeem(token, hashed), entry=entry)
 
@@ -76,7 +77,7 @@ class PasswordRecovery:
 
 
 class PasswordLinksService:
-    """Issues and emails links with which users set a password. Implements `corral_core.accounts.api.PasswordLinks`."""
+    """Issues and emails links that let users set a password. Implements `corral_core.accounts.api.PasswordLinks`."""
 
     def __init__(self, accounts: AccountsService, links: SingleUseLinks, mail: MailService) -> None:
         self._accounts, self._links, self._mail = accounts, links, mail

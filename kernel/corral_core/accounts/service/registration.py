@@ -45,7 +45,10 @@ class AccountRegistration:
         self._links, self._mail, self._settings, self._passwords = links, mail, settings, passwords
 
     async def create_bootstrap_admin(self, email: str, password: str) -> None:
-        """Create the admin defined by environment variables, if no admin exists. The password policy does not apply."""
+        """Create the admin that environment variables define, if no admin exists.
+
+        The password policy does not apply.
+        """
         if await self._work(self._accounts.has_admin, read=True):
             return
         hashed = await self._passwords.hash_password(password)
@@ -63,8 +66,8 @@ class AccountRegistration:
     ) -> UserView | None:
         """Create an account and return it. If the address must be verified, send an email and return None.
 
-        In this case, the result is None even if the address is already taken. Raise `Forbidden` (`registration_closed`)
-        if neither the settings nor the set-up token nor the invitation allow this registration.
+        If the address must be verified, the result is None even for a taken address. Raise `Forbidden`
+        (`registration_closed`) unless the settings, the set-up token or the invitation allow this registration.
         """
         if invitation is not None:
             return await self.accept_invitation(invitation, new.full_name, password, entry, email=new.email)
@@ -111,8 +114,8 @@ class AccountRegistration:
     def _notify_owner(self, email: str) -> None:
         """Notify the owner of an existing account about a registration with their address.
 
-        If the account was neither verified nor used, somebody else may have chosen its password. The password is then
-        deleted, and the recipient of the email chooses a new one.
+        If the account was neither verified nor used, somebody else may have chosen its password. In this case, the
+        password is deleted, and the email contains a link for setting a new one.
         """
         row = self._accounts.row_of(email, hold=True)
         if row is None:

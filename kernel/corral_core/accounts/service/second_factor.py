@@ -1,7 +1,8 @@
 """The second factor: time-based codes (TOTP, RFC 6238) and recovery codes.
 
 Every function runs in the caller's unit of work. A code is valid only once: the newest accepted time step is stored,
-and only codes of later steps are accepted. The step is stored in the transaction that the code authorizes.
+and only codes for later steps are accepted. The step is stored in the same transaction as the action that the code
+authorizes.
 """
 
 from __future__ import annotations
@@ -49,9 +50,9 @@ class SecondFactor:
         self._sealer, self._settings, self._credentials = sealer, settings, credentials
 
     def start_setup(self, user: UserRow) -> NewSeed:
-        """Generate a seed, which takes effect when `activate` receives its first code. It replaces an unfinished setup.
+        """Generate a seed, which takes effect when `activate` receives its first code.
 
-        Raise `Conflict` if the second factor is enabled.
+        It replaces any unfinished setup. Raise `Conflict` if the second factor is already enabled.
         """
         if user.mfa_enabled:
             raise Conflict("A second factor is already set up; remove it first.", current_status="enabled")
@@ -105,7 +106,7 @@ class SecondFactor:
         return bool(SecondFactorRow.update(last_step=step).where(newer & (SecondFactorRow.last_step < step)).execute())
 
     def consume_recovery_code(self, user_id: str, code: str) -> int | None:
-        """Delete a recovery code. Return the number of remaining recovery codes, or None if this code is not valid."""
+        """Delete a recovery code. Return the number of remaining recovery codes, or None if the code was not valid."""
         mine = RecoveryCodeRow.user_id == user_id
         if not RecoveryCodeRow.delete().where(mine & (RecoveryCodeRow.hash == _recovery_hash(code))).execute():
             return None
@@ -122,7 +123,7 @@ class SecondFactor:
         return codes
 
     def disable(self, user_id: str) -> bool:
-        """Disable the second factor without further checks. Return False if it was not enabled."""
+        """Disable the second factor without further checks. Return False if none was enabled."""
         delete_second_factor(user_id)
         if not self._mark_user(user_id, enabled=False):
             return False
@@ -175,7 +176,7 @@ class SecondFactor:
     # -- helpers
 
     def _matching_step(self, row: SecondFactorRow, code: str) -> int | None:
-        """Return the current or adjacent time step that the code matches, or None.
+        """Return the time step that the code matches, or None. Only the current and the adjacent steps are considered.
 
         Raise `Conflict` (`core.second_factor_damaged`) if the stored seed cannot be decrypted.
         """
@@ -208,7 +209,7 @@ def delete_second_factor(user_id: str) -> None:
 
 
 def end_challenges(user_id: str) -> None:
-    """Invalidate the user's sign-ins whose second factor is pending."""
+    """Invalidate the user's sign-ins that await a second factor."""
     ChallengeRow.delete().where(ChallengeRow.user_id == user_id).execute()
 
 

@@ -60,11 +60,11 @@ class SessionView(msgspec.Struct, kw_only=True):
 
 
 class SessionTokens(msgspec.Struct, frozen=True, kw_only=True):
-    """The tokens that a sign-in or a refresh returns.
+    """The tokens returned by a sign-in or a refresh.
 
-    `expires_in` and `refresh_seconds` are the lifetimes of the access token and of the refresh token in seconds.
-    While the vault is sealed, `refresh` is None: refresh tokens cannot be rotated, and the session ends with its access
-    token.
+    `expires_in` and `refresh_seconds` are the lifetimes of the access token and of the refresh token in seconds. While
+    the vault is sealed, `refresh` is None: refresh tokens cannot be rotated, and the session ends when its access token
+    expires.
     """
 
     user_id: str
@@ -75,9 +75,10 @@ class SessionTokens(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ReusedToken(msgspec.Struct, frozen=True):
-    """A used refresh token was sent again after the grace period, and the session has ended.
+    """The result of sending a used refresh token after the grace period. The session has been ended.
 
-    This is a return value, not an exception, so that the caller commits the end of the session before raising.
+    This is a return value, not an exception, so that the caller can commit the end of the session before raising an
+    error.
     """
 
 
@@ -93,7 +94,7 @@ class Sessions:
     def create(self, user: UserRow, device: Device, *, mfa: bool = False) -> SessionTokens:
         """Create a session and its first tokens. If the user has too many sessions, end the oldest ones.
 
-        `mfa`: whether the sign-in included a second factor.
+        `mfa`: whether the user signed in with a second factor.
         """
         now = clock.now()
         session = SessionRow.create(
@@ -117,7 +118,10 @@ class Sessions:
         return self.issue_tokens(session)
 
     def issue_tokens(self, session: SessionRow, refresh: str | None = None) -> SessionTokens:
-        """Issue new tokens for a live session. `refresh`: the refresh token to store; if None, one is generated."""
+        """Issue new tokens for a live session.
+
+        `refresh` is the refresh token to store; if None, a new one is generated.
+        """
         seconds = self._seconds_left(session)
         if self._sealer.sealed:
             refresh, seconds = None, min(seconds, self._settings.get(ACCESS_TTL))
@@ -134,9 +138,9 @@ class Sessions:
         """Exchange a refresh token for new tokens.
 
         If several callers send the same token in parallel, a single conditional UPDATE lets one of them succeed. The
-        others wait for its commit (through a row lock, or SQLite's single writer) and get the same new token during the
-        grace period. After the grace period, reuse of the token ends the session. Raise `Unauthorized` if the session
-        has ended or expired.
+        others wait for its commit (through a row lock, or SQLite's single writer). During the grace period, they
+        receive the same new token. After the grace period, reuse of the token ends the session. Raise `Unauthorized` if
+        the session has ended or expired.
         """
         used, successor = digest(refresh), new_secret()
         row: RefreshRow | None = RefreshRow.get_or_none(RefreshRow.hash == used)
@@ -192,7 +196,7 @@ class Sessions:
         return self.issue_tokens(session)
 
     def step_up(self, session_id: str) -> str:
-        """Record that the user re-authenticated. Return the instant until which the re-authentication is valid."""
+        """Record that the user re-authenticated. Return the time until which the re-authentication is valid."""
         until = clock.now(self._settings.get(STEP_UP_SECONDS))
         live = (SessionRow.id == session_id) & SessionRow.ended_at.is_null()
         if not SessionRow.update(reauth_until=until).where(live).execute():
@@ -209,12 +213,15 @@ class Sessions:
 
     @staticmethod
     def session_id_of_token(refresh: str) -> str | None:
-        """Return the id of the session of a refresh token, even a used one. Return None if the token is unknown."""
+        """Return the id of the session to which a refresh token belongs, even a used one.
+
+        Return None for an unknown token.
+        """
         row = RefreshRow.get_or_none(RefreshRow.hash == digest(refresh))
         return None if row is None else str(row.session_id)
 
     def find_session(self, session_id: str, current_id: str | None) -> SessionView:
-        """Return a session, live or not. Raise `NotFound` for an unknown id."""
+        """Return a session, whether or not it is live. Raise `NotFound` for an unknown id."""
         row = SessionRow.get_or_none(SessionRow.id == session_id)
         if row is None:
             raise NotFound("There is no session with this id.")
@@ -232,7 +239,7 @@ class Sessions:
         return bool(self._end_sessions((SessionRow.id == session_id) & (SessionRow.user_id == user_id), reason))
 
     def end_all(self, user_id: str, reason: str, *, keep: str | None = None) -> int:
-        """End the user's pending sign-ins, and all sessions of the user except the one with the id `keep`.
+        """End the user's pending sign-ins and sessions, except the session with the id `keep`.
 
         Return the number of ended sessions.
         """
@@ -241,7 +248,7 @@ class Sessions:
         return self._end_sessions(mine & (SessionRow.id != keep) if keep else mine, reason)
 
     def end_expired(self, at_once: int = 500) -> int:
-        """End at most `at_once` sessions that expired. Return their number."""
+        """End at most `at_once` expired sessions. Return the number of ended sessions."""
         over = SessionRow.ended_at.is_null() & self._is_expired()
         found = [row.id for row in SessionRow.select(SessionRow.id).where(over).limit(at_once)]
         return self._end_sessions(SessionRow.id.in_(found), "expired") if found else 0
@@ -282,7 +289,7 @@ class Sessions:
     def _is_expired(self) -> Any:
         """Return the SQL condition for expired sessions.
 
-        A shorter lifetime in the settings applies to existing sessions too.
+        If the lifetime in the settings was shortened, existing sessions expire earlier.
         """
         oldest, quiet = clock.now(-self._settings.get(REFRESH_ABSOLUTE)), clock.now(-self._idle_seconds())
         row = SessionRow
@@ -292,9 +299,9 @@ class Sessions:
         return min(self._settings.get(REFRESH_IDLE), self._settings.get(REFRESH_ABSOLUTE))
 
     def _seconds_left(self, session: SessionRow) -> int:
-        """Return the seconds until an unused session expires.
+        """Return the number of seconds until the session expires if it is not used.
 
-        A shorter lifetime in the settings applies to existing sessions too.
+        If the lifetime in the settings was shortened, existing sessions expire earlier.
         """
         until = clock.parse_instant(session.created_at) + self._settings.get(REFRESH_ABSOLUTE)
         return min(self._idle_seconds(), int(until - clock.time_s()))
@@ -331,7 +338,7 @@ def _alert_reuse(session: SessionRow, email: str) -> None:
 
 
 def session_view(row: SessionRow, current_id: str | None) -> SessionView:
-    """Convert a row to the session as its owner sees it."""
+    """Convert a row to the session view for its owner."""
     fields = {name: getattr(row, name) for name in SessionView.__struct_fields__ if name != "current"}
     return SessionView(current=row.id == current_id, **fields)
 

@@ -46,7 +46,7 @@ class PendingSignIn(msgspec.Struct, frozen=True):
 
 
 class FactorProof(msgspec.Struct, frozen=True):
-    """A second factor as the client sent it: a code from an authenticator app, or a recovery code."""
+    """A second factor sent by the client: either a code from an authenticator app or a recovery code."""
 
     code: str | None = None
     recovery_code: str | None = None
@@ -59,8 +59,8 @@ class SignIn:
     """Signs users in, refreshes tokens and changes passwords.
 
     The argument `entry` identifies the HTTP request in events and in the audit log. A failed attempt must be committed
-    before the client receives the error. Units of work therefore return the error as a `Problem`, which is raised after
-    the commit.
+    before the client receives the error. Therefore, units of work return the error as a `Problem`, which is raised
+    after the commit.
     """
 
     audit: Audit | None = None
@@ -91,8 +91,8 @@ class SignIn:
     async def reserve_attempt(self, email: str, entry: UnitContext, *, action: str) -> AsyncIterator[str]:
         """Reserve an attempt to verify a password or code for this address. Yield the key of the attempt.
 
-        The attempt is recorded in the audit log as rejected if the address is locked, or as failed if the stored second
-        factor cannot be decrypted.
+        If the address is locked, the audit log records the attempt as rejected. If the stored second factor cannot be
+        decrypted, it records the attempt as failed.
         """
         try:
             async with self._lockout.reserve_attempt(email, entry) as key:
@@ -118,9 +118,9 @@ class SignIn:
     ) -> T:
         """Verify a password, and then run `then` with the row of the active account.
 
-        Every password is verified by this method. `then` runs in a unit of work. Its second argument is the key of the
-        attempt, for which it must record the outcome. If `user_id` is given, the account must have this id. A wrong
-        address, a wrong password and a deactivated account take the same time and cause the same error, `Unauthorized`
+        All password checks go through this method. `then` runs in a unit of work. Its second argument is the key of the
+        attempt, whose outcome it must record. If `user_id` is given, the account must have this id. A wrong address, a
+        wrong password and a deactivated account take the same time and raise the same error, `Unauthorized`
         (`invalid_credentials`).
         """
         async with self.reserve_attempt(email, entry, action=action) as key:
@@ -145,7 +145,8 @@ class SignIn:
     ) -> UserRow:
         """Return the active account with this address and password.
 
-        Raise `Unauthorized` (`invalid_credentials`) or `TooMany` (`account_locked`).
+        Raise `Unauthorized` (`invalid_credentials`) if there is none, or `TooMany` (`account_locked`) if the address is
+        locked.
         """
 
         def then(row: UserRow, key: str) -> UserRow:
@@ -157,7 +158,7 @@ class SignIn:
     def settle_success(self, key: str, row: UserRow) -> None:
         """Record that the password of an attempt was correct.
 
-        If the user has a second factor, earlier failures are not reset, because they include wrong second-factor codes.
+        If the user has a second factor, earlier failures are not reset, because they may be wrong second-factor codes.
         """
         if row.mfa_enabled:
             self._lockout.release_attempt(key)
@@ -193,7 +194,7 @@ class SignIn:
     async def login(
         self, email: str, password: str, device: Device, entry: UnitContext, *, code: str | None = None
     ) -> SignedIn | PendingSignIn:
-        """Sign in with a password, and also with a second-factor code if `code` is given."""
+        """Sign in with a password and, if `code` is given, a second-factor code."""
         proved: list[UserRow] = []
 
         def then(row: UserRow, key: str) -> SignedIn | PendingSignIn | Problem:
@@ -220,8 +221,7 @@ class SignIn:
     def create_session(self, row: UserRow, device: Device) -> SignedIn | PendingSignIn:
         """Sign in a user who has proved their identity with a password or an emailed link.
 
-        If the user has a second factor, return a challenge token instead of access tokens. Runs in the caller's unit of
-        work.
+        If the user has a second factor, return a challenge instead of a session. Runs in the caller's unit of work.
         """
         if row.mfa_enabled:
             self._count_result("mfa_required")
@@ -339,7 +339,7 @@ class SignIn:
     ) -> None:
         """Record a rejected or failed attempt in the audit log.
 
-        For an unknown address, only a keyed digest is recorded, which distinguishes addresses and reveals nothing else:
+        For an unknown address, only a keyed digest is recorded. It distinguishes addresses but reveals nothing else:
         users may enter a password into the address field by mistake, and audit entries are kept forever.
         """
         if self.audit is None:

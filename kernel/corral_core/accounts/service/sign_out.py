@@ -11,15 +11,15 @@ from corral_core.accounts.service.authentication import AccessTokens, is_access_
 
 
 class SignOut:
-    """Finds out whose session a sign-out ends. Every function runs in the caller's unit of work."""
+    """Finds the user and the session to sign out. Every function runs in the caller's unit of work."""
 
     def __init__(self, tokens: AccessTokens, credentials: Credentials) -> None:
         self._tokens, self._credentials = tokens, credentials
 
     def holder_of_access_token(self, credential: str) -> Principal:
-        """Return the user and the session of an access token, which may have expired.
+        """Return a principal with the user and the session of an access token, which may have expired.
 
-        Raise `Unauthorized` for an invalid credential, and `Forbidden` for an API key or the token of a machine.
+        Raise `Unauthorized` for an invalid credential, and `Forbidden` for an API key or a machine's token.
         """
         if is_access_token(credential):
             claims = self._tokens.verify(credential, may_have_expired=True)
@@ -30,7 +30,7 @@ class SignOut:
 
     @staticmethod
     def holder_of_refresh_token(refresh: str) -> Principal:
-        """Return the user and the session of a refresh token, which may have expired or been used.
+        """Return a principal with the user and the session of a refresh token, which may have expired or been used.
 
         Raise `Unauthorized` for an unknown token.
         """

@@ -27,7 +27,7 @@ _threads = ThreadPoolExecutor(4, thread_name_prefix="corral-mail")
 
 
 class MailServer(NamedTuple):
-    """The mail server and its credentials. `password` is sent over TLS only."""
+    """The mail server and its credentials. `password` is sent only over TLS."""
 
     host: str
     port: int
@@ -37,7 +37,7 @@ class MailServer(NamedTuple):
 
 
 async def deliver(egress: Egress, server: MailServer, message: EmailMessage, *, sender: str, to: str) -> None:
-    """Send one email. Raise `MailFailed` or `MailRefused`."""
+    """Send one email. Raise `MailFailed` or `MailRefused` if it cannot be delivered."""
 
     def send(smtp: smtplib.SMTP) -> None:
         try:
@@ -54,7 +54,7 @@ async def deliver(egress: Egress, server: MailServer, message: EmailMessage, *, 
 
 
 async def probe(egress: Egress, server: MailServer) -> None:
-    """Test the mail server: connect and sign in, without sending mail. Raise `MailFailed`."""
+    """Connect and sign in to the mail server without sending an email. Raise `MailFailed` if this fails."""
     await _with_server(egress, server, lambda smtp: smtp.noop())
 
 
@@ -95,9 +95,9 @@ def _talk(
 
 
 class _GuardedSmtp(smtplib.SMTP):
-    """An SMTP client on a socket that the egress guard opened.
+    """An SMTP client on a socket opened by the egress guard.
 
-    TLS checks that the certificate is valid for the host.
+    TLS verifies that the certificate is valid for the host.
     """
 
     def __init__(self, server: MailServer, connect: Callable[[], socket.socket], context: ssl.SSLContext) -> None:

@@ -1,4 +1,4 @@
-"""Creates the table of `backup`."""
+"""Create the table of the `backup` plugin."""
 
 from __future__ import annotations
 

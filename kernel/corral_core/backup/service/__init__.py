@@ -1,1 +1,1 @@
-"""Writes archives, reads them, and restores installations from them."""
+"""Writes and reads archives, and restores installations from them."""

@@ -1,4 +1,4 @@
-"""The archive of a backup: a ZIP file with tables as JSON lines, files, and a manifest with counts and SHA-256 sums."""
+"""The backup archive: a ZIP file with tables as JSON lines, files, and a manifest with counts and SHA-256 checksums."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class ArchiveError(Exception):
 
 
 class ArchiveMember(msgspec.Struct, frozen=True):
-    """A member of the archive. `rows` is the number of lines after the line with the column names; 0 for a file."""
+    """A member of the archive. `rows` is the number of lines after the column names, or 0 for a file."""
 
     size: int
     sha256: str
@@ -47,7 +47,7 @@ class Manifest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class _HashingStream:
-    """A stream into the archive that counts and hashes the bytes that are written."""
+    """A stream into the archive that counts and hashes the bytes written to it."""
 
     def __init__(self, stream: IO[bytes]) -> None:
         self._stream, self._digest, self._size = stream, hashlib.sha256(), 0
@@ -62,9 +62,9 @@ class _HashingStream:
 
 
 class ArchiveWriter:
-    """Writes an archive that appears under its name only when it is complete and durable.
+    """Writes an archive. The file appears under its final name only when it is complete and durable.
 
-    Use it as a context manager. If the block raises, nothing is left behind.
+    Use this class as a context manager. If the block raises an exception, no file is left behind.
     """
 
     def __init__(self, path: Path) -> None:
@@ -79,7 +79,7 @@ class ArchiveWriter:
         return self
 
     def write_table(self, table: str, columns: list[str], rows: Iterable[tuple[Any, ...]]) -> None:
-        """Write a table: the first line has the names of the columns, and each other line has the values of a row."""
+        """Write a table. The first line contains the column names; each further line contains the values of one row."""
         encoder, count = msgspec.json.Encoder(), 0
         with self._zip.open(_table_member(table), "w", force_zip64=True) as stream:
             out = _HashingStream(stream)
@@ -98,7 +98,7 @@ class ArchiveWriter:
         self.files[key] = out.entry()
 
     def finish(self, manifest: Manifest) -> None:
-        """Write the manifest and publish the archive under its name."""
+        """Write the manifest and give the archive its final name."""
         self._zip.writestr(MANIFEST, msgspec.json.format(msgspec.json.encode(manifest)))
         self._zip.close()
         self._file.flush()
@@ -117,7 +117,7 @@ class ArchiveWriter:
 
 
 class Archive:
-    """Reads an archive. Use it as a context manager. Raises `ArchiveError` if the file is not an archive."""
+    """Reads an archive. Raises `ArchiveError` if the file is not an archive. Use this class as a context manager."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -136,7 +136,7 @@ class Archive:
         self._zip.close()
 
     def verify(self) -> None:
-        """Compare every member with its checksum in the manifest. Raise `ArchiveError` at the first difference."""
+        """Compare every member with its checksum in the manifest. Raise `ArchiveError` at the first mismatch."""
         members = {_table_member(name): entry for name, entry in self.manifest.tables.items()}
         members |= {_file_member(key): entry for key, entry in self.manifest.files.items()}
         for name, entry in members.items():

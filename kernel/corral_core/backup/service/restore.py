@@ -42,15 +42,15 @@ Progress = Callable[[str], None]
 
 
 def with_all_plugins(config: Config) -> Config:
-    """Return the configuration with no plugin disabled, because the installation's data includes theirs."""
+    """Return the configuration with all plugins enabled, because backups also contain the data of disabled plugins."""
     return msgspec.structs.replace(config, plugins=msgspec.structs.replace(config.plugins, disabled=()))
 
 
 def restore(archive: Archive, config: Config, entry: UnitContext, by: Principal, tell: Progress) -> list[str]:
     """Restore an archive whose checksums have been verified. Return notes for the operator about the restored data.
 
-    Raise `StartupError` if the database is not empty or a plugin is missing, and `SchemaTooNew` if a newer release
-    wrote the archive.
+    Raise `StartupError` if the database is not empty or a plugin is missing, and `SchemaTooNew` if the archive was
+    written by a newer release.
     """
     config = with_all_plugins(config)
     database = connect(config.database.url)
@@ -77,7 +77,7 @@ def _check_schemas(
 ) -> dict[str, PluginMigrations]:
     """Check that this release can restore the data of each plugin. Return the migrations of the active plugins.
 
-    The migrations are keyed by plugin, in the order in which they are applied.
+    The result is keyed by plugin and ordered by when the migrations are applied.
     """
     migrations = {each.plugin: each for each in migrations_of(records)}
     if missing := sorted({*manifest.schemas} - {*migrations}):
@@ -94,7 +94,7 @@ def _check_schemas(
 
 
 def _restore_files(archive: Archive, store: BlobStore, tell: Progress) -> None:
-    """Store the files of the archive. This happens before the rows that refer to them are inserted."""
+    """Store the files of the archive. Call this function before inserting the rows that refer to the files."""
 
     async def put_all() -> None:
         for key in archive.manifest.files:
@@ -117,7 +117,7 @@ def _restore_tables(
     records: list[PluginRecord],
     tell: Progress,
 ) -> None:
-    """Create the tables with the schema of the archive, fill them, and then apply the migrations of this release."""
+    """Create the tables with the archive's schema, fill them, and then apply the migrations of this release."""
     manifest, models = archive.manifest, models_of(records)
     for name, each in migrations.items():
         for script in manifest.schemas.get(name, ()):
@@ -159,7 +159,7 @@ def _adapt_and_record(kernel: Kernel, unit: Unit, manifest: Manifest, by: Princi
 
 
 def _number_events() -> None:
-    """Number the events that had no number in the original yet, because this database engine may have no sequencer."""
+    """Assign sequence numbers to events that have none, because this database engine may have no sequencer."""
     last = execute("SELECT COALESCE(MAX(seq), 0) FROM kernel_events").fetchone()[0]
     waiting = execute("SELECT ins FROM kernel_events WHERE seq IS NULL ORDER BY ins").fetchall()
     for seq, (ins,) in enumerate(waiting, last + 1):

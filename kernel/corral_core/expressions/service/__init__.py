@@ -1,1 +1,1 @@
-"""The scanner, the evaluation and the helper process of expressions."""
+"""The template scanner, the evaluation of expressions, and the helper process."""

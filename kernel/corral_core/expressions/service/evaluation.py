@@ -1,6 +1,6 @@
-"""Evaluates CEL expressions with the library `common-expression-language`, in this process.
+"""Evaluates CEL expressions in this process, with the library `common-expression-language`.
 
-The helper process imports this module too, so it imports neither the kernel nor the API of the plugin.
+The helper process also imports this module, so it must import neither the kernel nor the plugin's API.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _FUNCTION_ERROR = re.compile(
 
 
 class EvaluationError(Exception):
-    """An expression is invalid, or its evaluation failed, at an offset in the expression."""
+    """Raised when an expression is invalid or its evaluation fails, with the offset of the error in the expression."""
 
     def __init__(self, offset: int, message: str) -> None:
         self.offset, self.message = offset, message
@@ -40,10 +40,10 @@ class EvaluationError(Exception):
 
 @functools.cache
 def _library() -> Any:
-    """Return the extension module of the library.
+    """Return the library's extension module.
 
-    The package around it imports a terminal interface, which takes 0.3 s and which nothing here needs. So this function
-    loads the extension by its path.
+    The extension is loaded by its path, because its package imports a terminal interface, which takes 0.3 s and is not
+    needed here.
     """
     package = importlib.util.find_spec("cel")
     folders = package.submodule_search_locations if package is not None else None
@@ -77,7 +77,7 @@ def compile_expression(text: str) -> tuple[Analysis, Any]:
 
 
 def evaluate(text: str, data: Mapping[str, Any], now: float) -> Any:
-    """Return the value of an expression as JSON. Raise `EvaluationError`."""
+    """Return the value of an expression as JSON. Raise `EvaluationError` if the evaluation fails."""
     found, program = compile_expression(text)
     if found.faults:
         raise EvaluationError(found.faults[0].offset, found.faults[0].message)
@@ -144,9 +144,9 @@ def _syntax_fault(text: str, message: str) -> Fault:
 
 
 def _evaluation_error(found: Analysis, error: Exception) -> EvaluationError:
-    """Translate an error of the library, which does not say where in the expression it occurred.
+    """Convert an error of the library, which does not report where in the expression the error occurred.
 
-    The offset is the beginning of the first token that can be the cause, or the beginning of the expression.
+    The offset is that of the first token that can be the cause, or the beginning of the expression.
     """
     text = str(error)
     if isinstance(error, KeyError):

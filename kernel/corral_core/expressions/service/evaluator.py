@@ -1,7 +1,7 @@
-"""The helper process, which evaluates the expressions that may take long or need much memory.
+"""The helper process, which evaluates expressions that may take long or need much memory.
 
-It reads requests from stdin and writes answers to stdout. Each message is preceded by its length in 4 bytes. An
-evaluation that takes too long is ended by the kernel together with the process; the caller starts another one.
+It reads requests from stdin and writes responses to stdout. A 4-byte length precedes each message. If an evaluation
+takes too long, the operating system ends the process, and the caller starts a new one.
 """
 
 from __future__ import annotations

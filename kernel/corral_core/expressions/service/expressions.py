@@ -1,4 +1,4 @@
-"""The `Expressions` service: decides where an expression is evaluated, and renders templates."""
+"""The `Expressions` service, which decides where an expression is evaluated, and renders templates."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ENLARGING = ("replace", "join", "split", "parse_json", "json", "string")  # may 
 
 
 class ExpressionsService(Expressions):
-    """Evaluates short work in this process, and the rest in the helper process."""
+    """Evaluates simple expressions in this process, and all others in the helper process."""
 
     def __init__(self, process: HelperProcess) -> None:
         self._process = process
@@ -123,7 +123,7 @@ class ExpressionsService(Expressions):
 
 
 def _needed_data(found: Analysis, data: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the part of the data to which an expression can refer."""
+    """Return the part of the data that the expression may reference."""
     needed = {name: data[name] for name in found.roots if name in data}
     if "steps" in needed and not found.uses_all_steps:
         needed["steps"] = {name: step for name, step in needed["steps"].items() if name in found.steps}
@@ -131,10 +131,10 @@ def _needed_data(found: Analysis, data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _is_short_work(found: Analysis, data_bytes: int) -> bool:
-    """Return whether an expression with this data takes at most a few milliseconds.
+    """Return whether evaluating an expression with this data takes at most a few milliseconds.
 
-    The time of a macro grows with the square of the length of a list. The time of a regular expression grows with its
-    size times the size of the text.
+    The time for a macro grows with the square of the list's length. The time for a regular expression grows with its
+    length multiplied by the length of the text.
     """
     enlarging = sum(found.functions[name] for name in ENLARGING)
     if found.has_macros or "matches" in found.functions or data_bytes > IN_PROCESS_BYTES or enlarging > 1:

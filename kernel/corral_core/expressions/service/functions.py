@@ -1,6 +1,6 @@
-"""The functions of expressions in addition to those of the library. They raise `ValueError` with a message for people.
+"""Additional functions for expressions. They raise `ValueError` with a message for users.
 
-The library passes and receives JSON values, and datetimes and timedeltas for timestamps and durations.
+The library passes and accepts JSON values, and uses `datetime` and `timedelta` for timestamps and durations.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _PATH = re.compile(r"(?:^|\.)([^.\[\]]+)|\[(\d{1,9})\]")
 
 
 def functions_at(now: float) -> dict[str, Callable[..., Any]]:
-    """Return the functions by name. `now` is the time that `now()` returns, in seconds since the epoch."""
+    """Return the functions, keyed by name. `now` is the time that `now()` returns, in seconds since the epoch."""
     moment = datetime.fromtimestamp(now, UTC)
 
     def current_time() -> datetime:
@@ -29,7 +29,7 @@ def functions_at(now: float) -> dict[str, Callable[..., Any]]:
 
 
 def size(value: Any) -> int:
-    """Return the number of characters, items or keys."""
+    """Return the number of characters in a string, bytes in a byte string, items in a list, or keys in an object."""
     if not isinstance(value, str | list | dict | bytes):
         raise ValueError(f"size() needs a string, a list or an object, not {_kind(value)}")
     return len(value)
@@ -75,7 +75,7 @@ def to_json(value: Any) -> str:
 
 
 def parse_json(text: str) -> Any:
-    """Return the value of JSON text."""
+    """Parse JSON text and return its value."""
     try:
         return msgspec.json.decode(text)
     except (msgspec.DecodeError, RecursionError):
@@ -83,14 +83,14 @@ def parse_json(text: str) -> Any:
 
 
 def split(text: str, separator: str) -> list[str]:
-    """Return the parts of a string between separators."""
+    """Split a string at each separator and return the parts."""
     if not separator:
         raise ValueError("split() needs a separator that is not empty")
     return text.split(separator)
 
 
 def join(items: list[Any], separator: str = "") -> str:
-    """Return the items as text, with a separator between them."""
+    """Concatenate the items as text, with a separator between them."""
     texts = [string(item) if item is not None else "" for item in items]
     _check_length(sum(map(len, texts)) + len(separator) * len(texts))
     return separator.join(texts)
@@ -103,34 +103,34 @@ def replace(text: str, old: str, new: str) -> str:
 
 
 def keys(value: dict[str, Any]) -> list[str]:
-    """Return the keys of an object, sorted, because the library does not keep their order."""
+    """Return the keys of an object, sorted because the library does not preserve their order."""
     return sorted(_object(value, "keys"))
 
 
 def values(value: dict[str, Any]) -> list[Any]:
-    """Return the values of an object in the order of its sorted keys."""
+    """Return the values of an object, ordered by their keys."""
     return [item for _, item in sorted(_object(value, "values").items(), key=lambda pair: str(pair[0]))]
 
 
 def total(items: list[Any]) -> Any:
-    """Return the sum of a list of numbers, or 0 if the list is empty."""
+    """Return the sum of a list of numbers, or 0 for an empty list."""
     if not all(_is_number(item) for item in items):
         raise ValueError("sum() needs a list of numbers")
     return sum(items)
 
 
 def least(*items: Any) -> Any:
-    """Return the smallest of the arguments, or of the items of a list."""
+    """Return the smallest argument or, for a single list, its smallest item."""
     return min(_comparable(items, "min"))
 
 
 def greatest(*items: Any) -> Any:
-    """Return the largest of the arguments, or of the items of a list."""
+    """Return the largest argument or, for a single list, its largest item."""
     return max(_comparable(items, "max"))
 
 
 def rounded(number: Any, digits: int = 0) -> Any:
-    """Return a number rounded half away from zero: an integer, or a number with `digits` decimals."""
+    """Round a number, with halves away from zero. Return an integer, or a number with `digits` decimal places."""
     if not _is_number(number) or not math.isfinite(number):
         raise ValueError(f"round() needs a finite number, not {_kind(number)}")
     if not 0 <= digits <= 15:
@@ -142,12 +142,12 @@ def rounded(number: Any, digits: int = 0) -> Any:
 
 
 def timestamp_text(moment: datetime) -> str:
-    """Return a timestamp as the API writes times."""
+    """Return a timestamp in the format that the API uses."""
     return moment.astimezone(UTC).isoformat(timespec="milliseconds")[:-6] + "Z"
 
 
 def duration_text(duration: timedelta) -> str:
-    """Return a duration as seconds, such as `90s`."""
+    """Return a duration in seconds as text, such as `90s`."""
     seconds = duration.total_seconds()
     return f"{int(seconds) if seconds == int(seconds) else seconds}s"
 
@@ -183,7 +183,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _is_finite(value: Any) -> bool:
-    """Return whether a value contains no number that is infinite or not a number, which JSON would write as null."""
+    """Return whether a value contains no NaN or infinite number, which JSON would encode as null."""
     if isinstance(value, float):
         return math.isfinite(value)
     items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()

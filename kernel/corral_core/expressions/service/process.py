@@ -1,4 +1,4 @@
-"""Owns the helper process: starts it on first use, sends it one expression at a time, and replaces it when it ends."""
+"""Manages the helper process: starts it on first use, sends it one expression at a time, and replaces it if it ends."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ STOP_SECONDS = 2.0
 
 
 class HelperProcess:
-    """The helper process that belongs to this process. It handles one request at a time."""
+    """The helper process that this process started. It handles one request at a time."""
 
     def __init__(self) -> None:
         self._lock = asyncio.Lock()
         self._process: asyncio.subprocess.Process | None = None
 
     async def evaluate(self, text: str, data: bytes, now: float) -> Any:
-        """Return the value of an expression with data in JSON. Raise `EvaluationError`."""
+        """Return the value of an expression. `data` is JSON text. Raise `EvaluationError` if the evaluation fails."""
         request = msgspec.json.encode({"expression": text, "data": msgspec.Raw(data), "now": now})
         async with self._lock:
             process = self._process
@@ -79,7 +79,7 @@ class HelperProcess:
             return answer
 
     async def _failure(self, process: asyncio.subprocess.Process) -> EvaluationError:
-        """End the helper process if it is still running. Return the reason why it did not answer."""
+        """Stop the helper process if it is still running. Return an error that explains why it did not answer."""
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(process.wait(), 0.05)
         timed_out = process.returncode in (None, -signal.SIGALRM)

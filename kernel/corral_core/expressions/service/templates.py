@@ -1,6 +1,6 @@
-"""The scanner of templates: it divides a string into text and `{{ expression }}` parts.
+"""The template scanner, which divides a string into text and `{{ expression }}` parts.
 
-The tokens of an expression show where it ends, so braces in its strings and objects do not close it.
+The tokens of an expression determine where it ends, so braces in its strings and objects do not close it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,10 @@ from corral_core.expressions.service.tokens import scan
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A part of a string: text, or an expression without its braces. `source` is the part as written."""
+    """A part of a string: either text, or an expression without its braces.
+
+    `source` is the original text of the part.
+    """
 
     source: str
     expression: str | None = None
@@ -24,7 +27,7 @@ class Part:
 
 @functools.lru_cache(maxsize=1024)
 def split_template(text: str) -> tuple[Part, ...]:
-    """Return the parts of a string. An expression that is never closed is the last part."""
+    """Return the parts of a string. An unclosed expression becomes the last part."""
     parts, offset = [], 0
     while (start := text.find("{{", offset)) >= 0:
         if start > offset:
@@ -40,7 +43,7 @@ def split_template(text: str) -> tuple[Part, ...]:
 
 
 def _end_of_expression(text: str, start: int) -> int | None:
-    """Return the offset of the braces that close an expression, or None.
+    """Return the offset of the braces that close an expression, or None if they are missing.
 
     If a character cannot begin a token, the expression is invalid and ends at the next pair of closing braces.
     """

@@ -1,7 +1,7 @@
-"""Reads CEL expressions token by token: which names and functions they use, and what they must not contain.
+"""Scans CEL expressions token by token to find the names and functions they use and any forbidden constructs.
 
-The library parses the syntax. It does not report where a name stands, which variables a macro binds and whether macros
-are nested, all of which is known from the tokens.
+The library parses the syntax, but does not report the positions of names, the variables that macros bind, or whether
+macros are nested. All of these can be determined from the tokens.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ FUNCTIONS = frozenset(
     }
 )
 REPLACED = {"size": "Size", "string": "String"}
-"""Functions of the library that Corral replaces, by names of the same length, so that positions stay the same.
+"""Functions of the library that Corral replaces, mapped to names of the same length, so that offsets do not change.
 
-The library counts the bytes of a string instead of its characters, and cannot convert a boolean to a string. It offers
-no way to replace its own functions.
+The library counts the bytes of a string instead of its characters, and cannot convert a boolean to a string. It does
+not allow replacing its built-in functions.
 """
 KEYWORDS = frozenset({"true", "false", "null", "in"})
 _TOKEN = re.compile(
@@ -60,7 +60,7 @@ class Token:
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """A fault of an expression, at an offset in it."""
+    """An error in an expression, with its offset."""
 
     offset: int
     message: str
@@ -68,26 +68,26 @@ class Fault:
 
 @dataclass(slots=True)
 class Analysis:
-    """The facts about an expression that follow from its tokens."""
+    """Properties of an expression, as determined from its tokens."""
 
     text: str
     tokens: list[Token] = field(default_factory=list)
     roots: dict[str, int] = field(default_factory=dict)
     """The names of variables that no macro binds, with the offset of their first use."""
     functions: Counter[str] = field(default_factory=Counter)
-    """The number of calls of each function."""
+    """The number of calls to each function."""
     has_macros: bool = False
     additions: int = 0
     steps: set[str] = field(default_factory=set)
     uses_all_steps: bool = False
-    """Whether steps are used in another way than by a fixed name."""
+    """Whether the expression uses `steps` other than to select a step by a constant name, so it may read any step."""
     secret: str | None = None
     """The name of the secret if the expression is exactly `secrets.NAME`."""
     faults: list[Fault] = field(default_factory=list)
 
     @property
     def program(self) -> str:
-        """The expression with the functions that Corral replaces renamed."""
+        """The expression, with the functions that Corral replaces renamed as in `REPLACED`."""
         text = self.text
         for here, after in zip(self.tokens, self.tokens[1:], strict=False):
             if here.text in REPLACED and here.kind == "name" and after.text == "(":
@@ -96,7 +96,10 @@ class Analysis:
 
 
 def scan(text: str, start: int = 0) -> Iterator[Token]:
-    """Yield the tokens of `text` from an offset, without white space. A token of the kind `unknown` is the last."""
+    """Yield the tokens of `text` from the offset `start`, without white space.
+
+    Stop after a token of the kind `unknown`.
+    """
     offset = start
     while offset < len(text):
         if text.startswith("//", offset) or not (match := _TOKEN.match(text, offset)):
@@ -108,13 +111,13 @@ def scan(text: str, start: int = 0) -> Iterator[Token]:
 
 
 def string_content(token: Token) -> str | None:
-    """Return the content of a string literal without escapes, or None for any other token."""
+    """Return the content of a string literal that has no escape sequences, or None for any other token."""
     match = _SIMPLE_STRING.fullmatch(token.text) if token.kind == "string" else None
     return match[2] if match else None
 
 
 def analyse(text: str) -> Analysis:
-    """Return the facts about an expression."""
+    """Analyse the tokens of an expression."""
     found = Analysis(text)
     if len(text) > MAX_BYTES or len(text.encode("utf-8", "surrogatepass")) > MAX_BYTES:
         found.faults.append(Fault(0, f"The expression is longer than {MAX_BYTES} bytes."))
@@ -133,14 +136,14 @@ def analyse(text: str) -> Analysis:
 
 
 class _Walk:
-    """One walk over the tokens of an expression, with the stack of open brackets."""
+    """A single pass over the tokens of an expression, with a stack of open brackets."""
 
     def __init__(self, found: Analysis) -> None:
         self._found, self._tokens = found, found.tokens
         self._open: list[tuple[str, bool, str | None]] = []  # the closing bracket, is it a macro, its variable
 
     def run(self) -> None:
-        """Walk over all tokens and collect the facts about the expression."""
+        """Process all tokens and record the properties of the expression."""
         for index, token in enumerate(self._tokens):
             if token.text in _OPENING:
                 self._enter(index, token)
@@ -156,7 +159,7 @@ class _Walk:
         return self._tokens[index].text if 0 <= index < len(self._tokens) else ""
 
     def _is_member(self, index: int) -> bool:
-        """Return whether the name at `index` follows a dot that follows a value."""
+        """Return whether the name at `index` is a member access, that is, follows a dot after a value."""
         if self._text(index - 1) != "." or index < 2:
             return False
         before = self._tokens[index - 2]
