@@ -1,1 +1,1 @@
-"""Code reviews: people read the diffs of agents, comment on lines, and decide about exactly the diff that they read."""
+"""Code reviews: people read agents' diffs, comment on lines, and approve or reject exactly the diff that they read."""

@@ -33,16 +33,16 @@ ReviewerState = Literal["pending", "approved", "rejected", "commented"]
 CheckStatus = Literal["pending", "passed", "failed"]
 
 OPEN: tuple[ReviewStatus, ...] = ("pending", "changes_requested")
-"""The states of a review that nobody has decided yet."""
+"""The statuses of undecided reviews."""
 PATCH_BYTES = 2 * 1024 * 1024
-"""The maximum size of a patch."""
+"""The maximum size of a patch in bytes."""
 
 PatchText = Annotated[str, Meta(min_length=1, max_length=PATCH_BYTES)]
 Ref = Annotated[str, line(500)]
 
 
 class NewReviewer(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """A person or an agent who is asked to review. Name exactly one of the two."""
+    """A person or an agent to ask for a review. Set either `user_id` or `agent_id`."""
 
     user_id: Id | None = None
     agent_id: Id | None = None
@@ -58,7 +58,7 @@ class ReviewCheck(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class NewReview(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """A diff of an agent for people to review. Give either the `patch` or the `file_id` of a file that contains it."""
+    """An agent's diff for people to review. Set either `patch` or `file_id`, the id of a file that contains a patch."""
 
     title: Title
     agent_id: Id
@@ -75,7 +75,7 @@ class NewReview(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 class ReviewFacts(msgspec.Struct, frozen=True, kw_only=True):
     """The facts about a review that other plugins may read.
 
-    `decision_note` is the note of the person who decided it.
+    `decision_note` is the note or reason given with the latest decision.
     """
 
     id: str
@@ -92,7 +92,7 @@ class ReviewFacts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ReviewPeople(msgspec.Struct, frozen=True, kw_only=True):
-    """The people whom a review concerns: its reviewers, and the owners of its task and of the author agent."""
+    """The people involved in a review: its reviewers, and the owners of its task and of the agent that wrote it."""
 
     reviewer_ids: tuple[str, ...]
     task_owner_id: str | None
@@ -100,10 +100,10 @@ class ReviewPeople(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PreparedPatch(msgspec.Struct, frozen=True, kw_only=True):
-    """A patch that was checked, redacted, hashed and parsed. Only this plugin reads `parsed`.
+    """A patch that has been checked, redacted, hashed and parsed. Only this plugin reads `parsed`.
 
     `redacted_lines` are the numbers of the lines in which a credential was replaced. `tainted` means that the patch
-    comes from outside the installation; the tasks in which agents review the patch are then tainted, too.
+    comes from outside the installation. The tasks in which agents review a tainted patch are tainted as well.
     """
 
     data: bytes
@@ -114,10 +114,10 @@ class PreparedPatch(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TaskDiff(msgspec.Struct, frozen=True, kw_only=True):
-    """The diff that a run of a task produced, and the task.
+    """The diff that a task run produced, together with the task.
 
-    `patch` is None if the run sent no diff at its end. In that case, the review that the run proposed earlier is used,
-    if there is one.
+    `patch` is None if the run ended without sending a diff. In that case, the review that the run opened earlier is
+    used, if there is one.
     """
 
     task_id: str
@@ -135,8 +135,8 @@ class TaskDiff(msgspec.Struct, frozen=True, kw_only=True):
 class CommentFacts(msgspec.Struct, frozen=True, kw_only=True):
     """The facts about a comment on a review that other plugins may read.
 
-    `line` and `end_line` refer to the lines of `revision`; they are current only if `anchor` is `active`. A comment of
-    Corral itself has the `author_type` `system`.
+    `line` and `end_line` refer to the lines of `revision`; they are current only if `anchor` is `active`. For comments
+    by Corral itself, `author_type` is `system`.
     """
 
     id: str
@@ -159,9 +159,11 @@ class CodeReviews(Protocol):
     """The service for code reviews.
 
     `open` and `prepare` open their own units of work; the other methods run in the caller's unit. If a review belongs
-    to a task, lock the task first. A plugin that stores the id of a review in a row of its own calls `prepare`, and
-    then `add` or `revise` in the unit of work that writes this row, so that a crash leaves both the review and the row,
-    or neither.
+    to a task, lock the task first.
+
+    A plugin that stores the id of a review in one of its own rows first calls `prepare`, and then calls `add` or
+    `revise` in the unit of work that writes the row. A crash then leaves either both the review and the row, or
+    neither.
     """
 
     async def open(self, new: NewReview, *, by: Principal) -> ReviewFacts:
@@ -169,7 +171,10 @@ class CodeReviews(Protocol):
         ...
 
     async def prepare(self, patch: str, *, pointer: str, tainted: bool = False) -> PreparedPatch:
-        """Check and parse a patch. Raise `TooLarge`, or `Invalid` with this JSON pointer and the line of the fault."""
+        """Check and parse a patch. `pointer` is the JSON pointer to use in errors.
+
+        Raise `TooLarge` if the patch is too large, or `Invalid` with the faulty line if it cannot be parsed.
+        """
         ...
 
     def add(self, new: NewReview, patch: PreparedPatch, *, by: Principal) -> ReviewFacts:
@@ -193,9 +198,9 @@ class CodeReviews(Protocol):
         ...
 
     def open_for_task(self, diff: TaskDiff) -> ReviewFacts | None:
-        """Open the review of a completed run, or add a revision to the review that sent the run back.
+        """Open a review for a completed run, or add a revision to the review that requested changes from the run.
 
-        Return None if there is nothing to review. If people sent the diff back before the run ended, the status of the
+        Return None if there is nothing to review. If changes were requested before the run ended, the status of the
         review is `changes_requested`, and the task must run again with `feedback`.
         """
         ...
@@ -205,15 +210,15 @@ class CodeReviews(Protocol):
         ...
 
     def task_ended(self, review_id: str, *, status: str) -> None:
-        """Cancel the open review of a task that ended before anyone decided the review."""
+        """Cancel the open review of a task that ended before the review was decided."""
         ...
 
     def set_check(self, review_id: str, check: ReviewCheck) -> ReviewFacts:
-        """Store the outcome of a check. It replaces an earlier outcome with the same name."""
+        """Store the outcome of a check, replacing any earlier outcome of the check with the same name."""
         ...
 
     def involved(self, review_id: str) -> ReviewPeople | None:
-        """Return the people whom a review concerns, or None if there is no review with this id."""
+        """Return the people involved in a review, or None if there is no review with this id."""
         ...
 
     def find(self, review_id: str) -> ReviewFacts | None:
@@ -226,7 +231,7 @@ class CodeReviews(Protocol):
 
 
 class CodeReviewEvent(Event, kw_only=True):
-    """The fields that all events of code reviews share.
+    """The fields that all code review events share.
 
     `by` is the id of the person or agent that caused the event, or null.
     """
@@ -246,7 +251,7 @@ class CodeReviewCreated(CodeReviewEvent, kw_only=True):
 
 
 class CodeReviewUpdated(CodeReviewEvent, kw_only=True):
-    """A review changed but is not decided. `change` is `edited`, `checks`, `comment` or `reminder`."""
+    """A review changed without being decided. `change` is `edited`, `checks`, `comment` or `reminder`."""
 
     event = "code_review.updated"
 
@@ -276,7 +281,7 @@ class CodeReviewChangesRequested(CodeReviewEvent, kw_only=True):
 
 
 class CodeReviewApproved(CodeReviewEvent, kw_only=True):
-    """A person approved the diff. `patch_sha256` is the hash of exactly what was approved."""
+    """A person approved the diff. `patch_sha256` is the SHA-256 hash of the approved patch."""
 
     event = "code_review.approved"
 

@@ -1,4 +1,4 @@
-"""`corral reviews`: reads and decides code reviews in a terminal."""
+"""`corral reviews`: show and decide code reviews in a terminal."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ patch_argument = click.argument("patch", type=click.Path(exists=True, dir_okay=F
 
 @click.group("reviews")
 def reviews_command_group() -> None:
-    """Read the diffs of agents, comment on them, and decide about them. REVIEW is an id or a title.
+    """Read agents' diffs, comment on them, and approve or reject them. REVIEW is an id or a title.
 
-    If several reviews have the title, the open one is meant. If none is open, `show` and `diff` take the newest.
+    If several reviews have the same title, the open one is used. If none is open, `show` and `diff` use the newest.
     """
 
 
@@ -73,7 +73,7 @@ def list_reviews(
 @review_argument
 @client_command
 def show_review(client: ApiClient, *, review: str, as_json: bool) -> None:
-    """Show a review, its files, and the comments that refer to no line. `diff` shows the lines."""
+    """Show a review, its files, and the comments that refer to no line. Use `diff` to see the changed lines."""
     found, names = _find(client, review, decided=True), ObjectNames(client)
     task = f"{names.name('/tasks', found['task_id'], 'title')} ({found['task_id']})" if found["task_id"] else None
     shown = {
@@ -111,7 +111,7 @@ def show_review(client: ApiClient, *, review: str, as_json: bool) -> None:
 def show_diff(
     client: ApiClient, *, review: str, revision: int | None, against: int | None, raw: bool, as_json: bool
 ) -> None:
-    """Show the diff in colour, with the comments below their lines."""
+    """Show the diff in colour, with comments below the lines that they refer to."""
     found = _find(client, review, decided=True)
     query = {name: value for name, value in (("revision", revision), ("against", against)) if value is not None}
     data = b"".join(client.download(f"/code-reviews/{found['id']}/diff", **query))
@@ -145,7 +145,7 @@ def open_review(
     reviewer: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Open a review of the diff in the file PATCH (- for the standard input)."""
+    """Open a review of the diff in the file PATCH (- for standard input)."""
     body: dict[str, Any] = {"title": title, "patch": _read_patch(patch), "description": description}
     body["agent_id"] = client.find("/agents", agent, kind="agent")["id"]
     body["reviewers"] = [{"user_id": find_user_id(client, USERS_PATH, each)} for each in reviewer]
@@ -173,7 +173,7 @@ def revise_review(client: ApiClient, *, review: str, patch: Path, note: str, as_
 def approve_review(
     client: ApiClient, *, review: str, note: str | None, sha256: str | None, force: bool, as_json: bool
 ) -> None:
-    """Approve exactly the diff that the review has now."""
+    """Approve the current diff of a review."""
     if sha256 is not None and not SHA256.fullmatch(sha256):
         raise click.UsageError(f"--sha256 {sha256} is not a SHA-256, which has 64 hexadecimal digits; see reviews show")
     found = _find(client, review)
@@ -194,7 +194,7 @@ def approve_review(
 @click.option("--reason", help="reason, with which the task fails")
 @client_command
 def reject_review(client: ApiClient, *, review: str, reason: str | None, as_json: bool) -> None:
-    """Reject the diff. The task that waits for it fails."""
+    """Reject the diff. A task that waits for the review fails."""
     _act(client, _find(client, review), "reject", {"reason": reason}, as_json=as_json)
 
 
@@ -211,7 +211,7 @@ def request_changes(client: ApiClient, *, review: str, reason: str | None, as_js
 @review_argument
 @client_command
 def cancel_review(client: ApiClient, *, review: str, as_json: bool) -> None:
-    """Withdraw a review. The task that waits for it fails."""
+    """Withdraw a review. A task that waits for the review fails."""
     _act(client, _find(client, review), "cancel", {}, as_json=as_json)
 
 
@@ -265,7 +265,7 @@ def comment_on_review(
 @click.option("--reopen", is_flag=True, help="reopen the thread instead")
 @client_command
 def resolve_comment(client: ApiClient, *, review: str, comment: str, reopen: bool, as_json: bool) -> None:
-    """Resolve the thread of a comment. COMMENT is its id or the beginning of its text."""
+    """Resolve a comment thread. COMMENT is the id of a comment or the beginning of its text."""
     action, found = "reopen" if reopen else "resolve", _find(client, review)
     made = client.post(f"/code-reviews/{found['id']}/comments/{_comment_id(found, comment)}/{action}", {})
     told = "resolved" if made["resolved"] else "open"
@@ -273,7 +273,7 @@ def resolve_comment(client: ApiClient, *, review: str, comment: str, reopen: boo
 
 
 def _blockers_text(client: ApiClient, review: dict[str, Any]) -> str:
-    """Return a text with the current open blockers of a review, and the command that resolves a blocker."""
+    """Return a text that lists the open blockers of a review, followed by the command that resolves a blocker."""
     names, now = ObjectNames(client), client.get(f"/code-reviews/{review['id']}")
     blockers = [each for each in now["comments"] if each["severity"] == "blocker" and not each["resolved"]]
     shown = "\n".join(_comment_text(names, each) for each in blockers)
@@ -281,7 +281,10 @@ def _blockers_text(client: ApiClient, review: dict[str, Any]) -> str:
 
 
 def _comment_id(review: dict[str, Any], comment: str) -> str:
-    """Return the id of a comment, given as the id itself or as the beginning of the text of only one comment."""
+    """Return the id of a comment.
+
+    `comment` is its id or the beginning of its text, which only one comment may match.
+    """
     if parse_id(comment) is not None:
         return comment
     begin = comment.strip().casefold()
@@ -350,7 +353,7 @@ def _read_patch(path: Path) -> str:
 
 
 def _place(at: str) -> dict[str, Any]:
-    """Parse `FILE`, `FILE:LINE` or `FILE:LINE-LINE` into the fields of a comment."""
+    """Parse `FILE`, `FILE:LINE` or `FILE:LINE-LINE` into the position fields of a comment."""
     file, _, lines = at.rpartition(":")
     first, _, last = lines.partition("-")
     if not file or not first.isdigit() or not (last.isdigit() or not last):
@@ -376,7 +379,7 @@ def _print_diff(names: ObjectNames, text: str, review: dict[str, Any]) -> None:
 
 
 def _diff_lines(files: list[Any], text: str) -> dict[tuple[str, str, int], int]:
-    """Return, for each line of a file that the diff shows, the number of the line in the diff."""
+    """Map each line that the diff shows to its line number in the diff. The keys are `(path, side, line number)`."""
     lines, found = text.split("\n"), {}
     for file in files:
         for hunk in file["hunks"]:
@@ -395,7 +398,10 @@ def _diff_lines(files: list[Any], text: str) -> dict[tuple[str, str, int], int]:
 
 
 def _comment_text(names: ObjectNames, comment: Any) -> str:
-    """Return a comment with its author and, if it is not anchored to a line of the current revision, its place."""
+    """Return the text of a comment with its author.
+
+    If the comment is not anchored to a line of the current revision, the text includes its place.
+    """
     place = f" {comment['file']}" if comment["file"] else ""
     place += f":{comment['line']}" if comment["line"] else ""
     place += (
@@ -408,7 +414,7 @@ def _comment_text(names: ObjectNames, comment: Any) -> str:
 
 
 def _printable(text: str) -> str:
-    """Return the text without characters that control the terminal."""
+    """Return the text without terminal control characters."""
     return "".join(each if each.isprintable() or each in "\t\n" else f"<U+{ord(each):04X}>" for each in text)
 
 

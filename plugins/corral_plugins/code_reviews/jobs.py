@@ -16,7 +16,7 @@ REMIND = UnitContext(label="job code_reviews.remind", actor=SYSTEM)
 
 
 async def remind_of_open_reviews(work: Work, settings: Settings) -> None:
-    """Remind reviewers of reviews that wait for a decision."""
+    """Send reminders to the reviewers of reviews that wait for a decision."""
     seconds = settings.get(REMINDER)
     while seconds and await work(lambda: remind(clock.now(-seconds)), entry=REMIND) == BATCH_SIZE:
         continue

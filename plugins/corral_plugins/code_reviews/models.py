@@ -8,7 +8,7 @@ from corral.database.model import SHARED, IdField, InstantField, JSONField, Mode
 
 
 class BytesField(peewee.Field):
-    """A column for bytes. Peewee's own field for bytes needs a database while classes are defined."""
+    """A column for bytes. Peewee's own `BlobField` needs a database when the model classes are defined."""
 
     field_type = "BLOB"
 
@@ -17,12 +17,12 @@ class BytesField(peewee.Field):
 
 
 class Review(Model):
-    """A review: a diff about which people decide.
+    """A review, in which people approve or reject a diff.
 
-    `owner_id` is the person who opened the review, or for whom the agent works that opened it. `is_awaited` is true if
-    the task waits for the decision, or runs again because of the decision. If it is false, a current run of the task
-    may not know of the review. `is_tainted` means that a revision came from outside the installation. `stats` is
-    `{files, additions, deletions}`.
+    `owner_id` is the person who opened the review or, if an agent opened it, the person for whom the agent works.
+    `is_awaited` is true if the task waits for the decision, or is running again because of it. If it is false, a run in
+    progress may not know that changes were requested. `is_tainted` means that a revision came from outside the
+    installation. `stats` is `{files, additions, deletions}`.
     """
 
     visibility = SHARED
@@ -65,9 +65,9 @@ class Review(Model):
 
 
 IS_PENDING = peewee.SQL("status = 'pending'")
-"""The SQL condition for reviews that wait for people.
+"""The SQL condition for reviews that wait for a decision.
 
-The value is a literal, because query planners do not use a partial index for a condition with parameters.
+The status is a literal, because query planners do not use a partial index for a condition with parameters.
 """
 
 Review.add_index(Review.index(Review.reminded_at, name="code_reviews_reviews_remind", where=IS_PENDING))
@@ -76,7 +76,7 @@ Review.add_index(Review.index(Review.reminded_at, name="code_reviews_reviews_rem
 class Revision(Model):
     """One version of the diff of a review.
 
-    `patch` is stored byte for byte, and `files` is what the parser found in it.
+    `patch` is stored byte for byte, and `files` is the parsed list of changed files.
     """
 
     review_id = IdField()
@@ -94,7 +94,10 @@ class Revision(Model):
 
 
 class Reviewer(Model):
-    """A person (`kind` is `user`) or an agent (`agent`) who was asked to review. `position` keeps their order."""
+    """A person (`kind` is `user`) or an agent (`agent`) who was asked to review.
+
+    `position` is their place in the order.
+    """
 
     reviewer_id = IdField()
     review_id = IdField()
@@ -110,9 +113,10 @@ class Reviewer(Model):
 
 
 class ReviewComment(Model):
-    """A comment on a review. A comment with a `parent_id` answers the first comment of its thread.
+    """A comment on a review. A comment with a `parent_id` is a reply to the first comment of its thread.
 
-    `line` and `end_line` are line numbers in `revision`. `context` is the text of these lines and of their neighbours.
+    `line` and `end_line` are line numbers in `revision`. `context` is the text of these lines and of the lines around
+    them.
     """
 
     visibility = SHARED

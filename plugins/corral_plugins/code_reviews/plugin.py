@@ -40,9 +40,9 @@ PARTS = (
 
 
 class CodeReviewsPlugin(Plugin):
-    """Code reviews: people read what agents want to change, and approve it or send it back.
+    """Code reviews: people read the changes that agents propose, and approve them or send them back.
 
-    A decision counts only for exactly the diff that was read, and all comments reach the agent at once.
+    A decision applies only to the exact diff that was read, and the agent receives all comments at once.
     """
 
     name = "code_reviews"

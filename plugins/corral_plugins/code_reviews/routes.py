@@ -94,7 +94,7 @@ def update_code_review(
 async def get_code_review_diff(
     id: str, query: DiffQuery, contents: ReviewContents, caller: Principal, work: Work
 ) -> Stream:
-    """Download the diff of a revision, byte for byte. With `against`, download what changed between two revisions."""
+    """Download the diff of a revision, byte for byte. With `against`, download the changes between two revisions."""
     current = await work(lambda: rows.find_readable(id, caller).revision, read=True)
     number = current if query.revision is UNSET else query.revision
     if query.against is UNSET:
@@ -126,7 +126,7 @@ async def create_code_review_revision(
 ) -> ReviewView:
     """Add a revision to an open review, which becomes pending again.
 
-    Comments move to the same lines in the new revision.
+    Comments move to their lines in the new revision.
     """
     patch = await contents.of_request(body.patch, body.file_id, by=caller, is_marked=True)
     return await work(
@@ -145,7 +145,7 @@ async def create_code_review_revision(
 def approve_code_review(
     id: str, body: ApproveReview, decisions: ReviewDecisions, match: IfMatch, caller: Principal
 ) -> ReviewView:
-    """Approve exactly the diff that you read. The task that waits for the review completes."""
+    """Approve exactly the diff that you have read. A task that waits for the review completes."""
     return decisions.approve(id, body, match, by=caller)
 
 
@@ -167,7 +167,7 @@ def request_code_review_changes(
 
 @routes.post("/{id}/cancel", needs=WRITE, raises=CHANGES)
 def cancel_code_review(id: str, decisions: ReviewDecisions, match: IfMatch, caller: Principal) -> ReviewView:
-    """Withdraw an open review. The task that waits for it fails."""
+    """Withdraw an open review. A task that waits for the review fails."""
     return decisions.cancel(id, match, by=caller)
 
 
@@ -192,7 +192,7 @@ def edit_code_review_comment(
 def resolve_code_review_comment(
     id: str, comment_id: str, comments: ReviewComments, caller: Principal
 ) -> ReviewCommentView:
-    """Resolve the thread of a comment."""
+    """Resolve a comment thread."""
     return comments.resolve(id, comment_id, resolved=True, by=caller)
 
 
@@ -200,5 +200,5 @@ def resolve_code_review_comment(
 def reopen_code_review_comment(
     id: str, comment_id: str, comments: ReviewComments, caller: Principal
 ) -> ReviewCommentView:
-    """Reopen the thread of a comment."""
+    """Reopen a comment thread."""
     return comments.resolve(id, comment_id, resolved=False, by=caller)

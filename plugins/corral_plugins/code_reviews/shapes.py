@@ -29,8 +29,8 @@ Anchor = Literal["active", "outdated", "orphaned", "none"]
 class ApproveReview(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """An approval of the diff.
 
-    With `patch_sha256`, the approval succeeds only if the review still has exactly this diff. With `force`, admins
-    approve in spite of open blockers; the audit log records this.
+    If `patch_sha256` is set, the approval succeeds only if the current diff has this hash. With `force`, admins can
+    approve despite open blockers; the audit log records this.
     """
 
     note: Note | None = None
@@ -54,7 +54,7 @@ class RequestChanges(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 class NewReviewComment(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """A comment on a review, on one of its files, or on lines that the current revision shows.
 
-    `suggestion` is text that should replace the lines. `parent_id` is the comment that this comment answers.
+    `suggestion` is the text to replace the lines with. `parent_id` is the id of the comment to reply to.
     """
 
     body: CommentText
@@ -74,7 +74,7 @@ class EditedReviewComment(msgspec.Struct, kw_only=True, forbid_unknown_fields=Tr
 
 
 class NewRevision(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """A new revision of the diff. Give either the `patch` or the `file_id` of a file that contains it."""
+    """A new revision of the diff. Set either `patch` or `file_id`, the id of a file that contains the patch."""
 
     patch: PatchText | UnsetType = UNSET
     file_id: Id | UnsetType = UNSET
@@ -93,7 +93,7 @@ class ReviewPatch(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 class HunkView(msgspec.Struct, kw_only=True):
     """The lines of a file that a hunk shows.
 
-    `patch_line` is the number of the line in the diff after the hunk's header.
+    `patch_line` is the line number, in the diff, of the first line after the hunk's header.
     """
 
     old_start: int
@@ -125,7 +125,7 @@ class PatchStats(msgspec.Struct, kw_only=True):
 
 
 class ReviewerView(msgspec.Struct, kw_only=True):
-    """A reviewer and their state. An agent never approves or rejects."""
+    """A reviewer and their state. Agents never approve or reject."""
 
     user_id: str | None
     agent_id: str | None
@@ -192,7 +192,7 @@ class ReviewItem(msgspec.Struct, kw_only=True):
 
 
 class RevisionView(msgspec.Struct, kw_only=True):
-    """A version of the diff. `note` says what changed, and `created_by` is the person or agent that sent it."""
+    """A version of the diff. `note` describes the changes, and `created_by` is the person or agent that sent it."""
 
     revision: int
     patch_sha256: str
@@ -202,9 +202,9 @@ class RevisionView(msgspec.Struct, kw_only=True):
 
 
 class ReviewView(ReviewItem, kw_only=True):
-    """A review. `open_blockers` is the number of unresolved comments that stop an approval.
+    """A review. `open_blockers` is the number of unresolved comments that block approval.
 
-    `revisions` are the newest 20, oldest first.
+    `revisions` contains the newest 20 revisions, oldest first.
     """
 
     revisions: list[RevisionView]
@@ -224,7 +224,10 @@ class ReviewQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defa
 
 
 class DiffQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """`revision` is the revision to return, by default the current one, and `against` a revision to compare it with."""
+    """The revisions to download. `revision` is the revision to return, by default the current one.
+
+    `against` is another revision to compare with.
+    """
 
     revision: Annotated[int, Meta(ge=1, le=100_000)] | UnsetType = UNSET
     against: Annotated[int, Meta(ge=1, le=100_000)] | UnsetType = UNSET

@@ -21,7 +21,7 @@ PriceSource = Literal["reported", "table", "override", "zero"]
 BudgetScope = Literal["global", "agent", "task"]
 
 MAX_TOKENS = 100_000_000
-"""The maximum of each token count of an event. Larger counts are rejected."""
+"""The maximum value of each token count in an event. Larger counts are rejected."""
 FREE_PROVIDERS = frozenset({"local", "scripted", "builtin"})
 """Providers whose use never costs anything. For other free providers, callers pass `free=True`."""
 
@@ -41,11 +41,11 @@ class TokenCounts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class BillableUsage(msgspec.Struct, frozen=True, kw_only=True):
-    """One use of a model or tool that may cost money. `usage_key` identifies the use; a repeated key has no effect.
+    """One use of a model or tool that may cost money. `usage_key` identifies the use; a repeated key is ignored.
 
     `cost_usd` is the cost reported by the provider, or None. `estimated` means that the token counts are estimates.
-    `user_id` is the user on whose behalf the money was spent. If `by_gateway` is true, `usage_key` is the id of a call
-    of the LLM gateway. Such keys never collide with the keys of other uses.
+    `user_id` is the user on whose behalf the money was spent. If `by_gateway` is true, `usage_key` is the id of an LLM
+    gateway call. The keys of gateway calls never collide with other keys.
     """
 
     usage_key: str
@@ -108,18 +108,17 @@ class ChargedCost(PriceQuote, frozen=True, kw_only=True):
 
 
 class BudgetShortage(msgspec.Struct, frozen=True, kw_only=True):
-    """The maximum cost of a refused use, and the amount left in the budget that refused it, both in micro-USD."""
+    """The maximum cost of a refused use, and the amount left in the budget that refused the use, both in micro-USD."""
 
     needed: int
     left: int
 
 
 class BudgetRefused(Problem):
-    """Raised if a budget does not admit a use.
+    """Raised if a budget does not allow a use of a model or tool.
 
-    In responses, it is the problem `budget_exceeded` with the member `scope`.
-
-    The members `needed_usd` and `left_usd` are present if a specific amount was refused.
+    The problem code in responses is `budget_exceeded`, with the additional member `scope`. If a specific amount was
+    refused, the members `needed_usd` and `left_usd` are present as well.
     """
 
     def __init__(self, scope: BudgetScope, detail: str, shortage: BudgetShortage | None = None) -> None:
@@ -139,10 +138,10 @@ def format_micro_usd(amount: int) -> str:
 class NewReservation(msgspec.Struct, frozen=True, kw_only=True):
     """A request to reserve money.
 
-    `holder_id` is the id of an attempt or of a call of the gateway. The reservation of an attempt names its task and
-    its lease, and calls under this lease use money from it. `attempt_limit_micro_usd` is what the cost limit of the
-    task leaves for the attempt, or None if the task has no such limit. The reservation is released after `expires_at`,
-    unless the holder is known to be still running.
+    `holder_id` is the id of an attempt or of a gateway call. The reservation of an attempt names its task and its
+    lease, and calls under this lease use money from the reservation. `attempt_limit_micro_usd` is the amount that the
+    task's cost limit leaves for the attempt, or None if the task has no cost limit. The reservation is released after
+    `expires_at`, unless its holder is known to be still running.
     """
 
     holder: Literal["attempt", "call"]
@@ -163,7 +162,7 @@ class Hold(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Headroom(msgspec.Struct, frozen=True, kw_only=True):
-    """The amounts that are left in the budgets, and the limits of the budgets, in micro-USD.
+    """The amounts left in the budgets, and the limits of the budgets, in micro-USD.
 
     None means that there is no limit.
     """
@@ -175,9 +174,9 @@ class Headroom(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AgentBudget(msgspec.Struct, frozen=True, kw_only=True):
-    """The budget that an agent has for itself in the current period, in micro-USD.
+    """An agent's own budget in the current period, in micro-USD.
 
-    `is_exceeded` is true if the agent has spent its limit and no admin has lifted the limit for this period.
+    `is_exceeded` is true if the agent has used up its limit and no admin has lifted the limit for this period.
     """
 
     limit: int
@@ -189,61 +188,61 @@ class AgentBudget(msgspec.Struct, frozen=True, kw_only=True):
 class Costs(Protocol):
     """Quotes prices, reserves money, and records cost events.
 
-    Budgets limit the costs of the installation and of single agents in a calendar month. Money is reserved before it is
-    spent, and a reservation is admitted only if the amounts that are spent and reserved stay within every limit.
-    Reserving locks the counters of the budgets. To avoid deadlocks, callers reserve money only after they have locked
-    all other rows.
+    Budgets limit the costs of the installation and of individual agents in a calendar month. Money is reserved before
+    it is spent, and a reservation succeeds only if the spent and reserved amounts together stay within every limit.
+    Reserving money locks the counters of the budgets. To avoid deadlocks, callers lock all other rows before they
+    reserve money.
     """
 
     def quote(self, provider: str, model: str, tokens: TokenCounts, *, free: bool = False) -> PriceQuote:
         """Return the cost of a call at current prices.
 
-        This method may also be called outside a unit of work. Price overrides that another process set then apply after
-        at most 2 seconds.
+        This method may also be called outside a unit of work. In that case, price overrides set by another process take
+        effect within 2 seconds.
         """
         ...
 
     def has_limits(self) -> bool:
         """Return whether this process knows of any budget limit, without reading the database.
 
-        If another process sets the first limit, this process knows of it after at most 2 seconds. Calls are always
-        checked against the limits in force.
+        If another process sets the first limit, this process learns of it within 2 seconds. Calls are always checked
+        against the limits in force.
         """
         ...
 
     def is_limited(self, agent_id: str | None) -> bool:
-        """Return whether a budget requires that money for the agent's calls is reserved first.
+        """Return whether a budget requires money to be reserved before the agent's calls.
 
-        A task with a cost limit of its own always needs a reservation.
+        A task with its own cost limit always needs a reservation.
         """
         ...
 
     def amount_to_reserve(self, quote: PriceQuote, estimate_micro_usd: int | None = None) -> int:
         """Return the amount to reserve for a use: the estimate if one is given, or else the cost in the quote.
 
-        The amount is 0 for free uses, so every budget admits them. For uses without a known price, it is the smallest
-        possible amount, so budgets admit such uses until they are spent completely. If the setting `cost.unpriced`
-        refuses uses without a price, raise `BudgetRefused`.
+        The amount is 0 for free uses, so every budget allows them. For uses without a known price, it is the smallest
+        possible amount, so a budget allows them until nothing is left. Raise `BudgetRefused` if the setting
+        `cost.unpriced` forbids uses without a price.
         """
         ...
 
     def default_attempt_micro_usd(self) -> int:
-        """Return the amount to reserve for an attempt if nothing is known about its costs."""
+        """Return the amount to reserve for an attempt whose costs are unknown."""
         ...
 
     def headroom(self, agent_id: str | None) -> Headroom:
-        """Return the amounts left in the budgets of the installation and of the agent. They may change at any time."""
+        """Return the amounts left in the budgets of the installation and of the agent, which may change at any time."""
         ...
 
     def reserve(self, wanted: NewReservation) -> Hold | None:
-        """Reserve money. Return None if the amount is 0 or nothing limits it.
+        """Reserve money. Return None if the amount is 0 or no limit applies.
 
-        Raise `BudgetRefused` if a budget does not admit the amount; the caller must then undo its unit of work.
+        Raise `BudgetRefused` if a budget does not allow the amount; the caller must then roll back its unit of work.
         """
         ...
 
     def draw(self, wanted: NewReservation) -> Hold | None:
-        """Set aside an amount for a call under a lease, as a part of the attempt's reservation.
+        """Set aside part of an attempt's reservation for a call under the attempt's lease.
 
         `wanted` contains the attempt and the amount for the call. If the reservation is too small, it is enlarged
         first, which may raise `BudgetRefused` as in `reserve`.
@@ -251,7 +250,7 @@ class Costs(Protocol):
         ...
 
     def record_cost(self, spent: BillableUsage, *, free: bool = False, hold: Hold | None = None) -> ChargedCost:
-        """Store a cost event and update its rollups and counters, in the caller's unit of work.
+        """Store a cost event and update the affected rollups and counters, in the caller's unit of work.
 
         The cost replaces the amount that `hold` has set aside. Raise `Invalid` for token counts below 0 or above
         `MAX_TOKENS`. The caller must update the counters of the task (`Tasks.record_usage`) with the returned
@@ -260,11 +259,11 @@ class Costs(Protocol):
         ...
 
     def release(self, hold: Hold | None) -> None:
-        """Release the amount that was set aside for a call, because the call cost nothing."""
+        """Release the amount that was set aside for a call that cost nothing."""
         ...
 
     def release_attempt(self, attempt_id: str, *, is_capped: bool) -> None:
-        """Release what is left of an attempt's reservation. Does nothing if the attempt has no reservation.
+        """Release the unused part of an attempt's reservation. Does nothing if the attempt has no reservation.
 
         `is_capped` is true if the task of the attempt has a cost limit.
         """
@@ -273,7 +272,7 @@ class Costs(Protocol):
     def spent_by_agents(self, agent_ids: Sequence[str]) -> dict[str, int]:
         """Return the costs of each of these agents in the current month (UTC), in micro-USD.
 
-        Agents without costs are included as 0. Runs in the caller's unit of work.
+        Agents without costs are included with 0. Runs in the caller's unit of work.
         """
         ...
 
@@ -282,7 +281,7 @@ class Costs(Protocol):
         ...
 
     def set_agent_limit(self, agent_id: str, limit_micro_usd: int | None) -> None:
-        """Set or remove the monthly budget of an agent. The change applies to the current period at once."""
+        """Set or remove the monthly budget of an agent. The change takes effect in the current period."""
         ...
 
     def lift_agent_limit(self, agent_id: str) -> None:
@@ -290,7 +289,7 @@ class Costs(Protocol):
         ...
 
     def agent_budgets(self, agent_ids: Sequence[str]) -> dict[str, AgentBudget]:
-        """Return the budgets in the current period, for those of the agents that have a budget."""
+        """Return the given agents' budgets in the current period. Agents without a budget are omitted."""
         ...
 
 
@@ -321,7 +320,7 @@ class BudgetExceeded(Event, kw_only=True):
 
 
 class BudgetChanged(Event, kw_only=True):
-    """The budget was changed, or a new budget period began, so tasks that waited for money may be claimable."""
+    """The budget was changed, or a new budget period began, so tasks that waited for budget may be claimable again."""
 
     event = "budget.changed"
     visibility = ADMIN

@@ -94,7 +94,7 @@ def budget_group() -> None:
 @budget_group.command("show")
 @client_command
 def show_budget(client: ApiClient, *, as_json: bool) -> None:
-    """Show the budget, and what is spent and reserved in the current month."""
+    """Show the budget, and the amounts spent and reserved in the current month."""
     _print_budget(client, client.get("/cost/budget"), as_json=as_json)
 
 
@@ -126,7 +126,7 @@ def set_budget(
     timezone: str | None,
     as_json: bool,
 ) -> None:
-    """Change the budget. The change applies at once."""
+    """Change the budget. The change takes effect immediately."""
     given = {"mode": mode, "on_exceeded": on_exceeded, "timezone": timezone}
     change: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if limit is not None:
@@ -179,7 +179,7 @@ def _money_column(name: str) -> Callable[[Any], str]:
 @cost_command.command("reservations")
 @client_command
 def list_reservations(client: ApiClient, *, as_json: bool) -> None:
-    """List the money that is reserved for running attempts and calls, newest first."""
+    """List the money reserved for running attempts and calls, newest first."""
     print_table(
         list(client.pages("/cost/reservations")),
         ("holder", "amount", "used", "task_id", "agent_id", "expires_at"),

@@ -37,20 +37,20 @@ async def reconcile_rollups(work: Work) -> None:
 
 
 async def reconcile_budgets(work: Work, upkeep: BudgetMaintenance) -> None:
-    """Compare the counters of budgets with the costs and reservations. Correct any differences and raise an alert."""
+    """Compare the budget counters with the costs and reservations. Correct any differences and raise an alert."""
     entry = UnitContext(label="job cost.reconcile", actor=SYSTEM)
     for limit in await work(upkeep.limits, entry=entry, read=True):
         await work(functools.partial(upkeep.reconcile, limit), entry=entry)
 
 
 async def reconcile(work: Work, upkeep: BudgetMaintenance) -> None:
-    """Compare the totals with the cost events, and the counters of budgets with the totals."""
+    """Compare the rollups with the cost events, and the budget counters with the costs and reservations."""
     await reconcile_rollups(work)
     await reconcile_budgets(work, upkeep)
 
 
 async def release_expired_reservations(database: Database, upkeep: BudgetMaintenance) -> None:
-    """Release expired reservations, because the attempts or calls that held them have probably died."""
+    """Release expired reservations, whose attempts or calls have probably crashed."""
     entry = UnitContext(label="job cost.reap", actor=SYSTEM)
     for _ in range(MAX_BATCHES):
         if not await database.read(upkeep.has_expiring, entry):
@@ -60,7 +60,7 @@ async def release_expired_reservations(database: Database, upkeep: BudgetMainten
 
 
 async def begin_period(database: Database, upkeep: BudgetMaintenance) -> None:
-    """Create the counters of a new budget period, and resume paused agents whose budget admits costs again."""
+    """Create the counters of a new budget period, and resume paused agents whose budget allows costs again."""
     entry = UnitContext(label="job cost.period", actor=SYSTEM)
     if await database.read(upkeep.lacks_counters, entry):
         for _ in range(MAX_BATCHES):
@@ -71,7 +71,7 @@ async def begin_period(database: Database, upkeep: BudgetMaintenance) -> None:
 
 
 def cancel_running(agent_id: str | None, upkeep: BudgetMaintenance, after: str = "") -> None:
-    """Cancel the attempts of one agent or of all agents that hold reservations, because the budget is exceeded."""
+    """Cancel the running attempts, with reservations, of one agent or of all agents, because the budget is exceeded."""
     upkeep.cancel_running(agent_id, after)
 
 

@@ -97,7 +97,7 @@ class PriceRevision(Model):
 
 
 class FetchedPriceTable(Model):
-    """A single row with the price table that was fetched last, as JSON that is compressed and encoded in Base64."""
+    """A single row with the most recently fetched price table, as compressed and Base64-encoded JSON."""
 
     id = peewee.IntegerField(primary_key=True)
     fetched_at = InstantField()
@@ -111,9 +111,9 @@ class Rollup(Model):
     """The totals of one key, for example of an agent, in one period.
 
     Totals that change often are spread over several rows (shards), which are added up when they are read. `period` is
-    the number of the UTC day or quarter hour since 1970, or of the UTC month, or 0 for totals of all time. `events`
-    counts all events, and `calls` counts the events that are not corrections. `tasks` counts each task once, when its
-    first cost is recorded. `completed` and `wasted_micro` are updated when tasks end.
+    the number of the UTC day or quarter hour since 1970, or of the UTC month, or 0 for all-time totals. `events` counts
+    all events, and `calls` counts the events that are not corrections. `tasks` counts each task once, when its first
+    cost is recorded. `completed` and `wasted_micro` are updated when tasks end.
     """
 
     series = peewee.CharField(max_length=120)
@@ -194,9 +194,9 @@ class AgentLimit(Model):
 class BudgetCounter(Model):
     """The amounts spent and reserved in one period within a limit. `scope` is `global` or `agent`; `key` is the agent.
 
-    `spent_micro` is the sum of the cost events of the period, and `reserved_micro` is the sum of what reservations have
-    not used yet. `alerted` is the highest threshold that was reported, and `exceeded` is true if `budget.exceeded` was
-    published. While `lifted` is true, the limit is ignored.
+    `spent_micro` is the sum of the cost events of the period, and `reserved_micro` is the sum of the unused parts of
+    all reservations. `alerted` is the highest threshold that was reported, and `exceeded` is true if `budget.exceeded`
+    was published. While `lifted` is true, the limit is ignored.
     """
 
     scope = peewee.CharField(max_length=8)
@@ -231,8 +231,9 @@ class BudgetAlert(Model):
 class Reservation(Model):
     """Money that is reserved for an attempt, or for a call without a task.
 
-    `used_micro` is the cost of calls that have ended, and `drawn_micro` is the amount set aside for calls that are
-    running. `limit_micro` is what the cost limit of the task leaves for the attempt, or null if there is no such limit.
+    `used_micro` is the cost of finished calls, and `drawn_micro` is the amount set aside for running calls.
+    `limit_micro` is the amount that the task's cost limit leaves for the attempt, or null if the task has no cost
+    limit.
     """
 
     id = IdField(primary_key=True)

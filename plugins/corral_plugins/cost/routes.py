@@ -96,19 +96,19 @@ def get_cost_by_user(query: RankedQuery, reports: CostReports) -> Page[UserCost]
 
 @routes.get("/budget", needs=READ)
 def get_budget(budgets: Budgets) -> BudgetView:
-    """Return the budget, and the amounts that are spent and reserved in the current month."""
+    """Return the budget, and the amounts spent and reserved in the current month."""
     return budgets.get()
 
 
 @routes.put("/budget", needs=WRITE, raises=("precondition_failed", "invalid_state"))
 def update_budget(body: BudgetChange, match: IfMatch, budgets: Budgets) -> BudgetView:
-    """Change the budget. The change applies at once, also to the current month."""
+    """Change the budget. The change takes effect immediately and also applies to the current month."""
     return budgets.change(body, match)
 
 
 @routes.get("/reservations", needs=WRITE, raises=("invalid_cursor",))
 def list_reservations(query: ReservationQuery, budgets: Budgets, caller: Principal) -> Page[ReservationView]:
-    """List the money that is reserved for running attempts and calls, newest first."""
+    """List the money reserved for running attempts and calls, newest first."""
     return budgets.list_reservations(query, caller)
 
 
@@ -131,7 +131,7 @@ def get_cost_event(id: str, ledger: CostLedger, caller: Principal) -> CostEventV
 async def create_cost_event(
     body: NewCostEvent, reported: ReportedCosts, caller: Principal, request: Request, work: Work
 ) -> Answer[CostEventView]:
-    """Record costs that arose outside the gateway, or correct recorded costs.
+    """Record costs incurred outside the gateway, or correct recorded costs.
 
     If an event with the same `usage_key` exists, nothing is added, and the response is 200 with the existing event. If
     the caller's lease has ended, the event is still recorded, but the response is 409 `lease_lost`.

@@ -70,7 +70,7 @@ class CostSummary(msgspec.Struct, kw_only=True):
 class DailyQuery(ZoneQuery, kw_only=True, forbid_unknown_fields=True):
     """The options of the daily report, which covers the last `days` days including today.
 
-    The report can be limited to the costs of one agent, one provider, or both.
+    The report can be limited to one agent, one provider, or both.
     """
 
     days: Days = 30
@@ -97,7 +97,7 @@ class DaysQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class AgentCost(CostTotals, kw_only=True):
-    """The costs of an agent. If `agent_id` is null, these are the costs that no agent caused.
+    """The costs of an agent. If `agent_id` is null, the costs were not caused by an agent.
 
     `tasks` counts each task once, on the day of its first cost. `budget` is the agent's own budget.
     """
@@ -138,7 +138,7 @@ class CostsByProvider(msgspec.Struct, kw_only=True):
 
 
 class RankedQuery(DaysQuery, kw_only=True, forbid_unknown_fields=True):
-    """The options of a report with several pages on the last `days` days in UTC, including today."""
+    """The options of a paginated report on the last `days` days in UTC, including today."""
 
     limit: Annotated[int, Meta(ge=1, le=200)] = 50
     offset: Annotated[int, Meta(ge=0, le=1_000_000)] = 0
@@ -157,7 +157,7 @@ class WorkflowCost(CostTotals, kw_only=True):
 
 
 class UserCost(CostTotals, kw_only=True):
-    """The costs of a user. If `user_id` is null, these are the costs that no user caused."""
+    """The costs of a user. If `user_id` is null, the costs were not caused by a user."""
 
     user_id: str | None
     name: str | None
@@ -209,10 +209,10 @@ class CostEventView(msgspec.Struct, kw_only=True):
 
 
 class NewCostEvent(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """A cost that arose outside the gateway. `usage_key` identifies the cost in the whole installation.
+    """A cost incurred outside the gateway. `usage_key` identifies the cost within the installation.
 
-    If the body, the `Corral-Lease` header or the token identifies a lease, the event belongs to the attempt of this
-    lease. Without a lease, only admins may record the cost. An admin corrects costs with an event whose `cost_usd` is
+    If the body, the `Corral-Lease` header or the token identifies a lease, the event belongs to that lease's attempt.
+    Without a lease, only admins may record the cost. An admin corrects costs with an event whose `cost_usd` is
     negative.
     """
 
@@ -298,7 +298,7 @@ class PriceQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defau
 
 
 class LookupQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """Selects the price of a provider's model at the instant `at`, which is now by default."""
+    """Selects the price of a provider's model at the instant `at`, by default the current time."""
 
     provider: Provider
     model: Model
@@ -331,7 +331,7 @@ OnExceeded = Literal["finish_running", "cancel_running"]
 class BudgetChange(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """Changes to the budget. Absent fields keep their values.
 
-    A `monthly_limit` of null means that there is no limit, and 0 allows no use that costs money. The mode `soft` sends
+    A `monthly_limit` of null means no limit; a limit of 0 forbids all uses that cost money. The mode `soft` sends
     alerts but refuses nothing, and `off` ignores the limit. `on_exceeded` decides whether running attempts may still
     use the money that is reserved for them, or are cancelled. Months begin and end in `timezone`.
     """
@@ -344,7 +344,7 @@ class BudgetChange(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class AgentBudgetView(msgspec.Struct, kw_only=True):
-    """The budget of an agent, and the amounts that it has spent and reserved in the current period, in USD."""
+    """An agent's budget, and the amounts that the agent has spent and reserved in the current period, in USD."""
 
     agent_id: str
     limit: float
@@ -364,9 +364,9 @@ class BudgetAlertView(msgspec.Struct, kw_only=True):
 class BudgetView(msgspec.Struct, kw_only=True):
     """The budget of the installation, and its state in the current period.
 
-    `percent` is the spent part of the limit. `remaining_usd` is the amount that is neither spent nor reserved.
-    `projected_usd` extrapolates the mean of the last 7 days. `by_agent` contains the agents with a budget of their own,
-    at most 200.
+    `percent` is the spent percentage of the limit. `remaining_usd` is the amount that is neither spent nor reserved.
+    `projected_usd` extrapolates the mean daily cost of the last 7 days. `by_agent` lists at most 200 agents that have
+    their own budget.
     """
 
     version: int
@@ -392,7 +392,7 @@ class ReservationQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit
 
 
 class ReservationView(msgspec.Struct, kw_only=True):
-    """Money that is reserved for an attempt, or for a call without a task. `used_usd` is what has been spent of it."""
+    """Money reserved for an attempt, or for a call without a task. `used_usd` is the amount spent so far."""
 
     id: str
     holder: str

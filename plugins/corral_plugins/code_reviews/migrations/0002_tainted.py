@@ -1,4 +1,4 @@
-"""Reviews of patches that came from outside."""
+"""Adds the mark for reviews whose patch comes from outside the installation."""
 
 from __future__ import annotations
 

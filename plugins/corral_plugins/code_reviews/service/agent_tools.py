@@ -1,4 +1,4 @@
-"""The tools with which agents propose diffs and comment on the diffs of other agents."""
+"""The tools that agents use to propose diffs and to comment on other agents' diffs."""
 
 from __future__ import annotations
 
@@ -55,13 +55,13 @@ COMMENT_SCHEMA: Json = {
 
 
 class AgentReviews:
-    """Implements the tools. An agent proposes diffs for the task that it works on."""
+    """Implements the code review tools. Agents propose diffs only for the task that they are working on."""
 
     def __init__(self, contents: ReviewContents, reviews: CodeReviewsService, comments: ReviewComments) -> None:
         self._contents, self._reviews, self._comments = contents, reviews, comments
 
     async def propose(self, context: ToolContext, arguments: Json) -> Json:
-        """Open a review of a diff, or add a revision to the review that people sent back."""
+        """Open a review of a diff, or add a revision to the task's review if changes were requested."""
         caller = context.caller
         given = {**arguments, "agent_id": caller.agent_id, "task_id": context.task_id}
         new = convert(NewReview, given, pointer_prefix="")
@@ -71,7 +71,7 @@ class AgentReviews:
         return {"review_id": row.id, "revision": row.revision, "status": row.status, "stats": row.stats}
 
     async def comment(self, context: ToolContext, arguments: Json) -> Json:
-        """Add a comment of the agent."""
+        """Add a comment by the agent to a review."""
         given = {name: value for name, value in arguments.items() if name != "review_id"}
         new = convert(NewReviewComment, given, pointer_prefix="")
         entry = UnitContext(label="tool code_review.comment", actor=context.caller.actor)
@@ -80,7 +80,7 @@ class AgentReviews:
         return found
 
     def is_visible(self, context: ToolContext, arguments: Json) -> bool:
-        """Return whether the requester may read the review that the arguments name."""
+        """Return whether the requester may read the review named in the arguments."""
         try:
             rows.find_readable(arguments["review_id"], context.caller)
         except NotFound:

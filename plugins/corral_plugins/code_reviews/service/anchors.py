@@ -1,7 +1,7 @@
-"""Binds comments to lines of a patch, and finds the lines again in the next revision by their exact context.
+"""Anchors comments to lines of a patch, and finds these lines in the next revision by their exact context.
 
-A comment is never moved to lines that only resemble its own: it stays `active` where its lines and the lines around
-them are unchanged, and is `outdated` or `orphaned` otherwise.
+A comment never moves to lines that are merely similar. It stays `active` if its lines and the surrounding lines are
+unchanged; otherwise it becomes `outdated` or `orphaned`.
 """
 
 from __future__ import annotations
@@ -20,16 +20,20 @@ AROUND = 3
 MAX_LINES = 500
 """The maximum number of lines of one comment."""
 MAX_CHECKS = 50_000
-"""How many places are compared for all comments of a revision. What has not been found by then is outdated."""
+"""The maximum number of places that are compared for all comments of a revision.
+
+Comments that are not found within this limit become outdated.
+"""
 DIGEST_LENGTH = 64
 
 Numbers = dict[str | None, list[int]]
 
 
 class Context(msgspec.Struct, frozen=True):
-    """The lines of a comment, and up to three lines that the patch shows before and after them.
+    """The commented lines, and up to three lines that the patch shows before and after them.
 
-    Each item is the text of a line, with one character per byte, or the SHA-256 hash of a line with 64 bytes or more.
+    Each item is the text of a line, with one character per byte. Lines of 64 bytes or more are replaced by their
+    SHA-256 hashes.
     """
 
     before: list[str]
@@ -38,7 +42,7 @@ class Context(msgspec.Struct, frozen=True):
 
 
 class Place(msgspec.Struct, frozen=True, kw_only=True):
-    """The place of a comment in the revision for which it was written, or in which it was last found."""
+    """The place of a comment in the revision for which it was written, or in the revision where it was last found."""
 
     file: str
     side: str
@@ -47,7 +51,7 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class NewPlace(msgspec.Struct, frozen=True):
-    """The place of a comment in another revision. `line` is None unless it is active."""
+    """The place of a comment in another revision. `line` is None unless `anchor` is `active`."""
 
     anchor: str
     line: int | None = None
@@ -69,8 +73,8 @@ def context_of(patch: Patch, file: str, side: str, line: int, end_line: int) -> 
 def find_again(patch: Patch, places: Sequence[Place]) -> list[NewPlace]:
     """Find the places of comments in another revision.
 
-    A hunk may show fewer lines around a comment than before; then only the lines that both revisions show must be
-    equal. If the lines of a comment occur more than once, they are found only at their old line numbers.
+    If a hunk shows fewer lines around a comment than before, only the lines that both revisions show must be equal. If
+    the lines of a comment occur more than once, they are found only at their old line numbers.
     """
     search = _Search(patch, places)
     return [search.find(place) for place in places]
@@ -100,9 +104,9 @@ class _Search:
         return NewPlace("outdated") if line is None else NewPlace("active", line, path)
 
     def _line(self, place: Place, line: int, context: Context) -> int | None:
-        """Return the old line number if the lines are still there, or else the number of the only place that fits.
+        """Return the new line number of a comment: the old number if the lines are unchanged, or else the only match.
 
-        Return None if no place or more than one place fits.
+        Return None if there is no match, or more than one.
         """
         shown = self.shown[place.file, place.side]
         if _fits(shown, line, context):
@@ -119,7 +123,7 @@ class _Search:
         return found
 
     def _file(self, file: str, side: str) -> PatchedFile | None:
-        """Return the patched file to which a comment refers, even if only the new revision renames the file."""
+        """Return the patched file to which a comment refers, even if the file was renamed only in the new revision."""
         renamed = (each for each in self.patch.files if side == "new" and each.old_path == file)
         return self.patch.find(file, side) or next(renamed, None)
 
@@ -129,7 +133,7 @@ class _Search:
 
 
 def _numbers(shown: dict[int, bytes], texts: Iterable[str]) -> dict[str, Numbers]:
-    """Return, for each of these texts, the numbers of the lines that contain it.
+    """Map each text to the numbers of the lines that are equal to the text.
 
     The numbers are grouped by the text of the preceding line, or by None if the patch does not show the preceding line.
     """
@@ -147,9 +151,9 @@ def _numbers(shown: dict[int, bytes], texts: Iterable[str]) -> dict[str, Numbers
 
 
 def _candidates(numbers: Numbers, context: Context) -> Iterable[int]:
-    """Return the line numbers at which a comment may begin now.
+    """Return the line numbers at which a comment may start now.
 
-    There, the preceding line is the same as before, or the patch does not show it.
+    At each of them, the preceding line is unchanged, or the patch does not show the preceding line.
     """
     if not context.before:
         return itertools.chain.from_iterable(numbers.values())
@@ -157,7 +161,7 @@ def _candidates(numbers: Numbers, context: Context) -> Iterable[int]:
 
 
 def _fits(shown: dict[int, bytes], number: int, context: Context) -> bool:
-    """Return whether the lines that begin at a number, and their neighbours in the patch, are those of a comment."""
+    """Return whether the lines at `number`, and the lines around them that the patch shows, are those of a comment."""
     if not all(_is(shown, number + index, text) for index, text in enumerate(context.lines)):
         return False
     end = number + len(context.lines)
@@ -167,7 +171,7 @@ def _fits(shown: dict[int, bytes], number: int, context: Context) -> bool:
 
 
 def _has_same_neighbours(shown: dict[int, bytes], pairs: Iterable[tuple[int, str]]) -> bool:
-    """Return whether the lines next to a comment are the same as before, as far as the patch shows these lines."""
+    """Return whether the lines next to a comment are unchanged. Lines that the patch does not show are not compared."""
     for number, text in pairs:
         if number not in shown:
             return True
@@ -182,7 +186,7 @@ def _is(shown: dict[int, bytes], number: int, text: str) -> bool:
 
 
 def _lines_from(shown: dict[int, bytes], start: int, step: int) -> list[bytes]:
-    """Return up to three consecutive lines, counted from a line in a direction, as far as the patch shows them."""
+    """Return up to three consecutive lines that the patch shows, beginning at `start`. A `step` of -1 goes upwards."""
     found: list[bytes] = []
     while len(found) < AROUND and start in shown:
         found.append(shown[start])
@@ -191,7 +195,7 @@ def _lines_from(shown: dict[int, bytes], start: int, step: int) -> list[bytes]:
 
 
 def _key(line: bytes) -> str:
-    """Return a line in the form in which a context stores it.
+    """Return a line in the form that contexts store.
 
     Long lines are hashed, because each of 1000 comments may refer to a line of 2 MiB.
     """

@@ -27,7 +27,7 @@ from corral_plugins.code_reviews.shapes import NewReviewComment, ReviewCommentVi
 
 TRIES = 3
 REPLY_FIELDS = ("file", "line", "end_line", "side", "revision", "anchor")
-"""The fields that an answer takes from the first comment of its thread."""
+"""The fields that a reply copies from the first comment of its thread."""
 
 
 TEXTS = ("body", "suggestion", "file")
@@ -44,7 +44,8 @@ class ReviewComments:
     ) -> ReviewCommentView:
         """Add a comment.
 
-        The patch is parsed outside of units of work, so this is repeated if a new revision arrives meanwhile.
+        The patch is parsed outside of the unit of work. If a new revision arrives in the meantime, the call starts
+        again with the new patch.
         """
         check_position(new)
         for _ in range(TRIES):
@@ -142,7 +143,7 @@ class ReviewComments:
 
 
 def check_position(new: NewReviewComment) -> None:
-    """Raise `Invalid` if the fields that say to which lines a comment refers contradict each other."""
+    """Raise `Invalid` if the fields that locate a comment (`file`, `line`, `end_line`, `parent_id`) conflict."""
     given = [name for name in ("file", "line", "end_line") if getattr(new, name) is not None]
     if new.parent_id is not None and given:
         raise Invalid.at(f"/{given[0]}", "not_allowed", "An answer is about the lines of its thread.")
@@ -155,10 +156,9 @@ def check_position(new: NewReviewComment) -> None:
 
 
 def _check_room(review_id: str, characters: int, added: int = 1) -> None:
-    """Raise `TooMany` if the review cannot take further comments with this many characters in total.
+    """Raise `TooMany` if the review has no room for further comments with this many characters in total.
 
-    The response to a request or to the claim of a task contains all comments of a review, so the number and the length
-    of the comments are limited.
+    The number and length of comments are limited because a single response contains all comments of a review.
     """
     length: Any = sum((fn.LENGTH(fn.COALESCE(getattr(ReviewComment, name), "")) for name in TEXTS), start=Value(0))
     found: Any = ReviewComment.select(fn.COUNT(ReviewComment.id), fn.COALESCE(fn.SUM(length), 0))
@@ -171,7 +171,7 @@ def _check_room(review_id: str, characters: int, added: int = 1) -> None:
 
 
 def _position(new: NewReviewComment, file: str, patch: Patch) -> dict[str, Any]:
-    """Return the columns that bind a comment to its lines. Raise `Invalid` if the revision does not show them."""
+    """Return the columns that anchor a comment to its lines. Raise `Invalid` if the revision does not show them."""
     if patch.find(file, new.side) is None:
         raise Invalid.at("/file", "unknown_reference", "The current revision does not change this file.")
     found: dict[str, Any] = {"file": file, "anchor": "active"}

@@ -1,6 +1,6 @@
 """The actions of reviewers (approve, reject, request changes) and of the people who open reviews (edit, withdraw).
 
-The review is locked and its update is guarded, so exactly one of several simultaneous decisions takes effect.
+The review is locked and its update is conditional, so exactly one of several simultaneous decisions takes effect.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class ReviewDecisions:
     # -- decisions of people
 
     def approve(self, review_id: str, body: ApproveReview, match: IfMatch, *, by: Principal) -> ReviewView:
-        """Approve exactly the diff that was read. The task that waits for it completes."""
+        """Approve exactly the diff that the caller has read. A task that waits for the review completes."""
         row = self._lock_to_decide(review_id, match, by)
         if body.patch_sha256 is not None and body.patch_sha256 != row.patch_sha256:
             detail = f"The diff has changed; it is at revision {row.revision}. Read it again before you decide."
@@ -71,7 +71,10 @@ class ReviewDecisions:
         return self._listing.view_of(row)
 
     def reject(self, review_id: str, body: RejectReview, match: IfMatch, *, by: Principal) -> ReviewView:
-        """Reject the diff. The task that waits for it fails."""
+        """Reject the diff, or send it back if `body.request_changes` is set.
+
+        A task that waits for a rejected review fails.
+        """
         if body.request_changes:
             return self.request_changes(review_id, body.reason, match, by=by)
         row = self._lock_to_decide(review_id, match, by)
@@ -114,7 +117,7 @@ class ReviewDecisions:
         return row
 
     def _refuse_own(self, row: Review, by: Principal) -> None:
-        """Raise `Forbidden` if a second person must approve, but the caller opened the review or requested its task."""
+        """Raise `Forbidden` if a second person must approve and the caller opened the review or requested its task."""
         if not self._settings.get(REQUIRE_SECOND_PERSON):
             return
         run = None if row.task_id is None else self._tasks.find_run(row.task_id)
@@ -123,7 +126,7 @@ class ReviewDecisions:
             raise Forbidden(detail, code="self_approval")
 
     def _refuse_unready(self, row: Review, *, force: bool) -> int:
-        """Raise `Conflict` if the review may not be approved yet. Return the number of open blockers."""
+        """Raise `Conflict` if the review cannot be approved yet. Return the number of open blockers."""
         open_ = (ReviewComment.review_id == row.id) & (ReviewComment.severity == "blocker") & ~ReviewComment.resolved
         blockers: int = ReviewComment.select().where(open_).count()
         failed = [check["name"] for check in row.checks if check["status"] == "failed"]

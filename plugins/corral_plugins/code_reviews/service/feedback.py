@@ -1,4 +1,4 @@
-"""The feedback that an agent receives from a review that people sent back."""
+"""The feedback that an agent receives when people request changes to its diff."""
 
 from __future__ import annotations
 

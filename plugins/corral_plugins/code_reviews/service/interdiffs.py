@@ -1,4 +1,4 @@
-"""Compares two revisions of a patch: computes the diff between the files after the one revision and after the other."""
+"""Compares two revisions of a patch by computing the diff between the files that the revisions produce."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from corral_plugins.code_reviews.service.patches import Hunk, Patch, PatchedFile
 
 CONTEXT = 3
 MAX_COMPARED_LINES, MAX_COMPARED_IN_ALL = 4000, 20_000
-"""Above these numbers of different lines, of a file and of all files, lines are shown as replaced.
+"""The maximum number of differing lines that are compared, per file and for all files together.
 
-Comparing them could take minutes: the time grows with the third power of their number.
+Beyond these limits, lines are shown as replaced. Comparing them could take minutes, because the time grows with the
+cube of their number.
 """
 
 _SPECIAL = re.compile(rb"[\x00-\x1f\x7f\"\\]")
@@ -21,10 +22,10 @@ Opcode = tuple[str, int, int, int, int]
 
 
 def interdiff(before: Patch, after: Patch) -> bytes:
-    """Return the unified diff between the files after the patch `before` and the same files after the patch `after`.
+    """Return the unified diff between the files as patched by `before` and the same files as patched by `after`.
 
-    Only lines that at least one of the patches shows are compared. Where the patches show different parts of a file,
-    the lines that only one of them shows are taken as unchanged in the other, if both start from the same lines.
+    Only lines that at least one of the patches shows are compared. If both patches start from the same lines, a line
+    that only one patch shows is assumed to be unchanged by the other.
     """
     old = {file.path: file for file in before.files}
     new = {file.path: file for file in after.files}
@@ -43,7 +44,7 @@ def _file_diff(path: str, before: PatchedFile | None, after: PatchedFile | None,
 
 
 def _quoted(path: str) -> bytes:
-    """Return a path as git writes it: in quotes if it contains special characters, such as a line break."""
+    """Return a path as Git writes it: in quotes if it contains special characters, such as a line break."""
     data = path.encode()
     if not _SPECIAL.search(data):
         return data
@@ -51,10 +52,9 @@ def _quoted(path: str) -> bytes:
 
 
 def _results(before: PatchedFile | None, after: PatchedFile | None) -> tuple[list[Line], list[Line]]:
-    """Return the lines of a file after each of two patches, with their numbers.
+    """Return the numbered lines of a file after each of two patches.
 
-    The result covers the parts of the file that at least one of the patches shows, if both patches start from the same
-    lines.
+    If both patches start from the same lines, both results cover every part of the file that at least one patch shows.
     """
     bases = [{} if file is None else file.side("old") for file in (before, after)]
     shared = bases[0].keys() & bases[1].keys()
@@ -87,21 +87,21 @@ def _applied(base: dict[int, bytes], file: PatchedFile | None) -> list[Line]:
 
 
 def _ends_before(hunk: Hunk, number: int) -> bool:
-    """Return whether a hunk ends before a line.
+    """Return whether a hunk ends before the line with this number.
 
-    A hunk without old lines begins after the line that its header names.
+    A hunk without old lines begins after the line named in its header.
     """
     return hunk.old_start + max(hunk.old_lines, 1) <= number or (hunk.old_lines == 0 and hunk.old_start < number)
 
 
 class _Comparison:
-    """Compares the lines of one file after another, up to a maximum number of lines in total."""
+    """Compares the lines of files one by one, up to a maximum number of lines in total."""
 
     def __init__(self) -> None:
         self.lines_left = MAX_COMPARED_IN_ALL
 
     def groups(self, old: list[bytes], new: list[bytes]) -> list[list[Opcode]]:
-        """Return the groups of changes between two lists of lines, with the lines around each group.
+        """Return the groups of changes between two lists of lines, with the context lines around each group.
 
         Equal lines at both ends are skipped first, to save time.
         """

@@ -23,7 +23,7 @@ from corral_plugins.code_reviews.shapes import (
 )
 
 MAX_REVISIONS = 20
-"""How many revisions a review shows."""
+"""The maximum number of revisions shown with a review."""
 _OF_ITEM = frozenset(ReviewItem.__struct_fields__) & frozenset(Review._meta.fields)
 
 
@@ -58,7 +58,7 @@ class ReviewListing:
         return page
 
     def get(self, review_id: str, by: Principal) -> ReviewView:
-        """Return a review with its files and comments. Raise `NotFound`."""
+        """Return a review with its files and comments. Raise `NotFound` if the caller may not read it."""
         return self.view_of(rows.find_readable(review_id, by))
 
     def view_of(self, row: Review) -> ReviewView:
@@ -74,7 +74,7 @@ class ReviewListing:
 
 
 def item_fields(row: Review, reviewers: list[Reviewer]) -> dict[str, Any]:
-    """Return the fields that lists show."""
+    """Return the fields of a review that lists contain."""
     fields = {name: getattr(row, name) for name in _OF_ITEM}
     return {**fields, "created_by": row.owner_id, "reviewers": [reviewer_view(each) for each in reviewers]}
 
@@ -92,7 +92,7 @@ def _revision_view(row: Revision) -> RevisionView:
 
 
 def reviewer_view(row: Reviewer) -> ReviewerView:
-    """Return a reviewer as responses show it."""
+    """Return the response body of a reviewer."""
     state: Any = row.state
     return ReviewerView(
         user_id=row.reviewer_id if row.kind == "user" else None,

@@ -1,4 +1,4 @@
-"""Metrics of reviews since the start of this process. Values are counted when the unit of work commits."""
+"""Review metrics since the start of this process. Values are counted when the unit of work commits."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ROUNDS = (0.0, 1.0, 2.0, 3.0, 5.0, 10.0, 20.0)
 
 
 class ReviewMetrics:
-    """Measures how long people took to decide about reviews, and how often they sent the diff back before."""
+    """Measures how long reviews took until the decision, and how often their diffs were sent back before it."""
 
     def __init__(self) -> None:
         self._seconds, self._rounds = Histogram(WAITS), Histogram(ROUNDS)

@@ -73,7 +73,10 @@ class CodeReviewsService:
         return rows.facts_of(self.open_prepared(new, patch, by=by))
 
     def open_prepared(self, new: NewReview, patch: PreparedPatch, *, by: Principal) -> Review:
-        """Open a review of a prepared patch. Raise `Invalid` if the caller may not see what the review names."""
+        """Open a review of a prepared patch.
+
+        Raise `Invalid` if the task, the agent or a reviewer does not exist, or if the caller may not see the task.
+        """
         agent_id = new.agent_id.lower()
         task = self._task_of(new.task_id, by) if new.task_id is not None else None
         if by.agent_id is not None and (agent_id != by.agent_id or (task and task.id != by.task_id)):
@@ -99,7 +102,7 @@ class CodeReviewsService:
         return row
 
     def propose(self, new: NewReview, patch: PreparedPatch, *, by: Principal) -> Review:
-        """Open a review of an agent's diff, or add a revision to the review that people sent back."""
+        """Open a review of an agent's diff, or add a revision to the task's review if changes were requested."""
         task_id = (new.task_id or "").lower()
         self._tasks.lock(task_id)
         current = next((each for each in reversed(rows.open_reviews_of(task_id)) if each.round > 0), None)
@@ -109,7 +112,7 @@ class CodeReviewsService:
         return current
 
     def _task_of(self, task_id: str, by: Principal) -> Any:
-        """Lock and return a task that the caller may see. Raise `Invalid` otherwise."""
+        """Lock and return a task. Raise `Invalid` if the caller may not see the task or the task has ended."""
         try:
             self._tasks.lock(task_id.lower())
             task = self._tasks.get(task_id.lower(), by=by)
@@ -161,7 +164,7 @@ class CodeReviewsService:
         return rows.facts_of(row)
 
     def _add_policy_reviewer(self, row: Review, agent_id: str) -> None:
-        """Add the agent that the review policy of the task names to the reviewers, unless it is already a reviewer."""
+        """Add the agent named in the task's review policy to the reviewers, unless it is already a reviewer."""
         known = {each.reviewer_id for each in rows.reviewers_of([row.id])[row.id]}
         if agent_id not in known:
             Reviewer.insert(review_id=row.id, reviewer_id=agent_id, kind="agent", position=len(known)).execute()
@@ -240,7 +243,7 @@ class CodeReviewsService:
             self._review_tasks.ask(row, patch.data)
 
     def causes_of(self, task_id: str | None) -> tuple[str, ...]:
-        """Return the chain of causes of a task, with which triggers recognise loops."""
+        """Return a task's chain of causes, which triggers use to detect loops."""
         run = None if task_id is None else self._tasks.find_run(task_id)
         return () if run is None else run.cause_chain
 
@@ -282,7 +285,7 @@ class CodeReviewsService:
         return rows.facts_of(row)
 
     def withdraw_row(self, row: Review, *, by: Principal) -> None:
-        """Cancel a locked, open review. The task that waits for it fails, because nobody approved its diff."""
+        """Cancel a locked, open review. A task that waits for the review fails, because nobody approved its diff."""
         self.cancel_row(row, by=by.user_id)
         if row.is_awaited and row.task_id is not None:
             self._tasks.end_review(row.task_id, row.id, approved=False, message="The review was withdrawn.")
@@ -371,7 +374,7 @@ def _insert_revision(row: Review, patch: PreparedPatch, *, note: str, by: str | 
 
 
 def _report_credentials(row: Review, patch: PreparedPatch) -> None:
-    """If credentials were replaced in the patch, add a comment that prevents the approval of the review."""
+    """Add a comment that blocks approval if credentials were replaced in the patch."""
     if not patch.redacted_lines:
         return
     shown = ", ".join(map(str, patch.redacted_lines[:20]))

@@ -24,9 +24,9 @@ Json = dict[str, Any]
 
 
 class ParsedPatch(msgspec.Struct, frozen=True):
-    """The content of `PreparedPatch.parsed`: everything about a patch that takes long to compute.
+    """The content of `PreparedPatch.parsed`: the parts of a patch that are expensive to compute.
 
-    `files` is the JSON text of the files in the form in which the database stores it.
+    `files` contains the files as JSON, in the form that the database stores.
     """
 
     patch: Patch
@@ -58,7 +58,7 @@ class ReviewContents:
         return await self._prepare(await self._read_file(file_id.lower(), by), "/file_id", is_marked=False)
 
     async def prepare(self, patch: str, *, pointer: str) -> PreparedPatch:
-        """Check, hash and parse a patch that a machine sent. Implements `CodeReviews.prepare`."""
+        """Check, hash and parse a patch whose credentials may already be redacted. Implements `CodeReviews.prepare`."""
         return await self._prepare(patch.encode(), pointer, is_marked=True)
 
     async def parsed(self, review_id: str, number: int) -> Patch | None:
@@ -83,9 +83,9 @@ class ReviewContents:
         return PreparedPatch(data=redacted, sha256=digest, parsed=parsed, redacted_lines=tuple(lines))
 
     def _redacted(self, data: bytes, pointer: str, is_marked: bool) -> tuple[bytes, list[int]]:
-        """Replace credentials in a patch.
+        """Replace credentials in a patch. Return the patch and the numbers of the lines with replaced credentials.
 
-        The number of lines must stay the same, so that the headers of hunks remain correct.
+        The number of lines must stay the same, so that the hunk headers remain correct.
         """
         text = data.decode(errors="surrogateescape")
         lines = text.split("\n")
@@ -114,14 +114,17 @@ class ReviewContents:
 
 
 def patch_of(review_id: str, number: int) -> bytes | None:
-    """Return the stored bytes of a revision, or None. Runs in the caller's unit of work."""
+    """Return the stored patch of a revision, or None if there is no such revision.
+
+    Runs in the caller's unit of work.
+    """
     found: Any = Revision.select(Revision.patch)
     row = found.where((Revision.review_id == review_id) & (Revision.number == number)).tuples().first()
     return None if row is None else bytes(row[0])
 
 
 def _files_of(patch: Patch) -> list[Json]:
-    """Return the files of a patch as they are stored and shown."""
+    """Return the files of a patch in the form in which they are stored and returned in responses."""
     return [
         {
             **{

@@ -1,7 +1,7 @@
-"""Parses unified diffs with the headers of git.
+"""Parses unified diffs, including Git's extended headers.
 
-The parser works on bytes and is strict about hunks: a hunk must have exactly the lines that its header announces, so
-that nobody approves lines that a reader of the parsed patch does not see.
+The parser works on bytes and is strict about hunks: a hunk must have exactly the lines that its header announces.
+Otherwise, people could approve lines that the parsed patch does not show.
 """
 
 from __future__ import annotations
@@ -46,7 +46,10 @@ class PatchError(Exception):
 
 
 class Hunk(msgspec.Struct):
-    """A hunk. Each of its `lines` begins with a space, `-` or `+`; markers of a missing newline are left out."""
+    """A hunk of a patch. Each item of `lines` begins with a space, `-` or `+`.
+
+    Markers of a missing newline are omitted.
+    """
 
     old_start: int
     old_lines: int
@@ -69,7 +72,7 @@ class PatchedFile(msgspec.Struct):
     hunks: list[Hunk] = []
 
     def side(self, side: str) -> dict[int, bytes]:
-        """Return the lines that the patch shows of the old or the new side of the file, by line number."""
+        """Return the lines that the patch shows on the old or new side of the file, keyed by line number."""
         skipped, found = (b"+" if side == "old" else b"-"), {}
         for hunk in self.hunks:
             number = hunk.old_start if side == "old" else hunk.new_start
@@ -86,9 +89,10 @@ class Patch(msgspec.Struct):
     files: list[PatchedFile]
 
     def find(self, path: str, side: str) -> PatchedFile | None:
-        """Return the file that has this path on a side, or None if the patch does not touch it.
+        """Return the file with this path on the given side, or None if the patch does not change the file.
 
-        If a file changes its type, such as to a link, the patch contains a deletion and an addition of the same path.
+        If a file changes its type, for example to a symbolic link, the patch contains a deletion and an addition of the
+        path.
         """
         absent = "deleted" if side == "new" else "added"
         found = [file for file in self.files if path == (file.path if side == "new" else file.old_path or file.path)]
@@ -101,7 +105,7 @@ def parse_patch(data: bytes) -> Patch:
 
 
 class _Parser:
-    """Reads the lines of a patch one after the other. `at` is the index of the next line."""
+    """Reads the lines of a patch one by one. `at` is the index of the next line."""
 
     def __init__(self, data: bytes) -> None:
         self.lines = data.split(b"\n")
@@ -131,7 +135,7 @@ class _Parser:
         return Patch(files=files)
 
     def _check_new(self, file: PatchedFile, seen: set[tuple[str, bool]], line: int) -> None:
-        """Raise `PatchError` if the patch changes a file a second time, or is too long."""
+        """Raise `PatchError` if the patch changes the same file twice, or changes too many files."""
         key = (file.path, file.status == "deleted")
         if key in seen:
             raise self._error("The patch changes this file twice; send one diff of the whole change.", line)
@@ -184,14 +188,17 @@ class _Parser:
         return found
 
     def _named_paths(self, extended: dict[bytes, bytes]) -> tuple[bytes, bytes] | None:
-        """Return the paths of a rename or copy, which have no prefix."""
+        """Return the old and new paths from the rename or copy headers, or None without such headers.
+
+        The paths in these headers have no prefix.
+        """
         for kind in (b"rename", b"copy"):
             if kind + b" from" in extended and kind + b" to" in extended:
                 return self._unquote(extended[kind + b" from"]), self._unquote(extended[kind + b" to"])
         return None
 
     def _paths_of_header(self, header: bytes, line: int) -> tuple[bytes, bytes]:
-        """Return the old and the new path of a `diff --git` line. Both paths are equal except for their prefixes."""
+        """Return the old and the new path of a `diff --git` line. The two paths differ only in their prefixes."""
         if header.startswith(b'"'):
             end = re.match(rb'"(?:[^"\\]|\\.)*"', header)
             if end is None:
@@ -208,7 +215,7 @@ class _Parser:
         raise self._error("The paths of the file cannot be told apart.", line)
 
     def _check_same_paths(self, old: bytes, new: bytes) -> None:
-        """Raise `PatchError` if the lines `---` and `+++` name other files than the `diff --git` line."""
+        """Raise `PatchError` if the `---` and `+++` lines do not name the same paths as the `diff --git` line."""
         named = [self._unquote(_without_time(self._peek(n)[4:])) for n in (0, 1)]
         shown = [
             each if each in (NO_FILE, kept) else _PREFIXES.sub(b"", each, count=1)
@@ -255,7 +262,7 @@ class _Parser:
         return _ESCAPE.sub(plain, text[1:-1])
 
     def _path(self, raw: bytes, line: int) -> str:
-        """Return a path as text. Raise `PatchError` if it leads out of the repository."""
+        """Return a path as text. Raise `PatchError` if it is empty, too long, or leads outside the repository."""
         if not raw or len(raw) > MAX_PATH_BYTES or b"\0" in raw:
             raise self._error("The path is empty or too long.", line)
         parts = raw.replace(b"\\", b"/").split(b"/")
@@ -297,7 +304,7 @@ class _Parser:
             raise self._error("The hunk has more lines than its header announces.")
 
     def _hunk_lines(self, old: int, new: int) -> list[bytes]:
-        """Read the lines of a hunk, which must have the given numbers of old and new lines."""
+        """Read the lines of a hunk, which must contain exactly `old` old and `new` new lines."""
         began, found = self.at - 1, []
         while old > 0 or new > 0:
             if self.at >= len(self.lines):
@@ -319,11 +326,14 @@ class _Parser:
 
 
 def _spaces(text: bytes) -> list[int]:
-    """Return the positions of spaces, nearest to the middle first. Two equal paths are separated in the middle."""
+    """Return the positions of spaces, those nearest to the middle first.
+
+    If a header names the same path twice, the space in the middle separates the two.
+    """
     found = [index for index, byte in enumerate(text) if byte == 0x20]
     return sorted(found, key=lambda index: abs(2 * index - len(text)))[:64]
 
 
 def _without_time(text: bytes) -> bytes:
-    """Return the path of a `---` or `+++` line, without the tab and the time that may follow the path."""
+    """Return the path of a `---` or `+++` line, without the tab and timestamp that may follow."""
     return text if text.startswith(b'"') else text.split(b"\t")[0]

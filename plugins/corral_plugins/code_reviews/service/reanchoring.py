@@ -1,4 +1,4 @@
-"""Moves the threads of comments on a review to their lines in a new revision."""
+"""Moves comment threads to their lines in a new revision."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _COLUMNS = (
 
 
 def reanchor_comments(row: Review, patch: Patch) -> None:
-    """Move all comments to their lines in the current revision. Answers move with the first comment of their thread."""
+    """Move all comments to their lines in the current revision. Replies move with the first comment of their thread."""
     is_anchored = (ReviewComment.review_id == row.id) & ReviewComment.file.is_null(False)
     comments: list[Any] = list(ReviewComment.select(*_COLUMNS).where(is_anchored))
     first = [comment for comment in comments if comment.parent_id is None]
@@ -40,7 +40,7 @@ def _place(comment: Any) -> Place:
 
 
 def _moved_columns(where: NewPlace, shift: int, revision: int) -> dict[str, Any]:
-    """Return the new column values for comments that moved by the same number of lines."""
+    """Return the new column values for comments that moved by `shift` lines."""
     if where.anchor != "active":
         return {"anchor": where.anchor}
     moved = {"line": ReviewComment.line + shift, "end_line": ReviewComment.end_line + shift} if shift else {}

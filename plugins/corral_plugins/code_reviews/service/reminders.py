@@ -1,4 +1,4 @@
-"""Reminds people of reviews that nobody has decided."""
+"""Reminds people of undecided reviews."""
 
 from __future__ import annotations
 

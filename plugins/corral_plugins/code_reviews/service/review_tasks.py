@@ -1,4 +1,4 @@
-"""Creates the tasks in which agents review the diffs of other agents."""
+"""Creates the tasks in which agents review other agents' diffs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ person decides. End with a summary of your findings."""
 
 
 class ReviewTasks:
-    """Asks the agents among the reviewers of a diff to review it. Every method runs in the caller's unit of work."""
+    """Asks the agents among a review's reviewers to review the diff. Every method runs in the caller's unit of work."""
 
     def __init__(self, accounts: Accounts, tasks: Tasks) -> None:
         self._accounts, self._tasks = accounts, tasks
@@ -30,7 +30,7 @@ class ReviewTasks:
     def ask(self, row: Review, patch: bytes, *, known: Collection[str] = ()) -> None:
         """Create a task for each agent that was asked to review. The requester of each task is the owner of the review.
 
-        The agents in `known` have been asked before.
+        Agents in `known` are skipped, because they were asked before.
         """
         text = patch[:SHOWN_BYTES].decode(errors="replace")
         for reviewer in rows.reviewers_of([row.id])[row.id]:

@@ -1,6 +1,6 @@
-"""Reads, locks and changes rows of reviews, and publishes their events.
+"""Reads, locks and changes the rows of reviews, and publishes review events.
 
-Every change of a status is one conditional UPDATE: it changes nothing if another unit of work changed the row first.
+Every status change is a single conditional UPDATE, which has no effect if another unit of work changed the row first.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from corral_plugins.code_reviews.models import Review, ReviewComment, Reviewer
 MAX_COMMENTS = 1000
 """The maximum number of comments on a review."""
 MAX_CHARACTERS = 1_048_576
-"""The maximum number of characters of all comments on a review together, with their suggestions and file names."""
+"""The maximum length of all comments on a review together, in characters, including suggestions and file names."""
 
 
 def find_readable(review_id: str, by: Principal) -> Review:
@@ -32,7 +32,10 @@ def find_readable(review_id: str, by: Principal) -> Review:
 
 
 def lock(review_id: str) -> Review | None:
-    """Lock and return a review, or None. The caller must lock the task of the review first."""
+    """Lock and return a review, or return None if it does not exist.
+
+    The caller must lock the task of the review first.
+    """
     row: Review | None = locked(Review.select().where(Review.id == review_id)).first()
     return row
 
@@ -54,10 +57,7 @@ def update(row: Review, statuses: Sequence[str], **changes: Any) -> None:
 
 
 def touch(row: Review) -> None:
-    """Increment the version of a review, because its comments or reviewers changed.
-
-    The status of the review is irrelevant.
-    """
+    """Increment the version of a review whose comments or reviewers changed, regardless of its status."""
     update(row, (row.status,))
 
 
@@ -80,7 +80,7 @@ def publish(
 
 
 def reviewers_of(review_ids: Sequence[str]) -> dict[str, list[Reviewer]]:
-    """Return the reviewers of each review, in order. The function uses a single query."""
+    """Return the reviewers of each review in order, using a single query."""
     found: dict[str, list[Reviewer]] = {review_id: [] for review_id in review_ids}
     if found:
         for row in Reviewer.select().where(Reviewer.review_id.in_(list(found))).order_by(Reviewer.position):
@@ -91,7 +91,7 @@ def reviewers_of(review_ids: Sequence[str]) -> dict[str, list[Reviewer]]:
 def set_reviewer_state(review_id: str, reviewer_id: str | None, state: str, *, only: Sequence[str] = ()) -> None:
     """Store the state of a reviewer.
 
-    Do nothing if there is no such reviewer, or if `only` does not contain its state.
+    Do nothing if there is no such reviewer, or if `only` is given and does not contain the reviewer's current state.
     """
     mine = (Reviewer.review_id == review_id) & (Reviewer.reviewer_id == reviewer_id)
     if only:
@@ -105,7 +105,7 @@ def facts_of(row: Review) -> ReviewFacts:
 
 
 def author_of(by: Principal) -> tuple[str, str]:
-    """Return the type and the id with which the caller is stored as the author of a comment."""
+    """Return the author type and the author id of comments by the caller."""
     return ("agent", by.agent_id) if by.agent_id is not None else ("user", by.user_id or by.id)
 
 

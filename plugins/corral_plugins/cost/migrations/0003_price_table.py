@@ -1,4 +1,4 @@
-"""Create the table of the fetched price table."""
+"""Create the table that stores the fetched price table."""
 
 from __future__ import annotations
 

@@ -44,7 +44,10 @@ class AgentLimits:
                 BudgetCounter.update(lifted=True).where(budget_counters.condition(limit, period)).execute()
 
     def budgets_of(self, agent_ids: Sequence[str]) -> dict[str, AgentBudget]:
-        """Return the budgets of those of the agents that have a budget. Implements `Costs.agent_budgets`."""
+        """Return the budgets of the given agents. Agents without a budget are omitted.
+
+        Implements `Costs.agent_budgets`.
+        """
         limits = self._limits.current()
         limited = [agent_id for agent_id in agent_ids if agent_id in limits.agents]
         if not limited:
@@ -66,7 +69,7 @@ class AgentLimits:
 
 
 def _budget_of(limit_micro: int, state: CounterState | None) -> AgentBudget:
-    """Return the budget of an agent. At the beginning of a period, the counter may not exist yet."""
+    """Return the budget of an agent. `state` is None if the counter of a new period does not exist yet."""
     if state is None:
         return AgentBudget(limit=limit_micro, spent=0, reserved=0, is_exceeded=False)
     return AgentBudget(

@@ -1,8 +1,7 @@
-"""The counters of budgets: the amounts spent and reserved in each period within each limit.
+"""Budget counters: the amounts spent and reserved in each period within each limit.
 
 A counter is created from the rollups and the reservations when its limit is first used in a period. From then on, each
-unit of work that changes a rollup or a reservation also changes the counter, so the counter remains equal to their
-sums.
+unit of work that changes a rollup or a reservation also changes the counter, so the counter always equals their sums.
 """
 
 from __future__ import annotations
@@ -80,13 +79,13 @@ def condition(limit: Limit, period: Period) -> Any:
 
 
 def find(limit: Limit, period: Period) -> CounterState | None:
-    """Return the state of a counter, or None if the counter was not created yet."""
+    """Return the state of a counter, or None if the counter does not exist yet."""
     row = _FIND.one(_values(limit, period))
     return None if row is None else CounterState(*row)
 
 
 def sums(limit: Limit, period: Period) -> dict[str, int]:
-    """Compute the values that a counter must have: the costs of the period, and what is left of reservations."""
+    """Compute the correct values of a counter: the costs of the period, and the unused parts of the reservations."""
     left: Any = Reservation.select(fn.SUM(Reservation.amount_micro - Reservation.used_micro))
     if limit.scope == AGENT:
         left = left.where(Reservation.agent_id == limit.key)
@@ -96,10 +95,10 @@ def sums(limit: Limit, period: Period) -> dict[str, int]:
 def ensure(limits: BudgetLimits, limit: Limit, period: Period) -> bool:
     """Create the counter of a limit in a period, unless it exists. Return whether it was created.
 
-    No counter is created if another process has changed the limits in the meantime. Nobody would update the counter of
-    a limit that was removed, so it would be wrong when the limit is set again.
+    No counter is created if another process has changed the limits in the meantime. The counter of a removed limit
+    would no longer be updated, and so would be wrong if the limit were set again.
 
-    Call this function before the current unit of work writes its rollups, which it does at its end.
+    Call this function before the current unit of work writes its rollups at its end.
     """
     name = (limit.scope, limit.key, period.name)
     if name in limits.known:
@@ -124,15 +123,15 @@ def _is_current(limits: BudgetLimits) -> bool:
 
 
 def publish_change(limits: BudgetLimits) -> None:
-    """Publish an event that the budget was changed or a new period began. It wakes workers that wait for tasks."""
+    """Publish the event that the budget changed or a new period began, which wakes workers that wait for tasks."""
     limit = limits.configuration.monthly_limit_micro
     emit(BudgetChanged(monthly_limit_usd=None if limit is None else to_usd(limit)), object=("budget", GLOBAL))
 
 
 def reserve(limits: BudgetLimits, applicable: list[Limit], amount: int) -> Limit | None:
-    """Add an amount to the reserved amount within each limit. Return the first limit that does not admit the amount.
+    """Add an amount to the reserved amount within each limit. Return the first limit that the amount would exceed.
 
-    If `limits` is outdated, the first limit is returned as well.
+    Return None if the amount is within every limit. If `limits` is outdated, the first limit is returned.
     """
     period = current_period(limits.zone)
     for limit in applicable:
@@ -150,7 +149,7 @@ def reserve(limits: BudgetLimits, applicable: list[Limit], amount: int) -> Limit
 def add(limits: BudgetLimits, limit: Limit, *, spent: int, reserved: int) -> CounterState | None:
     """Add spent, reserved or released amounts to a counter, and publish the thresholds that it has reached.
 
-    Return the new state of the counter, or None if the counter was not created yet.
+    Return the new state of the counter, or None if the counter does not exist yet.
     """
     period = current_period(limits.zone)
     row = _ADD.one({**_values(limit, period), "spent": spent, "reserved": reserved})
@@ -165,7 +164,7 @@ def add(limits: BudgetLimits, limit: Limit, *, spent: int, reserved: int) -> Cou
 
 
 def publish_thresholds(limits: BudgetLimits, limit: Limit, period: Period, state: CounterState) -> None:
-    """Publish an event for each threshold that the costs have reached, and one if the budget is exceeded.
+    """Publish an event for each threshold that the costs have reached, and another event if the budget is exceeded.
 
     Each event is published once per period.
     """
@@ -199,7 +198,8 @@ def publish_thresholds(limits: BudgetLimits, limit: Limit, period: Period, state
 def apply_limit(limits: BudgetLimits, limit: Limit) -> None:
     """Apply a new limit to the counter of the current period.
 
-    Thresholds above the new percentage can be reported again. A lower limit may be exceeded at once.
+    Thresholds above the new percentage can be reported again. If the new limit is already exceeded, an event is
+    published immediately.
     """
     period = current_period(limits.zone)
     ensure(limits, limit, period)

@@ -1,7 +1,8 @@
-"""The limits that budgets set, and a cache of them.
+"""The limits set by budgets, and a cache of these limits.
 
-Inside a unit of work, the cached limits are current, because a revision number that changes with every limit is read
-first. Frequent SQL statements compare or return this revision themselves, so that no additional statement is needed.
+Inside a unit of work, the cached limits are current, because the unit first reads a revision number that changes with
+every limit. Frequently used SQL statements compare or return this revision themselves, which saves an additional
+statement.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ BUDGET_ID = 1
 GLOBAL, AGENT = "global", "agent"
 
 REVISION = Budget.select(Budget.revision).where(Budget.id == BUDGET_ID)
-"""The query of the revision, which is null while no limit was ever set."""
+"""The query for the revision of the limits. Its result is null if no limit was ever set."""
 
 _REVISION = Statement(lambda p: REVISION.tuples())
 
@@ -101,8 +102,8 @@ class BudgetLimitCache:
     def expected(self, agent_id: str | None) -> BudgetLimits:
         """Return the limits for an agent from memory. They may be outdated, unless no limit applies to the agent.
 
-        The caller must compare the revision of the limits with the database, or rely on a row that exists only because
-        of a limit.
+        The caller must either compare the revision of the limits with the database, or rely on a row that exists only
+        if a limit exists.
         """
         limits = self._limits_of_unit() or self.cached
         return limits if limits.of(agent_id) else self.current()
@@ -158,7 +159,7 @@ def _read_limits(revision: int) -> BudgetLimits:
 
 
 def configuration_of(row: Budget | None) -> BudgetConfiguration:
-    """Return the configuration in the row of the budget, or the default configuration if there is no row."""
+    """Return the configuration in the budget row, or the default configuration if there is no row."""
     if row is None:
         return BudgetConfiguration()
     return BudgetConfiguration(
@@ -173,7 +174,7 @@ def configuration_of(row: Budget | None) -> BudgetConfiguration:
 def increment_revision() -> None:
     """Increment the revision of the limits, so that every process reads them again.
 
-    Call this function in the unit of work that changes a limit. It locks the row of the budget.
+    Call this function in the unit of work that changes a limit. The function locks the budget row.
     """
     defaults = msgspec.structs.asdict(BudgetConfiguration())
     values = {**defaults, "alert_thresholds": list(defaults["alert_thresholds"]), "id": BUDGET_ID}

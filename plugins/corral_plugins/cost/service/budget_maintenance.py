@@ -24,11 +24,11 @@ from corral_plugins.tasks.api import LeaseRef, Tasks
 log = logging.getLogger("corral.cost")
 
 GRACE_SECONDS = 5
-"""The time after the end of a lease at which the reservation of its attempt is released."""
+"""The number of seconds after the end of a lease until the reservation of its attempt is released."""
 PAUSE_REASON = "budget"
 EXCEEDED = "The budget is used up."
 CANCEL_BATCH = 20
-"""The number of attempts that one transaction cancels, so that it stays short."""
+"""The number of attempts that one transaction cancels, which is limited to keep the transaction short."""
 
 
 class BudgetMaintenance:
@@ -104,7 +104,7 @@ class BudgetMaintenance:
                 self.agents.resume_paused(agent_id, PAUSE_REASON)
 
     def cancel_running(self, agent_id: str | None, after: str) -> None:
-        """Cancel a batch of attempts that hold reservations, for tasks whose id is greater than `after`.
+        """Cancel one batch of attempts that hold reservations, for tasks whose id is greater than `after`.
 
         If the batch is full, another job is enqueued for the next batch.
         """
@@ -130,7 +130,8 @@ class BudgetMaintenance:
     def reconcile(self, limit: Limit) -> None:
         """Set a counter to the sums of the costs and the reservations. Raise an alert if the counter was wrong.
 
-        The counter is locked first. Costs and reservations change together with it, so the sums cannot change.
+        The counter is locked first. Costs and reservations change only together with the counter, so the sums cannot
+        change.
         """
         period = current_period(self._limits.current().zone)
         columns = [getattr(BudgetCounter, name) for name in CounterState._fields]

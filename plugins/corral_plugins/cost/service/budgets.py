@@ -91,7 +91,7 @@ class Budgets:
         ]
 
     def change(self, change: BudgetChange, match: IfMatch) -> BudgetView:
-        """Change the budget. The change applies to the current period at once."""
+        """Change the budget. The change takes effect in the current period."""
         row: Budget | None = Budget.get_or_none(Budget.id == BUDGET_ID)
         version = 1 if row is None else row.version
         match.check(version)
@@ -241,7 +241,7 @@ def _reservation_view(row: Reservation) -> ReservationView:
 
 
 def delete_old_periods(before: str) -> None:
-    """Delete the counters and alerts of periods that ended before the month of an instant."""
+    """Delete the counters and alerts of periods that ended before the month of the instant `before`."""
     month = before[:7]
     BudgetCounter.delete().where(BudgetCounter.period < month).execute()
     BudgetAlert.delete().where(BudgetAlert.period < month).execute()

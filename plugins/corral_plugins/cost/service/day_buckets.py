@@ -18,9 +18,9 @@ from corral.errors import Invalid
 QUARTER_HOUR, DAY = 900, 86_400
 QUARTER_HOURS_PER_DAY = DAY // QUARTER_HOUR
 FIRST_QUARTER_HOUR = 1_000_000
-"""The smallest number that is taken for the number of a quarter hour and not of a day.
+"""The smallest number that is interpreted as a quarter hour. Smaller numbers are interpreted as days.
 
-Quarter-hour numbers have been larger than this value since 1998, and day numbers never become as large.
+Quarter-hour numbers have been larger than this value since 1998, and day numbers will never become as large.
 """
 _EPOCH = date(1970, 1, 1)
 
@@ -96,9 +96,9 @@ def _split_span(begin: int, end: int, tz: ZoneInfo) -> Iterator[OffsetSpan]:
 
 
 def _offset_change(low: int, high: int, offset: int, tz: ZoneInfo) -> int:
-    """Find the first quarter hour after `low` whose UTC offset is not `offset`, but at most `high`.
+    """Find the first quarter hour after `low` whose UTC offset is not `offset`, using a binary search.
 
-    The function uses a binary search.
+    Return `high` if there is no such quarter hour before it.
     """
     while high - low > 1:
         middle = (low + high) // 2

@@ -42,7 +42,7 @@ from corral_plugins.workflows.api import Workflows
 
 MAX_KEY_LENGTH = 200
 SMALLEST_AMOUNT = 1
-"""The amount in micro-USD that a use without a known price reserves. It fits while a budget has anything left."""
+"""The amount in micro-USD that a use without a known price reserves. It fits into any budget with money left."""
 UNPRICED = "The model has no known price, and the setting cost.unpriced refuses such uses."
 COLUMNS = tuple(CostEvent._meta.columns)
 _INSERT = Statement(
@@ -132,11 +132,11 @@ class CostLedger:
         return ChargedCost(event_id=event["id"], **msgspec.structs.asdict(quote))
 
     def _settle(self, spent: BillableUsage, cost: int, hold: Hold | None) -> None:
-        """Replace the amount that is set aside for a call by its cost.
+        """Replace the amount that is set aside for a call with the call's cost.
 
-        Costs that a worker reports use the reservation of its attempt.
+        Costs reported by a worker use the reservation of the worker's attempt.
 
-        Must be called before the event is added to the rollups, because a new counter starts with the sum of the
+        Call this method before the event is added to the rollups, because a new counter starts with the sum of the
         rollups.
         """
         if hold is None and not cost:
@@ -262,7 +262,7 @@ def _event_row(spent: BillableUsage, quote: PriceQuote) -> dict[str, Any]:
 
 
 def _private_to(spent: BillableUsage) -> str | None:
-    """Return the only user who may see the event besides admins, or None if everybody who may read costs may see it.
+    """Return the only non-admin user who may see the event, or None if every user who may read costs can see it.
 
     Costs of tasks, runs and agents are visible to all readers. Costs of conversations and direct calls are private to
     their user.

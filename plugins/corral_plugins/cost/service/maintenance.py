@@ -41,7 +41,10 @@ log = logging.getLogger("corral.cost")
 RECONCILED_SERIES = (AGENT, MODEL, USER, TASK, QUARTER_HOURLY)
 BATCH_ROWS = 500
 DETAILED_DAYS = 400
-"""The number of days for which rollups by quarter hour, and by task and day, are kept. Reports cover at most a year."""
+"""The number of days for which quarter-hour rollups, and rollups by task and day, are kept.
+
+Reports cover at most a year.
+"""
 
 Differences = dict[RollupKey, dict[str, int]]
 
@@ -79,8 +82,8 @@ FROM cost_events WHERE ts >= ? AND ts < ? AND {condition}
 def find_differences(series: str, day: int) -> Differences:
     """Return the amounts by which the rollups of a series differ from the events of a UTC day.
 
-    A difference is positive if the rollup is too low, and negative if the rollup is too high. At most `BATCH_ROWS`
-    rollups are returned.
+    Differences are positive if the rollup is too low, and negative if it is too high. At most `BATCH_ROWS` rollups are
+    returned.
     """
     counters = ", ".join(f"{expression} AS {name}" for name, expression in _COUNTERS.items())
     events = [
@@ -136,7 +139,7 @@ def _rollup_key_columns(series: str, day: int, quarter_hour: str) -> list[dict[s
 
 
 def correct_rollups(found: Differences) -> None:
-    """Add the found differences to the rollups and to the matching monthly and all-time rollups, and raise an alert.
+    """Add the differences to the rollups and to the matching monthly and all-time rollups, and raise an alert.
 
     Increments that other units of work write in the meantime are preserved.
     """
@@ -189,7 +192,7 @@ def delete_quarter_hours() -> int:
 
 
 def delete_task_days() -> int:
-    """Delete at most `BATCH_ROWS` rollups that count by task and day, and return their number.
+    """Delete at most `BATCH_ROWS` expired rollups by task and day, and return their number.
 
     Totals per task are kept.
     """

@@ -66,7 +66,7 @@ class BudgetRefusals:
         self._counts: Counter[str] = Counter()
 
     def count(self, scope: str) -> None:
-        """Count a refusal immediately, because the unit of work that was refused never commits."""
+        """Count a refusal immediately, because the refused unit of work never commits."""
         self._counts[scope] += 1
 
     def by_scope(self) -> Values:

@@ -26,6 +26,6 @@ def to_usd(micro_usd: int) -> float:
 
 
 def cost_of_tokens(items: Iterable[tuple[int, int]]) -> int:
-    """Return the total cost of items of the form `(tokens, price per million tokens)`. Only the total is rounded."""
+    """Return the total cost of `(tokens, price per million tokens)` pairs. Only the total is rounded."""
     millionths = sum(tokens * price for tokens, price in items)
     return (2 * millionths + MICRO) // (2 * MICRO)

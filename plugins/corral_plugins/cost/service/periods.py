@@ -30,7 +30,7 @@ class Period(NamedTuple):
         return _midnight(self.end, self.zone)
 
     def cost_micro(self, agent_id: str = "") -> int:
-        """Return the costs of the period in micro-USD, of everything or of one agent."""
+        """Return the costs of one agent in the period in micro-USD, or all costs if no agent is given."""
         spans = offset_spans(self.first, self.end - timedelta(days=1), self.zone)
         return sum(totals.cost_micro for totals in rollups.totals_by_local_day(spans, agent_id=agent_id).values())
 

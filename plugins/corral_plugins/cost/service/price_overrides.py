@@ -1,4 +1,4 @@
-"""Price overrides. Admins set them; everybody who may read costs can list and look up prices."""
+"""Price overrides. Admins set them; all users who may read costs can list and look up prices."""
 
 from __future__ import annotations
 
@@ -194,7 +194,7 @@ def _refuse_free_provider(provider: str) -> None:
 def _index_after(prices: Sequence[PriceView], source: str, last: str) -> int:
     """Return the index at which the next page starts, after the price `last` of the previous page.
 
-    In the meantime, the price `last` may have been deleted, and newer prices may have been added before it.
+    The price `last` may have been deleted since then, and newer prices may have been added before it.
     """
     if source == "override":
         return next((n for n, view in enumerate(prices) if view.source != source or str(view.id) < last), len(prices))

@@ -1,7 +1,7 @@
-"""The price table, which comes from the package genai-prices, or is a newer one that `price_updates` has fetched.
+"""The built-in price table: the table of the package genai-prices, or a newer one fetched by `price_updates`.
 
-Without the setting `cost.update_prices`, no network access is needed.
-The package is imported at first use, because the import takes 0.3 seconds.
+Network access is needed only if the setting `cost.update_prices` is on. The package is imported at first use, because
+the import takes 0.3 seconds.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ _ID_NAMESPACE = uuid.UUID("7d0b6c0e-7f0c-5d4b-9b53-3b0a6c1f5d10")
 class TablePrice(NamedTuple):
     """The built-in price of a model in USD per 1,000,000 tokens.
 
-    If the price depends on the length of the request, this is the price of the lowest tier. None means that the table
-    contains no such price.
+    If the price depends on the length of the request, the price of the lowest tier is used. A price is None if the
+    table does not contain it.
     """
 
     provider: str
@@ -58,7 +58,7 @@ def _prices_snapshot() -> Any:
 
 
 def load_price_table() -> None:
-    """Import the package genai-prices and build the list of prices. Blocks, so call this function in a thread."""
+    """Import the package genai-prices and build the list of prices. The function blocks, so call it in a thread."""
     all_prices()
 
 
@@ -68,7 +68,7 @@ def price_table_version() -> str:
 
 
 def update_url() -> str:
-    """Return the address of the newest table."""
+    """Return the URL of the newest table."""
     from genai_prices.update_prices import DEFAULT_UPDATE_URL
 
     return str(DEFAULT_UPDATE_URL)
@@ -82,7 +82,7 @@ def parse_providers(raw: Any) -> list[Any]:
 
 
 def use_providers(providers: Sequence[Any] | None, fetched_at: str | None) -> None:
-    """Use the providers of a fetched table from now on. If none are given, use those of the installed package."""
+    """Use the providers of a fetched table from now on, or those of the installed package if `providers` is None."""
     global _fetched
     from genai_prices.data_snapshot import DataSnapshot, set_custom_snapshot
 
@@ -142,7 +142,7 @@ def _find_model(provider: str, model: str) -> tuple[Any, Any] | None:
 
 @functools.lru_cache(maxsize=4096)
 def _find_model_in(version: str, provider: str, model: str) -> tuple[Any, Any] | None:
-    """Return the objects with which genai-prices describes the provider and the model, or None.
+    """Return the genai-prices objects for the provider and the model, or None if the table does not contain them.
 
     Only the named provider is searched, because other providers charge different prices for the same model. Failed
     lookups are cached too.
@@ -170,7 +170,10 @@ def _table_price(provider: str, model: Any, at: str) -> TablePrice | None:
 
 
 def _lowest_tier(price: Any) -> float | None:
-    """Return a price of the table as a number. If it has tiers, this is the price of the lowest, for short requests."""
+    """Return a price of the table as a number, or None if there is no price.
+
+    If the price has tiers, the lowest tier is used, which applies to short requests.
+    """
     return None if price is None else float(getattr(price, "base", price))
 
 

@@ -1,6 +1,6 @@
 """Fetches newer price tables of genai-prices, and uses the newest one in every process.
 
-One process fetches the table and stores it. The others notice the new table within seconds. After the setting is
+One process fetches and stores the table. The other processes notice the new table within seconds. If the setting is
 switched off, the table of the installed package is used again.
 """
 
@@ -117,7 +117,7 @@ def _stored_data() -> str:
 
 
 def _checked(content: bytes) -> str:
-    """Return a table in the form in which it is stored. Raise `ValueError` if genai-prices cannot read the table."""
+    """Return a table in its stored form. Raise `ValueError` if genai-prices cannot read the table."""
     raw: Any = json.loads(content)
     if not isinstance(raw, list) or not price_table.parse_providers(raw):
         raise ValueError("it is not a list of providers")

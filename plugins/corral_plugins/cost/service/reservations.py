@@ -1,8 +1,8 @@
 """Reservations: money that is set aside before it is spent.
 
-The reservation of an attempt is made when its task is claimed. Calls of the LLM gateway under the attempt's lease use
-money from this reservation, and a call that needs more than is left enlarges it. A call without a task has a
-reservation of its own. A settled cost replaces the amount that was reserved for it.
+The reservation of an attempt is made when its task is claimed. LLM gateway calls under the attempt's lease use money
+from this reservation. A call that needs more than the remaining amount enlarges the reservation. A call without a task
+has its own reservation. When a cost is settled, it replaces the amount that was reserved for it.
 """
 
 from __future__ import annotations
@@ -118,10 +118,10 @@ class Reservations:
 
     @property
     def may_exist(self) -> bool:
-        """Whether reservations may exist: this process knows of a limit of the installation or of an agent.
+        """Whether reservations may exist, which is the case if this process knows of any budget limit.
 
-        Nothing is read from the database. If another process has just set the first limit, a reservation may be missed;
-        it is released when it expires.
+        The database is not read. If another process has just set the first limit, a reservation may be missed; it is
+        released when it expires.
         """
         return not self._limits.cached.is_unlimited
 
@@ -206,7 +206,8 @@ class Reservations:
     def _admit(self, agent_id: str | None, amount: int, *, needed: int) -> bool:
         """Reserve `amount` within the limits. Return whether any limit applies.
 
-        `needed` is what the call needs in total; the attempt of the call has already reserved the difference.
+        `needed` is the total amount that the call needs. The attempt of the call has already reserved the difference
+        between `needed` and `amount`.
         """
         while applicable := (limits := self._limits.expected(agent_id)).of(agent_id):
             refused_by = budget_counters.reserve(limits, applicable, amount)
@@ -238,7 +239,7 @@ class Reservations:
     def settle(
         self, holder_id: str | None, *, held: int, cost: int, agent_id: str | None, is_call: bool = False
     ) -> None:
-        """Replace the amount that is set aside for a use by the cost of the use, at the end of the unit of work.
+        """Replace the amount that is set aside for a use with the cost of the use, at the end of the unit of work.
 
         `is_call` means that the reservation belongs to a single call, so it ends with the call.
         """
@@ -310,7 +311,7 @@ class _BudgetChange:
                     self.limits.states[limit] = state
 
     def _change_reservation(self, holder_id: str, changes: Sequence[_BudgetChange]) -> tuple[str | None, int]:
-        """Apply changes to a reservation. Return its agent, and the amount by which its unused part became smaller."""
+        """Apply changes to a reservation. Return the agent, and the amount by which the unused part became smaller."""
         held, cost = sum(each.held for each in changes), sum(each.cost for each in changes)
         if any(each.ends for each in changes):
             return self._end(holder_id)
@@ -348,6 +349,6 @@ def find_expiring(before: str, limit: int) -> list[Reservation]:
 
 
 def extend(expiries: dict[str, str]) -> None:
-    """Set new expiry times of reservations. `expiries` maps the ids of reservations to the times."""
+    """Set new expiry times of reservations. `expiries` maps the id of each reservation to its new expiry time."""
     for reservation_id, expires_at in sorted(expiries.items()):
         Reservation.update(expires_at=expires_at).where(Reservation.id == reservation_id).execute()

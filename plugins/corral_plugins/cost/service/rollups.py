@@ -1,8 +1,8 @@
-"""Rollups: totals that are updated together with the cost events, so that no report needs to sum up events.
+"""Rollups: totals that are updated together with the cost events, so that reports do not need to add up events.
 
 At its end, a unit of work writes all its increments in one statement, sorted by key, so that rows are locked only
-briefly and deadlocks cannot occur. The order of increments does not affect the result. The increments of rows that
-change often are spread over several rows (shards), so that concurrent units of work do not wait for each other.
+briefly and deadlocks cannot occur. The order of increments does not affect the result. The increments of frequently
+changed rows are spread over several rows (shards), so that concurrent units of work do not wait for each other.
 """
 
 from __future__ import annotations
@@ -213,7 +213,7 @@ def record_outcome_event(event: LoggedEvent) -> None:
 
 
 def _add_waste(event: LoggedEvent, payload: dict[str, Any]) -> None:
-    """Count as wasted the costs that the task had caused before the event, unless they were already counted."""
+    """Count the costs that the task caused before the event as wasted, unless they were already counted."""
     task_id = payload["task_id"]
     total = all_time_total(TASK_TOTAL, task_id)  # old events may already be deleted
     later = CostEvent.select(fn.SUM(CostEvent.cost_micro)).where(CostEvent.task_id == task_id, CostEvent.ts > event.ts)
@@ -223,7 +223,7 @@ def _add_waste(event: LoggedEvent, payload: dict[str, Any]) -> None:
 
 
 def _increment_outcome(event: LoggedEvent, payload: dict[str, Any], increments: Increments, *more: RollupKey) -> None:
-    """Increment the counters of outcomes: completed tasks and wasted costs.
+    """Increment the outcome counters, which count completed tasks and wasted costs.
 
     The rollups are updated immediately, because the next event in the same unit of work reads them.
     """
@@ -352,11 +352,10 @@ def costs_in_month(month: int, agent_ids: Sequence[str]) -> dict[str, int]:
 
 
 def costliest_tasks(first: int, last: int, *, limit: int, offset: int) -> tuple[list[tuple[str, RollupCounters]], int]:
-    """Return a page of the tasks with costs on these days, most expensive first, and the number of all such tasks.
+    """Return a page of the tasks with costs on these days, most expensive first, and the total number of such tasks.
 
-    `first` and `last` are the numbers of the first and the last day. Reading all counters of all tasks could take too
-    long. The order is therefore determined by cost alone, and the other counters are read only for the tasks of the
-    page.
+    `first` and `last` are day numbers. Reading all counters of all tasks could take too long. Tasks are therefore
+    sorted by cost alone, and the other counters are read only for the tasks on the page.
     """
     bounds = {"first": first, "end": last + 1}
     task_ids = [key for key, _ in _COSTLIEST_TASKS.rows({**bounds, "limit": limit, "offset": offset})]
