@@ -1,6 +1,7 @@
 """The public interface of tasks for other plugins: data types, the `Tasks` service and the events.
 
-Each transition of a task has an event. The events are declared in the order in which a task can reach the states.
+Each transition of a task has an event. The events are declared in the order in which a task can reach the corresponding
+states.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ CLAIM_TOPICS = (
     "setting.changed",
     "system.alert",
 )
-"""The events that wake a pending claim. At least one of them is emitted whenever a task may have become claimable.
+"""The events that wake a pending claim. Whenever a task may have become claimable, at least one of them is emitted.
 
 `system.alert` announces the kill switch.
 """
@@ -70,9 +71,9 @@ FailureKind = Literal["error", "timeout", "lease_lost", "stalled"]
 class RetryPolicy(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """Decides whether and when a failed attempt is retried.
 
-    The exponential delay before retry n is min(max, initial x factor^(n-1)). Each delay is then increased or
-    decreased at random by at most the fraction `jitter`. Members that a task leaves out come from its agent, and
-    members that the agent leaves out come from the settings.
+    With exponential backoff, the delay before retry n is min(max, initial x factor^(n-1)). Each delay is then increased
+    or decreased at random by at most the fraction `jitter`. Fields that a task omits come from its agent, and fields
+    that the agent omits come from the settings.
     """
 
     max_attempts: Annotated[int, Meta(ge=1, le=100)] | UnsetType = UNSET
@@ -86,10 +87,10 @@ class RetryPolicy(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit
 
 
 class StallPolicy(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Defines when a running attempt counts as stalled, and what happens then.
+    """Defines when a running attempt counts as stalled, and how the server reacts to a stalled attempt.
 
-    A `stall_seconds` of 0 disables the detection of stalled runs. Fields that a task omits come from its agent, and
-    fields that the agent omits come from the settings.
+    A `stall_seconds` of 0 disables the detection of idle runs. Fields that a task omits come from its agent, and fields
+    that the agent omits come from the settings.
     """
 
     stall_seconds: Annotated[int, Meta(ge=0, le=86400)] | UnsetType = UNSET
@@ -108,9 +109,10 @@ BUDGETS = ("max_cost_usd", "monthly_budget_usd", "max_cost_per_task_usd")
 
 
 def refuse_unenforced(fields: Mapping[str, Any], *, enforces_budgets: bool, performs_reviews: bool) -> None:
-    """Raise `Invalid` if a task or an agent sets a budget or requires a review that no active plugin enforces.
+    """Raise `Invalid` if the given fields set a budget or require a review, but the responsible plugin is not active.
 
-    The `cost` plugin enforces budgets, and the `code_reviews` plugin performs reviews.
+    The `cost` plugin enforces budgets, and the `code_reviews` plugin performs reviews. The fields are those of a task
+    or an agent.
     """
     faults = [
         FieldError(f"/{name}", "not_allowed", "Budgets require the plugin cost, which is not active.")
@@ -125,7 +127,7 @@ def refuse_unenforced(fields: Mapping[str, Any], *, enforces_budgets: bool, perf
 
 
 def review_policy_faults(policy: ReviewPolicy, pointer: str, *, performs_reviews: bool) -> list[FieldError]:
-    """Return the faults of a review policy that its type cannot express."""
+    """Return the errors in a review policy that its type annotations do not rule out."""
     if policy.mode != "none" and not performs_reviews:
         detail = "Reviews require the plugin code_reviews, which is not active."
         return [FieldError(f"{pointer}/mode", "not_allowed", detail)]
@@ -169,9 +171,9 @@ class NewTask(TaskFields, kw_only=True, forbid_unknown_fields=True):
 
 
 class Origin(msgspec.Struct, frozen=True, kw_only=True):
-    """The origin of a task that another task or a workflow created.
+    """Describes where a task comes from that was created by another task or by a workflow.
 
-    The origin consists of the parent task, the workflow, and the list of causes that led to the task.
+    The origin consists of the parent task, the workflow, and the chain of causes that led to the task.
     """
 
     parent_task_id: str | None = None
@@ -185,7 +187,7 @@ DIRECT_ORIGIN = Origin()
 
 
 class TaskOverrides(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """The fields of a task that a retry may change. Fields that are left out stay unchanged."""
+    """The fields of a task that a retry may change. Omitted fields stay unchanged."""
 
     agent_id: Id | UnsetType | None = UNSET
     instructions: Annotated[str, Meta(max_length=65536)] | UnsetType = UNSET
@@ -196,7 +198,7 @@ class TaskOverrides(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, om
 
 
 class AttemptSummary(msgspec.Struct, frozen=True, kw_only=True):
-    """An attempt of a task, in the form in which the dead letter of the task shows it."""
+    """A summary of a task's attempt, as shown in the dead letter of the task."""
 
     n: int
     worker_id: str
@@ -217,8 +219,9 @@ class LeaseRef(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class LeaseState(msgspec.Struct, frozen=True, kw_only=True):
     """The state of a lease as reported to its worker.
 
-    `state` is `ok`, `lost`, `cancel_requested` or `budget_warning`. `reason` is the kind of the requested cancellation.
-    For a lost lease, it names the report of the run that ended the lease, or is null if anything else ended it.
+    `state` is `ok`, `lost`, `cancel_requested` or `budget_warning`. If cancellation was requested, `reason` is the kind
+    of the cancellation. For a lost lease, `reason` names the call by which the run itself ended the lease, such as
+    `complete`, or is null if the lease ended in any other way.
     """
 
     task_id: str
@@ -229,7 +232,7 @@ class LeaseState(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LeaseFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """The task, attempt, agent, worker and requester of a lease, and the workflow run that the task belongs to.
+    """The task, attempt, agent, worker, requester and workflow run of a lease.
 
     `is_live` is false after the lease has ended.
     """
@@ -247,7 +250,7 @@ class LeaseFacts(msgspec.Struct, frozen=True, kw_only=True):
 class LiveAttempt(msgspec.Struct, frozen=True, kw_only=True):
     """The attempt of a live lease.
 
-    `cost_left_micro` is the amount in micro-USD that the cost limit of the task leaves for the attempt, or None if the
+    `cost_left_micro` is the part of the task's cost limit that remains for the attempt, in micro-USD, or None if the
     task has no limit.
     """
 
@@ -267,7 +270,7 @@ class LeaseView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LeaseSignal(msgspec.Struct, frozen=True, kw_only=True):
-    """A change in the state of a lease, which the server sends to the worker immediately.
+    """A change in the state of a lease that the server reports to the worker immediately.
 
     `state` is `lost` or `cancel_requested`.
     """
@@ -279,7 +282,7 @@ class LeaseSignal(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Claim(msgspec.Struct, frozen=True, kw_only=True):
-    """A claimed task with all data that a worker needs to run it (see the section on claims in `workers.md`)."""
+    """A claimed task with all the data that a worker needs to run it (see the section on claims in `workers.md`)."""
 
     task: Any
     agent: dict[str, Any]
@@ -297,7 +300,7 @@ class Claim(msgspec.Struct, frozen=True, kw_only=True):
 class ClaimResponse(msgspec.Struct, frozen=True, kw_only=True):
     """The response to a claim.
 
-    `reason` is `ok` if tasks were leased. Otherwise, it states why no task was leased: `none`, `at_capacity`,
+    If tasks were leased, `reason` is `ok`. Otherwise, `reason` explains why no task was leased: `none`, `at_capacity`,
     `draining`, `budget_exhausted` or `kill_switch`. If open circuit breakers block some agents, `retry_at` is the
     earliest time at which a claim may lease tasks to these agents.
     """
@@ -308,9 +311,9 @@ class ClaimResponse(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Run(msgspec.Struct, frozen=True, kw_only=True):
-    """A task and its run under a live lease, if there is one. `allowed_tools` is null if all tools are allowed.
+    """A task and, if the task is leased, its current run. `allowed_tools` is null if all tools are allowed.
 
-    `cause_chain` lists the causes of the task, so that a trigger recognises a task that it has caused itself.
+    `cause_chain` lists the causes of the task, so that a trigger can recognise tasks that it caused itself.
 
     If the task is not leased, `lease_id` and `worker_id` are empty. `agent_id` is then also empty, unless the task
     names an agent.
@@ -329,7 +332,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class QueueStatistics(msgspec.Struct, frozen=True, kw_only=True):
-    """The number of pending tasks, and the age of the oldest pending task in milliseconds, with its id."""
+    """The number of pending tasks, and the id and age in milliseconds of the oldest pending task."""
 
     depth: int
     oldest_pending_ms: int | None
@@ -339,7 +342,7 @@ class QueueStatistics(msgspec.Struct, frozen=True, kw_only=True):
 class Tasks(Protocol):
     """The service for tasks. Every method runs in the caller's unit of work.
 
-    Every transition is a single conditional UPDATE. If two transitions of a task collide, one of them raises
+    Every transition is a single conditional UPDATE. If two transitions of the same task collide, one of them raises
     `Conflict`.
     """
 
@@ -382,61 +385,66 @@ class Tasks(Protocol):
         ...
 
     def add_missing_dead_letters(self, after: str) -> str | None:
-        """Add dead letters to tasks that failed after an instant while the `dead_letter` plugin was not active.
+        """Add dead letters to tasks that failed after the time `after` while the `dead_letter` plugin was not active.
 
-        Handle one batch. Return the value of `after` for the next batch, or None if all tasks are handled.
+        One call handles one batch. Return the value of `after` for the next batch, or None if there are no more tasks.
         """
         ...
 
     def attempts_between(self, task_id: str, *, after_fence: int, until_fence: int) -> list[AttemptSummary]:
-        """Return the attempts of a task whose fencing numbers lie in this range, oldest first, at most 200."""
+        """Return at most 200 attempts of a task, oldest first, with fencing numbers in the given range.
+
+        The range excludes `after_fence` and includes `until_fence`.
+        """
         ...
 
     def statuses(self, task_ids: Sequence[str]) -> dict[str, tuple[str, str | None]]:
-        """Return the status of each of these tasks, and the time at which the task ended. Unknown ids are omitted."""
+        """Return, by task id, the status of each task and the time at which the task ended. Unknown ids are omitted."""
         ...
 
     def lock(self, task_id: str) -> bool:
         """Lock a task until the unit of work ends. Return False if the task does not exist.
 
-        A unit of work locks tasks before it locks objects of other plugins that belong to these tasks.
+        A unit of work must lock a task before it locks objects of other plugins that belong to the task.
         """
         ...
 
     def resume(self, task_id: str, *, kind: str, given: dict[str, Any], id: str | None = None) -> bool:
-        """Queue a task that waits for an answer, and store the answer `given` for its next claim.
+        """Queue a task that is waiting for an answer, and store the answer `given` for its next claim.
 
-        Return False if the task does not wait for an answer of this `kind`, or does not wait for the object `id`.
+        Return False if the task is not waiting for an answer of this `kind`, or is waiting for an object other than
+        `id`.
         """
         ...
 
     def end_review(self, task_id: str, review_id: str, *, approved: bool, message: str) -> bool:
-        """Complete a task that waits for this review, or fail it with the kind `rejected`.
+        """Complete a task that is waiting for this review, or fail it with the error kind `rejected`.
 
-        Return False if the task does not wait for the review.
+        Return False if the task is not waiting for the review.
         """
         ...
 
     def replace_review(self, task_id: str, review_id: str, new_id: str) -> bool:
-        """Let a task wait for a newer review instead of its current one.
+        """Make a task wait for a newer review instead of its current one.
 
-        Return False if the task does not wait for the current review.
+        Return False if the task is not waiting for the review `review_id`.
         """
         ...
 
     def lock_held_run(self, task_id: str, lease_id: str, *, approval_id: str) -> Run:
-        """Lock a task whose tool call needed an approval, and return its run.
+        """Lock a task whose tool call required an approval, and return its run.
 
-        Raise `Conflict` with the code `lease_lost` unless the task waits for this approval or the lease is still live.
+        Raise `Conflict` with the code `lease_lost` unless the task is waiting for this approval or the lease is still
+        live.
         """
         ...
 
     def is_held(self, task_id: str, lease_id: str, *, approval_id: str) -> bool:
-        """Return whether `lock_held_run` would return the run. Does not lock the task."""
+        """Return whether `lock_held_run` would return the run, without locking the task."""
         ...
 
     def claim(self, worker_id: str, *, max_tasks: int, agent_ids: Sequence[str] | None) -> ClaimResponse:
-        """Lease up to `max_tasks` tasks to the worker. The `reason` in the response states why no task was leased."""
+        """Lease up to `max_tasks` tasks to the worker. If no task was leased, the `reason` in the response says why."""
         ...
 
     def claimable(self, worker_id: str, *, limit: int) -> list[Any]:
@@ -452,15 +460,15 @@ class Tasks(Protocol):
         ...
 
     def read_signals(self, worker_id: str, *, after: int) -> list[LeaseSignal]:
-        """Return the signals for a worker that have a sequence number above `after`: at most 200, oldest first."""
+        """Return the worker's signals with a sequence number above `after`: at most 200, oldest first."""
         ...
 
     def release_leases_of_worker(self, worker_id: str, *, reason: str) -> int:
-        """End all live leases of a worker without consuming an attempt. Return the number of ended leases."""
+        """End all live leases of a worker without consuming an attempt. Return the number of leases that were ended."""
         ...
 
     def release_leases_of_agent(self, agent_id: str, *, cancel: bool, reason: str) -> list[str]:
-        """End all live leases of an agent, and return the ids of the tasks.
+        """End all live leases of an agent, and return the ids of the affected tasks.
 
         The tasks are cancelled if `cancel` is set. Otherwise they are queued again without consuming an attempt.
         """
@@ -469,44 +477,47 @@ class Tasks(Protocol):
     def cancel_all_leased(self, *, reason: str) -> int:
         """Request the cancellation of all leased tasks, and return their number.
 
-        The kill switch calls this method in the mode `cancel`. The caller's unit of work handles the first batch of
+        The kill switch calls this method in its `cancel` mode. The caller's unit of work handles the first batch of
         tasks, and a background job handles the rest.
         """
         ...
 
     def detach_agent(self, agent_id: str) -> int:
-        """Clear the `agent_id` of the waiting tasks of a deleted agent. Return the number of changed tasks."""
+        """Clear the `agent_id` of the waiting tasks of a deleted agent.
+
+        Return the number of tasks that were changed.
+        """
         ...
 
     def leased_task_ids(self, agent_ids: Sequence[str]) -> dict[str, list[str]]:
-        """Return the ids of the tasks under a live lease, grouped by agent."""
+        """Return the ids of the tasks with a live lease, grouped by agent."""
         ...
 
     def live_lease(self, task_id: str, lease_id: str) -> LeaseView | None:
-        """Return the lease if it is the live lease of the task, else None."""
+        """Return the lease if it is the task's live lease, else None."""
         ...
 
     def live_attempt(self, task_id: str, lease_id: str) -> LiveAttempt | None:
-        """Return the attempt of the lease if it is the live lease of the task, else None."""
+        """Return the attempt of the lease if it is the task's live lease, else None."""
         ...
 
     def stop_run(self, task_id: str, lease_id: str, *, kind: str, reason: str | None) -> bool:
-        """Ask the worker to stop the run of this lease, with a kind of cancellation such as `budget`.
+        """Ask the worker to stop the run with this lease. `kind` is the kind of cancellation, such as `budget`.
 
         Return False if the lease has ended or its run is already being stopped.
         """
         ...
 
     def record_shortage(self, task_id: str, lease_id: str, *, scope: str, needed_micro: int, left_micro: int) -> None:
-        """Record that a budget left too little money for a call under this lease. `scope` is `global` or `agent`.
+        """Record that a budget had too little money left for a call under this lease. `scope` is `global` or `agent`.
 
-        The task is not claimed again for the same agent and model until the budget leaves enough for the call. Does
-        nothing if the lease has ended.
+        The task is not claimed again for the same agent and model until the budget leaves enough for the call. The
+        method does nothing if the lease has ended.
         """
         ...
 
     def lock_run(self, task_id: str, lease_id: str | None, *, by: Principal) -> Run:
-        """Lock the task, renew the lease and return the started run under this lease.
+        """Lock the task, renew the lease, and return the lease's run, which must have started.
 
         Raise `Conflict` with the code `lease_lost` if the lease is not live, and `Forbidden` if the caller does not
         hold the lease.
@@ -527,23 +538,23 @@ class Tasks(Protocol):
     def fail_run(self, task_id: str, lease_id: str, *, type: str, message: str) -> None:
         """Fail the attempt. The retry policy decides whether the task is retried.
 
-        Does nothing if the lease has ended.
+        The method does nothing if the lease has ended.
         """
         ...
 
     def lease_facts(self, task_id: str, lease_id: str) -> LeaseFacts | None:
         """Return the facts about a lease of the task, even if the lease has ended.
 
-        Return None if no such lease exists.
+        Return None if the lease does not exist.
         """
         ...
 
     def lease_states(self, leases: Sequence[LeaseRef]) -> list[LeaseState]:
-        """Return the states `ok`, `cancel_requested` or `lost` of the given leases without renewing them."""
+        """Return the state (`ok`, `cancel_requested` or `lost`) of each given lease, without renewing the leases."""
         ...
 
     def renew_lease(self, task_id: str, lease_id: str) -> None:
-        """Renew a lease because its run called the gateway or a tool."""
+        """Renew a lease because its run has called the gateway or a tool."""
         ...
 
     def record_usage(
@@ -551,8 +562,8 @@ class Tasks(Protocol):
     ) -> None:
         """Record the usage of one gateway call under this lease, even if the lease has ended.
 
-        `cost_usd` is None if no price is known. Call this method exactly once per gateway call. Does nothing if the
-        task or the lease no longer exists.
+        `cost_usd` is None if no price is known. Call this method exactly once per gateway call. The method does nothing
+        if the task or the lease no longer exists.
         """
         ...
 
@@ -562,7 +573,7 @@ class Tasks(Protocol):
 
 
 class TaskExecutor(Protocol):
-    """Decides what the worker runs instead of the agent loop for the tasks that this executor handles.
+    """Replaces the agent loop in the worker for the tasks that this executor handles.
 
     Both methods run in the claim's unit of work. They may read and write rows, but must not do any other I/O.
     """
@@ -575,7 +586,7 @@ class TaskExecutor(Protocol):
         ...
 
     def prepare(self, task: dict[str, Any]) -> dict[str, Any]:
-        """Return the configuration by which the worker runs the task instead of running the agent loop.
+        """Return the configuration with which the worker runs the task instead of running the agent loop.
 
         The claim contains the configuration as `agent.config.executor`.
         """
@@ -622,7 +633,7 @@ class TaskProgressed(TaskEvent, kw_only=True):
 
 
 class TaskWaiting(TaskEvent, kw_only=True):
-    """A task started to wait for a person's approval or input."""
+    """A task started waiting for a person's approval or input."""
 
     event = "task.waiting"
 
@@ -677,7 +688,7 @@ class TaskRetried(TaskEvent, kw_only=True):
 class TaskUpdated(TaskEvent, kw_only=True):
     """A task changed in a way that no other event describes.
 
-    `reason` says why a task returned to its queue, if a budget or a circuit breaker ended its attempt.
+    If a budget or a circuit breaker ended the task's attempt, `reason` says why the task returned to its queue.
     """
 
     event = "task.updated"

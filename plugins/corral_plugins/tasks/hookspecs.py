@@ -18,5 +18,5 @@ hookspec = pluggy.HookspecMarker("corral")
 def corral_task_executors() -> Iterable[TaskExecutor]:  # type: ignore[empty-body]
     """Contribute task executors.
 
-    The first executor that handles a task prepares its claim. A task that no executor handles runs in the agent loop.
+    The first executor that handles a task prepares its claim. A task that no executor handles is run by the agent loop.
     """

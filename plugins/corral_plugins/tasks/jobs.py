@@ -1,7 +1,7 @@
 """Background jobs of tasks.
 
-To keep units of work short, a job finds tasks in one unit of work, and then checks and changes each task in a unit of
-work of its own.
+To keep units of work short, a job finds the affected tasks in one unit of work, and then checks and changes each task
+in a separate unit of work.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ ROUNDS = 20
 
 
 async def end_overdue_tasks(database: Database, timers: TaskTimers) -> None:
-    """End every task, lease or question whose time limit has passed."""
+    """End every task, lease and question that has exceeded its time limit."""
     await _handle_each(database, "job tasks.reap", timers.find_overdue_tasks, timers.end_overdue_task)
 
 
@@ -53,8 +53,8 @@ async def _handle_each(
 async def queue_due_tasks(database: Database, timers: TaskTimers) -> None:
     """Queue tasks that have become available, raise the ranks of waiting tasks, and add page anchors.
 
-    A task becomes available when its time has come, or when its requester is active again. A page anchor is a saved
-    position in the list of tasks, which makes paging by offset fast.
+    A task becomes available at its `available_at` time, or when its inactive requester becomes active again. A page
+    anchor is a saved position in the list of tasks that makes paging by offset fast.
     """
     entry = UnitContext(label="job tasks.announce", actor=SYSTEM)
     if not await database.read(timers.has_waiting_work, entry):
@@ -77,7 +77,7 @@ async def index_new_tasks(work: Work) -> None:
 
 
 async def delete_expired_rows(work: Work, retention: TaskRetention) -> None:
-    """Delete tasks, worker signals and hourly rollups whose retention period has ended."""
+    """Delete tasks, worker signals and hourly statistics whose retention period has ended."""
     entry = UnitContext(label="job tasks.sweep", actor=SYSTEM)
     while await work(retention.delete_expired_rows, entry=entry):
         continue
@@ -100,17 +100,17 @@ def fail_dependents(task_id: str) -> None:
 
 
 def reblock_dependents(task_id: str) -> None:
-    """Block the next batch of tasks that failed because of a task that is now retried."""
+    """Block the next batch of tasks that failed only because of a task that is now being retried."""
     outcomes.reblock_dependents(task_id)
 
 
 def cancel_children(task_id: str, outcomes: TaskOutcomes) -> None:
-    """Cancel the next batch of tasks that a cancelled task has created."""
+    """Cancel the next batch of tasks that were created by a cancelled task."""
     outcomes.cancel_children(task_id)
 
 
 def cancel_all_leased(reason: str, before: str, leases: TaskLeases) -> None:
-    """Request the cancellation of the next batch of runs that were leased when the kill switch was engaged."""
+    """Request the cancellation of the next batch of runs that were leased when the kill switch was activated."""
     leases.cancel_all_leased(reason=reason, before=before)
 
 

@@ -22,7 +22,7 @@ NO_DEADLINE = "9999-12-31T23:59:59.999Z"
 
 
 class ColumnDeclaration:
-    """Declares how a field is stored: the type of its column and the column's options."""
+    """Declares how a field is stored: its column type and the column's options."""
 
     def __init__(self, kind: type[peewee.Field], **options: Any) -> None:
         self.kind, self.options = kind, options
@@ -31,11 +31,11 @@ class ColumnDeclaration:
 class TaskRow(msgspec.Struct):
     """The columns of a task that the business rules read.
 
-    `queue_key` names the queue of the task: `agent:<id>`, `role:<role>` or `any`, followed by `#<digest>` if the task
+    `queue_key` names the task's queue: `agent:<id>`, `role:<role>` or `any`, followed by `#<digest>` if the task
     requires tools. `queue` equals `queue_key` while the task can be claimed. It is null until the task is available,
     and `held` while the requester is not active. `rank` is the priority plus a bonus that grows with the waiting time.
-    `lease_id` is the id of the live lease. Amounts of money are in micro-USD. `extra` is a JSON object with the rarely
-    set fields that `EXTRA_DEFAULTS` lists.
+    `lease_id` is the id of the live lease. Amounts of money are in micro-USD. `extra` is a JSON object that contains
+    the rarely set fields listed in `EXTRA_DEFAULTS`.
     """
 
     id: Annotated[str, ColumnDeclaration(IdField, primary_key=True)]
@@ -81,14 +81,14 @@ class TaskRow(msgspec.Struct):
 
     @property
     def deadline(self) -> str | None:
-        """The deadline, or None.
+        """The deadline, or None if the task has none.
 
-        The `deadline_key` column stores a maximum value instead, so that tasks without a deadline sort last.
+        The `deadline_key` column stores a maximum value instead of null, so that tasks without a deadline sort last.
         """
         return deadline_of(self.deadline_key)
 
     def get(self, name: str) -> Any:
-        """Return the value of a rarely set field of `extra`, or its default."""
+        """Return the value of a rarely set field from `extra`, or the field's default."""
         if self.extra == "{}":
             return EXTRA_DEFAULTS[name]
         return msgspec.json.decode(self.extra).get(name, EXTRA_DEFAULTS[name])
@@ -144,12 +144,13 @@ EXTRA_DEFAULTS: dict[str, Any] = {
 class AttemptRow(msgspec.Struct):
     """The columns of an attempt that the business rules read.
 
-    An attempt is one claim of a task. It is live until it finishes. `n` is the attempt number for the retry policy; a
-    resumed run keeps its number. `ended_by` names the call that ended the attempt, so that a repeated call is
-    recognised. `cost_limit_micro` is the amount that the cost limit of the task leaves for the attempt, and
-    `cost_warning_micro` is the cost of the attempt at which the task has used 80 % of its limit. `output_schema` is the
-    schema of the agent's configuration, if the task has no schema of its own. `reported_usage` contains the totals that
-    the worker reported last. The counts of tokens and calls include these totals and the calls through the gateway.
+    An attempt is one claim of a task, and is live until it finishes. `n` is the attempt number that the retry policy
+    counts; a resumed run keeps its number. `ended_by` names the call that ended the attempt, so that a repeated call
+    can be recognised. `cost_limit_micro` is the part of the task's cost limit that remains for the attempt, and
+    `cost_warning_micro` is the cost of the attempt at which the task will have used 80 % of its limit. `output_schema`
+    is the schema from the agent's configuration if the task has no schema of its own. `reported_usage` contains the
+    totals that the worker last reported. The counts of tokens and calls include these totals and the calls through the
+    gateway.
     """
 
     id: Annotated[str, ColumnDeclaration(IdField, primary_key=True)]
@@ -246,7 +247,7 @@ Attempt = _model_class(
 
 
 class LogLine(Model):
-    """A log line of an attempt. The worker numbers the lines by `seq`."""
+    """A log line of an attempt. The worker numbers the lines with `seq`."""
 
     id = peewee.BigAutoField()
     task_id = IdField()
@@ -280,7 +281,7 @@ class Comment(Model):
 
 
 class Dependency(Model):
-    """A dependency between tasks: the task `task_id` depends on the task `needs_id`."""
+    """A dependency between two tasks: the task `task_id` depends on the task `needs_id`."""
 
     task_id = IdField()
     needs_id = IdField(index=True)
@@ -291,7 +292,7 @@ class Dependency(Model):
 
 
 class WorkerSignal(Model):
-    """A change in the state of a lease, which the server sends to the worker immediately."""
+    """A change in the state of a lease that the server reports to the worker immediately."""
 
     seq = peewee.BigAutoField()
     worker_id = IdField()
@@ -308,7 +309,7 @@ class WorkerSignal(Model):
 class TaskCounter(Model):
     """A counter of tasks. The count is the sum of `n` over all shards; the value of a single shard may be negative.
 
-    `name` is `status:<status>:<priority>`, or `open:<user id>` for the unfinished tasks of a person.
+    `name` is `status:<status>:<priority>`, or `open:<user id>` for a person's unfinished tasks.
     """
 
     name = peewee.CharField(max_length=50)
@@ -323,7 +324,7 @@ class TaskCounter(Model):
 class HourlyRollup(Model):
     """Statistics of the attempts and tasks that started or ended in one hour.
 
-    The totals of the hour are the sums over all shards.
+    The totals for the hour are the sums over all shards.
     """
 
     hour = peewee.CharField(max_length=13)
@@ -342,7 +343,7 @@ class HourlyRollup(Model):
 class PageAnchor(Model):
     """A saved position in the list of all tasks, for paging by offset.
 
-    The row contains the sort key of a task, and the number of tasks between the previous anchor and this anchor.
+    The row contains the sort key of a task, and the number of tasks after the previous anchor up to this one.
     """
 
     created_at = InstantField()
@@ -355,7 +356,7 @@ class PageAnchor(Model):
 
 
 class SearchDocument(Model):
-    """A task in the full-text index. `n` is the key of the task in the index, and is larger for newer tasks."""
+    """A task in the full-text index. `n` is the task's key in the index; newer tasks have larger keys."""
 
     n = peewee.BigAutoField()
     created_at = InstantField()
@@ -367,7 +368,7 @@ class SearchDocument(Model):
 
 
 class TaskTag(Model):
-    """A tag of a task. The `tags` column of the task holds the same tags in the order in which the owner wrote them."""
+    """A tag of a task. The `tags` column of the task holds the same tags in the order in which the owner gave them."""
 
     tag = peewee.CharField(max_length=64)
     created_at = InstantField()

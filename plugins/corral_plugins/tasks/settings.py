@@ -1,7 +1,7 @@
 """Run-time settings of the `tasks` plugin, and the retry and stall policies that result from them.
 
-Each member of a policy that the task sets takes precedence over the policy of its agent, and both take precedence over
-the settings.
+For each field of a policy, the task's value takes precedence over the agent's value, and both take precedence over the
+settings.
 """
 
 from __future__ import annotations
@@ -159,7 +159,7 @@ ACCEPT_LATE_RESULTS = Setting(
 
 
 class AppliedRetryPolicy(msgspec.Struct, frozen=True, kw_only=True):
-    """The retry policy of an attempt, with every member set (see `RetryPolicy`)."""
+    """The retry policy of an attempt, with every field set (see `RetryPolicy`)."""
 
     max_attempts: int
     backoff: str = "exponential"
@@ -172,7 +172,7 @@ class AppliedRetryPolicy(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AppliedStallPolicy(msgspec.Struct, frozen=True, kw_only=True):
-    """The stall policy of an attempt, with every member set (see `StallPolicy`)."""
+    """The stall policy of an attempt, with every field set (see `StallPolicy`)."""
 
     stall_seconds: int
     loop_repeats: int
@@ -200,7 +200,7 @@ def stall_policy(settings: Settings, agent: AgentFacts | None, own: dict[str, An
 
 
 def max_attempts(settings: Settings, agent: AgentFacts | None, own: dict[str, Any] | None) -> int:
-    """Return the maximum number of attempts of the merged retry policy."""
+    """Return the maximum number of attempts that the merged retry policy allows."""
     of_agent = agent.retry_policy if agent is not None else None
     found: int = {"max_attempts": settings.get(MAX_ATTEMPTS), **(of_agent or {}), **(own or {})}["max_attempts"]
     return found

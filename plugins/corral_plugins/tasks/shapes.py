@@ -47,7 +47,7 @@ def _patch_class_of(shape: type[msgspec.Struct], *, required: tuple[str, ...]) -
 if TYPE_CHECKING:
 
     class TaskPatch(NewTask):
-        """The fields to change. Absent fields stay unchanged."""
+        """The task fields to change. Absent fields stay unchanged."""
 
         status: Any
 
@@ -58,9 +58,9 @@ else:
 class TaskQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """Filters for the list of tasks.
 
-    If a filter is repeated, a task must match one of its values. `status` is the same filter as `status_filter`.
-    `search` finds tasks whose title or description contains, for each search word, a word that starts with it, ignoring
-    case. The search considers only the newest 10,000 matches.
+    If a filter is given several times, a task must match one of the values. `status` is the same filter as
+    `status_filter`. `search` finds tasks whose title or description contains, for each search word, a word that starts
+    with the search word, ignoring case. The search considers only the newest 10,000 matches.
     """
 
     status_filter: list[Status] | UnsetType = UNSET
@@ -80,27 +80,27 @@ class TaskQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defaul
 
 
 class TaskGetQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, dict=True):
-    """The options for reading a task. `wait` is the number of seconds to wait for the end of the task."""
+    """The options for reading a task. `wait` is the maximum number of seconds to wait for the end of the task."""
 
     wait: Annotated[float, Meta(ge=0, le=55)] = 0
 
     @cached_property
     def until(self) -> float:
-        """The end of the wait in epoch seconds. It is set when the request first looks at the task."""
+        """The end of the wait, in seconds since the epoch. It is fixed when the request first checks the task."""
         return clock.time_s() + self.wait
 
 
 class TaskStatsQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """Filters for the statistics: tasks created since an instant, or tasks of one agent."""
+    """Filters for the statistics: tasks created since a given time, and tasks of one agent."""
 
     since: MomentIn | UnsetType = UNSET
     agent_id: Id | UnsetType = UNSET
 
 
 class LogQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, dict=True):
-    """Selects log lines with a `seq` above `after`, from one attempt (by default the latest).
+    """Selects log lines with a `seq` above `after` from one attempt, which is the latest by default.
 
-    `wait` is the number of seconds to wait for further lines.
+    `wait` is the maximum number of seconds to wait for further lines.
     """
 
     fence: Annotated[int, Meta(ge=1)] | UnsetType = UNSET
@@ -111,7 +111,7 @@ class LogQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, dict=Tr
 
     @cached_property
     def until(self) -> float:
-        """The end of the wait in epoch seconds, fixed when the request first reads the log."""
+        """The end of the wait, in seconds since the epoch. It is fixed when the request first reads the log."""
         return clock.time_s() + self.wait
 
 
@@ -142,14 +142,14 @@ class RetryRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class NewComment(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """A new comment on a task. People can read it, and the next claim of the task includes it for the agent."""
+    """A new comment on a task. People can read the comment, and the next claim of the task passes it to the agent."""
 
     body: ReportedText
     lease_id: Id | UnsetType = UNSET
 
 
 class InputAnswer(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The answer to the question that the task waits for."""
+    """The answer to the question that the task is waiting for."""
 
     input: Any
 
@@ -167,8 +167,8 @@ class AttemptView(msgspec.Struct, kw_only=True):
     """An attempt, which is one claim of a task.
 
     `counted` is true if the attempt counts towards the limit of the retry policy. `result` is a result that arrived
-    while the task was being cancelled; any other result is stored with the task. A `tainted` attempt has received
-    untrusted content from `taint_sources`.
+    while the task was being cancelled; any other result is stored with the task. If `tainted` is true, the attempt has
+    received untrusted content from `taint_sources`.
     """
 
     id: str
@@ -203,7 +203,7 @@ class LogView(msgspec.Struct, kw_only=True):
 class Condition(msgspec.Struct, kw_only=True):
     """A condition that must be met before a task can be claimed.
 
-    `unblock` describes how to meet the condition, and `href` is the API address for doing so.
+    `unblock` describes how to meet the condition, and `href` is the API address to use for this purpose.
     """
 
     code: str
@@ -214,9 +214,9 @@ class Condition(msgspec.Struct, kw_only=True):
 
 
 class Explanation(msgspec.Struct, kw_only=True):
-    """The reasons why a task runs or does not run, or how it ended.
+    """The reasons why a task is running or not, or how it ended.
 
-    `warnings` names tools of the agent that a worker of the task lacks.
+    `warnings` lists the agent's tools that a worker of the task lacks, and warns if the cost limit allows no call.
     """
 
     status: str
@@ -228,7 +228,10 @@ class Explanation(msgspec.Struct, kw_only=True):
 
 
 class TaskCostSummary(msgspec.Struct, kw_only=True):
-    """The cost of all attempts of a task. `unpriced_tokens` have no known price and are not included in `cost_usd`."""
+    """The cost of all attempts of a task.
+
+    `unpriced_tokens` are tokens without a known price; `cost_usd` excludes them.
+    """
 
     cost_usd: float
     unpriced_tokens: int

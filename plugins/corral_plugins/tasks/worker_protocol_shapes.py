@@ -12,14 +12,14 @@ from corral_plugins.tasks.shapes import Level, Reason, ReportedText
 
 MAX_ARTIFACTS = 100
 MAX_TOKENS = 100_000_000
-"""The highest number of tokens that one report may contain. A higher number must be a mistake of the worker."""
+"""The maximum number of tokens that one report may contain. A higher number must be an error in the worker."""
 Count = Annotated[int, Meta(ge=0, le=MAX_TOKENS)]
 
 
 class UsageTotals(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """The total usage of the attempt so far, excluding its calls through the gateway.
 
-    Sending the same report again adds nothing.
+    Sending the same report again has no effect.
     """
 
     cost_usd: Annotated[float, Meta(ge=0, le=1_000_000)] | UnsetType = UNSET
@@ -31,8 +31,8 @@ class UsageTotals(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 class UsageItem(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """The usage and cost of one call outside the gateway.
 
-    `usage_key` is unique in the whole installation. An item whose key is already recorded adds nothing. `input_tokens`
-    exclude cached tokens. Without `cost_usd`, the price tables determine the cost.
+    `usage_key` is unique across the installation. An item whose key has already been recorded is ignored.
+    `input_tokens` exclude cached tokens. If `cost_usd` is omitted, the cost is computed from the price tables.
     """
 
     usage_key: Annotated[str, line(200)]
@@ -49,7 +49,7 @@ class UsageItem(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 UsageReport = UsageTotals | Annotated[list[UsageItem], Meta(max_length=100)]
-"""The usage that a worker reports: either the totals of the attempt or a list of single items."""
+"""The usage that a worker reports: either the totals of the attempt or a list of individual items."""
 
 
 PATCH_CHARACTERS = 2 * 1024 * 1024
@@ -59,8 +59,8 @@ Ref = Annotated[str, line(500)]
 class Artifact(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """An artifact of a run: the `file_id` of an uploaded file, or inline text with a `type` such as `diff`.
 
-    A `diff` has its text in `patch`. If the review policy requires a review, the review keeps the patch, and the task
-    waits for it.
+    The text of a `diff` is in `patch`. If the review policy requires a review, the review stores the patch, and the
+    task waits for the review.
     """
 
     name: Annotated[str, Meta(min_length=1, max_length=200)] = "diff"
@@ -85,7 +85,8 @@ class LeaseReport(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 class ProgressReport(LeaseReport, kw_only=True, forbid_unknown_fields=True):
     """The progress of a run.
 
-    `signature` identifies the current step. Several equal signatures in a row count as a loop.
+    `signature` identifies the current step. If several consecutive reports have the same signature, the run counts as
+    looping.
     """
 
     percent: Annotated[float, Meta(ge=0, le=100)] | None = None
@@ -132,14 +133,14 @@ class CompletionReport(LeaseReport, kw_only=True, forbid_unknown_fields=True):
 
 
 class ReportedError(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The error of a failed run. At most 4 KiB of the message are stored."""
+    """The error of a failed run. Only the first 4 KiB of the message are stored."""
 
     type: Annotated[str, Meta(min_length=1, max_length=100)]
     message: Annotated[str, Meta(max_length=65536)] = ""
 
 
 class FailureReport(LeaseReport, kw_only=True, forbid_unknown_fields=True):
-    """The failure of a run. If `retryable` is false, the run is never retried."""
+    """The failure of a run. If `retryable` is false, the task is not retried."""
 
     error: ReportedError
     retryable: bool = True
@@ -164,7 +165,7 @@ class WaitReport(LeaseReport, kw_only=True, forbid_unknown_fields=True):
 
 
 class ReleaseReport(LeaseReport, kw_only=True, forbid_unknown_fields=True):
-    """Releases a task to its queue before the run has ended."""
+    """Returns a task to its queue before the run has ended."""
 
     reason: Reason = ""
     usage: UsageReport | None = None

@@ -38,7 +38,7 @@ class WorkerFacts(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def can_claim(self) -> bool:
-        """Whether the worker may claim tasks now. The free capacity of the worker is not checked."""
+        """Whether the worker may claim tasks now, regardless of its free capacity."""
         return self.is_approved and self.status in ("online", "offline")  # a claim sets an offline worker to `online`
 
     def offers(self, tool: str) -> bool:
@@ -57,13 +57,13 @@ class WorkerTool(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Workers(Protocol):
-    """The service of the `workers` plugin for other plugins. Its methods run in the caller's unit of work.
+    """The service that the `workers` plugin offers to other plugins. Its methods run in the caller's unit of work.
 
-    Locks are acquired in the order: task, agent, worker.
+    Locks are acquired in this order: task, agent, worker.
     """
 
     def find(self, worker_id: str) -> WorkerFacts | None:
-        """Return a worker, or None if there is no such worker."""
+        """Return a worker, or None if it does not exist."""
         ...
 
     def find_many(self, worker_ids: Sequence[str]) -> dict[str, WorkerFacts]:
@@ -71,29 +71,30 @@ class Workers(Protocol):
         ...
 
     def online_workers(self) -> list[WorkerFacts]:
-        """List the online workers, at most 1,000."""
+        """Return at most 1,000 online workers."""
         ...
 
     def tools_of_workers(self, worker_id: str | None = None) -> list[WorkerTool]:
-        """List the tools of an approved worker. Without `worker_id`, list the tools of at most 200 online workers.
+        """Return the tools of the given approved worker. Without `worker_id`, return those of at most 200 online
+        workers.
 
         Workers that did not report their tools are omitted, although Corral assumes that they offer every tool.
         """
         ...
 
     def awaits_first_approval(self) -> bool:
-        """Return whether a worker waits for approval while no worker is approved yet."""
+        """Return whether a worker is waiting for approval while no worker is approved yet."""
         ...
 
     def take_slot(self, worker_id: str) -> bool:
-        """Add one to the lease count of a worker, with a single conditional UPDATE.
+        """Increment a worker's lease count with a single conditional UPDATE.
 
-        Return False, without a change, if the worker is at capacity, draining or not approved.
+        Return False and change nothing if the worker is at capacity, draining or not approved.
         """
         ...
 
     def release_slot(self, worker_id: str) -> None:
-        """Subtract one from the lease count of a worker."""
+        """Decrement a worker's lease count."""
         ...
 
     def record_contact(self, worker_id: str) -> None:
@@ -135,7 +136,7 @@ class WorkerOnline(WorkerEvent, kw_only=True):
 
 
 class WorkerOffline(WorkerEvent, kw_only=True):
-    """A worker went offline because it made no call for `workers.offline_after_seconds`.
+    """A worker went offline because it made no calls for `workers.offline_after_seconds`.
 
     The worker keeps its leases until they expire.
     """

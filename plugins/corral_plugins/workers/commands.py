@@ -47,7 +47,7 @@ def list_workers(client: ApiClient, *, status: tuple[str, ...], as_json: bool) -
 @worker_argument
 @client_command
 def show_worker(client: ApiClient, *, worker: str, as_json: bool) -> None:
-    """Show a worker with its tools and the tasks that it runs."""
+    """Show a worker with its tools and its running tasks."""
     found = client.get(f"/workers/{_find(client, worker)['id']}")
     tools = found["tools"]
     shown = {
@@ -75,7 +75,7 @@ def show_worker(client: ApiClient, *, worker: str, as_json: bool) -> None:
 @click.option("--group", help="group of the worker, by which agents select workers")
 @client_command
 def approve_worker(client: ApiClient, *, worker: str, group: str | None, as_json: bool) -> None:
-    """Approve a worker, so that it may take tasks."""
+    """Approve a worker, so that it can claim tasks."""
     body = {"is_approved": True, **({"group": group} if group is not None else {})}
     changed = client.send("PATCH", f"{ADMIN}/{_find(client, worker)['id']}/approve", body=body)
     _print_change(changed, f"{changed['name']} is approved and {changed['status']}.", as_json=as_json)
@@ -86,7 +86,7 @@ def approve_worker(client: ApiClient, *, worker: str, group: str | None, as_json
 @click.option("--resume", is_flag=True, help="let a drained worker take tasks again")
 @client_command
 def drain_worker(client: ApiClient, *, worker: str, resume: bool, as_json: bool) -> None:
-    """Drain a worker. It takes no more tasks, and its running tasks continue."""
+    """Drain a worker. It claims no more tasks, and its running tasks continue."""
     found = _find(client, worker)
     changed = client.post(f"{ADMIN}/{found['id']}/{'resume' if resume else 'drain'}", {})
     told = f"{changed['name']} is {changed['status']}."

@@ -13,12 +13,12 @@ SWEEP_SECONDS, DAY = 5, 86_400
 
 
 async def sweep_silent_workers(sweeps: WorkerSweeps) -> None:
-    """Set silent workers to `offline`, and alert admins if tasks wait while no worker is online."""
+    """Set workers that no longer make calls to `offline`, and alert admins if tasks wait while no worker is online."""
     await sweeps.sweep_silent_workers()
 
 
 async def delete_old_workers(sweeps: WorkerSweeps, work: Work) -> None:
-    """Delete workers that were offline for `workers.prune_days`, and keys that expired more than 30 days ago."""
+    """Delete workers that have been offline for `workers.prune_days`, and keys that expired more than 30 days ago."""
     await sweeps.delete_old_workers()
     await work(delete_expired)
 

@@ -1,4 +1,4 @@
-"""Tables of the `workers` plugin. Only the service layer of this plugin writes to these tables."""
+"""The tables of the `workers` plugin. Only this plugin's service layer writes to these tables."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ NEVER = "0000-01-01T00:00:00.000Z"
 
 
 class Worker(Model):
-    """A worker. Tokens and the fingerprint are stored as SHA-256 hashes.
+    """A worker. Its tokens and its fingerprint are stored as SHA-256 hashes.
 
     `tools` is null if the worker did not report its tools, and empty if it offers none. `tool_names` contains only the
-    names of the tools. Changes of the usage, of the lease count and of the time of the last contact do not change
-    `version`.
+    names of the tools. Changes to the usage, the lease count or the time of the last contact do not change `version`.
     """
 
     visibility = SHARED
@@ -63,7 +62,7 @@ class Worker(Model):
 
 
 class RegistrationKey(Model):
-    """A key with which workers register. Only the SHA-256 hash of the key is stored.
+    """A key that workers use to register. Only the SHA-256 hash of the key is stored.
 
     If `embedded` is true, the key is for the embedded worker only and is never listed.
     """

@@ -39,7 +39,7 @@ class EventPrinter:
         self.taken = False  # whether a worker holds the task now
 
     def set_time(self, ts: str) -> None:
-        """Let the following lines show the time of this event, which may have happened long ago."""
+        """Set the time shown on the following lines to the time of this event, which may have happened long ago."""
         at = clock.parse_instant(ts)
         if self._first is None:
             self._first = at
@@ -71,7 +71,7 @@ class EventPrinter:
     def line(self, name: str, text: str, *, ends: bool = True) -> None:
         """Print a line with the elapsed time.
 
-        With `ends=False` no newline follows, so that `_progress` can append text.
+        With `ends=False`, no newline is printed, so that `_progress` can append text to the line.
         """
         if not self._quiet:
             elapsed, before = self._elapsed + time.monotonic() - self._since, "\n" if self._open else ""
@@ -81,7 +81,7 @@ class EventPrinter:
             self._open = not ends
 
     def _progress(self, message: str) -> None:
-        """Print a progress message of the agent, or text of the model as it arrives."""
+        """Print a progress message of the agent, or streamed text of the model."""
         goes_on, fresh = self._live.add(message)
         if goes_on and self._open:
             click.echo(fresh, nl=False, err=True)
@@ -102,10 +102,10 @@ class EventPrinter:
 def follow_task(
     client: ApiClient, task_id: str, printer: EventPrinter, *, until: float | None = None, as_json: bool
 ) -> NoReturn:
-    """Follow a task to its end, print its result, and exit with 0 only if the task is completed.
+    """Follow a task to its end, print its result, and exit. The exit code is 0 only if the task was completed.
 
-    Ctrl-C stops following. At the time `until` (in `time.monotonic` seconds), `ApiClientError` is raised. In both cases
-    the task continues.
+    Ctrl-C stops following the task. `ApiClientError` is raised at the time `until` (in `time.monotonic` seconds). In
+    both cases the task continues.
     """
     ended = threading.Event()
     obstacles = threading.Thread(target=_print_obstacles, args=(client, task_id, printer, ended), daemon=True)
@@ -131,9 +131,9 @@ def follow_task(
 
 
 def _print_events(client: ApiClient, task_id: str, printer: EventPrinter, until: float | None) -> dict[str, Any]:
-    """Print the events of a task until it has ended for the last time. Return the task.
+    """Print the events of a task until the task has ended and was not retried afterwards. Return the task.
 
-    A task that has ended may have been retried since, once or several times.
+    An end in the event log need not be final, because the task may have been retried since.
     """
     for item in client.follow_events(until=until, object_type="task", object_id=task_id):
         event, data = item["event"], item["data"]
@@ -151,13 +151,13 @@ def _print_events(client: ApiClient, task_id: str, printer: EventPrinter, until:
 
 
 def _reopened_after(client: ApiClient, task_id: str, seq: int) -> bool:
-    """Return whether the task was retried after the event that has this position in the event log."""
+    """Return whether the task was retried after the event at position `seq` in the event log."""
     found = client.get("/events", types=[REOPENED], object_type="task", object_id=task_id, after=seq, limit=1)
     return bool(found["items"])
 
 
 def _print_obstacles(client: ApiClient, task_id: str, printer: EventPrinter, ended: threading.Event) -> None:
-    """While no worker holds the task, print the condition that blocks the task, whenever this condition changes."""
+    """Print the condition that blocks the task, each time it changes, while no worker holds the task."""
     printed = ""
     while not ended.wait(OBSTACLES_SECONDS):
         if printer.taken:
@@ -171,9 +171,9 @@ def _print_obstacles(client: ApiClient, task_id: str, printer: EventPrinter, end
 
 
 def outcome_of(task: dict[str, Any]) -> dict[str, Any]:
-    """Return the summary of an ended task. `result` is the agent's result, unchanged.
+    """Return a summary of a task that has ended. `result` is the agent's result, unchanged.
 
-    `duration_ms` is the time from the creation of the task to its end, including all attempts and waits.
+    `duration_ms` is the time from the creation of the task to its end, including all attempts and waiting times.
     """
     seconds = clock.parse_instant(task["finished_at"]) - clock.parse_instant(task["created_at"])
     cost = task["cost"]
@@ -219,7 +219,7 @@ def cost_text(cost: dict[str, Any]) -> str:
 
 
 def result_text(result: Any) -> str:
-    """Return the text of a result, or its JSON if it is not text."""
+    """Return a text result unchanged, and any other result as JSON."""
     if isinstance(result, dict) and isinstance(result.get("text"), str):
         return str(result["text"])
     return json.dumps(result, indent=2, ensure_ascii=False)

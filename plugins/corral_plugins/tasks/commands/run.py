@@ -44,7 +44,7 @@ def run_task_command(
 ) -> None:
     """Create a task for an agent, follow it, and print its result.
 
-    Exits with 0 only when the task is completed. Ctrl-C and --timeout stop following the task; they do not cancel it.
+    The exit code is 0 only if the task is completed. Ctrl-C and --timeout stop following the task but do not cancel it.
     """
     until = None if timeout is None else time.monotonic() + timeout
     named = {"required_tools": list(required_tools)} if required_tools else {}

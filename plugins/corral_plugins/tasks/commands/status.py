@@ -1,4 +1,4 @@
-"""`corral status`: shows the server, the user, what runs, and what waits for the user."""
+"""`corral status`: shows the server, the user, the running tasks, and the items that wait for the user."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LAST_PLACE = 1_000_000  # the largest offset of a list
 @click.command("status")
 @client_command
 def status_command(client: ApiClient, *, as_json: bool) -> None:
-    """Show the server and its health, the signed-in user, the running tasks, and what waits for the user."""
+    """Show the server and its health, the signed-in user, the running tasks, and the items that wait for the user."""
     me = client.get("/auth/me")
     running = client.get("/tasks", status=list(RUNNING))
     waiting = client.get("/tasks", status="waiting", **({} if me["role"] == "admin" else {"created_by": me["id"]}))
@@ -72,7 +72,7 @@ def _print_section(client: ApiClient, title: str, found: Any) -> None:
 
 
 def _explain_pending(client: ApiClient) -> list[dict[str, Any]]:
-    """Describe why the oldest pending tasks do not run, except those that only wait for their turn."""
+    """Describe why the oldest pending tasks are not running, except for tasks that are only waiting for their turn."""
     oldest = client.get("/tasks", status="pending", limit=MAX_NAMES)
     if oldest["next"] is not None:
         place = min((oldest["total"] or 0) - MAX_NAMES, LAST_PLACE)

@@ -16,7 +16,7 @@ from corral.cli.status_parts import read_if_allowed
 INPUT_BYTES, TITLE_LENGTH = 256 * 1024, 200
 MAX_OBSTACLES = 3
 PASSING = ("dependencies", "available_at", "agent_capacity", "worker_capacity")
-"""The conditions for a claim that are met without anybody's help."""
+"""The conditions for a claim that become true without any action by a user."""
 
 agent_option = click.option(
     "--agent",
@@ -72,7 +72,7 @@ def _title(instructions: str) -> str:
 
 
 def read_input(path: Path | None) -> dict[str, Any]:
-    """Return the JSON object that the file contains. Return any other content as `{"text": …}`."""
+    """Return the JSON object that the file contains. Other content is returned as `{"text": …}`."""
     if path is None:
         return {}
     with path.open("rb") as file:
@@ -88,7 +88,7 @@ def read_input(path: Path | None) -> dict[str, Any]:
 
 
 def _parsed(path: Path, data: bytes) -> Any:
-    """Return the JSON value in the file, or None if the file contains other text.
+    """Return the JSON value in the file, or None if the content is not JSON.
 
     Raise `UsageError` for an ambiguous JSON object, for example one with duplicate keys.
     """

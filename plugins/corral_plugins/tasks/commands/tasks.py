@@ -45,7 +45,7 @@ task_argument = click.argument("task")
 
 @click.group("tasks")
 def tasks_command_group() -> None:
-    """Manage tasks: pieces of work for agents. TASK is an id or the title of a task."""
+    """Manage tasks: pieces of work for agents. TASK is the id or the title of a task."""
 
 
 @tasks_command_group.command("list")
@@ -149,7 +149,7 @@ def create_task_command(
     instructions: str,
     as_json: bool,
 ) -> None:
-    """Create a task without following it. `corral run` creates and follows a task."""
+    """Create a task without following it. To create and follow a task, use `corral run`."""
     given = {"title": title, "priority": priority, "required_tools": list(required_tools) or None}
     named = {name: value for name, value in given.items() if value is not None}
     made = create_task(client, agent, instructions, read_input(input_path), **parse_fields(fields), **named)
@@ -166,7 +166,7 @@ def create_task_command(
 def watch_task(client: ApiClient, *, task: str, as_json: bool) -> None:
     """Follow a task from its first event to its result.
 
-    Exits with 0 only when the task is completed. Ctrl-C stops following the task; it does not cancel it.
+    The exit code is 0 only if the task is completed. Ctrl-C stops following the task but does not cancel it.
     """
     follow_task(client, _find(client, task)["id"], EventPrinter(quiet=as_json), as_json=as_json)
 
@@ -199,7 +199,7 @@ def show_logs(
 @task_argument
 @client_command
 def explain_task(client: ApiClient, *, task: str, as_json: bool) -> None:
-    """Explain why a task runs or does not run, and what to do."""
+    """Explain why a task is running or not, and what to do about it."""
     found = client.get(f"/tasks/{_find(client, task)['id']}/explain")
     if as_json:
         click.echo(json.dumps(found, indent=2, ensure_ascii=False))
@@ -219,7 +219,7 @@ def explain_task(client: ApiClient, *, task: str, as_json: bool) -> None:
 @click.option("--reason", help="reason, which is kept with the task")
 @client_command
 def cancel_task(client: ApiClient, *, task: str, reason: str | None, as_json: bool) -> None:
-    """Cancel a task. A running task ends as soon as its worker confirms it."""
+    """Cancel a task. A running task ends as soon as its worker confirms the cancellation."""
     _act(client, task, "cancel", {"reason": reason}, as_json=as_json)
 
 
@@ -250,7 +250,7 @@ def retry_task(client: ApiClient, *, task: str, from_start: bool, reason: str | 
 @field_option
 @client_command
 def answer_task(client: ApiClient, *, task: str, answer: str | None, fields: tuple[str, ...], as_json: bool) -> None:
-    """Answer the question that a task waits for. Give text or fields."""
+    """Answer the question that a task is waiting for. Give the answer as text or as fields."""
     if (answer is None) != bool(fields):
         raise click.UsageError("give either an ANSWER or --field")
     found = _find(client, task)
@@ -287,7 +287,7 @@ def _agent_name(task: Any, names: dict[str, str]) -> str:
 
 
 def _worker_name(client: ApiClient, attempts: list[Any]) -> str | None:
-    """Return the name of the worker of the latest attempt, or its id if the worker no longer exists."""
+    """Return the name of the worker that ran the latest attempt, or the worker's id if the worker no longer exists."""
     if not attempts:
         return None
     worker_id = str(attempts[-1]["worker_id"])
@@ -311,13 +311,13 @@ def _waiting_for(task: Any) -> str | None:
 
 
 def _obstacle(explained: Any) -> str | None:
-    """Return the first condition that keeps a task from being claimed, and how to remove it, or None."""
+    """Return the first condition that keeps a task from being claimed, with its remedy, or None if there is none."""
     unmet = next((each for each in explained["conditions"] if not each["ok"]), None)
     return None if unmet is None else "\n".join(filter(None, (unmet["detail"], unmet["unblock"])))
 
 
 def _failed_calls(client: ApiClient, task_id: str) -> str:
-    """Describe the tool calls of a task that failed or were refused. A completed task may have such calls as well."""
+    """Describe the tool calls of a task that failed or were refused. Even a completed task may have such calls."""
     found = read_if_allowed(client, f"/tasks/{task_id}/tool-calls", limit=200)
     calls = [call for call in found["items"] if call["status"] in BAD_CALLS] if found is not None else []
     lines = [f"{call['tool']}: {call['status']}{_reason_of(call)}" for call in calls[:MAX_CALLS]]

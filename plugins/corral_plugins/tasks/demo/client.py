@@ -17,7 +17,7 @@ TERMINAL = ("task.completed", "task.failed", "task.cancelled")
 
 
 class DemoClient:
-    """Acts as the user of the server at `address`. Methods raise `DemoFailed` and `ApiClientError`."""
+    """A client that acts as a user of the server at `address`. Its methods raise `DemoFailed` and `ApiClientError`."""
 
     def __init__(self, address: str, teller: ProgressPrinter) -> None:
         self._remote, self._teller = ApiClient(address), teller
@@ -48,7 +48,7 @@ class DemoClient:
         self._email = email
 
     def run_task(self, text: str, choice: ModelChoice, seconds: float, *, strict: bool) -> dict[str, Any]:
-        """Run a task, and the workflow that a trigger starts after it. Return a summary of both.
+        """Run a task and the workflow that a trigger starts when the task is completed. Return a summary of both.
 
         Unless `strict` is set, the agent falls back to the scripted model if the chosen model fails.
         """

@@ -49,7 +49,10 @@ class Screen:
         self._open = False
 
     def step(self, name: str, text: str, *, ends: bool = True) -> None:
-        """Record and print a step. With `ends=False` no newline follows, so that `print_model_text` can append text."""
+        """Record and print a step.
+
+        With `ends=False`, no newline is printed, so that `print_model_text` can append text.
+        """
         elapsed = time.monotonic() - self.began
         self.steps.append({"step": name, "detail": text, "elapsed_ms": round(elapsed * 1000)})
         if self.as_json:
@@ -60,14 +63,14 @@ class Screen:
         self._open = not ends
 
     def print_model_text(self, text: str, *, goes_on: bool) -> None:
-        """Print text that the model writes, as it arrives."""
+        """Print streamed text of the model."""
         if not (goes_on and self._open):
             self.step("progress", text, ends=False)
         else:
             click.echo(text, nl=False)
 
     def end(self, outcome: dict[str, Any]) -> None:
-        """Print the result of the ended task."""
+        """Print the result of a task that has ended."""
         if self.as_json:
             click.echo(json.dumps({**outcome, "steps": self.steps}, indent=2))
             return
@@ -120,8 +123,8 @@ def demo_command(
     """Start a complete installation in a temporary folder, and run a task and a workflow from start to finish.
 
     The installation contains a server, a worker and an agent. When the task is completed, a trigger starts a workflow,
-    which asks for approval; the demo approves as the admin. The demo touches no existing data folder. Exits with 0
-    only when the task and the workflow are completed.
+    which asks for approval; the demo approves the request as the admin. The demo does not touch any existing data
+    folder. The exit code is 0 only if both the task and the workflow are completed.
     """
     if keep is not None and keep.exists():
         raise click.UsageError(f"--keep {keep}: the folder already exists; name a new one")
@@ -162,8 +165,8 @@ class Demo:
     def run(self, signals: InterruptHandler, folder: Path, port: int | None) -> bool:
         """Start the server, run the task and stop the server. Return whether the task was completed.
 
-        If no port was given and another program takes the default port in the meantime, the demo retries with any free
-        port.
+        If no port was given and another program takes the default port in the meantime, the demo starts again on any
+        free port.
         """
         password = secrets.token_urlsafe(12)
         config = write_configuration(folder, self._choice)

@@ -1,4 +1,6 @@
-"""The workflow of `corral demo`: a trigger starts it when the task is completed, and it asks a person for approval."""
+"""The workflow of `corral demo`, which a trigger starts when the task is completed and which asks a person for
+approval.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,7 @@ WORKFLOW: dict[str, Any] = {
 
 
 class DemoFlow:
-    """A workflow and its trigger on the demo's server. Methods raise `DemoFailed` and `ApiClientError`."""
+    """A workflow and its trigger on the demo's server. The methods raise `DemoFailed` and `ApiClientError`."""
 
     def __init__(self, remote: ApiClient, teller: ProgressPrinter) -> None:
         self._remote, self._teller = remote, teller
@@ -61,7 +63,7 @@ class DemoFlow:
         self._teller.step("trigger", f"{trigger['name']}: runs the workflow when the agent completes a task")
 
     def follow(self, until: float, *, person: str) -> dict[str, Any]:
-        """Wait until the trigger fires, approve the request of the run as `person`, and return a summary of the run."""
+        """Wait until the trigger fires, approve the run's request as `person`, and return a summary of the run."""
         run_id = self._wait_for_fire(until)
         for event, data in self._remote.events("workflow_run", run_id, until=until):
             if event == "step.waiting":

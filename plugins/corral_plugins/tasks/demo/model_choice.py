@@ -1,4 +1,7 @@
-"""Selects the model for the demo and checks that the input fits into its context, before any process is started."""
+"""Selects the model for the demo and checks that the input fits into the model's context.
+
+Both happen before any process is started.
+"""
 
 from __future__ import annotations
 
@@ -30,8 +33,8 @@ class CommandContext(Protocol):
     def call_plugin_hooks(self, hook: str, what: str, *arguments: Any) -> Iterator[tuple[str, list[Any]]]:
         """Call a hook of all installed plugins without a kernel, and yield `(plugin, result)` for each implementation.
 
-        If a plugin fails, a message on standard error says what the plugin would have contributed: `what`, for example
-        "models". The other plugins are still called.
+        If a plugin fails, an error message is printed to standard error, and the other plugins are still called. The
+        message uses `what`, for example "models", to name the plugin's missing contribution.
         """
         ...
 
@@ -50,9 +53,9 @@ class ModelChoice(NamedTuple):
 
 
 def choose_model(command_context: CommandContext) -> ModelChoice:
-    """Return the first model that an installed plugin offers and that works on this machine.
+    """Return the first model of an installed plugin that works on this machine.
 
-    Return the scripted model, with the reasons in `problem`, if no model works.
+    If no model works, return the scripted model, with the reasons in `problem`.
     """
     here = command_context.read_installation()
     problems = []
@@ -69,7 +72,7 @@ def choose_model(command_context: CommandContext) -> ModelChoice:
 
 
 def check_input_length(text: str, choice: ModelChoice) -> None:
-    """Raise `UsageError` with the token counts if prompt, input and answer do not fit into the model's context."""
+    """Raise `UsageError` with the token counts if the prompt, input and answer do not fit into the model's context."""
     if choice.model is None:
         return
     needed = estimate_tokens(text) + FRAME_TOKENS + NEW_TOKENS
@@ -83,16 +86,16 @@ def check_input_length(text: str, choice: ModelChoice) -> None:
 
 
 def estimate_tokens(text: str) -> int:
-    """Return an estimate of the number of tokens in the text, which is rather too high than too low.
+    """Return an estimate of the number of tokens in the text. The estimate tends to be too high rather than too low.
 
-    Each digit and each non-ASCII character counts as one token, any other character as a quarter of a token.
+    Each digit and each non-ASCII character counts as one token, and any other character counts as a quarter of a token.
     """
     dear = len(_DEAR.findall(text))
     return math.ceil((len(text) - dear) / 4) + dear
 
 
 def write_configuration(folder: Path, choice: ModelChoice) -> Path:
-    """Write the demo's corral.toml and return its path.
+    """Write the demo's `corral.toml` and return its path.
 
     If a plugin provides the model, the file enables this plugin.
     """

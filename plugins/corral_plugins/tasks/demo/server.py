@@ -32,9 +32,9 @@ class Interrupted(BaseException):
 class InterruptHandler:
     """Converts SIGTERM, SIGINT and SIGHUP into one `Interrupted` exception.
 
-    If `nohup` has disabled SIGHUP, the signal stays ignored. Between `defer_signals` and `raise_deferred`, signals are
-    deferred. They therefore cannot interrupt a cleanup, or the creation of a resource whose cleanup is not registered
-    yet.
+    If `nohup` has disabled SIGHUP, the signal stays ignored. Signals that arrive between `defer_signals` and
+    `raise_deferred` are deferred, so that they cannot interrupt a cleanup or the creation of a resource whose cleanup
+    is not registered yet.
     """
 
     def __init__(self) -> None:
@@ -44,7 +44,7 @@ class InterruptHandler:
     def handle_signals(self) -> Iterator[None]:
         """Handle the signals inside the `with` block, and restore the previous handlers afterwards.
 
-        Outside the main thread, this function does nothing.
+        Outside the main thread, this method does nothing.
         """
         if threading.current_thread() is not threading.main_thread():
             yield
@@ -64,7 +64,7 @@ class InterruptHandler:
         self._held = True
 
     def raise_deferred(self) -> None:
-        """Stop deferring signals. Raise `Interrupted` if a signal arrived in the meantime."""
+        """Stop deferring signals. Raise `Interrupted` if a signal was deferred."""
         self._held = False
         if self._asked:
             raise Interrupted
@@ -79,7 +79,7 @@ class InterruptHandler:
 def run_server(
     signals: InterruptHandler, folder: Path, config: Path, port: int, password: str
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Run the server in its own session inside the `with` block, then stop its whole process tree.
+    """Run the server in its own session inside the `with` block, then stop all of its processes.
 
     The server writes its output to `server_log_path(folder)`.
     """
@@ -140,7 +140,7 @@ def demo_folder(signals: InterruptHandler, keep: Path | None) -> Iterator[Path]:
 
 
 def default_port() -> int:
-    """Return 8000 if this port is free now, else 0, which lets the system choose a free port."""
+    """Return 8000 if this port is free, else 0, so that the system chooses a free port."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         with contextlib.suppress(OSError):
@@ -152,7 +152,7 @@ def default_port() -> int:
 def wait_for_address(process: subprocess.Popen[bytes], folder: Path, seconds: float) -> str | None:
     """Wait until the server logs that it is ready, and return the address from that log line.
 
-    Return None if the process has exited or is not ready within `seconds`.
+    Return None if the process exits or is not ready within `seconds`.
     """
     until = time.monotonic() + seconds
     while time.monotonic() < until and process.poll() is None:

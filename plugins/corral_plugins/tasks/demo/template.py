@@ -1,4 +1,4 @@
-"""Installs a template of the marketplace for `corral demo`, starts its agents, and runs its workflow."""
+"""Installs a marketplace template for `corral demo`, starts its agents, and runs its workflow."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ ENDS = ("workflow.run.completed", "workflow.run.failed", "workflow.run.cancelled
 
 
 class DemoTemplate:
-    """Installs and runs a template on the demo's server. Methods raise `DemoFailed` and `ApiClientError`."""
+    """Installs and runs a template on the demo's server. The methods raise `DemoFailed` and `ApiClientError`."""
 
     def __init__(self, remote: ApiClient, teller: ProgressPrinter) -> None:
         self._remote, self._teller = remote, teller
@@ -19,8 +19,8 @@ class DemoTemplate:
     def run(self, slug: str, until: float) -> dict[str, Any]:
         """Install the template without parameters, run its workflow, and return a summary of the run.
 
-        The workflow gets no input, and nobody answers its questions, so the workflows of some templates do not
-        complete.
+        The workflow receives no input, and nobody answers its questions. The workflows of some templates therefore do
+        not complete.
         """
         made = self._remote.post(f"/marketplace/templates/{slug}/install", {})
         names = ", ".join(f"{each['kind']} {each['name']}" for each in made["created"])

@@ -1,4 +1,4 @@
-"""A table of the tags of tasks, and an index of the tasks of each source, people included."""
+"""Add a table for the tags of tasks, and an index of tasks by source, including people."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Let the index of the tasks of an agent answer how many of them have which status and priority."""
+"""Extend the index of tasks by agent, so that it can count an agent's tasks by status and priority."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ routes = Routes("/tasks", tag="Tasks")
 
 @routes.get("/", needs=READ, raises=("invalid_cursor",))
 def list_tasks(query: TaskQuery, queries: TaskQueries, caller: Principal) -> Page[TaskItem]:
-    """List tasks, newest first, without their input and result."""
+    """List tasks, newest first, without their inputs and results."""
     return queries.list_tasks(query, caller)
 
 
@@ -92,7 +92,7 @@ def update_task(
 def cancel_task(
     id: str, body: CancelRequest, actions: OwnerActions, caller: Principal, match: IfMatch
 ) -> TaskView | Encoded:
-    """Cancel a task. The response is 200 if the task has ended, or 202 while its worker still has to stop the run."""
+    """Cancel a task. The response is 200 if the task has ended, or 202 if its worker still has to stop the run."""
     return actions.cancel(id, match, by=caller, reason=body.reason)
 
 
@@ -112,13 +112,13 @@ def delete_task(id: str, actions: OwnerActions, caller: Principal, match: IfMatc
 
 @routes.post("/{id}/input", needs=WRITE, redacted=True, raises=("invalid_state", "schema_mismatch"))
 def give_task_input(id: str, body: InputAnswer, actions: OwnerActions, caller: Principal) -> TaskView | Encoded:
-    """Answer the question that a task waits for."""
+    """Answer the question that a task is waiting for."""
     return actions.give_input(id, body.input, by=caller)
 
 
 @routes.get("/{id}/explain", needs=READ)
 def explain_task(id: str, explanations: TaskExplanations, caller: Principal) -> Explanation:
-    """Explain why a task runs or does not run, or how it ended."""
+    """Explain why a task is running or not, or how it ended."""
     return explanations.explain(id, caller)
 
 
@@ -140,8 +140,8 @@ def get_attempt(id: str, fence: str, queries: TaskQueries, caller: Principal) ->
 def list_task_logs(id: str, query: LogQuery, caller: Principal) -> Page[LogView] | Wait:
     """List the log lines of an attempt, oldest first.
 
-    If `wait` is set, the response is delayed until there are further lines or the task has ended, but not longer than
-    `wait` seconds.
+    If `wait` is set, the response is delayed until new lines arrive or the task ends, but not longer than `wait`
+    seconds.
     """
     row = find_readable_task(id, caller)
     found = task_logs.read_log_lines(id, query.fence if isinstance(query.fence, int) else row.fence, query)

@@ -1,6 +1,6 @@
 """The routes that workers call for their claimed tasks.
 
-A request that names no lease in its body or header uses the lease of its token.
+A request that does not name a lease in its body or header uses the lease of its token.
 """
 
 from __future__ import annotations
@@ -48,10 +48,9 @@ routes = Routes("/tasks", tag="Worker")
 
 
 def requested_lease(body: LeaseReport, request: Request, caller: Principal) -> str | None:
-    """Return the lease to which a request refers.
+    """Return the id of the lease that a request refers to.
 
-    This is the lease that the request names in its body or in the `Corral-Lease` header, or else the lease of its
-    token.
+    This is the lease named in the request body or in the `Corral-Lease` header, or else the lease of the token.
     """
     if isinstance(body.lease_id, str):
         return body.lease_id.lower()
@@ -64,7 +63,7 @@ async def _run_keeping_usage(
 ) -> T:
     """Run `act` in a unit of work. If the lease has been lost, still record the reported usage.
 
-    The usage is then recorded in another unit of work, because the money was spent.
+    Because the money has been spent, the usage is then recorded in another unit of work.
     """
     try:
         return await work(act, entry=entry)
@@ -105,7 +104,7 @@ def append_logs(id: str, body: LogReport, logs: TaskLogs, caller: Principal, req
 def store_checkpoint(
     id: str, body: CheckpointReport, runs: TaskRuns, caller: Principal, request: Request
 ) -> CheckpointAccepted:
-    """Store a checkpoint for the next attempt, and renew the lease. A checkpoint with an earlier step is ignored."""
+    """Store a checkpoint for the next attempt, and renew the lease. A checkpoint of an earlier step is ignored."""
     return runs.checkpoint(id, requested_lease(body, request, caller), body, caller)
 
 
@@ -119,7 +118,10 @@ def store_checkpoint(
 def get_secret_value(
     id: str, name: str, body: SecretAccessReport, runs: TaskRuns, caller: Principal, request: Request
 ) -> SecretDelivery:
-    """Read a secret that is available to the worker's group. The value may be sent to `allowed_hosts` only."""
+    """Read a secret that is available to the worker's group.
+
+    The value may be sent only to the hosts in `allowed_hosts`.
+    """
     return runs.deliver_secret(id, requested_lease(body, request, caller), name, body.purpose, caller)
 
 
@@ -143,8 +145,8 @@ async def complete_task(
 ) -> TaskView | Encoded:
     """Complete a run with its result.
 
-    If the review policy requires a review, the task waits until a person has approved the diff of the run. To complete
-    a task without a run, the owner of the task sends the same request without a lease.
+    If the review policy requires a review, the task waits until a person approves the diff of the run. To complete a
+    task without a run, the owner of the task sends the same request without a lease.
     """
     lease, entry = requested_lease(body, request, caller), request.unit_context(caller)
     if _is_owner(caller, lease):
@@ -185,7 +187,7 @@ def wait_for_person(
 ) -> TaskView | Encoded:
     """Pause a task until a person answers.
 
-    The lease ends, and the timeout and the stall detection pause until the answer arrives.
+    The lease ends, and the timeout and the stall detection are paused until the answer arrives.
     """
     return runs.wait(id, requested_lease(body, request, caller), body, caller)
 
@@ -194,7 +196,7 @@ def wait_for_person(
 async def release_task(
     id: str, body: ReleaseReport, runs: TaskRuns, caller: Principal, request: Request, work: Work
 ) -> TaskView | Encoded:
-    """Release a task to its queue. No attempt is consumed, and the checkpoint is kept."""
+    """Return a task to its queue. No attempt is consumed, and the checkpoint is kept."""
     lease = requested_lease(body, request, caller)
     return await _run_keeping_usage(
         work,

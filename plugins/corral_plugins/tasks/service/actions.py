@@ -64,7 +64,7 @@ from corral_plugins.tools.api import Tools
 
 ALWAYS = frozenset({"tags", "metadata"})
 QUEUEING = frozenset({"priority", "agent_id", "agent_role", "required_tools", "available_at", "queue_timeout_seconds"})
-"""The fields that determine the queue of a task, its position in the queue, and the queue timeout."""
+"""The fields that determine a task's queue, its position in the queue, and its queue timeout."""
 WHILE_LEASED = ALWAYS | {"title", "description", "deadline", "priority"}
 
 
@@ -92,7 +92,7 @@ class OwnerActions:
     # -- patch
 
     def patch(self, task_id: str, patch: TaskPatch, match: IfMatch, *, by: Principal) -> Encoded:
-        """Change fields of a task. The status of the task determines which fields may change.
+        """Change fields of a task. The status of the task determines which fields can be changed.
 
         An empty body changes nothing.
         """
@@ -142,7 +142,7 @@ class OwnerActions:
         return warnings
 
     def _max_attempts(self, row: TaskRow, changes: Mapping[str, Any]) -> int:
-        """Return the maximum number of attempts that a task has after a change."""
+        """Return the maximum number of attempts that a task will have after a change."""
         agent_id = changes.get("agent_id", row.agent_id)
         agent = None if agent_id is None else self._agents.find(agent_id)
         own = given_members(changes["retry_policy"]) if "retry_policy" in changes else row.get("retry_policy")
@@ -151,7 +151,7 @@ class OwnerActions:
     def _queue_changes(self, row: TaskRow, changes: dict[str, Any]) -> list[str]:
         """Compute the new queue columns of a changed task, and add them to `changes`.
 
-        Return warnings about the agent to which the task is assigned.
+        Return warnings about the task's agent.
         """
         warnings: list[str] = []
         if changes.keys() & {"agent_id", "agent_role", "required_tools"}:
@@ -171,7 +171,7 @@ class OwnerActions:
     def _changed_queue_columns(self, row: TaskRow, changes: dict[str, Any]) -> dict[str, Any]:
         """Return the queue columns of a pending task after a change.
 
-        The task keeps the waiting time that it has accumulated, unless the change postpones the task.
+        The task keeps its accumulated waiting time, unless the change postpones the task.
         """
         available_at = changes.get("available_at", row.available_at)
         if row.queue is None or row.queued_at is None or available_at > clock.now():
@@ -187,7 +187,7 @@ class OwnerActions:
     def _set_dependencies(self, row: TaskRow, changes: dict[str, Any]) -> str:
         """Replace the dependencies of a task and return its new status.
 
-        The method also adds the new values of the queue columns to `changes`.
+        The new values of the queue columns are added to `changes`.
         """
         wanted = changes["depends_on"]
         if row.id in wanted:
@@ -210,7 +210,7 @@ class OwnerActions:
     def cancel(self, task_id: str, match: IfMatch = ANY_VERSION, *, by: Principal, reason: str | None) -> Encoded:
         """Cancel a task. A repeated call returns the same response.
 
-        The response status is 200 if the task has ended, or 202 while its worker still has to stop the run.
+        The response status is 200 if the task has ended, or 202 if its worker still has to stop the run.
         """
         row = self._lock_owned_task(task_id, match, by)
         if row.status in ("completed", "failed"):
@@ -230,7 +230,7 @@ class OwnerActions:
         source: str = "person",
         overrides: TaskOverrides | None = None,
     ) -> Encoded:
-        """Retry a failed or cancelled task under the same id. Its earlier attempts remain listed.
+        """Retry a failed or cancelled task under the same id. Its earlier attempts are kept.
 
         `overrides` changes fields of the task before its next attempt.
         """
@@ -288,9 +288,9 @@ class OwnerActions:
     def _resume_with_answer(
         self, row: TaskRow, call_id: str | None, given: str, value: Any, error: dict[str, str] | None = None
     ) -> None:
-        """Queue a waiting task with an answer (JSON text).
+        """Queue a waiting task with an answer, which `given` contains as JSON text.
 
-        If a tool call asked the question, the answer becomes the result of the call.
+        If a tool call asked the question, the answer becomes the result of that call.
         """
         if call_id is not None:
             if self.tools is not None:
@@ -320,7 +320,7 @@ class OwnerActions:
         return self._signal_and_audit_end(row, attempt, "tasks.task.fail")
 
     def give_up(self, task_id: str, *, by: Principal, message: str) -> str:
-        """Fail a task that no worker holds, and add its dead letter. Implements `Tasks.give_up`."""
+        """Fail a task that is not held by a worker, and add its dead letter. Implements `Tasks.give_up`."""
         row = self._lock_owned_task(task_id, ANY_VERSION, by)
         if row.status in ("completed", "cancelled"):
             raise task_ended_error(row)
@@ -345,7 +345,7 @@ class OwnerActions:
         return rows.encoded_response(row.id, row.version)
 
     def delete(self, task_id: str, match: IfMatch = ANY_VERSION, *, by: Principal) -> None:
-        """Delete an ended task. A background job deletes its attempts, logs and comments."""
+        """Delete a task that has ended. A background job deletes its attempts, logs and comments."""
         row = self._lock_owned_task(task_id, match, by)
         if row.status not in TERMINAL:
             raise Conflict(f"The task is {row.status}; cancel it first.", current_status=row.status)
@@ -379,7 +379,7 @@ class OwnerActions:
 
 
 def _pending_columns(row: TaskRow, changes: Mapping[str, Any], available_at: str) -> dict[str, Any]:
-    """Return the queue columns of a task that becomes pending, with the given changes applied."""
+    """Return the queue columns of a task that becomes pending with the given changes."""
     return queue_columns(
         key=row.queue_key,
         priority=changes.get("priority", row.priority),
@@ -397,11 +397,11 @@ _CONVERTED: dict[str, Callable[[Any], Any]] = {
     "available_at": instant_to_text,
     "depends_on": lambda ids: list(dict.fromkeys(each.lower() for each in ids)),
 }
-"""The fields of a patch that are converted before they are stored, each with its conversion function."""
+"""The fields of a patch that are converted before they are stored, and their conversion functions."""
 
 
 def _check_changeable(row: TaskRow, given: Mapping[str, Any]) -> None:
-    """Raise `Conflict` if the given fields must not change in the current status of the task."""
+    """Raise `Conflict` if the task's current status does not allow changes to the given fields."""
     if row.status in ("pending", "blocked"):
         return
     names = sorted(given.keys() - (ALWAYS if row.status in TERMINAL else WHILE_LEASED))
@@ -418,7 +418,7 @@ def _check_changeable(row: TaskRow, given: Mapping[str, Any]) -> None:
 
 
 def _depends_on(starts: Sequence[str], target: str) -> bool:
-    """Return whether any of the tasks `starts` depends on `target`, directly or indirectly."""
+    """Return whether any of the tasks in `starts` depends on `target`, directly or indirectly."""
     if not starts:
         return False
     first = Dependency.select(Dependency.needs_id).where(Dependency.task_id.in_(list(starts)))
@@ -432,7 +432,7 @@ def _status_by_dependencies(row: TaskRow) -> str:
     """Return `dead`, `blocked` or `pending`, depending on the dependencies of the task.
 
     The result is `dead` if a dependency failed, was cancelled, or was deleted before it completed. Otherwise, the
-    result is `blocked` if a dependency is not completed yet, and `pending` if all are completed.
+    result is `blocked` if a dependency is not completed yet, and `pending` if all dependencies are completed.
     """
     needed = (
         Dependency.select(Task.status)
@@ -464,7 +464,7 @@ def _state_after_retry(row: TaskRow) -> str:
 
 
 def _check_schema(schema: Any, value: Any, pointer: str, what: str) -> None:
-    """Raise `Invalid` with the code `schema_mismatch` if there is a schema and the value does not match it."""
+    """Raise `Invalid` with the code `schema_mismatch` if a schema is given and the value does not match it."""
     faults = json_schema_errors(schema, value, pointer_prefix=pointer) if schema is not None else ()
     if faults:
         raise Invalid(

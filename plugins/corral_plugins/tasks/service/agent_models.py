@@ -1,7 +1,7 @@
 """Determines which model an agent uses, and whether the LLM gateway can call it.
 
-A task waits while the gateway can call none of its agent's models, or while the circuit breakers of the providers of
-all these models reject calls. Claims and explanations apply the same rule.
+A task waits while the gateway cannot call any of its agent's models, or while the circuit breakers of all these models'
+providers reject calls. Claims and explanations apply the same rule.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ ModelKey = tuple[str | None, str | None, tuple[str, ...]]
 
 
 class ServedAgents(NamedTuple):
-    """Agents with a model that can be called now.
+    """Agents that have at least one model that can be called now.
 
     If open circuit breakers block other agents, `retry_at` is the earliest time at which one of these breakers may
     allow a call again.
@@ -33,7 +33,7 @@ class ServedAgents(NamedTuple):
 
 
 class ModelBlock(NamedTuple):
-    """The reason why the circuit breaker of a model rejects calls, and the remedy."""
+    """The reason why the circuit breaker of a model rejects calls, and what to do about it."""
 
     breaker: str
     detail: str
@@ -43,7 +43,8 @@ class ModelBlock(NamedTuple):
 class AgentModels:
     """The models of agents. Every method runs in the caller's unit of work.
 
-    If the `llm` plugin is not active, workers use their own models, so every agent is assumed to have a callable model.
+    If the `llm` plugin is not active, workers use their own models. Every agent is then assumed to have a callable
+    model.
     """
 
     llm: LLM | None
@@ -53,15 +54,15 @@ class AgentModels:
         self._accounts = accounts
 
     def model_name(self, agent: AgentFacts) -> str:
-        """Return the model of the agent as `provider/model`."""
+        """Return the name of the agent's model as `provider/model`."""
         if self.llm is None:
             return f"{agent.llm_provider or 'default'}/{agent.llm_model or 'default'}"
         return self._models_of(self.llm, _key_of(agent))[0].name
 
     def with_callable_model(self, agents: Sequence[AgentFacts]) -> ServedAgents:
-        """Return the agents with a model that the gateway can call and whose circuit breaker allows calls.
+        """Return the agents that have a model that the gateway can call and whose circuit breaker allows calls.
 
-        The gateway is asked once for each different configuration, because many agents use the same model.
+        Because many agents use the same model, the gateway is asked only once for each distinct configuration.
         """
         if self.llm is None:
             return ServedAgents(list(agents), UNSET)
@@ -90,7 +91,7 @@ class AgentModels:
         return next((model for model in models if model.problem is None), models[0])
 
     def unusable_model(self, agent: AgentFacts) -> AgentModel | None:
-        """Return the first model of the agent if the gateway can call none of its models. Otherwise, return None.
+        """Return the agent's first model if the gateway cannot call any of the agent's models. Otherwise, return None.
 
         The `problem` of the returned model states the reason.
         """
@@ -98,9 +99,10 @@ class AgentModels:
         return None if any(model.problem is None for model in models) or not models else models[0]
 
     def blocked_model(self, agent: AgentFacts) -> AgentModel | None:
-        """Return the agent's model whose circuit breaker will be the first to allow calls again without an admin.
+        """Return the agent's blocked model whose circuit breaker will allow calls first without the action of an admin.
 
-        Return None if the gateway can call a model now, or if no model is blocked by a circuit breaker.
+        Return None if the gateway can call one of the agent's models now, or if no model is blocked by a circuit
+        breaker.
         """
         models = [] if self.llm is None else self._models_of(self.llm, _key_of(agent))
         if any(model.is_callable for model in models):
@@ -109,7 +111,7 @@ class AgentModels:
         return min(blocked, key=lambda model: (model.is_forced_open, model.blocked_until or ""), default=None)
 
     def describe_block(self, model: AgentModel) -> ModelBlock:
-        """Return why the circuit breaker of a blocked model rejects calls."""
+        """Explain why the circuit breaker of a blocked model rejects calls, and what to do."""
         name = model.breaker
         if not model.is_forced_open:
             return ModelBlock(
@@ -128,7 +130,7 @@ class AgentModels:
         )
 
     def _models_of(self, llm: LLM, key: ModelKey) -> list[AgentModel]:
-        """Return the models for this configuration. Each unit of work asks the gateway only once."""
+        """Return the models for this configuration. The gateway is asked only once in each unit of work."""
         models: dict[ModelKey, list[AgentModel]] = current().memo.setdefault(self, {})
         if key not in models:
             models[key] = llm.models_for_agent(*key)

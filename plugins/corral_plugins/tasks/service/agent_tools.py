@@ -106,7 +106,7 @@ class AgentTools:
         self._creation, self._runs, self._views, self._queries = creation, runs, views, queries
 
     def read_task(self, context: ToolContext, arguments: Json) -> ToolOutput:
-        """Read a task. The content of a tainted task is marked as untrusted, unless it is the caller's own task."""
+        """Read a task. The content of a tainted task is marked as untrusted, unless the task is the caller's own."""
         body = self._views.encoded_task(arguments["task_id"].lower()).body
         task: Json = msgspec.json.decode(body)
         shown = {name: task[name] for name in SHOWN}
@@ -114,7 +114,7 @@ class AgentTools:
         return ToolOutput(value=shown, untrusted=(f"task:{task['id']}",) if is_foreign else ())
 
     def list_tasks(self, context: ToolContext, arguments: Json) -> ToolOutput:
-        """List tasks, newest first, with their costs. Content of tainted tasks is marked as untrusted."""
+        """List tasks, newest first, with their costs. The content of tainted tasks is marked as untrusted."""
         since = clock.now(-3600.0 * arguments.get("hours", 24))
         given = {"since": since, "limit": arguments.get("limit", 50)}
         given |= {"status_filter": [arguments["status"]]} if "status" in arguments else {}
@@ -125,7 +125,7 @@ class AgentTools:
         return ToolOutput(value={"items": shown, "total": page.total}, untrusted=untrusted)
 
     def create_subtask(self, context: ToolContext, arguments: Json) -> Json:
-        """Create a task that the calling agent delegates."""
+        """Create a task to which the calling agent delegates work."""
         new, origin = convert(NewTask, arguments), Origin(parent_task_id=context.task_id)
         made = self._creation.create(new, by=context.caller, source=None, origin=origin)
         task = msgspec.json.decode(made.body, type=TaskView)

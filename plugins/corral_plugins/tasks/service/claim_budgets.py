@@ -1,7 +1,7 @@
 """Reserves money for claims. A claim reserves the estimated cost of each attempt.
 
-The estimate is the cost limit of the task, or else the 90th percentile of the costs of the agent's last 20 attempts, or
-else the setting `cost.default_attempt_usd`. Models that cost nothing need no reservation.
+The estimate is the rest of the task's cost limit, or else the 90th percentile of the costs of the agent's last 20
+attempts, or else the setting `cost.default_attempt_usd`. Models that cost nothing need no reservation.
 """
 
 from __future__ import annotations
@@ -29,16 +29,20 @@ from corral_plugins.tasks.service.agent_models import AgentModels
 from corral_plugins.tasks.service.usual_costs import UsualCosts
 
 GRACE_SECONDS = 5
-"""The time after the end of the lease at which the reservation expires."""
+"""The time between the end of the lease and the expiry of the reservation."""
 WARNING_FRACTION = 0.8
 MAX_SHORTAGES = 20
-"""The maximum number of agents for which the last refused call of a task is kept."""
+"""The maximum number of agents for which a task keeps the last refused call."""
 CHARACTERS_PER_TOKEN = 5  # more than tokens have, so that a cost estimated with it is too low rather than too high
 _MILLION = TokenCounts(input_tokens=1_000_000, output_tokens=1_000_000)
 
 
 class CostLimit(msgspec.Struct, frozen=True):
-    """The cost limit of a task, what remains of it for the next attempt, and the cost at which the worker is warned."""
+    """A task's cost limit.
+
+    `left_micro` is the amount left for the next attempt. `warning_micro` is the cost of the attempt at which the worker
+    is warned. All amounts are in micro-USD.
+    """
 
     limit_micro: int
     left_micro: int
@@ -46,7 +50,7 @@ class CostLimit(msgspec.Struct, frozen=True):
 
 
 def cost_limit_of(row: TaskRow, agent: AgentFacts) -> CostLimit | None:
-    """Return the cost limit of a task and what remains of it, or None if the cost is not limited.
+    """Return the cost limit of a task and the amount that is left, or None if the cost is not limited.
 
     A task without a limit of its own has the limit that its agent sets for each task.
     """
@@ -59,14 +63,18 @@ def cost_limit_of(row: TaskRow, agent: AgentFacts) -> CostLimit | None:
 
 
 class Shortage(NamedTuple):
-    """A call that a budget refused in an earlier attempt. `scope` and `left_micro` describe the budget at that time."""
+    """A call that a budget refused in an earlier attempt.
+
+    `scope` names the budget, `needed_micro` is the amount that the call needed, and `left_micro` is the amount that the
+    budget had left.
+    """
 
     scope: str
     needed_micro: int
     left_micro: int
 
     def describe(self) -> str:
-        """Return a sentence about the call that the budget refused."""
+        """Describe in a sentence the call that the budget refused."""
         whose = "the installation" if self.scope == "global" else "the agent"
         return (
             f"The budget of {whose} did not admit a model call, which may cost {format_micro_usd(self.needed_micro)}: "
@@ -75,7 +83,7 @@ class Shortage(NamedTuple):
 
 
 def find_shortage(row: TaskRow, agent: AgentFacts, model: str) -> Shortage | None:
-    """Return the last refused call of the task under the agent's current version and model, or None."""
+    """Return the last call of the task that was refused for the agent's current version and model, or None."""
     stored = row.get("budget_shortages").get(agent.id)
     if stored is None or stored["configuration"] != [agent.version, model]:
         return None
@@ -83,7 +91,7 @@ def find_shortage(row: TaskRow, agent: AgentFacts, model: str) -> Shortage | Non
 
 
 def with_shortage(row: TaskRow, agent: AgentFacts, model: str, shortage: Shortage) -> dict[str, Any]:
-    """Return the refused calls to store with the task: those of other agents, and this new call of the agent."""
+    """Return the refused calls to store with the task: the existing ones of other agents, and this agent's new one."""
     others = {key: each for key, each in row.get("budget_shortages").items() if key != agent.id}
     newest = dict(list(others.items())[1 - MAX_SHORTAGES :])
     return {**newest, agent.id: {"configuration": [agent.version, model], **shortage._asdict()}}
@@ -92,8 +100,9 @@ def with_shortage(row: TaskRow, agent: AgentFacts, model: str, shortage: Shortag
 class BudgetObstacle(NamedTuple):
     """A budget or cost limit that does not allow an attempt. The amounts are in micro-USD.
 
-    If `is_known_call` is set, `needed` is the cost of a call that was refused before. Otherwise, it is an estimate of
-    the cost of an attempt. If `detail` is set, it replaces the amounts.
+    If `is_known_call` is set, `needed` is the cost of a call that was refused before. Otherwise, it is the estimated
+    cost of an attempt. If `detail` is set, the description of the obstacle consists of `detail` and contains no
+    amounts.
     """
 
     scope: BudgetScope
@@ -114,7 +123,7 @@ class ClaimBudgets:
         self._has_refused = False
 
     def least_call_cost(self, row: TaskRow, agent: AgentFacts) -> int:
-        """Return the cost of the smallest call for the task, in micro-USD. It is 0 if no price is known."""
+        """Return the cost of the smallest possible call for the task, in micro-USD, or 0 if no price is known."""
         model = self._models.first_usable(agent) if self.cost is not None else None
         if model is None or self.cost is None:
             return 0
@@ -127,8 +136,8 @@ class ClaimBudgets:
     def plan(self, *, skip_budgets: bool = False) -> ClaimPlan:
         """Return a plan for one claim.
 
-        With `skip_budgets`, the plan does not read how much the budgets leave, unless a budget refused an attempt in
-        the last claim of this process. This is safe, because the reservations check the budgets in any case. If a
+        With `skip_budgets`, the plan does not read the remaining budgets, unless a budget refused an attempt in the
+        last claim of this process. This is safe because the reservations check the budgets in any case. If a
         reservation is refused, the claim is planned again.
         """
         return ClaimPlan(
@@ -136,7 +145,7 @@ class ClaimBudgets:
         )
 
     def remember_refusal(self, plan: ClaimPlan) -> None:
-        """Remember, once the claim is committed, whether a budget refused one of its attempts."""
+        """When the claim is committed, remember whether a budget refused one of its attempts."""
         if plan.has_refused != self._has_refused:
             after_commit(lambda: setattr(self, "_has_refused", plan.has_refused))
 
@@ -162,8 +171,8 @@ class ClaimBudgets:
 class ClaimPlan:
     """The estimated costs of the tasks that one claim chooses.
 
-    A plan compares the estimates with what remains of the budgets, without locking anything. The reservations at the
-    end of the claim decide. A plan that does not read the budgets assumes that they allow everything.
+    A plan compares the estimates with the remaining budgets, without locking anything. The reservations at the end of
+    the claim are decisive. A plan that does not read the budgets assumes that they allow every attempt.
     """
 
     def __init__(
@@ -182,7 +191,7 @@ class ClaimPlan:
         return "budget_exhausted" if self.has_refused else "none"
 
     def amount_of(self, row: TaskRow, agent: AgentFacts) -> int:
-        """Return the amount to reserve for an attempt. It is 0 if nothing limits the cost of the attempt.
+        """Return the amount to reserve for an attempt, or 0 if nothing limits the cost of the attempt.
 
         Raise `BudgetRefused` if the agent's model has no price and the settings refuse such models.
         """
@@ -209,7 +218,7 @@ class ClaimPlan:
         return self._needs[agent.id]
 
     def _amount(self, cost: Costs, agent: AgentFacts, estimate: int) -> int:
-        """Return the amount to reserve for an attempt that is estimated to cost `estimate`."""
+        """Return the amount to reserve for an attempt with the estimated cost `estimate`."""
         model = self._models.first_usable(agent)
         if model is None:  # the worker calls models of its own, and reports what they cost
             return max(1, estimate)
@@ -217,7 +226,7 @@ class ClaimPlan:
         return cost.amount_to_reserve(cost.quote(provider, name, _MILLION, free=model.free), estimate)
 
     def find_obstacle(self, row: TaskRow, agent: AgentFacts) -> BudgetObstacle | None:
-        """Return the budget that does not allow this attempt in addition to the attempts already planned, or None."""
+        """Return the budget that does not allow this attempt in addition to the already planned attempts, or None."""
         try:
             amount = self.amount_of(row, agent)
         except BudgetRefused as refused:
@@ -240,7 +249,10 @@ class ClaimPlan:
         return None
 
     def is_used_up(self, agent: AgentFacts) -> bool:
-        """Return whether a budget of the agent is used up. Called after a task of the agent was refused."""
+        """Return whether a budget that applies to the agent is used up.
+
+        Called after a task of the agent was refused.
+        """
         room = self._headrooms.get(agent.id, Headroom())
         return any(left is not None and left <= 0 for left in (room.overall, room.agent))
 

@@ -20,9 +20,9 @@ from corral_plugins.tools.api import ClaimTool, Tools
 log = logging.getLogger("corral.tasks")
 
 GATEWAY = "/api/v1/llm"
-"""The path of the gateway.
+"""The path of the LLM gateway.
 
-Claims contain no host, because only the worker knows the address at which it reaches the server.
+Claims contain no host because only the worker knows the address at which it reaches the server.
 """
 COMMENTS = 50
 
@@ -47,7 +47,7 @@ _COMMENTS = Statement(
 
 
 class ClaimPayloads:
-    """Builds the payload of a claim: the data that the worker needs to run the task.
+    """Builds claim payloads.
 
     Every method runs in the unit of work of the claim.
     """
@@ -74,7 +74,7 @@ class ClaimPayloads:
     ) -> Claim:
         """Return the claim payload of a task that was just leased to a worker.
 
-        `group` is the group of the worker, which determines the available secrets. `executor` is the configuration that
+        `group` is the worker's group, which determines the available secrets. `executor` is the configuration that
         `find_executor` returned. `messages` are the messages that this claim delivers.
         """
         assert row.lease_id is not None
@@ -116,10 +116,10 @@ class ClaimPayloads:
         return None
 
     def _offered_tools(self, row: TaskRow, agent: AgentFacts, model: str) -> list[ClaimTool]:
-        """Return the tools of the run.
+        """Return the tools that are offered to the run.
 
-        These are the agent's tools, limited to those that the task allows. A model that does not support tool calls
-        gets no tools.
+        These are the agent's tools, limited to those that the task allows. If the model does not support tool calls, no
+        tools are offered.
         """
         if self.tools is None or not agent.enabled_tools or row.worker_id is None:
             return []
@@ -160,9 +160,9 @@ def _is_handled_by(executor: TaskExecutor, task: dict[str, Any]) -> bool:
 
 
 def _latest_comments(task_id: str) -> list[dict[str, Any]]:
-    """Return the latest comments, oldest first.
+    """Return the latest comments on the task, oldest first.
 
-    The comments are marked as untrusted, because the model must treat them as data and not as instructions.
+    The comments are marked as untrusted because the model must treat them as data and not as instructions.
     """
     return [
         {"source": {"type": author_type, "id": author_id}, "trust": "untrusted", "body": body, "created_at": created_at}

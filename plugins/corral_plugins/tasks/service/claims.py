@@ -1,6 +1,7 @@
-"""Claims, which lease the first tasks of the queues to agents and workers.
+"""Claims, which lease the tasks at the front of the queues to agents and workers.
 
-A claim chooses and leases its tasks in one unit of work. The cost of a claim does not depend on the number of tasks.
+A claim chooses and leases its tasks in one unit of work. The time that a claim takes does not depend on the number of
+queued tasks.
 """
 
 from __future__ import annotations
@@ -88,12 +89,12 @@ _TAKE_THIS = Statement(
 
 
 def _queues_with_tools() -> list[tuple[str, str]]:
-    """Return the non-empty queues whose tasks require tools, each with the required tools as JSON text."""
+    """Return the non-empty queues of tasks that require tools, each with the required tools as JSON text."""
     return list(execute(_TOOLED).fetchall())
 
 
 def worker_has_tools(worker: WorkerFacts, tools: Sequence[str], of_server: Iterable[str]) -> bool:
-    """Return whether all `tools` are offered by the worker or are among the tools of the server, `of_server`."""
+    """Return whether each of the `tools` is offered by the worker or by the server, whose tools are `of_server`."""
     return worker.tools is None or includes_tools([*worker.tools, *of_server], tools)
 
 
@@ -102,7 +103,7 @@ def queues_for_agents(
 ) -> dict[str, list[AgentFacts]]:
     """Return the queues that these agents may serve on this worker, each with the agents that may serve it.
 
-    The agents keep the given order.
+    The agents of each queue are in the given order.
     """
     found: dict[str, list[AgentFacts]] = {}
     for agent in agents:
@@ -126,9 +127,9 @@ def queues_for_agents(
 def first_task_of_each_queue(
     queues: Iterable[str], *, limit: int, without: Sequence[str] = (), skipped: Sequence[str] = ()
 ) -> list[tuple[str, str]]:
-    """Return the first task of each queue as `(task id, queue)`, in claim order, and at most `limit` tasks in total.
+    """Return the first task of each queue as `(task id, queue)`, in claim order, up to a total of `limit` tasks.
 
-    Tasks whose requester is in `without`, and tasks in `skipped`, are left out.
+    Tasks whose requester is in `without`, and tasks in `skipped`, are omitted.
     """
     others, parameters = "", [rows.to_json_text(list(queues)), limit]
     if skipped:
@@ -142,7 +143,7 @@ def first_task_of_each_queue(
 
 
 def lock_queued_task(task_id: str, queue: str, *, exactly: bool) -> TaskRow | None:
-    """Lock a queued task and return its row, or None if concurrent claims have taken it.
+    """Lock a queued task and return its row, or None if concurrent claims have taken all suitable tasks.
 
     If `exactly` is set, lock the task `task_id`. Otherwise, lock the first task of the queue that no concurrent claim
     has locked.
@@ -152,7 +153,7 @@ def lock_queued_task(task_id: str, queue: str, *, exactly: bool) -> TaskRow | No
 
 
 def first_task_ids(names: Iterable[str], *, limit: int) -> list[str]:
-    """Return the ids of the first `limit` tasks of these queues, which are merged in claim order."""
+    """Merge these queues in claim order, and return the ids of the first `limit` tasks."""
     filled = [queue for _, queue in first_task_of_each_queue(names, limit=limit)]
     if not filled:
         return []
@@ -166,7 +167,7 @@ def first_task_ids(names: Iterable[str], *, limit: int) -> list[str]:
 
 
 def find_queued_tasks(task_ids: Sequence[str]) -> list[TaskRow]:
-    """Return the rows of the given tasks, without those that are not in a queue."""
+    """Return the rows of the given tasks. Tasks that are not in a queue are omitted."""
     query = Task.select(*TASK_COLUMNS).where(Task.id.in_(list(task_ids)) & Task.queue.is_null(False))
     return [TaskRow(*row) for row in Statement(lambda p: query.tuples()).rows({})] if task_ids else []
 
@@ -221,7 +222,7 @@ class _SlotTaken(Exception):
 
 
 class TaskClaims:
-    """Leases tasks to workers. Every claim locks rows in the same order: tasks, their agents, the worker."""
+    """Leases tasks to workers. Every claim locks rows in the same order: the tasks, their agents, the worker."""
 
     messages: Messages | None
     switch: KillSwitch | None
@@ -245,8 +246,8 @@ class TaskClaims:
     ) -> ClaimResponse:
         """Lease tasks to a worker. Implements `Tasks.claim`.
 
-        The claim is repeated if a concurrent claim takes the last free slot of the worker or of a chosen agent, or the
-        rest of a budget. It is tried at most `tries` times in total.
+        If a concurrent claim takes the last free slot of the worker or of a chosen agent, or uses up a budget, the
+        claim is tried again. It is tried at most `tries` times in total.
         """
         worker = self._workers.find(worker_id)
         if worker is None:
@@ -277,8 +278,7 @@ class TaskClaims:
     def claimable(self, worker_id: str, *, limit: int) -> list[str]:
         """Return the ids of the tasks that a claim would lease now, in claim order.
 
-        These are the first tasks of the queues that the worker may serve. Tasks that the budgets do not allow are left
-        out.
+        These are the first tasks of the queues that the worker may serve, without the tasks that exceed a budget.
         """
         worker = self._workers.find(worker_id)
         if worker is None:
@@ -292,7 +292,7 @@ class TaskClaims:
         return self._affordable(first_task_ids(served_queues, limit=limit), served_queues)
 
     def _affordable(self, task_ids: Sequence[str], served_queues: Mapping[str, Sequence[AgentFacts]]) -> list[str]:
-        """Return the tasks whose attempts the budgets allow in addition to the attempts of the tasks before them."""
+        """Return the tasks that the budgets allow, if the attempts of all preceding tasks count as spent."""
         plan, slots = self._budgets.plan(), Counter[str]()
         found = {row.id: row for row in find_queued_tasks(task_ids)}
         affordable = []
@@ -304,7 +304,7 @@ class TaskClaims:
         return affordable
 
     def _agents_for(self, worker: WorkerFacts, agent_ids: Sequence[str] | None) -> ServedAgents:
-        """Return the agents that this worker may serve now and whose model the gateway can call."""
+        """Return the agents that this worker may serve now and that have a model the gateway can call."""
         eligible = self._agents.eligible_agents(
             worker_id=worker.id, group=worker.group, labels=worker.labels, agent_ids=agent_ids
         )
@@ -318,7 +318,7 @@ class TaskClaims:
     def _choose_tasks(
         self, worker: WorkerFacts, agents: Sequence[AgentFacts], wanted: int, plan: ClaimPlan
     ) -> list[tuple[TaskRow, AgentFacts, int]]:
-        """Choose tasks, each with its agent and the amount to reserve, and assign them."""
+        """Choose and assign tasks. Return each task with its agent and the amount to reserve."""
         served_queues = queues_for_agents(agents, worker, self.tools)
         slots = Counter({agent.id: agent.max_concurrent_tasks - agent.active_tasks for agent in agents})
         heavy = self._heavy_requesters()
@@ -349,7 +349,7 @@ class TaskClaims:
     def _affordable_agent(
         row: TaskRow, able: list[AgentFacts], slots: Counter[str], plan: ClaimPlan
     ) -> AgentFacts | None:
-        """Return the agent with the fewest leases for which the budgets allow an attempt, or None.
+        """Return the agent with the fewest leases among those whose budgets allow an attempt, or None.
 
         An agent whose budget is used up gets no other task in this claim.
         """
@@ -362,7 +362,7 @@ class TaskClaims:
         return None
 
     def _lock_first_task(self, names: list[str], heavy: list[str], skipped: list[str]) -> tuple[TaskRow, str] | None:
-        """Lock the first task in claim order that no concurrent claim has locked. Return the task with its queue."""
+        """Lock the first task, in claim order, that no concurrent claim has locked. Return the task and its queue."""
         for without in [heavy, []] if heavy else [[]]:
             for task_id, queue in first_task_of_each_queue(names, limit=8, without=without, skipped=skipped):
                 row = lock_queued_task(task_id, queue, exactly=bool(without or skipped))
@@ -371,7 +371,7 @@ class TaskClaims:
         return None
 
     def _heavy_requesters(self) -> list[str]:
-        """Return the ids of the people whose share of the running tasks is greater than `tasks.fair_share`."""
+        """Return the ids of the people whose share of the running tasks exceeds `tasks.fair_share`."""
         share = self._settings.get(declared.FAIR_SHARE)
         if share >= 1:
             return []
@@ -380,7 +380,7 @@ class TaskClaims:
         return [user for user, n in running.items() if n > share * total] if len(running) else []
 
     def _is_requester_active(self, user_id: str | None) -> bool:
-        """Return whether the requester's account is active. The account is read at most once per second and person."""
+        """Return whether the requester's account is active. Each account is read at most once per second."""
         if user_id is None:
             return True
         cached = self._active.get(user_id)
@@ -410,8 +410,8 @@ class TaskClaims:
     def _lease_tasks(self, worker: WorkerFacts, chosen: list[tuple[TaskRow, AgentFacts, int]]) -> list[Claim]:
         """Lease the chosen tasks to the worker and to the chosen agents.
 
-        The slots of the agents are taken first, in the order of the agent ids, so that concurrent claims do not
-        deadlock. The reservations come last, in the same order.
+        The agents' slots are taken first, in the order of the agent ids, so that concurrent claims do not deadlock. The
+        reservations are made last, in the same order.
         """
         for agent_id in sorted(agent.id for _, agent, _ in chosen):
             if not self._agents.take_slot(agent_id):
@@ -425,7 +425,7 @@ class TaskClaims:
         return [claim for *_, (_, claim) in attempts]
 
     def _start_attempt(self, worker: WorkerFacts, row: TaskRow, agent: AgentFacts) -> tuple[str, Claim]:
-        """Insert the attempt of an assigned task. Return the id of the attempt, and the claim for the worker."""
+        """Insert the attempt of an assigned task. Return the attempt's id and the claim for the worker."""
         token, model = TOKEN_PREFIX + secrets.token_urlsafe(32), self._models.model_name(agent)
         max_attempts = declared.max_attempts(self._settings, agent, row.get("retry_policy"))
         executor = self._payloads.find_executor(row)
@@ -488,7 +488,7 @@ class TaskClaims:
 
 
 def _schema_of_agent(row: TaskRow, agent: AgentFacts) -> str | None:
-    """Return the output schema of the agent as JSON text.
+    """Return the agent's output schema as JSON text.
 
     Return None if the agent has no schema, or if the task has a schema of its own.
     """

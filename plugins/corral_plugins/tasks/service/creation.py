@@ -1,4 +1,4 @@
-"""Creates tasks, and validates the fields that owners set."""
+"""Creates tasks, and validates the task fields that owners set."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ INPUT_LIMIT, METADATA_LIMIT = 256 * 1024, 16 * 1024
 MAX_DEPTH, MAX_CHILDREN = 5, 50
 CACHED_PEOPLE = 10_000
 CREATED_IN_A_SECOND = 20_000
-"""An upper bound on the number of tasks that all processes together create in one second."""
+"""An upper bound on the number of tasks that all processes together can create in one second."""
 
 _ADD_DEPENDENCY = Statement(
     lambda p: Dependency.insert({Dependency.task_id: p("task"), Dependency.needs_id: p("needs")})
@@ -55,9 +55,9 @@ _encode = msgspec.json.Encoder().encode
 
 
 def future_instant(moment: datetime | None, pointer: str) -> str | None:
-    """Return a future instant in the text format that the database stores.
+    """Return a future time in the text format that the database stores.
 
-    Raise `Invalid` with the code `in_the_past` if the instant has passed.
+    Raise `Invalid` with the code `in_the_past` if the time has passed.
     """
     found = instant_to_text(moment)
     if found is not None and found <= clock.now():
@@ -66,12 +66,12 @@ def future_instant(moment: datetime | None, pointer: str) -> str | None:
 
 
 def instant_to_text(moment: datetime | None) -> str | None:
-    """Return the instant in the text format that the database stores."""
+    """Return the time in the text format that the database stores."""
     return None if moment is None else clock.from_datetime(moment)
 
 
 def checked_title(text: str) -> str:
-    """Return the title without surrounding white space. Raise `Invalid` if nothing remains."""
+    """Return the title without surrounding white space. Raise `Invalid` if the title is blank."""
     title = text.strip()
     if not title:
         raise Invalid.at("/title", "too_short", "The title must contain a character other than white space.")
@@ -79,7 +79,7 @@ def checked_title(text: str) -> str:
 
 
 def given_members(policy: RetryPolicy | None) -> dict[str, Any] | None:
-    """Return the members of a retry policy that were set."""
+    """Return the fields of a retry policy that are set."""
     return None if policy is None else msgspec.to_builtins(policy)
 
 
@@ -94,9 +94,9 @@ def check_limits(given: Mapping[str, Any], *, enforces_budgets: bool, performs_r
 
 
 def agent_warnings(agent: AgentFacts | None, tools: Sequence[str]) -> list[str]:
-    """Return warnings if the agent of a task is not started or may not use a tool that the task requires.
+    """Return warnings if the task's agent is not started, or may not use a tool that the task requires.
 
-    The task is accepted, but it cannot be claimed until the agent is started and may use these tools.
+    The task is accepted, but cannot be claimed until the agent is started and may use the required tools.
     """
     if agent is None:
         return []
@@ -106,7 +106,7 @@ def agent_warnings(agent: AgentFacts | None, tools: Sequence[str]) -> list[str]:
 
 
 def find_named_agent(agents: Agents, agent_id: str | None, role: str | None) -> AgentFacts | None:
-    """Return the agent that a task names, or None if the task names no agent.
+    """Return the agent that a task names, or None if the task does not name an agent.
 
     Raise `Invalid` if the agent does not exist, or if the task names both an agent and a role.
     """
@@ -123,7 +123,7 @@ def find_named_agent(agents: Agents, agent_id: str | None, role: str | None) -> 
 
 
 def check_reviewer(agents: Agents, policy: ReviewPolicy | None, author_id: str | None) -> None:
-    """Raise `Invalid` if the reviewer of a policy does not exist, or is the agent whose work is reviewed."""
+    """Raise `Invalid` if the reviewer in a policy does not exist, or is the agent whose work is reviewed."""
     if policy is None or policy.reviewer_agent_id is None:
         return
     reviewer, pointer = policy.reviewer_agent_id.lower(), "/review_policy/reviewer_agent_id"
@@ -136,7 +136,7 @@ def check_reviewer(agents: Agents, policy: ReviewPolicy | None, author_id: str |
 def has_open_dependency(ids: Sequence[str]) -> bool:
     """Return whether any dependency is not completed yet.
 
-    Raise `Invalid` for dependencies that do not exist, have failed or are cancelled.
+    Raise `Invalid` if a dependency does not exist, has failed or is cancelled.
     """
     faults, is_open = [], False
     for index, needed in sorted(enumerate(ids), key=lambda pair: pair[1]):
@@ -158,7 +158,7 @@ def has_open_dependency(ids: Sequence[str]) -> bool:
 
 
 def add_dependencies(task_id: str, needed: Sequence[str]) -> None:
-    """Store that the task depends on each of the tasks `needed`."""
+    """Store that the task depends on each task in `needed`."""
     for each in needed:
         _ADD_DEPENDENCY.run({"task": task_id, "needs": each})
 
@@ -171,7 +171,7 @@ _INITIAL: dict[str, Any] = {
     field.name: _encode(field.default).decode() if isinstance(field, JSONField) and not field.null else field.default
     for field in Task._meta.sorted_fields
 }
-"""The initial values of the columns of a task. They apply to the columns that are not set when the task is created."""
+"""The initial values of a task's columns, which apply to all columns that are not set when the task is created."""
 
 
 def _sql_literal(value: Any) -> SQL:
@@ -180,9 +180,9 @@ def _sql_literal(value: Any) -> SQL:
 
 @functools.lru_cache(maxsize=512)
 def _insert_statement(names: tuple[str, ...]) -> Statement:
-    """Return the statement that inserts a task and takes the values of the named columns as parameters.
+    """Return a statement that inserts a task and takes the values of the named columns as parameters.
 
-    The initial values of the other columns are literals in the statement, because binding a value costs as much time as
+    The initial values of the other columns are literals in the statement, because binding a value takes as much time as
     storing it.
     """
     initial = {name: _sql_literal(value) for name, value in _INITIAL.items() if value is not None and name not in names}
@@ -260,7 +260,7 @@ class TaskCreation:
         return Encoded(body, row.id, 1)
 
     def _tool_warnings(self, agent: AgentFacts | None, required: Sequence[str]) -> list[str]:
-        """Return a warning for each of the agent's tools that is missing on a worker that may claim the task."""
+        """Return a warning for each tool of the agent that is missing on a worker that may claim the task."""
         if agent is None or not agent.enabled_tools:
             return []
         found = find_missing_tools(agent, self._workers, self.tools, required=required)
@@ -269,8 +269,8 @@ class TaskCreation:
     def _columns(self, new: NewTask, fields: Mapping[str, Any], source: Mapping[str, Any]) -> dict[str, Any]:
         """Return the column values of a new pending task.
 
-        The values come from the request `new`, the validated `fields` and the `source`, which names the creator of the
-        task.
+        The values come from the request `new`, the validated `fields`, and the `source`, which identifies the creator
+        of the task.
         """
         now = clock.now()
         return {
@@ -300,8 +300,8 @@ class TaskCreation:
     def _check_quota(self, by: Principal) -> None:
         """Raise `TooMany` if the caller has reached the quota of open tasks.
 
-        While a caller is far below the quota, the count is read at most once per second. Near the quota, every call
-        reads the count.
+        While a caller is far below the quota, the count is read at most once per second. Near the quota, it is read on
+        every call.
         """
         if by.user_id is None or self._far_from_quota.get(by.user_id, 0.0) > time.monotonic():
             return
@@ -354,7 +354,7 @@ def _inherited_fields(origin: Origin, parent: TaskRow | None) -> dict[str, Any]:
 
 
 def _limit_tools_to_parent(fields: dict[str, Any], parent: TaskRow) -> None:
-    """Limit a delegated task to the allowed tools of its parent."""
+    """Limit the tools of a delegated task to those that its parent allows."""
     allowed, tools = parent.get("allowed_tools"), fields["allowed_tools"]
     if allowed is not None:
         fields["allowed_tools"] = (
@@ -363,7 +363,7 @@ def _limit_tools_to_parent(fields: dict[str, Any], parent: TaskRow) -> None:
 
 
 def _limit_cost_to_parent(fields: dict[str, Any], parent: TaskRow) -> None:
-    """Limit the cost of a delegated task to what remains of the cost limit of its parent."""
+    """Limit the cost of a delegated task to the amount left in its parent's cost limit."""
     limit = parent.get("max_cost_usd")
     if limit is not None:
         remaining = max(0.0, round(limit - parent.cost_micro / 1e6, 6))

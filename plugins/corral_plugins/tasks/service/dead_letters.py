@@ -1,4 +1,4 @@
-"""Dead letters of tasks: decides which failures get a dead letter, and informs the `dead_letter` plugin about tasks."""
+"""Decides which task failures get a dead letter, and informs the `dead_letter` plugin about the tasks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from corral_plugins.tasks.models import PRIORITIES, Attempt, Task, TaskRow
 from corral_plugins.tasks.service import rows
 
 FAILURES = frozenset({"error", "timeout", "lease_lost", "stalled", "deadline", "queue_timeout", "budget"})
-"""The kinds of errors with which a task gets a dead letter when it fails for good."""
+"""The kinds of error for which a task that fails permanently gets a dead letter."""
 BATCH_SIZE = 200
 POLICIES = ("retry_policy", "stall_policy", "output_schema")
 
@@ -53,7 +53,7 @@ _ATTEMPTS = Statement(
 
 
 def reason_of(row: TaskRow, error: dict[str, Any]) -> Reason:
-    """Return the reason why a task failed permanently, taken from its error."""
+    """Return the reason why a task failed permanently, based on its error."""
     kind, type_ = error["kind"], error["type"]
     if type_ in ("crash_loop", "manual"):
         return "crash_loop" if type_ == "crash_loop" else "manual"
@@ -72,7 +72,7 @@ class TaskDeadLetters:
     def id_for(self, error: dict[str, Any]) -> str | None:
         """Return a new id for the dead letter of a task that fails with this error.
 
-        Return None if such a failure gets no dead letter.
+        Return None if failures of this kind do not get a dead letter.
         """
         return new_id() if self.dead_letters is not None and error["kind"] in FAILURES else None
 
@@ -102,7 +102,7 @@ class TaskDeadLetters:
         self.dead_letters.add(letter_id, dead)
 
     def add_to_failed(self, row: TaskRow, *, reason: Reason | None = None) -> str | None:
-        """Add a dead letter to a locked task that failed before. Return the id of the dead letter."""
+        """Add a dead letter to a locked task that has already failed. Return the id of the dead letter."""
         if self.dead_letters is None:
             return None
         letter_id = new_id()
@@ -111,15 +111,15 @@ class TaskDeadLetters:
         return letter_id
 
     def close(self, row: TaskRow, *, by: str | None, is_retry: bool) -> None:
-        """Close the open dead letter of a task, if there is one, because the task is retried or deleted."""
+        """Close the task's open dead letter, if there is one, because the task is retried or deleted."""
         if self.dead_letters is not None and row.get("dead_letter_id") is not None:
             self.dead_letters.resolve(row.id, status="retried" if is_retry else "discarded", by=by)
 
     def add_missing(self, after: str) -> str | None:
-        """Add dead letters to tasks that failed after an instant while the `dead_letter` plugin was not active.
+        """Add dead letters to tasks that failed after the time `after` while the `dead_letter` plugin was not active.
 
-        Handle one batch of ended tasks. Return the value of `after` for the next batch, or None if all tasks are
-        handled.
+        One call handles one batch of ended tasks. Return the value of `after` for the next batch, or None if there are
+        no more tasks.
         """
         instant, _, last_id = after.partition(" ")
         later = (Task.finished_at > instant) | ((Task.finished_at == instant) & (Task.id > last_id))
@@ -135,7 +135,10 @@ class TaskDeadLetters:
 
 
 def attempts_between(task_id: str, *, after_fence: int, until_fence: int) -> list[AttemptSummary]:
-    """Return the attempts of a task whose fencing numbers lie in this range, oldest first, at most 200."""
+    """Return at most 200 attempts of a task, oldest first, with fencing numbers in the given range.
+
+    The range excludes `after_fence` and includes `until_fence`.
+    """
     found = _ATTEMPTS.rows({"id": task_id, "after": after_fence, "until": until_fence})
     return [
         AttemptSummary(
@@ -152,7 +155,7 @@ def attempts_between(task_id: str, *, after_fence: int, until_fence: int) -> lis
 
 
 def statuses_of(task_ids: Sequence[str]) -> dict[str, tuple[str, str | None]]:
-    """Return the status of each of these tasks, and the time at which the task ended. Unknown ids are omitted."""
+    """Return, by task id, the status of each task and the time at which the task ended. Unknown ids are omitted."""
     found = Task.select(Task.id, Task.status, Task.finished_at).where(Task.id.in_(list(task_ids)))
     return {task_id: (status, finished_at) for task_id, status, finished_at in rows.fetch_tuples(found)}
 

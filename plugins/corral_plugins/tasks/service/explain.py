@@ -1,4 +1,4 @@
-"""Explains why a task runs or does not run, by testing the conditions that a claim tests."""
+"""Explains why a task is running or not, by testing the same conditions as a claim."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ BUDGETS = (("global", "installation"), ("agent", "agent"), ("task", "task"))
 
 
 class TaskExplanations:
-    """Explains why tasks run or do not run. Every method runs in the caller's unit of work."""
+    """Explains why tasks are running or not. Every method runs in the caller's unit of work."""
 
     switch: KillSwitch | None
     tools: Tools | None
@@ -74,10 +74,10 @@ class TaskExplanations:
         return f"The task is {row.status}: attempt {attempts[-1].n} on worker {where}." if attempts else "It is leased."
 
     def _warnings(self, row: TaskRow, attempts: Sequence[AttemptView]) -> list[str]:
-        """Return warnings about a cost limit that allows no call, and about each tool of the agent that a worker lacks.
+        """Return a warning if the cost limit allows no call, and a warning for each agent tool that a worker lacks.
 
-        If the task waits for a claim, the workers that may claim it are checked. Otherwise, the worker of the latest
-        attempt is checked.
+        If the task is waiting for a claim, the workers that may claim it are checked. Otherwise, the worker of the
+        latest attempt is checked.
         """
         is_queued = row.lease_id is None and row.status not in TERMINAL
         latest = None if is_queued or not attempts else attempts[-1]
@@ -167,7 +167,7 @@ class TaskExplanations:
         )
 
     def _limit_conditions(self, row: TaskRow) -> list[Condition]:
-        """Return the unmet condition for a task that failed because of its cost limit. A retry keeps the limit."""
+        """Return the unmet condition for a task that failed because of its cost limit. A retry keeps the same limit."""
         error, agent_id = row.get("error") or {}, row.assigned_agent_id or row.agent_id
         agent = self._agents.find(agent_id) if error.get("kind") == "budget" and agent_id is not None else None
         limit = cost_limit_of(row, agent) if agent is not None else None
@@ -190,7 +190,7 @@ class TaskExplanations:
     def _agent_conditions(
         self, row: TaskRow, agent: AgentFacts | None, fleet: Sequence[WorkerFacts]
     ) -> tuple[list[AgentFacts], list[Condition]]:
-        """Return the agents that may run the task, and the met and unmet conditions that concern agents."""
+        """Return the agents that may run the task, and all conditions that concern agents, whether met or not."""
         if row.agent_id is not None:
             if agent is None:
                 return [], [
@@ -261,7 +261,7 @@ class TaskExplanations:
         return found
 
     def _no_model(self, agents: Sequence[AgentFacts]) -> Condition:
-        """Return the unmet condition for the case that none of these agents has a model that can be called now."""
+        """Return the unmet condition that says that none of these agents has a model that can be called now."""
         blocked = [model for each in agents if (model := self._models.blocked_model(each)) is not None]
         if not blocked:
             return self._provider_condition(agents[0])
@@ -285,7 +285,7 @@ class TaskExplanations:
         return _provider_unmet(agent, unusable)
 
     def _budget_conditions(self, row: TaskRow, candidates: Sequence[AgentFacts]) -> list[Condition]:
-        """Return whether the budgets allow an attempt by one of the agents that may run the task, as conditions."""
+        """Return conditions that say whether the budgets allow one of the candidate agents an attempt at the task."""
         found = [(agent, self._budgets.plan().find_obstacle(row, agent)) for agent in candidates[:MAX_CANDIDATES]]
         refused = [(agent, obstacle) for agent, obstacle in found if obstacle is not None]
         if not refused or len(refused) < len(found):
@@ -299,7 +299,7 @@ class TaskExplanations:
     ) -> list[Condition]:
         """Return the conditions that concern workers, up to the first condition that no worker meets.
 
-        The conditions come in this order: approved, online, selector, tools, capacity.
+        The conditions are checked in this order: approved, online, selector, tools, capacity.
         """
         if agent is not None and agent.worker_id is not None:
             bound = self._workers.find(agent.worker_id)
@@ -347,9 +347,9 @@ class TaskExplanations:
         return [*found, _unmet("worker_capacity", message, "Wait, or add a worker: corral worker --url URL", href)]
 
     def _no_worker_conditions(self) -> list[Condition]:
-        """Return the unmet condition for the case that no approved worker is online.
+        """Return the unmet condition that says that no approved worker is online.
 
-        Either no worker is online at all, or a registered worker waits for approval.
+        Either no worker is online at all, or a registered worker is waiting for approval.
         """
         if self._workers.awaits_first_approval():
             message, how = "A worker has registered, but none is approved.", "Approve it: corral workers approve NAME"
@@ -417,7 +417,7 @@ def _provider_unmet(agent: AgentFacts, model: AgentModel) -> Condition:
 
 
 def _budget_unmet(row: TaskRow, agent: AgentFacts, obstacle: BudgetObstacle) -> Condition:
-    """Return the unmet condition for a budget, with the amounts and the command that raises the limit enough."""
+    """Return the unmet condition for a budget, with the amounts and the command that raises the limit sufficiently."""
     scope, limit = obstacle.scope, format_micro_usd(obstacle.limit)
     code, enough = f"budget_{scope}", _amount(obstacle.limit + obstacle.needed - obstacle.left)
     if obstacle.detail is not None:

@@ -1,4 +1,4 @@
-"""The filters of the list of tasks as SQL conditions, and the number of tasks that match them."""
+"""Converts the filters of the task list to SQL conditions, and counts the matching tasks."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from corral_plugins.tasks.shapes import TaskQuery
 PLAIN = hashlib.sha256(b"{}").hexdigest()[:16]
 """The fingerprint of a query without filters."""
 FEW = 8_000
-"""So many tasks are found by a filter's own index and then sorted.
+"""The maximum number of matching tasks that are found with the index of a filter and then sorted.
 
-Of more than that, some are near the beginning of every list, and a page is found in the order of the list.
+If more tasks match, some of them are near the beginning of every list, so a page is found by reading the list in order.
 """
 _IDS = ("agent_id", "worker_id", "parent_task_id", "workflow_run_id", "created_by")
 _FREE = frozenset({"limit", "offset", "cursor"})
@@ -29,7 +29,7 @@ _FREE = frozenset({"limit", "offset", "cursor"})
 def is_unfiltered(query: TaskQuery, *, but: str = "sort") -> bool:
     """Return whether the query uses the default order and no filters.
 
-    The field that `but` names is ignored.
+    The field named by `but` is ignored.
     """
     return query.sort == "created" and _has_only(query, {"sort", but})
 
@@ -37,9 +37,9 @@ def is_unfiltered(query: TaskQuery, *, but: str = "sort") -> bool:
 def conditions(query: TaskQuery, *, matches: int | None = None) -> list[Any]:
     """Return all filters except the search as SQL conditions. `matches` is the number of matching tasks, if known.
 
-    The number decides how the database engine works: either it starts with the matching tasks and sorts them, or it
-    goes through the list in order and skips the other tasks. SQLite would always do the former, even if that means
-    sorting the whole table.
+    If there are few matching tasks, the database engine finds and sorts them. If there are many, the conditions make
+    the engine read the list in order and skip the other tasks. SQLite would otherwise always find and sort the matching
+    tasks, even if most of the table had to be sorted.
     """
     is_long = matches is not None and matches > FEW
     column = without_index if is_long and query.sort != "created" else as_it_is
@@ -62,7 +62,7 @@ def conditions(query: TaskQuery, *, matches: int | None = None) -> list[Any]:
 
 
 def counted_total(query: TaskQuery) -> int | None:
-    """Return the number of matching tasks if it is known without looking at the tasks, or else None."""
+    """Return the number of matching tasks if the counters contain it, or None if the tasks would have to be counted."""
     if _has_only(query, {"sort", "tag"}) and isinstance(query.tag, list):
         return count_tagged(query.tag)
     if not _has_only(query, {"sort", "status", "status_filter", "priority"}):
@@ -93,5 +93,5 @@ def as_it_is(field: peewee.Field) -> Any:
 
 
 def without_index(field: peewee.Field) -> Any:
-    """Return an expression for the column for which the database engine uses no index."""
+    """Return an expression that has the value of the column but prevents the database engine from using an index."""
     return field + 0 if isinstance(field, peewee.IntegerField) else field.concat("")

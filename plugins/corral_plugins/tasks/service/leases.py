@@ -92,7 +92,7 @@ class TaskLeases:
     def renew_leases(self, worker_id: str, leases: Sequence[LeaseRef]) -> list[LeaseState]:
         """Renew the given leases that are live, and return the state of every given lease.
 
-        Leases that are not live have the state `lost`, with a `reason` if a report of the run itself ended the lease.
+        Leases that are not live have the state `lost`, and a `reason` if the run itself ended the lease.
         """
         until = self._transitions.new_lease_expiry()
         states = []
@@ -116,7 +116,7 @@ class TaskLeases:
         return states
 
     def lease_states(self, leases: Sequence[LeaseRef]) -> list[LeaseState]:
-        """Return whether leases are `ok`, `cancel_requested` or `lost`, without renewing any lease."""
+        """Return the state (`ok`, `cancel_requested` or `lost`) of each given lease, without renewing the leases."""
         found = rows.fetch_tuples(
             Attempt.select(Attempt.lease_id, Attempt.task_id, Attempt.cancel_until, Attempt.lease_until).where(
                 Attempt.lease_id.in_([lease.lease_id for lease in leases]) & Attempt.finished_at.is_null()
@@ -149,7 +149,10 @@ class TaskLeases:
         )
 
     def lease_facts(self, task_id: str, lease_id: str) -> LeaseFacts | None:
-        """Return the facts about a lease of the task, even if the lease has ended, or None if there is none."""
+        """Return the facts about a lease of the task, even if the lease has ended.
+
+        Return None if the lease does not exist.
+        """
         found = _LEASE_FACTS.one({"task": task_id, "lease": lease_id})
         if found is None:
             return None
@@ -190,7 +193,7 @@ class TaskLeases:
         return [LeaseSignal(seq=row[0], task_id=row[1], lease_id=row[2], state=row[3]) for row in found]
 
     def leased_task_ids(self, agent_ids: Sequence[str]) -> dict[str, list[str]]:
-        """Return the ids of the tasks under a live lease, grouped by agent."""
+        """Return the ids of the tasks with a live lease, grouped by agent."""
         tasks: dict[str, list[str]] = {agent_id: [] for agent_id in agent_ids}
         found = (
             Attempt.select(Attempt.agent_id, Attempt.task_id)
@@ -226,9 +229,9 @@ class TaskLeases:
         return self._end_leases(Attempt.agent_id == agent_id, reason, end)
 
     def after_restore(self, by: Principal) -> None:
-        """End all leases without consuming an attempt, because the original installation continues them.
+        """End all leases without consuming an attempt, because the original installation continues their runs.
 
-        The search index is not a part of backups, so it is built again.
+        The search index is rebuilt because backups do not contain it.
         """
         while self._end_leases(Attempt.finished_at.is_null(), "restored", lambda row, attempt: None):
             pass
@@ -238,7 +241,7 @@ class TaskLeases:
         """Request the cancellation of every run that was claimed at or before `before` (default: now).
 
         Runs whose cancellation was already requested are skipped. One unit of work handles at most 200 runs, and a
-        background job handles the rest. Return the number of runs to cancel.
+        background job handles the rest. Return the total number of runs to cancel.
         """
         before = before or clock.now()
         asked = Attempt.cancel_until.is_null() & (Attempt.created_at <= before)
@@ -263,7 +266,7 @@ class TaskLeases:
     def _end_leases(self, which: Any, reason: str, end: Callable[[TaskRow, AttemptRow], None]) -> list[str]:
         """End the leases of the attempts that match the condition `which`, and return the ids of their tasks.
 
-        The method locks all these tasks first, in a fixed order.
+        All these tasks are locked first, in a fixed order.
         """
         live = rows.find_live_attempts(which, 1000)
         for attempt in live:
@@ -309,8 +312,8 @@ _OF_LEASE = Statement(
 class AttemptPrincipals:
     """Creates the principals that act under a lease.
 
-    Such a principal has every permission that both agents and the role of the requester have. In addition, it has the
-    permissions that agents have but admins do not.
+    Such a principal has every permission that both agents and the requester's role have. It also has the permissions
+    that agents have but admins do not.
     """
 
     def __init__(self, accounts: Accounts, permissions: Permissions) -> None:
@@ -319,8 +322,8 @@ class AttemptPrincipals:
     def for_worker(self, worker: Principal, lease_id: str) -> Principal:
         """Return the principal for a live lease that this worker holds.
 
-        Raise `Conflict` with the code `lease_lost` if the lease is not live, and `Forbidden` for the lease of another
-        worker.
+        Raise `Conflict` with the code `lease_lost` if the lease is not live, and `Forbidden` if another worker holds
+        the lease.
         """
         found = _OF_LEASE.one({"lease": lease_id.lower()})
         if found is None:

@@ -1,7 +1,8 @@
 """Finds the tools that an agent may use and that a worker does not offer.
 
-An agent's tools do not decide which worker may claim its tasks; only `required_tools` of the task do. A worker that
-lacks a tool runs the agent without it. These functions find such tools, so that people are warned.
+A worker may claim a task even if it lacks some of the agent's tools; only the task's `required_tools` must be
+available. The worker then runs the agent without the tools that it lacks. These functions find such tools so that
+people can be warned.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from corral_plugins.workers.api import WorkerFacts, Workers
 
 
 def matches_selector(agent: AgentFacts, worker: WorkerFacts) -> bool:
-    """Return whether the agent may run on the worker, according to the worker selector of the agent.
+    """Return whether the agent's worker selector allows the agent to run on the worker.
 
     Claims apply the same rule.
     """
@@ -28,9 +29,10 @@ def matches_selector(agent: AgentFacts, worker: WorkerFacts) -> bool:
 def find_missing_tools(
     agent: AgentFacts, workers: Workers, service: Tools | None, *, required: Sequence[str], worker_id: str | None = None
 ) -> dict[str, list[str]]:
-    """Return the agent's tools that a worker lacks, each with the names of the workers that lack it.
+    """Return each of the agent's tools that a worker lacks, with the names of the workers that lack it.
 
-    The workers are the given worker, or all online workers that may run the agent and offer the required tools.
+    If `worker_id` is given, only this worker is checked. Otherwise, all online workers that may run the agent and that
+    offer the required tools are checked.
     """
     of_server = service.server_tools() if service is not None else frozenset()
     if not unserved_tools(agent.enabled_tools, [], of_server):

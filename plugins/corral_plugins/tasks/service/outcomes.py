@@ -1,6 +1,6 @@
 """Ends attempts and tasks, and updates the dependents and children of a task that ended or is retried.
 
-Rows are locked before they are checked, so that no effect is lost if two tasks end at the same time.
+Rows are locked before they are checked, so that no update is lost if two tasks end at the same time.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ from corral_plugins.tasks.service.transitions import (
 from corral_plugins.tools.api import Tools
 
 BATCH_SIZE = 200
-"""The number of dependents or children after which a unit of work stops and a background job handles the rest."""
+"""The number of dependents or children that a unit of work handles before a background job handles the rest."""
 
 
 def _status_is(status: str) -> Any:
     """Return the SQL condition that a task has this status.
 
-    The condition is written as a negation, so that the database does not use the index on the status. Finding the
-    dependents of a task by their ids is faster, because they are few.
+    The condition is written as a negation so that the database does not use the index on the status. A task has few
+    dependents, so finding them by their ids is faster.
     """
     return Task.status.not_in([each for each in STATUSES if each != status])
 
@@ -105,7 +105,7 @@ _DEAD_DEPENDENCY = Statement(
 def unblock_dependents(task_id: str, after: str = "") -> None:
     """Queue the tasks that depend on a completed task and have no other open dependency.
 
-    `after` is the id of the last dependent that was already checked.
+    `after` is the id of the last dependent that has already been checked.
     """
     if _HAS_DEPENDENTS.one({"id": task_id}) is None:
         return
@@ -119,7 +119,7 @@ def unblock_dependents(task_id: str, after: str = "") -> None:
 
 
 def fail_dependents(task_id: str) -> None:
-    """Fail the dependents of a failed or cancelled task, and their dependents in turn."""
+    """Fail the tasks that depend on a failed or cancelled task, directly or indirectly."""
     waiting, failed = [task_id], 0
     while waiting:
         needed = waiting.pop()
@@ -146,9 +146,9 @@ def fail_dependents(task_id: str) -> None:
 
 
 def reblock_dependents(task_id: str) -> None:
-    """Block again the tasks that failed only because of a task that is now retried.
+    """Block the tasks that failed only because of a task that is now being retried.
 
-    Their dependents that failed for the same reason are blocked again in turn.
+    Their own dependents that failed for the same reason are also blocked again.
     """
     waiting, count = [task_id], 0
     while waiting:
@@ -245,7 +245,7 @@ class TaskOutcomes:
     def fail(
         self, row: TaskRow, attempt: AttemptRow, kind: str, type_: str, message: str, *, retryable: bool = True, by: str
     ) -> None:
-        """Fail an attempt. The task is retried if the retry policy allows it, else it fails permanently."""
+        """Fail an attempt. If the retry policy allows a retry, the task is retried. Otherwise, it fails permanently."""
         error = task_error(kind, type_, message, retryable=retryable, attempt=row.attempt)
         lost = row.get("lost_in_row") + 1 if kind == "lease_lost" else 0
         if lost >= self._settings.get(declared.CRASH_LIMIT):
@@ -259,7 +259,7 @@ class TaskOutcomes:
         self._count_failure(attempt, type_, retryable=retryable)
 
     def _count_failure(self, attempt: AttemptRow, type_: str, *, retryable: bool) -> None:
-        """Record in the failure statistics of the agent that an attempt failed.
+        """Record a failed attempt in the failure statistics of the agent.
 
         A provider error that a retry cannot fix counts as a configuration failure of the agent.
         """
@@ -269,7 +269,7 @@ class TaskOutcomes:
         )
 
     def _retry_delay(self, row: TaskRow, kind: str, type_: str) -> float | None:
-        """Return the delay until the next attempt in seconds, or None if there is no further attempt.
+        """Return the delay before the next attempt in seconds, or None if there is no further attempt.
 
         After a lost lease, the task is retried immediately.
         """
@@ -305,7 +305,7 @@ class TaskOutcomes:
     def fail_permanently(
         self, row: TaskRow, attempt: AttemptRow | None, kind: str, type_: str, message: str, *, by: str
     ) -> None:
-        """Fail a task permanently: because of its deadline, queue timeout or budget, or at the request of its owner."""
+        """Fail a task permanently, because of its deadline, queue timeout or budget, or at the request of its owner."""
         error = task_error(kind, type_, message, retryable=False, attempt=row.attempt)
         self._end_failed(row, attempt, error, by=by)
 
@@ -332,7 +332,8 @@ class TaskOutcomes:
     def cancel(self, row: TaskRow, *, kind: str, reason: str | None) -> None:
         """Cancel a task immediately, or ask its worker to stop the run if the task is leased.
 
-        A later cancellation replaces the kind and reason of an earlier one, unless a person requested the earlier one.
+        A later cancellation replaces the kind and reason of an earlier one, unless the earlier one was requested by a
+        person.
         """
         if row.status not in ("assigned", "running", "cancelling"):
             self.end_cancelled(row, None, kind=kind, reason=reason, by=kind)
@@ -347,7 +348,7 @@ class TaskOutcomes:
     def cancel_children(self, task_id: str) -> None:
         """Cancel the children of a task.
 
-        If there are more children than fit into one batch, a background job cancels the others.
+        If the children do not fit into one batch, a background job cancels the rest.
         """
         found = [TaskRow(*row).id for row in _CHILDREN.rows({"id": task_id})]
         for child_id in found:
@@ -370,9 +371,9 @@ class TaskOutcomes:
     def end_cancelling(self, row: TaskRow, attempt: AttemptRow, *, by: str, late_result: str | None = None) -> None:
         """End the run of a task in the status `cancelling`.
 
-        The reason for the cancellation determines whether the task is cancelled, fails or is retried. Called when the
-        worker has stopped the run, has lost the lease, or has exceeded the grace period. `late_result` (JSON text) is
-        stored on the attempt only.
+        The kind of cancellation determines whether the task is cancelled, fails or is retried. This method is called
+        when the worker has stopped the run, has lost the lease, or has exceeded the grace period. `late_result` (JSON
+        text) is stored on the attempt only.
         """
         kind = row.cancel_kind or "user"
         message = row.get("cancel_reason") or REASONS.get(kind, "")
@@ -443,7 +444,7 @@ class TaskOutcomes:
     def _withdraw_question(self, row: TaskRow) -> None:
         """Withdraw the question of a task that ended before anyone answered.
 
-        If a tool call asked the question, an error is stored as the result of this call. Otherwise, nothing is changed.
+        If a tool call asked the question, an error is stored as the result of that call. Otherwise, nothing is changed.
         """
         call_id = (row.get("waiting_for") or {}).get("call_id")
         if call_id is not None and self.tools is not None:

@@ -1,6 +1,6 @@
 """Reads tasks for clients: the paginated list, the search, and the details of one task.
 
-Indexes and counters answer the frequent queries, so that their cost does not depend on the size of the table.
+Frequent queries are answered from indexes and counters, so that their cost does not depend on the size of the table.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from corral_plugins.tasks.service.task_stats import read_stats, task_stats
 from corral_plugins.tasks.shapes import AttemptView, CommentView, TaskQuery, TaskStats, TaskStatsQuery
 
 MAX_MATCHES = 10_000
-"""The maximum number of matches that a search considers. If there are more, only the newest ones are considered."""
+"""The maximum number of matches that a search considers. If there are more, only the newest are considered."""
 UNINDEXED_LIMIT = 10_000
 INDEX_CHUNK = 250
 SETTLED_SECONDS = 30
@@ -57,7 +57,7 @@ Matches = list[tuple[str, int, str]]
 
 
 def search_words(text: str) -> list[str]:
-    """Return the words of a string in lower case. Any string is valid; a string without words matches nothing."""
+    """Return the words of a string in lower case. Any string is valid; a string without words matches no tasks."""
     return [word.lower() for word in _WORD.findall(text)]
 
 
@@ -70,7 +70,7 @@ def search_query(words: Sequence[str]) -> str:
 
 
 def unindexed_matches(words: Sequence[str]) -> Matches:
-    """Return the tasks that match the search and are not indexed yet."""
+    """Return the tasks that match the search but are not indexed yet."""
     plain = [word for word in words if word.isascii()]  # SQLite's `lower` converts ASCII letters only
     like = " AND LOWER(title || ' ' || description) LIKE ?" * len(plain)
     created_at, task_id = _last_indexed()
@@ -91,9 +91,9 @@ def count_matches(query: str) -> int:
 
 
 def indexed_matches(query: str, *, limit: int, offset: int = 0, before: tuple[str, str] | None = None) -> Matches:
-    """Return indexed tasks that match the search, newest first.
+    """Return the indexed tasks that match the search, newest first.
 
-    `before` limits the result to tasks older than this `(created_at, id)`.
+    If `before` is given, only tasks older than this `(created_at, id)` are returned.
     """
     matches = INDEX.match_sql(up_to=before is not None)
     highest = [] if before is None else [_index_number_before(before)]
@@ -103,7 +103,7 @@ JOIN tasks_documents d ON d.n = q.n JOIN tasks_tasks t ON t.id = d.task_id ORDER
 
 
 def matches_subselect(query: str) -> peewee.SQL:
-    """Return a subselect of the ids of the newest `MAX_MATCHES` indexed tasks that match the search."""
+    """Return a subquery for the ids of the newest `MAX_MATCHES` indexed tasks that match the search."""
     sql = f"(SELECT d.task_id FROM ({INDEX.match_sql()}) AS q JOIN tasks_documents d ON d.n = q.n)"  # noqa: S608  (literals)
     return sql_fragment(sql, [query, MAX_MATCHES])
 
@@ -171,14 +171,14 @@ IndexedText = tuple[int, str, str]
 def indexed_text(row: TaskRow) -> IndexedText | None:
     """Return the index number and the indexed text of a task, or None if the task is not in the search index.
 
-    Call this function before changing the text, because `reindex` needs the old text.
+    Call this function before you change the text, because `reindex` needs the old text.
     """
     found = execute(f"{_TEXTS} WHERE d.created_at = ? AND d.task_id = ?", [row.created_at, row.id]).fetchone()
     return None if found is None else (int(found[0]), found[1], found[2])
 
 
 def reindex(old: IndexedText | None, row: TaskRow) -> None:
-    """Index the changed text of a locked task. Does nothing for a task that is not indexed yet."""
+    """Index the changed text of a locked task. The function does nothing if the task is not indexed yet."""
     if old is not None:
         INDEX.remove(old[0], old[1:])
         INDEX.add("SELECT CAST(? AS BIGINT), title, description FROM tasks_tasks WHERE id = ?", [old[0], row.id])
@@ -269,7 +269,7 @@ def extend_anchors() -> bool:
     """Write the next page anchor if enough settled tasks follow the last anchor. Return whether an anchor was written.
 
     A page anchor saves a position in the list of all tasks, so that pages at large offsets are found quickly. A task is
-    settled if it was created more than 60 s ago, because a later commit can then no longer add a task that is older.
+    settled if it was created more than 60 s ago, because commits after that time can no longer add older tasks.
     """
     found = next_anchor()
     if found is not None:
@@ -278,14 +278,14 @@ def extend_anchors() -> bool:
 
 
 def next_anchor() -> tuple[str, str] | None:
-    """Return the position of the next page anchor to write, or None if no anchor is missing."""
+    """Return the position of the next page anchor to write, or None if too few settled tasks follow the last anchor."""
     last = _LAST_ANCHOR.one({}) or BEFORE_ALL
     found = _NTH_AFTER.one({"created_at": last[0], "id": last[1], "offset": ANCHOR_INTERVAL - 1})
     return None if found is None or found[0] > clock.now(-SETTLED_AFTER) else (found[0], found[1])
 
 
 def decrement_anchor(created_at: str, task_id: str) -> None:
-    """Subtract one, for a deleted task, from the count of the page anchor that covers the position of the task."""
+    """Subtract a deleted task from the count of the page anchor that covers the task's position."""
     anchor = _COVERING.one({"created_at": created_at, "id": task_id})
     if anchor is not None:
         _LESS.run({"anchor_at": anchor[0], "anchor_id": anchor[1]})
@@ -340,7 +340,7 @@ class TaskQueries:
         self._views = views
 
     def list_tasks(self, query: TaskQuery, caller: Principal) -> Page[Any]:
-        """Return a page of the list of tasks."""
+        """Return a page of the task list."""
         refuse_cursor_with_offset(query)
         if query.__class__ is TaskQuery and is_unfiltered(query):
             return self._plain_page(query, caller)
@@ -372,7 +372,7 @@ class TaskQueries:
     def _rows_from_offset(offset: int, limit: int, total: int) -> list[tuple[Any, ...]]:
         """Return at most `limit` rows, starting at `offset`.
 
-        Page anchors, whose positions count from the oldest task, make large offsets fast.
+        Page anchors make large offsets fast. Their positions are counted from the oldest task.
         """
         if offset == 0:
             return _NEWEST.rows({"limit": limit})
@@ -508,7 +508,7 @@ class TaskQueries:
     def stats(self, query: TaskStatsQuery, caller: Principal) -> TaskStats:
         """Return task statistics.
 
-        The query can limit the statistics to the tasks of one agent, or to tasks created since an instant.
+        The query can limit the statistics to the tasks of one agent, or to tasks created since a given time.
         """
         return read_stats(query) if can_read(caller, SHARED, None) else task_stats(Counter(), Counter(), {})
 

@@ -1,4 +1,4 @@
-"""Deletes tasks with all their data, and removes rows whose retention period has ended."""
+"""Deletes tasks with all their data, and deletes rows whose retention period has ended."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DAY = 86_400
 
 
 def delete_task(row: TaskRow) -> None:
-    """Delete an ended task, which must be locked. A background job deletes its attempts, logs and comments."""
+    """Delete a locked task that has ended. A background job deletes its attempts, logs and comments."""
     queries.remove_from_index(row)
     remove_tags(row.id)
     if row.status != "completed":  # the tasks that depend on this one can no longer be retried
@@ -55,7 +55,7 @@ class TaskRetention:
         self._settings, self._dead_letters = settings, dead_letters
 
     def delete_expired_rows(self) -> int:
-        """Delete a batch of tasks past `tasks.retention_days`, a batch of old signals, and all old rollups.
+        """Delete a batch of tasks older than `tasks.retention_days`, a batch of old signals, and old hourly statistics.
 
         Return the number of deleted rows.
         """

@@ -1,4 +1,4 @@
-"""Reviews of results: if the review policy requires it, a run that ends with a diff waits for a review by people."""
+"""Reviews of results: if the review policy requires it, a task whose run ends with a diff waits for a review."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from corral_plugins.tasks.worker_protocol_shapes import Artifact, CompletionRepo
 
 NO_REVIEW = "none"
 INLINE_CHARACTERS = 65_536
-"""The maximum size of a patch that stays in the artifacts of a task."""
+"""The maximum size, in characters, of a patch that stays in a task's artifacts."""
 
 
 class TaskReviews:
-    """Lets tasks wait for code reviews, and ends the tasks when the reviews are decided."""
+    """Makes tasks wait for code reviews, and ends the tasks when the reviews are decided."""
 
     code_reviews: CodeReviews | None
 
@@ -39,9 +39,9 @@ class TaskReviews:
         self._transitions, self._outcomes, self._agents = transitions, outcomes, transitions.agents
 
     async def prepare(self, task_id: str, report: CompletionReport, work: Work) -> PreparedPatch | None:
-        """If a review is due, parse the diff with which a run ends. Opens its own unit of work.
+        """Parse the diff that a run ends with, if the task requires a review. Otherwise, return None.
 
-        Raise `Invalid` if the diff cannot be parsed.
+        The method opens its own unit of work. It raises `Invalid` if the diff cannot be parsed.
         """
         diffs = _diffs_of(report.artifacts)
         if not diffs or self.code_reviews is None:
@@ -76,7 +76,7 @@ class TaskReviews:
         artifacts: list[Artifact] | None,
         patch: PreparedPatch | None,
     ) -> bool:
-        """Let a completed run wait for the review of its diff. Return False if no review is due.
+        """Make the task of a completed run wait for a review of its diff. Return False if no review is required.
 
         If the result does not match `output_schema`, the attempt fails instead.
         """
@@ -109,7 +109,7 @@ class TaskReviews:
         result: str | None,
         artifacts: Sequence[Artifact] | None,
     ) -> None:
-        """Let the task of a finished run wait for a review. A later run of the task gets the full time limit again."""
+        """Make the task of a finished run wait for a review. A later run of the task gets the full time limit again."""
         waiting_for = {"kind": "review", "id": review_id, "since": clock.now()}
         kept: dict[str, Any] = {} if artifacts is None else {"artifacts": list(artifacts)}
         self._transitions.end_lease(
@@ -146,7 +146,7 @@ class TaskReviews:
         return True
 
     def replace(self, task_id: str, review_id: str, new_id: str) -> bool:
-        """Let a task wait for a newer review instead of the current one. Implements `Tasks.replace_review`."""
+        """Make a task wait for a newer review instead of the current one. Implements `Tasks.replace_review`."""
         row = self._lock_waiting(task_id, review_id)
         if row is None:
             return False
@@ -178,7 +178,7 @@ def _text_of(diff: Artifact) -> str:
 
 
 def _refuse_large_patches(diffs: Sequence[tuple[int, Artifact]]) -> None:
-    """Raise `Invalid` if a patch is too large for an artifact. Called if no review keeps the patch."""
+    """Raise `Invalid` if a patch is too large for an artifact. Called if no review stores the patch."""
     detail = "No review is due for this diff, so it may have at most 64 Ki characters; upload it as a file."
     large = [index for index, diff in diffs if len(_text_of(diff)) > INLINE_CHARACTERS]
     if large:

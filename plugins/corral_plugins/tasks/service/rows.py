@@ -1,8 +1,8 @@
-"""Rows of tasks and attempts: the statements that read, lock and change them, and the encoding of tasks for clients.
+"""The statements that read, lock and change the rows of tasks and attempts, and the encoding of tasks for clients.
 
 JSON columns are kept as text. The business rules parse a column only when they need its value, and responses contain
-the text unparsed. The encoding of a task is cached by its version, because the content
-of a version never changes.
+the text unparsed. The encoding of a task is cached by the task's version, because the content of a version never
+changes.
 """
 
 from __future__ import annotations
@@ -42,20 +42,20 @@ ATTEMPT_COLUMNS = [getattr(Attempt, name) for name in AttemptRow.__struct_fields
 
 
 END_REPORTS = ("complete", "fail", "wait", "release", "cancelled")
-"""The calls with which a worker ends a lease."""
+"""The calls with which a worker can end a lease."""
 ASK_TOOL = "human.ask"
-"""The tool with which a run ends its own lease, because the task then waits for a person."""
+"""The tool whose call ends the lease of a run, because the task then waits for a person."""
 MAX_SOURCES = 50
-"""The maximum number of sources of taint that are kept for a task."""
+"""The maximum number of taint sources that a task keeps."""
 FINAL_CANCELLATIONS = ("user", "parent")
 """The kinds of cancellation that end a task permanently. After any other kind, the task may be queued again."""
 CAN_CONTINUE = Task.finished_at.is_null() & (Task.cancel_kind.is_null() | Task.cancel_kind.not_in(FINAL_CANCELLATIONS))
-"""The condition that a task has not ended and was not permanently cancelled."""
+"""The SQL condition that a task has not ended and was not permanently cancelled."""
 PENDING = peewee.SQL("status = 'pending'")
 QUEUED = peewee.SQL("status = 'pending' AND queue IS NOT NULL")
-"""The condition that a task is in a queue.
+"""The SQL condition that a task is in a queue.
 
-The condition uses literals, because the planner uses a partial index only if the condition contains no parameters.
+The condition uses literals because the query planner uses a partial index only for conditions without parameters.
 """
 
 
@@ -103,7 +103,7 @@ def find_live_attempts(condition: Any, limit: int) -> list[AttemptRow]:
 
 
 def find_task(task_id: str) -> TaskRow | None:
-    """Return the task without locking it, or None if the task does not exist."""
+    """Return a task without locking it, or None if the task does not exist."""
     found = _TASK.one({"id": task_id})
     return None if found is None else TaskRow(*found)
 
@@ -122,7 +122,7 @@ def is_held_by(row: TaskRow, worker_id: str | None) -> bool:
 
 
 def lock_task(task_id: str) -> TaskRow:
-    """Lock the task until the unit of work ends, and return it. Raise `NotFound` if the task does not exist."""
+    """Lock a task until the unit of work ends, and return it. Raise `NotFound` if the task does not exist."""
     found = _LOCK_TASK.one({"id": task_id})
     if found is None:
         raise NotFound("There is no task with this id.")
@@ -130,7 +130,7 @@ def lock_task(task_id: str) -> TaskRow:
 
 
 def find_attempt(lease_id: str) -> AttemptRow | None:
-    """Return the attempt of a lease, even if the lease has ended, or None if there is no such lease."""
+    """Return the attempt of a lease, even if the lease has ended, or None if the lease does not exist."""
     found = _LEASE.one({"lease": lease_id})
     return None if found is None else AttemptRow(*found)
 
@@ -142,7 +142,7 @@ def find_live_attempt(task_id: str) -> AttemptRow | None:
 
 
 def output_schema(row: TaskRow, attempt: AttemptRow | None) -> Any:
-    """Return the JSON Schema of the result: the schema of the task, or else of the attempt's agent, or None."""
+    """Return the JSON Schema of the result: that of the task, or else that of the attempt's agent, or None."""
     own = row.get("output_schema")
     return own if own is not None or attempt is None else parse_json_text(attempt.output_schema)
 
@@ -211,7 +211,7 @@ def _as_columns(model: type[Model], changes: Mapping[str, Any]) -> dict[str, Any
 
 
 def updated_extra(extra: str, changes: Mapping[str, Any]) -> str:
-    """Return the JSON text of the `extra` column after changes, without fields that have their default value."""
+    """Return the JSON text of the `extra` column with these changes, without fields that have their default value."""
     fields: dict[str, Any] = msgspec.json.decode(extra, type=dict[str, msgspec.Raw])
     for name, value in changes.items():
         if value == EXTRA_DEFAULTS[name]:
@@ -246,7 +246,7 @@ def change_task(row: TaskRow, changes: Mapping[str, Any]) -> None:
 
 
 def taint_task(row: TaskRow, sources: Sequence[str]) -> list[str]:
-    """Mark a locked task as tainted by these sources. Return all sources of its taint, at most 50."""
+    """Mark a locked task as tainted by these sources. Return at most 50 of the sources of its taint."""
     known: list[str] = row.get("taint_sources") or []
     all_sources = list(dict.fromkeys([*known, *sources]))[:MAX_SOURCES]
     if all_sources != known or not row.get("tainted"):
@@ -311,7 +311,7 @@ _COMPOSED = {
     "cost": (*TaskCostSummary.__struct_fields__[1:], "cost_micro"),
     "source": ("source_type", "source_id"),
 }
-"""The fields of a task in responses that are computed from other columns, each with these columns."""
+"""The response fields of a task that are computed from columns with other names, each with its source columns."""
 _STORED = frozenset(Task._meta.fields)
 _SAME = [name for name in TaskItem.__struct_fields__ if name in _STORED and name not in _COMPOSED]
 _same_values = operator.itemgetter(*_SAME)
@@ -335,7 +335,7 @@ _decode_extra = msgspec.json.Decoder(dict[str, Raw]).decode
 
 
 def encode_task(columns: Mapping[str, Any], *, full: bool, warnings: Sequence[str] | None = None) -> bytes:
-    """Encode a task from the columns of its row: as a `TaskView` if `full` is set, else as a `TaskItem`.
+    """Encode a task from the columns of its row, as a `TaskView` if `full` is set, else as a `TaskItem`.
 
     The text of JSON columns is copied unchanged.
     """
@@ -371,7 +371,7 @@ def _encode_row(values: Sequence[Any], *, full: bool, warnings: Sequence[str] | 
 class EncodingCache:
     """A cache that contains at most one encoded version of each task.
 
-    Only read-only units of work fill the cache, because they never see data that may be rolled back.
+    Only read-only units of work fill the cache, because they never see data that may still be rolled back.
     """
 
     def __init__(self) -> None:
@@ -400,7 +400,7 @@ class EncodingCache:
 
 
 def read_encoded_task(task_id: str, warnings: Sequence[str] | None = None) -> bytes:
-    """Return the task, encoded for clients. Raise `NotFound` if the task does not exist."""
+    """Return the task encoded for clients. Raise `NotFound` if the task does not exist."""
     values = _ONE.one({"id": task_id})
     if values is None:
         raise NotFound("There is no task with this id.")
@@ -427,7 +427,7 @@ class TaskViews:
         self._tasks, self._items = EncodingCache(), EncodingCache()
 
     def encoded_task(self, task_id: str) -> Encoded:
-        """Return the task, encoded for clients, from the cache if possible.
+        """Return the task encoded for clients, from the cache if possible.
 
         Raise `NotFound` if the task does not exist.
         """

@@ -1,6 +1,6 @@
 """The logs and the usage that workers report for their runs.
 
-The worker numbers the lines of a log, which is limited to 5 MiB per attempt.
+The worker numbers the lines of a log. A log is limited to 5 MiB per attempt.
 """
 
 from __future__ import annotations
@@ -127,25 +127,25 @@ def read_log_lines(task_id: str, fence: int, query: LogQuery) -> list[LogView]:
 
 
 OUTSIDE = "worker"
-"""The provider name for reported totals, which do not name a provider."""
+"""The provider name recorded for reported totals, which do not name a provider."""
 
 
 class UsageReports:
-    """Records the tokens that runs use and their cost. Every method runs in the caller's unit of work."""
+    """Records the token usage and the cost of runs. Every method runs in the caller's unit of work."""
 
     cost: Costs | None
 
     def record_usage(self, row: TaskRow, attempt: AttemptRow, used: UsageReport | None) -> None:
         """Record the usage that a worker reports, on both the task and the attempt.
 
-        The attempt may have ended.
+        The usage is recorded even if the attempt has ended.
         """
         changes = self.apply_report(row, attempt, used)
         if changes:
             rows.change_task(row, changes)
 
     def apply_report(self, row: TaskRow, attempt: AttemptRow, used: UsageReport | None) -> dict[str, Any]:
-        """Record on the attempt the usage that earlier reports did not contain.
+        """Record on the attempt the part of the reported usage that earlier reports did not contain.
 
         Return the columns to change in the task. The caller must have locked the task.
         """
@@ -211,7 +211,7 @@ def _store_reported(attempt: AttemptRow, reported: dict[str, Any]) -> None:
 
 
 def _new_items(attempt: AttemptRow, used: list[UsageItem]) -> list[UsageItem]:
-    """Return the usage items that were not reported before. The key of an item identifies it.
+    """Return the usage items that were not reported before. Each item is identified by its key.
 
     This function is used only if the `cost` plugin is not active. The attempt then stores the reported keys itself.
     """
@@ -240,7 +240,7 @@ def _attribution(row: TaskRow, attempt: AttemptRow) -> dict[str, Any]:
 
 
 def _price_columns(charged: ChargedCost, tokens: int) -> dict[str, int]:
-    """Return the cost to add, or the tokens to add if their price is unknown, by column name."""
+    """Return the cost to add, or the tokens to add if their price is unknown, keyed by column name."""
     return {"unpriced_tokens": tokens} if charged.cost_micro_usd is None else {"cost_micro": charged.cost_micro_usd}
 
 
@@ -265,7 +265,7 @@ def add_gateway_usage(task_id: str, lease_id: str, used: UsageTotals) -> bool:
 
 
 def has_reached_cost_limit(attempt: AttemptRow) -> bool:
-    """Return whether the attempt has spent all the money that the cost limit of the task left for it."""
+    """Return whether the attempt has spent the entire amount that the task's cost limit left for it."""
     return attempt.cost_limit_micro is not None and 0 < attempt.cost_micro >= attempt.cost_limit_micro
 
 

@@ -1,4 +1,4 @@
-"""Runs of tasks: the calls that workers and tools make under the lease they hold.
+"""The calls that workers and tools make for runs of tasks, under the lease that they hold.
 
 Each call checks the lease first. A call with a stale lease has no effect.
 """
@@ -60,9 +60,9 @@ STATE_LIMIT, RESULT_LIMIT = 1024 * 1024, 256 * 1024
 
 BUDGET_EXCEEDED = "budget_exceeded"  # the reason with which workers release a task whose call a budget refused
 BUDGET_DELAY_SECONDS = 5
-"""The delay after which a task is claimable again whose run needed more money than the budget has left.
+"""The delay before a task can be claimed again after a budget did not have enough left for one of its calls.
 
-Without it, the task could be claimed and released in a busy loop, because a claim reserves only an estimate.
+Without the delay, the task could be claimed and released in a busy loop, because a claim reserves only an estimate.
 """
 CIRCUIT_OPEN = "circuit_open"  # the reason with which workers release a task that met an open circuit breaker
 
@@ -98,7 +98,7 @@ class TaskRuns:
     # -- the lease of a call
 
     def lock_leased_task(self, task_id: str, lease_id: str | None, by: Principal) -> tuple[TaskRow, AttemptRow]:
-        """Lock and return the task, with its live attempt.
+        """Lock a task. Return the task and its live attempt.
 
         Raise `Conflict` with the code `lease_lost` if the lease is not live.
         """
@@ -108,7 +108,7 @@ class TaskRuns:
         return row, attempt
 
     def _lock_attempt(self, task_id: str, lease_id: str | None, by: Principal) -> tuple[TaskRow, AttemptRow]:
-        """Lock and return the task, with the attempt of the lease, even if the lease has ended.
+        """Lock a task. Return the task and the attempt of the lease, even if the lease has ended.
 
         Raise `Forbidden` if another worker holds the lease.
         """
@@ -125,8 +125,8 @@ class TaskRuns:
     ) -> tuple[TaskRow, AttemptRow, bool]:
         """Lock the task for a call that ends the lease.
 
-        Returns the locked task, the attempt, and whether an earlier call of the same name already ended the lease.
-        Raise `Conflict` if the lease ended in any other way.
+        Return the locked task, the attempt, and whether an earlier call of the same name already ended the lease. Raise
+        `Conflict` if the lease ended in any other way.
         """
         row, attempt = self._lock_attempt(task_id, lease_id, by)
         if attempt.finished_at is None and row.lease_id == attempt.lease_id:
@@ -199,7 +199,7 @@ class TaskRuns:
         return LeaseRenewal(state=lease_state(row, attempt), expires_at=attempt.lease_until)
 
     def lock_started_task(self, task_id: str, lease_id: str | None, by: Principal) -> tuple[TaskRow, AttemptRow]:
-        """Lock and return a task whose run has started, with its live attempt.
+        """Lock a task whose run has started. Return the task and its live attempt.
 
         Raise `Conflict` if the lease is not live (code `lease_lost`) or the run has not started.
         """
@@ -221,7 +221,7 @@ class TaskRuns:
     def _count_signature(self, row: TaskRow, attempt: AttemptRow, signature: str | None) -> dict[str, Any]:
         """Detect loops by counting consecutive steps that report the same signature.
 
-        When the limit is reached, the run is reported as stalled. Returns the changed columns of the attempt.
+        When the count reaches the limit, the run is reported as stalled. Return the changed columns of the attempt.
         """
         if signature is None:
             return {}
@@ -231,7 +231,7 @@ class TaskRuns:
         return {"signature": signature, "signature_count": count}
 
     def report_stall(self, row: TaskRow, attempt: AttemptRow, kind: str) -> None:
-        """Report a run that is idle or in a loop, and stop the run if its stall policy requires that."""
+        """Report a run that is idle or in a loop, and stop the run if its stall policy requires it."""
         publish_task_event(
             TaskStalled, row, row.status, kind=kind, idle_ms=clock.elapsed_ms(attempt.last_activity_at, clock.now())
         )
@@ -272,10 +272,10 @@ class TaskRuns:
         *,
         patch: PreparedPatch | None = None,
     ) -> Encoded:
-        """Complete a run with its result. If a review of its diff (`patch`) is due, the task waits for the review.
+        """Complete a run with its result. If its diff (`patch`) requires a review, the task waits for the review.
 
         While the task is being cancelled, the result is stored on the attempt only. If the setting
-        `workers.accept_late_results` is on, the result completes a task that a person is cancelling.
+        `workers.accept_late_results` is on, the result still completes a task whose cancellation a person requested.
         """
         if report.memories:
             raise Invalid.at("/memories", "not_allowed", "No plugin stores memories. Leave them out.")
@@ -293,10 +293,10 @@ class TaskRuns:
         return rows.encoded_response(row.id, row.version)
 
     def _artifacts_of(self, row: TaskRow, report: CompletionReport) -> list[Artifact] | None:
-        """Return the artifacts that a run reports, and further files that the run stored without reporting them.
+        """Return the artifacts that a run reports, and the other files that the run stored without reporting them.
 
-        Raise `Invalid` (`unknown_reference`) for a file that belongs neither to the task nor to its requester. Return
-        None if there are no artifacts.
+        Raise `Invalid` with the code `unknown_reference` for a file that belongs neither to the task nor to its
+        requester. Return None if there are no artifacts.
         """
         reported = [] if isinstance(report.artifacts, msgspec.UnsetType) else report.artifacts
         named = {item.file_id.lower(): index for index, item in enumerate(reported) if isinstance(item.file_id, str)}
@@ -341,9 +341,9 @@ class TaskRuns:
         return rows.encoded_response(row.id, row.version)
 
     def wait(self, task_id: str, lease_id: str | None, report: WaitReport, by: Principal) -> Encoded:
-        """End the lease and let the task wait for a person.
+        """End the lease and make the task wait for a person.
 
-        The timeout and the stall detection pause until the person has answered.
+        The timeout and the stall detection are paused until the person has answered.
         """
         row, attempt, again = self._lock_for_end_report(task_id, lease_id, by, "wait")
         if again:
@@ -367,7 +367,10 @@ class TaskRuns:
         return rows.encoded_response(row.id, row.version)
 
     def _wait_for_approval(self, row: TaskRow, attempt: AttemptRow, report: WaitReport, by: Principal) -> None:
-        """Let the task wait for an approval. If people have decided already, queue the task at once instead."""
+        """Make the task wait for an approval.
+
+        If the approval has already been decided, queue the task immediately instead.
+        """
         if self.approvals is None:
             raise Unavailable(
                 "Approvals require the `approvals` plugin, which is not active.", code="plugin_disabled", retry_after=60
@@ -406,7 +409,7 @@ class TaskRuns:
     def release(self, task_id: str, lease_id: str | None, report: ReleaseReport, by: Principal) -> Encoded:
         """Return a task to its queue without consuming an attempt.
 
-        If an open circuit breaker stopped the run, the task becomes available when the breaker may admit a call.
+        If an open circuit breaker stopped the run, the task becomes available when the breaker may allow a call again.
         """
         row, attempt, again = self._lock_for_end_report(task_id, lease_id, by, "release")
         if not again:
@@ -421,7 +424,9 @@ class TaskRuns:
     def _error_and_delay_of(
         self, reason: str, row: TaskRow, attempt: AttemptRow
     ) -> tuple[dict[str, Any] | None, dict[str, Any]]:
-        """Return the error of an attempt that an obstacle ended, and the columns that delay the next claim."""
+        """Return the error of an attempt that a budget or a circuit breaker ended, and columns that delay the next
+        claim.
+        """
         agent = self._transitions.agents.find(attempt.agent_id)
         message, columns = "", {}
         if reason == BUDGET_EXCEEDED:
@@ -458,7 +463,7 @@ class TaskRuns:
             raise Conflict(f"A task must be started before it is {what}.", current_status=row.status)
 
     def record_stale_usage(self, task_id: str, lease_id: str | None, used: UsageReport, by: Principal) -> None:
-        """Record the usage that a worker reports after it has lost the lease, because the money was spent.
+        """Record the usage that a worker reports after it has lost the lease, because the money has been spent.
 
         All other effects of such a call are discarded.
         """
@@ -471,14 +476,14 @@ class TaskRuns:
     # -- calls of other plugins
 
     def lock_run(self, task_id: str, lease_id: str | None, *, by: Principal) -> Run:
-        """Lock the task and renew the lease of a run. Implements `Tasks.lock_run`."""
+        """Lock the task and renew the lease of its run. Implements `Tasks.lock_run`."""
         row, attempt = self.lock_started_task(task_id, lease_id, by)
         self.renew_lease(attempt)
         self._transitions.workers.record_contact(attempt.worker_id)
         return _run_of_rows(row, attempt)
 
     def record_shortage(self, task_id: str, lease_id: str, *, scope: str, needed_micro: int, left_micro: int) -> None:
-        """Record that a budget refused a call to a model that the run made. Implements `Tasks.record_shortage`."""
+        """Record that a budget refused a model call of the run. Implements `Tasks.record_shortage`."""
         found = self._lock_live_lease(task_id, lease_id)
         agent = None if found is None else self._transitions.agents.find(found[1].agent_id)
         if found is not None and agent is not None:
@@ -486,7 +491,7 @@ class TaskRuns:
             rows.change_task(found[0], {"budget_shortages": with_shortage(found[0], agent, model, shortage)})
 
     def lock_held_run(self, task_id: str, lease_id: str, approval_id: str) -> Run:
-        """Lock the task whose tool call is held for an approval. Implements `Tasks.lock_held_run`."""
+        """Lock a task whose tool call is waiting for an approval. Implements `Tasks.lock_held_run`."""
         row = rows.lock_task(task_id)
         if not is_held_for(row, lease_id, approval_id):
             raise rows.lease_lost()
@@ -570,7 +575,7 @@ class TaskRuns:
 
 
 def lease_state(row: TaskRow, attempt: AttemptRow) -> str:
-    """Return the state of the lease, which the response to a progress report contains."""
+    """Return the state of the lease for the response to a progress report."""
     if row.status == "cancelling":
         return "cancel_requested"
     warning = attempt.cost_warning_micro
@@ -587,7 +592,7 @@ def to_limited_json(value: Any, limit: int, pointer: str) -> str:
 
 
 def check_question(asked: AskedInput) -> None:
-    """Raise `Invalid` if the JSON Schema of a question is not acceptable."""
+    """Raise `Invalid` if a question contains an unacceptable JSON Schema."""
     if asked.schema is not None:
         check_user_schema(asked.schema, pointer_prefix="/input/schema")
 
@@ -601,9 +606,9 @@ def wait_for_input(
     by: str,
     call_id: str | None = None,
 ) -> None:
-    """Put a running task into the status `waiting` until a person answers.
+    """Set a running task to the status `waiting` until a person answers.
 
-    If a tool call asked the question, `call_id` is the id of this call, and the answer becomes the result of the call.
+    If a tool call asked the question, `call_id` is the id of that call, and the answer becomes the result of the call.
     """
     now = clock.now()
     until = clock.now(asked.expires_in_seconds) if asked.expires_in_seconds is not None else None
@@ -629,7 +634,7 @@ def begin_wait(
     by: str,
     **changes: Any,
 ) -> None:
-    """Put a running task into the status `waiting`, and end its lease. Its timeout and stall detection pause."""
+    """Set a running task to the status `waiting`, and end its lease. Its timeout and stall detection are paused."""
     transitions.end_lease(
         row,
         attempt,
@@ -646,14 +651,17 @@ def begin_wait(
 
 
 def _paused_columns(row: TaskRow) -> dict[str, Any]:
-    """Return the columns to set when a run pauses. The next claim continues the same attempt and its remaining time."""
+    """Return the columns to set when a run pauses.
+
+    The next claim continues the same attempt with the remaining time.
+    """
     now = clock.now()
     used = row.get("used_ms") + clock.elapsed_ms(row.started_at or now, now)
     return {"resuming": True, "used_ms": used, **NOT_CANCELLED}
 
 
 def is_held_for(row: TaskRow, lease_id: str, approval_id: str) -> bool:
-    """Return whether a task waits for the approval, or still runs under the lease whose tool call needs it."""
+    """Return whether a task is waiting for the approval, or is still running under the lease `lease_id`."""
     if row.status == "waiting":
         return bool(row.waiting_kind == "approval" and row.get("waiting_for").get("id") == approval_id)
     return row.status == "running" and row.lease_id == lease_id

@@ -1,8 +1,8 @@
-"""Statistics about tasks and agents: counters and hourly rollups in the database, and the metrics of this process.
+"""Statistics about tasks and agents: counters and hourly statistics in the database, and the metrics of this process.
 
-The counters and rollups change together with the rows that they count, so that no read has to count tasks. They are
-sharded, so that concurrent units of work rarely wait for each other. Each unit of work writes its changes to them at
-its end and in a fixed order, so that it holds the locks only briefly and causes no deadlock.
+The counters and hourly statistics change together with the rows that they count, so that reads need not count tasks.
+They are sharded, so that concurrent units of work rarely wait for each other. Each unit of work writes its changes to
+them at its end and in a fixed order, so that it holds the locks only briefly and causes no deadlock.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ HOURS = 24
 
 @functools.cache
 def _add_to_counters(size: int) -> Statement:
-    """Return the statement that adds a number to each of `size` counters at once."""
+    """Return a statement that adds a number to each of `size` counters at once."""
 
     def build(p: Parameter) -> peewee.Query:
         values = [
@@ -87,14 +87,14 @@ _OLDEST = Statement(
 
 
 class CounterDeltas:
-    """The changes that the current unit of work makes to the counters and to the rollup of the current hour."""
+    """The changes that the current unit of work makes to the counters and to the statistics of the current hour."""
 
     def __init__(self) -> None:
         self.counters: defaultdict[str, int] = defaultdict(int)
         self.hour: defaultdict[str, int] = defaultdict(int)
 
     def __call__(self) -> None:
-        """Write the counted changes to the database. Called before the commit, after the other rows are written."""
+        """Write the changes to the database. Called before the commit, after the other rows have been written."""
         shard = counter_shard(SHARDS)
         counters = [(name, n) for name, n in sorted(self.counters.items()) if n]
         if counters:
@@ -120,7 +120,7 @@ def _current_deltas() -> CounterDeltas:
 
 
 def count_transition(previous: str | None, status: str | None, priority: int, created_by: str | None) -> None:
-    """Count a change of the status of a task.
+    """Count a change of a task's status.
 
     `previous` is None for a new task, and `status` is None for a deleted task.
     """
@@ -143,7 +143,7 @@ def count_priority_change(status: str, before: int, after: int) -> None:
 
 
 def count_ended_task(*, completed: bool, duration_ms: int | None) -> None:
-    """Count a task that was completed or failed permanently, for the statistics of the current hour."""
+    """Count a task that was completed or failed permanently in the statistics of the current hour."""
     hour = _current_deltas().hour
     hour["completed" if completed else "failed"] += 1
     if completed and duration_ms is not None:
@@ -158,14 +158,14 @@ def count_started_attempt(queue_ms: int) -> None:
 
 
 def save_deltas() -> CounterDeltas:
-    """Return a copy of the counter changes of the unit of work, to which `restore_deltas` can reset them."""
+    """Return a copy of the unit of work's counter changes, for use with `restore_deltas`."""
     deltas, copy = _current_deltas(), CounterDeltas()
     copy.counters, copy.hour = deltas.counters.copy(), deltas.hour.copy()
     return copy
 
 
 def restore_deltas(copy: CounterDeltas) -> None:
-    """Reset the counted changes to a copy that `save_deltas` returned."""
+    """Reset the unit of work's counter changes to a copy that `save_deltas` returned."""
     deltas = _current_deltas()
     deltas.counters, deltas.hour = copy.counters, copy.hour
 
@@ -174,7 +174,7 @@ def restore_deltas(copy: CounterDeltas) -> None:
 
 
 def status_counts() -> Counter[tuple[str, int]]:
-    """Return the committed number of tasks by status and priority."""
+    """Return the committed numbers of tasks by status and priority."""
     counts: Counter[tuple[str, int]] = Counter()
     for name, n in _STATUS_COUNTS.rows({}):
         _, status, priority = name.split(":")
@@ -188,7 +188,7 @@ def count_pending_tasks() -> int:
 
 
 def count_open_tasks(user_id: str) -> int:
-    """Return the number of unfinished tasks that a person has."""
+    """Return the number of a person's unfinished tasks."""
     return sum(n for (n,) in _COUNTER.rows({"name": f"open:{user_id}"}))
 
 
@@ -198,7 +198,7 @@ def start_of_last_day() -> str:
 
 
 def sums_of_last_day() -> Counter[str]:
-    """Return the sums of `HOUR_FIELDS` over the last 24 hours, in whole hours."""
+    """Return the sums of `HOUR_FIELDS` over the last 24 hours. Only the hour is compared, not the minute."""
     sums: Counter[str] = Counter()
     for row in _HOURS.rows({"since": start_of_last_day()}):
         for name, n in zip(HOUR_FIELDS, row, strict=True):
@@ -213,7 +213,7 @@ def oldest_pending() -> tuple[str, str] | None:
 
 
 def oldest_pending_ms() -> int | None:
-    """Return how long the oldest pending task has been waiting for a worker, or None if no task is pending."""
+    """Return how long the oldest pending task has been waiting, in milliseconds, or None if no task is pending."""
     oldest = oldest_pending()
     if oldest is not None:
         return clock.elapsed_ms(oldest[0], clock.now())
@@ -242,9 +242,9 @@ Values = Mapping[tuple[str, ...], float]
 
 
 class TaskMetrics:
-    """Records metrics of ended attempts, reclaimed leases, stalled runs and durations.
+    """Records metrics of ended attempts, expired leases, stalled runs and durations.
 
-    A value is recorded only when the unit of work commits, and not at all if it is rolled back.
+    Values are recorded when the unit of work commits. If it is rolled back, nothing is recorded.
     """
 
     def __init__(self) -> None:
@@ -260,11 +260,14 @@ class TaskMetrics:
         after_commit(lambda: self._count_attempt(result, by))
 
     def observe_queue_time(self, queue_ms: int) -> None:
-        """Record the time in milliseconds that an attempt waited in the queue until it started."""
+        """Record the time in milliseconds that an attempt waited in the queue before it started."""
         after_commit(lambda: self.queue_time_histogram.observe(queue_ms / 1000))
 
     def observe_duration(self, duration_ms: int | None) -> None:
-        """Record the duration of a completed task in milliseconds. Does nothing if the task never started."""
+        """Record the duration of a completed task in milliseconds.
+
+        None means that the task never started, and is ignored.
+        """
         if duration_ms is not None:
             after_commit(lambda: self.duration_histogram.observe(duration_ms / 1000))
 
@@ -273,7 +276,10 @@ class TaskMetrics:
         after_commit(lambda: self.cancel_time_histogram.observe(cancel_ms / 1000))
 
     def count_stale_call(self, route: str) -> None:
-        """Count a call under a lease that has ended. `route` is the route of the call, POST /tasks/{id}/<call>."""
+        """Count a call under a lease that has ended.
+
+        `route` is the `<call>` part of the route POST /tasks/{id}/<call>.
+        """
         call = [*route.split("/"), "", "", ""][3]
         self._stale_calls[(call if call in LEASED_CALLS else "other",)] += 1
 
@@ -347,11 +353,11 @@ class TaskMetrics:
         return self._attempts
 
     def lease_reclaims(self) -> Values:
-        """Return the number of leases that expired because their worker sent no renewal."""
+        """Return the number of leases that expired because their worker did not renew them."""
         return {(): self._reclaims}
 
     def stale_calls(self) -> Values:
-        """Return the number of calls that arrived after their lease had ended, by the name of the call."""
+        """Return the number of calls that arrived after their lease had ended, by name of the call."""
         return self._stale_calls
 
     def stalls_by_kind(self) -> Values:
@@ -398,7 +404,7 @@ def oldest_pending_seconds() -> Values:
 NEWEST = 10_000
 """The maximum number of attempts that one query reads.
 
-An agent may have a million attempts, and a unit of work is limited to two seconds.
+The limit is necessary because an agent may have a million attempts, and a unit of work is limited to two seconds.
 """
 # `ms` is the duration of an attempt that was completed or failed; it is null for every other attempt.
 _STATISTICS = """
@@ -418,10 +424,10 @@ FROM placed GROUP BY {group}
 
 
 class AgentStatisticsService:
-    """Implements `AgentStatistics` with one query per call over the newest attempts of one agent.
+    """Implements `AgentStatistics`. Each call runs one query over the newest attempts of one agent.
 
     An attempt is one claim. The success rate and the durations include only attempts that were completed or failed,
-    because an attempt that was cancelled, released or made to wait says nothing about the agent.
+    because attempts that were cancelled, were released or had to wait say nothing about the agent.
     """
 
     def for_agent(self, agent_id: str, *, since: str) -> AttemptStatistics:

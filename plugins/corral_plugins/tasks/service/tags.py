@@ -1,4 +1,4 @@
-"""Stores each tag of a task in a row of its own, so that lists of tasks can be filtered by tag."""
+"""Stores each tag of a task in a separate row, so that task lists can be filtered by tag."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _STORED = Statement(lambda p: Task.select(Task.created_at, Task.tags).where(Task
 
 @functools.cache
 def _insert(size: int) -> Statement:
-    """Return the statement that adds `size` tags to a task."""
+    """Return a statement that adds `size` tags to a task."""
 
     def build(p: Parameter) -> peewee.Query:
         values = [
@@ -30,7 +30,7 @@ def _insert(size: int) -> Statement:
 
 
 def add_tags(task_id: str, created_at: str, tags: Sequence[str]) -> None:
-    """Add the tags to the table, so that the task is found by each of them."""
+    """Add the tags of a task to the table, so that the task can be found by each tag."""
     different = sorted({*tags})
     if different:
         named = {f"tag{n}": tag for n, tag in enumerate(different)}
@@ -38,7 +38,7 @@ def add_tags(task_id: str, created_at: str, tags: Sequence[str]) -> None:
 
 
 def remove_tags(task_id: str) -> None:
-    """Remove the tags of a locked task from the table. Call this before the tags of the task change."""
+    """Remove the tags of a locked task from the table. Call this function before the task's tags change."""
     found = _STORED.one({"id": task_id})
     if found is not None and found[1] != "[]":
         of_task = (TaskTag.created_at == found[0]) & (TaskTag.task_id == task_id)
@@ -52,10 +52,10 @@ def count_tagged(tags: Sequence[str]) -> int:
 
 
 def has_tag(tags: Sequence[str], *, in_order: bool) -> Any:
-    """Return the condition that a task has at least one of the tags.
+    """Return the SQL condition that a task has at least one of the tags.
 
-    With `in_order`, the database engine goes through the list in order and looks up the tags of each task. Otherwise,
-    it starts with the tasks that have the tags.
+    With `in_order`, the database engine reads the list in order and looks up the tags of each task. Otherwise, it
+    starts with the tasks that have the tags.
     """
     tagged = TaskTag.select(TaskTag.task_id).where(TaskTag.tag.in_(list(tags)))
     if not in_order:

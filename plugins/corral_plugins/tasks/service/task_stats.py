@@ -1,7 +1,7 @@
 """The values of `GET /tasks/stats`.
 
-The values for all tasks come from counters and rollups. The values for a part of the tasks come from indexes and
-samples.
+Statistics of all tasks come from counters and hourly statistics. Statistics of a subset of the tasks come from indexes
+and samples.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from corral_plugins.tasks.service.statistics import HOUR_FIELDS
 from corral_plugins.tasks.shapes import TaskStats, TaskStatsQuery
 
 SAMPLE = 1_000
-"""The rates and averages of some tasks are those of their newest runs, at most this many."""
+"""The maximum number of recent runs from which the rates and averages for a subset of the tasks are computed."""
 
 _WAITING = Statement(
     lambda p: (
@@ -38,9 +38,9 @@ _WAITING = Statement(
 
 
 def _count_since(column: peewee.Field) -> Statement:
-    """Return the statement that counts the tasks with a given value in the column.
+    """Return a statement that counts the tasks with a given value in the column.
 
-    It counts only tasks that were created since an instant, and reads only the index of the column.
+    The statement counts only tasks created since a given time, and reads only the index of the column.
     """
     count = Task.select(peewee.fn.COUNT(peewee.SQL("*")))
     return Statement(lambda p: count.where((column == p("value")) & (Task.created_at >= p("since"))).tuples())
@@ -122,9 +122,10 @@ def _count_each(statement: Statement, values: Iterable[Any], since: str) -> Coun
 
 
 def _oldest_ms(where: list[Any], *, is_few: bool) -> int:
-    """Return how long the oldest pending task that matches the conditions `where` has been waiting for a worker.
+    """Return how long the oldest pending task that matches the conditions `where` has been waiting, in milliseconds.
 
-    If few tasks match, all are read. If many match, some are near the beginning of the index of waiting tasks.
+    If few tasks match, all of them are read. If many match, the oldest is found near the beginning of the index of
+    waiting tasks.
     """
     if is_few:
         queries = [Task.select(peewee.fn.MIN(Task.queued_at)).where(rows.PENDING, *where)]
@@ -137,11 +138,11 @@ def _oldest_ms(where: list[Any], *, is_few: bool) -> int:
 
 
 def _sampled_sums(where: list[Any], *, is_few: bool) -> Counter[str]:
-    """Return the sums that `sums_of_last_day` returns, but only for tasks that match the conditions `where`.
+    """Return the same sums as `sums_of_last_day`, but only for tasks that match the conditions `where`.
 
-    The sums are computed from the last start and the end of each task. The tasks are a sample: those that ended most
-    recently, and those that have started and not ended. If few tasks match, the database engine does not use the index
-    of `finished_at`, because it would read all ended tasks to find the few.
+    The sums are computed from each task's last start and its end. The tasks are a sample: the tasks that ended most
+    recently, and tasks that have started but not ended. If few tasks match, the database engine does not use the index
+    of `finished_at`, because it would have to read all ended tasks to find the matching ones.
     """
     began = statistics.start_of_last_day()
     columns = (Task.status, Task.queued_at, Task.started_at, Task.finished_at)

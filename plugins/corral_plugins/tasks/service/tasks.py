@@ -162,7 +162,7 @@ class TasksService:
         return self._leases.cancel_all_leased(reason=reason)
 
     def detach_agent(self, agent_id: str) -> int:
-        """Let other agents claim the tasks that waited for a deleted agent.
+        """Allow other agents to claim the tasks that waited for a deleted agent.
 
         Implements `Tasks.detach_agent`.
         """

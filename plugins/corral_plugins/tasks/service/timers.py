@@ -1,4 +1,4 @@
-"""Timers: sweeps that handle expired leases, timeouts and deadlines, and that queue or promote waiting tasks."""
+"""Periodic checks that end overdue leases, runs and tasks, and that queue or promote waiting tasks."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from corral_plugins.tasks.service.transitions import TOP_RANK, TaskTransitions, 
 
 BATCH_SIZE, USER_BATCH_SIZE = 500, 100
 RISING = [(priority, rank) for priority in range(len(PRIORITIES)) for rank in range(priority, TOP_RANK)]
-"""The combinations of priority and rank from which the rank of a task can still be raised."""
+"""The combinations of priority and rank in which the rank of a task can still be raised."""
 
 
 _DUE_TO_RISE = Statement(
@@ -42,7 +42,7 @@ _DUE_TO_RISE = Statement(
 class TaskTimers:
     """Ends overdue tasks, and queues or promotes waiting tasks. Every method runs in the caller's unit of work.
 
-    The methods that find tasks return ids. Each found task is then checked again under its lock, in its own unit of
+    The methods that find tasks return ids. Each of these tasks is then locked and checked again in a separate unit of
     work.
     """
 
@@ -62,8 +62,9 @@ class TaskTimers:
     def find_overdue_tasks(self) -> list[str]:
         """Return the ids of overdue tasks.
 
-        A task is overdue if one of these times has passed: the end of its lease, the time to start the run, the grace
-        period for stopping the run, the timeout, the deadline, the queue timeout, or the time to answer a question.
+        A task is overdue if one of these times has passed: the end of its lease, the time by which the run must start,
+        the grace period for stopping the run, the timeout, the deadline, the queue timeout, or the time limit for an
+        answer.
         """
         now = clock.now()
         live = Attempt.finished_at.is_null()
@@ -88,9 +89,9 @@ class TaskTimers:
         return list(dict.fromkeys(found))
 
     def end_overdue_task(self, task_id: str) -> None:
-        """End whatever is overdue: the task itself, its lease, or its wait for an answer.
+        """End an overdue task, its overdue lease, or its overdue wait for an answer.
 
-        Does nothing if nothing is overdue any more.
+        The method does nothing if nothing is overdue any more.
         """
         try:
             row = rows.lock_task(task_id)
@@ -167,7 +168,7 @@ class TaskTimers:
     # -- waiting tasks
 
     def has_waiting_work(self) -> bool:
-        """Return whether there is a task to queue, a task whose rank is to be raised, or a page anchor to add."""
+        """Return whether there is a task to queue, a task whose rank must be raised, or a page anchor to add."""
         due = self.next_available_at()
         held = Task.select().where(SQL("status = 'pending' AND queue = 'held'")).limit(1)
         return (
@@ -178,7 +179,7 @@ class TaskTimers:
         )
 
     def next_available_at(self) -> str | None:
-        """Return the earliest instant at which a delayed task becomes available, or None if no task is delayed."""
+        """Return the earliest time at which a delayed task becomes available, or None if no task is delayed."""
         parked = SQL("status = 'pending' AND queue IS NULL")
         found = Task.select(peewee.fn.MIN(Task.available_at)).where(parked).tuples().first()
         return found[0] if found else None
@@ -213,9 +214,10 @@ class TaskTimers:
         return 0
 
     def raise_ranks(self) -> int:
-        """Raise the rank of at most 500 tasks that have waited long, so that they are claimed earlier.
+        """Raise the ranks of at most 500 tasks that have waited for a long time, so that they are claimed earlier.
 
-        The rank rises by one for each `tasks.aging_seconds` of waiting. Return the number of these tasks.
+        The rank rises by one for each `tasks.aging_seconds` of waiting. Return the number of tasks whose rank was
+        raised.
         """
         risen: dict[int, list[str]] = {}
         found = self._due_to_rise(limit=BATCH_SIZE)
@@ -227,7 +229,7 @@ class TaskTimers:
         return len(found)
 
     def _due_to_rise(self, *, limit: int) -> list[tuple[str, int, str]]:
-        """Return the id, the priority and the queueing time of at most `limit` tasks whose rank must be raised."""
+        """Return at most `limit` tasks whose rank must be raised, as tuples of id, priority and queueing time."""
         aging = self._settings.get(declared.AGING_SECONDS)
         found: list[tuple[str, int, str]] = []
         for priority, rank in RISING if aging else ():
@@ -253,17 +255,17 @@ ENTRY = UnitContext(label="tasks: due tasks", actor=SYSTEM)
 
 
 class DueTaskNotifier:
-    """Queues delayed tasks as soon as they become available. This wakes the claims that wait for tasks.
+    """Queues delayed tasks as soon as they become available, which wakes the claims that wait for tasks.
 
-    Polling the database costs two index lookups per second. If this service fails, the scheduled job `tasks.announce`
-    does the same with a longer delay.
+    Polling the database takes two index lookups per second. If this service fails, the scheduled job `tasks.announce`
+    queues the tasks with a longer delay.
     """
 
     def __init__(self, database: Database, timers: TaskTimers) -> None:
         self._database, self._timers = database, timers
 
     async def run(self) -> None:
-        """Poll until cancelled. The kernel restarts this method if it fails."""
+        """Poll until cancelled. If this method fails, the kernel restarts it."""
         while True:
             due = await self._database.read(self._timers.next_available_at, ENTRY)
             while (

@@ -31,17 +31,17 @@ from corral_plugins.workers.api import Workers
 
 NOT_CANCELLED: dict[str, Any] = {"cancel_kind": None, "cancel_reason": None, "cancel_requested_at": None}
 NOT_WAITING: dict[str, Any] = {"waiting_for": None, "waiting_kind": None, "waiting_until": None}
-"""The columns that are reset when a task returns to the queue or no longer waits for a person."""
+"""The columns to reset when a task returns to the queue or stops waiting for a person."""
 NOT_QUEUED: dict[str, Any] = {"queue": None, "queue_until": None}
 TOP_RANK = 4
-"""The highest rank, one above `critical`.
+"""The highest rank, one above that of the priority `critical`.
 
-A task that has waited long enough reaches this rank and precedes every new task.
+A task that has waited long enough reaches this rank and is claimed before every new task.
 """
 
 
 def queue_key(agent_id: str | None, role: str | None, tools: Sequence[str]) -> str:
-    """Return the name of the queue for a task. All tasks of a queue require the same tools."""
+    """Return the name of the queue for a task. All tasks in a queue require the same tools."""
     base = f"agent:{agent_id}" if agent_id is not None else f"role:{role}" if role is not None else "any"
     if not tools:
         return base
@@ -88,7 +88,7 @@ def transition(
 
 
 class TaskTransitions:
-    """The operations that several transitions need, such as ending a lease or sending a signal to a worker."""
+    """Operations that several transitions share, such as ending a lease or sending a signal to a worker."""
 
     cost: Costs | None
     messages: Messages | None
@@ -122,8 +122,8 @@ class TaskTransitions:
     ) -> None:
         """Change the status of a task and end its live lease.
 
-        `attempt_status` is the final status of the attempt, and `by` names the call or timer that ended it. `cause` is
-        the error of the attempt. `late_result` (JSON text) is a result that arrived too late for the task.
+        `attempt_status` is the final status of the attempt, and `by` names the call or timer that ended the attempt.
+        `cause` is the error of the attempt. `late_result` (JSON text) is a result that arrived too late for the task.
         """
         transition(row, to, event=event, fields=fields, lease_id=None, **changes)
         text = None if cause is None else rows.to_json_text(cause)
@@ -141,12 +141,12 @@ class TaskTransitions:
     def _evict_cached_token(self, lease_id: str) -> None:
         """Remove the attempt's token from the credential cache after the commit.
 
-        From then on, the token is refused.
+        After the removal, the token is refused.
         """
         after_commit(lambda: self._credentials.forget_lease(lease_id))
 
     def stale_call(self) -> Conflict:
-        """Count a call whose lease is not the live lease of its task, and return the error for the call."""
+        """Count a call whose lease is not the task's live lease, and return the error for the call."""
         self.metrics.count_stale_call(current().entry.label)
         return rows.lease_lost()
 
@@ -162,12 +162,15 @@ class TaskTransitions:
         ).execute()
 
     def new_lease_expiry(self) -> str:
-        """Return the time at which a lease expires if it is renewed now."""
+        """Return the time at which a lease would expire if it were renewed now."""
         return clock.now(self.settings.get(declared.LEASE_SECONDS))
 
 
 def requeue_columns(row: TaskRow, *, delay_seconds: float = 0.0, available_at: str | None = None) -> dict[str, Any]:
-    """Return the columns to set when a task becomes pending: at once, after a delay, or at a given instant."""
+    """Return the columns to set when a task becomes pending.
+
+    The task is available immediately, after `delay_seconds`, or at the time `available_at`.
+    """
     return queue_columns(
         key=row.queue_key,
         priority=row.priority,
@@ -178,7 +181,10 @@ def requeue_columns(row: TaskRow, *, delay_seconds: float = 0.0, available_at: s
 
 
 def requeue_waiting(row: TaskRow, given: str) -> None:
-    """Queue a waiting task again. `given` is a JSON object, such as an answer, that the next claim includes."""
+    """Queue a waiting task again.
+
+    `given` is the JSON text of an object, such as an answer, that the next claim includes.
+    """
     answer = msgspec.Raw(given.encode())
     transition(row, "pending", resume=answer, resuming=True, **NOT_WAITING, **requeue_columns(row))
 
@@ -186,7 +192,7 @@ def requeue_waiting(row: TaskRow, given: str) -> None:
 def queue_columns(*, key: str, priority: int, queue_timeout: int | None, available_at: str, now: str) -> dict[str, Any]:
     """Return the queue columns of a pending task.
 
-    If the task is available `now`, it enters its queue at once. Otherwise it enters the queue at `available_at`.
+    If the task is available `now`, it enters its queue immediately. Otherwise, it enters the queue at `available_at`.
     """
     since = max(now, available_at)
     return {
@@ -199,7 +205,7 @@ def queue_columns(*, key: str, priority: int, queue_timeout: int | None, availab
 
 
 def add_seconds(since: str, seconds: float) -> str:
-    """Return the instant that is `seconds` after the instant `since`."""
+    """Return the time that is `seconds` after the time `since`."""
     return clock.format_instant(clock.parse_instant(since) + seconds)
 
 
@@ -222,13 +228,13 @@ def task_error(kind: str, type_: str, message: str, *, retryable: bool, attempt:
 
 
 def truncate_bytes(text: str, size: int) -> str:
-    """Return at most `size` bytes of the text, truncated at a character boundary."""
+    """Return the text truncated to at most `size` bytes, without splitting a character."""
     data = text.encode()
     return text if len(data) <= size else data[:size].decode(errors="ignore")
 
 
 def result_summary(result: str | None) -> str:
-    """Return at most 1 KiB of a result (JSON text), for events."""
+    """Return at most the first 1 KiB of a result (JSON text), for use in events."""
     if result is None:
         return ""
     value = msgspec.json.decode(result)

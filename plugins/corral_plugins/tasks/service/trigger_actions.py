@@ -1,4 +1,4 @@
-"""The action `create_task`, with which triggers create tasks."""
+"""The action `create_task`, which lets triggers create tasks."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ SCHEMA: Json = {
 
 
 class TaskTriggerAction:
-    """Creates tasks for triggers. The plugin connects it to its services with `set_services`."""
+    """Creates tasks for triggers. The plugin connects the action to its services with `set_services`."""
 
     def __init__(self) -> None:
         self._services: tuple[TaskCreation, OwnerActions, Agents] | None = None
@@ -84,7 +84,7 @@ class TaskTriggerAction:
         find_named_agent(agents, fields.get("agent_id"), fields.get("agent_role"))
 
     def cancel_task(self, context: FireContext, result: Json) -> None:
-        """Cancel the task that an earlier fire of the trigger has created."""
+        """Cancel the task that an earlier firing of the trigger created."""
         _, actions, _ = self._connected()
         actions.cancel(result["task_id"], by=context.owner, reason=f"Replaced by trigger {context.trigger_name}.")
 
@@ -95,7 +95,7 @@ class TaskTriggerAction:
 
 
 def are_unfinished(results: Sequence[Json]) -> list[bool]:
-    """Return, for each result of the action, whether the task that the action created is unfinished."""
+    """For each result of the action, return whether the task that the action created is unfinished."""
     ids = [result["task_id"] for result in results]
     found: Any = Task.select(Task.id).where(Task.id.in_(ids) & Task.status.not_in(TERMINAL)).tuples()
     live = {row[0] for row in found}

@@ -1,4 +1,7 @@
-"""The usual cost of an agent's attempts. Claims reserve this amount if nothing else limits the cost of an attempt."""
+"""The usual cost of an agent's attempts.
+
+Claims reserve this amount for an attempt that has no cost limit of its own.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,10 @@ _RECENT_COSTS = Statement(
 
 
 class UsualCosts:
-    """Caches the usual cost of each agent. An attempt that ended in another process counts after at most 2 seconds."""
+    """Caches the usual cost of each agent.
+
+    Attempts that end in other processes are included after at most 2 seconds.
+    """
 
     def __init__(self) -> None:
         self._cached: dict[str, tuple[int | None, float]] = {}
@@ -33,7 +39,7 @@ class UsualCosts:
     def of_agent(self, agent_id: str) -> int | None:
         """Return the 90th percentile of the costs of the agent's last 20 attempts, in micro-USD.
 
-        Return None if the agent has no attempts. Runs in the caller's unit of work.
+        Return None if the agent has no attempts. The method runs in the caller's unit of work.
         """
         cached = self._cached.get(agent_id)
         if cached is not None and cached[1] > time.monotonic():
@@ -46,7 +52,7 @@ class UsualCosts:
         return usual
 
     def invalidate(self, agent_id: str) -> None:
-        """Drop the cached cost of an agent after the commit of the unit of work that ends one of its attempts."""
+        """Discard the cached cost of an agent when the unit of work that ends one of its attempts has committed."""
         after_commit(functools.partial(self._drop, agent_id))
 
     def _drop(self, agent_id: str) -> None:

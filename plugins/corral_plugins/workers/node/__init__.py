@@ -1,1 +1,1 @@
-"""The reference worker, a program that uses only the public HTTP API of the server."""
+"""The reference worker, a program that uses only the server's public HTTP API."""

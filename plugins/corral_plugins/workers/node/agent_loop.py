@@ -1,8 +1,7 @@
 """The agent loop, which runs one attempt of one task in a separate process with the attempt token.
 
-The loop calls the model once in each step. After each step, the loop stores a checkpoint, from which the next attempt
-resumes. Between steps, and while the model responds, the attempt can be cancelled or asked to stop, or it can lose its
-lease.
+The loop calls the model once per step. After each step, it stores a checkpoint from which the next attempt can resume.
+Between steps, and while the model responds, the attempt can be cancelled, be asked to stop, or lose its lease.
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ NEEDS_PEOPLE = ("credentials", "model")  # kinds of errors that only a person ca
 
 
 class AgentLoop(Attempt):
-    """The loop that runs the attempt of one claim with a model."""
+    """Runs the attempt of one claim with a model."""
 
     def __init__(self, client: WorkerApiClient, claim: Mapping[str, Any], controls: set[str], **options: Any) -> None:
         super().__init__(client, claim, controls, **options)
@@ -99,7 +98,7 @@ class AgentLoop(Attempt):
     async def _ask_model(self, step: int) -> ModelReply:
         """Call the model for a step and return the reply.
 
-        The idempotency key is the same in every attempt, so that repeating a finished step costs nothing.
+        The idempotency key is the same in every attempt, so that repeating a finished step incurs no cost.
         """
         key = f"{self._id}:{step}"
         for tries in range(1, MODEL_TRIES + 1):
@@ -117,9 +116,9 @@ class AgentLoop(Attempt):
         raise AssertionError("the last try returns or ends the attempt")
 
     async def _stream_reply(self, key: str) -> ModelReply:
-        """Request one reply, and report its text as progress while it arrives.
+        """Request one reply, and report its text as progress while the text arrives.
 
-        The request is repeated while the server cannot be reached. After `MAX_CUTS` (6) incomplete replies the request
+        The request is repeated while the server cannot be reached. After `MAX_CUTS` (6) incomplete replies, the request
         fails, because each request may be billed.
         """
         config = self._agent.get("config") or {}
@@ -145,7 +144,7 @@ class AgentLoop(Attempt):
         return await call_with_retries(send_call, unless=is_final_response)
 
     async def _handle_model_error(self, error: ApiError) -> None:
-        """Handle an error of the model call: release the task if waiting may help, or else fail the attempt."""
+        """Handle an error of the model call: release the task if waiting may help, otherwise fail the attempt."""
         own_cap = error.members.get("scope") == "task"
         if error.code in RELEASE_CODES or (error.status == 402 and not own_cap):
             await self._release_blocked_task(error)
@@ -166,9 +165,9 @@ class AgentLoop(Attempt):
     # -- ending the attempt
 
     async def _finish_with_answer(self, text: str) -> None:
-        """Complete the task with the answer of the model.
+        """Complete the task with the model's answer.
 
-        If the answer does not match the output schema, request the answer again, at most `MAX_REPAIRS` (2) times.
+        If the answer does not match the output schema, ask for the answer again, at most `MAX_REPAIRS` (2) times.
         """
         schema = output_schema(self._claim)
         if not schema:
@@ -190,16 +189,17 @@ class AgentLoop(Attempt):
 
 
 def _is_temporary(error: ApiError) -> bool:
-    """Return whether the same call to the model is likely to succeed if it is repeated soon."""
+    """Return whether repeating the model call soon is likely to succeed."""
     permanent = error.code in RELEASE_CODES or error.members.get("kind") in NEEDS_PEOPLE
     return error.status in (429, 503) and not permanent
 
 
 class LiveOutput:
-    """The live output of a model's reply: progress reports, twice a second, with the last 500 characters of the text.
+    """Shows the text of a model's reply while it arrives, in two progress reports per second.
 
-    If the response to a report says that the lease has ended or the task is being cancelled, `add_text` and the end of
-    the `async with` block raise `WorkerLeaseLost` or `CancelRequested`.
+    Each report contains the last 500 characters of the text. If the response to a report says that the lease has ended
+    or that the task is being cancelled, `add_text` and the end of the `async with` block raise `WorkerLeaseLost` or
+    `CancelRequested`.
     """
 
     def __init__(self, client: WorkerApiClient, task_id: str) -> None:
@@ -209,7 +209,7 @@ class LiveOutput:
         self._sending: asyncio.Task[dict[str, Any]] | None = None
 
     def add_text(self, text: str) -> None:
-        """Add text to the output, and start a progress report if one is due. Does not wait for the response."""
+        """Add text to the output, and start a progress report if one is due, without waiting for the response."""
         self._tail = (self._tail + text)[-LIVE_LENGTH:]
         if self._sending is not None and self._sending.done():
             _check_report(self._sending)
@@ -225,7 +225,7 @@ class LiveOutput:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Wait until the current progress report has been sent, so that it arrives before any other report."""
+        """Wait until the current progress report has been sent, so that it arrives before any later report."""
         if self._sending is None:
             return
         if error is not None:
@@ -236,7 +236,7 @@ class LiveOutput:
 
 
 def _check_report(sending: asyncio.Task[dict[str, Any]]) -> None:
-    """Raise `WorkerLeaseLost` or `CancelRequested` if the response to a progress report requires it.
+    """Raise `WorkerLeaseLost` or `CancelRequested` if required by the response to a progress report.
 
     A progress report that could not be delivered is ignored.
     """

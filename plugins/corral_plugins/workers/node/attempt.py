@@ -1,7 +1,7 @@
 """An attempt of a task, which runs in a separate process with the attempt token.
 
 The base class reports how the attempt ends, and stores its checkpoints and log lines. `AgentLoop` lets a model work on
-the task; `ToolRun` makes one tool call.
+the task; `ToolRun` makes a single tool call.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ UNREADABLE = (
 )
 
 Control = Literal["drain", "budget"]
-"""Requests from the worker to a running attempt.
+"""A request from the worker to a running attempt.
 
-`drain` asks the attempt to release the task after the current step. `budget` asks the attempt to finish soon, because
-most of the budget is used.
+`drain` asks the attempt to release the task after the current step. `budget` asks the attempt to finish soon because
+most of the budget has been used.
 """
 
 
 class AttemptEnded(Exception):
-    """The exception that ends an attempt after its outcome was reported. Its argument is the outcome."""
+    """Raised to end an attempt after its outcome has been reported. The argument is the outcome."""
 
 
 class Attempt(abc.ABC):
     """The attempt of one claim.
 
-    `controls` contains the `Control` requests from the worker so far. More may be added at any time.
+    `controls` contains the `Control` requests received from the worker so far. More can be added at any time.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class Attempt(abc.ABC):
 
     @abc.abstractmethod
     async def _run_steps(self) -> NoReturn:
-        """Do the work of the task. Ends by raising `AttemptEnded` or `TaskWaitsForPerson`."""
+        """Perform the work of the task. The method ends by raising `AttemptEnded` or `TaskWaitsForPerson`."""
 
     # -- ending the attempt
 
@@ -117,7 +117,7 @@ class Attempt(abc.ABC):
         raise AttemptEnded(f"was released: {reason}")
 
     async def _release_blocked_task(self, error: ApiError) -> NoReturn:
-        """Release the task because the server refused a call for a reason outside the task, and log this reason."""
+        """Release the task because the server refused a call for a reason unrelated to the task. Log this reason."""
         await self._append_log(f"The task returns to its queue: {error.detail}", level="warning")
         await self._release_task(error.code)
 
@@ -129,8 +129,8 @@ class Attempt(abc.ABC):
     async def _store_checkpoint(self) -> None:
         """Store a checkpoint.
 
-        If the checkpoint is too large, the server keeps the previous checkpoint, and the next attempt resumes from
-        there.
+        If the checkpoint is too large, the server keeps the previous checkpoint, and the next attempt resumes from that
+        one.
         """
         try:
             await self._client.store_checkpoint(self._id, self._state.step, self._state.to_checkpoint())
@@ -142,7 +142,7 @@ class Attempt(abc.ABC):
     async def _append_log(self, message: str, level: str = "info") -> None:
         """Append a line to the log of the task.
 
-        Raise `WorkerLeaseLost` if the lease has ended, and ignore other failures.
+        Raise `WorkerLeaseLost` if the lease has ended. Other failures are ignored.
         """
         self._lines += 1
         now = datetime.now(UTC).isoformat(timespec="milliseconds")

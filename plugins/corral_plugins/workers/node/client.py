@@ -1,4 +1,4 @@
-"""The HTTP client of workers and agent loops. The client retries only calls that are harmless to repeat."""
+"""The HTTP client of workers and agent loops. It retries only calls that are safe to repeat."""
 
 from __future__ import annotations
 
@@ -38,18 +38,18 @@ T = TypeVar("T")
 
 
 class ServerUnreachable(Exception):
-    """Raised if a request received no response, because the server is not running or the connection broke."""
+    """Raised if a request received no response because the server is not running or the connection failed."""
 
 
 class IncompleteResponse(ServerUnreachable):
-    """Raised if a response is incomplete. The server may have processed and billed the request."""
+    """Raised if a response is incomplete. The server may already have processed and billed the request."""
 
 
 class ApiError(Exception):
     """Raised if the server refused a call.
 
-    `code` is the stable error code. `members` is the whole problem document. If `is_foreign` is true, the response is
-    not from the API, but from a proxy or another program at this address.
+    `code` is the stable error code. `members` is the whole problem document. If `is_foreign` is true, the response did
+    not come from the API, but from a proxy or another program at this address.
     """
 
     def __init__(self, status: int, members: Mapping[str, Any], retry_after: float | None = None) -> None:
@@ -74,7 +74,7 @@ class ApiError(Exception):
 
 
 class WorkerLeaseLost(Exception):
-    """Raised if the lease has ended. The attempt must stop without a report."""
+    """Raised if the lease has ended. The attempt must stop without reporting an outcome."""
 
 
 class CancelRequested(Exception):
@@ -92,8 +92,8 @@ def raise_for_lease_state(reply: Mapping[str, Any]) -> None:
 def retry_delay(tries: int, error: Exception | None = None) -> float:
     """Return the number of seconds to wait before the next try.
 
-    The delay doubles with each try up to 10 s, with jitter. It is at least as long as the `Retry-After` of the server
-    demands, up to 60 s.
+    The delay doubles with each try, up to 10 s, with jitter. If the server sent `Retry-After`, the delay is at least
+    that long, but at most 60 s.
     """
     wait = min(MAX_PAUSE, FIRST_PAUSE * 2 ** min(tries, 10)) * (0.75 + random.random() / 2)  # noqa: S311
     asked = error.retry_after if isinstance(error, ApiError) else None
@@ -101,19 +101,19 @@ def retry_delay(tries: int, error: Exception | None = None) -> float:
 
 
 def error_of_response(response: httpx2.Response) -> ApiError:
-    """Convert a response that is not a success into an `ApiError`."""
+    """Convert an error response into an `ApiError`."""
     return ApiError(response.status_code, _json_object(response) or {}, _retry_after(response))
 
 
 def is_final_response(error: ApiError) -> bool:
-    """Return whether a retry is pointless because the API itself, rather than a proxy, refused the call."""
+    """Return whether a retry is pointless because the call was refused by the API itself rather than by a proxy."""
     return error.code not in TEMPORARY and not error.is_foreign
 
 
 async def call_with_retries(
     call: Callable[[], Awaitable[T]], *, tries: int | None = None, unless: Callable[[ApiError], bool] | None = None
 ) -> T:
-    """Make a call and repeat it after temporary failures.
+    """Make a call, and repeat it after temporary failures.
 
     `tries` is the maximum number of calls. If it is None, the call is repeated until the caller is cancelled. `unless`
     is a function that returns True for errors after which the call must not be repeated.
@@ -132,7 +132,7 @@ async def call_with_retries(
 
 
 class WorkerApiClient:
-    """A client of one server, with one credential.
+    """A client for one server with one set of credentials.
 
     The methods raise `ApiError` or `ServerUnreachable`. Redirects are not followed.
     """
@@ -184,24 +184,24 @@ class WorkerApiClient:
     # -- calls of a worker, with the token of the worker
 
     async def register_worker(self, facts: Mapping[str, Any]) -> dict[str, Any]:
-        """Register a worker with a registration key or the token of a member.
+        """Register a worker with a registration key or a member's token.
 
-        The response contains the token of the worker, which is shown only once.
+        The response contains the worker's token, which is shown only once.
         """
         return await self.send_request("POST", "/workers/register", facts)
 
     async def send_heartbeat(self, worker_id: str, body: Mapping[str, Any]) -> dict[str, Any]:
-        """Report the usage and the leases of a worker. The server renews the listed leases."""
+        """Report the resource usage and the leases of a worker. The server renews the listed leases."""
         return await self.send_request("POST", f"/workers/{worker_id}/heartbeat", body, seconds=10.0)
 
     async def claim_tasks(self, worker_id: str, *, max_tasks: int, wait_seconds: int) -> dict[str, Any]:
-        """Claim tasks, waiting up to `wait_seconds` if no task can be claimed."""
+        """Claim tasks. If no task can be claimed, wait up to `wait_seconds` for one."""
         body = {"max_tasks": max_tasks, "wait_seconds": wait_seconds}
         path = f"/workers/{worker_id}/claim"
         return await self.send_request("POST", path, body, seconds=wait_seconds + POLL_SLACK_SECONDS)
 
     async def wait_for_signals(self, worker_id: str, *, after: int, wait: int) -> dict[str, Any]:
-        """Wait up to `wait` seconds for signals about leases and for commands."""
+        """Wait up to `wait` seconds for commands and for signals about leases."""
         path, query = f"/workers/{worker_id}/signals", {"after": after, "wait": wait}
         return await self.send_request("GET", path, query=query, seconds=wait + POLL_SLACK_SECONDS)
 
@@ -222,7 +222,7 @@ class WorkerApiClient:
         await self._post_task_call(task_id, "logs", {"entries": entries}, tries=3)
 
     async def store_checkpoint(self, task_id: str, step: int, state: Mapping[str, Any]) -> None:
-        """Store a checkpoint, from which the next attempt resumes."""
+        """Store a checkpoint from which the next attempt can resume."""
         await self._post_task_call(task_id, "checkpoint", {"step": step, "state": state})
 
     async def complete_task(self, task_id: str, result: Any) -> None:
@@ -250,7 +250,7 @@ class WorkerApiClient:
     async def release_task(
         self, task_id: str, reason: str, *, lease: str | None = None, tries: int | None = None
     ) -> None:
-        """Release the task without using an attempt."""
+        """Return the task to its queue without consuming an attempt."""
         await self._post_task_call(task_id, "release", {"reason": reason}, lease, tries=tries)
 
     async def acknowledge_cancel(self, task_id: str, lease: str) -> None:
@@ -258,19 +258,19 @@ class WorkerApiClient:
         await self._post_task_call(task_id, "cancelled", {}, lease, tries=5)
 
     async def call_tool(self, task_id: str, name: str, call_id: str, arguments: Any) -> dict[str, Any]:
-        """Call a tool. Repeating the same `call_id` does not run the tool twice."""
+        """Call a tool. A repeated call with the same `call_id` does not run the tool again."""
         path = f"tools/{urllib.parse.quote(name, safe='')}"
         body = {"call_id": call_id, "arguments": arguments}
         return await self._post_task_call(task_id, path, body, unless=is_final_response, seconds=TOOL_SECONDS)
 
     async def get_tool_call(self, task_id: str, call_id: str) -> dict[str, Any]:
-        """Return an earlier tool call. Wait up to 50 s if the call is still running."""
+        """Return an earlier tool call. If the call is still running, wait up to 50 s for it to end."""
         path = f"/tasks/{task_id}/tools/calls/{urllib.parse.quote(call_id, safe='')}"
         options: dict[str, Any] = {"query": {"wait": OUTCOME_SECONDS}, "seconds": OUTCOME_SECONDS + POLL_SLACK_SECONDS}
         return await call_with_retries(lambda: self.send_request("GET", path, **options), unless=is_final_response)
 
     async def report_tool_result(self, task_id: str, call_id: str, body: Mapping[str, Any]) -> None:
-        """Report the outcome of a tool that ran on this worker."""
+        """Report the outcome of a tool call that ran on this worker."""
         await self._post_task_call(
             task_id, f"tools/calls/{urllib.parse.quote(call_id, safe='')}/result", body, unless=is_final_response
         )
@@ -294,17 +294,17 @@ class WorkerApiClient:
 
 
 def _trusted_authorities(url: str) -> ssl.SSLContext | bool:
-    """Return the certificate authorities that TLS connections trust: the usual ones for `https`, and none for `http`.
+    """Return the certificate authorities to trust: the default ones for `https`, and none for `http`.
 
-    Reading their certificates takes longer than most requests, and every task process creates a client.
+    Loading the default certificates takes longer than most requests, and every task process creates a client.
     """
     return urllib.parse.urlsplit(url).scheme != "http" or ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 
 def _is_direct(url: str) -> bool:
-    """Return whether requests to the URL use no proxy.
+    """Return whether requests to the URL are sent without a proxy.
 
-    The client uses a custom transport only in this case, because a custom transport ignores proxies.
+    Only then does the client use a custom transport, because a custom transport ignores proxies.
     """
     parts = urllib.parse.urlsplit(url)
     host, proxies = parts.hostname or "", urllib.request.getproxies()
@@ -314,7 +314,7 @@ def _is_direct(url: str) -> bool:
 
 
 def _json_object(response: httpx2.Response) -> dict[str, Any] | None:
-    """Return the body if it is a JSON object, or None. The API only returns JSON objects."""
+    """Return the body if it is a JSON object, else None. The API returns only JSON objects."""
     try:
         return msgspec.json.decode(response.content, type=dict[str, Any])
     except msgspec.DecodeError:

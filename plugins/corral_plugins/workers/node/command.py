@@ -92,8 +92,8 @@ def worker_command(
     drain_seconds: float,
     until_stdin_closes: bool,
 ) -> None:
-    """Run the tasks of a server. SIGTERM, Ctrl-C or SIGHUP releases running tasks and stops the worker; a second
-    signal stops it at once.
+    """Run tasks for a server. SIGTERM, Ctrl-C or SIGHUP releases the running tasks and stops the worker; a second
+    signal stops it immediately.
 
     The worker registers with the registration key and stores its identity in its folder. The folder also contains one
     workspace per task, in which the allowed tools run. shell.run and python.run can do anything that the worker's
@@ -123,7 +123,7 @@ def worker_command(
 
 
 def _list_mcp_tools(path: Path) -> WorkerMcp:
-    """Start the MCP servers of a file once to list their tools. Exit with status 1 if this fails."""
+    """Start the MCP servers listed in a file once, to find out their tools. Exit with status 1 if this fails."""
     import asyncio
 
     from corral_plugins.workers.node.tools.mcp import McpConfigurationError, list_mcp_tools, read_mcp_file

@@ -1,6 +1,6 @@
 """The conversation of an attempt: its first messages, its messages after a resume, and its state between two steps.
 
-Messages have the format of OpenAI. Data is quoted and never presented to the model as instructions.
+Messages use the OpenAI format. Data is quoted and never presented to the model as instructions.
 """
 
 from __future__ import annotations
@@ -28,7 +28,10 @@ Message = dict[str, Any]
 
 
 def initial_messages(claim: Mapping[str, Any]) -> list[Message]:
-    """Return the first messages: the system prompt, the context and input as data, and the instructions."""
+    """Return the first messages of a conversation.
+
+    They contain the system prompt, the context and input as data, and the instructions.
+    """
     task, agent = claim["task"], claim["agent"]
     system = [agent.get("system_prompt") or "You are an agent that carries out tasks."]
     if schema := output_schema(claim):
@@ -45,9 +48,10 @@ def initial_messages(claim: Mapping[str, Any]) -> list[Message]:
 
 
 def new_message_contents(claim: Mapping[str, Any], seen: Iterable[str]) -> list[Message]:
-    """Return the message that quotes those messages of a claim that the conversation does not contain yet.
+    """Return one message that quotes the claim's received messages that are not in the conversation yet.
 
-    `seen` contains the ids of the messages that are in the conversation. Return an empty list if there are no others.
+    `seen` contains the ids of the received messages that the conversation already contains. Return an empty list if
+    there are no new messages.
     """
     known = set(seen)
     items = [each for each in (claim.get("context") or {}).get("messages") or () if each.get("id") not in known]
@@ -55,12 +59,12 @@ def new_message_contents(claim: Mapping[str, Any], seen: Iterable[str]) -> list[
 
 
 def received_ids(claim: Mapping[str, Any]) -> list[str]:
-    """Return the ids of the messages from other agents or people that a claim delivers."""
+    """Return the ids of the messages from other agents or people that a claim contains."""
     return [str(each["id"]) for each in (claim.get("context") or {}).get("messages") or () if each.get("id")]
 
 
 def output_schema(claim: Mapping[str, Any]) -> Any:
-    """Return the JSON Schema of the result: the task's own schema, or else the schema of the agent, or None."""
+    """Return the JSON Schema of the result: the task's own schema, or else the agent's schema, or None."""
     own = claim["task"].get("output_schema")
     return own if own is not None else (claim["agent"].get("config") or {}).get("output_schema")
 
@@ -72,9 +76,9 @@ def _task_instructions(task: Mapping[str, Any]) -> str:
 
 
 def human_response_messages(resume: Mapping[str, Any]) -> list[Message]:
-    """Return the message that contains the decision, the input or the review for which the task waited.
+    """Return a list with the message that contains the decision, the input or the review that the task waited for.
 
-    Return an empty list if the task waited for none of these.
+    Return an empty list if the task did not wait for any of these.
     """
     parts = [
         quote_data(name, resume[name])
@@ -85,19 +89,19 @@ def human_response_messages(resume: Mapping[str, Any]) -> list[Message]:
 
 
 def quote_data(name: str, value: Any) -> str:
-    """Return a JSON value between tags. The value is escaped so that its content cannot close the tags."""
+    """Return a JSON value enclosed in tags. The value is escaped so that its content cannot close the tags."""
     text = json.dumps(value, ensure_ascii=False, sort_keys=True).replace("<", "\\u003c")
     return f"<{name}>\n{text}\n</{name}>"
 
 
 def tool_message(call_id: str, value: Any) -> Message:
-    """Return the message with the result of a tool call, truncated to 64 Ki characters."""
+    """Return a message with the result of a tool call, truncated to 64 Ki characters."""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, sort_keys=True)
     return {"role": "tool", "tool_call_id": call_id, "content": text[:TOOL_TEXT_LIMIT]}
 
 
 def tool_content(call: Mapping[str, Any]) -> Any:
-    """Return the content of an ended tool call for the model: the result, or the error if there is no result."""
+    """Return the content of an ended tool call for the model: the result, or else the error."""
     if call.get("error") is not None:
         return {"error": call["error"]}
     if call.get("status") in ("denied", "expired"):
@@ -106,9 +110,9 @@ def tool_content(call: Mapping[str, Any]) -> Any:
 
 
 def assign_call_ids(message: Message, earlier: Iterable[Message], step: int) -> None:
-    """Replace missing, invalid and repeated call ids in a message, so that each call runs exactly once.
+    """Replace missing, invalid and duplicate call ids in a message, so that each call runs exactly once.
 
-    The new ids are derived from the step and the position of the call.
+    The new ids are derived from the step number and the position of the call.
     """
     used = {call["id"] for before in earlier for call in before.get("tool_calls") or ()}
     for place, call in enumerate(message.get("tool_calls") or ()):
@@ -130,7 +134,7 @@ def open_calls(messages: list[Message]) -> list[Message]:
 
 
 def repair_message(problems: Iterable[str]) -> Message:
-    """Return the message that lists the problems of an answer and requests the answer again."""
+    """Return a message that lists the problems of an answer and asks for a corrected answer."""
     found = "\n".join(f"- {problem}" for problem in problems)
     return {
         "role": "user",
@@ -141,16 +145,17 @@ def repair_message(problems: Iterable[str]) -> Message:
 def calls_signature(calls: Iterable[Mapping[str, Any]]) -> str | None:
     """Return a hash of the names and arguments of the tool calls, or None if there are no calls.
 
-    The server uses this hash to detect loops.
+    The server compares these hashes to detect loops.
     """
     pairs = [[call["function"]["name"], call["function"]["arguments"]] for call in calls]
     return hashlib.sha256(json.dumps(pairs).encode()).hexdigest() if pairs else None
 
 
 def parse_json(text: str, subject: str) -> Any:
-    """Parse a JSON text as strictly as the server does. The text may be inside a code fence.
+    """Parse JSON text as strictly as the server does. The text may be enclosed in a code fence.
 
-    Raise `ValueError` if the text is not valid JSON. The error message calls the text `subject`, for example `answer`.
+    Raise `ValueError` if the text is not valid JSON. The error message refers to the text as `subject`, for example
+    "answer".
     """
     bare = text.strip()
     if bare.startswith("```") and bare.endswith("```") and "\n" in bare:
@@ -179,7 +184,10 @@ class _StoredMessage(msgspec.Struct):
 
 
 class _StoredCheckpoint(msgspec.Struct):
-    """The format of checkpoints, used for validation. Unknown members, which other releases may add, are ignored."""
+    """The format of checkpoints, used for validation.
+
+    Unknown fields are ignored because other releases may add them.
+    """
 
     step: int = 0
     repairs: int = 0
@@ -193,12 +201,12 @@ class _StoredCheckpoint(msgspec.Struct):
 class AttemptState:
     """The state of an attempt, which is stored in checkpoints.
 
-    `step` is the number of the last model step. `repairs` is the number of times that the answer was requested again.
-    `warned` is true if the model was notified of the budget warning. `running` is the id of the call whose tool was
-    started on this machine. `invalid` is the reason why the checkpoint cannot be read, or None. `received` contains the
-    ids of the received messages that are in the conversation. `unread` contains received messages and people's
-    decisions that the next model step adds to the conversation. They have to wait because models accept other messages
-    only after the results of all calls.
+    `step` is the number of the last model step. `repairs` is the number of times that the model was asked to correct
+    its answer. `warned` is true if the model has been told about the budget warning. `running` is the id of a tool call
+    that was started on this machine. `invalid` is the reason why the checkpoint cannot be read, or None. `received`
+    contains the ids of the received messages. `unread` contains the messages and people's decisions that the next model
+    step adds to the conversation. They have to wait because models accept other messages only after the results of all
+    tool calls.
     """
 
     def __init__(self, claim: Mapping[str, Any]) -> None:
@@ -225,7 +233,7 @@ class AttemptState:
             self.unread = []
 
     def to_checkpoint(self) -> dict[str, Any]:
-        """Return the state to store in a checkpoint."""
+        """Return the state in the form in which a checkpoint stores it."""
         return {
             "step": self.step,
             "messages": self.messages,

@@ -1,4 +1,4 @@
-"""Data about this machine and its usage. Values that the operating system does not provide are omitted."""
+"""Data about this machine and its resource usage. Values that the operating system does not provide are omitted."""
 
 from __future__ import annotations
 
@@ -24,9 +24,10 @@ def host_facts() -> dict[str, Any]:
 
 
 def host_usage(folder: str) -> dict[str, float]:
-    """Return the current usage of this machine in percent, for heartbeats.
+    """Return the current resource usage of this machine in percent, for heartbeats.
 
-    The values are the processor (load average divided by cores), the memory, and the disk that contains `folder`.
+    The values are the processor usage (load average divided by the number of cores), the memory usage, and the usage of
+    the disk that contains `folder`.
     """
     percents: dict[str, float] = {"cpu_usage_percent": 100 * os.getloadavg()[0] / (os.cpu_count() or 1)}
     memory = _read_meminfo()
@@ -39,7 +40,7 @@ def host_usage(folder: str) -> dict[str, float]:
 
 
 def _read_meminfo() -> dict[str, int]:
-    """Return the values of /proc/meminfo in KiB, or an empty dictionary if the system has no such file."""
+    """Return the values in /proc/meminfo in KiB, or an empty dictionary if the file does not exist."""
     try:
         with open("/proc/meminfo", encoding="ascii") as file:
             pairs = (line.split(":") for line in file)

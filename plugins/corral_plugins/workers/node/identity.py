@@ -1,6 +1,6 @@
 """The identity of a worker: its token and fingerprint.
 
-The identity is stored in the folder of the worker. The folder has mode 0700, and its files have mode 0600.
+The identity is stored in the worker's folder. The folder has mode 0700, and its files have mode 0600.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import msgspec
 
 
 class WorkerIdentity(msgspec.Struct, kw_only=True):
-    """The result of a registration, with the heartbeat interval and the lease duration that the server requested."""
+    """The result of a registration, with the heartbeat interval and the lease duration that the server specified."""
 
     url: str
     worker_id: str
@@ -32,13 +32,13 @@ class FolderInUse(Exception):
 
 
 class FolderUnusable(Exception):
-    """Raised if the folder of the worker cannot be created or written."""
+    """Raised if the worker's folder cannot be created or written to."""
 
 
 class DuplicateWorkerDetector:
     """Detects another worker with the same fingerprint.
 
-    Two such workers revoke each other's token whenever they register.
+    Two such workers revoke each other's tokens each time they register.
     """
 
     TIMES, SECONDS = 3, 300.0
@@ -49,14 +49,14 @@ class DuplicateWorkerDetector:
     def record_revoked_token(self) -> bool:
         """Record that a token was revoked. Return whether three tokens were revoked within 300 s.
 
-        If three tokens are revoked in this time, another worker probably has the same fingerprint.
+        If so, another worker probably has the same fingerprint.
         """
         self._times.append(time.monotonic())
         return len(self._times) == self.TIMES and self._times[-1] - self._times[0] < self.SECONDS
 
 
 class WorkerFolder:
-    """The folder with the identity of the worker: the files `fingerprint`, `identity.json` and `lock`."""
+    """The folder that stores the worker's identity: the files `fingerprint`, `identity.json` and `lock`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -65,8 +65,8 @@ class WorkerFolder:
     def lock_folder(self) -> Iterator[None]:
         """Create the folder and lock it until the `with` block ends.
 
-        Raise `FolderInUse` if another worker uses the folder, or `FolderUnusable` if the folder cannot be created or
-        written.
+        Raise `FolderInUse` if another worker is using the folder, or `FolderUnusable` if the folder cannot be created
+        or written to.
         """
         try:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -85,7 +85,10 @@ class WorkerFolder:
             yield
 
     def fingerprint(self) -> str:
-        """Return the random fingerprint by which the server recognises this worker. Create it on first use."""
+        """Return the random fingerprint by which the server recognises this worker.
+
+        The fingerprint is created on first use.
+        """
         path = self.path / "fingerprint"
         with contextlib.suppress(OSError):
             if stored := path.read_text(encoding="ascii").strip():
