@@ -1,1 +1,1 @@
-"""The template catalogue: JSON, its schema and a small reader."""
+"""The template catalogue: JSON manifests, their schema and a small reader."""

@@ -1,4 +1,4 @@
-"""Reads the templates of this release, and the JSON Schema of manifests."""
+"""Reads this release's templates and the JSON Schema of their manifests."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 
 def manifests() -> Iterator[bytes]:
-    """Yield the manifests as JSON, in the order of their slugs."""
+    """Yield the template manifests as JSON, sorted by slug."""
     for name in _names():
         yield files("corral_marketplace").joinpath("templates", name).read_bytes()
 
@@ -22,7 +22,7 @@ def count() -> int:
 
 @functools.cache
 def schema() -> dict[str, Any]:
-    """Return the JSON Schema that every manifest matches."""
+    """Return the JSON Schema for template manifests."""
     found: dict[str, Any] = json.loads(files("corral_marketplace").joinpath("schema.json").read_bytes())
     return found
 

@@ -1,1 +1,1 @@
-"""GitHub for Corral: pull requests become code reviews, issues become tasks, and the outcome is posted back."""
+"""GitHub for Corral: turns pull requests into code reviews and issues into tasks, and posts the results to GitHub."""

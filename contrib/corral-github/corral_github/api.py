@@ -1,4 +1,4 @@
-"""The public interface of the plugin: its problem codes."""
+"""The public interface of the plugin, which consists of its problem codes."""
 
 from __future__ import annotations
 

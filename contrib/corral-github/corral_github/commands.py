@@ -1,4 +1,4 @@
-"""`corral github`: connects repositories, and shows their deliveries and posts."""
+"""The `corral github` commands, which connect repositories and show their deliveries and posts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ repository_argument = click.argument("repository", shell_complete=complete_names
 
 @click.group("github")
 def github_command_group() -> None:
-    """Connect repositories of GitHub. REPOSITORY is an id, or a name such as corral/kernel."""
+    """Connect GitHub repositories. REPOSITORY is an id, or a name such as corral/kernel."""
 
 
 @github_command_group.command("list")
@@ -43,7 +43,7 @@ def list_repositories(client: ApiClient, *, as_json: bool) -> None:
 @repository_argument
 @client_command
 def show_repository(client: ApiClient, *, repository: str, as_json: bool) -> None:
-    """Show a repository, and the address for its webhook."""
+    """Show a repository and the URL for its webhook."""
     _print(client, _find(client, repository), as_json=as_json)
 
 
@@ -100,7 +100,7 @@ def add_repository(
 def edit_repository(
     client: ApiClient, *, repository: str, fields: tuple[str, ...], input_path: Path | None, as_json: bool
 ) -> None:
-    """Change a repository: the given fields change, such as -f enabled:=false. From then on your rights apply."""
+    """Change fields of a repository, for example with -f enabled:=false. From then on, Corral uses your permissions."""
     found = _find(client, repository)
     changed = client.send("PATCH", f"{REPOSITORIES}/{found['id']}", body=read_body(input_path, fields))
     _print(client, changed, as_json=as_json)
@@ -124,7 +124,7 @@ def remove_repository(client: ApiClient, *, repository: str, as_json: bool) -> N
 )
 @client_command
 def list_deliveries(client: ApiClient, *, repository: str, limit: int, as_json: bool) -> None:
-    """List the deliveries of GitHub, newest first, and their results."""
+    """List the webhook deliveries from GitHub and their results, newest first."""
     found = client.get(f"{REPOSITORIES}/{_find(client, repository)['id']}/deliveries", limit=limit)["items"]
     print_table(found, DELIVERY_COLUMNS, as_json=as_json, empty="Nothing was delivered.", colour_of="status")
 
@@ -134,7 +134,7 @@ def list_deliveries(client: ApiClient, *, repository: str, limit: int, as_json: 
 @click.option("--limit", type=click.IntRange(1, 200), default=20, show_default=True, help="maximum number of posts")
 @client_command
 def list_posts(client: ApiClient, *, repository: str, limit: int, as_json: bool) -> None:
-    """List what Corral posted or will post, newest first."""
+    """List the comments and reviews that Corral has posted or will post, newest first."""
     found = client.get(f"{REPOSITORIES}/{_find(client, repository)['id']}/posts", limit=limit)["items"]
     print_table(found, POST_COLUMNS, as_json=as_json, empty="Nothing was posted.", colour_of="status")
 
@@ -143,7 +143,7 @@ def list_posts(client: ApiClient, *, repository: str, limit: int, as_json: bool)
 @repository_argument
 @client_command
 def retry_repository(client: ApiClient, *, repository: str, as_json: bool) -> None:
-    """Try failed deliveries and posts again, without waiting for the end of a pause."""
+    """Retry failed deliveries and posts at once, even if GitHub has asked for a pause."""
     found = client.post(f"{REPOSITORIES}/{_find(client, repository)['id']}/retry", None)
     text = f"{found['deliveries']} deliveries and {found['posts']} posts are tried again."
     print_value(found, as_json=as_json, text=text)

@@ -1,4 +1,4 @@
-"""The background jobs, and the handlers of events."""
+"""Background jobs and event handlers."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ BATCH_SIZE = 500
 
 
 async def work_on_thread(thread_id: str, worker: ThreadWorker) -> None:
-    """Do the work that is due for a pull request or an issue."""
+    """Process the pending deliveries and posts of a pull request or an issue."""
     await worker.run(thread_id)
 
 
 def resume_threads() -> None:
-    """Wake the threads whose process was killed, or whose job was lost."""
+    """Requeue threads that have due work but no worker, for example after a process was killed or a job was lost."""
     work_queue.enqueue_due()
 
 
 async def delete_old_rows(work: Work) -> None:
-    """Delete deliveries and posts that ended long ago."""
+    """Delete deliveries and posts that were created more than 90 days ago and are no longer pending."""
     before = clock.now(-KEEP_SECONDS)
     for model in (Delivery, Post):
         while await work(lambda model=model: _delete_batch(model, before)) == BATCH_SIZE:  # type: ignore[misc]  # bound now
@@ -41,12 +41,12 @@ def _delete_batch(model: type[Delivery] | type[Post], before: str) -> int:
 
 
 def on_decision(event: LoggedEvent, reviews: CodeReviews, accounts: Accounts) -> None:
-    """Queue a post about the decision on a pull request."""
+    """Queue a post that reports the decision on a pull request."""
     posts.queue_decision(event, reviews, accounts)
 
 
 def on_task_ended(event: LoggedEvent) -> None:
-    """Queue a post about the result of a task."""
+    """Queue a post that reports the result of a task."""
     posts.queue_result(event)
 
 

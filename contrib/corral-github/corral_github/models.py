@@ -1,4 +1,4 @@
-"""The tables. Only the modules of the package `service` write to them."""
+"""The database tables. Only the modules in the `service` package write to them."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from corral.database.model import SHARED, IdField, InstantField, JSONField, Mode
 class Repository(Model):
     """A connected repository. `name` is in lower case, because the host ignores case.
 
-    Work is done with the rights of `owner_id`, the admin who connected or changed the repository last. Until
-    `paused_until` nothing is sent to the host, because it asked for a pause.
+    Corral works with the permissions of `owner_id`, the admin who connected the repository or last changed it. Corral
+    sends no requests to the host before `paused_until`, because the host asked for a pause.
     """
 
     visibility = SHARED
@@ -42,9 +42,9 @@ class Repository(Model):
 class Thread(Model):
     """A pull request or an issue, and the code review or task that Corral created for it.
 
-    All work for one thread is done in order, by the process that holds the `lease`, which expires at `lease_until`.
-    `run_at` is when work is due, and null if there is none. `heads` maps revisions of the review to commits. `seen_at`
-    is when the issue last changed, by the clock of the host.
+    Deliveries and posts of one thread are processed in order, by the process that holds the `lease`, which expires at
+    `lease_until`. `run_at` is the time at which the next one is due, or null if none is pending. `heads` maps revisions
+    of the review to commits. `seen_at` is the time of the issue's last change, according to the host's clock.
     """
 
     visibility = SHARED
@@ -74,7 +74,10 @@ class Thread(Model):
 
 
 class Delivery(Model):
-    """A webhook that the host delivered. Until it is handled, `facts` contains the necessary parts of the payload."""
+    """A webhook delivery from the host.
+
+    `facts` contains the necessary parts of the payload until the delivery is handled.
+    """
 
     visibility = SHARED
 
@@ -104,10 +107,10 @@ class Delivery(Model):
 
 
 class Post(Model):
-    """A comment or a review to post. `source` identifies the reported event, so that nothing is reported twice.
+    """A comment or a review to post. `source` identifies the reported event, so that no event is reported twice.
 
-    `attempts` is stored before each request. Before each further attempt, Corral checks whether the host already has
-    the post.
+    `attempts` is incremented before each request. Before every attempt except the first, Corral checks whether the host
+    already has the post.
     """
 
     visibility = SHARED

@@ -1,4 +1,4 @@
-"""The `github` plugin: its manifest, and everything that it adds to the kernel."""
+"""The `github` plugin: its manifest and its hook implementations."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ DECISIONS = ("code_review.approved", "code_review.changes_requested", "code_revi
 
 
 class GitHubPlugin(Plugin):
-    """GitHub: pull requests become code reviews, issues become tasks.
+    """The GitHub integration. Pull requests become code reviews, and issues become tasks.
 
-    Decisions of people and results of agents are posted back, each exactly once.
+    Each human decision and each agent result is posted to GitHub exactly once.
     """
 
     name = "github"

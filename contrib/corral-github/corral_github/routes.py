@@ -1,4 +1,4 @@
-"""The routes: repositories, their deliveries and posts, and the address that GitHub's webhooks call."""
+"""The HTTP routes for repositories, deliveries and posts, and the webhook endpoint that GitHub calls."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ async def connect_github_repository(
     request: Request,
     work: Work,
 ) -> GitHubRepositoryView:
-    """Connect a repository. Corral does all work for it with the rights of the caller."""
+    """Connect a repository. Corral performs all work for the repository with the caller's permissions."""
     warnings = await egress.check_saved_url(body.api_url, pointer="/api_url")
     made = await work(lambda: repositories.create(body, by=caller), entry=request.unit_context(caller))
     return msgspec.structs.replace(made, warnings=warnings) if warnings else made
@@ -65,7 +65,7 @@ def get_github_repository(id: str, repositories: Repositories, caller: Principal
 def update_github_repository(
     id: str, body: GitHubRepositoryPatch, match: IfMatch, repositories: Repositories, caller: Principal
 ) -> GitHubRepositoryView:
-    """Change a repository. From then on, Corral does all work for it with the rights of the caller."""
+    """Change a repository. From then on, Corral performs all work for the repository with the caller's permissions."""
     return repositories.update(id, body, match, by=caller)
 
 
@@ -77,7 +77,7 @@ def disconnect_github_repository(id: str, match: IfMatch, repositories: Reposito
 
 @routes.post("/repositories/{id}/retry", needs=MANAGE)
 def retry_github_repository(id: str, repositories: Repositories, caller: Principal) -> GitHubRetry:
-    """Try failed deliveries and posts again, without waiting for the end of a pause."""
+    """Retry failed deliveries and posts at once, even if GitHub has asked for a pause."""
     return repositories.retry(id, by=caller)
 
 
@@ -91,7 +91,7 @@ def list_github_deliveries(
 
 @routes.get("/repositories/{id}/posts", needs=READ, raises=("invalid_cursor",))
 def list_github_posts(id: str, query: PageQuery, repositories: Repositories, caller: Principal) -> Page[GitHubPostView]:
-    """List the posts to a repository, including posts that wait to be sent, newest first."""
+    """List the posts to a repository, including unsent posts, newest first."""
     return repositories.posts(id, query, by=caller)
 
 
@@ -108,9 +108,9 @@ def list_github_posts(id: str, query: PageQuery, repositories: Repositories, cal
 async def receive_github_delivery(
     id: str, body: bytes, ingress: GitHubIngress, request: Request
 ) -> Answer[GitHubReceipt]:
-    """Receive a delivery of a webhook of GitHub.
+    """Receive a webhook delivery from GitHub.
 
-    The response is sent after the delivery has been stored. A delivery that was received before is answered with 200.
+    The response is sent after the delivery has been stored. The status is 200 if the same delivery was received before.
     """
     receipt = await ingress.receive(id, body, request)
     return Answer(body=receipt, status=200 if receipt.duplicate else 202)

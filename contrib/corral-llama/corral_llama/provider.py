@@ -1,4 +1,4 @@
-"""The provider kind `local`, which relays requests and responses in OpenAI's format to and from the child process."""
+"""The provider kind `local`, which relays requests and responses in the OpenAI format to and from the child process."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ EXTENSION_FIELDS = ("timings", "prompt_progress", "__verbose")
 
 
 class LocalProvider:
-    """Implements `LLMProvider` for the local model. A model is available after the plugin has started."""
+    """Implements `LLMProvider` for the local model. The model becomes available after the plugin has started."""
 
     kind = "local"
     free, implicit, concurrency = True, True, 1
@@ -56,7 +56,7 @@ class LocalProvider:
         self._installation: InstallationConfig
 
     def start(self, children: ModelProcesses, settings: Settings, installation: InstallationConfig) -> None:
-        """Set the services that the provider uses. Called once, when the plugin starts."""
+        """Set the services that the provider uses. The plugin calls this method once, when it starts."""
         self._children, self._settings, self._installation = children, settings, installation
 
     async def find_model(self) -> None:
@@ -71,7 +71,7 @@ class LocalProvider:
     async def warm_up(self) -> None:
         """Load the model so that the first call does not have to wait.
 
-        An error is only logged, because the first call reports it as well.
+        Errors are only logged, because the first call will report them as well.
         """
         try:
             async with self._model_process():
@@ -166,7 +166,7 @@ class LocalProvider:
 
 @contextlib.asynccontextmanager
 async def _connection_errors(child: ModelProcess) -> AsyncIterator[None]:
-    """Convert connection errors to errors that describe how the child process exited."""
+    """Convert connection errors to errors that say how the child process exited."""
     try:
         yield
     except httpx2.HTTPError as error:
@@ -182,7 +182,7 @@ def _unavailable_error(message: str) -> ProviderError:
 def translate_request(request: Mapping[str, Any]) -> dict[str, Any]:
     """Return the request in a form that chat templates support.
 
-    Text parts are joined into one text, and the role `developer` becomes `system`.
+    Multiple text parts of a message are joined into one string, and the role `developer` becomes `system`.
     """
     messages = []
     for message in request["messages"]:
@@ -197,14 +197,14 @@ def translate_request(request: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def remove_extensions(response: dict[str, Any]) -> dict[str, Any]:
-    """Remove the fields of llama.cpp that OpenAI does not define."""
+    """Remove fields that llama.cpp adds to the OpenAI format."""
     return {name: value for name, value in response.items() if name not in EXTENSION_FIELDS}
 
 
 async def stream_lines(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     """Yield the lines of a stream.
 
-    Only line feeds separate lines, because the text of a model may contain other line separators.
+    Only line feeds separate lines, because model output may contain other line separators.
     """
     rest = b""
     async for chunk in chunks:
@@ -221,7 +221,7 @@ def _parse_chunk(data: bytes) -> dict[str, Any]:
 
 
 def _error_of_response(status: int, body: bytes) -> ProviderError:
-    """Convert an error response of llama.cpp's server to a `ProviderError` with the message of that response."""
+    """Convert an error response from llama.cpp's server to a `ProviderError` with the same message."""
     try:
         message = str(msgspec.json.decode(body)["error"]["message"])
     except (msgspec.DecodeError, KeyError, TypeError):

@@ -1,1 +1,1 @@
-"""The Model Context Protocol for Corral, on the official SDK."""
+"""Model Context Protocol support for Corral, based on the official SDK."""

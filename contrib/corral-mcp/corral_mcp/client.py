@@ -1,4 +1,4 @@
-"""Reaches MCP servers with the SDK, over the guarded HTTP client that the `tools` plugin supplies."""
+"""Calls MCP servers with the SDK, through the guarded HTTP client that the `tools` plugin supplies."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MAX_PAGES = 20
 
 
 class SdkClient:
-    """Implements `corral_plugins.tools.api.McpClient`. Every request opens a session of its own."""
+    """Implements `corral_plugins.tools.api.McpClient`. Every request opens a separate session."""
 
     async def list_tools(self, endpoint: McpEndpoint) -> Sequence[McpTool]:
         return await _in_session(endpoint, list_tools)
@@ -34,10 +34,10 @@ class SdkClient:
 
 
 class GuardedRelay(httpx2.AsyncBaseTransport):
-    """Sends the requests of the SDK with the guarded client, and keeps the reason why the last one failed.
+    """Sends the SDK's requests through the guarded client, and stores why the last request failed.
 
-    The stream on which a server sends messages of its own accord is refused, which the protocol allows. It would occupy
-    a connection during every call, and Corral reads none of these messages.
+    GET requests, which open a stream for unsolicited server messages, are answered with 405, as the protocol allows.
+    Such a stream would occupy a connection during every call, and Corral reads none of these messages.
     """
 
     def __init__(self, http: httpx2.AsyncClient) -> None:
@@ -45,7 +45,7 @@ class GuardedRelay(httpx2.AsyncBaseTransport):
         self.failure: McpFailure | None = None
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-        """Send a request. Raise the errors of the guarded client."""
+        """Send a request. Raises the same errors as the guarded client."""
         if request.method == "GET":
             return httpx2.Response(405, request=request)
         try:
@@ -76,7 +76,7 @@ async def _in_session(endpoint: McpEndpoint, use: Callable[[Client], Awaitable[T
 
 
 async def list_tools(client: Client) -> list[McpTool]:
-    """List the tools of a server, page by page."""
+    """Return the tools of a server, reading the list page by page."""
     found: list[McpTool] = []
     cursor: str | None = None
     for _ in range(MAX_PAGES):
@@ -98,7 +98,7 @@ async def list_tools(client: Client) -> list[McpTool]:
 
 
 def result_of(result: CallToolResult) -> McpResult:
-    """Convert the SDK's result of a tool call to Corral's."""
+    """Convert the SDK's result of a tool call to an `McpResult`."""
     return McpResult(
         content=[block.model_dump(mode="json", by_alias=True, exclude_none=True) for block in result.content],
         structured=result.structured_content,
@@ -107,9 +107,9 @@ def result_of(result: CallToolResult) -> McpResult:
 
 
 def _failure_of(error: BaseException, relay: GuardedRelay) -> McpFailure:
-    """Return why a session failed, without text from the server.
+    """Return the reason why a session failed, without text from the server.
 
-    An error of the connection is preferred, because it explains more.
+    An error of the HTTP connection takes precedence over an SDK error, because it is more informative.
     """
     if relay.failure is not None:
         return relay.failure

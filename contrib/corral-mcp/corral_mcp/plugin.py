@@ -1,4 +1,4 @@
-"""The `mcp` plugin: its manifest, and everything that it adds to the kernel."""
+"""The `mcp` plugin: its manifest and its hook implementations."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 
 class McpPlugin(Plugin):
-    """The Model Context Protocol.
+    """Support for the Model Context Protocol.
 
-    Agents use the tools of MCP servers, and MCP clients use agents, tasks and approvals at `/mcp`.
+    Agents can use the tools of MCP servers, and MCP clients can use agents, tasks and approvals at `/mcp`.
     """
 
     name = "mcp"

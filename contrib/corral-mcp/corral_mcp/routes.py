@@ -1,4 +1,4 @@
-"""The route `/mcp`, at which MCP clients use Corral."""
+"""The route `/mcp`, through which MCP clients use Corral."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ routes = Routes("/mcp", tag="MCP")
 
 
 class McpMessage(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """A request or notification of the Model Context Protocol, in JSON-RPC. A notification has no `id`."""
+    """A Model Context Protocol request or notification, in JSON-RPC format. A notification has no `id`."""
 
     jsonrpc: Literal["2.0"]
     method: Annotated[str, Meta(min_length=1, max_length=200)]
@@ -37,10 +37,10 @@ class McpMessage(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_
 async def answer_mcp_message(
     body: McpMessage, server: CorralServer, caller: Principal, request: Request
 ) -> Answer[dict[str, Any] | None]:
-    """Answer a message of an MCP client (streamable HTTP, without sessions).
+    """Answer a message from an MCP client (streamable HTTP, without sessions).
 
-    The tools are operations of this API, which are called with the credential of the request. An error of the protocol
-    is the `error` of the response; the response 202 acknowledges a notification.
+    The tools are operations of this API and are called with the credential of the request. Protocol errors are returned
+    in the `error` field of the response. Notifications are acknowledged with the status 202.
     """
     answer = await server.answer(msgspec.json.encode({"jsonrpc": body.jsonrpc, **msgspec.to_builtins(body)}), request)
     return Answer(body=answer, status=202 if answer is None else 200)

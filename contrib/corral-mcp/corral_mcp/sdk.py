@@ -1,4 +1,4 @@
-"""Imports the SDK. The import takes seconds, so this module is loaded at the first use, in a thread."""
+"""Imports the SDK. The import takes seconds, so this module is loaded on first use, in a separate thread."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CORRAL = Implementation(name="corral", version="1")
 
 @contextlib.asynccontextmanager
 async def open_session(endpoint: McpEndpoint, relay: httpx2.AsyncBaseTransport) -> AsyncIterator[Client]:
-    """Open a session with a server. All of its requests go through `relay`."""
+    """Open a session with an MCP server. All requests of the session go through `relay`."""
     timeout = httpx2.Timeout(None, connect=CONNECT_SECONDS)
     async with httpx2.AsyncClient(
         transport=relay, headers=dict(endpoint.headers), timeout=timeout, trust_env=False

@@ -1,7 +1,7 @@
-"""Corral as an MCP server: operations of the API as tools, called with the credential of the client.
+"""Corral as an MCP server. API operations are available as tools, which are called with the client's credential.
 
-A tool call is a request to the API that does not leave the process. Permissions, visibility, validation, rate limits
-and the audit log are therefore those of the API, and an error is the problem document of the API.
+A tool call is an API request that stays within the process. Permissions, visibility, validation, rate limits and audit
+logging therefore work as for any API request, and errors are the API's problem documents.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class CorralServer:
         return found
 
     async def tools(self) -> dict[str, ApiTool]:
-        """Return the tools by name. The OpenAPI document is read once, because it does not change."""
+        """Return the tools, keyed by name. The OpenAPI document is read once, because it does not change."""
         if self._tools is None:
             assert self.document is not None
             document = await asyncio.to_thread(self.document.render)
@@ -54,7 +54,7 @@ class CorralServer:
         return self._tools
 
     async def _call(self, tool: ApiTool, arguments: Json, request: Request) -> tuple[int, Any]:
-        """Call the operation of a tool. Return the status and the body of the response."""
+        """Call the API operation of a tool. Return the status and the body of the response."""
         path, query, body = tool.split(arguments)
         headers = [(name, value) for name, value in request.headers.items() if name in FORWARDED]
         content = b""

@@ -1,4 +1,7 @@
-"""Answers messages with the SDK. Its import takes seconds, so this module is loaded at the first use, in a thread."""
+"""Answers messages with the SDK.
+
+The SDK's import takes seconds, so this module is loaded on first use, in a separate thread.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,7 @@ async def answer(
 ) -> dict[str, Any] | None:
     """Answer one message. Return the response, or None for a notification.
 
-    The HTTP statuses of the SDK are left out, because the response contains the errors of the protocol.
+    The SDK's HTTP status is ignored, because the response itself contains any protocol error.
     """
     manager = StreamableHTTPSessionManager(_server(tools, call), json_response=True, stateless=True)
     scope = {

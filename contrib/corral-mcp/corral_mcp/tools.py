@@ -1,4 +1,4 @@
-"""The tools that Corral offers to MCP clients: operations of the API, described as in the OpenAPI document."""
+"""The tools that Corral offers to MCP clients. They are API operations, described as in the OpenAPI document."""
 
 from __future__ import annotations
 
@@ -18,13 +18,19 @@ OPERATIONS = {
     ),
     "approvals": ("list_approvals", "get_approval", "approve_request", "reject_request", "request_revision"),
 }
-"""The operations by plugin. Those that the installation does not serve are left out."""
+"""The ids of the offered operations, grouped by plugin.
+
+Operations that this installation does not serve are omitted.
+"""
 _COMPONENT = "#/components/schemas/"
 _NAME = re.compile(r"\{([a-z_]+)\}")
 
 
 class ApiTool(msgspec.Struct, frozen=True, kw_only=True):
-    """An operation of the API as a tool. Its arguments are the path and query parameters and the fields of the body."""
+    """An API operation as a tool.
+
+    Its arguments are the path parameters, the query parameters and the fields of the body.
+    """
 
     name: str
     description: str
@@ -40,7 +46,7 @@ class ApiTool(msgspec.Struct, frozen=True, kw_only=True):
         return self.method == "GET"
 
     def split(self, arguments: Mapping[str, Any]) -> tuple[str, Json, Json]:
-        """Return the path, the query and the body for these arguments."""
+        """Split the arguments into the path, the query and the body of the request."""
         rest = dict(arguments)
         in_path = {name: str(rest.pop(name, "-")).replace("/", "-") for name in _NAME.findall(self.path)}
         query = {name: rest.pop(name) for name in self.query_names if name in rest}

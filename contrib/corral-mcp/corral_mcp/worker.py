@@ -1,4 +1,4 @@
-"""Starts MCP servers as commands, for `corral worker --mcp`. Loaded in workers and their tasks only."""
+"""Starts MCP servers as commands, for `corral worker --mcp`. Only workers and their tasks load this module."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class CommandSession:
 async def start_command(
     command: str, arguments: Sequence[str], variables: Mapping[str, str]
 ) -> AsyncIterator[CommandSession]:
-    """Start a server, open a session with it, and stop it at the end.
+    """Start a server command, open a session with it, and stop the server when the context ends.
 
     The server gets the given environment variables, and a few from this process, such as PATH and HOME.
     """

@@ -27,10 +27,10 @@ declare_codes(
 
 
 class AgentFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """What Corral must know about an agent to assign tasks to it and to call its model: state, slots and configuration.
+    """The facts about an agent that Corral needs to assign tasks to it and to call its model.
 
-    `version` is the version of the configuration. `max_cost_per_task_micro` limits the cost of tasks that have no limit
-    of their own, in micro-USD.
+    `version` is the version of the configuration. `max_cost_per_task_micro` limits the cost of tasks without a limit of
+    their own, in micro-USD.
     """
 
     id: str
@@ -89,7 +89,7 @@ class Agents(Protocol):
         ...
 
     def started_agents(self, role: str | None) -> list[AgentFacts]:
-        """Return the agents with the state `idle` or `busy` that have this role, or any role if `role` is None.
+        """Return the agents in the state `idle` or `busy` that have this role, or any role if `role` is None.
 
         Agents without a role are excluded.
         """
@@ -122,11 +122,14 @@ class Agents(Protocol):
         ...
 
     def pause_started(self, agent_id: str, reason: str) -> None:
-        """Pause an agent for a reason other than the decision of a person. Does nothing if the agent is not started."""
+        """Pause an agent automatically, that is, for a reason other than a person's decision.
+
+        Does nothing if the agent is not started.
+        """
         ...
 
     def resume_paused(self, agent_id: str, reason: str) -> None:
-        """Resume an agent that is paused for this reason. Does nothing if it is not."""
+        """Resume an agent that is paused for this reason. Does nothing if the agent is not paused for it."""
         ...
 
     def record_attempt_end(self, agent_id: str, *, configuration_failure: bool, stalled: bool) -> None:
@@ -134,7 +137,8 @@ class Agents(Protocol):
 
         A configuration failure is a `provider_error` that a retry cannot fix, for example because of an invalid key or
         an unknown model. After `agents.error_after_failures` consecutive failures, the state of the agent becomes
-        `error`. `stalled` says whether `record_stall` was called for the attempt; if not, the series of stalls ends.
+        `error`. `stalled` says whether `record_stall` was called for the attempt; if it was not called, the series of
+        consecutive stalls ends.
         """
         ...
 
@@ -172,11 +176,14 @@ class AgentStatistics(Protocol):
     """
 
     def for_agent(self, agent_id: str, *, since: str) -> AttemptStatistics:
-        """Return the statistics of the agent's attempts that were created at or after the instant `since`."""
+        """Return the statistics of the agent's attempts that were created at or after `since`."""
         ...
 
     def for_versions(self, agent_id: str, versions: Sequence[int]) -> dict[int, AttemptStatistics]:
-        """Return the statistics of the attempts with each of these configuration versions. Sends a single query."""
+        """Return the statistics of the attempts with each of these configuration versions, keyed by version.
+
+        Sends a single query.
+        """
         ...
 
 

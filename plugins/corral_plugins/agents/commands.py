@@ -1,4 +1,4 @@
-"""`corral agents`: manages the agents of a server from a terminal."""
+"""The `corral agents` commands, which manage a server's agents from a terminal."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ agent_argument = click.argument("agent", shell_complete=complete_names("/agents"
 
 @click.group("agents")
 def agents_command_group() -> None:
-    """Manage agents: named configurations that work on tasks."""
+    """Manage agents, which are named configurations that work on tasks."""
 
 
 @agents_command_group.command("list")
@@ -47,7 +47,7 @@ def agents_command_group() -> None:
 @click.option("--search", help="list only agents whose name contains this text")
 @client_command
 def list_agents(client: ApiClient, *, status: tuple[str, ...], search: str | None, as_json: bool) -> None:
-    """List all agents by name."""
+    """List all agents, sorted by name."""
     query = {"sort": "name", "status": list(status), **({"search": search} if search else {})}
     print_table(
         list(client.pages("/agents", **query)),
@@ -68,7 +68,7 @@ def list_agents(client: ApiClient, *, status: tuple[str, ...], search: str | Non
 @agent_argument
 @client_command
 def show_agent(client: ApiClient, *, agent: str, as_json: bool) -> None:
-    """Show an agent with its configuration and what it works on."""
+    """Show an agent with its configuration and its current tasks."""
     found = _find(client, agent)
     shown = {
         "name": found["name"],
@@ -92,7 +92,7 @@ def show_agent(client: ApiClient, *, agent: str, as_json: bool) -> None:
 
 
 def _reviewer_text(client: ApiClient, policy: dict[str, Any]) -> str | None:
-    """Return a sentence that says who reviews the results of an agent, or None if nobody does."""
+    """Return a sentence that says who reviews the agent's results, or None if nobody does."""
     if policy["mode"] == "none":
         return None
     reviewer = policy.get("reviewer_agent_id")
@@ -125,7 +125,7 @@ def _configuration_options(function: F) -> F:
 @click.option("--start", is_flag=True, help="start the agent too")
 @client_command
 def create_agent(client: ApiClient, *, name: str, start: bool, as_json: bool, **options: Any) -> None:
-    """Create an agent. It works on tasks once it is started."""
+    """Create an agent. It works on tasks only after it has been started."""
     made = client.post("/agents", {**_fields(**options), "name": name})
     hint = f"Start it: corral agents start {shlex.quote(made['name'])}"
     if start:
@@ -280,7 +280,7 @@ def _model(agent: Any) -> str:
 
 
 def _warnings(client: ApiClient, agent: dict[str, Any]) -> list[str]:
-    """Describe the warnings about an agent in sentences. A warning about its model names the existing providers."""
+    """Return a sentence for each warning about an agent. Warnings about the model list the available providers."""
     found = []
     for code in agent["warnings"]:
         kind, _, subject = code.partition(":")

@@ -10,9 +10,9 @@ from corral.database.model import SHARED, IdField, InstantField, JSONField, Mode
 class Agent(Model):
     """An agent.
 
-    `last_active_at` is an empty string, not null, before the first lease of the agent, because lists of agents are
-    sorted by this column. Every change of a column other than the state sets a new `stamp`. A stamp is never reused, so
-    caches can use it as their key.
+    `last_active_at` is an empty string, not null, until the agent receives its first lease, because lists of agents are
+    sorted by this column. Every change to a column other than the state sets a new `stamp`. Stamps are never reused, so
+    caches can use them as keys.
     """
 
     visibility = SHARED
@@ -74,7 +74,7 @@ Agent.add_index(
 
 
 class AgentVersion(Model):
-    """Version `n` of an agent's configuration, as `GET /agents/{id}/versions/{n}` returns it."""
+    """A numbered version of an agent's configuration, as returned by `GET /agents/{id}/versions/{n}`."""
 
     visibility = SHARED
     owner_field = "created_by"

@@ -73,7 +73,7 @@ def get_agent(id: str, agents: AgentManagement, caller: Principal) -> AgentView:
 def update_agent(id: str, body: AgentPatch, match: IfMatch, agents: AgentManagement, caller: Principal) -> AgentView:
     """Change an agent.
 
-    A change of the configuration creates a new version. Running attempts keep the version they started with.
+    A change of the configuration creates a new version. Running attempts keep the version with which they started.
     """
     return agents.update(id, body, match, by=caller)
 
@@ -88,8 +88,8 @@ def delete_agent(
 ) -> Answer[None]:
     """Delete an agent.
 
-    The name of the agent becomes available at once, its tokens are revoked, and tasks that wait for the agent are
-    detached from it. The `Corral-Affected` header contains the number of affected tasks.
+    The agent's name becomes available at once, its tokens are revoked, and tasks that wait for it are detached. The
+    `Corral-Affected` header contains the number of affected tasks.
     """
     affected = agents.delete(id, match, force=query.force, by=caller)
     return Answer(body=None, status=204, headers={"Corral-Affected": f"tasks={affected}"})
@@ -116,7 +116,7 @@ def stop_agent(id: str, body: StopAgent, match: IfMatch, states: AgentStates, ca
 
 @routes.post("/{id}/pause", needs="agents.write", raises=_ACTION)
 def pause_agent(id: str, body: PauseRequest, match: IfMatch, states: AgentStates, caller: Principal) -> AgentView:
-    """Pause a started agent. The agent claims no further tasks, and its current tasks continue."""
+    """Pause a started agent. The agent claims no further tasks, but its current tasks continue."""
     return states.pause(id, match, reason=body.reason, by=caller)
 
 
@@ -148,7 +148,10 @@ def list_agent_versions(
 
 @routes.get("/{id}/versions/compare", needs="agents.read", raises=("not_found",))
 def compare_agent_versions(id: str, query: CompareQuery, versions: AgentVersions, caller: Principal) -> Comparison:
-    """Compare two versions: get the fields that differ, and statistics of the attempts of both versions."""
+    """Compare two versions.
+
+    The response contains the fields that differ, and statistics of the attempts of both versions.
+    """
     return versions.compare(id, query.before, query.after, by=caller)
 
 
@@ -172,7 +175,7 @@ def roll_back_agent(id: str, body: RollBack, match: IfMatch, versions: AgentVers
 
 @routes.get("/{id}/budget", needs="agents.read", raises=("not_found",))
 def get_agent_budget(id: str, agents: AgentManagement, caller: Principal) -> AgentBudget:
-    """Get the cost limits of an agent, and what it has spent and reserved in the current month."""
+    """Get the cost limits of an agent, and the amounts that it has spent and reserved in the current month."""
     return agents.get_budget(id, by=caller)
 
 
@@ -211,8 +214,9 @@ def create_agent_token(
 ) -> Answer[IssuedAgentToken]:
     """Create a standing token for an agent that runs outside Corral's workers. Only this response contains the token.
 
-    The token allows a request only if the required permission is in the scopes of the token, is one that agents may
-    hold, and is held by the creator of the token at the time of the request. An API key cannot create standing tokens.
+    The token allows a request only if the token's scopes include the required permission, agents may hold this
+    permission, and the token's creator still has it at the time of the request. An API key cannot create standing
+    tokens.
     """
     issued = tokens.create(id, body, by=caller)
     return Answer(body=issued, headers={"Location": f"/api/v1/agents/{id}/tokens/{issued.id}"})

@@ -23,7 +23,7 @@ Policy = Literal["allow", "ask", "deny"]
 
 
 class ToolRule(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """An agent's rule for one tool. `config` restricts the configuration of the tool."""
+    """An agent's rule for one tool. `config` restricts the tool's own configuration."""
 
     policy: Policy | UnsetType = UNSET
     when_tainted: Policy | UnsetType = UNSET
@@ -31,7 +31,7 @@ class ToolRule(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_de
 
 
 class WorkerSelector(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """Selects the workers that may run the agent. A worker must match the group and the labels that are set."""
+    """Selects the workers that may run the agent. A worker must match the group and all labels that are set."""
 
     group: Slug | None = None
     labels: Annotated[dict[Label, Annotated[str, Meta(max_length=255)]], Meta(max_length=50)] = {}
@@ -73,7 +73,7 @@ class AgentFields(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit
 
 
 class NewAgent(AgentFields, kw_only=True):
-    """The fields for creating an agent. Only the name is required."""
+    """The fields of a new agent. Only the name is required."""
 
     name: Name
 
@@ -88,7 +88,8 @@ class AgentView(msgspec.Struct, kw_only=True):
     """An agent.
 
     `version` increases with every change of the agent. `config_version` is the number of the newest version of its
-    configuration. `spent_month_usd` is the cost of the current month (UTC), or null if the `cost` plugin is not active.
+    configuration. `spent_month_usd` is the agent's cost in the current month (UTC), or null if the `cost` plugin is not
+    active.
     """
 
     id: str
@@ -126,7 +127,7 @@ class AgentView(msgspec.Struct, kw_only=True):
 
 
 class AgentBudgetChange(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Changes to the limits of an agent. Absent fields stay unchanged, and null removes a limit."""
+    """Changes to an agent's limits. Absent fields stay unchanged, and null removes a limit."""
 
     monthly_budget_usd: Dollars | UnsetType | None = UNSET
     max_cost_per_task_usd: Dollars | UnsetType | None = UNSET
@@ -148,7 +149,7 @@ class AgentBudget(msgspec.Struct, kw_only=True):
 
 
 class AgentQuery(PageQuery, kw_only=True):
-    """The filters and the sort order for listing agents. `status` is another name for the filter `status_filter`."""
+    """The filters and the sort order for listing agents. `status` is an alias of `status_filter`."""
 
     status_filter: list[Status] | UnsetType = UNSET
     status: list[Status] | UnsetType = UNSET
@@ -174,8 +175,8 @@ class StartAgent(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 class StopAgent(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """The options for stopping an agent.
 
-    The mode `immediate` revokes the agent's leases, and `drain` waits until they end. With `immediate`, `cancel_tasks`
-    also cancels the tasks of the revoked leases.
+    The mode `immediate` revokes the agent's leases, and `drain` waits until its leases end. In the mode `immediate`,
+    `cancel_tasks` also cancels the tasks of the revoked leases.
     """
 
     mode: Literal["immediate", "drain"] = "immediate"
@@ -184,13 +185,13 @@ class StopAgent(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class PauseRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """A request to pause or resume an agent. The event about the state change contains `reason`."""
+    """A request to pause or resume an agent. The `reason` is included in the event about the state change."""
 
     reason: Annotated[str, line(500, 0)] | None = None
 
 
 class CloneAgent(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The body of a request to copy an agent: the name of the copy."""
+    """The body of a request to clone an agent: the name of the copy."""
 
     name: Name
 
@@ -202,7 +203,7 @@ class RollBack(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class VersionQuery(PageQuery, kw_only=True):
-    """Selects a page of the list of versions, newest first."""
+    """The page of versions to return. Versions are sorted newest first."""
 
 
 class AgentVersionView(msgspec.Struct, kw_only=True):
@@ -257,7 +258,7 @@ class Comparison(msgspec.Struct, kw_only=True):
 
 
 class AgentStatsQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The number of past days that the statistics cover."""
+    """The query for an agent's statistics. `days` is the number of past days to cover."""
 
     days: Annotated[int, Meta(ge=1, le=365)] = 30
 
@@ -269,7 +270,7 @@ class AgentStats(AttemptStatistics, frozen=True, kw_only=True):
 
 
 class NewAgentToken(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The fields for creating a standing token.
+    """The fields of a new standing token.
 
     `scopes` limit the permissions of the token. Each scope is the name of a permission, or a pattern: `<plugin>.*`,
     `*.<verb>` or `*`.
@@ -283,7 +284,7 @@ class NewAgentToken(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class AgentTokenView(msgspec.Struct, kw_only=True):
-    """A standing token without its secret."""
+    """A standing token without its secret value."""
 
     id: str
     agent_id: str
@@ -301,4 +302,4 @@ class IssuedAgentToken(AgentTokenView, kw_only=True):
 
 
 class AgentTokenQuery(PageQuery, kw_only=True):
-    """Selects a page of the list of tokens, newest first."""
+    """The page of tokens to return. Tokens are sorted newest first."""

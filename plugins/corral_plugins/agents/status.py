@@ -1,4 +1,4 @@
-"""The lines of `corral status` about agents that stopped because their tasks failed or stalled."""
+"""The lines of `corral status` about agents that stopped because their attempts failed or stalled."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from corral.cli.status_parts import StatusPart, name_for_command, read_if_allowe
 
 
 def agent_status(client: ApiClient) -> StatusPart:
-    """Describe the agents that take no tasks until somebody starts them, because they failed or stalled."""
+    """Describe the agents that failed or stalled and therefore take no tasks until somebody starts them."""
     found = read_if_allowed(client, "/agents", status=["error", "paused"], limit=200)
     if found is None:
         return StatusPart(None)

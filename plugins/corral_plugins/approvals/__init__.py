@@ -1,1 +1,1 @@
-"""Approvals: people decide before something consequential happens, on exactly the content that will be executed."""
+"""Approvals: people review consequential actions before they happen, and approve exactly the content to execute."""

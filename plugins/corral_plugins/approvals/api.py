@@ -41,13 +41,13 @@ OnTimeout = Literal["reject", "approve", "escalate"]
 DecidingRole = Literal["admin", "member"]
 
 RISKS: tuple[Risk, ...] = ("low", "medium", "high", "critical")
-"""The risks, the lowest first."""
+"""The risk levels, lowest first."""
 OPEN: tuple[Status, ...] = ("pending", "revision_requested")
-"""The states of an approval that nobody has decided yet."""
+"""The statuses of an undecided approval."""
 
 
 class Approvers(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The people who may decide: the users with these ids, and everyone who has one of the roles.
+    """The people who may decide an approval: the listed users, and all users with one of the listed roles.
 
     Admins may always decide.
     """
@@ -59,10 +59,10 @@ class Approvers(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 class NewApproval(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """A request for an approval.
 
-    `payload` is the content that will be executed, at most 256 KiB of JSON. `confidence` and `rubric` are the
-    requester's own assessment: approvers see it, but it does not affect the outcome. Give either `expires_at` or
-    `expires_in_seconds`, from 15 minutes to 30 days. `run_id` is the workflow run that will execute the payload, and
-    `step` is a step of that run.
+    `payload` is the content to execute, at most 256 KiB of JSON. `confidence` and `rubric` are the requester's own
+    assessment. Approvers see them, but they do not affect the outcome. Set either `expires_at` or `expires_in_seconds`,
+    from 15 minutes to 30 days in the future. `run_id` is the workflow run that will execute the payload, and `step` is
+    a step of that run.
     """
 
     title: Title
@@ -87,9 +87,9 @@ class NewApproval(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class Requester(msgspec.Struct, frozen=True, kw_only=True):
-    """The user, agent, worker or workflow that asks for an approval.
+    """The user, agent, worker or workflow that requests an approval.
 
-    `on_behalf_of` is the id of the person for whom an agent, worker or workflow works.
+    `on_behalf_of` is the id of the person for whom the agent, worker or workflow works.
     """
 
     type: Literal["user", "agent", "worker", "workflow"]
@@ -98,10 +98,10 @@ class Requester(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class HeldToolCall(msgspec.Struct, frozen=True, kw_only=True):
-    """The tool call that waits for an approval.
+    """A tool call that waits for an approval.
 
-    `target` names the object on which the call acts. `taint_sources` are the untrusted sources that the run has read;
-    `tainted` is true if there are any. Only people who hold the `required_permissions` of the tool may decide.
+    `target` names the object on which the call acts. `taint_sources` lists the untrusted sources that the run has read,
+    and `tainted` is true if there are any. Only people who have all of the tool's `required_permissions` may decide.
     """
 
     id: str
@@ -116,9 +116,9 @@ class HeldToolCall(msgspec.Struct, frozen=True, kw_only=True):
 class ApprovalRequest(msgspec.Struct, frozen=True, kw_only=True):
     """A request for an approval from another plugin.
 
-    Unlike `NewApproval`, it may be about a tool call or a step of a workflow. `payload_sha256` is the hash of the
-    content that will be executed; the default is the hash of `payload`. If `approvers` is None, the default approvers
-    for this risk decide. `step_policy` contains the paths of a workflow step.
+    Unlike `NewApproval`, it may concern a tool call or a workflow step. `payload_sha256` is the hash of the content to
+    execute, by default the hash of `payload`. If `approvers` is None, the default approvers for the given risk decide.
+    `step_policy` contains the paths that a workflow step takes after each outcome.
     """
 
     type: Kind
@@ -147,11 +147,11 @@ class ApprovalRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ApprovalFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """An approval as other plugins see it.
+    """An approval in the form that other plugins receive.
 
-    `payload` is what will run if the approval is granted: the requested payload or, if `is_edited` is true, the version
-    that an approver edited. `payload_sha256` is its hash. `by` names who decided: a user id, `rule:<id>`, `timeout`, or
-    null. `is_new` is false if `open` returned an approval that already existed.
+    `payload` is the content to execute if the approval is granted: the requested payload or, if `is_edited` is true,
+    the payload that an approver edited. `payload_sha256` is its hash. `by` identifies who or what decided: a user id,
+    `rule:<id>`, `timeout`, or null. `is_new` is false if `open` returned an existing approval.
     """
 
     id: str
@@ -179,8 +179,8 @@ class ApprovalFacts(msgspec.Struct, frozen=True, kw_only=True):
 class InvolvedPeople(msgspec.Struct, frozen=True, kw_only=True):
     """The people whom an approval concerns.
 
-    `approvers` lists who may decide besides admins, except `excluded`. `requester_id` is the person who asked, or for
-    whom an agent, worker or workflow asked, or None.
+    `approvers` lists the people who may decide, in addition to admins. The people in `excluded` may not decide.
+    `requester_id` is the person who made the request, or on whose behalf it was made, or None.
     """
 
     approvers: list[Approvers]
@@ -191,22 +191,22 @@ class InvolvedPeople(msgspec.Struct, frozen=True, kw_only=True):
 class Approvals(Protocol):
     """The service for approvals. Every method runs in the caller's unit of work.
 
-    Lock the task first if an approval belongs to one: a unit of work locks tasks before approvals.
+    If an approval belongs to a task, lock the task first, because units of work lock tasks before approvals.
     """
 
     def open(self, request: ApprovalRequest, *, by: Principal) -> ApprovalFacts:
-        """Open an approval, and return it.
+        """Open an approval and return it.
 
-        Return the existing approval instead if an approval with the same hash is open for the same task, or was
-        rejected within `approvals.reject_cooldown_seconds`. Raise `TooMany` (`quota_exceeded`) if the task has too many
-        open approvals.
+        If an approval with the same hash is already open for the same task, or was rejected within the last
+        `approvals.reject_cooldown_seconds`, return that approval instead. Raise `TooMany` (`quota_exceeded`) if the
+        task has too many open approvals.
         """
         ...
 
     def request(self, new: NewApproval, *, by: Principal) -> ApprovalFacts:
-        """Open an approval for the caller, as `POST /approvals` does.
+        """Open an approval on behalf of the caller, as `POST /approvals` does.
 
-        Raise `Invalid` if the caller may not see an object that the request refers to.
+        Raise `Invalid` if the request refers to an object that the caller may not see.
         """
         ...
 
@@ -219,33 +219,37 @@ class Approvals(Protocol):
         ...
 
     def consume(self, approval_id: str, *, payload_sha256: str) -> Any:
-        """Use an approval to execute what it approves, and return the approved payload.
+        """Mark an approval as used for execution, and return the approved payload.
 
-        An approval can be used only once. A single statement checks the hash, the status, the expiry and earlier use.
-        Raise `Conflict` (`already_decided`) if one of the checks fails.
+        An approval can be used only once. A single statement checks the hash, the status, the expiry and whether the
+        approval was already used. Raise `Conflict` (`already_decided`) if one of the checks fails.
         """
         ...
 
     def record_execution(
         self, approval_id: str, *, status: str, tool_call_id: str, error: Mapping[str, Any] | None
     ) -> None:
-        """Record how the approved tool call ended."""
+        """Record the outcome of the approved tool call."""
         ...
 
     def resume_data(self, approval_id: str) -> dict[str, Any] | None:
-        """Return the data that a task receives when it resumes after it waited for the approval.
+        """Return the data that a task receives when it resumes after waiting for the approval.
 
-        Return None if the task must still wait, because nobody has decided or the approved tool has not run yet.
+        Return None if the task must continue to wait, because nobody has decided yet or the approved tool has not run
+        yet.
         """
         ...
 
     def cancel_for(self, *, task_id: str | None = None, run_id: str | None = None, reason: str) -> int:
-        """Cancel the open approvals of a task or a workflow run that ended. Return their number."""
+        """Cancel the open approvals of a task or a workflow run that has ended.
+
+        Return the number of cancelled approvals.
+        """
         ...
 
 
 def canonical_hash(value: Any) -> str:
-    """Return the SHA-256 hash of the canonical JSON of a value (sorted keys, no white space)."""
+    """Return the SHA-256 hash of a value's canonical JSON (sorted keys, no white space)."""
     return hashlib.sha256(msgspec.json.encode(value, order="sorted")).hexdigest()
 
 
@@ -258,7 +262,7 @@ def tool_call_hash(*, agent_id: str, task_id: str, tool: str, arguments: Any, ta
 
 
 class ApprovalEvent(Event, kw_only=True):
-    """The fields that all events of approvals share.
+    """The fields that all approval events share.
 
     `by` is the id of the person, agent or worker that caused the event, `rule:<id>`, `timeout`, or null.
     """
@@ -276,13 +280,13 @@ class ApprovalEvent(Event, kw_only=True):
 
 
 class ApprovalCreated(ApprovalEvent, kw_only=True):
-    """Someone asked for an approval."""
+    """An approval was requested."""
 
     event = "approval.created"
 
 
 class ApprovalUpdated(ApprovalEvent, kw_only=True):
-    """An approval changed but is not resolved.
+    """An approval changed but was not resolved.
 
     `change` is `decision`, `revision`, `comment`, `escalation` or `reminder`.
     """
@@ -293,7 +297,7 @@ class ApprovalUpdated(ApprovalEvent, kw_only=True):
 
 
 class ApprovalResolved(ApprovalEvent, kw_only=True):
-    """An approval was approved, rejected or cancelled, or expired. `outcome` is the final status."""
+    """An approval was approved, rejected or cancelled, or has expired. `outcome` is the final status."""
 
     event = "approval.resolved"
 

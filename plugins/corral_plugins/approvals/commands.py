@@ -1,4 +1,7 @@
-"""`corral approvals`: decides and follows approvals from a terminal. Other commands show what waits for a decision."""
+"""The `corral approvals` commands, which decide and follow approvals from a terminal.
+
+This module also lists pending approvals for other commands.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ note_option = click.option("--note", help="note for the requester")
 
 @click.group("approvals")
 def approvals_command_group() -> None:
-    """Decide what agents, workflows and people ask for. APPROVAL is an id or a title."""
+    """Decide requests from agents, workflows and people. APPROVAL is an id or a title."""
 
 
 @approvals_command_group.command("list")
@@ -75,7 +78,7 @@ def print_approvals(client: ApiClient, items: list[Any], *, as_json: bool = Fals
 @approval_argument
 @client_command
 def show_approval(client: ApiClient, *, approval: str, as_json: bool) -> None:
-    """Show what an approval is about, who requested it, and what was decided."""
+    """Show the content of an approval, who requested it, and the decisions so far."""
     found = _find(client, approval)
     held, names = found["tool_call"] or {}, ObjectNames(client)
     shown = {
@@ -113,7 +116,7 @@ def show_approval(client: ApiClient, *, approval: str, as_json: bool) -> None:
 def ask_for_approval(
     client: ApiClient, *, title: str, input_path: Path | None, fields: tuple[str, ...], as_json: bool
 ) -> None:
-    """Ask people for an approval. Set its fields with -f, for example -f risk=high -f 'payload:={"amount": 5}'."""
+    """Request an approval. Set its fields with -f, for example -f risk=high -f 'payload:={"amount": 5}'."""
     made = client.post("/approvals", {**read_body(input_path, fields), "title": title})
     text = f"Asked: {made['title']} ({made['id']}). It expires at {made['expires_at']}."
     click.echo(_json(made) if as_json else text)
@@ -125,7 +128,7 @@ def ask_for_approval(
 @click.option("--edit", metavar="JSON", help="approve this payload instead of the requested one")
 @client_command
 def approve_request(client: ApiClient, *, approval: str, note: str | None, edit: str | None, as_json: bool) -> None:
-    """Approve exactly what the approval shows now, or an edited payload."""
+    """Approve exactly the content that is shown now, or an edited payload."""
     found = _find(client, approval)
     body: dict[str, Any] = {"payload_sha256": found["payload_sha256"], **({"note": note} if note else {})}
     if edit is not None:
@@ -159,7 +162,7 @@ def request_revision(client: ApiClient, *, approval: str, note: str, as_json: bo
 @click.argument("payload", metavar="JSON")
 @client_command
 def revise_request(client: ApiClient, *, approval: str, payload: str, as_json: bool) -> None:
-    """Revise your request. Earlier decisions become void."""
+    """Replace the payload of your request. Earlier decisions become void."""
     try:
         body = {"payload": json.loads(payload)}
     except ValueError as error:
@@ -187,7 +190,7 @@ def comment_on_approval(client: ApiClient, *, approval: str, text: str, as_json:
 
 
 def _find(client: ApiClient, approval: str) -> dict[str, Any]:
-    """Return the approval with this id, or the open one with this title."""
+    """Return the approval with this id, or the open approval with this title."""
     if parse_id(approval) is not None:
         with client.looking_for("approval", approval, "corral approvals list --status all"):
             return dict(client.get(f"/approvals/{approval}"))
@@ -215,7 +218,10 @@ PLACES = {"agent": ("/agents", "name"), "worker": ("/workers", "name")}
 
 
 def _requester(names: ObjectNames, approval: Any) -> str:
-    """Return for example `agent Buyer (task Order a server)` or `workflow Publish, run 3, step check`."""
+    """Describe the requester of an approval.
+
+    Examples: `agent Buyer (task Order a server)`, `workflow Publish, run 3, step check`.
+    """
     asked, step = approval["requested_by"], approval["step"]
     if asked["type"] == "workflow":
         run = names.read(f"/workflow-runs/{asked['id']}")
@@ -234,7 +240,7 @@ def _requester(names: ObjectNames, approval: Any) -> str:
 
 
 def _approvers(names: ObjectNames, approvers: Any) -> str:
-    """Return the names of those who may decide, as text: each role in the plural, and each user."""
+    """Return a text that lists the approvers: each role in the plural, and each user's name."""
     users = (f"user {names.user(USERS_PATH, each)}" for each in approvers["users"])
     return ", ".join([*(f"{role}s" for role in approvers["roles"]), *users])
 

@@ -18,7 +18,7 @@ REMIND = UnitContext(label="job approvals.remind", actor=SYSTEM)
 
 
 async def end_overdue_approvals(database: Database, timers: ApprovalTimers) -> None:
-    """End or escalate the approvals that nobody decided in time, each in a unit of work of its own."""
+    """Expire, escalate or automatically approve overdue approvals, each in a separate unit of work."""
     while True:
         found = await database.read(timers.overdue, SWEEP)
         for approval_id, task_id in found:
@@ -28,13 +28,13 @@ async def end_overdue_approvals(database: Database, timers: ApprovalTimers) -> N
 
 
 async def remind_of_open_approvals(work: Work, timers: ApprovalTimers) -> None:
-    """Remind approvers of the approvals that they have not decided."""
+    """Remind approvers of undecided approvals."""
     while await work(timers.remind, entry=REMIND) == BATCH_SIZE:
         continue
 
 
 async def apply_rules(approval_id: str, rules: AutoApproval) -> None:
-    """If an automatic approval rule matches a request, approve the request without a person."""
+    """Approve a request without a person if one of the automatic approval rules matches it."""
     await rules.apply_rules(approval_id)
 
 

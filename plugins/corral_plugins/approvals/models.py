@@ -1,4 +1,4 @@
-"""The tables of approvals. Only the service layer of this plugin writes to them."""
+"""The database tables of approvals. Only the service layer of this plugin writes to them."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from corral.database.model import SHARED, IdField, InstantField, JSONField, Mode
 
 
 class Approval(Model):
-    """A request that people decide.
+    """A request on which people decide.
 
-    `urgency` is 0 for the highest risk; lists are sorted by it. `payload_sha256` is the hash of the requested payload,
-    and `edited_sha256` the hash of the payload that an approver edited. `tool_call` holds the facts of a held tool
-    call, and `step_policy` the paths of a workflow step. `ttl_seconds` is the length of the time in which people may
-    decide; an escalation starts this time again.
+    Lists are sorted by `urgency`, which is 0 for the highest risk. `payload_sha256` is the hash of the requested
+    payload, and `edited_sha256` is the hash of the payload that an approver edited. `tool_call` contains the facts
+    about a held tool call, and `step_policy` contains the paths of a workflow step. `ttl_seconds` is the time that
+    people have to decide. An escalation restarts this time.
     """
 
     visibility = SHARED
@@ -74,7 +74,7 @@ class Approval(Model):
 
 
 IS_OPEN = peewee.SQL("status IN ('pending', 'revision_requested')")
-"""The SQL condition for approvals that nobody has decided.
+"""The SQL condition for undecided approvals.
 
 The values are literals, because query planners do not use a partial index for a condition with parameters.
 """
@@ -85,7 +85,7 @@ Approval.add_index(Approval.index(Approval.task_id, name="approvals_approvals_op
 
 
 class ApproverRow(Model):
-    """A person or a role that may decide an approval.
+    """A user or a role that may decide an approval.
 
     `kind` is `user` or `role`. `name` is the id of the user or the name of the role.
     """
@@ -101,7 +101,7 @@ class ApproverRow(Model):
 
 
 class CommentRow(Model):
-    """A comment on an approval. It is delivered to the requester."""
+    """A comment on an approval. Comments are delivered to the requester."""
 
     visibility = SHARED
 

@@ -36,8 +36,8 @@ PARTS = (Eligibility, ApprovalOutcomes, ApprovalListing, ApprovalDecisions, Appr
 class ApprovalsPlugin(Plugin):
     """Approvals: people decide before something consequential happens.
 
-    A decision is bound to exactly the content that will be executed, and whatever the outcome, the requester continues
-    at once and learns the reason.
+    A decision applies only to exactly the content that will be executed. Whatever the outcome, the requester continues
+    at once and receives the reason.
     """
 
     name = "approvals"

@@ -40,7 +40,7 @@ routes = Routes("/approvals", tag="Approvals")
 
 @routes.get("/", needs=READ, live=True, raises=("invalid_cursor",))
 def list_approvals(query: ApprovalQuery, listing: ApprovalListing, caller: Principal) -> Page[ApprovalItem]:
-    """List approvals, most urgent first: by risk, then by expiry. Agents and workers see only their own."""
+    """List approvals, most urgent first: by risk, then by expiry. Agents and workers see only their own requests."""
     return listing.list_approvals(query, caller)
 
 
@@ -48,10 +48,10 @@ def list_approvals(query: ApprovalQuery, listing: ApprovalListing, caller: Princ
 def create_approval(
     body: NewApproval, approvals: Approvals, listing: ApprovalListing, caller: Principal
 ) -> Answer[ApprovalView]:
-    """Ask people for an approval.
+    """Request an approval.
 
-    The response is 200 with the existing approval if the same content is already being decided for the same task, or
-    was rejected a short while ago.
+    If the same content for the same task is already awaiting a decision, or was rejected recently, the response is 200
+    with the existing approval.
     """
     made = approvals.request(body, by=caller)
     return Answer(body=listing.get(made.id, caller), status=201 if made.is_new else 200)
@@ -67,7 +67,7 @@ def count_approvals(listing: ApprovalListing, caller: Principal) -> ApprovalCoun
 async def decide_many(
     body: BulkDecision, decisions: ApprovalDecisions, caller: Principal, request: Request, work: Work
 ) -> BulkResult:
-    """Decide many approvals with one request, each independently. Approvals of high and critical risk are skipped."""
+    """Decide many approvals with one request, each independently of the others. High and critical risks are skipped."""
     entry = request.unit_context(caller)
     items = [
         await work(functools.partial(decisions.decide_one_of_many, each.lower(), body, by=caller), entry=entry)
@@ -80,8 +80,8 @@ async def decide_many(
 def get_approval(id: str, query: ApprovalWaitQuery, listing: ApprovalListing, caller: Principal) -> ApprovalView | Wait:
     """Get an approval with its comments.
 
-    If `wait` is set and the approval is open, the response is delayed until its status changes, but not longer than
-    `wait` seconds.
+    If `wait` is set and the approval is open, the response is delayed until its status changes, for at most `wait`
+    seconds.
     """
     found = listing.get(id, caller)
     if query.wait and found.status in OPEN and query.is_unchanged(found.status) and query.until > clock.time_s():
@@ -122,7 +122,7 @@ def request_revision(
 def revise_request(
     id: str, body: RevisedPayload, decisions: ApprovalDecisions, match: IfMatch, caller: Principal
 ) -> ApprovalView:
-    """Revise a request. Only its requester may do this. Earlier decisions become void."""
+    """Replace the payload of a request. Only its requester may do this. Earlier decisions become void."""
     return decisions.revise(id, body, match, by=caller)
 
 
@@ -130,7 +130,7 @@ def revise_request(
 def cancel_request(
     id: str, body: CancelApproval, decisions: ApprovalDecisions, match: IfMatch, caller: Principal
 ) -> ApprovalView:
-    """Cancel a request that nobody has decided. The requester and the owner of the task may do this."""
+    """Cancel an undecided request. Only the requester and the owner of the task may do this."""
     return decisions.cancel(id, body.reason, match, by=caller)
 
 

@@ -21,7 +21,7 @@ CommentBody = Annotated[str, Meta(min_length=1, max_length=16384)]
 class ApproveRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """An approval of the requested payload, or of `edited_payload` instead.
 
-    With `payload_sha256`, the decision counts only for exactly this content.
+    If `payload_sha256` is set, the decision is valid only for content with this hash.
     """
 
     note: Note | None = None
@@ -30,19 +30,19 @@ class ApproveRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class RejectRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """A rejection. The requester reads the note."""
+    """A rejection. The note is delivered to the requester."""
 
     note: Note | None = None
 
 
 class RevisionRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """A request to revise the payload. The requester reads the note."""
+    """A request to revise the payload. The note is delivered to the requester."""
 
     note: Annotated[str, Meta(min_length=1, max_length=4000)]
 
 
 class RevisedPayload(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The payload that the requester asks for instead. Earlier decisions become void."""
+    """The payload that replaces the requested one. Earlier decisions become void."""
 
     payload: Any
     description: Annotated[str, Meta(max_length=16384)] | UnsetType = UNSET
@@ -55,7 +55,7 @@ class CancelApproval(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class NewApprovalComment(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """A comment. It is delivered to the requester."""
+    """A new comment. It is delivered to the requester."""
 
     body: CommentBody
 
@@ -69,7 +69,7 @@ class BulkDecision(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class BulkItem(msgspec.Struct, kw_only=True):
-    """The outcome for one approval: its status, or `skipped` or `failed` with the code of the problem."""
+    """The result for one approval: its status, or `skipped` or `failed` with an error code."""
 
     id: str
     status: str
@@ -77,13 +77,13 @@ class BulkItem(msgspec.Struct, kw_only=True):
 
 
 class BulkResult(msgspec.Struct, kw_only=True):
-    """The outcome for each approval, in the order of the request."""
+    """The results for all approvals, in the order of the request."""
 
     items: list[BulkItem]
 
 
 class DecisionView(msgspec.Struct, kw_only=True):
-    """One decision. `user_id` is a person, `rule:<id>` or `timeout`."""
+    """One decision. `user_id` is the id of a person, `rule:<id>` or `timeout`."""
 
     user_id: str
     decision: Literal["approve", "reject", "revision"]
@@ -113,7 +113,8 @@ class ExecutionView(msgspec.Struct, kw_only=True):
 class ApprovalItem(msgspec.Struct, kw_only=True):
     """An approval in a list, without its payload.
 
-    `can_decide` says whether the caller may decide it now. `approvals` is the number of people who have approved.
+    `can_decide` says whether the caller may decide the approval now. `approvals` is the number of people who have
+    approved it.
     """
 
     id: str
@@ -141,8 +142,8 @@ class ApprovalItem(msgspec.Struct, kw_only=True):
 class ApprovalView(ApprovalItem, kw_only=True):
     """An approval.
 
-    `payload` is what was requested, and `edited_payload` the version that an approver edited; `payload_sha256` is the
-    hash of what will run. Text is plain text: invisible characters are shown as `<U+200B>`.
+    `payload` is the requested content, and `edited_payload` is the version that an approver edited. `payload_sha256` is
+    the hash of the content to execute. Text is plain text, in which invisible characters are shown as `<U+200B>`.
     """
 
     description: str
@@ -165,7 +166,7 @@ class ApprovalView(ApprovalItem, kw_only=True):
 
 
 class ApprovalQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """The filters of the list of approvals. `assigned_to=me` selects the approvals that the caller may decide."""
+    """Filters for listing approvals. `assigned_to=me` selects the approvals that the caller may decide."""
 
     status: list[Status | Literal["all"]] = msgspec.field(default_factory=lambda: ["pending"])
     assigned_to: Literal["me", "all"] = "all"
@@ -177,22 +178,25 @@ class ApprovalQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_de
 
 
 class ApprovalWaitQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, dict=True):
-    """`wait` is the maximum number of seconds to wait for a change of the status."""
+    """The query for getting an approval. `wait` is the maximum number of seconds to wait for a status change."""
 
     wait: Annotated[float, Meta(ge=0, le=55)] = 0
 
     @cached_property
     def until(self) -> float:
-        """The time at which the wait ends, in epoch seconds. Fixed on first use, because the handler runs again."""
+        """The time at which the wait ends, in epoch seconds.
+
+        The value is computed only once, because the handler runs repeatedly.
+        """
         return clock.time_s() + self.wait
 
     def is_unchanged(self, status: str) -> bool:
-        """Return whether the status is still the one that the first call of this method received."""
+        """Return whether the status is the same as in the first call of this method."""
         return bool(self.__dict__.setdefault("first_status", status) == status)
 
 
 class ApprovalCount(msgspec.Struct, kw_only=True):
-    """How many approvals are pending, how many of them the caller may decide, and how many expire within an hour."""
+    """The number of pending approvals, of those that the caller may decide, and of those that expire within an hour."""
 
     pending: int
     assigned_to_me: int

@@ -1,1 +1,1 @@
-"""Files: the inputs and outputs of tasks."""
+"""Files, which are the inputs and outputs of tasks."""

@@ -1,4 +1,4 @@
-"""The public API of the `files` plugin: the `Files` service, the facts about a file, the events and the error codes."""
+"""The public API of the `files` plugin: the `Files` service, data types, events and error codes."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ SourceType = Literal["user", "worker", "agent", "export", "step"]
 
 
 class FileSource(msgspec.Struct, frozen=True, kw_only=True):
-    """The origin of a file: a person, a worker or an agent, an export, or a step of a workflow.
+    """The origin of a file: a person, a worker, an agent, an export, or a workflow step.
 
-    `attempt_id` is the attempt of a task that made the file, or None if no task made it.
+    `attempt_id` is the task attempt that created the file, or None if no task created it.
     """
 
     type: SourceType
@@ -44,7 +44,7 @@ class FileSource(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class FileFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """The facts about a stored file. `detected_type` is the media type of its bytes."""
+    """The facts about a stored file. `detected_type` is the media type detected from its content."""
 
     id: str
     name: str
@@ -59,8 +59,8 @@ class FileFacts(msgspec.Struct, frozen=True, kw_only=True):
 class Files(Protocol):
     """Stores and reads files for other plugins.
 
-    `facts`, `readable` and `made_for_task` run in the caller's unit of work; the other methods open their own, so call
-    them outside of units. They raise `Unavailable` while the file store is down.
+    `facts`, `readable` and `made_for_task` run in the caller's unit of work. Call the other methods outside units of
+    work, because they open their own. They raise `Unavailable` while the file store is down.
     """
 
     async def put(
@@ -77,11 +77,11 @@ class Files(Protocol):
         limit: int | None = None,
         cause: tuple[str, ...] = (),
     ) -> FileFacts:
-        """Store a stream as a new file of a user. The file exists completely or not at all.
+        """Store a stream as a new file of a user. The file is either stored completely or not at all.
 
-        `cause` is the chain of causes of the upload, with which triggers recognise loops. A file of a task has the
-        causes of the task. Raise `TooLarge` beyond `limit` bytes (by default, the setting `files.max_upload_bytes`),
-        and `TooMany` (`quota_exceeded`) if the owner's files would become larger than the quota.
+        `cause` is the cause chain of the upload, with which triggers detect loops. A file of a task has the cause chain
+        of the task. Raise `TooLarge` if the file is larger than `limit` bytes (by default, the setting
+        `files.max_upload_bytes`), and `TooMany` (`quota_exceeded`) if the file would exceed the owner's quota.
         """
         ...
 
@@ -90,21 +90,21 @@ class Files(Protocol):
         ...
 
     def readable(self, file_id: str, *, by: Principal) -> FileFacts | None:
-        """Return the facts about a file, or None if the file does not exist or the caller may not read it."""
+        """Return the facts about a file, or None if it does not exist or the caller may not read it."""
         ...
 
     def made_for_task(self, task_id: str) -> list[FileFacts]:
-        """Return at most 100 files that workers and agents made for a task, oldest first.
+        """Return at most 100 files that workers and agents created for a task, oldest first.
 
-        Runs in the caller's unit of work. The caller must have checked that the reader may read the task, and must
-        show only the names and ids of the files.
+        Runs in the caller's unit of work. The caller must have checked that the reader may read the task, and may show
+        only the names and ids of the files.
         """
         ...
 
     async def open(self, file_id: str) -> AsyncIterator[bytes]:
         """Return the bytes of a file in chunks, after checking that they are undamaged.
 
-        The caller must have checked that the reader may read the file. Raise `NotFound` if it does not exist.
+        The caller must have checked that the reader may read the file. Raise `NotFound` if the file does not exist.
         """
         ...
 
@@ -116,7 +116,7 @@ class Files(Protocol):
 class _FileEvent(Event, kw_only=True):
     """The fields of every event about a file.
 
-    Whoever may read a task may see the files that are shared with the task.
+    Users who may read a task may see the files that are shared with the task.
     """
 
     file_id: str
@@ -155,7 +155,7 @@ class FileDamaged(SystemAlert, kw_only=True):
 
 
 class FileMissing(SystemAlert, kw_only=True):
-    """Alerts admins that the file store of a machine does not have the bytes of a file."""
+    """Alerts admins that a machine's file store does not contain the bytes of a file."""
 
     file_id: str
 

@@ -1,4 +1,4 @@
-"""`corral files`: stores, reads and shares files from a terminal, and moves all files to another store."""
+"""The `corral files` commands, which store, read and share files, and copy all files to another store."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _task_option(help_text: str) -> Callable[[F], F]:
 
 @click.group("files")
 def files_command_group() -> None:
-    """Store, read and share files: the inputs and results of tasks. FILE is an id or a name."""
+    """Store, read and share files, which are the inputs and results of tasks. FILE is an id or a name."""
 
 
 @files_command_group.command("list")
@@ -102,7 +102,7 @@ def upload_file(
 @click.option("--force", is_flag=True, help="replace a file that exists")
 @client_command
 def download_file(client: ApiClient, *, file: str, target: Path | None, force: bool, as_json: bool) -> None:
-    """Download a file, and check its SHA-256. The file appears under its name only when it is complete."""
+    """Download a file and check its SHA-256 hash. The target file appears only when the download is complete."""
     found = _find(client, file)
     if target is not None and str(target) == "-":
         for chunk in client.download(f"/files/{found['id']}/download"):
@@ -123,7 +123,7 @@ def download_file(client: ApiClient, *, file: str, target: Path | None, force: b
 @click.option("--link", is_flag=True, help="also make a link that downloads the file without a login for an hour")
 @client_command
 def show_file(client: ApiClient, *, file: str, link: bool, as_json: bool) -> None:
-    """Show a file, and with --link a link to it."""
+    """Show a file. With --link, also create and show a download link."""
     found = _find(client, file)
     made = client.get(f"/files/{found['id']}/url") if link else {}
     said, names = found["content_type"] if found["type_mismatch"] else None, ObjectNames(client)
@@ -179,7 +179,7 @@ def delete_file(client: ApiClient, *, file: str, as_json: bool) -> None:
 @files_command_group.command("usage")
 @client_command
 def show_usage(client: ApiClient, *, as_json: bool) -> None:
-    """Show how much space your files take, and your quota."""
+    """Show how much space your files occupy, and your quota."""
     found = client.get("/files/usage")
     quota = "unlimited" if found["quota_bytes"] is None else format_bytes(found["quota_bytes"])
     shown = {"files": found["files"], "size": format_bytes(found["bytes"]), "quota": quota}
@@ -192,11 +192,11 @@ def show_usage(client: ApiClient, *, as_json: bool) -> None:
 @json_option
 @click.pass_obj
 def move_files(open_session: OpenSession, url: str, config_path: Path | None, as_json: bool) -> None:
-    """Copy all stored files to another store, and verify them. Run it again after an interruption: it continues.
+    """Copy all stored files to another store, and verify the copies.
 
-    The server continues to use the present store. When the copy is complete, set CORRAL_STORAGE_URL to the new URL,
-    restart the server, and run this command once more with the old CORRAL_STORAGE_URL to copy the files that were added
-    in between.
+    After an interruption, run the command again to continue. The server continues to use its current store. When the
+    copy is complete, set CORRAL_STORAGE_URL to the new URL, restart the server, and run this command once more with the
+    old CORRAL_STORAGE_URL to copy the files that were added in the meantime.
     """
     import asyncio
 
@@ -221,7 +221,7 @@ def move_files(open_session: OpenSession, url: str, config_path: Path | None, as
 
 
 def format_bytes(size: int) -> str:
-    """Format a size, for example `12 bytes` or `3.5 MiB`."""
+    """Format a number of bytes, for example as `12 bytes` or `3.5 MiB`."""
     value, unit = float(size), 0
     while value >= 1024 and unit < len(UNITS) - 1:
         value, unit = value / 1024, unit + 1

@@ -1,4 +1,4 @@
-"""Background work of files."""
+"""Background jobs and event handlers of files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ HOUR, WEEK = 3600.0, 7 * 86_400.0
 
 
 async def sweep_files(sweeps: FileSweeps) -> None:
-    """Delete expired files, and what interrupted uploads have left behind."""
+    """Delete expired files and the remains of interrupted uploads."""
     await sweeps.sweep()
 
 

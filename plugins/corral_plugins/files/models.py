@@ -1,4 +1,4 @@
-"""The tables of files. The bytes of a file can be found only by its storage key, which is random and never shown."""
+"""The database tables of files. The bytes of a file are stored under a random storage key, which is never shown."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from corral.database.model import ADMIN, PRIVATE, IdField, InstantField, JSONFie
 
 
 class File(Model):
-    """A stored file. The row exists only after its bytes are durable under `key`.
+    """A stored file. The row is inserted only after the bytes are durably stored under `key`.
 
-    `upload_key` identifies the upload that made the file, if its client sent an idempotency key.
+    `upload_key` identifies the upload that created the file, if the client sent an idempotency key.
     """
 
     visibility = PRIVATE
@@ -48,9 +48,10 @@ File.add_index(File.index(File.expires_at, File.id, name="files_files_expiry", w
 
 
 class Upload(Model):
-    """An upload in progress, with the bytes that it has reserved in the owner's quota.
+    """An upload in progress, with the number of bytes that it has reserved in the owner's quota.
 
-    After a crash, nobody renews the row any more, so the sweep releases the reserved bytes.
+    The process that receives the upload renews the row. After a crash, the row is no longer renewed, and the sweep
+    releases the reserved bytes.
     """
 
     visibility = ADMIN
@@ -65,7 +66,7 @@ class Upload(Model):
 
 
 class Usage(Model):
-    """The number and the bytes of an owner's stored files, and the bytes that uploads in progress have reserved."""
+    """The number and total size of an owner's stored files, and the bytes that uploads in progress have reserved."""
 
     visibility = ADMIN
 

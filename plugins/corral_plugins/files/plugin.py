@@ -34,9 +34,10 @@ if TYPE_CHECKING:
 
 
 class FilesPlugin(Plugin):
-    """Files: the inputs and results of tasks.
+    """Files, which are the inputs and results of tasks.
 
-    A file is stored completely and durably, or not at all. Files are kept in a folder, or in a bucket of S3 or MinIO.
+    A file is stored either completely and durably, or not at all. Files are stored in a folder, or in an S3 or MinIO
+    bucket.
     """
 
     name = "files"

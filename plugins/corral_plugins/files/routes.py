@@ -44,7 +44,7 @@ routes = Routes("/files", tag="Files", explain=complete_problem)
 
 @routes.get("/", needs=READ, delegable=True)
 def list_files(query: FileQuery, registry: FileRegistry, caller: Principal) -> Page[FileView]:
-    """List the files that you may read, newest first: your own files, and files that others shared with a task."""
+    """List the files that you may read, newest first: your own files, and files that other users shared with a task."""
     return registry.list_files(query, caller)
 
 
@@ -67,10 +67,10 @@ async def upload_file(
     caller: Principal,
     request: Request,
 ) -> Answer[FileView]:
-    """Upload a file as the part `file` of a multipart/form-data body. The file exists completely or not at all.
+    """Upload a file as the part `file` of a multipart/form-data body. The file is stored completely or not at all.
 
-    Workers and agents upload files for the task whose lease they hold. A file from them that contains the value of a
-    stored secret is refused.
+    Workers and agents upload files for the task whose lease they hold. Their uploads are refused if the file contains
+    the value of a stored secret.
     """
     upload = UploadBody(request, body)
     new = _new_file(query, caller, request, settings)
@@ -93,7 +93,7 @@ async def upload_file(
 
 
 def _new_file(query: UploadQuery, caller: Principal, request: Request, settings: Settings) -> NewFile:
-    """Return what is known about the uploaded file before the body of the request is read."""
+    """Return the properties of the uploaded file that are known before the request body is read."""
     task_id = query.task_id.lower() if isinstance(query.task_id, str) else None
     visibility: FileVisibility = "private"
     lease = None
@@ -123,7 +123,7 @@ def _new_file(query: UploadQuery, caller: Principal, request: Request, settings:
 
 
 def _apply_fields(new: NewFile, upload: UploadBody) -> None:
-    """Apply the text parts of the upload, such as the name, to the new file."""
+    """Apply the text parts of the upload, such as the name, to `new`."""
     fields = upload.fields
     if isinstance(fields.name, str):
         new.name = fields.name
@@ -137,13 +137,13 @@ def _apply_fields(new: NewFile, upload: UploadBody) -> None:
 
 @routes.get("/usage", needs=SIGNED_IN)
 def get_file_usage(quota: FileQuota, caller: Principal) -> FileUsage:
-    """Return how many files you have, the bytes that they take, and your quota."""
+    """Return the number of your files, the bytes that they occupy, and your quota."""
     return quota.usage(caller.user_id or "")
 
 
 @routes.get("/{id}", needs=READ, delegable=True)
 def get_file(id: str, registry: FileRegistry, caller: Principal) -> FileView:
-    """Return a file without its bytes."""
+    """Get a file's metadata, without its content."""
     return view_of(registry.find(id, caller))
 
 
@@ -158,7 +158,7 @@ def get_file(id: str, registry: FileRegistry, caller: Principal) -> FileView:
 async def download_file(
     id: str, registry: FileRegistry, downloads: Downloads, caller: Principal, request: Request, work: Work
 ) -> Stream:
-    """Download a file, or a range of it. The `ETag` is the SHA-256 of the whole file."""
+    """Download a file, or a range of it. The `ETag` is the SHA-256 hash of the whole file."""
     row = await work(lambda: registry.find(id, caller), read=True)
     return await downloads.respond(row, request)
 
@@ -167,7 +167,10 @@ async def download_file(
 async def create_file_link(
     id: str, registry: FileRegistry, links: FileLinks, caller: Principal, request: Request, work: Work
 ) -> FileLink:
-    """Make a link that downloads the file without a login for an hour. The audit log records the new link."""
+    """Create a link for downloading the file without a login. The link is valid for an hour.
+
+    The audit log records the creation of the link.
+    """
     row = await work(lambda: registry.find(id, caller), read=True)
     link = await links.make(row)
     await work(lambda: registry.record_link(row), entry=request.unit_context(caller))
@@ -184,7 +187,7 @@ async def create_file_link(
 async def open_file_link(
     id: str, query: LinkQuery, links: FileLinks, downloads: Downloads, request: Request, work: Work
 ) -> Stream:
-    """Download a file with a link. Whoever has the link may download the file; no login or API key is needed."""
+    """Download a file with a link. Anyone who has the link may download the file without a login or API key."""
     row = await work(lambda: links.open(id, query), read=True)
     return await downloads.respond(row, request)
 
@@ -195,8 +198,8 @@ async def open_file_link(
 def update_file(id: str, body: FilePatch, match: IfMatch, registry: FileRegistry, caller: Principal) -> FileView:
     """Change the name, the task, the visibility or the expiry of a file. Absent fields stay unchanged.
 
-    If the visibility is `task`, everyone who may read the task may read and download the file. A file without a task is
-    private.
+    If the visibility is `task`, everyone who may read the task may also read and download the file. A file without a
+    task is private.
     """
     return registry.update(id, body, match, caller)
 
@@ -211,6 +214,6 @@ async def delete_file(
     request: Request,
     work: Work,
 ) -> None:
-    """Delete a file and its bytes. Its links stop working."""
+    """Delete a file and its content. Its links stop working."""
     key = await work(lambda: registry.delete(id, match, caller), entry=request.unit_context(caller))
     await storage.discard(key)

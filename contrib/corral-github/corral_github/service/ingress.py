@@ -1,6 +1,6 @@
-"""Receives the deliveries of webhooks: verifies the signature over the raw bytes, and stores the data for the work.
+"""Receives webhook deliveries: verifies the signature over the raw bytes, and stores the data that the handlers need.
 
-A delivery is answered only after its row is committed. The host is called later, by a job.
+The response is sent only after the row is committed. A job calls the host later.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ NO_SIGNATURE = "The signature is missing or wrong."
 
 
 class ReceivedDelivery(msgspec.Struct, frozen=True, kw_only=True):
-    """A verified delivery. Without a `number`, there is nothing to do, for the reason in `detail`."""
+    """A verified delivery. If `number` is not set, the delivery requires no work, and `detail` contains the reason."""
 
     delivery_id: str
     sha256: str
@@ -52,7 +52,7 @@ class ReceivedDelivery(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class GitHubIngress:
-    """Receives deliveries. `receive` runs outside units of work."""
+    """Receives webhook deliveries. Call `receive` outside units of work."""
 
     limits: RateLimits | None
 
@@ -60,7 +60,7 @@ class GitHubIngress:
         self._work, self._secrets = work, repository_secrets
 
     async def receive(self, repository_id: str, body: bytes, request: Request) -> GitHubReceipt:
-        """Store a delivery. Raise `Unauthorized` for a wrong signature, and for a repository that is not connected."""
+        """Store a delivery. Raise `Unauthorized` if the signature is wrong or the repository is not connected."""
         repository, values = await self._work(lambda: self._find(repository_id.lower()), read=True)
         is_signed = _is_signed(body, request.header("x-hub-signature-256"), values)
         if repository is None or not is_signed:
@@ -90,7 +90,7 @@ class GitHubIngress:
 
 
 def _is_signed(body: bytes, header: str | None, values: list[str]) -> bool:
-    """Return whether the body was signed with one of the secrets. Each secret is tried, in constant time."""
+    """Return whether the body was signed with one of the secrets. The comparison takes constant time."""
     given = (header or "").strip().lower().encode("utf-8", "replace")
     keys = values or [secrets.token_hex()]  # an unknown repository takes as long as a wrong signature
     wanted = [b"sha256=" + hmac.new(key.encode(), body, hashlib.sha256).hexdigest().encode() for key in keys]
@@ -162,10 +162,10 @@ def _text(found: Json, name: str, *, limit: int) -> str:
 
 
 def _record(repository_id: str, received: ReceivedDelivery) -> GitHubReceipt:
-    """Insert the row of a delivery, unless a delivery with its id or with the same body was received before.
+    """Insert the row of a delivery, unless a delivery with the same id or the same body was received before.
 
-    If another unit of work deletes rows meanwhile (old rows, or rows of a disconnected repository), this function tries
-    again.
+    Retry if another unit of work deletes old rows, or the rows of a disconnected repository, at the same time. Raise
+    `Unavailable` after too many attempts.
     """
     for _ in range(TRIES):
         receipt = _insert(repository_id, received) or _duplicate(repository_id, received)
@@ -177,7 +177,10 @@ def _record(repository_id: str, received: ReceivedDelivery) -> GitHubReceipt:
 
 
 def _insert(repository_id: str, received: ReceivedDelivery) -> GitHubReceipt | None:
-    """Insert the row of a delivery. Return None if it conflicts with another, or if its thread was just deleted."""
+    """Insert the row of a delivery.
+
+    Return None if the row conflicts with that of another delivery, or if its thread has just been deleted.
+    """
     thread_id = None
     if received.number is not None:
         thread_id = _thread_of(repository_id, received.kind, received.number)
@@ -216,9 +219,9 @@ def _thread_of(repository_id: str, kind: str, number: int) -> str | None:
 
 
 def _duplicate(repository_id: str, received: ReceivedDelivery) -> GitHubReceipt | None:
-    """Return the receipt of the first delivery, or None if no delivery conflicts any more.
+    """Return the receipt of the earlier, identical delivery, or None if no delivery conflicts any more.
 
-    Two deliveries are the same if their bodies are equal, because the signature covers only the body.
+    Deliveries with equal bodies are identical, because the signature covers only the body.
     """
     mine = Delivery.repository_id == repository_id
     first: Delivery | None = Delivery.get_or_none(mine & (Delivery.body_sha256 == received.sha256))

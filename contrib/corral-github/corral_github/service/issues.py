@@ -1,4 +1,4 @@
-"""Turns issues that get a label into tasks of the agent."""
+"""Turns issues that receive a configured label into tasks for the agent."""
 
 from __future__ import annotations
 
@@ -16,13 +16,16 @@ End with the text of your answer, in Markdown. It is posted as a comment on the 
 
 
 class Issues:
-    """Handles deliveries about issues. The signed delivery contains everything that is needed."""
+    """Handles deliveries about issues. The signed delivery contains all required data."""
 
     def __init__(self, work: Work, accounts: Accounts, tasks: Tasks) -> None:
         self._work, self._accounts, self._tasks = work, accounts, tasks
 
     async def handle(self, item: WorkItem) -> None:
-        """Create a task, unless the issue is closed, has an unfinished task, or a later delivery was handled before."""
+        """Create a task, unless the issue is closed, has an unfinished task, or the delivery is outdated.
+
+        A delivery is outdated if a later delivery about the issue was handled before.
+        """
         await self._work(lambda: self._create_task(item))
 
     def _create_task(self, item: WorkItem) -> None:

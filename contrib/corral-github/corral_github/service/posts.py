@@ -1,4 +1,4 @@
-"""Decides what is posted: which events lead to a post, and the text of each."""
+"""Selects the events that lead to a post, and builds the text of each post."""
 
 from __future__ import annotations
 
@@ -27,12 +27,15 @@ MARKER = "<!-- corral-github:"
 
 
 def queue_comment(thread: Thread, content: Json, *, source: str) -> None:
-    """Queue a comment on an issue or a pull request, once for each source. Runs in the caller's unit of work."""
+    """Queue a comment on an issue or a pull request. Runs in the caller's unit of work.
+
+    If a post with the same `source` exists, nothing is queued.
+    """
     _queue(thread, "comment", content, source)
 
 
 def queue_decision(event: LoggedEvent, reviews: CodeReviews, accounts: Accounts) -> None:
-    """Queue the review that informs the host of a decision, with the current comments."""
+    """Queue a review on the host that reports a decision and the unresolved comments."""
     found: Thread | None = Thread.get_or_none(Thread.review_id == event.object_id)
     if found is None:
         return
@@ -50,7 +53,7 @@ def queue_decision(event: LoggedEvent, reviews: CodeReviews, accounts: Accounts)
 
 
 def queue_result(event: LoggedEvent) -> None:
-    """Queue the comment that informs the host of the end of a task."""
+    """Queue a comment that reports the end of a task."""
     found: Thread | None = Thread.get_or_none(Thread.task_id == event.object_id)
     if found is not None:
         _queue(found, "comment", {"task_id": event.object_id, "status": event.payload()["status"]}, event.id)
@@ -74,7 +77,10 @@ def _queue(thread: Thread, kind: str, content: Json, source: str) -> None:
 
 
 def _comment(facts: CommentFacts, revision: int) -> Json:
-    """Return the posted parts of a comment. `line` is set only if the decided revision shows it at this line."""
+    """Return the fields of a comment that are posted.
+
+    `line` is set only if the decided revision shows the comment at this line.
+    """
     is_placed = facts.anchor == "active" and facts.revision == revision and facts.parent_id is None
     return {
         "path": facts.file,
@@ -88,15 +94,15 @@ def _comment(facts: CommentFacts, revision: int) -> Json:
 
 
 def marker_of(post: Post) -> str:
-    """Return the marker that identifies a post on the host. Its random end makes it impossible to predict."""
+    """Return the marker that identifies a post on the host. The marker ends with a random, unpredictable id."""
     return f"{MARKER}{post.id} -->"
 
 
 def review_forms(post: Post) -> list[Json]:
-    """Return the review in up to three forms, best first, because the host may refuse line comments or an approval.
+    """Return up to three versions of the review, best first, because the host may refuse line comments or an approval.
 
-    A host refuses comments on lines that its own diff does not show. If the user of the token opened the pull request,
-    the host accepts only plain comments as a review.
+    The host refuses comments on lines that its own diff does not show. If the owner of the token opened the pull
+    request, the host does not let this user approve it or request changes, but accepts a review that only comments.
     """
     content = post.content
     event, title = SHOWN_LINES[content["decision"]]
@@ -114,12 +120,12 @@ def review_forms(post: Post) -> list[Json]:
 
 
 def comment_text(post: Post, text: str) -> str:
-    """Return the text of a comment, with the marker of its post."""
+    """Return the body of a comment: the text, followed by the marker of the post."""
     return _body(post, [text])
 
 
 def result_text(task: Any) -> str:
-    """Return the text that reports the end of a task: the text of its result."""
+    """Return the text that reports the end of a task. For a completed task, this is the text of the result."""
     if task.status != "completed":
         return "The agent could not complete the task."
     result = task.result
@@ -152,7 +158,7 @@ def _text(comment: Json) -> str:
 
 
 def _quoted(comment: Json) -> str:
-    """Return a comment as text for the body of the review, with the file and the line to which it belongs."""
+    """Return the text of a comment, preceded by its file and line, for use in the body of the review."""
     place = f"`{comment['path']}`" if comment["path"] else ""
     if place and comment["line"] is not None:
         place += f" line {comment['line']}"

@@ -1,4 +1,4 @@
-"""Turns pull requests into code reviews, or into tasks of an agent."""
+"""Turns pull requests into code reviews or agent tasks."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Pull(msgspec.Struct, frozen=True, kw_only=True):
     def of(cls, found: dict[str, Any]) -> Pull:
         """Build the pull request from the host's response.
 
-        Text is cleaned, because it is used in titles and single lines.
+        Text fields are cleaned, because they are used in titles and single lines.
         """
         base, head, author = [
             each if isinstance(each := found.get(name), dict) else {} for name in ("base", "head", "user")
@@ -65,10 +65,10 @@ class Pull(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PullRequests:
-    """Handles the deliveries of pull requests.
+    """Handles deliveries about pull requests.
 
-    A delivery says only that something happened. What is done depends on the state of the pull request that the host
-    reports afterwards, so late, duplicate or reordered deliveries do no harm.
+    A delivery only announces that something has changed. Corral then reads the current state of the pull request from
+    the host and acts on that state, so late, duplicate or reordered deliveries do no harm.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class PullRequests:
         self._accounts, self._reviews, self._tasks = accounts, reviews, tasks
 
     async def handle(self, item: WorkItem) -> None:
-        """Handle a delivery. Raise `HostFailure` or `HostRefusal` if the host does not show the pull request."""
+        """Handle a delivery. Raise `HostFailure` or `HostRefusal` if the host does not return the pull request."""
         host = await self._hosts.open(item.repository)
         try:
             pull = Pull.of(await host.pull(item.thread.number))
@@ -108,7 +108,7 @@ class PullRequests:
         return None
 
     def _was_withdrawn(self, thread: Thread) -> bool:
-        """Return whether the review was cancelled, so that a pull request that is opened again gets a new one."""
+        """Return whether the thread's review was cancelled. A reopened pull request then gets a new review."""
         facts = self._reviews.find(thread.review_id) if thread.review_id is not None else None
         return facts is not None and facts.status == "cancelled"
 
@@ -135,7 +135,7 @@ class PullRequests:
             self._open_review(item, pull, patch)
 
     def _open_review(self, item: WorkItem, pull: Pull, patch: PreparedPatch) -> None:
-        """Open the code review, or add a revision to it. The row of the thread is written in the same unit of work."""
+        """Open the code review, or add a revision to it. The thread's row is updated in the same unit of work."""
         thread, repository = hold(item.claimed), item.repository
         by = self._accounts.principal_of(repository.owner_id, "code_reviews.write")
         facts = self._reviews.find(thread.review_id) if thread.review_id is not None else None
@@ -185,7 +185,7 @@ class PullRequests:
             self._tasks.cancel(thread.task_id, by=by, reason=reason)
 
     def _refuse(self, item: WorkItem, pull: Pull, reason: str) -> None:
-        """Record that the diff cannot be reviewed, and say so in a comment on the pull request.
+        """Record that the diff cannot be reviewed, and explain the reason in a comment on the pull request.
 
         An existing review does not change.
         """
@@ -211,5 +211,5 @@ def _new_review(repository: Repository, pull: Pull) -> NewReview:
 
 
 def one_line(value: Any, limit: int) -> str:
-    """Return text from the host as one line without control characters."""
+    """Return text from the host as a single line without control characters, shortened to `limit` characters."""
     return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+", " ", str(value or "")).strip()[:limit]

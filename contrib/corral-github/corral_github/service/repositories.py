@@ -65,12 +65,12 @@ class Repositories:
         return Page(items=shown, total=page.total, limit=page.limit, offset=page.offset, next=page.next)
 
     def get(self, repository_id: str, *, by: Principal) -> GitHubRepositoryView:
-        """Return a repository. Raise `NotFound`."""
+        """Return a repository. Raise `NotFound` if no connected repository has this id."""
         row = _find(repository_id, by)
         return _view(row, _count_waiting_threads([row.id]).get(row.id, 0), bool(_have_answered([row.id])))
 
     def create(self, new: NewGitHubRepository, *, by: Principal) -> GitHubRepositoryView:
-        """Connect a repository. Raise `Conflict` (`duplicate`) if it is connected already."""
+        """Connect a repository. Raise `Conflict` (`duplicate`) if it is already connected."""
         if Repository.select().count() >= MAX_REPOSITORIES:
             raise Invalid.at("/name", "not_allowed", f"There can be at most {MAX_REPOSITORIES} repositories.")
         now = clock.now()
@@ -96,7 +96,7 @@ class Repositories:
     def update(
         self, repository_id: str, patch: GitHubRepositoryPatch, match: IfMatch, *, by: Principal
     ) -> GitHubRepositoryView:
-        """Change a repository. From then on, Corral does all work for it with the rights of the caller."""
+        """Change a repository. From then on, Corral performs all work for it with the caller's permissions."""
         row = _find(repository_id, by)
         match.check(row.version)
         given = {name: value for name in FIELDS if (value := getattr(patch, name)) is not UNSET}
@@ -118,7 +118,7 @@ class Repositories:
         return _view(row, _count_waiting_threads([row.id]).get(row.id, 0), bool(_have_answered([row.id])))
 
     def delete(self, repository_id: str, match: IfMatch, *, by: Principal) -> None:
-        """Disconnect a repository. Its code reviews and tasks stay; waiting posts are not sent."""
+        """Disconnect a repository. Its code reviews and tasks remain, but pending posts are not sent."""
         same = Repository.id == repository_id.lower()
         locked(Repository.select(Repository.id).where(same)).first()  # keeps the version as it is
         row = _find(repository_id, by)
@@ -130,7 +130,7 @@ class Repositories:
         self._record("disconnect", row, {})
 
     def retry(self, repository_id: str, *, by: Principal) -> GitHubRetry:
-        """Queue the newest failed deliveries and posts again, and end a pause that the host asked for."""
+        """Requeue the most recent failed deliveries and posts, and end a pause that the host asked for."""
         row = _find(repository_id, by)
         counts, woken = {}, set()
         models: tuple[Any, ...] = (Delivery, Post)
@@ -191,9 +191,9 @@ def _find(repository_id: str, by: Principal) -> Repository:
 
 
 def _end_pauses(repository_id: str, thread_ids: set[str]) -> None:
-    """Wake these threads, and the waiting threads of a repository, before the end of their pauses.
+    """Wake the given threads, and all waiting threads of the repository, before their pauses end.
 
-    The row of the repository is changed after the rows of its threads, as everywhere, to avoid deadlocks.
+    To avoid deadlocks, every unit of work locks the thread rows before the repository row.
     """
     waiting = (Thread.repository_id == repository_id) & Thread.run_at.is_null(False)
     woken = thread_ids | {each.id for each in Thread.select(Thread.id).where(waiting).limit(BATCH_SIZE)}
@@ -205,7 +205,7 @@ def _end_pauses(repository_id: str, thread_ids: set[str]) -> None:
 
 
 def _count_waiting_threads(repository_ids: list[str]) -> dict[str, int]:
-    """Return for each repository how many threads wait, with a single query."""
+    """Return the number of threads with pending work, keyed by repository id. Sends a single query."""
     from peewee import fn
 
     waits = Thread.repository_id.in_(repository_ids) & Thread.run_at.is_null(False)
@@ -214,7 +214,7 @@ def _count_waiting_threads(repository_ids: list[str]) -> dict[str, int]:
 
 
 def _have_answered(repository_ids: list[str]) -> set[str]:
-    """Return the repositories whose host has answered: a pull request was read, or something was posted."""
+    """Return the ids of the repositories whose host has accepted a request to read a pull request or to post."""
     if not repository_ids:
         return set()
     is_read = (Thread.kind == "pull") & (Thread.review_id.is_null(False) | Thread.task_id.is_null(False))
@@ -232,7 +232,7 @@ def _view(row: Repository, waiting: int, is_tried: bool) -> GitHubRepositoryView
 
 
 def _with_threads(model: Any, mine: Any, query: PageQuery, by: Principal, make: Any) -> Page[Any]:
-    """Return a page of rows with their threads, which are read with a single query."""
+    """Return a page of rows together with their threads. The threads are read with a single query."""
     rows = model.select().where(mine & visible(model, by))
     page = paginate(rows, query, by, scope=model._meta.table_name, order=newest_first(model), make=lambda row: row)
     ids = [row.thread_id for row in page.items if row.thread_id is not None]

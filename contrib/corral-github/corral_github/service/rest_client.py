@@ -1,4 +1,4 @@
-"""The client of the REST API of GitHub, or of a host that offers the same API, behind the egress guard."""
+"""A client for the REST API of GitHub, or of a host with a compatible API. Requests pass the egress guard."""
 
 from __future__ import annotations
 
@@ -30,11 +30,17 @@ CALL_SECONDS = 20.0
 MAX_PAUSE_SECONDS = 6 * 3600.0
 API_VERSION = "2022-11-28"
 LATER = frozenset({301, 302, 307, 308, 401, 403, 404, 408, 423, 425, 429})
-"""Refusals that an admin can end, for example with a new token. Status codes of 500 and above are no refusals."""
+"""Status codes of failures that an admin or time can resolve, for example with a new token.
+
+Requests that fail with one of these codes, or with a code of 500 or above, are retried.
+"""
 
 
 class HostFailure(ExpectedFailure):
-    """The request failed, but may succeed later. `pause_seconds` is the time for which the host wants no requests."""
+    """The request failed, but may succeed later.
+
+    `pause_seconds` is the time for which the host asks clients to send no requests.
+    """
 
     def __init__(self, detail: str, pause_seconds: float | None = None) -> None:
         self.detail, self.pause_seconds = detail, pause_seconds
@@ -42,7 +48,7 @@ class HostFailure(ExpectedFailure):
 
 
 class HostRefusal(ExpectedFailure):
-    """The host refused the request for good."""
+    """The host refused the request permanently."""
 
     def __init__(self, status: int, detail: str) -> None:
         self.status, self.detail = status, detail
@@ -54,13 +60,13 @@ class DiffTooLarge(ExpectedFailure):
 
 
 class RepositoryClients:
-    """Opens the clients of repositories."""
+    """Opens API clients for repositories."""
 
     def __init__(self, egress: Egress, work: Work, secrets: RepositorySecrets, redactor: Redactor) -> None:
         self._egress, self._work, self._secrets, self._redactor = egress, work, secrets, redactor
 
     async def open(self, repository: Repository) -> RepositoryClient:
-        """Return the client of a repository. The caller closes it. Raise `HostFailure` if no token is usable."""
+        """Return a client for a repository. The caller must close it. Raise `HostFailure` if no token is usable."""
         try:
             token = await self._work(lambda: self._secrets.token(repository), read=True)
         except Problem as problem:
@@ -70,7 +76,7 @@ class RepositoryClients:
 
 
 class RepositoryClient:
-    """The part of the host's API that concerns one repository."""
+    """A client for the part of the host's API that concerns one repository."""
 
     def __init__(self, client: httpx2.AsyncClient, base: str, token: str, redactor: Redactor) -> None:
         self._client, self._base, self._redactor = client, base, redactor
@@ -85,7 +91,7 @@ class RepositoryClient:
         return self._object(await self._call("GET", f"/pulls/{number}"))
 
     async def diff(self, number: int) -> str:
-        """Return the diff of a pull request. Raise `DiffTooLarge`."""
+        """Return the diff of a pull request. Raise `DiffTooLarge` if it is too large."""
         try:
             answer = await self._call("GET", f"/pulls/{number}", accept="application/vnd.github.diff")
         except HostRefusal as refusal:
@@ -97,19 +103,19 @@ class RepositoryClient:
         return answer.content.decode(errors="replace")
 
     async def post_review(self, number: int, review: Json) -> str:
-        """Review a pull request, and return the address of the review."""
+        """Post a review of a pull request, and return the URL of the review."""
         return _address(self._object(await self._call("POST", f"/pulls/{number}/reviews", body=review)))
 
     async def post_comment(self, number: int, text: str) -> str:
-        """Comment on an issue or a pull request, and return the address of the comment."""
+        """Post a comment on an issue or a pull request, and return the URL of the comment."""
         return _address(self._object(await self._call("POST", f"/issues/{number}/comments", body={"body": text})))
 
     async def find_review(self, number: int, marker: str) -> str | None:
-        """Return the address of the review that contains the marker, or None."""
+        """Return the URL of the review that contains the marker, or None if there is none."""
         return await self._find(f"/pulls/{number}/reviews", marker)
 
     async def find_comment(self, number: int, marker: str, since: str) -> str | None:
-        """Return the address of the comment that contains the marker and is newer than this time, or None."""
+        """Return the URL of the comment that contains the marker and is newer than `since`, or None."""
         return await self._find(f"/issues/{number}/comments", marker, since=since)
 
     async def _find(self, path: str, marker: str, **query: Any) -> str | None:
@@ -171,7 +177,7 @@ class RepositoryClient:
         return HostRefusal(status, detail)
 
     def _error_detail(self, answer: httpx2.Response) -> str:
-        """Return the host's description of an error in one short line."""
+        """Return the host's error message, shortened to one line."""
         try:
             found = parse_json(answer.content[:10_000], lenient=True)
         except Problem:
@@ -198,7 +204,10 @@ def _address(found: Json) -> str:
 
 
 def _pause_seconds(answer: httpx2.Response) -> float | None:
-    """Return for how long the host wants no requests: the time in `Retry-After`, or until its rate limit ends."""
+    """Return how long to send no requests: the time in `Retry-After`, or the time until the rate limit is reset.
+
+    Return None if the response asks for no pause.
+    """
     after = answer.headers.get("retry-after", "")
     if after.isdecimal():
         return min(float(after), MAX_PAUSE_SECONDS)

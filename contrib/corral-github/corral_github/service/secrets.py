@@ -1,4 +1,4 @@
-"""The two secrets of a repository, which stay in the vault."""
+"""Access to the two vault secrets of a repository."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from corral_plugins.secrets.api import AttachedObject, Secrets
 
 
 class RepositorySecrets:
-    """Reads and attaches the secrets of repositories. Every method runs in the caller's unit of work."""
+    """Reads and attaches secrets of repositories. Every method runs in the caller's unit of work."""
 
     def __init__(self, secrets: Secrets) -> None:
         self._secrets = secrets
 
     def token(self, repository: Repository) -> str:
-        """Return the token to send to the host."""
+        """Return the API token for the host."""
         attached = _attached(repository.id, "token")
         host = urlsplit(repository.api_url).hostname
         return self._secrets.use_value(repository.token_secret, attached.consumer_name, host, attached=attached)
 
     def webhook_values(self, repository: Repository) -> list[str]:
-        """Return all values of the webhook secret with which the host may currently sign."""
+        """Return all current values of the webhook secret. The host may sign with any of them."""
         return self._secrets.valid_values(repository.webhook_secret, attached=_attached(repository.id, "webhook"))
 
     def attach(self, repository: Repository, part: str, *, by: Principal) -> None:
@@ -32,7 +32,7 @@ class RepositorySecrets:
         self._secrets.attach(name, attached, title=repository.name, pointer=pointer, by=by)
 
     def detach(self, repository_id: str) -> None:
-        """Record that a repository that was disconnected uses no secrets any more."""
+        """Record that a disconnected repository no longer uses secrets."""
         for part in ("token", "webhook"):
             self._secrets.detach(_attached(repository_id, part))
 

@@ -1,8 +1,8 @@
-"""The work queue: which process works on a pull request or an issue, and on which delivery or post.
+"""The work queue, which assigns pull requests and issues (threads) to processes, and selects the next delivery or post.
 
-All work of one thread is done in order, by the holder of its lease. New work wakes the thread in the unit of work that
-writes it. The holder looks for more work while it holds the lock on the row, so work that arrives at the last moment is
-either seen by the holder, or wakes the thread again.
+The holder of a thread's lease processes its deliveries and posts in order. New work wakes the thread in the unit of
+work that stores it. The holder checks for more work while it has locked the thread's row. Therefore, the holder either
+finds work that arrives at the last moment, or that work wakes the thread again.
 """
 
 from __future__ import annotations
@@ -23,29 +23,32 @@ from corral_github.models import Delivery, Post, Repository, Thread
 
 WORK_JOB = "github.work"
 ATTEMPT_SECONDS = 90.0
-"""The time limit of one delivery or post. It ends well before the lease, so that two attempts never overlap."""
+"""The time limit for processing one delivery or post, in seconds.
+
+The limit is well below the duration of a lease, so that two attempts never overlap.
+"""
 LEASE_SECONDS = ATTEMPT_SECONDS + 30
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 10.0, 900.0
 HELD_SECONDS = 60.0
-"""How long a thread waits at a time while the kill switch holds its posts."""
+"""The interval in seconds after which a thread checks whether the kill switch still holds its posts."""
 ALARMING_FAILURES = 3
 GIVE_UP_SECONDS = 7 * 86_400.0
 BATCH_SIZE = 200
 
 
 class LeaseLost(ExpectedFailure):
-    """Another process is now working on the thread."""
+    """Raised if another process has taken the lease on the thread."""
 
 
 class ThreadLease(msgspec.Struct, frozen=True):
-    """The lease on a thread."""
+    """A lease on a thread."""
 
     thread_id: str
     lease: str
 
 
 class WorkItem(msgspec.Struct, frozen=True):
-    """A waiting delivery or post, with its thread and repository. Either `delivery` or `post` is set."""
+    """A pending delivery or post, with its thread and repository. Either `delivery` or `post` is set."""
 
     claimed: ThreadLease
     repository: Repository
@@ -57,11 +60,11 @@ class WorkItem(msgspec.Struct, frozen=True):
 def wake(thread_id: str) -> bool:
     """Make a process work on a thread soon, unless the thread is waiting for its host.
 
-    Runs in the caller's unit of work. Return False if the thread was deleted. Otherwise, nobody can delete the thread
+    Runs in the caller's unit of work. Return False if the thread was deleted. Otherwise, the thread cannot be deleted
     before the unit of work ends.
 
-    The row is locked whether or not it changes, so that the holder's last look for work comes either after this unit of
-    work, or before it. A condition on `run_at` would not wait for a holder that is about to release the thread.
+    The row is locked even if it does not change, so that the holder's last check for work runs either before or after
+    this unit of work. A condition on `run_at` would not wait for a holder that is about to release the thread.
     """
     due = Thread.update(run_at=fn.COALESCE(Thread.run_at, clock.now()))
     if not due.where(Thread.id == thread_id).execute():
@@ -71,7 +74,7 @@ def wake(thread_id: str) -> bool:
 
 
 def claim(thread_id: str) -> ThreadLease | None:
-    """Take the lease on a thread. Return None if no work is due, or another process holds the lease."""
+    """Take the lease on a thread. Return None if no work is due, or if another process holds the lease."""
     now, claimed = clock.now(), ThreadLease(thread_id, new_id())
     is_free = Thread.lease_until.is_null() | (Thread.lease_until < now)
     taken = Thread.update(lease=claimed.lease, lease_until=clock.now(LEASE_SECONDS))
@@ -80,7 +83,7 @@ def claim(thread_id: str) -> ThreadLease | None:
 
 
 def hold(claimed: ThreadLease) -> Thread:
-    """Lock the thread, and return it. Raise `LeaseLost` if another process has taken the lease on it."""
+    """Lock and return the thread. Raise `LeaseLost` if another process has taken the lease."""
     mine = (Thread.id == claimed.thread_id) & (Thread.lease == claimed.lease)
     row: Thread | None = locked(Thread.select().where(mine)).first()
     if row is None:
@@ -89,10 +92,10 @@ def hold(claimed: ThreadLease) -> Thread:
 
 
 def next_work(claimed: ThreadLease, *, holds_posts: bool) -> WorkItem | None:
-    """Return the next work of a thread, and renew the lease.
+    """Return the next delivery or post of a thread, and renew the lease.
 
-    If there is nothing to do now, release the thread and return None. While a repository is disabled, all its work
-    waits. If `holds_posts` is set, posts wait.
+    If nothing can be processed now, release the thread and return None. The work of a disabled repository waits. If
+    `holds_posts` is set, posts wait too.
     """
     thread = hold(claimed)
     repository: Repository | None = Repository.get_or_none(Repository.id == thread.repository_id)
@@ -121,9 +124,9 @@ def next_work(claimed: ThreadLease, *, holds_posts: bool) -> WorkItem | None:
 
 
 def finish(item: WorkItem, status: str, detail: str | None, **changes: Any) -> None:
-    """Record how a delivery or a post ended.
+    """Record the outcome of a delivery or a post.
 
-    Runs in the unit of work that made the changes, in which the thread is locked.
+    Runs in the unit of work that made the changes and that has locked the thread.
     """
     ended = {"status": status, "detail": detail, "finished_at": clock.now(), **changes}
     if item.delivery is not None:
@@ -139,7 +142,7 @@ def finish(item: WorkItem, status: str, detail: str | None, **changes: Any) -> N
 
 
 def fail(item: WorkItem, detail: str) -> None:
-    """Record that a delivery or a post failed for good, in a unit of work of its own.
+    """Record the permanent failure of a delivery or a post. Runs in the caller's unit of work.
 
     The facts of a delivery are kept, so that it can be retried.
     """
@@ -153,9 +156,9 @@ def fail(item: WorkItem, detail: str) -> None:
 
 
 def postpone(item: WorkItem, detail: str, pause_seconds: float | None) -> None:
-    """Let a delivery or a post wait, because the host did not accept it. The wait grows with each failure.
+    """Postpone a delivery or a post that the host did not accept. The delay grows with each failure.
 
-    Give up after a week.
+    After a week, record a permanent failure instead.
     """
     thread = hold(item.claimed)
     began = (item.delivery or item.post).waiting_since  # type: ignore[union-attr]  # one of the two is set
@@ -177,7 +180,10 @@ def postpone(item: WorkItem, detail: str, pause_seconds: float | None) -> None:
 
 
 def enqueue_due() -> int:
-    """Wake threads whose work is due and that no process works on, such as the threads of a killed process."""
+    """Wake threads that have due work and that no process is working on, such as the threads of a killed process.
+
+    Return the number of these threads.
+    """
     now = clock.now()
     is_free = Thread.lease_until.is_null() | (Thread.lease_until < now)
     found = Thread.select(Thread.id).where((Thread.run_at <= now) & is_free).order_by(Thread.run_at).limit(BATCH_SIZE)
@@ -202,7 +208,7 @@ def _release(thread: Thread, **changes: Any) -> None:
 
 
 def _report(item: WorkItem, detail: str, *, is_lost: bool) -> None:
-    """Alert admins about failing work, at most once an hour for each repository."""
+    """Alert admins to failing work, at most once an hour for each repository."""
     name = item.repository.name
     title = f"A delivery or a post of {name} failed" if is_lost else f"Work about {name} keeps failing"
     kind = "github_failed" if is_lost else "github_unreachable"

@@ -1,4 +1,4 @@
-"""Does the work of a thread, one delivery or post after the other."""
+"""Processes the deliveries and posts of a thread one after another."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CLOCK_SECONDS = 600.0
 
 
 class ThreadWorker:
-    """Handles deliveries and sends posts. `run` may be called by any number of processes at a time."""
+    """Handles deliveries and sends posts. Any number of processes may call `run` at the same time."""
 
     switch: KillSwitch | None
 
@@ -45,7 +45,7 @@ class ThreadWorker:
         self._accounts, self._tasks, self._pulls, self._issues = accounts, tasks, pulls, issues
 
     async def run(self, thread_id: str) -> None:
-        """Do all work of a thread that is due, unless another process is doing it."""
+        """Process all due deliveries and posts of a thread, unless another process is already doing so."""
         claimed = await self._work(lambda: work_queue.claim(thread_id))
         if claimed is None:
             return
@@ -61,7 +61,7 @@ class ThreadWorker:
         return work_queue.next_work(claimed, holds_posts=holds)
 
     async def _process(self, item: WorkItem) -> bool:
-        """Do one piece of work. Return False if the thread has to wait for its host."""
+        """Process one delivery or post. Return False if the thread must wait for its host."""
         try:
             async with asyncio.timeout(ATTEMPT_SECONDS):
                 await self._work(lambda: self._check_rights(item), read=True)
@@ -91,7 +91,7 @@ class ThreadWorker:
         return True
 
     def _check_rights(self, item: WorkItem) -> None:
-        """Raise `RightsLost` if the admin with whose rights the work is done may not manage repositories any more."""
+        """Raise `RightsLost` if the admin who owns the repository may no longer manage repositories."""
         self._accounts.principal_of(item.repository.owner_id, "github.manage")
 
     def _handler(self, item: WorkItem) -> Callable[[WorkItem], Awaitable[None]]:
@@ -102,8 +102,8 @@ class ThreadWorker:
     async def _send(self, item: WorkItem) -> None:
         """Send a post exactly once.
 
-        The number of attempts was committed before. If there was an attempt before this one, its request may have
-        reached the host although nobody recorded it, so the post is looked for at the host first.
+        The number of attempts was committed beforehand. After the first attempt, an earlier request may have reached
+        the host without being recorded, so the host is searched for the post before it is sent again.
         """
         post = item.post
         assert post is not None
@@ -118,9 +118,9 @@ class ThreadWorker:
         await self._work(functools.partial(_record_posted, item, url))
 
     async def _bodies_to_send(self, item: WorkItem, post: Post) -> list[Json]:
-        """Return the bodies to send, best first.
+        """Return the alternative bodies of the post, best first.
 
-        Credentials that Corral has learned since the post was queued are removed.
+        The redactor removes credentials from them, including credentials that Corral learned after the post was queued.
         """
         if post.kind == "review":
             made = posts.review_forms(post)
@@ -164,5 +164,5 @@ def _record_posted(item: WorkItem, url: str) -> None:
 
 
 def _earlier(instant: str) -> str:
-    """Return a time some minutes earlier, because the clock of the host may be behind."""
+    """Return a slightly earlier time, because the host's clock may be slow."""
     return clock.format_instant(clock.parse_instant(instant) - CLOCK_SECONDS)[:19] + "Z"

@@ -1,4 +1,4 @@
-"""Create the table of greetings. The model in this file is a frozen copy from the first release."""
+"""Creates the table of greetings. The model in this file is a frozen copy from the first release."""
 
 from __future__ import annotations
 

@@ -8,6 +8,6 @@ import peewee
 
 
 def up(migrator: Any, db: peewee.Database) -> None:
-    """Add the columns."""
+    """Add the budget columns."""
     for name in ("monthly_budget_micro", "max_cost_per_task_micro"):
         migrator.migrate(migrator.add_column("agents_agents", name, peewee.BigIntegerField(null=True)))

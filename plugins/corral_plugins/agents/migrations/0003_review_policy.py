@@ -1,4 +1,4 @@
-"""Add the review policy."""
+"""Adds the review policy of agents."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ import peewee
 
 
 def up(migrator: Any, db: peewee.Database) -> None:
-    """Add the column."""
+    """Add the column for the review policy."""
     db.execute_sql('ALTER TABLE "agents_agents" ADD COLUMN "review_policy" TEXT')

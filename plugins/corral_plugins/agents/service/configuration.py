@@ -38,9 +38,9 @@ PLAIN = (
 )
 STRUCTURED = ("tool_policy", "retry_policy", "stall_policy", "review_policy")
 NO_REVIEW = msgspec.to_builtins(ReviewPolicy())
-"""The review policy of an agent that has none."""
+"""The review policy of agents for which none was set."""
 MONEY = {"monthly_budget_usd": "monthly_budget_micro", "max_cost_per_task_usd": "max_cost_per_task_micro"}
-"""The fields with amounts in USD, and the columns that store them in micro-USD."""
+"""Maps the fields that contain amounts in USD to the columns that store these amounts in micro-USD."""
 FIELD_OF = {
     "worker_group": "worker_selector",
     "worker_labels": "worker_selector",
@@ -63,9 +63,9 @@ CONFIGURATION = frozenset(
         *MONEY,
     }
 )
-"""The fields of the configuration. Changing one of these fields creates a new version."""
+"""The names of the configuration fields. Changing one of these fields creates a new version."""
 COPIED = (*PLAIN, *STRUCTURED, *MONEY.values(), "worker_group", "worker_labels", "config")
-"""The columns that a copy of an agent takes from the original: everything that people set, except the name."""
+"""The columns that are copied when an agent is cloned: all columns that people set, except the name."""
 
 
 def default_config(max_steps: int) -> dict[str, Any]:
@@ -119,10 +119,10 @@ def _merge_config(config: dict[str, Any], change: AgentConfig) -> dict[str, Any]
 
 
 def refuse_loosened_tool_policy(before: dict[str, Any], after: dict[str, Any], *, manages: bool) -> None:
-    """Raise `Forbidden` if the tool policy `after` allows tools in tainted runs that the policy `before` does not.
+    """Raise `Forbidden` if, in tainted runs, the tool policy `after` allows tools that `before` does not allow.
 
-    A run is tainted after it has received content that strangers may have written. Does nothing if `manages` is true,
-    that is, if the caller is an admin.
+    A run is tainted after it has received content that strangers may have written. `manages` says whether the caller is
+    an admin. If it is true, this function does nothing.
     """
     loosened = sorted(_allowed_when_tainted(after) - _allowed_when_tainted(before))
     if loosened and not manages:
@@ -136,7 +136,7 @@ def _allowed_when_tainted(policy: dict[str, Any]) -> set[str]:
 
 
 def worker_selector_view(row: Agent) -> dict[str, Any]:
-    """Return the worker selector of an agent for the API, with only the parts that are set."""
+    """Return an agent's worker selector in the form that the API returns. Fields that are not set are omitted."""
     found: dict[str, Any] = {}
     if row.worker_group is not None:
         found["group"] = row.worker_group
@@ -151,9 +151,9 @@ def usd_of(micro_usd: int | None) -> float | None:
 
 
 def version_configuration(row: Agent) -> dict[str, Any]:
-    """Return the configuration of an agent in the form in which a version stores it.
+    """Return the agent's configuration in the form in which it is stored as a version.
 
-    The configuration can be converted back into `AgentFields`.
+    The result can be converted back to `AgentFields`.
     """
     special: dict[str, Any] = {"worker_selector": worker_selector_view(row)}
     special |= {"review_policy": row.review_policy or NO_REVIEW}

@@ -85,7 +85,7 @@ class AgentManagement:
     # -- reading
 
     def get(self, agent_id: str, *, by: Principal) -> AgentView:
-        """Return one agent. Raise `NotFound`."""
+        """Return one agent. Raise `NotFound` if no such agent is visible to the caller."""
         return self._views.view_of(find_readable_agent(agent_id, by))
 
     def list(self, query: AgentQuery, *, by: Principal) -> Page[AgentView]:
@@ -174,13 +174,13 @@ class AgentManagement:
     # -- budget
 
     def get_budget(self, agent_id: str, *, by: Principal) -> AgentBudget:
-        """Return the limits of the agent, and what it has spent and reserved in the current month."""
+        """Return the agent's limits, and the amounts that it has spent and reserved in the current month."""
         return self._budget_of(find_readable_agent(agent_id, by))
 
     def change_budget(
         self, agent_id: str, change: AgentBudgetChange, match: IfMatch = ANY_VERSION, *, by: Principal
     ) -> AgentBudget:
-        """Change the limits of the agent. This creates a new version of its configuration."""
+        """Change the agent's limits, which creates a new version of its configuration."""
         limits = AgentPatch(
             monthly_budget_usd=change.monthly_budget_usd, max_cost_per_task_usd=change.max_cost_per_task_usd
         )
@@ -248,9 +248,10 @@ class AgentManagement:
         return changes
 
     def _write_changes(self, row: Agent, changes: dict[str, Any], by: Principal) -> bool:
-        """Save changes of an agent, emit the `agent.updated` event, and update `row` to match.
+        """Save changes to an agent, emit the `agent.updated` event, and update `row` to match.
 
-        If the configuration changed, store a new version. Return False if the stored row has changed since it was read.
+        If the configuration changed, store a new version. Return False if the stored row has changed since `row` was
+        read.
         """
         fields = sorted({FIELD_OF.get(column, column) for column in changes} - {"name_key"})
         reconfigured = [field for field in fields if field in CONFIGURATION]
@@ -282,15 +283,15 @@ class AgentManagement:
             self.tools.refuse_missing_permissions(by, enabled=added, policy=after, before=before)
 
     def _columns_of(self, fields: AgentFields, config: dict[str, Any]) -> dict[str, Any]:
-        """Return the column values of the fields that are set.
+        """Return the column values for the fields that are set.
 
-        Raise `Invalid` for values that have no effect because the plugin that they need is not active.
+        Raise `Invalid` for values that would have no effect because a plugin that they require is not active.
         """
         budgets, reviews = self.cost is not None, self.code_reviews is not None
         return to_columns(fields, config, enforces_budgets=budgets, performs_reviews=reviews)
 
     def _check_references(self, values: dict[str, Any]) -> None:
-        """Raise `Invalid` with the code `unknown_reference` for a provider, worker or reviewer that does not exist."""
+        """Raise `Invalid` with the code `unknown_reference` if a provider, worker or reviewer does not exist."""
         reviewer = (values.get("review_policy") or {}).get("reviewer_agent_id")
         if reviewer is not None and not Agent.select().where((Agent.id == reviewer) & LIVING).exists():
             raise _unknown_reference("/review_policy/reviewer_agent_id", "No agent has this id.")
@@ -378,8 +379,8 @@ def _filter_conditions(query: AgentQuery) -> list[Any]:
 def _has_tag(tag: str) -> Any:
     """Return an SQL condition that selects the agents with this tag.
 
-    The condition compares the `tags` column with itself after the JSON text of the tag was removed from it. The two
-    differ only if the agent has the tag, on both database engines.
+    The condition removes the JSON text of the tag from the `tags` column, and compares the result with the original
+    value. They differ only if the agent has the tag. This works on both database engines.
     """
     quoted = peewee.Value(msgspec.json.encode(tag).decode(), converter=False)
     return peewee.fn.REPLACE(Agent.tags, quoted, "") != Agent.tags

@@ -125,7 +125,7 @@ _ROLE = Statement(lambda p: Agent.select(Agent.id).where((Agent.role == p("role"
 
 
 class AgentsService:
-    """Finds agents that may claim tasks, and assigns slots. Implements `corral_plugins.agents.api.Agents`."""
+    """Finds agents that may claim tasks, and assigns slots to tasks. Implements `corral_plugins.agents.api.Agents`."""
 
     def __init__(self, settings: Settings, changes: StateChangePublisher) -> None:
         self._settings, self._changes = settings, changes
@@ -142,7 +142,7 @@ class AgentsService:
         return next(iter(self._facts_of_rows([row])), None) if row is not None else None
 
     def find_many(self, agent_ids: Sequence[str]) -> dict[str, AgentFacts]:
-        """Return the agents with these ids, keyed by id. Deleted agents are omitted."""
+        """Return the agents with these ids, keyed by id. Deleted agents are omitted from the result."""
         if not agent_ids:
             return {}
         query: Any = Agent.select(*_STATE).where(Agent.id.in_(list(set(agent_ids))) & LIVING).tuples()
@@ -151,7 +151,10 @@ class AgentsService:
     def eligible_agents(
         self, *, worker_id: str, group: str | None, labels: dict[str, str], agent_ids: Sequence[str] | None
     ) -> list[AgentFacts]:
-        """Return the agents that this worker may serve now, sorted by number of leases and then by idle time."""
+        """Return the agents that this worker may serve now, sorted by number of leases and then by idle time.
+
+        The agents with the fewest leases come first and, among these, the agents that have been idle the longest.
+        """
         rows: Iterable[tuple[Any, ...]] = _ELIGIBLE.rows({"worker_id": worker_id, "group": group})
         if agent_ids is not None:
             wanted = set(agent_ids)
@@ -205,10 +208,10 @@ class AgentsService:
             self._changes.publish_change(agent_id, name, owner, "paused", after, None)
 
     def record_attempt_end(self, agent_id: str, *, configuration_failure: bool, stalled: bool) -> None:
-        """Record how an attempt ended. Too many consecutive configuration failures set the state `error`.
+        """Record how an attempt ended. Too many consecutive configuration failures change the agent's state to `error`.
 
-        An attempt that ends in any other way resets the count. An attempt that did not stall resets the count of
-        stalls.
+        An attempt that ends in any other way resets the count of failures. An attempt that did not stall resets the
+        count of stalls.
         """
         if configuration_failure:
             if not stalled:
@@ -218,13 +221,14 @@ class AgentsService:
             (_RESET_FAILURES if stalled else _RESET_BOTH).run({"id": agent_id})
 
     def record_stall(self, agent_id: str) -> None:
-        """Count consecutive stalled attempts. After too many of them, the state of the agent becomes `paused`."""
+        """Count a stalled attempt. After too many consecutive stalls, the agent's state becomes `paused`."""
         self._suspend_after(PAUSE_AFTER_STALLS, _COUNT_STALL, agent_id, "paused", "stalled")
 
     def _suspend_after(self, limit: Setting[int], count: Statement, agent_id: str, after: str, reason: str) -> None:
         """Count a failure or stall of an agent that may claim tasks.
 
-        When `limit` is reached, change its state to `after`. If the setting `limit` is 0, the state never changes.
+        When the count reaches `limit`, change the agent's state to `after`. If the setting `limit` is 0, the state
+        never changes.
         """
         most = self._settings.get(limit)
         for incidents, _, before, name, owner in count.rows({"id": agent_id}):
@@ -235,10 +239,10 @@ class AgentsService:
                 self._changes.publish_change(agent_id, name, owner, before, after, reason)
 
     def _facts_of_rows(self, rows: list[tuple[Any, ...]]) -> list[AgentFacts]:
-        """Return the facts about agents, given rows with the columns `_STATE`.
+        """Return the facts about the agents in `rows`, which contain the columns in `_STATE`.
 
-        The state of an agent comes from its row. The other facts come from the cache, or from the database for agents
-        that are not cached.
+        The state of an agent comes from its row. The other facts come from the cache, or from the database if the agent
+        is not cached.
         """
         cache = self._cache  # another thread may replace the cache
         missing = [row[0] for row in rows if row[1] not in cache]

@@ -1,7 +1,7 @@
-"""Reads rows of agents for a caller, changes them, and builds their API representations.
+"""Reads agent rows for a caller, changes them, and builds their API representations.
 
-A row is updated only if nobody else has changed it since it was read. The API representation of an agent contains
-warnings about conditions that would prevent the agent from working.
+A row is updated only if it has not changed since it was read. The API representation of an agent contains warnings
+about conditions that would prevent the agent from working.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ TRIES = 5
 
 
 def find_readable_agent(agent_id: str, caller: Principal) -> Agent:
-    """Return the agent if it is not deleted and the caller may read it. Raise `NotFound`."""
+    """Return the agent. Raise `NotFound` if it was deleted, does not exist, or is hidden from the caller."""
     row: Agent | None = Agent.get_or_none((Agent.id == agent_id) & LIVING & visible(Agent, caller))
     if row is None:
         raise NotFound("There is no agent with this id.")
@@ -50,7 +50,11 @@ def require_readable_agent(agent_id: str, caller: Principal) -> None:
 
 
 def find_writable_agent(agent_id: str, caller: Principal) -> Agent:
-    """Return the agent if the caller owns it or is an admin. Raise `NotFound` or `Forbidden`."""
+    """Return the agent if the caller may change it.
+
+    Raise `NotFound` if no such agent is visible to the caller, and `Forbidden` if the caller is neither its owner nor
+    an admin.
+    """
     row = find_readable_agent(agent_id, caller)
     require_owner(caller, row.created_by, what="agent", manage="agents.manage")
     return row
@@ -69,7 +73,7 @@ def update_if_unchanged(row: Agent, values: dict[str, Any], *guards: Any) -> boo
 
 
 def is_state_unchanged(row: Agent) -> Any:
-    """Return the SQL condition that the state and the number of leases are still the same as in `row`."""
+    """Return the SQL condition that the stored state and number of leases are still those in `row`."""
     reason = Agent.status_reason.is_null() if row.status_reason is None else Agent.status_reason == row.status_reason
     return (Agent.status == row.status) & (Agent.active_tasks == row.active_tasks) & reason
 
@@ -106,7 +110,7 @@ def add_version(row: Agent, changed: list[str], by: Principal) -> None:
 
 
 class AgentViews:
-    """Builds API representations of agents. Other plugins are queried once for all agents of a list."""
+    """Builds API representations of agents. For a list of agents, each other plugin is queried only once."""
 
     cost: Costs | None
     llm: LLM | None
@@ -138,7 +142,7 @@ class AgentViews:
 
 
 class _AgentWarnings:
-    """Determines the warnings about the agents in one response, and which of these agents circuit breakers stop.
+    """Determines the warnings for the agents in one response, and which of the agents are blocked by circuit breakers.
 
     Facts that several agents share are read only once.
     """
@@ -155,17 +159,17 @@ class _AgentWarnings:
         return self._model_warnings(row) + self._worker_warnings(row) + self._tool_warnings(row)
 
     def _model_warnings(self, row: Agent) -> list[str]:
-        """Return a warning if the gateway cannot call the agent's own model, or its provider does not list it."""
+        """Return a warning if the gateway cannot call the agent's primary model, or its provider does not list it."""
         models = self._models_of(row)
         if not models or (models[0].problem is None and models[0].listed):
             return []
         return ["model_not_found" if models[0].is_provider_ready else "provider_not_configured"]
 
     def is_blocked(self, row: Agent) -> bool:
-        """Return whether open circuit breakers reject the calls to all models that the gateway could call.
+        """Return whether open circuit breakers reject calls to every model that the gateway could use for the agent.
 
-        As soon as one of the circuit breakers may admit a call again, the agent is no longer blocked, so that its next
-        task can try.
+        As soon as one of the circuit breakers may admit a call again, the agent no longer counts as blocked, so that
+        its next task can try the model.
         """
         usable = [model for model in self._models_of(row) if model.problem is None]
         return bool(usable) and not any(model.is_callable for model in usable)
@@ -191,7 +195,7 @@ class _AgentWarnings:
         return [] if self._suited_workers(row) else ["worker_offline"]
 
     def _suited_workers(self, row: Agent) -> list[WorkerFacts]:
-        """Return the online workers on which the agent may run, according to its selector."""
+        """Return the online workers that match the agent's worker selector."""
         return [
             worker
             for worker in self._online_workers()
@@ -211,7 +215,7 @@ class _AgentWarnings:
         return self._of_server
 
     def _tool_warnings(self, row: Agent) -> list[str]:
-        """Return warnings for tools that no suited worker offers, and for tools that some suited workers lack."""
+        """Return warnings for tools that no matching worker offers, or that only some matching workers offer."""
         if not row.enabled_tools:
             return []
         of_server = self._server_tools()

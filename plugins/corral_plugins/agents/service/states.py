@@ -1,6 +1,6 @@
 """State changes of agents (start, stop, pause and resume), with their events and metrics.
 
-Each change is a single conditional UPDATE, which changes nothing if the row has changed since it was read.
+Each change is a single conditional UPDATE, which has no effect if the row has changed since it was read.
 """
 
 from __future__ import annotations
@@ -84,8 +84,7 @@ class StateChangePublisher:
 def suppress_state_changes(agent_id: str) -> Iterator[None]:
     """Suppress state changes of an agent while the `with` block ends several of its leases.
 
-    Until the end of the block, each lease that ends only frees its slot. The caller sets the state of the agent once,
-    after the block.
+    Inside the block, ending a lease only releases its slot. The caller sets the agent's state once, after the block.
     """
     token = _ending.set(agent_id)
     try:
@@ -95,9 +94,9 @@ def suppress_state_changes(agent_id: str) -> Iterator[None]:
 
 
 def are_state_changes_suppressed(agent_id: str) -> bool:
-    """Return whether several leases of this agent are being ended, so that a single lease must not change its state.
+    """Return whether a block of `suppress_state_changes` is active for this agent.
 
-    This is true inside a block of `suppress_state_changes`.
+    If so, ending a single lease must not change the agent's state.
     """
     return _ending.get() == agent_id
 
@@ -117,7 +116,7 @@ def count_by_status() -> dict[tuple[str, ...], float]:
 class AgentStates:
     """Actions that change the state of an agent. Every method runs in the caller's unit of work.
 
-    Each method returns the agent as it is after the action.
+    Each method returns the agent in its new state.
     """
 
     cost: Costs | None
@@ -131,9 +130,9 @@ class AgentStates:
     def start(self, agent_id: str, match: IfMatch = ANY_VERSION, *, override: bool, by: Principal) -> AgentView:
         """Start an agent, so that it claims tasks.
 
-        Raises a `Problem` with the code `kill_switch` while the kill switch is engaged. Raise `Conflict` while the
-        agent is paused automatically: with the code `budget_exhausted` if its budget is used up and `override` is not
-        set, or with the code `invalid_state` if the circuit breaker of its provider is open.
+        Raise a `Problem` with the code `kill_switch` while the kill switch is engaged. Raise `Conflict` if the agent
+        was paused automatically: with the code `budget_exhausted` if its budget is used up and `override` is not set,
+        or with the code `invalid_state` if its provider's circuit breaker is open.
         """
         if override and not by.may("agents.manage"):
             raise Forbidden("`override` requires the permission agents.manage.")
@@ -157,7 +156,8 @@ class AgentStates:
     def stop(self, agent_id: str, how: StopAgent, match: IfMatch = ANY_VERSION, *, by: Principal) -> AgentView:
         """Stop an agent.
 
-        The mode `immediate` revokes the agent's leases. The mode `drain` waits until its last lease has ended.
+        The mode `immediate` revokes the agent's leases. The mode `drain` lets the agent finish its current tasks, and
+        stops it when its last lease ends.
         """
         for _ in range(TRIES):
             row = self._writable_row(agent_id, match, by)
@@ -178,7 +178,7 @@ class AgentStates:
         raise contention_error()
 
     def pause(self, agent_id: str, match: IfMatch = ANY_VERSION, *, reason: str | None, by: Principal) -> AgentView:
-        """Pause a started agent. The agent claims no tasks, and its leases continue.
+        """Pause a started agent. The agent claims no further tasks, but its leases remain valid.
 
         Raise `Conflict` if the agent is not started.
         """
@@ -193,7 +193,7 @@ class AgentStates:
         raise contention_error()
 
     def resume(self, agent_id: str, match: IfMatch = ANY_VERSION, *, reason: str | None, by: Principal) -> AgentView:
-        """Resume a paused agent. Raises the same problems as `start`."""
+        """Resume a paused agent. Raises the same errors as `start`."""
         for _ in range(TRIES):
             row = self._writable_row(agent_id, match, by)
             if row.status in ("idle", "busy"):
@@ -219,7 +219,10 @@ class AgentStates:
         return self._views.view_of(find_readable_agent(agent_id, by))
 
     def _revoke_leases(self, agent_id: str, how: StopAgent) -> None:
-        """Revoke all leases of the agent. The tasks are locked before the agent, as everywhere, to avoid deadlocks."""
+        """Revoke all leases of the agent.
+
+        To avoid deadlocks, the tasks are locked before the agent, as in every unit of work.
+        """
         if self.tasks is not None:
             with suppress_state_changes(agent_id):
                 self.tasks.release_leases_of_agent(agent_id, cancel=how.cancel_tasks, reason="agent_stopped")
@@ -244,9 +247,9 @@ def _state_for_claims(row: Agent) -> str:
 
 
 def _refuse_automatic_pause(row: Agent, *, override: bool) -> None:
-    """Raise `Conflict` if the agent is paused because its budget is used up or because a circuit breaker is open.
+    """Raise `Conflict` if the agent was paused because its budget is used up or because a circuit breaker is open.
 
-    With `override`, a used-up budget is ignored.
+    If `override` is set, a used-up budget is ignored.
     """
     if row.status_reason == "budget" and not override:
         raise Conflict(

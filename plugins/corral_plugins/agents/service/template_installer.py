@@ -69,13 +69,16 @@ DEFAULTS: Json = {
 
 
 class AgentTemplateInstaller:
-    """Installs marketplace templates of the kind `agent`. The services that it uses are set after the boot."""
+    """Installs marketplace templates of the kind `agent`.
+
+    The services that the installer uses are set after the boot.
+    """
 
     management: AgentManagement | None
     tools: Tools | None
 
     def definition(self) -> Installer:
-        """Return the installer as the marketplace expects it."""
+        """Return the installer definition for the marketplace."""
         return Installer(
             kind="agent",
             title="Agent",
@@ -86,17 +89,17 @@ class AgentTemplateInstaller:
         )
 
     def check_spec(self, spec: Json) -> None:
-        """Raise `Invalid` if no agent could have the configuration in the template."""
+        """Raise `Invalid` if the template's configuration is not valid for an agent."""
         to_columns(convert(NewAgent, spec), DEFAULTS["config"], enforces_budgets=True, performs_reviews=True)
 
     def find_existing(self, names: Sequence[str]) -> Mapping[str, str]:
-        """Return the ids of the agents with these names, keyed by name. The case of names is ignored."""
+        """Return the ids of the agents with these names, keyed by name. Names are compared case-insensitively."""
         keys = {name.strip().casefold(): name for name in names}
         rows: Any = Agent.select(Agent.name_key, Agent.id).where(LIVING & Agent.name_key.in_(list(keys))).tuples()
         return {keys[key]: str(agent_id) for key, agent_id in rows}
 
     def install(self, spec: Json, by: Principal) -> InstalledObject:
-        """Create an agent, without the tools that the caller may not grant."""
+        """Create an agent. Tools that the caller may not grant are omitted."""
         refused = self._refused_tools(spec, by)
         kept = [tool for tool in spec.get("enabled_tools", ()) if tool not in refused]
         policy = {tool: rule for tool, rule in spec.get("tool_policy", {}).items() if tool not in refused}
@@ -105,7 +108,7 @@ class AgentTemplateInstaller:
         return InstalledObject(id=view.id, refused_tools=refused, warnings=self._model_warnings(view))
 
     def read_fields(self, ids: Sequence[str]) -> Mapping[str, Json]:
-        """Return the fields that the owner of an agent may set, keyed by agent id."""
+        """Return the fields that an agent's owner may set, keyed by agent id."""
         return {row.id: _values(row) for row in Agent.select().where(LIVING & Agent.id.in_(list(ids)))}
 
     def lock(self, ids: Sequence[str]) -> None:
@@ -113,19 +116,19 @@ class AgentTemplateInstaller:
         list(locked(Agent.select(Agent.id).where(Agent.id.in_(list(ids))).order_by(Agent.id)))
 
     def update(self, agent_id: str, fields: Json, by: Principal) -> None:
-        """Change an agent."""
+        """Change the given fields of an agent."""
         given = {name: DEFAULTS.get(name) if value is None else value for name, value in fields.items()}
         self._service().update(agent_id, convert(AgentPatch, given), ANY_VERSION, by=by)
 
     def find_uses(self, ids: Sequence[str]) -> Sequence[ObjectUse]:
-        """Return the agents that use one of these agents as the reviewer of their diffs."""
+        """Return the agents that use one of these agents as a reviewer of their diffs."""
         found: Any = Agent.select(Agent.id, Agent.name, Agent.review_policy)
         rows = found.where(LIVING & Agent.review_policy.is_null(False)).tuples()
         reviewers = ((agent_id, name, policy["reviewer_agent_id"]) for agent_id, name, policy in rows)
         return [ObjectUse(id=agent_id, name=name, uses=uses) for agent_id, name, uses in reviewers if uses in ids]
 
     def find_running(self, ids: Sequence[str]) -> Sequence[str]:
-        """Return the ids of the agents that are started."""
+        """Return the ids of those of the given agents that are started."""
         rows: Any = (
             Agent.select(Agent.id).where(LIVING & Agent.id.in_(list(ids)) & (Agent.status != "offline")).tuples()
         )
@@ -138,14 +141,14 @@ class AgentTemplateInstaller:
     def export(self, agent_id: str, by: Principal) -> Json:
         """Return the configuration of an agent as a template.
 
-        It omits the worker, which belongs to this installation.
+        The template omits the worker, because workers exist only in this installation.
         """
         values = _values(find_readable_agent(agent_id, by))
         del values["worker_selector"]
         return {name: value for name, value in values.items() if name == "name" or value != DEFAULTS[name]}
 
     def _model_warnings(self, agent: AgentView) -> list[str]:
-        """Return warnings about the requirements that a model of the agent still lacks."""
+        """Return a warning if the agent has no usable model, or uses the echo model only because none was set."""
         llm = self._service().llm
         if llm is None:
             return []
@@ -184,7 +187,10 @@ def _values(row: Agent) -> Json:
 
 @functools.cache
 def _schema() -> Json:
-    """Return the schema of a new agent, without the worker, which belongs to one installation only."""
+    """Return the JSON Schema of a new agent.
+
+    The schema omits the worker, because workers exist only in one installation.
+    """
     schema = msgspec.json.schema(NewAgent)
     fields: Json = schema["$defs"]["NewAgent"]["properties"]
     del fields["worker_id"]

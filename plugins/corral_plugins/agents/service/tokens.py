@@ -1,4 +1,4 @@
-"""Standing tokens, which owners create for agents that run outside Corral's workers."""
+"""Standing tokens, which agent owners create for agents that run outside Corral's workers."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class AgentTokens:
         self._settings, self._permissions, self._credentials = settings, permissions, credentials
 
     def list(self, agent_id: str, query: AgentTokenQuery, *, by: Principal) -> Page[AgentTokenView]:
-        """Return the valid tokens of an agent, newest first. Only the owner and admins may list them."""
+        """Return the valid tokens of an agent, newest first. Only the agent's owner and admins may list them."""
         find_writable_agent(agent_id, by)
         rows = AgentToken.select().where((AgentToken.agent_id == agent_id) & (AgentToken.expires_at > clock.now()))
         return paginate(
@@ -52,10 +52,10 @@ class AgentTokens:
         )
 
     def create(self, agent_id: str, new: NewAgentToken, *, by: Principal) -> IssuedAgentToken:
-        """Create a token, which grants permissions that the caller has and that agents may hold.
+        """Create a token. The token grants permissions that the caller has and that agents may hold.
 
-        Only the response contains the token. Raises a `Problem` with the code `quota_exceeded` if the agent has too
-        many tokens.
+        Only the response contains the token. Raise a `Problem` with the code `quota_exceeded` if the agent has too many
+        tokens.
         """
         find_writable_agent(agent_id, by)
         assert by.user_id is not None  # the route accepts only people
@@ -84,7 +84,7 @@ class AgentTokens:
         return IssuedAgentToken(**_view_fields(row), token=secret)
 
     def revoke(self, agent_id: str, token_id: str, *, by: Principal) -> None:
-        """Revoke a token at once. Raise `NotFound`."""
+        """Revoke a token at once. Raise `NotFound` if the agent has no such token."""
         find_writable_agent(agent_id, by)
         mine = (AgentToken.id == token_id) & (AgentToken.agent_id == agent_id)
         ended: list[AgentToken] = list(AgentToken.delete().where(mine).returning(AgentToken).execute())
@@ -143,13 +143,12 @@ class StandingTokenAuthenticator:
     def authenticate(self, credential: str) -> Principal:
         """Return the principal for a standing token.
 
-        Raise `Unauthorized` if the token is unknown or expired, the agent is deleted, or the token's creator is not
-        active.
+        Raise `Unauthorized` if the token is unknown or expired, its agent is deleted, or its creator is not active.
         """
         return self._principal_where(AgentToken.token_hash == _hash_token(credential))
 
     def reread(self, caller: Principal) -> Principal | None:
-        """Authenticate the caller again by the id of its token, which may have been revoked in the meantime.
+        """Authenticate the caller again by the id of its token, because the token may have been revoked.
 
         Return None if the caller did not use a standing token.
         """

@@ -19,13 +19,13 @@ AGENT = {"type": "string", "format": "uuid"}
 
 
 class AgentTriggerActions:
-    """Starts and stops agents for triggers. The plugin sets the service that it uses with `set_service`."""
+    """Starts and stops agents for triggers. The plugin sets the required service with `set_service`."""
 
     def __init__(self) -> None:
         self._states: AgentStates | None = None
 
     def set_service(self, states: AgentStates) -> None:
-        """Connect the actions to the service that they call."""
+        """Set the service that the actions call."""
         self._states = states
 
     def definitions(self) -> list[TriggerAction]:
@@ -53,12 +53,12 @@ class AgentTriggerActions:
         ]
 
     def start_agent(self, context: FireContext, fields: Json) -> Json:
-        """Start the agent, unless it is started."""
+        """Start the agent. Does nothing if the agent is already started."""
         with _as_reference():
             return {"agent_id": self._connected().start(fields["agent_id"], override=False, by=context.owner).id}
 
     def stop_agent(self, context: FireContext, fields: Json) -> Json:
-        """Stop the agent, unless it is stopped."""
+        """Stop the agent. Does nothing if the agent is already stopped."""
         how = convert(StopAgent, {"mode": fields.get("mode", "immediate"), "reason": context.trigger_name[:500]})
         with _as_reference():
             return {"agent_id": self._connected().stop(fields["agent_id"], how, by=context.owner).id}
@@ -70,7 +70,7 @@ class AgentTriggerActions:
 
 
 def check_agent(caller: Principal, fields: Json) -> None:
-    """Raise `Invalid` if the agent does not exist, and `Forbidden` if the caller may not start and stop it."""
+    """Raise `Invalid` if the agent does not exist, or `Forbidden` if the caller may not start and stop it."""
     if "agent_id" in fields:
         with _as_reference():
             find_writable_agent(fields["agent_id"].lower(), caller)
@@ -78,7 +78,7 @@ def check_agent(caller: Principal, fields: Json) -> None:
 
 @contextlib.contextmanager
 def _as_reference() -> Iterator[None]:
-    """If the agent does not exist, raise `Invalid` for the field that contains its id."""
+    """Convert a `NotFound` error for the agent to `Invalid` for the field that contains its id."""
     try:
         yield
     except NotFound as error:

@@ -1,4 +1,4 @@
-"""Lists, reads, compares and rolls back the versions of an agent's configuration, and reads statistics of the agent."""
+"""Lists, reads, compares and restores versions of an agent's configuration, and reads the agent's statistics."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class AgentVersions:
         return Page(items=items, total=page.total, limit=page.limit, offset=page.offset, next=page.next)
 
     def get(self, agent_id: str, n: int, *, by: Principal) -> AgentVersionDetail:
-        """Return one version with its configuration. Raise `NotFound`."""
+        """Return one version with its configuration. Raise `NotFound` if the agent or the version does not exist."""
         require_readable_agent(agent_id, by)
         row = _find_version(agent_id, n)
         statistics = self._statistics_of(agent_id, [n]).get(n, UNKNOWN)
@@ -66,7 +66,7 @@ class AgentVersions:
     def compare(self, agent_id: str, before: int, after: int, *, by: Principal) -> Comparison:
         """Return the fields that differ between two versions, sorted by name, and statistics of both versions.
 
-        Raise `NotFound`.
+        Raise `NotFound` if the agent or one of the versions does not exist.
         """
         require_readable_agent(agent_id, by)
         one, other = _find_version(agent_id, before).configuration, _find_version(agent_id, after).configuration
@@ -83,7 +83,8 @@ class AgentVersions:
     def roll_back(self, agent_id: str, n: int, match: IfMatch = ANY_VERSION, *, by: Principal) -> AgentView:
         """Create a new version with the content of version `n`.
 
-        Raise `NotFound`, or `Conflict` if nothing would change.
+        Raise `NotFound` if the agent or the version does not exist, or `Conflict` if the current configuration is the
+        same.
         """
         row = find_writable_agent(agent_id, by)
         match.check(row.version)
@@ -98,7 +99,10 @@ class AgentVersions:
         return view
 
     def get_statistics(self, agent_id: str, days: int, *, by: Principal) -> AgentStats:
-        """Return statistics of the agent's attempts in the last `days` days. Raise `NotFound`."""
+        """Return statistics of the agent's attempts in the last `days` days.
+
+        Raise `NotFound` if the agent does not exist.
+        """
         require_readable_agent(agent_id, by)
         since = clock.now(-days * DAY_SECONDS)
         statistics = self.statistics.for_agent(agent_id, since=since) if self.statistics is not None else UNKNOWN

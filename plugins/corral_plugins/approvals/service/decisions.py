@@ -1,6 +1,7 @@
-"""The actions of approvers (approve, reject, ask for a revision) and of requesters (revise, cancel).
+"""The actions of approvers (approve, reject, request a revision) and of requesters (revise, cancel).
 
-The row is locked, so that of many decisions at the same time exactly one counts, and the others learn its outcome.
+Each action locks the approval's row. If several people decide at the same time, only one decision counts, and the other
+people learn its outcome.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class ApprovalDecisions:
     # -- decisions of approvers
 
     def approve(self, approval_id: str, body: ApproveRequest, match: IfMatch, *, by: Principal) -> ApprovalView:
-        """Approve the requested payload or an edited one. It may run once enough people have approved."""
+        """Approve the requested payload or an edited one. The payload may run once enough people have approved it."""
         row = self._lock_to_decide(approval_id, match, body.payload_sha256, by)
         changes = self._edit(row, body.edited_payload)
         content = changes.get("edited_sha256") or rows.current_hash(row)
@@ -64,7 +65,7 @@ class ApprovalDecisions:
         return self._listing.view_of(row, by)
 
     def reject(self, approval_id: str, body: RejectRequest, match: IfMatch, *, by: Principal) -> ApprovalView:
-        """Reject a request. One rejection suffices, even if several approvals are required."""
+        """Reject a request. One rejection is enough, even if several approvals are required."""
         row = self._lock_to_decide(approval_id, match, None, by)
         made = [*row.decisions, _decision(by.user_id or "", "reject", body.note, rows.current_hash(row))]
         self._outcomes.resolve(row, "rejected", by=by.user_id, note=body.note, decisions=made)
@@ -87,7 +88,7 @@ class ApprovalDecisions:
         return self._listing.view_of(row, by)
 
     def decide_one_of_many(self, approval_id: str, bulk: BulkDecision, *, by: Principal) -> BulkItem:
-        """Decide one approval of a bulk decision. Approvals of high and critical risk are skipped."""
+        """Decide one of the approvals in a bulk decision. Approvals of high and critical risk are skipped."""
         try:
             if is_weighty(rows.find_readable(approval_id, by)):
                 return BulkItem(id=approval_id, status="skipped", code="approvals.risk_too_high")
@@ -100,9 +101,10 @@ class ApprovalDecisions:
         return BulkItem(id=approval_id, status=view.status)
 
     def _lock_to_decide(self, approval_id: str, match: IfMatch, sha256: str | None, by: Principal) -> Approval:
-        """Lock an approval that the caller may decide now.
+        """Lock and return an approval that the caller may decide now.
 
-        The checks run in the order of the contract: permission of the caller, expiry, earlier decisions, content.
+        The checks run in this order, which is part of the API contract: the caller's permission, expiry, earlier
+        decisions, content.
         """
         row = self._lock(approval_id, by)
         self._eligibility.require_decider(row, by)
@@ -132,7 +134,7 @@ class ApprovalDecisions:
     def _edit(self, row: Approval, payload: Any) -> dict[str, Any]:
         """Return the column values for an edited payload and its hash.
 
-        Raise `Invalid` if the payload may not be edited.
+        Raise `Invalid` if this payload must not be edited.
         """
         if payload is UNSET:
             return {}
@@ -151,7 +153,7 @@ class ApprovalDecisions:
     # -- actions of requesters
 
     def revise(self, approval_id: str, body: RevisedPayload, match: IfMatch, *, by: Principal) -> ApprovalView:
-        """Revise a request. Earlier decisions become void, and approvers decide again."""
+        """Replace the payload of a request. Earlier decisions become void, and approvers must decide again."""
         row = self._lock(approval_id, by)
         if not _is_requester(row, by):
             raise Forbidden("Only the requester may revise the request.")
@@ -179,7 +181,7 @@ class ApprovalDecisions:
         return self._listing.view_of(row, by)
 
     def cancel(self, approval_id: str, reason: str | None, match: IfMatch, *, by: Principal) -> ApprovalView:
-        """Cancel a request that nobody has decided. The requester and the owner of the task may do this."""
+        """Cancel an undecided request. Only the requester and the owner of the task may do this."""
         row = self._lock(approval_id, by)
         is_owner = by.kind in ("user", "api_key") and by.user_id == row.owner_id
         if not (_is_requester(row, by) or is_owner or by.is_admin):

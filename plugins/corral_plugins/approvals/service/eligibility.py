@@ -1,4 +1,4 @@
-"""Decides who may decide: the named approvers and admins, but not the requester."""
+"""Determines who may decide an approval: the named approvers and admins, but not the requester."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ class Eligibility:
     # -- the approvers of a new approval
 
     def default_approvers(self, risk: str, task_owner: str | None, needs: Sequence[str] = ()) -> Approvers:
-        """Return the approvers of a request that names none: all members, or at high risk admins and the task's owner.
+        """Return the default approvers for a request that names none.
 
-        `task_owner` is the owner of the task. If members lack one of the permissions in `needs`, admins and the owner
-        decide at any risk.
+        If the risk is low or medium and members have all of the permissions `needs`, all members and admins may decide.
+        Otherwise, only admins and `task_owner`, the owner of the task, may decide.
         """
         if RISKS.index(risk) < HIGH and self._permissions.held_by("member").issuperset(needs):
             return Approvers(roles=["admin", "member"])
@@ -42,7 +42,7 @@ class Eligibility:
     def check_approvers(self, request: ApprovalRequest, approvers: Approvers) -> None:
         """Raise `Invalid` if a named approver may not decide, or if too few people may decide.
 
-        At least as many people as the required approvals must be able to decide.
+        At least as many people must be able to decide as there are required approvals.
         """
         named = {each.lower() for each in approvers.users}
         found = self._accounts.get_many(named)
@@ -73,7 +73,7 @@ class Eligibility:
     def require_decider(self, row: Approval, by: Principal) -> None:
         """Raise `Forbidden` unless the caller may decide.
 
-        The code is `forbidden`, `self_approval` or `reauth_required`; the conditions are checked in this order.
+        The error code is `forbidden`, `self_approval` or `reauth_required`. The conditions are checked in this order.
         """
         if by.kind != "user" or not by.may(DECIDE) or not self._is_named(row, by.user_id, by.role):
             raise Forbidden("Only the approvers of this request and admins may decide it.")
@@ -88,16 +88,15 @@ class Eligibility:
             raise Forbidden(detail, code="reauth_required")
 
     def can_decide(self, row: Approval, by: Principal) -> bool:
-        """Return whether the caller may decide, whether or not the caller has confirmed the password recently."""
+        """Return whether the caller may decide, regardless of whether the caller has recently reauthenticated."""
         if by.kind != "user" or not by.may(DECIDE) or not self._is_named(row, by.user_id, by.role):
             return False
         return not self._is_own(row, by.user_id) and _needs_of(row) <= by.permissions
 
     def may_still_decide(self, row: Approval, user_ids: Sequence[str]) -> set[str]:
-        """Return those of the given people who may still decide an approval.
+        """Return the ids of those given users who may still decide an approval.
 
-        They are active, hold the necessary permissions and are among the approvers, and the request is not their own
-        (see `_is_own`).
+        They are active, have the necessary permissions, are among the approvers, and are not excluded by `_is_own`.
         """
         found = self._accounts.get_many(user_ids)
         return {
@@ -126,13 +125,13 @@ class Eligibility:
         return any(user_id in each["users"] or role in each["roles"] for each in _approver_lists(row))
 
     def _is_own(self, row: Approval, user_id: str | None) -> bool:
-        """Return whether the person may not decide, because the request is their own or was made on their behalf."""
+        """Return whether the user may not decide because the request is their own or was made on their behalf."""
         if row.requester_type == "user":
             return bool(row.requester_id == user_id and not row.allow_self)
         return self._settings.get(REQUIRE_SECOND_PERSON) and user_id in (row.on_behalf_of, row.agent_owner_id)
 
     def assigned_to(self, by: Principal) -> Any:
-        """Return the SQL condition for the approvals that the caller may decide, as `can_decide` does."""
+        """Return an SQL condition that selects the approvals that the caller may decide, like `can_decide`."""
         if by.kind != "user" or not by.may(DECIDE):
             return NO_ROWS
         own = (Approval.requester_type == "user") & (Approval.requester_id == by.user_id) & ~Approval.allow_self
@@ -149,12 +148,12 @@ class Eligibility:
 
 
 def _needs_of(row: Approval) -> frozenset[str]:
-    """Return the permissions that approvers must hold, because the tool of a held call requires them."""
+    """Return the permissions that the held tool call requires of approvers."""
     return frozenset(() if row.tool_call is None else row.tool_call.get("required_permissions", ()))
 
 
 def is_weighty(row: Approval) -> bool:
-    """Return whether the risk of a request is high or critical."""
+    """Return whether the risk of the request is high or critical."""
     return row.risk in RISKS[HIGH:]
 
 

@@ -66,11 +66,11 @@ class ApprovalListing:
         )
 
     def get(self, approval_id: str, by: Principal) -> ApprovalView:
-        """Return an approval with its comments. Raise `NotFound`."""
+        """Return an approval with its comments. Raise `NotFound` if no such approval is visible to the caller."""
         return self.view_of(rows.find_readable(approval_id, by), by)
 
     def count(self, by: Principal) -> ApprovalCount:
-        """Count the pending approvals."""
+        """Return how many approvals are pending, how many of them the caller may decide, and how many expire soon."""
         pending = rows.readable(by) & _status_is_any(["pending"])
         found: Any = Approval.select(Approval.risk, peewee.fn.COUNT(Approval.id)).where(pending).group_by(Approval.risk)
         by_risk: dict[str, int] = {**dict.fromkeys(RISKS, 0), **dict(found.tuples())}
@@ -132,7 +132,7 @@ def comment_view(row: CommentRow) -> ApprovalCommentView:
 
 
 def visible_text(value: Any) -> Any:
-    """Return a JSON value whose strings show invisible and bidirectional characters, such as `<U+202E>`."""
+    """Return a JSON value in which invisible and bidirectional characters are replaced by text such as `<U+202E>`."""
     if isinstance(value, str):
         return value if value.isprintable() else "".join(map(_visible_character, value))
     if isinstance(value, dict):
@@ -146,7 +146,7 @@ def _visible_character(character: str) -> str:
 
 
 def _status_is_any(statuses: list[Any]) -> Any:
-    """Return the SQL condition for approvals for which `rows.shown_status` returns one of the given statuses."""
+    """Return an SQL condition for approvals whose `rows.shown_status` is one of the given statuses."""
     overdue = (Approval.expires_at <= clock.now()) & (Approval.on_timeout == "reject")
     found: Any = Approval.status.in_(sorted({*statuses} - {*OPEN}))
     for status in {*statuses} & {*OPEN}:

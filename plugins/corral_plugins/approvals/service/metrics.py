@@ -1,4 +1,4 @@
-"""Metrics of approvals since the start of this process. Values are counted when the unit of work commits."""
+"""Metrics of approvals since the start of this process. Changes are counted when their unit of work commits."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ WAITS = (1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 14_400.0, 86_400.0, 604_800
 
 
 class ApprovalMetrics:
-    """Counts outcomes, and measures how long people took to decide."""
+    """Counts outcomes, and measures how long people take to decide."""
 
     def __init__(self) -> None:
         self._outcomes: Counter[tuple[str, ...]] = Counter()
@@ -35,7 +35,7 @@ class ApprovalMetrics:
             after_commit(lambda: self._seconds.observe(seconds))
 
     def definitions(self) -> Iterable[Metric]:
-        """Return the metrics."""
+        """Return the definitions of all metrics of approvals."""
         return [
             Metric(
                 name="corral_approvals",

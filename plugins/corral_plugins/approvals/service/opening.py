@@ -1,4 +1,4 @@
-"""Opens approvals, and lets other plugins read, use and cancel them: the `Approvals` service."""
+"""The `Approvals` service, which opens approvals, and lets other plugins read, use and cancel them."""
 
 from __future__ import annotations
 
@@ -86,9 +86,10 @@ class ApprovalsService:
         return self.open(request, by=by)
 
     def _check_task(self, task_id: str, by: Principal) -> str | None:
-        """Lock a task that the caller may see and that has not ended. Return its owner. Raise `Invalid` otherwise.
+        """Lock the task and return its owner. Raise `Invalid` if the task is hidden from the caller or has ended.
 
-        Because of the lock, a task that ends at the same time either cancels the approval, or has visibly ended here.
+        Because of the lock, a task that ends concurrently either cancels the approval later, or is already seen here as
+        ended.
         """
         try:
             found = self.tasks is not None and self.tasks.lock(task_id.lower())
@@ -104,7 +105,7 @@ class ApprovalsService:
         return owner
 
     def _check_run(self, new: NewApproval, by: Principal) -> None:
-        """Raise `Invalid` unless the workflow run that a request names is visible to the caller and has not ended."""
+        """Raise `Invalid` unless the workflow run in the request is visible to the caller and has not ended."""
         if new.run_id is None:
             if new.step is not None:
                 raise Invalid.at("/step", "not_allowed", "Name the run of the step too, as run_id.")
@@ -117,7 +118,10 @@ class ApprovalsService:
             raise Invalid.at("/run_id", "not_allowed", f"The run is {run.status}; nothing waits for a decision.")
 
     def _named_agent(self, agent_id: str | None, by: Principal) -> AgentFacts | None:
-        """Return the agent for which the caller asks for an approval: an agent of the caller, or the calling agent."""
+        """Return the agent for which the caller requests an approval, or None.
+
+        This is the agent named by `agent_id`, which must belong to the caller, or else the calling agent itself.
+        """
         wanted = agent_id.lower() if agent_id is not None else by.agent_id if by.kind == "agent" else None
         if wanted is None or self.agents is None:
             return None
@@ -151,12 +155,12 @@ class ApprovalsService:
         return rows.facts_of(row, is_new=True)
 
     def _causes_of(self, by: Principal) -> tuple[str, ...] | None:
-        """Return the cause chain of the caller's task, with which triggers detect loops that include approvals."""
+        """Return the cause chain of the caller's task, so that triggers can detect loops that include approvals."""
         run = self.tasks.find_run(by.task_id) if self.tasks is not None and by.task_id is not None else None
         return None if run is None else run.cause_chain or None
 
     def _find_same_request(self, task_id: str, sha256: str) -> Approval | None:
-        """Return an approval of the same content for this task that is open, or that was rejected a short while ago."""
+        """Return an approval for the same task and content that is open or was rejected recently, or None."""
         cooled = clock.now(-self._settings.get(REJECT_COOLDOWN))
         is_rejected = (Approval.status == "rejected") & (Approval.resolved_at > cooled)
         is_waiting = Approval.status.in_(OPEN) & (Approval.expires_at > clock.now())
@@ -166,7 +170,7 @@ class ApprovalsService:
 
     @staticmethod
     def _take_over_repeated_call(row: Approval, request: ApprovalRequest) -> None:
-        """If a request repeats a held tool call under another id, make the open approval apply to the repeated call."""
+        """If the request repeats a held tool call under another id, make the open approval apply to the new call."""
         held = request.tool_call
         if held is not None and row.status in OPEN and row.tool_call["id"] != held.id:
             rows.update_if_open(row, tool_call=msgspec.to_builtins(held))
@@ -174,8 +178,8 @@ class ApprovalsService:
     def _check_open_count(self, request: ApprovalRequest) -> None:
         """Raise `Problem` (`quota_exceeded`) if the task has too many open approvals.
 
-        If an approver has asked to revise a tool call and the task calls the same tool again, the earlier approval is
-        cancelled.
+        If an approver has requested a revision of a tool call and the task now calls the same tool again, cancel the
+        earlier approval.
         """
         assert request.task_id is not None
         waiting = list(Approval.select().where((Approval.task_id == request.task_id) & IS_OPEN))
@@ -274,7 +278,7 @@ class ApprovalsService:
 
 
 def add_approvers(approval_id: str, approvers: Approvers) -> None:
-    """Store who may decide an approval, so that lists can select the approvals that a person may decide."""
+    """Store the approvers of an approval, so that queries can find the approvals that a user may decide."""
     named = [("user", each.lower()) for each in approvers.users] + [("role", each) for each in approvers.roles]
     items = [{"approval_id": approval_id, "kind": kind, "name": name} for kind, name in dict.fromkeys(named)]
     if items:
@@ -293,7 +297,10 @@ def _check_size(value: Any, limit: int, pointer: str) -> None:
 
 
 def _seconds_left(new: NewApproval) -> float | None:
-    """Return how many seconds a request allows for the decision. Raise `Invalid` if the time is out of bounds."""
+    """Return the number of seconds that people have to decide, or None if the request sets no time.
+
+    Raise `Invalid` if the time is out of bounds.
+    """
     if not isinstance(new.expires_at, datetime):
         return float(new.expires_in_seconds) if isinstance(new.expires_in_seconds, int) else None
     if isinstance(new.expires_in_seconds, int):
@@ -306,7 +313,7 @@ def _seconds_left(new: NewApproval) -> float | None:
 
 
 def _requester(by: Principal, task_owner: str | None) -> Requester:
-    """Return the requester, according to the credential. Workers ask on behalf of the owner of their task."""
+    """Return the requester that corresponds to the caller's credential. Workers act on behalf of the task's owner."""
     if by.kind == "agent":
         return Requester(type="agent", id=by.agent_id or by.id, on_behalf_of=by.user_id)
     if by.kind == "worker":

@@ -1,4 +1,4 @@
-"""Resolves approvals, and wakes the requester in the same transaction."""
+"""Resolves approvals, and wakes their requesters in the same transaction."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from corral_plugins.tools.api import Tools
 
 
 class ApprovalOutcomes:
-    """Ends approvals, whatever the outcome. Every method runs in the caller's unit of work."""
+    """Resolves approvals with any outcome. Every method runs in the caller's unit of work."""
 
     audit: Audit | None
     tasks: Tasks | None
@@ -31,7 +31,7 @@ class ApprovalOutcomes:
         return rows.lock(approval_id)
 
     def resolve(self, row: Approval, status: str, *, by: str | None, note: str | None, **changes: Any) -> None:
-        """Give a locked approval its final status, and wake the requester."""
+        """Set the final status of a locked approval, and wake the requester."""
         rows.update_if_open(row, status=status, outcome_note=note, resolved_at=clock.now(), **changes)
         rows.publish(ApprovalResolved, row, by, outcome=status, note=note)
         self._metrics.count_outcome(row)
@@ -45,7 +45,7 @@ class ApprovalOutcomes:
             self.resume_task(row, rows.facts_of(row).decision)
 
     def resume_task(self, row: Approval, decision: dict[str, Any]) -> None:
-        """Queue the task that waits for the approval. Do nothing if no task waits for it."""
+        """Queue the task that waits for the approval. Does nothing if no task waits for it."""
         if row.task_id is not None and self.tasks is not None:
             self.tasks.resume(row.task_id, kind="approval", id=row.id, given={"decision": decision})
 

@@ -1,6 +1,6 @@
 """Reads, locks and changes rows of approvals, and publishes their events.
 
-Every change of a status is one conditional UPDATE: it changes nothing if another unit of work changed the row first.
+Every status change is one conditional UPDATE, which has no effect if another unit of work changed the row first.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ _OPEN_OF_TASK = Statement(
 
 
 def readable(by: Principal) -> Any:
-    """Return the SQL condition for the approvals that the caller may read.
+    """Return an SQL condition that selects the approvals that the caller may read.
 
-    Agents and workers may read only their own.
+    Agents and workers may read only their own requests.
     """
     found = visible(Approval, by)
     if by.kind == "agent":
@@ -48,7 +48,10 @@ def find_readable(approval_id: str, by: Principal) -> Approval:
 
 
 def lock(approval_id: str) -> Approval | None:
-    """Lock and return an approval, or None. The caller must lock the task of the approval first."""
+    """Lock and return an approval, or return None if it does not exist.
+
+    The caller must lock the approval's task first.
+    """
     row: Approval | None = locked(Approval.select().where(Approval.id == approval_id)).first()
     return row
 
@@ -69,36 +72,36 @@ def update_if_open(row: Approval, **changes: Any) -> None:
 
 
 def already_decided(status: str) -> Conflict:
-    """Return the error for a decision that is too late."""
+    """Return the error for a decision on an approval that is already resolved."""
     return Conflict(f"The approval is already {status}.", code="already_decided", current_status=status)
 
 
 def is_overdue(row: Approval) -> bool:
-    """Return whether the time to decide an open approval is over."""
+    """Return whether an open approval has passed its expiry time."""
     return row.status in OPEN and row.expires_at <= clock.now()
 
 
 def shown_status(row: Approval) -> str:
-    """Return the status that callers see.
+    """Return the status that the API shows.
 
-    An overdue approval is shown as expired even before a scheduled job has ended it.
+    An overdue approval is shown as expired even before the scheduled job has ended it.
     """
     return "expired" if is_overdue(row) and row.on_timeout == "reject" else str(row.status)
 
 
 def current_hash(row: Approval) -> str:
-    """Return the hash of the content that will be executed: the edited payload or else the requested payload."""
+    """Return the hash of the content to execute: the edited payload if there is one, or else the requested payload."""
     return str(row.edited_sha256 or row.payload_sha256)
 
 
 def approvals_of(row: Approval) -> list[dict[str, Any]]:
-    """Return the decisions that approve the current content. Approvals of earlier content do not count."""
+    """Return the decisions that approve the current content. Approvals of earlier content are omitted."""
     content = current_hash(row)
     return [each for each in row.decisions if each["decision"] == "approve" and each["payload_sha256"] == content]
 
 
 def facts_of(row: Approval, *, is_new: bool = False) -> ApprovalFacts:
-    """Return an approval as other plugins see it."""
+    """Return an approval in the form that other plugins receive."""
     is_edited = row.edited_sha256 is not None
     last = row.decisions[-1] if row.decisions else None
     stored: Any = row

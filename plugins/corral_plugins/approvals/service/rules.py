@@ -35,7 +35,11 @@ class RuleInput(msgspec.Struct, frozen=True):
 
 
 class AutoApproval:
-    """Applies the rules. They never apply to tainted runs, to high or critical risk, or where two people must agree."""
+    """Applies automatic approval rules.
+
+    Rules never apply to tainted runs, to requests of high or critical risk, or to requests on which two people must
+    agree.
+    """
 
     agents: Agents | None
     expressions: Expressions | None
@@ -45,7 +49,7 @@ class AutoApproval:
         self._work, self._settings, self._outcomes = work, settings, outcomes
 
     async def apply_rules(self, approval_id: str) -> None:
-        """Approve an open request if one of the rules says so. Conditions are evaluated outside units of work."""
+        """Approve an open request if one of the rules matches it. Conditions are evaluated outside units of work."""
         found = await self._work(functools.partial(self._read, approval_id), entry=ENTRY, read=True)
         for rule in found.rules:
             if await self._holds(rule, found.data):
@@ -102,7 +106,7 @@ class AutoApproval:
 
 
 def _may_apply(rule: AutoApproveRule, row: Approval, data: dict[str, Any]) -> bool:
-    """Return whether the rule may apply to the approval. The condition of the rule is not evaluated."""
+    """Return whether the rule may apply to the approval. This function does not evaluate the rule's condition."""
     tool = None if row.tool_call is None else row.tool_call["tool"]
     if _is_tainted(row, data["task"]) or row.required_approvals > 1:
         return False

@@ -1,4 +1,4 @@
-"""Reminders, escalation and expiry of approvals that nobody has decided."""
+"""Reminders, escalation and expiry of undecided approvals."""
 
 from __future__ import annotations
 
@@ -24,14 +24,17 @@ class ApprovalTimers:
 
     @staticmethod
     def overdue() -> list[tuple[str, str | None]]:
-        """Return the ids and task ids of at most `BATCH_SIZE` overdue approvals, the longest overdue first."""
+        """Return the ids and task ids of at most `BATCH_SIZE` overdue approvals, starting with the longest overdue."""
         found: Any = Approval.select(Approval.id, Approval.task_id).where(
             IS_OPEN & (Approval.expires_at <= clock.now())
         )
         return list(found.order_by(Approval.expires_at).limit(BATCH_SIZE).tuples())
 
     def expire(self, approval_id: str, task_id: str | None) -> None:
-        """End an overdue approval or, if it is to be escalated, ask more people once."""
+        """Escalate, approve or expire an overdue approval, as its `on_timeout` setting says.
+
+        An approval is escalated only once.
+        """
         row = self._outcomes.lock(approval_id, task_id)
         if row is None or not rows.is_overdue(row):
             return
@@ -50,7 +53,10 @@ class ApprovalTimers:
             self._outcomes.resolve(row, "expired", by="timeout", note="Nobody decided in time.")
 
     def remind(self) -> int:
-        """Publish a reminder of one batch of approvals that have been open for a while. Return their number."""
+        """Publish reminders for a batch of approvals that have been open for a while.
+
+        Return the number of reminders.
+        """
         seconds = self._settings.get(REMINDER)
         if not seconds:
             return 0

@@ -1,4 +1,4 @@
-"""The workflow step `approval`: a run waits until people decide, and every outcome takes the configured path."""
+"""The workflow step `approval`. The run waits until people decide, and each outcome follows the configured path."""
 
 from __future__ import annotations
 
@@ -72,13 +72,13 @@ OUTPUT: Json = {
 
 
 class ApprovalStep:
-    """Implements the step. Every method runs in the caller's unit of work."""
+    """Implements the approval step. Every method runs in the caller's unit of work."""
 
     def __init__(self, approvals: Approvals, eligibility: Eligibility, outcomes: ApprovalOutcomes) -> None:
         self._approvals, self._eligibility, self._outcomes = approvals, eligibility, outcomes
 
     def dispatch(self, context: StepContext) -> StepWait:
-        """Ask people, and wait for their decision."""
+        """Request an approval, and wait for the decision."""
         config, risk = context.config, context.config.get("risk", "medium")
         approvers = config.get("approvers")
         escalate = config.get("on_timeout") == "escalate"
@@ -124,7 +124,7 @@ class ApprovalStep:
         raise StepFailure(facts.status, message, kind="rejected", retryable=False)
 
     def cancel(self, context: StepContext, reason: str | None) -> bool:
-        """Withdraw the request of a step that was cancelled."""
+        """Cancel the approval of a cancelled step."""
         row = rows.lock(context.waits_for) if context.waits_for is not None else None
         if row is not None and row.status in OPEN:
             self._outcomes.resolve(row, "cancelled", by=None, note=reason or "The run was cancelled.")
@@ -132,7 +132,7 @@ class ApprovalStep:
 
 
 def check_config(config: Json) -> list[FieldError]:
-    """Return the faults of a configuration that its schema cannot detect."""
+    """Return the errors in a configuration that its schema cannot detect."""
     faults = []
     risk = config.get("risk", "medium")
     if config.get("on_timeout") == "approve" and risk in RISKS and RISKS.index(risk) >= HIGH:
@@ -146,13 +146,13 @@ def check_config(config: Json) -> list[FieldError]:
 
 
 def gotos_of(config: Json) -> Mapping[str, str]:
-    """Return the later step to which a run jumps after a rejection, keyed by the JSON pointer of `on_reject`."""
+    """Return the later step to which a rejection makes the run jump, keyed by the JSON pointer of `on_reject`."""
     found = GOTO.fullmatch(str(config.get("on_reject", "")))
     return {"/on_reject": found[1]} if found else {}
 
 
 class ApprovalStepType:
-    """The step type that the plugin contributes. The plugin creates it before the services exist."""
+    """The step type that the plugin contributes. The plugin creates it before the services are available."""
 
     implementation: ApprovalStep | None = None
 

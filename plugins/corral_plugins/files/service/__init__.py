@@ -1,1 +1,1 @@
-"""The business logic of files, and the stores for their bytes."""
+"""The business logic of files, and the stores for their content."""

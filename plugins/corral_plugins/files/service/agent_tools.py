@@ -1,4 +1,4 @@
-"""The tools with which agents list, read and write files."""
+"""The tools that agents use to list, read and write files."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class AgentFiles:
         self._registry, self._downloads, self._uploads = registry, downloads, uploads
 
     def list_files(self, context: ToolContext, arguments: Json) -> Json:
-        """List files, newest first. Runs in the unit of work of the tool call."""
+        """Return the files that the agent may read, newest first. Runs in the unit of work of the tool call."""
         filters: Json = {name: arguments[name] for name in ("task_id", "search") if name in arguments}
         query = FileQuery(limit=arguments.get("limit", 20), **filters)
         page = self._registry.list_files(query, context.caller)
@@ -64,7 +64,7 @@ class AgentFiles:
         return {"files": items, "total": page.total}
 
     async def read_file(self, context: ToolContext, arguments: Json) -> ToolOutput:
-        """Read a part of a text file. A file that the requester did not upload is untrusted."""
+        """Read part of a text file. The content is untrusted unless the task's requester uploaded the file."""
         row = await context.work(lambda: self._find(context, arguments["file_id"]), read=True)
         if not row.detected_type.startswith("text/") and row.detected_type not in ("image/svg+xml", "application/xml"):
             raise ToolFailure("not_text", f"The file is of the type {row.detected_type}; only text can be read.")
@@ -78,7 +78,7 @@ class AgentFiles:
         return ToolOutput(value=value, untrusted=() if is_own else (f"file:{row.id}",))
 
     async def write_file(self, context: ToolContext, arguments: Json) -> Json:
-        """Store text as a new file of the task."""
+        """Store text as a new file that belongs to the task."""
         caller = context.caller
         visibility = self._uploads.settings.get(ARTIFACT_VISIBILITY)
         new = NewFile(
@@ -95,7 +95,7 @@ class AgentFiles:
         return {"file_id": row.id, "name": row.name, "size_bytes": row.size_bytes}
 
     def is_visible(self, context: ToolContext, arguments: Json) -> bool:
-        """Return whether the requester of the task may read the file that the arguments of the tool call name."""
+        """Return whether the task's requester may read the file that the tool call's arguments refer to."""
         try:
             self._find(context, arguments["file_id"])
         except NotFound:
@@ -106,9 +106,9 @@ class AgentFiles:
         return self._registry.find(file_id.lower(), context.caller)
 
     async def _text(self, row: File, start: int) -> tuple[str, int]:
-        """Decode the text that begins at a byte position.
+        """Decode the text that begins at the byte position `start`.
 
-        Return it, and the position after its last complete character.
+        Return the text, and the byte position after its last complete character.
         """
         part = ByteRange(min(start, row.size_bytes), min(start + READ_BYTES, row.size_bytes))
         is_whole = part == ByteRange(0, row.size_bytes)
@@ -122,7 +122,7 @@ class FileTools(ToolSet[AgentFiles]):
     """The tools that the `files` plugin contributes."""
 
     def all(self) -> list[Tool]:
-        """Return all tools."""
+        """Return all file tools."""
 
         async def read(context: ToolContext, arguments: Json) -> ToolOutput:
             return await self.implementation.read_file(context, arguments)

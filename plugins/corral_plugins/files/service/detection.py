@@ -1,4 +1,4 @@
-"""Detects the media type of a file from its bytes. The extension of the file name is ignored."""
+"""Detects the media type of a file from its content. The file name extension is ignored."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import re
 TEXT, UNKNOWN = "text/plain", "application/octet-stream"
 HEAD_BYTES = 8192
 MARKUP = frozenset({"text/html", "image/svg+xml", "application/xml", "text/xml", "application/xhtml+xml"})
-"""Types that a browser could run as a page. They are served as plain text."""
+"""Media types that a browser could render as an active page. They are served as plain text."""
 
 _EXECUTABLES = (  # the library knows these only by extension, or not at all
     (b"\x7fELF", "application/x-executable"),
@@ -27,9 +27,9 @@ _XML = re.compile(rb"^\s*<\?xml\b", re.IGNORECASE)
 
 
 class TypeDetector:
-    """Detects the type of a stream: `feed` it all bytes, then read `type`.
+    """Detects the media type of a stream. Pass all chunks to `feed`, and then read `type`.
 
-    Bytes that decode as UTF-8 without NUL are text.
+    Content that is valid UTF-8 without NUL characters is treated as text.
     """
 
     def __init__(self) -> None:
@@ -46,15 +46,15 @@ class TypeDetector:
 
     @property
     def is_head_complete(self) -> bool:
-        """Whether enough bytes have arrived to recognise types by their first bytes."""
+        """Whether enough bytes have arrived to detect types that are identified by their first bytes."""
         return len(self._head) >= HEAD_BYTES
 
     def signature(self) -> str | None:
-        """Return the type that the first bytes indicate, or None if they are not a known signature."""
+        """Return the media type that the first bytes indicate, or None if they match no known signature."""
         return _by_signature(self._head)
 
     def type(self) -> str:
-        """Return the type. Must be called after the detector has received the whole stream."""
+        """Return the detected media type. Call this only after the detector has received the whole stream."""
         if self._is_text and self._decodes(b"", final=True):
             found = self.signature()
             return found if found is not None and _is_text_type(found) else TEXT
@@ -70,7 +70,7 @@ class TypeDetector:
 
 
 def served_type(detected: str) -> str:
-    """Return the media type that a download of a file with this detected type declares."""
+    """Return the media type with which a file of the type `detected` is served."""
     return f"{TEXT}; charset=utf-8" if detected in MARKUP or detected.startswith("text/") else detected
 
 
@@ -96,9 +96,9 @@ def _by_signature(head: bytes) -> str | None:
 
 
 def _is_portable_executable(head: bytes) -> bool:
-    """Return whether a file that begins with `MZ` is a program for Windows or DOS.
+    """Return whether a file that begins with `MZ` is a Windows or DOS program.
 
-    Text may begin with these letters, too.
+    A check is needed because text files may also begin with these letters.
     """
     return b"\0" in head[:64]
 

@@ -1,4 +1,4 @@
-"""Downloads: whole files, which are checked before the first byte is sent, and ranges of files."""
+"""Downloads of whole files, which are checked before the first byte is sent, and of byte ranges."""
 
 from __future__ import annotations
 
@@ -26,20 +26,23 @@ SANDBOX = "sandbox; default-src 'none'"
 
 
 class ByteRange(NamedTuple):
-    """The bytes from `start` up to `stop` (exclusive)."""
+    """A range of bytes from `start` up to, but not including, `stop`."""
 
     start: int
     stop: int
 
 
 class Downloads:
-    """Reads the bytes of files, and answers requests for them."""
+    """Reads files, and builds the responses to download requests."""
 
     def __init__(self, storage: FileStorage, registry: FileRegistry, work: Work) -> None:
         self._storage, self._registry, self._work = storage, registry, work
 
     async def open(self, file_id: str) -> AsyncIterator[bytes]:
-        """Return the undamaged bytes of a file. Raise `NotFound` if it does not exist."""
+        """Return the bytes of a file after checking that they are undamaged.
+
+        Raise `NotFound` if the file does not exist.
+        """
         row = await self._work(lambda: self._registry.find_any(file_id), read=True)
         if row is None:
             raise NotFound("The file does not exist.")
@@ -49,7 +52,7 @@ class Downloads:
         """Return the response to a `GET` or `HEAD` request for a file.
 
         The response contains the whole file (200), a range of it (206), or no content if the client already has the
-        file (304). Raise `range_not_satisfiable` for a range beyond the end of the file.
+        file (304). Raise a `Problem` (`range_not_satisfiable`) for a range beyond the end of the file.
         """
         tag, size = f'"{row.sha256}"', int(row.size_bytes)
         headers = {
@@ -75,7 +78,7 @@ class Downloads:
         return Stream(chunks, media_type, headers, status)
 
     async def checked_chunks(self, row: File) -> AsyncIterator[bytes]:
-        """Compare all bytes of a file with the stored size and hash, and then return the bytes in chunks."""
+        """Compare the size and hash of a file's bytes with the stored values, and then yield the bytes in chunks."""
         digest, size, kept = hashlib.sha256(), 0, []
         chunks = await self._opened(row, 0, None)
         try:
@@ -91,7 +94,7 @@ class Downloads:
         return _each(kept) if size <= IN_MEMORY_BYTES else await self._opened(row, 0, None)
 
     async def range_chunks(self, row: File, part: ByteRange) -> AsyncIterator[bytes]:
-        """Return a part of a file in chunks.
+        """Yield a range of a file in chunks.
 
         Only the size of the file is checked, because the hash covers the whole file.
         """
@@ -111,7 +114,7 @@ class Downloads:
             raise await self.report_missing(row) from None
 
     async def report_damage(self, row: File) -> Problem:
-        """Alert admins, and return the problem: a damaged file is never sent."""
+        """Alert admins that a file is damaged, and return the error for the client. Damaged files are never sent."""
         alert = FileDamaged(
             kind="file_damaged",
             severity="critical",
@@ -123,7 +126,7 @@ class Downloads:
         return await self._report(alert, "The stored bytes of this file are damaged; the admins have been told.")
 
     async def report_missing(self, row: File) -> Problem:
-        """Alert admins, and return the problem of a file whose bytes are not in the store of this machine."""
+        """Alert admins that a file's bytes are missing from this machine's store, and return the client's error."""
         place, remedy = "The object store does not have", ""
         if self._storage.object_store is None:  # the folder may be one that the other machines do not see
             place = "This machine does not have"
@@ -139,7 +142,10 @@ class Downloads:
         return await self._report(alert, f"{place} the bytes of this file; the admins have been told.{remedy}")
 
     async def _report(self, alert: FileDamaged | FileMissing, detail: str) -> Problem:
-        """Emit an alert, and return the problem: `NotFound` if the file was deleted meanwhile."""
+        """Emit an alert, and return the error for the client.
+
+        The error is `NotFound` if the file has just been deleted.
+        """
 
         def unit() -> bool:
             if self._registry.find_any(alert.file_id) is None:
@@ -152,16 +158,20 @@ class Downloads:
         return Unavailable(detail, retry_after=RETRY_SECONDS, code="dependency_unavailable")
 
     async def verify(self, row: File) -> None:
-        """Check one file for `files.verify`. Raise `Unavailable` if it is damaged or missing, or the store is down."""
+        """Check a file for the job `files.verify`.
+
+        Raise `Unavailable` if the file is damaged or missing, or if the store is down.
+        """
         chunks = await self.checked_chunks(row)
         if isinstance(chunks, AsyncGenerator):
             await chunks.aclose()
 
 
 def parse_range(header: str | None, size: int) -> ByteRange | None:
-    """Return the range that a `Range` header names, or None if the whole file is to be sent.
+    """Return the range that a `Range` header requests, or None if the whole file should be sent.
 
-    Headers with another unit or several ranges are ignored, as HTTP allows. Raise `range_not_satisfiable`.
+    Headers with another unit or several ranges are ignored, as HTTP allows. Raise a `Problem` (`range_not_satisfiable`)
+    if the range contains no byte of the file.
     """
     found = None if header is None else _RANGE.fullmatch(header)
     if found is None or found.groups() == ("", ""):

@@ -1,4 +1,4 @@
-"""The service with which other plugins store and read files."""
+"""The service through which other plugins store and read files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from corral_plugins.files.service.uploads import NewFile, Uploads
 
 
 class FilesService:
-    """Implements `Files`."""
+    """Implements `corral_plugins.files.api.Files`."""
 
     def __init__(
         self, uploads: Uploads, downloads: Downloads, registry: FileRegistry, storage: FileStorage, work: Work

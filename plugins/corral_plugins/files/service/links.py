@@ -1,4 +1,4 @@
-"""Links that download one file for an hour without a login."""
+"""Download links, each of which gives access to one file for an hour without a login."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PURPOSE = "files.link"
 
 
 class FileLinks:
-    """Makes and checks download links. If files are in an object store, the links lead directly to the store."""
+    """Creates and checks download links. If files are in an object store, the links lead directly to the store."""
 
     def __init__(
         self, storage: FileStorage, registry: FileRegistry, sealer: Sealer, installation: InstallationConfig
@@ -31,7 +31,7 @@ class FileLinks:
         self._public_url = (installation.public_url or "").rstrip("/")
 
     async def make(self, row: File) -> FileLink:
-        """Return a new link to a file."""
+        """Return a new download link for a file."""
         expires = int(clock.time_s()) + SECONDS
         store = self._storage.object_store
         if store is not None:
@@ -44,7 +44,11 @@ class FileLinks:
         return FileLink(url=url, expires_at=clock.format_instant(expires), expires_in_seconds=SECONDS)
 
     def open(self, file_id: str, query: LinkQuery) -> File:
-        """Return the file to which a link leads. Raise `Forbidden`, `Gone` (`link_expired`) or `NotFound`."""
+        """Return the file to which a link leads.
+
+        Raise `Forbidden` if the signature is wrong, `Gone` (`link_expired`) if the link has expired, or `NotFound` if
+        the file does not exist.
+        """
         if not self._sealer.verify(PURPOSE, _signed(file_id, query.expires), _decode(query.signature)):
             raise Forbidden("The link was changed; make a new one.", code="invalid_signature")
         if int(query.expires) <= clock.time_s():
@@ -56,7 +60,7 @@ class FileLinks:
 
 
 def complete_problem(problem: Problem) -> None:
-    """Give a link with a wrong signature the status 403 and not 401, because a link is not a credential of a caller."""
+    """Change the status of a wrong link signature from 401 to 403, because a link does not authenticate a caller."""
     if problem.code == "invalid_signature":
         problem.status = 403
 
@@ -70,7 +74,7 @@ def _encode(mac: bytes) -> str:
 
 
 def _decode(signature: str) -> bytes:
-    """Decode a signature. Return no bytes unless the signature is written exactly as `_encode` writes it."""
+    """Decode a signature. Return empty bytes unless the signature is in exactly the form that `_encode` produces."""
     try:
         mac = base64.b64decode(signature + "=" * (-len(signature) % 4), altchars=b"-_", validate=True)
     except (binascii.Error, ValueError):

@@ -16,18 +16,18 @@ OUTCOMES = ("stored", "replayed", "too_large", "quota_exceeded", "blocked_type",
 
 
 class FileMetrics:
-    """Counts uploads, and measures the calls of the file store."""
+    """Counts uploads, and measures the duration of file store calls."""
 
     def __init__(self) -> None:
         self._uploads: Counter[str] = Counter()
         self._storage = Histogram()
 
     def count_upload(self, outcome: str) -> None:
-        """Count an upload that has ended."""
+        """Count a finished upload by its outcome."""
         self._uploads[outcome] += 1
 
     def observe_storage(self, op: str, seconds: float) -> None:
-        """Record the duration of one call of the store."""
+        """Record the duration of one file store call."""
         self._storage.observe(seconds, (op,))
 
     def definitions(self) -> list[Metric]:
@@ -55,5 +55,5 @@ class FileMetrics:
 
 
 def stored_bytes() -> Mapping[tuple[str, ...], float]:
-    """Return the number of bytes that the files of all users take."""
+    """Return the total size of all users' files in bytes."""
     return {(): float(Usage.select(peewee.fn.SUM(Usage.bytes)).scalar() or 0)}

@@ -1,4 +1,4 @@
-"""Reads the parts of an upload while they arrive. The library `multipart` parses them, in its strict mode."""
+"""Reads the parts of an upload as they arrive. The `multipart` library parses them in its strict mode."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _HEADERS_END = b"\r\n\r\n"
 
 
 class UploadBody:
-    """The body of an upload: call `begin`, then read `file_chunks` to its end, then read `fields`.
+    """The body of an upload. Call `begin`, read `file_chunks` to its end, and then read `fields`.
 
-    `size` is the size of the file as the `Content-Length` header tells it, or None. If text parts follow the file, the
-    value is a little too large.
+    `size` is the size of the file according to the `Content-Length` header, or None. If text parts follow the file, the
+    value is slightly too large.
     """
 
     def __init__(self, request: Request, chunks: AsyncIterator[bytes]) -> None:
@@ -48,7 +48,7 @@ class UploadBody:
         self.size: int | None = None
 
     async def begin(self) -> None:
-        """Read up to the first byte of the file. Raise `Invalid` if there is no part `file`."""
+        """Read up to the first byte of the file. Raise `Invalid` if there is no part named `file`."""
         async for event in self._events:
             if await self._is_file(event):
                 return
