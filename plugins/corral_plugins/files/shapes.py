@@ -17,7 +17,7 @@ FileName = Annotated[str, line(255)]
 class UploadFields(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """The text parts of an upload.
 
-    If `name` is missing, the file name of the part `file` becomes the name. The file is deleted at `expires_at`.
+    If `name` is missing, the file name in the part `file` is used. The file is deleted at `expires_at`.
     """
 
     name: FileName | UnsetType = UNSET
@@ -26,7 +26,7 @@ class UploadFields(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class FileUpload(UploadFields, kw_only=True, forbid_unknown_fields=True):
-    """The parts of an upload. `file` contains the file and its file name; the other parts are text."""
+    """The parts of an upload. `file` contains the file and its file name. The other parts are text."""
 
     file: Annotated[str, Meta(extra_json_schema={"format": "binary"})]
 
@@ -47,7 +47,7 @@ class FilePatch(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class FileQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """The filters of the list of files. `search` matches text in the names."""
+    """Filters for listing files. `search` matches text in file names."""
 
     task_id: Id | UnsetType = UNSET
     search: Annotated[str, line(200)] | UnsetType = UNSET
@@ -57,8 +57,9 @@ class FileQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defaul
 class FileView(msgspec.Struct, kw_only=True):
     """A file.
 
-    `content_type` is the type that the client declared, and `detected_type` is the type of the bytes; `type_mismatch`
-    is true if they differ. Downloads are served as `detected_type`.
+    `content_type` is the media type that the client declared, and `detected_type` is the media type of the content.
+    `type_mismatch` is true if they contradict each other. Downloads are served with a type derived from
+    `detected_type`.
     """
 
     id: str
@@ -79,7 +80,7 @@ class FileView(msgspec.Struct, kw_only=True):
 
 
 class FileLink(msgspec.Struct, kw_only=True):
-    """A link that downloads one file without a login until `expires_at`."""
+    """A link for downloading one file without a login. The link is valid until `expires_at`."""
 
     url: str
     expires_at: Instant
@@ -87,14 +88,14 @@ class FileLink(msgspec.Struct, kw_only=True):
 
 
 class LinkQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The query parameters of a link: its expiry in epoch seconds, and its signature."""
+    """The query parameters of a download link: its expiry time in epoch seconds, and its signature."""
 
     expires: Annotated[str, Meta(max_length=20)] = ""
     signature: Annotated[str, Meta(max_length=200)] = ""
 
 
 class FileUsage(msgspec.Struct, kw_only=True):
-    """The number of the caller's files and the bytes that they take.
+    """The number of the caller's files, and the bytes that they occupy.
 
     `quota_bytes` is the quota, or null if there is none.
     """

@@ -1,1 +1,1 @@
-"""Marketplace: people install, upgrade and remove templates of agent teams, and create their own templates."""
+"""The marketplace, where people install, upgrade, remove and create templates of agent teams."""

@@ -1,7 +1,7 @@
-"""The public interface of the marketplace: template sources and installers, which other plugins contribute, and events.
+"""The public interface of the marketplace: events, and the template sources and installers that plugins contribute.
 
-A template is a JSON document that describes a team: agents, workflows, triggers and more. Each kind of resource belongs
-to a plugin, which contributes the installer of the kind.
+A template is a JSON document that describes a team of agents, workflows, triggers and other resources. Each kind of
+resource belongs to a plugin, which contributes the installer for that kind.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Json = dict[str, Any]
 class TemplateSource(msgspec.Struct, frozen=True, kw_only=True):
     """A source of templates that a plugin contributes with the hook `corral_template_sources`.
 
-    `manifests()` returns the manifests of the templates as JSON. Each process calls it once, outside of units of work.
+    `manifests()` returns the template manifests as JSON. Each process calls it once, outside units of work.
     """
 
     name: str
@@ -30,9 +30,9 @@ class TemplateSource(msgspec.Struct, frozen=True, kw_only=True):
 class InstalledObject(msgspec.Struct, frozen=True, kw_only=True):
     """An object that an installer created.
 
-    `once` contains values that only the response to the installation shows, such as the address of a webhook.
-    `refused_tools` are the tools in the template that the installing person may not give to an agent; the object was
-    created without these tools. `warnings` are sentences about what the object needs before it works.
+    `once` contains values that only the response to the installation shows, such as the URL of a webhook.
+    `refused_tools` lists tools in the template that the caller may not grant to an agent. The object was created
+    without these tools. `warnings` contains sentences about what the object still needs in order to work.
     """
 
     id: str
@@ -42,7 +42,7 @@ class InstalledObject(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ObjectUse(msgspec.Struct, frozen=True, kw_only=True):
-    """An object of the installer's kind that refers to another object."""
+    """An object of the installer's kind that refers to another object, with the id of the other object."""
 
     id: str
     name: str
@@ -53,22 +53,22 @@ class Installer(msgspec.Struct, frozen=True, kw_only=True):
     """Creates, compares, changes and removes the objects of one kind.
 
     Plugins contribute installers with the hook `corral_template_installers`. A spec is the description of an object in
-    a template, with all parameters filled in, and with ids in the place of references.
+    a template, in which parameters are replaced by their values and references by ids.
 
-    `schema` is the JSON Schema of a spec; its defaults are the values of fields that a template leaves out. People need
-    the permission `write` to install and `read` to export. `name_length` is the maximum length of the name of an
-    object.
+    `schema` is the JSON Schema of a spec. Its defaults are the values of fields that a template omits. Users need the
+    permission `write` to install and `read` to export. `name_length` is the maximum length of an object's name.
 
-    `check_spec(spec)` raises `Invalid`, with pointers relative to the spec, if an object with this spec could not be
-    created. It runs outside of units of work, in a thread, with ids other than the ids of the objects. All other
-    functions run in the caller's unit of work.
+    `check_spec(spec)` raises `Invalid`, with pointers relative to the spec, if no object with this spec could be
+    created. It runs in a thread, outside units of work, and receives placeholder ids. All other functions run in the
+    caller's unit of work.
 
-    `find_existing(names)` returns the ids of existing objects by name. `install(spec, by)` creates an object that does
-    nothing by itself. `read_fields(ids)` returns the present values of the fields that a spec may have, by id; deleted
-    objects are left out. `lock(ids)` locks the objects until the unit ends, so that nobody changes them after their
-    fields were read. `update(id, fields, by)` changes these fields. `find_uses(ids)` returns the objects of the kind
-    that refer to objects with these ids. `find_running(ids)` returns the ids of objects that are running. `remove(id,
-    by)` deletes an object. `export(id, by)` returns the spec of an object, and raises `NotFound`.
+    `find_existing(names)` returns the ids of existing objects, keyed by name. `install(spec, by)` creates an object
+    that remains inactive until a person activates it. `read_fields(ids)` returns the current values of the fields that
+    a spec may contain, keyed by id. Deleted objects are omitted. `lock(ids)` locks the objects until the end of the
+    unit of work, so that nobody can change them after their fields were read. `update(id, fields, by)` changes these
+    fields. `find_uses(ids)` returns the objects of this kind that refer to objects with these ids. `find_running(ids)`
+    returns the ids of the objects that are running. `remove(id, by)` deletes an object. `export(id, by)` returns the
+    spec of an object, and raises `NotFound` if the object does not exist.
     """
 
     kind: str
@@ -90,7 +90,7 @@ class Installer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class InstallerFunctions(Protocol):
-    """The functions of an installer as methods, so that a single object can implement them."""
+    """The functions of an installer as methods. A single object can implement all of them."""
 
     def check_spec(self, spec: Json, /) -> None: ...
 
@@ -128,7 +128,7 @@ _FUNCTIONS = (
 
 
 def functions_of(implementation: InstallerFunctions) -> dict[str, Any]:
-    """Return the methods of an object that implements an installer, keyed by the names of fields of `Installer`."""
+    """Return the methods of `implementation`, keyed by the names of the corresponding `Installer` fields."""
     return {name: getattr(implementation, name) for name in _FUNCTIONS}
 
 

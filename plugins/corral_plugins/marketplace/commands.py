@@ -1,4 +1,4 @@
-"""`corral template`: templates and their installations from a terminal."""
+"""The `corral template` commands, which manage templates and their installations from a terminal."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def _installation_options(command: F) -> F:
 
 @click.group("template")
 def template_command_group() -> None:
-    """Install templates of working teams, and make templates. TEMPLATE is a slug, such as pr-reviewer."""
+    """Install and create templates of agent teams. TEMPLATE is a slug, such as pr-reviewer."""
 
 
 @template_command_group.command("list")
@@ -87,7 +87,7 @@ def list_templates(client: ApiClient, *, category: str | None, search: str | Non
 @click.option("--manifest", "is_manifest", is_flag=True, help="print the manifest as JSON")
 @client_command
 def show_template(client: ApiClient, *, template: str, version: str | None, is_manifest: bool, as_json: bool) -> None:
-    """Show a template, what it would create and what it may use."""
+    """Show a template, the objects that it would create, and the resources that it may use."""
     with _looking_for_template(client, template, version):
         found = client.get(f"/marketplace/templates/{template}", **({"version": version} if version else {}))
     if is_manifest:
@@ -116,7 +116,7 @@ def show_template(client: ApiClient, *, template: str, version: str | None, is_m
 @_installation_options
 @client_command
 def plan_template(client: ApiClient, *, template: str, as_json: bool, **options: Any) -> None:
-    """Show what an installation would create, and what is missing. Nothing is created."""
+    """Show what an installation would create, and which requirements are missing. Nothing is created."""
     with _looking_for_template(client, template, options["version"]), _explaining_parameters(options["parameters"]):
         plan = client.post(f"/marketplace/templates/{template}/install", {**_body(**options), "dry_run": True})
     if as_json:
@@ -131,7 +131,7 @@ def plan_template(client: ApiClient, *, template: str, as_json: bool, **options:
 @_installation_options
 @client_command
 def install_template(client: ApiClient, *, template: str, as_json: bool, **options: Any) -> None:
-    """Install a template. Everything that it creates is switched off."""
+    """Install a template. Nothing that it creates is active until you start or enable it."""
     with _looking_for_template(client, template, options["version"]), _explaining_parameters(options["parameters"]):
         made = client.post(f"/marketplace/templates/{template}/install", _body(**options))
     if as_json:
@@ -177,7 +177,7 @@ def upgrade_installation(
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Upgrade an installation. Fields that people edited keep their values."""
+    """Upgrade an installation. Fields that people have edited keep their values."""
     body: Json = {"parameters": parse_fields(parameters), "dry_run": dry_run}
     path = f"/marketplace/installations/{_find_installation(client, installation)}/upgrade"
     with _looking_for(client, installation), _explaining_parameters(parameters):
@@ -202,7 +202,7 @@ def upgrade_installation(
 @dry_run_option
 @client_command
 def uninstall_installation(client: ApiClient, *, installation: str, force: bool, dry_run: bool, as_json: bool) -> None:
-    """Remove the objects of an installation, except objects that people edited or use."""
+    """Remove the objects of an installation, except objects that people have edited and objects that are in use."""
     body = {"force": force, "dry_run": dry_run}
     path = f"/marketplace/installations/{_find_installation(client, installation)}/uninstall"
     with _looking_for(client, installation):
@@ -219,7 +219,7 @@ def uninstall_installation(client: ApiClient, *, installation: str, force: bool,
 @manifest_argument
 @client_command
 def validate_manifest(client: ApiClient, *, manifest: Path, as_json: bool) -> None:
-    """Check a manifest. Ends with status 1 if it has faults."""
+    """Check a manifest. The exit status is 1 if the manifest has errors."""
     found = client.post("/marketplace/templates/validate", read_body(manifest, ()))
     lines = [f"{each['pointer']}: {each['detail']}" for each in found["errors"]]
     lines += [f"{each['severity']}: {each['pointer']}: {each['detail']}" for each in found["findings"]]
@@ -244,7 +244,7 @@ def upload_manifest(client: ApiClient, *, manifest: Path, as_json: bool) -> None
 @template_argument
 @client_command
 def delete_template(client: ApiClient, *, template: str, as_json: bool) -> None:
-    """Delete all versions of an uploaded template. Its installations stay. Needs an admin."""
+    """Delete all versions of an uploaded template. Its installations remain. Only admins may do this."""
     with _looking_for_template(client, template):
         client.send("DELETE", f"/marketplace/templates/{template}")
     print_value({"deleted": template}, as_json=as_json, text=f"Deleted {template}.")
@@ -271,7 +271,7 @@ def export_template(
     output: Path | None,
     as_json: bool,
 ) -> None:
-    """Make a manifest of agents, workflows and triggers. Without --output, print it."""
+    """Create a manifest from agents, workflows and triggers. Without --output, the manifest is printed."""
     body = {
         "meta": {"slug": slug, "name": name, "version": version},
         "agent_ids": [client.find("/agents", each, kind="agent")["id"] for each in agents],
@@ -289,7 +289,7 @@ def export_template(
 
 @contextlib.contextmanager
 def _explaining_parameters(parameters: tuple[str, ...]) -> Iterator[None]:
-    """If the server refuses a parameter that was given as text, add to the error how to give other values."""
+    """If the server rejects a parameter that was sent as a string, explain in the error how to pass other types."""
     try:
         yield
     except ApiClientError as error:
@@ -331,11 +331,14 @@ BOUNDS = {
     "pattern": "pattern",
     "format": "format",
 }
-"""The words of JSON Schema that limit a parameter, as people read them."""
+"""JSON Schema keywords that restrict a parameter, and their descriptions for people."""
 
 
 def _parameter_text(name: str, schema: Json, required: Collection[str]) -> str:
-    """Describe a parameter, for example `retries: integer, at least 0, default 3 (How often to try)`."""
+    """Describe a parameter in one line.
+
+    Example: `retries: integer, at least 0, default 3 (How often to try)`.
+    """
     kind = schema.get("type", "any value")
     facts = ["required"] if name in required and "default" not in schema else []
     facts.append(" or ".join(kind) if isinstance(kind, list) else kind)
@@ -349,7 +352,7 @@ def _parameter_text(name: str, schema: Json, required: Collection[str]) -> str:
 
 
 def _value_text(value: Any) -> str:
-    """Return a value in the form that `--parameter` accepts: a string unchanged, and any other value as JSON."""
+    """Return a value in the form that `--parameter` accepts: strings unchanged, and any other value as JSON."""
     return (value or '""') if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
@@ -384,7 +387,7 @@ SHOWN_VALUE = 200  # characters of a value in a list of kept fields
 
 
 def _conflict_lines(kept: Json) -> list[str]:
-    """Return the values of a field that people edited and the new template changes."""
+    """Return the lines that describe a conflict about a field that people have edited and the new template changes."""
     values = (("installed", kept["installed"]), ("new", kept["new"]), ("current, kept", kept["current"]))
     return [f"  {kept['field']}:", *(f"    {name + ':':<15}{_short_text(value)}" for name, value in values)]
 
@@ -406,13 +409,13 @@ REASONS = {
     "plugin_required": "the plugin of its kind is not active",
 }
 REPEATABLE = {"running", "in_use", "plugin_required"}
-"""The reasons after which the same command removes more, once they are gone."""
+"""The reasons for keeping an object after which the same command can be repeated, once the reason no longer applies."""
 ENDS = {
     "agent": "Stop it: corral agents stop",
     "workflow": "See what runs: corral workflows runs",
     "trigger": "See what it does: corral triggers history",
 }
-"""The command that ends the work of an object, by its kind. The name is added."""
+"""For each kind of object, the command that ends or shows its running work. The object's name is appended."""
 
 
 BEGINNINGS = {
@@ -420,11 +423,11 @@ BEGINNINGS = {
     "trigger": "Enable the trigger: corral triggers toggle --on",
     "notification_rule": "Enable the rule: corral notifications edit-rule --enable",
 }
-"""The command that switches an installed object on, by its kind. The name is added."""
+"""For each kind of object, the command that activates an installed object. The object's name is appended."""
 
 
 def _beginning_lines(client: ApiClient, created: list[Json]) -> list[str]:
-    """Return the commands that a person types, in this order, to put the installed objects to work."""
+    """Return the commands, in order, with which a person puts the installed objects into operation."""
     triggers = [client.get(f"/triggers/{each['id']}") for each in created if each["kind"] == "trigger"]
     triggered = {trigger["action"].get("workflow_id"): trigger["name"] for trigger in triggers}
     lines = []
@@ -442,7 +445,10 @@ def _beginning_lines(client: ApiClient, created: list[Json]) -> list[str]:
 
 
 def _required_input(workflow: Json) -> str:
-    """Return the command-line options for the required input of a workflow, with capital letters for values."""
+    """Return the command-line options for the required input of a workflow.
+
+    The placeholder for each value is the capitalized name of the input, or `JSON` for values that are not strings.
+    """
     schema: Json = workflow["config"].get("input_schema") or {}
     choices = [*schema.get("anyOf", ()), *schema.get("oneOf", ())][:1]  # the first alternative is enough
     names = [name for part in (schema, *choices) for name in part.get("required", ())]
@@ -456,7 +462,7 @@ def _is_text(schema: Json, name: str) -> bool:
 
 
 def _reason_text(kept: Json) -> str:
-    """Return why an object was not removed, and the command after which it can be removed."""
+    """Return the reason why an object was not removed and, if possible, the command that makes its removal possible."""
     reason = REASONS.get(kept["reason"], str(kept["reason"]))
     if kept["reason"] == "running" and kept["kind"] in ENDS:
         reason += f". {ENDS[kept['kind']]} {shlex.quote(kept['name'])}"
@@ -474,7 +480,10 @@ def _looking_for_template(
 
 
 def _find_installation(client: ApiClient, name: str) -> str:
-    """Return the id of the installation with this id, or of the only installation of the template with this slug."""
+    """Return the id of an installation.
+
+    `name` is the id, or the slug of a template that has only one installation.
+    """
     if parse_id(name) is not None:
         return name
     found = [each for each in client.pages("/marketplace/installations") if each["slug"] == name.strip()]

@@ -1,4 +1,4 @@
-"""The hook specifications of the `marketplace` plugin."""
+"""The hook specifications that the `marketplace` plugin defines."""
 
 from __future__ import annotations
 
@@ -13,9 +13,12 @@ hookspec = pluggy.HookspecMarker("corral")
 
 @hookspec
 def corral_template_sources() -> Iterable[TemplateSource]:  # type: ignore[empty-body]
-    """Contribute sources of templates. A template with the slug and version of another template is ignored."""
+    """Contribute template sources.
+
+    A template is ignored if another template has the same slug and version.
+    """
 
 
 @hookspec
 def corral_template_installers() -> Iterable[Installer]:  # type: ignore[empty-body]
-    """Contribute installers. If another installer already has the same kind, the installer is ignored."""
+    """Contribute installers. An installer is ignored if another installer already handles the same kind."""

@@ -1,4 +1,4 @@
-"""The schedule that refreshes the templates of the remote index."""
+"""The schedule that refreshes the templates from the remote index."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ from corral_plugins.marketplace.service.remote_index import RemoteIndex
 
 
 async def refresh_index(index: RemoteIndex) -> None:
-    """Fetch the remote index, which lists further templates."""
+    """Fetch the remote index, which lists additional templates."""
     await index.refresh()

@@ -1,4 +1,4 @@
-"""The tables of the marketplace: stored templates, installations, and the objects that installations created."""
+"""The database tables of the marketplace: stored templates, installations, and installed objects."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from corral.database.model import SHARED, IdField, InstantField, JSONField, Mode
 
 
 class StoredTemplate(Model):
-    """A version of a template that an admin uploaded (`uploaded`), or that the index lists (`remote`).
+    """A version of a template that an admin uploaded (`uploaded`) or that the remote index lists (`remote`).
 
-    `template_id` is derived from the slug. `manifest` is the text of the manifest.
+    `template_id` is derived from the slug. `manifest` contains the manifest as text.
     """
 
     visibility = SHARED
@@ -33,8 +33,8 @@ class StoredTemplate(Model):
 class Installation(Model):
     """An installation of a template.
 
-    `manifest` is the text of the installed version, which an upgrade compares with the new one. `missing` lists the
-    required secrets, tools and grants that did not exist at the time of the installation.
+    `manifest` contains the text of the installed version. An upgrade compares it with the new version. `missing` lists
+    the required secrets, tools and grants that did not exist when the template was installed.
     """
 
     visibility = SHARED
@@ -61,11 +61,11 @@ class Installation(Model):
 
 
 class InstalledResource(Model):
-    """An object that belongs to an installation. Nobody can edit this row, so it shows where the object came from.
+    """An object that belongs to an installation. Users cannot edit this row, so it reliably shows the object's origin.
 
     `position` is the object's position in the order of creation. `spec` is the spec with which the object was created
-    or last upgraded, with references instead of ids, and `fingerprint` contains the values that the object had
-    afterwards. An object that the installation found and did not create is `reused`; it is never changed or removed.
+    or last upgraded, with references instead of ids. `fingerprint` contains the object's field values after that. If
+    `reused` is true, the object already existed before the installation, which therefore never changes or removes it.
     """
 
     visibility = SHARED

@@ -42,10 +42,11 @@ PARTS = (
 
 
 class MarketplacePlugin(Plugin):
-    """Marketplace: templates of agent teams.
+    """The marketplace, which offers templates of agent teams.
 
-    People see exactly what a template would create and what it may touch, and install it in one transaction. They can
-    upgrade and remove it later, and make a template of their own work.
+    Before an installation, people see exactly what a template would create and which resources it may use. The template
+    is installed in one transaction. People can upgrade and remove it later, and can create templates from their own
+    objects.
     """
 
     name = "marketplace"

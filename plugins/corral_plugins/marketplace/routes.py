@@ -1,4 +1,4 @@
-"""The HTTP routes of the marketplace. A template is named by its slug or by its id."""
+"""The HTTP routes of the marketplace. A template is identified by its slug or id."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ routes = Routes("/marketplace", tag="Marketplace")
 
 @routes.get("/templates", needs=READ, raises=("invalid_cursor",))
 async def list_templates(query: TemplateQuery, templates: TemplateCatalogue, caller: Principal) -> Page[TemplateView]:
-    """List the latest versions of all templates, by name."""
+    """List the latest versions of all templates, sorted by name."""
     return await templates.list(query, by=caller)
 
 
@@ -63,7 +63,7 @@ async def list_templates(query: TemplateQuery, templates: TemplateCatalogue, cal
 async def upload_template(
     body: ManifestBody, uploads: TemplateUploads, caller: Principal, request: Request
 ) -> Answer[TemplateDetails]:
-    """Upload a version of a template. All faults of the manifest are reported."""
+    """Upload a version of a template. The response lists all errors in the manifest."""
     view = await uploads.upload(body.data(), by=caller, entry=request.unit_context(caller))
     location = f"/api/v1/marketplace/templates/{view.slug}?version={view.version}"
     return Answer(body=view, headers={"Location": location})
@@ -71,7 +71,7 @@ async def upload_template(
 
 @routes.post("/templates/validate", needs=WRITE, body_limit=MANIFEST_LIMIT)
 async def validate_template(body: ManifestBody, uploads: TemplateUploads) -> ManifestValidation:
-    """Check a manifest, and report what people should know before they install it. Nothing is stored."""
+    """Check a manifest, and report risks that users should know before installing the template. Nothing is stored."""
     return await uploads.validate(body.data())
 
 
@@ -86,7 +86,7 @@ async def get_template(
 
 @routes.delete("/templates/{template}", needs=MANAGE, raises=("not_found", "invalid_state"))
 async def delete_template(template: str, uploads: TemplateUploads, caller: Principal, request: Request) -> None:
-    """Delete all versions of an uploaded template. Its installations stay."""
+    """Delete all versions of an uploaded template. Its installations remain."""
     await uploads.delete(template, by=caller, entry=request.unit_context(caller))
 
 
@@ -104,9 +104,9 @@ async def install_template(
 ) -> Answer[NewInstallation | InstallationPlan]:
     """Install a template. With `dry_run`, nothing is created, and the response is the plan.
 
-    Everything is created in one transaction, and does nothing before a person starts it: agents are `offline`,
-    workflows are drafts, and triggers are disabled. Only this response contains the addresses of webhook triggers and
-    their secrets.
+    All objects are created in one transaction and remain inactive until a person starts them: agents are `offline`,
+    workflows are drafts, and triggers are disabled. Only this response contains the URLs and secrets of webhook
+    triggers.
     """
     found = await installing.install(template, body, by=caller, entry=request.unit_context(caller))
     if isinstance(found, InstallationPlan):
@@ -116,13 +116,13 @@ async def install_template(
 
 @routes.get("/schema", needs=READ)
 async def get_manifest_schema() -> dict[str, Any]:
-    """Get the JSON Schema of manifests."""
+    """Get the JSON Schema for template manifests."""
     return catalogue.schema()
 
 
 @routes.get("/categories", needs=READ)
 async def list_template_categories(templates: TemplateCatalogue) -> CategoryList:
-    """List the categories, and how many templates each has."""
+    """List the categories and the number of templates in each."""
     return await templates.categories()
 
 
@@ -136,7 +136,7 @@ async def list_installations(
 
 @routes.get("/installations/{id}", needs=READ, raises=("not_found",))
 async def get_installation(id: str, installations: Installations, caller: Principal) -> InstallationView:
-    """Get an installation with the present state of its objects."""
+    """Get an installation with the current state of its objects."""
     return await installations.get(id, by=caller)
 
 
@@ -146,7 +146,7 @@ async def upgrade_installation(
 ) -> UpgradeResult:
     """Upgrade an installation to another version of its template.
 
-    A field that a person edited keeps its value, and the response says so.
+    Fields that a person has edited keep their values. The response lists these fields.
     """
     return await upgrades.upgrade(id, body, by=caller, entry=request.unit_context(caller))
 
@@ -155,7 +155,7 @@ async def upgrade_installation(
 async def uninstall_installation(
     id: str, body: UninstallInstallation, installations: Installations, caller: Principal, request: Request
 ) -> UninstallResult:
-    """Remove the objects of an installation, except those that a person edited, that are running or in use."""
+    """Remove the objects of an installation, except objects that people have edited, are running or are in use."""
     return await installations.uninstall(id, body, by=caller, entry=request.unit_context(caller))
 
 
@@ -163,7 +163,10 @@ async def uninstall_installation(
 async def delete_installation(
     id: str, installations: Installations, caller: Principal, request: Request
 ) -> Answer[None]:
-    """Uninstall without force. The `Corral-Affected` header contains the numbers of removed and kept objects."""
+    """Uninstall an installation without `force`.
+
+    The `Corral-Affected` header contains the numbers of removed and kept objects.
+    """
     found = await installations.delete(id, by=caller, entry=request.unit_context(caller))
     affected = f"removed={len(found.removed)},kept={len(found.kept)}"
     return Answer(body=None, status=204, headers={"Corral-Affected": affected})
@@ -171,5 +174,8 @@ async def delete_installation(
 
 @routes.post("/export", needs=WRITE, raises=("forbidden", "unknown_reference", "cycle"))
 async def export_template(body: ExportTemplate, export: TemplateExport, caller: Principal) -> dict[str, Any]:
-    """Make a manifest of existing objects. Nothing is stored. Texts that look like credentials are refused."""
+    """Create a manifest from existing objects. Nothing is stored.
+
+    The request is rejected if a string looks like a credential.
+    """
     return await export.export(body, by=caller)

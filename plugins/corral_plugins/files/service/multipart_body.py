@@ -15,7 +15,7 @@ from corral_plugins.files.shapes import UploadFields
 MAX_PARTS, MAX_HEADER_BYTES, MAX_HEADERS = 10, 8 * 1024, 8
 MAX_FIELD_BYTES = 4096
 OTHER_PARTS_BYTES = MAX_PARTS * (MAX_HEADER_BYTES + MAX_FIELD_BYTES)
-"""The bytes that the other parts of a body may add to those of the file."""
+"""The maximum number of bytes that the other parts of a body add to the file."""
 _HEADERS_END = b"\r\n\r\n"
 
 
@@ -55,7 +55,10 @@ class UploadBody:
         raise Invalid.at("/file", "required", "Send the file as the part `file`.")
 
     async def file_chunks(self) -> AsyncGenerator[bytes, None]:
-        """Yield the bytes of the file in chunks. After the last chunk, the rest of the body is read and checked."""
+        """Yield the bytes of the file in chunks.
+
+        After the last chunk, the rest of the body is read and checked.
+        """
         async for event in self._events:
             if event is None:
                 break
@@ -67,11 +70,17 @@ class UploadBody:
 
     @property
     def fields(self) -> UploadFields:
-        """The text parts of the upload. Raise `Invalid`, with an error for each part that is not valid."""
+        """The text parts of the upload.
+
+        Raise `Invalid` with an error for each part that is not valid.
+        """
         return convert(UploadFields, {name: _text(name, value) for name, value in self._texts.items()})
 
     async def _is_file(self, event: Any) -> bool:
-        """Handle the start of a part. Return whether the part is the file. If it is not, read the whole part."""
+        """Handle the start of a part. Return whether the part is the file.
+
+        If it is a text part, read it completely.
+        """
         if event.name == "file":
             if not event.filename:
                 raise Invalid.at("/file", "required", "The part `file` needs a file name.")
@@ -104,9 +113,9 @@ class UploadBody:
             raise Malformed(f"The body cannot be parsed: {error}.", code="malformed_multipart") from None
 
     def _pieces(self, chunk: bytes) -> Iterator[bytes]:
-        """Split a chunk after the headers of each part until the file begins.
+        """Split a chunk after the headers of each part, until the file begins.
 
-        The size of the file can then be computed.
+        As a result, the number of bytes that precede the file is known when it begins, and its size can be computed.
         """
         start = 0
         while not self._in_file and (end := chunk.find(_HEADERS_END, start)) >= 0:
@@ -117,7 +126,10 @@ class UploadBody:
 
 
 def _boundary(request: Request) -> str:
-    """Return the boundary in the `Content-Type` header. Raise `unsupported_media_type` or `malformed_multipart`."""
+    """Return the boundary in the `Content-Type` header.
+
+    Raise a problem with the code `unsupported_media_type` or `malformed_multipart` if the header is not valid.
+    """
     if request.header("content-encoding") not in (None, "identity"):
         raise Problem("Send the body without Content-Encoding.", code="unsupported_media_type")
     try:
@@ -134,7 +146,7 @@ def _boundary(request: Request) -> str:
 
 
 def _declared_type(part: Any) -> str | None:
-    """Return the media type that the client gave the file, or None if it gave none."""
+    """Return the media type that the client declared for the file, or None if it declared none."""
     declared = part.header("Content-Type")
     text = "".join(sign for sign in (declared or "") if " " <= sign <= "~")[:255]
     return text or None

@@ -1,4 +1,4 @@
-"""Display names of files. No name is ever part of a path."""
+"""Display names of files. A display name is never used in a storage path."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ _HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})  # control, form
 
 
 def clean_name(given: str) -> str:
-    """Return a harmless display name: the last segment of the given path, in NFC, without invisible characters.
+    """Return a safe display name: the last segment of the given path, in NFC, without invisible characters.
 
-    A name with more than 255 characters is shortened in the middle, so that it keeps its extension.
+    A name with more than 255 characters is shortened in the middle, so that the extension is kept.
     """
     base = given.replace("\\", "/").rstrip("/").rpartition("/")[2]
     text = unicodedata.normalize("NFC", "".join(sign for sign in base if unicodedata.category(sign) not in _HIDDEN))
@@ -25,7 +25,10 @@ def clean_name(given: str) -> str:
 
 
 def content_disposition(name: str) -> str:
-    """Return the `Content-Disposition` of a download: an ASCII name, and the whole name as RFC 6266 encodes it."""
+    """Return the `Content-Disposition` header for a download.
+
+    The header contains an ASCII version of the name, and the full name in the encoding of RFC 6266.
+    """
     from urllib.parse import quote
 
     plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()

@@ -1,4 +1,4 @@
-"""The quota of each owner, which limits the sum of stored bytes and bytes that uploads in progress have reserved."""
+"""The storage quota of each owner. It limits the sum of the stored bytes and the bytes reserved by running uploads."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ ABANDONED_SECONDS = 3600.0  # an upload that was not renewed for this long has e
 
 
 class FileQuota:
-    """Counts the files of each owner. All methods run in the caller's unit of work.
+    """Tracks the storage usage of each owner. All methods run in the caller's unit of work.
 
-    A single guarded update compares the sum with the quota and reserves the bytes, so parallel uploads cannot exceed
-    the quota together. Every method changes the row of the upload before the row of its owner, to avoid deadlocks.
+    A single conditional update checks the quota and reserves the bytes, so parallel uploads cannot exceed the quota
+    together. To avoid deadlocks, every method changes the upload's row before the owner's row.
     """
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
 
     def begin(self, upload_id: str, owner_id: str, size: int) -> None:
-        """Reserve the bytes of a new upload. Raise `quota_exceeded` if the owner's quota is too small."""
+        """Reserve bytes for a new upload. Raise a problem (`quota_exceeded`) if the owner's quota would be exceeded."""
         Usage.insert(owner_id=owner_id).on_conflict_ignore().execute()
         Upload.create(id=upload_id, owner_id=owner_id, reserved=0, renewed_at=clock.now())
         self.grow(upload_id, owner_id, size)
@@ -31,7 +31,8 @@ class FileQuota:
     def grow(self, upload_id: str, owner_id: str, more: int) -> None:
         """Reserve more bytes for an upload, and record that it is still running.
 
-        Raise `quota_exceeded` if the owner's quota is too small.
+        Raise a problem (`quota_exceeded`) if the owner's quota would be exceeded, or `Unavailable` if the upload was
+        declared abandoned.
         """
         renewed = Upload.update(reserved=Upload.reserved + more, renewed_at=clock.now())
         if not renewed.where(Upload.id == upload_id).execute():
@@ -46,7 +47,7 @@ class FileQuota:
             raise Problem(detail, code="quota_exceeded")
 
     def commit(self, upload_id: str, owner_id: str, size: int) -> None:
-        """Replace the bytes that an upload has reserved by the size of the stored file.
+        """Replace the upload's reservation with the size of the stored file.
 
         Raise `Unavailable` if the upload was declared abandoned in the meantime, because its bytes are then deleted.
         """
@@ -56,7 +57,7 @@ class FileQuota:
         Usage.update(counted).where(Usage.owner_id == owner_id).execute()
 
     def end(self, upload_id: str) -> bool:
-        """Release the bytes that an upload has reserved. Return False if they had already been released."""
+        """Release the bytes reserved by an upload. Return False if they had already been released."""
         ended: list[Upload] = list(Upload.delete().where(Upload.id == upload_id).returning(Upload).execute())
         if not ended:
             return False
@@ -66,12 +67,12 @@ class FileQuota:
         return True
 
     def subtract_file(self, owner_id: str, size: int) -> None:
-        """Stop counting a deleted file."""
+        """Subtract a deleted file from its owner's usage."""
         counted = {Usage.files: Usage.files - 1, Usage.bytes: Usage.bytes - size}
         Usage.update(counted).where(Usage.owner_id == owner_id).execute()
 
     def end_abandoned(self, limit: int) -> int:
-        """Release the bytes that at most `limit` abandoned uploads have reserved.
+        """Release the bytes reserved by at most `limit` abandoned uploads.
 
         Return the number of these uploads.
         """
@@ -79,7 +80,7 @@ class FileQuota:
         return sum(self.end(upload.id) for upload in list(found))
 
     def usage(self, owner_id: str) -> FileUsage:
-        """Return the number of an owner's files and the space that they use."""
+        """Return the number and total size of an owner's files, and the quota."""
         row = Usage.get_or_none(Usage.owner_id == owner_id)
         return FileUsage(
             files=row.files if row is not None else 0,

@@ -1,4 +1,4 @@
-"""The database rows of files, and the rules about who may read and change them.
+"""The database rows of files, and the rules about who may read and change files.
 
 Only this module and `uploads` write to the table.
 """
@@ -37,7 +37,7 @@ _FIRST_OF_TASK = Statement(lambda p: File.select(File.id).where(File.task_id == 
 
 
 class FileRegistry:
-    """Reads and changes the rows of files. All methods run in the caller's unit of work."""
+    """Reads and changes the database rows of files. All methods run in the caller's unit of work."""
 
     tasks: Tasks | None = None
     audit: Audit | None = None
@@ -48,10 +48,10 @@ class FileRegistry:
     # -- reading
 
     def readable(self, caller: Principal) -> Any:
-        """Return the SQL condition that selects the files that the caller may read.
+        """Return an SQL condition that selects the files that the caller may read.
 
-        These are the caller's own files, files that were shared with a task that the caller may read, and files of the
-        task whose lease the caller holds.
+        The caller may read their own files, files that are shared with a task that the caller may read, and files of
+        the task whose lease the caller holds.
         """
         is_shared = (File.shared_with == "task") & File.task_id.is_null(False)
         through_tasks = self.tasks is not None and caller.role != "auditor" and caller.may(TASK_READ)
@@ -84,7 +84,7 @@ class FileRegistry:
         return paginate(rows, query, caller, scope="files", order=newest_first(File), make=view_of)
 
     def made_for_task(self, task_id: str) -> list[File]:
-        """Return files that workers and agents made for a task, oldest first."""
+        """Return the files that workers and agents created for a task, oldest first, up to a maximum number."""
         if _FIRST_OF_TASK.one({"task_id": task_id}) is None:  # as for most tasks
             return []
         made = (File.task_id == task_id) & File.source_type.in_(("worker", "agent")) & is_current()
@@ -114,9 +114,10 @@ class FileRegistry:
         return view_of(row)
 
     def delete(self, file_id: str, match: IfMatch, caller: Principal) -> str:
-        """Delete the row of a file. Return the storage key of its bytes, which the caller deletes afterwards.
+        """Delete the row of a file. Return the storage key of its bytes, which the caller must then delete.
 
-        Raise `Conflict` (`in_use`) while a run holds the lease of the file's task, because it may read the file.
+        Raise `Conflict` (`in_use`) while a run holds the lease of the file's task, because the run may be reading the
+        file.
         """
         row = self._find_own(file_id, match, caller)
         run = self.tasks.find_run(row.task_id) if self.tasks is not None and row.task_id is not None else None
@@ -136,7 +137,7 @@ class FileRegistry:
         return True
 
     def leave_task(self, task_id: str, limit: int) -> int:
-        """Detach at most `limit` files from a deleted task, so that they become private.
+        """Detach at most `limit` files from a deleted task, which makes them private.
 
         Return the number of these files.
         """
@@ -146,21 +147,21 @@ class FileRegistry:
         return len(rows)
 
     def private_files(self, owner_id: str, limit: int) -> list[File]:
-        """Lock and return files of an owner that are not shared with a task."""
+        """Lock and return at most `limit` files of an owner that are not shared with a task."""
         rows = File.select().where((File.owner_id == owner_id) & ~is_shared_row()).order_by(File.created_at, File.id)
         return list(locked(rows.limit(limit)))
 
     def expired(self, limit: int) -> list[File]:
-        """Lock and return files that have expired."""
+        """Lock and return at most `limit` expired files."""
         rows = File.select().where(File.expires_at.is_null(False) & (File.expires_at <= clock.now()))
         return list(locked(rows.order_by(File.expires_at, File.id).limit(limit)))
 
     # -- uploads
 
     def earlier_upload(self, upload_key: str | None, *, sha256: str, name: str) -> File | None:
-        """Return the file that an earlier upload with the same idempotency key made, or None.
+        """Return the file that an earlier upload with the same idempotency key created, or None.
 
-        Raise `idempotency_key_reused` if the earlier upload had other content or another name.
+        Raise `Invalid` (`idempotency_key_reused`) if the earlier upload had different content or a different name.
         """
         if upload_key is None:
             return None
@@ -178,17 +179,20 @@ class FileRegistry:
         return row
 
     def attempt_of_lease(self, task_id: str, lease_id: str) -> str:
-        """Return the id of the attempt that holds a lease. Raise `Conflict` (`lease_lost`) if the lease has ended."""
+        """Return the id of the attempt that holds a lease.
+
+        Raise `Conflict` (`lease_lost`) if the lease has ended.
+        """
         attempt = None if self.tasks is None else self.tasks.live_attempt(task_id, lease_id)
         if attempt is None:
             raise lease_lost()
         return attempt.attempt_id
 
     def checked_task(self, task_id: str | UnsetType | None, pointer: str) -> str | None:
-        """Return the id of a task. Raise `unknown_reference` if there is no such task.
+        """Return the normalized id of a task, or None if no task is given.
 
-        The task is locked, so that a simultaneous deletion of the task waits until the row of the file exists, and then
-        finds it.
+        Raise `Invalid` (`unknown_reference`) if the task does not exist. The task is locked, so that a concurrent
+        deletion of the task waits until the file's row exists, and then also finds that row.
         """
         if not isinstance(task_id, str):
             return None
@@ -200,7 +204,7 @@ class FileRegistry:
     def emit_uploaded(self, row: File, cause: tuple[str, ...]) -> None:
         """Emit the event that a file was stored.
 
-        If a run uploaded the file, the event has the causes of the run's task.
+        If a run uploaded the file, the event has the cause chain of the run's task.
         """
         if row.source_type in ("worker", "agent") and row.task_id is not None and self.tasks is not None:
             run = self.tasks.find_run(row.task_id)
@@ -208,7 +212,7 @@ class FileRegistry:
         self._emit(FileUploaded, row, cause or None)
 
     def record_link(self, row: File) -> None:
-        """Record in the audit log that a link to a file was made."""
+        """Record in the audit log that a download link was created."""
         if self.audit is not None:
             entry = AuditEntry(action="files.link.create", object_type="file", object_id=row.id, object_name=row.name)
             self.audit.record(entry)
@@ -229,7 +233,7 @@ class FileRegistry:
 
     @staticmethod
     def _emit(kind: Any, row: File, cause: tuple[str, ...] | None = None) -> None:
-        """Emit an event for those who may read the file now."""
+        """Emit an event that is visible to the users who may currently read the file."""
         event = kind(
             file_id=row.id,
             name=row.name,
@@ -243,12 +247,12 @@ class FileRegistry:
 
 
 def is_current() -> Any:
-    """Return the SQL condition that selects files that have not expired."""
+    """Return an SQL condition that selects files that have not expired."""
     return File.expires_at.is_null() | (File.expires_at > clock.now())
 
 
 def is_shared_row() -> Any:
-    """Return the SQL condition that selects files that are shared with their task."""
+    """Return an SQL condition that selects files that are shared with their task."""
     return (File.shared_with == "task") & File.task_id.is_null(False)
 
 
@@ -264,7 +268,7 @@ def lease_lost() -> Conflict:
 
 
 def future_instant(moment: Any, pointer: str) -> str | None:
-    """Return the time of expiry. Raise `Invalid` if it is not in the future."""
+    """Return an expiry time as an instant. Raise `Invalid` if the time is not in the future."""
     if moment is None or moment is UNSET:
         return None
     instant = clock.from_datetime(moment)
@@ -293,7 +297,7 @@ def facts_of(row: File) -> FileFacts:
 
 
 def view_of(row: Any) -> FileView:
-    """Return a file in the form in which responses show it."""
+    """Return a file in the form that API responses contain."""
     return FileView(
         id=row.id,
         name=row.name,
@@ -314,10 +318,10 @@ def view_of(row: Any) -> FileView:
 
 
 def types_differ(said: str | None, detected: str) -> bool:
-    """Return whether the type that the client declared contradicts the bytes.
+    """Return whether the media type that the client declared contradicts the type of the content.
 
-    The type `application/octet-stream`, whether declared or detected, contradicts nothing. Formats such as CSV and JSON
-    do not contradict the detected type of text.
+    The type `application/octet-stream`, whether declared or detected, never contradicts another type. Declared text
+    formats such as CSV and JSON do not contradict the detected type of plain text.
     """
     media = (said or UNKNOWN).partition(";")[0].strip().lower()
     if UNKNOWN in (media, detected) or media == detected:

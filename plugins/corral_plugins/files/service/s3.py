@@ -1,7 +1,7 @@
-"""A blob store in a bucket of S3 or of a server that speaks its protocol, such as MinIO.
+"""A blob store in a bucket of S3 or an S3-compatible server, such as MinIO.
 
-The URL is `s3://bucket[/prefix]?endpoint=https://host:port&region=NAME`. The credentials are those that boto3 finds,
-for example in `AWS_ACCESS_KEY_ID` and `AWS_SECRET_ACCESS_KEY`, or in the URL: `s3://ID:SECRET@bucket`.
+The URL is `s3://bucket[/prefix]?endpoint=https://host:port&region=NAME`. boto3 finds the credentials, for example in
+`AWS_ACCESS_KEY_ID` and `AWS_SECRET_ACCESS_KEY`. They can also be part of the URL: `s3://ID:SECRET@bucket`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 
 class CallGuard(Protocol):
-    """Makes a call to the object store, or refuses to make it, like a circuit breaker."""
+    """Makes or rejects calls to the object store, as a circuit breaker does."""
 
     async def __call__(self, call: Callable[[], Awaitable[Any]]) -> Any: ...
 
@@ -43,10 +43,10 @@ async def unguarded(call: Callable[[], Awaitable[Any]]) -> Any:
 
 
 class S3Blobs:
-    """Stores blobs as objects of one bucket. All calls run in threads of its own; boto3 is imported on first use.
+    """Stores blobs as objects in one bucket. Calls run in dedicated threads, and boto3 is imported on first use.
 
-    Each call to the store is made through `guard`. The time for which uploads and downloads wait for their clients is
-    not part of a call.
+    Each call to the store is made through `guard`. The time that uploads and downloads spend waiting for their clients
+    does not count as part of a call.
     """
 
     guard: CallGuard = staticmethod(unguarded)
@@ -64,7 +64,7 @@ class S3Blobs:
     async def put(self, key: str, stream: AsyncIterable[bytes], *, limit: int | None = None) -> Blob:
         """Store the stream durably. See `BlobStore.put`.
 
-        A blob that is larger than one part is uploaded in parts, and appears only when all parts are there.
+        A blob that is larger than one part is uploaded in parts, and becomes visible only when all parts have arrived.
         """
         upload = _PutObject(self, self._full(key))
         digest, size = hashlib.sha256(), 0
@@ -89,7 +89,7 @@ class S3Blobs:
         return Blob(size, digest.hexdigest())
 
     async def read(self, key: str, start: int = 0, stop: int | None = None) -> AsyncGenerator[bytes, None]:
-        """Return the bytes of a blob in chunks. See `BlobStore.read`."""
+        """Yield the bytes of a blob in chunks. See `BlobStore.read`."""
         body = await self._call(self._open, self._full(key), key, start, stop)
         return self._read(body)
 
@@ -124,11 +124,14 @@ class S3Blobs:
         await self._call(write_and_delete)
 
     def check(self) -> None:
-        """Check that the bucket exists. This method blocks the thread, and raises the errors of boto3."""
+        """Check that the bucket exists.
+
+        This method blocks the calling thread and raises boto3's exceptions.
+        """
         self._client().head_bucket(Bucket=self.bucket)
 
     async def link(self, key: str, seconds: int, *, disposition: str, media_type: str) -> str:
-        """Return a presigned URL (signature version 4) that downloads the blob. No request is sent to the store."""
+        """Return a presigned URL (signature version 4) for downloading the blob. No request is sent to the store."""
         wanted = {"ResponseContentDisposition": disposition, "ResponseContentType": media_type}
         named = {"Bucket": self.bucket, "Key": self._full(key), **wanted}
 
@@ -208,12 +211,12 @@ class S3Blobs:
         return swept
 
     async def _call(self, function: Callable[..., T], *arguments: Any) -> T:
-        """Call the store through the guard. Raise `Unavailable` for every failure of the store."""
+        """Call the store through the guard. Every failure of the store is raised as `Unavailable`."""
         result: T = await self.guard(functools.partial(self._run, function, *arguments))
         return result
 
     async def _run(self, function: Callable[..., T], *arguments: Any) -> T:
-        """Run a function in a thread of this store. Raise `Unavailable` for every failure of the store."""
+        """Run a function in one of this store's threads. Every failure of the store is raised as `Unavailable`."""
         work = asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
         try:
             return await asyncio.shield(work)
@@ -231,7 +234,7 @@ class S3Blobs:
 
 
 class _PutObject:
-    """Writes one object. Its methods run in threads, one at a time."""
+    """Writes one object. Its methods run in threads, never concurrently."""
 
     def __init__(self, store: S3Blobs, key: str) -> None:
         self._store, self._named = store, {"Bucket": store.bucket, "Key": key}
@@ -239,7 +242,7 @@ class _PutObject:
         self._parts: list[dict[str, Any]] = []
 
     def send_part(self, digest: Any, part: bytes) -> None:
-        """Upload one complete part. The store compares the bytes with their checksum."""
+        """Upload one complete part. The store verifies the bytes with a checksum."""
         client = self._store._client()
         digest.update(part)
         if self._upload_id is None:
@@ -250,7 +253,7 @@ class _PutObject:
         self._parts.append({"PartNumber": number, "ETag": sent["ETag"]})
 
     def finish(self, digest: Any, rest: bytes) -> None:
-        """Upload the remaining bytes, and complete the object, which only then becomes visible."""
+        """Upload the remaining bytes and complete the object, which becomes visible only then."""
         client = self._store._client()
         if self._upload_id is None:
             digest.update(rest)

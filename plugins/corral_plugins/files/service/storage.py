@@ -1,4 +1,4 @@
-"""Access to the file store. Calls are measured and guarded by a circuit breaker, and storage keys are random."""
+"""Access to the file store. Calls are measured and guarded by a circuit breaker."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ T = TypeVar("T")
 
 
 def new_key() -> str:
-    """Return a new storage key: a random id under the date, so that no folder becomes too large."""
+    """Return a new storage key: a random id below a date folder, so that no folder becomes too large."""
     return f"{PREFIX}/{clock.now()[:10].replace('-', '/')}/{new_id()}"
 
 
 class FileStorage:
-    """Stores and reads the bytes of files. The calls of an object store are guarded by the circuit breaker `s3`."""
+    """Stores and reads the bytes of files. The circuit breaker `s3` guards calls to an object store."""
 
     breakers: Breakers | None = None
 
@@ -41,11 +41,11 @@ class FileStorage:
 
     @property
     def object_store(self) -> S3Blobs | None:
-        """The object store, or None if files are kept in a folder."""
+        """The object store, or None if files are stored in a folder."""
         return self._blobs if isinstance(self._blobs, S3Blobs) else None
 
     def guard_object_store(self) -> None:
-        """Guard calls to the object store with the circuit breaker. Do nothing if either does not exist."""
+        """Guard calls to the object store with the circuit breaker. Does nothing if either of them does not exist."""
         breakers, store = self.breakers, self.object_store
         if breakers is None or store is None:
             return
@@ -57,9 +57,10 @@ class FileStorage:
         store.guard = guard
 
     async def put(self, key: str, stream: AsyncIterable[bytes]) -> Blob:
-        """Store a stream durably. Raises the errors of the stream, and `Unavailable` for failures of the store.
+        """Store a stream durably.
 
-        While the circuit breaker is open, the stream is not read at all.
+        Raises the errors of the stream, and `Unavailable` for failures of the store. While the circuit breaker is open,
+        the stream is not read.
         """
         until = None
         if self.breakers is not None and self.object_store is not None:
@@ -69,7 +70,10 @@ class FileStorage:
         return await self._measured("put", self._blobs.put(key, stream))
 
     async def read(self, key: str, start: int = 0, stop: int | None = None) -> AsyncGenerator[bytes, None]:
-        """Open a blob and return its chunks. Raise `BlobMissing` and `Unavailable`."""
+        """Open a blob and return its chunks.
+
+        Raise `BlobMissing` if the blob does not exist, and `Unavailable` if the store fails.
+        """
         return await self._measured("get", self._blobs.read(key, start, stop))
 
     async def delete(self, key: str) -> None:
@@ -77,7 +81,7 @@ class FileStorage:
         await self._measured("delete", self._blobs.delete(key))
 
     async def discard(self, key: str) -> None:
-        """Delete the bytes of a file whose row was deleted. If the store is down, the sweep deletes them later."""
+        """Delete the bytes of a file whose row was deleted. If the store is down, a later sweep deletes the bytes."""
         with contextlib.suppress(Problem):
             await self.delete(key)
 
@@ -95,7 +99,7 @@ class FileStorage:
 
 
 def _store_unavailable(problem: CircuitOpen) -> Unavailable:
-    """Return the problem for a request that needs the file store while the circuit breaker of the store is open."""
+    """Return the error for a request that needs the file store while the store's circuit breaker is open."""
     detail = "The file store failed repeatedly and is not asked for now; try again later."
     return Unavailable(detail, retry_after=problem.retry_after, code="dependency_unavailable")
 

@@ -15,7 +15,11 @@ from corral_plugins.files.models import File
 
 
 class TransferReport(msgspec.Struct):
-    """The result of a transfer: copied files and their bytes, files that existed before, and keys of damaged files."""
+    """The result of a transfer.
+
+    It contains the number and size of the copied files, the number of files that already existed, and the keys of
+    damaged files.
+    """
 
     copied: int = 0
     bytes: int = 0
@@ -24,9 +28,11 @@ class TransferReport(msgspec.Struct):
 
 
 class StoreTransfer:
-    """Copies blobs one by one. A blob is complete or absent in the other store, so an interrupted transfer can resume.
+    """Copies blobs one at a time.
 
-    `service` and `run` are the methods of a command's session.
+    In the other store, a blob is complete or absent, so an interrupted transfer can resume.
+
+    `service` and `run` are the corresponding methods of the command's session.
     """
 
     def __init__(self, service: Callable[[Any], Any], run: Callable[..., Any]) -> None:
@@ -34,9 +40,9 @@ class StoreTransfer:
         self._run = run
 
     async def run(self, target: BlobStore) -> TransferReport:
-        """Copy every blob that is missing or different in the other store.
+        """Copy every blob that is missing or different in the target store.
 
-        Compare each blob with the hash of its file.
+        Each blob is compared with the hash of its file.
         """
         report = TransferReport()
         there = {blob.key: blob.size async for blob in target.scan()}
@@ -53,7 +59,7 @@ class StoreTransfer:
         return report
 
     async def _copy(self, key: str, target: BlobStore) -> bool:
-        """Copy a blob. Return False if the blob is damaged; in this case, the other store does not keep it."""
+        """Copy a blob. Return False if the blob is damaged, in which case the target store does not keep it."""
         try:
             chunks = await self._source.read(key)
         except BlobMissing:  # deleted since the scan
@@ -68,10 +74,10 @@ class StoreTransfer:
         return False
 
     async def _is_same(self, key: str, target: BlobStore) -> bool:
-        """Return whether the other store has the correct bytes of a blob.
+        """Return whether the target store contains the correct bytes of a blob.
 
-        If the blob belongs to a file, its size and hash are compared with the file. Otherwise, the bytes are compared
-        with those in this store.
+        If the blob belongs to a file, its size and hash are compared with those of the file. Otherwise, the bytes are
+        compared with those in this store.
         """
         try:
             return await _measured(target, key) == (self._expected(key) or await _measured(self._source, key))
@@ -79,7 +85,7 @@ class StoreTransfer:
             return False
 
     def _expected(self, key: str) -> Blob | None:
-        """Return the size and the hash of the file that is kept under a key, or None if it belongs to no file."""
+        """Return the size and hash of the file that is stored under a key, or None if the key belongs to no file."""
         row = self._run(lambda: File.get_or_none(File.key == key), read=True)
         return None if row is None else Blob(row.size_bytes, row.sha256)
 

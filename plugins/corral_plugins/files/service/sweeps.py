@@ -1,4 +1,4 @@
-"""Sweeps, which delete what interrupted uploads, expired files, purged accounts and deleted tasks leave behind."""
+"""Sweeps that delete the remains of interrupted uploads, expired files, purged accounts and deleted tasks."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ VERIFIED_SHARE = 100  # one file of so many is verified by each run
 
 
 class FileSweeps:
-    """Deletes data that is no longer needed. If a sweep is interrupted at any point, the next sweep continues."""
+    """Deletes data that is no longer needed. If a sweep is interrupted, the next sweep continues its work."""
 
     def __init__(
         self, storage: FileStorage, registry: FileRegistry, quota: FileQuota, downloads: Downloads, work: Work
@@ -31,7 +31,7 @@ class FileSweeps:
         self._work = work
 
     async def sweep(self, older_than_seconds: float = ORPHAN_SECONDS) -> None:
-        """Delete expired files, remains of interrupted uploads, and old stored bytes that belong to no file."""
+        """Delete expired files, the remains of interrupted uploads, and old stored bytes that belong to no file."""
         while await self._work(lambda: self._quota.end_abandoned(BATCH)) == BATCH:
             pass
         await self._delete_expired()
@@ -40,7 +40,7 @@ class FileSweeps:
         await self._report_missing(await self._delete_orphans(older_than_seconds), started)
 
     async def delete_private_files(self, owner_id: str) -> None:
-        """Delete the private files of a purged user. Files that are shared with a task stay with it."""
+        """Delete the private files of a purged user. Files that are shared with a task are kept."""
         while rows := await self._work(lambda: self._remove(self._registry.private_files(owner_id, BATCH))):
             await self._discard(rows)
 
@@ -50,7 +50,10 @@ class FileSweeps:
             pass
 
     async def verify(self) -> None:
-        """Compare a random sample of the files with their hashes. A damaged or missing file raises an alert."""
+        """Compare a random sample of the files with their stored hashes.
+
+        Raise an alert for each damaged or missing file.
+        """
         after = ""
         while hashes := await self._work(lambda after=after: _hashes_of(after), read=True):  # type: ignore[misc]  # bound per round
             after = max(hashes)
@@ -68,11 +71,9 @@ class FileSweeps:
             await self._discard(rows)
 
     async def _delete_orphans(self, older_than_seconds: float) -> set[int]:
-        """Delete old stored bytes that belong to no file.
+        """Delete old stored bytes that belong to no file. Return the hashes of all storage keys in the store.
 
-        Newer bytes may belong to an upload that has not written its row yet.
-
-        Return the hashes of all stored keys.
+        Newer bytes are kept, because they may belong to an upload that has not inserted its row yet.
         """
         before = time.time() - older_than_seconds  # the times of stored bytes do not follow `clock.travel`
         keys: list[str] = []
@@ -88,9 +89,9 @@ class FileSweeps:
         return stored
 
     async def _report_missing(self, stored: set[int], started: str) -> None:
-        """Alert admins about files whose bytes are missing.
+        """Alert admins to files whose bytes are missing.
 
-        Files that were added after the sweep began are left out.
+        Files that were added after the sweep began are ignored.
         """
         after = ""
         while rows := await self._work(lambda after=after: _older_files(after, started), read=True):  # type: ignore[misc]  # bound per round

@@ -1,6 +1,6 @@
-"""Uploads, which store the bytes of a file first and its row afterwards.
+"""Uploads, which first store the bytes of a file and then insert its row.
 
-After a crash in between, the sweep deletes the bytes. A row without bytes cannot occur.
+If the process crashes between these steps, the sweep deletes the bytes. Therefore, a row without bytes cannot occur.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ OUTCOMES = {
 
 
 class NewFile(msgspec.Struct, kw_only=True):
-    """A file to store. `size` is its size if it is known before the bytes arrive.
+    """A file to store. `size` is the file's size, if it is known before the bytes arrive.
 
-    `lease` is the task and the lease of a run that uploads. `upload_key` identifies the upload, so that a repeated
-    upload is recognised. `cause` is the chain of causes of the upload, if the file belongs to no task.
+    `lease` contains the ids of the task and the lease if a run uploads the file. `upload_key` identifies the upload, so
+    that a repetition of it is recognized. `cause` is the cause chain of the upload if the file belongs to no task.
     """
 
     name: str
@@ -83,7 +83,7 @@ class Uploads:
     async def store(
         self, new: NewFile, stream: AsyncIterable[bytes], *, entry: UnitContext = SYSTEM_CONTEXT
     ) -> tuple[File, bool]:
-        """Store a stream. Return the row of the file, and whether it is new.
+        """Store a stream. Return the row of the file, and whether the file is new.
 
         A repeated upload returns the row of the first upload.
         """
@@ -118,8 +118,8 @@ class Uploads:
     async def _undo(self, upload_id: str, key: str, entry: UnitContext) -> None:
         """Undo a failed upload: release the reserved bytes and delete the stored bytes.
 
-        Nothing is undone if the row of the file was committed after all, which may happen although the caller was
-        cancelled or the response of the database was lost.
+        Nothing is undone if the row of the file was in fact committed. This can happen if the caller was cancelled or
+        the database's response was lost.
         """
         with contextlib.suppress(Problem):  # the sweep does what is left undone here
             if await self._work(lambda: self._quota.end(upload_id), entry=entry):
@@ -158,7 +158,7 @@ class Uploads:
         return row, True
 
     def refuse_blocked(self, detected: str) -> None:
-        """Raise `blocked_file_type` if files of this type are not accepted."""
+        """Raise a problem (`blocked_file_type`) if files of this type are not accepted."""
         if detected in self.settings.get(BLOCKED_TYPES):
             raise Problem(f"Files of the type {detected} are not accepted here.", code="blocked_file_type")
 
@@ -167,18 +167,21 @@ class Uploads:
         await self._work(lambda: self._quota.grow(upload_id, owner_id, more), entry=entry)
 
     def secret_scan(self) -> RedactorStream:
-        """Return a redactor stream that finds the values of stored secrets."""
+        """Return a redactor stream that detects the values of stored secrets."""
         return self._redactor.stream(patterns=False)
 
 
 def refuse_larger(size: int | None, limit: int) -> None:
-    """Raise `payload_too_large` if a file of this size is larger than the limit."""
+    """Raise a problem (`payload_too_large`) if `size` exceeds `limit`."""
     if size is not None and size > limit:
         raise TooLarge(f"The file is larger than the {limit} bytes that files.max_upload_bytes allows.")
 
 
 class _CheckedStream:
-    """Checks the bytes of one upload while they pass: size, quota, type and, if a machine uploads, secrets."""
+    """Checks the bytes of one upload as they pass through.
+
+    The checks cover the size, the quota and the file type and, for uploads by workers and agents, secret values.
+    """
 
     def __init__(
         self, uploads: Uploads, new: NewFile, upload_id: str, limit: int, reserved: int, entry: UnitContext
@@ -189,7 +192,7 @@ class _CheckedStream:
         self._scan = _SecretScan(uploads.secret_scan(), new) if new.source.type in ("worker", "agent") else None
 
     async def chunks(self, stream: AsyncIterable[bytes]) -> AsyncGenerator[bytes, None]:
-        """Yield the chunks of the stream unchanged. Raise a problem at the first chunk that is refused."""
+        """Yield the chunks of the stream unchanged. Raise an error at the first chunk that fails a check."""
         loop = asyncio.get_running_loop()
         renewed, was_judged = loop.time(), False
         async for chunk in stream:
@@ -210,7 +213,10 @@ class _CheckedStream:
         self._uploads.refuse_blocked(self.detector.type())
 
     async def _reserve(self) -> None:
-        """Reserve the bytes that have arrived, and some more if the size is unknown and the quota has room for it."""
+        """Reserve quota for the bytes that have arrived.
+
+        If the size of the file is unknown, reserve additional bytes in advance if the quota permits it.
+        """
         missing = max(0, self._size - self._reserved)
         if self._new.size is None and 0 < missing < GROWTH_BYTES:
             with contextlib.suppress(Problem):
@@ -222,7 +228,7 @@ class _CheckedStream:
 
 
 class _SecretScan:
-    """Looks for the values of stored secrets in the upload of a worker or agent, also where two chunks meet."""
+    """Searches a worker's or agent's upload for the values of stored secrets, including values that span two chunks."""
 
     def __init__(self, stream: RedactorStream, new: NewFile) -> None:
         self._stream, self._pending = stream, ""
@@ -230,14 +236,14 @@ class _SecretScan:
         self._object = ("task", new.task_id) if new.task_id is not None else (new.source.type, new.source.id or "")
 
     def feed(self, chunk: bytes) -> None:
-        """Check further bytes. Raise `Invalid` if a secret ends in them."""
+        """Check the next bytes. Raise `Invalid` if they complete a secret value."""
         text = self._decoder.decode(chunk)
         self._pending += text
         with machine_text(*self._object):
             self._compare(self._stream.feed(text))
 
     def end(self) -> None:
-        """End the stream. Raise `Invalid` if its end contains a secret."""
+        """End the stream. Raise `Invalid` if the remaining bytes contain a secret value."""
         with machine_text(*self._object):
             self._compare(self._stream.end())
 

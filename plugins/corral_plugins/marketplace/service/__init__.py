@@ -1,1 +1,1 @@
-"""The rules of the marketplace."""
+"""The business rules of the marketplace."""

@@ -1,4 +1,4 @@
-"""The templates of all sources: this release, plugins, uploads and the remote index."""
+"""The templates from all sources: this release, plugins, uploads and the remote index."""
 
 from __future__ import annotations
 
@@ -61,12 +61,12 @@ KIND_PLUGINS = {
     "notification_rule": "notifications",
     "collaboration": "collaboration",
 }
-"""The plugin to which each kind of resource belongs."""
+"""The plugin that defines each kind of resource."""
 _COLUMNS = ("slug", "template_version", "source", "sha256", "created_at")
 
 
 class Template(msgspec.Struct, frozen=True, kw_only=True):
-    """A version of a template. `findings` contains those findings that do not depend on which tools currently exist."""
+    """A version of a template. `findings` contains the findings that do not depend on which tools currently exist."""
 
     manifest: Manifest
     source: str
@@ -75,7 +75,7 @@ class Template(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def slug(self) -> str:
-        """The slug."""
+        """The slug of the template."""
         return self.manifest.slug
 
     @property
@@ -94,19 +94,19 @@ class ActiveParts(msgspec.Struct, frozen=True, kw_only=True):
     plugins: frozenset[str]
 
     def missing_plugins(self, data: Json) -> list[str]:
-        """Return the plugins that a manifest needs but that are not active."""
+        """Return the plugins that a manifest requires but that are not active."""
         kinds = {resource["kind"] for resource in data["resources"]} - self.installers.keys()
         needed = {*data.get("requires", {}).get("plugins", ()), *used_plugins(data["resources"])}
         return sorted(needed - self.plugins | {KIND_PLUGINS.get(kind, kind) for kind in kinds})
 
 
 def used_plugins(resources: Sequence[Json]) -> set[str]:
-    """Return the plugins that resources need in addition to the plugins that define the kinds of these resources."""
+    """Return the plugins that the resources need, apart from the plugins that define the kinds of these resources."""
     return {"code_reviews"} if asks_for_reviews(resources) else set()
 
 
 class TemplateCatalogue:
-    """Finds templates. Manifests are read and checked once in a process."""
+    """Finds templates. Each process reads and checks every manifest only once."""
 
     tools: Tools | None
 
@@ -122,7 +122,7 @@ class TemplateCatalogue:
     # -- finding
 
     async def all(self) -> list[Template]:
-        """Return the versions of all templates, sorted by slug, newest first. Unreadable manifests are left out."""
+        """Return all versions of all templates, sorted by slug, newest first. Unreadable manifests are omitted."""
         contributed = await self.contributed()
         rows = await self._work(_stored_rows, read=True)
         known = [row for row in rows if row[0] not in contributed]
@@ -133,7 +133,7 @@ class TemplateCatalogue:
         return sorted(found, key=lambda each: (each.slug, [-n for n in version_key(each.manifest.version)]))
 
     async def contributed(self) -> dict[str, Templates]:
-        """Return the templates that this release and the plugins contain, by slug."""
+        """Return the templates that this release and its plugins contain, keyed by slug."""
         async with self._loading:
             sources = tuple((plugin, source.name) for plugin, source in self._template_sources())
             if sources != self._sources:
@@ -141,7 +141,10 @@ class TemplateCatalogue:
         return self._contributed
 
     async def find(self, name: str, version: str | None = None) -> Template:
-        """Find a template by its slug or id. Return the given version, or else the latest version. Raise `NotFound`."""
+        """Return a template with this slug or id, in the given version, or else in its latest version.
+
+        Raise `NotFound` if the template or the version does not exist.
+        """
         for template in await self.all():
             if name.lower() in (template.slug, template.id) and version in (None, template.manifest.version):
                 return template
@@ -204,7 +207,7 @@ class TemplateCatalogue:
     # -- facts
 
     def parts(self) -> ActiveParts:
-        """Return the installers and plugins that are active now."""
+        """Return the installers and plugins that are currently active."""
         installers: dict[str, Installer] = {}
         for _, installer in self._contributions.for_hook("corral_template_installers"):
             installers.setdefault(installer.kind, installer)
@@ -216,9 +219,10 @@ class TemplateCatalogue:
     def to_template(
         self, manifest: Manifest, source: str, published_at: str | None, sha256: str | None = None
     ) -> Template:
-        """Convert a manifest to a template. `sha256` is the hash that the source of the manifest states.
+        """Convert a manifest to a template. `sha256` is the hash that the manifest's source states.
 
-        Looks for credentials in all strings, which takes long for a large manifest, so call it in a thread.
+        The conversion searches all strings for credentials, which takes long for a large manifest. Therefore, call this
+        method in a thread.
         """
         if sha256 is not None and sha256 != manifest.sha256:
             detail = f"The source promises the hash {sha256}, and the content has {manifest.sha256}."
@@ -228,7 +232,7 @@ class TemplateCatalogue:
         return Template(manifest=manifest, source=source, published_at=published_at, findings=findings)
 
     def problems(self, template: Template, parts: ActiveParts) -> Sequence[TemplateProblem]:
-        """Return the reasons why a template cannot be installed now."""
+        """Return the reasons why a template cannot currently be installed."""
         manifest = template.manifest
         found = [TemplateProblem(code=each.code, pointer=each.pointer, detail=each.detail) for each in manifest.faults]
         if found:
@@ -251,7 +255,7 @@ class TemplateCatalogue:
         return found
 
     def findings(self, template: Template, parameters: Json | None = None) -> Sequence[Finding]:
-        """Return all findings about a template with these parameters, or else with the defaults.
+        """Return all findings about a template with these parameters, or with the default parameters.
 
         Runs in the caller's unit of work.
         """
@@ -367,7 +371,7 @@ def _installation_counts(template_ids: Sequence[str]) -> dict[str, int]:
 
 
 def _can_be_shown(manifest: Manifest) -> bool:
-    """Return whether a manifest has a slug and a version. The rest of the manifest may be faulty."""
+    """Return whether a manifest has a slug and a version. The rest of the manifest may contain errors."""
     return not json_schema_errors(
         {
             "type": "object",

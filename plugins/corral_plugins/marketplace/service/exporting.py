@@ -1,4 +1,4 @@
-"""Makes a template of existing agents, workflows, triggers and other objects."""
+"""Creates a template from existing agents, workflows, triggers and other objects."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ class TemplateExport:
         self._work, self._catalogue, self._redactor = work, catalogue, redactor
 
     async def export(self, body: ExportTemplate, *, by: Principal) -> Json:
-        """Return a manifest of the objects.
+        """Return a manifest for the objects.
 
-        Raise `Invalid` if a string contains a credential, or if an object refers to one that is not exported.
+        Raise `Invalid` if a string contains a credential, or if an object refers to an object that is not exported.
         """
         parts = self._catalogue.parts()
         resources = await self._work(lambda: _resources(body, parts, by), read=True)
@@ -53,7 +53,7 @@ class TemplateExport:
 
 
 def _resources(body: ExportTemplate, parts: ActiveParts, by: Principal) -> list[Json]:
-    """Return the resources of all objects, with references instead of ids."""
+    """Return the resources for all objects, with references instead of ids."""
     exported: list[tuple[str, str, Json]] = []
     for kind, field in FIELDS.items():
         ids: Sequence[str] = getattr(body, field)
@@ -78,7 +78,7 @@ def _spec(installer: Installer, object_id: str, pointer: str, by: Principal) -> 
 
 
 def _keys(exported: Sequence[tuple[str, str, Json]]) -> dict[str, str]:
-    """Return a key for each object, derived from the name of the object."""
+    """Return a key for each object, derived from its name. The result is keyed by object id."""
     keys: dict[str, str] = {}
     for kind, object_id, spec in exported:
         word = re.sub(r"[^a-z0-9]+", "_", str(spec.get("name", kind)).lower()).strip("_")[:50]
@@ -122,7 +122,7 @@ def _manifest(body: ExportTemplate, resources: list[Json], parts: ActiveParts) -
 
 
 def _foreign_ids(resources: list[Json]) -> Iterator[FieldError]:
-    """Yield a fault for each id of an object that must be exported, too, because an exported object refers to it."""
+    """Yield an error for each reference to an object that is not exported."""
     for index, resource in enumerate(resources):
         for place in texts(resource["spec"], f"/resources/{index}/spec"):
             if ID_PATTERN.fullmatch(place.value):

@@ -1,4 +1,4 @@
-"""Finds risks that a person should know before installing a template: credentials, dangerous tools, refused URLs."""
+"""Finds risks that users should know before installing a template: credentials, dangerous tools and refused URLs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _URL = re.compile(r"https?://[^\s\"'<>)\]]+", re.IGNORECASE)
 
 
 def text_findings(data: Json, redactor: Redactor) -> Iterator[Finding]:
-    """Yield findings about strings: credentials, and phrases that try to redirect a model."""
+    """Yield findings about strings: credentials, and phrases that try to manipulate a model."""
     for place in texts(data):
         if place.pointer != "/sha256" and redactor.redact(place.value) != place.value:
             detail = "The text contains something that looks like a credential; use a secret instead."
@@ -42,9 +42,8 @@ def text_findings(data: Json, redactor: Redactor) -> Iterator[Finding]:
 def tool_findings(manifest: Manifest, parameters: Mapping[str, Any], risks: Mapping[str, str]) -> Iterator[Finding]:
     """Yield a finding for each dangerous tool that agents could use without asking a person.
 
-    `parameters` are the parameters of the template, which may determine the tools.
-
-    A tool that does not exist counts as dangerous, because it may be added later.
+    `parameters` contains the template parameters, because the tool policy may depend on them. A tool that does not
+    exist counts as dangerous, because it may be added later.
     """
     for index, resource in enumerate(manifest.resources):
         policy = with_parameters(resource["spec"].get("tool_policy"), parameters)
@@ -59,9 +58,9 @@ def tool_findings(manifest: Manifest, parameters: Mapping[str, Any], risks: Mapp
 
 
 async def url_findings(manifest: Manifest, egress: Egress) -> list[Finding]:
-    """Return a finding for each literal URL that the egress guard refuses.
+    """Return a finding for each literal URL that the egress guard would refuse.
 
-    Host names are resolved, but no connection is made.
+    Host names are resolved, but no connection is opened.
     """
     found: dict[str, Finding] = {}
     places = {

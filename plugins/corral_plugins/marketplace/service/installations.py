@@ -73,7 +73,10 @@ class Installations:
         return await self._work(page, read=True)
 
     async def get(self, installation_id: str, *, by: Principal) -> InstallationView:
-        """Return an installation with its objects. Raise `NotFound`."""
+        """Return an installation with its objects.
+
+        Raise `NotFound` if no such installation is visible to the caller.
+        """
         newest, parts = await self._newest_versions(), self._catalogue.parts()
 
         def view() -> InstallationView:
@@ -87,12 +90,15 @@ class Installations:
     async def uninstall(
         self, installation_id: str, body: UninstallInstallation, *, by: Principal, entry: UnitContext
     ) -> UninstallResult:
-        """Remove those objects of an installation that are not edited, not used and not running."""
+        """Remove the objects of an installation, except those that were edited, are in use or are running.
+
+        With `body.force`, edited objects are removed too.
+        """
         parts = self._catalogue.parts()
         return await self._work(lambda: self._uninstall(installation_id, body, parts, by), entry=entry)
 
     async def delete(self, installation_id: str, *, by: Principal, entry: UnitContext) -> UninstallResult:
-        """Remove an installation without `force`. Raise `NotFound` if no object of the installation is left."""
+        """Uninstall an installation without `force`. Raise `NotFound` if it has already been removed."""
         parts = self._catalogue.parts()
 
         def remove() -> UninstallResult:

@@ -1,6 +1,7 @@
-"""Installs templates. All objects of a template are created in one transaction, or none is created.
+"""Installs templates. All objects of a template are created in one transaction.
 
-A plan is made by an installation that is rolled back, so it shows exactly what an installation would create.
+A plan is the result of an installation that is rolled back. It therefore shows exactly what an installation would
+create.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ LOCK = "marketplace.install"
 
 
 class MadeObject(msgspec.Struct, frozen=True, kw_only=True):
-    """An object of an installation, which was created or already existed."""
+    """An object of an installation. The installation either created the object or found it."""
 
     resource: PreparedResource
     name: str
@@ -65,7 +66,7 @@ class MadeObject(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PlanRollback(ExpectedFailure):
-    """Raised to roll back the unit of work in which a plan was made, so that nothing is stored."""
+    """Raised to roll back the unit of work that produced a plan, so that nothing is stored."""
 
     def __init__(self, plan: Any) -> None:
         self.plan = plan
@@ -91,7 +92,7 @@ class InstallationService:
     async def install(
         self, name: str, body: InstallTemplate, *, by: Principal, entry: UnitContext
     ) -> NewInstallation | InstallationPlan:
-        """Install a template, or return the plan of the installation."""
+        """Install a template or, if `body.dry_run` is set, return the plan of the installation."""
         try:
             found = await self._install(name, body, by, entry)
         except Exception:
@@ -201,7 +202,7 @@ class InstallationService:
 def create_objects(
     prepared: PreparedTemplate, resources: Sequence[PreparedResource], known: Json, on_conflict: str, by: Principal
 ) -> list[MadeObject]:
-    """Create the objects for these resources, in this order.
+    """Create the objects for these resources, in the given order.
 
     `known` maps the keys of other resources to the ids of their objects.
     """
@@ -225,7 +226,7 @@ def create_objects(
 
 
 def store_objects(installation_id: str, made: Sequence[MadeObject], first: int) -> None:
-    """Store which objects belong to an installation."""
+    """Record which objects belong to an installation. `first` is the position of the first object."""
     rows = [
         {
             "id": new_id(),

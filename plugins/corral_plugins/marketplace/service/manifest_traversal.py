@@ -1,4 +1,4 @@
-"""Walks the resources of a manifest: finds strings, the tools, secrets and hosts that are used, and references."""
+"""Traverses the resources of a manifest to find strings, references, and the tools, secrets and hosts in use."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _URL = re.compile(r"https?://(?:[^/?#@]*@)?([^/?#:]*)", re.IGNORECASE)
 
 
 class Place(NamedTuple):
-    """A value and the JSON pointer to it."""
+    """A value in a manifest, with its JSON pointer."""
 
     pointer: str
     value: str
 
 
 class Uses(msgspec.Struct, frozen=True, kw_only=True):
-    """The objects that the resources use, with the place of each use."""
+    """The tools, secrets and hosts that the resources use, with the place of each use."""
 
     tools: tuple[Place, ...]
     secrets: tuple[Place, ...]
@@ -41,7 +41,7 @@ def texts(value: Any, pointer: str = "") -> Iterator[Place]:
 
 
 def uses_of(resources: list[Json], pointer: str = "/resources") -> Uses:
-    """Return the objects that the resources use."""
+    """Return the tools, secrets and hosts that the resources use."""
     found: list[tuple[str, Place]] = []
     for index, resource in enumerate(resources):
         found += _uses(resource["spec"], f"{pointer}/{index}/spec")
@@ -63,7 +63,10 @@ def asks_for_reviews(value: Any) -> bool:
 
 
 def references(value: Any, pointer: str = "") -> Iterator[Place]:
-    """Yield the key of each reference `{"$ref": "<key>"}` to a resource. Those in JSON Schemas begin with `#`."""
+    """Yield the key of each reference of the form `{"$ref": "<key>"}` to a resource.
+
+    References inside JSON Schemas, which begin with `#`, are ignored.
+    """
     key = reference_key(value)
     if key is not None:
         yield Place(pointer, key)
@@ -79,7 +82,7 @@ def reference_key(value: Any) -> str | None:
 
 
 def host_of(url: str) -> str | None:
-    """Return the host of a literal URL, `*` if it is computed at run time, or None if the text is not a URL."""
+    """Return the host of a literal URL, `*` if the host is computed at run time, or None if the text is not a URL."""
     match = _URL.match(url)
     if match is not None and "{{" not in match[1]:
         return match[1].lower()
@@ -107,7 +110,7 @@ def _uses(value: Any, pointer: str) -> Iterator[tuple[str, Place]]:
 
 
 def _fetched_hosts(spec: Json, pointer: str) -> Iterator[tuple[str, Place]]:
-    """Yield the hosts that an agent may reach with tools: the hosts in its tool policy, or any host."""
+    """Yield the hosts that an agent may reach with tools: the hosts in its tool policy, or `*` for any host."""
     policy, enabled = spec.get("tool_policy"), spec.get("enabled_tools")
     for tool in FETCHING_TOOLS:
         if isinstance(enabled, list) and tool in enabled:

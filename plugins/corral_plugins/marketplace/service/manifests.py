@@ -1,6 +1,6 @@
-"""Checks manifests: their form, hash, references, parameters and permissions.
+"""Checks the structure, hash, references, parameters and permissions of manifests.
 
-A check takes some milliseconds, so it runs outside of units of work, and its result is kept by hash.
+A check takes several milliseconds, so it runs outside units of work, and its result is cached by hash.
 """
 
 from __future__ import annotations
@@ -40,9 +40,10 @@ _HOLDS = {
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
-    """A manifest and the result of its check. With faults, only `data`, `sha256` and `faults` are meaningful.
+    """A manifest, with the result of its check. If there are faults, only `data`, `sha256` and `faults` are meaningful.
 
-    `order` lists the positions of the resources so that each resource follows the resources to which it refers.
+    `order` contains the positions of the resources, sorted so that each resource follows the resources to which it
+    refers.
     """
 
     data: Json
@@ -53,50 +54,50 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def slug(self) -> str:
-        """The slug."""
+        """The slug of the template."""
         return str(self.data.get("slug"))
 
     @property
     def version(self) -> str:
-        """The version."""
+        """The version of the template."""
         return str(self.data.get("version"))
 
     @property
     def resources(self) -> list[Json]:
-        """The resources."""
+        """The resources of the template."""
         found: list[Json] = self.data["resources"]
         return found
 
     def encoded(self) -> str:
-        """Return the manifest as text."""
+        """Return the manifest as JSON text."""
         return msgspec.json.encode(self.data).decode()
 
 
 def template_id(slug: str) -> str:
-    """Return the id of a template, which is the same on every machine."""
+    """Return the id of the template with this slug. The id is the same in every installation."""
     return str(uuid.uuid5(NAMESPACE, slug))
 
 
 def sha256_of(data: Json) -> str:
-    """Return the hash of a manifest without its own member `sha256`."""
+    """Return the SHA-256 hash of a manifest, computed without the member `sha256` itself."""
     content = {name: value for name, value in data.items() if name != "sha256"}
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def version_key(text: str) -> tuple[int, ...]:
-    """Return a sort key for a version, a tuple that orders versions correctly."""
+    """Return a sort key for a version, such as `(1, 10, 0)` for `1.10.0`."""
     return tuple(int(part) for part in text.split("."))
 
 
 @functools.cache
 def release() -> tuple[int, ...]:
-    """Return the version number of this release of Corral. The first call reads a file."""
+    """Return the version number of this Corral release. The first call reads a file."""
     return _padded(re.split("[^0-9.]", version("corral"))[0].strip("."))
 
 
 def release_fits(requirement: str) -> bool:
-    """Return whether this release of Corral satisfies a version requirement such as `>=1.0,<2`."""
+    """Return whether this Corral release satisfies a version requirement such as `>=1.0,<2`."""
     have = release()
     return all(_HOLDS[operator](have, _padded(want)) for operator, want in _COMPARISON.findall(requirement))
 
@@ -106,7 +107,7 @@ def _padded(text: str) -> tuple[int, ...]:
 
 
 def read_manifest(data: bytes) -> Manifest:
-    """Parse and check a manifest. Text that is not JSON is a fault, too."""
+    """Parse and check a manifest. Text that is not JSON is reported as a fault, too."""
     try:
         parsed = parse_json(data)
     except Problem as problem:
@@ -117,7 +118,7 @@ def read_manifest(data: bytes) -> Manifest:
 
 
 def check_manifest(data: Json) -> Manifest:
-    """Check a manifest."""
+    """Check a parsed manifest, and return it with the result of the check."""
     sha256 = sha256_of(data)
     faults = json_schema_errors(catalogue.schema(), data)
     if not faults and len(msgspec.json.encode(data)) > MAX_BYTES:
@@ -134,7 +135,7 @@ def check_manifest(data: Json) -> Manifest:
 
 
 def _order(resources: list[Json]) -> tuple[tuple[int, ...], list[FieldError]]:
-    """Return the order in which the resources must be created, and the faults in their references."""
+    """Return the order in which to create the resources, and the faults in their references."""
     faults: list[FieldError] = []
     places: dict[str, int] = {}
     for index, resource in enumerate(resources):
@@ -174,7 +175,7 @@ def _parameter_faults(data: Json) -> Iterator[FieldError]:
 
 
 def permission_faults(data: Json, uses: Uses) -> Iterator[FieldError]:
-    """Yield a fault for each tool, secret and host that the resources use but that the permissions do not name."""
+    """Yield a fault for each tool, secret and host in use that the manifest's permissions do not list."""
     allowed = data.get("permissions", {})
     tools, secrets, hosts = (allowed.get(name, ()) for name in ("tools", "secrets", "egress"))
     declared = {secret["name"] for secret in data.get("secrets", ())}

@@ -24,11 +24,11 @@ class MarketplaceMetrics:
         self._bundled, self.of_plugins = catalogue.count(), 0
 
     def count(self, outcome: str) -> None:
-        """Count an installation."""
+        """Count an installation by its outcome."""
         self._installs[outcome,] += 1
 
     def definitions(self) -> Iterable[Metric]:
-        """Return the metrics."""
+        """Return the definitions of all metrics of the marketplace."""
         return [
             Metric(
                 name="corral_marketplace_templates",

@@ -1,4 +1,4 @@
-"""Chooses names for new objects, so that no two objects of a kind have the same name."""
+"""Chooses names for new objects, so that no two objects of the same kind have the same name."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ AT_A_TIME = 10
 
 
 class WantedName(NamedTuple):
-    """The name that an object of a kind should have."""
+    """The desired name of a new object of a kind."""
 
     kind: str
     name: str
 
 
 def existing_ids(wanted: Sequence[WantedName], installers: Mapping[str, Installer]) -> dict[WantedName, str]:
-    """Return the ids of the existing objects that have one of the wanted names."""
+    """Return the ids of existing objects that have one of the desired names, keyed by desired name."""
     found: dict[WantedName, str] = {}
     for kind in {each.kind for each in wanted}:
         names = [each.name for each in wanted if each.kind == kind]
@@ -28,7 +28,7 @@ def existing_ids(wanted: Sequence[WantedName], installers: Mapping[str, Installe
 
 
 def free_names(wanted: Sequence[WantedName], installers: Mapping[str, Installer]) -> list[str]:
-    """Return an unused name for each wanted name: the name itself, or a name such as `name (2)`."""
+    """Return an unused name for each desired name: the name itself, or a variant such as `name (2)`."""
     chosen: dict[int, str] = {}
     taken: set[WantedName] = set()
     candidates = {index: _candidates(each.name, installers[each.kind].name_length) for index, each in enumerate(wanted)}

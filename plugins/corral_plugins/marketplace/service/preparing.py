@@ -1,4 +1,4 @@
-"""Prepares the resources of a template outside of units of work: fills in the parameters and checks the specs."""
+"""Prepares the resources of a template outside units of work: fills in the parameters and checks the specs."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Json = dict[str, Any]
 
 
 class PreparedResource(msgspec.Struct, frozen=True, kw_only=True):
-    """A resource whose parameters are filled in. `spec` contains references instead of ids."""
+    """A resource with its parameters filled in. `spec` contains references instead of ids."""
 
     position: int
     kind: str
@@ -54,7 +54,7 @@ class PreparedTemplate(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def manifest(self) -> Manifest:
-        """The manifest."""
+        """The manifest of the template."""
         return self.template.manifest
 
 
@@ -66,7 +66,7 @@ async def require_installable(
 ) -> None:
     """Raise `Conflict` (`plugin_required`) or `Invalid` unless the template can be installed.
 
-    With `dry_run`, required plugins may be missing. The plan then names the missing plugins.
+    With `dry_run`, required plugins may be missing, because the plan lists missing plugins.
     """
     problems = catalogue.problems(template, parts)
     others: list[TemplateProblem | Finding] = [each for each in problems if each.code != "plugin_required"]
@@ -86,9 +86,10 @@ async def require_installable(
 async def prepare(
     template: Template, parts: ActiveParts, given: Json, secrets_map: Mapping[str, str], prefix: str
 ) -> PreparedTemplate:
-    """Return the resources with their parameters. Raise `Invalid` if the parameters or the specs are not valid.
+    """Fill in the parameters of the template's resources, and return the prepared template.
 
-    Resources whose kind no active plugin installs are left out.
+    Raise `Invalid` if the parameters or the specs are not valid. Resources of a kind for which no active plugin has an
+    installer are omitted.
     """
     manifest = template.manifest
     parameters = complete_parameters(manifest.data.get("parameters", {"type": "object"}), given)
@@ -116,7 +117,7 @@ async def prepare(
 def check_specs(
     resources: Iterable[PreparedResource], installers: Mapping[str, Installer], keys: Iterable[str]
 ) -> None:
-    """Raise `Invalid` with the faults of all specs.
+    """Check the specs of all resources. Raise `Invalid` with all errors found.
 
     For this check, references are replaced by ids of objects that do not exist.
     """
@@ -137,7 +138,7 @@ def check_specs(
 
 
 def faults_below(invalid: Invalid, prefix: str) -> list[FieldError]:
-    """Convert the faults of a spec, so that their pointers refer to the whole manifest."""
+    """Convert the errors about a spec, so that their pointers are relative to the whole manifest."""
     if not invalid.errors:
         return [FieldError(prefix, "not_allowed", invalid.detail)]
     return [msgspec.structs.replace(each, pointer=f"{prefix}{each.pointer}") for each in invalid.errors]
@@ -146,7 +147,7 @@ def faults_below(invalid: Invalid, prefix: str) -> list[FieldError]:
 def require_permissions(
     resources: Iterable[PreparedResource], installers: Mapping[str, Installer], by: Principal
 ) -> None:
-    """Raise `Forbidden` unless the caller may create objects of all kinds in the template."""
+    """Raise `Forbidden` unless the caller may create objects of all kinds that the resources have."""
     for needed in sorted({installers[each.kind].write for each in resources}):
         if not by.may(needed):
             raise Forbidden(f"Installing this template needs the permission {needed}.")

@@ -1,7 +1,7 @@
-"""Fetches the remote index, which lists further templates.
+"""Fetches the remote index, which lists additional templates.
 
-The index is a JSON document: `{"templates": [{"sha256": "…", "manifest": {…}}]}`. Each hash must match its manifest; a
-template whose hash does not match is shown, but cannot be installed.
+The index is a JSON document: `{"templates": [{"sha256": "…", "manifest": {…}}]}`. Each hash must match its manifest. A
+template whose hash does not match is listed, but cannot be installed.
 """
 
 from __future__ import annotations
@@ -43,7 +43,10 @@ class RemoteIndex:
         self._work, self._settings, self._egress, self._catalogue = work, settings, egress, catalogue
 
     async def refresh(self) -> None:
-        """Replace the stored templates of the remote index. If the index cannot be read, the stored templates stay."""
+        """Replace the stored templates from the remote index.
+
+        If the index cannot be read, the stored templates are kept.
+        """
         url = await self._work(lambda: self._settings.get(INDEX_URL), read=True)
         if url is None:
             await self._work(lambda: store_remote([]))
@@ -80,7 +83,10 @@ class RemoteIndex:
         return entries
 
     async def _rows(self, entries: list[Json]) -> list[Json]:
-        """Return the columns of the templates that can be stored: they have a free slug and a valid manifest."""
+        """Return the column values of the index entries that can be stored.
+
+        These entries have a valid manifest, and a slug that no template of this release or of a plugin has.
+        """
         others, rows = await self._catalogue.contributed(), {}
         for entry in entries:
             manifest = await asyncio.to_thread(check_manifest, entry["manifest"])

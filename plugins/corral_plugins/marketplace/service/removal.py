@@ -1,4 +1,4 @@
-"""Decides which objects of an installation can be removed, and removes them."""
+"""Determines which objects of an installation can be removed, and removes them."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ Json = dict[str, Any]
 def reasons_to_keep(
     objects: Sequence[InstalledResource], installers: Mapping[str, Installer], *, force: bool
 ) -> tuple[dict[str, str], set[str]]:
-    """Return the reasons why objects must stay, by object id, and the ids of the objects that still exist.
+    """Return the reasons to keep objects, keyed by object id, and the ids of the objects that still exist.
 
-    An object stays if a person edited it, or if it is running. It also stays if another object refers to it, unless
-    that object belongs to the installation and does not stay.
+    An object is kept if the installation found it instead of creating it, if no active plugin has an installer for its
+    kind, if it is running, or (unless `force` is set) if a person edited it. An object is also kept if an object that
+    will remain refers to it.
     """
     now = fingerprints(objects, installers)
     reasons: dict[str, str] = {}
@@ -50,9 +51,9 @@ def remove_objects(
     dry_run: bool,
     by: Principal,
 ) -> tuple[list[ObjectRef], list[KeptObject]]:
-    """Remove the objects for which there is no reason to stay, in the reverse order of their creation.
+    """Remove the objects that need not be kept, in the reverse order of their creation.
 
-    Return the removed and the kept objects. Objects that a person deleted before are in neither list.
+    Return the removed and the kept objects. Neither list contains objects that a person has already deleted.
     """
     reasons, present = reasons_to_keep(objects, installers, force=force)
     removed, kept, gone = [], [], []
@@ -72,7 +73,7 @@ def remove_objects(
 
 
 def _add_used(present: set[str], reasons: dict[str, str], installers: Mapping[str, Installer]) -> None:
-    """Add to `reasons` those objects that are used by objects that stay."""
+    """Add to `reasons` the objects to which objects that will remain refer."""
     uses = [use for installer in installers.values() for use in installer.find_uses(sorted(present))] if present else []
     while True:
         added = {

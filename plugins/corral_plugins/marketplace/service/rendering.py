@@ -1,4 +1,4 @@
-"""Fills in parameters, references and the names of secrets in the specs of a manifest."""
+"""Fills in parameters, references and secret names in the specs of a manifest."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ _MENTIONS = re.compile(r"(?<![\w.\"'])params\s*[.\[]")
 
 
 def default_parameters(schema: Json) -> Json:
-    """Return the default values of those parameters that have a default value."""
+    """Return the default values of the parameters that have one, keyed by parameter name."""
     return {name: each["default"] for name, each in schema.get("properties", {}).items() if "default" in each}
 
 
 def complete_parameters(schema: Json, given: Json) -> Json:
-    """Return the parameters with the defaults of the schema. Raise `Invalid` if they do not match the schema.
+    """Return the given parameters, completed with the schema's default values.
 
-    A string with braces is refused, because the resources would later evaluate it as an expression.
+    Raise `Invalid` if the parameters do not match the schema, or if a string contains `{{`, because the resources would
+    later evaluate the string as an expression.
     """
     properties: Json = schema.get("properties", {})
     found = default_parameters(schema) | given
@@ -44,7 +45,7 @@ def complete_parameters(schema: Json, given: Json) -> Json:
 
 
 def parameter_faults(value: Any, known: set[str], pointer: str) -> Iterator[FieldError]:
-    """Yield a fault for each expression that refers to a parameter in a wrong way."""
+    """Yield a fault for each expression with an unknown parameter, or with a parameter and other terms."""
     for place in texts(value, pointer):
         for match in _TEMPLATE.finditer(place.value):
             exact = _PARAMETER.fullmatch(match[0])
@@ -58,7 +59,7 @@ def parameter_faults(value: Any, known: set[str], pointer: str) -> Iterator[Fiel
 def with_parameters(value: Any, parameters: Mapping[str, Any]) -> Any:
     """Return a value with its parameters filled in.
 
-    A string that is exactly one parameter becomes a value of its type.
+    A string that consists only of one parameter is replaced by the parameter's value, which keeps its type.
     """
     if isinstance(value, str):
         exact = _PARAMETER.fullmatch(value)
@@ -71,7 +72,7 @@ def with_parameters(value: Any, parameters: Mapping[str, Any]) -> Any:
 
 
 def with_secrets(value: Any, names: Mapping[str, str]) -> Any:
-    """Return a value in which the names of secrets are replaced by their names in the vault."""
+    """Return a value in which the template's secret names are replaced by the names in the vault."""
     if isinstance(value, str):
         return SECRET.sub(lambda match: f"{{{{ secrets.{names.get(match[1], match[1])} }}}}", value)
     if isinstance(value, dict):
@@ -90,7 +91,7 @@ def with_ids(value: Any, ids: Mapping[str, str]) -> Any:
 
 
 def with_references(value: Any, keys: Mapping[str, str]) -> Any:
-    """Return a value in which ids of objects are replaced by references to resources: the opposite of `with_ids`."""
+    """Return a value in which object ids are replaced by references to resources. This is the inverse of `with_ids`."""
     if isinstance(value, str):
         return {"$ref": keys[value]} if value in keys else value
     if isinstance(value, dict):

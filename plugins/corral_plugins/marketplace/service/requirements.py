@@ -1,4 +1,4 @@
-"""Finds what an installation requires but does not have: secrets, tools, and permissions to use secrets."""
+"""Finds the missing requirements of an installation: secrets, tools, and permissions to use secrets."""
 
 from __future__ import annotations
 
@@ -16,7 +16,11 @@ from corral_plugins.tools.api import Tools, includes_tools
 
 
 class NeededSecret(msgspec.Struct, frozen=True, kw_only=True):
-    """A secret of a template: its name in the template, its name in the vault, and the resources that use it."""
+    """A secret that a template needs.
+
+    `declared` is its name in the template, and `name` is its name in the vault. `used_by` contains the positions of the
+    resources that use it.
+    """
 
     declared: str
     name: str
@@ -25,7 +29,7 @@ class NeededSecret(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Requirements:
-    """Compares the requirements of a template with existing objects. Every method runs in the caller's unit of work."""
+    """Compares a template's requirements with the existing objects. Every method runs in the caller's unit of work."""
 
     secrets: Secrets | None
     tools: Tools | None
@@ -33,10 +37,10 @@ class Requirements:
     def missing(
         self, manifest: Manifest, parameters: Mapping[str, Any], names: Mapping[str, str], objects: Mapping[int, str]
     ) -> tuple[MissingParts, list[NeededSecret]]:
-        """Return the missing requirements, and those missing secrets without which the template cannot be installed.
+        """Return the missing requirements, and the missing secrets without which the template cannot be installed.
 
-        `names` maps the names of secrets in the template to names in the vault. `objects` maps the positions of
-        resources to the ids of created objects.
+        `names` maps the template's secret names to names in the vault. `objects` maps the positions of resources to the
+        ids of created objects.
         """
         needed = _needed_secrets(manifest, parameters, names)
         consumers = self._consumers([each.name for each in needed])
@@ -80,7 +84,7 @@ def refuse_missing_secrets(required: Sequence[NeededSecret]) -> None:
 
 
 def _needed_secrets(manifest: Manifest, parameters: Mapping[str, Any], names: Mapping[str, str]) -> list[NeededSecret]:
-    """Return the secrets of a template, without secrets that the parameters make unnecessary."""
+    """Return the secrets that a template needs. Secrets that the parameters make unnecessary are omitted."""
     users: dict[str, set[int]] = {}
     for index, resource in enumerate(manifest.resources):
         for place in texts(resource["spec"]):

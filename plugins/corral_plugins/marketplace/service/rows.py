@@ -1,4 +1,4 @@
-"""Reads rows of installations for a caller, and builds their API representations."""
+"""Reads installation rows for a caller, and builds their API representations."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ EVENT_OBJECTS = 50
 
 
 def find_readable_installation(installation_id: str, by: Principal) -> Installation:
-    """Return an installation that the caller may read. Raise `NotFound`."""
+    """Return an installation. Raise `NotFound` if no such installation is visible to the caller."""
     row: Installation | None = Installation.get_or_none(
         (Installation.id == installation_id.lower()) & visible(Installation, by)
     )
@@ -28,14 +28,17 @@ def find_readable_installation(installation_id: str, by: Principal) -> Installat
 
 
 def find_writable_installation(installation_id: str, by: Principal) -> Installation:
-    """Return an installation that the caller may change. Raise `NotFound` or `Forbidden`."""
+    """Return an installation if the caller may change it.
+
+    Raise `NotFound` if no such installation is visible to the caller, and `Forbidden` if the caller may not change it.
+    """
     row = find_readable_installation(installation_id, by)
     require_owner(by, row.installed_by, what="installation", manage="marketplace.manage")
     return row
 
 
 def upgrade_hint(slug: str, by: Principal) -> str:
-    """Return how to upgrade the caller's earlier installation of a template, or an empty text if there is none."""
+    """Return a hint on how to upgrade the caller's existing installation of a template, or an empty string."""
     mine = (Installation.slug == slug) & (Installation.installed_by == by.user_id) & (Installation.status != "removed")
     row = Installation.select(Installation.id).where(mine).order_by(Installation.created_at.desc()).first()
     return "" if row is None else f"Upgrade the earlier installation instead: corral template upgrade {row.id}"
@@ -48,15 +51,15 @@ def objects_of(installation_id: str) -> list[InstalledResource]:
 
 
 def lock_objects(objects: Sequence[InstalledResource], installers: Mapping[str, Installer]) -> None:
-    """Lock the objects until the unit of work ends, so that nobody can edit them after they were compared."""
+    """Lock the objects until the unit of work ends, so that nobody can edit them after they have been compared."""
     for kind in sorted({each.kind for each in objects} & installers.keys()):
         installers[kind].lock([each.object_id for each in objects if each.kind == kind])
 
 
 def fingerprints(objects: Sequence[InstalledResource], installers: Mapping[str, Installer]) -> dict[str, Json]:
-    """Return the current field values of the objects, by object id. Deleted objects are left out.
+    """Return the current field values of the objects, keyed by object id. Deleted objects are omitted.
 
-    An object whose kind no active plugin knows counts as unchanged.
+    An object is treated as unchanged if no active plugin has an installer for its kind.
     """
     found: dict[str, Json] = {}
     for kind in {each.kind for each in objects}:
@@ -69,12 +72,12 @@ def fingerprints(objects: Sequence[InstalledResource], installers: Mapping[str, 
 
 
 def is_edited(row: InstalledResource, now: Json) -> bool:
-    """Return whether a person changed an object."""
+    """Return whether a person has changed an object since it was installed or upgraded."""
     return not row.reused and now != row.fingerprint
 
 
 def created_views(objects: Sequence[InstalledResource], now: Mapping[str, Json]) -> list[CreatedObject]:
-    """Return objects of an installation with their present state."""
+    """Return the API representations of an installation's objects with their current state."""
     return [
         CreatedObject(
             kind=row.kind,
