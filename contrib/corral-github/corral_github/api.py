@@ -11,12 +11,12 @@ declare_codes(
         INVALID_SIGNATURE: (
             401,
             "The delivery is not signed with the secret of the repository",
-            "Enter the value of the secret that webhook_secret names at the webhook of the repository on GitHub.",
+            "In the repository's webhook settings on GitHub, enter the value of the secret that webhook_secret names.",
         ),
         DELIVERY_REUSED: (
             409,
             "Another delivery with this id had a different body",
-            "Nothing: GitHub gives each delivery an id of its own, and repeats a delivery with the same body.",
+            "Give each delivery an id of its own. GitHub always does so, and repeats a delivery with the same body.",
         ),
     }
 )

@@ -38,8 +38,8 @@ class GitHubPlugin(Plugin):
     requires = ("accounts", "agents", "code_reviews", "secrets", "tasks")
     wants = ("admin",)
     permissions = (
-        Permission("github.read", "Read the connected repositories of GitHub", holders=READERS),
-        Permission("github.manage", "Connect repositories of GitHub"),
+        Permission("github.read", "Read connected GitHub repositories", holders=READERS),
+        Permission("github.manage", "Connect GitHub repositories"),
     )
 
     @hookimpl
@@ -74,7 +74,7 @@ class GitHubPlugin(Plugin):
         return [
             Metric(
                 name="corral_github_waiting",
-                help="Number of pull requests and issues for which work waits",
+                help="Number of pull requests and issues that wait to be processed",
                 collect=_count_waiting,
             )
         ]

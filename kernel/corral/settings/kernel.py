@@ -32,7 +32,7 @@ ACCESS_LOG = Setting(
     kind=str,
     default="errors",
     choices=("off", "errors", "all"),
-    title="Requests written to the access log",
+    title="Which requests are written to the access log",
 )
 JOBS_CONCURRENCY: Setting[int | None] = Setting(
     name="jobs.concurrency",
@@ -43,10 +43,10 @@ JOBS_CONCURRENCY: Setting[int | None] = Setting(
     title=f"Maximum number of concurrent jobs per process (unset: {JOBS_PER_CORE} per core)",
 )
 CALL_BUDGET_SECONDS = _isolation_limit(
-    "plugins.call_budget_seconds", "Time limit for calls to plugins, in seconds", default=5, minimum=1, maximum=60
+    "plugins.call_budget_seconds", "Time limit of a call to a plugin, in seconds", default=5, minimum=1, maximum=60
 )
 QUARANTINE_ERRORS = _isolation_limit(
-    "plugins.quarantine_errors", "Errors after which a plugin is quarantined", default=5, minimum=1, maximum=100
+    "plugins.quarantine_errors", "Number of errors that quarantine a plugin", default=5, minimum=1, maximum=100
 )
 QUARANTINE_WINDOW_SECONDS = _isolation_limit(
     "plugins.quarantine_window_seconds", "Period for counting errors, in seconds", default=60, minimum=10, maximum=3600

@@ -32,20 +32,20 @@ declare_codes(
         "invalid_credentials": (
             401,
             "The credentials are incorrect",
-            "Check the address, the password and the code. After several failures the address is "
+            "Check the email address, the password and the one-time code. After several failures, the address is "
             "locked for some minutes.",
         ),
         "registration_closed": (
             403,
             "Registration is closed",
             "Ask an admin for an invitation (`corral user invite EMAIL`). The first account of a new "
-            "installation needs the set-up token that the start of the server prints.",
+            "installation needs the set-up token that the server prints when it starts.",
         ),
         "email_unverified": (
             403,
             "The email address is not verified",
-            "Open the link in the mail that was sent to the address, or request another one with "
-            "corral api POST /auth/verify-email/resend.",
+            "Open the link in the mail that was sent to the address, or request another one with `corral api POST "
+            "/auth/verify-email/resend`.",
         ),
         "last_admin": (
             409,
@@ -55,12 +55,14 @@ declare_codes(
         "plugin_required": (
             409,
             "The plugin is required",
-            "The plugin cannot be taken out of service, because the installation or other plugins need it.",
+            "Keep the plugin active, because the installation or other plugins need it. If other plugins require it, "
+            "disable those plugins first.",
         ),
         "link_expired": (
             410,
             "The link has expired",
-            "Request a new link: links work once, end after a while, and end when a newer one is used.",
+            "Request a new link. A link works once, expires after some time, and becomes invalid when a newer link is "
+            "used.",
         ),
         "weak_password": (
             422,
@@ -109,10 +111,10 @@ REGISTRATION = Setting(
     env="CORRAL_REGISTRATION",
     kind=str,
     default="invite",
-    title="Who can register",
+    title="Who may register an account",
     choices=("open", "invite", "closed"),
     description="The first account of an installation can always be registered. If the server listens on more than "
-    "the loopback interface, its registration needs the set-up token that the start prints.",
+    "the loopback interface, its registration needs the set-up token that the server prints when it starts.",
 )
 """The setting that controls who may register. The `health` plugin warns if registration is open on a public address."""
 

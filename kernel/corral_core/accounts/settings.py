@@ -37,10 +37,10 @@ EMAIL_VERIFICATION = Setting(
     name="security.email_verification",
     kind=bool,
     default=False,
-    title="Require a verified email address to sign in",
+    title="Whether users need a verified email address to sign in",
     check=_requires_mail_server,
 )
-REQUIRE_MFA = Setting(name="security.require_mfa", kind=bool, default=False, title="Require a second factor")
+REQUIRE_MFA = Setting(name="security.require_mfa", kind=bool, default=False, title="Whether users need a second factor")
 REQUIRE_MFA_ROLES = Setting[list[Covered]](
     name="security.require_mfa_roles",
     kind=list[Covered],
@@ -52,7 +52,7 @@ ACCESS_TTL = Setting(
     env="CORRAL_ACCESS_TTL",
     kind=int,
     default=900,
-    title="Lifetime of access tokens",
+    title="Lifetime of access tokens, in seconds",
     minimum=60,
     maximum=HOUR,
 )
@@ -60,7 +60,7 @@ REFRESH_IDLE = Setting(
     name="security.refresh_idle_seconds",
     kind=int,
     default=7 * DAY,
-    title="Idle time that ends a session",
+    title="Idle time after which a session ends, in seconds",
     minimum=HOUR,
     maximum=30 * DAY,
     check=_within_absolute_lifetime,
@@ -70,7 +70,7 @@ REFRESH_ABSOLUTE = Setting(
     env="CORRAL_REFRESH_TTL",
     kind=int,
     default=30 * DAY,
-    title="Maximum lifetime of a session",
+    title="Maximum lifetime of a session, in seconds",
     minimum=HOUR,
     maximum=90 * DAY,
 )
@@ -81,7 +81,7 @@ REFRESH_GRACE = Setting(
     default=10,
     minimum=0,
     maximum=60,
-    title="Grace period during which a used refresh token returns the same new token",
+    title="Grace period during which a used refresh token returns the same new token, in seconds",
 )
 LOCKOUT_THRESHOLD = Setting(
     name="security.lockout_threshold",
@@ -90,7 +90,7 @@ LOCKOUT_THRESHOLD = Setting(
     default=5,
     minimum=3,
     maximum=20,
-    title="Number of failed sign-ins within the window that locks an email address",
+    title="Number of failed sign-ins within the window after which an email address is locked",
 )
 LOCKOUT_WINDOW = Setting(
     name="security.lockout_window_seconds",
@@ -99,7 +99,7 @@ LOCKOUT_WINDOW = Setting(
     default=900,
     minimum=60,
     maximum=DAY,
-    title="Window in which failed sign-ins are counted",
+    title="Window in which failed sign-ins are counted, in seconds",
 )
 LOCKOUT_SECONDS = Setting(
     name="security.lockout_seconds",
@@ -108,7 +108,7 @@ LOCKOUT_SECONDS = Setting(
     default=900,
     minimum=60,
     maximum=HOUR,
-    title="Duration of a lockout; each further lockout doubles it, up to one hour",
+    title="Duration of the first lockout in seconds; each further lockout lasts twice as long, up to one hour",
 )
 STEP_UP_SECONDS = Setting(
     name="security.step_up_seconds",
@@ -116,7 +116,7 @@ STEP_UP_SECONDS = Setting(
     default=300,
     minimum=60,
     maximum=900,
-    title="Time after re-authentication during which sensitive actions are allowed",
+    title="Time after re-authentication during which sensitive actions are allowed, in seconds",
 )
 MAX_SESSIONS = Setting(
     name="security.max_sessions_per_user",
@@ -126,14 +126,16 @@ MAX_SESSIONS = Setting(
     minimum=1,
     maximum=100,
 )
-API_KEYS_ENABLED = Setting(name="security.api_keys_enabled", kind=bool, default=True, title="Users may create API keys")
+API_KEYS_ENABLED = Setting(
+    name="security.api_keys_enabled", kind=bool, default=True, title="Whether users may create API keys"
+)
 API_KEY_DEFAULT_DAYS = Setting(
     name="security.api_key_default_days",
     kind=int,
     default=90,
     minimum=1,
     maximum=365,
-    title="Default lifetime of an API key",
+    title="Default lifetime of an API key, in days",
 )
 API_KEY_MAX_DAYS = Setting(
     name="security.api_key_max_days",
@@ -141,7 +143,7 @@ API_KEY_MAX_DAYS = Setting(
     default=365,
     minimum=1,
     maximum=365,
-    title="Maximum lifetime of an API key",
+    title="Maximum lifetime of an API key, in days",
 )
 API_KEYS_PER_USER = Setting(
     name="security.api_keys_per_user",
@@ -155,7 +157,10 @@ MIN_LENGTH = Setting(
     name="password.min_length", kind=int, default=12, title="Minimum length of a password", minimum=8, maximum=64
 )
 BREACHED_CHECK = Setting(
-    name="password.breached_check", kind=bool, default=True, title="Reject passwords that are known from breaches"
+    name="password.breached_check",
+    kind=bool,
+    default=True,
+    title="Whether passwords that are known from data breaches are rejected",
 )
 CONTEXT_WORDS = Setting[list[str]](
     name="password.context_words",
@@ -180,10 +185,18 @@ MAX_AGE_DAYS = Setting[int | None](
     maximum=3650,
     title="Days after which a password must be changed at the next sign-in",
 )
-REQUIRE_UPPER = Setting(name="password.require_upper", kind=bool, default=False, title="Require an upper-case letter")
-REQUIRE_LOWER = Setting(name="password.require_lower", kind=bool, default=False, title="Require a lower-case letter")
-REQUIRE_DIGIT = Setting(name="password.require_digit", kind=bool, default=False, title="Require a digit")
-REQUIRE_SYMBOL = Setting(name="password.require_symbol", kind=bool, default=False, title="Require a symbol")
+REQUIRE_UPPER = Setting(
+    name="password.require_upper", kind=bool, default=False, title="Whether a password needs an upper-case letter"
+)
+REQUIRE_LOWER = Setting(
+    name="password.require_lower", kind=bool, default=False, title="Whether a password needs a lower-case letter"
+)
+REQUIRE_DIGIT = Setting(
+    name="password.require_digit", kind=bool, default=False, title="Whether a password needs a digit"
+)
+REQUIRE_SYMBOL = Setting(
+    name="password.require_symbol", kind=bool, default=False, title="Whether a password needs a symbol"
+)
 MAIL_HOST = Setting[str | None](
     name="mail.host",
     kind=str | None,
@@ -191,9 +204,9 @@ MAIL_HOST = Setting[str | None](
     minimum=1,
     maximum=253,
     pattern=r"[A-Za-z0-9._:-]+",
-    title="Mail server; if unset, no mail is sent",
-    description="The egress guard checks the address: a server in a private network is allowed; a server on this "
-    "machine must be listed in CORRAL_EGRESS_ALLOW.",
+    title="Host name of the mail server (unset: no mail is sent)",
+    description="The egress guard checks the address of the mail server: a server in a private network is allowed, but "
+    "a server on this machine must be listed in CORRAL_EGRESS_ALLOW.",
 )
 MAIL_PORT = Setting(name="mail.port", kind=int, default=587, title="Port of the mail server", minimum=1, maximum=65535)
 MAIL_USERNAME = Setting[str | None](
@@ -210,7 +223,7 @@ MAIL_PASSWORD = Setting[str | None](
     default=None,
     title="Password for the mail server",
     secret=True,
-    description="The password is sent only over TLS.",
+    description="The password for the mail server is sent only over TLS.",
 )
 MAIL_FROM = Setting[str | None](
     name="mail.from",

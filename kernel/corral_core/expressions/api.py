@@ -12,8 +12,8 @@ declare_codes(
         "template_error": (
             422,
             "An expression could not be evaluated",
-            "The error names the expression and the position in it. Use has(x.y) ? x.y : z or get(x, 'y', z) for data "
-            "that may be absent.",
+            "The detail names the expression and the position of the fault. Use has(x.y) ? x.y : z or get(x, 'y', z) "
+            "for data that may be absent.",
         )
     }
 )

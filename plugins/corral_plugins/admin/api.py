@@ -16,7 +16,8 @@ declare_codes(
         "kill_switch": (
             503,
             "The kill switch is engaged",
-            "An admin stopped all agent activity. `corral kill-switch off` resumes it.",
+            "An admin stopped all agent activity. Wait, or ask an admin to resume the activity with `corral "
+            "kill-switch off`.",
         )
     }
 )

@@ -47,7 +47,7 @@ class ApprovalsPlugin(Plugin):
         Permission("approvals.read", "Read approvals", holders=(*READERS, "agent", "worker")),
         Permission("approvals.write", "Ask for approvals and comment on them", holders=(*WRITERS, "agent", "worker")),
         Permission("approvals.decide", "Decide approvals", holders=WRITERS),
-        Permission("approvals.manage", "Write the rules that approve requests without a person"),
+        Permission("approvals.manage", "Change the rules that approve requests without a person"),
     )
 
     def __init__(self, section: Any = None) -> None:

@@ -33,21 +33,22 @@ DEFAULT_TTL = Setting(
     default=86_400,
     minimum=900,
     maximum=2_592_000,
-    title="Seconds in which people may decide, unless a request sets another time",
+    title="Seconds for which an approval stays open, unless its request sets another time",
 )
 REQUIRE_SECOND_PERSON = Setting(
     name="approvals.require_second_person",
     kind=bool,
     default=False,
     own_session=True,
-    title="Neither the requester of a task nor the owner of its agent may decide what the agent requests",
+    title="Whether the requester of a task and the owner of its agent are excluded from deciding the agent's requests",
 )
 REQUIRE_MFA_FOR_HIGH = Setting(
     name="approvals.require_mfa_for_high",
     kind=bool,
     default=False,
     own_session=True,
-    title="Deciding approvals of high and critical risk needs a recent confirmation of the password or a code",
+    title="Whether deciding approvals of high and critical risk requires a recent confirmation of the password or a "
+    "code",
 )
 REJECT_COOLDOWN = Setting(
     name="approvals.reject_cooldown_seconds",
@@ -55,7 +56,7 @@ REJECT_COOLDOWN = Setting(
     default=600,
     minimum=0,
     maximum=86_400,
-    title="Seconds in which the same request of a task is answered with its rejection",
+    title="Seconds after a rejection during which the same request of the same task is rejected again",
 )
 REMINDER = Setting(
     name="approvals.reminder_seconds",
@@ -80,6 +81,6 @@ AUTO_APPROVE = Setting[list[AutoApproveRule]](
     maximum=50,
     own_session=True,
     title="Rules that approve requests of low or medium risk without a person",
-    description="They never apply to runs that have read untrusted content.",
+    description="The rules never apply to runs that have read untrusted content.",
 )
 ALL = (DEFAULT_TTL, REQUIRE_SECOND_PERSON, REQUIRE_MFA_FOR_HIGH, REJECT_COOLDOWN, REMINDER, MAX_OPEN, AUTO_APPROVE)

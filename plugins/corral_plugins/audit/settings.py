@@ -11,24 +11,24 @@ RETENTION_DAYS: Setting[int | None] = Setting(
     default=None,
     minimum=30,
     maximum=36_500,
-    title="Retention of audit rows (days)",
-    description="If unset, rows are kept forever. Removal starts at the oldest row and ends at a signed checkpoint.",
+    title="Days for which audit rows are kept (unset: forever)",
+    description="Audit rows are removed from the oldest row up to a signed checkpoint.",
 )
 VERBOSE = Setting(
     name="audit.verbose",
     own_session=True,
     kind=bool,
     default=False,
-    title="Record every request",
-    description="Reads and ordinary writes are recorded as well, so every request writes one row.",
+    title="Whether the audit log records every request",
+    description="If true, the audit log also records reads and ordinary writes, so every request writes one row.",
 )
 RECORD_IP = Setting(
     name="audit.record_ip",
     own_session=True,
     kind=bool,
     default=True,
-    title="Record client addresses",
-    description="If off, new rows contain neither the address nor the user agent of the client.",
+    title="Whether the audit log records client addresses",
+    description="If false, new audit rows contain neither the address nor the user agent of the client.",
 )
 
 ALL = (RETENTION_DAYS, VERBOSE, RECORD_IP)

@@ -18,8 +18,8 @@ declare_codes(
         "circuit_open": (
             503,
             "The circuit breaker is open",
-            "The remote side failed repeatedly. Wait as long as Retry-After says; an admin sees the reason with "
-            "corral circuit-breakers show NAME.",
+            "The remote system failed repeatedly. Wait as long as Retry-After says. An admin can see the reason with "
+            "`corral circuit-breakers show NAME`.",
         )
     }
 )

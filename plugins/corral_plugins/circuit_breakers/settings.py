@@ -50,10 +50,18 @@ WINDOW_TYPE = Setting(
     title="Default window of circuit breakers: the last calls, or the calls of the last seconds",
 )
 WINDOW_SIZE = _number(
-    "window_size", 20, 3600, "Default size of the window in calls or seconds", check=_holds_minimum_calls
+    "window_size",
+    20,
+    3600,
+    "Default size of a circuit breaker's window, in calls or seconds",
+    check=_holds_minimum_calls,
 )
 MINIMUM_CALLS = _number(
-    "minimum_calls", 10, 1000, "Default number of calls before a rate can open a breaker", check=_fits_count_window
+    "minimum_calls",
+    10,
+    1000,
+    "Default minimum number of calls before a rate can open a breaker",
+    check=_fits_count_window,
 )
 FAILURE_RATE_THRESHOLD = _number(
     "failure_rate_threshold", 50, 100, "Default percentage of failures at which a breaker opens"
@@ -62,19 +70,21 @@ SLOW_CALL_RATE_THRESHOLD = _number(
     "slow_call_rate_threshold", 100, 100, "Default percentage of slow calls at which a breaker opens"
 )
 SLOW_CALL_DURATION_SECONDS = _number(
-    "slow_call_duration_seconds", 30, 3600, "Default duration of a call in seconds above which it is slow"
+    "slow_call_duration_seconds", 30, 3600, "Default number of seconds above which a call counts as slow"
 )
-WAIT_OPEN_SECONDS = _number("wait_open_seconds", 30, 3600, "Default time that a breaker stays open in seconds")
-HALF_OPEN_PERMITS = _number("half_open_permits", 3, 100, "Default number of probes at a time while half open")
+WAIT_OPEN_SECONDS = _number("wait_open_seconds", 30, 3600, "Default number of seconds for which a breaker stays open")
+HALF_OPEN_PERMITS = _number(
+    "half_open_permits", 3, 100, "Default maximum number of concurrent probes while a breaker is half open"
+)
 HALF_OPEN_MAX_SECONDS = _number(
-    "half_open_max_seconds", 60, 3600, "Default time in seconds after which a half-open breaker opens again"
+    "half_open_max_seconds", 60, 3600, "Default number of seconds after which a half-open breaker opens again"
 )
 ENABLED = Setting(
     name="circuit_breakers.enabled",
     kind=bool,
     default=True,
     own_session=True,
-    title="Whether breakers that no admin has configured open; calls are counted in any case",
+    title="Whether circuit breakers that no admin has configured can open; their calls are counted in any case",
 )
 DEFAULTS: dict[str, Setting[Any]] = {
     "failure_rate_threshold": FAILURE_RATE_THRESHOLD,

@@ -18,12 +18,12 @@ declare_codes(
         "already_decided": (
             409,
             "The approval has already been decided",
-            "Read the object again; the decision that was made first counts.",
+            "Read the object again. The first decision counts.",
         ),
         "self_approval": (
             403,
-            "Nobody decides their own request",
-            "Ask another approver to decide. `corral approvals show ID` lists who may.",
+            "People cannot decide their own requests",
+            "Ask another approver to decide. `corral approvals show ID` lists the approvers.",
         ),
     }
 )

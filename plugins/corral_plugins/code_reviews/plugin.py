@@ -52,7 +52,7 @@ class CodeReviewsPlugin(Plugin):
         Permission("code_reviews.read", "Read code reviews", holders=(*READERS, "agent")),
         Permission("code_reviews.write", "Open code reviews and comment on them", holders=(*WRITERS, "agent")),
         Permission("code_reviews.decide", "Decide code reviews", holders=WRITERS),
-        Permission("code_reviews.manage", "Change the code reviews of others, and approve in spite of open blockers"),
+        Permission("code_reviews.manage", "Change the code reviews of others, and approve despite open blockers"),
     )
 
     def __init__(self, section: Any = None) -> None:

@@ -15,14 +15,14 @@ MAX_ROUNDS = Setting(
     default=3,
     minimum=1,
     maximum=20,
-    title="How often people may send a diff back to its agent",
+    title="Maximum number of times that people may send a diff back to its agent",
 )
 REQUIRE_SECOND_PERSON = Setting(
     name="code_reviews.require_second_person",
     kind=bool,
     default=False,
     own_session=True,
-    title="Neither the person who opened a review nor the owner of its task may approve it",
+    title="Whether the person who opened a review and the requester of its task are excluded from approving it",
 )
 REMINDER = Setting(
     name="code_reviews.reminder_seconds",

@@ -13,7 +13,13 @@ from corral.errors import Problem, declare_codes
 from corral.events.event import Event
 
 declare_codes(
-    {"budget_exceeded": (402, "The budget forbids this call", "Raise the budget, or wait until the period ends.")}
+    {
+        "budget_exceeded": (
+            402,
+            "The budget forbids this call",
+            "Raise the budget, or wait until the budget period ends.",
+        )
+    }
 )
 
 Operation = Literal["chat", "embedding", "image", "tool", "other"]

@@ -49,7 +49,9 @@ class CostPlugin(Plugin):
     permissions = (
         Permission("cost.read", "Read costs and prices", holders=READERS),
         Permission("cost.write", "Set budgets and prices, and correct costs"),
-        Permission("cost.report", "Report costs under a lease", holders=("worker", "agent")),
+        Permission(
+            "cost.report", "Report the costs of tasks whose lease the caller holds", holders=("worker", "agent")
+        ),
     )
 
     def __init__(self, section: Any = None) -> None:

@@ -8,7 +8,7 @@ REPORTED_PRICES = Setting(
     name="cost.reported_prices",
     kind=bool,
     default=True,
-    title="Use the cost that a provider reports instead of the price table",
+    title="Whether the cost that a provider reports takes precedence over the price table",
 )
 EVENT_RETENTION_DAYS: Setting[int | None] = Setting(
     name="cost.event_retention_days",
@@ -37,6 +37,6 @@ UPDATE_PRICES = Setting(
     name="cost.update_prices",
     kind=bool,
     default=False,
-    title="Fetch a newer price table every day",
+    title="Whether a newer price table is fetched every day",
 )
 ALL = (REPORTED_PRICES, EVENT_RETENTION_DAYS, DEFAULT_ATTEMPT_USD, UNPRICED_USES, UPDATE_PRICES)

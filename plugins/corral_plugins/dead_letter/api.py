@@ -14,7 +14,7 @@ declare_codes(
         "already_retried": (
             409,
             "The dead letter was already retried",
-            "Read the task; if it fails again, a new dead letter appears.",
+            "Check the state of the task. If the task fails again, a new dead letter is created.",
         ),
         "batch_in_progress": (409, "Another run is in progress", "Wait until the running operation has ended."),
     }

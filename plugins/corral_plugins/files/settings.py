@@ -31,14 +31,14 @@ USER_QUOTA_BYTES: Setting[int | None] = Setting(
     default=10 * GIB,
     minimum=MIB,
     maximum=10 * 1024 * GIB,
-    title="Bytes that the files of one user may take; null for no limit",
+    title="Maximum total size of one user's files, in bytes (null: no limit)",
 )
 BLOCKED_TYPES = Setting(
     name="files.blocked_types",
     kind=list[str],
     default=[*BLOCKED],
     maximum=200,
-    title="Media types of files that are refused, as they are detected from the bytes",
+    title="Media types of refused files, as detected from their bytes",
     pattern=r"[a-z0-9][a-z0-9!#$&^_.+-]*/[a-z0-9][a-z0-9!#$&^_.+-]*",
 )
 ARTIFACT_VISIBILITY = Setting(

@@ -20,10 +20,14 @@ declare_codes(
         "provider_error": (
             502,
             "The provider failed",
-            "The model provider refused or failed. The detail contains its message; check the "
-            "provider's configuration and key.",
+            "The model provider refused the request or failed. Read the provider's message in the detail, and check "
+            "the provider's configuration and key.",
         ),
-        "model_not_found": (404, "No provider offers the model", "corral api GET /llm/models lists the models."),
+        "model_not_found": (
+            404,
+            "No provider offers the model",
+            "Use the name of a model that `corral api GET /llm/models` lists.",
+        ),
         "llm.provider_not_configured": (
             422,
             "The provider of the model is not configured",

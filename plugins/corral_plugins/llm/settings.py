@@ -29,10 +29,15 @@ DEFAULT_MAX_TOKENS = Setting(
     default=4096,
     minimum=64,
     maximum=200_000,
-    title="Maximum tokens of a response if the request sets no limit",
+    title="Maximum number of tokens in a response if the request sets no limit",
 )
 TOTAL_TIMEOUT_SECONDS = Setting(
-    name="llm.total_timeout_seconds", kind=int, default=600, minimum=5, maximum=3600, title="Maximum duration of a call"
+    name="llm.total_timeout_seconds",
+    kind=int,
+    default=600,
+    minimum=5,
+    maximum=3600,
+    title="Maximum duration of a call to a model, in seconds",
 )
 QUEUE_TIMEOUT_SECONDS = Setting(
     name="llm.queue_timeout_seconds",
@@ -40,14 +45,14 @@ QUEUE_TIMEOUT_SECONDS = Setting(
     default=60,
     minimum=0,
     maximum=600,
-    title="Maximum time that a call waits for a concurrency slot of its provider",
+    title="Maximum number of seconds that a call waits for a concurrency slot of its provider",
 )
 STORE_PAYLOADS = Setting(
     name="llm.store_payloads",
     kind=str,
     default="off",
     choices=("off", "errors", "all"),
-    title="Calls for which the redacted request and response are stored",
+    title="Which calls to models have their redacted request and response stored",
 )
 PAYLOAD_DAYS = Setting(
     name="llm.payload_days",
@@ -62,7 +67,7 @@ ALLOW_DIRECT_USE = Setting(
     own_session=True,
     kind=bool,
     default=True,
-    title="Allow people and API keys to call models without a task",
+    title="Whether people and API keys may call models without a task",
 )
 ALL = (
     DEFAULT_MODEL,

@@ -18,7 +18,8 @@ declare_codes(
         "hop_limit": (
             422,
             "The message has been answered too often",
-            "The chain of replies is longer than messages.max_hops allows. Start a new thread if it should go on.",
+            "The chain of replies is longer than messages.max_hops allows. Start a new thread to continue the "
+            "conversation.",
         ),
     }
 )

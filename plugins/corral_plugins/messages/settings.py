@@ -12,7 +12,7 @@ DEFAULT_TTL = Setting(
     default=604_800,
     minimum=60,
     maximum=7_776_000,
-    title="Seconds after which a message expires if its sender sets no time",
+    title="Seconds after which a message expires if its sender sets no expiry time",
 )
 REDELIVER_SECONDS = Setting(
     name="messages.redeliver_seconds",
@@ -28,7 +28,7 @@ MAX_HOPS = Setting(
     default=20,
     minimum=1,
     maximum=100,
-    title="Maximum number of replies in a chain of replies",
+    title="Maximum length of a chain of replies",
 )
 PAIR_PER_MINUTE = Setting(
     name="messages.pair_per_minute",
@@ -44,7 +44,7 @@ CONTEXT_LIMIT = Setting(
     default=10,
     minimum=0,
     maximum=50,
-    title="Maximum number of messages that one claim delivers",
+    title="Maximum number of messages that an agent receives with one claim of a task",
 )
 RETENTION_DAYS: Setting[int | None] = Setting(
     name="messages.retention_days",

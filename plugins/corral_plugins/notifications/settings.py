@@ -36,7 +36,7 @@ RETRY_SCHEDULE = Setting[list[int]](
     minimum=1,
     maximum=20,
     title="Seconds to wait before each attempt to deliver a notification",
-    description="The length of the list is the number of attempts.",
+    description="The list contains one delay per attempt, so its length is the maximum number of attempts.",
 )
 
 
@@ -50,8 +50,8 @@ DEFAULT_NOTIFICATIONS = Setting[dict[str, bool]](
     kind=dict[str, bool],
     default={},
     check=_are_entries,
-    title="Events of which people are notified without any rule",
-    description="Entries that are absent are true.",
+    title="Events about which people are notified even without a rule",
+    description="The value maps the names of events to true or false. People are notified about an absent event.",
 )
 
 
@@ -66,6 +66,6 @@ CONSOLE_URL = Setting(
     maximum=MAX_URL,
     check=_is_url,
     title="Base URL of the links in notifications",
-    description="If null, CORRAL_PUBLIC_URL is used.",
+    description="If null, links in notifications begin with CORRAL_PUBLIC_URL.",
 )
 ALL = (RETENTION_DAYS, UNREAD_RETENTION_DAYS, RETRY_SCHEDULE, DEFAULT_NOTIFICATIONS, CONSOLE_URL)

@@ -28,7 +28,8 @@ declare_codes(
         "secrets.damaged": (
             409,
             "The stored value cannot be decrypted",
-            "The stored value was modified outside Corral. Store the value again, and look for the cause.",
+            "The stored value was modified outside Corral. Store the value again, and find the cause of the "
+            "modification.",
         ),
     }
 )

@@ -14,8 +14,8 @@ declare_codes(
         "would_lock_out": (
             409,
             "You would lock yourself out",
-            "The change would lock out its author. Include your own address or second factor, or use "
-            "force if the operation offers it.",
+            "The change would lock you out. Allow your own address, or set up a second factor, or use force if the "
+            "operation offers it.",
         )
     }
 )

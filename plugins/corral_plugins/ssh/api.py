@@ -12,13 +12,13 @@ declare_codes(
             409,
             "The host key has not been accepted",
             "Compare the fingerprint with the one that `ssh-keygen -lf` prints on the machine, and accept it with "
-            "corral ssh accept-key NAME FINGERPRINT.",
+            "`corral ssh accept-key NAME FINGERPRINT`.",
         ),
         "host_key_mismatch": (
             409,
             "The host key has changed",
-            "Find out why the machine has another key. If that is right, accept the new key with "
-            "corral ssh accept-key NAME FINGERPRINT; otherwise delete the connection.",
+            "Find out why the machine's host key has changed. If the new key is legitimate, accept it with `corral ssh "
+            "accept-key NAME FINGERPRINT`; otherwise delete the connection.",
         ),
         "ssh_connect_failed": (
             502,

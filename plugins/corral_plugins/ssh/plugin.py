@@ -36,9 +36,9 @@ class SshPlugin(Plugin):
     requires = ("accounts", "secrets")
     wants = ("circuit_breakers", "tools")
     permissions = (
-        Permission("ssh.read", "Read SSH connections and the commands that were run"),
+        Permission("ssh.read", "Read SSH connections and the records of executed commands"),
         Permission("ssh.write", "Create, change and test SSH connections, and accept host keys"),
-        Permission("ssh.execute", "Run commands on machines"),
+        Permission("ssh.execute", "Run commands on machines over SSH"),
     )
 
     def __init__(self, section: Any = None) -> None:

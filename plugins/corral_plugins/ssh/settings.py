@@ -12,7 +12,7 @@ CONNECT_SECONDS = Setting(
     default=10,
     minimum=1,
     maximum=60,
-    title="The time limit for connecting to a machine and for its host key.",
+    title="Time limit for connecting to a machine and receiving its host key, in seconds",
 )
 LOGIN_SECONDS = Setting(
     name="ssh.login_timeout_seconds",
@@ -20,7 +20,7 @@ LOGIN_SECONDS = Setting(
     default=10,
     minimum=1,
     maximum=60,
-    title="The time limit for the login on a machine.",
+    title="Time limit for the login on a machine, in seconds",
 )
 MAX_OUTPUT_BYTES = Setting(
     name="ssh.max_output_bytes",
@@ -28,7 +28,7 @@ MAX_OUTPUT_BYTES = Setting(
     default=1_048_576,
     minimum=65_536,
     maximum=16_777_216,
-    title="The size of the output, and of the error output, at which a command is stopped.",
+    title="Size of the output or of the error output at which a command is stopped, in bytes",
 )
 RETENTION_DAYS = Setting(
     name="ssh.execution_retention_days",
@@ -36,6 +36,6 @@ RETENTION_DAYS = Setting(
     default=90,
     minimum=1,
     maximum=3650,
-    title="The number of days for which executed commands are kept.",
+    title="Days for which the records of executed commands are kept",
 )
 ALL: tuple[Setting[Any], ...] = (CONNECT_SECONDS, LOGIN_SECONDS, MAX_OUTPUT_BYTES, RETENTION_DAYS)

@@ -22,7 +22,7 @@ declare_codes(
         "lease_lost": (
             409,
             "The lease is no longer valid",
-            "Another worker may hold the task now. Stop working on it, and claim the next task.",
+            "Another worker may hold the task now. Stop working on the task, and claim the next one.",
         ),
         "task_terminal": (
             409,
@@ -33,7 +33,7 @@ declare_codes(
         "use_action": (
             422,
             "Only actions can change the status",
-            "Use the operation for this change, such as corral tasks cancel, instead of writing the status.",
+            "Use the operation for the change, such as `corral tasks cancel`, instead of writing the status.",
         ),
     }
 )

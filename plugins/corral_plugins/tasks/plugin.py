@@ -76,7 +76,7 @@ class TasksPlugin(Plugin):
         Permission("tasks.read", "Read tasks, their logs and statistics", holders=(*READERS, "agent")),
         Permission("tasks.write", "Create tasks; change, cancel and end one's own tasks", holders=(*WRITERS, "agent")),
         Permission("tasks.manage", "Change, cancel and end the tasks of others"),
-        Permission("tasks.act", "Report on a task under its lease", holders=("worker", "agent")),
+        Permission("tasks.act", "Report on tasks whose lease the caller holds", holders=("worker", "agent")),
     )
 
     def __init__(self, section: Any = None) -> None:

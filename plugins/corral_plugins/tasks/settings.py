@@ -19,7 +19,7 @@ MAX_ATTEMPTS = Setting(
     env="CORRAL_TASK_MAX_ATTEMPTS",
     kind=int,
     default=3,
-    title="Maximum number of attempts",
+    title="Maximum number of attempts of a task",
     minimum=1,
     maximum=100,
 )
@@ -27,30 +27,40 @@ BACKOFF_INITIAL = Setting(
     name="tasks.backoff_initial_seconds",
     kind=float,
     default=10.0,
-    title="Delay before the second attempt",
+    title="Delay before the second attempt of a task, in seconds",
     minimum=0,
     maximum=3600,
 )
 BACKOFF_FACTOR = Setting(
-    name="tasks.backoff_factor", kind=float, default=2.0, title="Growth factor of the delay", minimum=1, maximum=10
+    name="tasks.backoff_factor",
+    kind=float,
+    default=2.0,
+    title="Factor by which the delay grows after each attempt of a task",
+    minimum=1,
+    maximum=10,
 )
 BACKOFF_MAX = Setting(
     name="tasks.backoff_max_seconds",
     kind=float,
     default=600.0,
-    title="Maximum delay between attempts",
+    title="Maximum delay between attempts of a task, in seconds",
     minimum=1,
     maximum=86_400,
 )
 BACKOFF_JITTER = Setting(
-    name="tasks.backoff_jitter", kind=float, default=0.1, title="Random part of the delay", minimum=0, maximum=1
+    name="tasks.backoff_jitter",
+    kind=float,
+    default=0.1,
+    title="Random fraction of the delay between attempts of a task",
+    minimum=0,
+    maximum=1,
 )
 LEASE_SECONDS = Setting(
     name="tasks.lease_seconds",
     env="CORRAL_TASK_LEASE_SECONDS",
     kind=int,
     default=60,
-    title="Lifetime of a lease that is not renewed",
+    title="Lifetime of a lease that is not renewed, in seconds",
     minimum=10,
     maximum=3600,
 )
@@ -58,7 +68,7 @@ ACK_SECONDS = Setting(
     name="tasks.ack_seconds",
     kind=int,
     default=30,
-    title="Time within which a worker must start a claimed task",
+    title="Seconds within which a worker must start a claimed task",
     minimum=5,
     maximum=600,
 )
@@ -66,18 +76,23 @@ CANCEL_GRACE = Setting(
     name="tasks.cancel_grace_seconds",
     kind=int,
     default=60,
-    title="Time within which a worker must end a cancelled run",
+    title="Seconds within which a worker must end a cancelled run",
     minimum=1,
     maximum=3600,
 )
 TIMEOUT_SECONDS = Setting(
-    name="tasks.timeout_seconds", kind=int, default=3600, title="Timeout of an attempt", minimum=10, maximum=604_800
+    name="tasks.timeout_seconds",
+    kind=int,
+    default=3600,
+    title="Time limit of an attempt, in seconds",
+    minimum=10,
+    maximum=604_800,
 )
 STALL_SECONDS = Setting(
     name="tasks.stall_seconds",
     kind=int,
     default=900,
-    title="Time without activity after which a run counts as stalled (0: never)",
+    title="Seconds without activity after which a run counts as stalled (0: never)",
     minimum=0,
     maximum=86_400,
 )
@@ -101,7 +116,7 @@ AGING_SECONDS = Setting(
     name="tasks.aging_seconds",
     kind=int,
     default=600,
-    title="Waiting time that raises the priority by one (0: off)",
+    title="Waiting time in seconds after which the priority of a pending task rises by one (0: never)",
     minimum=0,
     maximum=86_400,
 )
@@ -109,7 +124,7 @@ FAIR_SHARE = Setting(
     name="tasks.fair_share",
     kind=float,
     default=1.0,
-    title="Share of all running tasks above which further tasks of a person wait",
+    title="Share of all running tasks above which further tasks of the same person wait",
     minimum=0.1,
     maximum=1,
 )
@@ -154,7 +169,7 @@ ACCEPT_LATE_RESULTS = Setting(
     name="workers.accept_late_results",
     kind=bool,
     default=False,
-    title="Complete a task with a result that arrives after a person requested its cancellation",
+    title="Whether a result that arrives after a person requested the cancellation of a task still completes the task",
 )
 
 

@@ -21,7 +21,7 @@ declare_codes(
         "already_decided": (
             409,
             "The approval has already been decided",
-            "Read the object again; the decision that was made first counts.",
+            "Read the object again. The first decision counts.",
         ),
         "tools.denied": (
             403,

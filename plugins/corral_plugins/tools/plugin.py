@@ -66,10 +66,14 @@ class ToolsPlugin(Plugin):
     wants = ("admin", "agents", "approvals", "circuit_breakers", "files", "secrets", "tasks", "workers", "workflows")
     permissions = (
         Permission("tools.read", "View tools and their calls", holders=(*READERS, "agent")),
-        Permission("tools.use_external", "Let agents fetch from and send to external systems", holders=WRITERS),
-        Permission("tools.use_dangerous", "Let agents run code, shells and remote machines", holders=WRITERS),
+        Permission(
+            "tools.use_external", "Let agents fetch data from and send data to external systems", holders=WRITERS
+        ),
+        Permission(
+            "tools.use_dangerous", "Let agents run code and shell commands, also on remote machines", holders=WRITERS
+        ),
         Permission("tools.manage", "Change the policies, risks and configuration of tools, and manage MCP servers"),
-        Permission("tools.act", "Call tools under a lease", holders=("worker", "agent")),
+        Permission("tools.act", "Call tools for tasks whose lease the caller holds", holders=("worker", "agent")),
     )
 
     def __init__(self, section: Any = None) -> None:

@@ -25,7 +25,7 @@ TAINT_ENABLED = Setting(
     own_session=True,
     kind=bool,
     default=True,
-    title="Require approval for external tools in runs that received untrusted content",
+    title="Whether external tools need approval in runs that received untrusted content",
 )
 CALL_RETENTION_DAYS = Setting(
     name="tools.call_retention_days",
@@ -41,6 +41,6 @@ APPROVAL_TTL = Setting(
     default=86_400,
     minimum=900,
     maximum=86_400,
-    title="Seconds in which people may decide a tool call",
+    title="Seconds for which the approval of a tool call stays open",
 )
 ALL = (MAX_CALLS, TIMEOUT_SECONDS, TAINT_ENABLED, APPROVAL_TTL, CALL_RETENTION_DAYS)

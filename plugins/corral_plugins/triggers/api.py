@@ -16,8 +16,8 @@ declare_codes(
         "invalid_signature": (
             401,
             "The signature is missing or wrong",
-            "Sign the raw bytes of the body with the current secret of the webhook, and send the time of this moment. "
-            "For a link to a file, make a new link.",
+            "Sign the raw bytes of the request body with the webhook's current secret, and send the current time. For "
+            "a link to a file, create a new link.",
         ),
     }
 )

@@ -10,7 +10,7 @@ MAX_FAILURES = Setting(
     default=5,
     minimum=1,
     maximum=100,
-    title="Consecutive failures of its action after which a trigger is disabled",
+    title="Number of consecutive failures of its action after which a trigger is disabled",
 )
 HISTORY_DAYS = Setting(
     name="triggers.history_days",
@@ -26,7 +26,7 @@ MIN_INTERVAL_SECONDS = Setting(
     default=10,
     minimum=10,
     maximum=3600,
-    title="Shortest time in seconds between two times of a trigger",
+    title="Minimum interval between two scheduled times of a trigger, in seconds",
 )
 MAX_PER_USER = Setting(
     name="triggers.max_per_user",
@@ -34,7 +34,7 @@ MAX_PER_USER = Setting(
     default=200,
     minimum=1,
     maximum=10_000,
-    title="Maximum number of triggers of a user",
+    title="Maximum number of triggers per user",
 )
 MAX_CHAIN = Setting(
     name="triggers.max_chain",
@@ -42,6 +42,6 @@ MAX_CHAIN = Setting(
     default=5,
     minimum=1,
     maximum=20,
-    title="Maximum length of the chain of causes of an event that fires triggers",
+    title="Maximum length of an event's chain of causes at which the event still fires triggers",
 )
 ALL = (MAX_FAILURES, HISTORY_DAYS, MIN_INTERVAL_SECONDS, MAX_PER_USER, MAX_CHAIN)

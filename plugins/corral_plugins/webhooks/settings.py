@@ -16,7 +16,7 @@ TIMEOUT_SECONDS = Setting(
     default=15,
     minimum=1,
     maximum=60,
-    title="Time limit in seconds of an attempt to deliver an event",
+    title="Time limit of an attempt to deliver an event, in seconds",
     env="CORRAL_WEBHOOK_TIMEOUT",
 )
 RETRY_SCHEDULE = Setting[list[int]](
@@ -26,7 +26,8 @@ RETRY_SCHEDULE = Setting[list[int]](
     minimum=1,
     maximum=20,
     title="Seconds to wait before each attempt to deliver an event",
-    description="The length of the list is the number of attempts. Each time varies by up to 10 %.",
+    description="The list contains one delay per attempt, so its length is the maximum number of attempts. Each delay "
+    "varies randomly by up to 10 %.",
     env="CORRAL_WEBHOOK_RETRY_SCHEDULE",
 )
 
@@ -43,7 +44,8 @@ DISABLE_AFTER_SECONDS = Setting(
     maximum=2_592_000,
     check=_is_off_or_a_minute,
     title="Seconds without a success after which a failing webhook is disabled",
-    description="0: failing webhooks are never disabled. In addition, at least 10 attempts must have failed.",
+    description="With 0, failing webhooks are never disabled. Otherwise, a webhook is disabled only if at least 10 "
+    "attempts have failed as well.",
     env="CORRAL_WEBHOOK_DISABLE_AFTER",
 )
 MAX_PER_USER = Setting(
@@ -52,7 +54,7 @@ MAX_PER_USER = Setting(
     default=50,
     minimum=1,
     maximum=1000,
-    title="Maximum number of webhooks of a user",
+    title="Maximum number of webhooks per user",
 )
 CONCURRENCY = Setting(
     name="webhooks.concurrency",
@@ -60,7 +62,7 @@ CONCURRENCY = Setting(
     default=50,
     minimum=1,
     maximum=500,
-    title="Maximum number of attempts that run at the same time in the whole installation",
+    title="Maximum number of concurrent delivery attempts in the whole installation",
 )
 
 
@@ -76,8 +78,8 @@ PROBE_SECONDS = Setting(
     maximum=3600,
     check=_is_off_or_ten_seconds,
     title="Seconds between the probes of a failing webhook in the first hour",
-    description="0: failing webhooks are not probed. After an hour, a probe is sent every 5 minutes, and after a day, "
-    "every 15 minutes, unless this value is larger.",
+    description="With 0, failing webhooks are not probed. After an hour of failures, a probe is sent every 5 minutes, "
+    "and after a day every 15 minutes, unless the value of this setting is larger.",
 )
 RETENTION_DAYS = Setting(
     name="webhooks.retention_days",

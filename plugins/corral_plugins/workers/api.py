@@ -15,7 +15,7 @@ declare_codes(
         "worker_not_approved": (
             403,
             "The worker is not approved",
-            "An admin approves the worker with `corral workers approve NAME`.",
+            "Ask an admin to approve the worker with `corral workers approve NAME`.",
         )
     },
     limiting=True,

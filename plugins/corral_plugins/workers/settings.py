@@ -7,7 +7,12 @@ from typing import Any
 from corral.plugin import Setting, Settings
 
 HEARTBEAT_SECONDS = Setting(
-    name="workers.heartbeat_seconds", kind=int, default=15, title="Seconds between heartbeats", minimum=1, maximum=300
+    name="workers.heartbeat_seconds",
+    kind=int,
+    default=15,
+    title="Seconds between heartbeats of a worker",
+    minimum=1,
+    maximum=300,
 )
 
 
@@ -30,7 +35,7 @@ AUTO_APPROVE = Setting(
     own_session=True,
     kind=bool,
     default=False,
-    title="Approve every worker that registers (unsafe)",
+    title="Whether every worker that registers is approved automatically (unsafe)",
 )
 MAX_WORKERS = Setting(
     name="workers.max_workers",
@@ -44,7 +49,7 @@ ACCEPT_LATE_RESULTS = Setting(
     name="workers.accept_late_results",
     kind=bool,
     default=False,
-    title="Complete a task with a result that arrives after a person requested its cancellation",
+    title="Whether a result that arrives after a person requested the cancellation of a task still completes the task",
 )
 PRUNE_DAYS: Setting[int | None] = Setting(
     name="workers.prune_days",

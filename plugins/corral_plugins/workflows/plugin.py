@@ -76,7 +76,7 @@ class WorkflowsPlugin(Plugin):
     permissions = (
         Permission("workflows.read", "Read workflows and their runs", holders=READERS),
         Permission("workflows.write", "Create workflows; change one's own workflows", holders=WRITERS),
-        Permission("workflows.run", "Run workflows, and answer their steps", holders=WRITERS),
+        Permission("workflows.run", "Run workflows, and answer steps that wait for input", holders=WRITERS),
         Permission("workflows.manage", "Change the workflows of others, and control their runs"),
     )
 

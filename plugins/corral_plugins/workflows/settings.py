@@ -10,8 +10,8 @@ MAX_PARALLEL: Setting[int] = Setting(
     default=10,
     minimum=1,
     maximum=100,
-    title="Maximum number of steps of a run that run at the same time",
-    description="Applies to workflows that set no number of their own.",
+    title="Maximum number of concurrent steps of a workflow run",
+    description="The limit applies to workflows that set no max_parallel of their own.",
 )
 MAX_ACTIVE_RUNS: Setting[int] = Setting(
     name="workflows.max_active_runs",
@@ -19,8 +19,8 @@ MAX_ACTIVE_RUNS: Setting[int] = Setting(
     default=1000,
     minimum=1,
     maximum=100_000,
-    title="Maximum number of runs that are active at the same time",
-    description="Further runs wait in the queue.",
+    title="Maximum number of concurrently active workflow runs",
+    description="Runs above this limit wait in the queue.",
 )
 MAX_STEPS: Setting[int] = Setting(
     name="workflows.max_steps",
@@ -36,7 +36,7 @@ MAX_DEPTH: Setting[int] = Setting(
     default=5,
     minimum=1,
     maximum=10,
-    title="Maximum depth of workflows that start other workflows",
+    title="Maximum nesting depth of workflows that start other workflows",
 )
 RUN_TIMEOUT_SECONDS: Setting[int] = Setting(
     name="workflows.run_timeout_seconds",
@@ -44,9 +44,9 @@ RUN_TIMEOUT_SECONDS: Setting[int] = Setting(
     default=86_400,
     minimum=60,
     maximum=2_592_000,
-    title="Time limit of a run in seconds",
-    description="Applies to workflows that set no limit of their own. The time for which a run waits for people does "
-    "not count.",
+    title="Time limit of a workflow run, in seconds",
+    description="The time limit applies to workflows that set no limit of their own. Time that a run spends waiting "
+    "for people does not count.",
 )
 RUN_RETENTION_DAYS: Setting[int | None] = Setting(
     name="workflows.run_retention_days",
@@ -54,6 +54,6 @@ RUN_RETENTION_DAYS: Setting[int | None] = Setting(
     default=180,
     minimum=1,
     maximum=3650,
-    title="Days for which runs are kept after they have ended (null: forever)",
+    title="Days for which ended workflow runs are kept (null: forever)",
 )
 SETTINGS = (MAX_PARALLEL, MAX_ACTIVE_RUNS, MAX_STEPS, MAX_DEPTH, RUN_TIMEOUT_SECONDS, RUN_RETENTION_DAYS)
