@@ -1,1 +1,1 @@
-"""The microkernel: combines plugins into one running application without depending on any of them."""
+"""The microkernel, which combines plugins into one running application without depending on any of them."""

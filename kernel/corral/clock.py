@@ -1,4 +1,4 @@
-"""The clock. Rows, events and JSON store instants as strings `YYYY-MM-DDTHH:MM:SS.mmmZ` (UTC).
+"""The clock. Rows, events and JSON represent instants as strings of the form `YYYY-MM-DDTHH:MM:SS.mmmZ` (UTC).
 
 Because of their fixed width, instants sort as text on both database engines, so they need no conversion when they are
 read (docs/adr/0003).
@@ -22,9 +22,9 @@ _anchor = (0.0, 0.0)  # a monotonic time, and the difference between this clock 
 def time_s() -> float:
     """Return the seconds since the epoch, shifted by `travel`.
 
-    If the system clock is set back, this clock keeps running, so that leases, delays and tokens end when they should.
-    It runs 5 % slower until the system clock has caught up. If the system clock is set back by more than a day, this
-    clock follows it.
+    If the system clock is set back, this clock keeps running, so that leases, delays and tokens expire on time. It runs
+    5 % slower until the system clock has caught up. If the system clock is set back by more than a day, this clock
+    follows it.
     """
     global _anchor
     monotonic = time.monotonic()
@@ -40,9 +40,10 @@ def system_time_s() -> float:
 
 
 def continue_from(instant: str) -> None:
-    """Continue from an instant that the database contains, if it is later than the time of the system clock.
+    """Continue from an instant that is stored in the database, if it is later than the system clock.
 
-    The clock then behaves as if the system clock had just been set back."""
+    The clock then behaves as if the system clock had just been set back.
+    """
     global _anchor
     if (seconds := parse_instant(instant) - _shift) > time_s() - _shift:
         _anchor = (time.monotonic(), seconds - time.monotonic())
@@ -76,7 +77,7 @@ def parse_instant(instant: str) -> float:
 
 
 def from_datetime(moment: datetime) -> str:
-    """Convert an aware datetime of any time zone to an instant, clamped to the range from `FIRST` to `LAST`."""
+    """Convert a timezone-aware datetime to an instant, clamped to the range from `FIRST` to `LAST`."""
     return format_instant(moment.timestamp())
 
 

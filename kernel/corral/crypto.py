@@ -44,8 +44,8 @@ def associated_data(table: str, row: str, version: int, field: str = "value") ->
 def refuse_mask(value: str | None, pointer: str) -> None:
     """Raise `masked_value_submitted` if a credential consists only of asterisks.
 
-    Forms show asterisks in place of a stored credential. Call this function for every credential that a person submits,
-    so that the asterisks never replace the stored credential.
+    Forms display asterisks instead of a stored credential. Call this function for every credential that a person
+    submits, so that the asterisks never replace the stored credential.
     """
     if value and not value.strip().strip("*"):
         detail = "This is the mask of a stored value; omit the field to keep the stored value."
@@ -90,7 +90,7 @@ class MasterKey(NamedTuple):
 def parse_master_keys(text: str, source: str) -> list[MasterKey]:
     """Parse master keys of the form `v2:<base64>,v1:<base64>`. The first key is the active key.
 
-    Raise `StartupError`, whose text names `source` but never contains a key.
+    Raise a `StartupError` that names `source` but never contains a key.
     """
     keys: list[MasterKey] = []
     for number, part in enumerate(text.split(","), 1):
@@ -137,7 +137,7 @@ class Sealer(Protocol):
 
 
 class KeyRotation(Protocol):
-    """Moves sealed values to the active master key without decrypting them. A service for plugins.
+    """A service for plugins that moves sealed values to the active master key without decrypting them.
 
     `sealed` has the same meaning as in `Sealer`.
     """
@@ -166,9 +166,9 @@ class KeyRotation(Protocol):
 class Keyring:
     """The master keys of this process. The first key encrypts values; every key can decrypt values.
 
-    The keyring is `sealed` if it contains no key, or if `update_seal_state` finds stored values, but none that a loaded
-    key has sealed. Encryption and decryption then raise `Unavailable` (`vault_sealed`). MACs still work; if no key is
-    loaded, they use `start_secret`, or a random key of this process.
+    The keyring is `sealed` if it contains no key, or if `update_seal_state` finds that values are stored but no loaded
+    key has sealed any of them. Encryption and decryption then raise `Unavailable` (`vault_sealed`). MACs still work; if
+    no key is loaded, they use `start_secret`, or a random key of this process.
     """
 
     def __init__(
@@ -186,8 +186,8 @@ class Keyring:
         """Load the master keys from the configuration, or else from the key file in the data folder.
 
         With `allow_create`, the key file is created if it is missing. Pass `allow_create` only if no sealed value
-        exists: otherwise the new key would hide the fact that the right key is lost. Raise `StartupError` if a key is
-        invalid, or if other users can read the key file.
+        exists. Otherwise, a new key would hide the loss of the correct key. Raise `StartupError` if a key is invalid,
+        or if other users can read the key file.
         """
         if config.keys.master_key:
             source = config.sources.get("keys.master_key", "keys.master_key")
@@ -230,8 +230,8 @@ class Keyring:
     def update_seal_state(self, key_ids: Iterable[str]) -> None:
         """Seal or unseal the keyring according to the key ids of the stored values.
 
-        The keyring is sealed if there are stored values but no loaded key sealed any of them. In that case, the loaded
-        keys are the wrong ones.
+        The keyring is sealed if there are stored values but no loaded key sealed any of them, because the loaded keys
+        are then the wrong ones.
         """
         stored = set(key_ids)
         self.sealed = not self.keys or (bool(stored) and stored.isdisjoint(self._by_id))
@@ -317,7 +317,7 @@ def _decrypt(key: bytes, sealed: bytes, aad: bytes) -> bytes:
 def _create(path: Path) -> bool:
     """Create the key file atomically. Return whether this process created it.
 
-    If processes start together, one of them creates the file and the others read it.
+    If several processes start at the same time, one of them creates the file and the others read it.
     """
     with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.") as file:  # with mode 600
         file.write(f"v1:{base64.b64encode(secrets.token_bytes(32)).decode()}\n")

@@ -1,4 +1,4 @@
-"""Problems (RFC 9457): every error response that a client receives.
+"""Defines problems (RFC 9457), which are the error responses that clients receive.
 
 Services raise subclasses such as `NotFound` or `Conflict`, which are rendered as `application/problem+json`. Clients
 rely on the stable `code`. `detail` is a sentence for people.
@@ -15,7 +15,7 @@ import msgspec
 
 
 class Code(NamedTuple):
-    """A problem code: its HTTP status, a title, and what the reader of the problem can do."""
+    """A problem code: its HTTP status, its title, and the remedy that readers of the problem can try."""
 
     status: int
     title: str
@@ -26,7 +26,7 @@ _TABLE = json.loads(Path(__file__).with_name("errors.json").read_bytes())
 CODES: dict[str, Code] = {code: Code(**entry) for code, entry in _TABLE.items()}
 """The problem codes. Plugins add codes with `declare_codes`."""
 LIMITING_CODES: set[str] = set()
-"""The problem codes that `Principal.limited` may have. Every route that is not marked `limited` may return them."""
+"""The problem codes that `Principal.limited` may have. A route that is not marked `limited` may return any of them."""
 
 
 def declare_codes(codes: Mapping[str, tuple[int, str] | tuple[int, str, str]], *, limiting: bool = False) -> None:
@@ -35,8 +35,8 @@ def declare_codes(codes: Mapping[str, tuple[int, str] | tuple[int, str, str]], *
     Call this function at import time, in the plugin's module `api`. The remedy is a sentence that says what to do; the
     page `/problems/<code>` shows it.
 
-    With `limiting`, `Principal.limited` may be one of these codes: every route that is not marked `limited` then
-    refuses the principal with this code. Raise `ValueError` if a code is already declared with another status or
+    If `limiting` is true, `Principal.limited` may have one of these codes: every route that is not marked `limited`
+    then refuses the principal with this code. Raise `ValueError` if a code is already declared with another status or
     title.
     """
     for code, meaning in codes.items():
@@ -63,10 +63,10 @@ class ExpectedFailure(Exception):
 
 
 class ContributionFailed(ExpectedFailure):
-    """Raised when a callable that a plugin contributed failed, or when the plugin is out of service.
+    """Raised when a callable that a plugin contributed fails, or when the plugin is out of service.
 
-    A failure has already been counted against the plugin. The caller continues as if the plugin had not contributed the
-    callable.
+    The failure has already been counted against the plugin. The caller should continue as if the plugin had not
+    contributed the callable.
     """
 
 
@@ -156,7 +156,7 @@ class Invalid(Problem):
 
     @classmethod
     def at(cls, pointer: str, code: str, detail: str, *, problem: str | None = None) -> Invalid:
-        """Return a problem with a single fault, at this JSON pointer.
+        """Return a problem with a single fault at the given JSON pointer.
 
         For example: `Invalid.at("/name", "not_unique", "…")`.
         """
@@ -193,7 +193,7 @@ class NestedUnit(RuntimeError):
 class StartupError(Exception):
     """Raised when the process refuses to start, for example because of its configuration (exit status 3).
 
-    `faults` contains one line for the operator per fault.
+    `faults` contains one line for each fault, to be shown to the operator.
     """
 
     def __init__(self, *faults: str) -> None:

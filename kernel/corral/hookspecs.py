@@ -1,8 +1,8 @@
 """All hook specifications of the kernel. A plugin contributes to Corral only through these hooks.
 
 Each hook is called once at boot, for one plugin at a time. A hook with a plural name returns a list. The results of a
-plugin are used only if all of its hooks succeed. Neither the order in which plugins are called nor the order of the
-results matters.
+plugin are used only if all of its hooks succeed. The order in which plugins are called does not matter, and neither
+does the order of the results.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ hookspec = pluggy.HookspecMarker("corral")
 def corral_services() -> Iterable[Provide]:  # type: ignore[empty-body]
     """Return services for other plugins and for this plugin's routes, jobs and subscribers.
 
-    A function or constructor receives a service as the value of a parameter that is annotated with the service's type.
+    A function or constructor receives a service through a parameter that is annotated with the service's type.
     """
 
 
@@ -98,7 +98,7 @@ def corral_gates() -> Iterable[Gate | RateLimiter]:  # type: ignore[empty-body]
 def corral_health_checks() -> Iterable[HealthCheck]:  # type: ignore[empty-body]
     """Return health checks of dependencies, shown at `/settings/health`.
 
-    A check reaches services through the plugin, which asks for them in `start` with `runtime.service`.
+    A check accesses services through the plugin, which obtains them in `start` with `runtime.service`.
     """
 
 
@@ -114,7 +114,7 @@ def corral_commands() -> Iterable[click.Command]:  # type: ignore[empty-body]
 
 @hookspec
 def corral_hookspecs() -> Iterable[Any]:  # type: ignore[empty-body]
-    """Return modules with hook specifications that this plugin offers to other plugins."""
+    """Return modules that contain hook specifications which this plugin offers to other plugins."""
 
 
 @hookspec(firstresult=True)

@@ -61,9 +61,9 @@ START_SECONDS, STOP_SECONDS = 15.0, 10.0
 def boot(config: Config, *, plugins: list[PluginRecord] | None = None, start_secret: bytes = b"") -> Kernel:
     """Create a kernel: load the plugins, apply migrations, and connect the components.
 
-    Tests pass `plugins`; otherwise the installed plugins are discovered. The processes of one start share
-    `start_secret`, with which they sign if there is no master key. Raise `StartupError` if the installation cannot
-    start (exit status 3), or `MigrationsPending` if migrations must be applied first (exit status 4).
+    By default, the installed plugins are discovered; tests pass `plugins` instead. The processes of one start share
+    `start_secret`, which they use for signatures if there is no master key. Raise `StartupError` if the installation
+    cannot start (exit status 3), or `MigrationsPending` if migrations must be applied first (exit status 4).
     """
     keyring = Keyring.load(config, start_secret=start_secret)
     section = config.database
@@ -107,7 +107,7 @@ def flush_unit(unit: Unit) -> None:
 
 
 class Kernel:
-    """The kernel of an installation. Contains all components as attributes, and starts and stops them."""
+    """The kernel of an installation. Holds all components as attributes, and starts and stops them."""
 
     def __init__(self, config: Config, plugins: list[PluginRecord], database: Database, keyring: Keyring) -> None:
         self.config, self.plugins, self.database, self.keyring = config, plugins, database, keyring
@@ -181,7 +181,7 @@ class Kernel:
     def _are_settings_shown(self, plugin: str) -> bool:
         """Return whether a plugin's settings are shown.
 
-        Settings of a plugin that is out of service are kept but hidden.
+        If a plugin is out of service, its settings are kept but hidden.
         """
         record = self.registry.get(plugin)
         return plugin == KERNEL or (record is not None and record.serves)
@@ -191,10 +191,10 @@ class Kernel:
         return Consumer(self.feed, subscriber, types, self._holder, lambda: record.active)
 
     def block_dependants(self, before: list[PluginRecord]) -> None:
-        """Block the plugins that require a plugin that failed.
+        """Block the plugins that require a failed plugin.
 
-        `before` contains the plugins that were active before the failure. Listeners are notified of each of them that
-        is no longer active.
+        `before` contains the plugins that were active before the failure. Listeners are notified of each of these
+        plugins that is no longer active.
         """
         block_dependants(self.plugins)
         for record in before:
@@ -219,8 +219,8 @@ class Kernel:
     async def start(self, *, jobs: bool = True, share: bool = False) -> None:
         """Start the event feed and the plugins on the running event loop.
 
-        With `jobs`, this process also runs jobs, schedules and consumers. If the installation has a shared job queue,
-        this process announces its new jobs there when it runs no jobs itself or `share` is set.
+        If `jobs` is true, this process also runs jobs, schedules and consumers. If the installation has a shared job
+        queue, this process announces new jobs in the queue, unless it runs jobs itself and `share` is not set.
         """
         asyncio.get_running_loop().set_default_executor(self.threads)
         self.loop_watch.start()
@@ -244,9 +244,9 @@ class Kernel:
                 self.supervisor.start(f"consumer {consumer.name}", consumer.run)
 
     async def _start_plugin(self, record: PluginRecord) -> None:
-        """Start one plugin, and mark it `failed` if its `start()` raises.
+        """Start one plugin, and mark it as `failed` if its `start()` raises an exception.
 
-        A third-party plugin is also marked `failed` if its `start()` takes longer than `START_SECONDS`.
+        A third-party plugin is also marked as `failed` if its `start()` takes longer than `START_SECONDS`.
         """
         before, me = self.active, asyncio.current_task()
         limit = None if record.found.built_in else START_SECONDS
@@ -270,9 +270,9 @@ class Kernel:
             await run(address)
 
     async def drain(self, seconds: float) -> None:
-        """Let running jobs finish and call the `when_draining` callbacks before the server stops.
+        """Before the server stops, let running jobs finish and call the `when_draining` callbacks.
 
-        Waits at most `seconds`.
+        Waits for at most `seconds`.
         """
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):

@@ -1,7 +1,7 @@
 """The plugin contract: a class whose attributes are the manifest and whose hooks return the plugin's contributions.
 
-The kernel calls each hook once, at boot; the order of the calls is undefined. Subscribers handle an event
-after the transaction that emitted it. Other plugins call services directly. The hooks are specified in
+The kernel calls each hook once, at boot; the order of the calls is undefined. Subscribers handle an event after the
+transaction that emitted it has committed. Other plugins call services directly. The hooks are specified in
 `corral.hookspecs`.
 """
 
@@ -46,24 +46,27 @@ class Plugin:
     """Base class of all plugins.
 
     The first line of a plugin's class docstring is the title of the plugin; the rest is the description. The attribute
-    `section` of an instance is the validated configuration section `[plugins.<name>]`, an instance of `config`.
+    `section` of an instance is the validated configuration section `[plugins.<name>]`, an instance of the class
+    `config`.
     """
 
     name: ClassVar[str]
-    """Identifier of the plugin; the name of its config section and the prefix of its tables and permissions."""
+    """The plugin's identifier, which is also the name of its config section and the prefix of its tables and
+    permissions.
+    """
     requires: ClassVar[tuple[str, ...]] = ()
-    """Plugins that must be active; otherwise this plugin is `blocked`. Their services are passed to constructors."""
+    """Plugins that must be active; otherwise this plugin is `blocked`. Constructors receive their services."""
     wants: ClassVar[tuple[str, ...]] = ()
-    """Optional plugins. Their services are passed as `X | None`, and are None while the plugin is not active."""
+    """Optional plugins. Their services have the type `X | None`, and are None while the plugin is not active."""
     config: ClassVar[type[msgspec.Struct] | None] = None
     """The type of the config section `[plugins.<name>]`.
 
-    The plugin's handlers, jobs, schedules, subscribers and services receive the section as the value of a parameter
-    that is annotated with this type.
+    The plugin's handlers, jobs, schedules, subscribers and services receive the section through a parameter that is
+    annotated with this type.
     """
     permissions: ClassVar[Sequence[Permission]] = ()
     prefixes: ClassVar[tuple[str, ...]] = ()
-    """Further prefixes of permissions, settings, jobs and tables that a built-in plugin owns besides its name."""
+    """Additional prefixes, besides the name, for the permissions, settings, jobs and tables of a built-in plugin."""
     protected: ClassVar[Protection] = False
     """If true, the plugin cannot be disabled or quarantined.
 
@@ -85,7 +88,7 @@ class Plugin:
     async def start(self, runtime: Runtime) -> None:
         """Start the plugin.
 
-        Called after boot, before the first request. Raise an exception to mark the plugin `failed`.
+        Called after boot, before the first request. Raise an exception to mark the plugin as `failed`.
         """
 
     async def stop(self) -> None:
@@ -103,11 +106,11 @@ class Plugin:
 
 
 class Runtime(Protocol):
-    """The functions that a plugin can use while it runs."""
+    """The functions that a plugin can use while it is running."""
 
     @property
     def address(self) -> str | None:
-        """The server's base URL such as `http://127.0.0.1:8000`.
+        """The server's base URL, such as `http://127.0.0.1:8000`.
 
         None until the server listens, and in processes that do not serve requests.
         """
@@ -140,8 +143,8 @@ class InstallationConfig(msgspec.Struct, frozen=True, kw_only=True):
     """The part of the operator's configuration that plugins may read. The kernel provides it as a service.
 
     `secrets` maps `<NAME>` to the value of the `CORRAL_SECRET_<NAME>` variable. `processes` is the number of server
-    processes. `is_public` is true if the server listens on more than the loopback interface. `bootstrap_admin` contains
-    the email address and the password of the admin who is created if there is none.
+    processes. `is_public` is true if the server does not listen on the loopback interface only. `bootstrap_admin`
+    contains the email address and password of the admin account that is created if no admin exists.
     """
 
     data_dir: Path
@@ -185,7 +188,7 @@ class InstallationConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     @classmethod
     def load(cls, config_path: Path | None = None) -> Self:
-        """Load the configuration as `corral serve` does, for commands that run without a kernel.
+        """Load the configuration in the same way as `corral serve`, for commands that run without a kernel.
 
         Raise `StartupError` if the configuration is invalid.
         """
@@ -195,7 +198,7 @@ class InstallationConfig(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CommandSession(Protocol):
-    """Gives a command on the server's machine access to the services of a kernel; see `OpenSession`."""
+    """Gives a command on the server's machine access to the services of a kernel. See `OpenSession`."""
 
     caller: Principal
 
@@ -240,10 +243,10 @@ class Settings(Protocol):
 class Setting(msgspec.Struct, Generic[T], frozen=True, kw_only=True):
     """A declared run-time setting `category.key`. `kind` is the Python type; `null` is allowed if the default is None.
 
-    `minimum` and `maximum` limit a number, or the length of a string or list. `check(value, settings)` validates more
-    than the type of a value, for example its relation to other settings. It returns None for a valid value. Otherwise
-    it describes the problem as the end of a sentence that begins with `category.key`. With `own_session`, only a person
-    who signed in may change the setting, not an API key, because the setting can weaken a safeguard.
+    `minimum` and `maximum` limit a number, or the length of a string or list. `check(value, settings)` performs
+    additional validation, for example of the value's relation to other settings. It returns None for a valid value.
+    Otherwise, it describes the problem as the end of a sentence that begins with `category.key`. If `own_session` is
+    true, the setting can weaken a safeguard, so only a person who has signed in may change it, but not an API key.
     """
 
     name: str
@@ -326,10 +329,13 @@ class MailProbe(Protocol):
 
 
 class FirstAccount(Protocol):
-    """Tells the operator how the first account is created. The `accounts` plugin provides this service."""
+    """Tells the operator how to create the first account. The `accounts` plugin provides this service."""
 
     async def instructions(self) -> str | None:
-        """Return the text that the server prints at its start about the first account, or None if an admin exists."""
+        """Return the instructions for creating the first account, which the server prints at startup.
+
+        Return None if an admin exists.
+        """
         ...
 
 
@@ -347,8 +353,8 @@ class Contributions(Protocol):
 class HealthCheck(msgspec.Struct, frozen=True):
     """A health check of a dependency. Its result is shown at `/settings/health`.
 
-    `check` takes no arguments, runs in a thread for at most 2 s and returns `(status, sentence)`. The status is `ok`,
-    `degraded`, `down`, or `disabled` if the dependency is not configured. Any other status counts as `down`.
+    `check` takes no arguments and returns `(status, sentence)`. It runs in a thread for at most 2 s. The status is
+    `ok`, `degraded`, `down`, or `disabled` if the dependency is not configured. Any other status counts as `down`.
     """
 
     name: str
@@ -424,7 +430,7 @@ class RateLimiter(Protocol):
 
 
 class RateLimits(Protocol):
-    """Rate limits that a handler applies itself, because only the handler knows the key under which to count.
+    """Rate limits that a handler enforces itself, because only the handler knows the key by which requests are counted.
 
     The `security` plugin provides this service.
     """

@@ -74,7 +74,7 @@ class Supervisor:
             delay = min(MAX_DELAY, delay * GROWTH)
 
     async def _run_once(self, name: str, run: Callable[[], Awaitable[None]]) -> BaseException | None:
-        """Run the task once and return its error, or None if it returned. `SystemExit` does not end the process."""
+        """Run the task once, and return its error or None. `SystemExit` does not end the process."""
         try:
             await run()
         except (asyncio.CancelledError, KeyboardInterrupt):
@@ -90,7 +90,7 @@ class Supervisor:
 
 
 def is_cancelled() -> bool:
-    """Return whether the current task itself is being cancelled. Outside the event loop, return False."""
+    """Return whether the current task itself is being cancelled. Return False outside the event loop."""
     try:
         task = asyncio.current_task()
     except RuntimeError:

@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 
 class ThreadShares(Generic[T]):
-    """Lets each plugin occupy at most half of the threads of a pool. Further calls wait until earlier ones end."""
+    """Lets each plugin occupy at most half of the threads in a pool. Further calls wait until earlier calls end."""
 
     def __init__(self, pool_size: int) -> None:
         self.limit = max(1, pool_size // 2)
@@ -23,9 +23,9 @@ class ThreadShares(Generic[T]):
         return len(self._waiting[plugin])
 
     def acquire(self, plugin: str, call: T) -> bool:
-        """Take a thread of the plugin's share for a call.
+        """Reserve a thread of the plugin's share for a call.
 
-        If no thread of the share is free, let the call wait and return False.
+        If no thread in the share is free, queue the call and return False.
         """
         with self._lock:
             if self._running[plugin] >= self.limit:

@@ -1,8 +1,8 @@
-"""The watchdog: one thread that looks for calls that run too long, four times a second, and abandons them.
+"""The watchdog: a thread that looks for calls that run too long, four times a second, and abandons them.
 
 A guard (`corral.plugins.guard`) does not register its calls anywhere. The watchdog finds the call that a thread is
-running by looking for the frames of guards in the stack of the thread. It counts its own checks instead of elapsed
-time, so that it abandons no call just because the process was suspended or had no CPU time.
+running by searching the thread's stack for the frames of guards. It counts its own checks instead of elapsed time, so
+that no call is abandoned only because the process was suspended or had no CPU time.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ INTERRUPT = signal.SIGURG  # ignored by default
 guard_code: set[CodeType] = set()
 """The code objects of the functions that run guarded calls.
 
-While such a function runs a call, its local variables include `self` (the guard) and `began` (the start time). After
-the call has ended, they also include `value` or `error`.
+While such a function is running a call, its local variables include `self` (the guard) and `began` (the start time).
+After the call has ended, they also include `value` or `error`.
 """
 
 
 class CallAbandoned(BaseException):
-    """Raised in a call that blocks the event loop. It is no `Exception`, so `except Exception` does not catch it."""
+    """Raised in a call that blocks the event loop. Not an `Exception`, so `except Exception` does not catch it."""
 
 
 class ThreadAbandoned(BaseException):
-    """Raised in a thread whose result nobody waits for any more. The thread must end."""
+    """Raised in a thread whose result is no longer needed. The thread must end."""
 
 
 class GuardedFunction(Protocol):
-    """A function that a plugin contributed, with the guard around it.
+    """A function that a plugin contributed, wrapped in a guard.
 
     `where` names the function in logs and in lists of errors.
     """
@@ -60,11 +60,14 @@ class GuardedFunction(Protocol):
         """Return the time limit of a call in seconds, or None if the caller of the guard limits the time."""
 
     def count_lost_call(self, *, endless: bool = False) -> None:
-        """Count an abandoned call. With `endless`, count one that still runs `ENDLESS_SECONDS` after that."""
+        """Count an abandoned call.
+
+        With `endless`, count a call that is still running `ENDLESS_SECONDS` after it was abandoned.
+        """
 
 
 class RunningCall(NamedTuple):
-    """A call that a guard is running. `began`, the start time, distinguishes it from other calls of the same guard."""
+    """A call that a guard is running. The start time `began` distinguishes it from other calls of the same guard."""
 
     guard: GuardedFunction
     began: float
@@ -73,9 +76,9 @@ class RunningCall(NamedTuple):
 def frame_of(thread: int) -> FrameType | None:
     """Return the frame that a thread is executing, or None.
 
-    Garbage collection is switched off meanwhile. Before Python 3.11.9, `sys._current_frames` holds a lock of the
-    interpreter. If a garbage collection in this function deletes a `threading.local`, which waits for the same lock,
-    the process hangs forever.
+    This function disables garbage collection temporarily. Before Python 3.11.9, `sys._current_frames` holds a lock of
+    the interpreter. If a garbage collection in this function deleted a `threading.local`, which waits for the same
+    lock, the process would hang forever.
     """
     gc.disable()
     frame = sys._current_frames().get(thread)
@@ -115,8 +118,8 @@ class CallTimer:
     def check(self, thread: int, *, on_loop: bool = False) -> int:
         """Record that the thread was checked once more.
 
-        Return the number of checks since the thread's call exceeded its time limit. The number is
-        negative if the call has not exceeded its limit.
+        Return the number of checks since the thread's call exceeded its time limit. The number is negative if the call
+        has not exceeded its limit.
         """
         call = running_call_of(thread)
         self._checks = self._checks + 1 if call == self.call else 0
@@ -149,12 +152,12 @@ class Watchdog:
         self._stopped.set()
 
     def abandon(self, thread: threading.Thread, guard: GuardedFunction | None) -> None:
-        """Abandon a thread: it must end after its current call. `guard` is the guard of this call, if there is one."""
+        """Abandon a thread, which must end after its current call. `guard` is the guard of this call, if any."""
         self._abandoned[thread] = _AbandonedThread(guard)
         _raise_in(thread)
 
     def mark_returned(self, thread: threading.Thread) -> None:
-        """Record that the call of a thread has ended, so that no exception interrupts the clean-up of the thread."""
+        """Record that the call of a thread has ended, so that no exception interrupts the thread's clean-up."""
         self._abandoned.pop(thread, None)
 
     def lost_threads(self) -> Counter[str]:
@@ -185,7 +188,8 @@ class Watchdog:
 def _raise_in(thread: threading.Thread) -> None:
     """Raise `ThreadAbandoned` in the thread, unless the thread has ended.
 
-    A new thread may have the same number as a thread that has ended, and the exception would prevent it from starting.
+    A new thread may have the same identifier as a thread that has ended, and the exception would prevent the new thread
+    from starting.
     """
     if thread.is_alive():
         ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(ThreadAbandoned))

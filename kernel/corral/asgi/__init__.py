@@ -1,1 +1,1 @@
-"""Serves the kernel as a Quart application. Contains the request pipeline and the router that finds endpoints."""
+"""Serves the kernel as a Quart application. Contains the request pipeline and the router."""

@@ -106,7 +106,7 @@ class Application:
 class LazyUrlMap(QuartMap):
     """A URL map that compiles the rules of declared routes only when Quart first looks up a rule.
 
-    Quart never looks up a rule while the router serves all requests, and the compilation takes 0.1 s.
+    If the router serves all requests, Quart never looks up a rule, which saves the 0.1 s that the compilation takes.
     """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:

@@ -1,4 +1,7 @@
-"""Endpoints are routes bound to their services. This module computes all that can be decided about them at boot."""
+"""Defines endpoints, which are routes bound to their services.
+
+Everything about an endpoint that does not depend on the request is computed at boot.
+"""
 
 from __future__ import annotations
 
@@ -69,10 +72,10 @@ class Endpoint:
         self.services = self._container.resolve_services(self.signature.services, self._record, self.label)
 
     def authorization_error(self, principal: Principal) -> Forbidden | None:
-        """Return the reason why the principal may not call this route, or None if the principal may call it.
+        """Return an error that explains why the principal may not call this route, or None if the call is allowed.
 
-        The principal must hold one of the permissions in `needs`. Some routes also require a signed-in
-        session (API keys and tokens are refused) or a recent re-authentication.
+        The principal must hold one of the permissions in `needs`. Some routes also require a signed-in session (API
+        keys and tokens are refused) or a recent re-authentication.
         """
         by_permission = self._needs_permission_only and principal.limited is None
         if by_permission and not self._needs.isdisjoint(principal.permissions):
@@ -132,9 +135,10 @@ class Endpoint:
     async def parse_body(self, request: IncomingRequest, body: bytes) -> Any:
         """Parse the body and convert it to the type that the handler declares. A missing body is read as `{}`.
 
-        From a body that a machine sends, stored secrets and everything that looks like a credential are removed, unless
-        `redacted` is False. From a body that a person sends, only stored secrets are removed, and only if `redacted` is
-        True. An identifier that contains a credential is refused, whoever sends it.
+        By default, stored secrets and everything that looks like a credential are removed from bodies that machines
+        send, and bodies that people send are not changed. If `redacted` is False, nothing is removed. If it is True,
+        stored secrets are also removed from bodies that people send. An identifier that contains a credential is always
+        refused.
         """
         if body:
             media = FORM if self.route.form else JSON
@@ -152,8 +156,8 @@ class Endpoint:
     def _subject(self, request: IncomingRequest) -> tuple[str, str]:
         """Return the type and id of the object that a request concerns.
 
-        This is the object that the path names, such as the task of `/tasks/{id}/…`. For other paths, it is the caller,
-        or the route if there is no caller.
+        If the path names an object, such as the task of `/tasks/{id}/…`, that object is returned. For other paths, the
+        caller is returned, or the route if there is no caller.
         """
         kind, _, rest = self.route.path[1:].partition("/")
         if rest.startswith("{id}") and "id" in request.path_names:
@@ -206,7 +210,7 @@ def _holds(principal: Principal, need: str) -> bool:
 
 
 def form_as_json(body: bytes) -> bytes:
-    """Return the fields of a submitted HTML form as JSON, so that the one strict parser reads them.
+    """Return the fields of a submitted HTML form as JSON, so that the strict JSON parser can read them.
 
     Raise `Malformed` if a field occurs twice, or if the form has too many fields or is not UTF-8.
     """
@@ -220,10 +224,7 @@ def form_as_json(body: bytes) -> bytes:
 
 
 def check_media_type(content_type: bytes, encoding: bytes | None, wanted: bytes) -> None:
-    """Return the fields of a submitted HTML form as JSON, so that the strict JSON parser can read them.
-
-    Raise `Malformed` if a field occurs twice, or if the form has too many fields or is not UTF-8.
-    """
+    """Raise `unsupported_media_type` unless the body is unencoded UTF-8 of the media type `wanted`."""
     if encoding not in (None, b"identity"):
         raise Problem("Send the body without Content-Encoding.", code="unsupported_media_type")
     media, _, parameters = content_type.lower().partition(b";")
@@ -247,11 +248,15 @@ def _default_of(query: Any) -> Any:
 
 @functools.lru_cache(maxsize=2048)  # reading the fields of all shapes at boot takes a tenth of a start
 def _marked_fields(shape: Any, mark: Any) -> frozenset[str]:
-    """Return the names of the fields whose type has the given mark. In a union, one member with the mark is enough."""
+    """Return the names of the fields whose type has the given mark. A union type has the marks of all its members."""
     kinds = hints(shape) if isinstance(shape, type) else {}
     return frozenset(name for name, kind in kinds.items() if any(mark in _marks(part) for part in union_parts(kind)))
 
 
 def _marks(kind: Any) -> tuple[Any, ...]:
-    """Return the possible marks of a type: its generic origin, that of the type it annotates, and its annotations."""
+    """Return everything that can serve as a mark of a type.
+
+    The marks are the generic origin of the type, the generic origin of the type inside `Annotated`, and the
+    annotations.
+    """
     return *map(typing.get_origin, (kind, getattr(kind, "__origin__", None))), *getattr(kind, "__metadata__", ())

@@ -163,7 +163,7 @@ class Pipeline:
     # -- route
 
     def _route(self, request: IncomingRequest) -> Endpoint | Response:
-        """Return the endpoint for the path and method, or the response to `OPTIONS`.
+        """Return the endpoint for the path and method, or the response to an `OPTIONS` request.
 
         Raises problems with the status 404, 405, 429 or 503.
         """
@@ -345,10 +345,11 @@ class Pipeline:
         return response
 
     async def _long_poll(self, request: IncomingRequest, endpoint: Endpoint, wait: Wait) -> Any:
-        """Run the handler again whenever a topic that it waits for is notified or its wait expires, until it responds.
+        """Run the handler repeatedly until it returns a response instead of a `Wait`.
 
-        No transaction is open while the request waits. The long poll also ends when the client disconnects, when the
-        server shuts down, or when the caller loses the permission.
+        The handler runs again when one of the topics in its `Wait` is notified, or when the `Wait` expires. No
+        transaction is open in the meantime. The long poll also ends when the client disconnects, when the server shuts
+        down, or when the caller loses the permission.
         """
         leaving = asyncio.ensure_future(request.disconnected())
         try:
@@ -366,7 +367,7 @@ class Pipeline:
     async def _wait(
         self, request: IncomingRequest, endpoint: Endpoint, until: float, notified: asyncio.Event, leaving: Any
     ) -> None:
-        """Wait until `notified` is set or the time `until` (in epoch seconds) has come.
+        """Wait until `notified` is set or the time `until` (in epoch seconds) is reached.
 
         At least once per `KEEP_SECONDS`, check again whether the caller may call the endpoint.
         """
@@ -411,7 +412,7 @@ class Pipeline:
 
 
 def _options_response(method: str, methods: Collection[str]) -> Response:
-    """Return the response to `OPTIONS`. Raise 405 for any other method that the path does not support."""
+    """Return the response to an `OPTIONS` request. Raise a problem with the status 405 for every other method."""
     allowed = {*methods, "OPTIONS", *(["HEAD"] if "GET" in methods else ())}
     allow = {"Allow": ", ".join(sorted(allowed))}
     if method == "OPTIONS":

@@ -1,4 +1,4 @@
-"""HTTP requests as the stages of the pipeline see them."""
+"""Defines incoming HTTP requests, which the stages of the pipeline process."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ if TYPE_CHECKING:
 
 LINGER_SECONDS = 0.5
 RECEIVED = "corral.received"
-"""The extension of the ASGI scope in which a server tells whether `receive` returns at once.
+"""The key of an ASGI scope extension: a function that returns whether `receive` would return at once.
 
-The timer that limits the wait for a body takes 2 % of the time of a small write. Most bodies arrive with the head.
+If `receive` returns at once, the pipeline does not start the timer that limits the wait for the body. This timer takes
+2 % of the time of a small write, and most bodies arrive together with the request head.
 """
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 

@@ -1,4 +1,4 @@
-"""Logs requests: writes one line per request to the access log, and entries about requests to the audit log."""
+"""Writes each request to the access log, and records requests in the audit log."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from corral.plugin import Audit
 log, access_log = logging.getLogger("corral.http"), logging.getLogger("corral.access")
 
 MIN_STATUS = {"off": 1000, "errors": 500, "all": 0}
-"""The lowest status of the responses that are logged, by the value of the setting `http.access_log`."""
+"""The lowest response status that is logged, for each value of the setting `http.access_log`."""
 
 
 def log_request(request: IncomingRequest, status: int, seconds: float) -> None:
-    """Write one request, which took `seconds`, to the access log. Query strings are never logged."""
+    """Log a request that took `seconds` to the access log. Query strings are never logged."""
     route = request.endpoint.route if request.endpoint is not None else None
     fields = {
         "request_id": request.request_id,

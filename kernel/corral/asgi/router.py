@@ -39,7 +39,7 @@ class Router:
         self._root = _Node()
 
     def add(self, endpoints: Iterable[RouteTarget]) -> None:
-        """Add all endpoints, each at every path of its route, or none of them.
+        """Add each endpoint at all paths of its route. If one endpoint cannot be added, none is.
 
         Raise `ValueError` if an operation is already declared, or if two routes use different names for the same path
         parameter.
@@ -71,7 +71,7 @@ class Router:
         return None if b"%2f" in raw_path and not any(item.route.rest for item in found[0].values()) else found
 
     def _walk(self, node: _Node, segments: list[str], at: int, values: dict[str, str]) -> Match | None:
-        """Match the path from segment number `at` against this node. A fixed segment is tried before a parameter."""
+        """Match the path segments from index `at` against this node. A fixed segment is tried before a parameter."""
         if at == len(segments):
             return (node.methods, values) if node.methods else None
         segment, parameter = segments[at], node.parameter

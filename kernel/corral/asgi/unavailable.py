@@ -1,4 +1,4 @@
-"""Responses (503) for operations of built-in plugins that do not run.
+"""Creates the 503 responses for operations of built-in plugins that are not running.
 
 The operations are known without importing the plugins.
 """
@@ -19,7 +19,7 @@ RETRY_AFTER = 60
 
 
 class UnavailableEndpoint:
-    """A placeholder in the router for an endpoint of a plugin that does not run."""
+    """A placeholder in the router for an endpoint of a plugin that is not running."""
 
     public = True
 
@@ -38,7 +38,7 @@ def plugin_unavailable(loaded: PluginRecord) -> Unavailable:
 
 
 def unavailable_operations(plugins: Iterable[PluginRecord]) -> Iterator[tuple[PluginRecord, str]]:
-    """Yield (plugin, operation) for the operations of built-in plugins that do not run.
+    """Yield (plugin, operation) for each operation of a built-in plugin that is not running.
 
     An operation has the form `GET /agents`, or `WS /ws` for a WebSocket.
     """

@@ -1,4 +1,4 @@
-"""WebSocket connections on raw ASGI messages: the handshake and the frames.
+"""Implements WebSocket connections directly on ASGI messages, from the handshake to the frames.
 
 A connection runs in the task of its endpoint and needs no further task, queue or context.
 """
@@ -32,7 +32,7 @@ _draining: set[asyncio.Task[None]] = set()
 class SocketEndpoint(NamedTuple):
     """A WebSocket endpoint: the record of its plugin, and its `serve` function with all services bound.
 
-    If the plugin does not run, the handshake is refused and `serve` is only a placeholder.
+    If the plugin is not running, the handshake is refused and `serve` is only a placeholder.
     """
 
     loaded: PluginRecord
@@ -80,8 +80,8 @@ class Connection:
     async def discard_messages(self, seconds: float) -> None:
         """Read and discard messages for up to `seconds`, or until the client disconnects.
 
-        If the server closed the connection before it has read all data, the connection would be reset, and the client
-        would lose the close code.
+        If the server closed the connection before reading all data, the connection would be reset, and the client would
+        lose the close code.
         """
         with contextlib.suppress(TimeoutError, ConnectionError):
             async with asyncio.timeout(seconds):
@@ -154,6 +154,6 @@ async def _serve(endpoint: SocketEndpoint, connection: Connection, record_error:
 
 
 def _keep(task: asyncio.Task[None]) -> None:
-    """Keep a reference to the task until it is done, because the event loop references tasks only weakly."""
+    """Keep a reference to the task until it is done, because the event loop holds only weak references to tasks."""
     _draining.add(task)
     task.add_done_callback(_draining.discard)

@@ -65,7 +65,7 @@ class Credentials:
     def act_as(self, caller: Principal, named: Mapping[str, str]) -> Principal:
         """Return the principal that `caller` acts as. Call this method in a read-only unit.
 
-        `named` maps each delegation header of the request to its value, which names this principal.
+        `named` maps the request's delegation headers to their values. Each value names a principal to act as.
         """
         for header, value in named.items():
             found: Principal | None = self._delegations[header].act_as(caller, value)

@@ -17,7 +17,7 @@ ROLES = ("admin", "member", "viewer", "auditor")
 PUBLIC = "public"
 """`needs=PUBLIC`: no credential is required."""
 SIGNED_IN = "signed_in"
-"""`needs=SIGNED_IN`: any signed-in user, whatever the role. For self-service routes."""
+"""`needs=SIGNED_IN`: any signed-in user, regardless of role. For self-service routes."""
 ANY_CALLER = "any_caller"
 """`needs=ANY_CALLER`: any valid credential, of a person or a machine."""
 
@@ -93,7 +93,7 @@ class Principal(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def is_admin(self) -> bool:
-        """Whether the caller is a person with the role admin. False for a machine that acts for an admin."""
+        """Whether the caller is a person with the role `admin`. False for a machine that acts for an admin."""
         return self.role == "admin" and self.kind in ("user", "api_key")
 
 

@@ -24,7 +24,7 @@ COMMANDS = {
 def main() -> None:
     """Run the command line and exit.
 
-    The exit status is 0 on success, 1 on failure, 2 for wrong usage, 3 if the server refuses to start, and 4 if
+    The exit status is 0 on success, 1 on failure, 2 for incorrect usage, 3 if the server refuses to start, and 4 if
     migrations are pending or the database schema is newer than the code.
     """
     if sys.argv[1:] == ["--version"]:

@@ -39,7 +39,7 @@ def api_command(
 ) -> None:
     """Call an operation of the API, for example `corral api GET /tasks -f limit=5`, and print the response as JSON.
 
-    Fields are parameters of the query for GET and DELETE, and members of the body otherwise.
+    Fields are sent as query parameters for GET and DELETE, and as members of the body for other methods.
     """
     path, query = _split_path(path)
     body = None
@@ -69,7 +69,7 @@ def api_command(
 def shorten_data(value: Any) -> Any:
     """Return the value with long `data:` URLs shortened.
 
-    They contain, for example, images, which nobody reads as text.
+    Such URLs contain images, for example, which are unreadable as text.
     """
     if isinstance(value, dict):
         return {name: shorten_data(item) for name, item in value.items()}
@@ -94,7 +94,7 @@ def _parse_headers(texts: tuple[str, ...]) -> dict[str, str]:
 
 
 def _split_path(text: str) -> tuple[str, dict[str, Any]]:
-    """Return the path below the API and the query of a path, which may begin with `/api/v1`."""
+    """Split `text` into a path below the API and its query. The text may begin with `/api/v1`."""
     split = urlsplit(text)
     path = "/" + split.path.lstrip("/")
     if path == API_PREFIX or path.startswith(f"{API_PREFIX}/"):

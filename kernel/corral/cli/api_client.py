@@ -200,8 +200,7 @@ class ApiClient:
         """Return the object with this id or, ignoring case, this name from the list at `path`.
 
         `kind` is the noun for the error messages, such as "agent". `field` is the field that contains the name.
-        `listing` is the command that lists the objects, which by default is, for the kind `agent`, `corral agents
-        list`.
+        `listing` is the command that lists the objects. For the kind `agent`, it defaults to `corral agents list`.
         """
         if parse_id(name) is not None:
             try:
@@ -223,7 +222,7 @@ class ApiClient:
 
     @contextlib.contextmanager
     def looking_for(self, kind: str, identifier: str, listing: str) -> Iterator[None]:
-        """If the server answers in the `with` block that nothing was found, name the requested object in the error.
+        """Name the requested object in the error if a request in the `with` block gets the status 404.
 
         `kind` is the noun for the error message, and `listing` is the command that lists the objects.
         """
@@ -246,7 +245,7 @@ class ApiClient:
     def events(self, kind: str, identifier: str, *, until: float | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
         """Yield `(event, data)` for each past event of one object, and then for each new event as it happens.
 
-        `until` is described at `follow_events`.
+        For `until`, see `follow_events`.
         """
         for item in self.follow_events(until=until, object_type=kind, object_id=identifier):
             yield item["event"], item["data"]
@@ -265,16 +264,16 @@ class ApiClient:
         raise ApiClientError("waiting for the events took too long")
 
     def absolute(self, address: str) -> str:
-        """Return a URL that includes the host of the server.
+        """Return `address` as a URL with a host.
 
-        A server without a public URL returns URLs that lack the host.
+        A server without a public URL returns URLs without a host. The host of the server is added to them.
         """
         return f"{self.url}{address}" if address.startswith("/") else address
 
     def _answer(
         self, method: str, path: str, query: Mapping[str, Any], content: bytes | None, headers: dict[str, str]
     ) -> httpx2.Response:
-        """Send a request once and return the response. Raise `ApiClientError` unless it is a success."""
+        """Send a request once and return the response. Raise `ApiClientError` unless the request succeeds."""
         try:
             answer = self._http.request(
                 method, self._address(path), params=dict(query), content=content, headers=self._headers(headers)
@@ -291,7 +290,7 @@ class ApiClient:
         return {**headers, **({} if self.token is None else {"Authorization": f"Bearer {self.token}"})}
 
     def _checked(self, path: str, answer: httpx2.Response) -> httpx2.Response:
-        """Return the response if it is a success, otherwise raise `ApiClientError`."""
+        """Return the response if its status indicates success, otherwise raise `ApiClientError`."""
         if answer.is_success:
             return answer
         if "x-request-id" in answer.headers:
@@ -304,7 +303,7 @@ class ApiClient:
 
 
 def _reason(error: Exception) -> str:
-    """Describe why a server did not answer, with the remedy."""
+    """Describe why a server did not answer, and suggest a remedy."""
     text = str(error)
     if "CERTIFICATE_VERIFY_FAILED" in text:
         told = text.partition("certificate verify failed: ")[2].partition(" (_ssl")[0] or "it is not trusted"
@@ -329,7 +328,7 @@ class TextDeltaTracker:
         self._shown = ""
 
     def add(self, end: str) -> tuple[bool, str]:
-        """Add the end of the text, as the server sent it.
+        """Add the latest end of the text that the server sent.
 
         Return whether it overlaps the text so far, and the part that is new.
         """
@@ -346,7 +345,7 @@ class TextDeltaTracker:
 def _refusal(path: str, status: int, content: bytes) -> ApiClientError:
     """Return the error for a problem document.
 
-    Its message has one line for each fault, and names an object not found.
+    The message has one line for each fault. If an object was not found, the message names its path.
     """
     try:
         problem = msgspec.json.decode(content)
@@ -362,9 +361,9 @@ def _refusal(path: str, status: int, content: bytes) -> ApiClientError:
 
 
 def lines_of_faults(detail: str, title: str, faults: Sequence[tuple[str, str]]) -> list[str]:
-    """Return the lines of an error message: what is wrong, and then the pointer and the text of each fault.
+    """Return the lines of an error message: a summary, followed by the pointer and the text of each fault.
 
-    A detail that contains the text of a fault is not repeated.
+    If `detail` already contains the text of a fault, the message does not repeat it.
     """
     faults = [(pointer, text.rstrip(".")) for pointer, text in faults]
     repeats = any(text in detail for _, text in faults)

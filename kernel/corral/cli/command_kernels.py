@@ -66,8 +66,8 @@ def has_installation(config: Config) -> bool:
 def open_session(config_path: Path | None, label: str, *, create: bool = False) -> Iterator[Session]:
     """Open a session with a kernel on the installation's own database. A server may run at the same time.
 
-    Raise `MigrationsPending` if migrations are pending. If the folder contains no installation, raises `StartupError`
-    unless `create` is set, because the command would otherwise create a new installation and act on it.
+    Raise `MigrationsPending` if migrations are pending. Raise `StartupError` if the folder contains no installation and
+    `create` is not set, because the command would otherwise create a new installation and act on it.
     """
     config = load_config(path=config_path)
     if not create and not has_installation(config):

@@ -112,11 +112,14 @@ class CommandContext:
         )
 
     def call_plugin_hooks(self, hook: str, what: str, *arguments: Any) -> Iterator[tuple[str, list[Any]]]:
-        """Call a hook of each plugin that implements it, and yield `(plugin, result)`. See `contributed`."""
+        """Call a hook of each plugin that implements it, and yield `(plugin, result)`.
+
+        `what` is a plural noun for the results, which is used in error messages.
+        """
         return call_plugin_hook(_readable_config(), hook, what, lambda function: list(function(*arguments)))
 
     def status_functions(self) -> Iterator[tuple[str, Callable[[ApiClient], StatusPart]]]:
-        """Yield the name and the function of each part that a plugin adds to `corral status`, sorted by name."""
+        """Yield the name and the function of each section that a plugin adds to `corral status`, sorted by name."""
         points = tuple(metadata.entry_points(group=STATUS_GROUP))
         own = [
             (found, point)
@@ -185,10 +188,10 @@ def _error_message(error: Exception) -> tuple[int, list[str]]:
 def _plugin_commands(wanted: str | None = None) -> dict[str, click.Command]:
     """Return the commands of the plugins that the configuration loads, keyed by name.
 
-    A plugin whose commands are entry points of the group `corral.commands` is not imported, only its commands are: all
-    of them, or only `wanted`. Other plugins contribute commands with a hook. A plugin that fails to import contributes
-    no commands. If the configuration is invalid, only the commands of built-in plugins are returned; when called, they
-    report what is wrong with the configuration.
+    A plugin can contribute commands as entry points of the group `corral.commands`. In this case, the plugin is not
+    imported; either all its commands are imported, or only `wanted`. Other plugins contribute commands with a hook. A
+    plugin that fails to import contributes no commands. If the configuration is invalid, only the commands of built-in
+    plugins are returned; when called, they report what is wrong with the configuration.
     """
     commands: dict[str, click.Command] = {}
     points, with_hook = tuple(metadata.entry_points(group=COMMAND_GROUP)), []
@@ -208,7 +211,7 @@ def _plugin_commands(wanted: str | None = None) -> dict[str, click.Command]:
 
 
 def _commands_of_hook(found: Found) -> list[click.Command]:
-    """Return the commands that a plugin contributes with the hook."""
+    """Return the commands that a plugin contributes with the hook `corral_commands`."""
     from corral.hookspecs import corral_commands
     from corral.plugins.hooks import checked_contributions
 
@@ -219,22 +222,22 @@ def _commands_of_hook(found: Found) -> list[click.Command]:
 
 
 def command_names(found: Found) -> list[str]:
-    """Return the names of the commands of a plugin, which is imported unless its commands are entry points."""
+    """Return the names of a plugin's commands. The plugin is imported unless its commands are entry points."""
     own = [point.name for point in _own_entry_points(found, metadata.entry_points(group=COMMAND_GROUP))]
     return sorted(own or [str(command.name) for command in _commands_of_hook(found)])
 
 
 def _own_entry_points(found: Found, points: Iterable[metadata.EntryPoint]) -> list[metadata.EntryPoint]:
-    """Return the entry points that are in the package of the plugin."""
+    """Return the entry points whose modules belong to the plugin's package."""
     return [point for point in points if point.module.startswith(f"{found.module.rpartition('.')[0]}.")]
 
 
 def call_plugin_hook(config: Config, hook: str, what: str, call: Callable[[Any], T]) -> Iterator[tuple[str, T]]:
     """Yield `(plugin, call(hook))` for each plugin that implements the hook.
 
-    If a plugin fails, a message on standard error says what is missing; `what` is a plural noun such as "commands".
-    Only hooks of built-in plugins, of plugins that the configuration enables, and of plugins that belong to an extra of
-    Corral are called. Plugins of extras do not have to be enabled.
+    If a plugin fails, a message on standard error says which results are missing; `what` is a plural noun for them,
+    such as "commands". Only hooks of built-in plugins, of plugins that the configuration enables, and of plugins that
+    belong to an extra of Corral are called. Plugins of extras do not have to be enabled.
     """
     for found in _callable_plugins(config):
         yield from ((found.name, item) for item in _call_hook(found, hook, what, call))
@@ -249,9 +252,9 @@ def _callable_plugins(config: Config) -> Iterator[Found]:
 
 
 def _disabled_owner(command: str) -> str | None:
-    """Return the plugin that is installed but not enabled, and to which a command seems to belong, or None.
+    """Return the name of the installed but disabled plugin that a command seems to belong to, or None.
 
-    Such a plugin is not imported, so only its entry points and its name show to which plugin the command belongs.
+    Such a plugin is not imported. Only its entry points and its name indicate which commands it has.
     """
     config = _readable_config()
     enabled = {found.name for found in _callable_plugins(config)}
@@ -267,7 +270,7 @@ def _disabled_owner(command: str) -> str | None:
 def distributions_of_extras() -> frozenset[str]:
     """Return the names of the distributions that Corral's extras, such as `corral[local]`, install.
 
-    These distributions are released separately, but are trusted.
+    These distributions are released separately from Corral, but Corral trusts them.
     """
     try:
         requirements = metadata.requires(discovery.BUILT_IN) or []

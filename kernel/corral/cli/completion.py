@@ -1,4 +1,4 @@
-"""`corral completion`: prints the script with which a shell completes commands, options and names."""
+"""`corral completion`: prints the script that makes a shell complete commands, options and names."""
 
 from __future__ import annotations
 

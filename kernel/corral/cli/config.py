@@ -139,7 +139,7 @@ _EXAMPLES: dict[str, Any] = {
     "bootstrap_admin_email": "me@example.org",
     "local_model": "/srv/model.gguf",
 }
-"""Values that the sample shows for keys whose default would not explain them."""
+"""Example values that the sample shows for keys whose defaults do not show how the keys are used."""
 
 
 def sample() -> str:

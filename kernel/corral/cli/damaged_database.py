@@ -1,4 +1,7 @@
-"""Recognises a damaged SQLite file, which is neither unreachable nor busy and needs a remedy of its own."""
+"""Recognises errors that a damaged SQLite file causes.
+
+A damaged database needs a different remedy than a database that is unreachable or busy.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ REMEDY = "move it away with its -wal and -shm files, then run `corral restore FI
 
 @contextlib.contextmanager
 def damage_named(config: Config) -> Iterator[None]:
-    """Raise `StartupError`, with the remedy, if a damaged database file caused an error in the `with` block."""
+    """If a damaged database file causes an error in the `with` block, raise a `StartupError` that states the remedy."""
     try:
         yield
     except Exception as error:

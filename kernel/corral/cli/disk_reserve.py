@@ -12,7 +12,7 @@ import os
 from pathlib import Path
 
 RESERVE_BYTES = 3 * 2**20
-"""The log of a start is about a fourth of this."""
+"""The size of the file. A start writes about a quarter of this size to the database's log."""
 PLENTY_BYTES = 4 * RESERVE_BYTES
 CHUNK = b"\xff" * 65536
 
@@ -24,9 +24,9 @@ class DiskReserve:
         self._folder, self._path = data_dir, data_dir / "run" / "reserve"
 
     def prepare_start(self) -> bool:
-        """Delete the file if the disk is full, to make space for this start. Write it if there is plenty of free space.
+        """Delete the file if the disk is full, or write it if there is plenty of free space.
 
-        Return whether the disk is full.
+        Deleting the file makes space for this start. Return whether the disk is full.
         """
         found = os.statvfs(self._folder)
         room = found.f_bavail * found.f_frsize
@@ -42,7 +42,7 @@ class DiskReserve:
             self.refill()
 
     def refill(self) -> None:
-        """Write the file that reserves disk space, or as much of it as there is free space for."""
+        """Write the file that reserves disk space. If there is not enough free space, write as much as fits."""
         with contextlib.suppress(OSError):
             self._path.parent.mkdir(mode=0o700, exist_ok=True)
             with self._path.open("ab", buffering=0) as file:

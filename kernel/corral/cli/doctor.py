@@ -46,7 +46,7 @@ def doctor_command(config_path: Path | None, as_json: bool) -> None:
     """Check the installation and print one line per check, with a remedy for each problem.
 
     The checks cover the configuration, data folder, keys, disk, database, Redis, storage, mail, clock and plugins. The
-    command changes nothing. The exit status is 1 if a check reports the status down.
+    command changes nothing. The exit status is 1 if any check has the status `down`.
     """
     logging_setup.configure("critical", "console")
     try:
@@ -272,7 +272,7 @@ def check_clock(config: Config) -> Iterator[Finding]:
 
 
 def _is_clock_synchronised() -> bool:
-    """Return whether the operating system reports a synchronised clock, or True if it reports nothing."""
+    """Return False if the operating system reports that its clock is not synchronised, otherwise True."""
     if not sys.platform.startswith("linux"):
         return True
     try:
@@ -308,7 +308,7 @@ def check_plugins(config: Config) -> Iterator[Finding]:
 
 
 def _missing_plugins(config: Config, installed: set[str]) -> Iterator[Finding]:
-    """Yield a finding for each plugin and folder that is named in the configuration but does not exist."""
+    """Yield a finding for each plugin and plugin folder that the configuration names but that does not exist."""
     folder = config.plugins.dir
     if folder is not None and not folder.is_dir():
         remedy = f"install plugins with pip install --target {folder}, or correct [plugins] dir"
@@ -433,7 +433,7 @@ def database_clock_skew(config: Config) -> float | None:
 
 
 def ping_redis(url: str) -> str | None:
-    """Ping Redis with the same client library as the server. Return None if Redis answers, otherwise the error."""
+    """Ping Redis with the client library that the server uses. Return None if Redis answers, otherwise the error."""
     from redis import Redis
 
     try:
@@ -458,7 +458,7 @@ def has_redis_plugin(config: Config) -> bool:
 
 
 def ping_storage(config: Config) -> str | None:
-    """Return None if a plugin supports the storage URL and the storage answers, otherwise the error."""
+    """Ping the storage. Return None if it answers, or an error if it does not or if no plugin supports its URL."""
     import asyncio
 
     from corral.cli.file_stores import find_file_store

@@ -102,7 +102,7 @@ def enable(config_path: Path | None, name: str) -> tuple[Path, bool]:
 def disable(config_path: Path | None, name: str) -> tuple[Path, bool, str]:
     """Disable a plugin in the configuration file.
 
-    Return the path of the file, whether the file changed, and a sentence that says what stops.
+    Return the path of the file, whether the file changed, and a sentence that describes the consequences.
 
     Raise `ClickException` if the plugin is protected, or if a loaded plugin requires it. The plugin itself is not
     imported, because its import might end the process.
@@ -218,9 +218,10 @@ STATES = "plugin_admin_states"
 
 
 def tables_of(database: Database, plugin: str, plugins: Iterable[str]) -> list[str]:
-    """Return the tables of a plugin, including its migration history.
+    """Return the tables of a plugin, including the table of its migration history.
 
-    `plugins` contains all known plugin names, because an `agent_x` table may belong to an `agent_x` plugin or `agent`.
+    `plugins` contains the names of all known plugins, because a table such as `agent_x` may belong to the plugin
+    `agent_x` or to the plugin `agent`.
     """
     with own_connection(database) as engine:
         return _tables(engine, plugin, plugins)

@@ -1,4 +1,4 @@
-"""Finds the file store of a URL, for commands that use a store other than the server's."""
+"""Finds the file store for a URL, for commands that use a different store than the server."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ if TYPE_CHECKING:
 
 
 def open_file_store(url: str, config_path: Path | None) -> BlobStore | None:
-    """Return the store that an active plugin of this installation provides for a URL, or None if none does."""
+    """Return the file store that an active plugin of this installation provides for a URL, or None."""
     from corral.config.reader import load
 
     return find_file_store(url, load(path=config_path))
 
 
 def find_file_store(url: str, config: Config) -> BlobStore | None:
-    """Return the store that an active plugin provides for a URL, or None if none does."""
+    """Return the file store that an active plugin provides for a URL, or None if no plugin supports the URL."""
     from corral.plugins.discovery import discover
     from corral.plugins.loading import load
 

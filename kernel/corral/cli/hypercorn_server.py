@@ -65,7 +65,10 @@ class IdleTimer:
         self._server: Any = None
 
     async def restart(self, task_group: Any, action: Callable[[], Any]) -> None:
-        """Start the timer of an idle connection again. `action` is a bound method of the object that serves it."""
+        """Restart the timer of an idle connection.
+
+        `action` is a bound method of the object that serves the connection.
+        """
         if self._watching is None or self._watching.done():
             self._server = action.__self__  # type: ignore[attr-defined]  # a bound method
             self._watching = task_group._task_group.create_task(self._watch())
@@ -79,7 +82,7 @@ class IdleTimer:
             await self.end()
 
     async def end(self) -> None:
-        """End the timer for good, because the client sends no more requests."""
+        """Stop the timer permanently, because the client sends no more requests."""
         watching, self._watching = self._watching, None
         if watching is not None:
             watching.cancel()
@@ -111,8 +114,8 @@ class TcpConnection(tcp_server.TCPServer):
     In Hypercorn, the idle timer keeps the connection in memory for the rest of the idle time, and then reference cycles
     keep its objects until a full garbage collection.
 
-    If a client reads nothing for so long that the operating system gives up the connection, the connection counts as
-    closed by the client. In Hypercorn, that is an error of the application.
+    If a client reads nothing for so long that the operating system drops the connection, the connection is treated as
+    closed by the client. Hypercorn treats it as an error of the application.
     """
 
     async def _read_data(self) -> None:
@@ -137,19 +140,20 @@ class TcpConnection(tcp_server.TCPServer):
 
 
 class Http2(H2Protocol):
-    """An HTTP/2 connection that can reset one stream and stay open, and limits how often the client may reset streams.
+    """An HTTP/2 connection that can reset a single stream without closing the connection.
 
-    A stream is reset if its response is interrupted, or if its response ends before the request has been received.
+    A stream is reset if its response is interrupted, or if its response ends before the request has been received. The
+    class also limits how often the client may reset streams.
     """
 
     _resets = 0.0  # of the client, less what the time since has made up for
     _last_reset = 0.0
 
     async def _handle_events(self, events: list[Any]) -> None:
-        """Serve the requests in received data, or close the connection if the client resets too many streams.
+        """Serve the requests in the received data, or close the connection if the client resets too many streams.
 
         The server does the work for a request even if the client resets its stream at once. Without this limit, a
-        client could cause any amount of work, whatever the limit of concurrent streams.
+        client could cause any amount of work despite the limit on concurrent streams.
         """
         if resets := sum(isinstance(event, StreamReset) for event in events):
             now = time.monotonic()
@@ -210,13 +214,13 @@ class WholeResponse(NamedTuple):
 
 
 class RequestStream(HTTPStream):
-    """An HTTP/1 request whose response is passed on in one piece if the length of the response is known.
+    """An HTTP/1 request whose response is passed on in one piece if its length is known.
 
-    Hypercorn's own class passes on the head, the body and the end one after the other.
+    Hypercorn's own class passes on the head, the body and the end separately.
     """
 
     _head: Any = None
-    """The first message of a response of known length, until the body follows."""
+    """The first message of a response of known length, which is held back until the body follows."""
 
     async def app_send(self, message: Any) -> None:
         head, self._head = self._head, None
@@ -244,10 +248,9 @@ def _has_length(message: Any) -> bool:
 
 
 class RequestHead(NamedTuple):
-    """The head of a request as Hypercorn reads it. The names of the headers are in lower case.
+    """The head of a request in the form in which Hypercorn reads it. The names of the headers are in lower case.
 
-    Hypercorn iterates over all headers twice, which takes five times as long with h11's type for headers as with a
-    list.
+    Hypercorn iterates over all headers twice. With h11's header type, this takes five times as long as with a list.
     """
 
     method: bytes
@@ -281,7 +284,11 @@ class Http1(H11Protocol):
             await super().stream_send(event)
 
     def _head(self, status: int, headers: Iterable[Header]) -> tuple[Response, bytes]:
-        """Return the head of a response with the headers that h11 acts on, and all other headers as encoded lines."""
+        """Return the head of a response.
+
+        The head consists of an h11 response with the headers that h11 acts on, and of all other headers as encoded
+        lines.
+        """
         headers = [*headers, *self.config.response_headers("h11")]
         if self.keep_alive_requests >= self.config.keep_alive_max_requests:
             headers.append((b"connection", b"close"))
@@ -294,7 +301,7 @@ class Http1(H11Protocol):
     async def _send_h11_event(self, event: Any, *following: Any, lines: bytes = b"") -> None:
         """Send the bytes that h11 produces for an event and for the events in `following`.
 
-        `lines` contains the encoded lines of further response headers.
+        `lines` contains further response headers as encoded lines.
         """
         try:
             data = self.connection.send(event) or b""
@@ -344,7 +351,7 @@ class SocketStream(WSStream):
     """A WebSocket stream that limits messages, detects peers that have disconnected, and always closes the connection.
 
     The stream accepts no WebSocket extensions such as compression, because the size of a compressed message is known
-    only after the message was decompressed in memory.
+    only after it has been decompressed in memory.
     """
 
     def __init__(self, *arguments: Any) -> None:
@@ -394,7 +401,7 @@ class SocketStream(WSStream):
                 self.buffer.clear()
 
     async def _end(self, patience: float = 0.0) -> None:
-        """Wait up to `patience` seconds for the peer to close the connection, then close it from this side."""
+        """Wait up to `patience` seconds for the peer to close the connection, then close it."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(patience):
                 await self._over.wait()
@@ -448,8 +455,8 @@ class HypercornConfig(hypercorn.config.Config):
 async def serve(config: Config, app: Any, accepting: int, shutdown: asgi_servers.Shutdown) -> None:
     """Serve `app` until `shutdown` closes the server.
 
-    Hypercorn's own function cannot stop accepting connections before it closes the idle connections. `accepting` is the
-    file descriptor of the listening socket; it is closed here.
+    This function replaces Hypercorn's own, which cannot stop accepting connections before it closes the idle
+    connections. `accepting` is the file descriptor of the listening socket; this function closes it.
     """
     patch_hypercorn()
     settings, loop, context = _settings(config), asyncio.get_running_loop(), WorkerContext(None)

@@ -118,10 +118,10 @@ async def _drain_and_stop(kernel: Kernel) -> None:
 
 
 class JobsProcess:
-    """Runs jobs that a shared queue announces. Runs the kernel's event loop in a second thread.
+    """Runs jobs that a shared queue announces. The kernel's event loop runs in a second thread.
 
-    The main thread, which receives the signals, reads job ids from the queue and passes them to the kernel. It reads no
-    further id while the kernel is running as many jobs as it may.
+    The main thread, which receives the signals, reads job ids from the queue and passes them to the kernel. It stops
+    reading ids while the kernel is running its maximum number of jobs.
     """
 
     def __init__(self, kernel: Kernel, queue: SharedJobQueue) -> None:

@@ -1,4 +1,4 @@
-"""Boots the kernel of a process that serves requests or runs jobs, with the log of the process."""
+"""Boots the kernel of a process that serves requests or runs jobs, and sets up logging for the process."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ log = logging.getLogger("corral.serve")
 
 
 def boot_with_log(config: Config, environment: ProcessEnvironment, *, start_secret: bytes = b"") -> Kernel:
-    """Boot a kernel, and limit how much each plugin may log, even while the plugin is being imported.
+    """Boot a kernel. Limit how much each plugin may log, including during its import.
 
     Plugins may change the environment and the logging while they are loaded, so both are restored afterwards.
     """
@@ -42,7 +42,7 @@ def boot_with_log(config: Config, environment: ProcessEnvironment, *, start_secr
 
 
 def sealed_reason(keyring: Keyring) -> str:
-    """Return why the vault is sealed, and the remedy."""
+    """Explain why the vault is sealed, and state the remedy."""
     if keyring.keys:
         wrong = f"the master key in {keyring.source} is not the one that encrypted the stored values"
     else:

@@ -45,21 +45,21 @@ def listen(bind: str) -> socket.socket:
 
 
 def listener_url(listener: socket.socket, *, tls: bool) -> str:
-    """Return the URL of the address that the socket is bound to, which may be the address of all interfaces."""
+    """Return the URL of the address that the socket is bound to, which may be a wildcard address."""
     host, port = listener.getsockname()[:2]
     return f"{'https' if tls else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 def loopback_url(url: str) -> str:
-    """Return the URL at which a process of this machine can connect to a listener with this URL."""
+    """Return the URL that a process on this machine uses to connect to the listener with the given URL."""
     return url.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:")
 
 
 async def refuse_connections(listener: socket.socket, stop_accepting: Callable[[], None]) -> None:
     """Refuse new connections in all processes that share the listener, without resetting a pending connection.
 
-    `stop_accepting` makes all these processes stop accepting. It is called when they have accepted the pending
-    connections.
+    `stop_accepting` makes all these processes stop accepting connections. It is called when they have accepted the
+    pending connections.
     """
     _ignore_new_connections(listener)
     pending = select.poll()

@@ -1,4 +1,4 @@
-"""Logging to standard error, as JSON objects or as human-readable lines.
+"""Configures logging to standard error, as JSON objects or as human-readable lines.
 
 Each plugin has a rate limit, and a warning that repeats is logged once a minute.
 """
@@ -38,9 +38,9 @@ RATE_LIMIT_LOGGER = "corral.plugins"
 class LogRateLimit(logging.Filter):
     """A filter for log handlers that limits each plugin to `LINES_PER_SECOND` lines per second.
 
-    A line counts towards the limit of a plugin if the plugin's code wrote the line or called the code that wrote it, or
-    if the line's field `plugin` names the plugin. `find_plugins` is called when the filter first needs the plugins,
-    which may be while they are being imported. The number of dropped lines is logged after `report_seconds`.
+    A line counts towards a plugin's limit if the plugin's code wrote the line or called the code that wrote it, or if
+    the line's field `plugin` names the plugin. `find_plugins` is called when the filter first needs the plugins,
+    possibly while they are being imported. The number of dropped lines is logged after `report_seconds`.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ _STANDARD_FIELDS = frozenset(vars(logging.makeLogRecord({})))
 
 
 class KnownLine(NamedTuple):
-    """A line that was logged: its time, the number of equal lines that were left out since, and the last of them."""
+    """A logged line: its time, the number of equal lines omitted since then, and the last omitted line."""
 
     logged_at: float
     left_out: int = 0
@@ -116,8 +116,9 @@ class RepeatedLines(logging.Filter):
     """A filter for a log handler that logs a repeating warning or error at most once a minute.
 
     Lines are equal if they have the same logger, message and strings in their fields; measured numbers may differ. When
-    the minute is over, the last of the lines that were left out is logged with their number in the field `repeated`.
-    This happens at the next line of any kind, or at the end of the process. `log` logs a record.
+    the minute is over, the last omitted line is logged, with the number of omitted lines in the field `repeated`. This
+    happens when the next line of any kind is logged, or when the process ends. `log` is the function that logs a
+    record.
     """
 
     def __init__(self, log: Callable[[logging.LogRecord], Any], now: Callable[[], float] = time.monotonic) -> None:
@@ -155,7 +156,7 @@ class RepeatedLines(logging.Filter):
         return True
 
     def report_left_out(self, *, before: float = math.inf) -> None:
-        """Log how many equal lines were left out since each line that was logged at or before this time."""
+        """Report the omitted repetitions of each line that was first logged at or before the time `before`."""
         with self._lock:
             over = {key: known for key, known in self._known.items() if known.left_out and known.logged_at <= before}
             now = self._now()

@@ -1,4 +1,4 @@
-"""Finds the names of objects whose ids a response contains."""
+"""Finds the names of objects that a response refers to by id."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ MAX_REQUESTS = 50  # for one command; the objects after that are shown by their 
 
 
 class ObjectNames:
-    """Finds the names of objects. Each object is requested once.
+    """Finds the names of objects. Each object is requested only once.
 
-    An object that was deleted, or that the user may not read, has its id instead of a name.
+    If an object was deleted, or the user may not read it, its id is used instead of its name.
     """
 
     def __init__(self, client: ApiClient) -> None:
@@ -73,7 +73,7 @@ def find_user_id(client: ApiClient, path: str, user: str) -> str:
 def newest_id(
     client: ApiClient, path: str, wanted: str, *, kind: str, titles: Callable[[Any], Iterable[str]], listing: str
 ) -> str:
-    """Return the given id, or the id of the newest object at the path with this title, ignoring case.
+    """Return the given id, or the id of the newest object at the path with the given title, ignoring case.
 
     Use this function for objects without names, such as notifications. `titles` returns the titles of an object. `kind`
     is the noun for the error message, and `listing` is the command that lists the objects.

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def hide_packages(*packages: str) -> Iterator[None]:
-    """Hide these packages from modules that are imported in the block, unless the packages are already imported.
+    """Hide these packages from modules that are imported in the `with` block, unless they have already been imported.
 
     After the block, the packages can be imported as usual.
     """

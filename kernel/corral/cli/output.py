@@ -1,4 +1,4 @@
-"""Options that commands share, and functions that print aligned tables for people or JSON for programs."""
+"""Options that several commands share, and functions that print tables for people or JSON for programs."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def print_table(
     """Print rows as a table, or all their fields as JSON. Text is printed literally, without markup.
 
     `colour_of` is the column whose value selects the colour of the row from `COLOURS`. `computed` contains functions
-    for the cells of columns that are not fields of the rows, or are shown in another form.
+    that return the cells of a column, for columns that are not fields of the rows or are formatted differently.
     """
     if as_json:
         click.echo(json.dumps({"items": [dict(row) for row in rows]}, indent=2, default=str))
@@ -80,9 +80,10 @@ def print_table(
 
 
 def _floor(column: str, texts: Sequence[str]) -> int:
-    """Return the smallest width of a column: its longest word, so that no word is broken, unless it is very long.
+    """Return the smallest width of a column.
 
-    Ids and states are read and copied as a whole, however long they are.
+    The smallest width is the length of the longest word, so that no word is broken, unless the word is very long. Ids
+    and states are never broken, because users read and copy them as a whole.
     """
     if column == "status" or column == "id" or column.endswith("_id"):
         return max(map(len, texts))
@@ -90,9 +91,9 @@ def _floor(column: str, texts: Sequence[str]) -> int:
 
 
 def _widths(needs: Sequence[int], floors: Sequence[int], width: int) -> list[int]:
-    """Return the width of each column, so that all together have `width` if the floors allow that.
+    """Return the widths of the columns. Their sum does not exceed `width` unless the sum of `floors` does.
 
-    The widest column gives way first. The first column, which identifies the rows, keeps up to half of the width.
+    The widest column is narrowed first. The first column, which identifies the rows, keeps up to half of the width.
     """
     widths, least = [min(need, max(width, floor)) for need, floor in zip(needs, floors, strict=True)], list(floors)
     least[0] = max(least[0], min(needs[0], width // 2))
@@ -126,12 +127,12 @@ def print_fields(found: Any, shown: Mapping[str, Any], *, as_json: bool) -> None
 
 
 def warnings_in_words(warnings: Iterable[str]) -> list[str]:
-    """Return a line for each warning code of a response, with what to do about it if the code is known."""
+    """Return a line for each warning code of a response. The line for a known code says what to do about it."""
     return [f"Warning: {WARNINGS.get(warning, warning)}." for warning in warnings]
 
 
 def format_usd(amount: float | None) -> str:
-    """Format an amount in USD: with whole cents from $1 on, and with as many digits as needed below $1."""
+    """Format an amount in USD, with two decimal places from $1 on and up to six below $1."""
     if amount is None:
         return "unknown"
     digits = 2 if abs(amount) >= 1 or amount == 0 else 4 if abs(amount) >= 0.01 else 6

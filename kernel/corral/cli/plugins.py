@@ -51,9 +51,10 @@ def list_(config_path: Path | None, as_json: bool) -> None:
 @config_option
 @json_option
 def show_plugin(name: str, config_path: Path | None, as_json: bool) -> None:
-    """Show the state of one plugin, the reason for it, and the contributions of the plugin.
+    """Show the state of one plugin, the reason for this state, and the plugin's contributions.
 
-    An active plugin is started on an empty database first, so the state is the one that the server would find.
+    An active plugin is first started on an empty database, so the state shown is the state that it would have in the
+    server.
     """
     from corral.cli.enabled_plugins import find_plugin, installed_plugins, start_on_empty_database
 
@@ -242,7 +243,7 @@ def _contributed_to_plugins(item: PluginRecord) -> dict[str, list[str]]:
 
 
 def _label(item: Any) -> str:
-    """Return the label of a contribution: its name, the type of a workflow step, or the name of its class."""
+    """Return the label of a contribution: its name, its type if it is a workflow step, or the name of its class."""
     named = getattr(item, "name", None) or getattr(item, "type", None) or getattr(item, "__name__", None)
     return str(named or type(item).__name__)
 
@@ -250,9 +251,8 @@ def _label(item: Any) -> str:
 def _print_change(name: str, state: str, path: Path, changed: bool, as_json: bool) -> None:
     """Print the result of a change.
 
-    If the configuration file changed or the last reload failed, let the server processes on this machine reload, and
-    wait until they have. Exit with status 1 if a process could not reload, or if the plugin failed in a process that
-    reloaded.
+    If the configuration file changed or the last reload failed, reload the server processes on this machine and wait
+    for the results. Exit with status 1 if a process could not reload, or if the plugin failed in a reloaded process.
     """
     data_dir = load_config(path=path).data_dir
     asked = request_reload(data_dir) if changed or failed_reloads(data_dir) else {}
@@ -276,7 +276,7 @@ def _print_change(name: str, state: str, path: Path, changed: bool, as_json: boo
 
 
 def _failed_reload(reload: ReloadResult, name: str) -> str | None:
-    """Describe why the process does not run with the changed plugin, or return None if it does."""
+    """Describe why the change to the plugin is not in effect in the process, or return None if it is in effect."""
     process, load = reload
     if load is None:
         return f"the process {process} has ended or has not reloaded in time; its log shows why"

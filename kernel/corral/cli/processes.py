@@ -44,8 +44,8 @@ class ProcessEnvironment(NamedTuple):
     def restore(self) -> None:
         """Restore the working directory, the environment variables and the umask from the snapshot.
 
-        Plugins may have changed them. With a different working directory or different environment variables, a reload
-        could use another configuration and another database.
+        Plugins may have changed them, and a reload with other values could use another configuration and another
+        database.
         """
         os.chdir(self.folder)
         os.environ.clear()
@@ -57,7 +57,7 @@ EXIT_SECONDS = 5.0  # time for threads and exit handlers of plugins to end
 
 
 def force_exit_later(seconds: float = EXIT_SECONDS) -> None:
-    """Exit after this time, even if tasks, threads or exit handlers of plugins do not end."""
+    """Force the process to exit after `seconds`, even if tasks, threads or exit handlers of plugins have not ended."""
     timer = threading.Timer(seconds, _force_exit)
     timer.daemon = True
     timer.start()
@@ -91,7 +91,7 @@ class NotReady(Exception):
 
 
 class ChildProcess:
-    """One server process, as its parent sees it.
+    """One server process, as seen by its parent.
 
     The process inherits the listening socket and one end of a socket pair. It uses the socket pair to announce that it
     is ready and to receive the request to drain. It exits when the parent's end of the socket pair is closed.
@@ -103,7 +103,7 @@ class ChildProcess:
 
     @classmethod
     async def spawn(cls, arguments: Sequence[str], listener: socket.socket) -> ChildProcess:
-        """Start a server process. The process is not ready yet when this method returns."""
+        """Start a server process. The process is not yet ready when this method returns."""
         ours, theirs = socket.socketpair()
         ours.send(_start_secret)
         with theirs:
@@ -140,7 +140,7 @@ class ChildProcess:
         raise NotReady(await self.process.wait(), text)
 
     async def wait_until_drained(self) -> None:
-        """Wait until the process needs no more connections in order to drain, or has ended."""
+        """Wait until the process has ended, or can drain without accepting more connections."""
         self._control.setblocking(False)
         received = b""
         with contextlib.suppress(OSError):
@@ -152,13 +152,13 @@ class ChildProcess:
     def drain(self) -> None:
         """Tell the process to stop accepting connections and to drain.
 
-        Afterwards, other processes serve the socket, or no process does.
+        Call this method if other processes serve the socket from now on, or if the server stops.
         """
         with contextlib.suppress(OSError):
             self._control.send(DRAIN_MESSAGE)
 
     def terminate(self) -> None:
-        """Send SIGTERM, which tells the process to drain and exit. It still accepts connections meanwhile."""
+        """Send SIGTERM, which tells the process to drain and exit. It still accepts connections while it drains."""
         with contextlib.suppress(ProcessLookupError):
             self.process.terminate()
 
@@ -219,7 +219,7 @@ class ProcessGroup:
             child = await self._spawn_after(delay)
 
     async def _spawn_after(self, delay: float) -> ChildProcess:
-        """Start a process after a delay, and retry while the system cannot start it.
+        """Start a process after a delay, and retry as long as the system cannot start it.
 
         If the parent gave up, the address would stay open although no process serves it.
         """
@@ -233,7 +233,7 @@ class ProcessGroup:
                 log.error("server process could not be started; retrying", extra=details)
 
     async def stop(self) -> None:
-        """Stop all processes. Refuse new connections as soon as no process needs any more of them in order to drain."""
+        """Stop all processes. Refuse new connections as soon as every process can drain without more of them."""
         await self._stop_restarting()
         ending = asyncio.create_task(self._end(ChildProcess.terminate))
         draining = [asyncio.create_task(child.wait_until_drained()) for child in self._children]
@@ -284,7 +284,7 @@ class ParentProcess:
 
     SIGTERM and SIGINT drain all processes; a second signal kills them. SIGHUP replaces them with new processes. `plan`
     reads the configuration again and returns the number of processes to start. It raises an error if the configuration
-    is invalid. `is_serving` says whether this process itself serves the address.
+    is invalid. `is_serving` indicates whether this process itself serves the address.
     """
 
     def __init__(
@@ -355,7 +355,7 @@ class ParentProcess:
         self._stopping.set()
 
     async def run_until_stopped(self) -> None:
-        """Reload at each SIGHUP until SIGTERM or SIGINT, then drain all processes."""
+        """Reload whenever SIGHUP arrives. On SIGTERM or SIGINT, drain all processes and return."""
         stopping = asyncio.create_task(self._stopping.wait())
         while not self._stopping.is_set():
             reloading = asyncio.create_task(self._reload_on_request())
@@ -404,12 +404,12 @@ class ParentConnection:
         self._control.setblocking(False)
 
     def announce(self, text: str, *, ready: bool = True) -> None:
-        """Report to the parent that this process is ready, or the reason why it cannot start."""
+        """Report to the parent that this process is ready, or why it cannot start."""
         with contextlib.suppress(OSError):
             self._control.send(json.dumps([ready, text]).encode() + b"\n")
 
     def report_drained(self) -> None:
-        """Report to the parent that this process needs no more connections in order to drain."""
+        """Report to the parent that this process can drain without accepting more connections."""
         with contextlib.suppress(OSError):
             self._control.send(DRAINED_MESSAGE)
 

@@ -1,4 +1,4 @@
-"""The processes of a data folder that reload on SIGHUP, and the result of the last reload of each."""
+"""Registers the processes of a data folder that reload on SIGHUP, and records the result of their last load."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _registered: list[Path] = []  # the data folders in which this process is regist
 class LoadResult(NamedTuple):
     """The result of the start or the last reload of a process: its error, if any, and a line for each failed plugin.
 
-    After a failed reload, the process runs with the configuration and the plugins from before.
+    If a reload fails, the process keeps its previous configuration and plugins.
     """
 
     at: int
@@ -29,7 +29,7 @@ class LoadResult(NamedTuple):
 
 
 class ReloadResult(NamedTuple):
-    """The result of a request to reload. `load` is None if the process has not answered in time, or has ended."""
+    """The result of a reload request. `load` is None if the process did not reload in time or has ended."""
 
     process: int
     load: LoadResult | None
@@ -86,7 +86,7 @@ def failed_reloads(data_dir: Path) -> dict[int, str]:
 def request_reload(data_dir: Path) -> dict[int, LoadResult | None]:
     """Send SIGHUP to all registered processes of the data folder.
 
-    Return the last load of each before it, keyed by pid.
+    Return the result of each process's previous load, keyed by pid.
     """
     asked: dict[int, LoadResult | None] = {}
     for process in _running_processes(data_dir):
@@ -98,9 +98,9 @@ def request_reload(data_dir: Path) -> dict[int, LoadResult | None]:
 
 
 def wait_for_reload(data_dir: Path, asked: dict[int, LoadResult | None]) -> list[ReloadResult]:
-    """Wait until each process that `request_reload` returned has reloaded, has failed to reload, or takes too long.
+    """Wait for the processes that `request_reload` returned to reload, and return the results.
 
-    Return the results.
+    The wait for a process ends when the process has reloaded, has failed to reload, has ended, or takes too long.
     """
     end = time.monotonic() + RELOAD_SECONDS
     return [ReloadResult(process, _next_load(data_dir, process, before, end)) for process, before in asked.items()]
@@ -118,7 +118,7 @@ def _next_load(data_dir: Path, process: int, before: LoadResult | None, end: flo
 def _is_running(process: int) -> bool:
     """Return whether a process is running.
 
-    While `corral jobs` restarts, it keeps its pid, but does not hold its lock.
+    The check uses the pid, because `corral jobs` keeps its pid when it restarts, but releases its lock.
     """
     try:
         os.kill(process, 0)

@@ -1,4 +1,4 @@
-"""Options with which commands take the body of a request: `--field` and `--input`."""
+"""The options `--field` and `--input`, with which commands accept a request body."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 SECRET_NAME = re.compile(r"password|passphrase|secret|token|code|private_key|(?:^|_)key$|^value$")
-"""The names of fields with secrets. `value` is that of a secret of the vault, and of a setting."""
+"""Matches the names of fields that contain secrets. A secret in the vault and a setting have their value in `value`."""
 
 field_option = click.option(
     "-f",
@@ -33,8 +33,8 @@ body_option = click.option(
 def parse_fields(fields: tuple[str, ...]) -> dict[str, Any]:
     """Convert `KEY=VALUE`, `KEY=@FILE` and `KEY:=JSON` to a dictionary. A repeated key becomes a list.
 
-    Text from a file is kept as it is. Only a secret loses the line break at its end, which editors add. On a terminal,
-    `KEY=@-` prompts for one line and hides it, because passwords and codes are given in this way.
+    Text from a file is kept unchanged, except that line breaks at the end of a secret are removed, because editors add
+    them. On a terminal, `KEY=@-` prompts for one line without echo, so that passwords and codes can be entered safely.
     """
     values: dict[str, Any] = {}
     for item in fields:

@@ -15,11 +15,11 @@ import msgspec
 
 
 class SavedSession(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """A session with a server, or a token for it.
+    """The saved credentials for a server: a session, or a token that the user supplied.
 
-    Without `refresh_token`, the token cannot be renewed: it is the token of a session with a sealed server, or an API
-    key or another token that the user supplied. Tokens that the user supplied have no `expires_at`, which is in epoch
-    seconds of this machine.
+    Without `refresh_token`, the token cannot be renewed. This is the case for the session of a sealed server, for an
+    API key and for any other token that the user supplied. `expires_at` is in epoch seconds of this machine's clock,
+    and is None for tokens that the user supplied.
     """
 
     url: str
@@ -43,7 +43,7 @@ class SavedSessions:
     def find(self, server: str | None = None) -> tuple[str, SavedSession] | None:
         """Return the name and the session of a server, given its name or URL. The default is the current server.
 
-        If several servers are saved with the same URL, return the current one, otherwise the first.
+        If several servers are saved with the same URL, the current server is preferred, then the first.
         """
         saved = self._read()
         wanted = server or saved.current
@@ -58,7 +58,7 @@ class SavedSessions:
         return list(self._read().servers)
 
     def store(self, name: str, session: SavedSession, *, make_current: bool = False) -> None:
-        """Store a session, replacing an older one of the same name."""
+        """Store a session, replacing any existing session with the same name."""
         saved = self._read()
         if make_current:
             saved.servers.pop(name, None)  # the order of the servers is the order of the sign-ins
@@ -76,7 +76,7 @@ class SavedSessions:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the lock of the file. Commands that run at the same time renew a session one after the other."""
+        """Hold the lock of the file, so that concurrent commands renew a session one after the other."""
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         number = os.open(self._folder / "sessions.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
@@ -97,7 +97,7 @@ class SavedSessions:
             raise click.ClickException(detail) from None
 
     def _write(self, saved: _Sessions) -> None:
-        """Replace the file in one step, so that a command that is killed leaves either the old or the new one."""
+        """Replace the file atomically, so that a killed command leaves either the old or the new file."""
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         number, draft = tempfile.mkstemp(dir=self._folder, prefix=".sessions-")  # mode 0600
         try:

@@ -159,7 +159,10 @@ def serve(
     environment: ProcessEnvironment,
     recovering: bool = False,
 ) -> None:
-    """Boot a kernel and serve until a signal. Raise `StartupError` or `MigrationsPending` if the boot fails."""
+    """Boot a kernel and serve requests until a signal arrives.
+
+    Raise `StartupError` or `MigrationsPending` if the boot fails.
+    """
     gc.disable()  # nearly all that a start creates stays, and looking for the rest took a fifth of its time
     with hide_packages(*POSTGRES_DRIVERS if config.database.is_file else ()):  # peewee imports what it finds: 12 MB
         importlib.import_module("peewee")
@@ -217,8 +220,7 @@ def _serve(
 class SlowStartFilter(logging.Filter):
     """While a server starts, suppresses the warnings about slow units of work that took less than 500 ms.
 
-    During a start, many units of work run for the first time and at the same time, so some take longer than they will
-    later.
+    During a start, many units of work run for the first time and at the same time, so some are slower than usual.
     """
 
     def filter(self, record: logging.LogRecord) -> bool:
@@ -244,7 +246,7 @@ class ServingProcess:
         self._background_task: asyncio.Task[None] | None = None
 
     async def run(self, *, jobs: bool, ready: Callable[[], None]) -> None:
-        """Serve until a signal or a reload, then drain and stop.
+        """Serve requests until a signal or a reload, then drain and stop.
 
         After a reload, a process that became a parent runs until its new processes end.
         """
@@ -290,7 +292,10 @@ class ServingProcess:
             loop.add_signal_handler(signal.SIGHUP, lambda: None)
 
     def _exit_at_second_signal(self, *_: object) -> None:
-        """Exit at the second signal, even if the event loop is blocked: Python calls this handler outside the loop."""
+        """Exit at the second signal.
+
+        This works even if the event loop is blocked, because Python calls this handler outside the loop.
+        """
         if self._is_signalled:
             os._exit(130)
         self._is_signalled = True
@@ -329,7 +334,10 @@ class ServingProcess:
             await parent.run_until_stopped()
 
     async def _stop_accepting(self) -> None:
-        """Stop accepting connections as soon as no request needs this process any more."""
+        """Stop accepting connections, now that this process can drain without them.
+
+        A child process waits for its parent, which tells all its children to stop accepting at the same time.
+        """
         refusing = self._shutdown.refusing
         if isinstance(self._parent, ParentConnection):
             self._parent.report_drained()
@@ -341,16 +349,16 @@ class ServingProcess:
             await refuse_connections(self._listener, refusing.set)
 
     def _drain(self) -> None:
-        """Stop accepting connections and begin the shutdown, because other processes serve the address now."""
+        """Stop accepting connections and begin the shutdown, because other processes now serve the address."""
         self._shutdown.refusing.set()
         self._stopping.set()
 
 
 def announcement(kernel: Any, address: str, first_account: str | None) -> str:
-    """Return the text that is printed at the start.
+    """Return the text that the server prints at startup.
 
-    It contains the address, the data folder, the state of the vault, the plugins that failed, and, as long as no
-    account exists, how the first one is created.
+    The text contains the address, the data folder, the state of the vault and the plugins that failed. If no account
+    exists yet, it also says how to create the first one.
     """
     from corral.cli.kernel_start import sealed_reason
 

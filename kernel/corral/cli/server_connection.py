@@ -1,4 +1,7 @@
-"""Connects a command to the server that the user has signed in to: the `--server` option, tokens and their renewal."""
+"""Connects a command to the server that the user has signed in to.
+
+Implements the `--server` option, and the use and renewal of tokens.
+"""
 
 from __future__ import annotations
 
@@ -50,9 +53,10 @@ def client_command(function: Callable[..., None]) -> Callable[..., None]:
 
 
 def _name_list_command(error: ApiClientError) -> ApiClientError:
-    """If an object was not found, add the command that lists such objects to an error that names no command.
+    """Add a hint to the message of a "not found" error.
 
-    If the server lacks the operation itself, say that it does not run the plugin to which the command belongs.
+    If an object was not found, and the message names no command, the hint names the command that lists such objects. If
+    the server lacks the operation itself, the hint says that the server does not run the plugin of the command.
     """
     group = click.get_current_context().parent
     if error.status != 404 or group is None or group.parent is None or not isinstance(group.command, click.Group):
@@ -65,7 +69,7 @@ def _name_list_command(error: ApiClientError) -> ApiClientError:
 
 
 def with_server_here(url: str, error: ApiClientError) -> ApiClientError:
-    """If the error says that the server at `url` does not answer, name the server that runs in this folder."""
+    """If the error says that the server at `url` does not answer, mention the server that runs in this folder."""
     here = running_url() if error.status is None and "does not answer" in str(error) else None
     if here is None or here == url:
         return error
@@ -123,7 +127,7 @@ def failed_reloads_of(url: str) -> dict[int, str]:
 
 
 def valid_url(text: str, option: str) -> str:
-    """Return the URL without a slash at its end. Raise `BadParameter` if it is not the URL of a server."""
+    """Return the URL without a trailing slash. Raise `BadParameter` if the text is not the URL of a server."""
     import httpx2
 
     if not text.startswith(("http://", "https://")):
@@ -137,7 +141,7 @@ def valid_url(text: str, option: str) -> str:
 
 
 def valid_token(text: str, where: str) -> str:
-    """Return the token without white space around it. Raise `UsageError` if it cannot be a token."""
+    """Return the token without surrounding white space. Raise `UsageError` if it cannot be a token."""
     token = text.strip()
     if not token or not (token.isascii() and token.isprintable()):
         raise click.UsageError(f"{where}: not a token, which consists of printable ASCII characters")
@@ -147,9 +151,9 @@ def valid_token(text: str, where: str) -> str:
 def complete_names(
     path: str, field: str = "name"
 ) -> Callable[[click.Context, click.Parameter, str], list[CompletionItem]]:
-    """Return the tab completion for the names of the objects at `path`, such as `/agents`.
+    """Return a tab-completion function for the names of the objects at `path`, such as `/agents`.
 
-    If the server does not answer, nothing is completed.
+    If the server does not answer, the function returns no names.
     """
 
     def complete(context: click.Context, parameter: click.Parameter, start: str) -> list[CompletionItem]:
@@ -209,10 +213,10 @@ def _client_of_session(sessions: SavedSessions, name: str, session: SavedSession
 
 
 def renew_session(sessions: SavedSessions, name: str, client: ApiClient) -> bool:
-    """Give the client a new token for its session, and store it. Always returns true.
+    """Give the client a new token for its session, and store the token. Always returns true.
 
-    The refresh token works once, so commands that run at the same time do this one after the other, and the later ones
-    find the new token. Raise `ApiClientError` if the session has ended.
+    A refresh token can be used only once. If several commands need a new token at the same time, the first one renews
+    the session, and the others read the new token from the file. Raise `ApiClientError` if the session has ended.
     """
     with sessions.locked():
         found = sessions.find(name)
@@ -247,7 +251,10 @@ def _session_ended(client: ApiClient) -> ApiClientError:
 
 
 def _confirm_identity(client: ApiClient, session: SavedSession) -> bool:
-    """Ask for the password or a one-time code, because the server demands a fresh proof for this action."""
+    """Ask for the password or a one-time code, because the server requires a re-authentication for this action.
+
+    Return False if the user cannot be asked.
+    """
     if session.email is None or not sys.stdin.isatty():
         return False
     proof = click.prompt(f"Password or one-time code of {session.email}", hide_input=True, err=True)

@@ -1,4 +1,4 @@
-"""Reads all tables in one snapshot while other processes keep writing, and fills the tables of a new database."""
+"""Reads all tables in one snapshot while other processes continue to write, and fills the tables of a new database."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ def models_of(records: Iterable[PluginRecord]) -> dict[str, type[Model]]:
 
 
 class Snapshot:
-    """A consistent view of the database, which later writes do not change. It blocks no writer."""
+    """A consistent view of the database that later writes do not change. Writers are not blocked."""
 
     def __init__(self, engine: peewee.Database) -> None:
         self._engine = engine
         self._tables = existing_tables(engine)
 
     def tables(self, known: Iterable[str]) -> list[str]:
-        """Return those of the tables in `known` that exist."""
+        """Return the tables in `known` that exist."""
         return sorted({*known} & {*self._tables})
 
     def schemas(self) -> dict[str, list[str]]:
@@ -72,7 +72,7 @@ def _fetch(cursor: Any) -> Iterator[tuple[Any, ...]]:
 
 @contextlib.contextmanager
 def open_snapshot(database: Database) -> Iterator[Snapshot]:
-    """Open a snapshot on a connection of its own."""
+    """Open a snapshot on a separate connection."""
     with own_connection(database) as engine:
         is_sqlite = isinstance(engine, peewee.SqliteDatabase)
         connection: Any = engine.connection()
@@ -84,10 +84,10 @@ def open_snapshot(database: Database) -> Iterator[Snapshot]:
 
 
 def insert_rows(engine: peewee.Database, table: str, rows: Iterator[list[Any]]) -> None:
-    """Fill a table with the rows of `Archive.read_table`.
+    """Fill a table with rows from an archive, replacing any rows that migrations have inserted.
 
-    Rows that migrations have inserted are replaced. Booleans are numbers on SQLite and a type of their own on
-    PostgreSQL.
+    `rows` first yields the column names, as `Archive.read_table` does. SQLite stores booleans as numbers, so they are
+    converted for PostgreSQL.
     """
     is_sqlite = isinstance(engine, peewee.SqliteDatabase)
     columns, cursor = next(rows), engine.cursor()
@@ -104,7 +104,7 @@ def insert_rows(engine: peewee.Database, table: str, rows: Iterator[list[Any]]) 
 
 
 def continue_numbering(engine: peewee.Database, model: type[Model]) -> None:
-    """Let the automatic key of a table continue after its highest value. SQLite does this automatically."""
+    """Set the sequence of a table's automatic key to its highest value. SQLite does this automatically."""
     key = model._meta.primary_key
     if isinstance(key, peewee.AutoField) and not isinstance(engine, peewee.SqliteDatabase):
         table, column = model._meta.table_name, key.column_name

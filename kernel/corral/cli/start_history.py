@@ -3,7 +3,7 @@
 After three crashed starts within 15 minutes, the next start enters safe mode.
 
 Each start creates a record file and locks it. An unlocked record file belongs to a start that crashed. A start that
-ends in an orderly way (refusal, Ctrl-C) removes its file, and a start that becomes ready removes the files of earlier
+exits cleanly (after a refusal or Ctrl-C) removes its file, and a start that becomes ready removes the files of earlier
 crashes.
 """
 
@@ -56,7 +56,7 @@ class StartHistory:
         os.kill(os.getpid(), signal.SIGTERM)
 
     def record_clean_exit(self) -> None:
-        """Remove the record of this start, because it ended in an orderly way."""
+        """Remove the record of this start, because the start exited cleanly."""
         if self._record is not None:
             path, handle = self._record
             path.unlink(missing_ok=True)
@@ -69,9 +69,9 @@ class StartHistory:
         self.remove_crashes()
 
     def remove_crashes(self, since: float = 0.0) -> None:
-        """Remove the records of interrupted starts that began at or after the time `since` (in epoch seconds).
+        """Remove the records of crashed starts that began at or after the time `since` (in epoch seconds).
 
-        These starts then no longer count as crashes.
+        The removed starts no longer count as crashes.
         """
         for path in list(self._interrupted_starts()):
             with contextlib.suppress(FileNotFoundError):
@@ -79,7 +79,7 @@ class StartHistory:
                     path.unlink()
 
     def _interrupted_starts(self) -> Iterator[Path]:
-        """Yield the record files of starts that were interrupted before they completed."""
+        """Yield the record files of starts that crashed before they completed."""
         for path in self._folder.glob("*"):
             with contextlib.suppress(FileNotFoundError, BlockingIOError), path.open("rb") as file:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -1,4 +1,4 @@
-"""The parts that plugins add to `corral status`, with entry points of the group `corral.status`."""
+"""The sections that plugins add to `corral status`. They are entry points of the group `corral.status`."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ MAX_NAMES = 5  # objects that a line of `corral status` names
 
 
 class StatusPart(NamedTuple):
-    """What a plugin adds to `corral status`.
+    """A section that a plugin adds to `corral status`.
 
-    `found` is its value in the JSON output, or None if the value is unknown. `text` says what needs attention, and
-    names the command that shows it. If `text` is missing, nothing needs attention.
+    `found` is the value of the section in the JSON output, or None if the value is unknown. `text` describes what needs
+    attention, and names the command that shows it. If nothing needs attention, `text` is None.
     """
 
     found: Any
@@ -23,7 +23,7 @@ class StatusPart(NamedTuple):
 
 
 def read_if_allowed(client: ApiClient, path: str, **query: Any) -> Any:
-    """Return what the API returns for a path, or None if the user may not read it or its plugin is not active."""
+    """Return the API's response for a path, or None if the user may not read it or its plugin is not active."""
     try:
         return client.get(path, **query)
     except ApiClientError as error:
@@ -33,13 +33,13 @@ def read_if_allowed(client: ApiClient, path: str, **query: Any) -> Any:
 
 
 def some_names(names: Iterable[str]) -> str:
-    """Return the names as text, separated by commas. If there are many names, only the first few are listed."""
+    """Join the names with commas. If there are many names, list only the first few."""
     named = list(names)
     rest = len(named) - MAX_NAMES
     return ", ".join(named[:MAX_NAMES]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def name_for_command(names: Iterable[str]) -> str:
-    """Return the argument of a command about one of these objects: its name if it is the only one, else `NAME`."""
+    """Return the name to show in a suggested command: the only name, or the placeholder `NAME` if there are several."""
     named = list(names)
     return shlex.quote(named[0]) if len(named) == 1 else "NAME"

@@ -30,7 +30,7 @@ class Response(RequestResponseCycle):
     """
 
     _head: Any = None
-    """The first message of a response of known length, until the body follows."""
+    """The first message of a response of known length, which is held back until the body follows."""
 
     async def send(self, message: Any) -> None:
         head, self._head = self._head, None
@@ -43,7 +43,10 @@ class Response(RequestResponseCycle):
             await super().send(message)
 
     def _write_at_once(self, head: Any, message: Any) -> bool:
-        """Write the whole response. Return False if uvicorn's own method must write, or refuse, the two messages."""
+        """Write the whole response in one piece.
+
+        Return False if uvicorn's own method must write the two messages, or refuse them.
+        """
         headers, body = [*self.default_headers, *head["headers"]], message.get("body", b"")
         if message.get("more_body") or self.scope["method"] == "HEAD" or self.disconnected or self.flow.write_paused:
             return False
@@ -67,7 +70,7 @@ class Http1(HttpToolsProtocol):
     `_unparsed` counts the bytes received since the last complete head, body part or message. It grows only within a
     head, a chunk extension or a trailer, so only these are limited.
 
-    A connection is idle until a complete head has arrived. It has one timer, which looks at `_idle_since`: the timer
+    A connection is idle until a complete head has arrived. It has a single timer, which checks `_idle_since`. The timer
     that uvicorn creates after each response takes more than 2 % of the time of a short request.
     """
 

@@ -1,8 +1,8 @@
 """The configuration: `corral.toml` and `CORRAL_*` variables, read at startup into one frozen `Config`.
 
 `config_keys.json` lists everything that can be configured, with descriptions and variables. The fields of `Config` and
-its sections have the types and defaults. Loading, validation, `rows()` and `corral config init` are derived from both.
-Run-time settings that the file or the command line pins (`Config.pinned`) and the remaining `CORRAL_*` variables
+its sections define the types and defaults. Loading, validation, `rows()` and `corral config init` are derived from
+both. Run-time settings that the file or the command line pins (`Config.pinned`) and the remaining `CORRAL_*` variables
 (`Config.variables`) are not validated here; the settings registry validates both.
 """
 
@@ -50,14 +50,14 @@ class Key(NamedTuple):
 
 
 class PinnedSetting(NamedTuple):
-    """A run-time setting that is pinned by a variable or the file: the unvalidated value and its source."""
+    """The unvalidated value of a run-time setting that a variable or the file pins, and the source of the value."""
 
     value: Any
     source: str
 
 
 class Row(NamedTuple):
-    """A configured value. `secret` means that the whole value is a credential."""
+    """A configured value for display. `secret` means that the whole value is a credential."""
 
     key: str
     value: Any
@@ -164,7 +164,7 @@ class Config(_Part, frozen=True):
     plugins: Plugins = Plugins()
     pinned: Mapping[str, PinnedSetting] = msgspec.field(default_factory=dict)
     variables: Mapping[str, str] = msgspec.field(default_factory=dict)
-    """The remaining `CORRAL_*` variables. Each may pin the run-time setting that declares this variable."""
+    """The remaining `CORRAL_*` variables. A variable may pin a run-time setting that declares it."""
     secrets: Mapping[str, str] = msgspec.field(default_factory=dict)  # values of CORRAL_SECRET_<NAME>, by name
     sources: Mapping[str, str] = msgspec.field(default_factory=dict)
     warnings: tuple[str, ...] = ()
@@ -178,7 +178,7 @@ class Config(_Part, frozen=True):
         return Path(self.storage.url[7:]) if self.storage.url.startswith("file://") else None
 
     def credentials(self) -> dict[str, str]:
-        """Return every configured credential by the name of its configuration key, for the redactor.
+        """Return every configured credential for the redactor, keyed by configuration key.
 
         Passwords in URLs are included.
         """
@@ -219,7 +219,7 @@ TABLE: Mapping[str, ConfigField] = {
     name: ConfigField(_FIELDS[name].type, Key(**entry), _FIELDS[name].default)
     for name, entry in json.loads(Path(__file__).with_name("config_keys.json").read_bytes()).items()
 }
-"""Every configuration key: its description from `config_keys.json`, and the type and default of its field."""
+"""All configuration keys. The descriptions are from `config_keys.json`, and the types and defaults from `Config`."""
 CREDENTIAL_IN_URL = re.compile(
     r"://[^:@/\s]*:([^\s]*)@|[?&][^=&\s]*(?:key|secret|token|password)[^=&\s]*=([^&\s]+)", re.IGNORECASE
 )

@@ -39,11 +39,12 @@ def load(
 ) -> Config:
     """Load the configuration. The command line overrides the environment, which overrides the file and the defaults.
 
-    `overrides` contains the values of the command line by "section.key", "plugins.<name>" (a table) or
-    "settings.<category>.<key>". Overrides that are None and empty environment variables are ignored. The file is
-    `path`. If `path` is None, it is the file that `CORRAL_CONFIG` names, and otherwise the first existing file of
-    `./corral.toml` and `/etc/corral/corral.toml`. With `path=Path(os.devnull)`, no file is read. Raises
-    `StartupError` with all faults.
+    `overrides` contains the values from the command line, keyed by "section.key", "plugins.<name>" (a table) or
+    "settings.<category>.<key>". Overrides with the value None are ignored, and so are empty environment variables.
+
+    The configuration file is `path`. If `path` is None, the variable `CORRAL_CONFIG` names the file. If the variable is
+    not set, the first existing file of `./corral.toml` and `/etc/corral/corral.toml` is read. With
+    `path=Path(os.devnull)`, no file is read. Raises `StartupError` with all faults.
     """
     reader = _Reader(os.environ if environ is None else environ)
     reader.read_file(path)
@@ -174,7 +175,7 @@ class _Reader:
         return Config(**parts[""], **sections, **further, warnings=tuple(self.warnings))
 
     def check_together(self, values: Mapping[str, Any]) -> None:
-        """Check the constraints that involve several keys."""
+        """Check the constraints that involve more than one key."""
         for name in ("keys.jwt_secret", "metrics_token"):
             if values[name] and len(_STOCK.sub("", re.sub(r"[\W_]", "", values[name].lower()))) < 6:
                 self.faults.append(f"{self.raw[name][1]}: {name} is easy to guess; use a random value")
@@ -223,7 +224,7 @@ def _descriptions(kind: Any) -> Iterator[str]:
 def _leaves(document: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """Yield each value of the document with its full name.
 
-    A plugin's table, and a table that is the value of a run-time setting, are each yielded as one value.
+    The table of a plugin and a table that is the value of a run-time setting are yielded as single values.
     """
     for section, table in document.items():
         if not isinstance(table, dict) or section not in {*SECTIONS, "settings"}:
@@ -237,9 +238,9 @@ def _leaves(document: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _line_of(text: str, name: str) -> int:
-    """Return the number of the line that sets `name`, or else of the line that begins the closest enclosing table.
+    """Return the number of the line that sets `name`, or of the line that begins its closest enclosing table.
 
-    Searches the text, because tomllib reports no line numbers.
+    The text is searched, because tomllib does not report line numbers.
     """
     here, line_found, longest = "", 1, 0
     for number, line in enumerate(text.splitlines(), 1):

@@ -1,1 +1,1 @@
-"""Connections, models, units of work, compiled statements, leases and migrations."""
+"""Database connections, models, units of work, compiled statements, leases and migrations."""

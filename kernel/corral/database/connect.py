@@ -1,4 +1,4 @@
-"""Opens a database: `connect(url)` selects the engine by the URL."""
+"""Opens a database. `connect(url)` selects the engine by the URL."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ FILE_SCHEME, SERVER_SCHEMES = "sqlite:///", ("postgresql://", "postgres://")
 
 
 def connect(url: str, *, synchronous: str = "full", pool_size: int = 16) -> Database:
-    """Open `sqlite:///path` or `postgresql://…`, without reading anything yet.
+    """Open the database at `sqlite:///path` or `postgresql://…`. No data is read yet.
 
     Raise `StartupError` for any other URL.
     """

@@ -1,7 +1,7 @@
-"""Helpers for cases in which SQLite and PostgreSQL need different SQL, so that plugins run on both unchanged.
+"""Helpers for cases in which SQLite and PostgreSQL need different SQL, so that the same plugin code runs on both.
 
-Peewee translates ordinary queries, including upserts (`on_conflict`). These helpers cover the rest, and run in the
-caller's unit of work, except those that take the peewee database of a migration. Row locks are in `unit`, and
+Peewee translates ordinary queries, including upserts (`on_conflict`). These helpers cover the rest. They run in the
+caller's unit of work, except for those that take the peewee database of a migration. Row locks are in `unit`, and
 full-text search is in `full_text`.
 """
 
@@ -27,7 +27,7 @@ def on_sqlite(database: peewee.Database | None = None) -> bool:
 
 
 def stores_rows_in_primary_key(database: peewee.Database) -> bool:
-    """Return whether the engine can store a table in its primary key (`without_rowid`).
+    """Return whether the engine can store a table's rows in its primary key (`without_rowid`).
 
     Migrations use this function.
     """
@@ -48,16 +48,16 @@ def execute(sql: str, parameters: Sequence[Any] = ()) -> Any:
 
 
 def sql_fragment(sql: str, parameters: Sequence[Any] = ()) -> peewee.SQL:
-    """Return raw SQL with `?` markers as a part of a peewee query."""
+    """Return raw SQL with `?` markers for use in a peewee query."""
     return peewee.SQL(_with_native_placeholders(sql), parameters)
 
 
 @contextlib.contextmanager
 def savepoint() -> Iterator[None]:
-    """Run a block of statements in a savepoint. If the block raises, everything that it did in the unit is undone.
+    """Run a block of statements in a savepoint. If the block raises, all its effects on the unit are undone.
 
-    This includes rows, events, jobs, audit rows and callbacks. On PostgreSQL a failed statement aborts the whole
-    transaction, unless the statement is inside a savepoint.
+    The effects include rows, events, jobs, audit rows and callbacks. On PostgreSQL, a failed statement aborts the whole
+    transaction unless the statement is inside a savepoint.
     """
     unit = current()
     buffers: tuple[list[Any], ...] = (unit.events, unit.jobs, unit.audit, unit.after, unit.before)
@@ -109,9 +109,9 @@ def milliseconds_between(since: str, until: str) -> str:
 
 
 def json_array_strings(alias: str) -> str:
-    """Return SQL for a table `alias` that has one row for each string of a JSON array.
+    """Return SQL for a table named `alias` that has one row for each string in a JSON array.
 
-    The array is the parameter `?`, and each string is in the `value` column.
+    The array is passed as the parameter `?`, and each string is in the `value` column.
     """
     return f"json_each(?) AS {alias}" if on_sqlite() else f"json_array_elements_text(CAST(? AS json)) AS {alias}(value)"
 
@@ -119,7 +119,7 @@ def json_array_strings(alias: str) -> str:
 def by_code_point(field: Any) -> Any:
     """Return the text field with a collation that sorts by code point, as Python does.
 
-    The order then does not depend on the locale of the database.
+    The sort order then does not depend on the locale of the database.
     """
     return field if on_sqlite() else field.collate('"C"')
 
@@ -133,8 +133,8 @@ def transaction_is_open() -> bool:
 def append_only(database: peewee.Database, table: str, *, unique: Sequence[str], deletable: str) -> None:
     """Add triggers that prevent rows of a table from being changed, replaced or deleted. Migrations use this function.
 
-    Rows may be deleted if the SQL condition `deletable` is true for `OLD`. `unique` names the columns with unique
-    values. On SQLite, a trigger refuses to insert a row if one of these values already exists, because `INSERT OR
+    Rows may be deleted if the SQL condition `deletable` is true for `OLD`. `unique` lists the columns whose values are
+    unique. On SQLite, a trigger refuses to insert a row if one of its unique values already exists, because `INSERT OR
     REPLACE` would delete the existing row without calling the trigger for deletions.
     """
     refused = f"these rows of {table} cannot be changed or deleted"

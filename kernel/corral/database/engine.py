@@ -40,7 +40,7 @@ class InlineReadTimeout(Exception):
 
 
 class Database(abc.ABC):
-    """The base class of the databases of both engines.
+    """The base class for the databases of both engines.
 
     `flush` writes the audit, job and event rows of a unit before COMMIT. `committed` is called after COMMIT.
     """
@@ -63,7 +63,7 @@ class Database(abc.ABC):
         self._is_closed, self._closing = False, threading.Lock()
 
     def deliver_on(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Deliver the results and notifications of all threads on this event loop."""
+        """Deliver the results and notifications of all database threads on this event loop."""
         self._loop = loop
 
     async def work(self, fn: Callable[[], T], *, entry: UnitContext = SYSTEM_CONTEXT, read: bool = False) -> T:
@@ -91,7 +91,7 @@ class Database(abc.ABC):
         raise InlineReadTimeout
 
     async def read(self, fn: Callable[[], T], entry: UnitContext) -> T:
-        """Run a short read, on the event loop if the engine supports it, otherwise in the pool."""
+        """Run a short read on the event loop if the engine supports it, otherwise in the pool."""
         with contextlib.suppress(InlineReadTimeout):
             return self.read_now(fn, entry)
         return await self.work(fn, entry=entry, read=True)
@@ -190,7 +190,7 @@ def translate(error: BaseException) -> BaseException:
 
 
 def _is_lost_connection(error: BaseException) -> bool:
-    """Return whether psycopg, which may not be installed, reports a lost connection with this error."""
+    """Return whether the error is psycopg's error for a lost connection. psycopg may not be installed."""
     psycopg = sys.modules.get("psycopg")
     return psycopg is not None and isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError))
 

@@ -46,7 +46,7 @@ class FullTextIndex:
         execute(f"INSERT INTO {self._table} (n, words) {source} ON CONFLICT DO NOTHING", parameters)
 
     def remove(self, number: int, texts: Sequence[str]) -> None:
-        """Remove a document. Pass the strings that were indexed, because contentless FTS5 cannot look them up."""
+        """Remove a document. Pass the indexed texts, because a contentless FTS5 table does not store them."""
         if on_sqlite():
             values = f"'delete', ?{', ?' * len(texts)}"
             sql = f"INSERT INTO {self._table} ({self._table}, rowid, {self._columns}) VALUES ({values})"  # noqa: S608
@@ -68,8 +68,9 @@ class FullTextIndex:
 
         The words must consist of letters and digits.
 
-        SQLite collects every match of a prefix before it returns the first match, but reads the matches of a whole word
-        one by one. Therefore a word that at least `enough` documents contain is searched for as a whole word on SQLite.
+        SQLite collects all matches of a prefix before it returns the first one, but reads the matches of a whole word
+        one by one. On SQLite, a word that occurs in at least `enough` documents is therefore searched for as a whole
+        word.
         """
         if not on_sqlite():
             return " & ".join(f"'{word}':*" for word in words)

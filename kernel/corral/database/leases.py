@@ -1,4 +1,4 @@
-"""Leases: rows that ensure that only one process of an installation performs a given task at a time."""
+"""Leases: rows that ensure that only one process of an installation does a particular kind of work at a time."""
 
 from __future__ import annotations
 

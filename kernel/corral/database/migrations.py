@@ -1,7 +1,7 @@
 """Migrations: numbered scripts, applied under a lock. Each plugin has one script directory and one history table.
 
-The module `playhouse.migrations` is imported only if there is a script to apply: the import takes 3 % of the time of a
-start.
+The module `playhouse.migrations` is imported only if there is a script to apply, because the import takes 3 % of the
+startup time.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ LOCK = 0x434F5252  # the key of the advisory lock: "CORR"
 class PluginMigrations(msgspec.Struct, frozen=True):
     """The migrations of one plugin.
 
-    `directory` contains the scripts. The `<plugin>_migrations` table records which of them are applied.
+    `directory` contains the scripts. The `<plugin>_migrations` table records the applied scripts.
     """
 
     plugin: str
@@ -43,11 +43,11 @@ class MigrationFailed(Exception):
 
 
 class SchemaTooNew(Exception):
-    """Raised when a newer release has migrated the database with scripts that this release does not know."""
+    """Raised when the database contains migrations of a newer release, which this release does not know."""
 
 
 def pending_migrations(database: Database, all_migrations: Iterable[PluginMigrations]) -> dict[str, list[str]]:
-    """Return the names of the scripts that are not yet applied, by plugin.
+    """Return the names of the scripts that have not been applied yet, grouped by plugin.
 
     Raise `SchemaTooNew` if the database contains migrations that this release does not know.
     """
@@ -78,7 +78,7 @@ def migrate(engine: peewee.Database, migrations: PluginMigrations) -> list[str]:
 
 
 def existing_tables(engine: peewee.Database) -> list[str]:
-    """Return the tables of the current schema, which the `search_path` of the URL may select."""
+    """Return the tables of the current schema, which can be selected by the `search_path` in the URL."""
     is_sqlite = isinstance(engine, peewee.SqliteDatabase)
     return list(engine.get_tables(None if is_sqlite else engine.execute_sql("SELECT current_schema()").fetchone()[0]))
 
@@ -120,7 +120,7 @@ def copy_before_migration(engine: peewee.SqliteDatabase) -> None:
 def own_connection(database: Database) -> Iterator[peewee.Database]:
     """Open a separate connection for migrations.
 
-    On SQLite, foreign key checks are off, because they cannot be switched off inside a transaction.
+    On SQLite, foreign key checks are disabled for the connection, because they cannot be disabled inside a transaction.
     """
     if isinstance(database.engine, peewee.SqliteDatabase):
         engine: peewee.Database = peewee.SqliteDatabase(
@@ -134,9 +134,9 @@ def own_connection(database: Database) -> Iterator[peewee.Database]:
 
 @contextlib.contextmanager
 def schema_lock(database: Database) -> Iterator[peewee.Database]:
-    """Open a connection that holds the lock of the schema while the context is active.
+    """Open a connection that holds the schema lock while the context is active.
 
-    If several processes start together, only one of them applies the pending migrations.
+    If several processes start at the same time, only one of them applies the pending migrations.
     """
     with own_connection(database) as engine, contextlib.ExitStack() as stack:
         if isinstance(engine, peewee.SqliteDatabase):

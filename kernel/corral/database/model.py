@@ -17,7 +17,7 @@ class _UnitProxy(peewee.DatabaseProxy):
     __slots__ = ()
 
     def __init__(self) -> None:
-        """Skip peewee's initialisation, which would store the engine. This proxy looks the engine up at each use."""
+        """Skip peewee's initialisation, which would store the engine. This proxy looks up the engine on each use."""
 
     @property
     def obj(self) -> Any:
@@ -35,7 +35,7 @@ PRIVATE, SHARED, ADMIN, PRIVATE_AND_ADMIN = VISIBILITIES = ("private", "shared",
 class Model(peewee.Model):
     """Base class of every table.
 
-    `visibility` applies to the objects stored in the table. Tables with private or shared objects name their owner
+    `visibility` applies to the objects stored in the table. A table of private or shared objects must name its owner
     column in `owner_field`.
     """
 

@@ -1,9 +1,9 @@
 """The connection pool: threads that each own one connection and run units of work from a shared bounded queue.
 
 If a unit runs longer than `LOST_AFTER` seconds, its thread is abandoned: the connection is closed, and
-`corral.watchdog` raises an exception in the thread. A new thread replaces it, and the other units of the same
-transaction run again. If this happens to two units of a route, the route is quarantined for a while, unless the
-database itself does not answer.
+`corral.watchdog` raises an exception in the thread. A new thread replaces the abandoned one, and the other units of the
+same transaction run again. If two units of the same route are abandoned, the route is quarantined for a while, unless
+the database itself does not answer.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ Future = asyncio.Future[Any] | concurrent.futures.Future[Any]
 
 
 class QueuedUnit:
-    """A unit of work that waits for a thread, and the future that receives its result."""
+    """A unit of work that is waiting for a thread, and the future that receives its result."""
 
     __slots__ = ("entry", "fn", "future", "queued_at", "read", "tries")
 
@@ -154,11 +154,11 @@ class DatabaseThread(threading.Thread, abc.ABC):
 
     @abc.abstractmethod
     def close(self) -> None:
-        """Close the connection. Called in the thread itself."""
+        """Close the connection. The thread itself calls this method."""
 
     @abc.abstractmethod
     def sever_connection(self) -> None:
-        """Roll back and prevent all later writes of this thread. Called from another thread."""
+        """Roll back and prevent all later writes of this thread. Another thread calls this method."""
 
 
 class Timings:
@@ -170,7 +170,7 @@ class Timings:
 
 
 class RouteQuarantine:
-    """Refuses the units of a route for `QUARANTINE_SECONDS` after two of its units ran too long within that time."""
+    """Refuses the units of a route for `QUARANTINE_SECONDS` after two of them ran too long within that period."""
 
     def __init__(self) -> None:
         self.last_loss: dict[str, float] = {}
@@ -197,7 +197,7 @@ class RouteQuarantine:
 class DatabasePool:
     """A pool of `size` threads that share one queue of at most `QUEUE_LIMIT` units.
 
-    A thread is started, and opens its connection, when there are more unfinished units than started threads.
+    The pool starts another thread, which opens its own connection, when there are more unfinished units than threads.
     """
 
     def __init__(
@@ -254,8 +254,8 @@ class DatabasePool:
     def close(self) -> None:
         """Finish all units and stop the threads.
 
-        Units that still wait because their plugin occupies its share of the threads are finished, too: they are queued
-        later, and the threads stop only after the last of them.
+        This includes units that are not yet in the queue because their plugin already occupies its share of the
+        threads.
         """
         self.queue.put(None)
         for thread in self.threads[: self._started]:

@@ -1,7 +1,7 @@
 """PostgreSQL: a pool of threads, each with its own connection, and one transaction per unit.
 
-A unit is tried up to 3 times after serialisation failures, deadlocks and connections lost before COMMIT. If the
-connection is lost during COMMIT, the unit is not retried, because it may have taken effect.
+After a serialisation failure, a deadlock or a connection lost before COMMIT, a unit is retried, up to 3 attempts in
+total. If the connection is lost during COMMIT, the unit is not retried, because it may have taken effect.
 """
 
 from __future__ import annotations
@@ -143,6 +143,6 @@ class _PostgresThread(DatabaseThread):
         self._drop_connection()
 
     def sever_connection(self) -> None:
-        """Shut down only the socket. Freeing a connection that its thread is using would crash the process."""
+        """Shut down only the socket. Freeing a connection while its thread is using it would crash the process."""
         with contextlib.suppress(Exception), socket.fromfd(self.connection.fileno(), -1, socket.SOCK_STREAM) as line:
             line.shutdown(socket.SHUT_RDWR)

@@ -1,4 +1,4 @@
-"""The columns of all tables that contain sealed values (`corral.crypto`), for key statistics and key rotation.
+"""Finds the columns with sealed values (`corral.crypto`) in all tables, for key statistics and key rotation.
 
 A sealed value in hex begins with two digits for its version and sixteen digits for the id of its master key.
 """
@@ -41,13 +41,13 @@ class SealedColumn:
         self.key_ids = _KEY_IDS.format(table=model._meta.table_name, column=field.column_name)
 
     def counts_by_key(self) -> dict[str, int]:
-        """Return how many values of the column each master key has sealed, by key id."""
+        """Return the number of the column's values that each master key has sealed, by key id."""
         found: Any = self.model.select(self.key_id, peewee.fn.COUNT(self.primary_key)).where(self.is_sealed)
         return {str(key): int(count) for key, count in found.group_by(peewee.SQL("1")).tuples()}
 
 
 class SealedColumns:
-    """All sealed columns, in the order of the plugins."""
+    """All sealed columns, in plugin order."""
 
     def __init__(self, models: Iterable[type[Model]]) -> None:
         self.columns: Sequence[SealedColumn] = [
@@ -60,7 +60,8 @@ class SealedColumns:
     def key_ids(self, known: Collection[str]) -> set[str]:
         """Return the ids of the keys that sealed the stored values.
 
-        If the search finds a value that one of the `known` keys sealed, it stops and returns only the id of this key.
+        If a value sealed by one of the `known` keys is found, the search stops, and only the id of this key is
+        returned.
         """
         engine, every = current().database.engine, " UNION ALL ".join(column.key_ids for column in self.columns)
         marks = ", ".join([engine.param] * len(known)) or "NULL"
@@ -69,7 +70,7 @@ class SealedColumns:
         return {row[0] for row in used or engine.execute_sql(every.replace("UNION ALL", "UNION")).fetchall()}
 
     def counts_by_key(self) -> dict[str, int]:
-        """Return how many values of all columns each master key has sealed, by key id."""
+        """Return the number of values in all columns that each master key has sealed, by key id."""
         found: Counter[str] = Counter()
         for column in self.columns:
             found.update(column.counts_by_key())

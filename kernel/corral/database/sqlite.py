@@ -207,10 +207,10 @@ class _WriterThread(_SqliteThread):
             seen, queued = queued, self.pool.queue.qsize()
 
     def _begin(self, entry: UnitContext) -> None:
-        """Begin a write transaction, and retry at short intervals while another process is writing.
+        """Begin a write transaction, retrying at short intervals while another process is writing.
 
-        SQLite's own retries would wait for up to 100 ms. They would miss the short gaps between the transactions of a
-        process that writes without a pause.
+        SQLite's own retries would wait for up to 100 ms, and would miss the short gaps between the transactions of a
+        process that writes continuously.
         """
         until, connection = time.monotonic() + BUSY_TIMEOUT_MS / 1000, self.ensure_connection()
         if entry.durable is not self._is_durable:

@@ -43,7 +43,7 @@ class Statement:
 
     Values are passed to the driver unconverted, and values of JSON columns are returned as text.
 
-    On both engines, execution raises peewee's exceptions.
+    On both engines, errors are raised as peewee's exceptions.
     """
 
     def __init__(self, build: Callable[[Parameter], peewee.Query]) -> None:
@@ -74,7 +74,7 @@ class Statement:
     def _compile(self, kind: str) -> tuple[str, list[Any], dict[Any, Any]]:
         """Return the SQL, the names of its parameters in order, and the values of its constants by name.
 
-        The name of a constant is its position among the parameters.
+        The name of a constant is its index among the parameters.
         """
         query: Any = self._build(_parameter)
         if not getattr(query, "_return_cursor", True):

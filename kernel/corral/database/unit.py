@@ -41,8 +41,8 @@ class UnitContext(msgspec.Struct, frozen=True):
     led to this unit.
 
     On SQLite, a unit with `durable=False` does not wait until its rows are on the disk. The rows survive a crash of the
-    process, but possibly not a power failure (docs/adr/0025). Set it only for changes whose success is reported to
-    nobody.
+    process, but possibly not a power failure (docs/adr/0025). Use `durable=False` only for changes whose success is not
+    reported to anyone.
     """
 
     label: str = "work"
@@ -60,8 +60,8 @@ SYSTEM_CONTEXT = UnitContext()
 class Unit:
     """The running unit of work. `before` callbacks run at its end, before the unit writes audit rows, jobs and events.
 
-    `after` callbacks run once on the event loop after COMMIT. They must neither fail nor block. In `memo`, services
-    cache what they have read in the unit; each service uses itself as the key.
+    `after` callbacks run once on the event loop after COMMIT. They must neither fail nor block. Services use `memo` to
+    cache data that they have read in the unit; each service uses itself as the key.
     """
 
     __slots__ = ("after", "audit", "before", "connection", "database", "entry", "events", "jobs", "memo", "read_only")
@@ -126,13 +126,13 @@ def run_in_unit(unit: Unit, fn: Callable[[], Any]) -> Any:
 
 
 def after_commit(fn: Callable[[], None]) -> None:
-    """Call `fn` on the event loop after the current unit has committed. Only such functions may change caches."""
+    """Call `fn` on the event loop after the current unit has committed. Change caches only in such functions."""
     current().after.append(fn)
 
 
 def before_commit(fn: Callable[[], None]) -> None:
     """Call `fn` at the end of the current unit.
 
-    Use it to write rows such as counters, whose locks must be held only briefly.
+    Use it to write rows that must be locked only briefly, such as counters.
     """
     current().before.append(fn)

@@ -1,1 +1,1 @@
-"""The egress guard. Corral connects to user-supplied addresses only through it."""
+"""The egress guard, through which Corral makes all connections to user-supplied addresses."""

@@ -40,7 +40,7 @@ PUBLIC = Policy()
 
 
 class Egress:
-    """The egress guard. Corral connects to user-supplied addresses only through this guard."""
+    """The egress guard, through which Corral makes all connections to user-supplied addresses."""
 
     def __init__(self, config: Config, resolve: Resolver = resolve) -> None:
         self.guard = EgressGuard(config.egress.allow)
@@ -61,12 +61,12 @@ class Egress:
         max_bytes: int | None = MIB,
         per_host: int = 5,
     ) -> httpx2.AsyncClient:
-        """Return a pooled client for a sink, the feature that opens the connections.
+        """Return a pooled client. `sink` names the feature that opens the connections.
 
-        The caller must close the client. The client may connect to what the policy allows: by default to public
-        addresses, or with `Policy(child=…)` only to a registered child process. A refused address raises
-        `EgressBlocked`. `total_seconds` limits a call from its start to the end of the response. A response is read up
-        to `max_bytes` after decompression; `corral.egress.transport.truncated` returns whether it was longer.
+        The caller must close the client. By default, the client may connect to public addresses; with
+        `Policy(child=…)`, it may connect only to a registered child process. A refused address raises `EgressBlocked`.
+        `total_seconds` limits a call from its start to the end of the response. At most `max_bytes` of a response are
+        read, counted after decompression; `corral.egress.transport.truncated` returns whether the response was longer.
         """
         import httpx2
 
@@ -77,7 +77,7 @@ class Egress:
         return httpx2.AsyncClient(transport=transport, timeout=timeout, trust_env=False, cookies=_no_cookies())
 
     def network(self, policy: Policy, tcp: httpcore2.AsyncNetworkBackend | None = None) -> GuardedNetwork:
-        """Return the network backend with which `httpcore2` connects only to destinations that the policy allows.
+        """Return the `httpcore2` network backend that connects only to destinations that the policy allows.
 
         `tcp` opens the connections to the addresses that the guard has checked.
         """
@@ -145,11 +145,11 @@ class Egress:
         return []
 
     def open_socket(self, addresses: Sequence[str], port: int, seconds: float) -> socket.socket:
-        """Connect to the first of the allowed `addresses` that answers, and return the blocking socket.
+        """Connect to the first of the allowed `addresses` that answers, and return a blocking socket.
 
-        Use this method for libraries that need a socket, such as those of SMTP. `addresses` is the result of the method
-        `addresses`. Raise `OSError` if no address answers, or `EgressBlocked` if the peer is not the address that was
-        checked.
+        Use this method for libraries that need a socket, such as SMTP libraries. `addresses` must be a result of the
+        method `addresses`. Raise `OSError` if no address answers, or `EgressBlocked` if the peer is not the address
+        that was checked.
         """
         proxy, failure = self.proxy(), OSError("the host has no address")
         for address in addresses:
@@ -179,7 +179,7 @@ class Egress:
             self.guard.listeners.add((place.hostname, port))
 
     def register_child(self, host: str, port: int) -> None:
-        """Allow clients with `Policy(child=…)` to reach the child process that listens on exactly this address."""
+        """Allow clients with `Policy(child=…)` to connect to the child process that listens on exactly this address."""
         self.guard.children.add((host, port))
 
     def unregister_child(self, host: str, port: int) -> None:
@@ -187,7 +187,7 @@ class Egress:
         self.guard.children.discard((host, port))
 
     def count(self, sink: str, outcome: str, host: str) -> None:
-        """Count a request by its sink and outcome. If the egress guard blocked the request, also report the refusal."""
+        """Count a request by sink and outcome. If the egress guard blocked the request, also report the refusal."""
         self.requests[sink, outcome] += 1
         if outcome == "blocked":
             self.on_refusal(sink, host[:253])

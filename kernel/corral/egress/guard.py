@@ -1,4 +1,7 @@
-"""The egress guard: decides to which URLs, ports and addresses Corral may connect. It does not use the network."""
+"""The egress guard, which decides to which URLs, ports and addresses Corral may connect.
+
+This module itself does not use the network.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ Profile = Literal["public", "internal"]
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 HostPort = tuple[str, int]
-"""A host and a port."""
+"""A host name or address, and a port number."""
 
 LONGEST_URL = 8 * 1024
 PORTS = "80, 443, 1024-65535"
@@ -52,7 +55,7 @@ class EgressBlocked(Exception):
 
 
 class Destination(NamedTuple):
-    """A parsed URL as it will be requested, with its host and port. The addresses of the host are not checked yet."""
+    """A parsed URL as it will be requested, with its host and port. The host's addresses have not been checked."""
 
     url: httpx2.URL
     host: str
@@ -82,8 +85,8 @@ class Policy(NamedTuple):
     """The destinations that a client may reach.
 
     If `child` is set, the client may reach only this child process. Otherwise, it may reach the destinations that
-    `profile` allows and those that the operator configured (`operator`), whatever their addresses and ports are. The
-    hosts are written as `read_url` returns them.
+    `profile` allows. It may also reach the destinations that the operator configured (`operator`), regardless of their
+    addresses and ports. Hosts have the form that `read_url` returns.
     """
 
     profile: Profile = "public"
@@ -106,7 +109,7 @@ class EgressGuard:
     def check_destination(self, host: str, port: int, policy: Policy) -> bool:
         """Check a host and port before the host is resolved. Raise `EgressBlocked` if they are refused.
 
-        Return True if the host may be reached at every address, or False if its addresses must be checked.
+        Return True if the host may be reached at any address, or False if its addresses must be checked.
         """
         if policy.child is not None:
             if (host, port) != policy.child or policy.child not in self.children:

@@ -43,7 +43,7 @@ class GuardedNetwork(httpcore2.AsyncNetworkBackend):
         self._addresses, self._proxy, self._tcp = addresses, proxy, tcp
 
     async def connect_tcp(self, host: str, port: int, *_: Any, **options: Any) -> httpcore2.AsyncNetworkStream:
-        """Try the addresses in turn, within `timeout` seconds in total. The other options of httpcore2 are not used.
+        """Try the addresses in order, within `timeout` seconds in total. The other options of httpcore2 are ignored.
 
         TLS verifies the certificate for the requested name, although the connection is made to an address.
         """
@@ -204,7 +204,7 @@ class _Body(httpx2.AsyncByteStream):
             raise httpx2.DecodingError(str(error)) from None
 
     async def aclose(self) -> None:
-        """Release the connection slot. The pool closes a connection whose response was not read to the end."""
+        """Release the connection slot. If the response was not read to the end, the pool closes its connection."""
         if not self._closed:
             self._closed = True
             try:
@@ -214,7 +214,7 @@ class _Body(httpx2.AsyncByteStream):
 
 
 def _send_as_checked(request: httpx2.Request, target: Destination) -> None:
-    """Change the request so that it is sent to the URL that was checked, with the host of this URL as `Host` header."""
+    """Change the request so that it is sent to the URL that was checked, with this URL's host as the `Host` header."""
     request.url, request.headers["Host"] = target.url, target.url.netloc.decode("ascii")
     if request.headers.get("Accept-Encoding") != "identity":  # callers may request identity for undelayed streams
         request.headers["Accept-Encoding"] = "gzip"

@@ -17,7 +17,7 @@ _REFUSED = "the egress proxy did not open a tunnel"
 
 
 class EgressProxy:
-    """Opens tunnels with `CONNECT`. The proxy receives the checked address instead of the name, so it resolves no name.
+    """Opens tunnels with `CONNECT`. The proxy resolves no names, because it receives the checked address.
 
     Connections to loopback addresses bypass the proxy, because the proxy may run on another machine.
     """
@@ -32,7 +32,7 @@ class EgressProxy:
     async def tunnel(
         self, stream: httpcore2.AsyncNetworkStream, to: HostPort, seconds: float | None
     ) -> httpcore2.AsyncNetworkStream:
-        """Open a tunnel through the proxy to `to`, a host and a port. Raise `ProxyError` if the proxy refuses."""
+        """Open a tunnel through the proxy to the host and port `to`. Raise `ProxyError` if the proxy refuses."""
         import httpcore2
 
         try:
@@ -78,6 +78,6 @@ class EgressProxy:
 
 
 def _is_accepted(head: bytes) -> bool:
-    """Return whether the proxy's response confirms the tunnel. `head` must include the empty line at its end."""
+    """Return whether the proxy's response confirms the tunnel. `head` must include the terminating empty line."""
     status = head.split(b"\r\n", 1)[0].split()[1:2]
     return head.endswith(b"\r\n\r\n") and bool(status) and status[0].startswith(b"2")

@@ -70,8 +70,8 @@ class Subscriber(msgspec.Struct, frozen=True):
 class Consumer:
     """Passes events to one subscriber. `types` contains the names of these events.
 
-    The `handle` function of the subscriber is already guarded and bound to its services. While `is_open` returns false,
-    because the plugin is out of service, the cursor does not advance.
+    The subscriber's `handle` function is already guarded and bound to its services. While the plugin is out of service,
+    `is_open` returns false, and the cursor does not advance.
     """
 
     def __init__(
@@ -93,7 +93,10 @@ class Consumer:
                 await wait_and_clear(notified, POLL_SECONDS)
 
     async def _handle_next_batch(self) -> bool:
-        """Handle the next batch, or its events one by one if the batch fails. Return whether more events may follow."""
+        """Handle the next batch of events. If the batch fails, handle its events one by one.
+
+        Return whether more events may follow.
+        """
         work = functools.partial(self._database.work, entry=self._entry)
         position, is_open = self._feed.position, self._is_open()
         if not is_open or not await self._database.read(self._has_pending_work, self._entry):
@@ -115,20 +118,21 @@ class Consumer:
     def _has_pending_work(self) -> bool:
         """Return whether this consumer must write to the database.
 
-        This is the case if its cursor must be created, if there are events to handle, or if the cursor lags far behind
-        the end of the log. While the cursor lags, every poll scans the events of other types again.
+        A write is necessary if the cursor does not exist yet, if there are events to handle, or if the cursor lags far
+        behind the end of the log. If it lags, every poll scans the same events of other types again.
         """
         found = self._position()
         return found is None or found[1] - found[0] > LAG or bool(self._events_after(found[0], 1))
 
     def _position(self) -> Any:
-        """Return the cursor and the end of the log, or None if there is no cursor."""
+        """Return the cursor and the end of the log, or None if the cursor does not exist yet."""
         return _POSITION.one({"name": self.name})
 
     def create_cursor(self) -> Any:
         """Create the cursor of a new consumer at the end of the log, and return its position.
 
-        Called before requests are served, so that no later event is missed. Runs in the caller's unit of work.
+        The kernel calls this method before requests are served, so that no later event is missed. Runs in the caller's
+        unit of work.
         """
         end = {"name": self.name, "cursor": event_log.last_seq(), "updated_at": clock.now()}
         ConsumerRow.insert(**end).on_conflict_ignore().execute()
@@ -157,9 +161,9 @@ class Consumer:
         return is_full
 
     def _count_failure(self, reason: str) -> bool:
-        """Count a failure of the next event. Return True if the event was skipped.
+        """Count a failure to handle the next event. Return True if the event was skipped.
 
-        After `POISON_TRIES` failures the event is skipped and an alert is emitted.
+        After `POISON_TRIES` failures, the event is skipped and an alert is emitted.
         """
         if (position := self._leased_position()) is None:
             return False
@@ -177,10 +181,10 @@ class Consumer:
 
 
 def poison_alert(who: str, event: Any, reason: str, about: dict[str, str] | None = None) -> SystemAlert:
-    """Return the alert that says that `who` skips an event, because it could not handle the event `POISON_TRIES` times.
+    """Return the alert about an event that is skipped because `who` failed to handle it `POISON_TRIES` times.
 
-    `reason` is the error of the last attempt. `about` is the object of the alert, with its `type` and `id`; by default
-    the event.
+    `reason` is the error of the last attempt. `about` identifies the object of the alert by `type` and `id`. The
+    default is the event.
     """
     detail = f"Event {event.id} ({event.type}) failed {POISON_TRIES} times: {reason[:500]}"
     title, about = f"{who} could not handle an event", about or {"type": "event", "id": event.id}

@@ -27,9 +27,9 @@ class Event(msgspec.Struct, kw_only=True):
     event: ClassVar[str]
     """The public name of the event, in the form `noun.past_participle`."""
     visibility: ClassVar[str] = SHARED
-    """Who may read the event: `shared`, `private`, `private_and_admin` or `admin`, as `corral.auth.visibility` says."""
+    """Who may read the event: `shared`, `private`, `private_and_admin` or `admin` (see `corral.auth.visibility`)."""
     area: ClassVar[str] = ""
-    """The permission area: `<area>.read` allows reading the objects of the event.
+    """The permission area: callers with the permission `<area>.read` may read the objects of the event.
 
     If empty, the area is the name of the plugin.
     """
@@ -45,7 +45,8 @@ def emit(
 ) -> str:
     """Emit the event in the current unit and return its id. `object` is `(type, id)`, and `owner` is a user id.
 
-    Subscribers, `/ws` and the event log see the event after the unit has committed. A private event needs an `owner`.
+    The event becomes visible to subscribers, `/ws` and the event log after the unit has committed. A private event
+    needs an `owner`.
 
     `visibility` overrides the visibility of the class, for objects that may be private or shared.
     """
@@ -72,7 +73,7 @@ def emit(
 
 
 class SystemAlert(Event, kw_only=True):
-    """A condition that an admin should look at."""
+    """A condition that requires the attention of an admin."""
 
     event = "system.alert"
     visibility = "admin"
@@ -104,7 +105,7 @@ class EventTypes:
         self._types: dict[str, EventType] = {}
 
     def declare(self, plugin: str, kinds: Iterable[type[Event]]) -> None:
-        """Add all the events of a plugin, or none. Raise `ValueError` if a name is already declared."""
+        """Add all events of a plugin, or none of them. Raise `ValueError` if a name is already declared."""
         added: dict[str, EventType] = {}
         for kind in kinds:
             known = self._types.get(kind.event) or added.get(kind.event)

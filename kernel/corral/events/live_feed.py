@@ -1,6 +1,6 @@
 """The live feed of the event log: reads new events once per process, passes them to viewers, and wakes long polls.
 
-The bus notifies other processes. A notification contains no events; it only says that the log has new events.
+The bus notifies other processes. A notification does not contain events; it only says that the log has new ones.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class MemoryBus:
 class Feed:
     """Passes every new event to viewers in order, on the event loop, and wakes tasks that wait for one of its topics.
 
-    The topics of an event are its name and the ids of its object and its actor.
+    The topics of an event are its name, the id of its object and the id of its actor.
     """
 
     def __init__(self, database: Database, bus: Bus) -> None:
@@ -77,7 +77,7 @@ class Feed:
         self.position = 0
 
     def on_commit(self, emitted: bool) -> None:
-        """Announce that units of this process were committed. `emitted` is true if these units wrote events."""
+        """Announce that this process has committed units of work. `emitted` is true if the units wrote events."""
         if emitted:
             if self.database.kind == "postgresql":
                 self._unnumbered.set()
@@ -85,7 +85,7 @@ class Feed:
                 self.bus.notify()
 
     def watch(self, viewer: Viewer) -> Callable[[], None]:
-        """Call `viewer` with each batch of new events. Return a function that ends this subscription.
+        """Call `viewer` with each batch of new events. Return a function that ends the subscription.
 
         The viewer must not block or fail.
         """
@@ -94,7 +94,7 @@ class Feed:
 
     @contextlib.contextmanager
     def subscribe(self, topics: Sequence[str]) -> Iterator[asyncio.Event]:
-        """Yield an `asyncio.Event` that is set by every new event with one of the topics."""
+        """Yield an `asyncio.Event` that is set whenever a new event has one of the topics."""
         event = asyncio.Event()
         for topic in topics:
             self._topics.setdefault(topic, set()).add(event)

@@ -1,8 +1,8 @@
-"""The durable event log: one table, in which events are written in the same transaction as the change they report.
+"""The durable event log: one table, to which events are written in the same transaction as the change they report.
 
-The `ins` column numbers the insertions. The `seq` column is the order that readers see. On SQLite the writer assigns
-`seq` before COMMIT. On PostgreSQL the sequencer assigns it to committed rows, so a later number never becomes visible
-before an earlier one.
+The `ins` column numbers the insertions. The `seq` column defines the order in which readers see the events. On SQLite,
+the writer assigns `seq` before COMMIT. On PostgreSQL, the sequencer assigns it to committed rows, so that a later
+number never becomes visible before an earlier one.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ _FIRST = Statement(lambda p: EventRow.select(peewee.fn.COALESCE(peewee.fn.MIN(Ev
 
 
 def write_events(unit: Unit) -> None:
-    """Insert the events of the unit. Called last, after all other rows of the unit are written."""
+    """Insert the events of the unit. Called last, after all other rows of the unit have been written."""
     insert, ts = _INSERT_NUMBERED if unit.database.kind == "sqlite" else _INSERT, clock.now()
     for row in unit.events:
         insert.run({**row, "ts": ts})
@@ -127,7 +127,8 @@ def write_events(unit: Unit) -> None:
 def number_committed() -> int:
     """Assign sequence numbers to committed rows in insertion order, and return the number of these rows.
 
-    Call this function only on PostgreSQL, in a unit of its own. It returns 0 while another process assigns numbers.
+    Call this function only on PostgreSQL, in a separate unit of work. It returns 0 while another process assigns
+    numbers.
     """
     connection = current().connection
     if not connection.execute("SELECT pg_try_advisory_xact_lock(%s)", (SEQUENCER_LOCK,)).fetchone()[0]:
@@ -153,7 +154,7 @@ def select(where: Sequence[Any], limit: int) -> list[LoggedEvent]:
 
 
 def of_types(types: Sequence[str]) -> Statement:
-    """Return the statement that reads the first `limit` events of these types with `seq > after`, in order."""
+    """Return a statement that reads the first `limit` events of these types with `seq > after`, in order."""
     return _following(_IN_ORDER.where(EventRow.type.in_(types)))
 
 
@@ -170,7 +171,7 @@ def first_seq() -> int:
 def seq_of(cursor: str) -> int | None:
     """Return the `seq` to which a client's cursor (a number or an event id) refers.
 
-    Return None if the cursor is invalid or the log no longer contains the event with this id.
+    Return None if the cursor is invalid, or if it is the id of an event that the log no longer contains.
     """
     if cursor.isascii() and cursor.isdigit():
         return int(cursor) if len(cursor) < 19 else None

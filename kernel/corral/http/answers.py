@@ -17,9 +17,9 @@ T = TypeVar("T")
 class Wait(msgspec.Struct, frozen=True):
     """The value that a `def` handler returns to make the request a long poll.
 
-    The unit of work ends, and the handler runs again when one of the topics is notified or the time `until` has come.
-    Topics are event names and ids of objects and actors. `until` is in epoch seconds; after that time the handler must
-    return a response.
+    The unit of work ends, and the handler runs again when one of the topics is notified or the time `until` is reached.
+    A topic is the name of an event, or the id of an object or actor. `until` is in epoch seconds; after that time, the
+    handler must return a response.
     """
 
     topics: Sequence[str]
@@ -27,7 +27,7 @@ class Wait(msgspec.Struct, frozen=True):
 
 
 class Answer(msgspec.Struct, Generic[T], kw_only=True):
-    """A response body with additional headers, or with a status other than the one that the route declares."""
+    """A response body with additional headers, or with a different status than the one that the route declares."""
 
     body: T
     status: int | None = None
@@ -58,7 +58,7 @@ class Stream(msgspec.Struct, frozen=True):
     """A streamed body. The unit of work ends before the first chunk; `chunks` is closed when the client disconnects.
 
     `is_whole` is called at the end and returns whether the stream is complete. Only a complete stream is stored under
-    an `Idempotency-Key`. To a `HEAD` request, only the headers are sent, and `chunks` is never iterated.
+    an `Idempotency-Key`. In response to a `HEAD` request, only the headers are sent, and `chunks` is never iterated.
     """
 
     chunks: AsyncIterator[bytes]
@@ -69,7 +69,7 @@ class Stream(msgspec.Struct, frozen=True):
 
 
 class Response(msgspec.Struct):
-    """The response to a request: status, headers, and a body as bytes or as a stream of `chunks`.
+    """The response to a request: its status, its headers, and its body as bytes or as a stream of `chunks`.
 
     `is_whole()` returns whether a stream was sent completely.
     """

@@ -1,4 +1,4 @@
-"""Reads the signatures of handlers at boot: the request parts and services that they take, and what they return."""
+"""Reads the signatures of handlers at boot: the request parts and services that they take, and their return types."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ NO_SHAPES = (Wait, Text, Stream, Encoded, types.NoneType)
 class Signature(msgspec.Struct, frozen=True, kw_only=True):
     """The signature of a handler.
 
-    `caller`, `if_match` and `request` are names of parameters, or None. `services` maps names of parameters to the type
-    of the service and whether it is optional. `returned` contains the members of the union that the handler returns;
-    `answers` contains the types of response bodies among these members.
+    `caller`, `if_match` and `request` are the names of the parameters that receive these objects, or None. `services`
+    maps the names of parameters to the type of the service and whether it is optional. `returned` contains the members
+    of the handler's return type, which may be a union; `answers` contains the types of response bodies among them.
     """
 
     body: Any = None
@@ -51,7 +51,7 @@ def _resolved(function: Any) -> tuple[dict[str, Any], dict[str, tuple[Any, bool]
 
 
 def _all_hints(function: Any) -> tuple[dict[str, Any], dict[str, tuple[Any, bool]]]:
-    """Return the annotations of a function in two forms: as `hints` returns them, and as `optional_hints` does."""
+    """Return the annotations of a function twice: in the form of `hints`, and in the form of `optional_hints`."""
     function = getattr(function, "__func__", function)
     plain = isinstance(function, type) or getattr(function, "__closure__", function) is None
     try:  # the cache would keep a closure alive with everything it refers to
@@ -64,15 +64,15 @@ def _all_hints(function: Any) -> tuple[dict[str, Any], dict[str, tuple[Any, bool
 def hints(function: Any) -> dict[str, Any]:
     """Return the resolved annotations of a function. The result is shared, so callers must not change it.
 
-    Raise `TypeError` naming an annotation that cannot be resolved.
+    If an annotation cannot be resolved, raise a `TypeError` that names it.
     """
     return _all_hints(function)[0]
 
 
 def optional_hints(function: Any) -> dict[str, tuple[Any, bool]]:
-    """Return the annotations without the return type, as `(X, True)` for `X | None`, else as `(X, False)`.
+    """Return the annotations of parameters: `X | None` as `(X, True)`, and any other annotation `X` as `(X, False)`.
 
-    The result is shared, like that of `hints`.
+    Like the result of `hints`, the result is shared, so callers must not change it.
     """
     return _all_hints(function)[1]
 
@@ -91,7 +91,7 @@ def without_none(kind: Any) -> tuple[Any, bool]:
 
 
 def read_signature(route: Route) -> Signature:
-    """Return the signature of a route's handler. Raise `TypeError` naming the mistake if the signature is invalid."""
+    """Return the signature of a route's handler. Raise a `TypeError` that describes the mistake if it is invalid."""
     kinds = hints(route.handler)
     if "return" not in kinds:
         raise TypeError(f"{route.label}: the handler has no return annotation")
@@ -124,7 +124,7 @@ def read_signature(route: Route) -> Signature:
 def without_page(kind: Any) -> Any:
     """Return the type of the items of a `Page`, or any other type unchanged.
 
-    Pages are not given to msgspec, because it confuses `Page[X]` when two types are named X.
+    msgspec must not see pages, because it confuses two types `Page[X]` if both classes are named X.
     """
     return typing.get_args(kind)[0] if typing.get_origin(kind) is Page else kind
 
@@ -134,8 +134,8 @@ def describe_shapes(
 ) -> tuple[dict[Any, dict[str, Any]], dict[str, dict[str, Any]]]:
     """Return the JSON Schemas of all request and response types, and the components to which the schemas refer.
 
-    The schemas are returned by type, and include those of the types in `more`. Raise `TypeError` naming the route if a
-    type of its requests or responses cannot be described.
+    The schemas are keyed by type, and include those of the types in `more`. Raise a `TypeError` that names the route if
+    one of its request or response types cannot be described.
     """
     kinds = dict.fromkeys(more)
     for _, signature in operations:

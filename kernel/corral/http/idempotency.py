@@ -1,4 +1,4 @@
-"""Support for `Idempotency-Key`.
+"""Support for the `Idempotency-Key` header.
 
 The response is stored in the same transaction as the effect of the request, so a repeated request has no second effect.
 """
@@ -31,7 +31,8 @@ Whole = tuple[int, dict[str, str], bytes, bytes]  # a response, and the hash of 
 class IdempotencyRow(Model):
     """A request that was sent with an idempotency key. `state` is in_flight or done. The row expires at `until`.
 
-    If the request was sent on behalf of a task, the response is kept until `KEEP_SECONDS` after the end of the task.
+    The responses to requests that were sent on behalf of a task are kept until `KEEP_SECONDS` after the end of the
+    task.
     """
 
     key = peewee.CharField(primary_key=True, max_length=64)
@@ -106,7 +107,7 @@ class Idempotency:
         """Store a response with its whole body.
 
         With `secret`, the whole response is encrypted, because the body or a cookie may contain a credential. The
-        encrypted response also contains the hash of the request body, because `body_hash` cannot be verified after a
+        encrypted data also includes the hash of the request body, because `body_hash` cannot be verified after a
         rotation of the master key.
         """
         headers = {**response.headers, "Content-Type": response.media_type}
@@ -131,7 +132,7 @@ class Idempotency:
         IdempotencyRow.delete().where(_in_flight(key)).execute()
 
     def _insert(self, key: IdempotencyKey, replacing: Any, state: str, seconds: float, **values: Any) -> bool:
-        """Insert the row, or overwrite an existing row that meets the condition `replacing`.
+        """Insert the row, or overwrite an existing row that satisfies the condition `replacing`.
 
         Return whether the row was written.
         """
@@ -156,7 +157,7 @@ _OF_TASK = Statement(
 
 
 def expire_with_task(task_id: str) -> None:
-    """Keep the responses to requests of a task for another `KEEP_SECONDS`, now that the task has ended."""
+    """Let the responses to requests of a task expire after `KEEP_SECONDS`, because the task has ended."""
     if _OF_TASK.one({"task_id": task_id}):  # few tasks have any, and an update of no rows takes three times as long
         of_task = IdempotencyRow.task_id == task_id
         IdempotencyRow.update(until=clock.now(KEEP_SECONDS), task_id=None).where(of_task).execute()

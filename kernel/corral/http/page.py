@@ -26,21 +26,21 @@ CURSOR_SECONDS = 24 * 3600
 
 
 class PageQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """The base class of the queries of all lists. Subclasses add filters."""
+    """The base class for the query of every list. Subclasses add filters."""
 
     limit: Annotated[int, msgspec.Meta(ge=1, le=200)] = 50
     offset: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] | msgspec.UnsetType = msgspec.UNSET
     cursor: Annotated[str, msgspec.Meta(max_length=1000)] | msgspec.UnsetType = msgspec.UNSET
 
     def fingerprint(self) -> str:
-        """Return a hash of all filters and the order, but not of limit and position. Cursors are bound to this hash."""
+        """Return a hash of all filters and the order, without the limit and position. Cursors are bound to it."""
         place = ("limit", "offset", "cursor")
         filters = {name: value for name, value in msgspec.to_builtins(self).items() if name not in place}
         return hashlib.sha256(msgspec.json.encode(filters, order="deterministic")).hexdigest()[:16]
 
 
 class Page(msgspec.Struct, Generic[T], kw_only=True):
-    """One page of a list. `next` is the cursor of the next page, or null at the end.
+    """One page of a list. `next` is the cursor of the next page, or null on the last page.
 
     `offset` is null if the page was requested with a cursor.
     """
@@ -53,14 +53,14 @@ class Page(msgspec.Struct, Generic[T], kw_only=True):
 
 
 class Order(msgspec.Struct, frozen=True):
-    """A column by which a list is ordered. The last column of an order must be unique; no column may contain nulls."""
+    """A column by which a list is ordered. The last column must be unique, and no column may contain nulls."""
 
     field: peewee.Field
     descending: bool = True
 
 
 def newest_first(model: Any) -> tuple[Order, ...]:
-    """Return the order `(created_at, id)` descending, which most lists use."""
+    """Return the descending order `(created_at, id)`, which most lists use."""
     return (Order(model.created_at), Order(model.id))
 
 
@@ -167,9 +167,9 @@ def _key(row: Any, field: peewee.Field) -> Any:
 
 
 def _after(order: Sequence[Order], key: Sequence[Any]) -> Any:
-    """Return the condition that a row follows `key`. Each column has its own direction.
+    """Return the condition that a row comes after `key`. Each column has its own direction.
 
-    For two ascending columns, (a, b) follows (x, y) if a > x, or if a = x and b > y.
+    For two ascending columns, (a, b) comes after (x, y) if a > x, or if a = x and b > y.
     """
     clause: Any = None
     for item, value in reversed(list(zip(order, key, strict=True))):

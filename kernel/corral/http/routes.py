@@ -38,8 +38,8 @@ _NAME = re.compile(r"\{([a-z_]+)\}")
 class Rate(msgspec.Struct, frozen=True):
     """An additional rate limit: `count` requests in `seconds`, per client address, person or caller.
 
-    With `key`, the handler counts the requests itself with `RateLimits`, and the limit for anonymous clients does not
-    apply. Routes whose rates have the same name share one limit.
+    If `per` is `key`, the handler itself counts the requests with `RateLimits`, and the limit for anonymous clients
+    does not apply. Routes whose rates have the same name share one limit.
     """
 
     name: str
@@ -97,7 +97,7 @@ class Route(msgspec.Struct, kw_only=True):
 
     @property
     def is_async(self) -> bool:
-        """Whether the handler is an `async def` handler, which opens its own units of work."""
+        """Whether the handler is an `async def` function, which opens its own units of work."""
         return inspect.iscoroutinefunction(self.handler)
 
     @property
@@ -166,7 +166,8 @@ class Routes:
 class ServedRoutes:
     """The routes that the application serves, for plugins that describe the API, and the ASGI application itself.
 
-    Requests to `app` pass the whole pipeline, like those of other clients. The application sets both attributes.
+    Requests to `app` pass through the whole pipeline, like those of other clients. The application sets both
+    attributes.
     """
 
     routes: Sequence[Route] = ()

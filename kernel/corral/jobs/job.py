@@ -29,11 +29,12 @@ class Job(msgspec.Struct, frozen=True):
     that is annotated with the service's type. A `def` function runs as one unit of work; an `async def` function opens
     its own units with `Work`. Either may run more than once. Another process may claim the job after `lease_seconds`.
 
-    If `run` raises, it is called again after 2 s, 4 s, 8 s and so on, at most 10 minutes later, until `max_attempts`
-    attempts have failed. Then the job has failed for good: its row keeps the error, and no other function is called.
-    `run` is not told that an attempt is its last one. A failure that is a `corral.errors.ExpectedFailure` is retried
-    too, but does not count as an error of the plugin. If a process stops during an attempt, the attempt is repeated at
-    once and does not count; if the process was killed, the attempt counts.
+    If `run` raises an exception, it is called again after 2 s, 4 s, 8 s and so on, with a delay of at most 10 minutes,
+    until `max_attempts` attempts have failed. The job is then marked as failed: its row keeps the error, and no other
+    function is called. `run` cannot tell whether an attempt is the last one. A failure that is a
+    `corral.errors.ExpectedFailure` is also retried, but does not count as an error of the plugin. If a process stops
+    during an attempt, the attempt is repeated at once and does not count; if the process was killed, the attempt
+    counts.
     """
 
     name: ItemName
@@ -45,9 +46,9 @@ class Job(msgspec.Struct, frozen=True):
 class TimeOfDay(msgspec.Struct, frozen=True):
     """A time of day such as `TimeOfDay("07:30", "Europe/Berlin")`, on every day or on some `days` of the week.
 
-    `zone` is a name of the IANA time zone database. When clocks are set forward, a time that the zone skips is replaced
-    by the next instant that exists. When clocks are set back, only the first of two equal times counts. Raises
-    `ValueError` if the time, the zone or a day is unknown.
+    `zone` is a name in the IANA time zone database. A time that is skipped when clocks are set forward is replaced by
+    the next instant that exists. If a time occurs twice because clocks are set back, only the first occurrence counts.
+    Raises `ValueError` if the time, the zone or a day is invalid.
     """
 
     time: str
@@ -78,13 +79,13 @@ class TimeOfDay(msgspec.Struct, frozen=True):
 class Schedule(msgspec.Struct, frozen=True):
     """A periodic task: one of the processes calls `run` at a fixed interval, or at a time of day.
 
-    The first run of a schedule with an interval starts at once. If the interval is a number of whole seconds, at most a
-    minute, the later runs are due at multiples of the interval, so that many schedules are due at the same moments and
-    are claimed together.
+    The first run of a schedule with an interval starts at once. If the interval is a whole number of seconds and at
+    most a minute, the later runs are due at multiples of the interval. Many schedules are then due at the same time,
+    and can be claimed together.
 
-    Each run belongs to one due time. A run whose process is killed is repeated, and one run makes up for all due times
-    that passed while no process ran schedules. Like the function of a job, `run` receives a service for each parameter
-    that is annotated with the service's type.
+    Each run belongs to one due time. If the process is killed during a run, the run is repeated. If no process ran
+    schedules for some time, a single run makes up for all due times that were missed. Like the function of a job, `run`
+    receives a service for each parameter that is annotated with the service's type.
     """
 
     name: ItemName
@@ -92,7 +93,7 @@ class Schedule(msgspec.Struct, frozen=True):
     run: Callable[..., Any]
 
     def next_after(self, seconds: float) -> float:
-        """Return the next due time after a run that started at `seconds`. Both are in epoch seconds."""
+        """Return the next due time after a run that started at `seconds`. Both times are in epoch seconds."""
         if isinstance(self.every, TimeOfDay):
             return self.every.next_after(seconds)
         is_common = self.every in COMMON_SECONDS
@@ -137,7 +138,7 @@ class ScheduleRow(Model):
 def enqueue(name: str, *, delay_seconds: float = 0.0, **arguments: Any) -> str:
     """Queue a job with JSON arguments when the current unit commits. Return the job's id.
 
-    The job runs as soon as a process is free, at the earliest `delay_seconds` after now.
+    The job runs as soon as a process has a free slot, but not before `delay_seconds` have passed.
 
     Raise `LookupError` if no active plugin declares the job.
     """

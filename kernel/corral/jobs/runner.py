@@ -35,11 +35,11 @@ QUEUE_GRACE_SECONDS = 2.0  # a job that the shared queue has not delivered by th
 
 
 class LeaseLost(ExpectedFailure):
-    """Raised when another process has claimed the job in the meantime. This process's unit of work is rolled back."""
+    """Raised when another process has claimed the job. The unit of work of this process is rolled back."""
 
 
 class JobRunner:
-    """The protocol of shared job queues, which pass the ids of new jobs to job processes. A queue may lose ids."""
+    """Runs the jobs and schedules of one process. `queue` is the shared job queue, or None if there is none."""
 
     def __init__(self, database: Database, redact: Callable[[str], str]) -> None:
         self._database = database
@@ -65,7 +65,7 @@ class JobRunner:
         return self._is_open[name]()
 
     def set_concurrency(self, jobs: int) -> None:
-        """Change the number of jobs that run at a time. Running jobs above the new limit finish normally."""
+        """Change the number of jobs that run at the same time. Running jobs above the new limit finish normally."""
         self._concurrency = jobs
         self._slot_freed.set()
         self._wake_up.set()
@@ -119,7 +119,7 @@ class JobRunner:
             await asyncio.wait(self._running, timeout=seconds)
 
     async def _tick(self) -> float:
-        """Start everything that is due. Return the seconds until the tables must be read again."""
+        """Start all due jobs and schedules. Return the number of seconds until the tables must be read again."""
         now = clock.time_s()
         if self._draining:
             return POLL_SECONDS
@@ -167,7 +167,7 @@ class JobRunner:
         return [(row, row.lease == lease) for row in rows]
 
     def start_schedule(self, row: ScheduleRow) -> asyncio.Task[Exception | None]:
-        """Start a claimed schedule. The returned asyncio task ends with the error of the run, or with None."""
+        """Start a claimed schedule. The returned asyncio task returns the error of the run, or None."""
         return self._start(self._run_schedule(row))
 
     async def _run_schedule(self, row: ScheduleRow) -> Exception | None:
@@ -209,15 +209,15 @@ class JobRunner:
         self._slot_freed.set()
 
     async def _claim_job(self, only: str | None = None) -> JobRow | None:
-        """Claim a due job and return its row, which contains the lease of this process. Otherwise return None."""
+        """Claim a due job and return its row with the lease of this process. Return None if no job was claimed."""
         row = await self._database.read(lambda: self._due_job(only), SYSTEM_CONTEXT)
         return row if row is not None and await self._database.work(lambda: self._lease_job(row)) else None
 
     def _due_job(self, only: str | None) -> JobRow | None:
         """Return the first due job, or None. With `only`, return the job with this id if it is due.
 
-        A job that was announced to the shared queue is skipped for a grace period, because a process that receives the
-        announcement should run it.
+        A job that was announced to the shared queue is skipped for a grace period, because the process that receives
+        the announcement should run it.
         """
         names = [name for name in self._jobs if self.is_open(name)]
         where = JobRow.state.in_(("queued", "running")) & (JobRow.run_at <= clock.now()) & JobRow.name.in_(names)
@@ -230,11 +230,11 @@ class JobRunner:
         return row
 
     def _lease_job(self, row: JobRow) -> bool:
-        """Claim the job, set the lease of its row, and return whether this process may run it.
+        """Claim the job by setting a lease in its row, and return whether this process may run the job.
 
-        The claim fails if another process was faster. For a running job, `run_at` is the end of its lease; after that,
-        the job may be claimed again. A job whose process died in every attempt is marked as failed instead, so that it
-        cannot terminate more processes.
+        The claim fails if another process was faster. For a running job, `run_at` is the end of its lease; after that
+        time, the job may be claimed again. If the process died in every attempt, the job is marked as failed instead,
+        so that it cannot terminate more processes.
         """
         job, row.lease = self._jobs[row.name], new_id()
         changes: dict[str, Any]
@@ -286,7 +286,7 @@ class JobRunner:
         return {"state": "queued", "run_at": clock.now(delay), "error": error}
 
     def _log_failure(self, level: int, message: str, failure: BaseException, **told: Any) -> str:
-        """Log a failure together with the values in `told`. Return the redacted text of the error.
+        """Log a failure with the fields in `told`. Return the redacted text of the error.
 
         An expected failure is logged without a traceback.
         """
@@ -299,7 +299,7 @@ class JobRunner:
         """Call the function of a job or schedule.
 
         `finish` is called afterwards to record the success. If the function is a `def` function, `finish` runs in the
-        same unit of work, so that either both commit or neither does.
+        same unit of work, so that both take effect or neither does.
         """
         entry = UnitContext(f"job {item.name}")
         if inspect.iscoroutinefunction(item.run):

@@ -1,4 +1,4 @@
-"""The protocol of shared job queues, which pass the ids of new jobs to job processes, and may lose them."""
+"""The protocol of shared job queues, which pass the ids of new jobs to job processes. Ids may be lost."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Protocol
 class SharedJobQueue(Protocol):
     """A shared job queue, which passes the ids of new jobs to the processes that run jobs.
 
-    The database rows, which are also polled, decide which jobs run. A lost id therefore delays a job by seconds,
-    and a duplicate id has no effect.
+    The database rows decide which jobs run, and the processes also poll them. A lost id therefore delays a job by a few
+    seconds, and a duplicate id has no effect.
     """
 
     def announce(self, ids: Sequence[str]) -> None:

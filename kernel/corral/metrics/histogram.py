@@ -27,8 +27,8 @@ class Observed(NamedTuple):
 class Histogram:
     """Counts observations by label values since the start of the process. Safe to use from any thread.
 
-    Each combination of label values has its own buckets. At most `limit` combinations are kept; further combinations
-    are counted together, under the label value `other`.
+    Each combination of label values has its own buckets. At most `limit` combinations are kept; all others are counted
+    together under the label value `other`.
     """
 
     def __init__(self, bounds: Sequence[float] = SECONDS, limit: int = 1000) -> None:

@@ -1,4 +1,4 @@
-"""Counters of requests, plugin errors and events. The `health` plugin renders them as metrics of the process.
+"""Counters of requests, plugin errors and events. The `health` plugin reports them as metrics of the process.
 
 All labels have a bounded set of values.
 """

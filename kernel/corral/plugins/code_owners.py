@@ -11,7 +11,10 @@ from corral.plugins.discovery import Found
 
 
 class CodeOwners:
-    """Maps source files to plugins: all files in the folder of the plugin class, or the single module of the plugin."""
+    """Maps source files to plugins.
+
+    A plugin owns all files in the folder of its class, or the single module that it consists of.
+    """
 
     def __init__(self, plugins: Iterable[Found]) -> None:
         self._places = {place: item.name for item in plugins if (place := _place(item.module))}
@@ -26,7 +29,7 @@ class CodeOwners:
 
 
 def _place(module: str) -> str | None:
-    """Return the folder or file of a module.
+    """Return the folder or the file of a module.
 
     The module is not imported, because the files of a plugin must be known before the plugin is imported.
     """

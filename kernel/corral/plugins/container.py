@@ -1,8 +1,8 @@
-"""The dependency injection container: maps types to services, and decides which plugin may use which service.
+"""The dependency injection container, which maps types to services and decides which plugin may use which service.
 
 A plugin may use the services of the kernel, its own services, and the services of plugins in its `requires`. With the
-annotation `X | None`, it may also use the services of plugins in its `wants`, and every protocol of the kernel that a
-plugin provides. Its own configuration shape is injected like a service; no other plugin may use it.
+annotation `X | None`, it may also use the services of plugins in its `wants`, and every kernel protocol that a plugin
+implements. Its own configuration is injected like a service; no other plugin may use it.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ KERNEL = "corral"  # plugins may use protocols of this package without naming th
 
 
 class WiringError(Exception):
-    """Raised when a plugin needs a service that does not exist or that its manifest does not let it use."""
+    """Raised when a plugin needs a service that does not exist or that its manifest does not allow it to use."""
 
 
 class Container:
-    """Contains one service instance per type, and the plugin that owns the instance.
+    """Contains one service instance per type, and the plugin that owns each instance.
 
     If the owner is None, the service belongs to the kernel.
     """
@@ -64,9 +64,9 @@ class Container:
             del self._instances[kind], self._owners[kind]
 
     def build(self, record: PluginRecord, provides: Iterable[Provide]) -> list[Any]:
-        """Create the services of a plugin in the order of their dependencies, and return the instances.
+        """Create the services of a plugin in dependency order, and return the instances.
 
-        Raise `WiringError` if services depend on each other in a circle.
+        Raise `WiringError` if the dependencies of services form a cycle.
         """
         waiting = [(item, tuple(kind for kind, _ in _parameters(item.factory).values())) for item in provides]
         made: list[Any] = []
@@ -83,11 +83,11 @@ class Container:
         return made
 
     def call(self, factory: Callable[..., T], record: PluginRecord) -> T:
-        """Call a class or factory function with the services that its parameters request, and return the new object."""
+        """Call a class or factory function with the services that its parameters request, and return the result."""
         return factory(**self.resolve_services(_parameters(factory), record, _name(factory)))
 
     def inject(self, instance: Any, record: PluginRecord) -> None:
-        """Set the class attributes annotated `X | None` to services of the plugins in `wants`, or to None."""
+        """Set class attributes annotated `X | None` to the services of plugins in `wants`, or to None."""
         for name, (kind, optional) in optional_hints(cls := type(instance)).items():
             if optional and self._is_injectable(kind):
                 setattr(instance, name, self.find(kind, record, optional=True, where=f"{cls.__name__}.{name}"))
@@ -97,7 +97,7 @@ class Container:
     ) -> Callable[..., Any]:
         """Return `function` with its services bound.
 
-        Parameters that are listed in `skip` or have other types stay unbound.
+        Parameters that are listed in `skip`, or whose types are not services, stay unbound.
         """
         parameters = _parameters(function).items()
         wanted = {name: each for name, each in parameters if name not in skip and self._is_injectable(each[0])}
@@ -107,7 +107,7 @@ class Container:
     def resolve_services(
         self, wanted: Mapping[str, tuple[Any, bool]], record: PluginRecord, where: str
     ) -> dict[str, Any]:
-        """Return the services that a signature requests, by parameter name."""
+        """Return the services that a signature requests, keyed by parameter name."""
         return {
             name: self.find(kind, record, optional=optional, where=f"{where}, parameter {name}")
             for name, (kind, optional) in wanted.items()

@@ -22,7 +22,7 @@ _PROTECTED = re.compile(r'^    protected = (True|"essential")', re.MULTILINE)
 
 
 class Found(msgspec.Struct, kw_only=True):
-    """The entry point of an installed plugin, with facts about the distribution that declares it."""
+    """The entry point of an installed plugin, with information about the distribution that declares it."""
 
     name: str
     load: Callable[[], Any]
@@ -44,9 +44,9 @@ class Found(msgspec.Struct, kw_only=True):
         return self.module.partition(".")[0]
 
     def protection(self) -> Protection:
-        """Return the class attribute `protected` of a built-in plugin, read from its source without importing it.
+        """Return the class attribute `protected` of a built-in plugin, read from the source code of its module.
 
-        Only the packages that contain the module are imported. They contain no code.
+        The module is not imported. Only its parent packages are imported, and they contain no code.
         """
         spec = importlib.util.find_spec(self.module) if self.module else None
         declared = _PROTECTED.search(Path(spec.origin).read_text("utf-8")) if spec and spec.origin else None

@@ -3,7 +3,7 @@
 Expected failures (`corral.errors.ExpectedFailure`) are raised to the caller. All other errors are counted against the
 plugin. After such an error, a guard either returns a default value, so that the caller continues without the plugin's
 result, or raises the error. An error that is not an `Exception` is raised as `ContributionFailed`. The watchdog limits
-the time of the calls.
+the duration of calls.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from corral.supervisor import is_cancelled
 from corral.watchdog import CallAbandoned, ThreadAbandoned, guard_code
 
 RAISE: Any = object()
-"""A value for `Guard.default`: the guard raises the error to the caller."""
+"""A value for `Guard.default`. The guard raises the error to the caller."""
 REFUSE: Any = object()
-"""A value for `Guard.default`: the guard raises `Unavailable`."""
+"""A value for `Guard.default`. The guard raises `Unavailable`."""
 WORK = (("corral_jobs", "run", None), ("corral_schedules", "run", None), ("corral_subscribers", "handle", 0.0))
-"""The hooks for work in the background, the field that holds the function, and `Guard.limit`."""
+"""The hooks for background work, each with the field that contains the function and the value of `Guard.limit`."""
 HEALTH_SECONDS = 2.0
 LOOP_SECONDS = 1.0  # third-party plugins get less time on the event loop, which all share
 
@@ -44,12 +44,12 @@ _now = time.perf_counter
 class Guard:
     """A plugin's callable with a time limit, whose failures are counted.
 
-    `calls` and `seconds` are the number and the total duration of its calls.
+    `calls` is the number of calls, and `seconds` is their total duration.
 
     `expected` describes the return value. If a call fails, the guard returns `default`, or raises an error if `default`
-    is `RAISE` or `REFUSE`. `limit` is the time limit in seconds of a call in a thread: 0 means the time limit that the
-    settings define for all plugins, and None means that the caller limits the time. `counts` is true if failures count
-    towards quarantine. Calls are allowed while the state of the plugin is one of `states`.
+    is `RAISE` or `REFUSE`. `limit` is the time limit, in seconds, of a call in a thread. If it is 0, the time limit
+    that the settings define for all plugins applies; if it is None, the caller limits the time. `counts` is true if
+    failures count towards quarantine. Calls are allowed while the state of the plugin is one of `states`.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class Guard:
             self.seconds += _now() - began
 
     def call_uncounted(self, *arguments: Any, **named: Any) -> Any:
-        """Call the function without counting its errors, for a caller that retries a failed call in another way."""
+        """Call the function without counting its errors. Use this method if a failed call is retried in another way."""
         began = _now()
         try:
             return self._checked(self.function(*arguments, **named))
@@ -136,7 +136,7 @@ class Guard:
                 await close()
 
     def _checked(self, value: Any) -> Any:
-        """Return the value if it has the expected type; otherwise handle the mismatch as an error of the plugin."""
+        """Return the value if it has the expected type. Otherwise, treat the mismatch as an error of the plugin."""
         if hasattr(value, "__anext__"):
             return self._iterate(value)
         if inspect.isawaitable(value):
@@ -189,16 +189,16 @@ guard_code.update(
 
 
 def is_expected_error(error: BaseException) -> bool:
-    """Return whether an error must not be counted against the plugin.
+    """Return whether the error is one of those that do not count against a plugin.
 
-    This is true for expected failures (`corral.errors.ExpectedFailure`), for failures of the database, and for errors
-    that were already counted against a plugin.
+    These are expected failures (`corral.errors.ExpectedFailure`), database failures, and errors that have already been
+    counted against a plugin.
     """
     return hasattr(error, "_corral_plugin") or isinstance(translate(error), ExpectedFailure)
 
 
 def _is_interruption(error: BaseException) -> bool:
-    """Return whether the error only ends the call for the plugin's caller, so that it is not an error of the plugin."""
+    """Return whether the plugin's call was interrupted from outside, so that the error is not the plugin's own."""
     if isinstance(error, asyncio.CancelledError):
         return is_cancelled()
     if isinstance(error, KeyboardInterrupt):  # a server has a handler of its own, so there the plugin raised it
@@ -207,7 +207,7 @@ def _is_interruption(error: BaseException) -> bool:
 
 
 class GuardedObject:
-    """A proxy for a contributed object. It guards the public methods; all other attributes are passed through."""
+    """A proxy for a contributed object. The public methods are guarded; all other attributes are passed through."""
 
     def __init__(self, item: Any, guards: Mapping[str, Callable[..., Any]]) -> None:
         self.__dict__.update(guards, _item=item)
@@ -231,7 +231,7 @@ class Guards:
         self.all: list[Guard] = []
 
     def wrap_route(self, record: PluginRecord, label: str, handler: Callable[..., Any]) -> Callable[..., Any]:
-        """Return the handler of a route or socket, guarded if the plugin is a third-party plugin."""
+        """Return the handler of a route or socket. The handler of a third-party plugin is guarded."""
         if record.found.built_in:
             return handler
         states: tuple[State, ...] = ("active", "quarantined", "disabled")  # the last for requests admitted before
@@ -240,8 +240,8 @@ class Guards:
     def wrap_contributions(self, record: PluginRecord, hooks: Mapping[str, tuple[str, Any]]) -> None:
         """Guard all contributions of a plugin.
 
-        `hooks` describes the hooks that plugins offer: it maps the name of each hook to the plugin that offers it and
-        to the type of a contribution.
+        `hooks` describes the hooks that plugins offer. It maps the name of each hook to the plugin that offers the
+        hook, and to the type of its contributions.
         """
 
         def wrap(hook: str, **options: Any) -> None:
@@ -267,7 +267,7 @@ class Guards:
                 wrap(hook, protocol=protocol, limit=None)
 
     def _wrap_work(self, record: PluginRecord, hook: str, item: Any, field: str, limit: float | None) -> Any:
-        """Return a job, schedule or subscriber whose function is guarded. Jobs have a time limit of their own."""
+        """Return a job, schedule or subscriber with a guarded function. Jobs have their own time limit."""
         function = getattr(item, field)
         expected = ANYTHING if inspect.iscoroutinefunction(function) else NOT_AWAITED
         guard = Guard(self, record, hook, item.name, function, limit=limit, expected=expected)
@@ -276,9 +276,8 @@ class Guards:
     def wrap_item(self, record: PluginRecord, hook: str, item: Any, protocol: Any = None, **options: Any) -> Any:
         """Return a contributed object with guards around its callables.
 
-        `protocol` is the type that the hook declares for contributions; its annotations state the return types of the
-        methods. If the object is a msgspec struct, the annotations of its fields state the return types of the
-        callables.
+        `protocol` is the type that the hook declares for contributions. The annotations of its methods define the
+        expected return types. If the object is a msgspec struct, the annotations of its fields define them instead.
         """
         if isinstance(item, (type, str, bytes, int, float, tuple, list, dict)) or inspect.ismodule(item):
             return item

@@ -19,7 +19,7 @@ URL_KEYS = {"corral_blob_store": "[storage] url"}  # the configuration key that 
 
 
 def item_type(spec: Callable[..., Any]) -> Any:
-    """Return the type X of a contribution, from the return annotation `Iterable[X]` of the specification."""
+    """Return the type X of the contributions to a hook, whose specification is annotated with `Iterable[X]`."""
     try:
         return (typing.get_args(hints(spec).get("return")) or (None,))[0]
     except TypeError:  # a name that is imported for type checkers only
@@ -27,7 +27,7 @@ def item_type(spec: Callable[..., Any]) -> Any:
 
 
 def checked_contributions(spec: Callable[..., Any], returned: Any) -> list[Any]:
-    """Return the items that a hook returned. Raise `TypeError` for anything but a list of the declared type."""
+    """Return the items that a hook returned. Raise `TypeError` unless they are a list of the declared type."""
     if isinstance(returned, (str, bytes)) or not isinstance(returned, Iterable):
         raise TypeError(f"{spec.__name__} returned {type(returned).__name__}, not a list")
     items = list(returned)
@@ -61,14 +61,14 @@ def _has_type(item: Any, asked: Any) -> bool:
 
 @functools.lru_cache(maxsize=256)
 def specs_of(module: Any) -> dict[str, Any]:
-    """Return the hook specifications in a module, by name. The result is shared, so callers must not change it."""
+    """Return a module's hook specifications, keyed by name. The result is shared, so callers must not change it."""
     return {name: each for name, each in getattr(module, "__dict__", {}).items() if hasattr(each, "corral_spec")}
 
 
 def implementations(specs: Mapping[str, Any], record: PluginRecord) -> dict[str, tuple[Any, Callable[..., Any], bool]]:
     """Return the hooks that a plugin implements, as `{hook: (specification or None, method, whether it is optional)}`.
 
-    Raise `TypeError` for an implementation that does not fit its specification.
+    Raise `TypeError` if an implementation does not match its specification.
     """
     found = {}
     kind: Any = record.kind
@@ -82,17 +82,17 @@ def implementations(specs: Mapping[str, Any], record: PluginRecord) -> dict[str,
 
 @functools.lru_cache(maxsize=256)
 def _marked_methods(kind: Any) -> list[tuple[str, pluggy.HookImpl]]:
-    """Return the methods of a plugin class that are marked as implementations of hooks, with their names."""
+    """Return the methods of a plugin class that are marked as hook implementations, with their names."""
     methods = [(name, getattr(kind, name, None)) for name in dir(kind)]
     marked: list[Any] = [(name, method) for name, method in methods if hasattr(method, "corral_impl")]
     return [(name, pluggy.HookImpl(kind, kind.name, method, method.corral_impl)) for name, method in marked]
 
 
 def all_specs(records: Iterable[PluginRecord]) -> dict[str, Any]:
-    """Return the specifications of all hooks: the kernel's and those of active plugins.
+    """Return the specifications of all hooks of the kernel and of active plugins.
 
-    A plugin is marked `failed` if one of its modules of specifications specifies no hook, or a hook that is already
-    specified.
+    If one of a plugin's specification modules contains no specification, or specifies a hook that already exists, the
+    plugin is marked as `failed`.
     """
     specs = {**specs_of(hookspecs)}
 
@@ -123,8 +123,8 @@ def offered_hooks(record: PluginRecord) -> dict[str, tuple[str, Any]]:
 def first_result(records: Sequence[PluginRecord], hook: str, url: str, *, required: bool = True) -> Any:
     """Call the hook with a URL and return the first result. Built-in plugins are called after all others.
 
-    A plugin whose hook raises an error is marked `failed`. If no active plugin supports the URL, raise `StartupError`,
-    or return None if `required` is false.
+    A plugin whose hook raises an error is marked as `failed`. If no active plugin supports the URL, raise
+    `StartupError`, or return None if `required` is false.
     """
     made: list[Any] = []
 

@@ -1,6 +1,6 @@
 """Loads plugins: imports them, checks manifests and configuration, orders them, and collects their contributions.
 
-A plugin that fails is marked `failed` with a one-sentence reason, and the plugins that require it are `blocked`. All
+A plugin that fails is marked as `failed` with a one-sentence reason, and the plugins that require it are `blocked`. All
 other plugins are loaded.
 """
 
@@ -33,7 +33,7 @@ _RANKS = {"essential": 0, True: 1, False: 2}
 def load(found: Iterable[Found], config: Config, *, off: Mapping[str, str] | None = None) -> list[PluginRecord]:
     """Import and check plugins, order them by `requires`, and collect their contributions.
 
-    `off` contains the plugins that an admin disabled: it maps their names to the reasons.
+    `off` maps the names of the plugins that an admin disabled to the reasons.
     """
     records = [_create_record(item, config, off or {}) for item in sorted(found, key=lambda item: item.name)]
     for record in records:
@@ -52,8 +52,8 @@ def load(found: Iterable[Found], config: Config, *, off: Mapping[str, str] | Non
 def order(records: Iterable[PluginRecord]) -> list[PluginRecord]:
     """Sort plugins by `requires`, then by `starts_first`, protection and name.
 
-    Members of a circular dependency are marked `failed`. Plugins that require a plugin which is out of service are
-    marked `blocked`.
+    Members of a dependency cycle are marked as `failed`. Plugins that require an out-of-service plugin are marked as
+    `blocked`.
     """
     waiting = {record.name: record for record in records}
     ordered: list[PluginRecord] = []
@@ -150,8 +150,8 @@ def _section(record: PluginRecord, kind: type[Plugin], config: Config) -> Any:
 def _collect_contributions(record: PluginRecord, specs: Mapping[str, Any], absent: bool) -> None:
     """Call all hooks of one plugin that take no arguments, and store the contributions in the plugin's record.
 
-    An unknown hook raises `TypeError`, unless the implementation is optional and its owner may be `absent`. Hooks that
-    take arguments are called later, when their results are needed.
+    An unknown hook raises `TypeError`, unless the implementation is optional and `absent` indicates that the plugin
+    offering the hook may be missing. Hooks that take arguments are called later, when their results are needed.
     """
     found = implementations(specs, record)
     unknown = [name for name, (spec, _, is_optional) in found.items() if spec is None and not (is_optional and absent)]

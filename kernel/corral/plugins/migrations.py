@@ -1,7 +1,7 @@
-"""Migrations at boot, and the selection of the keyring that matches the stored rows.
+"""Applies migrations at boot, and selects the keyring that matches the stored rows.
 
-Pending migrations are applied at boot, or the process refuses to start. A plugin whose migration fails is marked
-`failed`.
+If pending migrations may not be applied at boot, the process refuses to start. A plugin whose migration fails is marked
+as `failed`.
 """
 
 from __future__ import annotations
@@ -32,25 +32,25 @@ log = logging.getLogger("corral.kernel")
 
 
 class MigrationsPending(Exception):
-    """Raised when migrations are pending that this process is not allowed to apply (exit status 4)."""
+    """Raised when migrations are pending but this process is not allowed to apply them (exit status 4)."""
 
 
 def migrates_on_start(config: Config, kind: str) -> bool:
-    """Return whether a process applies pending migrations at boot if the database is not empty."""
+    """Return whether a process applies pending migrations at boot to a database that is not empty."""
     at_start = config.database.migrate_on_start
     return kind == "sqlite" if at_start is None else at_start
 
 
 def migrations_of(records: Iterable[PluginRecord]) -> list[PluginMigrations]:
-    """Return the migrations of the kernel and of the active plugins, in the order in which they are applied."""
+    """Return the migrations of the kernel and of the active plugins, in the order in which they must be applied."""
     return [KERNEL, *(found for record in records if record.active and (found := record.migrations()) is not None)]
 
 
 def apply_migrations(database: Database, plugins: list[PluginRecord], config: Config) -> None:
     """Apply the pending migrations of the kernel and then of each active plugin, in order.
 
-    A failing script marks its plugin as `failed`. Raise `MigrationsPending` if migrations are pending and the
-    configuration does not let this process apply them, unless the database is empty.
+    If a script fails, its plugin is marked as `failed`. Raise `MigrationsPending` if migrations are pending and the
+    configuration does not allow this process to apply them, unless the database is empty.
     """
     records = {record.name: record for record in plugins}
     with schema_lock(database) as engine:
@@ -79,10 +79,10 @@ def apply_migrations(database: Database, plugins: list[PluginRecord], config: Co
 def _pending(
     engine: peewee.Database, record: PluginRecord | None, migrations: PluginMigrations, tables: Collection[str]
 ) -> list[str]:
-    """Return the pending scripts.
+    """Return the pending scripts of the kernel (`record` is None) or of a plugin.
 
-    If the schema is newer than the code, a third-party plugin is marked `failed`. For the kernel or a built-in plugin,
-    `MigrationsPending` is raised.
+    If the schema is newer than the code, a third-party plugin is marked as `failed`. For the kernel or a built-in
+    plugin, `MigrationsPending` is raised.
     """
     try:
         return pending_scripts(engine, migrations, tables)
@@ -102,9 +102,9 @@ def sealed_columns(plugins: Iterable[PluginRecord]) -> SealedColumns:
 def select_keyring(keyring: Keyring, database: Database, plugins: Iterable[PluginRecord], config: Config) -> Keyring:
     """Return the keyring to use with the stored rows.
 
-    The keyring is sealed if the stored rows are encrypted with other keys. A new key is created when there is neither a
-    key nor an encrypted row. If there are encrypted rows, no key is created, because a new key would hide the fact that
-    the right key is lost.
+    The keyring is sealed if the stored rows are encrypted with other keys. If there is neither a key nor an encrypted
+    row, a new key is created. If there is no key but there are encrypted rows, no key is created, because a new key
+    would hide the loss of the correct key.
     """
     columns = sealed_columns(plugins)
     stored = database.run(lambda: columns.key_ids([key.id for key in keyring.keys]), read=True)

@@ -1,8 +1,8 @@
 """Counts errors and abandoned calls of plugins, and quarantines plugins that fail too often.
 
-Any thread may report errors and abandoned calls. This process quarantines a plugin at once. The plugin
-`plugin_admin` stores the quarantine, notifies the other processes, and later puts the quarantined plugin back into
-service (`corral_core.plugin_admin.service.quarantine`).
+Any thread may report errors and abandoned calls. The quarantine takes effect in this process at once. The plugin
+`plugin_admin` stores it, notifies the other processes, and later puts the quarantined plugin back into service
+(`corral_core.plugin_admin.service.quarantine`).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ ENDLESS = "it was abandoned and is still running"
 
 
 class LostCall(Exception):
-    """An entry in a plugin's list of errors: a call that was abandoned because it did not return in time."""
+    """An entry in a plugin's list of errors for a call that was abandoned because it did not return in time."""
 
 
 class PluginAlert(NamedTuple):
@@ -50,7 +50,7 @@ class FailureTracker:
         self.on_probation = False
 
     def count_since(self, moment: float) -> tuple[int, int]:
-        """Return the number of failures since `moment`, and how many of these were abandoned calls.
+        """Return the number of failures since `moment`, and the number of abandoned calls among them.
 
         Earlier failures are forgotten.
         """
@@ -60,7 +60,10 @@ class FailureTracker:
 
 
 class PluginQuarantine:
-    """Tracks the failures of all plugins and quarantines plugins that fail too often. One instance per kernel."""
+    """Tracks the failures of all plugins, and quarantines plugins that fail too often.
+
+    There is one instance per kernel.
+    """
 
     def __init__(self, registry: PluginRegistry, settings: Settings) -> None:
         self._registry, self._settings = registry, settings
@@ -72,7 +75,7 @@ class PluginQuarantine:
 
     @property
     def time_limit(self) -> float:
-        """The time limit in seconds that the settings define for calls to plugins."""
+        """The time limit, in seconds, that the settings define for calls to plugins."""
         return self._settings.get(CALL_BUDGET_SECONDS)
 
     def tracker(self, name: str) -> FailureTracker:
@@ -80,9 +83,9 @@ class PluginQuarantine:
         return self._trackers.setdefault(name, FailureTracker())
 
     def count_error(self, record: PluginRecord, where: str, error: BaseException, *, counts: bool = True) -> None:
-        """Record an error of a contributed callable, or a `LostCall`, and quarantine the plugin if there are too many.
+        """Record an error of a contributed callable, or a `LostCall`.
 
-        The error counts towards the quarantine only if `counts` is true.
+        The plugin is quarantined if it has too many errors. The error is counted only if `counts` is true.
         """
         told = {"plugin": record.name, "where": where, "reason": str(error)}
         log.error("a contribution failed", extra=told, exc_info=error)
@@ -91,7 +94,7 @@ class PluginQuarantine:
             self._count(record, where, error)
 
     def suspend(self, record: PluginRecord, reason: str) -> None:
-        """Quarantine a plugin that failed too often. If the plugin is protected, only raise an alert."""
+        """Quarantine a plugin that failed too often. If the plugin is protected, raise an alert instead."""
         tracker = self.tracker(record.name)
         tracker.failures.clear()
         tracker.on_probation = False

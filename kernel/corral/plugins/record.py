@@ -31,16 +31,16 @@ hooks, subscriptions, jobs and schedules are suspended, but its routes stay avai
 class PluginRecord(msgspec.Struct, kw_only=True, eq=False):
     """The record of one plugin in this process. Only methods of this class change `state`, `reason` and `since`.
 
-    `contributed` maps the full name of each hook to the contributions. At boot, each function in a contribution is
-    replaced by the function with its services bound, and then by its guard. `services` and `authenticators` contain the
-    instances of the contributed classes.
+    `contributed` maps the full name of each hook to the plugin's contributions. At boot, the functions in contributions
+    are bound to their services and then wrapped in guards. `services` and `authenticators` contain the instances of the
+    contributed classes.
     """
 
     found: Found
     state: State = "active"
     reason: str | None = None
     error: BaseException | None = None
-    """The exception that made the plugin fail, if there was one."""
+    """The exception that caused the plugin to fail, or None."""
     since: str = ""
     kind: type[Plugin] | None = None
     plugin: Plugin | None = None
@@ -86,18 +86,21 @@ class PluginRecord(msgspec.Struct, kw_only=True, eq=False):
         return self.kind.wants if self.kind else ()
 
     def contributions_to(self, hook: str) -> list[Any]:
-        """Return the list of the plugin's contributions to one hook, which boot fills and changes in place."""
+        """Return the list of the plugin's contributions to one hook.
+
+        During boot, the list is filled and its items are replaced.
+        """
         return self.contributed[hook]
 
     def migrations(self) -> PluginMigrations | None:
-        """Return the plugin's migrations, or None if the plugin has no folder of migrations."""
+        """Return the plugin's migrations, or None if the plugin has no migrations folder."""
         if self.kind is None:
             return None
         directory = Path(inspect.getfile(self.kind)).parent / "migrations"
         return PluginMigrations(self.name, directory) if directory.is_dir() else None
 
     def become(self, state: State, reason: str | None = None) -> None:
-        """Change the state of the plugin. `reason` says why the plugin is not active."""
+        """Change the state of the plugin. `reason` explains why the plugin is not active."""
         self.state, self.reason, self.since = state, reason, clock.now()
 
     def fail(self, error: BaseException | str) -> None:
@@ -110,7 +113,7 @@ class PluginRecord(msgspec.Struct, kw_only=True, eq=False):
     def run_boot_step(self, step: Callable[..., Any], *arguments: Any) -> bool:
         """Run a step of the plugin's boot and return whether it succeeded.
 
-        Every exception except `KeyboardInterrupt`, even `SystemExit`, is caught and marks the plugin as `failed`.
+        Any exception except `KeyboardInterrupt`, including `SystemExit`, is caught and marks the plugin as `failed`.
         """
         try:
             step(*arguments)
@@ -123,7 +126,7 @@ class PluginRecord(msgspec.Struct, kw_only=True, eq=False):
 
 
 def block_dependants(records: Iterable[PluginRecord]) -> None:
-    """Block every active plugin that requires a plugin which is out of service.
+    """Block every active plugin that requires an out-of-service plugin.
 
     `records` must be sorted by `requires`.
     """

@@ -65,7 +65,7 @@ class PluginRegistry:
             listener(record)
 
     def redacted(self, text: str) -> str:
-        """Return text in the form that admins may see: redacted, and cut to 500 characters."""
+        """Return the text in a form that may be shown to admins: redacted, and truncated to 500 characters."""
         return self._redactor.redact(text)[:500]
 
     def add_error(self, name: str, where: str, error: BaseException, request_id: str | None) -> None:
@@ -76,11 +76,11 @@ class PluginRegistry:
         self._metrics.plugin_errors[name] += 1
 
     def errors(self, name: str) -> list[PluginError]:
-        """Return the last errors of a plugin, newest first."""
+        """Return the most recent errors of a plugin, newest first."""
         return list(reversed(self._errors.get(name, ())))
 
     def error_counts(self, name: str) -> tuple[int, int]:
-        """Return the number of errors of a plugin in the last 60 seconds, and since the start of the process.
+        """Return the number of a plugin's errors in the last 60 seconds, and since the start of the process.
 
         The first number is at most 100, because only the last 100 errors are kept.
         """

@@ -1,4 +1,4 @@
-"""Expected return types of contributed callables, read from annotations at boot."""
+"""The expected return types of contributed callables, read from annotations at boot."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ AWAITABLES = (collections.abc.Awaitable, collections.abc.Coroutine)
 
 
 class ExpectedReturn(typing.NamedTuple):
-    """The result that a callable is expected to return.
+    """The kind of value that a callable is expected to return.
 
-    `kinds` are the allowed classes; None allows any value. `awaited` is True if the callable must return an awaitable
-    of such a value, False if it must not, and None if both are allowed.
+    `kinds` contains the allowed classes; None allows any value. `awaited` is True if the callable must return an
+    awaitable of such a value, False if it must not, and None if both are allowed.
     """
 
     kinds: tuple[type, ...] | None = None
@@ -48,9 +48,9 @@ NOT_AWAITED = ExpectedReturn(None, False)
 
 @functools.lru_cache(maxsize=1024)
 def expected_returns(kind: Any, protocol: Any) -> dict[str, ExpectedReturn]:
-    """Return the expected result of each callable that the objects of a class contain, by name.
+    """Return the expected return values of the callables in objects of a class, keyed by the names of the callables.
 
-    The callables are the fields of a struct, or the public methods of any other class. The expected results of methods
+    The callables are the fields of a struct, or the public methods of any other class. For methods, the expected values
     are read from the annotations of `protocol`. The result is shared, so callers must not change it.
     """
     if issubclass(kind, msgspec.Struct):
@@ -61,7 +61,7 @@ def expected_returns(kind: Any, protocol: Any) -> dict[str, ExpectedReturn]:
 
 
 def expected_return(protocol: Any, name: str) -> ExpectedReturn:
-    """Return the expected result of a method, as its annotation in the protocol declares it.
+    """Return the expected return value of a method, according to its annotation in the protocol.
 
     If `protocol` is a union, its first member that has the method is used.
     """
@@ -74,7 +74,7 @@ def expected_return(protocol: Any, name: str) -> ExpectedReturn:
 
 
 def of_field(annotation: Any) -> ExpectedReturn | None:
-    """Return the expected result of a field annotated `Callable[..., X]` or `Callable[..., X] | None`.
+    """Return the expected return value for a field annotated `Callable[..., X]` or `Callable[..., X] | None`.
 
     For any other annotation, return None.
     """

@@ -24,11 +24,11 @@ HOOK = "supervise"
 
 
 class TaskEnded(Exception):
-    """An entry in a plugin's list of errors: a background task returned, although it must run until shutdown."""
+    """An entry in a plugin's list of errors for a background task that returned instead of running until shutdown."""
 
 
 class LifecycleCallbacks:
-    """The server's address and the plugins' callbacks for the start and the shutdown of the server.
+    """The server's address, and the callbacks of plugins for the start and shutdown of the server.
 
     `address` is None until the server listens.
     """
@@ -74,9 +74,9 @@ class PluginRuntime:
     def guarded_callback(
         self, name: str, run: Callable[..., Awaitable[None]], seconds: float
     ) -> Callable[..., Awaitable[None]]:
-        """Return a callback, wrapped in a guard that cancels a call after `seconds`.
+        """Return the callback wrapped in a guard that cancels calls after `seconds`.
 
-        The errors of the callback are counted against the plugin and not raised. Expected failures
+        Errors of the callback are counted against the plugin and not raised. Expected failures
         (`corral.errors.ExpectedFailure`) are only logged.
         """
         guard = Guard(self._guards, self._record, HOOK, name, run, default=None, states=get_args(State))

@@ -1,4 +1,4 @@
-"""The thread pool in which blocking code of plugins runs: the pool of `asyncio.to_thread` and of the default executor.
+"""The thread pool in which blocking code of plugins runs, through `asyncio.to_thread` and the default executor.
 
 One plugin may use at most half of the threads. A thread whose call was abandoned is replaced. All threads are daemon
 threads, so an abandoned thread does not prevent the process from exiting.
@@ -33,7 +33,7 @@ class SubmittedCall:
         self.plugin = acting_plugin.get()
 
     def run(self) -> None:
-        """Run the call, and resolve the future unless the call was abandoned meanwhile."""
+        """Run the call, and resolve its future unless the call has been abandoned in the meantime."""
         if not self.future.set_running_or_notify_cancel():
             return
         with contextlib.suppress(InvalidStateError):
@@ -69,7 +69,7 @@ class PluginThreads(ThreadPoolExecutor):
         return task.future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Stop the idle threads. A busy thread stops when its call ends, or with the process."""
+        """Stop the idle threads. A busy thread stops when its call ends, or when the process exits."""
         self._closed = True
         self._tasks.put(None)
 
@@ -103,7 +103,7 @@ class PluginThreads(ThreadPoolExecutor):
             return self._tasks.get()
 
     def _release(self, task: SubmittedCall) -> None:
-        """Free the thread that the task occupied in its plugin's share, and queue the plugin's next waiting task."""
+        """Return the task's thread to its plugin's share, and queue the next waiting task of the plugin."""
         if task.plugin is not None and (waiting := self.shares.release(task.plugin)) is not None:
             self._queue(waiting)
 
@@ -113,7 +113,7 @@ class PluginThreads(ThreadPoolExecutor):
                 self.abandon(thread, task.timer.call.guard)
 
     def abandon(self, thread: threading.Thread, guard: GuardedFunction) -> None:
-        """Abandon the call that a thread is running: its future fails, and a new thread replaces the old one."""
+        """Abandon the call that a thread is running. The call's future fails, and a new thread replaces the old one."""
         if (task := self._running.pop(thread, None)) is None:  # it has ended meanwhile
             return
         guard.count_lost_call()

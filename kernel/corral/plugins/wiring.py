@@ -26,14 +26,14 @@ INJECTED = {
     "corral_subscribers": "handle",
     "corral_metrics": "collect",
 }
-"""The fields of contributions that hold functions with services as parameters."""
+"""For each of these hooks, the field of its contributions that contains a function with services as parameters."""
 
 
 @dataclasses.dataclass(eq=False)
 class PluginWiring:
     """Wires the plugins of one kernel.
 
-    A plugin that fails is marked `failed`, and its services and event types are removed.
+    If a plugin fails, it is marked as `failed`, and its services and event types are removed.
     """
 
     _records: Sequence[PluginRecord]
@@ -45,8 +45,9 @@ class PluginWiring:
     def wire(self) -> None:
         """Wire all active plugins.
 
-        The services, settings and events of all plugins are created first, then the contributions that use services.
-        Raise `StartupError` if the environment or the configuration file gives invalid values to settings.
+        The services, settings and events of all plugins are created first, followed by the contributions that use
+        services. Raise `StartupError` if the environment or the configuration file contains invalid values for
+        settings.
         """
         refuse_conflicts(self._active())
         block_dependants(self._records)
@@ -65,8 +66,8 @@ class PluginWiring:
     def refresh(self, changed: PluginRecord) -> None:
         """Inject the optional services again after the state of a plugin has changed.
 
-        Each attribute for an optional service is set to the service, or to None while the plugin that provides the
-        service is out of service.
+        Each attribute for an optional service is set to the service, or to None if the plugin that provides the service
+        is out of service.
         """
         for record in self._records:
             if record.serves:

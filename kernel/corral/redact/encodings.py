@@ -21,9 +21,9 @@ GO_JSON_ESCAPES = str.maketrans({"&": "\\u0026", "<": "\\u003c", ">": "\\u003e"}
 
 
 def is_redactable(value: str) -> bool:
-    """Return whether the value can be redacted without damage to ordinary text.
+    """Return whether the value can be redacted without damaging ordinary text.
 
-    Values that are short or repetitive, and single words, cannot be redacted.
+    Short values, repetitive values and single words cannot be redacted.
     """
     value = value.strip()
     if len(value) < SHORTEST or len(set(value)) < FEWEST_CHARACTERS:
@@ -33,10 +33,10 @@ def is_redactable(value: str) -> bool:
 
 
 def encodings(value: str) -> set[str]:
-    """Return every text that reveals the value: plain, encoded and escaped, each of 8 to 4096 characters.
+    """Return every text that reveals the value: the value itself and its encoded and escaped forms.
 
-    A value longer than 4096 characters is represented by its long lines. An encoding longer than 4096 characters is
-    split into pieces of that length.
+    Each text has 8 to 4096 characters. For a longer value, the encodings of its long lines are returned. A longer
+    encoding is split into pieces.
     """
     value = value.strip()
     parts = [value]
@@ -64,16 +64,16 @@ def _encoded(value: str) -> Iterator[str]:
 
 
 def _html_form(data: bytes) -> str:
-    """Return the data as browsers and Java encode it in `application/x-www-form-urlencoded`."""
+    """Return the data as browsers and Java encode it for `application/x-www-form-urlencoded`."""
     return quote_plus(data, safe="*").replace("~", "%7E")
 
 
 def _base64(data: bytes) -> Iterator[str]:
-    """Yield the base64 encodings of the data, for each of the three byte offsets at which longer data may contain it.
+    """Yield the base64 encodings that the data can have inside longer data, one for each of the three byte offsets.
 
-    For each offset, the first string contains only the characters that the data alone determines. Two more strings
-    extend to the end of the encoding, with and without padding. At offset 0, the lines of the wrapped encoding are
-    yielded too.
+    For each offset, the first string contains only the characters that depend on no neighbouring byte. Two more strings
+    extend to the end of the encoding, with and without padding. For offset 0, the lines of the wrapped encoding are
+    also yielded.
     """
     for before in range(3):
         padded = b"\0" * before + data

@@ -33,7 +33,7 @@ class Hit(NamedTuple):
 class Span(NamedTuple):
     """A part of the text to replace, and the credentials (`hits`) that were found in it.
 
-    `since` is the position at which the match starts. It may be before `start`.
+    `since` is the position at which the match starts, which may be before `start`.
     """
 
     start: int
@@ -45,11 +45,11 @@ class Span(NamedTuple):
 class Matcher:
     """Finds values and patterns of credentials in text.
 
-    `values` contains the encodings of each known value. A matcher is immutable, so threads can keep using it after the
-    redactor has replaced it with a new one.
+    `values` contains the encodings of each known value. A matcher is immutable, so threads can continue to use it after
+    the redactor has replaced it.
 
-    The encodings are stored as plain strings. Hundreds of thousands of additional objects would slow down the garbage
-    collector, which pauses the whole process.
+    The encodings are stored as plain strings, because hundreds of thousands of additional objects would slow down the
+    garbage collector, which pauses the whole process.
     """
 
     def __init__(self, values: Iterable[tuple[Hit, Iterable[str]]], patterns: Iterable[Pattern]) -> None:
@@ -77,8 +77,8 @@ class Matcher:
     def scan(self, text: str, *, patterns: bool, final: bool = True) -> tuple[list[Span], int]:
         """Return the spans to replace, and the length of the part of the text whose result is final.
 
-        The spans are in order and do not overlap. Text that arrives later cannot change the result for the final part.
-        If `final` is set, no text follows, and the whole text is final. The text must not contain `MARK`.
+        The spans are sorted and do not overlap. Text that arrives later cannot change the result for the final part. If
+        `final` is set, no more text follows, and the whole text is final. The text must not contain `MARK`.
         """
         settled = len(text) if final else self._partial_anchor_start(text)
         begins = self._automaton.find_matches_as_indexes(_encodable(text), overlapping=True)
@@ -106,7 +106,7 @@ class Matcher:
         return _disjoint(found), settled
 
     def _partial_anchor_start(self, text: str) -> int:
-        """Return the first position from which the rest of the text may be the beginning of an anchor."""
+        """Return the first position from which the rest of the text could be the beginning of an anchor."""
         for size in range(min(self._longest - 1, len(text)), 0, -1):
             tail = text[-size:]
             following = bisect_right(self._anchors, tail)
@@ -125,7 +125,7 @@ def replaced(text: str, spans: Iterable[Span]) -> str:
 
 
 def _disjoint(found: list[Span]) -> list[Span]:
-    """Return the spans in order. Overlapping spans are merged, so that the text is replaced completely."""
+    """Return the spans in order. Overlapping spans are merged, so that all of their text is replaced."""
     joined: list[Span] = []
     for span in sorted(found, key=lambda each: each.start):
         if joined and span.start < joined[-1].end:

@@ -1,8 +1,9 @@
 """Patterns that recognise credentials by their format, to redact unknown credentials in machine-generated text.
 
-The regular expression of a pattern is tried wherever one of its anchors, which are fixed strings, occurs. It examines
-nothing before the anchor or after its own match, so its result does not depend on the surrounding text. Redacting text
-again therefore changes nothing, and a stream gives the same result as the whole text.
+The regular expression of a pattern is tried wherever one of its anchors, which are fixed strings, occurs. The
+expression examines no text before the anchor or after its own match, so its result does not depend on the surrounding
+text. Therefore, redacting the same text again changes nothing, and redacting a stream gives the same result as
+redacting the whole text.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ LIMIT = 4096
 class Pattern:
     """A pattern that matches one kind of credential.
 
-    `expression` begins with one of the `anchors`. Its group `secret`, or the whole match if there is no such group, is
-    redacted. `unfinished` matches everything that may follow the anchor in text that is cut off inside a match. Neither
+    `expression` begins with one of the `anchors`. Its group `secret` is redacted, or the whole match if there is no
+    such group. `unfinished` matches any text that can follow the anchor if the text is cut off inside a match. Neither
     expression may use lookbehind, word boundaries or negative lookahead. At most 4096 characters are matched. Set
     `nests` if a match that begins inside another match may end after that match.
     """
@@ -47,7 +48,7 @@ _PART = r"[^\s/?#@\"'<>]"
 _KEY = r"PRIVATE KEY(?: BLOCK)?-----"
 _HEADERS = r"(?:(?:\s|\\[rn]){0,4}[A-Z][A-Za-z]{2,20}-[A-Z][A-Za-z]{2,20}: [\w,-]{1,100}){0,3}"
 _FORMATS = json.loads(Path(__file__).with_name("token_formats.json").read_bytes())
-"""The formats of tokens: fixed prefixes, and an expression for the rest of the token."""
+"""The formats of tokens. Each consists of fixed prefixes and an expression for the rest of the token."""
 
 BUILT_IN = (
     Pattern("corral", ("whsec_",), r"whsec_[\w+/=-]{16,}", r"[\w+/=-]*"),

@@ -43,7 +43,8 @@ def machine_text_object() -> tuple[str, str] | None:
 class Redactor:
     """Redacts text in any thread.
 
-    `counts` contains the number of replacements by kind of credential. `values` is the number of known credentials.
+    `counts` contains the number of replacements for each kind of credential. `values` is the number of known
+    credentials.
     """
 
     def __init__(self) -> None:
@@ -57,8 +58,8 @@ class Redactor:
     def redact(self, text: str, *, patterns: bool = True) -> str:
         """Return the text with each known credential, in any encoding, replaced by `[redacted]`.
 
-        Text that looks like a credential is replaced as well. Use `patterns=False` for text that a person writes; then
-        only known credentials are replaced.
+        Text that looks like a credential is also replaced. Pass `patterns=False` for text written by a person, to
+        replace only known credentials.
         """
         matcher, parts = self._matcher, text.split(MARK)
         for index, part in enumerate(parts):
@@ -75,22 +76,22 @@ class Redactor:
         return map_strings(value, functools.partial(self.redact, patterns=patterns))
 
     def is_clean(self, json: bytes) -> bool:
-        """Return True only if the strings of a JSON text contain no credential. This takes a third of `redact_json`.
+        """Return True only if the strings of a JSON text contain no credential.
 
-        Return False as well if the text contains escape sequences or non-ASCII characters, because their normalised
-        form might contain a credential.
+        Also return False if the text contains escape sequences or non-ASCII characters, because their normalised form
+        might contain a credential. This method takes a third of the time of `redact_json`.
         """
         return json.isascii() and b"\\" not in json and not self._matcher.may_hold(json.decode())
 
     def stream(self, *, patterns: bool = True) -> RedactorStream:
-        """Return a stream that redacts text arriving in pieces as if it had arrived at once."""
+        """Return a stream that redacts text arriving in pieces as if all of it had arrived at once."""
         return RedactorStream(self, patterns)
 
     def set_values(self, source: str, values: Mapping[str, str]) -> list[str]:
-        """Replace all credentials of a source with `values`. Return the names of the values that are not redactable.
+        """Replace all credentials of a source with `values`. Return the names of the values that cannot be redacted.
 
-        Values that are short, repetitive or a single word are not redactable, because replacing them would damage
-        ordinary text. With thousands of values this takes up to a second, so call it in a thread.
+        Short values, repetitive values and single words cannot be redacted, because replacing them would damage
+        ordinary text. With thousands of values, this method takes up to a second, so call it in a thread.
         """
         with self._changing:
             before = self._encodings.get(source, {})
@@ -108,7 +109,7 @@ class Redactor:
         return [name for name in values if Hit("value", source, name) not in now]
 
     def on_hit(self, listener: OnHit) -> None:
-        """Call `listener` whenever credentials are found in text, in the thread that redacts the text.
+        """Call `listener` whenever credentials are found, in the thread that redacts the text.
 
         The listener must return quickly and must not log.
         """
@@ -128,7 +129,7 @@ class Redactor:
 def _collect_strings(value: Any, texts: list[str], budget: int) -> int:
     """Append the strings in the value to `texts`, and return `budget` minus their total length.
 
-    If the result becomes negative, the remaining strings are not appended.
+    Stop appending when the result becomes negative.
     """
     waiting = [value]
     while waiting and budget >= 0:
@@ -146,7 +147,7 @@ def _collect_strings(value: Any, texts: list[str], budget: int) -> int:
 class RedactorStream:
     """Redacts a stream of text.
 
-    The stream holds back the end of the text, where a match could begin (at most about 4 KiB), and releases the rest.
+    The stream holds back the end of the text (at most about 4 KiB) if a match could begin there, and releases the rest.
     """
 
     def __init__(self, redactor: Redactor, patterns: bool) -> None:
@@ -155,7 +156,7 @@ class RedactorStream:
         self._covered = 0  # number of pending characters that a released mark already replaces
 
     def feed(self, text: str) -> str:
-        """Add text and return the redacted text that may be sent now, possibly empty."""
+        """Add text, and return the redacted text that can now be sent. The returned text may be empty."""
         *whole, last = (self._pending + text).split(MARK)
         return MARK.join([*(self._settle(part, final=True) for part in whole), self._settle(last, final=False)])
 
@@ -164,7 +165,7 @@ class RedactorStream:
         return self._settle(self._pending, final=True)
 
     def _settle(self, text: str, *, final: bool) -> str:
-        """Return the redacted text up to the position from which later text could change it.
+        """Return the redacted text up to the first position whose result may still change when more text arrives.
 
         A span that extends beyond this position is replaced by a single `[redacted]`.
         """

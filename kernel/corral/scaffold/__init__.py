@@ -1,1 +1,1 @@
-"""Templates for the distribution of a new plugin, and the function that writes the distribution."""
+"""Templates for the distribution of a new plugin, and a function that writes the distribution."""

@@ -1,4 +1,4 @@
-"""Writes the distribution of a new plugin. The result passes lint, type checks, tests and conformance unchanged."""
+"""Writes the distribution of a new plugin, which passes lint, type checks, tests and conformance without changes."""
 
 from __future__ import annotations
 

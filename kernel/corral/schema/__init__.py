@@ -1,1 +1,1 @@
-"""Validation of data: strict JSON parsing, conversion to types, and JSON Schema."""
+"""Data validation: strict JSON parsing, conversion to types, and JSON Schema."""

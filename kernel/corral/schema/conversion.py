@@ -55,7 +55,7 @@ def convert(kind: Any, value: Any, *, strings: bool = False, pointer_prefix: str
 
 
 def _fault_of(message: str, prefix: str) -> FieldError:
-    """Return the fault for an msgspec error that JSON Schema cannot express, such as an error in `__post_init__`."""
+    """Return the fault for a msgspec error that JSON Schema cannot express, such as an error in `__post_init__`."""
     message, _, place = message.partition(" - at `")
     path = re.findall(r"\.([^.\[\]`]+)|\[(\d+)\]", place)
     if message.startswith("Expected"):
@@ -66,7 +66,7 @@ def _fault_of(message: str, prefix: str) -> FieldError:
 
 
 class _Shape:
-    """The JSON Schema of a type, its validator, and the function that converts strings to the type."""
+    """The JSON Schema of a type, its validator, and a method that converts strings to the types in the schema."""
 
     def __init__(self, kind: Any) -> None:
         try:
@@ -79,13 +79,13 @@ class _Shape:
         return self.schema and validator_of(self.schema, strict_integers=True)
 
     def choices(self, schema: Any) -> list[Any]:
-        """Return the alternatives of the schema, with references resolved."""
+        """Return the alternatives in the schema, with references resolved."""
         while "$ref" in schema:
             schema = self.schema["$defs"][schema["$ref"].rpartition("/")[2]]
         return [each for one in schema["anyOf"] for each in self.choices(one)] if "anyOf" in schema else [schema]
 
     def types(self, schema: Any) -> frozenset[str]:
-        """Return the JSON types that the schema allows, and the types of the items of arrays."""
+        """Return the JSON types that the schema allows, including the types of array items."""
         options = self.choices(schema)
         named = {one["type"] for one in options if isinstance(one.get("type"), str)}
         named |= {_JSON_TYPES[type(value)] for one in options for value in one.get("enum", ())}
@@ -93,7 +93,7 @@ class _Shape:
 
     @cached_property
     def fields(self) -> dict[str, frozenset[str]]:
-        """The JSON types of each field."""
+        """The JSON types of each field, by field name."""
         options = self.choices(self.schema or {})
         return {name: self.types(each) for one in options for name, each in one.get("properties", {}).items()}
 

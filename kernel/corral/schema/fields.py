@@ -1,4 +1,4 @@
-"""Types for the fields of request and response bodies, such as names, strings and ids, with their limits."""
+"""Types for the fields of request and response bodies, such as names, strings and ids, including their limits."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ UUID = r"^[0-9A-Fa-f]{8}-[0-9A-Fa-f]{4}-[0-9A-Fa-f]{4}-[0-9A-Fa-f]{4}-[0-9A-Fa-f
 
 
 def line(max_length: int, min_length: int = 1) -> Meta:
-    """Return the constraint for one line of text without control characters, as in `Annotated[str, line(80)]`."""
+    """Return the constraint for a single line of text without control characters, as in `Annotated[str, line(80)]`."""
     return Meta(min_length=min_length or None, max_length=max_length, pattern=LINE)
 
 
 IDENTIFIER = Meta(extra={"identifier": True})
-"""Marks a field that is refused if it contains a credential: after redaction, it would no longer identify anything."""
+"""Marks a field that is refused if it contains a credential, because a redacted identifier identifies nothing."""
 Name = Annotated[str, line(100), IDENTIFIER]
 Title = Annotated[str, line(200)]
 ShortText = Annotated[str, line(500, 0)]
@@ -33,6 +33,6 @@ Tags = Annotated[list[Annotated[str, line(64)]], Meta(max_length=20)]
 
 
 class OpenShape(msgspec.Struct, dict=True):
-    """Base class of request bodies that may have undeclared fields. The handler reads them from `undeclared`."""
+    """Base class of request bodies that may contain undeclared fields. Handlers read these fields from `undeclared`."""
 
     undeclared: ClassVar[dict[str, Any]] = {}

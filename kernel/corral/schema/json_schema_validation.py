@@ -36,11 +36,11 @@ _ACCEPTED = {LINE: "one line of text without control characters", UUID: "a UUID"
 _ACCEPTED[SLUG] = "1 to 64 characters of a-z, 0-9, - and _, beginning with a letter or digit"
 _FORMATS = {"date-time": "a date and time with a zone, such as 2026-01-31T12:00:00Z", "uuid": "a UUID"}
 _BY_KEYWORD = json.loads(Path(__file__).with_name("faults.json").read_bytes())
-"""The fault of a value that a keyword refuses. In its detail, `{}` stands for the keyword's value, with the unit."""
+"""The fault for each keyword that a value can violate. In `detail`, `{}` stands for the keyword's value and unit."""
 
 
 def json_schema_errors(schema: dict[str, Any], value: Any, *, pointer_prefix: str = "") -> list[FieldError]:
-    """Validate a value against a stored schema. Return at most 100 faults."""
+    """Validate a value against a stored schema, and return at most 100 faults."""
     from referencing.exceptions import Unresolvable
 
     _refs_left.set([20_000])  # limits recursive schemas, which could otherwise run forever
@@ -91,7 +91,7 @@ _SINGLE |= {"unevaluatedItems", "unevaluatedProperties", "contentSchema"}
 
 
 def _subschemas(schema: Any, pointer: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield every subschema with its pointer, including the schema itself."""
+    """Yield every subschema with its JSON pointer, including the schema itself."""
     if not isinstance(schema, dict):
         return
     yield pointer, schema
@@ -166,7 +166,10 @@ def all_faults(validator: Any, value: Any, prefix: str) -> Iterator[FieldError]:
 
 
 def _faults(error: Any, prefix: str) -> Iterator[FieldError]:
-    """Translate a `jsonschema` error into faults. The error's own message repeats the value, which may be a secret."""
+    """Translate a `jsonschema` error into faults.
+
+    The message of the error is not used, because it contains the value, which may be a secret.
+    """
     keyword, wanted, value, schema = error.validator, error.validator_value, error.instance, error.schema
     here = prefix + pointer_of(error.absolute_path)
     if keyword == "required":
@@ -245,7 +248,7 @@ def _branches(error: Any) -> list[list[Any]]:
 
 
 def _wanted_types(error: Any) -> list[str]:
-    """Return the types that the alternative requires, or an empty list if the value has one of them."""
+    """Return the types that the alternative requires. Return an empty list if the value has one of these types."""
     if error.validator == "type" and not error.relative_path:
         return [error.validator_value] if isinstance(error.validator_value, str) else list(error.validator_value)
     if error.validator not in ("anyOf", "oneOf") or (error.parent is not None and error.relative_path):

@@ -24,7 +24,7 @@ class RefusedText(Exception):
 
 
 def is_deeper(data: bytes, limit: int = MAX_DEPTH) -> bool:
-    """Return whether brackets outside strings nest deeper than `limit`. Escape sequences are removed first."""
+    """Return whether brackets outside of strings are nested deeper than `limit`. Escape sequences are removed first."""
     if data.count(b"[") + data.count(b"{") <= limit:
         return False
     outside = b"".join(data.replace(rb"\\", b"").replace(rb"\"", b"").split(b'"')[::2])
@@ -66,10 +66,10 @@ _lenient = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant,
 
 
 def parse_json(data: bytes, *, lenient: bool = False) -> Any:
-    """Parse JSON and normalise its strings to NFC. Raise `Malformed` or `Invalid` for anything but valid strict JSON.
+    """Parse JSON and normalise its strings to NFC. Raise `Malformed` or `Invalid` unless the data is valid strict JSON.
 
-    With `lenient`, U+FFFD replaces each character that the databases cannot store. Routes that receive the output of
-    agents set `lenient`.
+    With `lenient`, each character that the databases cannot store is replaced by U+FFFD. Routes that receive the output
+    of agents set `lenient`.
     """
     if is_deeper(data):
         raise Malformed(f"The JSON nests deeper than {MAX_DEPTH} levels.", code="malformed_json")
@@ -94,7 +94,7 @@ def parse_json(data: bytes, *, lenient: bool = False) -> Any:
 
 
 def replace_bad_characters(value: Any) -> Any:
-    """Return the value with U+0000 and lone surrogates replaced by U+FFFD, also in keys."""
+    """Return the value with U+0000 and lone surrogates replaced by U+FFFD, including in keys."""
     return map_strings(value, _replaced)
 
 
@@ -159,7 +159,7 @@ def pointer_of(path: Iterable[Any]) -> str:
 
 
 def invalid_problem(faults: Iterable[FieldError]) -> Invalid:
-    """Return the 422 problem that lists the faults, at most `MAX_FAULTS` of them."""
+    """Return the 422 problem that lists the faults, up to `MAX_FAULTS` of them."""
     found = tuple(islice(dict.fromkeys(faults), MAX_FAULTS + 1))
     if len(found) > MAX_FAULTS:
         return Invalid(f"More than {MAX_FAULTS} fields are not valid", errors=found[:MAX_FAULTS])

@@ -1,1 +1,1 @@
-"""Run-time settings: their declarations, their effective values, and the protocol for changing them."""
+"""Run-time settings: their declarations, their effective values, and a protocol for changing them."""

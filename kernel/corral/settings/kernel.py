@@ -1,4 +1,4 @@
-"""Run-time settings that the kernel itself declares, in the categories http, jobs and plugins."""
+"""The run-time settings that the kernel itself declares, in the categories `http`, `jobs` and `plugins`."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ class SettingValues:
 
 
 class SettingsRegistry(SettingValues):
-    """All declared settings with their current values. `is_shown` returns whether a plugin's settings are shown."""
+    """All declared settings with their current values. `is_shown` tells whether the settings of a plugin are shown."""
 
     def __init__(
         self,
@@ -59,7 +59,7 @@ class SettingsRegistry(SettingValues):
         """The reasons why stored values are ignored, by setting. The plugin `settings` sets this attribute."""
 
     def declare(self, settings: Iterable[Setting[Any]], plugin: str = "") -> None:
-        """Declare the given settings. If one of them is invalid, declare none.
+        """Declare the given settings. If one of them is invalid, none is declared.
 
         Raise `ValueError` for an invalid or duplicate name. Invalid pinned values are added to `faults`.
         """
@@ -97,7 +97,7 @@ class SettingsRegistry(SettingValues):
         return found if found is not None and self._is_shown(found.plugin) else None
 
     def set_values(self, values: Mapping[str, Any]) -> None:
-        """Set the values of settings, and notify the watchers of those that change. Runs on the event loop."""
+        """Set the values of settings, and notify the watchers of the settings that change. Runs on the event loop."""
         changed = {name for name, value in values.items() if value != self._values[name]}
         self._values |= values
         for names, notify in self._watchers:
@@ -105,7 +105,7 @@ class SettingsRegistry(SettingValues):
                 notify()
 
     def watch(self, settings: Iterable[Setting[Any]], notify: Callable[[], None]) -> None:
-        """Call `notify` now, and later on the event loop whenever one of these settings changes.
+        """Call `notify` immediately, and later on the event loop whenever one of these settings changes.
 
         `notify` must neither fail nor block.
         """

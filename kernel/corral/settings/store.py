@@ -24,13 +24,13 @@ class SettingsChange(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SettingsStore(Protocol):
-    """Changes settings, and writes the audit rows and events. The `settings` plugin provides this service.
+    """Changes settings, and writes the audit rows and events of a change. The `settings` plugin provides this service.
 
     Every method except `check_urls` runs in the caller's unit of work.
     """
 
     async def check_urls(self, values: Mapping[str, Any], *, pointer: Callable[[str], str] = "/{}".format) -> None:
-        """Raise `Invalid` (`url_blocked`) if the egress guard blocks one of the URLs among the values.
+        """Raise `Invalid` (`url_blocked`) if the egress guard blocks one of the URLs in `values`.
 
         Call this method before the unit of work that changes the settings.
         """
@@ -48,8 +48,8 @@ class SettingsStore(Protocol):
         """Store all values, or none if one is invalid. They are validated together with the unchanged settings.
 
         The change takes effect within 2 s in every process. `if_match` is compared with the common version of the
-        settings in `version_of`, by default of the settings in `values`. `pointer` returns the JSON pointer of a
-        setting in the request body. Raise `Invalid` with every fault, `Conflict(setting_locked)` or
+        settings in `version_of`, or of the settings in `values` if `version_of` is empty. `pointer` returns the JSON
+        pointer of a setting in the request body. Raise `Invalid` with every fault, `Conflict(setting_locked)` or
         `PreconditionFailed`.
         """
         ...
@@ -59,7 +59,7 @@ class SettingsStore(Protocol):
         ...
 
     def values(self) -> Settings:
-        """Return the settings as the current unit of work sees them, including its own changes."""
+        """Return the settings as seen by the current unit of work, including its own changes."""
         ...
 
     def apply_stored(self) -> None:

@@ -25,7 +25,7 @@ WebUrl = Annotated[str, msgspec.Meta(max_length=2048, extra_json_schema={"format
 
 
 class SettingRefused(ValueError):
-    """Raised for an invalid value of a setting. `code` is the error code in `errors[]` of the problem document."""
+    """Raised when a value of a setting is invalid. `code` is the error code in `errors[]` of the problem document."""
 
     def __init__(self, detail: str, code: str) -> None:
         super().__init__(detail)
@@ -35,7 +35,7 @@ class SettingRefused(ValueError):
 def convert_value(setting: Setting[Any], value: Any, source: str = "") -> Any:
     """Return the value converted to the setting's type. Booleans and numbers may be given as text.
 
-    Raise `SettingRefused`, whose text names the setting and its bounds but never the value, which may be a secret.
+    Raise a `SettingRefused` that names the setting and its bounds but never the value, which may be a secret.
     """
     if value is None and setting.default is None:
         return None

@@ -1,6 +1,6 @@
 """The protocol of blob stores, which keep files outside the database. Plugins provide the stores.
 
-A blob exists completely or not at all. It is durable before `put` returns, so a row can safely refer to it.
+A blob is always stored completely or not at all. It is durable before `put` returns, so a row can safely refer to it.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class BlobMissing(LookupError):
 class BlobStore(Protocol):
     """Stores blobs under keys that the caller chooses. Each blob needs a new key.
 
-    A key consists of lower-case letters, digits, `._-` and `/`. A store that is down raises `Unavailable`; there is no
-    fallback.
+    A key consists of lower-case letters, digits, `._-` and `/`. If the store is not available, its methods raise
+    `Unavailable`; there is no fallback.
     """
 
     async def put(self, key: str, stream: AsyncIterable[bytes], *, limit: int | None = None) -> Blob:
@@ -51,7 +51,7 @@ class BlobStore(Protocol):
         """Iterate over all blobs, in any order, for example to find orphaned blobs."""
 
     async def sweep(self, older_than_seconds: float) -> int:
-        """Delete files that interrupted uploads left behind, if the files are more than `older_than_seconds` old.
+        """Delete files that interrupted uploads left behind and that are more than `older_than_seconds` old.
 
         Return the number of deleted files.
         """

@@ -1,4 +1,4 @@
-"""Boots kernels for tests: with a copy of a migrated database, and with the plugins that a test requests."""
+"""Boots kernels for tests with a copy of a migrated database and with the plugins that a test requests."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class KernelOptions(NamedTuple):
 def boot_kernel(folder: Path, options: KernelOptions) -> tuple[Kernel, Application]:
     """Boot a kernel in this folder. Return the kernel and its ASGI application.
 
-    A database that is empty or does not exist is created with the tables of the built-in plugins.
+    If the database is empty or does not exist, it is created with the tables of the built-in plugins.
     """
     config = _load_config(folder, options)
     ensure_data_dir(config)
@@ -57,14 +57,14 @@ def boot_kernel(folder: Path, options: KernelOptions) -> tuple[Kernel, Applicati
 
 
 def _has_migrations(records: Sequence[PluginRecord]) -> bool:
-    """Return whether a plugin that is not a built-in one may have migrations."""
+    """Return whether any plugin other than the built-in plugins may have migrations."""
     return any(record.kind is None or record.migrations() for record in records if not record.found.built_in)
 
 
 def _without_migrations() -> contextlib.AbstractContextManager[Any]:
-    """Return a context in which a kernel boots without checking for pending migrations.
+    """Return a context in which kernels boot without checking for pending migrations.
 
-    The check takes a sixth of the time of a boot.
+    The check takes a sixth of the boot time.
     """
     return mock.patch("corral.kernel.apply_migrations", lambda database, plugins, config: block_dependants(plugins))
 
@@ -72,7 +72,7 @@ def _without_migrations() -> contextlib.AbstractContextManager[Any]:
 def discover(config: Config) -> list[Found]:
     """Return the installed plugins.
 
-    The result is cached until a folder of the import path changes, because discovery is slow.
+    Discovery is slow, so the result is cached until a folder on the import path changes.
     """
     if config.plugins.dir is not None:
         return look_for(config)

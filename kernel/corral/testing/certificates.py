@@ -1,4 +1,7 @@
-"""A certificate authority for tests that use TLS. A process trusts it if `SSL_CERT_FILE` names its file."""
+"""A certificate authority for tests that use TLS.
+
+A process trusts the authority if `SSL_CERT_FILE` is the path of its certificate.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Conformance checks. The line `assert check_plugin(EchoPlugin).ok` verifies a plugin against the contract.
+"""Conformance checks. The line `assert check_plugin(EchoPlugin).ok` verifies that a plugin complies with the contract.
 
 `manifest_rules` checks the plugin class, and `source_rules` checks the files of its package. `contribution_rules` and
-`live_rules` check a real kernel in a temporary folder that runs the plugin and the plugins it requires. Another kernel
-then also runs the plugins that it wants.
+`live_rules` use a real kernel in a temporary folder, which runs the plugin and the plugins it requires. A second kernel
+also runs the plugins in `wants`.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ def check_plugin(
     section: dict[str, Any] | None = None,
     plugin_dir: Path | None = None,
 ) -> Report:
-    """Check every rule of the contract and return a report. `report.ok` is the result; `print(report)` shows details.
+    """Check every rule of the contract and return a report.
 
-    `postgres_url` is the URL of an empty database on which the migrations are also compared with the models. `section`
-    is the configuration `[plugins.<name>]` that the plugin needs to start. `plugin_dir` is an additional folder of
-    installed plugins.
+    `report.ok` is the result, and `print(report)` shows the details. `postgres_url` is the URL of an empty database, on
+    which the migrations are also compared with the models. `section` is the configuration `[plugins.<name>]` that the
+    plugin needs to start. `plugin_dir` is an additional folder of installed plugins.
     """
     findings = list(manifest_rules(kind))
     names = [finding.rule for finding in findings if not finding.ok]
@@ -81,9 +81,9 @@ def _installed(plugin_dir: Path | None) -> dict[str, type[Plugin]]:
 def _with_requirements(
     wanted: Iterable[str], kind: type[Plugin], installed: dict[str, type[Plugin]]
 ) -> tuple[list[type[Plugin]], list[str]]:
-    """Return the `wanted` plugins with all plugins that they require, and the names of those that are not installed.
+    """Return the `wanted` plugins and all plugins that they require, followed by the names of the missing plugins.
 
-    The plugin `kind` itself is left out.
+    The plugin `kind` itself is excluded.
     """
     names: list[str] = []
     waiting = list(wanted)

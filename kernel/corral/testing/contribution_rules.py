@@ -24,7 +24,7 @@ from corral.testing.source_rules import Package, undeclared_classes
 EVENT, MODEL = "corral.events.event.Event", "corral.database.model.Model"
 VISIBILITY_RULES = {f"corral.auth.visibility.{name}" for name in ("visible", "can_read")}
 FIXED_NAMES = ("notification",)
-"""The names of events that the contract fixes although they have another form."""
+"""Event names that the contract defines although they do not have the required form."""
 WIRE_NAME = re.compile(r"[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)+")
 
 

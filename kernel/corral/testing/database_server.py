@@ -1,10 +1,10 @@
-"""The base of the servers in `corral.testing.database_servers`: a process with its own folder and a reliable shutdown.
+"""The base class of the servers in `corral.testing.database_servers`, which ensures that every server is shut down.
 
-Each server uses its own folder under one private folder per user, and listens on a Unix socket only. The server is
-stopped by `stop()`, at the end of a `with` block, or when the process exits. A killed test run cannot stop its servers,
-so each server has a pid file that the test process keeps locked while it runs. Every start of a server first reaps the
-servers whose pid files are not locked. A server that cannot start raises `DatabaseServerError`, so a test that
-needs a server never passes without it.
+Each server uses its own folder, inside one private folder per user, and listens on a Unix socket only. A server is
+stopped by `stop()`, at the end of a `with` block, or when the process exits. If a test run is killed, it cannot stop
+its servers. Therefore, each server has a pid file that the test process keeps locked while it runs, and every start of
+a server first kills the servers whose pid files are not locked. A server that cannot start raises
+`DatabaseServerError`, so a test that needs a server never passes without it.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ _MEMORY, _ROOM = Path("/dev/shm"), 4 * 2**30  # noqa: S108 - the folder's owner 
 
 
 class DatabaseServerError(RuntimeError):
-    """A server did not start. The message ends with the last lines of the server's log."""
+    """Raised when a server did not start. The message ends with the last lines of the server's log."""
 
 
 class DatabaseServer(abc.ABC):
-    """One server process and its folder. `start()` returns when the server answers."""
+    """A server process and its folder. `start()` returns when the server answers."""
 
     kind: ClassVar[str]
 
@@ -54,7 +54,7 @@ class DatabaseServer(abc.ABC):
 
     @property
     def folder(self) -> Path:
-        """The folder of the server's data, log and socket, available from `start()` to `stop()`."""
+        """The folder with the server's data, log and socket. It is available from `start()` to `stop()`."""
         if self._folder is None:
             raise DatabaseServerError(f"{self.kind} has not been started")
         return self._folder
@@ -67,7 +67,7 @@ class DatabaseServer(abc.ABC):
         return self._process.pid
 
     def start(self) -> Self:
-        """Start the server. After `kill()`, it starts on the existing data; otherwise it starts without data."""
+        """Start the server. After `kill()`, the server starts with its existing data; otherwise it starts empty."""
         if self._process is not None:
             return self
         try:
@@ -106,7 +106,7 @@ class DatabaseServer(abc.ABC):
         self._end(signal.SIGKILL)
 
     def restart(self) -> Self:
-        """Restart the server on the same data and address, whether it is running or was killed."""
+        """Restart the server with the same data and address, whether it is running or was killed."""
         self._end(signal.SIGINT)
         return self.start()
 
@@ -117,7 +117,7 @@ class DatabaseServer(abc.ABC):
         self.stop()
 
     def _prepare(self) -> None:  # noqa: B027  (most need nothing)
-        """Create the files in `folder` that the first start needs."""
+        """Create the files in `folder` that are needed for the first start."""
 
     @abc.abstractmethod
     def _command(self) -> Sequence[str]:
@@ -206,10 +206,10 @@ def reap() -> list[str]:
 
 
 def database_servers_folder(*, in_memory: bool = False) -> Path:
-    """Return the private folder of this user's servers, in the first suitable folder for temporary files.
+    """Return the private folder for this user's servers, in the first suitable folder for temporary files.
 
-    A folder is not suitable if its path is too long for Unix sockets. `in_memory` prefers a file system in memory that
-    has enough free space, because creating a database is four times as fast there.
+    A folder is not suitable if the paths of Unix sockets in it would be too long. With `in_memory`, a file system in
+    memory is preferred if it has enough free space, because creating a database is four times as fast there.
     """
     name = f"corral-engines-{os.getuid()}"
     bases = [_MEMORY] if in_memory and _has_room(_MEMORY) else []
@@ -290,7 +290,7 @@ def _alive(process: psutil.Process) -> bool:
 
 @functools.cache
 def unprivileged_options() -> Mapping[str, Any]:
-    """Return the `Popen` arguments that run PostgreSQL as `nobody`, or none if this process is not root."""
+    """Return the `Popen` arguments that run PostgreSQL as `nobody`, or no arguments if this process is not root."""
     if os.geteuid() != 0:
         return {}
     import pwd

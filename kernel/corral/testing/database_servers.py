@@ -1,7 +1,8 @@
-"""Real PostgreSQL and Valkey servers for tests. The programs come from Python wheels; nothing else is installed.
+"""Real PostgreSQL and Valkey servers for tests. The programs come from Python wheels; nothing else has to be installed.
 
 `with PostgresServer() as server:` starts a server on a Unix socket, and removes the server and its data afterwards.
-`corral.testing.database_server` implements `start`, `stop`, `kill`, `restart`, and the clean-up after a killed run.
+`corral.testing.database_server` implements `start`, `stop`, `kill`, `restart`, and the clean-up after a killed test
+run.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ class PostgresServer(DatabaseServer):
 
     If the tests run as root, the server runs as `nobody`, because PostgreSQL refuses to run as root.
 
-    `settings` are keys of `postgresql.conf`. Unless `durable` is set, the server does not fsync, and stores its data in
-    memory if there is enough space. Committed data then survives `kill()` but not a power failure.
+    `settings` are settings for `postgresql.conf`. Unless `durable` is set, the server does not fsync, and stores its
+    data in memory if there is enough space. Committed data then survives `kill()` but not a power failure.
     """
 
     kind = "postgres"
@@ -67,8 +68,8 @@ class PostgresServer(DatabaseServer):
     def create_database(self, template: str | None = None, *, url: str | None = None) -> str:
         """Create a database and return its URL.
 
-        `url` is the URL of the database; by default a new name is chosen. `template` is the URL of a database to copy,
-        which must have no connections.
+        `url` is the URL of the new database; by default, a new name is chosen. `template` is the URL of a database to
+        copy, to which no client may be connected.
         """
         name = _database_name(url or self.unused_database_url())
         copied = f' TEMPLATE "{_database_name(template)}"' if template else ""
@@ -112,7 +113,7 @@ class PostgresServer(DatabaseServer):
 
 
 class ValkeyServer(DatabaseServer):
-    """A Valkey server (Redis protocol). With `persist`, its data survives `kill()` and `restart()`."""
+    """A Valkey server, which uses the Redis protocol. With `persist`, its data survives `kill()` and `restart()`."""
 
     kind = "valkey"
 
@@ -126,7 +127,7 @@ class ValkeyServer(DatabaseServer):
         return self.folder / "socket"
 
     def url(self, database: int = 0) -> str:
-        """Return the URL for Redis clients, in the form `unix://`."""
+        """Return the `unix://` URL for Redis clients."""
         return f"unix://{self.socket_path}?db={database}"
 
     def _command(self) -> Sequence[str]:
@@ -150,7 +151,7 @@ _connections: dict[str, Any] = {}
 
 
 def execute(url: str, statement: str) -> None:
-    """Execute a statement on a connection that stays open until the server ends, because connecting takes longer."""
+    """Execute a statement on a connection that is kept open until the server ends, because connecting is slow."""
     import psycopg
 
     if url not in _connections or _connections[url].closed:

@@ -1,7 +1,7 @@
 """Creates databases for tests as copies of migrated templates, because copying is much faster than migrating.
 
 `make_kernel` uses templates for the built-in plugins. The migrations of other plugins are applied to the copy. A new
-template begins as a copy of the template that has most of its plugins.
+template is created from the existing template that already contains most of its plugins.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from corral.plugins.record import PluginRecord
 from corral.testing.database_servers import execute
 
 Scripts = frozenset[str]
-"""The migration scripts of a set of plugins: the name and a hash for each plugin."""
+"""The migration scripts of a set of plugins, as one string for each plugin with its name and a hash."""
 
 _made: dict[tuple[str, Scripts], str] = {}
 _folders: list[Path] = []
@@ -37,8 +37,7 @@ _loaded: dict[tuple[tuple[str, ...], str], tuple[list[PluginRecord], Scripts]] =
 def create_from_template(url: str, found: Sequence[Found], config: Config) -> bool:
     """Create the database at `url` as a copy of a template, if the database is empty or does not exist.
 
-    The migrations of the built-in plugins among `found` are applied to the template. Return whether the database was
-    created.
+    The template contains the migrations of the built-in plugins in `found`. Return whether the database was created.
     """
     own = [item for item in found if item.built_in]
     if url.startswith("sqlite:///"):
@@ -53,8 +52,8 @@ def create_from_template(url: str, found: Sequence[Found], config: Config) -> bo
 def _load_plugins(own: Sequence[Found], config: Config) -> tuple[list[PluginRecord], Scripts]:
     """Load a set of plugins. Return their records, which may be used only for migrations, and their migration scripts.
 
-    The result is cached for the process, unless a plugin fails to load: a test may break a plugin that the next test
-    loads successfully.
+    The result is cached in the process unless a plugin fails to load, because a test may break a plugin that the next
+    test loads successfully.
     """
     key = (tuple(item.name for item in own), repr(msgspec.structs.asdict(config.plugins)))
     if key in _loaded:
@@ -81,7 +80,7 @@ def _sqlite_template(plugins: list[PluginRecord], scripts: Scripts, config: Conf
 
 
 def _copy_postgres(url: str, plugins: list[PluginRecord], scripts: Scripts, config: Config) -> bool:
-    """Create a PostgreSQL database from a template, and return whether it was created.
+    """Create a PostgreSQL database from a template, and return whether the database was created.
 
     An empty database with the same name is replaced.
     """
@@ -111,7 +110,7 @@ def _creation(name: str, template: str | None) -> str:
 
 
 def _nearest_template(place: str, scripts: Scripts) -> str | None:
-    """Return the template in `place` that contains most of these migration scripts and no others, or None."""
+    """Return the template in `place` that contains the most of these migration scripts and no others, or None."""
     parts = [made for where, made in _made if where == place and made < scripts]
     return _made[place, max(parts, key=len)] if parts else None
 

@@ -8,7 +8,7 @@ import msgspec
 
 
 class Finding(msgspec.Struct, frozen=True):
-    """The result of one rule of the contract. `detail` states where and how the plugin breaks the rule."""
+    """The result of one rule of the contract. If the plugin breaks the rule, `detail` states where and how."""
 
     rule: str
     ok: bool
@@ -16,7 +16,7 @@ class Finding(msgspec.Struct, frozen=True):
 
 
 class Report(msgspec.Struct, frozen=True):
-    """The findings of all rules about one plugin. `str(report)` lists the broken rules."""
+    """The findings for all rules about one plugin. `str(report)` lists the broken rules."""
 
     plugin: str
     findings: list[Finding]

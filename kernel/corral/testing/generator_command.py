@@ -21,7 +21,7 @@ from corral.config.reader import load as load_config
 def temporary_application() -> Iterator[Application]:
     """Yield an application with all built-in plugins in a temporary folder, independent of the environment.
 
-    Raise `RuntimeError` if a plugin did not start, because the generated files would be incomplete.
+    Raise `RuntimeError` if a plugin does not start, because the generated files would be incomplete.
     """
     with temporary_kernel(load_config({}, path=Path(os.devnull))) as kernel:
         application = Application(kernel)

@@ -98,8 +98,8 @@ class Client:
     ) -> Answer:
         """Send a request and return the response.
 
-        `body` is sent as JSON, and `content` is sent unchanged. With `root`, the path is sent unchanged. A header may
-        occur more than once if `headers` is a list of pairs.
+        `body` is sent as JSON, and `content` is sent unchanged. With `root`, the path is used without the prefix
+        `/api/v1`. Pass `headers` as a list of pairs to send a header more than once.
         """
         path = path if root or path.startswith("/api/") else f"/api/v1{path}"
         path, _, query = path.partition("?")
@@ -173,7 +173,7 @@ class Kit:
     async def as_user(self, role: str = "member", email: str | None = None) -> Client:
         """Create a user with this role and return a client that is signed in as this user.
 
-        The password is not verified, because verification is slow.
+        The sign-in skips the verification of the password, because verification is slow.
         """
         from corral_core.accounts.api import Accounts, NewUser
         from corral_core.accounts.models import UserRow
@@ -200,7 +200,7 @@ class Kit:
         return Client(self.application.app, found["access_token"], found["user"])
 
     async def events(self, *, after: int = 0) -> list[Any]:
-        """Return the events of the log after the sequence number `after` (at most 10,000), oldest first."""
+        """Return up to 10,000 logged events after the sequence number `after`, oldest first."""
         from corral.events import log as event_log
 
         unnumbered = event_log.EventRow.select().where(event_log.EventRow.seq.is_null())
@@ -209,7 +209,7 @@ class Kit:
         return await self.kernel.database.work(lambda: event_log.read(after, 10_000), read=True)
 
     async def run_jobs(self) -> int:
-        """Run all jobs that are due, one after the other, and return their number."""
+        """Run all due jobs one after the other, and return their number."""
         return await run_due_jobs(self.kernel.runner)
 
     def service(self, kind: Callable[..., T]) -> T:
@@ -238,7 +238,7 @@ class Kit:
         yield Session(self.kernel, label)
 
     async def run_schedule(self, name: str) -> None:
-        """Run a schedule now, whether or not it is due. If the run fails, raise its error."""
+        """Run a schedule now, even if it is not due. If the run fails, raise its error."""
         runner = self.kernel.runner
         if name not in runner.schedules:
             raise LookupError(
@@ -253,8 +253,9 @@ class Kit:
     async def run_consumers(self) -> None:
         """Let every subscriber handle all logged events that it has not handled yet.
 
-        Use this method only with kernels without `jobs`, which run no consumers themselves. A subscriber that raises is
-        called again at the next call of this method, just as the server retries it after a failure.
+        Use this method only with kernels that were made without `jobs`, because they run no consumers themselves. If a
+        subscriber raises an exception, the next call of this method calls it again, just as the server retries after a
+        failure.
         """
         await self.events()  # on PostgreSQL, until all events are numbered
 
@@ -273,12 +274,14 @@ class Kit:
     ) -> dict[str, Any]:
         """Let an agent with a scripted model and these tools work on a new task, and return the task when it has ended.
 
-        The kernel must be created with `models`, and `model` must be one of their names. A worker runs the task as in
-        an installation. The method also returns when the task waits for a person. Raise `TimeoutError` after a minute.
+        The kernel must be created with `models`, and `model` must be one of their names. A worker runs the task as in a
+        real installation. The method also returns when the task is waiting for a person. Raise `TimeoutError` after a
+        minute.
 
-        Each call creates an admin, to whom the agent belongs. The user of `by`, such as `await kit.as_user("member")`,
-        creates the task, so tools act with the rights of this user. Without `by`, the new admin creates the task.
-        `fields` are further fields of the task. `tool_calls` of the result contains the tool calls of the task.
+        Each call creates an admin who owns the agent. The user of the client `by`, such as `await
+        kit.as_user("member")`, creates the task, so tools act with the rights of this user. Without `by`, the new admin
+        creates the task. `fields` are further fields of the task. `tool_calls` in the result contains the tool calls of
+        the task.
         """
         admin = await self.as_user("admin")
         agent = {"name": f"{model}-{self._people}", "llm_model": f"scripted/{model}", "enabled_tools": list(tools)}
@@ -317,7 +320,7 @@ async def _expect(status: int, request: Awaitable[Answer]) -> Any:
 
 
 async def run_due_jobs(runner: JobRunner) -> int:
-    """Run all jobs of this runner that are due, one after the other, and return their number."""
+    """Run all due jobs of this runner one after the other, and return their number."""
     done = 0
     while (claimed := await runner._claim_job()) is not None:
         await runner._run_job(claimed)
@@ -349,13 +352,13 @@ async def make_kernel(
 ) -> AsyncIterator[Kit]:
     """Boot and start a kernel in `folder`, and stop it at the end of the context.
 
-    `plugins` are names of installed plugins or plugin classes; None means all built-in plugins. Plugins of
-    `corral_core` are always included. `config` contains configuration overrides by "section.key". Set `jobs` to also
-    run jobs, schedules and consumers. The due times of all schedules are then stored before the context begins, so that
-    a test can reach them with `clock.travel`.
+    `plugins` contains names of installed plugins or plugin classes; None selects all built-in plugins. The plugins in
+    `corral_core` are always included. `config` contains configuration overrides, keyed by "section.key". Set `jobs` to
+    run jobs, schedules and consumers as well. The due times of all schedules are then stored before the context begins,
+    so that a test can reach them with `clock.travel`.
 
-    `models` maps the names of scripted models to the turns that they play, for `Kit.run_task`. The kernel then includes
-    the plugins that run tasks, and serves a worker.
+    `models` maps the names of scripted models to their turns, for `Kit.run_task`. The kernel then includes the plugins
+    that run tasks, and an embedded worker.
     """
     if models is not None:
         scripts = {name: {"turns": list(turns)} for name, turns in models.items()}

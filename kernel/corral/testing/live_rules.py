@@ -1,4 +1,4 @@
-"""Rules that need a running kernel. They check that a plugin starts, and can be disabled, enabled and purged."""
+"""Rules that need a running kernel. They check that a plugin starts and that it can be disabled, enabled and purged."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ async def inspect_running(
 ) -> list[Finding]:
     """Check a plugin in a kernel that contains only this plugin and the plugins it requires.
 
-    The steps are: boot, check the contributions, disable, enable, stop, compare migrations with models, purge, and boot
-    again.
+    The function boots the kernel, checks the contributions, disables and enables the plugin, stops the kernel, compares
+    the migrations with the models, purges the plugin, and boots the kernel again.
     """
     options = _kernel_options(kind, required, url, section, plugin_dir)
     findings: list[Finding] = []
@@ -77,19 +77,19 @@ async def start_with_wants(
     section: dict[str, Any] | None,
     plugin_dir: Path | None,
 ) -> list[Finding]:
-    """Start a plugin together with the plugins in `beside`, which it requires or wants.
+    """Start a plugin together with the plugins in `beside`, which are the plugins that it requires or wants.
 
-    The plugins that these require are started, too. Only in such a kernel can the plugin contribute to the hooks of all
-    these plugins and use their services.
+    All plugins that `beside` requires are started, too. Only in such a kernel can the plugin use the hooks and services
+    of all these plugins.
     """
     async with make_kernel(folder, **_kernel_options(kind, beside, None, section, plugin_dir)) as kit:
         return list(rule_findings("start.wants", _inactive(kit, kind.name)))
 
 
 def _subscribed_events(loaded: PluginRecord, plugin_dir: Path | None) -> Iterator[str]:
-    """Yield an error for each subscribed event whose plugin is named in neither `requires` nor `wants`.
+    """Yield an error for each subscribed event of a plugin that is listed in neither `requires` nor `wants`.
 
-    Also yield an error for each subscribed event that no installed plugin declares. Core plugins need not be named,
+    Also yield an error for each subscribed event that no installed plugin declares. Core plugins need not be listed,
     because they are always present.
     """
     subscribed = [(item.name, event) for item in loaded.contributions_to("corral_subscribers") for event in item.events]
@@ -106,7 +106,7 @@ def _subscribed_events(loaded: PluginRecord, plugin_dir: Path | None) -> Iterato
 
 
 def _event_owners(plugin_dir: Path | None) -> dict[str, PluginRecord]:
-    """Return the record of the plugin that declares each event, by event name."""
+    """Return the records of the plugins that declare events, keyed by event name."""
     found = discover(Config(plugins=Plugins(dir=plugin_dir)))
     config = Config(plugins=Plugins(dir=plugin_dir, enabled=tuple(item.name for item in found)))
     return {kind.event: item for item in load(found, config) for kind in item.contributions_to("corral_events")}
@@ -133,9 +133,10 @@ def _inactive(kit: Kit, only: str | None = None) -> Iterator[str]:
 
 
 async def _disabled_routes(kit: Kit, name: str) -> Any:
-    """Yield an error for each route that breaks a rule.
+    """Yield an error for each route that behaves wrongly when the plugin is disabled and enabled again.
 
-    A route must answer 503 while its plugin is disabled, and must work again after the plugin is enabled.
+    While the plugin is disabled, a route must respond with the status 503. After the plugin is enabled, it must work
+    again.
     """
     routes = [
         (route.method, re.sub(r"\{\w+\}", lambda _: new_id(), route.path), route.label)

@@ -18,7 +18,7 @@ HOLDERS = (*ROLES, "worker", "agent", "registration_key")
 
 
 def manifest_rules(kind: Any) -> Iterator[Finding]:
-    """Check name, docstring, kernel API, `requires` and `wants`, configuration and permissions of a plugin class."""
+    """Check a plugin class: its name, docstring, kernel API, `requires`, `wants`, configuration and permissions."""
     if not (inspect.isclass(kind) and issubclass(kind, Plugin)):
         yield Finding("manifest.class", False, f"{kind!r} is not a subclass of corral.plugin.Plugin")
         return

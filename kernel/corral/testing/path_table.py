@@ -1,8 +1,8 @@
 """Generates the table of the paths of built-in plugins.
 
-The server uses the table to answer 503 for the paths of plugins that are not running.
+The server uses the table to return a 503 response for the paths of plugins that are not running.
 
-Run `python -m corral.testing.path_table --write` to update the table after a route was added or removed.
+Run `python -m corral.testing.path_table --write` to update the table after adding or removing a route.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ PACKAGE = "corral_plugins"
 
 
 def render_path_table() -> str:
-    """Return the table of paths as JSON, generated from a kernel with all built-in plugins."""
+    """Return the path table as JSON, generated from a kernel with all built-in plugins."""
     with temporary_application() as application:
         found: dict[str, list[str]] = {}
         for endpoint in application.endpoints:
@@ -29,7 +29,7 @@ def render_path_table() -> str:
 
 
 def generated_files() -> dict[Path, str]:
-    """Return the generated file, which contains the table of paths, as `{path of the file: text}`."""
+    """Return the generated file with the path table, as `{path of the file: text}`."""
     return {Path(str(resources.files(PACKAGE).joinpath("paths.json"))): render_path_table()}
 
 

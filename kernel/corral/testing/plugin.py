@@ -24,7 +24,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture
 def long_form(request: pytest.FixtureRequest) -> bool:
-    """Return whether the tests run in their long form (`--long`)."""
+    """Return whether tests run in their long form, which the option `--long` selects."""
     return bool(request.config.getoption("--long"))
 
 
@@ -75,7 +75,7 @@ def unmade_database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Itera
 def database_url(request: pytest.FixtureRequest, unmade_database_url: str) -> str:
     """Return the URL of a database that exists. The test runs once for each database engine.
 
-    The database is empty, unless the test requested the fixture `kit` first: the URL is then that of the kit's
+    The database is empty, unless the test requested the fixture `kit` first. In that case, the URL is that of the kit's
     database.
     """
     if unmade_database_url.startswith("sqlite:"):

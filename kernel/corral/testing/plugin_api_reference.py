@@ -1,4 +1,4 @@
-"""Generates the reference of the API for plugins: its index, one page per package, and the page of services."""
+"""Generates the reference of the plugin API: its index, one page per package, and the page of services."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ WHOLE_MODULES = (
     "testing.server",
     "testing.stub_servers",
 )
-"""The public modules whose classes and functions all belong on the page. Of others, it lists what plugins import."""
+"""The public modules that are documented completely. For other modules, only names that plugins import are listed."""
 FURTHER_NAMES = {
     "auth.credentials": ("CredentialHeaders",),
     "auth.principal": ("ANY_CALLER", "PUBLIC", "SYSTEM_PRINCIPAL"),
@@ -65,7 +65,7 @@ FURTHER_NAMES = {
     "schema.fields": ("ShortText", "Title"),
     "testing.kit": ("Answer", "Client", "Kit", "make_kernel", "PASSWORD"),
 }
-"""Further names of public modules that plugins outside of this repository need."""
+"""Additional names in public modules that plugins outside this repository need."""
 INDEX = """\
 # The API for plugins
 
@@ -109,9 +109,9 @@ a subscriber names them by their [public name](events.md), so it needs the class
 
 
 class Service(msgspec.Struct, frozen=True, kw_only=True):
-    """A service that plugins may ask for. `provider` is the plugin that provides it, or empty for the kernel.
+    """A service that plugins may request. `provider` is the plugin that provides it, or empty for the kernel.
 
-    `entries` are the plugins that a plugin must name in its manifest to use the service.
+    To use the service, a plugin must list the plugins in `entries` in its manifest.
     """
 
     module: str
@@ -121,7 +121,7 @@ class Service(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def how_to_ask(self) -> str:
-        """A sentence that says who provides the service, and what a plugin must declare to use the service."""
+        """A sentence that states which plugin provides the service and how a plugin requests it."""
         if not self.provider:
             return f"The kernel provides it: ask for `{self.name}`."
         if not self.entries:
@@ -164,7 +164,7 @@ def _plugin_modules(kernel: Kernel) -> Iterator[tuple[str, PluginRecord]]:
 
 
 def _services(kernel: Kernel, listed: Mapping[str, Collection[str]]) -> list[Service]:
-    """Return the services that other plugins may use: those of the kernel first, then by plugin."""
+    """Return the services that other plugins may use: first those of the kernel, then those of each plugin."""
     found = []
     for kind, owner in kernel.container._owners.items():
         module, name, provider = kind.__module__, kind.__name__, "" if owner is None else owner.name
@@ -188,7 +188,7 @@ def _index_row(module: str, path: Path, names: Sequence[str], services: Sequence
 
 
 def kernel_names_used_by_plugins(root: Path) -> dict[str, set[str]]:
-    """Return the names of the kernel that the plugins of the source tree use, by module."""
+    """Return the kernel names that the plugins in the source tree use, by module."""
     found: dict[str, set[str]] = defaultdict(set)
     for file in sorted(path for folder in SOURCES for path in (root / folder).rglob("*.py")):
         if "tests" not in file.relative_to(root).parts:
@@ -198,7 +198,7 @@ def kernel_names_used_by_plugins(root: Path) -> dict[str, set[str]]:
 
 
 def _kernel_names(tree: ast.Module) -> Iterator[tuple[str, str]]:
-    """Yield (module, name) of each name that is imported from the kernel, or used as `module.name`."""
+    """Yield (module, name) for each kernel name that is imported directly or used as `module.name`."""
     modules: dict[str, str] = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "corral":
@@ -232,7 +232,7 @@ def _in_source_order(module: str, names: Iterable[str]) -> list[str]:
 
 
 def _api_names(module: str) -> list[str]:
-    """Return the documented names of a plugin's `api` module, or nothing if the plugin has no such module."""
+    """Return the documented names of a plugin's `api` module, or an empty list if the plugin has no such module."""
     if importlib.util.find_spec(module) is None:
         return []
     source = module_source(module)
@@ -241,7 +241,7 @@ def _api_names(module: str) -> list[str]:
 
 
 def _page(package: str, modules: Mapping[str, Sequence[str]], services: Sequence[Service]) -> str:
-    """Return the page of a package, with one section per module. Services are only linked."""
+    """Return the page of a package, with one section per module. Services are linked instead of described."""
     linked = {(each.module, each.name) for each in services}
     up = "../" if package.startswith("corral.") else "../../"
     parts = [f"# The API of {package}\n"]

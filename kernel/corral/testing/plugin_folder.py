@@ -1,4 +1,7 @@
-"""A folder of installed plugins, as `pip install --target` creates it. Tests need neither pip nor a network."""
+"""A folder of installed plugins, as created by `pip install --target`.
+
+Tests that use it need neither pip nor a network.
+"""
 
 from __future__ import annotations
 

@@ -101,7 +101,7 @@ Every metric of `/metrics` with its labels.
 
 
 def generated_files(folder: Path = FOLDER) -> dict[Path, str]:
-    """Return the content of all generated pages by path."""
+    """Return the content of all generated pages, keyed by path."""
     root = folder.resolve().parents[1]
     with temporary_application() as application:
         kernel = application.kernel
@@ -118,7 +118,7 @@ def generated_files(folder: Path = FOLDER) -> dict[Path, str]:
 
 
 def settings_reference(settings: Iterable[Setting[Any]]) -> str:
-    """Return the page of run-time settings: one table per category."""
+    """Return the page of run-time settings, with one table per category."""
     parts = [SETTINGS]
     for category, members in itertools.groupby(settings, lambda setting: setting.name.partition(".")[0]):
         rows = [
@@ -129,7 +129,7 @@ def settings_reference(settings: Iterable[Setting[Any]]) -> str:
 
 
 def events_page(kinds: Iterable[EventType]) -> str:
-    """Return the page of events: one table."""
+    """Return the page of events, which contains one table."""
     rows = [
         (f"`{kind.event}`", kind.title, kind.plugin, f"`{kind.visibility}`", _payload(kind), _payload_class(kind))
         for kind in kinds
@@ -138,7 +138,7 @@ def events_page(kinds: Iterable[EventType]) -> str:
 
 
 def commands_page(plugins: Iterable[Plugin]) -> str:
-    """Return the page of commands: one section per command, in the order of `corral --help`."""
+    """Return the page of commands, with one section per command in the order of `corral --help`."""
     from corral.cli import COMMANDS as BUILT_IN
     from corral.cli.commands import import_command
 
@@ -169,9 +169,10 @@ def _option(option: click.Option) -> str:
 
 
 def configuration_page(plugins: Iterable[Plugin], settings: Iterable[Setting[Any]]) -> str:
-    """Return the page of the configuration.
+    """Return the configuration page.
 
-    The page contains one table per section, one table per plugin with a section, and the variables that pin settings.
+    The page contains one table per section, one table for each plugin that has a section, and the variables that pin
+    settings.
     """
     parts = [CONFIGURATION]
     for section, members in itertools.groupby(TABLE.items(), lambda item: item[0].rpartition(".")[0]):
@@ -206,7 +207,7 @@ def _field_default(field: Any) -> str:
 
 
 def errors_page(application: Application) -> str:
-    """Return the page of error codes: one table, sorted by status."""
+    """Return the page of error codes, with one table that is sorted by status."""
     owners: dict[str, set[str]] = defaultdict(set)
     for endpoint in application.endpoints:
         for code in endpoint.route.raises:
@@ -221,7 +222,7 @@ def errors_page(application: Application) -> str:
 
 
 def metrics_page(application: Application) -> str:
-    """Return the page of metrics: one table with all metrics of the process, the installation and the plugins."""
+    """Return the page of metrics, with one table of all metrics of the process, the installation and the plugins."""
     from corral_core.health.service.scrape import MetricsRenderer
 
     kernel = application.kernel
@@ -238,7 +239,7 @@ def metrics_page(application: Application) -> str:
 
 
 def _record_sample_values(metrics: RequestMetrics) -> None:
-    """Record one value per metric, because the labels of a metric are visible only after it has a value."""
+    """Record one value for each metric, because the labels of a metric are visible only after it has a value."""
     metrics.observe("GET", "/", 200, 0.0)
     for counter in (metrics.body_rejected, metrics.plugin_errors, metrics.events):
         counter["x"] += 1
@@ -258,7 +259,7 @@ def _metric(metric: Metric) -> tuple[str, str, str]:
 
 
 def type_in_words(setting: Setting[Any]) -> str:
-    """Return the type of a setting in words, such as `list of texts or null`."""
+    """Return a description of the setting's type, such as `list of texts or null`."""
     kind, nullable = type_of_setting(setting)
     if typing.get_origin(kind) is list:
         item, _ = unwrap_type(typing.get_args(kind)[0])

@@ -34,9 +34,9 @@ _numbers = itertools.count(secrets.randbelow(_SHARE))
 
 @contextlib.asynccontextmanager
 async def serving_app(app: Any, config: Config, server: str) -> AsyncIterator[tuple[int, Shutdown]]:
-    """Serve an ASGI application in this process like `corral serve`.
+    """Serve an ASGI application in this process in the same way as `corral serve`.
 
-    Yield the port, and the object that shuts the server down.
+    Yield the port and the object that shuts the server down.
     """
     from corral.cli.asgi_servers import Shutdown, serve_with
     from corral.cli.listener import listen
@@ -61,7 +61,7 @@ async def serving(kit: Kit, server: str = "uvicorn") -> AsyncIterator[int]:
 
 @functools.cache
 def _tls_context() -> ssl.SSLContext:
-    """Return the TLS settings that all HTTP clients share. Otherwise each would read the system's certificates."""
+    """Return the TLS settings that all HTTP clients share, so that the system's certificates are read only once."""
     return ssl.create_default_context()
 
 
@@ -183,7 +183,7 @@ class ServerProcess:
     def sign_in(self, email: str = EMAIL, password: str = PASSWORD) -> httpx2.Client:
         """Sign in with email and password, and return a client with the new access token.
 
-        Try again for a minute while the response is 503, which a server on a busy machine may give.
+        Responses with the status 503, which are possible on a busy machine, are retried for up to a minute.
         """
         until = time.monotonic() + 60
         with self.client() as client:
@@ -250,10 +250,11 @@ class JobsProcess:
 
 
 def free_port() -> int:
-    """Return a free port outside the range from which the system takes ports for outgoing connections.
+    """Return a free port outside the range that the system uses for outgoing connections.
 
-    Another connection could otherwise take the port while a server restarts. The processes of pytest-xdist choose from
-    different ports, and each of them returns no port twice, so that nobody takes a port before a server listens there.
+    A port in that range could be taken by another connection while a server restarts. The processes of pytest-xdist
+    choose from different ports, and no process returns a port twice, so the port stays free until a server listens on
+    it.
     """
     worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
     first = 20_000 + worker % _SHARES * _SHARE  # outgoing connections take ports from 32,768

@@ -61,14 +61,17 @@ class Source(msgspec.Struct, frozen=True):
 
     @classmethod
     def read(cls, module: str, path: Path) -> Source:
-        """Return the source file of a module."""
+        """Read the source file of a module."""
         found = ast.walk(ast.parse(path.read_text("utf-8")))
         return cls(
             module, path, [node for node in found if isinstance(node, ast.Import | ast.ImportFrom | ast.ClassDef)]
         )
 
     def imports(self) -> Iterator[tuple[str, int]]:
-        """Yield (name, line) of every absolute import, even in functions. The name of `from a import b` is `a.b`."""
+        """Yield (name, line) of every absolute import, including imports in functions.
+
+        The name of `from a import b` is `a.b`.
+        """
         for node in self.nodes:
             if isinstance(node, ast.Import):
                 yield from ((alias.name, node.lineno) for alias in node.names)
@@ -84,7 +87,7 @@ class Package(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(cls, kind: type[Plugin]) -> Package:
-        """Return the package that defines the plugin class."""
+        """Return the package in which the plugin class is defined."""
         name, path = _package_location(kind)
         if path.is_dir():
             return cls.read(name, path)
@@ -92,7 +95,7 @@ class Package(msgspec.Struct, frozen=True):
 
     @classmethod
     def read(cls, name: str, folder: Path) -> Package:
-        """Return the package `name` from the source files in a folder."""
+        """Read the package `name` from the source files in a folder."""
         return cls(name, [_source(name, folder, path) for path in sorted(folder.rglob("*.py"))])
 
     def subclasses(self, base: str) -> list[tuple[str, ast.ClassDef]]:
@@ -120,7 +123,7 @@ def source_rules(
 ) -> Iterator[Finding]:
     """Check the hooks and imports of a plugin.
 
-    `neighbours` are the installed plugins that the plugin names in `requires` or `wants`.
+    `neighbours` contains the installed plugins that the plugin lists in `requires` or `wants`.
     """
     yield from rule_findings("hooks.names", _hooks(kind, neighbours))
     if package.name.partition(".")[0] != CORE_PACKAGE:
@@ -150,7 +153,7 @@ def _source(package: str, root: Path, path: Path) -> Source:
 
 
 def _classes(source: Source) -> Iterator[tuple[ast.ClassDef, list[str]]]:
-    """Yield every class with the full names of its base classes, as far as the imports of the file reveal them."""
+    """Yield every class with the full names of its base classes, as far as the file's imports reveal them."""
     known: dict[str, str] = {}
     for node in source.nodes:
         if isinstance(node, ast.ImportFrom) and node.level == 0:
@@ -185,7 +188,7 @@ def _hooks(kind: type[Plugin], neighbours: Sequence[type[Plugin]]) -> Iterator[s
 
 
 def _hookspec_modules(owner: type[Plugin]) -> Iterable[Any]:
-    """Return the modules in which a plugin specifies its own hooks."""
+    """Return the modules in which a plugin specifies hooks for other plugins."""
     try:
         plugin = owner.__new__(owner)
         return list(plugin.corral_hookspecs()) if hasattr(plugin, "corral_hookspecs") else []
@@ -203,7 +206,7 @@ def is_under(name: str, package: str) -> bool:
 
 
 def is_private_kernel_module(name: str) -> bool:
-    """Return whether an imported name belongs to the kernel but not to its public modules."""
+    """Return whether a dotted name belongs to a private module of the kernel."""
     if not is_under(name, "corral"):
         return False
     is_public = any(is_under(name, f"corral.{each}") for each in PUBLIC)

@@ -1,4 +1,4 @@
-"""Renders public names of modules as Markdown: their documentation, and their source code without bodies."""
+"""Renders the public names of modules as Markdown, with their documentation and their source code without bodies."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Definition = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
 
 class ModuleSource:
-    """The source code of a module, and its top-level statements by the name that they define."""
+    """The source code of a module, and its top-level statements, keyed by the name that they define."""
 
     def __init__(self, module: str) -> None:
         text = Path(str(importlib.import_module(module).__file__)).read_text("utf-8")
@@ -41,7 +41,7 @@ class ModuleSource:
         return [name for name in self.definitions if not name.startswith("_") and self.doc(name)]
 
     def statement(self, node: ast.stmt) -> str:
-        """Return the lines of a statement without indentation, with the comment at its end."""
+        """Return the lines of a statement without indentation, including any trailing comment."""
         return textwrap.dedent("\n".join(self._lines[node.lineno - 1 : node.end_lineno]))
 
     def with_docstring(self, node: ast.stmt, body: Sequence[ast.stmt]) -> str:
@@ -84,7 +84,7 @@ def first_sentence(text: str) -> str:
 
 
 def render_names(module: str, names: Iterable[str]) -> Iterator[str]:
-    """Yield the Markdown of names of a module: each class and function with a heading, then all constants."""
+    """Yield the Markdown for names of a module: each class and function with a heading, followed by all constants."""
     constants: dict[str, None] = {}
     for name in names:
         source = defining_source(module, name)
@@ -97,7 +97,7 @@ def render_names(module: str, names: Iterable[str]) -> Iterator[str]:
 
 
 def render_definition(source: ModuleSource, name: str, *, constructor: bool = True) -> str:
-    """Return the Markdown of a class or function: its documentation, and its code without bodies."""
+    """Return the Markdown for a class or function: its documentation, and its code without bodies."""
     *overloads, node = source.definitions[name]
     if isinstance(node, ast.ClassDef):
         members = "\n".join(_members(source, node, constructor=constructor)).lstrip("\n")
@@ -108,7 +108,7 @@ def render_definition(source: ModuleSource, name: str, *, constructor: bool = Tr
 
 
 def _members(source: ModuleSource, node: ast.ClassDef, *, constructor: bool) -> Iterator[str]:
-    """Yield the public attributes of a class with their docstrings, then its methods."""
+    """Yield the public attributes of a class with their docstrings, followed by its methods."""
     for member in node.body:
         for field in member.body if isinstance(member, ast.If) else [member]:  # under `TYPE_CHECKING`
             if any(not name.startswith("_") for name in _assigned_names(field)):

@@ -72,8 +72,8 @@ class StubServer:
 class FakeResolver:
     """A fake resolver for `Egress.resolve`. Each name has a list of results; the last result is repeated.
 
-    The system resolves `localhost` and IP addresses in any notation. All other names do not resolve. `asked` contains
-    all requested names.
+    The system resolves `localhost` and IP addresses in any notation. Any other name cannot be resolved. `asked`
+    contains all requested names.
     """
 
     def __init__(self, names: Mapping[str, Sequence[Sequence[str]]]) -> None:
