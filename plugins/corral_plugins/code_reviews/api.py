@@ -92,7 +92,7 @@ class ReviewFacts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ReviewPeople(msgspec.Struct, frozen=True, kw_only=True):
-    """The people involved in a review: its reviewers, and the owners of its task and of the agent that wrote it."""
+    """The people involved in a review: its reviewers, the owner of its task, and the owner of its author agent."""
 
     reviewer_ids: tuple[str, ...]
     task_owner_id: str | None

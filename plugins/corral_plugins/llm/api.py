@@ -63,9 +63,11 @@ class ProviderTimeouts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
 
 
 class ProviderConnection(msgspec.Struct, frozen=True, kw_only=True):
-    """The configuration of a provider. The gateway passes it to the code for this kind of provider with every call.
+    """The configuration of a provider.
 
-    `config` contains the fields that only this kind of provider has, validated against the kind's `config_schema`. If
+    The gateway passes it to the code for this kind of provider with every call to the provider.
+
+    `config` contains the fields specific to this kind of provider, validated against the kind's `config_schema`. If
     `operator` is true, the address comes from the operator's configuration file and may be private. `models` contains
     the configured models, and the models that the provider itself listed most recently. `version` changes whenever the
     configuration changes.
@@ -89,10 +91,10 @@ class ProviderError(ExpectedFailure):
     """A provider's error response. `status` is its HTTP status, or 504 if the provider did not respond.
 
     `code` replaces the problem code that Corral would derive from the status; for example, it is
-    `dependency_unavailable` if the provider cannot be reached. An error with a `code` is not retried with the same
-    provider. `billable` means that the provider had begun to respond and may charge for the request, so the request is
-    not repeated. `usage` is the usage that the provider reported. `reported_code` and `param` are the code of the error
-    and the name of the rejected field in the provider's response; clients receive both.
+    `dependency_unavailable` if the provider cannot be reached. The request is not retried with the same provider if the
+    error has a `code`. `billable` means that the provider had begun to respond and may charge for the request, so the
+    request is not repeated. `usage` is the usage that the provider reported. `reported_code` and `param` are the error
+    code and the name of the rejected field, as reported by the provider; clients receive both.
     """
 
     def __init__(
@@ -117,9 +119,9 @@ class ProviderError(ExpectedFailure):
 class DemoModel(msgspec.Struct, frozen=True, kw_only=True):
     """A model for `corral demo` that needs no network and no API key. `name` is `provider/model`.
 
-    The demo writes `file`, the file of the model, to its corral.toml as `local_model`, and `configuration` as the
-    configuration section of the plugin. `problem` explains why the model cannot be used on this machine; if it is set,
-    the other fields have no meaning.
+    The demo writes `file`, the path of the model's file, to its corral.toml as `local_model`, and `configuration` as
+    the configuration section of the plugin. `problem` explains why the model cannot be used on this machine; if it is
+    set, the other fields are meaningless.
     """
 
     name: str
@@ -154,7 +156,7 @@ class LLMProvider(Protocol):
 
     kind: str
     config_schema: Mapping[str, Any]
-    """JSON Schema of the fields that this kind adds to a provider's configuration."""
+    """The JSON Schema of the fields that this kind adds to a provider's configuration."""
     supported_fields: frozenset[str]
     """The optional request fields that this kind supports. Other fields are dropped and listed in `Corral-Ignored`."""
 
@@ -170,7 +172,7 @@ class LLMProvider(Protocol):
         ...
 
     def stream(self, request: dict[str, Any], connection: ProviderConnection) -> AsyncGenerator[dict[str, Any], None]:
-        """Yield the chunks of a chat completion, with `usage` in the last one.
+        """Yield the chunks of a chat completion. The last chunk contains `usage`.
 
         Closing the iterator ends the upstream request.
         """
@@ -187,13 +189,13 @@ class LLMProvider(Protocol):
 class AgentModel(msgspec.Struct, frozen=True, kw_only=True):
     """A model that an agent uses. `name` is `provider/model`.
 
-    `problem` says why the gateway cannot call the model, or is None if it can. `remedy` is the command that makes its
-    provider ready, or None if only another model helps. `listed` is false if the provider's list of models is known and
-    does not contain the model. `is_provider_ready` is false if the provider does not exist, is disabled or is not
-    configured. `blocked_until` is the instant until which the
-    open circuit breaker of the provider rejects calls, or None if a call may be admitted. `breaker` is the name of this
-    circuit breaker; `is_forced_open` is true if an admin has forced it open, so that it rejects calls until an admin
-    closes it and `blocked_until` is None. `free` is true if calls of the provider cost nothing.
+    `problem` says why the gateway cannot call the model, or is None if the model can be called. `remedy` is the command
+    that makes the model's provider ready, or None if the agent needs another model. `listed` is false if the provider's
+    list of models is known and does not contain the model. `is_provider_ready` is false if the provider does not exist,
+    is disabled or is not configured. `blocked_until` is the instant until which the provider's open circuit breaker
+    rejects calls, or None if a call may be admitted. `breaker` is the name of this circuit breaker. `is_forced_open` is
+    true if an admin has forced the circuit breaker open; it then rejects calls until an admin closes it, and
+    `blocked_until` is None. `free` is true if calls to the provider cost nothing.
     """
 
     name: str
@@ -216,7 +218,7 @@ class LLM(Protocol):
     """Calls language models. Requests, responses and chunks are JSON in OpenAI's format."""
 
     def models_for_agent(self, provider: str | None, model: str | None, fallbacks: Sequence[str]) -> list[AgentModel]:
-        """Return the models that the gateway tries, one after another, for an agent with this configuration.
+        """Return the models that the gateway tries, in order, for an agent with this configuration.
 
         The list contains at least one model. The first one is the agent's own model, or the default model.
         """
@@ -235,10 +237,10 @@ class LLM(Protocol):
     ) -> dict[str, Any]:
         """Return a chat completion.
 
-        Its field `corral: {cost_usd}` contains the cost, or null if the price is not known.
+        The field `corral: {cost_usd}` of the completion contains the cost, or null if the price is not known.
 
-        `run_id` is the id of the workflow run to which the cost belongs. A call that might cost more than
-        `max_cost_usd` is refused: `BudgetRefused` with the scope `task` is raised.
+        `run_id` is the id of the workflow run to which the cost belongs. If a call might cost more than `max_cost_usd`,
+        raise `BudgetRefused` with the scope `task`.
 
         This method opens its own units of work. It raises the same problems as `POST /llm/chat/completions`.
         """

@@ -16,10 +16,13 @@ hookspec = pluggy.HookspecMarker("corral")
 def corral_llm_providers() -> Iterable[LLMProvider]:  # type: ignore[empty-body]  # a specification has no body
     """Contribute kinds of model providers.
 
-    The section `[plugins.llm.providers.<name>]` configures a provider of a kind.
+    An operator configures a provider of a kind in the section `[plugins.llm.providers.<name>]`.
     """
 
 
 @hookspec
 def corral_demo_models(installation: InstallationConfig) -> Iterable[DemoModel]:  # type: ignore[empty-body]  # a specification has no body
-    """Contribute models that `corral demo` may use, the best model first. Called without a running kernel."""
+    """Contribute models that `corral demo` can use, the best model first.
+
+    The hook is called without a running kernel.
+    """

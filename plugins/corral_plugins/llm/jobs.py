@@ -17,7 +17,7 @@ MINUTE, HOUR, DAY = 60, 3600, 86_400
 
 
 def fail_abandoned_calls(settings: Settings) -> None:
-    """Mark calls as failed if the process that made them has died, and delete expired slots of concurrent calls."""
+    """Mark calls as failed if their process has died, and delete expired concurrency slots."""
     calls.fail_abandoned(settings.get(TOTAL_TIMEOUT_SECONDS) + GRACE_SECONDS)
     slots.delete_expired()
 
@@ -38,7 +38,7 @@ async def refresh_provider(provider: str, checks: ProviderChecks) -> None:
 
 
 def on_user_purged(event: LoggedEvent) -> None:
-    """Enqueue the deletion of the requests and responses that are stored for a purged user.
+    """Enqueue the deletion of a purged user's stored requests and responses.
 
     The calls themselves are kept, because usage totals include them.
     """
@@ -46,7 +46,7 @@ def on_user_purged(event: LoggedEvent) -> None:
 
 
 def delete_payloads_of_purged_user(user_id: str, payloads: PayloadStore) -> None:
-    """Delete a batch of the requests and responses that are stored for a purged user.
+    """Delete a batch of a purged user's stored requests and responses.
 
     If more may remain, enqueue another job.
     """

@@ -86,11 +86,11 @@ class LlmProviderRow(Model):
 
 
 class LlmProviderState(Model):
-    """The row with the observed state of a provider.
+    """The observed state of a provider.
 
     The provider may come from any source: `corral.toml`, the API, a preset or an implicit kind. `listed_models` are the
-    models that the provider listed most recently; `revision` changes with them. `calls_in_minute` is the number of
-    calls in `minute`, for the limit `requests_per_minute`. Slots are assigned under a lock on this row.
+    models that the provider listed most recently; `revision` changes whenever this list changes. `calls_in_minute` is
+    the number of calls in `minute`, for the limit `requests_per_minute`. Slots are assigned under a lock on this row.
     """
 
     name = peewee.CharField(primary_key=True, max_length=64)
@@ -110,7 +110,7 @@ class LlmProviderState(Model):
 class LlmSlot(Model):
     """A concurrency slot of a provider, for one call. `state` is `waiting` or `held`; the slot expires at `until`.
 
-    Calls are sorted by `id` in the order in which they arrived. `holder` is the process that renews the slot.
+    Sorting by `id` gives the order in which the calls arrived. `holder` is the process that renews the slot.
     """
 
     id = IdField(primary_key=True)

@@ -57,7 +57,8 @@ class RequestedToolCall(msgspec.Struct, kw_only=True, forbid_unknown_fields=True
 class ChatMessage(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """One message of a conversation.
 
-    Clients may send back the fields after `refusal` from an earlier response. The gateway ignores these fields.
+    Clients may send back the fields after `refusal` as they appeared in an earlier response. The gateway ignores these
+    fields.
     """
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
@@ -87,7 +88,7 @@ IGNORED_FIELDS = (
 
 
 class StreamOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Options of a stream. With `include_usage`, the last chunk contains the usage and the cost of the call."""
+    """The options of a stream. With `include_usage`, the last chunk contains the usage and the cost of the call."""
 
     include_usage: bool | None = None
     include_obfuscation: bool | None = None
@@ -241,7 +242,7 @@ class LlmCallQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_def
 
 
 class LlmCallView(msgspec.Struct, kw_only=True):
-    """A call to a model and its outcome. `cost_usd` is null if there is no price or no cost was recorded yet."""
+    """A model call and its outcome. `cost_usd` is null if the model has no price or no cost has been recorded yet."""
 
     id: str
     ts: str
@@ -268,7 +269,7 @@ class LlmCallView(msgspec.Struct, kw_only=True):
 
 
 class CallDetail(LlmCallView, kw_only=True):
-    """A call with its payload.
+    """A model call with its payload.
 
     `payload` is the redacted `{request, response}`, or null if they were not stored (setting `llm.store_payloads`).
     """
@@ -317,9 +318,9 @@ def _all_models() -> list[ModelSpec | Literal["*"]]:
 
 
 class ProviderFields(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The part of a provider's configuration that is common to all kinds of providers.
+    """The part of a provider's configuration that all kinds of providers share.
 
-    With `passthrough`, the provider receives request fields that are not part of OpenAI's API.
+    With `passthrough`, the provider also receives request fields that are not part of OpenAI's API.
     """
 
     kind: str | None = None
@@ -403,7 +404,7 @@ class ProviderView(ProviderFields, kw_only=True):
     """A provider with all fields that admins see. API keys are never shown.
 
     `models` contains the configured entries, one of which may stand for all models that the provider lists.
-    `listed_models` contains the names of all models that are available as a result.
+    `listed_models` contains the names of all available models.
     """
 
     name: str

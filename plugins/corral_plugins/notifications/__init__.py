@@ -1,1 +1,1 @@
-"""Notifications: tells people what needs their attention, in the app, by mail, Slack, Telegram or a webhook."""
+"""Notifications inform people of events that need their attention: in the app, by mail, Slack, Telegram or webhook."""

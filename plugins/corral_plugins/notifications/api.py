@@ -16,7 +16,7 @@ SEVERITIES: tuple[Severity, ...] = ("info", "warning", "error", "critical")
 
 
 class OutgoingItem(msgspec.Struct, frozen=True, kw_only=True):
-    """One of the events that an outgoing notification reports. `href` is the address of the event's object, or null."""
+    """One of the events reported by an outgoing notification. `href` is the address of the event's object, or null."""
 
     event_id: str | None
     event: str
@@ -27,13 +27,12 @@ class OutgoingItem(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class OutgoingNotification(msgspec.Struct, frozen=True, kw_only=True):
-    """A notification on its way through a channel.
+    """A notification that is being sent through a channel.
 
-    `items` contains at most 10 of the `count` events. The texts are plain, and their values come from people and
-    agents: a channel type escapes them for its service. `url` leads to the object, and `preferences_url` to the
-    preferences. `to` is the address of the person who is the recipient of a channel with `to_recipients`. `served`
-    lists the receivers that an earlier attempt has reached. A channel type with several receivers adds the receivers
-    that it reaches.
+    `items` contains at most 10 of the `count` events. The texts are plain text with values from people and agents, so a
+    channel type must escape them for its service. `url` leads to the object, and `preferences_url` to the preferences.
+    `to` is the recipient's address, if the channel has `to_recipients`. `served` lists the receivers that an earlier
+    attempt has reached. A channel type with several receivers adds each receiver that it reaches.
     """
 
     id: str
@@ -53,9 +52,9 @@ class OutgoingNotification(msgspec.Struct, frozen=True, kw_only=True):
 class SendResult(msgspec.Struct, frozen=True, kw_only=True):
     """The result of an attempt to send a notification. `error` is null if the service accepted the notification.
 
-    A `permanent` failure is not repeated. `retry_after` is the number of seconds for which the service asked to
-    wait. A failure with `says_nothing` does not count for the circuit breaker. If the channel has several
-    receivers, `served` lists the receivers that have the notification now.
+    A `permanent` failure is not retried. `retry_after` is the number of seconds that the service asked to wait. A
+    failure with `says_nothing` does not count for the circuit breaker. If the channel has several receivers, `served`
+    lists the receivers that now have the notification.
     """
 
     error: str | None = None
@@ -68,13 +67,13 @@ class SendResult(msgspec.Struct, frozen=True, kw_only=True):
 class ChannelType(msgspec.Struct, frozen=True, kw_only=True):
     """A type of channel. Plugins contribute types with the hook `corral_notification_channels`.
 
-    `schema` describes `config`. `secrets` names the members of `config` that are stored encrypted. `pace_seconds`
-    is the shortest time between two messages of a channel. `breaker` is the name of the circuit breaker that all
-    channels of the type share; without a name, each channel has its own circuit breaker.
+    `schema` describes `config`. `secrets` names the members of `config` that are stored encrypted. `pace_seconds` is
+    the shortest time between two messages of a channel. `breaker` is the name of the circuit breaker that all channels
+    of the type share; without a name, each channel has its own circuit breaker.
 
-    `send(config, notification)` sends a notification, outside of units of work, and returns the result.
-    `check(config)` runs when a channel is saved. The function returns warnings, and raises `Invalid` with pointers
-    that begin with `/config`.
+    `send(config, notification)` sends a notification and returns the result. It runs outside units of work.
+    `check(config)` runs when a channel is saved. It returns warnings, or raises `Invalid` with pointers that begin with
+    `/config`.
     """
 
     type: str
@@ -91,7 +90,7 @@ class NotificationView(msgspec.Struct, kw_only=True):
     """A notification addressed to the caller.
 
     `count` is the number of events that the notification reports. `title` is the title of the latest event, and
-    `titles` are the first 10 different titles. `event_id` is the id of the latest event, or null if a workflow or a
+    `titles` are the first 10 distinct titles. `event_id` is the id of the latest event, or null if a workflow or a
     trigger sent the notification.
     """
 
@@ -112,7 +111,7 @@ class NotificationView(msgspec.Struct, kw_only=True):
 
 
 class NotificationArrived(Event, kw_only=True):
-    """A notification arrived, or an unread notification counts one more event.
+    """A notification arrived, or another event was added to an unread notification.
 
     `unread` is the number of unread notifications.
     """

@@ -1,4 +1,4 @@
-"""`corral notifications`: reads the user's notifications, and manages channels and rules from a terminal."""
+"""`corral notifications`: show the user's notifications, and manage channels and rules from a terminal."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ NAMED = {
     "worker": ("/workers", "name"),
     "workflow": ("/workflows", "name"),
 }
-"""The objects that notifications are about and that have names, with their paths and the fields of the names."""
+"""The types of named objects in notifications, with their API paths and the fields that contain their names."""
 MAX_TITLES = 10  # that a notification keeps
 CHANNELS, RULES = "/notifications/channels", "/notifications/rules"
 channel_argument = click.argument("channel", shell_complete=complete_names(CHANNELS, "name"))
@@ -52,7 +52,7 @@ limit_option = click.option(
 
 @click.group("notifications")
 def notifications_command_group() -> None:
-    """Read your notifications, and manage how people are notified. CHANNEL and RULE are names or ids."""
+    """Read your notifications, and manage channels and rules. CHANNEL and RULE are names or ids."""
 
 
 @notifications_command_group.command("list")
@@ -78,7 +78,10 @@ def list_notifications(client: ApiClient, *, unread: bool, limit: int, as_json: 
 @notification_argument
 @client_command
 def show_notification(client: ApiClient, *, notification: str, as_json: bool) -> None:
-    """Show a notification, without marking it as read. NOTIFICATION is an id, or a title, which means the newest."""
+    """Show a notification without marking it as read. NOTIFICATION is an id or a title.
+
+    If several notifications have the title, the newest is shown.
+    """
     notification = _notification_id(client, notification)
     with _looking_for(client, notification):
         found = client.get(f"/notifications/{notification}")
@@ -102,7 +105,10 @@ def show_notification(client: ApiClient, *, notification: str, as_json: bool) ->
 @click.option("--all", "everything", is_flag=True, help="mark all notifications as read")
 @client_command
 def mark_read(client: ApiClient, *, notification: str | None, everything: bool, as_json: bool) -> None:
-    """Mark a notification as read, or all of them. NOTIFICATION is an id, or a title, which means the newest."""
+    """Mark one notification, or all of them, as read. NOTIFICATION is an id or a title.
+
+    If several notifications have the title, the newest is marked.
+    """
     if everything == (notification is not None):
         raise click.UsageError("give the id or the title of a notification, or --all")
     if everything:
@@ -121,8 +127,8 @@ def mark_read(client: ApiClient, *, notification: str | None, everything: bool, 
 def preferences(client: ApiClient, *, fields: tuple[str, ...], as_json: bool) -> None:
     """Show your preferences, or change them.
 
-    Which notifications are mailed, of off, important and all: --field email=important. Events of which you are not
-    told: --field 'mute:=["task.failed"]'. Hours with critical notifications only: --field
+    Choose which notifications are mailed (off, important or all): --field email=important. Mute events: --field
+    'mute:=["task.failed"]'. Set the hours in which you receive only critical notifications: --field
     'quiet_hours:={"from": "22:00", "to": "07:00", "timezone": "Europe/Berlin"}'.
     """
     body = read_body(None, fields)
@@ -139,7 +145,7 @@ def preferences(client: ApiClient, *, fields: tuple[str, ...], as_json: bool) ->
 @notifications_command_group.command("channels")
 @client_command
 def list_channels(client: ApiClient, *, as_json: bool) -> None:
-    """List the channels through which notifications go."""
+    """List the channels through which notifications are sent."""
     print_table(
         list(client.pages(CHANNELS)),
         CHANNEL_COLUMNS,
@@ -157,7 +163,7 @@ def list_channels(client: ApiClient, *, as_json: bool) -> None:
 @notifications_command_group.command("channel-types")
 @client_command
 def list_channel_types(client: ApiClient, *, as_json: bool) -> None:
-    """List the types of channels, with the members of their configs."""
+    """List the channel types and the members of their configs."""
     print_table(
         client.get("/notifications/channel-types")["items"],
         ("type", "title", "members"),
@@ -191,9 +197,9 @@ def create_channel(
     secret_files: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Create a channel, such as --type webhook --field url=https://example.org/hook.
+    """Create a channel, for example with --type webhook --field url=https://example.org/hook.
 
-    The fields are the members of its config, which corral notifications channel-types lists.
+    The fields are the members of the channel's config. To list them, use corral notifications channel-types.
     """
     config = {**read_body(input_path, fields), **_secrets(secret_files)}
     made = client.post(CHANNELS, {"name": name, "type": kind, "config": config})
@@ -244,7 +250,10 @@ def delete_channel(client: ApiClient, *, channel: str, as_json: bool) -> None:
 @channel_argument
 @client_command
 def test_channel(client: ApiClient, *, channel: str, as_json: bool) -> None:
-    """Send a test notification through a channel, and wait. Ends with status 1 if it was not delivered."""
+    """Send a test notification through a channel, and wait for the result.
+
+    Exits with status 1 if it was not delivered.
+    """
     found = client.post(f"{CHANNELS}/{_find_id(client, CHANNELS, channel)}/test", {})
     took = format_ms(found["duration_ms"])
     why = FAILURES.get(found["error"], found["error"])
@@ -260,7 +269,7 @@ def test_channel(client: ApiClient, *, channel: str, as_json: bool) -> None:
 @notifications_command_group.command("rules")
 @client_command
 def list_rules(client: ApiClient, *, as_json: bool) -> None:
-    """List the rules, which decide which events go through which channels."""
+    """List the rules, which determine which events are sent through which channels."""
     names = {row["id"]: row["name"] for row in client.pages(CHANNELS)}
     print_table(
         list(client.pages(RULES)),
@@ -343,7 +352,7 @@ def edit_rule(
 @rule_argument
 @client_command
 def delete_rule(client: ApiClient, *, rule: str, as_json: bool) -> None:
-    """Delete a rule. Messages that it has begun are still sent."""
+    """Delete a rule. Messages that the rule has already begun are still sent."""
     found = _find_id(client, RULES, rule)
     client.send("DELETE", f"{RULES}/{found}")
     print_value({"id": found}, as_json=as_json, text=f"Deleted {rule}.")
@@ -354,7 +363,7 @@ def delete_rule(client: ApiClient, *, rule: str, as_json: bool) -> None:
 @click.option("--days", type=click.IntRange(1, 30), default=7, show_default=True, help="number of past days to test")
 @client_command
 def test_rule(client: ApiClient, *, rule: str, days: int, as_json: bool) -> None:
-    """Show what a rule would have sent for the events of the last days. Nothing is sent."""
+    """Show the messages that a rule would have sent for the events of the last days. Nothing is sent."""
     found = client.post(f"{RULES}/{_find_id(client, RULES, rule)}/test", {"days": days})
     if as_json:
         print_value(found, as_json=True, text="")
@@ -435,12 +444,12 @@ def _breaker_text(names: ObjectNames, channel_id: str) -> str | None:
 
 
 def _title_text(title: str, count: int) -> str:
-    """Return the title of a notification, and the number of other events that the notification counts."""
+    """Return the title of a notification, followed by the number of its other events."""
     return f"{title} and {count - 1} more" if count > 1 else title
 
 
 def _all_titles(notification: Mapping[str, Any]) -> str | None:
-    """Return the different titles of the events that a notification counts, one a line."""
+    """Return the distinct titles of a notification's events, one per line, or None if there are fewer than two."""
     titles = notification["titles"]
     if len(titles) < 2:
         return None
@@ -448,9 +457,9 @@ def _all_titles(notification: Mapping[str, Any]) -> str | None:
 
 
 def _notification_id(client: ApiClient, notification: str) -> str:
-    """Return the given id, or the id of the newest notification to which the given title belongs.
+    """Return the given id, or the id of the newest notification with the given title.
 
-    The title may be that of any event that the notification counts.
+    The title may be that of any event in the notification.
     """
     return newest_id(
         client,
@@ -463,7 +472,7 @@ def _notification_id(client: ApiClient, notification: str) -> str:
 
 
 def _about(client: ApiClient, object: dict[str, str] | None) -> str | None:
-    """Return what a notification is about, such as `task Sort the mail (…)`."""
+    """Return the kind and name of a notification's object, such as `task Sort the mail (…)`, or None if it has none."""
     if object is None:
         return None
     kind = object["type"].replace("_", " ")
@@ -501,7 +510,7 @@ def _find_id(client: ApiClient, path: str, name: str) -> str:
 
 
 def _secrets(given: tuple[str, ...]) -> dict[str, str]:
-    """Read the secret members of a channel's config from files, and return them."""
+    """Read the secret members of a channel's config from files."""
     found = {}
     for each in given:
         member, separator, path = each.partition("=")

@@ -13,4 +13,4 @@ hookspec = pluggy.HookspecMarker("corral")
 
 @hookspec
 def corral_notification_channels() -> Iterable[ChannelType]:  # type: ignore[empty-body]
-    """Contribute types of channels. If another channel type already has the same name, the channel type is ignored."""
+    """Contribute types of channels. A channel type is ignored if another type already has the same name."""

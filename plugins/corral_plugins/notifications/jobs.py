@@ -1,4 +1,4 @@
-"""Background work of notifications."""
+"""Background jobs of notifications."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ ENTRY = UnitContext(label="job notifications.group", actor=SYSTEM)
 async def maintain_deliveries(
     database: Database, claims: DeliveryClaims, fan_out: NotificationFanOut, dispatcher: NotificationDispatcher
 ) -> None:
-    """Release the deliveries of dead processes, give up late deliveries, and handle new events."""
+    """Release the deliveries of dead processes, mark overdue deliveries as failed, and handle new events."""
     if await database.read(claims.has_late, ENTRY):
         await database.work(claims.release_expired, entry=ENTRY)
         await database.work(claims.cancel_orphans, entry=ENTRY)
@@ -77,7 +77,7 @@ def forget_purged_user(event: LoggedEvent) -> None:
 
 
 def read_decided_requests(event: LoggedEvent) -> None:
-    """Mark the notifications that asked for a decision as read for the person who has decided."""
+    """When a person decides a request, mark the notifications that asked that person for the decision as read."""
     if event.actor_type == "user" and event.actor_id and event.payload().get("change", "decision") == "decision":
         mark_requests(event.actor_id, event.object_type, event.object_id)
 

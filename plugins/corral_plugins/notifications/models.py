@@ -11,9 +11,9 @@ from corral.database.sealed_columns import SealedField
 
 
 class Notification(Model):
-    """A notification of a person in the app. `last_at` is the time of the latest event that the notification counts.
+    """A person's notification in the app. `last_at` is the time of the latest event in the notification.
 
-    `title` is the title of the latest event, and `titles` are the first different titles.
+    `title` is the title of the latest event, and `titles` are the first distinct titles.
     """
 
     visibility = PRIVATE
@@ -47,7 +47,7 @@ class Notification(Model):
 
 
 class Preference(Model):
-    """The notification preferences of a person: which events to be notified of, and when."""
+    """A person's notification preferences: which events to be notified of, and when."""
 
     user_id = IdField(primary_key=True)
     mute: Any = JSONField(default=list)
@@ -61,8 +61,8 @@ class Preference(Model):
 class Channel(Model):
     """A channel through which notifications are sent.
 
-    `secrets` is a sealed JSON object with the secret members of the config. `next_send_at` is the time before which
-    no further message may be sent, because the service asked to wait or limits the rate.
+    `secrets` is an encrypted JSON object with the secret members of the config. `next_send_at` is the earliest time at
+    which the next message may be sent, because the service asked to wait or limits the rate.
     """
 
     visibility = ADMIN
@@ -88,7 +88,10 @@ class Channel(Model):
 
 
 class Rule(Model):
-    """A rule: which events go through which channels, and to whom. Only events after `since_seq` count."""
+    """A rule, which determines which events are sent through which channels, and to whom.
+
+    The rule applies only to events after `since_seq`.
+    """
 
     visibility = ADMIN
 
@@ -129,9 +132,9 @@ class RuleChannel(Model):
 
 
 class Progress(Model):
-    """How far the people whom an event concerns have been notified, if one unit of work cannot notify them all.
+    """The progress of notifying the recipients of an event, if one unit of work cannot notify all of them.
 
-    All people whose ids are not greater than `user_id` have been notified.
+    Recipients are notified in the order of their ids. Everyone up to and including `user_id` has been notified.
     """
 
     event_id = IdField(primary_key=True)
@@ -142,11 +145,10 @@ class Progress(Model):
 
 
 class Group(Model):
-    """The events of a rule that go through a channel as one message.
+    """The events of a rule that are sent through a channel as one message.
 
-    `id` is a hash of the rule, the channel, the person and the values by which events are grouped. `objects`
-    contains hashes of the objects and states that the last message reported, or is null if there were too many of
-    them.
+    `id` is a hash of the rule, the channel, the person and the values by which events are grouped. `objects` contains
+    hashes of the objects and states reported by the last message, or is null if there were too many of them.
     """
 
     id = peewee.CharField(primary_key=True, max_length=64)
@@ -158,12 +160,12 @@ class Group(Model):
 
 
 class Delivery(Model):
-    """A message on its way through a channel.
+    """A message to be sent through a channel.
 
-    While `is_collecting` is true, further events of the group join the message. `due_at` is set while the delivery
-    waits; it then equals `next_attempt_at`, which the API shows. While an attempt runs, `lease` is its fencing
-    token, and the process has to record the result of the attempt before `lease_until`. `ready_at` is the time of
-    the first attempt. `served` lists the addresses that already have the message.
+    While `is_collecting` is true, further events of the group are added to the message. `due_at` is set while the
+    delivery waits; it then equals `next_attempt_at`, which the API shows. While an attempt runs, `lease` is its fencing
+    token, and the process must record the result of the attempt before `lease_until`. `ready_at` is the time of the
+    first attempt. `served` lists the addresses that already have the message.
     """
 
     visibility = ADMIN

@@ -83,10 +83,10 @@ PARTS: tuple[type[Any], ...] = (
 
 
 class NotificationsPlugin(Plugin):
-    """Notifications: people learn what needs their attention, once, and in the place where they look.
+    """Notifications: people are told once, where they look, about events that need their attention.
 
-    People see notifications in the app at once. Rules of admins send them by mail, Slack, Telegram or a webhook as
-    well. A burst of events becomes one message, and no message is lost while a channel is down.
+    People see notifications in the app immediately. Rules set by admins also send them by mail, Slack, Telegram or a
+    webhook. A burst of events becomes one message, and no message is lost while a channel is down.
     """
 
     name = "notifications"

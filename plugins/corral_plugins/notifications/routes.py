@@ -90,7 +90,7 @@ def delete_notification(id: str, inbox: Inbox, caller: Principal) -> None:
 
 @routes.get("/preferences", needs=READ)
 def get_notification_preferences(preferences: PreferenceManagement, caller: Principal) -> Preferences:
-    """Get the notification preferences of the caller."""
+    """Get the caller's notification preferences."""
     return preferences.get(by=caller)
 
 
@@ -103,7 +103,7 @@ async def update_notification_preferences(
     request: Request,
     work: Work,
 ) -> Preferences:
-    """Change the notification preferences of the caller. Absent fields stay unchanged."""
+    """Change the caller's notification preferences. Absent fields stay unchanged."""
     if caller.user_id is None:
         raise Forbidden("Only people have notification preferences.")
     checks.check_preferences(body)
@@ -115,7 +115,7 @@ async def update_notification_preferences(
 
 @routes.get("/channel-types", needs=MANAGE)
 async def list_channel_types(types: ChannelTypeRegistry) -> ChannelTypes:
-    """List the types of channels, with the schemas of their configs."""
+    """List the channel types, with the schemas of their configs."""
     return ChannelTypes(
         items=[ChannelTypeView(type=each.type, title=each.title, schema=each.schema) for each in types.all()]
     )
@@ -169,7 +169,7 @@ async def update_notification_channel(
 
 @routes.delete("/channels/{id}", needs=MANAGE, raises=(*CHANGES, "in_use"))
 def delete_notification_channel(id: str, match: IfMatch, channels: ChannelManagement) -> None:
-    """Delete a channel that no rule uses. Its open deliveries are cancelled when they are due."""
+    """Delete a channel that no rule uses. Its open deliveries are cancelled as they become due."""
     channels.delete(id, match)
 
 
@@ -203,7 +203,7 @@ async def create_notification_rule(
     request: Request,
     work: Work,
 ) -> Answer[NotificationRuleView]:
-    """Create a rule. It applies to events from now on."""
+    """Create a rule. The rule applies only to new events."""
     checks.check_rule(body)
     made = await work(lambda: rules.create(body), entry=request.unit_context(caller))
     return Answer(body=made, headers={"Location": f"/api/v1/notifications/rules/{made.id}"})
@@ -233,7 +233,7 @@ async def update_notification_rule(
 
 @routes.delete("/rules/{id}", needs=MANAGE, raises=CHANGES)
 def delete_notification_rule(id: str, match: IfMatch, rules: RuleManagement) -> None:
-    """Delete a rule. Messages that it has begun are still sent."""
+    """Delete a rule. Messages that the rule has already begun are still sent."""
     rules.delete(id, match)
 
 

@@ -29,7 +29,7 @@ Config = Annotated[dict[str, Any], Meta(examples=[{"to": ["someone@example.org"]
 
 
 class MarkRead(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """Whether the notification counts as read."""
+    """Marks a notification as read or unread."""
 
     read: bool = True
 
@@ -62,7 +62,10 @@ class NotificationQuery(PageQuery, kw_only=True):
 
 
 class QuietHours(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, rename={"from_": "from"}):
-    """The hours in which only critical notifications are sent. Quiet hours belong to the day on which they begin."""
+    """The hours during which only critical notifications are sent.
+
+    Quiet hours belong to the day on which they begin.
+    """
 
     from_: ClockTime
     to: ClockTime
@@ -73,10 +76,9 @@ class QuietHours(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, renam
 
 
 class Preferences(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The notification preferences of the caller.
+    """The caller's notification preferences.
 
-    `mute` contains the names of events of which the caller is not notified. If `email` is `important`, emails report
-    only errors and critical events.
+    `mute` contains the names of muted events. If `email` is `important`, emails report only errors and critical events.
     """
 
     mute: Annotated[list[Pattern], Meta(max_length=100)] = []
@@ -104,7 +106,7 @@ class NewChannel(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 class ChannelPatch(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """The fields to change in a channel. Absent fields stay unchanged.
 
-    `config` is merged member by member: absent members stay unchanged, and members that are null are removed.
+    `config` is merged member by member: absent members stay unchanged, and null members are removed.
     """
 
     name: Name | UnsetType = UNSET
@@ -164,7 +166,7 @@ class ChannelTypes(msgspec.Struct, kw_only=True):
 
 
 class RuleRecipients(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The recipients of a rule: people by id, everyone with one of the roles, and the owner of the object."""
+    """The recipients of a rule: people by id, all users with one of the roles, and the owner of the event's object."""
 
     users: Annotated[list[Id], Meta(max_length=50)] = []
     roles: Annotated[list[Literal["admin", "member", "viewer", "auditor"]], Meta(max_length=4)] = []
@@ -218,7 +220,7 @@ class RulePatch(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class NotificationRuleView(msgspec.Struct, kw_only=True):
-    """A rule: which events go through which channels, and to whom."""
+    """A rule, which determines which events are sent through which channels, and to whom."""
 
     id: str
     version: int
@@ -240,13 +242,13 @@ class NotificationRuleView(msgspec.Struct, kw_only=True):
 
 
 class TestRule(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The number of past days to whose events the rule is applied."""
+    """The number of past days whose events the rule is applied to."""
 
     days: Annotated[int, Meta(ge=1, le=30)] = 7
 
 
 class PreviewedMessage(msgspec.Struct, kw_only=True):
-    """A message that the rule would have sent. `titles` contains the titles of its first 10 events."""
+    """A message that the rule would have sent. `titles` contains the titles of the message's first 10 events."""
 
     sent_at: Instant
     channel_id: str
@@ -280,7 +282,7 @@ class NotificationDeliveryQuery(PageQuery, kw_only=True):
 
 
 class DeliveredEvent(msgspec.Struct, kw_only=True):
-    """An event that a delivery reports."""
+    """An event reported by a delivery."""
 
     event_id: str | None
     event: str
@@ -288,7 +290,7 @@ class DeliveredEvent(msgspec.Struct, kw_only=True):
 
 
 class NotificationDeliveryView(msgspec.Struct, kw_only=True):
-    """A message on its way through a channel. `events` contains the first 10 of its `count` events."""
+    """A message to be sent, or sent, through a channel. `events` contains the first 10 of its `count` events."""
 
     id: str
     channel_id: str

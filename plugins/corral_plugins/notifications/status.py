@@ -11,7 +11,7 @@ SEVERITIES = ("critical", "error", "warning", "info")
 
 
 def unread_status(client: ApiClient) -> StatusPart:
-    """Describe how many notifications the user has not read, the most severe first."""
+    """Describe the user's unread notifications by severity, the most severe first."""
     found = read_if_allowed(client, "/notifications/unread-count")
     if found is None or not found["unread"]:
         return StatusPart(found)
@@ -20,7 +20,7 @@ def unread_status(client: ApiClient) -> StatusPart:
 
 
 def channel_status(client: ApiClient) -> StatusPart:
-    """Describe the channels that cannot send notifications at the moment."""
+    """Describe the channels that currently cannot send notifications."""
     found = read_if_allowed(client, "/notifications/channels", limit=200)
     if found is None:
         return StatusPart(None)

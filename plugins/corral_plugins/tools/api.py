@@ -41,9 +41,9 @@ POLICIES: tuple[ToolPolicy, ...] = ("allow", "ask", "deny")
 
 Json = dict[str, Any]
 MCP_PREFIX = "mcp."
-"""The prefix of the names of tools of MCP servers: `mcp.<server>.<tool>`."""
+"""The prefix of the names of MCP servers' tools: `mcp.<server>.<tool>`."""
 TOOL_NAME = r"^[a-z][a-z0-9_]*(\.[a-z0-9_-]+)+\Z"
-"""The pattern of the names of tools. The dot keeps them apart from the paths of other routes."""
+"""The pattern of tool names. The dot distinguishes tool names from the paths of other routes."""
 
 
 class ToolContext(msgspec.Struct, frozen=True, kw_only=True):
@@ -122,15 +122,15 @@ class ToolSet(Generic[Implementation]):
 class Tool(msgspec.Struct, frozen=True, kw_only=True):
     """A tool definition that a plugin contributes with the `corral_tools` hook.
 
-    The name contains a dot and begins with a small letter, such as `oncall.who`. A plugin that contributes a tool
-    with any other name is `failed`. `run(context, arguments)` returns JSON, `ToolOutput` or `ResultLater`, or
-    raises `ToolFailure` or a `Problem`. A `def` function runs in the unit of work that stores the result. An `async
+    The name contains a dot and begins with a lower-case letter, such as `oncall.who`. A plugin that contributes a tool
+    with any other name gets the state `failed`. `run(context, arguments)` returns JSON, `ToolOutput` or `ResultLater`,
+    or raises `ToolFailure` or a `Problem`. A `def` function runs in the unit of work that stores the result. An `async
     def` function opens its own units of work with `context.work`. `run` is None for tools that run on workers.
     `is_visible(context, arguments)` returns whether the requester may see the objects named in the arguments. The
-    function is called in a unit of work. `admits(config, arguments)` returns whether a configuration, of the tool
-    or of the agent, allows the arguments. `trusts(config, arguments)` returns whether the configuration of the tool
-    exempts the call from approval in tainted runs. `asks(context, arguments)` returns whether a person must approve
-    the call, whatever the policies say.
+    function is called in a unit of work. `admits(config, arguments)` returns whether a configuration, of the tool or of
+    the agent, allows the arguments. `trusts(config, arguments)` returns whether the configuration of the tool exempts
+    the call from approval in tainted runs. `asks(context, arguments)` returns whether a person must approve the call
+    regardless of the policies.
     """
 
     name: Annotated[str, msgspec.Meta(pattern=TOOL_NAME)]
@@ -157,9 +157,8 @@ class Tool(msgspec.Struct, frozen=True, kw_only=True):
 class McpEndpoint(msgspec.Struct, frozen=True, kw_only=True):
     """An MCP server that is reached over HTTP.
 
-    `http` is the only HTTP client through which the server may be reached, because its connections pass the egress
-    guard. The client has no time limit of its own; the caller sets a time limit. `headers` are sent with every
-    request.
+    `http` is the only HTTP client that may be used to reach the server, because its connections pass through the egress
+    guard. The client has no timeout, so the caller must set one. `headers` are sent with every request.
     """
 
     name: str
@@ -172,7 +171,7 @@ class McpEndpoint(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class McpTool(msgspec.Struct, frozen=True, kw_only=True):
-    """A tool as an MCP server describes it. All fields contain untrusted text."""
+    """A tool as described by an MCP server. All fields contain untrusted text."""
 
     name: str
     title: str = ""
@@ -182,7 +181,7 @@ class McpTool(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class McpResult(msgspec.Struct, frozen=True, kw_only=True):
-    """The result of a tool of an MCP server. `content` contains the content blocks of the protocol as JSON."""
+    """The result of an MCP server's tool. `content` contains the content blocks of the protocol as JSON."""
 
     content: Sequence[Json] = ()
     structured: Any = None
@@ -192,8 +191,8 @@ class McpResult(msgspec.Struct, frozen=True, kw_only=True):
 class McpFailure(ExpectedFailure):
     """An MCP server could not be reached, did not follow the protocol, or refused a request.
 
-    `type` is a stable identifier; `message` must not contain text of the server. `status` is the status of the
-    server's HTTP response, if the response is the failure. `neutral` is true if the failure says nothing about the
+    `type` is a stable identifier; `message` must not contain text from the server. `status` is the status of the
+    server's HTTP response, if the response caused the failure. `neutral` is true if the failure says nothing about the
     health of the server.
     """
 
@@ -205,9 +204,7 @@ class McpFailure(ExpectedFailure):
 class McpClient(Protocol):
     """Speaks the Model Context Protocol with servers.
 
-    A plugin contributes the client with the `corral_mcp_clients` hook.
-
-    Both methods raise `McpFailure` for everything that goes wrong.
+    A plugin contributes the client with the `corral_mcp_clients` hook. Both methods raise `McpFailure` on any failure.
     """
 
     async def list_tools(self, endpoint: McpEndpoint) -> Sequence[McpTool]:
@@ -220,7 +217,7 @@ class McpClient(Protocol):
 
 
 def mcp_tool_name(server: str, remote_name: str) -> str:
-    """Return the name that Corral gives to a tool of an MCP server.
+    """Return the name that Corral gives to an MCP server's tool.
 
     Characters other than lower-case letters, digits, `_` and `-` become `_`.
     """
@@ -230,7 +227,7 @@ def mcp_tool_name(server: str, remote_name: str) -> str:
 def mcp_result_for_model(server: str, result: McpResult) -> Json:
     """Convert the result of an MCP tool into JSON for the model.
 
-    Texts are joined. Of other content, such as an image, only the type is named.
+    Text blocks are joined. Other content, such as an image, is represented only by its type.
     """
     texts, other = [], []
     for block in result.content:
@@ -278,14 +275,14 @@ class Tools(Protocol):
         ...
 
     def unavailable_tools(self, names: Iterable[str]) -> list[str]:
-        """Return those of the named tools that are disabled, or that neither the server nor an online worker offers.
+        """Return the named tools that are disabled, or that neither the server nor an online worker offers.
 
         A name may be a pattern such as `prefix.*`.
         """
         ...
 
     def risks(self) -> Mapping[str, ToolRisk]:
-        """Return the risks of all tools that plugins, MCP servers and online workers offer now, by name."""
+        """Return the risks of all tools that plugins, MCP servers and online workers currently offer, keyed by name."""
         ...
 
     def refuse_missing_permissions(
@@ -293,25 +290,24 @@ class Tools(Protocol):
     ) -> None:
         """Raise `Forbidden` unless the person `by` may give an agent these tools and policies.
 
-        People can give an agent only the tools that they may use themselves. Only admins may set the policy of a
-        dangerous tool to `allow`, change a rule that has this policy, or make the policy less strict than the default
-        of the tool. `before` is the current `tool_policy` of the agent.
+        People can give an agent only tools that they may use themselves. Only admins may set the policy of a dangerous
+        tool to `allow`, change a rule that has this policy, or make a policy less strict than the default of the tool.
+        `before` is the current `tool_policy` of the agent.
         """
         ...
 
     def approval_changed(self, call_row_id: str, *, status: str, note: str | None) -> None:
         """Continue a held call after people have decided, in the transaction that stores their decision.
 
-        An approved call runs soon. Every other outcome ends the call, and the task of the call continues with
-        the outcome.
+        An approved call runs soon. Any other decision ends the call, and the call's task continues with the outcome.
         """
         ...
 
     def results_of_held_call(self, call_row_id: str) -> list[Json] | None:
-        """Return the `tool_results` with which a task continues after people decided about its held call.
+        """Return the `tool_results` with which a task continues after people have decided on its held call.
 
-        Return None if the tool has to run first. The list is empty if the worker has to repeat the call, so
-        that it can run the approved tool itself.
+        Return None if the tool has to run first. The list is empty if the worker has to repeat the call in order to run
+        the approved tool itself.
         """
         ...
 
@@ -338,15 +334,15 @@ def includes_tools(offered: Iterable[str], wanted: Iterable[str]) -> bool:
 
 
 def missing_tools(offered: Sequence[str], wanted: Iterable[str]) -> list[str]:
-    """Return those of the wanted tools that are not offered."""
+    """Return the wanted tools that are not offered."""
     return [tool for tool in wanted if not includes_tools(offered, [tool])]
 
 
 def unserved_tools(enabled: Iterable[str], of_worker: Iterable[str] | None, of_server: Iterable[str]) -> list[str]:
-    """Return the tools of an agent that neither the worker nor the server offers.
+    """Return an agent's tools that neither the worker nor the server offers.
 
-    If the worker's tools are None, the worker offers every tool. `prefix.*` is offered if a tool whose name starts
-    with `prefix.` is offered.
+    If `of_worker` is None, the worker offers every tool. A pattern `prefix.*` is offered if any offered tool has a name
+    that starts with `prefix.`.
     """
     if of_worker is None:
         return []

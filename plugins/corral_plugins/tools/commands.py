@@ -22,7 +22,7 @@ name_argument = click.argument("name")
 
 @click.group("tools")
 def tools_command_group() -> None:
-    """Show the tools that agents may use. `corral mcp` adds the tools of MCP servers."""
+    """Show the tools that agents may use. To add the tools of MCP servers, use `corral mcp`."""
 
 
 @tools_command_group.command("list")
@@ -67,7 +67,7 @@ def show_tool(client: ApiClient, *, name: str, as_json: bool) -> None:
 
 @click.group("mcp")
 def mcp_command_group() -> None:
-    """Manage MCP servers that are reached over HTTP. `corral worker --mcp` starts servers as commands."""
+    """Manage MCP servers that are reached over HTTP. To start MCP servers as commands, use `corral worker --mcp`."""
 
 
 @mcp_command_group.command("list")
@@ -88,7 +88,7 @@ def list_mcp_servers(client: ApiClient, *, as_json: bool) -> None:
 @name_argument
 @client_command
 def show_mcp_server(client: ApiClient, *, name: str, as_json: bool) -> None:
-    """Show an MCP server, and what it says about its tools."""
+    """Show an MCP server and its descriptions of its tools."""
     _print_server(_send(client, "GET", name), as_json=as_json)
 
 
@@ -109,7 +109,7 @@ def add_mcp_server(
     input_path: Path | None,
     as_json: bool,
 ) -> None:
-    """Add an MCP server and list its tools. Agents can use them after `corral mcp accept`."""
+    """Add an MCP server and list its tools. Agents can use the tools after `corral mcp accept`."""
     body = {**read_body(input_path, fields), "name": name, "url": url}
     if headers_secret is not None:
         body["headers_secret"] = headers_secret
@@ -124,7 +124,7 @@ def add_mcp_server(
 def edit_mcp_server(
     client: ApiClient, *, name: str, fields: tuple[str, ...], input_path: Path | None, as_json: bool
 ) -> None:
-    """Change an MCP server: the given fields change, such as -f enabled:=false."""
+    """Change fields of an MCP server, for example with -f enabled:=false."""
     _print_server(_send(client, "PUT", name, body=read_body(input_path, fields)), as_json=as_json)
 
 
@@ -142,7 +142,7 @@ def refresh_mcp_server(client: ApiClient, *, name: str, as_json: bool) -> None:
 @click.option("--all", "accept_all", is_flag=True, help="accept the current definitions of all tools of the server")
 @client_command
 def accept_mcp_tools(client: ApiClient, *, name: str, tools: tuple[str, ...], accept_all: bool, as_json: bool) -> None:
-    """Accept the definitions of TOOLS, which `corral mcp show` prints, so that agents may use the tools."""
+    """Accept the definitions of TOOLS, as shown by `corral mcp show`, so that agents may use the tools."""
     if bool(tools) == accept_all:
         raise click.UsageError("Name the tools to accept, or give --all.")
     listed = {tool["name"]: tool for tool in _send(client, "GET", name)["tools"]}

@@ -15,15 +15,15 @@ hookspec = pluggy.HookspecMarker("corral")
 def corral_tools() -> Iterable[Tool]:  # type: ignore[empty-body]
     """Contribute tools for agents.
 
-    The name of a tool must contain a dot and begin with a small letter; a plugin that contributes another name is
-    `failed`. If another tool already has the same name, the tool is ignored.
+    The name of a tool must contain a dot and begin with a lower-case letter. A plugin that contributes any other name
+    gets the state `failed`. If another tool already has the same name, the tool is ignored.
     """
 
 
 @hookspec
 def corral_mcp_clients() -> Iterable[McpClient]:  # type: ignore[empty-body]
-    """Contribute the client with which the `tools` plugin reaches MCP servers.
+    """Contribute the client that the `tools` plugin uses to reach MCP servers.
 
-    If several plugins contribute a client, the plugin whose name comes first in alphabetical order wins. Without a
-    client, no MCP server can be added.
+    If several plugins contribute a client, the client of the plugin whose name comes first in alphabetical order is
+    used. Without a client, no MCP server can be added.
     """

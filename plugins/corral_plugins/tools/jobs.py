@@ -24,7 +24,7 @@ async def run_approved(call_row_id: str, held: HeldCalls) -> None:
 
 
 async def reap_calls(database: Database, history: CallHistory, held: HeldCalls) -> None:
-    """Run the approved calls that could not run at once, and end abandoned calls."""
+    """Run the approved calls that could not run immediately, and end abandoned calls."""
     for row_id in await database.read(held.approved_rows, REAP):
         await held.run_approved(row_id)
     await end_abandoned_calls(database, history)
@@ -61,7 +61,7 @@ def delete_calls(task_id: str) -> None:
 
 
 async def refresh_mcp_servers(refresh: McpRefresh) -> None:
-    """List the tools of all enabled MCP servers, and alert admins to changes."""
+    """List the tools of all enabled MCP servers, and alert admins to changed tools."""
     await refresh.refresh_all(UnitContext(label="job tools.refresh_mcp", actor=SYSTEM))
 
 

@@ -30,12 +30,12 @@ class ToolRow(Model):
 class ToolCallRow(Model):
     """One tool call.
 
-    `arguments` contains the redacted arguments. `arguments_sha256` is the hash of the original arguments.
-    `alive_until` is the time after which a running or permitted call is considered abandoned, or null while the
-    call waits for a person. `executions` is the number of the current execution; it prevents a process that ran an
-    earlier execution from changing the row. A call that needs an approval is `pending_approval` until people have
-    decided and the tool runs; `approved_at` is the time when people approved the call. `held_arguments` is the
-    sealed JSON of the original arguments, if they differ from the redacted arguments.
+    `arguments` contains the redacted arguments. `arguments_sha256` is the hash of the original arguments. `alive_until`
+    is the time after which a running or permitted call is considered abandoned, or null while the call waits for a
+    person. `executions` is the number of the current execution, and prevents a process that ran an earlier execution
+    from changing the row. The status of a call that needs an approval is `pending_approval` until people have decided
+    and the tool runs; `approved_at` is the time when people approved the call. `held_arguments` is the encrypted JSON
+    of the original arguments, if they differ from the redacted arguments.
     """
 
     id = IdField(primary_key=True)
@@ -97,8 +97,9 @@ ToolCallRow.add_index(
 class McpServerRow(Model):
     """An MCP server that is reached over HTTP.
 
-    `last_error` is the reason why the last attempt to list the tools failed, or null. `listed_at` is the time when
-    the tools were last listed. `headers_secret` is the name of the secret that is sent to the server.
+    `last_error` is the reason for the last failure to list the tools, or null if the last attempt succeeded.
+    `listed_at` is the time when the tools were last listed. `headers_secret` is the name of the secret that is sent to
+    the server.
     """
 
     name = peewee.CharField(max_length=64, primary_key=True)
@@ -122,9 +123,9 @@ class McpServerRow(Model):
 class McpToolRow(Model):
     """A tool of an MCP server, as the server last described it.
 
-    `remote_name` is the name that the server gives to the tool. `definition_sha256` is the hash of the definition;
-    agents may call the tool only while this hash equals `accepted_sha256`, the hash of the definition that an admin
-    accepted. `is_listed` is false while the server does not list the tool.
+    `remote_name` is the server's own name for the tool. `definition_sha256` is the hash of the definition; agents may
+    call the tool only while this hash equals `accepted_sha256`, the hash of the definition that an admin accepted.
+    `is_listed` is false while the server does not list the tool.
     """
 
     name = peewee.CharField(max_length=200, primary_key=True)

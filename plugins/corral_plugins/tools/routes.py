@@ -148,7 +148,7 @@ def delete_mcp_server(name: str, servers: McpServers, match: IfMatch) -> None:
 async def refresh_mcp_server(
     name: str, servers: McpServers, refresh: McpRefresh, work: Work, caller: Principal, request: Request
 ) -> McpServerView:
-    """List the tools of an MCP server now. The `status` in the response says whether this succeeded."""
+    """List the tools of an MCP server now. The `status` in the response says whether listing succeeded."""
     await work(lambda: servers.get(name), read=True)
     await refresh.refresh_server(name, request.unit_context(caller))
     return await work(lambda: servers.get(name), read=True)
@@ -156,7 +156,7 @@ async def refresh_mcp_server(
 
 @mcp.post("/{name}/accept", needs=MANAGE, raises=("unknown_reference",))
 def accept_mcp_tools(name: str, body: AcceptedDefinitions, servers: McpServers) -> McpServerView:
-    """Accept the definitions of tools of an MCP server by their hashes, so that agents may use these tools."""
+    """Accept the definitions of an MCP server's tools by their hashes, so that agents may use these tools."""
     servers.accept(name, body)
     return servers.get(name)
 
@@ -187,9 +187,9 @@ async def call_tool(
 ) -> Answer[ToolCallView]:
     """Call a tool.
 
-    A tool on the server runs before the response is sent. For a tool on a worker, the response contains a permit to
-    run the tool. The response 202 means that people must approve the call first; its `Location` is the address of
-    the approval.
+    A tool on the server runs before the response is sent. For a tool on a worker, the response contains a permit to run
+    the tool. A 202 response means that people must approve the call first; its `Location` header is the address of the
+    approval.
 
     Repeating the request with the same `call_id` returns the same response and does not run the tool again.
     """

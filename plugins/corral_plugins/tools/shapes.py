@@ -24,9 +24,9 @@ ToolName = Annotated[str, Meta(min_length=1, max_length=200)]
 class ToolView(msgspec.Struct, kw_only=True):
     """A tool.
 
-    `policy` is the policy of the tool for the requested agent. `workers` lists the online workers that offer the
-    tool. `accepted` is false while an admin has to accept the definition that an MCP server added or changed;
-    agents cannot use the tool until then.
+    `policy` is the policy of the tool for the requested agent. `workers` lists the online workers that offer the tool.
+    `accepted` is false while an admin still has to accept the definition that an MCP server added or changed; until
+    then, agents cannot use the tool.
     """
 
     name: str
@@ -52,7 +52,7 @@ class ToolView(msgspec.Struct, kw_only=True):
 
 
 class ToolQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Filters of the list of tools. `agent_id` is the agent whose policies the response includes."""
+    """The filters of the list of tools. `agent_id` is the agent whose policies the response includes."""
 
     risk: list[ToolRisk] | UnsetType = UNSET
     source: Annotated[str, Meta(max_length=200)] | UnsetType = UNSET
@@ -61,7 +61,10 @@ class ToolQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defaul
 
 
 class ToolAgentQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """Query parameters of the request for a single tool. `agent_id` is the agent whose policy the response includes."""
+    """The query parameters of a request for a single tool.
+
+    `agent_id` is the agent whose policy the response includes.
+    """
 
     agent_id: Id | UnsetType = UNSET
 
@@ -113,11 +116,11 @@ class ToolCallReport(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 class ToolCallView(msgspec.Struct, kw_only=True):
     """A tool call.
 
-    `attempt` is the fencing number of the attempt, which each claim of the task increases. `permit` allows the
-    worker to run the tool for at most `timeout_seconds`; only the worker receives these fields. If the task waits
-    for a person while a call is `running`, the result is stored when the task continues. A call that needs an
-    approval is `pending_approval` until people have decided. If an approver changed the arguments, the worker must
-    run the tool with `approved_arguments` instead of its own arguments.
+    `attempt` is the fencing number of the attempt, which increases with each claim of the task. `permit` allows the
+    worker to run the tool for at most `timeout_seconds`; only the worker receives these fields. If the task waits for a
+    person while a call is `running`, the result is stored when the task continues. The status of a call that needs an
+    approval is `pending_approval` until people have decided. If an approver changed the arguments, the worker must run
+    the tool with `approved_arguments` instead of its own arguments.
     """
 
     id: str
@@ -145,7 +148,7 @@ class ToolCallView(msgspec.Struct, kw_only=True):
 
 
 class ToolCallQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Filters of the list of tool calls."""
+    """The filters of the list of tool calls."""
 
     agent_id: Id | UnsetType = UNSET
     tool: ToolName | UnsetType = UNSET
@@ -155,7 +158,7 @@ class ToolCallQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_de
 
 
 class WaitQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, dict=True):
-    """Query parameters of the request for a tool call.
+    """The query parameters of a request for a tool call.
 
     `wait` is the maximum number of seconds to wait for the end of the call.
     """
@@ -203,7 +206,7 @@ Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}(?![\s\S])")]
 
 
 class ToolOverride(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The values that an admin sets for a tool of an MCP server. If `risk` is null, the risk is `external`."""
+    """The values that an admin sets for a tool of an MCP server. A null `risk` means `external`."""
 
     risk: ToolRisk | None = None
     enabled: bool = True
@@ -252,10 +255,10 @@ class McpToolItem(msgspec.Struct, kw_only=True):
 
 
 class McpToolView(McpToolItem, kw_only=True):
-    """A tool as the MCP server describes it.
+    """A tool as described by the MCP server.
 
-    `remote_name` is the name that the server gives to the tool. The title, the description and the schemas are
-    untrusted text. `accepted_sha256` is the hash of the definition that an admin accepted.
+    `remote_name` is the server's own name for the tool. The title, the description and the schemas are untrusted text.
+    `accepted_sha256` is the hash of the definition that an admin accepted.
     """
 
     remote_name: str

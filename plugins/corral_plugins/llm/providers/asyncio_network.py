@@ -1,7 +1,7 @@
 """TCP connections for `httpcore2` that use asyncio directly.
 
-The connections that `httpcore2` provides use anyio. They take a third of the processor time of a request, and ask the
-operating system whether a connection was closed, although asyncio already knows this.
+The connections that `httpcore2` provides use anyio, which takes a third of the processor time of a request. They also
+ask the operating system whether a connection was closed, although asyncio already knows this.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class AsyncioNetwork(httpcore2.AsyncNetworkBackend):
 
 
 class _Reader(asyncio.StreamReader):
-    """A stream reader that counts in `unread` the bytes that have arrived but have not been read yet."""
+    """A stream reader that counts, in `unread`, the bytes that have arrived but have not been read yet."""
 
     unread = 0
 
@@ -48,7 +48,7 @@ class _Reader(asyncio.StreamReader):
 
 
 class _Stream(httpcore2.AsyncNetworkStream):
-    """A connection. Only one task at a time may read from it, and only one may write to it."""
+    """A connection. Only one task at a time may read from it, and only one at a time may write to it."""
 
     def __init__(self, reader: _Reader, writer: asyncio.StreamWriter, beneath: _Stream | None = None) -> None:
         self._reader, self._writer = reader, writer
@@ -76,7 +76,10 @@ class _Stream(httpcore2.AsyncNetworkStream):
         server_hostname: str | None = None,
         timeout: float | None = None,  # noqa: ASYNC109
     ) -> httpcore2.AsyncNetworkStream:
-        """Return the stream over TLS. `StreamWriter.start_tls` would leave the reader with the old transport."""
+        """Return the stream over TLS.
+
+        `StreamWriter.start_tls` is not used, because it would leave the reader on the old transport.
+        """
         loop = asyncio.get_running_loop()
         reader, protocol = _new_protocol(loop)
         try:

@@ -1,7 +1,7 @@
-"""HTTP/1.1 connections to a provider, each for one request at a time, which the egress guard checks.
+"""HTTP/1.1 connections to a provider, checked by the egress guard. Each connection serves one request at a time.
 
-A client of `httpx2` would take twice the processor time for a request. Whenever a request begins or ends, its pool
-examines all connections, with one system call for each.
+A client of `httpx2` would take twice the processor time for a request, because its pool examines every connection, with
+a system call each, whenever a request begins or ends.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ HEADERS = {"accept": "*/*", "accept-encoding": "identity", "user-agent": "corral
 
 
 class ProviderResponse:
-    """The response of a provider. The names of the headers are in lower case."""
+    """A provider's response. Header names are in lower case."""
 
     def __init__(self, head: h11.Response, connection: Http1Connection) -> None:
         self.status: int = head.status_code
@@ -55,7 +55,7 @@ class ProviderResponse:
 
 
 class ProviderConnections:
-    """Sends requests to one provider, and keeps connections open for further requests."""
+    """Sends requests to one provider, and keeps connections open for later requests."""
 
     def __init__(self, egress: Egress, provider: ProviderConnection) -> None:
         self._egress, self._provider = egress, provider
@@ -63,7 +63,7 @@ class ProviderConnections:
         self._is_closed = False
 
     def serves(self, provider: ProviderConnection) -> bool:
-        """Return whether the connections can still be used, because the provider's configuration has not changed."""
+        """Return whether the connections are still usable, because the provider's configuration has not changed."""
         own = self._provider
         return (own.version, own.base_url, own.timeouts) == (provider.version, provider.base_url, provider.timeouts)
 
@@ -71,9 +71,9 @@ class ProviderConnections:
     async def send(
         self, method: str, url: str, headers: Mapping[str, str], content: bytes | None
     ) -> AsyncIterator[ProviderResponse]:
-        """Send a request and yield its response. Raise `ProviderError`.
+        """Send a request and yield its response. Raise `ProviderError` if the request fails.
 
-        The connection is kept if the body was read to its end, and closed otherwise.
+        The connection is kept open if the body was read to its end, and closed otherwise.
         """
         connection: Http1Connection | None = None
         response: ProviderResponse | None = None
@@ -108,7 +108,7 @@ class ProviderConnections:
         return Policy(operator=frozenset({(base.host, base.port)}))
 
     async def _take(self, target: Destination) -> Http1Connection:
-        """Return the connection that was used last, because it is most likely still open, or else a new connection."""
+        """Return the most recently used idle connection, which is most likely still open, or else a new connection."""
         while self._idle:
             connection = self._idle.pop()
             if connection.is_usable(IDLE_SECONDS):
@@ -130,7 +130,10 @@ class ProviderConnections:
         return Http1Connection(stream)
 
     async def _give_back(self, connection: Http1Connection) -> None:
-        """Keep the connection if it can serve another request. Close a connection that has been idle for too long."""
+        """Keep the connection if it can serve another request.
+
+        Also close the oldest connection if it was idle for too long.
+        """
         if self._is_closed or len(self._idle) >= MAX_IDLE or not connection.finish():
             await connection.close()
             return
@@ -156,7 +159,7 @@ def _raw_headers(target: Destination, headers: Mapping[str, str], content: bytes
 def _converted(error: Exception, provider: ProviderConnection) -> tuple[str, ProviderError | None]:
     """Return the outcome of a failed request for the metrics, and the `ProviderError` to raise.
 
-    The error is None if the exception is not a failure of the network or of the provider.
+    The error is None if the exception was not caused by the network or the provider.
     """
     import h11
     import httpcore2
@@ -173,7 +176,7 @@ def _converted(error: Exception, provider: ProviderConnection) -> tuple[str, Pro
 
 
 def host_and_port(url: str | None) -> str:
-    """Return `host:port` of a URL."""
+    """Return the `host:port` of a URL."""
     parts = urlsplit(url or "")
     host = parts.hostname or ""
     port = parts.port or (443 if parts.scheme == "https" else 80)

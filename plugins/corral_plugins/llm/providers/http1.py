@@ -1,7 +1,7 @@
 """HTTP/1.1 on a connection that serves one request at a time, implemented with h11.
 
-The connections of `httpcore2` would take twice the processor time, for locks, traces and timeouts that are not needed
-here.
+The connections of `httpcore2` would take twice the processor time, because of locks, traces and timeouts that are not
+needed here.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Http1Connection:
     async def send(self, method: str, path: bytes, headers: Headers, content: bytes | None) -> h11.Response:
         """Send a request in one piece, and return the status and the headers of the response.
 
-        `chunks` yields the body.
+        `chunks` then yields the body.
         """
         send = self._http.send
         parts = [send(h11.Request(method=method, target=path, headers=headers))]

@@ -63,7 +63,7 @@ class OpenAIProvider:
         self._http = http
 
     def cap_field_of(self, connection: ProviderConnection) -> str:
-        """Return the field that limits output tokens. Newer models of OpenAI refuse `max_tokens`."""
+        """Return the name of the field that limits output tokens. Newer OpenAI models reject `max_tokens`."""
         return "max_completion_tokens" if _is_openai(connection) else "max_tokens"
 
     def list_models(self, connection: ProviderConnection) -> Sequence[ModelInfo]:

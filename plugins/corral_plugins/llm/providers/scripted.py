@@ -1,7 +1,7 @@
 """The provider kind `scripted`: deterministic responses for tests and demos, without network, API key or cost.
 
 The model `echo` repeats the last user message. The model `words` returns embeddings. Any other model plays a script:
-`{"turns": [...]}`. If the last message contains the text `match` of a turn, this turn is played. Otherwise, the turns
+`{"turns": [...]}`. If the last message contains the `match` text of a turn, this turn is played. Otherwise, the turns
 without `match` are played in order, and the last of them is repeated. The number of assistant messages in the
 conversation selects the turn, so that a resumed conversation continues with the right turn.
 """
@@ -39,7 +39,7 @@ class ScriptedToolCall(msgspec.Struct, kw_only=True, forbid_unknown_fields=True)
 
 
 class ScriptedError(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """An error of the scripted provider. The status 504 means that the provider does not respond."""
+    """An error that the scripted provider returns. The status 504 means that the provider does not respond."""
 
     status: Annotated[int, Meta(ge=400, le=599)] = 500
     message: Annotated[str, Meta(max_length=1000)] = "The script demands this error."
@@ -47,7 +47,7 @@ class ScriptedError(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class ScriptedUsage(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """Token counts that a script contains. They are reported instead of estimates."""
+    """Token counts given in a script. They are reported instead of estimates."""
 
     prompt_tokens: Annotated[int, Meta(ge=0)] = 0
     completion_tokens: Annotated[int, Meta(ge=0)] = 0
@@ -77,7 +77,7 @@ class ModelScript(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 def load_scripts(table: Mapping[str, Any]) -> dict[str, ModelScript]:
     """Load scripts from `[plugins.llm.scripts]`, whose values are tables or paths of JSON files.
 
-    Raise `ValueError` with the name of an invalid script.
+    Raise `ValueError` with the name of the script if a script is invalid.
     """
     scripts: dict[str, ModelScript] = {}
     for name, source in table.items():
@@ -149,7 +149,7 @@ class ScriptedProvider:
     def _play_turn(self, request: dict[str, Any]) -> tuple[ScriptedTurn, dict[str, Any]]:
         """Return the turn to play and its complete response.
 
-        Raise `ProviderError` if the script demands an error, or if there is no script or turn to play.
+        Raise `ProviderError` if the script prescribes an error, or if there is no script or turn to play.
         """
         messages: list[dict[str, Any]] = request["messages"]
         position = sum(1 for message in messages if message["role"] == "assistant")
@@ -248,7 +248,7 @@ def _embed_all(texts: Sequence[str], size: int) -> list[list[float]]:
 
 
 def embed_text(text: str, size: int) -> list[float]:
-    """Return the vector of a string. Each word of the string is hashed to one dimension of the vector.
+    """Return the embedding vector of a string. Each word of the string is hashed to one dimension of the vector.
 
     Vectors have length 1, so strings that share words are close to each other.
     """

@@ -63,11 +63,11 @@ routes = Routes("/llm", tag="LLM", explain=explain)
 async def create_chat_completion(body: ChatRequest, llm: Gateway, caller: Principal) -> Answer[Completion] | Stream:
     """Create a chat completion (OpenAI's API).
 
-    `model` is `provider/model`, a bare name that one provider lists, `default`, or, for agents, `agent`. With `stream:
-    true` the response is a stream of server-sent events; `stream_options.include_usage` adds the usage and the cost as
-    the last chunk before `[DONE]`. The response has the headers `Corral-Call-Id`, `Corral-Model`, and `Corral-Ignored`
-    with the fields that the provider does not support. Unless it is a stream, it also has the headers `Corral-Cost-Usd`
-    and, if a budget applies, `Corral-Budget-Remaining-Usd`.
+    `model` is `provider/model`, a bare name that exactly one provider lists, `default`, or, for agents, `agent`. With
+    `stream: true` the response is a stream of server-sent events; `stream_options.include_usage` adds the usage and the
+    cost as the last chunk before `[DONE]`. The response has the headers `Corral-Call-Id`, `Corral-Model`, and
+    `Corral-Ignored`, which lists the fields that the provider does not support. Unless it is a stream, it also has the
+    headers `Corral-Cost-Usd` and, if a budget applies, `Corral-Budget-Remaining-Usd`.
     """
     request = {**_without_nulls(body), **body.undeclared}
     request["messages"] = [_supported_message(message) for message in request["messages"]]
@@ -97,13 +97,13 @@ async def create_embeddings(body: EmbeddingRequest, llm: Gateway, caller: Princi
 
 @routes.get("/models", needs=("llm.read", "llm.use"), delegable=True)
 def list_models(models: ModelListing) -> ModelList:
-    """List the models of all providers with their prices (OpenAI's API)."""
+    """List all providers' models with their prices (OpenAI's API)."""
     return ModelList(data=models.list_models())
 
 
 @routes.get("/models/{model}", needs=("llm.read", "llm.use"), delegable=True, rest=True, raises=("model_not_found",))
 def get_model(model: str, models: ModelListing) -> ModelView:
-    """Return a model by its name, `provider/model`."""
+    """Return a model by its full name, `provider/model`."""
     found = models.get_model(model)
     if found is None:
         raise Problem("No provider lists this model; `corral api GET /llm/models` lists all.", code="model_not_found")
@@ -138,7 +138,7 @@ async def _stream_response(request: dict[str, Any], llm: Gateway, caller: Princi
     """Start a streaming response.
 
     An error before the first chunk becomes an ordinary error response. If the first chunk takes too long, a comment is
-    sent first, and a later error is reported in the stream.
+    sent first, and any later error is reported in the stream.
     """
     call = await llm.begin_stream(request, by=caller)
     chunks = llm.stream_chunks(call)
@@ -159,9 +159,8 @@ async def _stream_response(request: dict[str, Any], llm: Gateway, caller: Princi
 class _ServerSentEvents:
     """The server-sent events of a stream. A comment is sent whenever 15 seconds pass without a chunk.
 
-    The chunk with the usage has no choices, and many clients do not expect such a chunk, so it is sent only with
-    `include_usage`. An error is sent as the last chunk, without a `[DONE]` after it. `is_whole` is true after the whole
-    response was sent.
+    The usage chunk has no choices. Many clients do not expect such a chunk, so it is sent only with `include_usage`. An
+    error is sent as the last chunk, without a `[DONE]` after it. `is_whole` is true after the whole response was sent.
     """
 
     def __init__(
@@ -194,7 +193,7 @@ class _ServerSentEvents:
 
 
 def _problem_of(error: Exception) -> Problem:
-    """Convert an error to the problem that is sent as a part of the stream.
+    """Convert an error to the problem that is sent in the stream.
 
     After the response has begun, an error can only be reported in the stream itself.
     """
@@ -207,7 +206,8 @@ def _problem_of(error: Exception) -> Problem:
 async def _close_generator(pending: asyncio.Future[Any], chunks: AsyncGenerator[dict[str, Any], None]) -> None:
     """Close the generator.
 
-    If it is still computing its next item, this is cancelled first, because a running generator cannot be closed.
+    If the generator is still computing its next item, `pending` is cancelled first, because a running generator cannot
+    be closed.
     """
     pending.cancel()
     await asyncio.wait({pending})

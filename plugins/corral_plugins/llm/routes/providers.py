@@ -122,11 +122,11 @@ async def refresh_provider(name: str, providers: ProviderAdmin, checks: Provider
 
 @routes.get("/calls", needs=("llm.read", "llm.use"))
 def list_calls(query: LlmCallQuery, caller: Principal) -> Page[LlmCallView]:
-    """List calls, newest first. Admins see all calls; other users see the calls of tasks and their own calls."""
+    """List model calls, newest first. Admins see all calls; other users see the calls of tasks and their own calls."""
     return calls.list_calls(query, caller)
 
 
 @routes.get("/calls/{id}", needs=("llm.read", "llm.use"), raises=("not_found",))
 def get_call(id: str, caller: Principal) -> CallDetail:
-    """Return a call, with its request and response if they were stored (setting `llm.store_payloads`)."""
+    """Return a model call, with its request and response if they were stored (setting `llm.store_payloads`)."""
     return calls.get_call(id, caller)

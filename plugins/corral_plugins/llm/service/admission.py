@@ -1,6 +1,6 @@
 """Decides whether a call may run: checks the caller, the model and the length, and queues the call for a slot.
 
-The slot is one of the concurrent calls that the provider allows. All of this happens in the first unit of work of a
+A slot permits one of the concurrent calls that a provider allows. All checks happen in the first unit of work of a
 call.
 """
 
@@ -50,7 +50,7 @@ class _DefaultModels(NamedTuple):
 
 
 class ConfiguredModels(NamedTuple):
-    """The part of an agent's configuration that says which models it uses."""
+    """The models in an agent's configuration."""
 
     provider: str | None
     model: str | None
@@ -62,20 +62,20 @@ def _models_set_by(agent: AgentFacts) -> ConfiguredModels:
 
 
 class ModelResolver:
-    """Resolves model names to targets, which are models of providers. Runs in the caller's unit of work."""
+    """Resolves model names to targets (a provider and one of its models). Runs in the caller's unit of work."""
 
     def __init__(self, settings: Settings, registry: ProviderRegistry, breakers: ProviderBreakers) -> None:
         self._settings, self._registry, self._breakers = settings, registry, breakers
 
     def default_model(self) -> str:
-        """Return the default model: the configured model, or else the local model, or else `scripted/echo`."""
+        """Return the default model: the configured default, or else the local model, or else `scripted/echo`."""
         return self._settings.get(DEFAULT_MODEL) or self._default_of(LOCAL) or f"{SCRIPTED}/{ECHO}"
 
     def resolve(self, kind: str, requested: str, agent: AgentFacts | None) -> list[ModelTarget]:
         """Return the targets to try for a model name, in order.
 
-        Raise `model_not_found` for an unknown model, `Invalid` with the pointer `/model` for an ambiguous one, and
-        `Forbidden` for a model that the agent may not use.
+        Raise a problem with the code `model_not_found` for an unknown model, `Invalid` with the pointer `/model` for an
+        ambiguous name, and `Forbidden` for a model that the agent may not use.
         """
         if requested == "agent" and agent is None:
             raise Invalid.at(
@@ -130,7 +130,7 @@ class ModelResolver:
         )
 
     def _resolve_for_agent(self, requested: str, configured: ConfiguredModels, defaults: _DefaultModels) -> list[str]:
-        """Return the requested model and the fallbacks that follow it in the agent's list of models.
+        """Return the requested model, followed by the fallbacks after it in the agent's list of models.
 
         Raise `Forbidden` if the agent may not use the requested model.
         """
@@ -243,7 +243,7 @@ class CallAdmission:
     ) -> CallRecord:
         """Check a call and insert its row with the status `in_flight`. `limit_micro` is the maximum cost in micro-USD.
 
-        If the call is rejected, raise the problem that the client receives.
+        If the call is rejected, raise the problem to return to the client.
         """
         if self.switch is not None:
             self.switch.refuse_if_engaged()
@@ -304,7 +304,7 @@ class CallAdmission:
 def _no_provider_problem(targets: list[ModelTarget]) -> Invalid:
     """Return the problem for a call without a usable provider.
 
-    The problem is not a 503, because clients would repeat the call, some of them for minutes.
+    Its status is not 503, because clients would repeat the call, some of them for minutes.
     """
     names = list(dict.fromkeys(target.provider.name for target in targets))
     verb = "is" if len(names) == 1 else "are"

@@ -1,4 +1,7 @@
-"""The asyncio tasks that make model calls. They can be cancelled only while the outcome of a call cannot be lost."""
+"""The asyncio tasks that make model calls.
+
+They are never cancelled at a point where the outcome of a call could be lost.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,10 @@ T = TypeVar("T")
 
 
 class CallTask(Generic[T]):
-    """An asyncio task that is not cancelled while it is `protected`, but only when the protection ends."""
+    """An asyncio task that cannot be cancelled while it is `protected`.
+
+    If it is cancelled during this time, the cancellation takes effect at the end of the protected block.
+    """
 
     def __init__(self, run: Callable[[CallTask[T]], Coroutine[Any, Any, T]]) -> None:
         self._is_protected = self._is_cancelled = False
@@ -28,7 +34,7 @@ class CallTask(Generic[T]):
     def protected(self) -> Iterator[None]:
         """Protect the `with` block from cancellation.
 
-        If the task is cancelled meanwhile, raise `CancelledError` after the block.
+        If the task is cancelled in the meantime, raise `CancelledError` after the block.
         """
         self._is_protected = True
         try:
@@ -40,13 +46,13 @@ class CallTask(Generic[T]):
 
 
 class CallTasks:
-    """The asyncio tasks that make the model calls of this process."""
+    """The asyncio tasks of this process that make model calls."""
 
     def __init__(self) -> None:
         self._tasks: set[CallTask[Any]] = set()
 
     def start(self, run: Callable[[CallTask[T]], Coroutine[Any, Any, T]]) -> CallTask[T]:
-        """Start an asyncio task. The function that it runs receives the task as an argument."""
+        """Start an asyncio task that runs a function. The function receives the task as its argument."""
         started = CallTask(run)
         self._tasks.add(started)
         started.task.add_done_callback(lambda _: self._forget(started))

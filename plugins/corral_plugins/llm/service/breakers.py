@@ -23,7 +23,7 @@ class ProviderBreakers:
         self._registry = registry
 
     def declare(self) -> None:
-        """Declare the names of the circuit breakers: one for each provider that can be called."""
+        """Declare the names of the circuit breakers, one for each provider that can be called."""
         if self.breakers is not None:
             self.breakers.declare(PREFIX, self._names, slow_call_seconds=SLOW_SECONDS)
 
@@ -60,9 +60,9 @@ class ProviderBreakers:
         return [name for name in usable if self.state(name) not in (None, "closed")]
 
     def admitted(self, targets: list[ModelTarget]) -> list[ModelTarget]:
-        """Return the targets whose circuit breakers may admit a call. Raise `CircuitOpen` if there are no such targets.
+        """Return the targets whose circuit breakers may admit a call. Raise `CircuitOpen` if there are none.
 
-        The circuit breakers of the other targets are open, so calls to them are not even queued.
+        Calls to the other targets are not queued, because their circuit breakers are open.
         """
         blocked = {target.provider.name: self.blocked_until(target.provider.name) for target in targets}
         admitted = [target for target in targets if blocked[target.provider.name] is None]
@@ -80,7 +80,7 @@ def breaker_name(provider: str) -> str:
 def _judge(outcome: Any) -> Verdict:
     """Classify a call for the circuit breaker by the status of the provider's response.
 
-    Faulty requests are not counted.
+    Invalid requests are not counted as failures.
     """
     if isinstance(outcome, ProviderError):
         return judge_status(outcome.status)

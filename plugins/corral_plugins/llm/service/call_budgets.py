@@ -1,7 +1,7 @@
-"""Reserves the estimated costs of calls before they are sent.
+"""Reserves the estimated cost of each call before the call is sent.
 
-A call under a lease uses money from the reservation of its attempt. Any other call has a reservation of its own. The
-estimate is the price of the estimated input tokens and of the maximum number of output tokens.
+A call under a lease uses money from the reservation of its attempt. Any other call has its own reservation. The
+estimate is the price of the estimated input tokens and the maximum number of output tokens.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class CallBudgets:
         self._settings, self._cost, self._registry, self._leases = settings, cost, registry, leases
 
     def hold_cost(self, call: CallRecord, target: ModelTarget, attempt: LiveAttempt | None) -> Hold | None:
-        """Reserve the estimated cost of sending the call to the target. Return None if no budget limits it.
+        """Reserve the estimated cost of sending the call to the target. Return None if no budget limits the call.
 
         Raise `BudgetRefused` if a budget does not allow the call. Calls that cost nothing are always allowed. `attempt`
         is the attempt to which the caller's lease belongs.
@@ -67,22 +67,25 @@ class CallBudgets:
         return TokenCounts(input_tokens=min(call.input_tokens, MAX_TOKENS), output_tokens=min(output, MAX_TOKENS))
 
     def _expiry(self) -> str:
-        """Return the instant at which the call must have ended, because its time limit has passed."""
+        """Return the instant by which the call must have ended because of its time limit."""
         return clock.now(self._settings.get(TOTAL_TIMEOUT_SECONDS) + GRACE_SECONDS)
 
     def release(self, call: CallRecord) -> None:
-        """Release the money that is reserved for the call."""
+        """Release the money reserved for the call."""
         self._cost.release(call.hold)
 
     def hold_cost_of_fallback(self, call: CallRecord, target: ModelTarget) -> Hold | None:
-        """Reserve the estimated cost of sending the call to another target. Return None if no budget limits it."""
+        """Reserve the estimated cost of sending the call to a fallback target.
+
+        Return None if no budget limits the call.
+        """
         return self.hold_cost(call, target, self._leases.live_attempt(call.by))
 
     def report_refusal(self, by: Principal, refused: BudgetRefused) -> None:
         """Report to the caller's task that a budget refused a call.
 
         If the task's own cost limit refused the call, the task is cancelled. Otherwise, the task waits until the budget
-        admits it.
+        allows the call.
         """
         if refused.scope == "task":
             self._leases.stop_run(by, kind="budget")

@@ -1,4 +1,4 @@
-"""Calls: the state of a call in progress, its outcome, its database row and payload, and queries of past calls."""
+"""Model calls: the state of a running call, its outcome, its database row and payload, and queries of past calls."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ IMAGE_TOKENS = 1500
 MAX_INPUTS = 256
 MAX_REPORTED_USD = 1_000_000
 UNPRICED = "unpriced"
-"""The cost of a call without a known price, in headers."""
+"""The header value for the cost of a call without a known price."""
 # Fields that the gateway handles itself, so that they do not count as unsupported by the provider.
 GATEWAY_FIELDS = frozenset({"model", "messages", "input", "n"})
 OPENAI_FIELDS = frozenset({*ChatRequest.__struct_fields__, *EmbeddingRequest.__struct_fields__})
@@ -46,7 +46,7 @@ class CallOutcome(msgspec.Struct, kw_only=True):
     """The outcome of a call, updated while the call runs. `status` is completed, failed or cancelled.
 
     `billable` means that a provider may charge for the call. `reported_usage` is the usage that the provider reported;
-    if it is missing, tokens are estimated from the text of the messages and the answer.
+    if it is missing, tokens are estimated from the text of the request and the response.
     """
 
     target: ModelTarget
@@ -66,7 +66,7 @@ class CallOutcome(msgspec.Struct, kw_only=True):
     response: Any = None
 
     def begin_target(self, target: ModelTarget) -> None:
-        """Record that the call is sent to the next target, and forget the usage that the previous target reported."""
+        """Record that the call is sent to the next target, and discard the usage that the previous target reported."""
         self.target, self.billable, self.reported_usage = target, False, None
 
     def add_chunk(self, chunk: Mapping[str, Any]) -> None:
@@ -160,9 +160,9 @@ class CallOutcome(msgspec.Struct, kw_only=True):
 class CallRecord(msgspec.Struct, kw_only=True):
     """A call in progress: the id of its row, the targets to try, in order, and its slot at the current provider.
 
-    `max_tokens` limits the response if the request sets no limit. `hold` is the money that is reserved for the call, or
-    None if no budget applies to the call. `run_id` is the workflow run whose step makes the call itself, without a
-    task, and `limit_micro` is what the run may still spend in micro-USD, or None if the run has no limit.
+    `max_tokens` limits the response if the request sets no limit. `hold` is the money reserved for the call, or None if
+    no budget applies to the call. `run_id` is the workflow run that makes the call in one of its steps, without a task.
+    `limit_micro` is the amount in micro-USD that this run may still spend, or None if the run has no limit.
     """
 
     id: str
@@ -184,7 +184,7 @@ class CallRecord(msgspec.Struct, kw_only=True):
         return CallOutcome(target=self.targets[0], input_estimate=self.input_tokens)
 
     def fields_for(self, target: ModelTarget) -> dict[str, Any]:
-        """Return the request fields that the target supports, and vendor fields if the provider has `passthrough`."""
+        """Return the request fields that the target supports, plus vendor fields if the provider has `passthrough`."""
         supported = target.provider.supported_fields | {"messages", "input"}
         if target.provider.fields.passthrough:
             supported |= vendor_fields(self.request)
@@ -201,8 +201,8 @@ class CallRecord(msgspec.Struct, kw_only=True):
 class CallResult(msgspec.Struct, frozen=True):
     """The response of a call and its response headers.
 
-    `cost` is an amount in USD as text, or `unpriced`. `budget_left` is the amount in USD that the tightest budget
-    leaves, or None.
+    `cost` is an amount in USD as text, or `unpriced`. `budget_left` is the amount in USD left in the tightest budget,
+    or None.
     """
 
     response: dict[str, Any]
@@ -234,7 +234,7 @@ def _is_input(value: Any) -> bool:
 
 
 def estimate_input(request: Mapping[str, Any]) -> int:
-    """Estimate the number of input tokens: one per 4 bytes of text, 1,500 per image. Token ids are counted.
+    """Estimate the number of input tokens: one per 4 bytes of text, and 1,500 per image. Token ids are counted exactly.
 
     The estimate tends to be too high.
     """
@@ -325,7 +325,8 @@ def settle_call(call_id: str, outcome: CallOutcome) -> bool:
 def fail_abandoned(older_than_seconds: float) -> int:
     """Mark at most 500 abandoned calls as failed, and return their number.
 
-    A call that has been in flight for longer than `older_than_seconds` is abandoned: the process that made it has died.
+    A call is abandoned if it has been in flight for longer than `older_than_seconds`, because its process has then
+    died.
     """
     in_flight, before = LlmCall.status == IN_FLIGHT, clock.now(-older_than_seconds)
     abandoned = LlmCall.select(LlmCall.id).where(in_flight & (LlmCall.created_at < before)).limit(BATCH_ROWS)

@@ -51,7 +51,7 @@ class CallDispatcher:
         self._slots, self._states, self._budgets, self._metrics = slots, states, budgets, metrics
 
     async def send_call(self, call: CallRecord, outcome: CallOutcome, send: Callable[[ModelTarget], Awaitable[T]]) -> T:
-        """Call `send` for each target in turn until one succeeds, and return its result.
+        """Call `send` for the targets, one after another, until one call succeeds, and return its result.
 
         No other target is tried after a success, or after an error that does not allow a fallback. When this method
         returns or raises, `call.slot` is the concurrency slot that the call still holds.
@@ -90,7 +90,7 @@ class CallDispatcher:
     async def _send_with_retries(
         self, call: CallRecord, target: ModelTarget, outcome: CallOutcome, send: Callable[[ModelTarget], Awaitable[T]]
     ) -> T:
-        """Send the request, and retry with the same provider as long as a retry may succeed.
+        """Send the request, and retry with the same provider while a retry may succeed.
 
         Every attempt counts towards the provider's limit of requests per minute.
         """
@@ -123,7 +123,7 @@ class CallDispatcher:
             await self._work(self.switch.refuse_if_engaged, read=True)
 
     async def _change_queue(self, call: CallRecord, target: ModelTarget) -> None:
-        """Leave the queue of one provider and enter the queue of another.
+        """Leave one provider's queue and enter another's.
 
         Each of the two steps has its own unit of work, so that no unit of work holds two locks.
         """
@@ -138,9 +138,9 @@ class CallDispatcher:
             raise
 
     async def _change_hold(self, call: CallRecord, target: ModelTarget) -> None:
-        """Reserve the cost of calling a fallback target instead of the cost of calling the previous target.
+        """Replace the call's reservation with a reservation for the cost of calling a fallback target.
 
-        Raise `BudgetRefused` if a budget does not allow this. The previous reservation is released first, in its own
+        Raise `BudgetRefused` if a budget does not allow the new reservation. The old one is released first, in its own
         unit of work.
         """
         if call.hold is not None:
@@ -155,9 +155,9 @@ class CallDispatcher:
 
 
 def retry_delay(retries: int, error: ProviderError) -> float | None:
-    """Return how many seconds to wait before a retry: 1, 2, 4 and so on with jitter, or what the provider demands.
+    """Return the number of seconds to wait before a retry: 1, 2, 4 and so on with jitter, or as the provider demands.
 
-    Returns None if the provider demands more than `MAX_RETRY_AFTER` seconds.
+    Return None if the provider demands more than `MAX_RETRY_AFTER` seconds.
     """
     requested = float(error.retry_after or 0)
     if requested > MAX_RETRY_AFTER:

@@ -1,6 +1,6 @@
 """The gateway to model providers: admits each call, sends it, and stores its outcome.
 
-One unit of work admits the call. Then a provider responds. Finally, another unit of work stores the outcome.
+One unit of work admits the call, and another stores its outcome after the provider has responded.
 """
 
 from __future__ import annotations
@@ -164,11 +164,11 @@ class Gateway:
             task.cancel()
 
     async def stop(self) -> None:
-        """Cancel running calls, and return when the outcomes of all calls are stored."""
+        """Cancel running calls, and return when the outcomes of all calls have been stored."""
         await self._tasks.stop()
 
     async def _run_task(self, run: Callable[[CallTask[T]], Coroutine[Any, Any, T]]) -> T:
-        """Run a call, or its admission, in an asyncio task of its own.
+        """Run a call, or its admission, in its own asyncio task.
 
         If the caller disconnects, the upstream request is cancelled, but the outcome of the call is still stored.
         """
@@ -186,7 +186,7 @@ class Gateway:
     ) -> CallRecord:
         """Admit a call and return its record.
 
-        If the asyncio task is cancelled meanwhile, store the outcome of the call.
+        If the asyncio task is cancelled in the meantime, store the outcome of the call.
         """
         started = time.monotonic()
         tokens = estimate_input(request)
@@ -227,7 +227,7 @@ class Gateway:
         limit_micro: int | None = None,
         run_id: str | None = None,
     ) -> CallResult:
-        """Admit a call, send it, and return its result when its outcome is stored."""
+        """Admit a call, send it, and return its result after its outcome was stored."""
         call = await self._admit_call(task, kind, request, by, limit_micro)
         call.run_id = run_id
         outcome = call.new_outcome()
@@ -268,7 +268,7 @@ class Gateway:
         """Return the request to send to a target.
 
         The request contains the fields that the provider supports and the target's model name. A chat request without a
-        token limit receives the default limit, in the field that the provider's kind chooses.
+        token limit receives the default limit, in the field determined by the provider's kind.
         """
         request, provider = call.fields_for(target), target.provider
         if call.kind == "chat" and requested_cap(request) is None:
@@ -281,8 +281,7 @@ class Gateway:
     async def _stream_into(self, task: CallTask[None], queue: ChunkQueue, call: CallRecord) -> None:
         """Put the chunks of a response into the queue.
 
-        After the outcome of the call is stored, the chunk with the usage or, after a failure, a problem is put into the
-        queue.
+        Once the outcome of the call is stored, the usage chunk or, after a failure, a problem is put into the queue.
         """
         outcome = call.new_outcome()
         redaction = StreamRedaction(
@@ -303,7 +302,7 @@ class Gateway:
     async def _relay_into(
         self, queue: ChunkQueue, call: CallRecord, outcome: CallOutcome, redaction: StreamRedaction, unsent: list[Chunk]
     ) -> Chunk:
-        """Put all chunks of a response into the queue except the last one, and return the last one.
+        """Put all chunks of a response except the last one into the queue, and return the last one.
 
         If this method is cancelled, the list `unsent` contains the chunk that was not yet put into the queue.
         """
@@ -374,7 +373,7 @@ class Gateway:
     # -- the unit of work that settles a call
 
     async def _settle_call(self, task: CallTask[Any], call: CallRecord, outcome: CallOutcome) -> bool:
-        """Store the outcome of a call. Until it is stored, the asyncio task of the call cannot be cancelled.
+        """Store the outcome of a call. Until then, the asyncio task of the call cannot be cancelled.
 
         Return whether the caller's lease is still live.
         """

@@ -1,4 +1,4 @@
-"""Metrics of the gateway: counters of this process since its start. Only the event loop updates them."""
+"""Gateway metrics, counted since this process started. Only the event loop updates them."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class CallMetrics:
         self._fallbacks[(provider,)] += 1
 
     def definitions(self, providers: Sequence[str]) -> list[Metric]:
-        """Return the metric definitions. `providers` are the possible values of the label `provider`."""
+        """Return the metric definitions. `providers` are the possible values of the `provider` label."""
         labels = {"provider": providers}
         return [
             *self._counters(labels),

@@ -1,4 +1,4 @@
-"""Finds the reason why the model of an agent cannot be called, and the command that helps."""
+"""Finds the reason why an agent's model cannot be called, and the command that solves the problem."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ MAX_NAMES = 20
 
 
 class ModelProblem(NamedTuple):
-    """A problem of a model, and the command that solves it, or None if only another model helps.
+    """The reason why a model cannot be called, and the command that solves the problem.
 
-    `name` is the intended model, which may begin with a provider that does not exist.
+    `remedy` is None if the agent needs another model. `name` is the intended model, which may begin with a provider
+    that does not exist.
     """
 
     name: str
@@ -22,7 +23,7 @@ class ModelProblem(NamedTuple):
 
 
 def problem_of(registry: ProviderRegistry, target: ModelTarget) -> ModelProblem | None:
-    """Return why a model cannot be called, or None if it can.
+    """Return the reason why a model cannot be called, or None if it can be called.
 
     If a name is unknown, the text lists the existing providers.
     """
@@ -39,7 +40,7 @@ def problem_of(registry: ProviderRegistry, target: ModelTarget) -> ModelProblem 
 
 
 def problem_of_unknown(registry: ProviderRegistry, name: str) -> ModelProblem:
-    """Return the problem of a model whose provider does not exist."""
+    """Return the problem for a model whose provider does not exist."""
     provider = name.partition("/")[0]
     told = f"There is no provider {provider}." if provider else "There is no default model."
     return ModelProblem(name, _with_providers(registry, told), _adding(provider or "NAME"))

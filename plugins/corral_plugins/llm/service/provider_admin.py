@@ -80,14 +80,14 @@ class ProviderAdmin:
         return paginate_names(providers, query, by, scope="llm.providers", name=lambda item: item.name, make=items)
 
     def get(self, name: str) -> Provider:
-        """Return the provider with this name. Raise `NotFound`."""
+        """Return the provider with this name. Raise `NotFound` if it does not exist."""
         provider = self._registry.get_provider(name)
         if provider is None:
             raise NotFound(NO_PROVIDER)
         return provider
 
     def view(self, name: str, warnings: list[str] | None = None) -> ProviderView:
-        """Return a provider with all fields that admins see. Raise `NotFound`."""
+        """Return a provider with all fields that admins see. Raise `NotFound` if it does not exist."""
         provider = self.get(name)
         state = _provider_states([name]).get(name) or LlmProviderState(name=name)
         fields = _fields_of(provider) | {
@@ -116,8 +116,8 @@ class ProviderAdmin:
     def create(self, new: NewProvider, by: Principal, warnings: Sequence[str] = ()) -> ProviderView:
         """Create a provider and enqueue a job that fetches its models.
 
-        The returned view contains the given `warnings`, followed by warnings about the API key. Raise `duplicate` if
-        the provider exists, and `setting_locked` if `corral.toml` configures it.
+        The returned view contains the given `warnings`, followed by warnings about the API key. Raise a problem with
+        the code `duplicate` if the provider exists, or `setting_locked` if `corral.toml` configures it.
         """
         self._refuse_file_provider(new.name)
         preset = PRESETS.get(new.name)
@@ -145,8 +145,9 @@ class ProviderAdmin:
     ) -> ProviderView:
         """Change a provider. The first change of a preset or implicit provider inserts a row for it.
 
-        The returned view contains the given `warnings`, followed by warnings about the API key. Raise `setting_locked`
-        if `corral.toml` configures the provider, and `precondition_failed` if the ETag is stale.
+        The returned view contains the given `warnings`, followed by warnings about the API key. Raise a problem with
+        the code `setting_locked` if `corral.toml` configures the provider, or `precondition_failed` if the ETag is
+        stale.
         """
         self._refuse_file_provider(name)
         provider = self.get(name)
@@ -176,7 +177,10 @@ class ProviderAdmin:
         return self.view(name, [*warnings, *key_warnings])
 
     def delete(self, name: str, match: IfMatch) -> None:
-        """Delete a provider that was created through the API. Raise `in_use` if agents refer to it."""
+        """Delete a provider that was created through the API.
+
+        Raise a problem with the code `in_use` if agents refer to it.
+        """
         self._refuse_file_provider(name)
         locked(Row.select(Row.name).where(Row.name == name)).first()  # keeps the version as it is
         provider = self.get(name)
@@ -246,7 +250,10 @@ class ProviderChecks:
         self._redactor, self._egress, self._breakers = redactor, egress, breakers
 
     async def url_warnings(self, url: Any) -> list[str]:
-        """Return warnings about an address that is about to be stored. Raise `url_blocked` if it is not allowed."""
+        """Return warnings about a URL that is about to be stored.
+
+        Raise a problem with the code `url_blocked` if it is not allowed.
+        """
         return await self._egress.check_saved_url(url) if isinstance(url, str) else []
 
     async def refresh_models(self, provider: Provider) -> None:
@@ -292,7 +299,7 @@ class ProviderChecks:
             await self._try_refresh(provider)
 
     async def refresh_models_by_name(self, name: str) -> None:
-        """Refresh the model list of a provider that still exists.
+        """Refresh the model list of a provider, if the provider still exists.
 
         If the list cannot be fetched, keep the stored list.
         """

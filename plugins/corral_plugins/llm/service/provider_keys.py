@@ -60,7 +60,8 @@ class ProviderKeys:
     def validate_key(self, body: Body) -> None:
         """Check the API key in a request body.
 
-        Raise `plugin_disabled` if the vault is unavailable, and `masked_value_submitted` if the key is a masked value.
+        Raise a problem with the code `plugin_disabled` if the vault is unavailable, or `masked_value_submitted` if the
+        key is a masked value.
         """
         has_key, has_secret = isinstance(body.api_key, str), isinstance(body.api_key_secret, str)
         if not has_key and not has_secret:
@@ -78,10 +79,10 @@ class ProviderKeys:
             raise Invalid.at("/api_key", "not_allowed", detail)
 
     def check_move(self, provider: Provider, patch: ProviderPatch, base_url: str | None, by: Principal) -> None:
-        """Raise `Forbidden` if the caller may not let the stored key be sent to a new address.
+        """Raise `Forbidden` if the caller may not change the address to which the stored key is sent.
 
-        The operator of the new address could read the key, so the caller needs the same permission as for revealing it.
-        A caller who submits the key again needs no permission, because such a caller already knows the key.
+        The operator of the new address could read the key, so the caller needs the permission to reveal it. A caller
+        who submits the key again already knows it, and needs no permission.
         """
         if base_url == provider.connection.base_url or not _keeps_key(provider.api_key_secret, patch):
             return
@@ -95,9 +96,9 @@ class ProviderKeys:
         )
 
     def store_key(self, provider: str, body: Body, by: Principal) -> tuple[dict[str, Any], list[str]]:
-        """Store the API key from a request body in the vault, or attach the secret that the body names.
+        """Store the API key from a request body in the vault, or attach the secret named in the body.
 
-        Returns the changed columns of the provider's row, and warnings about the key.
+        Return the changed columns of the provider's row, and warnings about the key.
         """
         key, secret = body.api_key, body.api_key_secret
         if self.secrets is None or (key is UNSET and secret is UNSET):
@@ -126,7 +127,7 @@ def _attached_provider(provider: str) -> AttachedObject:
 
 
 def _keeps_key(stored: str | None, patch: ProviderPatch) -> bool:
-    """Return whether the provider will still use the stored secret after this change of its configuration."""
+    """Return whether the provider still uses the stored secret after this change of its configuration."""
     secret = patch.api_key_secret
     if stored is None or isinstance(patch.api_key, str):
         return False

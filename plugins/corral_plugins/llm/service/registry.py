@@ -73,7 +73,7 @@ class Provider(msgspec.Struct, frozen=True, kw_only=True):
         return self.name == SCRIPTED or self._fetches_models
 
     def lists(self, model: str) -> bool:
-        """Return whether the provider lists the model. Return True also if the provider's list of models is unknown."""
+        """Return whether the provider lists the model. Also return True if the provider's list of models is unknown."""
         models = self.models()
         return not models or any(each.id == model for each in models)
 
@@ -119,7 +119,7 @@ class ModelTarget(msgspec.Struct, frozen=True):
 
     @property
     def problem(self) -> str | None:
-        """A sentence that says why the target cannot be called, or None."""
+        """The reason why the target cannot be called, as a sentence, or None."""
         if not self.provider.fields.enabled:
             return f"The provider {self.provider.name} is disabled."
         if not self.provider.configured:
@@ -250,7 +250,7 @@ _REVISIONS = Statement(
 
 
 class _TableSnapshot(msgspec.Struct, frozen=True):
-    """The contents of the provider tables at the given `revisions`."""
+    """The contents of the provider tables at these `revisions`."""
 
     revisions: frozenset[tuple[str, str, str]] = frozenset()
     rows: tuple[LlmProviderRow, ...] = ()
@@ -270,7 +270,7 @@ class ProviderRegistry:
         self._built: tuple[_TableSnapshot | None, list[str], dict[str, Provider]] = (None, [], {})
 
     def validate_file_providers(self) -> None:
-        """Raise `ValueError` for a provider in `corral.toml` with an unknown kind or invalid fields."""
+        """Raise `ValueError` if a provider in `corral.toml` has an unknown kind or invalid fields."""
         kinds = self.provider_kinds()
         for name, table in self._tables.items():
             if _from_file(name, table, kinds, ()) is None:
@@ -290,7 +290,7 @@ class ProviderRegistry:
         return [providers[name] for name in sorted(providers)]
 
     def get_provider(self, name: str) -> Provider | None:
-        """Return the provider with this name, or None."""
+        """Return the provider with this name, or None if it does not exist."""
         return self._current_providers().get(name)
 
     def is_in_file(self, name: str) -> bool:
@@ -304,7 +304,7 @@ class ProviderRegistry:
         return ModelTarget(provider, model) if provider is not None and model else None
 
     def model_info(self, name: str) -> ModelInfo | None:
-        """Return the listed model `provider/model`, or None if it is not listed."""
+        """Return the listed model named `provider/model`, or None if the model is not listed."""
         target = self.find_target(name)
         if target is None:
             return None
@@ -333,8 +333,8 @@ class ProviderRegistry:
     def _build_all(self, kinds: Kinds, snapshot: _TableSnapshot) -> dict[str, Provider]:
         """Build all providers.
 
-        If several sources define the same name, the order of precedence is: `corral.toml`, the API, an implicit kind, a
-        preset.
+        If several sources define the same name, the order of precedence is: `corral.toml`, the API, implicit kinds,
+        presets.
         """
 
         def listed(name: str) -> Models:
@@ -350,7 +350,7 @@ class ProviderRegistry:
     def _load_changes(self) -> bool:
         """Reload the cache if any process has changed a provider. Checks the database once per unit of work.
 
-        Return False if this call has checked the database. Return True if no check was necessary.
+        Return False if this call checked the database, or True if no check was necessary.
         """
         if not in_unit() or self in current().memo:
             return True
@@ -386,7 +386,7 @@ class ModelListing:
         ]
 
     def get_model(self, name: str) -> ModelView | None:
-        """Return the listed model `provider/model`, or None."""
+        """Return the listed model named `provider/model`, or None if it is not listed."""
         target, info = self._registry.find_target(name), self._registry.model_info(name)
         return self._model_view(target.provider, info) if target is not None and info is not None else None
 

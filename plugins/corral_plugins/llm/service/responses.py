@@ -1,7 +1,7 @@
 """Normalises provider responses to OpenAI's format, and maps provider errors to problems.
 
-Only OpenAI's fields and the two fields in which servers return a model's reasoning are kept. The text of other fields
-would be missing from the token estimate, and a credential that is split across chunks would not be redacted.
+Only OpenAI's fields and the two fields in which servers return a model's reasoning are kept. Text in other fields would
+be missing from the token estimate, and a credential split across chunks would not be redacted in them.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def normalize_completion(response: Any) -> dict[str, Any]:
 
 
 def normalize_embeddings(response: Any) -> dict[str, Any]:
-    """Normalise a list of embeddings. Raise `ProviderError` if the response is not such a list."""
+    """Normalise a list of embeddings. Raise `ProviderError` if the response is not a list of embeddings."""
     usage = response.get("usage") if isinstance(response, dict) else None
     try:
         for item in response["data"]:
@@ -104,7 +104,7 @@ def _normalize_choice(choice: dict[str, Any], position: int, usage: Any) -> dict
 def _normalize_message(message: Any, usage: Any, *, in_chunk: bool) -> dict[str, Any]:
     """Normalise a message or a delta.
 
-    Content parts become one text, and reasoning becomes a separate text.
+    Content parts are joined into one text, and reasoning parts into a separate text.
     """
     content = message.get("content") if isinstance(message, dict) else message
     if not isinstance(message, dict) or not isinstance(content, (str, list, type(None))):
@@ -252,15 +252,16 @@ def _invalid_request(error: ProviderError, detail: str, provider: str, redactor:
 
 
 def is_about_credentials(problem: Problem) -> bool:
-    """Return whether the provider rejected its API key."""
+    """Return whether the problem is that the provider rejected its API key."""
     return problem.members.get("kind") == CREDENTIALS
 
 
 def explain(problem: Problem) -> None:
-    """Convert a problem to the form that OpenAI's clients expect: with the error object, and 400 for invalid requests.
+    """Convert a problem to the form that OpenAI's clients expect.
 
-    The status 422 is kept for valid requests that the configuration of this installation does not allow. Clients repeat
-    requests that failed with 408, 409, 429 or 5xx. The `x-should-retry` header stops them if a repetition is useless.
+    The problem receives OpenAI's error object, and the status 400 for invalid requests. The status 422 is kept for
+    valid requests that the configuration of this installation does not allow. Clients retry requests that failed with
+    408, 409, 429 or 5xx. The `x-should-retry` header stops clients from retrying when a retry is useless.
     """
     if problem.status == 422 and problem.code not in CONFIGURATION_CODES:
         problem.status = 400
@@ -279,7 +280,7 @@ def openai_error(problem: Problem) -> dict[str, Any]:
     """Convert a problem to OpenAI's error object.
 
     OpenAI's clients show only the message, so the message includes the list of errors. If a provider rejected the
-    request, its own code and field name are kept.
+    request, the provider's own code and field name are kept.
     """
     shown = [error for error in problem.errors[:MAX_SHOWN_ERRORS] if error.detail != problem.detail]
     errors = "; ".join(f"{error.pointer}: {error.detail}" for error in shown)

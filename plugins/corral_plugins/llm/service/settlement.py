@@ -44,7 +44,7 @@ class ProviderStates:
             update_state(name, last_ok_at=clock.now(), last_error=None)
 
     def record_error(self, name: str, error: Mapping[str, Any], *, credentials_refused: bool) -> None:
-        """Record an error of a provider, even if the call then succeeds with another provider."""
+        """Record an error of a provider, even if the call later succeeds with another provider."""
         if self._is_due(name, "failed"):
             update_state(name, last_error={**error, "at": clock.now()})
         if credentials_refused:
@@ -125,8 +125,7 @@ class CallSettlement:
     def _record_cost(self, call: CallRecord, outcome: CallOutcome) -> None:
         """Record the cost of a call, even if the caller's lease has ended.
 
-        The cost replaces the money that is reserved for the call. Nothing is recorded if no provider can charge for the
-        call.
+        The cost replaces the money reserved for the call. Nothing is recorded if no provider can charge for the call.
         """
         if not outcome.billable:
             self._cost.release(call.hold)
@@ -161,6 +160,6 @@ class CallSettlement:
             before_commit(functools.partial(self._read_budget_left, call, outcome))
 
     def _read_budget_left(self, call: CallRecord, outcome: CallOutcome) -> None:
-        """Store in the outcome the amount left in the tightest budget, in micro-USD, or None if no budget applies."""
+        """Store the amount left in the tightest budget, in micro-USD, in the outcome, or None if no budget applies."""
         room = self._cost.headroom(call.by.agent_id)
         outcome.budget_left_micro_usd = min((e for e in (room.overall, room.agent) if e is not None), default=None)

@@ -1,9 +1,9 @@
 """Concurrency slots of providers: leased rows shared by all processes, assigned in order of arrival (docs/adr).
 
 A call enters its provider's queue in the unit of work that admits the call, and leaves the queue in the unit of work
-that stores its outcome. Each call that enters or leaves the queue assigns free slots to the calls that have waited
-longest, in any process. The row with the provider's state serves as the lock. The lock is acquired last in a unit of
-work and held until the commit.
+that stores its outcome. Whenever a call enters or leaves the queue, free slots are assigned to the calls that have
+waited longest, in any process. The row with the provider's state serves as the lock. The lock is acquired last in a
+unit of work and held until the commit.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class ConcurrencySlot(msgspec.Struct, frozen=True):
 class ConcurrencySlots:
     """Manages the concurrency slots of this process.
 
-    One instance per process; `renew_and_detect` must run as a supervised task.
+    There is one instance per process; `renew_and_detect` must run as a supervised task.
     """
 
     def __init__(self, work: Work) -> None:
@@ -110,7 +110,7 @@ class ConcurrencySlots:
         return ConcurrencySlot(slot_id, provider, held=slot_id in self._assign_slots(provider))
 
     def leave_queue(self, slot: ConcurrencySlot | None) -> None:
-        """Release the slot of a call. If no slot is assigned to the call yet, remove the call from the queue."""
+        """Release the slot of a call. If no slot has been assigned to the call yet, remove the call from the queue."""
         if slot is not None:
             self._lock_provider(slot.provider.name)
             if _LEAVE.run({"id": slot.id}):
@@ -146,7 +146,7 @@ class ConcurrencySlots:
     # -- called outside a unit of work
 
     async def wait_for_slot(self, slot: ConcurrencySlot | None, seconds: float) -> None:
-        """Wait until the slot is assigned. Raise `concurrency_limit` if this takes longer than `seconds`."""
+        """Wait until the slot is assigned. Raise a problem with the code `concurrency_limit` after `seconds`."""
         if slot is None or slot.held:
             return
         assigned = asyncio.get_running_loop().create_future()
@@ -203,7 +203,7 @@ class ConcurrencySlots:
     def _assign_waiting(self) -> None:
         """Assign free slots of the providers for which calls of this process are waiting.
 
-        A process that has died cannot assign its slots to the next calls in the queue. When its slots expire, other
+        When a process dies, it cannot pass its slots on to the next calls in the queue. After these slots expire, other
         processes must assign them.
         """
         providers = {slot.provider.name: slot.provider for slot, _ in list(self._waiting.values())}

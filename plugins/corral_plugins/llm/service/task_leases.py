@@ -1,4 +1,4 @@
-"""Checks and renews the leases of tasks while the tasks call models, and cancels a call when its task's lease ends."""
+"""Checks and renews the leases of tasks that call models, and cancels a call when its task's lease ends."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ CHECK_SECONDS, RENEW_SECONDS = 0.5, 15.0
 
 
 class CallLeases:
-    """Tracks the leases of running calls. One instance per process; `watch_and_renew` must run as a supervised task."""
+    """Tracks the leases of running calls.
+
+    There is one instance per process; `watch_and_renew` must run as a supervised task.
+    """
 
     tasks: Tasks | None
 
@@ -28,20 +31,20 @@ class CallLeases:
     # -- called inside a unit of work
 
     def live_attempt(self, by: Principal) -> LiveAttempt | None:
-        """Return the attempt to which the caller's lease belongs, or None if there is no lease or it has ended."""
+        """Return the attempt to which the caller's lease belongs, or None if the caller has no live lease."""
         if self.tasks is None or by.lease_id is None or by.task_id is None:
             return None
         return self.tasks.live_attempt(by.task_id, by.lease_id)
 
     def renew(self, by: Principal) -> LiveAttempt | None:
-        """Renew the caller's lease if it has not ended, and return the attempt to which it belongs."""
+        """Renew the caller's lease if it has not ended, and return its attempt, or None without a live lease."""
         attempt = self.live_attempt(by)
         if attempt is not None and self.tasks is not None and by.task_id is not None and by.lease_id is not None:
             self.tasks.renew_lease(by.task_id, by.lease_id)
         return attempt
 
     def is_live(self, by: Principal) -> bool:
-        """Renew the caller's lease. Return whether the lease was still live, or True if the caller has no lease."""
+        """Renew the caller's lease and return whether it was still live. Return True if the caller has no lease."""
         return by.lease_id is None or by.task_id is None or self.renew(by) is not None
 
     def stop_run(self, by: Principal, *, kind: str) -> None:
@@ -50,7 +53,7 @@ class CallLeases:
             self.tasks.stop_run(by.task_id, by.lease_id, kind=kind, reason=None)
 
     def record_shortage(self, by: Principal, scope: BudgetScope, shortage: BudgetShortage) -> None:
-        """Record, for the caller's task, that a budget did not leave enough money for a call."""
+        """Record for the caller's task that a budget did not have enough money left for a call."""
         if self.tasks is not None and by.task_id is not None and by.lease_id is not None:
             self.tasks.record_shortage(
                 by.task_id, by.lease_id, scope=scope, needed_micro=shortage.needed, left_micro=shortage.left
@@ -77,7 +80,7 @@ class CallLeases:
 
     @contextlib.asynccontextmanager
     async def cancel_when_lost(self, by: Principal) -> AsyncIterator[None]:
-        """Cancel the `with` block if the caller's lease ends or the task is being cancelled. Raise `lease_lost`."""
+        """Cancel the `with` block if the caller's lease ends or its task is being cancelled, and raise `lease_lost`."""
         if by.task_id is None or by.lease_id is None:
             yield
             return

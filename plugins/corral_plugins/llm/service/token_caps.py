@@ -1,4 +1,4 @@
-"""The maximum number of output tokens of a call: the number that the request sets, or a default."""
+"""The maximum number of output tokens of a call: the limit set by the request, or a default."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ MIN_OUTPUT_TOKENS = 64
 
 
 def requested_cap(request: Mapping[str, Any]) -> int | None:
-    """Return the maximum number of output tokens that the request sets, or None."""
+    """Return the maximum number of output tokens set by the request, or None if it sets none."""
     cap: int | None = request.get("max_completion_tokens") or request.get("max_tokens")
     return cap
 
 
 def default_cap(model: ModelInfo | None, input_tokens: int, default: int) -> int:
-    """Return the default limit of output tokens, for a request that sets none.
+    """Return the limit of output tokens for a request that sets no limit.
 
     The limit is the minimum of `default` and the limits of the model, but at least 64 unless `default` is less.
     """

@@ -1,4 +1,4 @@
-"""The progress of events that concern more people than one unit of work can notify."""
+"""Creates the table that tracks events whose recipients cannot all be notified in one unit of work."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An index for deliveries that have waited too long, so that finding them does not read all waiting deliveries."""
+"""Adds an index of overdue deliveries, so that finding them does not require reading all waiting deliveries."""
 
 from __future__ import annotations
 

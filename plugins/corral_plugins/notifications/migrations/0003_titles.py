@@ -1,4 +1,4 @@
-"""The titles of all events that a notification counts."""
+"""Adds the titles of all events in a notification."""
 
 from __future__ import annotations
 

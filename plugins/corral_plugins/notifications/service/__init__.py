@@ -1,1 +1,1 @@
-"""The rules of notifications: who is notified of which events, when and by which channel, and how deliveries end."""
+"""The business logic of notifications: recipients, timing, channels, and the outcome of deliveries."""

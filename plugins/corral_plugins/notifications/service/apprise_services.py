@@ -1,9 +1,9 @@
-"""Channel types for further services: a fixed list of services that Apprise supports, with the extra `notify`.
+"""Channel types for further services: a fixed list of services supported by Apprise, with the extra `notify`.
 
-Apprise sends with the blocking library `requests`, which does not use the egress guard. Each module of Apprise that is
-used here therefore gets a `GuardedRequests` in place of that library. `GuardedRequests` passes a request to the guarded
-client of Corral if the request goes to the address of the service, and refuses every other request. Nothing here runs
-in a unit of work.
+Apprise sends requests with the blocking library `requests`, which does not use the egress guard. In each Apprise module
+used here, `GuardedRequests` therefore replaces that library. `GuardedRequests` passes a request to Corral's guarded
+client if the request goes to the address of the service, and refuses every other request. Nothing here runs in a unit
+of work.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def _token(description: str, pattern: str = r"[A-Za-z0-9_-]{10,200}") -> Json:
 class FurtherService(msgspec.Struct, frozen=True, kw_only=True):
     """A service that Apprise supports. `address` is the beginning of every URL of the service.
 
-    `fixed` contains constructor arguments of the Apprise class that are not members of the config. The service
+    `fixed` contains arguments for the constructor of the Apprise class that are not members of the config. The service
     accepts messages of at most `limit` UTF-16 units.
     """
 
@@ -146,7 +146,7 @@ class AppriseServices:
     ) -> SendResult:
         """Send a notification.
 
-        The result depends on the response of the service; if there is none, on what Apprise reports.
+        The result depends on the service's response or, if there is none, on the result that Apprise reports.
         """
         assert self.http is not None
         call = _Call(http=self.http, loop=asyncio.get_running_loop(), address=service.address)
@@ -157,13 +157,13 @@ class AppriseServices:
 
 
 def text_for(service: FurtherService, notification: OutgoingNotification) -> str:
-    """Return the text of a message. Nothing that people or agents wrote in it can act as a mention or a link."""
+    """Return the text of a message, escaped so that text from people or agents cannot act as a mention or a link."""
     text = "\n".join(part for part in (notification.title, notification.body) if part)
     return truncate_utf16(without_markup(text), service.limit, f"\n{notification.url}" if notification.url else "")
 
 
 class _Call:
-    """One notification that Apprise is sending, and the latest response of the service."""
+    """A notification that Apprise is sending, and the latest response of the service."""
 
     def __init__(self, *, http: ChannelHttp, loop: asyncio.AbstractEventLoop, address: str) -> None:
         self._http, self._loop, self._address = http, loop, address
@@ -183,9 +183,9 @@ _current: ContextVar[_Call | None] = ContextVar("notification_call", default=Non
 
 
 class GuardedRequests:
-    """Replaces the library `requests` in a module of Apprise.
+    """Replaces the library `requests` in an Apprise module.
 
-    It can only send POST requests, through the egress guard.
+    It can only send POST requests, and sends them through the egress guard.
     """
 
     def __init__(self, library: Any) -> None:
@@ -193,7 +193,7 @@ class GuardedRequests:
         self.codes, self.RequestException = library.codes, library.RequestException
 
     def post(self, url: str, **options: Any) -> Any:
-        """Post a request, and return the response. Raise `RequestException` unless the request succeeds."""
+        """Send a POST request and return the response. Raise `RequestException` if the request fails."""
         taken = {name: options.get(name) for name in ("params", "data", "json", "headers", "auth")}
         call = _current.get()
         if call is None or options.get("files"):
@@ -219,7 +219,7 @@ def _notify(service: FurtherService, config: dict[str, Any], text: str, call: _C
 
 
 def _sender_of(service: FurtherService, config: Mapping[str, Any]) -> Any:
-    """Return the Apprise object that sends with a config. Raise `TypeError` if Apprise does not accept the values."""
+    """Return an Apprise object that sends with the given config. Raise `TypeError` if Apprise rejects the values."""
     library = importlib.import_module(LIBRARY)
     module = importlib.import_module(f"{LIBRARY}.plugins.{service.module}")
     if not isinstance(module.requests, GuardedRequests):
@@ -236,7 +236,7 @@ def _sender_of(service: FurtherService, config: Mapping[str, Any]) -> Any:
 
 
 async def _check(service: FurtherService, config: Mapping[str, Any]) -> Sequence[str]:
-    """Raise `Invalid` if Apprise does not accept the config. Nothing is sent."""
+    """Raise `Invalid` if Apprise rejects the config. Nothing is sent."""
     try:
         await asyncio.to_thread(_sender_of, service, config)
     except TypeError:

@@ -1,4 +1,4 @@
-"""Determines whom the events of a batch concern, and which notifications each person gets in the app."""
+"""Determines the people to notify of a batch of events, and the in-app notifications that each of them receives."""
 
 from __future__ import annotations
 
@@ -20,10 +20,9 @@ from corral_plugins.notifications.service.people import People, Person
 
 
 class Audience:
-    """The people whom the events of a batch concern. `matched` contains the rules that notify people one by one.
+    """The people to notify of a batch of events. `matched` contains the rules that notify individual people.
 
-    `roles` maps each role to the ids of the people who have it. The rights of people are looked up one chunk of
-    people at a time.
+    `roles` maps each role to the ids of its members. People's permissions are looked up in chunks.
     """
 
     def __init__(
@@ -42,7 +41,10 @@ class Audience:
         self._concerned = {event.id: people.concerned(event, event.payload(), roles) for event in told}
 
     def of(self, event: LoggedEvent) -> set[str]:
-        """Return the ids of the people whom an event concerns. Not all of them may be notified of it."""
+        """Return the ids of the people to whom an event is relevant.
+
+        Some of them may lack the right to be notified of it.
+        """
         found = self._concerned.get(event.id, set()) | self._mentioned.get(event.id, set())
         return found.union(*(self._named(event, rule) for rule in self._matched.get(event.id, ())))
 
@@ -51,17 +53,17 @@ class Audience:
         return 1 + sum(len(rule.channel_ids) for rule in self._matched.get(event.id, ()))
 
     def load(self, user_ids: Collection[str]) -> None:
-        """Look up the people who are notified in the next chunk."""
+        """Look up the people in the next chunk."""
         self._persons = self._people.load(user_ids)
 
     def recipients_of(self, event: LoggedEvent, data: Mapping[str, Any], rule: Rule) -> list[Person]:
-        """Return the recipients of a rule who may be notified of an event."""
+        """Return a rule's recipients who may be notified of an event."""
         return self._may_be_notified(event, data, self._named(event, rule), event.type)
 
     def in_app(
         self, event: LoggedEvent, data: Mapping[str, Any], described: NotificationContent, rules: Sequence[Rule]
     ) -> list[NewNotification]:
-        """Return the in-app notifications about an event: one for each person, however many rules apply."""
+        """Return the in-app notifications about an event: one for each person, regardless of how many rules apply."""
         groups: dict[str, str] = {}
         for rule in rules:
             if rule.in_app:
@@ -93,7 +95,7 @@ class Audience:
     def _may_be_notified(
         self, event: LoggedEvent, data: Mapping[str, Any], user_ids: Iterable[str], type: str
     ) -> list[Person]:
-        """Return those users who may get a notification of this type about an event."""
+        """Return the users who may receive a notification of this type about an event."""
         found = [self._persons[each] for each in sorted(self._persons.keys() & set(user_ids))]
         return [person for person in found if self._people.may_be_told(person, event, data, type)]
 
@@ -106,7 +108,7 @@ class Audience:
 def wanted_roles(
     events: Sequence[LoggedEvent], matched: Mapping[str, Sequence[Rule]], defaults: Collection[str]
 ) -> list[str]:
-    """Return the roles whose members the events concern."""
+    """Return the roles whose members are recipients of the events."""
     wanted = {role for rules in matched.values() for rule in rules for role in rule.recipients["roles"]}
     audiences = {DEFAULTS[event.type] for event in events if event.type in defaults}
     wanted |= {"admin"} if audiences & {"admins", "approvers"} else set()

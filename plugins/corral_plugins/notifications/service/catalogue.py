@@ -1,4 +1,4 @@
-"""Defines who is notified of which events without a rule, the severity of events, and the text of notifications."""
+"""Defines the default recipients of events, the severity of events, and the text of notifications."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ DEFAULTS: Mapping[str, Audience] = {
     "worker.registered": "admins",
     "workflow.run.failed": "owner",
 }
-"""The events of which people are told without any rule, and whom each concerns."""
+"""The events of which people are notified without a rule, and the audience of each event."""
 
 SEVERITY_OF: Mapping[str, Severity] = {
     "budget.exceeded": "critical",
@@ -67,7 +67,10 @@ _ONLY_IF: Mapping[str, Callable[[Payload], bool]] = {
     "worker.offline": lambda data: data.get("name") != EMBEDDED_WORKER,
     "worker.registered": lambda data: data.get("name") != EMBEDDED_WORKER,
 }
-"""Conditions of events that are told only sometimes, among them those of which another event tells the same."""
+"""The conditions under which some events cause a notification.
+
+Some of them exclude events that merely repeat another event.
+"""
 _TITLES: Mapping[str, str] = {
     "api_key.expiring": "The API key {name} expires soon",
     "approval.created": "Approval needed: {title}",
@@ -116,7 +119,7 @@ _PATHS: Mapping[str, str] = {
     "workflow": "workflows",
     "workflow_run": "workflow-runs",
 }
-"""The paths of the API below which the objects of events are."""
+"""The API path of each type of object, to which the object's id is appended."""
 _COMMANDS: Mapping[str, str] = {
     "agent": "agents show",
     "approval": "approvals show",
@@ -133,7 +136,7 @@ _COMMANDS: Mapping[str, str] = {
     "workflow": "workflows show",
     "workflow_run": "workflows show-run",
 }
-"""The commands that show the objects of events, which the id follows."""
+"""The command that shows each type of object. The object's id follows the command."""
 MAX_TITLE, MAX_BODY = 200, 2000
 
 
@@ -161,7 +164,7 @@ def severity_of(event: LoggedEvent, data: Payload) -> Severity:
 
 
 def is_at_least(severity: str, least: str) -> bool:
-    """Return whether a severity is `least` or above."""
+    """Return whether a severity is at least as high as `least`."""
     return SEVERITIES.index(cast(Severity, severity)) >= SEVERITIES.index(cast(Severity, least))
 
 
@@ -180,7 +183,7 @@ def describe(event: LoggedEvent, data: Payload, title: str) -> NotificationConte
 
 
 def title_of_mention(event: LoggedEvent, data: Payload) -> str:
-    """Return the title of a notification for a person whom the text of an event mentions."""
+    """Return the title of a notification to a person who is mentioned in the text of an event."""
     return one_line(_MENTION_TITLES[event.type].format_map(_Values(data)).removesuffix(": "), MAX_TITLE)
 
 
@@ -191,7 +194,7 @@ def href_of(object_type: str, object_id: str) -> str | None:
 
 
 def _body_of(event: LoggedEvent, data: Payload) -> str:
-    """Return the text of an event that explains it best, and the command that shows the event's object."""
+    """Return the most informative text of an event, followed by the command that shows the event's object."""
     command = _COMMANDS.get(event.object_type)
     tail = "" if command is None else f"See it: corral {command} {event.object_id}"
     if event.object_type == "budget":  # of all budgets, because one alone has no command

@@ -1,4 +1,4 @@
-"""The channel types of this plugin, and those that other plugins contribute."""
+"""The channel types of this plugin and of other plugins."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Claims deliveries for attempts: one at a time for each channel, and no faster than its service allows.
+"""Claims deliveries for attempts: one at a time per channel, and no faster than the channel's service allows.
 
 A claim is a lease with a fencing token. Every method runs in the caller's unit of work.
 """
@@ -43,7 +43,7 @@ IS_DUE = Delivery.due_at.is_null(False)
 
 
 class Claimed(msgspec.Struct, frozen=True, kw_only=True):
-    """A delivery that this process may attempt until its lease ends. `to` is the recipient's email address, or None."""
+    """A delivery that this process may attempt until the lease ends. `to` is the recipient's email address, or None."""
 
     channel: Channel
     kind: ChannelType
@@ -52,7 +52,7 @@ class Claimed(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Claims(msgspec.Struct, frozen=True, kw_only=True):
-    """The claimed deliveries, and whether more deliveries may be due."""
+    """The claimed deliveries. `more` is true if further deliveries may be due."""
 
     claimed: list[Claimed]
     more: bool
@@ -75,7 +75,7 @@ class DeliveryClaims:
         return min((str(due) for (due,) in times.tuples() if due is not None), default=None)
 
     def claim(self) -> Claims:
-        """Claim the first due delivery of each channel that can be used now."""
+        """Claim the first due delivery of each channel that is usable now."""
         if self.holds_deliveries():
             return Claims(claimed=[], more=False)
         advisory_lock(LOCK)  # so that a channel sends one message at a time, with all events that joined it
@@ -103,12 +103,12 @@ class DeliveryClaims:
         return Claims(claimed=claimed, more=True)
 
     def renew(self, claimed: Claimed) -> None:
-        """Extend the lease of an attempt that is still running, and store which receivers already have the message."""
+        """Extend the lease of a running attempt, and store which receivers already have the message."""
         changes = {"lease_until": clock.now(LEASE_SECONDS), "served": [*claimed.delivery.served]}
         Delivery.update(changes).where(has_valid_claim(claimed.delivery)).execute()
 
     def release(self, claimed: Claimed, due_at: str) -> None:
-        """Release a delivery that was not attempted, so that it is due at `due_at` and can collect events again."""
+        """Release a delivery that was not attempted. It becomes due at `due_at` and can collect events again."""
         changes = {**waiting_until(due_at), "is_collecting": claimed.delivery.is_collecting}
         changes |= {"served": claimed.delivery.served}
         Delivery.update(changes).where(has_valid_claim(claimed.delivery)).execute()
@@ -120,20 +120,20 @@ class DeliveryClaims:
         return expired.exists() or late.exists() or Delivery.select().where(_is_orphaned()).limit(1).exists()
 
     def release_expired(self) -> int:
-        """Release the deliveries of processes that ended without recording a result. Return their number."""
+        """Release the deliveries whose processes ended without recording a result. Return the number of deliveries."""
         now = clock.now()
         return int(Delivery.update(waiting_until(now)).where(Delivery.lease_until <= now).execute())
 
     def cancel_orphans(self) -> int:
-        """Cancel due deliveries to channels that were deleted. Return their number."""
+        """Cancel due deliveries whose channels were deleted. Return the number of deliveries."""
         some = Delivery.select(Delivery.id).where(_is_orphaned()).limit(AT_ONCE)
         return int(Delivery.update(ended("cancelled")).where(Delivery.id.in_(some) & IS_DUE).execute())
 
     def give_up(self) -> int:
-        """Mark deliveries as failed if their channel could not be used for a day. Return their number.
+        """Mark deliveries as failed if their channel was unusable for a day. Return the number of deliveries.
 
-        Another process may have the channel type or the master key that this process lacks, and may send the
-        due deliveries. Therefore a delivery fails for this reason only when it has been due for a day.
+        Another process may have the channel type or the master key that this process lacks, and may send the due
+        deliveries. A delivery therefore fails for this reason only after it has been due for a day.
         """
         if self.holds_deliveries():
             return 0
@@ -173,9 +173,9 @@ class DeliveryClaims:
         return self.breakers is not None and self.breakers.blocked_until(self._types.breaker_of(row)) is not None
 
     def _is_still_wanted(self, row: Delivery, person: Person, logged: Mapping[str, LoggedEvent]) -> bool:
-        """Return whether a message may still go to a person. If not, cancel the message.
+        """Return whether a message may still be sent to a person. If not, cancel the message.
 
-        The person may have lost rights since the events were collected, or may have muted the events.
+        The person may have lost permissions or muted the events since the events were collected.
         """
         events = [logged[item["event_id"]] for item in row.items if item["event_id"] in logged]
         if self._people.still_wants(person, {item["event"] for item in row.items}, events):
@@ -184,7 +184,7 @@ class DeliveryClaims:
         return False
 
     def _lease(self, row: Delivery, channel: Channel, people: Mapping[str, Person]) -> Claimed | None:
-        """Claim a delivery. Return None if it ended in the meantime."""
+        """Claim a delivery. Return None if the delivery ended in the meantime."""
         kind, lease = self._types.require(channel.type), new_id()
         leased = {"is_collecting": False, "due_at": None, "lease": lease, "lease_until": clock.now(LEASE_SECONDS)}
         if not Delivery.update(leased).where((Delivery.id == row.id) & IS_DUE).execute():
@@ -198,7 +198,7 @@ class DeliveryClaims:
 
 
 def has_valid_claim(delivery: Delivery) -> Any:
-    """Return the SQL condition that the claim of a delivery is still valid."""
+    """Return the SQL condition for a delivery whose claim is still valid."""
     return (Delivery.id == delivery.id) & (Delivery.lease == delivery.lease)
 
 
@@ -213,12 +213,12 @@ def _due_channels() -> list[Channel]:
 
 
 def _is_orphaned() -> Any:
-    """Return the SQL condition that a delivery is due and its channel was deleted."""
+    """Return the SQL condition for a due delivery whose channel was deleted."""
     return (Delivery.due_at <= clock.now()) & Delivery.channel_id.not_in(Channel.select(Channel.id))
 
 
 def _first_due(channel_ids: Iterable[str]) -> Sequence[Delivery]:
-    """Return, for each channel, the delivery that has been due for the longest time. Does not read other deliveries."""
+    """Return the longest-overdue delivery of each channel, without reading other deliveries."""
     is_due = (Delivery.channel_id == Channel.id) & (Delivery.due_at <= clock.now())
     first = Delivery.select(Delivery.id).where(is_due).order_by(Delivery.due_at, Delivery.id).limit(1)
     found: Any = Channel.select(first.alias("first_due")).where(Channel.id.in_(list(channel_ids))).tuples()
@@ -227,20 +227,23 @@ def _first_due(channel_ids: Iterable[str]) -> Sequence[Delivery]:
 
 
 def _logged(rows: Iterable[Delivery]) -> dict[str, LoggedEvent]:
-    """Return the events that deliveries report, by id. Events that the log no longer holds are left out."""
+    """Return the events reported by the deliveries, keyed by id. Events that are no longer in the log are omitted."""
     ids = {item["event_id"] for row in rows for item in row.items if item["event_id"] is not None}
     return {event.id: event for event in event_log.select([EventRow.id.in_(ids)], len(ids))} if ids else {}
 
 
 def _earlier_attempts(rows: Sequence[Delivery]) -> dict[str, str]:
-    """Return when an earlier message of each group is attempted again. Groups without such a message are left out."""
+    """Map each group to the time at which an earlier message is retried.
+
+    Groups without an earlier message are omitted.
+    """
     waits = Delivery.group_id.in_({row.group_id for row in rows}) & IS_DUE & ~Delivery.is_collecting
     found = Delivery.select(Delivery.group_id, Delivery.due_at).where(waits & (Delivery.status == "retrying"))
     return {str(row.group_id): str(row.due_at) for row in found}
 
 
 def _is_to_be_sent(row: Delivery, rule: Rule | None, people: Mapping[str, Person]) -> bool:
-    """Return whether a due delivery may be sent now. If not, end the delivery or hold it until quiet hours end."""
+    """Return whether a due delivery may be sent now. If not, end it or hold it until the quiet hours end."""
     if row.user_id is not None and row.user_id not in people:
         _end(row, "cancelled", "The person is not active.")
         return False
@@ -279,9 +282,9 @@ def _end(row: Delivery, status: str, reason: str) -> None:
 
 
 def _hold(row: Delivery, until: str) -> None:
-    """Move the events of a delivery into the summary that is sent when the quiet hours end.
+    """Move the events of a delivery to the summary that is sent at the end of the quiet hours.
 
-    The summary itself, and a message that was already attempted, wait unchanged.
+    The summary itself, and messages that were already attempted, wait unchanged.
     """
     if row.group_key == QUIET_KEY or not row.is_collecting:
         Delivery.update({**waiting_until(until), "ready_at": until}).where((Delivery.id == row.id) & IS_DUE).execute()

@@ -1,4 +1,4 @@
-"""Seals and opens the secret members of the configs of channels."""
+"""Encrypts and decrypts the secret members of channel configs."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class ChannelCredentials:
         return True  # damaged: the attempt says so
 
     def seal(self, channel_id: str, secrets: Mapping[str, str]) -> str | None:
-        """Return the secret members in the encrypted form that is stored, or None if there are none."""
+        """Return the secret members in encrypted form for storage, or None if there are none."""
         data = msgspec.json.encode(secrets)
         return self._sealer.encrypt(data, aad=_place(channel_id)).hex() if secrets else None
 
@@ -49,7 +49,7 @@ class ChannelCredentials:
             return None
 
     def config(self, row: Channel) -> dict[str, Any]:
-        """Return the complete config of a channel, with its secret members."""
+        """Return the complete config of a channel, including its secret members."""
         return {**row.config, **self.secrets(row)}
 
 

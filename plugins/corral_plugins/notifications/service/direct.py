@@ -37,7 +37,7 @@ SCHEMA: Json = {
 
 
 class DirectNotifications:
-    """Sends notifications whose sender gives the text and the recipients."""
+    """Sends notifications with a text and recipients given by the sender."""
 
     def __init__(
         self, accounts: Accounts, people: People, inbox: Inbox, redactor: Redactor, dispatcher: NotificationDispatcher
@@ -46,7 +46,7 @@ class DirectNotifications:
         self._dispatcher = dispatcher
 
     def check(self, fields: Json, *, by: Principal, pointer: str = "") -> None:
-        """Raise a `Problem` for people and channels that do not exist, or that the caller may not use."""
+        """Raise a `Problem` for people or channels that do not exist or that the caller may not use."""
         users, channels = _lower(fields.get("user_ids")), _lower(fields.get("channel_ids"))
         if channels and not by.may(MANAGE):
             raise Forbidden(f"Sending through channels needs the permission {MANAGE}.")
@@ -56,9 +56,9 @@ class DirectNotifications:
         _require_known(channels, known, f"{pointer}/channel_ids", "There is no channel with this id.")
 
     def send(self, fields: Json, *, by: Principal, object: tuple[str, str], pointer: str = "") -> str:
-        """Send a notification to the named people and channels, or to the caller if it names neither.
+        """Send a notification to the named people and channels, or to the caller if neither are named.
 
-        Return the id that all of its messages share.
+        Return the id shared by all messages of the notification.
         """
         fields = self._redactor.redact_json(fields)
         self.check(fields, by=by, pointer=pointer)
@@ -89,7 +89,7 @@ class DirectNotifications:
     def _write_deliveries(
         self, channel_ids: list[str], recipients: list[str], key: str, severity: str, item: dict[str, Any]
     ) -> None:
-        """Write the deliveries. Channels with `to_recipients` notify the recipients one by one."""
+        """Write the deliveries. Channels with `to_recipients` notify each recipient separately."""
         channels = list(Channel.select().where(Channel.id.in_(channel_ids)).order_by(Channel.id)) if channel_ids else []
         people = self._people.load(recipients).values() if channels else ()
         if channels:

@@ -35,7 +35,7 @@ ENTRY = UnitContext(label="notifications.dispatch", actor=SYSTEM, cause=(CAUSE,)
 
 
 class _DueWork(msgspec.Struct, frozen=True):
-    """The names of the events that someone is notified of, and the time when the next delivery is due."""
+    """The names of the events that cause notifications, and the time when the next delivery is due."""
 
     names: frozenset[str]
     next_time: str | None
@@ -64,7 +64,7 @@ class NotificationDispatcher(EventDispatcher[Claimed]):
         self._names: frozenset[str] = frozenset()
 
     async def run_once(self) -> float:
-        """Write messages about new events, and start due attempts. Return the seconds until the next attempt."""
+        """Write the messages about new events, and start due attempts. Return the seconds until the next attempt."""
         await self._fan_out.read()
         outlook = await self._work(self._look, entry=ENTRY, read=True)
         self._names = outlook.names
@@ -116,7 +116,7 @@ class NotificationDispatcher(EventDispatcher[Claimed]):
     async def _renew(self, claimed: Claimed) -> None:
         """Renew the lease of an attempt, and store which receivers have the message.
 
-        After a crash, the message is then sent twice to few receivers only.
+        After a crash, only a few receivers then get the message twice.
         """
         served = claimed.delivery.served
         while True:
@@ -129,10 +129,10 @@ class NotificationDispatcher(EventDispatcher[Claimed]):
                 await self._work(lambda: self._claims.renew(claimed), entry=ENTRY)
 
     async def _record(self, claimed: Claimed, result: SendResult) -> None:
-        """Record a result, and try again while the database is unavailable.
+        """Record a result, and retry while the database is unavailable.
 
-        A delivery whose result cannot be recorded would be attempted again forever. If recording fails for
-        another reason, a fixed text replaces the result.
+        A delivery whose result cannot be recorded would be attempted again and again. If recording fails for another
+        reason, a fixed text is therefore recorded instead of the result.
         """
         told = result
         while True:

@@ -44,7 +44,7 @@ SCHEMA: Json = {
 
 
 class EmailChannel:
-    """Sends notifications by mail, through the mail server that the settings `mail.*` name."""
+    """Sends notifications by mail, through the mail server configured in the `mail.*` settings."""
 
     def __init__(self, mail: Mail) -> None:
         self._mail = mail
@@ -56,8 +56,8 @@ class EmailChannel:
     async def send(self, config: Mapping[str, Any], notification: OutgoingNotification) -> SendResult:
         """Send a mail to each address that has not received it yet, even if another address is refused.
 
-        The addresses that have received the mail are listed in the notification, so that they are known if the
-        attempt is interrupted.
+        The notification lists the addresses that have received the mail, so that they are known if the attempt is
+        interrupted.
         """
         addresses = [notification.to] if notification.to is not None else config.get("to", [])
         served, refused = notification.served, ""

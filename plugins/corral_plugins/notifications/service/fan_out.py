@@ -1,9 +1,9 @@
-"""Reads the event log, and writes the notifications in the app and the outgoing messages.
+"""Reads the event log, and writes the in-app notifications and the outgoing messages.
 
 The position in the log is the cursor of a durable consumer. The cursor moves in the transaction that writes the
 notifications, so each event is handled once. The conditions of rules are evaluated between reading and writing, because
-no expression may be evaluated in a unit of work. Several processes may read the same events at the same time; only one
-of them writes.
+expressions must not be evaluated in a unit of work. Several processes may read the same events at the same time, but
+only one of them writes.
 """
 
 from __future__ import annotations
@@ -80,13 +80,13 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TitledEvents:
-    """Expands patterns into names of events, and gives events their titles."""
+    """Expands patterns to the names of events, and provides the titles of events."""
 
     def __init__(self, types: EventTypes) -> None:
         self._types = types
 
     def names(self, patterns: Iterable[str]) -> frozenset[str]:
-        """Return the names of the events that match the patterns, except the event that reports a new notification."""
+        """Return the names of the events that match the patterns, except the event that announces a notification."""
         return frozenset(self._types.expand(patterns)) - {OWN_EVENT}
 
     def describe(self, event: LoggedEvent, data: Mapping[str, Any]) -> NotificationContent:
@@ -102,7 +102,7 @@ class RuleMatching:
         self._expressions, self.titles = expressions, TitledEvents(types)
 
     async def matches(self, rules: Sequence[Rule], events: Sequence[LoggedEvent]) -> dict[str, list[Rule]]:
-        """Return the rules that apply to each event, by the id of the event."""
+        """Map the id of each event to the rules that apply to the event."""
         names = {rule.id: self.titles.names(rule.events) for rule in rules}
         found: dict[str, list[Rule]] = {}
         for event in events:
@@ -144,16 +144,15 @@ class NotificationFanOut:
         self._people, self._mentions, self._inbox, self._channel_types = people, mentions, inbox, channel_types
 
     async def create_cursor(self) -> None:
-        """Start at the end of the log if no position is stored, so that no later event is missed."""
+        """If no position is stored, start at the end of the log, so that no later event is missed."""
         if not await self._work(CURSOR.exists, entry=ENTRY, read=True):  # a start on a full disk only reads
             await self._work(CURSOR.create, entry=ENTRY)
 
     async def read(self, *, pass_over: bool = False) -> None:
         """Handle all new events. If another process handles them at the same time, leave the rest to that process.
 
-        With `pass_over`, the position also moves past events of which nobody is notified, even if there are
-        only a few of them. Otherwise the position could fall so far behind that old events could not be deleted
-        from the log.
+        With `pass_over`, the position also moves past small numbers of events that notify nobody. Otherwise, the
+        position could fall so far behind that old events could not be deleted from the log.
         """
 
         async def skip(reason: str) -> bool:
@@ -166,7 +165,7 @@ class NotificationFanOut:
                 pass
 
     def followed_names(self) -> frozenset[str]:
-        """Return the names of the events that someone is notified of. Runs in a unit of work."""
+        """Return the names of the events that may cause notifications. Runs in a unit of work."""
         patterns = {pattern for rule in _enabled_rules() for pattern in rule.events}
         return self._names(patterns)
 
@@ -190,7 +189,7 @@ class NotificationFanOut:
         return await self._handle(batch) < batch.reached or batch.more
 
     def _count_failure(self, reason: str) -> bool:
-        """Count a failure to handle the next event. Return whether the event was skipped."""
+        """Count a failure to handle the next event. Return whether the event is skipped because of it."""
         batch = self._load(1)
         return bool(batch.events) and CURSOR.count_failure(batch.before, batch.events[0], reason)
 
@@ -209,7 +208,7 @@ class NotificationFanOut:
         return Batch(events=events, rules=rules, before=before, reached=reached, more=reached < newest)
 
     async def _handle(self, batch: Batch) -> int:
-        """Write the notifications of the first events of a batch, and return the new position."""
+        """Write the notifications for the first events of a batch, and return the new position."""
         events = [event for event in batch.events if not _is_about_itself(event)]
         matched = await self._matching.matches(batch.rules, events)
         texts: dict[str, str] = {}
@@ -227,7 +226,7 @@ class NotificationFanOut:
         return plan.reached
 
     async def _members(self, role: str) -> list[str]:
-        """Return the ids of the active users with a role, at most 10,000.
+        """Return the ids of at most 10,000 active users with a role.
 
         Each page is read in a separate unit of work.
         """
@@ -247,9 +246,9 @@ class NotificationFanOut:
         names: Mapping[str, set[str]],
         roles: Mapping[str, Sequence[str]],
     ) -> _Plan:
-        """Choose how many of the first events one unit of work can handle, at least one.
+        """Choose how many of the first events to handle in one unit of work, at least one.
 
-        If a single event concerns too many people, they are notified in several units of work.
+        If a single event has too many recipients, they are notified in several units of work.
         """
         outgoing = _Outgoing(self._channel_types, events, matched)
         personal = {key: [rule for rule in rules if outgoing.needs_people(rule)] for key, rules in matched.items()}
@@ -298,7 +297,7 @@ class NotificationFanOut:
 class _Plan(msgspec.Struct, frozen=True, kw_only=True):
     """The events to handle, the people to notify, and the position in the log after the events.
 
-    `done` is the id of the last person who was already notified of the first event, or None.
+    If a part of the people was already notified of the first event, `done` is the id of the last of them.
     """
 
     events: list[LoggedEvent]
@@ -311,9 +310,9 @@ class _Plan(msgspec.Struct, frozen=True, kw_only=True):
 class _Outgoing:
     """The outgoing messages to which the events of a batch are added.
 
-    Each event goes through a channel to a person only once. A channel with receivers of its own gets only events
-    that all admins may read, because nobody knows who reads the channel. Such a channel is left out unless `to_all`
-    is set, because its message is written with the first chunk of people.
+    Each event is sent through a channel to a person only once. A channel with its own receivers gets only events that
+    all admins may read, because its readers are unknown. It gets events only if `to_all` is set, because its message is
+    written with the first chunk of people.
     """
 
     def __init__(
@@ -335,7 +334,7 @@ class _Outgoing:
         self.bundles: dict[Target, Bundle] = {}
 
     def needs_people(self, rule: Rule) -> bool:
-        """Return whether a rule notifies its recipients one by one."""
+        """Return whether a rule notifies its recipients individually."""
         channels = [self._channels[each] for each in rule.channel_ids if each in self._channels]
         return rule.in_app or any(channel.config.get("to_recipients") for channel in channels)
 
@@ -377,7 +376,7 @@ class _Outgoing:
 def _event_target(rule: Rule, channel_id: str, person: Person | None, key: str, severity: str) -> Target:
     """Return the target of an event.
 
-    In quiet hours, all except critical events go into one summary when the hours end.
+    During quiet hours, all events except critical ones are collected in one summary, which is sent when the hours end.
     """
     hold = None
     if severity != CRITICAL:
@@ -394,7 +393,7 @@ def _event_target(rule: Rule, channel_id: str, person: Person | None, key: str, 
 
 
 def _is_about_itself(event: LoggedEvent) -> bool:
-    """Return whether a notification caused an event. The alert about a failing channel does not count."""
+    """Return whether an event was caused by a notification. Alerts about failing channels do not count."""
     causes = msgspec.json.decode(event.cause, type=list[str])
     return event.type == OWN_EVENT or (CAUSE in causes and event.payload().get("kind") != CHANNEL_FAILING)
 
@@ -415,7 +414,7 @@ def _enabled_rules() -> list[Rule]:
 
 
 def _condition_data(event: LoggedEvent) -> dict[str, Any]:
-    """Return the value of `event` that the conditions of rules use."""
+    """Return the value of the variable `event` in the conditions of rules."""
     return {
         "event": event.type,
         "id": event.id,

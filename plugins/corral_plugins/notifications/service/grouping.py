@@ -21,11 +21,11 @@ SHOWN_ITEMS, MAX_OBJECTS, AT_ONCE = 10, 200, 500
 QUIET_KEY = "quiet hours"
 CRITICAL = "critical"
 LOCK = "notifications.collect"
-"""The lock of those that add events to waiting messages or claim them, so that no event is lost in between."""
+"""The lock held while events are added to waiting messages, or while messages are claimed, so that no event is lost."""
 
 
 class Target(msgspec.Struct, frozen=True, kw_only=True):
-    """The destination of a message: the channel, the person if the channel notifies people, and the group of events."""
+    """The destination of a message: the channel, the group of events and, for channels to individuals, the person."""
 
     rule_id: str
     channel_id: str
@@ -35,7 +35,7 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def id(self) -> str:
-        """The hash that identifies the group of the target."""
+        """The hash that identifies the target's group of events."""
         parts = [self.rule_id, self.channel_id, self.user_id, self.group_key]
         return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()
 
@@ -49,7 +49,7 @@ class Bundle(msgspec.Struct, kw_only=True):
     objects: list[str] | None = []
 
     def add(self, item: Json, severity: Severity, object: tuple[str, str], state: Iterable[Any]) -> None:
-        """Add an event. `state` is the state of the object that the event reports."""
+        """Add an event. `state` is the reported state of the event's object."""
         mark = mark_of(item["event"], object, severity, item["title"], *state)
         objects = merge_marks(self.objects, [mark])
         self.merge(severity, 1, [item], objects)
@@ -65,7 +65,7 @@ class Bundle(msgspec.Struct, kw_only=True):
 
 
 def mark_of(event: str, object: tuple[str, str], *state: Any) -> str:
-    """Return a short hash of the object and the state that an event reports, to recognise an unchanged group."""
+    """Return a short hash of an event's object and reported state. The hash serves to recognise an unchanged group."""
     return hashlib.sha256(msgspec.json.encode([event, *object, *state])).hexdigest()[:16]
 
 
@@ -83,7 +83,7 @@ def highest(one: Severity, other: Severity) -> Severity:
 
 
 def group_key_of(group_by: Iterable[str], event: str, object: tuple[str, str], data: Mapping[str, Any]) -> str:
-    """Return the text that identifies the group of an event: the values that the event is grouped by, or its object."""
+    """Return the text that identifies the group of an event: its values for the `group_by` keys, or else its object."""
     keys = list(group_by)
     if not keys:
         return f"{event} {object[0]} {object[1]}"[:200]
@@ -93,7 +93,7 @@ def group_key_of(group_by: Iterable[str], event: str, object: tuple[str, str], d
 
 
 def write_bundles(bundles: Mapping[Target, Bundle], rules: Mapping[str, Rule]) -> None:
-    """Add events to the messages that still collect events, or create new messages."""
+    """Add events to messages that are still collecting events, or create new messages."""
     if not bundles:
         return
     advisory_lock(LOCK)
@@ -110,9 +110,9 @@ def write_bundles(bundles: Mapping[Target, Bundle], rules: Mapping[str, Rule]) -
 
 
 def join_or_begin(target: Target, bundle: Bundle, due_at: str) -> None:
-    """Add events to the target's message that still collects events, or create a message that is due at `due_at`.
+    """Add events to the target's collecting message, or create a message that is due at `due_at`.
 
-    The caller holds the lock.
+    The caller must hold the lock `LOCK`.
     """
     row = _collecting([target.id]).get(target.id)
     if row is None or not _join(row, bundle):
@@ -120,7 +120,7 @@ def join_or_begin(target: Target, bundle: Bundle, due_at: str) -> None:
 
 
 def remember_sent(row: Delivery) -> None:
-    """Store what the message of a group reported and when it was sent."""
+    """Store the content of a group's last message, and the time when it was sent."""
     if row.group_id is not None:
         now = clock.now()
         sent = {Group.last_sent_at: now, Group.objects: row.objects}
@@ -129,12 +129,12 @@ def remember_sent(row: Delivery) -> None:
 
 
 def next_of(group: Group, rule: Rule) -> str:
-    """Return the instant from which the next message of a group may be sent."""
+    """Return the earliest instant at which the next message of a group may be sent."""
     return clock.format_instant(clock.parse_instant(group.last_sent_at) + rule.group_interval_seconds)
 
 
 def is_unchanged(row: Delivery, group: Group | None, repeat_seconds: int) -> bool:
-    """Return whether the group's last message reported the same, and was sent too recently to repeat it."""
+    """Return whether a message only repeats the group's last message, which was sent too recently to be repeated."""
     if group is None or row.objects is None or group.objects is None or not set(row.objects) <= set(group.objects):
         return False
     return repeat_seconds == 0 or group.last_sent_at > clock.now(-repeat_seconds)

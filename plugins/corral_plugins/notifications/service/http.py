@@ -27,7 +27,7 @@ REPEATED_STATUSES = frozenset({408, 425, 429})
 
 
 class HttpAnswer(msgspec.Struct, frozen=True, kw_only=True):
-    """The response of a service, or the reason why there was none."""
+    """The response of a service, or the reason why there is no response."""
 
     status: int = 0
     text: str = ""
@@ -67,7 +67,7 @@ class ChannelHttp:
 
 
 def judge_answer(answer: HttpAnswer) -> SendResult:
-    """Return the result of an attempt, which depends on the status of the response."""
+    """Return the result of an attempt, based on the status of the response."""
     if answer.failure is not None:
         return answer.failure
     if 200 <= answer.status < 300:
@@ -88,7 +88,7 @@ def _user_agent() -> str:
 
 
 def _retry_after(response: httpx2.Response) -> float | None:
-    """Return the seconds that a service asks to wait, at most a day."""
+    """Return the number of seconds that a service asks to wait, at most a day, or None."""
     told = response.headers.get("retry-after", "").strip()
     if response.status_code not in (429, 503) or not told:
         return None

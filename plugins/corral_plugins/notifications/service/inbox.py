@@ -1,4 +1,4 @@
-"""Writes and lists the notifications of people in the app. Every method runs in the caller's unit of work."""
+"""Writes and lists in-app notifications. Every method runs in the caller's unit of work."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ COUNTING_SECONDS = 300.0  # for which further events of a group count up a notif
 MAX_A_USER, AT_ONCE, SHOWN_TITLES = 10_000, 500, 10
 UNREAD = Notification.read_at.is_null()
 REQUESTS = ("approval.created", "approval.updated", "code_review.created", "code_review.updated")
-"""The events that ask people for a decision, and remind them of it."""
+"""The events that ask people for a decision or remind them of it."""
 Position = tuple[str, str]
-"""A place in the notifications of all people: the time and the id of one."""
+"""A position in the list of all notifications: the time and the id of a notification."""
 
 
 class NewNotification(msgspec.Struct, frozen=True, kw_only=True):
-    """The notification of one person about one event."""
+    """A notification for one person about one event."""
 
     user_id: str
     type: str
@@ -47,12 +47,12 @@ class NewNotification(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Inbox:
-    """The notifications of people in the app."""
+    """The in-app notifications of all people."""
 
     def add(self, new: Iterable[NewNotification]) -> None:
-        """Write notifications, or count further events in an unread notification of the same person and group.
+        """Write notifications, or add the events to an unread notification of the same person and group.
 
-        A notification counts further events for 5 minutes.
+        Events can be added to a notification for 5 minutes.
         """
         groups: dict[tuple[str, str], list[NewNotification]] = {}
         for each in new:
@@ -86,7 +86,7 @@ class Inbox:
         return paginate(rows, query, by, scope="notifications", order=order, make=notification_view)
 
     def get(self, notification_id: str, *, by: Principal) -> NotificationView:
-        """Return a notification of the caller."""
+        """Return one of the caller's notifications."""
         return notification_view(find_notification(notification_id, by))
 
     def count_unread(self, *, by: Principal) -> UnreadCount:
@@ -98,7 +98,7 @@ class Inbox:
         return UnreadCount(unread=sum(found.values()), by_severity=found)
 
     def mark(self, notification_id: str, is_read: bool, *, by: Principal) -> NotificationView:
-        """Mark a notification of the caller as read or unread."""
+        """Mark one of the caller's notifications as read or unread."""
         row = find_notification(notification_id, by)
         changed = UNREAD if is_read else Notification.read_at.is_null(False)
         at = clock.now() if is_read else None
@@ -107,19 +107,19 @@ class Inbox:
         return notification_view(row)
 
     def mark_all(self, body: MarkAllRead, *, by: Principal) -> MarkedRead:
-        """Mark the caller's notifications as read, except those that count an event after the call or `before`."""
+        """Mark the caller's notifications as read, except those with an event after the call or after `before`."""
         before = clock.now() if body.before is UNSET else clock.from_datetime(body.before)
         mine = visible(Notification, by) & UNREAD & (Notification.last_at < before)
         return MarkedRead(updated=int(Notification.update(read_at=clock.now()).where(mine).execute()))
 
     def delete(self, notification_id: str, *, by: Principal) -> None:
-        """Delete a notification of the caller."""
+        """Delete one of the caller's notifications."""
         row = find_notification(notification_id, by)
         Notification.delete().where(Notification.id == row.id).execute()
 
 
 def mark_requests(user_id: str, object_type: str, object_id: str) -> None:
-    """Mark the notifications that asked a person for a decision on an object as read."""
+    """Mark as read the notifications that asked a person for a decision on an object."""
     about = (Notification.object_type == object_type) & (Notification.object_id == object_id)
     mine = (Notification.user_id == user_id) & UNREAD & Notification.type.in_(REQUESTS)
     Notification.update(read_at=clock.now()).where(mine & about).execute()
@@ -150,7 +150,7 @@ def delete_of_user(user_id: str) -> int:
 
 
 def users_with_surplus() -> list[tuple[str, int]]:
-    """Return people with more than 10,000 notifications, and the number of surplus notifications of each."""
+    """Return the users with more than 10,000 notifications, each with the number of notifications above this limit."""
     number = peewee.fn.COUNT(Notification.id)
     rows: Any = Notification.select(Notification.user_id, number).group_by(Notification.user_id)
     return [(user_id, count - MAX_A_USER) for user_id, count in rows.having(number > MAX_A_USER).tuples()]
@@ -159,7 +159,7 @@ def users_with_surplus() -> list[tuple[str, int]]:
 def delete_surplus(user_id: str, surplus: int) -> int:
     """Delete a batch of a person's surplus notifications. Return the number of deleted notifications.
 
-    Notifications that were read are deleted first, the oldest before the others.
+    Read notifications are deleted first, and older ones before newer ones.
     """
     order = (Notification.read_at.is_null(), Notification.created_at)
     mine = Notification.select(Notification.id).where(Notification.user_id == user_id).order_by(*order)
@@ -171,7 +171,7 @@ def _hash(text: str) -> str:
 
 
 def _unread_rows(groups: Collection[tuple[str, str]]) -> dict[tuple[str, str], Notification]:
-    """Return the newest unread notification of each person and group to which further events can still be added."""
+    """Return, for each person and group, the newest unread notification to which events can still be added."""
     people, keys = {user_id for user_id, _ in groups}, {key for _, key in groups}
     is_recent = UNREAD & (Notification.created_at > clock.now(-COUNTING_SECONDS))
     mine = Notification.user_id.in_(people) & Notification.group_key.in_(keys)
@@ -186,7 +186,7 @@ def _count_unread(people: Collection[str]) -> dict[str, int]:
 
 
 def _count_up(row: Notification, items: list[NewNotification]) -> bool:
-    """Count further events in a notification. Return False if the notification has been read in the meantime."""
+    """Add events to a notification. Return False if the notification has been read in the meantime."""
     changes = {**_newest(items[-1]), "titles": _titles(row.titles or [row.title], items), "last_at": clock.now()}
     counted = {**changes, "count": Notification.count + len(items)}
     if not Notification.update(counted).where((Notification.id == row.id) & UNREAD).execute():
@@ -208,7 +208,7 @@ def _new_row(key: str, items: list[NewNotification]) -> Notification:
 
 
 def _titles(known: list[str], items: Iterable[NewNotification]) -> list[str]:
-    """Return the first different titles, out of the titles that are already stored and the titles of further events."""
+    """Return the first distinct titles among the stored titles and the titles of further events."""
     return list(dict.fromkeys([*known, *(item.title for item in items)]))[:SHOWN_TITLES]
 
 

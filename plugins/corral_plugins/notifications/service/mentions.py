@@ -1,4 +1,4 @@
-"""Finds the people whom messages and comments on code reviews mention as `@name`."""
+"""Finds the people mentioned as `@name` in messages and code review comments."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from corral_plugins.code_reviews.api import CodeReviews
 from corral_plugins.messages.api import Messages
 
 MENTION = "mention"
-"""The entry of the setting and of preferences, and the type of a notification about a mention."""
+"""The key for mentions in the setting and in preferences, and the type of notifications about mentions."""
 MENTIONING = ("message.new", "code_review.commented")
 MAX_NAMES = 20
 _NAME = re.compile(r"(?<![\w@.+-])@([A-Za-z0-9][\w.+-]{0,63}(?:@[A-Za-z0-9][A-Za-z0-9.-]{0,189})?)")
@@ -27,7 +27,7 @@ class Mentions:
         self._accounts = accounts
 
     def texts(self, events: Iterable[LoggedEvent]) -> dict[str, str]:
-        """Return the texts to which events refer, by the ids of the events."""
+        """Return the texts to which events refer, keyed by event id."""
         ids: dict[str, dict[str, str]] = {name: {} for name in MENTIONING}
         for event in events:
             if event.type in ids:
@@ -42,14 +42,14 @@ class Mentions:
         return found
 
     def people(self, names: Mapping[str, set[str]]) -> dict[str, set[str]]:
-        """Return the ids of the people with these names, by the same keys as `names`."""
+        """Replace each set of names with the ids of the people who have these names."""
         wanted = {name for some in names.values() for name in some}
         found = self._accounts.find_named(wanted) if wanted else {}
         return {key: {each for name in some for each in found.get(name, ())} for key, some in names.items()}
 
 
 def names_in(text: str) -> set[str]:
-    """Return the names that are mentioned, at most 20."""
+    """Return at most 20 names that are mentioned in a text."""
     found: set[str] = set()
     for match in _NAME.finditer(text):
         found.add(match[1].rstrip(".+-").lower())

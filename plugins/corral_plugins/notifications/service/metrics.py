@@ -27,7 +27,7 @@ class NotificationMetrics:
         self._attempts[channel_type if channel_type in CHANNEL_TYPES else OTHER, outcome] += 1
 
     def definitions(self) -> list[Metric]:
-        """Return the definitions of all metrics of notifications."""
+        """Return the definitions of all notification metrics."""
         return [
             Metric(
                 name="corral_notifications_total",
@@ -48,6 +48,6 @@ class NotificationMetrics:
 
 
 def longest_lag() -> Mapping[tuple[str, ...], float]:
-    """Return how many seconds the delivery that has waited longest is overdue."""
+    """Return the number of seconds by which the longest-waiting delivery is overdue."""
     due: Any = Delivery.select(peewee.fn.MIN(Delivery.due_at)).where(Delivery.due_at.is_null(False)).scalar()
     return {(): 0.0 if due is None else max(0.0, clock.time_s() - clock.parse_instant(due))}

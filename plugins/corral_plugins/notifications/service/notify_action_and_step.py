@@ -1,4 +1,4 @@
-"""The trigger action and the workflow step with which triggers and runs send notifications."""
+"""The trigger action and the workflow step that send notifications."""
 
 from __future__ import annotations
 
@@ -13,13 +13,16 @@ NAME = "notify"
 
 
 class NotifyActionAndStep:
-    """The action and the step `notify`. The plugin connects them to the service with `set_implementation`."""
+    """The trigger action and the workflow step `notify`.
+
+    The plugin connects them to the service with `set_implementation`.
+    """
 
     def __init__(self) -> None:
         self._direct: DirectNotifications | None = None
 
     def set_implementation(self, direct: DirectNotifications) -> None:
-        """Connect the action and the step to the service that they use."""
+        """Connect the action and the step to their service."""
         self._direct = direct
 
     def action(self) -> TriggerAction:
@@ -42,7 +45,7 @@ class NotifyActionAndStep:
         )
 
     def _run_action(self, context: FireContext, fields: Json) -> Json:
-        """Send a notification with the rights of the trigger's owner."""
+        """Send a notification with the permissions of the trigger's owner."""
         about = ("trigger", context.trigger_id)
         return {"notification_id": self._connected().send(fields, by=context.owner, object=about, pointer="/action")}
 

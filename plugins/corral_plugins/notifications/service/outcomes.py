@@ -49,7 +49,7 @@ class DeliveryOutcomes:
     def record_test(self, channel_id: str, kind: ChannelType, result: SendResult) -> None:
         """Record the result of a test notification.
 
-        Admins are not alerted, because one of them waits for the result.
+        Admins are not alerted, because the admin who sent the test already sees the result.
         """
         row: Channel | None = locked(Channel.select().where(Channel.id == channel_id)).first()
         if row is not None:
@@ -58,7 +58,7 @@ class DeliveryOutcomes:
     def _next_state(self, claimed: Claimed, result: SendResult) -> dict[str, Any]:
         """Return the changes to the state of a delivery.
 
-        If the service asks to wait, the attempt does not count during the first day.
+        If the service asks to wait, the attempt is not counted during the first day.
         """
         schedule, attempts = self._settings.get(RETRY_SCHEDULE), claimed.delivery.attempts + 1
         if result.error is None:
@@ -72,7 +72,7 @@ class DeliveryOutcomes:
 
 
 def _record_channel(row: Channel, kind: ChannelType, result: SendResult) -> bool:
-    """Record in the row of the channel how an attempt ended. Return whether the channel is failing."""
+    """Record the result of an attempt in the channel's row. Return whether the channel is failing."""
     mine = Channel.id == row.id
     if result.error is None:
         well = {"last_success_at": clock.now(), "last_error": None, "failing_since": None}
@@ -91,10 +91,10 @@ def _record_channel(row: Channel, kind: ChannelType, result: SendResult) -> bool
 
 
 def _make_due(channel_id: str) -> None:
-    """Make waiting deliveries due soon, because the channel works.
+    """Make waiting deliveries due soon, because the channel works again.
 
-    The deliveries wait for another attempt or for an earlier message. They do not become due at once: an overloaded
-    receiver may accept a few messages, and the others would then use up their attempts within seconds.
+    The deliveries wait for another attempt or for an earlier message. They do not become due immediately: an overloaded
+    receiver may accept only a few messages, and the other deliveries would then use up their attempts within seconds.
     """
     now, soon = clock.now(), clock.now(PAUSE_SECONDS)
     waiting = Delivery.select(Delivery.id).where(
@@ -116,7 +116,7 @@ def _alert_admins(row: Channel, result: SendResult) -> None:
 
 
 def _error(result: SendResult) -> str | None:
-    """Return the error in a form that every database stores: without control characters and lone surrogates."""
+    """Return the error without control characters and lone surrogates, so that every database can store it."""
     if result.error is None:
         return None
     return one_line(result.error.encode(errors="replace").decode(), MAX_ERROR)

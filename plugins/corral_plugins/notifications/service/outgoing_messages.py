@@ -1,4 +1,4 @@
-"""Builds outgoing notifications, with links to the objects that they are about. No method needs a unit of work."""
+"""Builds outgoing notifications with links to their objects. No method needs a unit of work."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class OutgoingMessages:
         self._settings, self._public_url, self._redactor = settings, installation.public_url, redactor
 
     def of_delivery(self, row: Delivery, *, to: str | None = None) -> OutgoingNotification:
-        """Return the notification of a delivery. `to` is the person's address if it is for one person."""
+        """Return the notification of a delivery. `to` is the person's address if the notification is for one person."""
         items = [msgspec.convert(self._redactor.redact_json(each), OutgoingItem) for each in row.items]
         return self.build(
             {"id": row.id, "severity": row.severity, "count": row.count, "created_at": row.created_at},

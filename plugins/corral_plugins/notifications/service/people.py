@@ -1,4 +1,4 @@
-"""Finds the people whom events concern, with the rights that they have now. Every method runs in a unit of work."""
+"""Finds the people to notify of events, with their current permissions. Every method runs in a unit of work."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FAILURE = "error"
 
 
 class Person(msgspec.Struct, frozen=True, kw_only=True):
-    """A person who may be notified: their rights, their address, and their preferences."""
+    """A person who may be notified, with their permissions, address and preferences."""
 
     principal: Principal
     email: str
@@ -37,7 +37,7 @@ class Person(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class People:
-    """The people whom the events of one batch concern."""
+    """The people to notify of the events of one batch."""
 
     approvals: Approvals | None
     code_reviews: CodeReviews | None
@@ -46,14 +46,14 @@ class People:
         self._accounts, self._rights = accounts, rights
 
     def with_role(self, role: str, cursor: str = "") -> tuple[list[str], str | None]:
-        """Return one page of the ids of active users with a role, and the cursor of the next page or None."""
+        """Return a page of the ids of active users with a role, and the cursor of the next page or None."""
         page = self._accounts.list(
             UserQuery(role=[cast(Role, role)], is_active=True, limit=200, cursor=cursor or UNSET), SYSTEM_PRINCIPAL
         )
         return [user.id for user in page.items], page.next
 
     def load(self, user_ids: Collection[str]) -> dict[str, Person]:
-        """Return the active users among these users, by id."""
+        """Return the active users among the given users, keyed by id."""
         principals = self._accounts.principals_of(user_ids)
         users = {key: user for key, user in self._accounts.get_many(principals).items() if key in principals}
         wishes = {row.user_id: row for row in Preference.select().where(Preference.user_id.in_(list(users)))}
@@ -69,7 +69,10 @@ class People:
         }
 
     def concerned(self, event: LoggedEvent, data: Mapping[str, Any], roles: Mapping[str, Sequence[str]]) -> set[str]:
-        """Return the ids of the people who are notified of an event without any rule. `roles` maps roles to people."""
+        """Return the ids of the people who are notified of an event without any rule.
+
+        `roles` maps roles to user ids.
+        """
         match DEFAULTS[event.type]:
             case "owner":
                 found = {event.owner_id}
@@ -120,7 +123,7 @@ class People:
 
 
 def receivers_of(channel: Channel, people: Iterable[Person], severity: str) -> Sequence[Person | None]:
-    """Return the people whom a channel notifies one by one, or only None if the channel has receivers of its own."""
+    """Return the people whom a channel notifies individually, or only None if the channel has its own receivers."""
     if not channel.config.get("to_recipients"):
         return (None,)
     wanted = {"all": True, "important": is_at_least(severity, FAILURE), "off": False}

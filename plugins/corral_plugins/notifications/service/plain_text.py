@@ -1,4 +1,4 @@
-"""Turns text that people and agents wrote into plain text that no service interprets as markup or mentions.
+"""Turns text from people and agents into plain text that no service interprets as markup or mentions.
 
 No function needs a unit of work.
 """
@@ -20,12 +20,12 @@ CUT = "…"
 
 
 def one_line(text: str, limit: int) -> str:
-    """Return a string without control characters as one line of at most `limit` characters."""
+    """Return the text as one line of at most `limit` characters, without control characters."""
     return truncate(_SPACES.sub(" ", _CONTROLS.sub(" ", text)).strip(), limit)
 
 
 def without_control_characters(text: str, limit: int) -> str:
-    """Return a string without control characters, except line breaks, of at most `limit` characters."""
+    """Return at most `limit` characters of the text, without control characters except line breaks."""
     return truncate(_CONTROLS.sub(" ", text.replace("\r\n", "\n")).strip(), limit)
 
 
@@ -37,10 +37,10 @@ def truncate(text: str, limit: int, tail: str = "") -> str:
 
 
 def without_markup(text: str) -> str:
-    """Return a string without markup and mentions, for services that interpret them.
+    """Return a string without markup and mentions, for services that interpret markup and mentions.
 
-    The string contains no `@channel`, `@here` or `@name`, no links whose label hides the address, and no marks for
-    bold or code.
+    The string contains no `@channel`, `@here` or `@name`, no links whose label hides the address, and no bold or code
+    markers.
     """
     text = unicodedata.normalize("NFC", text)
     text = _ANGLES.sub("", text)
@@ -49,7 +49,7 @@ def without_markup(text: str) -> str:
 
 
 def length_utf16(text: str) -> int:
-    """Return the length of a string in UTF-16 units, which some services count."""
+    """Return the length of a string in UTF-16 code units, which is the length that some services limit."""
     return len(text.encode("utf-16-le")) // 2
 
 

@@ -1,4 +1,4 @@
-"""Reads and changes the preferences of people. Every method runs in the caller's unit of work."""
+"""Reads and changes people's notification preferences. Every method runs in the caller's unit of work."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from corral_plugins.notifications.shapes import Preferences, PreferencesPatch
 
 
 class PreferenceManagement:
-    """The preferences of people."""
+    """People's notification preferences."""
 
     def get(self, *, by: Principal) -> Preferences:
-        """Return the preferences of the caller."""
+        """Return the caller's preferences."""
         row: Preference | None = Preference.get_or_none(Preference.user_id == by.user_id)
         if row is None:
             return Preferences()
         return convert(Preferences, {"mute": row.mute, "email": row.email, "quiet_hours": row.quiet_hours})
 
     def update(self, patch: PreferencesPatch, *, by: Principal) -> Preferences:
-        """Change the preferences of the caller."""
+        """Change the caller's preferences."""
         given = {name: value for name, value in msgspec.structs.asdict(patch).items() if value is not UNSET}
         changes: dict[str, Any] = msgspec.to_builtins(given)
         if "mute" in changes:

@@ -1,4 +1,4 @@
-"""Shows what a rule would have sent, based on the event log. Runs outside units of work."""
+"""Shows the messages that a rule would have sent for past events in the log. Runs outside units of work."""
 
 from __future__ import annotations
 
@@ -37,7 +37,10 @@ class RulePreviews:
         self._work, self._matching = work, matching
 
     async def simulate(self, rule: Rule, days: int) -> RulePreview:
-        """Return what a rule would have sent for the events of the last days, even if the rule is disabled."""
+        """Return the messages that a rule would have sent for the events of the last `days` days.
+
+        The rule may be disabled.
+        """
         rule.since_seq = 0
         since, names = clock.now(-days * DAY), sorted(self._matching.titles.names(rule.events))
         simulation, count, matched = _Simulation(rule), 0, 0
@@ -77,7 +80,7 @@ class _Message:
 
 
 class _Simulation:
-    """Groups past events in the way in which the rule would have grouped them when they occurred."""
+    """Groups past events as the rule would have grouped them at the time."""
 
     def __init__(self, rule: Rule) -> None:
         self._rule = rule
@@ -86,7 +89,7 @@ class _Simulation:
         self._sent: list[_Message] = []
 
     def add(self, event: LoggedEvent, data: Mapping[str, Any], title: str) -> None:
-        """Add the next event. Events must be added in order of time."""
+        """Add the next event. Events must be added in chronological order."""
         rule, at, object = self._rule, clock.parse_instant(event.ts), (event.object_type, event.object_id)
         severity = severity_of(event, data)
         ends = None if severity == CRITICAL else end_of_quiet_hours(rule.quiet_hours, at)

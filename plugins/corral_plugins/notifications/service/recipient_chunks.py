@@ -1,8 +1,8 @@
-"""Divides the people whom an event concerns into chunks, each of which one unit of work can notify.
+"""Divides the recipients of an event into chunks, each of which one unit of work can notify.
 
-An event may concern thousands of people. They are then notified in the order of their ids, in several units of work.
-Each unit of work stores the last person whom it notified, so that nobody is notified twice if the process ends in
-between.
+An event may have thousands of recipients. They are then notified in the order of their ids, in several units of work.
+Each unit of work stores the last person whom it notified, so that nobody is notified twice if the process dies between
+two units of work.
 """
 
 from __future__ import annotations
@@ -27,7 +27,10 @@ def progress_of(event_id: str) -> str | None:
 
 
 def store_progress(event_id: str, done: str | None) -> None:
-    """Store the last person who was notified of an event, or None after the last chunk. Runs in a unit of work."""
+    """Store the id of the last person who was notified of an event, or None after the last chunk.
+
+    Runs in a unit of work.
+    """
     Progress.delete().execute()
     if done is not None:
         Progress.create(event_id=event_id, user_id=done)

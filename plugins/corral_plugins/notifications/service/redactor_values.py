@@ -1,4 +1,4 @@
-"""Loads the secrets of all channels into the redactor of this process, at start and after every change."""
+"""Loads the secrets of all channels into this process's redactor, at startup and after every change."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from corral_plugins.notifications.service.credentials import ChannelCredentials
 
 
 class ChannelRedactorValues(TableRedactorValues[Channel]):
-    """Keeps the redactor's copy of the credentials of channels up to date."""
+    """Keeps the redactor's copy of channel credentials up to date."""
 
     source = "notifications"
     model = Channel

@@ -30,7 +30,7 @@ MAX_USED_BY = 100
 
 
 def find_notification(notification_id: str, caller: Principal) -> Notification:
-    """Return a notification of the caller. Raise `NotFound`."""
+    """Return one of the caller's notifications. Raise `NotFound` if there is none with this id."""
     mine = (Notification.id == notification_id.lower()) & visible(Notification, caller)
     row: Notification | None = Notification.get_or_none(mine)
     if row is None:
@@ -39,7 +39,7 @@ def find_notification(notification_id: str, caller: Principal) -> Notification:
 
 
 def find_channel(channel_id: str) -> Channel:
-    """Return a channel. Raise `NotFound`."""
+    """Return a channel. Raise `NotFound` if it does not exist."""
     row: Channel | None = Channel.get_or_none(Channel.id == channel_id.lower())
     if row is None:
         raise NotFound("There is no channel with this id.")
@@ -47,7 +47,7 @@ def find_channel(channel_id: str) -> Channel:
 
 
 def find_rule(rule_id: str) -> Rule:
-    """Return a rule. Raise `NotFound`."""
+    """Return a rule. Raise `NotFound` if it does not exist."""
     row: Rule | None = Rule.get_or_none(Rule.id == rule_id.lower())
     if row is None:
         raise NotFound("There is no notification rule with this id.")
@@ -55,7 +55,7 @@ def find_rule(rule_id: str) -> Rule:
 
 
 def find_delivery(delivery_id: str) -> Delivery:
-    """Return a delivery. Raise `NotFound`."""
+    """Return a delivery. Raise `NotFound` if it does not exist."""
     row: Delivery | None = Delivery.get_or_none(Delivery.id == delivery_id.lower())
     if row is None:
         raise NotFound("There is no delivery with this id.")
@@ -71,7 +71,7 @@ def notification_view(row: Notification) -> NotificationView:
 
 
 def used_by(channel_ids: Collection[str]) -> dict[str, list[RuleRef]]:
-    """Return the rules that use each of the channels, at most 100 rules for each channel."""
+    """Return, for each channel, at most 100 rules that use the channel."""
     joined = Rule.select(RuleChannel.channel_id, Rule.id, Rule.name).join(
         RuleChannel, on=RuleChannel.rule_id == Rule.id
     )
@@ -85,7 +85,7 @@ def used_by(channel_ids: Collection[str]) -> dict[str, list[RuleRef]]:
 
 
 def status_of(row: Channel) -> ChannelStatus:
-    """Return the state of a channel, which depends on its last attempt."""
+    """Return the status of a channel, based on its last attempt."""
     if row.failing_since is not None:
         return "failing"
     return "untested" if row.last_success_at is None else "ok"

@@ -48,7 +48,7 @@ class RuleManagement:
         return find_rule(rule_id)
 
     def create(self, new: NewNotificationRule) -> NotificationRuleView:
-        """Create a rule whose events and conditions have already been checked. It applies to events from now on."""
+        """Create a rule whose events and conditions have already been checked. The rule applies only to new events."""
         _require_free_name(new.name)
         values = self._values(new)
         now = clock.now()
@@ -81,7 +81,7 @@ class RuleManagement:
         return rule_view(row)
 
     def delete(self, rule_id: str, match: IfMatch) -> None:
-        """Delete a rule. Messages that it has begun are still sent."""
+        """Delete a rule. Messages that the rule has already begun are still sent."""
         locked(Rule.select(Rule.id).where(Rule.id == rule_id.lower())).first()  # keeps the version as it is
         row = find_rule(rule_id)
         match.check(row.version)
@@ -92,7 +92,7 @@ class RuleManagement:
     # -- parts
 
     def _values(self, given: NewNotificationRule | RulePatch) -> dict[str, Any]:
-        """Convert the given fields to database columns. Raise `Invalid` for people and channels that do not exist."""
+        """Convert the given fields to database columns. Raise `Invalid` if a person or channel does not exist."""
         values = {name: getattr(given, name) for name in FIELDS if getattr(given, name) is not UNSET}
         for name in ("events", "group_by", "channel_ids"):
             if name in values:

@@ -23,7 +23,7 @@ ENTRY = UnitContext(label="notifications.test", actor=SYSTEM, cause=(CAUSE,))
 
 
 class ChannelTester:
-    """Sends test notifications, each only once, and records the result in the state of the channel."""
+    """Sends test notifications, without retries, and records the results in the state of the channel."""
 
     def __init__(
         self,

@@ -24,7 +24,7 @@ ATTEMPT_SECONDS = 900.0  # no type of channel takes so long by itself: a mail to
 
 
 class ChannelSender:
-    """Sends notifications. While the circuit breaker is open, raises `CircuitOpen` and sends nothing."""
+    """Sends notifications. If the channel's circuit breaker is open, raises `CircuitOpen` instead of sending."""
 
     breakers: Breakers | None
 
@@ -64,7 +64,7 @@ class ChannelSender:
 
 
 def _names_of_channels() -> list[str]:
-    """Return the names of the circuit breakers of channels. Runs in a unit of work."""
+    """Return the names of the channels' circuit breakers. Runs in a unit of work."""
     return [f"{CHANNEL_BREAKER}:{row.id}" for row in Channel.select(Channel.id).where(Channel.is_enabled).limit(2000)]
 
 

@@ -49,7 +49,7 @@ class SlackChannel:
         )
 
     async def check(self, config: Mapping[str, Any]) -> Sequence[str]:
-        """Raise `Invalid` unless the webhook belongs to Slack."""
+        """Raise `Invalid` if the webhook URL does not belong to Slack."""
         url = config.get("webhook_url")
         if url is None:
             return ()
@@ -70,7 +70,7 @@ class SlackChannel:
 
 
 def slack_text(notification: OutgoingNotification) -> str:
-    """Return the text of a message. Nothing that people or agents wrote in it can act as markup or a mention."""
+    """Return the text of a message, escaped so that text from people or agents cannot act as markup or a mention."""
     text = "\n".join(part for part in (notification.title, notification.body) if part)
     tail = f"\n{notification.url}" if notification.url else ""
     shown = without_markup(text)

@@ -69,13 +69,13 @@ class TelegramChannel:
 
 
 def telegram_text(notification: OutgoingNotification) -> str:
-    """Return the text of a message. Nothing that people or agents wrote in it can act as a mention."""
+    """Return the text of a message, escaped so that text from people or agents cannot act as a mention."""
     text = "\n".join(part for part in (notification.title, notification.body) if part)
     return truncate_utf16(without_markup(text), LIMIT, f"\n{notification.url}" if notification.url else "")
 
 
 def _told_wait(answer: HttpAnswer) -> float | None:
-    """Return the number of seconds for which the body of a response asks to wait."""
+    """Return the number of seconds to wait that the body of a response specifies, or None."""
     if answer.status != 429:
         return None
     try:

@@ -1,4 +1,4 @@
-"""Installs notification rules from templates of the marketplace."""
+"""Installs notification rules from marketplace templates."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PERMISSION = "notifications.manage"
 
 
 class RuleTemplateInstaller:
-    """The installer for templates of the kind `notification_rule`. The services are set after the boot."""
+    """The installer for templates of the kind `notification_rule`. Its services are set after startup."""
 
     management: RuleManagement | None = None
     checks: RuleChecks | None = None
@@ -51,11 +51,11 @@ class RuleTemplateInstaller:
         return {str(name): str(rule_id) for name, rule_id in rows}
 
     def install(self, spec: Json, by: Principal) -> InstalledObject:
-        """Create a rule that is disabled."""
+        """Create a disabled rule."""
         return InstalledObject(id=self._service().create(convert(NewNotificationRule, {**spec, "enabled": False})).id)
 
     def read_fields(self, ids: Sequence[str]) -> Mapping[str, Json]:
-        """Return the fields of each rule that an admin may set, by rule id. The field `enabled` is left out."""
+        """Return the fields of each rule that an admin may set, keyed by rule id. The field `enabled` is omitted."""
         return {row.id: _values(row) for row in Rule.select().where(Rule.id.in_(list(ids)))}
 
     def lock(self, ids: Sequence[str]) -> None:
@@ -67,11 +67,11 @@ class RuleTemplateInstaller:
         self._service().update(rule_id, convert(RulePatch, fields), ANY_VERSION)
 
     def find_uses(self, ids: Sequence[str]) -> Sequence[ObjectUse]:
-        """Return no rules, because rules refer to people and channels only, which templates do not create."""
+        """Return an empty list, because rules refer only to people and channels, and templates create neither."""
         return []
 
     def find_running(self, ids: Sequence[str]) -> Sequence[str]:
-        """Return no rules, because a rule does nothing on its own."""
+        """Return an empty list, because rules do not run on their own."""
         return []
 
     def remove(self, rule_id: str, by: Principal) -> None:
@@ -81,7 +81,7 @@ class RuleTemplateInstaller:
     def export(self, rule_id: str, by: Principal) -> Json:
         """Return the fields that an admin may set.
 
-        People and channels are left out, as they belong to this installation.
+        People and channels are omitted, because they are specific to this installation.
         """
         row = self._service().row(rule_id)
         values = {name: value for name, value in _values(row).items() if value is not None and name != "channel_ids"}
@@ -100,7 +100,7 @@ def _values(row: Rule) -> Json:
 
 @functools.cache
 def _schema() -> Json:
-    """Return the schema of a new rule for templates. Rules of templates are always created disabled."""
+    """Return the schema of a new rule for templates. Rules from templates are always created disabled."""
     schema = msgspec.json.schema(NewNotificationRule)
     fields: Json = schema["$defs"]["NewNotificationRule"]["properties"]
     del fields["enabled"]

@@ -1,4 +1,4 @@
-"""Checks channels and rules that people submit, before anything is stored. Runs outside units of work."""
+"""Checks submitted channels and rules before anything is stored. Runs outside units of work."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ LEAST_REPEAT = 300
 
 
 class CheckedConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """A config that was checked: its open members, its secret members, and warnings.
+    """A config that has been checked: its open members, its secret members, and warnings.
 
-    `version` is the version of the channel with whose config the new members were merged.
+    `version` is the version of the channel whose config was merged with the new members.
     """
 
     config: dict[str, Any]
@@ -58,7 +58,7 @@ class ChannelChecks:
     async def changed(self, row: Channel, patch: ChannelPatch) -> CheckedConfig | None:
         """Merge the submitted config into the config of a channel, and check the result.
 
-        Return None if the config stays as it is.
+        Return None if the config stays unchanged.
         """
         if patch.type is not UNSET and patch.type != row.type:
             raise Invalid.at("/type", "not_allowed", "The type of a channel cannot be changed; create another channel.")
@@ -89,7 +89,7 @@ class RuleChecks:
         self._types, self._expressions = types, expressions
 
     def check_rule(self, given: NewNotificationRule | RulePatch) -> None:
-        """Raise `Invalid` for events that do not exist, conditions that are wrong, and times that are not allowed."""
+        """Raise `Invalid` for unknown events, invalid conditions, and time values that are not allowed."""
         if given.events is not UNSET:
             self._check_events(given.events, "/events")
         if given.conditions is not UNSET and given.conditions is not None:
@@ -103,7 +103,7 @@ class RuleChecks:
             _refuse(quiet_hours_faults(given.quiet_hours.timezone, "/quiet_hours"))
 
     def check_preferences(self, given: PreferencesPatch) -> None:
-        """Raise `Invalid` for events that do not exist, and for an unknown time zone."""
+        """Raise `Invalid` for unknown events or an unknown time zone."""
         if given.mute is not UNSET:
             self._check_events(given.mute, "/mute", besides=(MENTION,))
         if given.quiet_hours is not UNSET and given.quiet_hours is not None:

@@ -1,4 +1,4 @@
-"""Channels of the type `webhook`, which send requests as Standard Webhooks specifies.
+"""Channels of the type `webhook`, which send requests according to the Standard Webhooks specification.
 
 No code here runs in a unit of work.
 """
@@ -68,7 +68,7 @@ class WebhookChannel:
         )
 
     async def check(self, config: Mapping[str, Any]) -> Sequence[str]:
-        """Raise `Invalid` if the URL may not be reached, a header may not be set, or the secret cannot sign."""
+        """Raise `Invalid` if the URL is not allowed, a header must not be set, or the secret cannot sign requests."""
         for name in config.get("headers", {}):
             if _RESERVED.fullmatch(name):
                 detail = "This header is set by Corral or by HTTP."

@@ -1,4 +1,4 @@
-"""The initial tables: the overrides of tools, and the tool calls."""
+"""Creates the initial tables: the overrides of tools, and the tool calls."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tool calls that wait for an approval."""
+"""Adds tool calls that wait for an approval."""
 
 from __future__ import annotations
 

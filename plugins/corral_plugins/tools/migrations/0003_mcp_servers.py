@@ -1,4 +1,4 @@
-"""MCP servers, and the tools that they list."""
+"""Adds MCP servers and their tools."""
 
 from __future__ import annotations
 

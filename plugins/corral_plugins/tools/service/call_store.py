@@ -38,9 +38,9 @@ def is_long_output(value: Any) -> bool:
 def truncate_output(value: Any, limit: int = LIMIT, *, file_id: str | None = None) -> Any:
     """Truncate a value so that its JSON has at most `limit` bytes.
 
-    If the value is an object, its longest strings are truncated. If that is not enough, or if the value is a list,
-    the whole JSON becomes one truncated string. A note replaces the removed text, and names the file that contains
-    the whole value, if there is such a file.
+    If the value is an object, its longest strings are truncated. If that is not enough, or if the value is a list, the
+    whole JSON becomes one truncated string. A note replaces the removed text. It names the file with the whole value,
+    if there is one.
     """
     size = len(_encode(value))
     if size <= limit:
@@ -64,7 +64,7 @@ def truncate_output(value: Any, limit: int = LIMIT, *, file_id: str | None = Non
 
 
 def _truncate_text(text: str, limit: int, size: int, wording: str) -> str:
-    """Truncate a string and append a note about the truncation. The JSON of both together has at most `limit` bytes."""
+    """Truncate a string and append a note about the truncation. The JSON of the result has at most `limit` bytes."""
     note = wording.format(omitted=size, size=size, file="")
     kept = text.encode()[: max(0, limit - len(note) - 2)].decode(errors="ignore")
     while len(_encode(kept)) > max(2, limit - len(note)):  # escape sequences make the JSON longer than the text
@@ -78,18 +78,18 @@ def _truncate_text(text: str, limit: int, size: int, wording: str) -> str:
 _SHOWN = [name for name in ToolCallView.__struct_fields__ if name in ToolCallRow._meta.fields]
 
 ALIVE_SECONDS = 15
-"""The number of seconds without contact after which the process that runs a call is considered to have stopped."""
+"""The number of seconds without a sign of life after which the process of a call is considered to have stopped."""
 ABANDONED_LIMIT = 200
 
 OPEN = peewee.SQL("status IN ('running', 'permitted')")
 """The SQL condition for calls that have not ended.
 
-The values are literals, because query planners do not use a partial index for a condition with parameters.
+The statuses are literals, because query planners do not use a partial index for a condition with parameters.
 """
 
 
 def find_call(task_id: str, call_id: str) -> ToolCallRow | None:
-    """Return a call, or None if there is no such call. Callers must lock the task first."""
+    """Return a call, or None if it does not exist. Callers must lock the task first."""
     row: ToolCallRow | None = ToolCallRow.get_or_none(
         (ToolCallRow.task_id == task_id) & (ToolCallRow.call_id == call_id)
     )
@@ -97,7 +97,7 @@ def find_call(task_id: str, call_id: str) -> ToolCallRow | None:
 
 
 def find_call_by_id(row_id: str) -> ToolCallRow:
-    """Return a call by the id of its row. Raise `NotFound` if the task was deleted."""
+    """Return the call with this row id. Raise `NotFound` if the task was deleted."""
     row: ToolCallRow | None = ToolCallRow.get_or_none(ToolCallRow.id == row_id)
     if row is None:
         raise NotFound("The task of this call was deleted.")
@@ -180,9 +180,9 @@ def record_alive(row_id: str, executions: int) -> None:
 
 
 def count_calls(task_id: str, fence: int) -> tuple[int, int]:
-    """Return the number of calls of an attempt, and the number of running or permitted calls of its task.
+    """Return the number of calls in an attempt, and the number of running or permitted calls of the attempt's task.
 
-    The second number does not include abandoned calls.
+    The second number excludes abandoned calls.
     """
     calls = ToolCallRow.select().where((ToolCallRow.task_id == task_id) & (ToolCallRow.fence == fence)).count()
     is_alive = OPEN & (ToolCallRow.alive_until >= clock.now())
@@ -204,15 +204,15 @@ def count_denials(task_id: str, fence: int) -> int:
 def has_abandoned_calls() -> bool:
     """Return whether there are abandoned calls.
 
-    A call is abandoned if the process that ran it has stopped, or if the worker did not report its outcome in time.
+    A call is abandoned if its process has stopped, or if the worker did not report the outcome in time.
     """
     return bool(ToolCallRow.select().where(OPEN & (ToolCallRow.alive_until < clock.now())).limit(1).exists())
 
 
 def abandoned_calls() -> list[ToolCallRow]:
-    """List the abandoned calls, oldest first, at most 200.
+    """List at most 200 abandoned calls, oldest first.
 
-    A call is abandoned if the process that ran it has stopped, or if the worker did not report its outcome in time.
+    A call is abandoned if its process has stopped, or if the worker did not report the outcome in time.
     """
     is_abandoned = OPEN & (ToolCallRow.alive_until < clock.now())
     return list(ToolCallRow.select().where(is_abandoned).order_by(ToolCallRow.alive_until).limit(ABANDONED_LIMIT))

@@ -48,7 +48,7 @@ from corral_plugins.tools.shapes import CallCheckResult, ToolCallQuery, ToolCall
 
 MAX_DENIALS = 20
 OUTCOMES = ("rejected", "revision_requested", "cancelled", "superseded")
-"""Why a held call was denied. Its stored error contains the note of the person who decided."""
+"""The reasons for which a held call is denied. The stored error contains the note of the person who decided."""
 WAIT_SECONDS = 25.0
 POLL_SECONDS = 2.0
 
@@ -56,7 +56,7 @@ POLL_SECONDS = 2.0
 class CallRequest(msgspec.Struct, frozen=True, kw_only=True):
     """A requested tool call.
 
-    `shown` contains the redacted arguments, and `redacted` the redacted and truncated arguments, which are stored.
+    `shown` contains the redacted arguments. `redacted` contains the redacted and truncated arguments, which are stored.
     """
 
     task_id: str
@@ -75,7 +75,7 @@ class CallRequest(msgspec.Struct, frozen=True, kw_only=True):
 class CallInProgress(msgspec.Struct, frozen=True):
     """Returned if a call cannot start yet and must wait.
 
-    Either the same call is already running, in this or another process, or too many calls of the task are running.
+    Either the same call is already running, in this or another process, or the task has too many running calls.
     """
 
 
@@ -152,7 +152,7 @@ class ToolCalls:
     async def _wait_to_begin(self, request: CallRequest) -> ToolExecution | ToolCallView:
         """Start the call. Wait while too many calls are running, or while the same call is already running.
 
-        Raise `Conflict` after 25 s.
+        Raise `Conflict` after 25 seconds.
         """
         while True:
             with self._feed.subscribe((request.task_id,)) as notified:
@@ -293,9 +293,9 @@ class ToolCalls:
     def _repeat_call(
         self, request: CallRequest, run: Run, row: ToolCallRow
     ) -> ToolExecution | ToolCallView | CallInProgress:
-        """Return the stored outcome of a call that the request repeats.
+        """Return the stored outcome of a call when a request repeats it.
 
-        Run the call again if it was interrupted and repeating it is harmless.
+        If the call was interrupted and repeating it is harmless, run the call again.
         """
         if row.arguments_sha256 != request.sha256 or row.tool != request.tool:
             detail = "This call_id was already used for another call; use a new call_id for each call."
@@ -325,9 +325,9 @@ class ToolCalls:
     ) -> ToolExecution | ToolCallView | CallInProgress:
         """Run an interrupted call again, under the current lease.
 
-        First decide again whether the call is allowed, because permissions may have changed. Raise `Forbidden`
-        if the call is now denied or needs an approval. The agent can then make the call under a new id, and
-        people are asked to approve it.
+        Whether the call is allowed is decided again, because permissions may have changed. Raise `Forbidden` if the
+        call is now denied or needs an approval. The agent can then make the call under a new id, and people are asked
+        to approve it.
         """
         tool, subject, verdict = self._decide_call(request, run)
         if verdict.is_temporary:

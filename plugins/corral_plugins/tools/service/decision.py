@@ -1,9 +1,9 @@
-"""Decides whether tool calls are allowed, and collects everything that a decision depends on.
+"""Decides whether tool calls are allowed, and collects the facts on which a decision depends.
 
 The decision is a pure function of its context, so an actual call and a mere check of the same call have the same
 result. The context describes the agent and the person behind the call, their permissions, and the results of validating
-the arguments. This module only reads rows, in the caller's unit of work. If a check that a plugin
-contributed raises an exception, the call is denied.
+the arguments. This module only reads rows, in the caller's unit of work. If a check contributed by a plugin raises an
+exception, the call is denied.
 """
 
 from __future__ import annotations
@@ -58,10 +58,10 @@ SENTENCES = {
 
 
 class ToolPolicyRule(msgspec.Struct, frozen=True, kw_only=True):
-    """The rule of an agent for a tool.
+    """An agent's rule for a tool.
 
     `policy` is the policy for the tool. `when_tainted` is the policy in tainted runs. `config` further restricts the
-    arguments. A field that is None does not override the default of the tool.
+    arguments. If a field is None, the tool's default applies.
     """
 
     policy: ToolPolicy | None = None
@@ -70,7 +70,7 @@ class ToolPolicyRule(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DecisionContext(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything that the decision on a call depends on, in the order in which the rules use it.
+    """The facts on which the decision on a call depends, in the order in which the rules use them.
 
     `risk` is None if the tool does not exist.
     """
@@ -104,9 +104,9 @@ class DecisionContext(msgspec.Struct, frozen=True, kw_only=True):
 class ToolDecision(msgspec.Struct, frozen=True, kw_only=True):
     """The decision on a tool call.
 
-    `asked` means that people must approve the call first. `reasons` lists every rule that denies the call, in
-    order; the first is the main reason. `is_temporary` is true if too many running calls are the only reason for
-    the denial.
+    `asked` means that people must approve the call first. `reasons` lists every rule that denies the call, in order;
+    the first is the main reason. `is_temporary` is true if the only reason for the denial is that too many calls are
+    running.
     """
 
     decision: Literal["allowed", "asked", "denied"]
@@ -139,8 +139,7 @@ def decide_call(context: DecisionContext) -> ToolDecision:
 def effective_policy(context: DecisionContext) -> ToolPolicy:
     """Return the strictest policy that applies to the call.
 
-    The candidates are the policy of the agent (or else of the tool), the policy for tainted runs, and the policy of the
-    target.
+    The candidates are the agent's policy (or else the tool's), the policy for tainted runs, and the target's policy.
     """
     found = [context.rule.policy or context.default_policy]
     if context.tainted and context.risk is not None:
@@ -170,9 +169,10 @@ def approver_permissions_for(tool: RegisteredTool) -> frozenset[str]:
 
 
 def rule_of(policy: Mapping[str, Any], tool: str) -> ToolPolicyRule:
-    """Return the rule for a tool from the `tool_policy` of an agent.
+    """Return the rule for a tool in an agent's `tool_policy`.
 
-    A rule with the exact name of the tool wins over a `prefix.*` pattern; among patterns, the longest wins.
+    A rule with the exact name of the tool takes precedence over a `prefix.*` pattern. Among patterns, the longest takes
+    precedence.
     """
     found = policy.get(tool)
     if found is None:
@@ -208,7 +208,7 @@ _RULES: tuple[tuple[str, Callable[[DecisionContext, ToolPolicy], bool]], ...] = 
     ),
     ("caps", lambda context, policy: context.calls >= context.max_calls or context.running >= context.max_running),
 )
-"""Rules 2 to 10 for tool calls. Callers of `decide_call` check rule 1 (lease and kill switch) beforehand."""
+"""Rules 2 to 10 for tool calls. Callers of `decide_call` check rule 1 (lease and kill switch) first."""
 
 
 # -- the context
@@ -223,7 +223,7 @@ NO_CONFIG: dict[str, Any] = {"type": "object", "additionalProperties": False}
 class CallSubject(msgspec.Struct, frozen=True, kw_only=True):
     """The subject of a tool call: the agent, the person who requested the task, and the run.
 
-    `worker_id` is the worker of the run; None stands for any online worker.
+    `worker_id` is the run's worker, or None for any online worker.
     """
 
     agent: AgentFacts | None
@@ -258,9 +258,9 @@ class ContextBuilder:
         *,
         approved: bool = False,
     ) -> DecisionContext:
-        """Collect everything that the decision on a tool call depends on.
+        """Collect the facts on which the decision on a tool call depends.
 
-        `approved` says whether people have approved the call.
+        `approved` is true if people have approved the call.
         """
         if tool is None:
             return DecisionContext(tool=name)
@@ -347,7 +347,7 @@ class ContextBuilder:
 class _ToolChecks(msgspec.Struct, frozen=True, kw_only=True):
     """The results of the tool's own checks, with the field names of `DecisionContext`.
 
-    Arguments that do not match the schema are not checked further.
+    If the arguments do not match the schema, they are not checked further.
     """
 
     faults: tuple[FieldError, ...] = ()
@@ -388,7 +388,7 @@ def target_of(tool: RegisteredTool, arguments: Any) -> str | None:
 
 
 def _call_guarded(tool: Tool, function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call a function of a plugin. Return `FAILED` if the function raises an exception."""
+    """Call a plugin's function. Return `FAILED` if the function raises an exception."""
     try:
         return function(*arguments)
     except Exception:
@@ -415,9 +415,9 @@ def schema_faults(tool: RegisteredTool, arguments: Any) -> list[FieldError]:
 
 
 def _allows_arguments(tool: RegisteredTool, rule: ToolPolicyRule, arguments: Any) -> bool:
-    """Return whether the configuration of the tool and the configuration of the agent both allow the arguments.
+    """Return whether the configurations of the tool and of the agent both allow the arguments.
 
-    The configuration of the agent can only restrict the configuration of the tool.
+    The agent's configuration can only restrict the tool's configuration.
     """
     definition = tool.definition
     if rule.config and json_schema_errors(definition.config_schema or NO_CONFIG, dict(rule.config)):
@@ -430,7 +430,7 @@ def _allows_arguments(tool: RegisteredTool, rule: ToolPolicyRule, arguments: Any
 
 @functools.lru_cache(maxsize=512)
 def _is_safe_schema(schema: bytes) -> bool:
-    """Return whether it is safe to validate arguments with a schema that a worker or an MCP server supplied.
+    """Return whether it is safe to validate arguments with a schema supplied by a worker or an MCP server.
 
     The schema must be valid and small, and must not contain regular expressions.
     """

@@ -1,8 +1,8 @@
 """The execution of tools that run on the server.
 
-Each call runs in an asyncio task of its own, so that a disconnect of the client does not interrupt the call. A `def`
-tool runs in the unit of work that stores the result, so that the effect and the result commit together. An `async def`
-tool runs between two units of work, until its time limit passes or the lease ends.
+Each call runs in its own asyncio task, so that it is not interrupted when the client disconnects. A `def` tool runs in
+the unit of work that stores the result, so that the effect and the result commit together. An `async def` tool runs
+between two units of work, until its time limit passes or the lease ends.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ SENTENCES = {
 class ToolExecution(msgspec.Struct, frozen=True, kw_only=True):
     """A tool call that runs in this process.
 
-    The process may write to the row of the call only while the `executions` column has the same value as the field
-    `executions` of this object. For a call that people approved, `approval_id` is the id of the approval, and
-    `payload_sha256` is the hash of what people approved.
+    The process may write to the row of the call only while the row's `executions` column equals the field `executions`.
+    For an approved call, `approval_id` is the id of the approval, and `payload_sha256` is the hash of the approved
+    payload.
     """
 
     row_id: str
@@ -74,7 +74,7 @@ class ToolOutcome(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ToolExecutions:
-    """Runs the tools that run on the server, and stores the outcomes of the calls."""
+    """Runs the server's tools, and stores the outcomes of the calls."""
 
     approvals: Approvals | None
     files: Files | None
@@ -90,7 +90,10 @@ class ToolExecutions:
         return await asyncio.shield(self._start_task(execution))
 
     async def run_approved(self, execution: ToolExecution) -> None:
-        """Run an approved tool for a job. The job waits for the end of a `def` tool, but not of an `async def` tool."""
+        """Run an approved tool for a job.
+
+        The job waits until a `def` tool ends, but does not wait for an `async def` tool.
+        """
         task = self._start_task(execution)
         if not inspect.iscoroutinefunction(execution.tool.definition.run):
             await asyncio.shield(task)
@@ -102,7 +105,7 @@ class ToolExecutions:
         return task
 
     async def stop_running(self) -> None:
-        """Wait up to `STOP_SECONDS` (5 s) for the running calls, then cancel the remaining calls."""
+        """Wait up to `STOP_SECONDS` (5 seconds) for the running calls to end, then cancel the remaining calls."""
         if self._running:
             _, left = await asyncio.wait(set(self._running), timeout=STOP_SECONDS)
             for task in left:
@@ -139,8 +142,8 @@ class ToolExecutions:
     def _lock_call(self, execution: ToolExecution) -> ToolCallRow:
         """Lock the task and return the row of the call.
 
-        Raise `Conflict` if the lease has ended or this execution no longer owns the row. An approved call may
-        continue while its task waits. Its approval is marked as used here, unless that has already happened.
+        Raise `Conflict` if the lease has ended or this execution no longer owns the row. An approved call may continue
+        while its task waits. This method marks the approval as used, unless that has already happened.
         """
         assert self.tasks is not None
         context, approval_id = execution.context, execution.approval_id
@@ -185,7 +188,7 @@ class ToolExecutions:
             await asyncio.gather(work, watch, return_exceptions=True)
 
     async def _watch_lease(self, execution: ToolExecution) -> None:
-        """Wait until the lease ends, and record every few seconds that the call is still alive.
+        """Wait until the lease ends. In the meantime, record every few seconds that the call is still alive.
 
         An event about the task triggers an immediate check of the lease.
         """
@@ -256,8 +259,8 @@ class ToolExecutions:
     async def _truncated(self, execution: ToolExecution, outcome: ToolOutcome) -> ToolOutcome:
         """Truncate a long result.
 
-        The whole result becomes a file of the task, if the file can be stored; it cannot if, for example, the
-        requester's quota is used up.
+        The whole result is stored as a file of the task, if possible. Storing it fails if, for example, the requester's
+        quota is used up.
         """
         file_id = None
         if self.files is not None and is_long_output(outcome.result):
@@ -296,7 +299,7 @@ class ToolExecutions:
 
 
 def source_of(tool: str, arguments: dict[str, Any]) -> str:
-    """Return the name of an untrusted source: the name of the tool, and the URL that the tool read, if any."""
+    """Return the name of an untrusted source: the name of the tool and, if the tool read a URL, the URL."""
     url = arguments.get("url")
     return f"{tool} {url}"[:300] if isinstance(url, str) else tool
 
@@ -317,11 +320,11 @@ def can_repeat(tool: RegisteredTool | None) -> bool:
 
 
 def _interrupted_error(execution: ToolExecution) -> dict[str, Any]:
-    """Return the error of an interrupted call. An approved call counts as not repeatable."""
+    """Return the error of an interrupted call. An approved call is never treated as repeatable."""
     return interrupted_error(execution.approval_id is None and can_repeat(execution.tool))
 
 
 def interrupted_error(can_repeat: bool) -> dict[str, Any]:
-    """Return the error of an interrupted call: `interrupted` if the call can be repeated, else `outcome_unknown`."""
+    """Return the error of an interrupted call: `interrupted` if the call can be repeated, or else `outcome_unknown`."""
     type = INTERRUPTED if can_repeat else UNKNOWN
     return {"type": type, "message": SENTENCES[type]}

@@ -1,7 +1,7 @@
 """Tool calls that people must approve before they run.
 
-A held call is bound to its approval by the hash of agent, task, tool, arguments and target. The call is checked again
-right before it runs, and the approval is marked as used in the transaction that starts the call.
+A held call is bound to its approval by the hash of its agent, task, tool, arguments and target. The call is checked
+again immediately before it runs, and the approval is marked as used in the transaction that starts the call.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ RISKS: dict[ToolRisk, Risk] = {"read": "low", "write": "low", "external": "mediu
 
 
 class HeldCalls:
-    """Holds calls until people decide about them, and runs the approved calls."""
+    """Holds calls until people decide on them, and runs the approved calls."""
 
     agents: Agents | None
     approvals: Approvals | None
@@ -88,7 +88,7 @@ class HeldCalls:
     ) -> ToolCallView:
         """Store a call and ask people to approve it. `shown` contains the redacted arguments, which people see.
 
-        If people rejected the same call of the task a short while ago, deny the call.
+        If people recently rejected the same call of the task, deny the call.
         """
         assert self.approvals is not None
         if len(msgspec.json.encode(shown)) > LIMIT:
@@ -138,7 +138,7 @@ class HeldCalls:
 
     @staticmethod
     def _refuse(row_id: str, columns: dict[str, Any], asked: ApprovalFacts) -> ToolCallView:
-        """Store, as denied, a call that people rejected a short while ago."""
+        """Store a call that people recently rejected, with the status `denied`."""
         error = _outcome_error(asked.status, asked.note)
         ended = {"status": "denied", "finished_at": clock.now(), "duration_ms": 0, "approval_id": asked.id}
         row = call_store.insert_call(
@@ -213,7 +213,7 @@ class HeldCalls:
     async def run_approved(self, row_id: str) -> None:
         """Run an approved tool on the server, unless it has already run.
 
-        A call that cannot run now is tried again later.
+        A call that cannot run now is retried later.
         """
         try:
             execution = await self._work(lambda: self._begin(row_id), entry=ENTRY)
@@ -224,7 +224,7 @@ class HeldCalls:
 
     @staticmethod
     def approved_rows() -> list[str]:
-        """Return the ids of the approved calls that have not run, at most 50."""
+        """Return the ids of at most 50 approved calls that have not run yet."""
         held = (ToolCallRow.status == "pending_approval") & ToolCallRow.approved_at.is_null(False)
         return [row.id for row in ToolCallRow.select(ToolCallRow.id).where(held).limit(50)]
 
@@ -247,9 +247,9 @@ class HeldCalls:
         return None
 
     def repeat(self, row: ToolCallRow, run: Run, entry: UnitContext) -> ToolExecution | ToolCallView:
-        """Answer a request that repeats a held call.
+        """Handle a request that repeats a held call.
 
-        If people have approved the call, start it; otherwise return the call as it is.
+        If people have approved the call, start it; otherwise, return the call unchanged.
         """
         assert self.approvals is not None
         facts = self.approvals.find(row.approval_id or "")
@@ -267,8 +267,8 @@ class HeldCalls:
     ) -> ToolExecution | ToolCallView:
         """Check an approved call again, and start it.
 
-        The approval is marked as used here for an `async def` tool or a tool on a worker. For a `def` tool,
-        this happens in the unit of work in which the tool runs.
+        For an `async def` tool or a worker's tool, this method marks the approval as used. For a `def` tool, the
+        approval is marked as used in the unit of work that runs the tool.
         """
         assert self.approvals is not None
         tool = self._registry.find_tool(row.tool, worker_id=row.worker_id)

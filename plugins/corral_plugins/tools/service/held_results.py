@@ -1,4 +1,4 @@
-"""Reports how a held call ended to the approval and to the waiting task, in the transaction that ends the call."""
+"""Reports the outcome of a held call to its approval and to the waiting task, in the transaction that ends the call."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class HeldResults:
     tasks: Tasks | None
 
     def deliver(self, row: ToolCallRow) -> None:
-        """Record how a held call ended, and let its task continue.
+        """Record the outcome of a held call, and let its task continue.
 
         Do nothing for a call that needed no approval.
         """
@@ -27,7 +27,7 @@ class HeldResults:
         self.resume(row, [result_item(row)])
 
     def resume(self, row: ToolCallRow, results: Sequence[Json]) -> None:
-        """Let a task continue with these results, if it still waits for the decision about its call."""
+        """Let a task continue with these results, if it is still waiting for the decision on its call."""
         if self.approvals is None or self.tasks is None or row.approval_id is None:
             return
         facts = self.approvals.find(row.approval_id)
@@ -37,5 +37,5 @@ class HeldResults:
 
 
 def result_item(row: ToolCallRow) -> Json:
-    """Return the outcome of a call in the form in which the task's next claim contains it."""
+    """Return the outcome of a call in the form used in the task's next claim."""
     return {"call_id": row.call_id, "status": row.status, "result": row.result, "error": row.error}

@@ -3,7 +3,7 @@
 Only `http.fetch` follows redirects, and only to the same host. HTML is returned as text: headings, paragraphs, lists,
 table cells and link targets. At most 1 MiB of a response is read. A placeholder `{{ secrets.NAME }}` in the value of a
 header is replaced with the secret when the request is sent. Placeholders in URLs, header names and text bodies are
-refused.
+rejected.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def html_to_text(html: str, base: str = "") -> str:
 
 
 class _HtmlTextParser(HTMLParser):
-    """Collects the text that a browser would show for a page."""
+    """Collects the text of a page as a browser would show it."""
 
     def __init__(self, base: str) -> None:
         super().__init__(convert_charrefs=True)
@@ -111,7 +111,7 @@ class _HtmlTextParser(HTMLParser):
             self._parts.append(data if self._pre else _SPACES.sub(" ", data))
 
     def text(self) -> str:
-        """Return the title and the text, with at most one empty line between blocks."""
+        """Return the title and the text, with at most one blank line between blocks."""
         lines = [line.strip(" ") for line in "".join(self._parts).split("\n")]
         body = _BLANKS.sub("\n\n", "\n".join(lines)).strip()
         title = _SPACES.sub(" ", "".join(self._title)).strip()
@@ -183,7 +183,7 @@ _ANY_SECRET = re.compile(r"\{\{[^{}]*\bsecrets\b[^{}]*\}\}")
 def refuse_secret_placeholders(*texts: Any) -> None:
     """Raise `ToolFailure` if a string other than a header value contains a placeholder for a secret.
 
-    URLs and bodies are logged and echoed, which would reveal the secret.
+    URLs and bodies may be logged or echoed, which would reveal the secret.
     """
     if any(isinstance(text, str) and _ANY_SECRET.search(text) for text in texts):
         raise ToolFailure("invalid_arguments", "{{ secrets.NAME }} is only allowed in the values of headers.")
@@ -200,9 +200,9 @@ class HeaderSecrets:
     async def fill_placeholders(
         self, headers: Mapping[str, str], *, tool: str, host: str, context: ToolContext
     ) -> dict[str, str]:
-        """Return the headers with placeholders replaced by secrets that this tool or agent may use for this host.
+        """Replace the placeholders in headers with secrets that this tool or agent may use for this host.
 
-        Raise `ToolFailure` for malformed placeholders, and if the `secrets` plugin is not active.
+        Raise `ToolFailure` if a placeholder is malformed or the `secrets` plugin is not active.
         """
         refuse_secret_placeholders(*headers)
         names = {name for value in headers.values() for name in _SECRET.findall(value)}
@@ -226,7 +226,7 @@ class HeaderSecrets:
 
 
 class HostBreakers:
-    """The circuit breakers for hosts. The circuit breaker `http:<host>` guards every request to the host."""
+    """The circuit breakers for hosts. The circuit breaker `http:<host>` guards all requests to the host."""
 
     breakers: Breakers | None
 
@@ -243,7 +243,7 @@ class HostBreakers:
 def _judge(outcome: Any) -> Verdict:
     """Classify a request for the circuit breaker by the status of the response.
 
-    Requests that were not sent do not count.
+    Requests that were not sent are not counted.
     """
     import httpx2
 
@@ -255,7 +255,7 @@ def _judge(outcome: Any) -> Verdict:
 class HttpTools:
     """The tools `http.fetch` and `http.request`, which share an HTTP client.
 
-    `set_services` must be called before the first call of a tool, and `close` after the last.
+    Call `set_services` before the first tool call, and `close` after the last one.
     """
 
     def __init__(self) -> None:
@@ -265,7 +265,7 @@ class HttpTools:
         self._client: httpx2.AsyncClient | None = None
 
     def set_services(self, egress: Egress, secrets: HeaderSecrets, breakers: HostBreakers) -> None:
-        """Set the egress guard, the secrets and the circuit breakers that the HTTP tools use."""
+        """Set the egress guard, the secrets and the circuit breakers for the HTTP tools."""
         self._egress, self._secrets, self._breakers = egress, secrets, breakers
 
     async def close(self) -> None:
@@ -323,7 +323,10 @@ class HttpTools:
         raise ToolFailure("redirect", f"The URL redirects more than {MAX_REDIRECTS} times.")
 
     async def request(self, context: ToolContext, arguments: Json) -> Json:
-        """Run `http.request`: send a POST, PUT, PATCH or DELETE request. Redirects are returned and not followed."""
+        """Run `http.request`: send a POST, PUT, PATCH or DELETE request.
+
+        Redirects are returned rather than followed.
+        """
         url = str(arguments["url"])
         refuse_secret_placeholders(url, arguments.get("body"))
         headers = dict(arguments.get("headers") or {})
@@ -407,7 +410,7 @@ async def _result_of_response(response: httpx2.Response, url: str) -> Json:
 
 
 def _decode_text(response: httpx2.Response) -> str:
-    """Decode the response with the declared encoding if that is a text encoding, or else as UTF-8."""
+    """Decode the response with the declared encoding if it is a text encoding, or else as UTF-8."""
     if not ENCODINGS.fullmatch(response.charset_encoding or ""):
         response.encoding = "utf-8"
     try:

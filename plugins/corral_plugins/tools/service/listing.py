@@ -1,4 +1,4 @@
-"""Lists tools for people, and changes the overrides of tools for admins."""
+"""Lists tools, and changes the overrides of tools on behalf of admins."""
 
 from __future__ import annotations
 
@@ -61,8 +61,7 @@ class ToolListing:
     def change_tool(self, name: str, patch: ToolPatch, match: IfMatch, *, by: Principal) -> ToolView:
         """Change the overrides of a tool. Null restores the value of the tool definition.
 
-        Raise `Conflict` if another request changed the tool in the meantime, and `Invalid` for values that are not
-        allowed.
+        Raise `Conflict` if another request changed the tool in the meantime, or `Invalid` if a value is not allowed.
         """
         tool = self._find_tool(name)
         before = tool.overrides
@@ -120,7 +119,7 @@ class ToolListing:
 def tool_view(tool: RegisteredTool, agent: AgentFacts | None) -> ToolView:
     """Build the response body for a tool.
 
-    If an agent is given, the body contains the policy of the tool for an untainted run of this agent.
+    If an agent is given, the body contains the tool's policy for an untainted run of this agent.
     """
     policy = None
     if agent is not None:

@@ -1,4 +1,4 @@
-"""Metrics of tools since the start of this process. Values are counted when the unit of work commits."""
+"""Tool metrics since the start of this process. Values are counted when the unit of work commits."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ OTHER = "other"
 class ToolMetrics:
     """Counts tool calls by tool and decision, measures their durations, and counts tainted attempts.
 
-    Tools that only workers offer are counted as `other`.
+    Tools offered only by workers are counted as `other`.
     """
 
     def __init__(self) -> None:
@@ -35,7 +35,7 @@ class ToolMetrics:
         after_commit(lambda: self.seconds.observe(duration_ms / 1000, (_label_of(tool),)))
 
     def count_tainted_attempt(self) -> None:
-        """Count an attempt as tainted, because it received its first untrusted content."""
+        """Count an attempt as tainted when it receives its first untrusted content."""
         after_commit(lambda: setattr(self, "_tainted", self._tainted + 1))
 
     def calls_by_decision(self) -> Mapping[tuple[str, ...], float]:

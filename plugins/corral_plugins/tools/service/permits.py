@@ -1,6 +1,6 @@
-"""One-time permits that let workers run allowed tool calls, and the results that workers report.
+"""One-time permits that let workers run allowed tool calls, and the outcomes that workers report.
 
-A permit is valid for 60 s.
+A permit is valid for 60 seconds.
 """
 
 from __future__ import annotations
@@ -57,8 +57,7 @@ class ToolPermits:
     def permit_columns(tool: RegisteredTool) -> dict[str, Any]:
         """Return the columns of a new permit.
 
-        They contain the time when the permit expires, and the time after which its call is considered
-        abandoned.
+        They contain the time when the permit expires, and the time after which its call is considered abandoned.
         """
         return {
             "permit_until": clock.now(PERMIT_SECONDS),
@@ -67,7 +66,7 @@ class ToolPermits:
 
     @staticmethod
     def is_valid(row: ToolCallRow, run: Run) -> bool:
-        """Return whether the lease may still use the permit: the permit belongs to the lease and has not expired."""
+        """Return whether a permit belongs to the run's lease and has not expired."""
         return bool(row.lease_id == run.lease_id and (row.permit_until or "") > clock.now())
 
     def view_with_permit(self, row: ToolCallRow, tool: RegisteredTool) -> ToolCallView:
@@ -90,8 +89,8 @@ class ToolPermits:
     ) -> ToolCallView:
         """Store the outcome of a permitted call and return the call.
 
-        Repeating the same report has no effect. Raise `Conflict(already_decided)` if a different outcome is
-        stored, and `Forbidden` for a wrong permit.
+        Repeating the same report has no effect. Raise `Conflict` (`already_decided`) if a different outcome is already
+        stored, and `Forbidden` if the permit is wrong.
         """
         result, error = await asyncio.to_thread(self._redact_report, report)
         return await self._work(

@@ -80,8 +80,8 @@ NO_OVERRIDES = ToolOverrides()
 class RegisteredTool(msgspec.Struct, frozen=True, kw_only=True):
     """A tool definition with the overrides of admins.
 
-    `workers` lists the online workers that offer the tool. `accepted` is false while an admin has to accept the
-    definition that an MCP server gives of the tool.
+    `workers` lists the online workers that offer the tool. `accepted` is false if an MCP server's definition of the
+    tool still has to be accepted by an admin.
     """
 
     definition: Tool
@@ -118,7 +118,7 @@ class RegisteredTool(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def is_foreign(self) -> bool:
-        """Whether the definition comes from outside: from an MCP server or from a worker."""
+        """Whether the definition comes from outside Corral: from an MCP server or from a worker."""
         return not self.source.startswith("plugin:")
 
 
@@ -137,10 +137,10 @@ class ToolRegistry:
         self._contributions, self._settings, self._mcp = contributions, settings, mcp
 
     def contributed_tools(self) -> dict[str, tuple[Tool, str]]:
-        """Return the tools of active plugins by name, each with its source.
+        """Return the tools of active plugins, keyed by name, each with its source.
 
-        If several plugins contribute a tool with the same name, the `tools` plugin wins, or else the plugin whose name
-        comes first in alphabetical order.
+        If several plugins contribute a tool with the same name, the `tools` plugin takes precedence, followed by the
+        plugin whose name comes first in alphabetical order.
         """
         found: dict[str, tuple[Tool, str]] = {}
         contributions = self._contributions.for_hook("corral_tools")
@@ -159,10 +159,10 @@ class ToolRegistry:
                 )
 
     def find_tool(self, name: str, *, worker_id: str | None = None) -> RegisteredTool | None:
-        """Return the tool with this name, or None.
+        """Return the tool with this name, or None if there is none.
 
-        If neither a plugin nor an MCP server defines the tool, the definition comes from the given worker, or
-        from any online worker if `worker_id` is None or the given worker does not offer the tool.
+        If neither a plugin nor an MCP server defines the tool, the definition comes from the given worker, or from any
+        online worker if `worker_id` is None or the given worker does not offer the tool.
         """
         contributed = self.contributed_tools().get(name)
         if contributed is None and name.startswith(MCP_PREFIX):
@@ -182,8 +182,8 @@ class ToolRegistry:
     def list_tools(self, *, worker_id: str | None = None) -> list[RegisteredTool]:
         """List all tools, sorted by name.
 
-        These are the tools of plugins and of MCP servers, and the tools of the given worker, or of all online workers
-        if `worker_id` is None.
+        The list contains the tools of plugins and MCP servers, and the tools of the given worker, or of all online
+        workers if `worker_id` is None.
         """
         overrides = {row[0]: _overrides_of_row(row) for row in _ROWS.rows({})}
         offered: dict[str, list[WorkerTool]] = {}
@@ -234,7 +234,7 @@ class ToolRegistry:
 def _overrides_of_row(row: tuple[Any, ...]) -> ToolOverrides:
     """Convert a row into `ToolOverrides`.
 
-    This function also decodes values, because compiled statements return JSON columns as text and some database engines
+    The values must be decoded here, because compiled statements return JSON columns as text and some database engines
     return booleans as numbers.
     """
     values = dict(zip(FIELDS, row, strict=True))

@@ -1,7 +1,7 @@
 """The workflow step `tool`: a task whose worker makes one tool call instead of asking a model.
 
-The agent that gets the task makes the call under the lease of the task. The call is therefore decided on, held for
-approval and recorded like every other call of that agent.
+The task's agent makes the call under the lease of the task. The call is therefore checked, held for approval and
+recorded like any other call of that agent.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ SCHEMA: Json = {
 
 
 class ToolStep:
-    """The workflow step `tool`. The service `tasks` is set after the boot."""
+    """The workflow step `tool`. The service `tasks` is set after startup."""
 
     tasks: StepTasks | None
 
@@ -48,7 +48,7 @@ class ToolStep:
         )
 
     def dispatch(self, context: StepContext) -> StepWait:
-        """Create the task of the step. Only an agent that may use the tool can get the task."""
+        """Create the task of the step. Only agents that may use the tool can be assigned the task."""
         assert self.tasks is not None
         name, arguments = context.config["tool"], context.config.get("arguments", {})
         fields = {"input": {"tool": name, "arguments": arguments}, "required_tools": [name], "allowed_tools": [name]}
@@ -66,7 +66,7 @@ class ToolStep:
 
 
 def check_config(config: Json) -> list[FieldError]:
-    """Return an error for each place in the arguments where a secret is not allowed."""
+    """Return an error for each place in the arguments that contains a secret but must not."""
     arguments = config.get("arguments")
     is_sender = config.get("tool") in SENDERS
     if not isinstance(arguments, dict):
@@ -80,7 +80,7 @@ def check_config(config: Json) -> list[FieldError]:
 
 
 def _texts(value: Any, pointer: str = "") -> Iterator[tuple[str, str]]:
-    """Yield the strings in a JSON value with their pointers."""
+    """Yield the strings in a JSON value, each with its JSON pointer."""
     if isinstance(value, str):
         yield pointer, value
     elif isinstance(value, dict):

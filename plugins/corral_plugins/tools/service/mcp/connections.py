@@ -59,7 +59,7 @@ class McpConnections:
         self._http: httpx2.AsyncClient | None = None
 
     def declare_breakers(self) -> None:
-        """Declare the names of the circuit breakers: one for each enabled server."""
+        """Declare the names of the circuit breakers, one for each enabled server."""
         if self.breakers is not None:
             self.breakers.declare(BREAKER, lambda: [breaker_name(name) for (name,) in _NAMES.rows({})])
 
@@ -80,7 +80,7 @@ class McpConnections:
     async def list_tools(self, name: str, url: str, headers_secret: str | None) -> Sequence[McpTool]:
         """List the tools of a stored server.
 
-        Raise `McpFailure`, or the problem that occurred while reading the secret.
+        Raise `McpFailure`, or the problem that occurred when the secret was read.
         """
         client = self._client()
         if client is None:
@@ -98,9 +98,9 @@ class McpConnections:
             raise McpFailure("timeout", message) from None
 
     async def call_tool(self, server: str, tool: str, context: ToolContext, arguments: Json) -> Json:
-        """Call a tool of a server, and return the result for the model. Raise `ToolFailure`.
+        """Call a server's tool and return the result for the model. Raise `ToolFailure` if the call fails.
 
-        An error that the tool itself reports is returned as a result, because its text is untrusted.
+        An error reported by the tool itself is returned as a result, because its text is untrusted.
         """
         client = self._client()
         row = await self._work(lambda: _SERVER.one({"name": server}), read=True)
@@ -141,7 +141,7 @@ class McpConnections:
 
 
 def attached_server(name: str) -> AttachedObject:
-    """Return the object to which the secret of a server is attached."""
+    """Return the object to which a server's secret is attached."""
     return AttachedObject(plugin="tools", kind="mcp_server", id=name)
 
 
@@ -151,10 +151,9 @@ def breaker_name(server: str) -> str:
 
 
 def parse_headers(value: str) -> dict[str, str]:
-    """Return the HTTP headers that a secret contains.
+    """Return the HTTP headers in a secret.
 
-    The secret is a JSON object of headers, or else a bearer token. Raise `McpFailure` for a value that cannot be
-    sent.
+    The secret is either a JSON object of headers or a bearer token. Raise `McpFailure` if a value cannot be sent.
     """
     headers = {"Authorization": f"Bearer {value.strip()}"}
     if value.lstrip().startswith("{"):

@@ -1,4 +1,4 @@
-"""Converts the tools of MCP servers for the registry. Everything that a server says about its tools is untrusted."""
+"""Converts the tools of MCP servers for the registry. All information from a server about its tools is untrusted."""
 
 from __future__ import annotations
 
@@ -17,11 +17,14 @@ MAX_TITLE = 200
 MAX_DESCRIPTION_BYTES = 1024
 
 CallMcpTool = Callable[[str, str, ToolContext, Json], Awaitable[Json]]
-"""Calls a tool of an MCP server, by the name of the server and the name of the tool at the server."""
+"""A function that calls an MCP server's tool.
+
+Its arguments begin with the name of the server and the server's name of the tool.
+"""
 
 
 class McpDefinition(msgspec.Struct, frozen=True, kw_only=True):
-    """A server's definition of a tool, as Corral stores it, shows it to admins and gives it to models."""
+    """A server's definition of a tool, in the form that Corral stores, shows to admins and gives to models."""
 
     title: str
     description: str
@@ -30,10 +33,10 @@ class McpDefinition(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ListedTools(msgspec.Struct, frozen=True):
-    """The tools that a server listed.
+    """The tools listed by a server.
 
-    `tools` maps the name in Corral to the server's name of the tool and the definition. `ignored` contains the
-    names of ignored tools.
+    `tools` maps the name in Corral to the server's name of the tool and the definition. `ignored` contains the names of
+    ignored tools.
     """
 
     tools: dict[str, tuple[str, McpDefinition]]
@@ -41,10 +44,10 @@ class ListedTools(msgspec.Struct, frozen=True):
 
 
 def listed_tools(server: str, tools: Iterable[McpTool]) -> ListedTools:
-    """Give the tools of a server their names in Corral, and shorten long texts in their definitions.
+    """Assign Corral's names to a server's tools, and shorten long texts in their definitions.
 
-    A tool is ignored if it has no usable name or schema, if another tool already has the same name, or if the
-    server has already listed 200 usable tools.
+    A tool is ignored if it has no usable name or schema, if another tool already has the same name, or if the server
+    has already listed 200 usable tools.
     """
     found, ignored = ListedTools({}, []), set[str]()
     for tool in tools:

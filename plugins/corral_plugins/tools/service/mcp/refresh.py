@@ -31,12 +31,12 @@ class McpRefresh:
         self._work, self._redactor, self._connections = work, redactor, connections
 
     async def refresh_all(self, entry: UnitContext) -> None:
-        """Refresh all enabled servers, one after the other."""
+        """Refresh all enabled servers, one after another."""
         for name in await self._work(_enabled_servers, read=True):
             await self.refresh_server(name, entry)
 
     async def refresh_server(self, name: str, entry: UnitContext) -> None:
-        """List the tools of a server, and store them, or the reason why listing them failed.
+        """List a server's tools and store the list, or the reason why listing failed.
 
         Do nothing if the server was deleted.
         """
@@ -65,7 +65,7 @@ def _enabled_servers() -> list[str]:
 
 
 def _named(server: str, tools: Sequence[McpTool]) -> tuple[ListedTools, dict[str, dict[str, Any]]]:
-    """Return the tools of a server and their database rows by name.
+    """Return a server's tools under their names in Corral, and their database rows keyed by name.
 
     Called in a thread, because definitions may be large.
     """
@@ -97,7 +97,7 @@ def _store_failure(server: McpServerRow, detail: str) -> None:
 
 
 def _store_tools(server: McpServerRow, rows: dict[str, dict[str, Any]], listed: ListedTools) -> None:
-    """Store the tools that a server listed, and alert admins to new or changed tools, except on the first listing.
+    """Store the tools listed by a server. Except on the first listing, alert admins to new or changed tools.
 
     Do nothing if the server was changed or deleted in the meantime.
     """

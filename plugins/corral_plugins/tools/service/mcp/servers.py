@@ -51,7 +51,7 @@ class McpServers:
         return paginate_names(rows, query, by, scope="tools.mcp_servers", name=lambda row: row.name, make=items)
 
     def get(self, name: str, warnings: list[str] | None = None) -> McpServerView:
-        """Return a server with its tools. Raise `NotFound`."""
+        """Return a server with its tools. Raise `NotFound` if it does not exist."""
         row = _find(name)
         prefix = f"{MCP_PREFIX}{name}."
         overrides: Any = ToolRow.select().where(ToolRow.name.startswith(prefix)).order_by(ToolRow.name)
@@ -79,7 +79,7 @@ class McpServers:
         )
 
     def create(self, new: NewMcpServer, *, by: Principal) -> None:
-        """Store a server. Raise `Conflict` (`duplicate`) if there already is a server with this name."""
+        """Store a server. Raise `Conflict` (`duplicate`) if a server with this name already exists."""
         self._check_number()
         now = clock.now()
         columns = {
@@ -101,8 +101,8 @@ class McpServers:
     def update(self, name: str, patch: McpServerPatch, match: IfMatch, *, by: Principal) -> bool:
         """Change a server. Return whether its tools have to be listed again.
 
-        Raise `NotFound`, and `Forbidden` if the stored secret would be sent to a new address but the caller may
-        not decide that.
+        Raise `NotFound` if the server does not exist, or `Forbidden` if the stored secret would be sent to a new
+        address and the caller may not reveal secrets.
         """
         row = _find(name)
         match.check(row.version)
@@ -132,7 +132,7 @@ class McpServers:
         return bool(changed) and bool(given.get("enabled", row.enabled))
 
     def delete(self, name: str, match: IfMatch) -> None:
-        """Delete a server, its tools and their overrides. Raise `NotFound`."""
+        """Delete a server, its tools and their overrides. Raise `NotFound` if the server does not exist."""
         locked(McpServerRow.select(McpServerRow.name).where(McpServerRow.name == name)).first()  # keeps the version
         row = _find(name)
         match.check(row.version)
@@ -149,9 +149,9 @@ class McpServers:
         self._record("delete", name, {})
 
     def accept(self, name: str, accepted: AcceptedDefinitions) -> None:
-        """Accept definitions of tools by their hashes, so that agents may use these tools.
+        """Accept tool definitions by their hashes, so that agents may use these tools.
 
-        Raise `Invalid` (`unknown_reference`) for a hash that no listed tool currently has.
+        Raise `Invalid` (`unknown_reference`) for a hash that does not match any currently listed tool.
         """
         _find(name)
         tools = {each.definition_sha256: each for each in _tools_of([name]).get(name, [])}
@@ -223,7 +223,7 @@ def _refuse_moved_secret(by: Principal) -> None:
 
 
 def _store_overrides(server: str, overrides: Mapping[str, ToolOverride], by: Principal) -> None:
-    """Store the risk and the state that an admin sets for tools of a server. Tools that are not named are reset."""
+    """Store the risks and states that an admin sets for a server's tools. Tools that are not named are reset."""
     prefix = f"{MCP_PREFIX}{server}."
     others = ToolRow.name.startswith(prefix) & ToolRow.name.not_in([f"{prefix}{tool}" for tool in overrides])
     common = {"updated_at": clock.now(), "updated_by": by.user_id}
