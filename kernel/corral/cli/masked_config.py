@@ -1,4 +1,4 @@
-"""The configuration as `corral config show` displays it: every value with its source, and credentials masked."""
+"""The configuration as commands and the API show it: every value with its source, and credentials masked."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from corral.config.model import CREDENTIAL_IN_URL, MASK, SECRET_NAME, Config, Ro
 
 def masked_rows(config: Config) -> list[Row]:
     """Return every key, pinned setting, variable and plugin table with its value as JSON. Credentials are masked."""
-    return [row._replace(value=_masked(row.value, row.secret)) for row in config.rows()]
+    return [row._replace(value=masked(row.value, secret=row.secret)) for row in config.rows()]
 
 
-def _masked(value: Any, secret: bool) -> Any:
+def masked(value: Any, *, secret: bool = False) -> Any:
+    """Return a configuration value as JSON, with the credentials in it masked, or every value if it is `secret`."""
     if isinstance(value, Mapping):
-        return {name: _masked(item, secret or bool(SECRET_NAME.search(name))) for name, item in value.items()}
+        return {name: masked(item, secret=secret or bool(SECRET_NAME.search(name))) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_masked(item, secret) for item in value]
+        return [masked(item, secret=secret) for item in value]
     if secret and value is not None:
         return MASK
     if value is None or isinstance(value, (bool, int, float)):

@@ -223,7 +223,8 @@ TABLE: Mapping[str, ConfigField] = {
 CREDENTIAL_IN_URL = re.compile(
     r"://[^:@/\s]*:([^\s]*)@|[?&][^=&\s]*(?:key|secret|token|password)[^=&\s]*=([^&\s]+)", re.IGNORECASE
 )
-SECRET_NAME = re.compile(r"(password|secret|token|(^|[._]|api)key)$", re.IGNORECASE)
+# Matches neither `max_tokens` nor the table of the plugin `secrets`.
+SECRET_NAME = re.compile(r"(?i)(pass(word|phrase)s?|secret|token|(^|[._-]|api)key|^tokens|[_-]keys|authorization)$")
 
 
 def _secrets(name: str, value: Any, secret: bool) -> Iterator[tuple[str, str]]:

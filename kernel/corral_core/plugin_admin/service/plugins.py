@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,7 +10,7 @@ import msgspec
 
 from corral import clock
 from corral.auth.principal import Principal
-from corral.config.model import MASK
+from corral.cli.masked_config import masked
 from corral.database.engine import Work
 from corral.database.unit import after_commit, current
 from corral.errors import Conflict, FieldError, Invalid, NotFound
@@ -29,7 +28,6 @@ from corral_core.plugin_admin.service import quarantine
 from corral_core.plugin_admin.service.schedules import ScheduleView, schedule_views, stored_schedules
 
 OFF = "admin"
-_SECRET = re.compile(r"password|secret|token|(^|_)key$|private")
 
 
 class MigrationNames(msgspec.Struct, kw_only=True):
@@ -98,7 +96,8 @@ class PluginAdministration:
         loaded = self._find_plugin(name)
         section = loaded.plugin.section if loaded.plugin is not None else None
         table = self._registry.configuration.tables.get(name, {}) if section is None else msgspec.to_builtins(section)
-        return _mask_secrets(table)
+        shown: dict[str, Any] = masked(table)
+        return shown
 
     def change_settings(
         self, name: str, values: Mapping[str, Any], store: SettingsStore, *, by: Principal
@@ -295,13 +294,3 @@ def _migrations_of(item: PluginRecord, tables: frozenset[str]) -> MigrationNames
     return MigrationNames(
         applied=[name for name in scripts if name in applied], pending=[name for name in scripts if name not in applied]
     )
-
-
-def _mask_secrets(table: Mapping[str, Any]) -> dict[str, Any]:
-    shown: dict[str, Any] = {}
-    for name, value in table.items():
-        if isinstance(value, Mapping):
-            shown[name] = _mask_secrets(value)
-        else:
-            shown[name] = MASK if value is not None and _SECRET.search(name) else value
-    return shown
