@@ -160,6 +160,45 @@ async def test_what_one_process_decides_the_others_do(lamps: Kit) -> None:
     await becomes("active")
 
 
+async def test_a_decision_counts_where_the_one_before_is_not_known_yet(lamps: Kit) -> None:
+    catalogue, registry = lamps.kernel.container.get(PluginAdministration), lamps.kernel.registry
+    work = lamps.kernel.database.work
+
+    async def told(count: int) -> list[tuple[str, str]]:
+        found: list[tuple[str, str]] = []
+        async with within(10):
+            while len(found) < count:
+                payloads = [each.payload() for each in await lamps.events() if each.type == "plugin.state"]
+                found = [(each["from"], each["to"]) for each in payloads]
+                await asyncio.sleep(0.01)
+        await asyncio.sleep(0.3)  # until this process has read the decision
+        return found
+
+    await work(lambda: catalogue.disable("shade", None))
+    await told(1)
+    registry.change_state("shade", "active")  # as a process that has not heard of it yet
+    assert (await work(lambda: catalogue.enable("shade"))).state == "active"
+    assert await told(2) == [("active", "disabled"), ("disabled", "active")]
+    registry.change_state("shade", "disabled", "admin")
+    assert (await work(lambda: catalogue.disable("shade", "too dark"))).state == "disabled"
+    assert await told(3) == [("active", "disabled"), ("disabled", "active"), ("active", "disabled")]
+    assert await work(catalogue.stored_decisions, read=True) == {"shade": "too dark"}
+    assert (await work(lambda: catalogue.disable("shade", "again"))).reason == "too dark"  # it is disabled already
+    assert await work(catalogue.stored_decisions, read=True) == {"shade": "too dark"}
+
+
+async def test_an_admin_may_disable_again_what_was_to_start_with_the_next_reload(lamps: Kit) -> None:
+    admin, loaded = await lamps.as_user("admin"), lamps.loaded("shade")
+    assert (await admin.post("/plugins/shade/disable")).status == 200
+    plugin, loaded.plugin = loaded.plugin, None  # as after a restart, at which the plugin was not loaded
+    answer = await admin.post("/plugins/shade/enable")
+    assert (answer.status, answer.json()["pending_reload"]) == (202, True)
+    assert (await admin.post("/plugins/shade/disable")).json()["state"] == "disabled"
+    loaded.plugin = plugin
+    catalogue = lamps.kernel.container.get(PluginAdministration)
+    assert await lamps.kernel.database.work(catalogue.stored_decisions, read=True) == {"shade": "admin"}
+
+
 async def test_the_file_has_the_last_word(make_kit: MakeKit) -> None:
     kit = await make_kit(plugins=[LampPlugin])
     admin = await kit.as_user("admin")

@@ -136,12 +136,13 @@ class PluginAdministration:
                 code="in_use",
                 references=dependants,
             )
-        if loaded.state != "disabled":
+        if loaded.state != "disabled" or not (self._is_off_by_file(loaded) or name in self.stored_decisions()):
             row = {"state": "disabled", "reason": reason, "since": clock.now()}
             PluginStateRow.insert(name=name, **row).on_conflict(
                 conflict_target=[PluginStateRow.name], update=row
             ).execute()
-            self._publish_state(loaded, "disabled", reason or OFF)
+            before = "active" if loaded.state == "disabled" else loaded.state  # another process has just enabled it
+            self._publish_state(name, before, "disabled", reason or OFF)
             after_commit(lambda: self._disable_in_process(name, reason or OFF))
         return msgspec.structs.replace(self.get_plugin(name), state="disabled", reason=loaded.reason or reason or OFF)
 
@@ -159,14 +160,15 @@ class PluginAdministration:
                 f"The plugin cannot be enabled, because it is {loaded.state}: {loaded.reason}",
                 current_status=loaded.state,
             )
-        PluginStateRow.delete().where(PluginStateRow.name == name).execute()
-        quarantine.release_plugin(loaded)
-        if loaded.state == "active":
-            return self.get_plugin(name)
-        if loaded.plugin is None:
+        was_disabled = bool(PluginStateRow.delete().where(PluginStateRow.name == name).execute())
+        was_quarantined = quarantine.release_plugin(loaded)
+        is_loaded = loaded.plugin is not None
+        if was_disabled or was_quarantined or (is_loaded and not loaded.active):
+            before = "disabled" if was_disabled else "quarantined" if was_quarantined else loaded.state
+            self._publish_state(name, before, "active", None)  # other processes may have loaded the plugin
+            after_commit(lambda: self._enable_in_process(name))
+        if not is_loaded:
             return msgspec.structs.replace(self.get_plugin(name), pending_reload=True)
-        self._publish_state(loaded, "active", None)
-        after_commit(lambda: self._enable_in_process(name))
         return msgspec.structs.replace(self.get_plugin(name), state="active", reason=None)
 
     def _disable_in_process(self, name: str, reason: str) -> None:
@@ -214,16 +216,20 @@ class PluginAdministration:
             raise NotFound("There is no plugin with this name.")
         return loaded
 
-    def _publish_state(self, loaded: PluginRecord, state: str, reason: str | None) -> None:
-        event = PluginStateChanged(name=loaded.name, from_=loaded.state, to=state, reason=reason)
-        emit(event, object=("plugin", loaded.name))
+    def _is_off_by_file(self, loaded: PluginRecord) -> bool:
+        """Return whether corral.toml disables a built-in plugin, or does not enable a plugin of a third party."""
+        given = self._registry.configuration
+        return loaded.name in given.disabled if loaded.found.built_in else loaded.name not in given.enabled
+
+    def _publish_state(self, name: str, before: str, after: str, reason: str | None) -> None:
+        emit(PluginStateChanged(name=name, from_=before, to=after, reason=reason), object=("plugin", name))
         if self.audit is not None:
-            verb = "enable" if state == "active" else "disable"
+            verb = "enable" if after == "active" else "disable"
             entry = AuditEntry(
                 action=f"plugins.plugin.{verb}",
                 object_type="plugin",
-                object_id=loaded.name,
-                changes={"state": (loaded.state, state)},
+                object_id=name,
+                changes={"state": (before, after)},
                 details={"reason": reason},
             )
             self.audit.record(entry)

@@ -152,6 +152,6 @@ class QuarantineSync:
         emit(PluginStateChanged(name=name, from_=before, to=after, reason=reason), object=("plugin", name))
 
 
-def release_plugin(loaded: PluginRecord) -> None:
-    """End the quarantine or the trial of a plugin. Runs in the caller's unit of work."""
-    QuarantineRow.delete().where(QuarantineRow.name == loaded.name).execute()
+def release_plugin(loaded: PluginRecord) -> bool:
+    """End the quarantine or the trial of a plugin. Return whether there was one. Runs in the caller's unit of work."""
+    return bool(QuarantineRow.delete().where(QuarantineRow.name == loaded.name).execute())
