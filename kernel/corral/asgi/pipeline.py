@@ -397,9 +397,8 @@ class Pipeline:
         if problem.status >= 500:
             problem.detail = self.redactor.redact(problem.detail)
             problem.members = self.redactor.redact_json(problem.members)
-        if explain := self.explain_by_area.get(request.path.removeprefix(f"{API_PREFIX}/").partition("/")[0]):
-            explain(problem)
-        return problem_response(problem, request)
+        explain = self.explain_by_area.get(request.path.removeprefix(API_PREFIX)[1:].partition("/")[0])
+        return (explain and explain(problem, request)) or problem_response(problem, request)
 
     def _internal_error(self, error: Exception, request: IncomingRequest) -> Response:
         plugin = request.endpoint.route.plugin if request.endpoint else ""

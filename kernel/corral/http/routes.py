@@ -26,9 +26,14 @@ from typing import Annotated, Any, Literal, Protocol, TypeVar
 import msgspec
 
 from corral.errors import Problem
-from corral.http.answers import Request
+from corral.http.answers import Request, Response
 
 Handler = TypeVar("Handler", bound=Callable[..., Any])
+Explain = Callable[[Problem, Request | None], Response | None]
+"""A function that completes a problem and returns None, or returns a response that is sent in its place.
+
+Without a request, it is asked how the problem would be described in the documentation of the API.
+"""
 
 API_PREFIX = "/api/v1"
 MIB = 1024 * 1024
@@ -78,7 +83,7 @@ class Route(msgspec.Struct, kw_only=True):
     rest: bool = False  # the last name in the path matches the rest of the path, including slashes
     abandoned: bool = False  # the `async def` handler is cancelled when the client disconnects
     delegable: bool = False  # callers may act as the principal that a delegation header names
-    explain: Callable[[Problem], None] | None = None  # completes every problem below the first segment of the path
+    explain: Explain | None = None  # completes or replaces every problem below the first segment of the path
     plugin: str = ""
     summary: str = ""
     description: str = ""

@@ -150,3 +150,26 @@ async def test_what_is_no_such_form_is_refused(mailing: Kit, content: bytes, med
         "/account/reset-password", content=content, headers={"content-type": media}, root=True
     )
     assert (answer.status, answer.headers["content-type"]) == (status, "application/problem+json")
+
+
+@pytest.mark.one_engine
+async def test_a_browser_shows_why_a_form_was_refused(make_kit: Callable[..., Any], mail_server: MailServer) -> None:
+    kit: Kit = await make_kit(plugins=("security",), config=mail_server.config() | {"rate_limits": True})
+    stop_refilling(kit)
+    sent = {"content-type": "application/x-www-form-urlencoded", "accept": "text/html,*/*;q=0.8"}
+
+    async def refused(content: bytes) -> tuple[Answer, str]:
+        answer = await kit.client.post("/account/reset-password", content=content, headers=sent, root=True)
+        check(answer)
+        return answer, answer.body.decode()
+
+    answer, page = await refused(b"token=x&<script>=1")
+    assert answer.status == 422
+    assert "&lt;script&gt;: " in page
+    assert "new_password: " in page
+    for _ in range(9):
+        await refused(b"token=x")
+    answer, page = await refused(b"token=x")
+    assert answer.status == 429
+    assert int(answer.headers["retry-after"]) > 0
+    assert re.search(r'<p role="alert">[^<]*\d+ s', page), page

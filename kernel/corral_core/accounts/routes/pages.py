@@ -21,7 +21,7 @@ from msgspec import Meta
 from corral.auth.principal import PUBLIC
 from corral.database.engine import Work
 from corral.errors import Problem
-from corral.http.answers import Request, Text
+from corral.http.answers import Request, Response, Text
 from corral.http.routes import Routes
 from corral_core.accounts.api import FullName, Password
 from corral_core.accounts.routes.auth import SIGN_IN_RATE
@@ -29,13 +29,27 @@ from corral_core.accounts.service.links import SingleUseLinks
 from corral_core.accounts.service.recovery import PasswordRecovery
 from corral_core.accounts.service.registration import AccountRegistration
 
-routes = Routes("/account", tag="Pages", no_store=True, root=True)
-
 BODY_LIMIT = 16 * 1024
+HTML = "text/html; charset=utf-8"
 PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src data:; form-action 'self'; "
     "frame-ancestors 'none'; base-uri 'none'"
 )
+HEADERS = {"Content-Security-Policy": PAGE_POLICY}
+
+
+def explain(problem: Problem, request: Request | None) -> Response | None:
+    """Return a page that shows the problem, or None if the client is not a browser, which asks for HTML."""
+    if request is None or "text/html" not in (request.header("accept") or ""):
+        return None
+    faults = [f"{each.pointer.removeprefix('/')}: {each.detail}" for each in problem.errors] or [problem.detail]
+    content = _alerts(faults) + "<p>Go back to the previous page to try again.</p>"
+    headers = {**problem.headers, **HEADERS, "Cache-Control": "no-store"}
+    return Response(problem.status, _html(problem.title, content).encode(), headers, HTML)
+
+
+routes = Routes("/account", tag="Pages", no_store=True, root=True, explain=explain)
+
 PastedLink = Annotated[str, Meta(min_length=1, max_length=2000)]
 
 
@@ -190,10 +204,10 @@ async def _result(page: Page, body: msgspec.Struct, url: str, submit: Callable[[
 
 
 def _form(page: Page, faults: Sequence[str] = (), entered: Mapping[str, str] = {}) -> Text:
-    told = "".join(f'<p role="alert">{html.escape(fault)}</p>\n' for fault in faults)
     inputs = "".join(_input(each, entered.get(each.name, "")) for each in page.inputs)
     return _page(
-        page.title, f'{told}<form method="post">\n{inputs}<button>{html.escape(page.button)}</button>\n</form>'
+        page.title,
+        f'{_alerts(faults)}<form method="post">\n{inputs}<button>{html.escape(page.button)}</button>\n</form>',
     )
 
 
@@ -207,9 +221,16 @@ def _input(each: FormInput, value: str) -> str:
     )
 
 
+def _alerts(faults: Sequence[str]) -> str:
+    return "".join(f'<p role="alert">{html.escape(fault)}</p>\n' for fault in faults)
+
+
 def _page(title: str, content: str) -> Text:
-    text = Template(_file("page.html")).substitute(title=html.escape(title), content=content)
-    return Text(text, "text/html; charset=utf-8", {"Content-Security-Policy": PAGE_POLICY})
+    return Text(_html(title, content), HTML, HEADERS)
+
+
+def _html(title: str, content: str) -> str:
+    return Template(_file("page.html")).substitute(title=html.escape(title), content=content)
 
 
 def _token_of(pasted: str) -> str:

@@ -46,6 +46,6 @@ def problem_codes(route: Route, signature: Signature) -> dict[int, set[str]]:
     found: dict[int, set[str]] = {}
     for problem in (Problem(code=code) for code in codes & CODES.keys()):
         if route.explain is not None:
-            route.explain(problem)
+            route.explain(problem, None)
         found.setdefault(problem.status, set()).add(problem.code)
     return found

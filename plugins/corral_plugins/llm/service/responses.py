@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 
 from corral.errors import CODES, FieldError, Invalid, Problem, TooMany
+from corral.http.answers import Request
 from corral.redact.redactor import Redactor
 from corral.schema.strict_json import replace_bad_characters
 from corral_plugins.cost.api import MAX_TOKENS
@@ -256,7 +257,7 @@ def is_about_credentials(problem: Problem) -> bool:
     return problem.members.get("kind") == CREDENTIALS
 
 
-def explain(problem: Problem) -> None:
+def explain(problem: Problem, request: Request | None = None) -> None:
     """Convert a problem to the form that OpenAI's clients expect.
 
     The problem receives OpenAI's error object, and the status 400 for invalid requests. The status 422 is kept for
