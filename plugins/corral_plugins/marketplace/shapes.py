@@ -23,7 +23,7 @@ Ids = Annotated[list[Id], Meta(max_length=50)]
 
 
 class ManifestBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """A manifest. `GET /marketplace/schema` returns its schema, which describes all members and their types."""
+    """A template manifest. `GET /marketplace/schema` returns the schema that describes all members and their types."""
 
     schema: Any = UNSET
     slug: Any = UNSET
@@ -49,7 +49,7 @@ class ManifestBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omi
 
 
 class TemplateQuery(PageQuery, kw_only=True):
-    """The filters of the list of templates. `search` matches text in names, descriptions, slugs and tags."""
+    """Filters for listing templates. `search` matches text in names, descriptions, slugs and tags."""
 
     category: list[Annotated[str, line(40)]] | UnsetType = UNSET
     search: Annotated[str, line(200)] | UnsetType = UNSET
@@ -64,13 +64,14 @@ class VersionQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class TemplateVersionsQuery(PageQuery, kw_only=True):
-    """Selects a page of the list of versions, newest first."""
+    """The page of versions to return. Versions are sorted newest first."""
 
 
 class Finding(msgspec.Struct, frozen=True, kw_only=True):
-    """Something in a template that a person should look at.
+    """A part of a template that a person should review before installing the template.
 
-    An `error` prevents an upload. Only admins can install a template with a `critical` finding.
+    A finding of the severity `error` prevents an upload. If there is a `critical` finding, only admins can install the
+    template.
     """
 
     severity: Severity
@@ -80,7 +81,7 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TemplateProblem(msgspec.Struct, frozen=True, kw_only=True):
-    """A reason why a template cannot be installed. `pointer` is a place in the manifest."""
+    """A reason why a template cannot be installed. `pointer` refers to the relevant place in the manifest."""
 
     code: str
     pointer: str
@@ -88,7 +89,7 @@ class TemplateProblem(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TemplatePermissions(msgspec.Struct, kw_only=True):
-    """The permissions that the resources of a template may use at most. The egress `*` stands for any public host."""
+    """The maximum permissions that a template's resources may use. The egress value `*` stands for any public host."""
 
     tools: list[str]
     secrets: list[str]
@@ -96,7 +97,7 @@ class TemplatePermissions(msgspec.Struct, kw_only=True):
 
 
 class TemplateResource(msgspec.Struct, kw_only=True):
-    """A resource of a template."""
+    """A resource that a template contains."""
 
     kind: str
     key: str
@@ -106,8 +107,8 @@ class TemplateResource(msgspec.Struct, kw_only=True):
 class TemplateView(msgspec.Struct, kw_only=True):
     """A template.
 
-    `source` is `bundled`, `plugin:<name>`, `uploaded` or `remote`. A template that is not `installable` has `problems`.
-    `installations` is the number of its installations that are not removed.
+    `source` is `bundled`, `plugin:<name>`, `uploaded` or `remote`. If `installable` is false, `problems` contains the
+    reasons. `installations` is the number of installations that have not been removed.
     """
 
     id: str
@@ -140,7 +141,7 @@ class TemplateDetails(TemplateView, kw_only=True):
 
 
 class TemplateVersionView(msgspec.Struct, kw_only=True):
-    """A version of a template. `published_at` is null for templates that are part of a distribution."""
+    """A version of a template. `published_at` is null for templates that are part of a distribution package."""
 
     version: str
     sha256: str
@@ -149,7 +150,7 @@ class TemplateVersionView(msgspec.Struct, kw_only=True):
 
 
 class CategoryView(msgspec.Struct, kw_only=True):
-    """A category and its number of templates."""
+    """A category, with the number of templates in it."""
 
     category: str
     templates: int
@@ -162,7 +163,7 @@ class CategoryList(msgspec.Struct, kw_only=True):
 
 
 class ManifestFault(msgspec.Struct, kw_only=True):
-    """A fault of a manifest."""
+    """An error in a manifest."""
 
     pointer: str
     code: str
@@ -170,7 +171,7 @@ class ManifestFault(msgspec.Struct, kw_only=True):
 
 
 class ManifestValidation(msgspec.Struct, kw_only=True):
-    """The result of a check of a manifest. A manifest with an error among its findings is not valid."""
+    """The result of checking a manifest. A manifest is not valid if one of its findings is an error."""
 
     valid: bool
     errors: list[ManifestFault]
@@ -178,10 +179,10 @@ class ManifestValidation(msgspec.Struct, kw_only=True):
 
 
 class InstallTemplate(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The options of an installation.
+    """The options for installing a template.
 
-    `secrets_map` maps the names of secrets in the template to names in the vault. `on_conflict` decides what happens if
-    an object with the name of a resource exists: the new object gets another name, the installation fails, or the
+    `secrets_map` maps the secret names in the template to names in the vault. `on_conflict` determines what happens if
+    an object with the same name as a resource exists: the new object gets another name, the installation fails, or the
     existing object is used. With `dry_run`, nothing is created, and the response is the plan.
     """
 
@@ -194,9 +195,9 @@ class InstallTemplate(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class MissingGrant(msgspec.Struct, kw_only=True):
-    """A secret that exists but that an object of the installation may not use.
+    """An existing secret that an object of the installation is not yet allowed to use.
 
-    An admin adds `consumer` to the `allowed_consumers` of the secret. In a plan, it is null.
+    To allow this, an admin adds `consumer` to the secret's `allowed_consumers`. In a plan, `consumer` is null.
     """
 
     secret: str
@@ -206,7 +207,7 @@ class MissingGrant(msgspec.Struct, kw_only=True):
 
 
 class MissingParts(msgspec.Struct, kw_only=True):
-    """The missing requirements of an installation: secrets, tools that nobody offers, and rights to use secrets."""
+    """The missing requirements of an installation: secrets, unavailable tools, and permissions to use secrets."""
 
     secrets: list[str] = []
     tools: list[str] = []
@@ -224,16 +225,16 @@ class PlannedObject(msgspec.Struct, kw_only=True):
 
 
 class ToolPlan(msgspec.Struct, kw_only=True):
-    """The tools that agents get, and the tools that the installing person may not give to them."""
+    """The tools that the agents get, and the tools that the installing user may not grant to them."""
 
     granted: list[str]
     refused: list[str]
 
 
 class InstallationPlan(msgspec.Struct, kw_only=True):
-    """The objects that an installation would create. Nothing was created.
+    """The objects that an installation would create. A plan itself creates nothing.
 
-    `missing_plugins` lists plugins that are not active and without which the installation fails.
+    `missing_plugins` lists the inactive plugins without which the installation would fail.
     """
 
     slug: str
@@ -251,9 +252,10 @@ class InstallationPlan(msgspec.Struct, kw_only=True):
 class CreatedObject(msgspec.Struct, kw_only=True):
     """An object of an installation.
 
-    `edited` is true if a person changed the object after the installation. In a list, it is null. A `reused` object
-    existed before. `state` is `present`, `removed` by the marketplace, or `deleted` by a person. `once` contains values
-    that only the response to the installation shows, such as the address of a webhook trigger.
+    `edited` says whether a person has changed the object since the installation. It is null in lists. A `reused` object
+    already existed before the installation. `state` is `present`, `removed` (by the marketplace) or `deleted` (by a
+    person). `once` contains values that only the response to the installation shows, such as the URL of a webhook
+    trigger.
     """
 
     kind: str
@@ -267,7 +269,7 @@ class CreatedObject(msgspec.Struct, kw_only=True):
 
 
 class InstallationItem(msgspec.Struct, kw_only=True):
-    """An installation of a template. `version_available` is a later version, or null."""
+    """An installation of a template. `version_available` is a newer version, or null if there is none."""
 
     id: str
     template_id: str
@@ -285,28 +287,28 @@ class InstallationItem(msgspec.Struct, kw_only=True):
 
 
 class InstallationView(InstallationItem, kw_only=True):
-    """An installation with its objects and their present state."""
+    """An installation, with its objects and their current state."""
 
     created: list[CreatedObject]
 
 
 class NewInstallation(InstallationView, kw_only=True):
-    """A new installation."""
+    """A new installation, with its objects."""
 
     warnings: list[str]
 
 
 class InstallationQuery(PageQuery, kw_only=True):
-    """The filters of the list of installations."""
+    """Filters for listing installations."""
 
     status: list[Status] | UnsetType = UNSET
     template_id: list[Id] | UnsetType = UNSET
 
 
 class UpgradeInstallation(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The options of an upgrade.
+    """The options for upgrading an installation.
 
-    The default of `version` is the latest version. Parameters that are left out keep their values.
+    `version` defaults to the latest version. Parameters that are omitted keep their values.
     """
 
     version: Version | UnsetType = UNSET
@@ -315,7 +317,7 @@ class UpgradeInstallation(msgspec.Struct, kw_only=True, forbid_unknown_fields=Tr
 
 
 class ChangedObject(msgspec.Struct, kw_only=True):
-    """An object, and the fields that the upgrade changes."""
+    """An object, with the fields that the upgrade changes."""
 
     kind: str
     key: str
@@ -325,7 +327,7 @@ class ChangedObject(msgspec.Struct, kw_only=True):
 
 
 class KeptField(msgspec.Struct, kw_only=True):
-    """A field that a person edited and the new template changes. An upgrade keeps the `current` value."""
+    """A field that a person edited and that the new template changes. The upgrade keeps the `current` value."""
 
     field: str
     installed: Any
@@ -334,16 +336,16 @@ class KeptField(msgspec.Struct, kw_only=True):
 
 
 class EditedObject(ChangedObject, kw_only=True):
-    """An object, and the fields that the upgrade keeps because a person edited them.
+    """An object, with the fields that the upgrade keeps because a person edited them.
 
-    The only field is `id`, without values, if a person deleted the object.
+    If a person has deleted the object, `fields` contains only `id`, and `values` is empty.
     """
 
     values: list[KeptField]
 
 
 class KeptObject(msgspec.Struct, kw_only=True):
-    """An object that is not removed, and the reason: `edited`, `running`, `in_use` or `reused`."""
+    """An object that is not removed. `reason` is `edited`, `running`, `in_use`, `reused` or `plugin_required`."""
 
     kind: str
     key: str
@@ -353,7 +355,7 @@ class KeptObject(msgspec.Struct, kw_only=True):
 
 
 class ObjectRef(msgspec.Struct, kw_only=True):
-    """An object."""
+    """A reference to an object."""
 
     kind: str
     key: str
@@ -362,9 +364,9 @@ class ObjectRef(msgspec.Struct, kw_only=True):
 
 
 class UpgradeResult(msgspec.Struct, kw_only=True):
-    """The changes that an upgrade made, or would make.
+    """The changes that an upgrade made or would make.
 
-    `kept_local` lists edited fields, which keep their local values.
+    `kept_local` lists edited fields that keep their local values.
     """
 
     version: str
@@ -377,14 +379,14 @@ class UpgradeResult(msgspec.Struct, kw_only=True):
 
 
 class UninstallInstallation(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The options of an uninstallation. `force` removes edited objects too, but no object that is running or in use."""
+    """The options for uninstalling. `force` also removes edited objects, but not objects that are running or in use."""
 
     dry_run: bool = False
     force: bool = False
 
 
 class UninstallResult(msgspec.Struct, kw_only=True):
-    """The objects that were or would be removed, and the objects that are kept, with the reasons."""
+    """The objects that were removed or would be removed, and the objects that are kept, with the reasons."""
 
     removed: list[ObjectRef]
     kept: list[KeptObject]
@@ -406,7 +408,7 @@ class ExportMeta(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class ExportTemplate(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The objects from which to make a template. At least one object is needed."""
+    """The objects from which to create a template. At least one object is required."""
 
     meta: Annotated[ExportMeta, Meta(examples=[{"slug": "my-team", "name": "My team"}])]
     agent_ids: Ids = []

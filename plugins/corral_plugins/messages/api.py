@@ -43,9 +43,9 @@ class Correlation(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit
 class NewMessage(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """A message to send. It has exactly one recipient: an agent, a user or a channel.
 
-    `sender_agent_id` names the agent on whose behalf the caller sends the message. If it is null, the caller is the
-    sender. `type` is `reply` by default if `in_reply_to` is set, or else `info`. `correlation` is by default the task
-    of the caller's lease.
+    `sender_agent_id` is the agent on whose behalf the caller sends the message. If it is null, the caller is the
+    sender. `type` defaults to `reply` if `in_reply_to` is set, and to `info` otherwise. `correlation` defaults to the
+    task of the caller's lease.
     """
 
     body: Annotated[str, Meta(min_length=1, max_length=BODY_BYTES)]
@@ -69,7 +69,7 @@ class SentMessage(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ClaimedMessages(msgspec.Struct, frozen=True, kw_only=True):
-    """The messages for an agent that claims a task, as JSON objects, and those of their sources that are untrusted."""
+    """The messages for an agent that claims a task, as JSON objects, and the list of untrusted sources among them."""
 
     items: list[dict[str, Any]]
     untrusted: tuple[str, ...]
@@ -86,31 +86,33 @@ class Messages(Protocol):
     ) -> SentMessage:
         """Send a message. The caller must have redacted its subject and body.
 
-        `trusted` states whether a person wrote the message; by default, it is true if `by` is a person. `cause` is the
-        chain of causes of the message, by default that of the caller's task. Raises a `Problem` with the code
+        `trusted` states whether a person wrote the message. By default, it is true if `by` is a person. `cause` is the
+        cause chain of the message, by default that of the caller's task. Raise a `Problem` with the code
         `unknown_reference`, `hop_limit` or `rate_limited`, or `Forbidden` if the caller may not send on behalf of the
         sender.
         """
         ...
 
     def for_claim(self, agent_id: str, *, lease_id: str, requester_id: str | None) -> ClaimedMessages:
-        """Deliver the waiting messages of an agent to the attempt with this lease.
+        """Deliver an agent's waiting messages to the attempt with this lease.
 
-        Requests are delivered first, and older messages before newer ones.
-
-        Messages that the requester of the task did not write are untrusted.
+        Requests are delivered first, and older messages before newer ones. Messages are untrusted unless the requester
+        of the task wrote them.
         """
         ...
 
     def put_back(self, lease_id: str) -> None:
-        """Make the messages that this lease delivered available again, because its attempt ended without completing.
+        """Return the messages that were delivered under this lease to the queue, because its attempt did not complete.
 
-        Messages that were read or acknowledged in the meantime stay as they are.
+        Messages that were read or acknowledged in the meantime are not changed.
         """
         ...
 
     def texts(self, message_ids: Iterable[str]) -> dict[str, str]:
-        """Return the subjects and bodies of messages by id, without checking permissions. Unknown ids are omitted."""
+        """Return the subjects and bodies of messages, keyed by message id, without checking permissions.
+
+        Unknown ids are omitted.
+        """
         ...
 
 

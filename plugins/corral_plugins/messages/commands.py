@@ -1,4 +1,4 @@
-"""`corral messages`: lists, sends, reads and acknowledges messages from a terminal."""
+"""The `corral messages` commands, which list, send, read and acknowledge messages from a terminal."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def send_message(
     reply_to: str | None,
     as_json: bool,
 ) -> None:
-    """Send a message. TEXT is its body; - reads the body from standard input."""
+    """Send a message. TEXT is the body of the message. If it is -, the body is read from standard input."""
     if sum(each is not None for each in (to_agent, to_user, channel)) != 1:
         raise click.UsageError("give exactly one of --to-agent, --to-user and --channel")
     body = {
@@ -122,7 +122,10 @@ def send_message(
 @for_agent
 @client_command
 def read_message(client: ApiClient, *, message: str, agent: str | None, as_json: bool) -> None:
-    """Mark a message as read, and show it. MESSAGE is an id, or the subject of the newest such message."""
+    """Mark a message as read, and show it.
+
+    MESSAGE is an id, or the subject of a message, the newest if there are several.
+    """
     body = {} if agent is None else {"agent_id": _find_agent(client, agent)}
     message = _message_id(client, message)
     with client.looking_for("message", message, "corral messages list"):
@@ -150,7 +153,7 @@ def read_message(client: ApiClient, *, message: str, agent: str | None, as_json:
 def acknowledge_message(
     client: ApiClient, *, message: str, rejected: bool, note: str | None, agent: str | None, as_json: bool
 ) -> None:
-    """Acknowledge a message: what it asks for is done, or is rejected."""
+    """Acknowledge that the request in a message is done, or that it is rejected."""
     body: dict[str, Any] = {"result": "rejected" if rejected else "done", "note": note}
     if agent is not None:
         body["agent_id"] = _find_agent(client, agent)
@@ -169,29 +172,32 @@ def _title(message: Any) -> str:
 
 
 def _title_of(client: ApiClient, message_id: str | None) -> str | None:
-    """Return the subject of a message or, without a subject, its beginning.
+    """Return the title of a message: its subject or, if it has none, the beginning of its body.
 
-    Return its id if the user may not read it.
+    Return the id instead if the user may not read the message.
     """
     found = read_if_allowed(client, f"/messages/{message_id}") if message_id is not None else None
     return message_id if found is None else _title(found)
 
 
 def _message_id(client: ApiClient, message: str) -> str:
-    """Return the given id, or the id of the newest message with this subject or, if it has none, this beginning."""
+    """Return the given id, or the id of the newest message with this title.
+
+    The title is the subject or, if there is none, the beginning of the body.
+    """
     return newest_id(
         client, "/messages", message, kind="message", titles=lambda row: [_title(row)], listing="corral messages list"
     )
 
 
 def _head(body: str) -> str:
-    """Return the beginning of a string in one line."""
+    """Return the beginning of a message body as one line."""
     line = " ".join(body.split())
     return line if len(line) <= HEAD_LENGTH else f"{line[: HEAD_LENGTH - 1]}…"
 
 
 def _recipient(names: ObjectNames, message: Any) -> str:
-    """Return the recipient of a message in words."""
+    """Describe the recipient of a message."""
     if message["recipient_agent_id"] is not None:
         return names.name("/agents", message["recipient_agent_id"])
     if message["channel"] is not None:

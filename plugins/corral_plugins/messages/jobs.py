@@ -1,4 +1,4 @@
-"""Background jobs of messages: the expiry of messages, and the deletion of old ones."""
+"""Background jobs that expire messages and delete old messages."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from corral_plugins.messages.service.receipts import MessageReceipts
 
 DAY = 86_400
 ROUNDS = 50
-"""The maximum number of batches that one run of a job handles. The next scheduled run handles the rest."""
+"""The maximum number of batches in one run of a job. The next scheduled run handles the remaining rows."""
 BATCH_SIZE = 500
 
 
 async def expire_messages(work: Work, receipts: MessageReceipts) -> None:
-    """Mark as expired the messages whose time of expiry has passed, and the requests that nobody acknowledged."""
+    """Mark overdue messages as expired, and also requests that nobody acknowledged after the last redelivery."""
     entry = UnitContext(label="job messages.sweep", actor=SYSTEM)
     for _ in range(ROUNDS):
         if not await work(receipts.expire_batch, entry=entry):
@@ -38,7 +38,7 @@ async def delete_old_messages(work: Work, settings: Settings) -> None:
 
 
 def delete_batch(before: str) -> int:
-    """Delete at most 500 messages that were sent before an instant. Return their number."""
+    """Delete at most 500 messages that were sent before this time. Return the number of deleted messages."""
     old = Message.select(Message.id).where(Message.created_at < before).order_by(Message.created_at).limit(BATCH_SIZE)
     ids = [row.id for row in old]
     if ids:
@@ -49,7 +49,7 @@ def delete_batch(before: str) -> int:
 
 
 def unsubscribe_deleted_agent(event: LoggedEvent) -> None:
-    """Delete the subscriptions of a deleted agent. Its messages stay."""
+    """Delete the subscriptions of a deleted agent. Its messages are kept."""
     Subscription.delete().where(Subscription.agent_id == event.object_id).execute()
 
 

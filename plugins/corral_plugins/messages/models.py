@@ -1,4 +1,4 @@
-"""The tables of messages: messages, their receipts, subscriptions of agents to channels, and channels."""
+"""The database tables of messages: messages, receipts, subscriptions of agents to channels, and channels."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ OPEN = ("sent", "delivered", "read")
 class Message(Model):
     """A message. `sender` and `recipient` are `agent:<id>`, `user:<id>` or `channel:<name>`.
 
-    `status` is the least advanced status among the receipts of the message. Whoever changes a receipt first locks the
-    row of the message, and then updates `status`. `reported_expiry` is true after the sender was told that an
+    `status` is the least advanced status of the message's receipts. Code that changes a receipt must first lock the
+    message's row, and must update `status` afterwards. `reported_expiry` is true after the sender has been told that an
     acknowledgement is missing.
     """
 
@@ -60,11 +60,11 @@ class Message(Model):
 
 
 class Receipt(Model):
-    """The state of a message for one recipient, an agent or a user.
+    """The state of a message for one recipient, which is an agent or a user.
 
-    `due_at` is when the message is delivered next, or null if it is not delivered again. After the last redelivery, it
-    is when the receipt expires. `rank` is 0 for requests, which are delivered before other messages. `lease_id` is the
-    lease whose claim delivered the message.
+    `due_at` is the time of the next delivery, or null if the message will not be delivered again. After the last
+    redelivery, it is the time at which the receipt expires. `rank` is 0 for requests, which are delivered before other
+    messages. `lease_id` is the lease under which the message was delivered.
     """
 
     id = IdField(primary_key=True)

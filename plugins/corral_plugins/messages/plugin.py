@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 class MessagesPlugin(Plugin):
     """Messages between agents, and between people and agents.
 
-    A message goes to one agent or person, or to a channel. An agent receives it with the next task that it claims. A
-    recipient reads, answers or acknowledges a message, and a message that nobody handles expires.
+    A message is sent to one agent, one person or a channel. An agent receives its messages with the next task that it
+    claims. A recipient can read, answer or acknowledge a message. Messages that nobody handles expire.
     """
 
     name = "messages"

@@ -49,7 +49,7 @@ def list_messages(query: MessageQuery, messages: MessageListing, caller: Princip
 def send_message(body: NewMessage, sending: MessageSending, caller: Principal) -> Answer[SentMessageView]:
     """Send a message to an agent, a user or a channel.
 
-    A message to a channel reaches the agents that subscribe to it at this moment, except the sender.
+    A message to a channel is delivered to the agents that are subscribed when it is sent, except the sender.
     """
     row, warnings = sending.send(body, by=caller)
     view = SentMessageView(**_fields(rows.view_of(row)), warnings=warnings)
@@ -96,7 +96,7 @@ def mark_message_read(id: str, body: ReadMessage, receipts: MessageReceipts, cal
     raises=("not_found", "forbidden", "invalid_state", "unknown_reference", "already_decided"),
 )
 def acknowledge_message(id: str, body: AcknowledgeMessage, receipts: MessageReceipts, caller: Principal) -> MessageView:
-    """Acknowledge a message: what it asked for is done, or was rejected. This marks the message as read too."""
+    """Acknowledge a message by stating that its request is done or rejected. This also marks the message as read."""
     return receipts.acknowledge(id, body, by=caller)
 
 
@@ -114,8 +114,8 @@ async def list_inbox(
 ) -> Page[MessageItem]:
     """List the messages in an agent's inbox, oldest first.
 
-    If the agent itself reads its inbox without `peek`, the messages count as delivered. Reading by a person delivers
-    nothing.
+    If the agent itself reads its inbox without `peek`, the messages are marked as delivered. Reading by a person does
+    not mark messages as delivered.
     """
     return await work(lambda: messages.inbox(id, query, by=caller), entry=request.unit_context(caller))
 

@@ -18,7 +18,8 @@ Result = Literal["done", "rejected"]
 class ReceiptView(msgspec.Struct, kw_only=True):
     """The state of a message for one recipient.
 
-    Either `agent_id` or `user_id` is set. `redeliveries` is how often an unacknowledged request was delivered again.
+    Either `agent_id` or `user_id` is set. `redeliveries` is the number of times that an unacknowledged request was
+    delivered again.
     """
 
     agent_id: str | None
@@ -36,7 +37,7 @@ class MessageItem(msgspec.Struct, kw_only=True):
     """A message in a list.
 
     `status` is the least advanced status among the recipients. `trust` is `trusted` if a person wrote the message.
-    `hops` is the number of replies that led to the message.
+    `hops` is the number of replies that precede the message in its chain.
     """
 
     id: str
@@ -67,20 +68,20 @@ class MessageView(MessageItem, kw_only=True):
 
 
 class SentMessageView(MessageView, kw_only=True):
-    """A message that was just sent.
+    """A message that has just been sent.
 
-    `warnings` contains `recipient_offline` if the agent is not started, and `no_subscribers` if no other agent
-    subscribes to the channel.
+    `warnings` contains `recipient_offline` if the recipient agent is not started, and `no_subscribers` if no agent
+    other than the sender subscribes to the channel.
     """
 
     warnings: list[str]
 
 
 class MessageQuery(PageQuery, kw_only=True):
-    """The filters of the list of messages.
+    """Filters for listing messages.
 
-    `agent_id` selects the messages that an agent sent or received. `unread` selects messages that the caller, or the
-    agent that `agent_id` names, has not read (true) or has read (false). `search` matches text in subjects and bodies.
+    `agent_id` selects messages that this agent sent or received. `unread` selects messages that the caller, or the
+    agent `agent_id`, has not read (true) or has read (false). `search` matches text in subjects and bodies.
     """
 
     agent_id: Id | UnsetType = UNSET
@@ -94,13 +95,13 @@ class MessageQuery(PageQuery, kw_only=True):
 
 
 class ThreadQuery(PageQuery, kw_only=True):
-    """Selects a page of the messages of a thread, oldest first."""
+    """The page of a thread to return. Messages are sorted oldest first."""
 
 
 class InboxQuery(PageQuery, kw_only=True):
-    """Selects messages of an agent's inbox, oldest first.
+    """Selects messages in an agent's inbox, oldest first.
 
-    `unread` leaves out the messages that the agent has read. With `peek`, reading the inbox delivers nothing.
+    `unread` excludes messages that the agent has read. If `peek` is set, the messages are not marked as delivered.
     """
 
     limit: Annotated[int, Meta(ge=1, le=50)] = 50
@@ -109,7 +110,11 @@ class InboxQuery(PageQuery, kw_only=True):
 
 
 class ReadMessage(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """Names the agent for which a person reads a message, if several recipients belong to the person."""
+    """The request to mark a message as read.
+
+    `agent_id` is the agent on whose behalf a person acts. It is required if several recipient agents belong to the
+    person.
+    """
 
     agent_id: Id | None = None
 
@@ -117,7 +122,8 @@ class ReadMessage(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 class AcknowledgeMessage(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """The acknowledgement of a message.
 
-    `agent_id` names the agent for which a person acknowledges it, if several recipients belong to the person.
+    `agent_id` is the agent on whose behalf a person acts. It is required if several recipient agents belong to the
+    person.
     """
 
     result: Result
@@ -141,6 +147,6 @@ class ChannelView(msgspec.Struct, kw_only=True):
 
 
 class ChannelList(msgspec.Struct, kw_only=True):
-    """The channels that have subscribers or messages, by name. At most 1,000 channels are listed."""
+    """At most 1,000 channels that have subscribers or messages, sorted by name."""
 
     items: list[ChannelView]

@@ -7,7 +7,7 @@ from corral.cli.status_parts import StatusPart, read_if_allowed, some_names
 
 
 def message_status(client: ApiClient) -> StatusPart:
-    """Describe the unread messages of the user, and name their senders."""
+    """Describe the user's unread messages, and name their senders."""
     found = read_if_allowed(client, "/messages", unread="true")
     if found is None or not found["total"]:
         return StatusPart(found)

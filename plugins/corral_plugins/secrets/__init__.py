@@ -1,1 +1,1 @@
-"""The secrets vault: stores encrypted, versioned credentials, to which other plugins refer by name."""
+"""The secrets vault, which stores encrypted, versioned credentials. Other plugins refer to credentials by name."""

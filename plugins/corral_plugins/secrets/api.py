@@ -38,7 +38,7 @@ declare_codes(
 class AttachedObject(msgspec.Struct, frozen=True, kw_only=True):
     """An object of a plugin to which a secret can be attached.
 
-    When an admin attaches a secret to the object, the plugin becomes an allowed consumer of the secret.
+    When an admin attaches a secret to the object, the plugin is added to the secret's allowed consumers.
     """
 
     plugin: str
@@ -64,32 +64,33 @@ class SecretDelivery(msgspec.Struct, frozen=True, kw_only=True):
 class Secrets(Protocol):
     """Gives plugins access to the values of secrets. All methods run in the caller's unit of work.
 
-    Callers request a value each time they need it and never store it. Methods raise `NotFound`, `Forbidden` (the
-    consumer or host is not allowed), `Gone` (`secret_expired`) and `Unavailable` (`vault_sealed`).
+    Callers must request a value each time they need it, and must never store it. Methods raise `NotFound` if the secret
+    does not exist, `Forbidden` if the consumer or host is not allowed, `Gone` (`secret_expired`) and `Unavailable`
+    (`vault_sealed`).
     """
 
     def use_value(
         self, name: str, consumer: str | Sequence[str], host: str | None, *, attached: AttachedObject | None = None
     ) -> str:
-        """Return the value of a secret, so that the caller can send it to `host`.
+        """Return the value of a secret that the caller is going to send to `host`.
 
         At least one of the consumers (such as `tool:http.fetch`) must be allowed to use the secret.
         """
         ...
 
     def valid_values(self, name: str, *, attached: AttachedObject) -> list[str]:
-        """Return all values of a secret that are valid now, for verifying incoming signatures.
+        """Return all currently valid values of a secret, for verifying incoming signatures.
 
-        These values are the current value, and replaced values whose grace period has not ended.
+        These are the current value, and earlier values whose grace period has not ended.
         """
         ...
 
     def deliver_to_worker(
         self, name: str, worker_group: str, *, worker_id: str, task_id: str, purpose: str | None
     ) -> SecretDelivery:
-        """Return the value of a secret for a worker whose group is allowed, and audit the delivery.
+        """Return the value of a secret for a worker in an allowed group, and record the delivery in the audit log.
 
-        Raise `NotFound` if the group is not allowed.
+        Raise `NotFound` if the group is not allowed to receive the secret.
         """
         ...
 
@@ -101,30 +102,30 @@ class Secrets(Protocol):
         ...
 
     def consumers(self, names: Sequence[str]) -> Mapping[str, Sequence[str]]:
-        """Return the allowed consumers of each of the named secrets, by the name of the secret.
+        """Return the allowed consumers of each named secret, keyed by secret name.
 
-        Secrets that do not exist or have expired are left out.
+        Secrets that do not exist or have expired are omitted.
         """
         ...
 
     def attach(self, name: str, to: AttachedObject, *, title: str, pointer: str, by: Principal | None) -> None:
-        """Record that an object uses the secret `name` instead of the secret that the object used before.
+        """Record that an object now uses the secret `name`, which replaces the secret that it used before.
 
-        Raise `Invalid` (`unknown_reference`) at `pointer` if there is no secret with this name. Raise
-        `Forbidden` (`insufficient_scope`) if `by` lacks the `secrets.write` permission, because a user who
-        decides where an object sends its secret could read the value there. If the value was submitted with the
-        object and stored by `store_value`, pass None for `by`.
+        Raise `Invalid` (`unknown_reference`) at `pointer` if there is no secret with this name. Raise `Forbidden`
+        (`insufficient_scope`) if `by` lacks the `secrets.write` permission. The permission is required because a user
+        who decides where an object sends its secret could read the value there. Pass None for `by` if the value was
+        submitted with the object and stored by `store_value`.
         """
         ...
 
     def detach(self, attached: AttachedObject) -> None:
-        """Record that the object no longer uses a secret."""
+        """Record that the object no longer uses any secret."""
         ...
 
     def store_value(self, name: str, value: str, *, category: str, description: str, by: Principal) -> list[str]:
-        """Store a value that was submitted with an object, and return the warnings about the value.
+        """Store a value that was submitted with an object, and return warnings about the value.
 
-        If the secret exists, the value becomes its new version.
+        If a secret with this name exists, the value becomes its new version.
         """
         ...
 
@@ -137,15 +138,15 @@ class Secrets(Protocol):
         ...
 
     def delete_value(self, secret_id: str, *, by: Principal) -> None:
-        """Delete a secret that `store_value` stored for an object, together with the object.
+        """Delete a secret that `store_value` created for an object that is itself being deleted.
 
-        Do nothing if the secret has been deleted already. Detach the object first.
+        Does nothing if the secret has already been deleted. Detach the object first.
         """
         ...
 
 
 class _SecretEvent(Event, kw_only=True):
-    """The fields of every secret event. `by` is the id of the user who acted, or null if Corral itself acted."""
+    """The fields of every event about a secret. `by` is the id of the acting user, or null if Corral itself acted."""
 
     secret_id: str
     name: str
@@ -189,7 +190,7 @@ class SecretDeleted(_SecretEvent):
 
 
 class SecretExpiring(_SecretEvent):
-    """A secret expires soon, or has expired if `days_left` is 0."""
+    """A secret will expire soon, or has expired if `days_left` is 0."""
 
     event = "secret.expiring"
     visibility = ADMIN

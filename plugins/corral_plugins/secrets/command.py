@@ -1,4 +1,4 @@
-"""The command group `corral secrets`, which manages the master keys on the server, even if Corral is not running."""
+"""The `corral secrets` commands, which manage the master keys on the server, even if Corral is not running."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def secrets_command() -> None:
 @json_option
 @click.pass_obj
 def key_status(open_session: OpenSession, config_path: Path | None, as_json: bool) -> None:
-    """Show the master keys and the number of rows encrypted under each. Exits with 1 if the vault is sealed."""
+    """Show the master keys and the number of rows encrypted under each. The exit status is 1 if the vault is sealed."""
     from corral_plugins.secrets.service.master_key_rotation import MasterKeyRotation
 
     with open_session(config_path, "secrets key-status") as session:
@@ -51,9 +51,9 @@ def key_status(open_session: OpenSession, config_path: Path | None, as_json: boo
 @json_option
 @click.pass_obj
 def rotate_master_key(open_session: OpenSession, config_path: Path | None, as_json: bool) -> None:
-    """Rewrap every encrypted row under the active master key, which is the first in CORRAL_MASTER_KEY.
+    """Rewrap every encrypted row under the active master key, which is the first key in CORRAL_MASTER_KEY.
 
-    An interrupted run can be repeated; it continues with the remaining rows.
+    If the command is interrupted, run it again to continue with the remaining rows.
     """
     from corral_plugins.secrets.service.master_key_rotation import MasterKeyRotation
 
@@ -74,7 +74,7 @@ def rotate_master_key(open_session: OpenSession, config_path: Path | None, as_js
 @json_option
 @click.pass_obj
 def verify_values(open_session: OpenSession, config_path: Path | None, as_json: bool) -> None:
-    """Verify that a loaded master key opens every encrypted row, and that all secret values can be decrypted."""
+    """Verify that every encrypted row can be opened with a loaded master key, and that all values can be decrypted."""
     from corral_plugins.secrets.service.master_key_rotation import MasterKeyRotation
     from corral_plugins.secrets.service.values import SecretValues
 
@@ -89,7 +89,7 @@ def verify_values(open_session: OpenSession, config_path: Path | None, as_json: 
 
 
 def _damaged_secrets(values: Any, session: Any) -> list[str]:
-    """Return the names of secrets whose values fail to decrypt although the master key is loaded."""
+    """Return the names of secrets whose values cannot be decrypted although their master key is loaded."""
     found: set[str] = set()
     after = ""
     while rows := session.run(lambda after=after: values.versions_after(after), read=True):

@@ -24,9 +24,9 @@ BATCH_SIZE = 50  # each item writes an audit row or an event
 
 
 async def remind_of_expiry(work: Work, settings: Settings) -> None:
-    """Publish reminders of expiring secrets.
+    """Publish reminders about expiring secrets.
 
-    A secret gets one reminder on each of the configured days before it expires, and one when it expires.
+    Reminders are published on each of the configured days before a secret expires, and when it expires.
     """
     days = sorted({*settings.get(REMINDER_DAYS), 0})
     await _repeat_in_batches(work, "remind", lambda: _remind_batch(days))

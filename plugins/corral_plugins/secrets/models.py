@@ -1,6 +1,6 @@
-"""The tables of the vault.
+"""The database tables of the vault.
 
-Values are encrypted; no other column reveals anything about a value, not even its length.
+Values are encrypted. No other column reveals anything about a value, not even its length.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from corral.database.sealed_columns import SealedField
 
 
 class SecretRow(Model):
-    """A secret. `version` is the number of the current value; `revision` grows with every change of the row.
+    """A secret. `version` is the number of the current value. `revision` increases with every change to the row.
 
     `reminded_days` is the number of days before expiry for which the last reminder was sent. A new value or a new
     `expires_at` resets it.
@@ -58,10 +58,10 @@ SecretRow.add_index(
 
 
 class SecretVersion(Model):
-    """One version of a secret's value. It is encrypted for this secret and version number only.
+    """One version of a secret's value, encrypted specifically for this secret and version number.
 
-    `sealed` is the encrypted value, or null after the value was destroyed. After the value was replaced, Corral
-    still accepts it in signatures until `grace_until`.
+    `sealed` is the encrypted value, or null after the value was destroyed. After the value has been replaced, Corral
+    still accepts signatures made with it until `grace_until`.
     """
 
     id = IdField(primary_key=True)
@@ -80,8 +80,8 @@ class SecretVersion(Model):
 class SecretReference(Model):
     """A reference to a secret from an object of another plugin.
 
-    The row contains the name of the secret, not its id, so the reference is valid again if the secret is deleted and
-    then restored.
+    The row contains the name of the secret instead of its id, so the reference becomes valid again if the secret is
+    deleted and then restored.
     """
 
     id = IdField(primary_key=True)

@@ -1,4 +1,4 @@
-"""The `secrets` plugin: its manifest, and everything that it adds to the kernel."""
+"""The `secrets` plugin: its manifest and its hook implementations."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ ENTRY = UnitContext(label="secrets.last_used", actor=SYSTEM)
 class SecretsPlugin(Plugin):
     """The secrets vault.
 
-    The vault encrypts credentials, keeps their earlier versions and audits changes. Consumers refer to credentials
-    by name, and Corral redacts the values of credentials from all text.
+    The vault encrypts credentials, keeps their earlier versions and audits changes. Consumers refer to credentials by
+    name, and Corral redacts credential values from all text.
     """
 
     name = "secrets"
@@ -70,9 +70,9 @@ class SecretsPlugin(Plugin):
         keys, loop = runtime.service(MasterKeyRotation), asyncio.get_running_loop()
 
         def count_rows_to_rewrap() -> int:
-            """Count the rows to rewrap. Runs outside the event loop.
+            """Count the rows that must be rewrapped. Runs outside the event loop.
 
-            Returns 0 if the database is unreachable, because another health check reports this.
+            Returns 0 if the database is unreachable, because another health check reports that condition.
             """
             counted = asyncio.run_coroutine_threadsafe(work(keys.remaining_rows, entry=ENTRY, read=True), loop)
             with contextlib.suppress(Problem, TimeoutError):

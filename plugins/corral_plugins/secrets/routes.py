@@ -50,7 +50,7 @@ def _text_or_none(value: object) -> str | None:
 
 @routes.get("/", needs=READ)
 def list_secrets(query: SecretQuery, listing: SecretListing, caller: Principal) -> Page[SecretView]:
-    """List secrets by name, without their values. Deleted secrets are included only with `status=deleted`."""
+    """List secrets, sorted by name, without their values. Deleted secrets are included only with `status=deleted`."""
     return listing.list_secrets(query, caller)
 
 
@@ -67,25 +67,25 @@ def create_secret(body: NewSecret, vault: Vault, listing: SecretListing, caller:
 
 @routes.get("/expiring", needs=READ)
 def list_expiring_secrets(query: ExpiringQuery, listing: SecretListing, caller: Principal) -> Page[SecretView]:
-    """List secrets that have expired or expire within `days`, earliest expiry first."""
+    """List secrets that have expired or will expire within `days`, earliest expiry first."""
     return listing.list_expiring(query, caller)
 
 
 @routes.get("/key-status", needs=READ)
 def get_key_status(keys: MasterKeyRotation) -> KeyStatus:
-    """Show the master keys and the number of rows encrypted under each. Old keys can be removed if `remaining` is 0."""
+    """Get the master keys and the number of rows encrypted under each. If `remaining` is 0, old keys can be removed."""
     return keys.key_status()
 
 
 @routes.post("/rotate-master-key", needs=WRITE, status=202, raises=("invalid_state", "vault_sealed"))
 def rotate_master_key(keys: MasterKeyRotation) -> RemainingRows:
-    """Rewrap every encrypted row under the active master key, in the background."""
+    """Rewrap every encrypted row under the active master key. The work runs in the background."""
     return RemainingRows(remaining=keys.enqueue_rotation())
 
 
 @routes.get("/{id}", needs=READ, raises=("not_found",))
 def get_secret(id: str, listing: SecretListing) -> Answer[SecretView]:
-    """Return a secret without its value."""
+    """Get a secret without its value."""
     view, revision = listing.get_secret(id)
     return Answer(body=view, headers={"ETag": f'"{revision}"'})
 
@@ -98,13 +98,13 @@ def get_secret(id: str, listing: SecretListing) -> Answer[SecretView]:
 def update_secret(
     id: str, body: SecretPatch, match: IfMatch, vault: Vault, listing: SecretListing, caller: Principal
 ) -> Answer[SecretView]:
-    """Change a secret. Absent fields stay unchanged; a new value creates a new version."""
+    """Change a secret. Absent fields stay unchanged. A new value creates a new version."""
     return _secret_response(listing, vault.update(id, body, match, caller), _text_or_none(body.value))
 
 
 @routes.delete("/{id}", needs=WRITE, raises=(*CHANGES, "in_use"))
 def delete_secret(id: str, query: SecretDeleteQuery, match: IfMatch, vault: Vault, caller: Principal) -> None:
-    """Delete a secret. It can be restored during the retention period; after that its keys are destroyed."""
+    """Delete a secret. It can be restored during the retention period. After that, its keys are destroyed."""
     vault.delete(id, match, caller, force=query.force)
 
 
@@ -112,7 +112,7 @@ def delete_secret(id: str, query: SecretDeleteQuery, match: IfMatch, vault: Vaul
 def rotate_secret(
     id: str, body: SecretRotation, match: IfMatch, vault: Vault, listing: SecretListing, caller: Principal
 ) -> Answer[SecretView]:
-    """Replace the value of a secret with the given or a generated value."""
+    """Replace the value of a secret with a given or generated value."""
     row, value = vault.rotate(id, body, match, caller)
     return _secret_response(listing, row, value)
 
@@ -167,5 +167,5 @@ def restore_secret(
 
 
 def _version_number(text: str) -> int:
-    """Parse a version number. Return 0 for invalid text, because no version has the number 0."""
+    """Parse a version number. Return 0 for invalid text, because no version has this number."""
     return int(text) if text.isascii() and text.isdecimal() and len(text) < 10 else 0

@@ -1,4 +1,4 @@
-"""Request and response bodies of the vault. Only the response of `reveal` contains a stored value."""
+"""Request and response bodies of the vault. Only the response to `reveal` contains a stored value."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class SecretPatch(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit
 
 
 class GenerationOptions(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """Length and character set of a generated value."""
+    """The length and character set of a value to generate."""
 
     length: Annotated[int, Meta(ge=8, le=4096)] = 32
     charset: Literal["alnum", "ascii", "hex", "base64url"] = "alnum"
@@ -80,16 +80,16 @@ class RevealRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class RevealedSecret(msgspec.Struct, kw_only=True):
-    """The revealed value and its version."""
+    """A revealed value, with its version number."""
 
     value: str
     version: int
 
 
 class SecretQuery(PageQuery, kw_only=True, forbid_unknown_fields=True):
-    """Filters of the list of secrets.
+    """Filters for listing secrets.
 
-    Deleted secrets are listed only if `status` includes them. `search` is matched against the name and the description.
+    Deleted secrets are listed only if `status` includes them. `search` matches text in names and descriptions.
     """
 
     category: list[Slug] = msgspec.field(default_factory=list)
@@ -98,13 +98,13 @@ class SecretQuery(PageQuery, kw_only=True, forbid_unknown_fields=True):
 
 
 class ExpiringQuery(PageQuery, kw_only=True, forbid_unknown_fields=True):
-    """Query parameters of the list of secrets that have expired or expire within `days`."""
+    """The query for listing secrets that have expired or will expire within `days`."""
 
     days: Annotated[int, Meta(ge=1, le=365)] = 30
 
 
 class SecretDeleteQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """Options of a deletion. `force` deletes a secret even if objects use it."""
+    """The options for deleting a secret. `force` deletes the secret even if objects use it."""
 
     force: bool = False
 
@@ -120,7 +120,7 @@ class SecretUser(msgspec.Struct, kw_only=True):
 class SecretView(msgspec.Struct, kw_only=True):
     """A secret without its value.
 
-    `read_only` means that the `CORRAL_SECRET_<NAME>` variable sets the secret.
+    `read_only` means that the environment variable `CORRAL_SECRET_<NAME>` sets the secret.
     """
 
     id: str
@@ -156,7 +156,7 @@ class VersionView(msgspec.Struct, kw_only=True):
 
 
 class KeyCount(msgspec.Struct, kw_only=True):
-    """A master key and the number of rows encrypted under it. `label` is null if the key is not loaded."""
+    """A master key, with the number of rows encrypted under it. `label` is null if the key is not loaded."""
 
     key_id: str
     label: str | None
@@ -174,6 +174,6 @@ class KeyStatus(msgspec.Struct, kw_only=True):
 
 
 class RemainingRows(msgspec.Struct, kw_only=True):
-    """The number of rows that remain to be rewrapped."""
+    """The number of rows that still have to be rewrapped."""
 
     remaining: int

@@ -1,1 +1,1 @@
-"""SSH connections: machines on which admins and agents run commands."""
+"""SSH connections to machines on which admins and agents run commands."""

@@ -40,7 +40,7 @@ declare_codes(
 
 
 class ConnectFailed(Problem):
-    """The machine could not be reached, or closed the connection before the login."""
+    """The machine could not be reached, or it closed the connection before the login."""
 
     default = "ssh_connect_failed"
 
@@ -58,10 +58,10 @@ class LoginTimeout(Problem):
 
 
 class SshHostKeyMismatch(Event, kw_only=True):
-    """A machine showed a host key that differs from the accepted host key.
+    """Alerts admins that a machine presented a host key that differs from the accepted one.
 
-    `old` is the fingerprint of the accepted key, and `new` that of the other key. `name` is the name of the
-    connection, and `reason` tells people what happened and what to do.
+    `old` is the fingerprint of the accepted key, and `new` is the fingerprint of the presented key. `name` is the name
+    of the connection. `reason` explains what happened and what to do.
     """
 
     event = "ssh.host_key_mismatch"
@@ -75,7 +75,7 @@ class SshHostKeyMismatch(Event, kw_only=True):
 
 
 class SshExecuted(Event, kw_only=True):
-    """A command that ran on a machine has ended. `actor` is the user, API key or agent that ran the command."""
+    """A command on a machine has ended. `actor` is the user, API key or agent that ran the command."""
 
     event = "ssh.executed"
     visibility = ADMIN

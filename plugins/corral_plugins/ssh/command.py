@@ -1,4 +1,4 @@
-"""`corral ssh`: manages SSH connections and runs commands on machines from a terminal."""
+"""The `corral ssh` commands, which manage SSH connections and run commands on machines from a terminal."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ connection_argument = click.argument("connection", shell_complete=complete_names
 
 @click.group("ssh")
 def ssh_command_group() -> None:
-    """Manage SSH connections, and run commands on machines. CONNECTION is a name or an id. For admins."""
+    """Manage SSH connections, and run commands on machines. Only for admins. CONNECTION is a name or an id."""
 
 
 @ssh_command_group.command("list")
@@ -38,7 +38,7 @@ def ssh_command_group() -> None:
 @click.option("--tag", "tags", multiple=True, help="list only connections with this tag; repeatable")
 @client_command
 def list_connections(client: ApiClient, *, status: tuple[str, ...], tags: tuple[str, ...], as_json: bool) -> None:
-    """List SSH connections by name."""
+    """List SSH connections, sorted by name."""
     print_table(
         list(client.pages(CONNECTIONS, status=list(status), tag=list(tags))),
         COLUMNS,
@@ -100,7 +100,7 @@ def create_connection(
     fields: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Create an SSH connection. Test it next: the test shows the host key, which you accept with accept-key."""
+    """Create an SSH connection. Then test it to see the machine's host key, and accept the key with accept-key."""
     if key_path is not None and password:
         raise click.UsageError("give one of --key and --password")
     body = {**read_body(input_path, fields), "name": name, **_machine_fields(machine)}
@@ -123,7 +123,7 @@ def create_connection(
 def edit_connection(
     client: ApiClient, *, connection: str, input_path: Path | None, fields: tuple[str, ...], as_json: bool
 ) -> None:
-    """Change the given fields of an SSH connection, such as -f 'denied_commands:=["rm *"]'."""
+    """Change the given fields of an SSH connection, for example with -f 'denied_commands:=["rm *"]'."""
     found = _find(client, connection)
     changed = client.send("PUT", f"{CONNECTIONS}/{found['id']}", body=read_body(input_path, fields))
     print_value(changed, as_json=as_json, text=f"{changed['name']} was changed.")
@@ -133,7 +133,7 @@ def edit_connection(
 @connection_argument
 @client_command
 def delete_connection(client: ApiClient, *, connection: str, as_json: bool) -> None:
-    """Delete an SSH connection and its own credential. The records of its commands are kept."""
+    """Delete an SSH connection and the credential that was submitted with it. The records of its commands are kept."""
     found = _find(client, connection)
     client.send("DELETE", f"{CONNECTIONS}/{found['id']}")
     print_value({"deleted": found["id"]}, as_json=as_json, text=f"{found['name']} was deleted.")
@@ -143,7 +143,7 @@ def delete_connection(client: ApiClient, *, connection: str, as_json: bool) -> N
 @connection_argument
 @client_command
 def test_connection(client: ApiClient, *, connection: str, as_json: bool) -> None:
-    """Check the host key of a machine, and log in."""
+    """Check a machine's host key, and log in."""
     found = _find(client, connection)
     result = client.post(f"{CONNECTIONS}/{found['id']}/test", None)
     text = f"ok: {result['server_version']} answered after {result['latency_ms']} ms; the login succeeded."
@@ -155,9 +155,10 @@ def test_connection(client: ApiClient, *, connection: str, as_json: bool) -> Non
 @click.argument("fingerprint")
 @client_command
 def accept_host_key(client: ApiClient, *, connection: str, fingerprint: str, as_json: bool) -> None:
-    """Accept the host key that the machine showed last.
+    """Accept the host key that the machine presented last.
 
-    Compare FINGERPRINT with the output of `ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub` on the machine.
+    Before you accept it, compare FINGERPRINT with the output of `ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub` on
+    the machine.
     """
     found = _find(client, connection)
     changed = client.post(f"{CONNECTIONS}/{found['id']}/host-key/accept", {"fingerprint": fingerprint})
@@ -170,7 +171,7 @@ def accept_host_key(client: ApiClient, *, connection: str, fingerprint: str, as_
 @click.option("--timeout", type=click.IntRange(1, 600), default=60, show_default=True, help="time limit in seconds")
 @client_command
 def run_command(client: ApiClient, *, connection: str, command: str, timeout: int, as_json: bool) -> None:
-    """Run a command on a machine, print its output, and exit with its exit code."""
+    """Run a command on a machine, print its output, and exit with the command's exit code."""
     found = _find(client, connection)
     body = {"command": command, "timeout_seconds": timeout}
     result = client.post(f"{CONNECTIONS}/{found['id']}/execute", body)
@@ -204,7 +205,7 @@ def list_executions(client: ApiClient, *, connection: str, limit: int, as_json: 
 
 
 def _read_password() -> str:
-    """Ask for a password on a terminal, or read the first line of standard input."""
+    """Prompt for a password on a terminal, or else read the first line of standard input."""
     if sys.stdin.isatty():
         return str(click.prompt("Password", hide_input=True, err=True))
     if not (secret := sys.stdin.readline().rstrip("\r\n")):

@@ -1,4 +1,4 @@
-"""The scheduled jobs of SSH: they mark abandoned commands as interrupted, and delete old commands."""
+"""Scheduled jobs of SSH, which mark abandoned commands as interrupted and delete the records of old commands."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tables of SSH connections and of the commands that were run."""
+"""The database tables of SSH connections and executed commands."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from corral.database.model import IdField, InstantField, JSONField, Model
 class Connection(Model):
     """A machine on which commands can be run.
 
-    `secret_id` and `passphrase_secret_id` name secrets of the vault. `owns_secret` and `owns_passphrase` say
-    whether the secret was submitted with the connection, and is deleted together with the connection. `host_key` is
-    the accepted public key, and `seen_key` is the last public key that the machine showed, both as OpenSSH public
-    key lines.
+    `secret_id` and `passphrase_secret_id` are ids of secrets in the vault. `owns_secret` and `owns_passphrase` say
+    whether the secret was submitted with the connection, in which case it is deleted together with the connection.
+    `host_key` is the accepted public key, and `seen_key` is the public key that the machine presented last. Both are
+    OpenSSH public key lines.
     """
 
     id = IdField(primary_key=True)
@@ -52,9 +52,9 @@ class Connection(Model):
 
 
 class Execution(Model):
-    """A command that was run.
+    """A command that was run on a machine.
 
-    A running command counts as abandoned by its process after `alive_until`.
+    A running command counts as abandoned after `alive_until`, unless its process renews this time.
     """
 
     id = IdField(primary_key=True)

@@ -1,4 +1,4 @@
-"""The `ssh` plugin: its manifest, and everything that it adds to the kernel."""
+"""The `ssh` plugin: its manifest and its hook implementations."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 
 
 class SshPlugin(Plugin):
-    """SSH connections: run commands on machines whose host keys admins have accepted.
+    """SSH connections, for running commands on machines whose host keys admins have accepted.
 
-    Agents run commands with the tool `ssh.execute`. Each command is recorded with its output and how it ended.
+    Agents run commands with the tool `ssh.execute`. Each command is recorded with its output and its outcome.
     """
 
     name = "ssh"

@@ -61,7 +61,7 @@ routes = Routes("/ssh-connections", tag="SSH Connections", no_store=True)
 
 @routes.get("/", needs=READ)
 def list_connections(query: ConnectionQuery, connections: SshConnections, caller: Principal) -> Page[ConnectionView]:
-    """List SSH connections by name."""
+    """List SSH connections, sorted by name."""
     return connections.list(query, by=caller)
 
 
@@ -77,7 +77,8 @@ async def create_connection(
 ) -> ConnectionView:
     """Create an SSH connection. A submitted credential is stored in the vault and never returned.
 
-    The first test shows the host key of the machine, which has to be accepted before anything is sent to it.
+    The first test reveals the machine's host key. An admin must accept this key before any credential is sent to the
+    machine.
     """
     check_policy(body.host_key_policy, body.host_key, has_key=False)
     await credentials.check(body, body.auth_method)
@@ -108,8 +109,8 @@ async def update_connection(
 ) -> ConnectionView:
     """Change an SSH connection. Absent fields stay unchanged.
 
-    After a change of the host name or port, the host key has to be accepted again. After a change of `auth_method`, the
-    credential has to be given again.
+    After a change of the host name or port, the host key must be accepted again. After a change of `auth_method`, the
+    credential must be submitted again.
     """
     stored = await work(lambda: connections.find(id), read=True)
     policy = stored.host_key_policy if body.host_key_policy is UNSET else body.host_key_policy
@@ -136,10 +137,9 @@ def delete_connection(id: str, match: IfMatch, connections: SshConnections, call
 
 @routes.post("/{id}/test", needs=WRITE, seconds=180.0, raises=CONNECTING)
 async def test_connection(id: str, runner: SshRunner, caller: Principal, request: Request) -> ConnectionTest:
-    """Test an SSH connection: check the host key and log in.
+    """Test an SSH connection by checking the host key and logging in.
 
-    If the host key has not been accepted, no credential is sent, and the error response contains the fingerprint of
-    the key.
+    If the host key has not been accepted, no credential is sent, and the error response contains the key's fingerprint.
     """
     return await runner.test(id, RunContext(by=caller, entry=request.unit_context(caller)))
 
@@ -155,9 +155,9 @@ async def test_connection(id: str, runner: SshRunner, caller: Principal, request
 async def execute_command(
     id: str, body: CommandRequest, runner: SshRunner, caller: Principal, request: Request
 ) -> CommandResult:
-    """Run a command by SSH, and wait for its end.
+    """Run a command over SSH, and wait until it ends.
 
-    A command that ends with an error is a success of this operation. If the client disconnects, the command is ended.
+    The response is 200 even if the command itself fails. If the client disconnects, the command is stopped.
     """
     context = RunContext(by=caller, entry=request.unit_context(caller))
     try:
@@ -169,7 +169,7 @@ async def execute_command(
 
 @routes.post("/{id}/host-key/accept", needs=WRITE, raises=CHANGES)
 def accept_host_key(id: str, body: AcceptedHostKey, match: IfMatch, connections: SshConnections) -> ConnectionView:
-    """Accept the last host key that the machine showed, by its fingerprint."""
+    """Accept the host key that the machine presented last. The fingerprint in the request must match this key."""
     return view_of(connections.accept_host_key(id, body.fingerprint, match))
 
 
@@ -179,14 +179,14 @@ def list_executions(
 ) -> Page[ExecutionItem]:
     """List the commands that were run on a machine, newest first.
 
-    The commands are listed even after the connection was deleted.
+    The commands remain listed after the connection is deleted.
     """
     return executions.list(id, query, by=caller)
 
 
 @routes.get("/{id}/executions/{execution_id}", needs=READ, raises=("not_found",))
 def get_execution(id: str, execution_id: str, executions: SshExecutions) -> CommandExecutionView:
-    """Get a command that was run, with the beginning of its output."""
+    """Get the record of a command, with the beginning of its output."""
     return executions.get(id, execution_id)
 
 
@@ -200,14 +200,17 @@ async def cancel_execution(
     request: Request,
     work: Work,
 ) -> Answer[CommandExecutionView]:
-    """Cancel a running command. The command ends on the machine within seconds."""
+    """Cancel a running command. It stops on the machine within seconds."""
     view = await work(lambda: executions.cancel(id, execution_id), entry=request.unit_context(caller))
     runner.cancel_here(view.id)
     return Answer(body=view)
 
 
 async def _check_address(egress: Egress, hostname: str, port: int) -> list[str]:
-    """Return warnings about an address before it is stored. Raise `Invalid` (`url_blocked`)."""
+    """Check an address before it is stored.
+
+    Return warnings, or raise `Invalid` (`url_blocked`) if egress is blocked.
+    """
     try:
         await egress.addresses(hostname, port, Policy("internal"))
     except EgressBlocked as blocked:

@@ -36,11 +36,11 @@ Argv = Annotated[list[Annotated[str, Meta(max_length=8192)]], Meta(min_length=1,
 
 
 class NewConnection(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The fields for creating a connection.
+    """The fields of a new connection.
 
-    The credential is a secret of the vault (`secret_id`), or is submitted as `password` or `private_key`, which are
-    stored in the vault and never returned. A credential may also follow later. `host_key` is an OpenSSH public key
-    line, which the policy `strict` requires.
+    The credential is either a secret in the vault (`secret_id`), or is submitted as `password` or `private_key`, which
+    are stored in the vault and never returned. The credential can also be added later. `host_key` is an OpenSSH public
+    key line, which the policy `strict` requires.
     """
 
     name: Name
@@ -64,9 +64,9 @@ class NewConnection(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class ConnectionPatch(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The fields to change in a connection. Absent fields stay unchanged.
+    """The fields of a connection to change. Absent fields stay unchanged.
 
-    After a change of `hostname` or `port`, the host key of the machine has to be accepted again.
+    After a change of `hostname` or `port`, the machine's host key must be accepted again.
     """
 
     name: Name | UnsetType = UNSET
@@ -92,9 +92,9 @@ class ConnectionPatch(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 class ConnectionView(msgspec.Struct, kw_only=True):
     """A connection.
 
-    `host_key_fingerprint` is the fingerprint of the accepted host key, and `seen_fingerprint` that of the last host
-    key that the machine showed. `status` is `blocked` while the machine shows a host key that differs from the
-    accepted key. `warnings` may contain `unresolved_host`.
+    `host_key_fingerprint` is the fingerprint of the accepted host key, and `seen_fingerprint` is the fingerprint of the
+    host key that the machine presented last. `status` is `blocked` while the machine presents a host key other than the
+    accepted one. `warnings` may contain `unresolved_host`.
     """
 
     id: str
@@ -127,7 +127,7 @@ class ConnectionView(msgspec.Struct, kw_only=True):
 
 
 class ConnectionQuery(PageQuery, kw_only=True):
-    """The filters of the list of connections. `search` matches text in names, host names and descriptions."""
+    """Filters for listing connections. `search` matches text in names, host names and descriptions."""
 
     search: Annotated[str, line(200)] | UnsetType = UNSET
     tag: list[Annotated[str, line(64)]] | UnsetType = UNSET
@@ -145,16 +145,16 @@ class ConnectionTest(msgspec.Struct, kw_only=True):
 
 
 class AcceptedHostKey(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The fingerprint of the host key to accept. It must be the last one that the machine showed."""
+    """The fingerprint of the host key to accept. It must match the key that the machine presented last."""
 
     fingerprint: Annotated[str, line(100), Meta(examples=["SHA256:nThbg6kXUpJWGl7E1IGOCspRomTxdCARLviKw6E5SY8"])]
 
 
 class CommandRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The command to run: a command line for the shell of the machine in `command`, or its words in `argv`.
+    """A command to run: either `command`, a command line for the machine's shell, or `argv`, a list of arguments.
 
-    The words in `argv` are quoted for a POSIX shell. The machine ignores variables in `env` that the `AcceptEnv`
-    option of its SSH server does not name.
+    The arguments in `argv` are quoted for a POSIX shell. The machine ignores variables in `env` that its SSH server's
+    `AcceptEnv` option does not list.
     """
 
     command: Command | UnsetType = UNSET
@@ -165,10 +165,10 @@ class CommandRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class CommandResult(msgspec.Struct, kw_only=True):
-    """The result of a command. Credentials are removed from the output.
+    """The result of a command. Credentials have been redacted from the output.
 
-    `exit_code` is null if a signal ended the command. `truncated` means that the command was stopped because its
-    output was too long, and `timed_out` means that it was stopped because its time limit passed.
+    `exit_code` is null if a signal ended the command. `truncated` means that the command was stopped because its output
+    was too long, and `timed_out` means that it was stopped because its time limit expired.
     """
 
     execution_id: str
@@ -182,10 +182,10 @@ class CommandResult(msgspec.Struct, kw_only=True):
 
 
 class ExecutionItem(msgspec.Struct, kw_only=True):
-    """A command that was run.
+    """The record of a command in a list.
 
-    `actor` is the user, API key or agent that ran the command. `error` is the reason why the command did not run or
-    was interrupted.
+    `actor` is the user, API key or agent that ran the command. `error` is the reason why the command did not run or was
+    interrupted.
     """
 
     id: str
@@ -206,13 +206,13 @@ class ExecutionItem(msgspec.Struct, kw_only=True):
 
 
 class CommandExecutionView(ExecutionItem, kw_only=True):
-    """A command that was run, with the first 64 KiB of its output and of its error output."""
+    """The record of a command, with the first 64 KiB each of its standard output and its standard error."""
 
     stdout: str
     stderr: str
 
 
 class ExecutionQuery(PageQuery, kw_only=True):
-    """The filter of the list of commands that were run."""
+    """Filters for listing the commands that were run on a machine."""
 
     status: list[ExecutionStatus] | UnsetType = UNSET

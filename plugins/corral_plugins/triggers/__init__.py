@@ -1,1 +1,1 @@
-"""Triggers: start work at a time, on an event, on a call from outside, or when something expected does not happen."""
+"""Triggers, which start work at a set time, on an event, on an external call, or when an expected event is missing."""

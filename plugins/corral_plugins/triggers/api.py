@@ -1,4 +1,4 @@
-"""The public interface of triggers: the kinds and actions that other plugins contribute, and the events."""
+"""The public interface of triggers: events, and the trigger kinds and actions that other plugins contribute."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ Json = dict[str, Any]
 
 
 class FireContext(msgspec.Struct, frozen=True, kw_only=True):
-    """The circumstances under which an action runs.
+    """The circumstances under which a trigger's action runs.
 
-    `owner` is the owner of the trigger, with their present rights. `cause_chain` lists the causes of the fire. It is
-    passed on to everything that the action starts, so that a trigger recognises what it has caused itself. `tainted`
-    means that the input is untrusted.
+    `owner` is the trigger's owner, with the permissions that the owner has now. `cause_chain` lists the causes of this
+    run. It is passed on to everything that the action starts, so that a trigger can detect events that it caused
+    itself. `tainted` means that the input is untrusted.
     """
 
     trigger_id: str
@@ -42,19 +42,20 @@ class FireContext(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TriggerAction(msgspec.Struct, frozen=True, kw_only=True):
-    """What a trigger can start. Plugins contribute actions with the hook `corral_trigger_actions`.
+    """An action that triggers can start. Plugins contribute actions with the hook `corral_trigger_actions`.
 
-    `schema` describes the fields other than `type`; `example` is an example that it accepts. Strings in the fields may
-    contain templates, which are rendered before `run` is called. `permission` is required of the owner of the trigger
-    and of the person who creates or enables it.
+    `schema` describes the action's fields other than `type`, and `example` is an example that conforms to it. Strings
+    in the fields may contain templates, which are rendered before `run` is called. The trigger's owner, and anyone who
+    creates or enables the trigger, must have the permission `permission`.
 
-    `run(context, fields)` starts the work in the current unit of work and returns the ids of what it started, such as
-    `{"task_id": …}`. It raises a `Problem` if the work cannot start. `check(caller, fields)` runs in a read-only unit
-    of work when a trigger is saved. Its `fields` include the defaults of the schema, but no fields with templates. It
-    raises `Invalid` with pointers relative to the fields. It may also return warnings: sentences that say what would
-    make the action fail now, and which command corrects this. `are_live(results)` returns for each result of `run`
-    whether the work is unfinished, and `cancel(context, result)` cancels the work. Without these two functions, the
-    work counts as finished as soon as it has started.
+    `run(context, fields)` starts the work in the current unit of work and returns the ids of the objects that it
+    started, such as `{"task_id": …}`. It raises a `Problem` if the work cannot start. `check(caller, fields)` runs in a
+    read-only unit of work when a trigger is saved. Its `fields` include the defaults from the schema, but no fields
+    with templates. It raises `Invalid` with pointers relative to the fields. It may also return warnings, which are
+    sentences that say what would currently make the action fail and which command fixes the problem.
+
+    `are_live(results)` returns, for each result of `run`, whether the work is unfinished. `cancel(context, result)`
+    cancels the work. Without these two functions, the work counts as finished as soon as it has started.
     """
 
     type: str
@@ -69,10 +70,10 @@ class TriggerAction(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TimeRule(msgspec.Struct, frozen=True, kw_only=True):
-    """The facts from which a kind of trigger computes its next time. Times are in epoch seconds.
+    """The data from which a kind of trigger computes the next time to fire. Times are in epoch seconds.
 
-    `since` is the last time at which the trigger was due, or the time from which the trigger counts if it was never
-    due. `zone` is the time zone of the installation.
+    `since` is the last time at which the trigger was due or, if it was never due, the time from which intervals are
+    counted. `zone` is the time zone of the installation.
     """
 
     config: Mapping[str, Any]
@@ -83,10 +84,10 @@ class TimeRule(msgspec.Struct, frozen=True, kw_only=True):
 class TriggerKind(msgspec.Struct, frozen=True, kw_only=True):
     """A kind of trigger. Plugins contribute kinds with the hook `corral_trigger_kinds`.
 
-    `schema` describes the `config` of a trigger; `example` is an example that it accepts. A kind that fires at set
-    times has two functions: `next_time(rule, after)` returns the first time after an instant, or None if there is none,
-    and `describe(config, zone)` describes the times in a sentence. `check(config)` returns the faults that the schema
-    cannot express, with pointers relative to the config.
+    `schema` describes the `config` of a trigger, and `example` is an example that conforms to it. A kind that fires at
+    set times has two functions: `next_time(rule, after)` returns the first time after the given time, or None if there
+    is none, and `describe(config, zone)` describes the times in a sentence. `check(config)` returns the errors that the
+    schema cannot express, with pointers relative to the config.
     """
 
     type: str
@@ -125,7 +126,7 @@ class TriggerDeleted(TriggerEvent, kw_only=True):
 
 
 class TriggerFired(TriggerEvent, kw_only=True):
-    """A trigger started its action. `result` names what it started."""
+    """A trigger started its action. `result` contains the ids of the objects that the action started."""
 
     event = "trigger.fired"
 
@@ -134,7 +135,7 @@ class TriggerFired(TriggerEvent, kw_only=True):
 
 
 class TriggerFailed(TriggerEvent, kw_only=True):
-    """The action of a trigger failed permanently. Later failures of work that the action started do not count."""
+    """The action of a trigger failed permanently. Failures of work that was started successfully do not count."""
 
     event = "trigger.failed"
 
@@ -143,7 +144,7 @@ class TriggerFailed(TriggerEvent, kw_only=True):
 
 
 class TriggerDisabled(TriggerEvent, kw_only=True):
-    """A trigger was disabled by Corral, for example because its action failed too often."""
+    """Corral disabled a trigger, for example because its action failed too often."""
 
     event = "trigger.disabled"
 

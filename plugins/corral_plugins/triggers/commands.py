@@ -1,4 +1,4 @@
-"""`corral triggers`: manages triggers from a terminal."""
+"""The `corral triggers` commands, which manage triggers from a terminal."""
 
 from __future__ import annotations
 
@@ -38,7 +38,10 @@ OBJECTS = {
     "webhook_id": ("/webhooks", "host"),
     "task_id": ("/tasks", "title"),
 }
-"""The members of actions and results that name objects, with the path and the field of the name."""
+"""The fields of actions and results that contain object ids.
+
+Each field is mapped to the API path of the object, and to the object's field that contains its name.
+"""
 
 trigger_argument = click.argument("trigger", shell_complete=complete_names("/triggers"))
 payload_option = click.option(
@@ -52,7 +55,7 @@ payload_option = click.option(
 
 
 def _when_options(command: F) -> F:
-    """Add the options for times and events, which `create` and `edit` share."""
+    """Add the options for times and events. `create` and `edit` share them."""
     return _with_options(
         command,
         click.option("--cron", help="fire at the times of this cron expression, such as '0 7 * * mon-fri' or @daily"),
@@ -63,7 +66,7 @@ def _when_options(command: F) -> F:
 
 
 def _action_options(command: F) -> F:
-    """Add the options for the filter and the action, which `create` and `edit` share."""
+    """Add the options for the filter and the action. `create` and `edit` share them."""
     return _with_options(
         command,
         click.option(
@@ -98,7 +101,7 @@ def _with_options(command: F, *options: Callable[[F], F]) -> F:
 
 @click.group("triggers")
 def triggers_command_group() -> None:
-    """Manage triggers, which start work at a time, on an event or on a call from outside."""
+    """Manage triggers, which start work at a set time, on an event or on an external call."""
 
 
 @triggers_command_group.command("list")
@@ -131,7 +134,7 @@ def list_triggers(
 @trigger_argument
 @client_command
 def show_trigger(client: ApiClient, *, trigger: str, as_json: bool) -> None:
-    """Show a trigger with its next times."""
+    """Show a trigger and the next times at which it fires."""
     found = client.get(f"/triggers/{_find(client, trigger)}")
     action = f"{_action_text(ObjectNames(client), found)}\n{json.dumps(found['action'], ensure_ascii=False)}"
     state = _state(found)
@@ -184,7 +187,7 @@ def create_trigger(
     as_json: bool,
     **when: Any,
 ) -> None:
-    """Create a trigger. `corral api GET /triggers/types` lists further types and actions."""
+    """Create a trigger. `corral api GET /triggers/types` lists all available types and actions."""
     body = _with_kind(read_body(input_path, fields), **when) | {"name": name}
     if condition is not None:
         body["filter"] = condition
@@ -228,9 +231,9 @@ def edit_trigger(
     as_json: bool,
     **when: Any,
 ) -> None:
-    """Change fields of a trigger. Its type cannot be changed. --filter '' removes the filter.
+    """Change fields of a trigger. The type cannot be changed. --filter '' removes the filter.
 
-    Parts that --cron, --timezone, --every, --event, --task, --agent, --workflow and --value do not name stay unchanged.
+    The config and the action keep all values that the options do not change.
     """
     found = client.find("/triggers", trigger, kind="trigger")
     body = {**read_body(input_path, fields), **({"name": name} if name is not None else {})}
@@ -280,7 +283,7 @@ def toggle_trigger(client: ApiClient, *, trigger: str, enabled: bool | None, as_
 @trigger_argument
 @client_command
 def delete_trigger(client: ApiClient, *, trigger: str, as_json: bool) -> None:
-    """Delete a trigger. Its history stays readable by its id."""
+    """Delete a trigger. Its history remains available under its id."""
     trigger_id = _find(client, trigger)
     client.send("DELETE", f"/triggers/{trigger_id}")
     print_value({"deleted": trigger_id}, as_json=as_json, text=f"{trigger} was deleted.")
@@ -292,7 +295,7 @@ def delete_trigger(client: ApiClient, *, trigger: str, as_json: bool) -> None:
 @click.option("--limit", type=click.IntRange(1, 200), default=50, show_default=True, help="maximum number of slots")
 @client_command
 def list_history(client: ApiClient, *, trigger: str, status: tuple[str, ...], limit: int, as_json: bool) -> None:
-    """List the slots of a trigger with their outcomes, newest first."""
+    """List the occasions on which a trigger was due, with their outcomes, newest first."""
     rows = client.get(f"/triggers/{_find(client, trigger)}/history", status=list(status), limit=limit)["items"]
     print_table(
         rows,
@@ -321,7 +324,7 @@ def list_history(client: ApiClient, *, trigger: str, status: tuple[str, ...], li
 def test_trigger(
     client: ApiClient, *, trigger: str, payload: tuple[str, ...], days: int | None, count: int | None, as_json: bool
 ) -> None:
-    """Show what a trigger would do, without starting anything."""
+    """Show what a trigger would do, without starting any work."""
     given = {"days": days, "next": count, "payload": parse_fields(payload) if payload else None}
     body = {name: value for name, value in given.items() if value is not None}
     tested = client.get(f"/triggers/{_find(client, trigger)}")
@@ -341,7 +344,7 @@ def _warning_lines(trigger: Mapping[str, Any]) -> list[str]:
 
 
 def _test_result_text(trigger: dict[str, Any], found: dict[str, Any]) -> str:
-    """Return sentences that say what a trigger would do with a payload. The test itself has started nothing."""
+    """Return a text that says what a trigger would do with a payload, and that the test itself started nothing."""
     reasons = {
         "filtered": "its filter is false for this payload",
         "skipped_overlap": "the work that it started before is unfinished",
@@ -367,7 +370,7 @@ def _action_fields(
     workflow: str | None,
     values: tuple[str, ...],
 ) -> dict[str, Any]:
-    """Return `{"action": …}` with the changes that the options make, or an empty dictionary if they change nothing."""
+    """Return `{"action": …}` with the changes that the options specify, or an empty dictionary if there are none."""
     if task is not None and workflow is not None:
         raise click.UsageError("give one of --task and --workflow")
     kind = action.get("type")
@@ -396,7 +399,7 @@ def _action_fields(
 def _config_changes(
     trigger: dict[str, Any], *, cron: str | None, timezone: str | None, every: int | None, event: str | None
 ) -> dict[str, Any]:
-    """Return those members of a trigger's config that the options change."""
+    """Return the members of a trigger's config that the options change, with their new values."""
     given = {
         "expression": ("cron", "--cron", cron),
         "timezone": ("cron", "--timezone", timezone),
@@ -413,7 +416,7 @@ def _config_changes(
 
 
 def _state(trigger: Mapping[str, Any]) -> str:
-    """Return whether a trigger is enabled and, if Corral disabled it, the reason."""
+    """Return a text that says whether a trigger is enabled and, if Corral disabled it, why."""
     if trigger["enabled"]:
         return "yes"
     reason = trigger["disabled_reason"]
@@ -421,7 +424,10 @@ def _state(trigger: Mapping[str, Any]) -> str:
 
 
 def _action_text(names: ObjectNames, trigger: Mapping[str, Any]) -> str:
-    """Return the action in words, such as `run_workflow Publish`. Names that expressions compute are not shown."""
+    """Describe the action, for example as `run_workflow Publish`.
+
+    Names that are computed by expressions are omitted.
+    """
     action = trigger["action"]
     if action["type"] == "create_task":
         agent = f" for {names.name('/agents', action['agent_id'])}" if parse_id(str(action.get("agent_id"))) else ""
@@ -433,7 +439,7 @@ def _action_text(names: ObjectNames, trigger: Mapping[str, Any]) -> str:
 
 
 def _result_text(names: ObjectNames, row: Mapping[str, Any]) -> str:
-    """Describe what the trigger started, with its name and its id."""
+    """Describe the objects that the trigger started, with their names and ids."""
     told = []
     for member, identifier in (row["result"] or {}).items():
         if member == "run_id" and (run := names.read(f"/workflow-runs/{identifier}")) is not None:
@@ -461,7 +467,10 @@ def _with_kind(
     webhook: bool,
     manual: bool,
 ) -> dict[str, Any]:
-    """Return the body with the type and the config that the options name. Other members of its config are kept."""
+    """Return the body with the type and the config that the options specify.
+
+    Other members of the config in the body are kept.
+    """
     given: list[tuple[str, dict[str, Any], bool]] = [
         ("cron", {"expression": cron, **({"timezone": timezone} if timezone else {})}, cron is not None),
         ("interval", {"seconds": every}, every is not None),

@@ -1,4 +1,4 @@
-"""The hook specifications of the `triggers` plugin."""
+"""The hook specifications that the `triggers` plugin defines."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ hookspec = pluggy.HookspecMarker("corral")
 
 @hookspec
 def corral_trigger_kinds() -> Iterable[TriggerKind]:  # type: ignore[empty-body]
-    """Contribute kinds of triggers. If another kind already has the same type, the kind is ignored."""
+    """Contribute kinds of triggers. A kind is ignored if another kind already has the same type."""
 
 
 @hookspec
 def corral_trigger_actions() -> Iterable[TriggerAction]:  # type: ignore[empty-body]
-    """Contribute actions that triggers start. If another action already has the same type, the action is ignored."""
+    """Contribute actions for triggers. An action is ignored if another action already has the same type."""

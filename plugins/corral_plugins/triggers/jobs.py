@@ -1,4 +1,4 @@
-"""Background work of triggers."""
+"""Background jobs of triggers."""
 
 from __future__ import annotations
 
@@ -19,32 +19,32 @@ LEASE_SECONDS = 60  # after a crash, the sweep fires the slots of the job much e
 
 
 async def fire_slots(ids: list[str], firing: TriggerFiring) -> None:
-    """Run the actions of triggers for slots that are pending. A slot is one occasion on which a trigger fires."""
+    """Run the actions of triggers for pending slots. A slot is one occasion on which a trigger fires."""
     await firing.fire(ids)
 
 
 async def read_events(reader: TriggerLogReader) -> None:
-    """Record the events for which triggers wait."""
+    """Read new events from the event log, and record slots for the triggers that wait for them."""
     await reader.read()
 
 
 async def record_due_slots(scheduler: TriggerScheduler) -> None:
-    """Record the slots of the triggers that are due. A slot is one occasion on which a trigger fires."""
+    """Record slots for the triggers that are due. A slot is one occasion on which a trigger fires."""
     await scheduler.tick()
 
 
 async def fire_waiting_slots(scheduler: TriggerScheduler) -> None:
-    """Fire the slots of triggers whose waiting time is over."""
+    """Fire waiting slots whose delay has ended. A slot is one occasion on which a trigger fires."""
     await scheduler.sweep()
 
 
 async def end_waits(scheduler: TriggerScheduler) -> None:
-    """Record the slots of absence triggers whose event did not arrive."""
+    """Record slots for absence triggers whose expected event did not arrive in time."""
     await scheduler.end_waits()
 
 
 async def prune_history(work: Work, settings: Settings) -> None:
-    """Delete old rows of the history, and deleted triggers that have no history left."""
+    """Delete old rows of the history, and deleted triggers without remaining history."""
     before = clock.now(-settings.get(HISTORY_DAYS) * DAY)
     while await work(lambda: _prune_batch(before)) == BATCH_SIZE:
         pass

@@ -1,4 +1,4 @@
-"""The tables of triggers, their history, and the events that absence triggers expect."""
+"""The database tables of triggers, their history, and the events that absence triggers expect."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from corral.database.sealed_columns import SealedField
 class Trigger(Model):
     """A trigger.
 
-    `next_slot_at` is the next time at which the trigger is due, and `next_fire_at` is this time with its jitter.
-    `since` is the time from which an interval counts: the last time at which the trigger was due, or its creation.
-    Events before `since` do not fire the trigger. `event_key` is the event that fires the trigger, or that an absence
-    trigger expects; `event_after` is the event with which the wait of an absence trigger begins. Tokens are stored
-    hashed. The old token and the old secret are valid until `old_until`.
+    `next_slot_at` is the next time at which the trigger is due, and `next_fire_at` is the same time plus jitter.
+    Intervals are counted from `since`, which is the last time at which the trigger was due, or the time of its
+    creation. Events before `since` do not fire the trigger. `event_key` is the event that fires the trigger, or that an
+    absence trigger expects. `event_after` is the event that starts the wait of an absence trigger. Tokens are stored as
+    hashes. The previous token and the previous secret remain valid until `old_until`.
     """
 
     visibility = SHARED
@@ -75,11 +75,14 @@ Trigger.add_index(
 
 
 class Fire(Model):
-    """A row of a trigger's history. It records one slot: a time, an event or a delivery for which the trigger fires.
+    """A row of a trigger's history.
 
-    A trigger can have only one row for each value of `slot`, so it fires at most once for the slot. A row is `pending`
-    until a job has evaluated the filter and run the action. `stage` states what a pending row waits for, and `due_at`
-    when the wait ends. `payload`, `event` and `cause` are kept until the outcome of the slot is decided.
+    It records one slot, which is a time, an event or a delivery that fires the trigger.
+
+    A trigger can have only one row for each value of `slot`, so each slot fires at most once. A row is `pending` until
+    a job has evaluated the filter and run the action. For a pending row, `stage` is the step for which it waits, and
+    `due_at` is the time at which the wait ends. `payload`, `event` and `cause` are kept until the outcome of the slot
+    is decided.
     """
 
     id = IdField(primary_key=True)

@@ -32,9 +32,10 @@ if TYPE_CHECKING:
 
 
 class TriggersPlugin(Plugin):
-    """Triggers: start work at a time, on an event, on a call from outside, or when something expected does not happen.
+    """Triggers, which start work at a set time, on an event, on an external call, or when an expected event is missing.
 
-    Each slot of a trigger fires once, even if several processes run. The history contains each fire, skip and failure.
+    Each slot of a trigger (an occasion on which it is due) fires only once, even if several processes run. The history
+    contains every slot that fired, was skipped or failed.
     """
 
     name = "triggers"

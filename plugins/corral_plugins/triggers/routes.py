@@ -1,4 +1,4 @@
-"""The HTTP routes of triggers, and the public route that receives deliveries."""
+"""The HTTP routes of triggers, and the public route that receives webhook deliveries."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ async def create_trigger(
 ) -> CreatedTrigger:
     """Create a trigger.
 
-    Only this response contains the address of a webhook trigger, and the secret with which its deliveries are signed.
+    Only this response contains the URL of a webhook trigger and the secret with which its deliveries are signed.
     """
     entry, made = request.unit_context(caller), new_ingress_secrets()
     zone, shortest = await work(checks.limits, read=True)
@@ -82,7 +82,7 @@ def list_trigger_types(types: TriggerTypeRegistry) -> TriggerTypes:
 
 @routes.get("/{id}", needs=READ, live=True, raises=("not_found",))
 def get_trigger(id: str, triggers: TriggerManagement, caller: Principal) -> TriggerDetails:
-    """Get a trigger with its next times."""
+    """Get a trigger and the next times at which it fires."""
     return triggers.get(id, by=caller)
 
 
@@ -97,7 +97,7 @@ async def update_trigger(
     request: Request,
     work: Work,
 ) -> TriggerDetails:
-    """Change a trigger. Absent fields stay unchanged; `config` and `action` are replaced as a whole."""
+    """Change a trigger. Absent fields stay unchanged. `config` and `action` are replaced as a whole."""
     stored = await work(lambda: triggers.get(id, by=caller), read=True)
     if body.config is not UNSET:
         zone, shortest = await work(checks.limits, read=True)
@@ -111,7 +111,7 @@ async def update_trigger(
 
 @routes.delete("/{id}", needs=WRITE, raises=CHANGES)
 def delete_trigger(id: str, match: IfMatch, triggers: TriggerManagement, caller: Principal) -> None:
-    """Delete a trigger. Its history stays readable."""
+    """Delete a trigger. Its history remains available."""
     triggers.delete(id, match, by=caller)
 
 
@@ -119,7 +119,10 @@ def delete_trigger(id: str, match: IfMatch, triggers: TriggerManagement, caller:
 def toggle_trigger(
     id: str, body: ToggleTrigger, match: IfMatch, triggers: TriggerManagement, caller: Principal
 ) -> TriggerDetails:
-    """Enable or disable a trigger. Enabling it computes its next time from now; missed times are not made up."""
+    """Enable or disable a trigger.
+
+    When a trigger is enabled, its next time is computed from now, and missed times are not made up.
+    """
     return triggers.toggle(id, None if body.enabled is UNSET else body.enabled, match, by=caller)
 
 
@@ -133,10 +136,10 @@ def list_trigger_history(
 
 @routes.post("/{id}/fire", needs=WRITE, status=202, redacted=True, raises=("not_found", "forbidden", "invalid_state"))
 def fire_trigger(id: str, body: FireTrigger, triggers: TriggerManagement, caller: Principal) -> Answer[HistoryView]:
-    """Fire a trigger by hand.
+    """Fire a trigger manually.
 
-    The trigger fires even if it is disabled or its filter does not match. The rights of its owner, its limit of fires
-    per hour and its policy for overlapping work still apply.
+    The trigger fires even if it is disabled or its filter does not match. The owner's permissions, the hourly limit and
+    the policy for overlapping work still apply.
     """
     row = triggers.fire(id, body, by=caller)
     return Answer(body=row, headers={"Location": f"/api/v1/triggers/{row.trigger_id}/history"})

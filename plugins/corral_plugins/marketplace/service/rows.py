@@ -93,7 +93,7 @@ def created_views(objects: Sequence[InstalledResource], now: Mapping[str, Json])
 
 
 def installation_fields(row: Installation, version_available: str | None) -> Json:
-    """Return the fields of an `InstallationItem`."""
+    """Return the fields of an installation, named as in `InstallationItem`."""
     same = ("id", "template_id", "slug", "sha256", "parameters", "name_prefix", "status")
     names = (*same, "installed_by", "created_at", "updated_at")
     assert {*names, "version", "missing", "version_available"} == {*InstallationItem.__struct_fields__}
@@ -106,7 +106,7 @@ def installation_fields(row: Installation, version_available: str | None) -> Jso
 
 
 def event_objects(objects: Iterable[tuple[str, str, str, str]]) -> list[dict[str, str]]:
-    """Return objects for the payload of an event."""
+    """Convert objects, given as (kind, key, id, name), to the form that event payloads contain."""
     names = ("kind", "key", "id", "name")
     return [dict(zip(names, each, strict=True)) for each in objects][:EVENT_OBJECTS]
 

@@ -1,4 +1,4 @@
-"""Upgrades installations: compares the old template, the new template and the present objects, field by field."""
+"""Upgrades installations. The old template, the new template and the current objects are compared field by field."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class UpgradeService:
     async def upgrade(
         self, installation_id: str, body: UpgradeInstallation, *, by: Principal, entry: UnitContext
     ) -> UpgradeResult:
-        """Upgrade an installation, or return what an upgrade would do."""
+        """Upgrade an installation or, if `body.dry_run` is set, return the changes that an upgrade would make."""
         row = await self._work(lambda: find_writable_installation(installation_id, by), read=True)
         if row.status == "removed":
             raise Conflict("The installation has been removed.", current_status=row.status)
@@ -136,9 +136,10 @@ class UpgradeService:
 def _merge(
     row: Installation, objects: Sequence[InstalledResource], prepared: PreparedTemplate, by: Principal
 ) -> tuple[UpgradeResult, list[MadeObject], dict[int, str]]:
-    """Create, change and remove objects.
+    """Create, change and remove objects so that the installation matches the new template.
 
-    Return the result of the upgrade, the created objects, and the ids of the installation's own objects by position.
+    Return the result of the upgrade, the created objects, and the ids of the installation's own objects, keyed by
+    position.
     """
     living = {each.key: each for each in objects if each.removed_at is None}
     matched = {
@@ -177,7 +178,10 @@ def _merge(
 def _merge_object(
     row: InstalledResource, resource: PreparedResource, installer: Installer, ids: Mapping[str, str], by: Principal
 ) -> tuple[ChangedObject, EditedObject]:
-    """Change the fields that the template changed and nobody edited. Return these fields, and the unchanged fields."""
+    """Update the fields of an object that the new template changes and that nobody has edited.
+
+    Return the updated fields, and the edited fields that the new template changes but that were left as they are.
+    """
     fields = {"kind": row.kind, "key": row.key, "id": row.object_id, "name": row.name}
     now = installer.read_fields([row.object_id]).get(row.object_id)
     if now is None:  # a person deleted the object
@@ -205,7 +209,7 @@ def _merge_object(
 
 
 def _properties(schema: Json) -> Json:
-    """Return those properties in an installer's schema that have a default value. The schema may be a reference."""
+    """Return the properties in an installer's schema that have a default value. `schema` may be a reference."""
     name = str(schema.get("$ref", "")).rpartition("/")[2]
     found: Json = (schema["$defs"][name] if name else schema).get("properties", {})
     return {key: each for key, each in found.items() if "default" in each}

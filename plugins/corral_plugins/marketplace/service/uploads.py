@@ -1,4 +1,4 @@
-"""Stores templates that admins upload, deletes them, and checks manifests."""
+"""Stores and deletes templates that admins upload, and checks manifests."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class TemplateUploads:
         self._work, self._catalogue, self._egress = work, catalogue, egress
 
     async def validate(self, data: Json) -> ManifestValidation:
-        """Check a manifest, and report what people should know before they install it."""
+        """Check a manifest, and report risks that users should know before installing it."""
         _, faults, findings = await self._check(data)
         return ManifestValidation(
             valid=not faults and all(each.severity != "error" for each in findings),
@@ -43,7 +43,11 @@ class TemplateUploads:
         )
 
     async def upload(self, data: Json, *, by: Principal, entry: UnitContext) -> TemplateDetails:
-        """Store a template. Raise `Invalid` with all faults, or `Conflict` (`duplicate`)."""
+        """Store a template.
+
+        Raise `Invalid` with all errors in the manifest, or `Conflict` (`duplicate`) if this version of the template
+        already exists.
+        """
         manifest, faults, findings = await self._check(data)
         faults = [
             *faults,
@@ -60,7 +64,10 @@ class TemplateUploads:
         return await self._catalogue.get(manifest.slug, manifest.version, by=by)
 
     async def delete(self, name: str, *, by: Principal, entry: UnitContext) -> None:
-        """Delete all versions of an uploaded template. Installations stay. Raise `Conflict` for other templates."""
+        """Delete all versions of an uploaded template. Its installations remain.
+
+        Raise `Conflict` if the template was not uploaded.
+        """
         template = await self._catalogue.find(name)
         if template.source != "uploaded":
             detail = "Only uploaded templates can be deleted."
@@ -77,7 +84,7 @@ class TemplateUploads:
         return manifest, faults, [*findings, *await url_findings(manifest, self._egress)]
 
     async def _spec_faults(self, template: Template) -> list[FieldError]:
-        """Return the faults that the specs have if all parameters have their default values."""
+        """Return the errors in the specs when all parameters have their default values."""
         schema = template.manifest.data.get("parameters", {})
         if set(schema.get("required", ())) - {
             n for n, each in schema.get("properties", {}).items() if "default" in each
@@ -120,7 +127,7 @@ class TemplateUploads:
 
 
 def stored_row(manifest: Manifest, source: str, sha256: str, user_id: str | None) -> Json:
-    """Return the columns of a stored template."""
+    """Return the column values of a stored template."""
     from corral_plugins.marketplace.service.manifests import template_id
 
     return {
@@ -137,7 +144,7 @@ def stored_row(manifest: Manifest, source: str, sha256: str, user_id: str | None
 
 
 def store_remote(rows: Sequence[Json]) -> None:
-    """Replace the stored templates of the remote index."""
+    """Replace the stored templates from the remote index."""
     StoredTemplate.delete().where(StoredTemplate.source == "remote").execute()
     known: Any = StoredTemplate.select(StoredTemplate.slug).where(StoredTemplate.source == "uploaded").tuples()
     taken = {row[0] for row in known}

@@ -1,4 +1,4 @@
-"""The tool with which agents send messages."""
+"""The tool that agents use to send messages."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ SEND_SCHEMA: Json = {
 class MessageTools:
     """The tools that the `messages` plugin contributes.
 
-    The plugin creates them before the services exist, and calls `set_implementation` later.
+    The plugin creates this object before the services exist, and calls `set_implementation` later.
     """
 
     def __init__(self) -> None:
@@ -43,7 +43,7 @@ class MessageTools:
         self._redactor: Redactor | None = None
 
     def set_implementation(self, sending: MessageSending, redactor: Redactor) -> None:
-        """Connect the tools to the services that they use."""
+        """Set the services that the tools use."""
         self._sending, self._redactor = sending, redactor
 
     def all(self) -> list[Tool]:
@@ -61,7 +61,10 @@ class MessageTools:
         ]
 
     def _send(self, context: ToolContext, arguments: Json) -> Json:
-        """Send a message as the calling agent, in the unit of work that stores the result of the call."""
+        """Send a message on behalf of the calling agent.
+
+        Runs in the unit of work that stores the tool call's result.
+        """
         if self._sending is None or self._redactor is None:
             raise ToolFailure("unavailable", "The server is starting.")
         with machine_text("task", context.task_id):

@@ -1,6 +1,6 @@
 """Delivers messages to agents, and makes them available again if an attempt ends without completing.
 
-A request that nobody acknowledges is delivered again a few times. Expired messages are never delivered.
+A request that nobody acknowledges is delivered again a limited number of times. Expired messages are never delivered.
 """
 
 from __future__ import annotations
@@ -20,7 +20,10 @@ from corral_plugins.messages.service import rows
 from corral_plugins.messages.service.metrics import MessageMetrics
 
 MAX_REDELIVERIES = 5
-"""How often an unacknowledged request is delivered again. The partial index `given_up` contains this number."""
+"""The maximum number of times that an unacknowledged request is redelivered.
+
+The condition of the partial index `given_up` contains the same number.
+"""
 
 _DUE = Statement(
     lambda p: (
@@ -49,23 +52,23 @@ class MessageDelivery:
         self._settings, self._metrics = settings, metrics
 
     def deliver(self, agent_id: str, *, limit: int, lease_id: str | None) -> list[tuple[Message, Receipt]]:
-        """Deliver at most `limit` messages of an agent that are due: requests first, each kind oldest first.
+        """Deliver at most `limit` of an agent's due messages. Requests come first, then older before newer messages.
 
-        `lease_id` is the lease of the attempt that receives the messages, if there is one.
+        `lease_id` is the lease of the attempt that receives the messages, or None if there is none.
         """
         due = _DUE.rows({"agent": agent_id, "now": clock.now(), "limit": limit}) if limit else []
         return self._deliver(due, lease_id)
 
     def deliver_now(self, agent_id: str, message_ids: Sequence[str], *, lease_id: str | None) -> None:
-        """Deliver those of the given messages that are due."""
+        """Deliver the given messages to the agent. Messages that are not due are ignored."""
         of_agent = (Receipt.agent_id == agent_id) & Receipt.message_id.in_(list(message_ids))
         due: Any = Receipt.select(Receipt.id, Receipt.message_id).where(of_agent & (Receipt.due_at <= clock.now()))
         self._deliver(list(due.tuples()), lease_id)
 
     def _deliver(self, due: list[tuple[str, str]], lease_id: str | None) -> list[tuple[Message, Receipt]]:
-        """Deliver messages, given as pairs of the ids of a receipt and its message.
+        """Deliver the given messages. `due` contains the receipt id and the message id of each.
 
-        Receipts that are no longer due are left out.
+        Receipts that are no longer due are ignored.
         """
         if not due:
             return []
@@ -76,7 +79,7 @@ class MessageDelivery:
         return sorted(found, key=lambda pair: (pair[1].rank, pair[1].message_id))
 
     def _mark_delivered(self, receipt_ids: list[str], lease_id: str | None) -> list[Receipt]:
-        """Record the delivery of receipts that are still due, and return them."""
+        """Record the delivery of the receipts that are still due, and return these receipts."""
         now, again = clock.now(), clock.now(self._settings.get(declared.REDELIVER_SECONDS))
         still_due = (Receipt.due_at <= now) & (Receipt.redeliveries < MAX_REDELIVERIES)
         changes: dict[Any, Any] = {
@@ -94,7 +97,7 @@ class MessageDelivery:
         return delivered
 
     def for_claim(self, agent_id: str, *, lease_id: str, requester_id: str | None) -> ClaimedMessages:
-        """Deliver messages to an agent that claims a task. Implements `Messages.for_claim`."""
+        """Deliver messages to an agent that is claiming a task. Implements `Messages.for_claim`."""
         limit = self._settings.get(declared.CONTEXT_LIMIT)
         delivered = self.deliver(agent_id, limit=limit, lease_id=lease_id)
         if not delivered:
@@ -109,7 +112,8 @@ class MessageDelivery:
     def put_back(self, lease_id: str) -> None:
         """Make the messages that were delivered under a lease available again. Implements `Messages.put_back`.
 
-        The delivery is not counted: a message that was delivered for the first time gets the status `sent` again.
+        The delivery no longer counts. If it was the first delivery of a message, the message's status becomes `sent`
+        again.
         """
         found = _OF_LEASE.rows({"lease": lease_id})
         if not found:
@@ -125,7 +129,7 @@ class MessageDelivery:
 
 
 def _quoted(row: Message, receipt: Receipt) -> dict[str, Any]:
-    """Return a message in the form in which a model reads it: as data, with its sender and its trustworthiness."""
+    """Return a message in the form that a model receives: as data that includes the sender and the trust level."""
     sender = {"type": "agent", "id": row.sender_agent_id} if row.sender_agent_id else _user_reference(row)
     return {
         "id": row.id,

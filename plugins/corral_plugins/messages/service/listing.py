@@ -1,4 +1,4 @@
-"""Lists messages, threads, channels and inboxes, and sets the channels of an agent."""
+"""Lists messages, threads, channels and inboxes, and sets the channels to which an agent subscribes."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class MessageListing:
         self._agents, self._delivery = agents, delivery
 
     def get(self, message_id: str, *, by: Principal) -> MessageView:
-        """Return a message with its receipts. Raise `NotFound`."""
+        """Return a message with its receipts. Raise `NotFound` if no such message is visible to the caller."""
         return rows.view_of(rows.find_readable_message(message_id, by))
 
     def list(self, query: MessageQuery, *, by: Principal) -> Page[MessageItem]:
@@ -50,7 +50,7 @@ class MessageListing:
         return paginate(found, query, by, scope="messages", order=newest_first(Message), make=rows.item_of)
 
     def thread(self, thread_id: str, query: ThreadQuery, *, by: Principal) -> Page[MessageItem]:
-        """Return a page of a thread, oldest first. Raise `NotFound` if no message belongs to the thread."""
+        """Return a page of a thread's messages, oldest first. Raise `NotFound` if the thread has no messages."""
         found = Message.select().where((Message.thread_id == thread_id) & visible(Message, by))
         page = paginate(found, query, by, scope=f"thread:{thread_id}", order=_OLDEST_FIRST, make=rows.item_of)
         if not page.total:
@@ -62,7 +62,7 @@ class MessageListing:
     def inbox(self, agent_id: str, query: InboxQuery, *, by: Principal) -> Page[MessageItem]:
         """Return a page of an agent's inbox, oldest first.
 
-        If the agent itself reads its inbox, and does not only peek, the messages of the page are delivered.
+        If the agent itself reads its inbox without `query.peek`, the messages on the page are delivered.
         """
         self._find_agent(agent_id)
         if by.agent_id is not None and by.agent_id != agent_id and not query.peek:
@@ -85,7 +85,7 @@ class MessageListing:
     # -- channels
 
     def channels(self) -> ChannelList:
-        """Return the first 1,000 channels, by name, that have subscribers or messages."""
+        """Return the first 1,000 channels that have subscribers or messages, sorted by name."""
         names: Any = ChannelRow.select(ChannelRow.name).union(Subscription.select(Subscription.channel))
         found = sorted(name for (name,) in list(names.order_by(SQL("1")).limit(MAX_CHANNELS).tuples()))
         last = {row.name: row.last_message_at for row in ChannelRow.select().where(ChannelRow.name.in_(found))}
@@ -164,9 +164,9 @@ def _receipts_of(agent_id: str | None, user_id: str | None) -> Any:
 
 
 def _has_status(wanted: set[str]) -> Any:
-    """Return the SQL condition that selects messages with one of these statuses.
+    """Return an SQL condition that selects messages with one of these statuses.
 
-    A message counts as expired when its time has passed, even if its stored status was not updated yet.
+    A message counts as expired as soon as its expiry time has passed, even if its stored status has not been updated.
     """
     condition: Any = Message.status.in_(sorted(wanted - set(OPEN)))
     condition |= Message.status.in_(sorted(wanted & set(OPEN))) & (Message.expires_at > clock.now())

@@ -1,4 +1,4 @@
-"""Metrics of messages. A value is recorded only if and when the unit of work commits."""
+"""Metrics of messages. Values are recorded only when the unit of work commits."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from corral_plugins.messages.models import Receipt
 
 
 class MessageMetrics:
-    """Counts sent messages, and measures how long messages wait for their delivery."""
+    """Counts sent messages, and measures how long messages wait until their delivery."""
 
     def __init__(self) -> None:
         self._sent: Counter[str] = Counter()
         self._delivery = Histogram(LONG_SECONDS)
 
     def count_sent(self, type: str) -> None:
-        """Count a sent message."""
+        """Count a sent message of this type."""
         after_commit(lambda: self._sent.update([type]))
 
     def observe_delivery(self, waited_ms: int) -> None:
-        """Record the time in milliseconds from the sending of a message to its first delivery."""
+        """Record how many milliseconds passed between the sending of a message and its first delivery."""
         after_commit(lambda: self._delivery.observe(waited_ms / 1000))
 
     def sent_by_type(self) -> Mapping[tuple[str, ...], float]:
-        """Return the number of sent messages by type."""
+        """Return the number of sent messages, keyed by type."""
         return {(type,): float(count) for type, count in self._sent.items()}
 
     def definitions(self) -> list[Metric]:
@@ -59,6 +59,6 @@ class MessageMetrics:
 
 
 def count_undelivered() -> dict[tuple[str, ...], float]:
-    """Return the number of receipts that were not delivered yet and have not expired."""
+    """Return the number of receipts that are neither delivered nor expired."""
     waiting = SQL("status = 'sent'") & (Receipt.expires_at > clock.now())
     return {(): float(Receipt.select().where(waiting).count())}

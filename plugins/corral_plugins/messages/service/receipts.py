@@ -1,4 +1,4 @@
-"""Marks messages as read and acknowledged for their recipients, deletes unread messages, and expires old ones."""
+"""Marks messages as read or acknowledged by a recipient, deletes unread messages, and expires old messages."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class MessageReceipts:
     # -- read and acknowledged
 
     def mark_read(self, message_id: str, agent_id: str | None, *, by: Principal) -> MessageView:
-        """Mark a message as read by a recipient. A repeated call changes nothing."""
+        """Mark a message as read by a recipient. Repeated calls have no effect."""
         row, receipt = self._lock_receipt(message_id, agent_id, by)
         if receipt.status in ("sent", "delivered"):
             now = clock.now()
@@ -39,9 +39,10 @@ class MessageReceipts:
         return rows.view_of(Message.get_by_id(row.id))
 
     def acknowledge(self, message_id: str, asked: AcknowledgeMessage, *, by: Principal) -> MessageView:
-        """Acknowledge a message for a recipient. A repeated call with the same result changes nothing.
+        """Acknowledge a message for a recipient. A repeated call with the same result has no effect.
 
-        Raise `Conflict` with the code `already_decided` if the recipient acknowledged it with another result.
+        Raise `Conflict` with the code `already_decided` if the recipient has acknowledged the message with another
+        result.
         """
         row, receipt = self._lock_receipt(message_id, asked.agent_id, by)
         if receipt.status == "acked":
@@ -64,15 +65,15 @@ class MessageReceipts:
         return rows.view_of(Message.get_by_id(row.id))
 
     def _change(self, row: Message, receipt: Receipt, changes: dict[str, Any]) -> None:
-        """Change a receipt of a locked message."""
+        """Change a receipt of a locked message, and update the message's status."""
         Receipt.update(changes).where((Receipt.id == receipt.id) & (Receipt.status == receipt.status)).execute()
         rows.refresh_status([row.id])
 
     def _lock_receipt(self, message_id: str, agent_id: str | None, by: Principal) -> tuple[Message, Receipt]:
-        """Lock a message, and return it with the receipt for which the caller may act.
+        """Lock a message, and return it with the receipt on which the caller may act.
 
-        Raise `Conflict` if the receipt has expired, `Forbidden` if none belongs to the caller, and `Invalid` if several
-        do and `agent_id` does not name one.
+        Raise `Conflict` if the receipt has expired, `Forbidden` if the caller may act on none of the receipts, and
+        `Invalid` if the caller may act on several receipts and `agent_id` does not select one.
         """
         rows.find_readable_message(message_id, by)
         row = rows.lock_messages([message_id]).get(message_id) or rows.find_readable_message(message_id, by)
@@ -99,10 +100,10 @@ class MessageReceipts:
         return own[0]
 
     def _own_receipts(self, receipts: list[Receipt], by: Principal) -> list[Receipt]:
-        """Return the receipts for which the caller may act.
+        """Return the receipts on which the caller may act.
 
-        These are the caller's own receipts. If there are none, an admin may act for all recipients, and other people
-        for the agents that they own.
+        If the caller has receipts of their own, these are returned. Otherwise, admins may act on all receipts, and
+        other users on the receipts of agents that they own.
         """
         if by.agent_id is not None:
             return [each for each in receipts if each.agent_id == by.agent_id]
@@ -116,7 +117,7 @@ class MessageReceipts:
     # -- deletion
 
     def delete(self, message_id: str, *, by: Principal) -> None:
-        """Delete a message that nobody has read. Only its sender and admins may delete it."""
+        """Delete a message that nobody has read. Only its sender and admins may do this."""
         rows.find_readable_message(message_id, by)
         row = rows.lock_messages([message_id]).get(message_id) or rows.find_readable_message(message_id, by)
         if by.agent_id is None:
@@ -133,9 +134,9 @@ class MessageReceipts:
     # -- expiry
 
     def expire_batch(self) -> int:
-        """Mark at most 200 receipts as expired: their time has passed, or nobody acknowledged the last redelivery.
+        """Mark up to 200 receipts as expired whose time has passed, and up to 200 that had their last redelivery.
 
-        Tell the sender of each request once that the request expired without an acknowledgement. Return the number of
+        The sender of a request is told once that it expired without an acknowledgement. Return the number of expired
         receipts.
         """
         now = clock.now()

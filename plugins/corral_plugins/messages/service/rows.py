@@ -1,4 +1,4 @@
-"""Rows of messages and receipts: locking and updating them, publishing their events, and building their views."""
+"""Locks and updates rows of messages and receipts, publishes their events, and builds their API representations."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _RECEIPT_FIELDS = [name for name in ReceiptView.__struct_fields__ if name != "st
 
 
 def find_readable_message(message_id: str, caller: Principal) -> Message:
-    """Return the message if the caller may read it. Raise `NotFound`."""
+    """Return a message. Raise `NotFound` if no such message is visible to the caller."""
     row: Message | None = Message.get_or_none((Message.id == message_id) & visible(Message, caller))
     if row is None:
         raise NotFound("There is no message with this id.")
@@ -37,7 +37,7 @@ def find_readable_message(message_id: str, caller: Principal) -> Message:
 
 
 def lock_messages(message_ids: Iterable[str]) -> dict[str, Message]:
-    """Lock the messages with these ids, in the order of their ids, and return those that exist."""
+    """Lock the messages with these ids, in the order of their ids, and return the existing ones, keyed by id."""
     ids = sorted(set(message_ids))
     if not ids:
         return {}
@@ -46,7 +46,7 @@ def lock_messages(message_ids: Iterable[str]) -> dict[str, Message]:
 
 
 def refresh_status(message_ids: Collection[str]) -> None:
-    """Set the status of messages to the least advanced status of their receipts. The messages must be locked."""
+    """Set each message's status to the least advanced status of its receipts. The messages must be locked."""
     least: dict[str, list[str]] = defaultdict(list)
     receipts: Any = (
         Receipt.select(Receipt.message_id, peewee.fn.MIN(_RANK))
@@ -61,12 +61,12 @@ def refresh_status(message_ids: Collection[str]) -> None:
 
 
 def receipts_of(message_id: str) -> list[Receipt]:
-    """Return the receipts of a message, which has at most 500 receipts."""
+    """Return the receipts of a message. A message has at most 500 receipts."""
     return list(Receipt.select().where(Receipt.message_id == message_id).order_by(Receipt.id))
 
 
 def recipient_of(receipt: Receipt) -> dict[str, str]:
-    """Return the recipient of a receipt as `{type, id}`."""
+    """Return the recipient of a receipt in the form `{type, id}`."""
     if receipt.agent_id is not None:
         return {"type": "agent", "id": receipt.agent_id}
     return {"type": "user", "id": receipt.user_id or ""}
@@ -75,7 +75,7 @@ def recipient_of(receipt: Receipt) -> dict[str, str]:
 def publish_message_event(
     kind: type[MessageEvent], row: Message, /, cause: tuple[str, ...] | None = None, **fields: Any
 ) -> None:
-    """Emit an event about a message. `fields` are the additional fields of the event."""
+    """Emit an event about a message. `fields` contains additional fields of the event."""
     event = kind(
         message_id=row.id,
         thread_id=row.thread_id,
@@ -97,13 +97,13 @@ def publish_message_event(
 def current_status(status: str, expires_at: str) -> str:
     """Return the current status of a message or a receipt.
 
-    The status is `expired` as soon as the time of expiry has passed, even if the stored status was not updated yet.
+    The status is `expired` as soon as the expiry time has passed, even if the stored status has not been updated.
     """
     return "expired" if status in OPEN and expires_at <= clock.now() else status
 
 
 def item_of(row: Message) -> MessageItem:
-    """Return a message in the form in which a list shows it."""
+    """Return a message in the form that lists contain."""
     return MessageItem(**_item_fields(row))
 
 
@@ -121,7 +121,7 @@ def _item_fields(row: Message) -> dict[str, Any]:
 
 
 def receipt_views(receipts: Sequence[Receipt]) -> list[ReceiptView]:
-    """Return receipts in the form in which the response about a message shows them."""
+    """Return receipts in the form that the response for a single message contains."""
     return [
         ReceiptView(
             **{name: getattr(each, name) for name in _RECEIPT_FIELDS},

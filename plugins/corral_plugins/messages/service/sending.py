@@ -1,4 +1,4 @@
-"""Sends messages: checks the sender and the recipient, applies the limits, and creates a receipt for each recipient."""
+"""Sends messages: checks the sender and the recipients, enforces limits, and creates a receipt for each recipient."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from corral_plugins.workflows.api import Workflows
 
 MAX_SUBSCRIBERS = 500
 MAX_PER_MINUTE = 600
-"""The number of messages that one sender may send in a minute to all recipients together."""
+"""The maximum number of messages that a sender may send in a minute to all recipients together."""
 SHORTEST_SECONDS, LONGEST_SECONDS = 60, 90 * 86_400
 EXPECT_ACK = ("request", "handoff")
 RECIPIENTS = ("recipient_agent_id", "recipient_user_id", "channel")
@@ -39,7 +39,7 @@ _REMOVED = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u061c\u200e\u200f\u2
 
 
 class Sender(msgspec.Struct, frozen=True, kw_only=True):
-    """The sender of a message: an agent, or the person who sends it."""
+    """The sender of a message: an agent or a person."""
 
     agent_id: str | None
     user_id: str | None
@@ -48,7 +48,7 @@ class Sender(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def key(self) -> str:
-        """The sender as a string, which identifies the sender when the limits count messages."""
+        """The sender as a string, which identifies the sender when rate limits are checked."""
         return f"agent:{self.agent_id}" if self.agent_id is not None else f"user:{self.user_id}"
 
 
@@ -64,7 +64,7 @@ class MessageSending:
     def send(
         self, new: NewMessage, *, by: Principal, trusted: bool | None = None, cause: tuple[str, ...] | None = None
     ) -> tuple[Message, list[str]]:
-        """Send a message. Return its row, and warnings about the recipient. Implements `Messages.send`."""
+        """Send a message. Return the message, and warnings about the recipient. Implements `Messages.send`."""
         sender = self._sender_of(new, by, trusted)
         parent = _find_parent(new)
         self._check_hops(parent)
@@ -86,7 +86,7 @@ class MessageSending:
     def _sender_of(self, new: NewMessage, by: Principal, trusted: bool | None) -> Sender:
         """Return the sender of a message.
 
-        Raise `Forbidden` if the caller may not send on behalf of the agent that the message names.
+        Raise `Forbidden` if the caller may not send on behalf of the given sender agent.
         """
         is_person = by.kind in ("user", "api_key")
         agent_id = (new.sender_agent_id or by.agent_id or "").lower() or None
@@ -108,7 +108,10 @@ class MessageSending:
         return agent
 
     def check_agents(self, fields: Mapping[str, Any], *, by: Principal) -> None:
-        """Raise a `Problem` if a future message names unknown agents, or agents for which the caller may not send."""
+        """Raise a `Problem` if the fields of a message contain agents that the caller cannot use.
+
+        The agents must exist, and the caller must be allowed to send on behalf of the sender agent.
+        """
         if (sender := fields.get("sender_agent_id")) is not None:
             self._find_sending_agent(sender, by)
         if (recipient := fields.get("recipient_agent_id")) is not None:
@@ -174,16 +177,16 @@ class MessageSending:
         return Correlation(task_id=task_id, run_id=run_id)
 
     def _cause_of(self, by: Principal) -> tuple[str, ...] | None:
-        """Return the chain of causes of the caller's task, with which triggers recognise loops through messages."""
+        """Return the cause chain of the caller's task, so that triggers can detect loops that include messages."""
         run = self.tasks.find_run(by.task_id) if self.tasks is not None and by.task_id is not None else None
         return None if run is None else run.cause_chain or None
 
     # -- recipients
 
     def _recipients_of(self, new: NewMessage, sender: Sender, row: Message) -> tuple[list[dict[str, Any]], list[str]]:
-        """Return the recipients of a message, each as the columns of its receipt, and warnings about them.
+        """Return the recipients of a message, each as column values for its receipt, and warnings about them.
 
-        Raise `Invalid` unless the message has exactly one recipient, which exists and is not the sender.
+        Raise `Invalid` unless the message has exactly one recipient, which must exist and must not be the sender.
         """
         given = [name for name in RECIPIENTS if getattr(new, name) is not None]
         if len(given) != 1:
@@ -240,7 +243,10 @@ class MessageSending:
             )
 
     def _check_rates(self, row: Message) -> None:
-        """Raise `TooMany` if the sender sent too many messages in the last minute, to this recipient or in total."""
+        """Raise `TooMany` if the sender exceeds a rate limit for this recipient or for all recipients.
+
+        Both limits apply to the last minute.
+        """
         advisory_lock(f"messages:{row.sender}")
         sent: Any = (
             Message.select(Message.created_at, Message.recipient)
@@ -259,7 +265,7 @@ class MessageSending:
 
 
 def acknowledge_by_reply(reply: Message) -> None:
-    """Acknowledge as done the requests to the sender of a reply that belong to the same thread."""
+    """Acknowledge, with the result `done`, the requests that the sender of the reply received in the same thread."""
     by_agent = reply.sender_agent_id is not None
     asked = (
         (Receipt.thread_id == reply.thread_id)
@@ -317,7 +323,10 @@ def _recipient_key(agent_id: str | None, user_id: str | None, channel: str | Non
 
 
 def _subscribers(channel: str, *, without: str | None) -> list[str]:
-    """Return the agents that subscribe to a channel, except the sender. Raise `Invalid` if there are more than 500."""
+    """Return the ids of the agents that subscribe to a channel, excluding the agent `without`.
+
+    Raise `Invalid` if there are more than 500.
+    """
     found: Any = (
         Subscription.select(Subscription.agent_id)
         .where(Subscription.channel == channel)
@@ -344,7 +353,7 @@ def _unknown_reference(pointer: str, detail: str) -> Invalid:
 def _too_many(sentence: str, oldest: str) -> TooMany:
     """Return the error for a sender that exceeds a limit per minute.
 
-    `oldest` is the time of the oldest message in that minute.
+    `sentence` describes the limit. `oldest` is the time of the oldest message in that minute.
     """
     wait = max(1, math.ceil(clock.parse_instant(oldest) + 60 - clock.time_s()))
     return TooMany(f"{sentence}; wait {wait} s.", retry_after=wait)

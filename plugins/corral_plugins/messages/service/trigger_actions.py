@@ -1,4 +1,4 @@
-"""The action `send_message`, with which triggers send messages."""
+"""The action `send_message`, which lets triggers send messages."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ SCHEMA: Json = {
 
 
 class MessageTriggerAction:
-    """Sends messages for triggers. The plugin connects it to its services with `set_implementation`."""
+    """Sends messages for triggers. The plugin sets the required services with `set_implementation`."""
 
     def __init__(self) -> None:
         self._services: tuple[MessageSending, Redactor] | None = None
 
     def set_implementation(self, sending: MessageSending, redactor: Redactor) -> None:
-        """Connect the action to the services that it uses."""
+        """Set the services that the action uses."""
         self._services = sending, redactor
 
     def definition(self) -> TriggerAction:
@@ -52,14 +52,17 @@ class MessageTriggerAction:
         )
 
     def _send(self, context: FireContext, fields: Json) -> Json:
-        """Send a message on behalf of the owner of the trigger, or of the agent that the action names."""
+        """Send a message on behalf of the trigger's owner, or of the agent that the action specifies."""
         sending, redactor = self._connected()
         new = convert(NewMessage, redactor.redact_json(fields), pointer_prefix="/action")
         row, _ = sending.send(new, by=context.owner, trusted=not context.tainted, cause=context.cause_chain)
         return {"message_id": row.id}
 
     def _check(self, caller: Principal, fields: Json) -> None:
-        """Raise a `Problem` if the action names unknown agents, or agents on whose behalf the caller may not send."""
+        """Raise a `Problem` if the action contains agents that the caller cannot use.
+
+        The agents must exist, and the caller must be allowed to send on behalf of the sender agent.
+        """
         sending, _ = self._connected()
         sending.check_agents(fields, by=caller)
 

@@ -1,4 +1,4 @@
-"""The workflow step with which a run sends a message."""
+"""The workflow step that sends a message."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SCHEMA: Json = {
 class MessageSteps:
     """The step types that the `messages` plugin contributes.
 
-    The plugin creates them before the services exist, and calls `set_implementation` later.
+    The plugin creates this object before the services exist, and calls `set_implementation` later.
     """
 
     def __init__(self) -> None:
@@ -40,7 +40,7 @@ class MessageSteps:
         self._redactor: Redactor | None = None
 
     def set_implementation(self, sending: MessageSending, redactor: Redactor) -> None:
-        """Connect the step types to the services that they use."""
+        """Set the services that the step types use."""
         self._sending, self._redactor = sending, redactor
 
     def all(self) -> list[StepType]:
@@ -61,7 +61,7 @@ class MessageSteps:
         ]
 
     def _send(self, context: StepContext) -> StepResult:
-        """Send a message in the transaction that starts the step, so that it is sent exactly once."""
+        """Send a message in the transaction that starts the step. As a result, the message is sent exactly once."""
         if self._sending is None or self._redactor is None:
             raise StepFailure("unavailable", "The server is starting.")
         config: Json = self._redactor.redact_json(context.config)

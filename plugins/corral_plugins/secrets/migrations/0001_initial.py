@@ -8,7 +8,7 @@ import peewee
 
 
 def up(migrator: Any, db: peewee.Database) -> None:
-    """Create the tables and their indexes."""
+    """Create the tables of the vault and their indexes."""
 
     class SecretRow(peewee.Model):
         id = peewee.CharField(max_length=36, primary_key=True)

@@ -27,10 +27,10 @@ OUTCOMES = ("ok", "refused", "expired", "failed")
 
 
 class UsageTracker:
-    """The usage of secrets in this process.
+    """Tracks the use of secrets in this process.
 
-    The tracker contains counters by kind of consumer, and the times of last use that are not yet written to the
-    database.
+    The tracker contains use counters for each kind of consumer, and the times of last use that have not yet been
+    written to the database.
     """
 
     def __init__(self) -> None:
@@ -44,7 +44,7 @@ class UsageTracker:
             self._last[secret_id] = clock.now()
 
     def take_pending(self) -> dict[str, str]:
-        """Remove and return the times of last use that are not yet written, by secret id."""
+        """Remove and return the times of last use that have not yet been written, keyed by secret id."""
         with self._lock:
             taken, self._last = self._last, {}
         return taken
@@ -53,7 +53,7 @@ class UsageTracker:
 def write_last_used(last: dict[str, str]) -> None:
     """Write the times of last use. Runs in the caller's unit of work.
 
-    A later time written by another process is kept.
+    If another process has already written a later time for a secret, that time is kept.
     """
     for secret_id, at in last.items():
         older = SecretRow.last_used_at.is_null() | (SecretRow.last_used_at < at)

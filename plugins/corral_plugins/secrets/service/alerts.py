@@ -1,4 +1,4 @@
-"""Raises alerts for leaked values in machine-generated text, for damaged values and for a sealed vault."""
+"""Raises alerts for leaked secrets in machine-generated text, for damaged values and for a sealed vault."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from corral.redact.redactor import machine_text_object
 from corral_plugins.secrets.models import LastSecretAlert
 
 SOURCE = "secrets"
-"""The source under which the vault registers its values in the redactor."""
+"""The name of the source under which the vault registers its values in the redactor."""
 HOUR = 3600
 MAX_REMEMBERED, MAX_PENDING = 10_000, 1000
 ENTRY = UnitContext(label="secrets.alerts", actor=SYSTEM)
@@ -35,8 +35,8 @@ class _PendingAlert(msgspec.Struct, frozen=True):
 class VaultAlerts:
     """Reports leaked values, damaged values and a sealed vault to admins.
 
-    Collects the alerts of all threads. `publish_regularly` publishes them, at most once an hour for each kind of alert
-    and object.
+    Alerts from all threads are collected. `publish_regularly` publishes each kind of alert about the same object at
+    most once an hour.
     """
 
     def __init__(self, work: Work) -> None:
@@ -93,9 +93,9 @@ class VaultAlerts:
 
 
 def redactor_label(name: str, id: str, n: int) -> str:
-    """Return the name under which the redactor lists version `n` of a secret, such as `name@<id>.3`.
+    """Return the label under which the redactor lists version `n` of a secret, such as `name@<id>.3`.
 
-    The label contains the id of the secret, because a deleted, a pinned and a stored secret may have the same name.
+    The label contains the secret's id, because a deleted, a pinned and a stored secret may have the same name.
     """
     return f"{name}@{id}.{n}"
 
@@ -106,13 +106,16 @@ def secret_name_of_label(text: str) -> str:
 
 
 def delete_old_alerts(limit: int) -> int:
-    """Delete the records of at most `limit` alerts that are over an hour old. Return the number of deleted rows."""
+    """Delete the records of at most `limit` alerts that are more than an hour old.
+
+    Return the number of deleted rows.
+    """
     old = LastSecretAlert.select(LastSecretAlert.id).where(LastSecretAlert.raised_at < clock.now(-HOUR)).limit(limit)
     return int(LastSecretAlert.delete().where(LastSecretAlert.id.in_(old)).execute())
 
 
 def _publish_alert(alert: _PendingAlert) -> None:
-    """Publish the alert, unless this or another process published the same alert within the last hour."""
+    """Publish the alert, unless any process has published the same alert within the last hour."""
     key = f"{alert.kind}:{alert.type}:{alert.id}"[:300]
     insert = LastSecretAlert.insert(id=key, raised_at=clock.now())
     written = insert.on_conflict(

@@ -1,6 +1,6 @@
 """Lists secrets, their versions and expiring secrets, and counts secrets by status.
 
-Stored and pinned secrets are merged by name.
+Stored and pinned secrets are merged into one list, sorted by name.
 """
 
 from __future__ import annotations
@@ -31,18 +31,21 @@ class SecretListing:
         self._pinned_secrets, self._settings = pinned_secrets, settings
 
     def get_secret(self, id: str) -> tuple[SecretView, int]:
-        """Return a secret, even a deleted secret, with the revision for its ETag. Raise `NotFound`."""
+        """Return a secret, which may be deleted, and its revision for the ETag.
+
+        Raise `NotFound` if no secret has this id.
+        """
         pinned = self._pinned_secrets.find_by_id(id)
         if pinned is not None:
             return self._views_of([pinned])[0], 1
         return self.view_of_row(rows.get_secret_row(id, deleted=True))
 
     def view_of_row(self, row: SecretRow) -> tuple[SecretView, int]:
-        """Return the response body of a stored secret, with the revision for its ETag."""
+        """Return the response body of a stored secret, and its revision for the ETag."""
         return self._views_of([row])[0], row.revision
 
     def list_secrets(self, query: SecretQuery, by: Principal) -> Page[SecretView]:
-        """Return a page of secrets sorted by name. Pinned secrets hide stored secrets of the same name."""
+        """Return a page of secrets, sorted by name. Pinned secrets hide stored secrets with the same name."""
         refuse_cursor_with_offset(query)
         pinned = [item for item in self._pinned_secrets.all_secrets() if _pinned_matches(item, query)]
         stored = self._filter_rows(query)
@@ -72,7 +75,7 @@ class SecretListing:
         return Page(items=self._views_of(shown), total=total, limit=query.limit, offset=offset, next=following_cursor)
 
     def list_expiring(self, query: ExpiringQuery, by: Principal) -> Page[SecretView]:
-        """Return a page of secrets that have expired or expire within `days`, earliest expiry first."""
+        """Return a page of secrets that have expired or will expire within `days`, earliest expiry first."""
         soon = SecretRow.deleted_at.is_null() & (SecretRow.expires_at <= rows.reminder_period_end([query.days]))
         found: Page[Any] = paginate(
             SecretRow.select().where(SecretRow.expires_at.is_null(False) & soon),
@@ -91,7 +94,7 @@ class SecretListing:
         )
 
     def list_versions(self, id: str, query: PageQuery, by: Principal) -> Page[VersionView]:
-        """Return a page of versions, newest first. A pinned secret has no stored versions."""
+        """Return a page of a secret's versions, newest first. A pinned secret has no stored versions."""
         if self._pinned_secrets.find_by_id(id) is not None:
             return Page(items=[], total=0, limit=query.limit, offset=0, next=None)
         row = rows.get_secret_row(id, deleted=True)
@@ -147,7 +150,10 @@ def _merge_sorted(stored: Sequence[Any], pinned: Sequence[PinnedSecret]) -> list
 
 
 def _pinned_matches(item: PinnedSecret, query: SecretQuery) -> bool:
-    """Return whether a pinned secret matches the filters. Pinned secrets are active and in the category `general`."""
+    """Return whether a pinned secret matches the filters.
+
+    Pinned secrets are active and belong to the category `general`.
+    """
     if query.status and "active" not in query.status:
         return False
     if query.category and "general" not in query.category:
@@ -159,7 +165,7 @@ STATUSES: tuple[Status, ...] = get_args(Status)
 
 
 def secrets_by_status(settings: Settings, pinned_secrets: PinnedSecrets) -> dict[tuple[str, ...], float]:
-    """Count the secrets by status in one query. Pinned secrets count as active."""
+    """Return the number of secrets, keyed by status, with a single query. Pinned secrets count as active."""
     until = rows.reminder_period_end(settings.get(REMINDER_DAYS))
     counters = [peewee.fn.SUM(peewee.Case(None, [(rows.status_is(status, until), 1)], 0)) for status in STATUSES]
     found = SecretRow.select(*counters).tuples().first()

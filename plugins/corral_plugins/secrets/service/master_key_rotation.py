@@ -1,7 +1,8 @@
 """Counts the rows that are encrypted under each master key, and rewraps every encrypted row under the active key.
 
-Rows are rewrapped in batches, each in its own unit of work. Each row is encrypted under either an old or the new key,
-and both are loaded. An interruption therefore loses nothing, and the next run continues with the remaining rows.
+Rows are rewrapped in batches, each in its own unit of work. At any time, each row is encrypted under either the old or
+the new key, and both keys are loaded. An interruption therefore loses nothing, and the next run continues with the
+remaining rows.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ class MasterKeyRotation:
     def begin_rotation(self) -> tuple[int, str]:
         """Acquire the lease for a rotation. Return the number of rows to rewrap, and the `holder` for `rewrap_rows`.
 
-        Raise `Conflict` (`invalid_state`) if a rotation is already running or no row needs rewrapping, and
+        Raise `Conflict` (`invalid_state`) if a rotation is already running or no row needs to be rewrapped, and
         `Unavailable` (`vault_sealed`) if the vault is sealed.
         """
         active = self._rotation.active_id
@@ -98,7 +99,7 @@ class MasterKeyRotation:
     async def rewrap_rows(self, holder: str, *, seconds: float = RUN_SECONDS) -> bool:
         """Rewrap rows for at most `seconds`.
 
-        Return False if time ran out, and True if no rows remain or the lease was lost.
+        Return False if rows remain because the time ran out, and True if no rows remain or the lease was lost.
         """
         until = time.monotonic() + seconds
         for column in self._columns.columns:
@@ -128,9 +129,9 @@ class MasterKeyRotation:
 
     @staticmethod
     def _write_values(column: SealedColumn, rewrapped: list[tuple[SealedValue, str]], holder: str) -> bool:
-        """Store the rewrapped values if `holder` still holds the lease. Return whether the lease was still held.
+        """Store the rewrapped values if `holder` still holds the lease. Return whether `holder` still held it.
 
-        Values that changed in the meantime are not overwritten.
+        Values that have changed in the meantime are not overwritten.
         """
         if not acquire_lease(LEASE, holder, LEASE_SECONDS):
             return False
@@ -139,7 +140,10 @@ class MasterKeyRotation:
         return True
 
     def remaining_rows(self) -> float:
-        """Return the number of rows not encrypted under the active key. The number is cached for 30 seconds."""
+        """Return the number of rows that are not encrypted under the active key.
+
+        The number is cached for 30 seconds.
+        """
         now = time.monotonic()
         if self._counted is None or now - self._counted[0] > CACHE_SECONDS:
             active = next(iter(self._rotation.key_labels), None)

@@ -1,4 +1,4 @@
-"""Pinned secrets: secrets that are set by the environment variables `CORRAL_SECRET_<NAME>`.
+"""Pinned secrets, which are set by environment variables named `CORRAL_SECRET_<NAME>`.
 
 They are read-only and take precedence over stored secrets with the same name.
 """
@@ -13,7 +13,10 @@ from corral.errors import Conflict
 from corral.plugin import InstallationConfig
 
 SPACE = uuid.UUID("5b0a3c1e-7a0e-5f5e-9d0b-0c0f3a1d2e4b")
-"""The namespace of the ids of pinned secrets. The id derives from the name, so it is the same in every process."""
+"""The UUID namespace for the ids of pinned secrets.
+
+Each id is derived from the name, so all processes use the same ids.
+"""
 
 
 class PinnedSecret(msgspec.Struct, frozen=True, kw_only=True):
@@ -29,7 +32,7 @@ class PinnedSecret(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PinnedSecrets:
-    """The pinned secrets of this process, read once at its start."""
+    """The pinned secrets of this process, which are read once, when the process starts."""
 
     def __init__(self, installation: InstallationConfig) -> None:
         made = {
@@ -46,7 +49,7 @@ class PinnedSecrets:
         return list(self._by_key.values())
 
     def find_by_name(self, name: str) -> PinnedSecret | None:
-        """Return the pinned secret with the given name, or None. Ignores case."""
+        """Return the pinned secret with the given name, or None. The case of the name is ignored."""
         return self._by_key.get(name.lower())
 
     def find_by_id(self, id: str) -> PinnedSecret | None:

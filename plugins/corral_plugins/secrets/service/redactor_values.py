@@ -1,4 +1,4 @@
-"""Loads the values of the vault into the redactor of this process, at process start and after every change."""
+"""Loads the values in the vault into the redactor of this process, at process start and after every change."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ GROUP, MAX_GROUP_SECRETS = "worker_group:", 1000
 class RedactorValues(TableRedactorValues[SecretVersion]):
     """Keeps the redactor's copy of secret values up to date.
 
-    The copy contains every version of a secret that is not destroyed, including the versions of deleted secrets.
-    The base class compares versions of rows; here these are the revisions of secrets, which also change when a
-    secret is renamed.
+    The copy contains all secret versions that have not been destroyed, including those of deleted secrets. The base
+    class detects changes by row version. This class uses the secret's revision as that version, which also changes when
+    a secret is renamed.
     """
 
     source = SOURCE
@@ -43,10 +43,10 @@ class RedactorValues(TableRedactorValues[SecretVersion]):
         """The names of the secrets that each worker group may receive."""
 
     def expect(self, row: SecretRow) -> None:
-        """Refresh the copy at once if the redactor does not know the current value of this secret yet.
+        """Refresh the copy at once if the redactor does not yet know the current value of this secret.
 
-        Runs in a unit of work. The event about the value may reach this process up to two seconds after the
-        value can be used.
+        Runs in a unit of work. This is necessary because the value can be used up to two seconds before the event about
+        it reaches this process.
         """
         if self._loop is not None and redactor_label(row.name, row.id, row.version) not in self.known:
             self._loop.call_soon_threadsafe(self._changed.set)

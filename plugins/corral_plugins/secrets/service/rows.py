@@ -1,4 +1,4 @@
-"""Operations on the rows of secrets: finding and locking them, building response bodies, and publishing events."""
+"""Operations on rows of secrets: finding and locking them, building response bodies, and publishing events."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ SHOWN = ("category", "description", "expires_at", "allowed_consumers", "allowed_
 
 
 def get_secret_row(id: str, *, deleted: bool = False) -> SecretRow:
-    """Return the secret with this id. A deleted secret is returned only if `deleted` is true. Raise `NotFound`."""
+    """Return the secret with this id. A deleted secret is returned only if `deleted` is true.
+
+    Raise `NotFound` if there is no such secret.
+    """
     row = SecretRow.get_or_none(SecretRow.id == id)
     if row is None or (row.deleted_at is not None and not deleted):
         raise NotFound("There is no secret with this id.")
@@ -32,14 +35,14 @@ def get_secret_row(id: str, *, deleted: bool = False) -> SecretRow:
 
 
 def find_by_name(name: str) -> SecretRow | None:
-    """Return the secret with this name, or None. Ignores case and deleted secrets."""
+    """Return the secret with this name, or None. The case of the name and deleted secrets are ignored."""
     return SecretRow.get_or_none((SecretRow.name_key == name.lower()) & SecretRow.deleted_at.is_null())
 
 
 def lock_secret_row(id: str, match: IfMatch, *, deleted: bool = False) -> SecretRow:
     """Lock a secret until the end of the unit of work, and increment its revision.
 
-    Raise `NotFound`, and `precondition_failed` if the ETag is stale.
+    Raise `NotFound` if there is no such secret, and a `Problem` (`precondition_failed`) if the ETag is stale.
     """
     mine = (SecretRow.id == id) & SecretRow.deleted_at.is_null(not deleted)
     next_one: dict[Any, Any] = {"revision": SecretRow.revision + 1, "updated_at": clock.now()}
@@ -78,7 +81,7 @@ def status_of(row: SecretRow, until: str) -> Status:
 
 
 def status_is(status: Status, until: str) -> Any:
-    """Return the SQL condition for secrets with a status. `until` is the result of `reminder_period_end`."""
+    """Return an SQL condition for secrets with this status. `until` is the result of `reminder_period_end`."""
     live, expires = SecretRow.deleted_at.is_null(), SecretRow.expires_at
     return {
         "deleted": ~live,
@@ -92,7 +95,7 @@ def status_is(status: Status, until: str) -> Any:
 
 
 def secret_users_by_name(keys: Iterable[str]) -> dict[str, list[SecretUser]]:
-    """Return the objects that use each secret, by the name of the secret in lower case."""
+    """Return the objects that use each secret, keyed by the secret's name in lower case."""
     found: dict[str, list[SecretUser]] = {}
     rows = SecretReference.select().where(SecretReference.name_key.in_(list(keys)))
     for row in rows.order_by(SecretReference.created_at, SecretReference.id):

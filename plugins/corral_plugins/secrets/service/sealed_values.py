@@ -8,7 +8,7 @@ from corral.database.sealed_columns import SealedColumn
 
 
 class SealedValue(NamedTuple):
-    """A stored sealed value in hex, with the primary key of its row."""
+    """A stored encrypted value in hexadecimal form, with the primary key of its row."""
 
     row: Any
     value: str
@@ -17,7 +17,7 @@ class SealedValue(NamedTuple):
 def values_after(column: SealedColumn, row: Any, limit: int, *, except_key: str = "") -> list[SealedValue]:
     """Return up to `limit` values from rows after the primary key `row`, ordered by primary key.
 
-    If `row` is None, start with the first row. Values sealed by the key `except_key` are left out.
+    If `row` is None, start with the first row. Values sealed under the key `except_key` are omitted.
     """
     key, where = column.primary_key, column.is_sealed & (column.key_id != except_key)
     if row is not None:

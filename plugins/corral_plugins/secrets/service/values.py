@@ -26,7 +26,7 @@ CHARSETS = {
 
 
 def checked_value(value: str, pointer: str = "/value") -> str:
-    """Return the value if it can be stored. Raise `Invalid` if it is a masked value or larger than 64 KiB."""
+    """Return the value unchanged if it can be stored. Raise `Invalid` if it is a masked value or larger than 64 KiB."""
     refuse_mask(value, pointer)
     if len(value.encode()) > MAX_VALUE_BYTES:
         raise Invalid.at(pointer, "too_long", "must be at most 64 KiB of UTF-8")
@@ -34,12 +34,12 @@ def checked_value(value: str, pointer: str = "/value") -> str:
 
 
 def value_warnings(value: str | None) -> list[str]:
-    """Return `not_redactable` as a warning if the value is too short or too common to be redacted."""
+    """Return the warning `not_redactable` if the value is too short or too common to be redacted, or no warnings."""
     return [] if value is None or is_redactable(value) else [NOT_REDACTABLE]
 
 
 def decode_hex(text: str) -> bytes:
-    """Decode a stored encrypted value. Raise `SealedWrong` if the text was altered and is no longer hexadecimal."""
+    """Decode a stored encrypted value. Raise `SealedWrong` if the text is damaged and therefore not hexadecimal."""
     try:
         return bytes.fromhex(text)
     except ValueError:
@@ -47,9 +47,9 @@ def decode_hex(text: str) -> bytes:
 
 
 def _value_context(secret_id: str, n: int) -> str:
-    """Return the associated data that binds a value to its secret and version.
+    """Return the associated data that binds an encrypted value to its secret and version.
 
-    A version row that is moved to another secret cannot be decrypted.
+    Because of this binding, a version row that is moved to another secret cannot be decrypted.
     """
     return associated_data("secrets_versions", secret_id, n)
 
@@ -60,7 +60,7 @@ def generate_value(how: GenerationOptions) -> str:
 
 
 class SecretValues:
-    """Encrypts and decrypts secret values; no other class does this. Methods run in the caller's unit of work."""
+    """Encrypts and decrypts secret values. No other class does this. Methods run in the caller's unit of work."""
 
     def __init__(self, sealer: Sealer, alerts: VaultAlerts) -> None:
         self._sealer, self._alerts = sealer, alerts
@@ -89,17 +89,17 @@ class SecretValues:
         SecretVersion.delete().where((SecretVersion.secret_id == row.id) & beyond & over).execute()
 
     def get_version(self, row: SecretRow, n: int) -> SecretVersion:
-        """Return version `n` of a secret. Raise `NotFound`."""
+        """Return version `n` of a secret. Raise `NotFound` if this version does not exist."""
         found = SecretVersion.get_or_none((SecretVersion.secret_id == row.id) & (SecretVersion.n == n))
         if found is None:
             raise NotFound("This secret has no such version; the version never existed or was removed.")
         return found
 
     def decrypt(self, row: SecretRow, n: int | None = None) -> str:
-        """Decrypt and return the value of a version, by default the current version.
+        """Decrypt and return the value of a version, by default of the current version.
 
-        Raise `Problem` (`secrets.destroyed`) if the version was destroyed. If the value is damaged, report an
-        alert and raise `Conflict` (`secrets.damaged`).
+        Raise a `Problem` (`secrets.destroyed`) if the version was destroyed. If the value is damaged, report an alert
+        and raise `Conflict` (`secrets.damaged`).
         """
         version = self.get_version(row, row.version if n is None else n)
         if version.sealed is None:
@@ -123,7 +123,7 @@ class SecretValues:
     def versions_after(self, id: str, at_once: int = 200) -> list[Any]:
         """Return the next batch of versions whose id is greater than `id`, with the names of their secrets.
 
-        Destroyed versions are skipped.
+        Destroyed versions are omitted.
         """
         joined = SecretVersion.select(SecretVersion, SecretRow.name.alias("name")).join(
             SecretRow, on=(SecretRow.id == SecretVersion.secret_id)
@@ -132,7 +132,7 @@ class SecretValues:
         return list(joined.where(where).order_by(SecretVersion.id).limit(at_once).objects())
 
     def is_damaged(self, version: SecretVersion) -> bool:
-        """Return whether a version fails to decrypt although its key is loaded. Requires no unit of work."""
+        """Return whether a version cannot be decrypted although its key is loaded. Does not require a unit of work."""
         try:
             self.decrypt_version(version)
         except SealedWrong:
@@ -142,7 +142,10 @@ class SecretValues:
         return False
 
     def destroy_version(self, row: SecretRow, n: int) -> None:
-        """Delete the encrypted value of a version together with its key. Raise `Conflict` for the current version."""
+        """Delete the encrypted value of a version together with its key.
+
+        Raise `Conflict` if the version is the current version.
+        """
         if n == row.version:
             raise Conflict(
                 "The current value cannot be destroyed; rotate or delete the secret.", current_status="current"

@@ -1,6 +1,6 @@
-"""Actions of admins on secrets: create, update, rotate, reveal, restore and delete.
+"""Admin actions on secrets: create, update, rotate, reveal, restore and delete.
 
-Other code changes the rows of secrets only to record last uses and reminders, to rewrap values and to shred deleted
+Other code changes rows of secrets only to record last uses and reminders, to rewrap values and to shred deleted
 secrets.
 """
 
@@ -36,7 +36,7 @@ FIELDS = ("name", "category", "description", "expires_at", "allowed_consumers", 
 BOUND = ("agent:", "workflow:", "trigger:", "tool:", "worker_group:")
 """Prefixes of consumers that require `allowed_hosts`.
 
-Otherwise, users who can edit the consumer could send a secret to any host.
+Without allowed hosts, anyone who can edit the consumer could make it send the secret to any host.
 """
 
 
@@ -51,8 +51,8 @@ class Vault:
     def create(self, new: NewSecret, by: Principal) -> SecretRow:
         """Store a secret.
 
-        Raise `duplicate` if the name is taken, `setting_locked` if an environment variable sets the secret, and
-        `masked_value_submitted` if the value is a masked value.
+        Raise a problem with the code `duplicate` if the name is taken, `setting_locked` if an environment variable sets
+        the secret, or `masked_value_submitted` if the value is a masked value.
         """
         self._pinned_secrets.refuse_pinned(name=new.name)
         value = checked_value(new.value)
@@ -81,7 +81,7 @@ class Vault:
     def update(self, id: str, patch: SecretPatch, match: IfMatch, by: Principal) -> SecretRow:
         """Change the given fields of a secret. A new value creates a new version.
 
-        Raise `precondition_failed` if the ETag or `cas` is stale.
+        Raise a problem (`precondition_failed`) if the ETag or `cas` is stale.
         """
         self._pinned_secrets.refuse_pinned(id=id)
         fields = rows.to_columns(rows.given_fields(patch, *FIELDS))
@@ -128,7 +128,7 @@ class Vault:
         return row, value
 
     def reveal(self, id: str, asked: RevealRequest, by: Principal) -> RevealedSecret:
-        """Return the value of a secret. The audit row is committed before the response is sent."""
+        """Return the value of a secret. The audit entry is committed before the response is sent."""
         rows.require_audit_log(self.audit)
         pinned = self._pinned_secrets.find_by_id(id)
         if pinned is not None:
@@ -154,7 +154,10 @@ class Vault:
         return RevealedSecret(value=pinned.value, version=1)
 
     def restore_version(self, id: str, n: int, match: IfMatch, by: Principal) -> SecretRow:
-        """Store the value of version `n` as a new version. Raise `secrets.destroyed` if version `n` was destroyed."""
+        """Store the value of version `n` as a new version.
+
+        Raise a problem (`secrets.destroyed`) if version `n` was destroyed.
+        """
         self._pinned_secrets.refuse_pinned(id=id)
         row = rows.lock_secret_row(id, match)
         value = self._values.decrypt(row, n)
@@ -165,7 +168,7 @@ class Vault:
         return row
 
     def destroy_version(self, id: str, n: int, match: IfMatch, by: Principal) -> None:
-        """Destroy version `n` permanently. Raise `invalid_state` if it is the current version."""
+        """Destroy version `n` permanently. Raise a problem (`invalid_state`) if it is the current version."""
         self._pinned_secrets.refuse_pinned(id=id)
         row = rows.lock_secret_row(id, match)
         self._values.destroy_version(row, n)
@@ -173,9 +176,9 @@ class Vault:
         rows.record_audit(self.audit, "version.destroy", row, destroyed_version=n)
 
     def delete(self, id: str, match: IfMatch, by: Principal, *, force: bool) -> None:
-        """Delete a secret, which can be restored until its retention period ends.
+        """Delete a secret. The secret can be restored until its retention period ends.
 
-        Raise `in_use` if objects use the secret, unless `force` is set.
+        Raise a problem (`in_use`) if objects use the secret, unless `force` is set.
         """
         self._pinned_secrets.refuse_pinned(id=id)
         row = rows.lock_secret_row(id, match)
@@ -189,7 +192,10 @@ class Vault:
         rows.record_audit(self.audit, "delete", row, references=len(used))
 
     def restore(self, id: str, match: IfMatch, by: Principal) -> SecretRow:
-        """Restore a deleted secret. Raise `NotFound` if it is not deleted, and `duplicate` if the name is taken."""
+        """Restore a deleted secret.
+
+        Raise `NotFound` if no deleted secret has this id, and a problem (`duplicate`) if the name is taken.
+        """
         row = rows.lock_secret_row(id, match, deleted=True)
         self._pinned_secrets.refuse_pinned(name=row.name)
         self._write_fields(row, {"deleted_at": None})
@@ -224,7 +230,7 @@ class Vault:
 def require_allowed_hosts(consumers: list[str], hosts: list[str]) -> None:
     """Raise `Invalid` if `hosts` is empty but a consumer requires allowed hosts.
 
-    Without allowed hosts, users who can edit the consumer could send the value to any host.
+    Without allowed hosts, anyone who can edit the consumer could make it send the value to any host.
     """
     if not hosts and any(each.startswith(BOUND) for each in consumers):
         detail = "allowed_hosts is required for agents, workflows, triggers, tools and worker groups."

@@ -1,1 +1,1 @@
-"""The rules of SSH connections."""
+"""The business rules of SSH connections."""

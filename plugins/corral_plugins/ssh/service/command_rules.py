@@ -1,4 +1,4 @@
-"""The command rules of connections. They guard against mistakes; only the remote account can enforce real limits."""
+"""The command rules of connections. They protect against mistakes. Only the remote account can enforce real limits."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ _BEYOND_PATTERNS = re.compile(r"\$\(|`|[<>]")
 
 
 def quote_argv(argv: Sequence[str]) -> str:
-    """Return a command line for a POSIX shell that runs a program with exactly these words."""
+    """Return a POSIX shell command line that runs a program with exactly these arguments."""
     return shlex.join(argv)
 
 
 def check_command(command: str, *, allowed: Sequence[str], denied: Sequence[str]) -> None:
     """Raise `Forbidden` (`command_denied`) if the rules forbid a command line.
 
-    Each part between `;`, `&&`, `||`, `|`, `&` and line breaks is matched separately, and several spaces or tabs
-    count as one space. Denied patterns take precedence over allowed patterns. If there are allowed patterns, each
-    part must match an allowed pattern. Command substitution and redirections are then refused, because they would run
-    or write things that no pattern has matched.
+    Each part between `;`, `&&`, `||`, `|`, `&` and line breaks is matched separately. Consecutive spaces or tabs count
+    as one space. Denied patterns take precedence over allowed patterns. If there are allowed patterns, each part must
+    match one of them. In that case, command substitution and redirections are also refused, because they would run
+    commands or write files that no pattern has matched.
     """
     parts = [" ".join(part.split()) for part in _SEPARATORS.split(command)]
     parts = [part for part in parts if part]

@@ -62,7 +62,7 @@ class SshConnections:
     # -- reading
 
     def list(self, query: ConnectionQuery, *, by: Principal) -> Page[ConnectionView]:
-        """Return a page of the connections that match every filter, by name."""
+        """Return a page of the connections that match every filter, sorted by name."""
         rows = list(Connection.select().order_by(Connection.name_key).limit(MAX_CONNECTIONS))
         found = [row for row in rows if _matches(row, query)]
 
@@ -72,7 +72,7 @@ class SshConnections:
         return paginate_names(found, query, by, scope="ssh.connections", name=lambda row: row.name_key, make=views)
 
     def find(self, connection_id: str) -> Connection:
-        """Return the row of a connection. Raise `NotFound`."""
+        """Return the row of a connection. Raise `NotFound` if there is no such connection."""
         row: Connection | None = Connection.get_or_none(Connection.id == connection_id.lower())
         if row is None:
             raise NotFound("There is no SSH connection with this id; `corral ssh list` shows all.")
@@ -81,7 +81,7 @@ class SshConnections:
     # -- writing
 
     def create(self, new: NewConnection, host_key: str | None, *, by: Principal) -> Connection:
-        """Create a connection whose fields have been checked."""
+        """Create a connection. The caller must have checked the fields."""
         if Connection.select().count() >= MAX_CONNECTIONS:
             raise TooMany(f"There are {MAX_CONNECTIONS} SSH connections already.", code="quota_exceeded")
         now = clock.now()
@@ -114,7 +114,7 @@ class SshConnections:
     ) -> Connection:
         """Change a connection.
 
-        The new fields have already been checked against the version `checked_version` of the connection.
+        The caller must have checked the new fields against the version `checked_version` of the connection.
         """
         row = self.find(connection_id)
         match.check(row.version)
@@ -155,9 +155,9 @@ class SshConnections:
         self._record("delete", row, {}, {})
 
     def accept_host_key(self, connection_id: str, fingerprint: str, match: IfMatch) -> Connection:
-        """Accept the last host key that the machine showed.
+        """Accept the host key that the machine presented last.
 
-        Raise `Conflict` if that key has another fingerprint, or if the machine has not shown a key yet.
+        Raise `Conflict` if that key has another fingerprint, or if the machine has not presented a key yet.
         """
         row = self.find(connection_id)
         match.check(row.version)
@@ -177,10 +177,10 @@ class SshConnections:
     # -- what a connection to the machine showed
 
     def record_seen_key(self, tried: Connection, key_line: str) -> Conflict:
-        """Store a host key that has not been accepted, and return the problem to raise.
+        """Store a presented host key that has not been accepted, and return the error to raise.
 
-        `tried` is the connection as it was before the machine showed the key. The key is not stored if the
-        connection leads to another address now, or if the key has been accepted in the meantime.
+        `tried` is the connection as it was before the machine presented the key. The key is not stored if the
+        connection's address has changed since then, or if the key has been accepted in the meantime.
         """
         row = self.find(tried.id)
         is_accepted = row.host_key_state == "trusted" and row.host_key == key_line
@@ -200,7 +200,7 @@ class SshConnections:
         return mismatch_of(row)
 
     def record_test(self, connection_id: str, error: str | None) -> None:
-        """Store the outcome of a test. Do nothing if the connection has been deleted meanwhile."""
+        """Store the outcome of a test. Does nothing if the connection has been deleted in the meantime."""
         outcome = {"last_tested_at": clock.now(), "last_error": error}
         Connection.update(outcome).where(Connection.id == connection_id).execute()
 
@@ -224,7 +224,7 @@ class SshConnections:
 
 
 def mismatch_of(row: Connection) -> Conflict:
-    """Return the problem to raise for a connection whose machine showed another host key than the accepted key."""
+    """Return the error to raise for a connection whose machine presented a host key other than the accepted one."""
     old, new = fingerprint_of(row.host_key), fingerprint_of(row.seen_key)
     accept = f"corral ssh accept-key {shlex.quote(row.name)} {new}"
     shows = f"The machine showed the host key {new}, but the accepted one is {old}. No credential was sent."
@@ -255,10 +255,10 @@ def view_of(row: Connection, warnings: Sequence[str] = ()) -> ConnectionView:
 
 
 def check_policy(policy: str, host_key: str | None, *, has_key: bool) -> None:
-    """Raise `Invalid` if the policy does not fit the host key.
+    """Raise `Invalid` if the host key policy and the presence of a host key in the request are incompatible.
 
-    The policy `strict` requires a host key, unless `has_key` says that the connection already has an accepted one.
-    The policy `tofu` does not allow a host key in the request.
+    The policy `strict` requires a host key, unless `has_key` says that the connection already has an accepted one. The
+    policy `tofu` does not allow a host key in the request.
     """
     if policy == "strict" and host_key is None and not has_key:
         detail = "The policy strict needs the host key: the line in /etc/ssh/ssh_host_ed25519_key.pub of the machine."
@@ -268,7 +268,7 @@ def check_policy(policy: str, host_key: str | None, *, has_key: bool) -> None:
 
 
 def _host_key_columns(row: Connection, changed: dict[str, Any], host_key: str | None) -> dict[str, Any]:
-    """Return the host key columns to change. A new address requires that a host key is accepted again."""
+    """Return the host key columns to change. After a change of the address, a host key must be accepted again."""
     if host_key is not None:
         return {"host_key": host_key, "host_key_state": "trusted", "seen_key": None}
     if changed.keys() & {"hostname", "port"}:

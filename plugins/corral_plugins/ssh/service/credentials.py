@@ -34,13 +34,13 @@ class Credential(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ConnectionCredentials:
-    """Stores and reads the credentials of connections. All methods but `check` run in the caller's unit of work."""
+    """Stores and reads the credentials of connections. All methods except `check` run in the caller's unit of work."""
 
     def __init__(self, secrets: Secrets) -> None:
         self._secrets = secrets
 
     async def check(self, body: Body, auth_method: str) -> None:
-        """Check the credential in a request body. Raise `Invalid`."""
+        """Raise `Invalid` if the credential in a request body does not suit `auth_method` or is not valid."""
         given = {field: value for field in _FIELDS if isinstance(value := getattr(body, field), str)}
         for field in ("password", "private_key", "passphrase"):
             refuse_mask(given.get(field), f"/{field}")
@@ -61,9 +61,9 @@ class ConnectionCredentials:
             await check_private_key(given["private_key"], given.get("passphrase"))
 
     def store(self, row: Connection, body: Body, by: Principal) -> dict[str, Any]:
-        """Store a submitted credential, or attach the secret that the request body names.
+        """Store a submitted credential, or attach the vault secret that the request body specifies.
 
-        Return the changed columns of the connection.
+        Return the columns of the connection that change.
         """
         submitted = body.password if isinstance(body.password, str) else body.private_key
         columns = self._store_part(row, "credential", submitted, body.secret_id, by)
@@ -75,7 +75,7 @@ class ConnectionCredentials:
     def read(self, row: Connection) -> Credential:
         """Return the credential of a connection.
 
-        Raise `Conflict` if there is no credential, and the errors of the `Secrets` service.
+        Raise `Conflict` if there is no credential. Errors of the `Secrets` service are passed on.
         """
         if row.secret_id is None:
             raise Conflict("The connection has no credential yet.", current_status="no_credential")
@@ -86,9 +86,9 @@ class ConnectionCredentials:
         )
 
     def remove_secrets(self, row: Connection, by: Principal) -> dict[str, Any]:
-        """Detach the secrets of a connection, and delete secrets that were submitted with it.
+        """Detach the secrets of a connection, and delete the secrets that were submitted with it.
 
-        Return the changed columns of the connection.
+        Return the columns of the connection that change.
         """
         changed: dict[str, Any] = {}
         for part in COLUMNS:

@@ -1,4 +1,7 @@
-"""The record of commands: their start, their end, and who ran them. All methods run in the caller's unit of work."""
+"""The records of commands: when they started and ended, and who ran them.
+
+All methods run in the caller's unit of work.
+"""
 
 from __future__ import annotations
 
@@ -21,13 +24,16 @@ from corral_plugins.ssh.shapes import CommandExecutionView, ExecutionItem, Execu
 
 STORED_BYTES = 64 * 1024
 ALIVE_SECONDS = 20.0
-"""The time after which a running command counts as abandoned, unless its process has reported that it is alive."""
+"""The number of seconds after which a running command counts as abandoned.
+
+The time starts again whenever the command's process reports that it is alive.
+"""
 BATCH_ROWS = 500
 RUNNING = Execution.status == "running"
 
 
 class ExecutionEnd(msgspec.Struct, frozen=True, kw_only=True):
-    """The outcome of a command. All strings are redacted."""
+    """The outcome of a command. All strings have been redacted."""
 
     status: ExecutionStatus
     exit_code: int | None = None
@@ -41,14 +47,14 @@ class ExecutionEnd(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SshExecutions:
-    """The service for executions."""
+    """The service for command records."""
 
     audit: Audit | None
 
     # -- reading
 
     def list(self, connection_id: str, query: ExecutionQuery, *, by: Principal) -> Page[ExecutionItem]:
-        """Return a page of the commands of a connection, newest first, even if the connection was deleted."""
+        """Return a page of a connection's commands, newest first, even if the connection has been deleted."""
         where: Any = Execution.connection_id == connection_id.lower()
         known = Connection.select().where(Connection.id == connection_id.lower()).exists()
         if not known and not Execution.select().where(where).exists():
@@ -59,7 +65,7 @@ class SshExecutions:
         return paginate(Execution.select().where(where), query, by, scope="ssh.executions", order=order, make=_item)
 
     def get(self, connection_id: str, execution_id: str) -> CommandExecutionView:
-        """Return a command with its output. Raise `NotFound`."""
+        """Return the record of a command with its output. Raise `NotFound` if there is no such command."""
         row = self._find(connection_id, execution_id)
         return CommandExecutionView(**_fields(row), stdout=row.stdout, stderr=row.stderr)
 
@@ -77,8 +83,8 @@ class SshExecutions:
     ) -> Execution:
         """Record that a command starts. `shown_command` is the redacted command.
 
-        Raise `TooMany` if too many commands are running, and `Conflict` if the connection was changed or
-        deleted after its rules allowed the command.
+        Raise `TooMany` if too many commands are running, and `Conflict` if the connection was changed or deleted after
+        its rules were checked.
         """
         is_unchanged = (Connection.id == connection.id) & (Connection.version == connection.version)
         if not Connection.update(name=Connection.name).where(is_unchanged).execute():  # locks the row
@@ -108,7 +114,7 @@ class SshExecutions:
         self._record("start", connection, details, outcome="denied", code=code)
 
     def renew(self, execution_id: str) -> bool:
-        """Record that the process that runs a command is alive. Return False if the command was cancelled."""
+        """Record that the process running a command is still alive. Return False if the command was cancelled."""
         alive = Execution.update(alive_until=clock.now(ALIVE_SECONDS)).where((Execution.id == execution_id) & RUNNING)
         return bool(alive.execute())
 
@@ -130,7 +136,7 @@ class SshExecutions:
     def cancel(self, connection_id: str, execution_id: str) -> CommandExecutionView:
         """Record that a running command is cancelled.
 
-        The process that runs it ends it on the machine within seconds.
+        The process that runs the command stops it on the machine within seconds.
         """
         row = self._find(connection_id, execution_id)
         values = {"status": "cancelled", "finished_at": clock.now(), "alive_until": None}
@@ -156,7 +162,7 @@ class SshExecutions:
         return len(ids)
 
     def _announce(self, row: Execution, name: str) -> None:
-        """Emit the event about the end of a command, and write its audit row."""
+        """Emit the event about the end of a command, and record it in the audit log."""
         duration = row.duration_ms or 0
         event = SshExecuted(
             execution_id=row.id,
@@ -206,9 +212,9 @@ class SshExecutions:
 
 
 def _connection_names(rows: Sequence[Execution]) -> dict[str, str]:
-    """Return the name of the connection of each command, by connection id.
+    """Return the names of the commands' connections, keyed by connection id.
 
-    The id replaces the name of a deleted connection.
+    For a deleted connection, the id takes the place of the name.
     """
     ids = {row.connection_id for row in rows}
     found: Any = Connection.select(Connection.id, Connection.name).where(Connection.id.in_(ids)).tuples()
@@ -216,7 +222,7 @@ def _connection_names(rows: Sequence[Execution]) -> dict[str, str]:
 
 
 def delete_old_executions(days: int, limit: int) -> int:
-    """Delete up to `limit` ended commands that are older than `days` days. Return the number of deleted commands."""
+    """Delete the records of up to `limit` ended commands that are older than `days` days. Return the number deleted."""
     before = clock.now(-days * 86_400)
     old = Execution.select(Execution.id).where((Execution.started_at < before) & ~RUNNING).limit(limit)
     return int(Execution.delete().where(Execution.id.in_(old)).execute())

@@ -1,4 +1,4 @@
-"""Reads private keys and host keys that people submit. Decrypting a key takes time, so it runs in a thread."""
+"""Reads private keys and host keys that users submit. Decrypting a key takes time, so it runs in a thread."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ REFUSED_TYPES = ("ssh-dss",)
 
 
 async def check_private_key(private_key: str, passphrase: str | None) -> None:
-    """Raise `Invalid` if a private key cannot be read, needs another passphrase, or is too weak."""
+    """Raise `Invalid` if a private key cannot be read, needs a different passphrase, or is too weak."""
     await asyncio.to_thread(_check_private_key, private_key, passphrase)
 
 

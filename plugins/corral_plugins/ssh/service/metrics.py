@@ -12,20 +12,20 @@ OUTCOMES = ("completed", "failed", "timed_out", "cancelled", "denied")
 
 
 class SshMetrics:
-    """Counts the commands of this process."""
+    """Counts the commands that this process runs."""
 
     def __init__(self) -> None:
         self._outcomes: Counter[tuple[str, ...]] = Counter()
         self._seconds = Histogram(LONG_SECONDS)
 
     def count(self, outcome: str, seconds: float | None = None) -> None:
-        """Count a command. `seconds` is the time for which the command ran."""
+        """Count a command by its outcome. `seconds` is the time for which the command ran."""
         self._outcomes[(outcome,)] += 1
         if seconds is not None:
             self._seconds.observe(seconds)
 
     def definitions(self) -> list[Metric]:
-        """Return the definitions of the metrics."""
+        """Return the definitions of all metrics of SSH."""
         return [
             Metric(
                 name="corral_ssh_executions_total",

@@ -39,7 +39,7 @@ PREFIX = "ssh"
 
 
 class RunContext(msgspec.Struct, frozen=True, kw_only=True):
-    """The caller that runs a command. If an agent is the caller, also its task and its approval."""
+    """The caller that runs a command. If the caller is an agent, it also includes the agent's task and approval."""
 
     by: Principal
     entry: UnitContext
@@ -92,7 +92,7 @@ class SshRunner:
     # -- the test of a connection
 
     async def test(self, connection_id: str, context: RunContext) -> ConnectionTest:
-        """Connect to a machine and log in, without running a command. Raise an error that says why this failed."""
+        """Connect to a machine and log in, without running a command. Raise an error with the reason if this fails."""
         plan = await self._work(lambda: self._plan(connection_id), entry=context.entry, read=True)
         began = time.monotonic()
         try:
@@ -111,9 +111,10 @@ class SshRunner:
     # -- commands
 
     async def execute(self, connection_id: str, request: CommandRequest, context: RunContext) -> CommandResult:
-        """Run a command and wait for its end. If the caller is cancelled, so is the command.
+        """Run a command and wait until it ends. If the caller is cancelled, the command is cancelled too.
 
-        Raise `Forbidden` (`command_denied`), `TooMany` (`concurrency_limit`), and the errors of `test`.
+        Raise `Forbidden` (`command_denied`) if the command rules forbid the command, `TooMany` (`concurrency_limit`) if
+        too many commands are running, and the same errors as `test`.
         """
         command = _command_of(request)
         shown = await asyncio.to_thread(self._redactor.redact, command)
@@ -147,9 +148,9 @@ class SshRunner:
             raise
 
     def cancel_here(self, execution_id: str) -> None:
-        """End a command at once if it runs in this process.
+        """Stop a command at once if it runs in this process.
 
-        Other processes notice the cancellation within two seconds.
+        Other processes notice a cancellation within two seconds.
         """
         if task := self._running.get(execution_id):
             _cancel_once(task)
@@ -226,17 +227,17 @@ class SshRunner:
         )
 
     def _redacted_output(self, output: Any) -> tuple[str, str]:
-        """Return the redacted texts of both streams.
+        """Return the redacted text of standard output and standard error.
 
-        Redacting long output is slow, so this method runs in a thread. U+FFFD replaces invalid UTF-8, and NUL,
-        which PostgreSQL cannot store in text.
+        Redacting long output is slow, so call this method in a thread. U+FFFD replaces invalid UTF-8 and also NUL
+        characters, which PostgreSQL cannot store in text.
         """
         texts = (bytes(stream).decode(errors="replace") for stream in (output.stdout, output.stderr))
         stdout, stderr = (self._redactor.redact(text.replace("\0", "\N{REPLACEMENT CHARACTER}")) for text in texts)
         return stdout, stderr
 
     async def _watch(self, execution_id: str, task: asyncio.Task[Any] | None, context: RunContext) -> None:
-        """Record regularly that the command is alive, and end it if it was cancelled through another process."""
+        """Regularly record that the command is alive, and stop it if it was cancelled through another process."""
         while True:
             await asyncio.sleep(RENEW_SECONDS)
             with contextlib.suppress(Unavailable):  # an overloaded database does not end a command
@@ -248,7 +249,7 @@ class SshRunner:
     # -- connecting
 
     def _plan(self, connection_id: str) -> _ConnectionPlan:
-        """Read a connection. Its credential is read only if the host key is accepted."""
+        """Read a connection. Its credential is read only if the host key has been accepted."""
         row = self._connections.find(connection_id)
         is_trusted = row.host_key_state == "trusted"
         machine = {
@@ -269,8 +270,8 @@ class SshRunner:
     async def _connected(self, plan: _ConnectionPlan, context: RunContext) -> AsyncIterator[Any]:
         """Connect and log in, guarded by the circuit breaker.
 
-        Raise the problem of a host key that is not accepted, after the key was recorded. The detail of a
-        problem is redacted, because it may contain text from the machine, which knows the credential.
+        If the host key is not accepted, record the key and raise an error. Error details are redacted, because they may
+        contain text from the machine, which knows the credential.
         """
         try:
             async with self._opened(plan, context) as opened:
@@ -315,7 +316,7 @@ class SshRunner:
 def _cancel_once(task: asyncio.Task[Any]) -> None:
     """Cancel a command, unless it is already being cancelled.
 
-    A second cancellation would end the wait between the signals TERM and KILL.
+    A second cancellation would interrupt the wait between sending the signals TERM and KILL.
     """
     if not task.cancelling():
         task.cancel()
@@ -336,9 +337,10 @@ async def _session_module() -> Any:
 
 
 def _judge(outcome: Any) -> Verdict:
-    """Classify an attempt to connect for the circuit breaker.
+    """Classify a connection attempt for the circuit breaker.
 
-    Only failures to connect count. Refused logins and host keys that are not accepted do not count.
+    Only failures to connect and timeouts count as failures. Refused logins and host keys that are not accepted do not
+    count.
     """
     if isinstance(outcome, (ConnectFailed, LoginTimeout)):
         return "failure"

@@ -1,7 +1,7 @@
-"""One SSH connection: checks the host key, logs in, and runs a command, each with limits on time and size.
+"""One SSH connection, which checks the host key, logs in, and runs a command, each with limits on time and size.
 
-The SSH configuration of the server on which Corral runs, such as its configuration files, agents and known hosts, has
-no influence. This module imports asyncssh, so callers import this module on first use.
+The SSH configuration files, agents and known hosts of the Corral server are not used. This module imports asyncssh, so
+callers import it only on first use.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ HOST_KEY_ALGORITHMS = (
     "rsa-sha2-512",
     "rsa-sha2-256",
 )
-"""Host keys only: certificates and the weak algorithms `ssh-rsa` and `ssh-dss` are not offered."""
+"""The host key algorithms to offer. They exclude certificates and the weak algorithms `ssh-rsa` and `ssh-dss`."""
 
 
 class Machine(msgspec.Struct, frozen=True, kw_only=True):
     """The address and user of a connection.
 
-    Without `host_key`, the connection ends as soon as the machine has shown its host key.
+    If `host_key` is None, the connection ends as soon as the machine has presented its host key.
     """
 
     host: str
@@ -62,9 +62,9 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class OtherHostKey(ExpectedFailure):
-    """The machine showed a host key that is not the accepted key, or no key has been accepted.
+    """The machine presented a host key other than the accepted one, or no key has been accepted.
 
-    No credential was sent.
+    No credential was sent to the machine.
     """
 
     def __init__(self, key_line: str) -> None:
@@ -75,7 +75,7 @@ class OtherHostKey(ExpectedFailure):
 class Output(msgspec.Struct, kw_only=True):
     """The output of a command, and how the command ended.
 
-    `stdout` and `stderr` contain a limited number of bytes; `total` counts all bytes that were read.
+    `stdout` and `stderr` contain a limited number of bytes. `total` is the number of all bytes that were read.
     """
 
     stdout: bytearray = msgspec.field(default_factory=bytearray)
@@ -88,7 +88,7 @@ class Output(msgspec.Struct, kw_only=True):
 
 
 class _Client(asyncssh.SSHClient):
-    """Checks the host key during the key exchange, and limits the bytes that the machine sends before the login."""
+    """Checks the host key during the key exchange, and limits how many bytes the machine may send before the login."""
 
     def __init__(self, host_key: str | None) -> None:
         self._host_key = host_key
@@ -104,7 +104,10 @@ class _Client(asyncssh.SSHClient):
             self._conn.abort()
 
     def connection_made(self, conn: asyncssh.SSHClientConnection) -> None:
-        """Limit the bytes that the machine sends before its version, because asyncssh does not limit their sum."""
+        """Limit the bytes that the machine sends before its version string.
+
+        This is necessary because asyncssh does not limit their total.
+        """
         receive: Any = conn.data_received
 
         def receive_limited(data: bytes, datatype: Any = None) -> None:
@@ -125,7 +128,7 @@ class _Client(asyncssh.SSHClient):
         return line == self._host_key
 
     def auth_banner_received(self, msg: str, lang: str) -> None:
-        """Discard a banner that the machine sends during the login, and count its bytes."""
+        """Count the bytes of a banner that the machine sends during the login, and discard the banner."""
         self._count(len(msg), MAX_BANNER_BYTES)
 
     def _count(self, size: int, limit: int) -> None:
@@ -136,7 +139,7 @@ class _Client(asyncssh.SSHClient):
 
 
 async def connect(egress: Egress, machine: Machine, credential: Credential | None) -> Any:
-    """Connect, check the host key, log in, and return the asyncssh connection, which the caller must abort.
+    """Connect, check the host key, and log in. Return the asyncssh connection, which the caller must abort.
 
     Raise `OtherHostKey`, `ConnectFailed`, `LoginFailed`, `LoginTimeout`, or `Invalid` (`url_blocked`).
     """
@@ -173,12 +176,11 @@ async def run(
     seconds: float,
     limit: int,
 ) -> None:
-    """Run a command until it ends, its time limit passes, or one of its streams is longer than `limit` bytes.
+    """Run a command until it ends, its time limit expires, or one of its output streams exceeds `limit` bytes.
 
-    `output` is filled while the command runs, so that it is kept if the call is cancelled.
-
-    If the time limit passes, a stream is too long, or the call is cancelled, the process group of the command is
-    terminated, and killed after 5 seconds. Raise `ConnectFailed` if the connection is lost.
+    `output` is filled while the command runs, so that partial output is available if the call is cancelled. If the time
+    limit expires, a stream is too long, or the call is cancelled, the command's process group receives TERM, and KILL
+    after 5 seconds. Raise `ConnectFailed` if the connection is lost.
     """
     options: dict[str, Any] = {"env": dict(env), "request_pty": False, "x11_forwarding": False}
     try:
@@ -223,7 +225,7 @@ async def _wait_for_end(
 
 
 async def _stop(process: Any, ended: asyncio.Future[Any]) -> None:
-    """End the process group of the command: send TERM, and send KILL if the group still runs after 5 seconds."""
+    """Stop the command's process group by sending TERM and, if the group still runs after 5 seconds, KILL."""
     for signal, seconds in (("TERM", STOP_SECONDS), ("KILL", 1.0)):
         with contextlib.suppress(asyncssh.Error, OSError):
             process.send_signal(signal)
@@ -235,7 +237,7 @@ async def _stop(process: Any, ended: asyncio.Future[Any]) -> None:
 async def _read(stream: Any, kept: bytearray, output: Output, limit: int, too_long: asyncio.Event) -> None:
     """Read a stream to its end.
 
-    Bytes beyond the limit are read and dropped, so that the end of the command is noticed.
+    Bytes beyond the limit are read and discarded, so that the end of the command is still detected.
     """
     while chunk := await stream.read(CHUNK_BYTES):
         output.total += len(chunk)
@@ -280,7 +282,7 @@ async def _open_socket(egress: Egress, machine: Machine) -> socket.socket:
 
 
 def _close_late(connecting: asyncio.Future[socket.socket]) -> None:
-    """Close a socket that was opened after the caller had stopped waiting for it."""
+    """Close a socket that was opened after the caller stopped waiting for it."""
     if not connecting.cancelled() and connecting.exception() is None:
         connecting.result().close()
 
@@ -323,9 +325,9 @@ async def _private_key(credential: Credential) -> asyncssh.SSHKey:
 
 
 def _algorithms_for(host_key: str | None) -> list[str]:
-    """Return the host key algorithms to offer, the algorithm of the accepted key first.
+    """Return the host key algorithms to offer, starting with the algorithm of the accepted key.
 
-    A machine may have several keys, and the order decides which key it shows.
+    If a machine has several keys, this order determines which key it presents.
     """
     accepted = (host_key or "").partition(" ")[0]
     first = ["rsa-sha2-512", "rsa-sha2-256"] if accepted == "ssh-rsa" else [accepted]
@@ -333,7 +335,7 @@ def _algorithms_for(host_key: str | None) -> list[str]:
 
 
 def _result_of(opening: asyncio.Future[Any], client: _Client, place: str) -> Any:
-    """Return the opened connection, or raise the error that explains why there is none."""
+    """Return the opened connection, or raise the error that explains why it could not be opened."""
     if client.other_key is not None:
         opening.exception()  # retrieved, so that asyncio does not log it
         raise OtherHostKey(client.other_key)

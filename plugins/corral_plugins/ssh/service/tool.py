@@ -1,4 +1,4 @@
-"""The tool `ssh.execute`, with which agents and workflows run commands on machines."""
+"""The tool `ssh.execute`, which lets agents and workflows run commands on machines."""
 
 from __future__ import annotations
 
@@ -100,13 +100,16 @@ def _target_of(arguments: Json) -> CallTarget:
 def _needs_approval(context: ToolContext, arguments: Json) -> bool:
     """Return whether a person must approve the command.
 
-    An approval is needed if the connection requires it, if the connection does not exist, or if the requester of
-    the task is not an admin.
+    Approval is required if the connection requires it, if the connection does not exist, or if the requester of the
+    task is not an admin.
     """
     row: Connection | None = Connection.get_or_none(Connection.id == str(arguments["connection_id"]).lower())
     return row is None or row.require_approval or context.caller.role != "admin"
 
 
 def _is_connection_allowed(config: Mapping[str, Any], arguments: Json) -> bool:
-    """Return whether the configuration allows the connection. Without `connection_ids`, no connection is allowed."""
+    """Return whether the tool configuration allows the connection.
+
+    If `connection_ids` is not set, no connection is allowed.
+    """
     return arguments["connection_id"] in config.get("connection_ids", ())
