@@ -130,7 +130,7 @@ def toggle_trigger(
 def list_trigger_history(
     id: str, query: HistoryQuery, triggers: TriggerManagement, caller: Principal
 ) -> Page[HistoryView]:
-    """List the history of a trigger, newest first, even after the trigger was deleted."""
+    """List the history of a trigger, newest first. The history remains available after the trigger is deleted."""
     return triggers.history(id, query, by=caller)
 
 
@@ -149,8 +149,8 @@ def fire_trigger(id: str, body: FireTrigger, triggers: TriggerManagement, caller
 async def test_trigger(id: str, body: TestTrigger, previews: TriggerPreviews, caller: Principal) -> TriggerTest:
     """Test a trigger without starting anything.
 
-    The response shows what the trigger would do with a payload, for which events of the last days it would have fired,
-    or its next times.
+    The response shows what the trigger would do with a payload, which events of the last days would have fired it, or
+    the next times at which it fires.
     """
     return await previews.test(id, body, by=caller)
 
@@ -159,9 +159,9 @@ async def test_trigger(id: str, body: TestTrigger, previews: TriggerPreviews, ca
 def rotate_trigger_secret(
     id: str, body: RotateSecret, match: IfMatch, triggers: TriggerManagement, caller: Principal
 ) -> RotatedSecret:
-    """Replace the secret of a webhook trigger, or its address if deliveries to the trigger are not signed.
+    """Replace the secret of a webhook trigger, or its URL if its deliveries are not signed.
 
-    The old secret or address stays valid for `overlap_seconds`.
+    The old secret or URL remains valid for `overlap_seconds`.
     """
     return triggers.rotate_secret(id, new_ingress_secrets(), body.overlap_seconds, match, by=caller)
 
@@ -178,7 +178,7 @@ def rotate_trigger_secret(
 async def receive_delivery(
     token: str, body: bytes, ingress: TriggerIngress, request: Request
 ) -> Answer[DeliveryAnswer]:
-    """Receive a delivery for a webhook trigger, as JSON or as a form.
+    """Receive a delivery for a webhook trigger, as JSON or form data.
 
     The response is sent after the delivery has been stored. The status is 200 if the same delivery was received before.
     """

@@ -33,12 +33,12 @@ Action = Annotated[dict[str, Any], Meta(examples=[{"type": "create_task", "title
 
 
 class NewTrigger(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The fields for creating a trigger.
+    """The fields of a new trigger.
 
-    `config` depends on `type`, and the members of `action` depend on its `type`; `GET /triggers/types` returns both
-    schemas. `filter` is a CEL expression over `payload`, `event` and `trigger`. `overlap` says what happens while the
-    work that the trigger started before is unfinished; the default is `skip` for types that fire at times, and `allow`
-    for all others.
+    `config` depends on `type`, and the fields of `action` depend on the action's `type`. `GET /triggers/types` returns
+    the schemas of both. `filter` is a CEL expression over `payload`, `event` and `trigger`. `overlap` determines what
+    happens while work that the trigger started earlier is unfinished. Its default is `skip` for triggers that fire at
+    set times, and `allow` for all others.
     """
 
     name: Name
@@ -55,7 +55,7 @@ class NewTrigger(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class TriggerPatch(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The fields to change in a trigger. Absent fields stay unchanged. The type cannot be changed."""
+    """The fields of a trigger to change. Absent fields stay unchanged. The type cannot be changed."""
 
     name: Name | UnsetType = UNSET
     description: Annotated[str, Meta(max_length=4000)] | UnsetType = UNSET
@@ -72,8 +72,8 @@ class TriggerPatch(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 class TriggerView(msgspec.Struct, kw_only=True):
     """A trigger.
 
-    `schedule_text` describes the times of the trigger. `fires_24h` is the number of times it fired in the last 24
-    hours. `disabled_reason` says why Corral disabled it.
+    `schedule_text` describes the times at which the trigger fires. `fires_24h` is the number of times that it fired in
+    the last 24 hours. `disabled_reason` says why Corral disabled it.
     """
 
     id: str
@@ -102,14 +102,14 @@ class TriggerView(msgspec.Struct, kw_only=True):
 
 
 class TriggerDetails(TriggerView, kw_only=True):
-    """A trigger with its next times, at most five, and with warnings about what would make its action fail now."""
+    """A trigger with up to five next times, and warnings about problems that would make its action fail now."""
 
     next_fires: list[Instant]
     warnings: list[str]
 
 
 class CreatedTrigger(TriggerView, kw_only=True):
-    """A new trigger. Only this response contains the address of a webhook trigger, and its secret if it has one."""
+    """A new trigger. Only this response contains the URL of a webhook trigger and its secret, if it has one."""
 
     ingress_url: str | None
     secret: str | None
@@ -117,7 +117,7 @@ class CreatedTrigger(TriggerView, kw_only=True):
 
 
 class TriggerQuery(PageQuery, kw_only=True):
-    """The filters of the list of triggers. `search` matches text in names and descriptions."""
+    """Filters for listing triggers. `search` matches text in names and descriptions."""
 
     type: list[Annotated[str, line(60)]] | UnsetType = UNSET
     enabled: bool | UnsetType = UNSET
@@ -131,23 +131,23 @@ class ToggleTrigger(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class FireTrigger(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The payload with which the trigger fires."""
+    """The request to fire a trigger with a payload."""
 
     payload: dict[str, Any] = {}
 
 
 class HistoryQuery(PageQuery, kw_only=True):
-    """The filters of the history of a trigger."""
+    """Filters for listing the history of a trigger."""
 
     status: list[Status] | UnsetType = UNSET
     since: MomentIn | UnsetType = UNSET
 
 
 class HistoryView(msgspec.Struct, kw_only=True):
-    """A slot of a trigger, and its outcome.
+    """A slot of a trigger, with its outcome.
 
-    A `pending` slot is being evaluated, or waits for a retry, for the end of earlier work, or for silence. `result`
-    names what the trigger started.
+    A `pending` slot is being evaluated, or waits for a retry, for the end of earlier work, or for the end of the
+    debounce time. `result` contains the ids of the objects that the trigger started.
     """
 
     id: str
@@ -164,7 +164,7 @@ class HistoryView(msgspec.Struct, kw_only=True):
 
 
 class TestTrigger(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The input of a test: a payload, a number of past days to search, or a number of next times. Give at most one."""
+    """The input of a test: a payload, a number of past days, or a number of next times. At most one may be set."""
 
     payload: dict[str, Any] | UnsetType = UNSET
     days: Annotated[int, Meta(ge=1, le=30)] | UnsetType = UNSET
@@ -172,7 +172,7 @@ class TestTrigger(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class TestedEvent(msgspec.Struct, kw_only=True):
-    """An event of the event log for which the trigger would have fired."""
+    """An event in the event log that would have fired the trigger."""
 
     event_id: str
     event: str
@@ -180,10 +180,10 @@ class TestedEvent(msgspec.Struct, kw_only=True):
 
 
 class TriggerTest(msgspec.Struct, kw_only=True):
-    """What the trigger would do. The test itself starts nothing.
+    """What the trigger would do. A test starts nothing.
 
-    With a payload, `would` is `fired`, `filtered`, `skipped_overlap`, `rate_limited` or `failed`, and `action` is the
-    rendered action. With `days`, the result contains `events`, and states whether there are more of them. With `next`,
+    For a payload, `would` is `fired`, `filtered`, `skipped_overlap`, `rate_limited` or `failed`, and `action` is the
+    rendered action. For `days`, the result contains `events`, and `has_more` says whether there are more. For `next`,
     it contains `times`.
     """
 
@@ -196,13 +196,13 @@ class TriggerTest(msgspec.Struct, kw_only=True):
 
 
 class RotateSecret(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """How long the old secret or address stays valid."""
+    """The request to replace a secret or URL. `overlap_seconds` is the time for which the old one remains valid."""
 
     overlap_seconds: Annotated[int, Meta(ge=0, le=259_200)] = 86_400
 
 
 class RotatedSecret(msgspec.Struct, kw_only=True):
-    """The new secret, or the new address of a webhook trigger whose deliveries are not signed."""
+    """The new secret, or the new URL of a webhook trigger whose deliveries are not signed."""
 
     ingress_url: str | None
     secret: str | None
@@ -219,14 +219,14 @@ class TriggerType(msgspec.Struct, kw_only=True):
 
 
 class TriggerTypes(msgspec.Struct, kw_only=True):
-    """The kinds of triggers and the actions that are available."""
+    """The available trigger kinds and actions."""
 
     kinds: list[TriggerType]
     actions: list[TriggerType]
 
 
 class DeliveryAnswer(msgspec.Struct, kw_only=True):
-    """The response to a delivery: the id of its row in the history, and whether the delivery was received before."""
+    """The response to a delivery: the id of its history row, and whether the delivery was received before."""
 
     execution_id: str
     duplicate: bool = False

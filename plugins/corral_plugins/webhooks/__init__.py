@@ -1,1 +1,1 @@
-"""The `webhooks` plugin: signed deliveries of events to the systems of users."""
+"""The `webhooks` plugin, which sends events to users' systems as signed HTTP requests."""

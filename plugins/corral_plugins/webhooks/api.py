@@ -12,21 +12,21 @@ declare_codes({"batch_in_progress": (409, "Another run is in progress", "Wait un
 
 
 class Signer(Protocol):
-    """Signs requests as Standard Webhooks 1.0.0 specifies. It needs no unit of work."""
+    """Signs requests as defined by Standard Webhooks 1.0.0. Its method requires no unit of work."""
 
     def sign(self, secret: str, *further: str, message_id: str, timestamp: int, body: bytes) -> dict[str, str]:
-        """Return the headers `webhook-id`, `webhook-timestamp` and `webhook-signature` of a request.
+        """Return the headers `webhook-id`, `webhook-timestamp` and `webhook-signature` for a request.
 
-        `secret` is `whsec_` followed by Base64, or any other text, whose bytes are then the key. With `further`
-        secrets, the header contains one signature per secret, so that receivers accept the request while a secret is
-        being replaced. `timestamp` is the time of the attempt in epoch seconds, and `body` is the exact body of the
-        request.
+        `secret` is either `whsec_` followed by a Base64 key, or any other text, whose bytes are the key. For each
+        `further` secret, the header contains an additional signature, so that receivers accept the request while a
+        secret is being replaced. `timestamp` is the time of the attempt in epoch seconds, and `body` is the exact
+        request body.
         """
         ...
 
 
 class WebhookEvent(Event, kw_only=True):
-    """The fields that all events of webhooks share."""
+    """The fields that all webhook events share."""
 
     visibility = PRIVATE
 

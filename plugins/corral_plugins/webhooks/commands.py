@@ -1,4 +1,4 @@
-"""`corral webhooks`: manages webhooks and their deliveries from a terminal."""
+"""The `corral webhooks` commands, which manage webhooks and their deliveries from a terminal."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ secret_option = click.option(
 
 @click.group("webhooks")
 def webhooks_command_group() -> None:
-    """Manage webhooks, which send events to other systems. WEBHOOK is an id, or the URL or host of one webhook."""
+    """Manage webhooks, which send events to other systems. WEBHOOK is the id, URL or host of a webhook."""
 
 
 @webhooks_command_group.command("list")
@@ -105,9 +105,9 @@ def create_webhook(
     secret_file: Path | None,
     as_json: bool,
 ) -> None:
-    """Create a webhook. The command prints its secret, which is not shown again.
+    """Create a webhook. The command prints the webhook's secret, which is not shown again.
 
-    Further fields, such as filter and headers, are given with --field or a file.
+    Other fields, such as filter and headers, can be set with --field or in a file.
     """
     body = {**read_body(input_path, fields), "url": url, **_secret(secret_file)}
     if events:
@@ -164,7 +164,7 @@ def delete_webhook(client: ApiClient, *, webhook: str, as_json: bool) -> None:
 @click.option("--event", help="send the example of this event")
 @client_command
 def test_webhook(client: ApiClient, *, webhook: str, event: str | None, as_json: bool) -> None:
-    """Send a test message, and wait for the result. Ends with status 1 if the message was not delivered."""
+    """Send a test message, and wait for the result. The exit status is 1 if the message was not delivered."""
     body, row = {} if event is None else {"event": event}, _find(client, webhook)
     found = client.post(f"/webhooks/{row['id']}/test", body)
     if found["delivered"]:
@@ -185,7 +185,7 @@ def test_webhook(client: ApiClient, *, webhook: str, event: str | None, as_json:
 @webhook_argument
 @client_command
 def enable_webhook(client: ApiClient, *, webhook: str, as_json: bool) -> None:
-    """Enable a webhook. `corral webhooks recover` sends what it missed."""
+    """Enable a webhook. To send the events that it missed, use `corral webhooks recover`."""
     changed = client.post(f"/webhooks/{_id(client, webhook)}/enable", {})
     print_value(changed, as_json=as_json, text=f"{changed['id']} is enabled.")
 
@@ -194,7 +194,7 @@ def enable_webhook(client: ApiClient, *, webhook: str, as_json: bool) -> None:
 @webhook_argument
 @client_command
 def disable_webhook(client: ApiClient, *, webhook: str, as_json: bool) -> None:
-    """Disable a webhook. Its open deliveries are cancelled. Admins may disable the webhooks of others by id."""
+    """Disable a webhook. Its open deliveries are cancelled. Admins may also disable other users' webhooks by id."""
     found = parse_id(webhook) or _id(client, webhook)
     changed = client.post(f"/webhooks/{found}/disable", {})
     print_value(changed, as_json=as_json, text=f"{changed['id']} is disabled.")
@@ -262,7 +262,7 @@ def list_deliveries(
 @delivery_argument
 @client_command
 def show_delivery(client: ApiClient, *, webhook: str, delivery: str, as_json: bool) -> None:
-    """Show a delivery with its payload and its attempts. DELIVERY is an id, or an event for its newest delivery."""
+    """Show a delivery with its payload and attempts. DELIVERY is an id, or the name of an event (newest delivery)."""
     row = _find(client, webhook)
     delivery = _delivery_id(client, webhook, row["id"], delivery)
     with _looking_for(client, webhook, delivery):
@@ -287,7 +287,7 @@ def show_delivery(client: ApiClient, *, webhook: str, delivery: str, as_json: bo
 @delivery_argument
 @client_command
 def redeliver(client: ApiClient, *, webhook: str, delivery: str, as_json: bool) -> None:
-    """Send a delivery again, under the same id. DELIVERY is an id, or an event for its newest delivery."""
+    """Resend a delivery under the same id. DELIVERY is an id, or the name of an event (newest delivery)."""
     found = _find(client, webhook)
     delivery = _delivery_id(client, webhook, found["id"], delivery)
     try:
@@ -306,7 +306,7 @@ def redeliver(client: ApiClient, *, webhook: str, delivery: str, as_json: bool) 
 @click.option("--hours", type=click.IntRange(1, 336), help="send deliveries of this many past hours (default: 24)")
 @client_command
 def recover(client: ApiClient, *, webhook: str, since: str | None, hours: int | None, as_json: bool) -> None:
-    """Send the failed and cancelled deliveries of the last hours again."""
+    """Resend the failed and cancelled deliveries of the given period."""
     if since is not None and hours is not None:
         raise click.UsageError("give one of --since and --hours")
     begin = since or (datetime.now(UTC) - timedelta(hours=hours or 24)).isoformat(timespec="seconds")
@@ -317,12 +317,12 @@ def recover(client: ApiClient, *, webhook: str, since: str | None, hours: int | 
 @webhooks_command_group.command("event-types")
 @client_command
 def list_event_types(client: ApiClient, *, as_json: bool) -> None:
-    """List the events that you could receive."""
+    """List the events that your webhooks can receive."""
     print_table(client.get("/webhooks/event-types")["items"], ("event", "title"), as_json=as_json)
 
 
 def _find(client: ApiClient, name: str) -> Any:
-    """Return the webhook with this id, URL or host."""
+    """Return the webhook with this id, URL or host. Fail unless there is exactly one."""
     if parse_id(name) is not None:
         return client.get(f"/webhooks/{name}")
     same = [row for row in client.pages("/webhooks") if name in (row["url"], row["host"])]
@@ -339,7 +339,7 @@ def _id(client: ApiClient, name: str) -> str:
 
 
 def _delivery_id(client: ApiClient, webhook: str, webhook_id: str, delivery: str) -> str:
-    """Return the given id, or the id of the newest delivery of the event with this name."""
+    """Return the given delivery id, or the id of the newest delivery of the event with this name."""
     return newest_id(
         client,
         f"/webhooks/{webhook_id}/deliveries",
@@ -355,9 +355,9 @@ def _looking_for(client: ApiClient, webhook: str, delivery: str) -> AbstractCont
 
 
 def _breaker_text(client: ApiClient, host: str) -> str | None:
-    """Describe the open circuit breaker of a host, and how it closes. Return None if the circuit breaker is closed.
+    """Describe the circuit breaker of a host and how to close it, or return None if the circuit breaker is closed.
 
-    Also return None for users who are not admins, because they cannot see the circuit breaker.
+    Also return None for users who are not admins, because they cannot see circuit breakers.
     """
     found = read_if_allowed(client, f"/circuit-breakers/{quote(_breaker(host), safe='')}")
     if found is None or found["state"] == "closed":
@@ -386,7 +386,7 @@ def _state(row: Mapping[str, Any]) -> str:
 
 
 def _result(row: Mapping[str, Any]) -> str:
-    """Return the status of the response, or the reason why there was no response."""
+    """Return the status code of the response, or the reason why there was no response."""
     return str(row["status_code"] or row["error"] or "-")
 
 

@@ -1,4 +1,4 @@
-"""Background work of webhooks."""
+"""Background jobs of webhooks."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ DELETE_JOB = "webhooks.delete_deliveries"
 
 
 async def reap(database: Database, claims: DeliveryClaims, fan_out: WebhookFanOut) -> None:
-    """Release the deliveries of dead processes, and move the event log position past events that nobody follows."""
+    """Release deliveries whose process has died, and advance the event log position past events that nobody follows."""
     entry = UnitContext(label="job webhooks.reap", actor=SYSTEM)
     if await database.read(claims.has_expired, entry):
         await database.work(claims.release_expired, entry=entry)
@@ -36,7 +36,7 @@ async def reap(database: Database, claims: DeliveryClaims, fan_out: WebhookFanOu
 
 
 async def purge_deliveries(work: Work, settings: Settings) -> None:
-    """Delete the deliveries that ended long ago, and cancel the deliveries that would otherwise stay open forever."""
+    """Delete old finished deliveries, and cancel open deliveries of webhooks that are disabled or deleted."""
     while await work(cancel_stranded) == AT_ONCE:
         continue
     before = clock.now(-settings.get(RETENTION_DAYS) * DAY)
@@ -51,7 +51,7 @@ async def cancel_deliveries(webhook_id: str, until: str, work: Work) -> None:
 
 
 async def recover_deliveries(webhook_id: str, since: str, until: str, work: Work) -> None:
-    """Send again the rest of the deliveries that a person asked to recover."""
+    """Resend the remaining deliveries of a recovery that a person requested."""
     while await work(lambda: recover_batch(webhook_id, since, until)) == AT_ONCE:
         continue
     await work(lambda: end_recovery(webhook_id))

@@ -1,4 +1,4 @@
-"""The tables of webhooks, their subscriptions to events, and their deliveries."""
+"""The database tables of webhooks, their event subscriptions, and their deliveries."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from corral.database.sealed_columns import SealedField
 class Webhook(Model):
     """A webhook.
 
-    `since_seq` is the end of the event log when the webhook was created or enabled: only later events are delivered.
-    `old_secret` signs in addition to `secret` until `old_until`. `headers` is an encrypted JSON object. `failures`
-    counts the failed attempts since `failing_since`. `claimed_at` is the time at which a delivery to the webhook was
-    last claimed; it decides which webhook is next. `recovering_at` is the time at which an unfinished recovery began.
+    `since_seq` is the end of the event log at the time when the webhook was created or enabled. Only later events are
+    delivered. Until `old_until`, messages are signed with `old_secret` in addition to `secret`. `headers` is an
+    encrypted JSON object. `failures` is the number of failed attempts since `failing_since`. `claimed_at` is the time
+    at which a delivery to the webhook was last claimed, which determines the order in which webhooks are served.
+    `recovering_at` is the time at which an unfinished recovery began.
     """
 
     visibility = PRIVATE
@@ -59,7 +60,7 @@ Webhook.add_index(
 
 
 class Subscription(Model):
-    """The name of an event, or a pattern such as `task.*` or `*`, that a webhook follows."""
+    """The name of an event that a webhook follows, or a pattern such as `task.*` or `*`."""
 
     webhook_id = IdField()
     pattern = peewee.CharField(max_length=100)
@@ -71,13 +72,13 @@ class Subscription(Model):
 
 
 class Delivery(Model):
-    """An event on its way to a webhook. `id` is the id of the message, which is the same in all attempts.
+    """The delivery of an event to a webhook. `id` is the message id, which is the same in all attempts.
 
-    While the delivery waits, `due_at` equals `next_attempt_at`, which is the time that users see; otherwise, `due_at`
+    While the delivery waits, `due_at` equals `next_attempt_at`, which is the time that users see. Otherwise, `due_at`
     is null. While an attempt runs, `lease` is its fencing token, and the process must record the result before
-    `lease_until`. `subject` determines who may read the event. `attempts` contains the last attempts; `tries` counts
-    all attempts, and `attempt` counts those that belong to the retry schedule. `error` and `status_code` belong to the
-    last attempt.
+    `lease_until`. `subject` determines who may read the event. `attempts` contains the most recent attempts. `tries` is
+    the number of all attempts, and `attempt` is the number of those that belong to the retry schedule. `error` and
+    `status_code` describe the last attempt.
     """
 
     id = IdField(primary_key=True)

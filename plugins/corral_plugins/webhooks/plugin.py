@@ -38,9 +38,9 @@ if TYPE_CHECKING:
 
 
 class WebhooksPlugin(Plugin):
-    """Webhooks: signed deliveries of events to the systems of users.
+    """Webhooks, which send events to users' systems as signed HTTP requests.
 
-    A delivery is attempted for days. Owners see each attempt, and can repeat missed deliveries.
+    Corral retries each delivery for days. Owners see every attempt and can resend missed deliveries.
     """
 
     name = "webhooks"

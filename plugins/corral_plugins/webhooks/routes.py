@@ -1,4 +1,4 @@
-"""The HTTP routes of webhooks and of their deliveries."""
+"""The HTTP routes of webhooks and their deliveries."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ async def create_webhook(
     request: Request,
     work: Work,
 ) -> CreatedWebhook:
-    """Create a webhook. Only this response contains its secret."""
+    """Create a webhook. Only this response contains the webhook's secret."""
     checked = await checks.check(body)
     secret = check_new_secret(body.secret) or new_secret()
     return await work(lambda: webhooks.create(body, checked, secret, by=caller), entry=request.unit_context(caller))
@@ -63,7 +63,7 @@ async def create_webhook(
 
 @routes.get("/event-types", needs=READ)
 async def list_webhook_event_types(events: WebhookEvents, caller: Principal) -> WebhookEventTypes:
-    """List the events that the caller could receive, with schemas and examples."""
+    """List the events that the caller's webhooks can receive, with schemas and examples."""
     return WebhookEventTypes(items=events.receivable_by(caller))
 
 
@@ -111,7 +111,7 @@ async def test_webhook(
 def rotate_webhook_secret(
     id: str, body: RotateWebhookSecret, match: IfMatch, webhooks: WebhookManagement, caller: Principal
 ) -> RotatedWebhookSecret:
-    """Replace the secret of a webhook. For `overlap_seconds`, messages are signed with the old secret as well."""
+    """Replace the secret of a webhook. For `overlap_seconds`, messages are also signed with the old secret."""
     secret = check_new_secret(body.secret) or new_secret()
     return webhooks.rotate_secret(id, secret, body.overlap_seconds, match, by=caller)
 
@@ -124,7 +124,7 @@ def enable_webhook(id: str, match: IfMatch, webhooks: WebhookManagement, caller:
 
 @routes.post("/{id}/disable", needs=(WRITE, MANAGE), raises=CHANGES)
 def disable_webhook(id: str, match: IfMatch, webhooks: WebhookManagement, caller: Principal) -> WebhookView:
-    """Disable a webhook. Its open deliveries are cancelled. An admin may disable the webhooks of others."""
+    """Disable a webhook. Its open deliveries are cancelled. Admins may also disable other users' webhooks."""
     return webhooks.set_active(id, False, match, by=caller)
 
 
@@ -148,7 +148,7 @@ def get_webhook_delivery(
 def redeliver_webhook_delivery(
     id: str, delivery_id: str, deliveries: WebhookDeliveries, caller: Principal
 ) -> Answer[DeliveryView]:
-    """Send a delivery again under the same id. Its retry schedule starts again."""
+    """Resend a delivery under the same id. Its retry schedule starts again."""
     row = deliveries.redeliver(id, delivery_id, by=caller)
     return Answer(body=row, headers={"Location": f"/api/v1/webhooks/{row.webhook_id}/deliveries/{row.id}"})
 
@@ -157,6 +157,6 @@ def redeliver_webhook_delivery(
 def recover_webhook_deliveries(
     id: str, body: RecoverDeliveries, deliveries: WebhookDeliveries, caller: Principal
 ) -> Answer[RecoveredDeliveries]:
-    """Send again the deliveries that have failed or were cancelled since the given time."""
+    """Resend the deliveries that have failed or were cancelled since the given time."""
     found = deliveries.recover(id, body, by=caller)
     return Answer(body=found, headers={"Location": f"/api/v1/webhooks/{id}/deliveries"})

@@ -28,10 +28,10 @@ Description = Annotated[str, Meta(max_length=500)]
 
 
 class NewWebhook(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The fields for creating a webhook.
+    """The fields of a new webhook.
 
-    `events` are names of events, prefixes such as `task.*`, or `*`. Without `secret`, a secret is generated. The
-    webhook receives only events whose data has all the values in `filter`.
+    `events` are event names, patterns such as `task.*`, or `*`. If `secret` is absent, a secret is generated. The
+    webhook receives only events whose data contains all values in `filter`.
     """
 
     url: Url
@@ -44,7 +44,7 @@ class NewWebhook(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class WebhookPatch(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The fields to change in a webhook. Absent fields stay unchanged; `headers` is replaced as a whole."""
+    """The fields of a webhook to change. Absent fields stay unchanged. `headers` is replaced as a whole."""
 
     url: Url | UnsetType = UNSET
     events: Patterns | UnsetType = UNSET
@@ -58,7 +58,7 @@ class WebhookPatch(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 class WebhookView(msgspec.Struct, kw_only=True):
     """A webhook.
 
-    In the list of all users' webhooks, `url`, `events`, `description`, `headers` and `filter` are null. The values of
+    In a list of all users' webhooks, `url`, `events`, `description`, `headers` and `filter` are null. The values in
     `headers` are masked. `warnings` is present only in responses to requests that create or change the webhook.
     """
 
@@ -90,14 +90,14 @@ class CreatedWebhook(WebhookView, kw_only=True):
 
 
 class WebhookQuery(PageQuery, kw_only=True):
-    """The filters of the list of webhooks. With `all`, an admin lists the webhooks of all users, without details."""
+    """Filters for listing webhooks. With `all`, an admin lists all users' webhooks, without private fields."""
 
     is_active: bool | UnsetType = UNSET
     all: bool = False
 
 
 class TestWebhook(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The event of which an example is sent. Without `event`, the type of the message is `webhook.test`."""
+    """The event whose example is sent as a test message. If it is absent, the message has the type `webhook.test`."""
 
     event: Pattern | UnsetType = UNSET
 
@@ -122,34 +122,41 @@ class WebhookEventType(msgspec.Struct, kw_only=True):
 
 
 class WebhookEventTypes(msgspec.Struct, kw_only=True):
-    """The events that the caller could receive, sorted by name."""
+    """The events that the caller's webhooks can receive, sorted by name."""
 
     items: list[WebhookEventType]
 
 
 class RotateWebhookSecret(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The new secret, and how long the old secret signs as well. By default, a new secret is generated."""
+    """The request to replace a secret.
+
+    If `secret` is absent, a new secret is generated. For `overlap_seconds`, messages are also signed with the old
+    secret.
+    """
 
     secret: Secret | UnsetType = UNSET
     overlap_seconds: Annotated[int, Meta(ge=0, le=259_200)] = 86_400
 
 
 class RotatedWebhookSecret(msgspec.Struct, kw_only=True):
-    """The new secret, which only this response contains. Until `old_until`, the old secret signs as well."""
+    """The new secret, which only this response contains.
+
+    Until `old_until`, messages are also signed with the old secret.
+    """
 
     secret: str
     old_until: Instant | None
 
 
 class DeliveryQuery(PageQuery, kw_only=True):
-    """The filters of the list of deliveries."""
+    """Filters for listing deliveries."""
 
     status: list[Status] | UnsetType = UNSET
     event: list[Pattern] | UnsetType = UNSET
 
 
 class DeliveryAttemptView(msgspec.Struct, kw_only=True):
-    """An attempt to send a delivery. `response` is the beginning of the receiver's response, at most 1 KiB."""
+    """An attempt to send a delivery. `response` contains at most the first 1 KiB of the receiver's response."""
 
     n: int
     at: Instant
@@ -160,7 +167,7 @@ class DeliveryAttemptView(msgspec.Struct, kw_only=True):
 
 
 class DeliveryView(msgspec.Struct, kw_only=True):
-    """A delivery of an event. `id` is sent as `webhook-id`. `error` and `status_code` belong to the last attempt."""
+    """The delivery of an event. `id` is sent as `webhook-id`. `error` and `status_code` describe the last attempt."""
 
     id: str
     webhook_id: str
@@ -176,19 +183,19 @@ class DeliveryView(msgspec.Struct, kw_only=True):
 
 
 class DeliveryDetails(DeliveryView, kw_only=True):
-    """A delivery with its payload and its last attempts, at most 20."""
+    """A delivery, with its payload and at most 20 of its most recent attempts."""
 
     payload: dict[str, Any]
     attempts: list[DeliveryAttemptView]
 
 
 class RecoverDeliveries(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The beginning of the time whose failed and cancelled deliveries are sent again, at most 14 days ago."""
+    """The request to resend failed and cancelled deliveries. `since` is at most 14 days ago."""
 
     since: MomentIn
 
 
 class RecoveredDeliveries(msgspec.Struct, kw_only=True):
-    """The number of deliveries that are sent again."""
+    """The number of deliveries that are resent."""
 
     queued: int

@@ -12,7 +12,7 @@ FAILED = ("failing", "gone")  # the reasons for which Corral disables a webhook 
 
 
 def webhook_status(client: ApiClient) -> StatusPart:
-    """Describe the user's webhooks that fail, or that Corral disabled because they failed."""
+    """Describe the user's webhooks that are failing, or that Corral disabled because they failed."""
     found = read_if_allowed(client, "/webhooks", limit=200)
     if found is None:
         return StatusPart(None)
@@ -31,7 +31,7 @@ def _is_failing(webhook: Any) -> bool:
 
 
 def _describe(webhook: Any, *, is_named: bool) -> str:
-    """Describe a webhook. `is_named` means that its host identifies it, because no other webhook has this host."""
+    """Describe a webhook. `is_named` says whether its host identifies it uniquely."""
     host = webhook["host"]
     name = host if is_named else webhook["id"]
     if webhook["is_active"]:

@@ -1,1 +1,1 @@
-"""The rules of triggers."""
+"""The business rules of triggers."""

@@ -1,9 +1,9 @@
-"""Batches of pending slots, and the facts that a unit of work reads once for all slots of a batch.
+"""Batches of pending slots, and the facts that a unit of work reads once for all slots in a batch.
 
-The slots of a batch belong to different triggers of one owner. The unit of work locks these triggers, so that the slots
-of a trigger are decided one after the other: otherwise, two slots could be decided at the same time, and neither would
-see the work that the other one starts. Triggers are locked in the order of their ids, and before the rows of their
-history.
+The slots in a batch belong to different triggers of the same owner. The unit of work locks these triggers, so that the
+slots of a trigger are decided one after the other. Otherwise, two slots could be decided at the same time, and neither
+decision would take into account the work that the other slot starts. Triggers are locked in the order of their ids, and
+before the rows of their history.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ OVERLAPS_WITHOUT_WORK = "allow"
 
 
 class PreparedFire(msgspec.Struct, frozen=True, kw_only=True):
-    """A slot whose filter was evaluated and whose action was rendered. `outcome` is set if the slot must not fire.
+    """A slot whose filter has been evaluated and whose action has been rendered.
 
-    `seconds` is the duration of this preparation.
+    `outcome` is set if the slot must not fire. `seconds` is the duration of this preparation.
     """
 
     fields: Json
@@ -45,7 +45,7 @@ class PreparedFire(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PendingFire(msgspec.Struct, frozen=True):
-    """A pending slot, the trigger to which it belongs, and the prepared action."""
+    """A pending slot, with its trigger and its prepared action."""
 
     row: Fire
     trigger: Trigger
@@ -53,10 +53,12 @@ class PendingFire(msgspec.Struct, frozen=True):
 
 
 class BatchFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """The state that decides whether the slots of a batch fire. Most members are keyed by the ids of the triggers.
+    """The state that determines whether the slots in a batch fire.
 
-    `owners` is keyed by the ids of the users. It contains the principal of each owner, or the reason why the owner has
-    lost their rights. `live` contains, for each trigger, the earlier fires with unfinished work.
+    Except for `owners`, mappings are keyed by trigger id.
+
+    `owners` is keyed by user id, and contains either the principal of each owner, or the reason why the owner has lost
+    their rights. `live` contains each trigger's earlier fires whose work is unfinished.
     """
 
     triggers: Mapping[str, Trigger]
@@ -67,9 +69,9 @@ class BatchFacts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def batches_of(fires: Sequence[PendingFire]) -> list[list[PendingFire]]:
-    """Group the slots into batches. The slots of a batch belong to different triggers of one owner.
+    """Group the slots into batches. The slots in a batch belong to different triggers of the same owner.
 
-    The slots of each trigger stay in order.
+    The slots of each trigger remain in order.
     """
     turns: dict[str, Iterator[int]] = {}
     groups: dict[tuple[str, int], list[PendingFire]] = {}
@@ -80,7 +82,7 @@ def batches_of(fires: Sequence[PendingFire]) -> list[list[PendingFire]]:
 
 
 def load_batch(ids: Sequence[str]) -> list[tuple[Trigger, Fire]]:
-    """Return the slots that are pending and due, oldest first, with their triggers."""
+    """Return the slots with these ids that are pending and due, oldest first, with their triggers."""
     where = Fire.id.in_(list(ids)) & PENDING & (Fire.due_at <= clock.now())
     rows = list(Fire.select().where(where).order_by(Fire.id))
     named = {row.trigger_id for row in rows}
@@ -89,13 +91,13 @@ def load_batch(ids: Sequence[str]) -> list[tuple[Trigger, Fire]]:
 
 
 def lock_triggers(ids: Sequence[str]) -> dict[str, Trigger]:
-    """Lock triggers until the unit of work ends, and return them by id."""
+    """Lock triggers until the unit of work ends, and return them, keyed by id."""
     found = locked(Trigger.select().where(Trigger.id.in_(list(ids))).order_by(Trigger.id))
     return {row.id: row for row in found}
 
 
 def claim(batch: Sequence[PendingFire]) -> set[str]:
-    """Count one more attempt for each slot, unless the slot was decided or postponed since it was read.
+    """Count one more attempt for each slot, except for slots that were decided or postponed since they were read.
 
     Return the ids of the counted slots.
     """
@@ -111,7 +113,7 @@ def claim(batch: Sequence[PendingFire]) -> set[str]:
 
 
 def unclaim(fires: Sequence[PendingFire]) -> None:
-    """Undo the attempts that this unit of work has counted for slots that it does not handle.
+    """Undo the attempts that this unit of work has counted for slots that it will not handle.
 
     The next unit of work handles these slots.
     """
@@ -121,7 +123,7 @@ def unclaim(fires: Sequence[PendingFire]) -> None:
 def read_facts(
     triggers: Mapping[str, Trigger], types: TriggerTypeRegistry, accounts: Accounts, *, is_held: bool
 ) -> BatchFacts:
-    """Read the facts that decide whether the slots of these locked triggers fire."""
+    """Read the facts that determine whether the slots of these locked triggers fire."""
     watched = {
         row.id: action
         for row in triggers.values()
@@ -144,9 +146,9 @@ def _owner(accounts: Accounts, user_id: str | None) -> Principal | RightsLost:
 
 
 def live_fires(actions: Mapping[str, TriggerAction], *, mark: bool = True) -> dict[str, list[Fire]]:
-    """Return, for each trigger, the newest fires with unfinished work. `actions` contains the action of each trigger.
+    """Return each trigger's newest fires whose work is unfinished. `actions` contains the action of each trigger.
 
-    With `mark`, mark the other fires as finished, so that they are not read again.
+    If `mark` is set, the fires whose work is finished are marked, so that they are not read again.
     """
     watched = {trigger_id: action for trigger_id, action in actions.items() if action.are_live is not None}
     if not watched:
@@ -174,7 +176,7 @@ def live_fires(actions: Mapping[str, TriggerAction], *, mark: bool = True) -> di
 
 @contextlib.contextmanager
 def caused_by(cause: tuple[str, ...]) -> Iterator[None]:
-    """Record these causes for the events that the current unit of work emits inside the `with` block."""
+    """Record this cause chain for the events that the current unit of work emits inside the `with` block."""
     unit: Any = current()
     before = unit.entry
     unit.entry = msgspec.structs.replace(before, cause=cause)

@@ -1,7 +1,7 @@
-"""Reads the event log, and records the slots of event triggers and the events that absence triggers wait for.
+"""Reads the event log. Records slots for event triggers, and the events that absence triggers wait for.
 
-A scheduled job reads the log once a second, and reads only the events that some trigger follows. A subscriber would be
-woken by every event of the installation, whether or not any trigger follows the event.
+A scheduled job reads the log once a second, and reads only events that at least one trigger follows. An event
+subscriber would instead run for every event in the installation, even if no trigger follows the event.
 """
 
 from __future__ import annotations
@@ -30,18 +30,21 @@ CURSOR = LogCursor("triggers.consume")
 TRIGGERS_AT_ONCE = 200
 READ_AT_ONCE = 100
 FIRES_AT_ONCE = 200
-"""The number of fires after which a unit of work ends, which keeps units short when many triggers follow an event."""
+"""The number of fires after which a unit of work ends. It keeps units short if many triggers follow an event."""
 ENTRY = UnitContext(label="job triggers.consume", actor=SYSTEM)
 MAX_EXPECTATIONS = 10_000
 Owners = dict[str | None, Principal | None]
-"""The owners of triggers, each with the rights of the moment; None if the account is gone or deactivated."""
+"""The owners of triggers, keyed by user id, with their current permissions.
+
+The value is None if the account was deleted or deactivated.
+"""
 
 
 class Progress(msgspec.Struct, frozen=True, kw_only=True):
-    """The progress of a unit of work that reads the log. `has_more` is true if more events may follow.
+    """The progress of reading the log. `has_more` is true if there may be more events.
 
-    `seq` is the number of an event that is not yet recorded for all of its triggers, and `trigger_id` is the last
-    trigger for which it is recorded. `seq` is 0 if there is no such event.
+    `seq` is the number of an event that has not yet been recorded for all triggers that follow it, or 0. `trigger_id`
+    is the last trigger for which this event has been recorded.
     """
 
     has_more: bool = True
@@ -49,12 +52,12 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     trigger_id: str = ""
 
     def after(self, event: LoggedEvent) -> str:
-        """Return the id of the last trigger for which the event is already recorded, or an empty string."""
+        """Return the id of the last trigger for which the event has already been recorded, or an empty string."""
         return self.trigger_id if event.seq == self.seq else ""
 
 
 class TriggerLogReader:
-    """Reads the event log, starting at the stored position. Any number of processes may do so at the same time."""
+    """Reads the event log from the stored position onwards. Any number of processes may do so at the same time."""
 
     def __init__(self, database: Database, events: TriggerEvents, types: EventTypes) -> None:
         self._database, self._work, self._events, self._types = database, database.work, events, types
@@ -65,7 +68,7 @@ class TriggerLogReader:
             await self._work(CURSOR.create, entry=ENTRY)
 
     async def read(self) -> None:
-        """Handle all new events. If another process has read the same events first, leave the rest to that process."""
+        """Handle all new events. If another process reads the same events first, leave the rest to that process."""
         progress = Progress()
 
         async def read(limit: int) -> bool:
@@ -83,7 +86,7 @@ class TriggerLogReader:
                 pass
 
     def _read_batch(self, progress: Progress, limit: int = READ_AT_ONCE) -> Progress:
-        """Handle the next events and move the position."""
+        """Handle the next events and advance the stored position."""
         position = CURSOR.position()
         newest = event_log.last_seq()  # read first, because later events must come after the position
         if newest == position:
@@ -113,25 +116,29 @@ class TriggerLogReader:
         return event_log.select(where, limit) if names else []
 
     def _count_failure(self, reason: str) -> bool:
-        """Count a failure of the next event. Return whether the event was skipped because it failed too often."""
+        """Count a failure to handle the next event.
+
+        Return whether the event was skipped because it failed too often.
+        """
         position = CURSOR.position()
         events = self._next_events(position, event_log.last_seq(), 1)
         return bool(events) and CURSOR.count_failure(position, events[0], reason)
 
 
 class TriggerEvents:
-    """Handles events. Every method runs in the caller's unit of work."""
+    """Handles events for triggers. Every method runs in the caller's unit of work."""
 
     def __init__(self, slots: TriggerSlots, accounts: Accounts, rights: EventRights) -> None:
         self._slots, self._accounts, self._rights = slots, accounts, rights
 
     def handle(self, event: LoggedEvent, owners: Owners, *, after: str) -> tuple[list[Fire], str]:
-        """Record an event for the next triggers that follow it and whose owners may read it, in the order of their ids.
+        """Record an event for the next triggers that follow it and whose owners may read it, ordered by trigger id.
 
-        Return the new rows of the history. Also return the id of the trigger after which the next unit of work has to
-        continue, or an empty string if the event is recorded for all triggers. The caller enqueues the jobs that fire
-        the rows. `owners` caches the owners that this unit of work has already read. If an event is recorded twice for
-        a trigger, the second time changes nothing.
+        `after` is the id of the last trigger for which the event was already recorded. `owners` caches the owners that
+        this unit of work has read. Recording an event twice for the same trigger has no effect.
+
+        Return the new history rows, for which the caller must enqueue jobs. Also return the id of the trigger after
+        which the next unit of work must continue, or an empty string if the event has been recorded for all triggers.
         """
         fires: list[Fire] = []
         names = [event.type, f"{event.type.partition('.')[0]}.*"]
@@ -183,7 +190,7 @@ def followed_events() -> set[str]:
 
 
 def first_unread() -> str | None:
-    """Return the time of the first event that has not been read yet, or None if all events have been read."""
+    """Return the time of the first unread event, or None if all events have been read."""
     found = event_log.select([EventRow.seq > CURSOR.position()], 1)
     return found[0].ts if found else None
 
@@ -195,7 +202,7 @@ def event_causes(event: LoggedEvent) -> tuple[str, ...]:
 
 
 def event_facts(event: LoggedEvent) -> dict[str, Any]:
-    """Return the data about an event that expressions see as `event`."""
+    """Return the data about an event that is available to expressions as `event`."""
     return {
         "id": event.id,
         "type": event.type,
@@ -206,7 +213,7 @@ def event_facts(event: LoggedEvent) -> dict[str, Any]:
 
 
 def begin_absence_wait(trigger: Trigger, *, key: str, since: str, payload: Any) -> None:
-    """Begin the wait of an absence trigger for one key, unless the trigger already waits for this key."""
+    """Start the wait of an absence trigger for a key. Does nothing if the trigger already waits for this key."""
     if Expectation.select().where(Expectation.trigger_id == trigger.id).count() >= MAX_EXPECTATIONS:
         return
     due = clock.format_instant(clock.parse_instant(since) + trigger.config["within_seconds"])
@@ -227,7 +234,7 @@ def _follow_absence(trigger: Trigger, event: LoggedEvent, names: list[str]) -> N
 
 
 def _key_of(payload: Any, path: str | None) -> str:
-    """Return the value at a path such as `object.id` as text. Return an empty string if there is no path."""
+    """Return the value at a path such as `object.id` as a string, or an empty string if `path` is None."""
     if path is None:
         return ""
     for name in path.split("."):

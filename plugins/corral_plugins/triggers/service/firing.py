@@ -1,8 +1,8 @@
-"""Fires pending slots: evaluates filters and renders actions outside units of work, and runs actions in units of work.
+"""Fires pending slots. Filters and templates are evaluated outside units of work, and actions run in units of work.
 
-The effect of an action and the row of the history are written in one transaction, so that a crash leaves both or
-neither. A slot that is still pending after a crash is fired again by the job that sweeps waiting slots. Slots are fired
-in batches. If an action of a batch fails, the whole batch is rolled back, and each of its slots is fired by itself.
+The effect of an action and its history row are written in one transaction, so after a crash either both or neither
+exist. A slot that is still pending after a crash is fired again by the job that sweeps waiting slots. Slots are fired
+in batches. If an action in a batch fails, the whole batch is rolled back, and each of its slots is fired separately.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ _RECORD_FIRED = Statement(
 
 
 class FireOutcome(Exception):
-    """Raised to end a slot with a status and a reason, without running the action."""
+    """Raised to give a slot its final status and a reason, without running the action."""
 
     def __init__(self, status: str, reason: str | None = None) -> None:
         self.status, self.reason = status, reason
@@ -90,7 +90,7 @@ class FireOutcome(Exception):
 
 
 class Postponed(Exception):
-    """Raised to keep a slot pending for some seconds. `stage` states what the slot waits for."""
+    """Raised to keep a slot pending for some seconds. `stage` states the condition for which the slot waits."""
 
     def __init__(self, stage: str, seconds: float, reason: str) -> None:
         self.stage, self.seconds, self.reason = stage, seconds, reason
@@ -98,7 +98,7 @@ class Postponed(Exception):
 
 
 class TriggerFiring:
-    """Fires slots. `fire` and `prepare` are called outside units of work."""
+    """Fires slots. Call `fire` and `prepare` outside units of work."""
 
     kill_switch: KillSwitch | None
 
@@ -118,7 +118,7 @@ class TriggerFiring:
         self._metrics = metrics
 
     async def fire(self, ids: Sequence[str]) -> None:
-        """Fire the slots that are pending and due. Other slots are left unchanged."""
+        """Fire those of the given slots that are pending and due. Other slots are left unchanged."""
         found = await self._work(lambda: load_batch(ids), read=True)
         prepared = await asyncio.gather(*(self.prepare(trigger, row) for trigger, row in found))
         fires = [PendingFire(row, trigger, one) for (trigger, row), one in zip(found, prepared, strict=True)]
@@ -150,7 +150,10 @@ class TriggerFiring:
         return await self._work(lambda: self._record_failure(fire, error), entry=entry)
 
     async def prepare(self, trigger: Trigger, row: Fire) -> PreparedFire:
-        """Evaluate the filters of a trigger and render its action. A fire by a person ignores the filters."""
+        """Evaluate the filters of a trigger and render its action.
+
+        Filters are ignored if a person fires the trigger.
+        """
         began, data = time.monotonic(), fire_data(trigger, row)
         preview = await asyncio.to_thread(self._preview, row.payload) if row.payload else ""
         try:
@@ -167,10 +170,10 @@ class TriggerFiring:
     # -- in units of work
 
     def _conclude(self, batch: Sequence[PendingFire]) -> tuple[dict[str, str], Sequence[PendingFire]]:
-        """Decide the pending slots of a batch, until the unit of work has taken long enough.
+        """Decide the pending slots in a batch, until the time limit of the unit of work is reached.
 
-        Return the new status of each decided slot by id, and the slots that the unit of work did not reach. Slots that
-        are still pending, or that another process has decided, have no status.
+        Return the new status of each decided slot, keyed by slot id, and the slots that were not reached in time. Slots
+        that are still pending, or that another process has decided, have no status.
         """
         until = time.monotonic() + UNIT_SECONDS
         triggers, claimed = lock_triggers([fire.trigger.id for fire in batch]), claim(batch)
@@ -222,9 +225,9 @@ class TriggerFiring:
         return "fired"
 
     def _start(self, trigger: Trigger, fire: PendingFire, facts: BatchFacts) -> Json:
-        """Run the action of a slot, and return what it started.
+        """Run the action of a slot, and return the ids of the objects that it started.
 
-        Raise `Postponed` or `FireOutcome` if the slot does not fire now, and a `Problem` if the action failed.
+        Raise `Postponed` or `FireOutcome` if the slot does not fire now, and another error if the action fails.
         """
         row, prepared = fire.row, fire.prepared
         _refuse_unwanted(trigger, row, is_held=facts.is_held)
@@ -255,9 +258,9 @@ class TriggerFiring:
         return action.run(context, prepared.fields)
 
     def _record_failure(self, fire: PendingFire, error: Exception) -> dict[str, str]:
-        """Record that the action failed: either plan another attempt, or decide the slot as `failed`.
+        """Record that the action failed. Schedule another attempt, or give the slot the status `failed`.
 
-        Return the new status by the id of the slot, or an empty dictionary if the slot is still pending.
+        Return the new status, keyed by slot id, or an empty dictionary if the slot is still pending.
         """
         row, trigger = fire.row, lock_triggers([fire.trigger.id])[fire.trigger.id]
         if not claim([fire]):
@@ -301,7 +304,7 @@ def _refuse_unwanted(trigger: Trigger, row: Fire, *, is_held: bool) -> None:
 def _apply_overlap(
     trigger: Trigger, row: Fire, action: TriggerAction, context: FireContext, live: Sequence[Fire]
 ) -> None:
-    """Apply the overlap policy of a trigger if work that it started before is unfinished."""
+    """Apply the trigger's overlap policy if work that the trigger started earlier is unfinished."""
     if not live:
         return
     if trigger.overlap == "skip":
@@ -320,7 +323,7 @@ def _apply_overlap(
 
 
 def fire_data(trigger: Trigger, row: Fire) -> Json:
-    """Return the data that the expressions of a trigger can use."""
+    """Return the data that is available to the trigger's expressions."""
     return {
         "payload": row.payload if row.payload is not None else {},
         "event": row.event if row.event is not None else {},
@@ -331,13 +334,13 @@ def fire_data(trigger: Trigger, row: Fire) -> Json:
 
 
 def filters_of(trigger: Trigger) -> list[str]:
-    """Return the expressions that must all be true for the trigger to fire."""
+    """Return the filter expressions of a trigger. All of them must be true for the trigger to fire."""
     found = [trigger.config.get("filter") if trigger.type == "event" else None, trigger.filter_expression]
     return [text for text in found if text is not None]
 
 
 def collect_events(trigger: Trigger, row: Fire) -> None:
-    """Check the threshold of an event trigger and its wait for silence. Raise `Postponed` if it has to wait."""
+    """Check the threshold and the debounce time of an event trigger. Raise `Postponed` if the slot must wait."""
     mine: Any = (Fire.trigger_id == trigger.id) & PENDING & (Fire.id != row.id)
     threshold = trigger.config.get("threshold") if trigger.type == "event" else None
     if threshold is not None:
@@ -353,12 +356,12 @@ def collect_events(trigger: Trigger, row: Fire) -> None:
 
 
 def coalesce(where: Any, reason: str) -> None:
-    """Decide pending rows as `coalesced`, because another row fires in their place."""
+    """Set the status of the selected pending rows to `coalesced`, because another row fires instead of them."""
     Fire.update(status="coalesced", stage="decided", reason=reason, payload=None, event=None).where(where).execute()
 
 
 def disable(trigger: Trigger, reason: str) -> None:
-    """Disable a trigger, and emit an event that tells its owner."""
+    """Disable a trigger, and emit an event that notifies its owner."""
     off = {"enabled": False, "disabled_reason": reason, "next_slot_at": None, "next_fire_at": None}
     changes = {**off, "version": Trigger.version + 1, "updated_at": clock.now()}
     if Trigger.update(changes).where((Trigger.id == trigger.id) & IS_ENABLED).execute():
@@ -372,10 +375,13 @@ def publish(kind: type[TriggerEvent], trigger: Trigger, **fields: Any) -> None:
 
 
 def is_transient(error: Exception) -> bool:
-    """Return whether another attempt may succeed. Faults of the trigger itself and missing rights are permanent."""
+    """Return whether another attempt may succeed.
+
+    Errors in the trigger itself and missing permissions are permanent.
+    """
     return not isinstance(error, Problem) or error.status >= 500 or error.status in (409, 429)
 
 
 def error_text(error: Exception) -> str:
-    """Return the text of an error as the history shows it."""
+    """Return the text of an error in the form that the history shows."""
     return f"{error.code}: {error.detail}" if isinstance(error, Problem) else f"{type(error).__name__}: {error}"

@@ -1,6 +1,6 @@
 """Receives deliveries for webhook triggers: verifies the signature over the raw bytes, and records the slot.
 
-A delivery is answered only after its row is committed.
+The response is sent only after the row is committed.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _DELIVERY_HEADERS = ("x-github-delivery", "webhook-id", "idempotency-key")
 
 
 class Delivery(msgspec.Struct, frozen=True, kw_only=True):
-    """A verified delivery. `id` is the id that the sender gave to the delivery, or None."""
+    """A verified delivery. `id` is the hash of the delivery id that the sender provided, or None."""
 
     payload: Any
     facts: dict[str, Any]
@@ -47,7 +47,7 @@ class Delivery(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TriggerIngress:
-    """Receives deliveries. `receive` runs outside units of work."""
+    """Receives deliveries. Call `receive` outside units of work."""
 
     limits: RateLimits | None
 
@@ -55,7 +55,7 @@ class TriggerIngress:
         self._work, self._sealer, self._slots = work, sealer, slots
 
     async def receive(self, token: str, body: bytes, request: Request) -> DeliveryAnswer:
-        """Record a delivery. Raise `NotFound` for an unknown token, and `Unauthorized` for a wrong signature."""
+        """Record a delivery. Raise `NotFound` if the token is unknown, and `Unauthorized` if the signature is wrong."""
         hashed = digest(token)
         trigger = await self._work(lambda: _find_trigger(hashed), read=True)
         if self.limits is not None:
@@ -73,7 +73,7 @@ class TriggerIngress:
         return await self._work(lambda: self._record(trigger, delivery), entry=entry)
 
     def _record(self, trigger: Trigger, delivery: Delivery) -> DeliveryAnswer:
-        """Insert a row for a delivery, and return its id, or the id of an earlier row for the same delivery."""
+        """Insert a history row for a delivery. Return its id, or the id of an earlier row for the same delivery."""
         slot = f"delivery:{delivery.id or new_id()}"
         fields = {"payload": delivery.payload, "event": delivery.facts, "is_tainted": True}
         made = self._slots.record(trigger, slot, body_sha256=delivery.sha256, **fields)
@@ -89,7 +89,10 @@ class TriggerIngress:
         return DeliveryAnswer(execution_id=first.id, duplicate=True)
 
     def _verify(self, trigger: Trigger, body: bytes, request: Request) -> None:
-        """Raise `Unauthorized` unless one of the valid secrets signed the body. The error does not tell the reason."""
+        """Raise `Unauthorized` unless one of the valid secrets signed the body.
+
+        The error does not reveal the reason.
+        """
         auth = trigger.config.get("auth", "token")
         if auth == "token":
             return
@@ -126,7 +129,7 @@ def _read_delivery(trigger: Trigger, body: bytes, request: Request) -> Delivery:
 
 
 def _media_type(request: Request) -> str:
-    """Return the media type of a body. Raise a `Problem` unless it is an uncompressed JSON text or form in UTF-8."""
+    """Return the media type of the body. Raise a `Problem` unless it is uncompressed JSON or form data in UTF-8."""
     media, _, parameters = (request.header("content-type") or "").lower().partition(";")
     charset = parameters.partition("charset=")[2].strip(' "')
     is_encoded = request.header("content-encoding") not in (None, "identity")
@@ -163,7 +166,7 @@ def _is_hex_hmac(given: str | None, body: bytes, secret: str) -> bool:
 
 
 def _has_standard_one(trigger: Trigger, body: bytes, request: Request, secret: str) -> bool:
-    """Return whether the request has a valid and recent signature according to Standard Webhooks."""
+    """Return whether the request has a valid and recent signature as defined by Standard Webhooks."""
     identifier, moment = request.header("webhook-id") or "", request.header("webhook-timestamp") or ""
     key = base64.b64decode(secret.partition("_")[2])
     signed = f"{identifier}.{moment}.".encode("utf-8", "replace") + body

@@ -1,4 +1,4 @@
-"""The kinds of triggers that fire on events and calls, and the registry of all kinds and actions."""
+"""The kinds of triggers that fire on events and external calls, and the registry of all kinds and actions."""
 
 from __future__ import annotations
 
@@ -74,38 +74,38 @@ EVENT_KINDS = (
 
 
 class TriggerTypeRegistry:
-    """The kinds and actions of all active plugins."""
+    """The trigger kinds and actions of all active plugins."""
 
     def __init__(self, contributions: Contributions, events: EventTypes) -> None:
         self._contributions, self._events = contributions, events
 
     def kind(self, type: str) -> TriggerKind | None:
-        """Return the kind of this type, or None if no active plugin offers it."""
+        """Return the trigger kind with this type, or None if no active plugin provides it."""
         return next((kind for _, kind in self._kinds() if kind.type == type), None)
 
     def timed_types(self) -> list[str]:
-        """Return the types of those kinds that fire at set times and that an active plugin offers."""
+        """Return the types of all active trigger kinds that fire at set times."""
         return [kind.type for _, kind in self._kinds() if kind.next_time is not None]
 
     def action(self, type: Any) -> TriggerAction | None:
-        """Return the action of this type, or None if no active plugin offers it."""
+        """Return the action with this type, or None if no active plugin provides it."""
         return next((action for _, action in self._actions() if action.type == type), None)
 
     def require_kind(self, type: str) -> TriggerKind:
-        """Return the kind of this type. Raise `Invalid` if no active plugin offers it."""
+        """Return the trigger kind with this type. Raise `Invalid` if no active plugin provides it."""
         if (found := self.kind(type)) is None:
             raise Invalid.at("/type", "not_in_enum", f"one of {', '.join(kind.type for _, kind in self._kinds())}")
         return found
 
     def require_action(self, type: Any) -> TriggerAction:
-        """Return the action of this type. Raise `Invalid` if no active plugin offers it."""
+        """Return the action with this type. Raise `Invalid` if no active plugin provides it."""
         if (found := self.action(type)) is None:
             known = ", ".join(sorted(action.type for _, action in self._actions()))
             raise Invalid.at("/action/type", "not_in_enum", f"one of {known}")
         return found
 
     def is_event(self, name: str) -> bool:
-        """Return whether a plugin declares an event with this name, or an event that matches this pattern."""
+        """Return whether an active plugin declares an event with this name, or an event that matches this pattern."""
         return self._events.is_known(name)
 
     def describe(self) -> TriggerTypes:
@@ -124,14 +124,14 @@ class TriggerTypeRegistry:
 
 
 def event_names(type: str, config: Mapping[str, Any]) -> tuple[str | None, str | None]:
-    """Return the event that a trigger follows or expects, and the event that begins the wait of an absence trigger."""
+    """Return the event that a trigger follows or expects, and the event that starts the wait of an absence trigger."""
     if type == "event":
         return config["event"], None
     return (config["expect"], config.get("after")) if type == "absence" else (None, None)
 
 
 def event_faults(types: TriggerTypeRegistry, type: str, config: Mapping[str, Any]) -> list[FieldError]:
-    """Return a fault for each event that a config names and that no active plugin declares."""
+    """Return an error for each event in a config that no active plugin declares."""
     names = {"event": ("event",), "absence": ("expect", "after")}.get(type, ())
     return [
         FieldError(f"/config/{name}", "unknown_reference", "There is no event with this name.")

@@ -62,9 +62,9 @@ CAUSED_BY_HAND = ("webhook", "event")
 
 
 class IngressSecrets(msgspec.Struct, frozen=True, kw_only=True):
-    """The new token and the new secret of a webhook trigger.
+    """A new token and a new secret for a webhook trigger.
 
-    They are made before the unit of work, because encrypting the secret takes time.
+    They are generated before the unit of work begins, because encrypting the secret takes time.
     """
 
     token: str
@@ -72,7 +72,7 @@ class IngressSecrets(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def new_ingress_secrets() -> IngressSecrets:
-    """Return a new token of 256 bits and a new secret."""
+    """Return a new 256-bit token and a new secret."""
     return IngressSecrets(token=TOKEN_PREFIX + secrets.token_urlsafe(32), secret=SECRET_PREFIX + _base64_secret())
 
 
@@ -116,11 +116,11 @@ class TriggerManagement:
         return Page(items=items, total=found.total, limit=found.limit, offset=found.offset, next=found.next)
 
     def get(self, trigger_id: str, *, by: Principal) -> TriggerDetails:
-        """Return a trigger with its next times."""
+        """Return a trigger and the next times at which it fires."""
         return self._details(find_readable_trigger(trigger_id, by), by)
 
     def history(self, trigger_id: str, query: HistoryQuery, *, by: Principal) -> Page[HistoryView]:
-        """Return a page of the history of a trigger, newest first, even if the trigger is deleted."""
+        """Return a page of a trigger's history, newest first, even if the trigger has been deleted."""
         row = find_readable_trigger(trigger_id, by, deleted=True)
         where: Any = Fire.trigger_id == row.id
         if query.status is not UNSET:
@@ -133,7 +133,7 @@ class TriggerManagement:
     # -- writing
 
     def create(self, new: NewTrigger, made: IngressSecrets, *, by: Principal) -> CreatedTrigger:
-        """Create a trigger whose fields have been checked."""
+        """Create a trigger. The caller must have checked the fields."""
         self._check_quota(by)
         warnings = self._check_action(new.action, by)
         now, (event_key, event_after) = clock.now(), event_names(new.type, new.config)
@@ -171,7 +171,7 @@ class TriggerManagement:
         return CreatedTrigger(**self._fields(row, 0), ingress_url=url, secret=secret, warnings=[*warnings])
 
     def update(self, trigger_id: str, patch: TriggerPatch, match: IfMatch, *, by: Principal) -> TriggerDetails:
-        """Change a trigger. The new fields have been checked."""
+        """Change a trigger. The caller must have checked the new fields."""
         row = find_writable_trigger(trigger_id, by)
         match.check(row.version)
         given = {name: value for name, value in msgspec.structs.asdict(patch).items() if value is not UNSET}
@@ -185,7 +185,10 @@ class TriggerManagement:
         return self._details(row, by)
 
     def toggle(self, trigger_id: str, enabled: bool | None, match: IfMatch, *, by: Principal) -> TriggerDetails:
-        """Enable or disable a trigger, or switch its current state. Enabling it resets the count of failures."""
+        """Enable or disable a trigger. If `enabled` is None, switch to the opposite state.
+
+        Enabling a trigger resets its count of failures.
+        """
         row = find_writable_trigger(trigger_id, by)
         match.check(row.version)
         wanted = not row.enabled if enabled is None else enabled
@@ -194,7 +197,7 @@ class TriggerManagement:
         return self._details(row, by)
 
     def delete(self, trigger_id: str, match: IfMatch, *, by: Principal) -> None:
-        """Delete a trigger. Its history stays readable."""
+        """Delete a trigger. Its history remains available."""
         locked(Trigger.select(Trigger.id).where(Trigger.id == trigger_id.lower())).first()  # keeps the version as it is
         row = find_writable_trigger(trigger_id, by)
         match.check(row.version)
@@ -205,7 +208,7 @@ class TriggerManagement:
         publish(TriggerDeleted, row)
 
     def fire(self, trigger_id: str, body: FireTrigger, *, by: Principal) -> HistoryView:
-        """Record a fire by a person. The trigger fires even if it is disabled or its filter does not match."""
+        """Fire a trigger on behalf of a person. It fires even if it is disabled or its filter does not match."""
         row = find_writable_trigger(trigger_id, by)
         if row.disabled_reason == "owner_inactive":
             raise Conflict("The owner of this trigger lacks the rights for its action.", current_status="disabled")
@@ -218,7 +221,10 @@ class TriggerManagement:
     def rotate_secret(
         self, trigger_id: str, made: IngressSecrets, seconds: int, match: IfMatch, *, by: Principal
     ) -> RotatedSecret:
-        """Replace the secret of a webhook trigger, or its token if deliveries to the trigger are not signed."""
+        """Replace the secret of a webhook trigger, or its token if its deliveries are not signed.
+
+        The old secret or token remains valid for `seconds`.
+        """
         row = find_writable_trigger(trigger_id, by)
         match.check(row.version)
         if row.type != "webhook":
@@ -237,7 +243,7 @@ class TriggerManagement:
     # -- parts
 
     def _apply(self, row: Trigger, changes: dict[str, Any], by: Principal) -> None:
-        """Write changes of a trigger, together with everything that depends on them, such as its next time."""
+        """Save changes to a trigger, and update everything that depends on them, such as its next time."""
         after = {**row.__data__, **changes}
         if "action" in changes or changes.get("enabled"):
             self._check_action(after["action"], by)
@@ -267,12 +273,15 @@ class TriggerManagement:
             setattr(row, column, value)
 
     def _begin_waits(self, row: Trigger) -> None:
-        """Begin the wait of an absence trigger that starts when the trigger is enabled, and not with an event."""
+        """Start the wait of an absence trigger whose wait begins when the trigger is enabled, not with an event."""
         if row.type == "absence" and row.enabled and row.event_after is None and row.config.get("for_each") is None:
             begin_absence_wait(row, key="", since=clock.now(), payload=None)
 
     def _check_action(self, action: dict[str, Any], by: Principal) -> Sequence[str]:
-        """Check that the caller may do what the action does, and that the objects it names exist. Return warnings."""
+        """Check that the caller may perform the action, and that the objects to which it refers exist.
+
+        Return warnings.
+        """
         found = self._types.require_action(action.get("type"))
         require_action_permission(by, found.permission)
         try:
@@ -282,9 +291,9 @@ class TriggerManagement:
             raise Invalid(error.detail, code=error.code, errors=faults) from None
 
     def _find_warnings(self, row: Trigger, by: Principal) -> Sequence[str]:
-        """Return warnings about what would make a trigger fail now: a missing secret, or a deleted object.
+        """Return warnings about problems that would make a trigger fail now: a missing secret or a deleted object.
 
-        The objects that the action names may be private to the owner, so only the owner is told that one is missing.
+        Warnings about missing objects are returned only to the owner, because the objects may be private to the owner.
         """
         return [*_secret_warnings(row), *self._find_action_warnings(row, by)]
 
@@ -332,7 +341,7 @@ def _secret_warnings(row: Trigger) -> list[str]:
 
 
 def _warnings(action: TriggerAction, fields: dict[str, Any], by: Principal) -> list[str]:
-    """Return the warnings about an action. Raise `Invalid` if the action names an object that does not exist."""
+    """Return the warnings about an action. Raise `Invalid` if the action refers to an object that does not exist."""
     if action.check is None:
         return []
     return list(action.check(by, constant_fields({**default_fields(action), **action_fields(fields)})) or ())

@@ -27,14 +27,14 @@ STATUSES = (
 
 
 class TriggerMetrics:
-    """Counts the slots whose outcome is decided, and measures how late they fire."""
+    """Counts decided slots, and measures how late they fired."""
 
     def __init__(self) -> None:
         self._decided: Counter[tuple[str, str]] = Counter()
         self._lag = Histogram(LONG_SECONDS)
 
     def observe(self, type: str, status: str, lag_seconds: float) -> None:
-        """Record a slot whose outcome is decided. Call this method after its unit of work has committed."""
+        """Record a decided slot. Call this method after the unit of work that decided it has committed."""
         self._decided[type, status] += 1
         if status == "fired":
             self._lag.observe(max(0.0, lag_seconds))

@@ -1,4 +1,4 @@
-"""Tests triggers without starting anything: renders the action, searches the event log, or lists the next times."""
+"""Tests triggers without starting anything, by rendering the action, searching the event log or listing next times."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ MAX_READ, MAX_FOUND = 5000, 200
 
 
 class TriggerPreviews:
-    """Tests triggers. `test` runs outside units of work."""
+    """Tests triggers. Call `test` outside units of work."""
 
     def __init__(
         self,
@@ -51,7 +51,7 @@ class TriggerPreviews:
         self._events, self._slots, self._expressions, self._event_types = events, slots, expressions, event_types
 
     async def test(self, trigger_id: str, asked: TestTrigger, *, by: Principal) -> TriggerTest:
-        """Return what the trigger would do, without starting anything."""
+        """Return what the trigger would do with the given input, without starting anything."""
         if sum(value is not msgspec.UNSET for value in (asked.payload, asked.days, asked.next)) > 1:
             raise Invalid.at("", "not_allowed", "Give a payload, or days, or next.")
         trigger = await self._work(lambda: find_readable_trigger(trigger_id, by), read=True)
@@ -88,7 +88,7 @@ class TriggerPreviews:
         return "skipped_overlap" if is_blocked else "fired"
 
     async def _search(self, trigger: Trigger, days: int) -> TriggerTest:
-        """Find the events of the last days for which an event trigger would have fired."""
+        """Find the events of the last `days` days that would have fired an event trigger."""
         if trigger.type != "event":
             raise Invalid.at("/days", "not_allowed", "Only triggers of the type event are tested with past events.")
         found: list[TestedEvent] = []
@@ -107,7 +107,7 @@ class TriggerPreviews:
     def _read(
         self, trigger: Trigger, after: int, names: list[str]
     ) -> tuple[Sequence[LoggedEvent], Sequence[LoggedEvent]]:
-        """Return the next events of these types, and separately those of them that the trigger would follow."""
+        """Return the next events with these names, and the subset that the trigger would follow."""
         owners: Owners = {}
         events = event_log.select([EventRow.seq > after, EventRow.type.in_(names)], READ_AT_ONCE)
         return events, [event for event in events if self._is_followed(trigger, event, owners)]
@@ -130,5 +130,5 @@ class TriggerPreviews:
 
 
 def _first_position(since: str) -> int:
-    """Return the position in the event log just before the first event since an instant."""
+    """Return the position in the event log just before the first event at or after this time."""
     return last_seq_before(since, event_log.first_seq() - 1, event_log.last_seq())

@@ -18,9 +18,9 @@ DAY = 86_400.0
 
 
 def find_readable_trigger(trigger_id: str, caller: Principal, *, deleted: bool = False) -> Trigger:
-    """Return a trigger if the caller may read it. Otherwise, raise `NotFound`.
+    """Return a trigger. Raise `NotFound` if no such trigger is visible to the caller.
 
-    With `deleted`, deleted triggers are found as well.
+    Deleted triggers are found only if `deleted` is set.
     """
     where: Any = (Trigger.id == trigger_id.lower()) & visible(Trigger, caller)
     row: Trigger | None = Trigger.get_or_none(where if deleted else where & LIVING)
@@ -30,14 +30,18 @@ def find_readable_trigger(trigger_id: str, caller: Principal, *, deleted: bool =
 
 
 def find_writable_trigger(trigger_id: str, caller: Principal) -> Trigger:
-    """Return a trigger if the caller owns it or is an admin. Otherwise, raise `NotFound` or `Forbidden`."""
+    """Return a trigger that the caller may change.
+
+    Raise `NotFound` if no such trigger is visible to the caller, and `Forbidden` if the caller is neither its owner nor
+    an admin.
+    """
     row = find_readable_trigger(trigger_id, caller)
     require_owner(caller, row.created_by, what="trigger", manage="triggers.manage")
     return row
 
 
 def count_fires_since(trigger_ids: Sequence[str], seconds: float) -> dict[str, int]:
-    """Return how often each trigger fired within the last `seconds`. Triggers that did not fire are left out."""
+    """Return how often each trigger fired within the last `seconds`. Triggers that did not fire are omitted."""
     where = Fire.trigger_id.in_(list(trigger_ids)) & (Fire.status == "fired") & (Fire.fired_at > clock.now(-seconds))
     found: Any = Fire.select(Fire.trigger_id, peewee.fn.COUNT(Fire.id)).where(where).group_by(Fire.trigger_id)
     return {str(trigger_id): int(count) for trigger_id, count in found.tuples()}
@@ -57,7 +61,7 @@ def view_fields(row: Trigger, fires_24h: int, schedule_text: str | None) -> dict
 
 
 def history_view(row: Fire) -> HistoryView:
-    """Return the API representation of a row of the history."""
+    """Return the API representation of a history row."""
     return HistoryView(
         id=row.id,
         trigger_id=row.trigger_id,

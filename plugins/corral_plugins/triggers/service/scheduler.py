@@ -1,7 +1,7 @@
-"""Records the slots of triggers that fire at set times when they are due, and computes the next times.
+"""Records slots for triggers that fire at set times, and computes their next times.
 
-Each change applies only if the next slot of the trigger is still the one that was read, so any number of processes may
-do this at the same time.
+Each change applies only if the trigger's next slot has not changed since it was read, so any number of processes may
+run the scheduler at the same time.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ _MOVE_ON = Statement(
 
 
 class DueTrigger(NamedTuple):
-    """A due trigger, with the slots to record, the number of slots that it missed, and its next slot."""
+    """A due trigger, with the slots to record, the number of missed slots, and the next slot."""
 
     row: Trigger
     slots: list[float]
@@ -76,25 +76,25 @@ class TriggerTimes:
         return self._settings.get(TIMEZONE)
 
     def rule(self, row: Trigger) -> TimeRule:
-        """Return the facts from which the kind of a trigger computes its times."""
+        """Return the data from which a trigger's kind computes its times."""
         return TimeRule(config=row.config, since=clock.parse_instant(row.since), zone=self.zone)
 
     def kind(self, row: Trigger) -> TriggerKind | None:
-        """Return the kind of a trigger, or None if no active plugin offers it."""
+        """Return the kind of a trigger, or None if no active plugin provides it."""
         return self._types.kind(row.type)
 
     def next_columns(self, row: Trigger, slot: float | None) -> dict[str, Any]:
-        """Return the columns for the next slot of a trigger."""
+        """Return the column values for the next slot of a trigger."""
         if slot is None:
             return {"next_slot_at": None, "next_fire_at": None}
         at = fire_time(row.id, row.config, slot)
         return {"next_slot_at": clock.format_instant(slot), "next_fire_at": clock.format_instant(at)}
 
     def columns_from_now(self, row: Trigger) -> dict[str, Any]:
-        """Return the columns for the first slot after now. Missed slots are not made up.
+        """Return the column values for the first slot after the current time. Missed slots are not made up.
 
-        If no active plugin offers the kind, an enabled trigger keeps its next slot until a plugin offers the kind
-        again.
+        If no active plugin provides the kind of an enabled trigger, the trigger keeps its next slot until a plugin
+        provides the kind again.
         """
         kind = self.kind(row)
         if kind is None and row.enabled:
@@ -104,13 +104,14 @@ class TriggerTimes:
         return self.next_columns(row, kind.next_time(self.rule(row), clock.time_s()))
 
     def timed_types(self) -> list[str]:
-        """Return the types of triggers whose times can be computed now."""
+        """Return the types of triggers whose times can currently be computed."""
         return self._types.timed_types()
 
     def due(self, rows: Sequence[Trigger], now: float) -> list[DueTrigger]:
-        """Decide which slots of due triggers fire. Call this in a thread: it may take long after a long downtime.
+        """Determine which slots of due triggers fire.
 
-        A trigger whose times cannot be computed is left out, so that it does not stop the others.
+        A trigger whose times cannot be computed is omitted, so that it does not stop the others. Call this method in a
+        thread, because it may take long after a long downtime.
         """
         found: list[DueTrigger] = []
         for row in rows:
@@ -147,7 +148,7 @@ class TriggerTimes:
 
 
 class TriggerScheduler:
-    """Records the slots of due triggers, and fires pending slots that have waited long enough."""
+    """Records slots for due triggers, and fires pending slots whose wait has ended."""
 
     kill_switch: KillSwitch | None
 
@@ -156,7 +157,7 @@ class TriggerScheduler:
         self._times, self._slots, self._firing = times, slots, firing
 
     async def tick(self) -> None:
-        """Record a slot for each trigger that is due, so that the trigger fires."""
+        """Record slots for all due triggers, so that the triggers fire."""
         while await self._database.read(self._has_due_triggers, ENTRY):
             rows = await self._work(lambda: list(self._due_triggers()), entry=ENTRY, read=True)
             now = clock.time_s()
@@ -169,14 +170,15 @@ class TriggerScheduler:
                 return
 
     async def sweep(self) -> None:
-        """Fire pending slots whose waiting time is over, and new slots whose job was lost."""
+        """Fire pending slots whose wait has ended, and new slots whose job was lost."""
         if waiting := await self._database.read(_waiting_fires, ENTRY):
             await self._firing.fire(waiting)
 
     async def end_waits(self) -> None:
-        """Record the slots of absence triggers whose expected event did not arrive in time.
+        """Record slots for absence triggers whose expected event did not arrive in time.
 
-        A wait ends only after all earlier events have been read, because no process may have run jobs for a while.
+        A wait ends only after all earlier events have been read. Otherwise, after a time in which no process ran jobs,
+        a wait could end although its event had already arrived.
         """
         while await self._database.read(_has_ended_waits, ENTRY):
             if await self._work(self._record_absences, entry=ENTRY) < BATCH_SIZE:
@@ -194,7 +196,7 @@ class TriggerScheduler:
         return Trigger.select().where(due & IS_ENABLED).order_by(Trigger.next_fire_at).limit(BATCH_SIZE)
 
     def _record(self, due: Sequence[DueTrigger]) -> Sequence[DueTrigger]:
-        """Record due slots until the unit of work has taken long enough. Return the triggers that are left."""
+        """Record due slots until the time limit of the unit of work is reached. Return the remaining triggers."""
         until, fires = time.monotonic() + UNIT_SECONDS, list[Fire]()
         # Triggers are locked in the order of their ids here and where slots are fired, so that no deadlock arises.
         due = sorted(due, key=lambda each: each.row.id)
@@ -247,7 +249,7 @@ class TriggerScheduler:
 
 
 def _postpone(trigger_ids: Collection[str]) -> None:
-    """Look at triggers again later, because their times cannot be computed now. Their next slots stay the same."""
+    """Make triggers due again later, because their times cannot be computed now. Their next slots do not change."""
     due = Trigger.id.in_(list(trigger_ids)) & (Trigger.next_fire_at <= clock.now())
     Trigger.update(next_fire_at=clock.now(UNKNOWN_SECONDS)).where(due).execute()
 

@@ -1,6 +1,6 @@
-"""Records the slots of triggers. Each slot gets a pending row of the history and a job that fires it.
+"""Records the slots of triggers. For each slot, a pending history row and a job that fires the slot are inserted.
 
-The row also acts as the lock of the slot, because a slot can have only one row.
+The row also acts as a lock, because a slot can have only one row.
 """
 
 from __future__ import annotations
@@ -22,8 +22,11 @@ from corral_plugins.triggers.settings import MAX_CHAIN
 FIRE_JOB = "triggers.fire"
 BATCH_SIZE = 20  # slots that a job, and a unit of work, fires
 UNIT_SECONDS = 0.2
-"""After this time a unit of work leaves its other slots to the next one. A unit that takes too long is rolled back,
-however much of it is done, and on a busy machine all units of many slots would end like that."""
+"""The time after which a unit of work leaves its remaining slots to the next unit, in seconds.
+
+A unit of work that takes too long is rolled back completely. Without this limit, every unit with many slots could be
+rolled back on a busy machine.
+"""
 COLUMNS = tuple(field.name for field in Fire._meta.sorted_fields)
 JSON_COLUMNS = frozenset(field.name for field in Fire._meta.sorted_fields if isinstance(field, JSONField))
 
@@ -52,8 +55,9 @@ class TriggerSlots:
     ) -> Fire | None:
         """Insert a row for a slot, and a job if the row is pending. Return None if the slot already has a row.
 
-        Without `announce`, no job is inserted, and the caller calls `enqueue_fires` with all rows of its unit of work.
-        If `cause` contains this trigger or is too long, the row gets the status `loop` and does not fire.
+        If `announce` is not set, no job is inserted, and the caller must call `enqueue_fires` with all rows of its unit
+        of work. If `cause` contains this trigger or is too long, the row gets the status `loop` and the slot does not
+        fire.
         """
         now = clock.now()
         if status == "pending" and (why := self.loop_reason(trigger.id, cause)) is not None:
@@ -80,7 +84,7 @@ class TriggerSlots:
         return row
 
     def loop_reason(self, trigger_id: str, cause: Sequence[str]) -> str | None:
-        """Return why an event with these causes must not fire a trigger, or None if the event may fire it."""
+        """Return the reason why an event with this cause chain must not fire a trigger, or None if it may."""
         if trigger_id in cause:
             return "The event was caused by this trigger."
         most = self._settings.get(MAX_CHAIN)
@@ -88,12 +92,12 @@ class TriggerSlots:
 
 
 def enqueue_fires(rows: Sequence[Fire]) -> None:
-    """Enqueue jobs that fire the pending slots among these."""
+    """Enqueue jobs that fire those of the given slots that are pending."""
     ids = [row.id for row in rows if row.status == "pending"]
     for begin in range(0, len(ids), BATCH_SIZE):
         enqueue(FIRE_JOB, ids=ids[begin : begin + BATCH_SIZE])
 
 
 def _stored_form(column: str, value: Any) -> Any:
-    """Return a value in the form in which the database stores it."""
+    """Return a column value in the form in which the database stores it."""
     return msgspec.json.encode(value).decode() if column in JSON_COLUMNS and value is not None else value

@@ -1,4 +1,4 @@
-"""Installs triggers from templates of the marketplace."""
+"""Installs triggers from marketplace templates."""
 
 from __future__ import annotations
 
@@ -38,13 +38,16 @@ COPIED = (
 
 
 class TriggerTemplateInstaller:
-    """The installer of the kind `trigger`. Its services are set after the kernel has booted."""
+    """Installs marketplace templates of the kind `trigger`.
+
+    The services that the installer uses are set after the boot.
+    """
 
     management: TriggerManagement | None
     checks: TriggerChecks | None
 
     def definition(self) -> Installer:
-        """Return the definition of this installer."""
+        """Return the installer definition for the marketplace."""
         return Installer(
             kind="trigger",
             title="Trigger",
@@ -63,19 +66,19 @@ class TriggerTemplateInstaller:
         self.checks.check_action(new.action)
 
     def find_existing(self, names: Sequence[str]) -> Mapping[str, str]:
-        """Return the ids of the triggers with these names."""
+        """Return the ids of the triggers with these names, keyed by name."""
         rows: Any = Trigger.select(Trigger.name, Trigger.id).where(LIVING & Trigger.name.in_(list(names))).tuples()
         return {str(name): str(trigger_id) for name, trigger_id in rows}
 
     def install(self, spec: Json, by: Principal) -> InstalledObject:
-        """Create a trigger, which is disabled at first."""
+        """Create a trigger. The new trigger is disabled."""
         new = convert(NewTrigger, {**spec, "enabled": False})
         made = self._service().create(new, new_ingress_secrets(), by=by)
         shown = {"ingress_url": made.ingress_url, "secret": made.secret}
         return InstalledObject(id=made.id, once={name: value for name, value in shown.items() if value is not None})
 
     def read_fields(self, ids: Sequence[str]) -> Mapping[str, Json]:
-        """Return, by trigger id, the fields that the owner may set, except whether the trigger is enabled."""
+        """Return the fields that a trigger's owner may set, except `enabled`, keyed by trigger id."""
         return {row.id: _values(row) for row in Trigger.select().where(LIVING & Trigger.id.in_(list(ids)))}
 
     def lock(self, ids: Sequence[str]) -> None:
@@ -83,14 +86,14 @@ class TriggerTemplateInstaller:
         list(locked(Trigger.select(Trigger.id).where(Trigger.id.in_(list(ids))).order_by(Trigger.id)))
 
     def update(self, trigger_id: str, fields: Json, by: Principal) -> None:
-        """Change a trigger. The new values have been checked."""
+        """Change the given fields of a trigger after checking the new values."""
         if "type" in fields:
             raise Invalid.at("/type", "not_allowed", "The type of a trigger cannot be changed.")
         kept = {name: value for name, value in fields.items() if value is not None or name == "filter"}
         self._service().update(trigger_id, convert(TriggerPatch, kept), ANY_VERSION, by=by)
 
     def find_uses(self, ids: Sequence[str]) -> Sequence[ObjectUse]:
-        """Return the triggers whose actions name objects with these ids."""
+        """Return the triggers whose actions refer to objects with these ids."""
         names = functools.reduce(operator.or_, [_text_contains(Trigger.action, each) for each in ids])
         return [
             ObjectUse(id=row.id, name=row.name, uses=each)
@@ -101,7 +104,7 @@ class TriggerTemplateInstaller:
         ]
 
     def find_running(self, ids: Sequence[str]) -> Sequence[str]:
-        """Return the ids of the triggers that have slots whose outcome is not decided."""
+        """Return the ids of those of the given triggers that have undecided slots."""
         active = Fire.trigger_id.in_(list(ids)) & PENDING
         rows: Any = Fire.select(Fire.trigger_id).where(active).distinct().tuples()
         return [str(row[0]) for row in rows]
@@ -111,7 +114,7 @@ class TriggerTemplateInstaller:
         self._service().delete(trigger_id, ANY_VERSION, by=by)
 
     def export(self, trigger_id: str, by: Principal) -> Json:
-        """Return the fields that the owner of a trigger may set."""
+        """Return the fields of a trigger that its owner may set."""
         return {name: value for name, value in _values(find_readable_trigger(trigger_id, by)).items() if value}
 
     def _service(self) -> TriggerManagement:
@@ -120,7 +123,7 @@ class TriggerTemplateInstaller:
 
 
 def _text_contains(column: Any, text: str) -> Any:
-    """Return the SQL condition that the JSON text of a column contains a string."""
+    """Return an SQL condition that the JSON text of a column contains a string."""
     return peewee.Expression(column, peewee.OP.ILIKE, peewee.Value(f"%{text}%", converter=False))
 
 
@@ -130,7 +133,10 @@ def _values(row: Trigger) -> Json:
 
 @functools.cache
 def _schema() -> Json:
-    """Return the schema of a new trigger. Triggers of templates are always created disabled."""
+    """Return the JSON Schema of a new trigger.
+
+    It omits `enabled`, because templates always create disabled triggers.
+    """
     schema = msgspec.json.schema(NewTrigger)
     fields: Json = schema["$defs"]["NewTrigger"]["properties"]
     del fields["enabled"]

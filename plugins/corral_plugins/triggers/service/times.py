@@ -1,4 +1,4 @@
-"""The kinds of triggers that fire at set times, and the computation of their slots. Nothing here reads the database."""
+"""The kinds of triggers that fire at set times, and the computation of their slots. Nothing here uses the database."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from corral.errors import FieldError
 from corral_plugins.triggers.api import TimeRule, TriggerKind
 
 MAX_COUNTED = 10_000
-"""The largest number of missed slots that is counted."""
+"""The maximum number of missed slots that are counted."""
 RUN_ALL = 10
 ON_TIME_SECONDS = 60.0
-"""A slot that is at most this late has not been missed."""
+"""A slot that is at most this many seconds late does not count as missed."""
 _ALIASES = {
     "@hourly": "0 * * * *",
     "@daily": "0 0 * * *",
@@ -29,7 +29,7 @@ _MOMENT = {"type": "string", "format": "date-time"}
 
 
 def cron_expression(text: str) -> str:
-    """Return the five fields of a cron expression or of an alias such as `@daily`."""
+    """Return the five fields of a cron expression, which may be an alias such as `@daily`."""
     return _ALIASES.get(text.strip().lower(), text)
 
 
@@ -148,7 +148,7 @@ TIME_KINDS = (
 
 
 def fire_time(trigger_id: str, config: Mapping[str, Any], slot: float) -> float:
-    """Return the time of a slot with its jitter added. The jitter of a slot is always the same."""
+    """Return the time of a slot plus its jitter. The jitter of a given slot is always the same."""
     jitter = config.get("jitter_seconds") or 0
     if not jitter:
         return slot
@@ -157,7 +157,7 @@ def fire_time(trigger_id: str, config: Mapping[str, Any], slot: float) -> float:
 
 
 def next_times(kind: TriggerKind, rule: TimeRule, after: float, count: int) -> list[float]:
-    """Return the next times after an instant at which a trigger is due, at most `count`."""
+    """Return at most `count` of the next times after `after` at which a trigger is due."""
     found: list[float] = []
     while kind.next_time is not None and len(found) < count:
         at = kind.next_time(rule, found[-1] if found else after)
@@ -168,7 +168,7 @@ def next_times(kind: TriggerKind, rule: TimeRule, after: float, count: int) -> l
 
 
 def due_slots(kind: TriggerKind, rule: TimeRule, first: float, now: float) -> tuple[list[float], int]:
-    """Return the newest slots from `first` to `now`, oldest first, and the total number of slots in this time.
+    """Return the newest slots between `first` and `now`, oldest first, and the total number of slots in this period.
 
     At most `RUN_ALL` slots are returned, and at most `MAX_COUNTED` slots are counted.
     """

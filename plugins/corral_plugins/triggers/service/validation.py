@@ -1,6 +1,7 @@
 """Checks the configuration, the expressions and the action of a trigger when it is saved.
 
-The checks run outside units of work. The objects that an action names are looked up in the unit that saves the trigger.
+The checks run outside units of work. The objects to which an action refers are looked up in the unit of work that saves
+the trigger.
 """
 
 from __future__ import annotations
@@ -27,24 +28,24 @@ CHECKED_TIMES = 20
 
 
 def require_action_permission(caller: Principal, permission: str, *, problem: type[Forbidden] = Forbidden) -> None:
-    """Raise a `problem` unless the caller may do what the action does, and may create triggers."""
+    """Raise `problem` unless the caller may create triggers and has the permission that the action requires."""
     for needed in ("triggers.write", permission):
         if not caller.may(needed):
             raise problem(f"The action of this trigger needs the permission {needed}.")
 
 
 class TriggerChecks:
-    """Checks triggers. Every method raises `Invalid` with the pointers of all faults."""
+    """Checks triggers. Every method that finds errors raises `Invalid` with a pointer for each error."""
 
     def __init__(self, types: TriggerTypeRegistry, expressions: Expressions, settings: Settings) -> None:
         self._types, self._expressions, self._settings = types, expressions, settings
 
     def limits(self) -> tuple[str, int]:
-        """Return the time zone of the installation and the shortest allowed interval. Runs in a unit of work."""
+        """Return the installation's time zone and the minimum interval in seconds. Runs in a unit of work."""
         return self._settings.get(TIMEZONE), self._settings.get(MIN_INTERVAL_SECONDS)
 
     def check_config(self, type: str, config: Json, *, zone: str, min_seconds: int) -> TriggerKind:
-        """Check the config of a trigger, and return the kind of the trigger."""
+        """Check the config of a trigger, and return the trigger's kind."""
         kind = self._types.require_kind(type)
         faults = json_schema_errors(kind.schema, config, pointer_prefix="/config")
         if not faults:
@@ -68,7 +69,7 @@ class TriggerChecks:
             _refuse(self._expressions.check_expression(text, roots=FILTER_ROOTS, pointer="/filter"))
 
     def check_action(self, action: Json) -> TriggerAction:
-        """Check the fields of an action and the expressions in them, and return the action."""
+        """Check the fields of an action and the expressions in them. Return the action with this type."""
         found = self._types.require_action(action.get("type"))
         fields = action_fields(action)
         faults = self._expressions.check_template(fields, roots=ACTION_ROOTS, pointer="/action")
@@ -83,7 +84,7 @@ class TriggerChecks:
         return found
 
     def check_rendered(self, action: TriggerAction, fields: Json) -> None:
-        """Check the fields of an action after their templates were rendered."""
+        """Check the fields of an action after their templates have been rendered."""
         _refuse(json_schema_errors(action.schema, fields, pointer_prefix="/action"))
 
 
@@ -93,7 +94,7 @@ def action_fields(action: Mapping[str, Any]) -> Json:
 
 
 def default_fields(action: TriggerAction) -> Json:
-    """Return the defaults of an action's schema for the fields that a trigger leaves out."""
+    """Return the default values that the action's schema defines for its fields."""
     fields = action.schema.get("properties", {})
     return {name: each["default"] for name, each in fields.items() if "default" in each}
 

@@ -1,4 +1,4 @@
-"""The tables of webhooks, their subscriptions to events, and their deliveries."""
+"""The tables of webhooks, their event subscriptions, and their deliveries."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The rules of webhooks: to whom, when and how often an event is delivered, and how the attempts end."""
+"""The business rules of webhooks: which webhooks receive an event, how deliveries are retried, and how they end."""

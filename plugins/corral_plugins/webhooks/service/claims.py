@@ -1,4 +1,4 @@
-"""Claims deliveries for attempts: fairly between webhooks, and within the limits of the installation.
+"""Claims deliveries for attempts, fairly among webhooks and within the limits of the installation.
 
 A claim is a lease with a fencing token. Every method runs in the caller's unit of work.
 """
@@ -35,14 +35,14 @@ BREAKER = "webhook"
 
 
 def breaker_name(host: str) -> str:
-    """Return the name of the circuit breaker of a host."""
+    """Return the name of a host's circuit breaker."""
     return f"{BREAKER}:{host}"
 
 
 class Claimed(msgspec.Struct, frozen=True, kw_only=True):
     """A delivery that this process may attempt until its lease ends.
 
-    A probe is an extra attempt that tests a failing webhook. It does not count as an attempt of the retry schedule.
+    A probe is an extra attempt that tests a failing webhook. Probes do not count as attempts of the retry schedule.
     """
 
     webhook: Webhook
@@ -52,7 +52,7 @@ class Claimed(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Load:
-    """The attempts that are running now in the whole installation."""
+    """The attempts that are currently running in the whole installation."""
 
     def __init__(self, limit: int, webhooks: Iterable[tuple[str, str | None]]) -> None:
         self.limit, self.total = limit, 0
@@ -66,11 +66,11 @@ class _Load:
         self.hosts[host] += 1
 
     def admits(self, row: Webhook) -> bool:
-        """Return whether one more attempt may be made for a webhook now.
+        """Return whether another attempt for a webhook may start now.
 
-        If the last attempt of a webhook failed, or none has ever succeeded, only one attempt runs at a time. A second
-        attempt to the same host starts only if enough slots stay free for other hosts. Therefore, hosts that do not
-        answer delay other hosts only if there are very many of them.
+        If the webhook's last attempt failed, or none has ever succeeded, it is limited to one attempt at a time. A
+        second attempt to the same host starts only if enough slots remain free for other hosts. Therefore, unresponsive
+        hosts delay other hosts only if there are very many of them.
         """
         running = self.hosts[row.host]
         limit = self.limit if running == 0 else self.limit - self.limit // RESERVED
@@ -88,7 +88,7 @@ class DeliveryClaims:
         self._settings, self._accounts, self._rights = settings, accounts, rights
 
     def next_time(self) -> str | None:
-        """Return the time of the next attempt or probe, or None if no delivery waits."""
+        """Return the time of the next attempt or probe, or None if no delivery is waiting."""
         due: Any = Delivery.select(peewee.fn.MIN(Delivery.due_at)).where(Delivery.due_at.is_null(False)).scalar()
         if due is None:
             return None
@@ -98,7 +98,7 @@ class DeliveryClaims:
     def claim(self) -> list[Claimed]:
         """Claim as many deliveries as may be attempted now.
 
-        Deliveries about objects that the owner of the webhook may no longer read are cancelled.
+        Deliveries about objects that the webhook's owner may no longer read are cancelled.
         """
         if self.switch is not None and (state := self.switch.state()).engaged and state.hold_deliveries:
             return []
@@ -114,7 +114,8 @@ class DeliveryClaims:
     def release(self, claimed: Claimed, due_at: str) -> None:
         """Release a delivery that was not attempted.
 
-        At `due_at`, the delivery is due again or, if the attempt was a probe, the next probe of the webhook.
+        The delivery is due again at `due_at`. If the attempt was a probe, the webhook's next probe is due at that time
+        instead.
         """
         next_attempt_at = claimed.delivery.next_attempt_at if claimed.is_probe else due_at
         waits = {"next_attempt_at": next_attempt_at, "due_at": next_attempt_at, "lease": None, "lease_until": None}
@@ -124,7 +125,7 @@ class DeliveryClaims:
 
     @staticmethod
     def has_expired() -> bool:
-        """Return whether a process ended without recording the result of a delivery."""
+        """Return whether a process has ended without recording the result of a delivery."""
         return bool(Delivery.select().where(Delivery.lease_until <= clock.now()).limit(1).exists())
 
     def release_expired(self) -> int:
@@ -136,9 +137,9 @@ class DeliveryClaims:
         return int(Delivery.update(waits).where(Delivery.lease_until <= clock.now()).execute())
 
     def _candidates(self) -> list[Webhook]:
-        """Return the webhooks that have due deliveries or a due probe.
+        """Return the active webhooks that have due deliveries or a due probe.
 
-        The webhooks that have waited longest for a claim come first.
+        Webhooks that have waited longest since their last claim come first.
         """
         now = clock.now()
         waiting = Delivery.select(peewee.SQL("1")).where(Delivery.webhook_id == Webhook.id)
@@ -149,7 +150,7 @@ class DeliveryClaims:
         return list(rows.order_by(Webhook.claimed_at, Webhook.id).limit(MAX_CANDIDATES))
 
     def _admitted(self, load: _Load) -> list[Webhook]:
-        """Return the webhooks to which a message may be sent now, at most as many as there are free slots."""
+        """Return the webhooks to which a message may be sent now, but no more than there are free slots."""
         found = self._candidates()
         admitted = [row for row in found if load.admits(row) and not self._is_blocked(row.host)]
         if len(found) == MAX_CANDIDATES:  # the others have to wait, so the next claim looks beyond them
@@ -161,7 +162,7 @@ class DeliveryClaims:
         return self.breakers is not None and self.breakers.blocked_until(breaker_name(host)) is not None
 
     def _readable(self, rows: list[Delivery], webhooks: Mapping[str, Webhook]) -> list[Delivery]:
-        """Return the deliveries about objects that the owners of the webhooks may still read, and cancel the others."""
+        """Return the deliveries about objects that the webhooks' owners may still read. Cancel the others."""
         owners = self._accounts.principals_of(row.user_id for row in webhooks.values())
         gone = {row.user_id for row in webhooks.values()} - owners.keys()
         if gone:
@@ -202,12 +203,12 @@ def _is_healthy(row: Webhook) -> bool:
 
 
 def has_valid_claim(delivery: Delivery) -> Any:
-    """Return the SQL condition that the claim of a delivery is still valid."""
+    """Return an SQL condition that the claim of a delivery is still valid."""
     return (Delivery.id == delivery.id) & (Delivery.lease == delivery.lease)
 
 
 def _running() -> list[tuple[str, str | None]]:
-    """Return the webhook and the host of every running attempt."""
+    """Return the webhook id and the host of every running attempt."""
     joined = Delivery.select(Delivery.webhook_id, Webhook.host).join(
         Webhook, peewee.JOIN.LEFT_OUTER, on=Webhook.id == Delivery.webhook_id
     )
@@ -216,7 +217,10 @@ def _running() -> list[tuple[str, str | None]]:
 
 
 def _first_waiting(webhooks: Iterable[Webhook], with_probes: bool) -> list[Delivery]:
-    """Return the first due deliveries of each webhook, or its oldest delivery if a probe of the webhook is due."""
+    """Return the first due deliveries of each webhook.
+
+    If a probe of a webhook is due, include a delivery that is not due.
+    """
     now = clock.now()
     queries = []
     for row in webhooks:
@@ -231,7 +235,7 @@ def _first_waiting(webhooks: Iterable[Webhook], with_probes: bool) -> list[Deliv
 
 
 def _take_turns(webhooks: Mapping[str, Webhook], rows: list[Delivery], load: _Load) -> list[Delivery]:
-    """Choose deliveries in rounds, one delivery of each webhook in a round, until the limits are reached."""
+    """Choose deliveries in rounds until the limits are reached. Each round chooses one delivery per webhook."""
     queues: dict[str, list[Delivery]] = {webhook_id: [] for webhook_id in webhooks}
     for row in reversed(rows):
         queues[row.webhook_id].append(row)

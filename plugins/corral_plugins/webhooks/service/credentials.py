@@ -1,4 +1,4 @@
-"""Encrypts and decrypts the secrets and the headers of webhooks."""
+"""Encrypts and decrypts webhook secrets and headers."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from corral_plugins.webhooks.models import Webhook
 
 
 class WebhookCredentials:
-    """Encrypts and decrypts credentials. While the vault is sealed, all methods raise `Unavailable`.
+    """Encrypts and decrypts credentials. No method requires a unit of work.
 
-    No method needs a unit of work.
+    While the vault is sealed, all methods raise `Unavailable`.
     """
 
     def __init__(self, sealer: Sealer) -> None:
         self._sealer = sealer
 
     def seal_secret(self, webhook_id: str, secret: str) -> str:
-        """Return a secret in encrypted form, as it is stored."""
+        """Return a secret in the encrypted form in which it is stored."""
         return self._sealer.encrypt(secret.encode(), aad=_place(webhook_id, "secret")).hex()
 
     def seal_headers(self, webhook_id: str, headers: Mapping[str, str]) -> str | None:
-        """Return headers in encrypted form, as they are stored, or None if there are none."""
+        """Return headers in the encrypted form in which they are stored, or None if there are no headers."""
         data = msgspec.json.encode(headers)
         return self._sealer.encrypt(data, aad=_place(webhook_id, "headers")).hex() if headers else None
 
     def secrets(self, row: Webhook) -> list[str]:
-        """Return the secrets to sign with now: the current secret and, while it is being replaced, the old secret."""
+        """Return the secrets to sign with: the current secret and, during the overlap period, the old secret."""
         is_old_valid = row.old_until is not None and row.old_until > clock.now()
         sealed = [row.secret, row.old_secret if is_old_valid else None]
         return [self._open(row.id, each, "secret").decode() for each in sealed if each is not None]

@@ -1,4 +1,4 @@
-"""Lists deliveries and sends them again. Every method runs in the caller's unit of work."""
+"""Lists and resends deliveries. Every method runs in the caller's unit of work."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CAN_RECOVER = Delivery.status.in_(("failed", "cancelled"))
 
 
 class WebhookDeliveries:
-    """Reads deliveries and sends them again."""
+    """Reads and resends deliveries."""
 
     def list(self, webhook_id: str, query: DeliveryQuery, *, by: Principal) -> Page[DeliveryView]:
         """Return a page of the deliveries to a webhook, newest first, without payloads."""
@@ -47,7 +47,7 @@ class WebhookDeliveries:
         return delivery_details(find_delivery(webhook_id, delivery_id, by)[1])
 
     def redeliver(self, webhook_id: str, delivery_id: str, *, by: Principal) -> DeliveryView:
-        """Send a delivery again under the same id. Its retry schedule starts again."""
+        """Resend a delivery under the same id. Its retry schedule starts again."""
         row, delivery = find_delivery(webhook_id, delivery_id, by)
         _require_active(row)
         again = (Delivery.id == delivery.id) & (Delivery.status != "pending") & Delivery.lease.is_null()
@@ -56,7 +56,7 @@ class WebhookDeliveries:
         return delivery_view(Delivery.get_by_id(delivery.id))
 
     def recover(self, webhook_id: str, body: RecoverDeliveries, *, by: Principal) -> RecoveredDeliveries:
-        """Send again the deliveries that failed or were cancelled since this time.
+        """Resend the deliveries that have failed or were cancelled since the requested time.
 
         The caller's unit of work queues the first batch of deliveries, and a job queues the rest.
         """
@@ -77,9 +77,10 @@ class WebhookDeliveries:
 
 
 def recover_batch(webhook_id: str, since: str, until: str) -> int:
-    """Send again a batch of the deliveries that failed or were cancelled. Return the number of deliveries.
+    """Resend a batch of the failed and cancelled deliveries. Return the number of deliveries.
 
-    Deliveries to a webhook that was disabled or deleted meanwhile are not sent, because no process would claim them.
+    If the webhook has been disabled or deleted in the meantime, nothing is resent, because no process would claim the
+    deliveries.
     """
     if not Webhook.select().where((Webhook.id == webhook_id) & Webhook.is_active).exists():
         return 0
@@ -89,26 +90,26 @@ def recover_batch(webhook_id: str, since: str, until: str) -> int:
 
 
 def end_recovery(webhook_id: str) -> None:
-    """Record that a recovery is finished, because all of its deliveries are being sent again."""
+    """Record that a recovery is finished. All of its deliveries have been queued again."""
     Webhook.update(recovering_at=None).where(Webhook.id == webhook_id).execute()
 
 
 def delete_batch(before: str) -> int:
-    """Delete a batch of the deliveries that ended before this time. Return the number of deleted deliveries."""
+    """Delete a batch of deliveries that ended before this time. Return the number of deleted deliveries."""
     old = Delivery.select(Delivery.id).where(Delivery.finished_at < before).order_by(Delivery.finished_at)
     return int(Delivery.delete().where(Delivery.id.in_(old.limit(AT_ONCE)) & ~IS_OPEN).execute())
 
 
 def delete_batch_of(webhook_ids: list[str]) -> int:
-    """Delete a batch of the deliveries to deleted webhooks. Return the number of deleted deliveries."""
+    """Delete a batch of deliveries to the given deleted webhooks. Return the number of deleted deliveries."""
     some = Delivery.select(Delivery.id).where(Delivery.webhook_id.in_(webhook_ids)).limit(AT_ONCE)
     return int(Delivery.delete().where(Delivery.id.in_(some)).execute())
 
 
 def _recoverable(webhook_id: str, since: str, until: str) -> Any:
-    """Return the condition for the deliveries to send again.
+    """Return an SQL condition that selects the deliveries to resend.
 
-    Deliveries that failed after the recovery began are left out.
+    Deliveries that failed after the recovery began are excluded.
     """
     is_old = (Delivery.created_at >= since) & (Delivery.finished_at <= until)
     return CAN_RECOVER & (Delivery.webhook_id == webhook_id) & is_old

@@ -1,4 +1,4 @@
-"""Disables webhooks: changes their state, cancels their open deliveries, and emits the events about them.
+"""Disables webhooks: changes their state, cancels their open deliveries, and emits the related events.
 
 Every function runs in the caller's unit of work.
 """
@@ -19,19 +19,22 @@ AT_ONCE = 500
 
 
 def publish(kind: type[WebhookEvent], row: Webhook, **facts: Any) -> None:
-    """Emit an event about a webhook. Only the owner of the webhook sees the event."""
+    """Emit an event about a webhook. The event is visible only to the webhook's owner."""
     emit(kind(webhook_id=row.id, **facts), object=("webhook", row.id), owner=row.user_id)
 
 
 def disable_webhooks(which: Any, reason: str) -> None:
-    """Disable the active webhooks that match the condition, cancel their open deliveries, and notify their owners."""
+    """Disable the active webhooks that match a condition.
+
+    Their open deliveries are cancelled, and their owners are notified.
+    """
     rows = list(Webhook.select().where(which & Webhook.is_active))
     for row in rows:
         disable_webhook(row, reason)
 
 
 def disable_webhook(row: Webhook, reason: str) -> bool:
-    """Disable a webhook, but not at the request of its owner. Return False if the webhook is no longer active."""
+    """Disable a webhook for a reason other than its owner's request. Return False if it is no longer active."""
     changes = {"is_active": False, "disabled_reason": reason, "version": Webhook.version + 1, "updated_at": clock.now()}
     if not Webhook.update(changes).where((Webhook.id == row.id) & Webhook.is_active).execute():
         return False
@@ -57,9 +60,9 @@ def cancel_batch(webhook_id: str, until: str) -> int:
 
 
 def cancel_stranded() -> int:
-    """Cancel a batch of the open deliveries whose webhook is disabled or deleted. Return the number of deliveries.
+    """Cancel a batch of open deliveries whose webhook is disabled or deleted. Return the number of deliveries.
 
-    Such a delivery was written by a unit of work that did not see yet that the webhook was disabled or deleted.
+    They were inserted by units of work that had not yet seen that the webhook was disabled or deleted.
     """
     active = Webhook.select(Webhook.id).where(Webhook.is_active)
     some = Delivery.select(Delivery.id).where(Delivery.due_at.is_null(False) & Delivery.webhook_id.not_in(active))
@@ -67,7 +70,10 @@ def cancel_stranded() -> int:
 
 
 def ended(status: str) -> dict[str, Any]:
-    """Return the changes that end a delivery with this status. A running attempt loses its lease."""
+    """Return the column changes that end a delivery with this status.
+
+    If an attempt is running, its lease is removed.
+    """
     waiting = dict.fromkeys(("next_attempt_at", "due_at", "lease", "lease_until"))
     return {"status": status, "finished_at": clock.now(), **waiting}
 

@@ -1,4 +1,4 @@
-"""Delivers events. Each process that runs jobs reads new events, claims deliveries, and attempts them."""
+"""Delivers events. Each process that runs jobs also reads new events, claims deliveries, and attempts them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ ENTRY = UnitContext(label="webhooks.dispatch", actor=SYSTEM)
 
 
 class _DueWork(NamedTuple):
-    """The work that is due: the followed events, whether there are new events, and when the next attempt is due."""
+    """A summary of due work: the followed events, whether there are new events, and the time of the next attempt."""
 
     patterns: frozenset[str]
     has_events: bool
@@ -62,7 +62,7 @@ class WebhookDispatcher(EventDispatcher[Claimed]):
         self._patterns: frozenset[str] = frozenset()
 
     async def run_once(self) -> float:
-        """Turn new events into deliveries, and start due attempts. Return the seconds to wait before the next call."""
+        """Turn new events into deliveries, and start due attempts. Return the number of seconds until the next call."""
         outlook = await self._work(self._look, entry=ENTRY, read=True)
         self._patterns = outlook.patterns
         if outlook.has_events:
@@ -83,7 +83,7 @@ class WebhookDispatcher(EventDispatcher[Claimed]):
         return event.type.startswith(OWN_EVENTS) or not self._patterns.isdisjoint(matching_patterns(event.type))
 
     async def _attempt(self, claimed: Claimed) -> None:
-        """Attempt a delivery and record the result. If the attempt is interrupted, the delivery is released."""
+        """Attempt a delivery and record the result. If the attempt is interrupted, release the delivery."""
         at = clock.now()
         try:
             result = await self._send(claimed)
@@ -100,7 +100,7 @@ class WebhookDispatcher(EventDispatcher[Claimed]):
             await asyncio.shield(self._record(claimed, result, at))
 
     async def _send(self, claimed: Claimed) -> AttemptResult:
-        """Send a delivery. An unexpected error counts as a failed attempt, so that retries come to an end."""
+        """Send a delivery. An unexpected error counts as a failed attempt, so that retries eventually end."""
         delivery = claimed.delivery
         try:
             return await self._sender.send(
@@ -116,7 +116,7 @@ class WebhookDispatcher(EventDispatcher[Claimed]):
             return AttemptResult(error="blocked", response=f"Not sent: {type(error).__name__} in Corral; see the log.")
 
     async def _record(self, claimed: Claimed, result: AttemptResult, at: str) -> None:
-        """Record a result, even if the database is unavailable for a moment."""
+        """Record a result. Retry while the database is unavailable."""
         while True:
             with contextlib.suppress(Unavailable):
                 await self._work(lambda: self._outcomes.record(claimed, result, at), entry=ENTRY)
@@ -129,6 +129,6 @@ class WebhookDispatcher(EventDispatcher[Claimed]):
 
 
 def hosts_of_webhooks() -> list[str]:
-    """Return the hosts of all active webhooks. Runs in a unit of work."""
+    """Return the hosts of active webhooks, at most 2,000. Runs in a unit of work."""
     rows = Webhook.select(Webhook.host).where(Webhook.is_active).distinct().limit(2000)
     return [str(row.host) for row in rows]

@@ -1,8 +1,8 @@
-"""Reads the event log, and writes a delivery for each webhook that follows an event and whose owner may read it.
+"""Reads the event log, and creates a delivery for each webhook that follows an event and whose owner may read it.
 
-The position in the log is the cursor of a durable consumer, so events that are not read yet are kept. The position
-moves in the transaction that writes the deliveries. If several processes read the same events, only one of them can
-move the position, and the others discard their work. A subscriber would be woken by every event of the installation,
+The position in the log is the cursor of a durable consumer, so unread events are kept. The position is advanced in the
+transaction that inserts the deliveries. If several processes read the same events, only one of them can advance the
+position, and the others discard their work. An event subscriber would instead run for every event in the installation,
 and would look up the webhooks once per event.
 """
 
@@ -35,7 +35,10 @@ ENTRY = UnitContext(label="webhooks.fan_out", actor=SYSTEM)
 EVENTS_AT_ONCE, ROWS_AT_ONCE = 100, 500
 WINDOW = 20_000  # positions of the log that one unit searches
 RECORDED_REASONS = ("failing", "gone")
-"""While a webhook is disabled for one of these reasons, events are recorded as cancelled, so that it can recover."""
+"""The reasons for disabling a webhook after which events are still recorded, as cancelled deliveries.
+
+The owner can resend these deliveries after enabling the webhook.
+"""
 RECORDED_SECONDS = 14 * 86_400.0  # since the webhook was disabled
 
 
@@ -48,7 +51,7 @@ class _Follower(NamedTuple):
 
 
 class WebhookFanOut:
-    """Turns events into deliveries."""
+    """Creates deliveries for events."""
 
     def __init__(self, database: Database, types: EventTypes, rights: EventRights, accounts: Accounts) -> None:
         self._database, self._work = database, database.work
@@ -60,7 +63,7 @@ class WebhookFanOut:
             await self._work(CURSOR.create, entry=ENTRY)
 
     async def read(self) -> None:
-        """Handle all new events. If another process has read the same events first, leave the rest to that process."""
+        """Handle all new events. If another process reads the same events first, leave the rest to that process."""
 
         async def read(limit: int) -> bool:
             return await self._work(functools.partial(self._read_batch, limit), entry=ENTRY)
@@ -75,7 +78,12 @@ class WebhookFanOut:
                 pass
 
     def has_events(self, patterns: Collection[str]) -> bool:
-        """Return whether the log has events after the position that webhooks follow. Runs in a unit of work."""
+        """Return whether, after the stored position, the log has events that match the patterns.
+
+        Runs in a unit of work.
+
+        Also return True if the position is far behind the end of the log.
+        """
         row = ConsumerRow.get_or_none(ConsumerRow.name == CONSUMER)
         if row is None or not patterns:
             return False
@@ -87,7 +95,7 @@ class WebhookFanOut:
         return event_log.last_seq() - row.cursor >= WINDOW
 
     def _read_batch(self, limit: int) -> bool:
-        """Handle the next events and move the position. Return whether more events may follow."""
+        """Handle the next events and advance the stored position. Return whether there may be more events."""
         position = CURSOR.position()
         newest = event_log.last_seq()  # read first, because later events must come after the position
         until = min(newest, position + WINDOW)
@@ -108,13 +116,16 @@ class WebhookFanOut:
         return event_log.select(where, limit) if names else []
 
     def _count_failure(self, reason: str) -> bool:
-        """Count a failure of the next event. Return whether the event was skipped because it failed too often."""
+        """Count a failure to handle the next event.
+
+        Return whether the event was skipped because it failed too often.
+        """
         position = CURSOR.position()
         events = self._next_events(position, position + WINDOW, 1)
         return bool(events) and CURSOR.count_failure(position, events[0], reason)
 
     def _deliveries(self, events: Sequence[LoggedEvent]) -> tuple[list[dict[str, Any]], int]:
-        """Return the rows of new deliveries, and the number of events for which they are complete."""
+        """Return the rows of new deliveries, and the number of leading events for which all rows are included."""
         followers = _followers({pattern for event in events for pattern in matching_patterns(event.type)})
         people = {each.user_id for found in followers.values() for each in found}
         owners = self._accounts.principals_of(people) if people else {}
@@ -172,7 +183,7 @@ def followed_patterns() -> frozenset[str]:
 
 
 def subject_of(event: LoggedEvent) -> dict[str, Any]:
-    """Return the data with which each attempt checks again whether the owner of the webhook may read the event."""
+    """Return the data that each attempt uses to check again whether the webhook's owner may read the event."""
     return {
         "object_type": event.object_type,
         "object_id": event.object_id,
@@ -182,7 +193,7 @@ def subject_of(event: LoggedEvent) -> dict[str, Any]:
 
 
 def event_of(row: Delivery) -> LoggedEvent:
-    """Return the event of a delivery in the form that the visibility check expects."""
+    """Return the event of a delivery in the form that the visibility check requires."""
     return LoggedEvent(
         seq=0, id=row.event_id, type=row.event, ts="", actor_type="", actor_id=None, data="", cause="", **row.subject
     )
@@ -194,7 +205,7 @@ def _is_following() -> Any:
 
 
 def _followers(patterns: Collection[str]) -> dict[str, list[_Follower]]:
-    """Return, for each of the patterns, the webhooks that follow it."""
+    """Return the webhooks that follow each of the patterns, keyed by pattern."""
     columns = (Webhook.id, Webhook.user_id, Webhook.filter, Webhook.since_seq, Webhook.is_active, Subscription.pattern)
     joined = Webhook.select(*columns).join(Subscription, on=Webhook.id == Subscription.webhook_id)
     rows: Any = joined.where(Subscription.pattern.in_(patterns) & _is_following()).tuples() if patterns else ()

@@ -48,7 +48,10 @@ class WebhookManagement:
         self._settings, self._credentials = settings, credentials
 
     def list(self, query: WebhookQuery, *, by: Principal) -> Page[WebhookView]:
-        """Return a page of the caller's webhooks, or of the webhooks of all users without their details."""
+        """Return a page of the caller's webhooks.
+
+        With `query.all`, return all users' webhooks, but without private fields. Only admins may do this.
+        """
         if query.all and not by.may("webhooks.manage"):
             raise Problem("Only admins may list the webhooks of all users.", code="forbidden")
         rows = Webhook.select() if query.all else Webhook.select().where(visible(Webhook, by))
@@ -60,15 +63,15 @@ class WebhookManagement:
         return Page(items=items, total=found.total, limit=found.limit, offset=found.offset, next=found.next)
 
     def get(self, webhook_id: str, *, by: Principal) -> WebhookView:
-        """Return a webhook."""
+        """Return a webhook of the caller."""
         return webhook_view(find_webhook(webhook_id, by))
 
     def row(self, webhook_id: str, *, by: Principal) -> Webhook:
-        """Return the row of a webhook."""
+        """Return the row of a webhook of the caller."""
         return find_webhook(webhook_id, by)
 
     def create(self, new: NewWebhook, checked: CheckedWebhook, secret: str, *, by: Principal) -> CreatedWebhook:
-        """Create a webhook whose fields have been checked."""
+        """Create a webhook. The caller must have checked the fields."""
         assert by.user_id is not None
         self._check_quota(by)
         now, webhook_id = clock.now(), new_id()
@@ -97,7 +100,7 @@ class WebhookManagement:
     def update(
         self, webhook_id: str, patch: WebhookPatch, checked: CheckedWebhook, match: IfMatch, *, by: Principal
     ) -> WebhookView:
-        """Change a webhook whose new fields have been checked."""
+        """Change a webhook. The caller must have checked the new fields."""
         row = find_webhook(webhook_id, by)
         match.check(row.version)
         given = msgspec.structs.asdict(patch)
@@ -118,7 +121,7 @@ class WebhookManagement:
         return msgspec.structs.replace(webhook_view(row), warnings=checked.warnings)
 
     def set_active(self, webhook_id: str, is_active: bool, match: IfMatch, *, by: Principal) -> WebhookView:
-        """Enable or disable a webhook. An admin may disable other users' webhooks, but then sees no details of them."""
+        """Enable or disable a webhook. Admins may disable other users' webhooks, but then receive no private fields."""
         try:
             row = find_webhook(webhook_id, by)
         except NotFound:
@@ -140,7 +143,7 @@ class WebhookManagement:
     def rotate_secret(
         self, webhook_id: str, secret: str, seconds: int, match: IfMatch, *, by: Principal
     ) -> RotatedWebhookSecret:
-        """Replace the secret. For some seconds, messages are signed with the old secret as well."""
+        """Replace the secret. For `seconds`, messages are also signed with the old secret."""
         row = find_webhook(webhook_id, by)
         match.check(row.version)
         until = clock.now(seconds) if seconds else None
@@ -160,7 +163,7 @@ class WebhookManagement:
         return webhook_view(Webhook.get_by_id(row.id), is_whole=False)
 
     def _change(self, row: Webhook, changes: dict[str, Any]) -> None:
-        """Write changes of a webhook, together with everything that depends on them."""
+        """Save changes to a webhook, and update everything that depends on them."""
         if not changes:
             return
         before = dict(row.__data__)
@@ -213,7 +216,10 @@ class WebhookManagement:
 
 
 def delete_webhooks(rows: Iterable[Webhook]) -> None:
-    """Delete webhooks, cancel their open deliveries, and notify their owners. Ended deliveries are kept for a while."""
+    """Delete webhooks, cancel their open deliveries, and notify their owners.
+
+    Finished deliveries are kept for a while.
+    """
     for row in rows:
         cancel_deliveries(row.id)
         Subscription.delete().where(Subscription.webhook_id == row.id).execute()

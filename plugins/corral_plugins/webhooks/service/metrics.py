@@ -23,7 +23,7 @@ class WebhookMetrics:
         self._attempts: Counter[tuple[str, ...]] = Counter()
 
     def count(self, outcome: str) -> None:
-        """Count an attempt. Must be called on the event loop."""
+        """Count an attempt by its outcome. Must be called on the event loop."""
         self._attempts[(outcome,)] += 1
 
     def definitions(self) -> list[Metric]:
@@ -54,12 +54,12 @@ class WebhookMetrics:
 
 
 def longest_lag() -> Mapping[tuple[str, ...], float]:
-    """Return for how many seconds the delivery that is most overdue has been due."""
+    """Return how many seconds ago the most overdue delivery became due, or 0 if no delivery is waiting."""
     due: Any = Delivery.select(peewee.fn.MIN(Delivery.due_at)).where(Delivery.due_at.is_null(False)).scalar()
     return {(): 0.0 if due is None else max(0.0, clock.time_s() - clock.parse_instant(due))}
 
 
 def count_deliveries() -> Mapping[tuple[str, ...], float]:
-    """Return the number of deliveries by status."""
+    """Return the number of deliveries, keyed by status."""
     rows: Any = Delivery.select(Delivery.status, peewee.fn.COUNT(Delivery.id)).group_by(Delivery.status)
     return {(status,): float(count) for status, count in rows.tuples()}

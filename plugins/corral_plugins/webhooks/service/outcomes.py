@@ -1,4 +1,4 @@
-"""Records the results of attempts and what follows from them: retries, recovery, or disabling a webhook that fails.
+"""Records the results of attempts, and then schedules retries, resumes deliveries or disables a failing webhook.
 
 Every method runs in the caller's unit of work.
 """
@@ -32,9 +32,9 @@ class DeliveryOutcomes:
         self._settings = settings
 
     def record(self, claimed: Claimed, result: AttemptResult, at: str) -> bool:
-        """Record the result of an attempt that began at this time. Return False if the claim is no longer valid.
+        """Record the result of an attempt that began at `at`. Return False if the claim is no longer valid.
 
-        Rows are locked in the same order as by a claim: first the row of the webhook, then the rows of deliveries.
+        Rows are locked in the same order as during a claim: first the webhook's row, then the rows of deliveries.
         """
         row: Webhook | None = locked(Webhook.select().where(Webhook.id == claimed.webhook.id)).first()
         if not self._end_attempt(claimed, result, at):
@@ -67,7 +67,10 @@ class DeliveryOutcomes:
         return bool(Delivery.update(changes).where(has_valid_claim(delivery)).execute())
 
     def _next_state(self, claimed: Claimed, result: AttemptResult) -> dict[str, Any]:
-        """Return the changes to the state of a delivery. A failed probe does not move the next regular attempt."""
+        """Return the changes to a delivery's state.
+
+        A failed probe does not change the time of the next regular attempt.
+        """
         delivery, schedule = claimed.delivery, self._settings.get(RETRY_SCHEDULE)
         attempt = delivery.attempt + (0 if claimed.is_probe and not result.is_success else 1)
         if result.is_success:
@@ -79,9 +82,9 @@ class DeliveryOutcomes:
         return {"status": "retrying", "attempt": attempt, **waits}
 
     def _on_success(self, row: Webhook, result: AttemptResult) -> None:
-        """Record that the webhook no longer fails, and make the deliveries that wait for a retry due, oldest first.
+        """Record that the webhook no longer fails, and make the oldest deliveries that wait for a retry due now.
 
-        Each success makes another batch of deliveries due, long before the previous batch is sent.
+        Each success makes another batch of deliveries due, long before the previous batch has been sent.
         """
         recovered = {"failing_since": None, "failures": 0, "next_probe_at": None}
         told = {"last_success_at": clock.now(), "last_status_code": result.status_code}

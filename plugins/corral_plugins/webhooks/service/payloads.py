@@ -1,4 +1,4 @@
-"""The bodies of deliveries, and the examples of event data."""
+"""Builds the bodies of deliveries, and examples of event data."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ MAX_DEPTH = 6
 def body_of(*, type: str, timestamp: str, id: str, data: Any, object_id: str, href: str | None = None) -> str:
     """Return the body of a delivery as JSON text.
 
-    If the data is too large, it is replaced by the id and the API address of its object. The data of an event is never
-    too large, because the event log allows only half of that size.
+    If the data is too large, it is replaced by the id and API URL of its object. Event data is never too large, because
+    the event log allows only half of the size limit.
     """
     message = {"type": type, "timestamp": timestamp, "id": id, "data": data}
     body = encode(message)
@@ -43,19 +43,19 @@ def body_of_event(event: LoggedEvent) -> str:
 
 @functools.lru_cache(maxsize=1000)
 def matching_patterns(name: str) -> tuple[str, ...]:
-    """Return the event name and every pattern that matches it, for example `a.b.*`, `a.*` and `*` for `a.b.c`."""
+    """Return an event name and every pattern that matches it: for `a.b.c`, also `a.b.*`, `a.*` and `*`."""
     parts = name.split(".")
     return (name, *(".".join(parts[:size]) + ".*" for size in range(len(parts) - 1, 0, -1)), "*")
 
 
 class WebhookEvents:
-    """Describes the events that webhooks can receive. No method needs a unit of work."""
+    """Describes the events that webhooks can receive. No method requires a unit of work."""
 
     def __init__(self, types: EventTypes) -> None:
         self._types = types
 
     def check(self, patterns: list[str]) -> list[str]:
-        """Return the names and patterns without duplicates. Raise `Invalid` if one of them matches no event."""
+        """Return the given names and patterns without duplicates. Raise `Invalid` if one of them matches no event."""
         for index, pattern in enumerate(patterns):
             if not self._types.is_known(pattern):
                 detail = f"No event is named {pattern}; `corral webhooks event-types` lists them."
@@ -63,11 +63,11 @@ class WebhookEvents:
         return list(dict.fromkeys(patterns))
 
     def receivable_by(self, caller: Principal) -> list[WebhookEventType]:
-        """Return the events that the caller could receive, sorted by name."""
+        """Return the events that the caller's webhooks can receive, sorted by name."""
         return [_describe(each) for each in self._types.all() if caller.is_admin or each.visibility != ADMIN]
 
     def example(self, name: str) -> dict[str, Any]:
-        """Return an example of the data of an event. Raise `Invalid` if there is no such event."""
+        """Return an example of an event's data. Raise `Invalid` if there is no such event."""
         found = next((each for each in self._types.all() if each.event == name), None)
         if found is None:
             detail = f"No event is named {name}; `corral webhooks event-types` lists them."
@@ -83,7 +83,11 @@ def _describe(kind: EventType) -> WebhookEventType:
 
 
 def _example(schema: Mapping[str, Any], shared: Mapping[str, Any], depth: int) -> Any:
-    """Return a value that a `msgspec` JSON schema accepts. Objects contain all of their members down to this depth."""
+    """Return a value that conforms to a `msgspec` JSON Schema.
+
+    Down to the nesting depth `depth`, objects contain all of their properties. Below it, they contain only the required
+    ones.
+    """
     while "$ref" in schema:
         schema = shared[schema["$ref"].rpartition("/")[2]]
     if "anyOf" in schema:

@@ -1,4 +1,4 @@
-"""Loads the secrets and headers of all webhooks into the redactor of this process, at start and after every change."""
+"""Loads all webhook secrets and headers into the redactor of this process, at start and after every change."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from corral_plugins.webhooks.service.credentials import WebhookCredentials
 
 
 class WebhookRedactorValues(TableRedactorValues[Webhook]):
-    """Keeps the redactor's copy of the secrets and headers of all webhooks up to date."""
+    """Keeps the redactor's copy of all webhook secrets and headers up to date."""
 
     source = "webhooks"
     model = Webhook

@@ -35,7 +35,10 @@ def find_webhook(webhook_id: str, caller: Principal) -> Webhook:
 
 
 def find_delivery(webhook_id: str, delivery_id: str, caller: Principal) -> tuple[Webhook, Delivery]:
-    """Return a delivery to a webhook of the caller, and the webhook. Raise `NotFound` if there is no such delivery."""
+    """Return a delivery and its webhook, which must belong to the caller.
+
+    Raise `NotFound` if there is no such delivery.
+    """
     row = find_webhook(webhook_id, caller)
     mine = (Delivery.id == delivery_id.lower()) & (Delivery.webhook_id == row.id)
     delivery: Delivery | None = Delivery.get_or_none(mine)
@@ -45,14 +48,14 @@ def find_delivery(webhook_id: str, delivery_id: str, caller: Principal) -> tuple
 
 
 def count_open(webhook_ids: Collection[str]) -> dict[str, int]:
-    """Return the number of open deliveries of each webhook. Webhooks without open deliveries are left out."""
+    """Return the number of open deliveries, keyed by webhook id. Webhooks without open deliveries are omitted."""
     mine = IS_OPEN & Delivery.webhook_id.in_(list(webhook_ids))
     found: Any = Delivery.select(Delivery.webhook_id, peewee.fn.COUNT(Delivery.id)).where(mine)
     return {str(key): int(count) for key, count in found.group_by(Delivery.webhook_id).tuples()}
 
 
 def view_fields(row: Webhook, pending: int, *, is_whole: bool = True) -> dict[str, Any]:
-    """Return the fields of a `WebhookView`. Private fields are included only if `is_whole` is set."""
+    """Return the fields of a `WebhookView`. If `is_whole` is not set, private fields are omitted."""
     names = {*WebhookView.__struct_fields__} - {"warnings", "has_secret", "headers", "pending_deliveries"}
     fields = {
         **{name: getattr(row, name) for name in names},

@@ -1,4 +1,4 @@
-"""Sends a test message to a webhook while its owner waits for the result. Runs outside units of work."""
+"""Sends a test message to a webhook while the webhook's owner waits for the result. Runs outside units of work."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from corral_plugins.webhooks.shapes import TestWebhook, WebhookTest
 
 
 class WebhookTester:
-    """Sends test messages, which are neither recorded nor repeated. Their failures never disable the webhook."""
+    """Sends test messages. They are neither recorded nor retried, and their failures never disable the webhook."""
 
     def __init__(self, settings: Settings, sender: WebhookSender, events: WebhookEvents) -> None:
         self._settings, self._sender, self._events = settings, sender, events

@@ -1,4 +1,4 @@
-"""Sends a signed request to a receiver, and returns the result. Nothing here runs in a unit of work."""
+"""Sends a signed request to a receiver, and returns the result. Nothing in this module runs in a unit of work."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ RETRY_AFTER_STATUSES = (429, 503)
 
 
 class AttemptResult(msgspec.Struct, frozen=True, kw_only=True):
-    """The result of an attempt. `retry_after` is the number of seconds that the receiver asked for, or None."""
+    """The result of an attempt. `retry_after` is the number of seconds that the receiver asked to wait, or None."""
 
     status_code: int | None = None
     error: AttemptError | None = None
@@ -54,7 +54,7 @@ class AttemptResult(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class WebhookSender:
-    """Sends messages. If the circuit breaker of the host is open, raises `CircuitOpen` and sends nothing."""
+    """Sends messages. If the host's circuit breaker is open, `CircuitOpen` is raised and nothing is sent."""
 
     breakers: Breakers | None
 
@@ -64,7 +64,7 @@ class WebhookSender:
         self._egress, self._redactor, self._credentials, self._signer = egress, redactor, credentials, signer
 
     def declare(self, hosts: Any) -> None:
-        """Declare the circuit breakers of the hosts. `hosts()` returns the hosts and runs in a unit of work."""
+        """Declare the circuit breakers of the hosts. `hosts()` returns the hosts, and is called in a unit of work."""
         if self.breakers is not None:
             self.breakers.declare(BREAKER, lambda: [breaker_name(host) for host in hosts()])
 
@@ -120,7 +120,10 @@ class WebhookSender:
         return headers
 
     async def _connection_error(self, url: str, error: BaseException) -> AttemptError:
-        """Return why a connection failed. Look up the host name again to find out whether it has no address."""
+        """Return the reason why a connection failed.
+
+        The host name is looked up again to determine whether it has no address.
+        """
         cause: BaseException | None = error
         while cause is not None:
             if isinstance(cause, ssl.SSLError):
@@ -141,7 +144,7 @@ def _user_agent() -> str:
 
 
 def _judge(outcome: Any) -> Verdict:
-    """Classify an attempt for the circuit breaker. Requests that Corral itself refuses do not count."""
+    """Classify an attempt for the circuit breaker. Requests that Corral itself refused to send do not count."""
     if isinstance(outcome, Problem) or (isinstance(outcome, AttemptResult) and outcome.error == "blocked"):
         return "neutral"
     if isinstance(outcome, AttemptResult):
@@ -150,15 +153,15 @@ def _judge(outcome: Any) -> Verdict:
 
 
 def _response_start(content: bytes) -> str:
-    """Return the beginning of a response as UTF-8 text, without NUL, which PostgreSQL cannot store.
+    """Return the beginning of a response as text. NUL characters, which PostgreSQL cannot store, are replaced.
 
-    The declared character set of the response is ignored, because it may be any codec.
+    The response is decoded as UTF-8. The declared character set is ignored, because it could name any codec.
     """
     return content[: 4 * SHOWN_RESPONSE].decode(errors="replace").replace("\0", "\ufffd")[:SHOWN_RESPONSE]
 
 
 def _retry_after(response: httpx2.Response) -> float | None:
-    """Return how many seconds the receiver asks to wait, at most a day."""
+    """Return the number of seconds that the receiver asks to wait, at most one day, or None."""
     told = response.headers.get("retry-after", "").strip()
     if response.status_code not in RETRY_AFTER_STATUSES or not told:
         return None

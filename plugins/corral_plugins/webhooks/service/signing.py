@@ -1,4 +1,4 @@
-"""Signs requests as Standard Webhooks 1.0.0 specifies, creates secrets, and derives their keys."""
+"""Signs requests as defined by Standard Webhooks 1.0.0, creates secrets, and derives their keys."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FEWEST_BYTES, MOST_BYTES = 24, 64
 
 
 class StandardSigner:
-    """Implements `Signer`."""
+    """Implements `corral_plugins.webhooks.api.Signer`."""
 
     def sign(self, secret: str, *further: str, message_id: str, timestamp: int, body: bytes) -> dict[str, str]:
         signed = f"{message_id}.{timestamp}.".encode() + body
@@ -37,14 +37,14 @@ def new_secret() -> str:
 
 
 def key_of(secret: str) -> bytes:
-    """Return the signing key of a secret. Raise `ValueError` if the Base64 of a `whsec_` secret is not valid."""
+    """Return the signing key of a secret. Raise `ValueError` if a `whsec_` secret contains invalid Base64."""
     if not secret.startswith(PREFIX):
         return secret.encode()
     return base64.b64decode(secret.removeprefix(PREFIX), validate=True)
 
 
 def check_secret(secret: str, pointer: str) -> None:
-    """Raise `Invalid` unless a submitted text can be used as a secret."""
+    """Raise `Invalid` unless the submitted text can be used as a secret."""
     refuse_mask(secret, pointer)
     if not secret.startswith(PREFIX):
         return

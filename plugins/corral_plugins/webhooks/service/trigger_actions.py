@@ -1,4 +1,4 @@
-"""The action `call_webhook`, with which triggers send data to a webhook of their owner."""
+"""The action `call_webhook`, which lets triggers send data to one of their owner's webhooks."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ SCHEMA: Json = {
 
 
 class WebhookTriggerAction:
-    """Sends data for triggers. The plugin connects the action to the redactor with `set_implementation`."""
+    """Sends data to webhooks for triggers. The plugin sets the redactor with `set_implementation`."""
 
     def __init__(self) -> None:
         self._redactor: Redactor | None = None
 
     def set_implementation(self, redactor: Redactor) -> None:
-        """Connect the action to the service that it uses."""
+        """Set the service that the action uses."""
         self._redactor = redactor
 
     def definition(self) -> TriggerAction:
@@ -50,7 +50,7 @@ class WebhookTriggerAction:
         )
 
     def _call(self, context: FireContext, fields: Json) -> Json:
-        """Write a delivery, which is then sent like the delivery of an event."""
+        """Insert a delivery, which is then sent in the same way as the delivery of an event."""
         row, now, delivery_id = _find(fields["webhook_id"], context.owner), clock.now(), new_id()
         data = fields.get("data", {})
         data = data if self._redactor is None else self._redactor.redact_json(data)
@@ -81,7 +81,7 @@ class WebhookTriggerAction:
 
 
 def _check(caller: Principal, fields: Json) -> None:
-    """Raise `Invalid` unless the action names an active webhook of the caller."""
+    """Raise `Invalid` unless the action refers to an active webhook of the caller."""
     if "webhook_id" in fields:
         _find(fields["webhook_id"], caller)
 

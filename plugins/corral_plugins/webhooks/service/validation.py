@@ -1,4 +1,4 @@
-"""Checks the fields that people submit, before anything is stored. Runs outside units of work."""
+"""Checks submitted fields before anything is stored. The checks run outside units of work."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _RESERVED = re.compile(r"(?i)webhook-.*|content-.*|host|connection|transfer-enco
 
 
 class CheckedWebhook(msgspec.Struct, frozen=True, kw_only=True):
-    """The results of the checks: the host of the URL, the events without duplicates, and the warnings."""
+    """The results of the checks: the URL's host, the events without duplicates, and warnings."""
 
     host: str = ""
     events: list[str] = []
@@ -30,13 +30,13 @@ class CheckedWebhook(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class WebhookChecks:
-    """Checks new webhooks and changes of webhooks."""
+    """Checks new webhooks and changes to webhooks."""
 
     def __init__(self, egress: Egress, events: WebhookEvents) -> None:
         self._egress, self._events = egress, events
 
     async def check(self, given: NewWebhook | WebhookPatch) -> CheckedWebhook:
-        """Check the given fields. Raise `Invalid` for the first field that cannot be accepted."""
+        """Check the given fields. Raise `Invalid` if a field is not valid."""
         warnings: list[str] = []
         if given.secret is not UNSET:
             check_secret(given.secret, "/secret")
@@ -62,7 +62,7 @@ def check_new_secret(secret: str | UnsetType) -> str | None:
 def _check_headers(headers: Mapping[str, str]) -> list[str]:
     """Check headers and return warnings about them.
 
-    Raise `Invalid` for headers that Corral sets itself, for masked values, and for repeated names.
+    Raise `Invalid` for headers that Corral or HTTP sets, for masked values, and for repeated names.
     """
     reserved = [name for name in headers if _RESERVED.fullmatch(name)]
     if reserved:
