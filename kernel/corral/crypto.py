@@ -53,7 +53,7 @@ def refuse_mask(value: str | None, pointer: str) -> None:
 
 
 def key_encodings(name: str, key: bytes) -> dict[str, str]:
-    """Return the text encodings of a binary key by name. The redactor removes them from text."""
+    """Return the text encodings of a binary key, keyed by name. The redactor removes these encodings from text."""
     return {name: base64.b64encode(key).decode(), f"{name}.hex": key.hex()}
 
 
@@ -146,7 +146,7 @@ class KeyRotation(Protocol):
 
     @property
     def key_labels(self) -> Mapping[str, str]:
-        """The labels of the loaded master keys by key id, the active key first."""
+        """The labels of the loaded master keys, keyed by key id. The active key is the first."""
         ...
 
     @property
@@ -205,7 +205,7 @@ class Keyring:
         return cls(parse_master_keys(text, str(path)), source=str(path), created=created)
 
     def encoded_keys(self) -> dict[str, str]:
-        """Return the text encodings of all keys by name, so that the redactor can remove them from text."""
+        """Return the text encodings of all keys, keyed by name, so that the redactor can remove them from text."""
         return {
             name: text for key in self.keys for name, text in key_encodings(f"keys.{key.label}", key.secret).items()
         }
@@ -224,7 +224,7 @@ class Keyring:
 
     @property
     def key_labels(self) -> dict[str, str]:
-        """The labels of all keys by key id, the active key first."""
+        """The labels of all keys, keyed by key id. The active key is the first."""
         return {key.id: key.label for key in self.keys}
 
     def update_seal_state(self, key_ids: Iterable[str]) -> None:
@@ -262,7 +262,7 @@ class Keyring:
         return head + _encrypt(derive(self.active.secret, "wrap"), self._data_key(sealed), head) + sealed[_BODY:]
 
     def can_unwrap(self, sealed: bytes) -> bool:
-        """Return whether a loaded master key can unwrap the value's data key. This needs no `aad`."""
+        """Return whether a loaded master key can unwrap the value's data key. The check needs no `aad`."""
         try:
             return bool(self._data_key(sealed))
         except (SealedWrong, Unavailable):

@@ -51,9 +51,7 @@ class Plugin:
     """
 
     name: ClassVar[str]
-    """The plugin's identifier, which is also the name of its config section and the prefix of its tables and
-    permissions.
-    """
+    """The identifier of the plugin. It also names the config section, and is the prefix of tables and permissions."""
     requires: ClassVar[tuple[str, ...]] = ()
     """Plugins that must be active; otherwise this plugin is `blocked`. Constructors receive their services."""
     wants: ClassVar[tuple[str, ...]] = ()
@@ -143,8 +141,8 @@ class InstallationConfig(msgspec.Struct, frozen=True, kw_only=True):
     """The part of the operator's configuration that plugins may read. The kernel provides it as a service.
 
     `secrets` maps `<NAME>` to the value of the `CORRAL_SECRET_<NAME>` variable. `processes` is the number of server
-    processes. `is_public` is true if the server does not listen on the loopback interface only. `bootstrap_admin`
-    contains the email address and password of the admin account that is created if no admin exists.
+    processes. `is_public` is true if the server listens on an address other than loopback. `bootstrap_admin` contains
+    the email address and password of the admin account that is created if no admin exists.
     """
 
     data_dir: Path
@@ -224,7 +222,7 @@ class Provide(msgspec.Struct, frozen=True):
 
     Constructor parameters of `factory` are services of the kernel, of this plugin and of the plugins in its `requires`.
     Class attributes annotated `X | None` receive the services of the plugins in `wants`, or None if the plugin is not
-    active. They are set after all services are created.
+    active. These attributes are set after all services have been created.
     """
 
     kind: type[Any]
@@ -245,8 +243,8 @@ class Setting(msgspec.Struct, Generic[T], frozen=True, kw_only=True):
 
     `minimum` and `maximum` limit a number, or the length of a string or list. `check(value, settings)` performs
     additional validation, for example of the value's relation to other settings. It returns None for a valid value.
-    Otherwise, it describes the problem as the end of a sentence that begins with `category.key`. If `own_session` is
-    true, the setting can weaken a safeguard, so only a person who has signed in may change it, but not an API key.
+    Otherwise, it describes the problem as the end of a sentence that begins with `category.key`. Set `own_session` if
+    the setting can weaken a safeguard: a person who has signed in may then change it, but an API key may not.
     """
 
     name: str
@@ -366,7 +364,7 @@ class Metric(msgspec.Struct, frozen=True, kw_only=True):
 
     `collect` receives services as arguments, runs in a read-only unit of work, and returns `{label values: number}`.
     `labels` lists the allowed values of each label; other values are counted as `other`. Counters and histograms
-    (`corral.metrics.histogram.Histogram`) belong to this process and are summed over the processes that serve the same
+    (`corral.metrics.histogram.Histogram`) belong to one process, and are summed over all processes that serve the same
     address. A gauge describes the whole installation, or only this process if `of_process` is true.
     """
 

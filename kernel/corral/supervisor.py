@@ -21,7 +21,7 @@ class Owner(Protocol):
     """The owner of a background task, such as a plugin."""
 
     def failed(self, task: str, error: BaseException | None) -> None:
-        """Called when a background task raised `error`, or returned (`error` is None)."""
+        """Called when a background task raised `error`, or returned (`error` is then None)."""
         ...
 
     async def restarts_exhausted(self, task: str) -> None:

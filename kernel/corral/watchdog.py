@@ -1,4 +1,4 @@
-"""The watchdog: a thread that looks for calls that run too long, four times a second, and abandons them.
+"""The watchdog: a thread that checks four times a second for calls that run too long, and abandons them.
 
 A guard (`corral.plugins.guard`) does not register its calls anywhere. The watchdog finds the call that a thread is
 running by searching the thread's stack for the frames of guards. It counts its own checks instead of elapsed time, so
@@ -100,7 +100,8 @@ def running_call(frame: FrameType | None) -> RunningCall | None:
 def running_call_of(thread: int) -> RunningCall | None:
     """Return the guarded call that a thread is running, or None.
 
-    Also returns None while the call waits for a database server, because the server limits the time of its statements.
+    Also returns None while the call waits for a database server, because the server itself limits the time of
+    statements.
     """
     frame = frame_of(thread)
     if frame is not None and str(frame.f_globals.get("__name__")).partition(".")[0] == "psycopg":

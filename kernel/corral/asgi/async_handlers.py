@@ -22,8 +22,8 @@ from corral.http.idempotency import RENEW_SECONDS, Idempotency, IdempotencyKey
 class AsyncHandlers:
     """Runs `async def` handlers.
 
-    The idempotency key of a request is marked as in flight for as long as the handler runs. After a crash, the key can
-    be used again after at most `IN_FLIGHT_SECONDS`.
+    The idempotency key of a request is marked as in flight while the handler is running. After a crash, the key can be
+    used again after at most `IN_FLIGHT_SECONDS`.
     """
 
     def __init__(self, database: Database, idempotency: Idempotency) -> None:

@@ -112,7 +112,7 @@ class Endpoint:
     def parse_query(self, raw: bytes) -> Any:
         """Parse the query string and convert it to the type that the handler declares.
 
-        Raise `Malformed` or `Invalid`; the pointers of `Invalid` have the form `/query/<name>`.
+        Raise `Malformed` or `Invalid`. The pointers in `Invalid` have the form `/query/<name>`.
         """
         try:
             given = parse_qs(
@@ -187,9 +187,9 @@ class Endpoint:
     def run_read(self, read: Callable[[], Any]) -> Any:
         """Run a read in a thread or on the event loop. Its duration decides where the next read runs (docs/adr/0004).
 
-        Reads move to the event loop after enough short reads in a thread, and back to a thread after a long read. Only
-        the duration of the read itself is measured: if the wait for a thread counted too, every read would seem long
-        when many requests arrive at once.
+        After enough short reads in a thread, reads run on the event loop; after a long read, they run in a thread
+        again. The time that a read waits for a thread is not measured, because it would make every read seem long when
+        many requests arrive at once.
         """
         began = time.perf_counter()
         try:

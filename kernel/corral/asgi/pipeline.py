@@ -1,6 +1,6 @@
-"""The request pipeline. Every HTTP request passes once through each stage that `Pipeline._run` lists, in that order.
+"""The request pipeline. Every HTTP request passes through the stages in the order in which `Pipeline._run` lists them.
 
-Each stage is one method of the pipeline. The methods appear below in the same order.
+Each stage is a method of the pipeline. The methods appear below in the same order.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 class Pipeline:
     """The ASGI application for HTTP requests.
 
-    There is one instance per kernel. It holds no state of individual requests.
+    There is one instance per kernel, which holds no state of individual requests.
     """
 
     def __init__(self, kernel: Kernel, router: Router, endpoints: Iterable[Endpoint]) -> None:
@@ -244,8 +244,8 @@ class Pipeline:
     ) -> Principal:
         """Authenticate the request's credential, cache the principal and return it.
 
-        If the database fails or does not answer in time, a route marked `remembered` gets the principal that was cached
-        for this credential, if it was cached in the last 15 minutes.
+        If the database fails or does not answer in time, a route marked `remembered` uses the cached principal for this
+        credential, provided that it was cached in the last 15 minutes.
         """
         credential = read_credential(request.header("authorization"), request.header("x-api-key"))
         if credential is None:

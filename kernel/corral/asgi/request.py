@@ -139,7 +139,7 @@ class IncomingRequest(Request):
                     self.unread = message["type"] == "http.request" and message.get("more_body", False)
 
     async def disconnected(self) -> None:
-        """Wait until the client closes the connection. Call this method only after the body was read."""
+        """Wait until the client closes the connection. Call this method only after the body has been read."""
         while (await self.receive())["type"] == "http.request":
             continue
 
@@ -147,7 +147,7 @@ class IncomingRequest(Request):
 async def run_until_client_leaves(coroutine: Coroutine[Any, Any, T], leaving: asyncio.Future[Any]) -> T:
     """Run the coroutine and return its result.
 
-    If the client leaves first (`leaving` is done), cancel the coroutine and raise `ClientLeft`.
+    If the client disconnects first (`leaving` is done), cancel the coroutine and raise `ClientLeft`.
     """
     running = asyncio.ensure_future(coroutine)
     try:

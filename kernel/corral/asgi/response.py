@@ -1,4 +1,4 @@
-"""Responses: renders the values that handlers return, and sends them as ASGI messages."""
+"""Renders the values that handlers return as responses, and sends responses as ASGI messages."""
 
 from __future__ import annotations
 
@@ -39,8 +39,9 @@ CROSS_ORIGIN_RESPONSE_HEADERS = (
 def render(value: Any, endpoint: Endpoint, request: IncomingRequest) -> Response:
     """Return the response for a value that a handler returned.
 
-    Response bodies are encoded as JSON. If the body has a version, the response gets an `ETag`; if the client already
-    has this version, the status is 304. The response to a request that created a resource gets a `Location`.
+    Response bodies are encoded as JSON. If the body has a version, the response gets an `ETag` header; if the client
+    already has this version, the status is 304. The response to a request that created a resource gets a `Location`
+    header.
     """
     status = endpoint.route.status
     headers: dict[str, str] = {}
@@ -78,7 +79,7 @@ def _location(path: str, identifier: str) -> str:
 
 
 def problem_response(problem: Problem, request: IncomingRequest) -> Response:
-    """Return the response that contains the problem document (RFC 9457) of a failure."""
+    """Return a response that contains the problem document (RFC 9457) for a failure."""
     body = encode(problem.document(request.path, request.request_id))
     return Response(problem.status, body, problem.headers, "application/problem+json")
 
@@ -86,8 +87,8 @@ def problem_response(problem: Problem, request: IncomingRequest) -> Response:
 class ResponseSender:
     """Sends responses as ASGI messages, with the headers that every response contains.
 
-    `Strict-Transport-Security` is sent if the public URL is an https URL. Web pages of the origins in
-    `http.cors_origins` may call the API; the response names the listed origin, never `*`.
+    `Strict-Transport-Security` is sent if the public URL is an https URL. Web pages from the origins in
+    `http.cors_origins` may call the API. The CORS headers name the origin of the page, never `*`.
     """
 
     def __init__(self, kernel: Kernel, connections: LongLivedConnections) -> None:

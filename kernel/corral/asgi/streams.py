@@ -70,7 +70,7 @@ async def _send_chunks(chunks: Any, send: Callable[[Any], Awaitable[None]]) -> N
 async def record_stream(chunks: Any, ended: Callable[[bytes | None], Awaitable[None]]) -> AsyncIterator[bytes]:
     """Yield the chunks unchanged and record them.
 
-    At the end, `ended` is awaited with all bytes, or with None if the stream was interrupted or exceeds
+    At the end, `ended` is called and awaited with all bytes, or with None if the stream was interrupted or exceeds
     `MAX_RECORDED` bytes.
     """
     parts: list[bytes] = []

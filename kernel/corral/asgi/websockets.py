@@ -99,7 +99,10 @@ class Connection:
 
 
 def websocket_handler(pipeline: Pipeline, endpoints: Mapping[str, SocketEndpoint]) -> Callable[[Any, Any], Any]:
-    """Return the function that Quart calls with the scope of each handshake. `endpoints` maps paths to endpoints."""
+    """Return the function that Quart calls with the scope of each handshake.
+
+    `endpoints` maps paths to endpoints.
+    """
 
     async def handle(scope: Any, receive: Any, send: Any) -> None:
         await receive()  # websocket.connect

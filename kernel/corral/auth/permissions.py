@@ -1,4 +1,4 @@
-"""The declared permissions, and the roles and kinds of machine that hold them."""
+"""The declared permissions, and the roles and machine kinds that hold them."""
 
 from __future__ import annotations
 
@@ -32,14 +32,17 @@ class Permissions:
         self._held.clear()
 
     def held_by(self, role_or_kind: str) -> frozenset[str]:
-        """Return the names of the permissions held by a role (`member`) or a kind of machine (`worker`, `agent`)."""
+        """Return the names of the permissions held by a role (`member`) or a machine kind (`worker`, `agent`)."""
         if role_or_kind not in self._held:
             names = (name for name, item in self._declared.items() if item.held_by(role_or_kind))
             self._held[role_or_kind] = frozenset(names)
         return self._held[role_or_kind]
 
     def are_privileged(self, needs: Iterable[str]) -> bool:
-        """Return whether only admins and auditors hold these permissions. If so, refused requests are audited."""
+        """Return whether only admins and auditors hold these permissions.
+
+        If so, refused requests that need these permissions are audited.
+        """
         found = [self._declared.get(need) for need in needs]
         return all(item is not None and set(item.holders) <= {"admin", "auditor"} for item in found)
 

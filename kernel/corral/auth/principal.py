@@ -76,7 +76,7 @@ class Principal(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def has_stepped_up(self) -> bool:
-        """Whether the person confirmed their identity again recently (`POST /auth/reauth`)."""
+        """Whether the person has recently re-authenticated (`POST /auth/reauth`)."""
         return self.reauth_until is not None and self.reauth_until > clock.time_s()
 
     def check_address(self, client_ip: str) -> None:
@@ -103,7 +103,7 @@ SYSTEM_PRINCIPAL = Principal(kind="system", id="system", role="admin")
 class Authenticator(Protocol):
     """Turns a credential into a principal.
 
-    Only one authenticator checks a credential: the first one whose `recognises` returns true.
+    A credential is checked by only one authenticator: the first one whose `recognises` returns true.
     """
 
     def recognises(self, credential: str) -> bool:

@@ -81,7 +81,7 @@ def shorten_data(value: Any) -> Any:
 
 
 def _parse_headers(texts: tuple[str, ...]) -> dict[str, str]:
-    """Return the headers by name in lower case. Raise `UsageError` for a string that is not `Name: value`."""
+    """Return the headers, keyed by name in lower case. Raise `UsageError` for a string that is not `Name: value`."""
     headers = {}
     for text in texts:
         name, colon, value = (part.strip() for part in text.partition(":"))

@@ -97,8 +97,8 @@ class ApiClient:
     def waiting_out_outages(self, away: Callable[[str], None], *, until: float | None = None) -> Iterator[None]:
         """Repeat GET requests in the `with` block while the server does not answer, for example because it restarts.
 
-        When an outage begins, `away` is called with the reason. The error of an outage is raised after
-        `MAX_OUTAGE_SECONDS`, or at the time `until` (in `time.monotonic` seconds).
+        When an outage begins, `away` is called with the reason. If the outage lasts longer than `MAX_OUTAGE_SECONDS`,
+        or until the time `until` (in `time.monotonic` seconds), its error is raised.
         """
         before = self._on_outage, self._until
         self._on_outage, self._until = away, until
@@ -330,7 +330,7 @@ class TextDeltaTracker:
     def add(self, end: str) -> tuple[bool, str]:
         """Add the latest end of the text that the server sent.
 
-        Return whether it overlaps the text so far, and the part that is new.
+        Return whether it overlaps the text received so far, and which part of it is new.
         """
         if self._shown and end.startswith(self._shown):
             overlap = len(self._shown)

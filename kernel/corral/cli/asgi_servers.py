@@ -48,8 +48,8 @@ def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 class Shutdown:
     """The two steps in which an ASGI server shuts down.
 
-    When `refusing` is set, the server accepts no more connections. When `closing` is set, it closes idle connections,
-    and returns as soon as the open requests are answered, after `seconds` at the latest.
+    When `refusing` is set, the server stops accepting connections. When `closing` is set, it closes idle connections,
+    and stops as soon as all open requests have been answered, or after `seconds` at the latest.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Starts kernels for commands, either on the installation's database or in a temporary folder."""
+"""Starts kernels for commands, either with the installation's database or in a temporary folder."""
 
 from __future__ import annotations
 

@@ -158,7 +158,10 @@ def run() -> NoReturn:
 
 
 def _error_message(error: Exception) -> tuple[int, list[str]]:
-    """Return the exit status and the lines of the error message for an exception, or no lines if it is unexpected."""
+    """Return the exit status and the lines of the error message for an exception.
+
+    For an unexpected exception, there are no lines.
+    """
     from corral.cli.api_client import ApiClientError, lines_of_faults
 
     if isinstance(error, ApiClientError):
@@ -289,9 +292,9 @@ def _call_hook(found: Found, hook: str, what: str, call: Callable[[Any], T]) -> 
 
 
 def _guarded_call(found: Found, what: str, function: Callable[[], T]) -> list[T]:
-    """Call a function of a plugin.
+    """Call a function of a plugin, and return its result in a list.
 
-    Return its result in a list, or print a message and return an empty list if it fails.
+    If the function fails, print a message and return an empty list.
     """
     try:
         return [function()]

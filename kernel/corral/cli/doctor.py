@@ -77,7 +77,7 @@ UNSYNCHRONISED = 5  # adjtimex(2): TIME_ERROR
 
 
 class Finding(NamedTuple):
-    """The result of one check: its name, status and details, and the remedy if there is a problem."""
+    """The result of one check: its name, its status, the details, and the remedy for a problem."""
 
     check: str
     status: str  # ok | warning | down

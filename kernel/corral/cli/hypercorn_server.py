@@ -1,4 +1,4 @@
-"""Serves with Hypercorn.
+"""Serves an ASGI application with Hypercorn.
 
 Hypercorn's idle timer and its HTTP/1, HTTP/2 and WebSocket classes are replaced (docs/adr/0015, 0016 and 0017).
 """
@@ -262,13 +262,13 @@ class RequestHead(NamedTuple):
 class Http1(H11Protocol):
     """An HTTP/1 connection that ignores `Upgrade: h2c` and refuses `Content-Length` with `Transfer-Encoding`.
 
-    The head and the body of a response are written together if the length of the body is known: Hypercorn's own class
-    writes three times, and each write is a system call and a packet. h11 is given only the headers of a response that
-    it acts on, because it checks and copies each header several times.
+    If the length of a response body is known, the head and the body are written together. Hypercorn's own class writes
+    three times, and each write is a system call and a packet. h11 is given only the response headers that it acts on,
+    because it checks and copies each header several times.
 
-    After an upgrade to `h2c`, a proxy that supports WebSockets forwards all further bytes unread, so it does not add
-    `X-Forwarded-For` to the requests in them. If a request contains both `Content-Length` and `Transfer-Encoding`, a
-    proxy and Hypercorn may disagree about where its body ends.
+    After an upgrade to `h2c`, a proxy that supports WebSockets forwards all further bytes without reading them, so it
+    does not add `X-Forwarded-For` to the requests in them. If a request contains both `Content-Length` and
+    `Transfer-Encoding`, a proxy and Hypercorn may disagree about where its body ends.
     """
 
     _unsent = b""

@@ -46,9 +46,9 @@ LOOK_SECONDS = 0.2
 def jobs_command(concurrency: int | None, config_path: Path | None) -> None:
     """Run background jobs, schedules and event consumers, without the API.
 
-    Any number of processes share the work. On SIGTERM, the process lets running jobs finish for up to 25 s and returns
-    unfinished jobs to the queue; a second SIGTERM ends it at once. On SIGHUP, it does the same and then starts again
-    with the current configuration and plugins.
+    Any number of processes can share the work. On SIGTERM, the process lets running jobs finish for up to 25 s and
+    returns unfinished jobs to the queue; a second SIGTERM ends the process at once. On SIGHUP, the process stops in the
+    same way and then starts again with the current configuration and plugins.
     """
     config = load_config(path=config_path, overrides={"settings.jobs.concurrency": concurrency})
     logging_setup.configure(config.log_level, config.log_format)
@@ -70,9 +70,10 @@ def jobs_command(concurrency: int | None, config_path: Path | None) -> None:
 
 
 class RestartOnSighup:
-    """Handles SIGHUP by stopping the process as SIGTERM does. The process then executes itself again with the same pid.
+    """Handles SIGHUP by stopping the process in the same way as SIGTERM.
 
-    If the configuration is invalid, the process continues unchanged.
+    The process then executes itself again with the same pid. If the configuration is invalid, the process continues
+    unchanged.
     """
 
     def __init__(self, config_path: Path | None, environment: ProcessEnvironment) -> None:

@@ -74,7 +74,7 @@ async def refuse_connections(listener: socket.socket, stop_accepting: Callable[[
 
 
 def _ignore_new_connections(listener: socket.socket) -> None:
-    """Accept only connections that are already pending. Clients that connect now will try again.
+    """Accept only connections that are already pending. Clients that try to connect now will retry.
 
     Without a packet filter, the system may still complete one connection at a time.
     """

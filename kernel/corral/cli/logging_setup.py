@@ -156,7 +156,7 @@ class RepeatedLines(logging.Filter):
         return True
 
     def report_left_out(self, *, before: float = math.inf) -> None:
-        """Report the omitted repetitions of each line that was first logged at or before the time `before`."""
+        """Report the omitted repetitions of all lines that were first logged at or before the time `before`."""
         with self._lock:
             over = {key: known for key, known in self._known.items() if known.left_out and known.logged_at <= before}
             now = self._now()
@@ -197,8 +197,8 @@ QUIET = (
 def configure(level: str, form: str, *, quiet: Iterable[str] = QUIET) -> None:
     """Configure logging with one handler and one formatter.
 
-    `form` is `json`, `console`, or `auto`, which is `console` on a terminal and `json` elsewhere. Times are in UTC.
-    Corral's loggers that a plugin disabled are enabled again.
+    `form` is `json`, `console`, or `auto`, which means `console` on a terminal and `json` elsewhere. Times are in UTC.
+    If a plugin has disabled any of Corral's loggers, they are enabled again.
     """
     if form == "auto":
         form = "console" if sys.stderr.isatty() else "json"

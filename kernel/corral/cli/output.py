@@ -91,7 +91,7 @@ def _floor(column: str, texts: Sequence[str]) -> int:
 
 
 def _widths(needs: Sequence[int], floors: Sequence[int], width: int) -> list[int]:
-    """Return the widths of the columns. Their sum does not exceed `width` unless the sum of `floors` does.
+    """Return the widths of the columns. They do not exceed `width` in total unless the minimum widths in `floors` do.
 
     The widest column is narrowed first. The first column, which identifies the rows, keeps up to half of the width.
     """
@@ -112,7 +112,7 @@ def print_value(found: Any, *, as_json: bool, text: str) -> None:
 def print_fields(found: Any, shown: Mapping[str, Any], *, as_json: bool) -> None:
     """Print the fields in `shown` that are not empty, one per line, or print `found` as JSON.
 
-    The values of `COLOURS` are coloured. The lines of a longer text are indented like its first line.
+    Values that are listed in `COLOURS` are coloured. All lines of a multi-line value have the same indentation.
     """
     if as_json:
         click.echo(json.dumps(found, indent=2, default=str, ensure_ascii=False))

@@ -53,8 +53,8 @@ def list_(config_path: Path | None, as_json: bool) -> None:
 def show_plugin(name: str, config_path: Path | None, as_json: bool) -> None:
     """Show the state of one plugin, the reason for this state, and the plugin's contributions.
 
-    An active plugin is first started on an empty database, so the state shown is the state that it would have in the
-    server.
+    An active plugin is first started on an empty database, so the command shows the state that the plugin would have in
+    the server.
     """
     from corral.cli.enabled_plugins import find_plugin, installed_plugins, start_on_empty_database
 

@@ -121,7 +121,10 @@ class ChildProcess:
         return cls(process, ours)
 
     async def wait_until_ready(self) -> str:
-        """Wait until the process is ready and return the text that it announces. Raise `NotReady`."""
+        """Wait until the process is ready and return the text that it announces.
+
+        Raise `NotReady` if the process exits first.
+        """
         self._control.setblocking(False)
         received = b""
         with contextlib.suppress(TimeoutError, OSError):
@@ -400,7 +403,7 @@ class ParentConnection:
         for inherited in (self.listener, self._control):
             inherited.set_inheritable(False)
         self.start_secret = self._control.recv(SECRET_BYTES)
-        """A secret that all processes of the parent share. Without a master key, they sign with it."""
+        """A secret that all processes of the parent share and use for signatures if there is no master key."""
         self._control.setblocking(False)
 
     def announce(self, text: str, *, ready: bool = True) -> None:

@@ -11,7 +11,10 @@ from typing import Any
 import click
 
 SECRET_NAME = re.compile(r"password|passphrase|secret|token|code|private_key|(?:^|_)key$|^value$")
-"""Matches the names of fields that contain secrets. A secret in the vault and a setting have their value in `value`."""
+"""Matches the names of fields that contain secrets.
+
+The name `value` is included because it contains a vault secret or the value of a setting, which may be secret.
+"""
 
 field_option = click.option(
     "-f",

@@ -43,7 +43,7 @@ class SavedSessions:
     def find(self, server: str | None = None) -> tuple[str, SavedSession] | None:
         """Return the name and the session of a server, given its name or URL. The default is the current server.
 
-        If several servers are saved with the same URL, the current server is preferred, then the first.
+        If several saved servers have the given URL, return the current one if it is among them, otherwise the first.
         """
         saved = self._read()
         wanted = server or saved.current

@@ -334,9 +334,10 @@ class ServingProcess:
             await parent.run_until_stopped()
 
     async def _stop_accepting(self) -> None:
-        """Stop accepting connections, now that this process can drain without them.
+        """Stop accepting connections when this process can drain without them.
 
-        A child process waits for its parent, which tells all its children to stop accepting at the same time.
+        A child process first reports to its parent, and waits until the parent tells all its children to stop
+        accepting.
         """
         refusing = self._shutdown.refusing
         if isinstance(self._parent, ParentConnection):

@@ -100,7 +100,7 @@ def open_client(server: str | None = None) -> ApiClient:
 
 
 def default_url() -> str:
-    """Return the URL of the server that runs in this folder, or `DEFAULT_URL` if none is known."""
+    """Return the URL of the server that runs in this folder, or `DEFAULT_URL` if no such server is known."""
     return running_url() or DEFAULT_URL
 
 
@@ -119,7 +119,10 @@ def running_url() -> str | None:
 
 
 def failed_reloads_of(url: str) -> dict[int, str]:
-    """If the server at the URL runs here, return the errors of its processes whose last reload failed, keyed by pid."""
+    """Return the errors of the server's processes whose last reload failed, keyed by pid.
+
+    The result is empty if the server at the URL does not run in this folder.
+    """
     from corral.cli.registered_processes import failed_reloads
     from corral.config.reader import load
 

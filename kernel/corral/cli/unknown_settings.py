@@ -10,9 +10,9 @@ from corral.settings.registry import SettingsRegistry
 
 
 def unknown_setting_warnings(config: Config, settings: SettingsRegistry) -> list[str]:
-    """Return a warning for each pinned setting and environment variable that belongs to no declared setting.
+    """Return a warning for each pinned setting and environment variable that matches no declared setting.
 
-    Each warning suggests the nearest known name, if there is one.
+    Each warning suggests the most similar known name, if there is one.
     """
     declared = {item.setting.name: item.setting.env for item in settings.all()}
     names = [*VARIABLES, *filter(None, declared.values())]

@@ -1,6 +1,6 @@
-"""Serves with uvicorn and httptools, and adds limits that uvicorn itself does not enforce (docs/adr/0018).
+"""Serves an ASGI application with uvicorn and httptools, and enforces additional limits (docs/adr/0018).
 
-Responses are written with fewer system calls, and connections need fewer timers (docs/adr/0019).
+Compared to uvicorn itself, responses need fewer system calls and connections need fewer timers (docs/adr/0019).
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Response(RequestResponseCycle):
     def _write_at_once(self, head: Any, message: Any) -> bool:
         """Write the whole response in one piece.
 
-        Return False if uvicorn's own method must write the two messages, or refuse them.
+        Return False if the two messages must be passed to uvicorn's own method, which writes or refuses them.
         """
         headers, body = [*self.default_headers, *head["headers"]], message.get("body", b"")
         if message.get("more_body") or self.scope["method"] == "HEAD" or self.disconnected or self.flow.write_paused:

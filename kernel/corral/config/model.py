@@ -113,7 +113,7 @@ class Storage(_Part, frozen=True):
 
 
 class Keys(_Part, frozen=True):
-    """Section `[keys]`. `corral.crypto.Keyring` parses `master_key`."""
+    """Section `[keys]`. The value of `master_key` is parsed by `corral.crypto.Keyring`."""
 
     master_key: Text | None = None
     jwt_secret: Text | None = None

@@ -194,7 +194,7 @@ class _Reader:
 
 
 def _checked(value: Any, entry: ConfigField) -> Any:
-    """Return the value converted to its type. Errors never contain the value, which may be a secret."""
+    """Return the value converted to the type of its key. Errors never contain the value, which may be a secret."""
     words = [word for word in get_args(entry.type) if isinstance(word, str)]  # the values of a Literal
     if isinstance(value, str):
         value = value.strip()

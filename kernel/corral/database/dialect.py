@@ -40,7 +40,7 @@ def _with_native_placeholders(sql: str) -> str:
 
 
 def execute(sql: str, parameters: Sequence[Any] = ()) -> Any:
-    """Execute raw SQL in the unit and return the driver's cursor. `?` marks a parameter on both engines.
+    """Execute raw SQL in the current unit and return the driver's cursor. `?` marks a parameter on both engines.
 
     Raises peewee's exceptions.
     """
@@ -75,9 +75,9 @@ def savepoint() -> Iterator[None]:
 
 
 def advisory_lock(name: str) -> None:
-    """Acquire a named lock that only one unit at a time can hold, until the end of the transaction.
+    """Acquire a named lock, which only one unit at a time can hold, until the end of the transaction.
 
-    A unit that counts rows while it holds the lock can rely on the count. Does nothing on SQLite, where only one unit
+    If a unit counts rows while it holds the lock, it can rely on the count. Does nothing on SQLite, where only one unit
     writes at a time.
     """
     if not on_sqlite():

@@ -28,7 +28,7 @@ class Work(Protocol):
     """A service for async handlers and jobs that runs a function as one unit of work: `await work(fn)`.
 
     With `read=True`, writes are refused. `fn` may run more than once, so it must have no effect outside the database.
-    The call raises every exception that `fn` raises, `NestedUnit` inside a unit, and `Unavailable` if the database is
+    Exceptions of `fn` are raised to the caller. Raises `NestedUnit` inside a unit, and `Unavailable` if the database is
     unavailable.
     """
 
@@ -53,7 +53,7 @@ class Database(abc.ABC):
         self.engine = engine
         self.timings, self.watchdog = Timings(), Watchdog()
         self.pools: list[DatabasePool] = []
-        """A pool for units that write and a pool for units that only read, or one pool for both."""
+        """One pool for units that write and another for units that only read, or a single pool for both."""
         self.flush: Callable[[Unit], None] = lambda unit: None
         self.committed: Callable[[list[Unit]], None] = lambda units: None
         self.jobs: frozenset[str] | None = None  # the declared jobs; None without a kernel

@@ -81,7 +81,7 @@ class FullTextIndex:
         """Return SQL that selects the numbers of the matching documents as `n`, highest first.
 
         The parameters of the SQL are the query, the highest number to return (only if `up_to` is set), and the limit.
-        `OFFSET ?` may be appended.
+        The caller may append `OFFSET ?`.
         """
         number = "rowid" if on_sqlite() else "n"
         condition = f"{self._table} MATCH ?" if on_sqlite() else "words @@ to_tsquery('simple', ?)"

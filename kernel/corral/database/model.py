@@ -48,7 +48,7 @@ class Model(peewee.Model):
 
 
 class JSONField(peewee.TextField):
-    """A column for any JSON value. It is stored as text on both engines, so that both engines return the same bytes."""
+    """A column for any JSON value. The value is stored as text, so that both engines return the same bytes."""
 
     def db_value(self, value: Any) -> str | None:
         return None if value is None else msgspec.json.encode(value).decode()

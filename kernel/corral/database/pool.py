@@ -115,13 +115,13 @@ class DatabaseThread(threading.Thread, abc.ABC):
         self.close()
 
     def record_unit_start(self, queued: QueuedUnit) -> None:
-        """Record that the unit begins."""
+        """Record that the unit has started."""
         self.began, self.checks = time.monotonic(), 0
         self.running = queued
         self.database.timings.waits.observe(self.began - queued.queued_at)
 
     def record_unit_end(self) -> None:
-        """Record that the unit ended. Raise `ThreadAbandoned` if the watchdog abandoned this thread."""
+        """Record that the unit has ended. Raise `ThreadAbandoned` if the watchdog abandoned this thread."""
         with self.lock:
             queued, self.running = self.running, None
             if self.lost:
@@ -143,7 +143,7 @@ class DatabaseThread(threading.Thread, abc.ABC):
         return run_in_unit(unit, run)
 
     def stack(self) -> str:
-        """Return the current stack of the thread, innermost frame first, to log a unit that ran too long."""
+        """Return the current stack of the thread, innermost frame first, for logging a unit that ran too long."""
         walk = traceback.walk_stack(frame_of(self.ident or 0))
         frames = traceback.StackSummary.extract(walk, limit=STACK_FRAMES, lookup_lines=False)
         return " < ".join(f"{Path(frame.filename).name}:{frame.lineno}" for frame in frames)
@@ -162,7 +162,7 @@ class DatabaseThread(threading.Thread, abc.ABC):
 
 
 class Timings:
-    """Histograms of the run times and waiting times of units, and a counter of errors by problem code."""
+    """Histograms of the run times and waiting times of units, and a counter of errors, keyed by problem code."""
 
     def __init__(self) -> None:
         self.units, self.waits = Histogram(), Histogram()
@@ -254,8 +254,7 @@ class DatabasePool:
     def close(self) -> None:
         """Finish all units and stop the threads.
 
-        This includes units that are not yet in the queue because their plugin already occupies its share of the
-        threads.
+        Units that are not queued yet because their plugin occupies its share of the threads are also finished.
         """
         self.queue.put(None)
         for thread in self.threads[: self._started]:

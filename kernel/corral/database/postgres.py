@@ -104,7 +104,7 @@ class _PostgresThread(DatabaseThread):
         self.connection.execute(statement)
 
     def _after_failure(self, outcome: UnitOutcome, error: BaseException | None = None) -> UnitOutcome | None:
-        """Roll back. Return the outcome, or None if the transaction must run again."""
+        """Roll back after a failure. Return the outcome, or None if the transaction must run again."""
         error = error or outcome.error
         state, queued = _sqlstate(error), outcome.queued
         refused = state == READ_ONLY and not queued.read  # a new connection may reach the primary
@@ -123,7 +123,7 @@ class _PostgresThread(DatabaseThread):
         return outcome
 
     def _roll_back(self) -> bool:
-        """Roll back the transaction, and return whether this succeeded. If it failed, close the connection."""
+        """Roll back the transaction, and return whether the rollback succeeded. If it failed, close the connection."""
         try:
             self.connection.execute("ROLLBACK")
         except Exception:

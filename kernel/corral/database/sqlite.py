@@ -62,7 +62,7 @@ class SqliteDatabase(Database):
         ]
 
     def connect(self, *, query_only: bool) -> sqlite3.Connection:
-        """Return the connection of this thread. It is opened on first use."""
+        """Return the connection of this thread. The connection is opened on first use."""
         if self.engine.is_closed():
             self.engine.connect()
             self.engine.connection().execute("PRAGMA query_only=1" if query_only else "PRAGMA busy_timeout=0")
@@ -198,8 +198,8 @@ class _WriterThread(_SqliteThread):
         """Wait until as many units are queued as in the previous batch, or until no new unit arrives for a moment.
 
         A large batch is cheaper, because its units share one COMMIT. It also runs faster than units that arrive one by
-        one: while the event loop is still queueing units, it and this thread compete for the interpreter at every
-        statement.
+        one, because the event loop and this thread compete for the interpreter as long as the event loop is queueing
+        units.
         """
         until, seen, queued = time.perf_counter() + BATCH_SECONDS, -1, self.pool.queue.qsize()
         while seen < queued < self._expected - 1 and time.perf_counter() < until:
@@ -275,8 +275,8 @@ class _WriterThread(_SqliteThread):
     def _recover_from_rollback(self, culprit: UnitOutcome) -> None:
         """Roll back a transaction that cannot continue after one of its units failed.
 
-        Either SQLite has rolled the transaction back (disk full, I/O error), or a statement of the failed unit is still
-        open. Queue the other units of the batch again, and run the failed unit alone.
+        Such a transaction has either been rolled back by SQLite (disk full, I/O error), or has an open statement of the
+        failed unit. The other units of the batch are queued again, and the failed unit runs alone.
         """
         self.connection.rollback()
         self.close()  # a statement that is still open would prevent further savepoints

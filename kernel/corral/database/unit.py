@@ -1,6 +1,7 @@
 """The unit of work: one transaction in which rows, audit rows, jobs and events are written together.
 
-A unit is bound to the thread that runs it. Services called inside a unit join it. Outside a unit they raise `NoUnit`.
+A unit is bound to the thread that runs it. Services that are called inside a unit join it; outside a unit, they raise
+`NoUnit`.
 """
 
 from __future__ import annotations
@@ -94,8 +95,9 @@ def current() -> Unit:
 def locked(query: Any, *, share: bool = False, skip_locked: bool = False) -> Any:
     """Return the query with a clause that locks the selected rows until the unit ends.
 
-    No other unit can change the locked rows. With `share`, other units may take the same shared lock. `skip_locked`
-    leaves out rows that other units have locked. SQLite has only one writer, so no row needs a lock there.
+    No other unit can change the locked rows. With `share`, other units may take the same shared lock. With
+    `skip_locked`, rows that other units have locked are left out. SQLite has only one writer, so no row needs a lock
+    there.
     """
     if current().database.kind == "sqlite":
         return query

@@ -65,7 +65,7 @@ class Destination(NamedTuple):
 class Exemption(NamedTuple):
     """An exception that the operator configured for a host name or a network.
 
-    It applies to one port, or to all ports if `port` is None.
+    The exception applies to one port, or to all ports if `port` is None.
     """
 
     name: str
@@ -217,7 +217,7 @@ def read_host(text: str) -> str:
 def read_exempt(text: str) -> Exemption:
     """Parse an entry of `CORRAL_EGRESS_ALLOW`: host, host:port, cidr or cidr:port.
 
-    Raise `StartupError` for anything else.
+    Raise `StartupError` if the entry has another form.
     """
     match = re.fullmatch(r"(?:\[([\da-f:.]+)\]|([^\[\]/]+?))(/\d+)?(?::(\d+))?", text.strip().lower())
     bare = match is not None and match[1] is None and text.count(":") > 1 and "/" not in text  # IPv6 without brackets
@@ -242,7 +242,7 @@ def _is_address(text: str) -> bool:
 
 
 def matches_host(patterns: Sequence[str], host: str) -> bool:
-    """Return whether a pattern equals the host, or is `*.domain` for a parent domain of the host."""
+    """Return whether one of the patterns equals the host, or is `*.domain` for a parent domain of the host."""
     host = host.lower().removesuffix(".")
     wanted = [pattern.lower().removesuffix(".") for pattern in patterns]
     return any(host == each or (each.startswith("*.") and host.endswith(each[1:])) for each in wanted)

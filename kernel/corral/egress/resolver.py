@@ -14,7 +14,7 @@ THREAD_NAME, RESOLVE_SECONDS, MAX_LOOKUPS = "egress-resolver", 3.0, 256
 _lookups = threading.BoundedSemaphore(MAX_LOOKUPS)  # running lookups, including abandoned ones
 
 Resolver = Callable[[str, int], Awaitable[list[str]]]
-"""Returns the addresses of a host as text, or raises `Unresolved`."""
+"""A function that returns the addresses of a host as text, or raises `Unresolved`."""
 
 
 class Unresolved(Exception):

@@ -1,6 +1,7 @@
 """The transport of an `httpx2` client.
 
-It checks the URL of each request, connects only to addresses that the egress guard allows, and limits the response.
+The transport checks the URL of each request, connects only to addresses that the egress guard allows, and limits the
+size and duration of responses.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from corral.egress.client import Egress
 
 Addresses = Callable[[str, int], Awaitable[Sequence[str]]]
-"""Returns the allowed addresses of a host and port, or raises `EgressBlocked` or `Unresolved`."""
+"""A function that returns the allowed addresses of a host and port, or raises `EgressBlocked` or `Unresolved`."""
 
 TRUNCATED = "corral.truncated"
 GZIP_WINDOW = 31  # window bits with which zlib accepts the gzip format

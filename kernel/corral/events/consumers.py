@@ -119,7 +119,7 @@ class Consumer:
         """Return whether this consumer must write to the database.
 
         A write is necessary if the cursor does not exist yet, if there are events to handle, or if the cursor lags far
-        behind the end of the log. If it lags, every poll scans the same events of other types again.
+        behind the end of the log. While the cursor lags, every poll scans the same events of other types again.
         """
         found = self._position()
         return found is None or found[1] - found[0] > LAG or bool(self._events_after(found[0], 1))

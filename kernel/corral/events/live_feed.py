@@ -30,7 +30,7 @@ Viewer = Callable[[Sequence[LoggedEvent]], None]
 class Bus(Protocol):
     """Notifies all processes of new events.
 
-    A lost notification does no harm, because processes also poll the log every 0.5 s.
+    A lost notification does no harm, because every process also polls the log every 0.5 s.
     """
 
     def notify(self) -> None:

@@ -27,7 +27,7 @@ class Wait(msgspec.Struct, frozen=True):
 
 
 class Answer(msgspec.Struct, Generic[T], kw_only=True):
-    """A response body with additional headers, or with a different status than the one that the route declares."""
+    """A response body with additional headers, or with a status that differs from the route's declared status."""
 
     body: T
     status: int | None = None
@@ -83,7 +83,7 @@ class Response(msgspec.Struct):
 
 
 class IfMatch(msgspec.Struct, frozen=True):
-    """The `If-Match` header of the request. A missing header and `*` match any version.
+    """The `If-Match` header of the request. If the header is missing or `*`, it matches any version.
 
     Handlers pass this value to the service that reads the row.
     """
@@ -101,7 +101,7 @@ class IfMatch(msgspec.Struct, frozen=True):
         return cls(stale=tag != "*")
 
     def check(self, version: int) -> None:
-        """Raise `PreconditionFailed` if the header names a version other than the current one."""
+        """Raise `PreconditionFailed` if the header specifies a version other than the current one."""
         if self.stale or (self.version is not None and self.version != version):
             detail = f"The current version is {version}; read the object again and repeat the change."
             raise PreconditionFailed(detail, current_version=version)

@@ -91,7 +91,10 @@ def without_none(kind: Any) -> tuple[Any, bool]:
 
 
 def read_signature(route: Route) -> Signature:
-    """Return the signature of a route's handler. Raise a `TypeError` that describes the mistake if it is invalid."""
+    """Return the signature of a route's handler.
+
+    If the signature is invalid, raise a `TypeError` that describes the mistake.
+    """
     kinds = hints(route.handler)
     if "return" not in kinds:
         raise TypeError(f"{route.label}: the handler has no return annotation")
@@ -124,7 +127,7 @@ def read_signature(route: Route) -> Signature:
 def without_page(kind: Any) -> Any:
     """Return the type of the items of a `Page`, or any other type unchanged.
 
-    msgspec must not see pages, because it confuses two types `Page[X]` if both classes are named X.
+    msgspec must not see pages, because it cannot distinguish `Page[X]` for two different classes named X.
     """
     return typing.get_args(kind)[0] if typing.get_origin(kind) is Page else kind
 

@@ -33,7 +33,10 @@ class PageQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_d
     cursor: Annotated[str, msgspec.Meta(max_length=1000)] | msgspec.UnsetType = msgspec.UNSET
 
     def fingerprint(self) -> str:
-        """Return a hash of all filters and the order, without the limit and position. Cursors are bound to it."""
+        """Return a hash of all filters and the order, but not of the limit and position.
+
+        Cursors are bound to this hash.
+        """
         place = ("limit", "offset", "cursor")
         filters = {name: value for name, value in msgspec.to_builtins(self).items() if name not in place}
         return hashlib.sha256(msgspec.json.encode(filters, order="deterministic")).hexdigest()[:16]

@@ -101,7 +101,7 @@ class Schedule(msgspec.Struct, frozen=True):
 
 
 class JobRow(Model):
-    """A job. `state` is queued, running, done or failed. A process claims a job by updating its row."""
+    """A job in the database. `state` is queued, running, done or failed. A process claims a job by updating its row."""
 
     id = IdField(primary_key=True)
     name = peewee.CharField(max_length=100)

@@ -71,7 +71,7 @@ class JobRunner:
         self._wake_up.set()
 
     def announce(self, ids: Sequence[str]) -> None:
-        """Announce new job rows that are due."""
+        """Announce new jobs that are due. `ids` are the ids of their rows."""
         if self.queue is not None:
             self.queue.announce(ids)
         else:
@@ -144,7 +144,8 @@ class JobRunner:
     # Schedules
 
     def claim_schedules(self, names: Sequence[str], *, due: bool = False) -> list[tuple[ScheduleRow, bool]]:
-        """Claim the named schedules that are due and not running. With `due`, also claim those that are not due yet.
+        """Claim the named schedules that are due and not running. With `due`, schedules that are not due are also
+        claimed.
 
         Return the row of each schedule, and whether this call claimed the schedule. Runs in the caller's unit of work.
         """

@@ -15,7 +15,7 @@ class SharedJobQueue(Protocol):
     """
 
     def announce(self, ids: Sequence[str]) -> None:
-        """Announce new job rows. Called on the event loop; never blocks and never fails."""
+        """Announce new job rows. This method is called on the event loop, never blocks, and never fails."""
         ...
 
     async def start(self) -> None:
@@ -30,6 +30,6 @@ class SharedJobQueue(Protocol):
         """Pass each received id to `take` until SIGTERM or SIGINT sets `stopping`.
 
         `take` returns when the next job may start. This method blocks the main thread and handles its signals; a second
-        signal raises `SystemExit`. The method keeps running through outages of the queue.
+        signal raises `SystemExit`. The method continues to run during outages of the queue.
         """
         ...

@@ -25,7 +25,7 @@ class Observed(NamedTuple):
 
 
 class Histogram:
-    """Counts observations by label values since the start of the process. Safe to use from any thread.
+    """Counts observations since the start of the process, grouped by label values. Safe to use from any thread.
 
     Each combination of label values has its own buckets. At most `limit` combinations are kept; all others are counted
     together under the label value `other`.
@@ -49,7 +49,7 @@ class Histogram:
             self._totals[labels] += value
 
     def read(self) -> dict[tuple[str, ...], Observed]:
-        """Return the observations so far, by label values."""
+        """Return the observations so far, keyed by label values."""
         with self._lock:
             return {
                 labels: Observed(self._bounds, tuple(counts), self._totals[labels])

@@ -11,7 +11,7 @@ NAMED = ("setting", "job", "schedule", "subscriber", "metric")  # contributions 
 
 
 def refuse_conflicts(plugins: Iterable[PluginRecord]) -> None:
-    """Mark plugins as `failed` if they declare the same name as another plugin. A built-in plugin keeps the name."""
+    """Mark third-party plugins as `failed` if they declare a name that another plugin also declares."""
     owners = {f"{record.name}_": record for record in plugins}
     claims: dict[str, dict[str, PluginRecord]] = defaultdict(dict)
     is_safe = all(record.found.built_in for record in owners.values())  # no two built-in plugins claim the same name

@@ -35,7 +35,7 @@ class Container:
         self._instances: dict[Any, Any] = {}
         self._owners: dict[Any, PluginRecord | None] = {}
         self.sections: set[Any] = set()
-        """The configuration shapes of all plugins."""
+        """The types of the configuration sections of all plugins."""
 
     def add(self, kind: Any, instance: Any, owner: PluginRecord | None = None) -> None:
         """Register a service instance. Raise `WiringError` if another owner already provides the type."""
@@ -54,7 +54,7 @@ class Container:
         return service
 
     def get_optional(self, kind: Callable[..., T]) -> T | None:
-        """Return the service of a type without access checks, or None if it is absent or out of service."""
+        """Return the service of a type without access checks, or None if the service is absent or out of service."""
         owner = self._owners.get(kind)
         return self._instances.get(kind) if owner is None or owner.serves else None
 

@@ -150,8 +150,9 @@ def _section(record: PluginRecord, kind: type[Plugin], config: Config) -> Any:
 def _collect_contributions(record: PluginRecord, specs: Mapping[str, Any], absent: bool) -> None:
     """Call all hooks of one plugin that take no arguments, and store the contributions in the plugin's record.
 
-    An unknown hook raises `TypeError`, unless the implementation is optional and `absent` indicates that the plugin
-    offering the hook may be missing. Hooks that take arguments are called later, when their results are needed.
+    `absent` is true if a plugin in `requires` or `wants` is not active. In this case, unknown hooks are accepted if
+    their implementations are optional; otherwise, an unknown hook raises `TypeError`. Hooks that take arguments are
+    called later, when their results are needed.
     """
     found = implementations(specs, record)
     unknown = [name for name, (spec, _, is_optional) in found.items() if spec is None and not (is_optional and absent)]

@@ -71,7 +71,7 @@ class PluginQuarantine:
         self._lock = threading.Lock()
         self.alerts: deque[PluginAlert] = deque()
         self.notify: Callable[[], None] = lambda: None
-        """Called from any thread when an alert was appended to `alerts`."""
+        """Called from any thread when an alert has been appended to `alerts`."""
 
     @property
     def time_limit(self) -> float:
@@ -85,7 +85,7 @@ class PluginQuarantine:
     def count_error(self, record: PluginRecord, where: str, error: BaseException, *, counts: bool = True) -> None:
         """Record an error of a contributed callable, or a `LostCall`.
 
-        The plugin is quarantined if it has too many errors. The error is counted only if `counts` is true.
+        If `counts` is true, the error counts towards the quarantine of the plugin.
         """
         told = {"plugin": record.name, "where": where, "reason": str(error)}
         log.error("a contribution failed", extra=told, exc_info=error)

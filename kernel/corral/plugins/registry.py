@@ -44,7 +44,7 @@ class PluginRegistry:
         return sorted(self._records, key=lambda record: record.name)
 
     def get(self, name: str) -> PluginRecord | None:
-        """Return the record of a plugin, or None."""
+        """Return the record of a plugin, or None if there is no such plugin."""
         return next((record for record in self._records if record.name == name), None)
 
     def for_hook(self, hook: str) -> list[tuple[str, Any]]:

@@ -26,7 +26,7 @@ INJECTED = {
     "corral_subscribers": "handle",
     "corral_metrics": "collect",
 }
-"""For each of these hooks, the field of its contributions that contains a function with services as parameters."""
+"""The hooks whose contributions contain a function with services as parameters, and the field with this function."""
 
 
 @dataclasses.dataclass(eq=False)

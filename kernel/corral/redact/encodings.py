@@ -35,8 +35,8 @@ def is_redactable(value: str) -> bool:
 def encodings(value: str) -> set[str]:
     """Return every text that reveals the value: the value itself and its encoded and escaped forms.
 
-    Each text has 8 to 4096 characters. For a longer value, the encodings of its long lines are returned. A longer
-    encoding is split into pieces.
+    Each text has 8 to 4096 characters. If the value is longer, its long lines are encoded instead. If an encoding is
+    longer, it is split into pieces.
     """
     value = value.strip()
     parts = [value]
@@ -69,7 +69,7 @@ def _html_form(data: bytes) -> str:
 
 
 def _base64(data: bytes) -> Iterator[str]:
-    """Yield the base64 encodings that the data can have inside longer data, one for each of the three byte offsets.
+    """Yield the base64 encodings that the data can have within longer data, for each of the three byte offsets.
 
     For each offset, the first string contains only the characters that depend on no neighbouring byte. Two more strings
     extend to the end of the encoding, with and without padding. For offset 0, the lines of the wrapped encoding are

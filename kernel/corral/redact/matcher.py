@@ -21,8 +21,8 @@ _SURROGATES = re.compile("[\ud800-\udfff]")
 class Hit(NamedTuple):
     """A credential found in text.
 
-    `kind` is `value` or the kind of a pattern. `source` is the source that registered the value, and `name` is its
-    name. Both are empty for a pattern.
+    `kind` is `value`, or the kind of the pattern. For a known value, `source` is the source that registered it, and
+    `name` is its name. For a pattern, both are empty.
     """
 
     kind: str

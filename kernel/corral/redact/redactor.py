@@ -27,7 +27,10 @@ _MAKER: contextvars.ContextVar[tuple[str, str] | None] = contextvars.ContextVar(
 
 @contextlib.contextmanager
 def machine_text(type: str, id: str) -> Iterator[None]:
-    """Mark text redacted in this context as machine-generated for the object. A credential in it raises an alert."""
+    """Mark all text that is redacted in this context as machine-generated for the given object.
+
+    If a credential is found in such text, an alert is raised.
+    """
     token = _MAKER.set((type, id))
     try:
         yield
@@ -147,7 +150,7 @@ def _collect_strings(value: Any, texts: list[str], budget: int) -> int:
 class RedactorStream:
     """Redacts a stream of text.
 
-    The stream holds back the end of the text (at most about 4 KiB) if a match could begin there, and releases the rest.
+    The stream holds back the end of the text (at most about 4 KiB) if a match may begin there, and releases the rest.
     """
 
     def __init__(self, redactor: Redactor, patterns: bool) -> None:

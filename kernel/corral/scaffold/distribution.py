@@ -15,7 +15,7 @@ SUFFIX = ".tmpl"
 
 
 class InvalidPluginName(ValueError):
-    """Raised if a name is not a valid plugin name. The message states the reason."""
+    """Raised if a name is not a valid plugin name. The message states why."""
 
 
 def placeholder_values(name: str) -> dict[str, str]:

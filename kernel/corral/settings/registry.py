@@ -41,7 +41,7 @@ class SettingValues:
 
 
 class SettingsRegistry(SettingValues):
-    """All declared settings with their current values. `is_shown` tells whether the settings of a plugin are shown."""
+    """All declared settings with their current values. `is_shown` returns whether a plugin's settings are shown."""
 
     def __init__(
         self,
@@ -54,9 +54,9 @@ class SettingsRegistry(SettingValues):
         self._declared: dict[str, DeclaredSetting] = {}
         self._watchers: list[tuple[frozenset[str], Callable[[], None]]] = []
         self.faults: list[str] = []
-        """The invalid values of variables and of the configuration file. With any, the installation cannot start."""
+        """The invalid values of variables and of the configuration file. If any exist, the process cannot start."""
         self.problems: Mapping[str, str] = {}
-        """The reasons why stored values are ignored, by setting. The plugin `settings` sets this attribute."""
+        """The reasons why stored values are ignored, keyed by setting. The plugin `settings` sets this attribute."""
 
     def declare(self, settings: Iterable[Setting[Any]], plugin: str = "") -> None:
         """Declare the given settings. If one of them is invalid, none is declared.

@@ -208,8 +208,9 @@ def reap() -> list[str]:
 def database_servers_folder(*, in_memory: bool = False) -> Path:
     """Return the private folder for this user's servers, in the first suitable folder for temporary files.
 
-    A folder is not suitable if the paths of Unix sockets in it would be too long. With `in_memory`, a file system in
-    memory is preferred if it has enough free space, because creating a database is four times as fast there.
+    A folder is not suitable if the paths of Unix sockets in it would be too long, or if servers that run as `nobody`
+    cannot access it. With `in_memory`, a file system in memory is preferred if it has enough free space, because
+    creating a database is four times as fast there.
     """
     name = f"corral-engines-{os.getuid()}"
     bases = [_MEMORY] if in_memory and _has_room(_MEMORY) else []

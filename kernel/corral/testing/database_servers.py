@@ -36,8 +36,8 @@ class PostgresServer(DatabaseServer):
 
     If the tests run as root, the server runs as `nobody`, because PostgreSQL refuses to run as root.
 
-    `settings` are settings for `postgresql.conf`. Unless `durable` is set, the server does not fsync, and stores its
-    data in memory if there is enough space. Committed data then survives `kill()` but not a power failure.
+    `settings` contains settings for `postgresql.conf`. Unless `durable` is set, `fsync` is off, and the data is stored
+    in memory if there is enough space. Committed data then survives `kill()` but not a power failure.
     """
 
     kind = "postgres"
@@ -69,7 +69,7 @@ class PostgresServer(DatabaseServer):
         """Create a database and return its URL.
 
         `url` is the URL of the new database; by default, a new name is chosen. `template` is the URL of a database to
-        copy, to which no client may be connected.
+        copy. No client may be connected to the template.
         """
         name = _database_name(url or self.unused_database_url())
         copied = f' TEMPLATE "{_database_name(template)}"' if template else ""

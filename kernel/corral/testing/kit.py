@@ -280,8 +280,8 @@ class Kit:
 
         Each call creates an admin who owns the agent. The user of the client `by`, such as `await
         kit.as_user("member")`, creates the task, so tools act with the rights of this user. Without `by`, the new admin
-        creates the task. `fields` are further fields of the task. `tool_calls` in the result contains the tool calls of
-        the task.
+        creates the task. `fields` contains further fields of the task. `tool_calls` in the result contains the tool
+        calls of the task.
         """
         admin = await self.as_user("admin")
         agent = {"name": f"{model}-{self._people}", "llm_model": f"scripted/{model}", "enabled_tools": list(tools)}

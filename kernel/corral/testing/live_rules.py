@@ -77,9 +77,9 @@ async def start_with_wants(
     section: dict[str, Any] | None,
     plugin_dir: Path | None,
 ) -> list[Finding]:
-    """Start a plugin together with the plugins in `beside`, which are the plugins that it requires or wants.
+    """Start a plugin together with the plugins in `beside`, which it requires or wants.
 
-    All plugins that `beside` requires are started, too. Only in such a kernel can the plugin use the hooks and services
+    All plugins that `beside` requires are also started. Only in such a kernel can the plugin use the hooks and services
     of all these plugins.
     """
     async with make_kernel(folder, **_kernel_options(kind, beside, None, section, plugin_dir)) as kit:

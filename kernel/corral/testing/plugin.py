@@ -47,7 +47,7 @@ def postgres_server() -> Iterator[PostgresServer]:
 
 @pytest.fixture
 def valkey_server() -> Iterator[ValkeyServer]:
-    """Yield a Valkey server for one test, which may empty, stop or kill it. Use `url()` as `[redis] url`."""
+    """Yield a Valkey server for one test. The test may empty, stop or kill the server. Use `url()` as `[redis] url`."""
     from corral.testing.database_servers import ValkeyServer
 
     with ValkeyServer() as server:

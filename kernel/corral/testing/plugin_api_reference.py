@@ -164,7 +164,7 @@ def _plugin_modules(kernel: Kernel) -> Iterator[tuple[str, PluginRecord]]:
 
 
 def _services(kernel: Kernel, listed: Mapping[str, Collection[str]]) -> list[Service]:
-    """Return the services that other plugins may use: first those of the kernel, then those of each plugin."""
+    """Return the services that other plugins may use: the services of the kernel, then the services of each plugin."""
     found = []
     for kind, owner in kernel.container._owners.items():
         module, name, provider = kind.__module__, kind.__name__, "" if owner is None else owner.name
@@ -217,7 +217,7 @@ def _is_package(module: str) -> bool:
 
 
 def _listed_names(root: Path) -> dict[str, list[str]]:
-    """Return the names to list for each module of the kernel, in the order of the source code."""
+    """Return the names to list for each module of the kernel, in source code order."""
     found = defaultdict(set, kernel_names_used_by_plugins(root))
     for module in WHOLE_MODULES:
         found[f"corral.{module}"].update(module_source(f"corral.{module}").public_names())
@@ -255,7 +255,7 @@ def _page(package: str, modules: Mapping[str, Sequence[str]], services: Sequence
 
 
 def services_page(services: Sequence[Service]) -> str:
-    """Return the page of services: a table, then one section per service."""
+    """Return the page of services, which consists of a table and one section per service."""
     rows, sections = [], []
     for each in services:
         source = defining_source(each.module, each.name)

@@ -37,7 +37,7 @@ class ModuleSource:
         return (ast.get_docstring(nodes[-1]) or "") if nodes else ""
 
     def public_names(self) -> list[str]:
-        """Return the names of the documented classes and functions, in the order of the source code."""
+        """Return the names of the documented classes and functions, in source code order."""
         return [name for name in self.definitions if not name.startswith("_") and self.doc(name)]
 
     def statement(self, node: ast.stmt) -> str:
@@ -69,7 +69,10 @@ def module_source(module: str) -> ModuleSource:
 
 
 def defining_source(module: str, name: str) -> ModuleSource:
-    """Return the source of the module that defines a name. `module` either defines the name itself or imports it."""
+    """Return the source of the module that defines a name.
+
+    `module` either defines the name itself or imports it.
+    """
     source = module_source(module)
     if name in source.definitions or name in source.constants:
         return source

@@ -1,4 +1,4 @@
-"""Adds a lease to each schedule while it runs, so that no two processes run the same schedule at the same time."""
+"""Adds a lease to schedules, so that no two processes run the same schedule at the same time."""
 
 from __future__ import annotations
 
