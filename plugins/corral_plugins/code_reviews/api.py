@@ -92,7 +92,7 @@ class ReviewFacts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ReviewPeople(msgspec.Struct, frozen=True, kw_only=True):
-    """The people involved in a review: its reviewers, the owner of its task, and the owner of its author agent."""
+    """The people involved in a review: reviewers, the task's owner, and the owner of the agent that made the diff."""
 
     reviewer_ids: tuple[str, ...]
     task_owner_id: str | None
@@ -198,7 +198,7 @@ class CodeReviews(Protocol):
         ...
 
     def open_for_task(self, diff: TaskDiff) -> ReviewFacts | None:
-        """Open a review for a completed run, or add a revision to the review that requested changes from the run.
+        """Open a review for a completed run, or add a revision to the existing review if changes were requested.
 
         Return None if there is nothing to review. If changes were requested before the run ended, the status of the
         review is `changes_requested`, and the task must run again with `feedback`.
@@ -226,7 +226,7 @@ class CodeReviews(Protocol):
         ...
 
     def comment_texts(self, comment_ids: Iterable[str]) -> dict[str, str]:
-        """Return the texts of comments by id, without checking permissions. Unknown ids are omitted."""
+        """Return the texts of comments, keyed by comment id, without checking permissions. Unknown ids are omitted."""
         ...
 
 

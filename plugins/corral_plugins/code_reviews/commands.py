@@ -430,7 +430,7 @@ def _file_text(file: Any) -> str:
 
 
 def _author_text(names: ObjectNames, kind: str, identifier: str) -> str:
-    """Return the kind and the name of a person or an agent."""
+    """Return the type and the name of a person or an agent."""
     return f"{kind} {names.user(USERS_PATH, identifier) if kind == 'user' else names.name('/agents', identifier)}"
 
 

@@ -96,7 +96,7 @@ class Revision(Model):
 class Reviewer(Model):
     """A person (`kind` is `user`) or an agent (`agent`) who was asked to review.
 
-    `position` is their place in the order.
+    `position` is their place in the list of reviewers.
     """
 
     reviewer_id = IdField()

@@ -39,7 +39,7 @@ class ApproveReview(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class RejectReview(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """A rejection. With `request_changes`, the diff goes back to the agent instead, with all unresolved comments."""
+    """A rejection. With `request_changes`, the diff is instead sent back to the agent with all unresolved comments."""
 
     reason: Note | None = None
     request_changes: bool = False

@@ -136,7 +136,10 @@ class BudgetRefused(Problem):
 
 
 def format_micro_usd(amount: int) -> str:
-    """Return an amount in micro-USD as text with two to six decimals, such as `$0.0605`. Amounts below 0 count as 0."""
+    """Return an amount in micro-USD as text with two to six decimals, such as `$0.0605`.
+
+    Negative amounts are shown as 0.
+    """
     whole, _, fraction = f"{max(0, amount) / 1e6:.6f}".partition(".")
     return f"${whole}.{fraction.rstrip('0').ljust(2, '0')}"
 
@@ -276,9 +279,9 @@ class Costs(Protocol):
         ...
 
     def spent_by_agents(self, agent_ids: Sequence[str]) -> dict[str, int]:
-        """Return the costs of each of these agents in the current month (UTC), in micro-USD.
+        """Return each agent's costs in the current month (UTC), in micro-USD.
 
-        Agents without costs are included with 0. Runs in the caller's unit of work.
+        Agents without costs have the value 0. Runs in the caller's unit of work.
         """
         ...
 

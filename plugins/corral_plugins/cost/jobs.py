@@ -71,12 +71,15 @@ async def begin_period(database: Database, upkeep: BudgetMaintenance) -> None:
 
 
 def cancel_running(agent_id: str | None, upkeep: BudgetMaintenance, after: str = "") -> None:
-    """Cancel the running attempts, with reservations, of one agent or of all agents, because the budget is exceeded."""
+    """Cancel running attempts that hold reservations, because the budget is exceeded.
+
+    If `agent_id` is given, only that agent's attempts are cancelled.
+    """
     upkeep.cancel_running(agent_id, after)
 
 
 async def delete_expired_events(work: Work, settings: Settings) -> None:
-    """Delete cost events and detailed rollups whose retention period has ended."""
+    """Delete cost events and detailed rollups that are past their retention period."""
     days = settings.get(EVENT_RETENTION_DAYS)
     if days is not None:
         await _repeat_in_batches(work, functools.partial(maintenance.delete_events, clock.now(-days * DAY)))

@@ -87,7 +87,10 @@ class PriceOverrideRow(Model):
 
 
 class PriceRevision(Model):
-    """A single row that counts the changes to `cost_prices`. Processes compare it with the revision in their cache."""
+    """A single row that counts the changes to `cost_prices`.
+
+    Processes compare the count with the revision in their cache.
+    """
 
     id = peewee.IntegerField(primary_key=True)
     revision = peewee.BigIntegerField()

@@ -85,7 +85,7 @@ class DayCost(CostTotals, kw_only=True):
 
 
 class DailyCosts(msgspec.Struct, kw_only=True):
-    """The costs of each day, oldest first. Days without costs are included as 0."""
+    """The costs of each day, oldest first. Days without costs are included with zero costs."""
 
     items: list[DayCost]
 
@@ -145,7 +145,7 @@ class RankedQuery(DaysQuery, kw_only=True, forbid_unknown_fields=True):
 
 
 class TaskCost(CostTotals, kw_only=True):
-    """The costs of a task on the days of the report."""
+    """The costs of a task in the period of the report."""
 
     task_id: str
 
@@ -290,7 +290,7 @@ class PriceView(msgspec.Struct, kw_only=True):
 
 
 class PriceQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Filters for the list of prices: the source of the price, and a text that the provider or model must contain."""
+    """Filters for the list of prices: the source of the price, and text that the provider or model must contain."""
 
     source: Literal["builtin", "override"] | UnsetType = UNSET
     provider: Annotated[str, line(64, 0)] = ""
@@ -332,8 +332,8 @@ class BudgetChange(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """Changes to the budget. Absent fields keep their values.
 
     A `monthly_limit` of null means no limit; a limit of 0 forbids all uses that cost money. The mode `soft` sends
-    alerts but refuses nothing, and `off` ignores the limit. `on_exceeded` decides whether running attempts may still
-    use the money that is reserved for them, or are cancelled. Months begin and end in `timezone`.
+    alerts but refuses nothing, and `off` ignores the limit. `on_exceeded` determines whether running attempts may still
+    use the money reserved for them, or are cancelled. Months begin and end in `timezone`.
     """
 
     monthly_limit: Limit | UnsetType | None = UNSET

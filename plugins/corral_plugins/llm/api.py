@@ -65,7 +65,7 @@ class ProviderTimeouts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
 class ProviderConnection(msgspec.Struct, frozen=True, kw_only=True):
     """The configuration of a provider.
 
-    The gateway passes it to the code for this kind of provider with every call to the provider.
+    The gateway passes this object to the provider kind's code with every call.
 
     `config` contains the fields specific to this kind of provider, validated against the kind's `config_schema`. If
     `operator` is true, the address comes from the operator's configuration file and may be private. `models` contains

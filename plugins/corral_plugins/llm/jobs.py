@@ -23,7 +23,7 @@ def fail_abandoned_calls(settings: Settings) -> None:
 
 
 def delete_expired_payloads(payloads: PayloadStore) -> None:
-    """Delete the stored requests and responses of calls whose retention period has ended."""
+    """Delete stored requests and responses that are past their retention period."""
     payloads.delete_expired()
 
 

@@ -78,8 +78,8 @@ class LlmConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 class LlmPlugin(Plugin):
     """The LLM gateway.
 
-    All model calls of tasks, chats, workflows and OpenAI clients pass through the gateway. It manages providers,
-    queues, costs and the call history.
+    All model calls of tasks, chats, workflows and OpenAI clients pass through the gateway. The gateway manages
+    providers, queues, costs and the call history.
     """
 
     name = "llm"

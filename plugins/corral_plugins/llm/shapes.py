@@ -114,7 +114,7 @@ class ChatRequest(OpenShape, kw_only=True, omit_defaults=True):
     """A chat completion request.
 
     `model` is `provider/model`, a model name without a provider, `default`, or `agent` for the calling agent's own
-    models. Other fields are sent on to providers with `passthrough`.
+    models. Other fields are passed on to providers with `passthrough`.
     """
 
     model: RequestedModel

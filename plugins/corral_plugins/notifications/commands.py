@@ -252,7 +252,7 @@ def delete_channel(client: ApiClient, *, channel: str, as_json: bool) -> None:
 def test_channel(client: ApiClient, *, channel: str, as_json: bool) -> None:
     """Send a test notification through a channel, and wait for the result.
 
-    Exits with status 1 if it was not delivered.
+    Exits with status 1 if the notification was not delivered.
     """
     found = client.post(f"{CHANNELS}/{_find_id(client, CHANNELS, channel)}/test", {})
     took = format_ms(found["duration_ms"])
@@ -301,7 +301,7 @@ def create_rule(
     fields: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Create a rule. Further fields, such as group_by, are given with --field or a file."""
+    """Create a rule. To set further fields, such as group_by, use --field or a file."""
     body = {**read_body(input_path, fields), "name": name, **_rule_parts(client, events, channels)}
     if "events" not in body:
         raise click.UsageError("give --event to say which events the rule follows")
@@ -363,7 +363,7 @@ def delete_rule(client: ApiClient, *, rule: str, as_json: bool) -> None:
 @click.option("--days", type=click.IntRange(1, 30), default=7, show_default=True, help="number of past days to test")
 @client_command
 def test_rule(client: ApiClient, *, rule: str, days: int, as_json: bool) -> None:
-    """Show the messages that a rule would have sent for the events of the last days. Nothing is sent."""
+    """Show the messages that a rule would have sent for recent events. Nothing is sent."""
     found = client.post(f"{RULES}/{_find_id(client, RULES, rule)}/test", {"days": days})
     if as_json:
         print_value(found, as_json=True, text="")
@@ -425,7 +425,7 @@ def list_deliveries(
 @click.argument("delivery")
 @client_command
 def retry_delivery(client: ApiClient, *, delivery: str, as_json: bool) -> None:
-    """Repeat a delivery that ended without success."""
+    """Retry a delivery that ended unsuccessfully."""
     with client.looking_for("delivery", delivery, "corral notifications deliveries"):
         row = client.post(f"/notifications/deliveries/{delivery}/retry", {})
     print_value(row, as_json=as_json, text=f"{row['id']} is sent again.")

@@ -46,7 +46,7 @@ async def maintain_deliveries(
 
 
 async def purge(work: Work, settings: Settings, fan_out: NotificationFanOut) -> None:
-    """Delete old and surplus notifications, and deliveries that ended long ago."""
+    """Delete old notifications, notifications above the limit per user, and deliveries that ended long ago."""
     await fan_out.read(pass_over=True)
     read_before = clock.now(-settings.get(RETENTION_DAYS) * DAY)
     unread_before = clock.now(-settings.get(UNREAD_RETENTION_DAYS) * DAY)

@@ -160,7 +160,7 @@ class Group(Model):
 
 
 class Delivery(Model):
-    """A message to be sent through a channel.
+    """A message that was or will be sent through a channel.
 
     While `is_collecting` is true, further events of the group are added to the message. `due_at` is set while the
     delivery waits; it then equals `next_attempt_at`, which the API shows. While an attempt runs, `lease` is its fencing

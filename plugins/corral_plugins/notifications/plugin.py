@@ -83,7 +83,7 @@ PARTS: tuple[type[Any], ...] = (
 
 
 class NotificationsPlugin(Plugin):
-    """Notifications: people are told once, where they look, about events that need their attention.
+    """Notifications about events that need people's attention, in the app and through other channels.
 
     People see notifications in the app immediately. Rules set by admins also send them by mail, Slack, Telegram or a
     webhook. A burst of events becomes one message, and no message is lost while a channel is down.

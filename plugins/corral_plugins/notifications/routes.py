@@ -241,7 +241,7 @@ def delete_notification_rule(id: str, match: IfMatch, rules: RuleManagement) -> 
 async def test_notification_rule(
     id: str, body: TestRule, rules: RuleManagement, previews: RulePreviews, work: Work
 ) -> RulePreview:
-    """Return the messages that a rule would have sent for the events of the last days. Nothing is sent."""
+    """Return the messages that a rule would have sent for recent events. Nothing is sent."""
     row = await work(lambda: rules.row(id), read=True)
     return await previews.simulate(row, body.days)
 
@@ -259,6 +259,6 @@ def list_notification_deliveries(
 
 @routes.post("/deliveries/{id}/retry", needs=MANAGE, status=202, raises=("not_found", "invalid_state"))
 def retry_notification_delivery(id: str, deliveries: NotificationDeliveries) -> Answer[NotificationDeliveryView]:
-    """Repeat a delivery that ended without success, with the full number of attempts."""
+    """Retry a delivery that ended unsuccessfully, with the full number of attempts."""
     row = deliveries.retry(id)
     return Answer(body=row, headers={"Location": f"/api/v1/notifications/deliveries?channel_id={row.channel_id}"})

@@ -242,7 +242,7 @@ class NotificationRuleView(msgspec.Struct, kw_only=True):
 
 
 class TestRule(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The number of past days whose events the rule is applied to."""
+    """The number of past days to whose events the rule is applied."""
 
     days: Annotated[int, Meta(ge=1, le=30)] = 7
 
@@ -290,7 +290,7 @@ class DeliveredEvent(msgspec.Struct, kw_only=True):
 
 
 class NotificationDeliveryView(msgspec.Struct, kw_only=True):
-    """A message to be sent, or sent, through a channel. `events` contains the first 10 of its `count` events."""
+    """A message that was or will be sent through a channel. `events` contains the first 10 of its `count` events."""
 
     id: str
     channel_id: str

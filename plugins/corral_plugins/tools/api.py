@@ -41,7 +41,7 @@ POLICIES: tuple[ToolPolicy, ...] = ("allow", "ask", "deny")
 
 Json = dict[str, Any]
 MCP_PREFIX = "mcp."
-"""The prefix of the names of MCP servers' tools: `mcp.<server>.<tool>`."""
+"""The prefix of the names of MCP tools: `mcp.<server>.<tool>`."""
 TOOL_NAME = r"^[a-z][a-z0-9_]*(\.[a-z0-9_-]+)+\Z"
 """The pattern of tool names. The dot distinguishes tool names from the paths of other routes."""
 
@@ -341,8 +341,8 @@ def missing_tools(offered: Sequence[str], wanted: Iterable[str]) -> list[str]:
 def unserved_tools(enabled: Iterable[str], of_worker: Iterable[str] | None, of_server: Iterable[str]) -> list[str]:
     """Return an agent's tools that neither the worker nor the server offers.
 
-    If `of_worker` is None, the worker offers every tool. A pattern `prefix.*` is offered if any offered tool has a name
-    that starts with `prefix.`.
+    If `of_worker` is None, the worker offers every tool. The pattern `prefix.*` counts as offered if any offered tool
+    has a name that starts with `prefix.`.
     """
     if of_worker is None:
         return []

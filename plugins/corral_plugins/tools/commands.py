@@ -88,7 +88,7 @@ def list_mcp_servers(client: ApiClient, *, as_json: bool) -> None:
 @name_argument
 @client_command
 def show_mcp_server(client: ApiClient, *, name: str, as_json: bool) -> None:
-    """Show an MCP server and its descriptions of its tools."""
+    """Show an MCP server and its tools, as the server describes them."""
     _print_server(_send(client, "GET", name), as_json=as_json)
 
 
@@ -132,7 +132,7 @@ def edit_mcp_server(
 @name_argument
 @client_command
 def refresh_mcp_server(client: ApiClient, *, name: str, as_json: bool) -> None:
-    """List the tools of an MCP server now. This also happens automatically every hour."""
+    """List the tools of an MCP server now. Corral also lists them automatically every hour."""
     _print_server(_send(client, "POST", name, "/refresh"), as_json=as_json)
 
 

@@ -57,8 +57,8 @@ SERVICES = (
 class ToolsPlugin(Plugin):
     """Tools: the actions that agents may take.
 
-    The plugin decides on every tool call when it is made, with the current permissions of the person on whose behalf
-    the agent acts. Every call is recorded.
+    The plugin decides on each tool call at the time of the call, based on the current permissions of the person on
+    whose behalf the agent acts. Every call is recorded.
     """
 
     name = "tools"

@@ -1,4 +1,4 @@
-"""Adds the mark for reviews whose patch comes from outside the installation."""
+"""Adds the column that marks reviews of patches from outside the installation."""
 
 from __future__ import annotations
 

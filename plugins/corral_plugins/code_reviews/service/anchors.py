@@ -18,7 +18,7 @@ from corral_plugins.code_reviews.service.patches import Patch, PatchedFile
 AROUND = 3
 """The number of lines before and after a comment that must be unchanged."""
 MAX_LINES = 500
-"""The maximum number of lines of one comment."""
+"""The maximum number of lines to which a comment can refer."""
 MAX_CHECKS = 50_000
 """The maximum number of places that are compared for all comments of a revision.
 
@@ -197,6 +197,6 @@ def _lines_from(shown: dict[int, bytes], start: int, step: int) -> list[bytes]:
 def _key(line: bytes) -> str:
     """Return a line in the form that contexts store.
 
-    Long lines are hashed, because each of 1000 comments may refer to a line of 2 MiB.
+    Long lines are hashed, because up to 1000 comments may each refer to a line of up to 2 MiB.
     """
     return line.decode("latin-1") if len(line) < DIGEST_LENGTH else hashlib.sha256(line).hexdigest()

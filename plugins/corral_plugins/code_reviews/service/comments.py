@@ -98,7 +98,7 @@ class ReviewComments:
         return {"parent_id": parent.parent_id or parent.id, **{name: getattr(parent, name) for name in REPLY_FIELDS}}
 
     def edit(self, review_id: str, comment_id: str, body: str, *, by: Principal) -> ReviewCommentView:
-        """Change the text of a comment, as its author. Runs in the caller's unit of work."""
+        """Change the text of the caller's own comment. Runs in the caller's unit of work."""
         row, comment = self._lock(review_id, comment_id, by)
         if (comment.author_type, comment.author_id) != rows.author_of(by):
             raise Forbidden("Only the author of a comment may edit it.")
@@ -107,7 +107,7 @@ class ReviewComments:
         return self._change(row, comment, by, body=body, edited=True)
 
     def resolve(self, review_id: str, comment_id: str, *, resolved: bool, by: Principal) -> ReviewCommentView:
-        """Resolve or reopen the thread of a comment. Runs in the caller's unit of work."""
+        """Resolve or reopen a comment thread. Runs in the caller's unit of work."""
         row, comment = self._lock(review_id, comment_id, by)
         author = rows.author_of(by)
         if author[0] == "agent" and author != (comment.author_type, comment.author_id):

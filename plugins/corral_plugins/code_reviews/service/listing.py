@@ -74,7 +74,7 @@ class ReviewListing:
 
 
 def item_fields(row: Review, reviewers: list[Reviewer]) -> dict[str, Any]:
-    """Return the fields of a review that lists contain."""
+    """Return the fields that describe a review in lists."""
     fields = {name: getattr(row, name) for name in _OF_ITEM}
     return {**fields, "created_by": row.owner_id, "reviewers": [reviewer_view(each) for each in reviewers]}
 

@@ -20,7 +20,7 @@ ROUNDS = (0.0, 1.0, 2.0, 3.0, 5.0, 10.0, 20.0)
 
 
 class ReviewMetrics:
-    """Measures how long reviews took until the decision, and how often their diffs were sent back before it."""
+    """Measures the time until reviews are decided, and how often diffs are sent back before the decision."""
 
     def __init__(self) -> None:
         self._seconds, self._rounds = Histogram(WAITS), Histogram(ROUNDS)

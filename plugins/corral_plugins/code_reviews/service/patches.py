@@ -100,7 +100,7 @@ class Patch(msgspec.Struct):
 
 
 def parse_patch(data: bytes) -> Patch:
-    """Parse a patch. Raise `PatchError` with the line of the fault."""
+    """Parse a patch. Raise `PatchError` with the number of the faulty line if the patch is malformed."""
     return _Parser(data).parse()
 
 
@@ -188,7 +188,7 @@ class _Parser:
         return found
 
     def _named_paths(self, extended: dict[bytes, bytes]) -> tuple[bytes, bytes] | None:
-        """Return the old and new paths from the rename or copy headers, or None without such headers.
+        """Return the old and new paths from the rename or copy headers, or None if there are none.
 
         The paths in these headers have no prefix.
         """
@@ -304,7 +304,7 @@ class _Parser:
             raise self._error("The hunk has more lines than its header announces.")
 
     def _hunk_lines(self, old: int, new: int) -> list[bytes]:
-        """Read the lines of a hunk, which must contain exactly `old` old and `new` new lines."""
+        """Read the lines of a hunk. Raise `PatchError` unless the hunk has exactly `old` old and `new` new lines."""
         began, found = self.at - 1, []
         while old > 0 or new > 0:
             if self.at >= len(self.lines):

@@ -123,7 +123,7 @@ def _is_current(limits: BudgetLimits) -> bool:
 
 
 def publish_change(limits: BudgetLimits) -> None:
-    """Publish the event that the budget changed or a new period began, which wakes workers that wait for tasks."""
+    """Publish a `BudgetChanged` event, which wakes workers that wait for tasks."""
     limit = limits.configuration.monthly_limit_micro
     emit(BudgetChanged(monthly_limit_usd=None if limit is None else to_usd(limit)), object=("budget", GLOBAL))
 

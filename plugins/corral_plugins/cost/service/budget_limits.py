@@ -40,7 +40,7 @@ class BudgetConfiguration(msgspec.Struct, frozen=True, kw_only=True):
 class Limit(NamedTuple):
     """A limit on the costs in a period. `key` is the id of the agent, or empty for the installation.
 
-    A limit with `is_hard` false raises alerts, but refuses nothing.
+    If `is_hard` is false, exceeding the limit raises alerts but refuses nothing.
     """
 
     scope: str
@@ -50,7 +50,7 @@ class Limit(NamedTuple):
 
 
 class BudgetLimits:
-    """All limits at one revision. `known` contains the counters that are known to exist: scope, key and period."""
+    """All limits at one revision. `known` contains the `(scope, key, period)` of counters that are known to exist."""
 
     def __init__(self, revision: int, configuration: BudgetConfiguration, agents: Mapping[str, int]) -> None:
         self.revision, self.configuration, self.agents = revision, configuration, agents
@@ -65,7 +65,7 @@ class BudgetLimits:
         return self.overall is None and not self.agents
 
     def of(self, agent_id: str | None) -> list[Limit]:
-        """Return the limits that apply to a use by the agent: the limit of the installation first."""
+        """Return the limits that apply to the agent's costs, beginning with the installation's limit."""
         found = [] if self.overall is None else [self.overall]
         if agent_id is not None and agent_id in self.agents:
             found.append(Limit(AGENT, agent_id, self.agents[agent_id], True))
@@ -139,7 +139,7 @@ class BudgetLimitCache:
 
     @property
     def states(self) -> dict[Limit, Any]:
-        """The states of the counters after the changes that the current unit of work makes at its end."""
+        """The counter states that will result from the changes at the end of the current unit of work."""
         read = self._read_in_unit()
         return {} if read is None else read.states
 

@@ -1,4 +1,4 @@
-"""The background work of budgets: ends expired reservations, begins periods, resumes agents, and checks counters."""
+"""The background work of budgets: releases expired reservations, begins periods, resumes agents, checks counters."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class BudgetMaintenance:
     # -- periods and agents
 
     def lacks_counters(self) -> bool:
-        """Return whether a limit may lack its counter for the current period, as far as this process knows."""
+        """Return whether any limit may lack a counter for the current period, according to the limits in memory."""
         return self._budgets.lacks_counters()
 
     def create_counters(self) -> int:

@@ -125,7 +125,7 @@ class Budgets:
             self.audit.record(entry)
 
     def lacks_counters(self) -> bool:
-        """Return whether a limit may lack its counter for the current period, as far as this process knows."""
+        """Return whether any limit may lack a counter for the current period, according to the limits in memory."""
         limits = self._limits.current()
         return bool(_without_counter(limits, current_period(limits.zone)))
 
@@ -195,7 +195,7 @@ def _reserved_micro() -> int:
 
 
 def _projected_rest_micro(period: Period) -> int:
-    """Return the expected costs of the rest of the period: the mean daily cost of the last week times the days left."""
+    """Return the expected costs for the rest of the period: the mean daily cost of last week times the days left."""
     today = current_day(period.zone)
     spans = offset_spans(today - timedelta(days=PROJECTED_DAYS - 1), today, period.zone)
     recent = sum(totals.cost_micro for totals in rollups.totals_by_local_day(spans).values())

@@ -1,4 +1,4 @@
-"""Compares rollups with their events, corrects differences, and deletes data whose retention period has ended."""
+"""Compares rollups with their events, corrects differences, and deletes data that is past its retention period."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ def correct_rollups(found: Differences) -> None:
 
 
 def _longer_rollup(key: RollupKey) -> RollupKey | None:
-    """Return the monthly or all-time rollup that contains the same events as a daily one, or None."""
+    """Return the monthly or all-time rollup that includes the events of a daily rollup, or None if there is none."""
     if key.series == AGENT and key.key:
         return RollupKey(AGENT_MONTH, month_of(clock.format_instant(key.period * DAY)), key.key)
     if key.series == MODEL:

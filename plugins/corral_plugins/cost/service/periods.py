@@ -12,7 +12,10 @@ from corral_plugins.cost.service.day_buckets import offset_spans
 
 
 class Period(NamedTuple):
-    """A calendar month in a time zone. `name` has the form `YYYY-MM`. The month begins on `first`, before `end`."""
+    """A calendar month in a time zone. `name` has the form `YYYY-MM`.
+
+    The month begins on `first` and ends before `end`.
+    """
 
     name: str
     first: date

@@ -145,7 +145,7 @@ class PriceOverrides:
         self._record_audit("delete", row.__data__, {name: (getattr(row, name), None) for name in AUDITED})
 
     def look_up(self, query: LookupQuery) -> FoundPrice:
-        """Return the price of a model that is valid at an instant, from an override or the built-in table."""
+        """Return the price of a model at a given instant, from an override or the built-in table."""
         at = clock.now() if query.at is msgspec.UNSET else clock.from_datetime(query.at)
         if query.provider in FREE_PROVIDERS:
             return FoundPrice(priced=True, price_source="zero", input_usd=0, output_usd=0, per_call_usd=0)
@@ -228,7 +228,7 @@ def _price_view(row: PriceOverrideRow) -> PriceView:
 
 @functools.lru_cache(maxsize=1)
 def _builtin_views(version: str) -> tuple[PriceView, ...]:
-    """Return the views of all prices in the built-in table, which has this version."""
+    """Return the views of all prices in this version of the built-in table."""
     return tuple(_builtin_view(price) for price in price_table.all_prices())
 
 

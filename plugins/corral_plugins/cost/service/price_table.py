@@ -116,7 +116,7 @@ def charge_by_table(provider: str, model: str, tokens: TokenCounts, at: str) -> 
 
 
 def look_up_price(provider: str, model: str, at: str) -> TablePrice | None:
-    """Return the built-in price that `charge_by_table` would apply, or None."""
+    """Return the built-in price that `charge_by_table` would apply, or None if the table has no price for the model."""
     entry = _find_model(provider, model)
     price = None if entry is None else _table_price(entry[0].id, entry[1], at)
     return None if price is None else price._replace(provider=provider, model=model)

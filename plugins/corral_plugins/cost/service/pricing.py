@@ -94,7 +94,7 @@ class PriceOverrideSnapshot:
         return tuple(override for override in self._overrides if override.matches(provider, model))
 
     def find_override(self, provider: str, model: str, at: str) -> PriceOverride | None:
-        """Return the most specific override that is valid at an instant, or None."""
+        """Return the most specific matching override that is valid at an instant, or None if there is none."""
         return next((each for each in self._cached_matches(provider, model) if each.valid_from <= at), None)
 
 

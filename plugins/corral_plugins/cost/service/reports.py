@@ -82,7 +82,7 @@ class CostReports:
     def list_by_day(self, query: DailyQuery) -> DailyCosts:
         """Return the costs of each of the last `days` days in a time zone, oldest first.
 
-        Days without costs are included as 0.
+        Days without costs are included with zero costs.
         """
         tz = parse_zone(query.tz)
         last = current_day(tz)

@@ -264,7 +264,7 @@ class Reservations:
 
 
 class _BudgetChange:
-    """A change of a reservation and of budget counters, which is applied at the end of the unit of work.
+    """A change to a reservation and to budget counters, applied at the end of the unit of work.
 
     A unit of work may collect several changes. The last one applies them all in a fixed order: first the reservations,
     then the counters of the installation and of the agents. Concurrent units of work therefore cannot deadlock, and

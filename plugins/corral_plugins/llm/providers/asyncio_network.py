@@ -113,7 +113,7 @@ def _time_limit(seconds: float | None) -> contextlib.AbstractAsyncContextManager
 
 @contextlib.contextmanager
 def _raised_as(on_timeout: type[Exception], otherwise: type[Exception]) -> Iterator[None]:
-    """Convert errors of asyncio in the `with` block to the corresponding errors of `httpcore2`."""
+    """Convert asyncio errors in the `with` block to the corresponding `httpcore2` errors."""
     try:
         yield
     except TimeoutError as error:  # also that of the operating system

@@ -40,7 +40,7 @@ class ProviderResponse:
     async def body(self) -> AsyncIterator[bytes]:
         """Yield the body.
 
-        Raise `ProviderError` if it is too large, or if it is compressed although the request forbids this.
+        Raise `ProviderError` if the body is too large, or if it is compressed although the request forbids compression.
         """
         encoding = self.headers.get(b"content-encoding", "identity")
         if encoding not in ("", "identity"):
@@ -100,7 +100,7 @@ class ProviderConnections:
     def _policy(self) -> Policy:
         """Return the egress policy.
 
-        It allows requests to an address that the operator configured, even a private address.
+        The policy allows requests to an address that the operator configured, even a private address.
         """
         if not self._provider.operator:
             return Policy()

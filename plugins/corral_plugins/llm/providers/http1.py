@@ -20,7 +20,7 @@ Headers = list[tuple[bytes, bytes]]
 
 
 class Http1Connection:
-    """A connection to a provider. It raises the errors of `httpcore2` and of h11."""
+    """A connection to a provider. Its methods raise the errors of `httpcore2` and of h11."""
 
     def __init__(self, stream: httpcore2.AsyncNetworkStream) -> None:
         self._stream = stream

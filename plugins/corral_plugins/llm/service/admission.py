@@ -211,7 +211,7 @@ class ModelResolver:
 
 
 class CallAdmission:
-    """Decides whether a call may be made, and queues it. Runs in the caller's unit of work."""
+    """Decides whether a call is allowed, and queues the call. Runs in the caller's unit of work."""
 
     agents: Agents | None
     switch: KillSwitch | None

@@ -336,12 +336,12 @@ class ProviderChecks:
 
 
 def enqueue_refresh(name: str) -> None:
-    """Enqueue a job that fetches a provider's models. It runs after the current unit of work has committed."""
+    """Enqueue a job that fetches a provider's models. The job runs after the current unit of work has committed."""
     enqueue(REFRESH_JOB, provider=name)
 
 
 def _validate_headers(headers: dict[str, str]) -> None:
-    """Raise `Invalid` for headers that would contain a credential or break the request."""
+    """Raise `Invalid` for headers that Corral sets itself or that would contain a credential."""
     for name in headers:
         if name.lower() in RESERVED_HEADERS:
             raise Invalid.at(f"/headers/{name}", "not_allowed", "This header is set by Corral and cannot be changed.")

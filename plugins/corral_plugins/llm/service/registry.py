@@ -78,7 +78,7 @@ class Provider(msgspec.Struct, frozen=True, kw_only=True):
         return not models or any(each.id == model for each in models)
 
     def offers(self, model: str) -> bool:
-        """Return whether the provider may offer the model: it lists the model, or its list may be incomplete."""
+        """Return whether the provider may offer the model, because it lists the model or its list may be incomplete."""
         return self._fetches_models or self.lists(model)
 
     @property
@@ -102,7 +102,7 @@ class Provider(msgspec.Struct, frozen=True, kw_only=True):
         return self.kind.list_models(self.connection)
 
     def default_model(self) -> str | None:
-        """Return the name of the provider's default model, or None."""
+        """Return the name of the provider's default model, or None if the provider has none."""
         return self.fields.default_model or next((model.id for model in self.models()), None)
 
 
@@ -277,7 +277,7 @@ class ProviderRegistry:
                 raise ValueError(f"llm.providers.{name}.kind: must be one of {', '.join(sorted(kinds))}")
 
     def invalidate_cache(self) -> None:
-        """Invalidate the cache for the current unit of work, because it has changed a row of the provider tables."""
+        """Invalidate the cache for the current unit of work, which has changed a row of the provider tables."""
         current().memo.pop(self, None)
 
     def provider_kinds(self) -> dict[str, LLMProvider]:
@@ -402,9 +402,9 @@ class ModelListing:
         )
 
     def _model_price(self, provider: Provider, model: str) -> ModelPrice | None:
-        """Return the price of a million tokens, computed from a quote for a call of ordinary length.
+        """Return the price per million tokens, computed from a quote for a call of typical length.
 
-        The price does not include the fixed price per call.
+        The fixed price per call is not included.
         """
 
         def micro_usd(**tokens: int) -> int | None:

@@ -173,7 +173,7 @@ _OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rat
 
 @contextlib.contextmanager
 def convert_provider_errors(provider: str) -> Iterator[None]:
-    """Convert unexpected exceptions of a provider to `ProviderError`.
+    """Convert unexpected exceptions raised by a provider to `ProviderError`.
 
     The error is billable, because the provider may already have processed the request.
     """
@@ -187,7 +187,7 @@ def convert_provider_errors(provider: str) -> Iterator[None]:
 
 
 def timed_out(name: str, seconds: float, what: str) -> ProviderError:
-    """Return the error for a call that exceeded a timeout of the gateway.
+    """Return the error for a call that exceeded one of the gateway's timeouts.
 
     Such an error is not retried, because a retry would probably take just as long.
     """
@@ -209,7 +209,7 @@ async def time_limit(name: str, seconds: float, what: str) -> AsyncIterator[None
 def is_retryable(error: ProviderError) -> bool:
     """Return whether a call may be retried with the same provider.
 
-    A retry is allowed if it may succeed and the failed request cannot be charged.
+    A retry is allowed if it may succeed and the provider cannot charge for the failed request.
     """
     is_temporary = error.status in RETRYABLE or error.status >= 500
     return is_temporary and error.code is None and not error.billable

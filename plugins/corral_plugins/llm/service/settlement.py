@@ -160,6 +160,6 @@ class CallSettlement:
             before_commit(functools.partial(self._read_budget_left, call, outcome))
 
     def _read_budget_left(self, call: CallRecord, outcome: CallOutcome) -> None:
-        """Store the amount left in the tightest budget, in micro-USD, in the outcome, or None if no budget applies."""
+        """Store in the outcome the amount left in the tightest budget, in micro-USD, or None if no budget applies."""
         room = self._cost.headroom(call.by.agent_id)
         outcome.budget_left_micro_usd = min((e for e in (room.overall, room.agent) if e is not None), default=None)

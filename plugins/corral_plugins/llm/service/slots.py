@@ -239,6 +239,6 @@ def _increment_calls_this_minute(name: str, n: int) -> None:
 
 
 def delete_expired() -> int:
-    """Delete at most 500 slots that no process renews any longer, and return their number."""
+    """Delete at most 500 slots that are no longer renewed by any process, and return their number."""
     expired = LlmSlot.select(LlmSlot.id).where(LlmSlot.until < clock.now(-60)).limit(BATCH_ROWS)
     return int(LlmSlot.delete().where(LlmSlot.id.in_(expired)).execute())

@@ -121,7 +121,7 @@ class StreamRedaction:
         return is_changed
 
     def _held_back(self, index: int) -> dict[str, Any]:
-        """End the redaction of a choice, and return the text that was held back for it as a delta."""
+        """End the redaction of a choice, and return its held-back text as a delta."""
         delta: dict[str, Any] = {}
         for key in [key for key in self._streams if key[0] == index]:
             with self._context():

@@ -37,7 +37,7 @@ class CallLeases:
         return self.tasks.live_attempt(by.task_id, by.lease_id)
 
     def renew(self, by: Principal) -> LiveAttempt | None:
-        """Renew the caller's lease if it has not ended, and return its attempt, or None without a live lease."""
+        """Renew the caller's lease and return its attempt, or None if the caller has no live lease."""
         attempt = self.live_attempt(by)
         if attempt is not None and self.tasks is not None and by.task_id is not None and by.lease_id is not None:
             self.tasks.renew_lease(by.task_id, by.lease_id)

@@ -1,4 +1,4 @@
-"""Adds the titles of all events in a notification."""
+"""Adds the column with the titles of all events in a notification."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ class Audience:
     def of(self, event: LoggedEvent) -> set[str]:
         """Return the ids of the people to whom an event is relevant.
 
-        Some of them may lack the right to be notified of it.
+        Some of them may not be allowed to read the event.
         """
         found = self._concerned.get(event.id, set()) | self._mentioned.get(event.id, set())
         return found.union(*(self._named(event, rule) for rule in self._matched.get(event.id, ())))
@@ -108,7 +108,7 @@ class Audience:
 def wanted_roles(
     events: Sequence[LoggedEvent], matched: Mapping[str, Sequence[Rule]], defaults: Collection[str]
 ) -> list[str]:
-    """Return the roles whose members are recipients of the events."""
+    """Return the roles whose members may be recipients of the events."""
     wanted = {role for rules in matched.values() for rule in rules for role in rule.recipients["roles"]}
     audiences = {DEFAULTS[event.type] for event in events if event.type in defaults}
     wanted |= {"admin"} if audiences & {"admins", "approvers"} else set()

@@ -1,4 +1,4 @@
-"""Lists deliveries and sends them again. Every method runs in the caller's unit of work."""
+"""Lists and retries deliveries. Every method runs in the caller's unit of work."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ AT_ONCE = 500
 
 
 class NotificationDeliveries:
-    """Lists deliveries and sends them again."""
+    """Lists and retries deliveries."""
 
     audit: Audit | None = None
 
@@ -42,7 +42,7 @@ class NotificationDeliveries:
         return paginate(rows, query, by, scope="notifications.deliveries", order=order, make=delivery_view)
 
     def retry(self, delivery_id: str) -> NotificationDeliveryView:
-        """Send a delivery that ended without success again, with the full number of attempts."""
+        """Retry a delivery that ended unsuccessfully, with the full number of attempts."""
         row = find_delivery(delivery_id)
         if not Channel.select().where(Channel.id == row.channel_id).exists():
             raise Conflict("The channel of this delivery was deleted.", current_status=row.status)

@@ -37,7 +37,7 @@ SCHEMA: Json = {
 
 
 class DirectNotifications:
-    """Sends notifications with a text and recipients given by the sender."""
+    """Sends notifications whose text and recipients are chosen by the sender."""
 
     def __init__(
         self, accounts: Accounts, people: People, inbox: Inbox, redactor: Redactor, dispatcher: NotificationDispatcher
@@ -56,7 +56,7 @@ class DirectNotifications:
         _require_known(channels, known, f"{pointer}/channel_ids", "There is no channel with this id.")
 
     def send(self, fields: Json, *, by: Principal, object: tuple[str, str], pointer: str = "") -> str:
-        """Send a notification to the named people and channels, or to the caller if neither are named.
+        """Send a notification to the named people and channels, or to the caller if none are named.
 
         Return the id shared by all messages of the notification.
         """

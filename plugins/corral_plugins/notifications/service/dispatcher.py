@@ -116,7 +116,7 @@ class NotificationDispatcher(EventDispatcher[Claimed]):
     async def _renew(self, claimed: Claimed) -> None:
         """Renew the lease of an attempt, and store which receivers have the message.
 
-        After a crash, only a few receivers then get the message twice.
+        This limits the number of receivers that get the message twice after a crash.
         """
         served = claimed.delivery.served
         while True:

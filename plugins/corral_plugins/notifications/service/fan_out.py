@@ -189,7 +189,7 @@ class NotificationFanOut:
         return await self._handle(batch) < batch.reached or batch.more
 
     def _count_failure(self, reason: str) -> bool:
-        """Count a failure to handle the next event. Return whether the event is skipped because of it."""
+        """Count a failure to handle the next event. Return True if the event is now skipped."""
         batch = self._load(1)
         return bool(batch.events) and CURSOR.count_failure(batch.before, batch.events[0], reason)
 
@@ -297,7 +297,7 @@ class NotificationFanOut:
 class _Plan(msgspec.Struct, frozen=True, kw_only=True):
     """The events to handle, the people to notify, and the position in the log after the events.
 
-    If a part of the people was already notified of the first event, `done` is the id of the last of them.
+    `done` is the id of the last person who was already notified of the first event, or None.
     """
 
     events: list[LoggedEvent]
@@ -311,8 +311,8 @@ class _Outgoing:
     """The outgoing messages to which the events of a batch are added.
 
     Each event is sent through a channel to a person only once. A channel with its own receivers gets only events that
-    all admins may read, because its readers are unknown. It gets events only if `to_all` is set, because its message is
-    written with the first chunk of people.
+    all admins may read, because the readers of the channel are unknown. Such a channel gets events only if `to_all` is
+    set, because its message is written together with the first chunk of people.
     """
 
     def __init__(
@@ -376,7 +376,8 @@ class _Outgoing:
 def _event_target(rule: Rule, channel_id: str, person: Person | None, key: str, severity: str) -> Target:
     """Return the target of an event.
 
-    During quiet hours, all events except critical ones are collected in one summary, which is sent when the hours end.
+    During quiet hours, all events except critical ones are collected in one summary, which is sent when quiet hours
+    end.
     """
     hold = None
     if severity != CRITICAL:

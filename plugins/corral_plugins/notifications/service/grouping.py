@@ -41,7 +41,7 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Bundle(msgspec.Struct, kw_only=True):
-    """The events of one batch that go to the same target."""
+    """The events of one batch that have the same target."""
 
     severity: Severity = "info"
     count: int = 0
@@ -57,7 +57,7 @@ class Bundle(msgspec.Struct, kw_only=True):
     def merge(self, severity: Severity, count: int, items: list[Json], objects: list[str] | None) -> None:
         """Add several events.
 
-        `objects` contains the marks of all events in the bundle, or is None if there are too many.
+        `objects` contains the marks (see `mark_of`) of all events in the bundle, or is None if there are too many.
         """
         self.severity, self.count = highest(self.severity, severity), self.count + count
         self.items = [*self.items, *items][:SHOWN_ITEMS]
@@ -70,7 +70,7 @@ def mark_of(event: str, object: tuple[str, str], *state: Any) -> str:
 
 
 def merge_marks(known: list[str] | None, more: list[str] | None) -> list[str] | None:
-    """Return the marks of both lists without duplicates, or None if there are too many to store."""
+    """Merge two lists of marks (see `mark_of`) without duplicates. Return None if there are too many marks to store."""
     if known is None or more is None:
         return None
     merged = list(dict.fromkeys([*known, *more]))
@@ -120,7 +120,7 @@ def join_or_begin(target: Target, bundle: Bundle, due_at: str) -> None:
 
 
 def remember_sent(row: Delivery) -> None:
-    """Store the content of a group's last message, and the time when it was sent."""
+    """Store the objects that a group's last message reported, and the time when the message was sent."""
     if row.group_id is not None:
         now = clock.now()
         sent = {Group.last_sent_at: now, Group.objects: row.objects}

@@ -128,8 +128,8 @@ def mark_requests(user_id: str, object_type: str, object_id: str) -> None:
 def delete_old(read_before: str, unread_before: str, after: Position) -> Position | None:
     """Delete a batch of old notifications after the position `after`. Return the last position, or None at the end.
 
-    One call examines only one batch, because most old notifications may be unread, and unread notifications are
-    kept.
+    One call examines only one batch, because most of the examined notifications may be unread, and unread notifications
+    are kept longer.
     """
     columns = (Notification.created_at, Notification.id, Notification.read_at)
     follows = (Notification.created_at >= after[0]) & (peewee.Tuple(*columns[:2]) > peewee.Tuple(*after))

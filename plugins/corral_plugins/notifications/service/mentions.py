@@ -42,7 +42,7 @@ class Mentions:
         return found
 
     def people(self, names: Mapping[str, set[str]]) -> dict[str, set[str]]:
-        """Replace each set of names with the ids of the people who have these names."""
+        """Map each key of `names` to the ids of the people who have one of its names."""
         wanted = {name for some in names.values() for name in some}
         found = self._accounts.find_named(wanted) if wanted else {}
         return {key: {each for name in some for each in found.get(name, ())} for key, some in names.items()}

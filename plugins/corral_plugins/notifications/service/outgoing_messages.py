@@ -41,7 +41,7 @@ class OutgoingMessages:
         to: str | None = None,
         served: list[str] | None = None,
     ) -> OutgoingNotification:
-        """Return a notification about some events.
+        """Return a notification about the given events.
 
         `facts` contains the id, severity, count and time of the notification.
         """

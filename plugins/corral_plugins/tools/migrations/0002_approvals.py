@@ -1,4 +1,4 @@
-"""Adds tool calls that wait for an approval."""
+"""Adds the columns for tool calls that wait for an approval."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Adds MCP servers and their tools."""
+"""Creates the tables of MCP servers and their tools."""
 
 from __future__ import annotations
 

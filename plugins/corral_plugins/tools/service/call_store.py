@@ -39,8 +39,8 @@ def truncate_output(value: Any, limit: int = LIMIT, *, file_id: str | None = Non
     """Truncate a value so that its JSON has at most `limit` bytes.
 
     If the value is an object, its longest strings are truncated. If that is not enough, or if the value is a list, the
-    whole JSON becomes one truncated string. A note replaces the removed text. It names the file with the whole value,
-    if there is one.
+    whole JSON becomes one truncated string. A note replaces the removed text. The note names the file with the whole
+    value, if there is such a file.
     """
     size = len(_encode(value))
     if size <= limit:

@@ -17,9 +17,9 @@ MAX_TITLE = 200
 MAX_DESCRIPTION_BYTES = 1024
 
 CallMcpTool = Callable[[str, str, ToolContext, Json], Awaitable[Json]]
-"""A function that calls an MCP server's tool.
+"""A function that calls an MCP tool.
 
-Its arguments begin with the name of the server and the server's name of the tool.
+Its first two arguments are the server's name and the server's own name for the tool.
 """
 
 
@@ -35,8 +35,8 @@ class McpDefinition(msgspec.Struct, frozen=True, kw_only=True):
 class ListedTools(msgspec.Struct, frozen=True):
     """The tools listed by a server.
 
-    `tools` maps the name in Corral to the server's name of the tool and the definition. `ignored` contains the names of
-    ignored tools.
+    `tools` maps each tool's name in Corral to the server's own name for the tool and to its definition. `ignored`
+    contains the names of ignored tools.
     """
 
     tools: dict[str, tuple[str, McpDefinition]]
@@ -72,7 +72,7 @@ def registry_tool(
 ) -> Tool:
     """Return the registry's definition of a server's tool.
 
-    Interrupted calls of the tool are not repeated, because repeating a call might do harm.
+    Interrupted calls of the tool are not repeated, because a repeated call might do harm.
     """
     return Tool(
         name=name,
