@@ -153,7 +153,7 @@ def approve_code_review(
 def reject_code_review(
     id: str, body: RejectReview, decisions: ReviewDecisions, match: IfMatch, caller: Principal
 ) -> ReviewView:
-    """Reject the diff, or send it back to the agent with `request_changes`."""
+    """Reject the diff or, with `request_changes`, send it back to the agent."""
     return decisions.reject(id, body, match, by=caller)
 
 

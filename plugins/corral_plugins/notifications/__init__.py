@@ -1,1 +1,1 @@
-"""Notifications inform people of events that need their attention: in the app, by mail, Slack, Telegram or webhook."""
+"""Notifications inform people of events that need their attention: in the app, by email, Slack, Telegram or webhook."""

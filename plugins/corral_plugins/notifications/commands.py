@@ -127,7 +127,7 @@ def mark_read(client: ApiClient, *, notification: str | None, everything: bool, 
 def preferences(client: ApiClient, *, fields: tuple[str, ...], as_json: bool) -> None:
     """Show your preferences, or change them.
 
-    Choose which notifications are mailed (off, important or all): --field email=important. Mute events: --field
+    Choose which notifications are sent by email (off, important or all): --field email=important. Mute events: --field
     'mute:=["task.failed"]'. Set the hours in which you receive only critical notifications: --field
     'quiet_hours:={"from": "22:00", "to": "07:00", "timezone": "Europe/Berlin"}'.
     """

@@ -13,4 +13,4 @@ hookspec = pluggy.HookspecMarker("corral")
 
 @hookspec
 def corral_notification_channels() -> Iterable[ChannelType]:  # type: ignore[empty-body]
-    """Contribute types of channels. A channel type is ignored if another type already has the same name."""
+    """Contribute notification channel types. A channel type is ignored if another type already has the same name."""

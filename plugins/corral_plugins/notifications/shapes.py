@@ -242,7 +242,7 @@ class NotificationRuleView(msgspec.Struct, kw_only=True):
 
 
 class TestRule(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The number of past days to whose events the rule is applied."""
+    """The number of past days of events to which the rule is applied."""
 
     days: Annotated[int, Meta(ge=1, le=30)] = 7
 

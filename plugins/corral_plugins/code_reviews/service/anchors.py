@@ -151,7 +151,7 @@ def _numbers(shown: dict[int, bytes], texts: Iterable[str]) -> dict[str, Numbers
 
 
 def _candidates(numbers: Numbers, context: Context) -> Iterable[int]:
-    """Return the line numbers at which a comment may start now.
+    """Return the line numbers at which the lines of a comment may start now.
 
     At each of them, the preceding line is unchanged, or the patch does not show the preceding line.
     """
@@ -161,7 +161,7 @@ def _candidates(numbers: Numbers, context: Context) -> Iterable[int]:
 
 
 def _fits(shown: dict[int, bytes], number: int, context: Context) -> bool:
-    """Return whether the lines at `number`, and the lines around them that the patch shows, are those of a comment."""
+    """Return whether the lines at `number`, and the surrounding lines that the patch shows, match the context."""
     if not all(_is(shown, number + index, text) for index, text in enumerate(context.lines)):
         return False
     end = number + len(context.lines)
@@ -195,7 +195,7 @@ def _lines_from(shown: dict[int, bytes], start: int, step: int) -> list[bytes]:
 
 
 def _key(line: bytes) -> str:
-    """Return a line in the form that contexts store.
+    """Return a line in the form stored in a `Context`.
 
     Long lines are hashed, because up to 1000 comments may each refer to a line of up to 2 MiB.
     """

@@ -32,7 +32,7 @@ class ReviewMetrics:
         after_commit(lambda: self._rounds.observe(rounds))
 
     def definitions(self) -> Iterable[Metric]:
-        """Return the metrics."""
+        """Return the definitions of the review metrics."""
         return [
             Metric(
                 name="corral_code_reviews",

@@ -48,7 +48,7 @@ class PatchError(Exception):
 class Hunk(msgspec.Struct):
     """A hunk of a patch. Each item of `lines` begins with a space, `-` or `+`.
 
-    Markers of a missing newline are omitted.
+    Markers of a missing newline at the end of a file are omitted.
     """
 
     old_start: int

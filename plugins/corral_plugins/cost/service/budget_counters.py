@@ -198,7 +198,7 @@ def publish_thresholds(limits: BudgetLimits, limit: Limit, period: Period, state
 def apply_limit(limits: BudgetLimits, limit: Limit) -> None:
     """Apply a new limit to the counter of the current period.
 
-    Thresholds above the new percentage can be reported again. If the new limit is already exceeded, an event is
+    Thresholds that the costs no longer reach can be reported again. If the costs exceed the new limit, an event is
     published immediately.
     """
     period = current_period(limits.zone)

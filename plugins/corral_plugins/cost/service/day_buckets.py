@@ -1,7 +1,6 @@
 """Converts the days of any time zone to ranges of quarter hours since 1970.
 
-Every UTC offset is a whole number of quarter hours, so the totals of quarter hours can be added up to the totals of a
-day in any zone.
+Every UTC offset is a whole number of quarter hours, so the totals of a day in any zone are sums of quarter-hour totals.
 """
 
 from __future__ import annotations
@@ -75,10 +74,9 @@ def current_day(tz: ZoneInfo) -> date:
 
 
 def offset_spans(first: date, last: date, tz: ZoneInfo) -> list[OffsetSpan]:
-    """Return the days from `first` to `last` as time ranges counted in quarter hours.
+    """Divide the days from `first` to `last` into ranges of quarter hours with a constant UTC offset.
 
-    A new range begins where the UTC offset of the time zone changes. There are few ranges, because the offset rarely
-    changes more than twice a year.
+    There are few ranges, because the offset rarely changes more than twice a year.
     """
     return list(_split_span(_midnight_of(first, tz), _midnight_of(last + timedelta(days=1), tz), tz))
 

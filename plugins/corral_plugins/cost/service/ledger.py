@@ -42,7 +42,10 @@ from corral_plugins.workflows.api import Workflows
 
 MAX_KEY_LENGTH = 200
 SMALLEST_AMOUNT = 1
-"""The amount in micro-USD that a use without a known price reserves. It fits into any budget with money left."""
+"""The amount in micro-USD that is reserved for a use without a known price.
+
+The amount fits into any budget that has money left.
+"""
 UNPRICED = "The model has no known price, and the setting cost.unpriced refuses such uses."
 COLUMNS = tuple(CostEvent._meta.columns)
 _INSERT = Statement(

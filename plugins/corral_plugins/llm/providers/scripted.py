@@ -39,7 +39,7 @@ class ScriptedToolCall(msgspec.Struct, kw_only=True, forbid_unknown_fields=True)
 
 
 class ScriptedError(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """An error that the scripted provider returns. The status 504 means that the provider does not respond."""
+    """An error that the scripted provider returns. The status 504 simulates a provider that does not respond."""
 
     status: Annotated[int, Meta(ge=400, le=599)] = 500
     message: Annotated[str, Meta(max_length=1000)] = "The script demands this error."

@@ -202,7 +202,7 @@ class CallResult(msgspec.Struct, frozen=True):
     """The response of a call and its response headers.
 
     `cost` is an amount in USD as text, or `unpriced`. `budget_left` is the amount in USD left in the tightest budget,
-    or None.
+    or None if no budget applies.
     """
 
     response: dict[str, Any]

@@ -119,7 +119,7 @@ class ModelTarget(msgspec.Struct, frozen=True):
 
     @property
     def problem(self) -> str | None:
-        """The reason why the target cannot be called, as a sentence, or None."""
+        """A sentence that explains why the target cannot be called, or None if it can be called."""
         if not self.provider.fields.enabled:
             return f"The provider {self.provider.name} is disabled."
         if not self.provider.configured:

@@ -218,7 +218,7 @@ def is_retryable(error: ProviderError) -> bool:
 def allows_fallback(error: ProviderError) -> bool:
     """Return whether the call may fall back to another model.
 
-    No fallback takes place if the request itself caused the error or the provider had begun to respond.
+    A fallback is not allowed if the request itself caused the error or the provider had begun to respond.
     """
     return error.code is not None or not (error.billable or error.status in INVALID_REQUEST)
 

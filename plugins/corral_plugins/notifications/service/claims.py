@@ -43,7 +43,10 @@ IS_DUE = Delivery.due_at.is_null(False)
 
 
 class Claimed(msgspec.Struct, frozen=True, kw_only=True):
-    """A delivery that this process may attempt until the lease ends. `to` is the recipient's email address, or None."""
+    """A delivery that this process may attempt until the lease ends.
+
+    `to` is the recipient's email address, or None if the delivery is not addressed to a person.
+    """
 
     channel: Channel
     kind: ChannelType
@@ -68,14 +71,14 @@ class DeliveryClaims:
         self._types, self._people, self._credentials = types, people, credentials
 
     def next_time(self) -> str | None:
-        """Return the instant at which the next delivery through an enabled channel is due, or None."""
+        """Return the instant at which the next delivery through an enabled channel is due, or None if none waits."""
         first = Delivery.select(Delivery.due_at).where((Delivery.channel_id == Channel.id) & IS_DUE)
         earliest = first.order_by(Delivery.due_at).limit(1)
         times: Any = Channel.select(earliest.alias("due_at")).where(Channel.is_enabled)
         return min((str(due) for (due,) in times.tuples() if due is not None), default=None)
 
     def claim(self) -> Claims:
-        """Claim the first due delivery of each channel that is usable now."""
+        """Claim the first due delivery of each channel that is currently usable."""
         if self.holds_deliveries():
             return Claims(claimed=[], more=False)
         advisory_lock(LOCK)  # so that a channel sends one message at a time, with all events that joined it
@@ -108,7 +111,10 @@ class DeliveryClaims:
         Delivery.update(changes).where(has_valid_claim(claimed.delivery)).execute()
 
     def release(self, claimed: Claimed, due_at: str) -> None:
-        """Release a delivery that was not attempted. It becomes due at `due_at` and can collect events again."""
+        """Release a delivery that was not attempted.
+
+        The delivery becomes due at `due_at` and can collect events again.
+        """
         changes = {**waiting_until(due_at), "is_collecting": claimed.delivery.is_collecting}
         changes |= {"served": claimed.delivery.served}
         Delivery.update(changes).where(has_valid_claim(claimed.delivery)).execute()
@@ -260,8 +266,8 @@ def _is_to_be_sent(row: Delivery, rule: Rule | None, people: Mapping[str, Person
 def _is_next(row: Delivery, rule: Rule, group: Group | None, earlier: str | None) -> bool:
     """Return whether a message that still collects events may be sent now.
 
-    If not, end the message or let it collect further events. The message waits for an earlier message of its group,
-    and then for the interval of the group.
+    If not, suppress the message or let it collect further events. The message waits for an earlier message of its
+    group, and then for the interval of the group.
     """
     if row.group_key == QUIET_KEY:
         return True

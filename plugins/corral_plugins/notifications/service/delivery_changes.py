@@ -8,11 +8,14 @@ from corral import clock
 
 
 def ended(status: str) -> dict[str, Any]:
-    """Return the changes to the row of a delivery that ends with a status. A running attempt loses its lease."""
+    """Return the changes to the row of a delivery that ends with the given status.
+
+    A running attempt loses its lease.
+    """
     waiting = dict.fromkeys(("next_attempt_at", "due_at", "lease", "lease_until"))
     return {"status": status, "finished_at": clock.now(), "is_collecting": False, **waiting}
 
 
 def waiting_until(instant: str) -> dict[str, Any]:
-    """Return the changes to the row of a delivery that waits until an instant."""
+    """Return the changes to the row of a delivery that waits until the given instant."""
     return {"next_attempt_at": instant, "due_at": instant, "lease": None, "lease_until": None}

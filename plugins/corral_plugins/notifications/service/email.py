@@ -44,7 +44,7 @@ SCHEMA: Json = {
 
 
 class EmailChannel:
-    """Sends notifications by mail, through the mail server configured in the `mail.*` settings."""
+    """Sends notifications by email, through the mail server configured in the `mail.*` settings."""
 
     def __init__(self, mail: Mail) -> None:
         self._mail = mail
@@ -54,9 +54,9 @@ class EmailChannel:
         return ChannelType(type="email", title="Email", schema=SCHEMA, secrets=(), send=self.send, breaker=BREAKER)
 
     async def send(self, config: Mapping[str, Any], notification: OutgoingNotification) -> SendResult:
-        """Send a mail to each address that has not received it yet, even if another address is refused.
+        """Send an email to each address that has not received it yet, even if another address is refused.
 
-        The notification lists the addresses that have received the mail, so that they are known if the attempt is
+        The notification lists the addresses that have received the email, so that they are known if the attempt is
         interrupted.
         """
         addresses = [notification.to] if notification.to is not None else config.get("to", [])

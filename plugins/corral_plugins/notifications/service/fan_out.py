@@ -297,7 +297,7 @@ class NotificationFanOut:
 class _Plan(msgspec.Struct, frozen=True, kw_only=True):
     """The events to handle, the people to notify, and the position in the log after the events.
 
-    `done` is the id of the last person who was already notified of the first event, or None.
+    `done` is the id of the last person already notified of the first event, or None if nobody was notified yet.
     """
 
     events: list[LoggedEvent]

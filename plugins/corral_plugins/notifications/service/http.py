@@ -88,7 +88,7 @@ def _user_agent() -> str:
 
 
 def _retry_after(response: httpx2.Response) -> float | None:
-    """Return the number of seconds that a service asks to wait, at most a day, or None."""
+    """Return the number of seconds (at most a day) that a service asks to wait, or None if it does not ask."""
     told = response.headers.get("retry-after", "").strip()
     if response.status_code not in (429, 503) or not told:
         return None

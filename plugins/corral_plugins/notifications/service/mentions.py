@@ -11,7 +11,10 @@ from corral_plugins.code_reviews.api import CodeReviews
 from corral_plugins.messages.api import Messages
 
 MENTION = "mention"
-"""The key for mentions in the setting and in preferences, and the type of notifications about mentions."""
+"""The name that stands for mentions in the setting `notifications.defaults` and in preferences.
+
+It is also the type of notifications about mentions.
+"""
 MENTIONING = ("message.new", "code_review.commented")
 MAX_NAMES = 20
 _NAME = re.compile(r"(?<![\w@.+-])@([A-Za-z0-9][\w.+-]{0,63}(?:@[A-Za-z0-9][A-Za-z0-9.-]{0,189})?)")

@@ -58,7 +58,7 @@ class DeliveryOutcomes:
     def _next_state(self, claimed: Claimed, result: SendResult) -> dict[str, Any]:
         """Return the changes to the state of a delivery.
 
-        If the service asks to wait, the attempt is not counted during the first day.
+        If the service asks to wait, the attempt is not counted during the delivery's first day.
         """
         schedule, attempts = self._settings.get(RETRY_SCHEDULE), claimed.delivery.attempts + 1
         if result.error is None:

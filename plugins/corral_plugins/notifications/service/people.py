@@ -46,7 +46,10 @@ class People:
         self._accounts, self._rights = accounts, rights
 
     def with_role(self, role: str, cursor: str = "") -> tuple[list[str], str | None]:
-        """Return a page of the ids of active users with a role, and the cursor of the next page or None."""
+        """Return a page of the ids of active users with a role, and the cursor of the next page.
+
+        The cursor is None on the last page.
+        """
         page = self._accounts.list(
             UserQuery(role=[cast(Role, role)], is_active=True, limit=200, cursor=cursor or UNSET), SYSTEM_PRINCIPAL
         )
@@ -100,7 +103,7 @@ class People:
         return not is_own or is_at_least(severity_of(event, data), FAILURE)
 
     def still_wants(self, person: Person, events: Collection[str], logged: Iterable[LoggedEvent]) -> bool:
-        """Return whether a person still wants a mail about these types of events, and may read all logged events."""
+        """Return whether a person still wants an email about these types of events, and may read all logged events."""
         if person.email_preference == "off" or person.mute.issuperset(events):
             return False
         return all(self._rights.can_read(person.principal, event) for event in logged)

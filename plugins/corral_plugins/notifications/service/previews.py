@@ -39,7 +39,7 @@ class RulePreviews:
     async def simulate(self, rule: Rule, days: int) -> RulePreview:
         """Return the messages that a rule would have sent for the events of the last `days` days.
 
-        The rule may be disabled.
+        Disabled rules can be simulated as well.
         """
         rule.since_seq = 0
         since, names = clock.now(-days * DAY), sorted(self._matching.titles.names(rule.events))

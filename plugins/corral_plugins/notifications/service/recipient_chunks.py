@@ -21,7 +21,10 @@ def divide_into_chunks(user_ids: Iterable[str], at_once: int, *, after: str | No
 
 
 def progress_of(event_id: str) -> str | None:
-    """Return the id of the last person who was notified of an event, or None. Runs in a unit of work."""
+    """Return the id of the last person who was notified of an event, or None if there is no stored progress.
+
+    Runs in a unit of work.
+    """
     row: Progress | None = Progress.get_or_none(Progress.event_id == event_id)
     return None if row is None else row.user_id
 

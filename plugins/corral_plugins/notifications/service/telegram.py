@@ -75,7 +75,7 @@ def telegram_text(notification: OutgoingNotification) -> str:
 
 
 def _told_wait(answer: HttpAnswer) -> float | None:
-    """Return the number of seconds that the body of a response asks to wait, or None."""
+    """Return the number of seconds that the body of a response asks to wait, or None if it does not ask to wait."""
     if answer.status != 429:
         return None
     try:
