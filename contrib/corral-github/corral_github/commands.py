@@ -110,7 +110,7 @@ def edit_repository(
 @repository_argument
 @client_command
 def remove_repository(client: ApiClient, *, repository: str, as_json: bool) -> None:
-    """Disconnect a repository. Its code reviews and tasks stay."""
+    """Disconnect a repository. Its code reviews and tasks remain."""
     found = _find(client, repository)
     client.send("DELETE", f"{REPOSITORIES}/{found['id']}")
     told = {"id": found["id"], "removed": True}
@@ -143,7 +143,7 @@ def list_posts(client: ApiClient, *, repository: str, limit: int, as_json: bool)
 @repository_argument
 @client_command
 def retry_repository(client: ApiClient, *, repository: str, as_json: bool) -> None:
-    """Retry failed deliveries and posts at once, even if GitHub has asked for a pause."""
+    """Retry failed deliveries and posts immediately, even if GitHub has asked for a pause."""
     found = client.post(f"{REPOSITORIES}/{_find(client, repository)['id']}/retry", None)
     text = f"{found['deliveries']} deliveries and {found['posts']} posts are tried again."
     print_value(found, as_json=as_json, text=text)

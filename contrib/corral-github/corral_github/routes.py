@@ -71,13 +71,13 @@ def update_github_repository(
 
 @routes.delete("/repositories/{id}", needs=MANAGE, raises=CHANGES)
 def disconnect_github_repository(id: str, match: IfMatch, repositories: Repositories, caller: Principal) -> None:
-    """Disconnect a repository. Its code reviews and tasks stay."""
+    """Disconnect a repository. Its code reviews and tasks remain."""
     repositories.delete(id, match, by=caller)
 
 
 @routes.post("/repositories/{id}/retry", needs=MANAGE)
 def retry_github_repository(id: str, repositories: Repositories, caller: Principal) -> GitHubRetry:
-    """Retry failed deliveries and posts at once, even if GitHub has asked for a pause."""
+    """Retry failed deliveries and posts immediately, even if GitHub has asked for a pause."""
     return repositories.retry(id, by=caller)
 
 

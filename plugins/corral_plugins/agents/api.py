@@ -137,8 +137,8 @@ class Agents(Protocol):
 
         A configuration failure is a `provider_error` that a retry cannot fix, for example because of an invalid key or
         an unknown model. After `agents.error_after_failures` consecutive failures, the state of the agent becomes
-        `error`. `stalled` says whether `record_stall` was called for the attempt; if it was not called, the series of
-        consecutive stalls ends.
+        `error`. `stalled` says whether `record_stall` was called for the attempt. If it was not called, the count of
+        consecutive stalls is reset.
         """
         ...
 

@@ -88,7 +88,7 @@ def delete_agent(
 ) -> Answer[None]:
     """Delete an agent.
 
-    The agent's name becomes available at once, its tokens are revoked, and tasks that wait for it are detached. The
+    The agent's name becomes available immediately, its tokens are revoked, and tasks that wait for it are detached. The
     `Corral-Affected` header contains the number of affected tasks.
     """
     affected = agents.delete(id, match, force=query.force, by=caller)
@@ -224,5 +224,5 @@ def create_agent_token(
 
 @routes.delete("/{id}/tokens/{token_id}", needs="agents.write", own_session=True, raises=("not_found", "forbidden"))
 def end_agent_token(id: str, token_id: str, tokens: AgentTokens, caller: Principal) -> None:
-    """Revoke a standing token at once."""
+    """Revoke a standing token immediately."""
     tokens.revoke(id, token_id, by=caller)

@@ -175,7 +175,7 @@ def revise_request(client: ApiClient, *, approval: str, payload: str, as_json: b
 @click.option("--reason", help="why the approval is no longer needed")
 @client_command
 def cancel_request(client: ApiClient, *, approval: str, reason: str | None, as_json: bool) -> None:
-    """Cancel a request that nobody has decided."""
+    """Cancel an undecided request."""
     _act(client, _find(client, approval)["id"], "cancel", {"reason": reason} if reason else {}, as_json=as_json)
 
 
@@ -184,7 +184,7 @@ def cancel_request(client: ApiClient, *, approval: str, reason: str | None, as_j
 @click.argument("text")
 @client_command
 def comment_on_approval(client: ApiClient, *, approval: str, text: str, as_json: bool) -> None:
-    """Comment on an approval. The requester receives the comment at once."""
+    """Comment on an approval. The requester receives the comment immediately."""
     made = client.post(f"/approvals/{_find(client, approval)['id']}/comments", {"body": text})
     click.echo(_json(made) if as_json else "The comment was sent to the requester.")
 

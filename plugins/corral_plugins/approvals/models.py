@@ -8,7 +8,7 @@ from corral.database.model import SHARED, IdField, InstantField, JSONField, Mode
 
 
 class Approval(Model):
-    """A request on which people decide.
+    """A request that people approve or reject.
 
     Lists are sorted by `urgency`, which is 0 for the highest risk. `payload_sha256` is the hash of the requested
     payload, and `edited_sha256` is the hash of the payload that an approver edited. `tool_call` contains the facts

@@ -67,7 +67,10 @@ def count_approvals(listing: ApprovalListing, caller: Principal) -> ApprovalCoun
 async def decide_many(
     body: BulkDecision, decisions: ApprovalDecisions, caller: Principal, request: Request, work: Work
 ) -> BulkResult:
-    """Decide many approvals with one request, each independently of the others. High and critical risks are skipped."""
+    """Decide many approvals with one request. Each approval is decided independently.
+
+    Approvals of high and critical risk are skipped.
+    """
     entry = request.unit_context(caller)
     items = [
         await work(functools.partial(decisions.decide_one_of_many, each.lower(), body, by=caller), entry=entry)
@@ -146,5 +149,5 @@ def list_approval_comments(
 def create_approval_comment(
     id: str, body: NewApprovalComment, comments: ApprovalComments, caller: Principal
 ) -> ApprovalCommentView:
-    """Comment on an approval. The requester receives the comment at once."""
+    """Comment on an approval. The requester receives the comment immediately."""
     return comments.add(id, body.body, by=caller)

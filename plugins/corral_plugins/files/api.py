@@ -79,8 +79,8 @@ class Files(Protocol):
     ) -> FileFacts:
         """Store a stream as a new file of a user. The file is either stored completely or not at all.
 
-        `cause` is the cause chain of the upload, with which triggers detect loops. A file of a task has the cause chain
-        of the task. Raise `TooLarge` if the file is larger than `limit` bytes (by default, the setting
+        `cause` is the cause chain of the upload, which triggers use to detect loops. A file of a task has the cause
+        chain of the task. Raise `TooLarge` if the file is larger than `limit` bytes (by default, the setting
         `files.max_upload_bytes`), and `TooMany` (`quota_exceeded`) if the file would exceed the owner's quota.
         """
         ...

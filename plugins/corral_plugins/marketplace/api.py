@@ -42,7 +42,7 @@ class InstalledObject(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ObjectUse(msgspec.Struct, frozen=True, kw_only=True):
-    """An object of the installer's kind that refers to another object, with the id of the other object."""
+    """An object of the installer's kind that refers to another object. `uses` is the id of the other object."""
 
     id: str
     name: str

@@ -387,7 +387,7 @@ SHOWN_VALUE = 200  # characters of a value in a list of kept fields
 
 
 def _conflict_lines(kept: Json) -> list[str]:
-    """Return the lines that describe a conflict about a field that people have edited and the new template changes."""
+    """Return lines that show the values of a field that people have edited and that the new template changes."""
     values = (("installed", kept["installed"]), ("new", kept["new"]), ("current, kept", kept["current"]))
     return [f"  {kept['field']}:", *(f"    {name + ':':<15}{_short_text(value)}" for name, value in values)]
 

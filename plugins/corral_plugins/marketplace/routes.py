@@ -155,7 +155,7 @@ async def upgrade_installation(
 async def uninstall_installation(
     id: str, body: UninstallInstallation, installations: Installations, caller: Principal, request: Request
 ) -> UninstallResult:
-    """Remove the objects of an installation, except objects that people have edited, are running or are in use."""
+    """Remove the objects of an installation, except objects that were edited, are running or are in use."""
     return await installations.uninstall(id, body, by=caller, entry=request.unit_context(caller))
 
 

@@ -124,7 +124,7 @@ def send_message(
 def read_message(client: ApiClient, *, message: str, agent: str | None, as_json: bool) -> None:
     """Mark a message as read, and show it.
 
-    MESSAGE is an id, or the subject of a message, the newest if there are several.
+    MESSAGE is an id or a subject. If several messages have the same subject, the newest is used.
     """
     body = {} if agent is None else {"agent_id": _find_agent(client, agent)}
     message = _message_id(client, message)

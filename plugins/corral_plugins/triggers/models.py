@@ -75,9 +75,7 @@ Trigger.add_index(
 
 
 class Fire(Model):
-    """A row of a trigger's history.
-
-    It records one slot, which is a time, an event or a delivery that fires the trigger.
+    """A row of a trigger's history, which records one slot: a time, an event or a delivery that fires the trigger.
 
     A trigger can have only one row for each value of `slot`, so each slot fires at most once. A row is `pending` until
     a job has evaluated the filter and run the action. For a pending row, `stage` is the step for which it waits, and

@@ -262,7 +262,10 @@ def list_deliveries(
 @delivery_argument
 @client_command
 def show_delivery(client: ApiClient, *, webhook: str, delivery: str, as_json: bool) -> None:
-    """Show a delivery with its payload and attempts. DELIVERY is an id, or the name of an event (newest delivery)."""
+    """Show a delivery with its payload and attempts.
+
+    DELIVERY is an id, or the name of an event, which stands for the newest delivery of that event.
+    """
     row = _find(client, webhook)
     delivery = _delivery_id(client, webhook, row["id"], delivery)
     with _looking_for(client, webhook, delivery):
@@ -287,7 +290,10 @@ def show_delivery(client: ApiClient, *, webhook: str, delivery: str, as_json: bo
 @delivery_argument
 @client_command
 def redeliver(client: ApiClient, *, webhook: str, delivery: str, as_json: bool) -> None:
-    """Resend a delivery under the same id. DELIVERY is an id, or the name of an event (newest delivery)."""
+    """Resend a delivery under the same id.
+
+    DELIVERY is an id, or the name of an event, which stands for the newest delivery of that event.
+    """
     found = _find(client, webhook)
     delivery = _delivery_id(client, webhook, found["id"], delivery)
     try:
@@ -355,7 +361,7 @@ def _looking_for(client: ApiClient, webhook: str, delivery: str) -> AbstractCont
 
 
 def _breaker_text(client: ApiClient, host: str) -> str | None:
-    """Describe the circuit breaker of a host and how to close it, or return None if the circuit breaker is closed.
+    """Describe the open circuit breaker of a host and how to close it, or return None if it is closed.
 
     Also return None for users who are not admins, because they cannot see circuit breakers.
     """

@@ -84,7 +84,7 @@ async def update_webhook(
     request: Request,
     work: Work,
 ) -> WebhookView:
-    """Change a webhook. Absent fields stay unchanged. A new secret replaces the old secret at once."""
+    """Change a webhook. Absent fields stay unchanged. A new secret replaces the old secret immediately."""
     await work(lambda: webhooks.get(id, by=caller), read=True)
     checked = await checks.check(body)
     return await work(lambda: webhooks.update(id, body, checked, match, by=caller), entry=request.unit_context(caller))

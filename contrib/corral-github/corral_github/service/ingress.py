@@ -219,7 +219,7 @@ def _thread_of(repository_id: str, kind: str, number: int) -> str | None:
 
 
 def _duplicate(repository_id: str, received: ReceivedDelivery) -> GitHubReceipt | None:
-    """Return the receipt of the earlier, identical delivery, or None if no delivery conflicts any more.
+    """Return the receipt of the earlier, identical delivery, or None if there is no longer a conflicting delivery.
 
     Deliveries with equal bodies are identical, because the signature covers only the body.
     """

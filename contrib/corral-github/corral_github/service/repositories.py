@@ -214,7 +214,7 @@ def _count_waiting_threads(repository_ids: list[str]) -> dict[str, int]:
 
 
 def _have_answered(repository_ids: list[str]) -> set[str]:
-    """Return the ids of the repositories whose host has accepted a request to read a pull request or to post."""
+    """Return the ids of the repositories in which Corral has already read a pull request or posted something."""
     if not repository_ids:
         return set()
     is_read = (Thread.kind == "pull") & (Thread.review_id.is_null(False) | Thread.task_id.is_null(False))

@@ -1,8 +1,8 @@
 """The work queue, which assigns pull requests and issues (threads) to processes, and selects the next delivery or post.
 
 The holder of a thread's lease processes its deliveries and posts in order. New work wakes the thread in the unit of
-work that stores it. The holder checks for more work while it has locked the thread's row. Therefore, the holder either
-finds work that arrives at the last moment, or that work wakes the thread again.
+work that stores it. The holder checks for more work while it has locked the thread's row. Therefore, work that arrives
+at the last moment is either found by the holder or wakes the thread again.
 """
 
 from __future__ import annotations

@@ -102,8 +102,8 @@ class ThreadWorker:
     async def _send(self, item: WorkItem) -> None:
         """Send a post exactly once.
 
-        The number of attempts was committed beforehand. After the first attempt, an earlier request may have reached
-        the host without being recorded, so the host is searched for the post before it is sent again.
+        The number of attempts was committed beforehand. If this is not the first attempt, an earlier request may have
+        reached the host without being recorded, so Corral first searches the host for the post.
         """
         post = item.post
         assert post is not None

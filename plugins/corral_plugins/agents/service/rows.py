@@ -73,7 +73,7 @@ def update_if_unchanged(row: Agent, values: dict[str, Any], *guards: Any) -> boo
 
 
 def is_state_unchanged(row: Agent) -> Any:
-    """Return the SQL condition that the stored state and number of leases are still those in `row`."""
+    """Return an SQL condition that is true if the stored state and number of leases equal those in `row`."""
     reason = Agent.status_reason.is_null() if row.status_reason is None else Agent.status_reason == row.status_reason
     return (Agent.status == row.status) & (Agent.active_tasks == row.active_tasks) & reason
 

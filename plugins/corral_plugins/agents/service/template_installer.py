@@ -128,7 +128,7 @@ class AgentTemplateInstaller:
         return [ObjectUse(id=agent_id, name=name, uses=uses) for agent_id, name, uses in reviewers if uses in ids]
 
     def find_running(self, ids: Sequence[str]) -> Sequence[str]:
-        """Return the ids of those of the given agents that are started."""
+        """Return the subset of `ids` whose agents are started."""
         rows: Any = (
             Agent.select(Agent.id).where(LIVING & Agent.id.in_(list(ids)) & (Agent.status != "offline")).tuples()
         )

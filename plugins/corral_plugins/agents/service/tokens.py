@@ -84,7 +84,7 @@ class AgentTokens:
         return IssuedAgentToken(**_view_fields(row), token=secret)
 
     def revoke(self, agent_id: str, token_id: str, *, by: Principal) -> None:
-        """Revoke a token at once. Raise `NotFound` if the agent has no such token."""
+        """Revoke a token immediately. Raise `NotFound` if the agent has no such token."""
         find_writable_agent(agent_id, by)
         mine = (AgentToken.id == token_id) & (AgentToken.agent_id == agent_id)
         ended: list[AgentToken] = list(AgentToken.delete().where(mine).returning(AgentToken).execute())

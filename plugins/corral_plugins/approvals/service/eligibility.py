@@ -94,7 +94,7 @@ class Eligibility:
         return not self._is_own(row, by.user_id) and _needs_of(row) <= by.permissions
 
     def may_still_decide(self, row: Approval, user_ids: Sequence[str]) -> set[str]:
-        """Return the ids of those given users who may still decide an approval.
+        """Return the subset of `user_ids` whose users may still decide an approval.
 
         They are active, have the necessary permissions, are among the approvers, and are not excluded by `_is_own`.
         """

@@ -115,7 +115,8 @@ class UploadBody:
     def _pieces(self, chunk: bytes) -> Iterator[bytes]:
         """Split a chunk after the headers of each part, until the file begins.
 
-        As a result, the number of bytes that precede the file is known when it begins, and its size can be computed.
+        As a result, the number of bytes before the file is known when the file begins, and the size of the file can be
+        computed.
         """
         start = 0
         while not self._in_file and (end := chunk.find(_HEADERS_END, start)) >= 0:

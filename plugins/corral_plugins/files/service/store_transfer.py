@@ -30,9 +30,8 @@ class TransferReport(msgspec.Struct):
 class StoreTransfer:
     """Copies blobs one at a time.
 
-    In the other store, a blob is complete or absent, so an interrupted transfer can resume.
-
-    `service` and `run` are the corresponding methods of the command's session.
+    The target store contains a blob either completely or not at all, so an interrupted transfer can resume. `service`
+    and `run` are the corresponding methods of the command's session.
     """
 
     def __init__(self, service: Callable[[Any], Any], run: Callable[..., Any]) -> None:

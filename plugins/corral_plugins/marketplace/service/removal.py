@@ -73,7 +73,7 @@ def remove_objects(
 
 
 def _add_used(present: set[str], reasons: dict[str, str], installers: Mapping[str, Installer]) -> None:
-    """Add to `reasons` the objects to which objects that will remain refer."""
+    """Add to `reasons` each object that is used by an object that will be kept."""
     uses = [use for installer in installers.values() for use in installer.find_uses(sorted(present))] if present else []
     while True:
         added = {

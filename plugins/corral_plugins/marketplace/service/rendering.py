@@ -45,7 +45,7 @@ def complete_parameters(schema: Json, given: Json) -> Json:
 
 
 def parameter_faults(value: Any, known: set[str], pointer: str) -> Iterator[FieldError]:
-    """Yield a fault for each expression with an unknown parameter, or with a parameter and other terms."""
+    """Yield a fault for each expression that uses an unknown parameter, or a parameter within a longer expression."""
     for place in texts(value, pointer):
         for match in _TEMPLATE.finditer(place.value):
             exact = _PARAMETER.fullmatch(match[0])

@@ -52,7 +52,7 @@ class MessageDelivery:
         self._settings, self._metrics = settings, metrics
 
     def deliver(self, agent_id: str, *, limit: int, lease_id: str | None) -> list[tuple[Message, Receipt]]:
-        """Deliver at most `limit` of an agent's due messages. Requests come first, then older before newer messages.
+        """Deliver at most `limit` of an agent's due messages: requests first, then all others, each oldest first.
 
         `lease_id` is the lease of the attempt that receives the messages, or None if there is none.
         """

@@ -134,10 +134,10 @@ class MessageReceipts:
     # -- expiry
 
     def expire_batch(self) -> int:
-        """Mark up to 200 receipts as expired whose time has passed, and up to 200 that had their last redelivery.
+        """Expire up to 200 overdue receipts, and up to 200 that stayed unacknowledged after the last redelivery.
 
-        The sender of a request is told once that it expired without an acknowledgement. Return the number of expired
-        receipts.
+        The sender of a request is told once that the request expired without an acknowledgement. Return the number of
+        expired receipts.
         """
         now = clock.now()
         passed = SQL("status IN ('sent', 'delivered', 'read')") & (Receipt.expires_at <= now)

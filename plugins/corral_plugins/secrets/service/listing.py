@@ -31,7 +31,7 @@ class SecretListing:
         self._pinned_secrets, self._settings = pinned_secrets, settings
 
     def get_secret(self, id: str) -> tuple[SecretView, int]:
-        """Return a secret, which may be deleted, and its revision for the ETag.
+        """Return a secret and its revision, which is used for the ETag. Deleted secrets are found too.
 
         Raise `NotFound` if no secret has this id.
         """

@@ -24,8 +24,8 @@ class RedactorValues(TableRedactorValues[SecretVersion]):
     """Keeps the redactor's copy of secret values up to date.
 
     The copy contains all secret versions that have not been destroyed, including those of deleted secrets. The base
-    class detects changes by row version. This class uses the secret's revision as that version, which also changes when
-    a secret is renamed.
+    class detects changes by row version. This class uses the secret's revision as the row version, because the revision
+    also changes when a secret is renamed.
     """
 
     source = SOURCE
@@ -45,8 +45,7 @@ class RedactorValues(TableRedactorValues[SecretVersion]):
     def expect(self, row: SecretRow) -> None:
         """Refresh the copy at once if the redactor does not yet know the current value of this secret.
 
-        Runs in a unit of work. This is necessary because the value can be used up to two seconds before the event about
-        it reaches this process.
+        The value can be used up to two seconds before the event about it reaches this process. Runs in a unit of work.
         """
         if self._loop is not None and redactor_label(row.name, row.id, row.version) not in self.known:
             self._loop.call_soon_threadsafe(self._changed.set)

@@ -34,7 +34,7 @@ def checked_value(value: str, pointer: str = "/value") -> str:
 
 
 def value_warnings(value: str | None) -> list[str]:
-    """Return the warning `not_redactable` if the value is too short or too common to be redacted, or no warnings."""
+    """Return a list with the warning `not_redactable` if the value is too short or too common to be redacted."""
     return [] if value is None or is_redactable(value) else [NOT_REDACTABLE]
 
 

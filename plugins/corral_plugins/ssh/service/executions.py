@@ -26,7 +26,7 @@ STORED_BYTES = 64 * 1024
 ALIVE_SECONDS = 20.0
 """The number of seconds after which a running command counts as abandoned.
 
-The time starts again whenever the command's process reports that it is alive.
+The period restarts whenever the command's process reports that it is alive.
 """
 BATCH_ROWS = 500
 RUNNING = Execution.status == "running"
@@ -222,7 +222,10 @@ def _connection_names(rows: Sequence[Execution]) -> dict[str, str]:
 
 
 def delete_old_executions(days: int, limit: int) -> int:
-    """Delete the records of up to `limit` ended commands that are older than `days` days. Return the number deleted."""
+    """Delete the records of up to `limit` ended commands that are more than `days` days old.
+
+    Return the number of deleted records.
+    """
     before = clock.now(-days * 86_400)
     old = Execution.select(Execution.id).where((Execution.started_at < before) & ~RUNNING).limit(limit)
     return int(Execution.delete().where(Execution.id.in_(old)).execute())

@@ -39,7 +39,7 @@ PREFIX = "ssh"
 
 
 class RunContext(msgspec.Struct, frozen=True, kw_only=True):
-    """The caller that runs a command. If the caller is an agent, it also includes the agent's task and approval."""
+    """A caller that runs a command. For an agent, the agent's task and approval are included."""
 
     by: Principal
     entry: UnitContext
@@ -148,7 +148,7 @@ class SshRunner:
             raise
 
     def cancel_here(self, execution_id: str) -> None:
-        """Stop a command at once if it runs in this process.
+        """Stop a command immediately if it runs in this process.
 
         Other processes notice a cancellation within two seconds.
         """

@@ -55,10 +55,9 @@ class PendingFire(msgspec.Struct, frozen=True):
 class BatchFacts(msgspec.Struct, frozen=True, kw_only=True):
     """The state that determines whether the slots in a batch fire.
 
-    Except for `owners`, mappings are keyed by trigger id.
-
     `owners` is keyed by user id, and contains either the principal of each owner, or the reason why the owner has lost
-    their rights. `live` contains each trigger's earlier fires whose work is unfinished.
+    their rights. All other mappings are keyed by trigger id. `live` contains each trigger's earlier fires whose work is
+    unfinished.
     """
 
     triggers: Mapping[str, Trigger]

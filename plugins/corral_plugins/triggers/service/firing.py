@@ -118,7 +118,7 @@ class TriggerFiring:
         self._metrics = metrics
 
     async def fire(self, ids: Sequence[str]) -> None:
-        """Fire those of the given slots that are pending and due. Other slots are left unchanged."""
+        """Fire the given slots that are pending and due. Other slots are left unchanged."""
         found = await self._work(lambda: load_batch(ids), read=True)
         prepared = await asyncio.gather(*(self.prepare(trigger, row) for trigger, row in found))
         fires = [PendingFire(row, trigger, one) for (trigger, row), one in zip(found, prepared, strict=True)]
@@ -152,7 +152,7 @@ class TriggerFiring:
     async def prepare(self, trigger: Trigger, row: Fire) -> PreparedFire:
         """Evaluate the filters of a trigger and render its action.
 
-        Filters are ignored if a person fires the trigger.
+        If a person fires the trigger, its filters are ignored.
         """
         began, data = time.monotonic(), fire_data(trigger, row)
         preview = await asyncio.to_thread(self._preview, row.payload) if row.payload else ""

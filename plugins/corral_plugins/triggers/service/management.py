@@ -293,7 +293,7 @@ class TriggerManagement:
     def _find_warnings(self, row: Trigger, by: Principal) -> Sequence[str]:
         """Return warnings about problems that would make a trigger fail now: a missing secret or a deleted object.
 
-        Warnings about missing objects are returned only to the owner, because the objects may be private to the owner.
+        The objects may be private to the trigger's owner, so only the owner is told which objects are missing.
         """
         return [*_secret_warnings(row), *self._find_action_warnings(row, by)]
 

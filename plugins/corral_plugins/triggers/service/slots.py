@@ -56,8 +56,8 @@ class TriggerSlots:
         """Insert a row for a slot, and a job if the row is pending. Return None if the slot already has a row.
 
         If `announce` is not set, no job is inserted, and the caller must call `enqueue_fires` with all rows of its unit
-        of work. If `cause` contains this trigger or is too long, the row gets the status `loop` and the slot does not
-        fire.
+        of work. If `cause` contains this trigger or is too long, the slot does not fire, and its row gets the status
+        `loop`.
         """
         now = clock.now()
         if status == "pending" and (why := self.loop_reason(trigger.id, cause)) is not None:
@@ -92,7 +92,7 @@ class TriggerSlots:
 
 
 def enqueue_fires(rows: Sequence[Fire]) -> None:
-    """Enqueue jobs that fire those of the given slots that are pending."""
+    """Enqueue jobs that fire the given slots that are pending."""
     ids = [row.id for row in rows if row.status == "pending"]
     for begin in range(0, len(ids), BATCH_SIZE):
         enqueue(FIRE_JOB, ids=ids[begin : begin + BATCH_SIZE])

@@ -104,7 +104,7 @@ class TriggerTemplateInstaller:
         ]
 
     def find_running(self, ids: Sequence[str]) -> Sequence[str]:
-        """Return the ids of those of the given triggers that have undecided slots."""
+        """Return the subset of `ids` whose triggers have undecided slots."""
         active = Fire.trigger_id.in_(list(ids)) & PENDING
         rows: Any = Fire.select(Fire.trigger_id).where(active).distinct().tuples()
         return [str(row[0]) for row in rows]
@@ -123,7 +123,7 @@ class TriggerTemplateInstaller:
 
 
 def _text_contains(column: Any, text: str) -> Any:
-    """Return an SQL condition that the JSON text of a column contains a string."""
+    """Return an SQL condition that is true if the JSON text of a column contains a string."""
     return peewee.Expression(column, peewee.OP.ILIKE, peewee.Value(f"%{text}%", converter=False))
 
 

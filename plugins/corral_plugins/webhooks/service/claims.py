@@ -203,7 +203,7 @@ def _is_healthy(row: Webhook) -> bool:
 
 
 def has_valid_claim(delivery: Delivery) -> Any:
-    """Return an SQL condition that the claim of a delivery is still valid."""
+    """Return an SQL condition that is true while the claim of a delivery is valid."""
     return (Delivery.id == delivery.id) & (Delivery.lease == delivery.lease)
 
 
@@ -219,7 +219,7 @@ def _running() -> list[tuple[str, str | None]]:
 def _first_waiting(webhooks: Iterable[Webhook], with_probes: bool) -> list[Delivery]:
     """Return the first due deliveries of each webhook.
 
-    If a probe of a webhook is due, include a delivery that is not due.
+    If a probe of a webhook is due, the webhook's next deliveries are returned even if they are not due yet.
     """
     now = clock.now()
     queries = []

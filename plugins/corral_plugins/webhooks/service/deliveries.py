@@ -90,7 +90,7 @@ def recover_batch(webhook_id: str, since: str, until: str) -> int:
 
 
 def end_recovery(webhook_id: str) -> None:
-    """Record that a recovery is finished. All of its deliveries have been queued again."""
+    """Record that a recovery is finished, because all of its deliveries have been queued again."""
     Webhook.update(recovering_at=None).where(Webhook.id == webhook_id).execute()
 
 

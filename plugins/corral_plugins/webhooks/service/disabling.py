@@ -62,7 +62,7 @@ def cancel_batch(webhook_id: str, until: str) -> int:
 def cancel_stranded() -> int:
     """Cancel a batch of open deliveries whose webhook is disabled or deleted. Return the number of deliveries.
 
-    They were inserted by units of work that had not yet seen that the webhook was disabled or deleted.
+    Such deliveries are inserted by units of work that have not yet seen that the webhook was disabled or deleted.
     """
     active = Webhook.select(Webhook.id).where(Webhook.is_active)
     some = Delivery.select(Delivery.id).where(Delivery.due_at.is_null(False) & Delivery.webhook_id.not_in(active))

@@ -78,11 +78,9 @@ class WebhookFanOut:
                 pass
 
     def has_events(self, patterns: Collection[str]) -> bool:
-        """Return whether, after the stored position, the log has events that match the patterns.
+        """Return whether the log has events after the stored position that match the patterns.
 
-        Runs in a unit of work.
-
-        Also return True if the position is far behind the end of the log.
+        Also return True if the position is far behind the end of the log. Runs in a unit of work.
         """
         row = ConsumerRow.get_or_none(ConsumerRow.name == CONSUMER)
         if row is None or not patterns:
@@ -125,7 +123,7 @@ class WebhookFanOut:
         return bool(events) and CURSOR.count_failure(position, events[0], reason)
 
     def _deliveries(self, events: Sequence[LoggedEvent]) -> tuple[list[dict[str, Any]], int]:
-        """Return the rows of new deliveries, and the number of leading events for which all rows are included."""
+        """Return the rows of new deliveries, and the number of events that these rows cover, counted from the first."""
         followers = _followers({pattern for event in events for pattern in matching_patterns(event.type)})
         people = {each.user_id for found in followers.values() for each in found}
         owners = self._accounts.principals_of(people) if people else {}

@@ -63,11 +63,11 @@ class WebhookManagement:
         return Page(items=items, total=found.total, limit=found.limit, offset=found.offset, next=found.next)
 
     def get(self, webhook_id: str, *, by: Principal) -> WebhookView:
-        """Return a webhook of the caller."""
+        """Return one of the caller's webhooks."""
         return webhook_view(find_webhook(webhook_id, by))
 
     def row(self, webhook_id: str, *, by: Principal) -> Webhook:
-        """Return the row of a webhook of the caller."""
+        """Return the database row of one of the caller's webhooks."""
         return find_webhook(webhook_id, by)
 
     def create(self, new: NewWebhook, checked: CheckedWebhook, secret: str, *, by: Principal) -> CreatedWebhook:

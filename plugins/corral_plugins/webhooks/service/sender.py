@@ -161,7 +161,7 @@ def _response_start(content: bytes) -> str:
 
 
 def _retry_after(response: httpx2.Response) -> float | None:
-    """Return the number of seconds that the receiver asks to wait, at most one day, or None."""
+    """Return the number of seconds that the receiver asks to wait, limited to one day, or None."""
     told = response.headers.get("retry-after", "").strip()
     if response.status_code not in RETRY_AFTER_STATUSES or not told:
         return None
