@@ -67,7 +67,7 @@ class HealthPlugin(Plugin):
     async def start(self, runtime: Runtime) -> None:
         """Acquire the single-machine lock if the database is a file, and start the background tasks of this process.
 
-        The clock must not start before the last time that a process of this installation has recorded.
+        First, move this process's clock past the last time that any process of the installation has recorded.
         """
         clock.continue_from(await runtime.service(Work)(last_recorded_time, read=True))
         if runtime.service(Database).is_file:

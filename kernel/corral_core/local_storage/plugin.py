@@ -11,9 +11,9 @@ SCHEME = "file://"
 
 
 class LocalStoragePlugin(Plugin):
-    """Local storage: keeps files in a folder, by default in the data folder.
+    """Local storage: stores files in a folder, by default in the data folder.
 
-    With `[storage] url`, files are kept in another folder or, if another plugin supports the URL, elsewhere.
+    With `[storage] url`, files are stored in another folder or, if another plugin supports the URL, elsewhere.
     """
 
     name = "local_storage"

@@ -1,4 +1,4 @@
-"""The blob store in a folder of this machine."""
+"""The blob store that uses a folder of this machine."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 
 class LocalBlobs:
-    """Stores blobs as files of mode 0600 in one folder. No file operation runs on the event loop."""
+    """Stores blobs as files with mode 0600 in one folder. No file operation runs on the event loop."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -78,7 +78,7 @@ class LocalBlobs:
                 yield found
 
     async def probe(self) -> None:
-        """Write and delete a file. See `BlobStore.probe`."""
+        """Write and delete a test file. See `BlobStore.probe`."""
         part = self._incoming / secrets.token_hex(16)
         file = await _in_thread(self._create, part)
         await _in_thread(_discard, file, part)
@@ -158,7 +158,7 @@ def _discard(file: BinaryIO, part: Path) -> None:
 
 
 async def _in_thread(function: Callable[..., T], *args: object) -> T:
-    """Run the function in a thread. Raise `Unavailable` for an `OSError` other than `FileNotFoundError`.
+    """Run the function in a thread. Raise `Unavailable` for any `OSError` other than `FileNotFoundError`.
 
     If the caller is cancelled, wait until the function ends, because the function uses an open file.
     """

@@ -1,4 +1,4 @@
-"""The public interface of the `plugin_admin` plugin: the event about the states of plugins."""
+"""The public interface of the `plugin_admin` plugin: the event for changes of plugin states."""
 
 from __future__ import annotations
 

@@ -8,9 +8,9 @@ from corral.database.model import InstantField, Model
 
 
 class PluginStateRow(Model):
-    """The stored state of a plugin that an admin disabled. The row is deleted when the plugin is enabled.
+    """The state of a plugin that an admin disabled. The row is deleted when the plugin is enabled.
 
-    For a plugin without a row, the configuration decides whether it is active.
+    If a plugin has no row, the configuration determines whether it is active.
     """
 
     name = peewee.CharField(primary_key=True, max_length=64)

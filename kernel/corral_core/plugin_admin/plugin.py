@@ -24,7 +24,7 @@ from corral_core.plugin_admin.service.thread_exceptions import ThreadExceptions
 
 
 class PluginAdminPlugin(Plugin):
-    """Plugin administration: enabling and disabling of plugins, plugin quarantine, and the API documentation."""
+    """Plugin administration: enabling and disabling plugins, plugin quarantine, and the API documentation."""
 
     name = "plugin_admin"
     protected = True
@@ -62,7 +62,7 @@ class PluginAdminPlugin(Plugin):
         return [PluginStateChanged]
 
     async def start(self, runtime: Runtime) -> None:
-        """Apply the stored states of all plugins, and apply changes that other processes make later."""
+        """Apply the stored states of all plugins, and keep applying changes made by other processes."""
         work, feed = runtime.service(Work), runtime.service(Feed)
         plugins, quarantine = runtime.service(PluginAdministration), runtime.service(QuarantineSync)
         if runtime.service(InstallationConfig).safe_mode:

@@ -1,4 +1,4 @@
-"""The lines of `corral status` about plugins that do not run, and about a reload that failed."""
+"""The lines of `corral status` about plugins that are not running, and about a failed reload."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ STATES = ("failed", "blocked", "quarantined")
 
 
 def plugin_status(client: ApiClient) -> StatusPart:
-    """Report to admins which enabled plugins do not run, and why."""
+    """Tell admins which enabled plugins are not running, and why."""
     found = read_if_allowed(client, "/plugins", state=list(STATES))
     if found is None or not found["items"]:
         return StatusPart(found)
@@ -21,7 +21,7 @@ def plugin_status(client: ApiClient) -> StatusPart:
 
 
 def reload_status(client: ApiClient) -> StatusPart:
-    """Report why the last reload failed, if the server runs on this machine and in this folder."""
+    """Explain why the last reload failed, if the server runs on this machine and uses this data folder."""
     from corral.cli.server_connection import failed_reloads_of
 
     found = failed_reloads_of(client.url)

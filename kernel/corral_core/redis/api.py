@@ -24,9 +24,8 @@ class SharedBuckets(Protocol):
     async def add(self, seconds: Mapping[str, float]) -> Mapping[str, float] | None:
         """Add the costs of requests, in seconds, to rate-limit buckets. Return the seconds until each bucket is empty.
 
-        Return None if Redis cannot be reached.
-
-        This function may wait for the Redis server: call it from background tasks, never while handling a request.
+        Return None if Redis cannot be reached. This method may wait for the Redis server, so call it only from
+        background tasks, never while handling a request.
         """
         ...
 

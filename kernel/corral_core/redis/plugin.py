@@ -17,7 +17,7 @@ SCHEMES = ("redis://", "rediss://", "unix://")
 
 
 class RedisPlugin(Plugin):
-    """Redis: notifies other processes, distributes jobs and shares rate limits, if `[redis] url` is set."""
+    """Redis: notifies other processes, distributes jobs and shares rate limits if `[redis] url` is set."""
 
     name = "redis"
     protected = True  # if `[redis] url` is set, the kernel refuses to start without this plugin, in safe mode too

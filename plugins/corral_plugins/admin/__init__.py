@@ -1,1 +1,1 @@
-"""Administration: people and their permissions, and the kill switch."""
+"""Administration: user accounts and their permissions, and the kill switch."""

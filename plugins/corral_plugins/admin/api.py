@@ -1,6 +1,6 @@
-"""The public interface of administration: the kill switch.
+"""The public interface of the `admin` plugin: the kill switch.
 
-Plugins check the switch before they start work, call models or deliver messages.
+Plugins must check the switch before they start work, call models or deliver messages.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class KillSwitchView(msgspec.Struct, frozen=True, kw_only=True):
     """The state of the kill switch.
 
     While the switch is `engaged`, no task is claimed and no model is called. While `hold_deliveries` is set, plugins
-    that deliver on their own, such as webhooks and notifications, keep their deliveries pending.
-    Emails about an account, such as a link for a new password, are sent nevertheless.
+    that deliver messages on their own, such as webhooks and notifications, keep their deliveries pending. Emails about
+    an account, such as a link for a new password, are still sent.
     """
 
     engaged: bool
@@ -42,11 +42,11 @@ class KillSwitchView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class KillSwitch(Protocol):
-    """Reads the stored state of the kill switch in the caller's unit of work, so that the answer is never stale.
+    """Reads the stored state of the kill switch in the caller's unit of work, so the result is never stale.
 
-    Before a plugin sends anything, it must ask here: it calls `state()` in the unit of work that takes a delivery from
-    the queue, and takes none while `hold_deliveries` is set. `corral restore` sets `hold_deliveries`, so that a
-    restored copy sends nothing while its original still runs.
+    A plugin that delivers messages must call `state()` in the unit of work that takes a delivery from the queue, and
+    must take none while `hold_deliveries` is set. `corral restore` sets `hold_deliveries`, so that a restored copy
+    sends nothing while the original installation still runs.
     """
 
     def state(self) -> KillSwitchView:
@@ -54,5 +54,5 @@ class KillSwitch(Protocol):
         ...
 
     def refuse_if_engaged(self) -> None:
-        """Raise `Unavailable` with the code `kill_switch` while the kill switch is engaged."""
+        """Raise `Unavailable` (`kill_switch`) if the kill switch is engaged."""
         ...

@@ -1,4 +1,4 @@
-"""`corral kill-switch`: engages and releases the kill switch on the server itself. No access token is needed."""
+"""The command `corral kill-switch`, which runs on the server's machine and needs no access token."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="print JSON")
 
 @click.group("kill-switch")
 def kill_switch_command() -> None:
-    """Stop all agent activity at once, or resume it. This command needs read access to the data folder."""
+    """Stop all agent activity immediately, or resume it. This command needs read access to the data folder."""
 
 
 @kill_switch_command.command("on")

@@ -10,7 +10,7 @@ ROW = 1
 
 
 class KillSwitchRow(Model):
-    """The state of the kill switch, in a single row with the id `ROW`. If there is no row, the switch is released."""
+    """The state of the kill switch, in a single row with the id `ROW`. Without a row, the switch is released."""
 
     id = peewee.IntegerField(primary_key=True)
     engaged = peewee.BooleanField(default=False)

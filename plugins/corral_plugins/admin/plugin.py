@@ -1,4 +1,4 @@
-"""The `admin` plugin: its manifest and its hook implementations."""
+"""The manifest and the hook implementations of the `admin` plugin."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class AdminPlugin(Plugin):
-    """Administration: people and their permissions, and the kill switch."""
+    """Administration: user accounts and their permissions, and the kill switch."""
 
     name = "admin"
     requires = ("accounts",)

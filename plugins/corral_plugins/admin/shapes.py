@@ -11,9 +11,9 @@ from corral_core.accounts.api import Address, FullName, InvitationView, Password
 
 
 class AdminUserView(UserView, kw_only=True):
-    """An account as admins see it.
+    """An account as shown to admins.
 
-    `sessions` and `api_keys` are the numbers of sessions and API keys of the user. `failed_attempts` is the number of
+    `sessions` and `api_keys` are the numbers of the user's sessions and API keys. `failed_attempts` is the number of
     failed sign-ins within the lockout window.
     """
 
@@ -27,7 +27,7 @@ class CreatedUser(AdminUserView, kw_only=True):
     """A new account.
 
     `set_password_url` is the link for choosing a password. The link is present only if the account has no password and
-    no mail service is configured. It is shown only once.
+    no mail server is configured. It is shown only once.
     """
 
     set_password_url: str | UnsetType = UNSET
@@ -63,13 +63,13 @@ class ResetLink(msgspec.Struct, kw_only=True):
 
 
 class NewInvitation(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The address to invite and the role of the future account."""
+    """The email address to invite, and the role of the new account."""
 
     email: Address
     role: Role = "member"
 
 
 class IssuedInvitation(InvitationView, kw_only=True):
-    """A new invitation. `url` is the link for creating the account. The link is shown only once."""
+    """A new invitation. `url` is the link for creating the account. It is shown only once."""
 
     url: str

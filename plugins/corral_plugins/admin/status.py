@@ -1,4 +1,4 @@
-"""The line of `corral status` about the kill switch."""
+"""The line about the kill switch in the output of `corral status`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from corral.cli.status_parts import StatusPart, read_if_allowed
 
 
 def kill_switch_status(client: ApiClient) -> StatusPart:
-    """Describe an engaged kill switch, which stops all tasks."""
+    """Report an engaged kill switch, because it stops all tasks."""
     state = read_if_allowed(client, "/admin/kill-switch")
     if state is None or not state["engaged"]:
         return StatusPart(state)

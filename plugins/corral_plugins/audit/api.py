@@ -1,6 +1,6 @@
-"""The public API of the audit log: its event and error codes.
+"""The public interface of the audit log: its event and error codes.
 
-Plugins write rows through the kernel protocol `Audit`.
+Plugins record audit entries through the kernel protocol `Audit`.
 """
 
 from __future__ import annotations
@@ -19,8 +19,7 @@ declare_codes(
 class AuditCheckpointSigned(Event, kw_only=True):
     """A checkpoint that covers the audit log up to row `seq` was signed.
 
-    To detect whether the newest rows were removed, keep copies of this event outside Corral and compare the log with
-    them.
+    To detect the removal of the newest rows, keep copies of this event outside Corral and compare them with the log.
     """
 
     event = "audit.checkpoint"

@@ -50,8 +50,8 @@ def verify_log(
     """Verify that no row was altered or removed.
 
     SOURCE is a copy of the database (a file, or postgresql://…) or an export (.jsonl, .csv). The default is the log of
-    this installation. Removal of the newest rows is detected only with --checkpoints. Exits with 1 if the log is not
-    intact.
+    this installation. Removal of the newest rows is detected only with --checkpoints. The exit status is 1 if the log
+    is not intact.
     """
     from corral_plugins.audit.service.signing import ExternalCheckpoints
     from corral_plugins.audit.service.verify import UnreadableFile, read_checkpoints
@@ -85,7 +85,7 @@ def verify_log(
 @config_option
 @click.pass_obj
 def export_log(open_session: OpenSession, format_: str, output: BinaryIO, config_path: Path | None) -> None:
-    """Write the log to a file, oldest row first. `corral audit verify FILE` verifies the file on any machine."""
+    """Write the log to a file, oldest row first. `corral audit verify FILE` can verify the file on any machine."""
     from corral_plugins.audit.service.export import LogExport
     from corral_plugins.audit.shapes import ExportQuery
 
@@ -102,7 +102,10 @@ def export_log(open_session: OpenSession, format_: str, output: BinaryIO, config
 @config_option
 @click.pass_obj
 def print_checkpoints(open_session: OpenSession, config_path: Path | None) -> None:
-    """Print all checkpoints and their public key as JSON. Store the output where no local admin can change it."""
+    """Print all checkpoints and the public key as JSON.
+
+    Store the output where no admin of this server can change it.
+    """
     from corral_plugins.audit.service import queries
 
     with open_session(config_path, "audit checkpoints") as session:
@@ -165,9 +168,9 @@ def _describe_verdict(verdict: VerificationResult) -> str:
 
 
 def _database_url(source: str) -> str | None:
-    """Return the URL of a database, given its URL or the path of its file, or None for any other text.
+    """Return the URL of a database, given its URL or the path of its file. Return None for an export.
 
-    Exports are text. The header of a database file contains a NUL byte.
+    The header of a database file contains a NUL byte; exports are text.
     """
     from corral.database.connect import FILE_SCHEME, SERVER_SCHEMES
 

@@ -1,4 +1,4 @@
-"""The tables of the audit log. Database triggers created by the migration reject changes and deletions of rows."""
+"""The tables of the audit log. Database triggers, which the migration creates, reject changes and deletions of rows."""
 
 from __future__ import annotations
 
@@ -61,10 +61,9 @@ AuditRow.add_index(
 
 
 class ChainHead(Model):
-    """The state of the hash chain: the head, which is the newest row, and the anchor.
+    """The head and the anchor of the hash chain, in a single row that is locked while a row is appended to the log.
 
-    This table has a single row, which is locked while a row is appended to the log. The anchor is the newest of the
-    rows that retention removed; the retained rows follow it.
+    The head is the newest row. The anchor is the newest row that retention removed; the retained rows begin after it.
     """
 
     id = peewee.IntegerField(primary_key=True)

@@ -1,4 +1,4 @@
-"""The `audit` plugin: its manifest and its hook implementations."""
+"""The manifest and the hook implementations of the `audit` plugin."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ AUDITOR = ("auditor",)
 class AuditPlugin(Plugin):
     """The audit log.
 
-    A complete, tamper-evident record of every security-relevant action: actor, object, IP address and outcome.
+    A complete, tamper-evident record of every security-relevant action, with its actor, object, IP address and outcome.
     """
 
     name = "audit"

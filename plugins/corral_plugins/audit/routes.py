@@ -1,6 +1,6 @@
 """The routes under `/admin/audit`, which list, verify and export the audit log.
 
-Each use of these routes is itself recorded in the log.
+Every use of these routes is itself recorded in the log.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ async def export_audit_log(
 async def list_audit_checkpoints(
     query: PageQuery, caller: Principal, request: Request, queries: AuditQueries, access: AccessRecorder, work: Work
 ) -> CheckpointPage:
-    """List the checkpoints, newest first, with the public key that verifies them. Keep a copy on another system."""
+    """List the checkpoints, newest first, with the public key for verifying them. Keep a copy on another system."""
     page = await work(lambda: queries.list_checkpoints(query, caller), read=True)
     await access.record_access("read", request.unit_context(caller), what="checkpoints")
     return page

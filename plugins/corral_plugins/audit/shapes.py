@@ -37,7 +37,7 @@ class AuditFilters(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omi
 
 
 class AuditQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Query parameters of the list of audit rows.
+    """Query parameters for listing audit rows.
 
     This struct repeats the fields of `AuditFilters`, because a struct can have only one base class.
     """
@@ -53,7 +53,7 @@ class AuditQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defau
 
 
 class ExportQuery(AuditFilters, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Query parameters of an export. `jsonl` writes one hashed row per line; `csv` is meant for spreadsheets."""
+    """Query parameters of an export. `jsonl` writes one hashed row per line; `csv` is intended for spreadsheets."""
 
     format: Annotated[str, Meta(max_length=20)] = "jsonl"
 
@@ -66,7 +66,7 @@ class VerifyQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class ActorView(msgspec.Struct, kw_only=True):
-    """The actor of an action. `on_behalf_of` is the user whose permissions applied, if the actor is not that user."""
+    """The actor of an action. `on_behalf_of` is the user whose permissions applied, if different from the actor."""
 
     type: str
     id: str | None
@@ -86,7 +86,7 @@ class ObjectView(msgspec.Struct, kw_only=True):
 
 
 class FieldChange(msgspec.Struct, kw_only=True, rename={"from_": "from"}):
-    """A changed field with its previous and new value. For secrets, the values are omitted."""
+    """A changed field with its previous and new value. For secrets, both values are omitted."""
 
     field: str
     from_: Any
@@ -96,7 +96,8 @@ class FieldChange(msgspec.Struct, kw_only=True, rename={"from_": "from"}):
 class AuditView(msgspec.Struct, kw_only=True):
     """A row of the audit log.
 
-    If `truncated` is true, the changes or details were too large to store; `sha256` is the hash of their full content.
+    If `truncated` is true, the changes or details were too large to store; `sha256` is then the hash of their full
+    content.
     """
 
     seq: int
@@ -124,7 +125,10 @@ class LinkView(msgspec.Struct, kw_only=True):
 
 
 class VerificationResult(msgspec.Struct, kw_only=True):
-    """The result of a verification. If `complete` is false, time ran out; pass `next_seq` as `from_seq` to continue."""
+    """The result of a verification. If `complete` is false, the time limit was reached.
+
+    Pass `next_seq` as `from_seq` to continue.
+    """
 
     ok: bool
     checked: int
@@ -148,6 +152,6 @@ class CheckpointView(msgspec.Struct, kw_only=True):
 
 
 class CheckpointPage(Page[CheckpointView], kw_only=True):
-    """A page of checkpoints, newest first, and the Ed25519 public key that verifies them (32 bytes in base64)."""
+    """A page of checkpoints, newest first, and the Ed25519 public key for verifying them (32 bytes in base64)."""
 
     public_key: str | None

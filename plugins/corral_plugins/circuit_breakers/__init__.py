@@ -1,1 +1,1 @@
-"""Circuit breakers: stop calls to a failing system, so that callers do not wait for it again and again."""
+"""Circuit breakers, which stop calls to failing systems so that callers do not repeatedly wait for them."""

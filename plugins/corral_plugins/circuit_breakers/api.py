@@ -1,4 +1,4 @@
-"""The public API of circuit breakers: the `Breakers` service, the error of an open breaker, and the events."""
+"""The public interface of circuit breakers: the `Breakers` service, the error of an open breaker, and the events."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ T = TypeVar("T")
 State = Literal["closed", "open", "half_open"]
 Verdict = Literal["success", "failure", "neutral"]
 Judge = Callable[[Any], Verdict]
-"""A function that judges a call by its result or by the exception that it raised."""
+"""A function that classifies a call by its result or by the exception that it raised."""
 
 FAILURE_STATUSES = frozenset({408, 425, 429})
 
 
 class CircuitOpen(Unavailable):
-    """Raised instead of making a call while the circuit breaker rejects calls. As a response it is 503 `circuit_open`.
+    """Raised instead of making a call while the circuit breaker rejects calls. The HTTP response is 503 `circuit_open`.
 
-    `retry_at` is the instant from which the breaker may admit a call again.
+    `retry_at` is the earliest time at which the breaker may admit a call again.
     """
 
     default = "circuit_open"
@@ -49,7 +49,7 @@ class CircuitOpen(Unavailable):
 
 
 class ForcedOpen(msgspec.Struct, frozen=True, kw_only=True):
-    """An admin's decision that a circuit breaker rejects every call.
+    """An admin's decision to make a circuit breaker reject every call.
 
     `by` is the id of the user or API key that made the decision, or None if it is unknown.
     """
@@ -60,10 +60,10 @@ class ForcedOpen(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Breakers(Protocol):
-    """Guards calls to other systems. The state of a circuit breaker is shared by all processes.
+    """Guards calls to other systems. All processes share the state of a circuit breaker.
 
-    A circuit breaker exists as soon as a plugin guards calls under its name, such as `llm:openai`. `state` and
-    `blocked_until` only read memory, so they may be called anywhere.
+    A circuit breaker exists as soon as a plugin guards calls under its name, such as `llm:openai`. `state`,
+    `blocked_until` and `is_forced` only read memory, so they may be called anywhere.
     """
 
     def declare(
@@ -71,41 +71,39 @@ class Breakers(Protocol):
     ) -> None:
         """Declare that the plugin guards calls under names that begin with `<prefix>:`. Call this method in `start`.
 
-        `names()` returns the guarded names; it runs in a unit of work. Without `names`, every name with the prefix is
-        guarded. `slow_call_seconds` replaces the default of `slow_call_duration_seconds` for the circuit breakers with
+        `names()` returns the guarded names; it is called in a unit of work. Without `names`, every name with the prefix
+        is guarded. `slow_call_seconds` replaces the default of `slow_call_duration_seconds` for circuit breakers with
         this prefix.
         """
         ...
 
     async def guard(self, name: str, call: Callable[[], Awaitable[T]], *, judge: Judge = ...) -> T:
-        """Make a call and return its result, or raise what it raises.
+        """Run `call` and return its result, or raise its exception.
 
-        While calls are rejected, raise `CircuitOpen` instead.
-
-        `judge` decides whether a result or an exception counts as a success, as a failure or not at all; without it,
-        `judge_outcome` does. A cancelled call does not count, unless it had become slow before. Call this method
-        outside of units of work.
+        While calls are rejected, raise `CircuitOpen` instead. `judge` decides whether a result or an exception counts
+        as a success, as a failure or not at all; the default is `judge_outcome`. A cancelled call is not counted unless
+        it was already slow. Call this method outside units of work.
         """
         ...
 
     def state(self, name: str) -> State:
-        """Return the state of a circuit breaker as this process knows it."""
+        """Return the state of a circuit breaker as known to this process."""
         ...
 
     def blocked_until(self, name: str) -> str | None:
-        """Return the instant until which the circuit breaker rejects calls, or None if it may admit a call now.
+        """Return the time until which the circuit breaker rejects calls, or None if it may admit a call now.
 
         A circuit breaker that an admin forced open rejects calls until an admin closes it. For such a breaker, this
-        method returns the instant 60 seconds from now.
+        method returns a time 60 seconds from now.
         """
         ...
 
     def is_forced(self, name: str) -> bool:
-        """Return whether an admin forced the circuit breaker open, as this process knows it. Reads memory."""
+        """Return whether an admin forced the circuit breaker open, as known to this process."""
         ...
 
     def find_forced(self, name: str) -> ForcedOpen | None:
-        """Return who forced the circuit breaker open and why, or None if it is not forced open.
+        """Return the decision that forced the circuit breaker open, or None if it is not forced open.
 
         Runs in a unit of work.
         """
@@ -113,26 +111,30 @@ class Breakers(Protocol):
 
 
 def judge_status(status: int) -> Verdict:
-    """Classify a call by its HTTP status: 5xx, 408, 425 and 429 are failures; other errors are the caller's fault."""
+    """Classify a call by its HTTP status.
+
+    The statuses 5xx, 408, 425 and 429 are failures. Other error statuses are neutral, because the caller caused them.
+    """
     if status >= 500 or status in FAILURE_STATUSES:
         return "failure"
     return "neutral" if status >= 400 else "success"
 
 
 def judge_outcome(outcome: Any) -> Verdict:
-    """Classify a call by its outcome: a `Problem` by its status, other exceptions as failures, results as successes."""
+    """Classify a call by its outcome.
+
+    A `Problem` is classified by its status. Other exceptions are failures, and results are successes.
+    """
     if isinstance(outcome, Problem):
         return judge_status(outcome.status)
     return "failure" if isinstance(outcome, Exception) else "success"
 
 
 class BreakerCounts(msgspec.Struct, frozen=True, kw_only=True):
-    """The recent calls that a circuit breaker has counted, or its probes while it is half open.
+    """The recent calls that a circuit breaker has counted or, while it is half open, its probes.
 
-    The rates are percentages.
-
-    `rejected` and `neutral` count calls since the circuit breaker last closed. `permits_out` is the number of probes in
-    flight.
+    The rates are percentages. `rejected` and `neutral` count calls since the circuit breaker last closed. `permits_out`
+    is the number of probes in flight.
     """
 
     calls: int = 0

@@ -1,4 +1,4 @@
-"""`corral circuit-breakers`: shows, configures and forces the circuit breakers of a server from a terminal."""
+"""The command group `corral circuit-breakers`, which lists, configures and forces the circuit breakers of a server."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from corral.cli.server_connection import client_command
 BREAKERS = "/circuit-breakers"
 COLUMNS = ("name", "of", "state", "failures", "slow", "rejected", "retry_at", "reason")
 NAMED = {"notify": "/notifications/channels", "ssh": "/ssh-connections"}
-"""The paths of the objects by whose ids circuit breakers are named, by the kind of the breaker."""
+"""The API paths of the objects whose ids are part of circuit breakers' names, keyed by the kind of circuit breaker."""
 STATES = ("closed", "open", "half_open")
 
 name_argument = click.argument("name")
@@ -28,7 +28,7 @@ reason_option = click.option("--reason", default="", help="reason, which is show
 
 @click.group("circuit-breakers")
 def circuit_breakers_command_group() -> None:
-    """Manage circuit breakers, which stop calls to systems that fail."""
+    """Manage circuit breakers, which stop calls to failing systems."""
 
 
 @circuit_breakers_command_group.command("list")
@@ -36,7 +36,7 @@ def circuit_breakers_command_group() -> None:
 @click.option("--prefix", help="list only breakers whose name begins with this text, such as llm:")
 @client_command
 def list_breakers(client: ApiClient, *, state: tuple[str, ...], prefix: str | None, as_json: bool) -> None:
-    """List circuit breakers by name."""
+    """List circuit breakers, sorted by name."""
     query: dict[str, Any] = {"state": list(state), **({"prefix": prefix} if prefix else {})}
     names = ObjectNames(client)
     print_table(
@@ -58,7 +58,7 @@ def list_breakers(client: ApiClient, *, state: tuple[str, ...], prefix: str | No
 @name_argument
 @client_command
 def show_breaker(client: ApiClient, *, name: str, as_json: bool) -> None:
-    """Show a circuit breaker with its last transitions."""
+    """Show a circuit breaker with its latest transitions."""
     with _looking_for(client, name):
         found = client.get(_path(name))
     error, window = found["last_error"], f"{found['window_size']} {_UNITS[found['window_type']]}"
@@ -101,7 +101,7 @@ def show_breaker(client: ApiClient, *, name: str, as_json: bool) -> None:
 def set_breaker(
     client: ApiClient, *, name: str, fields: tuple[str, ...], input_path: Path | None, as_json: bool
 ) -> None:
-    """Configure a circuit breaker: the given fields change, such as -f wait_open_seconds:=10."""
+    """Configure a circuit breaker. Only the given fields change, such as -f wait_open_seconds:=10."""
     _print_change(client.post(BREAKERS, {**read_body(input_path, fields), "name": name}), as_json=as_json)
 
 
@@ -110,7 +110,7 @@ def set_breaker(
 @reason_option
 @client_command
 def force_open_breaker(client: ApiClient, *, name: str, reason: str, as_json: bool) -> None:
-    """Open a circuit breaker until it is closed by force-close or reset."""
+    """Open a circuit breaker until force-close or reset closes it."""
     _act(client, name, "force-open", {"reason": reason}, as_json=as_json)
 
 
@@ -119,7 +119,7 @@ def force_open_breaker(client: ApiClient, *, name: str, reason: str, as_json: bo
 @reason_option
 @client_command
 def force_close_breaker(client: ApiClient, *, name: str, reason: str, as_json: bool) -> None:
-    """Close a circuit breaker. Real failures open it again."""
+    """Close a circuit breaker. Further failures open it again."""
     _act(client, name, "force-close", {"reason": reason}, as_json=as_json)
 
 
@@ -127,7 +127,7 @@ def force_close_breaker(client: ApiClient, *, name: str, reason: str, as_json: b
 @name_argument
 @client_command
 def reset_breaker(client: ApiClient, *, name: str, as_json: bool) -> None:
-    """Close a circuit breaker and set its counters to zero. Its configuration stays."""
+    """Close a circuit breaker and reset its counters to zero. Its configuration is kept."""
     _act(client, name, "reset", None, as_json=as_json)
 
 
@@ -167,7 +167,7 @@ def _print_change(breaker: dict[str, Any], *, as_json: bool) -> None:
 
 
 def _named_object(names: ObjectNames, breaker: str) -> str:
-    """Return the name of the object whose id is in a circuit breaker's name, or nothing if the name contains no id."""
+    """Return the name of the object whose id is part of a circuit breaker's name, or an empty text if there is none."""
     kind, _, identifier = breaker.partition(":")
     return names.name(NAMED[kind], identifier) if kind in NAMED else ""
 

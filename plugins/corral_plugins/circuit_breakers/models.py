@@ -12,11 +12,12 @@ from corral.database.model import IdField, InstantField, JSONField, Model
 class BreakerRow(Model):
     """A circuit breaker, whose state all processes share.
 
-    `config` holds the fields that an admin has configured, or null. `version` grows with each change by an admin, and
-    `generation` with each transition. `revision` grows with each change of the row, so that all processes notice the
-    change. The first revision is the time of creation in milliseconds, so that a new row never looks older than a
-    deleted one. `window` holds the counted calls in the format of `window_shape`. `opened_at` is the time when the
-    breaker last ceased to be closed. The `probe_` columns count the probes of the current half-open phase.
+    `config` contains the fields that an admin has configured, or null. `version` increases with each change by an
+    admin, and `generation` with each transition. `revision` increases with every change of the row, so that all
+    processes notice the change. The first revision is the creation time in milliseconds, so that a new row never looks
+    older than a deleted one. `window` contains the counted calls in the format of `window_shape`. `opened_at` is the
+    time at which the breaker last left the closed state. The `probe_` columns count the probes of the current half-open
+    phase.
     """
 
     name = peewee.CharField(primary_key=True, max_length=100)
@@ -50,7 +51,7 @@ class BreakerRow(Model):
 class PermitRow(Model):
     """A permit for a probe of a half-open circuit breaker.
 
-    The process that makes the probe renews it until the call ends.
+    The process that runs the probe renews the permit until the call ends.
     """
 
     id = IdField(primary_key=True)
@@ -62,7 +63,7 @@ class PermitRow(Model):
 
 
 class TransitionRow(Model):
-    """A transition of a circuit breaker. `by` is the id of the user or key that caused it, or null."""
+    """A transition of a circuit breaker. `by` is the id of the user or API key that caused it, or null."""
 
     id = IdField(primary_key=True)
     name = peewee.CharField(max_length=100)

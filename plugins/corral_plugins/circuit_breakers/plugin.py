@@ -1,4 +1,4 @@
-"""The `circuit_breakers` plugin: its manifest and its hook implementations."""
+"""The manifest and the hook implementations of the `circuit_breakers` plugin."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ SHOWN = 3  # breakers in the sentence of the health check
 class CircuitBreakersPlugin(Plugin):
     """Circuit breakers.
 
-    A circuit breaker stops the calls to a system that fails, tries a few calls after a while, and closes when they
-    succeed. All processes share its state. Admins see why a breaker is open, configure it and force it.
+    A circuit breaker stops the calls to a failing system, admits a few calls after a while, and closes if they succeed.
+    All processes share its state. Admins can see why a breaker is open, configure it and force it open or closed.
     """
 
     name = "circuit_breakers"
@@ -47,7 +47,7 @@ class CircuitBreakersPlugin(Plugin):
         self._unwatch: Callable[[], None] = lambda: None
 
     async def start(self, runtime: Runtime) -> None:
-        """Load the states of all circuit breakers before the first guarded call is made."""
+        """Load the states of all circuit breakers before any call is guarded."""
         self._breakers = runtime.service(BreakersService)
         await self._breakers.sync()
         self._unwatch = runtime.service(Feed).watch(self._breakers.on_events)

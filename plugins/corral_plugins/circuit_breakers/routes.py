@@ -26,7 +26,7 @@ routes = Routes("/circuit-breakers", tag="Circuit Breakers")
 def list_circuit_breakers(
     query: BreakerQuery, administration: BreakerAdministration, caller: Principal
 ) -> Page[BreakerView]:
-    """List circuit breakers by name, with their states and counts. Counts are at most a second old."""
+    """List circuit breakers by name, with their states and counts. The counts are at most a second old."""
     return administration.list_breakers(query, caller)
 
 
@@ -36,8 +36,8 @@ def configure_circuit_breaker(
 ) -> Answer[BreakerView]:
     """Create a circuit breaker, or change its configuration. Absent fields keep their values.
 
-    The response has the status 201 for a new circuit breaker, and 200 for one that existed. Every target that a plugin
-    guards already has a circuit breaker. The configuration applies from the next call on. `enabled: false` closes the
+    The response has status 201 for a new circuit breaker and 200 for an existing one. Every target that a plugin guards
+    already has a circuit breaker. The configuration applies to all calls from now on. `enabled: false` closes the
     breaker.
     """
     view, is_new = administration.configure(body, match)
@@ -54,7 +54,7 @@ def get_circuit_breaker(name: str, administration: BreakerAdministration) -> Bre
 def delete_circuit_breaker(name: str, administration: BreakerAdministration, match: IfMatch) -> None:
     """Delete a circuit breaker.
 
-    If a plugin still guards calls with it, the breaker is closed and uses the defaults again.
+    If a plugin still guards calls with it, the breaker is closed and uses the default configuration again.
     """
     administration.delete(name, match)
 
@@ -71,11 +71,11 @@ def force_open_circuit_breaker(
 def force_close_circuit_breaker(
     name: str, body: ReasonBody, administration: BreakerAdministration, match: IfMatch
 ) -> BreakerView:
-    """Close a circuit breaker and forget the calls that it has counted. It opens again if further calls fail."""
+    """Close a circuit breaker and discard its counts. It opens again if further calls fail."""
     return administration.close(name, "force_close", body.reason, match)
 
 
 @routes.post("/{name}/reset", needs=WRITE, raises=ACTIONS)
 def reset_circuit_breaker(name: str, administration: BreakerAdministration, match: IfMatch) -> BreakerView:
-    """Close a circuit breaker and set its counters to zero. Its configuration stays."""
+    """Close a circuit breaker and reset its counters to zero. Its configuration is kept."""
     return administration.close(name, "reset", "", match)

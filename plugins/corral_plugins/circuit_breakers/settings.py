@@ -1,4 +1,4 @@
-"""Settings of circuit breakers: the defaults of breakers that no admin has configured, and the retention time."""
+"""Settings of circuit breakers: the default configuration, and the retention period of transitions."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ UpTo1000 = Annotated[int, Meta(ge=1, le=1000)]
 
 
 class BreakerConfiguration(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """The configuration of a circuit breaker. An existing circuit breaker keeps the values of absent fields."""
+    """The configuration of a circuit breaker. An existing circuit breaker keeps its values for absent fields."""
 
     name: Annotated[str, Meta(pattern=NAME, examples=["llm:openai"])]
     description: Annotated[str, Meta(max_length=500)] | UnsetType = UNSET
@@ -36,13 +36,13 @@ class BreakerConfiguration(msgspec.Struct, kw_only=True, forbid_unknown_fields=T
 
 
 class ReasonBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The reason for forcing a circuit breaker, which is shown with the breaker and its transitions."""
+    """The reason for forcing a circuit breaker open or closed, which is shown with the breaker and its transitions."""
 
     reason: Annotated[str, Meta(max_length=500)] = ""
 
 
 class BreakerQuery(PageQuery, kw_only=True, forbid_unknown_fields=True):
-    """Filters of the list of circuit breakers.
+    """Filters for listing circuit breakers.
 
     `guarded` selects breakers with which a plugin guards calls, or all others.
     """
@@ -63,8 +63,8 @@ class LastError(msgspec.Struct, kw_only=True):
 class BreakerView(msgspec.Struct, kw_only=True):
     """A circuit breaker. `source` is `configured` if an admin has configured it.
 
-    `opened_at` is the time when the breaker last ceased to be closed. The first call after `retry_at` makes it half
-    open; null means that an admin forced it open until an admin closes it.
+    `opened_at` is the time at which the breaker last left the closed state. The first call after `retry_at` makes it
+    half open; null means that an admin forced it open until an admin closes it.
     """
 
     name: str
@@ -93,7 +93,7 @@ class BreakerView(msgspec.Struct, kw_only=True):
 
 
 class TransitionView(msgspec.Struct, kw_only=True, rename={"from_": "from"}):
-    """A transition of a circuit breaker. `by` is the id of the person or key that caused it; null means Corral."""
+    """A transition of a circuit breaker. `by` is the id of the user or API key that caused it; null means Corral."""
 
     from_: State
     to: State

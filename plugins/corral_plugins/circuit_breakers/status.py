@@ -1,4 +1,4 @@
-"""The lines of `corral status` about circuit breakers."""
+"""The lines about circuit breakers in the output of `corral status`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from corral.cli.status_parts import StatusPart, read_if_allowed
 
 
 def breaker_status(client: ApiClient) -> StatusPart:
-    """Describe the circuit breakers that are not closed."""
+    """List the circuit breakers that are not closed."""
     found = read_if_allowed(client, "/circuit-breakers", state=["open", "half_open"])
     lines = []
     for each in found["items"] if found is not None else ():

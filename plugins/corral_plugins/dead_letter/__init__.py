@@ -1,1 +1,1 @@
-"""The dead letter queue."""
+"""The dead letter queue, which contains the tasks that failed for good."""

@@ -25,11 +25,11 @@ REASONS: tuple[Reason, ...] = ("max_attempts", "crash_loop", "non_retryable", "e
 
 
 class DeadTask(msgspec.Struct, frozen=True, kw_only=True):
-    """The facts about a task that failed for good, as its dead letter stores them.
+    """The data about a permanently failed task that its dead letter stores.
 
     `error` is the `error` of the task. `snapshot` contains the title, instructions, input, priority and policies of the
-    task as JSON text. `fence` is how often workers have claimed the task so far. `first_failed_at` is when an attempt
-    first failed.
+    task as JSON text. `fence` is the number of times that workers have claimed the task so far. `first_failed_at` is
+    the time at which an attempt first failed.
     """
 
     task_id: str
@@ -52,25 +52,26 @@ class DeadTask(msgspec.Struct, frozen=True, kw_only=True):
 class DeadLetters(Protocol):
     """The service for dead letters. Every method runs in the caller's unit of work.
 
-    The caller must have locked the task.
+    The caller must lock the task before calling a method.
     """
 
     def add(self, letter_id: str, dead: DeadTask) -> None:
-        """Add an open dead letter with this id. Must run in the transaction that marks the task as failed."""
+        """Add an open dead letter with this id. Call this method in the transaction that marks the task as failed."""
         ...
 
     def resolve(self, task_id: str, *, status: Literal["retried", "discarded"], by: str | None) -> bool:
         """Close the open dead letter of a task that is retried or deleted.
 
-        Return whether the task had an open dead letter.
-
-        `by` is the user who retried or deleted the task.
+        Return whether the task had an open dead letter. `by` is the user who retried or deleted the task.
         """
         ...
 
 
 class TaskDeadLettered(Event, kw_only=True):
-    """A task failed for good and got a dead letter. `previous` is the status before the failure."""
+    """A task failed for good, and a dead letter was added for it.
+
+    `previous` is the task's status before the failure.
+    """
 
     event = "task.dead_lettered"
     area = "tasks"

@@ -1,4 +1,4 @@
-"""`corral dead-letter`: shows, retries and discards dead letters from a terminal."""
+"""The command group `corral dead-letter`, which shows, retries and discards dead letters."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ reason_option = click.option("--reason", type=click.Choice(REASONS), help="only 
 
 @click.group("dead-letter")
 def dead_letter_command_group() -> None:
-    """Show, retry and discard dead letters: the tasks that failed for good.
+    """Show, retry and discard dead letters, which represent tasks that failed for good.
 
-    LETTER is an id, or the title or id of its task.
+    LETTER is the id of a dead letter, or the title or id of its task.
     """
 
 
@@ -128,7 +128,7 @@ def discard_letter(client: ApiClient, *, letter: str, as_json: bool) -> None:
 @dead_letter_command_group.command("stats")
 @client_command
 def show_stats(client: ApiClient, *, as_json: bool) -> None:
-    """Show how many dead letters there are, and why."""
+    """Show the number of dead letters, and why the tasks failed."""
     found = client.get(f"{PATH}/stats")
     rate = found["retry_success_rate"]
     shown = {
@@ -144,9 +144,9 @@ def show_stats(client: ApiClient, *, as_json: bool) -> None:
 
 
 def _letter_id(client: ApiClient, letter: str) -> str:
-    """Find a dead letter by its own id, or the newest dead letter of a task by the title or id of the task.
+    """Return the id of a dead letter, given its id or the title or id of its task.
 
-    Return its id.
+    If a task has several dead letters, return the id of the newest one.
     """
     if parse_id(letter) is None:
         found = _letters_of(client, letter, lambda each: each["title"].casefold() == letter.strip().casefold())
@@ -168,7 +168,7 @@ def _letter_id(client: ApiClient, letter: str) -> str:
 
 
 def _letters_of(client: ApiClient, title: str, is_meant: Callable[[Any], bool]) -> list[Any]:
-    """Return the open dead letters with this title, newest first. If none is open, return the closed dead letters."""
+    """Return the open dead letters with this title, newest first. If none are open, return the closed ones."""
     found = [each for each in client.get(PATH, search=title, status="all", limit=200)["items"] if is_meant(each)]
     return [each for each in found if each["status"] == "open"] or found
 

@@ -1,4 +1,4 @@
-"""Background jobs of the dead letter queue: they retry, add missing letters, raise alerts and delete old letters."""
+"""Background jobs of the dead letter queue, which retry tasks, add missing letters, raise alerts and delete letters."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ log = logging.getLogger("corral.dead_letter")
 
 CHECK_SECONDS = 60
 MARGIN_SECONDS = 5.0
-"""Tasks that failed so recently may still be in a transaction that has not committed."""
+"""The time to wait for transactions to commit. A task that failed more recently may not be visible yet."""
 
 
 def run_batch_step(batch_id: str, batches: DeadLetterBatches) -> None:
-    """Retry those dead letters of a batch that are due, and enqueue the next step of the batch."""
+    """Retry the dead letters of a batch that are due now, and enqueue the batch's next step."""
     batches.run_step(batch_id)
 
 
 async def add_missing_letters(work: Work, maintenance: DeadLetterMaintenance) -> None:
-    """Add dead letters for the tasks that failed while the plugin was not active."""
+    """Add dead letters for tasks that failed while the plugin was not active."""
     entry = UnitContext(label="job dead_letter.complete", actor=SYSTEM)
     until = clock.now(-MARGIN_SECONDS)
     place: str | None = await work(maintenance.complete_until, entry=entry, read=True)
@@ -36,9 +36,9 @@ async def add_missing_letters(work: Work, maintenance: DeadLetterMaintenance) ->
 
 
 async def check_queue(work: Work, maintenance: DeadLetterMaintenance, batches: DeadLetterBatches) -> None:
-    """Add missing dead letters, record that the queue is complete, and alert admins if the queue grows fast.
+    """Add missing dead letters, record that the queue is complete, and alert admins if the queue grows too fast.
 
-    Also cancel a running batch if its job has failed too often.
+    Also cancel the running batch if its job has failed too often.
     """
     entry = UnitContext(label="job dead_letter.check", actor=SYSTEM)
     await work(batches.end_abandoned, entry=entry)
@@ -51,13 +51,13 @@ async def check_queue(work: Work, maintenance: DeadLetterMaintenance, batches: D
 
 
 def complete_after_state_change(event: LoggedEvent) -> None:
-    """Add missing dead letters after the plugin was activated again."""
+    """Enqueue a job that adds missing dead letters if the state of this plugin has changed."""
     if event.payload().get("name") == "dead_letter":
         enqueue("dead_letter.complete")
 
 
 async def delete_old_letters(work: Work, maintenance: DeadLetterMaintenance) -> None:
-    """Delete dead letters past their retention period, and dead letters above the maximum number."""
+    """Delete dead letters past their retention period, and those that exceed the maximum number."""
     entry = UnitContext(label="job dead_letter.prune", actor=SYSTEM)
     for what, delete in (("expired", maintenance.delete_expired), ("surplus", maintenance.delete_surplus)):
         total = 0

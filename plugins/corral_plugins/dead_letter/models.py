@@ -1,4 +1,4 @@
-"""The tables of the dead letter queue: dead letters, batches of retries, and the time until which it is complete."""
+"""The tables of dead letters, of retry batches, and of the time until which the queue is complete."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from corral.database.model import IdField, InstantField, JSONField, Model
 
 
 class DeadLetter(Model):
-    """A dead letter, which points at a failed task.
+    """A dead letter, which refers to a failed task.
 
-    The letter covers those attempts of the task whose fence (the number of the claim) is greater than `after_fence` and
+    The letter covers the attempts of the task whose fence (the number of the claim) is greater than `after_fence` and
     at most `fence`. `batch_id` is the batch that retried the task. `snapshot` is JSON text.
     """
 
@@ -59,10 +59,10 @@ _add_partial_index("retried", DeadLetter.resolved_at, where="status = 'retried'"
 
 
 class Batch(Model):
-    """A batch that retries the dead letters which were open when it started, oldest first, at a limited rate.
+    """A batch that retries the dead letters that were open when it started, oldest first, at a limited rate.
 
-    `seen_at` and `seen_id` are the position of the last letter that the batch handled. `next_at` is when the next
-    letter is due. `skipped` lists at most 1,000 letters.
+    `seen_at` and `seen_id` identify the last letter that the batch processed. `next_at` is the time of the next retry.
+    `skipped` lists at most 1,000 letters.
     """
 
     id = IdField(primary_key=True)
@@ -91,7 +91,7 @@ Batch.add_index(
 
 
 class Completeness(Model):
-    """The time until which every failed task has a dead letter. The table has one row."""
+    """The time until which every failed task has a dead letter. The table has a single row."""
 
     id = peewee.SmallIntegerField(primary_key=True)
     until = InstantField()

@@ -1,4 +1,4 @@
-"""The `dead_letter` plugin: its manifest and its hook implementations."""
+"""The manifest and the hook implementations of the `dead_letter` plugin."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 class DeadLetterPlugin(Plugin):
     """The dead letter queue, which contains the tasks that failed for good.
 
-    Each task that fails for good stays visible with the reason and the errors of its attempts. Admins retry such tasks
-    one by one, or in batches at a rate that the workers can bear.
+    Each such task remains visible with the reason and the errors of its attempts. Admins can retry tasks one by one, or
+    in batches at a rate that the workers can handle.
     """
 
     name = "dead_letter"

@@ -42,23 +42,23 @@ def list_dead_letters(query: DeadLetterQuery, queue: DeadLetterQueue, caller: Pr
     raises=("duplicate", "invalid_state", "task_terminal", "unknown_reference"),
 )
 def add_dead_letter(body: NewDeadLetter, queue: DeadLetterQueue, caller: Principal) -> Answer[DeadLetterView]:
-    """Give up a task: mark the task as failed, unless it has failed already, and add a dead letter for it."""
+    """Give up on a task: mark it as failed, unless it has already failed, and add a dead letter for it."""
     added = queue.add(body, by=caller)
     return Answer(body=added, headers={"Location": f"/api/v1/dead-letter/{added.id}"})
 
 
 @routes.get("/stats", needs=READ)
 def get_dead_letter_stats(statistics: DeadLetterStatistics) -> DeadLetterStats:
-    """Get statistics of the open dead letters."""
+    """Get statistics about the open dead letters."""
     return statistics.read()
 
 
 @routes.post("/retry-all", needs=WRITE, status=202, raises=("batch_in_progress",))
 def retry_dead_letters(body: RetryAll, batches: DeadLetterBatches, caller: Principal) -> Answer[BatchView]:
-    """Retry the dead letters that are open now, oldest first, at a limited rate.
+    """Retry all dead letters that are open now, oldest first, at a limited rate.
 
-    The batch continues after a restart. It pauses while the kill switch is engaged, and it is cancelled if 20
-    consecutive tasks of the batch fail again.
+    The batch continues after a restart. It pauses while the kill switch is engaged, and is cancelled if 20 consecutive
+    tasks of the batch fail again.
     """
     started = batches.start(body, by=caller)
     return Answer(body=started, headers={"Location": f"/api/v1/dead-letter/batches/{started.id}"})
@@ -66,13 +66,13 @@ def retry_dead_letters(body: RetryAll, batches: DeadLetterBatches, caller: Princ
 
 @routes.get("/batches/{id}", needs=READ, raises=("not_found",))
 def get_dead_letter_batch(id: str, batches: DeadLetterBatches) -> BatchView:
-    """Get a batch of retries."""
+    """Get a retry batch."""
     return batches.get(id)
 
 
 @routes.post("/batches/{id}/cancel", needs=WRITE, raises=("not_found", "invalid_state"))
 def cancel_dead_letter_batch(id: str, batches: DeadLetterBatches) -> BatchView:
-    """Cancel a running batch. The tasks that it has retried stay in their queues."""
+    """Cancel a running batch. Tasks that it has already retried stay queued."""
     return batches.cancel(id)
 
 
@@ -80,7 +80,7 @@ def cancel_dead_letter_batch(id: str, batches: DeadLetterBatches) -> BatchView:
 async def discard_dead_letters(
     body: DiscardAll, queue: DeadLetterQueue, caller: Principal, request: Request, work: Work
 ) -> DiscardedLetters:
-    """Discard the open dead letters that the filter selects, oldest first. Their tasks stay failed."""
+    """Discard the open dead letters that match the filter, oldest first. Their tasks stay failed."""
     entry, discarded = request.unit_context(caller), 0
     while discarded < body.max:
         left = body.max - discarded
@@ -93,7 +93,7 @@ async def discard_dead_letters(
 
 @routes.get("/{id}", needs=READ, raises=("not_found",))
 def get_dead_letter(id: str, queue: DeadLetterQueue) -> DeadLetterView:
-    """Get a dead letter with its attempts, and with the state of the task at the time of its failure."""
+    """Get a dead letter with its attempts, and with a snapshot of the task from when it failed."""
     return queue.get(id)
 
 
@@ -104,11 +104,11 @@ def get_dead_letter(id: str, queue: DeadLetterQueue) -> DeadLetterView:
     raises=("not_found", "already_retried", "invalid_state", "unknown_reference", "task_terminal"),
 )
 def retry_dead_letter(id: str, body: RetryDeadLetter, queue: DeadLetterQueue, caller: Principal) -> RetriedDeadLetter:
-    """Retry the task of a dead letter under the same id, with fresh attempts."""
+    """Retry the task of a dead letter under the same id, with a new set of attempts."""
     return queue.retry(id, body, by=caller)
 
 
 @routes.delete("/{id}", needs=WRITE, raises=("not_found", "already_retried"))
 def discard_dead_letter(id: str, queue: DeadLetterQueue, caller: Principal) -> None:
-    """Discard a dead letter. Its task stays failed, and its owner can still retry it."""
+    """Discard a dead letter. Its task stays failed, but the task's owner can still retry it."""
     queue.discard(id, by=caller)

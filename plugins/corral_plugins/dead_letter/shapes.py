@@ -17,9 +17,9 @@ BatchStatus = Literal["running", "done", "cancelled"]
 
 
 class DeadLetterItem(msgspec.Struct, kw_only=True):
-    """A dead letter in a list. `created_at` is when the task failed for good.
+    """A dead letter in a list. `created_at` is the time at which the task failed for good.
 
-    `retry_count` is how often the task was retried from the dead letter queue.
+    `retry_count` is the number of times that the task was retried from the dead letter queue.
     """
 
     id: str
@@ -41,7 +41,7 @@ class DeadLetterItem(msgspec.Struct, kw_only=True):
 
 
 class DeadAttempt(msgspec.Struct, kw_only=True):
-    """An attempt to run the task. `n` is the number of the attempt, and `error` says how it failed."""
+    """An attempt to run the task. `n` is the number of the attempt, and `error` describes the failure."""
 
     n: int
     worker_id: str
@@ -52,20 +52,20 @@ class DeadAttempt(msgspec.Struct, kw_only=True):
 
 
 class DeadLetterView(DeadLetterItem, kw_only=True):
-    """A dead letter with the attempts since the last retry, and the state that the task had when it failed."""
+    """A dead letter with the attempts since the last retry, and a snapshot of the task from when it failed."""
 
     attempts: list[DeadAttempt]
     task_snapshot: dict[str, Any]
 
 
 class RetriedDeadLetter(DeadLetterView, kw_only=True):
-    """A dead letter that was retried, with its task."""
+    """A dead letter that was retried, and its task."""
 
     task: dict[str, Any]
 
 
 class DeadLetterQuery(PageQuery, kw_only=True):
-    """The filters of the list of dead letters. `status` is `open` by default. `search` matches titles and messages."""
+    """Filters for listing dead letters. `status` is `open` by default. `search` matches titles and messages."""
 
     status: Literal["open", "retried", "discarded", "all"] = "open"
     reason: list[Reason] | UnsetType = UNSET
@@ -76,14 +76,14 @@ class DeadLetterQuery(PageQuery, kw_only=True):
 
 
 class NewDeadLetter(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """A task to give up. `reason` is kept as the note of the dead letter."""
+    """The task to give up on. `reason` is stored as the note of the dead letter."""
 
     task_id: Id
     reason: Annotated[str, Meta(max_length=4000)] | None = None
 
 
 class RetryDeadLetter(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """How to retry a dead letter. `overrides` changes fields of the task before its next attempt."""
+    """Options for retrying a dead letter. `overrides` changes fields of the task before its next attempt."""
 
     overrides: TaskOverrides | None = None
     from_checkpoint: bool = True
@@ -100,7 +100,7 @@ class LetterFilter(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omi
 
 
 class RetryAll(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """A batch of retries. `rate_per_second` is by default the setting `dead_letter.retry_rate_per_second`."""
+    """A request for a retry batch. `rate_per_second` defaults to the setting `dead_letter.retry_rate_per_second`."""
 
     filter: LetterFilter = msgspec.field(default_factory=LetterFilter)
     max: Annotated[int, Meta(ge=1, le=10_000)] = 1000
@@ -108,14 +108,14 @@ class RetryAll(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class DiscardAll(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The dead letters to discard, oldest first."""
+    """A request to discard dead letters, oldest first."""
 
     filter: LetterFilter
     max: Annotated[int, Meta(ge=1, le=10_000)] = 1000
 
 
 class DiscardedLetters(msgspec.Struct, kw_only=True):
-    """The number of dead letters that were discarded."""
+    """The number of discarded dead letters."""
 
     discarded: int
 
@@ -128,10 +128,10 @@ class SkippedLetter(msgspec.Struct, kw_only=True):
 
 
 class BatchView(msgspec.Struct, kw_only=True):
-    """A batch of retries.
+    """A retry batch.
 
     `matched` is the number of letters that were open when the batch started. `reason` says why the batch was cancelled:
-    `failing` if 20 consecutive tasks of the batch failed again, `error` if the job of the batch failed too often, or
+    `failing` if 20 consecutive tasks of the batch failed again, `error` if the batch's job failed too often, or
     `person` if a person cancelled it. At most 1,000 letters are listed in `skipped`.
     """
 
@@ -147,12 +147,12 @@ class BatchView(msgspec.Struct, kw_only=True):
 
 
 class DeadLetterStats(msgspec.Struct, kw_only=True):
-    """Statistics of the open dead letters.
+    """Statistics about the open dead letters.
 
-    `by_error_type` and `by_agent` are the numbers of dead letters for the 20 most frequent error types and agents;
-    dead letters without an agent count as `none`. `added_1h`, `added_24h` and `retried_24h` count dead letters in all
-    states. `retry_success_rate` is the share of completed tasks among the tasks that were retried in the last 24 hours
-    and have ended.
+    `by_error_type` and `by_agent` contain the numbers of dead letters for the 20 most frequent error types and agents;
+    dead letters without an agent are counted under `none`. `added_1h`, `added_24h` and `retried_24h` count dead letters
+    in any state. `retry_success_rate` is the fraction of completed tasks among the tasks that were retried in the last
+    24 hours and have ended.
     """
 
     total: int

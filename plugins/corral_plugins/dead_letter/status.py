@@ -1,4 +1,4 @@
-"""The line of `corral status` about dead letters."""
+"""The line about dead letters in the output of `corral status`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from corral.cli.status_parts import StatusPart, read_if_allowed
 
 
 def letter_status(client: ApiClient) -> StatusPart:
-    """Describe, for admins, the tasks that failed for good and that nobody has handled yet."""
+    """Report to admins the number of open dead letters."""
     found = read_if_allowed(client, "/dead-letter", limit=1)
     if found is None or not found["total"]:
         return StatusPart(found)

@@ -1,1 +1,1 @@
-"""Live events over WebSocket and SSE."""
+"""Live events over WebSocket and server-sent events (SSE)."""

@@ -1,4 +1,4 @@
-"""The `realtime` plugin: its manifest and its hook implementations."""
+"""The manifest and the hook implementations of the `realtime` plugin."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from corral_plugins.realtime.settings import SETTINGS
 class RealtimePlugin(Plugin):
     """Realtime: live events over WebSocket and server-sent events.
 
-    After a disconnect, a client resumes at its last event, without gaps or duplicates. Clients receive only events that
-    they may read.
+    After a disconnect, a client resumes after its last event, without gaps or duplicates. Clients receive only events
+    that they may read.
     """
 
     name = "realtime"
@@ -65,7 +65,7 @@ class RealtimePlugin(Plugin):
         ]
 
     async def start(self, runtime: Runtime) -> None:
-        """Follow the event feed, recheck permissions, and tell clients to reconnect before the server stops."""
+        """Follow the event feed and recheck permissions. Before the server stops, clients are told to reconnect."""
         self._hub = runtime.service(ViewerHub)
         self._hub.start()
         runtime.supervise("rights", runtime.service(ViewerRights).recheck_regularly)

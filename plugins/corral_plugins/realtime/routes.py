@@ -1,4 +1,4 @@
-"""The route of the event stream over server-sent events (SSE)."""
+"""The route that streams events as server-sent events (SSE)."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ routes = Routes("/events", tag="Events")
 class StreamQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """Filters for the stream.
 
-    `types` accepts event names or patterns such as `task.*` and `*`, repeated or separated by commas. `after` is the
-    `seq` or the id of an event.
+    `types` accepts event names or patterns such as `task.*` and `*`, either repeated or separated by commas. `after` is
+    the `seq` or the id of an event.
     """
 
     types: Annotated[list[Annotated[str, Meta(max_length=1000)]], Meta(max_length=MAX_SUBSCRIPTIONS)] = msgspec.field(
@@ -49,8 +49,8 @@ async def stream_events(
     """Stream events as they happen, as server-sent events.
 
     The SSE `id` is the event's `seq`. After a disconnect, send the last `id` as `Last-Event-ID` to receive the missed
-    events; this header takes precedence over `after`. Other SSE events have no id: `gap` (some events were too old or
-    too many to replay), `token_expiring`, `lagged` and `reload`.
+    events; this header takes precedence over `after`. The following SSE events have no id: `gap` (some events were too
+    old or too many to replay), `token_expiring`, `lagged` and `reload`.
     """
     patterns = tuple(dict.fromkeys(name for part in query.types for name in part.split(",") if name)) or ("*",)
     cursor = request.header("last-event-id") or (query.after if isinstance(query.after, str) else None)
@@ -91,7 +91,7 @@ def _parse_cursor(text: str, pointer: str) -> str:
 
 
 def _check_retained(cursor: str) -> None:
-    """Raise `Gone` with the code `cursor_expired` if the log no longer holds all events after the cursor."""
+    """Raise `Gone` (`cursor_expired`) if the log no longer contains all events after the cursor."""
     place, oldest = event_log.seq_of(cursor), event_log.first_seq()
     if place is None or place < oldest - 1:
         detail = "The event log no longer reaches back that far. Continue from oldest_seq."

@@ -1,4 +1,4 @@
-"""The runtime settings of the `realtime` plugin, and the kernel setting that it reads."""
+"""The run-time settings of the `realtime` plugin, and the kernel setting that the plugin reads."""
 
 from __future__ import annotations
 

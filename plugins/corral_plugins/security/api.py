@@ -22,7 +22,7 @@ declare_codes(
 
 
 class ApiKeyCounts(Protocol):
-    """Counts API keys. Runs in the caller's unit of work."""
+    """Counts API keys. Every method runs in the caller's unit of work."""
 
     def count_active_keys(self, user_ids: Iterable[str]) -> dict[str, int]:
         """Return the number of active keys of each user. Users without active keys are omitted."""
@@ -80,7 +80,7 @@ class ApiKeyRevoked(Event, kw_only=True):
 
 
 class ApiKeyExpiring(Event, kw_only=True):
-    """An API key expires soon."""
+    """An API key will expire soon."""
 
     event = "api_key.expiring"
     visibility = PRIVATE

@@ -1,4 +1,4 @@
-"""The command group `corral security`, which restores access on the server after a lockout."""
+"""The command group `corral security`, which restores access after a lockout. It runs on the server's machine."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from corral.plugin import OpenSession
 
 @click.group("security")
 def security_command() -> None:
-    """Undo security settings that lock everybody out. Requires access to the data folder, but no token."""
+    """Revert security settings that lock everybody out. Requires access to the data folder, but no token."""
 
 
 @security_command.group("ip-rules")

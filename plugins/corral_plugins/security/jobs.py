@@ -21,9 +21,9 @@ BATCH_SIZE = 500
 
 
 async def expire_rules_and_keys(work: Work, rules: IpRules) -> None:
-    """Delete expired IP rules and old API keys, and notify the owners of keys that expire soon.
+    """Delete expired IP rules and old API keys, and notify the owners of keys that will expire soon.
 
-    A key is deleted 30 days after it expired or was revoked.
+    A key is deleted 30 days after it has expired or was revoked.
     """
     entry = UnitContext(label="job security.expire", actor=SYSTEM)
     await work(rules.delete_expired, entry=entry)
@@ -35,7 +35,7 @@ async def expire_rules_and_keys(work: Work, rules: IpRules) -> None:
 
 
 def remind_of_expiring_keys(days: int) -> int:
-    """Notify the owners of keys that expire within `days`. Return the number of notifications.
+    """Notify the owners of keys that expire within `days` days. Return the number of notifications.
 
     Each owner is notified only once for the same key and the same value of `days`.
     """
@@ -65,7 +65,7 @@ def _delete_ended_keys() -> int:
 def delete_keys_of_purged_user(event: LoggedEvent, keys: ApiKeys) -> None:
     """Delete the keys of a purged user.
 
-    Keys of deactivated users stay, but every request with such a key is rejected.
+    Keys of deactivated users are kept, but every request with such a key is rejected.
     """
     keys.delete_keys_of(event.object_id)
 

@@ -10,8 +10,8 @@ from corral.database.model import PRIVATE, IdField, InstantField, JSONField, Mod
 class ApiKeyRow(Model):
     """An API key, stored as the SHA-256 hash of its token.
 
-    After a rotation, the old token is valid until `old_until`. `reminded` is the number of days before expiry for
-    which the last reminder was sent to the owner.
+    After a rotation, the old token is valid until `old_until`. `reminded` is the number of days before expiry for which
+    the owner last received a reminder.
     """
 
     visibility = PRIVATE
@@ -44,7 +44,7 @@ ApiKeyRow.add_index(
 
 
 class IpRuleRow(Model):
-    """An IP rule. `position` is the place of the rule in the admin's list."""
+    """An IP rule. `position` is the rule's place in the admin's list."""
 
     id = IdField(primary_key=True)
     position = peewee.IntegerField()
@@ -63,7 +63,7 @@ class IpRuleRow(Model):
 class IpModeRow(Model):
     """The mode of the IP rules, in a single row with the id `ROW`.
 
-    `version` grows with every change of the rules or the mode.
+    `version` increases with every change to the rules or the mode.
     """
 
     id = peewee.IntegerField(primary_key=True)

@@ -1,4 +1,4 @@
-"""The `security` plugin: its manifest, and everything that it adds to the kernel."""
+"""The manifest and the hook implementations of the `security` plugin."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ if TYPE_CHECKING:
 class SecurityPlugin(Plugin):
     """Security: the sign-in policy, IP rules, rate limits and API keys.
 
-    Each change of a policy or of the IP rules is validated as a whole, rejected if it would lock out its author,
-    and applied in all processes within 2 seconds.
+    Each change to a policy or to the IP rules is validated as a whole, and rejected if it would lock out its author. It
+    takes effect in all processes within 2 seconds.
     """
 
     name = "security"

@@ -8,7 +8,7 @@ from corral.plugin import Setting
 
 
 def setting_handle(name: str, default: Any = None) -> Setting[Any]:
-    """Return a handle for reading the `name` setting, which the `accounts` plugin declares."""
+    """Return a handle for reading the setting `name`, which the `accounts` plugin declares."""
     return Setting(name=name, kind=Any, default=default, title=name)
 
 

@@ -1,4 +1,4 @@
-"""The request and response bodies of the security routes. Fields of policies have the same bounds as the settings."""
+"""The request and response bodies of the security routes. Policy fields have the same bounds as the settings."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ class KeyView(msgspec.Struct, kw_only=True):
 
 
 class IssuedKey(KeyView, kw_only=True):
-    """An API key with its token in `key`. Only this response contains the token."""
+    """An API key with its token in `key`. No other response contains the token."""
 
     key: str
 
 
 class NewKey(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """A key to create. `scopes` accepts permissions, `<plugin>.*`, `*.read` and `*`.
+    """A request to create an API key. `scopes` accepts permissions, `<plugin>.*`, `*.read` and `*`.
 
-    Without `expires_at` the key expires after `security.api_key_default_days`.
+    Without `expires_at`, the key expires after `security.api_key_default_days`.
     """
 
     name: Name
@@ -55,20 +55,20 @@ class NewKey(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class ApiKeyRotation(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """Options of a rotation. The old token stays valid for `overlap_seconds`."""
+    """Options for rotating an API key. The old token stays valid for `overlap_seconds`."""
 
     overlap_seconds: Annotated[int, Meta(ge=0, le=86_400)] = 0
 
 
 class KeyQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Filters of the list of keys. With `all`, admins see the keys of all users."""
+    """Filters for listing keys. With `all`, admins see the keys of all users."""
 
     status: list[KeyStatus] = msgspec.field(default_factory=list)
     all: bool = False
 
 
 class ScopeView(msgspec.Struct, kw_only=True):
-    """A permission that the scopes of a key may include, and the roles that hold it."""
+    """A permission that can be included in a key's scopes, and the roles that hold it."""
 
     scope: str
     title: str
@@ -95,7 +95,7 @@ class RuleView(msgspec.Struct, kw_only=True):
 
 
 class NewRule(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """An IP rule to store. `cidr` is an address or a network."""
+    """A new IP rule. `cidr` is an address or a network."""
 
     cidr: Cidr
     action: Action

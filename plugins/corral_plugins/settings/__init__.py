@@ -1,1 +1,1 @@
-"""Settings: values that admins change while the product runs."""
+"""Settings: values that admins can change at run time."""

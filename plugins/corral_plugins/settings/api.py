@@ -1,4 +1,4 @@
-"""The public interface of the `settings` plugin: its event.
+"""The public interface of the `settings` plugin, which is the event for changed settings.
 
 Other plugins read values through `corral.plugin.Settings`.
 """
@@ -9,7 +9,7 @@ from corral.events.event import Event
 
 
 class SettingChanged(Event, kw_only=True):
-    """A setting changed. The event does not carry the value; read the setting again."""
+    """A setting changed. The event does not contain the value; read the setting again."""
 
     event = "setting.changed"
     visibility = "admin"

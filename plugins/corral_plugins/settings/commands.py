@@ -1,4 +1,4 @@
-"""`corral settings`: reads and changes the settings of a server from a terminal."""
+"""The command group `corral settings`, which reads and changes the settings of a server."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ setting_argument = click.argument("setting", shell_complete=_complete)
 
 @click.group("settings")
 def settings_command_group() -> None:
-    """Read and change the settings of a server. SETTING is a name such as llm.default_model. For admins."""
+    """Read and change the settings of a server. Requires an admin. SETTING is a name such as llm.default_model."""
 
 
 @settings_command_group.command("list")
@@ -50,7 +50,7 @@ def settings_command_group() -> None:
 @click.option("--changed", is_flag=True, help="list only settings that do not have their default")
 @client_command
 def list_settings(client: ApiClient, *, category: str | None, changed: bool, as_json: bool) -> None:
-    """List the settings with their values, of one category or all."""
+    """List the settings in one category, or all settings, with their values."""
     found = client.get(f"{PATH}/", details="true")
     if category is not None and category not in found:
         raise ApiClientError(f"there is no category {category}; the categories are: {', '.join(found)}", 404)
@@ -99,7 +99,7 @@ def show_setting(client: ApiClient, *, setting: str, as_json: bool) -> None:
 @click.argument("value", required=False)
 @client_command
 def set_setting(client: ApiClient, *, setting: str, value: str | None, as_json: bool) -> None:
-    """Change a setting. Give a list or an object as JSON. A secret is read from a prompt or from standard input."""
+    """Change a setting. Pass a list or an object as JSON. A secret is read from a prompt or from standard input."""
     found = _find(client, setting)
     changed = client.send("PUT", _path(found), body={"value": _new_value(found, value)})
     print_value(changed, as_json=as_json, text=_changed_text(changed, found["value"]))
@@ -111,7 +111,7 @@ def set_setting(client: ApiClient, *, setting: str, value: str | None, as_json: 
 @setting_argument
 @client_command
 def reset_setting(client: ApiClient, *, setting: str, as_json: bool) -> None:
-    """Give a setting its default again."""
+    """Reset a setting to its default."""
     found = _find(client, setting)
     changed = client.post(f"{_path(found)}/reset", {})
     print_value(changed, as_json=as_json, text=_changed_text(changed, found["value"]))
@@ -122,7 +122,7 @@ def reset_setting(client: ApiClient, *, setting: str, as_json: bool) -> None:
 @click.option("--limit", type=click.IntRange(1, 200), default=20, show_default=True, help="maximum number of changes")
 @client_command
 def list_history(client: ApiClient, *, setting: str | None, limit: int, as_json: bool) -> None:
-    """List the changes of a setting, or of all, newest first."""
+    """List the changes of one setting, or of all settings, newest first."""
     query: dict[str, Any] = {"limit": limit}
     if setting is not None:
         found = _find(client, setting)
@@ -156,7 +156,7 @@ def _find(client: ApiClient, name: str) -> Setting:
 def _new_value(setting: Setting, value: str | None) -> Any:
     """Return the new value from the command line or standard input.
 
-    Numbers and booleans stay text, which the server converts.
+    Numbers and booleans remain text, which the server converts.
     """
     name = _name(setting)
     if setting["type"] == "secret":
@@ -182,7 +182,10 @@ def _new_value(setting: Setting, value: str | None) -> Any:
 
 
 def _model_warning(client: ApiClient, model: str | None) -> str | None:
-    """Return a warning if no provider lists a model or its provider cannot be called now, or None otherwise."""
+    """Return a warning if no provider lists the model, or if its provider cannot be called now.
+
+    Otherwise, return None.
+    """
     if model is None:
         return None
     try:
@@ -220,6 +223,6 @@ def _value_text(value: Any, *, limit: int | None = None) -> str:
 def _person(names: ObjectNames, by: str | None) -> str:
     """Return the email address of a user.
 
-    Return the text unchanged if it names no user, such as an operator on the machine.
+    If the text does not identify a user, but for example an operator on the machine, return it unchanged.
     """
     return names.user(USERS_PATH, by)

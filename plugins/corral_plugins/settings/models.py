@@ -11,7 +11,7 @@ STATE = 1
 
 
 class ValueRow(Model):
-    """A stored setting. A reset keeps the row, so that the version of the setting never decreases."""
+    """A stored setting. Resetting the setting keeps the row, so that the setting's version never decreases."""
 
     name = peewee.CharField(primary_key=True, max_length=80)
     is_set = peewee.BooleanField()
@@ -26,7 +26,7 @@ class ValueRow(Model):
 
 
 class ChangeRow(Model):
-    """One change of a setting. For a secret setting, neither the old nor the new value is stored."""
+    """One change of a setting. For a secret setting, neither the old value nor the new value is stored."""
 
     id = IdField(primary_key=True)
     category = peewee.CharField(max_length=64)
@@ -56,7 +56,7 @@ class StateRow(Model):
 
 
 class OutdatedProcessRow(Model):
-    """A process that still uses old values of settings that need a restart. The process renews its row regularly."""
+    """A process that still uses old values of settings that need a restart. The process renews the row regularly."""
 
     process = IdField(primary_key=True)
     names = JSONField()

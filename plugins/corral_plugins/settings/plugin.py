@@ -1,4 +1,4 @@
-"""The `settings` plugin: its manifest and its hook implementations."""
+"""The manifest and the hook implementations of the `settings` plugin."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class SettingsPlugin(Plugin):
-    """Settings: values that admins change while the product runs.
+    """Settings: values that admins can change at run time.
 
     Values are validated before they are stored, take effect in every process within 2 s, and can be reset.
     """

@@ -1,4 +1,4 @@
-"""The routes of the settings that admins change while the product runs."""
+"""The routes for settings, which admins can change at run time."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ REFUSALS = ("setting_locked", "masked_value_submitted", "url_blocked")
 
 
 class SettingsQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """Filters for the list of settings.
+    """Filters for listing settings.
 
     If `details` is set, each setting is returned with its declaration and metadata instead of only its value.
     """
@@ -39,7 +39,7 @@ class SettingsQuery(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class NewSettingValue(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The new value of a setting, as a JSON value of the setting's type."""
+    """The new value of a setting, which is a JSON value of the setting's type."""
 
     value: Any
 
@@ -51,7 +51,7 @@ class TestMailRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class NewSettings(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """New values by setting name (`category.key`)."""
+    """New values of settings, keyed by setting name (`category.key`)."""
 
     settings: Annotated[dict[str, Any], msgspec.Meta(max_length=100)]
 
@@ -62,7 +62,7 @@ def list_settings(
 ) -> Answer[dict[str, dict[str, Any]]]:
     """List all settings by category and key. Secret values are masked.
 
-    The `ETag` is the version of all settings together, which `PUT /settings/bulk` compares with `If-Match`.
+    The `ETag` is the combined version of all settings. `PUT /settings/bulk` compares it with `If-Match`.
     """
     category = query.category if isinstance(query.category, str) else None
     found = views.details_by_category(category) if query.details else views.values_by_category(category)
@@ -114,7 +114,7 @@ async def change_setting(
     views: SettingViews,
     work: Work,
 ) -> SettingView:
-    """Change a setting. It takes effect in every process within 2 s."""
+    """Change a setting. The new value takes effect in every process within 2 s."""
     name = f"{category}.{key}"
 
     def change() -> SettingView:

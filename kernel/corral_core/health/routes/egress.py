@@ -20,9 +20,9 @@ Text = Annotated[str, Meta(min_length=1, max_length=8192)]
 
 
 class EgressProfileView(msgspec.Struct, kw_only=True):
-    """An egress profile, which determines the networks to which a connection may be opened.
+    """An egress profile, which determines the networks to which Corral may open a connection.
 
-    `opens` lists networks that are denied by default, but allowed by this profile. `refuses` lists networks that this
+    `opens` lists networks that are denied by default but allowed by this profile. `refuses` lists networks that this
     profile denies even if they are part of a network in `opens`.
     """
 
@@ -31,7 +31,7 @@ class EgressProfileView(msgspec.Struct, kw_only=True):
 
 
 class EgressPolicyView(msgspec.Struct, kw_only=True):
-    """The rules of the egress guard. Only the environment or corral.toml can set `allowed` and `proxy`."""
+    """The rules of the egress guard. `allowed` and `proxy` can be set only in the environment or in corral.toml."""
 
     profiles: dict[str, EgressProfileView]
     denied_networks: list[str]

@@ -1,6 +1,6 @@
-"""Routes `/health`, `/health/ready` and `/metrics` for load balancers and Prometheus.
+"""The routes `/health`, `/health/ready` and `/metrics` for load balancers and Prometheus.
 
-They are served at the root and under the base path of the API.
+They are available at the root and under the base path of the API.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ OPEN_MEDIA_TYPE = f"{OPEN_METRICS}; version=1.0.0; charset=utf-8"
 
 
 class LivenessView(msgspec.Struct, kw_only=True):
-    """The response to a liveness check, which every running process returns until it shuts down."""
+    """The response to a liveness check. Every running process returns it until it shuts down."""
 
     status: str = "ok"
     service: str = "corral"

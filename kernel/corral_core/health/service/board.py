@@ -1,8 +1,8 @@
 """The health board: runs the health checks of all plugins, lists configuration warnings, and raises alerts.
 
-The checks run concurrently, each with a timeout. An alert is raised when a check stays down for 60 s, and another one
-when it recovers. The states of the checks are stored in the database, so each alert is raised only once even if several
-processes run the checks.
+The checks run concurrently, each with a timeout. The board raises an alert when a check has been down for 60 s, and
+another one when the check recovers. The states of the checks are stored in the database, so each alert is raised only
+once even if several processes run the checks.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ ABSENT: CheckResult = ("disabled", "No active plugin uses it.")
 
 
 class CheckView(msgspec.Struct, kw_only=True):
-    """The state of one dependency. `since`: the time at which this process first observed this status."""
+    """The state of one dependency. `since` is the time at which this process first observed the current status."""
 
     status: Status
     latency_ms: int
@@ -47,7 +47,7 @@ class CheckView(msgspec.Struct, kw_only=True):
 
 
 class HealthReport(msgspec.Struct, kw_only=True):
-    """A report on all health checks. `status`: the worst status of all checks that are not `disabled`."""
+    """A report on all health checks. `status` is the worst status among all checks that are not `disabled`."""
 
     status: Status
     checked_at: Instant
@@ -136,7 +136,7 @@ class HealthBoard:
         return self._contributions.for_hook("corral_health_checks")
 
     async def _run_check(self, key: str, check: Callable[[], Awaitable[CheckResult]]) -> tuple[Status, str, int]:
-        """Run one check. A check that times out counts as `down`, and is not started again until it has returned."""
+        """Run one check. A check that times out counts as `down`, and is not started again before it returns."""
         began = time.monotonic()
         task = self._waiting.get(key)
         if task is None:
@@ -195,9 +195,8 @@ PATIENCE_SECONDS = 60.0
 def raise_alerts(views: Mapping[str, CheckView]) -> None:
     """Raise an alert for each check that has been down for 60 s or has recovered, and store the states of all checks.
 
-    A disk with little free space raises the alert `disk_low` at once, before writes fail.
-
-    Runs in the caller's unit of work, in one process at a time.
+    If little disk space is left, the alert `disk_low` is raised immediately, before writes fail. Runs in the caller's
+    unit of work, in at most one process at a time.
     """
     before = {row.name: row for row in HealthRow.select()}
     now, patience = clock.now(), clock.now(-PATIENCE_SECONDS)

@@ -1,4 +1,4 @@
-"""The health checks of the kernel. The details of their results contain no address, path, user or secret."""
+"""The kernel's health checks. The details of their results contain no addresses, paths, users or secrets."""
 
 from __future__ import annotations
 
@@ -32,10 +32,9 @@ LITTLE, NOTHING_LEFT = 0.10, 0.02
 
 
 class KernelChecks:
-    """The health checks of the kernel.
+    """The kernel's health checks.
 
-    Each check returns a status and a sentence that explains the status. A check that raises an exception counts as
-    `down`.
+    Each check returns a status and a sentence that explains it. A check that raises an exception counts as `down`.
     """
 
     mail: Mail | None = None
@@ -67,7 +66,7 @@ class KernelChecks:
         return checks if self.mail is None else {**checks, "mail": self.mail.check_connection}
 
     async def check_database(self) -> CheckResult:
-        """Check that the database accepts writes, and check the load of the connection pool."""
+        """Check whether the database accepts writes, and check the load of the connection pool."""
         began = time.monotonic()
         try:
             await self._database.work(lambda: acquire_lease(PROBE, self._process, 0.0))
@@ -118,7 +117,10 @@ class KernelChecks:
         return "down" if protected else "degraded", f"{told}."
 
     async def check_clock_skew(self) -> CheckResult:
-        """Compare the clock with the clock of the database server, or of this machine if the database is a file."""
+        """Compare the clock of this process with that of the database server.
+
+        If the database is a file, compare it with the clock of this machine.
+        """
         if self._database.is_file:
             ahead = clock.time_s() - clock.system_time_s()
             if ahead <= SKEW:
@@ -132,7 +134,7 @@ class KernelChecks:
         return status, f"The clock of this machine differs from the clock of the database by {skew:.1f} s."
 
     async def check_disk_space(self) -> CheckResult:
-        """Check the free space of the disk that contains the data folder."""
+        """Check the free space on the disk that contains the data folder."""
         usage = await asyncio.to_thread(shutil.disk_usage, self._installation.data_dir)
         free = usage.free / usage.total
         if self._disk_is_full:
@@ -147,10 +149,10 @@ def _earliest_due_time(names: list[str]) -> str | None:
 
 
 def last_recorded_time() -> str:
-    """Return the last time at which a schedule of this installation ran. Runs in the caller's unit of work."""
+    """Return the last time at which any schedule of this installation ran. Runs in the caller's unit of work."""
     return str(ScheduleRow.select(peewee.fn.MAX(ScheduleRow.last_at)).scalar() or clock.FIRST)
 
 
 def _server_seconds() -> float:
-    """Return the seconds since the epoch by the clock of the PostgreSQL server."""
+    """Return the PostgreSQL server's current time in seconds since the epoch."""
     return float(execute("SELECT EXTRACT(EPOCH FROM clock_timestamp())").fetchone()[0])

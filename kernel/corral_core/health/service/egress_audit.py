@@ -54,7 +54,7 @@ class EgressAudit:
     def _queue_refusal(self, sink: str, host: str) -> None:
         """Log a refused connection and queue its audit entry, at most once a minute for each `sink` and host.
 
-        `sink` names the feature of Corral that wanted to connect.
+        `sink` names the feature of Corral that tried to connect.
         """
         now = time.monotonic()
         if now - self._reported.get((sink, host), -REPORT_SECONDS) < REPORT_SECONDS:

@@ -10,9 +10,9 @@ from corral.egress.resolver import Unresolved
 
 
 class Verdict(NamedTuple):
-    """The result of checking a destination. `reason` is an `egress.*` code or `unresolved_host`.
+    """The result of checking an address. `reason` is an `egress.*` code, `unresolved_host`, or None if it is allowed.
 
-    Show `addresses` to admins only.
+    Show `addresses` only to admins.
     """
 
     allowed: bool
@@ -23,7 +23,10 @@ class Verdict(NamedTuple):
 async def judge(
     egress: Egress, url: str | None = None, *, host: str = "", port: int = 0, profile: Profile = "public"
 ) -> Verdict:
-    """Check whether a URL, or a host and port, is allowed. Resolves the name, but does not connect."""
+    """Check whether connecting to a URL, or to a host and port, is allowed.
+
+    Resolve the host name, but do not connect.
+    """
     try:
         if url is not None:
             _, host, port = read_url(url)
@@ -35,7 +38,7 @@ async def judge(
 
 
 async def _resolve_unguarded(egress: Egress, host: str, port: int) -> tuple[str, ...]:
-    """Return all addresses of a host, including those that the guard refuses."""
+    """Return all addresses of a host, including addresses that the guard refuses."""
     try:
         return tuple(await egress.resolve(read_host(host), port)) if host else ()
     except (Unresolved, EgressBlocked):

@@ -1,8 +1,8 @@
-"""Heap trimming: gives memory back to the operating system when requests no longer need it.
+"""Heap trimming: returns memory to the operating system when requests no longer need it.
 
-glibc keeps free pages that lie below memory still in use. Closed connections form reference cycles, which keep the last
-received bytes in memory until the garbage collector runs. Without trimming, the process would never release the memory
-of large requests.
+glibc keeps free pages that lie below memory still in use. In addition, closed connections form reference cycles that
+keep the last received bytes in memory until the garbage collector runs. Without trimming, the process would never
+release the memory used by large requests.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class HeapTrimming:
         self._trim = _malloc_trim()
 
     async def trim_regularly(self) -> None:
-        """Trim the heap until cancelled: soon after the heap has grown, then less often.
+        """Trim the heap until cancelled: soon after it has grown, and then at increasing intervals.
 
         The kernel supervises this task.
         """

@@ -13,8 +13,8 @@ def plugin_metric_lines(plugins: Iterable[PluginRecord], guards: Iterable[Guard]
     """Yield the lines of all plugin metrics.
 
     The metrics are the state of each plugin, the time spent in contributed callables, and the number of abandoned
-    threads that have not ended. If the state metric is summed over several processes, each value is the number of
-    processes in which the plugin is in this state.
+    threads that are still running. Summed over several processes, the state metric counts the processes in which a
+    plugin is in a given state.
     """
     yield "# HELP corral_plugin_state Processes in which the plugin is in this state."
     yield "# TYPE corral_plugin_state gauge"

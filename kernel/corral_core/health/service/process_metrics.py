@@ -50,7 +50,7 @@ class ProcessMetrics:
         self._database, self._lag, self._requests = database, lag, requests
 
     def collect(self) -> Iterator[Family]:
-        """Yield the metric families. The Prometheus registry calls this function, which must not do I/O."""
+        """Yield the metric families. The Prometheus registry calls this method, so it must not do I/O."""
         yield from self._request_families()
         database = self._database
         yield GaugeMetricFamily(

@@ -1,4 +1,7 @@
-"""Readiness of this process for `/health/ready`. The checks have a timeout. Their results are cached for a second."""
+"""Readiness checks of this process for `/health/ready`.
+
+They have a timeout, and their results are cached for a second.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ PING_SECONDS = 1.0
 
 
 class ReadinessChecks(msgspec.Struct, kw_only=True):
-    """Results of the readiness checks. They are only booleans, because the response is public."""
+    """Results of the readiness checks. They are only booleans, because anyone can read the response."""
 
     database: bool
     migrations: bool
@@ -51,7 +54,7 @@ class ReadinessProbe:
         )
 
     async def database_serves(self) -> bool:
-        """Return whether the database answers a trivial read within a second. Concurrent callers share one read."""
+        """Return whether the database answers a trivial query within a second. Concurrent callers share one query."""
         asked = self._asked
         if asked is None or (asked[1].done() and time.monotonic() - asked[0] > KEEP_SECONDS):
             asked = self._asked = (time.monotonic(), asyncio.ensure_future(asyncio.to_thread(self._run_database_check)))

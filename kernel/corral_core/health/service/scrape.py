@@ -1,4 +1,4 @@
-"""Collection of the metrics of all plugins and sibling processes for `/metrics`, with timeouts and a cache."""
+"""Collects the metrics of all plugins and sibling processes for `/metrics`, with timeouts and a cache."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Wrong = Callable[[str, Metric, Exception], None]
 
 
 class _ContributedMetrics:
-    """A cache of the values of contributed metrics, which are collected at most once a second.
+    """Caches the values of contributed metrics, which are collected at most once a second.
 
     If collection takes longer than `COLLECT_SECONDS`, the previous values are reported. The first collection may take
     `FIRST_COLLECT_SECONDS`, because there are no previous values. While the database is unavailable, no values are
@@ -48,7 +48,7 @@ class _ContributedMetrics:
         self._patience = FIRST_COLLECT_SECONDS
 
     async def refresh(self) -> None:
-        """Collect the values again if the cache is stale. Call this function before each `collect`."""
+        """Collect the values again if the cache is stale. Call this method before each `collect`."""
         asked = self._asked
         if asked is None or (asked[1].done() and time.monotonic() - asked[0] > KEEP_SECONDS):
             asked = self._asked = (time.monotonic(), asyncio.ensure_future(self._collect_values()))
@@ -59,7 +59,7 @@ class _ContributedMetrics:
             self._last = []
 
     def collect(self) -> Iterator[Family]:
-        """Yield the metric families. The Prometheus registry calls this function, which must not do I/O."""
+        """Yield the metric families. The Prometheus registry calls this method, so it must not do I/O."""
         yield from self._last
 
     async def _collect_values(self) -> list[Family]:
@@ -79,8 +79,8 @@ class _ContributedMetrics:
 class MetricsRenderer:
     """Renders all metrics as Prometheus text.
 
-    Metrics of a process (its requests, its resources and its counters) are summed over all processes that serve the
-    same address. Metrics of the whole installation are collected only once.
+    Per-process metrics (requests, resources and counters) are summed over all processes that serve the same address.
+    Metrics of the whole installation are collected only once.
     """
 
     def __init__(
@@ -127,11 +127,11 @@ class MetricsRenderer:
         return "\n".join([*self.plugin_lines(), generate_latest(self._process).decode()])
 
     def plugin_lines(self) -> Iterator[str]:
-        """Yield the metrics about plugins in this process as lines of Prometheus text."""
+        """Yield this process's plugin metrics as lines of Prometheus text."""
         return plugin_metric_lines(self._registry.all(), self._guards.all, self._database.watchdog)
 
     def collect(self) -> Iterator[Family]:
-        """Yield the metric families. The Prometheus registry calls this function, which must not do I/O."""
+        """Yield the metric families. The Prometheus registry calls this method, so it must not do I/O."""
         from importlib.metadata import version
 
         yield InfoMetricFamily("corral_build", "Version of Corral.", value={"version": version("corral")})
@@ -145,13 +145,13 @@ class MetricsRenderer:
 
 
 class _ParsedText:
-    """A registry that returns the metrics in a Prometheus text, because the OpenMetrics exporter needs a registry."""
+    """A registry that returns the metrics in a Prometheus text. The OpenMetrics exporter accepts only registries."""
 
     def __init__(self, text: str) -> None:
         self._text = text
 
     def collect(self) -> Iterator[Family]:
-        """Yield the metric families of the text."""
+        """Yield the metric families in the text."""
         yield from text_string_to_metric_families(self._text)
 
 
@@ -164,7 +164,7 @@ def to_openmetrics(text: str) -> str:
 
 
 def _sum_observed(one: Observed, other: Observed) -> Observed:
-    """Return the sum of two observations of the same histogram."""
+    """Add two observations of the same histogram."""
     counts = [a + b for a, b in zip(one.counts, other.counts, strict=True)]
     return Observed(one.bounds, counts, one.total + other.total)
 

@@ -1,4 +1,4 @@
-"""Exchange of metrics between sibling processes, which are the processes that serve the same address.
+"""Exchanges metrics between sibling processes, which are the processes that serve the same address.
 
 Each process returns the combined metrics of all siblings, so Prometheus can scrape any one of them.
 """
@@ -27,9 +27,9 @@ Text = Callable[[], Awaitable[str]]
 
 
 class SiblingProcesses:
-    """Serves the metrics of this process to the sibling processes, and reads the metrics of the siblings.
+    """Serves this process's metrics to its sibling processes, and reads their metrics.
 
-    Each process listens on a Unix socket. All siblings have their sockets in the same folder, which is in the data
+    Each process listens on a Unix socket. All siblings create their sockets in the same folder, which is in the data
     folder unless the path would be too long.
     """
 
@@ -39,9 +39,9 @@ class SiblingProcesses:
         self._server: asyncio.Server | None = None
 
     async def serve_metrics(self, address: str, text: Text) -> None:
-        """Start serving the metrics of this process to the sibling processes. `text()` returns the metrics.
+        """Start serving this process's metrics to its sibling processes. `text()` returns the metrics.
 
-        If the socket cannot be created, this process logs a warning and exchanges no metrics.
+        If the socket cannot be created, this process logs a warning and does not exchange metrics.
         """
         try:
             folder = self._socket_folder(address)
@@ -54,7 +54,7 @@ class SiblingProcesses:
             self._own = own
 
     async def stop_serving(self) -> None:
-        """Close the socket. The last process also removes the folder."""
+        """Close the socket. The last process to stop also removes the folder."""
         if self._server is not None and self._own is not None:
             self._server.close()
             self._own.unlink(missing_ok=True)
@@ -62,7 +62,7 @@ class SiblingProcesses:
                 self._own.parent.rmdir()
 
     async def read_siblings(self) -> list[str]:
-        """Return the metrics of the siblings. Processes that do not respond within a second are omitted."""
+        """Return the metrics of the sibling processes. Siblings that do not respond within a second are omitted."""
         if self._own is None:
             return []
         others = [path for path in self._own.parent.glob("*.sock") if path != self._own]
@@ -84,7 +84,7 @@ class SiblingProcesses:
 
 
 def _is_path_short_enough(folder: Path) -> bool:
-    """Return whether the path of a socket in this folder fits into `PATH_LIMIT` bytes."""
+    """Return whether the path of a socket in this folder has at most `PATH_LIMIT` bytes."""
     return len(os.fsencode(folder)) + len("/4194304.sock") <= PATH_LIMIT
 
 
@@ -96,7 +96,10 @@ async def _send_text(writer: asyncio.StreamWriter, text: Text) -> None:
 
 
 async def _read_sibling(path: Path) -> str:
-    """Read the metrics of a sibling, or return an empty text on failure. Remove the socket of a killed process."""
+    """Read the metrics of a sibling process, or return an empty text on failure.
+
+    Remove the socket of a killed process.
+    """
     try:
         async with asyncio.timeout(ANSWER_SECONDS):
             reader, writer = await asyncio.open_unix_connection(path)
@@ -116,7 +119,7 @@ def _remove_socket(path: Path) -> None:
 
 
 def sum_metrics(texts: list[str]) -> str:
-    """Merge metrics in Prometheus text: sum the values of equal series, but take the earliest process start time."""
+    """Merge metrics in Prometheus text. Equal series are summed, but the earliest process start time is kept."""
     if len(texts) == 1:
         return texts[0]
     families: dict[str, dict[str, float | None]] = {}  # the value of a comment line is None

@@ -1,4 +1,4 @@
-"""The single-machine lock: a lease that ensures that the processes of only one machine use a database file."""
+"""The single-machine lock: a lease that allows the processes of only one machine to use a database file."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 class SingleMachineLock:
-    """A lease that all processes of one machine hold together.
+    """A lease shared by all processes of one machine.
 
-    `holder` consists of the host name and the boot id. Containers on one machine share the boot id.
+    `holder` consists of the host name and the boot id. Containers on one machine have the same boot id.
     """
 
     def __init__(self, work: Work, holder: str | None = None) -> None:
         self._work, self._holder = work, holder or _this_machine()
 
     async def acquire(self) -> None:
-        """Acquire the lease. Raise `StartupError` while another machine holds it.
+        """Acquire the lease. Raise `StartupError` if another machine holds it.
 
-        On a full disk, the lease cannot be written. If no other machine holds it, the renewal acquires it later.
+        If the disk is full, the lease cannot be written. Unless another machine holds it, the next renewal tries again.
         """
         try:
             other = await self._work(self._acquire_or_renew, entry=ENTRY)
@@ -57,7 +57,7 @@ class SingleMachineLock:
     def _acquire_or_renew(self) -> str | None:
         """Acquire or renew the lease. Return None on success, otherwise the current holder.
 
-        Holders with the same host name or the same boot id are the same machine.
+        Holders with the same host name or the same boot id count as the same machine.
         """
         before = lease_holder(LEASE)
         if before is not None and before != self._holder and self._is_this_machine(before):

@@ -24,7 +24,7 @@ PAGE_POLICY = (
 
 
 class RootView(msgspec.Struct, kw_only=True):
-    """The name and the version of the service, and the path of its documentation."""
+    """The service's name and version, and the path of its documentation."""
 
     service: str
     version: str
@@ -33,7 +33,7 @@ class RootView(msgspec.Struct, kw_only=True):
 
 @routes.get("/", needs=PUBLIC, root=True)
 async def read_root(request: Request) -> RootView | Text:
-    """Return the name and the version of the service. Browsers get a page with a link to the documentation."""
+    """Return the service's name and version. Browsers get a page with a link to the documentation."""
     if "text/html" in (request.header("accept") or ""):
         return _static_file("root.html", "text/html; charset=utf-8")
     return RootView(service="corral", version=version("corral"), docs=f"{API_PREFIX}/docs")
@@ -65,7 +65,7 @@ async def read_docs_style() -> Text:
 
 @routes.get("/problems/{code}", needs=PUBLIC, root=True)
 async def read_problem(code: str) -> Text:
-    """Explain a problem code in plain text, with what to do about it."""
+    """Explain a problem code in plain text, and how to resolve the problem."""
     if code not in CODES:
         raise NotFound(f"No problem type has the code {code}.")
     status, title, remedy = CODES[code]

@@ -23,7 +23,7 @@ routes = Routes("/plugins", tag="Plugins")
 
 
 class PluginQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Filters of the list of plugins."""
+    """Filters for listing plugins."""
 
     state: list[Literal["active", "disabled", "blocked", "failed", "quarantined"]] = msgspec.field(default_factory=list)
 
@@ -35,7 +35,7 @@ class DisablePluginRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=T
 
 
 class NewPluginSettings(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """New values of settings that the plugin declares, keyed by `category.key`."""
+    """New values for settings that the plugin declares, keyed by `category.key`."""
 
     settings: Annotated[dict[str, Any], msgspec.Meta(max_length=100)]
 
@@ -85,9 +85,9 @@ def enable_plugin(name: str, plugins: PluginAdministration) -> Answer[PluginView
 async def run_schedule(
     name: str, schedule: str, caller: Principal, request: Request, schedules: ScheduleAdministration
 ) -> Answer[ScheduleView]:
-    """Run a schedule of a plugin now. The response has status 202 if the schedule still runs after 20 seconds.
+    """Run a plugin's schedule now. The response has status 202 if the schedule is still running after 20 seconds.
 
-    The schedule runs in the same way as at its scheduled time, so it never runs twice at the same time.
+    The schedule runs as it would at its scheduled time, so two runs never overlap.
     """
     view = await schedules.run(name, schedule, entry=request.unit_context(caller))
     return Answer(body=view, status=202 if view.running else 200)
@@ -116,8 +116,8 @@ async def change_plugin_config(
 ) -> SettingsChange:
     """Change run-time settings of a plugin.
 
-    This works like `PUT /settings/bulk`, but only for settings that the plugin declares. Changes to the plugin's
-    section in corral.toml require a restart.
+    This route works like `PUT /settings/bulk`, but accepts only settings that the plugin declares. Changes to the
+    plugin's section in corral.toml require a restart.
     """
     if store is None:
         raise Unavailable("The `settings` plugin is not active.", code="plugin_disabled", retry_after=60)

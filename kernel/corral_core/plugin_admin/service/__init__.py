@@ -1,1 +1,1 @@
-"""The business logic of the `plugin_admin` plugin. Only this package writes the tables of the plugin."""
+"""The business logic of the `plugin_admin` plugin. Only this package writes to the plugin's tables."""

@@ -1,4 +1,4 @@
-"""Raises an alert for each plugin that failed in this process: during the boot, at its start, or later."""
+"""Raises an alert for each plugin that fails in this process, whether during boot, when it starts, or later."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from corral.plugins.registry import PluginRegistry
 
 
 class FailureAlerts:
-    """Raises alerts for failed plugins. All processes together raise at most one alert an hour for each plugin."""
+    """Raises alerts for failed plugins, at most one alert per plugin and hour across all processes."""
 
     def __init__(self, registry: PluginRegistry, work: Work) -> None:
         self._registry, self._work = registry, work
         self._reported: dict[str, str] = {}
 
     async def raise_for_failures(self) -> None:
-        """Raise an alert for each new failure, until cancelled. The kernel supervises this task in every process."""
+        """Raise an alert for each new failure until cancelled. The kernel supervises this task in every process."""
         changed = asyncio.Event()
 
         def notify(record: PluginRecord) -> None:

@@ -1,4 +1,4 @@
-"""Generates the OpenAPI 3.1 document of the declared routes, including the problems that each route may return.
+"""Generates the OpenAPI 3.1 document of all declared routes, including the problems that each route may return.
 
 The document is complete: it describes every status, problem code and schema that a response can contain. Routes declare
 their own problem codes in `raises`.
@@ -70,7 +70,7 @@ class Problem(msgspec.Struct, kw_only=True):
 def document(routes: Iterable[Route], *, title: str, version: str, public_url: str | None) -> dict[str, Any]:
     """Return the OpenAPI 3.1 document of the routes. The result does not depend on the order of the routes.
 
-    Raise `TypeError` naming the route if its handler, or a type of its requests or responses, cannot be described.
+    Raise `TypeError` with the route's name if its handler, or a type in its requests or responses, cannot be described.
     """
     writer = _Writer(sorted(routes, key=lambda route: (route.path, METHODS.index(route.method))))
     found: dict[str, Any] = json.loads(files("corral_core.plugin_admin.api_docs").joinpath("frame.json").read_bytes())
@@ -86,7 +86,7 @@ def document(routes: Iterable[Route], *, title: str, version: str, public_url: s
 class _Writer:
     """Writes the operations of the document and collects the components that they share.
 
-    `described` contains the schemas by type.
+    `described` maps types to their schemas.
     """
 
     def __init__(self, routes: list[Route]) -> None:
@@ -105,7 +105,7 @@ class _Writer:
             descriptions.add_to(name, schema)
 
     def paths(self) -> dict[str, dict[str, Any]]:
-        """Return all operations by path and method. A route with two paths appears at both."""
+        """Return all operations, keyed by path and method. A route with two paths is included under both."""
         found: dict[str, dict[str, Any]] = {}
         for name, (route, signature) in zip(
             _operation_ids([route for route, _ in self.operations]), self.operations, strict=True
@@ -117,9 +117,9 @@ class _Writer:
         return dict(sorted(found.items()))
 
     def schemas(self, paths: Any) -> dict[str, Any]:
-        """Return the schema components that paths and responses refer to.
+        """Return the schema components to which paths and responses refer.
 
-        The types of queries are described as parameters, not as components.
+        Query types are described as parameters, not as components.
         """
         found: dict[str, Any] = {}
         new: Any = [paths, self.responses]
@@ -191,9 +191,9 @@ class _Writer:
         return found
 
     def _content(self, signature: Signature) -> dict[str, Any]:
-        """Return the schemas of a successful response by media type.
+        """Return the schemas of a successful response, keyed by media type.
 
-        Texts and streams are listed as `text/*` and `*/*`, because their media types are known only when they are sent.
+        Texts and streams have the media types `text/*` and `*/*`, because the actual types are known only at run time.
         """
         schemas = [self._result_schema(kind) for kind in signature.answers]
         schemas += [{"type": "null"}] if types.NoneType in signature.returned else []
@@ -209,7 +209,7 @@ class _Writer:
     def _result_schema(self, kind: Any) -> dict[str, Any]:
         """Return the schema of a type that a handler returns.
 
-        The schema of a page is the component `Page_<name>`, if the schema of its items has a name.
+        The schema of a page is the component `Page_<name>` if the schema of its items has a name.
         """
         item = self.described[without_page(kind)]
         if without_page(kind) is kind:
@@ -236,7 +236,7 @@ class _Writer:
         return {"$ref": f"#/components/responses/{name}"}
 
     def _body_or_problem(self, own: dict[str, Any], refusal: dict[str, str]) -> dict[str, Any]:
-        """Return a response that has either its own body or a problem document."""
+        """Return a response whose content is either its own body or a problem document."""
         other = self.responses[refusal["$ref"].removeprefix("#/components/responses/")]
         return {**own, "description": other["description"], "content": {**own["content"], **other["content"]}}
 
@@ -244,7 +244,7 @@ class _Writer:
         return self._resolved(self.named[schema["$ref"].removeprefix(_SCHEMAS)]) if "$ref" in schema else schema
 
     def _is_body_required(self, schema: dict[str, Any]) -> bool:
-        """Return whether a body is required. A missing body is read as `{}`, which some schemas do not accept."""
+        """Return whether a body is required. A missing body is treated as `{}`, which some schemas do not accept."""
         schema = self._resolved(schema)
         if "anyOf" in schema:
             return all(self._is_body_required(option) for option in schema["anyOf"])
@@ -252,16 +252,16 @@ class _Writer:
 
 
 def _media_types(route: Route, signature: Signature) -> tuple[str, ...]:
-    """Return the media types of a body. A raw body may be JSON or a form."""
+    """Return the media types of a request body. A raw body may be JSON or a form."""
     if signature.body is bytes:
         return (JSON, FORM)
     return (MULTIPART if route.multipart is not None else FORM if route.form else JSON,)
 
 
 def completed(schema: Any) -> Any:
-    """Return the schema with additions that client generators need, although JSON Schema does not.
+    """Return the schema with additions that client generators need, although JSON Schema does not require them.
 
-    Arrays have `items`, free objects `additionalProperties`, and constants and enumerations a `type`.
+    Arrays get `items`, free-form objects get `additionalProperties`, and constants and enumerations get a `type`.
     """
     if isinstance(schema, list):
         return [completed(each) for each in schema]
@@ -283,7 +283,7 @@ def completed(schema: Any) -> Any:
 def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
     """Return the schema of a query parameter, without `null` as a type or as the default.
 
-    The parameters of a query string cannot be null.
+    Query parameters cannot be null.
     """
     schema = {key: each for key, each in schema.items() if (key, each) != ("default", None)}
     options = [each for each in schema.get("anyOf", ()) if each != {"type": "null"}]
@@ -292,7 +292,7 @@ def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def _operation_ids(routes: list[Route]) -> list[str]:
-    """Return one operation id per route: `<plugin>_<handler>`, with the method or path appended to make ids unique.
+    """Return an operation id for each route: `<plugin>_<handler>`, with the method or path appended to make ids unique.
 
     Ids contain the plugin's name, so that installing a plugin does not change the ids of other plugins.
     """
@@ -320,7 +320,7 @@ def _headers(*names: str) -> dict[str, dict[str, str]]:
 
 
 class OpenApiDocument:
-    """Implements `corral.plugin.ApiDocument`. The document is generated at first use and cached."""
+    """Implements `corral.plugin.ApiDocument`. The document is generated on first use and cached."""
 
     def __init__(self, served: ServedRoutes, installation: InstallationConfig) -> None:
         self._served, self._public_url = served, installation.public_url

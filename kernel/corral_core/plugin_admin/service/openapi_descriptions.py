@@ -1,11 +1,11 @@
 """Descriptions of fields for the OpenAPI document.
 
-A field is described by the first of these sources:
+The description of a field comes from the first of these sources that has one:
 
 - `Meta(description=…)`;
-- the sentence of its class's docstring that names the field in backticks; classes that inherit the field inherit it;
-- the glossary of its package, which describes fields by name: the file `field_descriptions.json` of the plugin, then
-  the file of this plugin. An entry may also have the form `Shape.field`.
+- the sentence in the docstring of the field's class that names the field in backticks; subclasses inherit it;
+- a glossary, which describes fields by name: first the file `field_descriptions.json` of the class's plugin, then the
+  same file of this plugin. The key of an entry may also have the form `Shape.field`.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class FieldDescriptions:
 
 @cache
 def describe_field(shape: type | None, field: str) -> str | None:
-    """Return the description of a field of the shape, or None if no source describes it."""
+    """Return the description of a field of the type `shape`, or None if no source describes it."""
     for kind in shape.__mro__ if shape is not None else ():
         if (text := _sentence_about(kind, field)) is not None:
             return text
@@ -58,9 +58,9 @@ def describe_name(name: str, module: str) -> str | None:
 
 
 def _sentence_about(shape: type, field: str) -> str | None:
-    """Return the sentence of the docstring about the field, preferably one that begins with the field's name.
+    """Return the sentence in the docstring about the field, preferably one that begins with the field's name.
 
-    The first sentence is about the shape itself, unless it begins with the name.
+    The first sentence describes the type itself, so it is used only if it begins with the field's name.
     """
     name, (first, *others) = f"`{field}`", _sentences_of(shape)
     about = [sentence for sentence in others if name in sentence] + ([first] if first.startswith(name) else [])
@@ -69,13 +69,13 @@ def _sentence_about(shape: type, field: str) -> str | None:
 
 @cache
 def _sentences_of(shape: type) -> list[str]:
-    """Return the sentences of the docstring."""
+    """Return the sentences of the type's docstring."""
     return _SENTENCE_ENDS.split(" ".join((inspect.cleandoc(shape.__doc__) if shape.__doc__ else "").split()))
 
 
 @cache
 def _glossary_of(module: str) -> Mapping[str, str]:
-    """Return the glossary in the package of a plugin that contains the module."""
+    """Return the glossary of the plugin package that contains the module."""
     package = ".".join(module.split(".")[:2])
     try:
         file = files(package).joinpath(GLOSSARY)
@@ -87,7 +87,7 @@ def _glossary_of(module: str) -> Mapping[str, str]:
 
 @lru_cache(maxsize=4096)  # evaluating the annotations of all shapes takes a sixth of the time of a document
 def field_types(shape: type[msgspec.Struct]) -> list[Any]:
-    """Return the types of the fields of a shape. The result is shared, so callers must not change it."""
+    """Return the types of the fields of a struct. The result is shared, so callers must not change it."""
     return [each.type for each in msgspec.structs.fields(shape)]
 
 

@@ -1,4 +1,4 @@
-"""The order of the values of enumerations in the OpenAPI document: the order of their declaration."""
+"""Preserves the declaration order of enumeration values in the OpenAPI document."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from corral_core.plugin_admin.service.openapi_descriptions import field_types
 
 
 def enum_orders(kinds: Iterable[Any], seen: set[Any]) -> Iterator[tuple[frozenset[Any], list[Any]]]:
-    """Yield the values of each enumeration in the order of their declaration, because msgspec sorts them."""
+    """Yield the values of each enumeration, as a set and in declaration order. msgspec sorts the values in schemas."""
     for kind in kinds:
         if isinstance(kind, EnumMeta):
             members = [member.value for member in typing.cast(Iterable[Any], kind)]
@@ -28,7 +28,7 @@ def enum_orders(kinds: Iterable[Any], seen: set[Any]) -> Iterator[tuple[frozense
 
 
 def reorder(schema: Any, orders: dict[frozenset[Any], list[Any]]) -> Any:
-    """Return the schema with the values of each enumeration in the order that `orders` gives for them."""
+    """Return the schema with the values of each enumeration in the order given in `orders`."""
     if isinstance(schema, list):
         return [reorder(each, orders) for each in schema]
     if not isinstance(schema, dict):

@@ -1,4 +1,4 @@
-"""Administration of plugins. Admins' decisions to disable plugins are stored in the database."""
+"""Administration of plugins. The database stores which plugins admins have disabled."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ OFF = "admin"
 
 
 class MigrationNames(msgspec.Struct, kw_only=True):
-    """Names of a plugin's migration scripts, in the order in which they run."""
+    """The names of a plugin's migration scripts, in the order in which they run."""
 
     applied: list[str]
     pending: list[str]
@@ -120,7 +120,7 @@ class PluginAdministration:
     def disable(self, name: str, reason: str | None) -> PluginView:
         """Disable a plugin in every process, now and at later starts.
 
-        Raise `Conflict` if the plugin is protected, enabled by corral.toml, or required by another plugin.
+        Raise `Conflict` if the plugin is protected, enabled in corral.toml, or required by another plugin.
         """
         loaded = self._find_plugin(name)
         if loaded.protected:
@@ -181,11 +181,11 @@ class PluginAdministration:
         self._registry.change_state(name, "active")
 
     def stored_decisions(self) -> dict[str, str]:
-        """Return the names of the plugins that an admin disabled, each with the reason."""
+        """Return the reasons for which admins disabled plugins, keyed by plugin name."""
         return {row.name: row.reason or OFF for row in PluginStateRow.select()}
 
     def apply_decisions(self, stored: Mapping[str, str]) -> None:
-        """Enable and disable plugins of this process to match the stored decisions. Runs on the event loop."""
+        """Enable and disable plugins in this process to match the stored decisions. Runs on the event loop."""
         for loaded in self._registry.all():
             reason = stored.get(loaded.name)
             stays = loaded.protected or loaded.name in self._registry.configuration.enabled
@@ -195,9 +195,9 @@ class PluginAdministration:
                 self._registry.change_state(loaded.name, "active")
 
     def on_events(self, records: Sequence[LoggedEvent]) -> None:
-        """Read the stored decisions again and apply them to this process if the state of a plugin changed.
+        """If the state of a plugin changed, read the stored decisions again and apply them to this process.
 
-        Listens to the event feed, which also delivers the events of other processes.
+        The event feed calls this method, also for events from other processes.
         """
         if any(record.type == PluginStateChanged.event for record in records):
             self._applying = asyncio.ensure_future(self._apply_stored(self._applying))
@@ -235,7 +235,7 @@ class PluginAdministration:
             self.audit.record(entry)
 
     def _required_by(self, name: str) -> list[str]:
-        """Return the names of the plugins that require the named plugin and are not out of service."""
+        """Return the names of the plugins in service that require the named plugin."""
         return [other.name for other in self._registry.all() if other.serves and name in other.requires]
 
     def _plugin_view(self, item: PluginRecord, stored: _StoredFacts) -> PluginView:
@@ -271,7 +271,7 @@ class PluginAdministration:
 
 
 def safe_mode_alert() -> None:
-    """Raise the alert that says that only protected plugins are loaded. Runs in the caller's unit of work."""
+    """Raise an alert that only protected plugins are loaded. Runs in the caller's unit of work."""
     alert = SystemAlert(
         kind="safe_mode",
         severity="critical",
@@ -283,7 +283,7 @@ def safe_mode_alert() -> None:
 
 
 class _StoredFacts:
-    """The stored facts about all plugins, read once in the current unit of work."""
+    """The stored data about all plugins, read once in the current unit of work."""
 
     def __init__(self) -> None:
         self.tables = frozenset(current().database.engine.get_tables())

@@ -23,7 +23,7 @@ EVERY_ROUTE = frozenset(EVERYWHERE.split())
 def problem_codes(route: Route, signature: Signature) -> dict[int, set[str]]:
     """Return the problem codes that the route may return, keyed by status.
 
-    Codes that no plugin declares are left out.
+    Codes that no plugin declares are omitted.
     """
     codes = {*EVERY_ROUTE, *route.raises}
     if not route.exempt_host:

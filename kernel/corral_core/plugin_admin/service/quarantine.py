@@ -1,8 +1,8 @@
-"""Quarantine of plugins. It is stored in the database, applied by every process, and ended by a successful trial.
+"""Quarantine of plugins. Quarantines are stored in the database and applied by every process.
 
-A quarantined plugin gets a trial after 60 s. An error during the trial quarantines the plugin again. Each quarantine
-lasts twice as long as the previous one, but at most an hour. After `QUARANTINE_WINDOW_SECONDS` without an error, the
-trial succeeds and the row is deleted.
+A quarantined plugin gets a trial after 60 s. An error during the trial quarantines the plugin again, for twice as long
+as before, but at most for an hour. If no error occurs for `QUARANTINE_WINDOW_SECONDS`, the trial succeeds and the row
+is deleted.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ HELD, PROBATION = "held", "probation"
 
 
 class QuarantineSync:
-    """Stores the quarantines that this process starts, and applies the stored quarantines of all processes."""
+    """Stores the quarantines that this process imposes, and applies the stored quarantines of all processes."""
 
     audit: Audit | None = None
 
@@ -72,7 +72,7 @@ class QuarantineSync:
     def on_events(self, records: Sequence[LoggedEvent]) -> None:
         """Read the stored quarantines again soon if the state of a plugin changed in any process.
 
-        Listens to the event feed.
+        The event feed calls this method.
         """
         if any(record.type == PluginStateChanged.event for record in records):
             self._stale = True
@@ -84,7 +84,7 @@ class QuarantineSync:
         return {row.name: row for row in QuarantineRow.select()}
 
     def apply_rows(self, rows: dict[str, QuarantineRow]) -> None:
-        """Quarantine and release plugins of this process to match the stored rows. Runs on the event loop."""
+        """Quarantine and release plugins in this process to match the stored rows. Runs on the event loop."""
         self._rows = rows
         for loaded in self._registry.all():
             if not loaded.serves or any(alert.name == loaded.name for alert in self._quarantines.alerts):
@@ -124,7 +124,7 @@ class QuarantineSync:
         raise_alert(system_alert, ("plugin", alert.name))
 
     async def _start_and_end_trials(self) -> None:
-        """Start the trials that are due, and end the trials that completed without an error."""
+        """Start trials for plugins whose quarantine has ended, and end trials that completed without an error."""
         now = clock.time_s()
         window = self._settings.get(QUARANTINE_WINDOW_SECONDS)
         for row in list(self._rows.values()):

@@ -23,8 +23,8 @@ WAIT_SECONDS = 20.0  # a longer run continues after the response
 class ScheduleView(msgspec.Struct, kw_only=True):
     """A schedule of a plugin.
 
-    `timing` describes when it runs, such as `every 60 s` or `at 07:30 Europe/Berlin on mon, fri`. `next_at` is null
-    before the first process that runs schedules has started. `error` is the error of the last run.
+    `timing` describes when the schedule runs, such as `every 60 s` or `at 07:30 Europe/Berlin on mon, fri`. `next_at`
+    is null until a process that runs schedules has started. `error` is the error of the last run.
     """
 
     name: str
@@ -44,7 +44,7 @@ class ScheduleAdministration:
         self._registry, self._runner, self._work = registry, runner, work
 
     async def run(self, plugin: str, name: str, *, entry: UnitContext) -> ScheduleView:
-        """Run a schedule now, wait for at most `WAIT_SECONDS`, and return it. `entry` names the admin.
+        """Run a schedule now, wait at most `WAIT_SECONDS` for it, and return its view. `entry` identifies the admin.
 
         Raise `NotFound` for an unknown plugin or schedule, and `Conflict` if the plugin is out of service or the
         schedule is already running.
@@ -80,7 +80,7 @@ def stored_schedules() -> dict[str, ScheduleRow]:
 
 
 def schedule_views(schedules: Iterable[Schedule], rows: Mapping[str, ScheduleRow]) -> list[ScheduleView]:
-    """Return the views of schedules, whose stored states are in `rows`."""
+    """Return the views of schedules. `rows` contains their stored states, keyed by name."""
     return [_view(schedule, rows.get(schedule.name)) for schedule in schedules]
 
 
@@ -101,7 +101,7 @@ def _view(schedule: Schedule, row: ScheduleRow | None) -> ScheduleView:
 
 
 def timing_in_words(schedule: Schedule) -> str:
-    """Return when a schedule runs, such as `every 60 s` or `at 07:30 Europe/Berlin on mon, fri`."""
+    """Describe when a schedule runs, such as `every 60 s` or `at 07:30 Europe/Berlin on mon, fri`."""
     if not isinstance(schedule.every, TimeOfDay):
         return f"every {schedule.every:g} s"
     days = "" if {*schedule.every.days} == {*WEEKDAYS} else f" on {', '.join(schedule.every.days)}"

@@ -1,6 +1,6 @@
 """Handles uncaught exceptions in threads that plugins start.
 
-No caller waits for these threads, so the errors would otherwise go unnoticed.
+No caller waits for these threads, so their errors would otherwise go unnoticed.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from corral.plugins.registry import PluginRegistry
 
 
 class ThreadExceptions:
-    """Counts an uncaught exception in a thread against the plugin whose code raised it."""
+    """Counts uncaught exceptions in threads as failures of the plugins whose code raised them."""
 
     def __init__(self, registry: PluginRegistry, quarantine: PluginQuarantine) -> None:
         self._registry, self._quarantine = registry, quarantine
@@ -29,8 +29,8 @@ class ThreadExceptions:
     def stop(self) -> None:
         """Stop counting errors, and restore the previous hook.
 
-        If other code has replaced the hook in the meantime, that code's hook stays installed. If that hook still
-        calls this object, the exceptions are given to the previous hook.
+        If other code has replaced the hook in the meantime, its hook stays installed. If that hook still calls this
+        object, the exceptions are passed to the previous hook.
         """
         self._is_stopped = True
         if threading.excepthook == self._count:

@@ -42,7 +42,7 @@ return answer
 
 
 class RedisBuckets:
-    """Rate-limit buckets in Redis that all processes share. Implements `corral_core.redis.api.SharedBuckets`."""
+    """Rate-limit buckets in Redis, shared by all processes. Implements `corral_core.redis.api.SharedBuckets`."""
 
     def __init__(self, installation: InstallationConfig) -> None:
         self._url = installation.redis_url

@@ -1,6 +1,6 @@
 """Wake-up notifications through Redis pub/sub.
 
-Notifications may be lost. Consumers also poll the event log, so no consumer depends on the Redis server.
+Notifications may be lost. Consumers also poll the event log, so they do not depend on the Redis server.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ RECONNECTING_SECONDS, CONNECTING_SECONDS = 60.0, 2.0  # how long the health chec
 
 
 class RedisBus:
-    """Notifies the event consumers of this process directly, and those of other processes through Redis pub/sub.
+    """Notifies event consumers, directly in this process and through Redis pub/sub in other processes.
 
     Notifications in quick succession are combined. `connected`: whether this process receives notifications. `lost_at`:
     the monotonic time at which the connection was lost, or None.
@@ -77,7 +77,7 @@ class RedisBus:
                 await self._client.aclose()
 
     async def _publish(self) -> None:
-        """Publish notifications one at a time. While disconnected, drop them; `_follow` reconnects."""
+        """Publish notifications one at a time. While disconnected, drop them; `_follow` restores the connection."""
         assert self._client is not None
         while not self._stopped:
             await self._rung.wait()

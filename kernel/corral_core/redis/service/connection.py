@@ -16,7 +16,7 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.25, 3.0
 
 
 def connect_sync(url: str, *, seconds: float = ANSWER_SECONDS) -> Redis:
-    """Return a synchronous client, which connects at the first command. `seconds`: the timeout of each command."""
+    """Return a synchronous client, which connects at the first command. `seconds` is the timeout of each command."""
     from redis import Redis
     from redis.backoff import NoBackoff
     from redis.retry import Retry
@@ -54,7 +54,7 @@ class ReconnectBackoff:
         self._next = FIRST_PAUSE
 
     def reset(self) -> None:
-        """Return to the shortest pause, `FIRST_PAUSE`."""
+        """Start again with the shortest pause, `FIRST_PAUSE`."""
         self._next = FIRST_PAUSE
 
     def following(self) -> float:

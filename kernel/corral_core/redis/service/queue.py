@@ -1,7 +1,7 @@
 """Distribution of jobs to worker processes through RQ, a job queue on Redis.
 
-Only the ids of the jobs are sent, as JSON. An RQ worker passes each id to the kernel of its process. The job's row in
-the database decides whether the job runs.
+Only job ids are sent, as JSON. An RQ worker passes each id to the kernel of its process. The job's row in the database
+determines whether the job runs.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class RqQueue:
                 await asyncio.sleep(pauses.following())
 
     def receive(self, take: Callable[[str], None], stopping: threading.Event) -> None:
-        """Run an RQ worker until `stopping` is set. If an outage of Redis stops the worker, start another one."""
+        """Run an RQ worker until `stopping` is set. If a Redis outage stops the worker, start another one."""
         from rq.exceptions import StopRequested
 
         global _take
@@ -159,9 +159,9 @@ def _create_rq_worker(url: str, stopping: threading.Event, connected: Callable[[
 
 
 def _stop_signal_handler(stopping: threading.Event) -> Callable[[int, FrameType | None], None]:
-    """Return the signal handler for times in which no RQ worker runs. Each RQ worker installs its own handler.
+    """Return the signal handler to use while no RQ worker runs. Each RQ worker installs its own handler.
 
-    The first signal sets `stopping`; the second one ends the process with status 130.
+    The first signal sets `stopping`; the second one ends the process with exit status 130.
     """
 
     def handle(number: int, frame: FrameType | None) -> None:

@@ -1,4 +1,4 @@
-"""The table of the kill switch."""
+"""Create the table of the kill switch."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The HTTP routes of administration."""
+"""The HTTP routes of the `admin` plugin."""

@@ -1,6 +1,6 @@
 """The routes of users and invitations.
 
-The routes that change data refuse API keys. They accept only the session of an admin who signed in.
+Routes that change data do not accept API keys. They require the session of a signed-in admin.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def update_user(
 ) -> AdminUserView:
     """Change a user.
 
-    `is_active` deactivates or reactivates the account. A change that removes permissions ends the user's sessions.
+    Set `is_active` to deactivate or reactivate the account. A change that removes permissions ends the user's sessions.
     """
     changes = {name: getattr(body, name) for name in body.__struct_fields__}
     return people.get_admin_view(accounts.update(id, UserPatch(**changes), if_match=match))
@@ -81,13 +81,13 @@ def update_user(
 
 @routes.post("/users/{id}/unlock", **WRITE)
 def unlock_user(id: str, match: IfMatch, rescue: AccountRecovery, people: UserAdministration) -> AdminUserView:
-    """Unlock an account that is locked after failed sign-ins."""
+    """Unlock an account that is locked after too many failed sign-ins."""
     return people.get_admin_view(rescue.unlock(id, if_match=match))
 
 
 @routes.post("/users/{id}/reset-password", **WRITE)
 def reset_password(id: str, match: IfMatch, links: PasswordLinks) -> ResetLink:
-    """Create a link for choosing a new password.
+    """Create a link that lets the user choose a new password.
 
     The old password stops working, and all sessions of the user end.
     """
@@ -108,9 +108,9 @@ def list_invitations(query: PageQuery, caller: Principal, invitations: Invitatio
 
 @routes.post("/invitations", **WRITE, status=201, raises=("duplicate",))
 def create_invitation(body: NewInvitation, caller: Principal, invitations: Invitations) -> IssuedInvitation:
-    """Invite a person. The response contains a link for creating the account.
+    """Invite a person. The response contains a link that lets the person create an account.
 
-    If a mail service is configured, the link is also sent by email.
+    If a mail server is configured, the link is also sent by email.
     """
     made, url = invitations.create(body.email, body.role, by=caller)
     return IssuedInvitation(**msgspec.structs.asdict(made), url=url)
@@ -118,5 +118,5 @@ def create_invitation(body: NewInvitation, caller: Principal, invitations: Invit
 
 @routes.delete("/invitations/{id}", **WRITE)
 def revoke_invitation(id: str, invitations: Invitations) -> None:
-    """Revoke an open invitation. Its link stops working immediately."""
+    """Revoke a pending invitation. Its link stops working immediately."""
     invitations.revoke(id.lower())

@@ -1,1 +1,1 @@
-"""The business rules of administration: the kill switch, and people as admins see them."""
+"""The business rules of the `admin` plugin: the kill switch, and the account administration by admins."""

@@ -52,7 +52,7 @@ class KillSwitchAlert(SystemAlert, kw_only=True):
 
 
 class KillSwitchService:
-    """Implements `corral_plugins.admin.api.KillSwitch`."""
+    """Reads and changes the kill switch. Implements `corral_plugins.admin.api.KillSwitch`."""
 
     audit: Audit | None
     tasks: Tasks | None
@@ -72,7 +72,7 @@ class KillSwitchService:
             raise Unavailable(f"The kill switch is engaged: {state.reason}", code="kill_switch", retry_after=10)
 
     def change(self, change: KillSwitchChange, *, by: Principal) -> KillSwitchView:
-        """Engage or release the switch immediately in every process.
+        """Engage or release the switch. The change takes effect immediately in every process.
 
         The mode `cancel` also cancels leased tasks. Raise `Invalid` if the switch is engaged without a reason.
         """
@@ -103,7 +103,7 @@ class KillSwitchService:
         return after
 
     def after_restore(self, by: Principal) -> None:
-        """Engage the switch, so that a copy of a running installation runs nothing and sends nothing."""
+        """Engage the switch, so that a restored copy of a running installation runs nothing and sends nothing."""
         self.change(KillSwitchChange(engaged=True, hold_deliveries=True, reason=RESTORED), by=by)
 
     @staticmethod

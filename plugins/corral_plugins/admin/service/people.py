@@ -1,4 +1,4 @@
-"""Lists, creates and describes people for admins. The `accounts` plugin owns the accounts themselves."""
+"""Lists and creates user accounts for admins. The accounts themselves belong to the `accounts` plugin."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Views = list[AdminUserView]  # inside the class, `list` is a method
 
 
 class UserAdministration:
-    """Lists and creates accounts. The results contain details that only admins see.
+    """Lists and creates accounts. The results contain details that only admins may see.
 
     Every method runs in the caller's unit of work.
     """
@@ -34,13 +34,14 @@ class UserAdministration:
         )
 
     def get_admin_view(self, user: UserView) -> AdminUserView:
-        """Return one account together with the details that only admins see."""
+        """Return one account together with the details that only admins may see."""
         return self._admin_views([user])[0]
 
     def create(self, new: NewUser, password_hash: str | None, *, by: Principal) -> CreatedUser:
         """Create an account.
 
-        If no password is given, a link for choosing one is sent by email, or returned if no mail service is configured.
+        If no password is given, a link for choosing one is emailed to the user, or returned if no mail server is
+        configured.
         """
         made = self._accounts.create(new, password_hash=password_hash, by=by)
         url = self._links.send_welcome_link(made.id) if password_hash is None else None

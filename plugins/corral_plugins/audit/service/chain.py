@@ -1,4 +1,4 @@
-"""The hash chain. The hash of each audit row covers its other fields, among them the hash of the previous row.
+"""The hash chain. Each audit row has a hash of all its other fields, which include the hash of the previous row.
 
 `hash = SHA-256("corral.audit.v1" || canonical JSON of all other fields)`. Canonical JSON is UTF-8 with sorted keys and
 without spaces; strings are encoded exactly as they are stored. The structs declare their fields in alphabetical order,
@@ -47,7 +47,7 @@ COLUMNS = (
 
 
 class RowActor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The actor of an audit row and the client that the actor used."""
+    """The actor of an audit row, and the client that the actor used."""
 
     id: str | None
     ip: str | None
@@ -67,7 +67,7 @@ class AuditObject(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class UnhashedRow(msgspec.Struct, frozen=True, kw_only=True):
-    """An audit row before its hash is computed: all fields except `hash`."""
+    """All fields of an audit row except `hash`."""
 
     action: str
     actor: RowActor
@@ -129,9 +129,9 @@ class HashedRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 
 def build_row_without_hash(values: Sequence[Any]) -> UnhashedRow:
-    """Build an audit row without its hash. `values` are the stored column values in the order of `COLUMNS`.
+    """Build an audit row without its hash. `values` contains the stored column values in the order of `COLUMNS`.
 
-    The last column, `hash`, is not needed.
+    The value of the last column, `hash`, may be omitted.
     """
     column = dict(zip(COLUMNS, values, strict=False))
     return UnhashedRow(
@@ -161,7 +161,7 @@ def build_row_without_hash(values: Sequence[Any]) -> UnhashedRow:
 
 
 def hashed_row(values: Sequence[Any]) -> HashedRow:
-    """Build a complete audit row. `values` are the stored column values in the order of `COLUMNS`."""
+    """Build a complete audit row. `values` contains the stored column values in the order of `COLUMNS`."""
     found = build_row_without_hash(values[:-1])
     return HashedRow(
         action=found.action,
@@ -186,7 +186,7 @@ def hashed_row(values: Sequence[Any]) -> HashedRow:
 
 
 class ChainLink(msgspec.Struct, frozen=True):
-    """A position in the hash chain: the number of a row and its hash."""
+    """A position in the hash chain: the sequence number of a row, and its hash."""
 
     seq: int
     hash: str
@@ -196,14 +196,14 @@ BEGINNING = ChainLink(0, GENESIS)
 
 
 class ChainDefect(msgspec.Struct, frozen=True):
-    """The first defect in a hash chain: the number of the defective row and the reason."""
+    """The first defect in a hash chain: the sequence number of the defective row, and the reason."""
 
     seq: int
     reason: Reason
 
 
 class ChainChecker:
-    """Checks audit rows in order against their hashes and checkpoints, up to the first defect.
+    """Checks the hashes of audit rows in order, and compares them with checkpoints, up to the first defect.
 
     `after` is the chain position of the row before the first checked row. If it is None, the first row is trusted, as
     in a partial export. If `sparse` is true, missing rows are accepted, as in a filtered export.
@@ -229,12 +229,12 @@ class ChainChecker:
                 self._check_row(row)
 
     def report_defect(self, seq: int, reason: Reason) -> None:
-        """Record a defect that the caller found, unless an earlier defect is already recorded."""
+        """Record a defect found by the caller, unless an earlier defect is already recorded."""
         if self.bad is None:
             self.bad = ChainDefect(seq, reason)
 
     def finish(self, head: ChainLink | None) -> None:
-        """Finish the check: verify that the last row matches `head` and that no checkpoint signs a later row."""
+        """Finish the check: verify that the last row matches `head` and that no checkpoint covers a later row."""
         last = self.last or BEGINNING
         if head is not None and head.seq > last.seq:
             self.report_defect(last.seq + 1, "tail_truncated")

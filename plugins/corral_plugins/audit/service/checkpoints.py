@@ -1,6 +1,6 @@
 """Creates signed checkpoints.
 
-The signing key is generated with the first checkpoint and encrypted under the master key.
+The signing key is generated for the first checkpoint, and stored encrypted under the master key.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ ENTRY = UnitContext("job audit.checkpoint")
 class CheckpointSigner:
     """Creates checkpoints.
 
-    The signature is computed between two units of work. If two processes sign at the same time, both checkpoints are
+    The signature is computed outside a unit of work. If two processes sign at the same time, both checkpoints are
     valid.
     """
 

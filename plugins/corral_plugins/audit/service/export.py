@@ -31,7 +31,7 @@ Values = Sequence[Any]
 
 
 def escape_cell(text: str) -> str:
-    """Escape a CSV cell: prefix the text with a quote if a spreadsheet would interpret it as a formula."""
+    """Escape a CSV cell: prefix the text with an apostrophe if a spreadsheet would interpret it as a formula."""
     if not text:
         return text
     first = text.lstrip(SKIPPED)[:1]
@@ -39,12 +39,12 @@ def escape_cell(text: str) -> str:
 
 
 def unescape_cell(cell: str) -> str:
-    """Return the original text of a cell that `escape_cell` returned."""
+    """Return the original text of a cell that `escape_cell` escaped."""
     return cell.removeprefix("'")
 
 
 class LogExport:
-    """One export of the log. The export ends at the row that was the newest when `chunks` started."""
+    """One export of the log. It ends at the row that is the newest when `chunks` starts."""
 
     def __init__(self, work: Work, query: ExportQuery) -> None:
         if query.format not in MEDIA:

@@ -1,7 +1,7 @@
 """The audit log service for other plugins. `record` adds a row that is committed together with the audited change.
 
 Entries are redacted, limited in length and encoded as canonical JSON. If the same denied action is repeated within a
-minute, only the first denial becomes a row of its own. Another row then contains the number of repetitions.
+minute, only the first denial gets its own row. A later row contains the number of repetitions.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from corral_plugins.audit.settings import RECORD_IP, VERBOSE
 
 
 MAX_BYTES = 16 * 1024
-"""Maximum size in bytes of `changes` and of `details`. Larger values are dropped, but a hash of them is kept."""
+"""The maximum size of `changes` and of `details`, in bytes. Larger values are dropped; only their hash is kept."""
 
 LENGTHS = {
     "actor_type": 20,
@@ -57,7 +57,7 @@ LENGTHS = {
     "request_id": 64,
 }
 USER_SUPPLIED = ("user_agent", "object_id", "object_name")
-"""Columns with user-supplied text, which may contain a credential."""
+"""Columns with user-supplied text, which may contain credentials."""
 
 
 def entry_columns(entry: AuditEntry, by: UnitContext, redactor: Redactor, *, record_ip: bool) -> dict[str, Any]:
@@ -144,7 +144,7 @@ MAX_KEYS = 10_000
 
 
 class RepeatedEntry(msgspec.Struct):
-    """A repeated audit entry, with the number of its repetitions since it was first written."""
+    """A repeated audit entry, with the number of repetitions since it was first written."""
 
     entry: AuditEntry
     by: UnitContext
@@ -158,7 +158,7 @@ class RepeatedEntry(msgspec.Struct):
         return self.until <= clock.time_s()
 
     def summary_entry(self) -> AuditEntry:
-        """Return a copy of the entry whose details also contain the number of repetitions and their start time."""
+        """Return a copy of the entry whose details also contain the number of repetitions and when counting began."""
         details = {**self.entry.details, "count": self.count, "since": self.since}
         return msgspec.structs.replace(self.entry, details=details)
 
@@ -170,7 +170,7 @@ class Deduplicator:
         self._by_key: dict[Hashable, RepeatedEntry] = {}
 
     def count_if_repeated(self, entry: AuditEntry, by: UnitContext) -> bool:
-        """Count the entry if it is a repetition. Return whether it is one.
+        """Count the entry if it is a repetition. Return whether it is a repetition.
 
         An entry is a repetition if an identical entry was written less than a minute ago, or if the number of earlier
         repetitions has not been written yet.
@@ -182,7 +182,7 @@ class Deduplicator:
         return True
 
     def start_counting(self, entry: AuditEntry, by: UnitContext) -> None:
-        """Start counting repetitions of an entry that was committed. Runs on the event loop."""
+        """Start counting repetitions of a committed entry. Runs on the event loop."""
         key = _deduplication_key(entry, by)
         repeated = self._by_key.get(key)
         if repeated is None and len(self._by_key) >= MAX_KEYS:  # beyond the limit, each entry is written as its own row
@@ -192,7 +192,7 @@ class Deduplicator:
             self._by_key[key] = RepeatedEntry(entry=entry, by=by, since=clock.now(), until=until)
 
     def take_ended(self, *, all: bool = False) -> list[RepeatedEntry]:
-        """Remove and return the repetitions whose minute is over. If `all` is true, return all repetitions.
+        """Remove and return the repeated entries whose minute has passed, or all of them if `all` is true.
 
         Runs on the event loop.
         """
@@ -200,7 +200,7 @@ class Deduplicator:
         return [repeated for repeated in [self._by_key.pop(key) for key in ended] if repeated.count]
 
     def put_back(self, repeated: RepeatedEntry) -> None:
-        """Put back repetitions that could not be written, so that they are written later. Runs on the event loop."""
+        """Put back a repeated entry that could not be written, so that it is written later. Runs on the event loop."""
         newer = self._by_key.setdefault(_deduplication_key(repeated.entry, repeated.by), repeated)
         if newer is not repeated:
             newer.count, newer.since = newer.count + repeated.count, repeated.since
@@ -255,7 +255,7 @@ def raise_alert(alert: SystemAlert, about: str = "") -> bool:
 class AuditLog:
     """Records audit entries in the unit of work of the audited change. Implements `corral.plugin.Audit`.
 
-    The counters cover this process only.
+    The counters cover only this process.
     """
 
     def __init__(self, work: Work, settings: Settings, redactor: Redactor) -> None:
@@ -286,7 +286,7 @@ class AuditLog:
             after_commit(lambda: self._deduplicator.start_counting(entry, by))
 
     def record_request(self, route: Route, path: str, status: int, code: str | None) -> None:
-        """Add the row of a request that was answered with this status and, if it failed, problem code."""
+        """Add an audit row for a request with the status of its response and, if it failed, the problem code."""
         area = route.needs[0].rpartition(".")[0] or route.plugin
         entry = AuditEntry(
             action=f"{area}.request.{'read' if route.method == 'GET' else 'write'}",
@@ -331,7 +331,7 @@ class AuditLog:
     def _append_row(self, unit: Unit, columns: dict[str, Any]) -> None:
         """Append a row at the end of the unit of work.
 
-        This method locks the chain, links the row to the previous row and advances the head.
+        This method locks the chain, links the row to the previous one and advances the head.
         """
         began = time.perf_counter()
         try:
@@ -361,9 +361,9 @@ class AuditLog:
             enqueue("audit.checkpoint")
 
     def _raise_write_error(self, error: Exception) -> None:
-        """Raise the error that the caller receives when a row cannot be written.
+        """Raise an error for a row that could not be written.
 
-        A lost connection, a full disk or a busy database is reported as such. Any other failure is reported as
+        A lost connection, a full disk or a busy database keeps its own error. Any other failure becomes
         `audit_unavailable`.
         """
         if not transaction_is_open():
@@ -383,7 +383,7 @@ class AuditLog:
 class AccessRecorder:
     """Records accesses to the audit log.
 
-    If a row cannot be written, the failure is logged and counted, so that auditors can still read the log.
+    If a row cannot be written, the failure is only logged and counted, so that auditors can still read the log.
     """
 
     def __init__(self, work: Work, audit: AuditLog) -> None:

@@ -1,4 +1,4 @@
-"""Queries of the log: lists, single rows and ranges of the chain. All functions run in the caller's unit of work."""
+"""Queries for lists, single rows and ranges of the audit log. All functions run in the caller's unit of work."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from corral_plugins.audit.shapes import (
 )
 
 RETAINED = "audit.log.retain"
-"""The action of the row that records a removal of the oldest rows. The object of the row is the new anchor."""
+"""The action of the row that records the removal of the oldest rows. The object of this row is the new anchor."""
 
 _COLUMNS = tuple(getattr(AuditRow, name) for name in chain.COLUMNS)
 _ROWS_BETWEEN = Statement(
@@ -47,14 +47,14 @@ _NAMES = (
     "SELECT (SELECT min(action) FROM audit_rows WHERE action > names.action) FROM names "
     "WHERE names.action IS NOT NULL) SELECT action FROM names"
 )
-"""A query that lists the distinct actions. It reads one index entry per action, however many rows the table has."""
+"""A query that lists the distinct actions. It reads one index entry per action, regardless of the number of rows."""
 
 
 class ChainEnds(msgspec.Struct, frozen=True):
     """The head of the log, which is its newest row, and the anchor, which is the newest row that retention removed.
 
-    Both are read in one snapshot. `stored` is the `seq` of the newest row in the table, which is lower than that of the
-    head if rows are missing.
+    Both are read in one snapshot. `stored` is the `seq` of the newest row in the table. It is lower than the head's
+    `seq` if rows are missing.
     """
 
     head: ChainLink
@@ -103,7 +103,7 @@ def checkpoints_between(after: int, until: int) -> dict[int, SignedCheckpoint]:
 
 
 def public_keys() -> list[str]:
-    """Return the public keys of all signing keys in base64, oldest first."""
+    """Return all public keys in base64, oldest first."""
     rows: Any = AuditSigningKey.select(AuditSigningKey.public_key).order_by(AuditSigningKey.created_at).tuples()
     return [key for (key,) in rows]
 
@@ -131,9 +131,9 @@ def filter_condition(filters: AuditFilters | AuditQuery) -> Any:
 
 
 def _action_condition(patterns: list[str]) -> Any:
-    """Return the SQL condition that selects rows by names and prefixes of actions.
+    """Return an SQL condition that selects rows by action names and prefixes.
 
-    Prefixes are expanded to the existing names, because every database engine uses the index for a list of names.
+    Prefixes are expanded to the existing names, because every database engine can use the index for a list of names.
     """
     names = {pattern for pattern in patterns if not pattern.endswith(".*")}
     prefixes = tuple(pattern[:-1] for pattern in patterns if pattern.endswith(".*"))
@@ -154,7 +154,7 @@ class AuditQueries:
         return paginate(rows, query, caller, scope="audit", order=(Order(AuditRow.seq),), make=audit_view, total=total)
 
     def get_row(self, row_id: str) -> AuditView:
-        """Return the row with the given id. Raise `NotFound`."""
+        """Return the row with the given id. Raise `NotFound` if it does not exist."""
         row = AuditRow.get_or_none(AuditRow.id == row_id.lower())
         if row is None:
             raise NotFound("There is no row with this id in the audit log.")
@@ -175,7 +175,7 @@ class AuditQueries:
 
 
 def audit_view(row: Any) -> AuditView:
-    """Convert a database row to the response body of the API."""
+    """Convert a database row to the view that the API returns."""
     try:
         changes = msgspec.json.decode(row.changes, type=list[FieldChange])
         details: Mapping[str, Any] = msgspec.json.decode(row.details, type=dict[str, Any])

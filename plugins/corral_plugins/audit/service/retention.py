@@ -21,13 +21,13 @@ ENTRY = UnitContext("job audit.retain")
 
 
 class AuditRetention:
-    """Removes expired rows. If a run is interrupted, the next scheduled run continues it."""
+    """Removes expired rows. If a run is interrupted, the next scheduled run continues the removal."""
 
     def __init__(self, work: Work, settings: Settings, log: AuditLog) -> None:
         self._work, self._settings, self._log = work, settings, log
 
     async def remove_expired_rows(self) -> None:
-        """Remove rows older than `audit.retention_days`. If the setting is unset, no further rows expire."""
+        """Remove rows older than `audit.retention_days`. If the setting is unset, no rows expire."""
         days = self._settings.get(RETENTION_DAYS)
         if days is not None:
             before = clock.now(-days * DAY)
@@ -36,9 +36,9 @@ class AuditRetention:
             continue
 
     def _move_anchor(self, before: str, days: int) -> None:
-        """Move the anchor to the newest checkpoint that was created before the instant `before`.
+        """Move the anchor to the newest checkpoint created at or before the time `before`.
 
-        The rows up to this checkpoint are even older, so all of them have expired.
+        All rows up to this checkpoint are older than the checkpoint, so they have expired too.
         """
         found: CheckpointRow | None = (
             CheckpointRow.select().where(CheckpointRow.ts <= before).order_by(CheckpointRow.seq.desc()).first()
@@ -56,9 +56,9 @@ class AuditRetention:
 
 
 def _remove_batch() -> int:
-    """Delete one batch of rows and checkpoints, and return the number of deleted rows and checkpoints.
+    """Delete one batch of rows and checkpoints, and return how many were deleted.
 
-    The checkpoint at the anchor stays, because verification starts there.
+    The checkpoint at the anchor remains, because verification starts there.
     """
     anchor = queries.chain_ends().anchor.seq
     rows = AuditRow.select(AuditRow.seq).where(AuditRow.seq <= anchor).order_by(AuditRow.seq).limit(BATCH_SIZE)

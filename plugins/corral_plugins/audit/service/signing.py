@@ -1,4 +1,4 @@
-"""Signs the canonical JSON of checkpoints with Ed25519. The package `cryptography` is imported at first use."""
+"""Signs the canonical JSON of checkpoints with Ed25519. The package `cryptography` is imported on first use."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class SignedFields(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SignedCheckpoint(msgspec.Struct, frozen=True, kw_only=True):
-    """A checkpoint of the log up to row `seq`.
+    """A checkpoint that covers the log up to row `seq`.
 
-    `rows` is the number of rows since the previous checkpoint. `signature` is base64.
+    `rows` is the number of rows since the previous checkpoint. `signature` is encoded in base64.
     """
 
     seq: int
@@ -64,7 +64,7 @@ def key_id_of(public_key: bytes) -> str:
 
 
 def decode_public_key(text: str) -> bytes | None:
-    """Decode a base64 public key. Return None if the text is not a public key of 32 bytes."""
+    """Decode a public key from base64. Return None if the text is not a public key of 32 bytes."""
     try:
         key = base64.b64decode(text, validate=True)
     except ValueError:
@@ -73,7 +73,7 @@ def decode_public_key(text: str) -> bytes | None:
 
 
 def generate_key() -> tuple[bytes, bytes]:
-    """Generate a key pair. Return the private and the public key, 32 bytes each."""
+    """Generate a key pair. Return the private key and the public key, each of 32 bytes."""
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
     key = Ed25519PrivateKey.generate()

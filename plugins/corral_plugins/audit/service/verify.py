@@ -1,6 +1,6 @@
 """Verifies that no audit row was altered or removed, in the database or in exported files.
 
-Rows never change, so all rows up to a given head form a snapshot. Exported files are verified without a server,
+Rows never change, so all rows up to a given head form a snapshot. Exported files can be verified without a server,
 optionally against checkpoints saved in a file.
 """
 
@@ -50,7 +50,7 @@ class _Range(msgspec.Struct, frozen=True):
 
 
 class Verification:
-    """Verifies the log in batches, which block no writer and stay within the time limit of a unit of work."""
+    """Verifies the log in batches, which do not block writers and stay within the time limit of a unit of work."""
 
     def __init__(self, work: Work) -> None:
         self._work = work
@@ -67,7 +67,7 @@ class Verification:
     ) -> VerificationResult:
         """Verify a range of rows for at most `seconds`, also against checkpoints that were saved outside the database.
 
-        This method sends no alert and writes nothing.
+        This method raises no alert and writes nothing.
         """
         deadline = time.monotonic() + seconds
         span, verdict = await self._verify(from_seq, to_seq, external, deadline)
@@ -94,7 +94,10 @@ class Verification:
         return span, _verdict(checker, span, is_over=is_over)
 
     def after_restore(self, by: Principal) -> str | None:
-        """Verify the whole restored log, in the transaction of the restore."""
+        """Verify the whole restored log in the transaction of the restore.
+
+        Return a message if it is not intact, or None.
+        """
 
         async def within_transaction(fn: Callable[[], T], **_: Any) -> T:
             return fn()
@@ -111,7 +114,7 @@ class Verification:
         return await self.run(max(1, head.seq - RECENT + 1))
 
     async def _check(self, checker: ChainChecker, span: _Range, deadline: float) -> bool:
-        """Check rows up to the end, the first defect or the deadline. Return False if the deadline was reached."""
+        """Check rows until the end, the first defect or the deadline. Return False if the deadline was reached."""
         after = span.start.seq
         while checker.bad is None and after < span.until:
             if time.monotonic() > deadline:
@@ -166,7 +169,7 @@ def _range(from_seq: int | None, to_seq: int | None) -> _Range:
 
 
 def _anchor_defect(kept: ChainLink, newest: int) -> ChainDefect | None:
-    """Verify that the anchor was moved by retention, and not by tampering. Return the defect, or None.
+    """Verify that retention, and not tampering, moved the anchor. Return the defect, or None.
 
     The log must contain a row that records the removal, and a signed checkpoint must confirm the anchor.
     """
@@ -213,7 +216,7 @@ class _CheckpointList(msgspec.Struct):
 
 
 def verify_export(path: Path, external: ExternalCheckpoints, *, sparse: bool) -> VerificationResult:
-    """Verify an export. Raise `UnreadableFile`.
+    """Verify an export. Raise `UnreadableFile` if the file is not an export.
 
     If `sparse` is true, missing rows are accepted, as in a filtered export. The `prev_hash` of the first row is
     trusted, unless that row is the first of the log or follows a saved checkpoint.
@@ -243,9 +246,9 @@ def verify_export(path: Path, external: ExternalCheckpoints, *, sparse: bool) ->
 
 
 def read_checkpoints(path: Path, public_key: str | None) -> ExternalCheckpoints:
-    """Read checkpoints from a file that contains a saved list, or one checkpoint per line.
+    """Read checkpoints from a file that contains either a saved list or one checkpoint per line.
 
-    `public_key` is required if the file contains no public key. Raise `UnreadableFile`.
+    `public_key` is required if the file contains no public key. Raise `UnreadableFile` if the file cannot be read.
     """
     text = path.read_bytes()
     try:

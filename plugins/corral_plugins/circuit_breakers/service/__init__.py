@@ -1,1 +1,1 @@
-"""The rules of circuit breakers."""
+"""The business logic of circuit breakers."""

@@ -1,6 +1,6 @@
-"""The actions of admins on circuit breakers: list, configure, force, reset and delete.
+"""Administration of circuit breakers: listing, configuring, forcing, resetting and deleting them.
 
-Runs in the caller's unit of work.
+Every method runs in the caller's unit of work.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class BreakerAdministration:
     # -- reading
 
     def list_breakers(self, query: BreakerQuery, by: Principal) -> Page[BreakerView]:
-        """Return a page of circuit breakers by name, including breakers that have guarded no call yet."""
+        """Return a page of circuit breakers sorted by name, including breakers that have not guarded a call yet."""
         listed = self._names.listed()
         stored: Any = BreakerRow.select(BreakerRow.name, BreakerRow.state).tuples()
         states: dict[str, str] = dict.fromkeys(listed, "closed") | dict(stored)
@@ -66,7 +66,7 @@ class BreakerAdministration:
         )
 
     def get(self, name: str) -> BreakerDetail:
-        """Return a circuit breaker with its last transitions. Raise `NotFound`."""
+        """Return a circuit breaker with its latest transitions. Raise `NotFound` if it does not exist."""
         listed = self._names.listed()
         row = BreakerRow.get_or_none(BreakerRow.name == name)
         if row is None:
@@ -127,9 +127,10 @@ class BreakerAdministration:
         return self._view(row, listed), is_new
 
     def force_open(self, name: str, reason: str, match: IfMatch) -> BreakerView:
-        """Open a circuit breaker until an admin closes it. Raise `NotFound`, or `Conflict` if the breaker is disabled.
+        """Open a circuit breaker until an admin closes it.
 
-        If an admin has already forced the breaker open, a given reason replaces the earlier one.
+        Raise `NotFound` if it does not exist, or `Conflict` if it is disabled. If an admin has already forced the
+        breaker open, a given reason replaces the earlier one.
         """
         row, listed = self._lock_known(name, match)
         if not self._transitions.config_of(row).enabled:
@@ -143,11 +144,10 @@ class BreakerAdministration:
         return self._view(row, listed)
 
     def close(self, name: str, action: str, reason: str, match: IfMatch) -> BreakerView:
-        """Close a circuit breaker and forget its counted calls. It then opens and closes automatically.
+        """Close a circuit breaker and discard its counts. From then on, it opens and closes automatically.
 
-        Raise `NotFound`.
-
-        `action`, which is `force_close` or `reset`, is the name of the action in the audit log.
+        Raise `NotFound` if it does not exist. `action`, which is `force_close` or `reset`, is the name of the action in
+        the audit log.
         """
         row, listed = self._lock_known(name, match)
         usual = "An admin closed it." if action == "force_close" else "An admin reset it."
@@ -156,9 +156,9 @@ class BreakerAdministration:
         return self._view(row, listed)
 
     def delete(self, name: str, match: IfMatch) -> None:
-        """Delete a circuit breaker. Raise `NotFound`.
+        """Delete a circuit breaker. Raise `NotFound` if it does not exist.
 
-        If a plugin still guards calls with it, the breaker is closed and uses the defaults again.
+        If a plugin still guards calls with it, the breaker is closed and uses the default configuration again.
         """
         rows = self._transitions.lock([name])
         if not rows and not self._names.is_guarded(name, self._names.listed()):
@@ -236,6 +236,6 @@ def _transition_view(row: TransitionRow) -> TransitionView:
 
 
 def delete_old_transitions(days: int, limit: int) -> int:
-    """Delete up to `limit` transitions that are older than `days`. Return the number of deleted transitions."""
+    """Delete at most `limit` transitions older than `days` days. Return the number of deleted transitions."""
     old = TransitionRow.select(TransitionRow.id).where(TransitionRow.at < clock.now(-days * 86_400)).limit(limit)
     return int(TransitionRow.delete().where(TransitionRow.id.in_(old)).execute())

@@ -1,4 +1,4 @@
-"""The `Breakers` service: guards calls with circuit breakers in memory, and synchronises these with the database."""
+"""The `Breakers` service, which guards calls with in-memory circuit breakers and synchronises them with stored rows."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _VALID_NAME = re.compile(NAME)
 
 
 class BreakersService:
-    """Implements `Breakers`. One instance per process."""
+    """Implements `Breakers`. Each process has one instance."""
 
     def __init__(
         self,
@@ -84,7 +84,7 @@ class BreakersService:
         return self._transitions.find_forced(name)
 
     def open_breakers(self) -> dict[str, str]:
-        """Return the circuit breakers that are not closed, each with its reason."""
+        """Return the circuit breakers that are not closed, mapped to their reasons."""
         return {name: each.reason for name, each in sorted(self._breakers.items()) if not each.passes}
 
     async def guard(self, name: str, call: Callable[[], Awaitable[T]], *, judge: Judge = judge_outcome) -> T:
@@ -112,7 +112,7 @@ class BreakersService:
     def _breaker(self, name: str) -> LocalBreaker:
         """Return the circuit breaker with this name.
 
-        Invalid names, and new names above the maximum number of circuit breakers, share the breaker `<prefix>:other`.
+        Invalid names, and new names beyond the maximum number of circuit breakers, share the breaker `<prefix>:other`.
         """
         breaker = self._breakers.get(name)
         if breaker is None:
@@ -160,10 +160,10 @@ class BreakersService:
     # -- permits
 
     async def _take_permit(self, breaker: LocalBreaker) -> str | None:
-        """Return the id of a permit for a probe, or None if the circuit breaker has closed. Raise `CircuitOpen`.
+        """Return the id of a permit for a probe, or None if the circuit breaker has closed.
 
-        Most calls are rejected without I/O, because only as many calls as there are permits ask the database at the
-        same time.
+        Raise `CircuitOpen` otherwise. Most calls are rejected without I/O: the number of calls that ask the database at
+        the same time is limited to the number of permits.
         """
         if breaker.blocked_until(clock.time_s()) is not None or breaker.probing >= breaker.config.half_open_permits:
             self._reject(breaker)
@@ -181,7 +181,7 @@ class BreakersService:
     async def _ask_for_permit(self, breaker: LocalBreaker) -> str | None:
         """Ask the database for a permit.
 
-        Return None if no permit is available; the call then no longer counts as a probe.
+        Return None if no permit is available. In this case, the call no longer counts as a probe.
         """
         permit: str | None = None
         try:
@@ -201,7 +201,7 @@ class BreakersService:
         return permit
 
     async def _return_unused_permit(self, breaker: LocalBreaker, asking: asyncio.Task[str | None]) -> None:
-        """Give back the permit of a caller that was cancelled while its request for the permit was running."""
+        """Return the permit of a caller that was cancelled while it was waiting for the permit."""
         if (permit := await asking) is not None:
             await self._return_permit(breaker, permit, None, None)
 
@@ -239,7 +239,7 @@ class BreakersService:
     # -- keeping in step with the rows
 
     async def run(self) -> None:
-        """Report calls and read changed rows every 0.5 s, and immediately after a circuit breaker changes its state.
+        """Report calls and read changed rows every 0.5 s, and immediately after the state of a circuit breaker changes.
 
         Runs until cancelled.
         """
@@ -251,14 +251,14 @@ class BreakersService:
                 log.debug("circuit breakers not synchronised", extra={"detail": problem.detail})
 
     async def stop(self) -> None:
-        """Wait until all permits have been given back, and store the counts of calls that have not been stored yet."""
+        """Wait until all permits have been returned, and store the remaining call counts."""
         while self._tasks:
             await asyncio.gather(*self._tasks, return_exceptions=True)
         with contextlib.suppress(Unavailable):
             await self._report()
 
     def on_events(self, events: Iterable[LoggedEvent]) -> None:
-        """Read the stored states immediately after a circuit breaker has changed its state in another process."""
+        """Read the stored states immediately after the state of a circuit breaker has changed in another process."""
         if any(event.type.startswith("circuit.") for event in events):
             self._transitions.changed.set()
 
@@ -327,4 +327,4 @@ class BreakersService:
 
 
 ALONE = "alone"
-"""Stands for the id of a permit while the database cannot be reached."""
+"""A placeholder for the id of a permit while the database cannot be reached."""

@@ -1,6 +1,6 @@
-"""The configuration of circuit breakers: the fields that an admin has configured, completed by the settings.
+"""The configuration of circuit breakers: fields that an admin has configured, with defaults from the settings.
 
-`GuardedNames` knows under which names the plugins guard calls.
+`GuardedNames` contains the names under which plugins guard calls.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class _Guarded(msgspec.Struct, frozen=True):
 
 
 class GuardedNames:
-    """The names under which active plugins guard calls, by prefix."""
+    """The names under which active plugins guard calls, grouped by prefix."""
 
     def __init__(self) -> None:
         self._prefixes: dict[str, _Guarded] = {}
@@ -49,23 +49,26 @@ class GuardedNames:
         self._prefixes[prefix] = _Guarded(names, slow_call_seconds)
 
     def slow_call_seconds(self, name: str) -> int | None:
-        """Return the default of `slow_call_duration_seconds` for this name, if it differs from the setting."""
+        """Return the default `slow_call_duration_seconds` that the plugin declared for this name, or None."""
         declared = self._prefixes.get(name.partition(":")[0])
         return None if declared is None else declared.slow_call_seconds
 
     def listed(self) -> set[str]:
-        """Return the guarded names of those prefixes whose names are listed. Runs in a unit of work."""
+        """Return the guarded names of all prefixes that were declared with a function for listing names.
+
+        Runs in a unit of work.
+        """
         return {name for declared in self._prefixes.values() if declared.names is not None for name in declared.names()}
 
     def is_guarded(self, name: str, listed: set[str]) -> bool:
-        """Return whether a plugin guards calls under this name. `listed` are the names that `listed()` returned."""
+        """Return whether a plugin guards calls under this name. `listed` is the result of `listed()`."""
         prefix, _, rest = name.partition(":")
         declared = self._prefixes.get(prefix)
         return declared is not None and (name in listed or rest == OTHER or (declared.names is None and bool(rest)))
 
 
 class BreakerDefaults:
-    """Completes the configuration of circuit breakers with the settings. Reads no database."""
+    """Completes the configuration of circuit breakers with the settings, without reading the database."""
 
     def __init__(self, settings: Settings, names: GuardedNames) -> None:
         self._settings, self._names = settings, names
@@ -75,7 +78,7 @@ class BreakerDefaults:
         return {field: self._settings.get(setting) for field, setting in DEFAULTS.items()}
 
     def config_of(self, name: str, configured: Mapping[str, Any] | None) -> BreakerConfig:
-        """Return the effective configuration of a circuit breaker: the defaults, unless an admin configured a field."""
+        """Return the effective configuration of a circuit breaker, in which configured fields override the defaults."""
         values = self.values()
         if (slow := self._names.slow_call_seconds(name)) is not None:
             values["slow_call_duration_seconds"] = slow

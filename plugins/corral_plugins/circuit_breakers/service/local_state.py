@@ -1,4 +1,4 @@
-"""The state of a circuit breaker in the memory of one process.
+"""The in-memory state of a circuit breaker in one process.
 
 A closed circuit breaker admits and counts calls without any I/O.
 """
@@ -23,11 +23,10 @@ NEVER_READ = 0  # the revision of a breaker whose row is not known
 
 
 class LocalBreaker:
-    """A circuit breaker as this process knows it, with the calls that the process has not stored yet.
+    """The state of a circuit breaker as known to this process, with the calls that are not stored yet.
 
-    Instances may be used only on the event loop.
-
-    `probing` counts the probes of this process, including those that are asking for a permit.
+    Instances may be used only on the event loop. `probing` counts the probes of this process, including calls that are
+    asking for a permit.
     """
 
     def __init__(self, name: str, config: BreakerConfig) -> None:
@@ -70,8 +69,8 @@ class LocalBreaker:
     def count(self, outcome: Outcome | None, generation: int, last_error: dict[str, str] | None) -> bool:
         """Count a call. Return whether the circuit breaker has opened.
 
-        `outcome` is None for a neutral call. `generation` is the generation of the breaker in which the call began;
-        calls of earlier generations are ignored.
+        `outcome` is None for a neutral call. `generation` is the breaker's generation when the call began; calls of
+        earlier generations are ignored.
         """
         if generation != self.generation:
             return False
@@ -100,7 +99,7 @@ class LocalBreaker:
         self._rejected += 1
 
     def take_report(self) -> CallReport | None:
-        """Return a report of the calls that were counted since the last report, or None if there were no calls."""
+        """Return a report of the calls counted since the last report, or None if there were no calls."""
         if not (self._pending or self._rejected or self._neutral):
             return None
         report = CallReport(
@@ -117,7 +116,7 @@ class LocalBreaker:
         return report
 
     def restore_report(self, report: CallReport) -> None:
-        """Count the calls of a report again, because it could not be stored."""
+        """Add the calls of a report back to the counts, because the report could not be stored."""
         if report.generation == self.generation:
             self._pending = deque((*report.outcomes, *self._pending), maxlen=MAX_PENDING)  # the newest are kept
             self._rejected += report.rejected
@@ -129,7 +128,7 @@ class LocalBreaker:
     def apply(self, row: BreakerRow, config: BreakerConfig) -> bool:
         """Adopt the state in the database row.
 
-        Return whether calls that are not stored yet open the circuit breaker.
+        Return whether the calls that are not stored yet open the circuit breaker.
         """
         if row.revision < self.revision:  # an older picture of the row
             return False
@@ -149,7 +148,7 @@ class LocalBreaker:
         return self._open_if_due(clock.time_s())
 
     def configure(self, config: BreakerConfig) -> None:
-        """Adopt the new configuration after a change of the settings."""
+        """Adopt a new configuration after the settings have changed."""
         if config != self.config:
             if shape_of(config) != shape_of(self.config):
                 self.window = new_window(config)
@@ -171,7 +170,7 @@ class LocalBreaker:
     def admit_alone(self) -> bool:
         """Decide whether to admit a call as a probe while the database cannot be reached.
 
-        Return whether it is admitted.
+        Return whether the call is admitted.
         """
         if self.state == "open":
             self.state, self._probes = "half_open", [0, 0, 0]
@@ -179,9 +178,9 @@ class LocalBreaker:
         return self.probing <= self.config.half_open_permits
 
     def decide_alone(self, outcome: Outcome | None) -> None:
-        """Count a probe while the database cannot be reached. Open or close the circuit breaker for this process only.
+        """Count a probe while the database cannot be reached. Open or close the circuit breaker only in this process.
 
-        As soon as the database can be reached, the row is read again and determines the state.
+        As soon as the database can be reached again, the row determines the state.
         """
         self.revision = NEVER_READ
         if outcome is None or self.state != "half_open":

@@ -1,4 +1,4 @@
-"""Metrics of circuit breakers. The counters of this process are updated only on the event loop."""
+"""Metrics of circuit breakers. The counters are updated only on the event loop."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MAX_HOSTS = 50
 
 
 class BreakerMetrics:
-    """Counts calls, rejections and transitions by the kind of the circuit breaker, and for hosts also by the host."""
+    """Counts calls, rejections and transitions by the kind of circuit breaker or, if it guards a host, by the host."""
 
     def __init__(self) -> None:
         self.labels: list[str] = []
@@ -26,9 +26,9 @@ class BreakerMetrics:
         self._transitions: Counter[tuple[str, ...]] = Counter()
 
     def allow_kind(self, kind: str) -> None:
-        """Allow a kind as a value of the label `breaker`.
+        """Allow a kind of circuit breaker as a value of the label `breaker`.
 
-        A kind whose circuit breakers guard hosts uses `<kind>:other` instead.
+        For a kind that guards hosts, allow `<kind>:other` instead.
         """
         label = f"{kind}:{OTHER}" if kind in HOST_KINDS else kind
         if label not in self.labels:
@@ -37,7 +37,7 @@ class BreakerMetrics:
     def label(self, name: str) -> str:
         """Return the metric label of a circuit breaker.
 
-        The first 50 hosts have labels of their own; further hosts share one.
+        The first 50 hosts have their own labels; all further hosts share one.
         """
         kind = name.partition(":")[0]
         if kind not in HOST_KINDS or name in self.labels:
@@ -57,11 +57,11 @@ class BreakerMetrics:
         self._rejected[(self.label(name),)] += 1
 
     def count_transition(self, name: str, to: str) -> None:
-        """Count a change of a circuit breaker's state that this process caused."""
+        """Count a change of a circuit breaker's state made by this process."""
         self._transitions[(self.label(name), to)] += 1
 
     def _read_states(self) -> dict[tuple[str, ...], float]:
-        """Return the state of each label, which is the highest state number among its circuit breakers."""
+        """Return the highest state number among the circuit breakers of each label."""
         found: dict[tuple[str, ...], float] = {}
         rows: Any = BreakerRow.select(BreakerRow.name, BreakerRow.state).tuples()
         for name, state in rows:

@@ -1,9 +1,8 @@
-"""The state machine of circuit breakers, whose states are stored in rows of the database.
+"""The state machine of circuit breakers, whose states are stored in the database.
 
-Every transition is one guarded update of a row: it fails if the generation of the breaker has changed meanwhile.
-
-Every method runs in the caller's unit of work. A circuit breaker's row is locked before its permits, so that units of
-work do not deadlock.
+Every transition is a single guarded update of a row, which fails if the breaker's generation has changed in the
+meantime. Every method runs in the caller's unit of work. A circuit breaker's row is locked before its permits, so that
+units of work do not deadlock.
 """
 
 from __future__ import annotations
@@ -59,10 +58,10 @@ class CallReport(msgspec.Struct, kw_only=True):
 
 
 class Admission(msgspec.Struct, frozen=True):
-    """The decision of the database about a call that the state in memory did not admit.
+    """The database's decision about a call that the in-memory state did not admit.
 
-    `permit` is the id of the permit, if the call is a probe. Without a permit, the call is admitted only if `row` is
-    closed.
+    `permit` is the id of the permit if the call is a probe. Without a permit, the call is admitted only if the breaker
+    in `row` is closed.
     """
 
     row: BreakerRow
@@ -72,7 +71,7 @@ class Admission(msgspec.Struct, frozen=True):
 class BreakerTransitions:
     """Changes the rows of circuit breakers.
 
-    `changed` is set whenever a unit of work of this process has changed a row.
+    `changed` is set whenever a unit of work of this process changes a row.
     """
 
     def __init__(self, defaults: BreakerDefaults, metrics: BreakerMetrics) -> None:
@@ -82,17 +81,17 @@ class BreakerTransitions:
     # -- rows
 
     def config_of(self, row: BreakerRow) -> BreakerConfig:
-        """Return the effective configuration of the circuit breaker."""
+        """Return the effective configuration of a circuit breaker."""
         return self.defaults.config_of(row.name, row.config)
 
     def window_of(self, row: BreakerRow, config: BreakerConfig) -> Window:
-        """Return the window of recent calls of a circuit breaker. It is empty if its type or size was reconfigured."""
+        """Return the window of recent calls of a circuit breaker. It is empty if its type or size has changed."""
         window = new_window(config, row.window if row.window_shape == shape_of(config) else "")
         window.expire(clock.time_s())
         return window
 
     def counts_of(self, row: BreakerRow) -> BreakerCounts:
-        """Return the counts of a circuit breaker: of its probes while it is half open, or else of its recent calls."""
+        """Return the counts of a circuit breaker's recent calls or, while it is half open, of its probes."""
         if row.state == "half_open":
             calls, failures, slow = row.probe_calls, row.probe_failures, row.probe_slow
         else:
@@ -110,9 +109,9 @@ class BreakerTransitions:
         )
 
     def lock(self, names: Collection[str], *, create: bool = False) -> list[BreakerRow]:
-        """Lock the circuit breakers with these names, in the order of their names.
+        """Lock the circuit breakers with these names, in the order of the names.
 
-        With `create`, breakers that do not exist yet are created, up to the maximum number of breakers.
+        If `create` is true, missing breakers are created, up to the maximum number of breakers.
         """
         query = BreakerRow.select().where(BreakerRow.name.in_(sorted(names))).order_by(BreakerRow.name)
         found = list(locked(query))
@@ -124,7 +123,7 @@ class BreakerTransitions:
         return found
 
     def find_forced(self, name: str) -> ForcedOpen | None:
-        """Return who forced the circuit breaker open, why and when, or None if it is not forced open."""
+        """Return the decision that forced the circuit breaker open, or None if it is not forced open."""
         row = BreakerRow.get_or_none((BreakerRow.name == name) & (BreakerRow.forced == True))  # noqa: E712
         if row is None or not self.config_of(row).enabled:
             return None
@@ -133,7 +132,7 @@ class BreakerTransitions:
         return ForcedOpen(by=last and last.by, reason=row.reason, at=last.at if last else row.opened_at)
 
     def update(self, row: BreakerRow, **columns: Any) -> bool:
-        """Change columns of a circuit breaker, unless its state has changed meanwhile.
+        """Change columns of a circuit breaker, unless its state has changed in the meantime.
 
         Return whether the row was changed.
         """
@@ -150,9 +149,8 @@ class BreakerTransitions:
     def transition(self, row: BreakerRow, to: State, reason: str, *, forced: bool = False, **columns: Any) -> bool:
         """Change the state of a circuit breaker, and record the transition.
 
-        Return False if the state has changed meanwhile.
-
-        Calls that began before the transition are no longer counted, because they belong to the previous generation.
+        Return False if the state has changed in the meantime. Calls that began before the transition are no longer
+        counted, because they belong to the previous generation.
         """
         for name, value in columns.items():
             setattr(row, name, value)
@@ -246,9 +244,9 @@ class BreakerTransitions:
         return Admission(row, permit)
 
     def return_permit(self, name: str, permit: str, outcome: Outcome | None, last_error: dict[str, str] | None) -> None:
-        """Give a permit back, and count its probe unless `outcome` is None.
+        """Return a permit, and count its probe unless `outcome` is None.
 
-        A permit that has expired, or that belongs to an earlier generation, no longer exists, so nothing changes.
+        A permit that has expired or belongs to an earlier generation no longer exists, so returning it changes nothing.
         """
         for row in self.lock([name]):
             if PermitRow.delete().where(PermitRow.id == permit).execute():
@@ -259,7 +257,7 @@ class BreakerTransitions:
     def renew_permits(self, permits: Collection[tuple[str, int]]) -> None:
         """Renew permits whose probes are still running.
 
-        `permits` contains the id and the validity in seconds of each permit.
+        `permits` contains the id of each permit and its validity in seconds.
         """
         for seconds in {each for _, each in permits}:
             ids = [permit for permit, each in permits if each == seconds]
@@ -271,10 +269,10 @@ class BreakerTransitions:
             self._count_probes(row, lost, "failure")
 
     def _count_probes(self, row: BreakerRow, returned: int, outcome: Outcome | None) -> None:
-        """Count probes that have ended, and open or close the circuit breaker if they decide so.
+        """Count completed probes, and open or close the circuit breaker if their results require it.
 
-        The breaker opens as soon as the failure rate or the slow call rate of the probes reaches its threshold.
-        Otherwise, it closes when no probe is in flight any more.
+        The breaker opens as soon as the failure rate or the slow-call rate of the probes reaches its threshold.
+        Otherwise, it closes when no more probes are in flight.
         """
         counted = 0 if outcome is None else returned
         calls = row.probe_calls + counted
@@ -301,7 +299,7 @@ class BreakerTransitions:
     # -- timers
 
     def find_overdue(self) -> list[str]:
-        """Return the names of circuit breakers that have an expired permit or have been half open for too long."""
+        """Return the names of circuit breakers that have expired permits or have been half open for too long."""
         now = clock.now()
         is_overdue = (BreakerRow.state == "half_open") & (BreakerRow.half_open_until < now)
         lost: Any = PermitRow.select(PermitRow.name).where(PermitRow.expires_at < now).distinct()
@@ -317,7 +315,7 @@ class BreakerTransitions:
                 self.transition(row, "open", f"The probes had no clear result within {seconds} seconds.")
 
     def find_unalerted(self) -> list[str]:
-        """Return the names of circuit breakers that have not been closed for 5 minutes and have raised no alert yet."""
+        """Return the names of circuit breakers that have been open or half open for 5 minutes without an alert."""
         due = (
             (BreakerRow.state != "closed")
             & (BreakerRow.alerted == False)  # noqa: E712
@@ -327,7 +325,7 @@ class BreakerTransitions:
         return [name for (name,) in found]
 
     def raise_alerts(self) -> None:
-        """Alert admins once about each circuit breaker that has not been closed for 5 minutes."""
+        """Alert admins once about each circuit breaker that has been open or half open for 5 minutes."""
         for row in self.lock(self.find_unalerted()):
             if row.state != "closed" and not row.alerted and self.update(row, alerted=True):
                 last = f" Last error: {row.last_error['type']}: {row.last_error['message']}" if row.last_error else ""

@@ -1,4 +1,4 @@
-"""Windows: the recent calls of a circuit breaker, from which its rates are computed.
+"""The windows of recent calls from which the rates of a circuit breaker are computed.
 
 Counting a call takes constant time.
 """
@@ -20,17 +20,17 @@ _OUTCOMES: dict[str, Outcome] = {letter: outcome for outcome, letter in _LETTERS
 
 
 class Window(Protocol):
-    """The recent calls: their number, and how many of them failed or were slow."""
+    """The number of recent calls, and how many of them failed or were slow."""
 
     calls: int
     failures: int
     slow: int
 
     def add(self, outcome: Outcome, at: float) -> None:
-        """Count a call that ended at `at` (epoch seconds)."""
+        """Count a call that ended at the time `at`, in seconds since the epoch."""
 
     def expire(self, now: float) -> None:
-        """Forget the calls that are too old."""
+        """Discard calls that are too old."""
 
     def encode(self) -> str:
         """Return the window as text."""
@@ -60,14 +60,14 @@ class CountWindow:
             self.slow += change
 
     def expire(self, now: float) -> None:
-        """Do nothing, because a call leaves this window only when a newer call takes its place."""
+        """Do nothing, because a call leaves this window only when a newer call replaces it."""
 
     def encode(self) -> str:
         return "".join(_LETTERS[outcome] for outcome in self._outcomes)
 
 
 class _Bucket(msgspec.Struct, array_like=True):
-    """The counts of calls in one part of a time window. The part begins at `start`."""
+    """The call counts of one part of a time window. The part begins at `start`."""
 
     start: int
     calls: int = 0
@@ -76,7 +76,7 @@ class _Bucket(msgspec.Struct, array_like=True):
 
 
 class TimeWindow:
-    """The counts of calls in the last `seconds` seconds, kept in at most 60 buckets."""
+    """The call counts of the last `seconds` seconds, kept in at most 60 buckets."""
 
     def __init__(self, seconds: int, text: str = "") -> None:
         self.calls = self.failures = self.slow = 0
@@ -111,18 +111,18 @@ class TimeWindow:
 
 
 def shape_of(config: BreakerConfig) -> str:
-    """Return the format of the window, such as `count:20`. Stored calls in another format are not used."""
+    """Return the format of the window, such as `count:20`. Calls stored in a different format are ignored."""
     return f"{config.window_type}:{config.window_size}"
 
 
 def new_window(config: BreakerConfig, text: str = "") -> Window:
-    """Return a window with the calls that `text`, a result of `Window.encode`, contains."""
+    """Return a window with the calls in `text`, which `Window.encode` returned earlier."""
     make = CountWindow if config.window_type == "count" else TimeWindow
     return make(config.window_size, text)
 
 
 def exceeded_rate(config: BreakerConfig, calls: int, failures: int, slow: int) -> str | None:
-    """Return a sentence that names the rate that reached its threshold, or None if no rate reached it."""
+    """Return a sentence about the rate that has reached its threshold, or None if no rate has reached it."""
     if failures * 100 >= config.failure_rate_threshold * calls:
         return f"{failures} of {calls} calls failed."
     if slow * 100 >= config.slow_call_rate_threshold * calls:
@@ -131,7 +131,7 @@ def exceeded_rate(config: BreakerConfig, calls: int, failures: int, slow: int) -
 
 
 def reason_to_open(config: BreakerConfig, window: Window) -> str | None:
-    """Return why a closed circuit breaker with this window must open, or None if it must not."""
+    """Return why a closed circuit breaker with this window must open, or None if it may stay closed."""
     if not config.enabled or window.calls < config.minimum_calls:
         return None
     return exceeded_rate(config, window.calls, window.failures, window.slow)

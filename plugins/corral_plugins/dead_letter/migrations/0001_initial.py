@@ -1,4 +1,4 @@
-"""The tables of dead letters, of batches of retries, and of the time until which the queue is complete."""
+"""Create the tables of dead letters, of retry batches, and of the time until which the queue is complete."""
 
 from __future__ import annotations
 

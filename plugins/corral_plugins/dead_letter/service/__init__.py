@@ -1,1 +1,1 @@
-"""The business rules of dead letters. Only these modules write to the tables of the plugin."""
+"""The business logic of the `dead_letter` plugin. Only this package writes to the plugin's tables."""

@@ -29,13 +29,16 @@ log = logging.getLogger("corral.dead_letter")
 
 JOB = "dead_letter.batch"
 MAX_FAILURES = 20
-"""A batch is cancelled when so many of its tasks in a row failed again."""
+"""A batch is cancelled after this number of its tasks in a row have failed again."""
 RECENT = 200
 MAX_SKIPPED = 1000
 MAX_LETTERS = 10
-"""The maximum number of letters that one step retries, so that its transaction stays short."""
+"""The maximum number of letters that one step retries. The limit keeps its transaction short."""
 MAX_DELAY_SECONDS = 2.0
-"""A batch that was delayed, for example by a restart, makes up for at most this time; the rate stays bearable."""
+"""The longest delay that a batch makes up for, for example after a restart.
+
+The limit prevents a delayed batch from retrying many letters at once.
+"""
 SWITCH_SECONDS = 1.0
 
 
@@ -79,14 +82,14 @@ class DeadLetterBatches:
         return _view(row)
 
     def get(self, batch_id: str) -> BatchView:
-        """Return a batch. Raise `NotFound`."""
+        """Return a batch. Raise `NotFound` if it does not exist."""
         row: Batch | None = Batch.get_or_none(Batch.id == batch_id)
         if row is None:
             raise NotFound("There is no batch with this id.")
         return _view(row)
 
     def cancel(self, batch_id: str) -> BatchView:
-        """Cancel a running batch. The tasks that it has retried stay in their queues."""
+        """Cancel a running batch. Tasks that it has already retried stay queued."""
         self.get(batch_id)
         changes = {"status": "cancelled", "reason": "person", "finished_at": clock.now()}
         if not Batch.update(changes).where((Batch.id == batch_id) & (Batch.status == "running")).execute():
@@ -97,7 +100,8 @@ class DeadLetterBatches:
     def end_abandoned(self) -> None:
         """Cancel the running batch if its job has failed too often, so that another batch can start.
 
-        A batch that runs always has a job, because each step enqueues the next step in its own transaction.
+        A running batch always has a job, because each step enqueues the next step in its own transaction. If there is
+        no job, it has failed for good.
         """
         jobs = JobRow.select(JobRow.id).where((JobRow.name == JOB) & JobRow.state.in_(("queued", "running")))
         changes = {"status": "cancelled", "reason": "error", "finished_at": clock.now()}
@@ -107,10 +111,10 @@ class DeadLetterBatches:
     # -- running
 
     def run_step(self, batch_id: str) -> None:
-        """Retry the dead letters of a batch that are due, and enqueue the next step.
+        """Retry the dead letters of a batch that are due now, and enqueue the next step.
 
-        The position of the batch is stored in the same transaction as the retries, so no letter is lost or retried
-        twice when the process is killed.
+        The batch's position is stored in the same transaction as the retries, so no letter is lost or retried twice if
+        the process is killed.
         """
         row: Batch | None = locked(Batch.select().where(Batch.id == batch_id)).first()
         if row is None or row.status != "running" or row.next_at > clock.now():
@@ -140,7 +144,10 @@ class DeadLetterBatches:
         self._continue(row, next_at=clock.format_instant(since + len(letters) / row.rate))
 
     def _next_letters(self, row: Batch, limit: int) -> list[DeadLetter]:
-        """Return the next dead letters of a batch: those that were open when it started, even if closed since then."""
+        """Return the next dead letters of a batch.
+
+        A letter belongs to the batch if it was open when the batch started.
+        """
         after = (DeadLetter.created_at > row.seen_at) | (
             (DeadLetter.created_at == row.seen_at) & (DeadLetter.id > row.seen_id)
         )
@@ -151,7 +158,7 @@ class DeadLetterBatches:
         return list(found.order_by(DeadLetter.created_at, DeadLetter.id).limit(limit))
 
     def _retry(self, letter: DeadLetter, batch_id: str) -> str | None:
-        """Retry the task of a dead letter. Return the reason if the dead letter was skipped, or else None."""
+        """Retry the task of a dead letter. Return None on success, otherwise the reason why the letter was skipped."""
         try:
             with savepoint():
                 self._queue.retry_letter(letter.id, RetryDeadLetter(), by=SYSTEM_PRINCIPAL, batch_id=batch_id)
@@ -165,7 +172,7 @@ class DeadLetterBatches:
         return None
 
     def _is_failing(self, batch_id: str) -> bool:
-        """Return whether the last 20 tasks of the batch that ended all failed again."""
+        """Return whether the 20 tasks of the batch that ended most recently all failed again."""
         newest: Any = DeadLetter.select(DeadLetter.task_id).where(DeadLetter.batch_id == batch_id)
         task_ids = [row.task_id for row in newest.order_by(DeadLetter.resolved_at.desc()).limit(RECENT)]
         if len(task_ids) < MAX_FAILURES:

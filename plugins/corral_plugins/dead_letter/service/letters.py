@@ -1,4 +1,4 @@
-"""Dead letters: adding, listing, retrying and discarding them."""
+"""Adds, lists, retries and discards dead letters."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class DeadLettersService:
 
 
 class DeadLetterQueue:
-    """The operations of admins on dead letters. Every method runs in the caller's unit of work."""
+    """The operations on dead letters for admins. Every method runs in the caller's unit of work."""
 
     audit: Audit | None
 
@@ -95,12 +95,12 @@ class DeadLetterQueue:
     # -- reading
 
     def list(self, query: DeadLetterQuery, *, by: Principal) -> Page[DeadLetterItem]:
-        """Return a page of the dead letters that match every filter, newest first."""
+        """Return a page of the dead letters that match all filters, newest first."""
         found = DeadLetter.select().where(visible(DeadLetter, by), *_filters(query))
         return paginate(found, query, by, scope="dead_letters", order=newest_first(DeadLetter), make=_item)
 
     def get(self, letter_id: str) -> DeadLetterView:
-        """Return a dead letter with its attempts and the snapshot of its task. Raise `NotFound`."""
+        """Return a dead letter with its attempts and its task's snapshot. Raise `NotFound` if it does not exist."""
         return DeadLetterView(**self._view_fields(find_letter(letter_id)))
 
     def _view_fields(self, row: DeadLetter) -> dict[str, Any]:
@@ -113,7 +113,7 @@ class DeadLetterQueue:
     # -- writing
 
     def add(self, new: NewDeadLetter, *, by: Principal) -> DeadLetterView:
-        """Give up a task that no worker is running. The reason is stored as the note of the dead letter."""
+        """Give up on a task that no worker is running. The reason is stored as the note of the dead letter."""
         task_id = new.task_id.lower()
         try:
             letter_id = self._tasks.give_up(task_id, by=by, message=new.reason or MANUAL)
@@ -170,7 +170,7 @@ class DeadLetterQueue:
         self._record_audit("discard", row)
 
     def discard_batch(self, chosen: LetterFilter, limit: int, *, by: Principal) -> int:
-        """Discard at most 500 open dead letters, oldest first. Return their number."""
+        """Discard at most 500 open dead letters that match the filter, oldest first. Return how many were discarded."""
         found: Any = DeadLetter.select(DeadLetter.id).where(is_open(), *filter_conditions(chosen))
         some = found.order_by(DeadLetter.created_at, DeadLetter.id).limit(min(limit, DISCARD_BATCH_SIZE))
         ids = [row.id for row in some]
@@ -196,7 +196,7 @@ class DeadLetterQueue:
 
 
 def find_letter(letter_id: str) -> DeadLetter:
-    """Return a dead letter. Raise `NotFound`."""
+    """Return a dead letter. Raise `NotFound` if it does not exist."""
     row: DeadLetter | None = DeadLetter.get_or_none(DeadLetter.id == letter_id)
     if row is None:
         raise NotFound("There is no dead letter with this id.")
@@ -217,19 +217,19 @@ def refuse_closed(row: DeadLetter) -> None:
 
 
 def already_retried() -> Conflict:
-    """Return the error to raise for a dead letter whose task was already retried."""
+    """Return the error to raise if the task of a dead letter has already been retried."""
     return Conflict("The dead letter was already retried.", code="already_retried", current_status="retried")
 
 
 def refuse_duplicate(task_id: str) -> None:
-    """Raise `Conflict` with the code `duplicate` if the task has an open dead letter."""
+    """Raise `Conflict` (`duplicate`) if the task has an open dead letter."""
     found = DeadLetter.select(DeadLetter.id).where(is_open() & (DeadLetter.task_id == task_id)).first()
     if found is not None:
         raise Conflict("The task already has an open dead letter.", code="duplicate", existing_id=found.id)
 
 
 def close_letters(which: Any, status: str, by: str | None) -> int:
-    """Close the open dead letters that match a condition. Return their number."""
+    """Close the open dead letters that match a condition. Return the number of closed letters."""
     changes = {"status": status, "resolved_at": clock.now(), "resolved_by": by}
     return int(DeadLetter.update(changes).where(which & is_open()).execute())
 

@@ -1,4 +1,4 @@
-"""Keeps the queue complete and small: adds missing dead letters, deletes old ones, and alerts about growth."""
+"""Adds missing dead letters, deletes old ones, and alerts admins if the queue grows too fast."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DAY = 86_400
 
 
 class DeadLettersGrowing(SystemAlert, kw_only=True):
-    """The alert for admins that many tasks failed for good within an hour."""
+    """Alerts admins that many tasks failed for good within an hour."""
 
     count: int
     top_reason: str
@@ -28,7 +28,7 @@ class DeadLettersGrowing(SystemAlert, kw_only=True):
 class DeadLetterMaintenance:
     """Maintains the queue. Every method runs in the caller's unit of work.
 
-    `has_checked` is true after this process has looked for missing dead letters once.
+    `has_checked`: whether this process has already looked for missing dead letters.
     """
 
     def __init__(self, settings: Settings, tasks: Tasks) -> None:
@@ -40,7 +40,7 @@ class DeadLetterMaintenance:
     def complete_until(self) -> str:
         """Return the time until which every failed task has a dead letter.
 
-        On an installation that never had the plugin, this is the current time minus the retention period.
+        If no time has been recorded yet, return the current time minus the retention period.
         """
         row: Completeness | None = Completeness.get_or_none(Completeness.id == 1)
         return row.until if row is not None else clock.now(-self._settings.get(declared.RETENTION_DAYS) * DAY)
@@ -48,7 +48,7 @@ class DeadLetterMaintenance:
     def add_missing(self, after: str) -> str | None:
         """Add the missing dead letters for one batch of tasks.
 
-        Return the position after the batch, or None at the end.
+        Return the position after the batch, or None if no tasks remain.
         """
         return self._tasks.add_missing_dead_letters(after)
 
@@ -62,7 +62,7 @@ class DeadLetterMaintenance:
     # -- growth
 
     def alert_about_growth(self) -> None:
-        """Alert admins, at most once per hour, if more tasks than `dead_letter.alert_per_hour` failed for good."""
+        """Alert admins, at most once an hour, if the tasks that failed for good exceed `dead_letter.alert_per_hour`."""
         limit = self._settings.get(declared.ALERT_PER_HOUR)
         count = added_since(HOUR) if limit else 0
         if not limit or count <= limit:
@@ -82,13 +82,20 @@ class DeadLetterMaintenance:
     # -- retention
 
     def delete_expired(self) -> int:
-        """Delete at most 500 dead letters past the retention period, oldest first. Return their number."""
+        """Delete at most 500 dead letters past the retention period, oldest first.
+
+        Return the number of deleted letters.
+        """
         before = clock.now(-self._settings.get(declared.RETENTION_DAYS) * DAY)
         Batch.delete().where((Batch.started_at < before) & (Batch.status != "running")).execute()
         return _delete_oldest(DeadLetter.created_at < before, BATCH_SIZE)
 
     def delete_surplus(self) -> int:
-        """Delete at most 500 of the dead letters above `dead_letter.max_rows`: closed ones first, then the oldest."""
+        """Delete at most 500 of the dead letters that exceed `dead_letter.max_rows`.
+
+        Closed letters are deleted before open ones, and older letters before newer ones. Return the number of deleted
+        letters.
+        """
         surplus = min(DeadLetter.select().count() - self._settings.get(declared.MAX_ROWS), BATCH_SIZE)
         if surplus <= 0:
             return 0

@@ -18,7 +18,7 @@ from corral_plugins.tasks.api import Tasks
 HOUR, DAY = 3600, 86_400
 TOP = 20
 SAMPLE = 1000
-"""The number of retried tasks from which the success rate is computed, the latest ones."""
+"""The maximum number of retried tasks, the latest ones, from which the success rate is computed."""
 
 
 class DeadLetterMetrics:
@@ -28,11 +28,11 @@ class DeadLetterMetrics:
         self._added: Counter[str] = Counter()
 
     def count_added(self, reason: str) -> None:
-        """Count a new dead letter, after its transaction has committed."""
+        """Count a new dead letter after its transaction has been committed."""
         self._added[reason] += 1
 
     def added_by_reason(self) -> Mapping[tuple[str, ...], float]:
-        """Return the number of new dead letters by reason."""
+        """Return the number of new dead letters for each reason."""
         return {(reason,): float(count) for reason, count in self._added.items()}
 
     def definitions(self) -> list[Metric]:
@@ -61,7 +61,10 @@ class DeadLetterStatistics:
         self._tasks = tasks
 
     def read(self) -> DeadLetterStats:
-        """Return the statistics. Unknown values are null. Every reason is included, even if no dead letter has it."""
+        """Return the statistics. Unknown values are null.
+
+        All reasons are included, even those without a dead letter.
+        """
         counts = _count_by(DeadLetter.reason, limit=len(REASONS))
         return DeadLetterStats(
             total=sum(counts.values()),
@@ -76,7 +79,7 @@ class DeadLetterStatistics:
         )
 
     def _success_rate(self) -> float | None:
-        """Return the share of retried tasks that completed, or None if none of them has ended."""
+        """Return the fraction of retried tasks that completed, or None if none of them has ended."""
         newest: Any = _retried_in_a_day().order_by(DeadLetter.resolved_at.desc()).limit(SAMPLE)
         task_ids = {row.task_id for row in newest}
         ended = [status for status, at in self._tasks.statuses(sorted(task_ids)).values() if at is not None]
@@ -84,12 +87,12 @@ class DeadLetterStatistics:
 
 
 def added_since(seconds: int) -> int:
-    """Return the number of dead letters that were added in the last `seconds` seconds."""
+    """Return the number of dead letters added in the last `seconds` seconds."""
     return int(DeadLetter.select().where(DeadLetter.created_at > clock.now(-seconds)).count())
 
 
 def top_reason(seconds: int) -> str:
-    """Return the most frequent reason among the dead letters that were added in the last `seconds` seconds."""
+    """Return the most frequent reason among the dead letters added in the last `seconds` seconds."""
     recent = DeadLetter.created_at > clock.now(-seconds)
     return next(iter(_count_by(DeadLetter.reason, limit=1, where=recent)), "none")
 
@@ -107,9 +110,9 @@ def _retried_in_a_day() -> Any:
 
 
 def _count_by(field: Any, *, limit: int, where: Any = None) -> dict[str, int]:
-    """Count dead letters by the values of a field, the most frequent value first.
+    """Count dead letters by the values of a field. The most frequent value comes first.
 
-    By default, count only open dead letters.
+    By default, only open dead letters are counted.
     """
     chosen = DeadLetter.status == "open" if where is None else where
     count = peewee.fn.COUNT(DeadLetter.id)

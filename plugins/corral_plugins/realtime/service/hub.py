@@ -1,7 +1,6 @@
 """Distributes events to the viewers of this process.
 
-To distribute an event, the hub looks up its subscribers in an index and appends the event to their queues. The hub
-never waits.
+For each event, the hub looks up the subscribers in an index and appends the event to their queues. The hub never waits.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ RIGHTS_EVENTS = frozenset(
 class ViewerHub:
     """The connected viewers of this process. Every method runs on the event loop.
 
-    `rights_changed` is set when an event shows that a user may have lost a permission.
+    `rights_changed` is set when an event indicates that a user may have lost a permission.
     """
 
     def __init__(self, feed: Feed, types: EventTypes, settings: Settings) -> None:
@@ -82,14 +81,14 @@ class ViewerHub:
             viewer.stop_sending()
 
     def reconnect_all(self) -> None:
-        """Send `reload` to all viewers and close their connections with the code 1012."""
+        """Send `reload` to all viewers, and close their connections with the code 1012."""
         for viewer in tuple(self.viewers):
             viewer.end_connection(RESTARTING, "reconnect with your cursor", NoticeFrame("reload"), keep=True)
 
     # -- connections
 
     def connection_refusal(self) -> Problem | None:
-        """Return an error if this process accepts no further connection, or None if it does."""
+        """Return an error if this process accepts no more connections, otherwise None."""
         if self.stopping:
             return Unavailable("The server is shutting down.", code="shutting_down")
         if len(self.viewers) >= MAX_CLIENTS:
@@ -100,10 +99,10 @@ class ViewerHub:
 
     @contextlib.contextmanager
     def pending_sign_in(self, client_ip: str) -> Iterator[None]:
-        """Count a connection that has not signed in yet. Such a connection does not count as signed-in.
+        """Count a connection as pending until its sign-in has succeeded or failed.
 
-        Raise `TooMany` or `Unavailable` if one address, or all addresses together, have too many such
-        connections.
+        Raise `TooMany` if the client address has too many pending connections, or `Unavailable` if the process has too
+        many.
         """
         key = address_key(client_ip)
         if self._pending[key] >= MAX_PENDING_OF_ADDRESS:
@@ -120,7 +119,7 @@ class ViewerHub:
             self._pending += Counter()  # drop addresses without connections
 
     def check_connection_limit(self, user: str) -> None:
-        """Raise `TooMany` if the user has reached the limit of connections."""
+        """Raise `TooMany` if the user already has the maximum number of connections."""
         allowed = self._settings.get(MAX_SOCKETS)
         if self._users[user] >= allowed:
             raise TooMany(
@@ -131,7 +130,7 @@ class ViewerHub:
     def add_viewer(self, viewer: Viewer) -> None:
         """Register a connection, which counts towards the limit until `remove_viewer` is called.
 
-        Raise `TooMany` if the user has reached the limit of connections.
+        Raise `TooMany` if the user already has the maximum number of connections.
         """
         self.check_connection_limit(viewer.user_key)
         viewer.on_end = self._remove_viewer
@@ -172,13 +171,15 @@ class ViewerHub:
         return made
 
     def unsubscribe(self, viewer: Viewer, event: str) -> None:
-        """End all subscriptions to this name or pattern, whatever their filters."""
+        """End all subscriptions to this name or pattern, regardless of their filters."""
         for key in [key for key in viewer.subscriptions if key[0] == event]:
             viewer.subscriptions.pop(key).live = False
         self._remove_subscription(viewer, event)
 
     def check_subscription(self, caller: Principal, event: str) -> None:
-        """Raise `Refusal` if no event matches this name or pattern, or if the caller may read no matching event."""
+        """Raise `Refusal` if no event matches this name or pattern, or if the caller may read none of the matching
+        events.
+        """
         if not self._types.is_known(event):
             raise Refusal("unknown_event", f"No event is named {event}; `corral api GET /events/types` lists them.")
         if not caller.is_admin and any(kind.event == event and kind.visibility == ADMIN for kind in self._types.all()):
@@ -202,7 +203,10 @@ class ViewerHub:
     # -- the feed
 
     def publish_events(self, records: Sequence[LoggedEvent]) -> None:
-        """Queue new events for their subscribers. The event feed calls this method, so it must never wait."""
+        """Add new events to the queues of their subscribers.
+
+        The event feed calls this method, so it must never wait.
+        """
         for record in records:
             name = record.type
             if name in RIGHTS_EVENTS:

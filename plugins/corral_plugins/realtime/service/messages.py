@@ -1,4 +1,4 @@
-"""The messages that clients and the server send over `/ws`, and the encoding of events."""
+"""The messages that clients and the server exchange over `/ws`, and the encoding of events."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class MessageBase(msgspec.Struct, tag_field="type", tag=str.lower, kw_only=True,
 
 
 class AuthMessage(MessageBase, tag="auth"):
-    """Signs the client in, or continues the connection with a new token of the same user."""
+    """Signs the client in, or renews the credential of the connection with a new token of the same user."""
 
     token: Annotated[str, Meta(min_length=1, max_length=8192)]
 
@@ -50,7 +50,7 @@ class SubscribeMessage(MessageBase, tag="subscribe"):
 
 
 class UnsubscribeMessage(MessageBase, tag="unsubscribe"):
-    """Ends all subscriptions to `event`, whatever their filters."""
+    """Ends all subscriptions to `event`, regardless of their filters."""
 
     event: EventName
 
@@ -65,7 +65,7 @@ ClientMessage = AuthMessage | PingMessage | SubscribeMessage | UnsubscribeMessag
 
 
 class Refusal(Exception):
-    """Raised if a client message cannot be accepted. The server answers the message with an `error` frame."""
+    """Raised if a client message cannot be accepted. The server responds with an `error` frame."""
 
     def __init__(self, code: str, detail: str) -> None:
         self.code, self.detail = code, detail
@@ -73,7 +73,7 @@ class Refusal(Exception):
 
 
 def parse_message(message: str | bytes) -> ClientMessage:
-    """Return the parsed message of a text frame. Raise `Refusal` if the frame is not a valid message."""
+    """Parse a client message. Raise `Refusal` if it is not valid."""
     if isinstance(message, bytes):
         raise Refusal("malformed_json", "Send text frames, not binary ones.")
     try:
@@ -110,7 +110,7 @@ class _EncodedEvent(msgspec.Struct, tag_field="type", tag="event", kw_only=True)
 
 
 class EventFrame:
-    """An event to deliver. The event is parsed and encoded at most once for all viewers."""
+    """An event to deliver. It is parsed and encoded at most once for all viewers."""
 
     __slots__ = ("_chunk", "_payload", "_text", "record")
 
@@ -152,7 +152,7 @@ class EventFrame:
 
 
 class NoticeFrame:
-    """A frame that is not an event, for example `NoticeFrame("pong", ts=…)`."""
+    """A frame other than an event, for example `NoticeFrame("pong", ts=…)`."""
 
     __slots__ = ("kind", "text")
 
@@ -162,12 +162,12 @@ class NoticeFrame:
 
     @property
     def sse_block(self) -> bytes:
-        """The notice as an SSE block. The block has no id, so that the client's cursor stays at the last event."""
+        """The notice as an SSE block. It has no id, so the client's cursor stays at the last event."""
         return f"event: {self.kind}\ndata: {self.text}\n\n".encode()
 
 
 class CloseFrame:
-    """The end of a connection: a WebSocket close code and its reason."""
+    """A WebSocket close code and its reason, which end a connection."""
 
     __slots__ = ("code", "reason")
 

@@ -1,7 +1,7 @@
 """Replays the event log from a cursor up to the point where live delivery begins, without gaps or duplicates.
 
-A replay is queued ahead of all live events that arrive after its request. It reads the log only as fast as the viewer
-consumes the events, and ends where live delivery of its subscriptions began.
+A replay is queued before all live events that arrive after the request for it. The replay reads the log only as fast as
+the viewer consumes the events, and ends where live delivery for its subscriptions began.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class ReplayFactory:
         return self._settings.get(REPLAY_LIMIT)
 
     def event_names_of(self, wanted: Sequence[Subscription]) -> Names:
-        """Return the event names that the given subscriptions match, or None if they match all events."""
+        """Return the names of the events that match the given subscriptions, or None if all events match."""
         events = [each.event for each in wanted]
         return None if "*" in events else tuple(self._types.expand(events))
 
@@ -50,13 +50,13 @@ class ReplayFactory:
     ) -> LogReplay:
         """Create a replay of the events after `cursor` for the given subscriptions.
 
-        If `confirm` is set, the notice `resumed` follows the last event.
+        If `confirm` is set, the notice `resumed` is sent after the last event.
         """
         return LogReplay(self, viewer, cursor, tuple(wanted), confirm=confirm)
 
 
 class LogReplay:
-    """Implements `corral_plugins.realtime.service.viewer.Replay` by reading the event log."""
+    """Replays events from the event log. Implements `corral_plugins.realtime.service.viewer.Replay`."""
 
     def __init__(
         self, replays: ReplayFactory, viewer: Viewer, cursor: str, wanted: tuple[Subscription, ...], *, confirm: bool
@@ -89,10 +89,9 @@ class LogReplay:
     async def _find_start(self) -> Sequence[NoticeFrame]:
         """Find the position at which the replay starts.
 
-        Return a `gap` notice if events between the cursor and the start are skipped. The subscriptions are
-        marked as served from the start on, so that a later replay repeats no event. If the client was
-        previously connected to a process that had read more of the log, it may already have events that this
-        process has not seen.
+        Return a `gap` notice if events between the cursor and the start are skipped. The subscriptions are marked as
+        covered from the start on, so that later replays do not repeat events. If the client was previously connected to
+        a process that had read more of the log, it may already have received events that this process has not read.
         """
         self._served = [(each, each.since) for each in self._viewer.subscriptions.values()]
         self._until = max((each.since for each in self._wanted), default=0)
@@ -111,8 +110,7 @@ class LogReplay:
     def _is_due(self, item: EventFrame) -> bool:
         """Return whether the replay must send the event.
 
-        The event must match one of the replay's subscriptions, and must not have been sent for another
-        subscription.
+        The event must match one of the replay's subscriptions, and must not have been sent for another subscription.
         """
         if not any(each.live and each.matches(item) for each in self._wanted):
             return False
@@ -124,7 +122,7 @@ class LogReplay:
     def _cursor_and_start(self) -> tuple[int | None, int]:
         """Return the `seq` of the client's cursor, and the position at which the replay can start.
 
-        The `seq` is None if the event of the cursor is no longer stored. Events older than 30 days are not replayed.
+        The `seq` is None if the event at the cursor is no longer stored. Events older than 30 days are not replayed.
         """
         asked = event_log.seq_of(self._cursor)
         place = max(-1 if asked is None else min(asked, event_log.last_seq()), event_log.first_seq() - 1, 0)
@@ -133,7 +131,7 @@ class LogReplay:
     async def _within_limit(self, place: int) -> int:
         """Return the first position at or after `place` that is followed by at most `max_events` matching events.
 
-        The log is scanned in windows to keep each query short.
+        The log is scanned in sections, which keeps each query short.
         """
         limit, high = self._replays.max_events, self._until
         if high - place <= limit:

@@ -1,4 +1,4 @@
-"""The rights of viewers: authenticates connections, and rechecks all permissions about once a second.
+"""Authenticates connections, and rechecks the permissions of all viewers about once a second.
 
 One unit of work reloads up to 200 principals.
 """
@@ -49,18 +49,24 @@ class ViewerRights:
         self._sweeping: asyncio.Task[None] | None = None
 
     async def viewer_for_credential(self, credential: str, client_ip: str) -> Viewer:
-        """Create a viewer for a token or API key. Raise `Unauthorized` and `Forbidden`."""
+        """Create a viewer for a token or API key.
+
+        Raise `Unauthorized` if the credential is invalid, or `Forbidden` if its principal may not receive live events.
+        """
         return await self._create_viewer(lambda: self._credentials.authenticate(credential), client_ip)
 
     async def viewer_for_ticket(self, ticket: str, client_ip: str) -> Viewer:
-        """Create a viewer for a ticket and invalidate the ticket. Raise `Unauthorized` and `Forbidden`."""
+        """Create a viewer for a ticket, and invalidate the ticket.
+
+        Raise `Unauthorized` if the ticket is invalid, or `Forbidden` if its principal may not receive live events.
+        """
         principal = await self._work(lambda: self._tickets.redeem(ticket))
         return await self._create_viewer(lambda: self._tickets.reread(principal), client_ip)
 
     async def renew_credential(self, viewer: Viewer, credential: str) -> bool:
-        """Continue a connection with a new token of the same user. Return False if the token belongs to another user.
+        """Renew a connection's credential with a new token. Return False if the token belongs to another user.
 
-        Raise `Unauthorized` and `Forbidden`.
+        Raise `Unauthorized` if the token is invalid, or `Forbidden` if its principal may not receive live events.
         """
         fresh = await self.viewer_for_credential(credential, viewer.client_ip)
         if fresh.user_key != viewer.user_key or fresh.principal.kind != viewer.principal.kind:
@@ -69,10 +75,10 @@ class ViewerRights:
         return True
 
     async def recheck_regularly(self) -> None:
-        """Recheck permissions regularly while there are viewers.
+        """Recheck permissions regularly while any viewers are connected.
 
-        The recheck starts at once when an event reports a change of permissions. Runs until cancelled, supervised by
-        the kernel.
+        If an event reports a change of permissions, the recheck starts immediately. Runs until cancelled. The kernel
+        supervises this task.
         """
         while True:
             await self._hub.occupied.wait()
@@ -92,7 +98,7 @@ class ViewerRights:
         return viewer
 
     async def _wait_for_recheck(self) -> None:
-        """Wait for the running recheck of permissions, or start one and wait for it.
+        """Wait for the permission recheck that is running, or start one and wait for it.
 
         Concurrent callers share one recheck.
         """

@@ -1,4 +1,4 @@
-"""Serves `/ws` from the handshake to the close.
+"""Serves `/ws` from the handshake until the connection is closed.
 
 For each connection, one task reads messages, and the main task sends frames.
 """
@@ -46,7 +46,7 @@ YIELD_EVERY = 64
 
 
 class _SignInRefused(Exception):
-    """Raised if the client does not sign in. The server closes the socket with `code` and `reason`."""
+    """Raised if the client fails to sign in. The server closes the socket with `code` and `reason`."""
 
     def __init__(self, code: int, reason: str) -> None:
         self.code, self.reason = code, reason
@@ -167,7 +167,7 @@ class WebSocketServer:
     async def _send_entries(connection: SocketConnection, viewer: Viewer) -> None:
         """Send queued entries until the connection ends.
 
-        While the queue is long, this coroutine regularly yields to other tasks.
+        While the queue is long, this coroutine yields to other tasks regularly.
         """
         sent = 0
         while (entry := viewer.pop_sendable_entry() or await viewer.wait_for_entry()) is not None:

@@ -18,7 +18,7 @@ BATCH_SIZE = 64
 class EventStream:
     """An asynchronous iterator over the chunks of one event stream.
 
-    The viewer is registered with the hub when the first chunk is read, so that a stream that is never read needs no
+    The viewer is registered with the hub only when the first chunk is read, so a stream that is never read needs no
     cleanup.
     """
 

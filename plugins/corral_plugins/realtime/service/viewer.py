@@ -1,4 +1,4 @@
-"""One connected client: its principal, its subscriptions and its send queue."""
+"""A connected client with its principal, its subscriptions and its send queue."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ ENTRIES = (EventFrame, NoticeFrame, CloseFrame)
 
 
 class Subscription:
-    """A subscription to an event name or pattern with a filter.
+    """A subscription to an event name or pattern, with a filter.
 
-    All matching events after the position `since` were sent to the client or are queued. The client already has
+    All matching events after the position `since` have been sent to the client or are queued. The client already has
     every matching event up to the position `known`, possibly from another process that had read more of the log.
     """
 
@@ -37,14 +37,14 @@ class Subscription:
         self.live = True
 
     def matches(self, item: EventFrame) -> bool:
-        """Return whether the event matches the name or pattern and the filter."""
+        """Return whether the event matches the name or pattern, and the filter."""
         name = item.record.type
         if self.event not in (name, "*") and (self.prefix is None or not name.startswith(self.prefix)):
             return False
         return not self.filter or self.passes_filter(item)
 
     def passes_filter(self, item: EventFrame) -> bool:
-        """Return whether the data of the event matches the filter."""
+        """Return whether the event's data matches the filter."""
         payload = item.payload
         return all(payload.get(name) == value for name, value in self.filter)
 
@@ -52,7 +52,7 @@ class Subscription:
 class Replay(Protocol):
     """A replay of the event log in the send queue.
 
-    All events of the replay are sent before the next entry of the queue.
+    All events of the replay are sent before the next entry in the queue.
     """
 
     async def next_part(self) -> Sequence[EventFrame | NoticeFrame] | None:
@@ -97,7 +97,7 @@ class Viewer:
 
     @property
     def user_key(self) -> str:
-        """The id under which the connection counts towards limits."""
+        """The id under which the connection counts towards the limits."""
         return self.principal.user_id or self.principal.id
 
     # -- queueing
@@ -130,14 +130,14 @@ class Viewer:
         self.wake_reader()
 
     def send_refusal(self, refusal: Refusal) -> None:
-        """Send an `error` frame. The tenth such frame ends the connection."""
+        """Send an `error` frame. The tenth `error` frame ends the connection."""
         self._errors += 1
         self.queue_entry(NoticeFrame("error", code=refusal.code, detail=refusal.detail))
         if self._errors >= MAX_ERRORS:
             self.end_connection(INVALID, "ten errors in one connection", keep=True)
 
     def end_lagging(self) -> None:
-        """End a connection that is too slow: drop its queue, and report the `seq` from which the client must resume."""
+        """End a connection that is too slow. Discard its queue, and tell the client the `seq` from which to resume."""
         if self.ended:
             return
         lost = self._undelivered()
@@ -151,8 +151,8 @@ class Viewer:
     def end_connection(self, code: int, reason: str, last: NoticeFrame | None = None, *, keep: bool = False) -> None:
         """End the connection, unless it has already ended.
 
-        If `last` is given, it is sent before the connection is closed. If `keep` is set, the queued entries are
-        sent before `last`; otherwise they are discarded.
+        If `last` is given, it is sent before the connection is closed. If `keep` is set, the queued entries are sent
+        before `last`; otherwise they are discarded.
         """
         if self.ended:
             return
@@ -177,8 +177,8 @@ class Viewer:
     def stop_sending(self) -> None:
         """Stop sending, because the client disconnected or the connection ended.
 
-        Events that a client leaves unread for longer than a moment count as dropped. Such a client had stopped
-        reading, and the server disconnected it because it answered no ping.
+        If the queue contains events that have been unread for some time, they count as dropped: the client had stopped
+        reading, and the server disconnected it because it did not answer pings.
         """
         self.left = True
         if not self.ended:
@@ -219,13 +219,13 @@ class Viewer:
         return None
 
     def _was_seen(self, item: EventFrame) -> bool:
-        """Return whether the client already received the event through every subscription that matches it."""
+        """Return whether the client has already received the event through every subscription that matches it."""
         return all(item.record.seq <= each.known for each in self.subscriptions.values() if each.matches(item))
 
     async def wait_for_entry(self, idle_seconds: float | None = None) -> Entry | None:
         """Wait for the next entry and return it.
 
-        Return None after `idle_seconds` without an entry, or when the client has left.
+        Return None if no entry arrives within `idle_seconds`, or if the client has disconnected.
         """
         while not self.left:
             entry = self.pop_sendable_entry()

@@ -36,7 +36,7 @@ def read_security(policy: SecurityPolicies) -> PolicyView:
 
 @routes.put("/", needs=WRITE, own_session=True, raises=("setting_locked", "would_lock_out", "audit_unavailable"))
 def update_security(body: PolicyPatch, match: IfMatch, caller: Principal, policy: SecurityPolicies) -> PolicyView:
-    """Change the sign-in policy. Shorter lifetimes also apply to existing sessions."""
+    """Change the sign-in policy. Shortened lifetimes also apply to existing sessions."""
     return policy.change_policy(body, match, by=caller)
 
 
@@ -50,7 +50,7 @@ def read_password_policy(policy: SecurityPolicies) -> PasswordPolicyView:
 def update_password_policy(
     body: PasswordPolicyPatch, match: IfMatch, caller: Principal, policy: SecurityPolicies
 ) -> PasswordPolicyView:
-    """Change the password policy. It applies to each user from the next password change."""
+    """Change the password policy. It applies when a user next changes their password."""
     return policy.change_password_policy(body, match, by=caller)
 
 
@@ -65,7 +65,7 @@ def replace_ip_rules(body: NewRules, request: Request, match: IfMatch, caller: P
     """Replace all IP rules.
 
     If several rules match an address, the rule with the most specific network applies. For the same network, `block`
-    takes precedence over `allow`. The mode `allowlist` rejects every address that no rule allows; the mode `blocklist`
+    takes precedence over `allow`. The mode `allowlist` rejects every address that no rule allows. The mode `blocklist`
     rejects only addresses that a rule blocks.
     """
     return rules.replace_rules(body, client_ip=request.client_ip, if_match=match, by=caller)
@@ -85,13 +85,13 @@ def list_sessions(query: UserSessionQuery, caller: Principal, sessions: AllSessi
 
 @routes.delete("/sessions/{id}", needs=WRITE, own_session=True, raises=("audit_unavailable",))
 def end_session(id: str, sessions: AllSessions) -> None:
-    """End a session with its tokens and WebSocket connections."""
+    """End a session, and invalidate its tokens and close its WebSocket connections."""
     sessions.end(id, "revoked")
 
 
 @routes.post("/users/{id}/revoke-sessions", needs=WRITE, own_session=True, raises=("audit_unavailable",))
 def revoke_sessions(id: str, body: SessionRevocation, accounts: Accounts, keys: ApiKeys) -> RevocationResult:
-    """End all sessions of a user. With `include_api_keys`, also revoke all API keys of the user."""
+    """End all sessions of a user. With `include_api_keys`, also revoke all of the user's API keys."""
     accounts.get(id)
     return RevocationResult(
         sessions=accounts.end_sessions(id, "revoked"),

@@ -26,10 +26,10 @@ def list_api_keys(query: KeyQuery, caller: Principal, keys: ApiKeys) -> Page[Key
     raises=("quota_exceeded", "reauth_required"),
 )
 def create_api_key(body: NewKey, caller: Principal, keys: ApiKeys) -> IssuedKey:
-    """Create an API key. Only this response contains the token `key`.
+    """Create an API key. Only this response contains the token, in the field `key`.
 
-    A request with the key has the permissions that its scopes include and that the owner holds at that time. To create
-    a key with scopes such as `secrets.reveal`, re-authenticate first.
+    A request with the key has the permissions that its scopes include and that its owner holds at the time of the
+    request. To create a key with scopes such as `secrets.reveal`, re-authenticate first.
     """
     return keys.create(body, by=caller)
 
@@ -53,7 +53,7 @@ def revoke_api_key(id: str, caller: Principal, keys: ApiKeys) -> None:
     raises=("invalid_state", "reauth_required"),
 )
 def rotate_api_key(id: str, body: ApiKeyRotation, caller: Principal, keys: ApiKeys) -> IssuedKey:
-    """Rotate one of your own API keys. Only this response contains the new token `key`.
+    """Rotate one of your own API keys. Only this response contains the new token, in the field `key`.
 
     The old token stays valid for `overlap_seconds`.
     """
@@ -62,7 +62,7 @@ def rotate_api_key(id: str, body: ApiKeyRotation, caller: Principal, keys: ApiKe
 
 @routes.get("/scopes", needs=SIGNED_IN)
 def list_scopes(permissions: Permissions) -> ScopeList:
-    """List the permissions that `scopes` accepts. `scopes` also accepts `<plugin>.*`, `*.read` and `*`."""
+    """List the permissions that are accepted in `scopes`. The forms `<plugin>.*`, `*.read` and `*` are accepted too."""
     found = [(item, [role for role in ROLES if item.held_by(role)]) for item in permissions.all()]
     return ScopeList(
         items=[

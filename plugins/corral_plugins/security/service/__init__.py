@@ -1,1 +1,1 @@
-"""Business logic of API keys, IP rules, rate limits and policies."""
+"""The business logic of API keys, IP rules, rate limits and policies."""

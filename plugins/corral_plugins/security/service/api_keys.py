@@ -1,8 +1,8 @@
-"""API keys: their creation, rotation, revocation and last use, and the authentication of requests with a key.
+"""Creates, rotates and revokes API keys, records their last use, and authenticates requests with API keys.
 
 The token of a key is `crl_<id>_<secret><crc>`. The checksum `crc` reveals a mistyped token without a database lookup. A
-request with a key has the permissions that the key's scopes include and that its owner currently holds. The last use is
-written in batches, at most once a minute for each key.
+request with a key has the permissions that the key's scopes include and that its owner currently holds. The last use of
+a key is written in batches, at most once a minute.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ BATCH_SIZE = 200
 
 
 class LastUseRecorder:
-    """Collects the last use of each API key in memory. Used on the event loop only."""
+    """Collects the last use of each API key in memory. Use this class only on the event loop."""
 
     def __init__(self, work: Work) -> None:
         self._work = work
@@ -58,10 +58,7 @@ class LastUseRecorder:
         self._pending: dict[str, tuple[str, str]] = {}
 
     def record_use(self, key_id: str, client_ip: str) -> None:
-        """Record a use of a key.
-
-        Most of the time this does nothing, because a use of the same key was already recorded within the last minute.
-        """
+        """Record a use of a key, unless a use of the same key was recorded within the last minute."""
         now = clock.time_s()
         if now - self._recorded.get(key_id, 0.0) >= RECORD_SECONDS:
             self._recorded[key_id] = now
@@ -77,7 +74,7 @@ class LastUseRecorder:
                 log.exception("cannot write the last use of API keys")
 
     async def write_pending(self) -> None:
-        """Write to the database the last uses that were recorded since the previous call of this method."""
+        """Write the uses recorded since the previous call to the database."""
         new, self._pending = list(self._pending.items()), {}
         long_ago = clock.time_s() - RECORD_SECONDS
         self._recorded = {key_id: at for key_id, at in self._recorded.items() if at > long_ago}
@@ -87,7 +84,7 @@ class LastUseRecorder:
 
 
 def _write_uses(uses: dict[str, tuple[str, str]]) -> None:
-    """Write the last uses of keys. A more recent use written by another process is kept."""
+    """Write the last uses of keys. If another process has written a more recent use, it is kept."""
     due = ApiKeyRow.last_used_at.is_null() | (ApiKeyRow.last_used_at < clock.now(-RECORD_SECONDS + WRITE_SECONDS))
     rows = list(ApiKeyRow.select(ApiKeyRow.id).where(ApiKeyRow.id.in_(list(uses)) & due).order_by(ApiKeyRow.id))
     for row in rows:
@@ -121,7 +118,7 @@ class ApiKeys:
         self._settings, self._credentials = settings, credentials
 
     def list(self, query: KeyQuery, *, by: Principal) -> Page[KeyView]:
-        """Return a page of the caller's keys, or, with `all`, of the keys of all users, newest first.
+        """Return a page of the caller's keys, newest first. With `all`, include the keys of all users.
 
         Expired and revoked keys are included until they are deleted.
         """
@@ -137,7 +134,7 @@ class ApiKeys:
         )
 
     def get(self, key_id: str, *, by: Principal) -> KeyView:
-        """Return one of the caller's keys. Raise `NotFound`."""
+        """Return one of the caller's keys. Raise `NotFound` if the caller has no such key."""
         return self._key_views([_find_key(key_id, ApiKeyRow.user_id == by.user_id)])[0]
 
     @staticmethod
@@ -148,7 +145,11 @@ class ApiKeys:
         return {user_id: int(number) for user_id, number in rows.group_by(ApiKeyRow.user_id).tuples()}
 
     def create(self, new: NewKey, *, by: Principal) -> IssuedKey:
-        """Create a key. Raise `Forbidden`, `Invalid` or `Problem` (`quota_exceeded`)."""
+        """Create a key.
+
+        Raise `Forbidden` if API keys are disabled or re-authentication is required, `Invalid` for invalid data, or
+        `Problem` (`quota_exceeded`) if the caller has too many keys.
+        """
         if not self._settings.get(KEYS_ENABLED):
             raise Forbidden("API keys are disabled on this installation.")
         assert by.user_id is not None
@@ -179,7 +180,8 @@ class ApiKeys:
     def rotate(self, key_id: str, overlap_seconds: int, *, by: Principal) -> IssuedKey:
         """Replace the token of a key. The old token stays valid for `overlap_seconds`.
 
-        Raise `NotFound`, or `Conflict` if the key was revoked or has expired.
+        Raise `NotFound` if the caller has no such key, or `Conflict` if the key is not active or was rotated in the
+        meantime.
         """
         row = _find_key(key_id, ApiKeyRow.user_id == by.user_id)
         self._check_step_up(row.scopes, by)
@@ -203,7 +205,7 @@ class ApiKeys:
     def _check_step_up(self, scopes: Sequence[str], by: Principal) -> None:
         """Require re-authentication for scopes that a session can use only after re-authentication.
 
-        Otherwise a user could create a key to bypass re-authentication.
+        Without this check, a user could create a key to bypass re-authentication.
         """
         named = [item.name for item in self._permissions.all() if item.step_up and item.name in scopes]
         if named and not by.has_stepped_up:
@@ -211,7 +213,7 @@ class ApiKeys:
             raise Forbidden(detail, code="reauth_required")
 
     def revoke(self, key_id: str, *, by: Principal) -> None:
-        """Revoke a key of the caller or, for admins, of any user.
+        """Revoke one of the caller's keys or, if the caller is an admin, a key of any user.
 
         Raise `NotFound` if there is no such key or it was already revoked.
         """
@@ -221,7 +223,7 @@ class ApiKeys:
             raise NotFound("There is no API key with this id.")
 
     def revoke_keys_of(self, user_id: str) -> int:
-        """Revoke all keys of a user and return their number."""
+        """Revoke all keys of a user. Return the number of revoked keys."""
         return self._revoke_where((ApiKeyRow.user_id == user_id) & ApiKeyRow.revoked_at.is_null())
 
     @staticmethod
@@ -231,7 +233,7 @@ class ApiKeys:
 
     @staticmethod
     def count_by_status() -> dict[tuple[str, ...], float]:
-        """Return the number of keys by status."""
+        """Return the number of keys for each status."""
         over = (ApiKeyRow.expires_at <= clock.now(), "expired")
         status = peewee.Case(None, [(ApiKeyRow.revoked_at.is_null(False), "revoked"), over], "active")
         query: Any = ApiKeyRow.select(status, peewee.fn.COUNT(ApiKeyRow.id)).group_by(peewee.SQL("1"))
@@ -273,7 +275,7 @@ class ApiKeys:
             raise Invalid("Some scopes match no permission that you hold.", errors=faults)
 
     def _forget_cached_key(self, key_id: str) -> None:
-        """Remove the key from the credential cache, so that its next request reads the key from the database again."""
+        """Remove the key from the credential cache, so that the next request with it queries the database."""
         after_commit(lambda: self._credentials.forget(lambda caller: caller.kind == "api_key" and caller.id == key_id))
 
     def _publish_event(self, event: Event, verb: str, row: ApiKeyRow, details: dict[str, Any]) -> None:
@@ -399,7 +401,7 @@ class KeyMetrics:
 
 
 class ApiKeyAuthenticator:
-    """Implements the protocols `Authenticator` and `RecheckingAuthenticator` for API keys."""
+    """Authenticates requests with API keys. Implements the protocols `Authenticator` and `RecheckingAuthenticator`."""
 
     def __init__(self, accounts: Accounts, permissions: Permissions, settings: Settings, metrics: KeyMetrics) -> None:
         self._accounts, self._permissions, self._settings = accounts, permissions, settings
@@ -428,7 +430,10 @@ class ApiKeyAuthenticator:
         return self._principal_of_token_hash(caller.token_id, *found)
 
     def _principal_of_token_hash(self, hashed: str | None, *row: Any) -> Principal:
-        """Return the caller for the current token of a key, or for the old token during the overlap of a rotation."""
+        """Return the principal for the hash of a key's token.
+
+        During the overlap after a rotation, the old token counts too.
+        """
         *fields, present, former, until = row
         caller = self._principal_of_key(*fields)
         ends = caller.expires_at or 0.0

@@ -1,4 +1,4 @@
-"""The IP rules: the stored rules, their evaluation, and the gate that checks the client address of every request."""
+"""Stores and evaluates the IP rules, and provides the gate that checks the client address of every request."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ MAPPED = ipaddress.IPv6Network("::ffff:0:0/96")
 
 
 def parse_network(text: str) -> str:
-    """Return the canonical form of an address or network. Raise `ValueError`.
+    """Return the canonical form of an address or network. Raise `ValueError` if the text is neither.
 
     IPv4-mapped IPv6 addresses become IPv4 addresses.
     """
@@ -76,9 +76,9 @@ class IpRuleset:
             self._tables[version].append(((32 if version == 4 else 128) - length, table))
 
     def evaluate(self, address: str) -> tuple[bool, IpRule | None]:
-        """Return whether an address is allowed, and the matching rule or None.
+        """Return whether an address is allowed, and the rule that applies or None.
 
-        Performs one lookup for each prefix length in use.
+        This method performs one lookup for each prefix length in use.
         """
         rule = self._find_rule(address)
         if self.mode == "off":
@@ -108,7 +108,7 @@ LOCKED_OUT = "These rules would refuse your own address; add a rule that allows 
 
 
 class ActiveIpRules(msgspec.Struct, frozen=True):
-    """The IP rules that have not expired. `until` is the time when the first of them expires."""
+    """The IP rules that have not expired. `until` is the time at which the first of them expires."""
 
     version: int
     rules: IpRuleset
@@ -130,7 +130,7 @@ class IpRules:
         )
 
     def version(self) -> int:
-        """Return the version of the rules, which grows with every change."""
+        """Return the version of the rules, which increases with every change."""
         return int(IpModeRow.select(IpModeRow.version).where(IpModeRow.id == ROW).scalar())
 
     def active_rules(self) -> ActiveIpRules:
@@ -150,7 +150,11 @@ class IpRules:
         return AddressVerdict(allowed=allowed, rule=None if rule is None else _rule_view(IpRuleRow.get_by_id(rule.id)))
 
     def replace_rules(self, new: NewRules, *, client_ip: str, if_match: IfMatch, by: Principal | None) -> RulesView:
-        """Replace all rules. Raise `Invalid`, `Conflict` (`would_lock_out`) or `PreconditionFailed`."""
+        """Replace all rules.
+
+        Raise `Invalid` for invalid rules, `Conflict` (`would_lock_out`) if they reject `client_ip`, or
+        `PreconditionFailed` if `if_match` does not match.
+        """
         rows = _to_rows(new.rules, by)
         before = self.get_rules(client_ip)
         if_match.check(before.version)
@@ -178,7 +182,7 @@ class IpRules:
         return self.get_rules(client_ip)
 
     def turn_off(self) -> None:
-        """Set the mode of the IP rules to `off` to recover from a lockout. The rules are kept."""
+        """Set the mode of the IP rules to `off`, in order to recover from a lockout. The rules are kept."""
         before = self.get_rules("")
         update = IpModeRow.update(mode=MODE_OFF, version=IpModeRow.version + 1, updated_at=clock.now())
         if update.where((IpModeRow.id == ROW) & (IpModeRow.mode != MODE_OFF)).execute():
@@ -187,7 +191,7 @@ class IpRules:
 
     @staticmethod
     def delete_expired() -> int:
-        """Delete expired rules and return how many were deleted. Expired rules already have no effect."""
+        """Delete expired rules, which no longer have any effect. Return the number of deleted rules."""
         return int(IpRuleRow.delete().where(IpRuleRow.expires_at <= clock.now()).execute())
 
     def record_refusal(self) -> None:
@@ -221,7 +225,7 @@ class IpRules:
 
 
 def _to_rows(rules: list[NewRule], by: Principal | None) -> list[IpRuleRow]:
-    """Build the rows of the rules. Raise `Invalid` with one error for each invalid or duplicate network."""
+    """Build the database rows for the rules. Raise `Invalid` with an error for each invalid or duplicate network."""
     rows, faults, seen, now = [], [], set(), clock.now()
     for index, rule in enumerate(rules):
         try:
@@ -276,10 +280,10 @@ HEALTH = ("/health/", "/api/v1/health/")  # these paths and the paths below them
 
 
 class IpGate:
-    """Implements `Gate` for the IP rules.
+    """Checks the client address of each request against the IP rules. Implements `Gate`.
 
-    If the rules are off, checking a request costs one comparison. The verdict on each address is cached until the rules
-    change.
+    If the rules are off, checking a request takes a single comparison. The verdict on each address is cached until the
+    rules change.
     """
 
     def __init__(self) -> None:
@@ -316,7 +320,10 @@ class IpGate:
         return until is not None and until <= clock.now()
 
     def take_rejected_addresses(self) -> list[str]:
-        """Return and forget the addresses whose rejected requests must be audited, each at most once a minute."""
+        """Return and clear the rejected addresses to record in the audit log.
+
+        Each address is recorded at most once a minute.
+        """
         now = clock.time_s()
         self._recorded = {client_ip: at for client_ip, at in self._recorded.items() if now - at < AUDIT_SECONDS}
         found, self._pending = list(self._pending), {}
@@ -342,9 +349,9 @@ class IpGate:
 
 
 class IpGateUpdater:
-    """Keeps the IP rules in the gate of this process up to date.
+    """Keeps the IP rules in this process's gate up to date.
 
-    Changed rules are reloaded after an event about the change, or when polling finds the change.
+    Rules are reloaded after an event about a change, or when polling detects a change.
     """
 
     def __init__(self, database: Database, rules: IpRules, gate: IpGate) -> None:
@@ -356,12 +363,12 @@ class IpGateUpdater:
         self._gate.set_rules(await self._work(self._rules.active_rules, read=True))
 
     def on_events(self, records: Sequence[LoggedEvent]) -> None:
-        """Wake up `follow_changes` if the IP rules changed. Called by the event feed."""
+        """Wake up `follow_changes` if the IP rules changed. The event feed calls this method."""
         if any(record.type == "ip_rules.changed" for record in records):
             self._changed.set()
 
     async def follow_changes(self) -> None:
-        """Load changed rules and record rejected requests. Runs as a supervised task."""
+        """Reload changed rules and record rejected requests. Runs as a supervised task."""
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(POLL_SECONDS):

@@ -1,4 +1,4 @@
-"""The sign-in policy and the password policy. The fields of each policy are the settings of one category."""
+"""The sign-in policy and the password policy. The fields of each policy are the settings in one category."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SECTIONS = {"security": PolicyPatch.__struct_fields__, "password": PasswordPolic
 
 
 class SecurityPolicies:
-    """Reads and changes the policies. Runs in the caller's unit of work.
+    """Reads and changes the policies. Every method runs in the caller's unit of work.
 
     Without the `settings` plugin, the policies are read-only.
     """
@@ -47,14 +47,18 @@ class SecurityPolicies:
         return PasswordPolicyView(**values, max_length=MAX_PASSWORD_LENGTH, version=self._section_version("password"))
 
     def change_policy(self, patch: PolicyPatch, if_match: IfMatch, *, by: Principal) -> PolicyView:
-        """Change the sign-in policy. Raise `Invalid` or `Conflict` (`setting_locked`, `would_lock_out`)."""
+        """Change the sign-in policy.
+
+        Raise `Invalid` for an invalid value, `Conflict` (`setting_locked`) for a fixed setting, or `Conflict`
+        (`would_lock_out`) if the change would lock out the caller.
+        """
         self._change_section("security", patch, if_match, by)
         return self.get_policy()
 
     def change_password_policy(
         self, patch: PasswordPolicyPatch, if_match: IfMatch, *, by: Principal
     ) -> PasswordPolicyView:
-        """Change the password policy. It applies to each user from the next password change."""
+        """Change the password policy. It applies when a user next changes their password."""
         self._change_section("password", patch, if_match, by)
         return self.get_password_policy()
 
@@ -81,15 +85,15 @@ class SecurityPolicies:
             emit(SecurityChanged(section=section, changed=fields), object=("security", section))
 
     def register_checks(self) -> None:
-        """Register the check that prevents authors of policy changes from locking themselves out.
+        """Register the check that prevents admins from locking themselves out by changing a policy.
 
-        The check also runs when the settings are changed with `/settings`.
+        The check also runs when the settings are changed through `/settings`.
         """
         if self.store is not None:
             self.store.add_check([REQUIRE_MFA, REQUIRE_MFA_ROLES], self._check_author_has_mfa)
 
     def _check_author_has_mfa(self, values: Settings, by: Principal) -> None:
-        """Reject a change that requires a second factor if the author of the change has no second factor."""
+        """Reject a change that requires a second factor if the author of the change has none."""
         if not values.get(REQUIRE_MFA) or by.role not in values.get(REQUIRE_MFA_ROLES) or by.user_id is None:
             return
         if not self._accounts.get(by.user_id).mfa_enabled:

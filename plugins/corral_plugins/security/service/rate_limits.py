@@ -1,10 +1,10 @@
 """Rate limits and the concurrency limit.
 
 Requests are counted in memory, so that no request waits for another process. Each request adds to a bucket, which
-drains over time. A bucket is stored as the time at which it will be empty again. A time in the past means that the
-bucket is empty, so empty buckets need not be deleted one by one. Buckets are stored in two generations. A new
-generation begins after each window, or earlier if the current one contains `MAX_KEYS` buckets, and the oldest
-generation is then dropped as a whole.
+drains over time. A bucket is stored as the time at which it will be empty. A time in the past means that the bucket is
+empty, so empty buckets need not be deleted individually. Buckets are kept in two generations. After each window, or
+earlier if the current generation contains `MAX_KEYS` buckets, a new generation begins and the oldest one is dropped as
+a whole.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ ROUNDING = 1e-6
 
 
 class BucketFull(Exception):
-    """Raised if a bucket is full. The bucket accepts another request after `seconds` seconds."""
+    """Raised if a bucket is full. It accepts another request after `seconds` seconds."""
 
     def __init__(self, limit: int, seconds: float, reset: float) -> None:
         self.limit, self.seconds, self.reset = limit, seconds, reset
@@ -37,11 +37,10 @@ class BucketFull(Exception):
 
 
 class TokenBuckets:
-    """The buckets of one rate limit. Used on the event loop only.
+    """The buckets of one rate limit. Use this class only on the event loop.
 
-    If the processes count separately, `share` is the number of processes among which the limit is divided. If
-    `unshared` is a dict, it counts the requests of each key that `RequestLimits` has not yet sent to the other
-    processes.
+    If each process counts separately, the limit is divided equally among `share` processes. If `unshared` is a dict, it
+    maps keys to the number of their requests that `RequestLimits` has not yet sent to the other processes.
     """
 
     def __init__(self, rate: Rate, *, now: Callable[[], float] = time.monotonic) -> None:
@@ -56,7 +55,7 @@ class TokenBuckets:
     def set_limit(self, count: int, share: int) -> None:
         """Allow `count` requests per period in all `share` processes together.
 
-        This process allows an equal part of the requests, but at least one.
+        This process allows an equal fraction of the requests, but at least one.
         """
         self.count, self.share = count, share
         self._interval = self.rate.seconds * share / count
@@ -64,7 +63,10 @@ class TokenBuckets:
         self._limit = max(1, count // share)
 
     def take_token(self, key: str) -> RateLimitQuota:
-        """Count one request and return the remaining quota. Raise `BucketFull`."""
+        """Count one request and return the remaining quota.
+
+        Raise `BucketFull` if the bucket has no room for the request.
+        """
         now = self._now()
         if now >= self._rotates_at or len(self._recent) >= MAX_KEYS:
             self._rotate_generations(now)
@@ -81,7 +83,7 @@ class TokenBuckets:
         return RateLimitQuota(self._limit, int(left / self._interval), math.ceil(ahead - ROUNDING))
 
     def apply_shared_level(self, key: str, ahead: float) -> None:
-        """Apply the fill level of a bucket, in seconds, that was received from the other processes.
+        """Apply the fill level of a bucket, in seconds, as received from the other processes.
 
         Requests that this process has counted but not yet sent to the other processes are added to the level.
         """
@@ -92,7 +94,7 @@ class TokenBuckets:
             self._recent[key] = empty
 
     def request_cost_seconds(self, calls: int) -> float:
-        """Return the fill level, in seconds, that `calls` requests add to a bucket that is shared by all processes."""
+        """Return by how many seconds `calls` requests raise the fill level of a bucket that all processes share."""
         return calls * self.rate.seconds / self.count
 
     def _rotate_generations(self, now: float) -> None:
@@ -122,7 +124,10 @@ GENERAL = {
 
 
 class RequestLimits:
-    """Implements `RateLimiter` and `RateLimits` on the event loop. Before `start` is called, every request passes."""
+    """Limits the rate and the number of concurrent requests. Implements `RateLimiter` and `RateLimits`.
+
+    This class runs on the event loop. Before `start` is called, every request passes.
+    """
 
     def __init__(self) -> None:
         self.limited: Counter[str] = Counter()
@@ -206,7 +211,7 @@ class RequestLimits:
     # -- background tasks
 
     def apply_settings(self) -> None:
-        """Apply the current settings and the number of processes that share each limit."""
+        """Apply the current settings, and the number of processes among which the limits are divided."""
         assert self._settings is not None
         assert self._shared is not None
         share = 1 if self._shared.connected else max(self._processes, self._shared.processes)
@@ -237,9 +242,9 @@ class RequestLimits:
             await asyncio.sleep(SHARE_PAUSE)
 
     async def exchange_counts(self) -> None:
-        """Send the request counts of this process once, and receive the totals of all processes.
+        """Send this process's request counts once, and receive the totals of all processes.
 
-        Counts that cannot be sent still count towards the limits of this process.
+        Counts that cannot be sent still count towards the limits in this process.
         """
         assert self._shared is not None
         for part in self._count_batches():

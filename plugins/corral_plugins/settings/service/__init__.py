@@ -1,1 +1,1 @@
-"""The business rules of settings: storing values, applying them, and notifying every process of changes."""
+"""The business logic of settings: storing values, applying them, and notifying every process of changes."""

@@ -30,10 +30,10 @@ Stored = Mapping[str, StoredSetting]
 
 
 class EffectiveSetting(msgspec.Struct, frozen=True, kw_only=True):
-    """A setting with its effective value and source. `pinned_by` is the variable or file that pins the setting.
+    """A setting with its effective value and source. `pinned_by` is the variable or file that fixes the value.
 
-    `problem` is the reason why the stored value is ignored. `pending` means that the stored value takes effect after a
-    restart.
+    `problem` is the reason why the stored value is ignored. `pending` means that the stored value takes effect only
+    after a restart.
     """
 
     setting: Setting[Any]
@@ -49,7 +49,7 @@ class EffectiveSetting(msgspec.Struct, frozen=True, kw_only=True):
 class EffectiveSettings:
     """The effective settings of this process.
 
-    `version` is the version of the stored values in effect; it is -1 until stored values are first applied.
+    `version` is the version of the stored values in effect, or -1 until stored values are first applied.
     """
 
     def __init__(self, registry: SettingsRegistry) -> None:
@@ -69,7 +69,10 @@ class EffectiveSettings:
         self._registry.set_values({item.setting.name: item.value for item in self.current if not item.pending})
 
     def preview(self, item: DeclaredSetting, stored: Stored) -> EffectiveSetting:
-        """Return the setting as it would be if these values were stored. An invalid stored value is ignored."""
+        """Return the setting as it would be if the values in `stored` were applied.
+
+        Invalid stored values are ignored.
+        """
         setting, now = item.setting, self._registry.get(item.setting)
         kept = stored.get(setting.name)
         found = EffectiveSetting(setting=setting, plugin=item.plugin, value=setting.default, stored=kept)

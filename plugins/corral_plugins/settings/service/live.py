@@ -1,4 +1,4 @@
-"""Keeps the settings of a process up to date: checks the stored version after each notification and once a second."""
+"""Keeps a process's settings up to date: checks the stored version after each notification and once a second."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PROPAGATION_SECONDS = 3.0
 
 
 class LiveSettings:
-    """Applies stored values as they change, and records which settings of this process need a restart."""
+    """Applies stored values when they change, and records which settings stay outdated until this process restarts."""
 
     def __init__(self, database: Database, feed: Feed, effective: EffectiveSettings, service: SettingsService) -> None:
         self._database, self._work, self._feed, self._effective, self._service = (
@@ -51,7 +51,7 @@ class LiveSettings:
     async def poll_changes(self) -> None:
         """Poll and apply changes until cancelled.
 
-        While the database does not respond, the values that were read last stay in effect.
+        While the database does not respond, the values that were last read stay in effect.
         """
         with self._feed.subscribe([SettingChanged.event]) as rung:
             while True:

@@ -20,7 +20,7 @@ UNREADABLE = "The stored value cannot be decrypted with the master keys of this 
 
 
 class SettingChange(msgspec.Struct, frozen=True, kw_only=True):
-    """A change of one setting from `before`, the value in effect, to `value`. A reset sets `is_set` to false."""
+    """A change of one setting from the effective value `before` to `value`. For a reset, `is_set` is false."""
 
     setting: Setting[Any]
     before: Any
@@ -30,7 +30,7 @@ class SettingChange(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SettingRows:
-    """The only class that writes to the tables of settings."""
+    """Reads and writes stored settings. No other class writes to their tables."""
 
     def __init__(self, sealer: Sealer) -> None:
         self._sealer = sealer
@@ -41,15 +41,15 @@ class SettingRows:
         return 0 if row is None else int(row.version)
 
     def lock_settings(self) -> None:
-        """Keep other units of work from changing settings until this unit of work ends.
+        """Prevent other units of work from changing settings until this unit of work ends.
 
-        Rules that involve several settings therefore still hold when the changes are written.
+        The lock ensures that rules involving several settings still hold when the changes are written.
         """
         StateRow.insert(id=STATE, version=0).on_conflict_ignore().execute()
         StateRow.update(version=StateRow.version).where(StateRow.id == STATE).execute()
 
     def all_rows(self) -> dict[str, StoredSetting]:
-        """Return all stored settings by name."""
+        """Return all stored settings, keyed by name."""
         return {row.name: self._stored_value(row) for row in ValueRow.select()}
 
     def write_changes(self, changes: Iterable[SettingChange], by: Principal) -> int:
@@ -118,5 +118,5 @@ def to_plain_json(value: Any) -> Any:
 
 
 def combined_version(names: Iterable[str], stored: Mapping[str, StoredSetting]) -> int:
-    """Return the combined version of the given settings, which grows when any of them changes."""
+    """Return the combined version of the given settings, which increases when any of them changes."""
     return sum(stored[name].version for name in set(names) if name in stored)

@@ -1,6 +1,6 @@
-"""Validates changes of settings, and stores, audits and publishes them.
+"""Validates changes to settings, and stores, audits and publishes them.
 
-A change of several settings takes effect as a whole or not at all.
+A change to several settings takes effect as a whole or not at all.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Check = Callable[[Settings, Principal], None]
 
 
 class SettingsService:
-    """Implements `corral.settings.store.SettingsStore`."""
+    """Reads and changes settings. Implements `corral.settings.store.SettingsStore`."""
 
     audit: Audit | None = None
 
@@ -84,8 +84,8 @@ class SettingsService:
     def reset(self, name: str, *, by: Principal, if_match: IfMatch = ANY_VERSION) -> EffectiveSetting:
         """Reset a setting to its default.
 
-        Raise `NotFound`, `Conflict` with the code `setting_locked`, or `Invalid` if the change breaks a rule that
-        involves several settings.
+        Raise `NotFound` for an unknown setting, `Conflict` (`setting_locked`) if its value is fixed, or `Invalid` if
+        the change breaks a rule that involves several settings.
         """
         self.refuse_locked(name)
         self.rows.lock_settings()
@@ -101,19 +101,18 @@ class SettingsService:
         return self.read(name)
 
     def read(self, name: str) -> EffectiveSetting:
-        """Return a setting, including changes made in this unit of work. Raise `NotFound`."""
+        """Return a setting, including changes made in this unit of work. Raise `NotFound` for an unknown setting."""
         return self._preview(name, self.rows.all_rows())
 
     def read_all(self) -> list[EffectiveSetting]:
-        """Return the settings of active plugins sorted by name, including changes made in this unit of work."""
+        """Return the settings of active plugins, sorted by name, including changes made in this unit of work."""
         stored = self.rows.all_rows()
         return [self._effective.preview(item, stored) for item in self._registry.settings_in_service()]
 
     def refuse_locked(self, name: str) -> None:
         """Raise an error if the setting cannot be changed.
 
-        Raise `NotFound` for an unknown setting, and `Conflict` for a setting whose value is fixed by an environment
-        variable or a file.
+        Raise `NotFound` for an unknown setting, and `Conflict` if an environment variable or a file fixes its value.
         """
         self._find_declared(name)
         self._refuse_locked([name])
@@ -139,7 +138,7 @@ class SettingsService:
         self._effective.apply(version, stored)
 
     async def update_redactor(self) -> None:
-        """Pass the values of secret settings that are in effect to the redactor.
+        """Pass the effective values of secret settings to the redactor.
 
         Rebuilding the redactor's matcher is slow, so it runs in a thread.
         """
@@ -162,7 +161,10 @@ class SettingsService:
         return item
 
     def _convert_values(self, values: Mapping[str, Any], pointer: Callable[[str], str]) -> dict[str, Any]:
-        """Convert the values to their types. Raise one `Invalid` that lists every invalid value."""
+        """Convert the values to the types of their settings.
+
+        Raise a single `Invalid` that lists every invalid value.
+        """
         faults: list[FieldError] = []
         found: dict[str, Any] = {}
         code: str | None = None
@@ -219,7 +221,7 @@ class SettingsService:
     ) -> None:
         """Check the rules that involve several settings.
 
-        A rule that was broken before the change does not block changes of other settings.
+        A rule that was already broken before the change does not block changes to other settings.
         """
         broken = self._check_values(self._preview_values(after))
         known = self._check_values(self._preview_values(before)) if broken else {}
@@ -232,12 +234,12 @@ class SettingsService:
             raise Invalid(" ".join(fault.detail for fault in faults[:3]), errors=faults)
 
     def _preview_values(self, stored: Stored) -> SettingValues:
-        """Return all effective values as they would be if these values were stored."""
+        """Return all effective values as they would be if the values in `stored` were applied."""
         found = [self._effective.preview(item, stored) for item in self._registry.all()]
         return SettingValues({item.setting.name: item.value for item in found})
 
     def _check_values(self, values: Settings) -> dict[str, str]:
-        """Return the problems that the checks of settings find in these values, by setting name."""
+        """Run the checks of all settings on these values. Return the problems found, keyed by setting name."""
         checks = [(item.setting, item.setting.check) for item in self._registry.settings_in_service()]
         problems = {each.name: check(values.get(each), values) for each, check in checks if check is not None}
         return {name: f"{name} {sentence}" for name, sentence in problems.items() if sentence is not None}

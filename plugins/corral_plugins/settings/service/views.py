@@ -1,4 +1,4 @@
-"""Settings as admins see them, with masked secret values, and the schema from which forms are built."""
+"""The views of settings for admins, with masked secret values, and the schema from which forms are built."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ _TITLES = {"http": "HTTP", "llm": "Models", "ssh": "SSH"}
 class SettingDeclaration(msgspec.Struct, kw_only=True):
     """The declaration of a setting.
 
-    `min` and `max` bound a number, or the length of a string or list. `schema` is the JSON Schema of the value.
-    `own_session` says whether only a person who signed in may change the setting, and not an API key.
+    `min` and `max` limit a number, or the length of a string or list. `schema` is the JSON Schema of the value.
+    `own_session`: whether changing the setting requires the session of a signed-in user, not an API key.
     """
 
     category: str
@@ -80,20 +80,20 @@ class SettingCategory(msgspec.Struct, kw_only=True):
 
 
 class SettingsSchema(msgspec.Struct, kw_only=True):
-    """Every declared setting, by category."""
+    """All declared settings, grouped by category."""
 
     categories: list[SettingCategory]
 
 
 class HistoryQuery(PageQuery, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Filters for the list of changes."""
+    """Filters for listing changes."""
 
     category: str | UnsetType = UNSET
     key: str | UnsetType = UNSET
 
 
 class ChangeView(msgspec.Struct, kw_only=True):
-    """One change of a setting. For a secret setting, `from` and `to` do not show the values."""
+    """One change of a setting. For a secret setting, `from` and `to` do not contain the values."""
 
     category: str
     key: str
@@ -118,7 +118,7 @@ class SettingViews:
         return self._group_by_category(category, setting_view)
 
     def get_setting(self, name: str) -> SettingView:
-        """Return one setting. Raise `NotFound`."""
+        """Return one setting. Raise `NotFound` if it does not exist."""
         return setting_view(self._service.read(name), outdated_names())
 
     def get_schema(self) -> SettingsSchema:
@@ -241,7 +241,7 @@ def _declaration_fields(item: EffectiveSetting) -> dict[str, Any]:
 
 
 def kind_of(setting: Setting[Any]) -> Kind:
-    """Return the name of a setting's type as the API shows it."""
+    """Return the name that the API uses for a setting's type."""
     kind, _ = type_of_setting(setting)
     if setting.secret:
         return "secret"
