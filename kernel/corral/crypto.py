@@ -151,11 +151,11 @@ class KeyRotation(Protocol):
 
     @property
     def active_id(self) -> str:
-        """The id of the active key. Raise `Unavailable` (`vault_sealed`) if no usable key is loaded."""
+        """The id of the active key. Raises `Unavailable` (`vault_sealed`) if no usable key is loaded."""
         ...
 
     def rewrap(self, sealed: bytes) -> bytes:
-        """Return the same value with its data key wrapped by the active key."""
+        """Return the sealed value with its data key wrapped by the active key."""
         ...
 
     def can_unwrap(self, sealed: bytes) -> bool:
@@ -212,7 +212,7 @@ class Keyring:
 
     @property
     def active(self) -> MasterKey:
-        """The master key that seals new values. Raise `Unavailable` if the keyring is sealed."""
+        """The master key that seals new values. Raises `Unavailable` if the keyring is sealed."""
         if self.sealed:
             raise Unavailable("No usable master key is loaded.", code="vault_sealed")
         return self.keys[0]
@@ -255,7 +255,7 @@ class Keyring:
         return _decrypt(self._data_key(sealed), sealed[_BODY:], _versioned_aad(aad))
 
     def rewrap(self, sealed: bytes) -> bytes:
-        """Return the same value with its data key wrapped by the active master key."""
+        """Return the sealed value with its data key wrapped by the active master key."""
         head = _VERSION + bytes.fromhex(self.active.id)
         if sealed.startswith(head):
             return sealed

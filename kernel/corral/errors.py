@@ -65,8 +65,8 @@ class ExpectedFailure(Exception):
 class ContributionFailed(ExpectedFailure):
     """Raised when a callable that a plugin contributed fails, or when the plugin is out of service.
 
-    The failure has already been counted against the plugin. The caller should continue as if the plugin had not
-    contributed the callable.
+    If the callable failed, the failure has already been counted against the plugin. The caller should continue as if
+    the plugin had not contributed the callable.
     """
 
 

@@ -279,7 +279,7 @@ class Kernel:
                 await asyncio.gather(self.runner.drain(seconds), *[run() for run in self.lifecycle.draining])
 
     async def stop(self) -> None:
-        """Stop plugins, background tasks and connections, in this order."""
+        """Stop plugins, then background tasks, then connections."""
         for record in reversed(self.plugins):
             if record.serves and record.plugin is not None:
                 await self._runtime(record).guarded_callback("stop", record.plugin.stop, STOP_SECONDS)()

@@ -267,11 +267,11 @@ class Setting(msgspec.Struct, Generic[T], frozen=True, kw_only=True):
 
 
 class AuditEntry(msgspec.Struct, frozen=True, kw_only=True):
-    """One row of the audit log, written in the transaction of the change. The actor is the actor of the unit of work.
+    """One row of the audit log, written in the transaction of the change. Its actor is the actor of the unit of work.
 
-    `action` is `<area>.<noun>.<verb>`. `changes` maps a field to `(from, to)`; use `SECRET_CHANGE` for a secret field.
-    `details` holds further facts for auditors, but never request bodies. `changes` and `details` are redacted. `code`
-    is the reason for an `outcome` other than `success`.
+    `action` has the form `<area>.<noun>.<verb>`. `changes` maps a field to `(from, to)`; use `SECRET_CHANGE` for a
+    secret field. `details` contains further facts for auditors, but never request bodies. `changes` and `details` are
+    redacted. `code` is the reason for an `outcome` other than `success`.
     """
 
     action: str
@@ -303,7 +303,7 @@ class Audit(Protocol):
         ...
 
     def record_request(self, route: Route, path: str, status: int, code: str | None) -> None:
-        """Add the audit row of a request that was answered with `status`.
+        """Add an audit row for a request that was answered with `status`.
 
         `code` is the problem code of a failed request.
         """

@@ -39,7 +39,7 @@ class Router:
         self._root = _Node()
 
     def add(self, endpoints: Iterable[RouteTarget]) -> None:
-        """Add each endpoint at all paths of its route. If one endpoint cannot be added, none is.
+        """Add each endpoint at all paths of its route. If one endpoint cannot be added, no endpoint is added.
 
         Raise `ValueError` if an operation is already declared, or if two routes use different names for the same path
         parameter.

@@ -1,6 +1,6 @@
 """Creates the 503 responses for operations of built-in plugins that are not running.
 
-The operations are known without importing the plugins.
+The list of operations is read from files, so the plugins need not be imported.
 """
 
 from __future__ import annotations

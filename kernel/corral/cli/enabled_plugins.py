@@ -142,7 +142,7 @@ def _what_stops(name: str, item: PluginRecord | None, others: Iterable[PluginRec
 def start_on_empty_database(config: Config, name: str) -> PluginRecord:
     """Start all plugins on an empty database and return the record of the plugin with this name.
 
-    This checks the plugin's imports, hooks, migrations and routes.
+    The start verifies the plugin's imports, hooks, migrations and routes.
     """
     from corral.asgi.application import Application
 
@@ -230,7 +230,8 @@ def tables_of(database: Database, plugin: str, plugins: Iterable[str]) -> list[s
 def purge(database: Database, plugin: str, plugins: Iterable[str]) -> list[str]:
     """Drop the tables of a plugin and return their names. The plugin must not be running.
 
-    Also deletes the plugin's rows in tables of the kernel. Runs in one transaction and holds the migration lock.
+    The plugin's rows in the kernel's tables are also deleted. The function runs in one transaction and holds the
+    migration lock.
     """
     engine: Any
     with schema_lock(database) as engine, engine.atomic():

@@ -440,7 +440,8 @@ def patch_hypercorn() -> None:
 class HypercornConfig(hypercorn.config.Config):
     """The settings of Hypercorn.
 
-    With these settings, Hypercorn adds only the `Date` header to responses. Its value is formatted once per second.
+    With these settings, Hypercorn adds only the `Date` header to responses. The value of this header is formatted once
+    per second.
     """
 
     made = (0, [(b"date", b"")])

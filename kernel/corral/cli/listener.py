@@ -58,8 +58,8 @@ def loopback_url(url: str) -> str:
 async def refuse_connections(listener: socket.socket, stop_accepting: Callable[[], None]) -> None:
     """Refuse new connections in all processes that share the listener, without resetting a pending connection.
 
-    `stop_accepting` makes all these processes stop accepting connections. It is called when they have accepted the
-    pending connections.
+    `stop_accepting` makes all these processes stop accepting connections. It is called after the pending connections
+    have been accepted.
     """
     _ignore_new_connections(listener)
     pending = select.poll()

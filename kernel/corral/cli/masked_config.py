@@ -15,7 +15,10 @@ def masked_rows(config: Config) -> list[Row]:
 
 
 def masked(value: Any, *, secret: bool = False) -> Any:
-    """Return a configuration value as JSON, with the credentials in it masked, or every value if it is `secret`."""
+    """Return a configuration value as JSON, with the credentials in it masked.
+
+    If `secret` is true, all values in it are masked.
+    """
     if isinstance(value, Mapping):
         return {name: masked(item, secret=secret or bool(SECRET_NAME.search(name))) for name, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -105,7 +105,7 @@ def disable(name: str, config_path: Path | None, as_json: bool) -> None:
 def run_schedule(client: ApiClient, name: str, schedule: str, as_json: bool) -> None:
     """Run a schedule of a plugin now, for example `corral plugins run echo echo.report`.
 
-    The server runs the schedule. This command needs the session of an admin; sign in with `corral login`.
+    The server runs the schedule. This command requires an admin's session; sign in with `corral login`.
     """
     path = f"/plugins/{quote(name, safe='')}/schedules/{quote(schedule, safe='')}/run"
     found = client.send("POST", path)

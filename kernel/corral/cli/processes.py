@@ -83,7 +83,7 @@ _start_secret = secrets.token_bytes(SECRET_BYTES)  # the processes of one start 
 
 
 class NotReady(Exception):
-    """Raised when a server process exited with `status` before it was ready."""
+    """Raised when a server process exits before it is ready. `status` is its exit status."""
 
     def __init__(self, status: int, reason: str) -> None:
         self.status = status
@@ -161,7 +161,10 @@ class ChildProcess:
             self._control.send(DRAIN_MESSAGE)
 
     def terminate(self) -> None:
-        """Send SIGTERM, which tells the process to drain and exit. It still accepts connections while it drains."""
+        """Send SIGTERM, which tells the process to drain and exit.
+
+        The process continues to accept connections while it drains.
+        """
         with contextlib.suppress(ProcessLookupError):
             self.process.terminate()
 

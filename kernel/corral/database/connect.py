@@ -9,7 +9,7 @@ FILE_SCHEME, SERVER_SCHEMES = "sqlite:///", ("postgresql://", "postgres://")
 
 
 def connect(url: str, *, synchronous: str = "full", pool_size: int = 16) -> Database:
-    """Open the database at `sqlite:///path` or `postgresql://…`. No data is read yet.
+    """Open the database at a `sqlite:///path` or `postgresql://…` URL. No data is read yet.
 
     Raise `StartupError` for any other URL.
     """

@@ -1,4 +1,4 @@
-"""The `Egress` service: HTTP clients whose connections all pass the egress guard, and checks of URLs and addresses."""
+"""The `Egress` service: HTTP clients that connect only through the egress guard, and checks of URLs and addresses."""
 
 from __future__ import annotations
 
@@ -171,7 +171,7 @@ class Egress:
     def deny_own_server(self, bind: str, address: str = "") -> None:
         """Deny connections to Corral's own server, which listens on `bind`.
 
-        If `bind` has no port, use the port of the URL `address`.
+        If `bind` has no port, the port of the URL `address` is used.
         """
         place = urlsplit(f"//{bind}")
         port = place.port or urlsplit(address).port

@@ -149,7 +149,7 @@ def read(after: int, limit: int = 500) -> list[LoggedEvent]:
 
 
 def select(where: Sequence[Any], limit: int) -> list[LoggedEvent]:
-    """Return the first events that meet all conditions, in order."""
+    """Return the first events that satisfy all conditions, in order."""
     return [LoggedEvent(*row) for row in _IN_ORDER.where(EventRow.seq.is_null(False), *where).limit(limit)]
 
 

@@ -1,4 +1,4 @@
-"""Determines the address of the client and checks the `Host` header. Only this module does so."""
+"""Determines the address of the client and checks the `Host` header. No other module does this."""
 
 from __future__ import annotations
 

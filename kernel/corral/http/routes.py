@@ -30,9 +30,9 @@ from corral.http.answers import Request, Response
 
 Handler = TypeVar("Handler", bound=Callable[..., Any])
 Explain = Callable[[Problem, Request | None], Response | None]
-"""A function that completes a problem and returns None, or returns a response that is sent in its place.
+"""A function that completes a problem and returns None, or returns the response to send instead of the problem.
 
-Without a request, it is asked how the problem would be described in the documentation of the API.
+If the request is None, the function is called to find out how the API documentation should describe the problem.
 """
 
 API_PREFIX = "/api/v1"
@@ -169,7 +169,7 @@ class Routes:
 
 
 class ServedRoutes:
-    """The routes that the application serves, for plugins that describe the API, and the ASGI application itself.
+    """For plugins that describe the API: the routes that the application serves, and the ASGI application itself.
 
     Requests to `app` pass through the whole pipeline, like those of other clients. The application sets both
     attributes.

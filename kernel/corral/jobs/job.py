@@ -67,7 +67,10 @@ class TimeOfDay(msgspec.Struct, frozen=True):
             raise ValueError(f"{self.zone!r} is not an IANA time zone; {remedy}") from None
 
     def next_after(self, seconds: float) -> float:
-        """Return the first instant after `seconds` at which this time of day occurs. Both are in epoch seconds."""
+        """Return the first instant after `seconds` at which this time of day occurs.
+
+        Both instants are in epoch seconds.
+        """
         from cronsim import CronSim
 
         hour, minute = self.time.split(":")

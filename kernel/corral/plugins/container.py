@@ -2,7 +2,7 @@
 
 A plugin may use the services of the kernel, its own services, and the services of plugins in its `requires`. With the
 annotation `X | None`, it may also use the services of plugins in its `wants`, and every kernel protocol that a plugin
-implements. Its own configuration is injected like a service; no other plugin may use it.
+implements. A plugin's configuration is injected like a service; no other plugin may use it.
 """
 
 from __future__ import annotations

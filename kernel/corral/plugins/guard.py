@@ -189,10 +189,10 @@ guard_code.update(
 
 
 def is_expected_error(error: BaseException) -> bool:
-    """Return whether the error is one of those that do not count against a plugin.
+    """Return whether the error must not be counted against a plugin.
 
-    These are expected failures (`corral.errors.ExpectedFailure`), database failures, and errors that have already been
-    counted against a plugin.
+    Expected failures (`corral.errors.ExpectedFailure`), database failures, and errors that have already been counted
+    against a plugin must not be counted.
     """
     return hasattr(error, "_corral_plugin") or isinstance(translate(error), ExpectedFailure)
 

@@ -82,7 +82,7 @@ class PluginRecord(msgspec.Struct, kw_only=True, eq=False):
 
     @property
     def wants(self) -> tuple[str, ...]:
-        """The names of the plugins whose services this plugin uses if they are active."""
+        """The names of the optional plugins whose services this plugin uses while they are active."""
         return self.kind.wants if self.kind else ()
 
     def contributions_to(self, hook: str) -> list[Any]:

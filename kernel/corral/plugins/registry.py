@@ -19,7 +19,7 @@ from corral.redact.redactor import Redactor
 
 
 class PluginError(msgspec.Struct, frozen=True):
-    """One error of a plugin, as shown at `/plugins/{name}/errors`."""
+    """An error of a plugin, as shown at `/plugins/{name}/errors`."""
 
     at: str
     where: str

@@ -72,7 +72,7 @@ class Redactor:
         return MARK.join(parts)
 
     def redact_json(self, value: Any, *, patterns: bool = True) -> Any:
-        """Return the value with all its strings and keys redacted. If keys become equal, the last item is kept."""
+        """Return the value with all its strings and keys redacted. If two keys become equal, the last item is kept."""
         texts: list[str] = []
         if _collect_strings(value, texts, JOINED_CHARACTERS) >= 0 and not self._matcher.may_hold("\n".join(texts)):
             return value

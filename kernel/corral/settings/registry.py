@@ -59,7 +59,7 @@ class SettingsRegistry(SettingValues):
         """The reasons why stored values are ignored, keyed by setting. The plugin `settings` sets this attribute."""
 
     def declare(self, settings: Iterable[Setting[Any]], plugin: str = "") -> None:
-        """Declare the given settings. If one of them is invalid, none is declared.
+        """Declare the given settings. If one of them is invalid, no setting is declared.
 
         Raise `ValueError` for an invalid or duplicate name. Invalid pinned values are added to `faults`.
         """

@@ -99,7 +99,7 @@ def _with_requirements(
 def _in_loop(make: Callable[[], Any]) -> list[Finding]:
     """Run a coroutine function in a thread with its own event loop.
 
-    This lets tests call `check_plugin` with or without a running event loop.
+    Tests can therefore call `check_plugin` with or without a running event loop.
     """
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         found: list[Finding] = pool.submit(lambda: asyncio.run(make())).result()

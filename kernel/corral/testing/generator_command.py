@@ -1,4 +1,4 @@
-"""The command line of scripts that generate files of the source tree from the built-in plugins.
+"""The command line of scripts that generate files in the source tree from the built-in plugins.
 
 With `--write`, the script updates the files; otherwise it only compares them.
 """
