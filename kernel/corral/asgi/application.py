@@ -176,7 +176,8 @@ async def _respond(pipeline: Pipeline, problem: Problem | None = None) -> QuartR
         is_read = True
         return {"type": "http.request", "body": data, "more_body": False}
 
-    request = IncomingRequest(quart_request.scope, receive, pipeline.body_timeout)
+    # without the extensions, because the server's `corral.received` is not about this `receive`
+    request = IncomingRequest({**quart_request.scope, "extensions": {}}, receive, pipeline.body_timeout)
     response = await pipeline.respond(request) if problem is None else pipeline.refusal(problem, request)
     body: Any = response.chunks if response.chunks is not None else response.body
     answer = QuartResponse(b"" if request.method == "HEAD" else body, status=response.status)

@@ -1,14 +1,16 @@
-"""How the servers tell the application whether a part of the body of a request has arrived."""
+"""How the servers tell the application whether a part of the body of a request has arrived, and who may believe it."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from corral.asgi.request import RECEIVED
 from corral.config.model import Config
+from corral.testing.kit import Kit
 from corral.testing.server import serving_app
 
 pytestmark = pytest.mark.one_engine
@@ -46,3 +48,35 @@ async def test_a_server_tells_whether_the_body_has_arrived(
             body = await reader.readexactly(int(head.partition(b"content-length: ")[2].partition(b"\r")[0]))
             assert body.decode() == f"{had_arrived} False ab"
         writer.close()
+
+
+async def test_a_body_that_does_not_arrive_through_quart_is_a_timeout(make_kit: Callable[..., Any]) -> None:
+    """Quart collects the body, so it may be incomplete although a part of it waits in the server."""
+    kit: Kit = await make_kit(plugins=[], config={"server.fast_dispatch": False, "server.body_timeout_seconds": 1})
+    parts, sent = [{"type": "http.request", "body": b"{", "more_body": True}], []
+    headers = [(b"host", b"127.0.0.1"), (b"content-type", b"application/json"), (b"content-length", b"2")]
+
+    async def receive() -> Any:
+        return parts.pop() if parts else await asyncio.Event().wait()
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {
+        "type": "http",
+        "http_version": "1.1",
+        "asgi": {"version": "3.0"},
+        "method": "POST",
+        "scheme": "http",
+        "path": "/api/v1/auth/login",
+        "raw_path": b"/api/v1/auth/login",
+        "query_string": b"",
+        "root_path": "",
+        "headers": headers,
+        "client": ("127.0.0.1", 4000),
+        "server": ("127.0.0.1", 80),
+        "extensions": {RECEIVED: lambda: True},
+    }
+    app: Any = kit.application.app
+    await app(scope, receive, send)
+    assert sent[0]["status"] == 408, sent
