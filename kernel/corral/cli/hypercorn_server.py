@@ -234,13 +234,19 @@ class RequestStream(HTTPStream):
         else:
             self.state = ASGIHTTPState.CLOSED
             whole: Any = WholeResponse(head["status"], head["headers"], message["body"])
-            await self.send(whole)
+            try:
+                await self.send(whole)
+            except LocalProtocolError:  # the head is invalid, so nothing was sent: Hypercorn responds with 500
+                self.state = ASGIHTTPState.REQUEST
+                raise
             await self.send(StreamClosed(stream_id=self.stream_id))
 
     def _is_whole(self, head: Any, message: Any) -> bool:
-        """Return whether the message contains the whole body of a response."""
-        has_body = bool(message.get("body")) and not suppress_body(self.scope["method"], head["status"])
-        return has_body and not message.get("more_body")
+        """Return whether the message contains the whole body of a response, of the length that the head declares."""
+        body = message.get("body")
+        if not body or message.get("more_body") or suppress_body(self.scope["method"], head["status"]):
+            return False
+        return bool(dict(head["headers"])[b"content-length"] == b"%d" % len(body))
 
 
 def _has_length(message: Any) -> bool:

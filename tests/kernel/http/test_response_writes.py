@@ -73,7 +73,7 @@ async def test_the_response_to_head_has_no_body(server_name: str) -> None:
 
 async def test_a_header_with_a_line_break_is_never_sent(server_name: str) -> None:
     whole = b"".join(await parts_of_response(server_name, "/whole/injected"))
-    assert whole.startswith(b"HTTP/1.1 500 ") or not whole
+    assert whole.startswith(b"HTTP/1.1 500 ") or (server_name == "uvicorn" and not whole)  # it closes the connection
     assert b"set-cookie" not in whole
 
 
