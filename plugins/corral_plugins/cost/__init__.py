@@ -1,1 +1,1 @@
-"""Cost accounting: cost events, prices, and totals that are exact to one micro-dollar."""
+"""Cost accounting: cost events, prices, and totals that are accurate to one micro-dollar."""

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 class CostPlugin(Plugin):
     """Cost accounting.
 
-    Records every use of a model or paid tool with its price, exact to one micro-dollar, and enforces budgets. A use
+    Records every use of a model or paid tool with its price, accurate to one micro-dollar, and enforces budgets. A use
     without a known price is reported as unpriced, never as zero.
     """
 

@@ -57,8 +57,8 @@ class RequestedToolCall(msgspec.Struct, kw_only=True, forbid_unknown_fields=True
 class ChatMessage(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """One message of a conversation.
 
-    Clients may send back the fields after `refusal` as they appeared in an earlier response. The gateway ignores these
-    fields.
+    Clients may send back the fields declared after `refusal`, as they appeared in an earlier response. The gateway
+    ignores these fields.
     """
 
     role: Literal["system", "developer", "user", "assistant", "tool"]

@@ -1,6 +1,6 @@
 """Converts amounts of money, which are stored in whole micro-USD and shown in USD with six decimals.
 
-Halves are rounded up.
+Half a micro-dollar is rounded up.
 """
 
 from __future__ import annotations

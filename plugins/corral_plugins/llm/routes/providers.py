@@ -83,7 +83,7 @@ async def update_provider(
     """Change a provider. Absent fields keep their values.
 
     Providers in `corral.toml` cannot be changed through the API. To change `base_url` without submitting the provider's
-    key again, a person must re-authenticate, and an API key of Corral needs the scope `secrets.reveal`.
+    key again, a person must re-authenticate, and a Corral API key needs the scope `secrets.reveal`.
     """
     keys.validate_key(body)
     warnings = await checks.url_warnings(body.base_url)

@@ -1,7 +1,7 @@
 """Normalises provider responses to OpenAI's format, and maps provider errors to problems.
 
 Only OpenAI's fields and the two fields in which servers return a model's reasoning are kept. Text in other fields would
-be missing from the token estimate, and a credential split across chunks would not be redacted in them.
+be missing from the token estimate, and a credential in such text would not be redacted if it is split across chunks.
 """
 
 from __future__ import annotations

@@ -71,7 +71,7 @@ class DeliveryClaims:
         self._types, self._people, self._credentials = types, people, credentials
 
     def next_time(self) -> str | None:
-        """Return the instant at which the next delivery through an enabled channel is due, or None if none waits."""
+        """Return the due time of the next delivery through an enabled channel, or None if there is no such delivery."""
         first = Delivery.select(Delivery.due_at).where((Delivery.channel_id == Channel.id) & IS_DUE)
         earliest = first.order_by(Delivery.due_at).limit(1)
         times: Any = Channel.select(earliest.alias("due_at")).where(Channel.is_enabled)

@@ -25,7 +25,7 @@ LOCK = "notifications.collect"
 
 
 class Target(msgspec.Struct, frozen=True, kw_only=True):
-    """The destination of a message: the channel, the group of events and, for channels to individuals, the person."""
+    """The destination of a message: a channel, a group of events and, if the channel notifies individuals, a person."""
 
     rule_id: str
     channel_id: str
