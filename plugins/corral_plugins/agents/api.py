@@ -70,7 +70,7 @@ class Agents(Protocol):
     """
 
     def find(self, agent_id: str) -> AgentFacts | None:
-        """Return an agent that is not deleted, or None."""
+        """Return the agent, or None if it does not exist or is deleted."""
         ...
 
     def find_many(self, agent_ids: Sequence[str]) -> dict[str, AgentFacts]:

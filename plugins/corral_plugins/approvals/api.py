@@ -171,7 +171,7 @@ class ApprovalFacts(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def decision(self) -> dict[str, Any]:
-        """The decision as the requester receives it: `{status, note, by, edited_payload}`."""
+        """The decision in the form that the requester receives: `{status, note, by, edited_payload}`."""
         edited = self.payload if self.is_edited else None
         return {"status": self.status, "note": self.note, "by": self.by, "edited_payload": edited}
 

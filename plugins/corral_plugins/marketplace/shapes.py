@@ -44,7 +44,7 @@ class ManifestBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omi
     sha256: Any = UNSET
 
     def data(self) -> Json:
-        """Return the members that were sent."""
+        """Return the members that the request contains."""
         return {name: value for name, value in msgspec.structs.asdict(self).items() if value is not UNSET}
 
 

@@ -98,7 +98,10 @@ class SecretReference(Model):
 
 
 class LastSecretAlert(Model):
-    """The time of the last alert of one kind about an object. Such alerts are limited to one per hour."""
+    """The time of the last alert of one kind about an object.
+
+    Alerts of the same kind about the same object are limited to one per hour.
+    """
 
     id = peewee.CharField(primary_key=True, max_length=300)
     raised_at = InstantField(index=True)

@@ -26,7 +26,10 @@ class RepositorySecrets:
         return self._secrets.valid_values(repository.webhook_secret, attached=_attached(repository.id, "webhook"))
 
     def attach(self, repository: Repository, part: str, *, by: Principal) -> None:
-        """Attach the secret in `token_secret` (if `part` is `token`) or `webhook_secret` (if `part` is `webhook`)."""
+        """Attach the secret named in the field `token_secret` or `webhook_secret`.
+
+        `part` is `token` or `webhook`.
+        """
         name = repository.token_secret if part == "token" else repository.webhook_secret
         attached, pointer = _attached(repository.id, part), f"/{part}_secret"
         self._secrets.attach(name, attached, title=repository.name, pointer=pointer, by=by)

@@ -133,10 +133,10 @@ class AgentsService:
         self._bytes = 0
 
     def find(self, agent_id: str) -> AgentFacts | None:
-        """Return an agent that is not deleted, or None.
+        """Return the agent, or None if it does not exist or is deleted.
 
-        The caller must not change the lists and dicts of the returned object, because other callers receive the same
-        objects from the cache.
+        The caller must not change the lists and dicts in the returned object, because the cache shares them with other
+        callers.
         """
         row = _BY_ID.one({"id": agent_id})
         return next(iter(self._facts_of_rows([row])), None) if row is not None else None

@@ -76,7 +76,7 @@ class StateChangePublisher:
         after_commit(lambda: self.counts.update((after,)))
 
     def count_by_state(self) -> dict[tuple[str, ...], float]:
-        """Return the number of committed state changes by new state, as the values of a metric."""
+        """Return the number of committed state changes, keyed by new state. The result is the value of a metric."""
         return {(state,): float(self.counts[state]) for state in STATUSES}
 
 
@@ -107,7 +107,10 @@ _BY_STATUS = Statement(
 
 
 def count_by_status() -> dict[tuple[str, ...], float]:
-    """Return the number of agents by state, as the values of a metric. Runs in the caller's unit of work."""
+    """Return the number of agents, keyed by state. The result is the value of a metric.
+
+    Runs in the caller's unit of work.
+    """
     counts = dict.fromkeys(STATUSES, 0.0)
     counts.update((status, float(count)) for status, count in _BY_STATUS.rows({}))
     return {(status,): count for status, count in counts.items()}

@@ -1,4 +1,4 @@
-"""Installs agents from templates of the marketplace."""
+"""Installs agents from marketplace templates."""
 
 from __future__ import annotations
 

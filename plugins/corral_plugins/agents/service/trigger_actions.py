@@ -1,4 +1,4 @@
-"""The actions `start_agent` and `stop_agent`, with which triggers start and stop agents."""
+"""The actions `start_agent` and `stop_agent`, which let triggers start and stop agents."""
 
 from __future__ import annotations
 

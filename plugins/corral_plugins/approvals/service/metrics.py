@@ -63,6 +63,6 @@ class ApprovalMetrics:
 
 
 def count_by_status() -> Mapping[tuple[str, ...], float]:
-    """Return the number of approvals by status."""
+    """Return the number of approvals, keyed by status."""
     rows: Any = Approval.select(Approval.status, peewee.fn.COUNT(Approval.id)).group_by(Approval.status).tuples()
     return {(status,): float(count) for status, count in rows}

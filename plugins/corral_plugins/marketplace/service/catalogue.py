@@ -88,7 +88,7 @@ Templates = list[Template]
 
 
 class ActiveParts(msgspec.Struct, frozen=True, kw_only=True):
-    """The active installers by kind, and the names of the active plugins."""
+    """The active installers, keyed by kind, and the names of the active plugins."""
 
     installers: Mapping[str, Installer]
     plugins: frozenset[str]

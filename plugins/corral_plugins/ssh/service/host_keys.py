@@ -1,4 +1,4 @@
-"""Host keys as OpenSSH public key lines, and their fingerprints as `ssh-keygen -lf` prints them."""
+"""Host keys in the form of OpenSSH public key lines, and their fingerprints in the format of `ssh-keygen -lf`."""
 
 from __future__ import annotations
 

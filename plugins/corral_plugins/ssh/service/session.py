@@ -99,7 +99,7 @@ class _Client(asyncssh.SSHClient):
         self._conn: asyncssh.SSHClientConnection | None = None
 
     def abort(self) -> None:
-        """Close the connection at once, if there is one."""
+        """Close the connection immediately, if there is one."""
         if self._conn is not None:
             self._conn.abort()
 
