@@ -271,7 +271,7 @@ class Keyring:
     def _data_key(self, sealed: bytes) -> bytes:
         key = self._by_id.get(key_id(sealed))
         if key is None or self.sealed:
-            raise Unavailable("The master key of this value is not loaded.", code="vault_sealed")
+            raise Unavailable("The master key that encrypted this value is not loaded.", code="vault_sealed")
         return _decrypt(derive(key.secret, "wrap"), sealed[_HEAD:_BODY], sealed[:_HEAD])
 
     def mac(self, purpose: str, data: bytes) -> bytes:
@@ -287,13 +287,13 @@ class Keyring:
 def key_id(sealed: bytes) -> str:
     """Return the id of the master key that a sealed value needs. Raise `SealedWrong` if the value is malformed."""
     if sealed[:1] != _VERSION or len(sealed) < _BODY + _NONCE + _TAG:
-        raise SealedWrong("not a sealed value")
+        raise SealedWrong("the bytes are not a sealed value")
     return sealed[1:_HEAD].hex()
 
 
 def _versioned_aad(aad: str) -> bytes:
     if not aad:
-        raise ValueError("aad must name the place of the value; use associated_data()")
+        raise ValueError("aad must say where the value is stored; make it with associated_data()")
     return _VERSION + aad.encode()
 
 

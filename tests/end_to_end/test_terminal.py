@@ -658,7 +658,7 @@ def test_a_server_that_does_not_run_the_plugin_of_a_command_is_told(terminal: Te
     done = CliRunner().invoke(
         root, ["barn", "list", "--server", terminal.address], env={"CORRAL_TOKEN": found[1].token}
     )
-    assert "the server does not run the plugin of this command" in str(done.exception)
+    assert "the server does not run this command's plugin" in str(done.exception)
 
 
 def test_client_commands_import_little(terminal: Terminal) -> None:

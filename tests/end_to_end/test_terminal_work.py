@@ -369,8 +369,8 @@ def test_a_review_names_its_blockers_and_is_found_after_its_decision(terminal: T
 def test_an_override_that_lifts_nothing_says_so(terminal: Terminal) -> None:
     told = terminal.run("agents", "start", "Echo", "--override")
     assert told.returncode == 0, told
-    assert "nothing was lifted: Echo was not paused by its budget." in told.stderr
-    assert "nothing was lifted" not in terminal.run("agents", "start", "Echo").stderr
+    assert "--override had no effect: Echo was not paused by its budget." in told.stderr
+    assert "--override had no effect" not in terminal.run("agents", "start", "Echo").stderr
 
 
 def test_templates_say_what_to_give_and_what_to_do_next(terminal: Terminal) -> None:

@@ -29,8 +29,8 @@ pytestmark = pytest.mark.one_engine
 CLIENTS, PAUSE, SHORT_PAUSE = 4, 0.02, 0.06  # between two calls of a client
 HELD_WITHIN, SLACK = 10.0, 10.0  # seconds; the slack is for a machine that has other things to do
 LOG_LINES_A_SECOND = 100
-LATE = "it did not return in time and was abandoned"
-ENDLESS = "it was abandoned and is still running"
+LATE = "the call did not return in time and was abandoned"
+ENDLESS = "the call was abandoned and is still running"
 
 
 class Caller(threading.Thread):
@@ -142,7 +142,7 @@ def check_names(found: dict[str, Any]) -> None:
         "exiter": "SystemExit: 1",
         "looper": "did not return",
         "sleeper": "did not return",
-        "wrong": "it returned str",
+        "wrong": "the callable returned str",
         "unawaited": "coroutine function",
         "dying": "the last one in thread",
     }

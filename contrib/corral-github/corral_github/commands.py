@@ -49,19 +49,31 @@ def show_repository(client: ApiClient, *, repository: str, as_json: bool) -> Non
 
 @github_command_group.command("add")
 @click.argument("name", metavar="OWNER/NAME")
-@click.option("--agent", required=True, help="agent that works on tasks, and whose changes are reviewed: name or id")
-@click.option("--reviewer", help="agent that comments on the changes: name or id")
-@click.option("--token-secret", default="github-token", show_default=True, help="secret with the token of GitHub")
-@click.option("--webhook-secret", default="github-webhook", show_default=True, help="secret that signs the deliveries")
-@click.option("--label", "labels", multiple=True, help="label that turns an issue into a task; repeatable")
+@click.option(
+    "--agent", required=True, help="name or id of the agent that works on issues and that made the reviewed changes"
+)
+@click.option("--reviewer", help="name or id of the agent that comments on pull requests")
+@click.option(
+    "--token-secret",
+    default="github-token",
+    show_default=True,
+    help="name of the secret that contains the GitHub token",
+)
+@click.option(
+    "--webhook-secret",
+    default="github-webhook",
+    show_default=True,
+    help="name of the secret with which GitHub signs deliveries",
+)
+@click.option("--label", "labels", multiple=True, help="label of issues from which tasks are created; repeatable")
 @click.option(
     "--pull-requests",
     type=click.Choice(["code_review", "task", "ignore"]),
     default="code_review",
     show_default=True,
-    help="what to do with a pull request",
+    help="what Corral does with a pull request",
 )
-@click.option("--api-url", help="address of the API, if the host is not github.com")
+@click.option("--api-url", help="URL of the GitHub API (default: the API of github.com)")
 @client_command
 def add_repository(
     client: ApiClient,
@@ -145,7 +157,7 @@ def list_posts(client: ApiClient, *, repository: str, limit: int, as_json: bool)
 def retry_repository(client: ApiClient, *, repository: str, as_json: bool) -> None:
     """Retry failed deliveries and posts immediately, even if GitHub has asked for a pause."""
     found = client.post(f"{REPOSITORIES}/{_find(client, repository)['id']}/retry", None)
-    text = f"{found['deliveries']} deliveries and {found['posts']} posts are tried again."
+    text = f"{found['deliveries']} deliveries and {found['posts']} posts will be tried again."
     print_value(found, as_json=as_json, text=text)
 
 

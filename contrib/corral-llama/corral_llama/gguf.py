@@ -58,7 +58,7 @@ class _GgufReader:
     def entries(self) -> dict[str, Any]:
         """Return all key-value pairs except those whose value is an array."""
         if self._view[:4] != b"GGUF":
-            raise ValueError("this is not a GGUF file")
+            raise ValueError("the file is not in the GGUF format")
         self._at = 4
         version, _, count = self._read_number("<I"), self._read_number("<Q"), self._read_number("<Q")
         if version not in (2, 3) or count > _MAX_ENTRIES:
@@ -79,7 +79,7 @@ class _GgufReader:
 
     def _read_scalar(self, kind: int) -> Any:
         if kind not in _SCALARS:
-            raise ValueError(f"the value type {kind} is unknown")
+            raise ValueError(f"the GGUF header contains the unknown value type {kind}")
         return self._read_number(_SCALARS[kind])
 
     def _read_text(self) -> str:
@@ -98,7 +98,7 @@ class _GgufReader:
             self._at += struct.calcsize(_SCALARS[kind]) * count
             return
         if kind != _STRING:
-            raise ValueError(f"the array type {kind} is not supported")
+            raise ValueError(f"the GGUF header contains an array of the unsupported type {kind}")
         view, at, unpack = self._view, self._at, struct.Struct("<Q").unpack_from
         for _ in range(count):
             at += 8 + unpack(view, at)[0]

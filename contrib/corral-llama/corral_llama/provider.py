@@ -133,7 +133,7 @@ class LocalProvider:
             raise _unavailable_error(f"the process of the local model {await child.exit_reason()}")
 
     async def embed(self, request: dict[str, Any], connection: ProviderConnection) -> dict[str, Any]:
-        raise ProviderError(404, "local models support chat completions only, no embeddings")
+        raise ProviderError(404, "local models support only chat completions, not embeddings")
 
     async def close(self) -> None:
         """Stop the child process."""
@@ -189,7 +189,7 @@ def translate_request(request: Mapping[str, Any]) -> dict[str, Any]:
         content = message.get("content")
         if isinstance(content, list):
             if any(part.get("type") != "text" for part in content):
-                raise ProviderError(400, "local models support text only, no images")
+                raise ProviderError(400, "local models support only text, not images")
             content = "".join(part["text"] for part in content)
         role = "system" if message["role"] == "developer" else message["role"]
         messages.append({**message, "role": role, "content": content})

@@ -30,7 +30,7 @@ def test_a_file_that_ends_early_is_named(demo_model: Path, tmp_path: Path, size:
 def test_another_file_is_refused(tmp_path: Path) -> None:
     other = tmp_path / "other.gguf"
     other.write_bytes(b"PK\x03\x04" + bytes(100))
-    with pytest.raises(NoModel, match="not a GGUF file"):
+    with pytest.raises(NoModel, match="not in the GGUF format"):
         find_model(InstallationConfig(data_dir=tmp_path, local_model=other))
 
 

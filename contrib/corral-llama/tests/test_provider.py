@@ -107,9 +107,9 @@ async def test_what_is_too_long_is_the_callers_fault(shared_provider: LocalProvi
 
 async def test_images_and_embeddings_are_refused(provider: LocalProvider) -> None:
     image = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}]}
-    with pytest.raises(ProviderError, match="no images"):
+    with pytest.raises(ProviderError, match="not images"):
         await provider.complete({**ask(""), "messages": [image]}, LOCAL)
-    with pytest.raises(ProviderError, match="no embeddings"):
+    with pytest.raises(ProviderError, match="not embeddings"):
         await provider.embed({"model": "any", "input": ["text"]}, LOCAL)
 
 

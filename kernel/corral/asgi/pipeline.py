@@ -181,7 +181,7 @@ class Pipeline:
         if endpoint.unavailable is not None:
             raise plugin_unavailable(endpoint.unavailable)
         if self.metrics.in_flight > MAX_IN_FLIGHT and not endpoint.route.exempt_host:
-            raise Unavailable("Too many requests are in flight.", code="overloaded")
+            raise Unavailable("Too many requests are in progress; try again.", code="overloaded")
         request.endpoint, request.label, request.path_names = endpoint, endpoint.label, names
         return endpoint
 
@@ -284,7 +284,7 @@ class Pipeline:
         route, signature, principal = endpoint.route, endpoint.signature, request.principal
         is_machine, names = principal is not None and principal.kind not in PEOPLE, request.path_names
         if is_machine and self.redactor.redact_json(names) != names:
-            raise NotFound("The path contains a credential.")
+            raise NotFound("The path must not contain a credential.")
         arguments = request.arguments = {**endpoint.services, **request.path_names}
         body = await request.read(route.body_limit) if request.may_have_body and route.multipart is None else b""
         if route.multipart is not None:

@@ -74,7 +74,7 @@ class Connection:
 
     async def send(self, text: str) -> None:
         if not self._open:
-            raise ConnectionError("the socket is closed")
+            raise ConnectionError("the WebSocket is closed")
         await self._send({"type": "websocket.send", "text": text})
 
     async def discard_messages(self, seconds: float) -> None:

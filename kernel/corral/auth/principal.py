@@ -155,4 +155,4 @@ def require_owner(caller: Principal, owner_id: str | None, *, what: str, manage:
     if caller.is_admin or caller.kind == "system" or (manage is not None and caller.may(manage)):
         return
     if owner_id is None or caller.user_id != owner_id or caller.kind not in ("user", "api_key"):
-        raise Forbidden(f"Only the owner of this {what} or an admin may do this.")
+        raise Forbidden(f"Only the owner of this {what} and admins may perform this operation.")

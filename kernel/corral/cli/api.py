@@ -26,7 +26,7 @@ DATA_LENGTH = 200  # characters
 @field_option
 @body_option
 @click.option("-H", "--header", "headers", multiple=True, help="send a header, such as 'If-Match: \"3\"' (repeatable)")
-@click.option("--all", "all_pages", is_flag=True, help="follow the pages of a list, and print all items")
+@click.option("--all", "all_pages", is_flag=True, help="print the items of all pages of a list")
 @server_option
 def api_command(
     method: str,

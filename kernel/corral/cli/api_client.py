@@ -261,7 +261,7 @@ class ApiClient:
             page = self.get("/events", **query, wait=wait)
             yield from page["items"]
             query["after"] = page["next"]
-        raise ApiClientError("waiting for the events took too long")
+        raise ApiClientError("no event that ends the wait arrived in time")
 
     def absolute(self, address: str) -> str:
         """Return `address` as a URL with a host.

@@ -52,7 +52,7 @@ def doctor_command(config_path: Path | None, as_json: bool) -> None:
     try:
         config = load_config(path=config_path)
     except StartupError as refused:
-        remedy = "correct it; `corral config init PATH` writes a sample file with every key"
+        remedy = "correct the configuration; `corral config init PATH` writes a sample file with every key"
         findings = [Finding("configuration", "down", fault, remedy) for fault in refused.faults]
     else:
         findings = list(check_installation(config))
@@ -119,7 +119,7 @@ def check_configuration(config: Config) -> Iterator[Finding]:
     yield Finding("configuration", "ok", str(config.path or "no file; only defaults and environment variables"))
     for warning in config.warnings:
         yield Finding(
-            "configuration", "warning", warning, "correct it, or ignore this warning if the value is intended"
+            "configuration", "warning", warning, "correct the value, or ignore this warning if the value is intended"
         )
     if config.path is not None and config.path.is_file() and readable_by_others(config.path):
         text = config.path.read_text("utf-8", "replace")
@@ -292,7 +292,7 @@ def check_plugins(config: Config) -> Iterator[Finding]:
             states = [(item.name, item.state, item.reason) for item in kernel.plugins]
     except StartupError as refused:
         yield from (
-            Finding("plugins", "down", fault, "repair it; the server does not start without it")
+            Finding("plugins", "down", fault, "repair the plugin; the server does not start without it")
             for fault in refused.faults
         )
         return
@@ -349,7 +349,7 @@ def check_database(config: Config) -> Iterator[Finding]:
         remedy = "start the database or correct [database] url"
         damage = damage_of(error)
         if path is not None:
-            remedy = REMEDY if damage else f"see whether {path} can be read"
+            remedy = REMEDY if damage else f"check whether {path} can be read"
         detail = f"the database does not answer: {reason}" if damage is None else f"{path} is damaged: {damage}"
         yield Finding("database", "down", detail, remedy)
 

@@ -40,7 +40,7 @@ LOOK_SECONDS = 0.2
 @click.option(
     "--concurrency",
     type=click.IntRange(1, 256),
-    help="number of jobs that run at a time (default: the setting jobs.concurrency)",
+    help="maximum number of concurrent jobs (default: the setting jobs.concurrency)",
 )
 @config_option
 def jobs_command(concurrency: int | None, config_path: Path | None) -> None:

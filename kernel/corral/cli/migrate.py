@@ -15,7 +15,7 @@ from corral.config.reader import load as load_config
 
 @click.command("migrate")
 @click.argument("plugin", required=False)
-@click.option("--plan", is_flag=True, help="only list pending migrations")
+@click.option("--plan", is_flag=True, help="list the pending migrations without applying them")
 @config_option
 @json_option
 def migrate_command(plugin: str | None, plan: bool, as_json: bool, config_path: Path | None) -> None:

@@ -18,7 +18,7 @@ from corral.config.reader import load as load_config
     "--dir",
     "parent",
     type=click.Path(file_okay=False, path_type=Path),
-    help="parent folder of the new folder (default: the current folder)",
+    help="folder in which the plugin's folder is created (default: the current folder)",
 )
 @json_option
 def new_plugin_command(name: str, parent: Path | None, as_json: bool) -> None:

@@ -52,7 +52,7 @@ CLOSING_SECONDS = 1.5  # busy connections close after their next response, befor
 @click.option("--no-jobs", is_flag=True, help="do not run background jobs and schedules; use `corral jobs` for them")
 @click.option("--no-embedded-worker", is_flag=True, help="do not start the embedded worker")
 @config_option
-@click.option("--inherit", hidden=True, help="file descriptors of the listener and of the parent's socket")
+@click.option("--inherit", hidden=True, help="file descriptors of the listener and of the socket to the parent process")
 def serve_command(**options: Any) -> None:
     """Start the server with the API, `/ws`, background jobs, schedules and an embedded worker.
 

@@ -216,10 +216,10 @@ class DatabasePool:
     def submit(self, queued: QueuedUnit) -> None:
         """Queue the unit. Raise `Unavailable` (`overloaded`) when the queue is full."""
         if self.queue.qsize() >= QUEUE_LIMIT:
-            raise Unavailable("Too many requests are waiting for the database.", code="overloaded")
+            raise Unavailable("Too many requests are waiting for the database; try again.", code="overloaded")
         plugin = self.plugin_by_label.get(queued.entry.label)
         if plugin is not None and self._shares.waiting(plugin) >= QUEUE_LIMIT:
-            raise Unavailable(f"Too many requests are waiting for the plugin {plugin}.", code="overloaded")
+            raise Unavailable(f"Too many requests are waiting for the plugin {plugin}; try again.", code="overloaded")
         if plugin is None or self._shares.acquire(plugin, queued):
             self._put(queued)
 

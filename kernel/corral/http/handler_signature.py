@@ -58,7 +58,7 @@ def _all_hints(function: Any) -> tuple[dict[str, Any], dict[str, tuple[Any, bool
         return _resolved(function) if plain else _resolved.__wrapped__(function)
     except NameError as error:
         where = f"{function.__module__}.{function.__qualname__}"
-        raise TypeError(f"{where}: {error}; import it outside TYPE_CHECKING") from None
+        raise TypeError(f"{where}: {error}; import the type outside TYPE_CHECKING") from None
 
 
 def hints(function: Any) -> dict[str, Any]:

@@ -74,7 +74,9 @@ class Container:
             own = {item.kind for item, _ in waiting}
             ready = [item for item, needed in waiting if own.isdisjoint(needed)]
             if not ready:
-                raise WiringError(f"the services {sorted(_name(item.kind) for item, _ in waiting)} need each other")
+                raise WiringError(
+                    f"the services {sorted(_name(item.kind) for item, _ in waiting)} depend on each other in a cycle"
+                )
             for item in ready:
                 instance = self.call(item.factory, record)
                 self.add(item.kind, instance, record)

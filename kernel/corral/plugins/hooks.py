@@ -44,7 +44,7 @@ def check_items(where: str, items: Iterable[Any], asked: Any) -> None:
             try:
                 msgspec.convert(msgspec.structs.asdict(item), type(item))
             except msgspec.ValidationError as error:
-                raise TypeError(f"{where} has an invalid item: {error}; it is {item!r}") from None
+                raise TypeError(f"{where} has an invalid item: {error}; the item is {item!r}") from None
 
 
 def _has_type(item: Any, asked: Any) -> bool:
@@ -101,7 +101,9 @@ def all_specs(records: Iterable[PluginRecord]) -> dict[str, Any]:
         for module in offered:
             added = specs_of(module)
             if not added or specs.keys() & added:
-                raise ValueError(f"{module!r} specifies no hook, or known ones: {sorted(specs.keys() & added)}")
+                raise ValueError(
+                    f"{module!r} specifies no hook, or hooks that already exist: {sorted(specs.keys() & added)}"
+                )
             specs.update(added)
         record.contributions_to("corral_hookspecs")[:] = offered
 

@@ -23,8 +23,8 @@ from corral.settings.kernel import CALL_BUDGET_SECONDS, QUARANTINE_ERRORS, QUARA
 log = logging.getLogger("corral.plugins")
 
 LOST_CALLS = 2
-ABANDONED = "it did not return in time and was abandoned"
-ENDLESS = "it was abandoned and is still running"
+ABANDONED = "the call did not return in time and was abandoned"
+ENDLESS = "the call was abandoned and is still running"
 
 
 class LostCall(Exception):

@@ -163,9 +163,9 @@ class DatabaseServer(abc.ABC):
         deadline = time.monotonic() + START_TIMEOUT
         while not self._ready():
             if self._process is not None and self._process.poll() is not None:
-                raise DatabaseServerError(f"exit code {self._process.returncode}")
+                raise DatabaseServerError(f"the process exited with the status {self._process.returncode}")
             if time.monotonic() > deadline:
-                raise DatabaseServerError(f"no answer within {START_TIMEOUT:.0f} s")
+                raise DatabaseServerError(f"the server did not answer within {START_TIMEOUT:.0f} s")
             time.sleep(0.01)
 
     def _end(self, by: signal.Signals) -> None:
@@ -223,7 +223,7 @@ def database_servers_folder(*, in_memory: bool = False) -> Path:
         folder.mkdir(mode=0o711 if unprivileged_options() else 0o700, exist_ok=True)
         found = folder.lstat()
         if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
-            raise DatabaseServerError(f"{folder} belongs to someone else")
+            raise DatabaseServerError(f"{folder} belongs to another user")
         return folder
     raise DatabaseServerError(
         "no folder for temporary files is accessible and has a path short enough for Unix sockets"

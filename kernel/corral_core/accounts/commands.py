@@ -42,10 +42,10 @@ def user_command_group() -> None:
 
 @user_command_group.command("create")
 @click.argument("email")
-@click.option("--admin", is_flag=True, help="short for --role admin")
+@click.option("--admin", is_flag=True, help="create an admin account; the same as --role admin")
 @click.option("--role", type=click.Choice(ROLES), help="role of the account (default: member)")
 @click.option("--full-name", help="name of the user (default: the part of the address before the @)")
-@click.option("--must-change", is_flag=True, help="require a new password at the first sign-in")
+@click.option("--must-change", is_flag=True, help="require the user to choose a new password at the first sign-in")
 @password_option
 @config_option
 @json_option
@@ -176,7 +176,7 @@ def set_user_role(email: str, role: str, config_path: Path | None, as_json: bool
 
 @user_command_group.command("reset-password")
 @click.argument("email")
-@click.option("--must-change", is_flag=True, help="require another new password at the next sign-in")
+@click.option("--must-change", is_flag=True, help="require the user to choose another password at the next sign-in")
 @password_option
 @config_option
 @json_option
@@ -245,7 +245,7 @@ def reset_mfa(email: str, config_path: Path | None, as_json: bool) -> None:
 
 @user_command_group.command("purge")
 @click.argument("email")
-@click.option("--yes", is_flag=True, help="do not ask for the address again")
+@click.option("--yes", is_flag=True, help="do not ask for the address as a confirmation")
 @config_option
 @json_option
 def purge_user(email: str, yes: bool, config_path: Path | None, as_json: bool) -> None:
@@ -264,7 +264,9 @@ def purge_user(email: str, yes: bool, config_path: Path | None, as_json: bool) -
         if not yes:
             typed = click.prompt(f"This cannot be undone. Type {user.email} to purge the account", err=True)
             if str(typed).strip().casefold() != user.email.casefold():
-                raise click.ClickException("the address does not match; nothing was changed")
+                raise click.ClickException(
+                    "the address that you typed is not the address of the account; nothing was changed"
+                )
         accounts = found.service(Accounts)
         found.run(lambda: accounts.purge(user.id))
         gone = found.run(lambda: accounts.get(user.id), read=True)
@@ -355,7 +357,10 @@ def crypto_key_command_group() -> None:
 
 @crypto_key_command_group.command("generate")
 @click.option(
-    "--label", default="v1", show_default=True, help="name of the key: letters and digits, unique for each key"
+    "--label",
+    default="v1",
+    show_default=True,
+    help="label of the key, which has only letters and digits and differs from the labels of all other keys",
 )
 @json_option
 def generate_master_key(label: str, as_json: bool) -> None:

@@ -31,13 +31,13 @@ LOOPBACK = re.compile(r"(localhost|127\.[0-9.]+|\[::1\])(:[0-9]+)?(/|$)")
 
 @click.command("login")
 @click.argument("url", required=False)
-@click.option("--email", help="address of the account (default: prompt for it)")
+@click.option("--email", help="email address of the account (default: prompt for it)")
 @click.option(
     "--password-file",
     type=click.Path(exists=True, allow_dash=True, dir_okay=False, path_type=Path),
     help="file with the password, or - for standard input (default: prompt for it)",
 )
-@click.option("--with-token", is_flag=True, help="read an API key from standard input instead of a password")
+@click.option("--with-token", is_flag=True, help="sign in with an API key that is read from standard input")
 @click.option("--server", metavar="NAME", help="name under which the server is saved (default: its host and port)")
 @json_option
 def login_command(
@@ -185,5 +185,5 @@ def _end_session(name: str) -> None:
             client.send("POST", "/auth/logout")
     except ApiClientError as error:
         if error.status != 401:
-            told = f"{error}; the session is forgotten here, but lasts on the server until it expires"
+            told = f"{error}; the session was removed on this machine, but stays valid on the server until it expires"
             raise ApiClientError(told, error.status, error.problem) from None

@@ -50,7 +50,9 @@ class TableProgress:
 @click.command("backup")
 @click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
 @click.option(
-    "--with-files/--no-files", default=None, help="include stored files (default: if they are in a local folder)"
+    "--with-files/--no-files",
+    default=None,
+    help="include stored files in the backup (default: only if the files are in a local folder)",
 )
 @verbose_option
 @config_option
@@ -214,7 +216,7 @@ def restore_command(file: Path, verbose: bool, config_path: Path | None, as_json
         with Archive(file) as archive:
             archive.verify()
             progress = TableProgress(verbose=verbose)
-            progress.print("all sums are right")
+            progress.print("all checksums are correct")
             ensure_data_dir(config)
             entry = UnitContext(label="command restore", actor=Actor("system", name))
             by = Principal(kind="system", id=name, role="admin")

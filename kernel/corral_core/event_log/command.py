@@ -24,9 +24,15 @@ FAMILY_COLOURS = {"failed": "red", "completed": "green", "waiting": "yellow", "a
     "types",
     multiple=True,
     metavar="TYPE",
-    help="only events of this type, such as task.completed or task.*; repeatable",
+    help="print only events of this type, such as task.completed or task.*; repeatable",
 )
-@click.option("--limit", type=click.IntRange(0, 1000), default=20, show_default=True, help="number of past events")
+@click.option(
+    "--limit",
+    type=click.IntRange(0, 1000),
+    default=20,
+    show_default=True,
+    help="maximum number of past events to print",
+)
 @client_command
 def events_command(client: ApiClient, *, follow: bool, types: tuple[str, ...], limit: int, as_json: bool) -> None:
     """Print the last events, oldest first. With --json, each event is one line."""

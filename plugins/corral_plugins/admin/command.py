@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from corral.plugin import OpenSession
 
 config_option = click.option(
-    "--config", "config_path", type=click.Path(dir_okay=False, path_type=Path), help="path to corral.toml"
+    "--config", "config_path", type=click.Path(dir_okay=False, path_type=Path), help="path of corral.toml"
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="print JSON")
 
@@ -24,7 +24,7 @@ def kill_switch_command() -> None:
 
 
 @kill_switch_command.command("on")
-@click.option("--reason", required=True, help="reason, which is shown to everyone whose work stops")
+@click.option("--reason", required=True, help="reason, which is shown to everyone whose tasks stop")
 @click.option("--cancel", is_flag=True, help="cancel running tasks instead of letting them pause")
 @click.option("--hold-deliveries", is_flag=True, help="hold back webhooks and notifications as well")
 @config_option

@@ -50,7 +50,7 @@ class UserChange(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     full_name: FullName | UnsetType = UNSET
     role: Role | UnsetType = UNSET
     is_active: (
-        Annotated[bool, msgspec.Meta(description="False deactivates the account and ends all its sessions.")]
+        Annotated[bool, msgspec.Meta(description="If false, the account is deactivated and all its sessions end.")]
         | UnsetType
     ) = UNSET
     must_change_password: bool | UnsetType = UNSET

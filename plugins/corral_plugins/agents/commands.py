@@ -76,7 +76,7 @@ def show_agent(client: ApiClient, *, agent: str, as_json: bool) -> None:
         "status": found["status"],
         "reason": found["status_reason"],
         "model": _model(found),
-        "system prompt": found["system_prompt"],
+        "system prompt of the agent": found["system_prompt"],
         "tools": found["enabled_tools"],
         "role": found["role"],
         "review of results": _reviewer_text(client, found["review_policy"]),
@@ -110,10 +110,10 @@ def _configuration_options(function: F) -> F:
         click.option(
             "--prompt-file",
             type=click.Path(exists=True, dir_okay=False, path_type=Path),
-            help="file with the system prompt",
+            help="file with the system prompt of the agent",
         ),
-        click.option("--prompt", help="system prompt"),
-        click.option("--model", help="model, such as openai/gpt-4o-mini"),
+        click.option("--prompt", help="system prompt of the agent"),
+        click.option("--model", help="model of the agent, such as openai/gpt-4o-mini"),
     ):
         function = option(function)
     return function
@@ -122,7 +122,7 @@ def _configuration_options(function: F) -> F:
 @agents_command_group.command("create")
 @click.argument("name")
 @_configuration_options
-@click.option("--start", is_flag=True, help="start the agent too")
+@click.option("--start", is_flag=True, help="start the agent after it is created")
 @client_command
 def create_agent(client: ApiClient, *, name: str, start: bool, as_json: bool, **options: Any) -> None:
     """Create an agent. It works on tasks only after it has been started."""
@@ -136,7 +136,7 @@ def create_agent(client: ApiClient, *, name: str, start: bool, as_json: bool, **
 @agents_command_group.command("edit")
 @agent_argument
 @_configuration_options
-@click.option("--name", help="new name")
+@click.option("--name", help="new name of the agent")
 @client_command
 def edit_agent(client: ApiClient, *, agent: str, name: str | None, as_json: bool, **options: Any) -> None:
     """Change fields of an agent. Running tasks keep the configuration with which they started."""
@@ -155,7 +155,7 @@ def edit_agent(client: ApiClient, *, agent: str, name: str | None, as_json: bool
 
 @agents_command_group.command("start")
 @agent_argument
-@click.option("--override", is_flag=True, help="start the agent although its budget is used up (admins only)")
+@click.option("--override", is_flag=True, help="start the agent even if its budget is used up (admins only)")
 @client_command
 def start_agent(client: ApiClient, *, agent: str, override: bool, as_json: bool) -> None:
     """Start an agent, so that it takes tasks."""
@@ -163,7 +163,8 @@ def start_agent(client: ApiClient, *, agent: str, override: bool, as_json: bool)
     _act(client, found["id"], "start", {"override": override}, as_json=as_json)
     if override and (found["status"], found["status_reason"]) != ("paused", "budget"):
         told = (
-            f"nothing was lifted: {found['name']} was not paused by its budget. If a task needs more than is left, "
+            f"--override had no effect: {found['name']} was not paused by its budget. If a task needs more than is "
+            "left, "
             f"raise the budget: corral agents edit {shlex.quote(found['name'])} -f monthly_budget_usd:=AMOUNT"
         )
         click.echo(click.style("warning", fg="yellow") + f": {told}", err=True)
@@ -171,9 +172,9 @@ def start_agent(client: ApiClient, *, agent: str, override: bool, as_json: bool)
 
 @agents_command_group.command("stop")
 @agent_argument
-@click.option("--drain", is_flag=True, help="let running tasks finish first")
+@click.option("--drain", is_flag=True, help="stop the agent only after its running tasks have finished")
 @click.option("--cancel-tasks", is_flag=True, help="cancel running tasks instead of returning them to the queue")
-@click.option("--reason", help="reason, which is kept with the event")
+@click.option("--reason", help="reason, which is stored in the event")
 @client_command
 def stop_agent(
     client: ApiClient, *, agent: str, drain: bool, cancel_tasks: bool, reason: str | None, as_json: bool
@@ -187,7 +188,7 @@ def stop_agent(
 
 @agents_command_group.command("pause")
 @agent_argument
-@click.option("--reason", help="reason, which is kept with the event")
+@click.option("--reason", help="reason, which is stored in the event")
 @client_command
 def pause_agent(client: ApiClient, *, agent: str, reason: str | None, as_json: bool) -> None:
     """Pause an agent. It takes no more tasks, and its running tasks continue."""

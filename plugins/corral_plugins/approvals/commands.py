@@ -68,7 +68,7 @@ def print_approvals(client: ApiClient, items: list[Any], *, as_json: bool = Fals
         items,
         COLUMNS,
         as_json=as_json,
-        empty="There are no such approvals. Those that were decided: corral approvals list --status all",
+        empty="There are no such approvals. List decided approvals too: corral approvals list --status all",
         colour_of="status",
         computed={"asked_by": functools.partial(_requester, ObjectNames(client))},
     )
@@ -150,7 +150,7 @@ def reject_request(client: ApiClient, *, approval: str, note: str | None, as_jso
 
 @approvals_command_group.command("request-revision")
 @approval_argument
-@click.option("--note", required=True, help="what the requester should change")
+@click.option("--note", required=True, help="note that tells the requester what to change")
 @client_command
 def request_revision(client: ApiClient, *, approval: str, note: str, as_json: bool) -> None:
     """Ask the requester to revise the request."""
@@ -172,7 +172,7 @@ def revise_request(client: ApiClient, *, approval: str, payload: str, as_json: b
 
 @approvals_command_group.command("cancel")
 @approval_argument
-@click.option("--reason", help="why the approval is no longer needed")
+@click.option("--reason", help="reason why the approval is no longer needed")
 @client_command
 def cancel_request(client: ApiClient, *, approval: str, reason: str | None, as_json: bool) -> None:
     """Cancel an undecided request."""

@@ -34,7 +34,7 @@ def audit_command() -> None:
 @click.argument("source", required=False)
 @click.option("--checkpoints", "checkpoints_path", type=readable, help="file with checkpoints that were saved earlier")
 @click.option("--public-key", help="base64 public key of the checkpoints (default: the key in the --checkpoints file)")
-@click.option("--filtered", is_flag=True, help="accept missing rows in SOURCE, which is a filtered export")
+@click.option("--filtered", is_flag=True, help="accept missing rows, because SOURCE is a filtered export")
 @config_option
 @json_option
 @click.pass_obj
@@ -79,7 +79,7 @@ def verify_log(
     type=click.Choice(["jsonl", "csv"]),
     default="jsonl",
     show_default=True,
-    help="format of the rows",
+    help="format of the exported rows",
 )
 @click.option("--output", type=click.File("wb"), default="-", help="file to write (default: standard output)")
 @config_option

@@ -60,7 +60,10 @@ async def verify_audit_log(
     """Verify that no row was altered or removed. Only one verification runs at a time."""
     holder = new_id()
     if not await work(lambda: acquire_lease("audit.verify", holder, SECONDS + 5)):
-        raise Conflict("Another verification of the log is running; wait until it finishes.", code="batch_in_progress")
+        raise Conflict(
+            "Another verification of the audit log is running; wait until that verification has finished.",
+            code="batch_in_progress",
+        )
     try:
         from_seq, to_seq = (None if value is UNSET else value for value in (query.from_seq, query.to_seq))
         verdict = await verification.run(from_seq, to_seq)

@@ -43,7 +43,7 @@ def reviews_command_group() -> None:
     multiple=True,
     help="list only reviews with this status; repeatable",
 )
-@click.option("--mine", is_flag=True, help="list only reviews that you were asked to do")
+@click.option("--mine", is_flag=True, help="list only reviews in which you are a reviewer")
 @click.option("--task", metavar="TASK", help="list only reviews of this task, by title or id")
 @click.option("--limit", type=click.IntRange(1, 200), default=50, show_default=True, help="maximum number of reviews")
 @client_command
@@ -105,8 +105,8 @@ def show_review(client: ApiClient, *, review: str, as_json: bool) -> None:
 @reviews_command_group.command("diff")
 @review_argument
 @click.option("--revision", type=int, help="revision to show (default: the current revision)")
-@click.option("--against", type=int, help="show what changed since this revision")
-@click.option("--raw", is_flag=True, help="print the exact bytes, for example for git apply")
+@click.option("--against", type=int, help="show the changes since this revision")
+@click.option("--raw", is_flag=True, help="print the diff byte for byte, for example for git apply")
 @client_command
 def show_diff(
     client: ApiClient, *, review: str, revision: int | None, against: int | None, raw: bool, as_json: bool
@@ -132,7 +132,7 @@ def show_diff(
 @click.option("--agent", required=True, help="name or id of the agent that made the diff")
 @click.option("--task", metavar="TASK", help="task in which the agent made the diff, by title or id")
 @click.option("--description", default="", help="description for the reviewers")
-@click.option("--reviewer", multiple=True, metavar="EMAIL|ID", help="person who is asked to review; repeatable")
+@click.option("--reviewer", multiple=True, metavar="EMAIL|ID", help="email address or id of a reviewer; repeatable")
 @client_command
 def open_review(
     client: ApiClient,
@@ -157,7 +157,7 @@ def open_review(
 @reviews_command_group.command("revise")
 @review_argument
 @patch_argument
-@click.option("--note", default="", help="what changed")
+@click.option("--note", default="", help="note that tells the reviewers what changed")
 @client_command
 def revise_review(client: ApiClient, *, review: str, patch: Path, note: str, as_json: bool) -> None:
     """Add the diff in the file PATCH as a new revision."""
@@ -167,15 +167,18 @@ def revise_review(client: ApiClient, *, review: str, patch: Path, note: str, as_
 @reviews_command_group.command("approve")
 @review_argument
 @click.option("--note", help="note for the requester")
-@click.option("--sha256", help="hash of the diff that you read (default: the hash of the current diff)")
-@click.option("--force", is_flag=True, help="approve in spite of open blockers, as an admin")
+@click.option("--sha256", help="SHA-256 of the diff that you read (default: the SHA-256 of the current diff)")
+@click.option("--force", is_flag=True, help="approve the diff despite open blockers (admins only)")
 @client_command
 def approve_review(
     client: ApiClient, *, review: str, note: str | None, sha256: str | None, force: bool, as_json: bool
 ) -> None:
     """Approve the current diff of a review."""
     if sha256 is not None and not SHA256.fullmatch(sha256):
-        raise click.UsageError(f"--sha256 {sha256} is not a SHA-256, which has 64 hexadecimal digits; see reviews show")
+        raise click.UsageError(
+            f"--sha256 {sha256} is not a SHA-256 hash, which has 64 hexadecimal digits; `corral reviews show` prints "
+            "the hash"
+        )
     found = _find(client, review)
     if found["status"] == "changes_requested":
         told = f"changes were requested to {found['title']}; approve the next revision, which the agent makes, or you"
@@ -191,7 +194,7 @@ def approve_review(
 
 @reviews_command_group.command("reject")
 @review_argument
-@click.option("--reason", help="reason, with which the task fails")
+@click.option("--reason", help="reason for the rejection, which becomes the error message of the failed task")
 @client_command
 def reject_review(client: ApiClient, *, review: str, reason: str | None, as_json: bool) -> None:
     """Reject the diff. A task that waits for the review fails."""
@@ -200,7 +203,7 @@ def reject_review(client: ApiClient, *, review: str, reason: str | None, as_json
 
 @reviews_command_group.command("request-changes")
 @review_argument
-@click.option("--reason", help="text that the agent reads before the comments")
+@click.option("--reason", help="message that the agent reads before the comments")
 @client_command
 def request_changes(client: ApiClient, *, review: str, reason: str | None, as_json: bool) -> None:
     """Send the diff back to the agent, with all unresolved comments."""
@@ -235,8 +238,8 @@ def cancel_review(client: ApiClient, *, review: str, as_json: bool) -> None:
     show_default=True,
     help="severity of the comment",
 )
-@click.option("--suggestion", help="text that should replace the lines")
-@click.option("--reply-to", help="id or beginning of the comment to answer")
+@click.option("--suggestion", help="text that should replace the commented lines")
+@click.option("--reply-to", help="id, or beginning of the text, of the comment to answer")
 @client_command
 def comment_on_review(
     client: ApiClient,
@@ -262,7 +265,7 @@ def comment_on_review(
 @reviews_command_group.command("resolve")
 @review_argument
 @click.argument("comment")
-@click.option("--reopen", is_flag=True, help="reopen the thread instead")
+@click.option("--reopen", is_flag=True, help="reopen the thread instead of resolving it")
 @client_command
 def resolve_comment(client: ApiClient, *, review: str, comment: str, reopen: bool, as_json: bool) -> None:
     """Resolve a comment thread. COMMENT is the id of a comment or the beginning of its text."""

@@ -24,10 +24,14 @@ COLUMNS = {
 
 @click.group("cost", invoke_without_command=True)
 @click.option(
-    "--by", type=click.Choice(list(REPORTS)), default="agent", show_default=True, help="how to break down the cost"
+    "--by",
+    type=click.Choice(list(REPORTS)),
+    default="agent",
+    show_default=True,
+    help="property by which the cost is broken down",
 )
 @click.option(
-    "--days", type=click.IntRange(1, 365), default=30, show_default=True, help="number of days in the breakdown"
+    "--days", type=click.IntRange(1, 365), default=30, show_default=True, help="number of past days in the breakdown"
 )
 @server_option
 @json_option
@@ -59,7 +63,7 @@ def _print_costs(client: ApiClient, *, by: str, days: int, as_json: bool) -> Non
         rows,
         COLUMNS[by],
         as_json=False,
-        empty="Nothing was used.",
+        empty="No costs were recorded.",
         computed={
             "agent": lambda row: row["name"] or row["agent_id"] or "(no agent)",
             "title": lambda row: _task_title(client, row["task_id"]),
@@ -112,7 +116,7 @@ def show_budget(client: ApiClient, *, as_json: bool) -> None:
     help="effect of the limit: 'hard' refuses further use, 'soft' only alerts, 'off' ignores the limit",
 )
 @click.option(
-    "--on-exceeded", type=click.Choice(ON_EXCEEDED), help="what happens to running attempts when the limit is reached"
+    "--on-exceeded", type=click.Choice(ON_EXCEEDED), help="effect on running attempts when the limit is reached"
 )
 @click.option("--timezone", help="IANA time zone in which months begin and end")
 @client_command

@@ -21,7 +21,7 @@ COLUMNS = ("created_at", "title", "reason", "error_type", "retry_count", "status
 POLL_SECONDS = 1.0
 
 letter_argument = click.argument("letter", shell_complete=complete_names(PATH, "title"))
-reason_option = click.option("--reason", type=click.Choice(REASONS), help="only letters with this reason")
+reason_option = click.option("--reason", type=click.Choice(REASONS), help="include only dead letters with this reason")
 
 
 @click.group("dead-letter")
@@ -38,10 +38,12 @@ def dead_letter_command_group() -> None:
     type=click.Choice(("open", "retried", "discarded", "all")),
     default="open",
     show_default=True,
-    help="list only letters in this state",
+    help="list only dead letters in this state",
 )
 @reason_option
-@click.option("--limit", type=click.IntRange(1, 200), default=50, show_default=True, help="maximum number of letters")
+@click.option(
+    "--limit", type=click.IntRange(1, 200), default=50, show_default=True, help="maximum number of dead letters"
+)
 @client_command
 def list_letters(client: ApiClient, *, status: str, reason: str | None, limit: int, as_json: bool) -> None:
     """List the newest dead letters."""
@@ -96,10 +98,15 @@ def retry_letter(client: ApiClient, *, letter: str, from_start: bool, fields: tu
 @dead_letter_command_group.command("retry-all")
 @reason_option
 @click.option(
-    "--max", "most", type=click.IntRange(1, 10_000), default=1000, show_default=True, help="maximum number of tasks"
+    "--max",
+    "most",
+    type=click.IntRange(1, 10_000),
+    default=1000,
+    show_default=True,
+    help="maximum number of tasks to retry",
 )
 @click.option("--rate", type=click.IntRange(1, 50), help="number of tasks to retry per second")
-@click.option("--wait", is_flag=True, help="wait until the batch has ended")
+@click.option("--wait", is_flag=True, help="wait until the batch of retries has ended")
 @client_command
 def retry_all_letters(
     client: ApiClient, *, reason: str | None, most: int, rate: int | None, wait: bool, as_json: bool

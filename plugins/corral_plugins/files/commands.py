@@ -41,7 +41,7 @@ def files_command_group() -> None:
 @files_command_group.command("list")
 @_task_option("list only files of this task")
 @click.option("--search", help="list only files whose name contains this text")
-@click.option("--source", type=click.Choice(SOURCES), help="list only files that this kind of caller made")
+@click.option("--source", type=click.Choice(SOURCES), help="list only files that this kind of caller or step made")
 @client_command
 def list_files(client: ApiClient, *, task: str | None, as_json: bool, **filters: str | None) -> None:
     """List the files that you may read, newest first."""
@@ -99,7 +99,7 @@ def upload_file(
     type=click.Path(allow_dash=True, path_type=Path),
     help="file or folder to write to, or - for standard output (default: the name under which the file is stored)",
 )
-@click.option("--force", is_flag=True, help="replace a file that exists")
+@click.option("--force", is_flag=True, help="replace an existing file")
 @client_command
 def download_file(client: ApiClient, *, file: str, target: Path | None, force: bool, as_json: bool) -> None:
     """Download a file and check its SHA-256 hash. The target file appears only when the download is complete."""
@@ -120,7 +120,9 @@ def download_file(client: ApiClient, *, file: str, target: Path | None, force: b
 
 @files_command_group.command("show")
 @file_argument
-@click.option("--link", is_flag=True, help="also make a link that downloads the file without a login for an hour")
+@click.option(
+    "--link", is_flag=True, help="also create a link that downloads the file without a login and works for an hour"
+)
 @client_command
 def show_file(client: ApiClient, *, file: str, link: bool, as_json: bool) -> None:
     """Show a file. With --link, also create and show a download link."""
@@ -148,7 +150,7 @@ def show_file(client: ApiClient, *, file: str, link: bool, as_json: bool) -> Non
 
 @files_command_group.command("share")
 @file_argument
-@_task_option("task with whose readers the file is shared")
+@_task_option("task whose readers may read the file")
 @click.option("--off", is_flag=True, help="make the file private again")
 @client_command
 def share_file(client: ApiClient, *, file: str, task: str | None, off: bool, as_json: bool) -> None:
@@ -187,7 +189,9 @@ def show_usage(client: ApiClient, *, as_json: bool) -> None:
 
 
 @files_command_group.command("move")
-@click.option("--to", "url", required=True, metavar="URL", help="the other store: s3://bucket?endpoint=… or file:///…")
+@click.option(
+    "--to", "url", required=True, metavar="URL", help="URL of the other store: s3://bucket?endpoint=… or file:///…"
+)
 @config_option
 @json_option
 @click.pass_obj
@@ -211,7 +215,7 @@ def move_files(open_session: OpenSession, url: str, config_path: Path | None, as
         told = asyncio.run(move.run(target))
     if told.failed:
         names = ", ".join(told.failed[:5])
-        raise click.ClickException(f"{len(told.failed)} files could not be copied undamaged: {names}")
+        raise click.ClickException(f"{len(told.failed)} files could not be copied intact: {names}")
     found: dict[str, Any] = {"copied": told.copied, "present": told.present, "bytes": told.bytes}
     text = (
         f"Copied {told.copied} files ({format_bytes(told.bytes)}); {told.present} were there already. "

@@ -115,7 +115,7 @@ class ToolSet(Generic[Implementation]):
     def implementation(self) -> Implementation:
         """The implementation of the tools. Raise `ToolFailure` while the server is starting."""
         if self._implementation is None:
-            raise ToolFailure("unavailable", "The server is starting.")
+            raise ToolFailure("unavailable", "The server is starting; try again.")
         return self._implementation
 
 

@@ -78,7 +78,7 @@ class WorkersPlugin(Plugin):
     def __init__(self, section: WorkersConfig | None = None) -> None:
         super().__init__(section or WorkersConfig())
         self._claims = ClaimMetrics()
-        self._health: Callable[[], tuple[str, str]] = lambda: ("disabled", "The server is starting.")
+        self._health: Callable[[], tuple[str, str]] = lambda: ("disabled", "The server is starting; try again.")
         self._queue_health = self._health
 
     async def start(self, runtime: Runtime) -> None:

@@ -34,7 +34,7 @@ class CrashingPlugin(Plugin):
 
 
 def crash(server: ServerProcess) -> None:
-    with pytest.raises(RuntimeError, match="ended with"):
+    with pytest.raises(RuntimeError, match="exited with"):
         server.start()
 
 

@@ -81,6 +81,6 @@ def test_a_process_whose_loop_does_not_come_back_ends_and_names_the_plugin(tmp_p
         assert time.monotonic() - began >= 6.0
         told = next(line for line in server.log.splitlines() if "event loop blocked; process exits" in line)
         assert "swallower" in told
-        assert "it was abandoned and is still running" in server.log
+        assert "the call was abandoned and is still running" in server.log
     finally:
         server.kill()

@@ -131,7 +131,7 @@ def _why_ignored(repository: Repository, event: str, action: str, payload: Json)
     if event == "ping":
         return "The webhook works."
     if action not in SEEN_ACTIONS.get(event, ()):
-        return "Corral does nothing on this event."
+        return "Corral ignores this event."
     if name != repository.name:
         return "The delivery is about another repository."
     if not repository.enabled:
@@ -140,7 +140,7 @@ def _why_ignored(repository: Repository, event: str, action: str, payload: Json)
         return "Pull requests are ignored." if repository.pull_requests == "ignore" else None
     label = payload.get("label")
     if not isinstance(label, dict) or label.get("name") not in repository.issue_labels:
-        return "The label starts no work."
+        return "No task is created for this label."
     return None
 
 
@@ -172,7 +172,7 @@ def _record(repository_id: str, received: ReceivedDelivery) -> GitHubReceipt:
         if receipt is not None:
             return receipt
     raise Unavailable(
-        "The rows of the repository are being deleted at the moment; send the delivery again.", code="overloaded"
+        "Deliveries of the repository are being deleted at the moment; send the delivery again.", code="overloaded"
     )
 
 
@@ -229,5 +229,7 @@ def _duplicate(repository_id: str, received: ReceivedDelivery) -> GitHubReceipt 
         status: Any = first.status
         return GitHubReceipt(id=first.id, status=status, duplicate=True)
     if Delivery.select().where(mine & (Delivery.delivery_id == received.delivery_id)).exists():
-        raise Conflict("Another delivery with this id had a different body.", code=DELIVERY_REUSED)
+        raise Conflict(
+            "Another delivery with this id had a different body; use a new id for each delivery.", code=DELIVERY_REUSED
+        )
     return None

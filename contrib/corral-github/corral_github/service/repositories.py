@@ -169,7 +169,9 @@ class Repositories:
                 detail = "There is no agent with this id."
                 raise Invalid.at(pointer, "unknown_reference", detail, problem="unknown_reference")
         if row.reviewer_agent_id == row.agent_id:
-            raise Invalid.at("/reviewer_agent_id", "not_allowed", "An agent does not review its own changes.")
+            raise Invalid.at(
+                "/reviewer_agent_id", "not_allowed", "An agent cannot review its own changes; name another reviewer."
+            )
 
     def _record(self, verb: str, row: Repository, changes: dict[str, Any]) -> None:
         if self.audit is not None:

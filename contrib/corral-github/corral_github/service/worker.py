@@ -85,7 +85,7 @@ class ThreadWorker:
             await self._work(lambda: work_queue.fail(item, detail))
         except Exception as error:
             log.exception("a delivery or a post failed", extra={"thread_id": item.thread.id})
-            detail = f"An unexpected error: {type(error).__name__}. The log says more."
+            detail = f"An unexpected error: {type(error).__name__}. See the log."
             await self._work(lambda: work_queue.postpone(item, detail, None))
             return False
         return True
@@ -154,7 +154,10 @@ class ThreadWorker:
             except HostRefusal as refusal:
                 if refusal.status != UNPROCESSABLE:
                     raise
-                log.info("the host refused a form of a review", extra={"post": post.id, "reason": refusal.detail})
+                log.info(
+                    "the host rejected one form of a review, so the next form is tried",
+                    extra={"post": post.id, "reason": refusal.detail},
+                )
         return await host.post_review(number, forms[-1])
 
 

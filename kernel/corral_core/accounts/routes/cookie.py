@@ -28,7 +28,9 @@ def check_origin(request: Request, installation: InstallationConfig, allowed: It
     origin = request.header("origin") or ""
     own = {f"{scheme}://{request.header('host')}" for scheme in ("http", "https")}
     if origin not in {*own, _origin_of_url(installation.public_url or ""), *allowed} or not origin:
-        raise Forbidden("The refresh cookie is accepted only from pages of this host; send the token in the body.")
+        raise Forbidden(
+            "The refresh cookie is accepted only from pages of this host; send the refresh token in the body instead."
+        )
 
 
 def _origin_of_url(url: str) -> str:

@@ -194,13 +194,13 @@ class AccountsService:
     def principal_of(self, user_id: str | None, *needs: str) -> Principal:
         row: UserRow | None = UserRow.get_or_none(UserRow.id == user_id)
         if row is None:
-            raise RightsLost("The person for whom this is done no longer exists.")
+            raise RightsLost("The user on whose behalf the operation runs no longer exists.")
         if not row.is_active:
-            raise RightsLost("The person for whom this is done is deactivated.")
+            raise RightsLost("The user on whose behalf the operation runs is deactivated.")
         principal = self._principal(row)
         for need in needs:
             if need not in principal.permissions:
-                raise RightsLost(f"The person for whom this is done does not hold the permission {need}.")
+                raise RightsLost(f"The user on whose behalf the operation runs does not hold the permission {need}.")
         return principal
 
     def principals_of(self, user_ids: Iterable[str]) -> dict[str, Principal]:

@@ -184,7 +184,7 @@ class AccessTokens:
     def _read_keys(self, now: float) -> _CachedKeys:
         row = InstallationValueRow.get_or_none(InstallationValueRow.name == "installation_id")
         if row is None:
-            raise Unavailable("The server is still starting.")
+            raise Unavailable("The server is still starting; try again.")
         issuer = f"corral:{row.value}"
         if (only := self._fixed or self._temporary_key()) is not None:
             kid = "env-" + hashlib.sha256(only).hexdigest()[:16]

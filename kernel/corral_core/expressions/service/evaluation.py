@@ -58,7 +58,7 @@ def _library() -> Any:
             log.propagate = False
             log.addHandler(logging.NullHandler())
             return module
-    raise ImportError("the package common-expression-language is not installed")
+    raise ImportError("the package common-expression-language is not installed; install it with pip")
 
 
 @functools.lru_cache(maxsize=1024)

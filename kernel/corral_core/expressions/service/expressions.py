@@ -47,7 +47,9 @@ class ExpressionsService(Expressions):
         for place, text in walk_strings(value, pointer):
             for part in split_template(text):
                 if not part.is_closed:
-                    faults.append(FieldError(place, "template_error", f"{{{{ is never closed: {part.source[:80]}"))
+                    faults.append(
+                        FieldError(place, "template_error", f"{{The braces {{ are never closed: {part.source[:80]}")
+                    )
                 elif part.expression is not None and not ("secrets" in roots and _secret(part)):
                     faults += self.check_expression(part.expression, roots=roots, pointer=place)
         return faults
@@ -96,7 +98,7 @@ class ExpressionsService(Expressions):
         if part.expression is None:
             return part.source
         if not part.is_closed:
-            raise TemplateError(part.expression, 1, "{{ is never closed.")
+            raise TemplateError(part.expression, 1, "The braces {{ are never closed.")
         if (name := _secret(part)) is None:
             return await self._evaluate(part.expression, data, now)
         if secrets is None:

@@ -16,11 +16,11 @@ def plugin_metric_lines(plugins: Iterable[PluginRecord], guards: Iterable[Guard]
     threads that are still running. Summed over several processes, the state metric counts the processes in which a
     plugin is in a given state.
     """
-    yield "# HELP corral_plugin_state Processes in which the plugin is in this state."
+    yield "# HELP corral_plugin_state Number of processes in which the plugin is in this state."
     yield "# TYPE corral_plugin_state gauge"
     for record in plugins:
         yield f'corral_plugin_state{{plugin="{record.name}",state="{record.state}"}} 1'
-    yield "# HELP corral_plugin_call_seconds Time spent in calls of contributed callables."
+    yield "# HELP corral_plugin_call_seconds Time spent in calls to callables that plugins contribute, in seconds."
     yield "# TYPE corral_plugin_call_seconds summary"
     sums: dict[tuple[str, str], tuple[int, float]] = {}
     for guard in guards:
@@ -30,7 +30,7 @@ def plugin_metric_lines(plugins: Iterable[PluginRecord], guards: Iterable[Guard]
     for (plugin, hook), (count, seconds) in sorted(sums.items()):
         yield f'corral_plugin_call_seconds_count{{plugin="{plugin}",hook="{hook}"}} {count}'
         yield f'corral_plugin_call_seconds_sum{{plugin="{plugin}",hook="{hook}"}} {seconds:.6f}'
-    yield "# HELP corral_plugin_lost_threads Threads that have not returned from a plugin."
+    yield "# HELP corral_plugin_lost_threads Number of threads that have not returned from a plugin."
     yield "# TYPE corral_plugin_lost_threads gauge"
     for name, count in sorted(watchdog.lost_threads().items()):
         yield f'corral_plugin_lost_threads{{plugin="{name}"}} {count}'

@@ -120,7 +120,11 @@ async def change_plugin_config(
     plugin's section in corral.toml require a restart.
     """
     if store is None:
-        raise Unavailable("The `settings` plugin is not active.", code="plugin_disabled", retry_after=60)
+        raise Unavailable(
+            "The `settings` plugin is not active; enable it to change the configuration of plugins.",
+            code="plugin_disabled",
+            retry_after=60,
+        )
     await store.check_urls(body.settings, pointer="/settings/{}".format)
     entry = request.unit_context(caller)
     return await work(lambda: plugins.change_settings(name, body.settings, store, by=caller), entry=entry)

@@ -40,9 +40,9 @@ WITH_STATUS = {401: "WWW-Authenticate", 405: "Allow", 409: "Retry-After", 429: "
 SUCCESSES = {
     200: "Done.",
     201: "Created.",
-    202: "Accepted; the resource shows the progress.",
-    204: "Done; no body.",
-    206: "The part that was asked for.",
+    202: "Accepted. Read the resource to see the progress.",
+    204: "Done. The response has no body.",
+    206: "The requested part of the file.",
 }
 JSON_TYPES: dict[type, str] = {
     str: "string",
@@ -140,7 +140,7 @@ class _Writer:
         if signature.body is not None:
             body = {} if signature.body is bytes else self.described[signature.body]
             written["requestBody"] = {
-                "description": f"At most {route.body_limit // 1024} KiB.",
+                "description": f"The body may have at most {route.body_limit // 1024} KiB.",
                 "required": self._is_body_required(body),
                 "content": {
                     media: {"schema": {"type": "object"} if signature.body is bytes and media == FORM else body}

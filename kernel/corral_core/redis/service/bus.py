@@ -86,7 +86,7 @@ class RedisBus:
                 try:
                     await self._client.publish(CHANNEL, self._name)
                 except Exception as error:
-                    log.debug("a notification was lost", extra={"reason": str(error)})
+                    log.debug("a notification could not be sent through Redis", extra={"reason": str(error)})
 
     async def _follow(self) -> None:
         """Receive notifications until stopped, and reconnect with backoff."""
@@ -123,4 +123,4 @@ class RedisBus:
                     self._wake()  # while disconnected, this process may have missed notifications
                 elif message["type"] == "message" and message["data"] != self._name:
                     self._wake()
-        raise TimeoutError("no response")
+        raise TimeoutError("Redis did not respond")

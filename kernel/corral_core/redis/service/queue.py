@@ -76,7 +76,7 @@ class RqQueue:
                 await asyncio.to_thread(_push_jobs, queue, ids)
                 pauses.reset()
             except Exception as error:
-                log.debug("jobs were not announced", extra={"jobs": len(ids), "reason": str(error)})
+                log.debug("jobs could not be announced through Redis", extra={"jobs": len(ids), "reason": str(error)})
                 await asyncio.sleep(pauses.following())
 
     def receive(self, take: Callable[[str], None], stopping: threading.Event) -> None:

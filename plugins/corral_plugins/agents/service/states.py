@@ -190,7 +190,7 @@ class AgentStates:
             if row.status == "paused" and row.status_reason == "manual":
                 return self._views.view_of(row)
             if row.status not in ("idle", "busy", "paused"):
-                raise _wrong_state(row, "paused; only a started agent can be")
+                raise _wrong_state(row, "paused; start the agent first")
             if self._transition(row, "paused", status_reason="manual", reason=reason):
                 return self._current_view(agent_id, by)
         raise contention_error()

@@ -65,7 +65,7 @@ class AgentTriggerActions:
 
     def _connected(self) -> AgentStates:
         if self._states is None:
-            raise Unavailable("The server is starting.")
+            raise Unavailable("The server is starting; try again.")
         return self._states
 
 

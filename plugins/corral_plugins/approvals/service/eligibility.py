@@ -48,7 +48,7 @@ class Eligibility:
         found = self._accounts.get_many(named)
         able = {each for each, user in found.items() if user.is_active and self._role_decides(user.role)}
         if missing := sorted(named - able):
-            detail = f"{missing[0]} is not an active person who may decide approvals."
+            detail = f"{missing[0]} is not the id of an active user who may decide approvals."
             fault = FieldError("/approvers/users", "unknown_reference", detail)
             raise Invalid(detail, code="unknown_reference", errors=(fault,))
         roles: set[str] = {"admin", *approvers.roles}
@@ -58,7 +58,7 @@ class Eligibility:
         if asker.type == "user" and not request.allow_self and self._may_be_counted(asker.id, roles, able):
             count -= 1
         if request.required_approvals > max(1, count):
-            detail = f"Only {count} people may decide this, so at most {count} approvals can be required."
+            detail = f"Only {count} people may decide this request, so it can require at most {count} approvals."
             raise Invalid.at("/required_approvals", "too_large", detail)
 
     def _may_be_counted(self, user_id: str, roles: set[str], able: set[str]) -> bool:
@@ -78,9 +78,9 @@ class Eligibility:
         if by.kind != "user" or not by.may(DECIDE) or not self._is_named(row, by.user_id, by.role):
             raise Forbidden("Only the approvers of this request and admins may decide it.")
         if missing := sorted(_needs_of(row) - by.permissions):
-            raise Forbidden(f"Only people who hold the permission {missing[0]} may decide about this tool.")
+            raise Forbidden(f"Only users with the permission {missing[0]} may decide about this tool.")
         if self._is_own(row, by.user_id):
-            detail = "You asked for this, or it is work for you; another admin or approver must decide it."
+            detail = "You made this request, or an agent made it for you; another admin or approver must decide it."
             raise Forbidden(detail, code="self_approval")
         needs_proof = is_weighty(row) and self._settings.get(REQUIRE_MFA_FOR_HIGH)
         if needs_proof and not by.has_stepped_up:

@@ -108,7 +108,9 @@ class ApprovalsService:
         """Raise `Invalid` unless the workflow run in the request is visible to the caller and has not ended."""
         if new.run_id is None:
             if new.step is not None:
-                raise Invalid.at("/step", "not_allowed", "Name the run of the step too, as run_id.")
+                raise Invalid.at(
+                    "/step", "not_allowed", "Send run_id, the id of the workflow run to which the step belongs."
+                )
             return
         run = self.workflows.find(new.run_id.lower()) if self.workflows is not None else None
         if run is None or not by.may("workflows.read"):
@@ -137,7 +139,8 @@ class ApprovalsService:
     def open(self, request: ApprovalRequest, *, by: Principal) -> ApprovalFacts:
         is_weighty = request.type == "tool_call" or RISKS.index(request.risk) >= HIGH
         if request.on_timeout == "approve" and is_weighty:
-            detail = "Tool calls, and what is of high or critical risk, are not approved because nobody answered."
+            detail = "Tool calls and requests of high or critical risk cannot be approved by a timeout; choose another "
+            "on_timeout."
             raise Invalid.at("/on_timeout", "not_allowed", detail)
         sha256 = request.payload_sha256 or canonical_hash(request.payload)
         if request.task_id is not None:
@@ -244,7 +247,7 @@ class ApprovalsService:
         if not used.where((Approval.id == approval_id) & usable & content).execute():
             row = Approval.get_or_none(Approval.id == approval_id)
             status = "unknown" if row is None else row.status
-            detail = "The approval does not cover this: it is for other content, has expired, or was used already."
+            detail = "The approval cannot be used: it is for other content, has expired, or was already used."
             raise Conflict(detail, code="already_decided", current_status=status)
         return rows.facts_of(Approval.get_by_id(approval_id)).payload
 

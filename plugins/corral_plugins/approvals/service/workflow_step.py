@@ -43,7 +43,7 @@ SCHEMA: Json = {
     "properties": {
         "title": {"type": "string", "minLength": 1, "maxLength": 200},
         "description": {"type": "string", "maxLength": 16384},
-        "payload": {"description": "What people approve."},
+        "payload": {"description": "The content that people approve."},
         "risk": {"enum": list(RISKS)},
         "approvers": PEOPLE,
         "required_approvals": {"type": "integer", "minimum": 1, "maximum": 10},
@@ -136,7 +136,7 @@ def check_config(config: Json) -> list[FieldError]:
     faults = []
     risk = config.get("risk", "medium")
     if config.get("on_timeout") == "approve" and risk in RISKS and RISKS.index(risk) >= HIGH:
-        detail = "An approval of high or critical risk is never granted because nobody decided."
+        detail = "An approval of high or critical risk cannot be granted by a timeout."
         faults.append(FieldError("/on_timeout", "not_allowed", detail))
     if "escalate_to" in config and config.get("on_timeout") != "escalate":
         faults.append(
@@ -159,7 +159,7 @@ class ApprovalStepType:
     @property
     def _step(self) -> ApprovalStep:
         if self.implementation is None:
-            raise StepFailure("unavailable", "The server is starting.")
+            raise StepFailure("unavailable", "The server is starting; try again.")
         return self.implementation
 
     def definition(self) -> StepType:

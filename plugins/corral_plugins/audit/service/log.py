@@ -240,7 +240,7 @@ def lock_chain_head() -> tuple[int, str]:
     """Lock the head of the chain until the unit of work ends. Return `seq` and `hash` of the newest row."""
     head = _HEAD.one({"id": HEAD})
     if head is None:
-        raise RuntimeError("audit_head has no row")
+        raise RuntimeError("the table audit_head has no row")
     return head[0], head[1]
 
 
@@ -316,7 +316,8 @@ class AuditLog:
         if failures == self._reported_failures:
             return
         count = failures - self._reported_failures
-        detail = f"One process could not write {count} rows; the operations they describe were refused."
+        detail = f"One process could not write {count} rows of the audit log; the operations that the rows describe "
+        "were refused."
         alert = SystemAlert(
             kind="audit_write_failed", severity="critical", title="The audit log cannot be written", detail=detail
         )

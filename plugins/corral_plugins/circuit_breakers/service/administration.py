@@ -207,7 +207,7 @@ def _exists(name: str) -> bool:
 
 
 def _not_found() -> NotFound:
-    return NotFound("There is no circuit breaker with this name; `corral circuit-breakers list` shows all.")
+    return NotFound("There is no circuit breaker with this name; `corral circuit-breakers list` lists all breakers.")
 
 
 def _new_row(name: str) -> BreakerRow:

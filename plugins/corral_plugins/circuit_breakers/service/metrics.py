@@ -75,13 +75,14 @@ class BreakerMetrics:
         return [
             Metric(
                 name="corral_breaker_state",
-                help="State of circuit breakers: 0 closed, 1 half-open, 2 open; the highest of those with this label.",
+                help="Highest state of the circuit breakers with this label: 0 for closed, 1 for half-open, 2 for "
+                "open.",
                 labels=breaker,
                 collect=self._read_states,
             ),
             Metric(
                 name="corral_breaker_calls_total",
-                help="Number of guarded calls by outcome.",
+                help="Number of calls that circuit breakers guard, by outcome.",
                 kind="counter",
                 labels={**breaker, "outcome": OUTCOMES},
                 collect=lambda: self._calls,
@@ -95,7 +96,7 @@ class BreakerMetrics:
             ),
             Metric(
                 name="corral_breaker_transitions_total",
-                help="Number of transitions of circuit breakers by the new state.",
+                help="Number of circuit breaker transitions by new state.",
                 kind="counter",
                 labels={**breaker, "to": tuple(STATES)},
                 collect=lambda: self._transitions,

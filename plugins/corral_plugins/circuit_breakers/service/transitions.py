@@ -224,7 +224,9 @@ class BreakerTransitions:
         """
         found = self.lock([name], create=True)
         if not found:
-            raise Unavailable(f"There are more than {MAX_BREAKERS} circuit breakers.")
+            raise Unavailable(
+                f"The limit of {MAX_BREAKERS} circuit breakers is reached; delete breakers that are no longer needed."
+            )
         row = found[0]
         self._expire_permits(row)
         if row.state == "open" and row.retry_at is not None and row.retry_at <= clock.now():

@@ -22,8 +22,17 @@ TEXT = {"type": "string", "minLength": 1, "maxLength": 500}
 PROPOSE_SCHEMA: Json = {
     "type": "object",
     "properties": {
-        "title": {"type": "string", "minLength": 1, "maxLength": 200, "description": "What the diff does."},
-        "description": {"type": "string", "maxLength": 16384, "description": "Why, and what reviewers should check."},
+        "title": {
+            "type": "string",
+            "minLength": 1,
+            "maxLength": 200,
+            "description": "A title that says what the diff does.",
+        },
+        "description": {
+            "type": "string",
+            "maxLength": 16384,
+            "description": "The reasons for the change, and what reviewers should check.",
+        },
         "patch": {
             "type": "string",
             "minLength": 1,
@@ -44,10 +53,18 @@ COMMENT_SCHEMA: Json = {
         "body": {"type": "string", "minLength": 1, "maxLength": 16384, "description": "The comment."},
         "file": {"type": "string", "minLength": 1, "maxLength": 4096, "description": "A file that the diff changes."},
         "line": {"type": "integer", "minimum": 1, "description": "A line that the diff shows."},
-        "end_line": {"type": "integer", "minimum": 1, "description": "The last line, if there are several."},
+        "end_line": {
+            "type": "integer",
+            "minimum": 1,
+            "description": "The last line, if the comment is about several lines.",
+        },
         "side": {"enum": ["old", "new"], "description": "Whether the line is one before or after the change."},
         "severity": {"enum": ["info", "suggestion", "issue", "blocker"]},
-        "suggestion": {"type": "string", "maxLength": 16384, "description": "Text to replace the lines with."},
+        "suggestion": {
+            "type": "string",
+            "maxLength": 16384,
+            "description": "The text that should replace the commented lines.",
+        },
     },
     "required": ["review_id", "body"],
     "additionalProperties": False,
@@ -119,7 +136,8 @@ class ReviewTools:
             Tool(
                 name="code_review.propose",
                 title="Propose a diff",
-                description="Let people review a diff. A diff that they sent back gets a new revision.",
+                description="Ask people to review a diff. If people sent back an earlier diff of the task, the new "
+                "diff becomes its next revision.",
                 risk="write",
                 schema=PROPOSE_SCHEMA,
                 permission="code_reviews.write",
@@ -129,5 +147,5 @@ class ReviewTools:
 
     def _connected(self) -> AgentReviews:
         if self.implementation is None:
-            raise ToolFailure("unavailable", "The server is starting.")
+            raise ToolFailure("unavailable", "The server is starting; try again.")
         return self.implementation

@@ -146,11 +146,15 @@ def check_position(new: NewReviewComment) -> None:
     """Raise `Invalid` if the fields that locate a comment (`file`, `line`, `end_line`, `parent_id`) conflict."""
     given = [name for name in ("file", "line", "end_line") if getattr(new, name) is not None]
     if new.parent_id is not None and given:
-        raise Invalid.at(f"/{given[0]}", "not_allowed", "An answer is about the lines of its thread.")
+        raise Invalid.at(
+            f"/{given[0]}",
+            "not_allowed",
+            "An answer refers to the lines of its thread; leave out the file and the lines.",
+        )
     if new.line is not None and new.file is None:
-        raise Invalid.at("/file", "required", "Name the file of the line.")
+        raise Invalid.at("/file", "required", "Send file, the path of the file that contains the line.")
     if new.end_line is not None and new.line is None:
-        raise Invalid.at("/line", "required", "Name the first line too.")
+        raise Invalid.at("/line", "required", "Send line, the first line of the range, as well.")
     if new.line is not None and new.end_line is not None and not 0 <= new.end_line - new.line < MAX_LINES:
         raise Invalid.at("/end_line", "invalid_value", f"must be at most {MAX_LINES - 1} lines after the first line")
 
@@ -164,9 +168,9 @@ def _check_room(review_id: str, characters: int, added: int = 1) -> None:
     found: Any = ReviewComment.select(fn.COUNT(ReviewComment.id), fn.COALESCE(fn.SUM(length), 0))
     count, present = found.where(ReviewComment.review_id == review_id).tuples().get()
     if count + added > rows.MAX_COMMENTS:
-        raise TooMany(f"A review has at most {rows.MAX_COMMENTS} comments.", code="quota_exceeded")
+        raise TooMany(f"A review can have at most {rows.MAX_COMMENTS} comments.", code="quota_exceeded")
     if present + characters > rows.MAX_CHARACTERS:
-        detail = f"The comments on a review have at most {rows.MAX_CHARACTERS} characters together."
+        detail = f"All comments on a review can have at most {rows.MAX_CHARACTERS} characters together."
         raise TooMany(detail, code="quota_exceeded")
 
 

@@ -56,10 +56,11 @@ class ReviewDecisions:
         """Approve exactly the diff that the caller has read. A task that waits for the review completes."""
         row = self._lock_to_decide(review_id, match, by)
         if body.patch_sha256 is not None and body.patch_sha256 != row.patch_sha256:
-            detail = f"The diff has changed; it is at revision {row.revision}. Read it again before you decide."
+            detail = f"The diff has changed; the review is at revision {row.revision}. Read the diff again before you "
+            "decide."
             raise PreconditionFailed(detail, current_version=row.version)
         if body.force and not by.may(MANAGE):
-            raise Forbidden("Only admins may approve in spite of open blockers.")
+            raise Forbidden("Only admins may approve a review despite open blockers.")
         self._refuse_own(row, by)
         rows.set_reviewer_state(row.id, by.user_id, "approved")
         blockers = self._refuse_unready(row, force=body.force)
@@ -94,7 +95,8 @@ class ReviewDecisions:
         row = self._lock_to_decide(review_id, match, by)
         limit = self._settings.get(MAX_ROUNDS)
         if row.round >= limit:
-            detail = f"The diff has been sent back {row.round} times, and {limit} are allowed. Approve or reject it."
+            detail = f"The diff has been sent back {row.round} times, which is the maximum ({limit}). Approve or "
+            "reject the diff."
             raise Conflict(detail, current_status=row.status, round=row.round)
         rows.set_reviewer_state(row.id, by.user_id, "rejected")
         rows.update(row, ("pending",), status="changes_requested", round=row.round + 1, decision_note=reason)
@@ -110,7 +112,7 @@ class ReviewDecisions:
     def _lock_to_decide(self, review_id: str, match: IfMatch, by: Principal) -> Review:
         row = self._reviews.lock_readable(review_id, by)
         if by.kind != "user":
-            raise Forbidden("Only people who are signed in can decide code reviews.")
+            raise Forbidden("Only users who are signed in can decide code reviews.")
         if row.status != "pending":
             raise rows.already_decided(row.status)
         match.check(row.version)
@@ -122,7 +124,7 @@ class ReviewDecisions:
             return
         run = None if row.task_id is None else self._tasks.find_run(row.task_id)
         if by.user_id in (row.owner_id, run and run.requester_id):
-            detail = "You opened this review, or it is work for you; another person must approve it."
+            detail = "You opened this review, or the diff was made for you; another person must approve it."
             raise Forbidden(detail, code="self_approval")
 
     def _refuse_unready(self, row: Review, *, force: bool) -> int:

@@ -42,13 +42,13 @@ class ReviewMetrics:
             ),
             Metric(
                 name="corral_code_review_decision_seconds",
-                help="Seconds from the opening of a code review to its decision.",
+                help="Time from the opening of a code review to its decision, in seconds.",
                 kind="histogram",
                 collect=self._seconds.read,
             ),
             Metric(
                 name="corral_code_review_rounds",
-                help="How often a decided code review was sent back to its agent.",
+                help="Number of times that a decided code review was sent back to its agent.",
                 kind="histogram",
                 collect=self._rounds.read,
             ),

@@ -64,7 +64,11 @@ def touch(row: Review) -> None:
 def already_decided(status: str) -> Conflict:
     """Return the error for an action on a review whose status no longer allows it."""
     shown = status.replace("_", " ")
-    return Conflict(f"The status of the review is {shown}.", code="already_decided", current_status=status)
+    return Conflict(
+        f"This operation is not possible, because the status of the review is {shown}.",
+        code="already_decided",
+        current_status=status,
+    )
 
 
 def publish(

@@ -37,7 +37,7 @@ class ProviderTotals:
             ),
             Metric(
                 name="corral_cost_unpriced_tokens",
-                help="Tokens without a known price, by provider.",
+                help="Number of tokens without a known price, by provider.",
                 labels=labels,
                 collect=self._unpriced_tokens,
             ),
@@ -85,19 +85,19 @@ class BudgetMetrics:
         return [
             Metric(
                 name="corral_budget_ratio",
-                help="Spent part of the budget of the installation in the current month.",
+                help="Spent fraction of the installation's budget in the current month.",
                 collect=_spent_ratio,
             ),
             Metric(
                 name="corral_budget_refusals_total",
-                help="Uses that a budget refused, by scope.",
+                help="Number of paid uses that a budget refused, by scope of the budget.",
                 kind="counter",
                 labels={"scope": SCOPES},
                 collect=self._refusals.by_scope,
             ),
             Metric(
                 name="corral_reservations",
-                help="Reservations of running attempts and calls.",
+                help="Number of budget reservations of running attempts and calls.",
                 collect=lambda: {(): float(Reservation.select().count())},
             ),
         ]

@@ -120,7 +120,7 @@ def _checked(content: bytes) -> str:
     """Return a table in its stored form. Raise `ValueError` if genai-prices cannot read the table."""
     raw: Any = json.loads(content)
     if not isinstance(raw, list) or not price_table.parse_providers(raw):
-        raise ValueError("it is not a list of providers")
+        raise ValueError("the price table is not a list of providers")
     return base64.b64encode(zlib.compress(content)).decode()
 
 

@@ -93,7 +93,7 @@ class DeadLetterBatches:
         self.get(batch_id)
         changes = {"status": "cancelled", "reason": "person", "finished_at": clock.now()}
         if not Batch.update(changes).where((Batch.id == batch_id) & (Batch.status == "running")).execute():
-            raise Conflict("The batch has ended.", current_status=self.get(batch_id).status)
+            raise Conflict("The batch has already ended.", current_status=self.get(batch_id).status)
         self._record_audit("cancel", Batch.get_by_id(batch_id))
         return self.get(batch_id)
 

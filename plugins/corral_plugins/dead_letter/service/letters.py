@@ -32,7 +32,7 @@ from corral_plugins.dead_letter.shapes import (
 from corral_plugins.tasks.api import Tasks
 
 MESSAGE_BYTES = 4096
-MANUAL = "The task was given up by hand."
+MANUAL = "The task was given up manually."
 DISCARD_BATCH_SIZE = 500
 _ITEM_FIELDS = DeadLetterItem.__struct_fields__
 
@@ -155,7 +155,7 @@ class DeadLetterQueue:
         closed = find_letter(letter_id)
         if closed.status != "retried":
             refuse_closed(closed)
-            raise Conflict("The task now has another dead letter.", current_status=closed.status)
+            raise Conflict("The task now has a newer dead letter; retry the newer one.", current_status=closed.status)
         if batch_id is not None:
             DeadLetter.update(batch_id=batch_id).where(DeadLetter.id == letter_id).execute()
         return task

@@ -23,8 +23,16 @@ ID = {"type": "string", "format": "uuid"}
 LIST_SCHEMA: Json = {
     "type": "object",
     "properties": {
-        "task_id": {**ID, "description": "List only files of this task. By default, all readable files."},
-        "search": {"type": "string", "minLength": 1, "maxLength": 200, "description": "Text in the name."},
+        "task_id": {
+            **ID,
+            "description": "The task whose files are listed. Without a task, all readable files are listed.",
+        },
+        "search": {
+            "type": "string",
+            "minLength": 1,
+            "maxLength": 200,
+            "description": "Text that the name of the file contains.",
+        },
         "limit": {"type": "integer", "minimum": 1, "maximum": 50},
     },
     "additionalProperties": False,
@@ -33,7 +41,11 @@ READ_SCHEMA: Json = {
     "type": "object",
     "properties": {
         "file_id": {**ID, "description": "The file to read."},
-        "offset": {"type": "integer", "minimum": 0, "description": "The byte to begin at, from next_offset."},
+        "offset": {
+            "type": "integer",
+            "minimum": 0,
+            "description": "The byte at which to begin, from next_offset of the previous result.",
+        },
     },
     "required": ["file_id"],
     "additionalProperties": False,

@@ -50,9 +50,9 @@ class FileLinks:
         the file does not exist.
         """
         if not self._sealer.verify(PURPOSE, _signed(file_id, query.expires), _decode(query.signature)):
-            raise Forbidden("The link was changed; make a new one.", code="invalid_signature")
+            raise Forbidden("The link was modified; create a new link.", code="invalid_signature")
         if int(query.expires) <= clock.time_s():
-            raise Gone("The link has expired; make a new one.", code="link_expired")
+            raise Gone("The link has expired; create a new link.", code="link_expired")
         row = self._registry.find_any(file_id)
         if row is None:
             raise NotFound()

@@ -33,17 +33,17 @@ class FileMetrics:
     def definitions(self) -> list[Metric]:
         """Return the definitions of all metrics of files."""
         return [
-            Metric(name="corral_files_bytes", help="Bytes of all stored files.", collect=stored_bytes),
+            Metric(name="corral_files_bytes", help="Size of all stored files, in bytes.", collect=stored_bytes),
             Metric(
                 name="corral_file_uploads_total",
-                help="Number of ended uploads by outcome.",
+                help="Number of finished uploads by outcome.",
                 kind="counter",
                 labels={"outcome": OUTCOMES},
                 collect=self._collect_uploads,
             ),
             Metric(
                 name="corral_storage_seconds",
-                help="Duration of calls of the file store by operation.",
+                help="Duration of calls to the file store by operation, in seconds.",
                 kind="histogram",
                 labels={"op": OPERATIONS},
                 collect=self._storage.read,

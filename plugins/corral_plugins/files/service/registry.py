@@ -263,7 +263,7 @@ def is_shared(row: File) -> bool:
 
 def lease_lost() -> Conflict:
     """Return the error for an upload by a run whose lease has ended."""
-    detail = "Workers and agents upload files for the task whose lease they hold; this lease is not live."
+    detail = "Workers and agents can upload files only for a task whose lease they hold; this lease has ended."
     return Conflict(detail, code="lease_lost")
 
 

@@ -100,7 +100,7 @@ class FileStorage:
 
 def _store_unavailable(problem: CircuitOpen) -> Unavailable:
     """Return the error for a request that needs the file store while the store's circuit breaker is open."""
-    detail = "The file store failed repeatedly and is not asked for now; try again later."
+    detail = "The file store failed repeatedly and is not used at the moment; try again later."
     return Unavailable(detail, retry_after=problem.retry_after, code="dependency_unavailable")
 
 

@@ -139,7 +139,7 @@ class ModelResolver:
             return allowed
         name = (defaults.model or "") if requested == "default" else self._full_name(requested)
         if name not in allowed:
-            raise Forbidden(f"This agent may use only {', '.join(allowed)}, not {name}.")
+            raise Forbidden(f"This agent may use only the models {', '.join(allowed)}, not {name}.")
         return allowed[allowed.index(name) :]
 
     def _models_of(self, configured: ConfiguredModels, defaults: _DefaultModels) -> list[str]:
@@ -203,7 +203,9 @@ class ModelResolver:
         suggestions = f"Known: {', '.join(known[:MAX_SUGGESTIONS])}{' …' if len(known) > MAX_SUGGESTIONS else ''}."
         detail = f"There is no model {requested[:100]}. {suggestions}"
         return Problem(
-            detail, code="model_not_found", errors=[FieldError("/model", "unknown_reference", "No such model.")]
+            detail,
+            code="model_not_found",
+            errors=[FieldError("/model", "unknown_reference", "There is no model with this name.")],
         )
 
 

@@ -66,7 +66,7 @@ class MessageTools:
         Runs in the unit of work that stores the tool call's result.
         """
         if self._sending is None or self._redactor is None:
-            raise ToolFailure("unavailable", "The server is starting.")
+            raise ToolFailure("unavailable", "The server is starting; try again.")
         with machine_text("task", context.task_id):
             redacted: dict[str, Any] = self._redactor.redact_json(arguments)
         row, warnings = self._sending.send(convert(NewMessage, redacted), by=context.caller)

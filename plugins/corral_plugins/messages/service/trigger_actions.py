@@ -68,5 +68,5 @@ class MessageTriggerAction:
 
     def _connected(self) -> tuple[MessageSending, Redactor]:
         if self._services is None:
-            raise Unavailable("The server is starting.")
+            raise Unavailable("The server is starting; try again.")
         return self._services

@@ -63,7 +63,7 @@ class MessageSteps:
     def _send(self, context: StepContext) -> StepResult:
         """Send a message in the transaction that starts the step. As a result, the message is sent exactly once."""
         if self._sending is None or self._redactor is None:
-            raise StepFailure("unavailable", "The server is starting.")
+            raise StepFailure("unavailable", "The server is starting; try again.")
         config: Json = self._redactor.redact_json(context.config)
         new = convert(NewMessage, config)
         new.correlation = Correlation(run_id=context.run_id)

@@ -63,5 +63,5 @@ class NotifyActionAndStep:
 
     def _connected(self) -> DirectNotifications:
         if self._direct is None:
-            raise Unavailable("The server is starting.")
+            raise Unavailable("The server is starting; try again.")
         return self._direct

@@ -90,7 +90,7 @@ class TaskTriggerAction:
 
     def _connected(self) -> tuple[TaskCreation, OwnerActions, Agents]:
         if self._services is None:
-            raise Unavailable("The server is starting.")
+            raise Unavailable("The server is starting; try again.")
         return self._services
 
 

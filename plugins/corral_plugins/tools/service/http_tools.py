@@ -346,7 +346,7 @@ class HttpTools:
         self, tool: str, url: str, headers: Mapping[str, str], context: ToolContext
     ) -> dict[str, str]:
         if self._secrets is None:
-            raise ToolFailure("unavailable", "The server is starting.")
+            raise ToolFailure("unavailable", "The server is starting; try again.")
         return await self._secrets.fill_placeholders(headers, tool=tool, host=_host_of(url), context=context)
 
     async def _send_request(
@@ -375,7 +375,7 @@ class HttpTools:
 
     def _open_client(self) -> tuple[httpx2.AsyncClient, HostBreakers]:
         if self._egress is None or self._breakers is None:
-            raise ToolFailure("unavailable", "The server is starting.")
+            raise ToolFailure("unavailable", "The server is starting; try again.")
         if self._client is None:
             self._client = self._egress.client("tool", total_seconds=float(SECONDS), max_bytes=MAX_BYTES)
         return self._client, self._breakers
