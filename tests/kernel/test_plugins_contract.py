@@ -97,7 +97,7 @@ BROKEN = {
         body("@hookimpl\ndef corral_services(self):\n    return [Provide(One, One), Provide(Two, Two)]")
         + "\n\nclass One:\n    def __init__(self, two: Two) -> None: ..."
         + "\n\n\nclass Two:\n    def __init__(self, one: One) -> None: ...\n",
-        "the services ['One', 'Two'] depend on each other in a cycle",
+        "the services ['One', 'Two'] require each other",
     ),
     "table of another": (
         body(

@@ -142,7 +142,7 @@ def check_names(found: dict[str, Any]) -> None:
         "exiter": "SystemExit: 1",
         "looper": "did not return",
         "sleeper": "did not return",
-        "wrong": "the callable returned str",
+        "wrong": "the call returned str",
         "unawaited": "coroutine function",
         "dying": "the last one in thread",
     }

@@ -21,8 +21,10 @@ from corral.cli.saved_sessions import SavedSession, SavedSessions, user_sessions
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 NO_OPERATION = "There is no operation at this path"
-OTHER_PLUGINS = "the server does not run this command's plugin. If the plugin is enabled, the plugin or the last "
-"reload failed; `corral status` says why"
+OTHER_PLUGINS = (
+    "the server does not run this command's plugin. If the plugin is enabled, the plugin or the last reload failed; "
+    "`corral status` says why"
+)
 EARLY_SECONDS = 10.0  # a token that expires that soon is renewed before it is sent
 server_option = click.option(
     "--server",

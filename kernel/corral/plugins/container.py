@@ -74,9 +74,7 @@ class Container:
             own = {item.kind for item, _ in waiting}
             ready = [item for item, needed in waiting if own.isdisjoint(needed)]
             if not ready:
-                raise WiringError(
-                    f"the services {sorted(_name(item.kind) for item, _ in waiting)} depend on each other in a cycle"
-                )
+                raise WiringError(f"the services {sorted(_name(item.kind) for item, _ in waiting)} require each other")
             for item in ready:
                 instance = self.call(item.factory, record)
                 self.add(item.kind, instance, record)

@@ -146,13 +146,11 @@ class Guard:
                 value.close()
             return self._failed(TypeError("the callable is a coroutine function, but must be a plain function"))
         if self.expected.awaited:
-            return self._failed(TypeError(f"the callable returned {type(value).__name__}, which cannot be awaited"))
+            return self._failed(TypeError(f"the call returned {type(value).__name__}, which cannot be awaited"))
         return value if self.expected.fits(value) else self._misfit(value)
 
     def _misfit(self, value: Any) -> Any:
-        return self._failed(
-            TypeError(f"the callable returned {type(value).__name__}, not {self.expected.class_names()}")
-        )
+        return self._failed(TypeError(f"the call returned {type(value).__name__}, not {self.expected.class_names()}"))
 
     def _out_of_service(self) -> Any:
         if self.default is RAISE or self.default is REFUSE:

@@ -36,7 +36,7 @@ def errors(kit: Kit, name: str = "faulty") -> list[str]:
 @pytest.mark.parametrize(
     ("act", "told"),
     [
-        (lambda: "text", "TypeError: the callable returned str, not NoneType"),
+        (lambda: "text", "TypeError: the call returned str, not NoneType"),
         (coroutine, "TypeError: the callable is a coroutine function, but must be a plain function"),
         (lambda: (_ for _ in ()).throw(SystemExit(4)), "SystemExit: 4"),
         (lambda: 1 / 0, "ZeroDivisionError: division by zero"),
@@ -162,7 +162,7 @@ async def test_one_metric_that_errs_keeps_the_others(make_kit: MakeKit) -> None:
     assert "corral_fine 7.0" in text
     assert "corral_exits " not in text
     assert errors(kit, "exits")[0] == "SystemExit: 2"
-    assert errors(kit, "wrong")[0] == "TypeError: the callable returned int, not Mapping"
+    assert errors(kit, "wrong")[0] == "TypeError: the call returned int, not Mapping"
     assert errors(kit, "labelled")[0].startswith("ValueError: zip()")
     assert errors(kit, "worded")[0] == "ValueError: could not convert string to float: 'seven'"
 
@@ -279,11 +279,11 @@ async def test_hooks_of_plugins_are_guarded_by_what_their_protocol_says(tmp_path
         found = [item for _, item in kit.kernel.container.get(Contributions).for_hook("corral_painters")]
         assert (found[0].name, isinstance(found[0], Careless), found[0].answers) == ("careless", True, True)
         assert (found[0].ready(), await found[0].paint("a cow")) == (True, {"what": "a cow"})
-        with pytest.raises(TypeError, match="the callable returned str, not bool"):
+        with pytest.raises(TypeError, match="the call returned str, not bool"):
             found[1].ready()
         with pytest.raises(ContributionFailed, match="SystemExit"):
             await found[2].paint("a cow")
-        with pytest.raises(TypeError, match="the callable returned str, not dict"):
+        with pytest.raises(TypeError, match="the call returned str, not dict"):
             await found[3].paint("a cow")
         with pytest.raises(Problem, match="quota_exceeded"):
             await found[4].paint("a cow")
