@@ -139,8 +139,7 @@ class ApprovalsService:
     def open(self, request: ApprovalRequest, *, by: Principal) -> ApprovalFacts:
         is_weighty = request.type == "tool_call" or RISKS.index(request.risk) >= HIGH
         if request.on_timeout == "approve" and is_weighty:
-            detail = "Tool calls and requests of high or critical risk cannot be approved by a timeout; choose another "
-            "on_timeout."
+            detail = "A tool call or a request of high or critical risk cannot be approved by a timeout."
             raise Invalid.at("/on_timeout", "not_allowed", detail)
         sha256 = request.payload_sha256 or canonical_hash(request.payload)
         if request.task_id is not None:

@@ -316,8 +316,7 @@ class AuditLog:
         if failures == self._reported_failures:
             return
         count = failures - self._reported_failures
-        detail = f"One process could not write {count} rows of the audit log; the operations that the rows describe "
-        "were refused."
+        detail = f"One process could not write {count} rows of the audit log and refused the recorded operations."
         alert = SystemAlert(
             kind="audit_write_failed", severity="critical", title="The audit log cannot be written", detail=detail
         )

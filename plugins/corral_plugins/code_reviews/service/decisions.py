@@ -56,8 +56,7 @@ class ReviewDecisions:
         """Approve exactly the diff that the caller has read. A task that waits for the review completes."""
         row = self._lock_to_decide(review_id, match, by)
         if body.patch_sha256 is not None and body.patch_sha256 != row.patch_sha256:
-            detail = f"The diff has changed; the review is at revision {row.revision}. Read the diff again before you "
-            "decide."
+            detail = f"The review is now at revision {row.revision}. Read the new diff before you decide."
             raise PreconditionFailed(detail, current_version=row.version)
         if body.force and not by.may(MANAGE):
             raise Forbidden("Only admins may approve a review despite open blockers.")
@@ -95,8 +94,7 @@ class ReviewDecisions:
         row = self._lock_to_decide(review_id, match, by)
         limit = self._settings.get(MAX_ROUNDS)
         if row.round >= limit:
-            detail = f"The diff has been sent back {row.round} times, which is the maximum ({limit}). Approve or "
-            "reject the diff."
+            detail = f"The diff has been sent back {row.round} times, the maximum is {limit}. Approve or reject the diff."
             raise Conflict(detail, current_status=row.status, round=row.round)
         rows.set_reviewer_state(row.id, by.user_id, "rejected")
         rows.update(row, ("pending",), status="changes_requested", round=row.round + 1, decision_note=reason)

@@ -130,8 +130,7 @@ class Downloads:
         place, remedy = "The object store does not have", ""
         if self._storage.object_store is None:  # the folder may be one that the other machines do not see
             place = "This machine does not have"
-            remedy = " If several machines share the database, set CORRAL_STORAGE_URL on each machine to a store that "
-            "all machines share."
+            remedy = " If several machines share the database, set CORRAL_STORAGE_URL on each to a shared store."
         alert = FileMissing(
             kind="file_missing",
             severity="critical",
